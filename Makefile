@@ -4,6 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PYTEST_ARGS ?=
+# Tests of single modules and actions. They have a run of their own, because pytest-ansible is off in every other run.
+MODULE_TESTS := tests/playbooks/modules
+MODULE_PYTEST = $(BIN)/python -m pytest -q -p pytest_ansible.plugin --ansible-unit-inject-only \
+  --inventory inventory/proxmox.yml --host-pattern proxmox
 # What `make slowest` records: one line for each test.
 COSTS := .pytest_cache/costs.jsonl
 
@@ -11,10 +15,10 @@ COSTS := .pytest_cache/costs.jsonl
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab test slowest check security format bench chaos mutation image image-test release constraints clean
+.PHONY: help setup demo lab test slowest collection-test check security format bench chaos mutation image image-test release release-test constraints clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create .venv with everything that the other targets need
 
@@ -29,11 +33,15 @@ lab: $(STAMP) ## run simulator and Proxmox stand-in until Ctrl-C
 	@$(BIN)/smith lab
 
 test: $(STAMP) ## run every test that needs no real Proxmox (PYTEST_ARGS: more arguments for pytest)
-	@$(BIN)/python -m pytest -n 4 --dist loadgroup -q $(PYTEST_ARGS)
+	@$(if $(PYTEST_ARGS),,$(MODULE_PYTEST) $(MODULE_TESTS))
+	@$(if $(findstring $(MODULE_TESTS),$(PYTEST_ARGS)),$(MODULE_PYTEST),$(BIN)/python -m pytest -n 4 --dist loadgroup -q) $(PYTEST_ARGS)
 
 slowest: $(STAMP) ## measure each test, write the slowest into CONTRIBUTING.md (RECORD: a file of an earlier run)
 	@if [ -z "$(RECORD)" ]; then mkdir -p $(dir $(COSTS)); rm -f $(COSTS); $(MAKE) test PYTEST_ARGS="--costs $(COSTS) $(PYTEST_ARGS)"; fi
 	@$(BIN)/python tests/support/costs.py $(or $(RECORD),$(COSTS)) --write CONTRIBUTING.md
+
+collection-test: $(STAMP) ## install the Ansible collection as a user does, test it and run `ansible-test sanity`
+	@deploy/collection_test.sh "$(BIN)"
 
 check: $(STAMP) ## check formatting, lint, types, layers, dependencies, YAML, playbooks
 	@deploy/check.sh "$(BIN)"
@@ -59,8 +67,11 @@ image: ## build the container image without a registry, on a local Debian base u
 image-test: $(STAMP) ## build the image and test it as an operator uses it; FAULTS=1 also tests images with a fault
 	@deploy/image/test.sh $(BIN)
 
-release: $(STAMP) ## build wheels, source archives, SBOM and checksums in dist/; IMAGE=1 adds the image, DRY_RUN=1 skips checks
+release: $(STAMP) ## build every part of a release in dist/, with checksums; IMAGE=0: without image, DRY_RUN=1: without checks
 	@deploy/release.sh $(BIN)
+
+release-test: $(STAMP) ## build a release without the image, and install its offline bundle without network
+	@$(BIN)/python -m pytest -q tests/release
 
 constraints: $(STAMP) ## update constraints.txt for every supported Python
 	@deploy/refresh_constraints.sh "$(BIN)"

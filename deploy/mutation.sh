@@ -7,7 +7,7 @@ python=$1
 shift
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
-git ls-files -z | xargs -0 cp --parents -t "$copy"
+git ls-files -z | xargs -0 cp --no-dereference --parents -t "$copy"
 cd "$copy"
 # Its own virtual environment: mutmut's dependencies would change our pinned versions.
 deploy/setup.sh "$python" .venv

@@ -1,4 +1,4 @@
-"""Defines the exit codes of the command `smith`, the error codes of failed jobs, and the exceptions.
+"""Defines the exit codes of the command `smith`, and the exceptions.
 
 The class of an exception tells the caller how to react. This tree shows the reactions. Where a subclass has a reaction
 of its own, this reaction replaces the reaction of the base class.
@@ -19,7 +19,7 @@ SmithError
 
 from __future__ import annotations
 
-from enum import StrEnum
+from executor.shared.error_codes import ErrorCode
 
 #: Exit codes of the `smith` command.
 EXIT_OK = 0
@@ -32,47 +32,6 @@ EXIT_DATABASE = 6
 #: The agent process has reached one of its limits, such as SMITH_MAX_JOBS, and its running jobs have ended. The
 #: supervisor must start a new agent process.
 EXIT_RESTART = 10
-
-
-class ErrorCode(StrEnum):
-    """The error code of a failed job. It is the first word of the error message that FulcrumCore receives.
-
-    The service types in FulcrumCore match the code with regular expressions, so a code is never renamed.
-    """
-
-    VM_NOT_FOUND = "VM_NOT_FOUND"  #: the service's VM does not exist, as a second query confirmed
-    VM_NOT_RUNNING = "VM_NOT_RUNNING"  #: the action needs a running VM
-    VM_STATE = "VM_STATE"  #: the VM's state forbids the action
-    VM_IDENTITY_MISMATCH = "VM_IDENTITY_MISMATCH"  #: the VM may belong to another service; nothing was changed
-    VM_PROTECTED = "VM_PROTECTED"  #: a protection of the VM or the template forbids the action
-    VM_LOCKED = "VM_LOCKED"  #: Proxmox holds a lock on the VM or a storage
-    VM_ID_TAKEN = "VM_ID_TAKEN"  #: the VMID belongs to another guest
-    NOT_FOUND = "NOT_FOUND"  #: the template, node, pool or snapshot does not exist
-    CAPACITY = "CAPACITY"  #: no disk space, memory or VMID is left
-    STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"  #: the storage is offline or unknown
-    NODE_DOWN = "NODE_DOWN"  #: the node does not answer
-    PVE_AUTH = "PVE_AUTH"  #: Proxmox refuses the credentials
-    PVE_PERMISSION = "PVE_PERMISSION"  #: the token lacks a privilege
-    PVE_TLS = "PVE_TLS"  #: Proxmox's certificate could not be verified
-    PVE_NO_QUORUM = "PVE_NO_QUORUM"  #: the cluster has no quorum
-    PVE_TIMEOUT = "PVE_TIMEOUT"  #: Proxmox did not answer in time; the outcome is unknown
-    PVE_UNREACHABLE = "PVE_UNREACHABLE"  #: the agent cannot connect to Proxmox
-    PVE_CONFLICT = "PVE_CONFLICT"  #: another client changed the VM at the same time
-    PVE_API_ERROR = "PVE_API_ERROR"  #: Proxmox answered with an error that has no other code
-    TASK_FAILED = "TASK_FAILED"  #: the Proxmox task ended with an error
-    TASK_TIMEOUT = "TASK_TIMEOUT"  #: the Proxmox task did not end in time
-    SHUTDOWN_TIMEOUT = "SHUTDOWN_TIMEOUT"  #: the guest did not shut down in time
-    GUEST_NO_ADDRESS = "GUEST_NO_ADDRESS"  #: the guest agent reported no IP address in time
-    INVALID_REQUEST = "INVALID_REQUEST"  #: the job's properties are invalid
-    SECRET_MISSING = "SECRET_MISSING"  # noqa: S105  #: FulcrumCore's vault no longer has a secret of the job
-    UNSUPPORTED_ACTION = "UNSUPPORTED_ACTION"  #: there is no playbook for the action
-    PLAYBOOK_FAILED = "PLAYBOOK_FAILED"  #: the playbook failed for another reason
-    RESULT_INVALID = "RESULT_INVALID"  #: the playbook published no valid result
-    DEADLINE = "DEADLINE"  #: the job cannot end within FulcrumCore's time limit
-    CANCELLED = "CANCELLED"  #: an operator cancelled the job
-    AGENT_RESTARTED = "AGENT_RESTARTED"  #: the agent stopped while the job ran, and the job could not be repeated
-    QUARANTINED = "QUARANTINED"  #: the agent crashed three times while it ran the job
-    INTERNAL = "INTERNAL"  #: a defect of Agent Smith
 
 
 class SmithError(Exception):

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from executor.errors import ErrorCode
+from executor.shared.error_codes import ErrorCode
 
 
 class JobStatus(StrEnum):

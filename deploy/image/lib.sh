@@ -148,11 +148,14 @@ gather_secrets() {
   [ ! -s "$ca" ] || secrets+=(--secret "id=ca_bundle,src=$ca")
 }
 
+# Print the version that the image's label states: that of the executor's wheel.
+project_version() { sed -n 's/^version = "\(.*\)"/\1/p' "$project/pyproject.toml"; }
+
 # build_image TAG [more arguments of podman build]
 build_image() {
   local tag=$1 version revision time
   shift
-  version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$project/pyproject.toml")
+  version=$(project_version)
   revision=$(git -C "$project" rev-parse HEAD 2>/dev/null || echo unknown)
   time=${SOURCE_DATE_EPOCH:-$(git -C "$project" log -1 --format=%ct 2>/dev/null || echo 0)}
   # --network=host: podman's bridge would change the firewall of this machine.

@@ -21,11 +21,12 @@ from executor.agent.worker import Worker
 from executor.database import job_queue
 from executor.database.engine import transaction, write_with_retry
 from executor.database.tables import Job
-from executor.errors import DatabaseError, ErrorCode, StaleJob
+from executor.errors import DatabaseError, StaleJob
 from executor.log import get_logger
 from executor.model import JobResult
 from executor.placement.clone_limit import CloneLimit
 from executor.settings.settings import Settings
+from executor.shared.error_codes import ErrorCode
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

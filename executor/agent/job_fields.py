@@ -6,9 +6,10 @@ from typing import Any
 
 from executor.database import mappings
 from executor.database.tables import Job
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.fulcrum.vault import JobFacts
 from executor.model import ReportState
+from executor.shared.error_codes import ErrorCode
 
 
 def is_local(job: Job) -> bool:

@@ -15,9 +15,10 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from executor.database import queries
 from executor.database.engine import reading
 from executor.database.tables import Job, utc_now
-from executor.errors import DatabaseError, ErrorCode
+from executor.errors import DatabaseError
 from executor.model import JobStatus, ReportState
 from executor.runs.actions import ACTION_PATTERN
+from executor.shared.error_codes import ErrorCode
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

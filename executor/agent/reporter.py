@@ -23,10 +23,11 @@ from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST, AgentState
 from executor.database import outbox
 from executor.database.engine import reading, transaction
 from executor.database.tables import Job
-from executor.errors import ErrorCode, FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
+from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 from executor.log import get_logger
 from executor.model import JobResult, JobStatus, ReportState
+from executor.shared.error_codes import ErrorCode
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

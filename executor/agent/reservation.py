@@ -14,13 +14,14 @@ from executor.agent.job_fields import delivered_properties, is_local, new_vm_nam
 from executor.database import mappings
 from executor.database.engine import reading, transaction
 from executor.database.tables import Job, Mapping
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.log import get_logger
 from executor.model import MappingState
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import VmRow
 from executor.runs.vm_properties import read_properties
 from executor.settings.settings import Settings
+from executor.shared.error_codes import ErrorCode
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -6,9 +6,10 @@ import random
 from contextlib import suppress
 
 from executor.database.tables import Job, utc_now
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.model import JobResult
-from executor.proxmox.error_rules import Reaction, reaction_to
+from executor.shared.error_codes import ErrorCode
+from executor.shared.error_rules import Reaction, reaction_to
 
 #: A job with less time left than this fails without a run, because even the shortest playbook needs about this time.
 MIN_RUN_S = 10.0

@@ -24,7 +24,7 @@ from executor.database import job_queue, mappings
 from executor.database.engine import transaction, write_with_retry
 from executor.database.job_queue import Lease
 from executor.database.tables import Job, Mapping, utc_now
-from executor.errors import ErrorCode, FulcrumUnavailable, JobError, StaleJob
+from executor.errors import FulcrumUnavailable, JobError, StaleJob
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.vault import SecretResolver
 from executor.log import get_logger
@@ -36,6 +36,7 @@ from executor.runs.plan import ACTIONS_WITH_PROPERTIES, CONFIGURING_ACTIONS, fin
 from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.runner import Runner
 from executor.runs.vm_properties import read_properties
+from executor.shared.error_codes import ErrorCode
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -13,19 +13,29 @@ from typing import Any
 
 import yaml
 
+from executor.shared.required_members import REQUIRED_MEMBERS
+from executor.shared.vm_arguments import VM_ARGUMENTS
+
 #: The name of the group of all community.proxmox modules. A play sets the modules' Proxmox login in its
 #: `module_defaults`, under this key.
 PROXMOX_MODULE_GROUP = "group/community.proxmox.proxmox"
-#: The accepted values of a play's `hosts`: the only host in our inventory, and Ansible's group of all hosts.
-ALLOWED_HOSTS = ("proxmox", "all")
+#: The accepted values of a play's `hosts`: the only host in our inventory, Ansible's group of all hosts, and the value
+#: in our playbooks, which also works with an inventory without this host.
+ALLOWED_HOSTS = ("proxmox", "all", "{{ 'proxmox' if 'proxmox' in groups['all'] else 'localhost' }}")
 #: The modules that include a role.
 ROLE_MODULES = ("import_role", "include_role")
 #: The modules that include a file with Ansible tasks.
 TASK_FILE_MODULES = ("import_tasks", "include_tasks")
 #: The keys of a block whose values are lists of Ansible tasks.
 BLOCK_SECTIONS = ("block", "rescue", "always")
-#: The built-in roles that verify the VM's identity before the VM is changed.
-IDENTITY_ROLES = ("vm_identity", "vm_present")
+#: The beginning of the full names of the built-in roles and actions.
+COLLECTION_PREFIX = "agent_smith.proxmox."
+#: The built-in roles and actions that verify the VM's identity and publish a result. Roles and actions have the same
+#: names, but vm_identity is only an action. The action vm_info does neither.
+VERIFYING_NAMES = (
+    *("vm_absent", "vm_backed_up", "vm_configured", "vm_identity", "vm_placed", "vm_power", "vm_present"),
+    "vm_snapshot",
+)
 #: The maximum number of nested blocks and includes. A playbook that exceeds it is reported as including itself.
 MAX_NESTING_DEPTH = 20
 #: The maximum length of YAML's error message in a problem.
@@ -65,7 +75,10 @@ def check_playbook(playbook: Path) -> CheckResult:
         return CheckResult(problems=tuple(contents.problems), hints=())
     problems = [problem for play in contents.plays for problem in _find_play_problems(play, contents)]
     if not _publishes_result(contents):
-        problems.append("it publishes no result: end it with the role vm_result, or set vm_result with set_stats")
+        problems.append(
+            "it publishes no result: end it with the action agent_smith.proxmox.vm_identity, or set vm_result with "
+            "set_stats"
+        )
     problems_without_duplicates = tuple(dict.fromkeys(problems))
     return CheckResult(problems=problems_without_duplicates, hints=tuple(_find_hints(contents)))
 
@@ -95,27 +108,42 @@ def read_playbook(playbook: Path) -> PlaybookContents:
     return contents
 
 
-def read_vm_options(playbook: Path, builtin_roles: Path) -> dict[str, dict[str, Any]]:
-    """Return the options of the variable `vm`, as the argument_specs of the playbook's roles describe them.
+def read_vm_options(playbook: Path) -> dict[str, dict[str, Any]]:
+    """Return the options of the variable `vm`, as the playbook's roles and actions describe them.
 
-    The keys of the returned dictionary are the names of the options.
-
-    `builtin_roles` is the folder with the built-in roles. A role in the folder `roles` beside the playbook takes
-    precedence over a built-in role of the same name. An option is required if at least one of the roles requires it.
+    The keys of the returned dictionary are the names of the options. The specs are those of the built-in roles and
+    actions, and the argument_specs of the roles in the folder `roles` beside the playbook. An option is required if at
+    least one of the roles and actions requires it.
     """
+    contents = read_playbook(playbook)
+    specs = [_builtin_options(name) for name in _builtin_names(contents)]
+    for role in contents.roles:
+        # A role need not have specs, so an error goes into a new PlaybookContents, which is not used.
+        document = _read_yaml(playbook.parent / "roles" / role / "meta" / "argument_specs.yml", PlaybookContents())
+        specs.append(_dictionary_at(document, "argument_specs", "main", "options", "vm", "options"))
     options_by_name: dict[str, dict[str, Any]] = {}
-    for role in read_playbook(playbook).roles:
-        for roles_folder in (playbook.parent / "roles", builtin_roles):
-            # A role need not have specs, so an error goes into a new PlaybookContents, which is not used.
-            specs = _read_yaml(roles_folder / role / "meta" / "argument_specs.yml", PlaybookContents())
-            options = _dictionary_at(specs, "argument_specs", "main", "options", "vm", "options")
-            for name, option in options.items():
-                earlier_option = options_by_name.get(name, {})
-                is_required = bool(option.get("required") or earlier_option.get("required"))
-                options_by_name[name] = {**earlier_option, **option, "required": is_required}
-            if isinstance(specs, dict):
-                break  # These specs take precedence over the specs in the second folder.
+    for options in specs:
+        for name, option in options.items():
+            earlier_option = options_by_name.get(name, {})
+            is_required = bool(option.get("required") or earlier_option.get("required"))
+            options_by_name[name] = {**earlier_option, **option, "required": is_required}
     return options_by_name
+
+
+def _builtin_names(contents: PlaybookContents) -> list[str]:
+    """Return the names, without prefix, of the built-in roles and actions that the playbook uses."""
+    actions = (key for task in contents.tasks for key in task)
+    names = (name.removeprefix(COLLECTION_PREFIX) for name in (*contents.roles, *actions) if COLLECTION_PREFIX in name)
+    return [name for name in names if name in VERIFYING_NAMES]
+
+
+def _builtin_options(name: str) -> dict[str, Any]:
+    """Return the options of `vm` of a built-in role or action."""
+    required_members = REQUIRED_MEMBERS.get(name, ())
+    return {
+        member: {**option, "required": option.get("required", False) or member in required_members}
+        for member, option in VM_ARGUMENTS.items()
+    }
 
 
 def _dictionary_at(document: Any, *keys: str) -> dict[str, Any]:
@@ -140,8 +168,8 @@ def _find_play_problems(play: dict[str, Any], contents: PlaybookContents) -> Ite
 
 
 def _publishes_result(contents: PlaybookContents) -> bool:
-    """Return whether the playbook publishes `vm_result`, with the built-in role vm_result or with set_stats."""
-    if "vm_result" in contents.roles:
+    """Return whether the playbook publishes `vm_result`, with a built-in role or action or with set_stats."""
+    if _builtin_names(contents):
         return True
     published_data = (_dictionary_at(_module_arguments(task, "set_stats"), "data") for task in contents.tasks)
     return any("vm_result" in data for data in published_data)
@@ -149,10 +177,13 @@ def _publishes_result(contents: PlaybookContents) -> bool:
 
 def _find_hints(contents: PlaybookContents) -> Iterator[str]:
     """Yield one text for each unusual property of the playbook."""
-    if set(IDENTITY_ROLES).isdisjoint(contents.roles):
-        yield "it does not import the role vm_identity, which verifies the VM's identity before any change"
+    if not _builtin_names(contents):
+        yield "it does not use the action agent_smith.proxmox.vm_identity, which verifies the VM's identity"
     if not any("rescue" in task for task in contents.tasks):
-        yield "it has no rescue with smith_failure, so its failures may have the error code PLAYBOOK_FAILED"
+        yield (
+            "it has no rescue with the filter agent_smith.proxmox.failure, so its failures may have the error code "
+            "PLAYBOOK_FAILED"
+        )
     if any(_module_arguments(task, module) is not None for task in contents.tasks for module in ("pause", "prompt")):
         yield "it pauses, and FulcrumCore's job timeout includes the pause"
 

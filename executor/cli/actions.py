@@ -34,40 +34,29 @@ PLAYBOOK_TEMPLATE = """\
   module_defaults:
     group/community.proxmox.proxmox: "{{{{ smith_proxmox }}}}"
   environment: "{{{{ smith_module_environment }}}}"
-  vars:
-    vm_result_found: "{{{{ {variable}_after }}}}"
-    vm_result_more:
-      changed: false
-      upids: "{{{{ {variable}_after.upids }}}}"
   tasks:
     - name: Run {name}
       block:
-        # Change nothing before this task: it verifies that the VM with this VMID belongs to the service.
+        # Change nothing before this task: it verifies that the VM with this VMID is the service's.
         - name: Verify the VM's identity
-          ansible.builtin.import_role:
-            name: vm_identity
+          agent_smith.proxmox.vm_identity:
+            vm: "{{{{ vm }}}}"
+          register: {variable}_before
 
-        # Your tasks. The modules of community.proxmox have their login already (module_defaults).
+        # Your tasks. The actions of agent_smith.proxmox (vm_power, vm_configured, …) find their login themselves, and
+        # verify and publish what they did. The modules of community.proxmox have their login already (module_defaults).
 
-        # Read the outcome from Proxmox: a module may answer "ok" without the wanted change.
-        - name: Read the VM's state from Proxmox
-          smith_vm_facts:
-            connection: "{{{{ smith_proxmox }}}}"
-            ca_bundle: "{{{{ smith_ca_bundle }}}}"
-            vmid: "{{{{ vm.vmid }}}}"
-            node: "{{{{ vm_identity_found.node }}}}"
-            known_tasks: "{{{{ vm_identity_found.known_tasks }}}}"
-            deadline: "{{{{ vm_identity_found.deadline }}}}"
-            wait_for: unlocked
-          register: {variable}_after
-
+        # Reads the outcome from Proxmox, because a module may answer "ok" without the wanted change.
         - name: Publish the result
-          ansible.builtin.import_role:
-            name: vm_result
+          agent_smith.proxmox.vm_identity:
+            vm: "{{{{ vm }}}}"
+            known_tasks: "{{{{ {variable}_before.facts.known_tasks }}}}"
+            result:
+              changed: false
       rescue:
         - name: Fail with a message that begins with the error code
           ansible.builtin.fail:
-            msg: "{{{{ ansible_failed_result | smith_failure }}}}"
+            msg: "{{{{ ansible_failed_result | agent_smith.proxmox.failure }}}}"
 """
 #: The JSON schema that `smith actions new` writes, as a template for `str.format`.
 SCHEMA_TEMPLATE = """\

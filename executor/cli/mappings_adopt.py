@@ -18,7 +18,7 @@ from executor.cli.output import show_json, show_text
 from executor.cli.store import open_database
 from executor.cli.tables import show_fields
 from executor.errors import FulcrumAuthFailing, FulcrumRefused
-from executor.proxmox.client import MARKER_LINE
+from executor.shared.marker import services_in
 
 #: FulcrumCore's status of a deleted service. FulcrumCore sends no more jobs for such a service.
 DELETED_STATUS = "Deleted"
@@ -109,8 +109,7 @@ def _find_vm(clients: Clients, vmid: int) -> VmToAdopt:
         name=str(config.get("name") or config.get("hostname") or vm_row.name),
         tags=vm_row.tags,
         description=description,
-        # MARKER_LINE matches each marker. Its only group is the service's id.
-        marked_service_ids=frozenset(service_id.lower() for service_id in MARKER_LINE.findall(description)),
+        marked_service_ids=frozenset(services_in(description)),
     )
 
 

@@ -29,7 +29,6 @@ from executor.errors import EXIT_FAILURE, DatabaseError
 from executor.model import JobResult
 from executor.redaction import redactor
 from executor.runs import action_schema, actions
-from executor.runs.actions import ansible_home
 from executor.settings.settings import Settings
 
 
@@ -65,8 +64,7 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     settings = open_settings()
     settings.require_proxmox()
     action = actions.find(name, action_folders())
-    # The options of `vm` in the argument_specs of the playbook's roles.
-    vm_options = action_checks.read_vm_options(action.playbook, ansible_home() / "roles")
+    vm_options = action_checks.read_vm_options(action.playbook)
     operator_members = read_members(vars_file, member_arguments or [], vm_options)
     mapping = None
     if service is not None:

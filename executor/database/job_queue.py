@@ -30,8 +30,9 @@ from sqlalchemy.orm import Session
 from executor.database.claim_statement import TenantFilter, claim_statement
 from executor.database.statements import execute_and_count, insert_into
 from executor.database.tables import ENDED_LITERALS, PENDING_LITERAL, PROCESSING_LITERAL, Job, Run, db_now, utc_now
-from executor.errors import ErrorCode, StaleJob
+from executor.errors import StaleJob
 from executor.model import MAX_CRASHES, TRANSITIONS, JobResult, JobStatus, ReportState
+from executor.shared.error_codes import ErrorCode
 
 #: The key of the PostgreSQL advisory lock that a claim takes before it counts the running creates. The value is the
 #: ASCII text "SMIT".

@@ -20,8 +20,10 @@ from sqlalchemy.orm import Session
 
 from executor.database.statements import is_integer_text
 from executor.database.tables import Mapping, utc_now
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.model import GuestKind, MappingState
+from executor.shared import marker
+from executor.shared.error_codes import ErrorCode
 
 #: How many random VMIDs `pick_vmid` tries before it searches the range from its start.
 RANDOM_TRIES = 64
@@ -30,18 +32,13 @@ SERVICE_ID_PART_LENGTH = 8
 #: The maximum length of the first part of a VM's name. A dash and SERVICE_ID_PART_LENGTH digits follow this part. The
 #: whole name must be a DNS label, which has at most 63 characters.
 MAX_HOSTNAME_PART_LENGTH = 54
-#: The note of a mapping whose VM was found by its marker (see `marker_for`).
+#: The note of a mapping whose VM was found by its marker (see `marker.marker_for`).
 NOTE_FOUND_BY_MARKER = "found by its marker"
 #: The maximum number of mappings that `find` returns.
 MAX_FOUND_MAPPINGS = 100
 
 #: The name of a cluster, and the lowest and the highest VMID for new VMs on this cluster.
 ClusterVmidRange = tuple[str, int, int]
-
-
-def marker_for(service_id: str) -> str:
-    """Return the marker: the line in a VM's description that names the VM's service."""
-    return f"smith-uid={service_id}"
 
 
 def vm_name(hostname: str, service_id: str) -> str:
@@ -115,7 +112,7 @@ def reserve(  # noqa: PLR0913 (one parameter for each column)
         vmid=vmid,
         kind=kind,
         name=name,
-        marker=marker_for(service_id),
+        marker=marker.marker_for(service_id),
         state=MappingState.RESERVED,
         created_at=now,
         updated_at=now,

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from executor.doctor.checks import Area, CheckResult, ResultFactory
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.placement import templates
 from executor.proxmox import privileges
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
 from executor.proxmox.rows import NodeRow, StorageRow, VmRow
 from executor.settings.settings import Settings
+from executor.shared.error_codes import ErrorCode
 
 _RESULT = ResultFactory(Area.PROXMOX)
 #: The major versions of Proxmox VE with which this release is tested.

@@ -15,11 +15,13 @@ from executor.database.engine import reading
 from executor.drift import rows
 from executor.drift.compare import compare, why_fulcrum_is_inconclusive, why_proxmox_is_inconclusive
 from executor.drift.facts import ClusterState, Facts, Finding, GuestFacts, MappingFacts, ServiceFacts
-from executor.errors import ErrorCode, FulcrumAuthFailing, FulcrumRefused, JobError
+from executor.errors import FulcrumAuthFailing, FulcrumRefused, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.model import GuestKind
-from executor.proxmox.client import MARKER_LINE, SMITH_TAG, ProxmoxReader
+from executor.proxmox.client import SMITH_TAG, ProxmoxReader
 from executor.proxmox.rows import VmRow
+from executor.shared.error_codes import ErrorCode
+from executor.shared.marker import services_in
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -175,7 +177,7 @@ class Inspector:
             node=node,
             kind=kind,
             name=str(config.get("name") or config.get("hostname") or ""),
-            markers=frozenset(service_id.lower() for service_id in MARKER_LINE.findall(description)),
+            markers=frozenset(services_in(description)),
             is_template=str(config.get("template") or "0") == "1",
         )
 

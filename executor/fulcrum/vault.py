@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from executor.errors import ErrorCode, FulcrumNotFound, FulcrumUnavailable, JobError
+from executor.errors import FulcrumNotFound, FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import VAULT_PREFIX
+from executor.shared.error_codes import ErrorCode
 
 #: How long the paths of a service type's secrets are cached. The time is short, because an administrator may change the
 #: type at any time.

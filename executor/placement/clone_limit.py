@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.log import get_logger
 from executor.model import JobResult
+from executor.shared.error_codes import ErrorCode
 
 log = get_logger(__name__)
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
+from executor.shared.error_codes import ErrorCode
 
 MIB = 1024**2
 #: The value of `template_vmid` if no template is cloned.

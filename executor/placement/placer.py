@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.log import get_logger
 from executor.placement import templates
 from executor.placement.decide import (
@@ -31,6 +31,7 @@ from executor.placement.snapshot import ClusterCache, ClusterSnapshot, node_fact
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import NodeRow, VmRow
 from executor.settings.settings import Settings
+from executor.shared.error_codes import ErrorCode
 
 log = get_logger(__name__)
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.log import get_logger
 from executor.placement import templates
 from executor.placement.decide import NodeFacts
 from executor.proxmox.client import SMITH_TAG, ProxmoxReader
 from executor.proxmox.rows import NodeRow, StorageRow, VmRow
+from executor.shared.error_codes import ErrorCode
 
 log = get_logger(__name__)
 

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.proxmox.rows import StorageRow, VmRow
+from executor.shared.error_codes import ErrorCode
 
 #: A template with the tag `image-<name>` is a template of the image `<name>`.
 TAG_PREFIX = "image-"

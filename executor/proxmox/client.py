@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.model import GuestKind
 from executor.proxmox.connection import ProxmoxConnection, ProxmoxSession
 from executor.proxmox.rows import (
@@ -26,6 +26,8 @@ from executor.proxmox.rows import (
     vm_rows,
 )
 from executor.settings.types import MAX_VMID, MIN_VMID
+from executor.shared.error_codes import ErrorCode
+from executor.shared.marker import services_in
 
 #: Matches the name of a storage. A name that matches is safe in a URL's path.
 STORAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
@@ -33,8 +35,6 @@ STORAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62})")
 #: The tag of every VM that the agent manages.
 SMITH_TAG = "smith"
-#: Matches a marker: a line in the description of a VM, with the id of the service that the VM belongs to.
-MARKER_LINE = re.compile(r"^smith-uid=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\s*?$", re.MULTILINE | re.IGNORECASE)
 
 
 class ProxmoxReader:
@@ -164,7 +164,7 @@ class ProxmoxReader:
         return clones[0] if len(clones) == 1 and not self._read_markers(clones[0]) else None
 
     def _read_markers(self, row: VmRow) -> list[str]:
-        return MARKER_LINE.findall(as_text(self._read_config(row).get("description")))
+        return services_in(as_text(self._read_config(row).get("description")))
 
     @staticmethod
     def _is_candidate(row: VmRow, name_suffix: str) -> bool:
@@ -206,8 +206,8 @@ class ProxmoxReader:
 
         Return '' if the description has no marker, or markers of several services.
         """
-        service_ids = {service_id.lower() for service_id in MARKER_LINE.findall(as_text(config.get("description")))}
-        return service_ids.pop() if len(service_ids) == 1 else ""
+        service_ids = services_in(as_text(config.get("description")))
+        return service_ids[0] if len(service_ids) == 1 else ""
 
 
 def _require_valid_node(node: str) -> str:

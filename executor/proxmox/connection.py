@@ -14,10 +14,11 @@ import urllib3
 from proxmoxer import AuthenticationError, ProxmoxAPI, ResourceException
 from urllib3.util.retry import Retry
 
-from executor.errors import ErrorCode, JobError
-from executor.proxmox.error_rules import classify_failure
+from executor.errors import JobError
 from executor.redaction import redactor
 from executor.settings.settings import Settings
+from executor.shared.error_codes import ErrorCode
+from executor.shared.error_rules import classify_failure
 
 DEFAULT_PORT = 8006
 CONNECT_TIMEOUT_S = 5.0

@@ -10,8 +10,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.settings.types import MIN_VMID
+from executor.shared.error_codes import ErrorCode
 
 #: Matches the characters between two tags.
 _TAG_SEPARATORS = re.compile(r"[;,\s]+")

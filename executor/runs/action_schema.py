@@ -15,8 +15,9 @@ from urllib.parse import unquote
 import jsonschema
 from jsonschema.protocols import Validator
 
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.runs.actions import Action
+from executor.shared.error_codes import ErrorCode
 
 #: A larger schema is refused, because the schema is read again for each job.
 MAX_SCHEMA_BYTES = 256 * 1024

@@ -17,13 +17,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.log import get_logger
+from executor.shared.error_codes import ErrorCode
 
 log = get_logger(__name__)
 
 #: Matches the name of an action: a lower-case letter, then up to 49 lower-case letters, digits, `_` and `-`.
 ACTION_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,49}\Z")
+#: The folder of our collection in an installed package, relative to the package. Its last three parts are those in
+#: which Ansible searches for the collection.
+INSTALLED_COLLECTION = ("ansible", "ansible_collections", "agent_smith", "proxmox")
 SCHEMA_SUFFIX = ".schema.json"
 #: A provider's folder with more entries is refused, because SMITH_ACTIONS_PATH probably names a wrong folder, such as a
 #: home folder.
@@ -55,12 +59,12 @@ class ListedAction:
 
 
 def ansible_home() -> Path:
-    """Return the folder that contains our `playbooks` and `roles`.
+    """Return the folder of our Ansible collection: it contains `playbooks`, `roles`, `plugins` and `ansible.cfg`.
 
-    In an installed package it is the subfolder `ansible`, in a checkout the root.
+    In an installed package it is a subfolder of the package, in a checkout the root.
     """
     package_folder = Path(__file__).resolve().parents[1]
-    installed_folder = package_folder / "ansible"
+    installed_folder = package_folder.joinpath(*INSTALLED_COLLECTION)
     return installed_folder if installed_folder.is_dir() else package_folder.parent
 
 

@@ -6,18 +6,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.model import GuestKind
 from executor.runs.network_properties import NicProperties
 from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.vm_properties import VmProperties, read_properties
+from executor.shared.error_codes import ErrorCode
 
 #: Optional hardware properties that have the same name in `vm`. If one is missing, the playbook leaves its value in the
 #: VM's configuration unchanged.
 OPTIONAL_HARDWARE = ("sockets", "cpu_type", "balloon_mib", "swap_mib", "onboot", "protection", "guest_agent")
 MAX_DESCRIPTION_LENGTH = 200
 #: Matches the beginning of a marker. A marker is the line in a VM's description that names the VM's service
-#: (`mappings.marker_for`). Case is ignored, because `ProxmoxReader` ignores it when it reads a marker.
+#: (`marker.marker_for`). Case is ignored, because `ProxmoxReader` ignores it when it reads a marker.
 MARKER_START = re.compile(r"smith-uid\s*=", re.IGNORECASE)
 #: Maps each cloud-init property of a service to the member of `vm.cloud_init` that contains its value.
 CLOUD_INIT_MEMBERS = {

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.model import GuestKind, PlaybookRun
 from executor.runs import action_schema, actions, extra_vars
 from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.vm_properties import read_properties
+from executor.shared.error_codes import ErrorCode
 
 #: Our actions that configure the VM from the service's properties.
 CONFIGURING_ACTIONS = frozenset({"create", "update"})
@@ -96,7 +97,7 @@ def _action_members(request: RunRequest, settings: PlanSettings, *, is_ours: boo
 
 
 def _delete_members(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
-    """Return the members for `delete`, with the names that our role `vm_identity` gives them.
+    """Return the members for `delete`, with the names that our actions give them.
 
     The caller removes members that are '' or False.
     """

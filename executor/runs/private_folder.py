@@ -19,10 +19,11 @@ from typing import Any
 
 import yaml
 
-from executor.errors import ErrorCode, JobError, SettingsError
+from executor.errors import JobError, SettingsError
 from executor.log import get_logger
 from executor.processes import process_tree
 from executor.settings.settings import Settings
+from executor.shared.error_codes import ErrorCode
 
 log = get_logger(__name__)
 

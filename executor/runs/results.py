@@ -1,9 +1,9 @@
 """Step 6 of a job's processing (ARCHITECTURE.md): reads a run's artifacts and concludes the job's result.
 
-This module writes nothing. A playbook publishes its result document with `set_stats` under the name `vm_result`: once
-when the VMID is certain, and again at the end of the playbook. So a document exists even if the run later fails, is
-killed or times out. The error text of a failed run is the text of its last failed Ansible task without `ignore_errors`.
-In our playbooks this is the last Ansible task of the `rescue` section, which fails with the final error text.
+This module writes nothing. A playbook publishes its result document with `set_stats` under the name `vm_result`, also
+if it fails after it has found the VM. A run that is killed or that times out has no document. The error text of a
+failed run is the text of its last failed Ansible task without `ignore_errors`. In our playbooks this is the last
+Ansible task of the `rescue` section, which fails with the final error text.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.model import JobResult, RunArtifacts, RunStatus
-from executor.proxmox import error_rules
+from executor.shared import error_rules
+from executor.shared.error_codes import ErrorCode
 
 #: A larger result document is refused, because only a defect of the playbook can cause it.
 MAX_RESULT_BYTES = 64 * 1024

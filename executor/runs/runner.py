@@ -42,6 +42,8 @@ from executor.runs.warm.servers import WarmServers
 
 log = get_logger(__name__)
 
+#: The time that a playbook keeps for its last look-up and for the end of ansible-playbook, before the runner ends it.
+LAST_LOOK_UP_S = 5.0
 #: Name of the private folder of the servers for warm runs. A server has the same environment as a run, except that the
 #: paths in the environment begin with this folder instead of the run's private folder.
 WARM_FOLDER = ".warm"
@@ -116,7 +118,7 @@ class Runner:
         started_at = time.time()
         credentials = self._get_credentials()
         with self._mask_secrets(run, credentials), private_folder(self._run_dir, run.ident) as folder:
-            write_extra_vars(folder / "vm.yml", run.vm)
+            write_extra_vars(folder / "vm.yml", {**run.vm, "deadline_monotonic_s": _deadline_monotonic_s(run)})
             write_credentials(folder / "credentials.yml", credentials)
             status, rc = self._execute(run, folder, should_cancel)
             stored_folder = self._store_artifacts(folder / ARTIFACTS_SUBFOLDER, run.ident)
@@ -211,6 +213,15 @@ class Runner:
             return artifacts if artifacts == unmoved_folder else artifacts.rename(unmoved_folder)
         shutil.rmtree(artifacts, ignore_errors=True)
         return target
+
+
+def _deadline_monotonic_s(run: PlaybookRun) -> float:
+    """Return when the playbook must end by itself, by the clock of `time.monotonic`: before the runner ends it.
+
+    Then the error message of the playbook states the true cause, such as a Proxmox task that has not ended. On Linux,
+    all processes have the same monotonic clock, and it does not jump.
+    """
+    return time.monotonic() + run.timeout_s - min(LAST_LOOK_UP_S, run.timeout_s / 4)
 
 
 def _error_text(error: OSError | shutil.Error) -> str:

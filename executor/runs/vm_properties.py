@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.model import GuestKind
 from executor.runs.network_properties import NetworkProperties, NicProperties, Properties
+from executor.shared.error_codes import ErrorCode
 
 #: Matches an OpenSSH public key on one line: its type, its base64 text, and an optional comment.
 SSH_KEY_PATTERN = re.compile(

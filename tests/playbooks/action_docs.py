@@ -1,4 +1,4 @@
-"""Generates the tables of docs/actions.md from the roles' argument_specs and actions.yml, when run as a script.
+"""Generates the tables of docs/actions.md from the members of `vm` and actions.yml, when run as a script.
 
 `test_docs.py` checks that the page is up to date and that the named tests exist.
 """
@@ -10,32 +10,47 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import role_docs
 import yaml
+
+from executor.shared.vm_arguments import VM_ARGUMENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "actions.md"
 DATA: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "actions.yml").read_text())
 ACTIONS: dict[str, dict[str, Any]] = DATA["actions"]
-
-
-def _members(role: str) -> dict[str, Any]:
-    specs = yaml.safe_load((ROOT / "roles" / role / "meta" / "argument_specs.yml").read_text())
-    return dict(specs["argument_specs"]["main"]["options"]["vm"]["options"])
+#: The actions that the beginning of a sentence in a description names: `C(stop), C(delete): …`.
+PREFIX = re.compile(r"(?:^|\. )((?:C\([a-z]+\)(?:, )?)+): ")
 
 
 def takes(action: str) -> str:
-    """Return the members of `vm` that the argument_specs assign to an action."""
+    """Return the members of `vm` that an action uses: those in actions.yml, and those whose description names it."""
     if action == "create":
-        return "what [vm_present](../roles/vm_present/README.md) lists"
-    named = [name for name, option in _members("vm_identity").items() if f"C({action})" in _said(option).split(":")[0]]
+        return "what the action [vm_present](../plugins/modules/vm_present.py) documents"
+    configured = ACTIONS[action].get("takes", [])
+    if unknown := set(configured) - set(VM_ARGUMENTS):
+        raise ValueError(f"actions.yml names members that vm does not have: {sorted(unknown)}")
+    named = [name for name, option in VM_ARGUMENTS.items() if name in configured or action in _named_by(option)]
     return " ".join(f"`{name}`" for name in named)
 
 
-def _said(option: dict[str, Any]) -> str:
-    said = option["description"]
-    lines = said if isinstance(said, list) else [said]
-    # In a list, each line may name actions before its colon.
-    return " ".join(line.partition(":")[0] for line in lines if ":" in line) + ":" if len(lines) > 1 else str(said)
+def _named_by(option: dict[str, Any]) -> set[str]:
+    """Return what a description names before a colon, as `C(stop), C(delete): seconds …` names two actions."""
+    groups = PREFIX.findall(option["description"])
+    return {name for group in groups for name in re.findall(r"C\(([a-z]+)\)", group)}
+
+
+def members() -> str:
+    """Return the table of all members of `vm`."""
+    return "\n".join(["| member | type | meaning |", "|---|---|---|", *_member_rows(VM_ARGUMENTS, "")])
+
+
+def _member_rows(options: dict[str, Any], prefix: str) -> Iterator[str]:
+    for name, option in options.items():
+        kind = f"list of {option['elements']}" if "elements" in option else option["type"]
+        required = ", required" if option.get("required") else ""
+        yield f"| `{prefix}{name}` | {kind}{required} | {role_docs.meaning(option)} |"
+        yield from _member_rows(option.get("options", {}), f"{prefix}{name}.")
 
 
 def effects() -> str:
@@ -77,7 +92,7 @@ def tests_named() -> Iterator[str]:
 
 def with_tables(text: str) -> str:
     """Return the page with its tables replaced."""
-    for name, table in (("effects", effects()), ("promises", promises())):
+    for name, table in (("effects", effects()), ("promises", promises()), ("members", members())):
         begin, end = f"<!-- {name}: generated -->", f"<!-- end of {name} -->"
         replacement = f"{begin}\n{table}\n{end}"
         text = re.sub(f"{begin}.*?{end}", lambda _, new=replacement: new, text, flags=re.DOTALL)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from types import ModuleType
 
 import pytest
 from executor_bench import ExecutorBench
 from lab_bench import LabBench, is_configured, problem
-from play_bench import ROOT, Bench, load
+from play_bench import Bench
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from warm_plays import WarmPlays
 
@@ -78,15 +77,3 @@ def warm_executor(stand_in: ProxmoxStandIn, tmp_path_factory: pytest.TempPathFac
     executor.warm_up()
     yield executor
     executor.runner.stop_warm_servers()
-
-
-@pytest.fixture(scope="session")
-def decide() -> ModuleType:
-    """Return the filter plugin as a Python module."""
-    return load(ROOT / "playbooks" / "filter_plugins" / "smith.py")
-
-
-@pytest.fixture(scope="session")
-def vm_facts_module() -> ModuleType:
-    """Return the action plugin smith_vm_facts as a Python module."""
-    return load(ROOT / "playbooks" / "action_plugins" / "smith_vm_facts.py")

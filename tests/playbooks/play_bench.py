@@ -72,7 +72,9 @@ class Outcome:
 
     @property
     def module_runs(self) -> int:
-        return sum(task["action"].startswith("community.") for task in self.tasks if task["state"] != "skipped")
+        """The number of modules of community.proxmox that the play has executed."""
+        by_tasks = sum(task["action"].startswith("community.") for task in self.tasks if task["state"] != "skipped")
+        return by_tasks + sum(len(task["modules"]) for task in self.tasks)
 
     @property
     def changed(self) -> int:

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import random
+import re
 import urllib.parse
 import uuid
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import (
+    cloud_init,
+    configuration,
+    creation,
+    deletion,
+    disks,
+    failures,
+    guest_facts,
+    hardware,
+    identity,
+    login,
+    preconditions,
+    proxmox_tasks,
+    request_values,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from play_bench import ROOT, load
 
 GIB = 1024**3
 SERVICE = "0f7e2c1a-1111-4222-8333-944455556666"
 OTHER = "11111111-2222-4333-8444-555555555555"
-DECIDE = load(ROOT / "playbooks" / "filter_plugins" / "smith.py")
-HARDWARE = DECIDE.smith_hardware
-LOOKING = load(ROOT / "playbooks" / "action_plugins" / "smith_vm_facts.py")
 
 
 def make_vm(**more: Any) -> dict[str, Any]:
@@ -28,13 +39,13 @@ def make_vm(**more: Any) -> dict[str, Any]:
 
 
 def make_found(status: str = "stopped", **config: Any) -> dict[str, Any]:
-    """Return the facts that smith_vm_facts derives from a configuration."""
+    """Return the facts that a look-up derives from a configuration."""
     base = {"name": "web-0f7e2c1a", "description": f"smith-uid={SERVICE}", "cores": 2, "memory": "2048"}
     disks = {"scsi0": "local-lvm:vm-500-disk-0,size=8G", "ide2": "local-lvm:vm-500-cloudinit,media=cdrom"}
     rows = [{"key": key, "value": value} for key, value in {**base, **disks, **config}.items() if value is not None]
     return {
         **{"exists": True, "kind": "qemu", "vmid": 500, "node": "pve1", "template": {}},
-        **LOOKING.read_settings(rows, {"status": status}),
+        **guest_facts.read_settings(rows, {"status": status}),
     }
 
 
@@ -42,7 +53,7 @@ def make_found(status: str = "stopped", **config: Any) -> dict[str, Any]:
 
 
 def test_the_services_own_vm_is_accepted() -> None:
-    assert DECIDE.identity_problem(make_found(), make_vm()) == ""
+    assert identity.identity_problem(make_found(), make_vm()) == ""
 
 
 def test_ten_thousand_vms_of_other_owners_are_refused() -> None:
@@ -50,7 +61,7 @@ def test_ten_thousand_vms_of_other_owners_are_refused() -> None:
     rng = random.Random(4711)  # noqa: S311 - the same cases in every run
     for _ in range(10_000):
         found, is_ours = foreign_guest(rng)
-        problem = DECIDE.identity_problem(found, make_vm())
+        problem = identity.identity_problem(found, make_vm())
         assert (problem == "") is is_ours, (found, problem)
         assert is_ours or problem.split(":")[0] in ("VM_IDENTITY_MISMATCH", "VM_PROTECTED")
 
@@ -69,16 +80,16 @@ def foreign_guest(rng: random.Random) -> tuple[dict[str, Any], bool]:
 
 
 def test_a_missing_vm_is_accepted_only_if_allowed_and_proven_absent() -> None:
-    gone = LOOKING.absent(500)
+    gone = guest_facts.absent(500)
     proven = gone | {"absence": {"is_proven": True, "code": "", "text": ""}}
-    assert DECIDE.identity_problem(gone, make_vm(), True).startswith("PVE_PERMISSION")
-    assert DECIDE.identity_problem(proven, make_vm()).startswith("VM_NOT_FOUND")
-    assert DECIDE.identity_problem(proven, make_vm(), True) == ""
+    assert identity.identity_problem(gone, make_vm(), True).startswith("PVE_PERMISSION")
+    assert identity.identity_problem(proven, make_vm()).startswith("VM_NOT_FOUND")
+    assert identity.identity_problem(proven, make_vm(), True) == ""
 
 
 def test_a_partial_clone_without_a_marker_is_accepted_for_deletion_by_its_name() -> None:
     clone, wish = make_found(description="debian-12"), make_vm(half_made=True)
-    assert DECIDE.identity_problem(clone, wish, True) == ""
+    assert identity.identity_problem(clone, wish, True) == ""
     for found, vm, may_be_absent in (
         (clone, wish, False),  # every other action
         (clone, make_vm(), True),
@@ -87,11 +98,11 @@ def test_a_partial_clone_without_a_marker_is_accepted_for_deletion_by_its_name()
         (make_found(description="debian-12", template=1), wish, True),
         (make_found(description="debian-12", protection=1), wish, True),
     ):
-        assert DECIDE.identity_problem(found, vm, may_be_absent).startswith(("VM_IDENTITY_MISMATCH", "VM_PROTECTED"))
+        assert identity.identity_problem(found, vm, may_be_absent).startswith(("VM_IDENTITY_MISMATCH", "VM_PROTECTED"))
 
 
 RESERVATIONS = [
-    ("free", LOOKING.absent(500), ""),
+    ("free", guest_facts.absent(500), ""),
     ("ours by its marker", make_found(name="renamed"), ""),
     ("ours by its reserved name, the description still the template's", make_found(description="debian"), ""),
     ("another name, no marker", make_found(name="x", description=None), "VM_ID_TAKEN"),
@@ -103,7 +114,7 @@ RESERVATIONS = [
 
 @pytest.mark.parametrize(("what", "found", "code"), RESERVATIONS, ids=[case[0] for case in RESERVATIONS])
 def test_a_reservation_accepts_the_services_vm_only(what: str, found: dict[str, Any], code: str) -> None:
-    assert DECIDE.reservation_problem(found, make_vm()).split(":")[0] == code
+    assert identity.reservation_problem(found, make_vm()).split(":")[0] == code
 
 
 # ---------------------------------------------------------------------- changes
@@ -113,8 +124,8 @@ def test_an_equal_configuration_needs_no_change() -> None:
     found = make_found(tags="smith;web", sockets=1)
     wanted = make_vm(cores=2, memory_mib=2048, disk_gib=8, tags=["Web"], network={"mode": "dhcp"})
     found["config"]["ipconfig0"] = "ip=dhcp"
-    assert DECIDE.changes(found, wanted) == {}
-    assert HARDWARE.disk_steps(found, wanted) == []
+    assert configuration.changes(found, wanted) == {}
+    assert disks.disk_steps(found, wanted) == []
 
 
 DIFFERENCES = [
@@ -139,14 +150,14 @@ DIFFERENCES = [
 @pytest.mark.parametrize(("wanted", "sent"), DIFFERENCES)
 def test_only_differing_options_are_sent(wanted: dict[str, Any], sent: dict[str, Any]) -> None:
     found = make_found(tags="smith;web", net0="virtio=BC:24:11:00:00:01,bridge=vmbr0,firewall=1")
-    assert DECIDE.changes(found, make_vm(**wanted)) == sent
+    assert configuration.changes(found, make_vm(**wanted)) == sent
 
 
 @given(st.text(max_size=200), st.lists(st.text(max_size=20), max_size=4))
 @settings(max_examples=200)
 def test_a_vm_with_any_description_has_exactly_one_marker(text: str, keys: list[str]) -> None:
     wanted = make_vm(description=text, cloud_init={"ssh_public_keys": keys})
-    sent = DECIDE.changes(make_found(description="x"), wanted)
+    sent = configuration.changes(make_found(description="x"), wanted)
     after = make_found(description=sent["description"], tags=";".join(sent["tags"]), sshkeys=sent.get("sshkeys"))
     assert after["markers"] == [SERVICE]
 
@@ -154,10 +165,10 @@ def test_a_vm_with_any_description_has_exactly_one_marker(text: str, keys: list[
 def test_a_password_is_set_once_by_a_create_and_always_by_an_update() -> None:
     wanted = make_vm(cloud_init={"password": "swordfish"})
     ours, templates = make_found(cipassword="**********"), make_found(cipassword="*", description="debian")
-    assert "cipassword" not in DECIDE.changes(ours, wanted, True)
-    assert DECIDE.changes(templates, wanted, True)["cipassword"] == "swordfish"
-    assert DECIDE.changes(ours, wanted)["cipassword"] == "swordfish"
-    assert "swordfish" not in str(DECIDE.planned(ours, wanted))
+    assert "cipassword" not in configuration.changes(ours, wanted, True)
+    assert configuration.changes(templates, wanted, True)["cipassword"] == "swordfish"
+    assert configuration.changes(ours, wanted)["cipassword"] == "swordfish"
+    assert "swordfish" not in str(configuration.planned(ours, wanted))
 
 
 @pytest.mark.parametrize(
@@ -172,8 +183,8 @@ def test_a_password_is_set_once_by_a_create_and_always_by_an_update() -> None:
 )
 def test_a_disk_grows_and_never_shrinks(size: str, wanted_gib: int, growth: str, is_refused: bool) -> None:
     found, wanted = make_found(scsi0=f"local-lvm:vm-500-disk-0,size={size}"), make_vm(disk_gib=wanted_gib)
-    assert [step["size"] for step in HARDWARE.disk_steps(found, wanted)] == ([growth] if growth else [])
-    assert DECIDE.request_problem(found, wanted).startswith("INVALID_REQUEST") is is_refused
+    assert [step["size"] for step in disks.disk_steps(found, wanted)] == ([growth] if growth else [])
+    assert creation.request_problem(found, wanted).startswith("INVALID_REQUEST") is is_refused
 
 
 # ---------------------------------------------------------------------- what is read
@@ -181,9 +192,9 @@ def test_a_disk_grows_and_never_shrinks(size: str, wanted_gib: int, growth: str,
 
 def test_pending_values_count_as_the_configuration() -> None:
     rows = [{"key": "cores", "value": 2, "pending": 4}, {"key": "balloon", "value": 512, "delete": 1}]
-    found = LOOKING.read_settings([*rows, {"key": "name", "value": "x"}], {"status": "running"})
+    found = guest_facts.read_settings([*rows, {"key": "name", "value": "x"}], {"status": "running"})
     assert (found["cores"], found["pending"], "balloon" in found["config"]) == (4, ["balloon", "cores"], False)
-    assert DECIDE.is_restart_needed(found)
+    assert configuration.is_restart_needed(found)
 
 
 BOOT_DISKS = [
@@ -197,20 +208,20 @@ BOOT_DISKS = [
 
 @pytest.mark.parametrize(("config", "disk"), BOOT_DISKS)
 def test_the_first_disk_is_the_boot_disk(config: dict[str, str], disk: str) -> None:
-    assert LOOKING.boot_disk(config) == disk
+    assert guest_facts.boot_disk(config) == disk
 
 
 def test_loopback_and_link_local_addresses_are_not_reported() -> None:
     addresses = ["127.0.0.1", "169.254.1.1", "fe80::1", "2001:db8::5", "192.0.2.7", "::1"]
     nic = {"name": "eth0", "ip-addresses": [{"ip-address": ip} for ip in addresses]}
     loopback = {"name": "lo", "ip-addresses": [{"ip-address": "192.0.2.99"}]}
-    assert LOOKING.usable_addresses([loopback, nic, {"name": "eth1"}], []) == ["192.0.2.7", "2001:db8::5"]
+    assert guest_facts.usable_addresses([loopback, nic, {"name": "eth1"}], []) == ["192.0.2.7", "2001:db8::5"]
 
 
 def test_only_addresses_of_the_vms_nics_are_reported_in_nic_order() -> None:
     """A guest may have further bridges and tunnels; a VLAN or a bridge on a NIC has the NIC's MAC address."""
     config = {"net10": "virtio=BC:24:11:00:00:10,bridge=b", "net2": "virtio=BC:24:11:00:00:02,bridge=b", "netx": "no"}
-    macs = LOOKING.macs_of(config)
+    macs = guest_facts.macs_of(config)
     assert macs == ["BC:24:11:00:00:02", "BC:24:11:00:00:10"]
 
     def nic(name: str, mac: str, *addresses: str) -> dict[str, Any]:
@@ -222,7 +233,7 @@ def test_only_addresses_of_the_vms_nics_are_reported_in_nic_order() -> None:
         nic("tun0", "", "203.0.113.9"),
         nic("br0", "bc:24:11:00:00:02", "192.0.2.7", "2001:db8::2"),
     ]
-    assert LOOKING.usable_addresses(guest, macs) == ["192.0.2.7", "198.51.100.7", "2001:db8::2", "2001:db8::7"]
+    assert guest_facts.usable_addresses(guest, macs) == ["192.0.2.7", "198.51.100.7", "2001:db8::2", "2001:db8::7"]
 
 
 TASK_STATES = [
@@ -241,7 +252,7 @@ def test_of_two_proxmox_tasks_of_the_same_second_the_later_one_is_newer() -> Non
     start = {"type": "vzstart", "starttime": 1_700_000_000, "pstart": 7_007, "status": "start broke"}
     older = {"type": "vzcreate", "starttime": 1_699_999_999, "pstart": 9_000, "status": "OK"}
     for tasks in ([stop, start, older], [start, older, stop], [older, stop, start]):
-        assert [task["type"] for task in LOOKING.newest_first(tasks)] == ["vzstart", "vzstop", "vzcreate"]
+        assert [task["type"] for task in proxmox_tasks.newest_first(tasks)] == ["vzstart", "vzstop", "vzcreate"]
 
 
 @pytest.mark.parametrize(("status", "is_running", "has_failed"), TASK_STATES)
@@ -249,16 +260,16 @@ def test_the_state_of_a_proxmox_task_follows_from_its_status(
     status: str | None, is_running: bool, has_failed: bool
 ) -> None:
     task = {"status": status} if status else {}
-    assert (LOOKING.is_running(task), LOOKING.failed(task)) == (is_running, has_failed)
+    assert (proxmox_tasks.is_running(task), proxmox_tasks.failed(task)) == (is_running, has_failed)
 
 
 # ---------------------------------------------------------------------- failures and the connection
 
 
 def test_a_failure_message_gets_exactly_one_code() -> None:
-    assert DECIDE.failure({"msg": "VM_PROTECTED: no"}) == "VM_PROTECTED: no"
-    assert DECIDE.failure({"msg": "starting of VM 5 failed with exception: 403 Forbidden: x"}).startswith("PVE_PERM")
-    assert DECIDE.failure({}).startswith("PLAYBOOK_FAILED")
+    assert failures.failure({"msg": "VM_PROTECTED: no"}) == "VM_PROTECTED: no"
+    assert failures.failure({"msg": "starting of VM 5 failed with exception: 403 Forbidden: x"}).startswith("PVE_PERM")
+    assert failures.failure({}).startswith("PLAYBOOK_FAILED")
 
 
 UNKNOWN_OUTCOMES = ["Reached timeout while waiting for creating VM.", "Read timed out. (read timeout=5)"]
@@ -271,28 +282,24 @@ UNKNOWN_OUTCOMES += [
 
 @pytest.mark.parametrize("text", UNKNOWN_OUTCOMES)
 def test_the_outcome_of_a_change_without_a_response_is_unknown(text: str) -> None:
-    assert DECIDE.is_outcome_unknown({"msg": text})
+    assert failures.is_outcome_unknown({"msg": text})
 
 
 @pytest.mark.parametrize(
     "text", ["403 Forbidden: x", "500 Internal Server Error: VM is locked (backup)", "VM 5 started", ""]
 )
 def test_the_outcome_of_a_change_that_proxmox_refused_is_known(text: str) -> None:
-    assert not DECIDE.is_outcome_unknown({"msg": text})
+    assert not failures.is_outcome_unknown({"msg": text})
 
 
 def test_the_certificate_is_verified_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert DECIDE.connection("")["validate_certs"] is True
+    assert login.connection("")["validate_certs"] is True
     monkeypatch.setenv("PROXMOX_VALIDATE_CERTS", "False")
     monkeypatch.setenv("PROXMOX_PORT", "")
-    assert DECIDE.connection("") == {"validate_certs": False}
+    assert login.connection("") == {"validate_certs": False}
     (tmp_path / "c.yml").write_text(yaml.safe_dump({"api_host": "pve", "api_password": "", "ca_bundle": "/ca"}))
-    assert DECIDE.connection(str(tmp_path / "c.yml")) == {"api_host": "pve", "validate_certs": True}
-    assert DECIDE.ca_bundle(str(tmp_path / "c.yml")) == "/ca"
-
-
-def test_every_filter_has_the_smith_prefix(decide: ModuleType) -> None:
-    assert all(name.startswith("smith_") for name in decide.FilterModule().filters())
+    assert login.connection(str(tmp_path / "c.yml")) == {"api_host": "pve", "validate_certs": True}
+    assert login.ca_bundle(str(tmp_path / "c.yml")) == "/ca"
 
 
 # ---------------------------------------------------------------------- hardware
@@ -332,7 +339,7 @@ OPTIONS = [
 @pytest.mark.parametrize(("asked", "config", "sent"), OPTIONS)
 def test_an_option_is_sent_when_it_differs(asked: dict[str, Any], config: dict[str, Any], sent: dict[str, Any]) -> None:
     found = make_found(**{"tags": "smith;web", "sockets": 1, **config})
-    assert DECIDE.changes(found, make_vm(**asked)) == sent
+    assert configuration.changes(found, make_vm(**asked)) == sent
 
 
 NICS = [
@@ -354,13 +361,15 @@ NICS = [
 @pytest.mark.parametrize(("current", "nic", "value"), NICS)
 def test_a_nic_keeps_the_options_that_are_not_requested(current: str, nic: dict[str, Any], value: str | None) -> None:
     found = make_found(tags="smith", net0=current or None)
-    sent = DECIDE.changes(found, make_vm(networks=[nic]))
+    sent = configuration.changes(found, make_vm(networks=[nic]))
     assert sent == ({} if value is None else {"net": {"net0": value}})
 
 
 def test_a_new_nic_uses_the_bridge_of_the_first_nic() -> None:
     found = make_found(tags="smith", net0="virtio=BC:24:11:00:00:01,bridge=vmbr3")
-    assert DECIDE.changes(found, make_vm(networks=[{}, {"vlan": 7}])) == {"net": {"net1": "virtio,bridge=vmbr3,tag=7"}}
+    assert configuration.changes(found, make_vm(networks=[{}, {"vlan": 7}])) == {
+        "net": {"net1": "virtio,bridge=vmbr3,tag=7"}
+    }
 
 
 ADDRESSES = [
@@ -378,7 +387,7 @@ ADDRESSES = [
 
 @pytest.mark.parametrize(("current", "network", "value"), ADDRESSES)
 def test_changing_one_address_family_keeps_the_other(current: str, network: dict[str, Any], value: str) -> None:
-    assert HARDWARE.ip_config(current, network) == value
+    assert cloud_init.ip_config(current, network) == value
 
 
 DISKS = [
@@ -399,10 +408,10 @@ DISKS = [
 ]
 
 
-@pytest.mark.parametrize(("disks", "steps"), DISKS)
-def test_a_disk_is_added_moved_and_grown(disks: list[dict[str, Any]], steps: list[dict[str, Any]]) -> None:
-    assert HARDWARE.problem(make_found(), make_vm(disks=disks)) == ""
-    assert HARDWARE.disk_steps(make_found(), make_vm(disks=disks)) == steps
+@pytest.mark.parametrize(("requested", "steps"), DISKS)
+def test_a_disk_is_added_moved_and_grown(requested: list[dict[str, Any]], steps: list[dict[str, Any]]) -> None:
+    assert hardware.problem(make_found(), make_vm(disks=requested)) == ""
+    assert disks.disk_steps(make_found(), make_vm(disks=requested)) == steps
 
 
 IMPOSSIBLE = [
@@ -426,26 +435,28 @@ IMPOSSIBLE = [
 
 @pytest.mark.parametrize("asked", IMPOSSIBLE, ids=str)
 def test_an_impossible_request_is_refused(asked: dict[str, Any]) -> None:
-    assert DECIDE.request_problem(make_found(), make_vm(**asked)).startswith("INVALID_REQUEST")
+    assert creation.request_problem(make_found(), make_vm(**asked)).startswith("INVALID_REQUEST")
 
 
 COMMENTS = ["", " me@host", " a+b/c%20@host", " Zoë Ω 鍵", " with\ttab and  blanks", " a\u2028b\x85c", ' "q" \\ #;&=']
 
 
 def test_fifty_ssh_keys_with_unusual_comments_are_read_back_unchanged() -> None:
-    """The module encodes them, smith_vm_facts decodes them."""
+    """The module encodes them, a look-up decodes them."""
     keys = [f"ssh-ed25519 AAAA{number:04d}+/=={COMMENTS[number % len(COMMENTS)]}" for number in range(50)]
-    sent = DECIDE.changes(make_found(tags="smith"), make_vm(cloud_init={"ssh_public_keys": [f"{k}\r\n" for k in keys]}))
+    sent = configuration.changes(
+        make_found(tags="smith"), make_vm(cloud_init={"ssh_public_keys": [f"{k}\r\n" for k in keys]})
+    )
     after = make_found(tags="smith", sshkeys=urllib.parse.quote(sent["sshkeys"], safe=""))
     assert after["ssh_public_keys"] == keys
-    assert DECIDE.changes(after, make_vm(cloud_init={"ssh_public_keys": keys})) == {}
+    assert configuration.changes(after, make_vm(cloud_init={"ssh_public_keys": keys})) == {}
 
 
 def test_only_protection_by_an_operator_prevents_an_update() -> None:
     theirs, ours = make_found(protection=1, tags="smith"), make_found(protection=1, tags="smith;smith-protected")
-    assert DECIDE.identity_problem(theirs, make_vm()).startswith("VM_PROTECTED")
-    assert DECIDE.identity_problem(ours, make_vm()) == ""
-    assert DECIDE.identity_problem(ours, make_vm(), True).startswith("VM_PROTECTED")  # a deletion
+    assert identity.identity_problem(theirs, make_vm()).startswith("VM_PROTECTED")
+    assert identity.identity_problem(ours, make_vm()) == ""
+    assert identity.identity_problem(ours, make_vm(), True).startswith("VM_PROTECTED")  # a deletion
 
 
 # ---------------------------------------------------------------------- deletion and growth
@@ -464,19 +475,19 @@ DELETIONS = [
 @pytest.mark.parametrize(("tags", "grace_s", "decision"), DELETIONS)
 def test_a_vm_is_destroyed_when_its_grace_period_has_ended(tags: str, grace_s: int, decision: tuple[str, int]) -> None:
     found = make_found(tags=f"smith;{tags}") | {"looked_at": 1000}
-    assert DECIDE.deletion(found, make_vm(grace_s=grace_s)) == dict(zip(("step", "at"), decision, strict=True))
+    assert deletion.deletion(found, make_vm(grace_s=grace_s)) == dict(zip(("step", "at"), decision, strict=True))
 
 
 def test_a_deletion_mark_is_one_tag_and_an_update_of_the_tags_removes_it() -> None:
     found = make_found(tags="smith;web")
-    wish = DECIDE.deletion_mark(make_vm(cores=9, tags=["x"]), 1060)
-    assert DECIDE.changes(found, wish) == {"tags": ["smith", "smith-delete-1060", "web"]}
+    wish = deletion.deletion_mark(make_vm(cores=9, tags=["x"]), 1060)
+    assert configuration.changes(found, wish) == {"tags": ["smith", "smith-delete-1060", "web"]}
     marked = make_found(tags="smith;smith-delete-1060;web")
-    assert DECIDE.changes(marked, wish) == {}
-    assert DECIDE.changes(marked, make_vm(cores=2)) == {}
-    assert DECIDE.changes(marked, make_vm(tags=["web"])) == {"tags": ["smith", "web"]}
-    assert DECIDE.changes(marked, make_vm(cancel_deletion=True)) == {"tags": ["smith", "web"]}
-    assert DECIDE.changes(found, make_vm(cancel_deletion=True)) == {}
+    assert configuration.changes(marked, wish) == {}
+    assert configuration.changes(marked, make_vm(cores=2)) == {}
+    assert configuration.changes(marked, make_vm(tags=["web"])) == {"tags": ["smith", "web"]}
+    assert configuration.changes(marked, make_vm(cancel_deletion=True)) == {"tags": ["smith", "web"]}
+    assert configuration.changes(found, make_vm(cancel_deletion=True)) == {}
 
 
 DUE = [("", ("keep", 0)), ("smith-delete-1060", ("wait", 1060)), ("smith-delete-1000", ("destroy", 1000))]
@@ -486,23 +497,23 @@ DUE = [("", ("keep", 0)), ("smith-delete-1060", ("wait", 1060)), ("smith-delete-
 def test_a_deletion_that_is_due_keeps_a_vm_without_a_deletion_mark(tag: str, decision: tuple[str, int]) -> None:
     found = make_found(tags=f"smith;{tag}") | {"looked_at": 1000}
     wish = make_vm(only_when_due=True, grace_s=5)
-    assert DECIDE.deletion(found, wish) == dict(zip(("step", "at"), decision, strict=True))
-    assert DECIDE.deletion(LOOKING.absent(500), wish)["step"] == "destroy"
+    assert deletion.deletion(found, wish) == dict(zip(("step", "at"), decision, strict=True))
+    assert deletion.deletion(guest_facts.absent(500), wish)["step"] == "destroy"
 
 
 def test_a_containers_deletion_mark_is_a_description_line_that_a_service_cannot_forge() -> None:
     found = make_container(description=f"a shop\n\nsmith-uid={SERVICE}")
-    wish = DECIDE.deletion_mark(make_vm(kind="lxc", cores=9), 1060)
-    sent = DECIDE.changes(found, wish)
+    wish = deletion.deletion_mark(make_vm(kind="lxc", cores=9), 1060)
+    sent = configuration.changes(found, wish)
     assert sent == {"description": f"a shop\n\nsmith-delete=1060\nsmith-uid={SERVICE}"}
     marked = make_container(**sent)
-    assert (DECIDE.deletion_due_at(marked), DECIDE.changes(marked, wish)) == (1060, {})
-    assert DECIDE.changes(marked, make_vm(kind="lxc", cancel_deletion=True)) == {
+    assert (deletion.deletion_due_at(marked), configuration.changes(marked, wish)) == (1060, {})
+    assert configuration.changes(marked, make_vm(kind="lxc", cancel_deletion=True)) == {
         "description": f"a shop\n\nsmith-uid={SERVICE}"
     }
-    forged = DECIDE.description(make_vm(kind="lxc", description="smith-delete=1\nx"))
-    assert DECIDE.deletion_due_at(make_container(description=forged)) == 0
-    assert DECIDE.deletion_due_at(make_found(description=f"smith-delete=1\nsmith-uid={SERVICE}")) == 0
+    forged = configuration.description(make_vm(kind="lxc", description="smith-delete=1\nx"))
+    assert deletion.deletion_due_at(make_container(description=forged)) == 0
+    assert deletion.deletion_due_at(make_found(description=f"smith-delete=1\nsmith-uid={SERVICE}")) == 0
 
 
 @pytest.mark.parametrize(
@@ -516,9 +527,9 @@ def test_a_containers_deletion_mark_is_a_description_line_that_a_service_cannot_
     ],
 )
 def test_a_resize_only_grows_existing_disks(asked: dict[str, Any], is_refused: bool) -> None:
-    wish = DECIDE.growth_only(make_vm(cores=9, **asked))
+    wish = configuration.growth_only(make_vm(cores=9, **asked))
     assert "cores" not in wish
-    assert DECIDE.request_problem(make_found(), wish).startswith("INVALID_REQUEST") is is_refused
+    assert creation.request_problem(make_found(), wish).startswith("INVALID_REQUEST") is is_refused
 
 
 # ---------------------------------------------------------------------- a VM without a template
@@ -528,9 +539,9 @@ BLANK: dict[str, Any] = {"node": "pve1", "storage": "ceph", "cores": 2, "memory_
 
 def test_a_vm_without_a_template_is_created_with_its_marker_and_disks() -> None:
     wish = make_vm(**BLANK, iso="local:iso/d.iso", disks=[{"disk": "virtio1", "size_gib": 2}], bridge="vmbr0")
-    found = LOOKING.absent(500) | {"template": {}}
-    assert DECIDE.request_problem(found, wish) == ""
-    made = DECIDE.blank(found, wish)
+    found = guest_facts.absent(500) | {"template": {}}
+    assert creation.request_problem(found, wish) == ""
+    made = creation.blank(found, wish)
     assert (made["scsi"], made["virtio"]) == ({"scsi0": "ceph:4"}, {"virtio1": "ceph:2"})
     assert (made["ide"], made["boot"]) == ({"ide2": "local:iso/d.iso,media=cdrom"}, "order=scsi0;ide2")
     assert (made["net"], made["tags"]) == ({"net0": "virtio,bridge=vmbr0"}, ["smith"])
@@ -551,7 +562,7 @@ def test_a_vm_without_a_template_is_created_with_its_marker_and_disks() -> None:
 )
 def test_an_invalid_request_for_a_vm_without_a_template_is_refused(wrong: dict[str, Any]) -> None:
     wish = make_vm(**{**BLANK, "iso": "local:iso/d.iso", **wrong})
-    assert DECIDE.request_problem(LOOKING.absent(500) | {"template": {}}, wish).startswith("INVALID_REQUEST")
+    assert creation.request_problem(guest_facts.absent(500) | {"template": {}}, wish).startswith("INVALID_REQUEST")
 
 
 # ---------------------------------------------------------------------- containers
@@ -563,7 +574,7 @@ def make_container(**config: Any) -> dict[str, Any]:
     rows = [{"key": key, "value": value} for key, value in {**base, **disks, "tags": "smith", **config}.items()]
     return {
         **{"exists": True, "kind": "lxc", "vmid": 500, "node": "pve1", "template": {}},
-        **LOOKING.read_container(rows, {"status": "running"}),
+        **guest_facts.read_container(rows, {"status": "running"}),
     }
 
 
@@ -583,15 +594,15 @@ CONTAINER_CHANGES = [
 @pytest.mark.parametrize(("asked", "sent"), CONTAINER_CHANGES)
 def test_only_differing_options_are_sent_to_a_container(asked: dict[str, Any], sent: dict[str, Any]) -> None:
     found = make_container()
-    assert DECIDE.identity_problem(found, make_vm(kind="lxc")) == ""
-    assert DECIDE.request_problem(found, make_vm(kind="lxc", **asked)) == ""
-    assert DECIDE.changes(found, make_vm(kind="lxc", **asked)) == sent
+    assert identity.identity_problem(found, make_vm(kind="lxc")) == ""
+    assert creation.request_problem(found, make_vm(kind="lxc", **asked)) == ""
+    assert configuration.changes(found, make_vm(kind="lxc", **asked)) == sent
 
 
 def test_a_container_and_a_vm_are_never_mistaken_for_each_other() -> None:
-    assert DECIDE.identity_problem(make_container(), make_vm()).startswith("VM_IDENTITY_MISMATCH")
-    assert DECIDE.identity_problem(make_found(), make_vm(kind="lxc")).startswith("VM_IDENTITY_MISMATCH")
-    assert DECIDE.reservation_problem(make_container(), make_vm()).startswith("VM_ID_TAKEN")
+    assert identity.identity_problem(make_container(), make_vm()).startswith("VM_IDENTITY_MISMATCH")
+    assert identity.identity_problem(make_found(), make_vm(kind="lxc")).startswith("VM_IDENTITY_MISMATCH")
+    assert identity.reservation_problem(make_container(), make_vm()).startswith("VM_ID_TAKEN")
 
 
 @pytest.mark.parametrize(
@@ -600,22 +611,73 @@ def test_a_container_and_a_vm_are_never_mistaken_for_each_other() -> None:
     ids=str,
 )
 def test_a_change_that_no_module_supports_for_containers_is_refused(asked: dict[str, Any]) -> None:
-    assert DECIDE.request_problem(make_container(), make_vm(kind="lxc", **asked)).startswith("INVALID_REQUEST")
+    assert creation.request_problem(make_container(), make_vm(kind="lxc", **asked)).startswith("INVALID_REQUEST")
 
 
 def test_a_containers_addresses_exclude_loopback_link_local_and_other_nics() -> None:
     nics = [{"name": "lo", "inet": "127.0.0.1/8"}, {"name": "eth0", "inet6": "fe80::1/64", "inet": "192.0.2.9/24"}]
-    assert LOOKING.container_addresses(nics, []) == ["192.0.2.9"]
+    assert guest_facts.container_addresses(nics, []) == ["192.0.2.9"]
     nics = [
         {"name": "eth0", "hwaddr": "bc:24:11:00:00:01", "inet": "192.0.2.9/24"},
         {"name": "x", "inet": "10.0.0.1/8"},
     ]
-    assert LOOKING.container_addresses(nics, LOOKING.macs_of(make_container()["config"])) == ["192.0.2.9"]
+    assert guest_facts.container_addresses(nics, guest_facts.macs_of(make_container()["config"])) == ["192.0.2.9"]
 
 
 def test_a_containers_login_is_set_at_its_creation_only_and_its_migration_is_refused() -> None:
     wish = make_vm(kind="lxc", cloud_init={"password": "swordfish"}, target_node="pve2")
-    assert DECIDE.request_problem(make_container(), wish, True) == ""
-    assert DECIDE.request_problem(make_container(), wish, False).startswith("INVALID_REQUEST")
-    assert DECIDE.migration_problem(make_container(), wish).startswith("INVALID_REQUEST")
-    assert DECIDE.request_problem(make_container(), make_vm(kind="lxc", tags=["a"])).startswith("INVALID_REQUEST")
+    assert creation.request_problem(make_container(), wish, True) == ""
+    assert creation.request_problem(make_container(), wish, False).startswith("INVALID_REQUEST")
+    assert preconditions.migration_problem(make_container(), wish).startswith("INVALID_REQUEST")
+    assert creation.request_problem(make_container(), make_vm(kind="lxc", tags=["a"])).startswith("INVALID_REQUEST")
+
+
+# ---------------------------------------------------------------------- the request and the login
+
+
+def test_members_that_are_missing_or_none_do_not_count_as_given() -> None:
+    given = {"cores": "2", "tags": None, "network": {"vlan": "7"}, "disks": [{"disk": "scsi1"}]}
+    validated = {
+        **{"cores": 2, "tags": None, "description": None, "sockets": None},
+        **{"network": {"vlan": 7, "mode": None}, "disks": [{"disk": "scsi1", "size_gib": None}]},
+    }
+    expected = {"cores": 2, "network": {"vlan": 7}, "disks": [{"disk": "scsi1"}]}
+    assert request_values.given_members(validated, given) == expected
+    assert request_values.given_members(validated, "{...}") == expected  # a text from a command line
+
+
+@pytest.mark.parametrize("written", [False, "false", "no", "0", "off"])
+def test_certificates_are_verified_unless_the_login_says_no(written: Any) -> None:
+    login_values = {"api_host": "pve", "api_port": "", "validate_certs": written}
+    assert login.normalized(login_values) == {"api_host": "pve", "validate_certs": False}
+    assert login.normalized({"api_host": "pve"}) == {"api_host": "pve", "validate_certs": True}
+
+
+OUTCOMES = [
+    ({"reached": True}, "Reached timeout", ""),
+    ({"task_error": "start failed", "running_tasks": ["UPID:x"]}, "Reached timeout", "TASK_FAILED: start failed"),
+    ({"running_tasks": ["UPID:x"]}, "Reached timeout", "TASK_TIMEOUT: Proxmox task UPID:x has not ended in time"),
+    # The running Proxmox task belongs to another job, so the module's error is the cause.
+    ({"running_tasks": ["UPID:x"]}, "VM 500 already exists on node 'pve1'", "VM_ID_TAKEN: "),
+    ({}, "Reached timeout while waiting", "TASK_TIMEOUT: Reached timeout while waiting"),
+    ({"lock": "backup"}, "", "VM_LOCKED: "),
+    ({}, "", "TASK_FAILED: VM 500 is stopped, not running, although Proxmox reported no error"),
+]
+
+
+@pytest.mark.parametrize(("facts", "message", "problem"), OUTCOMES)
+def test_the_cause_of_a_failed_change_is_the_first_that_is_known(
+    facts: dict[str, Any], message: str, problem: str
+) -> None:
+    change = {"failed": True, "msg": message} if message else {}
+    found = failures.outcome_problem({**make_found(), "reached": False, **facts}, change, "running")
+    assert found.startswith(problem)
+    assert bool(found) is bool(problem)
+
+
+def test_an_unexpected_exception_is_named_without_its_text() -> None:
+    try:
+        raise KeyError("a secret")
+    except KeyError as exc:
+        text = failures.location_of(exc)
+    assert re.fullmatch(r"KeyError in test_decisions\.py:\d+", text)

@@ -11,8 +11,8 @@ import role_docs
 import yaml
 from play_bench import ACTIONS, ROOT
 
-from executor.errors import ErrorCode
 from executor.proxmox.privileges import list_needs
+from executor.shared.error_codes import ErrorCode
 
 ROLES = sorted((ROOT / "roles").iterdir())
 
@@ -34,6 +34,14 @@ def test_the_actions_page_contains_the_generated_tables() -> None:
     assert action_docs.with_tables(page) == page, "run tests/playbooks/action_docs.py"
     assert set(action_docs.ACTIONS) == set(ACTIONS)
     assert all(f"| `{action}` |" in page for action in ACTIONS)
+
+
+def test_the_actions_page_names_the_modules_that_the_actions_execute() -> None:
+    plugins = ROOT / "plugins"
+    sources = [*(plugins / "action").glob("*.py"), plugins / "plugin_utils" / "steps.py"]
+    executed = {module for path in sources for module in re.findall(r"\"(proxmox(?:_\w+)?)\"", path.read_text())}
+    section = action_docs.PAGE.read_text().partition("## How an action works")[2].partition("\n##")[0]
+    assert set(re.findall(r"`(proxmox(?:_\w+)?)`", section)) == executed
 
 
 def test_every_test_named_in_the_actions_table_exists() -> None:

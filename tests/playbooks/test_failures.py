@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.cluster import Cluster, connect
 from play_bench import ACTIONS, ROOT, Bench, read_record
 
 CHANGING = tuple(action for action in ACTIONS if action != "create")
@@ -384,3 +386,14 @@ def test_a_certificate_of_an_unknown_ca_ends_in_pve_tls(bench: Bench) -> None:
 
 def test_a_closed_port_ends_in_pve_unreachable(bench: Bench) -> None:
     assert bench.play("start", bench.add_vm(), PROXMOX_PORT="1").code == "PVE_UNREACHABLE"
+
+
+def test_a_proxmox_task_of_another_user_is_not_one_of_the_change(bench: Bench) -> None:
+    vm = bench.add_vm()
+    env = bench.pve.env()
+    root = {"api_host": env["PROXMOX_HOST"], "api_port": env["PROXMOX_PORT"], "api_user": "root@pam"}
+    password = json.loads((bench.pve.folder / "settings.json").read_text())["root_password"]
+    as_root = connect({**root, "api_password": password}, env["PROXMOX_CA_BUNDLE"])
+    upid = as_root.nodes("pve1").qemu(vm["vmid"]).status.start.post()
+    assert [task["upid"] for task in Cluster(as_root, "qemu", "root@pam").tasks("pve1", vm["vmid"])] == [upid]
+    assert Cluster(as_root, "qemu", env["PROXMOX_USER"]).tasks("pve1", vm["vmid"]) == []

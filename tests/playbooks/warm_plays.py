@@ -50,12 +50,10 @@ class WarmPlays:
         self._servers.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def play(self, command: list[str], cut: str = "") -> Outcome:
-        """Run an `ansible-playbook` command whose playbook is ours and comes last; `cut` is the cutter's file."""
+    def play(self, command: list[str]) -> Outcome:
+        """Run an `ansible-playbook` command whose playbook is ours and comes last."""
         with self._private_folder() as folder:
             env = self._environment(folder, folder.name)
-            if cut:
-                Path(env["CUT_FILE"]).write_text(cut)
             write_credentials(folder / "credentials.yml", credentials_of(self._pve))
             lifeline, end = os.pipe()  # when it closes, the play is ended
             with open(lifeline, "rb") as stdin, open(end, "wb"):
@@ -84,7 +82,6 @@ class WarmPlays:
         run = PlaybookRun(ident=ident, action="", playbook=Path("none.yml"), vm={}, timeout_s=0)
         return run_environment(folder, run, ROOT, self._pve.ca_bundle) | {
             "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).parent / "callback_plugins"),
-            "ANSIBLE_CALLBACKS_ENABLED": "recorder,cutter",
-            "CUT_FILE": str(folder / "cut.json"),
+            "ANSIBLE_CALLBACKS_ENABLED": "recorder",
             "PLAY_RECORD": str(folder / "record"),
         }

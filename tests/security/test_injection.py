@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from smith_lab.system import LabSystem, running_lab
 
 from executor.database.mappings import vm_name
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.model import PlaybookRun, RunStatus
 from executor.redaction import Redactor
 from executor.runs.actions import ansible_home
@@ -25,6 +25,7 @@ from executor.runs.plan import find_playbook, plan
 from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.runner import Runner, RunnerPaths
 from executor.runs.vm_properties import VmProperties
+from executor.shared.error_codes import ErrorCode
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -20,7 +20,6 @@ import pytest
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from smith_lab.system import LabSystem, running_lab, wait_for
 
-from executor.errors import ErrorCode
 from executor.model import JobResult, PlaybookRun
 from executor.placement.snapshot import MAX_SNAPSHOT_AGE_S
 from executor.proxmox.client import ProxmoxReader
@@ -30,6 +29,7 @@ from executor.redaction import Redactor
 from executor.runs import results
 from executor.runs.actions import ansible_home
 from executor.runs.runner import Runner, RunnerPaths
+from executor.shared.error_codes import ErrorCode
 
 pytestmark = pytest.mark.timeout(900)
 

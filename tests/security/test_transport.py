@@ -21,11 +21,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from smith_lab.system import running_lab
 
-from executor.errors import ErrorCode, FulcrumUnavailable, JobError
+from executor.errors import FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
 from executor.settings.settings import load_settings
+from executor.shared.error_codes import ErrorCode
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)

@@ -12,8 +12,9 @@ from executor.database import job_queue, mappings, outbox
 from executor.database.engine import reading, transaction
 from executor.database.tables import Job
 from executor.database.tables import Mapping as MappingRow
-from executor.errors import ErrorCode
 from executor.model import JobResult, JobStatus, ReportState
+from executor.shared.error_codes import ErrorCode
+from executor.shared.marker import marker_for
 
 #: The agent that runs after the upgrade.
 AGENT = "node-of-now"
@@ -74,7 +75,7 @@ def mapping_of(session: Session, job: Job) -> MappingRow:
         vmid = mappings.pick_vmid(session, (CLUSTER, 200_000, 200_999), quarantine_s=60, used_vmids=set())
         mapping = mappings.reserve(session, service_id=service_id, cluster=CLUSTER, vmid=vmid, name=f"new-{job.id}")
     assert mapping is not None
-    assert mapping.marker == mappings.marker_for(service_id)
+    assert mapping.marker == marker_for(service_id)
     return mapping
 
 

@@ -16,8 +16,8 @@ from executor.database import audit, job_queue, mappings, outbox, periods
 from executor.database.engine import transaction
 from executor.database.job_queue import Lease
 from executor.database.tables import Job, Mapping, Node, utc_now
-from executor.errors import ErrorCode
 from executor.model import GuestKind, JobResult, JobStatus, ReportState
+from executor.shared.error_codes import ErrorCode
 
 #: The agent that was processing jobs when the database was recorded.
 OWNER = "node-of-then"

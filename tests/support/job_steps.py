@@ -10,8 +10,8 @@ from support.databases import row, submit
 from executor.database import job_queue, outbox
 from executor.database.engine import reading, transaction
 from executor.database.tables import Job, db_now
-from executor.errors import ErrorCode
 from executor.model import JobResult, JobStatus, ReportState
+from executor.shared.error_codes import ErrorCode
 
 LEASE_S = 30.0
 DONE = JobResult(succeeded=True, vm={"vmid": 101, "status": "running"})

@@ -198,6 +198,22 @@ JINJA_SYNTAX = tuple(
 
 _PLUGIN_LOADER_MODULE = "ansible.plugins.loader"
 LOADER_GLOB = _make_replaced_name(_PLUGIN_LOADER_MODULE, "glob", "lists each folder of plugins once in a run")
+_COLLECTION_FINDER_MODULE = "ansible.utils.collection_loader._collection_finder"
+COLLECTION_FINDER = _make_used_name(
+    _COLLECTION_FINDER_MODULE, "_AnsibleCollectionFinder", "imports the plugins of our collection before the fork"
+)
+INSTALL_COLLECTION_FINDER = _make_used_name(
+    _COLLECTION_FINDER_MODULE, "_AnsibleCollectionFinder._install", "makes Python import from collections"
+)
+REMOVE_COLLECTION_FINDER = _make_used_name(
+    _COLLECTION_FINDER_MODULE, "_AnsibleCollectionFinder._remove", "lets each run install its own collection finder"
+)
+COLLECTIONS_PATHS = _make_used_name(
+    "ansible.constants",
+    "COLLECTIONS_PATHS",
+    "the folders in which Ansible searches for collections",
+    source="ansible/config/base.yml:COLLECTIONS_PATHS",
+)
 PLUGIN_LOADER = _make_used_name(
     _PLUGIN_LOADER_MODULE,
     "PluginLoader",

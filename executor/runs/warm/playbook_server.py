@@ -40,6 +40,9 @@ TEMPORARY_FOLDER_TYPES = ("tmp", "temppath", "tmppath")
 PLUGIN_PACKAGES = tuple(f"ansible.plugins.{kind}" for kind in ("become", "connection", "shell", "vars"))
 #: Our files that runs read, as patterns relative to the working directory.
 OUR_FILES = ("playbooks/*.yml", "roles/*/*/*.yml", "inventory/**/*.yml")
+#: The package with the plugins of our collection, and those of its folders whose modules runs import by name.
+OUR_PLUGINS = "ansible_collections.agent_smith.proxmox.plugins"
+OUR_PLUGIN_FOLDERS = ("action", "filter")
 #: Python modules that runs of our playbooks import. They are imported before the fork. A module that the installed
 #: ansible-core lacks is skipped. ansible-runner's display callback is not in the list, because it changes Ansible's
 #: display when it is imported.
@@ -54,7 +57,7 @@ IMPORTS = (
     *(f"ansible.module_utils._internal._json._profiles._module_legacy_{direction}" for direction in ("c2m", "m2c")),
     *("ansible.template", "ansible.inventory.manager", "ansible.vars.manager", "ansible.utils.vars"),
     *("ansible.module_utils._internal._ansiballz._loader", "ansible._internal._ansiballz._builder"),
-    *("executor.proxmox.error_rules", "executor.runs.warm.connection", "base64", "contextlib", "functools"),
+    *("executor.shared.error_rules", "executor.runs.warm.connection", "base64", "contextlib", "functools"),
     *("proxmoxer", "proxmoxer.backends.https", "requests", "urllib3", "http.cookiejar", "encodings.idna"),
     *(
         "multiprocessing.queues",
@@ -85,7 +88,11 @@ class PlaybookRunner:
             for name, definition in definitions.items()
             if self._contains_server_folder(name)
         }
-        watched_files = [patches.CONFIG_FILE.get_value(), sys.modules["ansible.release"].__file__]
+        watched_files = [
+            patches.CONFIG_FILE.get_value(),
+            sys.modules["ansible.release"].__file__,
+            *_import_our_plugins(),
+        ]
         self._stamps_at_start = {str(file): payloads.stamp_of(file) for file in watched_files if file}
         our_files = [file for pattern in OUR_FILES for file in sorted(Path.cwd().glob(pattern))]
         self._documents = parse_cache.ParsedDocuments()
@@ -102,7 +109,7 @@ class PlaybookRunner:
         if different_names := sorted(name for name, _ in different_entries):
             raise Refusal(f"the environment differs from the server's in {os.fsdecode(different_names[0])}")
         if any(payloads.stamp_of(file) != stamp for file, stamp in self._stamps_at_start.items()):
-            raise Refusal("ansible.cfg or ansible-core has changed since the server started")
+            raise Refusal("ansible.cfg, ansible-core or a plugin of ours has changed since the server started")
 
     def run_playbook(self, request: Request) -> int:
         """Run the playbook as `ansible-playbook` does; return its exit code."""
@@ -187,6 +194,24 @@ def _import_what_runs_need() -> None:
         package = importlib.import_module(loader.package)
         for module in pkgutil.iter_modules(package.__path__, prefix=f"{loader.package}."):
             _import_by_file(loader, module.name)
+
+
+def _import_our_plugins() -> list[Path]:
+    """Import the actions and filters of our collection under their full names; return the files of all our plugins.
+
+    Ansible's collection loader compiles the source of a plugin in each process that imports it, which a fork need not
+    do again. The loader is removed afterwards, because each run installs its own.
+    """
+    files = sorted(Path.cwd().glob("plugins/**/*.py"))
+    finder = patches.COLLECTION_FINDER.get_value()(paths=[*patches.COLLECTIONS_PATHS.get_value()])
+    finder._install()
+    try:
+        for file in files:
+            if file.parent.name in OUR_PLUGIN_FOLDERS:
+                importlib.import_module(f"{OUR_PLUGINS}.{file.parent.name}.{file.stem}")
+    finally:
+        finder._remove()
+    return files
 
 
 def _import_by_file(loader: Any, name: str) -> None:

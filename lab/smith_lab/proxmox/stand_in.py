@@ -168,6 +168,10 @@ class ProxmoxStandIn:
         """
         self.control("fail", method=method, path=path, status=status, text=text, times=times, **options)
 
+    def is_holding(self) -> bool:
+        """Return True while the stand-in delays the answer that the verb `hold_change` has named."""
+        return bool(self._read("holding"))
+
     def fail_task(self, task_type: str, text: str, *, times: int = 1, vmid: int | None = None) -> None:
         """Make the next `times` Proxmox tasks of a type (qmclone, qmstart, resize, ...) fail with this error text.
 
@@ -180,8 +184,8 @@ class ProxmoxStandIn:
 
         Each verb names a change of the cluster. The verbs are lock, node, quorum, slow, remove, recycle, rename,
         protect, configure, storage, behave, power, move, add, add_container, add_template, revoke, grant, time_scale,
-        task_seconds, token_secret, fail, fail_task, clear_faults and reset_requests. The methods `do_<verb>` in
-        fakepve_server/verbs_*.py implement them.
+        task_seconds, token_secret, fail, fail_task, hold_change, clear_faults and reset_requests. The methods
+        `do_<verb>` in fakepve_server/verbs_*.py implement them.
         """
         answer = requests.post(f"{self.control_url}/{verb}", json=values, timeout=CONTROL_TIMEOUT_S)
         body = answer.json()

@@ -22,11 +22,12 @@ from executor.agent.metrics import CPU_TIME_WINDOW, MAX_POSTS_PER_S, POSTS_SHARE
 from executor.agent.state import AgentState
 from executor.database import mappings
 from executor.database.engine import transaction
-from executor.errors import ErrorCode, FulcrumUnavailable, JobError
+from executor.errors import FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import METRIC_TYPES
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
+from executor.shared.error_codes import ErrorCode
 
 RATES = {"vm.network.in", "vm.network.out", "vm.disk.read", "vm.disk.write"}
 Row = dict[str, Any]

@@ -24,9 +24,9 @@ from executor.database import job_queue
 from executor.database.engine import open_engine, reading, transaction
 from executor.database.outbox import postpone_report
 from executor.database.tables import Job, utc_now
-from executor.errors import ErrorCode
 from executor.fulcrum.client import FulcrumClient
 from executor.model import JobResult, JobStatus
+from executor.shared.error_codes import ErrorCode
 
 Json = dict[str, Any]
 VMIDS = itertools.count(100_000)

@@ -17,7 +17,8 @@ from executor.agent.scheduler import CriticalJob, Scheduler
 from executor.agent.state import Link
 from executor.database import periods, queries
 from executor.database.engine import reading, transaction
-from executor.errors import ErrorCode, FulcrumUnavailable, JobError
+from executor.errors import FulcrumUnavailable, JobError
+from executor.shared.error_codes import ErrorCode
 
 WITHIN_S = 30.0
 OFTEN_S = 0.02

@@ -10,7 +10,7 @@ from support.cli_world import Cli
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "docs" / "examples" / "actions"
 HEAD = "---\n- name: Play\n  hosts: proxmox\n  gather_facts: false\n"
-RESULT = "    - ansible.builtin.import_role:\n        name: vm_result\n"
+RESULT = "    - ansible.builtin.set_stats:\n        data:\n          vm_result: {vmid: 100}\n"
 LOGIN = '  module_defaults:\n    group/community.proxmox.proxmox: "{{ smith_proxmox }}"\n'
 
 
@@ -119,7 +119,7 @@ def test_an_unsafe_action_gets_a_hint(smith: Cli, folder: Path) -> None:
     write(folder, "bold.yml", HEAD + LOGIN + "  tasks:\n" + RESULT)
     (found,) = smith.json("actions", "validate", "bold")
     assert found["problems"] == []
-    assert "does not import the role vm_identity" in " ".join(found["hints"])
+    assert "does not use the action agent_smith.proxmox.vm_identity" in " ".join(found["hints"])
     assert "no rescue" in " ".join(found["hints"])
 
 

@@ -10,8 +10,8 @@ from support.cli_world import Cli
 
 from executor.database import mappings, periods
 from executor.database.tables import CriticalJob, Node
-from executor.errors import ErrorCode
 from executor.model import JobResult
+from executor.shared.error_codes import ErrorCode
 
 LONG = timedelta(days=1)
 

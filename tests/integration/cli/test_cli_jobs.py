@@ -13,8 +13,8 @@ import pytest
 from support.cli_world import GIVE_UP_S, Cli, claim, submit
 
 from executor.database import job_queue, outbox
-from executor.errors import ErrorCode
 from executor.model import JobResult, JobStatus, ReportState
+from executor.shared.error_codes import ErrorCode
 
 BAD = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="no space on local-zfs (run create-1)")
 GOOD = JobResult(succeeded=True, vm={"vmid": 100123, "node": "pve1", "status": "running"})

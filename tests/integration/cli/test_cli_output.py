@@ -14,8 +14,8 @@ from support.cli_world import GIVE_UP_S, Cli
 
 from executor.cli.app import build
 from executor.database.schema import head_revision
-from executor.errors import ErrorCode
 from executor.model import JobResult
+from executor.shared.error_codes import ErrorCode
 
 #: Clears the screen, sets the title, hides text, turns its direction around, and forges a line.
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m[bold red]x[/]\u202egnp.exe\u200b\nsmith: all is well\r"

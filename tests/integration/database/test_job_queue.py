@@ -167,7 +167,7 @@ def test_a_lease_of_another_epoch_or_owner_is_stale(engine: Engine) -> None:
 
 
 def test_an_unclaimed_row_has_no_lease(engine: Engine) -> None:
-    with pytest.raises(ValueError, match="not claimed"):
+    with pytest.raises(ValueError, match="has no owner"):
         job_queue.lease_of(row(engine, submit(engine)))
 
 

@@ -22,7 +22,7 @@ from executor.database import job_queue, mappings, outbox
 from executor.database.engine import open_engine, reading, transaction
 from executor.database.job_queue import Lease
 from executor.database.tables import Job, Mapping, db_now, utc_now
-from executor.errors import ErrorCode, JobError, StaleJob
+from executor.errors import JobError, StaleJob
 from executor.model import (
     ENDED_STATUSES,
     MAX_CRASHES,
@@ -32,6 +32,7 @@ from executor.model import (
     MappingState,
     ReportState,
 )
+from executor.shared.error_codes import ErrorCode
 
 OWNERS = st.sampled_from(["alice", "bob"])
 SERVICES = st.sampled_from([f"0000000{number}-0000-4000-8000-000000000000" for number in range(3)])

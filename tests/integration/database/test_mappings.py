@@ -17,8 +17,9 @@ from sqlalchemy import Engine, update
 from executor.database import mappings
 from executor.database.engine import reading, transaction
 from executor.database.tables import Mapping, db_now
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.model import MappingState
+from executor.shared.error_codes import ErrorCode
 
 SERVICE = "0a1b2c3d-1111-4000-8000-000000000001"
 OTHER = "ffffffff-2222-4000-8000-000000000002"

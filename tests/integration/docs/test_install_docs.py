@@ -73,9 +73,9 @@ def test_the_commands_for_a_virtual_environment_create_one_that_works_outside_th
         [shutil.which("git") or "git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=True
     )
     for name in filter(None, listed.stdout.split("\0")):
-        if (PROJECT / name).is_file():  # one that was removed and not committed yet is listed, too
+        if (PROJECT / name).exists():  # one that was removed and not committed yet is listed, too
             (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(PROJECT / name, source / name)
+            shutil.copy(PROJECT / name, source / name, follow_symlinks=False)
     done = _type(_block("venv").replace("/opt/agent-smith", str(venv)), source)
     assert done.returncode == 0, done.stderr
     facts = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line)

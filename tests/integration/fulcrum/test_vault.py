@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from smith_lab.fulcrum_setup import SERVICE_TYPE_FILE, AdminClient, CreatedObjects, bootstrap, load_type
 from smith_lab.simulator.control import SimulatorThread, running_simulator
 
-from executor.errors import ErrorCode, FulcrumUnavailable, JobError
+from executor.errors import FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.vault import MAX_SECRET_CHARS, MAX_VAULT_ATTEMPTS, JobFacts, SecretResolver
 from executor.model import PlaybookRun
 from executor.redaction import MASK, Redactor
 from executor.runs.actions import ansible_home
 from executor.runs.runner import Runner, RunnerPaths
+from executor.shared.error_codes import ErrorCode
 
 GONE = "vault://0b6f3a52-0000-4000-8000-000000000000"
 SECRET = {"type": "persistent"}

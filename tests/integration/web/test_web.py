@@ -34,11 +34,12 @@ from executor.agent.state import AgentState
 from executor.database import job_queue, mappings, nodes
 from executor.database.engine import open_engine, transaction
 from executor.database.tables import Job, utc_now
-from executor.errors import ErrorCode, FulcrumUnavailable, SettingsError
+from executor.errors import FulcrumUnavailable, SettingsError
 from executor.model import JobResult, ReportState
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
 from executor.settings.settings import Settings, load_settings
+from executor.shared.error_codes import ErrorCode
 from executor.web import health, probes, serve
 from executor.web.agent_view import AgentHandle, AgentView
 from executor.web.app import PAGE_PATHS

@@ -37,6 +37,7 @@ class CallbackModule(CallbackBase):
             state=state,
             changed=bool(body.get("changed")),
             msg=str(body.get("msg", "")),
+            modules=body.get("modules", []),
         )
 
     def v2_runner_on_ok(self, result: Any) -> None:

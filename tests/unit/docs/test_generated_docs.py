@@ -6,7 +6,7 @@ import re
 import runpy
 from pathlib import Path
 
-from executor.errors import ErrorCode
+from executor.shared.error_codes import ErrorCode
 
 DOCS = Path(__file__).parents[3] / "docs"
 

@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from executor.errors import ErrorCode, JobError
+from executor.errors import JobError
 from executor.model import JobResult
 from executor.placement.clone_limit import SUCCESSES_PER_RAISE, CloneLimit
+from executor.shared.error_codes import ErrorCode
 
 CLONED = JobResult(succeeded=True)
 LOCK_TIMED_OUT = JobResult(

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from executor.errors import ErrorCode
-from executor.proxmox import error_rules
-from executor.proxmox.error_rules import MAX_TEXT_LENGTH, REACTIONS, RULES, Reaction, classify_failure, reaction_to
+from executor.shared import error_rules
+from executor.shared.error_codes import ErrorCode
+from executor.shared.error_rules import MAX_TEXT_LENGTH, REACTIONS, RULES, Reaction, classify_failure, reaction_to
 
 #: Texts of real modules, of old and new versions. A new text is recorded there before a rule is added.
 RECORDED = Path(__file__).parents[2] / "data" / "proxmox_failures.jsonl"

@@ -10,14 +10,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.errors import ErrorCode, JobError
-from executor.proxmox.client import MARKER_LINE
+from executor.errors import JobError
 from executor.runs.actions import ansible_home
 from executor.runs.extra_vars import MAX_DESCRIPTION_LENGTH, make_description
 from executor.runs.plan import find_playbook, plan
 from executor.runs.private_folder import write_extra_vars
 from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.vm_properties import read_properties
+from executor.shared.error_codes import ErrorCode
+from executor.shared.marker import markers_in, services_in
 
 SERVICE = "0a1b2c3d-1111-4000-8000-000000000001"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2Jhcg me@example.net"
@@ -427,7 +428,7 @@ def test_the_primary_interface(settings: PlanSettings, network: dict[str, Any], 
         ({"ipv4Gateway": "2001:db8::1"}, "is not an IP address"),
         ({"dnsServers": ["192.0.2.1"] * 4}, "network.dnsServers"),
         ({"dnsServers": ["dns.example.net"]}, "is not an IP address"),
-        ({"dnsServers": ["fe80::1%\neth0 evil"]}, "an address with a zone"),
+        ({"dnsServers": ["fe80::1%\neth0 evil"]}, "an address with an IPv6 zone"),
         ({"dnsServers": "192.0.2.1"}, "network.dnsServers"),
         ({"dnsServers": [3232235521]}, "network.dnsServers"),
     ],
@@ -642,9 +643,9 @@ VICTIM = "ffffffff-2222-4000-8000-000000000002"
 )
 def test_a_name_cannot_forge_the_marker_of_another_service(name: str) -> None:
     """A description, also with more lines, must not identify a VM of another service."""
-    assert MARKER_LINE.search(f"smith-uid={VICTIM}")
-    assert not MARKER_LINE.search(make_description(name))
-    assert not MARKER_LINE.search(f"{make_description(name)}\nsmith")
+    assert services_in(f"smith-uid={VICTIM}")
+    assert not markers_in(make_description(name))
+    assert not markers_in(f"{make_description(name)}\nsmith")
 
 
 @given(st.text())

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.run_events import VM, artifacts, early, event, failed, final, read, verbose
 
-from executor.errors import ErrorCode
 from executor.model import RunStatus
 from executor.runs import results
+from executor.shared.error_codes import ErrorCode
 
 # --- success ------------------------------------------------------------------------------------------------------
 

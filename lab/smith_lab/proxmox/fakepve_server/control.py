@@ -37,6 +37,7 @@ class ControlPort(ClusterVerbs, GuestVerbs):
             "changing_requests": lambda: [call for call in self.cluster.request_log if call["method"] != "GET"],
             "tasks": self._tasks,
             "storages": self._storages,
+            "holding": lambda: self.cluster.is_holding,
             "health": lambda: {"ok": True},
         }
         reader = readers.get(request.match_info["collection"])

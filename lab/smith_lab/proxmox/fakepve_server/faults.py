@@ -14,6 +14,8 @@ from fakepve.server import API, FakePve, error, params
 
 #: Parameters of requests, and keys of configurations, that `hide_secrets` replaces with stars.
 SECRET_PARAMS = ("cipassword", "password")
+#: Time between two checks whether an answer may be sent that is held.
+HOLD_POLL_S = 0.05
 
 
 class RequestFaults(FakePve):
@@ -27,6 +29,8 @@ class RequestFaults(FakePve):
         self.answer_delay_s = 0.0  #: delay of every answer, in real seconds
         self.faults: list[dict[str, Any]] = []  #: `do_fail` in verbs_cluster.py adds them and explains their keys
         self.request_log: list[dict[str, Any]] = []
+        self.changes_until_hold = 0  #: number of changing requests until one is held; 0: none is held
+        self.is_holding = False  #: a processed request waits for its answer until `do_clear_faults`
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
         """Log the request and answer it. If a fault matches, send the fault's error or close the connection.
@@ -40,7 +44,10 @@ class RequestFaults(FakePve):
         await asyncio.sleep(self.answer_delay_s)
         fault = self._use_fault(request.method, path)
         if fault is None:
-            return await super()._answer(request, handler, generic, path_node)
+            answer = await super()._answer(request, handler, generic, path_node)
+            if self._must_hold(request.method):
+                await self._hold()
+            return answer
         if fault["after"]:
             await super()._answer(request, handler, generic, path_node)
         await asyncio.sleep(fault["delay_s"])
@@ -49,6 +56,19 @@ class RequestFaults(FakePve):
                 request.transport.close()
             raise ConnectionResetError("stand-in: connection dropped")
         return error(fault["status"], fault["text"])
+
+    def _must_hold(self, method: str) -> bool:
+        """Return True for the changing request that `do_hold_change` names."""
+        if method == "GET" or not self.changes_until_hold:
+            return False
+        self.changes_until_hold -= 1
+        return self.changes_until_hold == 0
+
+    async def _hold(self) -> None:
+        """Delay the answer to a processed request until the test clears the faults."""
+        self.is_holding = True
+        while self.is_holding:
+            await asyncio.sleep(HOLD_POLL_S)
 
     def _use_fault(self, method: str, path: str) -> dict[str, Any] | None:
         """Return the first fault that matches a request, or None. Each use reduces the fault's `times` by one.

@@ -22,6 +22,8 @@ TASK_SECONDS = {
     "qmmove": 8,
     "vzdump": 5,
 }
+#: Types of Proxmox tasks that copy a disk and log how much is done.
+COPYING_TASKS = ("qmclone", "qmmove")
 #: Matches the name of a cloud-init volume, such as `vm-100-cloudinit` or `100/vm-100-cloudinit.qcow2`.
 CLOUD_INIT_VOLUME = re.compile(r"(?:^|/)vm-\d+-cloudinit")
 #: The size of a cloud-init volume.
@@ -46,7 +48,7 @@ class TimedTasks(FakePve):
         """
 
         async def timed_body() -> Any:
-            await self.pause(self.task_seconds.get(ttype, 0))  # waits for Proxmox seconds
+            await self._pause_with_progress(ttype, str(tid))
             self._raise_matching_fault(ttype, tid, vm)
             result = await body()
             if ttype == "qmclone" and vm is not None:
@@ -54,6 +56,17 @@ class TimedTasks(FakePve):
             return result
 
         return str(await super().task(node, ttype, tid, user, timed_body, vm=vm, **kwargs))
+
+    async def _pause_with_progress(self, ttype: str, tid: str) -> None:
+        """Wait for the time of a Proxmox task. A task that copies a disk logs its progress, as in Proxmox."""
+        seconds = self.task_seconds.get(ttype, 0)
+        if ttype not in COPYING_TASKS:
+            await self.pause(seconds)
+            return
+        log = next(task["log"] for task in reversed(self.tasklog) if (task["type"], task["id"]) == (ttype, tid))
+        for tenth in range(1, 11):
+            await self.pause(seconds / 10)
+            log.append(f"transferred {tenth * 0.8:.1f} GiB of 8.0 GiB ({tenth * 10}.00%)")
 
     def _raise_matching_fault(self, ttype: str, tid: Any, vm: Any) -> None:
         """If a fault matches this Proxmox task, reduce the fault's `times` by one and raise TaskError with its text."""

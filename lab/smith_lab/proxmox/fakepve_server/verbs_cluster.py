@@ -35,11 +35,16 @@ class ClusterVerbs:
         """Make the next `times` Proxmox tasks of a type (qmclone, qmstart, resize, ...) fail after their usual time."""
         self.cluster.task_faults.append({"type": type, "text": text, "times": times, "vmid": vmid})
 
+    def do_hold_change(self, number: int) -> None:
+        """Process the `number`-th changing request from now, and do not answer it before `do_clear_faults`."""
+        self.cluster.changes_until_hold = number
+
     def do_clear_faults(self) -> None:
         """Remove every fault and delay, give the cluster quorum, and set all nodes to their default state."""
         self.cluster.faults.clear()
         self.cluster.task_faults.clear()
         self.cluster.answer_delay_s = 0.0
+        self.cluster.changes_until_hold, self.cluster.is_holding = 0, False
         self.cluster.quorate = True
         for state in self.cluster.nodes.values():
             state.update(online=True, maintenance=False, stats={})

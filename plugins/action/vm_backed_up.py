@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The action `vm_backed_up`: a new archive of a service's guest exists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..plugin_utils import preconditions, steps
+from ..plugin_utils.vm_action import VmAction
+
+
+class ActionModule(VmAction):
+    """Backs up the guest and verifies that the storage has a new archive."""
+
+    def execute(self) -> dict[str, Any]:
+        storage = str(self.vm.get("backup_storage") or "")
+        facts = self.identify(backup_storage=storage)
+        step = steps.ensure_backup(self, facts, facts, storage)
+        self.diff = {"before": {}, "after": {"backup": storage}}
+        return self.document(
+            step.facts,
+            changed=True,
+            backup=preconditions.backup_made(step.facts, facts),
+            upids=step.upids,
+            planned={"backup": storage} if self.is_check_mode else {},
+        )

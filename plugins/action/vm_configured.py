@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The action `vm_configured`: a service's guest has the requested configuration."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from ..plugin_utils import configuration, steps
+from ..plugin_utils.request_values import is_yes
+from ..plugin_utils.vm_action import VmAction
+
+
+class ActionModule(VmAction):
+    """Configures the guest, and restarts it if pending values need a restart and the request allows it."""
+
+    ARGUMENTS: ClassVar[dict[str, Any]] = {"only_grows": {"type": "bool", "default": False}}
+
+    def execute(self) -> dict[str, Any]:
+        facts = self.identify()
+        only_grows = self.arguments["only_grows"]
+        requested = configuration.growth_only(self.vm) if only_grows else self.vm
+        configured = steps.ensure_configured(self, facts, requested)
+        may_restart = not only_grows and is_yes(self.vm.get("allow_reboot", False))
+        restarted = steps.unchanged(configured.facts)
+        if may_restart and configuration.is_restart_needed(configured.facts):
+            restarted = steps.ensure_power(self, configured.facts, "restarted")
+        return self.document(
+            restarted.facts,
+            changed=configured.is_changed or restarted.is_changed,
+            upids=configured.upids + restarted.upids,
+            planned=configuration.planned(facts, requested) if self.is_check_mode else {},
+        )

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The action `vm_info`: reads one guest's facts, and may wait for a state. Changes nothing."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+
+from ..plugin_utils import login
+from ..plugin_utils.cluster import FAILED_CALL, Cluster, LibraryMissing, connect, error_text
+from ..plugin_utils.failures import failure
+from ..plugin_utils.look_up import LookUp, Query
+
+#: What the action can wait for. The other waits of a look-up belong to a change that another action makes.
+STATES = ("nothing", "unlocked", "running", "stopped", "absent", "idle", "quiet", "restarted")
+ARGUMENTS: dict[str, Any] = {
+    "vmid": {"type": "int", "required": True},
+    "kind": {"type": "str", "default": "qemu", "choices": ["qemu", "lxc"]},
+    "node": {"type": "str", "default": ""},
+    "prove_absence": {"type": "bool", "default": False},
+    "with_snapshots": {"type": "bool", "default": False},
+    "backup_storage": {"type": "str", "default": ""},
+    "wait_for": {"type": "str", "default": "nothing", "choices": list(STATES)},
+    "known_tasks": {"type": "list", "elements": "str"},
+    "timeout_s": {"type": "float", "default": 240},
+    "address_timeout_s": {"type": "float", "default": -1},
+    "connection": {"type": "dict", "no_log": True},
+    "ca_bundle": {"type": "path", "default": ""},
+}
+
+
+class ActionModule(ActionBase):
+    """Checks the arguments, executes the look-up, and reports a failure with an error code."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+    _supports_check_mode = True
+    _supports_async = False
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the facts as `vm`. Their keys are those of `LookUp.run`."""
+        super().run(tmp, task_vars)
+        try:
+            _result, arguments = self.validate_argument_spec(ARGUMENTS)
+        except AnsibleActionFail as exc:
+            return {"failed": True, "msg": f"INVALID_REQUEST: {exc}"}
+        try:
+            return {"changed": False, "vm": _look_up(arguments)}
+        except (LibraryMissing, login.LoginError, *FAILED_CALL) as exc:
+            return {"failed": True, "msg": failure({"msg": error_text(exc)})}
+
+
+def _look_up(arguments: dict[str, Any]) -> dict[str, Any]:
+    credentials_file = login.credentials_file()
+    connection = login.normalized(arguments.pop("connection") or login.read(credentials_file))
+    ca_bundle = arguments.pop("ca_bundle") or login.ca_bundle(credentials_file)
+    kind, deadline_monotonic_s = arguments.pop("kind"), time.monotonic() + arguments.pop("timeout_s")
+    cluster = Cluster(connect(connection, ca_bundle), kind, str(connection.get("api_user", "")))
+    return LookUp(cluster, Query(deadline_monotonic_s=deadline_monotonic_s, **arguments), _write_nothing).run()
+
+
+def _write_nothing(_facts: dict[str, Any], _running: list[str]) -> None:
+    """Write no progress."""

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The action `vm_present`: a guest exists with its reserved VMID and has the requested configuration."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from ..plugin_utils import cloud_init, configuration, creation, failures, steps
+from ..plugin_utils.identity import kind_of, lock_problem, reservation_problem
+from ..plugin_utils.request_values import is_yes
+from ..plugin_utils.shared.required_members import REQUIRED_MEMBERS
+from ..plugin_utils.vm_action import Facts, VmAction
+
+#: Module parameters that a new VM without a template can get.
+BLANK_PARAMETERS = (
+    *("description", "tags", "cores", "sockets", "memory", "balloon", "cpu", "onboot", "protection", "boot", "agent"),
+    *("net", "scsi", "virtio", "sata", "ide"),
+)
+#: Module parameters that a new container can get.
+CONTAINER_PARAMETERS = (
+    *("description", "tags", "cores", "memory", "swap", "onboot", "netif", "nameserver", "searchdomain"),
+)
+
+
+class ActionModule(VmAction):
+    """Adopts the guest of an interrupted run, or creates the guest; then configures it.
+
+    A service never gets a second guest.
+    """
+
+    REQUIRED_MEMBERS: ClassVar[tuple[str, ...]] = REQUIRED_MEMBERS["vm_present"]
+
+    def execute(self) -> dict[str, Any]:
+        vm = self.vm
+        self.progress.step("looking up the VMID and the template")
+        before = self.look_up(
+            template_vmid=int(vm.get("template_vmid") or 0), template=str(vm.get("template") or ""), wait_for="unlocked"
+        )
+        # Every refusal comes before the first change.
+        self.refuse(reservation_problem(before, vm), lock_problem(before), creation.request_problem(before, vm))
+        if not before["exists"] and self.is_check_mode:
+            return self._planned(before)
+        created = steps.unchanged(before) if before["exists"] else self._create(before)
+        self.publish(created.facts, adopted=before["exists"])
+        configured = steps.ensure_configured(self, created.facts, vm, is_create=True)
+        more = {"planned": configuration.planned(created.facts, vm, True)} if self.is_check_mode else {}
+        return self.document(
+            configured.facts,
+            changed=created.is_changed or configured.is_changed,
+            adopted=before["exists"],
+            upids=created.upids + configured.upids,
+            **more,
+        )
+
+    def _planned(self, before: Facts) -> dict[str, Any]:
+        """Return the result of check mode for a guest that does not exist yet."""
+        source = before["template"] if self._is_clone() else before
+        self.diff = configuration.difference(source, self.vm, True)
+        return self.document(before, changed=True, planned=self.diff["after"])
+
+    def _is_clone(self) -> bool:
+        return not (creation.is_blank(self.vm) or kind_of(self.vm) == "lxc")
+
+    def _create(self, before: Facts) -> steps.Step:
+        if self._is_clone():
+            answer = self._clone(before["template"])
+        elif kind_of(self.vm) == "lxc":
+            answer = self._create_container(before)
+        else:
+            answer = self._create_blank(before)
+        template = before["template"]
+        after = self.look_up_after(
+            before,
+            "cloned" if self._is_clone() else "created",
+            node=template.get("node") or self.vm["node"],
+            template_vmid=template.get("vmid", 0),
+            template_node=template.get("node", ""),
+        )
+        self.verify(reservation_problem(after, self.vm), failures.outcome_problem(after, answer, "made"))
+        return steps.Step(facts=after, is_changed=True, upids=after["upids"])
+
+    def _clone(self, template: dict[str, Any]) -> dict[str, Any]:
+        """Clone the template. The module does not notice that a clone failed, so it does not wait; the look-up does."""
+        vm, is_full = self.vm, is_yes(self.vm.get("full_clone", True))
+        node = str(vm.get("node") or "")
+        self.progress.step(f"cloning the template {template['vmid']} on {template['node']}")
+        return self.change(
+            "proxmox_kvm",
+            state="present",
+            clone=template["name"],
+            vmid=template["vmid"],
+            node=template["node"],
+            newid=vm["vmid"],
+            name=vm["name"],
+            full=is_full,
+            storage=(vm.get("storage") or None) if is_full else None,
+            target=node if node not in ("", template["node"]) else None,
+            pool=vm.get("pool") or None,
+            timeout=0,
+        )
+
+    def _create_blank(self, before: Facts) -> dict[str, Any]:
+        """Create a VM without a template. One request also configures it, so it has its marker from the start."""
+        vm, requested = self.vm, creation.blank(before, self.vm)
+        self.progress.step(f"creating a VM without a template on {vm['node']}")
+        return self.change(
+            "proxmox_kvm",
+            state="present",
+            vmid=vm["vmid"],
+            node=vm["node"],
+            name=vm["name"],
+            pool=vm.get("pool") or None,
+            ostype=vm.get("os_type") or "l26",
+            scsihw="virtio-scsi-single",
+            timeout=0,
+            **{name: requested[name] for name in BLANK_PARAMETERS if name in requested},
+        )
+
+    def _create_container(self, before: Facts) -> dict[str, Any]:
+        """Create a container. One request also configures it, so it has its marker from the start."""
+        vm, requested = self.vm, creation.blank(before, self.vm)
+        guest_login = vm.get("cloud_init") or {}
+        self.progress.step(f"creating a container from {vm['os_template']} on {vm['node']}")
+        return self.change(
+            "proxmox",
+            state="present",
+            update=False,
+            vmid=vm["vmid"],
+            node=vm["node"],
+            hostname=vm["name"],
+            pool=vm.get("pool") or None,
+            ostemplate=vm["os_template"],
+            disk=f"{vm['storage']}:{vm['disk_gib']}",
+            storage=vm["storage"],
+            unprivileged=True,
+            password=guest_login.get("password") or None,
+            pubkey="\n".join(cloud_init.ssh_keys(guest_login.get("ssh_public_keys"))) or None,
+            timeout=0,
+            **{name: requested[name] for name in CONTAINER_PARAMETERS if name in requested},
+        )

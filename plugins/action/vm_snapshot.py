@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The action `vm_snapshot`: a snapshot of a service's guest exists, or the guest is rolled back to it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from ..plugin_utils.failures import outcome_problem
+from ..plugin_utils.identity import lock_problem
+from ..plugin_utils.preconditions import snapshot_name, snapshot_problem
+from ..plugin_utils.vm_action import Facts, VmAction
+
+
+class ActionModule(VmAction):
+    """Creates a snapshot or rolls back to one, and verifies the outcome."""
+
+    ARGUMENTS: ClassVar[dict[str, Any]] = {
+        "state": {"type": "str", "default": "present", "choices": ["present", "rolled_back"]},
+        "description": {"type": "str", "default": "Taken by Agent Smith"},
+    }
+
+    def execute(self) -> dict[str, Any]:
+        state = self.arguments["state"]
+        facts = self.identify(with_snapshots=True)
+        name = snapshot_name(facts, str(self.vm.get("snapshot") or ""), state)
+        is_rollback = state == "rolled_back"
+        is_needed = is_rollback or name not in [snapshot["name"] for snapshot in facts["snapshots"]]
+        if is_needed:
+            self.refuse(snapshot_problem(facts, name, state), lock_problem(facts))
+        plan = {"rolled_back_to" if is_rollback else "snapshot": name} if is_needed else {}
+        self.diff = {"before": {}, "after": plan} if plan else {}
+        after = self._change(facts, name, state) if is_needed and not self.is_check_mode else facts
+        return self.document(
+            after,
+            changed=is_needed,
+            snapshot=name,
+            upids=[] if after is facts else after["upids"],
+            planned=plan if self.is_check_mode else {},
+        )
+
+    def _change(self, facts: Facts, name: str, state: str) -> Facts:
+        """Create the snapshot or roll back. The module does not notice a failed Proxmox task; the look-up does."""
+        self.progress.step(f"rolling back to {name}" if state == "rolled_back" else f"creating the snapshot {name}")
+        answer = self.change(
+            "proxmox_snap",
+            state="rollback" if state == "rolled_back" else "present",
+            vmid=self.vm["vmid"],
+            snapname=name,
+            description=self.arguments["description"],
+            timeout=2,
+        )
+        after = self.look_up_after(facts, "idle", with_snapshots=True)
+        # Afterwards the snapshot must exist in both cases.
+        self.verify(outcome_problem(after, answer, state), snapshot_problem(after, name, "rolled_back"))
+        return after

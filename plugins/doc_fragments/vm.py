@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation of the arguments that all actions on a guest have."""
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    """Ansible reads DOCUMENTATION. `docs/generate.py` writes argument specs from it."""
+
+    DOCUMENTATION = r"""
+options:
+  vm:
+    description:
+      - The guest and what is requested of it. Unknown members are refused, so that typing errors are found.
+    type: dict
+    required: true
+    suboptions:
+      service_id:
+        description:
+          - UUID of the service. The guest's description contains it as the marker.
+        type: str
+        required: true
+      vmid:
+        description:
+          - The VMID that is reserved for this service.
+        type: int
+        required: true
+      name:
+        description:
+          - The VM's name, reserved for this service alone. It identifies a partial clone, which has no marker yet.
+        type: str
+        required: true
+      kind:
+        description:
+          - A virtual machine (C(qemu)), which is the default, or a container (C(lxc)).
+        type: str
+        choices:
+          - qemu
+          - lxc
+      cluster:
+        description:
+          - Name of the cluster in our mappings. The playbooks do not use it.
+        type: str
+      node:
+        description:
+          - 'C(create): node for the guest. Empty means the template''s node; another node needs shared storage.'
+          - 'Other actions: node on which the guest was last. The current node is looked up.'
+        type: str
+      template_vmid:
+        description:
+          - VMID of the template. Either this or C(template) is needed, or C(iso) or C(blank).
+        type: int
+      template:
+        description:
+          - Name of the template; if several have it, the one on C(node).
+        type: str
+      iso:
+        description:
+          - 'Volume of an ISO image, such as C(local:iso/debian-12.iso): no template, empty disks, the ISO in the
+            CD-ROM drive.'
+        type: str
+      blank:
+        description:
+          - 'No template: empty disks, for an installation over the network.'
+        type: bool
+      os_type:
+        description:
+          - 'C(iso), C(blank): Proxmox''s ostype. C(l26) (Linux) by default.'
+        type: str
+      os_template:
+        description:
+          - Volume of a container's OS template, such as C(local:vztmpl/debian-12.tar.zst).
+        type: str
+      swap_mib:
+        description:
+          - A container's swap in MiB.
+        type: int
+      full_clone:
+        description:
+          - Copy the disks; the default is true. A linked clone shares them with the template and takes no C(storage).
+        type: bool
+      storage:
+        description:
+          - Storage of a full clone's disks. Empty means the template's.
+        type: str
+      pool:
+        description:
+          - Resource pool to put the VM in.
+        type: str
+      cores:
+        description:
+          - Cores of each socket. Required by C(create).
+        type: int
+      memory_mib:
+        description:
+          - Memory in MiB. Required by C(create).
+        type: int
+      disk_gib:
+        description:
+          - Size of the first disk in GiB, not below the present size or the template's. Required by C(create).
+        type: int
+      sockets:
+        description:
+          - Sockets. 1 when only C(cores) is given, so that C(cores) is the total.
+        type: int
+      cpu_type:
+        description:
+          - CPU that the guest sees, such as C(host) or C(x86-64-v2-AES).
+        type: str
+      balloon_mib:
+        description:
+          - Minimum memory for ballooning, in MiB; 0 switches ballooning off.
+        type: int
+      onboot:
+        description:
+          - Start the VM when its node starts.
+        type: bool
+      protection:
+        description:
+          - 'Proxmox''s protection flag: deletion is refused until an update removes the flag.'
+        type: bool
+      guest_agent:
+        description:
+          - Proxmox may talk to the guest agent.
+        type: bool
+      boot_order:
+        description:
+          - Devices to boot from, in order, such as C(scsi0), C(net0).
+        type: list
+        elements: str
+      disks:
+        description:
+          - Disks by name. New ones are added, existing ones moved and grown; others are not changed.
+        type: list
+        elements: dict
+        suboptions:
+          disk:
+            description:
+              - Name of the disk, such as C(scsi1) or C(virtio0).
+            type: str
+            required: true
+          size_gib:
+            description:
+              - Size in GiB; needed for a new one. It can only grow.
+            type: int
+          storage:
+            description:
+              - Storage of the disk, by default the first disk's.
+            type: str
+      networks:
+        description:
+          - NICs in order, including the first. Members that are not given and NICs beyond the list are not changed.
+        type: list
+        elements: dict
+        suboptions:
+          bridge:
+            description:
+              - Bridge, by default that of the first NIC.
+            type: str
+          vlan:
+            description:
+              - VLAN tag; 0 removes it.
+            type: int
+          firewall:
+            description:
+              - Proxmox's firewall filters the NIC.
+            type: bool
+          rate_mbps:
+            description:
+              - Rate limit in megabits per second; 0 removes it.
+            type: float
+          mac:
+            description:
+              - MAC address. By default Proxmox chooses one for a new NIC.
+            type: str
+          mode:
+            description:
+              - How the guest gets its IPv4 address. C(static) needs C(ipv4_cidr) and a cloud-init drive.
+            type: str
+            choices:
+              - dhcp
+              - static
+          ipv4_cidr:
+            description:
+              - Address with prefix length, such as 192.0.2.10/24.
+            type: str
+          ipv4_gateway:
+            description:
+              - Gateway.
+            type: str
+          ipv6_mode:
+            description:
+              - How the guest gets its IPv6 address. C(static) needs C(ipv6_cidr) and a cloud-init drive.
+            type: str
+            choices:
+              - dhcp
+              - slaac
+              - static
+          ipv6_cidr:
+            description:
+              - Address with prefix length, such as 2001:db8::10/64.
+            type: str
+          ipv6_gateway:
+            description:
+              - Gateway; a link-local one is possible.
+            type: str
+      tags:
+        description:
+          - The whole set of tags; C(smith) is always among them.
+        type: list
+        elements: str
+      description:
+        description:
+          - Text above the marker.
+        type: str
+      bridge:
+        description:
+          - Bridge of the first NIC, unless C(network) names one.
+        type: str
+      network:
+        description:
+          - The first NIC and its address.
+        type: dict
+        suboptions:
+          bridge:
+            description:
+              - Bridge of the first NIC.
+            type: str
+          vlan:
+            description:
+              - VLAN tag of the first NIC; 0 removes it.
+            type: int
+          mode:
+            description:
+              - How the guest gets its IPv4 address. C(static) needs C(ipv4_cidr) and a cloud-init drive.
+            type: str
+            choices:
+              - dhcp
+              - static
+          ipv4_cidr:
+            description:
+              - Address with prefix length, such as 192.0.2.10/24.
+            type: str
+          ipv4_gateway:
+            description:
+              - Gateway.
+            type: str
+          ipv6_mode:
+            description:
+              - How the guest gets its IPv6 address. C(static) needs C(ipv6_cidr) and a cloud-init drive.
+            type: str
+            choices:
+              - dhcp
+              - slaac
+              - static
+          ipv6_cidr:
+            description:
+              - Address with prefix length, such as 2001:db8::10/64.
+            type: str
+          ipv6_gateway:
+            description:
+              - Gateway; a link-local one is possible.
+            type: str
+          dns_servers:
+            description:
+              - Name servers.
+            type: list
+            elements: str
+          search_domains:
+            description:
+              - DNS search domains.
+            type: list
+            elements: str
+      cloud_init:
+        description:
+          - The guest's login. Needs a template with a cloud-init drive.
+        type: dict
+        suboptions:
+          user:
+            description:
+              - Name of the user.
+            type: str
+          password:
+            description:
+              - The user's password. Proxmox returns it masked, so it is set once and never compared.
+            type: str
+          ssh_public_keys:
+            description:
+              - Public keys, one per element.
+            type: list
+            elements: str
+          vendor_snippet:
+            description:
+              - Volume with the vendor's own cloud-init data, such as C(local:snippets/vendor.yml).
+            type: str
+      snapshot:
+        description:
+          - 'C(snapshot): name; default: the next free C(smith-N).'
+          - 'C(rollback): name; default: the newest.'
+        type: str
+      force:
+        description:
+          - 'C(stop), C(restart): do not wait for the guest.'
+        type: bool
+      shutdown_timeout_s:
+        description:
+          - 'C(stop), C(delete): seconds for the guest to shut down. Default 60.'
+        type: int
+      allow_reboot:
+        description:
+          - 'C(update): reboot the VM when changes are pending until its next start.'
+        type: bool
+      address_timeout_s:
+        description:
+          - 'C(start), C(restart): seconds to wait for an address from the guest agent. Default 10.'
+        type: int
+      backup_storage:
+        description:
+          - 'C(backup): storage for the archive.'
+        type: str
+      backup_mode:
+        description:
+          - 'C(backup), C(delete): C(snapshot) (default), C(suspend) or C(stop).'
+        type: str
+      final_backup:
+        description:
+          - 'C(delete): storage for a final archive of the stopped VM. Default: no final archive.'
+        type: str
+      grace_s:
+        description:
+          - 'C(delete): seconds to keep the VM, stopped and marked, before a later C(delete) destroys it.'
+        type: int
+      only_when_due:
+        description:
+          - 'C(delete): destroy the VM only if it is marked for deletion and its grace period has ended; a VM whose
+            mark was removed is not changed.'
+        type: bool
+      cancel_deletion:
+        description:
+          - 'C(update): remove the deletion mark that a C(delete) with C(grace_s) set.'
+        type: bool
+      purge:
+        description:
+          - 'C(delete): also remove the VM from backup jobs, replication and HA. Default false.'
+        type: bool
+      target_node:
+        description:
+          - 'C(migrate): target node.'
+        type: str
+      online:
+        description:
+          - 'C(migrate): migrate a running VM live (default); if false, the VM must be stopped.'
+        type: bool
+      with_local_disks:
+        description:
+          - 'C(migrate): also copy disks on local storage. Needs community.proxmox >= 1.5.'
+        type: bool
+      half_made:
+        description:
+          - 'C(delete): the create of this VMID never ended, so the VM may be a partial clone without a marker;
+            its name then identifies it, as it does for a create that finishes such a clone. Default false.'
+        type: bool
+      timeout_s:
+        description:
+          - Seconds for the whole action. Default 240.
+        type: int
+      deadline_monotonic_s:
+        description:
+          - Point in time at which the action ends at the latest, if that is earlier than C(timeout_s). It is a time of
+            the system's monotonic clock, as Python's C(time.monotonic()) returns it.
+        type: float
+      properties:
+        description:
+          - The service's properties as delivered, for a provider's own action.
+        type: dict
+  connection:
+    description:
+      - 'The login for Proxmox, as parameters of the modules of community.proxmox: C(api_host), C(api_port),
+        C(api_user), C(api_token_id), C(api_token_secret), C(api_password), C(validate_certs).'
+      - If it is missing, the login comes from the file that E(SMITH_CREDENTIALS_FILE) names, or from the variables
+        C(PROXMOX_*).
+    type: dict
+  ca_bundle:
+    description:
+      - Path of the file with the cluster's CA. If it is empty, the path comes from the credentials file, from
+        E(PROXMOX_CA_BUNDLE) or from E(REQUESTS_CA_BUNDLE).
+    type: path
+    default: ''
+"""

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The filter `module_environment`: the environment that the modules of community.proxmox need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..plugin_utils.login import module_environment
+
+DOCUMENTATION = """
+name: module_environment
+short_description: The environment that the modules of community.proxmox need
+version_added: 0.1.0
+author: Agent Smith contributors
+description:
+  - Returns the variables that name the file with the cluster's CA and the timeout of a request, which community.proxmox
+    reads only from the environment.
+options:
+  _input:
+    description: Path of the file with the cluster's CA; empty for the CAs of the system.
+    type: str
+    required: true
+"""
+EXAMPLES = """
+- name: Start a VM
+  community.proxmox.proxmox_kvm:
+    vmid: 100
+    state: started
+  environment: "{{ smith_ca_bundle | agent_smith.proxmox.module_environment }}"
+"""
+RETURN = """
+_value:
+  description: Environment variables.
+  type: dict
+"""
+
+
+class FilterModule:
+    """Registers the filter for Ansible."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filter by its short name."""
+        return {"module_environment": module_environment}

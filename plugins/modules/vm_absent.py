@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation of the action `vm_absent`. The action itself is `plugins/action/vm_absent.py`."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vm_absent
+short_description: A service's guest does not exist any more, or it is marked for a later deletion
+version_added: 0.1.0
+author: Agent Smith contributors (@agent-smith)
+description:
+  - Stops the guest. Then, with a grace period, marks it for a later deletion. Without one, makes the final archive if
+    one is requested, and deletes the guest with its disks.
+  - A guest that cannot be seen counts as absent only if its absence is proven.
+extends_documentation_fragment:
+  - agent_smith.proxmox.vm
+attributes:
+  check_mode:
+    description: Returns what would change, and changes nothing.
+    support: full
+  diff_mode:
+    description: Returns the values before and after the change.
+    support: full
+requirements:
+  - proxmoxer >= 2.2
+  - community.proxmox >= 1.4
+"""
+
+EXAMPLES = r"""
+- name: Delete the VM
+  agent_smith.proxmox.vm_absent:
+    vm:
+      service_id: 0f7e2c1a-1111-4222-8333-944455556666
+      vmid: 100500
+      name: web-0f7e2c1a
+"""
+
+RETURN = r"""
+vm_result:
+  description: The result document. It is also published as the custom stat C(vm_result).
+  returned: when the guest was found or created
+  type: dict
+  sample:
+    vmid: 100500
+    node: pve1
+    name: web-0f7e2c1a
+    status: running
+    changed: true
+modules:
+  description: The modules of community.proxmox that were executed, in order.
+  returned: always
+  type: list
+  elements: str
+  sample: [community.proxmox.proxmox_kvm]
+msg:
+  description: The error, with an error code first.
+  returned: on failure
+  type: str
+  sample: "VM_LOCKED: VM is locked (backup)"
+"""

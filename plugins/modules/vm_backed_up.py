@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation of the action `vm_backed_up`. The action itself is `plugins/action/vm_backed_up.py`."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vm_backed_up
+short_description: A new archive of a service's guest exists
+version_added: 0.1.0
+author: Agent Smith contributors (@agent-smith)
+description:
+  - Backs up the guest, and verifies that the storage has a new archive.
+extends_documentation_fragment:
+  - agent_smith.proxmox.vm
+attributes:
+  check_mode:
+    description: Returns what would change, and changes nothing.
+    support: full
+  diff_mode:
+    description: Returns the values before and after the change.
+    support: full
+requirements:
+  - proxmoxer >= 2.2
+  - community.proxmox >= 1.4
+"""
+
+EXAMPLES = r"""
+- name: Back up the VM
+  agent_smith.proxmox.vm_backed_up:
+    vm:
+      service_id: 0f7e2c1a-1111-4222-8333-944455556666
+      vmid: 100500
+      name: web-0f7e2c1a
+      backup_storage: backups
+"""
+
+RETURN = r"""
+vm_result:
+  description: The result document. It is also published as the custom stat C(vm_result).
+  returned: when the guest was found or created
+  type: dict
+  sample:
+    vmid: 100500
+    node: pve1
+    name: web-0f7e2c1a
+    status: running
+    changed: true
+modules:
+  description: The modules of community.proxmox that were executed, in order.
+  returned: always
+  type: list
+  elements: str
+  sample: [community.proxmox.proxmox_kvm]
+msg:
+  description: The error, with an error code first.
+  returned: on failure
+  type: str
+  sample: "VM_LOCKED: VM is locked (backup)"
+"""

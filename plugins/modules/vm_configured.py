@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation of the action `vm_configured`. The action itself is `plugins/action/vm_configured.py`."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vm_configured
+short_description: A service's guest has the requested configuration
+version_added: 0.1.0
+author: Agent Smith contributors (@agent-smith)
+description:
+  - Sends only the values that differ from the guest's configuration.
+  - Restarts the guest if values are pending and C(vm.allow_reboot) is true.
+extends_documentation_fragment:
+  - agent_smith.proxmox.vm
+options:
+  only_grows:
+    description:
+      - Only grow disks. A request that would add or move a disk is refused, and all other members are not used.
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    description: Returns what would change, and changes nothing.
+    support: full
+  diff_mode:
+    description: Returns the values before and after the change.
+    support: full
+requirements:
+  - proxmoxer >= 2.2
+  - community.proxmox >= 1.4
+"""
+
+EXAMPLES = r"""
+- name: Give the VM four cores
+  agent_smith.proxmox.vm_configured:
+    vm:
+      service_id: 0f7e2c1a-1111-4222-8333-944455556666
+      vmid: 100500
+      name: web-0f7e2c1a
+      cores: 4
+"""
+
+RETURN = r"""
+vm_result:
+  description: The result document. It is also published as the custom stat C(vm_result).
+  returned: when the guest was found or created
+  type: dict
+  sample:
+    vmid: 100500
+    node: pve1
+    name: web-0f7e2c1a
+    status: running
+    changed: true
+modules:
+  description: The modules of community.proxmox that were executed, in order.
+  returned: always
+  type: list
+  elements: str
+  sample: [community.proxmox.proxmox_kvm]
+msg:
+  description: The error, with an error code first.
+  returned: on failure
+  type: str
+  sample: "VM_LOCKED: VM is locked (backup)"
+"""

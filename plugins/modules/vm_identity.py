@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation of the action `vm_identity`. The action itself is `plugins/action/vm_identity.py`."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vm_identity
+short_description: Verifies that a guest belongs to the service, and publishes a result
+version_added: 0.1.0
+author: Agent Smith contributors (@agent-smith)
+description:
+  - Looks the guest up, waits until its lock of a clone or a creation is gone, and compares kind, marker and name with
+    the request. Changes nothing.
+  - For the playbooks of a provider's own actions, before their first change and after their last.
+extends_documentation_fragment:
+  - agent_smith.proxmox.vm
+options:
+  may_be_absent:
+    description:
+      - Accept a guest whose absence is proven.
+    type: bool
+    default: false
+  known_tasks:
+    description:
+      - UPIDs of Proxmox tasks from the fact C(known_tasks) of an earlier look-up. The Proxmox tasks of the guest that
+        are not among them are published as C(upids).
+    type: list
+    elements: str
+  result:
+    description:
+      - Members of the result document that the playbook sets itself, such as C(changed).
+    type: dict
+    default: {}
+attributes:
+  check_mode:
+    description: Reads as without check mode.
+    support: full
+  diff_mode:
+    description: Changes nothing, so there is no difference.
+    support: none
+requirements:
+  - proxmoxer >= 2.2
+  - community.proxmox >= 1.4
+"""
+
+EXAMPLES = r"""
+- name: Verify the VM's identity
+  agent_smith.proxmox.vm_identity:
+    vm:
+      service_id: 0f7e2c1a-1111-4222-8333-944455556666
+      vmid: 100500
+      name: web-0f7e2c1a
+  register: looked_up
+"""
+
+RETURN = r"""
+facts:
+  description: The guest's facts, as M(agent_smith.proxmox.vm_info) returns them.
+  returned: success
+  type: dict
+vm_result:
+  description: The result document. It is also published as the custom stat C(vm_result).
+  returned: when the guest was found or created
+  type: dict
+  sample:
+    vmid: 100500
+    node: pve1
+    name: web-0f7e2c1a
+    status: running
+    changed: true
+modules:
+  description: The modules of community.proxmox that were executed, in order.
+  returned: always
+  type: list
+  elements: str
+  sample: [community.proxmox.proxmox_kvm]
+msg:
+  description: The error, with an error code first.
+  returned: on failure
+  type: str
+  sample: "VM_LOCKED: VM is locked (backup)"
+"""

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation of the action `vm_info`. The action itself is `plugins/action/vm_info.py`."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vm_info
+short_description: Reads one guest's facts from Proxmox
+version_added: 0.1.0
+author: Agent Smith contributors (@agent-smith)
+description:
+  - Reads a guest's configuration and status, and may wait until the guest has a state. Changes nothing.
+  - If Proxmox does not list the guest, O(prove_absence) finds out whether the guest does not exist, or only cannot be
+    seen.
+options:
+  vmid:
+    description:
+      - The guest's VMID.
+    type: int
+    required: true
+  kind:
+    description:
+      - A virtual machine (V(qemu)) or a container (V(lxc)).
+    type: str
+    default: qemu
+    choices:
+      - qemu
+      - lxc
+  node:
+    description:
+      - Node on which the guest is expected. If the guest is not there, its node is looked up.
+    type: str
+    default: ""
+  prove_absence:
+    description:
+      - If the guest is not found, state in the fact C(absence) whether it is proven that the guest does not exist.
+    type: bool
+    default: false
+  with_snapshots:
+    description:
+      - Add the fact C(snapshots).
+    type: bool
+    default: false
+  backup_storage:
+    description:
+      - Add the fact C(backups), the archives of the guest on this storage.
+    type: str
+    default: ""
+  wait_for:
+    description:
+      - State to wait for, at most O(timeout_s). The fact C(reached) states whether the guest has it.
+    type: str
+    default: nothing
+    choices:
+      - nothing
+      - unlocked
+      - running
+      - stopped
+      - absent
+      - idle
+      - quiet
+      - restarted
+  known_tasks:
+    description:
+      - UPIDs of Proxmox tasks from the fact C(known_tasks) of an earlier look-up. The other Proxmox tasks of the guest
+        count as tasks of the change in between.
+    type: list
+    elements: str
+  timeout_s:
+    description:
+      - Maximum duration of the wait in seconds.
+    type: float
+    default: 240
+  address_timeout_s:
+    description:
+      - How long to wait for the IP addresses of a running guest, in seconds. A negative value does not read them.
+    type: float
+    default: -1
+  connection:
+    description:
+      - The login for Proxmox, as parameters of the modules of community.proxmox.
+      - If it is missing, the login comes from the file that E(SMITH_CREDENTIALS_FILE) names, or from the variables
+        C(PROXMOX_*).
+    type: dict
+  ca_bundle:
+    description:
+      - Path of the file with the cluster's CA.
+    type: path
+    default: ""
+attributes:
+  check_mode:
+    description: Reads as without check mode.
+    support: full
+  diff_mode:
+    description: Changes nothing, so there is no difference.
+    support: none
+requirements:
+  - proxmoxer >= 2.2
+"""
+
+EXAMPLES = r"""
+- name: Read the VM's facts
+  agent_smith.proxmox.vm_info:
+    vmid: 100500
+  register: looked_up
+
+- name: Show the VM's node
+  ansible.builtin.debug:
+    msg: "{{ looked_up.vm.node }}"
+"""
+
+RETURN = r"""
+vm:
+  description: The guest's facts.
+  returned: success
+  type: dict
+  sample:
+    exists: true
+    kind: qemu
+    vmid: 100500
+    node: pve1
+    name: web-0f7e2c1a
+    status: running
+    lock: ""
+"""

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation of the action `vm_power`. The action itself is `plugins/action/vm_power.py`."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vm_power
+short_description: A service's guest is running, stopped or restarted
+version_added: 0.1.0
+author: Agent Smith contributors (@agent-smith)
+description:
+  - Changes the power state, waits for the Proxmox task and verifies the state.
+  - A guest that is marked for deletion is not started.
+extends_documentation_fragment:
+  - agent_smith.proxmox.vm
+options:
+  state:
+    description:
+      - The requested state.
+    type: str
+    required: true
+    choices:
+      - running
+      - stopped
+      - restarted
+attributes:
+  check_mode:
+    description: Returns what would change, and changes nothing.
+    support: full
+  diff_mode:
+    description: Returns the values before and after the change.
+    support: full
+requirements:
+  - proxmoxer >= 2.2
+  - community.proxmox >= 1.4
+"""
+
+EXAMPLES = r"""
+- name: Start the VM
+  agent_smith.proxmox.vm_power:
+    state: running
+    vm:
+      service_id: 0f7e2c1a-1111-4222-8333-944455556666
+      vmid: 100500
+      name: web-0f7e2c1a
+"""
+
+RETURN = r"""
+vm_result:
+  description: The result document. It is also published as the custom stat C(vm_result).
+  returned: when the guest was found or created
+  type: dict
+  sample:
+    vmid: 100500
+    node: pve1
+    name: web-0f7e2c1a
+    status: running
+    changed: true
+modules:
+  description: The modules of community.proxmox that were executed, in order.
+  returned: always
+  type: list
+  elements: str
+  sample: [community.proxmox.proxmox_kvm]
+msg:
+  description: The error, with an error code first.
+  returned: on failure
+  type: str
+  sample: "VM_LOCKED: VM is locked (backup)"
+"""

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation of the action `vm_present`. The action itself is `plugins/action/vm_present.py`."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vm_present
+short_description: A guest exists with its reserved VMID and has the requested configuration
+version_added: 0.1.0
+author: Agent Smith contributors (@agent-smith)
+description:
+  - Clones the template, or creates a VM from an ISO image, an empty VM or a container, and configures it.
+  - A guest of the service that an interrupted run left behind is adopted. There is never a second guest for a service.
+  - Every refusal comes before the first change.
+extends_documentation_fragment:
+  - agent_smith.proxmox.vm
+attributes:
+  check_mode:
+    description: Returns what would change, and changes nothing.
+    support: full
+  diff_mode:
+    description: Returns the values before and after the change.
+    support: full
+requirements:
+  - proxmoxer >= 2.2
+  - community.proxmox >= 1.4
+"""
+
+EXAMPLES = r"""
+- name: Ensure the VM exists
+  agent_smith.proxmox.vm_present:
+    vm:
+      service_id: 0f7e2c1a-1111-4222-8333-944455556666
+      vmid: 100500
+      name: web-0f7e2c1a
+      template_vmid: 9000
+      cores: 2
+      memory_mib: 2048
+      disk_gib: 10
+"""
+
+RETURN = r"""
+vm_result:
+  description: The result document. It is also published as the custom stat C(vm_result).
+  returned: when the guest was found or created
+  type: dict
+  sample:
+    vmid: 100500
+    node: pve1
+    name: web-0f7e2c1a
+    status: running
+    changed: true
+modules:
+  description: The modules of community.proxmox that were executed, in order.
+  returned: always
+  type: list
+  elements: str
+  sample: [community.proxmox.proxmox_kvm]
+msg:
+  description: The error, with an error code first.
+  returned: on failure
+  type: str
+  sample: "VM_LOCKED: VM is locked (backup)"
+"""

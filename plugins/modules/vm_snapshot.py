@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation of the action `vm_snapshot`. The action itself is `plugins/action/vm_snapshot.py`."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vm_snapshot
+short_description: A snapshot of a service's guest exists, or the guest is rolled back to it
+version_added: 0.1.0
+author: Agent Smith contributors (@agent-smith)
+description:
+  - Creates a snapshot or rolls back to one, and verifies the outcome.
+extends_documentation_fragment:
+  - agent_smith.proxmox.vm
+options:
+  state:
+    description:
+      - C(present) creates the snapshot, C(rolled_back) rolls back to it.
+    type: str
+    default: present
+    choices:
+      - present
+      - rolled_back
+  description:
+    description:
+      - Description of a new snapshot.
+    type: str
+    default: Taken by Agent Smith
+attributes:
+  check_mode:
+    description: Returns what would change, and changes nothing.
+    support: full
+  diff_mode:
+    description: Returns the values before and after the change.
+    support: full
+requirements:
+  - proxmoxer >= 2.2
+  - community.proxmox >= 1.4
+"""
+
+EXAMPLES = r"""
+- name: Create a snapshot
+  agent_smith.proxmox.vm_snapshot:
+    vm:
+      service_id: 0f7e2c1a-1111-4222-8333-944455556666
+      vmid: 100500
+      name: web-0f7e2c1a
+      snapshot: before-upgrade
+"""
+
+RETURN = r"""
+vm_result:
+  description: The result document. It is also published as the custom stat C(vm_result).
+  returned: when the guest was found or created
+  type: dict
+  sample:
+    vmid: 100500
+    node: pve1
+    name: web-0f7e2c1a
+    status: running
+    changed: true
+modules:
+  description: The modules of community.proxmox that were executed, in order.
+  returned: always
+  type: list
+  elements: str
+  sample: [community.proxmox.proxmox_kvm]
+msg:
+  description: The error, with an error code first.
+  returned: on failure
+  type: str
+  sample: "VM_LOCKED: VM is locked (backup)"
+"""

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Translates the requested login and addresses of a guest to parameters of proxmox_kvm.
+
+`vm` is the request (docs/actions.md), and `facts` are the guest's facts, as `LookUp.run` returns them. `source`
+contains the facts of the VM or, before a clone, of the template. A value that the request does not contain is
+neither changed nor removed. All functions are pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from .nics import requested_nics
+
+SNIPPET = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:snippets/[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+def guest_network(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    if not facts.get("has_cloud_init"):
+        return {}
+    config, network = facts["config"], vm.get("network") or {}
+    addresses = {
+        f"ipconfig{number}": ip_config(str(config.get(f"ipconfig{number}", "")), nic)
+        for number, nic in requested_nics(vm).items()
+        if nic.get("mode") or nic.get("ipv6_mode")
+    }
+    return {
+        "ipconfig": addresses,
+        "nameservers": [str(server) for server in network.get("dns_servers") or []] or None,
+        "searchdomains": [str(domain) for domain in network.get("search_domains") or []] or None,
+    }
+
+
+def ip_config(current: str, nic: dict[str, Any]) -> str:
+    """Return the value of `ipconfig0`, `ipconfig1` and so on with the requested changes.
+
+    `mode` sets the IPv4 address, and `ipv6_mode` sets the IPv6 address. Without `mode` the IPv4 settings are not
+    changed, without `ipv6_mode` the IPv6 settings.
+    """
+    parts = dict(part.partition("=")[::2] for part in current.split(",") if part)
+    set_addresses(parts, nic)
+    order = [key for key in ("ip", "gw", "ip6", "gw6") if key in parts]
+    return ",".join(f"{key}={parts[key]}" for key in order)
+
+
+def set_addresses(parts: dict[str, str], nic: dict[str, Any]) -> None:
+    """Set the requested addresses and gateways in `parts`, the options of `ipconfigN` or of a container's `netN`."""
+    if nic.get("mode"):
+        _set_address(parts, "ip", "gw", _address(nic["mode"], nic.get("ipv4_cidr")), nic.get("ipv4_gateway"))
+    if nic.get("ipv6_mode"):
+        _set_address(parts, "ip6", "gw6", _address(nic["ipv6_mode"], nic.get("ipv6_cidr")), nic.get("ipv6_gateway"))
+
+
+def _address(mode: str, cidr: Any) -> str:
+    """Return the address in Proxmox's notation: `dhcp`, `auto` for `slaac`, or the requested static address."""
+    return str(cidr) if mode == "static" else {"slaac": "auto"}.get(str(mode), str(mode))
+
+
+def _set_address(parts: dict[str, str], key: str, gateway_key: str, address: str, gateway: Any) -> None:
+    parts[key] = address
+    parts.pop(gateway_key, None)
+    if gateway and address not in ("dhcp", "auto"):
+        parts[gateway_key] = str(gateway)
+
+
+def login(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of the guest's login, except the password, and of the vendor's cloud-init snippet."""
+    cloud_init = vm.get("cloud_init") or {}
+    keys, snippet = ssh_keys(cloud_init.get("ssh_public_keys")), cloud_init.get("vendor_snippet")
+    custom = None
+    if snippet:
+        others = [part for part in str(facts["config"].get("cicustom", "")).split(",") if part]
+        custom = ",".join([*(part for part in others if not part.startswith("vendor=")), f"vendor={snippet}"])
+    return {"ciuser": cloud_init.get("user") or None, "sshkeys": "\n".join(keys) or None, "cicustom": custom}
+
+
+def ssh_keys(keys: Any) -> list[str]:
+    """Return the public keys as a list of lines, without line ends, empty lines and blanks around a key.
+
+    An item of `keys` may contain several lines. The keys are not URL-encoded here, because the module encodes them.
+    """
+    return [line.strip() for key in keys or [] for line in re.split(r"[\r\n]+", str(key)) if line.strip()]
+
+
+def guest_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
+    cloud_init, is_static = vm.get("cloud_init") or {}, False
+    for number, nic in requested_nics(vm).items():
+        name = "network" if number == 0 else f"networks[{number}]"
+        for mode, cidr in (("mode", "ipv4_cidr"), ("ipv6_mode", "ipv6_cidr")):
+            is_static |= nic.get(mode) == "static"
+            if nic.get(mode) == "static" and not nic.get(cidr):
+                yield f"INVALID_REQUEST: {name} {mode} static needs {cidr}"
+    if any("PRIVATE KEY" in str(key) for key in cloud_init.get("ssh_public_keys") or []):
+        yield "INVALID_REQUEST: ssh_public_keys holds a private key"
+    snippet = cloud_init.get("vendor_snippet")
+    if snippet and not SNIPPET.fullmatch(str(snippet)):
+        yield "INVALID_REQUEST: vendor_snippet is not of the form storage:snippets/file"
+    if (is_static or any(cloud_init.values())) and not source["has_cloud_init"]:
+        yield f"INVALID_REQUEST: VM {source['vmid']} has no cloud-init drive, so login and addresses cannot be set"

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads from one Proxmox cluster. Changes nothing.
+
+If Proxmox's list of guests does not contain a guest, this does not prove that the guest does not exist. `absence`
+states whether the absence is proven, and if not, why.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+from . import guest_facts
+from .guest_facts import UNFINISHED_LOCKS, absent, not_proven
+from .login import LoginError
+from .proxmox_tasks import newest_first
+
+#: Why a Python library of the client cannot be imported; empty if all can. `connect` reports it.
+IMPORT_PROBLEM = ""
+try:
+    import urllib3
+    from proxmoxer import ProxmoxAPI
+    from proxmoxer.core import AuthenticationError, ResourceException
+
+    #: The exceptions that a failed request to Proxmox raises.
+    FAILED_CALL = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
+except ImportError as import_error:
+    IMPORT_PROBLEM = str(import_error)
+    AuthenticationError = ResourceException = OSError
+    FAILED_CALL = (OSError,)
+
+REQUEST_TIMEOUT_S = 30
+#: A percentage in a line of a Proxmox task's log, such as `transferred 3.2 GiB of 8.0 GiB (40.00%)`. Group 1: the whole
+#: number.
+PERCENT = re.compile(r"\b(\d{1,3})(?:\.\d+)?\s?%")
+#: Maximum number of lines of a log that are read, from its beginning. A full clone writes one line for each percent, a
+#: long migration one line each second.
+MAX_LOG_LINES = 5000
+#: HTTP statuses with which Proxmox reports that another node does not answer.
+NODE_DOWN_STATUSES = range(595, 600)
+
+
+class LibraryMissing(Exception):
+    """A Python library that a connection to Proxmox needs is not installed."""
+
+
+def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
+    """Return an API client for the login `connection`, whose keys are parameter names of community.proxmox's modules.
+
+    If the login has a password and a token, the password is used, as the modules do. Raises LibraryMissing or
+    LoginError.
+    """
+    if IMPORT_PROBLEM:
+        raise LibraryMissing(f"PLAYBOOK_FAILED: install proxmoxer and requests for {sys.executable}: {IMPORT_PROBLEM}")
+    verify: bool | str = bool(connection.get("validate_certs", True))
+    if verify and ca_bundle:
+        verify = ca_bundle
+    login = {"user": connection.get("api_user", "")}
+    if connection.get("api_port"):
+        login["port"] = connection["api_port"]
+    if connection.get("api_password"):
+        login["password"] = connection["api_password"]
+    else:
+        login |= {
+            "token_name": connection.get("api_token_id", ""),
+            "token_value": connection.get("api_token_secret", ""),
+        }
+    if not connection.get("api_host"):
+        raise LoginError("PVE_AUTH: PROXMOX_HOST is not set, nor is api_host in SMITH_CREDENTIALS_FILE")
+    return ProxmoxAPI(connection["api_host"], verify_ssl=verify, timeout=REQUEST_TIMEOUT_S, **login)
+
+
+def error_text(exc: BaseException) -> str:
+    """Return the exception's text, or its class name if it has none."""
+    return str(exc).strip() or type(exc).__name__
+
+
+def is_final(exc: BaseException) -> bool:
+    """Return True if Proxmox refused the request, so that the same request would fail again.
+
+    Return False if the answer was lost or Proxmox had an internal error.
+    """
+    return isinstance(exc, AuthenticationError) or getattr(exc, "status_code", 599) < 500
+
+
+class Cluster:
+    """The requests to one Proxmox cluster. `kind` is `qemu` for virtual machines, `lxc` for containers."""
+
+    def __init__(self, api: Any, kind: str, user: str) -> None:
+        """Prepare the requests. `user` is the user of the login, such as `smith@pve`."""
+        self.api = api
+        self.kind = kind
+        self.user = user
+
+    def guest(self, node: str, vmid: int) -> Any:
+        """Return the API resource of the VM or container."""
+        return getattr(self.api.nodes(node), self.kind)(vmid)
+
+    def facts(self, node: str, vmid: int) -> dict[str, Any] | None:
+        """Return the VM's facts from the endpoints of this VM on this node; None if the node does not have the VM."""
+        guest = self.guest(node, vmid)
+        try:
+            settings = guest.pending.get()
+            status = guest.status.current.get()
+        except ResourceException as exc:
+            if "does not exist" in str(exc):
+                return None
+            raise
+        facts = (
+            guest_facts.read_settings(settings, status)
+            if self.kind == "qemu"
+            else guest_facts.read_container(settings, status)
+        )
+        return {"exists": True, "kind": self.kind, "vmid": vmid, "node": node, **facts}
+
+    def is_being_created(self, node: str, vmid: int) -> bool:
+        """Return True while Proxmox is cloning or creating the VM. Sends one request."""
+        try:
+            return self.guest(node, vmid).status.current.get().get("lock") in UNFINISHED_LOCKS
+        except ResourceException as exc:
+            if "does not exist" in str(exc):
+                return False
+            raise
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Return Proxmox's list of guests. It contains only the guests for which the API token has a privilege."""
+        return list(self.api.cluster.resources.get(type="vm"))
+
+    def row_of(self, vmid: int, rows: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+        """Return the row of this VMID in the list of guests `rows`. If `rows` is None, read a new list."""
+        return next((row for row in rows or self.listed() if int(row.get("vmid", 0)) == vmid), None)
+
+    def find(self, vmid: int, hint: str, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+        """Return the VM's facts. First try the node `hint`, then the node that the list of guests states.
+
+        `rows` is a current list of guests. If it is None, read the list when it is needed.
+        """
+        try:
+            found = self.facts(hint, vmid) if hint else None
+        except ResourceException as exc:
+            if exc.status_code not in NODE_DOWN_STATUSES:
+                raise
+            found, row = None, self.row_of(vmid, rows)
+            if row is None or row.get("node") == hint:
+                raise  # the VM is still on the node that does not answer
+        if found:
+            return found
+        row = self.row_of(vmid, rows)
+        if row is None:
+            return absent(vmid)
+        if row.get("type") != self.kind:
+            return absent(vmid) | {"exists": True, "kind": str(row.get("type")), "node": str(row.get("node", ""))}
+        return self.facts(str(row["node"]), vmid) or absent(vmid)
+
+    def absence(self, vmid: int, hint: str) -> dict[str, Any]:
+        """Return whether it is proven that the VM does not exist.
+
+        The proof has four parts: the token has VM.Audit for the VMID, the cluster has a quorum, no node that is online
+        has the VM, and the VMID is free. `hint` is the node on which the VM is expected; it must be online.
+        """
+        rights = self.api.access.permissions.get(path=f"/vms/{vmid}")
+        if not any("VM.Audit" in privileges for privileges in rights.values()):
+            return not_proven("PVE_PERMISSION", f"the token lacks VM.Audit on /vms/{vmid}, so it cannot see VM {vmid}")
+        nodes, is_quorate = self.membership()
+        if not is_quorate:
+            return not_proven("PVE_NO_QUORUM", "the cluster has no quorum")
+        down = sorted(name for name, online in nodes.items() if not online)
+        if hint in down:
+            return not_proven("NODE_DOWN", f"node {hint} does not answer")
+        for node in sorted(set(nodes) - set(down)):
+            if self.facts(node, vmid):
+                return not_proven("PVE_CONFLICT", f"VM {vmid} is on node {node}, although the list does not show it")
+        if not self.is_free(vmid):
+            code = "NODE_DOWN" if down else "PVE_CONFLICT"
+            return not_proven(code, f"VMID {vmid} is taken, although no node that answers has it")
+        return {"is_proven": True, "code": "", "text": ""}
+
+    def membership(self) -> tuple[dict[str, bool], bool]:
+        """Return for each node whether it is online, and whether the cluster is quorate.
+
+        `cluster/status` reports the quorum, but it needs the privilege Sys.Audit on `/`, which our token need not have.
+        Without this privilege, the cluster counts as quorate if more than half of its nodes are online. Such a count
+        does not include a witness device, so a quorate cluster may count as not quorate. This is safe, because then the
+        absence is not proven.
+        """
+        try:
+            rows = self.api.cluster.status.get()
+        except ResourceException as exc:
+            if exc.status_code != 403:
+                raise
+            online = {str(row["node"]): row.get("status") == "online" for row in self.api.nodes.get()}
+            return online, sum(online.values()) * 2 > len(online)
+        online = {str(row["name"]): bool(row.get("online")) for row in rows if row.get("type") == "node"}
+        return online, all(bool(row.get("quorate")) for row in rows if row.get("type") == "cluster")
+
+    def is_free(self, vmid: int) -> bool:
+        """Return True if no guest has the VMID. Proxmox also checks guests for which the token has no privilege."""
+        try:
+            self.api.cluster.nextid.get(vmid=vmid)
+        except ResourceException as exc:
+            if exc.status_code == 400:
+                return False
+            raise
+        return True
+
+    def template(self, rows: list[dict[str, Any]], vmid: int, name: str, preferred_node: str) -> dict[str, Any]:
+        """Return the facts of a template, found by its VMID or its name, and a `problem` if it was not found.
+
+        If several templates have the name, a template on `preferred_node` is preferred.
+        """
+        wanted = f"template {vmid or name}"
+        rows = [row for row in rows if row.get("template") and row.get("type") == "qemu"]
+        rows = [row for row in rows if (int(row["vmid"]) == vmid if vmid else row.get("name") == name)]
+        rows.sort(key=lambda row: (row.get("node") != preferred_node, row.get("status") == "unknown", row["vmid"]))
+        found = self.facts(str(rows[0]["node"]), int(rows[0]["vmid"])) if rows else None
+        if not found:
+            return {"exists": False, "problem": f"NOT_FOUND: {wanted} does not exist, or the token may not see it"}
+        return {**found, "problem": ""}
+
+    def tasks(self, node: str, vmid: int) -> list[dict[str, Any]]:
+        """Return the Proxmox tasks that the user of the login has started for this VM, newest first.
+
+        Proxmox also lists the Proxmox tasks of other users if the login has Sys.Audit.
+        """
+        tasks = list(self.api.nodes(node).tasks.get(vmid=vmid, source="all", limit=50)) if node else []
+        return newest_first([task for task in tasks if str(task.get("user", "")).partition("!")[0] == self.user])
+
+    def log_mentions(self, task: dict[str, Any], vmid: int) -> bool:
+        """Return True if the log of a clone task names this VMID.
+
+        The fields of the Proxmox task name only the template. Proxmox 9 logs `creating a clone of VM … with ID …`;
+        Proxmox 8 logs only the names of the new volumes, such as `vm-123-disk-0`. Other numbers in a log are sizes and
+        percentages.
+        """
+        lines = self.api.nodes(task["node"]).tasks(task["upid"]).log.get()
+        return any(re.search(rf"\bID {vmid}\b|\bvm-{vmid}-", str(line.get("t", ""))) for line in lines)
+
+    def percent_of(self, upid: str) -> str:
+        """Return the progress that a running Proxmox task's log states last, such as `40`; '' if none."""
+        try:
+            task = self.api.nodes(upid.split(":")[1]).tasks(upid)
+            lines = task.log.get(start=0, limit=MAX_LOG_LINES)
+        except FAILED_CALL:
+            return ""  # the wait itself reports a failure of Proxmox
+        percents = [found.group(1) for line in lines if (found := PERCENT.search(str(line.get("t", ""))))]
+        return percents[-1] if percents else ""
+
+    def snapshots(self, node: str, vmid: int) -> list[dict[str, Any]]:
+        """Return the VM's snapshots, oldest first."""
+        rows = [row for row in self.guest(node, vmid).snapshot.get() if row.get("name") != "current"]
+        rows.sort(key=lambda row: int(row.get("snaptime") or 0))
+        return [{"name": row["name"], "taken_at": int(row.get("snaptime") or 0)} for row in rows]
+
+    def backups(self, node: str, storage: str, vmid: int) -> list[str]:
+        """Return the volume ids of the VM's backup archives on a storage, oldest first."""
+        rows = list(self.api.nodes(node).storage(storage).content.get(content="backup", vmid=vmid))
+        return [str(row["volid"]) for row in sorted(rows, key=lambda row: int(row.get("ctime") or 0))]
+
+    def error_of(self, task: dict[str, Any]) -> str:
+        """Return the error text of a failed Proxmox task.
+
+        It is usually the status. A failed backup has only the status `job errors`, so its error is read from the log.
+        """
+        status = str(task["status"])
+        if status != "job errors":
+            return status
+        lines = [str(line.get("t", "")) for line in self.api.nodes(task["node"]).tasks(task["upid"]).log.get()]
+        errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+        return errors[0] if errors else status
+
+    def addresses(self, node: str, vmid: int, macs: list[str]) -> list[str] | None:
+        """Return the IP addresses of the NICs with these MAC addresses.
+
+        Return [] if the guest has not reported any yet, None if the guest agent will not report any.
+        """
+        if self.kind == "lxc":
+            return guest_facts.container_addresses(self.guest(node, vmid).interfaces.get() or [], macs)
+        try:
+            answer = self.api.nodes(node).qemu(vmid).agent("network-get-interfaces").get()
+        except ResourceException as exc:
+            if "not running" in str(exc) or "got timeout" in str(exc):
+                return []
+            return None  # the guest agent is not configured or not permitted, so waiting does not help
+        return guest_facts.usable_addresses(answer.get("result") or [], macs)

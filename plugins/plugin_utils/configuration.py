@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares the requested configuration with a guest's configuration.
+
+`vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
+returns them.
+All functions are pure.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from . import cloud_init, container, disks, hardware
+from .deletion import DELETION_TAG, deletion_due_at
+from .failures import failure, is_outcome_unknown
+from .identity import PROTECTED_TAG, TAG, is_marked, kind_of, only_identity
+from .request_values import is_yes
+
+#: The lines of a description that only our playbooks write: the marker and the deletion mark.
+OUR_LINES = re.compile(r"^smith-(?:uid|delete)=.*$", re.MULTILINE | re.IGNORECASE)
+#: Text in a service's description that imitates a line of OUR_LINES.
+FORGED_LINE = re.compile(r"smith-(uid|delete)=", re.IGNORECASE)
+
+
+def changes(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
+    """Return the requested parameters of proxmox_kvm that differ from the VM's configuration; empty if none differs.
+
+    For a container they are the parameters of the module `proxmox`. The action sends them in one request. The first
+    request after a clone includes the description with the marker, so a VM is never configured without its marker.
+    """
+    if kind_of(vm) == "lxc":
+        wanted = {**_identity(facts, vm), **container.requested_parameters(facts, vm)}
+        wanted["hostname"] = wanted.pop("name")
+        differing = {key: _differing(facts, key, value) for key, value in wanted.items() if value is not None}
+        return {key: value for key, value in differing.items() if value is not None}
+    login = cloud_init.login(facts, vm) | {"cipassword": _password(facts, vm, is_create)}
+    wanted = {**_identity(facts, vm), **hardware.requested_parameters(facts, vm), **login}
+    differing = {key: _differing(facts, key, value) for key, value in wanted.items() if value is not None}
+    return {key: value for key, value in differing.items() if value is not None}
+
+
+def planned(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
+    """Return what a run would change, for operators. It is the result of `changes`, and a text for each disk.
+
+    The password is replaced by `(set)`.
+    """
+    plan = changes(facts, vm, is_create)
+    if "cipassword" in plan:
+        plan["cipassword"] = "(set)"
+    for step in disk_steps(facts, vm):
+        text = disks.describe_disk_step(step)
+        plan[step["disk"]] = f"{plan[step['disk']]}, {text}" if step["disk"] in plan else text
+    return plan
+
+
+def difference(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
+    """Return the values that a run would change, before and after, in the form that Ansible's `--diff` shows."""
+    after = planned(facts, vm, is_create)
+    return {"before": {key: _shown_before(facts, key, value) for key, value in after.items()}, "after": after}
+
+
+def _shown_before(facts: dict[str, Any], key: str, after: Any) -> Any:
+    """Return the current value of a parameter or of a disk, in the form of the value `after` the change."""
+    if key == "cipassword":
+        return "(set)" if facts["has_password"] else ""
+    if key in facts["disks"]:
+        return disks.describe_disk(facts["disks"][key])
+    if isinstance(after, dict):
+        return {name: str(facts["config"].get(name, "")) for name in after}
+    return _current_value(facts, key)
+
+
+def disk_steps(facts: dict[str, Any], vm: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the parameters of each call of the module proxmox_disk that is still needed; none for a container.
+
+    The module does not support containers.
+    """
+    return [] if kind_of(vm) == "lxc" else disks.disk_steps(facts, vm)
+
+
+def is_restart_needed(facts: dict[str, Any]) -> bool:
+    """Return True if the VM is running and some values of its configuration take effect only after a restart."""
+    return bool(facts["pending"]) and facts["status"] == "running"
+
+
+def description(vm: dict[str, Any]) -> str:
+    """Return the guest's description: the service's text, then our lines.
+
+    A part of the service's text that imitates one of our lines is altered.
+    """
+    text = FORGED_LINE.sub(r"smith-\1: ", str(vm.get("description") or "")).strip()
+    deletion_line = f"smith-delete={vm['delete_at']}\n" if kind_of(vm) == "lxc" and vm.get("delete_at") else ""
+    our_lines = f"{deletion_line}smith-uid={str(vm['service_id']).lower()}"
+    return f"{text}\n\n{our_lines}" if text else our_lines
+
+
+def _identity(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters that identify the VM: name, description with the marker, and tags."""
+    has_marker = is_marked(facts, vm)
+    text = _description(facts, vm, has_marker)
+    return {"name": str(vm["name"]), "description": text, "tags": _tags(facts, vm, has_marker)}
+
+
+def _description(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> str | None:
+    """Return the whole new description, or None if the description need not change."""
+    if "description" in vm or not has_marker:
+        return description(vm)
+    if kind_of(vm) == "lxc" and (vm.get("delete_at") or _is_deletion_cancelled(facts, vm)):
+        return description({**vm, "description": OUR_LINES.sub("", str(facts["config"].get("description") or ""))})
+    return None
+
+
+def _tags(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[str] | None:
+    """Return all new tags, or None if the tags need not change."""
+    is_requested, protection = "tags" in vm, vm.get("protection")
+    delete_at = vm.get("delete_at") if kind_of(vm) == "qemu" else None
+    is_deletion_cancelled = kind_of(vm) == "qemu" and _is_deletion_cancelled(facts, vm)
+    if not is_requested and has_marker and protection is None and not delete_at and not is_deletion_cancelled:
+        return None
+    given = {str(tag).lower() for tag in vm.get("tags") or []}
+    ours = {tag for tag in given if tag.startswith(f"{TAG}-")}  # a service must not set tags with our prefix
+    tags = {TAG, *(given - ours if is_requested or not has_marker else facts["tags"])} - {PROTECTED_TAG}
+    if delete_at or is_deletion_cancelled:
+        tags = {tag for tag in tags if not DELETION_TAG.fullmatch(tag)}
+    if delete_at:
+        tags |= {f"{TAG}-delete-{delete_at}"}
+    keeps_protection = PROTECTED_TAG in facts["tags"] and has_marker
+    is_protected = keeps_protection if protection is None else is_yes(protection)
+    return sorted(tags | ({PROTECTED_TAG} if is_protected else set()))
+
+
+def _is_deletion_cancelled(facts: dict[str, Any], vm: dict[str, Any]) -> bool:
+    """Return True if the request cancels a deletion for which the VM is marked."""
+    return is_yes(vm.get("cancel_deletion", False)) and bool(deletion_due_at(facts))
+
+
+def _password(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str | None:
+    # Proxmox does not return the password itself, so the password cannot be compared. A `create` sets it once. An
+    # `update` sets it whenever the request contains a password. A VM without our marker has the password of its
+    # template.
+    if is_create and facts.get("has_password") and is_marked(facts, vm):
+        return None
+    return (vm.get("cloud_init") or {}).get("password") or None
+
+
+def _differing(facts: dict[str, Any], key: str, value: Any) -> Any:
+    """Return the requested value of a parameter if it differs from the VM's configuration, else None.
+
+    A dict, such as the values of all NICs, is reduced to the members that differ.
+    """
+    config = facts["config"]
+    if isinstance(value, dict):
+        return {name: text for name, text in value.items() if _parts(config.get(name)) != _parts(text)} or None
+    is_same = _current_value(facts, key) == (str(value) if key in ("balloon", "swap") else value)
+    return None if is_same else value
+
+
+def _current_value(facts: dict[str, Any], key: str) -> Any:
+    """Return the current value of a module's parameter, in the form in which the parameter is requested."""
+    config = facts["config"]
+    current = {
+        "cores": facts["cores"],
+        "sockets": facts["sockets"],
+        "memory": facts["memory_mib"],
+        "tags": facts["tags"],
+        "onboot": is_yes(config.get("onboot", 0)),
+        "protection": is_yes(config.get("protection", 0)),
+        "description": str(config.get("description", "")).strip(),
+        "sshkeys": "\n".join(cloud_init.ssh_keys(facts["ssh_public_keys"])),
+        "nameservers": str(config.get("nameserver", "")).split(),
+        "searchdomains": str(config.get("searchdomain", "")).split(),
+    }
+    return current.get(key, str(config.get(key, "")))
+
+
+def _parts(text: Any) -> set[str]:
+    """Return the options in a value of Proxmox's configuration. Their order has no meaning."""
+    return set(str(text or "").split(","))
+
+
+def configuration_problem(after: dict[str, Any], vm: dict[str, Any], changes_made: list[dict[str, Any]]) -> str:
+    """Return what still differs from the request after a configuration, or the error that Proxmox or a module reported.
+
+    `after` contains the facts after the configuration, `changes_made` the results of the modules that made it.
+    """
+    differing = sorted(set(changes(after, vm, is_create=True)) - {"cipassword"})
+    differing += [f"{step['disk']} ({disks.describe_disk_step(step)})" for step in disk_steps(after, vm)]
+    if not differing:
+        return ""
+    if after.get("task_error"):
+        return failure({"msg": after["task_error"]})
+    results = [result for change in changes_made for result in change.get("results", [change])]
+    unknown = next((failure(result) for result in results if is_outcome_unknown(result)), "")
+    return unknown or f"TASK_FAILED: VM {vm['vmid']} did not apply {', '.join(differing)}"
+
+
+def growth_only(vm: dict[str, Any]) -> dict[str, Any]:
+    """Return the request `vm` reduced to the growth of the VM's disks."""
+    sizes = {key: vm[key] for key in ("disk_gib", "disks") if vm.get(key)}
+    return {**only_identity(vm), **sizes, "only_grows": True}

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Translates the requested configuration of a container to parameters of the module community.proxmox.proxmox.
+
+`vm` is the request (docs/actions.md), and `facts` contains the facts of the container, as `LookUp.run` returns
+them. The module can create a container from an OS template, and set its cores, memory, swap, NICs, name servers, search
+domains and `onboot`. No module of the collection resizes or moves a container's volumes, so such requests are refused.
+No function sends a request. The version of the installed collection is read from a file.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import cloud_init, nics
+from .request_values import is_yes
+
+OS_TEMPLATE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+#: The first major version of community.proxmox in which an update of a container must pass the console mode (`cmode`).
+CMODE_REQUIRED_SINCE = 2
+#: Members of the request that only virtual machines support.
+VM_ONLY = (
+    *("template_vmid", "template", "iso", "blank", "sockets", "cpu_type", "balloon_mib", "boot_order", "guest_agent"),
+    *("disks", "protection"),
+)
+
+
+def requested_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    """Return all requested parameters of community.proxmox.proxmox, even if the container already has their values."""
+    network, sizes = vm.get("network") or {}, {}
+    for parameter, member in (("cores", "cores"), ("memory", "memory_mib")):
+        if vm.get(member):
+            sizes[parameter] = int(vm[member])
+    if vm.get("swap_mib") is not None:
+        sizes["swap"] = int(vm["swap_mib"])
+    options = {"onboot": is_yes(vm["onboot"])} if vm.get("onboot") is not None else {}
+    return {
+        **sizes,
+        **options,
+        "netif": nic_values(facts, vm),
+        "nameserver": " ".join(str(server) for server in network.get("dns_servers") or []) or None,
+        "searchdomain": " ".join(str(domain) for domain in network.get("search_domains") or []) or None,
+    }
+
+
+def nic_values(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
+    """Return the requested values of the parameters `net0`, `net1` and so on, one for each requested NIC."""
+    config, values = facts["config"], {}
+    for number, nic in nics.requested_nics(vm).items():
+        value = nic_value(str(config.get(f"net{number}", "")), number, nic)
+        if value:
+            values[f"net{number}"] = value
+    return values
+
+
+def nic_value(current: str, number: int, nic: dict[str, Any]) -> str:
+    """Return the value of NIC `number` with the requested changes; empty if the request contains no change.
+
+    `current` is the value in the configuration, `nic` the request for this NIC.
+    """
+    is_requested = any(nic.get(key) not in (None, "") for key in (*nics.LINK, "mac", "mode", "ipv6_mode"))
+    if not is_requested:
+        return ""
+    parts = dict(part.partition("=")[::2] for part in current.split(",") if part) or {"name": f"eth{number}"}
+    if nic.get("mac"):
+        parts["hwaddr"] = str(nic["mac"]).upper()
+    nics.set_link(parts, nic)
+    cloud_init.set_addresses(parts, nic)
+    return ",".join(f"{key}={value}" for key, value in parts.items())
+
+
+def problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str:
+    """Return why the request is impossible, as `CODE: reason`; an empty text if it is possible."""
+    return next(_problems(facts, vm, is_create), "")
+
+
+def _problems(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> Iterator[str]:
+    if not is_create and any((vm.get("cloud_init") or {}).values()):
+        yield "INVALID_REQUEST: a container's login can only be set at its creation"
+    for member in VM_ONLY:
+        if vm.get(member) not in (None, "", [], 0, False):
+            yield f"INVALID_REQUEST: {member} is not supported for containers"
+    if vm.get("tags"):
+        yield "INVALID_REQUEST: tags are not supported for containers"
+    for number, nic in nics.requested_nics(vm).items():
+        for mode, cidr in (("mode", "ipv4_cidr"), ("ipv6_mode", "ipv6_cidr")):
+            if nic.get(mode) == "static" and not nic.get(cidr):
+                yield f"INVALID_REQUEST: NIC {number} {mode} static needs {cidr}"
+    if any("PRIVATE KEY" in str(key) for key in (vm.get("cloud_init") or {}).get("ssh_public_keys") or []):
+        yield "INVALID_REQUEST: ssh_public_keys holds a private key"
+    yield from _volume_problems(facts, vm) if facts["exists"] else _template_problems(vm)
+
+
+def console_mode(facts: dict[str, Any]) -> str:
+    """Return the current console mode, which an update must pass to leave it unchanged; or an empty text.
+
+    If no console mode is given, community.proxmox 2.0 sends the value `default`, which Proxmox refuses. Older versions
+    of the collection do not have the parameter, so for them the text is empty.
+    """
+    return str(facts["config"].get("cmode") or "tty") if _collection_major() >= CMODE_REQUIRED_SINCE else ""
+
+
+@functools.cache
+def _collection_major() -> int:
+    folder = Path(next(iter(importlib.import_module("ansible_collections.community.proxmox").__path__)))
+    manifest = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
+    return int(manifest["collection_info"]["version"].partition(".")[0])
+
+
+def _template_problems(vm: dict[str, Any]) -> Iterator[str]:
+    if not OS_TEMPLATE.fullmatch(str(vm.get("os_template") or "")):
+        yield "INVALID_REQUEST: a container needs os_template of the form storage:vztmpl/file"
+    for member in ("node", "storage", "disk_gib"):
+        if not vm.get(member):
+            yield f"INVALID_REQUEST: a container needs {member}"
+
+
+def _volume_problems(facts: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
+    if vm.get("disk_gib") and int(vm["disk_gib"]) != facts["disk_gib"]:
+        yield (
+            f"INVALID_REQUEST: a container's root volume cannot be resized: it has {facts['disk_gib']} GiB, "
+            f"{vm['disk_gib']} GiB are requested"
+        )

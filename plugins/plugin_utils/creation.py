@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decides whether a guest can be created, and with which parameters of which module.
+
+`vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
+returns them. A function whose name ends in `_problem` returns `CODE: reason`, or an empty text if there is no problem.
+All functions are pure.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import container, disks, hardware
+from .configuration import changes
+from .identity import kind_of
+from .request_values import is_yes
+
+
+def request_problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = True) -> str:
+    """Return why a `create` or an `update` is impossible. It is called before the first change."""
+    if kind_of(vm) == "lxc":
+        return container.problem(facts, vm, is_create)
+    if not facts["exists"] and is_blank(vm):
+        return _blank_problem(vm) or hardware.problem(facts, vm, is_blank=True)
+    source = facts if facts["exists"] else facts["template"]
+    if not facts["exists"] and source.get("problem"):
+        return str(source["problem"])
+    if not facts["exists"] and not source:
+        return "INVALID_REQUEST: a create needs template_vmid or template, or iso, or blank"
+    if not facts["exists"] and not source["is_template"]:
+        return f"NOT_FOUND: VM {source['vmid']} is not a template"
+    return hardware.problem(source, vm)
+
+
+def is_blank(vm: dict[str, Any]) -> bool:
+    """Return True if the VM is created without a template. Its disks are then empty."""
+    return bool(vm.get("iso") or is_yes(vm.get("blank", False)))
+
+
+def _blank_problem(vm: dict[str, Any]) -> str:
+    if vm.get("template_vmid") or vm.get("template"):
+        return "INVALID_REQUEST: template excludes iso and blank"
+    if not vm.get("node"):
+        return "INVALID_REQUEST: a VM without a template needs node"
+    if vm.get("iso") and not hardware.ISO_VOLUME.fullmatch(str(vm["iso"])):
+        return "INVALID_REQUEST: iso is not of the form storage:iso/file"
+    return ""
+
+
+def blank(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of proxmox_kvm that create a VM without a template, including its marker and its disks.
+
+    The VM boots from its first disk. While this disk is empty, it boots from the ISO image.
+    """
+    if kind_of(vm) == "lxc":
+        return changes(facts, vm, True)
+    disks_to_add = disks.disk_steps(facts, vm)
+    drives: dict[str, dict[str, str]] = {bus: {} for bus in ("scsi", "virtio", "sata", "ide")}
+    for step in disks_to_add:
+        drives[step["disk"].rstrip("0123456789")][step["disk"]] = f"{step['storage']}:{step['size']}"
+    order = [disks_to_add[0]["disk"]] if disks_to_add else []
+    if vm.get("iso"):
+        drives["ide"][disks.CDROM] = f"{vm['iso']},media=cdrom"
+        order.append(disks.CDROM)
+    boot = {"boot": "order=" + ";".join(order)} if order else {}
+    return {**boot, **changes(facts, vm, True), **{bus: disks for bus, disks in drives.items() if disks}}

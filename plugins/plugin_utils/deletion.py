@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decides the next step of a deletion, which may have a grace period.
+
+`vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
+returns them.
+All functions are pure.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .identity import only_identity
+from .request_values import is_yes
+
+#: The deletion mark states when a guest may be destroyed, in seconds since 1970. For a VM the mark is a tag. A
+#: container can have only one tag, so its mark is a line of its description.
+DELETION_TAG = re.compile(r"smith-delete-(\d{1,12})")
+DELETION_LINE = re.compile(r"^smith-delete=(\d{1,12})\s*?$", re.MULTILINE)
+
+
+def deletion(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    """Return the next step of a deletion, and `at`: when the VM may be destroyed.
+
+    Without a grace period the step is `destroy`. With a grace period it is first `mark`, then `wait` until the time
+    `at` has come, then `destroy`. The time is stored in the VM's deletion mark. There operators can see it, and it is
+    not lost with the agent's database. An operator cancels the deletion by removing the mark. A later `delete` with
+    `only_when_due` then has the step `keep`.
+    """
+    at = deletion_due_at(facts) if facts["exists"] else 0
+    is_due = 0 < at <= facts.get("looked_at", 0)
+    if facts["exists"] and is_yes(vm.get("only_when_due", False)):
+        return {"step": "destroy" if is_due else "wait" if at else "keep", "at": at}
+    if not facts["exists"] or not int(vm.get("grace_s") or 0):
+        return {"step": "destroy", "at": 0}
+    if not at:
+        return {"step": "mark", "at": facts["looked_at"] + int(vm["grace_s"])}
+    return {"step": "destroy" if is_due else "wait", "at": at}
+
+
+def deletion_due_at(facts: dict[str, Any]) -> int:
+    """Return when the VM may be destroyed, in seconds since 1970; 0 if it is not marked for deletion."""
+    if facts["kind"] == "lxc":
+        matches = DELETION_LINE.finditer(str(facts["config"].get("description") or ""))
+    else:
+        matches = filter(None, map(DELETION_TAG.fullmatch, facts["tags"]))
+    return max((int(match.group(1)) for match in matches), default=0)
+
+
+def deletion_mark(vm: dict[str, Any], at: int) -> dict[str, Any]:
+    """Return a request that only marks the VM for deletion at the time `at`."""
+    return {**only_identity(vm), "delete_at": at}

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Translates the requested disks of a VM to parameters of the module proxmox_disk.
+
+`vm` is the request (docs/actions.md), and `facts` are the guest's facts, as `LookUp.run` returns them. `source`
+contains the facts of the VM or, before a clone, of the template. A value that the request does not contain is
+neither changed nor removed. All functions are pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+GIB = 1024**3
+DISK_KEY = re.compile(r"scsi([12]?\d|30)|virtio(1[0-5]|\d)|sata[0-5]|ide[0-3]")
+#: Name of the first disk that is added to a VM without disks.
+FIRST_DISK = "scsi0"
+#: The drive that holds the ISO image of a new VM.
+CDROM = "ide2"
+
+
+def requested_disks(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the requested size and storage of each disk, by the disk's name.
+
+    In the request, `disk_gib` is the size of the first disk, and `disks` is a list of disks with their names. Size 0
+    means that no size is requested, an empty storage that no storage is requested.
+    """
+    asked: dict[str, dict[str, Any]] = {}
+    if vm.get("disk_gib"):
+        asked[facts.get("disk") or FIRST_DISK] = {"size_gib": int(vm["disk_gib"]), "storage": ""}
+    for disk in vm.get("disks") or []:
+        from_disk_gib = asked.get(str(disk.get("disk")), {})
+        size_gib = int(disk.get("size_gib") or from_disk_gib.get("size_gib") or 0)
+        asked[str(disk.get("disk"))] = {"size_gib": size_gib, "storage": str(disk.get("storage") or "")}
+    return asked
+
+
+def disk_steps(facts: dict[str, Any], vm: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the parameters of each call of proxmox_disk that is still needed to add, move or grow a disk."""
+    steps: list[dict[str, Any]] = []
+    for name, asked in requested_disks(facts, vm).items():
+        existing, size_gib, storage = facts["disks"].get(name), asked["size_gib"], asked["storage"]
+        if existing is None:
+            steps.append(
+                {"disk": name, "state": "present", "storage": storage or default_storage(facts, vm), "size": size_gib}
+            )
+            continue
+        if storage and storage != existing["storage"]:
+            steps.append({"disk": name, "state": "moved", "storage": storage})
+        if size_gib * GIB > existing["bytes"]:
+            steps.append({"disk": name, "state": "resized", "size": f"{size_gib}G"})
+    return steps
+
+
+def describe_disk(disk: dict[str, Any]) -> str:
+    """Return a text that describes an existing disk to operators."""
+    return f"{-(-disk['bytes'] // GIB)}G on {disk['storage']}"
+
+
+def describe_disk_step(step: dict[str, Any]) -> str:
+    """Return a text that describes an item of `disk_steps` to operators."""
+    if step["state"] == "moved":
+        return f"move to {step['storage']}"
+    return f"add {step['size']}G on {step['storage']}" if step["state"] == "present" else step["size"]
+
+
+def default_storage(facts: dict[str, Any], vm: dict[str, Any]) -> str:
+    """Return the storage of a new disk for which no storage is requested.
+
+    It is the storage in the request for the whole VM, or else the storage of the first disk.
+    """
+    return str(vm.get("storage") or facts["disks"].get(facts.get("disk"), {}).get("storage", ""))
+
+
+def disk_problems(source: dict[str, Any], vm: dict[str, Any], is_blank: bool) -> Iterator[str]:
+    asked, named = requested_disks(source, vm), [str(disk.get("disk")) for disk in vm.get("disks") or []]
+    if vm.get("disk_gib") and not source.get("disk") and not is_blank:
+        yield f"INVALID_REQUEST: VM {source['vmid']} has no disk to resize to {vm['disk_gib']} GiB"
+    if len(set(named)) < len(named):
+        yield "INVALID_REQUEST: disks names one disk twice"
+    for name, requested in asked.items():
+        yield _disk_problem(source, vm, name, requested)
+
+
+def growth_problem(source: dict[str, Any], vm: dict[str, Any]) -> str:
+    """Return why a resize is impossible: it may only grow disks, not add or move them."""
+    if not requested_disks(source, vm):
+        return "INVALID_REQUEST: a resize needs disk_gib or disks"
+    others = [step["disk"] for step in disk_steps(source, vm) if step["state"] != "resized"]
+    return (
+        f"INVALID_REQUEST: a resize only grows disks, but {others[0]} does not exist or is on another storage"
+        if others
+        else ""
+    )
+
+
+def _disk_problem(source: dict[str, Any], vm: dict[str, Any], name: str, requested: dict[str, Any]) -> str:
+    existing, size_gib = source["disks"].get(name), requested["size_gib"]
+    if not DISK_KEY.fullmatch(name):
+        return f"INVALID_REQUEST: {name} is not a disk name: scsi0-30, virtio0-15, sata0-5 or ide0-3"
+    if existing is None and name in source["config"]:
+        return f"INVALID_REQUEST: {name} is a CD-ROM or the cloud-init drive, not a disk"
+    if existing is None and not size_gib:
+        return f"INVALID_REQUEST: the new disk {name} needs size_gib"
+    if existing is None and not (requested["storage"] or default_storage(source, vm)):
+        return f"INVALID_REQUEST: the new disk {name} needs a storage"
+    if existing is not None and size_gib and size_gib * GIB < existing["bytes"]:
+        what = "template" if source["is_template"] else "VM"
+        return (
+            f"INVALID_REQUEST: a disk cannot shrink: the {what}'s {name} has {-(-existing['bytes'] // GIB)} GiB, "
+            f"{size_gib} GiB are requested"
+        )
+    return ""

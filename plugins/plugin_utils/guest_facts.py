@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads a guest's facts from Proxmox's answers. All functions are pure.
+
+A configuration may have pending values, which take effect only after a reboot of the VM. The fact `config` contains the
+pending value of each key that has one, and the current value of every other key. The fact `pending` lists the keys that
+have a pending value.
+"""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from typing import Any
+
+from .shared.marker import markers_in
+
+GIB = 1024**3
+#: Locks that a guest has while Proxmox is creating it.
+UNFINISHED_LOCKS = ("clone", "create")
+#: Factors of the units in which Proxmox writes the size of a drive.
+UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": GIB, "T": 1024 * GIB}
+#: Keys of a container's volumes and of a VM's disks in the configuration.
+VOLUME_KEY = re.compile(r"rootfs\Z|mp\d+\Z")
+DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide)\d+\Z")
+#: When the key `boot` names no disk, Proxmox boots from the first disk in this order of buses.
+BOOT_BUSES = ("scsi", "virtio", "sata", "ide")
+NIC_KEY = re.compile(r"net\d+\Z")
+MAC = re.compile(r"=((?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})")
+
+
+def absent(vmid: int) -> dict[str, Any]:
+    """Return the facts of a VM that was not found."""
+    return {
+        "exists": False,
+        "kind": "",
+        "vmid": vmid,
+        "node": "",
+        "name": "",
+        "status": "absent",
+        "is_template": False,
+        "is_protected": False,
+        "lock": "",
+        "markers": [],
+        "tags": [],
+        "mac_address": "",
+        "ip_addresses": [],
+        "pending": [],
+        **{"cores": 0, "sockets": 0, "memory_mib": 0, "disk": "", "disk_bytes": 0, "disk_gib": 0, "disks": {}},
+        **{"has_cloud_init": False, "has_password": False, "ssh_public_keys": []},
+        "config": {},
+        "absence": {"is_proven": False, "code": "", "text": ""},
+    }
+
+
+def not_proven(code: str, text: str) -> dict[str, Any]:
+    """Return the fact `absence` for a VM whose absence is not proven, with the error code and the reason."""
+    return {"is_proven": False, "code": code, "text": text}
+
+
+def read_settings(settings: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of a VM from Proxmox's answers to `pending` and `status/current`. The password is left out.
+
+    `current` contains the values that are in effect, `wanted` the values after the next reboot.
+    """
+    current = {item["key"]: item["value"] for item in settings if "value" in item}
+    wanted = {item["key"]: item.get("pending", item.get("value")) for item in settings if not item.get("delete")}
+    pending = sorted(item["key"] for item in settings if "pending" in item or item.get("delete"))
+    has_password = wanted.pop("cipassword", None) is not None
+    description = str(wanted.get("description", ""))
+    disk = boot_disk(wanted)
+    disk_bytes = size_of(str(wanted[disk])) if disk else 0
+    return {
+        "name": str(current.get("name", "")),
+        "status": str(status.get("status", "")),
+        "qmp_status": str(status.get("qmpstatus", "")),
+        "is_template": bool(int(current.get("template") or 0)),
+        "is_protected": str(current.get("protection", "0")) in ("1", "True"),
+        "lock": str(current.get("lock") or status.get("lock") or ""),
+        "markers": markers_in(description),
+        "tags": sorted({tag.lower() for tag in re.split(r"[,; ]+", str(wanted.get("tags", ""))) if tag}),
+        "cores": int(wanted.get("cores") or 1),
+        "sockets": int(wanted.get("sockets") or 1),
+        "memory_mib": int(re.sub(r"\D.*", "", str(wanted.get("memory") or 512).removeprefix("current=")) or 512),
+        "disk": disk,
+        "disks": disks_of(wanted),
+        "disk_bytes": disk_bytes,
+        "disk_gib": -(-disk_bytes // GIB),
+        "has_cloud_init": any("cloudinit" in str(value) for key, value in wanted.items() if DISK_KEY.match(key)),
+        "has_password": has_password,
+        "ssh_public_keys": urllib.parse.unquote(str(wanted.get("sshkeys", ""))).split("\n"),
+        "mac_address": mac_of(str(wanted.get("net0", ""))),
+        "ip_addresses": [],
+        "pending": pending,
+        "config": wanted,
+        "absence": {"is_proven": False, "code": "", "text": ""},
+    }
+
+
+def read_container(settings: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of a container. Its name is its host name, and its first disk is the root volume."""
+    facts = read_settings(settings, status)
+    config = facts["config"]
+    volumes = {key: str(value) for key, value in config.items() if VOLUME_KEY.match(key)}
+    size = size_of(volumes.get("rootfs", ""))
+    return facts | {
+        "name": str(next((item.get("value", "") for item in settings if item["key"] == "hostname"), "")),
+        "cores": int(config.get("cores") or 0),  # 0 means no limit: the container may use all cores of the node
+        "disk": "rootfs",
+        "disk_bytes": size,
+        "disk_gib": -(-size // GIB),
+        "disks": {key: {"storage": text.partition(":")[0], "bytes": size_of(text)} for key, text in volumes.items()},
+        "has_cloud_init": False,
+    }
+
+
+def boot_disk(config: dict[str, Any]) -> str:
+    """Return the key of the boot disk; '' if there is none. CD-ROMs and the cloud-init drive do not count as disks."""
+    disks = [key for key in config if DISK_KEY.match(key) and not is_cdrom(str(config[key]))]
+    named = [*re.split(r"[;,=]", str(config.get("boot", ""))), str(config.get("bootdisk", ""))]
+    first = next((key for key in named if key in disks), None)
+    return first or min(disks, key=lambda key: (BOOT_BUSES.index(key.rstrip("0123456789")), key), default="")
+
+
+def disks_of(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return each disk's storage and size. CD-ROMs and the cloud-init drive do not count as disks."""
+    drives = {key: str(value) for key, value in config.items() if DISK_KEY.match(key) and not is_cdrom(str(value))}
+    return {key: {"storage": drive.partition(":")[0], "bytes": size_of(drive)} for key, drive in drives.items()}
+
+
+def is_cdrom(drive: str) -> bool:
+    """Return True for a CD-ROM or a cloud-init drive."""
+    return "media=cdrom" in drive or "cloudinit" in drive or drive.startswith(("none", "cdrom"))
+
+
+def size_of(drive: str) -> int:
+    """Return the size in bytes of a drive; 0 if its value in the configuration has no size."""
+    found = re.search(r"(?:^|,)size=(\d+(?:\.\d+)?)([KMGT]?)", drive)
+    return int(float(found.group(1)) * UNITS[found.group(2)]) if found else 0
+
+
+def mac_of(interface: str) -> str:
+    """Return the MAC address in the value of a NIC (`net0`, `net1`, …)."""
+    found = MAC.search(interface)
+    return found.group(1).upper() if found else ""
+
+
+def macs_of(config: dict[str, Any]) -> list[str]:
+    """Return the MAC addresses of the VM's NICs in order of their numbers."""
+    nics = sorted((int(key[3:]), str(value)) for key, value in config.items() if NIC_KEY.match(key))
+    return [mac for _number, value in nics if (mac := mac_of(value))]
+
+
+def container_addresses(interfaces: list[dict[str, Any]], macs: list[str]) -> list[str]:
+    """Return a container's IP addresses that are reachable from outside; `usable_addresses` selects them.
+
+    Proxmox reports `interfaces` for a container in another format than for a VM.
+    """
+    listed = [
+        {
+            "name": nic.get("name"),
+            "hardware-address": nic.get("hwaddr") or nic.get("hardware-address"),
+            "ip-addresses": [{"ip-address": str(nic[key]).partition("/")[0]}],
+        }
+        for key in ("inet", "inet6")
+        for nic in interfaces
+        if nic.get(key)
+    ]
+    return usable_addresses(listed, macs)
+
+
+def usable_addresses(interfaces: list[dict[str, Any]], macs: list[str]) -> list[str]:
+    """Return the IP addresses that are reachable from outside, IPv4 first, in the order of the VM's NICs.
+
+    `macs` contains the MAC addresses of the VM's NICs. Interfaces with other MAC addresses are bridges and tunnels
+    inside the guest, so their addresses are left out. If `macs` is empty, for example because a physical NIC is passed
+    through to the VM, the addresses of all interfaces are used.
+    """
+    found = []
+    for nic in interfaces:
+        mac = str(nic.get("hardware-address") or "").upper()
+        if nic.get("name") == "lo" or (macs and mac not in macs):
+            continue
+        for item in nic.get("ip-addresses") or []:
+            ip = str(item.get("ip-address", ""))
+            if ip and not re.match(r"127\.|169\.254\.|::1\Z|fe[89ab][0-9a-f]:", ip.lower()):
+                found.append((":" in ip, macs.index(mac) if macs else 0, ip))
+    found.sort(key=lambda each: each[:2])
+    return list(dict.fromkeys(ip for _is_v6, _nic, ip in found))

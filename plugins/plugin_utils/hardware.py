@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Translates the requested hardware of a VM to parameters of the module proxmox_kvm.
+
+`vm` is the request (docs/actions.md), and `facts` are the guest's facts, as `LookUp.run` returns them. `source`
+contains the facts of the VM or, before a clone, of the template. A value that the request does not contain is
+neither changed nor removed. All functions are pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from .cloud_init import guest_network, guest_problems
+from .disks import CDROM, disk_problems, growth_problem, requested_disks
+from .nics import nic_problems, nic_values
+from .request_values import is_yes
+
+ISO_VOLUME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:iso/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+
+
+def requested_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    """Return all requested hardware and network parameters of proxmox_kvm, even if the VM already has their values.
+
+    If the VM already has a requested value, the value is returned exactly as Proxmox writes it. So the caller can
+    compare it with the configuration by `==`.
+    """
+    return {**_sizes(facts, vm), **_options(facts, vm), "net": nic_values(facts, vm), **guest_network(facts, vm)}
+
+
+def problem(source: dict[str, Any], vm: dict[str, Any], is_blank: bool = False) -> str:
+    """Return why the request is impossible, as `CODE: reason`; an empty text if it is possible.
+
+    `is_blank` is true if a VM without a template is created.
+    """
+    return next(filter(None, _problems(source, vm, is_blank)), "")
+
+
+def _problems(source: dict[str, Any], vm: dict[str, Any], is_blank: bool) -> Iterator[str]:
+    if vm.get("only_grows"):
+        yield growth_problem(source, vm)
+    yield from disk_problems(source, vm, is_blank)
+    yield from nic_problems(source, vm)
+    yield from guest_problems(source, vm)
+    balloon_mib, memory_mib = vm.get("balloon_mib"), vm.get("memory_mib") or source.get("memory_mib")
+    if balloon_mib is not None and memory_mib and int(balloon_mib) > int(memory_mib):
+        yield f"INVALID_REQUEST: balloon_mib {balloon_mib} is more than the memory, {memory_mib} MiB"
+    known = {*source["config"], *nic_values(source, vm)} | (
+        {*requested_disks(source, vm), CDROM} if is_blank else set()
+    )
+    for device in vm.get("boot_order") or []:
+        if device not in known:
+            yield f"INVALID_REQUEST: boot_order names {device}, which VM {source['vmid']} does not have yet"
+
+
+def _sizes(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    cores, sockets, memory_mib, balloon_mib = (
+        vm.get(name) for name in ("cores", "sockets", "memory_mib", "balloon_mib")
+    )
+    sizes: dict[str, Any] = {}
+    if cores:  # if the request contains no `sockets`, `cores` is the total, so the VM gets one socket
+        sizes |= {"cores": int(cores), "sockets": int(sockets or 1)}
+    elif sockets:
+        sizes["sockets"] = int(sockets)
+    if memory_mib:
+        sizes["memory"] = int(memory_mib)
+    if balloon_mib is not None:
+        sizes["balloon"] = int(balloon_mib)
+    return sizes
+
+
+def _options(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    config = facts["config"]
+    options = {key: is_yes(vm[key]) for key in ("onboot", "protection") if vm.get(key) is not None}
+    if vm.get("cpu_type"):
+        options["cpu"] = _replaced_first(str(config.get("cpu", "")), str(vm["cpu_type"]), "cputype")
+    if vm.get("guest_agent") is not None:
+        options["agent"] = _guest_agent_option(str(config.get("agent", "")), is_yes(vm["guest_agent"]))
+    if vm.get("boot_order"):
+        options["boot"] = "order=" + ";".join(str(device) for device in vm["boot_order"])
+    return options
+
+
+def _replaced_first(current: str, value: str, name: str) -> str:
+    """Return a property string of Proxmox, such as `host,flags=+aes`, with its first value replaced.
+
+    `name` is the key of the first value; Proxmox may omit this key. If the first value is already `value`, the
+    text is not changed.
+    """
+    first, *rest = current.split(",")
+    return current if first.removeprefix(f"{name}=") == value else ",".join([value, *rest])
+
+
+def _guest_agent_option(current: str, is_on: bool) -> str:
+    """Return the value of the option `agent` with the guest agent switched on or off; its other parts are kept."""
+    first, *rest = current.split(",")
+    return current if is_yes(first.removeprefix("enabled=")) is is_on else ",".join([f"enabled={int(is_on)}", *rest])

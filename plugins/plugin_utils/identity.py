@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decides whether a guest belongs to the service of the request.
+
+`vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
+returns them. A function whose name ends in `_problem` returns `CODE: reason`, or an empty text if there is no problem.
+All functions are pure.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .request_values import is_yes
+
+#: The tag of every VM that serves a service.
+TAG = "smith"
+#: The tag of a VM whose protection flag was requested by its service, not set by an operator.
+PROTECTED_TAG = "smith-protected"
+UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def identity_problem(facts: dict[str, Any], vm: dict[str, Any], may_be_absent: bool = False) -> str:
+    """Return why this VM must not be changed; empty only for an unprotected VM that belongs to the service.
+
+    `may_be_absent` is true for a deletion: then a VM that does not exist is no problem.
+    """
+    vmid, is_same_kind = vm["vmid"], facts["exists"] and facts["kind"] == kind_of(vm)
+    is_ours = facts["exists"] and (is_marked(facts, vm) or (may_be_absent and is_partial_clone(facts, vm)))
+    if not UUID.fullmatch(str(vm["service_id"])):
+        return "INVALID_REQUEST: service_id is not a UUID"
+    if not facts["exists"]:
+        return absence_problem(facts, vmid, may_be_absent)
+    problems = (
+        (not is_same_kind, f"VM_IDENTITY_MISMATCH: {vmid} is of kind {facts['kind']}, not {kind_of(vm)}"),
+        (not is_ours, f"VM_IDENTITY_MISMATCH: VM {vmid} ({facts['name']}) {_owner_text(facts)}"),
+        (facts["name"] != vm["name"], f"VM_IDENTITY_MISMATCH: VM {vmid} is called {facts['name']}, not {vm['name']}"),
+        (facts["is_template"], f"VM_PROTECTED: VM {vmid} is a template"),
+        (is_protected_from_us(facts, may_be_absent), f"VM_PROTECTED: VM {vmid} has Proxmox's protection flag"),
+    )
+    return next((text for is_problem, text in problems if is_problem), "")
+
+
+def kind_of(vm: dict[str, Any]) -> str:
+    """Return the requested kind of guest: `qemu` (virtual machine) or `lxc` (container)."""
+    return str(vm.get("kind") or "qemu")
+
+
+def is_marked(facts: dict[str, Any], vm: dict[str, Any]) -> bool:
+    """Return True if the VM has the service's marker and no other marker."""
+    return bool(facts["markers"] == [str(vm["service_id"]).lower()])
+
+
+def is_partial_clone(facts: dict[str, Any], vm: dict[str, Any]) -> bool:
+    """Return True if the VM is a partial clone: a `create` has made the VM, but has not yet set its marker.
+
+    Only a `delete` with `half_made` in its request can find a partial clone. `half_made` states that the VMID is
+    reserved, but that its `create` has not succeeded. The VM has no marker, so its name identifies it: the name was
+    reserved for this service alone.
+    """
+    return is_yes(vm.get("half_made", False)) and not facts["markers"] and facts["name"] == vm["name"]
+
+
+def is_protected_from_us(facts: dict[str, Any], is_deletion: bool) -> bool:
+    """Return True if Proxmox's protection flag of the VM forbids this action.
+
+    A flag that an operator has set forbids every change. A flag that the service has requested, which PROTECTED_TAG
+    states, forbids only the deletion. So an update can remove the flag.
+    """
+    return bool(facts["is_protected"] and (is_deletion or PROTECTED_TAG not in facts["tags"]))
+
+
+def absence_problem(facts: dict[str, Any], vmid: int, may_be_absent: bool) -> str:
+    """Return why the absence of the VM is a problem: the absence is not proven, or the action needs the VM."""
+    absence = facts["absence"]
+    if not absence["is_proven"]:
+        return f"{absence['code'] or 'PVE_PERMISSION'}: {absence['text'] or f'VM {vmid} cannot be seen'}"
+    return "" if may_be_absent else f"VM_NOT_FOUND: VM {vmid} does not exist"
+
+
+def reservation_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
+    """Return why a `create` must not use this VMID: it belongs to another guest than the service's VM or partial clone.
+
+    A clone has the description of the template until its first configuration, so a partial clone has no marker. Its
+    name identifies it, because the name was reserved for this service alone.
+    """
+    if not UUID.fullmatch(str(vm["service_id"])):
+        return "INVALID_REQUEST: service_id is not a UUID"
+    if not facts["exists"]:
+        return ""
+    taken = f"VM_ID_TAKEN: VMID {vm['vmid']} is held by {facts['name'] or 'a guest'} on {facts['node']}"
+    if facts["kind"] != kind_of(vm) or facts["is_template"]:
+        return taken
+    if is_marked(facts, vm):
+        return (
+            f"VM_PROTECTED: VM {vm['vmid']} has Proxmox's protection flag" if is_protected_from_us(facts, False) else ""
+        )
+    return taken if facts["markers"] or facts["name"] != vm["name"] else ""
+
+
+def lock_problem(facts: dict[str, Any]) -> str:
+    """Return why a change must wait: the VM is locked. The lock of a suspended VM is no reason to wait."""
+    if facts.get("lock") and facts["lock"] != "suspended":
+        return f"VM_LOCKED: VM is locked ({facts['lock']})"
+    return ""
+
+
+def _owner_text(facts: dict[str, Any]) -> str:
+    if not facts["markers"]:
+        return "has no marker of Agent Smith"
+    return f"belongs to {' and '.join(facts['markers'])}"
+
+
+def only_identity(vm: dict[str, Any]) -> dict[str, Any]:
+    """Return the members of a request that identify the VM."""
+    return {key: vm[key] for key in ("service_id", "vmid", "name", "kind") if key in vm}

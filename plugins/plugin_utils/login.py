@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the login for Proxmox from the credentials file or from the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+#: The login parameters of community.proxmox's modules, and the environment variable for each. The variables are used
+#: only if there is no credentials file.
+CONNECTION = {
+    "api_host": "PROXMOX_HOST",
+    "api_port": "PROXMOX_PORT",
+    "api_user": "PROXMOX_USER",
+    "api_token_id": "PROXMOX_TOKEN_ID",
+    "api_token_secret": "PROXMOX_TOKEN_SECRET",
+    "api_password": "PROXMOX_PASSWORD",
+    "validate_certs": "PROXMOX_VALIDATE_CERTS",
+}
+#: The values of `validate_certs` that mean false.
+NO = ("0", "false", "no", "off")
+
+
+class LoginError(Exception):
+    """The login is incomplete, or the credentials file cannot be read. The text begins with an error code."""
+
+
+def credentials_file() -> str:
+    """Return the path of the credentials file, or an empty text if the login comes from the variables `PROXMOX_*`."""
+    return os.environ.get("SMITH_CREDENTIALS_FILE", "")
+
+
+def connection(credentials_file: str) -> dict[str, Any]:
+    """Return the modules' login from the credentials file, or from the variables `PROXMOX_*` if no file is given."""
+    return normalized(read(credentials_file))
+
+
+def read(credentials_file: str) -> dict[str, Any]:
+    """Return the values of the login as they are written. Raises LoginError."""
+    return _read_file(credentials_file) if credentials_file else _read_environment()
+
+
+def normalized(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a login without empty values, because the modules refuse an empty port.
+
+    `validate_certs` is always contained, because the default of the modules differs between their versions. It is true
+    if it is not set.
+    """
+    found = {key: values[key] for key in CONNECTION if values.get(key) not in (None, "")}
+    found["validate_certs"] = str(found.get("validate_certs", "true")).strip().lower() not in NO
+    return found
+
+
+def ca_bundle(credentials_file: str) -> str:
+    """Return the path of the file with the cluster's CA, or an empty text if the CAs of the system are used."""
+    named = _read_file(credentials_file).get("ca_bundle", "") if credentials_file else ""
+    return str(named or os.environ.get("PROXMOX_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or "")
+
+
+def module_environment(bundle: str) -> dict[str, str]:
+    """Return the environment of module processes.
+
+    community.proxmox 1.4 reads the path of the CA file only from environment variables. The API timeout, which the
+    collection reads since version 1.6, is 30 s. The default of 5 s is too short, because a request that changes a
+    configuration may wait 10 s for Proxmox's lock.
+    """
+    environment = {"PROXMOX_API_TIMEOUT": "30"}
+    return environment | ({"REQUESTS_CA_BUNDLE": bundle, "PROXMOX_CA_PATH": bundle} if bundle else {})
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    # CSafeLoader is as safe as SafeLoader and ten times as fast.
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(Path(path).read_text(encoding="utf-8"))
+        try:
+            content = loader.get_single_data()
+        finally:
+            loader.dispose()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise LoginError(f"PVE_AUTH: SMITH_CREDENTIALS_FILE {path} cannot be read: {exc}") from None
+    except yaml.YAMLError:  # its text may contain a secret
+        raise LoginError(f"PVE_AUTH: SMITH_CREDENTIALS_FILE {path} is not valid YAML") from None
+    if not isinstance(content, dict):
+        raise LoginError(f"PVE_AUTH: SMITH_CREDENTIALS_FILE {path} contains no YAML mapping")
+    return content
+
+
+def _read_environment() -> dict[str, Any]:
+    return {key: os.environ.get(variable, "") for key, variable in CONNECTION.items()}

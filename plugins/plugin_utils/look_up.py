@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks up a guest, and waits for the state that a change leads to.
+
+The modules of community.proxmox return before the outcome of a change is known, or do not notice that a Proxmox task
+failed. So each change is followed by a look-up, which waits until the Proxmox task has ended and reads its error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from .cluster import FAILED_CALL, Cluster, is_final
+from .guest_facts import UNFINISHED_LOCKS, absent, macs_of
+from .proxmox_tasks import failed, is_running
+
+#: What a look-up can wait for.
+WAITS = (
+    *("nothing", "unlocked", "created", "cloned", "running", "stopped", "absent", "idle", "quiet", "migrated"),
+    "restarted",
+)
+#: How long the guest may need to reach its new state after its Proxmox task ended successfully.
+SETTLE_S = 5.0
+#: How long a rebooted VM may need. The Proxmox task of a reboot ends when the VM is off. Another Proxmox task starts
+#: the VM, and Proxmox does not list it for our API token.
+REBOOT_SETTLE_S = 60.0
+#: Maximum time without an answer from Proxmox during a wait. After it the look-up fails.
+MAX_OUTAGE_S = 30.0
+#: How long a new clone may be missing in Proxmox's answers while a clone task of its template runs.
+MAX_CLONE_INVISIBLE_S = 20.0
+#: Types of Proxmox tasks that restart a guest. A container is restarted by a stop and a start (`vzstart`).
+REBOOTS = ("qmreboot", "qmreset", "vzstart")
+#: The time between two polls during a wait grows from FIRST_POLL_S to MAX_POLL_S.
+FIRST_POLL_S = 0.2
+MAX_POLL_S = 2.0
+#: Maximum number of clone tasks of one template whose logs are read.
+MAX_LOGS_READ = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What a look-up reads, and what it waits for."""
+
+    vmid: int
+    deadline_monotonic_s: float  #: the end of every wait, by the clock of `time.monotonic`
+    node: str = ""  #: where the guest is expected; if empty, Proxmox's list of guests is read
+    template_vmid: int = 0
+    template: str = ""  #: the name of the template, used if `template_vmid` is 0
+    template_node: str = ""  #: the node where an earlier look-up found the template
+    prove_absence: bool = False
+    with_snapshots: bool = False
+    backup_storage: str = ""  #: the storage whose archives of the guest are listed
+    target_node: str = ""  #: the node of which the look-up reads whether it exists and is online
+    wait_for: str = "nothing"  #: one of WAITS
+    known_tasks: Collection[str] | None = None  #: UPIDs of the Proxmox tasks that existed before the change
+    upids: Collection[str] = ()  #: UPIDs of the Proxmox tasks of the change, if the module has returned them
+    address_timeout_s: float = -1  #: how long to wait for the guest's IP addresses; negative: do not read them
+
+
+class LookUp:
+    """One look-up of a guest."""
+
+    def __init__(self, cluster: Cluster, query: Query, report: Callable[[dict[str, Any], list[str]], None]) -> None:
+        """Prepare a look-up. `report` is called after each poll, with the facts and the UPIDs of running tasks."""
+        self.cluster = cluster
+        self.query = query
+        self.report = report
+        self.started = time.monotonic()
+        #: When Proxmox last answered (monotonic time). `-inf` makes a wait for `unlocked` fail when its first answer is
+        #: lost.
+        self.answered_at = float("-inf") if query.wait_for == "unlocked" else self.started
+        self.busy_at = self.started  #: when a Proxmox task of the change was last seen running
+        self.template: dict[str, Any] = {}
+        self.rows: list[dict[str, Any]] | None = None  #: the list of guests that was read to find the template
+
+    def run(self) -> dict[str, Any]:
+        """Look up the guest, wait for the requested state, and return the guest's facts.
+
+        The facts are those of `guest_facts.absent`, and: `template` (the facts of the template), `reached` (whether
+        the guest has the requested state), `task_error` (the error of a failed Proxmox task of the change), `upids`
+        (the Proxmox tasks of the change), `running_tasks` (those that have not ended), `known_tasks` (all Proxmox
+        tasks until now) and `looked_at` (seconds since 1970). `snapshots`, `backups` and `target` are contained if the
+        query requests them. Raises one of FAILED_CALL.
+        """
+        self.template = self._find_template()
+        facts, tasks, reached = self._wait() if self.query.wait_for != "nothing" else (self._read(), [], True)
+        self._add_requested(facts)
+        return {
+            **facts,
+            "template": self.template,
+            "reached": reached,
+            "task_error": self._task_error(tasks),
+            "upids": [task["upid"] for task in reversed(tasks)],
+            "running_tasks": [task["upid"] for task in reversed(tasks) if is_running(task)],
+            "known_tasks": self._known_tasks(facts, tasks),
+            "looked_at": int(time.time()),
+        }
+
+    def _add_requested(self, facts: dict[str, Any]) -> None:
+        """Add the facts that only some look-ups need."""
+        query, cluster = self.query, self.cluster
+        if not facts["exists"] and query.prove_absence:
+            facts["absence"] = cluster.absence(query.vmid, query.node)
+        # If the VMID belongs to a container instead of a VM, or vice versa, the endpoints that are used below do not
+        # exist.
+        is_of_kind = facts["exists"] and facts["kind"] == cluster.kind
+        if is_of_kind and query.with_snapshots:
+            facts["snapshots"] = cluster.snapshots(facts["node"], query.vmid)
+        if is_of_kind and query.backup_storage:
+            facts["backups"] = cluster.backups(facts["node"], query.backup_storage, query.vmid)
+        if query.target_node:
+            is_online = cluster.membership()[0].get(query.target_node)
+            facts["target"] = {"exists": is_online is not None, "is_online": bool(is_online)}
+        if facts.get("status") == "running" and query.address_timeout_s >= 0:
+            facts["ip_addresses"] = self._addresses(facts["node"], macs_of(facts["config"]))
+
+    def _find_template(self) -> dict[str, Any]:
+        query = self.query
+        if query.template_node:
+            return {"exists": True, "node": query.template_node, "vmid": query.template_vmid, "problem": ""}
+        if not (query.template_vmid or query.template):
+            return {}
+        self.rows = self.cluster.listed()
+        return self.cluster.template(self.rows, query.template_vmid, query.template, query.node)
+
+    def _read(self) -> dict[str, Any]:
+        rows, self.rows = self.rows, None  # only the first poll uses the list; each later poll reads a new list
+        return self.cluster.find(self.query.vmid, self.query.node, rows)
+
+    def _known_tasks(self, facts: dict[str, Any], tasks: list[dict[str, Any]]) -> list[str]:
+        """Return the UPIDs of the Proxmox tasks that exist now.
+
+        The query of the next look-up contains them. So that look-up finds the tasks of the change before it.
+        """
+        if self.query.wait_for == "cloned":  # Proxmox lists the tasks of the next change under the clone's VMID
+            return [task["upid"] for task in self.cluster.tasks(facts["node"], self.query.vmid)]
+        if self.query.known_tasks is None:
+            return [task["upid"] for task in self._listed_tasks(facts)]
+        return [*self.query.known_tasks, *(task["upid"] for task in tasks)]
+
+    def _new_tasks(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the Proxmox tasks of the change: those that the module named, or those that did not exist before."""
+        if self.query.upids:
+            return [task for task in self._listed_tasks(facts) if task["upid"] in self.query.upids]
+        known = self.query.known_tasks
+        return [] if known is None else [task for task in self._listed_tasks(facts) if task["upid"] not in known]
+
+    def _listed_tasks(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the guest's Proxmox tasks. Proxmox lists a clone task as a task of the template, not of the clone."""
+        if self.template.get("exists") and (self.query.wait_for == "cloned" or not facts["exists"]):
+            return self.cluster.tasks(self.template["node"], self.template["vmid"])
+        if self.query.wait_for == "migrated":  # Proxmox lists the task of a migration on the source node
+            return self.cluster.tasks(self.query.node, self.query.vmid)
+        return self.cluster.tasks(facts["node"] or self.query.node, self.query.vmid)
+
+    # ------------------------------------------------------------------ waiting
+
+    def _wait(self) -> tuple[dict[str, Any], list[dict[str, Any]], bool]:
+        """Poll until the guest has the requested state, cannot reach it, or the deadline has passed.
+
+        Return the guest's facts, the Proxmox tasks of the change, and whether the requested state is reached.
+        """
+        poll_interval_s = FIRST_POLL_S
+        facts, tasks = absent(self.query.vmid), []
+        while True:
+            is_past_deadline = time.monotonic() >= self.query.deadline_monotonic_s
+            try:
+                # After the deadline, the last poll always reads all facts, because it reads the Proxmox tasks'
+                # outcomes.
+                if is_past_deadline or not self._is_still_cloned(facts):
+                    facts = self._read()
+                    tasks = self._new_tasks(facts)
+            except FAILED_CALL as exc:
+                # After a lost answer, the next poll repeats the request, so the look-up does not fail. A wait for
+                # `unlocked` is an exception: it is made before the first change, so it may fail, and the agent retries
+                # the job.
+                if is_past_deadline or is_final(exc) or time.monotonic() - self.answered_at > MAX_OUTAGE_S:
+                    raise
+            else:
+                self.answered_at = time.monotonic()
+                running = [task["upid"] for task in tasks if is_running(task)]
+                self.busy_at = self.answered_at if running else self.busy_at
+                reached = self._is_reached(facts, tasks)
+                if reached or is_past_deadline or self._cannot_be_reached(facts, tasks):
+                    return facts, self._own(tasks, facts), reached
+                self.report(facts, running if self._are_own(tasks, facts) else [])
+            time.sleep(poll_interval_s)
+            poll_interval_s = min(poll_interval_s * 1.5, MAX_POLL_S)
+
+    def _is_still_cloned(self, facts: dict[str, Any]) -> bool:
+        """Return True while a clone has its lock.
+
+        Other facts do not change during this time, so only the lock is read.
+        """
+        is_begun = self.query.wait_for == "cloned" and facts["exists"] and facts["lock"] in UNFINISHED_LOCKS
+        return is_begun and self.cluster.is_being_created(facts["node"], self.query.vmid)
+
+    def _is_reached(self, facts: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
+        """Return True if the guest has the requested state.
+
+        For most states, the Proxmox tasks of the change must have ended, too.
+        """
+        are_ended = not any(is_running(task) for task in tasks)
+        is_created = bool(facts["exists"] and facts["lock"] not in UNFINISHED_LOCKS)
+        is_restarted = any(task["type"] in REBOOTS and not failed(task) for task in tasks)
+        is_migrated = facts["node"] == self.query.target_node and facts["lock"] != "migrate"
+        answers = {
+            "unlocked": is_created,
+            "cloned": is_created,
+            "created": is_created and are_ended,
+            "quiet": is_created and are_ended,
+            "absent": not facts["exists"],
+            "idle": bool(tasks) and are_ended and not any(failed(task) for task in tasks),
+            "migrated": is_migrated and are_ended,
+            "restarted": is_restarted and are_ended and facts["status"] == "running",
+        }
+        return answers.get(self.query.wait_for, facts["status"] == self.query.wait_for and are_ended)
+
+    def _cannot_be_reached(self, facts: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
+        """Return True if no Proxmox task can still lead to the requested state."""
+        if self.query.wait_for == "unlocked":
+            return not facts["exists"]
+        is_busy = any(is_running(task) for task in tasks)
+        if self.query.wait_for == "cloned":
+            return not facts["exists"] and (not is_busy or time.monotonic() - self.started > MAX_CLONE_INVISIBLE_S)
+        if is_busy or any(task["type"].startswith("ha") and not failed(task) for task in tasks):
+            return False  # the HA manager changes the guest after its Proxmox task has ended
+        settle_s = REBOOT_SETTLE_S if self.query.wait_for == "restarted" and tasks else SETTLE_S
+        return time.monotonic() - self.busy_at > settle_s or bool(tasks and failed(tasks[0]))
+
+    def _are_own(self, tasks: list[dict[str, Any]], facts: dict[str, Any]) -> bool:
+        """Return True if all these Proxmox tasks belong to this change. Clone tasks may belong to other jobs.
+
+        A single clone task is ours if our clone exists. Proxmox lists clone tasks under the template, and other jobs
+        may clone the same template at the same time.
+        """
+        return self.query.wait_for != "cloned" or (len(tasks) < 2 and facts["exists"])
+
+    def _own(self, tasks: list[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the Proxmox tasks of this change: of clone tasks, those whose log names our VMID."""
+        if self._are_own(tasks, facts):
+            return tasks
+        return [task for task in tasks[:MAX_LOGS_READ] if self.cluster.log_mentions(task, self.query.vmid)]
+
+    def _task_error(self, tasks: list[dict[str, Any]]) -> str:
+        return next((self.cluster.error_of(task) for task in tasks if failed(task)), "")
+
+    def _addresses(self, node: str, macs: list[str]) -> list[str]:
+        end_s = min(time.monotonic() + self.query.address_timeout_s, self.query.deadline_monotonic_s)
+        while True:
+            addresses = self.cluster.addresses(node, self.query.vmid, macs)
+            if addresses is None or addresses or time.monotonic() >= end_s:
+                return addresses or []
+            time.sleep(1)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decides whether a change of power, a snapshot, a backup or a migration is possible, and what it has made.
+
+`vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
+returns them. A function whose name ends in `_problem` returns `CODE: reason`, or an empty text if there is no problem.
+All functions are pure.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .deletion import deletion_due_at
+from .failures import outcome_problem
+from .identity import TAG, kind_of, lock_problem
+from .request_values import is_yes
+
+SNAPSHOT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,39}")
+
+
+def power_problem(facts: dict[str, Any], state: str) -> str:
+    """Return why the VM cannot be brought into `state` now: `running`, `stopped` or `restarted`."""
+    if state == "restarted" and facts["status"] != "running":
+        return f"VM_NOT_RUNNING: VM {facts['vmid']} is {facts['status']}"
+    if state == "running" and deletion_due_at(facts):
+        return f"VM_STATE: VM {facts['vmid']} is marked for deletion; an update with cancel_deletion removes the mark"
+    return lock_problem(facts)
+
+
+def snapshot_name(facts: dict[str, Any], asked: str, state: str) -> str:
+    """Return the name of the snapshot to create or to roll back to. `asked` is the requested name.
+
+    `state` is `rolled_back` for a rollback. If no name is requested, a rollback uses the newest snapshot, and a
+    creation uses the first free name of `smith-1`, `smith-2` and so on. So a run that is repeated before the snapshot
+    exists uses the same name.
+    """
+    names = [snapshot["name"] for snapshot in facts.get("snapshots") or []]
+    if asked:
+        return str(asked)
+    if state == "rolled_back":
+        return str(names[-1]) if names else ""
+    return next(name for number in range(1, len(names) + 2) if (name := f"{TAG}-{number}") not in names)
+
+
+def snapshot_problem(facts: dict[str, Any], name: str, state: str) -> str:
+    """Return why a snapshot cannot be created or rolled back to.
+
+    Old versions of the module report success for a rollback to a snapshot that does not exist.
+    """
+    names = [snapshot["name"] for snapshot in facts.get("snapshots") or []]
+    if state == "rolled_back":
+        return "" if name and name in names else f"NOT_FOUND: VM {facts['vmid']} has no snapshot {name}".rstrip()
+    if not SNAPSHOT_NAME.fullmatch(name):
+        return "INVALID_REQUEST: a snapshot's name starts with a letter and has 2 to 40 letters, digits, - and _"
+    return ""
+
+
+def backup_problem(facts: dict[str, Any], vm: dict[str, Any], storage: str) -> str:
+    """Return why a backup is impossible."""
+    if not storage:
+        return "INVALID_REQUEST: a backup needs backup_storage"
+    if vm.get("backup_mode") and vm["backup_mode"] not in ("snapshot", "suspend", "stop"):
+        return "INVALID_REQUEST: backup_mode is one of snapshot, suspend, stop"
+    return lock_problem(facts)
+
+
+def backup_made(after: dict[str, Any], before: dict[str, Any]) -> str:
+    """Return the archive that is new in the facts `after` a backup; an empty text if no archive is new."""
+    known = before.get("backups") or []
+    return next((str(volume) for volume in reversed(after.get("backups") or []) if volume not in known), "")
+
+
+def backup_outcome_problem(after: dict[str, Any], before: dict[str, Any], change: dict[str, Any]) -> str:
+    """Return why there is no new archive after a backup. `change` is the result of the backup module."""
+    if not after.get("reached"):
+        return outcome_problem(after, change, "backed up")
+    return "" if backup_made(after, before) else "TASK_FAILED: Proxmox reported no error, but there is no new archive"
+
+
+def migration_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
+    """Return why a migration is impossible. If the VM is already on the target node, there is no problem."""
+    target = str(vm.get("target_node") or "")
+    if kind_of(vm) == "lxc":
+        return "INVALID_REQUEST: no module of community.proxmox migrates a container"
+    if not target or facts["node"] == target:
+        return "" if target else "INVALID_REQUEST: a migration needs target_node"
+    is_forbidden = facts["status"] == "running" and not is_yes(vm.get("online", True))
+    problems = (
+        (not facts["target"]["exists"], f"NOT_FOUND: no such cluster node '{target}'"),
+        (not facts["target"]["is_online"], f"NODE_DOWN: node {target} is offline"),
+        (is_forbidden, f"VM_STATE: VM {facts['vmid']} is running: stop it first, or migrate it online"),
+    )
+    return next((text for is_problem, text in problems if is_problem), "") or lock_problem(facts)

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads values of a request that may be texts, because they come from a command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def is_yes(value: Any) -> bool:
+    """Return the boolean that `value` means. A value from the command line or from Proxmox is a text."""
+    return str(value).strip().lower() in ("1", "true", "yes", "on")
+
+
+def given_members(validated: Any, given: Any) -> Any:
+    """Return the validated request with only those members that were given and are not None.
+
+    Ansible's validation adds each missing member with the value None. The decisions leave a missing member unchanged,
+    and a member that is None must not mean anything else. `given` is a text if the request came from a command line.
+    """
+    if isinstance(validated, dict):
+        names = given if isinstance(given, dict) else validated
+        members = {name: value for name, value in validated.items() if name in names and value is not None}
+        return {name: given_members(value, names[name]) for name, value in members.items()}
+    if isinstance(validated, list) and isinstance(given, list):
+        return [given_members(item, given_item) for item, given_item in zip(validated, given, strict=True)]
+    return validated

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the result document of an action (docs/custom-actions.md). Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from .configuration import is_restart_needed
+from .deletion import deletion_due_at
+
+
+def result(facts: dict[str, Any], vm: dict[str, Any], known: Iterable[str] = (), **more: Any) -> dict[str, Any]:
+    """Return the result document of an action.
+
+    `known` contains the IP addresses that the guest reported earlier. They are used if the guest reports none now.
+    `more` contains members that the action sets itself: `changed`, `adopted`, `upids` and `planned`.
+    """
+    exists = facts["exists"]
+    if not more.get("planned"):
+        more.pop("planned", None)
+    return {
+        "vmid": int(vm["vmid"]),
+        "node": str(facts["node"] or vm.get("node") or ""),
+        "name": str(facts["name"] or vm["name"]),
+        "status": facts["status"] if facts["status"] in ("running", "absent") else "stopped",
+        "mac_address": facts["mac_address"],
+        "ip_addresses": facts["ip_addresses"] or (list(known) if exists else []),
+        "cores": facts["cores"] * facts["sockets"] if exists else 0,
+        "memory_mib": facts["memory_mib"] if exists else 0,
+        "disk_gib": facts["disk_gib"] if exists else 0,
+        "tags": facts["tags"],
+        "changed": False,
+        "adopted": False,
+        "delete_at": deletion_due_at(facts),
+        "reboot_required": is_restart_needed(facts),
+        "upids": [],
+        **more,
+    }

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Maps the texts of Proxmox's failures to error codes, for the executor and the collection's actions.
+
+This module imports only the standard library, because playbooks can also run without the executor. An Ansible module
+puts its own words before Proxmox's text. After these words are removed, the first rule whose pattern matches the text
+determines the code. The codes are the members of `error_codes.ErrorCode`. They never change, because service types in
+FulcrumCore match them. Every pattern is valid in Python and in RE2 (the regular expressions of Go).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+#: Maximum length of the text in a ClassifiedFailure, in characters.
+MAX_TEXT_LENGTH = 300
+#: Maximum number of characters of a text that the patterns are applied to. Some patterns take quadratic time, so a long
+#: text from another program could block the process.
+MAX_MATCHED_LENGTH = 10_000
+
+
+class Reaction(StrEnum):
+    """Whether, and how, a failed job is retried."""
+
+    NO = "no"  #: not retried: the same request would fail the same way
+    LATER = "later"  #: retried after a backoff: nothing was changed, or the change can safely be repeated
+    CHECK = "check"  #: retried: the change may have been made, and the idempotent playbook first checks what exists
+    NEW_ID = "new_id"  #: retried with another VMID
+    ONCE = "once"  #: retried once
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifiedFailure:
+    """The error code, the reaction and the text of a failure."""
+
+    code: str
+    reaction: Reaction
+    text: str  #: the message without the code and without an Ansible module's words; at most MAX_TEXT_LENGTH characters
+
+
+#: The rules: each has a code, a reaction and a pattern. The first rule whose pattern matches a text is used. If a text
+#: can match several rules, the rule for failures with an unknown outcome comes first.
+RULES: tuple[tuple[str, Reaction, str], ...] = (
+    # If a connection ends during the TLS handshake, the certificate may still be valid. So this rule precedes PVE_TLS.
+    (
+        "PVE_UNREACHABLE",
+        Reaction.LATER,
+        r"SSLEOFError|UNEXPECTED_EOF|EOF occurred in violation of protocol|SSLZeroReturnError"
+        r"|handshake operation timed out",
+    ),
+    ("PVE_TLS", Reaction.NO, r"CERTIFICATE_VERIFY_FAILED|SSLError|TLS CA certificate bundle"),
+    (
+        "PVE_AUTH",
+        Reaction.NO,
+        r"\b401 Unauthorized|Couldn't authenticate user|No valid authentication credentials|invalid (PVE )?ticket"
+        r"|invalid csrf token|required: api_password, api_token_id",
+    ),
+    # Proxmox answers with one of the statuses 595 to 599 if it cannot forward a request to its node.
+    ("NODE_DOWN", Reaction.LATER, r"\b59[5-9] |No route to host|hostname lookup '[^']+' failed"),
+    ("PVE_NO_QUORUM", Reaction.LATER, r"no quorum"),
+    ("PVE_TIMEOUT", Reaction.CHECK, r"Read timed out|ConnectTimeout"),
+    (
+        "PVE_UNREACHABLE",
+        Reaction.LATER,
+        r"Failed to establish a new connection|NameResolutionError|Max retries exceeded|Connection aborted"
+        r"|RemoteDisconnected|Connection reset|\b(429|502|503|504) [A-Z]",
+    ),
+    (
+        "VM_LOCKED",
+        Reaction.LATER,
+        r"(VM|CT) is locked|can't lock file|got lock timeout|missing snapshot lock|migration lock|got wrong lock"
+        r"|invalid lock",
+    ),
+    ("PVE_CONFLICT", Reaction.LATER, r"checksum mis+match|detected modified configuration"),
+    ("VM_ID_TAKEN", Reaction.NEW_ID, r"config file already exists|already exists on node|VM \d+ already exists"),
+    (
+        "CAPACITY",
+        Reaction.LATER,
+        r"No space left|not enough (free )?space|insufficient (free )?space|out of (data )?space|quota exceeded"
+        r"|exceeds .*quota|unable to get any free VMID",
+    ),
+    (
+        "STORAGE_UNAVAILABLE",
+        Reaction.LATER,
+        r"storage '[^']+' (is not online|is disabled|is not available|does not exist)|rbd error"
+        r"|couldn't connect to the cluster|rados_connect|^Storage \S+ does not exist in the cluster",
+    ),
+    (
+        "NOT_FOUND",
+        Reaction.NO,
+        r"pool '[^']+' does not exist|no such cluster node|node '[^']+' does not exist|VM with name = |No VM with name"
+        r"|Multiple VMs with name|[Ss]napshot '?[^ ']+'? does not exist",
+    ),
+    (
+        "PVE_PERMISSION",
+        Reaction.NO,
+        r"\b403 Forbidden|Permission check failed|[Oo]nly root (can|may)|missing privileges|Insufficient permission",
+    ),
+    ("SHUTDOWN_TIMEOUT", Reaction.NO, r"quit/powerdown failed"),
+    ("VM_PROTECTED", Reaction.NO, r"protection mode enabled"),
+    ("VM_NOT_RUNNING", Reaction.NO, r"(VM|CT) \d+ (is )?not running"),
+    (
+        "VM_STATE",
+        Reaction.NO,
+        r"used in HA resources|still in use|already running|is paused|is running|if it's a template|if vm is a template"
+        r"|without --online|snapshot name '[^']*' already used|feature is not (available|supported)|live[- ]migrate"
+        r"|while VM is running|incomplete snapshot|needed by replication|Too many unused volumes|wrong snapshot state",
+    ),
+    # These texts only mean that the VM is not on this node, or that the token may not see the VM. The agent concludes
+    # that a VM does not exist only after it has checked that the token may see all VMs.
+    (
+        "VM_NOT_FOUND",
+        Reaction.NO,
+        r"VM with vmid \d+ does not exist in cluster"
+        r"|Configuration file 'nodes/[^/]+/(qemu-server|lxc)/\d+\.conf' does not exist"
+        r"|unable to find configuration file",
+    ),
+    (
+        "INVALID_REQUEST",
+        Reaction.NO,
+        r"\b400 Bad Request|Parameter verification failed|Validation of arguments failed|Unsupported parameters"
+        r"|must be one of|unable to convert to|missing required arguments|are missing:|is not a valid tag|shrink"
+        r"|Finalization of task args|is undefined|not allowed for linked clones|bootorder|value too large"
+        r"|resize a cdrom"
+        r"|no options specified|reserved name|Unrecognized size pattern|missing disk"
+        r"|disk '[^']+' (does not exist|has no)|does not support vm images|non-shared storage|uses local storage"
+        r"|content type|either 'host' or 'mapping'|unable to parse|no storage ID specified|not compatible"
+        r"|hotplug feature",
+    ),
+    (
+        "PLAYBOOK_FAILED",
+        Reaction.NO,
+        r"Failed to import the required Python library|module interpreter|resolve module/action"
+        r"|unexpected keyword argument|has no attribute|deserialization failed|Action failed: Unknown error",
+    ),
+    ("TASK_TIMEOUT", Reaction.CHECK, r"Reached timeout while|Timed out after \d+ second|timeout expired"),
+    (
+        "TASK_FAILED",
+        Reaction.ONCE,
+        r"on task execution|task \w+ ended|clone failed|start failed|QEMU exited|migration (aborted|problems)",
+    ),
+    ("PVE_API_ERROR", Reaction.ONCE, r"\b50[01] (Internal|Not)"),
+)
+
+#: The reactions to the codes that no rule has. An action or the executor sets these codes itself.
+REACTIONS_WITHOUT_RULE: dict[str, Reaction] = {
+    "VM_IDENTITY_MISMATCH": Reaction.NO,
+    "GUEST_NO_ADDRESS": Reaction.NO,
+    "SECRET_MISSING": Reaction.NO,
+    "UNSUPPORTED_ACTION": Reaction.NO,
+    "RESULT_INVALID": Reaction.NO,
+    "DEADLINE": Reaction.NO,
+    "CANCELLED": Reaction.NO,
+    "AGENT_RESTARTED": Reaction.CHECK,
+    "QUARANTINED": Reaction.NO,
+    "INTERNAL": Reaction.NO,
+}
+#: The reaction to every code.
+REACTIONS: dict[str, Reaction] = {code: reaction for code, reaction, _pattern in RULES} | REACTIONS_WITHOUT_RULE
+_COMPILED_RULES = tuple((code, re.compile(pattern)) for code, _reaction, pattern in RULES)
+
+#: Matches the words that an Ansible module puts before Proxmox's text. These words are removed because they contain the
+#: name of the VM, and a consumer may choose a name that matches a rule.
+_MODULE_PREFIX = re.compile(r"\A.*?(failed with exception[:=] ?|vmid \d+[=:] ?)", re.DOTALL)
+#: Matches a text that starts with an error code. The actions write such texts.
+_CODE_AND_TEXT = re.compile(r"\A([A-Z][A-Z_]+): ?(.*)\Z", re.DOTALL)
+_WHITE_SPACE = re.compile(r"\s+")
+
+
+def classify_failure(text: str) -> ClassifiedFailure:
+    """Return the error code, the reaction and the text of a failure whose message is `text`.
+
+    If the message starts with an error code, that code is used. If no rule matches, the code is PLAYBOOK_FAILED.
+    """
+    text = _WHITE_SPACE.sub(" ", text).strip()
+    code_and_text = _CODE_AND_TEXT.match(text)
+    if code_and_text and code_and_text.group(1) in REACTIONS:
+        return _classified_failure(code_and_text.group(1), code_and_text.group(2))
+    proxmox_text = without_module_prefix(text)
+    for code, pattern in _COMPILED_RULES:
+        if pattern.search(proxmox_text):
+            return _classified_failure(code, proxmox_text)
+    return _classified_failure("PLAYBOOK_FAILED", proxmox_text)
+
+
+def without_module_prefix(text: str) -> str:
+    """Return the first MAX_MATCHED_LENGTH characters of Proxmox's text, without an Ansible module's words before it."""
+    return (_MODULE_PREFIX.sub("", text, count=1) or text)[:MAX_MATCHED_LENGTH]
+
+
+def reaction_to(code: str) -> Reaction:
+    """Return the reaction to a failure with this code; NO for an unknown code."""
+    return REACTIONS.get(code, Reaction.NO)
+
+
+def _classified_failure(code: str, text: str) -> ClassifiedFailure:
+    """Return the failure with its reaction, and with the text cut off at MAX_TEXT_LENGTH."""
+    if len(text) > MAX_TEXT_LENGTH:
+        text = text[: MAX_TEXT_LENGTH - 1] + "…"
+    return ClassifiedFailure(code=code, reaction=reaction_to(code), text=text)

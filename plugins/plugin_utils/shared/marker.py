@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads and writes the marker: the line of a guest's description that names the guest's service."""
+
+from __future__ import annotations
+
+import re
+
+#: A line that is a marker. Its value is a UUID; the case of the letters is ignored.
+MARKER_LINE = re.compile(r"^smith-uid=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\s*?$", re.MULTILINE | re.IGNORECASE)
+#: A line that is a marker with any value. The playbooks never change a guest with such a line of another value.
+_ANY_MARKER_LINE = re.compile(r"^smith-uid=(\S+)\s*?$", re.MULTILINE)
+
+
+def marker_for(service_id: str) -> str:
+    """Return the marker of a service."""
+    return f"smith-uid={service_id}"
+
+
+def services_in(description: str) -> list[str]:
+    """Return the ids of the services that the markers in a description name, in lower case and sorted."""
+    return sorted({service_id.lower() for service_id in MARKER_LINE.findall(description)})
+
+
+def markers_in(description: str) -> list[str]:
+    """Return the values of all markers in a description, in lower case and sorted, also of those without a valid id."""
+    return sorted({value.lower() for value in _ANY_MARKER_LINE.findall(description)})

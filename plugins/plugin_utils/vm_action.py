@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base class of the actions on one guest: look up, refuse, change, verify, return the result document.
+
+An action plugin runs in the process of ansible-playbook. So a look-up needs no module process, and all requests of an
+action share one connection. Every change is made by a module of community.proxmox, which Ansible executes as it
+executes the module of a task. The module's answer is not trusted: the action looks the guest up again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, ClassVar
+
+from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.plugins.action import ActionBase
+
+from . import failures, login
+from .cluster import FAILED_CALL, Cluster, LibraryMissing, connect, error_text
+from .identity import identity_problem, kind_of
+from .look_up import LookUp, Query
+from .progress import Progress
+from .request_values import given_members
+from .result import result
+from .shared.vm_arguments import VM_ARGUMENTS
+
+#: The maximum duration of an action if the request contains no `timeout_s`.
+DEFAULT_TIMEOUT_S = 240
+#: The minimum time that a module gets, even if the deadline has passed.
+MIN_MODULE_TIMEOUT_S = 1
+
+Facts = dict[str, Any]
+
+
+class Refused(Exception):
+    """The action ends as failed. The text is `CODE: reason`, or the text of a module or of Proxmox."""
+
+
+class VmAction(ActionBase):
+    """The base class. A subclass implements `execute`."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+    _supports_check_mode = True
+    _supports_async = False
+
+    #: Arguments of the action beside `vm`, `connection` and `ca_bundle`, in the format of Ansible's argument specs.
+    ARGUMENTS: ClassVar[dict[str, Any]] = {}
+    #: Members of `vm` that this action needs beside those that identify the guest.
+    REQUIRED_MEMBERS: ClassVar[tuple[str, ...]] = ()
+
+    vm: dict[str, Any]  #: the request
+    arguments: dict[str, Any]  #: the values of ARGUMENTS
+    connection: dict[str, Any]  #: the login, as parameters of community.proxmox's modules
+    modules: list[str]  #: the modules that the action has executed
+    answer: dict[str, Any]  #: what the action returns beside the result document
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Execute the action. Return `changed`, `diff`, and the result document as `vm_result` and as a custom stat.
+
+        A failed action returns `failed` and `msg` (`CODE: reason`), and `vm_result` if the guest was found.
+        """
+        super().run(tmp, task_vars)
+        self._task_vars = task_vars
+        self._playbook_pid = os.getppid()
+        self.vm_result: dict[str, Any] = {}
+        self.diff: dict[str, Any] = {}
+        self.answer: dict[str, Any] = {}
+        self.modules: list[str] = []
+        try:
+            self._prepare()
+            document = self.execute()
+        except Exception as exc:
+            is_expected = isinstance(exc, (Refused, LibraryMissing, login.LoginError, AnsibleError, *FAILED_CALL))
+            message = (
+                failures.failure({"msg": error_text(exc)}) if is_expected else f"INTERNAL: {failures.location_of(exc)}"
+            )
+            known = {"vm_result": self.vm_result} if self.vm_result else {}
+            return {"failed": True, "changed": False, "msg": message, "modules": self.modules, **known}
+        stats = {"data": {"vm_result": document}, "per_host": False, "aggregate": False}
+        diff = {"diff": self.diff} if self.diff else {}
+        answer = {"vm_result": document, "ansible_stats": stats, "modules": self.modules, **diff}
+        return {"changed": document["changed"], **answer, **self.answer}
+
+    def execute(self) -> dict[str, Any]:
+        """Execute the action and return the result document. Raises Refused, or one of FAILED_CALL."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ what a subclass uses
+
+    @property
+    def is_check_mode(self) -> bool:
+        return bool(self._task.check_mode)
+
+    def look_up(self, **query: Any) -> Facts:
+        """Look up the guest of the request, and wait as the query says. Members of `Query` may be given."""
+        usual = {
+            "vmid": int(self.vm["vmid"]),
+            "node": str(self.vm.get("node") or ""),
+            "deadline_monotonic_s": self.deadline_monotonic_s,
+        }
+        return LookUp(self._cluster, Query(**{**usual, **query}), self._report_wait).run()
+
+    def look_up_after(self, facts: Facts, wait_for: str, **query: Any) -> Facts:
+        """Look up the guest after a change. `facts` are the facts before the change."""
+        usual = {"node": facts["node"], "known_tasks": facts["known_tasks"], "wait_for": wait_for}
+        after = self.look_up(**(usual | query))
+        self.progress.step(" ".join(["verifying the outcome of", *(after["upids"] or ["the change"])]))
+        return after
+
+    def identify(self, *, may_be_absent: bool = False, **query: Any) -> Facts:
+        """Look up the guest and verify that it belongs to the service. Raises Refused."""
+        self.progress.step("looking it up")
+        facts = self.look_up(prove_absence=True, wait_for="unlocked", address_timeout_s=0, **query)
+        self.refuse(identity_problem(facts, self.vm, may_be_absent))
+        self.publish(facts)
+        self.addresses = facts["ip_addresses"]
+        return facts
+
+    def refuse(self, *problems: str) -> None:
+        """Raise Refused with the first problem that is not empty."""
+        for problem in problems:
+            if problem:
+                raise Refused(problem)
+
+    #: A look-up after a change is verified by the same rule.
+    verify = refuse
+
+    def change(self, module: str, **parameters: Any) -> dict[str, Any]:
+        """Execute a module of community.proxmox with the parameters that are not None; return its answer.
+
+        Raises Refused if the module failed, unless it may have made its change: then the next look-up decides.
+        """
+        self._require_playbook()
+        if not self.modules:  # later changes complete what the first one has begun, so they are always made
+            self.require_time(0, "a change")
+        self.modules.append(f"community.proxmox.{module}")
+        answer: dict[str, Any] = self._execute_module(
+            module_name=self.modules[-1],
+            module_args={**self.connection, **{name: value for name, value in parameters.items() if value is not None}},
+            task_vars=self._task_vars,
+        )
+        if answer.get("failed") and not failures.is_outcome_unknown(answer):
+            raise Refused(failures.failure(answer))
+        return answer
+
+    def _require_playbook(self) -> None:
+        """Raise Refused if ansible-playbook was killed.
+
+        The process of this action then still runs, because Ansible starts it in a session of its own.
+        """
+        if os.getppid() != self._playbook_pid:
+            raise Refused("CANCELLED: ansible-playbook has ended")
+
+    def require_time(self, needed_s: float, purpose: str) -> None:
+        """Raise Refused if less than `needed_s` are left, so that the runner does not kill the action in between."""
+        if time.monotonic() + needed_s > self.deadline_monotonic_s:
+            raise Refused(f"TASK_TIMEOUT: no time is left for {purpose} ({needed_s:.0f} s)")
+
+    def publish(self, facts: Facts, **members: Any) -> None:
+        """Keep a result document for the case that the action fails after this point."""
+        self.vm_result = result(facts, self.vm, **members)
+
+    def document(self, facts: Facts, **members: Any) -> dict[str, Any]:
+        """Return the result document. A stopped guest reports no addresses, so those of the first look-up are used."""
+        return result(facts, self.vm, self.addresses, **members)
+
+    def time_left_s(self, at_most_s: float) -> int:
+        """Return the time until the deadline in whole seconds, at least 1 and at most `at_most_s`."""
+        return max(MIN_MODULE_TIMEOUT_S, int(min(at_most_s, self.deadline_monotonic_s - time.monotonic())))
+
+    # ------------------------------------------------------------------ preparation
+
+    def _prepare(self) -> None:
+        arguments = self._validated()
+        self.arguments = {name: arguments[name] for name in self.ARGUMENTS}
+        self.vm = given_members(arguments["vm"], self._task.args["vm"])
+        self.addresses: list[str] = []
+        self.deadline_monotonic_s = time.monotonic() + float(self.vm.get("timeout_s") or DEFAULT_TIMEOUT_S)
+        if self.vm.get("deadline_monotonic_s"):
+            self.deadline_monotonic_s = min(self.deadline_monotonic_s, float(self.vm["deadline_monotonic_s"]))
+        credentials_file = login.credentials_file()
+        self.connection = login.normalized(arguments["connection"] or login.read(credentials_file))
+        ca_bundle = arguments["ca_bundle"] or login.ca_bundle(credentials_file)
+        self._task.environment = [*(self._task.environment or []), login.module_environment(ca_bundle)]
+        self.progress = Progress(self._display.display, int(self.vm["vmid"]), str(self.vm["name"]))
+        self._cluster = Cluster(
+            connect(self.connection, ca_bundle), kind_of(self.vm), str(self.connection.get("api_user", ""))
+        )
+
+    def _validated(self) -> dict[str, Any]:
+        members = {
+            name: {**spec, "required": True} for name, spec in VM_ARGUMENTS.items() if name in self.REQUIRED_MEMBERS
+        }
+        spec = {
+            "vm": {"type": "dict", "required": True, "options": {**VM_ARGUMENTS, **members}},
+            "connection": {"type": "dict", "no_log": True},
+            "ca_bundle": {"type": "path", "default": ""},
+            **self.ARGUMENTS,
+        }
+        try:
+            _result, arguments = self.validate_argument_spec(spec)
+        except AnsibleActionFail as exc:
+            raise Refused(f"INVALID_REQUEST: {exc}") from exc
+        return dict(arguments)
+
+    def _report_wait(self, facts: Facts, running: list[str]) -> None:
+        """Write a progress line about the current wait, if the last line is old enough."""
+        if not self.progress.is_wait_line_due():
+            return
+        if running:
+            percent = self._cluster.percent_of(running[0])
+            done = f", {percent} %" if percent else ""
+            self.progress.step(f"waiting for Proxmox task {running[0]}{done}")
+        elif facts.get("lock"):
+            self.progress.step(f"waiting for the lock {facts['lock']}")
+        else:
+            self.progress.step(f"waiting, the guest is {facts['status']}")

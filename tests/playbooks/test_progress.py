@@ -1,0 +1,113 @@
+"""The progress lines of an action, by hand and in the artifacts of a run, and the end of an action at its deadline."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from executor_bench import ExecutorBench
+from play_bench import Bench
+
+from executor.model import PlaybookRun
+
+#: A progress line: the guest, the step, and the seconds since the action began.
+LINE = re.compile(r"VM (\d+) \((\S+)\): (.+) \[\d+\.\d s\]")
+#: A progress line about a Proxmox task.
+TASK = re.compile(r"waiting for Proxmox task UPID:\S+:qmclone:9000:\S+, \d+ %")
+
+
+def steps_in(output: str, vm: dict[str, Any]) -> list[str]:
+    """Return the steps of the progress lines about this guest."""
+    lines = [match for match in map(LINE.search, output.splitlines()) if match]
+    assert all(match[1] == str(vm["vmid"]) and match[2] == vm["name"] for match in lines)
+    return [match[3] for match in lines]
+
+
+@pytest.mark.by_hand
+def test_each_step_is_a_line_of_the_output(bench: Bench) -> None:
+    vm = bench.vm(disk_gib=9)
+    done = bench.play("create", vm)
+    steps = steps_in(done.output, vm)
+    assert [step.split()[0] for step in steps] == [
+        "looking",
+        "cloning",
+        "verifying",
+        "configuring",
+        "growing",
+        "verifying",
+    ], done.output
+
+
+@pytest.mark.by_hand
+def test_a_long_wait_names_the_proxmox_task_and_its_progress(bench: Bench) -> None:
+    vm = bench.vm()
+    bench.pve.control("time_scale", scale=1)
+    done = bench.play("create", vm)
+    assert done.rc == 0, done.output
+    waits = [step for step in steps_in(done.output, vm) if step.startswith("waiting")]
+    assert waits
+    assert TASK.fullmatch(waits[0]), waits
+
+
+def test_each_step_is_an_event_of_the_agents_run(bench: Bench, warm_executor: ExecutorBench) -> None:
+    vm = bench.vm()
+    run = PlaybookRun(ident="create-progress", action="create", playbook=PLAYBOOK, vm=vm, timeout_s=60)
+    artifacts = warm_executor.runner.run(run)
+    events = [json.loads(line) for line in (artifacts.folder / "events.jsonl").read_text().splitlines()]
+    text = "\n".join(str(event.get("stdout", "")) for event in events if event["event"] == "verbose")
+    assert [step.split()[0] for step in steps_in(text, vm)] == [
+        "looking",
+        "cloning",
+        "verifying",
+        "configuring",
+        "verifying",
+    ], text
+
+
+PLAYBOOK = Path(__file__).resolve().parents[2] / "playbooks" / "create.yml"
+
+
+def test_an_action_ends_at_its_deadline_with_the_true_cause(bench: Bench) -> None:
+    vm = bench.add_vm()
+    bench.pve.control("time_scale", scale=1)
+    bench.pve.control("task_seconds", type="qmstart", seconds=30)
+    done = bench.play("start", {**vm, "deadline_monotonic_s": time.monotonic() + 5})
+    bench.pve.control("task_seconds", type="qmstart", seconds=2)
+    bench.pve.control("remove", vmid=vm["vmid"])  # the Proxmox task still runs and would change the VM
+    assert re.fullmatch(r"TASK_TIMEOUT: Proxmox task UPID:\S+:qmstart:\S+ has not ended in time", done.message), (
+        done.output
+    )
+
+
+def test_a_deadline_that_has_passed_changes_nothing(bench: Bench) -> None:
+    vm = bench.vm()
+    done, changes = bench.changing_requests(
+        lambda: bench.play("create", {**vm, "deadline_monotonic_s": time.monotonic() - 1})
+    )
+    assert (done.code, changes) == ("TASK_TIMEOUT", [])
+
+
+@pytest.mark.by_hand
+@pytest.mark.parametrize("content", ["api_host: [", "just a text", None])
+def test_an_unusable_credentials_file_ends_in_pve_auth(bench: Bench, tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "credentials.yml"
+    if content is not None:
+        file.write_text(content)
+    done = bench.play("start", bench.vm(), SMITH_CREDENTIALS_FILE=str(file))
+    assert done.code == "PVE_AUTH"
+    assert "SMITH_CREDENTIALS_FILE" in done.message
+
+
+def test_check_mode_shows_values_before_and_after_in_the_same_form(bench: Bench) -> None:
+    vm = {**bench.add_vm(), "cores": 4, "memory_mib": 4096, "tags": ["gold"], "disk_gib": 9}
+    done = bench.play("update", vm, "--check", "--diff")
+    assert done.rc == 0, done.output
+    assert done.result["planned"] == {"cores": 4, "memory": 4096, "tags": ["gold", "smith"], "scsi0": "9G"}
+    lines = [line.replace('"', "").rstrip(",").split() for line in done.output.splitlines()]
+    removed, added = ([" ".join(words[1:]) for words in lines if words[:1] == [sign]] for sign in "-+")
+    assert {"cores: 2", "memory: 2048", "scsi0: 8G on local-lvm"} <= set(removed), done.output
+    assert {"cores: 4", "memory: 4096", "scsi0: 9G"} <= set(added), done.output

@@ -1,0 +1,26 @@
+"""pytest-ansible is off in every run but that of these tests, because its plugin would link the checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from play_bench import ROOT
+from plugin_sources import LINKED_CHECKOUT
+
+
+def test_a_run_without_the_plugin_links_nothing_and_has_none_of_these_tests() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/playbooks/modules",
+    ]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, ran.stdout + ran.stderr
+    assert not LINKED_CHECKOUT.exists()

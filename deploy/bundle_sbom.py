@@ -1,0 +1,83 @@
+"""The SBOM of the offline bundle (CycloneDX 1.6): each wheel, collection and image archive with its checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tarfile
+import zipfile
+from email.message import Message
+from email.parser import HeaderParser
+from pathlib import Path
+from typing import Any
+
+
+def describe(bundle: Path, version: str) -> dict[str, Any]:
+    """Return the SBOM of the bundle in this folder."""
+    components = [describe_wheel(file) for file in sorted(bundle.glob("*/*.whl"))]
+    components += [describe_collection(file) for file in sorted(bundle.glob("collections/*"))]
+    components += [_component("container", "agent-smith-image", version, file) for file in bundle.glob("image/*")]
+    return {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {
+            "component": {"type": "application", "bom-ref": "bundle", "name": bundle.name, "version": version},
+        },
+        "components": components,
+        "dependencies": [{"ref": "bundle", "dependsOn": [component["bom-ref"] for component in components]}],
+    }
+
+
+def describe_wheel(file: Path) -> dict[str, Any]:
+    """Return the component of a wheel, with the licence that its metadata states."""
+    with zipfile.ZipFile(file) as wheel:
+        (name,) = [name for name in wheel.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)]
+        metadata = HeaderParser().parsestr(wheel.read(name).decode())
+    component = _component("library", _normal_name(metadata["Name"]), metadata["Version"], file)
+    component["purl"] = f"pkg:pypi/{component['name']}@{component['version']}"
+    component["licenses"] = _licences(metadata)
+    return component
+
+
+def describe_collection(file: Path) -> dict[str, Any]:
+    """Return the component of a collection: ours is what ansible-galaxy builds, the other what the wheel contains."""
+    if file.suffix == ".zip":
+        with zipfile.ZipFile(file) as archive:
+            manifest = next(name for name in archive.namelist() if name.endswith("/MANIFEST.json"))
+            info = json.loads(archive.read(manifest))["collection_info"]
+    else:
+        with tarfile.open(file) as members:
+            info = json.load(members.extractfile("MANIFEST.json"))["collection_info"]
+    component = _component("library", f"{info['namespace']}.{info['name']}", info["version"], file)
+    component["purl"] = f"pkg:generic/{component['name']}@{component['version']}"
+    licences = [{"id": name} for name in info["license"]] or [{"name": f"see {info['license_file']} in the archive"}]
+    component["licenses"] = [{"license": licence} for licence in licences]
+    return component
+
+
+def _component(kind: str, name: str, version: str, file: Path) -> dict[str, Any]:
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return {
+        "type": kind,
+        "bom-ref": f"{file.parent.name}/{file.name}",
+        "name": name,
+        "version": version,
+        "hashes": [{"alg": "SHA-256", "content": digest}],
+    }
+
+
+def _normal_name(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _licences(metadata: Message) -> list[dict[str, Any]]:
+    """Return the SPDX expression if there is one, otherwise what the classifiers or the field License state."""
+    if expression := metadata["License-Expression"]:
+        return [{"expression": expression}]
+    classifiers = metadata.get_all("Classifier", [])
+    names = [text.rsplit(" :: ", 1)[1] for text in classifiers if text.startswith("License :: ")]
+    names = names or [text.splitlines()[0] for text in [metadata["License"] or ""] if text.strip()]
+    return [{"license": {"name": name}} for name in names]

@@ -1,0 +1,49 @@
+"""Print the version of the project, or name the files that differ in it and exit with 1: versions.py.
+
+Both wheels, the collection and the image have one version. The image's is that of pyproject.toml (deploy/image/lib.sh).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import yaml
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def read_versions(project: Path) -> dict[str, str]:
+    """Return each place that states the version, and what it states."""
+    executor = _read_toml(project / "pyproject.toml")
+    lab = _read_toml(project / "lab" / "pyproject.toml")
+    galaxy = yaml.safe_load((project / "galaxy.yml").read_text("utf-8"))
+    pins = [found[1] for text in lab["dependencies"] if (found := re.fullmatch(r"agent-smith==(.+)", text))]
+    return {
+        "pyproject.toml": executor["version"],
+        "lab/pyproject.toml": lab["version"],
+        "the executor that lab/pyproject.toml needs": pins[0] if pins else "not pinned",
+        "galaxy.yml": str(galaxy["version"]),
+    }
+
+
+def _read_toml(file: Path) -> dict:
+    return tomllib.loads(file.read_text("utf-8"))["project"]
+
+
+def main() -> int:
+    """Print the version; or, if there are several, print them all to standard error and return 1."""
+    versions = read_versions(PROJECT)
+    if len(set(versions.values())) > 1:
+        print("the versions differ:", file=sys.stderr)
+        for place, version in versions.items():
+            print(f"  {version:12} {place}", file=sys.stderr)
+        return 1
+    print(versions["pyproject.toml"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""A release without the image, and its offline bundle installed in a network namespace that has no route.
+
+`make release-test` runs these tests, and `make test` does not: they take more than a minute of CPU. The dependencies
+are downloaded when the release is built, which is outside of the namespace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+VERSION = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
+#: The user namespace lets a user who is not root create the network namespace.
+NO_NETWORK = ("unshare", "--map-root-user", "--net")
+#: Exits with 0 if an address outside of this machine has no route.
+NO_ROUTE = """
+import errno, socket
+try:
+    socket.create_connection(("192.0.2.1", 80), timeout=5)
+except OSError as error:
+    assert error.errno == errno.ENETUNREACH, error
+"""
+
+pytestmark = pytest.mark.skipif(not (PROJECT / ".git").exists(), reason="not a checkout")
+
+
+def run(*command: str | Path, folder: Path, **variables: str) -> str:
+    """Run a command with the environment of a new shell; return its standard output."""
+    environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ} | variables
+    done = subprocess.run(command, env=environment, cwd=folder, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@contextmanager
+def measured(what: str, figures: list[str]) -> Iterator[None]:
+    """Add what the block takes to the figures."""
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    yield
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    figures.append(f"{what}: {cpu_s:.0f} s of CPU, {time.monotonic() - start:.0f} s")
+
+
+@pytest.fixture(scope="module")
+def figures() -> list[str]:
+    """What was measured in this module."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory, figures: list[str]) -> Path:
+    """Build a release without the image; return its folder."""
+    folder = tmp_path_factory.mktemp("release") / "dist"
+    release = (PROJECT / "deploy" / "release.sh", Path(sys.executable).parent)
+    with measured("building a release without the image", figures):
+        run(*release, folder=PROJECT, DRY_RUN="1", IMAGE="0", DIST=str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def machine(dist: Path, tmp_path_factory: pytest.TempPathFactory, figures: list[str]) -> Path:
+    """Run the commands of docs/install.md in the namespace, in a copy of the release; return the folder."""
+    folder = tmp_path_factory.mktemp("machine") / "home"
+    shutil.copytree(dist, folder)
+    (archive,) = folder.glob("*-offline-*.tar")
+    figures.append(f"size of the bundle without the image: {archive.stat().st_size / 1e6:.0f} MB")
+    found = re.search(r"```sh\n# install:offline\n(.*?)```", (PROJECT / "docs" / "install.md").read_text(), re.DOTALL)
+    assert found
+    commands = found[1].replace("python3.11-x86_64", archive.stem.split("-offline-")[1])
+    commands = commands.replace("/opt/agent-smith", str(folder / "agent-smith"))
+    with measured("installing the bundle", figures):
+        said = run(*NO_NETWORK, "bash", "-euc", commands, folder=folder, PYTHON=sys.executable)
+    assert f"agent-smith         {VERSION}\n" in said
+    assert "not found" not in said
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(machine: Path) -> Path:
+    """Return the folder of the unpacked bundle."""
+    (archive,) = machine.glob("*-offline-*.tar")
+    return machine / archive.stem
+
+
+@pytest.fixture(scope="module")
+def venv(machine: Path) -> Path:
+    """Return the virtual environment that install.sh has made."""
+    return machine / "agent-smith"
+
+
+def test_the_namespace_has_no_route(tmp_path: Path) -> None:
+    run(*NO_NETWORK, sys.executable, "-c", NO_ROUTE, folder=tmp_path)
+
+
+def test_a_release_has_every_part_and_its_checksum(dist: Path) -> None:
+    python, machine = f"python{sys.version_info.major}.{sys.version_info.minor}", os.uname().machine
+    offline = f"agent-smith-{VERSION}-offline-{python}-{machine}"
+    parts = {
+        *(f"agent_smith-{VERSION}-py3-none-any.whl", f"agent_smith-{VERSION}.tar.gz"),
+        *(f"agent_smith_lab-{VERSION}-py3-none-any.whl", f"agent_smith_lab-{VERSION}.tar.gz"),
+        *(f"agent_smith-proxmox-{VERSION}.tar.gz", f"agent-smith-{VERSION}.cdx.json"),
+        *(f"{offline}.tar", f"{offline}.cdx.json"),
+    }
+    assert {file.name for file in dist.iterdir()} == parts | {"SHA256SUMS"}
+    checked = run("sha256sum", "--check", "SHA256SUMS", folder=dist)
+    assert {line.removesuffix(": OK") for line in checked.splitlines()} == parts
+
+
+def test_the_sbom_of_the_bundle_names_every_wheel_and_both_collections(bundle: Path) -> None:
+    sbom = json.loads((bundle / "sbom.cdx.json").read_text())
+    files = [*bundle.glob("*/*.whl"), *bundle.glob("collections/*")]
+    assert {part["bom-ref"] for part in sbom["components"]} == {str(file.relative_to(bundle)) for file in files}
+    assert {"agent-smith", "agent-smith-lab", "agent_smith.proxmox", "community.proxmox", "ansible-core"} <= {
+        part["name"] for part in sbom["components"]
+    }
+    assert [part["name"] for part in sbom["components"] if not part["licenses"]] == []
+
+
+def test_everything_that_is_agpl_is_in_the_folder_of_the_lab(bundle: Path) -> None:
+    sbom = json.loads((bundle / "sbom.cdx.json").read_text())
+    agpl = {part["bom-ref"] for part in sbom["components"] if "AGPL" in json.dumps(part["licenses"])}
+    assert len(agpl) == 2
+    assert [name for name in agpl if not name.startswith("lab/")] == []
+
+
+def test_the_source_archive_in_the_bundle_has_the_files_that_the_installation_needs_next(bundle: Path) -> None:
+    with tarfile.open(bundle / "source" / f"agent_smith-{VERSION}.tar.gz") as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames()}
+    assert {"deploy/systemd/agent-smith.service", "deploy/pveum-role.sh", "docs/install.md"} <= names
+
+
+def test_the_installed_executor_has_every_action_without_network(venv: Path, tmp_path: Path) -> None:
+    actions = json.loads(run(*NO_NETWORK, venv / "bin" / "smith", "actions", "list", "--json", folder=tmp_path))
+    assert {"create", "delete"} <= {action["name"] for action in actions}
+    assert all(Path(action["playbook"]).is_relative_to(venv) for action in actions)
+    versions = json.loads(run(*NO_NETWORK, venv / "bin" / "smith", "version", "--json", folder=tmp_path))
+    assert versions["agent_smith"] == VERSION
+    assert None not in versions.values()
+
+
+def test_ansible_doc_finds_both_installed_collections_without_network(venv: Path, tmp_path: Path) -> None:
+    names = ("agent_smith.proxmox.vm_power", "community.proxmox.proxmox_kvm")
+    found = json.loads(run(*NO_NETWORK, venv / "bin" / "ansible-doc", "--json", *names, folder=tmp_path))
+    assert {name: bool(found[name]["doc"]["short_description"]) for name in names} == dict.fromkeys(names, True)
+
+
+def test_a_second_run_adds_the_lab(
+    venv: Path, bundle: Path, tmp_path: Path, figures: list[str], figure: Callable[[str], None]
+) -> None:
+    (packages,) = venv.glob("lib/python*/site-packages")
+    assert not [folder.name for folder in packages.iterdir() if folder.name in ("smith_lab", "fakepve")]
+    with measured("installing it again, with the lab", figures):
+        install = (bundle / "install.sh", venv, "--with-lab")
+        assert VERSION in run(*NO_NETWORK, *install, folder=tmp_path, PYTHON=sys.executable)
+    assert "simulator" in run(*NO_NETWORK, venv / "bin" / "smith", "demo", "--help", folder=tmp_path).lower()
+    run(*NO_NETWORK, venv / "bin" / "python", "-c", "import fakepve, smith_lab.demo", folder=tmp_path)
+    for text in figures:
+        figure(text)

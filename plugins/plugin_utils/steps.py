@@ -74,8 +74,10 @@ def ensure_power(action: VmAction, facts: Facts, state: str) -> Step:
 
 
 def _shutdown_timeout_s(action: VmAction) -> int:
+    """Return how long the guest may need to shut down: at most half of the action's time, as in the agent's runs."""
     requested = action.vm.get("shutdown_timeout_s")
-    return DEFAULT_SHUTDOWN_S if requested is None else int(requested)
+    requested_s = DEFAULT_SHUTDOWN_S if requested is None else int(requested)
+    return min(requested_s, max(1, int(action.timeout_s / 2)))
 
 
 def _container_power(action: VmAction, facts: Facts, state: str) -> Step:

@@ -52,6 +52,7 @@ class VmAction(ActionBase):
     vm: dict[str, Any]  #: the request
     arguments: dict[str, Any]  #: the values of ARGUMENTS
     connection: dict[str, Any]  #: the login, as parameters of community.proxmox's modules
+    timeout_s: float  #: the time that the action has from its start
     modules: list[str]  #: the modules that the action has executed
     answer: dict[str, Any]  #: what the action returns beside the result document
 
@@ -179,6 +180,7 @@ class VmAction(ActionBase):
         self.deadline_monotonic_s = time.monotonic() + float(self.vm.get("timeout_s") or DEFAULT_TIMEOUT_S)
         if self.vm.get("deadline_monotonic_s"):
             self.deadline_monotonic_s = min(self.deadline_monotonic_s, float(self.vm["deadline_monotonic_s"]))
+        self.timeout_s = self.deadline_monotonic_s - time.monotonic()
         credentials_file = login.credentials_file()
         self.connection = login.normalized(arguments["connection"] or login.read(credentials_file))
         ca_bundle = arguments["ca_bundle"] or login.ca_bundle(credentials_file)

@@ -110,8 +110,7 @@ class FaultLayer:
             times_to_process = 2
         for _ in range(times_to_process):
             answer = _Answer()
-            scope = dict(exchange.scope)  # the router changes the scope, so the second call needs an unchanged one
-            await self._app(scope, _make_receive(raw_body), answer.collect)
+            await self._app(exchange.scope, _make_receive(raw_body), answer.collect)
         if exchange.has_fault("drop_before", "drop_after"):
             await _close_connection(exchange)
             return

@@ -320,8 +320,3 @@ def test_sixty_services_in_sixty_groups_are_delivered_claimed_and_completed(worl
         )
         assert set(done) == {204}
     assert {service["status"] for service in world.admin.list_services()} == {"Stopped"}
-
-
-def test_a_call_that_is_processed_twice_gets_the_answer_of_the_second_time(world: World) -> None:
-    world.sim.add_fault("twice", path="/jobs/pending$", times=1)
-    assert world.agent.get("/jobs/pending").status_code == 200

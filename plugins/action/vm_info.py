@@ -9,9 +9,9 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-from ..plugin_utils import login
-from ..plugin_utils.cluster import FAILED_CALL, Cluster, LibraryMissing, connect, error_text
+from ..plugin_utils.cluster import FAILED_CALL, LibraryMissing, error_text, open_cluster
 from ..plugin_utils.failures import failure
+from ..plugin_utils.login import LoginError
 from ..plugin_utils.look_up import LookUp, Query
 
 #: What the action can wait for. The other waits of a look-up belong to a change that another action makes.
@@ -49,16 +49,13 @@ class ActionModule(ActionBase):
             return {"failed": True, "msg": f"INVALID_REQUEST: {exc}"}
         try:
             return {"changed": False, "vm": _look_up(arguments)}
-        except (LibraryMissing, login.LoginError, *FAILED_CALL) as exc:
+        except (LibraryMissing, LoginError, *FAILED_CALL) as exc:
             return {"failed": True, "msg": failure({"msg": error_text(exc)})}
 
 
 def _look_up(arguments: dict[str, Any]) -> dict[str, Any]:
-    credentials_file = login.credentials_file()
-    connection = login.normalized(arguments.pop("connection") or login.read(credentials_file))
-    ca_bundle = arguments.pop("ca_bundle") or login.ca_bundle(credentials_file)
-    kind, deadline_monotonic_s = arguments.pop("kind"), time.monotonic() + arguments.pop("timeout_s")
-    cluster = Cluster(connect(connection, ca_bundle), kind, str(connection.get("api_user", "")))
+    cluster, _login = open_cluster(*(arguments.pop(name) for name in ("connection", "ca_bundle", "kind")))
+    deadline_monotonic_s = time.monotonic() + arguments.pop("timeout_s")
     return LookUp(cluster, Query(deadline_monotonic_s=deadline_monotonic_s, **arguments), _write_nothing).run()
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from . import guest_facts
 from .guest_facts import UNFINISHED_LOCKS, absent, not_proven
-from .login import LoginError
-from .proxmox_tasks import newest_first
+from .login import Login, LoginError, read_login
+from .proxmox_tasks import newest_first, vmids_in
 
 #: Why a Python library of the client cannot be imported; empty if all can. `connect` reports it.
 IMPORT_PROBLEM = ""
@@ -69,6 +69,16 @@ def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
     if not connection.get("api_host"):
         raise LoginError("PVE_AUTH: PROXMOX_HOST is not set, nor is api_host in SMITH_CREDENTIALS_FILE")
     return ProxmoxAPI(connection["api_host"], verify_ssl=verify, timeout=REQUEST_TIMEOUT_S, **login)
+
+
+def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -> tuple[Cluster, Login]:
+    """Return the requests to the cluster of a login, and the login. `connection` and `ca_bundle` may be empty.
+
+    Then they come from the credentials file or from the environment. Raises LibraryMissing or LoginError.
+    """
+    login = read_login(connection, ca_bundle)
+    user = str(login.connection.get("api_user", ""))
+    return Cluster(connect(login.connection, login.ca_bundle), kind, user), login
 
 
 def error_text(exc: BaseException) -> str:
@@ -226,15 +236,10 @@ class Cluster:
         tasks = list(self.api.nodes(node).tasks.get(vmid=vmid, source="all", limit=50)) if node else []
         return newest_first([task for task in tasks if str(task.get("user", "")).partition("!")[0] == self.user])
 
-    def log_mentions(self, task: dict[str, Any], vmid: int) -> bool:
-        """Return True if the log of a clone task names this VMID.
-
-        The fields of the Proxmox task name only the template. Proxmox 9 logs `creating a clone of VM … with ID …`;
-        Proxmox 8 logs only the names of the new volumes, such as `vm-123-disk-0`. Other numbers in a log are sizes and
-        percentages.
-        """
-        lines = self.api.nodes(task["node"]).tasks(task["upid"]).log.get()
-        return any(re.search(rf"\bID {vmid}\b|\bvm-{vmid}-", str(line.get("t", ""))) for line in lines)
+    def vmids_in_log(self, task: dict[str, Any]) -> set[int]:
+        """Return the VMIDs that the log of a clone task names. The fields of the task name only the template."""
+        lines = self.api.nodes(task["node"]).tasks(task["upid"]).log.get(start=0, limit=MAX_LOG_LINES)
+        return vmids_in([str(line.get("t", "")) for line in lines])
 
     def percent_of(self, upid: str) -> str:
         """Return the progress that a running Proxmox task's log states last, such as `40`; '' if none."""

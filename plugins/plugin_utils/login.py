@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+#: Environment variable with the path of the credentials file.
+CREDENTIALS_VARIABLE = "SMITH_CREDENTIALS_FILE"
 #: The login parameters of community.proxmox's modules, and the environment variable for each. The variables are used
 #: only if there is no credentials file.
 CONNECTION = {
@@ -28,19 +31,25 @@ class LoginError(Exception):
     """The login is incomplete, or the credentials file cannot be read. The text begins with an error code."""
 
 
-def credentials_file() -> str:
-    """Return the path of the credentials file, or an empty text if the login comes from the variables `PROXMOX_*`."""
-    return os.environ.get("SMITH_CREDENTIALS_FILE", "")
+@dataclass(frozen=True, kw_only=True)
+class Login:
+    """The login for Proxmox."""
+
+    connection: dict[str, Any]  #: parameters of community.proxmox's modules
+    ca_bundle: str  #: the path of the file with the cluster's CA; '' for the CAs of the system
+
+
+def read_login(connection: dict[str, Any] | None, ca_bundle: str) -> Login:
+    """Return the login of an action. An empty argument is read from the credentials file or from the environment."""
+    file = os.environ.get(CREDENTIALS_VARIABLE, "")
+    values = _read_file(file) if file else _read_environment()
+    bundle = ca_bundle or _bundle_of(values)
+    return Login(connection=normalized(connection or values), ca_bundle=bundle)
 
 
 def connection(credentials_file: str) -> dict[str, Any]:
     """Return the modules' login from the credentials file, or from the variables `PROXMOX_*` if no file is given."""
-    return normalized(read(credentials_file))
-
-
-def read(credentials_file: str) -> dict[str, Any]:
-    """Return the values of the login as they are written. Raises LoginError."""
-    return _read_file(credentials_file) if credentials_file else _read_environment()
+    return normalized(_read_file(credentials_file) if credentials_file else _read_environment())
 
 
 def normalized(values: dict[str, Any]) -> dict[str, Any]:
@@ -56,8 +65,12 @@ def normalized(values: dict[str, Any]) -> dict[str, Any]:
 
 def ca_bundle(credentials_file: str) -> str:
     """Return the path of the file with the cluster's CA, or an empty text if the CAs of the system are used."""
-    named = _read_file(credentials_file).get("ca_bundle", "") if credentials_file else ""
-    return str(named or os.environ.get("PROXMOX_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or "")
+    return _bundle_of(_read_file(credentials_file) if credentials_file else {})
+
+
+def _bundle_of(values: dict[str, Any]) -> str:
+    named = values.get("ca_bundle") or os.environ.get("PROXMOX_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE")
+    return str(named or "")
 
 
 def module_environment(bundle: str) -> dict[str, str]:

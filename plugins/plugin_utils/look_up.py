@@ -185,7 +185,7 @@ class LookUp:
                 reached = self._is_reached(facts, tasks)
                 if reached or is_past_deadline or self._cannot_be_reached(facts, tasks):
                     return facts, self._own(tasks, facts), reached
-                self.report(facts, running if self._are_own(tasks, facts) else [])
+                self.report(facts, [] if self._may_be_foreign(tasks, facts) else running)
             time.sleep(poll_interval_s)
             poll_interval_s = min(poll_interval_s * 1.5, MAX_POLL_S)
 
@@ -230,19 +230,24 @@ class LookUp:
         settle_s = REBOOT_SETTLE_S if self.query.wait_for == "restarted" and tasks else SETTLE_S
         return time.monotonic() - self.busy_at > settle_s or bool(tasks and failed(tasks[0]))
 
-    def _are_own(self, tasks: list[dict[str, Any]], facts: dict[str, Any]) -> bool:
-        """Return True if all these Proxmox tasks belong to this change. Clone tasks may belong to other jobs.
+    def _may_be_foreign(self, tasks: list[dict[str, Any]], facts: dict[str, Any]) -> bool:
+        """Return True if some of these Proxmox tasks may belong to other jobs.
 
-        A single clone task is ours if our clone exists. Proxmox lists clone tasks under the template, and other jobs
-        may clone the same template at the same time.
+        Proxmox lists clone tasks under the template, and other jobs may clone the same template at the same time. A
+        single clone task is ours if our clone exists.
         """
-        return self.query.wait_for != "cloned" or (len(tasks) < 2 and facts["exists"])
+        return self.query.wait_for == "cloned" and (len(tasks) > 1 or not facts["exists"])
 
     def _own(self, tasks: list[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the Proxmox tasks of this change: of clone tasks, those whose log names our VMID."""
-        if self._are_own(tasks, facts):
+        """Return the Proxmox tasks of this change: of clone tasks, those whose log names our VMID.
+
+        A single clone task is also ours if its log names no other new VM, because Proxmox 8 does not always name it.
+        """
+        if not self._may_be_foreign(tasks, facts):
             return tasks
-        return [task for task in tasks[:MAX_LOGS_READ] if self.cluster.log_mentions(task, self.query.vmid)]
+        named = [self.cluster.vmids_in_log(task) - {self.query.template_vmid} for task in tasks[:MAX_LOGS_READ]]
+        own = [task for task, vmids in zip(tasks, named, strict=False) if self.query.vmid in vmids]
+        return tasks if len(tasks) == 1 and not named[0] else own
 
     def _task_error(self, tasks: list[dict[str, Any]]) -> str:
         return next((self.cluster.error_of(task) for task in tasks if failed(task)), "")

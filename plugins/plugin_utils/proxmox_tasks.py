@@ -6,6 +6,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+#: A VMID in a line of a clone task's log, in one of two groups.
+_NAMED_VMID = re.compile(r"\bID (\d+)\b|\bvm-(\d+)-")
+
 
 def newest_first(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sort Proxmox tasks by their start time in seconds, then by `pstart`, their start time in clock ticks."""
@@ -20,3 +23,12 @@ def is_running(task: dict[str, Any]) -> bool:
 def failed(task: dict[str, Any]) -> bool:
     """Return True for a finished Proxmox task whose status is neither OK nor WARNINGS."""
     return not is_running(task) and not re.match(r"OK\b|WARN", str(task["status"]))
+
+
+def vmids_in(log: list[str]) -> set[int]:
+    """Return the VMIDs that the log of a clone task names.
+
+    Proxmox 9 logs `creating a clone of VM … with ID …`. Proxmox 8 logs only the names of volumes, such as
+    `vm-123-disk-0`, and with some storages none. Other numbers in a log are sizes and percentages.
+    """
+    return {int(vmid) for line in log for pair in _NAMED_VMID.findall(line) for vmid in pair if vmid}

@@ -16,7 +16,7 @@ from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 
 from . import failures, login
-from .cluster import FAILED_CALL, Cluster, LibraryMissing, connect, error_text
+from .cluster import FAILED_CALL, LibraryMissing, error_text, open_cluster
 from .identity import identity_problem, kind_of
 from .look_up import LookUp, Query
 from .progress import Progress
@@ -181,14 +181,10 @@ class VmAction(ActionBase):
         if self.vm.get("deadline_monotonic_s"):
             self.deadline_monotonic_s = min(self.deadline_monotonic_s, float(self.vm["deadline_monotonic_s"]))
         self.timeout_s = self.deadline_monotonic_s - time.monotonic()
-        credentials_file = login.credentials_file()
-        self.connection = login.normalized(arguments["connection"] or login.read(credentials_file))
-        ca_bundle = arguments["ca_bundle"] or login.ca_bundle(credentials_file)
-        self._task.environment = [*(self._task.environment or []), login.module_environment(ca_bundle)]
+        self._cluster, opened = open_cluster(arguments["connection"], arguments["ca_bundle"], kind_of(self.vm))
+        self.connection = opened.connection
+        self._task.environment = [*(self._task.environment or []), login.module_environment(opened.ca_bundle)]
         self.progress = Progress(self._display.display, int(self.vm["vmid"]), str(self.vm["name"]))
-        self._cluster = Cluster(
-            connect(self.connection, ca_bundle), kind_of(self.vm), str(self.connection.get("api_user", ""))
-        )
 
     def _validated(self) -> dict[str, Any]:
         members = {

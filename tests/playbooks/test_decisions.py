@@ -681,3 +681,15 @@ def test_an_unexpected_exception_is_named_without_its_text() -> None:
     except KeyError as exc:
         text = failures.location_of(exc)
     assert re.fullmatch(r"KeyError in test_decisions\.py:\d+", text)
+
+
+LOGS = [
+    (["creating a clone of VM 9000 with ID 501"], {501}),
+    (["create full clone of drive scsi0 (lvm:base-9000-disk-0)", 'Logical volume "vm-501-disk-0" created.'], {501}),
+    (["create full clone of drive scsi0 (ceph:base-9000-disk-0)", "transferred 8.0 GiB of 8.0 GiB (100.00%)"], set()),
+]
+
+
+@pytest.mark.parametrize(("log", "vmids"), LOGS)
+def test_only_names_of_guests_in_a_log_are_vmids(log: list[str], vmids: set[int]) -> None:
+    assert proxmox_tasks.vmids_in(log) == vmids

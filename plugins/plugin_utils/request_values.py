@@ -21,6 +21,7 @@ def given_members(validated: Any, given: Any) -> Any:
         names = given if isinstance(given, dict) else validated
         members = {name: value for name, value in validated.items() if name in names and value is not None}
         return {name: given_members(value, names[name]) for name, value in members.items()}
-    if isinstance(validated, list) and isinstance(given, list):
-        return [given_members(item, given_item) for item, given_item in zip(validated, given, strict=True)]
+    if isinstance(validated, list):
+        items = given if isinstance(given, list) else validated
+        return [given_members(item, given_item) for item, given_item in zip(validated, items, strict=True)]
     return validated

@@ -113,7 +113,13 @@ def _with_addresses(action: VmAction, facts: Facts) -> Facts:
     """Return the facts of a running guest with its addresses. The guest may report them as late as after a start."""
     if action.is_check_mode or not facts["exists"]:
         return facts
-    after = action.look_up_after(facts, "running", address_timeout_s=_address_timeout_s(action))
+    action.progress.step("the guest is running, reading its addresses")
+    after = action.look_up(
+        node=facts["node"],
+        known_tasks=facts["known_tasks"],
+        wait_for="running",
+        address_timeout_s=_address_timeout_s(action),
+    )
     action.verify(outcome_problem(after, {}, "running"))
     return after
 
@@ -177,8 +183,10 @@ def _change_disk(action: VmAction, vm: dict[str, Any], step: dict[str, Any]) -> 
 
 
 def ensure_backup(action: VmAction, facts: Facts, before: Facts, storage: str) -> Step:
-    """Make a new archive of the guest. `before` are the facts before the backup; their `backups` are
-    the archives that existed then."""
+    """Make a new archive of the guest.
+
+    `before` are the facts before the backup; their `backups` are the archives that existed then.
+    """
     action.refuse(preconditions.backup_problem(facts, action.vm, storage))
     if action.is_check_mode:
         return Step(facts=facts, is_changed=True)

@@ -53,7 +53,7 @@ class Redactor:
             self._rebuild_finder()
 
     def discard(self, *secrets: str) -> None:
-        """Take back one `add` of each value. A value is no longer masked once every `add` of it is taken back.
+        """Undo one `add` of each value. A value is no longer masked after every `add` of it was undone.
 
         Unknown values are ignored.
         """

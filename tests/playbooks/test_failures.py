@@ -186,7 +186,7 @@ IMPOSSIBLE = {
         {"cloud_init": {"ssh_public_keys": ["-----BEGIN OPENSSH PRIVATE KEY-----"]}},
         "INVALID_REQUEST",
     ),
-    "a member that nobody knows": ({"memry_mib": 1}, "INVALID_REQUEST"),
+    "an unknown member": ({"memry_mib": 1}, "INVALID_REQUEST"),
     "no cores": ({"cores": None}, "INVALID_REQUEST"),
     "a service_id that is no UUID": ({"service_id": "x\nsmith-uid=y"}, "INVALID_REQUEST"),
 }

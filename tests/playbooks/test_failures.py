@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -397,3 +398,21 @@ def test_a_proxmox_task_of_another_user_is_not_one_of_the_change(bench: Bench) -
     upid = as_root.nodes("pve1").qemu(vm["vmid"]).status.start.post()
     assert [task["upid"] for task in Cluster(as_root, "qemu", "root@pam").tasks("pve1", vm["vmid"])] == [upid]
     assert Cluster(as_root, "qemu", env["PROXMOX_USER"]).tasks("pve1", vm["vmid"]) == []
+
+
+def test_a_lost_clone_request_is_not_explained_by_the_clone_of_another_job(bench: Bench) -> None:
+    """Another job clones the same template after our first look-up, so its Proxmox task is new, as ours would be."""
+    other, vm = bench.vm(), bench.vm(timeout_s=10)
+    bench.pve.control("task_seconds", type="qmclone", seconds=15)
+    bench.pve.control("time_scale", scale=1)
+    bench.pve.reset_request_log()
+    bench.pve.fail("POST", "/nodes/*/qemu/9000/clone", status=0, delay_s=4)
+    with ThreadPoolExecutor(1) as pool:
+        ours = pool.submit(bench.play, "create", vm)
+        while not bench.pve.changing_requests():
+            time.sleep(0.05)
+        assert bench.play("create", other).rc == 0
+        done = ours.result()
+    bench.pve.control("task_seconds", type="qmclone", seconds=10)
+    assert done.code == "PVE_UNREACHABLE", done.output
+    assert bench.pve.guest(vm["vmid"]) is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documentation of the arguments that all actions on a guest have."""
+"""The documentation that all actions on a guest share: arguments, check mode, requirements."""
 
 from __future__ import annotations
 
@@ -386,4 +386,14 @@ options:
         E(PROXMOX_CA_BUNDLE) or from E(REQUESTS_CA_BUNDLE).
     type: path
     default: ''
+attributes:
+  check_mode:
+    description: Returns what would change, and changes nothing.
+    support: full
+  diff_mode:
+    description: Returns the values before and after the change.
+    support: full
+requirements:
+  - proxmoxer >= 2.2
+  - community.proxmox >= 1.4
 """

@@ -14,16 +14,6 @@ description:
   - A guest that cannot be seen counts as absent only if its absence is proven.
 extends_documentation_fragment:
   - agent_smith.proxmox.vm
-attributes:
-  check_mode:
-    description: Returns what would change, and changes nothing.
-    support: full
-  diff_mode:
-    description: Returns the values before and after the change.
-    support: full
-requirements:
-  - proxmoxer >= 2.2
-  - community.proxmox >= 1.4
 """
 
 EXAMPLES = r"""

@@ -12,16 +12,6 @@ description:
   - Backs up the guest, and verifies that the storage has a new archive.
 extends_documentation_fragment:
   - agent_smith.proxmox.vm
-attributes:
-  check_mode:
-    description: Returns what would change, and changes nothing.
-    support: full
-  diff_mode:
-    description: Returns the values before and after the change.
-    support: full
-requirements:
-  - proxmoxer >= 2.2
-  - community.proxmox >= 1.4
 """
 
 EXAMPLES = r"""

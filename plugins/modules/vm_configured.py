@@ -19,16 +19,6 @@ options:
       - Only grow disks. A request that would add or move a disk is refused, and all other members are not used.
     type: bool
     default: false
-attributes:
-  check_mode:
-    description: Returns what would change, and changes nothing.
-    support: full
-  diff_mode:
-    description: Returns the values before and after the change.
-    support: full
-requirements:
-  - proxmoxer >= 2.2
-  - community.proxmox >= 1.4
 """
 
 EXAMPLES = r"""

@@ -38,9 +38,6 @@ attributes:
   diff_mode:
     description: Changes nothing, so there is no difference.
     support: none
-requirements:
-  - proxmoxer >= 2.2
-  - community.proxmox >= 1.4
 """
 
 EXAMPLES = r"""

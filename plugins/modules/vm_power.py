@@ -23,16 +23,6 @@ options:
       - running
       - stopped
       - restarted
-attributes:
-  check_mode:
-    description: Returns what would change, and changes nothing.
-    support: full
-  diff_mode:
-    description: Returns the values before and after the change.
-    support: full
-requirements:
-  - proxmoxer >= 2.2
-  - community.proxmox >= 1.4
 """
 
 EXAMPLES = r"""

@@ -26,16 +26,6 @@ options:
       - Description of a new snapshot.
     type: str
     default: Taken by Agent Smith
-attributes:
-  check_mode:
-    description: Returns what would change, and changes nothing.
-    support: full
-  diff_mode:
-    description: Returns the values before and after the change.
-    support: full
-requirements:
-  - proxmoxer >= 2.2
-  - community.proxmox >= 1.4
 """
 
 EXAMPLES = r"""

@@ -16,6 +16,7 @@ from .deletion import DELETION_TAG, deletion_due_at
 from .failures import failure, is_outcome_unknown
 from .identity import PROTECTED_TAG, TAG, is_marked, kind_of, only_identity
 from .request_values import is_yes
+from .shared.marker import marker_for
 
 #: The lines of a description that only our playbooks write: the marker and the deletion mark.
 OUR_LINES = re.compile(r"^smith-(?:uid|delete)=.*$", re.MULTILINE | re.IGNORECASE)
@@ -91,7 +92,7 @@ def description(vm: dict[str, Any]) -> str:
     """
     text = FORGED_LINE.sub(r"smith-\1: ", str(vm.get("description") or "")).strip()
     deletion_line = f"smith-delete={vm['delete_at']}\n" if kind_of(vm) == "lxc" and vm.get("delete_at") else ""
-    our_lines = f"{deletion_line}smith-uid={str(vm['service_id']).lower()}"
+    our_lines = f"{deletion_line}{marker_for(str(vm['service_id']).lower())}"
     return f"{text}\n\n{our_lines}" if text else our_lines
 
 

@@ -107,6 +107,7 @@ RESERVATIONS = [
     ("ours by its reserved name, the description still the template's", make_found(description="debian"), ""),
     ("another name, no marker", make_found(name="x", description=None), "VM_ID_TAKEN"),
     ("our name, another's marker", make_found(description=f"smith-uid={OTHER}"), "VM_ID_TAKEN"),
+    ("our name, another's marker in capitals", make_found(description=f"SMITH-UID={OTHER}"), "VM_ID_TAKEN"),
     ("a template of our name", make_found(template=1), "VM_ID_TAKEN"),
     ("ours, protected", make_found(protection=1), "VM_PROTECTED"),
 ]

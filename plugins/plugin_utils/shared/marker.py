@@ -7,8 +7,9 @@ import re
 
 #: A line that is a marker. Its value is a UUID; the case of the letters is ignored.
 MARKER_LINE = re.compile(r"^smith-uid=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\s*?$", re.MULTILINE | re.IGNORECASE)
-#: A line that is a marker with any value. The playbooks never change a guest with such a line of another value.
-_ANY_MARKER_LINE = re.compile(r"^smith-uid=(\S+)\s*?$", re.MULTILINE)
+#: A line that is a marker with any value; the case of the letters is ignored here too. The playbooks never change a
+#: guest with such a line of another value.
+_ANY_MARKER_LINE = re.compile(r"^smith-uid=(\S+)\s*?$", re.MULTILINE | re.IGNORECASE)
 
 
 def marker_for(service_id: str) -> str:

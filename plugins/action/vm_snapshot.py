@@ -49,7 +49,9 @@ class ActionModule(VmAction):
             description=self.arguments["description"],
             timeout=2,
         )
-        after = self.look_up_after(facts, "idle", with_snapshots=True)
+        after = self.look_up_after(
+            facts, "idle", "rolled_back" if state == "rolled_back" else "snapshot", with_snapshots=True
+        )
         # Afterwards the snapshot must exist in both cases.
         self.verify(outcome_problem(after, answer, state), snapshot_problem(after, name, "rolled_back"))
         return after

@@ -55,7 +55,8 @@ class Query:
     target_node: str = ""  #: the node of which the look-up reads whether it exists and is online
     wait_for: str = "nothing"  #: one of WAITS
     known_tasks: Collection[str] | None = None  #: UPIDs of the Proxmox tasks that existed before the change
-    upids: Collection[str] = ()  #: UPIDs of the Proxmox tasks of the change, if the module has returned them
+    task_types: Collection[str] | None = None  #: types of the Proxmox tasks of the change; None: any type
+    upids: Collection[str] = ()  #: UPIDs of the Proxmox tasks of the change, if the answer to the change contains them
     address_timeout_s: float = -1  #: how long to wait for the guest's IP addresses; negative: do not read them
 
 
@@ -73,6 +74,7 @@ class LookUp:
         self.answered_at = float("-inf") if query.wait_for == "unlocked" else self.started
         self.busy_at = self.started  #: when a Proxmox task of the change was last seen running
         self.template: dict[str, Any] = {}
+        self.seen: set[str] = set()  #: UPIDs of all Proxmox tasks that Proxmox has listed, also of other changes
         self.rows: list[dict[str, Any]] | None = None  #: the list of guests that was read to find the template
 
     def run(self) -> dict[str, Any]:
@@ -94,7 +96,7 @@ class LookUp:
             "task_error": self._task_error(tasks),
             "upids": [task["upid"] for task in reversed(tasks)],
             "running_tasks": [task["upid"] for task in reversed(tasks) if is_running(task)],
-            "known_tasks": self._known_tasks(facts, tasks),
+            "known_tasks": self._known_tasks(facts),
             "looked_at": int(time.time()),
         }
 
@@ -129,7 +131,7 @@ class LookUp:
         rows, self.rows = self.rows, None  # only the first poll uses the list; each later poll reads a new list
         return self.cluster.find(self.query.vmid, self.query.node, rows)
 
-    def _known_tasks(self, facts: dict[str, Any], tasks: list[dict[str, Any]]) -> list[str]:
+    def _known_tasks(self, facts: dict[str, Any]) -> list[str]:
         """Return the UPIDs of the Proxmox tasks that exist now.
 
         The query of the next look-up contains them. So that look-up finds the tasks of the change before it.
@@ -138,14 +140,24 @@ class LookUp:
             return [task["upid"] for task in self.cluster.tasks(facts["node"], self.query.vmid)]
         if self.query.known_tasks is None:
             return [task["upid"] for task in self._listed_tasks(facts)]
-        return [*self.query.known_tasks, *(task["upid"] for task in tasks)]
+        return sorted({*self.query.known_tasks, *self.seen})
 
     def _new_tasks(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the Proxmox tasks of the change: those that the module named, or those that did not exist before."""
+        """Return the Proxmox tasks of the change.
+
+        They are those whose UPIDs the answer to the change contained. If it contained none, they are those that did
+        not exist before the change and have a type that the change creates. A task of another type belongs to another
+        client of the same user.
+        """
+        known, types = self.query.known_tasks, self.query.task_types
+        if known is None and not self.query.upids:
+            return []
+        listed = self._listed_tasks(facts)
+        self.seen.update(task["upid"] for task in listed)
         if self.query.upids:
-            return [task for task in self._listed_tasks(facts) if task["upid"] in self.query.upids]
-        known = self.query.known_tasks
-        return [] if known is None else [task for task in self._listed_tasks(facts) if task["upid"] not in known]
+            return [task for task in listed if task["upid"] in self.query.upids]
+        new = [task for task in listed if task["upid"] not in (known or ())]
+        return new if types is None else [task for task in new if task["type"] in types]
 
     def _listed_tasks(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the guest's Proxmox tasks. Proxmox lists a clone task as a task of the template, not of the clone."""

@@ -6,8 +6,36 @@ from __future__ import annotations
 import re
 from typing import Any
 
+#: The types of the Proxmox tasks that a change creates, by the change and the kind of guest. The types `ha…` are those
+#: of a guest that the HA manager starts, stops or migrates. A change without a row creates no Proxmox task.
+TASK_TYPES: dict[tuple[str, str], tuple[str, ...]] = {
+    ("cloned", "qemu"): ("qmclone",),
+    ("created", "qemu"): ("qmcreate",),
+    ("created", "lxc"): ("vzcreate",),
+    ("configured", "qemu"): ("qmconfig", "qmmove", "resize"),
+    ("running", "qemu"): ("qmstart", "hastart"),
+    ("running", "lxc"): ("vzstart", "hastart"),
+    ("stopped", "qemu"): ("qmshutdown", "hastop"),
+    ("stopped", "lxc"): ("vzshutdown", "hastop"),
+    ("restarted", "qemu"): ("qmreboot", "qmreset"),
+    ("restarted", "lxc"): ("vzshutdown", "hastop", "vzstart", "hastart"),  # the action stops and starts a container
+    ("migrated", "qemu"): ("qmigrate", "hamigrate"),
+    ("snapshot", "qemu"): ("qmsnapshot",),
+    ("snapshot", "lxc"): ("vzsnapshot",),
+    ("rolled_back", "qemu"): ("qmrollback",),
+    ("rolled_back", "lxc"): ("vzrollback",),
+    ("backed_up", "qemu"): ("vzdump",),
+    ("backed_up", "lxc"): ("vzdump",),
+    ("absent", "qemu"): ("qmdestroy",),
+    ("absent", "lxc"): ("vzdestroy",),
+}
 #: A VMID in a line of a clone task's log, in one of two groups.
 _NAMED_VMID = re.compile(r"\bID (\d+)\b|\bvm-(\d+)-")
+
+
+def task_types(change: str, kind: str) -> tuple[str, ...]:
+    """Return the types of the Proxmox tasks that a change of a guest of this kind creates."""
+    return TASK_TYPES.get((change, kind), ())
 
 
 def newest_first(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:

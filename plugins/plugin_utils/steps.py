@@ -116,7 +116,6 @@ def _with_addresses(action: VmAction, facts: Facts) -> Facts:
     action.progress.step("the guest is running, reading its addresses")
     after = action.look_up(
         node=facts["node"],
-        known_tasks=facts["known_tasks"],
         wait_for="running",
         address_timeout_s=_address_timeout_s(action),
     )
@@ -149,7 +148,7 @@ def ensure_configured(action: VmAction, facts: Facts, vm: dict[str, Any], *, is_
     for step in disk_steps:
         action.progress.step(f"{DISK_VERBS[step['state']]} the disk {step['disk']}: {disks.describe_disk_step(step)}")
         answers.append(_change_disk(action, vm, step))
-    after = action.look_up_after(facts, "quiet")
+    after = action.look_up_after(facts, "quiet", "configured")
     action.verify(configuration.configuration_problem(after, vm, answers))
     return Step(facts=after, is_changed=True, upids=after["upids"])
 
@@ -203,6 +202,6 @@ def ensure_backup(action: VmAction, facts: Facts, before: Facts, storage: str) -
         wait=False,
     )
     upids = [str(backup["upid"]) for backup in answer.get("backups") or [] if backup.get("upid") not in (None, "OK")]
-    after = action.look_up_after(facts, "idle", backup_storage=storage, upids=upids)
+    after = action.look_up_after(facts, "idle", "backed_up", backup_storage=storage, upids=upids)
     action.verify(preconditions.backup_outcome_problem(after, before, answer))
     return Step(facts=after, is_changed=True, upids=after["upids"])

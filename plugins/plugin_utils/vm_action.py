@@ -20,6 +20,7 @@ from .cluster import FAILED_CALL, LibraryMissing, error_text, open_cluster
 from .identity import identity_problem, kind_of
 from .look_up import LookUp, Query
 from .progress import Progress
+from .proxmox_tasks import task_types
 from .request_values import given_members
 from .result import result
 from .shared.vm_arguments import VM_ARGUMENTS
@@ -102,9 +103,17 @@ class VmAction(ActionBase):
         }
         return LookUp(self._cluster, Query(**{**usual, **query}), self._report_wait).run()
 
-    def look_up_after(self, facts: Facts, wait_for: str, **query: Any) -> Facts:
-        """Look up the guest after a change. `facts` are the facts before the change."""
-        usual = {"node": facts["node"], "known_tasks": facts["known_tasks"], "wait_for": wait_for}
+    def look_up_after(self, facts: Facts, wait_for: str, change: str = "", **query: Any) -> Facts:
+        """Look up the guest after a change. `facts` are the facts before the change.
+
+        `change` is a change of `proxmox_tasks.TASK_TYPES`, by default the one with the name of `wait_for`.
+        """
+        usual = {
+            "node": facts["node"],
+            "known_tasks": facts["known_tasks"],
+            "task_types": task_types(change or wait_for, kind_of(self.vm)),
+            "wait_for": wait_for,
+        }
         after = self.look_up(**(usual | query))
         self.progress.step(" ".join(["verifying the outcome of", *(after["upids"] or ["the change"])]))
         return after

@@ -10,6 +10,9 @@ version_added: 0.1.0
 author: Agent Smith contributors (@agent-smith)
 description:
   - Backs up the guest, and verifies that the storage has a new archive.
+  - The archive's notes contain the guest's name and its marker.
+  - No archive is removed, whatever the storage's retention is. If the storage keeps no more archives of the VMID, the
+    action fails with C(CAPACITY).
 extends_documentation_fragment:
   - agent_smith.proxmox.vm
 """
@@ -40,7 +43,13 @@ modules:
   returned: always
   type: list
   elements: str
-  sample: [community.proxmox.proxmox_kvm]
+  sample: []
+requests:
+  description: The changing requests that the action sent itself, in order, because no module can make the change.
+  returned: always
+  type: list
+  elements: str
+  sample: ["POST nodes/pve1/vzdump"]
 msg:
   description: The error, with an error code first.
   returned: on failure

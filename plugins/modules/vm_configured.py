@@ -48,6 +48,12 @@ modules:
   type: list
   elements: str
   sample: [community.proxmox.proxmox_kvm]
+requests:
+  description: The changing requests that the action sent itself, in order, because no module can make the change.
+  returned: always
+  type: list
+  elements: str
+  sample: ["PUT nodes/pve1/qemu/100500/cloudinit"]
 msg:
   description: The error, with an error code first.
   returned: on failure

@@ -238,8 +238,12 @@ class Cluster:
 
     def vmids_in_log(self, task: dict[str, Any]) -> set[int]:
         """Return the VMIDs that the log of a clone task names. The fields of the task name only the template."""
+        return vmids_in(self._log(task))
+
+    def _log(self, task: dict[str, Any]) -> list[str]:
+        """Return the lines of a Proxmox task's log, at most MAX_LOG_LINES. Without a limit Proxmox returns 50 lines."""
         lines = self.api.nodes(task["node"]).tasks(task["upid"]).log.get(start=0, limit=MAX_LOG_LINES)
-        return vmids_in([str(line.get("t", "")) for line in lines])
+        return [str(line.get("t", "")) for line in lines]
 
     def percent_of(self, upid: str) -> str:
         """Return the progress that a running Proxmox task's log states last, such as `40`; '' if none."""
@@ -270,7 +274,7 @@ class Cluster:
         status = str(task["status"])
         if status != "job errors":
             return status
-        lines = [str(line.get("t", "")) for line in self.api.nodes(task["node"]).tasks(task["upid"]).log.get()]
+        lines = self._log(task)
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
         return errors[0] if errors else status
 

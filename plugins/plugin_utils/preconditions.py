@@ -15,6 +15,7 @@ from .deletion import deletion_due_at
 from .failures import outcome_problem
 from .identity import TAG, kind_of, lock_problem
 from .request_values import is_yes
+from .shared.marker import marker_for
 
 SNAPSHOT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,39}")
 
@@ -65,6 +66,22 @@ def backup_problem(facts: dict[str, Any], vm: dict[str, Any], storage: str) -> s
     return lock_problem(facts)
 
 
+def backup_notes(vm: dict[str, Any]) -> str:
+    """Return the template of an archive's notes: the guest's name and the marker.
+
+    The marker shows whose guest an archive contains, because a VMID may belong to another service later. A template
+    contains a line end as `\\n`.
+    """
+    return rf"{{{{guestname}}}}\n{marker_for(str(vm['service_id']).lower())}"
+
+
+def backup_start_problem(facts: dict[str, Any], answer: dict[str, Any]) -> str:
+    """Return why Proxmox started no backup. It answers OK without a Proxmox task if the guest is on another node."""
+    if answer.get("data") != "OK":
+        return ""
+    return f"PVE_CONFLICT: VM {facts['vmid']} is not on node {facts['node']} any more, so no backup was started"
+
+
 def backup_made(after: dict[str, Any], before: dict[str, Any]) -> str:
     """Return the archive that is new in the facts `after` a backup; an empty text if no archive is new."""
     known = before.get("backups") or []
@@ -72,7 +89,7 @@ def backup_made(after: dict[str, Any], before: dict[str, Any]) -> str:
 
 
 def backup_outcome_problem(after: dict[str, Any], before: dict[str, Any], change: dict[str, Any]) -> str:
-    """Return why there is no new archive after a backup. `change` is the result of the backup module."""
+    """Return why there is no new archive after a backup. `change` is the answer to the request."""
     if not after.get("reached"):
         return outcome_problem(after, change, "backed up")
     return "" if backup_made(after, before) else "TASK_FAILED: Proxmox reported no error, but there is no new archive"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import configuration, container, disks, preconditions
+from . import configuration, container, disks, preconditions, request
 from .creation import request_problem
 from .failures import outcome_problem
 from .identity import kind_of, lock_problem
@@ -190,18 +190,21 @@ def ensure_backup(action: VmAction, facts: Facts, before: Facts, storage: str) -
     if action.is_check_mode:
         return Step(facts=facts, is_changed=True)
     action.progress.step(f"backing up to the storage {storage}")
-    # The module would wait, but it reports only that the Proxmox task failed. The look-up reads the reason.
-    answer = action.change(
-        "proxmox_backup",
-        mode="include",
-        vmids=[action.vm["vmid"]],
-        node=facts["node"],
+    # The module proxmox_backup cannot send `remove`. Proxmox would then remove archives of this VMID by the storage's
+    # retention, also those of a former guest of another service.
+    answer = request.send(
+        action,
+        "POST",
+        f"nodes/{facts['node']}/vzdump",
+        vmid=action.vm["vmid"],
         storage=storage,
-        backup_mode=action.vm.get("backup_mode") or "snapshot",
+        mode=action.vm.get("backup_mode") or "snapshot",
         compress="zstd",
-        wait=False,
+        remove=0,
+        **{"notes-template": preconditions.backup_notes(action.vm)},
     )
-    upids = [str(backup["upid"]) for backup in answer.get("backups") or [] if backup.get("upid") not in (None, "OK")]
+    action.refuse(preconditions.backup_start_problem(facts, answer))
+    upids = [str(answer["data"])] if answer.get("data") else []
     after = action.look_up_after(facts, "idle", "backed_up", backup_storage=storage, upids=upids)
     action.verify(preconditions.backup_outcome_problem(after, before, answer))
     return Step(facts=after, is_changed=True, upids=after["upids"])

@@ -2,8 +2,9 @@
 """The base class of the actions on one guest: look up, refuse, change, verify, return the result document.
 
 An action plugin runs in the process of ansible-playbook. So a look-up needs no module process, and all requests of an
-action share one connection. Every change is made by a module of community.proxmox, which Ansible executes as it
-executes the module of a task. The module's answer is not trusted: the action looks the guest up again.
+action share one connection. A change is made by a module of community.proxmox, which Ansible executes as it executes
+the module of a task, or by `request.send` if no module can make it. The answer to a change is not trusted: the action
+looks the guest up again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 
 from . import failures, login
-from .cluster import FAILED_CALL, LibraryMissing, error_text, open_cluster
+from .cluster import FAILED_CALL, Cluster, LibraryMissing, error_text, open_cluster
 from .identity import identity_problem, kind_of
 from .look_up import LookUp, Query
 from .progress import Progress
@@ -54,7 +55,9 @@ class VmAction(ActionBase):
     arguments: dict[str, Any]  #: the values of ARGUMENTS
     connection: dict[str, Any]  #: the login, as parameters of community.proxmox's modules
     timeout_s: float  #: the time that the action has from its start
+    cluster: Cluster  #: the requests to the cluster
     modules: list[str]  #: the modules that the action has executed
+    requests: list[str]  #: the changing requests that the action has sent itself, such as `POST nodes/pve1/vzdump`
     answer: dict[str, Any]  #: what the action returns beside the result document
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -69,6 +72,7 @@ class VmAction(ActionBase):
         self.diff: dict[str, Any] = {}
         self.answer: dict[str, Any] = {}
         self.modules: list[str] = []
+        self.requests: list[str] = []
         try:
             self._prepare()
             document = self.execute()
@@ -78,11 +82,15 @@ class VmAction(ActionBase):
                 failures.failure({"msg": error_text(exc)}) if is_expected else f"INTERNAL: {failures.location_of(exc)}"
             )
             known = {"vm_result": self.vm_result} if self.vm_result else {}
-            return {"failed": True, "changed": False, "msg": message, "modules": self.modules, **known}
+            return {"failed": True, "changed": False, "msg": message, **self._made(), **known}
         stats = {"data": {"vm_result": document}, "per_host": False, "aggregate": False}
         diff = {"diff": self.diff} if self.diff else {}
-        answer = {"vm_result": document, "ansible_stats": stats, "modules": self.modules, **diff}
+        answer = {"vm_result": document, "ansible_stats": stats, **self._made(), **diff}
         return {"changed": document["changed"], **answer, **self.answer}
+
+    def _made(self) -> dict[str, Any]:
+        """Return by what the action has changed something."""
+        return {"modules": self.modules, "requests": self.requests}
 
     def execute(self) -> dict[str, Any]:
         """Execute the action and return the result document. Raises Refused, or one of FAILED_CALL."""
@@ -101,7 +109,7 @@ class VmAction(ActionBase):
             "node": str(self.vm.get("node") or ""),
             "deadline_monotonic_s": self.deadline_monotonic_s,
         }
-        return LookUp(self._cluster, Query(**{**usual, **query}), self._report_wait).run()
+        return LookUp(self.cluster, Query(**{**usual, **query}), self._report_wait).run()
 
     def look_up_after(self, facts: Facts, wait_for: str, change: str = "", **query: Any) -> Facts:
         """Look up the guest after a change. `facts` are the facts before the change.
@@ -141,9 +149,7 @@ class VmAction(ActionBase):
 
         Raises Refused if the module failed, unless it may have made its change: then the next look-up decides.
         """
-        self._require_playbook()
-        if not self.modules:  # later changes complete what the first one has begun, so they are always made
-            self.require_time(0, "a change")
+        self.require_change_allowed()
         self.modules.append(f"community.proxmox.{module}")
         answer: dict[str, Any] = self._execute_module(
             module_name=self.modules[-1],
@@ -154,13 +160,16 @@ class VmAction(ActionBase):
             raise Refused(failures.failure(answer))
         return answer
 
-    def _require_playbook(self) -> None:
-        """Raise Refused if ansible-playbook was killed.
+    def require_change_allowed(self) -> None:
+        """Raise Refused if ansible-playbook was killed, or if no time is left for the first change.
 
-        The process of this action then still runs, because Ansible starts it in a session of its own.
+        If ansible-playbook is killed, the process of this action still runs, because Ansible starts it in a session of
+        its own. Later changes complete what the first one has begun, so they are made even after the deadline.
         """
         if os.getppid() != self._playbook_pid:
             raise Refused("CANCELLED: ansible-playbook has ended")
+        if not self.modules and not self.requests:
+            self.require_time(0, "a change")
 
     def require_time(self, needed_s: float, purpose: str) -> None:
         """Raise Refused if less than `needed_s` are left, so that the runner does not kill the action in between."""
@@ -190,7 +199,7 @@ class VmAction(ActionBase):
         if self.vm.get("deadline_monotonic_s"):
             self.deadline_monotonic_s = min(self.deadline_monotonic_s, float(self.vm["deadline_monotonic_s"]))
         self.timeout_s = self.deadline_monotonic_s - time.monotonic()
-        self._cluster, opened = open_cluster(arguments["connection"], arguments["ca_bundle"], kind_of(self.vm))
+        self.cluster, opened = open_cluster(arguments["connection"], arguments["ca_bundle"], kind_of(self.vm))
         self.connection = opened.connection
         self._task.environment = [*(self._task.environment or []), login.module_environment(opened.ca_bundle)]
         self.progress = Progress(self._display.display, int(self.vm["vmid"]), str(self.vm["name"]))
@@ -216,7 +225,7 @@ class VmAction(ActionBase):
         if not self.progress.is_wait_line_due():
             return
         if running:
-            percent = self._cluster.percent_of(running[0])
+            percent = self.cluster.percent_of(running[0])
             done = f", {percent} %" if percent else ""
             self.progress.step(f"waiting for Proxmox task {running[0]}{done}")
         elif facts.get("lock"):

@@ -694,3 +694,16 @@ LOGS = [
 @pytest.mark.parametrize(("log", "vmids"), LOGS)
 def test_only_names_of_guests_in_a_log_are_vmids(log: list[str], vmids: set[int]) -> None:
     assert proxmox_tasks.vmids_in(log) == vmids
+
+
+def test_an_answer_without_a_proxmox_task_is_no_backup() -> None:
+    """Proxmox answers OK if the guest has moved to another node."""
+    problem = preconditions.backup_start_problem({"vmid": 500, "node": "pve1"}, {"data": "OK"})
+    assert problem == "PVE_CONFLICT: VM 500 is not on node pve1 any more, so no backup was started"
+    for answer in ({"data": "UPID:pve1:1:2:3:vzdump:500:smith@pve!job:"}, {"failed": True, "msg": "Read timed out"}):
+        assert preconditions.backup_start_problem({"vmid": 500, "node": "pve1"}, answer) == ""
+
+
+def test_the_notes_of_an_archive_are_one_line_with_the_marker() -> None:
+    """Proxmox refuses a template with a line feed, and replaces the two characters of an escape sequence by one."""
+    assert preconditions.backup_notes(make_vm()) == rf"{{{{guestname}}}}\nsmith-uid={SERVICE}"

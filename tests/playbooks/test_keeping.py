@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from play_bench import Bench, needs
@@ -59,6 +60,42 @@ def test_a_failed_backup_reports_its_cause(bench: Bench) -> None:
     bench.pve.fail_task("vzdump", "unable to write to storage 'backups': No space left on device")
     assert bench.play("backup", vm).code == "CAPACITY"
     assert bench.play("backup", {**vm, "backup_storage": "local-lvm"}).code == "INVALID_REQUEST"
+
+
+def test_a_backup_removes_no_archive(bench: Bench) -> None:
+    """Proxmox would remove archives by VMID, which may be those of a former guest of another service."""
+    vm = {**bench.add_vm(), "backup_storage": "backups"}
+    bench.pve.control("storage", storage="backups", **{"prune-backups": "keep-last=2"})
+    try:
+        made = [bench.play("backup", vm).result["backup"] for _ in range(2)]
+        refused, changes = bench.changing_requests(lambda: bench.play("backup", vm))
+    finally:
+        bench.pve.control("storage", storage="backups", **{"prune-backups": ""})
+    assert (refused.code, changes) == ("CAPACITY", ["POST /nodes/pve1/vzdump"]), refused.output
+    assert "max backup limit" in refused.message
+    assert {volume.removeprefix("backups:") for volume in made} <= set(bench.pve.storages()["backups"]["volumes"])
+
+
+@pytest.mark.parametrize("kind", ["qemu", "lxc"])
+def test_the_notes_of_an_archive_name_the_service(bench: Bench, kind: str) -> None:
+    guest = bench.add_container() if kind == "lxc" else bench.add_vm()
+    done = bench.play("backup", {**guest, "backup_storage": "backups"})
+    notes = bench.pve.storages()["backups"]["notes"][done.result["backup"].removeprefix("backups:")]
+    assert notes == f"{guest['name']}\nsmith-uid={guest['service_id']}"
+
+
+def test_a_backup_knows_its_proxmox_task_by_the_answer(bench: Bench) -> None:
+    """A second backup of the same VM by another client is not taken for the action's own."""
+    vm = {**bench.add_vm(), "backup_storage": "backups"}
+    bench.pve.control("hold_change", number=1)
+    with ThreadPoolExecutor() as pool:
+        played = pool.submit(bench.play, "backup", vm)
+        while not bench.pve.is_holding():
+            time.sleep(0.02)
+        foreign = bench.pve.control("add_task", vmid=vm["vmid"], type="vzdump", exitstatus="interrupted by signal")
+        bench.pve.control("clear_faults")
+        done = played.result()
+    assert (done.rc, len(done.result["upids"]), foreign in done.result["upids"]) == (0, 1, False), done.output
 
 
 def test_a_vm_is_deleted_only_after_its_final_backup(bench: Bench) -> None:

@@ -136,7 +136,7 @@ class ProxmoxStandIn:
         return list(self._read("tasks"))
 
     def storages(self) -> dict[str, dict[str, Any]]:
-        """Return every storage with its free bytes and its volumes."""
+        """Return every storage with its free bytes, its volumes and the notes of its volumes."""
         return dict(self._read("storages"))
 
     def request_log(self) -> list[dict[str, Any]]:

@@ -78,7 +78,7 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
         "CAPACITY",
         Reaction.LATER,
         r"No space left|not enough (free )?space|insufficient (free )?space|out of (data )?space|quota exceeded"
-        r"|exceeds .*quota|unable to get any free VMID",
+        r"|exceeds .*quota|unable to get any free VMID|max backup limit",
     ),
     (
         "STORAGE_UNAVAILABLE",

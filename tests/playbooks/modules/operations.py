@@ -15,7 +15,6 @@ from guests import (
     cores,
     disk,
     first_disk,
-    has_archive,
     has_snapshot,
     is_absent,
     is_marked,
@@ -30,7 +29,6 @@ from guests import (
     stopped_vm,
     vm_changed_after_its_snapshot,
     vm_on_shared_storage,
-    vm_to_back_up,
 )
 from module_runner import ModuleRunner
 from play_bench import Bench
@@ -204,17 +202,6 @@ OPERATIONS = (
         },
         request="POST /nodes/*/qemu/*/snapshot/*/rollback",
         is_done=lambda bench, vm, guest: cores(guest) == 2,
-    ),
-    Operation(
-        module="proxmox_backup",
-        name="back up",
-        prepare=vm_to_back_up,
-        parameters=lambda bench, vm: {
-            **{"mode": "include", "vmids": [vm["vmid"]], "node": bench.place.node, "wait": True},
-            **{"storage": bench.place.backup_storage, "backup_mode": "snapshot", "compress": "zstd"},
-        },
-        request="POST /nodes/*/vzdump",
-        is_done=has_archive,
     ),
     Operation(
         module="proxmox",

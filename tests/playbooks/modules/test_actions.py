@@ -25,6 +25,7 @@ class Case:
     name: str
     prepare: Callable[[Bench, ModuleRunner], Vm]
     modules: list[str]  #: the modules that it executes
+    requests: list[str] = field(default_factory=list)  #: the changing requests that it sends without a module
     is_done: Callable[[Bench, Vm, Guest], bool]
     wish: Mapping[str, Any] = field(default_factory=dict)  #: members of `vm` beside those of `prepare`
     arguments: Mapping[str, Any] = field(default_factory=dict)  #: arguments beside `vm`
@@ -107,7 +108,8 @@ CASES = (
         action="vm_backed_up",
         name="storage",
         prepare=guests.vm_to_back_up,
-        modules=["community.proxmox.proxmox_backup"],
+        modules=[],
+        requests=["POST nodes/{node}/vzdump"],
         is_done=guests.has_archive,
     ),
     Case(
@@ -138,6 +140,7 @@ def test_an_action_makes_its_change_and_returns_the_result_document(
     answer, _requests = run(bench, actions.run, case, vm)
     assert (answer.get("failed", False), answer["changed"]) == (False, True), answer
     assert answer["modules"] == case.modules
+    assert answer["requests"] == [text.format(**answer["vm_result"]) for text in case.requests]
     assert (answer["vm_result"]["vmid"], answer["vm_result"]["name"]) == (vm["vmid"], vm["name"])
     assert answer["ansible_stats"]["data"] == {"vm_result": answer["vm_result"]}
     assert case.is_done(bench, vm, bench.pve.guest(vm["vmid"])), bench.pve.guest(vm["vmid"])
@@ -155,7 +158,7 @@ def test_an_action_refuses_the_guest_of_another_service(
     before = bench.pve.guest(vm["vmid"])
     answer, requests = run(bench, actions.run, case, {**vm, "service_id": str(uuid.uuid4())})
     assert (answer.get("failed"), answer["msg"].partition(":")[0]) == (True, case.refusal), answer
-    assert (answer["changed"], answer["modules"], requests) == (False, [], [])
+    assert (answer["changed"], answer["modules"], answer["requests"], requests) == (False, [], [], [])
     assert bench.pve.guest(vm["vmid"]) == before
 
 
@@ -170,7 +173,7 @@ def test_an_action_plans_in_check_mode_and_changes_nothing(
     assert (answer.get("failed", False), answer["changed"]) == (False, True), answer
     assert answer["vm_result"]["planned"]
     assert answer["diff"]["after"] != answer["diff"]["before"]
-    assert (answer["modules"], requests) == ([], [])
+    assert (answer["modules"], answer["requests"], requests) == ([], [], [])
     assert bench.pve.guest(vm["vmid"]) == before
 
 

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from smith_lab.proxmox.fakepve_server.backups import Backups
+from smith_lab.proxmox.fakepve_server.cloud_init import CloudInitDrives
 from smith_lab.proxmox.fakepve_server.faults import RequestFaults
 from smith_lab.proxmox.fakepve_server.guests import GuestAgentAndUsage
 from smith_lab.proxmox.fakepve_server.operations import DiskAndNodeOperations
 
 
-class Cluster(RequestFaults, DiskAndNodeOperations, GuestAgentAndUsage):
+class Cluster(RequestFaults, CloudInitDrives, DiskAndNodeOperations, Backups, GuestAgentAndUsage):
     """The simulated cluster. Each base class adds functions of one area to fakepve's class FakePve."""

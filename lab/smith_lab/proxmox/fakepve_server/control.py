@@ -48,11 +48,13 @@ class ControlPort(ClusterVerbs, GuestVerbs):
         return [{key: value for key, value in task.items() if key != "log"} for task in self.cluster.tasklog]
 
     def _storages(self) -> dict[str, dict[str, Any]]:
-        """Return the free bytes and the names of the volumes of every storage."""
-        return {
-            name: {"avail": storage.get("avail"), "volumes": sorted(storage.get("volumes", {}))}
-            for name, storage in self.cluster.storages.items()
-        }
+        """Return the free bytes of every storage, the names of its volumes, and the notes of those that have some."""
+        rows = {}
+        for name, storage in self.cluster.storages.items():
+            volumes = storage.get("volumes", {})
+            notes = {volume: values["notes"] for volume, values in volumes.items() if "notes" in values}
+            rows[name] = {"avail": storage.get("avail"), "volumes": sorted(volumes), "notes": notes}
+        return rows
 
     async def _call_verb(self, request: web.Request) -> web.Response:
         verb = getattr(self, "do_" + request.match_info["verb"], None)

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Performs the requests resize, migrate, move_disk, vzdump and unlink, which fakepve answers without an effect."""
+"""Performs the requests resize, migrate, move_disk and unlink, which fakepve answers without an effect."""
 
 from __future__ import annotations
 
 import re
-import time
 from typing import Any
 
 from fakepve.lxc import SIZE_UNITS, format_size, parse_size
 from fakepve.model import FakeVm, TaskError
 from fakepve.qemu import drives_of, is_cdrom, join_drive, split_drive, volume_ref
-from fakepve.routing import die, split_list
+from fakepve.routing import die
 
 from smith_lab.proxmox.fakepve_server.configuration import ConfigurationChanges
 from smith_lab.proxmox.fakepve_server.tasks import TimedTasks
@@ -19,7 +18,7 @@ GIB = 1024**3
 
 
 class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
-    """Handles requests that change disks, migrate VMs or back up guests.
+    """Handles requests that change disks or migrate VMs.
 
     `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body. `die` makes
     the exception for an error answer. fakepve's methods `_qm_…` work on VMs and their volumes.
@@ -36,7 +35,6 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
             ("POST", vm_path + "/migrate", self._migrate),
             ("POST", vm_path + "/move_disk", self._move_disk),
             ("PUT", vm_path + "/unlink", self._unlink),
-            ("POST", "/nodes/{node}/vzdump", self._vzdump),
             ("GET", "/cluster/ha/status/manager_status", self._ha_manager_status),
         ]
 
@@ -123,30 +121,6 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
                 vm.config[self._next_unused_key(vm)] = old_volume
 
         return await self.task(vm.node, "qmmove", vm.vmid, user, move_disk, vm=vm)
-
-    async def _vzdump(self, v: dict[str, Any], user: str) -> str:
-        """Back up one VM or container: lock it while the Proxmox task runs, then add an archive to the storage."""
-        vmid, storage = int(v["vmid"]), str(v.get("storage") or "local")
-        guest = self.ct(vmid) or self.find(v["node"], vmid)
-        self.need_quorum()
-        self.require(user, f"/vms/{guest.vmid}", "VM.Backup")
-        self.require(user, f"/storage/{storage}", "Datastore.AllocateSpace")
-        if "backup" not in split_list(self._store(storage).get("content")):
-            raise die(f"can't use storage '{storage}' for backups - wrong content type")
-
-        async def back_up() -> None:
-            self._check_lock_in_task(guest)
-            self._qm_lock(guest, "backup")
-            try:
-                await self.pause(self.task_seconds["vzdump"])  # the second wait: `task` waited before the lock was set
-            finally:
-                self._qm_lock(guest, None)
-            volumes = self.storages[storage].setdefault("volumes", {})
-            archive = {"content": "backup", "format": "vma.zst", "size": GIB, "vmid": guest.vmid}
-            archive["ctime"] = int(time.time())
-            volumes[f"backup/vzdump-qemu-{guest.vmid}-{len(volumes):04d}.vma.zst"] = archive
-
-        return await self.task(guest.node, "vzdump", guest.vmid, user, back_up, vm=guest)
 
     async def _unlink(self, v: dict[str, Any], user: str) -> None:
         vm = self.find(v["node"], v["vmid"])

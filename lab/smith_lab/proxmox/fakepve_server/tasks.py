@@ -63,10 +63,14 @@ class TimedTasks(FakePve):
         if ttype not in COPYING_TASKS:
             await self.pause(seconds)
             return
-        log = next(task["log"] for task in reversed(self.tasklog) if (task["type"], task["id"]) == (ttype, tid))
+        log = self._log_of(ttype, tid)
         for tenth in range(1, 11):
             await self.pause(seconds / 10)
             log.append(f"transferred {tenth * 0.8:.1f} GiB of 8.0 GiB ({tenth * 10}.00%)")
+
+    def _log_of(self, ttype: str, tid: str) -> list[str]:
+        """Return the log of the newest Proxmox task of this type and id."""
+        return next(task["log"] for task in reversed(self.tasklog) if (task["type"], task["id"]) == (ttype, tid))
 
     def _raise_matching_fault(self, ttype: str, tid: Any, vm: Any) -> None:
         """If a fault matches this Proxmox task, reduce the fault's `times` by one and raise TaskError with its text."""

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Performs the request vzdump, which fakepve answers without an effect.
+
+As in Proxmox, the answer to a request is mostly the UPID of a Proxmox task, and what is wrong is this task's error: the
+storage, a missing guest, a missing privilege on the guest, its lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from typing import Any
+
+from fakepve.model import TaskError
+from fakepve.routing import split_list
+
+from smith_lab.proxmox.fakepve_server.tasks import TimedTasks
+
+GIB = 1024**3
+
+
+class Backups(TimedTasks):
+    """Makes archives of guests. `v` contains the values of a request, as in fakepve."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._archive_numbers = itertools.count()
+
+    def _routes_backups(self) -> list[tuple[str, str, Any]]:
+        """Return the route of the request. fakepve calls every method whose name starts with `_routes_`."""
+        return [("POST", "/nodes/{node}/vzdump", self._vzdump)]
+
+    async def _vzdump(self, v: dict[str, Any], user: str) -> str:
+        """Start a Proxmox task that backs up one guest; return its UPID, or OK if the guest is on another node."""
+        vmid, storage = int(v["vmid"]), str(v.get("storage") or "local")
+        guest = self.vm(vmid) or self.ct(vmid)
+        self.need_quorum()
+        if guest is not None and guest.node != v["node"]:
+            return "OK"
+        self.require(user, f"/storage/{storage}", "Datastore.AllocateSpace")
+
+        async def back_up() -> None:
+            self._check_backup_storage(storage)
+            if guest is None or guest not in [*self.vms, *self.cts]:
+                raise self._backup_error(vmid, f"unable to find VM '{vmid}'")
+            if not self.allowed(user, f"/vms/{vmid}", "VM.Backup"):
+                raise TaskError(f"403 Permission check failed (/vms/{vmid}, VM.Backup)")
+            if guest.lock:
+                raise self._backup_error(vmid, f"VM is locked ({guest.lock})")
+            self._check_backup_limit(guest, storage, is_removing=bool(v.get("remove", 1)))
+            self._qm_lock(guest, "backup")
+            try:
+                await self.pause(self.task_seconds["vzdump"])  # the second wait: `task` waited before the lock was set
+            finally:
+                self._qm_lock(guest, None)
+            self._add_archive(guest, storage, str(v.get("notes-template") or ""))
+            if v.get("remove", 1):
+                self._prune(vmid, storage)
+
+        return await self.task(v["node"], "vzdump", vmid, user, back_up, vm=guest)
+
+    def _check_backup_storage(self, storage: str) -> None:
+        """Raise TaskError if the storage does not exist or cannot hold backups."""
+        if storage not in self.storages:
+            raise TaskError(f"could not activate storage '{storage}': storage '{storage}' does not exist")
+        if "backup" not in split_list(self.storages[storage].get("content")):
+            cause = f"can't use storage '{storage}' for backups - wrong content type"
+            raise TaskError(f"could not get storage information for '{storage}': {cause}")
+
+    def _backup_error(self, vmid: int, cause: str) -> TaskError:
+        """Log why a guest cannot be backed up; return the error of the Proxmox task, which does not name the cause."""
+        self._log_of("vzdump", str(vmid)).append(f"ERROR: Backup of VM {vmid} failed - {cause}")
+        return TaskError("job errors")
+
+    def _check_backup_limit(self, guest: Any, storage: str, *, is_removing: bool) -> None:
+        """Raise TaskError if the storage keeps no more archives of the guest and none may be removed."""
+        limit = self._backup_limit(storage)
+        if limit and not is_removing and len(self._archives_of(guest.vmid, storage)) >= limit:
+            text = (
+                f"There is a max backup limit of {limit} enforced by the target storage or the vzdump parameters. "
+                "Either increase the limit or delete old backups."
+            )
+            raise self._backup_error(guest.vmid, text)
+
+    def _backup_limit(self, storage: str) -> int:
+        """Return how many archives of a guest the storage's retention `keep-last=N` keeps; 0 if all."""
+        found = re.fullmatch(r"keep-last=(\d+)", str(self.storages[storage].get("prune-backups") or ""))
+        return int(found.group(1)) if found else 0
+
+    def _archives_of(self, vmid: int, storage: str) -> list[str]:
+        """Return the names of the guest's archives, oldest first."""
+        volumes = self.storages[storage].setdefault("volumes", {})
+        return [name for name, volume in volumes.items() if (volume["content"], volume["vmid"]) == ("backup", vmid)]
+
+    def _add_archive(self, guest: Any, storage: str, notes_template: str) -> None:
+        kind, suffix = ("lxc", "tar.zst") if guest in self.cts else ("qemu", "vma.zst")
+        archive = {"content": "backup", "format": suffix, "size": GIB, "vmid": guest.vmid, "ctime": int(time.time())}
+        if notes_template:
+            values = {"guestname": guest.name, "node": guest.node, "vmid": str(guest.vmid), "cluster": "stand-in"}
+            text = notes_template.replace("\\n", "\n")
+            archive["notes"] = re.sub(r"\{\{(\w+)\}\}", lambda found: values[found.group(1)], text)
+        name = f"backup/vzdump-{kind}-{guest.vmid}-{next(self._archive_numbers):04d}.{suffix}"
+        self.storages[storage].setdefault("volumes", {})[name] = archive
+
+    def _prune(self, vmid: int, storage: str) -> None:
+        """Remove the oldest archives of the VMID that the storage's retention does not keep."""
+        limit, archives = self._backup_limit(storage), self._archives_of(vmid, storage)
+        for name in archives[: len(archives) - limit] if limit else []:
+            del self.storages[storage]["volumes"][name]

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Knows which cloud-init values of a running VM its cloud-init drive does not contain yet.
+
+As in Proxmox, a changed cloud-init value is part of a running VM's configuration at once, and never a pending value.
+The drive gets it when the VM is started, or by a request that generates the drive again.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fakepve.model import FakeVm
+
+from smith_lab.proxmox.fakepve_server.access import CLOUD_INIT_KEYS
+from smith_lab.proxmox.fakepve_server.configuration import HIDDEN_PASSWORD, ConfigurationChanges
+
+#: Keys whose changes Proxmox records for the cloud-init drive.
+RECORDED_KEY = re.compile(rf"(?:{'|'.join(CLOUD_INIT_KEYS)}|name|ipconfig\d+|net\d+)")
+#: A recorded key that the configuration of a running VM gets at once. A NIC may stay pending.
+APPLIED_AT_ONCE = re.compile(rf"(?:{'|'.join(CLOUD_INIT_KEYS)}|ipconfig\d+)")
+
+
+class CloudInitDrives(ConfigurationChanges):
+    """Records the changes of cloud-init values, and answers the requests for them.
+
+    The record of a VM contains, by the key, the value on the drive; None if the drive does not have the key.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._records: dict[tuple[int, float | None], dict[str, Any]] = {}  #: by VMID and time of the VM's last start
+
+    def _routes_cloud_init(self) -> list[tuple[str, str, Any]]:
+        """Return the routes of the requests. fakepve calls every method whose name starts with `_routes_`."""
+        path = "/nodes/{node}/qemu/{vmid}/cloudinit"
+        return [("GET", path, self._cloud_init_get), ("PUT", path, self._cloud_init_put)]
+
+    async def _apply_config(self, vm: FakeVm, user: str, changes: dict[str, Any]) -> None:
+        before = dict(vm.config)
+        await super()._apply_config(vm, user, changes)
+        for key in [key for key in vm.pending if APPLIED_AT_ONCE.fullmatch(key)]:
+            value = vm.pending.pop(key)
+            if value is None:
+                vm.config.pop(key, None)
+            else:
+                vm.config[key] = value
+        if vm.status == "running":
+            self._record_changes(vm, before)
+
+    def _record_changes(self, vm: FakeVm, before: dict[str, Any]) -> None:
+        record = self._record_of(vm)
+        for key in filter(RECORDED_KEY.fullmatch, {*before, *vm.config}):
+            old, new = before.get(key), vm.config.get(key)
+            if old != new:
+                record.setdefault(key, old)
+            if key in record and record[key] == new:
+                del record[key]  # the drive already contains this value
+
+    def _record_of(self, vm: FakeVm) -> dict[str, Any]:
+        """Return the record of a VM. It is empty after each start, because a start generates the drive."""
+        return self._records.setdefault((vm.vmid, vm.started_at), {})
+
+    async def _cloud_init_get(self, v: dict[str, Any], _user: str) -> list[dict[str, Any]]:
+        """Return the values of the drive and of the configuration.
+
+        As in Proxmox, a changed `ipconfigN`, `netN` or `name` is missing: such a key is only listed if it was added or
+        removed.
+        """
+        vm = self.find(v["node"], v["vmid"])
+        record = self._record_of(vm)
+        rows = [{"key": key, "pending": vm.config[key]} for key, old in record.items() if old is None]
+        for key in CLOUD_INIT_KEYS:
+            if key in vm.config and record.get(key, "") is not None:
+                changed = {"value": record[key], "pending": vm.config[key]} if key in record else {}
+                rows.append({"key": key, **(changed or {"value": vm.config[key]})})
+        rows += [{"key": key, "delete": 1} for key in record if key not in vm.config]
+        return [_without_password(row) for row in rows]
+
+    async def _cloud_init_put(self, v: dict[str, Any], _user: str) -> None:
+        """Generate the cloud-init drive again."""
+        vm = self.find(v["node"], v["vmid"])
+        self._check_lock(vm)
+        self._record_of(vm).clear()
+
+
+def _without_password(row: dict[str, Any]) -> dict[str, Any]:
+    if row["key"] != "cipassword":
+        return row
+    return {name: HIDDEN_PASSWORD if name in ("value", "pending") else value for name, value in row.items()}

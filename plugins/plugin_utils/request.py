@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sends the changing requests to Proxmox that no module of community.proxmox can send.
+
+`send` is the only function of the actions that changes something at Proxmox without a module. docs/actions.md lists its
+callers and the reason of each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .cluster import FAILED_CALL, error_text
+from .failures import failure, is_outcome_unknown
+from .vm_action import Refused, VmAction
+
+
+def send(action: VmAction, method: str, path: str, **parameters: Any) -> dict[str, Any]:
+    """Send a request, such as PUT `nodes/pve1/qemu/100/cloudinit`. Return Proxmox's answer as `data`.
+
+    The answer of a request whose outcome is unknown has `failed` and `msg`, as that of a module: the next look-up
+    decides. Raises Refused if Proxmox refused the request, or if no change may be made any more.
+    """
+    action.require_change_allowed()
+    action.requests.append(f"{method} {path}")
+    try:
+        return {"data": getattr(action.cluster.api(path), method.lower())(**parameters)}
+    except FAILED_CALL as exc:
+        answer = {"failed": True, "msg": error_text(exc)}
+        if is_outcome_unknown(answer):
+            return answer
+        raise Refused(failure(answer)) from exc

@@ -1,0 +1,157 @@
+"""The Proxmox stand-in backs up guests and generates cloud-init drives as Proxmox does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import proxmoxer
+import pytest
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
+
+VMID = 700
+ARCHIVE_LIMIT = 2
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> Iterator[ProxmoxStandIn]:
+    with running_stand_in() as running:
+        yield running
+
+
+@pytest.fixture
+def node(stand_in: ProxmoxStandIn) -> Any:
+    """The API resource of the node pve1, which has a running VM with a cloud-init drive."""
+    api = proxmoxer.ProxmoxAPI(
+        stand_in.host,
+        port=stand_in.port,
+        user=stand_in.user,
+        token_name=stand_in.token_id,
+        token_value=stand_in.token_secret,
+        verify_ssl=str(stand_in.ca_bundle),
+    )
+    if stand_in.guest(VMID):
+        stand_in.control("remove", vmid=VMID)
+    config = {"ide2": f"local-lvm:vm-{VMID}-cloudinit,media=cdrom", "ciuser": "admin", "ipconfig0": "ip=dhcp"}
+    stand_in.control("add", vmid=VMID, name="web", status="running", config=config)
+    stand_in.control("storage", storage="backups", **{"prune-backups": ""}, volumes={})
+    return api.nodes("pve1")
+
+
+def archives(node: Any) -> list[dict[str, Any]]:
+    return list(node.storage("backups").content.get(content="backup", vmid=VMID))
+
+
+def back_up(node: Any, **more: Any) -> tuple[str, list[str]]:
+    """Back the VM up; return how the Proxmox task ended, and its log."""
+    upid = node.vzdump.post(**{"vmid": VMID, "storage": "backups", **more})
+    task = node.tasks(upid)
+    return str(task.status.get()["exitstatus"]), [str(line["t"]) for line in task.log.get()]
+
+
+# ---------------------------------------------------------------------- vzdump
+
+
+def test_a_backup_removes_the_oldest_archive_that_the_storage_does_not_keep(
+    stand_in: ProxmoxStandIn, node: Any
+) -> None:
+    """PVE/VZDump.pm: `remove` is 1 by default, and archives are removed by VMID."""
+    stand_in.control("storage", storage="backups", **{"prune-backups": f"keep-last={ARCHIVE_LIMIT}"})
+    for _ in range(ARCHIVE_LIMIT):
+        back_up(node)
+    first = min(archive["volid"] for archive in archives(node))
+    assert back_up(node)[0] == "OK"
+    kept = [archive["volid"] for archive in archives(node)]
+    assert (len(kept), first in kept) == (ARCHIVE_LIMIT, False)
+
+
+def test_without_remove_a_backup_fails_at_the_limit_of_the_storage(stand_in: ProxmoxStandIn, node: Any) -> None:
+    """PVE/VZDump.pm, exec_backup_task: the cause is in the log only."""
+    stand_in.control("storage", storage="backups", **{"prune-backups": f"keep-last={ARCHIVE_LIMIT}"})
+    for _ in range(ARCHIVE_LIMIT):
+        assert back_up(node, remove=0)[0] == "OK"
+    end, log = back_up(node, remove=0)
+    assert end == "job errors"
+    assert any(line.startswith(f"ERROR: Backup of VM {VMID} failed - There is a max backup limit") for line in log)
+    assert len(archives(node)) == ARCHIVE_LIMIT
+
+
+def test_an_archive_has_the_notes_of_the_template(node: Any) -> None:
+    back_up(node, **{"notes-template": r"{{guestname}} {{vmid}}\nsmith-uid=x"})
+    assert [archive["notes"] for archive in archives(node)] == [f"web {VMID}\nsmith-uid=x"]
+
+
+def test_a_backup_of_a_vm_on_another_node_is_answered_by_ok(stand_in: ProxmoxStandIn, node: Any) -> None:
+    """PVE/API2/VZDump.pm: it ends without a Proxmox task."""
+    stand_in.control("move", vmid=VMID, node="pve2")
+    assert node.vzdump.post(vmid=VMID, storage="backups") == "OK"
+    assert archives(node) == []
+
+
+def test_an_impossible_backup_is_a_failed_proxmox_task(stand_in: ProxmoxStandIn, node: Any) -> None:
+    wrong_content = "could not get storage information for 'local-lvm': can't use storage 'local-lvm' for backups"
+    assert back_up(node, storage="local-lvm")[0].startswith(wrong_content)
+    assert back_up(node, vmid=799) == (
+        "job errors",
+        ["ERROR: Backup of VM 799 failed - unable to find VM '799'", "job errors", "TASK ERROR: job errors"],
+    )
+    stand_in.control("lock", vmid=VMID, lock="migrate")
+    assert back_up(node)[1][0] == f"ERROR: Backup of VM {VMID} failed - VM is locked (migrate)"
+    stand_in.control("revoke", path="/vms", privilege="VM.Backup")
+    try:
+        assert "Permission check failed" in back_up(node)[0]
+    finally:
+        stand_in.control("grant", path="/vms", privilege="VM.Backup")
+
+
+# ---------------------------------------------------------------------- cloud-init
+
+
+def cloud_init(node: Any) -> dict[str, dict[str, Any]]:
+    """Return what the cloud-init drive lacks, by the key."""
+    rows = node.qemu(VMID).cloudinit.get()
+    return {row.pop("key"): row for row in rows if "pending" in row or row.get("delete")}
+
+
+def test_cloud_init_values_of_a_running_vm_are_never_pending(stand_in: ProxmoxStandIn, node: Any) -> None:
+    node.qemu(VMID).config.set(ciuser="ops", ipconfig0="ip=192.0.2.9/24")
+    guest = stand_in.guest(VMID)
+    assert guest
+    assert (guest["config"]["ciuser"], guest["config"]["ipconfig0"], guest["pending"]) == ("ops", "ip=192.0.2.9/24", {})
+
+
+def test_the_drive_lacks_what_was_changed_since_the_start(node: Any) -> None:
+    node.qemu(VMID).config.set(ciuser="ops", nameserver="192.0.2.53", cipassword="swordfish")
+    assert cloud_init(node) == {
+        "ciuser": {"value": "admin", "pending": "ops"},
+        "nameserver": {"pending": "192.0.2.53"},
+        "cipassword": {"pending": "**********"},
+    }
+    node.qemu(VMID).config.set(ciuser="admin", delete="nameserver,cipassword")
+    assert cloud_init(node) == {}
+
+
+def test_a_changed_address_is_not_listed_but_an_added_one_is(node: Any) -> None:
+    """PVE/API2/Qemu.pm, cloudinit_pending: it compares only the options of its own list."""
+    node.qemu(VMID).config.set(ipconfig0="ip=192.0.2.9/24", ipconfig1="ip=dhcp")
+    assert cloud_init(node) == {"ipconfig1": {"pending": "ip=dhcp"}}
+
+
+def test_a_new_drive_contains_every_value(node: Any) -> None:
+    node.qemu(VMID).config.set(ciuser="ops")
+    node.qemu(VMID).cloudinit.put()
+    assert cloud_init(node) == {}
+    assert node.qemu(VMID).config.get()["ciuser"] == "ops"
+
+
+def test_a_start_generates_the_drive(node: Any) -> None:
+    node.qemu(VMID).config.set(ciuser="ops")
+    node.qemu(VMID).status.shutdown.post(forceStop=1)
+    node.qemu(VMID).status.start.post()
+    assert cloud_init(node) == {}
+
+
+def test_a_locked_vm_keeps_its_drive(stand_in: ProxmoxStandIn, node: Any) -> None:
+    stand_in.control("lock", vmid=VMID, lock="backup")
+    with pytest.raises(proxmoxer.ResourceException, match=r"VM is locked \(backup\)"):
+        node.qemu(VMID).cloudinit.put()

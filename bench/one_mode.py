@@ -107,7 +107,7 @@ def started_runner(mode: str, folder: Path) -> Iterator[Runner]:
     runner = Runner(paths, lambda: credentials, ca_bundle=settings.proxmox_ca_bundle)
     if mode == "warm":
         runner.start_warm_servers(are_required=True)
-        while not runner.warm_server_pids():
+        while not runner.warm_server_pid():
             time.sleep(0.1)
     yield runner
     runner.stop_warm_servers()

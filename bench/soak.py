@@ -71,7 +71,7 @@ def main(input_file: str, output_file: str) -> None:
         tempfile.TemporaryDirectory(prefix="bench-", dir="/dev/shm") as folder,
         started_runner("warm", Path(folder)) as runner,
     ):
-        server_count_before = len(runner.warm_server_pids())
+        server_before = runner.warm_server_pid()
         runs_per_slot = max(runs // SAMPLES // SLOTS, 1)  # between two samples
         runs_done = 0
         while runs_done < runs:
@@ -79,12 +79,12 @@ def main(input_file: str, output_file: str) -> None:
                 list(pool.map(lambda slot: _run_in_slot(runner, slot, runs_per_slot), range(SLOTS)))
             runs_done += runs_per_slot * SLOTS
             samples.append({"runs_done": runs_done, **_sample(Path(folder))})
-        server_count_after = len(runner.warm_server_pids())
+        server_after = runner.warm_server_pid()
     figures = {
         "runs": runs_done,
         "took_s": time.monotonic() - started,
         "samples": samples,
-        "servers": [server_count_before, server_count_after],
+        "servers": [int(pid is not None) for pid in (server_before, server_after)],
         "temporary_files_left": len(_temporary_files() - temporary_files_before),
     }
     Path(output_file).write_text(json.dumps(figures), encoding="utf-8")

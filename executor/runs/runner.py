@@ -83,7 +83,7 @@ class Runner:
         self._warm_servers: WarmServers | None = None
 
     def start_warm_servers(self, *, are_required: bool = False) -> None:
-        """Start the servers of warm runs in the background, if warm runs are possible.
+        """Start the server of warm runs in the background, if warm runs are possible.
 
         Call `end_earlier_runs` before this method. Raises SettingsError when warm runs are required, but are not
         possible on this machine.
@@ -98,12 +98,12 @@ class Runner:
         self._warm_servers = WarmServers(folder, self._ansible_home, lambda: self._server_environment(folder))
         self._warm_servers.start()
 
-    def warm_server_pids(self) -> list[int]:
-        """Return the process ids of the servers of warm runs."""
-        return self._warm_servers.pids() if self._warm_servers else []
+    def warm_server_pid(self) -> int | None:
+        """Return the process id of the server of warm runs; None if there is no server."""
+        return self._warm_servers.pid() if self._warm_servers else None
 
     def stop_warm_servers(self) -> None:
-        """End the servers of warm runs. Current runs continue; later runs are cold."""
+        """End the server of warm runs. Current runs continue; later runs are cold."""
         warm_servers, self._warm_servers = self._warm_servers, None
         if warm_servers is not None:
             warm_servers.close()
@@ -170,13 +170,13 @@ class Runner:
                 del self._executions[run.ident]
 
     def _guarded_command(self, config: Any) -> list[str]:
-        """Return the command of a warm run if the servers of warm runs were started, else the command of a cold run."""
+        """Return the command of a warm run if the server of warm runs was started, else the command of a cold run."""
         if warm_servers := self._warm_servers:
             return warm_servers.command(config.command, config.env["PATH"])
         return [*process_tree.guard_prefix(), *config.command]
 
     def _server_environment(self, folder: Path) -> dict[str, str]:
-        """Return the environment of the servers of warm runs: that of a run whose private folder is `folder`."""
+        """Return the environment of the server of warm runs: that of a run whose private folder is `folder`."""
         placeholder_run = PlaybookRun(ident="warm", action="", playbook=Path("none.yml"), vm={}, timeout_s=0)
         return dict(runner_config(folder, placeholder_run, self._ansible_home, self._ca_bundle).env)
 

@@ -44,7 +44,7 @@ class ExecutorBench:
         """Fork all further runs from warm servers, which cost less CPU."""
         self.runner.start_warm_servers(are_required=True)
         limit = time.monotonic() + WARM_WITHIN_S
-        while not self.runner.warm_server_pids():
+        while not self.runner.warm_server_pid():
             assert time.monotonic() < limit, "the servers of warm runs did not start"
             time.sleep(0.05)
 

@@ -42,7 +42,7 @@ class WarmPlays:
         """Start the servers and wait until they serve."""
         self._servers.start()
         limit = time.monotonic() + START_WITHIN_S
-        while not self._servers.pids():
+        while not self._servers.pid():
             assert time.monotonic() < limit, "the servers of warm runs did not start"
             time.sleep(0.02)
 

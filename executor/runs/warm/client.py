@@ -1,4 +1,4 @@
-"""Starts one warm run and waits for it: `client.py PLAYBOOK_SOCKET MODULE_SOCKET GUARD_SCRIPT COMMAND …`.
+"""Starts one warm run and waits for it: `client.py SOCKET GUARD_SCRIPT COMMAND …`.
 
 A warm run is a fork of the playbook server, which has already imported Ansible. A cold run is a new ansible-playbook
 process. A guard is a process that supervises one run and ends the run's process tree.
@@ -37,12 +37,12 @@ AGENT_FD = 0
 def main() -> None:
     """Start the warm run and exit with its exit code. If the server refuses, become the guard of a cold run."""
     arguments = [argument.encode("utf-8", "surrogateescape") for argument in sys.argv[1:]]
-    playbook_socket, module_socket, guard_script, *command = arguments
+    server_socket, guard_script, *command = arguments
     if posix.getsid(0) != posix.getpid():
         posix.setsid()  # so that a terminal's signals to the agent's process group do not reach the run
     prefer_this_process_for_oom_kill()
     try:
-        connection = request_run(playbook_socket, [module_socket, *command])
+        connection = request_run(server_socket, command)
     except OSError:
         connection = None
     if connection is None:
@@ -64,14 +64,11 @@ def prefer_this_process_for_oom_kill() -> None:
         pass
 
 
-def request_run(playbook_socket: bytes, arguments: list[bytes]) -> "_socket.socket | None":
-    """Send a request with the arguments. Return the connection if the server accepts the request, else None.
-
-    The first item of `arguments` is the socket of the module server. The other items are the command of the run.
-    """
-    connection = connect(playbook_socket)
+def request_run(server_socket: bytes, command: list[bytes]) -> "_socket.socket | None":
+    """Request a run with this command. Return the connection if the server accepts the request, else None."""
+    connection = connect(server_socket)
     entries = [name + b"=" + value for name, value in posix.environ.items()]
-    body = b"\0".join([posix.getcwdb(), b"%d" % len(arguments), *arguments, *entries])
+    body = b"\0".join([posix.getcwdb(), b"%d" % len(command), *command, *entries])
     message = len(body).to_bytes(4, "big") + body  # `protocol.SIZE_FORMAT` defines the size
     empty_input = posix.open("/dev/null", posix.O_RDONLY)
     # The run's standard input, output and error, as C integers of 4 bytes.

@@ -1,4 +1,4 @@
-"""Implements what the playbook server and the module server share: fork a guard for each client, supervise its run.
+"""Forks a guard for each client of the playbook server. The guard forks the run and supervises it.
 
     server ──fork──▶ guard (one per request, child subreaper) ──fork──▶ the run
 

@@ -27,8 +27,7 @@ from executor.runs.warm import patches
 SYNTAX_ATTRIBUTES = tuple(name.attribute for name in patches.JINJA_SYNTAX)
 #: The path of community.proxmox below a folder of the import path.
 COLLECTION_PATH_PARTS = ("ansible_collections", "community", "proxmox")
-#: Name of the file with the byte code of the templates of all runs. The file is in the folder that
-#: `payloads.store_folder` returns.
+#: Name of the file with the byte code of the templates of all runs. The file is in the server's private folder.
 BYTE_CODE_FILE = "templates"
 #: Maximum number of stored templates. It limits the size of the file if the text of some templates differs in each run.
 #: Our playbooks have a few hundred templates.
@@ -154,8 +153,8 @@ def _read_documentation(path: str) -> str:
 class CompiledTemplates:
     """The byte code of templates. A run loads it from a file at its start, and saves new byte code at its end."""
 
-    def __init__(self, store: Path) -> None:
-        self._file = store / BYTE_CODE_FILE
+    def __init__(self, file: Path) -> None:
+        self._file = file
         self._stored: dict[Key, bytes] = _read_byte_code(self._file)  #: the byte code in the file
         self._decoded: dict[Key, CodeType] = {}  #: the byte code that this run has used
         self._new: dict[Key, bytes] = {}  #: the byte code that this run has compiled

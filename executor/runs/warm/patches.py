@@ -92,24 +92,53 @@ def _make_replaced_name(module: str, name: str, purpose: str, *, source: str = "
     return PrivateName(module=module, name=name, purpose=purpose, is_replaced=True, source=source)
 
 
-# --- Used by connection.py, module_server.py and payloads.py to run modules -------------------------------------------
+# --- Used by module_run.py and payloads.py to run modules -------------------------------------------------------------
 
 _LOCAL_MODULE = "ansible.plugins.connection.local"
 EXEC_COMMAND = _make_replaced_name(
-    _LOCAL_MODULE, "Connection.exec_command", "makes the module server run the modules of community.proxmox"
+    _LOCAL_MODULE, "Connection.exec_command", "runs the modules of community.proxmox in the process of the run"
 )
 CONNECTION_CWD = _make_used_name(_LOCAL_MODULE, "Connection.cwd", "the working directory of a module")
 CONNECTION_BECOME = _make_used_name(
     "ansible.plugins.connection",
     "ConnectionBase.become",
-    "is set for a module that must run as another user, which the module server does not support",
+    "is set for a module that must run as another user, so not in the process of the run",
 )
 RUN_MODULE = _make_used_name(
     "ansible.module_utils._internal._ansiballz._loader", "run_module", "runs a module from the installed files"
 )
-ZIP_DATA = _make_used_name(
-    "ansible.executor.module_common", "_CachedModule.zip_data", "the zip file in a stored payload"
+MODIFY_MODULE = _make_used_name(
+    "ansible.executor.module_common", "modify_module", "makes the payload of a module before the fork"
 )
+COMPILE_MODULE_AST = _make_replaced_name(
+    "ansible.executor.module_common", "_compile_module_ast", "parses a file once for the payloads of all modules"
+)
+TEMPLAR = _make_used_name("ansible.template", "Templar", "finds the interpreter of a payload")
+ZIP_DATA = _make_used_name("ansible.executor.module_common", "_CachedModule.zip_data", "the zip file in a payload")
+_INTERNAL_MODULE = "ansible.module_utils._internal"
+IS_CONTROLLER = _make_replaced_name(
+    _INTERNAL_MODULE, "is_controller", "False while a module runs, so that its warnings are in its result"
+)
+IMPORT_CONTROLLER_MODULE = _make_replaced_name(
+    _INTERNAL_MODULE, "import_controller_module", "imports nothing while a module runs"
+)
+_TRACEBACK_MODULE = "ansible.module_utils._internal._traceback"
+IS_TRACEBACK_ENABLED = _make_replaced_name(
+    _TRACEBACK_MODULE, "_is_traceback_enabled", "reads the parameters of the module while a module runs"
+)
+IS_MODULE_TRACEBACK_ENABLED = _make_used_name(
+    _TRACEBACK_MODULE, "_is_module_traceback_enabled", "the value of IS_TRACEBACK_ENABLED in a module's own process"
+)
+MODULE_TRACEBACKS = _make_replaced_name(
+    _TRACEBACK_MODULE, "_module_tracebacks_enabled_events", "a cached parameter of the module that ran before"
+)
+_WARNINGS_MODULE = "ansible.module_utils.common.warnings"
+MODULE_WARNINGS = _make_replaced_name(_WARNINGS_MODULE, "_global_warnings", "the warnings of one module")
+MODULE_DEPRECATIONS = _make_replaced_name(_WARNINGS_MODULE, "_global_deprecations", "the deprecations of one module")
+_BASIC_MODULE = "ansible.module_utils.basic"
+MODULE_ARGUMENTS = _make_replaced_name(_BASIC_MODULE, "_ANSIBLE_ARGS", "the parameters of one module")
+MODULE_PROFILE = _make_replaced_name(_BASIC_MODULE, "_ANSIBLE_PROFILE", "the format of one module's parameters")
+PARSED_MODULE_ARGUMENTS = _make_replaced_name(_BASIC_MODULE, "_PARSED_MODULE_ARGS", "the parameters of one module")
 
 # --- Used by parse_cache.py to share parsed YAML ----------------------------------------------------------------------
 

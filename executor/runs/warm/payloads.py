@@ -1,10 +1,8 @@
-"""Shares the payloads of community.proxmox's modules between warm runs, so that each run need not make them again.
+"""Makes the payloads of the modules that our actions call once, before the fork, for all warm runs.
 
 A warm run is a fork of a server process that has already imported Ansible. A payload is a zip file of a module and the
-files that the module imports. Ansible makes a module's payload in each run (0.2 s of CPU time) and keeps the payload in
-the run's temporary folder for later Ansible tasks. At its end, a warm run saves its payloads in a folder, the store. It
-saves only payloads that consist of installed files. At its start, a warm run links the saved payloads into its
-temporary folder, except payloads of which an installed file has changed.
+files that the module imports. Ansible makes a module's payload in each run (0.2 s of CPU time) and keeps it in the
+run's temporary folder. The server makes the payloads at its start (0.5 s), and each run links them into its temporary folder.
 """
 
 from __future__ import annotations
@@ -13,35 +11,82 @@ import base64
 import contextlib
 import hashlib
 import io
-import json
 import os
 import pickle
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-#: The beginning of the names of the modules that may run in the module server. These modules only send requests to an
-#: API and start no process.
-MODULE_PREFIX = "ansible_collections.community.proxmox.plugins.modules."
+from executor.runs.warm import patches
+from executor.runs.warm.module_script import MODULE_PREFIX
+
+#: The modules of community.proxmox that our actions call. The server imports them from the collection that runs use.
+#: A module that this collection lacks is skipped.
+MODULES = ("proxmox", "proxmox_backup", "proxmox_disk", "proxmox_kvm", "proxmox_snap")
 #: Files of a payload that Ansible generates. Their contents differ from the installed files of the same names.
 GENERATED_FILES = ("ansible/__init__.py", "ansible/module_utils/__init__.py")
 #: Name of the folder in which Ansible keeps payloads. It is in Ansible's local temporary folder.
 PAYLOAD_CACHE = "ansiballz_cache"
-#: The end of the name of a payload's file, which is `<module>-<compression>-<extensions>`.
-PAYLOAD_SUFFIX = "-ZIP_DEFLATED-none"
-#: Beside each saved payload is a file with this suffix. It contains the payload's hash and the stamps of the payload's
-#: sources. These are the installed files of which the payload consists.
-SOURCES_SUFFIX = ".sources"
 
 #: The inode, size and modification time of a file. At least one of them differs after a change of the file.
 FileStamp = list[int]
 
 
-def store_folder(server_folder: str) -> Path:
-    """Return the store: the folder with the payloads and the byte code that warm runs share."""
-    return Path(server_folder, "payloads")
+class Payloads:
+    """The payloads that a server has made. They consist of installed files only."""
+
+    def __init__(self, local_tmp: Path) -> None:
+        """Make the payloads of the imported MODULES in Ansible's temporary folder `local_tmp`."""
+        self._files: list[Path] = []
+        self._digests: dict[str, str] = {}  #: the digest of each payload, by the full name of its module
+        self.installed_files: set[Path] = set()  #: the files of which the payloads consist
+        with _parsing_each_file_once():
+            for name in MODULES:
+                with contextlib.suppress(Exception):  # the run of this module reports the error
+                    self._make(name, local_tmp)
+
+    def link_into(self, local_tmp: Path) -> None:
+        """Link the payloads into a run's temporary folder, in which Ansible then finds them."""
+        folder = local_tmp / PAYLOAD_CACHE
+        folder.mkdir(mode=0o700)
+        for file in self._files:
+            os.link(file, folder / file.name)
+
+    def consists_of_installed_files(self, module: str, zip_data: bytes | str) -> bool:
+        """True if a payload is one that the server has made, or if it consists of installed files."""
+        return self._digests.get(module) == _digest(zip_data) or bool(find_installed_files(zip_data))
+
+    def _make(self, name: str, local_tmp: Path) -> None:
+        module = MODULE_PREFIX + name
+        if module not in sys.modules:
+            return
+        patches.MODIFY_MODULE.get_value()(
+            module_name=f"community.proxmox.{name}",
+            module_path=sys.modules[module].__file__,
+            module_args={},
+            templar=patches.TEMPLAR.get_value()(loader=patches.DATA_LOADER.get_value()()),
+            task_vars={"ansible_python_interpreter": sys.executable},
+            module_compression="ZIP_DEFLATED",
+        )
+        for file in (local_tmp / PAYLOAD_CACHE).glob(f"{module}-*-none"):
+            zip_data = pickle.loads(file.read_bytes()).zip_data  # noqa: S301  this process has written the file
+            if installed_files := find_installed_files(zip_data):
+                self._files.append(file)
+                self._digests[module] = _digest(zip_data)
+                self.installed_files.update(installed_files)
+
+
+@contextlib.contextmanager
+def _parsing_each_file_once() -> Iterator[None]:
+    """Make Ansible parse a file that several modules import only once, which needs half of the CPU time."""
+    original = patches.COMPILE_MODULE_AST.get_value()
+    patches.COMPILE_MODULE_AST.set_value(cache(original))
+    try:
+        yield
+    finally:
+        patches.COMPILE_MODULE_AST.set_value(original)
 
 
 def find_installed_files(zip_data: bytes | str) -> list[Path] | None:
@@ -62,70 +107,15 @@ def find_installed_files(zip_data: bytes | str) -> list[Path] | None:
     return installed_files
 
 
-def is_saved_and_current(store: Path, module: str, zip_data: bytes | str) -> bool:
-    """True if an earlier run saved exactly this payload, and no installed file of the payload has changed since."""
-    try:
-        sources_file = Path(store, f"{module}{PAYLOAD_SUFFIX}{SOURCES_SUFFIX}")
-        saved = json.loads(sources_file.read_text(encoding="utf-8"))
-        return bool(saved["sha256"] == _digest(zip_data) and _are_unchanged(saved["stamps"]))
-    except (OSError, ValueError):
-        return False
-
-
-def link_saved(store: Path, local_tmp: Path) -> None:
-    """Link the saved payloads into a run's temporary folder, if their installed files have not changed."""
-    cache_folder = local_tmp / PAYLOAD_CACHE
-    cache_folder.mkdir(mode=0o700)
-    for sources_file in store.glob(f"*{SOURCES_SUFFIX}"):
-        payload = sources_file.with_suffix("")
-        with contextlib.suppress(OSError, ValueError):
-            saved = json.loads(sources_file.read_text(encoding="utf-8"))
-            if _are_unchanged(saved["stamps"]):
-                os.link(payload, cache_folder / payload.name)
-
-
-def save(store: Path, local_tmp: Path) -> None:
-    """Save the payloads that this run has made. Skip the payloads that `link_saved` has linked."""
-    for payload in (local_tmp / PAYLOAD_CACHE).glob(f"{MODULE_PREFIX}*{PAYLOAD_SUFFIX}"):
-        with contextlib.suppress(OSError, ValueError):
-            is_linked = payload.stat().st_nlink > 1
-            if not is_linked:
-                _save_payload(store, payload)
-
-
-def _save_payload(store: Path, payload: Path) -> None:
-    """Save a payload, if it consists of installed files. Then save the file with the stamps of these files.
-
-    A saved payload without a file of stamps is not used.
-    """
-    zip_data = pickle.loads(payload.read_bytes()).zip_data  # noqa: S301  this process has written the file
-    installed_files = find_installed_files(zip_data)
-    if installed_files is None:
-        return
-    stamps = {str(file): stamp_of(file) for file in installed_files}
-    sources = json.dumps({"sha256": _digest(zip_data), "stamps": stamps})
-    saved_payload = store / payload.name
-    sources_file = Path(f"{saved_payload}{SOURCES_SUFFIX}")
-    partial_file = Path(f"{saved_payload}.{os.getpid()}")  # both files are written under this name, then renamed
-    sources_file.unlink(missing_ok=True)
-    for content, target in ((payload.read_bytes(), saved_payload), (sources.encode(), sources_file)):
-        partial_file.write_bytes(content)
-        partial_file.rename(target)
-
-
-def _digest(zip_data: bytes | str) -> str:
-    data = zip_data.encode() if isinstance(zip_data, str) else zip_data
-    return hashlib.sha256(data).hexdigest()
-
-
 def stamp_of(file: Path | str) -> FileStamp:
     """Return the inode, size and modification time of a file."""
     status = os.stat(file)
     return [status.st_ino, status.st_size, status.st_mtime_ns]
 
 
-def _are_unchanged(stamps: dict[str, FileStamp]) -> bool:
-    return all(stamp_of(file) == stamp for file, stamp in stamps.items())
+def _digest(zip_data: bytes | str) -> str:
+    data = zip_data.encode() if isinstance(zip_data, str) else zip_data
+    return hashlib.sha256(data).hexdigest()
 
 
 def _find_installed_file(name: str) -> Path | None:
@@ -136,6 +126,6 @@ def _find_installed_file(name: str) -> Path | None:
 
 @cache
 def _import_folders() -> Iterable[Path]:
-    """Return the folders of the import path that contain Ansible or collections."""
-    folders = [Path(entry) for entry in sys.path if entry]
+    """Return the folders in which Ansible finds collections, and those of the import path with Ansible itself."""
+    folders = [Path(entry) for entry in (*patches.COLLECTIONS_PATHS.get_value(), *sys.path) if entry]
     return [folder for folder in folders if (folder / "ansible_collections").is_dir() or (folder / "ansible").is_dir()]

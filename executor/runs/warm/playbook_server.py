@@ -25,8 +25,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from executor.runs.warm import forkserver, parse_cache, patches, payloads, tasks
+from executor.runs.warm import forkserver, module_run, parse_cache, patches, payloads, tasks
 from executor.runs.warm.compatibility import why_release_unsupported
+from executor.runs.warm.module_script import MODULE_PREFIX
 from executor.runs.warm.protocol import Refusal, Request
 
 #: Environment variables that differ in each run, and so are not compared. They contain the run's ident, the folder of
@@ -57,7 +58,9 @@ IMPORTS = (
     *(f"ansible.module_utils._internal._json._profiles._module_legacy_{direction}" for direction in ("c2m", "m2c")),
     *("ansible.template", "ansible.inventory.manager", "ansible.vars.manager", "ansible.utils.vars"),
     *("ansible.module_utils._internal._ansiballz._loader", "ansible._internal._ansiballz._builder"),
-    *("executor.shared.error_rules", "executor.runs.warm.connection", "base64", "contextlib", "functools"),
+    *(f"ansible.module_utils._internal._json._profiles._module_modern_{direction}" for direction in ("c2m", "m2c")),
+    *("ansible.module_utils.distro", "ansible.module_utils.compat.selinux", "ansible.module_utils.urls"),
+    *("executor.shared.error_rules", "base64", "contextlib", "functools", "runpy", "shlex", "syslog", "locale"),
     *("proxmoxer", "proxmoxer.backends.https", "requests", "urllib3", "http.cookiejar", "encodings.idna"),
     *(
         "multiprocessing.queues",
@@ -74,8 +77,7 @@ class PlaybookRunner:
 
     def __init__(self, server_folder: str) -> None:
         self._server_folder = os.fsencode(server_folder)
-        self._store = payloads.store_folder(server_folder)
-        self._store.mkdir(mode=0o700, exist_ok=True)
+        self._byte_code_file = Path(server_folder, parse_cache.BYTE_CODE_FILE)
         self._comparable_env = self._make_comparable(dict(os.environb), private_folder=self._server_folder)
         _import_what_runs_need()
         self._config = patches.CONFIG.get_value()
@@ -91,8 +93,12 @@ class PlaybookRunner:
         watched_files = [
             patches.CONFIG_FILE.get_value(),
             sys.modules["ansible.release"].__file__,
-            *_import_our_plugins(),
+            *Path.cwd().glob("plugins/**/*.py"),
         ]
+        with _installed_collection_finder():
+            _import_from_collections()
+            self._payloads = payloads.Payloads(Path(patches.LOCAL_TMP.get_value()))
+        watched_files += self._payloads.installed_files
         self._stamps_at_start = {str(file): payloads.stamp_of(file) for file in watched_files if file}
         our_files = [file for pattern in OUR_FILES for file in sorted(Path.cwd().glob(pattern))]
         self._documents = parse_cache.ParsedDocuments()
@@ -109,36 +115,33 @@ class PlaybookRunner:
         if different_names := sorted(name for name, _ in different_entries):
             raise Refusal(f"the environment differs from the server's in {os.fsdecode(different_names[0])}")
         if any(payloads.stamp_of(file) != stamp for file, stamp in self._stamps_at_start.items()):
-            raise Refusal("ansible.cfg, ansible-core or a plugin of ours has changed since the server started")
+            raise Refusal(
+                "ansible.cfg, ansible-core, a module or a plugin of ours has changed since the server started"
+            )
 
     def run_playbook(self, request: Request) -> int:
         """Run the playbook as `ansible-playbook` does; return its exit code."""
-        module_socket, *playbook_command = request.argv
-        sys.argv = playbook_command
+        sys.argv = request.argv
         _reset_after_fork()
         private_folder = os.path.dirname(request.env[CREDENTIALS_VARIABLE])
         self._recompute_values(os.fsdecode(private_folder))
-        from executor.runs.warm import connection  # noqa: PLC0415  the server has already imported it
-
-        connection.install(module_socket)
+        module_run.install(self._payloads)
         if not self._is_our_playbook(request):
             return _call_ansible_playbook()
-        local_tmp = Path(patches.LOCAL_TMP.get_value())
-        payloads.link_saved(self._store, local_tmp)
-        templates = parse_cache.CompiledTemplates(self._store)
+        self._payloads.link_into(Path(patches.LOCAL_TMP.get_value()))
+        templates = parse_cache.CompiledTemplates(self._byte_code_file)
         self._documents.install()
         templates.install()
         parse_cache.install_folder_cache()
         tasks.install()
         code = _call_ansible_playbook()
-        payloads.save(self._store, local_tmp)
         templates.save()
         return code
 
     def _is_our_playbook(self, request: Request) -> bool:
         """True for our playbooks, False for a playbook of the provider, the organisation that operates the agent.
 
-        A provider's playbook uses no stored document, template or payload, because its folder may contain modules and
+        A provider's playbook uses no document, template or payload of the server, because its folder may contain modules and
         plugins.
         """
         return os.path.dirname(request.argv[-1]) == os.path.join(os.fsdecode(request.cwd), "playbooks")
@@ -196,22 +199,29 @@ def _import_what_runs_need() -> None:
             _import_by_file(loader, module.name)
 
 
-def _import_our_plugins() -> list[Path]:
-    """Import the actions and filters of our collection under their full names; return the files of all our plugins.
-
-    Ansible's collection loader compiles the source of a plugin in each process that imports it, which a fork need not
-    do again. The loader is removed afterwards, because each run installs its own.
-    """
-    files = sorted(Path.cwd().glob("plugins/**/*.py"))
+@contextlib.contextmanager
+def _installed_collection_finder() -> Iterator[None]:
+    """Make Python import from collections during the block. Each run installs a finder of its own."""
     finder = patches.COLLECTION_FINDER.get_value()(paths=[*patches.COLLECTIONS_PATHS.get_value()])
     finder._install()
     try:
-        for file in files:
-            if file.parent.name in OUR_PLUGIN_FOLDERS:
-                importlib.import_module(f"{OUR_PLUGINS}.{file.parent.name}.{file.stem}")
+        yield
     finally:
         finder._remove()
-    return files
+
+
+def _import_from_collections() -> None:
+    """Import our actions and filters, and the modules that the actions call.
+
+    Ansible's collection loader compiles the source of a plugin in each process that imports it, which a fork need not
+    do again.
+    """
+    for folder in OUR_PLUGIN_FOLDERS:
+        for file in sorted(Path.cwd().glob(f"plugins/{folder}/*.py")):
+            importlib.import_module(f"{OUR_PLUGINS}.{folder}.{file.stem}")
+    for name in payloads.MODULES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(MODULE_PREFIX + name)
 
 
 def _import_by_file(loader: Any, name: str) -> None:

@@ -1,17 +1,16 @@
-"""Implements the protocol between a client and a server of warm runs: request, acceptance or refusal, exit code.
+"""Implements the server's side of the protocol of warm runs: request, acceptance or refusal, exit code.
 
 A warm run is a fork of a server process that has already imported Ansible. For each client, the server forks a guard:
 the process that reads and checks the client's request, forks and supervises the run, and sends the exit code.
 
 A request contains the working directory, the command line, the environment and three open files of a run. `client.py`
-implements the client's side a second time, because importing this module would take longer than the whole script.
+implements the client's side and imports nothing of this module, because the import would take longer than the script.
 """
 
 from __future__ import annotations
 
 import array  # noqa: F401  `recv_fds` imports it in each fork, unless it is imported before the fork
 import os
-import signal
 import socket
 import struct
 from collections.abc import Callable
@@ -27,7 +26,6 @@ SIZE_FORMAT = "!I"
 SIZE_BYTES = struct.calcsize(SIZE_FORMAT)
 #: The format of an exit code, which follows ENDED.
 EXIT_CODE_FORMAT = "!i"
-END_MESSAGE_BYTES = len(ENDED) + struct.calcsize(EXIT_CODE_FORMAT)
 #: A larger request is refused. A usual request has a few kilobytes.
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 #: How many clients may wait until the server accepts them.
@@ -54,7 +52,7 @@ class Request:
     files: list[int]  #: descriptors of the run's standard input, output and error
 
 
-# --- client -----------------------------------------------------------------------------------------------------------
+# --- probes -----------------------------------------------------------------------------------------------------------
 
 
 def connect(path: str) -> socket.socket:
@@ -67,36 +65,6 @@ def connect(path: str) -> socket.socket:
         connection.close()
         raise
     return connection
-
-
-def send_request(connection: socket.socket, request: Request) -> bytes:
-    """Send a request. Return b"" if the server has accepted it, else the reason of its refusal. Raises OSError."""
-    entries = [name + b"=" + value for name, value in request.env.items()]
-    arguments = [os.fsencode(argument) for argument in request.argv]
-    body = b"\0".join([request.cwd, b"%d" % len(arguments), *arguments, *entries])
-    message = struct.pack(SIZE_FORMAT, len(body)) + body
-    sent_bytes = socket.send_fds(connection, [message], request.files)
-    connection.sendall(message[sent_bytes:])
-    answer = connection.recv(1024)
-    if not answer.startswith(ACCEPTED):
-        return answer.removeprefix(REFUSED) or b"no reason was sent"
-    connection.settimeout(None)
-    connection.sendall(GO)
-    return b""
-
-
-def receive_exit_code(connection: socket.socket) -> int:
-    """Wait for the end of a run and return its exit code.
-
-    If the run's guard was killed, the exit code is 137: 128 plus the number of the signal KILL, as in a shell.
-    """
-    message = b""
-    while len(message) < END_MESSAGE_BYTES:
-        if not (data := connection.recv(END_MESSAGE_BYTES - len(message))):
-            return 128 + signal.SIGKILL
-        message += data
-    (code,) = struct.unpack(EXIT_CODE_FORMAT, message[len(ENDED) :])
-    return int(code)
 
 
 def is_answering(path: str, timeout_s: float) -> bool:

@@ -1,7 +1,6 @@
-"""Starts and ends the two server processes of warm runs, waits until they are ready, and measures their memory.
+"""Starts and ends a playbook server, waits until it is ready, reads its log, and measures its memory.
 
-A warm run is a fork of a server process that has already imported Ansible. The playbook server runs playbooks, and the
-module server runs the modules of community.proxmox in these playbooks.
+The playbook server is a process that has already imported Ansible. Each warm run is a fork of it.
 """
 
 from __future__ import annotations
@@ -17,69 +16,37 @@ from typing import IO
 
 from executor.runs.warm import forkserver
 
-#: How long a server may take to start. Its imports need a second of CPU time.
+#: How long a server may take to start. It needs about two seconds of CPU time.
 START_TIMEOUT_S = 30.0
 #: How long a server may take to end before it is killed.
 END_TIMEOUT_S = 2.0
-#: A pair of servers is replaced after this many runs, or when the memory of one server has grown by MAX_GROWTH_MIB.
-#: This limits the effect of a memory leak.
-MAX_RUNS_PER_PAIR = 2000
+#: A server is replaced after this many runs, or when its memory has grown by MAX_GROWTH_MIB. This limits the effect of a
+#: memory leak.
+MAX_RUNS = 2000
 MAX_GROWTH_MIB = 64.0
 #: Maximum length of the line of a server's log that an error message quotes.
 MAX_REASON_LENGTH = 300
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-class ServerPair:
-    """A playbook server and the module server that its runs use."""
-
-    def __init__(self, folder: Path, number: int, env: Mapping[str, str], cwd: Path) -> None:
-        """Start both servers and wait until they are ready. Raises OSError if one does not start.
-
-        `number` is a part of the names of the servers' sockets and logs in `folder`.
-        """
-        self.run_count = 0  #: the number of runs for which the pair was chosen
-        self.playbook_server = ServerProcess("playbook", folder / f"playbook-{number}", env, cwd)
-        self.module_server = ServerProcess("module", folder / f"module-{number}", env, cwd)
-        self.servers = (self.playbook_server, self.module_server)
-        try:
-            for server in self.servers:
-                server.wait_until_ready()
-        except BaseException:
-            self.end()
-            raise
-
-    def should_be_replaced(self) -> bool:
-        """True when the pair has served MAX_RUNS_PER_PAIR runs, or one server's memory has grown too much."""
-        if self.run_count >= MAX_RUNS_PER_PAIR:
-            return True
-        return any(server.growth_mib() > MAX_GROWTH_MIB for server in self.servers)
-
-    def end(self) -> None:
-        """End both servers. Current runs continue under their guards."""
-        for server in self.servers:
-            server.end()
-
-
 class ServerProcess:
     """One server process, which ends when the agent closes the pipe to its standard input or dies."""
 
-    def __init__(self, name: str, path: Path, env: Mapping[str, str], cwd: Path) -> None:
-        """Start the server with the working directory `cwd`.
+    def __init__(self, folder: Path, number: int, env: Mapping[str, str], cwd: Path) -> None:
+        """Start a server with the working directory `cwd` and wait until it is ready. Raises OSError if it is not.
 
-        `name` is "playbook" or "module". The server's socket is `path` with the suffix .sock. The server's log is
-        `path` with the suffix .log.
+        `number` is a part of the names of the server's socket and log in `folder`.
         """
-        self.name = name
-        self.socket = path.with_suffix(".sock")
+        self.run_count = 0  #: the number of runs for which the server was chosen
+        self.socket = folder / f"playbook-{number}.sock"
         self.socket.unlink(missing_ok=True)
-        self._log = path.with_suffix(".log")
+        self._log = folder / f"playbook-{number}.log"
         self._log_position = 0  #: the size of the part of the log that `read_refusal` has read
         self._memory_mib_at_start = 0.0
         reserved_memory = {forkserver.RESERVED_VARIABLE: "." * forkserver.RESERVED_BYTES}
         with self._log.open("wb") as log_file:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", f"executor.runs.warm.{name}_server", str(self.socket), str(path.parent)],
+                [sys.executable, "-P", "-m", "executor.runs.warm.playbook_server", str(self.socket), str(folder)],
                 env={**env, **reserved_memory},
                 cwd=cwd,
                 stdin=subprocess.PIPE,
@@ -87,8 +54,17 @@ class ServerProcess:
                 stderr=log_file,
                 start_new_session=True,
             )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.end()
+            raise
 
-    def wait_until_ready(self) -> None:
+    def should_be_replaced(self) -> bool:
+        """True when the server has served MAX_RUNS runs, or its memory has grown too much."""
+        return self.run_count >= MAX_RUNS or self._memory_mib() - self._memory_mib_at_start > MAX_GROWTH_MIB
+
+    def _wait_until_ready(self) -> None:
         """Wait until the server writes READY. If it ends before that, raise OSError with the last line of its log."""
         timer = threading.Timer(START_TIMEOUT_S, self.process.kill)
         timer.start()
@@ -98,7 +74,7 @@ class ServerProcess:
         if first_line != forkserver.READY:
             self.process.wait()
             log_lines = self._log.read_text(errors="replace").strip().splitlines() or ["it did not start in time"]
-            raise OSError(f"the {self.name} server did not start: {log_lines[-1][:MAX_REASON_LENGTH]}")
+            raise OSError(f"the playbook server did not start: {log_lines[-1][:MAX_REASON_LENGTH]}")
         self._memory_mib_at_start = self._memory_mib()
 
     def read_refusal(self) -> str:
@@ -112,12 +88,8 @@ class ServerProcess:
             return refusals[-1].removeprefix(forkserver.REFUSED_LINE_START) if refusals else ""
         return ""
 
-    def growth_mib(self) -> float:
-        """Return how much the server's memory has grown since its start."""
-        return self._memory_mib() - self._memory_mib_at_start
-
     def end(self) -> None:
-        """End the server, wait for it, and remove its socket and log."""
+        """End the server, wait for it, and remove its socket and log. Current runs continue under their guards."""
         with contextlib.suppress(OSError):
             if self.process.stdin is not None:
                 self.process.stdin.close()
@@ -140,5 +112,5 @@ class ServerProcess:
     def _require_pipe(self, stream: IO[bytes] | None) -> IO[bytes]:
         """Return the stream, which is not None, because `__init__` opens it as a pipe."""
         if stream is None:
-            raise OSError(f"the {self.name} server has no output")
+            raise OSError("the playbook server has no output")
         return stream

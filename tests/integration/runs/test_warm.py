@@ -72,7 +72,7 @@ class Site:
 
     def warmed(self) -> Site:
         self.runner.start_warm_servers()
-        eventually(self.runner.warm_server_pids)
+        eventually(self.runner.warm_server_pid)
         return self
 
     def play(self, tasks: str, ident: str = "", **fields: Any) -> RunArtifacts:
@@ -204,19 +204,18 @@ def live(stand_in: ProxmoxStandIn, folder: Path, vm: dict[str, Any], *, warm: bo
     }
     paths = RunnerPaths(ansible_home=ansible_home(), run_dir=folder / "run", artifacts_dir=folder / "artifacts")
     runner = Runner(paths, lambda: credentials, ca_bundle=stand_in.ca_bundle)
-    pids: list[int] = []
+    pid = None
     if warm:
         runner.start_warm_servers()
-        pids = eventually(runner.warm_server_pids)
+        pid = eventually(runner.warm_server_pid)
     try:
         left = [left_by(runner, action, vm) for action in LIFE]
-        assert runner.warm_server_pids() == pids, "the servers were replaced"
+        assert runner.warm_server_pid() == pid, "the server was replaced"
         if warm:
             logs = "".join(file.read_text() for file in (folder / "run" / ".warm").glob("*.log"))
             assert logs == ""
-            for pid in pids:
-                used = psutil.Process(pid).cpu_times()
-                assert used.children_user > used.user / 10, "a server did no work"
+            used = psutil.Process(pid).cpu_times()
+            assert used.children_user > used.user / 10, "the server did no work"
     finally:
         runner.stop_warm_servers()
     assert list((folder / "run").iterdir()) == []
@@ -427,12 +426,12 @@ def test_a_warm_run_is_found_and_killed_by_its_ident(site: Site) -> None:
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(site.play, site.stubborn(), "run-1")
         eventually(site.is_busy)
-        (playbook_server, _module_server) = site.runner.warm_server_pids()
+        server = site.runner.warm_server_pid()
+        assert server is not None
         # A process that starts between the two calls is in only one of the two sets, so they are compared repeatedly.
         eventually(
             lambda: (
-                process_tree.descendants(playbook_server)
-                <= process_tree.processes_with_variable("SMITH_RUN_IDENT", "run-1\0")
+                process_tree.descendants(server) <= process_tree.processes_with_variable("SMITH_RUN_IDENT", "run-1\0")
             )
         )
         site.runner.kill("run-1")
@@ -456,7 +455,7 @@ def test_a_warm_run_with_a_killed_process_fails_and_leaves_no_process(site: Site
 
 
 def process_of(site: Site, victim: str) -> int:
-    server = psutil.Process(site.runner.warm_server_pids()[0])
+    server = psutil.Process(eventually(site.runner.warm_server_pid))
     guard = next(iter(server.children()))
     if victim == "guard":
         return guard.pid
@@ -483,7 +482,7 @@ def marked(site: Site) -> set[int]:
     return {pid for pid in own if is_alive(pid)}
 
 
-def test_a_run_continues_when_its_server_is_killed_and_later_runs_are_cold_then_warm(
+def test_a_run_continues_when_its_server_is_killed_and_the_next_run_waits_for_a_new_server(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(servers, "RESTART_BACKOFF_S", 0.0)
@@ -492,37 +491,45 @@ def test_a_run_continues_when_its_server_is_killed_and_later_runs_are_cold_then_
     with structlog.testing.capture_logs() as logs, ThreadPoolExecutor(1) as pool:
         future = pool.submit(site.play, wait + debug(WHICH))
         eventually((site.folder / "waits").exists)
-        before = site.runner.warm_server_pids()
-        os.kill(before[0], signal.SIGKILL)
-        eventually(lambda: not is_alive(before[0]))
+        before = eventually(site.runner.warm_server_pid)
+        os.kill(before, signal.SIGKILL)
+        eventually(lambda: not is_alive(before))
         second = site.play(debug(WHICH))
         assert future.result().status is RunStatus.SUCCESSFUL
         assert second.status is RunStatus.SUCCESSFUL
-        assert not was_warm(second)
-        eventually(lambda: site.runner.warm_server_pids() not in ([], before))
-        assert was_warm(site.play(debug(WHICH)))
+        assert was_warm(second)
 
     assert unavailable(logs) == ["the playbook server ended with -9"]
-    assert site.runner.warm_server_pids() != before
+    assert site.runner.warm_server_pid() not in (None, before)
 
 
-def test_a_server_that_hangs_is_replaced_and_the_run_is_cold(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_cold_when_a_server_ends_again_within_the_backoff(site: Site) -> None:
+    site.warmed()
+    for _ in range(2):
+        os.kill(eventually(site.runner.warm_server_pid), signal.SIGKILL)
+        run = site.play(debug(WHICH))
+
+    assert run.status is RunStatus.SUCCESSFUL
+    assert not was_warm(run)
+
+
+def test_a_server_that_hangs_is_replaced(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "RESTART_BACKOFF_S", 0.0)
     monkeypatch.setattr(servers, "PROBE_INTERVAL_S", 0.0)
     monkeypatch.setattr(servers, "PROBE_TIMEOUT_S", 0.5)
     site.warmed()
-    hanging = psutil.Process(site.runner.warm_server_pids()[0])
+    hanging = psutil.Process(eventually(site.runner.warm_server_pid))
     hanging.suspend()
     with structlog.testing.capture_logs() as logs:
         artifacts = site.play(debug(WHICH))
 
     assert not is_alive(hanging.pid)
     assert artifacts.status is RunStatus.SUCCESSFUL
-    assert not was_warm(artifacts)
+    assert was_warm(artifacts)
     assert unavailable(logs) == ["the playbook server does not answer"]
 
 
-def test_the_servers_end_when_their_agent_is_killed(site: Site) -> None:
+def test_the_server_ends_when_its_agent_is_killed(site: Site) -> None:
     script = f"""
         import sys, time
         from pathlib import Path
@@ -531,20 +538,19 @@ def test_the_servers_end_when_their_agent_is_killed(site: Site) -> None:
         paths = RunnerPaths(ansible_home=Path({str(site.home)!r}), run_dir=folder / "other", artifacts_dir=folder / "a")
         runner = Runner(paths, dict)
         runner.start_warm_servers()
-        while not runner.warm_server_pids():
+        while not runner.warm_server_pid():
             time.sleep(0.05)
-        print(*runner.warm_server_pids(), flush=True)
+        print(runner.warm_server_pid(), flush=True)
         time.sleep(600)
     """
     agent = psutil.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=-1)
-    pids = [int(pid) for pid in agent.stdout.readline().split()]
-    assert len(pids) == 2
-    assert all(is_alive(pid) for pid in pids)
+    pid = int(agent.stdout.readline())
+    assert is_alive(pid)
 
     agent.kill()
     agent.wait()
 
-    eventually(lambda: not any(is_alive(pid) for pid in pids), within_s=5)
+    eventually(lambda: not is_alive(pid))
     agent.stdout.close()
 
 
@@ -639,20 +645,20 @@ def test_three_hundred_warm_runs_leak_nothing(site: Site) -> None:
     )
     assert after["files"] == before["files"]
     assert after["descriptors"] == before["descriptors"]
-    assert after["processes"] == before["processes"]
+    assert after["server"] == before["server"]
     assert after["mib"] - before["mib"] < 4
 
 
 def footprint(site: Site) -> dict[str, Any]:
-    """Return what servers and agent hold when there is no run."""
-    pids = site.runner.warm_server_pids()
-    eventually(lambda: not any(process_tree.descendants(pid) for pid in pids))
-    found = [psutil.Process(pid) for pid in pids]
+    """Return what server and agent hold when there is no run."""
+    pid = eventually(site.runner.warm_server_pid)
+    eventually(lambda: not process_tree.descendants(pid))
+    server = psutil.Process(pid)
     return {
         "files": sorted(str(path) for path in site.run_dir.rglob("*")),
-        "descriptors": [process.num_fds() for process in (*found, psutil.Process())],
-        "processes": pids,
-        "mib": sum(process.memory_info().rss for process in found) / 1024 / 1024,
+        "descriptors": [process.num_fds() for process in (server, psutil.Process())],
+        "server": pid,
+        "mib": server.memory_info().rss / 1024 / 1024,
     }
 
 
@@ -680,12 +686,11 @@ def read(path: str) -> bytes:
         return b""
 
 
-def test_only_our_user_can_use_the_sockets(site: Site) -> None:
+def test_only_our_user_can_use_the_socket(site: Site) -> None:
     site.warmed()
-    sockets = list((site.run_dir / ".warm").glob("*.sock"))
+    (socket,) = (site.run_dir / ".warm").glob("*.sock")
 
-    assert len(sockets) == 2
-    assert {path.stat().st_mode & 0o777 for path in sockets} == {0o600}
+    assert socket.stat().st_mode & 0o777 == 0o600
     assert (site.run_dir / ".warm").stat().st_mode & 0o777 == 0o700
 
 
@@ -743,12 +748,14 @@ def test_a_changed_ansible_cfg_is_used_by_the_next_run(site: Site, monkeypatch: 
 
     with structlog.testing.capture_logs() as logs:
         after = [site.play(tasks) for _ in range(2)]
-        eventually(site.runner.warm_server_pids)
+        eventually(site.runner.warm_server_pid)
         warm_again = site.play(tasks)
 
     assert all(said(run).startswith("7 ") for run in (*after, warm_again))
     assert was_warm(warm_again)
-    assert unavailable(logs) == ["ansible.cfg, ansible-core or a plugin of ours has changed since the server started"]
+    assert unavailable(logs) == [
+        "ansible.cfg, ansible-core, a module or a plugin of ours has changed since the server started"
+    ]
 
 
 def test_an_environment_that_differs_from_the_servers_runs_cold(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -764,31 +771,31 @@ def test_an_environment_that_differs_from_the_servers_runs_cold(site: Site, monk
 
 def test_after_a_stop_runs_are_cold_and_the_folder_is_removed(site: Site) -> None:
     site.warmed()
-    pids = site.runner.warm_server_pids()
+    pid = eventually(site.runner.warm_server_pid)
     site.runner.stop_warm_servers()
 
-    assert not any(is_alive(pid) for pid in pids)
+    assert not is_alive(pid)
     assert list(site.run_dir.iterdir()) == []
     assert not was_warm(site.play(debug(WHICH)))
 
 
-def test_servers_are_recycled_without_a_cold_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_process, "MAX_RUNS_PER_PAIR", 2)
+def test_a_server_is_replaced_without_a_cold_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_process, "MAX_RUNS", 2)
     site.warmed()
-    before = site.runner.warm_server_pids()
+    before = eventually(site.runner.warm_server_pid)
     runs = [site.play(debug(WHICH)) for _ in range(2)]
-    eventually(lambda: site.runner.warm_server_pids() != before)
+    eventually(lambda: site.runner.warm_server_pid() != before)
     runs.append(site.play(debug(WHICH)))
 
     assert all(was_warm(run) for run in runs)
-    eventually(lambda: not any(is_alive(pid) for pid in before))
-    eventually(lambda: len(list((site.run_dir / ".warm").glob("*-*.*"))) == 4)  # a socket and a log of either server
+    eventually(lambda: not is_alive(before))
+    eventually(lambda: len(list((site.run_dir / ".warm").glob("playbook-*"))) == 2)  # the socket and the log
 
 
-def test_a_sweep_ends_the_servers_of_a_killed_agent_and_returns_no_run(site: Site) -> None:
+def test_a_sweep_ends_the_server_of_a_killed_agent_and_returns_no_run(site: Site) -> None:
     site.warmed()
-    left = site.runner.warm_server_pids()
+    left = eventually(site.runner.warm_server_pid)
     other = Runner(RunnerPaths(ansible_home=site.home, run_dir=site.run_dir, artifacts_dir=site.folder / "b"), dict)
 
     assert other.end_earlier_runs() == []
-    assert not any(is_alive(pid) for pid in left)
+    assert not is_alive(left)

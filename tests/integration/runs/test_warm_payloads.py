@@ -1,21 +1,21 @@
-"""Payloads that warm runs share: only those that consist of installed files."""
+"""The payloads of a playbook server: made once, of installed files only, for all modules that our actions call."""
 
 from __future__ import annotations
 
+import ast
 import base64
 import io
-import os
-import pickle
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from executor.runs.warm import payloads
+from executor.runs.warm.module_script import MODULE_PREFIX
 
-MODULE = f"{payloads.MODULE_PREFIX}proxmox_kvm"
+ROOT = Path(__file__).parents[3]
+MODULE = f"{MODULE_PREFIX}proxmox_kvm"
 PLACE = MODULE.replace(".", "/") + ".py"
 
 
@@ -39,61 +39,35 @@ def packed(content: str) -> str:
     return base64.b64encode(data.getvalue()).decode()
 
 
-def left(folder: Path, zip_data: str) -> Path:
-    """Save this payload as a run does; return the store."""
-    store, local_tmp = folder / "store", folder / "tmp"
-    for made in (store, local_tmp / payloads.PAYLOAD_CACHE):
-        made.mkdir(parents=True)
-    pack = local_tmp / payloads.PAYLOAD_CACHE / f"{MODULE}{payloads.PAYLOAD_SUFFIX}"
-    pack.write_bytes(pickle.dumps(SimpleNamespace(zip_data=zip_data)))
-    payloads.save(store, local_tmp)
-    return store
+def test_a_payload_of_installed_files_is_recognised(installed: Path) -> None:
+    payload = packed(installed.read_text())
 
-
-def taken(folder: Path, store: Path) -> list[str]:
-    """Return the payloads that a new run finds."""
-    local_tmp = folder / "next"
-    local_tmp.mkdir()
-    payloads.link_saved(store, local_tmp)
-    return sorted(file.name for file in (local_tmp / payloads.PAYLOAD_CACHE).iterdir())
-
-
-def test_a_payload_of_installed_files_is_used_by_the_next_run(tmp_path: Path, installed: Path) -> None:
-    pack = packed(installed.read_text())
-    store = left(tmp_path, pack)
-
-    assert payloads.is_saved_and_current(store, MODULE, pack)
-    assert payloads.is_saved_and_current(store, MODULE, pack.encode())
-    assert taken(tmp_path, store) == [f"{MODULE}{payloads.PAYLOAD_SUFFIX}"]
-
-
-def test_another_payload_of_the_same_name_is_not_known(tmp_path: Path, installed: Path) -> None:
-    store = left(tmp_path, packed(installed.read_text()))
-
-    assert not payloads.is_saved_and_current(store, MODULE, packed("print('somebody else')\n"))
-    assert not payloads.is_saved_and_current(store, f"{payloads.MODULE_PREFIX}proxmox", packed(installed.read_text()))
-
-
-def test_a_payload_is_unknown_after_its_source_has_changed(tmp_path: Path, installed: Path) -> None:
-    pack = packed(installed.read_text())
-    store = left(tmp_path, pack)
-    installed.write_text("print('an upgrade')\n")
-
-    assert not payloads.is_saved_and_current(store, MODULE, pack)
-    assert payloads.find_installed_files(pack) is None
-    assert taken(tmp_path, store) == []
+    assert payloads.find_installed_files(payload) == [installed]
+    assert payloads.find_installed_files(payload.encode()) == [installed]
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_payload_with_other_files_is_not_saved(tmp_path: Path) -> None:
-    store = left(tmp_path, packed("print('more')\n"))
-
-    assert os.listdir(store) == []
+def test_a_payload_with_another_text_is_not_of_installed_files() -> None:
+    assert payloads.find_installed_files(packed("print('more')\n")) is None
 
 
-def test_an_invalid_list_of_sources_is_ignored(tmp_path: Path, installed: Path) -> None:
-    pack = packed(installed.read_text())
-    store = left(tmp_path, pack)
-    for broken in ("", "["):
-        (store / f"{MODULE}{payloads.PAYLOAD_SUFFIX}{payloads.SOURCES_SUFFIX}").write_text(broken)
-        assert not payloads.is_saved_and_current(store, MODULE, pack)
+def test_a_payload_is_not_of_installed_files_after_an_upgrade(installed: Path) -> None:
+    payload = packed(installed.read_text())
+    installed.write_text("print('an upgrade')\n")
+
+    assert payloads.find_installed_files(payload) is None
+
+
+def called_modules() -> set[str]:
+    """Return the modules that our actions call with `change`, by the text of the plugins."""
+    names = set()
+    for file in (ROOT / "plugins").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "change":
+                texts = [item.value for item in ast.walk(node.args[0]) if isinstance(item, ast.Constant)]
+                names |= {text for text in texts if isinstance(text, str) and text.startswith("proxmox")}
+    return names
+
+
+def test_the_list_of_modules_is_that_of_the_actions() -> None:
+    assert called_modules() == set(payloads.MODULES)

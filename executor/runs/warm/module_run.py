@@ -1,0 +1,130 @@
+"""Makes a warm run execute the modules of community.proxmox in its own process, without new Python processes.
+
+A warm run is a fork of a server process that has already imported Ansible and these modules. The run calls `install`,
+which replaces a method of Ansible's local connection plugin. A connection plugin of our own is not used, because it
+would need another name, and this name would appear in every event.
+
+Only a module whose payload consists of the installed files runs here; every other module runs as Ansible runs it. A
+module may change the state of its process. What AnsibleModule and community.proxmox change is restored afterwards. If a
+module ends its process or does not return, the process of its run ends or is ended, and no other run is affected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import tempfile
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from executor.runs.warm import forkserver, patches
+from executor.runs.warm.module_script import ModuleCall, read_module_call
+from executor.runs.warm.payloads import Payloads
+
+Outcome = tuple[int, bytes, bytes]  #: exit code, output, error output
+_State = list[tuple[patches.PrivateName, Any]]  #: names of Ansible with values
+
+
+def install(payloads: Payloads) -> None:
+    """Make Ansible's local connection in this process run modules of community.proxmox in this process."""
+    original: Callable[..., Outcome] = patches.EXEC_COMMAND.get_value()
+
+    def exec_command(self: Any, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> Outcome:
+        if in_data and self.become is None:
+            call = read_module_call(cmd, in_data)
+            if call and payloads.consists_of_installed_files(call.module, call.zip_data):
+                return run_module(call, self.cwd or os.getcwd())
+        return original(self, cmd, in_data=in_data, sudoable=sudoable)
+
+    patches.EXEC_COMMAND.set_value(exec_command)
+
+
+def run_module(call: ModuleCall, cwd: str) -> Outcome:
+    """Run a module in this process as a new Python process would run it; return its exit code and its output."""
+    output, error_output = _text_file(), _text_file()
+    with _restored_process(), _module_side_of_ansible(), contextlib.redirect_stdout(output):
+        with contextlib.redirect_stderr(error_output), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")  # the server has imported it
+            os.chdir(cwd)
+            os.environ.update(call.variables)
+            exit_code = _call_main(call)
+    return exit_code, _content(output), _content(error_output)
+
+
+def _call_main(call: ModuleCall) -> int:
+    try:
+        patches.RUN_MODULE.get_value()(
+            json_params=call.params.encode(),
+            profile=call.profile,
+            module_fqn=call.module,
+            modlib_path="",  # used only by scripts for coverage or debuggers, which are not run here
+            extensions={},
+        )
+    except SystemExit as system_exit:
+        return forkserver.exit_code(system_exit)
+    return 0
+
+
+@contextlib.contextmanager
+def _restored_process() -> Iterator[None]:
+    """Restore afterwards what a module changes of the process: environment, working directory, `sys.argv`, `__main__`.
+
+    `tempfile` remembers the folder that TMPDIR named at its first use, so it is made to read TMPDIR again.
+    """
+    environment, cwd, umask = dict(os.environb), os.getcwd(), os.umask(0o077)
+    os.umask(umask)
+    argv, main_module, temporary_folder = sys.argv, sys.modules["__main__"], tempfile.tempdir
+    sys.argv, sys.modules["__main__"], tempfile.tempdir = [""], types.ModuleType("__main__"), None
+    try:
+        yield
+    finally:
+        sys.argv, sys.modules["__main__"], tempfile.tempdir = argv, main_module, temporary_folder
+        os.umask(umask)
+        os.chdir(cwd)
+        os.environb.clear()
+        os.environb.update(environment)
+
+
+@contextlib.contextmanager
+def _module_side_of_ansible() -> Iterator[None]:
+    """Give Ansible's module_utils the state that they have in a module's own process; restore their state afterwards.
+
+    In ansible-playbook, the same code writes warnings to the display, for example, and not into the module's result.
+    """
+    module_state: _State = [
+        (patches.IS_CONTROLLER, False),
+        (patches.IMPORT_CONTROLLER_MODULE, lambda _module_name: None),
+        (patches.IS_TRACEBACK_ENABLED, patches.IS_MODULE_TRACEBACK_ENABLED.get_value()),
+        (patches.MODULE_TRACEBACKS, None),
+        (patches.MODULE_WARNINGS, {}),
+        (patches.MODULE_DEPRECATIONS, {}),
+        (patches.MODULE_ARGUMENTS, None),
+        (patches.MODULE_PROFILE, None),
+        (patches.PARSED_MODULE_ARGUMENTS, None),
+    ]
+    saved_state: _State = [(private_name, private_name.get_value()) for private_name, _ in module_state]
+    _set(module_state)
+    try:
+        yield
+    finally:
+        _set(saved_state)
+
+
+def _set(state: _State) -> None:
+    for private_name, value in state:
+        private_name.set_value(value)
+
+
+def _text_file() -> io.TextIOWrapper:
+    """Return a file in memory that encodes text as the standard output of a new process does."""
+    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="surrogateescape")
+
+
+def _content(file: io.TextIOWrapper) -> bytes:
+    file.flush()
+    raw_file = file.buffer
+    return raw_file.getvalue() if isinstance(raw_file, io.BytesIO) else b""

@@ -1,0 +1,205 @@
+"""Modules of community.proxmox in the process of a warm run: same results as in a process of their own, no traces."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executor.model import RunArtifacts, RunStatus
+from tests.integration.runs.test_warm import Site, debug, events_of, eventually, is_alive, normal, run_dir, said
+
+__all__ = ["run_dir"]
+
+#: A module that runs the Python code `BODY` after it has read its parameters.
+MODULE = """
+#!/usr/bin/python
+import os, sys, warnings, signal, time
+from ansible.module_utils.basic import AnsibleModule
+
+calls = []
+
+
+def main():
+    module = AnsibleModule(argument_spec={"body": {"type": "str", "required": True}, "secret": {"no_log": True}})
+    calls.append(1)
+    exec(module.params["body"])
+
+
+if __name__ == "__main__":
+    main()
+"""
+#: What `process` returns: the state of the process that runs the module.
+STATE = """
+def where():
+    command = open("/proc/self/cmdline").read()
+    return dict(
+        warm="playbook_server" in command, main=__name__, calls=len(calls), argv=len(sys.argv),
+        umask=os.umask(os.umask(0o77)), tmp=bool(os.environ.get("TMPDIR")), extra=os.environ.get("EXTRA"),
+    )
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path, run_dir: Path) -> Iterator[Site]:
+    """Return a site with a collection community.proxmox of its own, whose module `proxmox_kvm` runs any code."""
+    site = Site(tmp_path, run_dir)
+    with (site.home / "ansible.cfg").open("a") as file:
+        file.write("collections_path = collections\n")
+    module = site.home / "collections/ansible_collections/community/proxmox/plugins/modules/proxmox_kvm.py"
+    module.parent.mkdir(parents=True)
+    module.write_text(MODULE.lstrip())
+    yield site
+    site.runner.stop_warm_servers()
+
+
+def call(body: str, **fields: Any) -> str:
+    """Return an Ansible task that makes the module run this code."""
+    task = {"name": "Call", "community.proxmox.proxmox_kvm": {"body": textwrap.dedent(body)}, **fields}
+    return f"- {json.dumps(task)}\n"
+
+
+def result(artifacts: RunArtifacts, number: int = 0) -> dict[str, Any]:
+    """Return the result of the numbered task that called the module."""
+    found = [event["event_data"] for event in events_of(artifacts) if "res" in event.get("event_data", {})]
+    results = [data["res"] for data in found if data.get("task") == "Call"]
+    return dict(results[number])
+
+
+BODIES = {
+    "changed": "module.exit_json(changed=True, text='\\u00fc \\u2028', number=1.5, nothing=None)",
+    "failed": "module.fail_json(msg='no room', status=[1, 2])",
+    "warnings": "module.warn('first'); module.deprecate('old', version='9', collection_name='a.b'); module.exit_json()",
+    "exception": "raise ValueError('unexpected')",
+    "no exit": "pass",
+    "exit code": "print('text'); sys.exit(3)",
+    "exit text": "sys.exit('reason')",
+    "output": "print('before'); print('to stderr', file=sys.stderr); module.exit_json(msg='after')",
+    "python warning": "warnings.warn('beware'); module.exit_json()",
+    "environment": "module.exit_json(locale=os.environ['LANG'], home=os.environ['HOME'][-4:], cwd=os.getcwd())",
+    "invalid text": "print(chr(0xdc80)); module.exit_json()",
+}
+
+
+def test_a_module_has_the_same_result_in_the_runs_process_and_in_its_own(site: Site) -> None:
+    tasks = "".join(call(body, ignore_errors=True) for body in BODIES.values())
+    cold = site.play(tasks, "run-1")
+    cold_results = [normal(result(cold, number)) for number in range(len(BODIES))]
+    site.warmed()
+    warm = site.play(tasks, "run-1")
+
+    assert (warm.status, warm.rc) == (cold.status, cold.rc)
+    for number, name in enumerate(BODIES):
+        assert normal(result(warm, number)) == cold_results[number], name
+
+
+def test_a_module_runs_in_the_process_of_a_warm_run_with_a_state_of_its_own(site: Site) -> None:
+    body = STATE + "\nmodule.exit_json(**where())"
+    tasks = call(body) + call(body)
+    cold = site.play(tasks)
+    site.warmed()
+    warm = site.play(tasks)
+
+    assert [result(warm, number)["warm"] for number in (0, 1)] == [True, True]
+    for number in (0, 1):
+        here, there = result(warm, number), result(cold, number)
+        assert {**here, "warm": False} == there
+
+
+def test_what_a_module_changes_of_its_process_is_restored(site: Site) -> None:
+    change = """
+        os.environ["EXTRA"] = "left"
+        os.chdir("/")
+        os.umask(0)
+        sys.argv.append("left")
+        sys.stdout.write("")
+        warnings.simplefilter("error")
+        module.exit_json()
+    """
+    state = STATE + "\nmodule.exit_json(cwd=os.getcwd(), filters=[f[0] for f in warnings.filters[:1]], **where())"
+    site.warmed()
+    run = site.play(call(state) + call(change) + call(state))
+
+    assert run.status is RunStatus.SUCCESSFUL
+    assert result(run, 2) == result(run, 0)
+
+
+def test_an_environment_of_a_task_applies_to_that_task_only(site: Site) -> None:
+    body = STATE + "\nmodule.exit_json(**where())"
+    site.warmed()
+    run = site.play(call(body, environment={"EXTRA": "it's $HOME"}) + call(body))
+
+    assert [result(run, number)["extra"] for number in (0, 1)] == ["it's $HOME", None]
+    assert result(run)["warm"]
+
+
+@pytest.mark.parametrize(
+    ("body", "rc"),
+    [
+        ("os._exit(7)", 7),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137),
+        ("import ctypes; ctypes.string_at(0)", 139),
+    ],
+)
+def test_a_module_that_ends_its_process_ends_only_its_own_run(site: Site, body: str, rc: int) -> None:
+    site.warmed()
+    server = site.runner.warm_server_pid()
+    marker = site.folder / "waits"
+    wait = f"open({str(marker)!r}, 'w'); time.sleep(3); module.exit_json(msg='done')"
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(site.play, call(wait))
+        eventually(marker.exists)
+        ended = site.play(call(body))
+        assert other.result().status is RunStatus.SUCCESSFUL
+
+    assert ended.status is RunStatus.FAILED
+    assert ended.rc == rc
+    assert site.runner.warm_server_pid() == server
+    assert result(site.play(call(STATE + "\nmodule.exit_json(**where())")))["warm"]
+
+
+def test_a_module_that_does_not_return_is_ended_with_its_run(site: Site) -> None:
+    site.warmed()
+    pid_file = site.folder / "pid"
+    run = site.play(call(f"open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)"), timeout_s=8)
+
+    assert run.status is RunStatus.TIMEOUT
+    assert not is_alive(int(pid_file.read_text()))
+
+
+def test_a_module_of_another_collection_or_with_other_code_runs_in_a_process_of_its_own(site: Site) -> None:
+    library = site.home / "playbooks" / "library"
+    library.mkdir()
+    (library / "proxmox_kvm.py").write_text(MODULE.lstrip())
+    state = STATE + "\nmodule.exit_json(**where())"
+    own = call(state).replace("community.proxmox.proxmox_kvm", "proxmox_kvm")
+    site.warmed()
+    run = site.play(own + call(state))
+
+    assert not result(run, 0)["warm"]
+    assert result(run, 1)["warm"]
+
+
+def test_a_changed_module_is_used_by_the_next_run(site: Site) -> None:
+    site.warmed()
+    file = site.home / "collections/ansible_collections/community/proxmox/plugins/modules/proxmox_kvm.py"
+    first = site.play(call("module.exit_json(msg='v1')"))
+    file.write_text(file.read_text().replace("calls.append(1)", 'module.exit_json(msg="v2")'))
+    second = site.play(call("module.exit_json(msg='v1')"))
+
+    assert [result(run)["msg"] for run in (first, second)] == ["v1", "v2"]
+
+
+def test_no_secret_of_a_module_is_shown(site: Site) -> None:
+    site.warmed()
+    task = call("module.exit_json(given=module.params['secret'])")
+    task = task.replace('"body"', '"secret": "canary-secret-7", "body"')
+    run = site.play(task + debug("x"))
+
+    assert "canary-secret-7" not in json.dumps(events_of(run))
+    assert "x" in said(run)

@@ -46,12 +46,18 @@ def install(payloads: Payloads) -> None:
 def run_module(call: ModuleCall, cwd: str) -> Outcome:
     """Run a module in this process as a new Python process would run it; return its exit code and its output."""
     output, error_output = _text_file(), _text_file()
-    with _restored_process(), _module_side_of_ansible(), contextlib.redirect_stdout(output):
-        with contextlib.redirect_stderr(error_output), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")  # the server has imported it
-            os.chdir(cwd)
-            os.environ.update(call.variables)
-            exit_code = _call_main(call)
+    with (
+        _restored_process(),
+        _module_side_of_ansible(),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(error_output),
+        warnings.catch_warnings(),
+    ):
+        # `runpy` warns about a module that is already imported. The server has imported it.
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
+        os.chdir(cwd)
+        os.environ.update(call.variables)
+        exit_code = _call_main(call)
     return exit_code, _content(output), _content(error_output)
 
 

@@ -20,8 +20,8 @@ from executor.runs.warm import forkserver
 START_TIMEOUT_S = 30.0
 #: How long a server may take to end before it is killed.
 END_TIMEOUT_S = 2.0
-#: A server is replaced after this many runs, or when its memory has grown by MAX_GROWTH_MIB. This limits the effect of a
-#: memory leak.
+#: A server is replaced after this many runs, or when its memory has grown by MAX_GROWTH_MIB. This limits the effect of
+#: a memory leak.
 MAX_RUNS = 2000
 MAX_GROWTH_MIB = 64.0
 #: Maximum length of the line of a server's log that an error message quotes.

@@ -2,7 +2,7 @@
 
 A warm run is a fork of a server process that has already imported Ansible. A payload is a zip file of a module and the
 files that the module imports. Ansible makes a module's payload in each run (0.2 s of CPU time) and keeps it in the
-run's temporary folder. The server makes the payloads of five modules at its start (0.7 s of CPU time), and each run
+run's temporary folder. The server makes the payloads of our modules at its start (0.7 s of CPU time), and each run
 links them into its temporary folder.
 """
 
@@ -25,7 +25,7 @@ from executor.runs.warm.module_script import MODULE_PREFIX
 
 #: The modules of community.proxmox that our actions call. The server imports them from the collection that runs use.
 #: A module that this collection lacks is skipped.
-MODULES = ("proxmox", "proxmox_backup", "proxmox_disk", "proxmox_kvm", "proxmox_snap")
+MODULES = ("proxmox", "proxmox_disk", "proxmox_kvm", "proxmox_snap")
 #: Files of a payload that Ansible generates. Their contents differ from the installed files of the same names.
 GENERATED_FILES = ("ansible/__init__.py", "ansible/module_utils/__init__.py")
 #: Name of the folder in which Ansible keeps payloads. It is in Ansible's local temporary folder.

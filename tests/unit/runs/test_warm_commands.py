@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from executor.runs.warm.connection import read_command
 
 from executor.runs.warm.compatibility import is_tested
+from executor.runs.warm.module_script import read_command
 
 
 @pytest.mark.parametrize(

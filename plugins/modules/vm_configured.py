@@ -10,7 +10,9 @@ version_added: 0.1.0
 author: Agent Smith contributors (@agent-smith)
 description:
   - Sends only the values that differ from the guest's configuration.
-  - Restarts the guest if values are pending and C(vm.allow_reboot) is true.
+  - Generates the cloud-init drive of a running VM again if cloud-init values differ.
+  - Restarts the guest if C(vm.allow_reboot) is true, and if values are pending or the guest has not read changed
+    cloud-init values.
 extends_documentation_fragment:
   - agent_smith.proxmox.vm
 options:

@@ -17,6 +17,29 @@ from .nics import requested_nics
 SNIPPET = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:snippets/[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
+#: Keys in Proxmox's configuration, by the name of the parameter of proxmox_kvm.
+KEYS = {
+    "ciuser": "ciuser",
+    "cipassword": "cipassword",
+    "sshkeys": "sshkeys",
+    "cicustom": "cicustom",
+    "nameservers": "nameserver",
+    "searchdomains": "searchdomain",
+}
+
+
+def requested_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    """Return all requested cloud-init parameters of proxmox_kvm, even if the VM already has their values."""
+    password = (vm.get("cloud_init") or {}).get("password") or None
+    return {**guest_network(facts, vm), **login(facts, vm), "cipassword": password}
+
+
+def keys_in(parameters: dict[str, Any]) -> set[str]:
+    """Return the keys of the cloud-init values among parameters of proxmox_kvm that are not None."""
+    keys = {key for name, key in KEYS.items() if parameters.get(name) is not None}
+    return keys | set(parameters.get("ipconfig") or {})
+
+
 def guest_network(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     if not facts.get("has_cloud_init"):
         return {}

@@ -124,6 +124,11 @@ class Cluster:
         )
         return {"exists": True, "kind": self.kind, "vmid": vmid, "node": node, **facts}
 
+    def cloud_init_pending(self, node: str, vmid: int) -> list[str]:
+        """Return the keys whose values the VM's cloud-init drive lacks. Proxmox does not list a changed `ipconfigN`."""
+        rows = self.guest(node, vmid).cloudinit.get()
+        return [str(row["key"]) for row in rows if "pending" in row or row.get("delete")]
+
     def is_being_created(self, node: str, vmid: int) -> bool:
         """Return True while Proxmox is cloning or creating the VM. Sends one request."""
         try:

@@ -82,7 +82,7 @@ def disk_steps(facts: dict[str, Any], vm: dict[str, Any]) -> list[dict[str, Any]
 
 def is_restart_needed(facts: dict[str, Any]) -> bool:
     """Return True if the VM is running and some values of its configuration take effect only after a restart."""
-    return bool(facts["pending"]) and facts["status"] == "running"
+    return bool(facts["pending"] or facts["cloud_init_pending"]) and facts["status"] == "running"
 
 
 def description(vm: dict[str, Any]) -> str:

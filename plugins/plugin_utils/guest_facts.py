@@ -3,7 +3,8 @@
 
 A configuration may have pending values, which take effect only after a reboot of the VM. The fact `config` contains the
 pending value of each key that has one, and the current value of every other key. The fact `pending` lists the keys that
-have a pending value.
+have a pending value. The fact `cloud_init_pending` lists the keys of cloud-init values that the action has changed and
+that the running guest has not read yet; a look-up cannot know them.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def absent(vmid: int) -> dict[str, Any]:
         "mac_address": "",
         "ip_addresses": [],
         "pending": [],
+        "cloud_init_pending": [],
         **{"cores": 0, "sockets": 0, "memory_mib": 0, "disk": "", "disk_bytes": 0, "disk_gib": 0, "disks": {}},
         **{"has_cloud_init": False, "has_password": False, "ssh_public_keys": []},
         "config": {},
@@ -91,6 +93,7 @@ def read_settings(settings: list[dict[str, Any]], status: dict[str, Any]) -> dic
         "mac_address": mac_of(str(wanted.get("net0", ""))),
         "ip_addresses": [],
         "pending": pending,
+        "cloud_init_pending": [],
         "config": wanted,
         "absence": {"is_proven": False, "code": "", "text": ""},
     }

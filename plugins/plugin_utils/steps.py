@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import configuration, container, disks, preconditions, request
+from . import cloud_init_drive, configuration, container, disks, preconditions, request
 from .creation import request_problem
 from .failures import outcome_problem
 from .identity import kind_of, lock_problem
@@ -132,11 +132,15 @@ def _address_timeout_s(action: VmAction) -> float:
 
 
 def ensure_configured(action: VmAction, facts: Facts, vm: dict[str, Any], *, is_create: bool = False) -> Step:
-    """Give the guest the configuration that `vm` requests: one request for all options, and one for each disk step."""
+    """Give the guest the configuration that `vm` requests: one request for all options, and one for each disk step.
+
+    If cloud-init values of a running VM were changed, one more request generates its cloud-init drive again.
+    """
     action.refuse(request_problem(facts, vm, is_create))
     changes, disk_steps = configuration.changes(facts, vm, is_create), configuration.disk_steps(facts, vm)
     if not changes and not disk_steps:
-        return unchanged(facts)
+        after = cloud_init_drive.update_drive(action, facts, vm, {})
+        return Step(facts=after, is_changed=bool(after["cloud_init_pending"]))
     action.refuse(lock_problem(facts))
     action.diff = configuration.difference(facts, vm, is_create)
     if action.is_check_mode:
@@ -150,6 +154,7 @@ def ensure_configured(action: VmAction, facts: Facts, vm: dict[str, Any], *, is_
         answers.append(_change_disk(action, vm, step))
     after = action.look_up_after(facts, "quiet", "configured")
     action.verify(configuration.configuration_problem(after, vm, answers))
+    after = cloud_init_drive.update_drive(action, after, vm, changes)
     return Step(facts=after, is_changed=True, upids=after["upids"])
 
 

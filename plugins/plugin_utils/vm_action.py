@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 from ansible.errors import AnsibleActionFail, AnsibleError
@@ -58,6 +59,7 @@ class VmAction(ActionBase):
     cluster: Cluster  #: the requests to the cluster
     modules: list[str]  #: the modules that the action has executed
     requests: list[str]  #: the changing requests that the action has sent itself, such as `POST nodes/pve1/vzdump`
+    notices: dict[str, list[Any]]  #: `warnings` and `deprecations` of the modules and of the action
     answer: dict[str, Any]  #: what the action returns beside the result document
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -73,6 +75,7 @@ class VmAction(ActionBase):
         self.answer: dict[str, Any] = {}
         self.modules: list[str] = []
         self.requests: list[str] = []
+        self.notices = {"warnings": [], "deprecations": []}
         try:
             self._prepare()
             document = self.execute()
@@ -89,8 +92,9 @@ class VmAction(ActionBase):
         return {"changed": document["changed"], **answer, **self.answer}
 
     def _made(self) -> dict[str, Any]:
-        """Return by what the action has changed something."""
-        return {"modules": self.modules, "requests": self.requests}
+        """Return by what the action has changed something, and the notices, which Ansible shows."""
+        notices = {kind: texts for kind, texts in self.notices.items() if texts}
+        return {"modules": self.modules, "requests": self.requests, **notices}
 
     def execute(self) -> dict[str, Any]:
         """Execute the action and return the result document. Raises Refused, or one of FAILED_CALL."""
@@ -156,9 +160,15 @@ class VmAction(ActionBase):
             module_args={**self.connection, **{name: value for name, value in parameters.items() if value is not None}},
             task_vars=self._task_vars,
         )
+        for kind, texts in self.notices.items():
+            texts.extend(answer.get(kind) or [])
         if answer.get("failed") and not failures.is_outcome_unknown(answer):
             raise Refused(failures.failure(answer))
         return answer
+
+    def warn(self, text: str) -> None:
+        """Add a warning to the action's result. Ansible shows it."""
+        self.notices["warnings"].append(text)
 
     def require_change_allowed(self) -> None:
         """Raise Refused if ansible-playbook was killed, or if no time is left for the first change.
@@ -205,17 +215,8 @@ class VmAction(ActionBase):
         self.progress = Progress(self._display.display, int(self.vm["vmid"]), str(self.vm["name"]))
 
     def _validated(self) -> dict[str, Any]:
-        members = {
-            name: {**spec, "required": True} for name, spec in VM_ARGUMENTS.items() if name in self.REQUIRED_MEMBERS
-        }
-        spec = {
-            "vm": {"type": "dict", "required": True, "options": {**VM_ARGUMENTS, **members}},
-            "connection": {"type": "dict", "no_log": True},
-            "ca_bundle": {"type": "path", "default": ""},
-            **self.ARGUMENTS,
-        }
         try:
-            _result, arguments = self.validate_argument_spec(spec)
+            _result, arguments = self.validate_argument_spec(_argument_spec(self.REQUIRED_MEMBERS, self.ARGUMENTS))
         except AnsibleActionFail as exc:
             raise Refused(f"INVALID_REQUEST: {exc}") from exc
         return dict(arguments)
@@ -232,3 +233,14 @@ class VmAction(ActionBase):
             self.progress.step(f"waiting for the lock {facts['lock']}")
         else:
             self.progress.step(f"waiting, the guest is {facts['status']}")
+
+
+def _argument_spec(required_members: Collection[str], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return Ansible's argument spec of an action with these required members of `vm` and these own arguments."""
+    members = {name: {**VM_ARGUMENTS[name], "required": True} for name in required_members}
+    return {
+        "vm": {"type": "dict", "required": True, "options": {**VM_ARGUMENTS, **members}},
+        "connection": {"type": "dict", "no_log": True},
+        "ca_bundle": {"type": "path", "default": ""},
+        **arguments,
+    }

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generates the cloud-init drive of a running VM again after its cloud-init values were changed.
+
+Proxmox applies cloud-init values to a running VM's configuration at once, and they are never pending. But the VM's
+cloud-init drive gets them only when Proxmox starts the VM, or by a request. Without the request, a guest that reboots
+by itself would read the old values. In both cases the guest reads them only at its next boot.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import cloud_init, request
+from .cluster import FAILED_CALL, error_text
+from .failures import failure
+from .vm_action import Facts, Refused, VmAction
+
+
+def update_drive(action: VmAction, facts: Facts, vm: dict[str, Any], changes: dict[str, Any]) -> Facts:
+    """Generate the drive of a running VM again if it lacks requested values; return the facts with their keys.
+
+    `changes` are the parameters that the action has changed. They are used because Proxmox does not list a changed
+    `ipconfigN`. If the action has changed none, Proxmox's list shows what an interrupted run has changed.
+    """
+    requested = cloud_init.keys_in(cloud_init.requested_parameters(facts, vm))
+    if not requested or not facts["has_cloud_init"] or facts["status"] != "running":
+        return facts
+    stale = cloud_init.keys_in(changes) or requested & _lacking(action, facts)
+    if not stale:
+        return facts
+    if not action.is_check_mode:
+        _generate(action, facts, stale)
+    return {**facts, "cloud_init_pending": sorted(stale)}
+
+
+def _lacking(action: VmAction, facts: Facts) -> set[str]:
+    """Return the keys whose values Proxmox says the drive lacks."""
+    return set(action.cluster.cloud_init_pending(facts["node"], facts["vmid"]))
+
+
+def _generate(action: VmAction, facts: Facts, stale: set[str]) -> None:
+    """Generate the drive again, and verify that it has the values.
+
+    A failure is only a warning: the VM has the requested configuration, and Proxmox generates the drive at the next
+    start.
+    """
+    action.progress.step("generating the cloud-init drive again")
+    try:
+        answer = request.send(action, "PUT", f"nodes/{facts['node']}/qemu/{facts['vmid']}/cloudinit")
+        left = sorted(stale & _lacking(action, facts))
+        problem = failure(answer) if answer.get("failed") else f"it lacks {', '.join(left)}"
+    except (Refused, *FAILED_CALL) as exc:
+        left, problem = sorted(stale), error_text(exc)
+    if left:
+        action.warn(
+            f"The cloud-init drive of VM {facts['vmid']} was not generated again ({problem}). "
+            "Proxmox generates it when it starts the VM; a reboot inside the guest is not enough."
+        )

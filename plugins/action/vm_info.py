@@ -16,6 +16,8 @@ from ..plugin_utils.look_up import LookUp, Query
 
 #: What the action can wait for. The other waits of a look-up belong to a change that another action makes.
 STATES = ("nothing", "unlocked", "running", "stopped", "absent", "idle", "quiet", "restarted")
+#: The exceptions that the action reports as its failure.
+EXPECTED_FAILURES: tuple[type[Exception], ...] = (LibraryMissing, LoginError, *FAILED_CALL)
 ARGUMENTS: dict[str, Any] = {
     "vmid": {"type": "int", "required": True},
     "kind": {"type": "str", "default": "qemu", "choices": ["qemu", "lxc"]},
@@ -49,7 +51,7 @@ class ActionModule(ActionBase):
             return {"failed": True, "msg": f"INVALID_REQUEST: {exc}"}
         try:
             return {"changed": False, "vm": _look_up(arguments)}
-        except (LibraryMissing, LoginError, *FAILED_CALL) as exc:
+        except EXPECTED_FAILURES as exc:
             return {"failed": True, "msg": failure({"msg": error_text(exc)})}
 
 

@@ -15,6 +15,9 @@ from .cluster import FAILED_CALL, error_text
 from .failures import failure
 from .vm_action import Facts, Refused, VmAction
 
+#: The exceptions after which the drive may lack the values.
+FAILURES: tuple[type[Exception], ...] = (Refused, *FAILED_CALL)
+
 
 def update_drive(action: VmAction, facts: Facts, vm: dict[str, Any], changes: dict[str, Any]) -> Facts:
     """Generate the drive of a running VM again if it lacks requested values; return the facts with their keys.
@@ -49,7 +52,7 @@ def _generate(action: VmAction, facts: Facts, stale: set[str]) -> None:
         answer = request.send(action, "PUT", f"nodes/{facts['node']}/qemu/{facts['vmid']}/cloudinit")
         left = sorted(stale & _lacking(action, facts))
         problem = failure(answer) if answer.get("failed") else f"it lacks {', '.join(left)}"
-    except (Refused, *FAILED_CALL) as exc:
+    except FAILURES as exc:
         left, problem = sorted(stale), error_text(exc)
     if left:
         action.warn(

@@ -18,17 +18,17 @@ from .proxmox_tasks import newest_first, vmids_in
 
 #: Why a Python library of the client cannot be imported; empty if all can. `connect` reports it.
 IMPORT_PROBLEM = ""
+#: The exceptions that a failed request to Proxmox raises.
+FAILED_CALL: tuple[type[Exception], ...] = (OSError,)
 try:
     import urllib3
     from proxmoxer import ProxmoxAPI
     from proxmoxer.core import AuthenticationError, ResourceException
 
-    #: The exceptions that a failed request to Proxmox raises.
     FAILED_CALL = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
 except ImportError as import_error:
     IMPORT_PROBLEM = str(import_error)
     AuthenticationError = ResourceException = OSError
-    FAILED_CALL = (OSError,)
 
 REQUEST_TIMEOUT_S = 30
 #: A percentage in a line of a Proxmox task's log, such as `transferred 3.2 GiB of 8.0 GiB (40.00%)`. Group 1: the whole

@@ -72,7 +72,7 @@ def _sizes(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 def _options(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     config = facts["config"]
-    options = {key: is_yes(vm[key]) for key in ("onboot", "protection") if vm.get(key) is not None}
+    options: dict[str, Any] = {key: is_yes(vm[key]) for key in ("onboot", "protection") if vm.get(key) is not None}
     if vm.get("cpu_type"):
         options["cpu"] = _replaced_first(str(config.get("cpu", "")), str(vm["cpu_type"]), "cputype")
     if vm.get("guest_agent") is not None:

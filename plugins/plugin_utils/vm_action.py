@@ -56,6 +56,8 @@ class VmAction(ActionBase):
     arguments: dict[str, Any]  #: the values of ARGUMENTS
     connection: dict[str, Any]  #: the login, as parameters of community.proxmox's modules
     timeout_s: float  #: the time that the action has from its start
+    addresses: list[str]  #: the guest's IP addresses at the first look-up
+    progress: Progress
     cluster: Cluster  #: the requests to the cluster
     modules: list[str]  #: the modules that the action has executed
     requests: list[str]  #: the changing requests that the action has sent itself, such as `POST nodes/pve1/vzdump`
@@ -72,9 +74,9 @@ class VmAction(ActionBase):
         self._playbook_pid = os.getppid()
         self.vm_result: dict[str, Any] = {}
         self.diff: dict[str, Any] = {}
-        self.answer: dict[str, Any] = {}
-        self.modules: list[str] = []
-        self.requests: list[str] = []
+        self.answer = {}
+        self.modules = []
+        self.requests = []
         self.notices = {"warnings": [], "deprecations": []}
         try:
             self._prepare()
@@ -204,7 +206,7 @@ class VmAction(ActionBase):
         arguments = self._validated()
         self.arguments = {name: arguments[name] for name in self.ARGUMENTS}
         self.vm = given_members(arguments["vm"], self._task.args["vm"])
-        self.addresses: list[str] = []
+        self.addresses = []
         self.deadline_monotonic_s = time.monotonic() + float(self.vm.get("timeout_s") or DEFAULT_TIMEOUT_S)
         if self.vm.get("deadline_monotonic_s"):
             self.deadline_monotonic_s = min(self.deadline_monotonic_s, float(self.vm["deadline_monotonic_s"]))

@@ -23,7 +23,7 @@ MIN_RUNS_PER_CORE_FOR_MEMORY_CHECK = 1.0
 MIN_RUNS_PER_CORE_FOR_LOAD_CHECK = 4.0
 #: If the machine has more runnable processes per core than this, the check admits no run, because a further run would
 #: slow down all runs. The processes of a run that waits for Proxmox are not runnable.
-MAX_RUNNABLE_PROCESSES_PER_CORE = 2.0
+MAX_RUNNABLE_PROCESSES_PER_CORE = 3.0
 #: A warning is logged when admission has been closed for this time.
 WARNING_DELAY_S = 10.0
 

@@ -19,12 +19,12 @@ BYTES_PER_MIB = 1024 * 1024
 #: The two values of `uses_warm_runs`. They are the keys of the next three dictionaries.
 WARM, COLD = True, False
 #: Memory of one run. docs/performance.md describes the measurement.
-RUN_MEMORY_MIB = {WARM: 55, COLD: 110}
-#: Memory of the agent, including the server processes of warm runs.
-AGENT_MEMORY_MIB = {WARM: 260, COLD: 160}
+RUN_MEMORY_MIB = {WARM: 40, COLD: 110}
+#: Memory of the agent, including the server process of warm runs.
+AGENT_MEMORY_MIB = {WARM: 190, COLD: 160}
 #: With more runs per core than this, all runs become slower.
-MAX_RUNS_PER_CORE = {WARM: 20, COLD: 4}
-MIN_CONCURRENCY, MAX_CONCURRENCY = 2, 64
+MAX_RUNS_PER_CORE = {WARM: 32, COLD: 4}
+MIN_CONCURRENCY, MAX_CONCURRENCY = 2, 128
 #: Share of the memory that the agent and its runs may use. The remainder is for the operating system and for peaks.
 USABLE_MEMORY_SHARE = 0.8
 #: `usable_cores` never returns less than this, even when a cgroup allows less.

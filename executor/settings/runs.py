@@ -24,12 +24,12 @@ class RunSettings(SettingsArea):
 
     smith_concurrency: int = whole_number_setting(
         0,
-        "maximum number of jobs that run at once; 0: as many as cores and memory allow, at most 20 per core",
+        "maximum number of jobs that run at once; 0: as many as cores and memory allow, at most 32 per core",
         ge=0,
         le=256,
     )
     smith_clones_per_storage: int = whole_number_setting(
-        40,
+        64,
         "maximum number of clone operations at once per storage (per node for a local storage); the agent allows fewer "
         "while clone operations wait for the storage's lock",
         ge=1,

@@ -36,8 +36,8 @@ log = get_logger(__name__)
 #: Maximum wait between two searches for claimable jobs. A search at intervals is necessary, because no thread wakes the
 #: dispatcher when a job's backoff ends.
 DISPATCH_INTERVAL_S = 2.0
-#: While admission is closed, the dispatcher tries again after this time. A run needs the CPU for about 0.1 s at its start,
-#: so admission may open again that soon.
+#: While admission is closed, the dispatcher tries again after this time. A run needs the CPU for about 0.1 s at its
+#: start, so admission may open again that soon.
 ADMISSION_RETRY_S = 0.05
 
 

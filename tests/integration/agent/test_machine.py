@@ -82,7 +82,7 @@ def test_the_cpu_quota_of_a_control_group_bounds_the_concurrency(inside: Inside)
     share = {"cpu.max": "50000 100000"} if is_version_two() else {"cpu.cfs_quota_us": "50000"}
     cores, _memory, concurrency = inside(share)
     assert cores == 0.5
-    assert concurrency == 10
+    assert concurrency == 16
 
 
 def test_a_few_runs_are_always_admitted_and_a_busy_machine_admits_no_more(

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..plugin_utils import deletion, failures, preconditions, steps
 from ..plugin_utils.identity import identity_problem, kind_of, lock_problem
+from ..plugin_utils.proxmox_tasks import volumes_left_in
 from ..plugin_utils.request_values import is_yes
 from ..plugin_utils.vm_action import Facts, VmAction
 
@@ -15,6 +17,7 @@ class ActionModule(VmAction):
     """Stops the guest; then marks it for a later deletion, or makes a final archive and deletes it with its disks."""
 
     archive = ""  #: the volume of the final archive
+    volumes_left: Sequence[str] = ()  #: the volumes of the deleted VM that Proxmox could not remove
 
     def execute(self) -> dict[str, Any]:
         final_backup = str(self.vm.get("final_backup") or "")
@@ -28,6 +31,7 @@ class ActionModule(VmAction):
             upids=done.upids,
             planned=self._planned(decision) if self.is_check_mode and facts["exists"] else {},
             **({"backup": self.archive} if self.archive else {}),
+            **({"volumes_left": self.volumes_left} if self.volumes_left else {}),
         )
 
     def _planned(self, decision: dict[str, Any]) -> dict[str, Any]:
@@ -78,4 +82,15 @@ class ActionModule(VmAction):
         )
         after = self.look_up_after(facts, "absent", prove_absence=True)
         self.verify(failures.outcome_problem(after, answer, "absent"), identity_problem(after, self.vm, True))
+        self._find_volumes_left(after["upids"])
         return steps.Step(facts=after, is_changed=True, upids=after["upids"])
+
+    def _find_volumes_left(self, upids: list[str]) -> None:
+        """Warn of disks that Proxmox could not remove. The deletion succeeds, because no later run could remove them.
+
+        Proxmox deletes a VM also if it cannot remove a disk, and states that only in the log of the Proxmox task.
+        """
+        self.volumes_left = volumes_left_in([line for upid in upids for line in self.cluster.log(upid)])
+        if self.volumes_left:
+            volumes = ", ".join(self.volumes_left)
+            self.warn(f"VM {self.vm['vmid']} is deleted, but Proxmox could not remove {volumes}: remove it by hand")

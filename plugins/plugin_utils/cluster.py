@@ -243,21 +243,20 @@ class Cluster:
 
     def vmids_in_log(self, task: dict[str, Any]) -> set[int]:
         """Return the VMIDs that the log of a clone task names. The fields of the task name only the template."""
-        return vmids_in(self._log(task))
+        return vmids_in(self.log(task["upid"]))
 
-    def _log(self, task: dict[str, Any]) -> list[str]:
+    def log(self, upid: str) -> list[str]:
         """Return the lines of a Proxmox task's log, at most MAX_LOG_LINES. Without a limit Proxmox returns 50 lines."""
-        lines = self.api.nodes(task["node"]).tasks(task["upid"]).log.get(start=0, limit=MAX_LOG_LINES)
+        lines = self.api.nodes(upid.split(":")[1]).tasks(upid).log.get(start=0, limit=MAX_LOG_LINES)
         return [str(line.get("t", "")) for line in lines]
 
     def percent_of(self, upid: str) -> str:
         """Return the progress that a running Proxmox task's log states last, such as `40`; '' if none."""
         try:
-            task = self.api.nodes(upid.split(":")[1]).tasks(upid)
-            lines = task.log.get(start=0, limit=MAX_LOG_LINES)
+            lines = self.log(upid)
         except FAILED_CALL:
             return ""  # the wait itself reports a failure of Proxmox
-        percents = [found.group(1) for line in lines if (found := PERCENT.search(str(line.get("t", ""))))]
+        percents = [found.group(1) for line in lines if (found := PERCENT.search(line))]
         return percents[-1] if percents else ""
 
     def snapshots(self, node: str, vmid: int) -> list[dict[str, Any]]:
@@ -279,7 +278,7 @@ class Cluster:
         status = str(task["status"])
         if status != "job errors":
             return status
-        lines = self._log(task)
+        lines = self.log(task["upid"])
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
         return errors[0] if errors else status
 

@@ -32,6 +32,10 @@ TASK_TYPES: dict[tuple[str, str], tuple[str, ...]] = {
 #: A VMID in a line of a clone task's log, in one of two groups.
 _NAMED_VMID = re.compile(r"\bID (\d+)\b|\bvm-(\d+)-")
 
+#: A line of a qmdestroy task's log about a disk that Proxmox could not remove. Proxmox 8 ends such a task with OK,
+#: Proxmox 9 with WARNINGS; the VM is destroyed in both cases.
+_KEPT_VOLUME = re.compile(r"Could not remove disk '([^']+)'")
+
 
 def task_types(change: str, kind: str) -> tuple[str, ...]:
     """Return the types of the Proxmox tasks that a change of a guest of this kind creates."""
@@ -60,3 +64,8 @@ def vmids_in(log: list[str]) -> set[int]:
     `vm-123-disk-0`, and with some storages none. Other numbers in a log are sizes and percentages.
     """
     return {int(vmid) for line in log for pair in _NAMED_VMID.findall(line) for vmid in pair if vmid}
+
+
+def volumes_left_in(log: list[str]) -> list[str]:
+    """Return the volumes that a qmdestroy task could not remove, by its log."""
+    return [volume for line in log for volume in _KEPT_VOLUME.findall(line)]

@@ -109,6 +109,28 @@ def test_a_vm_is_deleted_only_after_its_final_backup(bench: Bench) -> None:
     assert bench.play("delete", vm).rc == 0
 
 
+@pytest.mark.parametrize("version", ["8.4.1", "9.0.10"])
+def test_a_deletion_warns_of_a_disk_that_proxmox_could_not_remove(bench: Bench, version: str) -> None:
+    """Proxmox 8 ends the Proxmox task with OK, Proxmox 9 with WARNINGS. The disk has the data of a former customer."""
+    vm = bench.add_vm()
+    volume = f"local-lvm:vm-{vm['vmid']}-disk-0"
+    bench.pve.control("unremovable", volume=volume)
+    bench.pve.control("version", version=version)
+    try:
+        done = bench.play("delete", vm)
+    finally:
+        bench.pve.control("version", version="9.0.10")
+    assert (done.rc, done.result["status"], done.result["volumes_left"]) == (0, "absent", [volume]), done.output
+    assert f"VM {vm['vmid']} is deleted, but Proxmox could not remove" in done.output
+    end = {task["exitstatus"] for task in bench.pve.tasks() if task["upid"] in done.result["upids"]}
+    assert end == ({"OK"} if version.startswith("8.") else {"WARNINGS: 1"})
+
+
+def test_an_ordinary_deletion_leaves_no_volumes(bench: Bench) -> None:
+    done = bench.play("delete", bench.add_vm())
+    assert (done.rc, "volumes_left" in done.result, "[WARNING]" in done.output) == (0, False, False), done.output
+
+
 @pytest.mark.lab
 def test_a_deletion_with_a_grace_period_stops_marks_and_later_destroys_the_vm(bench: Bench) -> None:
     vm = {**bench.add_vm(status="running"), "grace_s": 3600}

@@ -184,8 +184,8 @@ class ProxmoxStandIn:
 
         Each verb names a change of the cluster. The verbs are lock, node, quorum, slow, remove, recycle, rename,
         protect, configure, storage, behave, power, add_task, move, add, add_container, add_template, revoke, grant,
-        time_scale, task_seconds, token_secret, fail, fail_task, hold_change, clear_faults and reset_requests. The
-        methods `do_<verb>` in fakepve_server/verbs_*.py implement them.
+        time_scale, task_seconds, token_secret, unremovable, version, fail, fail_task, hold_change, clear_faults and
+        reset_requests. The methods `do_<verb>` in fakepve_server/verbs_*.py implement them.
         """
         answer = requests.post(f"{self.control_url}/{verb}", json=values, timeout=CONTROL_TIMEOUT_S)
         body = answer.json()

@@ -37,6 +37,7 @@ class TimedTasks(FakePve):
         super().__init__(**kwargs)
         self.task_faults: list[dict[str, Any]] = []  #: `do_fail_task` in verbs_cluster.py adds them
         self.task_seconds = dict(TASK_SECONDS)
+        self.unremovable_volumes: set[str] = set()  #: ids of volumes that Proxmox cannot remove
 
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
@@ -53,6 +54,8 @@ class TimedTasks(FakePve):
             result = await body()
             if ttype == "qmclone" and vm is not None:
                 self._give_own_cloud_init(vm)
+            if ttype == "qmdestroy":
+                self._raise_warnings(str(tid))
             return result
 
         return str(await super().task(node, ttype, tid, user, timed_body, vm=vm, **kwargs))
@@ -67,6 +70,20 @@ class TimedTasks(FakePve):
         for tenth in range(1, 11):
             await self.pause(seconds / 10)
             log.append(f"transferred {tenth * 0.8:.1f} GiB of 8.0 GiB ({tenth * 10}.00%)")
+
+    def _qm_free(self, volid: str) -> None:
+        """Remove a volume. One that cannot be removed stays; the destruction of its VM logs that and continues."""
+        if volid in self.unremovable_volumes:
+            vmid = re.search(r"vm-(\d+)-", volid).group(1)  # type: ignore[union-attr]
+            self._log_of("qmdestroy", vmid).append(f"WARN: Could not remove disk '{volid}', check manually: busy")
+        else:
+            super()._qm_free(volid)
+
+    def _raise_warnings(self, tid: str) -> None:
+        """Give the Proxmox task the status WARNINGS if its log has warnings, as Proxmox VE 9 does."""
+        count = sum(line.startswith("WARN: ") for line in self._log_of("qmdestroy", tid))
+        if count and not self.version.startswith("8."):
+            raise TaskError(f"WARNINGS: {count}")
 
     def _log_of(self, ttype: str, tid: str) -> list[str]:
         """Return the log of the newest Proxmox task of this type and id."""

@@ -76,6 +76,14 @@ class ClusterVerbs:
         """Set values of a storage, such as `avail` (its free bytes) or `active`."""
         self.cluster.storages[storage].update(values)
 
+    def do_unremovable(self, volume: str) -> None:
+        """Make a volume stay when its VM is destroyed, as on a storage where it is still in use."""
+        self.cluster.unremovable_volumes.add(volume)
+
+    def do_version(self, version: str) -> None:
+        """Set the version of Proxmox VE that the cluster reports."""
+        self.cluster.version = version
+
     def do_revoke(self, path: str, privilege: str) -> None:
         """Remove one privilege on a path from every user and token except root."""
         for entries in (self.cluster.acl or {}).values():

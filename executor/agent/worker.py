@@ -188,6 +188,8 @@ class Worker:
         result = results.read(artifacts)
         duration_s = round(artifacts.ended_at - artifacts.started_at, 2)
         log.info("playbook_finished", rc=artifacts.rc, status=artifacts.status, duration_s=duration_s)
+        if volumes := result.vm.get("volumes_left"):
+            log.warning("volumes_left", volumes=volumes)
         run_end: dict[str, Any] = {
             "status": artifacts.status,
             "rc": artifacts.rc,

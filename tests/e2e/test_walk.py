@@ -190,3 +190,15 @@ def test_a_service_name_is_never_evaluated_as_a_template(lab: LabSystem) -> None
     (vm,) = lab.guests_of(service_id)
     assert name in vm["config"]["description"]
     assert not marker_file.exists()
+
+
+def test_a_disk_that_proxmox_could_not_remove_is_logged(lab: LabSystem) -> None:
+    service_id = lab.order_service("remains")
+    lab.wait_for_jobs(service_id)
+    (vm,) = lab.guests_of(service_id)
+    volume = vm["config"]["scsi0"].partition(",")[0]
+    lab.proxmox.control("unremovable", volume=volume)
+    job = lab.run_action(service_id, "delete")
+    assert (outcome_of(job), lab.guests_of(service_id)) == ("Completed", [])
+    (entry,) = lab.log_events("volumes_left")
+    assert (entry["level"], entry["vmid"], entry["volumes"]) == ("warning", vm["vmid"], [volume])

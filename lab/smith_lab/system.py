@@ -175,8 +175,9 @@ class LabSystem:
         return self.admin.get_service(service_id)
 
     def last_job(self, service_id: str) -> Json:
-        """Return the service's newest job. Of several jobs created in the same second, a Pending job is the newest."""
-        return max(self.admin.list_jobs(service_id), key=lambda job: (job["createdAt"], job["status"] == "Pending"))
+        """Return the service's newest job. Of several jobs created in the same second, an open job is the newest."""
+        jobs = self.admin.list_jobs(service_id)
+        return max(jobs, key=lambda job: (job["createdAt"], job["status"] in ("Pending", "Processing")))
 
     def run_action(self, service_id: str, action: str, timeout_s: float = 120.0) -> Json:
         """Start an action on a service and wait until its job ends; return the job."""

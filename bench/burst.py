@@ -1,145 +1,182 @@
-"""Measures a burst of creates, from the orders to the end of all jobs, and the heartbeats during the burst.
+"""Measures a burst: creates that are ordered at the same time, from the orders to the end of all jobs.
 
-The FulcrumCore simulator, the Proxmox stand-in and the agent share the cores of this machine. In production,
-FulcrumCore, Proxmox and the agent run on different machines.
+Plain ansible-runner runs a smaller burst, without agent and FulcrumCore, in as many slots as give its best rate.
 """
 
 from __future__ import annotations
 
-import time
-from datetime import datetime
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from smith_lab.system import LabSystem, running_lab, wait_for
+from smith_lab.simulator.rows import Job
+from smith_lab.system import LabSystem
 
-from bench.measuring import WorkloadFailed, median, percentile, sample_peak_memory, tree_cpu_s, tree_pss_mib
+from bench.baseline import BASELINE, CURRENT, PLAIN, Variant
+from bench.labs import cpu_by_process, order_and_wait, running_agent
+from bench.measuring import measure_others_share, median, percentile
+from bench.part import Bench, Goal, Part, Table, in_turns, ratio
+from bench.playbooks import create_first, create_in_parallel, set_clone_duration
 
 Json = dict[str, Any]
-#: FulcrumCore fails a job that has not ended after this time.
-JOB_TIMEOUT_S = 300.0
-#: The longest time to wait until all jobs of a burst have ended. It is longer than JOB_TIMEOUT_S, so each job ends or
-#: FulcrumCore fails it.
-BURST_TIMEOUT_S = JOB_TIMEOUT_S + 60
-#: The longest time to wait until the agent has started.
-START_TIMEOUT_S = 60
-#: The statuses of a job that has not ended.
-OPEN_STATUSES = ("Pending", "Processing")
 #: How the URL path of a heartbeat ends.
 HEARTBEAT_PATH_END = "/agents/me/status"
-#: Events in the agent's log that explain a slow burst. The figures state how often each event was logged.
-COUNTED_EVENTS = ("warm_unavailable", "orphan_processes_killed", "job_requeued")
+#: The creates and the duration of a clone for which the goal in seconds is stated.
+GOAL_CREATES, GOAL_CLONE_S = 100, 10.0
 
 
-def measure(folder: Path, *, services: int, clone_s: float, settings: dict[str, str], label: str) -> Json:
-    """Order VMs for `services` services at the same time, wait until all jobs have ended, and return the figures.
-
-    The Proxmox stand-in takes `clone_s` for each clone. `settings` are the settings of the agent that differ from the
-    defaults. Raises WorkloadFailed if a create fails or does not end in time.
-    """
-    folder.mkdir(parents=True)
-    time_scale = 1.0 if clone_s else 0.0  # with 0, the tasks of the Proxmox stand-in take no time
-    with running_lab(folder, time_scale=time_scale, settings=settings) as lab:
-        lab.proxmox.control("task_seconds", type="qmclone", seconds=clone_s)
-        lab.start_executor()
-        wait_for(lambda: _has_polled(lab), START_TIMEOUT_S, "the executor to poll")
-        figures = _order_and_wait(lab, services)
-        lab.stop_executor()
-    return {"label": label, "services": services, "clone_s": clone_s, **figures}
+def measure(bench: Bench) -> Json:
+    """Return the figures of the burst for each variant: the medians, and the time line of the median burst."""
+    bursts: dict[str, list[Json]] = {variant.name: [] for variant in bench.variants}
+    for number in range(bench.sizes.rounds):
+        for variant in in_turns(bench.variants, number):
+            run_burst = _run_with_agent if variant.runs_executor else _run_plain
+            bursts[variant.name].append(run_burst(bench, variant))
+    return {name: _median_figures(figures_of_bursts) for name, figures_of_bursts in bursts.items()}
 
 
-def _has_polled(lab: LabSystem) -> bool:
-    """Return whether the agent has requested pending jobs."""
-    return any("/jobs/pending" in request["path"] for request in lab.core.history(method="GET"))
-
-
-def _order_and_wait(lab: LabSystem, services: int) -> Json:
-    """Order the VMs and wait until all jobs have ended; return the figures."""
-    pid = lab.executor.pid
-    idle_mib = tree_pss_mib(pid, include_root=True)
-    cpu_before_s = tree_cpu_s(pid)
-    started = time.monotonic()
-    with sample_peak_memory(pid, include_root=True) as peak:
-        for number in range(services):
-            lab.order_service(f"burst-{number}")
-        ordered_s = time.monotonic() - started
-        try:
-            wait_for(lambda: not _open_jobs(lab), BURST_TIMEOUT_S, f"{services} creates", interval_s=2.0)
-        except TimeoutError as error:
-            raise WorkloadFailed(str(error)) from error
-    cpu_s = tree_cpu_s(pid) - cpu_before_s
-    jobs = lab.admin.list_all("jobs")
-    error_texts = [job["errorMessage"] for job in jobs if job["status"] != "Completed"]
-    if error_texts:
-        raise WorkloadFailed(f"{len(error_texts)} of {services} creates failed: {error_texts[0]}")
-    parallel_runs = max_parallel_runs(lab)
+def _run_with_agent(bench: Bench, variant: Variant) -> Json:
+    creates = bench.sizes.burst_creates
+    with running_agent(variant, bench.folder, clone_s=bench.sizes.burst_clone_s) as lab:
+        before = cpu_by_process(lab)
+        with measure_others_share() as others:
+            jobs = order_and_wait(lab, [f"burst-{number}" for number in range(creates)])
+        spent = cpu_by_process(lab) - before
+        heartbeat_gap_s = max(_heartbeat_gaps(lab), default=0.0)
+    cpu_s = {name: value / creates for name, value in vars(spent).items()}
     return {
-        **_job_times(jobs),
-        "ordered_s": ordered_s,
-        "cpu_s_per_job": cpu_s / services,
-        "parallel_runs": parallel_runs,
-        "idle_mib": idle_mib,
-        "mib_per_slot": (peak.mib - idle_mib) / parallel_runs,
-        "heartbeat": heartbeat_gaps(lab),
-        "log": {event: len(lab.log_events(event)) for event in COUNTED_EVENTS},
+        **_figures(*_spans(jobs), {**cpu_s, "executor": spent.executor / creates}),
+        "others_share": others.share,
+        "heartbeat_gap_s": heartbeat_gap_s,
+        "clone_s": bench.sizes.burst_clone_s,
     }
 
 
-def _open_jobs(lab: LabSystem) -> list[Json]:
-    return [job for job in lab.admin.list_all("jobs") if job["status"] in OPEN_STATUSES]
+def _run_plain(bench: Bench, variant: Variant) -> Json:
+    creates = bench.sizes.plain_creates
+    process = next(process for process in bench.playbook_processes() if process.variant == variant)
+    set_clone_duration(process.stand_in, 0)
+    create_first([process], bench.sizes.warm_up_rounds)  # the agents' first VM is created before their bursts, too
+    set_clone_duration(process.stand_in, bench.sizes.burst_clone_s)
+    with measure_others_share() as others:
+        costs = create_in_parallel(process, creates, bench.sizes.plain_slots)
+    runs_cpu_s = costs.cpu_s / creates
+    cpu_s = {"runs": runs_cpu_s, "stand_in": costs.stand_in_cpu_s / creates, "executor": runs_cpu_s}
+    figures = _figures(costs.spans, [end for _start, end in costs.spans], cpu_s)
+    return {**figures, "others_share": others.share}
 
 
-def _job_times(jobs: list[Json]) -> Json:
-    """Return the rate of the jobs and statistics of their durations, from FulcrumCore's times."""
-    created_at = [_seconds_since_epoch(job["createdAt"]) for job in jobs]
-    ended_at = [_seconds_since_epoch(job["completedAt"]) for job in jobs]
-    durations_s = [end - start for start, end in zip(created_at, ended_at, strict=True)]
-    claim_to_end_s = [
-        end - _seconds_since_epoch(job["claimedAt"])
+def _spans(jobs: list[Job]) -> tuple[list[tuple[float, float]], list[float]]:
+    """Return when each job had a slot, in seconds since the first order, and the time from its order to its end."""
+    first_order_at = min(job.created_at for job in jobs)
+    ended_at = [job.completed_at or 0.0 for job in jobs]
+    spans = [
+        ((job.claimed_at or 0.0) - first_order_at, end - first_order_at)
         for job, end in zip(jobs, ended_at, strict=True)
-        if job.get("claimedAt")
     ]
-    all_done_s = max(ended_at) - min(created_at)
+    return spans, [end - job.created_at for job, end in zip(jobs, ended_at, strict=True)]
+
+
+def _figures(spans: list[tuple[float, float]], durations_s: list[float], cpu_s_per_job: Json) -> Json:
+    all_done_s = max(end for _start, end in spans)
     return {
+        "creates": len(spans),
         "all_done_s": all_done_s,
-        "jobs_per_min": 60 * len(jobs) / all_done_s,
+        "jobs_per_min": 60 * len(spans) / all_done_s,
+        "cpu_s_per_job": cpu_s_per_job,
         "job_median_s": median(durations_s),
         "job_p95_s": percentile(durations_s, 0.95),
-        "job_max_s": max(durations_s),
-        "claim_to_end_median_s": median(claim_to_end_s),
+        "most_busy_slots": max(busy for _time, busy in busy_slots(spans)),
+        "spans": sorted(spans),
     }
 
 
-def heartbeat_gaps(lab: LabSystem) -> Json:
-    """Return the number of heartbeats that FulcrumCore received, and statistics of the times between them."""
+def busy_slots(spans: list[tuple[float, float]]) -> list[tuple[float, int]]:
+    """Return the number of busy slots after each start and each end of a job."""
+    changes = sorted([(start, 1) for start, _end in spans] + [(end, -1) for _start, end in spans])
+    busy, points = 0, []
+    for time, change in changes:
+        busy += change
+        points.append((time, busy))
+    return points
+
+
+def _heartbeat_gaps(lab: LabSystem) -> list[float]:
     requests = [request for request in lab.core.history(method="PUT") if request["path"].endswith(HEARTBEAT_PATH_END)]
-    received_at = [_seconds_since_epoch(request["time"]) for request in requests]
-    gaps_s = [later - earlier for earlier, later in pairwise(received_at)]
-    if not gaps_s:
-        return {"beats": len(requests)}
-    return {
-        "beats": len(requests),
-        "median_s": median(gaps_s),
-        "p99_s": percentile(gaps_s, 0.99),
-        "max_s": max(gaps_s),
-    }
+    return [later["time"] - earlier["time"] for earlier, later in pairwise(requests)]
 
 
-def max_parallel_runs(lab: LabSystem) -> int:
-    """Return the greatest number of playbooks that ran at the same time, counted from the agent's log."""
-    running, max_running = 0, 1  # at least 1, because the caller divides by the result
-    for entry in lab.log_events():
-        if entry["event"] == "playbook_started":
-            running += 1
-        elif entry["event"] == "playbook_finished":
-            running -= 1
-        max_running = max(max_running, running)
-    return max_running
+def _median_figures(bursts: list[Json]) -> Json:
+    """Return the burst with the median duration, with the medians of all bursts as its numbers."""
+    by_duration = sorted(bursts, key=lambda burst: burst["all_done_s"])
+    typical = by_duration[len(bursts) // 2]
+    numbers = {key: median([burst[key] for burst in bursts]) for key, value in typical.items() if _is_number(value)}
+    cpu_s = {name: median([burst["cpu_s_per_job"][name] for burst in bursts]) for name in typical["cpu_s_per_job"]}
+    each = [{key: burst[key] for key in ("all_done_s", "others_share")} for burst in bursts]
+    return {**typical, **numbers, "cpu_s_per_job": cpu_s, "each": each}
 
 
-def _seconds_since_epoch(time_value: float | str) -> float:
-    """Return a time in seconds. The argument is ISO text from FulcrumCore's API, or already a number of seconds."""
-    if isinstance(time_value, str):
-        return datetime.fromisoformat(time_value).timestamp()
-    return time_value
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _tables(figures: Json) -> list[Table]:
+    rows = []
+    for name, burst in figures.items():
+        rates_of_bases = [figures.get(base, {}).get("jobs_per_min") for base in (PLAIN, BASELINE)]
+        rows.append(
+            (
+                name,
+                f"{burst['creates']:.0f}",
+                f"{burst['most_busy_slots']:.0f}",
+                f"{burst['all_done_s']:.1f}",
+                f"{burst['jobs_per_min']:.0f}",
+                *(ratio(burst["jobs_per_min"], rate) for rate in rates_of_bases),
+                f"{burst['cpu_s_per_job']['executor']:.2f}",
+                f"{burst['cpu_s_per_job']['stand_in']:.2f}",
+                f"{burst['job_median_s']:.1f}",
+                f"{burst['job_p95_s']:.1f}",
+                f"{burst['heartbeat_gap_s']:.1f}" if "heartbeat_gap_s" in burst else "-",
+                f"{burst['others_share']:.0%}",
+            )
+        )
+    headings = (
+        *("variant", "creates", "most busy slots", "all done s", "jobs/min", "of plain", "of baseline"),
+        *(
+            "CPU-s per job",
+            "stand-in's, not included",
+            "job median s",
+            "p95 s",
+            "longest heartbeat gap s",
+            "others' CPU",
+        ),
+    )
+    return [Table(title="A burst of creates", headings=headings, rows=rows), _cpu_table(figures)]
+
+
+def _cpu_table(figures: Json) -> Table:
+    names = ("agent", "supervisor", "runs", "stand_in", "simulator")
+    rows = [
+        (variant, *(f"{burst['cpu_s_per_job'][name]:.3f}" if name in burst["cpu_s_per_job"] else "-" for name in names))
+        for variant, burst in figures.items()
+    ]
+    headings = ("variant", "agent", "supervisor", "playbook runs, servers", "stand-in", "simulator, bench")
+    return Table(title="CPU-seconds per job of the burst, by process", headings=headings, rows=rows)
+
+
+def _goals(figures: Json) -> list[Goal]:
+    current, goals = figures[CURRENT], []
+    if (current["creates"], current["clone_s"]) == (GOAL_CREATES, GOAL_CLONE_S):
+        quietness = f"others used {current['others_share']:.0%} of the CPU"
+        text = f"{GOAL_CREATES} creates with clones of {GOAL_CLONE_S:g} s, on a quiet machine ({quietness})"
+        goals.append(Goal(text=text, limit=35, measured=current["all_done_s"], unit="s"))
+    if BASELINE in figures:
+        of_baseline = current["all_done_s"] / figures[BASELINE]["all_done_s"]
+        of_plain = current["jobs_per_min"] / figures[PLAIN]["jobs_per_min"]
+        goals += [
+            Goal(text="time of the burst, of the baseline", limit=0.6, measured=of_baseline),
+            Goal(text="jobs per minute in the burst, of plain", limit=7, measured=of_plain, is_minimum=True),
+        ]
+    return goals
+
+
+PART = Part(help="a burst of creates with clones of some seconds", measure=measure, tables=_tables, goals=_goals)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,7 +12,8 @@ from typing import Any
 
 from sqlalchemy import Engine, insert
 
-from bench.measuring import ROOT, median, percentile
+from bench.measuring import median, percentile
+from bench.part import Bench, Part, Table, ratio
 from executor.database import job_queue, outbox, queries, schema
 from executor.database.engine import open_engine, transaction
 from executor.database.job_queue import NewJob
@@ -36,7 +36,17 @@ GROUPS = 97
 OPERATIONS = ("submit", "claim", "finish", "report", "renew", "list newest", "list rare")
 
 
-def measure(url: str, sizes: list[int], repeats: int) -> dict[int, dict[str, dict[str, float]]]:
+def _measure(bench: Bench) -> dict[str, Any]:
+    """Return the durations for SQLite, and for PostgreSQL if it is installed."""
+    counts, repeats = list(bench.sizes.row_counts), bench.sizes.row_repeats
+    figures = {"SQLite": _measure_database(f"sqlite:///{bench.folder / 'rows.db'}", counts, repeats)}
+    with _postgres_url() as url:
+        if url:
+            figures["PostgreSQL"] = _measure_database(url, counts, repeats)
+    return figures
+
+
+def _measure_database(url: str, sizes: list[int], repeats: int) -> dict[int, dict[str, dict[str, float]]]:
     """Return the 50th and 99th percentile of each operation's duration, for each number of rows in `sizes`.
 
     Each operation is done `repeats` times, each time in a transaction of its own. Durations are in milliseconds.
@@ -152,10 +162,9 @@ def _percentiles(durations_ms: list[float]) -> dict[str, float]:
 
 
 @contextmanager
-def postgres_url() -> Iterator[str | None]:
+def _postgres_url() -> Iterator[str | None]:
     """Yield the URL of a temporary PostgreSQL database, or None when PostgreSQL is not installed."""
-    sys.path.insert(0, str(ROOT / "tests" / "support"))
-    import databases  # noqa: PLC0415  a helper module of the tests, which belongs to no package
+    import databases  # noqa: PLC0415  a helper module of the tests, whose import takes a second
 
     binaries = databases.postgres_binaries()
     if binaries is None:
@@ -163,3 +172,19 @@ def postgres_url() -> Iterator[str | None]:
         return
     with databases.postgres_cluster(Path(binaries)) as cluster, cluster.fresh_database() as url:
         yield url
+
+
+def _tables(figures: dict[str, Any]) -> list[Table]:
+    rows = []
+    for database, figures_by_row_count in figures.items():
+        for_fewest_rows = next(iter(figures_by_row_count.values()))
+        for row_count, by_operation in figures_by_row_count.items():
+            for operation, percentiles in by_operation.items():
+                base_ms = for_fewest_rows[operation]["p50_ms"]
+                shown = (f"{percentiles['p50_ms']:.1f}", ratio(percentiles["p50_ms"], base_ms))
+                rows.append((database, f"{int(row_count):,}", operation, *shown, f"{percentiles['p99_ms']:.1f}"))
+    headings = ("database", "rows", "operation", "median ms", "of that at fewest rows", "p99 ms")
+    return [Table(title="Operations of the job queue", headings=headings, rows=rows)]
+
+
+PART = Part(help="the job queue's operations by number of rows", measure=_measure, tables=_tables)

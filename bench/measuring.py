@@ -1,23 +1,18 @@
-"""Measures the CPU time and memory of a process tree, runs a workload in its own process, and computes percentiles."""
+"""Measures CPU time, memory and the share of the machine that other processes use; computes medians and percentiles."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
 import subprocess
-import sys
-import sysconfig
 import threading
 import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from executor.processes import process_tree
 
@@ -25,66 +20,93 @@ from executor.processes import process_tree
 CPU_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 #: The root folder of the project.
 ROOT = Path(__file__).resolve().parents[1]
-#: How much of the end of a failed module's error output is shown.
-MAX_ERROR_CHARACTERS = 3000
-#: Interval between two samples of memory. A sample stops each process for milliseconds. With an interval of 0.25 s, a
-#: burst took 10 % longer.
-MEMORY_SAMPLE_INTERVAL_S = 2.0
+#: Interval between two samples of memory. A sample stops each process for milliseconds, so no time is measured while
+#: memory is sampled.
+MEMORY_SAMPLE_INTERVAL_S = 0.5
 
 
 class WorkloadFailed(RuntimeError):
     """A job, a playbook run or the process of a workload failed, so the workload has no figures to compare."""
 
 
-def run_in_own_process(
-    module: str, inputs: Mapping[str, object], folder: Path, environment: Mapping[str, str]
-) -> dict[str, Any]:
-    """Run `python -m MODULE INPUT OUTPUT` in a new process and return the content of OUTPUT.
+# --- CPU time ---------------------------------------------------------------------------------------------------------
 
-    INPUT is a JSON file with `inputs`. OUTPUT is a JSON file that the module writes. The new process does no other
-    work, so its cost is the cost of the workload. It inherits the environment variables of this process, except
-    PROXMOX_*, FULCRUM_* and SMITH_*: of these, it gets only the variables in `environment`. Raises WorkloadFailed if
-    the module fails.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    input_file = folder / f"{uuid.uuid4()}.input.json"
-    output_file = folder / f"{uuid.uuid4()}.json"
-    input_file.write_text(json.dumps(inputs), encoding="utf-8")
-    inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PROXMOX_", "FULCRUM_", "SMITH_"))
-    }
-    scripts_folder = sysconfig.get_path("scripts")  # contains Ansible's programs
-    path = f"{scripts_folder}{os.pathsep}{os.environ['PATH']}"
-    finished_process = subprocess.run(
-        [sys.executable, "-m", module, str(input_file), str(output_file)],
-        env={**inherited, **environment, "PATH": path},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if finished_process.returncode:
-        error_output = finished_process.stderr[-MAX_ERROR_CHARACTERS:]
-        raise WorkloadFailed(f"{module} {dict(inputs)}: {error_output}")
-    return dict(json.loads(output_file.read_text(encoding="utf-8")))
+
+@dataclass(frozen=True)
+class _ProcessStat:
+    """What /proc/<pid>/stat contains of one process."""
+
+    parent_pid: int
+    own_cpu_s: float  #: user time and system time
+    children_cpu_s: float  #: of the children that have ended and were reaped
 
 
 def tree_cpu_s(root_pid: int) -> float:
     """Return the CPU time of the processes in a tree, and of their children that have ended.
 
-    The CPU time is the sum of the user time and the system time.
+    The CPU time is the sum of the user time and the system time. Zombies count, because nothing has added their CPU
+    time to that of their parent yet.
     """
-    pids = {root_pid, *process_tree.descendants(root_pid)}
-    return sum(_cpu_ticks(pid) for pid in pids) / CPU_TICKS_PER_S
+    stats = _process_stats()
+    return sum(stats[pid].own_cpu_s + stats[pid].children_cpu_s for pid in _tree(root_pid, stats))
 
 
-def _cpu_ticks(pid: int) -> int:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # the process has ended
-        return 0
-    fields_after_name = stat.rpartition(")")[2].split()  # the name of the process is in parentheses
-    return sum(int(field) for field in fields_after_name[11:15])  # the fields utime, stime, cutime and cstime
+def own_cpu_s(pid: int) -> float:
+    """Return the CPU time of one process, without its children."""
+    return _process_stats()[pid].own_cpu_s
+
+
+def _process_stats() -> dict[int, _ProcessStat]:
+    stats = {}
+    for name in os.listdir("/proc"):
+        if not name.isdecimal():
+            continue
+        try:
+            text = Path(f"/proc/{name}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:  # the process has ended
+            continue
+        fields = text.rpartition(")")[2].split()  # the name of the process is in parentheses
+        utime, stime, cutime, cstime = (int(field) / CPU_TICKS_PER_S for field in fields[11:15])
+        stats[int(name)] = _ProcessStat(int(fields[1]), utime + stime, cutime + cstime)
+    return stats
+
+
+def _tree(root_pid: int, stats: dict[int, _ProcessStat]) -> set[int]:
+    """Return the process ids of a tree, with its root."""
+    tree = {root_pid} & stats.keys()
+    while added := {pid for pid, stat in stats.items() if stat.parent_pid in tree} - tree:
+        tree |= added
+    return tree
+
+
+@dataclass
+class OthersShare:
+    """The share of the machine's CPU time that processes outside the bench used."""
+
+    share: float = 0.0
+
+
+@contextmanager
+def measure_others_share() -> Iterator[OthersShare]:
+    """Set the share when the block ends. Time that a hypervisor gave to other machines counts as others' time."""
+    others = OthersShare()
+    busy_before_s, total_before_s = _machine_cpu_s()
+    own_before_s = tree_cpu_s(os.getpid())
+    yield others
+    busy_s, total_s = _machine_cpu_s()
+    others_s = busy_s - busy_before_s - (tree_cpu_s(os.getpid()) - own_before_s)
+    others.share = max(others_s / max(total_s - total_before_s, 1 / CPU_TICKS_PER_S), 0.0)
+
+
+def _machine_cpu_s() -> tuple[float, float]:
+    """Return the busy time and the total time of all cores since the machine's start, from /proc/stat."""
+    first_line = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
+    user, nice, system, idle, iowait, irq, softirq, steal = (int(field) for field in first_line.split()[1:9])
+    busy_ticks = user + nice + system + irq + softirq + steal
+    return busy_ticks / CPU_TICKS_PER_S, (busy_ticks + idle + iowait) / CPU_TICKS_PER_S
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 def tree_pss_mib(root_pid: int, *, include_root: bool = False) -> float:
@@ -101,10 +123,7 @@ def _pss_kib(pid: int) -> int:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
     except OSError:  # the process has ended
         return 0
-    for line in lines:
-        if line.startswith("Pss:"):
-            return int(line.split()[1])
-    return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
 @dataclass
@@ -115,14 +134,14 @@ class MemoryPeak:
 
 
 @contextmanager
-def sample_peak_memory(root_pid: int, *, include_root: bool = False) -> Iterator[MemoryPeak]:
-    """Sample the memory of a process tree until the block ends. The parameters are those of `tree_pss_mib`."""
+def sample_peak_memory(root_pid: int) -> Iterator[MemoryPeak]:
+    """Sample the memory of a process's descendants until the block ends."""
     peak = MemoryPeak()
     stop = threading.Event()
 
     def sample_until_stopped() -> None:
         while not stop.wait(MEMORY_SAMPLE_INTERVAL_S):
-            peak.mib = max(peak.mib, tree_pss_mib(root_pid, include_root=include_root))
+            peak.mib = max(peak.mib, tree_pss_mib(root_pid))
 
     thread = threading.Thread(target=sample_until_stopped, daemon=True)
     thread.start()
@@ -131,6 +150,9 @@ def sample_peak_memory(root_pid: int, *, include_root: bool = False) -> Iterator
     finally:
         stop.set()
         thread.join()
+
+
+# --- statistics and facts ---------------------------------------------------------------------------------------------
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -1,115 +1,150 @@
-"""Draws plots of the bench's results if matplotlib is installed.
+"""Draws the plots of docs/performance.md as SVG files.
 
-`python -m bench.plots RESULTS.json FOLDER` draws the plots of one results file. The plots in docs/performance.md were
-drawn this way. The results of the workload `runs` are grouped by mode: plain, cold and warm (see bench/one_mode.py).
+Two kinds of plots are needed, so this module draws them itself, and no plotting library is.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import sys
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
-#: The actions whose CPU time is plotted.
-ACTIONS = ("create", "start", "stop")
-#: The width of a bar in the plot of the CPU time. On the x axis, the group of bars of each action begins at a whole
-#: number: 0, 1 or 2. So the width 0.25 leaves space between two groups of three bars.
-BAR_WIDTH = 0.25
+from bench.burst import busy_slots
+
+Json = dict[str, Any]
+Points = Sequence[tuple[float, float]]
+WIDTH, HEIGHT = 720, 360
+LEFT, RIGHT, TOP, BOTTOM = 90, 20, 40, 50
+PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+BAR_HEIGHT = 34
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee")
+#: The numbers of an axis are multiples of one of these steps, times a power of ten.
+STEPS = (1, 2, 5, 10)
+MAX_TICKS = 8
+#: The names of the processes in the figures of the part `burst`, and in the plot.
+PROCESSES = {"runs": "playbook runs, servers", "agent": "agent", "supervisor": "supervisor", "stand_in": "stand-in"}
 
 
-def draw(results: dict[str, Any], folder: Path, name_prefix: str = "") -> list[Path]:
-    """Write the plots as SVG files whose names begin with `name_prefix`, and return their paths.
-
-    Returns an empty list if matplotlib is not installed.
-    """
-    try:
-        import matplotlib as mpl  # noqa: PLC0415  matplotlib is optional
-    except ImportError:
+def draw(results: Json, folder: Path) -> list[tuple[Path, str]]:
+    """Draw the plots of the parts that were measured; return each file and its description."""
+    bursts = results["parts"].get("burst", {}).get("figures")
+    if not bursts:
         return []
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "agent-smith"  # a constant, so that the same results give the same file
-    import matplotlib.pyplot as plt  # noqa: PLC0415  matplotlib is optional
-
-    files = []
-    functions_by_name = {
-        "cpu": _draw_cpu,
-        "memory": _draw_memory,
-        "bursts": _draw_bursts,
-        "rows": _draw_rows,
-        "soak": _draw_soak,
+    folder.mkdir(parents=True, exist_ok=True)
+    charts: dict[str, tuple[str, Callable[[], str]]] = {
+        "burst": ("Jobs done over the time of the burst", lambda: line_chart(_jobs_done(bursts), "s", "jobs done")),
+        "slots": ("Busy slots over the time of the burst", lambda: line_chart(_slots(bursts), "s", "busy slots")),
+        "cpu": ("CPU-seconds per job of the burst, by process", lambda: bar_chart(_cpu(bursts), "CPU-seconds per job")),
     }
-    for name, draw_plot in functions_by_name.items():
-        figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-        with contextlib.suppress(KeyError):  # raised when the results lack the workload of the plot
-            draw_plot(results, axes)
-            file = folder / f"{name_prefix}{name}.svg"
-            figure.savefig(file, metadata={"Date": None})
-            files.append(file)
-        plt.close(figure)
+    files = []
+    for name, (description, draw_chart) in charts.items():
+        file = folder / f"{name}.svg"
+        file.write_text(draw_chart(), encoding="utf-8")
+        files.append((file, description))
     return files
 
 
-def _draw_cpu(results: dict[str, Any], axes: Any) -> None:
-    for number, (mode, figures) in enumerate(results["runs"].items()):
-        positions = [index + number * BAR_WIDTH for index in range(len(ACTIONS))]
-        cpu_s = [figures["actions"][action]["cpu_s"] for action in ACTIONS]
-        axes.bar(positions, cpu_s, width=BAR_WIDTH, label=mode)
-    # The bar of the second of the three modes is in the middle.
-    middle_bar_positions = [index + BAR_WIDTH for index in range(len(ACTIONS))]
-    axes.set_xticks(middle_bar_positions, ACTIONS)
-    axes.set_ylabel("CPU-seconds per job")
-    axes.legend()
+def _jobs_done(bursts: Json) -> dict[str, Points]:
+    return {
+        name: [(0.0, 0.0), *((end, float(number)) for number, end in enumerate(sorted(_ends(burst)), 1))]
+        for name, burst in bursts.items()
+    }
 
 
-def _draw_memory(results: dict[str, Any], axes: Any) -> None:
-    figures_by_mode = results["runs"]
-    memory_mib = [figures["burst"]["mib_per_slot"] for figures in figures_by_mode.values()]
-    axes.bar(list(figures_by_mode), memory_mib, width=0.5)
-    axes.set_ylabel("MiB per running job")
+def _ends(burst: Json) -> list[float]:
+    return [end for _start, end in burst["spans"]]
 
 
-def _draw_bursts(results: dict[str, Any], axes: Any) -> None:
-    bursts = results["bursts"]
-    labels = [f"{burst['services']} creates, {burst['clone_s']:g} s clones\n{burst['label']}" for burst in bursts]
-    axes.barh(labels, [burst["jobs_per_min"] for burst in bursts])
-    axes.tick_params(axis="y", labelsize=7)
-    axes.invert_yaxis()
-    axes.set_xlabel("jobs per minute")
+def _slots(bursts: Json) -> dict[str, Points]:
+    return {name: [(0.0, 0.0), *busy_slots(burst["spans"])] for name, burst in bursts.items()}
 
 
-def _draw_rows(results: dict[str, Any], axes: Any) -> None:
-    """Plot the durations of the job queue's operations over the number of rows in the table of jobs."""
-    for database, figures_by_row_count in results["rows"].items():
-        for operation in ("submit", "claim", "finish"):
-            row_counts = [int(row_count) for row_count in figures_by_row_count]
-            p99_ms = [figures[operation]["p99_ms"] for figures in figures_by_row_count.values()]
-            axes.plot(row_counts, p99_ms, marker="o", label=f"{operation}, {database}")
-    axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("rows in the table of jobs")
-    axes.set_ylabel("p99, ms")
-    axes.legend()
+def _cpu(bursts: Json) -> dict[str, dict[str, float]]:
+    return {
+        name: {shown: burst["cpu_s_per_job"].get(process, 0.0) for process, shown in PROCESSES.items()}
+        for name, burst in bursts.items()
+    }
 
 
-def _draw_soak(results: dict[str, Any], axes: Any) -> None:
-    samples = results["soak"]["samples"]
-    runs_done = [sample["runs_done"] for sample in samples]
-    for name, label in (
-        ("own_mib", "agent, MiB"),
-        ("servers_mib", "warm servers, MiB"),
-        ("descriptors", "descriptors"),
-        ("processes", "processes"),
-    ):
-        axes.plot(runs_done, [sample[name] for sample in samples], label=label)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("warm runs")
-    axes.legend()
+# --- the two kinds of plots -------------------------------------------------------------------------------------------
 
 
-if __name__ == "__main__":
-    results_file, folder_path = sys.argv[1:]
-    all_results = json.loads(Path(results_file).read_text(encoding="utf-8"))
-    for drawn_file in draw(all_results, Path(folder_path)):
-        sys.stdout.write(f"{drawn_file}\n")
+def line_chart(series: Mapping[str, Points], x_label: str, y_label: str) -> str:
+    """Return an SVG of lines that change in steps: each value holds until the next point."""
+    x_step, x_end = _axis(max(x for points in series.values() for x, _y in points))
+    y_step, y_end = _axis(max(y for points in series.values() for _x, y in points))
+    parts = [_x_axis(x_step, x_end, x_label, HEIGHT), _legend(list(series))]
+    for tick in _ticks(y_step, y_end):
+        y = TOP + PLOT_HEIGHT * (1 - tick / y_end)
+        parts += [_line(LEFT, y, WIDTH - RIGHT, y), _text(LEFT - 8, y + 4, f"{tick:g}", "end")]
+    parts.append(_text(LEFT - 8, TOP - 14, y_label, "end"))
+    for points, colour in zip(series.values(), COLOURS, strict=False):
+        path: list[str] = []
+        for x_value, y_value in points:
+            x = LEFT + PLOT_WIDTH * x_value / x_end
+            y = TOP + PLOT_HEIGHT * (1 - y_value / y_end)
+            path.append(f"H{x:.1f}V{y:.1f}" if path else f"M{x:.1f} {y:.1f}")
+        parts.append(f'<path d="{"".join(path)}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    return _svg(HEIGHT, parts)
+
+
+def bar_chart(bars: Mapping[str, Mapping[str, float]], x_label: str) -> str:
+    """Return an SVG of horizontal bars. A bar consists of one section for each of its values."""
+    height = TOP + len(bars) * BAR_HEIGHT + BOTTOM
+    x_step, x_end = _axis(max(sum(values.values()) for values in bars.values()))
+    parts = [_x_axis(x_step, x_end, x_label, height), _legend(list(next(iter(bars.values()))))]
+    for number, (name, values) in enumerate(bars.items()):
+        x, y = float(LEFT), TOP + number * BAR_HEIGHT + 4
+        parts.append(_text(LEFT - 8, y + BAR_HEIGHT / 2, name, "end"))
+        for value, colour in zip(values.values(), COLOURS, strict=False):
+            width = PLOT_WIDTH * value / x_end
+            parts.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{BAR_HEIGHT - 8}" fill="{colour}"/>')
+            x += width
+    return _svg(height, parts)
+
+
+def _axis(maximum: float) -> tuple[float, float]:
+    """Return the step between the numbers of an axis, and its end."""
+    maximum = maximum or 1.0
+    magnitude = 1e-3
+    while True:
+        for step in STEPS:
+            if maximum / (step * magnitude) <= MAX_TICKS:
+                return step * magnitude, maximum
+        magnitude *= 10
+
+
+def _ticks(step: float, end: float) -> list[float]:
+    return [number * step for number in range(int(end / step + 1e-9) + 1)]
+
+
+def _x_axis(step: float, end: float, label: str, height: float) -> str:
+    parts = []
+    for tick in _ticks(step, end):
+        x = LEFT + PLOT_WIDTH * tick / end
+        parts += [_line(x, TOP, x, height - BOTTOM), _text(x, height - BOTTOM + 18, f"{tick:g}", "middle")]
+    return "".join([*parts, _text(LEFT + PLOT_WIDTH / 2, height - 10, label, "middle")])
+
+
+def _legend(names: list[str]) -> str:
+    parts, x = [], float(LEFT)
+    for name, colour in zip(names, COLOURS, strict=False):
+        parts.append(f'<rect x="{x:.1f}" y="6" width="12" height="12" fill="{colour}"/>{_text(x + 17, 17, name)}')
+        x += 40 + 7 * len(name)
+    return "".join(parts)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="#ccc"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(height: float, parts: list[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
+        f'font-size="12"><rect width="{WIDTH}" height="{height}" fill="white"/>\n' + "\n".join(parts) + "\n</svg>\n"
+    )

@@ -56,6 +56,7 @@ class LabSystem:
     proxmox: ProxmoxStandIn
     #: Environment variables for the executor, set by the creator of this object. They override the lab's own settings.
     settings: dict[str, str] = field(default_factory=dict)
+    python: str = sys.executable  #: the interpreter that runs the executor; the benchmarks run an earlier version, too
     _executor: subprocess.Popen[bytes] | None = None
     _log: LogReader = field(default_factory=LogReader)
 
@@ -99,7 +100,7 @@ class LabSystem:
         """Start `smith run` with these arguments, and return its process. Its log goes to `log_file`."""
         with self.log_file.open("ab") as log:
             self._executor = subprocess.Popen(
-                [sys.executable, "-m", "executor", "run", *arguments],
+                [self.python, "-m", "executor", "run", *arguments],
                 env=self.environment(),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,

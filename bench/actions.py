@@ -1,0 +1,103 @@
+"""Measures what each action costs at the runner, one playbook run at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.baseline import BASELINE, CURRENT, PLAIN
+from bench.measuring import median
+from bench.part import Bench, Goal, Part, Table, in_turns, ratio
+from bench.playbooks import BatchCosts, PlaybookProcess, new_vm, set_clone_duration
+
+Json = dict[str, Any]
+#: The actions, in the order in which each VM undergoes them.
+ACTIONS = ("create", "update", "start", "stop", "delete")
+#: What the update changes.
+UPDATED_MEMBERS = {"cores": 4, "memory_mib": 4096}
+#: The most CPU time of an action, as a ratio to that of plain ansible-runner. An update reads and compares the whole
+#: configuration, and a delete proves with more requests that it deletes the right VM.
+MAX_RATIOS_TO_PLAIN = {"create": 0.08, "start": 0.08, "stop": 0.08, "update": 0.12, "delete": 0.12}
+
+
+def measure(bench: Bench) -> Json:
+    """Return the median costs of each action, for each variant.
+
+    In each round, every variant runs every action for a VM of its own, in turns: an action by all variants, then the
+    next action.
+    """
+    processes = bench.playbook_processes()
+    set_clone_duration(processes[0].stand_in, 0)
+    for _ in range(bench.sizes.warm_up_rounds):
+        _run_round(processes)
+    rounds = [_run_round(in_turns(processes, number)) for number in range(bench.sizes.rounds)]
+    return {
+        process.variant.name: {
+            action: _medians([costs_of_round[process.variant.name, action] for costs_of_round in rounds])
+            for action in ACTIONS
+        }
+        for process in processes
+    }
+
+
+def _run_round(processes: list[PlaybookProcess]) -> dict[tuple[str, str], BatchCosts]:
+    vms = {process.variant.name: new_vm() for process in processes}
+    costs = {}
+    for action in ACTIONS:
+        for process in processes:
+            name = process.variant.name
+            if action == "update":
+                vms[name] |= UPDATED_MEMBERS
+            costs[name, action] = process.run(action, vms[name])
+    return costs
+
+
+def _medians(all_costs: list[BatchCosts]) -> Json:
+    return {
+        "cpu_s": median([costs.cpu_s for costs in all_costs]),
+        "wall_s": median([costs.wall_s for costs in all_costs]),
+        "stand_in_cpu_s": median([costs.stand_in_cpu_s for costs in all_costs]),
+        "each_cpu_s": [costs.cpu_s for costs in all_costs],
+    }
+
+
+def _tables(figures: Json) -> list[Table]:
+    rows = []
+    for action in ACTIONS:
+        for name, costs_by_action in figures.items():
+            costs = costs_by_action[action]
+            rows.append(
+                (
+                    action,
+                    name,
+                    f"{costs['cpu_s']:.3f}",
+                    *(ratio(costs["cpu_s"], _cpu_s(figures, base, action)) for base in (PLAIN, BASELINE)),
+                    f"{costs['stand_in_cpu_s']:.3f}",
+                    f"{costs['wall_s']:.2f}",
+                )
+            )
+    headings = ("action", "variant", "CPU-s", "of plain", "of baseline", "stand-in's CPU-s, not included", "wall s")
+    return [
+        Table(title="Create, update, start, stop, delete: one playbook run at a time", headings=headings, rows=rows)
+    ]
+
+
+def _cpu_s(figures: Json, variant: str, action: str) -> float | None:
+    return float(figures[variant][action]["cpu_s"]) if variant in figures else None
+
+
+def _goals(figures: Json) -> list[Goal]:
+    if PLAIN not in figures:
+        return []
+    return [
+        Goal(
+            text=f"CPU of {action}, of plain",
+            limit=limit,
+            measured=figures[CURRENT][action]["cpu_s"] / figures[PLAIN][action]["cpu_s"],
+        )
+        for action, limit in MAX_RATIOS_TO_PLAIN.items()
+    ]
+
+
+PART = Part(
+    help="CPU of create, update, start, stop and delete at the runner", measure=measure, tables=_tables, goals=_goals
+)

@@ -1,0 +1,116 @@
+"""Measures an agent without jobs, and the CPU time of `smith` commands beside it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from typing import Any
+
+from smith_lab.system import LabSystem
+
+from bench.baseline import BASELINE, CURRENT
+from bench.labs import SETTLE_S
+from bench.measuring import WorkloadFailed, measure_others_share, median, tree_cpu_s, tree_pss_mib
+from bench.part import Bench, Goal, Part, Table, in_turns, ratio
+
+Json = dict[str, Any]
+HELP_COMMAND = "smith --help"
+COMMANDS = (HELP_COMMAND, "smith status", "smith jobs list", "smith mappings list")
+MAX_HELP_CPU_S, MAX_READING_CPU_S = 0.1, 0.35
+
+
+def measure(bench: Bench) -> Json:
+    """Return the CPU use and memory of each idle executor, measured at the same time, and the costs of its commands."""
+    labs, sizes = bench.idle_labs(), bench.sizes
+    time.sleep(SETTLE_S)
+    shares: dict[str, list[float]] = {name: [] for name in labs}
+    with measure_others_share() as others:
+        for _ in range(sizes.rounds):
+            for name, share in _measure_shares(labs, sizes.idle_window_s).items():
+                shares[name].append(share)
+    memory_mib = {name: tree_pss_mib(lab.executor.pid, include_root=True) for name, lab in labs.items()}
+    commands_cpu_s = _measure_commands(labs, sizes.warm_up_rounds, sizes.rounds)
+    return {
+        name: {
+            "share_of_a_core": median(shares[name]),
+            "each_share": shares[name],
+            "others_share": others.share,
+            "mib": memory_mib[name],
+            "commands_cpu_s": commands_cpu_s[name],
+        }
+        for name in labs
+    }
+
+
+def _measure_shares(labs: dict[str, LabSystem], window_s: float) -> dict[str, float]:
+    """Return the share of a core that each executor used, with its warm servers, in the same window."""
+    started = time.monotonic()
+    before_s = {name: tree_cpu_s(lab.executor.pid) for name, lab in labs.items()}
+    time.sleep(window_s)
+    took_s = time.monotonic() - started
+    return {name: (tree_cpu_s(lab.executor.pid) - before_s[name]) / took_s for name, lab in labs.items()}
+
+
+def _measure_commands(labs: dict[str, LabSystem], warm_up_rounds: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Return the median CPU time of each command. The calls of a warm-up may compile modules."""
+    cpu_s: dict[str, dict[str, list[float]]] = {name: {command: [] for command in COMMANDS} for name in labs}
+    for number in range(warm_up_rounds + rounds):
+        for command in COMMANDS:
+            for name in in_turns(list(labs), number):
+                cpu_s[name][command].append(_command_cpu_s(labs[name], command))
+    return {
+        name: {command: median(values[warm_up_rounds:]) for command, values in by_command.items()}
+        for name, by_command in cpu_s.items()
+    }
+
+
+def _command_cpu_s(lab: LabSystem, command: str) -> float:
+    environment = {name: value for name, value in lab.environment().items() if name != "PYTHONDONTWRITEBYTECODE"}
+    arguments = [lab.python, "-m", "executor", *command.split()[1:]]
+    with subprocess.Popen(arguments, env=environment, cwd=lab.folder, stdout=subprocess.DEVNULL) as process:
+        _pid, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)  # so that `Popen` does not wait for the process again
+    if process.returncode:
+        raise WorkloadFailed(f"{command} ended with exit code {process.returncode}")
+    return usage.ru_utime + usage.ru_stime
+
+
+def _tables(figures: Json) -> list[Table]:
+    base = figures.get(BASELINE, {})
+    rows = [
+        (
+            name,
+            f"{idle['share_of_a_core']:.2%}",
+            ratio(idle["share_of_a_core"], base.get("share_of_a_core")),
+            f"{idle['mib']:.0f}",
+        )
+        for name, idle in figures.items()
+    ]
+    command_rows = [
+        (command, name, f"{idle['commands_cpu_s'][command]:.3f}", ratio(idle["commands_cpu_s"][command], base_cpu_s))
+        for command in COMMANDS
+        for base_cpu_s in [base.get("commands_cpu_s", {}).get(command)]
+        for name, idle in figures.items()
+    ]
+    idle_headings = ("variant", "of a core", "of baseline", "MiB, servers included")
+    command_headings = ("command", "variant", "CPU-s", "of baseline")
+    return [
+        Table(title="An idle executor", headings=idle_headings, rows=rows),
+        Table(title="CPU of commands", headings=command_headings, rows=command_rows),
+    ]
+
+
+def _goals(figures: Json) -> list[Goal]:
+    idle = figures[CURRENT]
+    limits = {command: MAX_HELP_CPU_S if command == HELP_COMMAND else MAX_READING_CPU_S for command in COMMANDS}
+    return [
+        Goal(text="idle", limit=0.6, measured=100 * idle["share_of_a_core"], unit="% of a core"),
+        *(
+            Goal(text=f"`{command}`", limit=limit, measured=idle["commands_cpu_s"][command], unit="CPU-s")
+            for command, limit in limits.items()
+        ),
+    ]
+
+
+PART = Part(help="an agent without jobs; CPU of commands", measure=measure, tables=_tables, goals=_goals)

@@ -1,0 +1,76 @@
+"""Measures how the cost of a job depends on the number of jobs at the same time, with starts of VMs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from smith_lab.simulator.rows import Job
+from smith_lab.system import LabSystem
+
+from bench.baseline import CURRENT
+from bench.labs import SETTLE_S, cpu_by_process, running_lab_of, start_agent, wait_for_jobs
+from bench.measuring import median
+from bench.part import Bench, Part, Table, ratio
+from bench.seeding import ServiceWithVm, add_services_with_vms
+
+Json = dict[str, Any]
+#: Up to this number of jobs at once, the measurement is repeated `rounds` times. More jobs are their own repetition.
+MAX_REPEATED_JOBS = 10
+
+
+def measure(bench: Bench) -> Json:
+    """Return, for each number of jobs at once, the rate and the CPU time of a job by process."""
+    repeats_by_count = {
+        count: bench.sizes.rounds if count <= MAX_REPEATED_JOBS else 1 for count in bench.sizes.job_counts
+    }
+    (variant,) = [variant for variant in bench.variants if variant.name == CURRENT]
+    with running_lab_of(variant, bench.folder) as lab:
+        # Before the agent starts, because the agent would claim the create jobs of these services.
+        services = add_services_with_vms(lab, 1 + sum(count * repeats for count, repeats in repeats_by_count.items()))
+        start_agent(lab)
+        _start_all(lab, [services.pop()])  # the first run after a start fills caches
+        time.sleep(SETTLE_S)
+        figures = {}
+        for count, repeats in repeats_by_count.items():
+            bursts = [_start_all(lab, [services.pop() for _ in range(count)]) for _ in range(repeats)]
+            figures[count] = {name: median([burst[name] for burst in bursts]) for name in bursts[0]}
+        return figures
+
+
+def _start_all(lab: LabSystem, services: list[ServiceWithVm]) -> Json:
+    """Start the VMs of all services at the same time; return the figures."""
+    before = cpu_by_process(lab)
+    for service in services:
+        lab.admin.start_action(service.service_id, "start")
+    wait_for_jobs(lab)
+    spent, count = cpu_by_process(lab) - before, len(services)
+    store = lab.core.server.store
+    with store.lock:
+        jobs: list[Job] = [store.last_job_by_service_id[service.service_id] for service in services]
+    all_done_s = max(job.completed_at or 0.0 for job in jobs) - min(job.created_at for job in jobs)
+    cpu_s = {f"{name}_cpu_s": value / count for name, value in vars(spent).items()}
+    return {"all_done_s": all_done_s, **cpu_s, "executor_cpu_s": spent.executor / count}
+
+
+def _tables(figures: Json) -> list[Table]:
+    fewest = next(iter(figures.values()))
+    rows = [
+        (
+            f"{int(count):,}",
+            f"{of_count['all_done_s']:.1f}",
+            f"{60 * int(count) / of_count['all_done_s']:.0f}",
+            f"{of_count['executor_cpu_s']:.3f}",
+            ratio(of_count["executor_cpu_s"], fewest["executor_cpu_s"]),
+            *(f"{of_count[f'{name}_cpu_s']:.3f}" for name in ("agent", "runs", "stand_in")),
+        )
+        for count, of_count in figures.items()
+    ]
+    headings = (
+        *("jobs at once", "all done s", "jobs/min", "CPU-s per job", "of that of the fewest jobs"),
+        *("of it: agent", "playbook runs, servers", "stand-in's, not included"),
+    )
+    return [Table(title="Starts of VMs at the same time, by their number", headings=headings, rows=rows)]
+
+
+PART = Part(help="cost of a job by number of jobs at once", measure=measure, tables=_tables)

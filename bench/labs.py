@@ -1,0 +1,131 @@
+"""Runs a variant's agent in a lab: with the FulcrumCore simulator and the Proxmox stand-in, connected over sockets.
+
+The simulator runs in the process of the bench, the stand-in and the agent run in processes of their own. All share the
+cores of this machine. In production, FulcrumCore, Proxmox and the agent run on different machines.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from smith_lab.simulator.rows import Job
+from smith_lab.system import LabSystem, running_lab, wait_for
+
+from bench.baseline import Variant
+from bench.measuring import WorkloadFailed, own_cpu_s, tree_cpu_s
+
+#: FulcrumCore fails a job that has not ended after 300 s. So each job ends before this time.
+JOBS_TIMEOUT_S = 360.0
+#: The longest time to wait until the agent polls.
+START_TIMEOUT_S = 60.0
+#: The statuses of a job that has not ended.
+OPEN_STATUSES = ("Pending", "Processing")
+#: After this time, the agent has ended its work for a job, and a warm server has read what the job's run left.
+SETTLE_S = 5.0
+_lab_numbers = itertools.count()
+
+
+@contextmanager
+def running_agent(variant: Variant, folder: Path, *, clone_s: float = 0.0, **settings: str) -> Iterator[LabSystem]:
+    """Run a lab with the agent of a variant, whose data folder and run folder are used by nothing else.
+
+    The first VM was created before the block, because the first run after a start fills caches. `lab.executor` is the
+    supervisor, of which the agent is a child.
+    """
+    with running_lab_of(variant, folder, clone_s=clone_s, **settings) as lab:
+        start_agent(lab)
+        order_and_wait(lab, ["first"])
+        time.sleep(SETTLE_S)
+        yield lab
+        lab.stop_executor()
+
+
+@contextmanager
+def running_lab_of(variant: Variant, folder: Path, *, clone_s: float = 0.0, **settings: str) -> Iterator[LabSystem]:
+    """Run a lab whose agent, which the caller starts, is that of a variant."""
+    lab_folder = folder / f"{variant.name}-{next(_lab_numbers)}"
+    lab_folder.mkdir()
+    time_scale = 1.0 if clone_s else 0.0  # with 0, the tasks of the stand-in take no time
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-run-", dir="/dev/shm") as run_folder,
+        running_lab(lab_folder, time_scale=time_scale, settings={"SMITH_RUN_DIR": run_folder} | settings) as lab,
+    ):
+        lab.python = str(variant.python)
+        lab.proxmox.control("task_seconds", type="qmclone", seconds=clone_s)
+        yield lab
+
+
+def start_agent(lab: LabSystem) -> None:
+    """Start the agent, and wait until it polls."""
+    lab.start_executor()
+    wait_for(lambda: lab.core.history(method="GET", path_end="/jobs/pending"), START_TIMEOUT_S, "the agent to poll")
+
+
+def order_and_wait(lab: LabSystem, names: list[str]) -> list[Job]:
+    """Order a service for each name at the same time, and wait until all jobs have ended; return their jobs."""
+    service_ids = {lab.order_service(name) for name in names}
+    wait_for_jobs(lab)
+    store = lab.core.server.store
+    with store.lock:
+        return [job for job in store.jobs.values() if job.service_id in service_ids]
+
+
+def wait_for_jobs(lab: LabSystem) -> None:
+    """Wait until all jobs have ended. Raises WorkloadFailed if a job failed."""
+    store = lab.core.server.store
+
+    def have_all_ended() -> bool:
+        with store.lock:
+            return all(job.status not in OPEN_STATUSES for job in store.jobs.values())
+
+    wait_for(have_all_ended, JOBS_TIMEOUT_S, "all jobs to end", interval_s=0.2)
+    with store.lock:
+        error_texts = [job.error_message for job in store.jobs.values() if job.status == "Failed"]
+    if error_texts:
+        raise WorkloadFailed(f"{len(error_texts)} jobs failed: {error_texts[0]}")
+
+
+@dataclass(frozen=True)
+class CpuByProcess:
+    """The CPU times of a lab's processes until now."""
+
+    agent: float
+    supervisor: float
+    runs: float  #: playbook runs and warm servers: the processes of the executor that are none of the above
+    stand_in: float
+    simulator: float  #: and the bench itself, in the same process
+
+    @property
+    def executor(self) -> float:
+        """The CPU time of the executor, in all its processes."""
+        return self.agent + self.supervisor + self.runs
+
+    def __sub__(self, earlier: CpuByProcess) -> CpuByProcess:
+        return CpuByProcess(*(vars(self)[name] - vars(earlier)[name] for name in vars(self)))
+
+
+def cpu_by_process(lab: LabSystem) -> CpuByProcess:
+    """Return the CPU times of the lab's processes, in seconds."""
+    supervisor_pid = lab.executor.pid
+    agent_s, supervisor_s = own_cpu_s(agent_pid(lab)), own_cpu_s(supervisor_pid)
+    return CpuByProcess(
+        agent=agent_s,
+        supervisor=supervisor_s,
+        runs=tree_cpu_s(supervisor_pid) - agent_s - supervisor_s,
+        stand_in=tree_cpu_s(lab.proxmox.pid or 0),
+        simulator=own_cpu_s(os.getpid()),
+    )
+
+
+def agent_pid(lab: LabSystem) -> int:
+    """Return the process id of the agent."""
+    children = psutil.Process(lab.executor.pid).children()
+    return next(child.pid for child in children if "agent-process" in child.cmdline())

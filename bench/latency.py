@@ -1,0 +1,84 @@
+"""Measures how long one job takes when the agent has nothing else to do, from the poll that finds it to its report."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from smith_lab.simulator.rows import Job
+from smith_lab.system import LabSystem
+
+from bench.baseline import BASELINE, CURRENT
+from bench.labs import order_and_wait, wait_for_jobs
+from bench.measuring import WorkloadFailed, median
+from bench.part import Bench, Goal, Part, Table, in_turns, ratio
+
+Json = dict[str, Any]
+ACTIONS = ("create", "start", "stop")
+#: The goals in seconds. In a stop, the module that shuts the VM down sleeps for a second.
+MAX_S = {"create": 0.45, "start": 0.45, "stop": 1.4}
+
+
+def measure(bench: Bench) -> Json:
+    """Return the median times of create, start and stop of one VM, for each executor. Clones are instant."""
+    times: dict[str, dict[str, list[float]]] = {
+        variant.name: {action: [] for action in ACTIONS} for variant in bench.executors()
+    }
+    labs = bench.idle_labs()
+    for number in range(-bench.sizes.warm_up_rounds, bench.sizes.rounds):
+        for name in in_turns(list(labs), number):
+            seconds_by_action = _measure_once(labs[name])
+            if number >= 0:
+                for action, seconds in seconds_by_action.items():
+                    times[name][action].append(seconds)
+    return {
+        name: {action: {"median_s": median(values), "each_s": values} for action, values in by_action.items()}
+        for name, by_action in times.items()
+    }
+
+
+def _measure_once(lab: LabSystem) -> dict[str, float]:
+    (job,) = order_and_wait(lab, [f"latency-{uuid.uuid4().hex[:8]}"])
+    seconds = {"create": _poll_to_completed_s(lab, job)}
+    for action in ("start", "stop"):
+        lab.admin.start_action(job.service_id, action)
+        wait_for_jobs(lab)
+        with lab.core.server.store.lock:
+            last_job = lab.core.server.store.last_job_by_service_id[job.service_id]
+        seconds[action] = _poll_to_completed_s(lab, last_job)
+    return seconds
+
+
+def _poll_to_completed_s(lab: LabSystem, job: Job) -> float:
+    """Return the time from the first poll after the job's creation to the arrival of its report."""
+    polls = lab.core.history(method="GET", path_end="/jobs/pending")
+    polled_at = next((poll["time"] for poll in polls if poll["time"] >= job.created_at), None)
+    (report,) = lab.core.history(method="POST", path_end=f"/{job.id}/complete")
+    if polled_at is None:
+        raise WorkloadFailed(f"no poll before the report of job {job.id}")
+    return float(report["time"] - polled_at)
+
+
+def _tables(figures: Json) -> list[Table]:
+    rows = [
+        (
+            action,
+            name,
+            f"{by_action[action]['median_s']:.2f}",
+            ratio(by_action[action]["median_s"], figures.get(BASELINE, {}).get(action, {}).get("median_s")),
+        )
+        for action in ACTIONS
+        for name, by_action in figures.items()
+    ]
+    headings = ("action", "variant", "s", "of baseline")
+    return [Table(title="One job alone, from the poll to the report", headings=headings, rows=rows)]
+
+
+def _goals(figures: Json) -> list[Goal]:
+    return [
+        Goal(text=f"{action} alone", limit=limit, measured=figures[CURRENT][action]["median_s"], unit="s")
+        for action, limit in MAX_S.items()
+    ]
+
+
+PART = Part(help="from poll to report of one create, start, stop", measure=measure, tables=_tables, goals=_goals)

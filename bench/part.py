@@ -1,0 +1,102 @@
+"""What every part of the bench consists of: a measurement, tables of its figures, and goals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
+from smith_lab.system import LabSystem
+
+from bench.baseline import Variant
+from bench.labs import running_agent
+from bench.playbooks import PlaybookProcess, open_process
+from bench.sizes import Sizes
+
+Json = dict[str, Any]
+#: The agent's default.
+POLL_INTERVAL_S = "2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of figures. The cells are text."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """A goal, and the figure that was measured for it."""
+
+    text: str
+    limit: float
+    measured: float
+    unit: str = ""
+    is_minimum: bool = False  #: whether the figure must be at least the limit, and not at most
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the figure is within the limit."""
+        return self.measured >= self.limit if self.is_minimum else self.measured <= self.limit
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """What the parts share: variants, sizes, and the processes that run playbooks."""
+
+    variants: list[Variant]
+    sizes: Sizes
+    folder: Path  #: a temporary folder
+    stack: ExitStack  #: ends the processes when the bench ends
+    _processes: list[PlaybookProcess] = field(default_factory=list)
+    _idle_labs: dict[str, LabSystem] = field(default_factory=dict)
+
+    def executors(self) -> list[Variant]:
+        """Return the variants that are executors."""
+        return [variant for variant in self.variants if variant.runs_executor]
+
+    def playbook_processes(self) -> list[PlaybookProcess]:
+        """Return a process for each variant. The first call starts them, with one stand-in for all."""
+        if not self._processes:
+            stand_in: ProxmoxStandIn = self.stack.enter_context(running_stand_in())
+            self._processes = [
+                self.stack.enter_context(open_process(variant, stand_in, self.folder)) for variant in self.variants
+            ]
+        return self._processes
+
+    def idle_labs(self) -> dict[str, LabSystem]:
+        """Return a lab with an idle agent for each executor. The first call starts them. All Proxmox tasks are instant.
+
+        The agents poll in their default interval. Without this setting, a lab sets a shorter one.
+        """
+        if not self._idle_labs:
+            for variant in self.executors():
+                lab = running_agent(variant, self.folder, FULCRUM_POLL_INTERVAL_S=POLL_INTERVAL_S)
+                self._idle_labs[variant.name] = self.stack.enter_context(lab)
+        return self._idle_labs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of the bench. The figures that `measure` returns are those that `tables` and `goals` show."""
+
+    help: str
+    measure: Callable[[Bench], Json]
+    tables: Callable[[Json], list[Table]]
+    goals: Callable[[Json], list[Goal]] = lambda _figures: []
+
+
+def in_turns(items: list[Any], round_number: int) -> list[Any]:
+    """Return the items in their order, or in reverse in every other round, so that no item is always the first."""
+    return items if round_number % 2 == 0 else items[::-1]
+
+
+def ratio(value: float, base: float | None) -> str:
+    """Return the ratio as text; "-" without a base."""
+    return f"{value / base:.3f}" if base else "-"

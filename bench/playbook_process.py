@@ -1,0 +1,148 @@
+"""Runs playbooks for the bench: `playbook_process.py VARIANT ROOT FOLDER`. The process does no other work.
+
+VARIANT is plain, baseline or current; bench/baseline.py explains them. ROOT is the checkout whose playbooks are run.
+The interpreter is the one of the variant, so this file may only import what every variant has. FOLDER is on tmpfs and
+is used by this process only. The variables PROXMOX_* contain the address and the credentials of Proxmox.
+
+The process reads batches of runs from its standard input. A batch is a line of JSON: `slots`, the number of runs that
+run in parallel, and `runs`, a list of objects with `action`, `vm` and optionally `expected_error`, a text that the
+output of a run that must fail contains. After each batch, the process writes a line of JSON to its standard output:
+`spans`, the start and the end of each run in seconds since the start of the batch, or `error`. The first line of output
+means that the process is ready.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+#: Runs the playbook of an action with the extra variable `vm`; returns whether it succeeded, and its output.
+RunPlaybook = Callable[[str, Json], "tuple[bool, str]"]
+TIMEOUT_S = 280.0
+#: How much of the end of a failed run's output is shown.
+MAX_SHOWN_CHARACTERS = 2000
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def main(variant: str, root: str, folder: str) -> None:
+    """Run the batches from the standard input until it ends."""
+    # A process whose parent has ended stays in this process's tree, so the bench measures its CPU time.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # so that the output of Ansible cannot get between the answers
+    open_variant = {"plain": _plain, "baseline": _baseline_executor, "current": _current_executor}[variant]
+    with open_variant(Path(root), Path(folder)) as run_playbook:
+        answers.write("ready\n")
+        for line in sys.stdin:
+            answers.write(json.dumps(_run_batch(run_playbook, json.loads(line))) + "\n")
+
+
+def _run_batch(run_playbook: RunPlaybook, batch: Json) -> Json:
+    started = time.monotonic()
+
+    def run_one(run: Json) -> tuple[float, float]:
+        run_started = time.monotonic()
+        has_succeeded, output = run_playbook(run["action"], run["vm"])
+        expected_error = run.get("expected_error")
+        if has_succeeded is bool(expected_error) or (expected_error or "") not in output:
+            raise RuntimeError(f"{run['action']} failed:\n{output[-MAX_SHOWN_CHARACTERS:]}")
+        return run_started - started, time.monotonic() - started
+
+    try:
+        with ThreadPoolExecutor(batch["slots"]) as pool:
+            return {"spans": list(pool.map(run_one, batch["runs"]))}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+@contextmanager
+def _plain(root: Path, folder: Path) -> Iterator[RunPlaybook]:
+    """Yield a function that runs a playbook as the introduction of ansible-runner's documentation does it."""
+    import ansible_runner  # noqa: PLC0415  only this variant pays for it
+
+    environment = {name: value for name, value in os.environ.items() if name.startswith("PROXMOX_")}
+
+    def run_playbook(action: str, vm: Json) -> tuple[bool, str]:
+        private_data_dir = folder / uuid.uuid4().hex
+        private_data_dir.mkdir()
+        finished_run = ansible_runner.run(
+            private_data_dir=str(private_data_dir),
+            project_dir=str(root),
+            playbook=str(root / "playbooks" / f"{action}.yml"),
+            extravars={"vm": vm},
+            envvars=environment,
+            quiet=True,
+        )
+        output = finished_run.stdout.read()
+        shutil.rmtree(private_data_dir)
+        return finished_run.rc == 0, output
+
+    yield run_playbook
+
+
+@contextmanager
+def _baseline_executor(root: Path, folder: Path) -> Iterator[RunPlaybook]:
+    """Yield a function that runs a playbook with the runner of bench/baseline.py's BASELINE_COMMIT and warm servers."""
+    from executor.jobs import PlaybookRun  # noqa: PLC0415  these modules exist in this variant only
+    from executor.runner import Runner, RunnerPaths  # noqa: PLC0415
+
+    paths = RunnerPaths(ansible_home=root, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
+    runner = Runner(paths, _credentials, ca_bundle=Path(os.environ["PROXMOX_CA_BUNDLE"]))
+    runner.start_warm(insist=True)
+    _wait_for_server(runner.warm_pids)
+    yield lambda action, vm: _run_by(runner, PlaybookRun, root, action, vm)
+    runner.stop_warm()
+
+
+@contextmanager
+def _current_executor(root: Path, folder: Path) -> Iterator[RunPlaybook]:
+    """Yield a function that runs a playbook with this checkout's runner and its warm servers."""
+    from executor.model import PlaybookRun  # noqa: PLC0415  these modules exist in this variant only
+    from executor.runs.runner import Runner, RunnerPaths  # noqa: PLC0415
+
+    paths = RunnerPaths(ansible_home=root, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
+    runner = Runner(paths, _credentials, ca_bundle=Path(os.environ["PROXMOX_CA_BUNDLE"]))
+    runner.start_warm_servers(are_required=True)
+    _wait_for_server(runner.warm_server_pid)
+    yield lambda action, vm: _run_by(runner, PlaybookRun, root, action, vm)
+    runner.stop_warm_servers()
+
+
+def _run_by(runner: Any, make_run: Any, root: Path, action: str, vm: Json) -> tuple[bool, str]:
+    playbook = root / "playbooks" / f"{action}.yml"
+    ident = f"{action}-{uuid.uuid4().hex[:12]}"
+    finished_run = runner.run(make_run(ident=ident, action=action, playbook=playbook, vm=vm, timeout_s=TIMEOUT_S))
+    output = (finished_run.folder / "stdout").read_text()
+    shutil.rmtree(finished_run.folder)
+    return finished_run.rc == 0, output
+
+
+def _wait_for_server(get_pids: Callable[[], object]) -> None:
+    while not get_pids():
+        time.sleep(0.1)
+
+
+def _credentials() -> Json:
+    return {
+        "api_host": os.environ["PROXMOX_HOST"],
+        "api_port": int(os.environ["PROXMOX_PORT"]),
+        "api_user": os.environ["PROXMOX_USER"],
+        "api_token_id": os.environ["PROXMOX_TOKEN_ID"],
+        "api_token_secret": os.environ["PROXMOX_TOKEN_SECRET"],
+        "validate_certs": True,
+    }
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

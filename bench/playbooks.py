@@ -1,0 +1,161 @@
+"""Starts the processes that run playbooks, one for each variant, and measures the batches that it gives to them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from smith_lab.proxmox.stand_in import ProxmoxStandIn
+
+from bench.baseline import Variant, inherited_environment
+from bench.measuring import WorkloadFailed, tree_cpu_s
+
+Json = dict[str, Any]
+SCRIPT = Path(__file__).with_name("playbook_process.py")
+#: After a batch, the processes of its last run may need this time to end. It does not count as wall time.
+SETTLE_S = 0.3
+STOP_TIMEOUT_S = 60.0
+#: How much of the end of the error output of a failed process is shown.
+MAX_SHOWN_CHARACTERS = 3000
+_unused_vmids = itertools.count(200_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchCosts:
+    """What a batch of runs cost."""
+
+    wall_s: float
+    cpu_s: float  #: of the process, Ansible and warm servers, without the stand-in
+    stand_in_cpu_s: float
+    spans: list[tuple[float, float]]  #: start and end of each run, in seconds since the start of the batch
+
+
+class PlaybookProcess:
+    """A process that runs playbooks in the way of one variant. All variants use the same stand-in."""
+
+    def __init__(self, variant: Variant, stand_in: ProxmoxStandIn, folder: Path) -> None:
+        self.variant = variant
+        self.stand_in = stand_in
+        self.folder = Path(tempfile.mkdtemp(prefix=f"bench-{variant.name}-", dir="/dev/shm"))
+        self._log = folder / f"{variant.name}.log"
+        environment = inherited_environment() | stand_in.env()
+        # Plain ansible-runner finds ansible-playbook by PATH.
+        environment["PATH"] = f"{variant.python.parent}{os.pathsep}{environment['PATH']}"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [str(variant.python), "-P", str(SCRIPT), variant.name, str(variant.root), str(self.folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=variant.root,
+                env=environment,
+                text=True,
+            )
+        self._requests, self._answers = cast("IO[str]", self._process.stdin), cast("IO[str]", self._process.stdout)
+        self._read_line()  # returns when the process is ready
+
+    @property
+    def pid(self) -> int:
+        """The id of the process. Its descendants are the playbook runs and the warm servers."""
+        return self._process.pid
+
+    def run(self, action: str, vm: Json) -> BatchCosts:
+        """Run one playbook. Raises WorkloadFailed."""
+        return self.run_batch([{"action": action, "vm": vm}], slots=1)
+
+    def run_batch(self, runs: Sequence[Json], *, slots: int) -> BatchCosts:
+        """Run playbooks, `slots` of them in parallel. Raises WorkloadFailed if one does not end as expected."""
+        cpu_before_s, stand_in_before_s = tree_cpu_s(self.pid), tree_cpu_s(self.stand_in.pid or 0)
+        started = time.monotonic()
+        self._requests.write(json.dumps({"slots": slots, "runs": list(runs)}) + "\n")
+        self._requests.flush()
+        answer = json.loads(self._read_line())
+        wall_s = time.monotonic() - started
+        if "error" in answer:
+            raise WorkloadFailed(f"{self.variant.name}: {answer['error']}")
+        time.sleep(SETTLE_S)
+        return BatchCosts(
+            wall_s=wall_s,
+            cpu_s=tree_cpu_s(self.pid) - cpu_before_s,
+            stand_in_cpu_s=tree_cpu_s(self.stand_in.pid or 0) - stand_in_before_s,
+            spans=[(start, end) for start, end in answer["spans"]],
+        )
+
+    def _read_line(self) -> str:
+        line = self._answers.readline()
+        if not line:
+            error_output = self._log.read_text(errors="replace")[-MAX_SHOWN_CHARACTERS:]
+            raise WorkloadFailed(f"{self.variant.name}: the process has ended:\n{error_output}")
+        return line
+
+    def close(self) -> None:
+        """End the process, and remove its folder."""
+        self._requests.close()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def open_process(variant: Variant, stand_in: ProxmoxStandIn, folder: Path) -> Iterator[PlaybookProcess]:
+    """Yield a process that runs playbooks, and end it after the block."""
+    process = PlaybookProcess(variant, stand_in, folder)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def new_vm() -> Json:
+    """Return the extra variable `vm` of a create, with a new service id and a VMID that no run has used yet."""
+    service_id = str(uuid.uuid4())
+    return {
+        "service_id": service_id,
+        "vmid": next(_unused_vmids),
+        "name": f"bench-{service_id[:8]}",
+        "node": "",
+        "tags": ["bench"],
+        "template_vmid": 9000,
+        "cores": 2,
+        "memory_mib": 2048,
+        "disk_gib": 10,
+        "timeout_s": 280,
+        "shutdown_timeout_s": 5,
+        "address_timeout_s": 0,
+    }
+
+
+def create_in_parallel(process: PlaybookProcess, creates: int, slots: int) -> BatchCosts:
+    """Create VMs, `slots` of them in parallel. Then remove them from the stand-in, so that its lists stay short."""
+    vms = [new_vm() for _ in range(creates)]
+    costs = process.run_batch([{"action": "create", "vm": vm} for vm in vms], slots=slots)
+    for vm in vms:
+        process.stand_in.control("remove", vmid=vm["vmid"])
+    return costs
+
+
+def create_first(processes: Sequence[PlaybookProcess], rounds: int) -> None:
+    """Create VMs that are not measured, one in each round, because the first runs of a process fill caches."""
+    for _ in range(rounds):
+        for process in processes:
+            create_in_parallel(process, 1, 1)
+
+
+def set_clone_duration(stand_in: ProxmoxStandIn, clone_s: float) -> None:
+    """Set the duration of a clone. With 0, all Proxmox tasks of the stand-in take no time."""
+    stand_in.control("time_scale", scale=1.0 if clone_s else 0.0)
+    stand_in.control("task_seconds", type="qmclone", seconds=clone_s)

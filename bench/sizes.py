@@ -1,0 +1,65 @@
+"""The sizes of the bench's parts. Each size is an option of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _size(full: Any, quick: Any, help_text: str) -> Any:
+    """Declare a size: its value by default, its value with `--quick`, and its help text."""
+    return field(default=full, metadata={"quick": quick, "help": help_text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The sizes of all parts."""
+
+    rounds: int = _size(5, 1, "how often each variant is measured, in turns; the figures are medians")
+    warm_up_rounds: int = _size(1, 0, "rounds before them that are not measured")
+    slots: int = _size(8, 2, "playbooks that run in parallel, in the parts slots and memory")
+    slot_creates: int = _size(24, 2, "creates in a round of the part slots")
+    memory_clone_s: float = _size(8.0, 1.0, "seconds of a clone in the part memory")
+    burst_creates: int = _size(100, 4, "creates in a burst")
+    burst_clone_s: float = _size(10.0, 1.0, "seconds of a clone in a burst")
+    plain_creates: int = _size(32, 1, "creates in a burst of plain ansible-runner")
+    plain_slots: int = _size(16, 1, "playbooks of plain ansible-runner that run in parallel in a burst")
+    idle_window_s: float = _size(20.0, 3.0, "seconds of a round of the part idle")
+    job_counts: tuple[int, ...] = _size((1, 10, 100, 1000), (1, 3), "numbers of jobs at once in the part jobs")
+    row_counts: tuple[int, ...] = _size((1_000, 10_000, 100_000, 1_000_000), (1_000, 5_000), "rows in the part rows")
+    row_repeats: int = _size(200, 25, "how often each operation is measured in the part rows")
+    vm_counts: tuple[int, ...] = _size((10, 100, 1_000, 5_000), (10,), "numbers of VMs in the part vms")
+    metrics_interval_s: float = _size(60.0, 5.0, "seconds between two turns of metrics in the part vms")
+    soak_runs: int = _size(10_000, 40, "runs in the part soak")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each size."""
+    group = parser.add_argument_group("sizes", "The value by default, and with --quick, is in parentheses.")
+    for size in dataclasses.fields(Sizes):
+        full, quick = size.default, size.metadata["quick"]
+        is_list = isinstance(full, tuple)
+        group.add_argument(
+            f"--{size.name.replace('_', '-')}",
+            type=type(full[0] if is_list else full),
+            nargs="+" if is_list else None,
+            metavar="N",
+            help=f"{size.metadata['help']} ({_shown(full)}; {_shown(quick)})",
+        )
+
+
+def from_arguments(arguments: argparse.Namespace) -> Sizes:
+    """Return the sizes of the command line."""
+    values = {}
+    for size in dataclasses.fields(Sizes):
+        value = getattr(arguments, size.name)
+        if value is None:
+            value = size.metadata["quick"] if arguments.quick else size.default
+        values[size.name] = tuple(value) if isinstance(value, list) else value
+    return Sizes(**values)
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"

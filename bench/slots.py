@@ -1,0 +1,113 @@
+"""Measures parallel creates at the runner: their rate, their CPU time and the memory of a slot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.baseline import BASELINE, CURRENT, PLAIN
+from bench.measuring import median, sample_peak_memory, tree_pss_mib
+from bench.part import Bench, Goal, Part, Table, in_turns, ratio
+from bench.playbooks import BatchCosts, PlaybookProcess, create_first, create_in_parallel, set_clone_duration
+
+Json = dict[str, Any]
+
+
+def measure_rate(bench: Bench) -> Json:
+    """Return the rate and the CPU time of creates with instant clones, for each variant, with the same slots."""
+    creates, slots = bench.sizes.slot_creates, bench.sizes.slots
+    processes = bench.playbook_processes()
+    set_clone_duration(processes[0].stand_in, 0)
+    create_first(processes, bench.sizes.warm_up_rounds)
+    costs_by_variant: dict[str, list[BatchCosts]] = {process.variant.name: [] for process in processes}
+    for number in range(bench.sizes.rounds):
+        for process in in_turns(processes, number):
+            costs_by_variant[process.variant.name].append(create_in_parallel(process, creates, slots))
+    return {
+        name: {
+            "slots": slots,
+            "creates": creates,
+            "jobs_per_min": median([60 * creates / costs.wall_s for costs in all_costs]),
+            "cpu_s_per_job": median([costs.cpu_s / creates for costs in all_costs]),
+            "stand_in_cpu_s_per_job": median([costs.stand_in_cpu_s / creates for costs in all_costs]),
+        }
+        for name, all_costs in costs_by_variant.items()
+    }
+
+
+def measure_memory(bench: Bench) -> Json:
+    """Return the memory of a slot, for each variant: the peak with all slots busy, minus that of the idle process."""
+    processes = bench.playbook_processes()
+    set_clone_duration(processes[0].stand_in, 0)
+    create_first(processes, bench.sizes.warm_up_rounds)
+    set_clone_duration(processes[0].stand_in, bench.sizes.memory_clone_s)
+    samples: dict[str, list[tuple[float, float]]] = {process.variant.name: [] for process in processes}
+    for number in range(bench.sizes.rounds):
+        for process in in_turns(processes, number):
+            samples[process.variant.name].append(_idle_and_peak_mib(process, bench.sizes.slots))
+    return {
+        name: {
+            "slots": bench.sizes.slots,
+            "idle_mib": median([idle for idle, _peak in pairs]),
+            "mib_per_slot": median([(peak - idle) / bench.sizes.slots for idle, peak in pairs]),
+            "all_mib": median([peak for _idle, peak in pairs]),
+        }
+        for name, pairs in samples.items()
+    }
+
+
+def _idle_and_peak_mib(process: PlaybookProcess, slots: int) -> tuple[float, float]:
+    idle_mib = tree_pss_mib(process.pid)
+    with sample_peak_memory(process.pid) as peak:
+        create_in_parallel(process, slots, slots)
+    return idle_mib, peak.mib
+
+
+def _rate_tables(figures: Json) -> list[Table]:
+    rows = [
+        (
+            name,
+            f"{costs['creates']} in {costs['slots']} slots",
+            f"{costs['jobs_per_min']:.0f}",
+            *(ratio(costs["jobs_per_min"], figures.get(base, {}).get("jobs_per_min")) for base in (PLAIN, BASELINE)),
+            f"{costs['cpu_s_per_job']:.3f}",
+            *(ratio(costs["cpu_s_per_job"], figures.get(base, {}).get("cpu_s_per_job")) for base in (PLAIN, BASELINE)),
+            f"{costs['stand_in_cpu_s_per_job']:.3f}",
+        )
+        for name, costs in figures.items()
+    ]
+    headings = (
+        *("variant", "creates", "jobs/min", "of plain", "of baseline", "CPU-s per job", "of plain", "of baseline"),
+        "stand-in's CPU-s, not included",
+    )
+    return [Table(title="Parallel creates with instant clones, without the agent", headings=headings, rows=rows)]
+
+
+def _rate_goals(figures: Json) -> list[Goal]:
+    if PLAIN not in figures:
+        return []
+    measured = figures[CURRENT]["jobs_per_min"] / figures[PLAIN]["jobs_per_min"]
+    text = f"jobs per minute in {figures[PLAIN]['slots']} slots, of plain"
+    return [Goal(text=text, limit=10, measured=measured, is_minimum=True)]
+
+
+def _memory_tables(figures: Json) -> list[Table]:
+    rows = [
+        (name, str(sizes["slots"]), *(f"{sizes[key]:.0f}" for key in ("idle_mib", "mib_per_slot", "all_mib")))
+        for name, sizes in figures.items()
+    ]
+    headings = ("variant", "slots", "MiB of the servers", "MiB per slot", "MiB with all slots busy")
+    return [Table(title="Memory of parallel creates", headings=headings, rows=rows)]
+
+
+def _memory_goals(figures: Json) -> list[Goal]:
+    goals = [Goal(text="memory of a slot", limit=34, measured=figures[CURRENT]["mib_per_slot"], unit="MiB")]
+    if PLAIN in figures:
+        measured = figures[CURRENT]["all_mib"] / figures[PLAIN]["all_mib"]
+        goals.append(Goal(text="memory of the same slots, of plain", limit=1, measured=measured))
+    return goals
+
+
+RATE_PART = Part(
+    help="rate and CPU of parallel creates at the runner", measure=measure_rate, tables=_rate_tables, goals=_rate_goals
+)
+MEMORY_PART = Part(help="memory of a slot", measure=measure_memory, tables=_memory_tables, goals=_memory_goals)

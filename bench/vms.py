@@ -1,0 +1,140 @@
+"""Measures how the cost of an agent without jobs depends on the number of running VMs whose metrics it sends.
+
+A turn of metrics is the metrics that are sent between two due times of the critical job ReportMetric. The agent limits
+its rate, so it may need several turns for all VMs.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from smith_lab.system import LabSystem, wait_for
+
+from bench.baseline import CURRENT
+from bench.labs import START_TIMEOUT_S, agent_pid, running_lab_of, start_agent
+from bench.measuring import measure_others_share, own_cpu_s, tree_pss_mib
+from bench.part import POLL_INTERVAL_S, Bench, Goal, Part, Table
+from bench.seeding import THREADS, add_services_with_vms
+from executor.database import mappings
+from executor.database.engine import open_engine, transaction
+from executor.database.schema import upgrade
+
+Json = dict[str, Any]
+FIRST_VMID = 300_000
+#: The number of measured turns. A VM has fewer metrics in its first turn, which is not measured.
+TURNS = 2
+#: The number of VMs for which the goals are stated.
+GOAL_VMS = 5_000
+
+
+def measure(bench: Bench) -> Json:
+    """Return the share of a core that the agent uses, for each number of VMs."""
+    return {count: _measure_count(bench, count) for count in bench.sizes.vm_counts}
+
+
+def _measure_count(bench: Bench, count: int) -> Json:
+    interval_s = bench.sizes.metrics_interval_s
+    (variant,) = [variant for variant in bench.variants if variant.name == CURRENT]
+    settings = {"FULCRUM_POLL_INTERVAL_S": POLL_INTERVAL_S, "SMITH_METRICS_INTERVAL_S": f"{interval_s:g}"}
+    with running_lab_of(variant, bench.folder, **settings) as lab:
+        service_ids = _add_running_vms(lab, count)
+        _add_mappings(lab, service_ids)
+        start_agent(lab)
+        store = lab.core.server.store
+        wait_for(lambda: store.metric_entries, START_TIMEOUT_S + interval_s, "the first metrics")
+        time.sleep(interval_s)
+        cpu_before_s, started_at = own_cpu_s(agent_pid(lab)), time.time()
+        with measure_others_share() as others:
+            time.sleep(TURNS * interval_s)
+        took_s = time.time() - started_at
+        with store.lock:
+            entries = [entry for entry in store.metric_entries if entry.created_at >= started_at]
+        vms_by_turn = [
+            len({entry.service_id for entry in entries if int((entry.created_at - started_at) / interval_s) == turn})
+            for turn in range(TURNS)
+        ]
+        return {
+            "share_of_a_core": (own_cpu_s(agent_pid(lab)) - cpu_before_s) / took_s,
+            "entries_per_turn": len(entries) / TURNS,
+            "turns_for_all": count * TURNS / max(sum(vms_by_turn), 1),
+            "mib": tree_pss_mib(lab.executor.pid, include_root=True),
+            "others_share": others.share,
+        }
+
+
+def _add_running_vms(lab: LabSystem, count: int) -> list[str]:
+    """Add running VMs and their services to the data of the simulators; return the ids of the services.
+
+    To order five thousand VMs through the API would take minutes.
+    """
+    (example,) = add_services_with_vms(lab, count=1)
+    service_ids = [str(uuid.uuid4()) for _ in range(count)]
+    store = lab.core.server.store
+    with store.lock:
+        original = store.services[example.service_id]
+        for vmid, service_id in enumerate(service_ids, FIRST_VMID):
+            service = copy.copy(original)
+            service.id, service.agent_instance_id = service_id, f"{lab.ids.agent_id}/{vmid}"
+            service.status = "Started"
+            store.services[service.id] = service
+            store.service_id_by_instance_id[service.agent_instance_id] = service.id
+
+    def add_vm(vmid: int, service_id: str) -> None:
+        config = {"memory": "2048", "description": f"smith-uid={service_id}", "tags": "smith"}
+        lab.proxmox.control("add", vmid=vmid, name=f"fleet-{vmid}", status="running", config=config)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(add_vm, range(FIRST_VMID, FIRST_VMID + count), service_ids))
+    return service_ids
+
+
+def _add_mappings(lab: LabSystem, service_ids: list[str]) -> None:
+    """Add the mappings of the VMs to the agent's database, before the agent starts."""
+    lab.data_dir.mkdir(mode=0o700)
+    engine = open_engine(f"sqlite:///{lab.data_dir / 'smith.db'}")
+    upgrade(engine)
+    with transaction(engine) as session:
+        for vmid, service_id in enumerate(service_ids, FIRST_VMID):
+            columns = {"service_id": service_id, "cluster": "default", "name": f"fleet-{vmid}", "node": "pve1"}
+            mappings.insert_active(session, vmid=vmid, **columns)
+    engine.dispose()
+
+
+def _tables(figures: Json) -> list[Table]:
+    rows = [
+        (
+            f"{int(count):,}",
+            f"{of_count['share_of_a_core']:.2%}",
+            f"{of_count['entries_per_turn']:.0f}",
+            f"{of_count['turns_for_all']:.1f}",
+            f"{of_count['mib']:.0f}",
+        )
+        for count, of_count in figures.items()
+    ]
+    headings = (
+        "running VMs",
+        "agent's share of a core",
+        "metrics per turn",
+        "turns for all VMs",
+        "MiB of the executor",
+    )
+    return [Table(title="An agent without jobs, by the number of its VMs", headings=headings, rows=rows)]
+
+
+def _goals(figures: Json) -> list[Goal]:
+    counts = {int(count): of_count for count, of_count in figures.items()}
+    if GOAL_VMS not in counts:
+        return []
+    text = f"metrics of {GOAL_VMS:,} VMs: the agent's CPU above that with {min(counts)} VMs"
+    above = counts[GOAL_VMS]["share_of_a_core"] - counts[min(counts)]["share_of_a_core"]
+    return [
+        Goal(text=f"metrics of {GOAL_VMS:,} VMs: turns for all", limit=2, measured=counts[GOAL_VMS]["turns_for_all"]),
+        Goal(text=text, limit=5, measured=100 * above, unit="% of a core"),
+    ]
+
+
+PART = Part(help="cost of an agent without jobs by number of VMs", measure=measure, tables=_tables, goals=_goals)

@@ -52,7 +52,7 @@ security: $(STAMP) ## check for secrets, licences, known vulnerabilities; run th
 format: $(STAMP) ## format the code and fix lint errors with ruff
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## run the benchmarks (BENCH_QUICK=1: two minutes)
+bench: $(STAMP) ## run the benchmarks (BENCH_QUICK=1: two minutes; BENCH_ARGS=--help: parts and sizes)
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 
 chaos: $(STAMP) ## run jobs with random faults (JOBS, KILLS, SEED), then check that none was lost or done twice
@@ -77,4 +77,4 @@ constraints: $(STAMP) ## update constraints.txt for every supported Python
 	@deploy/refresh_constraints.sh "$(BIN)"
 
 clean: ## remove the files that the other targets create
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist bench/results
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist bench/results .cache/bench

@@ -94,7 +94,7 @@ def _variants(console: Console) -> list[baseline.Variant]:
     started = time.monotonic()
     try:
         variants = baseline.variants()
-    except baseline.recorded_commits.CommitMissing as error:
+    except baseline.BaselineMissing as error:
         console.print(
             f"no comparison with plain ansible-runner and the baseline: {error}", style="yellow", markup=False
         )

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from bench.measuring import ROOT, WorkloadFailed
 
-sys.path.append(str(ROOT / "tests" / "support"))  # helper modules of the tests, which belong to no package
-import recorded_commits
+sys.path.append(str(ROOT / "tests"))  # for the helper modules of the tests, which belong to no distribution
+from support.recorded_commits import CommitMissing, export_tree, require_commit
 
 #: The version whose profile the speed goals of docs/performance.md refer to. Its playbooks have up to 18 Ansible tasks.
 #: It stays the same, so that the ratios of different versions can be compared.
@@ -25,6 +25,10 @@ CACHE_FOLDER = ROOT / ".cache" / "bench"
 SETTING_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
 #: How much of the end of a failed installation's output is shown.
 MAX_SHOWN_CHARACTERS = 3000
+
+
+class BaselineMissing(Exception):
+    """The history of this clone does not have BASELINE_COMMIT."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,7 @@ CURRENT = "current"
 def variants() -> list[Variant]:
     """Return what is compared; install the baseline first if it is not installed.
 
-    Raises CommitMissing if this clone does not have BASELINE_COMMIT, and WorkloadFailed if the installation fails.
+    Raises BaselineMissing, and WorkloadFailed if the installation fails.
     """
     root = _install(BASELINE_COMMIT)
     python = root / ".venv" / "bin" / "python"
@@ -79,14 +83,17 @@ def inherited_environment() -> dict[str, str]:
 
 def _install(commit: str) -> Path:
     """Export the commit and make its virtual environment with its own constraints; return the exported checkout."""
-    recorded_commits.require_commit(commit)
+    try:
+        require_commit(commit)
+    except CommitMissing as error:
+        raise BaselineMissing(str(error)) from error
     folder = CACHE_FOLDER / commit[:7]
     done_file = CACHE_FOLDER / f"{commit[:7]}.installed"
     if done_file.exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)  # of an installation that was interrupted
     folder.mkdir(parents=True)
-    recorded_commits.export_tree(commit, folder)
+    export_tree(commit, folder)
     _run([sys.executable, "-m", "venv", ".venv"], folder)
     pip = [".venv/bin/python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
     # The warm-up of each part compiles the modules that are used. To compile all would take as long as to install all.

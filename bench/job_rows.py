@@ -164,7 +164,7 @@ def _percentiles(durations_ms: list[float]) -> dict[str, float]:
 @contextmanager
 def _postgres_url() -> Iterator[str | None]:
     """Yield the URL of a temporary PostgreSQL database, or None when PostgreSQL is not installed."""
-    import databases  # noqa: PLC0415  a helper module of the tests, whose import takes a second
+    from support import databases  # noqa: PLC0415  a helper module of the tests; bench/baseline.py adds its folder
 
     binaries = databases.postgres_binaries()
     if binaries is None:

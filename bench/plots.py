@@ -35,7 +35,10 @@ def draw(results: Json, folder: Path) -> list[tuple[Path, str]]:
     charts: dict[str, tuple[str, Callable[[], str]]] = {
         "burst": ("Jobs done over the time of the burst", lambda: line_chart(_jobs_done(bursts), "s", "jobs done")),
         "slots": ("Busy slots over the time of the burst", lambda: line_chart(_slots(bursts), "s", "busy slots")),
-        "cpu": ("CPU-seconds per job of the burst, by process", lambda: bar_chart(_cpu(bursts), "CPU-seconds per job")),
+        "processes": (
+            "CPU-seconds per job of the burst, by process",
+            lambda: bar_chart(_cpu(bursts), "CPU-seconds per job"),
+        ),
     }
     files = []
     for name, (description, draw_chart) in charts.items():

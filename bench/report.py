@@ -38,8 +38,10 @@ def write_page(all_results: Sequence[Json], parts: Mapping[str, Part]) -> None:
     """
     figures_by_part = {name: part for results in all_results for name, part in results["parts"].items()}
     results = {**all_results[-1], "parts": {name: figures_by_part[name] for name in parts if name in figures_by_part}}
-    files = plots.draw(results, PAGE.with_suffix(""))
     text = PAGE.read_text(encoding="utf-8")
+    if PAGE_BEGIN not in text:
+        raise ValueError(f"{PAGE.name} has no line {PAGE_BEGIN}")
+    files = plots.draw(results, PAGE.with_suffix(""))
     before, _begin, after_begin = text.partition(PAGE_BEGIN)
     _figures, _end, after = after_begin.partition(PAGE_END)
     images = [f"![{alt}](performance/{file.name})" for file, alt in files]

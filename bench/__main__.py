@@ -25,7 +25,7 @@ from rich.console import Console
 
 from bench import actions, baseline, burst, idle, job_rows, jobs, latency, report, slots, soak, vms
 from bench import sizes as bench_sizes
-from bench.measuring import ROOT, WorkloadFailed, machine_facts, measure_others_share
+from bench.measuring import ROOT, WorkloadFailed, machine_facts, measure_cpu_use
 from bench.part import Bench, Part
 
 Json = dict[str, Any]
@@ -110,14 +110,16 @@ def _run_part(name: str, bench: Bench, results: Json, console: Console) -> bool:
     console.print(f"part {name}: {PARTS[name].help}", highlight=False)
     started = time.monotonic()
     try:
-        with measure_others_share() as others:
+        with measure_cpu_use() as use:
             figures = PARTS[name].measure(bench)
     except (WorkloadFailed, TimeoutError) as error:
         console.print(f"part {name} failed: {error}", style="red", markup=False)
         return False
     took_s = time.monotonic() - started
-    console.print(f"  {took_s:.0f} s; other processes used {others.share:.0%} of the CPU", highlight=False)
-    results["parts"][name] = {"figures": figures, "others_share": others.share, "took_s": round(took_s)}
+    used = f"used {use.own_s:.0f} CPU-s; other processes used {use.others_share:.0%} of the CPU"
+    console.print(f"  took {took_s:.0f} s, {used}", highlight=False)
+    costs = {"took_s": round(took_s), "own_cpu_s": use.own_s, "others_share": use.others_share}
+    results["parts"][name] = {"figures": figures, **costs}
     return True
 
 

@@ -13,7 +13,7 @@ from smith_lab.system import LabSystem
 
 from bench.baseline import BASELINE, CURRENT, PLAIN, Variant
 from bench.labs import cpu_by_process, order_and_wait, running_agent
-from bench.measuring import measure_others_share, median, percentile
+from bench.measuring import measure_cpu_use, median, percentile
 from bench.part import Bench, Goal, Part, Table, in_turns, ratio
 from bench.playbooks import create_first, create_in_parallel, set_clone_duration
 
@@ -38,14 +38,14 @@ def _run_with_agent(bench: Bench, variant: Variant) -> Json:
     creates = bench.sizes.burst_creates
     with running_agent(variant, bench.folder, clone_s=bench.sizes.burst_clone_s) as lab:
         before = cpu_by_process(lab)
-        with measure_others_share() as others:
+        with measure_cpu_use() as use:
             jobs = order_and_wait(lab, [f"burst-{number}" for number in range(creates)])
         spent = cpu_by_process(lab) - before
         heartbeat_gap_s = max(_heartbeat_gaps(lab), default=0.0)
     cpu_s = {name: value / creates for name, value in vars(spent).items()}
     return {
         **_figures(*_spans(jobs), {**cpu_s, "executor": spent.executor / creates}),
-        "others_share": others.share,
+        "others_share": use.others_share,
         "heartbeat_gap_s": heartbeat_gap_s,
         "clone_s": bench.sizes.burst_clone_s,
     }
@@ -57,12 +57,12 @@ def _run_plain(bench: Bench, variant: Variant) -> Json:
     set_clone_duration(process.stand_in, 0)
     create_first([process], bench.sizes.warm_up_rounds)  # the agents' first VM is created before their bursts, too
     set_clone_duration(process.stand_in, bench.sizes.burst_clone_s)
-    with measure_others_share() as others:
+    with measure_cpu_use() as use:
         costs = create_in_parallel(process, creates, bench.sizes.plain_slots)
     runs_cpu_s = costs.cpu_s / creates
     cpu_s = {"runs": runs_cpu_s, "stand_in": costs.stand_in_cpu_s / creates, "executor": runs_cpu_s}
     figures = _figures(costs.spans, [end for _start, end in costs.spans], cpu_s)
-    return {**figures, "others_share": others.share}
+    return {**figures, "others_share": use.others_share}
 
 
 def _spans(jobs: list[Job]) -> tuple[list[tuple[float, float]], list[float]]:

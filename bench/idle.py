@@ -11,7 +11,7 @@ from smith_lab.system import LabSystem
 
 from bench.baseline import BASELINE, CURRENT
 from bench.labs import SETTLE_S
-from bench.measuring import WorkloadFailed, measure_others_share, median, tree_cpu_s, tree_pss_mib
+from bench.measuring import WorkloadFailed, measure_cpu_use, median, tree_cpu_s, tree_pss_mib
 from bench.part import Bench, Goal, Part, Table, in_turns, ratio
 
 Json = dict[str, Any]
@@ -25,7 +25,7 @@ def measure(bench: Bench) -> Json:
     labs, sizes = bench.idle_labs(), bench.sizes
     time.sleep(SETTLE_S)
     shares: dict[str, list[float]] = {name: [] for name in labs}
-    with measure_others_share() as others:
+    with measure_cpu_use() as use:
         for _ in range(sizes.rounds):
             for name, share in _measure_shares(labs, sizes.idle_window_s).items():
                 shares[name].append(share)
@@ -35,7 +35,7 @@ def measure(bench: Bench) -> Json:
         name: {
             "share_of_a_core": median(shares[name]),
             "each_share": shares[name],
-            "others_share": others.share,
+            "others_share": use.others_share,
             "mib": memory_mib[name],
             "commands_cpu_s": commands_cpu_s[name],
         }

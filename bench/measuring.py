@@ -80,22 +80,24 @@ def _tree(root_pid: int, stats: dict[int, _ProcessStat]) -> set[int]:
 
 
 @dataclass
-class OthersShare:
-    """The share of the machine's CPU time that processes outside the bench used."""
+class CpuUse:
+    """The CPU time that the bench used with all its processes, and the share of the machine that others used."""
 
-    share: float = 0.0
+    own_s: float = 0.0
+    others_share: float = 0.0
 
 
 @contextmanager
-def measure_others_share() -> Iterator[OthersShare]:
-    """Set the share when the block ends. Time that a hypervisor gave to other machines counts as others' time."""
-    others = OthersShare()
+def measure_cpu_use() -> Iterator[CpuUse]:
+    """Set the figures when the block ends. Time that a hypervisor gave to other machines counts as others' time."""
+    use = CpuUse()
     busy_before_s, total_before_s = _machine_cpu_s()
     own_before_s = tree_cpu_s(os.getpid())
-    yield others
+    yield use
     busy_s, total_s = _machine_cpu_s()
-    others_s = busy_s - busy_before_s - (tree_cpu_s(os.getpid()) - own_before_s)
-    others.share = max(others_s / max(total_s - total_before_s, 1 / CPU_TICKS_PER_S), 0.0)
+    use.own_s = tree_cpu_s(os.getpid()) - own_before_s
+    others_s = busy_s - busy_before_s - use.own_s
+    use.others_share = max(others_s / max(total_s - total_before_s, 1 / CPU_TICKS_PER_S), 0.0)
 
 
 def _machine_cpu_s() -> tuple[float, float]:

@@ -19,10 +19,10 @@ class Sizes:
 
     rounds: int = _size(5, 1, "how often each variant is measured, in turns; the figures are medians")
     warm_up_rounds: int = _size(1, 0, "rounds before them that are not measured")
-    slots: int = _size(8, 2, "playbooks that run in parallel, in the parts slots and memory")
-    slot_creates: int = _size(24, 2, "creates in a round of the part slots")
+    slots: int = _size(8, 1, "playbooks that run in parallel, in the parts slots and memory")
+    slot_creates: int = _size(24, 1, "creates in a round of the part slots")
     memory_clone_s: float = _size(8.0, 1.0, "seconds of a clone in the part memory")
-    burst_creates: int = _size(100, 4, "creates in a burst")
+    burst_creates: int = _size(100, 3, "creates in a burst")
     burst_clone_s: float = _size(10.0, 1.0, "seconds of a clone in a burst")
     plain_creates: int = _size(32, 1, "creates in a burst of plain ansible-runner")
     plain_slots: int = _size(16, 1, "playbooks of plain ansible-runner that run in parallel in a burst")

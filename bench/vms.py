@@ -16,7 +16,7 @@ from smith_lab.system import LabSystem, wait_for
 
 from bench.baseline import CURRENT
 from bench.labs import START_TIMEOUT_S, agent_pid, running_lab_of, start_agent
-from bench.measuring import measure_others_share, own_cpu_s, tree_pss_mib
+from bench.measuring import measure_cpu_use, own_cpu_s, tree_pss_mib
 from bench.part import POLL_INTERVAL_S, Bench, Goal, Part, Table
 from bench.seeding import THREADS, add_services_with_vms
 from executor.database import mappings
@@ -48,7 +48,7 @@ def _measure_count(bench: Bench, count: int) -> Json:
         wait_for(lambda: store.metric_entries, START_TIMEOUT_S + interval_s, "the first metrics")
         time.sleep(interval_s)
         cpu_before_s, started_at = own_cpu_s(agent_pid(lab)), time.time()
-        with measure_others_share() as others:
+        with measure_cpu_use() as use:
             time.sleep(TURNS * interval_s)
         took_s = time.time() - started_at
         with store.lock:
@@ -62,7 +62,7 @@ def _measure_count(bench: Bench, count: int) -> Json:
             "entries_per_turn": len(entries) / TURNS,
             "turns_for_all": count * TURNS / max(sum(vms_by_turn), 1),
             "mib": tree_pss_mib(lab.executor.pid, include_root=True),
-            "others_share": others.share,
+            "others_share": use.others_share,
         }
 
 

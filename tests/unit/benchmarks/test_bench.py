@@ -17,7 +17,7 @@ from bench import playbook_process, plots, report, sizes
 from bench.__main__ import PARTS
 from bench.actions import ACTIONS, MAX_RATIOS_TO_PLAIN
 from bench.burst import busy_slots
-from bench.measuring import measure_others_share, tree_cpu_s
+from bench.measuring import measure_cpu_use, tree_cpu_s
 from bench.part import Goal, in_turns
 
 BURN_CPU = "import time\nwhile time.process_time() < 0.3: pass"
@@ -33,7 +33,9 @@ def actions_figures(**cpu_s: float) -> dict[str, Any]:
 def results(**figures: Any) -> dict[str, Any]:
     """Return results with the figures of these parts."""
     machine = {"at": "now", "commit": "c", "cores": 2, "cpu": "x", "python": "3", "packages": {"ansible-core": "2"}}
-    parts = {name: {"figures": value, "others_share": 0.3, "took_s": 7} for name, value in figures.items()}
+    parts = {
+        name: {"figures": value, "others_share": 0.3, "own_cpu_s": 9, "took_s": 7} for name, value in figures.items()
+    }
     return {"machine": machine, "parts": parts}
 
 
@@ -54,9 +56,9 @@ def test_the_cpu_time_of_an_ended_child_counts_before_and_after_it_is_reaped() -
 
 
 def test_the_share_of_other_processes_is_a_share() -> None:
-    with measure_others_share() as others:
+    with measure_cpu_use() as use:
         subprocess.run([sys.executable, "-c", BURN_CPU], check=True)
-    assert 0 <= others.share <= 1
+    assert 0 <= use.others_share <= 1
 
 
 def test_every_other_round_runs_the_variants_in_reverse() -> None:
@@ -93,7 +95,7 @@ def test_each_size_is_an_option_with_a_value_for_quick_runs() -> None:
     sizes.add_options(parser)
     assert sizes.from_arguments(parser.parse_args([])) == sizes.Sizes()
     chosen = sizes.from_arguments(parser.parse_args(["--quick", "--rounds", "3", "--vm-counts", "5", "6"]))
-    assert (chosen.rounds, chosen.vm_counts, chosen.burst_creates) == (3, (5, 6), 4)
+    assert (chosen.rounds, chosen.vm_counts, chosen.burst_creates) == (3, (5, 6), 3)
 
 
 def test_the_plots_are_valid_and_contain_each_variant(tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_the_page_gets_the_figures_between_its_marks(tmp_path: Path, monkeypatch
     assert "old" not in text.split(report.PAGE_BEGIN)[1].split("\n")
     assert "| CPU of create, of plain | actions | at most 0.08 | 0.05 | yes |" in text
     assert "![Busy slots over the time of the burst](performance/slots.svg)" in text
-    assert "| actions | 7 | 30% | no: trust the ratios, not the seconds |" in text
+    assert "| actions | 7 | 9 | 30% | no: trust the ratios, not the seconds |" in text
 
 
 def test_the_page_of_this_checkout_has_the_marks() -> None:

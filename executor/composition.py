@@ -20,6 +20,7 @@ from executor.agent.parts import (
     build_reconciler,
     uses_warm_runs,
 )
+from executor.agent.refused_jobs import RefusedJobs
 from executor.agent.reloadable_secrets import ReloadableSecrets
 from executor.agent.reporter import Reporter
 from executor.agent.scheduler import Scheduler
@@ -79,6 +80,7 @@ def _build_agent_and_view(
         engine=engine,
         fulcrum=fulcrum,
         proxmox=proxmox,
+        refused_jobs=RefusedJobs(fulcrum=fulcrum),
     )
     reconciler = build_reconciler(shared)
     meters = Meters()
@@ -94,7 +96,7 @@ def _build_agent_and_view(
         secrets=secrets,
         proxmox=proxmox,
         runner=runner,
-        reporter=Reporter(engine=engine, fulcrum=fulcrum, state=shared.state),
+        reporter=Reporter(engine=engine, fulcrum=fulcrum, state=shared.state, refused_jobs=shared.refused_jobs),
         dispatcher=dispatcher,
         lease_keeper=build_lease_keeper(shared, dispatcher),
         scheduler=scheduler,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from executor.agent import crash_points
 from executor.agent.job_fields import is_local
+from executor.agent.refused_jobs import RefusedJobs
 from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
 from executor.database import job_queue
 from executor.database.engine import transaction
@@ -19,15 +20,23 @@ from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailab
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import CoreJob
 from executor.log import get_logger
+from executor.shared.error_codes import ErrorCode
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 log = get_logger(__name__)
 
+#: Why a job that is gone is not processed.
+GONE = "the job was deleted in FulcrumCore, or belongs to another agent"
+
 
 class ClaimImpossible(Exception):
     """The job can never be claimed: FulcrumCore has ended or deleted it, or has given it to another agent."""
+
+    def __init__(self, code: ErrorCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +45,7 @@ class Claimer:
 
     engine: Engine
     fulcrum: FulcrumClient
+    refused_jobs: RefusedJobs
 
     def claim(self, job: Job, lease: Lease) -> None:
         """Claim the job at FulcrumCore, unless an earlier attempt has claimed it already.
@@ -46,27 +56,38 @@ class Claimer:
         """
         if job.claimed_at is not None or is_local(job):
             return
-        if job.claim_sent_at is None or self._status_at_core(job.fulcrum_id) == "Pending":
+        was_sent_before = job.claim_sent_at is not None
+        if not was_sent_before or self._status_at_core(job.fulcrum_id) == "Pending":
             with transaction(self.engine) as session:
                 job_queue.note_fulcrum_claim_sent(session, lease)
             crash_points.crash_if_requested("claim_noted", job.service_id)
-            self._send_claim(job)
+            self._send_claim(job, was_sent_before=was_sent_before)
             crash_points.crash_if_requested("claim_accepted", job.service_id)
         with transaction(self.engine) as session:
             job_queue.note_fulcrum_claim_accepted(session, lease)
         log.info("job_claimed", attempt=job.attempt)
 
-    def _send_claim(self, job: Job) -> None:
+    def _send_claim(self, job: Job, *, was_sent_before: bool) -> None:
         """Send the claim. Raises ClaimImpossible, FulcrumUnavailable."""
         try:
             self.fulcrum.claim_job(job.fulcrum_id)
-        except FulcrumRefused:
-            status = self._status_at_core(job.fulcrum_id)
-            raise ClaimImpossible(
-                f"FulcrumCore refused the claim: the job's status at FulcrumCore is {status}"
-            ) from None
+        except FulcrumRefused as refusal:
+            self._handle_refused_claim(job, was_sent_before=was_sent_before, refusal=str(refusal))
         except FulcrumAuthFailing:
-            raise self._error_after_auth_failure(job.fulcrum_id, refused_to="accept the claim") from None
+            raise self._claim_impossible(job.fulcrum_id, refused_to="accept the claim") from None
+
+    def _handle_refused_claim(self, job: Job, *, was_sent_before: bool, refusal: str) -> None:
+        """Return if the job was claimed with an earlier request of this agent. Otherwise raise the fitting exception.
+
+        FulcrumCore accepts a claim only once and does not store who has sent it. If the answer to an earlier claim of
+        this agent did not arrive, that claim may have been accepted after this attempt had read the status Pending.
+        Without an earlier claim, another executor with the same token has claimed the job.
+        """
+        if self._status_at_core(job.fulcrum_id) == "Pending":
+            raise FulcrumUnavailable(refusal, status=STATUS_OF_ONE_FAILED_REQUEST)
+        if not was_sent_before:
+            text = "another executor with this agent's token has claimed the job"
+            raise ClaimImpossible(ErrorCode.JOB_CLAIMED_ELSEWHERE, text)
 
     def _status_at_core(self, fulcrum_id: str) -> str:
         """Return the job's status at FulcrumCore: Pending, or Processing if this agent has claimed the job.
@@ -76,19 +97,13 @@ class Claimer:
         try:
             core_job: CoreJob = self.fulcrum.get_job(fulcrum_id)
         except FulcrumAuthFailing:
-            raise self._error_after_auth_failure(fulcrum_id, refused_to="return the job") from None
+            raise self._claim_impossible(fulcrum_id, refused_to="return the job") from None
         if core_job.status not in ("Pending", "Processing"):
-            raise ClaimImpossible(f"the job's status at FulcrumCore is {core_job.status}")
+            # The usual cause is that FulcrumCore has failed the job after the job timeout.
+            raise ClaimImpossible(ErrorCode.DEADLINE, f"the job's status at FulcrumCore is {core_job.status}")
         return core_job.status
 
-    def _error_after_auth_failure(self, fulcrum_id: str, *, refused_to: str) -> ClaimImpossible | FulcrumUnavailable:
-        """Return the exception to raise after a request about a job has raised FulcrumAuthFailing.
-
-        FulcrumCore answers 403 for a job that was deleted or that belongs to another agent. When it answers 403 to
-        every request, FulcrumCore or the agent's token has a problem, and `may_read_job` raises FulcrumUnavailable.
-        """
-        if self.fulcrum.may_read_job(fulcrum_id):
-            text = f"FulcrumCore refused to {refused_to}, although the agent may read the job"
-            # With this status, the exception concerns this request only, and the agent sends other requests as before.
-            return FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST)
-        return ClaimImpossible("the job was deleted in FulcrumCore, or belongs to another agent")
+    def _claim_impossible(self, fulcrum_id: str, *, refused_to: str) -> ClaimImpossible:
+        """Return the exception for a job that is gone. Raises FulcrumUnavailable if this is not certain."""
+        self.refused_jobs.require_gone(fulcrum_id, refused_to=refused_to)
+        return ClaimImpossible(ErrorCode.JOB_GONE, GONE)

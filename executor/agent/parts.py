@@ -17,6 +17,7 @@ from executor.agent.poller import Poller
 from executor.agent.pruner import Pruner
 from executor.agent.purger import VmPurger
 from executor.agent.reconciler import Reconciler
+from executor.agent.refused_jobs import RefusedJobs
 from executor.agent.reservation import MappingFinder
 from executor.agent.resources import ResourceAllocator
 from executor.agent.scheduler import CriticalJob
@@ -48,6 +49,7 @@ class SharedParts:
     engine: Engine
     fulcrum: FulcrumClient
     proxmox: ProxmoxReader
+    refused_jobs: RefusedJobs
 
 
 def _build_worker(shared: SharedParts, runner: Runner, clone_limit: CloneLimit) -> Worker:
@@ -56,7 +58,7 @@ def _build_worker(shared: SharedParts, runner: Runner, clone_limit: CloneLimit) 
     return Worker(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
-        claimer=Claimer(engine=shared.engine, fulcrum=shared.fulcrum),
+        claimer=Claimer(engine=shared.engine, fulcrum=shared.fulcrum, refused_jobs=shared.refused_jobs),
         mapping_finder=MappingFinder(
             engine=shared.engine, proxmox=shared.proxmox, settings=settings, cluster=plan_settings.cluster
         ),

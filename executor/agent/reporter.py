@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from structlog.contextvars import bound_contextvars
 
 from executor.agent import crash_points
+from executor.agent.claim import GONE
+from executor.agent.refused_jobs import RefusedJobs
 from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST, AgentState
 from executor.database import outbox
 from executor.database.engine import reading, transaction
@@ -60,6 +62,7 @@ class Reporter:
     engine: Engine
     fulcrum: FulcrumClient
     state: AgentState
+    refused_jobs: RefusedJobs
     _unanswered_rounds: int = 0  #: rounds in a row in which FulcrumCore answered no report
     #: Threads are reused, because each thread keeps its connection to FulcrumCore open.
     _senders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(SENDER_THREADS, "report"))
@@ -137,11 +140,9 @@ class Reporter:
         try:
             return self._send_or_handle_refusal(job)
         except FulcrumAuthFailing:
-            # When FulcrumCore answers 403 to every request, `may_read_job` raises, and the report is postponed.
-            if self.fulcrum.may_read_job(job.fulcrum_id):
-                text = "FulcrumCore refused the report, although the agent may read the job"
-                raise FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST) from None
-            return ReportState.ABANDONED, "the job was deleted in FulcrumCore, or belongs to another agent"
+            # If it is not certain that the job is gone, `require_gone` raises, and the report is postponed.
+            self.refused_jobs.require_gone(job.fulcrum_id, refused_to="accept the report")
+            return ReportState.ABANDONED, GONE
         except FulcrumUnavailable as error:
             has_completion_failed = error.status == STATUS_OF_ONE_FAILED_REQUEST and job.status == JobStatus.COMPLETED
             if has_completion_failed and job.report_attempts >= MAX_FAILED_COMPLETIONS:

@@ -18,6 +18,9 @@ REPORT_MARGIN_S = 10.0
 #: Backoff before the second attempt. It is doubled for each further attempt, up to MAX_BACKOFF_S, and has jitter.
 MIN_BACKOFF_S = 2.0
 MAX_BACKOFF_S = 30.0
+#: Backoff after FulcrumCore did not answer a request about a job, before jitter. While FulcrumCore answers no request,
+#: no job is claimed, so this backoff need not grow.
+UNAVAILABILITY_BACKOFF_S = 5.0
 MAX_ATTEMPTS = 8
 #: A job whose run was killed gets no more attempts than this. The machine probably has too little memory for the run.
 MAX_ATTEMPTS_AFTER_KILL = 3
@@ -58,7 +61,15 @@ def backoff_if_retried_s(job: Job, result: JobResult, *, clock_offset_s: float) 
     return None
 
 
-def backoff_after_attempt_s(attempt: int, requested_s: float | None = None) -> float:
-    """Return a wait that grows with each attempt and has jitter. It is at least `requested_s` (HTTP Retry-After)."""
-    average_s = min(MIN_BACKOFF_S * 2.0 ** max(attempt - 1, 0), MAX_BACKOFF_S)
-    return max(average_s * random.uniform(0.7, 1.3), requested_s or 0.0)  # noqa: S311 (jitter, not a secret)
+def backoff_after_attempt_s(attempt: int) -> float:
+    """Return a wait that grows with each attempt and has jitter."""
+    return _with_jitter(min(MIN_BACKOFF_S * 2.0 ** max(attempt - 1, 0), MAX_BACKOFF_S))
+
+
+def backoff_after_unavailability_s(requested_s: float | None) -> float:
+    """Return the wait after FulcrumCore did not answer. It is at least `requested_s` (HTTP Retry-After)."""
+    return max(_with_jitter(UNAVAILABILITY_BACKOFF_S), requested_s or 0.0)
+
+
+def _with_jitter(average_s: float) -> float:
+    return average_s * random.uniform(0.7, 1.3)  # noqa: S311 (jitter, not a secret)

@@ -14,21 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 from structlog.contextvars import bound_contextvars
 
-from executor.agent import crash_points, retry
+from executor.agent import crash_points, outcome_store, retry
 from executor.agent.claim import Claimer, ClaimImpossible
 from executor.agent.job_fields import delivered_properties, is_local, secret_resolver_input
+from executor.agent.outcome import AttemptEnd, Outcome, decide
 from executor.agent.reservation import MappingFinder
 from executor.agent.resources import ResourceAllocator
 from executor.agent.stop_signal import StopSignal
-from executor.database import job_queue, mappings
+from executor.database import job_queue
 from executor.database.engine import transaction, write_with_retry
 from executor.database.job_queue import Lease
 from executor.database.tables import Job, Mapping, utc_now
-from executor.errors import FulcrumUnavailable, JobError, StaleJob
+from executor.errors import FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.vault import SecretResolver
 from executor.log import get_logger
-from executor.model import JobResult, MappingState, PlaybookRun, ReportState
+from executor.model import JobResult, MappingState, PlaybookRun
 from executor.placement.decide import Placement
 from executor.redaction import redactor
 from executor.runs import results
@@ -40,7 +41,6 @@ from executor.shared.error_codes import ErrorCode
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
-    from sqlalchemy.orm import Session
 
 log = get_logger(__name__)
 
@@ -66,25 +66,20 @@ class Worker:
         lease = job_queue.lease_of(job)
         with bound_contextvars(job_id=job.fulcrum_id, service_id=job.service_id, action=job.action):
             mapping: Mapping | None = None
-            started_at, is_vmid_unused = utc_now(), False
+            started_at, has_unused_reservation = utc_now(), False
             try:
                 self.claimer.claim(job, lease)
                 properties = self._check_and_resolve_properties(job)
                 with _redacted(self.secrets.secret_values(secret_resolver_input(job), properties)):
                     mapping = self.mapping_finder.find_or_reserve_mapping(job)
-                    result = self._run(job, lease, mapping, properties, stop_signal)
-            except FulcrumUnavailable as error:
-                backoff_s = retry.backoff_after_attempt_s(job.attempt, error.retry_after_s)
-                self._requeue(job, lease, backoff_s=backoff_s, reason=str(error))
-                return
-            except ClaimImpossible as error:
-                self._abandon(lease, str(error))
-                return
+                    end: AttemptEnd = self._run(job, lease, mapping, properties, stop_signal)
+            except (FulcrumUnavailable, ClaimImpossible) as error:
+                end = error
             except JobError as error:
-                result = JobResult(succeeded=False, code=error.code, detail=error.detail)
+                end = JobResult(succeeded=False, code=error.code, detail=error.detail)
                 # JobError is raised only before a run. So no VM exists yet for a VMID that this attempt has reserved.
-                is_vmid_unused = mapping is not None and mapping.created_at >= started_at
-            self._finish_or_requeue(job, lease, mapping, result, stop_signal, is_vmid_unused=is_vmid_unused)
+                has_unused_reservation = mapping is not None and mapping.created_at >= started_at
+            self._end_attempt(job, lease, mapping, end, stop_signal, has_unused_reservation=has_unused_reservation)
 
     # --- between steps 3 and 4: check the job's request -----------------------------------------------------------
 
@@ -205,71 +200,34 @@ class Worker:
             return JobResult(succeeded=False, code=ErrorCode.RESULT_INVALID, detail=detail)
         return result
 
-    # --- step 6: store the result ---------------------------------------------------------------------------------
+    # --- step 6: store the outcome --------------------------------------------------------------------------------
 
-    def _finish_or_requeue(  # noqa: PLR0913 (the end of a job depends on each of these parameters)
+    def _end_attempt(  # noqa: PLR0913 (the outcome depends on each of these parameters)
         self,
         job: Job,
         lease: Lease,
         mapping: Mapping | None,
-        result: JobResult,
+        end: AttemptEnd,
         stop_signal: StopSignal,
         *,
-        is_vmid_unused: bool,
+        has_unused_reservation: bool,
     ) -> None:
-        """Store the job's result, or requeue the job for another attempt. Raises StaleJob.
+        """Decide how the attempt ends, and store it. Raises StaleJob, DatabaseError."""
 
-        `is_vmid_unused`: no VM exists for the VMID of `mapping`, which this attempt has reserved.
-        """
-        if stop_signal.reason == StopSignal.LEASE_LOST:
-            raise StaleJob(f"the lease of job {job.id} was lost")
-        if stop_signal.reason == StopSignal.AGENT_STOPPING and not result.succeeded:
-            self._requeue(job, lease, backoff_s=0, reason="the agent is stopping")
-            return
-        backoff_s = retry.backoff_if_retried_s(job, result, clock_offset_s=self.fulcrum.clock_offset_s)
-        if backoff_s is not None:
-            self._delete_reservation_if_vmid_is_taken(mapping, result)
-            self._requeue(job, lease, backoff_s=backoff_s, reason=result.message)
-            return
+        def decide_outcome(has_database_refused: bool) -> Outcome:
+            return decide(
+                job,
+                end,
+                stop_reason=stop_signal.reason,
+                clock_offset_s=self.fulcrum.clock_offset_s,
+                is_reservation=mapping is not None and mapping.state == MappingState.RESERVED,
+                has_unused_reservation=has_unused_reservation,
+                has_database_refused=has_database_refused,
+            )
 
-        def store_end(session: Session) -> None:
-            if mapping is not None and is_vmid_unused:
-                mappings.mark_deleted(session, mapping.id, result.message)
-            elif mapping is not None:
-                _apply_result(session, mapping, result)
-            job_queue.finish(session, lease, result)
-
-        write_with_retry(self.engine, store_end)
+        outcome = outcome_store.store(self.engine, decide_outcome, lease, mapping)
         crash_points.crash_if_requested("job_finished", job.service_id)
-        log.info(
-            "job_finished",
-            status="completed" if result.succeeded else "failed",
-            error_code=result.code,
-            error_message=result.message or None,
-            attempt=job.attempt,
-            vmid=mapping.vmid if mapping else None,
-            node=result.vm.get("node"),
-            duration_s=round((utc_now() - job.received_at).total_seconds(), 2),
-        )
-
-    def _delete_reservation_if_vmid_is_taken(self, mapping: Mapping | None, result: JobResult) -> None:
-        """Delete the reservation if another VM has its VMID, so that the next attempt reserves another VMID."""
-        if mapping is not None and result.code is ErrorCode.VM_ID_TAKEN:
-            with transaction(self.engine) as session:
-                mappings.mark_deleted(session, mapping.id, "the VMID belongs to another VM")
-
-    def _requeue(self, job: Job, lease: Lease, *, backoff_s: float, reason: str) -> None:
-        with transaction(self.engine) as session:
-            job_queue.requeue(session, lease, backoff_s=backoff_s, reason=reason)
-        log.warning("job_requeued", attempt=job.attempt, backoff_s=round(backoff_s, 1), reason=reason)
-
-    def _abandon(self, lease: Lease, reason: str) -> None:
-        """End a job that FulcrumCore has ended, deleted or given to another agent. Its result is not reported."""
-        # The usual cause is that FulcrumCore failed the job after the job timeout, so the code is DEADLINE.
-        result = JobResult(succeeded=False, code=ErrorCode.DEADLINE, detail=reason)
-        with transaction(self.engine) as session:
-            job_queue.finish(session, lease, result, ReportState.ABANDONED)
-        log.warning("job_abandoned", reason=reason)
+        outcome_store.log_end(job, mapping, outcome)
 
 
 @contextmanager
@@ -280,13 +238,3 @@ def _redacted(values: tuple[str, ...]) -> Iterator[None]:
         yield
     finally:
         redactor.discard(*values)
-
-
-def _apply_result(session: Session, mapping: Mapping, result: JobResult) -> None:
-    """Store in the mapping what the result of the run says about the VM."""
-    if result.succeeded:
-        mappings.apply_result(session, mapping.id, result.vm)
-    elif result.code is ErrorCode.VM_NOT_FOUND:
-        mappings.mark_vm_lost(session, mapping.id, result.message)
-    elif result.code is ErrorCode.VM_ID_TAKEN:
-        mappings.mark_deleted(session, mapping.id, result.message)

@@ -19,6 +19,7 @@ the caller opens and commits the transaction.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -256,8 +257,13 @@ def _report_state_unless_local(report_state: ReportState) -> ColumnElement[str]:
     return case((Job.report_state == ReportState.LOCAL, ReportState.LOCAL), else_=report_state)
 
 
-def requeue(session: Session, lease: Lease, *, backoff_s: float, reason: str | None = None) -> None:
-    """Set the job's status back to pending. The job can be claimed again after `backoff_s`."""
+def requeue(
+    session: Session, lease: Lease, *, backoff_s: float, reason: str | None = None, counts_as_attempt: bool = True
+) -> None:
+    """Set the job's status back to pending. The job can be claimed again after `backoff_s`.
+
+    Without `counts_as_attempt`, the next attempt gets the number of this attempt again.
+    """
     _require_transition(JobStatus.PROCESSING, JobStatus.PENDING)
     _write(
         session,
@@ -267,6 +273,7 @@ def requeue(session: Session, lease: Lease, *, backoff_s: float, reason: str | N
         lease_until=None,
         available_at=db_now(backoff_s) if backoff_s > 0 else None,
         error_message=reason,
+        attempt=Job.attempt if counts_as_attempt else Job.attempt - 1,
     )
 
 
@@ -388,6 +395,44 @@ def retry_now(session: Session, job_id: int) -> str:
     is_report_due = (Job.id == job_id) & (Job.report_state == ReportState.DUE)
     end_report_backoff = update(Job).where(is_report_due).values(report_after=None)
     return "report" if execute_and_count(session, end_report_backoff) else ""
+
+
+def revive_abandoned(session: Session, fulcrum_ids: Collection[str], *, are_claimed: bool) -> int:
+    """Continue with jobs that were abandoned although FulcrumCore still lists them as open; return their number.
+
+    A job that has the result of a run is reported again, any other job gets another attempt. The jobs that another
+    executor has claimed stay abandoned. `are_claimed`: FulcrumCore lists the jobs as claimed by this agent.
+    """
+    code = func.coalesce(Job.error_code, "")
+    is_abandoned = (
+        Job.fulcrum_id.in_(fulcrum_ids)
+        & (Job.report_state == ReportState.ABANDONED)
+        & (code != ErrorCode.JOB_CLAIMED_ELSEWHERE)
+    )
+    has_no_result = Job.started_at.is_(None) | (code == ErrorCode.JOB_GONE)
+    requeue_jobs = (
+        update(Job)
+        .where(is_abandoned, has_no_result)
+        .values(
+            status=JobStatus.PENDING,
+            report_state=ReportState.NONE,
+            finished_at=None,
+            error_code=None,
+            error_message=None,
+            owner=None,
+            lease_until=None,
+            available_at=None,
+            claim_sent_at=None,
+            claimed_at=utc_now() if are_claimed else None,
+            epoch=Job.epoch + 1,
+        )
+    )
+    report_again = (
+        update(Job)
+        .where(is_abandoned)  # the statement above has changed the state of the jobs without a result
+        .values(report_state=ReportState.DUE, report_after=None, report_attempts=0, reported_at=None)
+    )
+    return execute_and_count(session, requeue_jobs) + execute_and_count(session, report_again)
 
 
 def prune(session: Session, *, ended_before: datetime, limit: int) -> tuple[int, list[str]]:

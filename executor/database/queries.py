@@ -114,6 +114,12 @@ def stored_fulcrum_ids(session: Session, fulcrum_ids: Sequence[str]) -> set[str]
     return set(session.scalars(select(Job.fulcrum_id).where(Job.fulcrum_id.in_(fulcrum_ids))))
 
 
+def abandoned_fulcrum_ids(session: Session, fulcrum_ids: Sequence[str]) -> list[str]:
+    """Return those of `fulcrum_ids` whose jobs were abandoned."""
+    is_abandoned = Job.report_state == ReportState.ABANDONED
+    return list(session.scalars(select(Job.fulcrum_id).where(Job.fulcrum_id.in_(fulcrum_ids), is_abandoned)))
+
+
 def runs_of_job(session: Session, job_id: int) -> Sequence[Run]:
     """Return the runs of a job, oldest first."""
     return session.scalars(select(Run).where(Run.job_id == job_id).order_by(Run.id)).all()

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import urllib3
 
-from executor.errors import FulcrumAuthFailing, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
+from executor.errors import FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.transport import Transport
 from executor.fulcrum.types import (
     UUID_TEXT,
@@ -96,20 +96,6 @@ class FulcrumClient:
             except ValueError as exc:
                 unusable_item_descriptions.append(f"item {position}: {validation_error_type(exc)}")
         return PendingJobs(list(jobs_by_id.values()), unusable_item_descriptions)
-
-    def may_read_job(self, fulcrum_id: str) -> bool:
-        """Return whether this agent may read the job. Callers use this method after FulcrumCore has answered 403.
-
-        A 403 for a job may mean that the job was deleted or belongs to another agent. But FulcrumCore also answers 403
-        to every request while its database is down. So this method first calls `get_self`, which raises an error if
-        FulcrumCore does not accept the token now.
-        """
-        self.get_self()
-        try:
-            self.get_job(fulcrum_id)
-        except FulcrumAuthFailing:
-            return False
-        return True
 
     def get_job(self, fulcrum_id: str) -> CoreJob:
         """Read one job. Raises FulcrumAuthFailing if the job does not exist: FulcrumCore then answers 403."""

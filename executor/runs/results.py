@@ -34,10 +34,11 @@ class VmResult(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     vmid: int = Field(ge=100, le=999_999_999)
-    node: str = ""
-    name: str = ""
+    #: The maximum lengths are those of the columns of the table of mappings.
+    node: str = Field(default="", max_length=100)
+    name: str = Field(default="", max_length=100)
     status: Literal["running", "stopped", "absent"] = "stopped"
-    mac_address: str = ""
+    mac_address: str = Field(default="", max_length=20)
     ip_addresses: list[str] = Field(default=[], max_length=64)
     upids: list[str] = Field(default=[], max_length=256)
     changed: bool = False

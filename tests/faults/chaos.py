@@ -207,7 +207,8 @@ class Nemesis:
             self._calm: 6,
             self._lost_response: 6,
             self._errors_of_core: 3,
-            self._repeated_claim: 2,
+            self._late_claim: 2,
+            self._repeated_report: 2,
             self._errors_of_proxmox: 4,
             self._lost_clone_response: 2,
             self._failing_task: 1,
@@ -232,8 +233,15 @@ class Nemesis:
         status = self.rng.choice((500, 502, 503, 403, 429))
         self.system.lab.core.add_fault("status", status=status, path="^/api/", times=self.rng.randint(1, 10))
 
-    def _repeated_claim(self) -> None:
-        self.system.lab.core.add_fault("twice", method="POST", path=r"/claim$", times=2)
+    def _late_claim(self) -> None:
+        """Process a claim after the agent has given up waiting, sometimes after its next request."""
+        self.system.lab.core.add_fault(
+            "delay", method="POST", path=r"/claim$", times=1, delay_s=self.rng.uniform(1, 20)
+        )
+
+    def _repeated_report(self) -> None:
+        """Process a report twice, as a proxy might. A repeated claim is refused: it looks like another executor's."""
+        self.system.lab.core.add_fault("twice", method="POST", path=r"/(complete|fail)$", times=2)
 
     def _errors_of_proxmox(self) -> None:
         method, status = self.rng.choice(("GET", "POST", "PUT")), self.rng.choice((595, 502, 0))

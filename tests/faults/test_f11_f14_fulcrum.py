@@ -11,6 +11,7 @@ from faults.system import SystemUnderTest
 from smith_lab.system import outcome_of
 from sqlalchemy import update
 
+from executor.agent.refused_jobs import RefusedJobs
 from executor.agent.reporter import Reporter
 from executor.agent.state import AgentState
 from executor.database import job_queue, outbox, queries
@@ -84,7 +85,7 @@ def test_f11_r9_the_reports_of_a_day_are_sent_oldest_first_when_fulcrumcore_reco
         ended_at = now - timedelta(seconds=DAY_S * (1 - number / JOBS_OF_A_DAY))
         _finish_long_ago(engine, job_id, ended_at)
     state = AgentState(agent_id=system.lab.ids.agent_id)
-    reporter = Reporter(engine=engine, fulcrum=fulcrum, state=state)
+    reporter = Reporter(engine=engine, fulcrum=fulcrum, state=state, refused_jobs=RefusedJobs(fulcrum=fulcrum))
 
     state.fulcrum_link.note_down("for a day")
     with transaction(engine) as session:  # the backoff of the oldest report ends, as it does within a minute

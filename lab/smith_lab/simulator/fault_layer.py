@@ -110,7 +110,8 @@ class FaultLayer:
             times_to_process = 2
         for _ in range(times_to_process):
             answer = _Answer()
-            await self._app(exchange.scope, _make_receive(raw_body), answer.collect)
+            # A copy, because the router changes the scope.
+            await self._app(dict(exchange.scope), _make_receive(raw_body), answer.collect)
         if exchange.has_fault("drop_before", "drop_after"):
             await _close_connection(exchange)
             return

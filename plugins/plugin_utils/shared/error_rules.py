@@ -150,6 +150,8 @@ REACTIONS_WITHOUT_RULE: dict[str, Reaction] = {
     "SECRET_MISSING": Reaction.NO,
     "UNSUPPORTED_ACTION": Reaction.NO,
     "RESULT_INVALID": Reaction.NO,
+    "JOB_GONE": Reaction.NO,
+    "JOB_CLAIMED_ELSEWHERE": Reaction.NO,
     "DEADLINE": Reaction.NO,
     "CANCELLED": Reaction.NO,
     "AGENT_RESTARTED": Reaction.CHECK,

@@ -18,6 +18,7 @@ from sqlalchemy import Engine, update
 from support.databases import migrated_sqlite_file, new_job
 from support.simulator_world import World
 
+from executor.agent.refused_jobs import RefusedJobs
 from executor.agent.reporter import IDLE_WAIT_S, MAX_FAILED_COMPLETIONS, SENDER_THREADS, Reporter, completion_arguments
 from executor.agent.state import AgentState
 from executor.database import job_queue
@@ -52,7 +53,9 @@ class Outbox:
     def restart(self) -> None:
         """Make a new reporter, as after a crash: only the rows are kept."""
         client = FulcrumClient(self.world.sim.url, lambda: self.world.ids.agent_token, read_timeout_s=5)
-        self.reporter = Reporter(engine=self.engine, fulcrum=client, state=self.state)
+        self.now = 0.0
+        self.refused_jobs = RefusedJobs(fulcrum=client, clock=lambda: self.now)
+        self.reporter = Reporter(engine=self.engine, fulcrum=client, state=self.state, refused_jobs=self.refused_jobs)
 
     def ordered(self, *, claimed: bool = True) -> Json:
         """Order a service; return its create job, claimed at FulcrumCore."""
@@ -370,12 +373,49 @@ def test_a_job_that_fulcrumcore_has_deleted_is_abandoned(outbox: Outbox) -> None
     job = outbox.ordered()
     job_id = outbox.ended(job, made())
     outbox.world.sim.delete_job(job["id"])
+    states = []
+    for outbox.now in (0, 1, 40, 80, 130):
+        outbox.turn()
+        states.append(outbox.row(job_id).report_state)
+    assert states == ["due"] * 4 + ["abandoned"]
+    assert outbox.row(job_id).report_note == "the job was deleted in FulcrumCore, or belongs to another agent"
+    assert outbox.state.fulcrum_link.is_up
+
+
+def test_403_windows_in_which_some_requests_succeed_abandon_no_job(outbox: Outbox) -> None:
+    """FulcrumCore's database is down for a moment at each report, but never at the requests in between."""
+    job = outbox.ordered()
+    job_id = outbox.ended(job, made())
+    for outbox.now in (0, 100, 200, 300, 400):
+        outbox.world.sim.add_fault("status", status=403, path="/jobs/", times=2)
+        outbox.turn()
+        assert outbox.row(job_id).report_state == "due"
+        outbox.world.sim.clear_faults()
+        outbox.world.sim.add_fault("status", status=403, path="/agents/me$", times=1)
+        outbox.world.sim.add_fault("status", status=403, path="/complete$", times=1)
+        outbox.turn()
+        outbox.world.sim.clear_faults()
+        assert outbox.row(job_id).report_state == "due"
     outbox.turn()
-    row = outbox.row(job_id)
-    assert (row.report_state, row.report_note) == (
-        "abandoned",
-        "the job was deleted in FulcrumCore, or belongs to another agent",
-    )
+    assert outbox.row(job_id).report_state == "reported"
+    assert outbox.at_core(job)["status"] == "Completed"
+
+
+def test_an_abandoned_report_is_sent_when_fulcrumcore_lists_the_job_again(outbox: Outbox) -> None:
+    """FulcrumCore refused the job for minutes, as if the job was deleted, and then knows the job again."""
+    job = outbox.ordered()
+    job_id = outbox.ended(job, made())
+    outbox.world.sim.add_fault("status", status=403, path="/jobs/")
+    for outbox.now in (0, 40, 80, 130):
+        outbox.turn()
+    assert outbox.row(job_id).report_state == "abandoned"
+    outbox.world.sim.clear_faults()
+    with transaction(outbox.engine) as session:
+        session.execute(update(Job).values(started_at=utc_now()))  # the job's result is that of a run
+        assert job_queue.revive_abandoned(session, [job["id"]], are_claimed=True) == 1
+    outbox.turn()
+    assert outbox.row(job_id).report_state == "reported"
+    assert outbox.at_core(job)["status"] == "Completed"
 
 
 def test_a_token_that_every_request_refuses_abandons_no_job(outbox: Outbox) -> None:

@@ -17,6 +17,7 @@ from support.databases import PostgresCluster
 from support.recorded_databases import KINDS, file_of, replay, revisions
 from support.table_contents import columns, only, rows, shape, shared
 
+from executor.agent.refused_jobs import RefusedJobs
 from executor.agent.reporter import Reporter
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings, outbox, queries, schema
@@ -182,7 +183,12 @@ def test_after_an_upgrade_due_reports_are_sent_and_postponed_ones_keep_their_bac
         unreported = {job.id: job for job in queries.list_jobs(session, unreported=True)}
     assert all(job.report_after is not None for job_id, job in unreported.items() if job_id not in due)
     client = FulcrumClient(f"http://127.0.0.1:{core.server_port}", lambda: "token", read_timeout_s=5)
-    reporter = Reporter(engine=upgraded, fulcrum=client, state=AgentState(agent_id=AGENT_ID))
+    reporter = Reporter(
+        engine=upgraded,
+        fulcrum=client,
+        state=AgentState(agent_id=AGENT_ID),
+        refused_jobs=RefusedJobs(fulcrum=client),
+    )
 
     reporter.send_due_reports()
     assert set(core.reports) == {job.fulcrum_id for job in due.values()}

@@ -1,0 +1,103 @@
+"""Decides how an attempt to process a job ends. `decide` has no side effects; `outcome_store` stores the outcome."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from executor.agent import retry
+from executor.agent.claim import ClaimImpossible
+from executor.agent.stop_signal import StopSignal
+from executor.database.tables import Job
+from executor.errors import FulcrumUnavailable
+from executor.model import JobResult
+from executor.shared.error_codes import ErrorCode
+
+
+class Ending(StrEnum):
+    """What happens to the job's row at the end of an attempt."""
+
+    FINISH = "finish"  #: the job ends with a result, which is reported
+    ABANDON = "abandon"  #: the job ends with a result that is not reported
+    REQUEUE = "requeue"  #: the job gets another attempt
+    DISCARD = "discard"  #: another agent process may own the job, so this process must not write its row
+
+
+class MappingChange(StrEnum):
+    """What happens to the service's mapping at the end of an attempt."""
+
+    NONE = "none"
+    APPLY_RESULT = "apply_result"  #: the mapping gets the state of the VM that the result states
+    DELETE = "delete"  #: no VM of the service has the VMID, so the reservation is deleted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How an attempt ends."""
+
+    ending: Ending
+    result: JobResult | None = None  #: the job's result, if it ends
+    reason: str = ""
+    backoff_s: float = 0.0  #: wait before the next attempt, if there is one
+    counts_as_attempt: bool = True  #: False: the job is not to blame, so the attempt does not use up its attempts
+    mapping_change: MappingChange = MappingChange.NONE
+
+
+#: What an attempt led to: the result of a run or of an error before it, or an error of FulcrumCore.
+AttemptEnd = JobResult | FulcrumUnavailable | ClaimImpossible
+
+
+def decide(  # noqa: PLR0913 (each parameter is one fact on which the outcome depends)
+    job: Job,
+    end: AttemptEnd,
+    *,
+    stop_reason: str | None,
+    clock_offset_s: float,
+    is_reservation: bool = False,
+    has_unused_reservation: bool = False,
+    has_database_refused: bool = False,
+) -> Outcome:
+    """Return how the attempt ends.
+
+    `stop_reason` is the reason of the stop signal, None without one. `is_reservation`: the mapping only reserves its
+    VMID, so no VM of the service is known. `has_unused_reservation`: this attempt has made the reservation, and no run
+    has started. `has_database_refused`: the database will never store the result, for example because a text is too
+    long.
+    """
+    if stop_reason == StopSignal.LEASE_LOST:
+        return Outcome(ending=Ending.DISCARD, reason="the lease was lost")
+    if isinstance(end, ClaimImpossible):
+        result = JobResult(succeeded=False, code=end.code, detail=str(end))
+        return Outcome(ending=Ending.ABANDON, result=result, reason=str(end))
+    if isinstance(end, FulcrumUnavailable):
+        backoff_s = retry.backoff_after_unavailability_s(end.retry_after_s)
+        return Outcome(ending=Ending.REQUEUE, reason=str(end), backoff_s=backoff_s, counts_as_attempt=False)
+    if has_database_refused:
+        detail = "the database refused the result, see the log"
+        result = JobResult(succeeded=False, code=ErrorCode.INTERNAL, detail=detail)
+        return Outcome(ending=Ending.FINISH, result=result)
+    if stop_reason == StopSignal.AGENT_STOPPING and not end.succeeded:
+        return Outcome(ending=Ending.REQUEUE, reason="the agent is stopping", counts_as_attempt=False)
+    is_vmid_taken = is_reservation and end.code is ErrorCode.VM_ID_TAKEN
+    return _decide_by_result(
+        job, end, clock_offset_s, is_vmid_taken=is_vmid_taken, has_unused_reservation=has_unused_reservation
+    )
+
+
+def _decide_by_result(
+    job: Job, result: JobResult, clock_offset_s: float, *, is_vmid_taken: bool, has_unused_reservation: bool
+) -> Outcome:
+    backoff_s = retry.backoff_if_retried_s(job, result, clock_offset_s=clock_offset_s)
+    if backoff_s is not None:
+        return Outcome(
+            ending=Ending.REQUEUE,
+            reason=result.message,
+            backoff_s=backoff_s,
+            mapping_change=MappingChange.DELETE if is_vmid_taken else MappingChange.NONE,
+        )
+    is_reservation_useless = has_unused_reservation or is_vmid_taken
+    return Outcome(
+        ending=Ending.FINISH,
+        result=result,
+        mapping_change=MappingChange.DELETE if is_reservation_useless else MappingChange.APPLY_RESULT,
+    )

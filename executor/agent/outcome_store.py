@@ -1,0 +1,97 @@
+"""Stores how an attempt to process a job ends. Only this module ends a job that was claimed, or requeues it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from executor.agent.outcome import Ending, MappingChange, Outcome
+from executor.database import job_queue, mappings
+from executor.database.engine import write_with_retry
+from executor.database.job_queue import Lease
+from executor.database.tables import Job, Mapping, utc_now
+from executor.errors import DatabaseRefused, StaleJob
+from executor.log import get_logger
+from executor.model import ReportState
+from executor.shared.error_codes import ErrorCode
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+log = get_logger(__name__)
+
+#: A function that decides how an attempt ends. Its argument says whether the database has refused the first decision.
+DecideOutcome = Callable[[bool], Outcome]
+
+
+def store(engine: Engine, decide_outcome: DecideOutcome, lease: Lease, mapping: Mapping | None) -> Outcome:
+    """Decide and store how an attempt ends; return the stored outcome.
+
+    If the database refuses the outcome for good, it is decided again. Otherwise the job would be released, and its
+    playbook would run again and again. Raises StaleJob if the lease was lost, DatabaseError if nothing can be stored.
+    """
+    outcome = decide_outcome(False)
+    try:
+        _write(engine, outcome, lease, mapping)
+    except DatabaseRefused:
+        log.exception("job_result_refused_by_database")
+        outcome = decide_outcome(True)
+        _write(engine, outcome, lease, mapping)
+    return outcome
+
+
+def _write(engine: Engine, outcome: Outcome, lease: Lease, mapping: Mapping | None) -> None:
+    if outcome.ending is Ending.DISCARD:
+        raise StaleJob(f"{outcome.reason} (job {lease.job_id})")
+
+    def write(session: Session) -> None:
+        if mapping is not None:
+            _change_mapping(session, mapping, outcome)
+        if outcome.result is None:
+            job_queue.requeue(
+                session,
+                lease,
+                backoff_s=outcome.backoff_s,
+                reason=outcome.reason,
+                counts_as_attempt=outcome.counts_as_attempt,
+            )
+        else:
+            is_abandoned = outcome.ending is Ending.ABANDON
+            report_state = ReportState.ABANDONED if is_abandoned else ReportState.DUE
+            job_queue.finish(session, lease, outcome.result, report_state)
+
+    write_with_retry(engine, write)
+
+
+def _change_mapping(session: Session, mapping: Mapping, outcome: Outcome) -> None:
+    """Store in the mapping what the outcome says about the VM."""
+    result = outcome.result
+    if outcome.mapping_change is MappingChange.DELETE:
+        mappings.mark_deleted(session, mapping.id, result.message if result else outcome.reason)
+    elif outcome.mapping_change is MappingChange.APPLY_RESULT and result is not None:
+        if result.succeeded:
+            mappings.apply_result(session, mapping.id, result.vm)
+        elif result.code is ErrorCode.VM_NOT_FOUND:
+            mappings.mark_vm_lost(session, mapping.id, result.message)
+
+
+def log_end(job: Job, mapping: Mapping | None, outcome: Outcome) -> None:
+    """Log how an attempt has ended."""
+    result = outcome.result
+    if result is None:
+        backoff_s = round(outcome.backoff_s, 1)
+        log.warning("job_requeued", attempt=job.attempt, backoff_s=backoff_s, reason=outcome.reason)
+    elif outcome.ending is Ending.ABANDON:
+        log.warning("job_abandoned", error_code=result.code, reason=outcome.reason)
+    else:
+        log.info(
+            "job_finished",
+            status="completed" if result.succeeded else "failed",
+            error_code=result.code,
+            error_message=result.message or None,
+            attempt=job.attempt,
+            vmid=mapping.vmid if mapping else None,
+            node=result.vm.get("node"),
+            duration_s=round((utc_now() - job.received_at).total_seconds(), 2),
+        )

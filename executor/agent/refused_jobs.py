@@ -1,0 +1,94 @@
+"""Decides whether a job that FulcrumCore refuses with 403 is gone: deleted, or given to another agent.
+
+FulcrumCore answers 403 for a job that does not exist or that belongs to another agent. It also answers 403 to every
+request while its database is down, and some requests may succeed in between. A job that was given up too early would
+stay open in FulcrumCore and block its service. So a job counts as gone only after MIN_REFUSALS refusals within at least
+MIN_DURATION_S, while FulcrumCore accepts the agent's token.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
+from executor.errors import FulcrumAuthFailing, FulcrumError, FulcrumUnavailable
+from executor.fulcrum.client import FulcrumClient
+
+MIN_REFUSALS = 4
+MIN_DURATION_S = 120.0
+#: Refusals that follow each other faster than this count as one.
+MIN_INTERVAL_S = 10.0
+#: How long the caller waits before its next request about a refused job.
+RETRY_AFTER_S = 30.0
+#: Refusals that are older than this are forgotten.
+MAX_AGE_S = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusals:
+    """The refusals of one job. The times are those of the monotonic clock."""
+
+    count: int
+    first_at: float
+    last_at: float
+
+
+def add_refusal(earlier: Refusals | None, now: float) -> Refusals:
+    """Return the refusals of a job after one more refusal. Pure function."""
+    if earlier is None or now - earlier.last_at > MAX_AGE_S:
+        return Refusals(count=1, first_at=now, last_at=now)
+    if now - earlier.last_at < MIN_INTERVAL_S:
+        return earlier
+    return replace(earlier, count=earlier.count + 1, last_at=now)
+
+
+def is_gone(refusals: Refusals) -> bool:
+    """Return whether a job with these refusals counts as gone. Pure function."""
+    return refusals.count >= MIN_REFUSALS and refusals.last_at - refusals.first_at >= MIN_DURATION_S
+
+
+@dataclass(kw_only=True)
+class RefusedJobs:
+    """The jobs that FulcrumCore has refused with 403. All threads of an agent use the same object."""
+
+    fulcrum: FulcrumClient
+    clock: Callable[[], float] = time.monotonic
+    _refusals: dict[str, Refusals] = field(default_factory=dict)  #: the keys are FulcrumCore's ids of the jobs
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def require_gone(self, fulcrum_id: str, *, refused_to: str) -> None:
+        """Return if the job is gone. Call this method after a request about the job was answered with 403.
+
+        Raises FulcrumUnavailable if the caller must retry its request: FulcrumCore refuses every request, or it returns
+        the job, or it has not refused the job often and long enough.
+        """
+        try:
+            self.fulcrum.get_self()
+        except FulcrumError:
+            with self._lock:
+                self._refusals.clear()  # FulcrumCore refuses every request now, so earlier refusals prove nothing
+            raise
+        try:
+            self.fulcrum.get_job(fulcrum_id)
+        except FulcrumAuthFailing:
+            self._note_refusal(fulcrum_id, refused_to)
+            return
+        with self._lock:
+            self._refusals.pop(fulcrum_id, None)
+        text = f"FulcrumCore refused to {refused_to}, although the agent may read the job"
+        raise FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST)
+
+    def _note_refusal(self, fulcrum_id: str, refused_to: str) -> None:
+        """Return if the job is gone with this refusal. Otherwise raise FulcrumUnavailable."""
+        now = self.clock()
+        with self._lock:
+            self._refusals = {key: value for key, value in self._refusals.items() if now - value.last_at <= MAX_AGE_S}
+            refusals = self._refusals[fulcrum_id] = add_refusal(self._refusals.get(fulcrum_id), now)
+            if is_gone(refusals):
+                del self._refusals[fulcrum_id]
+                return
+        text = f"FulcrumCore refused to {refused_to} ({refusals.count} refusals in {now - refusals.first_at:.0f} s)"
+        raise FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=RETRY_AFTER_S)

@@ -1,0 +1,189 @@
+"""How jobs are claimed at FulcrumCore when its answers come late, twice or wrongly, and when jobs are gone."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from smith_lab.simulator.control import SimulatorThread, running_simulator
+from smith_lab.system import wait_for
+from sqlalchemy import Engine
+from support.databases import migrated_sqlite_file, new_job
+from support.simulator_world import World
+
+from executor.agent.claim import Claimer, ClaimImpossible
+from executor.agent.poller import Poller
+from executor.agent.refused_jobs import RefusedJobs
+from executor.agent.state import AgentState
+from executor.database import job_queue
+from executor.database.engine import open_engine, reading, transaction
+from executor.database.tables import Job
+from executor.errors import FulcrumUnavailable
+from executor.fulcrum.client import FulcrumClient
+from executor.model import JobResult, ReportState
+from executor.shared.error_codes import ErrorCode
+
+NUMBERS = itertools.count()
+
+
+class Claims:
+    """A FulcrumCore with one job, our row of it, and the claimer."""
+
+    def __init__(self, world: World, engine: Engine) -> None:
+        self.world, self.engine, self.now = world, engine, 0.0
+        number = next(NUMBERS)
+        service = world.order(world.group(f"group-{number}"), name=f"web-{number}")
+        self.job: dict[str, Any] = world.job_of(service)
+        self.fulcrum = FulcrumClient(world.sim.url, lambda: world.ids.agent_token, read_timeout_s=60)
+        self.refused_jobs = RefusedJobs(fulcrum=self.fulcrum, clock=lambda: self.now)
+        with transaction(engine) as session:
+            row = new_job(fulcrum_id=self.job["id"], service_id=self.job["serviceId"], action="create")
+            job_queue.submit(session, row)
+
+    def claimer(self) -> Claimer:
+        return Claimer(engine=self.engine, fulcrum=self.fulcrum, refused_jobs=self.refused_jobs)
+
+    def taken(self) -> Job:
+        """Claim the job in the database, as the dispatcher does."""
+        with transaction(self.engine) as session:
+            job = job_queue.claim(session, "me", lease_s=300)
+        assert job is not None
+        return job
+
+    def put_back(self, job: Job) -> None:
+        with transaction(self.engine) as session:
+            job_queue.requeue(session, job_queue.lease_of(job), backoff_s=0)
+
+    def status(self) -> str:
+        return str(self.world.admin.call("GET", f"/jobs/{self.job['id']}")["status"])
+
+    def calls(self) -> list[int | None]:
+        """Return the statuses of the claims that FulcrumCore has answered."""
+        history = self.world.sim.history(method="POST")
+        return [call["status"] for call in history if call["path"].endswith(f"/{self.job['id']}/claim")]
+
+    def row(self) -> Job:
+        with reading(self.engine) as session:
+            return session.query(Job).filter_by(fulcrum_id=self.job["id"]).one()
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[SimulatorThread]:
+    with running_simulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return migrated_sqlite_file(tmp_path_factory.mktemp("claims"))
+
+
+@pytest.fixture
+def claims(sim: SimulatorThread, template: Path, tmp_path: Path) -> Iterator[Claims]:
+    shutil.copyfile(template, tmp_path / "smith.db")
+    engine, world = open_engine(f"sqlite:///{tmp_path / 'smith.db'}"), World(sim)
+    yield Claims(world, engine)
+    world.close()
+    engine.dispose()
+
+
+def test_a_claim_that_arrives_after_the_next_attempt_began_is_ours(claims: Claims) -> None:
+    """The first claim gets no answer and is processed while the second is under way, which gets 400."""
+    claims.world.sim.add_fault("drop_before", path="/claim$", times=1)
+    first = claims.taken()
+    with pytest.raises(FulcrumUnavailable):
+        claims.claimer().claim(first, job_queue.lease_of(first))
+    claims.put_back(first)
+
+    second = claims.taken()
+    claims.world.sim.add_fault("delay", path="/claim$", times=1, delay_s=600)
+    thread = threading.Thread(target=claims.claimer().claim, args=(second, job_queue.lease_of(second)))
+    thread.start()
+    wait_for(lambda: len(claims.calls()) == 2, 60, "the second claim")
+    assert claims.world.agent.claim(claims.job) == 204  # the first claim arrives now
+    claims.world.sim.clear_faults()
+    thread.join()
+
+    assert claims.calls() == [None, 400, 204]
+    assert claims.row().claimed_at is not None
+
+
+def test_a_job_that_another_executor_has_claimed_is_not_ours(claims: Claims) -> None:
+    job = claims.taken()
+    assert claims.world.agent.claim(claims.job) == 204
+
+    with pytest.raises(ClaimImpossible) as caught:
+        claims.claimer().claim(job, job_queue.lease_of(job))
+
+    assert caught.value.code is ErrorCode.JOB_CLAIMED_ELSEWHERE
+    assert claims.row().claimed_at is None
+
+
+def test_a_claim_processed_twice_is_answered_with_400_by_the_simulator(claims: Claims) -> None:
+    claims.world.sim.add_fault("twice", path="/claim$", times=1)
+
+    assert claims.world.agent.claim(claims.job) == 400
+    assert claims.status() == "Processing"
+
+
+def test_a_deleted_job_is_given_up_after_minutes(claims: Claims) -> None:
+    claims.world.sim.delete_job(claims.job["id"])
+    errors: list[Exception] = []
+    for claims.now in (0, 40, 80, 130):
+        job = claims.taken()
+        with pytest.raises((FulcrumUnavailable, ClaimImpossible)) as caught:
+            claims.claimer().claim(job, job_queue.lease_of(job))
+        errors.append(caught.value)
+        claims.put_back(job)
+
+    assert [type(error) for error in errors] == [FulcrumUnavailable] * 3 + [ClaimImpossible]
+    assert isinstance(errors[-1], ClaimImpossible)
+    assert errors[-1].code is ErrorCode.JOB_GONE
+
+
+def test_a_window_of_403_gives_up_no_job(claims: Claims) -> None:
+    claims.world.sim.add_fault("status", status=403, path="^/api/")
+    for claims.now in range(0, 600, 30):
+        job = claims.taken()
+        with pytest.raises(FulcrumUnavailable):
+            claims.claimer().claim(job, job_queue.lease_of(job))
+        claims.put_back(job)
+    claims.world.sim.clear_faults()
+
+    job = claims.taken()
+    claims.claimer().claim(job, job_queue.lease_of(job))
+    assert claims.status() == "Processing"
+
+
+@pytest.mark.parametrize("is_claimed", [False, True])
+def test_an_abandoned_job_that_fulcrumcore_lists_is_processed(claims: Claims, is_claimed: bool) -> None:
+    job = claims.taken()
+    gone = JobResult(succeeded=False, code=ErrorCode.JOB_GONE, detail="403")
+    with transaction(claims.engine) as session:
+        job_queue.finish(session, job_queue.lease_of(job), gone, ReportState.ABANDONED)
+    if is_claimed:
+        assert claims.world.agent.claim(claims.job) == 204
+    state = AgentState(agent_id=claims.world.ids.agent_id)
+    poller = Poller(engine=claims.engine, fulcrum=claims.fulcrum, state=state, job_timeout_s=300, interval_s=2)
+    poller.recover_claimed_jobs() if is_claimed else poller.poll()
+
+    row = claims.row()
+    assert (row.status, row.report_state, row.error_code) == ("pending", "none", None)
+    assert (row.claimed_at is not None) is is_claimed
+    claimed = claims.taken()
+    claims.claimer().claim(claimed, job_queue.lease_of(claimed))
+    assert claims.status() == "Processing"
+
+
+def test_a_job_that_another_executor_has_claimed_is_not_revived(claims: Claims) -> None:
+    job = claims.taken()
+    elsewhere = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
+    with transaction(claims.engine) as session:
+        job_queue.finish(session, job_queue.lease_of(job), elsewhere, ReportState.ABANDONED)
+        assert job_queue.revive_abandoned(session, [claims.job["id"]], are_claimed=True) == 0
+    assert claims.row().report_state == "abandoned"

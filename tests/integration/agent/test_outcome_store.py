@@ -1,0 +1,105 @@
+"""How the end of an attempt is stored, also when the database refuses the result; on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+from support.databases import new_job
+
+from executor.agent import outcome_store
+from executor.agent.outcome import Outcome, decide
+from executor.database import job_queue, mappings
+from executor.database.engine import reading, transaction
+from executor.database.tables import Job, Mapping, utc_now
+from executor.errors import StaleJob
+from executor.model import JobResult
+from executor.shared.error_codes import ErrorCode
+
+SERVICE = "00000000-0000-4000-8000-00000000000a"
+
+
+def started(engine: Engine) -> Job:
+    with transaction(engine) as session:
+        row = new_job(service_id=SERVICE, action="create", deadline_at=utc_now() + timedelta(seconds=250))
+        job_queue.submit(session, row)
+        job = job_queue.claim(session, "me", lease_s=300)
+    assert job is not None
+    return job
+
+
+def reserved(engine: Engine) -> Mapping:
+    with transaction(engine) as session:
+        mapping = mappings.reserve(session, service_id=SERVICE, cluster="default", vmid=100, name="web")
+    assert mapping is not None
+    return mapping
+
+
+def deciding(job: Job, end: Any, **facts: Any) -> Callable[[bool], Outcome]:
+    return lambda refused: decide(
+        job, end, stop_reason=None, clock_offset_s=0.0, has_database_refused=refused, is_reservation=True, **facts
+    )
+
+
+def row(engine: Engine, job: Job) -> Job:
+    with reading(engine) as session:
+        return session.get_one(Job, job.id)
+
+
+#: Results that PostgreSQL refuses. SQLite stores them. The runner rejects most of them before.
+HOSTILE = [
+    {"vmid": 100, "mac_address": "BC:24:11:00:00:01,BC:24:11:00:00:02"},
+    {"vmid": 100, "node": "x" * 300},
+    {"vmid": 100, "node": "nul\0"},
+]
+
+
+@pytest.mark.parametrize("vm", HOSTILE)
+def test_a_result_that_the_database_refuses_ends_the_job(engine: Engine, vm: dict[str, Any]) -> None:
+    job, mapping = started(engine), reserved(engine)
+    result = JobResult(succeeded=True, vm=vm)
+
+    outcome_store.store(engine, deciding(job, result), job_queue.lease_of(job), mapping)
+
+    stored = row(engine, job)
+    assert stored.finished_at is not None
+    assert stored.report_state == "due"
+    is_refused = engine.dialect.name == "postgresql"
+    assert (stored.status, stored.error_code) == (("failed", "INTERNAL") if is_refused else ("completed", None))
+
+
+def test_a_taken_vmid_releases_only_a_reservation(engine: Engine) -> None:
+    job, mapping = started(engine), reserved(engine)
+    taken = JobResult(succeeded=False, code=ErrorCode.VM_ID_TAKEN, detail="VM 100 belongs to another guest")
+
+    outcome_store.store(engine, deciding(job, taken), job_queue.lease_of(job), mapping)
+
+    with reading(engine) as session:
+        assert session.get_one(Mapping, mapping.id).state == "deleted"
+    assert row(engine, job).status == "pending"
+
+
+def test_a_lost_lease_writes_nothing(engine: Engine) -> None:
+    job, mapping = started(engine), reserved(engine)
+    end = JobResult(succeeded=True, vm={"vmid": 100})
+
+    def decide_outcome(refused: bool) -> Outcome:
+        return decide(job, end, stop_reason="lost", clock_offset_s=0.0, has_database_refused=refused)
+
+    with pytest.raises(StaleJob):
+        outcome_store.store(engine, decide_outcome, job_queue.lease_of(job), mapping)
+
+    assert row(engine, job).status == "processing"
+
+
+@pytest.mark.parametrize(("counts", "next_attempt"), [(True, 2), (False, 1)])
+def test_a_requeue_may_leave_the_number_of_attempts(engine: Engine, counts: bool, next_attempt: int) -> None:
+    job = started(engine)
+    with transaction(engine) as session:
+        job_queue.requeue(session, job_queue.lease_of(job), backoff_s=0, counts_as_attempt=counts)
+        again = job_queue.claim(session, "me", lease_s=300)
+    assert again is not None
+    assert again.attempt == next_attempt

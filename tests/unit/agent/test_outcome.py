@@ -1,0 +1,96 @@
+"""How an attempt to process a job ends: a table of cases."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from executor.agent import retry
+from executor.agent.claim import ClaimImpossible
+from executor.agent.outcome import Ending, MappingChange, decide
+from executor.agent.stop_signal import StopSignal
+from executor.database.tables import Job, utc_now
+from executor.errors import FulcrumUnavailable
+from executor.model import JobResult
+from executor.shared.error_codes import ErrorCode
+
+DONE = JobResult(succeeded=True, vm={"vmid": 100})
+UNAVAILABLE = FulcrumUnavailable("FulcrumCore does not answer")
+GONE = ClaimImpossible(ErrorCode.JOB_GONE, "deleted")
+
+
+def failed(code: ErrorCode, **fields: Any) -> JobResult:
+    return JobResult(succeeded=False, code=code, detail="no", **fields)
+
+
+def job(attempt: int = 1, time_left_s: float = 250) -> Job:
+    return Job(id=1, attempt=attempt, deadline_at=utc_now() + timedelta(seconds=time_left_s))
+
+
+def outcome(end: Any, *, of: Job | None = None, stop_reason: str | None = None, **facts: bool) -> Any:
+    return decide(of or job(), end, stop_reason=stop_reason, clock_offset_s=0.0, **facts)
+
+
+@pytest.mark.parametrize(
+    ("end", "facts", "ending", "mapping_change", "code"),
+    [
+        (DONE, {}, "finish", "apply_result", None),
+        (DONE, {"stop_reason": StopSignal.AGENT_STOPPING}, "finish", "apply_result", None),
+        (DONE, {"stop_reason": StopSignal.CANCELLED}, "finish", "apply_result", None),
+        (DONE, {"has_database_refused": True}, "finish", "none", "INTERNAL"),
+        (DONE, {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
+        (failed(ErrorCode.INVALID_REQUEST), {}, "finish", "apply_result", "INVALID_REQUEST"),
+        (failed(ErrorCode.VM_NOT_FOUND), {}, "finish", "apply_result", "VM_NOT_FOUND"),
+        (failed(ErrorCode.INVALID_REQUEST), {"has_unused_reservation": True}, "finish", "delete", "INVALID_REQUEST"),
+        (failed(ErrorCode.CAPACITY), {"has_database_refused": True}, "finish", "none", "INTERNAL"),
+        (failed(ErrorCode.VM_ID_TAKEN), {"is_reservation": True}, "requeue", "delete", None),
+        (failed(ErrorCode.VM_ID_TAKEN), {"is_reservation": False}, "requeue", "none", None),
+        (failed(ErrorCode.VM_ID_TAKEN), {"of": job(8), "is_reservation": True}, "finish", "delete", "VM_ID_TAKEN"),
+        (failed(ErrorCode.VM_ID_TAKEN), {"of": job(8)}, "finish", "apply_result", "VM_ID_TAKEN"),
+        (failed(ErrorCode.NODE_DOWN), {}, "requeue", "none", None),
+        (failed(ErrorCode.NODE_DOWN), {"of": job(time_left_s=15)}, "finish", "apply_result", "NODE_DOWN"),
+        (failed(ErrorCode.NODE_DOWN), {"of": job(8)}, "finish", "apply_result", "NODE_DOWN"),
+        (failed(ErrorCode.CANCELLED), {"stop_reason": StopSignal.CANCELLED}, "finish", "apply_result", "CANCELLED"),
+        (failed(ErrorCode.CANCELLED), {"stop_reason": StopSignal.AGENT_STOPPING}, "requeue", "none", None),
+        (failed(ErrorCode.CANCELLED), {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
+        (UNAVAILABLE, {}, "requeue", "none", None),
+        (UNAVAILABLE, {"of": job(8)}, "requeue", "none", None),
+        (UNAVAILABLE, {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
+        (GONE, {}, "abandon", "none", "JOB_GONE"),
+        (GONE, {"stop_reason": StopSignal.AGENT_STOPPING}, "abandon", "none", "JOB_GONE"),
+        (GONE, {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
+    ],
+)
+def test_the_outcome_of_an_attempt(
+    end: Any, facts: dict[str, Any], ending: str, mapping_change: str, code: str | None
+) -> None:
+    found = outcome(end, **facts)
+
+    assert (found.ending, found.mapping_change) == (Ending(ending), MappingChange(mapping_change))
+    assert (found.result.code if found.result else None) == code
+    assert (found.result is None) == (ending in ("requeue", "discard"))
+
+
+@pytest.mark.parametrize(
+    ("end", "stop_reason", "counts"),
+    [
+        (failed(ErrorCode.NODE_DOWN), None, True),
+        (UNAVAILABLE, None, False),
+        (failed(ErrorCode.CANCELLED), StopSignal.AGENT_STOPPING, False),
+    ],
+)
+def test_only_a_failure_of_the_job_itself_uses_up_an_attempt(end: Any, stop_reason: str | None, counts: bool) -> None:
+    assert outcome(end, stop_reason=stop_reason).counts_as_attempt is counts
+
+
+def test_a_refused_result_publishes_nothing_of_the_vm() -> None:
+    result = outcome(DONE, has_database_refused=True).result
+    assert (result.succeeded, result.vm) == (False, {})
+
+
+def test_the_wait_after_an_unavailability_respects_retry_after() -> None:
+    limited = FulcrumUnavailable("too many requests", status=429, retry_after_s=40)
+    assert outcome(limited).backoff_s == 40
+    assert outcome(UNAVAILABLE).backoff_s <= retry.UNAVAILABILITY_BACKOFF_S * 1.3

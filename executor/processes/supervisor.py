@@ -254,7 +254,7 @@ class Supervisor:
 
 def _orphans() -> set[int]:
     """Return the descendants of the supervisor. Called when no agent runs, so all of them are orphan processes."""
-    return process_tree.descendants(os.getpid())
+    return process_tree.descendants_of_this_subreaper()
 
 
 def _exit_code_after_stop(agent_exit_code: int) -> int:

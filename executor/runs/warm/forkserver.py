@@ -153,7 +153,7 @@ def _supervise_run(connection: socket.socket, check_request: CheckRequest, execu
         with contextlib.suppress(OSError):
             os.close(fd)
     code = process_tree.wait_for_child(child, signal_pipe, parent_fd=connection.fileno())
-    process_tree.end_processes(lambda: process_tree.descendants(os.getpid()), grace_s=GRACE_S)
+    process_tree.end_processes(process_tree.descendants_of_this_subreaper, grace_s=GRACE_S)
     show_environment({})  # the run has ended, so a search for its processes must not find this process
     with contextlib.suppress(OSError):
         protocol.send_exit_code(connection, process_tree.EXIT_ENDED_BY_GUARD if code is None else code)

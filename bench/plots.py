@@ -50,9 +50,13 @@ def draw(results: Json, folder: Path) -> list[tuple[Path, str]]:
 
 def _jobs_done(bursts: Json) -> dict[str, Points]:
     return {
-        name: [(0.0, 0.0), *((end, float(number)) for number, end in enumerate(sorted(_ends(burst)), 1))]
+        _label(name, burst): [(0.0, 0.0), *((end, float(number)) for number, end in enumerate(sorted(_ends(burst)), 1))]
         for name, burst in bursts.items()
     }
+
+
+def _label(variant: str, burst: Json) -> str:
+    return f"{variant}, {len(burst['spans'])} creates"
 
 
 def _ends(burst: Json) -> list[float]:
@@ -60,7 +64,7 @@ def _ends(burst: Json) -> list[float]:
 
 
 def _slots(bursts: Json) -> dict[str, Points]:
-    return {name: [(0.0, 0.0), *busy_slots(burst["spans"])] for name, burst in bursts.items()}
+    return {_label(name, burst): [(0.0, 0.0), *busy_slots(burst["spans"])] for name, burst in bursts.items()}
 
 
 def _cpu(bursts: Json) -> dict[str, dict[str, float]]:

@@ -68,7 +68,7 @@ def _change_mapping(session: Session, mapping: Mapping, outcome: Outcome) -> Non
     """Store in the mapping what the outcome says about the VM."""
     result = outcome.result
     if outcome.mapping_change is MappingChange.DELETE:
-        mappings.mark_deleted(session, mapping.id, result.message if result else outcome.reason)
+        mappings.delete_reservation(session, mapping.id, result.message if result else outcome.reason)
     elif outcome.mapping_change is MappingChange.APPLY_RESULT and result is not None:
         if result.succeeded:
             mappings.apply_result(session, mapping.id, result.vm)

@@ -33,6 +33,15 @@ NAME_SUFFIX_CHARS = 9
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServiceMapping:
+    """The mapping that a job uses."""
+
+    mapping: Mapping | None = None  #: None for a delete whose VM does not exist
+    #: True if this call has reserved the VMID. Then no VM exists for the mapping before the job's run starts.
+    is_new_reservation: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class MappingFinder:
     """Finds the mapping of the VM that a job changes. Reserves a VMID for a VM that does not exist yet."""
 
@@ -41,25 +50,22 @@ class MappingFinder:
     settings: Settings
     cluster: str
 
-    def find_or_reserve_mapping(self, job: Job) -> Mapping | None:
-        """Return the mapping of the service's VM. For a create without a mapping, reserve a VMID.
-
-        Returns None for a delete whose VM does not exist. Raises JobError.
-        """
+    def find_or_reserve_mapping(self, job: Job) -> ServiceMapping:
+        """Return the mapping of the service's VM. For a create without a mapping, reserve a VMID. Raises JobError."""
         with reading(self.engine) as session:
             mapping = mappings.current(session, require_service_id(job))
         if is_local(job):  # the agent itself created the job, to delete a VM whose grace period has ended
             if mapping is None or mapping.state != MappingState.PENDING_DELETION:
                 raise JobError(ErrorCode.CANCELLED, "the scheduled deletion was cancelled")
-            return mapping
+            return ServiceMapping(mapping=mapping)
         mapping = mapping or self._map_existing_vm(job)
         if mapping is not None:
-            return mapping
+            return ServiceMapping(mapping=mapping)
         if job.action == "create":
             return self._reserve_vmid(job)
         self._require_complete_vm_list()
         if job.action == "delete":
-            return None
+            return ServiceMapping()
         raise JobError(ErrorCode.VM_NOT_FOUND, f"{job.action} needs a VM, and no VM has this service's marker")
 
     def _map_existing_vm(self, job: Job) -> Mapping | None:
@@ -124,7 +130,7 @@ class MappingFinder:
                 ErrorCode.PVE_PERMISSION, "the token lacks VM.Audit on /vms, so the VM may exist but not be listed"
             )
 
-    def _reserve_vmid(self, job: Job) -> Mapping:
+    def _reserve_vmid(self, job: Job) -> ServiceMapping:
         """Reserve a VMID that the cluster does not use; return its mapping.
 
         If another thread has added a mapping of the service meanwhile, return that mapping.
@@ -146,12 +152,13 @@ class MappingFinder:
                     name=new_vm_name(job),
                     kind=guest_kind,
                 )
+                is_new_reservation = mapping is not None
                 if mapping is None:  # the service or the VMID has got another mapping meanwhile
                     mapping = mappings.current(session, service_id)
             if mapping is not None:
                 log.info("vmid_reserved", vmid=mapping.vmid)
                 crash_points.crash_if_requested("vmid_reserved", job.service_id)
-                return mapping
+                return ServiceMapping(mapping=mapping, is_new_reservation=is_new_reservation)
 
     def _pick_vmid(self, used_vmids: set[int]) -> int:
         """Return a random VMID of the range that is neither mapped, nor in quarantine, nor in `used_vmids`."""

@@ -18,13 +18,13 @@ from executor.agent import crash_points, outcome_store, retry
 from executor.agent.claim import Claimer, ClaimImpossible
 from executor.agent.job_fields import delivered_properties, is_local, secret_resolver_input
 from executor.agent.outcome import AttemptEnd, Outcome, decide
-from executor.agent.reservation import MappingFinder
+from executor.agent.reservation import MappingFinder, ServiceMapping
 from executor.agent.resources import ResourceAllocator
 from executor.agent.stop_signal import StopSignal
 from executor.database import job_queue
 from executor.database.engine import transaction, write_with_retry
 from executor.database.job_queue import Lease
-from executor.database.tables import Job, Mapping, utc_now
+from executor.database.tables import Job, Mapping
 from executor.errors import FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.vault import SecretResolver
@@ -65,21 +65,22 @@ class Worker:
         """
         lease = job_queue.lease_of(job)
         with bound_contextvars(job_id=job.fulcrum_id, service_id=job.service_id, action=job.action):
-            mapping: Mapping | None = None
-            started_at, has_unused_reservation = utc_now(), False
+            found, has_unused_reservation = ServiceMapping(), False
             try:
                 self.claimer.claim(job, lease)
                 properties = self._check_and_resolve_properties(job)
                 with _redacted(self.secrets.secret_values(secret_resolver_input(job), properties)):
-                    mapping = self.mapping_finder.find_or_reserve_mapping(job)
-                    end: AttemptEnd = self._run(job, lease, mapping, properties, stop_signal)
+                    found = self.mapping_finder.find_or_reserve_mapping(job)
+                    end: AttemptEnd = self._run(job, lease, found.mapping, properties, stop_signal)
             except (FulcrumUnavailable, ClaimImpossible) as error:
                 end = error
             except JobError as error:
                 end = JobResult(succeeded=False, code=error.code, detail=error.detail)
                 # JobError is raised only before a run. So no VM exists yet for a VMID that this attempt has reserved.
-                has_unused_reservation = mapping is not None and mapping.created_at >= started_at
-            self._end_attempt(job, lease, mapping, end, stop_signal, has_unused_reservation=has_unused_reservation)
+                has_unused_reservation = found.is_new_reservation
+            self._end_attempt(
+                job, lease, found.mapping, end, stop_signal, has_unused_reservation=has_unused_reservation
+            )
 
     # --- between steps 3 and 4: check the job's request -----------------------------------------------------------
 

@@ -212,6 +212,16 @@ def mark_deleted(session: Session, mapping_id: int, note: str) -> None:
     _update(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, note=note)
 
 
+def delete_reservation(session: Session, mapping_id: int, note: str) -> None:
+    """Mark a reserved mapping as deleted, and store the reason in its `note`.
+
+    A mapping in another state does not change, because it has a VM, which would then belong to no service.
+    """
+    now = utc_now()
+    stmt = update(Mapping).where(Mapping.id == mapping_id, Mapping.state == MappingState.RESERVED)
+    session.execute(stmt.values(updated_at=now, state=MappingState.DELETED, deleted_at=now, note=note))
+
+
 def mark_vm_lost(session: Session, mapping_id: int, note: str) -> None:
     """Set the mapping's state to VM_LOST, because its VM no longer exists. `note` is the reason.
 

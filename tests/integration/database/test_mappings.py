@@ -341,6 +341,19 @@ def test_the_node_of_a_vm_is_stored(engine: Engine) -> None:
     assert row(engine, other).node is None
 
 
+def test_only_a_reserved_mapping_is_deleted_as_a_reservation(engine: Engine) -> None:
+    reservation, with_vm = reserved(engine), reserved(engine, OTHER, 102)
+    apply_result(engine, with_vm, status="running", node="pve1")
+    with transaction(engine) as session:
+        for mapping_id in (reservation, with_vm):
+            mappings.delete_reservation(session, mapping_id, "VM_ID_TAKEN: another VM has the VMID")
+
+    deleted, kept = row(engine, reservation), row(engine, with_vm)
+    assert (deleted.state, deleted.note) == ("deleted", "VM_ID_TAKEN: another VM has the VMID")
+    assert deleted.deleted_at is not None
+    assert (kept.state, kept.note, kept.deleted_at) == ("active", None, None)
+
+
 def test_a_deleted_mapping_keeps_the_reason(engine: Engine) -> None:
     mapping_id = reserved(engine)
     with transaction(engine) as session:

@@ -21,6 +21,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from executor.agent.database_lock import exclusive_database
+from executor.agent.database_start import use_database_when_available
 from executor.agent.dispatcher import Dispatcher
 from executor.agent.leases import LeaseKeeper
 from executor.agent.monitor import Monitor
@@ -97,15 +98,18 @@ class Agent:
     def run(self) -> int:
         """Work until a limit, a signal or the mode ends the agent; return the exit code.
 
-        Raises DatabaseError when the database is damaged, is in use by another agent, or has a newer schema than this
-        version of the agent.
+        If the database cannot be used now, wait for it. Raises DatabaseError when the database is damaged, is in use by
+        another agent, or has a newer schema than this version of the agent.
         """
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(signum, lambda received, _frame: self._received_signals.append(received))
         signal.signal(signal.SIGHUP, self._request_reload)
         with exclusive_database(self.settings.smith_database_url):
-            schema.upgrade(self.engine)
-            self._recover()
+            self._end_earlier_runs()
+            if not use_database_when_available(self._prepare_database, lambda: bool(self._received_signals)):
+                return EXIT_OK
+            self._start_warm_servers()
+            log.info("agent_ready", boot_id=self.boot_id, version=VERSION, concurrency=self.settings.smith_concurrency)
             self._start_loops()
             reason, planned_exit_code = self._wait_for_stop_reason()
             exit_code = self._shut_down(reason, planned_exit_code)
@@ -114,17 +118,23 @@ class Agent:
 
     # --- start ----------------------------------------------------------------------------------------------------
 
-    def _recover(self) -> None:
-        """End the runs of earlier agent processes, register this process, and reap the jobs of ended processes.
+    def _end_earlier_runs(self) -> None:
+        """End the runs of earlier agent processes."""
+        for run_ident in self.runner.end_earlier_runs():
+            log.warning("orphan_run_killed", run_ident=run_ident)
+
+    def _start_warm_servers(self) -> None:
+        """Start the warm server: a process that has already imported Ansible. Each run that it forks starts sooner."""
+        if self.settings.smith_warm != "off":
+            self.runner.start_warm_servers(are_required=self.settings.smith_warm == "on")
+
+    def _prepare_database(self) -> None:
+        """Migrate the schema, register this process, and reap the jobs of ended processes.
 
         To reap a job is to take it from an owner that has ended or whose lease has expired. On PostgreSQL, only the
         lease keeper reaps jobs, because other agents that share the database may still run.
         """
-        for run_ident in self.runner.end_earlier_runs():
-            log.warning("orphan_run_killed", run_ident=run_ident)
-        # A warm server is a process that has already imported Ansible. Each run that it forks starts sooner.
-        if self.settings.smith_warm != "off":
-            self.runner.start_warm_servers(are_required=self.settings.smith_warm == "on")
+        schema.upgrade(self.engine)
         with transaction(self.engine) as session:
             nodes.add_agent(  # the rows of the table `nodes` are agent processes, not Proxmox nodes
                 session,
@@ -137,7 +147,6 @@ class Agent:
             if self.engine.dialect.name == "sqlite":  # this process has locked the file, so all other owners have ended
                 for job_row_id, status in job_queue.reap(session, all_owners_except=self.boot_id):
                     log.warning("job_reaped", job_row_id=job_row_id, status=status)
-        log.info("agent_ready", boot_id=self.boot_id, version=VERSION, concurrency=self.settings.smith_concurrency)
 
     def _start_loops(self) -> None:
         self.scheduler.start()

@@ -74,9 +74,11 @@ class LeaseKeeper:
         self._leased_ids_not_running = ids_not_running
         for job_row_id in ids_to_release:
             with transaction(self.engine) as session:
-                if job_queue.release(session, job_row_id, owner=self.boot_id):
-                    log.warning("job_released", job_row_id=job_row_id)
-                    self.state.dispatch_requested.set()
+                status = job_queue.release(session, job_row_id, owner=self.boot_id)
+            if status is not None:
+                log.warning("job_released", job_row_id=job_row_id, status=status)
+                self.state.dispatch_requested.set()
+                self.state.report_requested.set()
 
     def _reap_expired_leases(self) -> None:
         """Reap jobs with expired leases, if several agents share the database.

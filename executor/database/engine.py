@@ -163,7 +163,7 @@ def transaction(engine: Engine) -> Iterator[Session]:
 
     If the database fails, DatabaseUnavailable is raised when a retry may succeed, and DatabaseRefused otherwise.
     """
-    with _translating_errors(engine), Session(engine, expire_on_commit=False) as session, session.begin():
+    with translating_errors(engine), Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
 
 
@@ -171,7 +171,7 @@ def transaction(engine: Engine) -> Iterator[Session]:
 def reading(engine: Engine) -> Iterator[Session]:
     """Open a transaction for reads. It never waits for a writer. Raises the same errors as `transaction`."""
     read_only_engine = engine.execution_options(smith_read_only=True)
-    with _translating_errors(engine), Session(read_only_engine, expire_on_commit=False) as session:
+    with translating_errors(engine), Session(read_only_engine, expire_on_commit=False) as session:
         yield session
 
 
@@ -195,7 +195,7 @@ def write_with_retry(engine: Engine, write: Callable[[Session], None], *, give_u
 
 
 @contextlib.contextmanager
-def _translating_errors(engine: Engine) -> Iterator[None]:
+def translating_errors(engine: Engine) -> Iterator[None]:
     """Translate SQLAlchemy's errors into DatabaseUnavailable or DatabaseRefused."""
     try:
         yield

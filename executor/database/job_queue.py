@@ -306,13 +306,18 @@ def reap(session: Session, *, all_owners_except: str | None = None) -> list[tupl
     stmt = select(Job.id, Job.crashes, Job.epoch).where(Job.status == PROCESSING_LITERAL, must_be_reaped)
     reaped_jobs = []
     for job_id, earlier_crashes, epoch in session.execute(stmt.with_for_update(skip_locked=True)):
-        crashes = earlier_crashes + 1
-        status = JobStatus.FAILED if crashes >= MAX_CRASHES else JobStatus.PENDING
-        _require_transition(JobStatus.PROCESSING, status)
-        reap_job = update(Job).where(Job.id == job_id, Job.epoch == epoch, Job.status == JobStatus.PROCESSING)
-        session.execute(reap_job.values(**_columns_of_reaped_job(status, crashes)))
-        reaped_jobs.append((job_id, status))
+        is_expired = (Job.id == job_id) & (Job.epoch == epoch) & (Job.status == JobStatus.PROCESSING)
+        reaped_jobs.append((job_id, _reap_job(session, is_expired, earlier_crashes)))
     return reaped_jobs
+
+
+def _reap_job(session: Session, condition: ColumnElement[bool], earlier_crashes: int) -> JobStatus:
+    """Take the job that the condition selects from its owner, and count one more crash; return its new status."""
+    crashes = earlier_crashes + 1
+    status = JobStatus.FAILED if crashes >= MAX_CRASHES else JobStatus.PENDING
+    _require_transition(JobStatus.PROCESSING, status)
+    session.execute(update(Job).where(condition).values(**_columns_of_reaped_job(status, crashes)))
+    return status
 
 
 def _columns_of_reaped_job(status: JobStatus, crashes: int) -> dict[str, Any]:
@@ -340,12 +345,17 @@ def release_all(session: Session, owner: str) -> int:
     return execute_and_count(session, _release_statement(owner))
 
 
-def release(session: Session, job_id: int, owner: str) -> bool:
-    """Set a job of `owner` back to pending. The caller knows that no thread of the owner processes the job.
+def release(session: Session, job_id: int, owner: str) -> JobStatus | None:
+    """Take a job from its owner whose end could not be stored. Return its new status.
 
-    Returns False when `owner` no longer owns the job.
+    The caller knows that no thread of the owner processes the job. The release counts as a crash, so that a job whose
+    end can never be stored is not processed again and again. Returns None when `owner` no longer owns the job.
     """
-    return execute_and_count(session, _release_statement(owner).where(Job.id == job_id)) == 1
+    is_owned = (Job.id == job_id) & (Job.owner == owner) & (Job.status == PROCESSING_LITERAL)
+    earlier_crashes = session.scalar(select(Job.crashes).where(is_owned).with_for_update())
+    if earlier_crashes is None:
+        return None
+    return _reap_job(session, is_owned, earlier_crashes)
 
 
 def _release_statement(owner: str) -> Update:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select, text
-from sqlalchemy.exc import SQLAlchemyError
 
-from executor.database.engine import error_text
+from executor.database.engine import translating_errors
 from executor.errors import DatabaseError
 
 #: The key of the PostgreSQL advisory lock that a migration holds. After an update, several agents may start at the same
@@ -25,7 +24,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     from alembic import command  # noqa: PLC0415 (importing Alembic takes 0.1 s, which `smith --help` avoids)
 
     refuse_newer_schema(engine)
-    with _raising_database_error(engine), _migrating(engine) as connection:
+    with translating_errors(engine), _migrating(engine) as connection:
         command.upgrade(_alembic_config(connection), revision)
 
 
@@ -34,7 +33,7 @@ def downgrade(engine: Engine, revision: str = "-1") -> None:
     from alembic import command  # noqa: PLC0415 (see upgrade)
 
     refuse_newer_schema(engine)
-    with _raising_database_error(engine), _migrating(engine) as connection:
+    with translating_errors(engine), _migrating(engine) as connection:
         command.downgrade(_alembic_config(connection), revision)
 
 
@@ -62,7 +61,7 @@ def current_revision(engine: Engine) -> str | None:
     """Return the revision of the database's schema, or None if the database is empty."""
     from alembic.migration import MigrationContext  # noqa: PLC0415 (see upgrade)
 
-    with _raising_database_error(engine), engine.connect() as connection:
+    with translating_errors(engine), engine.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
 
 
@@ -92,7 +91,7 @@ def check(engine: Engine) -> list[str]:
     if current != head:  # `smith doctor` recognizes this problem by its first words
         problems.append(f"schema is {current or 'empty'}, this version needs {head}: run `smith db upgrade`")
     if engine.dialect.name == "sqlite":
-        with _raising_database_error(engine), engine.connect() as connection:
+        with translating_errors(engine), engine.connect() as connection:
             integrity_messages = connection.scalars(text("PRAGMA integrity_check"))
             problems += [message for message in integrity_messages if message != "ok"]
             broken_references = connection.execute(text("PRAGMA foreign_key_check"))
@@ -113,12 +112,3 @@ def _alembic_config(connection: Any) -> Any:
     config.set_main_option("script_location", str(MIGRATIONS_FOLDER))
     config.attributes["connection"] = connection
     return config
-
-
-@contextlib.contextmanager
-def _raising_database_error(engine: Engine) -> Iterator[None]:
-    """Translate SQLAlchemy's errors into DatabaseError. No caller retries after this error."""
-    try:
-        yield
-    except SQLAlchemyError as error:
-        raise DatabaseError(error_text(engine, error)) from error

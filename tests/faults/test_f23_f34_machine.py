@@ -219,6 +219,24 @@ def test_f27_postgresql_closes_connections_and_restarts(postgres: PostgresCluste
         system.assert_consistent()
 
 
+def test_f27_postgresql_is_away_when_the_executor_starts(postgres: PostgresCluster, make_system: MakeSystem) -> None:
+    """PostgreSQL does not answer at the start of the executor → the executor waits for it and then works."""
+    with ExitStack() as stack:
+        url = stack.enter_context(postgres.fresh_database())
+        system = make_system(SMITH_DATABASE_URL=url)
+        stack.enter_context(stopping_the_executor(system))
+        postgres.stop(signal.SIGINT)
+        try:
+            system.lab.start_executor()
+            system.wait_for_log("start_waits_for_database")
+            assert system.lab.executor.poll() is None
+        finally:
+            postgres.start()
+        system.wait_for_log("agent_ready")
+        assert system.wait_for_jobs(system.order_service("f27-start"))["status"] == "Stopped"
+        system.assert_consistent()
+
+
 # --- other agents --------------------------------------------------------------------------------------------------
 
 

@@ -34,7 +34,7 @@ from executor.database.engine import reading, transaction
 from executor.database.job_queue import Lease
 from executor.database.tables import Job, Run, db_now, utc_now
 from executor.errors import StaleJob
-from executor.model import TRANSITIONS, JobResult, JobStatus, ReportState
+from executor.model import MAX_CRASHES, TRANSITIONS, JobResult, JobStatus, ReportState
 
 # --- submit -----------------------------------------------------------------------------------------------------------
 
@@ -386,17 +386,28 @@ def test_release_all_ends_the_leases_and_counts_no_crash(engine: Engine) -> None
     assert row(engine, others).status == "processing"
 
 
-def test_release_gives_one_job_back_and_counts_no_crash(engine: Engine) -> None:
+def test_release_gives_one_job_back_and_counts_a_crash(engine: Engine) -> None:
     for age in (1, 2):
         submit(engine, age=age)
     unowned, other = claimed(engine, "alice"), claimed(engine, "alice")
     with transaction(engine) as session:
         assert not job_queue.release(session, unowned.id, "bob")
-        assert job_queue.release(session, unowned.id, "alice")
+        assert job_queue.release(session, unowned.id, "alice") is JobStatus.PENDING
         assert not job_queue.release(session, unowned.id, "alice")
     job = row(engine, unowned.id)
-    assert (job.status, job.owner, job.crashes, job.epoch) == ("pending", None, 0, unowned.epoch + 1)
+    assert (job.status, job.owner, job.crashes, job.epoch) == ("pending", None, 1, unowned.epoch + 1)
     assert row(engine, other.id).status == "processing"
+
+
+def test_a_job_that_is_released_again_and_again_is_quarantined(engine: Engine) -> None:
+    submit(engine)
+    statuses = []
+    for _ in range(MAX_CRASHES):
+        job = claimed(engine, "alice")
+        with transaction(engine) as session:
+            statuses.append(job_queue.release(session, job.id, "alice"))
+    assert statuses == [JobStatus.PENDING] * (MAX_CRASHES - 1) + [JobStatus.FAILED]
+    assert (row(engine, job.id).error_code, row(engine, job.id).report_state) == ("QUARANTINED", "due")
 
 
 def test_a_cancel_request_survives_a_crash_of_the_owner(engine: Engine) -> None:

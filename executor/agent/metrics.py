@@ -81,6 +81,7 @@ class VmMetrics:
     fulcrum: FulcrumClient
     proxmox: ProxmoxReader
     state: AgentState
+    cluster: str
     interval_s: float
     #: For each VMID: the monotonic time of the last round, and the VM's row in that round.
     _previous_rows: dict[int, tuple[float, VmRow]] = field(default_factory=dict)
@@ -90,12 +91,12 @@ class VmMetrics:
     _has_dropped_samples: bool = False  #: the last round dropped samples
 
     def report(self) -> None:
-        """Send the samples of every mapped VM. Raises FulcrumUnavailable, JobError (Proxmox)."""
+        """Send the samples of every mapped VM of this cluster. Raises FulcrumUnavailable, JobError (Proxmox)."""
         if not self.state.agent_id:
             return
         started_at = time.monotonic()
         with reading(self.engine) as session:
-            mapped_vmids = {mapping.vmid for mapping in mappings.active(session)}
+            mapped_vmids = {mapping.vmid for mapping in mappings.active(session, self.cluster)}
         if not mapped_vmids:
             return
         rows = [row for row in self.proxmox.vms() if row.vmid in mapped_vmids and not row.is_template]

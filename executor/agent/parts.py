@@ -136,6 +136,7 @@ def _build_vm_metrics(shared: SharedParts) -> VmMetrics:
         fulcrum=shared.fulcrum,
         proxmox=shared.proxmox,
         state=shared.state,
+        cluster=shared.settings.smith_cluster,
         interval_s=shared.settings.smith_metrics_interval_s,
     )
 

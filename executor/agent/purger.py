@@ -10,6 +10,7 @@ job's result is not reported to FulcrumCore. If the deletion fails, the next exe
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from executor.database import job_queue, mappings, queries
 from executor.database.engine import reading, transaction
 from executor.database.job_queue import NewJob
 from executor.database.tables import Mapping, utc_now
-from executor.errors import FulcrumAuthFailing, FulcrumRefused
+from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import SERVICE_DELETED, CoreService
 from executor.log import get_logger
@@ -43,30 +44,51 @@ class VmPurger:
     _logged_mapping_ids: set[int] = field(default_factory=set)
 
     def submit_due_deletions(self) -> None:
-        """Add a delete job for each VM that is due. Raises FulcrumUnavailable."""
+        """Add a delete job for each VM that is due. Raises FulcrumUnavailable.
+
+        Each VM is handled by itself, so a VM that is not deleted yet does not delay the deletion of the others.
+        """
         if not self.state.agent_id:
             return
-        with reading(self.engine) as session:
-            due_mappings = mappings.due_for_deletion(session, self.cluster)
-        due_mappings = [mapping for mapping in due_mappings if self._has_service_ended(mapping)]
-        vmids = [mapping.vmid for mapping in due_mappings if self._submit_delete_job(mapping)]
-        if vmids:
-            log.info("vm_deletion_due", vmids=vmids)
-            self.state.dispatch_requested.set()
+        vmids: list[int] = []
+        try:
+            for mapping in self._due_mappings():
+                if self.state.stopping.is_set():
+                    return
+                if self._has_service_ended(mapping) and self._submit_delete_job(mapping):
+                    vmids.append(mapping.vmid)
+        finally:
+            if vmids:
+                log.info("vm_deletion_due", vmids=vmids)
+                self.state.dispatch_requested.set()
+
+    def _due_mappings(self) -> Iterator[Mapping]:
+        """Yield every mapping whose VM is due. The mappings are read in pages."""
+        last: Mapping | None = None
+        while True:
+            with reading(self.engine) as session:
+                page = mappings.due_for_deletion(session, self.cluster, after=last)
+            yield from page
+            if len(page) < mappings.DUE_PAGE_SIZE:
+                return
+            last = page[-1]
 
     def _has_service_ended(self, mapping: Mapping) -> bool:
         """Return whether the mapping's service has ended in FulcrumCore.
 
-        Logs a warning when the service has not ended, or when FulcrumCore refuses to return the service. A service has
-        not ended if, for example, FulcrumCore has failed its delete job after the job timeout.
+        Logs a warning when the service has not ended, or when FulcrumCore does not return the service. A service has
+        not ended if, for example, FulcrumCore has failed its delete job after the job timeout. Raises
+        FulcrumUnavailable when FulcrumCore answers no request.
         """
         try:
             service = self._read_service(mapping.service_id)
-        except FulcrumRefused as refusal:
-            log.warning("vm_deletion_withheld", vmid=mapping.vmid, service_id=mapping.service_id, reason=str(refusal))
+            if service is None or self._has_terminal_status(service):
+                return True
+        except (FulcrumRefused, FulcrumUnavailable) as error:
+            if isinstance(error, FulcrumUnavailable):
+                self.fulcrum.get_self()  # raises when FulcrumCore answers no request: the error is not about this VM
+            log.warning("vm_deletion_withheld", vmid=mapping.vmid, service_id=mapping.service_id, reason=str(error))
             return False
-        if service is None or self._has_terminal_status(service):
-            return True
         if mapping.id not in self._logged_mapping_ids:
             self._logged_mapping_ids.add(mapping.id)
             log.warning("vm_deletion_withheld", vmid=mapping.vmid, service_id=mapping.service_id, status=service.status)

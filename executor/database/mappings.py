@@ -34,6 +34,8 @@ SERVICE_ID_PART_LENGTH = 8
 MAX_HOSTNAME_PART_LENGTH = 54
 #: The note of a mapping whose VM was found by its marker (see `marker.marker_for`).
 NOTE_FOUND_BY_MARKER = "found by its marker"
+#: The maximum number of mappings that `due_for_deletion` returns by default.
+DUE_PAGE_SIZE = 100
 #: The maximum number of mappings that `find` returns.
 MAX_FOUND_MAPPINGS = 100
 
@@ -242,10 +244,18 @@ def active(session: Session, cluster: str | None = None) -> Sequence[Mapping]:
     return session.scalars(stmt if cluster is None else stmt.where(Mapping.cluster == cluster)).all()
 
 
-def due_for_deletion(session: Session, cluster: str, limit: int = 100) -> Sequence[Mapping]:
-    """Return the mappings that are pending deletion and whose VM may be deleted now, in the order of `delete_at`."""
+def due_for_deletion(
+    session: Session, cluster: str, limit: int = DUE_PAGE_SIZE, after: Mapping | None = None
+) -> Sequence[Mapping]:
+    """Return the mappings that are pending deletion and whose VM may be deleted now, in the order of `delete_at`.
+
+    At most `limit` mappings are returned. With `after`, the first of them is the one that follows this mapping.
+    """
     stmt = select(Mapping).where(Mapping.state == MappingState.PENDING_DELETION, Mapping.cluster == cluster)
-    stmt = stmt.where(Mapping.delete_at <= utc_now()).order_by(Mapping.delete_at).limit(limit)
+    if after is not None:
+        is_same_time_but_later_row = (Mapping.delete_at == after.delete_at) & (Mapping.id > after.id)
+        stmt = stmt.where((Mapping.delete_at > after.delete_at) | is_same_time_but_later_row)
+    stmt = stmt.where(Mapping.delete_at <= utc_now()).order_by(Mapping.delete_at, Mapping.id).limit(limit)
     return session.scalars(stmt).all()
 
 

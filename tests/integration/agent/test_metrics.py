@@ -118,6 +118,7 @@ def metrics(
         fulcrum=FulcrumClient(simulator.url, lambda: world.agent_token),
         proxmox=ProxmoxReader(connection),
         state=AgentState(agent_id=world.agent_id),
+        cluster="default",
         interval_s=60.0,
     )
 
@@ -135,9 +136,9 @@ def posted(metrics: VmMetrics, core: tuple[SimulatorThread, AdminClient, Created
     return report
 
 
-def map_vm(engine: Engine, vmid: int) -> None:
+def map_vm(engine: Engine, vmid: int, cluster: str = "default") -> None:
     with transaction(engine) as session:
-        wanted = {"service_id": str(uuid.uuid4()), "cluster": "default", "name": f"vm-{vmid}", "node": "pve1"}
+        wanted = {"service_id": str(uuid.uuid4()), "cluster": cluster, "name": f"vm-{vmid}", "node": "pve1"}
         assert mappings.insert_active(session, vmid=vmid, **wanted)
 
 
@@ -296,6 +297,15 @@ def test_no_request_is_sent_without_mappings_or_agent_id(
     with transaction(sqlite_engine) as session:
         mappings.mark_deleted(session, mappings.active(session)[0].id, "gone")
     assert (posted(), pve.calls) == ([], [])
+
+
+def test_a_vm_that_is_mapped_in_another_cluster_has_no_metrics(
+    pve: Cluster, sqlite_engine: Engine, posted: Callable[[], list[Row]]
+) -> None:
+    """The database may be shared by agents of several clusters, which may use the same VMIDs."""
+    map_vm(sqlite_engine, 102, cluster="another cluster")
+    pve.rows = [vm(101), vm(102)]
+    assert {body["agentInstanceId"].rpartition("/")[2] for body in posted()} == {"101"}
 
 
 def test_a_metric_type_missing_in_fulcrumcore_is_not_sent_and_logged_once(

@@ -137,6 +137,33 @@ def test_every_terminal_state_of_the_service_type_is_an_end(world: World, engine
     assert len(jobs(engine)) == 1
 
 
+def test_one_service_that_fulcrum_cannot_return_does_not_delay_the_deletion_of_other_vms(
+    world: World, engine: Engine, purger: VmPurger
+) -> None:
+    broken, ended_service = ended(world), ended(world)
+    pending_deletion(engine, broken, PAST, vmid=100_000)
+    pending_deletion(engine, ended_service, PAST + 1, vmid=100_001)
+    world.sim.add_fault("status", method="GET", path=f".*/services/{broken}$", times=100, status=500)
+    purger.submit_due_deletions()
+    world.sim.clear_faults()
+    assert [job.service_id for job in jobs(engine)] == [ended_service]
+
+
+def test_many_vms_that_are_kept_do_not_delay_the_deletion_of_a_later_one(
+    world: World, engine: Engine, purger: VmPurger
+) -> None:
+    """More kept VMs than one query returns. Some of them are due at the same time."""
+    world.sim.add_fault("status", method="GET", path=".*/services/99999999-.*", times=1000, status=400)
+    for number in range(mappings.DUE_PAGE_SIZE + 5):
+        kept = f"99999999-0000-4000-8000-{number:012}"
+        pending_deletion(engine, kept, PAST + number // 50, vmid=100_001 + number)
+    ended_service = ended(world)
+    pending_deletion(engine, ended_service, PAST + 100, vmid=100_000)
+    purger.submit_due_deletions()
+    world.sim.clear_faults()
+    assert [job.service_id for job in jobs(engine)] == [ended_service]
+
+
 def test_a_local_job_is_never_reported(world: World, engine: Engine, purger: VmPurger) -> None:
     pending_deletion(engine, ended(world))
     purger.submit_due_deletions()

@@ -25,7 +25,7 @@ from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST, AgentState
 from executor.database import outbox
 from executor.database.engine import reading, transaction
 from executor.database.tables import Job
-from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
+from executor.errors import DatabaseError, FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 from executor.log import get_logger
 from executor.model import JobResult, JobStatus, ReportState
@@ -75,6 +75,8 @@ class Reporter:
             return self._run_round()
 
     def _run_round(self) -> float:
+        if self.state.fulcrum_recovered.is_set():
+            self._end_all_backoffs()
         with reading(self.engine) as session:
             due_jobs = outbox.due_reports(session, BATCH_SIZE)
         if not due_jobs:
@@ -82,8 +84,7 @@ class Reporter:
         answered_flags = list(self._senders.map(self._report_and_store_state, due_jobs))
         if any(answered_flags):
             self._unanswered_rounds = 0
-            if self.state.fulcrum_link.note_up():
-                self._end_all_backoffs()
+            self.state.fulcrum_link.note_up()
             self.state.poll_requested.set()  # FulcrumCore may list the group's next job now
             return 0.0
         self._unanswered_rounds += 1
@@ -102,9 +103,18 @@ class Reporter:
         return False
 
     def _end_all_backoffs(self) -> None:
-        """End the backoff of all postponed reports, because FulcrumCore answers again."""
-        with transaction(self.engine) as session:
-            outbox.end_report_backoffs(session)
+        """End the backoff of all postponed reports, because FulcrumCore answers again after an outage.
+
+        The event is set again after a database error, so that the next round tries again.
+        """
+        self.state.fulcrum_recovered.clear()
+        try:
+            with transaction(self.engine) as session:
+                outbox.end_report_backoffs(session)
+        except DatabaseError:
+            self.state.fulcrum_recovered.set()
+            raise
+        self._unanswered_rounds = 0
 
     def _report_and_store_state(self, job: Job) -> bool:
         """Report one job and store its report state, or postpone the report. Return True when FulcrumCore answered."""

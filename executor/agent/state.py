@@ -26,6 +26,8 @@ class Link:
         self._down_since: float | None = None
         self._recovered_at = float("-inf")
         self._reason = ""
+        #: Set at each recovery of the system, so that every loop that waits because of the outage continues.
+        self.recovery_events: list[threading.Event] = []
 
     @property
     def is_up(self) -> bool:
@@ -38,13 +40,18 @@ class Link:
         return self._reason
 
     def note_up(self) -> bool:
-        """Record an answer of the system. Return True for the first answer after an outage."""
+        """Record an answer of the system. The first answer after an outage sets the recovery events.
+
+        Returns True for this first answer.
+        """
         with self._lock:
             down_since, self._down_since, self._reason = self._down_since, None, ""
             if down_since is None:
                 return False
             self._recovered_at = time.monotonic()
         log.info(f"{self._name}_answered_again", outage_s=round(time.monotonic() - down_since, 1))
+        for event in self.recovery_events:
+            event.set()
         return True
 
     def note_down(self, reason: str) -> None:
@@ -72,12 +79,22 @@ class AgentState:
     dispatch_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the dispatcher
     poll_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the poller
     report_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the reporter
+    #: Set when FulcrumCore answers again after an outage. The reporter then ends the backoff of every report.
+    fulcrum_recovered: threading.Event = field(default_factory=threading.Event)
     finished_poll_count: int = 0  #: how many polls this process has finished
     heartbeat_at: float = 0.0  #: Unix time of the last accepted heartbeat; 0 before the first
     #: The monotonic start time of each loop's last iteration. The key is the name of the loop.
     iteration_started_at: dict[str, float] = field(default_factory=dict)
     claimed_job_count: int = 0  #: how many jobs this process has claimed
     ended_job_count: int = 0  #: how many jobs have ended in this process
+
+    def __post_init__(self) -> None:
+        self.fulcrum_link.recovery_events += [
+            self.fulcrum_recovered,
+            self.report_requested,
+            self.poll_requested,
+            self.dispatch_requested,
+        ]
 
     @property
     def is_ready(self) -> bool:

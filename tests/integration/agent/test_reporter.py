@@ -18,6 +18,8 @@ from sqlalchemy import Engine, update
 from support.databases import migrated_sqlite_file, new_job
 from support.simulator_world import World
 
+from executor.agent.heartbeat import Heartbeat
+from executor.agent.poller import Poller
 from executor.agent.refused_jobs import RefusedJobs
 from executor.agent.reporter import IDLE_WAIT_S, MAX_FAILED_COMPLETIONS, SENDER_THREADS, Reporter, completion_arguments
 from executor.agent.state import AgentState
@@ -355,6 +357,30 @@ def test_retry_after_is_respected(outbox: Outbox) -> None:
     after = outbox.row(job_id).report_after
     assert after is not None
     assert (after - before).total_seconds() >= 40
+
+
+@pytest.mark.parametrize("seen_by", ["heartbeat", "poller"])
+def test_the_first_part_that_sees_fulcrumcore_answer_again_ends_the_backoff_of_every_report(
+    outbox: Outbox, seen_by: str
+) -> None:
+    job = outbox.ordered()
+    job_id = outbox.ended(job, FAILED)
+    with transaction(outbox.engine) as session:
+        postpone_report(session, job_id, backoff_s=3600, note="no answer")
+    outbox.state.fulcrum_link.note_down("away")
+    assert outbox.reporter.send_due_reports() == IDLE_WAIT_S
+    assert outbox.reports(job) == []
+
+    state, fulcrum = outbox.state, outbox.reporter.fulcrum
+    if seen_by == "heartbeat":
+        Heartbeat(fulcrum=fulcrum, state=state).send()
+    else:
+        Poller(engine=outbox.engine, fulcrum=fulcrum, state=state, job_timeout_s=300, interval_s=2).poll()
+
+    assert state.report_requested.is_set(), "the reporter's wait ends"
+    assert state.dispatch_requested.is_set(), "jobs may be claimed again"
+    outbox.reporter.send_due_reports()
+    assert outbox.reports(job) == [("fail", 204)]
 
 
 def test_after_an_outage_all_reports_are_due_at_once(outbox: Outbox) -> None:

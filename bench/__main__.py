@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -25,7 +26,7 @@ from rich.console import Console
 
 from bench import actions, baseline, burst, idle, job_rows, jobs, latency, report, slots, soak, vms
 from bench import sizes as bench_sizes
-from bench.measuring import ROOT, WorkloadFailed, machine_facts, measure_cpu_use
+from bench.measuring import ROOT, machine_facts, measure_cpu_use
 from bench.part import Bench, Part
 
 Json = dict[str, Any]
@@ -49,6 +50,8 @@ LOG_WIDTH_CHARACTERS = 140
 #: With --quick, the greatest CPU time of an action, as a ratio to plain. It is far from the goals, because a quick run
 #: does not fill the caches before it measures.
 MAX_QUICK_RATIO = 1.0
+#: The exit code of shells for a process that SIGTERM has ended.
+EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 def main() -> int:
@@ -58,13 +61,18 @@ def main() -> int:
     if arguments.page:
         report.write_page([json.loads(file.read_text(encoding="utf-8")) for file in arguments.page], PARTS)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # so that all processes end and folders go
     results: Json = {"machine": machine_facts(), "quick": arguments.quick, "parts": {}}
+    file = _results_file(quick=arguments.quick)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, ExitStack() as stack:
         sizes = bench_sizes.from_arguments(arguments)
         bench = Bench(variants=_variants(console), sizes=sizes, folder=Path(folder), stack=stack)
-        have_all_ended = all([_run_part(name, bench, results, console) for name in arguments.only])
+        have_all_ended = True
+        for name in arguments.only:
+            have_all_ended &= _run_part(name, bench, results, console)
+            file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")  # an hour's figures are not lost
     report.show(results, PARTS, console)
-    console.print(f"written: {_write_results(results).relative_to(ROOT)}")
+    console.print(f"written: {file.relative_to(ROOT)}")
     if arguments.quick and _has_absurd_ratio(results, console):
         return 1
     return 0 if have_all_ended else 1
@@ -106,14 +114,17 @@ def _variants(console: Console) -> list[baseline.Variant]:
 
 
 def _run_part(name: str, bench: Bench, results: Json, console: Console) -> bool:
-    """Run a part and add its figures to the results. Print the error and return False if a workload fails."""
+    """Run a part and add its figures to the results. Print the error and return False if the part fails.
+
+    Each error is caught, so that the other parts are measured.
+    """
     console.print(f"part {name}: {PARTS[name].help}", highlight=False)
     started = time.monotonic()
     try:
         with measure_cpu_use() as use:
             figures = PARTS[name].measure(bench)
-    except (WorkloadFailed, TimeoutError) as error:
-        console.print(f"part {name} failed: {error}", style="red", markup=False)
+    except Exception as error:
+        console.print(f"part {name} failed: {type(error).__name__}: {error}", style="red", markup=False)
         return False
     took_s = time.monotonic() - started
     used = f"used {use.own_s:.0f} CPU-s; other processes used {use.others_share:.0%} of the CPU"
@@ -134,11 +145,9 @@ def _has_absurd_ratio(results: Json, console: Console) -> bool:
     return bool(too_high)
 
 
-def _write_results(results: Json) -> Path:
+def _results_file(*, quick: bool) -> Path:
     RESULTS_FOLDER.mkdir(parents=True, exist_ok=True)
-    file = RESULTS_FOLDER / (time.strftime("bench-%Y%m%d-%H%M%S") + ("-quick" if results["quick"] else "") + ".json")
-    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return file
+    return RESULTS_FOLDER / (time.strftime("bench-%Y%m%d-%H%M%S") + ("-quick" if quick else "") + ".json")
 
 
 if __name__ == "__main__":

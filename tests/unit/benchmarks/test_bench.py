@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import io
 import os
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 from bench import playbook_process, plots, report, sizes
-from bench.__main__ import PARTS
+from bench.__main__ import PARTS, _has_absurd_ratio
 from bench.actions import ACTIONS, MAX_RATIOS_TO_PLAIN
 from bench.burst import busy_slots
 from bench.measuring import measure_cpu_use, tree_cpu_s
@@ -80,6 +82,12 @@ def test_the_goals_compare_with_plain_and_are_left_out_without_it() -> None:
     goals = part.goals(actions_figures(plain=4.0, baseline=0.6, current=0.4))
     assert [(goal.limit, goal.measured) for goal in goals] == [(limit, 0.1) for limit in MAX_RATIOS_TO_PLAIN.values()]
     assert part.goals(actions_figures(current=0.4)) == []
+
+
+@pytest.mark.parametrize(("current_s", "is_absurd"), [(0.4, False), (4.0, True)])
+def test_a_quick_run_fails_if_an_action_costs_as_much_as_plain(current_s: float, is_absurd: bool) -> None:
+    console = Console(file=io.StringIO())
+    assert _has_absurd_ratio(results(actions=actions_figures(plain=4.0, current=current_s)), console) is is_absurd
 
 
 @pytest.mark.parametrize("variants", [("plain", "baseline", "current"), ("current",)])

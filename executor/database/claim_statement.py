@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select, true, update
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select, update
 from sqlalchemy.orm import aliased
 
 from executor.database.tables import PENDING_LITERAL, PROCESSING_LITERAL, Job, db_now
 from executor.model import PROBATION_CRASHES, JobStatus
 
 
-@dataclass(frozen=True)
-class TenantFilter:
-    """A condition on the tenant of the job that an UPDATE claims.
-
-    A tenant is a participant in FulcrumCore that consumes services. Without `is_exclusion`, the filter selects the jobs
-    of `tenants`. With `is_exclusion`, it selects all other jobs, which include the jobs without a tenant. If `tenants`
-    is empty, it selects every job.
-    """
-
-    tenants: tuple[str, ...] = ()
-    is_exclusion: bool = False
-
-    def condition(self, job_alias: Any) -> ColumnElement[bool]:
-        """Return the filter as an SQL condition on `job_alias`, which is an alias of the table of jobs."""
-        if not self.tenants:
-            return true()
-        if self.is_exclusion:
-            return or_(job_alias.tenant_id.is_(None), job_alias.tenant_id.not_in(self.tenants))
-        is_listed: ColumnElement[bool] = job_alias.tenant_id.in_(self.tenants)
-        return is_listed
-
-
 @lru_cache(maxsize=512)  # building the statement takes ten times as long as running it
-def claim_statement(owner: str, lease_s: float, max_creates: int | None, tenant_filter: TenantFilter) -> Any:
+def claim_statement(owner: str, lease_s: float, max_creates: int | None) -> Any:
     """Return the UPDATE that claims the next job for the owner and returns the job's row.
 
+    The text of the statement does not depend on the rows, so the database driver and SQLAlchemy prepare it once.
     `max_creates` limits how many creates run at the same time. A job that was reaped at least PROBATION_CRASHES times
     is on probation, which means that it runs alone. If the next job is on probation and the owner has another job, the
     UPDATE claims nothing. An owner that has a job on probation claims no other job.
@@ -49,7 +27,7 @@ def claim_statement(owner: str, lease_s: float, max_creates: int | None, tenant_
     owner_has_probation_job = owned_job_ids.where(owned_job.crashes >= PROBATION_CRASHES).exists()
     return (
         update(Job)
-        .where(Job.id == _next_job_id(max_creates, tenant_filter).scalar_subquery(), Job.status == JobStatus.PENDING)
+        .where(Job.id == _next_job_id(max_creates).scalar_subquery(), Job.status == JobStatus.PENDING)
         .where(or_(Job.crashes < PROBATION_CRASHES, ~owner_has_job), ~owner_has_probation_job)
         .values(
             status=JobStatus.PROCESSING,
@@ -64,32 +42,36 @@ def claim_statement(owner: str, lease_s: float, max_creates: int | None, tenant_
     )
 
 
-def _next_job_id(max_creates: int | None, tenant_filter: TenantFilter) -> Select[int]:
-    """Return a query for the id of the next job that the filter selects.
+def _next_job_id(max_creates: int | None) -> Select[int]:
+    """Return a query for the id of the next job, by the three rules of `job_queue.claim`.
 
-    The query searches only the claimable jobs with the highest priority. It finds no job if the filter selects none of
-    these jobs.
+    The rules are: the highest priority, the tenant with the fewest processing jobs, and the oldest job.
     """
     candidate, claimable_job = aliased(Job), aliased(Job)
     highest_priority = (
         select(claimable_job.priority)
         .where(_is_claimable(claimable_job, max_creates))
-        .order_by(*_claim_order(claimable_job))
+        .order_by(claimable_job.priority.desc(), claimable_job.core_created_at, claimable_job.id)
         .limit(1)
     ).scalar_subquery()
+    processing_job = aliased(Job)
+    counts = (
+        select(processing_job.tenant_id, func.count().label("processing_count"))
+        .where(processing_job.status == PROCESSING_LITERAL, processing_job.tenant_id.is_not(None))
+        .group_by(processing_job.tenant_id)
+        .subquery()
+    )
+    # A tenant without a processing job, and a job without a tenant, have no row in `counts`.
+    processing_count_of_tenant = func.coalesce(counts.c.processing_count, 0)
     return (
         select(candidate.id)
-        .where(_is_claimable(candidate, max_creates), tenant_filter.condition(candidate))
+        .outerjoin(counts, counts.c.tenant_id == candidate.tenant_id)
+        .where(_is_claimable(candidate, max_creates))
         .where(candidate.priority >= highest_priority)  # no claimable job has a higher one, so `>=` means `==`
-        .order_by(*_claim_order(candidate))
+        .order_by(processing_count_of_tenant, candidate.core_created_at, candidate.id)
         .limit(1)
         .with_for_update(skip_locked=True, of=candidate)
     )
-
-
-def _claim_order(job_alias: Any) -> tuple[Any, ...]:
-    """Return the SQL sort order of claims: highest priority first, then oldest first."""
-    return job_alias.priority.desc(), job_alias.core_created_at, job_alias.id
 
 
 def _is_claimable(job_alias: Any, max_creates: int | None) -> ColumnElement[bool]:

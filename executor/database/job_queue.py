@@ -28,7 +28,7 @@ from sqlalchemy import ColumnElement, Update, case, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from executor.database.claim_statement import TenantFilter, claim_statement
+from executor.database.claim_statement import claim_statement
 from executor.database.statements import execute_and_count, insert_into
 from executor.database.tables import ENDED_LITERALS, PENDING_LITERAL, PROCESSING_LITERAL, Job, Run, db_now, utc_now
 from executor.errors import StaleJob
@@ -133,7 +133,8 @@ def claim(session: Session, owner: str, *, lease_s: float, max_creates: int | No
     for _ in range(MAX_CLAIM_ATTEMPTS):
         try:
             with session.begin_nested():
-                return _claim_fairly(session, owner, lease_s, max_creates)
+                job: Job | None = session.scalars(claim_statement(owner, lease_s, max_creates)).one_or_none()
+                return job
         except IntegrityError:
             continue
     return None
@@ -141,41 +142,6 @@ def claim(session: Session, owner: str, *, lease_s: float, max_creates: int | No
 
 #: Finds one pending job, or none.
 _PENDING_JOB_QUERY = select(Job.id).where(Job.status == PENDING_LITERAL).limit(1)
-#: Counts the processing jobs of each tenant.
-_PROCESSING_COUNTS_QUERY = (
-    select(Job.tenant_id, func.count())
-    .where(Job.status == PROCESSING_LITERAL, Job.tenant_id.is_not(None))
-    .group_by(Job.tenant_id)
-)
-
-
-def _claim_fairly(session: Session, owner: str, lease_s: float, max_creates: int | None) -> Job | None:
-    """Make one attempt to claim the next job: try one tenant filter after the other until an UPDATE claims a job.
-
-    Each of these UPDATEs claims only a job with the highest priority. So the filters apply only rule 2 of `claim`.
-    """
-    for tenant_filter in _tenant_filters(session):
-        stmt = claim_statement(owner, lease_s, max_creates, tenant_filter)
-        job: Job | None = session.scalars(stmt).one_or_none()
-        if job is not None:
-            return job
-    return None
-
-
-def _tenant_filters(session: Session) -> list[TenantFilter]:
-    """Return the filters with which a claim is tried, in this order.
-
-    The first filter selects the jobs of tenants without a processing job, and the jobs without a tenant. Each further
-    filter selects the jobs of the tenants with the next higher number of processing jobs.
-    """
-    count_by_tenant = {str(tenant): count for tenant, count in session.execute(_PROCESSING_COUNTS_QUERY)}
-    if not count_by_tenant:
-        return [TenantFilter()]
-    filters = [TenantFilter(tuple(sorted(count_by_tenant)), is_exclusion=True)]
-    for count in sorted(set(count_by_tenant.values())):
-        tenants = sorted(tenant for tenant in count_by_tenant if count_by_tenant[tenant] == count)
-        filters.append(TenantFilter(tuple(tenants)))
-    return filters
 
 
 def _lease_is_valid(lease: Lease) -> ColumnElement[bool]:

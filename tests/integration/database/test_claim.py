@@ -222,3 +222,55 @@ def test_no_statement_of_a_jobs_processing_is_compiled_twice(engine: Engine) -> 
     process_a_job()
 
     assert cache_uses == {"CACHE_HIT"}
+
+
+def _recorded_claims(engine: Engine, claims: int) -> list[tuple[str, Any]]:
+    """Claim jobs, and return the text and the values of each UPDATE that was executed."""
+    executed: list[tuple[str, Any]] = []
+
+    def record(_connection: Any, _cursor: Any, statement: str, values: Any, *_rest: Any) -> None:
+        if statement.startswith("UPDATE"):
+            executed.append((statement, values))
+
+    event.listen(engine, "before_cursor_execute", record)
+    for _ in range(claims):
+        claimed(engine, max_creates=100)
+    event.remove(engine, "before_cursor_execute", record)
+    return executed
+
+
+def test_the_claim_is_one_statement_whose_text_does_not_depend_on_the_tenants(engine: Engine) -> None:
+    for number in range(24):
+        submit(engine, age=number, tenant_id=f"tenant-{number % 8}" if number % 3 else None)
+    executed = _recorded_claims(engine, claims=20)
+    assert len(executed) == 20
+    assert len({statement for statement, _values in executed}) == 1
+
+
+def test_a_claim_reads_pending_and_processing_jobs_from_their_indexes(engine: Engine) -> None:
+    for number in range(4):
+        submit(engine, age=number, tenant_id=f"tenant-{number % 2}")
+    ((statement, values),) = _recorded_claims(engine, claims=1)
+    with transaction(engine) as session:
+        connection = session.connection()
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")  # the table is small
+            connection.exec_driver_sql("SET LOCAL enable_bitmapscan = off")
+            explain = "EXPLAIN"
+        else:
+            explain = "EXPLAIN QUERY PLAN"
+        steps = [str(found[-1]) for found in connection.exec_driver_sql(f"{explain} {statement}", values)]
+    for index in ("ix_jobs_to_claim", "ix_jobs_one_processing_per_service"):
+        assert any(index in step for step in steps), steps
+    assert not any("SCAN jobs" in step and "INDEX" not in step for step in steps), steps
+    assert not any("Seq Scan" in step for step in steps), steps
+
+
+@pytest.mark.parametrize("running", [0, 1, 2])
+def test_a_job_without_a_tenant_counts_as_the_job_of_an_idle_tenant(engine: Engine, running: int) -> None:
+    for _ in range(running):
+        submit(engine, tenant_id="busy")
+        claimed(engine)
+    with_tenant, without = submit(engine, age=1, tenant_id="busy"), submit(engine, age=2)
+    expected = [without, with_tenant] if running else [with_tenant, without]
+    assert [claimed(engine).id for _ in range(2)] == expected

@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from executor.database.engine import sqlite_file
 from executor.errors import DatabaseError
@@ -38,7 +39,12 @@ def exclusive_database(url: str) -> Iterator[None]:
             holder = lock_file.read(MAX_HOLDER_CHARS).strip() or "another process"
             text = f"the database {database_path} is in use by {holder}: only one agent may use it"
             raise DatabaseError(text) from None
-        lock_file.truncate(0)
-        lock_file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        lock_file.flush()
+        write_holder(lock_file)
         yield
+
+
+def write_holder(lock_file: TextIO) -> None:
+    """Write to the locked file which process has the lock. `lock_file` is open for appending."""
+    lock_file.truncate(0)
+    lock_file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+    lock_file.flush()

@@ -50,8 +50,8 @@ MAX_FLUSH_WAIT_S = 1.0
 #: Keys of a run's result that are sent as `agentInstanceData`. Each report contains all of them, because FulcrumCore
 #: replaces the whole data of the previous report.
 INSTANCE_DATA_KEYS = ("vmid", "node", "name", "mac_address", "ip_addresses", "reboot_required", "snapshot", "backup")
-#: When FulcrumCore has answered HTTP 500 to the completion of a job this many times, the job is reported as failed. The
-#: most likely cause of the HTTP 500 is that another service has the same instance id.
+#: When FulcrumCore has answered HTTP 500 to the completion of a job this many times in a row, and answers so once more,
+#: the job is reported as failed. The most likely cause is that another service has the same instance id.
 MAX_FAILED_COMPLETIONS = 5
 
 
@@ -64,6 +64,9 @@ class Reporter:
     state: AgentState
     refused_jobs: RefusedJobs
     _unanswered_rounds: int = 0  #: rounds in a row in which FulcrumCore answered no report
+    #: For each `job.id`: how many times in a row FulcrumCore has answered HTTP 500 to the completion. Kept in memory
+    #: only: after a restart, the agent tries the completion again as often.
+    _failed_completions: dict[int, int] = field(default_factory=dict)
     #: Threads are reused, because each thread keeps its connection to FulcrumCore open.
     _senders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(SENDER_THREADS, "report"))
     #: Only one round runs at a time: the flush at shutdown must not send a report that the loop is sending.
@@ -148,15 +151,23 @@ class Reporter:
     def _report(self, job: Job) -> tuple[ReportState, str]:
         """Report the job; return its report state and a note. Raises FulcrumError when the report must be retried."""
         try:
-            return self._send_or_handle_refusal(job)
+            outcome = self._send_or_handle_refusal(job)
+            self._failed_completions.pop(job.id, None)
+            return outcome
         except FulcrumAuthFailing:
             # If it is not certain that the job is gone, `require_gone` raises, and the report is postponed.
             self.refused_jobs.require_gone(job.fulcrum_id, refused_to="accept the report")
             return ReportState.ABANDONED, GONE
         except FulcrumUnavailable as error:
             has_completion_failed = error.status == STATUS_OF_ONE_FAILED_REQUEST and job.status == JobStatus.COMPLETED
-            if has_completion_failed and job.report_attempts >= MAX_FAILED_COMPLETIONS:
-                return self._fail_instead(job, f"FulcrumCore cannot store the result: {error}")
+            failures_before = self._failed_completions.pop(job.id, 0)
+            if has_completion_failed and failures_before >= MAX_FAILED_COMPLETIONS:
+                self._failed_completions[job.id] = failures_before  # for the case that the next request fails
+                outcome = self._fail_instead(job, f"FulcrumCore cannot store the result: {error}")
+                del self._failed_completions[job.id]
+                return outcome
+            if has_completion_failed:
+                self._failed_completions[job.id] = failures_before + 1
             raise
 
     def _send_or_handle_refusal(self, job: Job) -> tuple[ReportState, str]:

@@ -4,6 +4,10 @@ A critical job is a periodic task of the agent; the name `job` in this module al
 decides when its next execution is due. One database row per critical job stores the last result. When several agents
 share the database, the row also decides which agent executes the critical job. When the database cannot be written, the
 critical job is executed anyway.
+
+A critical job that every agent executes, such as GetPendingJobs every 2 s, needs no decision. So only its first start
+is stored before the execution, and the results of its successful executions are stored together, every
+MAX_UNSTORED_S seconds. A failure, and the first success after a failure, are stored at once.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import schedule
@@ -20,6 +25,7 @@ import schedule
 from executor.agent.state import Link
 from executor.database import periods
 from executor.database.engine import transaction
+from executor.database.tables import utc_now
 from executor.errors import DatabaseError, FulcrumUnavailable, SmithError
 from executor.log import get_logger
 
@@ -37,6 +43,9 @@ MIN_PAUSE_S = 0.05
 #: How long an execution waits for SQLite's lock, to store its start and again to store its result.
 SQLITE_LOCK_TIMEOUT_MS = 500
 MAX_REASON_CHARS = 300
+#: Maximum time for which successful executions are not stored. It must be much shorter than the time after which
+#: `smith critical` and `smith status` show a critical job as overdue (3 intervals plus 30 s).
+MAX_UNSTORED_S = 10.0
 
 
 @dataclass(kw_only=True)
@@ -52,9 +61,15 @@ class CriticalJob:
     link: Link | None = None
     started_at: float = 0.0  #: monotonic; start of the current or last execution
     finished_at: float = 0.0  #: monotonic; end of the last execution
-    #: The type of the last execution's exception, '' for no exception and for FulcrumUnavailable. The same type is not
-    #: logged again in the next execution.
-    last_error_type: str = ""
+    #: The type of the last logged exception; '' after a success. The same type is not logged again before a success.
+    #: FulcrumUnavailable is not logged here, because `link` logs the outage.
+    logged_error_type: str = ""
+    last_started: datetime | None = None  #: start of the current or last execution
+    last_error: str | None = None  #: error of the last execution
+    is_row_stored: bool = False  #: this process has stored a start of this critical job, so its row exists
+    unstored_count: int = 0  #: number of executions since a result was last stored
+    stored_error: str | None = None  #: error in the result that was last stored
+    stored_at: float = float("-inf")  #: monotonic time at which a result was last stored
     generation: int = 0  #: incremented by `restart`; a thread of an older generation ends
 
 
@@ -122,6 +137,8 @@ class Scheduler:
                 delay_s = job.interval_s if requested_delay_s is None else requested_delay_s
                 due_at = self._plan_next(timer, job, delay_s)
             job.wake_requested.wait(min(max(due_at - time.monotonic(), MIN_WAIT_S), MAX_WAIT_S))
+        if job.unstored_count and job.generation == generation:
+            self._store_result(job)
 
     @staticmethod
     def _plan_next(timer: schedule.Scheduler, job: CriticalJob, delay_s: float) -> float:
@@ -137,11 +154,10 @@ class Scheduler:
 
     def _execute(self, job: CriticalJob) -> float | None:
         """Execute a critical job once, and store and log its result. Return the delay that it requests, or None."""
-        job.started_at = time.monotonic()
+        job.started_at, job.last_started = time.monotonic(), utc_now()
         delay_s: float | None = None
         error: str | None = None
         if self._try_start_period(job):
-            error_type = ""
             try:
                 delay_s = job.run()
             except FulcrumUnavailable as failure:
@@ -151,17 +167,22 @@ class Scheduler:
             except (SmithError, OSError) as failure:
                 error_type = type(failure).__name__
                 error = str(failure).splitlines()[0][:MAX_REASON_CHARS] if str(failure) else error_type
-                if error_type != job.last_error_type:
+                if error_type != job.logged_error_type:
                     log.warning("critical_job_failed", name=job.name, reason=error)
+                job.logged_error_type = error_type
             except Exception as failure:
                 # An unexpected exception must not end the thread: the next execution follows after the interval.
                 error = error_type = type(failure).__name__
-                if error_type != job.last_error_type:
+                if error_type != job.logged_error_type:
                     log.exception("critical_job_crashed", name=job.name)
-            if job.last_error_type and error is None:
+                job.logged_error_type = error_type
+            if job.logged_error_type and error is None:
                 log.info("critical_job_recovered", name=job.name)
-            job.last_error_type = error_type
-            self._store_result(job, error)
+                job.logged_error_type = ""
+            job.last_error = error
+            job.unstored_count += 1
+            if self._must_store_result(job):
+                self._store_result(job)
         job.finished_at = time.monotonic()
         return delay_s
 
@@ -170,15 +191,39 @@ class Scheduler:
 
         A period is the time in which only one agent executes the critical job. It is a little shorter than an interval.
         """
+        if job.runs_on_each_agent and job.is_row_stored:
+            return True
         try:
             with transaction(self._engine) as session:
-                return periods.try_start_period(session, job.name, job.interval_s, force=job.runs_on_each_agent)
+                is_started = periods.try_start_period(session, job.name, job.interval_s, force=job.runs_on_each_agent)
         except DatabaseError:
             return True  # without the database, every agent executes the critical job
+        job.is_row_stored = True
+        return is_started
 
-    def _store_result(self, job: CriticalJob, error: str | None) -> None:
-        with suppress(DatabaseError), transaction(self._engine) as session:
-            periods.record_period_result(session, job.name, error=error)
+    @staticmethod
+    def _must_store_result(job: CriticalJob) -> bool:
+        """True unless the last execution succeeded, as did the last stored one, which is not MAX_UNSTORED_S old."""
+        has_failed = job.last_error is not None or job.stored_error is not None
+        is_old = time.monotonic() - job.stored_at >= MAX_UNSTORED_S
+        return not job.runs_on_each_agent or has_failed or is_old
+
+    def _store_result(self, job: CriticalJob) -> None:
+        """Store the executions since the last stored result. Do nothing if the database cannot be written."""
+        with suppress(DatabaseError):
+            with transaction(self._engine) as session:
+                if job.runs_on_each_agent and job.last_started is not None:
+                    periods.record_runs(
+                        session,
+                        job.name,
+                        job.interval_s,
+                        started_at=job.last_started,
+                        run_count=job.unstored_count,
+                        error=job.last_error,
+                    )
+                else:
+                    periods.record_period_result(session, job.name, error=job.last_error)
+            job.unstored_count, job.stored_error, job.stored_at = 0, job.last_error, time.monotonic()
 
 
 def _local_time_after(delay_s: float) -> object:

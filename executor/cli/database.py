@@ -6,12 +6,14 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from alembic.util.exc import CommandError
 
+from executor.agent.database_lock import write_holder
 from executor.cli import status
 from executor.cli.arguments import AsJson, confirm
 from executor.cli.context import PRIVATE_UMASK, open_settings
@@ -26,6 +28,7 @@ from executor.settings.settings import Settings
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
 
 #: Alembic's name of the revision before the current revision.
 PREVIOUS_REVISION = "-1"
@@ -67,8 +70,12 @@ def downgrade(
     with open_database(settings) as engine:
         before = schema.current_revision(engine)
         confirm(f"Downgrade the schema from {before}? Data that the older schema cannot store is lost.", yes=yes)
+        # An agent may have started since the check of `_refusing_while_agent_runs`, for example while this command
+        # waited for another migration. With SQLite, the lock prevents this.
+        is_postgresql = engine.dialect.name == "postgresql"
+        check = partial(_refuse_running_agent, settings=settings) if is_postgresql else None
         with _refusing_while_agent_runs(engine, settings), _explaining_rejected_revision():
-            schema.downgrade(engine, to)
+            schema.downgrade(engine, to, check_in_transaction=check)
         after = schema.current_revision(engine)
     show_outcome(f"the schema was {before} and is now {after or 'none'}", as_json=as_json, before=before, after=after)
 
@@ -128,25 +135,32 @@ def _refusing_while_agent_runs(engine: Engine, settings: Settings) -> Iterator[N
         return
 
     with reading(engine) as session:
-        # The table `nodes` has one row for each agent process; its rows are not Proxmox nodes. `recent` returns the
-        # rows that were updated last. A running process updates its row often, so the returned rows contain a running
-        # process if there is one.
-        for agent in nodes.recent(session, status.MAX_SHOWN_AGENTS):
-            if status.is_alive(agent, utc_now(), settings.smith_lease_s):
-                raise DatabaseError(f"agent {agent.id} on {agent.host} uses this database: stop it first")
+        _refuse_running_agent(session, settings)
     yield
+
+
+def _refuse_running_agent(session: Session, settings: Settings) -> None:
+    """Raise DatabaseError if a row of the table `nodes`, which has one row for each agent process, is of a running one.
+
+    The rows are not Proxmox nodes.
+    """
+    for agent in nodes.not_stopped(session):
+        if status.is_alive(agent, utc_now(), settings.smith_lease_s):
+            raise DatabaseError(f"agent {agent.id} on {agent.host} uses this database: stop it first")
 
 
 @contextmanager
 def holding_database_lock(file: Path) -> Iterator[None]:
     """Hold the lock of the SQLite database for the block, so that no agent uses the database meanwhile.
 
-    `file` is the database's lock file, which each agent locks while it runs (`agent.database_lock`). Raises
-    DatabaseError when an agent is running.
+    `file` is the database's lock file, which each agent locks while it runs (`agent.database_lock`). This process is
+    written to the file, because the error of an agent that starts meanwhile names it. Raises DatabaseError when an
+    agent is running.
     """
     with file.open("a", encoding="utf-8") as lock_file:
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DatabaseError(f"an agent uses this database ({file} is locked): stop it first") from None
+        write_holder(lock_file)
         yield

@@ -135,21 +135,22 @@ def _set_up_sqlite_connection(connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
     cursor.close()
 
 
 def _begin_transaction(connection: Any) -> None:
     """Start a transaction on SQLite. The execution options of the engine decide how:
 
-    - `smith_busy_timeout_ms` replaces BUSY_TIMEOUT_MS. Each transaction sets the timeout, because the last transaction
-      on the same connection may have set another one.
+    - `smith_busy_timeout_ms` replaces BUSY_TIMEOUT_MS, which `_sqlite_engine` sets. The timeout is set only if the last
+      transaction on the same connection had another one.
     - `smith_migrating`, which `schema` sets, turns foreign keys off.
     - `smith_read_only`, which `reading` sets, starts the transaction without the write lock.
     """
     options = connection.get_execution_options()
     busy_timeout_ms = options.get("smith_busy_timeout_ms", BUSY_TIMEOUT_MS)
-    connection.exec_driver_sql(f"PRAGMA busy_timeout={busy_timeout_ms:d}")
+    if connection.info.get("smith_busy_timeout_ms", BUSY_TIMEOUT_MS) != busy_timeout_ms:
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={busy_timeout_ms:d}")
+        connection.info["smith_busy_timeout_ms"] = busy_timeout_ms
     if options.get("smith_migrating", False):
         connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
     # BEGIN IMMEDIATE waits for the write lock. After a plain BEGIN, a write that follows a read may fail at once with

@@ -44,6 +44,11 @@ def recent(session: Session, limit: int) -> Sequence[Node]:
     return session.scalars(select(Node).order_by(Node.seen_at.desc(), Node.id).limit(limit)).all()
 
 
+def not_stopped(session: Session) -> Sequence[Node]:
+    """Return the rows of the agent processes that have not stored their stop. Some of them may have been killed."""
+    return session.scalars(select(Node).where(Node.stopped_at.is_(None)).order_by(Node.seen_at.desc())).all()
+
+
 def prune(session: Session, *, seen_before: datetime) -> int:
     """Delete the rows of agent processes that were last running before `seen_before`. Return the number of rows."""
     return execute_and_count(session, delete(Node).where(Node.seen_at < seen_before))

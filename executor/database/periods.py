@@ -5,6 +5,7 @@ A critical job is periodic work of the agent, such as Heartbeat. No function com
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import or_, update
@@ -39,10 +40,25 @@ def try_start_period(session: Session, name: str, interval_s: float, *, force: b
 
 def record_period_result(session: Session, name: str, *, error: str | None) -> None:
     """Store that a run of a critical job ended. `error` is None if the run succeeded."""
-    now = utc_now()
-    columns: dict[str, Any] = {"last_finished_at": now, "runs": CriticalJob.runs + 1, "last_error": error}
-    if error is None:
-        columns |= {"last_ok_at": now, "failures": 0}
-    else:
-        columns |= {"failures": CriticalJob.failures + 1}
+    session.execute(update(CriticalJob).where(CriticalJob.name == name).values(**_result_columns(1, error)))
+
+
+def record_runs(  # noqa: PLR0913 (one parameter for each stored value)
+    session: Session, name: str, interval_s: float, *, started_at: datetime, run_count: int, error: str | None
+) -> None:
+    """Store the last `run_count` runs of a critical job that every agent runs. At most the last of them has failed.
+
+    `started_at` and `error` are those of the last run. Without a row for the critical job, nothing is stored.
+    """
+    columns = _result_columns(run_count, error)
+    columns |= {"due_at": db_now(interval_s * PERIOD_SHARE), "interval_s": interval_s, "last_started_at": started_at}
     session.execute(update(CriticalJob).where(CriticalJob.name == name).values(**columns))
+
+
+def _result_columns(run_count: int, error: str | None) -> dict[str, Any]:
+    """Return the new values of the columns after `run_count` runs. `error` is the error of the last run, or None."""
+    now = utc_now()
+    columns: dict[str, Any] = {"last_finished_at": now, "runs": CriticalJob.runs + run_count, "last_error": error}
+    if error is None:
+        return columns | {"last_ok_at": now, "failures": 0}
+    return columns | {"failures": CriticalJob.failures + 1}

@@ -164,12 +164,12 @@ def count_open_jobs(session: Session) -> dict[str, int]:
 
 def oldest_due_report_time(session: Session) -> datetime | None:
     """Return the earliest time at which a job with a due report ended, or None if no report is due."""
-    return session.scalar(select(func.min(Job.finished_at)).where(Job.report_state == ReportState.DUE))
+    return session.scalar(select(func.min(Job.finished_at)).where(Job.report_state == DUE_LITERAL))
 
 
 def oldest_pending_time(session: Session) -> datetime | None:
     """Return the earliest time at which a pending job was received, or None if no job is pending."""
-    return session.scalar(select(func.min(Job.received_at)).where(Job.status == JobStatus.PENDING))
+    return session.scalar(select(func.min(Job.received_at)).where(Job.status == PENDING_LITERAL))
 
 
 def busy_services(session: Session, service_id: str | None = None) -> frozenset[str]:

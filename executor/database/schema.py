@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy.orm import Session
 
 from executor.database.engine import translating_errors
 from executor.errors import DatabaseError
@@ -28,12 +29,21 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
         command.upgrade(_alembic_config(connection), revision)
 
 
-def downgrade(engine: Engine, revision: str = "-1") -> None:
-    """Migrate the schema back to `revision`, by default by one revision. Raises the same error as `upgrade`."""
+def downgrade(
+    engine: Engine, revision: str = "-1", check_in_transaction: Callable[[Session], None] | None = None
+) -> None:
+    """Migrate the schema back to `revision`, by default by one revision. Raises the same error as `upgrade`.
+
+    `check_in_transaction` is called after other migrations have ended, and before the schema is changed. If it raises
+    an exception, the schema does not change.
+    """
     from alembic import command  # noqa: PLC0415 (see upgrade)
 
     refuse_newer_schema(engine)
     with translating_errors(engine), _migrating(engine) as connection:
+        if check_in_transaction is not None:
+            with Session(connection) as session:
+                check_in_transaction(session)
         command.downgrade(_alembic_config(connection), revision)
 
 

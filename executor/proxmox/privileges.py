@@ -64,16 +64,17 @@ def list_needs(
     )
     vm_privileges = frozenset({*VM_PRIVILEGES, guest_agent_privilege})
     needs = [PrivilegeNeed(path="/vms", role="SmithVM", privileges=vm_privileges, purpose="for every action")]
-    for storage in sorted(set(disk_storages)):
+    writable_storages = frozenset(disk_storages)
+    for storage in sorted(writable_storages):
         needs.append(_storage_need(storage, "SmithStore", STORAGE_WRITE_PRIVILEGES, "for the VMs' disks"))
-    for storage in sorted(set(image_storages) - set(disk_storages)):
+    for storage in sorted(set(image_storages) - writable_storages):
         needs.append(_storage_need(storage, "SmithImages", STORAGE_READ_PRIVILEGES, "to list its images"))
     if backup_storage:
         backup_privileges = frozenset({"VM.Backup"})
         needs.append(
             PrivilegeNeed(path="/vms", role="SmithBackup", privileges=backup_privileges, purpose="for backups")
         )
-    if backup_storage and backup_storage not in set(disk_storages):
+    if backup_storage and backup_storage not in writable_storages:
         needs.append(_storage_need(backup_storage, "SmithStore", STORAGE_WRITE_PRIVILEGES, "for backups"))
     if bridge:
         path = "/sdn/zones/localnetwork"  # Proxmox's name for the zone of all local bridges

@@ -320,6 +320,31 @@ def test_an_instance_id_of_another_service_becomes_a_failure_after_several_attem
     assert "FulcrumCore cannot store the result" in str(row.report_note)
 
 
+def test_attempts_during_an_outage_do_not_count_as_failed_completions(outbox: Outbox) -> None:
+    result = made()
+    job = outbox.ordered()
+    job_id = outbox.ended(job, result)
+    outbox.world.sim.add_fault("status", status=503)
+    outbox.turn(MAX_FAILED_COMPLETIONS + 1)
+    outbox.world.sim.clear_faults()
+    outbox.world.sim.add_fault("status", status=500, path=r"/complete$")
+    outbox.turn(MAX_FAILED_COMPLETIONS)
+    row = outbox.row(job_id)
+    assert (row.status, row.report_state, row.report_attempts) == ("completed", "due", 2 * MAX_FAILED_COMPLETIONS + 1)
+    outbox.world.sim.clear_faults()
+    outbox.turn()
+    assert (outbox.row(job_id).status, outbox.row(job_id).report_state) == ("completed", "reported")
+
+
+def test_an_outage_between_two_failed_completions_starts_a_new_count(outbox: Outbox) -> None:
+    job_id = outbox.ended(outbox.ordered(), made())
+    for fault, turns in (({"status": 500, "path": r"/complete$"}, MAX_FAILED_COMPLETIONS), ({"status": 503}, 1)) * 2:
+        outbox.world.sim.clear_faults()
+        outbox.world.sim.add_fault("status", **fault)
+        outbox.turn(turns)
+    assert (outbox.row(job_id).status, outbox.row(job_id).report_state) == ("completed", "due")
+
+
 # --- FulcrumCore is down ------------------------------------------------------------------------------------------
 
 

@@ -11,9 +11,10 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+import structlog
+from sqlalchemy import Engine, event
 
-from executor.agent.scheduler import CriticalJob, Scheduler
+from executor.agent.scheduler import MAX_UNSTORED_S, CriticalJob, Scheduler
 from executor.agent.state import Link
 from executor.database import periods, queries
 from executor.database.engine import reading, transaction
@@ -312,3 +313,87 @@ def test_a_changed_interval_takes_effect_at_once(engine: Engine, make_scheduler:
     fake = FakeJob()
     make_scheduler(CriticalJob(name="fake", interval_s=60.0, run=fake, runs_on_each_agent=False), engine=engine)
     wait_for(lambda: fake.turns == 1, "the turn")
+
+
+# --- how often results are stored ---------------------------------------------------------------------------------
+
+
+class Writes:
+    """Counts the transactions that write to the database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.count = 0
+        event.listen(engine, "before_cursor_execute", self._note)
+
+    def _note(self, _connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        self.count += statement == "BEGIN IMMEDIATE"
+
+
+def wake_until(scheduler: Scheduler, fake: FakeJob, turns: int) -> None:
+    while fake.turns < turns:
+        before = fake.turns
+        scheduler.jobs["fake"].wake_requested.set()
+        wait_for(lambda before=before: fake.turns > before, "a turn")
+
+
+def test_successful_turns_in_a_short_time_are_stored_together(sqlite_engine: Engine) -> None:
+    """An idle agent polls every 2 s; each write to SQLite waits for the disk."""
+    fake, writes = FakeJob(), Writes(sqlite_engine)
+    scheduler = Scheduler(sqlite_engine, [CriticalJob(name="fake", interval_s=NEVER_S, run=fake)])
+    scheduler.start()
+    wait_for(lambda: (row := facts(sqlite_engine, "fake")) and row.runs == 1, "the first result")
+    assert writes.count == 2, "one for the first start, one for its result"
+    wake_until(scheduler, fake, 6)
+    assert (writes.count, facts(sqlite_engine, "fake").runs) == (2, 1)
+    started_before = facts(sqlite_engine, "fake").last_started_at
+    scheduler.stop(timeout_s=WITHIN_S)
+    row = facts(sqlite_engine, "fake")
+    assert (writes.count, row.runs, row.failures, row.last_error) == (3, 6, 0, None)
+    assert row.last_started_at > started_before
+
+
+def test_a_result_that_is_too_old_is_stored_in_one_transaction(
+    sqlite_engine: Engine, make_scheduler: MakeScheduler
+) -> None:
+    fake, writes = FakeJob(), Writes(sqlite_engine)
+    scheduler = make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=fake))
+    wait_for(lambda: (row := facts(sqlite_engine, "fake")) and row.runs == 1, "the first result")
+    wake_until(scheduler, fake, 3)
+    scheduler.jobs["fake"].stored_at -= MAX_UNSTORED_S
+    wake_until(scheduler, fake, 4)
+    wait_for(lambda: facts(sqlite_engine, "fake").runs == 4, "the result")
+    assert writes.count == 3
+
+
+def test_a_failure_and_the_success_after_it_are_stored_at_once(
+    sqlite_engine: Engine, make_scheduler: MakeScheduler
+) -> None:
+    fake = FakeJob(None, None, OSError("full"), None)
+    scheduler = make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=fake))
+    wait_for(lambda: fake.turns == 1, "the first turn")
+    wake_until(scheduler, fake, 3)
+    wait_for(lambda: facts(sqlite_engine, "fake").failures == 1, "the failure")
+    assert (facts(sqlite_engine, "fake").runs, facts(sqlite_engine, "fake").last_error) == (3, "full")
+    wake_until(scheduler, fake, 4)
+    wait_for(lambda: facts(sqlite_engine, "fake").failures == 0, "the success")
+    assert (facts(sqlite_engine, "fake").runs, facts(sqlite_engine, "fake").last_error) == (4, None)
+
+
+def test_a_turn_that_only_one_agent_takes_is_stored_at_once(
+    sqlite_engine: Engine, make_scheduler: MakeScheduler
+) -> None:
+    """Its start decides which agent runs it."""
+    fake = FakeJob()
+    make_scheduler(CriticalJob(name="fake", interval_s=OFTEN_S, run=fake, runs_on_each_agent=False))
+    wait_for(lambda: (row := facts(sqlite_engine, "fake")) and row.runs >= 3, "three stored turns")
+
+
+def test_the_end_of_a_failure_is_logged_even_if_an_outage_came_between(make_scheduler: MakeScheduler) -> None:
+    fake = FakeJob(OSError("full"), FulcrumUnavailable("no route"), OSError("full"), FulcrumUnavailable("no route"))
+    with structlog.testing.capture_logs() as logs:
+        scheduler = make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=fake))
+        wait_for(lambda: fake.turns == 1, "the first turn")
+        wake_until(scheduler, fake, 6)
+        scheduler.stop(timeout_s=WITHIN_S)
+    events = [entry["event"] for entry in logs if entry["event"].startswith("critical_job")]
+    assert events == ["critical_job_failed", "critical_job_recovered"]

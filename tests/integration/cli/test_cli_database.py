@@ -6,10 +6,21 @@ import contextlib
 import os
 import sqlite3
 import stat
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
+from sqlalchemy.orm import Session
 from support.cli_world import Cli
+from support.databases import PostgresCluster
+
+from executor.agent.database_lock import exclusive_database
+from executor.cli.database import holding_database_lock
+from executor.database import nodes, schema
+from executor.database.engine import open_engine, transaction
+from executor.database.tables import Node, utc_now
+from executor.errors import DatabaseError
 
 #: One command of every kind that needs a database.
 NEEDY = (
@@ -133,3 +144,50 @@ def test_a_query_does_not_wait_for_a_writer(smith: Cli) -> None:
         assert smith.json("jobs", "show", str(job_id))["action"] == "create"
         assert smith.json("status")["jobs"]["pending"] == 1
         writer.execute("ROLLBACK")
+
+
+def test_an_agent_that_finds_the_database_locked_by_a_command_names_the_commands_process(tmp_path: Path) -> None:
+    file = tmp_path / "smith.db"
+    lock_file = Path(f"{file}.lock")
+    lock_file.write_text("pid 1 on an earlier host")
+    with (
+        holding_database_lock(lock_file),
+        pytest.raises(DatabaseError, match=f"in use by pid {os.getpid()} on [^ ]+: only one"),
+        exclusive_database(f"sqlite:///{file}"),
+    ):
+        pass
+
+
+def test_a_downgrade_of_postgresql_finds_a_running_agent_behind_many_killed_ones(
+    smith: Cli, postgres: PostgresCluster
+) -> None:
+    with postgres.fresh_database() as url:
+        engine = open_engine(url)
+        with transaction(engine) as session:
+            for number in range(15):
+                nodes.add_agent(session, f"n{number}", host="h", pid=number, version="1", concurrency=1)
+            session.execute(update(Node).where(Node.id != "n14").values(stopped_at=utc_now()))
+            session.execute(update(Node).where(Node.id == "n14").values(seen_at=utc_now() - timedelta(seconds=1)))
+        refused = smith("db", "downgrade", "--yes", SMITH_DATABASE_URL=url)
+        assert refused.returncode == 6
+        assert "agent n14 on h uses this database: stop it first" in refused.stderr
+        with transaction(engine) as session:
+            session.execute(update(Node).values(stopped_at=utc_now()))
+        engine.dispose()
+        assert "and is now" in smith.ok("db", "downgrade", "--yes", SMITH_DATABASE_URL=url)
+
+
+def test_a_downgrade_is_refused_if_an_agent_has_started_while_it_waited(postgres: PostgresCluster) -> None:
+    def refuse(session: Session) -> None:
+        assert nodes.not_stopped(session) == []
+        raise DatabaseError("an agent has started")
+
+    with postgres.fresh_database() as url:
+        engine = open_engine(url)
+        before = schema.current_revision(engine)
+        with pytest.raises(DatabaseError, match="an agent has started"):
+            schema.downgrade(engine, check_in_transaction=refuse)
+        assert schema.current_revision(engine) == before
+        schema.downgrade(engine, check_in_transaction=lambda session: nodes.not_stopped(session) and None)
+        assert schema.current_revision(engine) != before
+        engine.dispose()

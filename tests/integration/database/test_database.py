@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, func, inspect, select, text
+from sqlalchemy import Engine, event, func, inspect, select, text
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 from support.databases import PostgresCluster, new_job, row, submit
@@ -350,6 +350,19 @@ def test_only_the_owner_may_read_the_database_and_its_companion_files(tmp_path: 
 def test_every_connection_has_the_pragmas(sqlite_engine: Engine, pragma: str, value: Any) -> None:
     with transaction(sqlite_engine) as one, reading(sqlite_engine) as another:
         assert [session.scalar(text(f"PRAGMA {pragma}")) for session in (one, another)] == [value, value]
+
+
+def test_the_busy_timeout_is_set_only_when_it_changes(sqlite_engine: Engine) -> None:
+    short_engine = sqlite_engine.execution_options(smith_busy_timeout_ms=7)
+    statements: list[str] = []
+    event.listen(sqlite_engine, "before_cursor_execute", lambda *values: statements.append(values[2]))
+    found = []
+    for used_engine in (sqlite_engine, sqlite_engine, short_engine, short_engine, sqlite_engine):
+        with transaction(used_engine) as session:
+            found.append(session.scalar(text("PRAGMA busy_timeout")))
+    assert found == [BUSY_TIMEOUT_MS, BUSY_TIMEOUT_MS, 7, 7, BUSY_TIMEOUT_MS]
+    changes = [statement for statement in statements if statement.startswith("PRAGMA busy_timeout=")]
+    assert changes == ["PRAGMA busy_timeout=7", f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}"]
 
 
 def test_the_type_of_a_file_system_is_known() -> None:

@@ -68,3 +68,10 @@ def test_the_documentation_has_the_same_table() -> None:
             version, disk_storages=["a"], bridge="vmbr0", image_storages=["local"], backup_storage="b"
         ):
             assert need.privileges <= set(rows[need.role].replace(",", " ").split()), need.role
+
+
+def test_storages_may_be_given_by_an_iterator_that_is_read_once() -> None:
+    storages = {"image_storages": ["local", "a"], "backup_storage": "a"}
+    expected = list_needs(9, disk_storages=["b", "a"], **storages)
+    assert list_needs(9, disk_storages=iter(["b", "a"]), **storages) == expected
+    assert not [need for need in expected if need.path == "/storage/a" and need.role == "SmithImages"]

@@ -84,7 +84,7 @@ def _build_agent_and_view(
     )
     reconciler = build_reconciler(shared)
     meters = Meters()
-    scheduler = Scheduler(engine, build_critical_jobs(shared, mode, reconciler))
+    scheduler = Scheduler(engine, build_critical_jobs(shared, mode, reconciler, runner))
     monitor = Monitor(settings=settings, state=shared.state, scheduler=scheduler)
     dispatcher = build_dispatcher(shared, runner, meters)
     agent = Agent(
@@ -119,7 +119,10 @@ def _build_agent_and_view(
 def _build_runner(settings: Settings, secrets: ReloadableSecrets) -> Runner:
     settings.require_proxmox()
     paths = RunnerPaths(
-        ansible_home=ansible_home(), run_dir=settings.smith_run_dir, artifacts_dir=settings.smith_data_dir / "artifacts"
+        ansible_home=ansible_home(),
+        run_dir=settings.smith_run_dir,
+        artifacts_dir=settings.smith_data_dir / "artifacts",
+        data_dir=settings.smith_data_dir,
     )
     return Runner(paths, secrets.credentials, ca_bundle=settings.proxmox_ca_bundle)
 

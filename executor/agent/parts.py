@@ -141,7 +141,7 @@ def _build_vm_metrics(shared: SharedParts) -> VmMetrics:
     )
 
 
-def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler) -> list[CriticalJob]:
+def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler, runner: Runner) -> list[CriticalJob]:
     """Return the critical jobs (periodic tasks of the agent) that are not disabled by an interval of 0."""
     settings, state = shared.settings, shared.state
     link, prune_interval_s = state.fulcrum_link, settings.smith_prune_interval_s
@@ -162,7 +162,9 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler)
         CriticalJob(
             name="PruneCompletedJobs",
             interval_s=prune_interval_s,
-            run=Pruner(engine=shared.engine, settings=settings).prune,
+            run=Pruner(
+                engine=shared.engine, settings=settings, retry_unmoved=runner.artifact_store.retry_unmoved
+            ).prune,
             runs_on_each_agent=False,
         ),
         CriticalJob(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +39,8 @@ class Pruner:
 
     engine: Engine
     settings: Settings
+    #: Tries again to move the artifacts that are still in the run folder.
+    retry_unmoved: Callable[[], object] = lambda: None
 
     @property
     def artifacts_dir(self) -> Path:
@@ -46,10 +48,14 @@ class Pruner:
         return self.settings.smith_data_dir / "artifacts"
 
     def prune(self) -> None:
-        """Delete jobs and artifacts older than the retention time, then the oldest artifacts above the size limit."""
+        """Delete jobs and artifacts older than the retention time, then the oldest artifacts above the size limit.
+
+        Then move the artifacts that are still in the run folder, because there may be space for them now.
+        """
         deleted_jobs = self._delete_old_jobs()
         old_artifacts = self._delete_old_artifacts()
         artifacts_over_limit = self._limit_artifacts_size()
+        self.retry_unmoved()
         if deleted_jobs or old_artifacts or artifacts_over_limit:
             log.info(
                 "pruned", jobs=deleted_jobs, old_artifacts=old_artifacts, artifacts_over_limit=artifacts_over_limit

@@ -9,6 +9,7 @@ from typing import Any
 
 from executor.database.tables import Run
 from executor.errors import SmithError
+from executor.runs.run_folder import recorded_run_folders
 from executor.settings.settings import Settings
 
 #: The folder with the artifacts, inside the folder of a run that has not ended. The constant equals
@@ -35,14 +36,16 @@ class ArtifactsMissing(SmithError):
 def artifacts_folder(run: Run, settings: Settings) -> Path:
     """Return the folder with the artifacts of a run. Raises ArtifactsMissing.
 
-    During the run, the artifacts are in SMITH_RUN_DIR. After the run, the executor moves them to
+    During the run, the artifacts are in the run folder, which a file in the data folder names. After the run, the
+    executor moves them to
     SMITH_DATA_DIR/artifacts, and then stores the folder's path in the database.
     """
     stored_folders = [Path(run.folder)] if run.folder else []
+    run_folders = [*recorded_run_folders(settings.smith_data_dir), settings.smith_run_dir]
     candidates = [
         *stored_folders,
         settings.smith_data_dir / "artifacts" / run.ident,
-        settings.smith_run_dir / run.ident / ARTIFACTS_SUBFOLDER,
+        *(folder / run.ident / ARTIFACTS_SUBFOLDER for folder in run_folders),
     ]
     for folder in candidates:
         if folder.is_dir():

@@ -13,6 +13,7 @@ from executor.database import schema
 from executor.database.engine import file_system_of, open_engine, sqlite_file
 from executor.doctor.checks import Area, CheckResult, ResultFactory
 from executor.errors import DatabaseError
+from executor.runs.run_folder import MEMORY_FILE_SYSTEMS, why_not_usable
 from executor.settings.settings import Settings
 from executor.version import collection_version, package_version
 
@@ -22,8 +23,6 @@ _DATABASE_RESULT, _MACHINE_RESULT = ResultFactory(Area.DATABASE), ResultFactory(
 MAX_RUN_DIR_CHARS = 40
 #: The hint that suggests a run folder in memory with a short path.
 RUN_DIR_HINT = "SMITH_RUN_DIR=/dev/shm/agent-smith"
-#: The types of file systems that are in memory.
-MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 #: The oldest version of ansible-core that pyproject.toml allows. A test compares this constant with the file.
 MIN_ANSIBLE_CORE = (2, 19)
 #: The versions of community.proxmox that requirements.yml allows: the oldest version, and the first version that is too
@@ -81,8 +80,11 @@ def _check_disk_space(settings: Settings) -> Iterator[CheckResult]:
 
 
 def _check_run_folder(settings: Settings) -> Iterator[CheckResult]:
-    """Warn if the path of the run folder is too long, or if the run folder is not in memory."""
+    """Warn if the path of the run folder is too long, cannot be used, or is not in memory."""
     folder = settings.smith_run_dir
+    if reason := why_not_usable(folder):
+        text = f"{folder} cannot be used: {reason}. The agent uses another name in the same folder, if it is in memory"
+        yield _MACHINE_RESULT.warn("run folder", text, RUN_DIR_HINT)
     if len(str(folder)) > MAX_RUN_DIR_CHARS:
         reason = f"longer than {MAX_RUN_DIR_CHARS} characters, so ansible-core 2.21 cannot run playbooks there"
         yield _MACHINE_RESULT.warn("run folder", f"{folder} is {reason}", RUN_DIR_HINT)

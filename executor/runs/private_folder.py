@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from executor.errors import JobError, SettingsError
+from executor.errors import JobError
 from executor.log import get_logger
 from executor.processes import process_tree
 from executor.settings.settings import Settings
@@ -35,6 +35,8 @@ IDENT_VARIABLE = "SMITH_RUN_IDENT"
 #: The members of the credentials that are secret.
 SECRET_CREDENTIALS = ("api_token_secret", "api_password")
 
+#: File in each private folder that an agent has made. At its start, an agent removes only folders with this file.
+STAMP_FILE = ".agent-smith"
 #: Matches a run's ident: up to 128 letters, digits and dashes, the first of which is not a dash.
 _IDENT_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}\Z")
 #: Length of the text that Python's multiprocessing appends to TMPDIR to make the path of a Unix socket. ansible-core
@@ -51,9 +53,9 @@ def private_folder(run_dir: Path, ident: str) -> Iterator[Path]:
     `run_dir` is the folder that contains the private folders of all runs.
     """
     folder = run_dir / validate_ident(ident)
-    ensure_run_dir(run_dir)
     folder.mkdir(mode=0o700)
     try:
+        write_text(folder / STAMP_FILE, "")
         make_subfolders(folder)
         _make_short_link(folder)
         yield folder
@@ -61,22 +63,23 @@ def private_folder(run_dir: Path, ident: str) -> Iterator[Path]:
         remove_private_folder(folder)
 
 
-def ensure_run_dir(run_dir: Path) -> None:
-    """Make the folder that contains the private folders of all runs, and restrict access to the agent's user.
+def is_private_folder_of_run(folder: Path) -> bool:
+    """True if an agent has made `folder` as the private folder of a run. No link is followed."""
+    if not has_ident_form(folder.name) or not is_own_folder(folder):
+        return False
+    try:
+        return stat.S_ISREG((folder / STAMP_FILE).lstat().st_mode)
+    except OSError:
+        return False
 
-    Raises SettingsError when the path is a link, or a folder that belongs to another user. Another user can make either
-    if all users have write access to the parent folder, for example /dev/shm.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder_status = run_dir.lstat()
-    if not stat.S_ISDIR(folder_status.st_mode) or folder_status.st_uid != os.geteuid():
-        raise SettingsError(
-            f"SMITH_RUN_DIR {run_dir} is a link or belongs to another user: "
-            "set a folder that only the agent's user can read"
-        )
-    is_open_to_others = folder_status.st_mode & 0o077
-    if is_open_to_others:
-        run_dir.chmod(0o700)
+
+def is_own_folder(path: Path) -> bool:
+    """True if `path` is a folder of this user, and not a link to one."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
 
 
 def make_subfolders(folder: Path) -> None:
@@ -92,7 +95,10 @@ def remove_private_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):
         if (link := _short_link_path(folder)) and link.is_symlink():
             link.unlink()
-    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for subfolder in [path for path in folder.iterdir() if is_own_folder(path)]:
+            shutil.rmtree(subfolder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # last, with the stamp: the next sweep removes what is left after a crash
     if folder.exists():
         log.error("private_folder_not_removed", folder=str(folder))
 
@@ -136,9 +142,14 @@ def processes_of_runs_in(folder: Path) -> set[int]:
     return process_tree.processes_with_variable(CREDENTIALS_VARIABLE, f"{folder}/")
 
 
+def has_ident_form(name: str) -> bool:
+    """True if the name can be the ident of a run."""
+    return _IDENT_PATTERN.match(name) is not None
+
+
 def validate_ident(ident: str) -> str:
     """Return the ident if it is safe as a folder's name. Raises ValueError."""
-    if not _IDENT_PATTERN.match(ident):
+    if not has_ident_form(ident):
         raise ValueError(f"not a run ident: {ident!r}")
     return ident
 

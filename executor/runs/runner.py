@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,14 +18,15 @@ from urllib.parse import urlsplit
 
 from executor import redaction
 from executor.errors import SettingsError
-from executor.log import get_logger
 from executor.model import PlaybookRun, RunArtifacts, RunStatus
 from executor.processes import process_tree
+from executor.runs.artifact_store import ArtifactStore
 from executor.runs.execution import Execution, open_execution
 from executor.runs.output import RunOutput
 from executor.runs.private_folder import (
     SECRET_CREDENTIALS,
-    ensure_run_dir,
+    is_own_folder,
+    is_private_folder_of_run,
     make_subfolders,
     private_folder,
     processes_of_runs_in,
@@ -34,13 +34,11 @@ from executor.runs.private_folder import (
     validate_ident,
     write_credentials,
     write_extra_vars,
-    write_text,
 )
+from executor.runs.run_folder import RunFolder
 from executor.runs.runner_config import COPIED_VARIABLES, runner_config
 from executor.runs.warm.compatibility import why_warm_runs_unavailable
 from executor.runs.warm.servers import WarmServers
-
-log = get_logger(__name__)
 
 #: The time that a playbook keeps for its last look-up and for the end of ansible-playbook, before the runner ends it.
 LAST_LOOK_UP_S = 5.0
@@ -49,8 +47,6 @@ LAST_LOOK_UP_S = 5.0
 WARM_FOLDER = ".warm"
 #: Subfolder of a run's private folder in which its artifacts are written.
 ARTIFACTS_SUBFOLDER = "kept"
-#: Suffix of a folder in `run_dir` with artifacts that could not be moved to `artifacts_dir`.
-UNMOVED_SUFFIX = ".kept"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +54,9 @@ class RunnerPaths:
     """The folders that runs read from and write to."""
 
     ansible_home: Path  #: contains playbooks/, roles/, inventory/ and ansible.cfg
-    run_dir: Path  #: contains the private folders of one agent's runs; is on tmpfs
+    run_dir: Path  #: the run folder, if its name can be used (see run_folder.py)
     artifacts_dir: Path  #: contains the redacted artifacts of ended runs
+    data_dir: Path | None = None  #: the agent's data folder; None if the runs are not those of an agent process
 
 
 class Runner:
@@ -74,13 +71,18 @@ class Runner:
         redactor: redaction.Redactor = redaction.redactor,
     ) -> None:
         self._ansible_home = paths.ansible_home.resolve()
-        self._run_dir = paths.run_dir.resolve()
-        self._artifacts_dir = paths.artifacts_dir.resolve()
+        self._run_folder = RunFolder(paths.run_dir, paths.data_dir)
+        self.artifact_store = ArtifactStore(paths.artifacts_dir.resolve(), lambda: self._run_dir)
         self._get_credentials = get_credentials
         self._ca_bundle = ca_bundle.resolve() if ca_bundle else None
         self._redactor = redactor
         self._executions: dict[str, Execution] = {}  #: maps the ident of each current run to its execution
         self._warm_servers: WarmServers | None = None
+
+    @property
+    def _run_dir(self) -> Path:
+        """The run folder of this agent process, opened and locked."""
+        return self._run_folder.path
 
     def start_warm_servers(self, *, are_required: bool = False) -> None:
         """Start the server of warm runs in the background, if warm runs are possible.
@@ -91,7 +93,6 @@ class Runner:
         if are_required and (reason := why_warm_runs_unavailable()):
             raise SettingsError(f"SMITH_WARM is on, but {reason}")
         folder = self._run_dir / WARM_FOLDER
-        ensure_run_dir(self._run_dir)
         remove_private_folder(folder)
         folder.mkdir(mode=0o700)
         make_subfolders(folder)
@@ -121,7 +122,7 @@ class Runner:
             write_extra_vars(folder / "vm.yml", {**run.vm, "deadline_monotonic_s": _deadline_monotonic_s(run)})
             write_credentials(folder / "credentials.yml", credentials)
             status, rc = self._execute(run, folder, should_cancel)
-            stored_folder = self._store_artifacts(folder / ARTIFACTS_SUBFOLDER, run.ident)
+            stored_folder = self.artifact_store.store(folder / ARTIFACTS_SUBFOLDER, run.ident)
         return RunArtifacts(
             ident=run.ident, folder=stored_folder, status=status, rc=rc, started_at=started_at, ended_at=time.time()
         )
@@ -133,25 +134,29 @@ class Runner:
         process_tree.end_processes(lambda: processes_of_runs_in(self._run_dir / ident))
 
     def end_earlier_runs(self) -> list[str]:
-        """End the runs that an earlier agent process left in `run_dir`. Return the idents of these runs.
+        """End the runs that earlier agent processes with this data folder left. Return the idents of these runs.
 
         The runs' processes are ended, their artifacts are stored as the artifacts of failed runs, and their private
-        folders are removed. Call this method once, before the first run.
+        folders are removed. Call this method once, before the first run. Raises SettingsError when no run folder can be
+        used.
         """
-        ensure_run_dir(self._run_dir)
-        process_tree.end_processes(lambda: processes_of_runs_in(self._run_dir))
+        idents = self._sweep(self._run_dir)
+        for earlier_run_dir in self._run_folder.unused_earlier_paths():
+            idents += self._sweep(earlier_run_dir)
+        return idents
+
+    def _sweep(self, run_dir: Path) -> list[str]:
+        """End the runs in a locked run folder, and remove what an agent has made in it. Nothing else is removed."""
+        process_tree.end_processes(lambda: processes_of_runs_in(run_dir))
         idents = []
-        for folder in sorted(path for path in self._run_dir.iterdir() if path.is_dir()):
-            if folder.name.endswith(UNMOVED_SUFFIX):
-                self._store_artifacts(folder, folder.name.removesuffix(UNMOVED_SUFFIX))
-                continue
-            if folder.name == WARM_FOLDER:
-                remove_private_folder(folder)
-                continue
-            if (folder / ARTIFACTS_SUBFOLDER).is_dir():
-                self._store_artifacts(folder / ARTIFACTS_SUBFOLDER, folder.name)
+        for folder in sorted(path for path in run_dir.iterdir() if is_private_folder_of_run(path)):
+            if is_own_folder(folder / ARTIFACTS_SUBFOLDER):
+                self.artifact_store.store(folder / ARTIFACTS_SUBFOLDER, folder.name)
             remove_private_folder(folder)
             idents.append(folder.name)
+        if is_own_folder(run_dir / WARM_FOLDER):
+            remove_private_folder(run_dir / WARM_FOLDER)
+        self.artifact_store.retry_unmoved(min_age_s=0, run_dir=run_dir)
         return idents
 
     def current_artifacts_folder(self, ident: str) -> Path:
@@ -192,28 +197,6 @@ class Runner:
         finally:
             self._redactor.discard(*secrets)
 
-    def _store_artifacts(self, artifacts: Path, ident: str) -> Path:
-        """Move the artifacts of a run from the folder `artifacts` to `artifacts_dir`. Return their new folder.
-
-        When `artifacts_dir` is full or not writable, the artifacts stay in `run_dir`, so that the agent can read the
-        result. The next `end_earlier_runs` tries to move them again.
-        """
-        target, partial_copy = self._artifacts_dir / ident, self._artifacts_dir / f".{ident}.part"
-        try:
-            self._artifacts_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for path in (partial_copy, target):
-                shutil.rmtree(path, ignore_errors=True)
-            shutil.copytree(artifacts, partial_copy)
-            if not (partial_copy / "status").exists():  # the agent was killed during the run
-                write_text(partial_copy / "status", RunStatus.FAILED)
-            partial_copy.rename(target)
-        except (OSError, shutil.Error) as error:
-            log.error("artifacts_not_stored", run_ident=ident, reason=_error_text(error))
-            unmoved_folder = self._run_dir / f"{ident}{UNMOVED_SUFFIX}"
-            return artifacts if artifacts == unmoved_folder else artifacts.rename(unmoved_folder)
-        shutil.rmtree(artifacts, ignore_errors=True)
-        return target
-
 
 def _deadline_monotonic_s(run: PlaybookRun) -> float:
     """Return when the playbook must end by itself, by the clock of `time.monotonic`: before the runner ends it.
@@ -222,15 +205,6 @@ def _deadline_monotonic_s(run: PlaybookRun) -> float:
     all processes have the same monotonic clock, and it does not jump.
     """
     return time.monotonic() + run.timeout_s - min(LAST_LOOK_UP_S, run.timeout_s / 4)
-
-
-def _error_text(error: OSError | shutil.Error) -> str:
-    """Return the text of the error. If it is an error of `copytree` about several files, return only the first text."""
-    failed_copies = error.args[0] if error.args else ""
-    if isinstance(failed_copies, list) and failed_copies:
-        _source, _target, text = failed_copies[0]
-        return str(text)
-    return str(error)
 
 
 def _password_in(url: str) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,28 @@ def _default_database_url(settings: dict[str, Any]) -> str:
 
 
 def _default_run_dir(settings: dict[str, Any]) -> Path:
-    """Return a folder in `/dev/shm` if `/dev/shm` is writable, else a folder on disk.
+    """Return a folder in memory, because the files of a run contain secrets.
 
-    `/dev/shm` is in memory. It is preferred, because the files of a run contain secrets.
+    It is in XDG_RUNTIME_DIR if that folder is private to this user, else in `/dev/shm`. Its name contains a hash of the
+    data folder's path, so that several agents of one user have different run folders. The hash is short, because Linux
+    limits the length of the path of a Unix socket.
     """
-    memory_folder = Path("/dev/shm")  # noqa: S108  the agent creates a folder in it, and sets and checks the folder's mode
-    if memory_folder.is_dir() and os.access(memory_folder, os.W_OK):
-        return memory_folder / f"agent-smith-{os.getuid()}"
-    return Path(settings["smith_data_dir"]) / "run"
+    path_hash = hashlib.sha256(os.fsencode(settings["smith_data_dir"])).hexdigest()[:8]
+    runtime_dir = os.environ.get("XDG_RUNTIME_DIR", "")
+    if _is_private_folder(runtime_dir):
+        return Path(runtime_dir) / f"agent-smith-{path_hash}"
+    memory_folder = Path("/dev/shm")  # noqa: S108  the agent checks the owner and the mode of the folder in it
+    return memory_folder / f"agent-smith-{os.getuid()}-{path_hash}"
+
+
+def _is_private_folder(path: str) -> bool:
+    """Return whether `path` is the absolute path of a folder that only this user can use."""
+    try:
+        status = os.lstat(path)
+    except (OSError, ValueError):
+        return False
+    is_private = status.st_uid == os.getuid() and not status.st_mode & 0o077
+    return os.path.isabs(path) and stat.S_ISDIR(status.st_mode) and is_private and os.access(path, os.W_OK)
 
 
 class FileSettings(SettingsArea):
@@ -53,9 +69,10 @@ class FileSettings(SettingsArea):
     )
     smith_run_dir: Folder = setting(
         _default_run_dir,
-        "folder for the files of running playbooks; it should be in memory, because these files contain secrets",
+        "folder for the files of running playbooks; it should be in memory, because these files contain secrets; "
+        "<hash> is computed from SMITH_DATA_DIR",
         example="/run/agent-smith",
-        default_text="`/dev/shm/agent-smith-<uid>` if writable, else `run` in SMITH_DATA_DIR",
+        default_text="`$XDG_RUNTIME_DIR/agent-smith-<hash>`, else `/dev/shm/agent-smith-<uid>-<hash>`",
     )
     smith_secrets_dir: AnyPath = setting(
         DEFAULT_SECRETS_DIR,

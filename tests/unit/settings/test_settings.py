@@ -63,6 +63,33 @@ def test_the_data_folder_is_in_the_users_home_by_default() -> None:
     assert load().smith_data_dir == Path.home() / ".local/share/agent-smith"
 
 
+def test_the_run_folder_is_in_memory_and_each_data_folder_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    first, same, second = (load({"SMITH_DATA_DIR": str(tmp_path / name)}).smith_run_dir for name in ("a", "a", "b"))
+    assert first == same != second
+    assert re.fullmatch(rf"/dev/shm/agent-smith-{os.getuid()}-[0-9a-f]{{8}}", str(first))  # noqa: S108
+
+
+def test_the_run_folder_is_in_the_users_runtime_folder_if_only_the_user_can_use_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "runtime"
+    folder.mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    run_dir = load({}).smith_run_dir
+    assert run_dir.parent == folder
+    assert re.fullmatch(r"agent-smith-[0-9a-f]{8}", run_dir.name)
+    for unusable in (tmp_path / "link", tmp_path / "missing", "relative", ""):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(unusable))
+        assert load({}).smith_run_dir.parent == Path("/dev/shm")  # noqa: S108
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    folder.chmod(0o755)
+    assert load({}).smith_run_dir.parent == Path("/dev/shm")  # noqa: S108
+
+
 def test_the_playbook_timeout_follows_the_job_timeout() -> None:
     assert load().smith_playbook_timeout_s == 240
     assert load({"FULCRUM_JOB_TIMEOUT_S": "100"}).smith_playbook_timeout_s == 80

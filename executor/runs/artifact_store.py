@@ -1,0 +1,113 @@
+"""Moves the artifacts of ended runs from the run folder to the folder of artifacts, and retries failed moves."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from executor.log import get_logger
+from executor.model import RunStatus
+from executor.runs.private_folder import has_ident_form, is_own_folder, write_text
+
+log = get_logger(__name__)
+
+#: Folder in the run folder with the artifacts that could not be moved, one folder per run.
+UNMOVED_FOLDER = ".kept"
+#: Unmoved artifacts younger than this are neither moved nor deleted: the agent may not have read the result yet.
+MIN_AGE_S = 60.0
+#: Maximum size of all unmoved artifacts. The oldest are deleted first, because the run folder is in memory.
+MAX_UNMOVED_BYTES = 8 * 1024 * 1024
+
+
+class ArtifactStore:
+    """Stores the artifacts of ended runs in `artifacts_dir`."""
+
+    def __init__(self, artifacts_dir: Path, get_run_dir: Callable[[], Path]) -> None:
+        self._artifacts_dir = artifacts_dir
+        self._get_run_dir = get_run_dir
+        self._retry_lock = threading.Lock()
+
+    def store(self, artifacts: Path, ident: str) -> Path:
+        """Move the artifacts of a run from the folder `artifacts` to `artifacts_dir`. Return their new folder.
+
+        When `artifacts_dir` is full or not writable, the artifacts stay in the run folder, so that the agent can read
+        the result. `retry_unmoved` tries to move them again.
+        """
+        try:
+            stored = self._move(artifacts, ident)
+        except (OSError, shutil.Error) as error:
+            log.error("artifacts_not_stored", run_ident=ident, reason=_error_text(error))
+            unmoved_folder = self._get_run_dir() / UNMOVED_FOLDER
+            unmoved_folder.mkdir(mode=0o700, exist_ok=True)
+            stored = artifacts.rename(unmoved_folder / ident)
+        self.retry_unmoved()
+        return stored
+
+    def retry_unmoved(self, *, min_age_s: float = MIN_AGE_S, run_dir: Path | None = None) -> None:
+        """Move artifacts that an earlier `store` could not move, then delete the oldest above MAX_UNMOVED_BYTES."""
+        unmoved_folder = (run_dir or self._get_run_dir()) / UNMOVED_FOLDER
+        if not is_own_folder(unmoved_folder) or not self._retry_lock.acquire(blocking=False):
+            return
+        try:
+            for folder in _folders_oldest_first(unmoved_folder, min_age_s):
+                try:
+                    self._move(folder, folder.name)
+                except (OSError, shutil.Error):
+                    break  # `store` has logged the reason
+            _delete_above_limit(unmoved_folder, min_age_s)
+            with contextlib.suppress(OSError):  # the folder is not empty
+                unmoved_folder.rmdir()
+        finally:
+            self._retry_lock.release()
+
+    def _move(self, artifacts: Path, ident: str) -> Path:
+        """Raise OSError or shutil.Error when the artifacts cannot be copied. Then the original is unchanged."""
+        target, partial_copy = self._artifacts_dir / ident, self._artifacts_dir / f".{ident}.part"
+        self._artifacts_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in (partial_copy, target):
+            shutil.rmtree(path, ignore_errors=True)
+        try:
+            shutil.copytree(artifacts, partial_copy)
+            if not (partial_copy / "status").exists():  # the agent was killed during the run
+                write_text(partial_copy / "status", RunStatus.FAILED)
+            partial_copy.rename(target)
+        except BaseException:
+            shutil.rmtree(partial_copy, ignore_errors=True)  # an incomplete copy would use the space of a full disk
+            raise
+        shutil.rmtree(artifacts, ignore_errors=True)
+        return target
+
+
+def _folders_oldest_first(unmoved_folder: Path, min_age_s: float) -> list[Path]:
+    """Return the folders of runs that are at least `min_age_s` old, the oldest first."""
+    newest_mtime = time.time() - min_age_s
+    folders = [path for path in unmoved_folder.iterdir() if has_ident_form(path.name) and is_own_folder(path)]
+    mtimes = {folder: folder.stat().st_mtime for folder in folders}
+    return sorted((folder for folder in folders if mtimes[folder] <= newest_mtime), key=lambda folder: mtimes[folder])
+
+
+def _delete_above_limit(unmoved_folder: Path, min_age_s: float) -> None:
+    folders = _folders_oldest_first(unmoved_folder, min_age_s)
+    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for folder in folders}
+    total_bytes, deleted_count = sum(sizes.values()), 0
+    for folder in folders:
+        if total_bytes <= MAX_UNMOVED_BYTES:
+            break
+        shutil.rmtree(folder, ignore_errors=True)
+        total_bytes -= sizes[folder]
+        deleted_count += 1
+    if deleted_count:
+        log.warning("unmoved_artifacts_deleted", count=deleted_count)
+
+
+def _error_text(error: OSError | shutil.Error) -> str:
+    """Return the text of the error. If it is an error of `copytree` about several files, return only the first text."""
+    failed_copies = error.args[0] if error.args else ""
+    if isinstance(failed_copies, list) and failed_copies:
+        _source, _target, text = failed_copies[0]
+        return str(text)
+    return str(error)

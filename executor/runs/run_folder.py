@@ -1,0 +1,244 @@
+"""Chooses, checks and locks the run folder, which contains the private folders of one agent's runs.
+
+The run folder is in a folder to which other users may have write access, such as /dev/shm. So another user may have
+made a link, a file or a folder with the same name. The run folder is opened without following a link, and its owner is
+checked with the open descriptor. If it cannot be used, a folder with another name is used.
+
+The names of the run folders that an agent uses are written to the file RECORD_FILE in its data folder. So the next
+agent process ends the runs of an earlier one even if SMITH_RUN_DIR was changed meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+from executor.database.engine import file_system_of
+from executor.errors import SettingsError
+from executor.log import get_logger
+
+log = get_logger(__name__)
+
+#: File in the data folder with the paths of the run folders, one per line. The first is the one in use. The agent locks
+#: the file, so that two agents cannot use the same data folder.
+RECORD_FILE = "run-folders"
+#: The types of file systems that are in memory.
+MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
+#: If the name of the run folder is not usable, `-2` to `-9` are appended to it.
+MAX_NAME_NUMBER = 9
+#: How long a lock is awaited: an agent process that was just killed keeps its locks for a moment.
+LOCK_WAIT_S = 2.0
+LOCK_RETRY_S = 0.05
+MAX_RECORD_BYTES = 65_536
+#: Errors for which another attempt gives the same result, until an operator acts.
+_FINAL_ERRORS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+
+
+class RunFolderNotUsable(Exception):
+    """A folder cannot be the run folder. The text is the reason."""
+
+
+class RunFolder:
+    """The run folder of one agent process. It is opened and locked at the first access to `path`.
+
+    `configured_path` is the value of SMITH_RUN_DIR. `data_dir` is None if no agent process uses the folder: then the
+    names are not written to a file. The locks end when this object is deleted, or when the process ends.
+    """
+
+    def __init__(self, configured_path: Path, data_dir: Path | None) -> None:
+        self._configured_path = configured_path.parent.resolve() / configured_path.name
+        self._record_path = data_dir / RECORD_FILE if data_dir else None
+        self._record_fd: int | None = None
+        self._earlier_paths: list[Path] = []
+        self._path: Path | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def path(self) -> Path:
+        """The path of the locked run folder. Raises SettingsError when no folder can be used."""
+        with self._lock:
+            if self._path is None:
+                self._earlier_paths = self._lock_record()
+                self._path = self._open()
+            return self._path
+
+    def _open(self) -> Path:
+        try:
+            path = self._choose_and_lock()
+            self._write_record(path)
+        except BaseException:
+            if self._record_fd is not None:
+                os.close(self._record_fd)
+            raise
+        if self._record_fd is not None:
+            weakref.finalize(self, os.close, self._record_fd)
+        return path
+
+    def unused_earlier_paths(self) -> Iterator[Path]:
+        """Yield the run folders of earlier agent processes, except the one in use. Remove each one if it is then empty.
+
+        A folder that is now used by another agent, or is no longer a folder of this user, is not yielded.
+        """
+        current_path = self.path
+        for path in [path for path in self._earlier_paths if path != current_path]:
+            try:
+                fd = open_and_lock(path)
+            except (RunFolderNotUsable, FileNotFoundError):
+                self._earlier_paths.remove(path)
+                continue
+            try:
+                yield path
+                with contextlib.suppress(OSError):  # the folder has an entry that is not ours
+                    path.rmdir()
+            finally:
+                os.close(fd)
+            if not path.exists():
+                self._earlier_paths.remove(path)
+        self._write_record(current_path)
+
+    def _lock_record(self) -> list[Path]:
+        """Lock the record and return the run folders in it. Raises SettingsError when another agent has the lock."""
+        if self._record_path is None:
+            return []
+        self._record_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(self._record_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        if not _lock(fd):
+            os.close(fd)
+            text = f"SMITH_DATA_DIR {self._record_path.parent} is in use by another agent: set another folder"
+            raise SettingsError(text)
+        self._record_fd = fd
+        return recorded_run_folders(self._record_path.parent)
+
+    def _write_record(self, current_path: Path) -> None:
+        if self._record_fd is None:
+            return
+        paths = dict.fromkeys([current_path, *self._earlier_paths])
+        content = b"".join(os.fsencode(path) + b"\n" for path in paths)
+        if os.pread(self._record_fd, MAX_RECORD_BYTES, 0) != content:  # not written if unchanged: the disk may be full
+            os.pwrite(self._record_fd, content, 0)
+            os.truncate(self._record_fd, len(content))
+
+    def _choose_and_lock(self) -> Path:
+        """Return the first folder that can be used, after it was made and locked. Raises SettingsError."""
+        first_reason = ""
+        for path in self._candidates():
+            try:
+                self._make_and_lock(path)
+            except RunFolderNotUsable as error:
+                first_reason = first_reason or str(error)
+                continue
+            if path != self._configured_path:
+                log.warning(
+                    "run_folder_not_usable", folder=str(self._configured_path), reason=first_reason, used=str(path)
+                )
+            if (file_system := file_system_of(path)) not in MEMORY_FILE_SYSTEMS:
+                log.warning("run_folder_on_disk", folder=str(path), file_system=file_system)
+            return path
+        raise SettingsError(
+            f"SMITH_RUN_DIR {self._configured_path} cannot be used: {first_reason}. "
+            "Set a folder in memory that only the agent's user can read"
+        )
+
+    def _make_and_lock(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+        except OSError as error:
+            if error.errno in _FINAL_ERRORS:
+                raise RunFolderNotUsable(f"{error.strerror}") from error
+            raise
+        fd = open_and_lock(path)
+        weakref.finalize(self, os.close, fd)
+
+    def _candidates(self) -> Iterator[Path]:
+        """Yield the configured path, then other names beside it if they are in memory.
+
+        A folder on a disk is used only if the operator has set its name.
+        """
+        yield self._configured_path
+        if file_system_of(self._configured_path.parent) in MEMORY_FILE_SYSTEMS:
+            for number in range(2, MAX_NAME_NUMBER + 1):
+                yield self._configured_path.with_name(f"{self._configured_path.name}-{number}")
+
+
+def open_and_lock(path: Path) -> int:
+    """Open and lock a folder of this user, restrict access to this user, and return the descriptor.
+
+    Nothing of another user is changed. Raises RunFolderNotUsable, and FileNotFoundError when nothing has this path.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _FINAL_ERRORS:
+            raise RunFolderNotUsable(_why_not_openable(path)) from error
+        raise
+    try:
+        _check_and_lock(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def why_not_usable(path: Path) -> str:
+    """Return why the path cannot be a run folder, apart from a lock; '' if it can be one, or does not exist."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return ""
+    if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+        return ""
+    return _why_not_openable(path)
+
+
+def _check_and_lock(fd: int, path: Path) -> None:
+    status = os.fstat(fd)
+    if status.st_uid != os.geteuid():
+        raise RunFolderNotUsable("it belongs to another user")
+    if status.st_mode & 0o022 and os.listdir(fd):
+        raise RunFolderNotUsable("it is not empty, and other users can write to it")
+    if not _lock(fd):
+        raise RunFolderNotUsable("another agent uses it")
+    if status.st_mode & 0o077:
+        os.fchmod(fd, 0o700)
+    if not os.path.samestat(status, path.lstat()):
+        raise RunFolderNotUsable("it was replaced while it was opened")
+
+
+def _lock(fd: int) -> bool:
+    """Lock the open file. Return False when another process has the lock and keeps it for LOCK_WAIT_S."""
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(LOCK_RETRY_S)
+        else:
+            return True
+
+
+def _why_not_openable(path: Path) -> str:
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        return "it is a link"
+    return "it belongs to another user" if stat.S_ISDIR(mode) else "it is not a folder"
+
+
+def recorded_run_folders(data_dir: Path) -> list[Path]:
+    """Return the run folders that the agent with this data folder uses or has used. The first is the last one used."""
+    try:
+        text = (data_dir / RECORD_FILE).read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return []
+    return [Path(line) for line in text.splitlines() if line.startswith("/")]

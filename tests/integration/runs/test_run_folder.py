@@ -1,0 +1,217 @@
+"""The run folder: its name, its lock, and what the sweep of an agent's start removes. With real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from executor.errors import SettingsError
+from executor.runs.private_folder import STAMP_FILE
+from executor.runs.run_folder import RECORD_FILE, recorded_run_folders
+from executor.runs.runner import Runner, RunnerPaths
+
+#: Starts a process with the mark of a run, in a private folder, and waits. Arguments: run folder, data folder.
+AGENT = """
+import os, subprocess, sys, time
+from pathlib import Path
+from executor.runs.private_folder import CREDENTIALS_VARIABLE, private_folder
+from executor.runs.run_folder import RunFolder
+
+run_folder = RunFolder(Path(sys.argv[1]), Path(sys.argv[2]))
+with private_folder(run_folder.path, "run-1") as folder:
+    (folder / "kept").mkdir()
+    (folder / "credentials.yml").touch()
+    mark = {CREDENTIALS_VARIABLE: str(folder / "credentials.yml")}
+    run = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, env={**os.environ, **mark})
+    print(run.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """Return a new folder in memory."""
+    with tempfile.TemporaryDirectory(prefix="smith-test-", dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+class OtherAgent:
+    """Another agent process with one run, which is a process that sleeps."""
+
+    def __init__(self, run_dir: Path, data_dir: Path) -> None:
+        command = [sys.executable, "-c", AGENT, str(run_dir), str(data_dir)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.run_pid = int(self.process.stdout.readline())
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def is_run_alive(self) -> bool:
+        try:
+            state = Path(f"/proc/{self.run_pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return False
+        return state != "Z"
+
+    def end(self) -> None:
+        self.kill()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        if self.is_run_alive():
+            os.kill(self.run_pid, 9)
+
+
+@pytest.fixture
+def other(memory: Path, tmp_path: Path) -> Iterator[OtherAgent]:
+    """Start another agent of this user, with another data folder and the same run folder."""
+    agent = OtherAgent(memory / "run", tmp_path / "other-data")
+    yield agent
+    agent.end()
+
+
+def runner_in(run_dir: Path, data_dir: Path | None) -> Runner:
+    folder = data_dir or run_dir.parent
+    return Runner(
+        RunnerPaths(ansible_home=folder, run_dir=run_dir, artifacts_dir=folder / "artifacts", data_dir=data_dir), dict
+    )
+
+
+def test_two_agents_of_one_user_with_the_same_run_folder_get_two_and_keep_their_runs(
+    memory: Path, tmp_path: Path, other: OtherAgent
+) -> None:
+    with capture_logs() as logs:
+        ended = runner_in(memory / "run", tmp_path / "data").end_earlier_runs()
+
+    assert ended == []
+    assert other.is_run_alive()
+    assert (memory / "run" / "run-1" / "credentials.yml").exists()
+    assert recorded_run_folders(tmp_path / "data") == [memory / "run-2"]
+    (warning,) = [entry for entry in logs if entry["event"] == "run_folder_not_usable"]
+    assert (warning["reason"], warning["used"]) == ("another agent uses it", str(memory / "run-2"))
+
+
+def test_a_second_agent_with_the_same_data_folder_does_not_start(
+    memory: Path, tmp_path: Path, other: OtherAgent
+) -> None:
+    with pytest.raises(SettingsError, match=r"SMITH_DATA_DIR .* is in use by another agent"):
+        runner_in(memory / "elsewhere", tmp_path / "other-data").end_earlier_runs()
+
+    assert other.is_run_alive()
+
+
+def test_a_restart_with_another_run_folder_ends_the_runs_in_the_earlier_one(
+    memory: Path, tmp_path: Path, other: OtherAgent
+) -> None:
+    other.kill()
+    data_dir = tmp_path / "other-data"
+
+    assert runner_in(memory / "new", data_dir).end_earlier_runs() == ["run-1"]
+
+    deadline = time.monotonic() + 10
+    while other.is_run_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert (data_dir / "artifacts" / "run-1" / "status").read_text() == "failed"
+    assert not (memory / "run").exists()
+    assert recorded_run_folders(data_dir) == [memory / "new"]
+
+
+def test_an_earlier_run_folder_that_another_agent_uses_now_is_not_touched(
+    memory: Path, tmp_path: Path, other: OtherAgent
+) -> None:
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    (data_dir / RECORD_FILE).write_text(f"{memory / 'run'}\n")
+
+    assert runner_in(memory / "new", data_dir).end_earlier_runs() == []
+
+    assert other.is_run_alive()
+    assert (memory / "run" / "run-1").is_dir()
+
+
+@pytest.mark.parametrize("kind", ["link", "broken link", "file", "folder of another user", "folder open to others"])
+def test_what_another_user_has_planted_is_not_touched_and_another_name_is_used(
+    memory: Path, tmp_path: Path, kind: str
+) -> None:
+    planted, target = memory / "run", tmp_path / "target"
+    if kind.endswith("link"):
+        planted.symlink_to(target)
+    if kind in {"link"}:
+        (target / "run-1" / "kept").mkdir(parents=True)
+        (target / "run-1" / STAMP_FILE).touch()
+    elif kind == "file":
+        planted.write_text("planted")
+    elif kind.startswith("folder"):
+        (planted / "run-1").mkdir(parents=True)
+        (planted / "run-1" / STAMP_FILE).touch()
+        planted.chmod(0o777)
+        if kind == "folder of another user":
+            if os.geteuid() != 0:
+                pytest.skip("only root can make a folder of another user")
+            os.chown(planted, 12345, 12345)
+    before = planted.lstat()
+
+    with capture_logs() as logs:
+        assert runner_in(planted, tmp_path / "data").end_earlier_runs() == []
+
+    assert "run_folder_not_usable" in {entry["event"] for entry in logs}
+    after = planted.lstat()
+    assert (after.st_mode, after.st_uid, after.st_mtime_ns) == (before.st_mode, before.st_uid, before.st_mtime_ns)
+    assert kind != "link" or (target / "run-1" / STAMP_FILE).exists()
+    assert not kind.startswith("folder") or (planted / "run-1" / STAMP_FILE).exists()
+    used = memory / "run-2"
+    assert used.stat().st_mode & 0o777 == 0o700
+    assert recorded_run_folders(tmp_path / "data") == [used]
+
+
+def test_beside_a_run_folder_on_a_disk_no_other_folder_is_used(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "target")
+
+    with pytest.raises(SettingsError, match=r"SMITH_RUN_DIR .*/run cannot be used: it is a link"):
+        runner_in(tmp_path / "run", tmp_path / "data").end_earlier_runs()
+
+    assert not (tmp_path / "target").exists()
+    assert not (tmp_path / "run-2").exists()
+
+
+def test_a_run_folder_on_a_disk_is_used_with_a_warning(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        runner_in(tmp_path / "run", tmp_path / "data").end_earlier_runs()
+
+    assert [entry["folder"] for entry in logs if entry["event"] == "run_folder_on_disk"] == [str(tmp_path / "run")]
+
+
+def test_a_sweep_removes_only_what_an_agent_has_made(memory: Path, tmp_path: Path) -> None:
+    run_dir = memory / "run"
+    for name in ("run-1", "run-without-stamp", "not a run", ".warm"):
+        (run_dir / name).mkdir(parents=True)
+    for name in ("run-1", "not a run"):
+        (run_dir / name / STAMP_FILE).touch()
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / STAMP_FILE).touch()
+    (run_dir / "run-link").symlink_to(tmp_path / "target")
+    (run_dir / "file").touch()
+    run_dir.chmod(0o700)
+
+    assert runner_in(run_dir, tmp_path / "data").end_earlier_runs() == ["run-1"]
+
+    assert {path.name for path in run_dir.iterdir()} == {"run-without-stamp", "not a run", "run-link", "file"}
+    assert (tmp_path / "target" / STAMP_FILE).exists()
+
+
+def test_the_lock_ends_with_the_agent(memory: Path, tmp_path: Path, other: OtherAgent) -> None:
+    other.kill()
+
+    assert runner_in(memory / "run", tmp_path / "data").end_earlier_runs() == ["run-1"]
+
+    assert recorded_run_folders(tmp_path / "data") == [memory / "run"]

@@ -34,6 +34,9 @@ class Heartbeat:
             self.state.agent_id = core_agent.id
             log.info("agent_identified", agent_id=core_agent.id, name=core_agent.name)
             self.state.poll_requested.set()  # the poller needs the agent's id, and waits for it
+        elif core_agent.id != self.state.agent_id and not self.state.has_identity_changed:
+            self.state.has_identity_changed = True
+            log.error("agent_identity_changed", old_agent_id=self.state.agent_id, agent_id=core_agent.id)
         self._note_whether_disabled(core_agent)
         if not self.state.is_disabled:
             self.fulcrum.put_status("Connected")

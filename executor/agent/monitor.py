@@ -31,6 +31,7 @@ class Limit(StrEnum):
     JOBS = "jobs"  #: SMITH_MAX_JOBS
     MEMORY = "memory"  #: SMITH_MAX_MEMORY_MIB, for the agent and all its descendants
     RUNTIME = "runtime"  #: SMITH_MAX_RUNTIME_S
+    IDENTITY = "identity"  #: no setting: FulcrumCore's token belongs to another agent than at the start
 
 
 @dataclass(kw_only=True)
@@ -48,6 +49,8 @@ class Monitor:
     def find_reached_limit(self) -> Limit | None:
         """Return a limit that was reached, or None when no limit was reached."""
         settings = self.settings
+        if self.state.has_identity_changed:
+            return Limit.IDENTITY
         if settings.smith_max_jobs and self.state.claimed_job_count >= settings.smith_max_jobs:
             return Limit.JOBS
         if settings.smith_max_runtime_s and time.monotonic() - self._started_at >= settings.smith_max_runtime_s:

@@ -40,8 +40,8 @@ IDLE_POLLS_BEFORE_GROWTH = 30
 IDLE_POLLS_PER_ADDED_INTERVAL = 10
 #: The interval grows up to this length.
 MAX_INTERVAL_S = 10.0
-#: Minimum time between two searches for abandoned jobs that FulcrumCore lists as claimed by this agent.
-REVIVAL_INTERVAL_S = 300.0
+#: Minimum time between two searches for ended jobs that FulcrumCore lists as claimed by this agent.
+REOPEN_INTERVAL_S = 300.0
 #: A job's priority is limited to the range from -MAX_PRIORITY to MAX_PRIORITY.
 MAX_PRIORITY = 1000
 MAX_DEFECT_CHARS = 500
@@ -62,7 +62,7 @@ class Poller:
     polls_only_once: bool = False  #: for `smith run --once`
     _page_size: int = PAGE_SIZE
     _idle_poll_count: int = 0  #: number of polls since the last new job
-    _revived_at: float = field(default_factory=time.monotonic)  #: time of the last search for abandoned claimed jobs
+    _reopened_at: float = field(default_factory=time.monotonic)  #: time of the last search for ended claimed jobs
 
     def poll_if_allowed(self) -> float | None:
         """Poll, unless the agent accepts no new jobs. Return the seconds until the next call.
@@ -75,9 +75,9 @@ class Poller:
             return None
         if state.agent_id and not has_polled:
             self.recover_claimed_jobs()
-        elif state.agent_id and time.monotonic() - self._revived_at >= REVIVAL_INTERVAL_S:
-            self._revived_at = time.monotonic()
-            self._revive_abandoned(self.fulcrum.own_processing_jobs(state.agent_id), are_claimed=True)
+        elif state.agent_id and time.monotonic() - self._reopened_at >= REOPEN_INTERVAL_S:
+            self._reopened_at = time.monotonic()
+            self._reopen_jobs(self.fulcrum.own_processing_jobs(state.agent_id), are_claimed=True)
         return self.poll()
 
     def poll(self) -> float:
@@ -124,7 +124,7 @@ class Poller:
             return 0
         with reading(self.engine) as session:
             stored_ids = queries.stored_fulcrum_ids(session, [job.id for job in jobs])
-        self._revive_abandoned([job for job in jobs if job.id in stored_ids], are_claimed=is_claimed_at_fulcrum)
+        self._reopen_jobs([job for job in jobs if job.id in stored_ids], are_claimed=is_claimed_at_fulcrum)
         new_jobs = [job for job in jobs if job.id not in stored_ids]
         if not new_jobs:
             return 0
@@ -136,18 +136,18 @@ class Poller:
         self.state.dispatch_requested.set()
         return count
 
-    def _revive_abandoned(self, jobs: list[CoreJob], *, are_claimed: bool) -> None:
-        """Continue with jobs that this agent has abandoned, although FulcrumCore lists them as open."""
+    def _reopen_jobs(self, jobs: list[CoreJob], *, are_claimed: bool) -> None:
+        """Continue with jobs that have ended here, although FulcrumCore lists them as open."""
         if not jobs:
             return
         with reading(self.engine) as session:
-            abandoned_ids = queries.abandoned_fulcrum_ids(session, [job.id for job in jobs])
-        if not abandoned_ids:
+            settled_ids = queries.settled_fulcrum_ids(session, [job.id for job in jobs])
+        if not settled_ids:
             return
         with transaction(self.engine) as session:
-            count = job_queue.revive_abandoned(session, abandoned_ids, are_claimed=are_claimed)
+            count = job_queue.reopen(session, settled_ids, are_claimed=are_claimed)
         if count:
-            log.warning("abandoned_jobs_revived", count=count)
+            log.warning("jobs_reopened", count=count)
             self.state.dispatch_requested.set()
             self.state.report_requested.set()
 

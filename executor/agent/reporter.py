@@ -25,7 +25,7 @@ from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST, AgentState
 from executor.database import outbox
 from executor.database.engine import reading, transaction
 from executor.database.tables import Job
-from executor.errors import DatabaseError, FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
+from executor.errors import DatabaseError, FulcrumAuthFailing, FulcrumError, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 from executor.log import get_logger
 from executor.model import JobResult, JobStatus, ReportState
@@ -41,6 +41,8 @@ BATCH_SIZE = 50
 #: Reports are sent in parallel, so that many results arrive before the job timeout even when FulcrumCore is slow.
 SENDER_THREADS = 4
 MAX_BACKOFF_S = 60.0
+#: Backoff of a report that FulcrumCore refuses although the job is processing there.
+REFUSED_REPORT_BACKOFF_S = 600.0
 #: Maximum exponent of the exponential backoff, to prevent an overflow. MAX_BACKOFF_S limits the result.
 MAX_BACKOFF_EXPONENT = 10
 #: How long the reporter waits when no report is due. A new result ends the wait early; the end of a backoff does not.
@@ -163,7 +165,7 @@ class Reporter:
             failures_before = self._failed_completions.pop(job.id, 0)
             if has_completion_failed and failures_before >= MAX_FAILED_COMPLETIONS:
                 self._failed_completions[job.id] = failures_before  # for the case that the next request fails
-                outcome = self._fail_instead(job, f"FulcrumCore cannot store the result: {error}")
+                outcome = self._fail_instead(job, error)
                 del self._failed_completions[job.id]
                 return outcome
             if has_completion_failed:
@@ -216,24 +218,36 @@ class Reporter:
     def _send_without_properties(self, job: Job, refusal: str) -> tuple[ReportState, str]:
         """Complete the job without properties, which may have caused the refusal. Fail it after a second refusal."""
         if job.status != JobStatus.COMPLETED:
-            text = f"FulcrumCore refused the report of the failure: {refusal}"
-            raise FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST)
+            raise _refused_while_processing("the report of the failure", refusal)
         try:
             self._send(job, should_send_properties=False)
         except FulcrumRefused as second_refusal:
-            return self._fail_instead(job, f"FulcrumCore refuses the result: {second_refusal}")
+            return self._fail_instead(job, second_refusal)
         return ReportState.REPORTED, f"reported without properties: {refusal}"
 
-    def _fail_instead(self, job: Job, reason: str) -> tuple[ReportState, str]:
-        """Report and store a failure as the job's result, because FulcrumCore does not accept the completion."""
-        result = JobResult(succeeded=False, code=ErrorCode.INVALID_REQUEST, detail=reason)
+    def _fail_instead(self, job: Job, cause: FulcrumError) -> tuple[ReportState, str]:
+        """Report and store a failure as the job's result, because FulcrumCore does not accept the completion.
+
+        FulcrumCore's own text stays in the report's note, because it may contain SQL, paths or names.
+        """
+        detail = f"FulcrumCore does not accept the result of the job (HTTP {cause.status})"
+        result = JobResult(succeeded=False, code=ErrorCode.RESULT_REFUSED, detail=detail)
         try:
             self.fulcrum.fail_job(job.fulcrum_id, result.message)
         except FulcrumRefused as refusal:
-            return ReportState.OVERTAKEN, str(refusal)
+            raise _refused_while_processing("the result and the failure", str(refusal)) from None
         with transaction(self.engine) as session:
             outbox.replace_result(session, job.id, result)
-        return ReportState.REPORTED, reason
+        return ReportState.REPORTED, str(cause)
+
+
+def _refused_while_processing(refused_object: str, refusal: str) -> FulcrumUnavailable:
+    """Return the exception that postpones a report for long, because only a change in FulcrumCore can make it succeed.
+
+    The report is not given up: in FulcrumCore the job is still processing, and blocks its service and its group.
+    """
+    text = f"FulcrumCore refused {refused_object}: {refusal}"
+    return FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=REFUSED_REPORT_BACKOFF_S)
 
 
 def _backoff_s(failures: int) -> float:

@@ -73,6 +73,7 @@ class AgentState:
 
     fulcrum_link: Link = field(default_factory=lambda: Link("fulcrum"))
     agent_id: str = ""  #: FulcrumCore's id of this agent, '' until the first heartbeat
+    has_identity_changed: bool = False  #: the token belongs to another agent now: this process must be replaced
     is_disabled: bool = False  #: an operator has disabled the agent in FulcrumCore: it claims no jobs
     draining: threading.Event = field(default_factory=threading.Event)  #: set: no more jobs are claimed
     stopping: threading.Event = field(default_factory=threading.Event)  #: set: every loop ends
@@ -122,4 +123,5 @@ class AgentState:
     @property
     def may_claim(self) -> bool:
         """True when new jobs may be claimed."""
-        return bool(self.agent_id) and not self.is_disabled and not self.draining.is_set() and self.fulcrum_link.is_up
+        is_usable = bool(self.agent_id) and not self.has_identity_changed and not self.is_disabled
+        return is_usable and not self.draining.is_set() and self.fulcrum_link.is_up

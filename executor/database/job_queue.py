@@ -373,22 +373,24 @@ def retry_now(session: Session, job_id: int) -> str:
     return "report" if execute_and_count(session, end_report_backoff) else ""
 
 
-def revive_abandoned(session: Session, fulcrum_ids: Collection[str], *, are_claimed: bool) -> int:
-    """Continue with jobs that were abandoned although FulcrumCore still lists them as open; return their number.
+def reopen(session: Session, fulcrum_ids: Collection[str], *, are_claimed: bool) -> int:
+    """Continue with jobs that have ended here although FulcrumCore lists them as open; return their number.
 
-    A job that has the result of a run is reported again, any other job gets another attempt. The jobs that another
-    executor has claimed stay abandoned. `are_claimed`: FulcrumCore lists the jobs as claimed by this agent.
+    FulcrumCore may have refused them for a while, or its database was restored from a backup. A job that has a result
+    is reported again. An abandoned job without the result of a run gets another attempt. The jobs that another executor
+    has claimed stay abandoned. `are_claimed`: FulcrumCore lists the jobs as claimed by this agent.
     """
     code = func.coalesce(Job.error_code, "")
-    is_abandoned = (
+    is_settled = (
         Job.fulcrum_id.in_(fulcrum_ids)
-        & (Job.report_state == ReportState.ABANDONED)
+        & Job.report_state.in_((ReportState.REPORTED, ReportState.OVERTAKEN, ReportState.ABANDONED))
         & (code != ErrorCode.JOB_CLAIMED_ELSEWHERE)
     )
-    has_no_result = Job.started_at.is_(None) | (code == ErrorCode.JOB_GONE)
+    is_abandoned = Job.report_state == ReportState.ABANDONED
+    has_no_result = is_abandoned & (Job.started_at.is_(None) | (code == ErrorCode.JOB_GONE))
     requeue_jobs = (
         update(Job)
-        .where(is_abandoned, has_no_result)
+        .where(is_settled, has_no_result)
         .values(
             status=JobStatus.PENDING,
             report_state=ReportState.NONE,
@@ -405,7 +407,7 @@ def revive_abandoned(session: Session, fulcrum_ids: Collection[str], *, are_clai
     )
     report_again = (
         update(Job)
-        .where(is_abandoned)  # the statement above has changed the state of the jobs without a result
+        .where(is_settled)  # the statement above has changed the state of the jobs without a result
         .values(report_state=ReportState.DUE, report_after=None, report_attempts=0, reported_at=None)
     )
     return execute_and_count(session, requeue_jobs) + execute_and_count(session, report_again)

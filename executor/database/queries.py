@@ -114,10 +114,10 @@ def stored_fulcrum_ids(session: Session, fulcrum_ids: Sequence[str]) -> set[str]
     return set(session.scalars(select(Job.fulcrum_id).where(Job.fulcrum_id.in_(fulcrum_ids))))
 
 
-def abandoned_fulcrum_ids(session: Session, fulcrum_ids: Sequence[str]) -> list[str]:
-    """Return those of `fulcrum_ids` whose jobs were abandoned."""
-    is_abandoned = Job.report_state == ReportState.ABANDONED
-    return list(session.scalars(select(Job.fulcrum_id).where(Job.fulcrum_id.in_(fulcrum_ids), is_abandoned)))
+def settled_fulcrum_ids(session: Session, fulcrum_ids: Sequence[str]) -> list[str]:
+    """Return those of `fulcrum_ids` whose jobs have ended here and are not reported any more."""
+    is_settled = Job.report_state.in_((ReportState.REPORTED, ReportState.OVERTAKEN, ReportState.ABANDONED))
+    return list(session.scalars(select(Job.fulcrum_id).where(Job.fulcrum_id.in_(fulcrum_ids), is_settled)))
 
 
 def runs_of_job(session: Session, job_id: int) -> Sequence[Run]:

@@ -41,7 +41,7 @@ class FulcrumSettings(SettingsArea):
         300,
         "time from the creation of a job until FulcrumCore fails the job; set this to the job timeout in FulcrumCore's "
         "own configuration, because FulcrumCore's API does not return that timeout",
-        ge=10,
+        ge=30,
     )
     fulcrum_poll_interval_s: float = duration_setting(
         2, "interval between two requests for pending jobs", ge=0.1, le=3600

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from faults.conftest import MakeSystem
 from faults.system import SystemUnderTest
+from smith_lab.fulcrum_setup import add_agent
 from smith_lab.system import outcome_of
 from sqlalchemy import update
 
@@ -173,6 +174,28 @@ def test_f13_the_token_is_revoked_and_replaced(make_system: MakeSystem) -> None:
 
     assert [system.wait_for_jobs(service_id)["status"] for service_id in (running, waiting)] == ["Stopped"] * 2
     system.assert_consistent()
+
+
+def test_f13_the_token_file_gets_the_token_of_another_agent(make_system: MakeSystem) -> None:
+    """The agent is deleted and created again in FulcrumCore → the executor restarts with the new identity."""
+    system = make_system()
+    secrets = system.lab.folder / "secrets"
+    secrets.mkdir(mode=0o700)
+    (secrets / "fulcrum_api_token").write_text(system.lab.ids.agent_token)
+    system.lab.settings |= {"FULCRUM_API_TOKEN": "", "SMITH_SECRETS_DIR": str(secrets)}
+    system.start()
+    system.wait_for_log("agent_identified")
+
+    ids = system.lab.ids
+    new_id, new_token = add_agent(
+        system.lab.admin, name="again", provider_id=ids.provider_id, agent_type_id=ids.agent_type_id
+    )
+    (secrets / "fulcrum_api_token").write_text(new_token)
+    system.lab.core.revoke_tokens(value=ids.agent_token)
+
+    system.wait_for_log("agent_identity_changed")
+    system.wait_for_log("agent_identified", 2)
+    assert [event["agent_id"] for event in system.lab.log_events("agent_identified")] == [ids.agent_id, new_id]
 
 
 def test_f14_a_429_response_delays_the_report_by_its_retry_after(system: SystemUnderTest) -> None:

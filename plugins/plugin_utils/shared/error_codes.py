@@ -42,6 +42,7 @@ class ErrorCode(StrEnum):
     RESULT_INVALID = "RESULT_INVALID"  #: the playbook published no valid result
     JOB_GONE = "JOB_GONE"  #: the job was deleted in FulcrumCore, or belongs to another agent
     JOB_CLAIMED_ELSEWHERE = "JOB_CLAIMED_ELSEWHERE"  #: another executor with the agent's token has claimed the job
+    RESULT_REFUSED = "RESULT_REFUSED"  #: FulcrumCore does not accept the job's result; the agent's log has the reason
     DEADLINE = "DEADLINE"  #: the job cannot end within FulcrumCore's time limit
     CANCELLED = "CANCELLED"  #: an operator cancelled the job
     AGENT_RESTARTED = "AGENT_RESTARTED"  #: the agent stopped while the job ran, and the job could not be repeated

@@ -152,6 +152,7 @@ REACTIONS_WITHOUT_RULE: dict[str, Reaction] = {
     "RESULT_INVALID": Reaction.NO,
     "JOB_GONE": Reaction.NO,
     "JOB_CLAIMED_ELSEWHERE": Reaction.NO,
+    "RESULT_REFUSED": Reaction.NO,
     "DEADLINE": Reaction.NO,
     "CANCELLED": Reaction.NO,
     "AGENT_RESTARTED": Reaction.CHECK,

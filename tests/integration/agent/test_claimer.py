@@ -185,5 +185,5 @@ def test_a_job_that_another_executor_has_claimed_is_not_revived(claims: Claims) 
     elsewhere = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
     with transaction(claims.engine) as session:
         job_queue.finish(session, job_queue.lease_of(job), elsewhere, ReportState.ABANDONED)
-        assert job_queue.revive_abandoned(session, [claims.job["id"]], are_claimed=True) == 0
+        assert job_queue.reopen(session, [claims.job["id"]], are_claimed=True) == 0
     assert claims.row().report_state == "abandoned"

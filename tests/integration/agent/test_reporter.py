@@ -21,7 +21,14 @@ from support.simulator_world import World
 from executor.agent.heartbeat import Heartbeat
 from executor.agent.poller import Poller
 from executor.agent.refused_jobs import RefusedJobs
-from executor.agent.reporter import IDLE_WAIT_S, MAX_FAILED_COMPLETIONS, SENDER_THREADS, Reporter, completion_arguments
+from executor.agent.reporter import (
+    IDLE_WAIT_S,
+    MAX_FAILED_COMPLETIONS,
+    REFUSED_REPORT_BACKOFF_S,
+    SENDER_THREADS,
+    Reporter,
+    completion_arguments,
+)
 from executor.agent.state import AgentState
 from executor.database import job_queue
 from executor.database.engine import open_engine, reading, transaction
@@ -250,18 +257,46 @@ def test_a_completion_that_is_refused_without_properties_too_becomes_a_failure(o
     outbox.turn()
     assert outbox.reports(job) == [("complete", 400), ("complete", 400), ("fail", 204)]
     row = outbox.row(job_id)
-    assert (row.status, row.error_code, row.report_state) == ("failed", "INVALID_REQUEST", "reported")
+    assert (row.status, row.error_code, row.report_state) == ("failed", "RESULT_REFUSED", "reported")
     assert outbox.at_core(job)["errorMessage"] == row.error_message
-    assert str(row.error_message).startswith("INVALID_REQUEST: FulcrumCore refuses the result: ")
+    assert row.error_message == "RESULT_REFUSED: FulcrumCore does not accept the result of the job (HTTP 400)"
 
 
-def test_a_job_whose_completion_and_failure_are_refused_is_overtaken(outbox: Outbox) -> None:
+@pytest.mark.parametrize("result", [made(), FAILED])
+def test_a_report_that_is_refused_while_the_job_is_processing_is_kept(outbox: Outbox, result: JobResult) -> None:
+    """The service type no longer allows the action's end. After its repair, the report is accepted."""
     job = outbox.ordered()
     outbox.world.sim.add_fault("status", status=400, method="POST", path=r"/(complete|fail)$")
-    job_id = outbox.ended(job, made())
-    outbox.turn()
+    job_id = outbox.ended(job, result)
+    before = utc_now()
+    for _ in range(3):
+        outbox.turn()
     row = outbox.row(job_id)
-    assert (row.status, row.report_state) == ("completed", "overtaken")
+    assert (row.report_state, row.report_attempts) == ("due", 3)
+    assert row.report_after is not None
+    assert (row.report_after - before).total_seconds() >= REFUSED_REPORT_BACKOFF_S
+    assert outbox.state.fulcrum_link.is_up
+    outbox.world.sim.clear_faults()
+    with transaction(outbox.engine) as session:
+        assert job_queue.retry_now(session, job_id) == "report"
+    outbox.turn()
+    assert outbox.row(job_id).report_state == "reported"
+    assert outbox.at_core(job)["status"] == ("Completed" if result.succeeded else "Failed")
+
+
+def test_a_reported_job_that_fulcrumcore_lists_as_pending_again_is_reported_again(outbox: Outbox) -> None:
+    """FulcrumCore's database was restored from a backup that was made before the job was claimed."""
+    job = outbox.ordered(claimed=False)
+    job_id = outbox.ended(job, made())
+    with transaction(outbox.engine) as session:
+        session.execute(update(Job).values(report_state="reported", claimed_at=utc_now(), started_at=utc_now()))
+    client = outbox.reporter.fulcrum
+    poller = Poller(engine=outbox.engine, fulcrum=client, state=outbox.state, job_timeout_s=300, interval_s=2)
+    poller.poll()
+    assert outbox.row(job_id).report_state == "due"
+    outbox.turn()
+    assert outbox.row(job_id).report_state == "reported"
+    assert outbox.at_core(job)["status"] == "Completed"
 
 
 def test_a_failure_that_is_refused_while_the_job_is_processing_is_retried(outbox: Outbox) -> None:
@@ -316,8 +351,9 @@ def test_an_instance_id_of_another_service_becomes_a_failure_after_several_attem
     assert outbox.state.fulcrum_link.is_up, "it answered, about this job"
     outbox.turn()
     row = outbox.row(job_id)
-    assert (row.status, row.error_code, row.report_state) == ("failed", "INVALID_REQUEST", "reported")
-    assert "FulcrumCore cannot store the result" in str(row.report_note)
+    assert (row.status, row.error_code, row.report_state) == ("failed", "RESULT_REFUSED", "reported")
+    assert "SQLSTATE" not in str(row.error_message)
+    assert "HTTP 500" in str(row.report_note)
 
 
 def test_attempts_during_an_outage_do_not_count_as_failed_completions(outbox: Outbox) -> None:
@@ -463,7 +499,7 @@ def test_an_abandoned_report_is_sent_when_fulcrumcore_lists_the_job_again(outbox
     outbox.world.sim.clear_faults()
     with transaction(outbox.engine) as session:
         session.execute(update(Job).values(started_at=utc_now()))  # the job's result is that of a run
-        assert job_queue.revive_abandoned(session, [job["id"]], are_claimed=True) == 1
+        assert job_queue.reopen(session, [job["id"]], are_claimed=True) == 1
     outbox.turn()
     assert outbox.row(job_id).report_state == "reported"
     assert outbox.at_core(job)["status"] == "Completed"

@@ -1,0 +1,49 @@
+"""The heartbeat against the simulator: the agent's identity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import structlog
+from smith_lab.fulcrum_setup import add_agent
+from smith_lab.simulator.control import SimulatorThread, running_simulator
+from support.simulator_world import World
+
+from executor.agent.heartbeat import Heartbeat
+from executor.agent.state import AgentState
+from executor.fulcrum.client import FulcrumClient
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[SimulatorThread]:
+    with running_simulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def world(sim: SimulatorThread) -> Iterator[World]:
+    world = World(sim)
+    yield world
+    world.close()
+
+
+def test_a_token_of_another_agent_ends_the_claims_of_this_process(world: World) -> None:
+    """The agent was deleted and created again in FulcrumCore, and its new token was written to the token file."""
+    tokens = [world.ids.agent_token]
+    state = AgentState()
+    heartbeat = Heartbeat(fulcrum=FulcrumClient(world.sim.url, lambda: tokens[-1]), state=state)
+    heartbeat.send()
+    assert (state.agent_id, state.may_claim) == (world.ids.agent_id, True)
+
+    new_id, new_token = add_agent(
+        world.admin, name="again", provider_id=world.ids.provider_id, agent_type_id=world.ids.agent_type_id
+    )
+    tokens.append(new_token)
+    with structlog.testing.capture_logs() as logs:
+        heartbeat.send()
+        heartbeat.send()
+
+    changes = [entry for entry in logs if entry["event"] == "agent_identity_changed"]
+    assert [(entry["old_agent_id"], entry["agent_id"]) for entry in changes] == [(world.ids.agent_id, new_id)]
+    assert (state.has_identity_changed, state.may_claim) == (True, False)

@@ -13,9 +13,10 @@ from typing import Any
 
 from executor.database.tables import Job, Mapping
 from executor.model import JobResult
+from executor.placement.choice import PlacementRequest
 from executor.placement.clone_limit import CloneLimit, CloneSlot
 from executor.placement.decide import Placement
-from executor.placement.placer import PlacementRequest, Placer
+from executor.placement.placer import Placer
 from executor.runs import extra_vars
 from executor.runs.request import PlanSettings
 from executor.runs.vm_properties import read_properties
@@ -48,10 +49,10 @@ class ResourceAllocator:
         """Allocate a placement and a clone slot while the block runs.
 
         Only a create and a migration need a placement, and only a create needs a clone slot.
-        While all clone slots are in use, `may_wait` is called repeatedly.
+        While all clone slots are in use, and while Proxmox does not answer, `may_wait` is called repeatedly.
         Raises JobError when `may_wait` returns False or raises JobError, and when no node has enough resources.
         """
-        with self._allocate_placement(job, mapping, properties) as placement:
+        with self._allocate_placement(job, mapping, properties, may_wait) as placement:
             if placement is None or job.action != "create":
                 yield AllocatedResources(placement=placement)
                 return
@@ -59,10 +60,12 @@ class ResourceAllocator:
                 yield AllocatedResources(placement=placement, clone_slot=clone_slot)
 
     @contextmanager
-    def _allocate_placement(self, job: Job, mapping: Mapping, properties: dict[str, Any]) -> Iterator[Placement | None]:
+    def _allocate_placement(
+        self, job: Job, mapping: Mapping, properties: dict[str, Any], may_wait: Callable[[], bool]
+    ) -> Iterator[Placement | None]:
         """Choose a placement for a create or a migration. Its resources count as used while the block runs."""
         if job.action == "migrate":
-            with self.placer.allocate_migration(mapping.vmid, mapping.node or "") as placement:
+            with self.placer.allocate_migration(mapping.vmid, mapping.node or "", may_wait=may_wait) as placement:
                 yield placement
             return
         vm = read_properties(properties) if job.action == "create" else None
@@ -81,5 +84,5 @@ class ResourceAllocator:
             bridge=extra_vars.bridge_of_first_nic(vm, self.plan_settings),
             node=self.plan_settings.node,
         )
-        with self.placer.allocate(request) as placement:
+        with self.placer.allocate(request, may_wait=may_wait) as placement:
             yield placement

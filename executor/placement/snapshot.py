@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from executor.errors import JobError
 from executor.log import get_logger
 from executor.placement import templates
 from executor.placement.decide import NodeFacts
+from executor.placement.shared_reads import SharedReads
 from executor.proxmox.client import SMITH_TAG, ProxmoxReader
 from executor.proxmox.rows import NodeRow, StorageRow, VmRow
 from executor.shared.error_codes import ErrorCode
@@ -26,6 +27,14 @@ MAX_SNAPSHOT_AGE_S = 5.0
 #: How long a detail is used before it is read again. Details change rarely.
 MAX_DETAIL_AGE_S = 60.0
 T = TypeVar("T")
+D = TypeVar("D")
+#: Returns whether the caller may continue to wait. It may raise JobError.
+MayWait = Callable[[], bool]
+
+
+def always() -> bool:
+    """Return True: the caller may wait as long as Proxmox needs."""
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,45 +52,35 @@ class ClusterSnapshot:
         return next((vm for vm in self.vms if vm.vmid == vmid), None)
 
 
-@dataclass
-class _CacheEntry:
-    """A cached detail, and the time at which it was read."""
-
-    value: Any
-    read_at: float
-
-
 @dataclass(kw_only=True)
 class ClusterCache:
-    """Reads facts from Proxmox and caches them.
-
-    The class is not thread-safe: the placer calls its methods only while it holds a lock.
-    """
+    """Reads facts from Proxmox and caches them. Several threads may use it: they share each read, and its failure."""
 
     proxmox: ProxmoxReader
     clock: Callable[[], float] = time.monotonic
-    _snapshot: ClusterSnapshot | None = None
-    #: The cached details. A key consists of the kind and the name of a detail, for example "bridges" and "pve1".
-    _details: dict[tuple[str, str], _CacheEntry] = field(default_factory=dict)
+    _reads: SharedReads = field(init=False)
 
-    def snapshot(self) -> ClusterSnapshot:
-        """Return Proxmox's lists. They are read again if they are older than MAX_SNAPSHOT_AGE_S."""
-        now = self.clock()
-        if self._snapshot is None or now - self._snapshot.read_at > MAX_SNAPSHOT_AGE_S:
-            self._snapshot = ClusterSnapshot(
-                read_at=now,
-                nodes=self.proxmox.nodes(),
-                vms=self.proxmox.vms(),
-                storages=_default_if_forbidden(self.proxmox.storages, []),
-                nodes_in_maintenance=_default_if_forbidden(self.proxmox.nodes_in_maintenance, frozenset()),
-            )
-        return self._snapshot
+    def __post_init__(self) -> None:
+        self._reads = SharedReads(clock=self.clock)
 
-    def invalidate(self) -> None:
-        """Discard the lists, so that the next call of `snapshot` reads them again."""
-        self._snapshot = None
+    def snapshot(self, may_wait: MayWait, *, max_age_s: float = MAX_SNAPSHOT_AGE_S) -> ClusterSnapshot:
+        """Return Proxmox's lists. They are read again if they are older than `max_age_s`.
 
-    def template(self, row: VmRow) -> templates.Template:
+        Each method of this class raises JobError if Proxmox does not answer, or if `may_wait` ends the wait.
+        """
+        not_before = self.clock() - max_age_s
+        return self._reads.get("lists", self._read_lists, not_before=not_before, may_wait=may_wait)
+
+    def _read_lists(self) -> ClusterSnapshot:
+        return ClusterSnapshot(
+            read_at=self.clock(),
+            nodes=self.proxmox.nodes(),
+            vms=self.proxmox.vms(),
+            storages=_default_if_forbidden(self.proxmox.storages, []),
+            nodes_in_maintenance=_default_if_forbidden(self.proxmox.nodes_in_maintenance, frozenset()),
+        )
+
+    def template(self, row: VmRow, may_wait: MayWait) -> templates.Template:
         """Return the facts about a template. `row` is its entry in Proxmox's list.
 
         If the configuration of the template cannot be read, the result has only the facts in `row`.
@@ -91,13 +90,13 @@ class ClusterCache:
             return templates.template_facts(row, self.proxmox.vm_config(row.node, row.vmid))
 
         facts_in_row = templates.template_facts(row, config={})
-        return self._detail("template", f"{row.vmid}@{row.node}", read_template, default=facts_in_row)
+        return self._detail("template", f"{row.vmid}@{row.node}", read_template, may_wait, default=facts_in_row)
 
-    def bridges(self, node: str) -> frozenset[str]:
+    def bridges(self, node: str, may_wait: MayWait) -> frozenset[str]:
         """Return the bridges of a node, or an empty set if they cannot be read."""
-        return self._detail("bridges", node, lambda: self.proxmox.bridges(node), default=frozenset[str]())
+        return self._detail("bridges", node, lambda: self.proxmox.bridges(node), may_wait, default=frozenset[str]())
 
-    def may_hold_volume(self, node: str, volume: str, storages: Sequence[StorageRow]) -> bool:
+    def may_hold_volume(self, node: str, volume: str, storages: Sequence[StorageRow], may_wait: MayWait) -> bool:
         """Return whether a volume (`<storage>:<content>/<file>`) exists, or may exist, on the node.
 
         It may exist if `volume` is empty, or if the token may not see or read the storage.
@@ -113,21 +112,33 @@ class ClusterCache:
             f"volumes {content}",
             f"{storage}@{node}",
             lambda: self.proxmox.volumes(node, storage, content),
+            may_wait,
             default=None,
         )
         return volumes is None or volume in volumes
 
-    def _detail(self, kind: str, name: str, read: Callable[[], T], *, default: T) -> T:
-        """Return a detail from the cache, or else from `read`. If `read` raises JobError, return `default`."""
-        entry = self._details.get((kind, name))
-        if entry is None or self.clock() - entry.read_at > MAX_DETAIL_AGE_S:
+    def _detail(self, kind: str, name: str, read: Callable[[], T], may_wait: MayWait, *, default: D) -> T | D:
+        """Return a detail, which may be cached. If it cannot be read, return `default`.
+
+        `kind` and `name` identify the detail, for example "bridges" and "pve1".
+        """
+        not_before = self.clock() - MAX_DETAIL_AGE_S
+
+        def read_detail() -> T:
             try:
-                entry = self._details[kind, name] = _CacheEntry(read(), self.clock())
+                return read()
             except JobError as error:
                 log.debug("placement_fact_missing", detail_kind=kind, detail_name=name, error_code=error.code)
-                return default
-        value: T = entry.value
-        return value
+                raise _DetailMissing from error
+
+        try:
+            return self._reads.get((kind, name), read_detail, not_before=not_before, may_wait=may_wait)
+        except _DetailMissing:
+            return default
+
+
+class _DetailMissing(Exception):
+    """A detail could not be read. An error of `may_wait` is never of this class, so it ends the wait of the job."""
 
 
 def node_facts(row: NodeRow, snapshot: ClusterSnapshot, excluded_vmids: Collection[int]) -> NodeFacts:

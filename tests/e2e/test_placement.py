@@ -13,8 +13,9 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from smith_lab.system import LabSystem
 
 from executor.errors import JobError
+from executor.placement.choice import PlacementRequest
 from executor.placement.decide import LOAD_UNKNOWN
-from executor.placement.placer import PlacementRequest, Placer
+from executor.placement.placer import Placer
 from executor.placement.snapshot import MAX_SNAPSHOT_AGE_S
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
@@ -178,6 +179,41 @@ def test_concurrent_placements_spread_over_the_nodes_and_read_the_lists_once(pve
     asked = Counter(entry["path"] for entry in pve.request_log())
     assert asked["/nodes"] == 1
     assert asked["/cluster/resources"] == 2
+
+
+def test_placements_at_the_same_time_share_one_attempt_to_reach_proxmox(pve: ProxmoxStandIn) -> None:
+    pve.fail("GET", "/nodes", status=503, text="overloaded", delay_s=1, times=-1)
+
+    def request_count_of(placements: int) -> int:
+        shared_placer, codes = placer(pve), Counter[str]()
+        ready = threading.Barrier(placements)
+        pve.reset_request_log()
+
+        def allocate(number: int) -> None:
+            ready.wait()
+            try:
+                with shared_placer.allocate(request(vmid=153_000 + number)):
+                    pytest.fail("a node was chosen")
+            except JobError as error:
+                codes[error.code] += 1
+
+        threads = [threading.Thread(target=allocate, args=(number,)) for number in range(placements)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(codes) == 1
+        assert codes.total() == placements
+        return len(pve.request_log())
+
+    assert request_count_of(16) == request_count_of(1) > 0
+
+
+def test_a_stopped_placement_ends_while_proxmox_does_not_answer(pve: ProxmoxStandIn) -> None:
+    pve.fail("GET", "/nodes", status=503, text="overloaded", delay_s=3, times=-1)
+    cancelled = pytest.raises(JobError, match="CANCELLED")
+    with cancelled, placer(pve).allocate(request(), may_wait=lambda: False):
+        pytest.fail("a node was chosen")
 
 
 def test_a_vm_that_exists_already_stays_on_its_node(pve: ProxmoxStandIn) -> None:

@@ -1,0 +1,186 @@
+"""Reads from Proxmox the facts on which the choice of a node depends, before the placer takes its lock."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from executor.errors import JobError
+from executor.placement import templates
+from executor.placement.decide import MIB, NO_TEMPLATE, Placement, PlacementConstraints
+from executor.placement.snapshot import ClusterCache, ClusterSnapshot, MayWait
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.rows import NodeRow, VmRow
+from executor.settings.settings import Settings
+from executor.shared.error_codes import ErrorCode
+
+#: Matches the bridge in the configuration of a VM's network device, for example in `virtio=BC:24:…,bridge=vmbr0`.
+BRIDGE = re.compile(r"(?:^|,)bridge=([^,]+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementRequest:
+    """The facts about a new VM that the choice of its node depends on."""
+
+    vmid: int
+    image: str = ""  #: the name of the image whose template is cloned; '' if nothing is cloned
+    volume: str = ""  #: if nothing is cloned, the volume of the ISO image or container template; '' if there is none
+    memory_mib: int
+    cores: int
+    bridge: str
+    node: str = ""  #: the node, if PROXMOX_NODES has only one; '' if the placer chooses the node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A choice of a node. Its facts were read, except the allocations of the placer."""
+
+    snapshot: ClusterSnapshot
+    options: Placement | PlacementConstraints  #: the placement if only one is possible, or what the VM needs
+    bridges_by_node: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    migrating_vm: VmRow | None = None  #: the VM that migrates; None for a new VM, and if Proxmox does not list the VM
+
+
+@dataclass(frozen=True)
+class ChoiceReader:
+    """Reads facts. Several threads may use it. It raises JobError if Proxmox does not answer or the wait is ended."""
+
+    proxmox: ProxmoxReader
+    settings: Settings
+    cluster: ClusterCache
+
+    def read_choice(self, request: PlacementRequest, may_wait: MayWait) -> Choice:
+        """Read the facts for the choice of the node of a new VM."""
+        snapshot = self.cluster.snapshot(may_wait)
+        found = self._placement_or_constraints(request, snapshot, may_wait)
+        if isinstance(found, Placement):
+            return Choice(snapshot=snapshot, options=found)
+        bridges_by_node = self._bridges_by_node(snapshot, may_wait) if found.bridge else {}
+        return Choice(snapshot=snapshot, options=found, bridges_by_node=bridges_by_node)
+
+    def _placement_or_constraints(
+        self, request: PlacementRequest, snapshot: ClusterSnapshot, may_wait: MayWait
+    ) -> Placement | PlacementConstraints:
+        """Return the placement of a new VM if only one node is possible, or else what the VM needs from its node."""
+        if not request.image:
+            return self._without_template(request, snapshot, may_wait)
+        template_rows = self._template_rows(request.image, snapshot)
+        existing_vm = snapshot.find_vm(request.vmid)
+        if existing_vm is not None and not existing_vm.is_template:
+            return _placement_on(existing_vm.node, "the VM exists there already", template_rows[0].vmid)
+        image_templates = [self.cluster.template(row, may_wait) for row in template_rows]
+        # A linked clone is on the storages of its template, so only a full clone needs PROXMOX_STORAGE.
+        storage = self.settings.proxmox_storage if self.settings.proxmox_full_clones else ""
+        nodes_for_clone_by_vmid = {
+            template.vmid: templates.nodes_for_clone(template, snapshot.storages, storage)
+            for template in image_templates
+        }
+        if request.node:
+            template_vmid = templates.template_vmid_for_node(
+                request.node, request.image, image_templates, nodes_for_clone_by_vmid
+            )
+            return _placement_on(request.node, "set by PROXMOX_NODES", template_vmid)
+        return PlacementConstraints(
+            memory_mib=request.memory_mib,
+            cores=request.cores,
+            storage=storage,
+            bridge=request.bridge,
+            template_vmid_by_node=templates.template_vmid_by_node(image_templates, nodes_for_clone_by_vmid),
+            preferred_node=image_templates[0].node,
+        )
+
+    def _without_template(
+        self, request: PlacementRequest, snapshot: ClusterSnapshot, may_wait: MayWait
+    ) -> Placement | PlacementConstraints:
+        """Return the same as `_placement_or_constraints`, for a new VM that is not cloned from a template."""
+        existing_guest = snapshot.find_vm(request.vmid)
+        if existing_guest is not None:
+            return _placement_on(existing_guest.node, "the VM exists there already")
+        if request.node:
+            return _placement_on(request.node, "set by PROXMOX_NODES")
+        nodes_with_volume = [
+            node.name
+            for node in snapshot.nodes
+            if self.cluster.may_hold_volume(node.name, request.volume, snapshot.storages, may_wait)
+        ]
+        return PlacementConstraints(
+            memory_mib=request.memory_mib,
+            cores=request.cores,
+            storage=self.settings.proxmox_storage or "",
+            bridge=request.bridge,
+            template_vmid_by_node=dict.fromkeys(nodes_with_volume, NO_TEMPLATE),
+            source_text=request.volume or "its volume",
+        )
+
+    def read_migration_choice(self, vmid: int, node: str, may_wait: MayWait) -> Choice:
+        """Read the facts for the choice of the target node of a migration. `node` is the node in the VM's mapping."""
+        # The lists must be new, because the operator may have put a node into maintenance seconds ago.
+        snapshot = self.cluster.snapshot(may_wait, max_age_s=0)
+        row = snapshot.find_vm(vmid)
+        if row is None:
+            return Choice(snapshot=snapshot, options=_placement_on(node, "Proxmox does not list the VM"))
+        return self._migration_choice(row, snapshot, may_wait)
+
+    def _migration_choice(self, row: VmRow, snapshot: ClusterSnapshot, may_wait: MayWait) -> Choice:
+        """Read the facts for the choice among the nodes that have access to the VM's disks and bridges."""
+        config = self.proxmox.vm_config(row.node, row.vmid, kind=row.kind)
+        nodes_with_disks = templates.nodes_for_clone(
+            templates.facts_without_cloud_init(row, config), snapshot.storages
+        ).nodes
+        needed_bridges = _bridges_of_vm(config)
+        usable_nodes = [
+            node
+            for node in nodes_with_disks
+            if self._may_have_bridges(node, needed_bridges, may_wait) or node == row.node
+        ]
+        constraints = PlacementConstraints(
+            memory_mib=row.max_memory_bytes // MIB,
+            cores=row.cores,
+            template_vmid_by_node=dict.fromkeys(usable_nodes, NO_TEMPLATE),
+            preferred_node=row.node,
+            source_text="its disks or its network",
+        )
+        return Choice(snapshot=snapshot, options=constraints, migrating_vm=row)
+
+    def _may_have_bridges(self, node: str, needed_bridges: set[str], may_wait: MayWait) -> bool:
+        """Return whether a node has these bridges, or may have them because the token may not read its bridges."""
+        bridges = self.cluster.bridges(node, may_wait)
+        return not bridges or needed_bridges <= bridges
+
+    def _template_rows(self, image: str, snapshot: ClusterSnapshot) -> list[VmRow]:
+        """Return the templates of an image.
+
+        If there are none, raises JobError NOT_FOUND, or PVE_PERMISSION if the token may not see all VMs.
+        """
+        try:
+            return templates.find_templates(image, self.settings.proxmox_templates, snapshot.vms)
+        except JobError as error:
+            if error.code is ErrorCode.NOT_FOUND and not self.proxmox.may_see_all_vms():
+                text = f"the token lacks VM.Audit on /vms, so {error.detail}"
+                raise JobError(ErrorCode.PVE_PERMISSION, text) from None
+            raise
+
+    def _bridges_by_node(self, snapshot: ClusterSnapshot, may_wait: MayWait) -> dict[str, frozenset[str]]:
+        """Return the bridges of each allowed node that is online."""
+        online_nodes = [row.name for row in self.allowed_nodes(snapshot) if row.is_online]
+        return {node: self.cluster.bridges(node, may_wait) for node in online_nodes}
+
+    def allowed_nodes(self, snapshot: ClusterSnapshot) -> list[NodeRow]:
+        """Return the nodes in PROXMOX_NODES, or all nodes if PROXMOX_NODES is empty."""
+        allowed_names = self.settings.proxmox_nodes
+        return [row for row in snapshot.nodes if not allowed_names or row.name in allowed_names]
+
+
+def _bridges_of_vm(config: Mapping[str, Any]) -> set[str]:
+    """Return the bridges of the network devices in a VM's configuration.
+
+    The keys of the devices are `net0`, `net1` and so on.
+    """
+    network_devices = [str(value) for key, value in config.items() if key.startswith("net")]
+    return {bridge for device in network_devices for bridge in BRIDGE.findall(device)}
+
+
+def _placement_on(node: str, reason: str, template_vmid: int = NO_TEMPLATE) -> Placement:
+    return Placement(node=node, template_vmid=template_vmid, reason=f"{node}: {reason}")

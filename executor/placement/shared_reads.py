@@ -1,0 +1,88 @@
+"""Reads each value once for all threads that need it at the same time, and shares a failure as well as a value.
+
+A read runs in a thread of its own pool. So a caller that waits for a read can be stopped, although the request to
+Proxmox itself cannot be interrupted.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from executor.errors import JobError
+from executor.shared.error_codes import ErrorCode
+
+#: While a thread waits for a read, it calls `may_wait` at this interval.
+CHECK_INTERVAL_S = 0.5
+#: A failure is also the answer for calls that begin at most this long after its end.
+MAX_FAILURE_AGE_S = 1.0
+#: The number of reads that run at the same time.
+READER_THREADS = 4
+T = TypeVar("T")
+
+
+@dataclass
+class _Read:
+    """One read, which may still run. The times are those of the clock of SharedReads."""
+
+    started_at: float
+    ended_at: float = float("inf")
+    future: Future[Any] = field(default_factory=Future)
+
+    def is_usable(self, *, not_before: float, called_at: float) -> bool:
+        """Return whether this ended read answers a call that needs a value that was read after `not_before`."""
+        if self.future.exception() is not None:
+            return self.ended_at >= called_at - MAX_FAILURE_AGE_S
+        return self.started_at >= not_before
+
+
+@dataclass(kw_only=True)
+class SharedReads:
+    """Values that were read, by key. All threads use the same object."""
+
+    clock: Callable[[], float] = time.monotonic
+    _reads: dict[Hashable, _Read] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)  #: guards `_reads`; not held during a read
+    #: Threads are reused, because each thread keeps its connection to Proxmox open.
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(READER_THREADS, "placement"))
+
+    def get(self, key: Hashable, read: Callable[[], T], *, not_before: float, may_wait: Callable[[], bool]) -> T:
+        """Return the result of a `read` that started at `not_before` or later, or raise its error.
+
+        If such a read has ended or runs, it is used. Otherwise a new one starts. During the wait, `may_wait` is called
+        repeatedly. When it returns False, raises JobError CANCELLED. An error in `may_wait` also ends the wait.
+        """
+        called_at = self.clock()
+        while True:
+            with self._lock:
+                entry = self._reads.get(key)
+                if entry is None or (
+                    entry.future.done() and not entry.is_usable(not_before=not_before, called_at=called_at)
+                ):
+                    entry = self._reads[key] = self._start(read)
+            _wait(entry.future, may_wait)
+            if entry.is_usable(not_before=not_before, called_at=called_at):
+                value: T = entry.future.result()
+                return value
+
+    def _start(self, read: Callable[[], T]) -> _Read:
+        entry = _Read(started_at=self.clock())
+
+        def run() -> T:
+            try:
+                return read()
+            finally:
+                entry.ended_at = self.clock()
+
+        entry.future = self._pool.submit(run)
+        return entry
+
+
+def _wait(future: Future[Any], may_wait: Callable[[], bool]) -> None:
+    while not wait([future], CHECK_INTERVAL_S).done:
+        if not may_wait():
+            raise JobError(ErrorCode.CANCELLED, "cancelled while it waited for facts from Proxmox")

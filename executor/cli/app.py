@@ -13,7 +13,6 @@ import typer
 import typer.main
 
 from executor.cli.lazy import TYPER_ARGUMENTS, TopLevelGroup, import_function, top_level_commands
-from executor.cli.output import show_error
 from executor.errors import (
     EXIT_DATABASE,
     EXIT_FAILURE,
@@ -26,7 +25,6 @@ from executor.errors import (
     SettingsError,
     SmithError,
 )
-from executor.redaction import redactor
 
 #: The text at the end of `smith --help`. typer keeps the line breaks of a paragraph after `\b`.
 HELP_EPILOG = """\
@@ -99,16 +97,28 @@ def main() -> NoReturn:
         # Besides an exit code, Python accepts a text, which means failure, and None, which means success.
         _end_process(EXIT_FAILURE if system_exit.code else 0)
     except SmithError as error:
-        # A SettingsError has one line for each setting. Any other error is printed in one line: line breaks, which an
-        # error text from a database driver may contain, are replaced by spaces.
-        text = str(error) if isinstance(error, SettingsError) else " ".join(str(error).split())
-        show_error(text)
+        _show_smith_error(error)
         _end_process(exit_code_of(error))
     except Exception:
-        # Any other exception is a defect of Agent Smith. The traceback may contain secrets, so it is redacted.
-        sys.stderr.write(redactor.redact(traceback.format_exc()))
+        _show_redacted_traceback()
         _end_process(EXIT_FAILURE)
     _end_process(0)
+
+
+def _show_smith_error(error: SmithError) -> None:
+    """Print the error on stderr."""
+    from executor.cli.output import show_error  # noqa: PLC0415 (`smith --help` does not need the redactor)
+
+    # A SettingsError has one line for each setting. Any other error is printed in one line: line breaks, which an error
+    # text from a database driver may contain, are replaced by spaces.
+    show_error(str(error) if isinstance(error, SettingsError) else " ".join(str(error).split()))
+
+
+def _show_redacted_traceback() -> None:
+    """Print the traceback of an exception that is a defect of Agent Smith, without the secrets that it may contain."""
+    from executor.redaction import redactor  # noqa: PLC0415 (see _show_smith_error)
+
+    sys.stderr.write(redactor.redact(traceback.format_exc()))
 
 
 def exit_code_of(error: SmithError) -> int:

@@ -1,4 +1,7 @@
-"""Prints tables, fields, headings and documents for operators with rich. Text is never parsed as rich's markup."""
+"""Prints tables, fields, headings and documents for operators with rich. Text is never parsed as rich's markup.
+
+Each function imports rich itself, because its import takes long, and the help and `--json` do not need rich.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
-
-from rich.console import Console, RenderableType
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from executor.cli.output import sanitized, show_text, to_json_types
 from executor.redaction import redactor
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
 
 #: The line width in characters when stdout is not a terminal. It is so large that no line for a script is wrapped.
 WIDTH_WITHOUT_TERMINAL = 100_000
@@ -52,6 +55,7 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
     if not rows:
         show_text(if_empty)
         return
+    from rich.table import Table  # noqa: PLC0415
 
     table = Table(box=None, padding=CELL_PADDING, pad_edge=False, header_style="bold")
     for heading in columns.values():
@@ -63,6 +67,9 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
 
 def show_fields(fields: Mapping[str, Any]) -> None:
     """Print one line for each field that has a value, with the field's name and the value."""
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
     table = Table(box=None, padding=CELL_PADDING, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
@@ -75,18 +82,24 @@ def show_fields(fields: Mapping[str, Any]) -> None:
 
 def show_heading(text: str) -> None:
     """Print a title with an empty line before it."""
+    from rich.text import Text  # noqa: PLC0415
+
     show_text("")
     _print_renderable(Text(sanitized(text), style="bold"))
 
 
 def show_document(value: Any) -> None:
     """Print the value as JSON for operators: indented, and without escapes for characters outside ASCII."""
+    from rich.text import Text  # noqa: PLC0415
+
     text = json.dumps(redactor.redact_value(to_json_types(value)), indent=2, ensure_ascii=False)
     _print_renderable(Text(sanitized(text, keep_lines=True)))
 
 
 def _cell_text(value: Any) -> Text:
     """Return the value as text for a cell of a table, in the colour of COLOUR_BY_TEXT."""
+    from rich.text import Text  # noqa: PLC0415
+
     if value is None:
         return Text("-", style="dim")
     if isinstance(value, datetime):
@@ -101,6 +114,8 @@ def _cell_text(value: Any) -> Text:
 
 def _print_renderable(renderable: RenderableType) -> None:
     """Print an object of rich without the spaces that rich adds at the ends of the lines."""
+    from rich.console import Console  # noqa: PLC0415
+
     width = None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL
     console = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:

@@ -20,7 +20,9 @@ class SettingsArea(BaseModel):
     For example, one area has the settings of the agent process. The class `Settings` inherits from all these classes.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    # Only `Settings` is instantiated, so pydantic need not build the validators of the areas. This saves time at the
+    # start of every command.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True)
 
 
 def setting(

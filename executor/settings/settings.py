@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import PrivateAttr, ValidationError
+from pydantic import ConfigDict, PrivateAttr, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from executor.errors import SettingsError
 from executor.settings.agent import AgentSettings
@@ -40,25 +39,12 @@ class Settings(
     NewVmSettings,
     ProxmoxSettings,
     FulcrumSettings,
-    BaseSettings,
 ):
     """All settings. `load_settings` reads them from their sources. `Settings(…)` uses only its arguments."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=False)
+    model_config = ConfigDict(defer_build=False)  # the areas defer it
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Make the arguments the only source. `load_settings` reads the other sources and records the origins."""
-        return (init_settings,)
 
     def origin_of(self, name: str) -> str:
         """Return the origin of the value: `default`, `environment`, the path of a file, or `FulcrumCore`.

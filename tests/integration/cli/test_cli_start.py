@@ -11,6 +11,7 @@ import pytest
 from support.cli_world import GIVE_UP_S, Cli
 
 from executor.cli.commands import COMMANDS as COMMANDS_OF_TABLE
+from executor.database import mappings
 
 #: pydantic is missing here: typer itself imports it to show an option's type.
 HEAVY = (
@@ -21,7 +22,28 @@ HEAVY = (
     "structlog",
     "proxmoxer",
     "psutil",
+    "rich",
     "executor.settings.settings",
+    "executor.redaction",
+)
+#: The modules that a command which only reads the database or the settings does not need.
+UNUSED_BY_READERS = (
+    "ansible",
+    "ansible_runner",
+    "requests",
+    "proxmoxer",
+    "psutil",
+    "structlog",
+    "yaml",
+    "jsonschema",
+    "starlette",
+    "uvicorn",
+    "prometheus_client",
+    "alembic",
+    "pydantic_settings",
+    "executor.runs.plan",
+    "executor.agent.agent",
+    "executor.web.server",
 )
 COMMAND_MODULES = tuple(sorted({f"executor.cli.{row.module}" for row in COMMANDS_OF_TABLE}))
 #: Runs the command in this interpreter and prints which of the watched modules it has imported.
@@ -103,9 +125,39 @@ def test_a_groups_help_loads_only_its_own_module(smith: Cli) -> None:
     ]
 
 
-def _imported(smith: Cli, args: tuple[str, ...], **env: str) -> tuple[str, list[str]]:
-    """Run the command; return what it completed, and the heavy modules and modules of commands that it imported."""
-    watched = (*HEAVY, *COMMAND_MODULES)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "jobs list",
+        "jobs show 1",
+        "runs list",
+        "status",
+        "mappings list",
+        "mappings show 100123",
+        "audit list",
+        "critical list",
+        "config show",
+        "config example",
+    ],
+)
+def test_a_reading_command_imports_only_what_it_needs(command: str, smith: Cli) -> None:
+    smith.submit()
+    with smith.filling() as session:
+        mappings.reserve(session, service_id="aaaa", cluster="default", vmid=100123, name="web")
+    args = tuple(command.split())
+    assert _imported(smith, args, UNUSED_BY_READERS)[1] == []
+    assert _imported(smith, (*args, "--help"), (*UNUSED_BY_READERS, "rich"))[1] == []
+
+
+@pytest.mark.parametrize("args", [("jobz",), ("jobs", "lst")])
+def test_a_mistyped_command_imports_nothing_heavy(args: tuple[str, ...], smith: Cli) -> None:
+    assert _imported(smith, args)[1] == []
+
+
+def _imported(
+    smith: Cli, args: tuple[str, ...], watched: tuple[str, ...] = (*HEAVY, *COMMAND_MODULES), **env: str
+) -> tuple[str, list[str]]:
+    """Run the command; return what it completed, and which of the watched modules it imported."""
     code = f"import sys; sys.watched_modules = {watched!r}; sys.argv = ['smith', *{list(args)!r}]\n{PRINT_IMPORTS}"
     env |= {"SHELL": "/bin/bash", "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     done = subprocess.run(

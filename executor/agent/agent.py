@@ -255,6 +255,8 @@ class Agent:
         """
         self.state.draining.set()
         log.info("drain_started", reason=reason, running_job_count=self.dispatcher.running_job_count)
+        with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
+            nodes.note_agent_draining(session, self.boot_id)
         have_jobs_ended = self._wait_for_jobs(self.settings.smith_drain_timeout_s)
         if not have_jobs_ended:
             self.dispatcher.stop_all(StopSignal.AGENT_STOPPING)

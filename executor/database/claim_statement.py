@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select, update
 from sqlalchemy.orm import aliased
 
+from executor.database.statements import MAX_BACKOFF_S, is_wait_over
 from executor.database.tables import PENDING_LITERAL, PROCESSING_LITERAL, Job, db_now
 from executor.model import PROBATION_CRASHES, JobStatus
 
@@ -84,7 +85,7 @@ def _is_claimable(job_alias: Any, max_creates: int | None) -> ColumnElement[bool
     processing_job_of_service = select(processing_job.id).where(
         processing_job.status == PROCESSING_LITERAL, processing_job.service_id == job_alias.service_id
     )
-    backoff_is_over = or_(job_alias.available_at.is_(None), job_alias.available_at <= db_now())
+    backoff_is_over = is_wait_over(job_alias.available_at, MAX_BACKOFF_S)
     condition = and_(job_alias.status == PENDING_LITERAL, backoff_is_over, ~processing_job_of_service.exists())
     if max_creates is None:
         return condition

@@ -29,7 +29,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from executor.database.claim_statement import claim_statement
-from executor.database.statements import execute_and_count, insert_into
+from executor.database.statements import MAX_BACKOFF_S, execute_and_count, insert_into
 from executor.database.tables import ENDED_LITERALS, PENDING_LITERAL, PROCESSING_LITERAL, Job, Run, db_now, utc_now
 from executor.errors import StaleJob
 from executor.model import MAX_CRASHES, TRANSITIONS, JobResult, JobStatus, ReportState
@@ -237,7 +237,7 @@ def requeue(
         status=JobStatus.PENDING,
         owner=None,
         lease_until=None,
-        available_at=db_now(backoff_s) if backoff_s > 0 else None,
+        available_at=db_now(min(backoff_s, MAX_BACKOFF_S)) if backoff_s > 0 else None,
         error_message=reason,
         attempt=Job.attempt if counts_as_attempt else Job.attempt - 1,
     )

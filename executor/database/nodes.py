@@ -33,8 +33,13 @@ def note_agent_seen(session: Session, boot_id: str) -> None:
     session.execute(update(Node).where(Node.id == boot_id).values(seen_at=utc_now()))
 
 
+def note_agent_draining(session: Session, boot_id: str) -> None:
+    """Store that the agent process claims no more jobs, and will stop when its running jobs have ended."""
+    session.execute(update(Node).where(Node.id == boot_id).values(draining=True))
+
+
 def note_agent_stopped(session: Session, boot_id: str, reason: str) -> None:
-    """Store that the agent process has stopped, and the reason. The column `draining` then also becomes True."""
+    """Store that the agent process has stopped, and the reason. The column `draining` becomes True if it is not yet."""
     columns = {"stopped_at": utc_now(), "stop_reason": reason[:MAX_STOP_REASON_LENGTH], "draining": True}
     session.execute(update(Node).where(Node.id == boot_id).values(**columns))
 

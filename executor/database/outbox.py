@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from executor.database.statements import execute_and_count
+from executor.database.statements import MAX_BACKOFF_S, execute_and_count, is_wait_over
 from executor.database.tables import DUE_LITERAL, Job, db_now, utc_now
 from executor.model import JobResult, JobStatus, ReportState
 
@@ -20,7 +20,7 @@ def due_reports(session: Session, limit: int) -> Sequence[Job]:
     stmt = (
         select(Job)
         .where(Job.report_state == DUE_LITERAL)
-        .where(or_(Job.report_after.is_(None), Job.report_after <= db_now()))
+        .where(is_wait_over(Job.report_after, MAX_BACKOFF_S))
         .order_by(Job.finished_at, Job.id)
         .limit(limit)
     )
@@ -44,7 +44,11 @@ def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: st
     session.execute(
         update(Job)
         .where(Job.id == job_id, Job.report_state == ReportState.DUE)
-        .values(report_attempts=Job.report_attempts + 1, report_after=db_now(backoff_s), report_note=note)
+        .values(
+            report_attempts=Job.report_attempts + 1,
+            report_after=db_now(min(backoff_s, MAX_BACKOFF_S)),
+            report_note=note,
+        )
     )
 
 

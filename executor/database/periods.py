@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import or_, update
 from sqlalchemy.orm import Session
 
-from executor.database.statements import execute_and_count, insert_into
+from executor.database.statements import execute_and_count, insert_into, is_wait_over
 from executor.database.tables import CriticalJob, db_now, utc_now
 
 #: A period lasts for this share of the job's interval. If a period lasted for the whole interval, an agent whose timer
@@ -30,7 +30,7 @@ def try_start_period(session: Session, name: str, interval_s: float, *, force: b
     # UPDATE sets `due_at`, so the second one finds that the job is not due.
     session.execute(insert_into(session, CriticalJob).values(new_row).on_conflict_do_nothing(index_elements=["name"]))
     has_new_interval = CriticalJob.interval_s != interval_s  # the stored `due_at` results from the earlier interval
-    is_due = or_(CriticalJob.due_at.is_(None), CriticalJob.due_at <= db_now(), has_new_interval)
+    is_due = or_(is_wait_over(CriticalJob.due_at, interval_s), has_new_interval)
     stmt = update(CriticalJob).where(CriticalJob.name == name)
     if not force:
         stmt = stmt.where(is_due)

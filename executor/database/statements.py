@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, Delete, Update
+from sqlalchemy import ColumnElement, CursorResult, Delete, Update, or_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from executor.database.tables import CriticalJob, Job
+from executor.database.tables import CriticalJob, Job, db_now
 
 #: Every number with at most this many digits fits into an INTEGER column. PostgreSQL refuses a comparison with a number
 #: that does not fit.
 MAX_INTEGER_DIGITS = 9
+#: The longest backoff of a job or a report: FulcrumCore's header `Retry-After` is limited to this.
+MAX_BACKOFF_S = 3600.0
 
 
 def insert_into(session: Session, table: type[Job | CriticalJob]) -> postgresql.Insert | sqlite.Insert:
@@ -23,6 +25,14 @@ def insert_into(session: Session, table: type[Job | CriticalJob]) -> postgresql.
 def execute_and_count(session: Session, stmt: Update | Delete) -> int:
     """Run the statement and return how many rows it changed."""
     return cast("CursorResult[Any]", session.execute(stmt)).rowcount
+
+
+def is_wait_over(end: Any, max_wait_s: float) -> ColumnElement[bool]:
+    """Return the SQL condition that a wait is over. `end` is the column with the end of the wait, or NULL for no wait.
+
+    A wait that would last longer than `max_wait_s` is over, too: the clock was set back after the wait had begun.
+    """
+    return or_(end.is_(None), end <= db_now(), end > db_now(max_wait_s))
 
 
 def is_integer_text(text: str) -> bool:

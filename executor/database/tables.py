@@ -258,7 +258,7 @@ class Node(Base):
     stop_reason: Mapped[str | None] = mapped_column(String(40))
     concurrency_wanted: Mapped[int]  #: always the same number as `concurrency`
     concurrency: Mapped[int]  #: the maximum number of jobs that the process runs in parallel
-    #: True only after the process has stopped. It does not mean that the process is draining.
+    #: True since the process claims no more jobs. It stays True after the process has stopped.
     draining: Mapped[bool] = mapped_column(Boolean, default=False)
 
 

@@ -26,8 +26,8 @@ CODE_PRECEDENCE = (ErrorCode.NODE_DOWN, ErrorCode.CAPACITY, ErrorCode.NOT_FOUND)
 #: A VM migrates to another node only if the score of that node is higher by at least this number. Without this minimum,
 #: small changes of the scores would make VMs migrate back and forth.
 MIN_MIGRATION_GAIN = 0.1
-#: The reason for the placement of a new VM if the token may not read the memory and cores of the nodes.
-LOAD_UNKNOWN = "the template's node, because the token may not read the load of the nodes (Sys.Audit on /nodes)"
+#: A part of the reason for the placement of a new VM if the token may not read the memory and cores of the nodes.
+LOAD_UNKNOWN = "the token may not read the load of the nodes (Sys.Audit on /nodes)"
 #: The maximum lengths of the reason for a placement and of the error text when no node fits. Longer texts are cut.
 MAX_REASON_CHARS, MAX_ERROR_CHARS = 500, 400
 
@@ -116,8 +116,9 @@ def decide(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules:
     if chosen.is_load_known:
         reason = _load_text(chosen, constraints, rules)
     else:
-        reason = LOAD_UNKNOWN
-        chosen = _node_with_name(constraints.preferred_node, fitting_nodes) or chosen
+        preferred_node = _node_with_name(constraints.preferred_node, fitting_nodes)
+        chosen = preferred_node or chosen
+        reason = f"the template's node, because {LOAD_UNKNOWN}" if preferred_node else f"fits, but {LOAD_UNKNOWN}"
     return Placement(
         node=chosen.name,
         template_vmid=constraints.template_vmid_by_node[chosen.name],
@@ -239,11 +240,10 @@ def _best(fitting_nodes: Sequence[NodeFacts], constraints: PlacementConstraints,
     If several nodes have this score, return the preferred node, or else the first of them in alphabetical order.
     """
 
-    def rank(node: NodeFacts) -> tuple[float, bool, tuple[int, ...]]:
-        is_preferred = node.name == constraints.preferred_node
-        return _score(node, constraints, rules), is_preferred, _reversed_order(node.name)
+    def rank(node: NodeFacts) -> tuple[float, bool, str]:
+        return -_score(node, constraints, rules), node.name != constraints.preferred_node, node.name
 
-    return max(fitting_nodes, key=rank)
+    return min(fitting_nodes, key=rank)
 
 
 def _score(node: NodeFacts, constraints: PlacementConstraints, rules: PlacementRules) -> float:
@@ -261,11 +261,6 @@ def _free_shares(node: NodeFacts, constraints: PlacementConstraints, rules: Plac
     usable_cores = max(node.cores * rules.cpu_overcommit, 1)
     free_cores = 1 - (node.allocated_cores + constraints.cores) / usable_cores
     return free_memory, free_cores
-
-
-def _reversed_order(name: str) -> tuple[int, ...]:
-    """Return a sort key for the reversed alphabetical order, so that `max` chooses the first name."""
-    return tuple(-ord(char) for char in name)
 
 
 # --- reason -------------------------------------------------------------------------------------------------------

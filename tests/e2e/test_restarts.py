@@ -119,13 +119,22 @@ def test_f31_the_memory_and_runtime_limits_drain_and_restart_the_agent(
     assert len(lab.reports(job["id"])) == 1
 
 
+def agent_states(lab: LabSystem) -> list[str]:
+    return [node["state"] for node in lab.run_smith_json("status")["nodes"]]
+
+
 def test_the_first_sigterm_drains_running_jobs(make_lab: MakeLab) -> None:
     lab = make_lab(time_scale=0.5)
     lab.start_executor()
     service_id = lab.order_service("draining")
     wait_for(lambda: cloning(lab), 60, "the clone to begin")
 
-    assert lab.stop_executor() == 0
+    lab.executor.send_signal(signal.SIGTERM)
+    wait_for(lambda: agent_states(lab) != ["running"], 60, "the end of the state running")
+    assert agent_states(lab) == ["draining"]
+    lab.executor.wait(120)
+    assert lab.executor.returncode == 0
+    assert agent_states(lab) == ["stopped"]
 
     assert lab.admin.get_service(service_id)["status"] == "Stopped"
     assert psutil.pid_exists(lab.executor.pid) is False

@@ -15,6 +15,7 @@ from support.job_steps import LEASE_S, claim, claimed, end_backoff, finish, requ
 
 from executor.database import job_queue, outbox, periods, queries
 from executor.database.engine import reading, transaction
+from executor.database.statements import MAX_BACKOFF_S
 from executor.database.tables import Job, db_now
 from executor.model import JobStatus
 
@@ -135,6 +136,24 @@ def test_a_job_is_not_claimed_during_its_backoff(engine: Engine) -> None:
     end_backoff(engine, waiting)
     again = claimed(engine)
     assert (again.id, again.attempt, again.epoch, again.available_at) == (waiting, 2, 2, None)
+
+
+@pytest.mark.parametrize("set_back_s", [4000, 86_400])
+def test_after_the_clock_was_set_back_a_job_in_backoff_is_claimed(engine: Engine, set_back_s: float) -> None:
+    """The end of its backoff is then later than the longest backoff allows."""
+    job_id = submit(engine)
+    requeue(engine, claimed(engine), backoff_s=10)
+    with transaction(engine) as session:
+        session.execute(update(Job).values(available_at=db_now(10 + set_back_s)))
+    assert claimed(engine).id == job_id
+
+
+def test_a_longer_backoff_than_the_longest_one_is_shortened(engine: Engine) -> None:
+    submit(engine)
+    requeue(engine, claimed(engine), backoff_s=86_400)
+    assert claim(engine) is None
+    with reading(engine) as session:
+        assert session.scalar(select(Job.available_at <= db_now(MAX_BACKOFF_S)))
 
 
 def test_a_requeued_job_has_no_owner_and_keeps_the_reason(engine: Engine) -> None:

@@ -9,7 +9,9 @@ from support.job_steps import BROKEN, claimed, columns_of, due, ended
 
 from executor.database import job_queue, outbox
 from executor.database.engine import transaction
-from executor.database.tables import Job
+from executor.database.statements import MAX_BACKOFF_S
+from executor.database.tables import Job, db_now
+from executor.fulcrum.responses import MAX_RETRY_AFTER_S
 from executor.model import ReportState
 
 
@@ -30,6 +32,21 @@ def test_a_postponed_report_waits_until_its_backoff_is_reset(engine: Engine) -> 
         assert outbox.end_report_backoffs(session) == 0
     job = row(engine, job_id)
     assert (due(engine), job.report_attempts, job.report_note) == ([job_id], 1, "HTTP 503")
+
+
+def test_after_the_clock_was_set_back_a_report_in_backoff_is_due(engine: Engine) -> None:
+    """The end of its backoff is then later than the longest backoff allows."""
+    job_id = ended(engine)
+    with transaction(engine) as session:
+        outbox.postpone_report(session, job_id, backoff_s=86_400, note="HTTP 503")
+    assert due(engine) == [], "a longer backoff than the longest one is shortened"
+    with transaction(engine) as session:
+        session.execute(update(Job).values(report_after=db_now(MAX_BACKOFF_S + 10)))
+    assert due(engine) == [job_id]
+
+
+def test_the_longest_backoff_includes_the_longest_wait_that_fulcrumcore_may_request() -> None:
+    assert MAX_RETRY_AFTER_S <= MAX_BACKOFF_S
 
 
 def test_a_reset_changes_due_reports_only_and_a_retry_changes_one(engine: Engine) -> None:

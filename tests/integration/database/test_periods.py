@@ -30,6 +30,15 @@ def test_a_period_ends_a_little_early_for_timers_that_fire_early(engine: Engine)
         assert session.execute(early).one() == (True, False)
 
 
+def test_after_the_clock_was_set_back_a_period_starts(engine: Engine) -> None:
+    """The end of the earlier period is then later than a whole interval."""
+    with transaction(engine) as session:
+        periods.try_start_period(session, "prune", 1000)
+        session.execute(update(CriticalJob).values(due_at=db_now(1100)))
+        assert periods.try_start_period(session, "prune", 1000)
+        assert not periods.try_start_period(session, "prune", 1000)
+
+
 def test_a_forced_period_and_a_new_interval_start_at_once(engine: Engine) -> None:
     with transaction(engine) as session:
         periods.try_start_period(session, "prune", 3600)

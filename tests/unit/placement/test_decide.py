@@ -42,7 +42,7 @@ def constraints(*usable: str, **more: Any) -> PlacementConstraints:
     defaults: dict[str, Any] = {"memory_mib": 4096, "cores": 2, "storage": "ssd", "bridge": "vmbr0"}
     templates = dict.fromkeys(usable or ("pve1", "pve2", "pve3"), 9000)
     return PlacementConstraints(
-        template_vmid_by_node=templates, preferred_node=next(iter(templates)), **(defaults | more)
+        template_vmid_by_node=templates, **({"preferred_node": next(iter(templates))} | defaults | more)
     )
 
 
@@ -146,6 +146,19 @@ def test_without_visible_capacity_the_templates_node_is_chosen_and_the_reason_sa
     assert LOAD_UNKNOWN in placed.reason
     placed = decide(constraints("pve2", "pve1"), [hidden[0], replace(hidden[1], is_online=False)], PlacementRules())
     assert placed.node == "pve1"
+
+
+def test_without_visible_capacity_the_reason_names_no_template_if_another_node_or_none_is_preferred() -> None:
+    hidden = [replace(each, total_memory_bytes=0, cores=0) for each in (PVE1, PVE2)]
+    without_template = decide(constraints("pve1", "pve2", preferred_node=""), hidden, PlacementRules())
+    other_node = decide(constraints("pve1", preferred_node="pve2"), hidden, PlacementRules())
+    for placed in (without_template, other_node):
+        assert placed.reason.startswith(f"pve1: fits, but {LOAD_UNKNOWN}")
+
+
+def test_of_equal_nodes_the_first_in_alphabetical_order_is_chosen() -> None:
+    nodes = [replace(PVE1, name="pve10"), PVE1]
+    assert decide(constraints("pve1", "pve10", preferred_node=""), nodes, PlacementRules()).node == "pve1"
 
 
 def test_a_burst_of_creates_does_not_land_on_one_node() -> None:

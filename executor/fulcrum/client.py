@@ -207,7 +207,7 @@ class FulcrumClient:
             "typeName": type_name,
             "value": value,
         }
-        self._http.request_acknowledgement("POST", "/metric-entries", body=body)
+        self._http.request_acknowledgement("POST", "/metric-entries", body=body, is_bulk=True)
 
     def _list_all(self, model: type[Model], path: str, query: dict[str, Any]) -> Iterator[Model]:
         """Yield each object of a list once. FulcrumCore sends the list in pages.

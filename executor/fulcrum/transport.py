@@ -13,9 +13,11 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
+from requests.structures import CaseInsensitiveDict
 from urllib3.util.retry import Retry
 
 from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
+from executor.fulcrum.bulk_post import PreparedPost
 from executor.fulcrum.clock import ClockOffset
 from executor.fulcrum.responses import Response, build_error, describe_connection_failure, mask_secrets
 from executor.fulcrum.untrusted_json import parse_json
@@ -126,13 +128,16 @@ class Transport:
                 f"{method} {path}: HTTP {response.status} without readable JSON ({body_text})", status=response.status
             ) from exc
 
-    def request_acknowledgement(self, method: str, path: str, *, body: Any = None) -> None:
+    def request_acknowledgement(self, method: str, path: str, *, body: Any = None, is_bulk: bool = False) -> None:
         """Send a request whose response is only an acknowledgement: the caller does not need its content.
 
         FulcrumCore acknowledges with status 204 or with JSON. Other content, such as HTML, is from a proxy, and
         FulcrumCore may not have received the request. So this method then raises FulcrumUnavailable.
+
+        With `is_bulk`, which is for many small POST requests to one path, sending takes less CPU time, and the response
+        is not used to estimate FulcrumCore's clock.
         """
-        response = self._send(method, path, None, body)
+        response = self._send(method, path, None, body, is_bulk=is_bulk)
         if response.status == 204:
             return
         try:
@@ -141,31 +146,36 @@ class Transport:
             text = f"{method} {path}: HTTP {response.status}, but the response is not from FulcrumCore"
             raise FulcrumUnavailable(text, status=response.status) from exc
 
-    def _send(self, method: str, path: str, query: dict[str, Any] | None, body: Any) -> Response:
-        """Send a request. If FulcrumCore refuses the token and `on_auth_failure` loads a new one, send it once more."""
+    def _send(
+        self, method: str, path: str, query: dict[str, Any] | None, body: Any, *, is_bulk: bool = False
+    ) -> Response:
+        """Send a request. If FulcrumCore refuses the token and `on_auth_failure` loads a new one, send it once more.
+
+        Raises FulcrumUnavailable if no complete response arrives.
+        """
         token = _valid_token(self._get_token())
         data = None if body is None else _json_body(method, path, body)
-        response = self._send_with_token(method, path, query, data, token)
+
+        def send(used_token: str) -> Response:
+            try:
+                if is_bulk and data is not None:
+                    return self._post_in_bulk(path, data, used_token)
+                return self._send_and_read(method, path, query, data, used_token)
+            except (OSError, ValueError, urllib3.exceptions.HTTPError) as exc:  # `requests` raises OSErrors
+                text = f"{method} {path}: {describe_connection_failure(exc)}"
+                raise FulcrumUnavailable(mask_secrets(text, used_token)) from exc
+
+        response = send(token)
         if response.status in (401, 403):
             self._on_auth_failure()
             new_token = _valid_token(self._get_token())
             if new_token != token:
                 # It is safe to repeat the request, because FulcrumCore has not executed the refused one.
                 token = new_token
-                response = self._send_with_token(method, path, query, data, token)
+                response = send(token)
         if response.status >= 300:
             raise build_error(method, path, response, token)
         return response
-
-    def _send_with_token(
-        self, method: str, path: str, query: dict[str, Any] | None, data: bytes | None, token: str
-    ) -> Response:
-        """Send a request with this token. Raises FulcrumUnavailable if no complete response arrives."""
-        try:
-            return self._send_and_read(method, path, query, data, token)
-        except (OSError, ValueError, urllib3.exceptions.HTTPError) as exc:  # `requests` raises OSErrors
-            text = f"{method} {path}: {describe_connection_failure(exc)}"
-            raise FulcrumUnavailable(mask_secrets(text, token)) from exc
 
     def _send_and_read(
         self, method: str, path: str, query: dict[str, Any] | None, data: bytes | None, token: str
@@ -190,13 +200,26 @@ class Transport:
             # A gateway's error (5xx) or a cached response (with `Age`) does not show FulcrumCore's present time.
             if response.status_code < 500 and "Age" not in response.headers:
                 self.clock_offset.add_sample(response.headers.get("Date"), sent_at=sent_at, received_at=time.time())
-            return Response(response.status_code, response.headers, self._read_body(response))
+            return Response(response.status_code, response.headers, self._read_body(response.raw))
 
-    def _read_body(self, response: requests.Response) -> bytes:
+    def _post_in_bulk(self, path: str, data: bytes, token: str) -> Response:
+        """Send the prepared POST request of this thread and path, and read the response."""
+        session = self._session()  # clears `posts` in a forked child process
+        posts: dict[str, PreparedPost] = self._local.posts
+        if path not in posts:
+            posts[path] = PreparedPost(session, self._url + path, self._verify, RETRY)
+        response = posts[path].send(data, token, self._timeouts_s)
+        try:
+            return Response(response.status, CaseInsensitiveDict(response.headers), self._read_body(response))
+        finally:
+            response.close()  # has no effect on a connection whose response was read to the end
+            response.release_conn()
+
+    def _read_body(self, response: urllib3.BaseHTTPResponse) -> bytes:
         """Return the body. If the body of an unsuccessful response cannot be read, return an empty one."""
         _connect_timeout_s, read_timeout_s = self._timeouts_s
         deadline = time.monotonic() + read_timeout_s * BODY_TIME_FACTOR
-        if response.status_code < 300:
+        if response.status < 300:
             return b"".join(_read_chunks(response, MAX_RESPONSE_BYTES, deadline))
         try:
             return b"".join(_read_chunks(response, MAX_ERROR_BYTES, deadline))
@@ -220,6 +243,7 @@ class Transport:
             session.mount("http://", adapter)
             session.mount("https://", adapter)
             self._local.session = session
+            self._local.posts = {}  # the prepared POST requests, for each path
             self._local.pid = os.getpid()
         thread_session: requests.Session = self._local.session
         return thread_session
@@ -246,13 +270,13 @@ def _valid_token(token: str) -> str:
     return token
 
 
-def _read_chunks(response: requests.Response, max_bytes: int, deadline: float) -> Iterator[bytes]:
+def _read_chunks(response: urllib3.BaseHTTPResponse, max_bytes: int, deadline: float) -> Iterator[bytes]:
     """Yield the body as it arrives. Raises OSError if the body exceeds `max_bytes` or arrives after the deadline.
 
     This function uses `read1`, because `read` would wait until its buffer is full, which may be after the deadline.
     """
     received_bytes = 0
-    while chunk := response.raw.read1(CHUNK_BYTES, decode_content=True):
+    while chunk := response.read1(CHUNK_BYTES, decode_content=True):
         received_bytes += len(chunk)
         if received_bytes > max_bytes:
             raise OSError(f"the response is longer than {max_bytes} bytes")

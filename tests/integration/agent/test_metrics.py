@@ -18,11 +18,12 @@ from smith_lab.proxmox.certificates import make_certificates
 from smith_lab.simulator.control import SimulatorThread, running_simulator
 from sqlalchemy import Engine
 
+from executor.agent.heartbeat import Heartbeat
 from executor.agent.metrics import CPU_TIME_WINDOW, MAX_POSTS_PER_S, POSTS_SHARE_OF_A_CORE, VmMetrics, _Pace
 from executor.agent.state import AgentState
 from executor.database import mappings
 from executor.database.engine import transaction
-from executor.errors import FulcrumUnavailable, JobError
+from executor.errors import FulcrumError, FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import METRIC_TYPES
 from executor.proxmox.client import ProxmoxReader
@@ -245,13 +246,15 @@ def test_a_vm_that_was_missing_for_a_turn_starts_again_without_rates(
     assert not RATES & set(values(posted()))
 
 
-def test_only_mapped_vms_are_reported_and_no_templates(
+def test_only_running_mapped_vms_are_reported_and_no_templates(
     pve: Cluster, sqlite_engine: Engine, posted: Callable[[], list[Row]]
 ) -> None:
     map_vm(sqlite_engine, 102)
     map_vm(sqlite_engine, 103)
-    pve.rows = [vm(), vm(102, template=1), vm(103, status="stopped", cpu=0, mem=0, uptime=0), vm(104)]
-    assert {entry["agentInstanceId"].split("/")[1] for entry in posted()} == {"101", "103"}
+    map_vm(sqlite_engine, 105)
+    stopped, unknown = vm(103, status="stopped", cpu=0, mem=0, uptime=0), vm(105, status="unknown")
+    pve.rows = [vm(), vm(102, template=1), stopped, vm(104), unknown]
+    assert {entry["agentInstanceId"].split("/")[1] for entry in posted()} == {"101"}
 
 
 @pytest.mark.parametrize(
@@ -404,6 +407,30 @@ def test_more_expensive_posts_get_larger_gaps() -> None:
     cheap = _Pace(3, time.monotonic() + 60)
     cheap.note_cpu_time(0.0001)
     assert [round(cheap.plan_next_entry(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
+
+
+def test_heartbeats_polls_and_job_requests_pass_stalled_metric_posts(
+    pve: Cluster, metrics: VmMetrics, core: tuple[SimulatorThread, AdminClient, CreatedObjects]
+) -> None:
+    simulator = core[0]
+    simulator.add_fault("delay", path="/metric-entries", method="POST", delay_s=120)
+    pve.rows = [vm()]
+    reporting = threading.Thread(target=metrics.report)
+    reporting.start()
+    try:
+        limit = time.monotonic() + 30
+        while not any(thread.name.startswith("metric") for thread in threading.enumerate()):
+            assert time.monotonic() < limit, "no post was started"
+            time.sleep(0.01)
+        Heartbeat(fulcrum=metrics.fulcrum, state=metrics.state).send()
+        assert metrics.fulcrum.pending_jobs().jobs == []
+        with pytest.raises(FulcrumError):  # there is no such job: FulcrumCore has answered the report
+            metrics.fulcrum.complete_job(str(uuid.uuid4()))
+        assert metrics.state.heartbeat_at > 0
+        assert reporting.is_alive(), "the posts were not stalled"
+    finally:
+        simulator.clear_faults()
+        reporting.join()
 
 
 def test_a_stopping_agent_sends_nothing(pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]) -> None:

@@ -11,8 +11,9 @@ from smith_lab.system import LabSystem
 
 from bench.baseline import BASELINE, CURRENT
 from bench.labs import SETTLE_S
-from bench.measuring import WorkloadFailed, measure_cpu_use, median, tree_cpu_s, tree_pss_mib
+from bench.measuring import WorkloadFailed, measure_cpu_use, median, tree_cpu_s
 from bench.part import Bench, Goal, Part, Table, in_turns, ratio
+from executor.processes.memory import process_tree_memory_mib
 
 Json = dict[str, Any]
 HELP_COMMAND = "smith --help"
@@ -29,7 +30,7 @@ def measure(bench: Bench) -> Json:
         for _ in range(sizes.rounds):
             for name, share in _measure_shares(labs, sizes.idle_window_s).items():
                 shares[name].append(share)
-    memory_mib = {name: tree_pss_mib(lab.executor.pid, include_root=True) for name, lab in labs.items()}
+    memory_mib = {name: process_tree_memory_mib(lab.executor.pid) for name, lab in labs.items()}
     commands_cpu_s = _measure_commands(labs, sizes.warm_up_rounds, sizes.rounds)
     return {
         name: {

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from executor.processes import process_tree
+from executor.processes.memory import process_tree_memory_mib
 
 #: In /proc, CPU times are counted in ticks. This is the number of ticks per second.
 CPU_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -111,23 +111,6 @@ def _machine_cpu_s() -> tuple[float, float]:
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def tree_pss_mib(root_pid: int, *, include_root: bool = False) -> float:
-    """Return the memory of the descendants of a process. With `include_root`, add the memory of the process itself.
-
-    The memory is the proportional set size (PSS): a page that n processes share counts as 1/n in each of them.
-    """
-    pids = process_tree.descendants(root_pid) | ({root_pid} if include_root else set())
-    return sum(_pss_kib(pid) for pid in pids) / 1024
-
-
-def _pss_kib(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    except OSError:  # the process has ended
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
-
-
 @dataclass
 class MemoryPeak:
     """The largest of the memory samples taken so far."""
@@ -143,7 +126,7 @@ def sample_peak_memory(root_pid: int) -> Iterator[MemoryPeak]:
 
     def sample_until_stopped() -> None:
         while not stop.wait(MEMORY_SAMPLE_INTERVAL_S):
-            peak.mib = max(peak.mib, tree_pss_mib(root_pid))
+            peak.mib = max(peak.mib, process_tree_memory_mib(root_pid, include_root=False))
 
     thread = threading.Thread(target=sample_until_stopped, daemon=True)
     thread.start()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from bench.baseline import BASELINE, CURRENT, PLAIN
-from bench.measuring import median, sample_peak_memory, tree_pss_mib
+from bench.measuring import median, sample_peak_memory
 from bench.part import Bench, Goal, Part, Table, in_turns, ratio
 from bench.playbooks import BatchCosts, PlaybookProcess, create_first, create_in_parallel, set_clone_duration
+from executor.processes.memory import process_tree_memory_mib
 
 Json = dict[str, Any]
 
@@ -56,7 +57,7 @@ def measure_memory(bench: Bench) -> Json:
 
 
 def _idle_and_peak_mib(process: PlaybookProcess, slots: int) -> tuple[float, float]:
-    idle_mib = tree_pss_mib(process.pid)
+    idle_mib = process_tree_memory_mib(process.pid, include_root=False)
     with sample_peak_memory(process.pid) as peak:
         create_in_parallel(process, slots, slots)
     return idle_mib, peak.mib

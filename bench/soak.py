@@ -16,10 +16,10 @@ import psutil
 from smith_lab.proxmox.stand_in import ProxmoxStandIn
 
 from bench.baseline import CURRENT
-from bench.measuring import tree_pss_mib
 from bench.part import Bench, Part, Table
 from bench.playbooks import PlaybookProcess, new_vm, set_clone_duration
 from executor.processes import process_tree
+from executor.processes.memory import process_tree_memory_mib
 
 Json = dict[str, Any]
 #: How many runs are done in parallel.
@@ -73,7 +73,7 @@ def _sample(process: PlaybookProcess) -> Json:
         "descriptors": sum(_descriptor_count(pid) for pid in {process.pid, *pids}),
         "threads": psutil.Process(process.pid).num_threads(),
         "own_mib": psutil.Process(process.pid).memory_info().rss / 1024 / 1024,
-        "servers_mib": tree_pss_mib(process.pid),
+        "servers_mib": process_tree_memory_mib(process.pid, include_root=False),
         "files": sum(1 for _ in process.folder.rglob("*")),
     }
 

@@ -16,12 +16,13 @@ from smith_lab.system import LabSystem, wait_for
 
 from bench.baseline import CURRENT
 from bench.labs import START_TIMEOUT_S, agent_pid, running_lab_of, start_agent
-from bench.measuring import measure_cpu_use, own_cpu_s, tree_pss_mib
+from bench.measuring import measure_cpu_use, own_cpu_s
 from bench.part import POLL_INTERVAL_S, Bench, Goal, Part, Table
 from bench.seeding import THREADS, add_services_with_vms
 from executor.database import mappings
 from executor.database.engine import open_engine, transaction
 from executor.database.schema import upgrade
+from executor.processes.memory import process_tree_memory_mib
 
 Json = dict[str, Any]
 FIRST_VMID = 300_000
@@ -61,7 +62,7 @@ def _measure_count(bench: Bench, count: int) -> Json:
             "share_of_a_core": (own_cpu_s(agent_pid(lab)) - cpu_before_s) / took_s,
             "entries_per_turn": len(entries) / TURNS,
             "turns_for_all": count * TURNS / max(sum(vms_by_turn), 1),
-            "mib": tree_pss_mib(lab.executor.pid, include_root=True),
+            "mib": process_tree_memory_mib(lab.executor.pid),
             "others_share": use.others_share,
         }
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-import psutil
-
 from executor.agent.scheduler import Scheduler
 from executor.agent.state import AgentState
 from executor.log import get_logger
+from executor.processes.memory import process_tree_memory_mib
 from executor.settings.settings import Settings
 
 log = get_logger(__name__)
 
-BYTES_PER_MIB = 1024 * 1024
 #: Minimum time between two checks of the critical jobs.
 CHECK_INTERVAL_S = 30.0
 #: A measurement of memory is cached for this time, because a measurement reads /proc for every process of the tree.
@@ -60,9 +59,12 @@ class Monitor:
         return None
 
     def memory_mib(self) -> float:
-        """Return the resident memory of this process and all its descendants, at most MAX_MEMORY_AGE_S old."""
+        """Return the memory of this process and all its descendants, at most MAX_MEMORY_AGE_S old.
+
+        A page that several processes share counts once.
+        """
         if time.monotonic() - self._memory_measured_at >= MAX_MEMORY_AGE_S:
-            self._memory_mib = _process_tree_memory_mib()
+            self._memory_mib = process_tree_memory_mib(os.getpid())
             self._memory_measured_at = time.monotonic()
         return self._memory_mib
 
@@ -74,14 +76,3 @@ class Monitor:
         for name in self.scheduler.overdue_critical_jobs():
             log.error("critical_job_restarted", name=name)
             self.scheduler.restart(name)
-
-
-def _process_tree_memory_mib() -> float:
-    agent_process = psutil.Process()
-    total_bytes = 0
-    for process in (agent_process, *agent_process.children(recursive=True)):
-        try:
-            total_bytes += process.memory_info().rss
-        except psutil.Error:
-            continue  # the process has ended meanwhile
-    return total_bytes / BYTES_PER_MIB

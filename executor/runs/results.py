@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from executor.errors import JobError
 from executor.model import JobResult, RunArtifacts, RunStatus
+from executor.processes.process_tree import EXIT_ENDED_BY_GUARD
 from executor.shared import error_rules
 from executor.shared.error_codes import ErrorCode
 
@@ -65,12 +66,10 @@ def read(artifacts: RunArtifacts) -> JobResult:
             return JobResult(succeeded=False, code=error.code, detail=detail)
     if artifacts.status is RunStatus.SUCCESSFUL:
         return _result_of_success(vm, artifacts)
-    signal_number = _killing_signal(artifacts)
-    if signal_number is not None:
-        failure_text = _signal_text(signal_number)
-    code, detail = _code_and_detail(artifacts.status, failure_text)
+    kill_text = _kill_text(artifacts)
+    code, detail = _code_and_detail(artifacts.status, kill_text or failure_text)
     detail = _printable_with_run_ident(detail, artifacts)
-    return JobResult(succeeded=False, vm=vm or {}, code=code, detail=detail, was_killed=signal_number is not None)
+    return JobResult(succeeded=False, vm=vm or {}, code=code, detail=detail, was_killed=kill_text is not None)
 
 
 def _result_of_success(vm: dict[str, Any] | None, artifacts: RunArtifacts) -> JobResult:
@@ -80,15 +79,15 @@ def _result_of_success(vm: dict[str, Any] | None, artifacts: RunArtifacts) -> Jo
     return JobResult(succeeded=True, vm=vm)
 
 
-def _killing_signal(artifacts: RunArtifacts) -> int | None:
-    """Return the number of the signal that killed the run; None if the run ended by itself or the agent ended it."""
+def _kill_text(artifacts: RunArtifacts) -> str | None:
+    """Return how the run was killed; None if the run ended by itself, or if the agent ended it."""
     if artifacts.status is not RunStatus.FAILED:
         return None
+    if artifacts.rc == EXIT_ENDED_BY_GUARD:  # the agent's own reasons have the status CANCELED or TIMEOUT
+        return "the playbook was ended from outside, or could not be started"
     signal_number = artifacts.rc - SIGNAL_EXIT_CODE_BASE
-    return signal_number if 0 < signal_number < signal.NSIG else None
-
-
-def _signal_text(signal_number: int) -> str:
+    if not 0 < signal_number < signal.NSIG:
+        return None
     cause = ", perhaps because memory ran out" if signal_number == signal.SIGKILL else ""
     return f"the playbook was killed by signal {signal_number}{cause}"
 

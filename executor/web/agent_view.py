@@ -32,7 +32,7 @@ class AgentView:
     engine: Engine
     proxmox: ProxmoxReader
     meters: Meters  #: counters and histograms that the agent updates itself
-    measure_memory_mib: Callable[[], float]  #: returns the resident memory of the agent and its descendants
+    measure_memory_mib: Callable[[], float]  #: returns the memory of the agent and its descendants
     #: Returns how many differences (drift) of each kind there are between mappings, Proxmox and FulcrumCore. The dict
     #: is empty if the last comparison is not recent. The default function returns an empty dict.
     count_drift: Callable[[], dict[str, int]] = dict

@@ -16,6 +16,7 @@ import structlog
 
 from executor.agent import admission as admission_module
 from executor.agent import machine
+from executor.processes.memory import process_tree_memory_mib
 
 MEASURE = """
 import json
@@ -131,3 +132,38 @@ def test_a_busy_process_is_counted_at_once() -> None:
         finally:
             process.kill()
     assert sorted(counts)[100] >= 2  # the busy process and the test itself
+
+
+SHARING = """
+import os, sys, time
+memory = bytearray(os.urandom(1)) * (64 * 1024 * 1024)
+for _ in range(4):
+    if os.fork() == 0:
+        time.sleep(600)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_memory_that_forks_share_with_their_parent_counts_once() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SHARING], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
+            rss_mib = sum(member.memory_info().rss for member in tree) / machine.BYTES_PER_MIB
+            memory_mib = process_tree_memory_mib(process.pid)
+            children_mib = process_tree_memory_mib(process.pid, include_root=False)
+        finally:
+            os.killpg(process.pid, 9)
+    assert rss_mib > 4 * 64
+    assert 64 <= memory_mib < 2 * 64
+    assert 0 < children_mib < memory_mib
+
+
+def test_an_ended_process_has_no_memory() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    assert process_tree_memory_mib(process.pid) == 0

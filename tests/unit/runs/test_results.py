@@ -185,6 +185,14 @@ def test_a_killed_run_names_the_signal_and_no_ansible_task(tmp_path: Path, rc: i
     assert ("memory" in result.message) is (signum == 9)
 
 
+def test_a_run_that_its_guard_ended_without_a_reason_of_the_agent_was_killed(tmp_path: Path) -> None:
+    result = read(tmp_path, failed("VM_LOCKED: most likely rescued"), rc=254)
+    assert result.was_killed
+    assert result.message.startswith("PLAYBOOK_FAILED: the playbook was ended from outside")
+    for status in (RunStatus.CANCELED, RunStatus.TIMEOUT):
+        assert not read(tmp_path, rc=254, status=status).was_killed
+
+
 @pytest.mark.parametrize("rc", [1, 2, 4, 127, 128, 250])
 def test_a_run_that_ended_by_itself_was_not_killed(tmp_path: Path, rc: int) -> None:
     result = read(tmp_path, failed("VM_LOCKED: VM is locked (backup)"), rc=rc)

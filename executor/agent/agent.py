@@ -150,7 +150,12 @@ class Agent:
 
     def _start_loops(self) -> None:
         self.scheduler.start()
-        loops = {"dispatch": self.dispatcher.dispatch, "report": self._report, "leases": self.lease_keeper.maintain}
+        loops = {
+            "dispatch": self.dispatcher.dispatch,
+            "report": self._report,
+            "leases": self.lease_keeper.maintain,
+            "fence": self.lease_keeper.fence.check,
+        }
         for name, iterate in loops.items():
             threading.Thread(target=self._run_loop, args=(name, iterate), name=name, daemon=True).start()
 

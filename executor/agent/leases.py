@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from executor.agent.dispatcher import Dispatcher
+from executor.agent.fence import Fence
 from executor.agent.state import AgentState
 from executor.agent.stop_signal import StopSignal
 from executor.database import job_queue, nodes
@@ -32,6 +33,7 @@ class LeaseKeeper:
 
     engine: Engine
     dispatcher: Dispatcher
+    fence: Fence
     state: AgentState
     boot_id: str  #: id of this agent process, the owner of its leases
     lease_s: float  #: duration of a lease
@@ -43,11 +45,13 @@ class LeaseKeeper:
         """Renew all leases once, stop jobs that were cancelled or lost their lease, then wait for the next renewal."""
         # `stop_signals` has a key for each running job. It is read before `renew`. Otherwise, a job that is claimed
         # after `renew` would be in `stop_signals` without a renewed lease, and would be stopped.
-        stop_signals = self.dispatcher.stop_signals()
+        stop_signals, started_at = self.dispatcher.stop_signals(), self.fence.clock()
         with transaction(self.engine) as session:
             # The keys are the ids of the jobs with a renewed lease. A value is True when an operator cancelled the job.
             cancel_flags = job_queue.renew(session, self.boot_id, lease_s=self.lease_s)
             nodes.note_agent_seen(session, self.boot_id)  # the rows of `nodes` are agent processes, not Proxmox nodes
+            has_other_agents = nodes.has_other_agents(session, self.boot_id, within_s=2 * self.lease_s)
+        self.fence.note_renewed(started_at, has_other_agents=has_other_agents)
         for job_id, stop_signal in stop_signals.items():
             if job_id not in cancel_flags:  # the lease was not renewed
                 stop_signal.send(StopSignal.LEASE_LOST)
@@ -72,9 +76,11 @@ class LeaseKeeper:
         ids_not_running = set(leased_job_ids) - running_ids
         ids_to_release = ids_not_running & self._leased_ids_not_running
         self._leased_ids_not_running = ids_not_running
+        fenced_ids = self.fence.take_fenced_ids(ids_to_release)
         for job_row_id in ids_to_release:
+            counts_as_crash = job_row_id not in fenced_ids  # an outage of the database is not the job's fault
             with transaction(self.engine) as session:
-                status = job_queue.release(session, job_row_id, owner=self.boot_id)
+                status = job_queue.release(session, job_row_id, self.boot_id, counts_as_crash=counts_as_crash)
             if status is not None:
                 log.warning("job_released", job_row_id=job_row_id, status=status)
                 self.state.dispatch_requested.set()

@@ -9,6 +9,7 @@ from executor.agent.admission import Admission
 from executor.agent.agent import Mode
 from executor.agent.claim import Claimer
 from executor.agent.dispatcher import Dispatcher
+from executor.agent.fence import Fence
 from executor.agent.heartbeat import Heartbeat
 from executor.agent.leases import LeaseKeeper
 from executor.agent.meters import Meters
@@ -87,10 +88,13 @@ def build_dispatcher(shared: SharedParts, runner: Runner, meters: Meters) -> Dis
 
 
 def build_lease_keeper(shared: SharedParts, dispatcher: Dispatcher) -> LeaseKeeper:
-    """Return the lease keeper of the dispatcher's jobs."""
+    """Return the lease keeper of the dispatcher's jobs, with its fence."""
+    settings = shared.settings
+    fence = Fence(dispatcher=dispatcher, state=shared.state, lease_s=settings.smith_lease_s, mode=settings.smith_fence)
     return LeaseKeeper(
         engine=shared.engine,
         dispatcher=dispatcher,
+        fence=fence,
         state=shared.state,
         boot_id=shared.boot_id,
         lease_s=shared.settings.smith_lease_s,

@@ -13,7 +13,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from executor.database.statements import execute_and_count
-from executor.database.tables import Node, utc_now
+from executor.database.tables import Node, db_now, utc_now
 
 #: The length of the column `nodes.stop_reason`.
 MAX_STOP_REASON_LENGTH = 40
@@ -52,6 +52,12 @@ def recent(session: Session, limit: int) -> Sequence[Node]:
 def not_stopped(session: Session) -> Sequence[Node]:
     """Return the rows of the agent processes that have not stored their stop. Some of them may have been killed."""
     return session.scalars(select(Node).where(Node.stopped_at.is_(None)).order_by(Node.seen_at.desc())).all()
+
+
+def has_other_agents(session: Session, boot_id: str, *, within_s: float) -> bool:
+    """Return whether another agent process has used the database within the last `within_s` seconds."""
+    is_other = (Node.id != boot_id) & Node.stopped_at.is_(None) & (Node.seen_at >= db_now(-within_s))
+    return session.scalar(select(Node.id).where(is_other).limit(1)) is not None
 
 
 def prune(session: Session, *, seen_before: datetime) -> int:

@@ -42,6 +42,12 @@ class RunSettings(SettingsArea):
         "never",
         example="auto",
     )
+    smith_fence: Annotated[Literal["auto", "always", "never"], AnyCase] = setting(
+        "auto",
+        "whether an agent ends its own runs when it could not renew its leases for two thirds of a lease, because "
+        "another agent may then take the jobs; auto: only if another agent uses the database",
+        example="auto",
+    )
     smith_lease_s: float = duration_setting(
         30,
         "duration of a lease: other agents may take the jobs of an agent that has not renewed its lease for this time",

@@ -16,7 +16,7 @@ from executor.web.probes import Prober
 #: Maximum time between the starts of two iterations, for each loop of the agent. An iteration of `report` sends up to
 #: fifty reports, and each may last until the timeout of its request. An iteration of the other loops takes a few
 #: seconds, or a minute if the database fails.
-MAX_ITERATION_S_BY_LOOP = {"main": 60.0, "dispatch": 120.0, "report": 900.0, "leases": 120.0}
+MAX_ITERATION_S_BY_LOOP = {"main": 60.0, "dispatch": 120.0, "report": 900.0, "leases": 120.0, "fence": 60.0}
 #: The maximum for the loop `leases` is at least SMITH_LEASE_S times this factor. Each iteration of this loop ends
 #: with a wait for a sixth of SMITH_LEASE_S, and SMITH_LEASE_S may be an hour.
 MAX_LEASES_ITERATION_FACTOR = 2.0

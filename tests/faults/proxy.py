@@ -1,4 +1,4 @@
-"""A TCP proxy with injectable faults: a network partition between the executor and FulcrumCore or Proxmox."""
+"""A TCP proxy with injectable faults: a partition between the executor and FulcrumCore, Proxmox or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 #: How the proxy treats open and new connections.
 MODES = ("pass", "refuse", "hang", "slow")
@@ -16,12 +17,12 @@ SLOWEST_S = 0.2
 
 
 class Proxy:
-    """Forwards one listening port to one target port. Any thread may change `mode` at any time."""
+    """Forwards one listening port to a port, or to a Unix socket. Any thread may change `mode` at any time."""
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target: int | Path) -> None:
         self.port = 0
         self.mode = "pass"
-        self._target_port = target_port
+        self._target = target
         self._loop = asyncio.new_event_loop()
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -47,7 +48,7 @@ class Proxy:
         try:
             if self.mode == "refuse":
                 return
-            target_reader, target = await asyncio.open_connection("127.0.0.1", self._target_port)
+            target_reader, target = await self._connect()
             self._writers.add(target)
             try:
                 await asyncio.gather(self._copy(reader, target), self._copy(target_reader, writer))
@@ -59,6 +60,11 @@ class Proxy:
         finally:
             self._writers.discard(writer)
             writer.close()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self._target, Path):
+            return await asyncio.open_unix_connection(self._target)
+        return await asyncio.open_connection("127.0.0.1", self._target)
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(READ_BYTES):
@@ -89,9 +95,9 @@ class Proxy:
 
 
 @contextmanager
-def running_proxy(target_port: int) -> Iterator[Proxy]:
+def running_proxy(target: int | Path) -> Iterator[Proxy]:
     """Run a proxy while the block runs."""
-    proxy, started = Proxy(target_port), threading.Event()
+    proxy, started = Proxy(target), threading.Event()
     thread = threading.Thread(target=proxy.run, args=(started,), name="proxy", daemon=True)
     thread.start()
     started.wait(10)

@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 from faults.conftest import MakeSystem
+from faults.proxy import running_proxy
 from faults.system import SystemUnderTest, running_system
 from smith_lab.system import outcome_of
 from support.databases import PostgresCluster, postgres_binaries, postgres_cluster
@@ -274,6 +275,35 @@ def test_f28_a_node_that_was_suspended_past_its_lease_writes_nothing(
             system.wait_for_log("job_lost")
             assert len(system.clones()) == 4
             system.assert_consistent()
+
+
+def test_f28_a_node_that_is_cut_off_from_the_database_ends_its_runs_before_another_node_starts_them(
+    postgres: PostgresCluster, make_system: MakeSystem
+) -> None:
+    """An agent cannot reach PostgreSQL and another agent can → the first one's runs end before the other's start."""
+    with ExitStack() as stack:
+        url = stack.enter_context(postgres.fresh_database())
+        proxy = stack.enter_context(running_proxy(postgres.folder / ".s.PGSQL.5432"))
+        system = make_system(time_scale=2.0, SMITH_DATABASE_URL=url, SMITH_LEASE_S="6", SMITH_CONCURRENCY="1")
+        system.lab.settings["SMITH_DATABASE_URL"] = url.replace("@/", f"@127.0.0.1:{proxy.port}/").partition("?")[0]
+        system.start()
+        stack.enter_context(stopping_the_executor(system))
+        service_id = system.order_service("f28-fence")
+        system.until(lambda: system.clones_of(service_id), "the clone to begin")
+        system.lab.settings["SMITH_DATABASE_URL"] = url
+        other = stack.enter_context(second_executor(system))
+        other.wait_for_log("agent_ready")
+        time.sleep(3)  # longer than the interval of two renewals, so that the first agent knows of the other one
+        proxy.misbehave("hang")
+        other.wait_for_log("job_reaped")
+        assert system.lab.log_events("runs_fenced")
+        (ended,) = system.lab.log_events("playbook_finished")
+        (started,) = other.wait_for_log("playbook_started")
+        assert ended["timestamp"] < started["timestamp"]
+        proxy.misbehave("pass")
+        assert system.wait_for_jobs(service_id)["status"] == "Stopped"
+        system.assert_consistent()
+        assert len(system.clones_of(service_id)) == 1
 
 
 @contextmanager

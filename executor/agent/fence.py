@@ -1,0 +1,74 @@
+"""Ends this agent's runs before other agents may take its jobs: when its leases have not been renewed for long.
+
+An agent that cannot reach PostgreSQL cannot renew its leases. When a lease expires, another agent takes the job and
+runs its playbook. So the runs here must have ended before. If no other agent uses the database, the runs continue.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from executor.agent.dispatcher import Dispatcher
+from executor.agent.state import AgentState
+from executor.agent.stop_signal import StopSignal
+from executor.log import get_logger
+
+log = get_logger(__name__)
+
+#: The share of a lease after which the runs are ended. The remaining time is needed to end their processes.
+FENCE_SHARE_OF_LEASE = 2 / 3
+CHECK_INTERVAL_S = 0.5
+
+
+@dataclass(kw_only=True)
+class Fence:
+    """Compares the time since the last renewal of the leases with the length of a lease.
+
+    A thread of its own calls `check`, because the thread that renews the leases may wait for the database.
+    """
+
+    dispatcher: Dispatcher
+    state: AgentState
+    lease_s: float
+    mode: str  #: SMITH_FENCE: auto, always or never
+    clock: Callable[[], float] = time.monotonic
+    _renewed_at: float = field(init=False)  #: a point in `clock`
+    _has_other_agents: bool = False  #: at the last renewal, another agent used the database
+    _fenced_ids: set[int] = field(default_factory=set)  #: the row ids of the jobs whose runs were ended by the fence
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._renewed_at = self.clock()
+
+    def note_renewed(self, started_at: float, *, has_other_agents: bool) -> None:
+        """Record a renewal of the leases. `started_at` is when it began, a point in `clock`."""
+        with self._lock:
+            self._renewed_at, self._has_other_agents = started_at, has_other_agents
+
+    def check(self) -> None:
+        """End all runs if the leases were not renewed for too long, then wait for the next check."""
+        if self._is_due():
+            signals = self.dispatcher.stop_signals()
+            new_ids = {job_id for job_id, stop_signal in signals.items() if not stop_signal.is_sent()}
+            if new_ids:
+                log.error("runs_fenced", since_renewal_s=round(self.clock() - self._renewed_at, 1), jobs=len(new_ids))
+                self._fenced_ids |= new_ids
+                self.dispatcher.stop_all(StopSignal.LEASE_LOST)
+        self.state.stopping.wait(CHECK_INTERVAL_S)
+
+    def take_fenced_ids(self, job_ids: set[int]) -> set[int]:
+        """Return those of `job_ids` whose runs the fence has ended, and forget them."""
+        with self._lock:
+            fenced_ids = job_ids & self._fenced_ids
+            self._fenced_ids -= fenced_ids
+            return fenced_ids
+
+    def _is_due(self) -> bool:
+        if self.mode == "never":
+            return False
+        with self._lock:
+            is_overdue = self.clock() - self._renewed_at >= self.lease_s * FENCE_SHARE_OF_LEASE
+            return is_overdue and (self.mode == "always" or self._has_other_agents)

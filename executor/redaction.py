@@ -197,13 +197,26 @@ class _NeedleFinder:
 
     def _occurrences(self, text: str) -> Iterator[tuple[int, int]]:
         """Yield, for each position at which a needle starts, the start and end of the longest needle there."""
-        if not self._needles_by_prefix:
-            return
-        for start in range(len(text) - MIN_SECRET_LENGTH + 1):
+        for start in self._candidate_starts(text):
             for needle in self._needles_by_prefix.get(text[start : start + MIN_SECRET_LENGTH], ()):
                 if text.startswith(needle, start):
                     yield start, start + len(needle)
                     break
+
+    def _candidate_starts(self, text: str) -> Iterable[int]:
+        """Return, in order, positions that include each position at which a needle starts."""
+        if not self._needles_by_prefix:
+            return ()
+        # `str.find` for each prefix is faster than a look-up at each position, unless the text is short.
+        if len(text) < len(self._needles_by_prefix):
+            return range(len(text) - MIN_SECRET_LENGTH + 1)
+        starts = set()
+        for prefix in self._needles_by_prefix:
+            start = text.find(prefix)
+            while start >= 0:
+                starts.add(start)
+                start = text.find(prefix, start + 1)
+        return sorted(starts)
 
     def _may_become_needle(self, text: str, start: int) -> bool:
         """Return whether the text from `start` on is the beginning of a longer needle."""

@@ -258,3 +258,13 @@ def test_a_secret_stays_masked_while_others_are_added_and_discarded() -> None:
         for thread in threads:
             thread.join()
     assert redactor.redact("shared-secret password-1") == "shared-secret password-1"
+
+
+@pytest.mark.parametrize("padding", [0, 1, 5000])
+def test_overlapping_and_repeated_secrets_are_masked_in_short_and_long_texts(padding: int) -> None:
+    """Long texts are searched in another way than short ones."""
+    redactor = Redactor()
+    redactor.add("aaaab", "abaaaa", "zzzz", "zzzzzzy")
+    text = "-" * padding + "aaaabaaaa.zzzzzzzy.zzz.aaaab" + "-" * padding
+    expected = "-" * padding + f"{MASK}.{MASK}.zzz.{MASK}" + "-" * padding
+    assert redactor.redact(text) == expected

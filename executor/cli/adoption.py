@@ -59,7 +59,7 @@ class Adoption:
         with reading(self.engine) as session:
             refuse_while_job_runs(session, self.service_id)
             service_mapping = mappings.current(session, self.service_id)
-            for row in mappings.find(session, str(vmid)):
+            for row in mappings.find_by_vmid(session, vmid):
                 maps_vm_to_other_service = row.service_id != self.service_id and row.cluster == cluster
                 if maps_vm_to_other_service and row.state != MappingState.DELETED:
                     raise CommandFailed(f"VM {vmid} is mapped to service {row.service_id}: forget that mapping first")

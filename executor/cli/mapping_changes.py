@@ -13,12 +13,19 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     from sqlalchemy.orm import Session
 
 
+def refuse_empty_reference(reference: str) -> None:
+    """Raise UnusableReference if the operator's reference to a mapping is empty."""
+    if not reference.strip():
+        raise UnusableReference("an empty reference matches no mapping: `smith mappings list` shows the mappings")
+
+
 def find_mapping(session: Session, reference: str) -> Mapping:
     """Return the mapping that matches the reference and is not deleted.
 
     A reference is a VMID, a VM's name, or the beginning of a service's id. Raises UnusableReference unless exactly one
     mapping matches.
     """
+    refuse_empty_reference(reference)
     matches = [row for row in mappings.find(session, reference) if row.state != MappingState.DELETED]
     if not matches:
         raise UnusableReference(f"no mapping matches {reference}: `smith mappings list` shows the mappings")

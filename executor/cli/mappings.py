@@ -9,6 +9,7 @@ import typer
 
 from executor.cli.arguments import AsJson, UnusableReference
 from executor.cli.help_text import examples
+from executor.cli.mapping_changes import refuse_empty_reference
 from executor.cli.output import elapsed_text, short_id, show_json
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
@@ -91,14 +92,16 @@ def show_mapping(
     The history has the earlier VMs of the service, and the earlier services of the VMID.
     """
     reference = reference.strip()
+    refuse_empty_reference(reference)
     with reading_store() as store:
-        matches = mappings.find(store.session, reference) if reference else []
+        matches = mappings.find(store.session, reference)
     if not matches:
         raise UnusableReference(f"no mapping matches {reference}: `smith mappings list --all` shows the mappings")
     # A service id or a VM's name must match only one service. A VMID may match several, because the VMs of several
     # services may have had this VMID one after the other.
     service_ids = {mapping.service_id for mapping in matches}
-    if len(service_ids) > 1 and not reference.isdigit():
+    is_vmid = all(str(mapping.vmid) == reference.lstrip("0") for mapping in matches)
+    if len(service_ids) > 1 and not is_vmid:
         raise UnusableReference(f"more than one service matches {reference}: {', '.join(sorted(service_ids))}")
     # The first mapping is shown, and the others are its history. A mapping that is not deleted is sorted before the
     # deleted mappings, because False is sorted before True.

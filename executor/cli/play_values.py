@@ -36,7 +36,9 @@ def read_members(file: Path | None, member_arguments: list[str], options: VmOpti
 def _read_file(file: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise typer.BadParameter(f"{file} cannot be read: {error.strerror}") from None
+    except (UnicodeError, yaml.YAMLError) as error:
         position = getattr(error, "problem_mark", None)  # Its line numbers begin with 0.
         line_text = f", at line {position.line + 1}" if position else ""
         raise typer.BadParameter(f"{file} is not valid YAML{line_text}") from None

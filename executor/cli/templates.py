@@ -94,8 +94,10 @@ def _vm_template_row(
     """Return the row of a VM template. `vm_template` is the template's entry in Proxmox's list of VMs."""
     config, problem = _read_config(vm_template, reader)
     template = templates.template_facts(vm_template, config)
+    # A linked clone is on the storages of its template, so only a full clone needs PROXMOX_STORAGE.
+    target_storage = settings.proxmox_storage if settings.proxmox_full_clones else ""
     # `is_complete` is False if the token does not see all of the needed storages: more nodes may be possible then.
-    possible_nodes = templates.nodes_for_clone(template, storages, settings.proxmox_storage or "")
+    possible_nodes = templates.nodes_for_clone(template, storages, target_storage or "")
     return {
         "kind": GuestKind.QEMU,
         "vmid": vm_template.vmid,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -270,15 +270,24 @@ def list_mappings(session: Session, *, states: Sequence[str] = (), limit: int = 
 def find(session: Session, reference: str) -> Sequence[Mapping]:
     """Return the mappings that `reference` names, newest first. They include deleted mappings.
 
-    `reference` is a VMID, the name of a VM, a service id, or the beginning of a service id.
+    `reference` is a VMID, the name of a VM, a service id, or the beginning of a service id. A number that is not the
+    VMID of a mapping may be a name or the beginning of a service id.
     """
     if not reference:
         return []
-    if is_integer_text(reference):
-        condition = Mapping.vmid == int(reference)
-    else:
-        condition = (Mapping.name == reference) | Mapping.service_id.startswith(reference.lower(), autoescape=True)
-    return session.scalars(select(Mapping).where(condition).order_by(Mapping.id.desc()).limit(MAX_FOUND_MAPPINGS)).all()
+    if is_integer_text(reference) and (matches := find_by_vmid(session, int(reference))):
+        return matches
+    condition = (Mapping.name == reference) | Mapping.service_id.startswith(reference.lower(), autoescape=True)
+    return session.scalars(_newest_first().where(condition)).all()
+
+
+def find_by_vmid(session: Session, vmid: int) -> Sequence[Mapping]:
+    """Return the mappings with this VMID, newest first. They include deleted mappings."""
+    return session.scalars(_newest_first().where(Mapping.vmid == vmid)).all()
+
+
+def _newest_first() -> Select[Mapping]:
+    return select(Mapping).order_by(Mapping.id.desc()).limit(MAX_FOUND_MAPPINGS)
 
 
 def count_by_state(session: Session, *, should_count_deleted: bool = True) -> dict[str, int]:

@@ -86,9 +86,9 @@ def gather_values(
     """
     gathered = GatheredValues()
     dotenv = _read_env_file(env_file, gathered.problems) if env_file else {}
-    known_names = {*names, *NOT_SETTINGS, *(f"{name}_FILE" for name in secret_names)}
+    settable_names = {*names, *(f"{name}_FILE" for name in secret_names)}
     for variables, source in ((environ, "the environment"), (dotenv, str(env_file))):
-        gathered.problems.extend(_unknown_setting_problems(variables, known_names, source))
+        gathered.problems.extend(_unknown_setting_problems(variables, settable_names, source))
     secrets_dir = _secrets_dir(environ, dotenv, gathered.problems)
     # Without a `.env` file, `dotenv_path` is not used.
     sources = _Sources(environ=environ, secrets_dir=secrets_dir, dotenv=dotenv, dotenv_path=str(env_file))
@@ -194,19 +194,20 @@ def _secrets_dir(environ: Mapping[str, str], dotenv: Mapping[str, str], problems
 
 
 def _unknown_setting_problems(
-    variables: Mapping[str, str], known_names: Collection[str], source: str
+    variables: Mapping[str, str], settable_names: Collection[str], source: str
 ) -> Iterator[Problem]:
     """Yield a problem for each variable that may be a misspelt setting.
 
-    The name of such a variable begins with one of PREFIXES, or is the name of a setting in lower case.
+    The name of such a variable begins with one of PREFIXES, or is the name of a setting in lower case. Only names that
+    an operator may set are suggested.
     """
     for name in sorted(variables):
-        if name in known_names or _is_set_by_kubernetes(name, variables[name]):
+        if name in settable_names or name in NOT_SETTINGS or _is_set_by_kubernetes(name, variables[name]):
             continue
-        if name.upper() in known_names:
+        if name.upper() in settable_names:
             yield Problem(text=f"{name} in {source} is not a setting: write {name.upper()}, in capitals")
         elif name.startswith(PREFIXES):
-            similar = difflib.get_close_matches(name, known_names, n=1)
+            similar = difflib.get_close_matches(name, settable_names, n=1)
             hint = f"did you mean {similar[0]}?" if similar else "`smith config show` lists all settings"
             yield Problem(text=f"{name} in {source} is not a setting: {hint}")
 

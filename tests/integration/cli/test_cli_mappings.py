@@ -86,8 +86,28 @@ def test_an_ambiguous_beginning_names_both_services(smith: Cli) -> None:
     assert SECOND in done.stderr
 
 
-@pytest.mark.parametrize("reference", ["4711", "nobody", "%", "", "²", "9" * 30])
+@pytest.mark.parametrize("reference", ["4711", "nobody", "%", "²", "9" * 30])
 def test_an_unknown_mapping_fails_with_a_hint(reference: str, smith: Cli) -> None:
     done = smith("mappings", "show", reference)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("smith: no mapping matches")
+
+
+@pytest.mark.parametrize("command", ["show", "forget"])
+@pytest.mark.parametrize("reference", ["", " "])
+def test_an_empty_reference_is_named_in_the_error(command: str, reference: str, smith: Cli) -> None:
+    done = smith("mappings", command, reference)
+    hint = "an empty reference matches no mapping: `smith mappings list` shows the mappings"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"smith: {hint}\n")
+
+
+def test_a_service_id_that_begins_with_digits_only_is_found(smith: Cli) -> None:
+    """`smith mappings list` shows the first eight characters of a service's id, and all of them may be digits."""
+    with smith.filling() as session:
+        for vmid, beginning in ((200001, "12345678"), (200002, "12345679")):
+            service_id = f"{beginning}-0000-4000-8000-000000000000"
+            mappings.reserve(session, service_id=service_id, cluster="default", vmid=vmid, name=f"vm-{vmid}")
+    assert smith.json("mappings", "show", "12345678")["vmid"] == 200001
+    done = smith("mappings", "show", "1234567")
+    assert done.returncode == 1
+    assert "more than one service matches" in done.stderr

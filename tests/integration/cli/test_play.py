@@ -314,3 +314,15 @@ def on_a_terminal(smith: Cli, arguments: list[str], answers: dict[str, str]) -> 
             process.kill()
             process.wait()
         os.close(master)
+
+
+def test_a_linked_clone_does_not_need_the_storage_of_the_settings(smith: Cli) -> None:
+    """With linked clones, PROXMOX_STORAGE does not limit the nodes on which a template can be cloned."""
+    known = {}
+    for full_clones in ("true", "false"):
+        env = {"PROXMOX_STORAGE": "no-such-storage", "PROXMOX_FULL_CLONES": full_clones}
+        rows = smith.json("templates", "list", **env)
+        known[full_clones] = [row["storages_are_known"] for row in rows if row["kind"] == "qemu" and row["storages"]]
+    assert known["true"]
+    assert not any(known["true"])
+    assert all(known["false"])

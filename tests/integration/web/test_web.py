@@ -177,7 +177,7 @@ def site(make_site: MakeSite) -> Site:
 def test_an_agent_whose_loops_make_progress_is_alive(site: Site) -> None:
     status, checks = site.checks("/livez")
     assert status == 200
-    assert set(checks) == {"main", "dispatch", "report", "leases", "Heartbeat"}
+    assert set(checks) == {"main", "dispatch", "report", "leases", "fence", "Heartbeat"}
     assert all(check["ok"] for check in checks.values())
 
 

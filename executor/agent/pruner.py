@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from executor.database import job_queue, nodes
+from executor.database import job_queue, mappings, nodes
 from executor.database.engine import transaction
 from executor.database.tables import utc_now
 from executor.log import get_logger
@@ -48,17 +48,22 @@ class Pruner:
         return self.settings.smith_data_dir / "artifacts"
 
     def prune(self) -> None:
-        """Delete jobs and artifacts older than the retention time, then the oldest artifacts above the size limit.
+        """Delete old jobs, rows of deleted mappings and artifacts, then the oldest artifacts above the size limit.
 
         Then move the artifacts that are still in the run folder, because there may be space for them now.
         """
         deleted_jobs = self._delete_old_jobs()
+        deleted_mappings = self._prune_deleted_mappings()
         old_artifacts = self._delete_old_artifacts()
         artifacts_over_limit = self._limit_artifacts_size()
         self.retry_unmoved()
-        if deleted_jobs or old_artifacts or artifacts_over_limit:
+        if deleted_jobs or deleted_mappings or old_artifacts or artifacts_over_limit:
             log.info(
-                "pruned", jobs=deleted_jobs, old_artifacts=old_artifacts, artifacts_over_limit=artifacts_over_limit
+                "pruned",
+                jobs=deleted_jobs,
+                mappings=deleted_mappings,
+                old_artifacts=old_artifacts,
+                artifacts_over_limit=artifacts_over_limit,
             )
 
     def _delete_old_jobs(self) -> int:
@@ -75,6 +80,22 @@ class Pruner:
                 nodes.prune(session, seen_before=oldest_kept_time)
             for run_ident in run_idents:
                 shutil.rmtree(self.artifacts_dir / run_ident, ignore_errors=True)
+            total_count += count
+            if count < BATCH_SIZE:
+                return total_count
+            time.sleep(BATCH_WAIT_S)
+
+    def _prune_deleted_mappings(self) -> int:
+        """Remove the rows of mappings that were deleted long ago; return their number.
+
+        The row of a mapping stays as long as its VMID is in quarantine.
+        """
+        kept_s = max(self.settings.smith_job_retention_s, self.settings.smith_vmid_quarantine_s)
+        oldest_kept_time = utc_now() - timedelta(seconds=kept_s)
+        total_count = 0
+        while True:
+            with transaction(self.engine) as session:
+                count = mappings.prune(session, deleted_before=oldest_kept_time, limit=BATCH_SIZE)
             total_count += count
             if count < BATCH_SIZE:
                 return total_count

@@ -163,7 +163,7 @@ class MappingFinder:
     def _pick_vmid(self, used_vmids: set[int]) -> int:
         """Return a random VMID of the range that is neither mapped, nor in quarantine, nor in `used_vmids`."""
         cluster_vmid_range = (self.cluster, self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max)
-        with transaction(self.engine) as session:
+        with reading(self.engine) as session:  # a unique index refuses a VMID that is mapped after this read
             return mappings.pick_vmid(
                 session,
                 cluster_vmid_range,

@@ -2,8 +2,9 @@
 
 A VMID is reserved for a service before any request to Proxmox uses the VMID. Two creates never use the same VMID: a
 unique index allows at most one current mapping for each VMID of a cluster. A current mapping is one that is not
-deleted. The rows of deleted mappings stay as history. After a mapping is deleted, its VMID is in quarantine: for some
-time, no new mapping uses it. No function commits: the caller opens and commits the transaction.
+deleted. The rows of deleted mappings stay as history until `prune` removes them. After a mapping is deleted, its VMID
+is in quarantine: for some time, no new mapping uses it. No function commits: the caller opens and commits the
+transaction.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from executor.database.statements import is_integer_text
-from executor.database.tables import Mapping, utc_now
+from executor.database.statements import execute_and_count, is_integer_text
+from executor.database.tables import DELETED_LITERAL, Mapping, utc_now
 from executor.errors import JobError
 from executor.model import GuestKind, MappingState
 from executor.shared import marker
@@ -38,6 +39,10 @@ NOTE_FOUND_BY_MARKER = "found by its marker"
 DUE_PAGE_SIZE = 100
 #: The maximum number of mappings that `find` returns.
 MAX_FOUND_MAPPINGS = 100
+
+# These conditions contain literals, so that SQLite uses the partial indexes.
+_IS_CURRENT = Mapping.state != DELETED_LITERAL
+_IS_DELETED = Mapping.state == DELETED_LITERAL
 
 #: The name of a cluster, and the lowest and the highest VMID for new VMs on this cluster.
 ClusterVmidRange = tuple[str, int, int]
@@ -59,7 +64,7 @@ def vm_name(hostname: str, service_id: str) -> str:
 
 def current(session: Session, service_id: str) -> Mapping | None:
     """Return the service's current mapping, or None if the service has no current mapping."""
-    stmt = select(Mapping).where(Mapping.service_id == service_id, Mapping.state != MappingState.DELETED)
+    stmt = select(Mapping).where(Mapping.service_id == service_id, _IS_CURRENT)
     return session.scalar(stmt)
 
 
@@ -75,7 +80,7 @@ def get_one(session: Session, mapping_id: int) -> Mapping:
 
 def all_current(session: Session) -> Sequence[Mapping]:
     """Return all current mappings."""
-    return session.scalars(select(Mapping).where(Mapping.state != MappingState.DELETED)).all()
+    return session.scalars(select(Mapping).where(_IS_CURRENT)).all()
 
 
 def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: float, used_vmids: set[int]) -> int:
@@ -87,9 +92,11 @@ def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: f
     cluster, lowest, highest = vmid_range
     # The VMID of a mapping that was deleted after this time is in quarantine.
     quarantine_cutoff = utc_now() - timedelta(seconds=quarantine_s)
-    is_unavailable = (Mapping.state != MappingState.DELETED) | (Mapping.deleted_at > quarantine_cutoff)
-    stmt = select(Mapping.vmid).where(Mapping.cluster == cluster, Mapping.vmid.between(lowest, highest), is_unavailable)
-    unavailable_vmids = set(session.scalars(stmt)) | used_vmids
+    in_range = select(Mapping.vmid).where(Mapping.cluster == cluster, Mapping.vmid.between(lowest, highest))
+    unavailable_vmids = set(used_vmids)
+    # There is one query for each partial index, because a single query with OR would read the whole table.
+    for is_unavailable in (_IS_CURRENT, _IS_DELETED & (Mapping.deleted_at > quarantine_cutoff)):
+        unavailable_vmids |= set(session.scalars(in_range.where(is_unavailable)))
     for _ in range(RANDOM_TRIES):
         vmid = random.randint(lowest, highest)  # noqa: S311 (not for security)
         if vmid not in unavailable_vmids:
@@ -234,13 +241,13 @@ def mark_vm_lost(session: Session, mapping_id: int, note: str) -> None:
 
 def _update(session: Session, mapping_id: int, *, now: datetime, **values: Any) -> None:
     """Update columns of a mapping. A mapping that is marked as deleted does not change."""
-    stmt = update(Mapping).where(Mapping.id == mapping_id, Mapping.state != MappingState.DELETED)
+    stmt = update(Mapping).where(Mapping.id == mapping_id, _IS_CURRENT)
     session.execute(stmt.values(updated_at=now, **values))
 
 
 def active(session: Session, cluster: str | None = None) -> Sequence[Mapping]:
     """Return the active mappings of one cluster, or of all clusters, ordered by VMID."""
-    stmt = select(Mapping).where(Mapping.state == MappingState.ACTIVE).order_by(Mapping.vmid)
+    stmt = select(Mapping).where(_IS_CURRENT, Mapping.state == MappingState.ACTIVE).order_by(Mapping.vmid)
     return session.scalars(stmt if cluster is None else stmt.where(Mapping.cluster == cluster)).all()
 
 
@@ -251,7 +258,8 @@ def due_for_deletion(
 
     At most `limit` mappings are returned. With `after`, the first of them is the one that follows this mapping.
     """
-    stmt = select(Mapping).where(Mapping.state == MappingState.PENDING_DELETION, Mapping.cluster == cluster)
+    stmt = select(Mapping).where(_IS_CURRENT, Mapping.state == MappingState.PENDING_DELETION)
+    stmt = stmt.where(Mapping.cluster == cluster)
     if after is not None:
         is_same_time_but_later_row = (Mapping.delete_at == after.delete_at) & (Mapping.id > after.id)
         stmt = stmt.where((Mapping.delete_at > after.delete_at) | is_same_time_but_later_row)
@@ -259,12 +267,19 @@ def due_for_deletion(
     return session.scalars(stmt).all()
 
 
+def prune(session: Session, *, deleted_before: datetime, limit: int) -> int:
+    """Remove at most `limit` rows of mappings that became deleted before `deleted_before`. Return their number."""
+    old_rows = select(Mapping.id).where(_IS_DELETED, Mapping.deleted_at < deleted_before)
+    old_ids = session.scalars(old_rows.order_by(Mapping.deleted_at).limit(limit)).all()
+    return execute_and_count(session, delete(Mapping).where(Mapping.id.in_(old_ids)))
+
+
 def list_mappings(session: Session, *, states: Sequence[str] = (), limit: int = 1000) -> Sequence[Mapping]:
     """Return the mappings in these states, newest first. If `states` is empty, return the current mappings."""
     stmt = select(Mapping).order_by(Mapping.id.desc()).limit(limit)
     if states:
         return session.scalars(stmt.where(Mapping.state.in_(states))).all()
-    return session.scalars(stmt.where(Mapping.state != MappingState.DELETED)).all()
+    return session.scalars(stmt.where(_IS_CURRENT)).all()
 
 
 def find(session: Session, reference: str) -> Sequence[Mapping]:
@@ -298,6 +313,6 @@ def count_by_state(session: Session, *, should_count_deleted: bool = True) -> di
     stmt = select(Mapping.state, func.count()).group_by(Mapping.state)
     counts = {state.value: 0 for state in MappingState}
     if not should_count_deleted:
-        stmt = stmt.where(Mapping.state != MappingState.DELETED)
+        stmt = stmt.where(_IS_CURRENT)
         del counts[MappingState.DELETED.value]
     return counts | dict(session.execute(stmt).all())

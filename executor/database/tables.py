@@ -36,6 +36,7 @@ from executor.model import ENDED_STATUSES, GuestKind, JobStatus, MappingState, R
 PENDING_LITERAL: ColumnElement[str] = literal_column(f"'{JobStatus.PENDING}'")
 PROCESSING_LITERAL: ColumnElement[str] = literal_column(f"'{JobStatus.PROCESSING}'")
 ENDED_LITERALS: list[ColumnElement[str]] = [literal_column(f"'{status}'") for status in ENDED_STATUSES]
+DELETED_LITERAL: ColumnElement[str] = literal_column(f"'{MappingState.DELETED}'")
 DUE_LITERAL: ColumnElement[str] = literal_column(f"'{ReportState.DUE}'")
 
 
@@ -189,7 +190,7 @@ class Run(Base):
 
 
 class Mapping(Base):
-    """A mapping of a service to its VM. Only `mappings` writes this table. Deleted mappings stay as history."""
+    """A mapping of a service to its VM. Only `mappings` writes this table. Deleted mappings stay for a time."""
 
     __tablename__ = "mappings"
     __table_args__ = (
@@ -207,6 +208,12 @@ class Mapping(Base):
             unique=True,
             sqlite_where=text("state != 'deleted'"),
             postgresql_where=text("state != 'deleted'"),
+        ),
+        Index(
+            "ix_mappings_deleted",
+            "deleted_at",
+            sqlite_where=text("state = 'deleted'"),
+            postgresql_where=text("state = 'deleted'"),
         ),
     )
 

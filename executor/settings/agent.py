@@ -31,7 +31,7 @@ class AgentSettings(SettingsArea):
     )
     smith_job_retention_s: float = duration_setting(
         7 * DAY_S,
-        "time for which finished jobs and their artifacts are kept",
+        "time for which finished jobs, their artifacts and the rows of deleted mappings are kept",
         ge=60,
         le=10 * YEAR_S,
         example="604800",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -14,10 +15,10 @@ from sqlalchemy import Engine, func, select, update
 from support.databases import new_job, submit
 
 from executor.agent import pruner
-from executor.agent.pruner import Pruner
-from executor.database import job_queue, outbox
+from executor.agent.pruner import BATCH_SIZE, Pruner
+from executor.database import job_queue, mappings, outbox
 from executor.database.engine import reading, transaction
-from executor.database.tables import Job, Node, Run, utc_now
+from executor.database.tables import Job, Mapping, Node, Run, utc_now
 from executor.model import JobResult, ReportState
 from executor.settings.settings import Settings
 
@@ -67,6 +68,37 @@ def artifacts(tmp_path: Path, ident: str, *, age_s: float, mib: float = 0.0) -> 
 def rows(engine: Engine) -> dict[str, int]:
     with reading(engine) as session:
         return {table.__name__: session.scalar(select(func.count()).select_from(table)) or 0 for table in (Job, Run)}
+
+
+def deleted_mapping(engine: Engine, vmid: int, *, age_s: float) -> None:
+    with transaction(engine) as session:
+        mapping = mappings.reserve(session, service_id=str(uuid.uuid4()), cluster="c", vmid=vmid, name="web")
+        assert mapping is not None
+        mappings.mark_deleted(session, mapping.id, "gone")
+        deleted_at = utc_now() - timedelta(seconds=age_s)
+        session.execute(update(Mapping).where(Mapping.id == mapping.id).values(deleted_at=deleted_at))
+
+
+def mapped_vmids(engine: Engine) -> list[int]:
+    with reading(engine) as session:
+        return list(session.scalars(select(Mapping.vmid).order_by(Mapping.vmid)))
+
+
+def test_the_rows_of_mappings_that_were_deleted_long_ago_are_removed(engine: Engine, make_pruner: MakePruner) -> None:
+    for number in range(BATCH_SIZE + 1):
+        deleted_mapping(engine, 1000 + number, age_s=RETENTION_S + 60)
+    deleted_mapping(engine, 101, age_s=RETENTION_S - 60)
+    with transaction(engine) as session:
+        mappings.reserve(session, service_id=str(uuid.uuid4()), cluster="c", vmid=100, name="web")
+        session.execute(update(Mapping).where(Mapping.vmid == 100).values(created_at=utc_now() - timedelta(days=999)))
+    make_pruner(smith_vmid_quarantine_s=0).prune()
+    assert mapped_vmids(engine) == [100, 101]
+
+
+def test_the_row_of_a_mapping_stays_while_its_vmid_is_in_quarantine(engine: Engine, make_pruner: MakePruner) -> None:
+    deleted_mapping(engine, 101, age_s=RETENTION_S + 60)
+    make_pruner(smith_vmid_quarantine_s=RETENTION_S + 120).prune()
+    assert mapped_vmids(engine) == [101]
 
 
 def test_an_old_job_is_deleted_with_its_run_and_artifacts(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, event, update
 
 from executor.database import mappings
 from executor.database.engine import reading, transaction
@@ -339,6 +339,47 @@ def test_the_node_of_a_vm_is_stored(engine: Engine) -> None:
     assert row(engine, mapping_id).node == "pve3"
     assert row(engine, mapping_id).updated_at > before.updated_at
     assert row(engine, other).node is None
+
+
+def test_a_vmid_is_picked_with_the_indexes_of_current_and_of_deleted_mappings(engine: Engine) -> None:
+    """A scan of the whole table would take longer with every VM that was ever deleted."""
+    statements: list[tuple[str, Any]] = []
+
+    def record(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith("SELECT mappings.vmid"):
+            statements.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", record)
+    pick(engine, 100, 199)
+    event.remove(engine, "before_cursor_execute", record)
+    steps = []
+    with engine.connect() as connection:
+        explain = "EXPLAIN QUERY PLAN"
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")  # the table is empty
+            explain = "EXPLAIN"
+        for statement, parameters in statements:
+            plan = connection.exec_driver_sql(f"{explain} {statement}", parameters)
+            steps.append(" ".join(str(row[-1]) for row in plan))
+    assert len(steps) == 2
+    assert "ix_mappings_one_per_vmid" in steps[0]
+    assert "ix_mappings_deleted" in steps[1]
+
+
+def test_the_current_mapping_of_a_service_is_read_from_its_index(sqlite_engine: Engine) -> None:
+    statements: list[tuple[str, Any]] = []
+
+    def record(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        statements.append((statement, parameters))
+
+    event.listen(sqlite_engine, "before_cursor_execute", record)
+    with reading(sqlite_engine) as session:
+        mappings.current(session, SERVICE)
+    event.remove(sqlite_engine, "before_cursor_execute", record)
+    ((statement, parameters),) = [each for each in statements if each[0].startswith("SELECT")]
+    with sqlite_engine.connect() as connection:
+        (step,) = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+    assert "ix_mappings_one_per_service" in step[-1]
 
 
 def test_only_a_reserved_mapping_is_deleted_as_a_reservation(engine: Engine) -> None:

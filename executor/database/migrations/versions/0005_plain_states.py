@@ -1,4 +1,4 @@
-"""Rename stored values: states of mappings and reports, and a critical job."""
+"""Rename stored values: states of mappings and reports, and a critical job. Add an index of deleted mappings."""
 
 from __future__ import annotations
 
@@ -23,10 +23,15 @@ def upgrade() -> None:
     """Go one step forward."""
     for table, column, earlier, new in RENAMED:
         _rename(table, column, earlier, new)
+    is_deleted = sa.text("state = 'deleted'")
+    op.create_index(
+        "ix_mappings_deleted", "mappings", ["deleted_at"], sqlite_where=is_deleted, postgresql_where=is_deleted
+    )
 
 
 def downgrade() -> None:
     """Go one step back."""
+    op.drop_index("ix_mappings_deleted", table_name="mappings")
     for table, column, earlier, new in RENAMED:
         _rename(table, column, new, earlier)
 

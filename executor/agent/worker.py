@@ -29,7 +29,7 @@ from executor.errors import FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.vault import SecretResolver
 from executor.log import get_logger
-from executor.model import JobResult, MappingState, PlaybookRun
+from executor.model import JobResult, MappingState, PlaybookRun, RunStatus
 from executor.placement.decide import Placement
 from executor.redaction import redactor
 from executor.runs import results
@@ -180,7 +180,10 @@ class Worker:
     def _execute(self, run: PlaybookRun, mapping: Mapping, stop_signal: StopSignal) -> JobResult:
         """Run the playbook, store the end of the run, and return the job's result."""
         log.info("playbook_started", playbook=run.playbook.name, timeout_s=round(run.timeout_s))
-        artifacts = self.runner.run(run, should_cancel=stop_signal.is_sent)
+        try:
+            artifacts = self.runner.run(run, should_cancel=stop_signal.is_sent)
+        except OSError as error:  # the run folder is full, or no process or thread can be started
+            return self._note_failed_run(run, error)
         result = results.read(artifacts)
         duration_s = round(artifacts.ended_at - artifacts.started_at, 2)
         log.info("playbook_finished", rc=artifacts.rc, status=artifacts.status, duration_s=duration_s)
@@ -199,6 +202,15 @@ class Worker:
             reported_vmid = result.vm["vmid"]
             detail = f"the playbook reports VM {reported_vmid}, but VM {mapping.vmid} is mapped (run {run.ident})"
             return JobResult(succeeded=False, code=ErrorCode.RESULT_INVALID, detail=detail)
+        return result
+
+    def _note_failed_run(self, run: PlaybookRun, error: OSError) -> JobResult:
+        """Store that the runner failed, and return a result after which the job is attempted again."""
+        detail = f"the run failed: {error.strerror or type(error).__name__} (run {run.ident})"
+        log.error("run_crashed", reason=str(error))
+        result = JobResult(succeeded=False, code=ErrorCode.PLAYBOOK_FAILED, detail=detail, was_killed=True)
+        run_end: dict[str, Any] = {"status": RunStatus.FAILED, "rc": None, "reason": detail, "folder": "", "upids": []}
+        write_with_retry(self.engine, lambda session: job_queue.note_run_ended(session, run.ident, **run_end))
         return result
 
     # --- step 6: store the outcome --------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ process of the server to end the tree. (The modules in `warm/` call that process
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import select
@@ -39,6 +40,11 @@ GUARD_MARGIN_S = 2.0
 MAX_EVENT_FILE_BYTES = 4 * 1024 * 1024
 #: Maximum size of the part of the output that one call of `_read` reads.
 READ_BYTES = 16 * 1024
+
+#: The run folder is full when it has less free space than this.
+FULL_BELOW_BYTES = 64 * 1024
+#: A run that prints nothing for this time after the run folder was full is ended.
+STANDSTILL_S = 60.0
 
 #: Matches the UUID of an event. The UUID becomes part of a file name, so it must not contain `/` or `.`, with which the
 #: name could lead to a file in another folder.
@@ -74,6 +80,9 @@ class Execution:
         self._lock = threading.Lock()
         self._cancel_status: RunStatus | None = None  #: CANCELED or TIMEOUT after a call of `cancel`
         self._cancelled_at = 0.0
+        self._full_since: float | None = None  #: when the run folder was first seen full; None if it never was
+        self._last_output_at = time.monotonic()
+        self._is_ended_after_standstill = False
 
     def execute(self, deadline: float, should_cancel: Callable[[], bool]) -> tuple[RunStatus, int]:
         """Execute the run until it ends, then end all its processes. Return its status and its exit code.
@@ -85,7 +94,10 @@ class Execution:
         self._config.input_fd = self._guard_input_reader
         self._config.output_fd = self._config.error_fd = self._output_writer
         guard_thread = threading.Thread(target=self._run_guard, name=f"run-{self._config.ident}", daemon=True)
-        guard_thread.start()
+        try:
+            guard_thread.start()
+        except RuntimeError as error:  # the limit of threads, or of memory, is reached
+            raise OSError(errno.EAGAIN, "the run cannot be started: no thread can be started") from error
         try:
             self._read_until_end(guard_thread, deadline, should_cancel)
         finally:
@@ -93,6 +105,9 @@ class Execution:
             self._read_remaining_output()
         status, rc = self._status_and_exit_code()
         self._output.finish(status=status, rc=rc)
+        if self._output.has_lost_essentials and status is not RunStatus.CANCELED:
+            log.error("run_output_lost", run_ident=self._config.ident, rc=rc)
+            return RunStatus.FAILED, process_tree.EXIT_ENDED_BY_GUARD  # the outcome is unknown, as after a kill
         return status, rc
 
     def cancel(self, status: RunStatus = RunStatus.CANCELED) -> None:
@@ -140,13 +155,28 @@ class Execution:
 
         If the run is already cancelled and its guard does not end the processes in time, kill them.
         """
-        if self._cancel_status is not None:
+        if self._cancel_status is not None or self._is_ended_after_standstill:
             if now > self._cancelled_at + process_tree.GRACE_S + GUARD_MARGIN_S:  # the guard is suspended or dead
                 process_tree.end_processes(self._find_processes, grace_s=0)
         elif should_cancel():
             self.cancel()
         elif now >= deadline:
             self.cancel(RunStatus.TIMEOUT)
+        elif self._stands_still(now):
+            log.warning("run_stands_still", run_ident=self._config.ident)
+            self._is_ended_after_standstill, self._cancelled_at = True, now
+            self._close_guard_pipe()  # without a cancel status, so the run counts as killed: its outcome is unknown
+
+    def _stands_still(self, now: float) -> bool:
+        """True if the run folder was full, and the run has printed nothing for STANDSTILL_S since then.
+
+        Ansible may wait for ever after one of its processes could not write a file.
+        """
+        with contextlib.suppress(OSError):
+            space = os.statvfs(os.path.dirname(self._credentials_file))
+            if self._full_since is None and space.f_bavail * space.f_frsize < FULL_BELOW_BYTES:
+                self._full_since = now
+        return self._full_since is not None and now > max(self._full_since, self._last_output_at) + STANDSTILL_S
 
     def _end_processes(self, guard_thread: threading.Thread) -> None:
         """End all processes of the run, even if its guard was killed."""
@@ -167,6 +197,7 @@ class Execution:
     def _read(self) -> bool:
         """Read the next part of the output. Return False at the end of the output."""
         data = os.read(self._output_reader.fileno(), READ_BYTES)
+        self._last_output_at = time.monotonic()
         self._output_decoder.feed(data)
         return bool(data)
 

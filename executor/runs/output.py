@@ -9,6 +9,7 @@ in place of text that is left out.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import os
 import re
@@ -28,6 +29,9 @@ MAX_TOTAL_EVENTS_BYTES_FOR_ESSENTIAL = 20 * 1024 * 1024
 MAX_EVENT_BYTES = 1024 * 1024
 #: In an event that is too large, longer strings are truncated to this length.
 MAX_STRING_LENGTH = 8 * 1024
+
+#: Space in the run folder that is reserved for the essential events of a run, in case that the run folder becomes full.
+RESERVE_BYTES = 128 * 1024
 
 LEFT_OUT_TEXT = "[left out: too large]"
 #: This name has two uses in `events.jsonl`: as the kind of the event that states how many events were left out, and as
@@ -54,10 +58,15 @@ class RunOutput:
         folder.mkdir(mode=0o700)
         self.folder = folder
         self._redactor = redactor
-        self._stdout = open_private(folder / "stdout")
-        self._events = open_private(folder / "events.jsonl")
+        self._reserve = folder / ".reserve"
+        with open_private(self._reserve) as file:
+            os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+        self._stdout = _OutputFile(folder / "stdout")
+        self._events = _OutputFile(folder / "events.jsonl")
+        self.has_lost_essentials = False  #: an essential event, or the outcome, could not be written
         self._total_events_bytes = 0
         self._left_out_count = 0
+        self._left_out_text_count = 0
         self._is_text_ignored = False
 
     def write(self, text: str) -> None:
@@ -66,7 +75,7 @@ class RunOutput:
         The caller passes whole lines or whole events. A secret that was split between two calls would not be masked.
         """
         if not self._is_text_ignored:
-            self._stdout.write(self._redactor.redact(text))
+            self._write_text(self._redactor.redact(text))
 
     def ignore_further_text(self) -> None:
         """Ignore all text from now on, but still add events.
@@ -75,12 +84,14 @@ class RunOutput:
         """
         if not self._is_text_ignored:
             self._is_text_ignored = True
-            self._stdout.write(f"{LEFT_OUT_TEXT}\n")
+            self._write_text(f"{LEFT_OUT_TEXT}\n")
 
     def flush(self) -> None:
-        """Write the buffered output to the files, so that an operator can read the output of a current run."""
-        self._stdout.flush()
-        self._events.flush()
+        """Do nothing, because the output is not buffered. ansible-runner's event filter calls this method."""
+
+    def _write_text(self, text: str) -> None:
+        if not self._stdout.append(text):
+            self._left_out_text_count += 1
 
     def add_event(self, event: dict[str, Any]) -> None:
         """Add the event to `events.jsonl`, unless the file has reached the size limit for this kind of event."""
@@ -90,20 +101,36 @@ class RunOutput:
         if self._is_text_ignored:
             event = event | {"stdout": LEFT_OUT_TEXT}
         line = self._to_json_line(event)
-        self._total_events_bytes += len(line)  # the JSON text is ASCII: one byte per character
-        self._events.write(line + "\n")
+        if self._events.append(line + "\n"):
+            self._total_events_bytes += len(line)  # the JSON text is ASCII: one byte per character
+        elif not _is_essential(event):
+            self._left_out_count += 1
+        elif not self._append_with_reserve(line + "\n"):
+            self._left_out_count += 1
+            self.has_lost_essentials = True
+
+    def _append_with_reserve(self, line: str) -> bool:
+        """Free the reserved space, then write the line."""
+        self._reserve.unlink(missing_ok=True)
+        return self._events.append(line)
 
     def finish(self, *, status: str, rc: int) -> None:
         """Close the files. Then write the exit code to the file `rc` and the status to the file `status`."""
         self.close()
         for name, value in (("rc", str(rc)), ("status", status)):
-            with open_private(self.folder / name) as file:
-                file.write(value)
+            file = _OutputFile(self.folder / name)
+            if not file.append(value):
+                self.has_lost_essentials = True
+            file.close()
 
     def close(self) -> None:
-        """Close the files. If events were left out, add a last event with their number. May be called twice."""
-        if self._left_out_count and not self._events.closed:
-            self._events.write(json.dumps({"event": SMITH_TRUNCATED, "left_out": self._left_out_count}) + "\n")
+        """Close the files. If output was left out, add a last event that counts it. May be called twice."""
+        self._reserve.unlink(missing_ok=True)
+        if (self._left_out_count or self._left_out_text_count) and not self._events.is_closed:
+            counts = {"left_out": self._left_out_count}
+            if self._left_out_text_count:
+                counts["left_out_text"] = self._left_out_text_count
+            self._events.append(json.dumps({"event": SMITH_TRUNCATED, **counts}) + "\n")
         self._stdout.close()
         self._events.close()
 
@@ -122,6 +149,45 @@ class RunOutput:
             if len(line) <= MAX_EVENT_BYTES:
                 return line
         return json.dumps({"event": SMITH_TRUNCATED, "left_out": 1})
+
+
+class _OutputFile:
+    """A new file to which texts are appended, each as a whole or not at all. Writing to it never raises OSError.
+
+    The file is not buffered: a buffer would keep text that cannot be written, and lose it when the file is closed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._size = 0
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError:
+            self._fd = -1
+
+    @property
+    def is_closed(self) -> bool:
+        """True if the file was closed, or could not be made."""
+        return self._fd < 0
+
+    def append(self, text: str) -> bool:
+        """Append the text. Return False if it could not be written, for example because the file system is full."""
+        data = memoryview(text.encode("utf-8", "replace"))
+        written_bytes = 0
+        try:
+            while written_bytes < len(data):
+                written_bytes += os.pwrite(self._fd, data[written_bytes:], self._size + written_bytes)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._size)
+            return False
+        self._size += len(data)
+        return True
+
+    def close(self) -> None:
+        """Close the file. May be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 class OutputDecoder:

@@ -114,7 +114,7 @@ class Runner:
         """Execute a playbook until it ends, times out or `should_cancel` returns True. Then end the run's processes.
 
         A run that is killed, that crashes or whose outcome is unknown counts as failed. Raises JobError INVALID_REQUEST
-        when a string in `vm` is not valid Unicode, and OSError when the disk is full.
+        when a string in `vm` is not valid Unicode, and OSError when the run folder is full before the run.
         """
         started_at = time.time()
         credentials = self._get_credentials()

@@ -43,6 +43,7 @@ SENDER_THREADS = 4
 MAX_BACKOFF_S = 60.0
 #: Backoff of a report that FulcrumCore refuses although the job is processing there.
 REFUSED_REPORT_BACKOFF_S = 600.0
+TOO_MANY_REQUESTS = 429
 #: Maximum exponent of the exponential backoff, to prevent an overflow. MAX_BACKOFF_S limits the result.
 MAX_BACKOFF_EXPONENT = 10
 #: How long the reporter waits when no report is due. A new result ends the wait early; the end of a backoff does not.
@@ -143,7 +144,8 @@ class Reporter:
         backoff_s = max(_backoff_s(job.report_attempts), error.retry_after_s or 0.0)
         with transaction(self.engine) as session:
             outbox.postpone_report(session, job.id, backoff_s=backoff_s, note=str(error))
-        concerns_only_this_report = error.status == STATUS_OF_ONE_FAILED_REQUEST
+        # With HTTP 429, FulcrumCore answers, and the wait that it requests must not end when another request succeeds.
+        concerns_only_this_report = error.status in (STATUS_OF_ONE_FAILED_REQUEST, TOO_MANY_REQUESTS)
         if not concerns_only_this_report:
             self.state.fulcrum_link.note_down(str(error))
         elif job.report_attempts == 0:

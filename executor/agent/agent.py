@@ -98,15 +98,18 @@ class Agent:
     def run(self) -> int:
         """Work until a limit, a signal or the mode ends the agent; return the exit code.
 
-        If the database cannot be used now, wait for it. Raises DatabaseError when the database is damaged, is in use by
-        another agent, or has a newer schema than this version of the agent.
+        If the database cannot be used now, wait for it in `Mode.SERVE`. Raises DatabaseError when the database is
+        damaged, is in use by another agent, or has a newer schema than this version, and in the other modes also when
+        it cannot be used now.
         """
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(signum, lambda received, _frame: self._received_signals.append(received))
         signal.signal(signal.SIGHUP, self._request_reload)
         with exclusive_database(self.settings.smith_database_url):
             self._end_earlier_runs()
-            if not use_database_when_available(self._prepare_database, lambda: bool(self._received_signals)):
+            if self.mode is not Mode.SERVE:
+                self._prepare_database()
+            elif not use_database_when_available(self._prepare_database, lambda: bool(self._received_signals)):
                 return EXIT_OK
             self._start_warm_servers()
             log.info("agent_ready", boot_id=self.boot_id, version=VERSION, concurrency=self.settings.smith_concurrency)

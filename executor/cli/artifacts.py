@@ -9,7 +9,7 @@ from typing import Any
 
 from executor.database.tables import Run
 from executor.errors import SmithError
-from executor.runs.run_folder import recorded_run_folders
+from executor.runs.run_folder_record import recorded_run_folders
 from executor.settings.settings import Settings
 
 #: The folder with the artifacts, inside the folder of a run that has not ended. The constant equals

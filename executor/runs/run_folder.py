@@ -24,12 +24,10 @@ from pathlib import Path
 from executor.database.engine import file_system_of
 from executor.errors import SettingsError
 from executor.log import get_logger
+from executor.runs.run_folder_record import RECORD_FILE, recorded_run_folders
 
 log = get_logger(__name__)
 
-#: File in the data folder with the paths of the run folders, one per line. The first is the one in use. The agent locks
-#: the file, so that two agents cannot use the same data folder.
-RECORD_FILE = "run-folders"
 #: The types of file systems that are in memory.
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 #: If the name of the run folder is not usable, `-2` to `-9` are appended to it.
@@ -233,12 +231,3 @@ def _why_not_openable(path: Path) -> str:
     if stat.S_ISLNK(mode):
         return "it is a link"
     return "it belongs to another user" if stat.S_ISDIR(mode) else "it is not a folder"
-
-
-def recorded_run_folders(data_dir: Path) -> list[Path]:
-    """Return the run folders that the agent with this data folder uses or has used. The first is the last one used."""
-    try:
-        text = (data_dir / RECORD_FILE).read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        return []
-    return [Path(line) for line in text.splitlines() if line.startswith("/")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import secrets
 import threading
 from collections.abc import Iterable, Iterator
@@ -93,10 +94,11 @@ class Scanner:
 
 
 def files_below(*folders: Path) -> list[Path]:
-    """Return every file below folders, and those of `folders` that are files."""
+    """Return every file below folders that exists now, and those of `folders` that are files."""
     found: list[Path] = []
     for folder in folders:
-        found += [folder] if folder.is_file() else [path for path in folder.rglob("*") if not path.is_dir()]
+        found += [folder] if folder.is_file() else []
+        found += [Path(place, name) for place, _folders, names in os.walk(folder) for name in names]
     return found
 
 

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from executor.errors import SettingsError
 from executor.runs.private_folder import STAMP_FILE
-from executor.runs.run_folder import RECORD_FILE, recorded_run_folders
+from executor.runs.run_folder_record import RECORD_FILE, recorded_run_folders
 from executor.runs.runner import Runner, RunnerPaths
 
 #: Starts a process with the mark of a run, in a private folder, and waits. Arguments: run folder, data folder.

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from executor.agent import retry
 from executor.agent.claim import ClaimImpossible
+from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
 from executor.agent.stop_signal import StopSignal
 from executor.database.tables import Job
 from executor.errors import FulcrumUnavailable
@@ -71,7 +72,12 @@ def decide(  # noqa: PLR0913 (each parameter is one fact on which the outcome de
         return Outcome(ending=Ending.ABANDON, result=result, reason=str(end))
     if isinstance(end, FulcrumUnavailable):
         backoff_s = retry.backoff_after_unavailability_s(end.retry_after_s)
-        return Outcome(ending=Ending.REQUEUE, reason=str(end), backoff_s=backoff_s, counts_as_attempt=False)
+        # An outage of FulcrumCore is not the job's fault. A request that fails only for this job is: `vault` counts on
+        # the number of attempts to give up a secret that can never be read.
+        concerns_only_this_job = end.status == STATUS_OF_ONE_FAILED_REQUEST
+        return Outcome(
+            ending=Ending.REQUEUE, reason=str(end), backoff_s=backoff_s, counts_as_attempt=concerns_only_this_job
+        )
     if has_database_refused:
         detail = "the database refused the result, see the log"
         result = JobResult(succeeded=False, code=ErrorCode.INTERNAL, detail=detail)

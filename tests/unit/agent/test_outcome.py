@@ -78,6 +78,7 @@ def test_the_outcome_of_an_attempt(
     [
         (failed(ErrorCode.NODE_DOWN), None, True),
         (UNAVAILABLE, None, False),
+        (FulcrumUnavailable("the vault cannot read this secret", status=500), None, True),
         (failed(ErrorCode.CANCELLED), StopSignal.AGENT_STOPPING, False),
     ],
 )

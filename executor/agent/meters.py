@@ -68,7 +68,8 @@ class Meters:
 
     def note_started(self, job: Job) -> None:
         """Record how long a job has waited, at the start of its first attempt."""
-        if job.attempt == 1:
+        is_first_start = job.attempt == 1 and job.claim_sent_at is None  # a wait for FulcrumCore counts no attempt
+        if is_first_start:
             waited_s = (utc_now() - job.received_at).total_seconds()
             self._queue_wait.observe(max(waited_s, 0.0))
 

@@ -55,7 +55,8 @@ class Fence:
             new_ids = {job_id for job_id, stop_signal in signals.items() if not stop_signal.is_sent()}
             if new_ids:
                 log.error("runs_fenced", since_renewal_s=round(self.clock() - self._renewed_at, 1), jobs=len(new_ids))
-                self._fenced_ids |= new_ids
+                with self._lock:
+                    self._fenced_ids |= new_ids
                 self.dispatcher.stop_all(StopSignal.LEASE_LOST)
         self.state.stopping.wait(CHECK_INTERVAL_S)
 

@@ -112,6 +112,24 @@ which is printed. A short chaos run is part of `make test`.
 {mutation}
 """
 
+PROXMOX_BEHAVIOUR = """\
+# Behaviour of Proxmox VE that Agent Smith depends on
+
+{note}
+
+Each row is a behaviour of Proxmox VE that a client can easily get wrong, and a test. `source` is the repository and the
+file of Proxmox that implements the behaviour. The Proxmox stand-in of the lab behaves in the same way, so that a test
+without a real Proxmox meets the behaviour. A row without a reaction describes the stand-in only.
+
+To add a row, mark a test with `@pytest.mark.proxmox(behaviour=…, versions=…, source=…, reaction=…)`.
+
+| behaviour | version | Proxmox's source | what Agent Smith does | test |
+|---|---|---|---|---|
+{rows}
+"""
+#: The arguments of the mark `proxmox`, in the order of the table's columns. Only the last may be missing.
+PROXMOX_COLUMNS = ("behaviour", "versions", "source", "reaction")
+
 #: The keys of an option's documentation that an argument spec has, too.
 SPEC_KEYS = ("type", "elements", "required", "choices")
 #: Whether Ansible hides a value. Documentation may not contain it (`ansible-test sanity`).
@@ -163,6 +181,35 @@ def fault_tests() -> Iterator[tuple[str, str, str, str]]:
                 if not arrow:
                     raise ValueError(f"{node.name} needs a docstring: what happens → what is expected")
                 yield f"F{int(found[1]):02d}", fault, expected, node.name
+
+
+def proxmox_page() -> str:
+    """Return docs/proxmox_behaviour.md, from the marks `proxmox` of the tests."""
+    rows = [f"| {' | '.join(columns)} |" for columns in sorted(proxmox_rows())]
+    return PROXMOX_BEHAVIOUR.format(note=NOTE, rows="\n".join(rows))
+
+
+def proxmox_rows() -> Iterator[tuple[str, ...]]:
+    """Yield the columns of the table, one row for each mark `proxmox` of a test function."""
+    for file in sorted(TESTS.rglob("test_*.py")):
+        for function in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            test = f"`{file.relative_to(TESTS.parent)}`: `{function.name}`"
+            yield from ((*_proxmox_columns(mark), test) for mark in function.decorator_list if _is_proxmox_mark(mark))
+
+
+def _is_proxmox_mark(decorator: ast.expr) -> bool:
+    return isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.proxmox"
+
+
+def _proxmox_columns(mark: ast.expr) -> tuple[str, ...]:
+    """Return the arguments of a mark, which are literal texts. Raises ValueError if one is missing or unknown."""
+    keywords = mark.keywords if isinstance(mark, ast.Call) else []
+    arguments = {str(keyword.arg): str(ast.literal_eval(keyword.value)) for keyword in keywords}
+    if {"reaction", *arguments} != set(PROXMOX_COLUMNS):
+        raise ValueError(f"a mark `proxmox` needs {', '.join(PROXMOX_COLUMNS)}: {ast.unparse(mark)}")
+    return tuple(arguments.get(column, "").replace("|", "\\|") for column in PROXMOX_COLUMNS)
 
 
 def comments_in(module: str, declaration: str) -> dict[str, str]:
@@ -220,6 +267,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "settings.md": settings_page,
     "errors.md": errors_page,
     "faults.md": faults_page,
+    "proxmox_behaviour.md": proxmox_page,
     "../ARCHITECTURE.md": architecture_page,
     "../plugins/plugin_utils/shared/vm_arguments.py": vm_arguments_module,
 }

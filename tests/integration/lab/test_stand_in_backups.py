@@ -52,6 +52,12 @@ def back_up(node: Any, **more: Any) -> tuple[str, list[str]]:
 # ---------------------------------------------------------------------- vzdump
 
 
+@pytest.mark.proxmox(
+    behaviour="vzdump's `remove` is 1 by default: it removes archives by VMID, as the storage's retention says",
+    versions="8, 9",
+    source="pve-manager: PVE/VZDump.pm, exec_backup_task",
+    reaction="sends `remove=0`, and writes the service's marker into the archive's notes",
+)
 def test_a_backup_removes_the_oldest_archive_that_the_storage_does_not_keep(
     stand_in: ProxmoxStandIn, node: Any
 ) -> None:
@@ -113,6 +119,12 @@ def cloud_init(node: Any) -> dict[str, dict[str, Any]]:
     return {row.pop("key"): row for row in rows if "pending" in row or row.get("delete")}
 
 
+@pytest.mark.proxmox(
+    behaviour="cloud-init values of a running VM are applied to its configuration at once and never pending",
+    versions="8, 9",
+    source="qemu-server: PVE/QemuServer.pm, vmconfig_hotplug_pending",
+    reaction="asks which values the cloud-init drive lacks, and says `reboot_required`",
+)
 def test_cloud_init_values_of_a_running_vm_are_never_pending(stand_in: ProxmoxStandIn, node: Any) -> None:
     node.qemu(VMID).config.set(ciuser="ops", ipconfig0="ip=192.0.2.9/24")
     guest = stand_in.guest(VMID)
@@ -131,12 +143,24 @@ def test_the_drive_lacks_what_was_changed_since_the_start(node: Any) -> None:
     assert cloud_init(node) == {}
 
 
+@pytest.mark.proxmox(
+    behaviour="`GET …/cloudinit` lists what the cloud-init drive lacks, but not a changed `ipconfigN`",
+    versions="8, 9",
+    source="qemu-server: PVE/API2/Qemu.pm, cloudinit_pending",
+    reaction="remembers what the action has changed",
+)
 def test_a_changed_address_is_not_listed_but_an_added_one_is(node: Any) -> None:
     """PVE/API2/Qemu.pm, cloudinit_pending: it compares only the options of its own list."""
     node.qemu(VMID).config.set(ipconfig0="ip=192.0.2.9/24", ipconfig1="ip=dhcp")
     assert cloud_init(node) == {"ipconfig1": {"pending": "ip=dhcp"}}
 
 
+@pytest.mark.proxmox(
+    behaviour="the cloud-init drive is written at the next start, or by `PUT …/cloudinit`",
+    versions="8, 9",
+    source="qemu-server: PVE/API2/Qemu.pm, cloudinit_update",
+    reaction="generates the drive again after a change on a running VM",
+)
 def test_a_new_drive_contains_every_value(node: Any) -> None:
     node.qemu(VMID).config.set(ciuser="ops")
     node.qemu(VMID).cloudinit.put()

@@ -35,6 +35,15 @@ def test_the_page_of_faults_is_up_to_date_and_no_fault_point_is_without_a_test()
     assert {line[2:5] for line in page.splitlines() if line.startswith("| F")} == {f"F{n:02d}" for n in range(1, 35)}
 
 
+def test_the_page_of_proxmox_behaviour_is_up_to_date_and_names_a_source_for_each_row() -> None:
+    """If this fails: python docs/generate.py."""
+    pages = runpy.run_path(str(DOCS / "generate.py"))["PAGES"]
+    page = (DOCS / "proxmox_behaviour.md").read_text(encoding="utf-8")
+    assert page == pages["proxmox_behaviour.md"]()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
+    assert [row for row in rows if not re.match(r"(qemu-server|p[vm][ve]-[a-z-]+): PVE/", row[2])] == []
+
+
 def test_the_module_index_is_up_to_date() -> None:
     """If this fails: python docs/generate.py."""
     pages = runpy.run_path(str(DOCS / "generate.py"))["PAGES"]

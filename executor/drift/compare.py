@@ -23,7 +23,7 @@ from executor.drift.facts import (
     Repair,
     ServiceFacts,
 )
-from executor.model import MappingState
+from executor.model import GuestKind, MappingState
 
 #: If Proxmox's list of guests lacks a few mapped VMs, the VMs may be gone. If it lacks more, the list is probably
 #: incomplete, and the check concludes nothing from it. The limit is MAX_MISSING VMs, or the share MAX_MISSING_SHARE of
@@ -105,6 +105,11 @@ def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
     elif guest.belongs_to(mapping.service_id) and guest.kind == mapping.kind:
         if mapping.may_have_vm:
             yield from _compare_mapping_with_vm(mapping, guest, facts)
+    elif guest.is_half_destroyed:
+        tool = "pct" if guest.kind == GuestKind.LXC else "qm"
+        commands = f"`{tool} unlock {guest.vmid}` and `{tool} destroy {guest.vmid}`"
+        text = f"a deletion of the VM was interrupted, so only its lock is left: run {commands} on node {guest.node}"
+        yield _finding(mapping, DriftKind.VM_HALF_DESTROYED, text, node=guest.node)
     elif mapping.should_have_vm:
         hint = "if this guest is the service's VM, restore its marker (`smith mappings adopt --set-marker`)"
         text = f"VMID {mapping.vmid} is {guest.summary}, so every action for the service is refused: {hint}"

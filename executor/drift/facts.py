@@ -35,6 +35,7 @@ class DriftKind(StrEnum):
     #: The guest with the mapped VMID does not count as the service's VM: another guest uses the VMID ("recycled"), or
     #: the VM itself has lost the marker, has a second marker, or is now a template.
     VM_RECYCLED = "vm_recycled"
+    VM_HALF_DESTROYED = "vm_half_destroyed"  #: a deletion of the VM was interrupted, so only its lock is left
     UNMAPPED_VM = "unmapped_vm"  #: a VM has the marker of a service, but no mapping names this VM
     SERVICE_WITHOUT_VM = "service_without_vm"  #: FulcrumCore has an instance id, but neither VM nor mapping exists
     #: The service is deleted or unknown, but its VM exists. Or its VM is gone too, but a mapping exists that is not
@@ -93,6 +94,12 @@ class GuestFacts:
     markers: frozenset[str] = frozenset()  #: the service ids in its description; a service's VM has exactly one
     is_template: bool = False
     kind: str = GuestKind.QEMU  #: a VM or a container
+    lock: str = ""  #: the operation for which Proxmox has locked the guest
+
+    @property
+    def is_half_destroyed(self) -> bool:
+        """True for a guest whose deletion was interrupted. Its configuration has only this lock, so no marker."""
+        return self.lock == "destroyed"
 
     def belongs_to(self, service_id: str) -> bool:
         """Return whether the guest has the marker of this service and of no other service, and is not a template."""

@@ -179,6 +179,7 @@ class Inspector:
             name=str(config.get("name") or config.get("hostname") or ""),
             markers=frozenset(services_in(description)),
             is_template=str(config.get("template") or "0") == "1",
+            lock=str(config.get("lock") or ""),
         )
 
     # --- FulcrumCore ----------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from executor.errors import JobError
 from executor.log import get_logger
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
+from executor.shared.error_rules import LOCK_TIMEOUT
 
 log = get_logger(__name__)
 
@@ -26,8 +27,6 @@ log = get_logger(__name__)
 CHECK_INTERVAL_S = 0.5
 #: After this number of successful clones, a limit that was halved is raised by one.
 SUCCESSES_PER_RAISE = 8
-#: Matches the error text of a Proxmox task that did not get the lock of a storage or of a template in time.
-LOCK_TIMEOUT = re.compile(r"can't lock file|got lock timeout|got timeout")
 
 
 @dataclass
@@ -109,7 +108,7 @@ class CloneLimit:
         target.running -= 1
         if result is None:
             return
-        if result.code is ErrorCode.VM_LOCKED and LOCK_TIMEOUT.search(result.detail):
+        if result.code is ErrorCode.VM_LOCKED and re.search(LOCK_TIMEOUT, result.detail):
             target.limit = max(target.limit // 2, 1)
             target.successes = 0
             log.warning("clones_throttled", target=target_name, limit=target.limit, reason=result.detail)

@@ -31,6 +31,8 @@ def identity_problem(facts: dict[str, Any], vm: dict[str, Any], may_be_absent: b
         return "INVALID_REQUEST: service_id is not a UUID"
     if not facts["exists"]:
         return absence_problem(facts, vmid, may_be_absent)
+    if is_same_kind and is_half_destroyed(facts):
+        return half_destroyed_problem(facts)
     problems = (
         (not is_same_kind, f"VM_IDENTITY_MISMATCH: {vmid} is of kind {facts['kind']}, not {kind_of(vm)}"),
         (not is_ours, f"VM_IDENTITY_MISMATCH: VM {vmid} ({facts['name']}) {_owner_text(facts)}"),
@@ -39,6 +41,25 @@ def identity_problem(facts: dict[str, Any], vm: dict[str, Any], may_be_absent: b
         (is_protected_from_us(facts, may_be_absent), f"VM_PROTECTED: VM {vmid} has Proxmox's protection flag"),
     )
     return next((text for is_problem, text in problems if is_problem), "")
+
+
+def is_half_destroyed(facts: dict[str, Any]) -> bool:
+    """Return True if a deletion has removed the guest's disks and everything of its configuration but a lock.
+
+    Proxmox writes this lock before it removes the access rights and the backup jobs of the guest. If one of these steps
+    fails, the guest keeps only the lock, which never ends.
+    """
+    return bool(facts["exists"] and facts.get("lock") == "destroyed")
+
+
+def half_destroyed_problem(facts: dict[str, Any]) -> str:
+    """Return what an operator must do about a guest whose deletion was interrupted."""
+    tool, kind = ("pct", "container") if facts["kind"] == "lxc" else ("qm", "VM")
+    vmid = facts["vmid"]
+    return (
+        f"VM_HALF_DESTROYED: a deletion of {kind} {vmid} was interrupted: only its lock is left. On node "
+        f"{facts['node']}, run `{tool} unlock {vmid}` and `{tool} destroy {vmid}`"
+    )
 
 
 def kind_of(vm: dict[str, Any]) -> str:
@@ -100,6 +121,8 @@ def reservation_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
 
 def lock_problem(facts: dict[str, Any]) -> str:
     """Return why a change must wait: the VM is locked. The lock of a suspended VM is no reason to wait."""
+    if is_half_destroyed(facts):
+        return half_destroyed_problem(facts)
     if facts.get("lock") and facts["lock"] != "suspended":
         return f"VM_LOCKED: VM is locked ({facts['lock']})"
     return ""

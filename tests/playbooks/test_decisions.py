@@ -101,6 +101,17 @@ def test_a_partial_clone_without_a_marker_is_accepted_for_deletion_by_its_name()
         assert identity.identity_problem(found, vm, may_be_absent).startswith(("VM_IDENTITY_MISMATCH", "VM_PROTECTED"))
 
 
+@pytest.mark.parametrize("may_be_absent", [False, True])
+def test_a_vm_whose_deletion_was_interrupted_has_a_code_of_its_own(may_be_absent: bool) -> None:
+    """Such a VM has only a lock: no name and no marker."""
+    found = make_found(name=None, description=None, lock="destroyed", scsi0=None, ide2=None)
+    problem = identity.identity_problem(found, make_vm(), may_be_absent)
+    assert problem.startswith("VM_HALF_DESTROYED: ")
+    assert "`qm unlock 500` and `qm destroy 500`" in problem
+    assert identity.lock_problem(found) == problem
+    assert identity.reservation_problem(found, make_vm()).startswith("VM_ID_TAKEN")
+
+
 RESERVATIONS = [
     ("free", guest_facts.absent(500), ""),
     ("ours by its marker", make_found(name="renamed"), ""),

@@ -17,6 +17,7 @@ class ErrorCode(StrEnum):
     VM_STATE = "VM_STATE"  #: the VM's state forbids the action
     VM_IDENTITY_MISMATCH = "VM_IDENTITY_MISMATCH"  #: the VM may belong to another service; nothing was changed
     VM_PROTECTED = "VM_PROTECTED"  #: a protection of the VM or the template forbids the action
+    VM_HALF_DESTROYED = "VM_HALF_DESTROYED"  #: a deletion was interrupted: an operator must destroy the VM
     VM_LOCKED = "VM_LOCKED"  #: Proxmox holds a lock on the VM or a storage
     VM_ID_TAKEN = "VM_ID_TAKEN"  #: the VMID belongs to another guest
     NOT_FOUND = "NOT_FOUND"  #: the template, node, pool or snapshot does not exist
@@ -27,7 +28,7 @@ class ErrorCode(StrEnum):
     PVE_PERMISSION = "PVE_PERMISSION"  #: the token lacks a privilege
     PVE_TLS = "PVE_TLS"  #: Proxmox's certificate could not be verified
     PVE_NO_QUORUM = "PVE_NO_QUORUM"  #: the cluster has no quorum
-    PVE_TIMEOUT = "PVE_TIMEOUT"  #: Proxmox did not answer in time; the outcome is unknown
+    PVE_TIMEOUT = "PVE_TIMEOUT"  #: Proxmox did not answer in time, or its task vanished; the outcome is unknown
     PVE_UNREACHABLE = "PVE_UNREACHABLE"  #: the agent cannot connect to Proxmox
     PVE_CONFLICT = "PVE_CONFLICT"  #: another client changed the VM at the same time
     PVE_API_ERROR = "PVE_API_ERROR"  #: Proxmox answered with an error that has no other code

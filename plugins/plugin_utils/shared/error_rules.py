@@ -39,6 +39,13 @@ class ClassifiedFailure:
     text: str  #: the message without the code and without an Ansible module's words; at most MAX_TEXT_LENGTH characters
 
 
+#: Matches the error text of a request or a Proxmox task that did not get a lock in time: the lock file of a guest, the
+#: lock of a storage in the whole cluster, or that of a backup.
+LOCK_TIMEOUT = (
+    r"can't (lock file|acquire lock)|cfs-lock '[^']+' error|got lock (request )?timeout|-locked command timed out"
+    r"|failed: got timeout"
+)
+
 #: The rules: each has a code, a reaction and a pattern. The first rule whose pattern matches a text is used. If a text
 #: can match several rules, the rule for failures with an unknown outcome comes first.
 RULES: tuple[tuple[str, Reaction, str], ...] = (
@@ -56,21 +63,30 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
         r"\b401 Unauthorized|Couldn't authenticate user|No valid authentication credentials|invalid (PVE )?ticket"
         r"|invalid csrf token|required: api_password, api_token_id",
     ),
-    # Proxmox answers with one of the statuses 595 to 599 if it cannot forward a request to its node.
-    ("NODE_DOWN", Reaction.LATER, r"\b59[5-9] |No route to host|hostname lookup '[^']+' failed"),
-    ("PVE_NO_QUORUM", Reaction.LATER, r"no quorum"),
-    ("PVE_TIMEOUT", Reaction.CHECK, r"Read timed out|ConnectTimeout"),
+    # Proxmox answers 595 if it could not send a request to its node. It answers 596 to 599 if it sent the request and
+    # got no complete answer, so the work may continue.
+    ("NODE_DOWN", Reaction.LATER, r"\b595 |No route to host|hostname lookup '[^']+' failed"),
+    # If the quorum is lost during a Proxmox task, the task cannot write the temporary file of a configuration.
+    ("PVE_NO_QUORUM", Reaction.LATER, r"no quorum|unable to open file '[^']+\.tmp\."),
+    # The last three alternatives are the status of a Proxmox task that was killed, or whose log was removed.
+    (
+        "PVE_TIMEOUT",
+        Reaction.CHECK,
+        r"\b59[6-9] |Read timed out|ConnectTimeout|interrupted by signal|unexpected status"
+        r"|unable to get last line from task log|no such task",
+    ),
     (
         "PVE_UNREACHABLE",
         Reaction.LATER,
         r"Failed to establish a new connection|NameResolutionError|Max retries exceeded|Connection aborted"
-        r"|RemoteDisconnected|Connection reset|\b(429|502|503|504) [A-Z]",
+        r"|RemoteDisconnected|Connection reset|\b(429|502|503|504) [A-Z]"
+        r"|Unable to load access control list|ipcc_send_rec\S* failed|pmxcfs (is )?not mounted",
     ),
+    ("VM_HALF_DESTROYED", Reaction.NO, r"(VM|CT) is locked \(destroyed\)"),
     (
         "VM_LOCKED",
         Reaction.LATER,
-        r"(VM|CT) is locked|can't lock file|got lock timeout|missing snapshot lock|migration lock|got wrong lock"
-        r"|invalid lock",
+        rf"(VM|CT) is locked|{LOCK_TIMEOUT}|missing snapshot lock|migration lock|got wrong lock|invalid lock",
     ),
     ("PVE_CONFLICT", Reaction.LATER, r"checksum mis+match|detected modified configuration"),
     ("VM_ID_TAKEN", Reaction.NEW_ID, r"config file already exists|already exists on node|VM \d+ already exists"),
@@ -78,13 +94,15 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
         "CAPACITY",
         Reaction.LATER,
         r"No space left|not enough (free )?space|insufficient (free )?space|out of (data )?space|quota exceeded"
-        r"|exceeds .*quota|unable to get any free VMID|max backup limit",
+        r"|exceeds .*quota|unable to get any free VMID|max backup limit|[Cc]annot allocate memory"
+        r"|free space in thin pool|reached threshold",
     ),
     (
         "STORAGE_UNAVAILABLE",
         Reaction.LATER,
         r"storage '[^']+' (is not online|is disabled|is not available|does not exist)|rbd error"
-        r"|couldn't connect to the cluster|rados_connect|^Storage \S+ does not exist in the cluster",
+        r"|couldn't connect to the cluster|rados_connect|^Storage \S+ does not exist in the cluster"
+        r"|(unable to|could not) activate storage|no such (volume group|logical volume)",
     ),
     (
         "NOT_FOUND",
@@ -97,7 +115,7 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
         Reaction.NO,
         r"\b403 Forbidden|Permission check failed|[Oo]nly root (can|may)|missing privileges|Insufficient permission",
     ),
-    ("SHUTDOWN_TIMEOUT", Reaction.NO, r"quit/powerdown failed"),
+    ("SHUTDOWN_TIMEOUT", Reaction.NO, r"quit/powerdown failed|container did not stop"),
     ("VM_PROTECTED", Reaction.NO, r"protection mode enabled"),
     ("VM_NOT_RUNNING", Reaction.NO, r"(VM|CT) \d+ (is )?not running"),
     (
@@ -105,7 +123,9 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
         Reaction.NO,
         r"used in HA resources|still in use|already running|is paused|is running|if it's a template|if vm is a template"
         r"|without --online|snapshot name '[^']*' already used|feature is not (available|supported)|live[- ]migrate"
-        r"|while VM is running|incomplete snapshot|needed by replication|Too many unused volumes|wrong snapshot state",
+        r"|while VM is running|incomplete snapshot|needed by replication|Too many unused volumes|wrong snapshot state"
+        r"|is not most recent snapshot|move a disk with snapshots|with stop mode on a HA managed"
+        r"|[Tt]here is a replication job",
     ),
     # These texts only mean that the VM is not on this node, or that the token may not see the VM. The agent concludes
     # that a VM does not exist only after it has checked that the token may see all VMs.
@@ -138,7 +158,8 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
     (
         "TASK_FAILED",
         Reaction.ONCE,
-        r"on task execution|task \w+ ended|clone failed|start failed|QEMU exited|migration (aborted|problems)",
+        r"on task execution|task \w+ ended|clone failed|start failed|QEMU exited|migration (aborted|problems)"
+        r"|startup for container|job errors",
     ),
     ("PVE_API_ERROR", Reaction.ONCE, r"\b50[01] (Internal|Not)"),
 )
@@ -168,6 +189,8 @@ _COMPILED_RULES = tuple((code, re.compile(pattern)) for code, _reaction, pattern
 _MODULE_PREFIX = re.compile(r"\A.*?(failed with exception[:=] ?|vmid \d+[=:] ?)", re.DOTALL)
 #: Matches a text that starts with an error code. The actions write such texts.
 _CODE_AND_TEXT = re.compile(r"\A([A-Z][A-Z_]+): ?(.*)\Z", re.DOTALL)
+#: What proxmoxer adds to a text if the body of Proxmox's answer is empty, such as that of every answer 401.
+_EMPTY_BODY = re.compile(r" ?- \{'errors': b''\}")
 _WHITE_SPACE = re.compile(r"\s+")
 
 
@@ -176,7 +199,7 @@ def classify_failure(text: str) -> ClassifiedFailure:
 
     If the message starts with an error code, that code is used. If no rule matches, the code is PLAYBOOK_FAILED.
     """
-    text = _WHITE_SPACE.sub(" ", text).strip()
+    text = _EMPTY_BODY.sub("", _WHITE_SPACE.sub(" ", text)).strip()
     code_and_text = _CODE_AND_TEXT.match(text)
     if code_and_text and code_and_text.group(1) in REACTIONS:
         return _classified_failure(code_and_text.group(1), code_and_text.group(2))

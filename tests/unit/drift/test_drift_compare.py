@@ -115,6 +115,11 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
         GONE | {"mappings": (mapping(state=PENDING_DELETION),)},
         [(DriftKind.VM_GONE, 100, Repair.MARK_VM_LOST)],
     ),
+    (
+        "its deletion was interrupted",
+        {"guests": (guest(name="", markers=UNMARKED, lock="destroyed"),)},
+        [(DriftKind.VM_HALF_DESTROYED, 100, None)],
+    ),
     ("turned into a template", {"guests": (guest(is_template=True),)}, [(DriftKind.VM_RECYCLED, 100, None)]),
     (
         "another service's VM on the VMID",

@@ -11,12 +11,20 @@ from executor.errors import JobError
 from executor.model import JobResult
 from executor.placement.clone_limit import SUCCESSES_PER_RAISE, CloneLimit
 from executor.shared.error_codes import ErrorCode
+from executor.shared.error_rules import classify_failure
 
 CLONED = JobResult(succeeded=True)
 LOCK_TIMED_OUT = JobResult(
     succeeded=False,
     code=ErrorCode.VM_LOCKED,
     detail="can't lock file '/var/lock/pve-manager/pve-storage-local-lvm' - got timeout",
+)
+#: How Proxmox words the timeout of a storage's lock.
+LOCK_TIMEOUT_TEXTS = (
+    "can't lock file '/var/lock/pve-manager/pve-storage-local-lvm' - got timeout",
+    "clone failed: cfs-lock 'storage-ceph' error: got lock request timeout",
+    "clone failed: 'storage-ceph'-locked command timed out - aborting",
+    "can't acquire lock '/var/lock/pve-manager/pve-storage-local-lvm' - Interrupted system call",
 )
 LOCKED_BY_BACKUP = JobResult(succeeded=False, code=ErrorCode.VM_LOCKED, detail="VM is locked (backup)")
 
@@ -63,6 +71,14 @@ def test_each_lock_timeout_halves_the_limit_down_to_one() -> None:
         clone(limit, LOCK_TIMED_OUT)
         limits_seen.append(limit.capacity)
     assert limits_seen == [4, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("text", LOCK_TIMEOUT_TEXTS)
+def test_the_timeout_of_a_storage_lock_halves_the_limit(text: str) -> None:
+    """The error of a run contains the code that the error rules derive from Proxmox's text."""
+    limit, failure = CloneLimit(max_limit=8), classify_failure(text)
+    clone(limit, JobResult(succeeded=False, code=ErrorCode(failure.code), detail=f"{failure.text} (run x)"))
+    assert limit.capacity == 4
 
 
 def test_successes_raise_a_throttled_limit_step_by_step_up_to_the_setting() -> None:

@@ -64,6 +64,12 @@ def test_only_the_innermost_text_is_kept() -> None:
     assert found.text == "403 Forbidden: Permission check failed"
 
 
+def test_an_empty_body_is_left_out_of_the_text() -> None:
+    """Proxmox sends an answer 401 with a reason and without a body; proxmoxer adds the empty body to the text."""
+    found = classify_failure("401 Unauthorized: Authentication failed! - {'errors': b''}")
+    assert found.text == "401 Unauthorized: Authentication failed!"
+
+
 def test_a_long_text_is_truncated_to_one_line() -> None:
     found = classify_failure("500 Internal Server Error:\n" + "x" * 5000)
     assert len(found.text) == MAX_TEXT_LENGTH

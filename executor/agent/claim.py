@@ -6,6 +6,7 @@ Before this step, the dispatcher has claimed the job in the agent's own queue, t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from executor.agent import crash_points
@@ -39,6 +40,44 @@ class ClaimImpossible(Exception):
         self.code = code
 
 
+class FirstRequest(StrEnum):
+    """What an attempt first asks FulcrumCore about its job."""
+
+    NONE = "none"  #: FulcrumCore has accepted the claim
+    READ_JOB = "read_job"  #: FulcrumCore may have accepted a claim whose answer did not arrive
+    SEND_CLAIM = "send_claim"  #: no claim was sent
+
+
+def first_request(*, is_claim_sent: bool, is_claim_accepted: bool) -> FirstRequest:
+    """Return the first request of an attempt to process a job. The parameters say what the job's row stores."""
+    if is_claim_accepted:
+        return FirstRequest.NONE
+    return FirstRequest.READ_JOB if is_claim_sent else FirstRequest.SEND_CLAIM
+
+
+def require_open(status_at_core: str | None) -> None:
+    """Return if the job is pending or processing at FulcrumCore. Otherwise raise ClaimImpossible."""
+    if status_at_core not in ("Pending", "Processing"):
+        # The usual cause is that FulcrumCore has failed the job after the job timeout.
+        raise ClaimImpossible(ErrorCode.DEADLINE, f"the job's status at FulcrumCore is {status_at_core}")
+
+
+def require_own_claim(status_at_core: str | None, *, was_sent_before: bool, refusal: str) -> None:
+    """Return if FulcrumCore has refused a claim because it had accepted an earlier claim of this agent.
+
+    FulcrumCore accepts a claim only once and does not store who has sent it. If the answer to an earlier claim of
+    this agent did not arrive, that claim may have been accepted after this attempt had read the status Pending.
+    Raises FulcrumUnavailable if the job can still be claimed, ClaimImpossible if another executor with the same token
+    has claimed it or if it has ended.
+    """
+    require_open(status_at_core)
+    if status_at_core == "Pending":
+        raise FulcrumUnavailable(refusal, status=STATUS_OF_ONE_FAILED_REQUEST)
+    if not was_sent_before:
+        text = "another executor with this agent's token has claimed the job"
+        raise ClaimImpossible(ErrorCode.JOB_CLAIMED_ELSEWHERE, text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Claimer:
     """Claims jobs at FulcrumCore."""
@@ -54,9 +93,12 @@ class Claimer:
         `claim_sent_at` is stored, the job's status at FulcrumCore says whether FulcrumCore accepted the claim.
         Raises ClaimImpossible, FulcrumUnavailable.
         """
-        if job.claimed_at is not None or is_local(job):
+        request = first_request(
+            is_claim_sent=job.claim_sent_at is not None, is_claim_accepted=job.claimed_at is not None
+        )
+        if request is FirstRequest.NONE or is_local(job):
             return
-        was_sent_before = job.claim_sent_at is not None
+        was_sent_before = request is FirstRequest.READ_JOB
         if not was_sent_before or self._status_at_core(job.fulcrum_id) == "Pending":
             with transaction(self.engine) as session:
                 job_queue.note_fulcrum_claim_sent(session, lease)
@@ -72,24 +114,12 @@ class Claimer:
         try:
             self.fulcrum.claim_job(job.fulcrum_id)
         except FulcrumRefused as refusal:
-            self._handle_refused_claim(job, was_sent_before=was_sent_before, refusal=str(refusal))
+            status_at_core = self._status_at_core(job.fulcrum_id)
+            require_own_claim(status_at_core, was_sent_before=was_sent_before, refusal=str(refusal))
         except FulcrumAuthFailing:
             raise self._claim_impossible(job.fulcrum_id, refused_to="accept the claim") from None
 
-    def _handle_refused_claim(self, job: Job, *, was_sent_before: bool, refusal: str) -> None:
-        """Return if the job was claimed with an earlier request of this agent. Otherwise raise the fitting exception.
-
-        FulcrumCore accepts a claim only once and does not store who has sent it. If the answer to an earlier claim of
-        this agent did not arrive, that claim may have been accepted after this attempt had read the status Pending.
-        Without an earlier claim, another executor with the same token has claimed the job.
-        """
-        if self._status_at_core(job.fulcrum_id) == "Pending":
-            raise FulcrumUnavailable(refusal, status=STATUS_OF_ONE_FAILED_REQUEST)
-        if not was_sent_before:
-            text = "another executor with this agent's token has claimed the job"
-            raise ClaimImpossible(ErrorCode.JOB_CLAIMED_ELSEWHERE, text)
-
-    def _status_at_core(self, fulcrum_id: str) -> str:
+    def _status_at_core(self, fulcrum_id: str) -> str | None:
         """Return the job's status at FulcrumCore: Pending, or Processing if this agent has claimed the job.
 
         Raises ClaimImpossible, FulcrumUnavailable.
@@ -98,9 +128,7 @@ class Claimer:
             core_job: CoreJob = self.fulcrum.get_job(fulcrum_id)
         except FulcrumAuthFailing:
             raise self._claim_impossible(fulcrum_id, refused_to="return the job") from None
-        if core_job.status not in ("Pending", "Processing"):
-            # The usual cause is that FulcrumCore has failed the job after the job timeout.
-            raise ClaimImpossible(ErrorCode.DEADLINE, f"the job's status at FulcrumCore is {core_job.status}")
+        require_open(core_job.status)
         return core_job.status
 
     def _claim_impossible(self, fulcrum_id: str, *, refused_to: str) -> ClaimImpossible:

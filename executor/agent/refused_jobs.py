@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
@@ -50,6 +50,20 @@ def is_gone(refusals: Refusals) -> bool:
     return refusals.count >= MIN_REFUSALS and refusals.last_at - refusals.first_at >= MIN_DURATION_S
 
 
+def refusals_after_check(
+    earlier: Mapping[str, Refusals], fulcrum_id: str, now: float, *, is_agent_accepted: bool, is_job_readable: bool
+) -> dict[str, Refusals]:
+    """Return the refusals of all jobs after a request about one of them was refused and was checked. Pure function.
+
+    The check is two requests: FulcrumCore accepts the agent's token or not, and then returns the job or not.
+    """
+    if not is_agent_accepted:
+        return {}  # FulcrumCore refuses every request now, so earlier refusals prove nothing
+    refusals = {key: value for key, value in earlier.items() if now - value.last_at <= MAX_AGE_S}
+    own = refusals.pop(fulcrum_id, None)
+    return refusals if is_job_readable else refusals | {fulcrum_id: add_refusal(own, now)}
+
+
 @dataclass(kw_only=True)
 class RefusedJobs:
     """The jobs that FulcrumCore has refused with 403. All threads of an agent use the same object."""
@@ -68,27 +82,38 @@ class RefusedJobs:
         try:
             self.fulcrum.get_self()
         except FulcrumError:
-            with self._lock:
-                self._refusals.clear()  # FulcrumCore refuses every request now, so earlier refusals prove nothing
+            self._note_check(fulcrum_id, is_agent_accepted=False, is_job_readable=False)
             raise
         try:
             self.fulcrum.get_job(fulcrum_id)
         except FulcrumAuthFailing:
-            self._note_refusal(fulcrum_id, refused_to)
+            self._require_enough_refusals(fulcrum_id, refused_to)
             return
-        with self._lock:
-            self._refusals.pop(fulcrum_id, None)
+        self._note_check(fulcrum_id, is_agent_accepted=True, is_job_readable=True)
         text = f"FulcrumCore refused to {refused_to}, although the agent may read the job"
         raise FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST)
 
-    def _note_refusal(self, fulcrum_id: str, refused_to: str) -> None:
+    def _require_enough_refusals(self, fulcrum_id: str, refused_to: str) -> None:
         """Return if the job is gone with this refusal. Otherwise raise FulcrumUnavailable."""
-        now = self.clock()
-        with self._lock:
-            self._refusals = {key: value for key, value in self._refusals.items() if now - value.last_at <= MAX_AGE_S}
-            refusals = self._refusals[fulcrum_id] = add_refusal(self._refusals.get(fulcrum_id), now)
-            if is_gone(refusals):
-                del self._refusals[fulcrum_id]
-                return
-        text = f"FulcrumCore refused to {refused_to} ({refusals.count} refusals in {now - refusals.first_at:.0f} s)"
+        refusals = self._note_check(fulcrum_id, is_agent_accepted=True, is_job_readable=False)[fulcrum_id]
+        if is_gone(refusals):
+            with self._lock:
+                self._refusals.pop(fulcrum_id, None)
+            return
+        text = (
+            f"FulcrumCore refused to {refused_to} "
+            f"({refusals.count} refusals in {self.clock() - refusals.first_at:.0f} s)"
+        )
         raise FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=RETRY_AFTER_S)
+
+    def _note_check(self, fulcrum_id: str, *, is_agent_accepted: bool, is_job_readable: bool) -> dict[str, Refusals]:
+        """Store and return the refusals of all jobs after the check of a refused request."""
+        with self._lock:
+            self._refusals = refusals_after_check(
+                self._refusals,
+                fulcrum_id,
+                self.clock(),
+                is_agent_accepted=is_agent_accepted,
+                is_job_readable=is_job_readable,
+            )
+            return self._refusals

@@ -14,13 +14,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from structlog.contextvars import bound_contextvars
 
 from executor.agent import crash_points
 from executor.agent.claim import GONE
 from executor.agent.refused_jobs import RefusedJobs
+from executor.agent.report import RefusalReaction, completion_arguments, react_to_refusal
 from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST, AgentState
 from executor.database import outbox
 from executor.database.engine import reading, transaction
@@ -50,9 +51,6 @@ MAX_BACKOFF_EXPONENT = 10
 IDLE_WAIT_S = 2.0
 #: Maximum wait between two rounds of a flush.
 MAX_FLUSH_WAIT_S = 1.0
-#: Keys of a run's result that are sent as `agentInstanceData`. Each report contains all of them, because FulcrumCore
-#: replaces the whole data of the previous report.
-INSTANCE_DATA_KEYS = ("vmid", "node", "name", "mac_address", "ip_addresses", "reboot_required", "snapshot", "backup")
 #: When FulcrumCore has answered HTTP 500 to the completion of a job this many times in a row, and answers so once more,
 #: the job is reported as failed. The most likely cause is that another service has the same instance id.
 MAX_FAILED_COMPLETIONS = 5
@@ -194,28 +192,23 @@ class Reporter:
 
     def _handle_refusal(self, job: Job, refusal: str) -> tuple[ReportState, str]:
         """React to a refused report: the job's status at FulcrumCore determines the reaction."""
-        status_at_core = self.fulcrum.get_job(job.fulcrum_id).status
-        reported_status = "Completed" if job.status == JobStatus.COMPLETED else "Failed"
-        if status_at_core == "Pending":  # FulcrumCore has lost the claim, and accepts reports of claimed jobs only
+        core_job = self.fulcrum.get_job(job.fulcrum_id)
+        reaction = react_to_refusal(
+            is_completion=job.status == JobStatus.COMPLETED,
+            error_message=job.error_message,
+            status_at_core=core_job.status,
+            error_at_core=core_job.error_message,
+        )
+        if reaction is RefusalReaction.CLAIM_AND_SEND:
             self.fulcrum.claim_job(job.fulcrum_id)
             self._send(job)
             return ReportState.REPORTED, ""
-        if status_at_core == "Processing":
+        if reaction is RefusalReaction.SEND_OTHERWISE:
             return self._send_without_properties(job, refusal)
-        if status_at_core == reported_status and self._has_core_stored_this_result(job):
+        if reaction is RefusalReaction.SETTLE_AS_REPORTED:
             return ReportState.REPORTED, "FulcrumCore had accepted an earlier report"
-        # OVERTAKEN: FulcrumCore has ended the job itself, and never accepts the agent's result.
-        note = f"the job's status at FulcrumCore is {status_at_core}; the agent keeps its own result"
+        note = f"the job's status at FulcrumCore is {core_job.status}; the agent keeps its own result"
         return ReportState.OVERTAKEN, note
-
-    def _has_core_stored_this_result(self, job: Job) -> bool:
-        """True when the result that FulcrumCore has stored is the result that this agent has sent.
-
-        False when FulcrumCore itself has failed the job after the job timeout, with another error message.
-        """
-        if job.status == JobStatus.COMPLETED:
-            return True  # FulcrumCore completes a job only when this agent reports it as completed
-        return self.fulcrum.get_job(job.fulcrum_id).error_message == job.error_message
 
     def _send_without_properties(self, job: Job, refusal: str) -> tuple[ReportState, str]:
         """Complete the job without properties, which may have caused the refusal. Fail it after a second refusal."""
@@ -256,30 +249,3 @@ def _backoff_s(failures: int) -> float:
     """Return a wait that grows with the number of failures, with jitter."""
     longest_s = min(2.0 ** min(failures, MAX_BACKOFF_EXPONENT), MAX_BACKOFF_S)
     return longest_s * random.uniform(0.5, 1.0)  # noqa: S311 (jitter, not a secret)
-
-
-def completion_arguments(job: Job, agent_id: str) -> dict[str, Any]:
-    """Return the keyword arguments of `FulcrumClient.complete_job`, except the job's id.
-
-    An update reports no properties: FulcrumCore sets the service's properties to the job's params, and would discard
-    the reported properties. The instance id contains the agent's id, because an instance id must be unique in
-    FulcrumCore's whole database.
-    """
-    vm = job.result or {}
-    if vm.get("status") == "absent" or "vmid" not in vm:
-        return {}
-    if job.action == "delete":  # the VM may stay for a grace period, but the ended service must get no instance id
-        data = {key: vm[key] for key in ("vmid", "node", "name", "delete_at") if vm.get(key)}
-        return {"agent_instance_data": data}
-    data = {key: vm[key] for key in INSTANCE_DATA_KEYS if vm.get(key) not in (None, "", [])}
-    arguments: dict[str, Any] = {"agent_instance_id": f"{agent_id}/{vm['vmid']}", "agent_instance_data": data}
-    if job.action != "update":
-        properties = {
-            "vmid": vm["vmid"],
-            "node": vm.get("node"),
-            "macAddress": vm.get("mac_address"),
-            "ipAddresses": vm.get("ip_addresses"),
-            "lastSnapshot": vm.get("snapshot"),
-        }
-        arguments["properties"] = {name: value for name, value in properties.items() if value}
-    return arguments

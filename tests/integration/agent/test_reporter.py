@@ -21,13 +21,13 @@ from support.simulator_world import World
 from executor.agent.heartbeat import Heartbeat
 from executor.agent.poller import Poller
 from executor.agent.refused_jobs import RefusedJobs
+from executor.agent.report import completion_arguments
 from executor.agent.reporter import (
     IDLE_WAIT_S,
     MAX_FAILED_COMPLETIONS,
     REFUSED_REPORT_BACKOFF_S,
     SENDER_THREADS,
     Reporter,
-    completion_arguments,
 )
 from executor.agent.state import AgentState
 from executor.database import job_queue

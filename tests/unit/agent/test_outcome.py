@@ -9,7 +9,7 @@ import pytest
 
 from executor.agent import retry
 from executor.agent.claim import ClaimImpossible
-from executor.agent.outcome import Ending, MappingChange, decide
+from executor.agent.outcome import Ending, MappingChange, Outcome, decide
 from executor.agent.stop_signal import StopSignal
 from executor.database.tables import Job, utc_now
 from executor.errors import FulcrumUnavailable
@@ -95,3 +95,40 @@ def test_the_wait_after_an_unavailability_respects_retry_after() -> None:
     limited = FulcrumUnavailable("too many requests", status=429, retry_after_s=40)
     assert outcome(limited).backoff_s == 40
     assert outcome(UNAVAILABLE).backoff_s <= retry.UNAVAILABILITY_BACKOFF_S * 1.3
+
+
+def test_the_outcome_without_the_lease() -> None:
+    lost = Outcome(ending=Ending.DISCARD, reason="the lease was lost")
+    assert outcome(DONE, stop_reason=StopSignal.LEASE_LOST) == lost
+
+
+def test_the_outcome_of_a_job_that_can_never_be_claimed() -> None:
+    result = JobResult(succeeded=False, code=ErrorCode.JOB_GONE, detail="deleted")
+    assert outcome(GONE) == Outcome(ending=Ending.ABANDON, result=result, reason="deleted")
+
+
+def test_the_outcome_while_fulcrumcore_does_not_answer() -> None:
+    found = outcome(UNAVAILABLE)
+    assert found == Outcome(
+        ending=Ending.REQUEUE,
+        reason="FulcrumCore does not answer",
+        backoff_s=found.backoff_s,
+        counts_as_attempt=False,
+    )
+
+
+def test_the_outcome_of_a_result_that_the_database_refuses() -> None:
+    detail = "the database refused the result, see the log"
+    result = JobResult(succeeded=False, code=ErrorCode.INTERNAL, detail=detail)
+    assert outcome(DONE, has_database_refused=True) == Outcome(ending=Ending.FINISH, result=result)
+
+
+def test_the_outcome_of_a_run_that_the_stopping_agent_has_ended() -> None:
+    found = outcome(failed(ErrorCode.CANCELLED), stop_reason=StopSignal.AGENT_STOPPING)
+    assert found == Outcome(ending=Ending.REQUEUE, reason="the agent is stopping", counts_as_attempt=False)
+
+
+def test_the_outcome_of_an_attempt_that_is_retried() -> None:
+    found = outcome(failed(ErrorCode.NODE_DOWN), of=job(3))
+    assert found == Outcome(ending=Ending.REQUEUE, reason="NODE_DOWN: no", backoff_s=found.backoff_s)
+    assert retry.MIN_BACKOFF_S * 4 * 0.7 <= found.backoff_s <= retry.MIN_BACKOFF_S * 4 * 1.3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from executor.agent.reporter import completion_arguments
+from executor.agent.report import completion_arguments
 from executor.database.tables import Job
 
 AGENT = "6f0c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"

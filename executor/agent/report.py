@@ -1,0 +1,67 @@
+"""Decides what a report contains, and how the reporter reacts when FulcrumCore refuses it. Has no side effects."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from executor.database.tables import Job
+
+#: Keys of a run's result that are sent as `agentInstanceData`. Each report contains all of them, because FulcrumCore
+#: replaces the whole data of the previous report.
+INSTANCE_DATA_KEYS = ("vmid", "node", "name", "mac_address", "ip_addresses", "reboot_required", "snapshot", "backup")
+
+
+class RefusalReaction(StrEnum):
+    """What the reporter does after FulcrumCore has refused a report."""
+
+    CLAIM_AND_SEND = "claim_and_send"  #: FulcrumCore has lost the claim, and accepts reports of claimed jobs only
+    SEND_OTHERWISE = "send_otherwise"  #: FulcrumCore does not accept what the report contains
+    SETTLE_AS_REPORTED = "settle_as_reported"  #: FulcrumCore had accepted an earlier report of this result
+    SETTLE_AS_OVERTAKEN = "settle_as_overtaken"  #: FulcrumCore has ended the job itself: it never accepts the result
+
+
+def react_to_refusal(
+    *, is_completion: bool, error_message: str | None, status_at_core: str | None, error_at_core: str | None
+) -> RefusalReaction:
+    """Return how the reporter reacts to a refused report. The job's status at FulcrumCore determines the reaction.
+
+    After the job timeout, FulcrumCore itself fails a job, with an error message of its own. It completes a job only
+    when this agent reports the job as completed.
+    """
+    if status_at_core == "Pending":
+        return RefusalReaction.CLAIM_AND_SEND
+    if status_at_core == "Processing":
+        return RefusalReaction.SEND_OTHERWISE
+    if is_completion:
+        is_same_result = status_at_core == "Completed"
+    else:
+        is_same_result = status_at_core == "Failed" and error_at_core == error_message
+    return RefusalReaction.SETTLE_AS_REPORTED if is_same_result else RefusalReaction.SETTLE_AS_OVERTAKEN
+
+
+def completion_arguments(job: Job, agent_id: str) -> dict[str, Any]:
+    """Return the keyword arguments of `FulcrumClient.complete_job`, except the job's id.
+
+    An update reports no properties: FulcrumCore sets the service's properties to the job's params, and would discard
+    the reported properties. The instance id contains the agent's id, because an instance id must be unique in
+    FulcrumCore's whole database.
+    """
+    vm = job.result or {}
+    if vm.get("status") == "absent" or "vmid" not in vm:
+        return {}
+    if job.action == "delete":  # the VM may stay for a grace period, but the ended service must get no instance id
+        data = {key: vm[key] for key in ("vmid", "node", "name", "delete_at") if vm.get(key)}
+        return {"agent_instance_data": data}
+    data = {key: vm[key] for key in INSTANCE_DATA_KEYS if vm.get(key) not in (None, "", [])}
+    arguments: dict[str, Any] = {"agent_instance_id": f"{agent_id}/{vm['vmid']}", "agent_instance_data": data}
+    if job.action != "update":
+        properties = {
+            "vmid": vm["vmid"],
+            "node": vm.get("node"),
+            "macAddress": vm.get("mac_address"),
+            "ipAddresses": vm.get("ip_addresses"),
+            "lastSnapshot": vm.get("snapshot"),
+        }
+        arguments["properties"] = {name: value for name, value in properties.items() if value}
+    return arguments

@@ -36,6 +36,8 @@ TOKEN_ID = "job"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 CONTROL_TIMEOUT_S = 30.0
+#: The default time between two broadcasts of statistics. Proxmox's is 10 s.
+STATISTICS_LAG_S = 0.5
 #: How much of the server's log an error text contains.
 LOG_TAIL_CHARACTERS = 2000
 
@@ -47,15 +49,24 @@ class StandInError(SmithError):
 class ProxmoxStandIn:
     """One stand-in, whose server process runs from `start` to `stop`. The server also stops when the caller ends.
 
-    `time_scale` is the number of real seconds that a Proxmox second takes. With 0, Proxmox tasks end at once. If a port
-    is 0, `start` chooses a free port.
+    `time_scale` is the number of real seconds that a Proxmox second takes. With 0, Proxmox tasks end at once.
+    `statistics_lag_s` is the number of real seconds after which a guest's name and status appear in the list of guests;
+    in Proxmox it is up to 10 s. If a port is 0, `start` chooses a free port.
     """
 
     def __init__(
-        self, folder: Path, *, time_scale: float = 0.0, host: str = HOST, port: int = 0, control_port: int = 0
+        self,
+        folder: Path,
+        *,
+        time_scale: float = 0.0,
+        statistics_lag_s: float = STATISTICS_LAG_S,
+        host: str = HOST,
+        port: int = 0,
+        control_port: int = 0,
     ) -> None:
         self.folder = folder
         self.time_scale = time_scale
+        self.statistics_lag_s = statistics_lag_s
         self.host = host
         self.port = port
         self.control_port = control_port
@@ -185,7 +196,8 @@ class ProxmoxStandIn:
         Each verb names a change of the cluster. The verbs are lock, node, quorum, slow, remove, recycle, rename,
         protect, configure, storage, behave, power, add_task, move, add, add_container, add_template, revoke, grant,
         time_scale, task_seconds, token_secret, unremovable, version, fail, fail_task, hold_change, clear_faults and
-        reset_requests. The methods `do_<verb>` in fakepve_server/verbs_*.py implement them.
+        reset_requests, statistics and options. After each verb the statistics of all guests are current; with `is_new`,
+        the guest of the verb has none yet. The methods `do_<verb>` in fakepve_server/verbs_*.py implement them.
         """
         answer = requests.post(f"{self.control_url}/{verb}", json=values, timeout=CONTROL_TIMEOUT_S)
         body = answer.json()
@@ -213,6 +225,7 @@ class ProxmoxStandIn:
             "token_id": self.token_id,
             "token_secret": self.token_secret,
             "time_scale": self.time_scale,
+            "statistics_lag_s": self.statistics_lag_s,
             "ready": str(self._ready_file),
         }
         self._ready_file.unlink(missing_ok=True)

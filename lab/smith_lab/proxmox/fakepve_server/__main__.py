@@ -8,11 +8,12 @@ The server simulates a cluster with templates, adds functions that fakepve lacks
 AGPL, and no module outside this package imports it.
 
 The settings file is a JSON object with the members `host`, `port`, `control_port`, `cert`, `key`, `user`, `token_id`,
-`token_secret`, `root_password`, `time_scale` and `ready`. `user` has the API token `token_id`, and `root_password` is
-the password of root@pam. `cert` and `key` are the paths of the server's certificate and key. `time_scale` is the number
-of real seconds for each second of simulated Proxmox time. If a port is 0, the operating system chooses the port. Once
-both ports answer, the server writes their numbers to the file that `ready` names. The server stops when its standard
-input closes. The standard input also closes when the process that started the server ends.
+`token_secret`, `root_password`, `time_scale`, `statistics_lag_s` and `ready`. `user` has the API token `token_id`, and
+`root_password` is the password of root@pam. `cert` and `key` are the paths of the server's certificate and key.
+`time_scale` is the number of real seconds for each second of simulated Proxmox time, `statistics_lag_s` the number of
+real seconds between two broadcasts of statistics. If a port is 0, the operating system chooses the port. Once both
+ports answer, the server writes their numbers to the file that `ready` names. The server stops when its standard input
+closes. The standard input also closes when the process that started the server ends.
 """
 
 from __future__ import annotations
@@ -36,12 +37,15 @@ async def serve(settings: dict[str, Any]) -> None:
     cluster = Cluster(user="root@pam", password=settings["root_password"], host=settings["host"], port=settings["port"])
     cluster.time_scale = settings["time_scale"]
     seed(cluster, settings)
+    cluster.statistics_lag_s = cluster.default_statistics_lag_s = settings["statistics_lag_s"]
+    statistics = asyncio.ensure_future(cluster.send_statistics_repeatedly())
     await cluster.start(settings["cert"], settings["key"])
     runner = web.AppRunner(ControlPort(cluster).app())
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", settings["control_port"]).start()
     write_ports(Path(settings["ready"]), {"port": cluster.port, "control_port": runner.addresses[0][1]})
     await wait_until_stdin_closes()
+    statistics.cancel()
     await runner.cleanup()
     await cluster.stop()
 

@@ -5,10 +5,24 @@ from __future__ import annotations
 
 from smith_lab.proxmox.fakepve_server.backups import Backups
 from smith_lab.proxmox.fakepve_server.cloud_init import CloudInitDrives
+from smith_lab.proxmox.fakepve_server.cluster_options import ClusterOptions
 from smith_lab.proxmox.fakepve_server.faults import RequestFaults
 from smith_lab.proxmox.fakepve_server.guests import GuestAgentAndUsage
 from smith_lab.proxmox.fakepve_server.operations import DiskAndNodeOperations
+from smith_lab.proxmox.fakepve_server.partial_clones import PartialClones
+from smith_lab.proxmox.fakepve_server.power import PowerRequests
+from smith_lab.proxmox.fakepve_server.statistics import Statistics
 
 
-class Cluster(RequestFaults, CloudInitDrives, DiskAndNodeOperations, Backups, GuestAgentAndUsage):
+class Cluster(
+    RequestFaults,
+    Statistics,
+    PartialClones,
+    PowerRequests,
+    ClusterOptions,
+    CloudInitDrives,
+    DiskAndNodeOperations,
+    Backups,
+    GuestAgentAndUsage,
+):
     """The simulated cluster. Each base class adds functions of one area to fakepve's class FakePve."""

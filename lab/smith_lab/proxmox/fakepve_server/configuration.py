@@ -112,7 +112,7 @@ def _render_config(config: dict[str, Any], digest: str) -> dict[str, Any]:
     if "cipassword" in sent:
         sent["cipassword"] = HIDDEN_PASSWORD
     if sent.get("description"):
-        sent["description"] = str(sent["description"]).rstrip("\n") + "\n"
+        sent["description"] = str(sent["description"]).rstrip()  # as parse_vm_config of PVE/QemuServer.pm does
     for key in ("cores", "sockets", "onboot", "protection", "template"):
         if key in sent and str(sent[key]).isdigit():
             sent[key] = int(sent[key])

@@ -18,7 +18,11 @@ from smith_lab.proxmox.fakepve_server.verbs_guests import GuestVerbs
 
 
 class ControlPort(ClusterVerbs, GuestVerbs):
-    """Handles the requests of the control port. GET /<collection> reads data. POST /<verb> calls `do_<verb>`."""
+    """Handles the requests of the control port. GET /<collection> reads data. POST /<verb> calls `do_<verb>`.
+
+    After each verb the nodes send their statistics, as if the change had been made long ago. With `is_new`, nothing is
+    sent for the guest that the verb names.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -60,8 +64,12 @@ class ControlPort(ClusterVerbs, GuestVerbs):
         verb = getattr(self, "do_" + request.match_info["verb"], None)
         if verb is None:
             return web.json_response({"error": "unknown verb"}, status=404)
+        values = await request.json()
+        is_new = values.pop("is_new", False)
         try:
-            return web.json_response({"done": verb(**(await request.json()))})
+            done = verb(**values)
+            self.cluster.send_statistics(without=values.get("vmid") if is_new else None)
+            return web.json_response({"done": done})
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             return web.json_response({"error": f"{type(exc).__name__}: {exc}"}, status=400)
 

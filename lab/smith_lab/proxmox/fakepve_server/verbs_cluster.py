@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from smith_lab.proxmox.fakepve_server.cluster import Cluster
@@ -48,6 +49,9 @@ class ClusterVerbs:
         self.cluster.quorate = True
         for state in self.cluster.nodes.values():
             state.update(online=True, maintenance=False, stats={})
+        self.cluster.silent_nodes.clear()
+        self.cluster.statistics_lag_s = self.cluster.default_statistics_lag_s
+        self.cluster.options.clear()
 
     def do_node(self, node: str, online: bool = True, maintenance: bool = False, **stats: float) -> None:
         """Set a node's state. An omitted value becomes the default again.
@@ -55,6 +59,23 @@ class ClusterVerbs:
         `stats` may contain the node's capacity (maxcpu, maxmem) and its use (cpu, mem).
         """
         self.cluster.nodes[node].update(online=online, maintenance=maintenance, stats=stats)
+        if not online:
+            self.cluster.forget_statistics(node)
+
+    def do_statistics(self, lag_s: float | None = None, silent_nodes: Sequence[str] = ()) -> None:
+        """Set the interval of the statistics in real seconds, and the nodes that send none.
+
+        What these nodes have sent is forgotten, as Proxmox does after 5 minutes.
+        """
+        if lag_s is not None:
+            self.cluster.statistics_lag_s = lag_s
+        self.cluster.silent_nodes = set(silent_nodes)
+        for node in silent_nodes:
+            self.cluster.forget_statistics(node)
+
+    def do_options(self, **options: Any) -> None:
+        """Set `user_allow` (free, existing, list or none), `user_allow_list` or `registered_tags` of the cluster."""
+        self.cluster.options = {name.replace("_", "-"): value for name, value in options.items()}
 
     def do_quorum(self, quorate: bool) -> None:
         """Set whether the cluster has quorum."""

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Answers `/cluster/options`, and checks whether a caller may change tags, as Proxmox does.
+
+The rules are those of pve-guest-common: PVE/GuestHelpers.pm, assert_tag_permissions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fakepve import schema
+from fakepve.model import FakeVm, PveError
+from fakepve.routing import split_list
+
+from smith_lab.proxmox.fakepve_server.configuration import ConfigurationChanges
+
+#: fakepve's rule for reading the options of the cluster.
+OPTIONS_PERMISSIONS = schema.load().paths["/cluster/options"]["GET"].get("permissions")
+
+
+class ClusterOptions(ConfigurationChanges):
+    """Knows the options of the cluster, of which `user-tag-access` and `registered-tags` concern tags."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.options: dict[str, Any] = {}  #: `do_options` in verbs_cluster.py sets them
+
+    def _routes_cluster_options(self) -> list[tuple[str, str, Any]]:
+        """Return the route of the request. fakepve calls every method whose name starts with `_routes_`."""
+        return [("GET", "/cluster/options", self._cluster_options)]
+
+    def check_permissions(self, user: str, perms: Any, values: dict[str, Any], declared: Any = None) -> None:
+        """Check fakepve's rule for a request. Its rule for the cluster's options is wrong: every user may read them."""
+        if perms is None or perms is not OPTIONS_PERMISSIONS:
+            super().check_permissions(user, perms, values, declared)
+
+    async def _cluster_options(self, _v: dict[str, Any], user: str) -> dict[str, Any]:
+        """Return all options to a caller with Sys.Audit on `/`, and only the allowed tags to any other caller."""
+        allowed = {"allowed-tags": sorted(self._allowed_tags(user))}
+        if not self.allowed(user, "/", "Sys.Audit"):
+            return allowed
+        access = {"user-allow": self._user_allow(), "user-allow-list": self.options.get("user-allow-list", [])}
+        registered = {"registered-tags": self.options.get("registered-tags", [])}
+        return {"keyboard": "en-us", "user-tag-access": access, **registered, **allowed}
+
+    def _user_allow(self) -> str:
+        return str(self.options.get("user-allow", "free"))
+
+    def _allowed_tags(self, user: str) -> set[str]:
+        is_privileged = self.allowed(user, "/", "Sys.Modify")
+        allow, registered = self._user_allow(), set(self.options.get("registered-tags", []))
+        tags = set() if allow == "none" and not is_privileged else set(self.options.get("user-allow-list", []))
+        if allow in ("free", "existing") or is_privileged:
+            tags |= {tag for guest in [*self.vms, *self.cts] for tag in split_list(guest.config.get("tags"))}
+        return tags | registered if is_privileged else tags - registered
+
+    async def _apply_config(self, vm: FakeVm, user: str, changes: dict[str, Any]) -> None:
+        if "tags" in changes or "tags" in split_list(changes.get("delete")):
+            self._check_tags(user, vm.config.get("tags"), changes.get("tags"))
+        await super()._apply_config(vm, user, changes)
+
+    async def _qm_create(self, v: dict[str, Any], user: str) -> str:
+        self._check_tags(user, None, v.get("tags"))
+        return str(await super()._qm_create(v, user))
+
+    def _check_tags(self, user: str, old: Any, new: Any) -> None:
+        """Raise 403 for a tag that is added or removed, if the caller may not use it."""
+        if self.allowed(user, "/", "Sys.Modify"):
+            return
+        is_free, registered = self._user_allow() == "free", set(self.options.get("registered-tags", []))
+        for tag in sorted({*split_list(old)} ^ {str(tag).lower() for tag in split_list(new)}):
+            if tag in registered or not (is_free or tag in self._allowed_tags(user)):
+                raise PveError(403, f"Permission check failed (/, Sys.Modify for modifying tag '{tag}')")

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Hides the configuration of a clone until its first drive is copied (qemu-server: PVE/API2/Qemu.pm, clone_vm).
+
+Until then the file contains a comment and the lock, so the clone has neither a name nor tags nor drives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from fakepve.model import FakeVm
+from fakepve.qemu import DRIVE_KEY, is_cdrom, split_drive, volume_ref
+
+from smith_lab.proxmox.fakepve_server.tasks import CLOUD_INIT_VOLUME, TimedTasks
+
+#: The configuration of a clone whose first drive is being copied. A comment of the file is the description.
+TEMPORARY = {"description": " qmclone temporary file", "lock": "clone"}
+
+
+class PartialClones(TimedTasks):
+    """Shows a clone's configuration only after the first drive. Drives are copied in the order of their keys."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._reveals: set[asyncio.Future[None]] = set()  #: keeps the asyncio tasks from being garbage-collected
+
+    async def task(  # noqa: PLR0917 - the signature is fakepve's
+        self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
+    ) -> str:
+        """Start a Proxmox task. During a task `qmclone`, the configuration of the clone `vm` is hidden at first."""
+        if ttype != "qmclone" or vm is None or not self.time_scale:
+            return str(await super().task(node, ttype, tid, user, body, vm=vm, **kwargs))
+        source = self.vm(int(tid))
+        share = _share_of_first_drive(source.config if source else {})
+        show = _hide(vm)
+
+        async def complete() -> Any:
+            show()
+            return await body()
+
+        async def show_after_first_drive() -> None:
+            await self.pause(self.task_seconds["qmclone"] * share)
+            show()
+
+        upid = str(await super().task(node, ttype, tid, user, complete, vm=vm, **kwargs))
+        reveal = asyncio.ensure_future(show_after_first_drive())
+        self._reveals.add(reveal)
+        reveal.add_done_callback(self._reveals.discard)
+        return upid
+
+
+def _hide(vm: FakeVm) -> Callable[[], None]:
+    """Replace the configuration and the name of a clone; return the function that restores them."""
+    config, name, temporary = vm.config, vm.name, dict(TEMPORARY)
+    vm.config, vm.name = temporary, f"VM {vm.vmid}"
+
+    def show() -> None:
+        if vm.config is temporary:
+            vm.config, vm.name = config, name
+
+    return show
+
+
+def _share_of_first_drive(config: dict[str, Any]) -> float:
+    """Return the share of the clone's time that the first drive takes; 0 if it is a cloud-init drive."""
+    drives = [split_drive(value) for key, value in sorted(config.items()) if DRIVE_KEY.match(key)]
+    copied = [volume for volume, props in drives if _is_cloud_init(volume) or not is_cdrom(volume, props)]
+    return 0.0 if not copied or _is_cloud_init(copied[0]) else 1 / len(copied)
+
+
+def _is_cloud_init(volume: str) -> bool:
+    return CLOUD_INIT_VOLUME.search(volume_ref(volume)[1]) is not None

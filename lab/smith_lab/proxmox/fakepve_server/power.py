@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Answers requests for power states as Proxmox does where fakepve does not: HA resources, and a VM on another node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+from fakepve.model import FakeVm, PveError, TaskError
+from fakepve.server import FakePve
+
+#: The actions for which Proxmox first asks whether the VM runs on this node.
+ACTIONS_ON_A_RUNNING_VM = ("reboot", "reset", "suspend", "resume")
+#: The HA state in which the HA manager accepts no request.
+ERROR_STATE = "error"
+
+
+class PowerRequests(FakePve):
+    """Handles requests for power states. The methods `_ha_request` and `_ct_ha` are fakepve's."""
+
+    async def _status_action(self, request: web.Request) -> web.Response:
+        """Handle an action. From version 9 on, the error for a VM on another node has other words for some actions."""
+        try:
+            return await super()._status_action(request)
+        except PveError as exc:
+            action, node, vmid = (request.match_info[name] for name in ("action", "node", "vmid"))
+            is_elsewhere = exc.message.startswith("Configuration file") and action in ACTIONS_ON_A_RUNNING_VM
+            if not is_elsewhere or self.version.startswith("8."):
+                raise
+            raise PveError(500, f"unable to find configuration file for VM {vmid} on node '{node}'") from exc
+
+    async def _ha_request(self, vm: FakeVm, user: str, state: str) -> str:
+        if vm.ha_state == ERROR_STATE:
+            return await self._refused_by_ha(vm, "vm", user, state)
+        return str(await super()._ha_request(vm, user, state))
+
+    async def _ct_ha(self, ct: Any, user: str, state: str, timeout: Any = None) -> str:
+        if ct.ha_state == ERROR_STATE:
+            return await self._refused_by_ha(ct, "ct", user, state)
+        return str(await super()._ct_ha(ct, user, state, timeout))
+
+    async def _refused_by_ha(self, guest: Any, kind: str, user: str, state: str) -> str:
+        """Start a Proxmox task that fails, as the command `ha-manager` does. Only its log names the cause."""
+        verb, service = "start" if state == "started" else "stop", f"{kind}:{guest.vmid}"
+        log = [
+            f"Requesting HA {verb} for {kind.upper()} {guest.vmid}",
+            f"service '{service}' in error state, must be disabled and fixed first",
+        ]
+
+        async def fail() -> None:
+            raise TaskError(f"command 'ha-manager set {service} --state {state}' failed: exit code 255")
+
+        return str(await self.task(guest.node, f"ha{verb}", guest.vmid, user, fail, log=log))

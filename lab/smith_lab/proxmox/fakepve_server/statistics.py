@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Sends the statistics of guests, nodes and storages late and together, as Proxmox's daemon pvestatd does.
+
+In the list `/cluster/resources` only the identity of a guest, its lock, tags, pool and HA state are current. The
+broadcasts of pvestatd provide its name, its status, whether it is a template, and its numbers (pve-manager:
+PVE/API2Tools.pm). Proxmox sends a broadcast every 10 s, and forgets it after 5 minutes (pve-cluster: pmxcfs, status.c).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+from aiohttp import web
+from fakepve.server import ok
+
+from smith_lab.proxmox.fakepve_server.access import AccessChecks
+
+#: The members of a guest's row that do not come from a broadcast.
+CURRENT_MEMBERS = ("id", "type", "node", "vmid", "pool", "lock", "tags", "hastate")
+#: The members of a node's row that do not come from a broadcast.
+CURRENT_NODE_MEMBERS = ("id", "type", "node", "ssl_fingerprint")
+#: The members of a storage's row that come from a broadcast.
+STORAGE_STATISTICS = ("disk", "maxdisk")
+#: A round of broadcasts may use this share of the time. With thousands of guests the rounds become less frequent.
+MAX_LOAD = 0.05
+ROOT = "root@pam"
+
+
+class Statistics(AccessChecks):
+    """Takes the statistics of all nodes at an interval, and answers the lists from them."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.statistics_lag_s = 0.0  #: interval of the broadcasts in real seconds
+        self.default_statistics_lag_s = 0.0
+        self.silent_nodes: set[str] = set()  #: nodes whose pvestatd sends nothing
+        self._of_guests: dict[int, dict[str, Any]] = {}
+        self._reporting_nodes: set[str] = set()
+
+    async def send_statistics_repeatedly(self) -> None:
+        """Send a broadcast of every node at the interval, until the caller cancels."""
+        while True:
+            began_at = time.monotonic()
+            self.send_statistics()
+            took_s = time.monotonic() - began_at
+            await self._wait_for_interval(began_at, at_least_s=took_s / MAX_LOAD)
+
+    async def _wait_for_interval(self, began_at: float, at_least_s: float) -> None:
+        """Wait in short steps, because a test may change the interval."""
+        while time.monotonic() < began_at + max(self.statistics_lag_s, at_least_s):
+            await asyncio.sleep(min(0.1, self.statistics_lag_s or 0.1))
+
+    def send_statistics(self, *, without: int | None = None) -> None:
+        """Send a broadcast of each node that is online and whose pvestatd works.
+
+        Nothing is sent for the guest `without`. The statistics of a removed guest stay, as in Proxmox: a new guest on
+        its VMID gets them until the next broadcast.
+        """
+        self._reporting_nodes = {name for name in self.nodes if self._is_reporting(name)}
+        for row in self._guest_statistics():
+            if row["node"] in self._reporting_nodes and row["vmid"] != without:
+                self._of_guests[row["vmid"]] = {
+                    name: value for name, value in row.items() if name not in CURRENT_MEMBERS
+                }
+
+    def _is_reporting(self, node: str) -> bool:
+        return node not in self.silent_nodes and bool(self.nodes[node].get("online", True))
+
+    def forget_statistics(self, node: str) -> None:
+        """Forget what a node has sent, as Proxmox does 5 minutes after the last broadcast."""
+        self._reporting_nodes.discard(node)
+        for guest in [*self.vms, *self.cts]:
+            if guest.node == node:
+                self._of_guests.pop(guest.vmid, None)
+
+    def _guest_statistics(self) -> list[dict[str, Any]]:
+        vms = [
+            {
+                "node": vm.node,
+                "vmid": vm.vmid,
+                "name": vm.config.get("name") or vm.name,
+                "status": vm.status,
+                "template": 1 if vm.template else 0,
+                **self._vm_usage(vm),
+            }
+            for vm in self.vms
+        ]
+        rows = vms + self.ct_resources(ROOT, "vm")
+        if self.version.startswith("8."):
+            rows = [{name: value for name, value in row.items() if name != "memhost"} for row in rows]
+        return rows
+
+    async def _resources(self, request: web.Request) -> web.Response:
+        rows = json.loads((await super()._resources(request)).text)["data"]
+        convert = {"qemu": self._guest_row, "lxc": self._guest_row}
+        convert |= {"node": self._resource_of_node, "storage": self._storage_row}
+        return ok([convert[row["type"]](row) if row["type"] in convert else row for row in rows])
+
+    async def _nodes(self, request: web.Request) -> web.Response:
+        rows = json.loads((await super()._nodes(request)).text)["data"]
+        return ok([self._node_row(row) for row in rows])
+
+    def _resource_of_node(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the row of a node in the list of resources. It has the node's HA state if the HA manager has one."""
+        return {**self._node_row(row), **({"hastate": self._ha_state(row["node"])} if self._uses_ha() else {})}
+
+    def _guest_row(self, row: dict[str, Any]) -> dict[str, Any]:
+        current = {name: row[name] for name in CURRENT_MEMBERS if name in row}
+        return {**current, "status": "unknown", **self._of_guests.get(row["vmid"], {})}
+
+    def _node_row(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the row of a node. It is offline if the cluster does not reach it, unknown without a broadcast."""
+        if row["node"] in self._reporting_nodes or row["status"] == "offline":
+            return row
+        current = {name: row[name] for name in CURRENT_NODE_MEMBERS if name in row}
+        return {**current, "status": "unknown"}
+
+    def _storage_row(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["node"] in self._reporting_nodes:
+            return row
+        return {name: value for name, value in row.items() if name not in STORAGE_STATISTICS} | {"status": "unknown"}
+
+    def _uses_ha(self) -> bool:
+        """Return True if the HA manager has a state: a guest is an HA resource, or a node is in maintenance."""
+        is_in_maintenance = any(node.get("maintenance") for node in self.nodes.values())
+        return is_in_maintenance or any(guest.ha_managed for guest in [*self.vms, *self.cts])
+
+    def _ha_state(self, node: str) -> str:
+        if self.nodes[node].get("maintenance"):
+            return "maintenance"
+        return "online" if self.nodes[node].get("online", True) else "unknown"

@@ -46,6 +46,8 @@ CPU_TIME_WINDOW = 20
 MIN_POSTS_PER_S = 20.0
 #: Share of the interval in which entries are sent.
 SENDING_SHARE_OF_INTERVAL = 0.8
+#: How long no samples of a VM are sent after FulcrumCore has answered 404 to each of them.
+UNKNOWN_VM_BACKOFF_S = 600.0
 #: Metrics in bytes per second: metric type, resource id, and the counter of VmRow from which the rate is computed.
 RATES = (
     ("vm.network.in", "network", "net_in_bytes"),
@@ -59,8 +61,9 @@ class _Outcome(StrEnum):
     """What happened to one sample."""
 
     SENT = "sent"
-    DROPPED = "dropped"  #: its planned time was after the deadline
-    REFUSED = "refused"  #: FulcrumCore refused the entry, for example because it does not know the VM's service
+    DROPPED = "dropped"  #: not sent: its planned time was after the deadline, or FulcrumCore does not answer
+    UNKNOWN = "unknown"  #: FulcrumCore knows no service with the VM's instance id, or does not know the metric type
+    REFUSED = "refused"  #: FulcrumCore refused the entry for another reason
     UNANSWERED = "unanswered"  #: FulcrumCore did not answer, or cannot process the entry now
 
 
@@ -90,6 +93,8 @@ class VmMetrics:
     #: The VM with which the next round starts: that of the first sample that the last round dropped, or 0 for none.
     _first_vmid: int = 0
     _has_dropped_samples: bool = False  #: the last round dropped samples
+    #: For each VMID whose instance id FulcrumCore does not know: the monotonic time until which no samples are sent.
+    _unknown_until: dict[int, float] = field(default_factory=dict)
 
     def report(self) -> None:
         """Send the samples of every running VM of this cluster that is mapped to a service.
@@ -104,7 +109,9 @@ class VmMetrics:
         if not mapped_vmids:
             return
         vms = self.proxmox.vms()
-        rows = [row for row in vms if row.vmid in mapped_vmids and row.status == "running" and not row.is_template]
+        self._unknown_until = {vmid: until for vmid, until in self._unknown_until.items() if until > started_at}
+        vmids = mapped_vmids - self._unknown_until.keys()
+        rows = [row for row in vms if row.vmid in vmids and row.status == "running" and not row.is_template]
         # The VMs are sorted by VMID, but VMs with a lower VMID than `_first_vmid` come last.
         rows.sort(key=lambda row: (row.vmid < self._first_vmid, row.vmid))
         existing_types = self._existing_types()
@@ -143,28 +150,52 @@ class VmMetrics:
                 yield Sample(vmid=row.vmid, type_name=type_name, resource_id=resource_id, value=rate)
 
     def _post_all(self, samples: list[Sample], *, deadline: float) -> None:
-        """Send the samples until the deadline. Raises FulcrumUnavailable when at least one got no answer."""
+        """Send the samples until the deadline, or until FulcrumCore does not answer one of them.
+
+        Raises FulcrumUnavailable when at least one got no answer.
+        """
         if not samples:
             return
         pace = _Pace(len(samples), deadline)
         with ThreadPoolExecutor(max_workers=SENDER_THREADS, thread_name_prefix="metric") as pool:
             outcomes = list(pool.map(lambda sample: self._post_one(sample, pace), samples))
-        log.debug("metrics_posted", sent=outcomes.count(_Outcome.SENT), refused=outcomes.count(_Outcome.REFUSED))
+        refused_count = outcomes.count(_Outcome.REFUSED) + outcomes.count(_Outcome.UNKNOWN)
+        log.debug("metrics_posted", sent=outcomes.count(_Outcome.SENT), refused=refused_count)
+        self._note_unknown_vms(samples, outcomes)
         self._note_dropped(samples, outcomes)
         if _Outcome.UNANSWERED in outcomes:
             raise FulcrumUnavailable("FulcrumCore did not answer when metric entries were sent")
+
+    def _note_unknown_vms(self, samples: list[Sample], outcomes: list[_Outcome]) -> None:
+        """Send no samples of a VM for a while if FulcrumCore answered 404 to all its samples.
+
+        The usual cause is that FulcrumCore does not have the VM's instance id. `smith drift` shows such a VM.
+        """
+        vmids_by_outcome: dict[bool, set[int]] = {True: set(), False: set()}
+        for sample, outcome in zip(samples, outcomes, strict=True):
+            vmids_by_outcome[outcome is _Outcome.UNKNOWN].add(sample.vmid)
+        unknown_vmids = vmids_by_outcome[True] - vmids_by_outcome[False]
+        until = time.monotonic() + UNKNOWN_VM_BACKOFF_S
+        self._unknown_until |= dict.fromkeys(unknown_vmids, until)
+        if unknown_vmids:
+            log.info("metrics_of_unknown_vms", vmids=sorted(unknown_vmids), backoff_s=UNKNOWN_VM_BACKOFF_S)
 
     def _note_dropped(self, samples: list[Sample], outcomes: list[_Outcome]) -> None:
         """Let the next round start with the first dropped sample. Log once that samples are dropped."""
         dropped_count = outcomes.count(_Outcome.DROPPED)
         self._first_vmid = samples[outcomes.index(_Outcome.DROPPED)].vmid if dropped_count else 0
+        if _Outcome.UNANSWERED in outcomes:
+            return  # the samples were dropped because of an outage, not because one round is too short for them
         if dropped_count and not self._has_dropped_samples and not self.state.stopping.is_set():
             required_rounds = len(samples) / max(len(samples) - dropped_count, 1)
             log.warning("metrics_need_several_rounds", rounds=round(required_rounds, 1), interval_s=self.interval_s)
         self._has_dropped_samples = bool(dropped_count)
 
     def _post_one(self, sample: Sample, pace: _Pace) -> _Outcome:
-        """Wait until the sample's planned time, then send it. Drop it if the deadline has passed or the agent stops."""
+        """Wait until the sample's planned time, then send it.
+
+        Drop it if the deadline has passed, the agent stops, or FulcrumCore did not answer an earlier sample.
+        """
         is_stopping = self.state.stopping.wait(pace.plan_next_entry())
         if is_stopping or pace.is_deadline_passed():
             return _Outcome.DROPPED
@@ -176,10 +207,13 @@ class VmMetrics:
                 type_name=sample.type_name,
                 value=sample.value,
             )
-        except (FulcrumNotFound, FulcrumRefused):
+        except FulcrumNotFound:
             # FulcrumCore knows a VM's instance id only between the completed create and the deletion of the service.
+            return _Outcome.UNKNOWN
+        except FulcrumRefused:
             return _Outcome.REFUSED
         except FulcrumUnavailable:
+            pace.end()  # the other entries would get no answer either
             return _Outcome.UNANSWERED
         finally:
             pace.note_cpu_time(time.thread_time() - cpu_time_before_s)
@@ -218,6 +252,11 @@ class _Pace:
         with self._lock:
             self._average_cpu_s += (cpu_s - self._average_cpu_s) / CPU_TIME_WINDOW
             self._gap_s = max(self._min_gap_s, self._average_cpu_s / POSTS_SHARE_OF_A_CORE)
+
+    def end(self) -> None:
+        """Let the deadline pass now, so that no further entry is sent."""
+        with self._lock:
+            self._deadline = float("-inf")
 
     def is_deadline_passed(self) -> bool:
         """True when the deadline has passed, or when the latest planned time of an entry is after the deadline."""

@@ -85,7 +85,8 @@ class Reporter:
             due_jobs = outbox.due_reports(session, BATCH_SIZE)
         if not due_jobs:
             return IDLE_WAIT_S
-        answered_flags = list(self._senders.map(self._report_and_store_state, due_jobs))
+        is_fulcrum_down = threading.Event()
+        answered_flags = list(self._senders.map(lambda job: self._report_unless_down(job, is_fulcrum_down), due_jobs))
         if any(answered_flags):
             self._unanswered_rounds = 0
             self.state.fulcrum_link.note_up()
@@ -119,6 +120,18 @@ class Reporter:
             self.state.fulcrum_recovered.set()
             raise
         self._unanswered_rounds = 0
+
+    def _report_unless_down(self, job: Job, is_fulcrum_down: threading.Event) -> bool:
+        """Report one job, unless FulcrumCore did not answer another report of this round. The report then stays due.
+
+        Return True when FulcrumCore answered.
+        """
+        if is_fulcrum_down.is_set():
+            return False
+        has_answered = self._report_and_store_state(job)
+        if not has_answered:
+            is_fulcrum_down.set()
+        return has_answered
 
     def _report_and_store_state(self, job: Job) -> bool:
         """Report one job and store its report state, or postpone the report. Return True when FulcrumCore answered."""

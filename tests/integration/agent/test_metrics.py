@@ -17,9 +17,17 @@ from smith_lab.fulcrum_setup import AdminClient, CreatedObjects, bootstrap
 from smith_lab.proxmox.certificates import make_certificates
 from smith_lab.simulator.control import SimulatorThread, running_simulator
 from sqlalchemy import Engine
+from support.simulator_world import VM
 
 from executor.agent.heartbeat import Heartbeat
-from executor.agent.metrics import CPU_TIME_WINDOW, MAX_POSTS_PER_S, POSTS_SHARE_OF_A_CORE, VmMetrics, _Pace
+from executor.agent.metrics import (
+    CPU_TIME_WINDOW,
+    MAX_POSTS_PER_S,
+    POSTS_SHARE_OF_A_CORE,
+    SENDER_THREADS,
+    VmMetrics,
+    _Pace,
+)
 from executor.agent.state import AgentState
 from executor.database import mappings
 from executor.database.engine import transaction
@@ -81,9 +89,21 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
 
 @pytest.fixture(scope="module")
 def core() -> Iterator[tuple[SimulatorThread, AdminClient, CreatedObjects]]:
-    """Run one FulcrumCore for the module."""
+    """Run one FulcrumCore for the module. It has a service for the VM 101."""
     with running_simulator() as simulator, AdminClient(simulator.url) as admin:
-        yield simulator, admin, bootstrap(admin)
+        world = bootstrap(admin)
+        admin.create_service(
+            group_id=admin.create_group(world.consumer_id, "acme"),
+            service_type_id=world.service_type_id,
+            agent_id=world.agent_id,
+            name="web-1",
+            properties=VM,
+        )
+        fulcrum = FulcrumClient(simulator.url, lambda: world.agent_token)
+        (job,) = fulcrum.pending_jobs().jobs
+        fulcrum.claim_job(job.id)
+        fulcrum.complete_job(job.id, agent_instance_id=f"{world.agent_id}/101")
+        yield simulator, admin, world
 
 
 @pytest.fixture
@@ -170,6 +190,10 @@ def vm(vmid: int = 101, **changed: Any) -> Row:
 
 def said(caplog: pytest.LogCaptureFixture) -> str:
     return "\n".join(str(record.msg) for record in caplog.records)
+
+
+def reported_vmids(entries: list[Row]) -> set[int]:
+    return {int(entry["agentInstanceId"].rpartition("/")[2]) for entry in entries}
 
 
 def values(entries: list[Row]) -> dict[str, float]:
@@ -319,22 +343,72 @@ def test_a_metric_type_missing_in_fulcrumcore_is_not_sent_and_logged_once(
 ) -> None:
     admin = core[1]
     (lacking,) = (kind for kind in admin.list_all("metric-types") if kind["name"] == "vm.cpu.usage")
-    admin.call("DELETE", f"/metric-types/{lacking['id']}")
+    admin.call("PATCH", f"/metric-types/{lacking['id']}", {"name": "renamed"})
     try:
         pve.rows = [vm()]
         assert ["vm.cpu.usage" in values(posted()) for _ in range(2)] == [False, False]
     finally:
-        admin.create("metric-types", name="vm.cpu.usage", entityType="Resource")
+        admin.call("PATCH", f"/metric-types/{lacking['id']}", {"name": "vm.cpu.usage"})
     assert said(caplog).count("metric_types_missing") == 1
     assert "vm.cpu.usage" in values(posted())
 
 
 def test_entries_of_a_service_unknown_to_fulcrumcore_are_no_failure(
-    pve: Cluster, posted: Callable[[], list[Row]], core: tuple[SimulatorThread, AdminClient, CreatedObjects]
+    pve: Cluster,
+    metrics: VmMetrics,
+    posted: Callable[[], list[Row]],
+    core: tuple[SimulatorThread, AdminClient, CreatedObjects],
+    sqlite_engine: Engine,
 ) -> None:
-    pve.rows = [vm()]
+    map_vm(sqlite_engine, 404)
+    pve.rows = [vm(404)]
     assert len(posted()) == 2
     assert {call["status"] for call in core[0].history(method="POST", path_end="/metric-entries")} == {404}
+
+
+def test_a_vm_that_fulcrumcore_does_not_know_is_left_out_for_a_while(
+    pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]], sqlite_engine: Engine
+) -> None:
+    map_vm(sqlite_engine, 404)
+    pve.rows = [vm(), vm(404)]
+    assert reported_vmids(posted()) == {101, 404}
+    assert reported_vmids(posted()) == {101}
+    metrics._unknown_until[404] = 0.0
+    assert reported_vmids(posted()) == {101, 404}
+
+
+def test_a_vm_with_one_accepted_sample_is_known_to_fulcrumcore(
+    pve: Cluster, posted: Callable[[], list[Row]], core: tuple[SimulatorThread, AdminClient, CreatedObjects]
+) -> None:
+    """A metric type that was deleted a moment ago is answered with 404 too."""
+    pve.rows = [vm()]
+    core[0].add_fault("status", status=404, path="/metric-entries", method="POST", times=1)
+    assert reported_vmids(posted()) == {101}
+    assert reported_vmids(posted()) == {101}
+
+
+@pytest.mark.parametrize("fault", [{"kind": "status", "status": 403}, {"kind": "status", "status": 503}])
+def test_the_first_post_that_gets_no_answer_ends_the_round(
+    pve: Cluster,
+    metrics: VmMetrics,
+    core: tuple[SimulatorThread, AdminClient, CreatedObjects],
+    sqlite_engine: Engine,
+    caplog: pytest.LogCaptureFixture,
+    fault: dict[str, Any],
+) -> None:
+    """The sender threads may each have begun one post when the first answer arrives."""
+    for vmid in range(500, 530):
+        map_vm(sqlite_engine, vmid)
+    pve.rows = [vm(vmid) for vmid in range(500, 530)]
+    core[0].add_fault(path="/metric-entries", method="POST", **fault)
+    with pytest.raises(FulcrumUnavailable):
+        metrics.report()
+    posts = core[0].history(method="POST", path_end="/metric-entries")
+    assert 1 <= len(posts) <= SENDER_THREADS
+    assert "metrics_need_several_rounds" not in said(caplog)
+    core[0].clear_faults()
+    metrics.report()
+    assert len(core[0].history(method="POST", path_end="/metric-entries")) >= 60
 
 
 def test_an_unavailable_fulcrumcore_raises(
@@ -375,7 +449,7 @@ def test_samples_that_do_not_fit_are_sent_first_in_the_next_turn(
     metrics.interval_s = 0.8  # enough for about twenty of eighty posts
     turns: list[set[int]] = []
     for _ in range(60):
-        turns.append({int(entry["agentInstanceId"].rpartition("/")[2]) for entry in posted()})
+        turns.append(reported_vmids(posted()))
         if set().union(*turns) >= vmids:
             break
     turns = [turn for turn in turns if turn]  # a busy machine sends nothing in a short turn

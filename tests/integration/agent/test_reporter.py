@@ -410,6 +410,20 @@ def test_in_an_outage_the_backoff_grows_to_a_minute(outbox: Outbox) -> None:
     assert outbox.row(job_id).report_state == "reported"
 
 
+@pytest.mark.parametrize("status", [403, 503])
+def test_the_first_report_that_gets_no_answer_ends_the_round(outbox: Outbox, status: int) -> None:
+    """Each sender may have begun one report when the first answer arrives."""
+    jobs = [outbox.ordered() for _ in range(3 * SENDER_THREADS)]
+    job_ids = [outbox.ended(job, made()) for job in jobs]
+    outbox.world.sim.add_fault("status", status=status)
+    outbox.reporter.send_due_reports()
+    assert 1 <= sum(len(outbox.reports(job)) for job in jobs) <= SENDER_THREADS
+    assert {outbox.row(job_id).report_state for job_id in job_ids} == {"due"}
+    outbox.world.sim.clear_faults()
+    assert outbox.turn() == 0.0
+    assert {outbox.row(job_id).report_state for job_id in job_ids} == {"reported"}
+
+
 def test_retry_after_is_respected(outbox: Outbox) -> None:
     job_id = outbox.ended(outbox.ordered(), made())
     outbox.world.sim.add_fault("status", status=429, path="/complete$", times=1, headers={"Retry-After": "40"})

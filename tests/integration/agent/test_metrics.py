@@ -355,7 +355,6 @@ def test_a_metric_type_missing_in_fulcrumcore_is_not_sent_and_logged_once(
 
 def test_entries_of_a_service_unknown_to_fulcrumcore_are_no_failure(
     pve: Cluster,
-    metrics: VmMetrics,
     posted: Callable[[], list[Row]],
     core: tuple[SimulatorThread, AdminClient, CreatedObjects],
     sqlite_engine: Engine,
@@ -392,13 +391,12 @@ def test_the_first_post_that_gets_no_answer_ends_the_round(
     pve: Cluster,
     metrics: VmMetrics,
     core: tuple[SimulatorThread, AdminClient, CreatedObjects],
-    sqlite_engine: Engine,
     caplog: pytest.LogCaptureFixture,
     fault: dict[str, Any],
 ) -> None:
     """The sender threads may each have begun one post when the first answer arrives."""
     for vmid in range(500, 530):
-        map_vm(sqlite_engine, vmid)
+        map_vm(metrics.engine, vmid)
     pve.rows = [vm(vmid) for vmid in range(500, 530)]
     core[0].add_fault(path="/metric-entries", method="POST", **fault)
     with pytest.raises(FulcrumUnavailable):

@@ -14,7 +14,7 @@ from typing import Any
 from . import guest_facts
 from .guest_facts import UNFINISHED_LOCKS, absent, not_proven
 from .login import Login, LoginError, read_login
-from .proxmox_tasks import newest_first, vmids_in
+from .proxmox_tasks import as_listed, error_with_cause, is_started_by, needs_log, newest_first, vmids_in
 
 #: Why a Python library of the client cannot be imported; empty if all can. `connect` reports it.
 IMPORT_PROBLEM = ""
@@ -30,13 +30,19 @@ except ImportError as import_error:
     IMPORT_PROBLEM = str(import_error)
     AuthenticationError = ResourceException = OSError
 
+#: The exceptions that an answer in an unexpected form raises. The guest agent's answer comes from inside the guest.
+BAD_ANSWER: tuple[type[Exception], ...] = (AttributeError, TypeError, ValueError, KeyError, RecursionError)
 REQUEST_TIMEOUT_S = 30
 #: A percentage in a line of a Proxmox task's log, such as `transferred 3.2 GiB of 8.0 GiB (40.00%)`. Group 1: the whole
 #: number.
 PERCENT = re.compile(r"\b(\d{1,3})(?:\.\d+)?\s?%")
-#: Maximum number of lines of a log that are read, from its beginning. A full clone writes one line for each percent, a
-#: long migration one line each second.
-MAX_LOG_LINES = 5000
+#: Number of lines of a log that are read in one request. A full clone writes one line for each percent, a long
+#: migration one line each second. Without a limit, Proxmox returns the first 50 lines.
+LOG_PAGE_LINES = 5000
+#: Maximum number of such requests for one log.
+MAX_LOG_PAGES = 20
+#: Maximum number of Proxmox tasks that are listed. Proxmox lists the clone tasks of all jobs under their template.
+MAX_LISTED_TASKS = 500
 #: HTTP statuses with which Proxmox reports that another node does not answer.
 NODE_DOWN_STATUSES = range(595, 600)
 
@@ -77,8 +83,13 @@ def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -
     Then they come from the credentials file or from the environment. Raises LibraryMissing or LoginError.
     """
     login = read_login(connection, ca_bundle)
-    user = str(login.connection.get("api_user", ""))
-    return Cluster(connect(login.connection, login.ca_bundle), kind, user), login
+    return Cluster(connect(login.connection, login.ca_bundle), kind, login_name(login.connection)), login
+
+
+def login_name(connection: dict[str, Any]) -> str:
+    """Return the user or the token of a login, such as `smith@pve!job`. `connect` prefers the password."""
+    user = str(connection.get("api_user", ""))
+    return user if connection.get("api_password") else f"{user}!{connection.get('api_token_id', '')}"
 
 
 def error_text(exc: BaseException) -> str:
@@ -97,11 +108,11 @@ def is_final(exc: BaseException) -> bool:
 class Cluster:
     """The requests to one Proxmox cluster. `kind` is `qemu` for virtual machines, `lxc` for containers."""
 
-    def __init__(self, api: Any, kind: str, user: str) -> None:
-        """Prepare the requests. `user` is the user of the login, such as `smith@pve`."""
+    def __init__(self, api: Any, kind: str, login: str) -> None:
+        """Prepare the requests. `login` is the user or the token of the login, such as `smith@pve!job`."""
         self.api = api
         self.kind = kind
-        self.user = user
+        self.login = login
 
     def guest(self, node: str, vmid: int) -> Any:
         """Return the API resource of the VM or container."""
@@ -234,21 +245,39 @@ class Cluster:
         return {**found, "problem": ""}
 
     def tasks(self, node: str, vmid: int) -> list[dict[str, Any]]:
-        """Return the Proxmox tasks that the user of the login has started for this VM, newest first.
+        """Return the Proxmox tasks on a node that this login has started for the VM, newest first.
 
-        Proxmox also lists the Proxmox tasks of other users if the login has Sys.Audit.
+        Proxmox also lists those of other users and tokens if the login has Sys.Audit, and those of all tokens of a user
+        who logs in with a password.
         """
-        tasks = list(self.api.nodes(node).tasks.get(vmid=vmid, source="all", limit=50)) if node else []
-        return newest_first([task for task in tasks if str(task.get("user", "")).partition("!")[0] == self.user])
+        tasks = self.api.nodes(node).tasks.get(vmid=vmid, source="all", limit=MAX_LISTED_TASKS) if node else []
+        return newest_first([task for task in tasks if is_started_by(task, self.login)])
+
+    def task(self, upid: str) -> dict[str, Any]:
+        """Return one Proxmox task in the form of the list, from the node that its UPID names.
+
+        A Proxmox task stays on the node where it was started, also if the VM moves to another node.
+        """
+        try:
+            return as_listed({"upid": upid, **self.api.nodes(upid.split(":")[1]).tasks(upid).status.get()})
+        except ResourceException as exc:
+            if exc.status_code == 400:  # Proxmox has removed the log of the Proxmox task
+                return {"upid": upid, "type": upid.split(":")[5], "status": "no such task"}
+            raise
 
     def vmids_in_log(self, task: dict[str, Any]) -> set[int]:
         """Return the VMIDs that the log of a clone task names. The fields of the task name only the template."""
         return vmids_in(self.log(task["upid"]))
 
     def log(self, upid: str) -> list[str]:
-        """Return the lines of a Proxmox task's log, at most MAX_LOG_LINES. Without a limit Proxmox returns 50 lines."""
-        lines = self.api.nodes(upid.split(":")[1]).tasks(upid).log.get(start=0, limit=MAX_LOG_LINES)
-        return [str(line.get("t", "")) for line in lines]
+        """Return the lines of a Proxmox task's log, at most LOG_PAGE_LINES * MAX_LOG_PAGES."""
+        log, lines = self.api.nodes(upid.split(":")[1]).tasks(upid).log, []
+        for page in range(MAX_LOG_PAGES):
+            rows = log.get(start=page * LOG_PAGE_LINES, limit=LOG_PAGE_LINES)
+            lines += [str(row.get("t", "")) for row in rows]
+            if len(rows) < LOG_PAGE_LINES:
+                break
+        return lines
 
     def percent_of(self, upid: str) -> str:
         """Return the progress that a running Proxmox task's log states last, such as `40`; '' if none."""
@@ -271,28 +300,32 @@ class Cluster:
         return [str(row["volid"]) for row in sorted(rows, key=lambda row: int(row.get("ctime") or 0))]
 
     def error_of(self, task: dict[str, Any]) -> str:
-        """Return the error text of a failed Proxmox task.
+        """Return the error text of a failed Proxmox task, with the cause from its log if the status does not name it.
 
-        It is usually the status. A failed backup has only the status `job errors`, so its error is read from the log.
+        A log that cannot be read leaves the status alone, because the failure itself is known.
         """
         status = str(task["status"])
-        if status != "job errors":
+        if not needs_log(status):
             return status
-        lines = self.log(task["upid"])
-        errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-        return errors[0] if errors else status
+        try:
+            return error_with_cause(status, self.log(task["upid"]))
+        except FAILED_CALL:
+            return status
 
     def addresses(self, node: str, vmid: int, macs: list[str]) -> list[str] | None:
         """Return the IP addresses of the NICs with these MAC addresses.
 
-        Return [] if the guest has not reported any yet, None if the guest agent will not report any.
+        Return [] if the guest has not reported any yet, None if it will not report any. Nothing that the guest answers
+        raises an exception, because the addresses are not what an action has to reach.
         """
-        if self.kind == "lxc":
-            return guest_facts.container_addresses(self.guest(node, vmid).interfaces.get() or [], macs)
         try:
+            if self.kind == "lxc":
+                return guest_facts.container_addresses(self.guest(node, vmid).interfaces.get() or [], macs)
             answer = self.api.nodes(node).qemu(vmid).agent("network-get-interfaces").get()
-        except ResourceException as exc:
-            if "not running" in str(exc) or "got timeout" in str(exc):
-                return []
-            return None  # the guest agent is not configured or not permitted, so waiting does not help
-        return guest_facts.usable_addresses(answer.get("result") or [], macs)
+            return guest_facts.usable_addresses(answer.get("result") or [], macs)
+        except FAILED_CALL as exc:
+            # Proxmox refuses the request if the guest agent is not configured or not permitted: waiting does not help.
+            is_temporary = not isinstance(exc, ResourceException) or re.search("not running|got timeout", str(exc))
+            return [] if is_temporary else None
+        except BAD_ANSWER:
+            return None

@@ -9,6 +9,7 @@ that the running guest has not read yet; a look-up cannot know them.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import urllib.parse
 from typing import Any
@@ -25,6 +26,8 @@ VOLUME_KEY = re.compile(r"rootfs\Z|mp\d+\Z")
 DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide)\d+\Z")
 #: When the key `boot` names no disk, Proxmox boots from the first disk in this order of buses.
 BOOT_BUSES = ("scsi", "virtio", "sata", "ide")
+#: Maximum number of addresses in the facts. A result document may contain 64.
+MAX_ADDRESSES = 64
 NIC_KEY = re.compile(r"net\d+\Z")
 MAC = re.compile(r"=((?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})")
 
@@ -185,7 +188,16 @@ def usable_addresses(interfaces: list[dict[str, Any]], macs: list[str]) -> list[
             continue
         for item in nic.get("ip-addresses") or []:
             ip = str(item.get("ip-address", ""))
-            if ip and not re.match(r"127\.|169\.254\.|::1\Z|fe[89ab][0-9a-f]:", ip.lower()):
+            if _is_address(ip) and not re.match(r"127\.|169\.254\.|::1\Z|fe[89ab][0-9a-f]:", ip.lower()):
                 found.append((":" in ip, macs.index(mac) if macs else 0, ip))
     found.sort(key=lambda each: each[:2])
-    return list(dict.fromkeys(ip for _is_v6, _nic, ip in found))
+    return list(dict.fromkeys(ip for _is_v6, _nic, ip in found))[:MAX_ADDRESSES]
+
+
+def _is_address(text: str) -> bool:
+    """Return True for an IP address. The text comes from inside the guest."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

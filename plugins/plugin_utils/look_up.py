@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from .cluster import FAILED_CALL, Cluster, is_final
+from .cluster import FAILED_CALL, NODE_DOWN_STATUSES, Cluster, is_final
 from .guest_facts import UNFINISHED_LOCKS, absent, macs_of
-from .proxmox_tasks import failed, is_running
+from .proxmox_tasks import failed, is_end_unknown, is_running, newest_first
 
 #: What a look-up can wait for.
 WAITS = (
@@ -30,6 +30,10 @@ REBOOT_SETTLE_S = 60.0
 MAX_OUTAGE_S = 30.0
 #: How long a new clone may be missing in Proxmox's answers while a clone task of its template runs.
 MAX_CLONE_INVISIBLE_S = 20.0
+#: The lock that Proxmox sets at the end of a deletion, after it has removed the disks, and how long it may then wait
+#: for the lock of its list of users.
+DESTROYED = "destroyed"
+MAX_DESTROYED_S = 12.0
 #: Types of Proxmox tasks that restart a guest. A container is restarted by a stop and a start (`vzstart`).
 REBOOTS = ("qmreboot", "qmreset", "vzstart")
 #: The time between two polls during a wait grows from FIRST_POLL_S to MAX_POLL_S.
@@ -75,6 +79,7 @@ class LookUp:
         self.busy_at = self.started  #: when a Proxmox task of the change was last seen running
         self.template: dict[str, Any] = {}
         self.seen: set[str] = set()  #: UPIDs of all Proxmox tasks that Proxmox has listed, also of other changes
+        self.running: set[str] = set()  #: UPIDs of the Proxmox tasks of the change that have not ended yet
         self.rows: list[dict[str, Any]] | None = None  #: the list of guests that was read to find the template
 
     def run(self) -> dict[str, Any]:
@@ -149,23 +154,42 @@ class LookUp:
         not exist before the change and have a type that the change creates. A task of another type belongs to another
         client of the same user.
         """
+        if self.query.upids:
+            return newest_first([self.cluster.task(upid) for upid in self.query.upids])
         known, types = self.query.known_tasks, self.query.task_types
-        if known is None and not self.query.upids:
+        if known is None:
             return []
         listed = self._listed_tasks(facts)
         self.seen.update(task["upid"] for task in listed)
-        if self.query.upids:
-            return [task for task in listed if task["upid"] in self.query.upids]
-        new = [task for task in listed if task["upid"] not in (known or ())]
-        return new if types is None else [task for task in new if task["type"] in types]
+        new = [task for task in listed if task["upid"] not in known]
+        new = new if types is None else [task for task in new if task["type"] in types]
+        # A Proxmox task that ran at the last poll and is not listed any more is read by its UPID.
+        vanished = self.running - {task["upid"] for task in listed}
+        new = newest_first([*new, *(self.cluster.task(upid) for upid in vanished)])
+        self.running = {task["upid"] for task in new if is_running(task)}
+        return new
 
     def _listed_tasks(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the guest's Proxmox tasks. Proxmox lists a clone task as a task of the template, not of the clone."""
+        """Return the guest's Proxmox tasks. Proxmox lists a clone task as a task of the template, not of the clone.
+
+        Proxmox lists a task only on the node where it was started. If the VM has moved, that may be its old or its new
+        node.
+        """
         if self.template.get("exists") and (self.query.wait_for == "cloned" or not facts["exists"]):
             return self.cluster.tasks(self.template["node"], self.template["vmid"])
-        if self.query.wait_for == "migrated":  # Proxmox lists the task of a migration on the source node
+        if self.query.wait_for == "migrated" or facts["node"] in ("", self.query.node):
             return self.cluster.tasks(self.query.node, self.query.vmid)
-        return self.cluster.tasks(facts["node"] or self.query.node, self.query.vmid)
+        on_its_node = self.cluster.tasks(facts["node"], self.query.vmid)
+        return newest_first([*on_its_node, *self._tasks_on_old_node()])
+
+    def _tasks_on_old_node(self) -> list[dict[str, Any]]:
+        """Return the Proxmox tasks on the node where the VM was expected; none if that node does not answer."""
+        try:
+            return self.cluster.tasks(self.query.node, self.query.vmid)
+        except FAILED_CALL as exc:
+            if getattr(exc, "status_code", 0) in NODE_DOWN_STATUSES:
+                return []
+            raise
 
     # ------------------------------------------------------------------ waiting
 
@@ -182,8 +206,9 @@ class LookUp:
                 # After the deadline, the last poll always reads all facts, because it reads the Proxmox tasks'
                 # outcomes.
                 if is_past_deadline or not self._is_still_cloned(facts):
-                    facts = self._read()
+                    # The Proxmox tasks are read first: a VM that a Proxmox task has made before it ended is then found.
                     tasks = self._new_tasks(facts)
+                    facts = self._read()
             except FAILED_CALL as exc:
                 # After a lost answer, the next poll repeats the request, so the look-up does not fail. A wait for
                 # `unlocked` is an exception: it is made before the first change, so it may fail, and the agent retries
@@ -219,7 +244,7 @@ class LookUp:
         is_restarted = any(task["type"] in REBOOTS and not failed(task) for task in tasks)
         is_migrated = facts["node"] == self.query.target_node and facts["lock"] != "migrate"
         answers = {
-            "unlocked": is_created,
+            "unlocked": is_created and facts["lock"] != DESTROYED,
             "cloned": is_created,
             "created": is_created and are_ended,
             "quiet": is_created and are_ended,
@@ -233,14 +258,18 @@ class LookUp:
     def _cannot_be_reached(self, facts: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
         """Return True if no Proxmox task can still lead to the requested state."""
         if self.query.wait_for == "unlocked":
-            return not facts["exists"]
+            is_half_destroyed = facts["lock"] == DESTROYED and time.monotonic() - self.started > MAX_DESTROYED_S
+            return not facts["exists"] or is_half_destroyed
         is_busy = any(is_running(task) for task in tasks)
         if self.query.wait_for == "cloned":
-            return not facts["exists"] and (not is_busy or time.monotonic() - self.started > MAX_CLONE_INVISIBLE_S)
+            settle_s = SETTLE_S if any(not failed(task) for task in tasks) else 0
+            has_ended = not is_busy and time.monotonic() - self.busy_at > settle_s
+            return not facts["exists"] and (has_ended or time.monotonic() - self.started > MAX_CLONE_INVISIBLE_S)
         if is_busy or any(task["type"].startswith("ha") and not failed(task) for task in tasks):
             return False  # the HA manager changes the guest after its Proxmox task has ended
         settle_s = REBOOT_SETTLE_S if self.query.wait_for == "restarted" and tasks else SETTLE_S
-        return time.monotonic() - self.busy_at > settle_s or bool(tasks and failed(tasks[0]))
+        has_failed = bool(tasks) and failed(tasks[0]) and not is_end_unknown(tasks[0])
+        return time.monotonic() - self.busy_at > settle_s or has_failed
 
     def _may_be_foreign(self, tasks: list[dict[str, Any]], facts: dict[str, Any]) -> bool:
         """Return True if some of these Proxmox tasks may belong to other jobs.

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interprets the Proxmox tasks that Proxmox lists. Pure functions."""
+"""Interprets the Proxmox tasks that Proxmox lists, and their logs. Pure functions."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
+
+from .shared.error_rules import classify_failure
 
 #: The types of the Proxmox tasks that a change creates, by the change and the kind of guest. The types `ha…` are those
 #: of a guest that the HA manager starts, stops or migrates. A change without a row creates no Proxmox task.
@@ -37,6 +39,20 @@ _NAMED_VMID = re.compile(r"\bID (\d+)\b|\bvm-(\d+)-")
 _KEPT_VOLUME = re.compile(r"Could not remove disk '([^']+)'")
 
 
+#: The status of a Proxmox task whose end is unknown: its worker was killed, or its log was removed.
+_UNKNOWN_END = re.compile(r"unexpected status|interrupted by signal|unable to get last line from task log|no such task")
+#: The codes of a status that does not name the cause of a failure, such as `migration aborted` or `job errors`.
+_CODES_WITHOUT_CAUSE = ("TASK_FAILED", "PLAYBOOK_FAILED", "PVE_TIMEOUT")
+#: How many lines before the end of a log may name the cause. Earlier lines belong to steps that succeeded.
+_CAUSE_LINES = 30
+#: The time at the beginning of a line, which only some types of Proxmox tasks write.
+_TIMESTAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
+#: The beginning of a line that names a cause: of a backup, a migration, QEMU, or a container's start.
+_CAUSE_LINE = re.compile(r"^(?:ERROR: |kvm: |lxc-start: |lxc: |command '[^']+' failed)")
+#: The part of such a line that only repeats that the Proxmox task failed.
+_CAUSE_PREFIX = re.compile(r"^ERROR: (?:migration aborted \([^)]*\): |Backup of VM \d+ failed - )?")
+
+
 def task_types(change: str, kind: str) -> tuple[str, ...]:
     """Return the types of the Proxmox tasks that a change of a guest of this kind creates."""
     return TASK_TYPES.get((change, kind), ())
@@ -55,6 +71,48 @@ def is_running(task: dict[str, Any]) -> bool:
 def failed(task: dict[str, Any]) -> bool:
     """Return True for a finished Proxmox task whose status is neither OK nor WARNINGS."""
     return not is_running(task) and not re.match(r"OK\b|WARN", str(task["status"]))
+
+
+def is_end_unknown(task: dict[str, Any]) -> bool:
+    """Return True for an ended Proxmox task of which Proxmox does not know whether it did its work."""
+    return not is_running(task) and bool(_UNKNOWN_END.match(str(task["status"])))
+
+
+def needs_log(status: str) -> bool:
+    """Return True if the status of a failed Proxmox task does not name the cause, so that its log must be read."""
+    return classify_failure(status).code in _CODES_WITHOUT_CAUSE
+
+
+def error_with_cause(status: str, log: list[str]) -> str:
+    """Return the error text of a failed Proxmox task: its status, and the cause that the end of its log names.
+
+    Of several causes, the last one whose text has an error code of its own is used.
+    """
+    lines = [_TIMESTAMP.sub("", line).strip() for line in log[-_CAUSE_LINES:]]
+    lines = [line for line in lines if not line.startswith("TASK ")]
+    causes = [_CAUSE_PREFIX.sub("", line) for line in lines if _CAUSE_LINE.match(line)]
+    causes = [cause for cause in causes if cause and cause not in status]
+    # A line without a known beginning is a cause only if the error rules know its text.
+    known = [cause for cause in causes or lines if not needs_log(cause)]
+    if known and _UNKNOWN_END.match(status):
+        return known[-1]  # the end is known after all
+    cause = known[-1] if known else causes[-1] if causes else ""
+    return f"{status}: {cause}" if cause else status
+
+
+def as_listed(status: dict[str, Any]) -> dict[str, Any]:
+    """Return Proxmox's answer about a single Proxmox task in the form in which Proxmox lists Proxmox tasks."""
+    return {**status, "status": status.get("exitstatus") if status.get("status") == "stopped" else "RUNNING"}
+
+
+def is_started_by(task: dict[str, Any], login: str) -> bool:
+    """Return True if the user or token `login` has started the Proxmox task.
+
+    Proxmox lists a token either in `user`, such as `smith@pve!job`, or as `tokenid` beside the user.
+    """
+    user, _, token = str(task.get("user", "")).partition("!")
+    token = str(task.get("tokenid") or token)
+    return (f"{user}!{token}" if token else user) == login
 
 
 def vmids_in(log: list[str]) -> set[int]:

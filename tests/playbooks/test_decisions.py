@@ -707,6 +707,96 @@ def test_only_names_of_guests_in_a_log_are_vmids(log: list[str], vmids: set[int]
     assert proxmox_tasks.vmids_in(log) == vmids
 
 
+#: The status of a failed Proxmox task, the end of its log, the cause in it, and the code.
+CAUSES = [
+    (
+        "start failed: QEMU exited with code 1",
+        ["kvm: cannot set up guest memory 'pc.ram': Cannot allocate memory"],
+        "cannot set up guest memory 'pc.ram': Cannot allocate memory",
+        "CAPACITY",
+    ),
+    (
+        "migration aborted",
+        [
+            "2026-11-27 04:00:00 starting migration of VM 500 to node 'pve2' (10.0.0.2)",
+            "2026-11-27 04:00:01 ERROR: migration aborted (duration 00:00:01): storage 'nfs' is not available",
+        ],
+        "storage 'nfs' is not available",
+        "STORAGE_UNAVAILABLE",
+    ),
+    (
+        "migration problems",
+        ["2026-11-27 04:00:01 ERROR: command '/usr/bin/ssh' failed: exit code 255", "migration finished with problems"],
+        "command '/usr/bin/ssh' failed: exit code 255",
+        "TASK_FAILED",
+    ),
+    ("job errors", ["ERROR: Backup of VM 500 failed - VM is locked (clone)"], "VM is locked (clone)", "VM_LOCKED"),
+    (
+        "unexpected status",
+        ["ERROR: can't acquire lock '/var/run/vzdump.lock' - got timeout"],
+        "can't acquire lock '/var/run/vzdump.lock' - got timeout",
+        "VM_LOCKED",
+    ),
+    (
+        "startup for container '500' failed",
+        ["run_buffer: 571 Script exited with status 19", "storage 'nfs' is not online"],
+        "storage 'nfs' is not online",
+        "STORAGE_UNAVAILABLE",
+    ),
+    ("unexpected status", ["half of a line"], "", "PVE_TIMEOUT"),
+    ("clone failed: No space left on device", ["ERROR: VM is locked (backup)"], "", "CAPACITY"),
+]
+
+
+@pytest.mark.parametrize(("status", "end", "cause", "code"), CAUSES)
+def test_the_cause_of_a_failed_proxmox_task_is_read_from_the_end_of_its_log(
+    status: str, end: list[str], cause: str, code: str
+) -> None:
+    log = [*(f"transferred {n} %" for n in range(100)), *end, f"TASK ERROR: {status}"]
+    text = proxmox_tasks.error_with_cause(status, log) if proxmox_tasks.needs_log(status) else status
+    assert text.startswith(status if code != "VM_LOCKED" or status == "job errors" else cause)
+    assert text.endswith(cause)
+    assert failures.failure({"msg": text}).split(":")[0] == code
+
+
+@pytest.mark.parametrize(
+    ("task", "is_ours"),
+    [
+        ({"user": "smith@pve!job"}, True),
+        ({"user": "smith@pve", "tokenid": "job"}, True),
+        ({"user": "smith@pve", "tokenid": "other"}, False),
+        ({"user": "smith@pve!other"}, False),
+        ({"user": "smith@pve"}, False),
+        ({"user": "root@pam"}, False),
+    ],
+)
+def test_only_a_proxmox_task_of_the_same_token_is_ours(task: dict[str, str], is_ours: bool) -> None:
+    """Proxmox lists the Proxmox tasks of every user and token to a login with Sys.Audit."""
+    assert proxmox_tasks.is_started_by(task, "smith@pve!job") is is_ours
+
+
+@pytest.mark.parametrize(
+    "status", ["unexpected status", "interrupted by signal", "unable to get last line from task log - x"]
+)
+def test_a_proxmox_task_that_was_killed_or_has_no_log_ended_in_an_unknown_way(status: str) -> None:
+    assert proxmox_tasks.is_end_unknown({"status": status})
+    assert not proxmox_tasks.is_end_unknown({"status": "start failed"})
+    assert not proxmox_tasks.is_end_unknown({"status": "RUNNING"})
+
+
+def test_what_a_guest_reports_is_no_address_if_it_is_not_one() -> None:
+    """The guest agent's answer comes from inside the guest."""
+    reported = ["<script>", "192.0.2.7", "999.1.1.1", "2001:db8::7", *(f"198.51.100.{n}" for n in range(200))]
+    nic = {
+        "name": "eth0",
+        "hardware-address": "bc:24:11:00:00:10",
+        "ip-addresses": [{"ip-address": ip} for ip in reported],
+    }
+    found = guest_facts.usable_addresses([nic], ["BC:24:11:00:00:10"])
+    assert found[:2] == ["192.0.2.7", "198.51.100.0"]
+    assert len(found) == guest_facts.MAX_ADDRESSES
+
+
 def test_an_answer_without_a_proxmox_task_is_no_backup() -> None:
     """Proxmox answers OK if the guest has moved to another node."""
     problem = preconditions.backup_start_problem({"vmid": 500, "node": "pve1"}, {"data": "OK"})

@@ -62,6 +62,8 @@ def show(context: typer.Context, believe_list: BelieveList = False, as_json: AsJ
     elif not outcome.inconclusive_reason:
         text_if_no_findings = f"nothing differs; {outcome.mapping_count} VMs are mapped"
         show_rows(_table_rows(outcome.findings), COLUMNS, if_empty=text_if_no_findings)
+        if outcome.foreign_guest_count:
+            show_text(f"not compared: {outcome.foreign_guest_count} VMs of other agents or of another FulcrumCore")
     _end_with_exit_code(outcome, outcome.problems)  # The problems are the findings that need an operator's attention.
 
 
@@ -142,6 +144,7 @@ def _json_fields(outcome: DriftCheckOutcome) -> dict[str, Any]:
     return {
         "frozen": outcome.inconclusive_reason or None,  # the reason why nothing can be concluded and repaired
         "mapped": outcome.mapping_count,
+        "foreign": outcome.foreign_guest_count,  # marked VMs of other agents or of another FulcrumCore
         "findings": [finding.shown_values for finding in outcome.findings],
     }
 

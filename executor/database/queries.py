@@ -172,6 +172,12 @@ def oldest_pending_time(session: Session) -> datetime | None:
     return session.scalar(select(func.min(Job.received_at)).where(Job.status == PENDING_LITERAL))
 
 
+def services_of_jobs_ended_since(session: Session, moment: datetime) -> frozenset[str]:
+    """Return the ids of the services with a job that ended at `moment` or later."""
+    stmt = select(Job.service_id).where(Job.status.in_(ENDED_LITERALS), Job.finished_at >= moment)
+    return frozenset(service_id for service_id in session.scalars(stmt) if service_id)
+
+
 def busy_services(session: Session, service_id: str | None = None) -> frozenset[str]:
     """Return the ids of the services with an open job or a due report. With `service_id`, check only this service."""
     # There is one query for each partial index, because a single query with OR would read the whole table.

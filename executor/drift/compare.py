@@ -1,7 +1,7 @@
 """Compares the agent's mappings with Proxmox's guests and FulcrumCore's services, and returns the differences.
 
 All functions are pure. A VM or service that Proxmox or FulcrumCore does not list may still exist. So the caller of
-`compare` first calls `why_proxmox_is_inconclusive` and `why_fulcrum_is_inconclusive`. And `compare` treats a VM as gone
+`compare` first calls the functions of `inconclusive.py`. And `compare` treats a VM as gone
 only when its VMID is in `Facts.vmids_without_guest`: these VMIDs are proven to have no guest.
 
 Whether a mapping has a VM depends on the mapping's state. An active mapping, or one that is pending deletion, should
@@ -11,10 +11,9 @@ true in all three states. In the state vm_lost, both are false.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from executor.drift.facts import (
-    ClusterState,
     DriftKind,
     Facts,
     Finding,
@@ -24,64 +23,6 @@ from executor.drift.facts import (
     ServiceFacts,
 )
 from executor.model import GuestKind, MappingState
-
-#: If Proxmox's list of guests lacks a few mapped VMs, the VMs may be gone. If it lacks more, the list is probably
-#: incomplete, and the check concludes nothing from it. The limit is MAX_MISSING VMs, or the share MAX_MISSING_SHARE of
-#: all mapped VMs if that is more. The same limit applies to the mapped services that FulcrumCore's list lacks.
-MAX_MISSING = 3
-MAX_MISSING_SHARE = 0.3
-
-
-# --- inconclusive answers -----------------------------------------------------------------------------------------
-
-
-def why_proxmox_is_inconclusive(
-    cluster: ClusterState, mappings: Sequence[MappingFacts], *, believe_list: bool = False
-) -> str:
-    """Return why nothing can be concluded from Proxmox's answers, or '' when the check can rely on the answers.
-
-    `believe_list` is True when the operator has confirmed that every VM that is not in Proxmox's list is gone.
-    """
-    if not cluster.is_quorate:
-        return "the cluster has no quorum"
-    if not cluster.may_see_all_vms:
-        return "the token lacks VM.Audit on /vms, so VMs may be hidden from it"
-    if nodes := _offline_nodes_with_vms(cluster, mappings):
-        return "; ".join(f"node {node} is offline and has mapped VMs" for node in sorted(nodes))
-    if believe_list:
-        return ""
-    expected_vmids = {mapping.vmid for mapping in mappings if mapping.state == MappingState.ACTIVE}
-    missing_vmids = expected_vmids - cluster.node_by_vmid.keys()
-    if expected_vmids and not cluster.node_by_vmid:
-        return f"Proxmox lists no guest at all, although {len(expected_vmids)} VMs are mapped"
-    return _missing_text(len(missing_vmids), len(expected_vmids), "mapped VMs are not in Proxmox's list")
-
-
-def why_fulcrum_is_inconclusive(mappings: Sequence[MappingFacts], services: Sequence[ServiceFacts]) -> str:
-    """Return why nothing can be concluded from FulcrumCore's list of services.
-
-    Returns '' when the check can rely on the list.
-    """
-    expected_ids = {mapping.service_id for mapping in mappings if mapping.state == MappingState.ACTIVE}
-    missing_ids = expected_ids - {service.id for service in services}
-    return _missing_text(len(missing_ids), len(expected_ids), "mapped services are not in FulcrumCore's list")
-
-
-def _offline_nodes_with_vms(cluster: ClusterState, mappings: Sequence[MappingFacts]) -> set[str]:
-    """Return the offline nodes on which there is a mapped VM, according to the mappings or to Proxmox's list."""
-    mappings_with_vm = [mapping for mapping in mappings if mapping.may_have_vm]
-    stored_nodes = {mapping.node for mapping in mappings_with_vm}
-    listed_nodes = {cluster.node_by_vmid.get(mapping.vmid, "") for mapping in mappings_with_vm}
-    return (stored_nodes | listed_nodes) & cluster.offline_nodes
-
-
-def _missing_text(missing_count: int, expected_count: int, problem: str) -> str:
-    """Return a text about the missing VMs or services, or '' when few enough are missing."""
-    max_missing = max(MAX_MISSING, expected_count * MAX_MISSING_SHARE)
-    return f"{missing_count} of {expected_count} {problem}" if missing_count > max_missing else ""
-
-
-# --- findings -----------------------------------------------------------------------------------------------------
 
 
 def compare(facts: Facts) -> tuple[Finding, ...]:
@@ -97,6 +38,11 @@ def compare(facts: Facts) -> tuple[Finding, ...]:
 
 def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
     """Compare a mapping with the guest on its VMID."""
+    if agent_id := facts.agent_by_foreign_service.get(mapping.service_id):
+        hint = "`smith mappings forget` removes only the mapping, and keeps the VM"
+        text = f"FulcrumCore assigns the service to agent {agent_id}, which gets its jobs: {hint}"
+        yield _finding(mapping, DriftKind.SERVICE_OF_OTHER_AGENT, text)
+        return
     guest = facts.guests_by_vmid.get(mapping.vmid)
     if guest is None:
         # The VM may exist although it could not be read. It is gone only if its VMID is proven to have no guest.
@@ -142,12 +88,24 @@ def _compare_mapping_with_vm(mapping: MappingFacts, guest: GuestFacts, facts: Fa
             text = f"the VM is pending deletion, but its service has the status {service.status} in FulcrumCore: {hint}"
             yield _finding(mapping, DriftKind.MAPPING_UNREPORTED, text, node=guest.node)
     elif service is None or service.is_deleted:
-        yield _finding(mapping, DriftKind.VM_WITHOUT_SERVICE, _no_service_text(service), node=guest.node)
+        yield _finding(mapping, DriftKind.VM_WITHOUT_SERVICE, _no_service_text(service, guest), node=guest.node)
     elif mapping.state == MappingState.ACTIVE and service.instance_vmid != mapping.vmid:
         reported_id = f"the instance id {service.instance_id}" if service.instance_id else "no instance id"
         hint = "repeat the create in FulcrumCore (it keeps this VM), or the delete (it deletes this VM)"
         text = f"FulcrumCore has {reported_id} for the service: {hint}"
         yield _finding(mapping, DriftKind.MAPPING_UNREPORTED, text, node=guest.node)
+    elif service.id not in facts.services_with_recent_job:
+        yield from _compare_power(mapping, guest, service)
+
+
+def _compare_power(mapping: MappingFacts, guest: GuestFacts, service: ServiceFacts) -> Iterator[Finding]:
+    """Yield a finding if the VM is running and its service has the status of a stopped VM, or the other way round."""
+    if None in (service.is_running, guest.is_running) or service.is_running == guest.is_running:
+        return
+    power, action, opposite = ("running", "start", "stop") if guest.is_running else ("stopped", "stop", "start")
+    hint = f"request the action {action} in FulcrumCore, or {opposite} the VM in Proxmox"
+    text = f"the VM is {power}, but its service has the status {service.status} in FulcrumCore: {hint}"
+    yield _finding(mapping, DriftKind.POWER_DIFFERS, text, node=guest.node)
 
 
 def _finding(
@@ -172,7 +130,7 @@ def _compare_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
         # markers is the VM of a service (see `GuestFacts.belongs_to`).
         return
     (service_id,) = guest.markers
-    if service_id in facts.foreign_services:
+    if facts.is_foreign(guest):
         return
     mapping = facts.mappings_by_service.get(service_id)
     if mapping and mapping.may_have_vm and mapping.vmid == guest.vmid:
@@ -182,7 +140,7 @@ def _compare_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
         kind = DriftKind.UNMAPPED_VM
         text = f"the VM is a copy: it has the marker of the service whose VM is {mapping.vmid}"
     elif facts.is_service_deleted_or_unknown(service_id):
-        kind, text = DriftKind.VM_WITHOUT_SERVICE, _no_service_text(facts.services_by_id.get(service_id))
+        kind, text = DriftKind.VM_WITHOUT_SERVICE, _no_service_text(facts.services_by_id.get(service_id), guest)
     elif problem := _adoption_problem(guest, service_id, facts):
         kind, text = DriftKind.UNMAPPED_VM, problem
     else:
@@ -200,7 +158,10 @@ def _compare_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
     )
 
 
-def _no_service_text(service: ServiceFacts | None) -> str:
+def _no_service_text(service: ServiceFacts | None, guest: GuestFacts) -> str:
+    if service is None and not guest.agent_id:  # an earlier version wrote no agent id, so the VM may be of any agent
+        hint = "delete the VM in Proxmox only if it is not needed and belongs to no other FulcrumCore"
+        return f"the VM's service is unknown in FulcrumCore: {hint}"
     status = "deleted" if service else "unknown"
     return f"the VM's service is {status} in FulcrumCore: delete the VM in Proxmox if the VM is not needed"
 

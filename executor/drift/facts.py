@@ -44,6 +44,11 @@ class DriftKind(StrEnum):
     #: FulcrumCore does not know what the mapping says, because the result of a create or delete did not reach it: the
     #: service has no instance id or another one, or a VM is pending deletion although its service is not deleted.
     MAPPING_UNREPORTED = "mapping_unreported"
+    #: The VM is running, but its service has the status of a stopped one, or the other way round.
+    POWER_DIFFERS = "power_differs"
+    #: FulcrumCore assigns a mapped service to another agent, for example because this agent was deleted there and
+    #: created again with another id.
+    SERVICE_OF_OTHER_AGENT = "service_of_other_agent"
 
 
 class Repair(StrEnum):
@@ -92,7 +97,9 @@ class GuestFacts:
     node: str
     name: str
     markers: frozenset[str] = frozenset()  #: the service ids in its description; a service's VM has exactly one
+    agent_id: str = ""  #: the id of the agent that wrote the marker; '' for a marker of an earlier version
     is_template: bool = False
+    is_running: bool | None = None  #: None if Proxmox's list does not contain the guest
     kind: str = GuestKind.QEMU  #: a VM or a container
     lock: str = ""  #: the operation for which Proxmox has locked the guest
 
@@ -123,6 +130,7 @@ class ServiceFacts:
     id: str
     status: str
     instance_id: str = ""
+    is_running: bool | None = None  #: whether the status is one of a running VM; None if the service type does not say
 
     @property
     def instance_vmid(self) -> int | None:
@@ -163,7 +171,13 @@ class Facts:
     #: Services with a pending or processing job, or with a due report (a job result that is not yet sent to
     #: FulcrumCore). Their differences are not drift, because the job or the report will end the differences.
     busy_services: frozenset[str] = frozenset()
-    foreign_services: frozenset[str] = frozenset()  #: services of other agents, or with a mapping on another cluster
+    services_with_recent_job: frozenset[str] = (
+        frozenset()
+    )  #: the power of their VMs may be out of date in Proxmox's list
+    foreign_services: frozenset[str] = frozenset()  #: services with a mapping on another cluster
+    #: The services of other agents that FulcrumCore lists. The keys are their ids, the values the ids of their agents.
+    agent_by_foreign_service: Mapping[str, str] = field(default_factory=dict)
+    agent_id: str = ""  #: this agent's id
 
     @cached_property
     def services_by_id(self) -> dict[str, ServiceFacts]:
@@ -179,6 +193,23 @@ class Facts:
     def mappings_by_service(self) -> dict[str, MappingFacts]:
         """The mappings. The keys are their service ids: a service has at most one mapping that is not deleted."""
         return {mapping.service_id: mapping for mapping in self.mappings}
+
+    def is_foreign(self, guest: GuestFacts) -> bool:
+        """Return whether a marked guest belongs to another agent, another cluster's mapping or another FulcrumCore.
+
+        The service decides. Only if FulcrumCore does not know the service, the agent id beside the marker decides.
+        """
+        if not self.foreign_services.isdisjoint(guest.markers):
+            return True
+        if not self.agent_by_foreign_service.keys().isdisjoint(guest.markers):
+            return True
+        own_services = self.services_by_id.keys() | self.mappings_by_service.keys()
+        return guest.agent_id not in ("", self.agent_id) and own_services.isdisjoint(guest.markers)
+
+    @property
+    def foreign_guest_count(self) -> int:
+        """The number of marked guests that `is_foreign` recognises. They are no drift of this agent."""
+        return sum(bool(guest.markers) and self.is_foreign(guest) for guest in self.guests)
 
     def is_service_deleted_or_unknown(self, service_id: str) -> bool:
         """Return whether FulcrumCore has deleted the service or does not know it."""

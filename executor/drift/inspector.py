@@ -8,20 +8,25 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from executor.database import queries
 from executor.database.engine import reading
+from executor.database.tables import utc_now
 from executor.drift import rows
-from executor.drift.compare import compare, why_fulcrum_is_inconclusive, why_proxmox_is_inconclusive
+from executor.drift.compare import compare
 from executor.drift.facts import ClusterState, Facts, Finding, GuestFacts, MappingFacts, ServiceFacts
-from executor.errors import FulcrumAuthFailing, FulcrumRefused, JobError
+from executor.drift.inconclusive import why_fulcrum_is_inconclusive, why_proxmox_is_inconclusive
+from executor.errors import JobError
 from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.types import ListedService
 from executor.model import GuestKind
 from executor.proxmox.client import SMITH_TAG, ProxmoxReader
 from executor.proxmox.rows import VmRow
 from executor.shared.error_codes import ErrorCode
-from executor.shared.marker import services_in
+from executor.shared.marker import agent_in, services_in
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -32,6 +37,9 @@ NAME_SUFFIX = re.compile(r"-[0-9a-f]{8}\Z")
 SEARCH_COUNT = 2
 #: How long the check waits between two searches.
 SEARCH_INTERVAL_S = 2.0
+#: Proxmox's list of guests shows a change of a guest's power up to about ten seconds late, and later on a busy node. So
+#: the power of a VM is not compared if a job of its service ended within this time.
+MAX_LIST_AGE = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +49,7 @@ class DriftCheckOutcome:
     findings: tuple[Finding, ...] = ()
     inconclusive_reason: str = ""
     mapping_count: int = 0
+    foreign_guest_count: int = 0  #: marked guests that belong to other agents or to another FulcrumCore
 
     @property
     def problems(self) -> tuple[Finding, ...]:
@@ -57,9 +66,6 @@ class Inspector:
     proxmox: ProxmoxReader
     cluster: str
     wait: Callable[[float], Any] = time.sleep
-    #: The ids of services that FulcrumCore assigned to other agents. FulcrumCore never changes this assignment, so each
-    #: of these services is requested only once.
-    _known_foreign_services: set[str] = field(default_factory=set)
 
     def check(self, agent_id: str, *, believe_list: bool = False) -> DriftCheckOutcome:
         """Collect the facts of this agent's services and compare them.
@@ -68,6 +74,7 @@ class Inspector:
         mappings are read before and after the requests to Proxmox and FulcrumCore. If a mapping has changed
         meanwhile, its service counts as busy. Raises FulcrumUnavailable, or JobError for an error of Proxmox.
         """
+        recent_jobs_since = utc_now() - MAX_LIST_AGE
         with reading(self.engine) as session:
             rows_before = rows.read(session, self.cluster)
         mappings = rows_before.mappings
@@ -75,23 +82,33 @@ class Inspector:
         idle_mappings = [mapping for mapping in mappings if mapping.service_id not in rows_before.busy_services]
         if reason := why_proxmox_is_inconclusive(cluster_state, idle_mappings, believe_list=believe_list):
             return DriftCheckOutcome(inconclusive_reason=reason, mapping_count=len(mappings))
-        services = [_service_facts(service) for service in self.fulcrum.services(agent_id)]
-        if reason := why_fulcrum_is_inconclusive(idle_mappings, services):
+        listed_services = list(self.fulcrum.services())
+        services = [_service_facts(service) for service in listed_services if service.agent_id == agent_id]
+        if reason := why_fulcrum_is_inconclusive(idle_mappings, {service.id for service in listed_services}):
             return DriftCheckOutcome(inconclusive_reason=reason, mapping_count=len(mappings))
         guests, vmids_without_guest = self._guests(mappings, services, vm_rows)
-        marked_foreign_services = self._marked_foreign_services(guests, mappings, services, agent_id)
         with reading(self.engine) as session:
             rows_after = rows.read(session, self.cluster)
+            services_with_recent_job = queries.services_of_jobs_ended_since(session, recent_jobs_since)
         changed_services = rows_after.services_changed_since(rows_before)
         facts = Facts(
             mappings=rows_after.mappings,
             guests=guests,
             vmids_without_guest=vmids_without_guest,
             services=services,
+            services_with_recent_job=services_with_recent_job,
             busy_services=rows_before.busy_services | rows_after.busy_services | changed_services,
-            foreign_services=rows_before.foreign_services | rows_after.foreign_services | marked_foreign_services,
+            foreign_services=rows_before.foreign_services | rows_after.foreign_services,
+            agent_by_foreign_service={
+                service.id: service.agent_id or "" for service in listed_services if service.agent_id != agent_id
+            },
+            agent_id=agent_id,
         )
-        return DriftCheckOutcome(findings=compare(facts), mapping_count=len(rows_after.mappings))
+        return DriftCheckOutcome(
+            findings=compare(facts),
+            mapping_count=len(rows_after.mappings),
+            foreign_guest_count=facts.foreign_guest_count,
+        )
 
     # --- Proxmox --------------------------------------------------------------------------------------------------
 
@@ -124,8 +141,10 @@ class Inspector:
         instance_vmids = [service.instance_vmid for service in services if service.should_have_vm]
         expected_vmids = {mapping.vmid for mapping in mappings} | {vmid for vmid in instance_vmids if vmid is not None}
         rows_to_read = [row for row in vm_rows if row.vmid in expected_vmids or _may_have_marker(row)]
-        results = [self._read_guest(row.node, row.vmid, GuestKind(row.kind)) for row in rows_to_read]
-        guests_from_list = [guest for guest in results if guest is not None]
+        guests_from_list = []
+        for row in rows_to_read:
+            if guest := self._read_guest(row.node, row.vmid, GuestKind(row.kind)):
+                guests_from_list.append(replace(guest, is_running=row.status == "running"))
         vmids_to_search = expected_vmids - {guest.vmid for guest in guests_from_list}
         if not vmids_to_search:
             return guests_from_list, frozenset()
@@ -178,42 +197,10 @@ class Inspector:
             kind=kind,
             name=str(config.get("name") or config.get("hostname") or ""),
             markers=frozenset(services_in(description)),
+            agent_id=agent_in(description),
             is_template=str(config.get("template") or "0") == "1",
             lock=str(config.get("lock") or ""),
         )
-
-    # --- FulcrumCore ----------------------------------------------------------------------------------------------
-
-    def _marked_foreign_services(
-        self,
-        guests: Sequence[GuestFacts],
-        mappings: Sequence[MappingFacts],
-        services: Sequence[ServiceFacts],
-        agent_id: str,
-    ) -> frozenset[str]:
-        """Return the ids of other agents' services that are in the markers of these guests."""
-        own_ids = {mapping.service_id for mapping in mappings} | {service.id for service in services}
-        marked_ids = frozenset[str]().union(*(guest.markers for guest in guests))
-        other_ids = marked_ids - own_ids
-        for service_id in other_ids - self._known_foreign_services:
-            if self._is_foreign(service_id, agent_id):
-                self._known_foreign_services.add(service_id)
-        return other_ids & self._known_foreign_services
-
-    def _is_foreign(self, service_id: str, agent_id: str) -> bool:
-        """Return whether FulcrumCore assigned the service to another agent.
-
-        A service that FulcrumCore does not know is not foreign.
-        """
-        try:
-            return self.fulcrum.get_service(service_id).agent_id != agent_id
-        except FulcrumAuthFailing:
-            # FulcrumCore answers 403 for a service that it does not know, but also for an invalid token. If the
-            # token is invalid, `get_self` raises an error.
-            self.fulcrum.get_self()
-            return False
-        except FulcrumRefused:
-            return False
 
 
 def _may_have_marker(row: VmRow) -> bool:
@@ -221,5 +208,11 @@ def _may_have_marker(row: VmRow) -> bool:
     return not row.is_template and (SMITH_TAG in row.tags or bool(NAME_SUFFIX.search(row.name)))
 
 
-def _service_facts(service: Any) -> ServiceFacts:
-    return ServiceFacts(id=service.id, status=service.status or "", instance_id=service.agent_instance_id or "")
+def _service_facts(service: ListedService) -> ServiceFacts:
+    running_statuses = service.service_type.running_statuses if service.service_type else None
+    return ServiceFacts(
+        id=service.id,
+        status=service.status or "",
+        instance_id=service.agent_instance_id or "",
+        is_running=None if running_statuses is None else service.status in running_statuses,
+    )

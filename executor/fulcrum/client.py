@@ -22,6 +22,7 @@ from executor.fulcrum.types import (
     CoreJob,
     CoreModel,
     CoreService,
+    ListedService,
     MetricType,
     PendingJobs,
     ServiceType,
@@ -160,15 +161,12 @@ class FulcrumClient:
         path = f"/services/{_valid_id(service_id)}"
         return parse_response(CoreService, f"GET {path}", self._http.request_json("GET", path))
 
-    def services(self, agent_id: str) -> Iterator[CoreService]:
-        """Yield the agent's services, including deleted services.
+    def services(self) -> Iterator[ListedService]:
+        """Yield all services of the provider, including deleted services and the services of other agents.
 
-        FulcrumCore returns the services of all agents of the provider. This method leaves out the services of other
-        agents.
+        FulcrumCore has no filter for the services of one agent.
         """
-        own_id = _valid_id(agent_id)
-        services = self._list_all(CoreService, "/services", {"sort": "name"})
-        return (service for service in services if service.agent_id == own_id)
+        return self._list_all(ListedService, "/services", {"sort": "name"})
 
     def get_service_type(self, service_type_id: str) -> ServiceType:
         """Read one service type."""

@@ -217,6 +217,14 @@ class ServiceType(CoreModel):
     property_schema: dict[str, Any] = Field(default_factory=dict)
     lifecycle_schema: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def running_statuses(self) -> frozenset[str] | None:
+        """The statuses of a running service; None if the type does not name them."""
+        names = self.lifecycle_schema.get("runningStates")
+        if not isinstance(names, list) or not names:
+            return None
+        return frozenset(name for name in names if isinstance(name, str))
+
     def secret_paths(self) -> set[tuple[str, ...]]:
         """Return the paths of the properties that the schema marks as secret.
 
@@ -239,6 +247,12 @@ def _secret_paths_in(definition: Any, path: tuple[str, ...]) -> Iterator[tuple[s
     for name, member_definition in members.items() if isinstance(members, dict) else ():
         yield from _secret_paths_in(member_definition, (*path, name))
     yield from _secret_paths_in(definition.get("items"), (*path, "*"))
+
+
+class ListedService(CoreService):
+    """A service in the list of services, which contains the whole type of each service."""
+
+    service_type: ServiceType | None = None
 
 
 class MetricType(CoreModel):

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads and writes the marker: the line of a guest's description that names the guest's service."""
+"""Reads and writes the marker: the line of a guest's description that names the guest's service.
+
+The next line names the agent that wrote the marker. It is only a label: the service alone identifies a guest, and a
+marker without this line, which an earlier version has written, is valid.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,10 @@ MARKER_LINE = re.compile(r"^smith-uid=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{1
 #: A line that is a marker with any value; the case of the letters is ignored here too. The playbooks never change a
 #: guest with such a line of another value.
 _ANY_MARKER_LINE = re.compile(r"^smith-uid=(\S+)\s*?$", re.MULTILINE | re.IGNORECASE)
+#: The line of a description with the id of the agent that wrote the marker.
+_AGENT_LINE = re.compile(
+    r"^smith-agent=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\s*?$", re.MULTILINE | re.IGNORECASE
+)
 
 
 def marker_for(service_id: str) -> str:
@@ -25,3 +33,14 @@ def services_in(description: str) -> list[str]:
 def markers_in(description: str) -> list[str]:
     """Return the values of all markers in a description, in lower case and sorted, also of those without a valid id."""
     return sorted({value.lower() for value in _ANY_MARKER_LINE.findall(description)})
+
+
+def agent_line_for(agent_id: str) -> str:
+    """Return the line that names the agent."""
+    return f"smith-agent={agent_id}"
+
+
+def agent_in(description: str) -> str:
+    """Return the id of the agent that a description names, in lower case; '' if it names none or several."""
+    agent_ids = {agent_id.lower() for agent_id in _AGENT_LINE.findall(description)}
+    return agent_ids.pop() if len(agent_ids) == 1 else ""

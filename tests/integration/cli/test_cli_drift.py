@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from smith_lab.fulcrum_setup import add_agent
 from smith_lab.system import LabSystem, running_lab
+from sqlalchemy import update
 from support.cli_world import Cli, claim, submit
+from support.simulator_world import VM
 
-from executor.database import mappings
+from executor.database import job_queue, mappings
+from executor.database.tables import Job
 from executor.fulcrum.client import FulcrumClient
+from executor.model import JobResult
 
 _vmids = itertools.count(100_001)
 
@@ -80,6 +85,16 @@ class World:
         return [(entry["verb"], entry["subject_id"]) for entry in self.cli.json("audit", "list")]
 
 
+def service_of_agent(world: World, agent_id: str) -> str:
+    """Order a service of this agent; return its id."""
+    admin, ids = world.lab.admin, world.lab.ids
+    group_id = admin.create_group(ids.consumer_id, f"g-{uuid.uuid4().hex[:8]}")
+    service = admin.create_service(
+        group_id=group_id, service_type_id=ids.service_type_id, agent_id=agent_id, name="web", properties=VM
+    )
+    return str(service["id"])
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
     with running_lab(tmp_path_factory.mktemp("lab")) as system:
@@ -116,7 +131,7 @@ def world(lab: LabSystem, tmp_path: Path) -> Iterator[World]:
 
 def test_nothing_differs_and_the_exit_code_is_0(world: World) -> None:
     world.in_order()
-    assert world.drift(code=0) == {"frozen": None, "mapped": 1, "findings": []}
+    assert world.drift(code=0) == {"frozen": None, "mapped": 1, "foreign": 0, "findings": []}
     assert world.cli.ok("drift") == "nothing differs; 1 VMs are mapped\n"
     assert world.cli.ok("drift", "fix") == "nothing can be repaired\n"
 
@@ -152,6 +167,50 @@ def test_every_difference_is_shown_and_nothing_is_changed(world: World) -> None:
     assert world.cli.json("mappings", "list") == before
     assert world.audit() == []
     assert unmapped in {each["service_id"] for each in world.drift(code=1)["findings"]}
+
+
+def test_vms_of_another_agent_and_of_another_fulcrumcore_are_counted_without_findings(world: World) -> None:
+    """The list of services, which contains those of other agents, is read once, and no single service."""
+    lab, ids = world.lab, world.lab.ids
+    sibling_id, _token = add_agent(
+        lab.admin, name=f"dc-{uuid.uuid4().hex[:8]}", provider_id=ids.provider_id, agent_type_id=ids.agent_type_id
+    )
+    world.in_order()
+    world.add_vm(service_of_agent(world, sibling_id))
+    world.add_vm(description=f"smith-uid={uuid.uuid4()}\nsmith-agent={uuid.uuid4()}", tags="smith")
+    lab.core.clear_history()
+    assert world.drift(code=0)["foreign"] == 2
+    paths = [call["path"] for call in lab.core.history(method="GET") if "/services" in call["path"]]
+    assert len(paths) == 1
+    assert "not compared: 2 VMs of other agents or of another FulcrumCore" in world.cli.ok("drift")
+
+
+def test_a_mapping_of_a_service_of_a_former_agent_id_is_found(world: World) -> None:
+    """The agent was deleted in FulcrumCore and created again; FulcrumCore keeps its services with the former id."""
+    lab, ids = world.lab, world.lab.ids
+    former_id, _token = add_agent(
+        lab.admin, name=f"dc-{uuid.uuid4().hex[:8]}", provider_id=ids.provider_id, agent_type_id=ids.agent_type_id
+    )
+    vmid = world.add_vm(service_id := service_of_agent(world, former_id))
+    world.mapping(service_id, vmid)
+    (finding,) = world.drift(code=1)["findings"]
+    assert (finding["kind"], finding["vmid"]) == ("service_of_other_agent", vmid)
+    assert former_id in finding["text"]
+    assert world.state(service_id)[0] == "active"
+
+
+def test_a_vm_whose_power_differs_from_its_services_status_is_shown(world: World) -> None:
+    """FulcrumCore may have failed the start after its time-out, while the VM has started."""
+    service_id, vmid = world.in_order()
+    world.lab.proxmox.control("power", vmid=vmid, status="running")
+    (finding,) = world.drift(code=1)["findings"]
+    assert (finding["kind"], finding["vmid"]) == ("power_differs", vmid)
+    assert "the VM is running, but its service has the status Stopped" in finding["text"]
+    with world.cli.filling() as session:
+        submit(session, service_id=service_id, action="start")
+        job_queue.finish(session, claim(session), JobResult(succeeded=True))
+        session.execute(update(Job).values(report_state="reported"))
+    assert world.kinds(code=0) == [], "Proxmox's list may be older than the job"
 
 
 def test_a_moved_vm_is_shown_and_the_exit_code_is_0(world: World) -> None:

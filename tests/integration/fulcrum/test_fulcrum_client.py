@@ -254,8 +254,8 @@ def test_processing_jobs_of_another_agent_are_not_listed(
     assert client.pending_jobs().jobs == []
     assert client.own_processing_jobs(core.agent_id) == []
     assert [found.id for found in sibling.own_processing_jobs(sibling_id)] == [job.id]
-    assert list(client.services(core.agent_id)) == []
-    assert [found.name for found in client.services(sibling_id)] == ["web-1"]
+    assert [(found.name, found.agent_id) for found in client.services()] == [("web-1", sibling_id)]
+    assert [found.name for found in sibling.services()] == ["web-1"]
 
 
 def test_the_processing_jobs_of_all_pages_are_listed(
@@ -268,7 +268,7 @@ def test_the_processing_jobs_of_all_pages_are_listed(
         client.claim_job(job.id)
     assert len(jobs) == 120
     assert {job.id for job in client.own_processing_jobs(core.agent_id)} == {job.id for job in jobs}
-    assert {service.id for service in client.services(core.agent_id)} == {job.service_id for job in jobs}
+    assert {service.id for service in client.services()} == {job.service_id for job in jobs}
 
 
 # Types, vault, metrics

@@ -182,7 +182,7 @@ def test_a_success_without_the_expected_json_is_unavailable(serve: Serve, body: 
         client.pending_jobs,
         lambda: client.get_job(JOB_ID),
         lambda: client.own_processing_jobs(AGENT_ID),
-        lambda: list(client.services(AGENT_ID)),
+        lambda: list(client.services()),
         lambda: client.get_secret(SECRET_REFERENCE),
         lambda: client.put_status("Connected"),
         client.metric_types,
@@ -292,12 +292,13 @@ def raw_service(number: int, agent_id: str = AGENT_ID) -> dict[str, Any]:
     return {"id": f"00000000-0000-4000-8000-{number:012d}", "name": f"web-{number}", "agentId": agent_id}
 
 
-def test_all_pages_are_read_in_order_and_only_our_services_are_returned(serve: Serve) -> None:
+def test_all_pages_are_read_in_order_and_the_services_of_all_agents_are_returned(serve: Serve) -> None:
     first = [raw_service(number) for number in range(100)]
     second = [raw_service(100), raw_service(101, agent_id=SERVICE_ID)]
     server = serve(page(first, 102), page(second, 102))
-    found = list(client_of(server).services(AGENT_ID.upper()))
-    assert [service.name for service in found] == [f"web-{number}" for number in range(101)]
+    found = list(client_of(server).services())
+    assert [service.name for service in found] == [f"web-{number}" for number in range(102)]
+    assert [service.agent_id for service in found] == [AGENT_ID] * 101 + [SERVICE_ID]
     assert server.calls == [
         "GET /api/v1/services?sort=name&page=1&pageSize=100",
         "GET /api/v1/services?sort=name&page=2&pageSize=100",
@@ -308,14 +309,14 @@ def test_a_service_missing_from_all_pages_is_found_by_reading_the_list_again(ser
     """The order of equal names is undefined: the second page may repeat an object of the first."""
     everything = [raw_service(number) for number in range(101)]
     server = serve(page(everything[:100], 101), page(everything[:1], 101), page(everything[1:], 101), page([], 101))
-    assert len({service.id for service in client_of(server).services(AGENT_ID)}) == 101
+    assert len({service.id for service in client_of(server).services()}) == 101
 
 
 @pytest.mark.parametrize("items", [[], [raw_service(1)]])
 def test_a_list_that_stays_incomplete_is_unavailable(serve: Serve, items: list[dict[str, Any]]) -> None:
     server = serve(page(items, 500))
     with pytest.raises(FulcrumUnavailable, match="of 500 objects were found"):
-        list(client_of(server).services(AGENT_ID))
+        list(client_of(server).services())
     assert len(server.requests) <= 15
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.databases import LONG_AGO
 
-from executor.drift.compare import compare, why_fulcrum_is_inconclusive, why_proxmox_is_inconclusive
+from executor.drift.compare import compare
 from executor.drift.facts import (
     AUTOMATIC_REPAIRS,
     ClusterState,
@@ -20,6 +20,7 @@ from executor.drift.facts import (
     Repair,
     ServiceFacts,
 )
+from executor.drift.inconclusive import why_fulcrum_is_inconclusive, why_proxmox_is_inconclusive
 from executor.model import MappingState
 
 A = "aaaaaaaa-0000-4000-8000-000000000001"
@@ -45,7 +46,8 @@ def service(**changes: Any) -> ServiceFacts:
 
 def facts(**changes: Any) -> Facts:
     """Return one service with its VM and its mapping, without any difference unless `changes` makes one."""
-    return Facts(**({"mappings": (mapping(),), "guests": (guest(),), "services": (service(),)} | changes))
+    whole = {"mappings": (mapping(),), "guests": (guest(),), "services": (service(),), "agent_id": AGENT}
+    return Facts(**(whole | changes))
 
 
 def summary(compared: Facts) -> list[tuple[DriftKind, int | None, Repair | None]]:
@@ -58,6 +60,8 @@ UNMARKED, OTHER, BOTH = frozenset[str](), frozenset({B}), frozenset({A, B})
 GONE: dict[str, Any] = {"guests": (), "vmids_without_guest": frozenset({100})}
 DELETED = (service(status="Deleted", instance_id=""),)
 NEW = (service(status="New", instance_id=""),)
+OTHER_AGENT = "cccccccc-0000-4000-8000-000000000003"
+FOREIGN: dict[str, Any] = {"mappings": (), "guests": (guest(agent_id=OTHER_AGENT),)}
 
 DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair | None]]]] = [
     ("no difference", {}, []),
@@ -197,6 +201,41 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
         {"services": (service(instance_id=f"{AGENT}/7777"),)},
         [(DriftKind.MAPPING_UNREPORTED, 100, None)],
     ),
+    (
+        "service stopped, VM running",
+        {"services": (service(status="Stopped", is_running=False),), "guests": (guest(is_running=True),)},
+        [(DriftKind.POWER_DIFFERS, 100, None)],
+    ),
+    (
+        "service started, VM stopped",
+        {"services": (service(is_running=True),), "guests": (guest(is_running=False),)},
+        [(DriftKind.POWER_DIFFERS, 100, None)],
+    ),
+    ("service started, VM running", {"services": (service(is_running=True),), "guests": (guest(is_running=True),)}, []),
+    (
+        "service stopped, VM running, a job ended a moment ago",
+        {
+            "services": (service(status="Stopped", is_running=False),),
+            "guests": (guest(is_running=True),),
+            "services_with_recent_job": frozenset({A}),
+        },
+        [],
+    ),
+    ("the type names no running states", {"guests": (guest(is_running=False),)}, []),
+    ("the list lacks the VM's power", {"services": (service(is_running=True),)}, []),
+    ("VM of another FulcrumCore", FOREIGN | {"services": ()}, []),
+    ("own service, marker of a former agent id", FOREIGN, [(DriftKind.UNMAPPED_VM, 100, Repair.ADOPT)]),
+    (
+        "VM marked by this agent, service unknown",
+        {"mappings": (), "guests": (guest(agent_id=AGENT),), "services": ()},
+        [(DriftKind.VM_WITHOUT_SERVICE, 100, None)],
+    ),
+    ("VM of another agent", {"mappings": (), "services": (), "agent_by_foreign_service": {A: OTHER_AGENT}}, []),
+    (
+        "the service of a mapping belongs to another agent",
+        {"services": (), "agent_by_foreign_service": {A: OTHER_AGENT}},
+        [(DriftKind.SERVICE_OF_OTHER_AGENT, 100, None)],
+    ),
 ]
 
 
@@ -210,6 +249,23 @@ def test_each_difference_has_its_kind_and_its_repair(
 @pytest.mark.parametrize("changes", [row[1] for row in DRIFT], ids=[row[0] for row in DRIFT])
 def test_a_busy_service_has_no_findings(changes: dict[str, Any]) -> None:
     assert summary(facts(**changes, busy_services=frozenset({A, B}))) == []
+
+
+def test_foreign_guests_are_counted() -> None:
+    assert facts().foreign_guest_count == 0
+    assert facts(**FOREIGN | {"services": ()}).foreign_guest_count == 1
+    assert facts(mappings=(), services=(), agent_by_foreign_service={A: OTHER_AGENT}).foreign_guest_count == 1
+    assert (
+        facts(mappings=(), services=(), guests=(guest(markers=UNMARKED, agent_id=OTHER_AGENT),)).foreign_guest_count
+        == 0
+    )
+
+
+def test_deleting_a_vm_of_an_unknown_service_is_advised_with_care_if_its_agent_is_unknown() -> None:
+    (by_an_earlier_version,) = compare(facts(mappings=(), services=()))
+    (by_this_agent,) = compare(facts(mappings=(), services=(), guests=(guest(agent_id=AGENT),)))
+    assert "belongs to no other FulcrumCore" in by_an_earlier_version.text
+    assert "other FulcrumCore" not in by_this_agent.text
 
 
 def test_every_kind_is_in_the_table() -> None:
@@ -347,7 +403,6 @@ def test_the_operator_cannot_override_quorum_privilege_and_offline_nodes(wrong: 
 )
 def test_no_conclusion_is_drawn_from_a_short_list_of_fulcrumcore(count: int, listed: int, text: str) -> None:
     mappings = several(count)
-    services = [service(id=each.service_id) for each in mappings[:listed]]
-    reason = why_fulcrum_is_inconclusive(mappings, services)
+    reason = why_fulcrum_is_inconclusive(mappings, {each.service_id for each in mappings[:listed]})
     assert text in reason
     assert bool(reason) == bool(text)

@@ -1,0 +1,61 @@
+"""Decides whether a drift check can rely on the answers of Proxmox and FulcrumCore. All functions are pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from executor.drift.facts import ClusterState, MappingFacts
+from executor.model import MappingState
+
+#: If Proxmox's list of guests lacks a few mapped VMs, the VMs may be gone. If it lacks more, the list is probably
+#: incomplete, and the check concludes nothing from it. The limit is MAX_MISSING VMs, or the share MAX_MISSING_SHARE of
+#: all mapped VMs if that is more. The same limit applies to the mapped services that FulcrumCore's list lacks.
+MAX_MISSING = 3
+MAX_MISSING_SHARE = 0.3
+
+
+def why_proxmox_is_inconclusive(
+    cluster: ClusterState, mappings: Sequence[MappingFacts], *, believe_list: bool = False
+) -> str:
+    """Return why nothing can be concluded from Proxmox's answers, or '' when the check can rely on the answers.
+
+    `believe_list` is True when the operator has confirmed that every VM that is not in Proxmox's list is gone.
+    """
+    if not cluster.is_quorate:
+        return "the cluster has no quorum"
+    if not cluster.may_see_all_vms:
+        return "the token lacks VM.Audit on /vms, so VMs may be hidden from it"
+    if nodes := _offline_nodes_with_vms(cluster, mappings):
+        return "; ".join(f"node {node} is offline and has mapped VMs" for node in sorted(nodes))
+    if believe_list:
+        return ""
+    expected_vmids = {mapping.vmid for mapping in mappings if mapping.state == MappingState.ACTIVE}
+    missing_vmids = expected_vmids - cluster.node_by_vmid.keys()
+    if expected_vmids and not cluster.node_by_vmid:
+        return f"Proxmox lists no guest at all, although {len(expected_vmids)} VMs are mapped"
+    return _missing_text(len(missing_vmids), len(expected_vmids), "mapped VMs are not in Proxmox's list")
+
+
+def why_fulcrum_is_inconclusive(mappings: Sequence[MappingFacts], listed_ids: Collection[str]) -> str:
+    """Return why nothing can be concluded from FulcrumCore's list of services.
+
+    `listed_ids` are the ids of all services in the list, also of those of other agents. Returns '' when the check can
+    rely on the list.
+    """
+    expected_ids = {mapping.service_id for mapping in mappings if mapping.state == MappingState.ACTIVE}
+    missing_ids = expected_ids - set(listed_ids)
+    return _missing_text(len(missing_ids), len(expected_ids), "mapped services are not in FulcrumCore's list")
+
+
+def _offline_nodes_with_vms(cluster: ClusterState, mappings: Sequence[MappingFacts]) -> set[str]:
+    """Return the offline nodes on which there is a mapped VM, according to the mappings or to Proxmox's list."""
+    mappings_with_vm = [mapping for mapping in mappings if mapping.may_have_vm]
+    stored_nodes = {mapping.node for mapping in mappings_with_vm}
+    listed_nodes = {cluster.node_by_vmid.get(mapping.vmid, "") for mapping in mappings_with_vm}
+    return (stored_nodes | listed_nodes) & cluster.offline_nodes
+
+
+def _missing_text(missing_count: int, expected_count: int, problem: str) -> str:
+    """Return a text about the missing VMs or services, or '' when few enough are missing."""
+    max_missing = max(MAX_MISSING, expected_count * MAX_MISSING_SHARE)
+    return f"{missing_count} of {expected_count} {problem}" if missing_count > max_missing else ""

@@ -159,6 +159,7 @@ class Worker:
         return RunRequest(
             action=job.action,
             service_id=mapping.service_id,
+            agent_id=str(service.get("agentId") or ""),
             service_name=str(service.get("name") or ""),
             properties=properties,
             previous_properties=service.get("properties") or {},

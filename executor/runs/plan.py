@@ -45,6 +45,8 @@ def plan(request: RunRequest, settings: PlanSettings) -> PlaybookRun:
     action_schema.check_properties(action, request.properties)
     timeout_s = min(settings.playbook_timeout_s, request.time_left_s)
     vm = _common_members(request, settings, timeout_s) | _action_members(request, settings, is_ours=action.is_ours)
+    if action.is_ours and request.agent_id and request.action in CONFIGURING_ACTIONS:
+        vm["agent_id"] = request.agent_id
     if not action.is_ours:
         vm["properties"] = dict(request.properties)
     return PlaybookRun(

@@ -68,6 +68,7 @@ class RunRequest:
 
     action: str
     service_id: str
+    agent_id: str = ""  #: the id of the service's agent in FulcrumCore; '' if it is not known
     service_name: str
     properties: Mapping[str, Any] = field(repr=False)  #: with secrets instead of references to FulcrumCore's vault
     #: for `update`: the service's properties before the update

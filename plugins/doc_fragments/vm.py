@@ -20,6 +20,11 @@ options:
           - UUID of the service. The guest's description contains it as the marker.
         type: str
         required: true
+      agent_id:
+        description:
+          - 'C(create), C(update): UUID of the agent in FulcrumCore. The guest''s description names it beside
+            the marker, as a label only.'
+        type: str
       vmid:
         description:
           - The VMID that is reserved for this service.

@@ -16,12 +16,12 @@ from .deletion import DELETION_TAG, deletion_due_at
 from .failures import failure, is_outcome_unknown
 from .identity import PROTECTED_TAG, TAG, is_marked, kind_of, only_identity
 from .request_values import is_yes
-from .shared.marker import marker_for
+from .shared.marker import agent_in, marker_for, with_agent
 
-#: The lines of a description that only our playbooks write: the marker and the deletion mark.
-OUR_LINES = re.compile(r"^smith-(?:uid|delete)=.*$", re.MULTILINE | re.IGNORECASE)
+#: The lines of a description that only our playbooks write: the marker, its agent and the deletion mark.
+OUR_LINES = re.compile(r"^smith-(?:uid|agent|delete)=.*$", re.MULTILINE | re.IGNORECASE)
 #: Text in a service's description that imitates a line of OUR_LINES.
-FORGED_LINE = re.compile(r"smith-(uid|delete)=", re.IGNORECASE)
+FORGED_LINE = re.compile(r"smith-(uid|agent|delete)=", re.IGNORECASE)
 
 
 def changes(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def description(vm: dict[str, Any]) -> str:
     text = FORGED_LINE.sub(r"smith-\1: ", str(vm.get("description") or "")).strip()
     deletion_line = f"smith-delete={vm['delete_at']}\n" if kind_of(vm) == "lxc" and vm.get("delete_at") else ""
     our_lines = f"{deletion_line}{marker_for(str(vm['service_id']).lower())}"
-    return f"{text}\n\n{our_lines}" if text else our_lines
+    return with_agent(f"{text}\n\n{our_lines}" if text else our_lines, str(vm.get("agent_id") or ""))
 
 
 def _identity(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
@@ -104,12 +104,19 @@ def _identity(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def _description(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> str | None:
-    """Return the whole new description, or None if the description need not change."""
-    if "description" in vm or not has_marker:
+    """Return the whole new description, or None if the description need not change.
+
+    A request without an agent's id keeps the agent that the description names.
+    """
+    if not has_marker:
         return description(vm)
+    current = str(facts["config"].get("description") or "")
+    agent_id = str(vm.get("agent_id") or agent_in(current))
+    if "description" in vm:
+        return description({**vm, "agent_id": agent_id})
     if kind_of(vm) == "lxc" and (vm.get("delete_at") or _is_deletion_cancelled(facts, vm)):
-        return description({**vm, "description": OUR_LINES.sub("", str(facts["config"].get("description") or ""))})
-    return None
+        return description({**vm, "agent_id": agent_id, "description": OUR_LINES.sub("", current)})
+    return with_agent(current, agent_id) if agent_id.lower() != agent_in(current) else None
 
 
 def _tags(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[str] | None:

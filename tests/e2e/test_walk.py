@@ -29,6 +29,7 @@ def test_a_create_produces_the_requested_vm_mapping_and_service(lab: LabSystem) 
     assert config["name"] == f"shop-{service_id[:8]}"
     assert {"gold", "eu", "smith"} <= set(config["tags"].replace(",", ";").split(";"))
     assert f"smith-uid={service_id}" in config["description"].splitlines()
+    assert f"smith-agent={lab.ids.agent_id}" in config["description"].splitlines()
     mapping = mapping_of(lab, service_id)
     assert (mapping["state"], mapping["vmid"], mapping["node"]) == ("active", vm["vmid"], vm["node"])
     assert 100000 <= vm["vmid"] <= 199999

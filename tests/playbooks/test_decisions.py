@@ -26,6 +26,7 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import (
     proxmox_tasks,
     request_values,
 )
+from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.shared import marker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -511,6 +512,49 @@ def test_a_deletion_that_is_due_keeps_a_vm_without_a_deletion_mark(tag: str, dec
     wish = make_vm(only_when_due=True, grace_s=5)
     assert deletion.deletion(found, wish) == dict(zip(("step", "at"), decision, strict=True))
     assert deletion.deletion(guest_facts.absent(500), wish)["step"] == "destroy"
+
+
+AGENT = "6f0c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
+FORMER_AGENT = "22222222-2222-4333-8444-555555555555"
+
+
+@pytest.mark.parametrize(
+    ("current", "wanted", "after"),
+    [
+        ("a shop\n\nsmith-uid={0}", {"agent_id": AGENT}, "a shop\n\nsmith-agent={1}\nsmith-uid={0}"),
+        ("smith-agent={2}\nsmith-uid={0}", {"agent_id": AGENT}, "smith-agent={1}\nsmith-uid={0}"),
+        ("smith-agent={1}\nsmith-uid={0}", {"agent_id": AGENT}, None),
+        ("smith-agent={1}\nsmith-uid={0}", {}, None),
+        ("smith-uid={0}", {}, None),
+        ("x\n\nsmith-agent={1}\nsmith-uid={0}", {"description": "y"}, "y\n\nsmith-agent={1}\nsmith-uid={0}"),
+        ("x\n\nsmith-uid={0}", {"description": "y", "agent_id": AGENT}, "y\n\nsmith-agent={1}\nsmith-uid={0}"),
+        (
+            "smith-delete=9\nsmith-uid={0}",
+            {"kind": "lxc", "agent_id": AGENT},
+            "smith-delete=9\nsmith-agent={1}\nsmith-uid={0}",
+        ),
+    ],
+)
+def test_a_change_writes_the_agent_beside_the_marker(current: str, wanted: dict[str, Any], after: str | None) -> None:
+    """A marker of an earlier version is valid, and gets its agent with the next change; no change removes the agent."""
+    names = (SERVICE, AGENT, FORMER_AGENT)
+    found = (make_container if wanted.get("kind") else make_found)(description=current.format(*names))
+    assert identity.is_marked(found, make_vm())
+    sent = configuration.changes(found, make_vm(**wanted)).get("description")
+    assert sent == (after and after.format(*names))
+    if sent:
+        assert identity.is_marked({**found, "markers": marker.markers_in(sent)}, make_vm())
+        assert marker.agent_in(sent) == AGENT
+
+
+def test_a_clone_does_not_keep_the_agent_of_its_template() -> None:
+    clone = make_found(description=f"smith-agent={FORMER_AGENT}\ndebian", name="debian")
+    assert configuration.changes(clone, make_vm())["description"] == f"smith-uid={SERVICE}"
+
+
+def test_a_service_cannot_forge_the_agent() -> None:
+    text = configuration.description(make_vm(description=f"smith-agent={FORMER_AGENT}", agent_id=AGENT))
+    assert marker.agent_in(text) == AGENT
 
 
 def test_a_containers_deletion_mark_is_a_description_line_that_a_service_cannot_forge() -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads and writes the marker: the line of a guest's description that names the guest's service.
 
-The next line names the agent that wrote the marker. It is only a label: the service alone identifies a guest, and a
-marker without this line, which an earlier version has written, is valid.
+The line before it names the agent that wrote the marker. It is only a label: the service alone identifies a guest, and
+a marker without this line, which an earlier version has written, is valid.
 """
 
 from __future__ import annotations
@@ -35,9 +35,16 @@ def markers_in(description: str) -> list[str]:
     return sorted({value.lower() for value in _ANY_MARKER_LINE.findall(description)})
 
 
-def agent_line_for(agent_id: str) -> str:
-    """Return the line that names the agent."""
-    return f"smith-agent={agent_id}"
+def with_agent(description: str, agent_id: str) -> str:
+    """Return the description with a line that names the agent before the marker. An earlier such line is removed.
+
+    A description without a marker stays as it is, and so does every description if `agent_id` is ''.
+    """
+    if not agent_id or not MARKER_LINE.search(description):
+        return description
+    lines = [line for line in description.splitlines() if not line.lower().startswith("smith-agent=")]
+    position = next(index for index, line in enumerate(lines) if MARKER_LINE.match(line))
+    return "\n".join([*lines[:position], f"smith-agent={agent_id.lower()}", *lines[position:]])
 
 
 def agent_in(description: str) -> str:

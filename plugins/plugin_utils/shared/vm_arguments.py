@@ -10,6 +10,10 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                               'it as the marker.',
                                                'type': 'str',
                                                'required': True},
+                                'agent_id': {'description': 'C(create), C(update): UUID of the agent in FulcrumCore. '
+                                                            "The guest's description names it beside the marker, as a "
+                                                            'label only.',
+                                             'type': 'str'},
                                 'vmid': {'description': 'The VMID that is reserved for this service.',
                                          'type': 'int',
                                          'required': True},

@@ -16,7 +16,7 @@ from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
 pytestmark = pytest.mark.xdist_group("bad-input")
 
 GOOD = {"cores": 1, "memoryMb": 512, "diskGb": 8, "image": "debian-12"}
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0000000000000000000000000000000000000000000"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZv"
 PRIVATE_KEY = "-----BEGIN OPENSSH PRIVATE KEY-----"
 SUCCESS = ""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from play_bench import Bench, needs
 
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2Jhcmpmb29iYXI"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZv"
 
 
 @pytest.mark.lab

@@ -7,6 +7,7 @@ from typing import Any
 
 from play_bench import Bench
 
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZv"
 HARDWARE: dict[str, Any] = {
     **{"cores": 2, "sockets": 2, "cpu_type": "host", "memory_mib": 4096, "balloon_mib": 1024, "onboot": True},
     **{"guest_agent": False, "boot_order": ["scsi0", "net0"]},
@@ -61,7 +62,7 @@ def test_a_disk_that_cannot_be_created_ends_in_capacity_and_the_next_run_creates
 
 
 def test_create_applies_both_address_families_search_domains_a_snippet_and_protection(bench: Bench) -> None:
-    keys = [f"ssh-ed25519 AAAA{number:04d} Zoë's %20 #{number}" for number in range(50)]
+    keys = [f"{KEY} Zoë's %20 #{number}" for number in range(50)]
     vm = bench.vm(
         network={
             **{"mode": "static", "ipv4_cidr": "192.0.2.10/24", "ipv4_gateway": "192.0.2.1", "ipv6_mode": "static"},

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from play_bench import ACTIONS, ROOT, Bench, needs
 
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2Jhcmpmb29iYXI"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZv"
 
 
 def first_disk(config: dict[str, Any]) -> str:
@@ -270,7 +270,7 @@ def test_check_mode_changes_nothing_and_reports_the_planned_changes(bench: Bench
 def test_values_are_never_evaluated_as_templates(bench: Bench, tmp_path: Path) -> None:
     trap = tmp_path / "sprung"
     text = "{{ lookup('pipe', 'touch " + str(trap) + "') }}"
-    vm = bench.vm(description=text, cloud_init={"user": "admin", "password": text, "ssh_public_keys": [text]})
+    vm = bench.vm(description=text, cloud_init={"user": "admin", "password": text, "ssh_public_keys": [f"{KEY} {text}"]})
     done = bench.play("create", vm)
     assert not trap.exists()
     assert text in bench.guest(vm)["config"]["description"], done.output

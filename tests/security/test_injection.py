@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(900)
 
 SERVICE = "0a1b2c3d-1111-4000-8000-000000000001"
 MINIMAL = {"cores": 2, "memoryMb": 2048, "diskGb": 10, "image": "debian-12"}
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2Jhcg"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZv"
 #: Codes by which a property may be refused before anything runs.
 REFUSALS = frozenset({ErrorCode.INVALID_REQUEST, ErrorCode.NOT_FOUND, ErrorCode.UNSUPPORTED_ACTION})
 #: Writes its input to a file, after each way in which a playbook might evaluate it by mistake.

@@ -38,6 +38,8 @@ STOP_TIMEOUT_S = 10.0
 CONTROL_TIMEOUT_S = 30.0
 #: The default time between two broadcasts of statistics. Proxmox's is 10 s.
 STATISTICS_LAG_S = 0.5
+#: The default delay of an answer to a refused login. Proxmox's is 3 s.
+LOGIN_DELAY_S = 0.5
 #: How much of the server's log an error text contains.
 LOG_TAIL_CHARACTERS = 2000
 
@@ -51,7 +53,8 @@ class ProxmoxStandIn:
 
     `time_scale` is the number of real seconds that a Proxmox second takes. With 0, Proxmox tasks end at once.
     `statistics_lag_s` is the number of real seconds after which a guest's name and status appear in the list of guests;
-    in Proxmox it is up to 10 s. If a port is 0, `start` chooses a free port.
+    in Proxmox it is up to 10 s. `login_delay_s` is the delay of an answer to a refused login. If a port is 0, `start`
+    chooses a free port.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class ProxmoxStandIn:
         *,
         time_scale: float = 0.0,
         statistics_lag_s: float = STATISTICS_LAG_S,
+        login_delay_s: float = LOGIN_DELAY_S,
         host: str = HOST,
         port: int = 0,
         control_port: int = 0,
@@ -67,6 +71,7 @@ class ProxmoxStandIn:
         self.folder = folder
         self.time_scale = time_scale
         self.statistics_lag_s = statistics_lag_s
+        self.login_delay_s = login_delay_s
         self.host = host
         self.port = port
         self.control_port = control_port
@@ -183,21 +188,24 @@ class ProxmoxStandIn:
         """Return True while the stand-in delays the answer that the verb `hold_change` has named."""
         return bool(self._read("holding"))
 
-    def fail_task(self, task_type: str, text: str, *, times: int = 1, vmid: int | None = None) -> None:
+    def fail_task(self, task_type: str, text: str, *, times: int = 1, vmid: int | None = None, **options: Any) -> None:
         """Make the next `times` Proxmox tasks of a type (qmclone, qmstart, resize, ...) fail with this error text.
 
-        With `vmid`, only Proxmox tasks for this VM or container fail.
+        With `vmid`, only Proxmox tasks for this VM or container fail. `options` may contain `log` (lines that the
+        failed Proxmox task writes to its log), `leaves_lock` (a lock that the guest keeps; of a guest with the lock
+        `destroyed`, nothing else is left) and `after=True` (the Proxmox task does its work, then it fails).
         """
-        self.control("fail_task", type=task_type, text=text, times=times, vmid=vmid)
+        self.control("fail_task", type=task_type, text=text, times=times, vmid=vmid, **options)
 
     def control(self, verb: str, **values: Any) -> Any:
         """Call a verb of the control port with these values; return the verb's result. Raises StandInError.
 
         Each verb names a change of the cluster. The verbs are lock, node, quorum, slow, remove, recycle, rename,
         protect, configure, storage, behave, power, add_task, move, add, add_container, add_template, revoke, grant,
-        time_scale, task_seconds, token_secret, unremovable, version, fail, fail_task, hold_change, clear_faults and
-        reset_requests, statistics and options. After each verb the statistics of all guests are current; with `is_new`,
-        the guest of the verb has none yet. The methods `do_<verb>` in fakepve_server/verbs_*.py implement them.
+        time_scale, task_seconds, token_secret, unremovable, version, fail, fail_task, storage_locks, forget_tasks,
+        logins, hold_change, clear_faults, reset_requests, statistics, options and add_storage. After each verb the
+        statistics of all guests are current; with `is_new`, the guest of the verb has none yet. The methods `do_<verb>`
+        in fakepve_server/verbs_*.py implement them.
         """
         answer = requests.post(f"{self.control_url}/{verb}", json=values, timeout=CONTROL_TIMEOUT_S)
         body = answer.json()
@@ -226,6 +234,7 @@ class ProxmoxStandIn:
             "token_secret": self.token_secret,
             "time_scale": self.time_scale,
             "statistics_lag_s": self.statistics_lag_s,
+            "login_delay_s": self.login_delay_s,
             "ready": str(self._ready_file),
         }
         self._ready_file.unlink(missing_ok=True)

@@ -100,8 +100,8 @@ def test_resize_refuses_to_shrink(api: Any, vm: int) -> None:
 
 def test_resize_fails_on_a_locked_vm(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
     stand_in.control("lock", vmid=vm, lock="backup")
-    with pytest.raises(proxmoxer.ResourceException, match=r"VM is locked \(backup\)"):
-        api.nodes("pve1").qemu(vm).resize.set(disk="scsi0", size="20G")
+    upid = api.nodes("pve1").qemu(vm).resize.set(disk="scsi0", size="20G")
+    assert wait(api, "pve1", upid) == "VM is locked (backup)"
 
 
 def test_migrate_moves_the_vm(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
@@ -153,7 +153,7 @@ def test_a_clone_has_its_own_cloud_init_drive(stand_in: ProxmoxStandIn, api: Any
 
 def test_the_guest_agent_answers_after_the_start_with_the_nics_mac(api: Any, vm: int) -> None:
     qemu = api.nodes("pve1").qemu(vm)
-    with pytest.raises(proxmoxer.ResourceException, match="guest agent is not running"):
+    with pytest.raises(proxmoxer.ResourceException, match=f"VM {vm} is not running"):
         qemu.agent("network-get-interfaces").get()
     qemu.config.set(ipconfig0="ip=192.0.2.77/24,gw=192.0.2.1")
     qemu.status.start.post()

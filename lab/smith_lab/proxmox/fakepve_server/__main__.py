@@ -38,6 +38,7 @@ async def serve(settings: dict[str, Any]) -> None:
     cluster.time_scale = settings["time_scale"]
     seed(cluster, settings)
     cluster.statistics_lag_s = cluster.default_statistics_lag_s = settings["statistics_lag_s"]
+    cluster.login_delay_s = cluster.default_login_delay_s = settings["login_delay_s"]
     statistics = asyncio.ensure_future(cluster.send_statistics_repeatedly())
     await cluster.start(settings["cert"], settings["key"])
     runner = web.AppRunner(ControlPort(cluster).app())

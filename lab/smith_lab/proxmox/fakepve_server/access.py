@@ -83,6 +83,8 @@ class AccessChecks(FakePve):
 
     def _config_priv(self, key: str) -> str:
         """Return the privilege that a change of this configuration key requires."""
+        if key == "hookscript":
+            return "VM.Config.Options"
         if key in CLOUD_INIT_KEYS or key.startswith("ipconfig"):
             return "VM.Config.Cloudinit"
         return str(super()._config_priv(key))
@@ -96,6 +98,8 @@ class AccessChecks(FakePve):
 
     async def _qm_clone(self, v: dict[str, Any], user: str) -> str:
         """Clone a VM. As Proxmox does, refuse a clone to another node if a disk of the source is on local storage."""
+        if v.get("target") and v["target"] not in self.nodes:
+            raise die(f"no such cluster node '{v['target']}'")
         source = self.find(v["node"], v["vmid"])
         self._check_bridges(user, source.config)
         local_volumes = [volume for _key, volume, _props in drives_of(source.config) if not self._is_shared(volume)]

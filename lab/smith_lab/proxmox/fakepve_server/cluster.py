@@ -6,20 +6,28 @@ from __future__ import annotations
 from smith_lab.proxmox.fakepve_server.backups import Backups
 from smith_lab.proxmox.fakepve_server.cloud_init import CloudInitDrives
 from smith_lab.proxmox.fakepve_server.cluster_options import ClusterOptions
+from smith_lab.proxmox.fakepve_server.config_refusals import ConfigRefusals
 from smith_lab.proxmox.fakepve_server.faults import RequestFaults
 from smith_lab.proxmox.fakepve_server.guests import GuestAgentAndUsage
 from smith_lab.proxmox.fakepve_server.operations import DiskAndNodeOperations
 from smith_lab.proxmox.fakepve_server.partial_clones import PartialClones
 from smith_lab.proxmox.fakepve_server.power import PowerRequests
+from smith_lab.proxmox.fakepve_server.refused_requests import RefusedRequests
 from smith_lab.proxmox.fakepve_server.statistics import Statistics
+from smith_lab.proxmox.fakepve_server.task_answers import TaskAnswers
+from smith_lab.proxmox.fakepve_server.task_requests import TaskRequests
 
 
 class Cluster(
+    RefusedRequests,
     RequestFaults,
+    TaskAnswers,
     Statistics,
     PartialClones,
+    TaskRequests,
     PowerRequests,
     ClusterOptions,
+    ConfigRefusals,
     CloudInitDrives,
     DiskAndNodeOperations,
     Backups,

@@ -8,9 +8,9 @@ import re
 from typing import Any
 
 from aiohttp import web
-from fakepve.model import FakeVm
+from fakepve.model import FakeVm, PveError
 from fakepve.qemu import DRIVE_KEY, is_cdrom, split_drive, with_mac
-from fakepve.routing import split_list
+from fakepve.routing import die, split_list
 from fakepve.server import ok
 
 from smith_lab.proxmox.fakepve_server.access import AccessChecks
@@ -59,7 +59,12 @@ class ConfigurationChanges(AccessChecks):
             tags = {tag.lower() for tag in split_list(updates["tags"])}
             updates["tags"] = ";".join(sorted(tags))
         removed_values = {key: vm.config[key] for key in split_list(updates.get("delete")) if key in vm.config}
-        await super()._apply_config(vm, user, updates)
+        try:
+            await super()._apply_config(vm, user, updates)
+        except PveError as exc:  # Proxmox sends this error with another status, and without an end of line
+            if "bootorder" not in str(exc.errors):
+                raise
+            raise die(exc.errors["boot"] + "'") from exc
         self._detach_disks(vm, removed_values)
         self._apply_hotplug(vm)
 
@@ -85,10 +90,7 @@ class ConfigurationChanges(AccessChecks):
 
     @staticmethod
     def _apply_hotplug(vm: FakeVm) -> None:
-        """Apply pending values that can be hot-plugged. Drop pending values that equal the current values.
-
-        A pending removal of a hot-pluggable key is dropped, too, without an effect.
-        """
+        """Apply pending values and removals that can be hot-plugged. Drop pending values that are the current ones."""
         hotplug_kinds = split_list(vm.config.get("hotplug", "network,disk,usb"))
         for key, value in list(vm.pending.items()):
             can_hotplug = (
@@ -99,6 +101,8 @@ class ConfigurationChanges(AccessChecks):
             )
             if can_hotplug and value is not None:
                 vm.config[key] = value
+            elif can_hotplug:
+                vm.config.pop(key, None)
             if can_hotplug or str(vm.config.get(key)) == str(value):
                 del vm.pending[key]
 

@@ -26,6 +26,8 @@ class GuestAgentAndUsage(FakePve):
     async def _agent_call(self, match: Any, values: dict[str, Any]) -> Any:
         """Answer a guest agent request. Raises PveError unless the VM's configuration enables the guest agent."""
         vm = self.find(values["node"], values["vmid"])
+        if vm.status != "running":
+            raise PveError(500, f"VM {vm.vmid} is not running")
         # Matches the flag in both forms of the setting: `1,fstrim_cloned_disks=1` and `enabled=1`.
         flag_match = re.search(r"(?:^|enabled=)(\d)", str(vm.config.get("agent", "0")))
         if not flag_match or flag_match.group(1) != "1":

@@ -7,9 +7,9 @@ import re
 from typing import Any
 
 from fakepve.lxc import SIZE_UNITS, format_size, parse_size
-from fakepve.model import FakeVm, TaskError
+from fakepve.model import FakeVm, PveError, TaskError
 from fakepve.qemu import drives_of, is_cdrom, join_drive, split_drive, volume_ref
-from fakepve.routing import die
+from fakepve.routing import die, param_error
 
 from smith_lab.proxmox.fakepve_server.configuration import ConfigurationChanges
 from smith_lab.proxmox.fakepve_server.tasks import TimedTasks
@@ -39,18 +39,21 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
         ]
 
     async def _resize(self, v: dict[str, Any], user: str) -> str:
-        vm = self.find(v["node"], v["vmid"])
+        """Enlarge a disk. Every error but a missing quorum is the error of the Proxmox task."""
         disk, size = v["disk"], str(v["size"])
         self.need_quorum()
-        self._check_lock(vm)
-        if disk not in vm.config:
-            raise die(f"disk '{disk}' does not exist")
-        volume, props = split_drive(vm.config[disk])
-        if is_cdrom(volume, props):
-            raise die("you can't resize a cdrom")
 
         async def resize_disk() -> None:
+            try:
+                vm = self.find(v["node"], v["vmid"])
+            except PveError as exc:
+                raise TaskError(exc.message) from exc
             self._check_lock_in_task(vm)
+            if disk not in vm.config:
+                raise TaskError(f"disk '{disk}' does not exist")
+            volume, props = split_drive(vm.config[disk])
+            if is_cdrom(volume, props):
+                raise TaskError("you can't resize a cdrom")
             old_bytes = parse_size(props.get("size", "0")) or 0
             new_bytes = _parse_bytes(size.removeprefix("+"))
             if size.startswith("+"):  # the request contains the increase, not the new size
@@ -60,7 +63,7 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
             self._enlarge_volume(volume, new_bytes - old_bytes)
             vm.config[disk] = join_drive(volume, dict(props, size=format_size(new_bytes)))
 
-        return await self.task(vm.node, "resize", vm.vmid, user, resize_disk, vm=vm)
+        return await self.task(v["node"], "resize", v["vmid"], user, resize_disk, vm=self.vm(int(v["vmid"])))
 
     @staticmethod
     def _check_lock_in_task(vm: FakeVm) -> None:
@@ -87,10 +90,10 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
         target = v["target"]
         self.need_quorum()
         self._check_lock(vm)
+        if target == vm.node:
+            raise param_error(target="target is local node.")
         if target not in self.nodes:
             raise die(f"no such cluster node '{target}'")
-        if target == vm.node:
-            raise die(f"target is local node '{target}'")
         if vm.status == "running" and not v.get("online"):
             raise die("can't migrate running VM without --online")
         local_volumes = [
@@ -108,6 +111,14 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
             raise die(f"disk '{disk}' does not exist")
         if not storage:
             raise die("you must specify a storage")
+        volume, props = split_drive(vm.config[disk])
+        if is_cdrom(volume, props):
+            raise die("you can't move a cdrom")
+        wanted_format = v.get("format")
+        if volume_ref(volume)[0] == storage and wanted_format in (None, (self._qm_volume(volume) or {}).get("format")):
+            raise die("you can't move to the same storage with same format")
+        if v.get("delete") and any(volume in str(snapshot.get(disk)) for snapshot in vm.snapshots.values()):
+            raise die("you can't move a disk with snapshots and delete the source")
         self._qm_image_store(storage, user)  # raises unless the user may allocate VM disks on this storage
 
         async def move_disk() -> None:

@@ -24,6 +24,16 @@ TASK_SECONDS = {
 }
 #: Types of Proxmox tasks that copy a disk and log how much is done.
 COPYING_TASKS = ("qmclone", "qmmove")
+#: Types of Proxmox tasks that make a guest, and of those that allocate a disk.
+CREATING_TASKS = ("qmclone", "qmcreate", "vzcreate")
+ALLOCATING_TASKS = (*CREATING_TASKS, "qmmove")
+#: How Proxmox words that a storage's lock was not free in time (pve-cluster: PVE/Cluster.pm, cfs_lock; pve-storage).
+LOCK_TIMEOUTS = (
+    "cfs-lock 'storage-local-lvm' error: got lock request timeout",
+    "'storage-local-lvm'-locked command timed out - aborting",
+    "can't acquire lock '/var/lock/pve-manager/pve-storage-local-lvm' - got timeout",
+    "command '/usr/bin/qemu-img resize' failed: got timeout",
+)
 #: Matches the name of a cloud-init volume, such as `vm-100-cloudinit` or `100/vm-100-cloudinit.qcow2`.
 CLOUD_INIT_VOLUME = re.compile(r"(?:^|/)vm-\d+-cloudinit")
 #: The size of a cloud-init volume.
@@ -38,6 +48,8 @@ class TimedTasks(FakePve):
         self.task_faults: list[dict[str, Any]] = []  #: `do_fail_task` in verbs_cluster.py adds them
         self.task_seconds = dict(TASK_SECONDS)
         self.unremovable_volumes: set[str] = set()  #: ids of volumes that Proxmox cannot remove
+        self.lock_timeout_interval = 0  #: each such allocation does not get the storage's lock in time; 0: none
+        self.allocations = 0  #: number of Proxmox tasks that have allocated a disk since the interval was set
 
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
@@ -50,14 +62,21 @@ class TimedTasks(FakePve):
 
         async def timed_body() -> Any:
             await self._pause_with_progress(ttype, str(tid))
-            self._raise_matching_fault(ttype, tid, vm)
+            self._raise_lock_timeout(ttype, vm)
+            fault = self._use_matching_fault(ttype, tid, vm)
+            if fault and not fault.get("after"):
+                self._fail(fault, ttype, tid, vm)
             result = await body()
             if ttype == "qmclone" and vm is not None:
                 self._give_own_cloud_init(vm)
             if ttype == "qmdestroy":
                 self._raise_warnings(str(tid))
+            if fault:
+                self._fail(fault, ttype, tid, vm)
             return result
 
+        if ttype == "qmclone" and self.version.startswith("8."):
+            kwargs["log"] = []  # only Proxmox VE 9 logs the VMIDs of the template and of the clone
         return str(await super().task(node, ttype, tid, user, timed_body, vm=vm, **kwargs))
 
     async def _pause_with_progress(self, ttype: str, tid: str) -> None:
@@ -89,8 +108,20 @@ class TimedTasks(FakePve):
         """Return the log of the newest Proxmox task of this type and id."""
         return next(task["log"] for task in reversed(self.tasklog) if (task["type"], task["id"]) == (ttype, tid))
 
-    def _raise_matching_fault(self, ttype: str, tid: Any, vm: Any) -> None:
-        """If a fault matches this Proxmox task, reduce the fault's `times` by one and raise TaskError with its text."""
+    def _raise_lock_timeout(self, ttype: str, vm: Any) -> None:
+        """Raise TaskError for each n-th allocation, with the words of Proxmox for a storage's lock in turn."""
+        if not self.lock_timeout_interval or ttype not in ALLOCATING_TASKS:
+            return
+        self.allocations += 1
+        if self.allocations % self.lock_timeout_interval:
+            return
+        words = LOCK_TIMEOUTS[self.allocations // self.lock_timeout_interval % len(LOCK_TIMEOUTS)]
+        if ttype in CREATING_TASKS:
+            self._remove_guest(vm)
+        raise TaskError(f"clone failed: {words}" if ttype == "qmclone" else words)
+
+    def _use_matching_fault(self, ttype: str, tid: Any, vm: Any) -> dict[str, Any] | None:
+        """Return the first fault that matches this Proxmox task, and reduce its `times` by one; None if none does."""
         for fault in self.task_faults:
             # A fault without a VMID matches all Proxmox tasks of its type.
             matching_vmids = (None, int(tid or 0), getattr(vm, "vmid", None))
@@ -99,9 +130,25 @@ class TimedTasks(FakePve):
             fault["times"] -= 1
             if fault["times"] == 0:
                 self.task_faults.remove(fault)
-            if ttype in ("qmclone", "qmcreate", "vzcreate"):
-                self._remove_guest(vm)  # as Proxmox does after a failed creation
-            raise TaskError(fault["text"])
+            return fault
+        return None
+
+    def _fail(self, fault: dict[str, Any], ttype: str, tid: Any, vm: Any) -> None:
+        """Write the fault's lines to the log of the Proxmox task, leave its lock, and raise TaskError with its text."""
+        self._log_of(ttype, str(tid)).extend(fault.get("log") or [])
+        if lock := fault.get("leaves_lock"):
+            self._leave_lock(vm, lock)
+        elif ttype in CREATING_TASKS:
+            self._remove_guest(vm)  # as Proxmox does after a failed creation
+        raise TaskError(fault["text"])
+
+    def _leave_lock(self, guest: Any, lock: str) -> None:
+        """Leave a guest with a lock. `destroyed` is the lock that a deletion sets after it has removed the disks."""
+        if lock == "destroyed":
+            for _key, volume, _props in drives_of(guest.config):
+                self._qm_free(volume)
+            guest.config, guest.pending, guest.snapshots, guest.name = {}, {}, {}, f"VM {guest.vmid}"
+        self._qm_lock(guest, lock)
 
     def _remove_guest(self, guest: Any) -> None:
         for guests in (self.vms, self.cts):

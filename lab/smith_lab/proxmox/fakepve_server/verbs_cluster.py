@@ -32,9 +32,44 @@ class ClusterVerbs:
         fault = {"method": method, "path": path, "status": status, "text": text, "times": times}
         self.cluster.faults.append({**fault, "after": after, "delay_s": delay_s})
 
-    def do_fail_task(self, type: str, text: str, times: int = 1, vmid: int | None = None) -> None:
-        """Make the next `times` Proxmox tasks of a type (qmclone, qmstart, resize, ...) fail after their usual time."""
-        self.cluster.task_faults.append({"type": type, "text": text, "times": times, "vmid": vmid})
+    def do_fail_task(
+        self,
+        *,
+        type: str,
+        text: str,
+        times: int = 1,
+        vmid: int | None = None,
+        log: Sequence[str] = (),
+        leaves_lock: str = "",
+        after: bool = False,
+    ) -> None:
+        """Make the next `times` Proxmox tasks of a type (qmclone, qmstart, resize, ...) fail after their usual time.
+
+        The failed Proxmox task writes the lines `log`. If `leaves_lock` is given, the guest keeps this lock. With
+        `after`, the Proxmox task does its work before it fails.
+        """
+        fault = {"type": type, "text": text, "times": times, "vmid": vmid}
+        self.cluster.task_faults.append({**fault, "log": list(log), "leaves_lock": leaves_lock, "after": after})
+
+    def do_storage_locks(self, every: int) -> None:
+        """Let each `every`-th Proxmox task that allocates a disk wait in vain for the storage's lock. 0: none."""
+        self.cluster.lock_timeout_interval, self.cluster.allocations = every, 0
+
+    def do_forget_tasks(self, vmid: int) -> None:
+        """Remove the Proxmox tasks of a guest and their logs, as the rotation of the logs does."""
+        self.cluster.forget_tasks(vmid)
+
+    def do_logins(self, accepted: bool = True, delay_s: float | None = None) -> None:
+        """Set whether Proxmox can check logins, and the delay of a refusal. While pmxcfs restarts, it refuses all."""
+        self.cluster.is_user_list_missing = not accepted
+        if delay_s is not None:
+            self.cluster.login_delay_s = delay_s
+
+    def do_add_storage(self, storage: str, **values: Any) -> None:
+        """Add a storage, such as one of type `dir` with the content `images`, which the API token may use."""
+        self.cluster.storages[storage] = {"active": 1, "files": set(), "volumes": {}, **values}
+        for user_or_token in list(self.cluster.acl or {}):
+            self.cluster.grant(user_or_token, f"/storage/{storage}", "Datastore.AllocateSpace", "Datastore.Audit")
 
     def do_hold_change(self, number: int) -> None:
         """Process the `number`-th changing request from now, and do not answer it before `do_clear_faults`."""
@@ -44,6 +79,9 @@ class ClusterVerbs:
         """Remove every fault and delay, give the cluster quorum, and set all nodes to their default state."""
         self.cluster.faults.clear()
         self.cluster.task_faults.clear()
+        self.cluster.lock_timeout_interval = 0
+        self.cluster.is_user_list_missing = False
+        self.cluster.login_delay_s = self.cluster.default_login_delay_s
         self.cluster.answer_delay_s = 0.0
         self.cluster.changes_until_hold, self.cluster.is_holding = 0, False
         self.cluster.quorate = True

@@ -93,9 +93,9 @@ class GuestVerbs:
         guest.status = guest.qmpstatus = status
         guest.started_at = time.time() if status == "running" else None
 
-    def do_add_task(self, vmid: int, type: str, exitstatus: str = "OK") -> str:
-        """Add an ended Proxmox task of a guest, as if another client of the API token had started it."""
-        node, user = self._find_guest(vmid).node, next(iter(self.cluster.apitokens))
+    def do_add_task(self, vmid: int, type: str, exitstatus: str = "OK", user: str = "") -> str:
+        """Add an ended Proxmox task of a guest, started by `user`; by default by another client of the API token."""
+        node, user = self._find_guest(vmid).node, user or next(iter(self.cluster.apitokens))
         upid, pid, start = self.cluster._upid(node, type, vmid, user)
         task = {"upid": upid, "node": node, "pid": pid, "pstart": pid * 7, "starttime": start, "endtime": start}
         task |= {"type": type, "id": str(vmid), "user": user, "status": "stopped", "exitstatus": exitstatus, "log": []}
@@ -110,7 +110,8 @@ class GuestVerbs:
     def do_behave(self, vmid: int, **attributes: Any) -> None:
         """Set how a guest behaves.
 
-        The attribute `agent` says whether a guest agent runs. All other attributes are attributes of fakepve's class
+        The attribute `agent` says whether a guest agent runs, `keeps_devices` whether the running guest refuses to
+        release a device. All other attributes are attributes of fakepve's class
         FakeVm: acpi, shutdown_secs, start_secs, stop_secs, start_error, ha_state, agent_hangs.
         """
         guest = self._find_guest(vmid)
@@ -119,6 +120,9 @@ class GuestVerbs:
                 self.cluster.vmids_without_guest_agent.discard(vmid)
             else:
                 self.cluster.vmids_without_guest_agent.add(vmid)
+        if "keeps_devices" in attributes:
+            change = self.cluster.vmids_that_keep_devices
+            (change.add if attributes.pop("keeps_devices") else change.discard)(vmid)
         for key, value in attributes.items():
             if not hasattr(guest, key):
                 raise ValueError(f"no such attribute: {key}")

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Refuses changes of a VM's configuration as Proxmox does, in Proxmox's order (qemu-server: PVE/API2/Qemu.pm)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import urllib.parse
+from typing import Any
+
+from fakepve import schema as pve_schema
+from fakepve.model import FakeVm, PveError
+from fakepve.qemu import volume_ref
+from fakepve.routing import die, param_error, split_list
+
+from smith_lab.proxmox.fakepve_server.configuration import ConfigurationChanges
+
+CONFIG_PATH = "/nodes/{node}/qemu/{vmid}/config"
+#: Options that only root@pam may set.
+ROOT_OPTIONS = ("lock", "args")
+#: The beginning of the names of some CPU models that Proxmox knows.
+CPU_MODEL = re.compile(
+    r"custom-|host$|max$|kvm(32|64)$|qemu(32|64)$|x86-64-v[234]|486$|pentium|coreduo|core2duo|athlon|phenom|Opteron|EPYC"
+    r"|Penryn|Conroe|Nehalem|Westmere|SandyBridge|IvyBridge|Haswell|Broadwell|Skylake|Cascadelake|Cooperlake|Icelake"
+    r"|KnightsMill|SapphireRapids|GraniteRapids|SierraForest|ClearwaterForest|Denverton|Snowridge|YongFeng|cortex|neoverse"
+)
+
+
+class ConfigRefusals(ConfigurationChanges):
+    """Checks the values of a change before it is applied."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.vmids_that_keep_devices: set[int] = set()  #: VMIDs of VMs whose guest does not release a device
+
+    async def _apply_config(self, vm: FakeVm, user: str, changes: dict[str, Any]) -> None:
+        updates = dict(changes)
+        require_valid_ssh_keys(updates.get("sshkeys"))
+        reverted = split_list(updates.pop("revert", None))
+        for name, options in (("revert", reverted), ("delete", split_list(updates.get("delete")))):
+            for option in options:
+                if not option_exists(option):
+                    raise param_error(**{name: f"unknown option '{option}'"})
+        self._check_values(vm, user, updates)
+        for option in reverted:
+            vm.pending.pop(option, None)
+        kept = self._kept_devices(vm, updates)
+        await super()._apply_config(vm, user, updates)
+        if kept:
+            vm.pending.update(dict.fromkeys(kept))
+            text = "hotplug problem - error on hot-unplugging device '{}' - still busy in guest?"
+            raise param_error(**{option: text.format(option) for option in kept})
+
+    def _check_values(self, vm: FakeVm, user: str, updates: dict[str, Any]) -> None:
+        cpu = str(updates.get("cpu") or "host").removeprefix("cputype=").partition(",")[0]
+        if not CPU_MODEL.match(cpu):
+            cause = f"Built-in cputype '{cpu}' is not defined (missing 'custom-' prefix?)"
+            raise param_error(cpu=f"invalid format - {cause}")
+        self._check_hookscript(updates.get("hookscript"))
+        for option in [*updates, *split_list(updates.get("delete"))]:
+            if option in ROOT_OPTIONS and user != "root@pam":
+                raise die(f"only root can set '{option}' config")
+        self._check_lock(vm)
+        _check_balloon(vm, updates)
+
+    def _check_hookscript(self, volume: str | None) -> None:
+        storage, name = volume_ref(str(volume or ""))
+        if volume and name not in self.storages.get(storage or "", {}).get("volumes", {}):
+            raise param_error(hookscript=f"script '{volume}' does not exist")
+
+    def _kept_devices(self, vm: FakeVm, updates: dict[str, Any]) -> list[str]:
+        """Take the devices that a running guest does not release out of `delete`; return them."""
+        if vm.status != "running" or vm.vmid not in self.vmids_that_keep_devices:
+            return []
+        deleted = split_list(updates.get("delete"))
+        kept = [option for option in deleted if re.match(r"(net|scsi|virtio|sata)\d+$", option) and option in vm.config]
+        updates["delete"] = ",".join(option for option in deleted if option not in kept)
+        return kept
+
+
+def _check_balloon(vm: FakeVm, updates: dict[str, Any]) -> None:
+    wanted = {**vm.config, **{key: value for key, value in vm.pending.items() if value is not None}, **updates}
+    memory_mib = int(str(wanted.get("memory") or 512).removeprefix("current="))
+    if ("memory" in updates or "balloon" in updates) and int(wanted.get("balloon") or 0) > memory_mib:
+        raise die("balloon value too large (must be smaller than assigned memory)")
+
+
+def option_exists(option: str) -> bool:
+    """Return True if a VM's configuration may have this option."""
+    names = pve_schema.load().paths[CONFIG_PATH]["PUT"]["parameters"]["properties"]
+    return option in names or f"{option.rstrip('0123456789')}[n]" in names
+
+
+def require_valid_ssh_keys(encoded: str | None) -> None:
+    """Raise PveError unless `ssh-keygen -l` would accept each key (pve-common: PVE/Tools.pm)."""
+    for line in urllib.parse.unquote(encoded or "").split("\n"):
+        if line.strip() and not is_ssh_key(line):
+            raise PveError(500, "SSH public key validation error")
+
+
+def is_ssh_key(line: str) -> bool:
+    """Return True if a line contains a type, and a key whose data has this type and complete fields."""
+    found = re.search(r"(?:^|\s)((?:sk-)?(?:ssh|ecdsa)-[\w@.-]+) +([A-Za-z0-9+/]+=*)(?:\s|$)", line)
+    if not found:
+        return False
+    try:
+        fields = _fields_of(base64.b64decode(found.group(2), validate=True))
+    except (binascii.Error, ValueError):
+        return False
+    is_complete = len(fields) > 1 and (found.group(1) != "ssh-ed25519" or len(fields[1]) == 32)
+    return is_complete and fields[0] == found.group(1).encode()
+
+
+def _fields_of(data: bytes) -> list[bytes]:
+    """Return the fields of a key, each of which has its length before it. Raises ValueError if one is cut off."""
+    fields = []
+    while data:
+        size = int.from_bytes(data[:4], "big")
+        if len(data) < 4 + size:
+            raise ValueError("the key is cut off")
+        fields.append(data[4 : 4 + size])
+        data = data[4 + size :]
+    return fields

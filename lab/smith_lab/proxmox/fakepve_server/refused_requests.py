@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Answers requests without a valid login, for an unknown path and for an unknown node as Proxmox does.
+
+The sources are pve-manager (PVE/HTTPServer.pm) and pve-http-server (PVE/APIServer/AnyEvent.pm).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from aiohttp import web
+from fakepve.model import PveError
+from fakepve.server import API, FakePve, error
+
+#: The path of a login. Its answer to a wrong password has a body.
+LOGIN_PATH = "/access/ticket"
+
+
+class RefusedRequests(FakePve):
+    """Handles the requests that Proxmox refuses before it knows what they ask for."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.login_delay_s = 0.0  #: how long an answer 401 is delayed, in real seconds; in Proxmox 3
+        self.default_login_delay_s = 0.0
+        self.is_user_list_missing = False  #: as while pmxcfs restarts: Proxmox refuses every login
+
+    @web.middleware
+    async def _middleware(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """Handle a request. An answer 401 is delayed and has no body; its reason does not name the cause."""
+        answer: web.StreamResponse = await super()._middleware(request, handler)
+        if answer.status != 401:
+            return answer
+        await asyncio.sleep(self.login_delay_s)
+        if request.path.endswith(LOGIN_PATH):
+            return answer
+        has_login = "Authorization" in request.headers or "PVEAuthCookie" in request.cookies
+        return web.Response(status=401, reason="Authentication failed!" if has_login else "No ticket", body=b"")
+
+    def _authenticate(self, request: web.Request) -> Any:
+        if self.is_user_list_missing:
+            raise PveError(401, "Authentication failed!")
+        return super()._authenticate(request)
+
+    async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
+        if path_node and path_node not in self.nodes:
+            cause = f"failed to get address info for: {path_node}: Name or service not known"
+            return error(500, f"hostname lookup '{path_node}' failed - {cause}")
+        return await super()._answer(request, handler, generic, path_node)
+
+    async def answer(self, request: web.Request, match: Any, params: Any, user: str, call: Any = None) -> Any:
+        if match is None:
+            raise PveError(501, f"Method '{request.method} {request.path.removeprefix(API)}' not implemented")
+        return await super().answer(request, match, params, user, call)

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Answers requests about Proxmox tasks as Proxmox does (pve-manager: PVE/API2/Tasks.pm).
+
+A running Proxmox task of a token names the whole token as its user, an ended one names the user and the token's id.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from aiohttp import web
+from fakepve.model import PveError
+from fakepve.routing import param_error
+from fakepve.server import USER, FakePve, ok
+
+UPID = re.compile(r"UPID:[^:\s]+:[0-9A-Fa-f]{8}:[0-9A-Fa-f]{8,9}:[0-9A-Fa-f]{8}:[^:\s]+:[^:\s]*:[^:\s]+:")
+
+
+class TaskAnswers(FakePve):
+    """Handles the list, the status and the log of Proxmox tasks. A log has 50 lines unless the request has `limit`."""
+
+    def forget_tasks(self, vmid: int) -> None:
+        """Remove the Proxmox tasks of a guest and their logs, as the rotation of the logs does."""
+        self.tasklog = [task for task in self.tasklog if task["id"] != str(vmid)]
+        self.tasks = {upid: task for upid, task in self.tasks.items() if task["id"] != str(vmid)}
+
+    def _task_view(self, task: dict[str, Any], listing: bool = False) -> dict[str, Any]:
+        view: dict[str, Any] = super()._task_view(task, listing)
+        if listing and task["status"] == "running":
+            view.pop("tokenid", None)
+            view["status"] = "RUNNING"
+        elif "!" in view["user"]:
+            view["user"], _, view["tokenid"] = view["user"].partition("!")
+        return view
+
+    def _get_task(self, request: web.Request) -> dict[str, Any]:
+        upid = request.match_info["upid"]
+        if not UPID.fullmatch(upid):
+            raise param_error(upid="unable to parse worker upid")
+        if upid not in self.tasks:
+            raise param_error(upid="no such task")
+        task: dict[str, Any] = super()._get_task(request)
+        return task
+
+    async def _task_log(self, request: web.Request) -> web.Response:
+        """Return the log of a task. The log of a task that was removed has one line, which says that it is missing."""
+        try:
+            answer: web.Response = await super()._task_log(request)
+        except PveError as exc:
+            if "no such task" not in str(exc.errors) or request[USER] is None:
+                raise
+            return ok([{"n": 1, "t": "unable to open file - No such file or directory"}])
+        return answer

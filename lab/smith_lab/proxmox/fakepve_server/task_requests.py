@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Answers with a Proxmox task where fakepve answers with an error.
+
+Proxmox starts a worker before it reads the guest, so the error of these requests is the task's error (qemu-server:
+PVE/API2/Qemu.pm).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+from fakepve.model import FakeVm, PveError, TaskError
+from fakepve.qemu import drives_of, volume_ref
+from fakepve.server import USER, ok
+
+from smith_lab.proxmox.fakepve_server.access import DEFAULT_NODE_STATS
+from smith_lab.proxmox.fakepve_server.tasks import TimedTasks
+
+#: The Proxmox task of each action that Proxmox begins without a look at the VM.
+TASKS_OF_ACTIONS = {"start": "qmstart", "stop": "qmstop", "shutdown": "qmshutdown"}
+
+
+class TaskRequests(TimedTasks):
+    """Handles power requests for missing and stopped VMs, and the checks that Proxmox makes inside its tasks."""
+
+    async def _status_action(self, request: web.Request) -> web.Response:
+        """Handle an action. A missing VM, or one on another node, makes the Proxmox task fail."""
+        action, node, vmid = (request.match_info[name] for name in ("action", "node", "vmid"))
+        try:
+            return await super()._status_action(request)
+        except PveError as exc:
+            if action not in TASKS_OF_ACTIONS or not exc.message.startswith("Configuration file"):
+                raise
+            text = exc.message
+        self.require(request[USER], f"/vms/{vmid}", "VM.PowerMgmt")
+        return ok(await self._failing_task(node, TASKS_OF_ACTIONS[action], vmid, request[USER], text))
+
+    async def _failing_task(self, node: str, ttype: str, vmid: Any, user: str, text: str) -> str:
+        async def fail() -> None:
+            raise TaskError(text)
+
+        return await self.task(node, ttype, vmid, user, fail)
+
+    async def _do_shutdown(self, vm: FakeVm, user: str, p: dict[str, Any]) -> str:
+        """Shut a VM down. For a stopped VM the Proxmox task ends at once with OK."""
+        if vm.status == "running" or vm.ha_managed:
+            return str(await super()._do_shutdown(vm, user, p))
+
+        async def do_nothing() -> None:
+            if vm.lock:
+                raise TaskError(f"VM is locked ({vm.lock})")
+
+        return await self.task(vm.node, "qmshutdown", vm.vmid, user, do_nothing, vm=vm)
+
+    async def task(  # noqa: PLR0917 - the signature is fakepve's
+        self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
+    ) -> str:
+        """Start a Proxmox task, which first checks what Proxmox checks inside a task of this type."""
+
+        async def checked_body() -> Any:
+            if ttype == "qmstart" and vm is not None:
+                self._check_vcpus(vm)
+            if ttype == "qmdestroy" and vm is not None and vm.template:
+                self._check_linked_clones(vm)
+            return await body()
+
+        return str(await super().task(node, ttype, tid, user, checked_body, vm=vm, **kwargs))
+
+    def _check_vcpus(self, vm: FakeVm) -> None:
+        """Raise TaskError if the VM has more CPUs than its node (qemu-server: PVE/QemuServer.pm, config_to_command)."""
+        allowed = int(self.nodes[vm.node].get("stats", {}).get("maxcpu") or DEFAULT_NODE_STATS["maxcpu"])
+        if int(vm.config.get("sockets") or 1) * int(vm.config.get("cores") or 1) > allowed:
+            raise TaskError(f"MAX {allowed} vcpus allowed per VM on this node")
+
+    def _check_linked_clones(self, template: FakeVm) -> None:
+        """Raise TaskError if a volume of the template has linked clones. LVM-thin does not know of them."""
+        for _key, volume, _props in drives_of(template.config, skip_cdrom=True):
+            storage_name, name = volume_ref(volume)
+            storage = self.storages.get(storage_name or "", {})
+            bases = [volume.get("base") for volume in storage.get("volumes", {}).values()]
+            if storage.get("type") != "lvmthin" and f"{template.vmid}/{name.split('/')[-1]}" in bases:
+                raise TaskError(f"base volume '{volume}' is still in use by linked cloned")
+
+    def _qm_alloc(
+        self, sid: str, vmid: int, fmt: str | None, size: int, linked_from: str | None = None
+    ) -> tuple[str, str]:
+        """Allocate a volume, and remember the base volume of a linked clone."""
+        volume, fmt = super()._qm_alloc(sid, vmid, fmt, size, linked_from)
+        if linked_from:
+            self.storages[sid]["volumes"][volume_ref(volume)[1]]["base"] = linked_from
+        return volume, str(fmt)

@@ -270,7 +270,9 @@ def test_check_mode_changes_nothing_and_reports_the_planned_changes(bench: Bench
 def test_values_are_never_evaluated_as_templates(bench: Bench, tmp_path: Path) -> None:
     trap = tmp_path / "sprung"
     text = "{{ lookup('pipe', 'touch " + str(trap) + "') }}"
-    vm = bench.vm(description=text, cloud_init={"user": "admin", "password": text, "ssh_public_keys": [f"{KEY} {text}"]})
+    vm = bench.vm(
+        description=text, cloud_init={"user": "admin", "password": text, "ssh_public_keys": [f"{KEY} {text}"]}
+    )
     done = bench.play("create", vm)
     assert not trap.exists()
     assert text in bench.guest(vm)["config"]["description"], done.output

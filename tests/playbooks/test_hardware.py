@@ -62,7 +62,7 @@ def test_a_disk_that_cannot_be_created_ends_in_capacity_and_the_next_run_creates
 
 
 def test_create_applies_both_address_families_search_domains_a_snippet_and_protection(bench: Bench) -> None:
-    keys = [f"{KEY} Zoë's %20 #{number}" for number in range(50)]
+    keys = [f"{KEY} Zoë's %20 #{number}" for number in range(20)]
     vm = bench.vm(
         network={
             **{"mode": "static", "ipv4_cidr": "192.0.2.10/24", "ipv4_gateway": "192.0.2.1", "ipv6_mode": "static"},

@@ -35,6 +35,9 @@ SERVICE_ID_PART_LENGTH = 8
 MAX_HOSTNAME_PART_LENGTH = 54
 #: The note of a mapping whose VM was found by its marker (see `marker.marker_for`).
 NOTE_FOUND_BY_MARKER = "found by its marker"
+#: The beginning of the note of a deleted mapping, some of whose VM's volumes still exist. Their ids follow.
+NOTE_VOLUMES_LEFT = "VOLUMES_LEFT: "
+VOLUME_SEPARATOR = ", "
 #: The maximum number of mappings that `due_for_deletion` returns by default.
 DUE_PAGE_SIZE = 100
 #: The maximum number of mappings that `find` returns.
@@ -43,6 +46,7 @@ MAX_FOUND_MAPPINGS = 100
 # These conditions contain literals, so that SQLite uses the partial indexes.
 _IS_CURRENT = Mapping.state != DELETED_LITERAL
 _IS_DELETED = Mapping.state == DELETED_LITERAL
+_HAS_VOLUMES_LEFT = _IS_DELETED & Mapping.note.startswith(NOTE_VOLUMES_LEFT, autoescape=True)
 
 #: The name of a cluster, and the lowest and the highest VMID for new VMs on this cluster.
 ClusterVmidRange = tuple[str, int, int]
@@ -197,12 +201,15 @@ def record_node(session: Session, mapping_id: int, node: str) -> None:
 def apply_result(session: Session, mapping_id: int, vm: dict[str, Any]) -> None:
     """Store the VM's new state in its mapping. `vm` is the result of a playbook.
 
-    If the VM is absent, the mapping becomes deleted. If `vm` has a `delete_at` (a Unix time in seconds), the mapping
-    becomes pending deletion. Otherwise, also for an empty `vm`, the mapping becomes active.
+    If the VM is absent, the mapping becomes deleted; its note names the volumes that still exist. If `vm` has a
+    `delete_at` (a Unix time in seconds), the mapping becomes pending deletion. Otherwise, also for an empty `vm`, the
+    mapping becomes active.
     """
     now = utc_now()
     if vm.get("status") == "absent":
-        _update(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now)
+        volumes = [str(volume) for volume in vm.get("volumes_left") or []]
+        note = {"note": NOTE_VOLUMES_LEFT + VOLUME_SEPARATOR.join(volumes)} if volumes else {}
+        _update(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, **note)
         return
     delete_at = datetime.fromtimestamp(vm["delete_at"], UTC) if vm.get("delete_at") else None
     state = MappingState.PENDING_DELETION if delete_at else MappingState.ACTIVE
@@ -267,9 +274,30 @@ def due_for_deletion(
     return session.scalars(stmt).all()
 
 
+def with_volumes_left(session: Session, cluster: str) -> Sequence[Mapping]:
+    """Return the deleted mappings of a cluster, some of whose VM's volumes existed after the deletion."""
+    stmt = select(Mapping).where(_HAS_VOLUMES_LEFT, Mapping.cluster == cluster)
+    return session.scalars(stmt.order_by(Mapping.id)).all()
+
+
+def volumes_left(mapping: Mapping) -> list[str]:
+    """Return the volumes in the note of a mapping that `with_volumes_left` returns."""
+    return (mapping.note or "").removeprefix(NOTE_VOLUMES_LEFT).split(VOLUME_SEPARATOR)
+
+
+def note_volumes_removed(session: Session, mapping_id: int) -> None:
+    """Remove the note about volumes that do not exist any more."""
+    stmt = update(Mapping).where(Mapping.id == mapping_id, _HAS_VOLUMES_LEFT)
+    session.execute(stmt.values(note=None))
+
+
 def prune(session: Session, *, deleted_before: datetime, limit: int) -> int:
-    """Remove at most `limit` rows of mappings that became deleted before `deleted_before`. Return their number."""
+    """Remove at most `limit` rows of mappings that became deleted before `deleted_before`. Return their number.
+
+    A row that names volumes which may still exist is kept.
+    """
     old_rows = select(Mapping.id).where(_IS_DELETED, Mapping.deleted_at < deleted_before)
+    old_rows = old_rows.where(Mapping.note.is_(None) | ~Mapping.note.startswith(NOTE_VOLUMES_LEFT, autoescape=True))
     old_ids = session.scalars(old_rows.order_by(Mapping.deleted_at).limit(limit)).all()
     return execute_and_count(session, delete(Mapping).where(Mapping.id.in_(old_ids)))
 

@@ -21,6 +21,7 @@ from executor.drift.facts import (
     MappingFacts,
     Repair,
     ServiceFacts,
+    VolumesLeft,
 )
 from executor.model import GuestKind, MappingState
 
@@ -30,10 +31,21 @@ def compare(facts: Facts) -> tuple[Finding, ...]:
     findings = [finding for mapping in facts.mappings for finding in _compare_mapping(mapping, facts)]
     findings += [finding for guest in facts.guests for finding in _compare_marked_guest(guest, facts)]
     findings += [finding for service in facts.services for finding in _compare_service(service, facts)]
+    findings += [_volumes_finding(left) for left in facts.volumes_left]
     findings_of_idle_services = [finding for finding in findings if finding.service_id not in facts.busy_services]
     return tuple(
         sorted(findings_of_idle_services, key=lambda finding: (finding.kind, finding.vmid or 0, finding.service_id))
     )
+
+
+def _volumes_finding(left: VolumesLeft) -> Finding:
+    """Return the finding for the volumes of a deleted VM: an operator must remove them, or they are gone now."""
+    kind = DriftKind.VOLUMES_LEFT
+    if not left.volumes:
+        return _finding(left.mapping, kind, "the VM's last volumes are removed", repair=Repair.NOTE_VOLUMES_REMOVED)
+    volumes = ", ".join(left.volumes)
+    text = f"the VM is deleted, but {volumes} still exist: remove them by hand (`pvesm free VOLUME`)"
+    return _finding(left.mapping, kind, text)
 
 
 def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:

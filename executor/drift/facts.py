@@ -36,6 +36,7 @@ class DriftKind(StrEnum):
     #: the VM itself has lost the marker, has a second marker, or is now a template.
     VM_RECYCLED = "vm_recycled"
     VM_HALF_DESTROYED = "vm_half_destroyed"  #: a deletion of the VM was interrupted, so only its lock is left
+    VOLUMES_LEFT = "volumes_left"  #: volumes of a VM that was deleted still exist
     UNMAPPED_VM = "unmapped_vm"  #: a VM has the marker of a service, but no mapping names this VM
     SERVICE_WITHOUT_VM = "service_without_vm"  #: FulcrumCore has an instance id, but neither VM nor mapping exists
     #: The service is deleted or unknown, but its VM exists. Or its VM is gone too, but a mapping exists that is not
@@ -55,6 +56,7 @@ class Repair(StrEnum):
     """What the agent can do about a finding. A repair changes a mapping, never a VM."""
 
     CORRECT_NODE = "correct_node"  #: store the VM's node in the mapping
+    NOTE_VOLUMES_REMOVED = "note_volumes_removed"  #: remove the note about volumes that are gone
     MARK_VM_LOST = "mark_vm_lost"  #: keep the mapping, and set its state to vm_lost
     FORGET = "forget"  #: mark the mapping as deleted, because neither its VM nor its service exists
     ADOPT = "adopt"  #: create a mapping for the VM that has the service's marker
@@ -62,7 +64,7 @@ class Repair(StrEnum):
 
 #: The agent applies these repairs after each of its periodic drift checks. Other repairs are applied only when an
 #: operator runs `smith drift fix`.
-AUTOMATIC_REPAIRS = frozenset({Repair.CORRECT_NODE, Repair.MARK_VM_LOST})
+AUTOMATIC_REPAIRS = frozenset({Repair.CORRECT_NODE, Repair.MARK_VM_LOST, Repair.NOTE_VOLUMES_REMOVED})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +153,14 @@ class ServiceFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VolumesLeft:
+    """The volumes that Proxmox could not remove when it deleted a VM."""
+
+    mapping: MappingFacts  #: the deleted mapping
+    volumes: tuple[str, ...]  #: those that may still exist
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClusterState:
     """The facts from which the drift check concludes whether it can rely on Proxmox's answers."""
 
@@ -168,6 +178,7 @@ class Facts:
     guests: Sequence[GuestFacts] = ()
     vmids_without_guest: frozenset[int] = frozenset()  #: the VMIDs that are proven to have no guest
     services: Sequence[ServiceFacts] = ()
+    volumes_left: Sequence[VolumesLeft] = ()
     #: Services with a pending or processing job, or with a due report (a job result that is not yet sent to
     #: FulcrumCore). Their differences are not drift, because the job or the report will end the differences.
     busy_services: frozenset[str] = frozenset()
@@ -240,7 +251,7 @@ class Finding:
     @property
     def needs_attention(self) -> bool:
         """False for a harmless difference that the agent repairs."""
-        return self.kind is not DriftKind.VM_MOVED
+        return self.kind is not DriftKind.VM_MOVED and self.repair is not Repair.NOTE_VOLUMES_REMOVED
 
     @property
     def shown_values(self) -> dict[str, Any]:

@@ -64,6 +64,11 @@ def _mark_vm_lost(session: Session, _cluster: str, finding: Finding) -> bool:
     return True
 
 
+def _note_volumes_removed(session: Session, _cluster: str, finding: Finding) -> bool:
+    mappings.note_volumes_removed(session, _mapping_of(finding).id)
+    return True
+
+
 def _forget(session: Session, _cluster: str, finding: Finding) -> bool:
     mappings.mark_deleted(session, _mapping_of(finding).id, finding.text)
     return True
@@ -92,6 +97,7 @@ def _adopt(session: Session, cluster: str, finding: Finding) -> bool:
 _CHANGE_BY_REPAIR: dict[Repair, Callable[[Session, str, Finding], bool]] = {
     Repair.CORRECT_NODE: _correct_node,
     Repair.MARK_VM_LOST: _mark_vm_lost,
+    Repair.NOTE_VOLUMES_REMOVED: _note_volumes_removed,
     Repair.FORGET: _forget,
     Repair.ADOPT: _adopt,
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from executor.database import mappings, queries
 from executor.database.tables import Mapping
-from executor.drift.facts import MappingFacts
+from executor.drift.facts import MappingFacts, VolumesLeft
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -21,6 +21,7 @@ class Rows:
     #: Services with a pending or processing job, or with a job result that is not yet sent to FulcrumCore.
     busy_services: frozenset[str]
     foreign_services: frozenset[str]  #: services with a mapping on another cluster
+    volumes_left: tuple[VolumesLeft, ...] = ()  #: by the notes of deleted mappings
 
     def services_changed_since(self, earlier: Rows) -> frozenset[str]:
         """Return the services whose mapping was added, changed or removed between `earlier` and these rows."""
@@ -35,6 +36,10 @@ def read(session: Session, cluster: str) -> Rows:
         mappings=tuple(mapping_facts(row) for row in mapping_rows if row.cluster == cluster),
         busy_services=queries.busy_services(session),
         foreign_services=frozenset(row.service_id for row in mapping_rows if row.cluster != cluster),
+        volumes_left=tuple(
+            VolumesLeft(mapping=mapping_facts(row), volumes=tuple(mappings.volumes_left(row)))
+            for row in mappings.with_volumes_left(session, cluster)
+        ),
     )
 
 

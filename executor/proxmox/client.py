@@ -81,10 +81,15 @@ class ProxmoxReader:
         """
         return storage_rows(self._session.get("/cluster/resources", type="storage"))
 
-    def volumes(self, node: str, storage: str, content: str) -> frozenset[str]:
-        """List the volumes on a node's storage that the token may see. `content` is iso, vztmpl or backup."""
+    def volumes(self, node: str, storage: str, content: str = "", *, vmid: int = 0) -> frozenset[str]:
+        """List the volumes on a node's storage that the token may see.
+
+        `content` is iso, vztmpl or backup; with `vmid`, only the volumes of this VMID are listed.
+        """
         path = f"/nodes/{_require_valid_node(node)}/storage/{_require_valid_storage(storage)}/content"
-        return frozenset(as_text(row.get("volid")) for row in as_objects(self._session.get(path, content=content)))
+        query: dict[str, Any] = {"content": content} if content else {}
+        data = self._session.get(path, **query, **({"vmid": vmid} if vmid else {}))
+        return frozenset(as_text(row.get("volid")) for row in as_objects(data))
 
     def bridges(self, node: str) -> frozenset[str]:
         """List the bridges and virtual networks (SDN) of a node that the token may see."""

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..plugin_utils import deletion, failures, preconditions, steps
+from ..plugin_utils import deletion, failures, preconditions, steps, volumes
+from ..plugin_utils.cluster import FAILED_CALL, error_text
 from ..plugin_utils.identity import identity_problem, kind_of, lock_problem
-from ..plugin_utils.proxmox_tasks import volumes_left_in
+from ..plugin_utils.proxmox_tasks import task_types
 from ..plugin_utils.request_values import is_yes
 from ..plugin_utils.vm_action import Facts, VmAction
 
@@ -31,7 +33,7 @@ class ActionModule(VmAction):
             upids=done.upids,
             planned=self._planned(decision) if self.is_check_mode and facts["exists"] else {},
             **({"backup": self.archive} if self.archive else {}),
-            **({"volumes_left": self.volumes_left} if self.volumes_left else {}),
+            **self._warned_of_volumes(),
         )
 
     def _planned(self, decision: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +57,7 @@ class ActionModule(VmAction):
         if facts["exists"] and storage:
             archived = steps.ensure_backup(self, stopped.facts, facts, storage)
             self.archive = preconditions.backup_made(archived.facts, facts)
-        deleted = self._delete(archived.facts) if facts["exists"] else steps.unchanged(facts)
+        deleted = self._delete(archived.facts) if facts["exists"] else self._deleted_before(facts)
         return steps.Step(
             facts=deleted.facts,
             is_changed=facts["exists"],
@@ -71,6 +73,9 @@ class ActionModule(VmAction):
         self.diff = {"before": {"status": facts["status"]}, "after": {"status": "absent"}}
         if self.is_check_mode:
             return steps.unchanged(facts)
+        node, vmid = facts["node"], int(self.vm["vmid"])
+        expected = volumes.volumes_in(self.cluster.settings(node, vmid), vmid)
+        expected |= volumes.snapshot_volumes(self.cluster, node, vmid)
         self.progress.step("deleting it with its disks")
         # `force` is not set, so that the module does not delete a guest that was started after the look-up.
         answer = self.change(
@@ -82,15 +87,38 @@ class ActionModule(VmAction):
         )
         after = self.look_up_after(facts, "absent", prove_absence=True)
         self.verify(failures.outcome_problem(after, answer, "absent"), identity_problem(after, self.vm, True))
-        self._find_volumes_left(after["upids"])
+        self._find_volumes_left(node, expected, after["upids"])
         return steps.Step(facts=after, is_changed=True, upids=after["upids"])
 
-    def _find_volumes_left(self, upids: list[str]) -> None:
-        """Warn of disks that Proxmox could not remove. The deletion succeeds, because no later run could remove them.
+    def _deleted_before(self, facts: Facts) -> steps.Step:
+        """Warn of the volumes that an earlier, interrupted run has left: the log of its Proxmox task names them."""
+        with contextlib.suppress(*FAILED_CALL):  # that the VM does not exist is proven
+            self._find_volumes_of_last_deletion()
+        return steps.unchanged(facts)
 
-        Proxmox deletes a VM also if it cannot remove a disk, and states that only in the log of the Proxmox task.
+    def _find_volumes_of_last_deletion(self) -> None:
+        node, vmid = str(self.vm.get("node") or ""), int(self.vm["vmid"])
+        types = task_types("absent", kind_of(self.vm))
+        tasks = [task for task in self.cluster.tasks(node, vmid) if task["type"] in types]
+        logged = volumes.volumes_left(self.cluster, node, vmid, (), [task["upid"] for task in tasks[:1]])
+        storages = {volume.partition(":")[0] for volume in logged}
+        listed = {volume for storage in storages for volume in self.cluster.volumes(node, storage, vmid)}
+        self.volumes_left = [volume for volume in logged if volume in listed]
+
+    def _find_volumes_left(self, node: str, expected: Iterable[str], upids: list[str]) -> None:
+        """Find the volumes that Proxmox could not remove. The deletion succeeds: no later run could remove them.
+
+        The deletion is proven, so a request that fails now does not fail the action.
         """
-        self.volumes_left = volumes_left_in([line for upid in upids for line in self.cluster.log(upid)])
-        if self.volumes_left:
-            volumes = ", ".join(self.volumes_left)
-            self.warn(f"VM {self.vm['vmid']} is deleted, but Proxmox could not remove {volumes}: remove it by hand")
+        try:
+            self.volumes_left = volumes.volumes_left(self.cluster, node, int(self.vm["vmid"]), expected, upids)
+        except FAILED_CALL as exc:
+            self.warn(f"It is unknown whether all disks of VM {self.vm['vmid']} are removed: {error_text(exc)}")
+
+    def _warned_of_volumes(self) -> dict[str, list[str]]:
+        """Return the members of the result about volumes that still exist, and warn of these volumes."""
+        if not self.volumes_left:
+            return {}
+        text = volumes.warning(int(self.vm["vmid"]), self.volumes_left)
+        self.warn(text)
+        return {"volumes_left": list(self.volumes_left), "warnings": [text]}

@@ -294,6 +294,19 @@ class Cluster:
         rows.sort(key=lambda row: int(row.get("snaptime") or 0))
         return [{"name": row["name"], "taken_at": int(row.get("snaptime") or 0)} for row in rows]
 
+    def volumes(self, node: str, storage: str, vmid: int) -> list[str]:
+        """Return the ids of the VMID's volumes on a storage; [] if the storage cannot be read."""
+        try:
+            rows = self.api.nodes(node).storage(storage).content.get(vmid=vmid)
+        except FAILED_CALL:
+            return []
+        return [str(row["volid"]) for row in rows]
+
+    def settings(self, node: str, vmid: int) -> list[tuple[str, Any]]:
+        """Return the keys and values of the guest's configuration: the current values, then the pending ones."""
+        rows = self.guest(node, vmid).pending.get()
+        return [(row["key"], row[member]) for member in ("value", "pending") for row in rows if member in row]
+
     def backups(self, node: str, storage: str, vmid: int) -> list[str]:
         """Return the volume ids of the VM's backup archives on a storage, oldest first."""
         rows = list(self.api.nodes(node).storage(storage).content.get(content="backup", vmid=vmid))

@@ -25,6 +25,7 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import (
     preconditions,
     proxmox_tasks,
     request_values,
+    volumes,
 )
 from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.shared import marker
 from hypothesis import given, settings
@@ -852,3 +853,23 @@ def test_an_answer_without_a_proxmox_task_is_no_backup() -> None:
 def test_the_notes_of_an_archive_are_one_line_with_the_marker() -> None:
     """Proxmox refuses a template with a line feed, and replaces the two characters of an escape sequence by one."""
     assert preconditions.backup_notes(make_vm()) == rf"{{{{guestname}}}}\nsmith-uid={SERVICE}"
+
+
+VOLUMES = [
+    ({"scsi0": "local-lvm:vm-500-disk-0,size=8G", "ide2": "local-lvm:vm-500-cloudinit,media=cdrom"}, 2),
+    ({"unused0": "files:500/vm-500-disk-1.qcow2", "efidisk0": "ceph:vm-500-disk-2,size=1M"}, 2),
+    ({"rootfs": "volume=ceph:subvol-500-disk-0,size=4G", "mp0": "ceph:vm-500-disk-1,mp=/data"}, 2),
+    ({"scsi0": "files:9000/base-9000-disk-0.qcow2/500/vm-500-disk-0.qcow2"}, 1),
+    (
+        {"scsi1": "ceph:vm-501-disk-0", "ide2": "local:iso/vm-500-x.iso,media=cdrom", "description": "a:vm-500-disk-9"},
+        0,
+    ),
+    ({"scsi0": "/dev/sdb", "scsi1": "none,media=cdrom", "vmstate": "local-lvm:vm-500-state-s1"}, 1),
+]
+
+
+@pytest.mark.parametrize(("config", "count"), VOLUMES)
+def test_the_volumes_of_a_vmid_are_found_in_a_configuration(config: dict[str, str], count: int) -> None:
+    found = volumes.volumes_in(config.items(), 500)
+    assert len(found) == count
+    assert all(":" in volume and "," not in volume for volume in found)

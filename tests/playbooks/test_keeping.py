@@ -126,6 +126,40 @@ def test_a_deletion_warns_of_a_disk_that_proxmox_could_not_remove(bench: Bench, 
     assert end == ({"OK"} if version.startswith("8.") else {"WARNINGS: 1"})
 
 
+@pytest.mark.proxmox(
+    behaviour="a destroy also leaves the cloud-init drive if it cannot remove it; it has a password's hash and keys",
+    versions="8, 9",
+    source="qemu-server: PVE/QemuServer.pm, destroy_vm",
+    reaction="names it in `volumes_left`, also when the delete is repeated",
+)
+def test_a_deletion_warns_of_a_cloud_init_drive_that_stays_and_so_does_a_repeated_one(bench: Bench) -> None:
+    vm = bench.vm(node="pve1")
+    assert bench.play("create", vm).rc == 0
+    drive = bench.guest(vm)["config"]["ide2"].partition(",")[0]
+    bench.pve.control("unremovable", volume=drive)
+    for _ in range(2):
+        done = bench.play("delete", vm)
+        assert (done.rc, done.result["status"], done.result["volumes_left"]) == (0, "absent", [drive]), done.output
+        assert done.result["warnings"][0].startswith(f"VOLUMES_LEFT: VM {vm['vmid']} is deleted")
+        assert "VOLUMES_LEFT" in done.output
+
+
+@pytest.mark.proxmox(
+    behaviour="a destroy removes no volume that only a snapshot names, and does not log it",
+    versions="8, 9",
+    source="qemu-server: PVE/QemuServer.pm, destroy_vm",
+    reaction="lists the VMID's volumes after the delete, and names those of the snapshots in `volumes_left`",
+)
+def test_a_deletion_warns_of_a_volume_that_only_a_snapshot_names(bench: Bench) -> None:
+    vm = bench.vm(node="pve1")
+    assert bench.play("create", vm).rc == 0
+    assert bench.play("snapshot", {**vm, "snapshot": "before"}).rc == 0
+    volume = bench.guest(vm)["config"]["scsi0"].partition(",")[0]
+    bench.pve.control("configure", vmid=vm["vmid"], values={"scsi0": None})
+    done = bench.play("delete", vm)
+    assert (done.rc, done.result["volumes_left"]) == (0, [volume]), done.output
+
+
 def test_an_ordinary_deletion_leaves_no_volumes(bench: Bench) -> None:
     done = bench.play("delete", bench.add_vm())
     assert (done.rc, "volumes_left" in done.result, "[WARNING]" in done.output) == (0, False, False), done.output

@@ -45,6 +45,17 @@ class World:
         self.made.append(vmid)
         return vmid
 
+    def delete_leaving(self, volume: str) -> int:
+        """Delete a VM of a service as an agent does, whose volume Proxmox could not remove; return its VMID."""
+        service_id, vmid = self.in_order()
+        self.lab.proxmox.control("remove", vmid=vmid)
+        result = {"status": "absent", "volumes_left": [volume.format(vmid)]}
+        with self.cli.filling() as session:
+            mapping = mappings.current(session, service_id)
+            assert mapping
+            mappings.apply_result(session, mapping.id, result)
+        return vmid
+
     def service(self, vmid: int | None) -> str:
         """Order a service and complete its create as an agent does, for a VM on this VMID."""
         service_id = self.lab.order_service(f"s-{uuid.uuid4().hex[:8]}")
@@ -461,3 +472,19 @@ def test_a_mapping_with_a_running_job_is_not_forgotten(world: World) -> None:
     assert done.returncode == 1
     assert "of this service is running" in done.stderr
     assert world.state(service_id)[0] == "active"
+
+
+def test_volumes_of_a_deleted_vm_are_drift_until_they_are_removed(world: World) -> None:
+    """The next VM on the VMID would have the volumes of another customer beside its own."""
+    world.lab.proxmox.control("add_storage", storage="files", type="dir", content="images")
+    vmid = world.delete_leaving("files:{0}/vm-{0}-disk-0.raw")
+    volume = f"{vmid}/vm-{vmid}-disk-0.raw"
+    values = {"content": "images", "format": "raw", "size": 1, "vmid": vmid, "ctime": 1}
+    world.lab.proxmox.control("storage", storage="files", volumes={volume: values})
+    (finding,) = [each for each in world.drift(code=1)["findings"] if each["kind"] == "volumes_left"]
+    assert (finding["vmid"], finding["repair"]) == (vmid, None)
+    assert f"files:{volume}" in finding["text"]
+    world.lab.proxmox.control("storage", storage="files", volumes={})
+    repaired = world.drift("fix", "--yes", code=1)["repaired"]  # the service still exists in FulcrumCore: a problem
+    assert [(each["kind"], each["vmid"]) for each in repaired] == [("volumes_left", vmid)]
+    assert "volumes_left" not in [kind for kind, _vmid in world.kinds()]

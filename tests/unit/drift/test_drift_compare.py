@@ -19,6 +19,7 @@ from executor.drift.facts import (
     MappingFacts,
     Repair,
     ServiceFacts,
+    VolumesLeft,
 )
 from executor.drift.inconclusive import why_fulcrum_is_inconclusive, why_proxmox_is_inconclusive
 from executor.model import MappingState
@@ -40,6 +41,10 @@ def guest(**changes: Any) -> GuestFacts:
     return GuestFacts(**(values | changes))
 
 
+def left(*volumes: str) -> VolumesLeft:
+    return VolumesLeft(mapping=mapping(state="deleted"), volumes=volumes)
+
+
 def service(**changes: Any) -> ServiceFacts:
     return ServiceFacts(**({"id": A, "status": "Started", "instance_id": f"{AGENT}/100"} | changes))
 
@@ -58,6 +63,7 @@ def summary(compared: Facts) -> list[tuple[DriftKind, int | None, Repair | None]
 
 UNMARKED, OTHER, BOTH = frozenset[str](), frozenset({B}), frozenset({A, B})
 GONE: dict[str, Any] = {"guests": (), "vmids_without_guest": frozenset({100})}
+LEFT: dict[str, Any] = {"mappings": (), "guests": (), "services": ()}
 DELETED = (service(status="Deleted", instance_id=""),)
 NEW = (service(status="New", instance_id=""),)
 OTHER_AGENT = "cccccccc-0000-4000-8000-000000000003"
@@ -118,6 +124,12 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
         "pending deletion, gone, service not deleted",
         GONE | {"mappings": (mapping(state=PENDING_DELETION),)},
         [(DriftKind.VM_GONE, 100, Repair.MARK_VM_LOST)],
+    ),
+    ("volumes left", LEFT | {"volumes_left": (left("ceph:x"),)}, [(DriftKind.VOLUMES_LEFT, 100, None)]),
+    (
+        "volumes left, gone now",
+        LEFT | {"volumes_left": (left(),)},
+        [(DriftKind.VOLUMES_LEFT, 100, Repair.NOTE_VOLUMES_REMOVED)],
     ),
     (
         "its deletion was interrupted",
@@ -278,7 +290,7 @@ def test_every_finding_but_a_move_needs_attention() -> None:
 
 
 def test_automatic_repairs_neither_create_nor_end_a_mapping() -> None:
-    assert {Repair.CORRECT_NODE, Repair.MARK_VM_LOST} == AUTOMATIC_REPAIRS
+    assert {Repair.CORRECT_NODE, Repair.MARK_VM_LOST, Repair.NOTE_VOLUMES_REMOVED} == AUTOMATIC_REPAIRS
 
 
 any_service_id = st.sampled_from([A, B])

@@ -11,7 +11,7 @@ from typing import Any
 
 from aiohttp import web
 from fakepve.model import FakeVm, PveError, TaskError
-from fakepve.qemu import drives_of, volume_ref
+from fakepve.qemu import DRIVE_KEY, drives_of, volume_ref
 from fakepve.server import USER, ok
 
 from smith_lab.proxmox.fakepve_server.access import DEFAULT_NODE_STATS
@@ -63,6 +63,8 @@ class TaskRequests(TimedTasks):
                 self._check_vcpus(vm)
             if ttype == "qmdestroy" and vm is not None and vm.template:
                 self._check_linked_clones(vm)
+            if ttype == "qmdestroy" and vm is not None:
+                _keep_volumes_of_snapshots(vm)
             return await body()
 
         return str(await super().task(node, ttype, tid, user, checked_body, vm=vm, **kwargs))
@@ -90,3 +92,9 @@ class TaskRequests(TimedTasks):
         if linked_from:
             self.storages[sid]["volumes"][volume_ref(volume)[1]]["base"] = linked_from
         return volume, str(fmt)
+
+
+def _keep_volumes_of_snapshots(vm: FakeVm) -> None:
+    """Forget the drives of a VM's snapshots. A destroy removes only the volumes that the configuration itself names."""
+    for name, snapshot in vm.snapshots.items():
+        vm.snapshots[name] = {key: value for key, value in snapshot.items() if not DRIVE_KEY.match(key)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from executor.redaction import redactor
 from executor.settings.settings import Settings
 from executor.shared.error_codes import ErrorCode
 from executor.shared.error_rules import classify_failure
+from executor.shared.login_repeats import PAUSES_S, repeat_while_refused
 
 DEFAULT_PORT = 8006
 CONNECT_TIMEOUT_S = 5.0
@@ -116,10 +118,17 @@ class ProxmoxSession:
             has_new_credentials = are_credentials_refused and self.connection is not used_connection
             # A ticket that this call has just received cannot have expired.
             may_have_expired_ticket = had_api_before and not used_connection.token_secret and status == 401
+            if status == 401 and used_connection.token_secret and not has_new_credentials:
+                return self._get_while_refused(path, query)
             if not has_new_credentials and not may_have_expired_ticket:
                 raise
         self._local.api = None  # `_api` then creates a new object, with the new credentials or a new ticket
         return _get_once(self._api(), path, query)
+
+    def _get_while_refused(self, path: str, query: dict[str, Any]) -> Any:
+        """Send a request again a few times, because Proxmox answers 401 also while it cannot check any token."""
+        time.sleep(PAUSES_S[0])
+        return repeat_while_refused(lambda: _get_once(self._api(), path, query), _is_login_refused, PAUSES_S[1:])
 
     def _has_api(self) -> bool:
         """Return whether this thread has an API object that this process created with the present credentials."""
@@ -138,6 +147,10 @@ class ProxmoxSession:
             self._local.pid = os.getpid()
             self._local.connection = connection
         return self._local.api
+
+
+def _is_login_refused(exc: Exception) -> bool:
+    return getattr(exc, "status_code", 0) == 401
 
 
 def _connect(connection: ProxmoxConnection, timeout_s: tuple[float, float]) -> ProxmoxAPI:

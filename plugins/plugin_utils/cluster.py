@@ -15,6 +15,7 @@ from . import guest_facts
 from .guest_facts import UNFINISHED_LOCKS, absent, not_proven
 from .login import Login, LoginError, read_login
 from .proxmox_tasks import as_listed, error_with_cause, is_started_by, needs_log, newest_first, vmids_in
+from .shared.login_repeats import repeat_while_refused
 
 #: Why a Python library of the client cannot be imported; empty if all can. `connect` reports it.
 IMPORT_PROBLEM = ""
@@ -74,7 +75,37 @@ def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
         }
     if not connection.get("api_host"):
         raise LoginError("PVE_AUTH: PROXMOX_HOST is not set, nor is api_host in SMITH_CREDENTIALS_FILE")
-    return ProxmoxAPI(connection["api_host"], verify_ssl=verify, timeout=REQUEST_TIMEOUT_S, **login)
+    host = connection["api_host"]
+    api = ProxmoxAPI(host, verify_ssl=verify, timeout=REQUEST_TIMEOUT_S, **login)
+    if not connection.get("api_password"):  # repeated logins with a password may lock the account
+        _repeat_refused_requests(api)
+    return api
+
+
+def _repeat_refused_requests(api: Any) -> None:
+    """Let the session of a client repeat the requests that Proxmox answers with 401: it may accept them soon."""
+    session = api._store["session"]
+    send = session.request
+
+    def send_once(*arguments: Any, **options: Any) -> Any:
+        answer = send(*arguments, **options)
+        if answer.status_code == 401:
+            raise _LoginRefusedOnce(answer)
+        return answer
+
+    def request(*arguments: Any, **options: Any) -> Any:
+        try:
+            return repeat_while_refused(
+                lambda: send_once(*arguments, **options), lambda exc: isinstance(exc, _LoginRefusedOnce)
+            )
+        except _LoginRefusedOnce as refusal:
+            return refusal.args[0]
+
+    session.request = request
+
+
+class _LoginRefusedOnce(Exception):
+    """Proxmox answered 401. The argument is the answer."""
 
 
 def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -> tuple[Cluster, Login]:

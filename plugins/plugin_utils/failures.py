@@ -9,6 +9,9 @@ from typing import Any
 
 from .shared.error_rules import Reaction, classify_failure
 
+#: The codes of requests that changed nothing: the node did not get the request, or Proxmox refused the login.
+CODES_OF_ONE_REQUEST = ("NODE_DOWN", "PVE_AUTH")
+
 
 def failure(result: dict[str, Any]) -> str:
     """Return the error of a failed Ansible task as `CODE: text`. `result` is the value that Ansible registers."""
@@ -24,14 +27,31 @@ def location_of(exc: BaseException) -> str:
     return f"{type(exc).__name__} in {os.path.basename(frame.filename)}:{frame.lineno}"
 
 
-def is_outcome_unknown(result: dict[str, Any]) -> bool:
-    """Return True if a failed module may have made its change. The action must then read the VM's state again."""
+def is_outcome_unknown(result: dict[str, Any], *, is_single_request: bool = False) -> bool:
+    """Return True if a failed change may have been made. The action must then read the VM's state again.
+
+    This is the only answer to the question whether a request was carried out. Proxmox answers 595 if it did not send
+    the request to its node, and 596 to 599 if it sent the request and got no answer. A connection that was closed says
+    nothing. Refused logins and 595 concern one request, but a module sends several, of which an earlier one may have
+    made the change.
+    """
     text = str(result.get("msg", ""))
     if "Reached timeout" in text or "deserialization failed" in text:
         # "deserialization failed" means that the module was killed, or that proxmox_snap ended without a result.
         return True
     classified = classify_failure(text)
+    if classified.code in CODES_OF_ONE_REQUEST:
+        return not is_single_request
     return classified.reaction is Reaction.CHECK or classified.code in ("PVE_UNREACHABLE", "VM_ID_TAKEN")
+
+
+def failure_after_look_up(answer: dict[str, Any]) -> str:
+    """Return the error of a change whose outcome was unknown, after a look-up has found that it was not made.
+
+    Proxmox has accepted the login of the look-up, so a refused login was temporary.
+    """
+    code, _, reason = failure(answer).partition(": ")
+    return f"{'PVE_UNREACHABLE' if code == 'PVE_AUTH' else code}: {reason}"
 
 
 def outcome_problem(facts: dict[str, Any], change: dict[str, Any], wanted: str) -> str:
@@ -47,6 +67,8 @@ def outcome_problem(facts: dict[str, Any], change: dict[str, Any], wanted: str) 
     text = facts.get("task_error") or ("" if has_timed_out else module_error)
     if not text and facts.get("running_tasks"):
         return f"TASK_TIMEOUT: Proxmox task {facts['running_tasks'][0]} has not ended in time"
+    if text and text == module_error:
+        text = failure_after_look_up({"msg": text})
     text = text or module_error
     if text:
         code, reason = classify_failure(text).code, classify_failure(text).text

@@ -26,6 +26,6 @@ def send(action: VmAction, method: str, path: str, **parameters: Any) -> dict[st
         return {"data": getattr(action.cluster.api(path), method.lower())(**parameters)}
     except FAILED_CALL as exc:
         answer = {"failed": True, "msg": error_text(exc)}
-        if is_outcome_unknown(answer):
+        if is_outcome_unknown(answer, is_single_request=True):
             return answer
         raise Refused(failure(answer)) from exc

@@ -294,6 +294,30 @@ UNKNOWN_OUTCOMES += [
 ]
 
 
+CARRIED_OUT = [
+    ("595 Errors during connection establishment: Connection refused", True, False),
+    ("401 Unauthorized: Authentication failed!", True, False),
+    ("596 Errors during TLS negotiation: Connection timed out", True, True),
+    ("599 Too many redirections", True, True),
+    ("('Connection aborted.', ConnectionResetError(104, 'Connection reset by peer'))", True, True),
+    ("500 Internal Server Error: VM is locked (backup)", False, False),
+]
+
+
+@pytest.mark.parametrize(("text", "by_module", "by_request"), CARRIED_OUT)
+def test_whether_a_failed_change_may_have_been_made(text: str, by_module: bool, by_request: bool) -> None:
+    """A module sends several requests. One of them may have made the change before another one failed."""
+    answer = {"failed": True, "msg": text}
+    assert failures.is_outcome_unknown(answer) is by_module
+    assert failures.is_outcome_unknown(answer, is_single_request=True) is by_request
+
+
+def test_a_login_that_is_accepted_again_was_refused_only_for_a_moment() -> None:
+    answer = {"failed": True, "msg": "401 Unauthorized: Authentication failed!"}
+    problem = failures.outcome_problem({**make_found(), "reached": False}, answer, "running")
+    assert problem == "PVE_UNREACHABLE: 401 Unauthorized: Authentication failed!"
+
+
 @pytest.mark.parametrize("text", UNKNOWN_OUTCOMES)
 def test_the_outcome_of_a_change_without_a_response_is_unknown(text: str) -> None:
     assert failures.is_outcome_unknown({"msg": text})

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -371,6 +372,24 @@ def test_a_create_after_its_earlier_clone_was_removed_succeeds(bench: Bench) -> 
 
 def test_a_wrong_token_secret_ends_in_pve_auth(bench: Bench) -> None:
     assert bench.play("start", bench.add_vm(), PROXMOX_TOKEN_SECRET="wrong").code == "PVE_AUTH"
+
+
+def test_a_start_during_a_restart_of_the_cluster_file_system_succeeds(bench: Bench) -> None:
+    """Proxmox then refuses every login, as if the secret were wrong."""
+    vm = bench.add_vm()
+    bench.pve.control("logins", accepted=False)
+    threading.Timer(1.5, bench.pve.control, ["logins"], {"accepted": True}).start()
+    done = bench.play("start", vm)
+    assert (done.rc, bench.guest(vm)["status"]) == (0, "running"), done.output
+
+
+@pytest.mark.parametrize("status", [595, 596, 599, 0])
+def test_a_start_whose_answer_is_lost_by_a_proxy_of_proxmox_succeeds(bench: Bench, status: int) -> None:
+    """The request was carried out. The module gets an answer that does not say it."""
+    vm = bench.add_vm()
+    bench.pve.fail("POST", f"/nodes/pve1/qemu/{vm['vmid']}/status/start", status=status, text="x", after=True)
+    done = bench.play("start", vm)
+    assert (done.rc, bench.guest(vm)["status"]) == (0, "running"), done.output
 
 
 def test_missing_settings_end_in_pve_auth(bench: Bench) -> None:

@@ -21,6 +21,7 @@ from executor.errors import JobError
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
 from executor.settings.settings import load_settings
+from executor.shared.login_repeats import PAUSES_S
 
 
 def test_the_connection_of_the_settings_works(stand_in: ProxmoxStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,16 +51,27 @@ def test_certificates_are_not_verified_if_validate_certs_is_false(
         (500, "something else", "PVE_API_ERROR"),
         (503, "Service Unavailable", "PVE_UNREACHABLE"),
         (595, "No route to host", "NODE_DOWN"),
+        (596, "Connection timed out", "PVE_TIMEOUT"),
         (0, "", "PVE_UNREACHABLE"),
     ],
 )
 def test_each_failure_has_its_code(
     reader: ProxmoxReader, stand_in: ProxmoxStandIn, status: int, text: str, code: str
 ) -> None:
-    stand_in.fail("GET", "/cluster/resources", status=status, text=text)
+    times = 1 + len(PAUSES_S) if status == 401 else 1  # a refused login is repeated before it is an error
+    stand_in.fail("GET", "/cluster/resources", status=status, text=text, times=times)
     with failing(code):
         reader.vms()
     assert reader.vms()  # the next request succeeds
+
+
+def test_a_token_that_proxmox_cannot_check_for_a_moment_is_accepted_later(
+    reader: ProxmoxReader, stand_in: ProxmoxStandIn
+) -> None:
+    """While its cluster file system restarts, Proxmox refuses every login."""
+    stand_in.control("logins", accepted=False)
+    threading.Timer(1, stand_in.control, ["logins"], {"accepted": True}).start()
+    assert reader.vms()
 
 
 def test_a_slow_proxmox_is_a_timeout(stand_in: ProxmoxStandIn) -> None:

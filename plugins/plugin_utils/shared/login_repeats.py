@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Repeats what Proxmox answered with 401, before the answer counts as final.
+
+Proxmox also answers 401 if it cannot check a login: while its cluster file system restarts, for example during an
+upgrade, the list of users and tokens is missing for some seconds. An answer 401 changes nothing, so any request may be
+repeated. The callers repeat only requests with an API token: repeated logins with a password may lock the account.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+#: The times between the requests. Proxmox itself delays each answer 401 by 3 s.
+PAUSES_S = (1.0, 2.0, 4.0)
+
+_Answer = TypeVar("_Answer")
+
+
+def repeat_while_refused(
+    send: Callable[[], _Answer], is_refused: Callable[[Exception], bool], pauses_s: tuple[float, ...] = PAUSES_S
+) -> _Answer:
+    """Return the answer of `send`. Call it again after each pause while it raises an exception that is a refusal."""
+    for pause_s in pauses_s:
+        try:
+            return send()
+        except Exception as exc:
+            if not is_refused(exc):
+                raise
+        time.sleep(pause_s)
+    return send()

@@ -17,7 +17,7 @@ from executor.database.tables import Job, Mapping
 from executor.errors import JobError
 from executor.log import get_logger
 from executor.model import MappingState
-from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.client import SMITH_TAG, ProxmoxReader
 from executor.proxmox.rows import VmRow
 from executor.runs.vm_properties import read_properties
 from executor.settings.settings import Settings
@@ -74,7 +74,7 @@ class MappingFinder:
         A VM of the service has the service's marker, a text with the service's id in the VM's description. Its mapping
         is missing after the database was lost.
         """
-        service_id, vm_rows = require_service_id(job), self.proxmox.vms()
+        service_id, vm_rows = require_service_id(job), self._unmapped_vms()
         # The suffix of a VM's name depends only on the service, so the hostname may be empty here.
         name_suffix = mappings.vm_name("", service_id)[-NAME_SUFFIX_CHARS:]
         vm = self.proxmox.find_by_marker(vm_rows, service_id, name_suffix=name_suffix)
@@ -96,6 +96,31 @@ class MappingFinder:
                 ErrorCode.VM_IDENTITY_MISMATCH, f"VM {vm.vmid} has the marker but is mapped to another service"
             )
         return mapping
+
+    def _unmapped_vms(self) -> list[VmRow]:
+        """Return the rows of the VMs that may be an unmapped VM of the agent, with their facts.
+
+        Proxmox's list lacks the name of a new VM, and of each VM of a node that sends no statistics. Such a VM may be
+        the service's. Its configuration is read, unless it is mapped, or has neither the agent's tag nor a VMID of the
+        agent. Raises JobError VM_LOCKED for a VM that has no name yet.
+        """
+        rows = self.proxmox.vms()
+        unknown_rows = [row for row in rows if not row.has_statistics or row.is_being_created]
+        if not unknown_rows:
+            return rows
+        with reading(self.engine) as session:
+            mapped_vmids = mappings.mapped_vmids(session, self.cluster)
+        possible_rows = [row for row in unknown_rows if row.vmid not in mapped_vmids and self._may_be_ours(row)]
+        found_rows = self.proxmox.with_facts(possible_rows)
+        for row in found_rows:
+            if row.is_being_created and not row.name:
+                raise JobError(ErrorCode.VM_LOCKED, f"VM {row.vmid} is being created and has no name yet")
+        return [row for row in rows if row not in unknown_rows] + found_rows
+
+    def _may_be_ours(self, row: VmRow) -> bool:
+        """Return whether a VM whose name is unknown may be one of the agent's VMs."""
+        has_our_vmid = self.settings.proxmox_vmid_min <= row.vmid <= self.settings.proxmox_vmid_max
+        return has_our_vmid or SMITH_TAG in row.tags
 
     def _map_partial_clone(self, job: Job, vm_rows: Sequence[VmRow]) -> Mapping | None:
         """Search Proxmox for a clone that an interrupted create left without a marker; reserve its VMID.

@@ -18,7 +18,8 @@ from executor.cli.output import show_json, show_text
 from executor.cli.store import open_database
 from executor.cli.tables import show_fields
 from executor.errors import FulcrumAuthFailing, FulcrumRefused
-from executor.shared.marker import services_in
+from executor.proxmox.rows import with_configuration
+from executor.shared.marker import markers_in
 
 #: FulcrumCore's status of a deleted service. FulcrumCore sends no more jobs for such a service.
 DELETED_STATUS = "Deleted"
@@ -98,18 +99,19 @@ def _find_vm(clients: Clients, vmid: int) -> VmToAdopt:
     vm_row = next((row for row in clients.proxmox.vms() if row.vmid == vmid), None)
     if vm_row is None:
         raise UnusableReference(f"the token sees no VM {vmid}")
+    config = clients.proxmox.vm_config(vm_row.node, vmid, kind=vm_row.kind)
+    vm_row = with_configuration(vm_row, config)  # the facts of the list may be missing or out of date
     if vm_row.is_template:
         raise UnusableReference(f"{vmid} ({vm_row.name}) is a template, which no service can have")
-    config = clients.proxmox.vm_config(vm_row.node, vmid, kind=vm_row.kind)
     description = str(config.get("description") or "")
     return VmToAdopt(
         vmid=vmid,
         node=vm_row.node,
         kind=vm_row.kind,
-        name=str(config.get("name") or config.get("hostname") or vm_row.name),
+        name=vm_row.name,
         tags=vm_row.tags,
         description=description,
-        marked_service_ids=frozenset(services_in(description)),
+        marked_service_ids=frozenset(markers_in(description)),
     )
 
 

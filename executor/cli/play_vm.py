@@ -20,6 +20,7 @@ from executor.database.tables import Mapping as VmMapping
 from executor.model import GuestKind, JobStatus
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
+from executor.proxmox.rows import with_configuration
 from executor.runs.actions import Action
 from executor.settings.settings import Settings
 
@@ -71,7 +72,8 @@ def _identity_from_proxmox(vmid: int, settings: Settings) -> dict[str, Any]:
     vm_row = next((row for row in reader.vms() if row.vmid == vmid), None)
     if vm_row is None:
         raise UnusableReference(f"the token sees no VM {vmid}")
-    service_id = reader.marked_service_id(reader.vm_config(vm_row.node, vmid, kind=vm_row.kind))
+    config = reader.vm_config(vm_row.node, vmid, kind=vm_row.kind)
+    vm_row, service_id = with_configuration(vm_row, config), reader.marked_service_id(config)
     if not service_id:
         raise UnusableReference(f"VM {vmid} ({vm_row.name}) has no marker of Agent Smith, so no action may change it")
     identity = {"service_id": service_id, "vmid": vmid, "name": vm_row.name, "node": vm_row.node}

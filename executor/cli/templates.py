@@ -14,8 +14,9 @@ from executor.model import GuestKind
 from executor.placement import templates
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
-from executor.proxmox.rows import StorageRow, VmRow
+from executor.proxmox.rows import StorageRow, VmRow, as_text, assume_available
 from executor.settings.settings import Settings
+from executor.shared.marker import markers_in
 
 #: The columns of the table of templates: the heading of each column, keyed by the key of its values in a row.
 COLUMNS = {
@@ -53,9 +54,9 @@ def list_templates(as_json: AsJson = False) -> None:
 
 def template_rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, Any]]:
     """Return one row for each template in Proxmox or in the settings. A row has the keys that `--json` prints."""
-    vm_templates = [vm for vm in reader.vms() if vm.is_template and vm.kind == GuestKind.QEMU]
+    vm_templates = [vm for vm in _vms_with_facts(reader) if vm.is_template]
     vm_templates.sort(key=lambda vm_template: vm_template.vmid)
-    storages = reader.storages()
+    storages = assume_available(reader.storages(), reader.nodes())
     images = images_by_vmid(vm_templates, settings)
     rows = []
     for vm_template in vm_templates:
@@ -67,6 +68,19 @@ def template_rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, A
             rows.append(_missing_template_row(name, vmid))
     for name, volume in sorted(settings.proxmox_os_templates.items()):
         rows.append(_container_template_row(name, volume, reader, storages))
+    return rows
+
+
+def _vms_with_facts(reader: ProxmoxReader) -> list[VmRow]:
+    """Return the rows of the VMs whose facts are known. A row whose VM cannot be read is left out."""
+    rows: list[VmRow] = []
+    for row in reader.vms():
+        if row.kind != GuestKind.QEMU:
+            continue
+        try:
+            rows += reader.with_facts([row])
+        except JobError:
+            continue  # the VM was removed or moved, or its node does not answer
     return rows
 
 
@@ -93,6 +107,8 @@ def _vm_template_row(
 ) -> dict[str, Any]:
     """Return the row of a VM template. `vm_template` is the template's entry in Proxmox's list of VMs."""
     config, problem = _read_config(vm_template, reader)
+    if not problem and (markers := markers_in(as_text(config.get("description")))):
+        problem = templates.marked_template_text(markers)
     template = templates.template_facts(vm_template, config)
     # A linked clone is on the storages of its template, so only a full clone needs PROXMOX_STORAGE.
     target_storage = settings.proxmox_storage if settings.proxmox_full_clones else ""

@@ -87,6 +87,11 @@ def all_current(session: Session) -> Sequence[Mapping]:
     return session.scalars(select(Mapping).where(_IS_CURRENT)).all()
 
 
+def mapped_vmids(session: Session, cluster: str) -> frozenset[int]:
+    """Return the VMIDs of a cluster's current mappings."""
+    return frozenset(session.scalars(select(Mapping.vmid).where(_IS_CURRENT, Mapping.cluster == cluster)))
+
+
 def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: float, used_vmids: set[int]) -> int:
     """Return a VMID of the range that is neither mapped, nor in quarantine, nor in `used_vmids`.
 

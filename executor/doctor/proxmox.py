@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.proxmox_context import ProxmoxContext
+from executor.doctor.proxmox_templates import check_os_templates, check_templates
 from executor.errors import JobError
-from executor.placement import templates
 from executor.proxmox import privileges
-from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.client import SMITH_TAG, ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
-from executor.proxmox.rows import NodeRow, StorageRow, VmRow
+from executor.proxmox.rows import NodeRow, StorageRow
 from executor.settings.settings import Settings
 from executor.shared.error_codes import ErrorCode
 
@@ -28,7 +27,7 @@ def check_proxmox(settings: Settings) -> Iterator[CheckResult]:
 
     If a later request fails, only the check that sent this request fails. The other checks still run.
     """
-    context = _Context(settings, ProxmoxReader(ProxmoxConnection.from_settings(settings)))
+    context = ProxmoxContext(settings, ProxmoxReader(ProxmoxConnection.from_settings(settings)))
     try:
         version = context.reader.version()
     except JobError as error:
@@ -39,57 +38,18 @@ def check_proxmox(settings: Settings) -> Iterator[CheckResult]:
         ("quorum", _check_quorum),
         ("privileges", _check_privileges),
         ("nodes", _check_nodes),
-        ("templates", _check_templates),
-        ("os templates", _check_os_templates),
+        ("templates", check_templates),
+        ("os templates", check_os_templates),
         ("storage", _check_storages),
         ("bridge", _check_bridge),
         ("vmid range", _check_vmid_range),
+        ("tags", _check_tags),
     ):
         yield from _run_check(name, check, context)
 
 
-@dataclass(frozen=True)
-class _Context:
-    """The settings, the client that reads from Proxmox, and those answers of Proxmox that several checks need.
-
-    Each answer is requested when a check first needs it, and then kept.
-    """
-
-    settings: Settings
-    reader: ProxmoxReader
-
-    @cached_property
-    def major_version(self) -> int:
-        """The major version of Proxmox VE, or 0 when it is unknown."""
-        number = self.reader.version().partition(".")[0]
-        return int(number) if number.isdecimal() else 0
-
-    @cached_property
-    def allowed_nodes(self) -> list[NodeRow]:
-        """The nodes on which the agent may place VMs."""
-        allowed_names = self.settings.proxmox_nodes
-        return [node for node in self.reader.nodes() if not allowed_names or node.name in allowed_names]
-
-    @cached_property
-    def guests(self) -> list[VmRow]:
-        """The VMs, containers and templates that the token may see."""
-        return self.reader.vms()
-
-    @cached_property
-    def disk_storages(self) -> frozenset[str]:
-        """The names of disk storages: PROXMOX_STORAGE, or else the storages of the templates in PROXMOX_TEMPLATES."""
-        if self.settings.proxmox_storage:
-            return frozenset({self.settings.proxmox_storage})
-        template_vmids = self.settings.proxmox_templates.values()
-        storages: set[str] = set()
-        for row in self.guests:
-            if row.is_template and row.vmid in template_vmids:
-                storages |= templates.template_facts(row, self.reader.vm_config(row.node, row.vmid)).storages
-        return frozenset(storages)
-
-
 def _run_check(
-    name: str, check: Callable[[_Context], Iterator[CheckResult]], context: _Context
+    name: str, check: Callable[[ProxmoxContext], Iterator[CheckResult]], context: ProxmoxContext
 ) -> Iterator[CheckResult]:
     """Run one check. If Proxmox returns an error, the result is a failed check."""
     try:
@@ -122,14 +82,14 @@ def _check_connection(version: str, settings: Settings) -> Iterator[CheckResult]
         yield _RESULT.warn("version", text)
 
 
-def _check_quorum(context: _Context) -> Iterator[CheckResult]:
+def _check_quorum(context: ProxmoxContext) -> Iterator[CheckResult]:
     if context.reader.is_quorate():
         yield _RESULT.ok("quorum")
     else:
         yield _RESULT.fail("quorum", "the cluster has no quorum: no VM can be changed", "pvecm status")
 
 
-def _check_privileges(context: _Context) -> Iterator[CheckResult]:
+def _check_privileges(context: ProxmoxContext) -> Iterator[CheckResult]:
     settings = context.settings
     needs = privileges.list_needs(
         context.major_version,
@@ -154,7 +114,7 @@ def _check_privileges(context: _Context) -> Iterator[CheckResult]:
         yield _RESULT.ok("placement", text)
 
 
-def _grant_commands(context: _Context, need: privileges.PrivilegeNeed) -> list[str]:
+def _grant_commands(context: ProxmoxContext, need: privileges.PrivilegeNeed) -> list[str]:
     """Return the `pveum` commands that grant the token the needed privileges."""
     settings = context.settings
     return privileges.pveum_commands(
@@ -162,8 +122,9 @@ def _grant_commands(context: _Context, need: privileges.PrivilegeNeed) -> list[s
     )
 
 
-def _check_nodes(context: _Context) -> Iterator[CheckResult]:
-    is_online_by_name = {node.name: node.is_online for node in context.reader.nodes()}
+def _check_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
+    nodes = context.reader.nodes()
+    is_online_by_name = {node.name: node.is_online for node in nodes}
     allowed_names = context.settings.proxmox_nodes or tuple(is_online_by_name)
     unknown_names = [name for name in allowed_names if name not in is_online_by_name]
     known_names = [name for name in allowed_names if name in is_online_by_name]
@@ -177,58 +138,14 @@ def _check_nodes(context: _Context) -> Iterator[CheckResult]:
         yield _RESULT.warn("nodes", f"these nodes are not online: {', '.join(offline_names)}")
     else:
         yield _RESULT.ok("nodes", ", ".join(allowed_names))
+    silent_names = [node.name for node in nodes if node.name in allowed_names and not node.has_statistics]
+    if silent_names:
+        problem = f"these nodes send no statistics, so Proxmox's lists lack facts of VMs: {', '.join(silent_names)}"
+        yield _RESULT.warn("nodes", problem, "systemctl restart pvestatd; look for a storage that does not answer")
 
 
-def _check_templates(context: _Context) -> Iterator[CheckResult]:
-    vmid_by_image = context.settings.proxmox_templates
-    if not vmid_by_image:
-        yield _check_templates_in_proxmox(context)
-        return
-    row_by_vmid = {row.vmid: row for row in context.guests}
-    results = [_template_problem(image, vmid, row_by_vmid.get(vmid)) for image, vmid in vmid_by_image.items()]
-    problems = [problem for problem in results if problem]
-    for problem in problems:
-        yield _RESULT.fail("templates", problem)
-    if not problems:
-        yield _RESULT.ok("templates", ", ".join(f"{image} is VM {vmid}" for image, vmid in vmid_by_image.items()))
-
-
-def _check_templates_in_proxmox(context: _Context) -> CheckResult:
-    """Check that Proxmox has templates. If PROXMOX_TEMPLATES is empty, a job finds its template by name or tag."""
-    names = sorted(row.name for row in context.guests if row.is_template)
-    if not names:
-        return _RESULT.warn("templates", "PROXMOX_TEMPLATES is empty, and Proxmox lists no template")
-    text = f"PROXMOX_TEMPLATES is empty, so jobs find these templates by name or tag: {', '.join(names)}"
-    return _RESULT.ok("templates", text)
-
-
-def _check_os_templates(context: _Context) -> Iterator[CheckResult]:
-    """Check that each container template of PROXMOX_OS_TEMPLATES exists on at least one node."""
-    available_storages = [row for row in context.reader.storages() if row.is_available]
-    problems = []
-    for image, volume in sorted(context.settings.proxmox_os_templates.items()):
-        storage = volume.partition(":")[0]
-        nodes = [row.node for row in available_storages if row.name == storage]
-        if not any(volume in context.reader.volumes(node, storage, "vztmpl") for node in nodes):
-            problems.append(f"{image}: no node has {volume}, or the token may not see it")
-    hint = "pveam download <storage> <template>, or grant the token Datastore.Audit on the storage"
-    for problem in problems:
-        yield _RESULT.fail("os templates", problem, hint)
-    if context.settings.proxmox_os_templates and not problems:
-        yield _RESULT.ok("os templates", ", ".join(sorted(context.settings.proxmox_os_templates)))
-
-
-def _template_problem(image: str, vmid: int, row: VmRow | None) -> str:
-    """Return why the guest with this VMID cannot be the template of the image, or '' if it can."""
-    if row is None:
-        return f"{image}: VM {vmid} does not exist, or the token lacks VM.Audit on it"
-    if row.kind != "qemu" or not row.is_template:
-        return f"{image}: {row.kind} {vmid} ({row.name}) is not a VM template"
-    return ""
-
-
-def _check_storages(context: _Context) -> Iterator[CheckResult]:
-    rows = context.reader.storages()
+def _check_storages(context: ProxmoxContext) -> Iterator[CheckResult]:
+    rows = context.storages
     for storage in sorted(context.disk_storages):
         row_by_node = {row.node: row for row in rows if row.name == storage}
         yield _check_storage(storage, row_by_node, context.allowed_nodes)
@@ -252,7 +169,7 @@ def _check_storage(storage: str, row_by_node: Mapping[str, StorageRow], nodes: S
     return _RESULT.ok("storage", storage)
 
 
-def _check_bridge(context: _Context) -> Iterator[CheckResult]:
+def _check_bridge(context: ProxmoxContext) -> Iterator[CheckResult]:
     bridge = context.settings.proxmox_bridge
     online_nodes = [node.name for node in context.allowed_nodes if node.is_online]
     nodes_without_bridge = [node for node in online_nodes if bridge not in context.reader.bridges(node)]
@@ -266,7 +183,7 @@ def _check_bridge(context: _Context) -> Iterator[CheckResult]:
         yield _RESULT.warn("bridge", problem)
 
 
-def _check_vmid_range(context: _Context) -> Iterator[CheckResult]:
+def _check_vmid_range(context: ProxmoxContext) -> Iterator[CheckResult]:
     lowest, highest = context.settings.proxmox_vmid_min, context.settings.proxmox_vmid_max
     vmid_count = highest - lowest + 1
     used_count = sum(lowest <= row.vmid <= highest for row in context.guests)
@@ -279,3 +196,14 @@ def _check_vmid_range(context: _Context) -> Iterator[CheckResult]:
         yield _RESULT.warn("vmid range", text, "PROXMOX_VMID_MAX=…")
     else:
         yield _RESULT.ok("vmid range", text)
+
+
+def _check_tags(context: ProxmoxContext) -> Iterator[CheckResult]:
+    """Check that the token may change tags of VMs. Without this right, VMs get no tags."""
+    seen_tags = {tag for row in context.guests for tag in row.tags}
+    is_restricted = privileges.are_tags_restricted(context.reader.cluster_options(), [SMITH_TAG], seen_tags)
+    if not is_restricted or "Sys.Modify" in context.reader.permissions("/"):
+        yield _RESULT.ok("tags")
+        return
+    problem = "the cluster's options user-tag-access or registered-tags forbid some tags, so VMs may get no tags"
+    yield _RESULT.warn("tags", problem, "set user-tag-access to free, or grant the token Sys.Modify on /")

@@ -26,7 +26,7 @@ from executor.model import GuestKind
 from executor.proxmox.client import SMITH_TAG, ProxmoxReader
 from executor.proxmox.rows import VmRow
 from executor.shared.error_codes import ErrorCode
-from executor.shared.marker import agent_in, services_in
+from executor.shared.marker import agent_in, markers_in
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -156,7 +156,9 @@ class Inspector:
         guests_from_list = []
         for row in rows_to_read:
             if guest := self._read_guest(row.node, row.vmid, GuestKind(row.kind)):
-                guests_from_list.append(replace(guest, is_running=row.status == "running"))
+                guests_from_list.append(
+                    replace(guest, is_running=row.status == "running" if row.has_statistics else None)
+                )
         vmids_to_search = expected_vmids - {guest.vmid for guest in guests_from_list}
         if not vmids_to_search:
             return guests_from_list, frozenset()
@@ -199,7 +201,7 @@ class Inspector:
         try:
             config = self.proxmox.vm_config(node, vmid, kind=kind)
         except JobError as error:
-            if error.code in (ErrorCode.VM_NOT_FOUND, ErrorCode.PVE_PERMISSION):
+            if error.code in (ErrorCode.PVE_CONFLICT, ErrorCode.PVE_PERMISSION):
                 return None
             raise
         description = str(config.get("description") or "")
@@ -208,7 +210,7 @@ class Inspector:
             node=node,
             kind=kind,
             name=str(config.get("name") or config.get("hostname") or ""),
-            markers=frozenset(services_in(description)),
+            markers=frozenset(markers_in(description)),
             agent_id=agent_in(description),
             is_template=str(config.get("template") or "0") == "1",
             lock=str(config.get("lock") or ""),
@@ -217,6 +219,8 @@ class Inspector:
 
 def _may_have_marker(row: VmRow) -> bool:
     """Return whether a guest may have a marker. Only the guest's configuration shows whether it has one."""
+    if not row.has_statistics:
+        return True
     return not row.is_template and (SMITH_TAG in row.tags or bool(NAME_SUFFIX.search(row.name)))
 
 

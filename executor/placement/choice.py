@@ -66,7 +66,7 @@ class ChoiceReader:
         """Return the placement of a new VM if only one node is possible, or else what the VM needs from its node."""
         if not request.image:
             return self._without_template(request, snapshot, may_wait)
-        template_rows = self._template_rows(request.image, snapshot)
+        template_rows = self._template_rows(request.image, snapshot, may_wait)
         existing_vm = snapshot.find_vm(request.vmid)
         if existing_vm is not None and not existing_vm.is_template:
             return _placement_on(existing_vm.node, "the VM exists there already", template_rows[0].vmid)
@@ -149,13 +149,18 @@ class ChoiceReader:
         bridges = self.cluster.bridges(node, may_wait)
         return not bridges or needed_bridges <= bridges
 
-    def _template_rows(self, image: str, snapshot: ClusterSnapshot) -> list[VmRow]:
+    def _template_rows(self, image: str, snapshot: ClusterSnapshot, may_wait: MayWait) -> list[VmRow]:
         """Return the templates of an image.
 
-        If there are none, raises JobError NOT_FOUND, or PVE_PERMISSION if the token may not see all VMs.
+        If the list lacks the facts of some VMs, the configurations of those are read that may be the image's template.
+        If there is no template, raises JobError NOT_FOUND, or PVE_PERMISSION if the token may not see all VMs.
         """
+        rows: list[VmRow] = list(snapshot.vms)
         try:
-            return templates.find_templates(image, self.settings.proxmox_templates, snapshot.vms)
+            if unknown_rows := templates.possible_templates(image, self.settings.proxmox_templates, rows):
+                facts = {row.vmid: self.cluster.with_facts(row, may_wait) for row in unknown_rows}
+                rows = [facts.get(row.vmid, row) for row in rows]
+            return templates.find_templates(image, self.settings.proxmox_templates, rows)
         except JobError as error:
             if error.code is ErrorCode.NOT_FOUND and not self.proxmox.may_see_all_vms():
                 text = f"the token lacks VM.Audit on /vms, so {error.detail}"

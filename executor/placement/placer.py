@@ -108,13 +108,16 @@ class Placer:
         """Return the newest lists, and remove the allocations that ended before these lists were read.
 
         These allocations are not needed: if the create or migration succeeded, the lists show the VM on its new node.
-        Older lists must not be used any more, because they may not show the VM. The caller holds the lock.
+        The allocation of a VM whose size the lists do not show yet is kept. Older lists must not be used any more,
+        because they may not show the VM. The caller holds the lock.
         """
         newest = self._newest_snapshot
         if newest is None or newest.read_at <= snapshot.read_at:
             newest = self._newest_snapshot = snapshot
         for vmid, allocation in list(self._allocations.items()):
-            if allocation.ended_at is not None and allocation.ended_at < newest.read_at:
+            row = newest.find_vm(vmid)
+            is_size_known = row is None or row.has_statistics
+            if allocation.ended_at is not None and allocation.ended_at < newest.read_at and is_size_known:
                 del self._allocations[vmid]
         return newest
 

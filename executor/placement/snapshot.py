@@ -17,7 +17,7 @@ from executor.placement import templates
 from executor.placement.decide import NodeFacts
 from executor.placement.shared_reads import SharedReads
 from executor.proxmox.client import SMITH_TAG, ProxmoxReader
-from executor.proxmox.rows import NodeRow, StorageRow, VmRow
+from executor.proxmox.rows import NodeRow, StorageRow, VmRow, assume_available
 from executor.shared.error_codes import ErrorCode
 
 log = get_logger(__name__)
@@ -72,13 +72,24 @@ class ClusterCache:
         return self._reads.get("lists", self._read_lists, not_before=not_before, may_wait=may_wait)
 
     def _read_lists(self) -> ClusterSnapshot:
+        read_at = self.clock()
+        nodes = self.proxmox.nodes()
+        storages: list[StorageRow] = _default_if_forbidden(self.proxmox.storages, [])
         return ClusterSnapshot(
-            read_at=self.clock(),
-            nodes=self.proxmox.nodes(),
+            read_at=read_at,
+            nodes=nodes,
             vms=self.proxmox.vms(),
-            storages=_default_if_forbidden(self.proxmox.storages, []),
-            nodes_in_maintenance=_default_if_forbidden(self.proxmox.nodes_in_maintenance, frozenset()),
+            storages=assume_available(storages, nodes),
+            nodes_in_maintenance=self.proxmox.nodes_in_maintenance(),
         )
+
+    def with_facts(self, row: VmRow, may_wait: MayWait) -> VmRow:
+        """Return the row of a VM with its facts. Raises JobError if the row lacks them and they cannot be read."""
+        if row.has_statistics:
+            return row
+        not_before = self.clock() - MAX_DETAIL_AGE_S
+        key = ("facts", f"{row.vmid}@{row.node}")
+        return self._reads.get(key, lambda: self.proxmox.with_facts([row])[0], not_before=not_before, may_wait=may_wait)
 
     def template(self, row: VmRow, may_wait: MayWait) -> templates.Template:
         """Return the facts about a template. `row` is its entry in Proxmox's list.

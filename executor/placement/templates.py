@@ -70,6 +70,21 @@ def find_templates(image: str, vmid_by_image: Mapping[str, int], rows: Sequence[
     return sorted(templates_of_image, key=lambda row: row.vmid)
 
 
+def possible_templates(image: str, vmid_by_image: Mapping[str, int], rows: Sequence[VmRow]) -> list[VmRow]:
+    """Return the rows without facts whose VMs may be templates of an image.
+
+    They are all such rows, unless the image has a VMID, or a row with facts, or a row with the image's tag: tags are
+    always current.
+    """
+    unknown_rows = [row for row in rows if not row.has_statistics and row.kind == "qemu"]
+    if image in vmid_by_image:
+        return [row for row in unknown_rows if row.vmid == vmid_by_image[image]]
+    if any(row.is_template and row.name == image for row in rows):
+        return []
+    tag = f"{TAG_PREFIX}{image}".lower()
+    return [row for row in unknown_rows if tag in row.tags] or unknown_rows
+
+
 def _configured_template(image: str, vmid: int, templates: Sequence[VmRow]) -> list[VmRow]:
     """Return a list with the template that has this VMID. Raises JobError NOT_FOUND when it does not exist."""
     templates_with_vmid = [row for row in templates if row.vmid == vmid]
@@ -134,6 +149,12 @@ def nodes_for_clone(template: Template, storage_rows: Sequence[StorageRow], targ
     }
     nodes_with_all_storages = set.intersection(*nodes_by_storage.values())
     return NodesForClone(nodes=frozenset({template.node} | nodes_with_all_storages), is_complete=is_complete)
+
+
+def marked_template_text(markers: Sequence[str]) -> str:
+    """Return why a template with these markers cannot be cloned: each clone would have the marker, too."""
+    lines = " and ".join(f"smith-uid={marker}" for marker in markers)
+    return f"its notes have the marker of another service ({lines}): remove this line from the notes of the template"
 
 
 def template_vmid_by_node(

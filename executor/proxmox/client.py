@@ -21,13 +21,15 @@ from executor.proxmox.rows import (
     as_object,
     as_objects,
     as_text,
+    is_template,
     node_rows,
     storage_rows,
     vm_rows,
+    with_configuration,
 )
 from executor.settings.types import MAX_VMID, MIN_VMID
 from executor.shared.error_codes import ErrorCode
-from executor.shared.marker import services_in
+from executor.shared.marker import markers_in, service_in
 
 #: Matches the name of a storage. A name that matches is safe in a URL's path.
 STORAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
@@ -67,12 +69,32 @@ class ProxmoxReader:
         return as_text(as_object(self._session.get("/version")).get("version"))
 
     def vms(self) -> list[VmRow]:
-        """List the VMs, containers and templates of the cluster that the token may see."""
+        """List the VMs, containers and templates of the cluster that the token may see.
+
+        A row may lack facts, or have those of a former VM with the same VMID: see `with_facts`.
+        """
         return vm_rows(self._session.get("/cluster/resources", type="vm"))
+
+    def with_facts(self, rows: Iterable[VmRow]) -> list[VmRow]:
+        """Return the rows, with the facts of the configuration of each VM whose row lacks them.
+
+        The name of a VM that is being created comes from its configuration, too: in its row it may be invented. Raises
+        JobError if a configuration cannot be read: PVE_CONFLICT if the VM has moved, NODE_DOWN if its node does not
+        answer.
+        """
+        return [
+            row if row.has_statistics and not row.is_being_created else with_configuration(row, self._read_config(row))
+            for row in rows
+        ]
 
     def nodes(self) -> list[NodeRow]:
         """List the cluster's nodes."""
         return node_rows(self._session.get("/nodes"))
+
+    def nodes_in_maintenance(self) -> frozenset[str]:
+        """List the nodes that the HA manager has put into maintenance mode. Every token may read this list."""
+        rows = as_objects(self._session.get("/cluster/resources", type="node"))
+        return frozenset(as_text(row.get("node")) for row in rows if row.get("hastate") == "maintenance")
 
     def storages(self) -> list[StorageRow]:
         """List the storages that the token may see, with one row for each node of a storage.
@@ -96,18 +118,11 @@ class ProxmoxReader:
         data = self._session.get(f"/nodes/{_require_valid_node(node)}/network", type="any_bridge")
         return frozenset(as_text(row.get("iface")) for row in as_objects(data))
 
-    def nodes_in_maintenance(self) -> frozenset[str]:
-        """List the nodes that the HA manager has put into maintenance mode. The token needs Sys.Audit on `/`."""
-        data = as_object(self._session.get("/cluster/ha/status/manager_status"))
-        manager_status = data.get("manager_status", data)  # if the outer object is missing, `data` is the status itself
-        node_states = manager_status.get("node_status") if isinstance(manager_status, dict) else None
-        return frozenset(node for node, state in (node_states or {}).items() if state == "maintenance")
-
     def vm_config(self, node: str, vmid: int, *, kind: str = "qemu") -> dict[str, Any]:
         """Read the configuration of a VM or container from its node. Pending changes are included.
 
-        Raises JobError VM_NOT_FOUND if the VM is not on this node, or if the token lacks VM.Audit. In both cases the VM
-        may exist.
+        Raises JobError PVE_CONFLICT if the VM is not on this node, and PVE_PERMISSION if the token lacks VM.Audit. In
+        both cases the VM may exist.
         """
         if kind not in tuple(GuestKind):
             raise JobError(ErrorCode.INVALID_REQUEST, "the kind of guest is not qemu or lxc")
@@ -146,12 +161,18 @@ class ProxmoxReader:
     def find_by_marker(self, rows: Iterable[VmRow], service_id: str, *, name_suffix: str) -> VmRow | None:
         """Return the VM among `rows` whose description has the marker of the service; None if no VM has this marker.
 
-        `name_suffix` contains the first digits of the service's id. The agent gives each VM a name with such a suffix,
-        so only the configurations of VMs whose name ends with `name_suffix` are read. Raises JobError
-        VM_IDENTITY_MISMATCH if several VMs have the marker. Then an operator must decide which one is the service's VM.
+        The rows must have their facts (`with_facts`). `name_suffix` contains the first digits of the service's id. The
+        agent gives each VM a name with such a suffix, so only the configurations of VMs whose name ends with
+        `name_suffix` are read. Raises JobError VM_IDENTITY_MISMATCH if several VMs have the marker. Then an operator
+        must decide which one is the service's VM.
         """
         candidates = [row for row in rows if self._is_candidate(row, name_suffix)]
-        marked_vms = [row for row in candidates if self._is_marked(row, service_id)]
+        configured = [(row, self._read_config(row)) for row in candidates]
+        marked_vms = [
+            with_configuration(row, config)
+            for row, config in configured
+            if self.marked_service_id(config) == service_id.lower() and not is_template(config)
+        ]
         if len(marked_vms) > 1:
             vmids = ", ".join(str(row.vmid) for row in marked_vms)
             raise JobError(ErrorCode.VM_IDENTITY_MISMATCH, f"more than one VM has the service's marker: {vmids}")
@@ -161,34 +182,36 @@ class ProxmoxReader:
         """Return the VM among `rows` that is a partial clone; None if there is none.
 
         A VM is a partial clone if it is the only VM that has this name and one of these VMIDs, and if it has no marker.
-        Proxmox gives a clone its name at once. The clone keeps the description of its template, which has no marker,
-        until it is configured. A container is never returned, because it is created with its marker.
+        Proxmox gives a clone its name when its first drive is copied. The clone keeps the description of its template,
+        which has no marker, until it is configured. A container is never returned, because it is created with its
+        marker. The rows must have their facts (`with_facts`).
         """
         vms = [row for row in rows if row.kind == GuestKind.QEMU and row.name == name and row.vmid in vmids]
         clones = [row for row in vms if not row.is_template]
         return clones[0] if len(clones) == 1 and not self._read_markers(clones[0]) else None
 
     def _read_markers(self, row: VmRow) -> list[str]:
-        return services_in(as_text(self._read_config(row).get("description")))
+        return markers_in(as_text(self._read_config(row).get("description")))
 
     @staticmethod
     def _is_candidate(row: VmRow, name_suffix: str) -> bool:
         """Return whether a VM may have the marker, according to its row in the list. Templates have no marker."""
         return not row.is_template and row.name.endswith(name_suffix)
 
-    def _is_marked(self, row: VmRow, service_id: str) -> bool:
-        return self.marked_service_id(self._read_config(row)) == service_id.lower()
-
     def _read_config(self, row: VmRow) -> dict[str, Any]:
         """Read the configuration of a listed VM. Raises JobError PVE_CONFLICT if the VM is not on its node any more."""
         try:
             return self.vm_config(row.node, row.vmid, kind=row.kind)
         except JobError as error:
-            if error.code is not ErrorCode.VM_NOT_FOUND:
+            if error.code is not ErrorCode.PVE_CONFLICT:
                 raise
             # The VM was moved or removed after the list was read, so it is unknown whether it has the marker. The job
             # must be retried with a new list: if it ignored this VM, it could create a second VM for the service.
             raise JobError(ErrorCode.PVE_CONFLICT, f"VM {row.vmid} was moved or removed during the search") from error
+
+    def cluster_options(self) -> dict[str, Any]:
+        """Return the options of the cluster. Without Sys.Audit on `/`, they are little more than `allowed-tags`."""
+        return as_object(self._session.get("/cluster/options"))
 
     def permissions(self, path: str) -> frozenset[str]:
         """Return the token's privileges on a path, such as `/vms/100`. The request needs no privilege."""
@@ -211,8 +234,7 @@ class ProxmoxReader:
 
         Return '' if the description has no marker, or markers of several services.
         """
-        service_ids = services_in(as_text(config.get("description")))
-        return service_ids[0] if len(service_ids) == 1 else ""
+        return service_in(as_text(config.get("description")))
 
 
 def _require_valid_node(node: str) -> str:

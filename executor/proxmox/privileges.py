@@ -9,8 +9,9 @@ to a snapshot, because VM.Snapshot suffices.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 #: The first major version of Proxmox VE in which the privileges VM.GuestAgent.* replace VM.Monitor.
 GUEST_AGENT_PRIVILEGES_SINCE_MAJOR = 9
@@ -127,3 +128,15 @@ def _acl_commands(need: PrivilegeNeed, user: str, token_id: str) -> Iterator[str
     yield f"pveum acl modify {path} --users {shlex.quote(user)} --roles {need.role}"
     if token_id:
         yield f"pveum acl modify {path} --tokens {shlex.quote(f'{user}!{token_id}')} --roles {need.role}"
+
+
+def are_tags_restricted(options: Mapping[str, Any], tags: Collection[str], seen_tags: Collection[str]) -> bool:
+    """Return whether Proxmox refuses that a token without Sys.Modify on `/` sets some of `tags`, or a new tag.
+
+    `options` are those of the cluster, and `seen_tags` the tags of all VMs that the token may see. If all tags are
+    allowed, `allowed-tags` includes all of `seen_tags`. More options are known only with Sys.Audit on `/`.
+    """
+    access = options.get("user-tag-access")
+    user_allow = access.get("user-allow", "free") if isinstance(access, Mapping) else "free"
+    is_registered = not set(tags).isdisjoint(options.get("registered-tags") or ())
+    return user_allow != "free" or is_registered or not set(seen_tags) <= set(options.get("allowed-tags") or ())

@@ -7,20 +7,30 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from executor.errors import JobError
 from executor.settings.types import MIN_VMID
 from executor.shared.error_codes import ErrorCode
 
+MIB = 1024**2
+#: The locks of a VM that Proxmox is cloning or creating.
+LOCKS_OF_CREATION = ("clone", "create")
+#: The memory of a VM whose configuration does not state it.
+DEFAULT_MEMORY_MIB = 512
 #: Matches the characters between two tags.
 _TAG_SEPARATORS = re.compile(r"[;,\s]+")
 
 
 @dataclass(frozen=True)
 class VmRow:
-    """One VM or container in the cluster's list of resources. Proxmox updates this list about every 10 s."""
+    """One VM or container in the cluster's list of resources.
+
+    Only the VMID, node, kind, tags and lock are current. All other values come from the statistics of the VM's node,
+    which are up to 10 s old. If they are missing, as those of a new VM, a value is unknown, never no.
+    """
 
     vmid: int
     node: str
@@ -42,6 +52,12 @@ class VmRow:
     uptime_s: int = 0
     tags: tuple[str, ...] = ()
     lock: str = ""  #: the operation for which Proxmox has locked the VM, such as backup; '' if there is no lock
+    has_statistics: bool = True  #: False: name, status, is_template and all numbers are unknown
+
+    @property
+    def is_being_created(self) -> bool:
+        """True while Proxmox clones or creates the VM. Until its first drive is copied, a clone has no name."""
+        return self.lock in LOCKS_OF_CREATION
 
 
 @dataclass(frozen=True)
@@ -49,11 +65,12 @@ class NodeRow:
     """One node of the cluster."""
 
     name: str
-    is_online: bool
+    is_online: bool  #: the cluster reaches the node
     cpu_share: float = 0.0  #: CPU usage as a share of all cores of the node together, 0 to 1
     cores: int = 0
     memory_bytes: int = 0
     max_memory_bytes: int = 0
+    has_statistics: bool = True  #: False if the node sends no statistics: then the state of its storages is unknown
 
 
 @dataclass(frozen=True)
@@ -97,19 +114,42 @@ def _vm_row(row: dict[str, Any]) -> VmRow:
         uptime_s=as_int(row.get("uptime")),
         tags=tuple(tag for tag in _TAG_SEPARATORS.split(as_text(row.get("tags"))) if tag),
         lock=as_text(row.get("lock")),
+        has_statistics="name" in row,
     )
 
 
+def with_configuration(row: VmRow, config: dict[str, Any]) -> VmRow:
+    """Return the row with the facts of the VM's configuration. They replace what is unknown or out of date."""
+    return replace(
+        row,
+        name=as_text(config.get("name") or config.get("hostname")),
+        is_template=is_template(config),
+        cores=row.cores or max(as_int(config.get("cores")), 1) * max(as_int(config.get("sockets")), 1),
+        max_memory_bytes=row.max_memory_bytes or (as_int(config.get("memory")) or DEFAULT_MEMORY_MIB) * MIB,
+        has_statistics=True,
+    )
+
+
+def is_template(config: dict[str, Any]) -> bool:
+    """Return whether the configuration is that of a template."""
+    return bool(as_int(config.get("template")))
+
+
 def node_rows(data: Any) -> list[NodeRow]:
-    """Parse the answer to `GET /nodes`. For a node that is offline, Proxmox sends only the name and the status."""
+    """Parse the answer to `GET /nodes`.
+
+    A node is offline if the cluster does not reach it, and unknown if the cluster reaches it, but the node's daemon
+    `pvestatd` has sent no statistics for five minutes. Proxmox sends no numbers of such nodes.
+    """
     return [
         NodeRow(
             name=as_text(row.get("node")),
-            is_online=row.get("status") == "online",
+            is_online=row.get("status") != "offline",
             cpu_share=as_float(row.get("cpu")),
             cores=as_int(row.get("maxcpu")),
             memory_bytes=as_int(row.get("mem")),
             max_memory_bytes=as_int(row.get("maxmem")),
+            has_statistics=row.get("status") != "unknown",
         )
         for row in as_objects(data)
         if as_text(row.get("node"))
@@ -128,6 +168,15 @@ def storage_rows(data: Any) -> list[StorageRow]:
         )
         for row in as_objects(data)
         if as_text(row.get("storage")) and as_text(row.get("node"))
+    ]
+
+
+def assume_available(storages: Sequence[StorageRow], nodes: Sequence[NodeRow]) -> list[StorageRow]:
+    """Return the storages, with those available whose state is unknown because their node sends no statistics."""
+    nodes_without_statistics = {node.name for node in nodes if node.is_online and not node.has_statistics}
+    return [
+        replace(storage, is_available=storage.is_available or storage.node in nodes_without_statistics)
+        for storage in storages
     ]
 
 

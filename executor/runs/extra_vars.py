@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,14 +11,12 @@ from executor.runs.network_properties import NicProperties
 from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.vm_properties import VmProperties, read_properties
 from executor.shared.error_codes import ErrorCode
+from executor.shared.marker import without_forged_lines
 
 #: Optional hardware properties that have the same name in `vm`. If one is missing, the playbook leaves its value in the
 #: VM's configuration unchanged.
 OPTIONAL_HARDWARE = ("sockets", "cpu_type", "balloon_mib", "swap_mib", "onboot", "protection", "guest_agent")
 MAX_DESCRIPTION_LENGTH = 200
-#: Matches the beginning of a marker. A marker is the line in a VM's description that names the VM's service
-#: (`marker.marker_for`). Case is ignored, because `ProxmoxReader` ignores it when it reads a marker.
-MARKER_START = re.compile(r"smith-uid\s*=", re.IGNORECASE)
 #: Maps each cloud-init property of a service to the member of `vm.cloud_init` that contains its value.
 CLOUD_INIT_MEMBERS = {
     "ciUser": "user",
@@ -105,7 +102,7 @@ def make_description(service_name: str) -> str:
     """
     printable_name = "".join(char if char.isprintable() else " " for char in service_name)
     one_line = " ".join(printable_name.split())
-    return MARKER_START.sub("smith-uid ", one_line)[:MAX_DESCRIPTION_LENGTH]
+    return without_forged_lines(one_line)[:MAX_DESCRIPTION_LENGTH]
 
 
 def _read_request_properties(request: RunRequest) -> VmProperties:

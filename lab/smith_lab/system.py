@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from executor.shared.marker import markers_in
 from smith_lab.fulcrum_setup import AdminClient, CreatedObjects, bootstrap
 from smith_lab.log_reader import LogReader
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
@@ -210,8 +211,9 @@ class LabSystem:
 
     def guests_of(self, service_id: str) -> list[Json]:
         """Return the VMs and containers whose description contains the marker `smith-uid=<service id>`."""
-        marker = f"smith-uid={service_id}"
-        return [guest for guest in self.guests() if marker in str(guest["config"].get("description", ""))]
+        return [
+            guest for guest in self.guests() if service_id in markers_in(str(guest["config"].get("description", "")))
+        ]
 
 
 def run_smith_command(

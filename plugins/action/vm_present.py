@@ -42,8 +42,8 @@ class ActionModule(VmAction):
             return self._planned(before)
         created = steps.unchanged(before) if before["exists"] else self._create(before)
         self.publish(created.facts, adopted=before["exists"])
-        configured = steps.ensure_configured(self, created.facts, vm, is_create=True)
-        more = {"planned": configuration.planned(created.facts, vm, True)} if self.is_check_mode else {}
+        configured = steps.ensure_configured(self, created.facts, self.vm, is_create=True)
+        more = {"planned": configuration.planned(created.facts, self.vm, True)} if self.is_check_mode else {}
         return self.document(
             configured.facts,
             changed=created.is_changed or configured.is_changed,
@@ -64,10 +64,9 @@ class ActionModule(VmAction):
     def _create(self, before: Facts) -> steps.Step:
         if self._is_clone():
             answer = self._clone(before["template"])
-        elif kind_of(self.vm) == "lxc":
-            answer = self._create_container(before)
         else:
-            answer = self._create_blank(before)
+            create = self._create_container if kind_of(self.vm) == "lxc" else self._create_blank
+            self.vm, answer = steps.change_with_tags(self, self.vm, lambda vm: create(before, vm))
         template = before["template"]
         after = self.look_up_after(
             before,
@@ -76,7 +75,8 @@ class ActionModule(VmAction):
             template_vmid=template.get("vmid", 0),
             template_node=template.get("node", ""),
         )
-        self.verify(reservation_problem(after, self.vm), failures.outcome_problem(after, answer, "made"))
+        problem = reservation_problem(after, self.vm)
+        self.verify(failures.after_accepted_creation(problem, answer), failures.outcome_problem(after, answer, "made"))
         return steps.Step(facts=after, is_changed=True, upids=after["upids"])
 
     def _clone(self, template: dict[str, Any]) -> dict[str, Any]:
@@ -99,9 +99,9 @@ class ActionModule(VmAction):
             timeout=0,
         )
 
-    def _create_blank(self, before: Facts) -> dict[str, Any]:
+    def _create_blank(self, before: Facts, vm: dict[str, Any]) -> dict[str, Any]:
         """Create a VM without a template. One request also configures it, so it has its marker from the start."""
-        vm, requested = self.vm, creation.blank(before, self.vm)
+        requested = creation.blank(before, vm)
         self.progress.step(f"creating a VM without a template on {vm['node']}")
         return self.change(
             "proxmox_kvm",
@@ -116,9 +116,9 @@ class ActionModule(VmAction):
             **{name: requested[name] for name in BLANK_PARAMETERS if name in requested},
         )
 
-    def _create_container(self, before: Facts) -> dict[str, Any]:
+    def _create_container(self, before: Facts, vm: dict[str, Any]) -> dict[str, Any]:
         """Create a container. One request also configures it, so it has its marker from the start."""
-        vm, requested = self.vm, creation.blank(before, self.vm)
+        requested = creation.blank(before, vm)
         guest_login = vm.get("cloud_init") or {}
         self.progress.step(f"creating a container from {vm['os_template']} on {vm['node']}")
         return self.change(

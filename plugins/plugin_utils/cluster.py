@@ -15,6 +15,7 @@ from . import guest_facts
 from .guest_facts import UNFINISHED_LOCKS, absent, not_proven
 from .login import Login, LoginError, read_login
 from .proxmox_tasks import as_listed, error_with_cause, is_started_by, needs_log, newest_first, vmids_in
+from .shared.error_rules import is_not_here
 from .shared.login_repeats import repeat_while_refused
 
 #: Why a Python library of the client cannot be imported; empty if all can. `connect` reports it.
@@ -156,7 +157,7 @@ class Cluster:
             settings = guest.pending.get()
             status = guest.status.current.get()
         except ResourceException as exc:
-            if "does not exist" in str(exc):
+            if is_not_here(str(exc)):
                 return None
             raise
         facts = (
@@ -176,7 +177,7 @@ class Cluster:
         try:
             return self.guest(node, vmid).status.current.get().get("lock") in UNFINISHED_LOCKS
         except ResourceException as exc:
-            if "does not exist" in str(exc):
+            if is_not_here(str(exc)):
                 return False
             raise
 
@@ -237,7 +238,8 @@ class Cluster:
         """Return for each node whether it is online, and whether the cluster is quorate.
 
         `cluster/status` reports the quorum, but it needs the privilege Sys.Audit on `/`, which our token need not have.
-        Without this privilege, the cluster counts as quorate if more than half of its nodes are online. Such a count
+        Without this privilege, the cluster counts as quorate if more than half of its nodes are online. A node that
+        sends no statistics is `unknown`, but online: Proxmox calls a node that it does not reach `offline`. The count
         does not include a witness device, so a quorate cluster may count as not quorate. This is safe, because then the
         absence is not proven.
         """
@@ -246,7 +248,7 @@ class Cluster:
         except ResourceException as exc:
             if exc.status_code != 403:
                 raise
-            online = {str(row["node"]): row.get("status") == "online" for row in self.api.nodes.get()}
+            online = {str(row["node"]): row.get("status") != "offline" for row in self.api.nodes.get()}
             return online, sum(online.values()) * 2 > len(online)
         online = {str(row["name"]): bool(row.get("online")) for row in rows if row.get("type") == "node"}
         return online, all(bool(row.get("quorate")) for row in rows if row.get("type") == "cluster")
@@ -260,20 +262,6 @@ class Cluster:
                 return False
             raise
         return True
-
-    def template(self, rows: list[dict[str, Any]], vmid: int, name: str, preferred_node: str) -> dict[str, Any]:
-        """Return the facts of a template, found by its VMID or its name, and a `problem` if it was not found.
-
-        If several templates have the name, a template on `preferred_node` is preferred.
-        """
-        wanted = f"template {vmid or name}"
-        rows = [row for row in rows if row.get("template") and row.get("type") == "qemu"]
-        rows = [row for row in rows if (int(row["vmid"]) == vmid if vmid else row.get("name") == name)]
-        rows.sort(key=lambda row: (row.get("node") != preferred_node, row.get("status") == "unknown", row["vmid"]))
-        found = self.facts(str(rows[0]["node"]), int(rows[0]["vmid"])) if rows else None
-        if not found:
-            return {"exists": False, "problem": f"NOT_FOUND: {wanted} does not exist, or the token may not see it"}
-        return {**found, "problem": ""}
 
     def tasks(self, node: str, vmid: int) -> list[dict[str, Any]]:
         """Return the Proxmox tasks on a node that this login has started for the VM, newest first.

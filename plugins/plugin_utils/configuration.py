@@ -8,20 +8,14 @@ All functions are pure.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from . import cloud_init, container, disks, hardware
-from .deletion import DELETION_TAG, deletion_due_at
+from .deletion import DELETION_TAG, WITHOUT_TAGS, deletion_due_at, deletion_line, has_deletion_line
 from .failures import failure, failure_after_look_up, is_outcome_unknown
 from .identity import PROTECTED_TAG, TAG, is_marked, kind_of, only_identity
 from .request_values import is_yes
-from .shared.marker import agent_in, marker_for, with_agent
-
-#: The lines of a description that only our playbooks write: the marker, its agent and the deletion mark.
-OUR_LINES = re.compile(r"^smith-(?:uid|agent|delete)=.*$", re.MULTILINE | re.IGNORECASE)
-#: Text in a service's description that imitates a line of OUR_LINES.
-FORGED_LINE = re.compile(r"smith-(uid|agent|delete)=", re.IGNORECASE)
+from .shared.marker import agent_in, marker_for, with_agent, without_forged_lines, without_our_lines
 
 
 def changes(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
@@ -90,9 +84,8 @@ def description(vm: dict[str, Any]) -> str:
 
     A part of the service's text that imitates one of our lines is altered.
     """
-    text = FORGED_LINE.sub(r"smith-\1: ", str(vm.get("description") or "")).strip()
-    deletion_line = f"smith-delete={vm['delete_at']}\n" if kind_of(vm) == "lxc" and vm.get("delete_at") else ""
-    our_lines = f"{deletion_line}{marker_for(str(vm['service_id']).lower())}"
+    text = without_forged_lines(str(vm.get("description") or "")).strip()
+    our_lines = f"{deletion_line(vm)}{marker_for(str(vm['service_id']).lower())}"
     return with_agent(f"{text}\n\n{our_lines}" if text else our_lines, str(vm.get("agent_id") or ""))
 
 
@@ -114,13 +107,16 @@ def _description(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) ->
     agent_id = str(vm.get("agent_id") or agent_in(current))
     if "description" in vm:
         return description({**vm, "agent_id": agent_id})
-    if kind_of(vm) == "lxc" and (vm.get("delete_at") or _is_deletion_cancelled(facts, vm)):
-        return description({**vm, "agent_id": agent_id, "description": OUR_LINES.sub("", current)})
+    is_line_removed = _is_deletion_cancelled(facts, vm) and has_deletion_line(facts)
+    if is_line_removed or deletion_line(vm):
+        return description({**vm, "agent_id": agent_id, "description": without_our_lines(current)})
     return with_agent(current, agent_id) if agent_id.lower() != agent_in(current) else None
 
 
 def _tags(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[str] | None:
-    """Return all new tags, or None if the tags need not change."""
+    """Return all new tags, or None if the tags need not change, or if Proxmox refuses them."""
+    if vm.get(WITHOUT_TAGS):
+        return None
     is_requested, protection = "tags" in vm, vm.get("protection")
     delete_at = vm.get("delete_at") if kind_of(vm) == "qemu" else None
     is_deletion_cancelled = kind_of(vm) == "qemu" and _is_deletion_cancelled(facts, vm)

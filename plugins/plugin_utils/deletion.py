@@ -15,9 +15,17 @@ from .identity import only_identity
 from .request_values import is_yes
 
 #: The deletion mark states when a guest may be destroyed, in seconds since 1970. For a VM the mark is a tag. A
-#: container can have only one tag, so its mark is a line of its description.
+#: container can have only one tag, so its mark is a line of its description. If Proxmox refuses the tag of a VM, as the
+#: option `user-tag-access` of the cluster may say, its mark is a line of another name: an earlier version did not
+#: change the line `smith-delete` in the text of a service.
 DELETION_TAG = re.compile(r"smith-delete-(\d{1,12})")
-DELETION_LINE = re.compile(r"^smith-delete=(\d{1,12})\s*?$", re.MULTILINE)
+#: The member of a request by which an action tells its functions that Proxmox refuses the tags of this VM.
+WITHOUT_TAGS = "without_tags"
+#: The deletion mark as a line of the description, by the kind of guest.
+DELETION_LINES = {
+    "lxc": re.compile(r"^smith-delete=(\d{1,12})\s*?$", re.MULTILINE),
+    "qemu": re.compile(r"^smith-delete-at=(\d{1,12})\s*?$", re.MULTILINE),
+}
 
 
 def deletion(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
@@ -41,11 +49,27 @@ def deletion(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 def deletion_due_at(facts: dict[str, Any]) -> int:
     """Return when the VM may be destroyed, in seconds since 1970; 0 if it is not marked for deletion."""
-    if facts["kind"] == "lxc":
-        matches = DELETION_LINE.finditer(str(facts["config"].get("description") or ""))
-    else:
-        matches = filter(None, map(DELETION_TAG.fullmatch, facts["tags"]))
-    return max((int(match.group(1)) for match in matches), default=0)
+    tags = filter(None, map(DELETION_TAG.fullmatch, facts["tags"] if facts["kind"] == "qemu" else ()))
+    return max((int(match.group(1)) for match in (*_deletion_lines(facts), *tags)), default=0)
+
+
+def has_deletion_line(facts: dict[str, Any]) -> bool:
+    """Return True if the deletion mark of the guest is a line of its description, not a tag."""
+    return bool(_deletion_lines(facts))
+
+
+def deletion_line(vm: dict[str, Any]) -> str:
+    """Return the line with the requested deletion mark; '' if none is requested, or if the mark is a tag."""
+    if not vm.get("delete_at"):
+        return ""
+    if vm.get("kind") == "lxc":
+        return f"smith-delete={vm['delete_at']}\n"
+    return f"smith-delete-at={vm['delete_at']}\n" if vm.get(WITHOUT_TAGS) else ""
+
+
+def _deletion_lines(facts: dict[str, Any]) -> list[re.Match[str]]:
+    pattern = DELETION_LINES.get(facts["kind"])
+    return list(pattern.finditer(str(facts["config"].get("description") or ""))) if pattern else []
 
 
 def deletion_mark(vm: dict[str, Any], at: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import traceback
 from typing import Any
 
+from .identity import ha_problem
 from .shared.error_rules import Reaction, classify_failure
 
 #: The codes of requests that changed nothing: the node did not get the request, or Proxmox refused the login.
@@ -54,6 +55,19 @@ def failure_after_look_up(answer: dict[str, Any]) -> str:
     return f"{'PVE_UNREACHABLE' if code == 'PVE_AUTH' else code}: {reason}"
 
 
+def after_accepted_creation(problem: str, change: dict[str, Any]) -> str:
+    """Return the problem of a guest that Proxmox has created. `change` is the answer to the request.
+
+    VM_ID_TAKEN would make the agent create another guest with another VMID. After Proxmox has accepted the request, the
+    guest on this VMID is the new one, so an operator must look at it.
+    """
+    text = str(change.get("msg", ""))
+    is_refused = change.get("failed") and "Reached timeout" not in text
+    if is_refused or not problem.startswith("VM_ID_TAKEN: "):
+        return problem
+    return f"VM_IDENTITY_MISMATCH: {problem.removeprefix('VM_ID_TAKEN: ')}, although Proxmox has just created it"
+
+
 def outcome_problem(facts: dict[str, Any], change: dict[str, Any], wanted: str) -> str:
     """Return why the VM is not in the state `wanted` after a change. `change` is the answer of the module.
 
@@ -62,6 +76,8 @@ def outcome_problem(facts: dict[str, Any], change: dict[str, Any], wanted: str) 
     """
     if facts.get("reached"):
         return ""
+    if problem := ha_problem(facts):
+        return problem
     module_error = str(change.get("msg", "")) if is_outcome_unknown(change) else ""
     has_timed_out = "Reached timeout" in module_error  # many modules do not wait for the end, so this is no reason
     text = facts.get("task_error") or ("" if has_timed_out else module_error)

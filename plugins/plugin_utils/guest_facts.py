@@ -41,6 +41,7 @@ def absent(vmid: int) -> dict[str, Any]:
         "node": "",
         "name": "",
         "status": "absent",
+        "ha_state": "",  # the state of the guest as a resource of the HA manager; empty if it is none
         "is_template": False,
         "is_protected": False,
         "lock": "",
@@ -78,6 +79,7 @@ def read_settings(settings: list[dict[str, Any]], status: dict[str, Any]) -> dic
         "name": str(current.get("name", "")),
         "status": str(status.get("status", "")),
         "qmp_status": str(status.get("qmpstatus", "")),
+        "ha_state": str((status.get("ha") or {}).get("state") or ""),
         "is_template": bool(int(current.get("template") or 0)),
         "is_protected": str(current.get("protection", "0")) in ("1", "True"),
         "lock": str(current.get("lock") or status.get("lock") or ""),

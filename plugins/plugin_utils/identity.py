@@ -11,12 +11,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from .guest_facts import UNFINISHED_LOCKS
 from .request_values import is_yes
 
 #: The tag of every VM that serves a service.
 TAG = "smith"
 #: The tag of a VM whose protection flag was requested by its service, not set by an operator.
 PROTECTED_TAG = "smith-protected"
+#: The HA state of a guest that the HA manager could not start, stop or move.
+HA_ERROR = "error"
 UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -31,6 +34,8 @@ def identity_problem(facts: dict[str, Any], vm: dict[str, Any], may_be_absent: b
         return "INVALID_REQUEST: service_id is not a UUID"
     if not facts["exists"]:
         return absence_problem(facts, vmid, may_be_absent)
+    if is_same_kind and is_unnamed_clone(facts) and is_yes(vm.get("half_made", False)):
+        return lock_problem(facts)
     if is_same_kind and is_half_destroyed(facts):
         return half_destroyed_problem(facts)
     problems = (
@@ -82,6 +87,15 @@ def is_partial_clone(facts: dict[str, Any], vm: dict[str, Any]) -> bool:
     return is_yes(vm.get("half_made", False)) and not facts["markers"] and facts["name"] == vm["name"]
 
 
+def is_unnamed_clone(facts: dict[str, Any]) -> bool:
+    """Return True if Proxmox is creating the guest and has not written its name yet.
+
+    A full clone has neither name nor notes until its first drive is copied. On a VMID that is reserved for the service,
+    it is the service's own.
+    """
+    return facts.get("lock") in UNFINISHED_LOCKS and not facts["name"] and not facts["markers"]
+
+
 def is_protected_from_us(facts: dict[str, Any], is_deletion: bool) -> bool:
     """Return True if Proxmox's protection flag of the VM forbids this action.
 
@@ -112,11 +126,22 @@ def reservation_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
     taken = f"VM_ID_TAKEN: VMID {vm['vmid']} is held by {facts['name'] or 'a guest'} on {facts['node']}"
     if facts["kind"] != kind_of(vm) or facts["is_template"]:
         return taken
+    if is_unnamed_clone(facts):
+        return ""
     if is_marked(facts, vm):
         return (
             f"VM_PROTECTED: VM {vm['vmid']} has Proxmox's protection flag" if is_protected_from_us(facts, False) else ""
         )
     return taken if facts["markers"] or facts["name"] != vm["name"] else ""
+
+
+def ha_problem(facts: dict[str, Any]) -> str:
+    """Return why the HA manager accepts no request for the guest: its resource is in the state `error`."""
+    if facts.get("ha_state") != HA_ERROR:
+        return ""
+    service = f"{'ct' if facts['kind'] == 'lxc' else 'vm'}:{facts['vmid']}"
+    remedy = f"repair the guest, then `ha-manager set {service} --state disabled`"
+    return f"VM_STATE: the HA manager has the resource {service} in the state error: {remedy}"
 
 
 def lock_problem(facts: dict[str, Any]) -> str:

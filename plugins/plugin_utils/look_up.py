@@ -14,7 +14,9 @@ from typing import Any
 
 from .cluster import FAILED_CALL, NODE_DOWN_STATUSES, Cluster, is_final
 from .guest_facts import UNFINISHED_LOCKS, absent, macs_of
+from .identity import HA_ERROR
 from .proxmox_tasks import failed, is_end_unknown, is_running, newest_first
+from .templates import find_template
 
 #: What a look-up can wait for.
 WAITS = (
@@ -130,7 +132,7 @@ class LookUp:
         if not (query.template_vmid or query.template):
             return {}
         self.rows = self.cluster.listed()
-        return self.cluster.template(self.rows, query.template_vmid, query.template, query.node)
+        return find_template(self.cluster, self.rows, query.template_vmid, query.template, query.node)
 
     def _read(self) -> dict[str, Any]:
         rows, self.rows = self.rows, None  # only the first poll uses the list; each later poll reads a new list
@@ -265,6 +267,8 @@ class LookUp:
             settle_s = SETTLE_S if any(not failed(task) for task in tasks) else 0
             has_ended = not is_busy and time.monotonic() - self.busy_at > settle_s
             return not facts["exists"] and (has_ended or time.monotonic() - self.started > MAX_CLONE_INVISIBLE_S)
+        if facts.get("ha_state") == HA_ERROR:
+            return not is_busy
         if is_busy or any(task["type"].startswith("ha") and not failed(task) for task in tasks):
             return False  # the HA manager changes the guest after its Proxmox task has ended
         settle_s = REBOOT_SETTLE_S if self.query.wait_for == "restarted" and tasks else SETTLE_S

@@ -13,7 +13,7 @@ from typing import Any
 
 from .deletion import deletion_due_at
 from .failures import outcome_problem
-from .identity import TAG, kind_of, lock_problem
+from .identity import TAG, ha_problem, kind_of, lock_problem
 from .request_values import is_yes
 from .shared.marker import marker_for
 
@@ -26,7 +26,7 @@ def power_problem(facts: dict[str, Any], state: str) -> str:
         return f"VM_NOT_RUNNING: VM {facts['vmid']} is {facts['status']}"
     if state == "running" and deletion_due_at(facts):
         return f"VM_STATE: VM {facts['vmid']} is marked for deletion; an update with cancel_deletion removes the mark"
-    return lock_problem(facts)
+    return ha_problem(facts) or lock_problem(facts)
 
 
 def snapshot_name(facts: dict[str, Any], asked: str, state: str) -> str:
@@ -108,4 +108,4 @@ def migration_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
         (not facts["target"]["is_online"], f"NODE_DOWN: node {target} is offline"),
         (is_forbidden, f"VM_STATE: VM {facts['vmid']} is running: stop it first, or migrate it online"),
     )
-    return next((text for is_problem, text in problems if is_problem), "") or lock_problem(facts)
+    return next((text for is_problem, text in problems if is_problem), "") or ha_problem(facts) or lock_problem(facts)

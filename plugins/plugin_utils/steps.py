@@ -7,15 +7,17 @@ returns the facts that it got.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from . import cloud_init_drive, configuration, container, disks, preconditions, request
 from .creation import request_problem
+from .deletion import WITHOUT_TAGS
 from .failures import outcome_problem
 from .identity import kind_of, lock_problem
 from .request_values import is_yes
-from .vm_action import Facts, VmAction
+from .vm_action import Facts, Refused, VmAction
 
 #: How long the module proxmox_disk may wait for one disk.
 DISK_TIMEOUT_S = 120
@@ -89,18 +91,21 @@ def _container_power(action: VmAction, facts: Facts, state: str) -> Step:
     if state == "restarted":
         is_forced = is_yes(action.vm.get("force", False))
         action.progress.step("requesting the stop of the container")
-        answer = action.change("proxmox", state="stopped", vmid=action.vm["vmid"], force=is_forced, timeout=0)
+        answer = _change_container(action, "stopped", is_forced)
         between = action.look_up_after(facts, "stopped")
         action.verify(outcome_problem(between, answer, "stopped"))
     action.progress.step(f"requesting the state {state}")
-    answer = action.change(
-        "proxmox",
-        state="started" if state == "restarted" else MODULE_STATES[state],
-        vmid=action.vm["vmid"],
-        force=state == "stopped",
-        timeout=0,
-    )
+    answer = _change_container(action, "started" if state == "restarted" else MODULE_STATES[state], state == "stopped")
     return _power_verified(action, facts, state, answer)
+
+
+def _change_container(action: VmAction, state: str, is_forced: bool) -> dict[str, Any]:
+    """Run the module for a container's power state.
+
+    Without `hostname`, the module reads the container's name from Proxmox's list, which lacks it for a new container.
+    """
+    vm = action.vm
+    return action.change("proxmox", state=state, vmid=vm["vmid"], hostname=vm["name"], force=is_forced, timeout=0)
 
 
 def _power_verified(action: VmAction, before: Facts, state: str, answer: dict[str, Any]) -> Step:
@@ -148,7 +153,8 @@ def ensure_configured(action: VmAction, facts: Facts, vm: dict[str, Any], *, is_
     answers = []
     if changes:
         action.progress.step(f"configuring {', '.join(sorted(changes))}")
-        answers.append(_configure(action, facts, vm, changes))
+        vm, answer = change_with_tags(action, vm, lambda request: _configure(action, facts, request, is_create))
+        answers.append(answer)
     for step in disk_steps:
         action.progress.step(f"{DISK_VERBS[step['state']]} the disk {step['disk']}: {disks.describe_disk_step(step)}")
         answers.append(_change_disk(action, vm, step))
@@ -158,8 +164,30 @@ def ensure_configured(action: VmAction, facts: Facts, vm: dict[str, Any], *, is_
     return Step(facts=after, is_changed=True, upids=after["upids"])
 
 
-def _configure(action: VmAction, facts: Facts, vm: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def change_with_tags(
+    action: VmAction, vm: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Make a change that may set tags; return the request and the answer. If Proxmox refuses a tag, set no tags.
+
+    Proxmox refuses tags if the option `user-tag-access` of the cluster is not `free`, and registered tags. Nothing has
+    been changed then. The marker in the description identifies the guest, so the guest needs no tags.
+    """
+    try:
+        return vm, change(vm)
+    except Refused as exc:
+        if "Sys.Modify for modifying tag" not in str(exc) or vm.get(WITHOUT_TAGS):
+            raise
+    cause = "option user-tag-access of the cluster, or a registered tag"
+    action.warn(f"The tags of VM {vm['vmid']} were not changed, because Proxmox does not allow them ({cause}).")
+    vm = {**vm, WITHOUT_TAGS: True}
+    return vm, change(vm)
+
+
+def _configure(action: VmAction, facts: Facts, vm: dict[str, Any], is_create: bool) -> dict[str, Any]:
     """Set all options in one request, so that a guest is never configured without its marker."""
+    changes = configuration.changes(facts, vm, is_create)
+    if not changes:
+        return {}
     place = {"state": "present", "update": True, "vmid": vm["vmid"], "node": facts["node"]}
     if kind_of(vm) == "lxc":
         console_mode = container.console_mode(facts) or None

@@ -81,6 +81,51 @@ def test_no_vm_is_placed_on_a_node_in_maintenance_or_offline(pve: ProxmoxStandIn
         assert "not pve2: is offline" in placed.reason
 
 
+def test_a_node_in_maintenance_is_known_without_the_privilege_to_read_the_ha_managers_state(
+    pve: ProxmoxStandIn,
+) -> None:
+    pve.control("revoke", path="/", privilege="Sys.Audit")
+    try:
+        pve.control("node", node="pve1", maintenance=True)
+        with placer(pve).allocate(request()) as placed:
+            assert placed.node == "pve2"
+    finally:
+        pve.control("grant", path="/", privilege="Sys.Audit")
+
+
+@pytest.mark.parametrize("image", ["shared", "debian-12-b", "trixie", "configured"])
+def test_a_template_is_found_while_no_node_sends_statistics(pve: ProxmoxStandIn, image: str) -> None:
+    pve.control("statistics", silent_nodes=["pve1", "pve2"])
+    expected = SHARED if image in {"shared", "configured"} else 9101
+    with placer(pve, PROXMOX_TEMPLATES=f"configured={SHARED}").allocate(request(image=image)) as placed:
+        assert placed.template_vmid == expected
+
+
+def test_a_template_that_may_be_on_an_offline_node_is_not_called_missing(pve: ProxmoxStandIn) -> None:
+    pve.control("node", node="pve2", online=False)
+    with pytest.raises(JobError, match="^NODE_DOWN: "), placer(pve).allocate(request(image="debian-12-b")):
+        pass
+
+
+def test_the_memory_of_a_new_vm_counts_until_the_lists_show_its_size(pve: ProxmoxStandIn) -> None:
+    for node in ("pve1", "pve2"):
+        pve.control("node", node=node, maxmem=16 * GIB, mem=0)
+    clock = Clock()
+    ours = placer(pve, clock)
+    with ours.allocate(request(vmid=150_777, memory_mib=8192)) as placed:
+        first = placed.node
+        pve.control("statistics", lag_s=10)
+        pve.control(
+            "add", vmid=150_777, name="new", node=first, config={"memory": "8192", "tags": "smith"}, is_new=True
+        )
+    clock.now += MAX_SNAPSHOT_AGE_S + 1
+    try:
+        with ours.allocate(request(memory_mib=8192)) as placed:
+            assert placed.node != first
+    finally:
+        pve.control("remove", vmid=150_777)
+
+
 def test_a_template_on_local_storage_keeps_the_vm_on_its_node(pve: ProxmoxStandIn) -> None:
     pve.control("node", node="pve1", cpu=0.9)
     local = placer(pve, PROXMOX_STORAGE="local-lvm")
@@ -178,7 +223,8 @@ def test_concurrent_placements_spread_over_the_nodes_and_read_the_lists_once(pve
     assert placed == {"pve1": 4, "pve2": 4}
     asked = Counter(entry["path"] for entry in pve.request_log())
     assert asked["/nodes"] == 1
-    assert asked["/cluster/resources"] == 2
+    lists = [entry["params"]["type"] for entry in pve.request_log() if entry["path"] == "/cluster/resources"]
+    assert sorted(lists) == ["node", "storage", "vm"]
 
 
 def test_placements_at_the_same_time_share_one_attempt_to_reach_proxmox(pve: ProxmoxStandIn) -> None:

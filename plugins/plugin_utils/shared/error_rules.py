@@ -46,6 +46,14 @@ LOCK_TIMEOUT = (
     r"|failed: got timeout"
 )
 
+#: A text about a guest that is not on the node that the request named, or not in the list of guests. No such text
+#: proves that the guest does not exist: it may have moved, or the list may be out of date. `Cluster.absence` (in the
+#: actions) and `MappingFinder` (for a service without a mapping) prove it.
+NOT_HERE = (
+    r"VM with (vmid|VMID) \d+ does not exist in cluster"
+    r"|Configuration file 'nodes/[^/]+/(qemu-server|lxc)/\d+\.conf' does not exist"
+    r"|unable to find configuration file|unable to find VM '\d+'"
+)
 #: The rules: each has a code, a reaction and a pattern. The first rule whose pattern matches a text is used. If a text
 #: can match several rules, the rule for failures with an unknown outcome comes first.
 RULES: tuple[tuple[str, Reaction, str], ...] = (
@@ -82,13 +90,21 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
         r"|RemoteDisconnected|Connection reset|\b(429|502|503|504) [A-Z]"
         r"|Unable to load access control list|ipcc_send_rec\S* failed|pmxcfs (is )?not mounted",
     ),
+    # A hibernated VM stays locked until it is started.
+    ("VM_STATE", Reaction.NO, r"(VM|CT) is locked \(suspended\)|in error state, must be disabled and fixed first"),
     ("VM_HALF_DESTROYED", Reaction.NO, r"(VM|CT) is locked \(destroyed\)"),
     (
         "VM_LOCKED",
         Reaction.LATER,
         rf"(VM|CT) is locked|{LOCK_TIMEOUT}|missing snapshot lock|migration lock|got wrong lock|invalid lock",
     ),
-    ("PVE_CONFLICT", Reaction.LATER, r"checksum mis+match|detected modified configuration"),
+    # A guest that has moved to another node is not found on its former one. So this is never VM_NOT_FOUND: a retry
+    # looks the guest up again, and proves its absence if it does not exist.
+    (
+        "PVE_CONFLICT",
+        Reaction.LATER,
+        rf"checksum mis+match|detected modified configuration|{NOT_HERE}|An error occurred: 'name'",
+    ),
     ("VM_ID_TAKEN", Reaction.NEW_ID, r"config file already exists|already exists on node|VM \d+ already exists"),
     (
         "CAPACITY",
@@ -127,15 +143,6 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
         r"|is not most recent snapshot|move a disk with snapshots|with stop mode on a HA managed"
         r"|[Tt]here is a replication job",
     ),
-    # These texts only mean that the VM is not on this node, or that the token may not see the VM. The agent concludes
-    # that a VM does not exist only after it has checked that the token may see all VMs.
-    (
-        "VM_NOT_FOUND",
-        Reaction.NO,
-        r"VM with vmid \d+ does not exist in cluster"
-        r"|Configuration file 'nodes/[^/]+/(qemu-server|lxc)/\d+\.conf' does not exist"
-        r"|unable to find configuration file",
-    ),
     (
         "INVALID_REQUEST",
         Reaction.NO,
@@ -166,6 +173,7 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
 
 #: The reactions to the codes that no rule has. An action or the executor sets these codes itself.
 REACTIONS_WITHOUT_RULE: dict[str, Reaction] = {
+    "VM_NOT_FOUND": Reaction.NO,
     "VM_IDENTITY_MISMATCH": Reaction.NO,
     "GUEST_NO_ADDRESS": Reaction.NO,
     "SECRET_MISSING": Reaction.NO,
@@ -213,6 +221,11 @@ def classify_failure(text: str) -> ClassifiedFailure:
 def without_module_prefix(text: str) -> str:
     """Return the first MAX_MATCHED_LENGTH characters of Proxmox's text, without an Ansible module's words before it."""
     return (_MODULE_PREFIX.sub("", text, count=1) or text)[:MAX_MATCHED_LENGTH]
+
+
+def is_not_here(text: str) -> bool:
+    """Return True if the text says that a guest is not on the node that a request named, or not in the list."""
+    return re.search(NOT_HERE, text) is not None
 
 
 def reaction_to(code: str) -> Reaction:

@@ -3,21 +3,24 @@
 
 The line before it names the agent that wrote the marker. It is only a label: the service alone identifies a guest, and
 a marker without this line, which an earlier version has written, is valid.
+
+This module is the only definition of a marker. The dynamic inventory (inventory/smith.proxmox.yml) has the same
+pattern, because it cannot import Python. tests/data/markers.json has the cases that all users of a marker share.
 """
 
 from __future__ import annotations
 
 import re
 
-#: A line that is a marker. Its value is a UUID; the case of the letters is ignored.
-MARKER_LINE = re.compile(r"^smith-uid=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\s*?$", re.MULTILINE | re.IGNORECASE)
-#: A line that is a marker with any value; the case of the letters is ignored here too. The playbooks never change a
-#: guest with such a line of another value.
-_ANY_MARKER_LINE = re.compile(r"^smith-uid=(\S+)\s*?$", re.MULTILINE | re.IGNORECASE)
+#: A marker: a line that begins with `smith-uid=` and has a value. Upper and lower case make no difference, nor blanks.
+MARKER_LINE = re.compile(r"^[ \t]*smith-uid[ \t]*=[ \t]*(\S.*?)[ \t\r]*$", re.MULTILINE | re.IGNORECASE)
 #: The line of a description with the id of the agent that wrote the marker.
-_AGENT_LINE = re.compile(
-    r"^smith-agent=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\s*?$", re.MULTILINE | re.IGNORECASE
-)
+_AGENT_LINE = re.compile(r"^[ \t]*smith-agent[ \t]*=[ \t]*(\S.*?)[ \t\r]*$", re.MULTILINE | re.IGNORECASE)
+#: The lines of a description that only the playbooks write: the marker, the agent and the deletion mark.
+OUR_LINES = re.compile(r"^[ \t]*smith-(?:uid|agent|delete(?:-at)?)[ \t]*=.*$", re.MULTILINE | re.IGNORECASE)
+#: The beginning of a text that could become a line of OUR_LINES.
+_FORGED_LINE = re.compile(r"smith-(uid|agent|delete(?:-at)?)\s*=", re.IGNORECASE)
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def marker_for(service_id: str) -> str:
@@ -25,14 +28,21 @@ def marker_for(service_id: str) -> str:
     return f"smith-uid={service_id}"
 
 
-def services_in(description: str) -> list[str]:
-    """Return the ids of the services that the markers in a description name, in lower case and sorted."""
-    return sorted({service_id.lower() for service_id in MARKER_LINE.findall(description)})
-
-
 def markers_in(description: str) -> list[str]:
-    """Return the values of all markers in a description, in lower case and sorted, also of those without a valid id."""
-    return sorted({value.lower() for value in _ANY_MARKER_LINE.findall(description)})
+    """Return the values of all markers in a description, in lower case and sorted, also of those without a valid id.
+
+    A guest with a marker of another value than the service's id is never changed, whatever the value is.
+    """
+    return sorted({value.lower() for value in MARKER_LINE.findall(description)})
+
+
+def service_in(description: str) -> str:
+    """Return the id of the service whose marker is in a description.
+
+    Return '' if the description has no marker, markers of several values, or a marker without a valid id.
+    """
+    markers = markers_in(description)
+    return markers[0] if len(markers) == 1 and is_service_id(markers[0]) else ""
 
 
 def with_agent(description: str, agent_id: str) -> str:
@@ -42,7 +52,7 @@ def with_agent(description: str, agent_id: str) -> str:
     """
     if not agent_id or not MARKER_LINE.search(description):
         return description
-    lines = [line for line in description.splitlines() if not line.lower().startswith("smith-agent=")]
+    lines = [line for line in description.splitlines() if not _AGENT_LINE.match(line)]
     position = next(index for index, line in enumerate(lines) if MARKER_LINE.match(line))
     return "\n".join([*lines[:position], f"smith-agent={agent_id.lower()}", *lines[position:]])
 
@@ -50,4 +60,20 @@ def with_agent(description: str, agent_id: str) -> str:
 def agent_in(description: str) -> str:
     """Return the id of the agent that a description names, in lower case; '' if it names none or several."""
     agent_ids = {agent_id.lower() for agent_id in _AGENT_LINE.findall(description)}
-    return agent_ids.pop() if len(agent_ids) == 1 else ""
+    agent_id = agent_ids.pop() if len(agent_ids) == 1 else ""
+    return agent_id if _UUID.fullmatch(agent_id) else ""
+
+
+def is_service_id(value: str) -> bool:
+    """Return True if the value of a marker is the id of a service: a UUID in lower case."""
+    return _UUID.fullmatch(value) is not None
+
+
+def without_forged_lines(text: str) -> str:
+    """Return a text of a user with the parts changed that imitate one of OUR_LINES."""
+    return _FORGED_LINE.sub(r"smith-\1: ", text)
+
+
+def without_our_lines(description: str) -> str:
+    """Return a description without the lines that only the playbooks write."""
+    return OUR_LINES.sub("", description)

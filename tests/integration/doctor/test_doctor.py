@@ -366,3 +366,41 @@ def _smith(lab: LabSystem, env: dict[str, Any], *arguments: str) -> subprocess.C
 def test_this_interpreter_has_the_tools() -> None:
     """The other tests assume this."""
     assert shutil.which("ansible-playbook", path=str(Path(sys.executable).parent)) is not None
+
+
+def test_nodes_without_statistics_are_a_warning_and_nothing_else_fails(doctor: Doctor, lab: LabSystem) -> None:
+    lab.proxmox.control("statistics", silent_nodes=["pve1", "pve2"])
+    results = doctor(PROXMOX_TEMPLATES="debian-12=9000", PROXMOX_STORAGE=STORAGE)
+    assert (results.code, results.failed) == (0, set())
+    (warning,) = results.named("nodes", Status.WARNING)
+    assert "pve1, pve2" in warning.text
+    assert results.only("quorum").status is Status.OK
+
+
+def test_a_template_with_a_marker_fails(doctor: Doctor, lab: LabSystem) -> None:
+    marker = "smith-uid=0d5d5bd1-2f7e-4b8a-9e0c-7f5a2c1b3d4e"
+    lab.proxmox.control("add_template", vmid=9300, name="made-of-a-vm", node="pve1")
+    lab.proxmox.control("configure", vmid=9300, values={"description": marker})
+    check = doctor(PROXMOX_TEMPLATES="web=9300").only("templates")
+    assert check.status is Status.FAILED
+    assert marker in check.text
+    listed = lab.run_smith_json("templates", "list")
+    assert [marker in row["problem"] for row in listed if row["vmid"] == 9300] == [True]
+    lab.proxmox.control("remove", vmid=9300)
+
+
+@pytest.mark.parametrize("options", [{"user_allow": "existing"}, {"registered_tags": ["smith"]}])
+@pytest.mark.parametrize("may_read_options", [True, False])
+def test_tags_that_proxmox_refuses_are_a_warning(
+    doctor: Doctor, lab: LabSystem, options: dict[str, Any], may_read_options: bool
+) -> None:
+    lab.proxmox.control("add", vmid=9301, name="tagged", config={"tags": "smith"})
+    lab.proxmox.control("options", **({"user_allow": "none"} if not may_read_options else options))
+    lab.proxmox.control("grant" if may_read_options else "revoke", path="/", privilege="Sys.Audit")
+    try:
+        assert doctor().only("tags").status is Status.WARNING
+        lab.proxmox.control("options")
+        assert doctor().only("tags").status is Status.OK
+    finally:
+        lab.proxmox.control("revoke", path="/", privilege="Sys.Audit")
+        lab.proxmox.control("remove", vmid=9301)

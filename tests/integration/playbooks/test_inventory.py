@@ -80,3 +80,15 @@ def test_the_list_changes_nothing_and_shows_no_secret(pve: ProxmoxStandIn) -> No
 def test_a_certificate_that_nobody_vouches_for_is_not_accepted(pve: ProxmoxStandIn) -> None:
     with pytest.raises(AssertionError, match="CERTIFICATE_VERIFY_FAILED"):
         inventory(pve, REQUESTS_CA_BUNDLE="")
+
+
+def test_the_inventory_reads_the_same_service_of_a_marker_as_the_executor(pve: ProxmoxStandIn) -> None:
+    cases = json.loads((ROOT / "tests" / "data" / "markers.json").read_text())
+    for number, case in enumerate(cases):
+        config = {"description": case["description"], "tags": "smith"}
+        pve.control("add", vmid=800 + number, name=f"case-{number}", config=config)
+    variables = inventory(pve)["_meta"]["hostvars"]
+    for number in range(len(cases)):
+        pve.control("remove", vmid=800 + number)
+    read = {case["title"]: variables[f"case-{number}"]["smith_service_id"] for number, case in enumerate(cases)}
+    assert read == {case["title"]: case["service"] for case in cases}

@@ -81,7 +81,7 @@ def test_numbers_sent_as_text_are_read_as_numbers() -> None:
 def test_a_row_with_only_vmid_and_node_is_read() -> None:
     """Proxmox lists a VM of an offline node like this."""
     assert vm_rows([{"vmid": 100, "node": "pve1", "type": "qemu", "status": "unknown"}]) == [
-        VmRow(vmid=100, node="pve1", status="unknown")
+        VmRow(vmid=100, node="pve1", status="unknown", has_statistics=False)
     ]
 
 

@@ -18,7 +18,7 @@ from executor.runs.private_folder import write_extra_vars
 from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.vm_properties import read_properties
 from executor.shared.error_codes import ErrorCode
-from executor.shared.marker import markers_in, services_in
+from executor.shared.marker import markers_in, service_in
 
 SERVICE = "0a1b2c3d-1111-4000-8000-000000000001"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2Jhcg me@example.net"
@@ -643,7 +643,7 @@ VICTIM = "ffffffff-2222-4000-8000-000000000002"
 )
 def test_a_name_cannot_forge_the_marker_of_another_service(name: str) -> None:
     """A description, also with more lines, must not identify a VM of another service."""
-    assert services_in(f"smith-uid={VICTIM}")
+    assert service_in(f"smith-uid={VICTIM}")
     assert not markers_in(make_description(name))
     assert not markers_in(f"{make_description(name)}\nsmith")
 

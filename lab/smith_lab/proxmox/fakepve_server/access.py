@@ -56,18 +56,22 @@ class AccessChecks(FakePve):
             for row in answer["data"]
             if row["type"] != "storage" or self.allowed(request[USER], f"/storage/{row['storage']}", "Datastore.Audit")
         ]
+        self._complete_node_rows([row for row in visible_rows if row["type"] == "node"])
         return ok(visible_rows)
 
     async def _nodes(self, request: web.Request) -> web.Response:
         """List the nodes with their capacity and use. If the cluster has no quorum, only the first node is online."""
         answer = json.loads((await super()._nodes(request)).text)
-        for node in answer["data"]:
-            if node["status"] == "online":
-                node.update({**DEFAULT_NODE_STATS, **self.nodes[node["node"]].get("stats", {})})
-        if not self.quorate:
-            for node in answer["data"][1:]:
-                node["status"] = "offline"
+        self._complete_node_rows(answer["data"])
         return ok(answer["data"])
+
+    def _complete_node_rows(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if row["status"] == "online":
+                row.update({**DEFAULT_NODE_STATS, **self.nodes[row["node"]].get("stats", {})})
+        if not self.quorate:
+            for row in rows[1:]:
+                row["status"] = "offline"
 
     async def _ha_manager_status(self, v: dict[str, Any], user: str) -> dict[str, Any]:
         """Return the HA state as nested objects, as Proxmox does. fakepve's generic answer has no nested objects."""

@@ -1,0 +1,56 @@
+"""Keeps the settings and those answers of Proxmox that several checks need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from executor.placement import templates
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.rows import NodeRow, StorageRow, VmRow, assume_available
+from executor.settings.settings import Settings
+
+
+@dataclass(frozen=True)
+class ProxmoxContext:
+    """The settings, the client that reads from Proxmox, and those answers of Proxmox that several checks need.
+
+    Each answer is requested when a check first needs it, and then kept.
+    """
+
+    settings: Settings
+    reader: ProxmoxReader
+
+    @cached_property
+    def major_version(self) -> int:
+        """The major version of Proxmox VE, or 0 when it is unknown."""
+        number = self.reader.version().partition(".")[0]
+        return int(number) if number.isdecimal() else 0
+
+    @cached_property
+    def allowed_nodes(self) -> list[NodeRow]:
+        """The nodes on which the agent may place VMs."""
+        allowed_names = self.settings.proxmox_nodes
+        return [node for node in self.reader.nodes() if not allowed_names or node.name in allowed_names]
+
+    @cached_property
+    def guests(self) -> list[VmRow]:
+        """The VMs, containers and templates that the token may see."""
+        return self.reader.vms()
+
+    @cached_property
+    def disk_storages(self) -> frozenset[str]:
+        """The names of disk storages: PROXMOX_STORAGE, or else the storages of the templates in PROXMOX_TEMPLATES."""
+        if self.settings.proxmox_storage:
+            return frozenset({self.settings.proxmox_storage})
+        template_vmids = self.settings.proxmox_templates.values()
+        storages: set[str] = set()
+        for row in self.guests:
+            if row.kind == "qemu" and row.vmid in template_vmids:
+                storages |= templates.template_facts(row, self.reader.vm_config(row.node, row.vmid)).storages
+        return frozenset(storages)
+
+    @cached_property
+    def storages(self) -> list[StorageRow]:
+        """The storages that the token may see. Those of a node that sends no statistics count as available."""
+        return assume_available(self.reader.storages(), self.reader.nodes())

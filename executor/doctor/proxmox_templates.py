@@ -1,0 +1,68 @@
+"""Checks the templates of VMs and of containers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.proxmox_context import ProxmoxContext
+from executor.placement import templates
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.rows import VmRow, as_text, with_configuration
+from executor.shared.marker import markers_in
+
+_RESULT = ResultFactory(Area.PROXMOX)
+
+
+def check_templates(context: ProxmoxContext) -> Iterator[CheckResult]:
+    vmid_by_image = context.settings.proxmox_templates
+    if not vmid_by_image:
+        yield _check_templates_in_proxmox(context)
+        return
+    row_by_vmid = {row.vmid: row for row in context.guests}
+    results = [
+        _template_problem(image, vmid, row_by_vmid.get(vmid), context.reader) for image, vmid in vmid_by_image.items()
+    ]
+    problems = [problem for problem in results if problem]
+    for problem in problems:
+        yield _RESULT.fail("templates", problem)
+    if not problems:
+        yield _RESULT.ok("templates", ", ".join(f"{image} is VM {vmid}" for image, vmid in vmid_by_image.items()))
+
+
+def _check_templates_in_proxmox(context: ProxmoxContext) -> CheckResult:
+    """Check that Proxmox has templates. If PROXMOX_TEMPLATES is empty, a job finds its template by name or tag."""
+    rows = context.reader.with_facts([row for row in context.guests if row.kind == "qemu"])
+    names = sorted(row.name for row in rows if row.is_template)
+    if not names:
+        return _RESULT.warn("templates", "PROXMOX_TEMPLATES is empty, and Proxmox lists no template")
+    text = f"PROXMOX_TEMPLATES is empty, so jobs find these templates by name or tag: {', '.join(names)}"
+    return _RESULT.ok("templates", text)
+
+
+def check_os_templates(context: ProxmoxContext) -> Iterator[CheckResult]:
+    """Check that each container template of PROXMOX_OS_TEMPLATES exists on at least one node."""
+    available_storages = [row for row in context.storages if row.is_available]
+    problems = []
+    for image, volume in sorted(context.settings.proxmox_os_templates.items()):
+        storage = volume.partition(":")[0]
+        nodes = [row.node for row in available_storages if row.name == storage]
+        if not any(volume in context.reader.volumes(node, storage, "vztmpl") for node in nodes):
+            problems.append(f"{image}: no node has {volume}, or the token may not see it")
+    hint = "pveam download <storage> <template>, or grant the token Datastore.Audit on the storage"
+    for problem in problems:
+        yield _RESULT.fail("os templates", problem, hint)
+    if context.settings.proxmox_os_templates and not problems:
+        yield _RESULT.ok("os templates", ", ".join(sorted(context.settings.proxmox_os_templates)))
+
+
+def _template_problem(image: str, vmid: int, row: VmRow | None, reader: ProxmoxReader) -> str:
+    """Return why the guest with this VMID cannot be the template of the image, or '' if it can."""
+    if row is None:
+        return f"{image}: VM {vmid} does not exist, or the token lacks VM.Audit on it"
+    config = reader.vm_config(row.node, vmid, kind=row.kind)
+    row = with_configuration(row, config)
+    if row.kind != "qemu" or not row.is_template:
+        return f"{image}: {row.kind} {vmid} ({row.name}) is not a VM template"
+    markers = markers_in(as_text(config.get("description")))
+    return f"{image}: VM {vmid}: {templates.marked_template_text(markers)}" if markers else ""

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the template of a clone. A row of Proxmox's list that lacks facts is never taken for a VM without these facts.
+
+The rows of a new VM, and of each VM of a node that sends no statistics, have neither name nor `template`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+
+Row = dict[str, Any]
+Facts = dict[str, Any]
+
+
+def find_template(cluster: Cluster, rows: list[Row], vmid: int, name: str, preferred_node: str) -> Facts:
+    """Return the facts of a template, found by its VMID or its name, and a `problem` if it cannot be cloned.
+
+    `rows` is Proxmox's list of guests. If several templates have the name, one on `preferred_node` is preferred.
+    """
+    wanted = f"template {vmid or name}"
+    for row in _candidates(rows, vmid, name, preferred_node):
+        facts = cluster.facts(str(row["node"]), int(row["vmid"]))
+        if facts is None:
+            problem = f"PVE_CONFLICT: VM {row['vmid']} was moved or removed while the {wanted} was looked up"
+            return {"exists": False, "problem": problem}
+        if vmid or (facts["is_template"] and facts["name"] == name):
+            return {**facts, "problem": _problem(facts)}
+    return {"exists": False, "problem": f"NOT_FOUND: {wanted} does not exist, or the token may not see it"}
+
+
+def _candidates(rows: list[Row], vmid: int, name: str, preferred_node: str) -> Iterator[Row]:
+    """Yield the rows that may be the template's: those of the preferred node first, those without facts last."""
+    rows = [row for row in rows if row.get("type") == "qemu"]
+    if vmid:
+        rows = [row for row in rows if int(row["vmid"]) == vmid]
+    known = [row for row in rows if "name" in row and (vmid or (row.get("template") and row["name"] == name))]
+    known.sort(key=lambda row: (row.get("node") != preferred_node, row["vmid"]))
+    yield from known
+    yield from (row for row in rows if "name" not in row)
+
+
+def _problem(facts: Facts) -> str:
+    """Return why a template cannot be cloned: a clone would have the marker of the template's notes, too."""
+    if not facts["markers"]:
+        return ""
+    lines = " and ".join(f"smith-uid={marker}" for marker in facts["markers"])
+    text = f"the notes of template {facts['vmid']} have the marker of a service ({lines}): remove this line from them"
+    return f"VM_IDENTITY_MISMATCH: {text}"

@@ -1,0 +1,47 @@
+"""All users of the marker agree about which service a description names. The dynamic inventory has its own test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import configuration, guest_facts, identity
+
+from executor.proxmox.client import ProxmoxReader
+from executor.runs.extra_vars import make_description
+from executor.shared.marker import is_service_id, markers_in, service_in, without_our_lines
+
+CASES: list[dict[str, Any]] = json.loads((Path(__file__).parents[2] / "data" / "markers.json").read_text())
+ANY_SERVICE = "0d5d5bd1-2f7e-4b8a-9e0c-7f5a2c1b3d4e"
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case["title"])
+def case(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return dict(request.param)
+
+
+def test_the_executor_and_its_commands_read_the_service_of_the_case(case: dict[str, Any]) -> None:
+    assert markers_in(case["description"]) == case["markers"]
+    assert service_in(case["description"]) == case["service"]
+    assert ProxmoxReader.marked_service_id({"description": case["description"]}) == case["service"]
+
+
+def test_the_actions_take_a_vm_for_the_services_exactly_if_the_executor_does(case: dict[str, Any]) -> None:
+    settings = [{"key": "description", "value": case["description"]}]
+    facts = guest_facts.read_settings(settings, {"status": "stopped"})
+    assert facts["markers"] == case["markers"]
+    assert identity.is_marked(facts, {"service_id": ANY_SERVICE.upper()}) == (case["service"] == ANY_SERVICE)
+
+
+def test_a_services_own_text_never_contains_a_marker(case: dict[str, Any]) -> None:
+    assert markers_in(make_description(case["description"])) == []
+    written = configuration.description({"service_id": ANY_SERVICE, "description": case["description"]})
+    assert service_in(written) == ANY_SERVICE
+    assert markers_in(without_our_lines(written)) == []
+
+
+def test_each_case_has_a_service_only_if_its_marker_is_a_valid_id() -> None:
+    assert [case["title"] for case in CASES if case["service"] and [case["service"]] != case["markers"]] == []
+    assert all(is_service_id(case["service"]) for case in CASES if case["service"])

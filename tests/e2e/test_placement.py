@@ -103,7 +103,7 @@ def test_a_template_is_found_while_no_node_sends_statistics(pve: ProxmoxStandIn,
 
 def test_a_template_that_may_be_on_an_offline_node_is_not_called_missing(pve: ProxmoxStandIn) -> None:
     pve.control("node", node="pve2", online=False)
-    with pytest.raises(JobError, match="^NODE_DOWN: "), placer(pve).allocate(request(image="debian-12-b")):
+    with pytest.raises(JobError, match=r"^NODE_DOWN: "), placer(pve).allocate(request(image="debian-12-b")):
         pass
 
 

@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import requests
 from containers import (
+    SECRETS,
     START_LIMIT_S,
     Container,
     Podman,
+    Site,
     container_of,
     events,
     image_facts,
@@ -18,7 +21,8 @@ from containers import (
     smith,
     wait_until_healthy,
 )
-from smith_lab.system import LabSystem, outcome_of, wait_for
+from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
+from support.install_command import settings_in, store_configuration
 
 JOB_LIMIT_S = 120.0
 #: Folders that podman creates for its mounts.
@@ -144,6 +148,23 @@ def test_no_secret_is_in_output_or_environment(lab: LabSystem, running: Containe
     assert "agent_started" in output
     for secret in (lab.ids.agent_token, lab.proxmox.token_secret):
         assert secret not in output
+
+
+def test_the_image_works_with_only_the_settings_of_the_install_command(tmp_path: Path) -> None:
+    """FulcrumCore renders these settings from our agent type; all others are in the agent's configuration there."""
+    with running_lab(tmp_path / "lab") as lab:
+        store_configuration(lab)
+        install = lab.admin.call("POST", f"/agents/{lab.ids.agent_id}/install-command")
+        token = install["installCommand"].split("Bearer ", 1)[1].split("'", 1)[0]
+        fetched = requests.get(install["url"], headers={"Authorization": f"Bearer {token}"}, timeout=30)
+        assert fetched.status_code == 200
+        site = prepare_site(tmp_path, {name: "" for name in SECRETS})
+        for file in site.secrets.iterdir():
+            file.unlink()
+        environment = settings_in(fetched.text) | {"SMITH_HTTP_ADDR": "off"}
+        with container_of(Site(environment=environment, secrets=site.secrets, data=site.data)) as container:
+            container.start()
+            assert lab.wait_for_jobs(lab.order_service("web"), JOB_LIMIT_S)["status"] == "Stopped"
 
 
 @needs_podman

@@ -15,7 +15,7 @@ COSTS := .pytest_cache/costs.jsonl
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab test slowest collection-test check security format bench chaos mutation image image-test release release-test constraints clean
+.PHONY: help setup demo lab test slowest collection-test check security format bench chaos strangers mutation image image-test release release-test constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,10 @@ bench: $(STAMP) ## run the benchmarks (BENCH_QUICK=1: two minutes; BENCH_ARGS=--
 
 chaos: $(STAMP) ## run jobs with random faults (JOBS, KILLS, SEED), then check that none was lost or done twice
 	@PYTHONPATH=tests $(BIN)/python tests/faults/chaos.py --jobs $(or $(JOBS),300) --kills $(or $(KILLS),40) $(if $(SEED),--seed $(SEED))
+
+strangers: $(STAMP) ## run every action while VMs move, vanish and lock and answers are lost (RUNS, SEED); records in .cache
+	@STRANGER_RUNS=$(or $(RUNS),500) STRANGER_SEED=$(or $(SEED),0) STRANGER_RECORD=$(CURDIR)/.cache/strangers.jsonl \
+		$(BIN)/python -m pytest -q -p no:cacheprovider -n 0 tests/playbooks/test_disturbed_runs.py
 
 mutation: ## mutation tests of the job queue, mappings and reporter (MUTANTS; an hour)
 	@deploy/mutation.sh "$(PYTHON)" $(MUTANTS)

@@ -7,6 +7,7 @@ from smith_lab.proxmox.fakepve_server.backups import Backups
 from smith_lab.proxmox.fakepve_server.cloud_init import CloudInitDrives
 from smith_lab.proxmox.fakepve_server.cluster_options import ClusterOptions
 from smith_lab.proxmox.fakepve_server.config_refusals import ConfigRefusals
+from smith_lab.proxmox.fakepve_server.disturbances import Disturbances
 from smith_lab.proxmox.fakepve_server.faults import RequestFaults
 from smith_lab.proxmox.fakepve_server.guests import GuestAgentAndUsage
 from smith_lab.proxmox.fakepve_server.operations import DiskAndNodeOperations
@@ -19,6 +20,7 @@ from smith_lab.proxmox.fakepve_server.task_requests import TaskRequests
 
 
 class Cluster(
+    Disturbances,
     RefusedRequests,
     RequestFaults,
     TaskAnswers,

@@ -55,6 +55,10 @@ class ClusterVerbs:
         """Let each `every`-th Proxmox task that allocates a disk wait in vain for the storage's lock. 0: none."""
         self.cluster.lock_timeout_interval, self.cluster.allocations = every, 0
 
+    def do_disturb(self, disturbances: list[dict[str, Any]]) -> None:
+        """Apply disturbances at later requests. `disturbances.py` explains their members and kinds."""
+        self.cluster.disturbances = [dict(disturbance) for disturbance in disturbances]
+
     def do_forget_tasks(self, vmid: int) -> None:
         """Remove the Proxmox tasks of a guest and their logs, as the rotation of the logs does."""
         self.cluster.forget_tasks(vmid)
@@ -88,6 +92,8 @@ class ClusterVerbs:
         for state in self.cluster.nodes.values():
             state.update(online=True, maintenance=False, stats={})
         self.cluster.silent_nodes.clear()
+        self.cluster.disturbances.clear()
+        self.cluster.hidden_vmids.clear()
         self.cluster.statistics_lag_s = self.cluster.default_statistics_lag_s
         self.cluster.options.clear()
 

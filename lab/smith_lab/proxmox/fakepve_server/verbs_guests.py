@@ -48,6 +48,11 @@ class GuestVerbs:
         for new_vmid in range(vmid, vmid + copies):
             self.cluster.add_vm(new_vmid, name, node=node, status=status, config=dict(config or {}))
 
+    def do_add_volume(self, storage: str, volume: str, vmid: int, size: int) -> None:
+        """Add a volume of a guest to a storage."""
+        values = {"content": "images", "format": "raw", "size": size, "vmid": vmid, "ctime": int(time.time())}
+        self.cluster.storages[storage].setdefault("volumes", {})[volume] = values
+
     def do_add_container(
         self, vmid: int, name: str, node: str = "pve1", status: str = "stopped", config: dict[str, Any] | None = None
     ) -> None:

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Changes a guest, or makes a request fail, at a moment that a test names by the number of requests until then."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from aiohttp import web
+from fakepve.server import API, ok
+
+from smith_lab.proxmox.fakepve_server.faults import RequestFaults
+from smith_lab.proxmox.fakepve_server.statistics import Statistics
+from smith_lab.proxmox.fakepve_server.task_answers import TaskAnswers
+
+#: How a request fails, by the kind of the disturbance: status (0: no answer), text, and whether Proxmox processes it.
+FAILURES: dict[str, tuple[int, str, bool]] = {
+    "refused_login": (401, "Authentication failed!", False),
+    "unreachable_node": (595, "No route to host", False),
+    "lost_answer": (596, "Connection timed out", True),
+    "cut_off_before": (0, "", False),
+    "cut_off_after": (0, "", True),
+}
+
+
+class Disturbances(RequestFaults, TaskAnswers, Statistics):
+    """Applies the disturbances that `do_disturb` has named. Each has `kind`, `vmid` and `requests`.
+
+    A disturbance is applied before the request whose number from now on is `requests`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.disturbances: list[dict[str, Any]] = []
+        self.hidden_vmids: set[int] = set()  #: guests that the list of guests lacks
+
+    async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
+        for disturbance in list(self.disturbances):
+            disturbance["requests"] -= 1
+            if not disturbance["requests"]:
+                self.disturbances.remove(disturbance)
+                self._disturb(disturbance["kind"], disturbance["vmid"], request)
+        return await super()._answer(request, handler, generic, path_node)
+
+    async def _resources(self, request: web.Request) -> web.Response:
+        rows = json.loads((await super()._resources(request)).text)["data"]
+        return ok([row for row in rows if row.get("vmid") not in self.hidden_vmids])
+
+    def _disturb(self, kind: str, vmid: int, request: web.Request) -> None:
+        guest = self.vm(vmid) or self.ct(vmid)
+        if kind in FAILURES:
+            status, text, is_processed = FAILURES[kind]
+            fault = {"method": request.method, "path": request.path.removeprefix(API), "times": 1, "delay_s": 0}
+            self.faults.insert(0, {**fault, "status": status, "text": text, "after": is_processed})
+        elif kind == "hide":
+            self.hidden_vmids.add(vmid)
+        elif kind == "show":
+            self.hidden_vmids.discard(vmid)
+        elif kind == "forget_tasks":
+            self.forget_tasks(vmid)
+        elif guest is not None:
+            self._disturb_guest(kind, guest)
+
+    def _disturb_guest(self, kind: str, guest: Any) -> None:
+        if kind == "move" and not guest.lock:
+            guest.node = "pve1" if guest.node == "pve2" else "pve2"
+        elif kind == "lock" and not guest.lock:
+            self._qm_lock(guest, "backup")
+        elif kind == "unlock" and guest.lock == "backup":
+            self._qm_lock(guest, None)
+        elif kind == "lose_name":
+            self.forget_statistics(guest.node)

@@ -1,0 +1,42 @@
+"""Every action completes although the VM moves, is locked or hidden, and answers are lost, at random moments.
+
+`make strangers` runs more of them. The record of each run has its seed: STRANGER_SEED repeats the runs from it on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from disturbed_runs import DisturbedRun, execute, prepare
+from executor_bench import ExecutorBench
+from play_bench import Bench
+
+RUNS = int(os.environ.get("STRANGER_RUNS", "40"))
+SEED = int(os.environ.get("STRANGER_SEED", "0"))
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Iterator[list[str]]:
+    """Write the records of the runs to a file, whose path STRANGER_RECORD may name."""
+    lines: list[str] = []
+    yield lines
+    path = Path(os.environ.get("STRANGER_RECORD", tmp_path / "disturbed_runs.jsonl"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+@pytest.mark.timeout(3600)
+def test_no_vm_is_lost_doubled_or_left_while_the_cluster_changes(
+    bench: Bench, warm_executor: ExecutorBench, record: list[str]
+) -> None:
+    failed: list[DisturbedRun] = []
+    bench.pve.control("logins", delay_s=0)
+    for seed in range(SEED, SEED + RUNS):
+        run = prepare(bench, seed)
+        execute(run, bench, warm_executor)
+        record.append(run.as_text())
+        failed += [run] if run.problems else []
+    assert [run.as_text() for run in failed] == []

@@ -29,6 +29,11 @@ SIGNAL_EXIT_CODE_BASE = 128
 FAILURE_KINDS = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed"})
 
 
+#: The kinds of events that report the beginning and the end of an Ansible task.
+BEGINNING_KINDS = frozenset({"playbook_on_task_start", "playbook_on_handler_task_start", "runner_on_start"})
+ENDING_KINDS = FAILURE_KINDS | {"runner_on_ok", "runner_on_skipped"}
+
+
 class VmResult(BaseModel):
     """The result document, as docs/custom-actions.md defines it. A custom action may add members."""
 
@@ -80,16 +85,33 @@ def _result_of_success(vm: dict[str, Any] | None, artifacts: RunArtifacts) -> Jo
 
 
 def _kill_text(artifacts: RunArtifacts) -> str | None:
-    """Return how the run was killed; None if the run ended by itself, or if the agent ended it."""
+    """Return how the run was killed; None if the run ended by itself, or if the agent ended it.
+
+    A run whose Ansible task has neither succeeded nor failed counts as killed: Ansible's process for this task was
+    killed, for example because memory ran out, so it is unknown what the run has changed.
+    """
     if artifacts.status is not RunStatus.FAILED:
         return None
     if artifacts.rc == EXIT_ENDED_BY_GUARD:  # the agent's own reasons have the status CANCELED or TIMEOUT
         return "the playbook was ended from outside, or could not be started"
     signal_number = artifacts.rc - SIGNAL_EXIT_CODE_BASE
     if not 0 < signal_number < signal.NSIG:
-        return None
+        is_worker_killed = _is_task_unfinished(artifacts)
+        return "the process of an Ansible task was killed, perhaps because memory ran out" if is_worker_killed else None
     cause = ", perhaps because memory ran out" if signal_number == signal.SIGKILL else ""
     return f"the playbook was killed by signal {signal_number}{cause}"
+
+
+def _is_task_unfinished(artifacts: RunArtifacts) -> bool:
+    """Return True if the last Ansible task that began has no result."""
+    is_unfinished = False
+    try:
+        for event in _read_events(artifacts):
+            kind = str(event.get("event"))
+            is_unfinished = kind in BEGINNING_KINDS or (is_unfinished and kind not in ENDING_KINDS)
+    except JobError:
+        return False
+    return is_unfinished
 
 
 def _code_and_detail(status: RunStatus, failure_text: str | None) -> tuple[ErrorCode, str]:

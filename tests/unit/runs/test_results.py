@@ -99,6 +99,18 @@ def test_a_success_whose_artifacts_are_gone_fails(tmp_path: Path) -> None:
     )
 
 
+def test_a_run_whose_ansible_task_has_no_result_counts_as_killed(tmp_path: Path) -> None:
+    """Ansible's process for the task was killed, so it is unknown what the run has changed."""
+    begun = event("playbook_on_task_start")
+    dead = verbose("[ERROR]: A worker was found in a dead state")
+    result = read(tmp_path, early(), begun, dead, final(), rc=1)
+    assert (result.code, result.was_killed) == (ErrorCode.PLAYBOOK_FAILED, True)
+    assert "the process of an Ansible task was killed" in result.message
+    for ended in (failed("VM_LOCKED: busy"), event("runner_on_ok", res={})):
+        assert not read(tmp_path, begun, ended, rc=2).was_killed
+    assert not read(tmp_path, verbose("[ERROR]: the playbook could not be found"), rc=1).was_killed
+
+
 # --- failure ------------------------------------------------------------------------------------------------------
 
 

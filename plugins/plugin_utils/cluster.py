@@ -12,11 +12,11 @@ import sys
 from typing import Any
 
 from . import guest_facts
+from .bounded_session import REQUEST_TIMEOUT_S, BoundedSession
 from .guest_facts import UNFINISHED_LOCKS, absent, not_proven
 from .login import Login, LoginError, read_login
 from .proxmox_tasks import as_listed, error_with_cause, is_started_by, needs_log, newest_first, vmids_in
 from .shared.error_rules import is_not_here
-from .shared.login_repeats import repeat_while_refused
 
 #: Why a Python library of the client cannot be imported; empty if all can. `connect` reports it.
 IMPORT_PROBLEM = ""
@@ -34,7 +34,6 @@ except ImportError as import_error:
 
 #: The exceptions that an answer in an unexpected form raises. The guest agent's answer comes from inside the guest.
 BAD_ANSWER: tuple[type[Exception], ...] = (AttributeError, TypeError, ValueError, KeyError, RecursionError)
-REQUEST_TIMEOUT_S = 30
 #: A percentage in a line of a Proxmox task's log, such as `transferred 3.2 GiB of 8.0 GiB (40.00%)`. Group 1: the whole
 #: number.
 PERCENT = re.compile(r"\b(\d{1,3})(?:\.\d+)?\s?%")
@@ -53,11 +52,11 @@ class LibraryMissing(Exception):
     """A Python library that a connection to Proxmox needs is not installed."""
 
 
-def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
-    """Return an API client for the login `connection`, whose keys are parameter names of community.proxmox's modules.
+def connect(connection: dict[str, Any], ca_bundle: str) -> tuple[Any, BoundedSession]:
+    """Return an API client for the login `connection`, and the session of the client.
 
-    If the login has a password and a token, the password is used, as the modules do. Raises LibraryMissing or
-    LoginError.
+    The keys of `connection` are parameter names of community.proxmox's modules. If the login has a password and a
+    token, the password is used, as the modules do. Raises LibraryMissing or LoginError.
     """
     if IMPORT_PROBLEM:
         raise LibraryMissing(f"PLAYBOOK_FAILED: install proxmoxer and requests for {sys.executable}: {IMPORT_PROBLEM}")
@@ -78,35 +77,7 @@ def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
         raise LoginError("PVE_AUTH: PROXMOX_HOST is not set, nor is api_host in SMITH_CREDENTIALS_FILE")
     host = connection["api_host"]
     api = ProxmoxAPI(host, verify_ssl=verify, timeout=REQUEST_TIMEOUT_S, **login)
-    if not connection.get("api_password"):  # repeated logins with a password may lock the account
-        _repeat_refused_requests(api)
-    return api
-
-
-def _repeat_refused_requests(api: Any) -> None:
-    """Let the session of a client repeat the requests that Proxmox answers with 401: it may accept them soon."""
-    session = api._store["session"]
-    send = session.request
-
-    def send_once(*arguments: Any, **options: Any) -> Any:
-        answer = send(*arguments, **options)
-        if answer.status_code == 401:
-            raise _LoginRefusedOnce(answer)
-        return answer
-
-    def request(*arguments: Any, **options: Any) -> Any:
-        try:
-            return repeat_while_refused(
-                lambda: send_once(*arguments, **options), lambda exc: isinstance(exc, _LoginRefusedOnce)
-            )
-        except _LoginRefusedOnce as refusal:
-            return refusal.args[0]
-
-    session.request = request
-
-
-class _LoginRefusedOnce(Exception):
-    """Proxmox answered 401. The argument is the answer."""
+    return api, BoundedSession(api._store["session"], repeats_refused_logins=not connection.get("api_password"))
 
 
 def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -> tuple[Cluster, Login]:
@@ -115,7 +86,10 @@ def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -
     Then they come from the credentials file or from the environment. Raises LibraryMissing or LoginError.
     """
     login = read_login(connection, ca_bundle)
-    return Cluster(connect(login.connection, login.ca_bundle), kind, login_name(login.connection)), login
+    api, session = connect(login.connection, login.ca_bundle)
+    cluster = Cluster(api, kind, login_name(login.connection))
+    cluster.session = session
+    return cluster, login
 
 
 def login_name(connection: dict[str, Any]) -> str:
@@ -139,6 +113,8 @@ def is_final(exc: BaseException) -> bool:
 
 class Cluster:
     """The requests to one Proxmox cluster. `kind` is `qemu` for virtual machines, `lxc` for containers."""
+
+    session: BoundedSession  #: the session of the requests, which has the deadline
 
     def __init__(self, api: Any, kind: str, login: str) -> None:
         """Prepare the requests. `login` is the user or the token of the login, such as `smith@pve!job`."""

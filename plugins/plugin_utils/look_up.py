@@ -80,6 +80,7 @@ class LookUp:
         self.answered_at = float("-inf") if query.wait_for == "unlocked" else self.started
         self.busy_at = self.started  #: when a Proxmox task of the change was last seen running
         self.template: dict[str, Any] = {}
+        self.named: dict[str, set[int]] = {}  #: the VMIDs that the logs of clone tasks name, by UPID
         self.seen: set[str] = set()  #: UPIDs of all Proxmox tasks that Proxmox has listed, also of other changes
         self.running: set[str] = set()  #: UPIDs of the Proxmox tasks of the change that have not ended yet
         self.rows: list[dict[str, Any]] | None = None  #: the list of guests that was read to find the template
@@ -264,6 +265,10 @@ class LookUp:
             return not facts["exists"] or is_half_destroyed
         is_busy = any(is_running(task) for task in tasks)
         if self.query.wait_for == "cloned":
+            if not facts["exists"] and any(failed(task) for task in tasks):
+                own = self._own(tasks, facts)
+                if own and failed(own[0]):
+                    return True
             settle_s = SETTLE_S if any(not failed(task) for task in tasks) else 0
             has_ended = not is_busy and time.monotonic() - self.busy_at > settle_s
             return not facts["exists"] and (has_ended or time.monotonic() - self.started > MAX_CLONE_INVISIBLE_S)
@@ -290,9 +295,19 @@ class LookUp:
         """
         if not self._may_be_foreign(tasks, facts):
             return tasks
-        named = [self.cluster.vmids_in_log(task) - {self.query.template_vmid} for task in tasks[:MAX_LOGS_READ]]
-        own = [task for task, vmids in zip(tasks, named, strict=False) if self.query.vmid in vmids]
-        return tasks if len(tasks) == 1 and not named[0] else own
+        self._read_clone_logs(tasks)
+        own = [task for task in tasks if self.query.vmid in self.named.get(task["upid"], ())]
+        return tasks if len(tasks) == 1 and not self.named[tasks[0]["upid"]] else own
+
+    def _read_clone_logs(self, tasks: list[dict[str, Any]]) -> None:
+        """Read which VMIDs the logs of these clone tasks name, of at most MAX_LOGS_READ tasks; the failed ones first.
+
+        A log that has named a VMID is not read again.
+        """
+        unread = [task for task in tasks if not self.named.get(task["upid"])]
+        unread.sort(key=lambda task: not failed(task))
+        for task in unread[:MAX_LOGS_READ]:
+            self.named[task["upid"]] = self.cluster.vmids_in_log(task) - {self.query.template_vmid}
 
     def _task_error(self, tasks: list[dict[str, Any]]) -> str:
         return next((self.cluster.error_of(task) for task in tasks if failed(task)), "")

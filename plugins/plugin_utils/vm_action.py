@@ -212,6 +212,7 @@ class VmAction(ActionBase):
             self.deadline_monotonic_s = min(self.deadline_monotonic_s, float(self.vm["deadline_monotonic_s"]))
         self.timeout_s = self.deadline_monotonic_s - time.monotonic()
         self.cluster, opened = open_cluster(arguments["connection"], arguments["ca_bundle"], kind_of(self.vm))
+        self.cluster.session.deadline_monotonic_s = self.deadline_monotonic_s
         self.connection = opened.connection
         self._task.environment = [*(self._task.environment or []), login.module_environment(opened.ca_bundle)]
         self.progress = Progress(self._display.display, int(self.vm["vmid"]), str(self.vm["name"]))

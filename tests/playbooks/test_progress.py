@@ -83,6 +83,14 @@ def test_an_action_ends_at_its_deadline_with_the_true_cause(bench: Bench) -> Non
     )
 
 
+def test_an_action_ends_before_its_run_if_proxmox_does_not_answer(bench: Bench, warm_executor: ExecutorBench) -> None:
+    """Otherwise the runner ends the playbook, and the job's error is only that the playbook timed out."""
+    vm = {**bench.add_vm(), "node": "pve1", "timeout_s": 12}
+    path = f"/nodes/pve1/qemu/{vm['vmid']}/*"
+    bench.pve.fail("GET", path, status=0, delay_s=60, times=-1)
+    assert warm_executor.play("start", vm).code == "PVE_TIMEOUT"
+
+
 def test_a_deadline_that_has_passed_changes_nothing(bench: Bench) -> None:
     vm = bench.vm()
     done, changes = bench.changing_requests(

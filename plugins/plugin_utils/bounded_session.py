@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bounds the requests of a client by the deadline of an action, and repeats those whose token Proxmox refuses.
+
+Without the bound, a request that gets no answer would end after the runner has killed the playbook, and the cause would
+be lost.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from .shared.login_repeats import PAUSES_S, repeat_while_refused
+
+#: How long a request may wait for its answer.
+REQUEST_TIMEOUT_S = 30.0
+#: How long after the deadline the requests of the last look-up may take. The runner waits a little longer.
+AFTER_DEADLINE_S = 2.0
+#: How long a request may wait at least.
+MIN_REQUEST_TIMEOUT_S = 1.0
+#: The time that the repetitions of a refused request take, with Proxmox's delay of 3 s for each answer 401.
+REPEATS_S = sum(PAUSES_S) + 3 * (len(PAUSES_S) + 1)
+
+
+class BoundedSession:
+    """The session of a client of proxmoxer, with a deadline. It replaces the method `request` of the session."""
+
+    def __init__(self, session: Any, *, repeats_refused_logins: bool) -> None:
+        """Replace the session's method. Logins with a password are not repeated: that may lock the account."""
+        self.deadline_monotonic_s = float("inf")
+        self._send = session.request
+        self._repeats_refused_logins = repeats_refused_logins
+        session.request = self.request
+
+    def request(self, *arguments: Any, **options: Any) -> Any:
+        """Send a request; return the answer, also if Proxmox refused the login again and again."""
+        left_s = self.deadline_monotonic_s - time.monotonic()
+        options["timeout"] = max(MIN_REQUEST_TIMEOUT_S, min(REQUEST_TIMEOUT_S, left_s + AFTER_DEADLINE_S))
+        if not self._repeats_refused_logins or left_s < REPEATS_S:
+            return self._send(*arguments, **options)
+
+        def send() -> Any:
+            answer = self._send(*arguments, **options)
+            if answer.status_code == 401:
+                raise _LoginRefused(answer)
+            return answer
+
+        try:
+            return repeat_while_refused(send, lambda exc: isinstance(exc, _LoginRefused))
+        except _LoginRefused as refusal:
+            return refusal.args[0]
+
+
+class _LoginRefused(Exception):
+    """Proxmox answered 401. The argument is the answer."""

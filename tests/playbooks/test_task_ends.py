@@ -1,0 +1,140 @@
+"""How an action understands the end of its Proxmox task, by hand and in a run of the agent."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from executor_bench import ExecutorBench
+from play_bench import Bench
+
+NOISE = [f"line {n}" for n in range(100)]
+MIGRATION_ERROR = "2026-11-27 04:00:01 ERROR: migration aborted (duration 00:00:01): storage 'ceph' is not online"
+
+#: The end of a Proxmox task: the action, its variables, the type of the task, its status, the end of its log, the code.
+ENDS: list[tuple[str, dict[str, Any], str, str, list[str], str]] = [
+    ("migrate", {"target_node": "pve2"}, "qmigrate", "migration aborted", [MIGRATION_ERROR], "STORAGE_UNAVAILABLE"),
+    (
+        "start",
+        {},
+        "qmstart",
+        "start failed: QEMU exited with code 1",
+        ["kvm: cannot set up guest memory 'pc.ram': Cannot allocate memory"],
+        "CAPACITY",
+    ),
+    (
+        "backup",
+        {"backup_storage": "backups"},
+        "vzdump",
+        "unexpected status",
+        ["ERROR: can't acquire lock '/var/run/vzdump.lock' - got timeout"],
+        "VM_LOCKED",
+    ),
+    ("start", {}, "qmstart", "unexpected status", [], "PVE_TIMEOUT"),
+    ("start", {}, "qmstart", "start failed: QEMU exited with code 1", ["half of a line"], "TASK_FAILED"),
+    (
+        "start",
+        {},
+        "qmstart",
+        "unable to open file '/etc/pve/nodes/pve1/qemu-server/1.conf.tmp.7' - Permission denied",
+        [],
+        "PVE_NO_QUORUM",
+    ),
+]
+
+Code = Callable[[str, dict[str, Any]], str]
+
+
+@pytest.fixture(params=["by hand", "by the agent"])
+def code_of(request: pytest.FixtureRequest, bench: Bench) -> Iterator[Code]:
+    """The code with which an action fails."""
+    if request.param == "by hand":
+        yield lambda action, vm: bench.play(action, vm).code
+        return
+    executor: ExecutorBench = request.getfixturevalue("warm_executor")
+    yield lambda action, vm: str(executor.play(action, vm).code)
+
+
+@pytest.mark.parametrize(("action", "more", "task_type", "status", "log", "code"), ENDS, ids=[end[5] for end in ENDS])
+def test_the_code_of_a_failed_proxmox_task_is_that_of_its_cause(  # noqa: PLR0917 (a row of ENDS)
+    bench: Bench,
+    code_of: Code,
+    action: str,
+    more: dict[str, Any],
+    task_type: str,
+    status: str,
+    log: list[str],
+    code: str,
+) -> None:
+    vm = bench.add_vm()
+    bench.pve.fail_task(task_type, status, log=NOISE + log, vmid=vm["vmid"])
+    assert code_of(action, {**vm, **more}) == code
+
+
+def test_an_action_on_a_vm_whose_deletion_was_interrupted(bench: Bench, code_of: Code) -> None:
+    vm = bench.add_vm()
+    text = "cfs-lock 'file-user_cfg' error: got lock request timeout"
+    bench.pve.fail_task("qmdestroy", text, vmid=vm["vmid"], leaves_lock="destroyed")
+    assert code_of("delete", vm) == "VM_LOCKED"
+    assert code_of("delete", vm) == "VM_HALF_DESTROYED"
+
+
+def test_a_failed_clone_of_version_8_is_found_by_the_only_task(bench: Bench, code_of: Code) -> None:
+    """Version 8 does not log which VM a clone task makes."""
+    bench.pve.control("version", version="8.4.1")
+    try:
+        bench.pve.fail_task("qmclone", "clone failed: No space left on device")
+        assert code_of("create", bench.vm()) == "CAPACITY"
+    finally:
+        bench.pve.control("version", version="9.0.10")
+
+
+def test_a_start_whose_proxmox_task_vanishes_from_the_list_succeeds(bench: Bench) -> None:
+    vm = bench.add_vm()
+    bench.pve.control("time_scale", scale=1)
+    with ThreadPoolExecutor() as pool:
+        started = pool.submit(bench.play, "start", vm)
+        while not [task for task in bench.pve.tasks() if task["id"] == str(vm["vmid"])]:
+            time.sleep(0.02)
+        time.sleep(1)  # the look-up has seen the task
+        bench.pve.control("forget_tasks", vmid=vm["vmid"])
+        done = started.result()
+    assert (done.rc, bench.guest(vm)["status"]) == (0, "running"), done.output
+
+
+def test_the_failed_task_of_another_token_is_not_the_error_of_a_start(bench: Bench) -> None:
+    """A login with Sys.Audit sees the Proxmox tasks of every user and token."""
+    vm = bench.add_vm()
+    bench.pve.control("grant", path="/nodes", privilege="Sys.Audit")
+    bench.pve.control("hold_change", number=1)
+    try:
+        with ThreadPoolExecutor() as pool:
+            started = pool.submit(bench.play, "start", vm)
+            while not bench.pve.is_holding():
+                time.sleep(0.02)
+            for user in ("smith@pve!other", "root@pam"):
+                bench.pve.control("add_task", vmid=vm["vmid"], type="qmstart", user=user, exitstatus="start failed: x")
+            bench.pve.control("clear_faults")
+            done = started.result()
+    finally:
+        bench.pve.control("revoke", path="/nodes", privilege="Sys.Audit")
+    assert (done.rc, [upid.split(":")[7] for upid in done.result["upids"]]) == (0, ["smith@pve!job"]), done.output
+
+
+def test_a_start_task_on_the_old_node_of_a_vm_that_moved_is_found_there(bench: Bench) -> None:
+    """A Proxmox task stays on the node that its UPID names."""
+    vm = {**bench.add_vm(), "node": "pve1"}
+    bench.pve.control("time_scale", scale=1)
+    bench.pve.control("task_seconds", type="qmstart", seconds=3)
+    bench.pve.fail_task("qmstart", "start failed: no space left: No space left on device", vmid=vm["vmid"])
+    timer = threading.Timer(1.5, bench.pve.control, ["move"], {"vmid": vm["vmid"], "node": "pve2"})
+    timer.start()
+    try:
+        assert bench.play("start", vm).code == "CAPACITY"
+    finally:
+        timer.join()
+        bench.pve.control("task_seconds", type="qmstart", seconds=2)

@@ -52,8 +52,8 @@ class LibraryMissing(Exception):
     """A Python library that a connection to Proxmox needs is not installed."""
 
 
-def connect(connection: dict[str, Any], ca_bundle: str) -> tuple[Any, BoundedSession]:
-    """Return an API client for the login `connection`, and the session of the client.
+def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
+    """Return an API client for the login `connection`.
 
     The keys of `connection` are parameter names of community.proxmox's modules. If the login has a password and a
     token, the password is used, as the modules do. Raises LibraryMissing or LoginError.
@@ -76,8 +76,7 @@ def connect(connection: dict[str, Any], ca_bundle: str) -> tuple[Any, BoundedSes
     if not connection.get("api_host"):
         raise LoginError("PVE_AUTH: PROXMOX_HOST is not set, nor is api_host in SMITH_CREDENTIALS_FILE")
     host = connection["api_host"]
-    api = ProxmoxAPI(host, verify_ssl=verify, timeout=REQUEST_TIMEOUT_S, **login)
-    return api, BoundedSession(api._store["session"], repeats_refused_logins=not connection.get("api_password"))
+    return ProxmoxAPI(host, verify_ssl=verify, timeout=REQUEST_TIMEOUT_S, **login)
 
 
 def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -> tuple[Cluster, Login]:
@@ -86,9 +85,10 @@ def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -
     Then they come from the credentials file or from the environment. Raises LibraryMissing or LoginError.
     """
     login = read_login(connection, ca_bundle)
-    api, session = connect(login.connection, login.ca_bundle)
+    api = connect(login.connection, login.ca_bundle)
     cluster = Cluster(api, kind, login_name(login.connection))
-    cluster.session = session
+    has_token = not login.connection.get("api_password")
+    cluster.session = BoundedSession(api._store["session"], repeats_refused_logins=has_token)
     return cluster, login
 
 

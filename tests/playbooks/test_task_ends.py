@@ -59,17 +59,11 @@ def code_of(request: pytest.FixtureRequest, bench: Bench) -> Iterator[Code]:
     yield lambda action, vm: str(executor.play(action, vm).code)
 
 
-@pytest.mark.parametrize(("action", "more", "task_type", "status", "log", "code"), ENDS, ids=[end[5] for end in ENDS])
-def test_the_code_of_a_failed_proxmox_task_is_that_of_its_cause(  # noqa: PLR0917 (a row of ENDS)
-    bench: Bench,
-    code_of: Code,
-    action: str,
-    more: dict[str, Any],
-    task_type: str,
-    status: str,
-    log: list[str],
-    code: str,
+@pytest.mark.parametrize("end", ENDS, ids=[end[5] for end in ENDS])
+def test_the_code_of_a_failed_proxmox_task_is_that_of_its_cause(
+    bench: Bench, code_of: Code, end: tuple[str, dict[str, Any], str, str, list[str], str]
 ) -> None:
+    action, more, task_type, status, log, code = end
     vm = bench.add_vm()
     bench.pve.fail_task(task_type, status, log=NOISE + log, vmid=vm["vmid"])
     assert code_of(action, {**vm, **more}) == code

@@ -284,9 +284,13 @@ def test_every_kind_is_in_the_table() -> None:
     assert {kind for _name, _facts, found in DRIFT for kind, _vmid, _repair in found} == set(DriftKind)
 
 
-def test_every_finding_but_a_move_needs_attention() -> None:
+def test_every_finding_but_a_move_and_removed_volumes_needs_attention() -> None:
     found = [finding for row in DRIFT for finding in compare(facts(**row[1]))]
-    assert {finding.kind for finding in found if not finding.needs_attention} == {DriftKind.VM_MOVED}
+    harmless = [finding for finding in found if not finding.needs_attention]
+    assert {finding.kind for finding in harmless} == {DriftKind.VM_MOVED, DriftKind.VOLUMES_LEFT}
+    assert {finding.repair for finding in harmless if finding.kind is DriftKind.VOLUMES_LEFT} == {
+        Repair.NOTE_VOLUMES_REMOVED
+    }
 
 
 def test_automatic_repairs_neither_create_nor_end_a_mapping() -> None:

@@ -15,7 +15,7 @@ COSTS := .pytest_cache/costs.jsonl
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab test slowest collection-test check security format bench chaos strangers mutation image image-test release release-test constraints clean
+.PHONY: help setup demo lab test contract slowest collection-test check security format bench chaos strangers mutation image image-test release release-test constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ lab: $(STAMP) ## run simulator and Proxmox stand-in until Ctrl-C
 test: $(STAMP) ## run every test that needs no real Proxmox (PYTEST_ARGS: more arguments for pytest)
 	@$(if $(PYTEST_ARGS),,$(MODULE_PYTEST) $(MODULE_TESTS))
 	@$(if $(findstring $(MODULE_TESTS),$(PYTEST_ARGS)),$(MODULE_PYTEST),$(BIN)/python -m pytest -n 4 --dist loadgroup -q) $(PYTEST_ARGS)
+
+contract: $(STAMP) ## check the simulator, or FULCRUM_URL with FULCRUM_ADMIN_TOKEN_FILE, against recorded answers (RECORD=1: record)
+	@$(BIN)/python -m pytest -q -n 0 tests/contract \
+	  $(if $(FULCRUM_URL),--fulcrum-url $(FULCRUM_URL) --fulcrum-admin-token-file $(FULCRUM_ADMIN_TOKEN_FILE)) \
+	  $(if $(FULCRUM_TIMEOUT_S),--job-timeout $(FULCRUM_TIMEOUT_S)) $(if $(RECORD),--record) \
+	  $(if $(FULCRUM_RESTART_COMMAND),--restart-command "$(FULCRUM_RESTART_COMMAND)")
 
 slowest: $(STAMP) ## measure each test, write the slowest into CONTRIBUTING.md (RECORD: a file of an earlier run)
 	@if [ -z "$(RECORD)" ]; then mkdir -p $(dir $(COSTS)); rm -f $(COSTS); $(MAKE) test PYTEST_ARGS="--costs $(COSTS) $(PYTEST_ARGS)"; fi

@@ -25,7 +25,7 @@ history records every API call. Fault rules and history ignore calls of lab endp
     DELETE /lab/history              empty the history
     POST   /lab/reset                restore the initial state of tables, rules, history, switches, options and clock
     GET    /lab/switches             the switches, which make the server behave wrongly (store.Switches explains them)
-    POST   /lab/switches             {"two_claims_win", "database_down", "vault_off"}: set switches; each is a bool
+    POST   /lab/switches             {"two_claims_win", "vault_off", …}: set switches; each is a bool
     POST   /lab/options              {"job_timeout_s", …}: change settings (store.ServerOptions explains them)
     POST   /lab/tokens/revoke        {"name", "id", "value", "role", "agent_id"}: revoke every token that has all
                                      these values; the body must contain at least one of these members

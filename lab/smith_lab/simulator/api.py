@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from urllib.parse import quote, unquote
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -17,9 +18,11 @@ from smith_lab.simulator.endpoints import (
     groups,
     install,
     jobs,
+    metric_reports,
     metrics,
     options,
     participants,
+    pool_values,
     pools,
     service_types,
     services,
@@ -31,6 +34,8 @@ from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import Endpoint, authenticate, error_response, starlette_handler
 
 API_PREFIX = "/api/v1"
+#: The characters besides letters and digits that Go does not escape in a path.
+UNESCAPED_CHARACTERS = "$&+,/:;=@-_.~"
 
 _ENDPOINT_MODULES = (
     jobs,
@@ -43,10 +48,12 @@ _ENDPOINT_MODULES = (
     service_types,
     agent_types,
     metrics,
+    metric_reports,
     options,
     vault,
     events,
     pools,
+    pool_values,
 )
 ENDPOINTS: list[Endpoint] = [endpoint for module in _ENDPOINT_MODULES for endpoint in module.ENDPOINTS]
 
@@ -59,7 +66,8 @@ class Api:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._router: ASGIApp = Router(_routes(store, ENDPOINTS), redirect_slashes=False, default=_answer_unknown_path)
+        self._routes = _routes(store, ENDPOINTS)
+        self._router: ASGIApp = Router(self._routes, redirect_slashes=False, default=_answer_unknown_path)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -71,7 +79,28 @@ class Api:
             await response(scope, receive, send)
             return
         request.state.caller_token = token
-        await self._router(scope, receive, send)
+        path = _routed_path(scope["raw_path"])
+        methods = self._methods_of(path.removeprefix(API_PREFIX))
+        if methods and scope["method"] not in methods:
+            response = Response(status_code=405, headers={"Allow": ", ".join(methods)})
+            await response(scope, receive, send)
+            return
+        await self._router({**scope, "path": path}, receive, send)
+
+    def _methods_of(self, path: str) -> list[str]:
+        """Return the methods of each route that matches the path. Two routes may have the same method."""
+        routes = [route for route in self._routes if route.path_regex.match(path)]
+        return [method for route in routes for method in sorted(route.methods or ())]
+
+
+def _routed_path(raw_path: bytes) -> str:
+    """Return the path that FulcrumCore's router compares.
+
+    A path is decoded only if it has no other escapes than necessary: `two%20words` is decoded, but `%70ending` is not.
+    """
+    path = raw_path.decode("latin-1").partition("?")[0]
+    decoded_path = unquote(path)
+    return decoded_path if quote(decoded_path, safe=UNESCAPED_CHARACTERS) == path else path
 
 
 def _routes(store: Store, endpoints: Iterable[Endpoint]) -> list[Route]:
@@ -81,7 +110,9 @@ def _routes(store: Store, endpoints: Iterable[Endpoint]) -> list[Route]:
         is_collection = endpoint.path.count("/") == 1
         paths = [endpoint.path, f"{endpoint.path}/"] if is_collection else [endpoint.path]
         for path in paths:
-            routes.append(Route(path, starlette_handler(store, endpoint), methods=[endpoint.method]))
+            route = Route(path, starlette_handler(store, endpoint), methods=[endpoint.method])
+            route.methods = {endpoint.method}  # Starlette adds HEAD to GET, but FulcrumCore does not answer HEAD
+            routes.append(route)
     return routes
 
 
@@ -93,7 +124,7 @@ async def _answer_unknown_path(scope: Scope, receive: Receive, send: Send) -> No
 
 def plain_not_found() -> Response:
     """Return the 404 answer of Go's router, which is plain text instead of JSON."""
-    return PlainTextResponse("404 page not found\n", 404)
+    return PlainTextResponse("404 page not found\n", 404, {"X-Content-Type-Options": "nosniff"})
 
 
 async def answer_routing_error(request: Request, exc: Exception) -> Response:

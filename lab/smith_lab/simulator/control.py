@@ -96,7 +96,7 @@ class SimulatorControl:
         self.call_lab("POST", "reset")
 
     def set_switches(self, **switches: bool) -> None:
-        """Turn wrong behaviours on or off: two_claims_win, database_down, vault_off (store.Switches explains them)."""
+        """Turn wrong behaviours on or off: two_claims_win, database_down, … (store.Switches explains them)."""
         self.call_lab("POST", "switches", switches)
 
     def set_options(self, **options: Any) -> None:

@@ -9,6 +9,7 @@ import json
 import math
 import uuid
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 from smith_lab.simulator import clock
@@ -36,8 +37,30 @@ def decode(raw_body: bytes, fields: Fields) -> Json:
     for key, member in value.items():
         name = key if key in fields else names_by_lower_case.get(key.lower())
         if name is not None and member is not None:
-            body[name] = _decode_member(name, fields[name], member)
+            body[name] = as_go_value(_decode_member(name, fields[name], member))
     return body
+
+
+def as_go_value(value: Any) -> Any:
+    """Return the value with each number as Go writes it. Go reads numbers of JSON as floats, and writes 1.0 as 1."""
+    if isinstance(value, dict):
+        return {name: as_go_value(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [as_go_value(item) for item in value]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        number = float(value)
+        # The shortest decimal number that is read as this float, as Go writes it: 12345678901234567890 loses digits.
+        return int(Decimal(repr(number))) if number.is_integer() else number
+    return value
+
+
+def contains_nul(value: Any) -> bool:
+    """Return whether a text in the value contains the character NUL, which PostgreSQL cannot store."""
+    if isinstance(value, dict):
+        return any("\0" in name or contains_nul(member) for name, member in value.items())
+    if isinstance(value, list):
+        return any(contains_nul(item) for item in value)
+    return isinstance(value, str) and "\0" in value
 
 
 def _read_first_value(raw_body: bytes) -> Any:
@@ -47,7 +70,7 @@ def _read_first_value(raw_body: bytes) -> Any:
         raise bad_request("invalid JSON: EOF")
     try:
         return _JSON_DECODER.raw_decode(text)[0]
-    except (ValueError, RecursionError) as exc:
+    except (ValueError, RecursionError, OverflowError) as exc:
         raise bad_request(f"invalid JSON: {exc}") from exc
 
 

@@ -6,11 +6,13 @@ As in the real server, a query with an unknown filter or an unknown sort field i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from smith_lab.simulator import decoding
+from smith_lab.simulator.decoding import contains_nul
 from smith_lab.simulator.problems import bad_request, internal_error
 from smith_lab.simulator.web import Call, Reply
 
@@ -19,6 +21,8 @@ from smith_lab.simulator.web import Call, Reply
 #: ValueError for a malformed value.
 Filter = Callable[[list[str]], Callable[[Any], bool]]
 DEFAULT_PAGE_SIZE = 10
+MAX_INT64 = 2**63 - 1
+_INTEGER = re.compile(r"[+-]?[0-9]+")
 MAX_PAGE_SIZE = 100
 #: The query parameters that select the page and the order. Every other query parameter is the name of a filter.
 _PAGE_AND_SORT_PARAMETERS = ("page", "pageSize", "sort")
@@ -34,21 +38,14 @@ class Listing:
 
     def reply(self, call: Call, rows: Iterable[Any], render_row: Callable[[Any], Any]) -> Reply:
         """Return the requested page of the rows that match the query. `render_row` returns the JSON of a row."""
-        page_number = _read_number(call, "page", default=1, maximum=None)
-        page_size = _read_number(call, "pageSize", default=DEFAULT_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
-        matching_rows = self._sort(call, self._filter(call, rows))
-        start = (page_number - 1) * page_size
-        page_count = math.ceil(len(matching_rows) / page_size)
-        return Reply(
-            body={
-                "items": [render_row(row) for row in matching_rows[start : start + page_size]],
-                "totalItems": len(matching_rows),
-                "totalPages": page_count,
-                "currentPage": page_number,
-                "hasNext": page_number < page_count,
-                "hasPrev": page_number > 1,
-            }
-        )
+        page_number, page_size = _read_page(call)
+        return _page(self._sort(call, self._filter(call, rows)), page_number, page_size, render_row)
+
+    def reply_distinct(self, call: Call, rows: Iterable[Any], read_value: Callable[[Any], str]) -> Reply:
+        """Return the requested page of the different values of the rows that match the query. Ignore a sort field."""
+        page_number, page_size = _read_page(call)
+        values = sorted({read_value(row) for row in self._filter(call, rows)})
+        return _page(values, page_number, page_size, lambda value: value)
 
     def _filter(self, call: Call, rows: Iterable[Any]) -> list[Any]:
         matching_rows = list(rows)
@@ -57,6 +54,8 @@ class Listing:
             if name not in self.filters:
                 raise internal_error(f"cannot filter by field {name}")
             values = [value for key, value in call.query if key == name]
+            if contains_nul(values):
+                raise internal_error("invalid byte sequence for encoding (SQLSTATE 22021)")
             try:
                 is_match = self.filters[name](values)
             except ValueError as exc:
@@ -68,7 +67,7 @@ class Listing:
         text = next((value for name, value in call.query if name == "sort"), "")
         if not text:
             return rows
-        name = text.lstrip("+- ")  # a `+` in a query string is decoded to a space
+        name = text[1:] if text[0] in "+-" else text  # an unescaped `+` is decoded to a space, which is no prefix
         if name not in self.sort_keys:
             raise internal_error(f"cannot sort by field {name}")
         key = self.sort_keys[name]
@@ -76,15 +75,35 @@ class Listing:
         return sorted(rows, key=lambda row: (key(row) is None, key(row)), reverse=text.startswith("-"))
 
 
+def _read_page(call: Call) -> tuple[int, int]:
+    """Return the number and the size of the requested page."""
+    page_number = _read_number(call, "page", default=1, maximum=None)
+    return page_number, _read_number(call, "pageSize", default=DEFAULT_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
+
+
+def _page(rows: Sequence[Any], page_number: int, page_size: int, render_row: Callable[[Any], Any]) -> Reply:
+    start = (page_number - 1) * page_size
+    page_count = math.ceil(len(rows) / page_size)
+    return Reply(
+        body={
+            "items": [render_row(row) for row in rows[start : start + page_size]],
+            "totalItems": len(rows),
+            "totalPages": page_count,
+            "currentPage": page_number,
+            "hasNext": page_number < page_count,
+            "hasPrev": page_number > 1,
+        }
+    )
+
+
 def _read_number(call: Call, name: str, *, default: int, maximum: int | None) -> int:
     """Return a query parameter as a number, or `default` if it is absent. Raises a 400 if its value is invalid."""
     text = next((value for key, value in call.query if key == name), "")
     if not text:
         return default
-    try:
-        value = int(text)
-    except ValueError as exc:
-        raise bad_request(f"invalid {name} parameter: {text}") from exc
+    if not _INTEGER.fullmatch(text) or abs(int(text)) > MAX_INT64:
+        raise bad_request(f"invalid {name} parameter: {text}")
+    value = int(text)
     if value < 1 or (maximum is not None and value > maximum):
         raise bad_request(f"{name} parameter is out of range: {value}")
     return value
@@ -96,8 +115,16 @@ def equals(member: str) -> Filter:
 
 
 def contains(member: str) -> Filter:
-    """Return a filter for rows whose member contains the first value in the query, ignoring case."""
-    return lambda values: lambda row: values[0].lower() in getattr(row, member).lower()
+    """Return a filter for rows whose member contains one of the values in the query, ignoring case and outer spaces.
+
+    If all values are empty, every row matches.
+    """
+
+    def make_predicate(values: list[str]) -> Callable[[Any], bool]:
+        parts = [value.strip().lower() for value in values if value.strip()]
+        return lambda row: not parts or any(part in getattr(row, member).lower() for part in parts)
+
+    return make_predicate
 
 
 def equals_uuid(member: str) -> Filter:

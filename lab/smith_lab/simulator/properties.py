@@ -16,7 +16,7 @@ pkg/schema/engine.go of fulcrumproject/core.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -43,6 +43,8 @@ class ChangeContext:
     is_update: bool  #: whether the request changes properties that exist; false: it sets them for the first time
     service_status: str = ""  #: the service's state before the request
     lookups: Lookups | None = None  #: look-ups in the store; None if no validator of the schema needs them
+    #: Allocates a value of the pool with this type to the property with this name. Raises PropertyErrors.
+    allocate: Callable[[str, str], Any] | None = None
 
 
 def process(context: ChangeContext, schema: Json, old: Json | None, new: Json | None) -> Json:
@@ -86,9 +88,9 @@ def _process_property(context: ChangeContext, name: str, definition: Json, old: 
         _validate(context, name, definition, default)
         return _value_to_store(context, name, definition, old, default)
     if old is None and definition.get("generator"):
-        # Pools are not simulated, so no agent has a pool set. The real server also refuses the request if the agent has
-        # no pool set.
-        raise property_error(f"{name}: agent has no service pool set (pools are not simulated)")
+        if context.allocate is None:
+            raise property_error(f"{name}: there are no pools")
+        return context.allocate(definition["generator"]["config"]["poolType"], name)
     return old
 
 

@@ -70,7 +70,7 @@ class Agent(Row):
     agent_type_id: str
     tags: list[str] | None
     configuration: Json | None
-    service_pool_set_id: str | None = None  #: always None, because pools are not simulated
+    service_pool_set_id: str | None = None  #: the pools from which the properties of its services get values
     last_status_at: float  #: time of the last heartbeat, or of the creation
 
 
@@ -164,6 +164,60 @@ class Option(Row):
 
 
 @dataclass(kw_only=True)
+class ServicePoolSet(Row):
+    """The pools of one provider that an agent may use."""
+
+    name: str
+    provider_id: str
+
+
+@dataclass(kw_only=True)
+class Pool(Row):
+    """The base class of pools. A pool holds values that a generator gives to properties."""
+
+    name: str
+    type: str  #: the name by which a generator refers to this pool
+    property_type: str
+    generator_type: str  #: `list`, or `subnet` in a pool for services
+    generator_config: Json | None
+    participant_id: str | None  #: the owner; None in a pool for the agents of all providers
+
+
+@dataclass(kw_only=True)
+class ServicePool(Pool):
+    """A pool for properties of services."""
+
+    service_pool_set_id: str
+
+
+@dataclass(kw_only=True)
+class ConfigPool(Pool):
+    """A pool for configurations of agents."""
+
+
+@dataclass(kw_only=True)
+class PoolValue(Row):
+    """One value of a pool. It is allocated to at most one service, or to at most one agent."""
+
+    name: str
+    value: Any
+    pool_id: str
+    participant_id: str | None
+    owner_id: str | None = None  #: the service or agent that has the value
+    property_name: str | None = None
+    allocated_at: float | None = None
+
+
+@dataclass(kw_only=True)
+class Subscription(Row):
+    """The progress of a program that reads all events, and its lease: only the instance with the lease may read."""
+
+    instance_id: str = ""
+    lease_expires_at: float = 0.0
+    last_sequence_number: int = 0
+
+
+@dataclass(kw_only=True)
 class Event(Row):
     """One entry of the event log."""
 
@@ -171,7 +225,7 @@ class Event(Row):
     initiator_type: str
     initiator_id: str
     type: str
-    payload: Json  #: details of the event, which the API calls `properties`
+    payload: Json | None  #: what changed, which the API calls `properties`
     provider_id: str | None = None
     agent_id: str | None = None
     consumer_id: str | None = None

@@ -120,7 +120,7 @@ def _check_validator(path: str, validator: Json) -> None:
         is_valid = is_number(value) and value == int(value) and value >= 0
         _refuse_if(not is_valid, f"{path}: {validator_type} validator requires a non-negative integer 'value'")
     elif validator_type in ("min", "max"):
-        _refuse_if(not is_number(config.get("value")), f"{path}: {validator_type} validator requires a number 'value'")
+        _refuse_if("value" not in config, f"{path}: {validator_type} validator requires 'value' config")
     else:
         _CONFIG_CHECKS[validator_type](path, config)
 

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from smith_lab.simulator import maintenance
 from smith_lab.simulator.api import API_PREFIX, Api, answer_routing_error
+from smith_lab.simulator.cors import Cors
 from smith_lab.simulator.fault_layer import FaultLayer
 from smith_lab.simulator.history import LabState
 from smith_lab.simulator.lab_api import lab_routes
@@ -40,7 +41,7 @@ def make_app(store: Store, lab_state: LabState) -> Starlette:
     """Return the ASGI application, which consists of the API, the lab endpoints and the fault layer."""
     app = Starlette(
         routes=[*lab_routes(store, lab_state), Mount(API_PREFIX, app=Api(store))],
-        middleware=[Middleware(FaultLayer, store=store, lab_state=lab_state)],
+        middleware=[Middleware(FaultLayer, store=store, lab_state=lab_state), Middleware(Cors)],
         exception_handlers={404: answer_routing_error, 405: answer_routing_error},
     )
     app.router.redirect_slashes = False

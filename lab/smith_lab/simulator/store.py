@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import secrets
 import threading
 import uuid
@@ -9,10 +10,14 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from smith_lab.simulator import pool_values
 from smith_lab.simulator.clock import SimulatorClock
+from smith_lab.simulator.entities import entity
+from smith_lab.simulator.json_patch import diff
 from smith_lab.simulator.rows import (
     Agent,
     AgentType,
+    ConfigPool,
     Event,
     Group,
     InstallToken,
@@ -23,8 +28,12 @@ from smith_lab.simulator.rows import (
     Option,
     OptionType,
     Participant,
+    PoolValue,
     Service,
+    ServicePool,
+    ServicePoolSet,
     ServiceType,
+    Subscription,
     Token,
 )
 from smith_lab.simulator.vault import Vault
@@ -58,6 +67,9 @@ class Switches:
     """Wrong behaviours and failures of the server, which tests turn on and off by POST /lab/switches."""
 
     two_claims_win: bool = False  #: a second claim of a job is answered 204, as if two agents claimed it at once
+    #: Of simultaneous claims, reports, actions and changes of properties, several are accepted. The server reads the
+    #: rows when a request arrives, and changes them RACE_WINDOW_S later, as the real server does without a lock.
+    simultaneous_requests_win: bool = False
     database_down: bool = False  #: tokens cannot be looked up, so every call is answered 403
     vault_off: bool = False  #: there is no vault key, so reading a secret is answered 500 without a body
 
@@ -96,7 +108,13 @@ class Store:
         self.option_types: dict[str, OptionType] = {}
         self.service_options: dict[str, Option] = {}
         self.install_tokens: dict[str, InstallToken] = {}
+        self.service_pool_sets: dict[str, ServicePoolSet] = {}
+        self.service_pools: dict[str, ServicePool] = {}
+        self.service_pool_values: dict[str, PoolValue] = {}
+        self.config_pools: dict[str, ConfigPool] = {}
+        self.config_pool_values: dict[str, PoolValue] = {}
         self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
+        self.subscriptions: dict[str, Subscription] = {}  #: maps the subscriber's own id to a row
         self.raw_pending_items: list[Any] = []  #: items that a test added to the pending list of every agent
         self._event_number = 0
         self._clear_jobs()
@@ -134,7 +152,7 @@ class Store:
             **self.new_row_fields(),
             name=name,
             role=role,
-            value=value or secrets.token_hex(16),
+            value=value or new_secret(),
             expire_at=self.clock.now() + lifetime_s,
             **owner_ids,
         )
@@ -150,7 +168,7 @@ class Store:
     def renew_token(self, token: Token) -> None:
         """Give the token a new value. The old value is invalid at once."""
         self._remove_from_index(token)
-        token.value = secrets.token_hex(16)
+        token.value = new_secret()
         self.tokens_by_value[token.value].append(token)
         self.mark_updated(token)
 
@@ -177,6 +195,7 @@ class Store:
         self.install_tokens.pop(agent.id, None)
         for token in [token for token in self.tokens.values() if token.agent_id == agent.id]:
             self.delete_token(token)
+        pool_values.release(self.config_pool_values, agent.id)
 
     # Jobs
 
@@ -237,22 +256,32 @@ class Store:
 
     # Events
 
-    def add_event(self, initiator: Token | None, event_type: str, row: Any, payload: Json | None = None) -> None:
-        """Add an event about a row to the event log. `initiator` is None if the server itself caused the event."""
+    def add_event(self, initiator: Token, event_type: str, row: Any, payload: Json | None = None) -> None:
+        """Add an event about a row to the event log."""
         self._event_number += 1
         self.events.append(
             Event(
                 **self.new_row_fields(),
                 sequence_number=self._event_number,
-                initiator_type="user" if initiator else "system",
-                initiator_id=initiator.id if initiator else "system",
+                initiator_type="user",
+                initiator_id=initiator.id,
                 type=event_type,
-                payload=payload or {},
+                payload=payload,
                 provider_id=getattr(row, "provider_id", None),
                 agent_id=row.id if isinstance(row, Agent) else getattr(row, "agent_id", None),
                 consumer_id=getattr(row, "consumer_id", None),
             )
         )
+
+
+def changes(before: Json, row: Any) -> Json:
+    """Return the payload of an event about a change. `before` is the row's `entity` before the change."""
+    return {"diff": list(diff(before, entity(row))) or None}
+
+
+def new_secret() -> str:
+    """Return a random secret of 44 characters, as the values of FulcrumCore's tokens are."""
+    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
 
 
 def _delivery_rank(job: Job) -> tuple[int, float]:

@@ -18,6 +18,8 @@ from smith_lab.simulator.rows import Json
 
 #: How many characters of a wrong value an error text contains at most.
 MAX_SHOWN_CHARACTERS = 40
+#: FulcrumCore converts an integer to Go's int64 to see whether it changes.
+MAX_INT64 = 2**63 - 1
 
 
 class Lookups(Protocol):
@@ -49,7 +51,7 @@ def _is_uuid(value: Any) -> bool:
 
 _TYPE_CHECKS: dict[str, Callable[[Any], bool]] = {
     "string": lambda value: isinstance(value, str),
-    "integer": lambda value: is_number(value) and value == int(value),
+    "integer": lambda value: is_number(value) and value == int(value) and abs(value) <= MAX_INT64,
     "number": is_number,
     "boolean": lambda value: isinstance(value, bool),
     "object": lambda value: isinstance(value, dict),
@@ -75,7 +77,9 @@ def _list_length_problem(value: Any, bound: float, *, is_minimum: bool) -> str |
     return _bound_problem(len(value), bound, is_minimum=is_minimum) if isinstance(value, list) else "expected an array"
 
 
-def _range_problem(value: Any, bound: float, *, is_minimum: bool) -> str | None:
+def _range_problem(value: Any, bound: Any, *, is_minimum: bool) -> str | None:
+    if not is_number(bound):
+        return "the bound in the schema must be a number"  # the real server accepts a schema with any bound
     return _bound_problem(value, bound, is_minimum=is_minimum) if is_number(value) else "expected a number"
 
 

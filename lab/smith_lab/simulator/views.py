@@ -11,6 +11,7 @@ from smith_lab.simulator.clock import time_to_text
 from smith_lab.simulator.rows import (
     Agent,
     AgentType,
+    ConfigPool,
     Event,
     Group,
     Job,
@@ -20,8 +21,12 @@ from smith_lab.simulator.rows import (
     Option,
     OptionType,
     Participant,
+    Pool,
+    PoolValue,
     Row,
     Service,
+    ServicePool,
+    ServicePoolSet,
     ServiceType,
     Token,
 )
@@ -41,6 +46,31 @@ def _row_body(row: Row, members: Json) -> Json:
 
 def participant(row: Participant) -> Json:
     return _row_body(row, {"name": row.name, "status": row.status})
+
+
+def _participant_or_none(store: Store, participant_id: str | None) -> Json | None:
+    """Render a participant, or return None if it was deleted: rows that belong to it may outlive it."""
+    row = store.participants.get(participant_id or "")
+    return participant(row) if row else None
+
+
+def _agent_or_none(store: Store, agent_id: str | None) -> Json | None:
+    row = store.agents.get(agent_id or "")
+    return embedded_agent(row) if row else None
+
+
+def _with_members(body: Json, **members: Any) -> Json:
+    """Return the body with the members that have a value."""
+    return {**body, **{name: value for name, value in members.items() if value is not None}}
+
+
+def full_token(store: Store, row: Token, *, with_value: bool = False) -> Json:
+    """Render a token with its agent and participant, as the server does unless it has just created the token."""
+    return _with_members(
+        token(row, with_value=with_value),
+        agent=_agent_or_none(store, row.agent_id),
+        participant=_participant_or_none(store, row.participant_id),
+    )
 
 
 def token(row: Token, *, with_value: bool = False) -> Json:
@@ -69,45 +99,47 @@ def agent_type(row: AgentType) -> Json:
             "name": row.name,
             "serviceTypeIds": row.service_type_ids,
             "configurationSchema": row.configuration_schema,
-            "configTemplate": row.config_template or None,
-            "cmdTemplate": row.cmd_template or None,
+            "configTemplate": row.config_template,
+            "cmdTemplate": row.cmd_template,
             "configContentType": row.config_content_type,
         },
     )
 
 
 def agent(store: Store, row: Agent) -> Json:
-    body = _row_body(
-        row,
-        {
-            "name": row.name,
-            "status": row.status,
-            "providerId": row.provider_id,
-            "agentTypeId": row.agent_type_id,
-            "configuration": row.configuration,
-            "servicePoolSetId": row.service_pool_set_id,
-            "participant": participant(store.participants[row.provider_id]),
-            "agentType": agent_type(store.agent_types[row.agent_type_id]),
-        },
+    """Render an agent with its participant and type, as the server does when it returns one agent."""
+    return _with_members(
+        embedded_agent(row),
+        participant=_participant_or_none(store, row.provider_id),
+        agentType=agent_type(store.agent_types[row.agent_type_id]),
     )
-    body["tags"] = row.tags
-    return body
 
 
-def _embedded_agent(row: Agent) -> Json:
-    """Render an agent as a member of a job or service, without the objects `participant` and `agentType`."""
+def listed_agent(store: Store, row: Agent) -> Json:
+    """Render an agent as in lists: its type lacks the ids of the service types."""
+    body = agent(store, row)
+    return {**body, "agentType": {**body["agentType"], "serviceTypeIds": []}}
+
+
+def embedded_agent(row: Agent) -> Json:
+    """Render an agent without the objects `participant` and `agentType`, as after its creation and in other objects."""
     members = {
         "name": row.name,
         "status": row.status,
         "providerId": row.provider_id,
         "agentTypeId": row.agent_type_id,
         "configuration": row.configuration,
+        "servicePoolSetId": row.service_pool_set_id,
     }
     return {**_row_body(row, members), "tags": row.tags}
 
 
 def group(row: Group) -> Json:
     return _row_body(row, {"name": row.name, "consumerId": row.consumer_id})
+
+
+def full_group(store: Store, row: Group) -> Json:
+    return _with_members(group(row), consumer=_participant_or_none(store, row.consumer_id))
 
 
 def service(row: Service) -> Json:
@@ -133,7 +165,7 @@ def full_service(store: Store, row: Service) -> Json:
     """Render a service with its agent and its type, as the server does in lists and when it returns one service."""
     return {
         **service(row),
-        "agent": _embedded_agent(store.agents[row.agent_id]),
+        "agent": embedded_agent(store.agents[row.agent_id]),
         "serviceType": service_type(store.service_types[row.service_type_id]),
     }
 
@@ -168,12 +200,12 @@ def job(store: Store, row: Job) -> Json:
 
 def full_job(store: Store, row: Job) -> Json:
     """Render a job with agent, provider and consumer, as the server does in lists and when it returns one job."""
-    return {
-        **job(store, row),
-        "agent": _embedded_agent(store.agents[row.agent_id]),
-        "provider": participant(store.participants[row.provider_id]),
-        "consumer": participant(store.participants[row.consumer_id]),
-    }
+    return _with_members(
+        job(store, row),
+        agent=_agent_or_none(store, row.agent_id),
+        provider=_participant_or_none(store, row.provider_id),
+        consumer=_participant_or_none(store, row.consumer_id),
+    )
 
 
 def metric_type(row: MetricType) -> Json:
@@ -195,6 +227,16 @@ def metric_entry(row: MetricEntry) -> Json:
     )
 
 
+def full_metric_entry(store: Store, row: MetricEntry) -> Json:
+    """Render an entry with its agent, service and type, as the server does in lists."""
+    return _with_members(
+        metric_entry(row),
+        agent=_agent_or_none(store, row.agent_id),
+        service=service(store.services[row.service_id]),
+        type=metric_type(store.metric_types[row.type_id]),
+    )
+
+
 def option_type(row: OptionType) -> Json:
     return _row_body(row, {"name": row.name, "type": row.type, "description": row.description})
 
@@ -213,19 +255,100 @@ def option(row: Option) -> Json:
     )
 
 
-def event(row: Event) -> Json:
-    return _row_body(
+def event(store: Store, row: Event) -> Json:
+    """Render an event with its provider, agent and consumer, as in the event log."""
+    return _with_members(
+        bare_event(row),
+        provider=_participant_or_none(store, row.provider_id),
+        agent=_agent_or_none(store, row.agent_id),
+        consumer=_participant_or_none(store, row.consumer_id),
+    )
+
+
+def bare_event(row: Event) -> Json:
+    """Render an event as in a lease."""
+    body = _row_body(
         row,
         {
             "sequenceNumber": row.sequence_number,
             "initiatorType": row.initiator_type,
             "initiatorId": row.initiator_id,
             "type": row.type,
-            "properties": row.payload,
             "providerId": row.provider_id,
             "agentId": row.agent_id,
             "consumerId": row.consumer_id,
         },
+    )
+    return {**body, "properties": row.payload}
+
+
+def service_pool_set(row: ServicePoolSet) -> Json:
+    return _row_body(row, {"name": row.name, "providerID": row.provider_id})
+
+
+def full_service_pool_set(store: Store, row: ServicePoolSet) -> Json:
+    return _with_members(service_pool_set(row), provider=_participant_or_none(store, row.provider_id))
+
+
+def _pool(row: Pool, **members: Any) -> Json:
+    return _row_body(
+        row,
+        {
+            "name": row.name,
+            "type": row.type,
+            "propertyType": row.property_type,
+            "generatorType": row.generator_type,
+            "generatorConfig": row.generator_config,
+            **members,
+        },
+    )
+
+
+def service_pool(row: ServicePool) -> Json:
+    return _pool(row, servicePoolSetId=row.service_pool_set_id)
+
+
+def full_service_pool(store: Store, row: ServicePool) -> Json:
+    pool_set = store.service_pool_sets.get(row.service_pool_set_id)
+    return _with_members(service_pool(row), servicePoolSetName=pool_set.name if pool_set else None)
+
+
+def config_pool(row: ConfigPool) -> Json:
+    return _pool(row, participantId=row.participant_id)
+
+
+def full_config_pool(store: Store, row: ConfigPool) -> Json:
+    return _with_members(config_pool(row), participant=_participant_or_none(store, row.participant_id))
+
+
+def _pool_value(row: PoolValue, **members: Any) -> Json:
+    allocation = {"propertyName": row.property_name, "allocatedAt": _optional_time(row.allocated_at)}
+    return _row_body(row, {"name": row.name, "value": row.value, **allocation, **members})
+
+
+def service_pool_value(row: PoolValue) -> Json:
+    return _pool_value(row, servicePoolId=row.pool_id, serviceId=row.owner_id)
+
+
+def full_service_pool_value(store: Store, row: PoolValue) -> Json:
+    owner, pool = store.services.get(row.owner_id or ""), store.service_pools.get(row.pool_id)
+    return _with_members(
+        service_pool_value(row),
+        service=service(owner) if owner else None,
+        servicePool=service_pool(pool) if pool else None,
+    )
+
+
+def config_pool_value(row: PoolValue) -> Json:
+    return _pool_value(row, configPoolId=row.pool_id, agentId=row.owner_id)
+
+
+def full_config_pool_value(store: Store, row: PoolValue) -> Json:
+    pool = store.config_pools.get(row.pool_id)
+    return _with_members(
+        config_pool_value(row),
+        agent=_agent_or_none(store, row.owner_id),
+        configPool=config_pool(pool) if pool else None,
     )
 
 

@@ -9,6 +9,8 @@ The checks run in the order of the real server. In this list, the numbers are th
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -18,10 +20,13 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from smith_lab.simulator import decoding
-from smith_lab.simulator.problems import ErrorAnswer, bad_request, forbidden, panic_answer, unauthorized
-from smith_lab.simulator.rows import Json, Token
-from smith_lab.simulator.store import Store
+from smith_lab.simulator import decoding, query_string
+from smith_lab.simulator.problems import ErrorAnswer, bad_request, forbidden, internal_error, panic_answer, unauthorized
+from smith_lab.simulator.rows import Job, Json, Service, Token
+from smith_lab.simulator.store import Store, changes
+
+#: How long a call waits between its read and its change if the switch `simultaneous_requests_win` is on.
+RACE_WINDOW_S = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +47,15 @@ class Scope:
     agent_id: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowsRead:
+    """Copies of a service, of its newest active job, and of the job that the path of the call names."""
+
+    service: Service | None
+    active_job: Job | None
+    job: Job | None
+
+
 @dataclass(kw_only=True)
 class Call:
     """A request whose caller is authenticated."""
@@ -51,6 +65,8 @@ class Call:
     path_params: dict[str, str]  #: the path's parameters, such as `id`
     query: list[tuple[str, str]]
     body: Json = field(default_factory=dict)  #: the decoded members of the body
+    #: The rows that the call read when it arrived, if the switch `simultaneous_requests_win` is on.
+    rows_read: RowsRead | None = None
 
     @property
     def id(self) -> str:
@@ -69,9 +85,32 @@ class Call:
         agent_owns_it = token.agent_id is not None and token.agent_id == scope.agent_id
         return participant_owns_it or agent_owns_it
 
-    def record_event(self, event_type: str, row: Any, payload: Json | None = None) -> None:
+    def read_rows(self) -> None:
+        """Copy the rows that the path names, so that changes by later calls do not affect this call."""
+        job = self.store.jobs.get(self.path_params.get("id", ""))
+        service = self.store.services.get(job.service_id if job else self.path_params.get("id", ""))
+        active_job = self.store.active_job(service.id) if service else None
+        self.rows_read = RowsRead(service=copy.copy(service), active_job=copy.copy(active_job), job=copy.copy(job))
+
+    def read_job(self, job: Job) -> Job:
+        """Return the job as this call read it."""
+        return self.rows_read.job if self.rows_read and self.rows_read.job else job
+
+    def read_service(self, service: Service) -> Service:
+        """Return the service as this call read it."""
+        return self.rows_read.service if self.rows_read and self.rows_read.service else service
+
+    def read_active_job(self, service: Service) -> Job | None:
+        """Return the service's active job as this call read it."""
+        return self.rows_read.active_job if self.rows_read else self.store.active_job(service.id)
+
+    def record_event(self, event_type: str, row: Any) -> None:
         """Add an event about this row to the event log. The caller is the event's initiator."""
-        self.store.add_event(self.caller_token, event_type, row, payload)
+        self.store.add_event(self.caller_token, event_type, row)
+
+    def record_change(self, event_type: str, before: Json, row: Any) -> None:
+        """Add an event about a change of this row. `before` is the row's `entity` before the change."""
+        self.store.add_event(self.caller_token, event_type, row, changes(before, row))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +154,8 @@ class Endpoint:
             scope = self.find_scope(call)
             if scope is None or not call.may_access(scope):
                 raise forbidden()
+        if decoding.contains_nul(call.body):
+            raise internal_error("unsupported Unicode escape sequence (SQLSTATE 22P05)")  # PostgreSQL stores no NUL
         return self.handler(call)
 
     def _check_role(self, call: Call) -> None:
@@ -153,8 +194,12 @@ def starlette_handler(store: Store, endpoint: Endpoint) -> Callable[[Request], A
             store=store,
             caller_token=request.state.caller_token,
             path_params=dict(request.path_params),
-            query=request.query_params.multi_items(),
+            query=query_string.parse(request.scope["query_string"]),
         )
+        if store.switches.simultaneous_requests_win and request.method != "GET":
+            with store.lock:
+                call.read_rows()
+            await asyncio.sleep(RACE_WINDOW_S)
         with store.lock:
             return to_response(lambda: endpoint.handle(call, raw_body))
 

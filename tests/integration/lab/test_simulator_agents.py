@@ -149,7 +149,7 @@ def test_url_and_bearer_token_expire_after_five_minutes(world: World, path: str)
     world.sim.advance(11)
     assert installer.get("/agents/me").status_code == 403
     late = world.agent.get(_url_path(body))
-    assert (late.status_code, late.content) == (404, b"")
+    assert (late.status_code, error_of(late)) == (404, {"status": "Resource not found"})
     assert world.admin_caller.get(path).status_code == 200
 
 

@@ -401,3 +401,23 @@ def test_a_success_without_a_transition_is_400_and_the_job_stays(world: World) -
     assert world.agent.complete(job).status_code == 400
     assert world.job_of(service)["status"] == "Processing"
     assert world.agent.fail(job).status_code == 204
+
+
+def test_simultaneous_requests_all_win_while_the_switch_is_on(world: World) -> None:
+    job = world.job_of(world.order())
+    callers = [world.caller(world.ids.agent_token) for _ in range(4)]
+    world.sim.set_switches(simultaneous_requests_win=True)
+    with ThreadPoolExecutor(len(callers)) as pool:
+        claims = list(pool.map(lambda caller: caller.claim(job), callers))
+    assert claims == [204] * len(callers)
+    assert world.agent.claim(job) == 400
+
+
+def test_simultaneous_actions_make_several_jobs_while_the_switch_is_on(world: World) -> None:
+    service = world.created()
+    callers = [world.caller(world.ids.admin_token) for _ in range(3)]
+    world.sim.set_switches(simultaneous_requests_win=True)
+    with ThreadPoolExecutor(len(callers)) as pool:
+        answers = list(pool.map(lambda caller: caller.post(f"/services/{service['id']}/start"), callers))
+    assert [answer.status_code for answer in answers] == [200] * len(callers)
+    assert world.admin_caller.post(f"/services/{service['id']}/start").status_code == 400

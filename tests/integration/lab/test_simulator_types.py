@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from smith_lab.fulcrum_setup import load_type
 from smith_lab.simulator.control import SimulatorThread, running_simulator
+from smith_lab.simulator.definitions import stored_lifecycle, stored_schema
 from support.simulator_world import SIMPLE_LIFECYCLE, UNKNOWN_ID, World
 
 
@@ -35,17 +36,18 @@ def _post(world: World, **changes: Any) -> int:
     return world.admin_caller.post("/service-types", body).status_code
 
 
-def test_our_types_are_accepted_unchanged(world: World) -> None:
+def test_our_types_are_stored_in_the_form_of_fulcrumcore(world: World) -> None:
     service_type = load_type("service-type-vm.json")
     kept = world.admin.call("GET", f"/service-types/{world.ids.service_type_id}")
     assert (kept["propertySchema"], kept["lifecycleSchema"]) == (
-        service_type["propertySchema"],
-        service_type["lifecycleSchema"],
+        stored_schema(service_type["propertySchema"]),
+        stored_lifecycle(service_type["lifecycleSchema"]),
     )
     agent_type = load_type("agent-type-proxmox.json")
     kept = world.admin.call("GET", f"/agent-types/{world.ids.agent_type_id}")
-    assert {name: kept[name] for name in ("configurationSchema", "configTemplate", "cmdTemplate")} == {
-        name: agent_type[name] for name in ("configurationSchema", "configTemplate", "cmdTemplate")
+    assert kept["configurationSchema"] == stored_schema(agent_type["configurationSchema"])
+    assert {name: kept[name] for name in ("configTemplate", "cmdTemplate")} == {
+        name: agent_type[name] for name in ("configTemplate", "cmdTemplate")
     }
 
 
@@ -70,7 +72,7 @@ def test_a_type_needs_a_name_and_both_schemas(world: World) -> None:
         {"type": "string", "validators": [{"type": "pattern"}]},
         {"type": "string", "validators": [{"type": "minLength", "config": {"value": -1}}]},
         {"type": "string", "validators": [{"type": "enum", "config": {"values": []}}]},
-        {"type": "integer", "validators": [{"type": "min", "config": {"value": "1"}}]},
+        {"type": "integer", "validators": [{"type": "min", "config": {}}]},
         {"type": "integer", "default": "1"},
         {"type": "integer", "default": 1.5},
         {"type": "string", "default": "x", "generator": {"type": "pool", "config": {"poolType": "ipv4"}}},

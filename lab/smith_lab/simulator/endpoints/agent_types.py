@@ -6,6 +6,8 @@ import re
 from typing import Any
 
 from smith_lab.simulator import go_template, schema_check, views
+from smith_lab.simulator.definitions import EMPTY_LIFECYCLE, EMPTY_SCHEMA, stored_schema
+from smith_lab.simulator.entities import entity
 from smith_lab.simulator.go_template_parser import TemplateError
 from smith_lab.simulator.paging import Listing, contains, sort_by
 from smith_lab.simulator.problems import bad_request
@@ -58,6 +60,7 @@ def _patch_agent_type(call: Call) -> Reply:
     )
     _save_agent_type(call.store, changed_row)
     call.store.mark_updated(changed_row)
+    call.record_change("agent_type.updated", entity(row), changed_row)
     return Reply(body=views.agent_type(changed_row))
 
 
@@ -69,11 +72,14 @@ def _save_agent_type(store: Store, row: AgentType) -> None:
     _check_templates(row)
     _check_content_type(row.config_content_type)
     refuse_duplicate(store.agent_types, row)
+    row.configuration_schema = stored_schema(row.configuration_schema)
     for service_type_id in row.service_type_ids:
         # The real server does not refuse an unknown id. It creates an empty service type with this id.
         if service_type_id not in store.service_types:
             row_fields = {**store.new_row_fields(), "id": service_type_id}
-            empty_type = ServiceType(**row_fields, name="", property_schema={}, lifecycle_schema={})
+            empty_type = ServiceType(
+                **row_fields, name="", property_schema=EMPTY_SCHEMA, lifecycle_schema=EMPTY_LIFECYCLE
+            )
             store.service_types[service_type_id] = empty_type
     store.agent_types[row.id] = row
 
@@ -139,6 +145,7 @@ def _delete_agent_type(call: Call) -> Reply:
     row = find_row(call.store.agent_types, call)
     refuse_if_in_use(any(agent.agent_type_id == row.id for agent in call.store.agents.values()))
     del call.store.agent_types[row.id]
+    call.record_event("agent_type.deleted", row)
     return NO_CONTENT
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from smith_lab.simulator import properties, views
+from dataclasses import replace
+from typing import Any
+
+from smith_lab.simulator import pool_values, properties, views
 from smith_lab.simulator.endpoints.tokens import scope_of_agent
+from smith_lab.simulator.entities import entity
 from smith_lab.simulator.paging import Listing, contains, equals_enum, equals_uuid, sort_by
+from smith_lab.simulator.pool_values import PoolExhausted
 from smith_lab.simulator.problems import PropertyErrors, bad_request, internal_error, not_found
 from smith_lab.simulator.rows import Agent, Json
 from smith_lab.simulator.store import Store
+from smith_lab.simulator.validators import property_error
 from smith_lab.simulator.web import AGENTS, ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
 
+#: The maximum length of a tag.
+MAX_TAG_BYTES = 100
 AGENT_STATUSES = ("New", "Connected", "Disconnected", "Error", "Disabled")
 
 _LISTING = Listing(
@@ -36,7 +44,7 @@ def _new_agent_scope(call: Call) -> Scope:
 
 def _list(call: Call) -> Reply:
     rows = (agent for agent in call.store.agents.values() if call.may_access(scope_of_agent(agent)))
-    return _LISTING.reply(call, rows, lambda agent: views.agent(call.store, agent))
+    return _LISTING.reply(call, rows, lambda agent: views.listed_agent(call.store, agent))
 
 
 def _get(call: Call) -> Reply:
@@ -49,13 +57,14 @@ def _create(call: Call) -> Reply:
     If the request has no configuration, the agent has no configuration, even if the schema has required members.
     """
     store, body = call.store, call.body
-    _refuse_pools(body)
-    if not body.get("name"):
-        raise bad_request("agent name cannot be empty")
     if body.get("providerId") not in store.participants:
         raise bad_request("participant does not exist")
     if body.get("agentTypeId") not in store.agent_types:
         raise bad_request("agent type does not exist")
+    pool_set_id = body.get("servicePoolSetId")
+    if pool_set_id is not None and pool_set_id not in store.service_pool_sets:
+        raise bad_request("service pool set does not exist")
+    _refuse_foreign_pool_set(store, pool_set_id, body["providerId"])
     new_row_fields = store.new_row_fields()
     agent = Agent(
         **new_row_fields,
@@ -65,13 +74,27 @@ def _create(call: Call) -> Reply:
         agent_type_id=body["agentTypeId"],
         tags=body.get("tags"),
         configuration=None,
+        service_pool_set_id=pool_set_id,
         last_status_at=new_row_fields["created_at"],
     )
     if "configuration" in body:
         agent.configuration = _process_configuration(store, agent, body["configuration"])
+    _check_name_and_tags(agent)
     store.agents[agent.id] = agent
     call.record_event("agent.created", agent)
-    return Reply(status=201, body=views.agent(store, agent))
+    return Reply(status=201, body=views.embedded_agent(agent))
+
+
+def _check_name_and_tags(agent: Agent) -> None:
+    if not agent.name:
+        raise bad_request("agent name cannot be empty")
+    if any(not tag or len(tag.encode()) > MAX_TAG_BYTES for tag in agent.tags or ()):
+        raise bad_request(f"a tag must have 1 to {MAX_TAG_BYTES} characters")
+
+
+def _refuse_foreign_pool_set(store: Store, pool_set_id: str | None, provider_id: str) -> None:
+    if pool_set_id is not None and store.service_pool_sets[pool_set_id].provider_id != provider_id:
+        raise bad_request("service pool set belongs to another provider")
 
 
 def _process_configuration(store: Store, agent: Agent, requested: Json) -> Json:
@@ -79,33 +102,52 @@ def _process_configuration(store: Store, agent: Agent, requested: Json) -> Json:
 
     `requested` is the configuration in the request. Raises a 400 if it does not match the agent type's schema.
     """
-    context = properties.ChangeContext(vault=store.vault, actor="user", is_update=agent.configuration is not None)
+    allocated_before = {row.id for row in store.config_pool_values.values() if row.owner_id == agent.id}
+
+    def allocate(pool_type: str, name: str) -> Any:
+        pools = (pool for pool in store.config_pools.values() if pool.type == pool_type)
+        pool = next((pool for pool in pools if pool.participant_id in (None, agent.provider_id)), None)
+        if pool is None:
+            raise property_error(f"{name}: failed to find config pool with type {pool_type!r}")
+        try:
+            return pool_values.allocate(store.config_pool_values, pool, agent.id, name, store.clock.now())
+        except PoolExhausted as exc:
+            raise property_error(f"{name}: {exc}") from exc
+
+    is_update = agent.configuration is not None
+    context = properties.ChangeContext(vault=store.vault, actor="user", is_update=is_update, allocate=allocate)
     schema = store.agent_types[agent.agent_type_id].configuration_schema
     try:
         return properties.process(context, schema, agent.configuration, requested)
     except PropertyErrors as exc:
+        pool_values.release(store.config_pool_values, agent.id, keep=allocated_before)
         raise bad_request(str(exc)) from exc
 
 
 def _patch(call: Call) -> Reply:
     store, agent, body = call.store, call.store.agents[call.id], call.body
-    _refuse_pools(body)
-    if body.get("name", agent.name) == "":
-        raise bad_request("agent name cannot be empty")
-    _check_status(body.get("status", agent.status))
-    if "configuration" in body:
-        agent.configuration = _process_configuration(store, agent, body["configuration"])
-    agent.name = body.get("name", agent.name)
-    agent.status = body.get("status", agent.status)
-    agent.tags = body.get("tags", agent.tags)
-    store.mark_updated(agent)
-    call.record_event("agent.updated", agent)
-    return Reply(body=views.agent(store, agent))
-
-
-def _refuse_pools(body: Json) -> None:
+    pool_set_id = body.get("servicePoolSetId", agent.service_pool_set_id)
+    if "servicePoolSetId" in body and pool_set_id not in store.service_pool_sets:
+        raise not_found()
     if "servicePoolSetId" in body:
-        raise bad_request("service pools are not simulated")
+        _refuse_foreign_pool_set(store, pool_set_id, agent.provider_id)
+    changed_agent = replace(
+        agent,
+        name=body.get("name", agent.name),
+        status=body.get("status", agent.status),
+        tags=body.get("tags", agent.tags),
+        service_pool_set_id=pool_set_id,
+    )
+    if "configuration" in body:
+        changed_agent.configuration = _process_configuration(store, agent, body["configuration"])
+    _check_status(changed_agent.status)
+    _check_name_and_tags(changed_agent)
+    if "status" in body:
+        changed_agent.last_status_at = store.clock.now()
+    store.agents[agent.id] = changed_agent
+    store.mark_updated(changed_agent)
+    call.record_change("agent.updated", entity(agent), changed_agent)
+    return Reply(body=views.agent(store, changed_agent))
 
 
 def _check_status(status: str) -> None:
@@ -140,10 +182,11 @@ def _put_my_status(call: Call) -> Reply:
     """Handle a heartbeat. As in the real server, an agent may report any status at any time, even Disabled."""
     agent = _find_calling_agent(call)
     _check_status(call.body.get("status", ""))
+    before = entity(agent)
     agent.status = call.body["status"]
     agent.last_status_at = call.store.clock.now()
     call.store.mark_updated(agent)
-    call.record_event("agent.status_changed", agent, {"status": agent.status})
+    call.record_change("agent.updated", before, agent)
     return Reply(body=views.agent(call.store, agent))
 
 

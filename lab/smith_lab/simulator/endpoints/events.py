@@ -1,19 +1,25 @@
-"""Serves the event log to admins and participants."""
+"""Serves the event log to admins and participants, and leases it to a program that reads every event."""
 
 from __future__ import annotations
 
 from smith_lab.simulator import views
-from smith_lab.simulator.paging import Listing, equals, equals_uuid, sort_by
-from smith_lab.simulator.web import USERS, Call, Endpoint, Reply, Scope
+from smith_lab.simulator.clock import time_to_text
+from smith_lab.simulator.paging import Listing, contains, equals, equals_uuid, sort_by
+from smith_lab.simulator.problems import ErrorAnswer, bad_request, not_found
+from smith_lab.simulator.rows import Subscription
+from smith_lab.simulator.web import ADMINS, USERS, Call, Endpoint, Reply, Scope
+
+DEFAULT_LEASE_S, MIN_LEASE_S, MAX_LEASE_S = 300, 30, 3600
+DEFAULT_EVENTS, MIN_EVENTS, MAX_EVENTS = 100, 1, 1000
 
 _LISTING = Listing(
     filters={
-        "type": equals("type"),
+        "type": contains("type"),
         "initiatorType": equals("initiator_type"),
         "initiatorId": equals_uuid("initiator_id"),
     },
     # Events are numbered in the order of their creation. Several events may have the same time.
-    sort_keys={"createdAt": sort_by("sequence_number")},
+    sort_keys={"createdAt": sort_by("sequence_number"), "sequenceNumber": sort_by("sequence_number")},
 )
 
 
@@ -23,7 +29,87 @@ def _list_events(call: Call) -> Reply:
         for event in call.store.events
         if call.may_access(Scope(participant_ids=(event.provider_id, event.consumer_id), agent_id=event.agent_id))
     )
-    return _LISTING.reply(call, rows, views.event)
+    return _LISTING.reply(call, rows, lambda event: views.event(call.store, event))
 
 
-ENDPOINTS = [Endpoint(method="GET", path="/events", handler=_list_events, roles=USERS)]
+def _lease(call: Call) -> Reply:
+    """Give the lease to the calling instance, and return the events that the subscriber has not acknowledged."""
+    store, body = call.store, call.body
+    _require(body.get("subscriberId"), "subscriberId")
+    instance_id = _require(body.get("instanceId"), "instanceId")
+    subscription = store.subscriptions.setdefault(body["subscriberId"], Subscription(**store.new_row_fields()))
+    if _has_lease(call, subscription) and subscription.instance_id != instance_id:
+        raise _conflict("Lease Conflict")
+    duration_s = min(max(body.get("leaseDurationSeconds", DEFAULT_LEASE_S), MIN_LEASE_S), MAX_LEASE_S)
+    limit = min(max(body.get("limit", DEFAULT_EVENTS), MIN_EVENTS), MAX_EVENTS)
+    subscription.instance_id = instance_id
+    subscription.lease_expires_at = store.clock.now() + duration_s
+    new_events = [event for event in store.events if event.sequence_number > subscription.last_sequence_number]
+    return Reply(
+        body={
+            "events": [views.bare_event(event) for event in new_events[:limit]],
+            "leaseExpiresAt": time_to_text(subscription.lease_expires_at),
+            "lastEventSequenceProcessed": subscription.last_sequence_number,
+        }
+    )
+
+
+def _acknowledge(call: Call) -> Reply:
+    """Store up to which event the subscriber has processed the log. Only the instance with the lease may do this."""
+    body = call.body
+    _require(body.get("subscriberId"), "subscriberId")
+    _require(body.get("instanceId"), "instanceId")
+    number = body.get("lastEventSequenceProcessed", 0)
+    if number <= 0:
+        raise bad_request("lastEventSequenceProcessed must be greater than 0")
+    subscription = call.store.subscriptions.get(body["subscriberId"])
+    if subscription is None:
+        raise not_found()
+    is_owner = _has_lease(call, subscription) and subscription.instance_id == body["instanceId"]
+    if not is_owner or number <= subscription.last_sequence_number:
+        raise _conflict("Acknowledgement Conflict")
+    subscription.last_sequence_number = number
+    return Reply(body={"lastEventSequenceProcessed": number})
+
+
+def _has_lease(call: Call, subscription: Subscription) -> bool:
+    return subscription.lease_expires_at > call.store.clock.now()
+
+
+def _require(value: str | None, name: str) -> str:
+    if not value:
+        raise bad_request(f"{name} is required")
+    return value
+
+
+def _conflict(status_text: str) -> ErrorAnswer:
+    return ErrorAnswer(409, {"status": status_text, "error": "the lease belongs to another instance, or is over"})
+
+
+_LEASE_FIELDS = {
+    "subscriberId": "string",
+    "instanceId": "string",
+    "leaseDurationSeconds": "integer",
+    "limit": "integer",
+}
+_ACKNOWLEDGE_FIELDS = {"subscriberId": "string", "instanceId": "string", "lastEventSequenceProcessed": "integer"}
+
+ENDPOINTS = [
+    Endpoint(method="GET", path="/events", handler=_list_events, roles=USERS),
+    Endpoint(
+        method="POST",
+        path="/events/lease",
+        handler=_lease,
+        roles=ADMINS,
+        fields=_LEASE_FIELDS,
+        checks_role_first=True,
+    ),
+    Endpoint(
+        method="POST",
+        path="/events/ack",
+        handler=_acknowledge,
+        roles=ADMINS,
+        fields=_ACKNOWLEDGE_FIELDS,
+        checks_role_first=True,
+    ),
+]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from smith_lab.simulator import views
-from smith_lab.simulator.paging import Listing, contains, sort_by
+from smith_lab.simulator.entities import entity
+from smith_lab.simulator.paging import Listing, contains, equals_uuid, sort_by
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.row_checks import refuse_if_in_use
 from smith_lab.simulator.rows import Group
 from smith_lab.simulator.web import NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
 
-_LISTING = Listing(filters={"name": contains("name")}, sort_keys={"name": sort_by("name")})
+_LISTING = Listing(
+    filters={"name": contains("name"), "consumerId": equals_uuid("consumer_id")}, sort_keys={"name": sort_by("name")}
+)
 
 
 def _scope_of_group(row: Group) -> Scope:
@@ -28,7 +31,7 @@ def _new_group_scope(call: Call) -> Scope:
 
 def _list_groups(call: Call) -> Reply:
     rows = (group for group in call.store.groups.values() if call.may_access(_scope_of_group(group)))
-    return _LISTING.reply(call, rows, views.group)
+    return _LISTING.reply(call, rows, lambda group: views.full_group(call.store, group))
 
 
 def _create_group(call: Call) -> Reply:
@@ -44,21 +47,23 @@ def _create_group(call: Call) -> Reply:
 
 
 def _get_group(call: Call) -> Reply:
-    return Reply(body=views.group(call.store.groups[call.id]))
+    return Reply(body=views.full_group(call.store, call.store.groups[call.id]))
 
 
 def _patch_group(call: Call) -> Reply:
     group = call.store.groups[call.id]
     if call.body.get("name", group.name) == "":
         raise bad_request("service group name cannot be empty")
+    before = entity(group)
     group.name = call.body.get("name", group.name)
     call.store.mark_updated(group)
-    return Reply(body=views.group(group))
+    call.record_change("service_group.updated", before, group)
+    return Reply(body=views.full_group(call.store, group))
 
 
 def _delete_group(call: Call) -> Reply:
     refuse_if_in_use(any(service.group_id == call.id for service in call.store.services.values()))
-    del call.store.groups[call.id]
+    call.record_event("service_group.deleted", call.store.groups.pop(call.id))
     return NO_CONTENT
 
 

@@ -6,19 +6,19 @@ bearer token. The URL and the token are valid for five minutes.
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
 from smith_lab.simulator import go_template
 from smith_lab.simulator.clock import time_to_text
 from smith_lab.simulator.endpoints.agents import find_agent_scope
 from smith_lab.simulator.go_template_parser import TemplateError
-from smith_lab.simulator.problems import ErrorAnswer, bad_request, conflict, internal_error, not_found
+from smith_lab.simulator.problems import bad_request, conflict, internal_error, not_found
 from smith_lab.simulator.rows import Agent, InstallToken
-from smith_lab.simulator.store import Store
+from smith_lab.simulator.store import Store, new_secret
 from smith_lab.simulator.vault import VAULT_PREFIX
-from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply
+from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, to_json
 
+CREATED = 201
 #: Seconds for which the URL and the bearer token in an install command are valid.
 TOKEN_LIFETIME_S = 300.0
 
@@ -27,7 +27,7 @@ def _create(call: Call) -> Reply:
     _require_templates(call)
     if call.id in call.store.install_tokens:
         raise conflict(f"install token already exists for agent {call.id}")
-    return _create_install_command(call, status=201)
+    return _create_install_command(call, status=CREATED)
 
 
 def _regenerate(call: Call) -> Reply:
@@ -56,7 +56,7 @@ def _create_install_command(call: Call, *, status: int) -> Reply:
     install_token = InstallToken(
         **store.new_row_fields(),
         agent_id=agent.id,
-        value=secrets.token_urlsafe(32),
+        value=new_secret(),
         expires_at=store.clock.now() + TOKEN_LIFETIME_S,
         bearer_token_id=bearer_token.id,
     )
@@ -65,7 +65,9 @@ def _create_install_command(call: Call, *, status: int) -> Reply:
     url = f"{base_url}/api/v1/agents/install/{install_token.value}/config"
     command = _render_command(store, agent, url, bearer_token.value)
     expires_at = time_to_text(install_token.expires_at)
-    return Reply(status=status, body={"installCommand": command, "url": url, "expiresAt": expires_at})
+    call.record_event(f"agent.install_token_{'created' if status == CREATED else 'regenerated'}", agent)
+    body = {"installCommand": command, "url": url, "expiresAt": expires_at}
+    return Reply(status=status, text=to_json(body), headers={"Content-Type": "application/json; charset=utf-8"})
 
 
 def _render_command(store: Store, agent: Agent, url: str, bearer_token: str) -> str:
@@ -95,6 +97,7 @@ def _get(call: Call) -> Reply:
 
 def _revoke(call: Call) -> Reply:
     _delete_install_token(call)
+    call.record_event("agent.install_token_revoked", call.store.agents[call.id])
     return NO_CONTENT
 
 
@@ -107,18 +110,18 @@ def _delete_install_token(call: Call) -> None:
 
 
 def _serve_configuration(call: Call) -> Reply:
-    """Return the rendered configuration with secrets in clear text. Answer any failure with 404 and no body."""
+    """Return the rendered configuration with secrets in clear text. Answer any failure with 404."""
     store = call.store
     row = next((row for row in store.install_tokens.values() if row.value == call.path_params["token"]), None)
     if row is None or row.expires_at < store.clock.now():
-        raise ErrorAnswer(404, None)
+        raise not_found()
     agent = store.agents[row.agent_id]
     agent_type = store.agent_types[agent.agent_type_id]
     try:
         data = _resolve_references(store, agent.configuration or {})
         text = go_template.render(agent_type.config_template, data)
     except (KeyError, TemplateError) as exc:
-        raise ErrorAnswer(404, None) from exc
+        raise not_found() from exc
     headers = {
         "Content-Type": agent_type.config_content_type,
         "Cache-Control": "no-store",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 
-from smith_lab.simulator import lifecycle, properties, views
+from smith_lab.simulator import lifecycle, pool_values, properties, views
+from smith_lab.simulator.entities import entity
 from smith_lab.simulator.lookups import ServiceLookups
 from smith_lab.simulator.paging import Listing, equals, equals_enum, equals_uuid, sort_by
 from smith_lab.simulator.problems import PropertyErrors, bad_request, internal_error
@@ -70,8 +71,9 @@ def _read_limit(call: Call) -> int:
 def _claim(call: Call) -> Reply:
     """Claim a job. As the real server does, check only the job's status, and do not record which agent claims it."""
     store, job = call.store, call.store.jobs[call.id]
-    is_second_claim_allowed = store.switches.two_claims_win and job.status == "Processing"
-    if job.status != "Pending" and not is_second_claim_allowed:
+    status = call.read_job(job).status
+    is_second_claim_allowed = store.switches.two_claims_win and status == "Processing"
+    if status != "Pending" and not is_second_claim_allowed:
         raise bad_request("cannot claim a job not in pending status")
     store.set_job_status(job, "Processing")
     job.claimed_at = store.clock.now()
@@ -85,8 +87,9 @@ def _complete(call: Call) -> Reply:
     refused, the service does not change, and the job stays Processing.
     """
     store, job = call.store, call.store.jobs[call.id]
-    _refuse_unless_processing(job, "complete")
-    service = copy.copy(store.services[job.service_id])
+    _refuse_unless_processing(call.read_job(job), "complete")
+    service = copy.copy(call.read_service(store.services[job.service_id]))
+    before = entity(service)
     service_type = store.service_types[service.service_type_id]
     if call.body.get("properties"):
         service.properties = _merge_properties(store, service, service_type, call.body["properties"])
@@ -105,7 +108,11 @@ def _complete(call: Call) -> Reply:
     store.set_job_status(job, "Completed")
     job.completed_at = store.clock.now()
     _delete_secrets(store, service, service_type, with_persistent=is_terminal_state)
-    call.record_event("service.transitioned", service, {"action": job.action, "status": service.status})
+    if is_terminal_state:
+        pool_values.release(store.service_pool_values, service.id)
+    if job.action != "update":
+        before["properties"] = service.properties  # the real server's event does not show properties of the agent
+    call.record_change("service.transitioned", before, service)
     return NO_CONTENT
 
 
@@ -161,23 +168,26 @@ def _save_service(store: Store, service: Service) -> None:
 def _fail(call: Call) -> Reply:
     """Fail a claimed job. If no transition matches the error, the service keeps its state, and the job still fails."""
     store, job = call.store, call.store.jobs[call.id]
-    _refuse_unless_processing(job, "fail")
-    service = copy.copy(store.services[job.service_id])
+    _refuse_unless_processing(call.read_job(job), "fail")
+    service = copy.copy(call.read_service(store.services[job.service_id]))
+    before = entity(service)
     service_type = store.service_types[service.service_type_id]
     message = call.body.get("errorMessage", "")
     try:
         service.status = lifecycle.next_state(service_type.lifecycle_schema, service.status, job.action, message)
+        _save_service(store, service)
     except lifecycle.NoTransition:
         pass
     except lifecycle.UnknownAction as exc:
         raise bad_request(str(exc)) from exc
-    _save_service(store, service)
     store.set_job_status(job, "Failed")
     # As in the real server, `completed_at` stays empty, so the job retention never deletes a job that an agent
     # reported as failed. In a job that failed by the job timeout, `completed_at` is set.
     job.error_message = message
     _delete_secrets(store, service, service_type, with_persistent=False)
-    call.record_event("service.transitioned", service, {"action": job.action, "status": service.status})
+    if lifecycle.is_terminal(service_type.lifecycle_schema, service.status):
+        pool_values.release(store.service_pool_values, service.id)
+    call.record_change("service.transitioned", before, service)
     return NO_CONTENT
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from smith_lab.simulator import views
-from smith_lab.simulator.paging import Listing, equals, equals_uuid, sort_by
+from smith_lab.simulator.entities import entity
+from smith_lab.simulator.paging import Listing, contains, equals_uuid, sort_by
 from smith_lab.simulator.problems import bad_request, internal_error, not_found
 from smith_lab.simulator.row_checks import find_row, refuse_duplicate, require_name
 from smith_lab.simulator.rows import MetricEntry, MetricType, Service
 from smith_lab.simulator.web import ADMINS, AGENTS, ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
 
 METRIC_ENTITY_TYPES = ("Agent", "Service", "Resource")
-_TYPE_LISTING = Listing(filters={"name": equals("name")}, sort_keys={"name": sort_by("name")})
-_ENTRY_LISTING = Listing(
+_TYPE_LISTING = Listing(
+    filters={"name": contains("name")}, sort_keys={"name": sort_by("name"), "createdAt": sort_by("created_at")}
+)
+ENTRY_LISTING = Listing(
     filters={
         "serviceId": equals_uuid("service_id"),
         "agentId": equals_uuid("agent_id"),
         "typeId": equals_uuid("type_id"),
-        "resourceId": equals("resource_id"),
+        "resourceId": contains("resource_id"),
     },
-    sort_keys={"createdAt": sort_by("created_at")},
+    sort_keys={"createdAt": sort_by("created_at"), "value": sort_by("value")},
 )
 
 
@@ -47,6 +50,7 @@ def _patch_metric_type(call: Call) -> Reply:
     refuse_duplicate(call.store.metric_types, changed_row)
     call.store.metric_types[row.id] = changed_row
     call.store.mark_updated(changed_row)
+    call.record_change("metric_type.updated", entity(row), changed_row)
     return Reply(body=views.metric_type(changed_row))
 
 
@@ -55,6 +59,7 @@ def _delete_metric_type(call: Call) -> Reply:
     if any(entry.type_id == row.id for entry in call.store.metric_entries):
         raise internal_error("cannot delete metric-type with associated entries")
     del call.store.metric_types[row.id]
+    call.record_event("metric_type.deleted", row)
     return NO_CONTENT
 
 
@@ -101,13 +106,14 @@ def _find_measured_service(call: Call) -> Service:
     return service
 
 
+def may_access_entry(call: Call, entry: MetricEntry) -> bool:
+    """Return whether the entry's service is the caller's: the provider or the consumer may read it."""
+    return call.may_access(Scope(participant_ids=(entry.provider_id, entry.consumer_id)))
+
+
 def _list_entries(call: Call) -> Reply:
-    rows = (
-        entry
-        for entry in call.store.metric_entries
-        if call.may_access(Scope(participant_ids=(entry.provider_id, entry.consumer_id)))
-    )
-    return _ENTRY_LISTING.reply(call, rows, views.metric_entry)
+    rows = (entry for entry in call.store.metric_entries if may_access_entry(call, entry))
+    return ENTRY_LISTING.reply(call, rows, lambda entry: views.full_metric_entry(call.store, entry))
 
 
 _METRIC_TYPE_FIELDS = {"name": "string", "entityType": "string"}

@@ -5,21 +5,26 @@ from __future__ import annotations
 import re
 
 from smith_lab.simulator import views
+from smith_lab.simulator.entities import entity
 from smith_lab.simulator.paging import Listing, contains, equals, equals_bool, equals_uuid, sort_by
-from smith_lab.simulator.problems import bad_request
+from smith_lab.simulator.problems import bad_request, not_found
 from smith_lab.simulator.row_checks import find_row, refuse_duplicate, refuse_if_in_use, require_name
 from smith_lab.simulator.rows import Option, OptionType
 from smith_lab.simulator.web import ADMINS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply, Scope
 
 _OPTION_LISTING = Listing(
     filters={
+        "name": contains("name"),
         "providerId": equals_uuid("provider_id"),
         "serviceOptionTypeId": equals_uuid("service_option_type_id"),
         "enabled": equals_bool("enabled"),
     },
     sort_keys={"name": sort_by("name"), "displayOrder": sort_by("display_order")},
 )
-_TYPE_LISTING = Listing(filters={"name": contains("name"), "type": equals("type")}, sort_keys={"name": sort_by("name")})
+_TYPE_LISTING = Listing(
+    filters={"name": contains("name"), "type": equals("type")},
+    sort_keys={"name": sort_by("name"), "type": sort_by("type"), "createdAt": sort_by("created_at")},
+)
 
 
 def _list_option_types(call: Call) -> Reply:
@@ -42,13 +47,25 @@ def _create_option_type(call: Call) -> Reply:
     )
     refuse_duplicate(call.store.option_types, row, "type")
     call.store.option_types[row.id] = row
+    call.record_event("service_option_type.created", row)
     return Reply(status=201, body=views.option_type(row))
+
+
+def _patch_option_type(call: Call) -> Reply:
+    row = find_row(call.store.option_types, call)
+    before = entity(row)
+    row.name = require_name({"name": row.name, **call.body})
+    row.description = call.body.get("description", row.description)
+    call.store.mark_updated(row)
+    call.record_change("service_option_type.updated", before, row)
+    return Reply(body=views.option_type(row))
 
 
 def _delete_option_type(call: Call) -> Reply:
     row = find_row(call.store.option_types, call)
     refuse_if_in_use(any(option.service_option_type_id == row.id for option in call.store.service_options.values()))
     del call.store.option_types[row.id]
+    call.record_event("service_option_type.deleted", row)
     return NO_CONTENT
 
 
@@ -77,32 +94,37 @@ def _create_option(call: Call) -> Reply:
     if body.get("providerId") not in store.participants:
         raise bad_request("participant does not exist")
     if body.get("serviceOptionTypeId") not in store.option_types:
-        raise bad_request("service option type does not exist")
+        raise not_found()
+    if body.get("value") is None:
+        raise bad_request("service option value cannot be empty")
     row = Option(
         **store.new_row_fields(),
         provider_id=body["providerId"],
         service_option_type_id=body["serviceOptionTypeId"],
         name=require_name(body),
         value=body.get("value"),
-        enabled=body.get("enabled", False),
+        enabled=body.get("enabled", True),
         display_order=body.get("displayOrder", 0),
     )
     store.service_options[row.id] = row
+    call.record_event("service_option.created", row)
     return Reply(status=201, body=views.option(row))
 
 
 def _patch_option(call: Call) -> Reply:
     row, body = call.store.service_options[call.id], call.body
+    before = entity(row)
     row.name = require_name({"name": row.name, **body})
     row.value = body.get("value", row.value)
     row.enabled = body.get("enabled", row.enabled)
     row.display_order = body.get("displayOrder", row.display_order)
     call.store.mark_updated(row)
+    call.record_change("service_option.updated", before, row)
     return Reply(body=views.option(row))
 
 
 def _delete_option(call: Call) -> Reply:
-    del call.store.service_options[call.id]
+    call.record_event("service_option.deleted", call.store.service_options.pop(call.id))
     return NO_CONTENT
 
 
@@ -126,6 +148,13 @@ ENDPOINTS = [
         fields=_OPTION_TYPE_FIELDS,
     ),
     Endpoint(method="GET", path="/service-option-types/{id}", handler=_get_option_type, roles=ANY_ROLE),
+    Endpoint(
+        method="PATCH",
+        path="/service-option-types/{id}",
+        handler=_patch_option_type,
+        roles=ADMINS,
+        fields={"name": "string", "description": "string"},
+    ),
     Endpoint(method="DELETE", path="/service-option-types/{id}", handler=_delete_option_type, roles=ADMINS),
     Endpoint(method="GET", path="/service-options", handler=_list_options, roles=ANY_ROLE),
     Endpoint(

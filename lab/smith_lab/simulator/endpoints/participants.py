@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from smith_lab.simulator import views
+from smith_lab.simulator.entities import entity
 from smith_lab.simulator.paging import Listing, contains, equals_enum, sort_by
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.row_checks import refuse_if_in_use
@@ -52,14 +53,15 @@ def _patch_participant(call: Call) -> Reply:
     _check_participant(changed_row)
     call.store.participants[row.id] = changed_row
     call.store.mark_updated(changed_row)
+    call.record_change("participant.updated", entity(row), changed_row)
     return Reply(body=views.participant(changed_row))
 
 
 def _delete_participant(call: Call) -> Reply:
+    """Delete a participant without agents. As in the real server, its groups, services and jobs stay."""
     store = call.store
     refuse_if_in_use(any(agent.provider_id == call.id for agent in store.agents.values()))
-    refuse_if_in_use(any(group.consumer_id == call.id for group in store.groups.values()))
-    del store.participants[call.id]
+    call.record_event("participant.deleted", store.participants.pop(call.id))
     for token in [token for token in store.tokens.values() if token.participant_id == call.id]:
         store.delete_token(token)
     return NO_CONTENT

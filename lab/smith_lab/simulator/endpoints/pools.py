@@ -1,31 +1,283 @@
-"""Answers the calls for pools, which are not simulated: every list is empty, and a creation is answered 400."""
+"""Handles pools and their values. A generator in a schema takes the value of a property from a pool.
+
+Service pools give values to the properties of services, and belong to a pool set that an agent uses. Config pools give
+values to the configurations of agents. An invalid pool or value is answered 500, as in the real server.
+"""
 
 from __future__ import annotations
 
-from smith_lab.simulator.paging import Listing
-from smith_lab.simulator.problems import bad_request
-from smith_lab.simulator.web import ANY_ROLE, USERS, Call, Endpoint, Reply
+from collections.abc import Callable
 
-_LISTING = Listing()
-#: Maps the path of each collection to the roles that may list it.
-_ROLES_BY_PATH = {
-    "/service-pools": ANY_ROLE,
-    "/service-pool-values": ANY_ROLE,
-    "/service-pool-sets": USERS,
-    "/config-pools": USERS,
-    "/config-pool-values": USERS,
+from smith_lab.simulator import views
+from smith_lab.simulator.entities import entity
+from smith_lab.simulator.paging import Listing, contains, equals, equals_uuid, sort_by
+from smith_lab.simulator.problems import bad_request, internal_error, not_found
+from smith_lab.simulator.row_checks import refuse_if_in_use
+from smith_lab.simulator.rows import ConfigPool, Json, Pool, PoolValue, ServicePool, ServicePoolSet
+from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
+
+PROPERTY_TYPES = ("string", "integer", "number", "boolean", "json")
+_SORT_KEYS = {"name": sort_by("name"), "createdAt": sort_by("created_at")}
+_SET_LISTING = Listing(
+    filters={"name": contains("name"), "providerId": equals_uuid("provider_id")}, sort_keys=_SORT_KEYS
+)
+_POOL_FILTERS = {"name": contains("name"), "type": equals("type"), "generatorType": equals("generator_type")}
+_POOL_SORT_KEYS = {**_SORT_KEYS, "type": sort_by("type")}
+_SERVICE_POOL_LISTING = Listing(
+    filters={**_POOL_FILTERS, "servicePoolSetId": equals_uuid("service_pool_set_id")}, sort_keys=_POOL_SORT_KEYS
+)
+_CONFIG_POOL_LISTING = Listing(
+    filters={**_POOL_FILTERS, "participantId": equals_uuid("participant_id")}, sort_keys=_POOL_SORT_KEYS
+)
+
+
+def _refuse_if(is_wrong: bool, text: str) -> None:
+    if is_wrong:
+        raise internal_error(text)
+
+
+# Pool sets
+
+
+def _scope_of_set(row: ServicePoolSet) -> Scope:
+    return Scope(participant_ids=(row.provider_id,))
+
+
+def _find_set_scope(call: Call) -> Scope | None:
+    row = call.store.service_pool_sets.get(call.id)
+    return _scope_of_set(row) if row else None
+
+
+def _list_sets(call: Call) -> Reply:
+    rows = (row for row in call.store.service_pool_sets.values() if call.may_access(_scope_of_set(row)))
+    return _SET_LISTING.reply(call, rows, lambda row: views.full_service_pool_set(call.store, row))
+
+
+def _get_set(call: Call) -> Reply:
+    return Reply(body=views.full_service_pool_set(call.store, call.store.service_pool_sets[call.id]))
+
+
+def _create_set(call: Call) -> Reply:
+    store, body = call.store, call.body
+    if body.get("providerId") not in store.participants:
+        raise not_found()
+    _refuse_if(not body.get("name"), "pool set name cannot be empty")
+    row = ServicePoolSet(**store.new_row_fields(), name=body["name"], provider_id=body["providerId"])
+    store.service_pool_sets[row.id] = row
+    call.record_event("service_pool_set.created", row)
+    return Reply(status=201, body=views.service_pool_set(row))
+
+
+def _patch_set(call: Call) -> Reply:
+    row = call.store.service_pool_sets[call.id]
+    before = entity(row)
+    name = call.body.get("name", row.name)
+    _refuse_if(not name, "pool set name cannot be empty")
+    row.name = name
+    call.store.mark_updated(row)
+    call.record_change("service_pool_set.updated", before, row)
+    return _get_set(call)
+
+
+def _delete_set(call: Call) -> Reply:
+    """Delete a pool set. As in the real server, its pools stay, and agents keep its id."""
+    call.record_event("service_pool_set.deleted", call.store.service_pool_sets.pop(call.id))
+    return NO_CONTENT
+
+
+# Pools
+
+
+def _scope_of_pool(row: Pool | PoolValue) -> Scope:
+    return Scope(participant_ids=(row.participant_id,))
+
+
+def _find_service_pool_scope(call: Call) -> Scope | None:
+    row = call.store.service_pools.get(call.id)
+    return _scope_of_pool(row) if row else None
+
+
+def _find_config_pool_scope(call: Call) -> Scope | None:
+    row = call.store.config_pools.get(call.id)
+    return _scope_of_pool(row) if row else None
+
+
+def _new_config_pool_scope(call: Call) -> Scope:
+    return Scope(participant_ids=(call.body.get("participantId"),))
+
+
+def _pool_members(body: Json) -> Json:
+    return {
+        "name": body.get("name", ""),
+        "type": body.get("type", ""),
+        "property_type": body.get("propertyType", ""),
+        "generator_type": body.get("generatorType", ""),
+        "generator_config": body.get("generatorConfig"),
+    }
+
+
+def _check_pool(row: Pool) -> None:
+    generators = ("list", "subnet") if isinstance(row, ServicePool) else ("list",)
+    _refuse_if(not row.name or not row.type, "pool name and type cannot be empty")
+    _refuse_if(row.property_type not in PROPERTY_TYPES, f"invalid property type: {row.property_type}")
+    _refuse_if(row.generator_type not in generators, f"invalid generator type: {row.generator_type}")
+
+
+def _list_service_pools(call: Call) -> Reply:
+    rows = (row for row in call.store.service_pools.values() if call.may_access(_scope_of_pool(row)))
+    return _SERVICE_POOL_LISTING.reply(call, rows, lambda row: views.full_service_pool(call.store, row))
+
+
+def _get_service_pool(call: Call) -> Reply:
+    return Reply(body=views.full_service_pool(call.store, call.store.service_pools[call.id]))
+
+
+def _create_service_pool(call: Call) -> Reply:
+    store = call.store
+    pool_set = store.service_pool_sets.get(call.body.get("servicePoolSetId", ""))
+    if pool_set is None:
+        raise not_found()
+    row = ServicePool(
+        **store.new_row_fields(),
+        **_pool_members(call.body),
+        participant_id=pool_set.provider_id,
+        service_pool_set_id=pool_set.id,
+    )
+    _check_pool(row)
+    if any((pool.type, pool.participant_id) == (row.type, row.participant_id) for pool in store.service_pools.values()):
+        raise bad_request(f"service pool with type {row.type!r} already exists for this provider")
+    store.service_pools[row.id] = row
+    call.record_event("service_pool.created", row)
+    return Reply(status=201, body=views.service_pool(row))
+
+
+def _patch_service_pool(call: Call) -> Reply:
+    _patch_pool(call, call.store.service_pools[call.id], "service_pool.updated")
+    return _get_service_pool(call)
+
+
+def _patch_pool(call: Call, row: Pool, event_type: str) -> None:
+    before = entity(row)
+    _refuse_if(call.body.get("name", row.name) == "", "pool name cannot be empty")
+    row.name = call.body.get("name", row.name)
+    row.generator_config = call.body.get("generatorConfig", row.generator_config)
+    call.store.mark_updated(row)
+    call.record_change(event_type, before, row)
+
+
+def _delete_service_pool(call: Call) -> Reply:
+    refuse_if_in_use(any(value.pool_id == call.id for value in call.store.service_pool_values.values()))
+    call.record_event("service_pool.deleted", call.store.service_pools.pop(call.id))
+    return NO_CONTENT
+
+
+def _list_config_pools(call: Call) -> Reply:
+    rows = (row for row in call.store.config_pools.values() if call.may_access(_scope_of_pool(row)))
+    return _CONFIG_POOL_LISTING.reply(call, rows, lambda row: views.full_config_pool(call.store, row))
+
+
+def _get_config_pool(call: Call) -> Reply:
+    return Reply(body=views.full_config_pool(call.store, call.store.config_pools[call.id]))
+
+
+def _create_config_pool(call: Call) -> Reply:
+    """Create a pool for the agents of one provider, or, without `participantId`, for the agents of all providers."""
+    store = call.store
+    participant_id = call.body.get("participantId")
+    row = ConfigPool(**store.new_row_fields(), **_pool_members(call.body), participant_id=participant_id)
+    _check_pool(row)
+    if any(
+        pool.type == row.type and pool.participant_id in (None, participant_id) for pool in store.config_pools.values()
+    ):
+        raise bad_request(f"config pool with type {row.type!r} already exists")
+    store.config_pools[row.id] = row
+    call.record_event("config_pool.created", row)
+    return Reply(status=201, body=views.config_pool(row))
+
+
+def _patch_config_pool(call: Call) -> Reply:
+    _patch_pool(call, call.store.config_pools[call.id], "config_pool.updated")
+    return _get_config_pool(call)
+
+
+def _delete_config_pool(call: Call) -> Reply:
+    refuse_if_in_use(any(value.pool_id == call.id for value in call.store.config_pool_values.values()))
+    call.record_event("config_pool.deleted", call.store.config_pools.pop(call.id))
+    return NO_CONTENT
+
+
+_SET_FIELDS = {"name": "string", "providerId": "uuid"}
+_POOL_FIELDS = {
+    "name": "string",
+    "type": "string",
+    "propertyType": "string",
+    "generatorType": "string",
+    "generatorConfig": "object",
 }
+_PATCH_FIELDS = {"name": "string", "generatorConfig": "object"}
+_FindScope = Callable[[Call], Scope | None]
 
 
-def _list_empty(call: Call) -> Reply:
-    return _LISTING.reply(call, rows=[], render_row=dict)  # `dict` is never called, because there are no rows
-
-
-def _refuse(call: Call) -> Reply:
-    raise bad_request("pools are not simulated")
+def _item_endpoints(
+    path: str,
+    find_scope: _FindScope,
+    handlers: dict[str, Callable[[Call], Reply]],
+    readers: frozenset[str],
+    patch_fields: dict[str, str],
+) -> list[Endpoint]:
+    """Return the endpoints of one object. `handlers` maps a method to its handler."""
+    return [
+        Endpoint(
+            method=method,
+            path=path,
+            handler=handler,
+            roles=readers if method == "GET" else USERS,
+            fields=patch_fields if method == "PATCH" else None,
+            find_scope=find_scope,
+        )
+        for method, handler in handlers.items()
+    ]
 
 
 ENDPOINTS = [
-    *(Endpoint(method="GET", path=path, handler=_list_empty, roles=roles) for path, roles in _ROLES_BY_PATH.items()),
-    *(Endpoint(method="POST", path=path, handler=_refuse, roles=USERS) for path in _ROLES_BY_PATH),
+    Endpoint(method="GET", path="/service-pool-sets", handler=_list_sets, roles=USERS),
+    Endpoint(method="POST", path="/service-pool-sets", handler=_create_set, roles=USERS, fields=_SET_FIELDS),
+    *_item_endpoints(
+        "/service-pool-sets/{id}",
+        _find_set_scope,
+        {"GET": _get_set, "PATCH": _patch_set, "DELETE": _delete_set},
+        USERS,
+        {"name": "string"},
+    ),
+    Endpoint(method="GET", path="/service-pools", handler=_list_service_pools, roles=ANY_ROLE),
+    Endpoint(
+        method="POST",
+        path="/service-pools",
+        handler=_create_service_pool,
+        roles=USERS,
+        fields={**_POOL_FIELDS, "servicePoolSetId": "uuid"},
+    ),
+    *_item_endpoints(
+        "/service-pools/{id}",
+        _find_service_pool_scope,
+        {"GET": _get_service_pool, "PATCH": _patch_service_pool, "DELETE": _delete_service_pool},
+        ANY_ROLE,
+        _PATCH_FIELDS,
+    ),
+    Endpoint(method="GET", path="/config-pools", handler=_list_config_pools, roles=USERS),
+    Endpoint(
+        method="POST",
+        path="/config-pools",
+        handler=_create_config_pool,
+        roles=USERS,
+        fields={**_POOL_FIELDS, "participantId": "uuid"},
+        find_scope=_new_config_pool_scope,
+    ),
+    *_item_endpoints(
+        "/config-pools/{id}",
+        _find_config_pool_scope,
+        {"GET": _get_config_pool, "PATCH": _patch_config_pool, "DELETE": _delete_config_pool},
+        USERS,
+        _PATCH_FIELDS,
+    ),
 ]

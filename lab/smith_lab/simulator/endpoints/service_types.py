@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from smith_lab.simulator import lifecycle, schema_check, views
-from smith_lab.simulator.paging import Listing, equals, sort_by
+from smith_lab.simulator.definitions import stored_lifecycle, stored_schema
+from smith_lab.simulator.entities import entity
+from smith_lab.simulator.paging import Listing, contains, sort_by
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.row_checks import find_row, refuse_duplicate, refuse_if_in_use
 from smith_lab.simulator.rows import ServiceType
 from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import ADMINS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply
 
-_LISTING = Listing(filters={"name": equals("name")}, sort_keys={"name": sort_by("name")})
+_LISTING = Listing(filters={"name": contains("name")}, sort_keys={"name": sort_by("name")})
 
 
 def _list_service_types(call: Call) -> Reply:
@@ -46,6 +48,7 @@ def _patch_service_type(call: Call) -> Reply:
     )
     _save_service_type(call.store, changed_row)
     call.store.mark_updated(changed_row)
+    call.record_change("service_type.updated", entity(row), changed_row)
     return Reply(body=views.service_type(changed_row))
 
 
@@ -56,6 +59,8 @@ def _save_service_type(store: Store, row: ServiceType) -> None:
     schema_check.check(row.property_schema, schema_check.ALLOWED_IN_SERVICE_TYPES)
     lifecycle.check(row.lifecycle_schema)
     refuse_duplicate(store.service_types, row)
+    row.property_schema = stored_schema(row.property_schema)
+    row.lifecycle_schema = stored_lifecycle(row.lifecycle_schema)
     store.service_types[row.id] = row
 
 
@@ -63,6 +68,7 @@ def _delete_service_type(call: Call) -> Reply:
     row = find_row(call.store.service_types, call)
     refuse_if_in_use(any(service.service_type_id == row.id for service in call.store.services.values()))
     del call.store.service_types[row.id]
+    call.record_event("service_type.deleted", row)
     return NO_CONTENT
 
 

@@ -5,10 +5,14 @@ The service's state changes when the job ends.
 
 from __future__ import annotations
 
-from smith_lab.simulator import lifecycle, properties, views
+from typing import Any
+
+from smith_lab.simulator import lifecycle, pool_values, properties, views
 from smith_lab.simulator.endpoints.jobs import scope_of_job_or_service
+from smith_lab.simulator.entities import entity
 from smith_lab.simulator.lookups import ServiceLookups
 from smith_lab.simulator.paging import Listing, contains, equals, sort_by
+from smith_lab.simulator.pool_values import PoolExhausted
 from smith_lab.simulator.problems import (
     PropertyErrors,
     bad_request,
@@ -19,6 +23,7 @@ from smith_lab.simulator.problems import (
 )
 from smith_lab.simulator.rows import Agent, Json, Service, ServiceType
 from smith_lab.simulator.store import Store
+from smith_lab.simulator.validators import property_error
 from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
 
 #: The maximum length of an action's name in the database of the real server.
@@ -117,11 +122,30 @@ def _process_properties(
         is_update=is_update,
         service_status=service.status if is_update else "",
         lookups=ServiceLookups(store, service),
+        allocate=lambda pool_type, name: _allocate(store, service, pool_type, name),
     )
+    allocated_before = {row.id for row in store.service_pool_values.values() if row.owner_id == service.id}
     try:
         return properties.process(context, service_type.property_schema, service.properties, requested)
     except PropertyErrors as exc:
+        pool_values.release(store.service_pool_values, service.id, keep=allocated_before)
         raise validation_failed(exc) from exc
+
+
+def _allocate(store: Store, service: Service, pool_type: str, name: str) -> Any:
+    """Allocate a value of a pool in the agent's pool set to a property of the service."""
+    pool_set_id = store.agents[service.agent_id].service_pool_set_id
+    if pool_set_id is None:
+        raise property_error(f"{name}: agent does not have a pool set configured")
+    pools = [
+        row for row in store.service_pools.values() if (row.service_pool_set_id, row.type) == (pool_set_id, pool_type)
+    ]
+    if not pools:
+        raise property_error(f"{name}: no pool found with type {pool_type!r} in pool set")
+    try:
+        return pool_values.allocate(store.service_pool_values, pools[0], service.id, name, store.clock.now())
+    except PoolExhausted as exc:
+        raise property_error(f"{name}: {exc}") from exc
 
 
 def _patch(call: Call) -> Reply:
@@ -131,45 +155,47 @@ def _patch(call: Call) -> Reply:
     if call.body.get("name", service.name) == "":
         raise bad_request("service name cannot be empty")
     if "properties" in call.body:
-        if service.properties is None:
+        read_service = call.read_service(service)
+        if read_service.properties is None:
             # An earlier `update` job without params removed the properties. The real server then panics (nil pointer).
             raise panic_answer()
-        params = _process_properties(store, service, service_type, call.body["properties"], is_update=True)
-        _start_action(store, service, service_type, "update", params)
+        params = _process_properties(store, read_service, service_type, call.body["properties"], is_update=True)
+        _start_action(call, service, service_type, "update", params)
     if "name" in call.body:
+        before = entity(service)
         service.name = call.body["name"]
         store.mark_updated(service)
-        call.record_event("service.updated", service)
+        call.record_change("service.updated", before, service)
     return Reply(body=views.full_service(store, service))
 
 
-def _start_action(store: Store, service: Service, service_type: ServiceType, action: str, params: Json | None) -> None:
+def _start_action(call: Call, service: Service, service_type: ServiceType, action: str, params: Json | None) -> None:
     """Create a job for the action.
 
     Raises a 400 if the service's state does not allow the action, or if the service has an active job. Raises a 500
     for an action whose name is longer than MAX_ACTION_LENGTH.
     """
-    lifecycle.refuse_unless_allowed(service_type.lifecycle_schema, service.status, action)
-    active_job = store.active_job(service.id)
+    lifecycle.refuse_unless_allowed(service_type.lifecycle_schema, call.read_service(service).status, action)
+    active_job = call.read_active_job(service)
     if active_job is not None:
         raise bad_request(f"cannot update service {service.id} while there is an active job {active_job.id}")
     if len(action) > MAX_ACTION_LENGTH:
         raise internal_error("value too long for type character varying(50) (SQLSTATE 22001)")
-    store.add_job(service, action, params)
+    call.store.add_job(service, action, params)
 
 
 def _post_action(call: Call) -> Reply:
     """Create a job without params for the action that the path names. The request's body is ignored."""
     service = call.store.services[call.id]
     service_type = call.store.service_types[service.service_type_id]
-    _start_action(call.store, service, service_type, call.path_params["action"], params=None)
+    _start_action(call, service, service_type, call.path_params["action"], params=None)
     return Reply(body=views.full_service(call.store, service))
 
 
 def _delete_service(call: Call) -> Reply:
     service = call.store.services[call.id]
     service_type = call.store.service_types[service.service_type_id]
-    _start_action(call.store, service, service_type, "delete", params=None)
+    _start_action(call, service, service_type, "delete", params=None)
     return NO_CONTENT
 
 

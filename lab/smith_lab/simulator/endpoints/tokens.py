@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from smith_lab.simulator import views
-from smith_lab.simulator.paging import Listing, equals, sort_by
-from smith_lab.simulator.problems import bad_request, forbidden
+from smith_lab.simulator.entities import entity
+from smith_lab.simulator.paging import Listing, contains, equals, equals_uuid, sort_by
+from smith_lab.simulator.problems import bad_request, forbidden, internal_error
 from smith_lab.simulator.rows import Agent, Token
 from smith_lab.simulator.store import DAY_S
 from smith_lab.simulator.web import ADMIN, AGENT, NO_CONTENT, PARTICIPANT, USERS, Call, Endpoint, Reply, Scope
 
 _LISTING = Listing(
-    filters={"name": equals("name"), "role": equals("role")},
+    filters={
+        "name": contains("name"),
+        "role": equals("role"),
+        "participantId": equals_uuid("participant_id"),
+        "agentId": equals_uuid("agent_id"),
+    },
     sort_keys={"name": sort_by("name"), "expireAt": sort_by("expire_at"), "createdAt": sort_by("created_at")},
 )
 
@@ -26,7 +32,7 @@ def _find_token_scope(call: Call) -> Scope | None:
 
 def _list_tokens(call: Call) -> Reply:
     rows = (token for token in call.store.tokens.values() if call.may_access(_scope_of_token(token)))
-    return _LISTING.reply(call, rows, views.token)
+    return _LISTING.reply(call, rows, lambda token: views.full_token(call.store, token))
 
 
 def _new_token_scope(call: Call) -> Scope | None:
@@ -70,28 +76,33 @@ def _create_token(call: Call) -> Reply:
 
 
 def _get_token(call: Call) -> Reply:
-    return Reply(body=views.token(call.store.tokens[call.id]))
+    return Reply(body=views.full_token(call.store, call.store.tokens[call.id]))
 
 
 def _patch_token(call: Call) -> Reply:
     token = call.store.tokens[call.id]
     if call.body.get("name", token.name) == "":
-        raise bad_request("token name cannot be empty")
+        raise internal_error("token name cannot be empty")
+    before = entity(token)
     token.name = call.body.get("name", token.name)
     token.expire_at = call.body.get("expireAt", token.expire_at)
     call.store.mark_updated(token)
-    return Reply(body=views.token(token))
+    call.record_change("token.updated", before, token)
+    return Reply(body=views.full_token(call.store, token))
 
 
 def _renew_token(call: Call) -> Reply:
     """Give the token a new value, and return the token with this value."""
     token = call.store.tokens[call.id]
     call.store.renew_token(token)
-    return Reply(body=views.token(token, with_value=True))
+    call.record_event("token.regenerate", token)
+    return Reply(body=views.full_token(call.store, token, with_value=True))
 
 
 def _delete_token(call: Call) -> Reply:
-    call.store.delete_token(call.store.tokens[call.id])
+    token = call.store.tokens[call.id]
+    call.store.delete_token(token)
+    call.record_event("token.deleted", token)
     return NO_CONTENT
 
 

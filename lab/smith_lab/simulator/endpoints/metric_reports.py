@@ -1,0 +1,96 @@
+"""Summarizes metric entries for admins and participants: the names of resources, and aggregates over time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Container
+from datetime import UTC, datetime, timedelta
+
+from smith_lab.simulator.clock import time_from_text, time_to_text
+from smith_lab.simulator.decoding import as_go_value, read_uuid
+from smith_lab.simulator.endpoints.metrics import ENTRY_LISTING, may_access_entry
+from smith_lab.simulator.problems import bad_request
+from smith_lab.simulator.web import USERS, Call, Endpoint, Reply
+
+#: Maps the name of a bucket to the longest time that an aggregate with this bucket may cover.
+MAX_RANGES = {
+    "minute": timedelta(hours=24),
+    "hour": timedelta(days=7),
+    "day": timedelta(days=90),
+    "month": timedelta(days=365),
+}
+_AGGREGATES: dict[str, Callable[[list[float]], float]] = {
+    "min": min,
+    "max": max,
+    "sum": sum,
+    "avg": lambda values: sum(values) / len(values),
+    "diff": lambda values: max(values) - min(values),
+}
+
+
+def _list_resource_ids(call: Call) -> Reply:
+    rows = [entry for entry in call.store.metric_entries if may_access_entry(call, entry)]
+    return ENTRY_LISTING.reply_distinct(call, rows, lambda entry: entry.resource_id)
+
+
+def _aggregate(call: Call) -> Reply:
+    query = dict(reversed(call.query))
+    service_id, type_id = _read_path_id(call, "serviceId"), _read_path_id(call, "typeId")
+    aggregate = _read_name(query.get("aggregateType") or "min", _AGGREGATES)
+    bucket = _read_name(query.get("bucket") or "hour", MAX_RANGES)
+    end = _read_time(query.get("end"), call.store.clock.now())
+    start = _read_time(query.get("start"), end - MAX_RANGES[bucket].total_seconds())
+    if not 0 <= end - start <= MAX_RANGES[bucket].total_seconds():
+        raise bad_request("time range is negative or exceeds the maximum of the bucket")
+    values: dict[str, list[float]] = defaultdict(list)
+    for entry in call.store.metric_entries:
+        is_asked = (entry.service_id, entry.type_id) == (service_id, type_id)
+        is_asked = is_asked and entry.resource_id == call.path_params["resourceId"]
+        if is_asked and start <= entry.created_at <= end and may_access_entry(call, entry):
+            values[_bucket_time(entry.created_at, bucket)].append(entry.value)
+    data = [[time, as_go_value(_AGGREGATES[aggregate](values[time]))] for time in sorted(values)]
+    times = {"start": time_to_text(start), "end": time_to_text(end)}
+    return Reply(body={"data": data, "aggregate": aggregate, "bucket": bucket, **times})
+
+
+def _read_path_id(call: Call, name: str) -> str:
+    try:
+        return read_uuid(call.path_params[name])
+    except ValueError as exc:
+        raise bad_request(f"invalid parameter {name}") from exc
+
+
+def _read_name(name: str, names: Container[str]) -> str:
+    if name not in names:
+        raise bad_request(f"unknown name {name!r}")
+    return name
+
+
+def _read_time(text: str | None, default: float) -> float:
+    try:
+        return time_from_text(text) if text else default
+    except ValueError as exc:
+        raise bad_request(str(exc)) from exc
+
+
+def _bucket_time(time_s: float, bucket: str) -> str:
+    """Return the start of the minute, hour, day or month."""
+    time = datetime.fromtimestamp(time_s, UTC).replace(second=0, microsecond=0)
+    if bucket != "minute":
+        time = time.replace(minute=0)
+    if bucket in ("day", "month"):
+        time = time.replace(hour=0)
+    if bucket == "month":
+        time = time.replace(day=1)
+    return time_to_text(time.timestamp())
+
+
+ENDPOINTS = [
+    Endpoint(method="GET", path="/metric-entries/resource-ids", handler=_list_resource_ids, roles=USERS),
+    Endpoint(
+        method="GET",
+        path="/metric-entries/aggregate/{serviceId}/{resourceId}/{typeId}",
+        handler=_aggregate,
+        roles=USERS,
+    ),
+]

@@ -1,0 +1,156 @@
+"""Handles the values of service pools and config pools. A value that is allocated cannot be deleted."""
+
+from __future__ import annotations
+
+from smith_lab.simulator import views
+from smith_lab.simulator.paging import Listing, contains, equals_uuid, sort_by
+from smith_lab.simulator.problems import internal_error, not_found
+from smith_lab.simulator.row_checks import refuse_if_in_use
+from smith_lab.simulator.rows import Pool, PoolValue
+from smith_lab.simulator.web import ANY_ROLE, NO_CONTENT, USERS, Call, Endpoint, Reply, Scope
+
+_SORT_KEYS = {"name": sort_by("name"), "createdAt": sort_by("created_at")}
+_SERVICE_LISTING = Listing(
+    filters={
+        "name": contains("name"),
+        "servicePoolId": equals_uuid("pool_id"),
+        "serviceId": equals_uuid("owner_id"),
+    },
+    sort_keys=_SORT_KEYS,
+)
+_CONFIG_LISTING = Listing(
+    filters={
+        "name": contains("name"),
+        "configPoolId": equals_uuid("pool_id"),
+        "agentId": equals_uuid("owner_id"),
+    },
+    sort_keys=_SORT_KEYS,
+)
+
+
+def _scope_of_value(row: PoolValue) -> Scope:
+    return Scope(participant_ids=(row.participant_id,))
+
+
+def _new_value(call: Call, pool: Pool) -> PoolValue:
+    if not call.body.get("name") or call.body.get("value") is None:
+        raise internal_error("pool value name and value cannot be empty")
+    return PoolValue(
+        **call.store.new_row_fields(),
+        name=call.body["name"],
+        value=call.body["value"],
+        pool_id=pool.id,
+        participant_id=pool.participant_id,
+    )
+
+
+def _find_service_value_scope(call: Call) -> Scope | None:
+    row = call.store.service_pool_values.get(call.id)
+    return _scope_of_value(row) if row else None
+
+
+def _list_service_values(call: Call) -> Reply:
+    rows = (row for row in call.store.service_pool_values.values() if call.may_access(_scope_of_value(row)))
+    return _SERVICE_LISTING.reply(call, rows, lambda row: views.full_service_pool_value(call.store, row))
+
+
+def _get_service_value(call: Call) -> Reply:
+    return Reply(body=views.full_service_pool_value(call.store, call.store.service_pool_values[call.id]))
+
+
+def _create_service_value(call: Call) -> Reply:
+    """Create a value. As in the real server, a participant may create values in every pool."""
+    pool = call.store.service_pools.get(call.body.get("servicePoolId", ""))
+    if pool is None:
+        raise not_found()
+    row = _new_value(call, pool)
+    call.store.service_pool_values[row.id] = row
+    call.record_event("service_pool_value.created", row)
+    return Reply(status=201, body=views.service_pool_value(row))
+
+
+def _delete_service_value(call: Call) -> Reply:
+    refuse_if_in_use(call.store.service_pool_values[call.id].owner_id is not None)
+    call.record_event("service_pool_value.deleted", call.store.service_pool_values.pop(call.id))
+    return NO_CONTENT
+
+
+def _find_config_value_scope(call: Call) -> Scope | None:
+    row = call.store.config_pool_values.get(call.id)
+    return _scope_of_value(row) if row else None
+
+
+def _new_config_value_scope(call: Call) -> Scope | None:
+    pool = call.store.config_pools.get(call.body.get("configPoolId", ""))
+    return Scope(participant_ids=(pool.participant_id,)) if pool else None
+
+
+def _list_config_values(call: Call) -> Reply:
+    rows = (row for row in call.store.config_pool_values.values() if call.may_access(_scope_of_value(row)))
+    return _CONFIG_LISTING.reply(call, rows, lambda row: views.full_config_pool_value(call.store, row))
+
+
+def _get_config_value(call: Call) -> Reply:
+    return Reply(body=views.full_config_pool_value(call.store, call.store.config_pool_values[call.id]))
+
+
+def _create_config_value(call: Call) -> Reply:
+    row = _new_value(call, call.store.config_pools[call.body["configPoolId"]])
+    call.store.config_pool_values[row.id] = row
+    call.record_event("config_pool_value.created", row)
+    return Reply(status=201, body=views.config_pool_value(row))
+
+
+def _delete_config_value(call: Call) -> Reply:
+    refuse_if_in_use(call.store.config_pool_values[call.id].owner_id is not None)
+    call.record_event("config_pool_value.deleted", call.store.config_pool_values.pop(call.id))
+    return NO_CONTENT
+
+
+_FIELDS = {"name": "string", "value": "any"}
+_SERVICE_VALUE = "/service-pool-values/{id}"
+_CONFIG_VALUE = "/config-pool-values/{id}"
+
+ENDPOINTS = [
+    Endpoint(method="GET", path="/service-pool-values", handler=_list_service_values, roles=ANY_ROLE),
+    Endpoint(
+        method="POST",
+        path="/service-pool-values",
+        handler=_create_service_value,
+        roles=USERS,
+        fields={**_FIELDS, "servicePoolId": "uuid"},
+    ),
+    Endpoint(
+        method="GET",
+        path=_SERVICE_VALUE,
+        handler=_get_service_value,
+        roles=ANY_ROLE,
+        find_scope=_find_service_value_scope,
+    ),
+    Endpoint(
+        method="DELETE",
+        path=_SERVICE_VALUE,
+        handler=_delete_service_value,
+        roles=USERS,
+        find_scope=_find_service_value_scope,
+    ),
+    Endpoint(method="GET", path="/config-pool-values", handler=_list_config_values, roles=USERS),
+    Endpoint(
+        method="POST",
+        path="/config-pool-values",
+        handler=_create_config_value,
+        roles=USERS,
+        fields={**_FIELDS, "configPoolId": "uuid"},
+        find_scope=_new_config_value_scope,
+    ),
+    Endpoint(
+        method="GET", path=_CONFIG_VALUE, handler=_get_config_value, roles=USERS, find_scope=_find_config_value_scope
+    ),
+    Endpoint(
+        method="DELETE",
+        path=_CONFIG_VALUE,
+        handler=_delete_config_value,
+        roles=USERS,
+        find_scope=_find_config_value_scope,
+    ),
+]

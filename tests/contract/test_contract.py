@@ -1,0 +1,73 @@
+"""The simulator and a real FulcrumCore give the same answers to the same requests."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.contract_servers import Server
+from support.conversation import Conversation, load, read_answers, requests_of, write_answers
+
+FOLDER = Path(__file__).parent
+CONVERSATIONS = FOLDER / "conversations"
+WORLD = CONVERSATIONS / "world.yaml"
+MIN_REQUESTS = 300
+
+
+def hold(conversation: Conversation, steps: list[dict[str, Any]], server: Server) -> list[dict[str, Any]]:
+    """Take every step of a conversation; return the facts of the answers."""
+    answers = []
+    for step in steps:
+        if "wait" in step:
+            server.do(step["wait"])
+        else:
+            answers.append(conversation.ask(step))
+    return answers
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in CONVERSATIONS.glob("*.yaml")))
+def test_the_server_answers_as_recorded(
+    name: str, server: Server, request: pytest.FixtureRequest, record_property: Any
+) -> None:
+    script = load(CONVERSATIONS / f"{name}.yaml")
+    missing = [need for need in script.get("needs", []) if not server.can(need)]
+    if missing:
+        pytest.skip(f"this FulcrumCore cannot be asked for {missing}")
+    conversation = Conversation(server.api_url, server.admin_token)
+    try:
+        if name != WORLD.stem:
+            hold(conversation, load(WORLD)["steps"], server)
+        answers = hold(conversation, script["steps"], server)
+    finally:
+        left = conversation.remove_created()
+        conversation.close()
+    file = FOLDER / "answers" / f"{name}.jsonl"
+    if request.config.getoption("--record", False):
+        write_answers(file, answers)
+    record_property("figure", f"{name}: {len(answers)} requests; FulcrumCore keeps {len(left)} objects")
+    assert not differences(read_answers(file), answers)
+
+
+def differences(expected: list[dict[str, Any]], answers: list[dict[str, Any]]) -> list[str]:
+    """Return a text for each answer that differs from the recorded one."""
+    texts = []
+    for number, (wanted, given) in enumerate(zip(expected, answers, strict=True), 1):
+        if wanted != given:
+            lines = [f"{number}. {given['ask']}"]
+            lines += [
+                f"   {key}: recorded {json.dumps(wanted[key])}\n   {' ' * len(key)}  answered {json.dumps(given[key])}"
+                for key in wanted
+                if wanted[key] != given[key]
+            ]
+            texts.append("\n".join(lines))
+    return texts
+
+
+def test_a_third_of_the_recorded_answers_are_refusals() -> None:
+    answers = [answer for file in (FOLDER / "answers").glob("*.jsonl") for answer in read_answers(file)]
+    refusals = Counter(answer["status"] >= 400 for answer in answers)
+    assert len(answers) == len(list(requests_of(CONVERSATIONS))) >= MIN_REQUESTS
+    assert refusals[True] * 3 >= len(answers)

@@ -15,7 +15,7 @@ COSTS := .pytest_cache/costs.jsonl
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab test contract slowest collection-test check security format bench chaos strangers mutation image image-test release release-test constraints clean
+.PHONY: help setup demo lab test contract slowest collection-test check security format bench chaos explore strangers mutation image image-test release release-test constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ chaos: $(STAMP) ## run jobs with random faults (JOBS, KILLS, SEED), then check t
 strangers: $(STAMP) ## run every action while VMs move, vanish and lock and answers are lost (RUNS, SEED); records in .cache
 	@STRANGER_RUNS=$(or $(RUNS),500) STRANGER_SEED=$(or $(SEED),0) STRANGER_RECORD=$(CURDIR)/.cache/strangers.jsonl \
 		$(BIN)/python -m pytest -q -p no:cacheprovider -n 0 tests/playbooks/test_disturbed_runs.py
+
+explore: $(STAMP) ## explore every order of events of claims, leases, runs and reports (FAULTS, DEPTH)
+	@PYTHONPATH=tests $(BIN)/python -m protocol $(or $(FAULTS),2) $(or $(DEPTH),16)
 
 mutation: ## mutation tests of the job queue, mappings and reporter (MUTANTS; an hour)
 	@deploy/mutation.sh "$(PYTHON)" $(MUTANTS)

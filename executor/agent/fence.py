@@ -23,6 +23,12 @@ FENCE_SHARE_OF_LEASE = 2 / 3
 CHECK_INTERVAL_S = 0.5
 
 
+def must_end_runs(mode: str, since_renewal_s: float, *, lease_s: float, has_other_agents: bool) -> bool:
+    """Return whether an agent must end its runs, because its leases may soon expire. Pure function."""
+    is_overdue = since_renewal_s >= lease_s * FENCE_SHARE_OF_LEASE
+    return mode != "never" and is_overdue and (mode == "always" or has_other_agents)
+
+
 @dataclass(kw_only=True)
 class Fence:
     """Compares the time since the last renewal of the leases with the length of a lease.
@@ -36,7 +42,8 @@ class Fence:
     mode: str  #: SMITH_FENCE: auto, always or never
     clock: Callable[[], float] = time.monotonic
     _renewed_at: float = field(init=False)  #: a point in `clock`
-    _has_other_agents: bool = False  #: at the last renewal, another agent used the database
+    #: At the last renewal, another agent used the database. Before the first renewal, this is assumed.
+    _has_other_agents: bool = True
     _fenced_ids: set[int] = field(default_factory=set)  #: the row ids of the jobs whose runs were ended by the fence
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -68,8 +75,8 @@ class Fence:
             return fenced_ids
 
     def _is_due(self) -> bool:
-        if self.mode == "never":
-            return False
         with self._lock:
-            is_overdue = self.clock() - self._renewed_at >= self.lease_s * FENCE_SHARE_OF_LEASE
-            return is_overdue and (self.mode == "always" or self._has_other_agents)
+            since_renewal_s = self.clock() - self._renewed_at
+            return must_end_runs(
+                self.mode, since_renewal_s, lease_s=self.lease_s, has_other_agents=self._has_other_agents
+            )

@@ -277,10 +277,15 @@ def reap(session: Session, *, all_owners_except: str | None = None) -> list[tupl
     return reaped_jobs
 
 
+def status_after_crash(crashes: int) -> JobStatus:
+    """Return the status of a job that was taken from its owner for the `crashes`-th time. Pure function."""
+    return JobStatus.FAILED if crashes >= MAX_CRASHES else JobStatus.PENDING
+
+
 def _reap_job(session: Session, condition: ColumnElement[bool], earlier_crashes: int) -> JobStatus:
     """Take the job that the condition selects from its owner, and count one more crash; return its new status."""
     crashes = earlier_crashes + 1
-    status = JobStatus.FAILED if crashes >= MAX_CRASHES else JobStatus.PENDING
+    status = status_after_crash(crashes)
     _require_transition(JobStatus.PROCESSING, status)
     session.execute(update(Job).where(condition).values(**_columns_of_reaped_job(status, crashes)))
     return status

@@ -1,0 +1,216 @@
+"""What else may happen: agents poll, claim and renew leases, time passes, and processes and connections fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from protocol import database, fulcrum, reporter, worker
+from protocol.decisions import Decisions
+from protocol.worker import RUNNING, Transition
+from protocol.world import (
+    LEASE_TICKS,
+    TICK_S,
+    UNSEEN_TICKS,
+    Agent,
+    CoreJob,
+    Row,
+    Slot,
+    World,
+    put,
+    with_agent,
+    with_row,
+)
+
+from executor.agent.refused_jobs import MIN_DURATION_S, MIN_INTERVAL_S, Refusals
+from executor.model import JobStatus
+
+
+def transitions(world: World, decisions: Decisions) -> Iterator[Transition]:
+    """Yield every event that may happen next. Events that restore agents come first, and the passing of time last."""
+    yield from _recover(world)
+    for number, agent in enumerate(world.agents):
+        if agent.is_alive:
+            yield from reporter.transitions(world, number, decisions)
+            for slot in agent.slots:
+                yield from worker.transitions(world, number, slot, decisions)
+            yield from _claim(world, number, decisions)
+            yield from _poll(world, number)
+    yield from _receive_late_requests(world)
+    if world.faults_left:
+        yield from _fail(world)
+    yield from _pass_time(world, decisions)
+
+
+def _claim(world: World, number: int, decisions: Decisions) -> Iterator[Transition]:
+    """Claim a job in the database, unless another job of the service is processing."""
+    agent = world.agents[number]
+    if not agent.is_connected or any(row and row.status is JobStatus.PROCESSING for row in world.rows):
+        return
+    for job, row in enumerate(world.rows):
+        if row is None or row.status is not JobStatus.PENDING:
+            continue
+        claimed = database.claim(row, agent.name)
+        slot = Slot(job=job, epoch=claimed.epoch, attempt=claimed.attempt, was_sent=row.is_claim_sent)
+        slot = worker.begin(slot, decisions, is_claimed=row.is_claimed)
+        after = with_agent(with_row(world, job, claimed), number, slots=tuple(sorted((*agent.slots, slot))))
+        yield Transition(f"Agent {agent.name} claims job {job + 1} in the database", after)
+
+
+def _poll(world: World, number: int) -> Iterator[Transition]:
+    """Read the list of pending jobs, or of this agent's processing jobs, and store what is new."""
+    agent = world.agents[number]
+    if agent.late_page is not None and agent.is_connected:
+        jobs, are_claimed = agent.late_page
+        yield Transition(
+            f"Agent {agent.name} receives the late list of jobs",
+            with_agent(_store_page(world, jobs, are_claimed=are_claimed), number, late_page=None),
+        )
+    lists = (("pending", fulcrum.pending_jobs(world), False), ("processing", fulcrum.processing_jobs(world), True))
+    for name, jobs, are_claimed in lists:
+        if not jobs:
+            continue
+        after = _store_page(world, jobs, are_claimed=are_claimed)
+        if agent.is_connected and after is not world:
+            yield Transition(f"Agent {agent.name} reads the list of {name} jobs, and stores what is new", after)
+        if world.faults_left and agent.late_page is None:
+            late = with_agent(world, number, late_page=(jobs, are_claimed))
+            yield Transition(f"Agent {agent.name} reads the list of {name} jobs; the answer is late", late, True)
+
+
+def _store_page(world: World, jobs: tuple[int, ...], *, are_claimed: bool) -> World:
+    for job in jobs:
+        row = world.rows[job]
+        if row is None:
+            world = with_row(world, job, Row(is_claim_sent=are_claimed, is_claimed=are_claimed))
+        elif row.report in database.SETTLED:
+            world = with_row(world, job, database.reopen(row, are_claimed=are_claimed))
+    return world
+
+
+def _receive_late_requests(world: World) -> Iterator[Transition]:
+    for late in world.late_requests:
+        request, job, error = late
+        after, answer = fulcrum.apply(world, request, job, error)
+        after = after._replace(late_requests=tuple(other for other in world.late_requests if other != late))
+        yield Transition(f"The late request `{request}` of job {job + 1} arrives; {fulcrum.ANSWERS[answer]}", after)
+
+
+def _pass_time(world: World, decisions: Decisions) -> Iterator[Transition]:
+    """Let one tick pass. The runs that were asked to stop end before."""
+    for agent in world.agents:
+        if any(slot.step == RUNNING and slot.is_stopped for slot in agent.slots):
+            return
+    after = world._replace(
+        rows=tuple(row and row._replace(lease=row.lease - 1) if row and row.lease else row for row in world.rows),
+        agents=tuple(_older_agent(agent) for agent in world.agents),
+    )
+    for number, agent in enumerate(after.agents):
+        if agent.is_alive and agent.is_connected:
+            after = _renew(after, number)
+    for number, agent in enumerate(after.agents):
+        if agent.is_alive and agent.is_connected:
+            after = _release_and_reap(after, number, decisions)
+        elif agent.is_alive and decisions.is_fence_due(agent.since_renewal, agent.has_others):
+            after = _stop(after, number, {slot.job for slot in agent.slots})
+    if after != world:
+        yield Transition(f"{TICK_S:.0f} s pass", after)
+
+
+def _older_agent(agent: Agent) -> Agent:
+    is_used = agent.is_alive and agent.is_connected
+    return agent._replace(
+        since_renewal=min(agent.since_renewal + 1, UNSEEN_TICKS),
+        contact=min(agent.contact + 1, LEASE_TICKS) if is_used else 0,
+        refusals=tuple((key, _older(refusals)) for key, refusals in agent.refusals),
+    )
+
+
+def _older(refusals: Refusals) -> Refusals:
+    """Return the refusals one tick later. Only the bounds of `is_gone` and `add_refusal` matter."""
+    return Refusals(
+        count=refusals.count,
+        first_at=max(refusals.first_at - TICK_S, -MIN_DURATION_S),
+        last_at=max(refusals.last_at - TICK_S, -MIN_INTERVAL_S),
+    )
+
+
+def _renew(world: World, number: int) -> World:
+    """Renew the agent's leases, and stop the jobs that have none."""
+    agent, other = world.agents[number], world.agents[1 - number]
+    owned = _owned(world, agent.name)
+    for job in owned:
+        row = world.rows[job]
+        assert row is not None
+        world = with_row(world, job, row._replace(lease=LEASE_TICKS))
+    world = with_agent(world, number, since_renewal=0, has_others=other.since_renewal < UNSEEN_TICKS)
+    return _stop(world, number, {slot.job for slot in agent.slots} - owned)
+
+
+def _owned(world: World, name: str) -> set[int]:
+    return {
+        job for job, row in enumerate(world.rows) if row and row.owner == name and row.status is JobStatus.PROCESSING
+    }
+
+
+def _stop(world: World, number: int, jobs: set[int]) -> World:
+    if not jobs:
+        return world
+    slots = (slot._replace(is_stopped=slot.is_stopped or slot.job in jobs) for slot in world.agents[number].slots)
+    return with_agent(world, number, slots=tuple(sorted(slots)))
+
+
+def _release_and_reap(world: World, number: int, decisions: Decisions) -> World:
+    """Release the agent's jobs that no thread processes, and reap the jobs with an expired lease."""
+    agent = world.agents[number]
+    for job in _owned(world, agent.name) - {slot.job for slot in agent.slots}:
+        world = _take(world, job, decisions)
+    if agent.contact >= LEASE_TICKS:
+        for job, row in enumerate(world.rows):
+            if row is not None and row.status is JobStatus.PROCESSING and row.lease == 0:
+                world = _take(world, job, decisions)
+    return world
+
+
+def _take(world: World, job: int, decisions: Decisions) -> World:
+    row = world.rows[job]
+    assert row is not None
+    return with_row(world, job, database.take_from_owner(row, decisions))
+
+
+def _recover(world: World) -> Iterator[Transition]:
+    """Restart a killed agent, and restore a lost connection to the database."""
+    for number, agent in enumerate(world.agents):
+        if not agent.is_alive:
+            after = with_agent(world, number, is_alive=True, since_renewal=0, has_others=True, contact=0)
+            yield Transition(f"Agent {agent.name} is started again", after)
+        if not agent.is_connected:
+            after = with_agent(world, number, is_connected=True)
+            yield Transition(f"Agent {agent.name} reaches the database again", after)
+
+
+def _fail(world: World) -> Iterator[Transition]:
+    """Kill an agent, cut its connection to the database, or let FulcrumCore end or delete a job."""
+    for number, agent in enumerate(world.agents):
+        if agent.is_alive:
+            yield from _kill(world, number)
+        if agent.is_connected:
+            cut = with_agent(world, number, is_connected=False)
+            yield Transition(f"Agent {agent.name} no longer reaches the database", cut, True)
+    for job, core_job in enumerate(world.core):
+        if core_job.status in ("Pending", "Processing"):
+            failed = put(world.core, job, CoreJob("Failed", "job timeout"))
+            yield Transition(
+                f"FulcrumCore fails job {job + 1} after the job timeout", world._replace(core=failed), True
+            )
+
+
+def _kill(world: World, number: int) -> Iterator[Transition]:
+    agent = world.agents[number]
+    rows = tuple(row._replace(owner=f"{agent.name}'") if row and row.owner == agent.name else row for row in world.rows)
+    killed = with_agent(
+        world._replace(rows=rows), number, is_alive=False, slots=(), report=None, late_page=None, refusals=(), contact=0
+    )
+    story = f"Agent {agent.name} is killed"
+    yield Transition(story, killed, True)
+    if any(slot.step == RUNNING and slot.job == 0 for slot in agent.slots) and not world.vms:
+        yield Transition(f"{story} after its run has created the VM", killed._replace(vms=1), True)

@@ -1,0 +1,96 @@
+"""What the statements of `job_queue`, `outbox` and `mappings` do with a row."""
+
+from __future__ import annotations
+
+from protocol.decisions import Decisions
+from protocol.world import LEASE_TICKS, Row, Slot, World, with_row
+
+from executor.agent.outcome import Ending, MappingChange, Outcome
+from executor.model import JobResult, JobStatus, MappingState, ReportState
+from executor.shared.error_codes import ErrorCode
+
+#: The report states of a job whose report is settled.
+SETTLED = (ReportState.REPORTED, ReportState.OVERTAKEN, ReportState.ABANDONED)
+
+
+def claim(row: Row, owner: str) -> Row:
+    return row._replace(
+        status=JobStatus.PROCESSING, owner=owner, epoch=row.epoch + 1, attempt=row.attempt + 1, lease=LEASE_TICKS
+    )
+
+
+def has_lease(world: World, owner: str, slot: Slot) -> bool:
+    row = world.rows[slot.job]
+    return row is not None and row.status is JobStatus.PROCESSING and (row.owner, row.epoch) == (owner, slot.epoch)
+
+
+def note_claim_sent(row: Row) -> Row:
+    return row._replace(is_claim_sent=True)
+
+
+def note_claim_accepted(row: Row) -> Row:
+    return row._replace(is_claimed=True)
+
+
+def note_started(row: Row) -> Row:
+    return row._replace(is_started=True)
+
+
+def finish(row: Row, result: JobResult, state: ReportState = ReportState.DUE) -> Row:
+    status = JobStatus.COMPLETED if result.succeeded else JobStatus.FAILED
+    return row._replace(status=status, lease=0, report=state, error=result.code)
+
+
+def requeue(row: Row, *, counts_as_attempt: bool = True) -> Row:
+    attempt = row.attempt if counts_as_attempt else row.attempt - 1
+    return row._replace(status=JobStatus.PENDING, owner=None, lease=0, attempt=attempt)
+
+
+def take_from_owner(row: Row, decisions: Decisions) -> Row:
+    """Reap or release the job."""
+    crashes = row.crashes + 1
+    status = decisions.status_after_crash(crashes)
+    ended = row._replace(status=status, owner=None, lease=0, crashes=crashes, epoch=row.epoch + 1)
+    if status is JobStatus.PENDING:
+        return ended
+    return ended._replace(report=ReportState.DUE, error=ErrorCode.QUARANTINED)
+
+
+def reopen(row: Row, *, are_claimed: bool) -> Row:
+    if row.report not in SETTLED or row.error == ErrorCode.JOB_CLAIMED_ELSEWHERE:
+        return row
+    has_no_result = row.report is ReportState.ABANDONED and (not row.is_started or row.error == ErrorCode.JOB_GONE)
+    if not has_no_result:
+        return row._replace(report=ReportState.DUE)
+    return row._replace(
+        status=JobStatus.PENDING,
+        report=ReportState.NONE,
+        error=None,
+        owner=None,
+        lease=0,
+        is_claim_sent=False,
+        is_claimed=are_claimed,
+        epoch=row.epoch + 1,
+    )
+
+
+def note_reported(row: Row, state: ReportState) -> Row:
+    return row._replace(report=state) if row.report is ReportState.DUE else row
+
+
+def replace_result(row: Row, code: ErrorCode) -> Row:
+    return row._replace(status=JobStatus.FAILED, error=code) if row.report is ReportState.DUE else row
+
+
+def store_outcome(world: World, slot: Slot, outcome: Outcome) -> World:
+    """Store how an attempt ends, as `outcome_store` does in one transaction."""
+    row = world.rows[slot.job]
+    assert row is not None
+    if outcome.mapping_change is MappingChange.DELETE and world.mapping == MappingState.RESERVED:
+        world = world._replace(mapping="")
+    elif outcome.mapping_change is MappingChange.APPLY_RESULT and outcome.result and outcome.result.succeeded:
+        world = world._replace(mapping=MappingState.ACTIVE if world.mapping else "")
+    if outcome.result is None:
+        return with_row(world, slot.job, requeue(row, counts_as_attempt=outcome.counts_as_attempt))
+    state = ReportState.ABANDONED if outcome.ending is Ending.ABANDON else ReportState.DUE
+    return with_row(world, slot.job, finish(row, outcome.result, state))

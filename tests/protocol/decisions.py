@@ -1,0 +1,85 @@
+"""The decisions of the model: the code's own pure functions. A test may replace one of them by another policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+from protocol.world import LEASE_TICKS, TICK_S, orm_job
+
+from executor.agent import claim, fence, outcome, refused_jobs, report
+from executor.agent.claim import ClaimImpossible
+from executor.agent.outcome import AttemptEnd, Outcome
+from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
+from executor.agent.stop_signal import StopSignal
+from executor.database import job_queue
+from executor.database.tables import utc_now
+from executor.errors import FulcrumUnavailable
+from executor.model import JobResult, JobStatus
+from executor.shared.error_codes import ErrorCode
+
+
+def _failed(code: ErrorCode, **fields: Any) -> JobResult:
+    return JobResult(succeeded=False, code=code, detail="failed", **fields)
+
+
+#: What an attempt may lead to.
+ENDS: dict[str, AttemptEnd] = {
+    "success": JobResult(succeeded=True, vm={"vmid": 100}),
+    "failure": _failed(ErrorCode.INVALID_REQUEST),
+    "no room": _failed(ErrorCode.CAPACITY),
+    "no VM": _failed(ErrorCode.VM_NOT_FOUND),
+    "killed": _failed(ErrorCode.PLAYBOOK_FAILED, was_killed=True),
+    "stopped": _failed(ErrorCode.CANCELLED),
+    "no answer": FulcrumUnavailable("no answer"),
+    "one failed request": FulcrumUnavailable("refused", status=STATUS_OF_ONE_FAILED_REQUEST),
+    **{
+        code: ClaimImpossible(code, code)
+        for code in (ErrorCode.DEADLINE, ErrorCode.JOB_CLAIMED_ELSEWHERE, ErrorCode.JOB_GONE)
+    },
+}
+
+
+@cache
+def _decide(  # noqa: PLR0917 (the facts on which the outcome depends)
+    job: int,
+    attempt: int,
+    end: str,
+    is_stopped: bool,
+    is_reservation: bool,
+    has_unused_reservation: bool,
+    refused: bool,
+) -> Outcome:
+    return outcome.decide(
+        orm_job(job, attempt, utc_now() + timedelta(hours=1)),
+        ENDS[end],
+        stop_reason=StopSignal.LEASE_LOST if is_stopped else None,
+        clock_offset_s=0.0,
+        is_reservation=is_reservation,
+        has_unused_reservation=has_unused_reservation,
+        has_database_refused=refused,
+    )
+
+
+def _is_fence_due(since_renewal: int, has_others: bool) -> bool:
+    return fence.must_end_runs(
+        "auto", since_renewal * TICK_S, lease_s=LEASE_TICKS * TICK_S, has_other_agents=has_others
+    )
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What the agents decide with."""
+
+    first_request: Callable[..., claim.FirstRequest] = claim.first_request
+    require_open: Callable[[str | None], None] = claim.require_open
+    require_own_claim: Callable[..., None] = claim.require_own_claim
+    refusals_after_check: Callable[..., dict[str, refused_jobs.Refusals]] = refused_jobs.refusals_after_check
+    is_gone: Callable[[refused_jobs.Refusals], bool] = refused_jobs.is_gone
+    decide: Callable[..., Outcome] = _decide
+    react_to_refusal: Callable[..., report.RefusalReaction] = report.react_to_refusal
+    status_after_crash: Callable[[int], JobStatus] = job_queue.status_after_crash
+    is_fence_due: Callable[[int, bool], bool] = _is_fence_due

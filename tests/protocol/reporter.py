@@ -1,0 +1,105 @@
+"""The steps of a reporter, which sends the results of ended jobs. It mirrors `agent/reporter.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from protocol import database, fulcrum
+from protocol.decisions import Decisions
+from protocol.worker import Transition, check_refusal
+from protocol.world import ACTIONS, Report, World, with_agent, with_row
+
+from executor.agent.report import RefusalReaction
+from executor.model import JobStatus, ReportState
+from executor.shared.error_codes import ErrorCode
+
+#: The step after an accepted request, and after a request that FulcrumCore refuses with 400. "" postpones the report.
+NEXT_STEPS = {
+    "send": ("note", "read"),
+    "claim": ("resend", ""),
+    "resend": ("note", ""),
+    "without": ("note", "fail"),
+    "fail": ("replace", ""),
+}
+
+
+def transitions(world: World, number: int, decisions: Decisions) -> Iterator[Transition]:
+    """Yield what may happen next to the report that an agent sends, or the start of a report."""
+    agent = world.agents[number]
+    report = agent.report
+    if report is None:
+        yield from _start(world, number)
+        return
+    subject = f"Agent {agent.name}, report of job {report.job + 1} ({ACTIONS[report.job]}): "
+    if report.step in ("note", "replace"):
+        yield from _store(world, number, report, subject)
+    elif report.step == "read":
+        for reply in fulcrum.read(world, report.job):
+            new = _react(report, reply.job.status, reply.job.error, decisions) if reply.answer == "ok" else None
+            if reply.answer == "403":
+                new = report._replace(step="check")
+            yield Transition(
+                f"{subject}it reads the job; {reply.story}", with_agent(reply.world, number, report=new), reply.is_fault
+            )
+    elif report.step == "check":
+        for verdict, story, after, is_fault in check_refusal(world, number, report.job, decisions):
+            new = report._replace(step="note", state=ReportState.ABANDONED) if verdict == "gone" else None
+            yield Transition(subject + story, with_agent(after, number, report=new), is_fault)
+    else:
+        yield from _send(world, number, report, subject)
+
+
+def _start(world: World, number: int) -> Iterator[Transition]:
+    agent = world.agents[number]
+    if not agent.is_connected:
+        return
+    for job, row in enumerate(world.rows):
+        if row is not None and row.report is ReportState.DUE:
+            report = Report(job, row.status is JobStatus.COMPLETED, row.error)
+            yield Transition(
+                f"Agent {agent.name} finds the due report of job {job + 1}", with_agent(world, number, report=report)
+            )
+
+
+def _send(world: World, number: int, report: Report, subject: str) -> Iterator[Transition]:
+    request, error = ("complete", None) if report.is_completion else ("fail", report.error)
+    if report.step == "claim":
+        request, error = "claim", None
+    elif report.step == "fail":
+        request, error = "fail", ErrorCode.RESULT_REFUSED
+    accepted_step, refused_step = NEXT_STEPS[report.step]
+    for reply in fulcrum.send(world, request, report.job, error):
+        step = {"ok": accepted_step, "refused": refused_step, "403": "check"}.get(reply.answer, "")
+        state = ReportState.REPORTED if step in ("note", "replace") else report.state
+        new = report._replace(step=step, state=state) if step else None
+        story = f"{subject}it sends the request `{request}`; {reply.story}"
+        yield Transition(story, with_agent(reply.world, number, report=new), reply.is_fault)
+
+
+def _react(report: Report, status: str, error: str | None, decisions: Decisions) -> Report | None:
+    reaction = decisions.react_to_refusal(
+        is_completion=report.is_completion,
+        error_message=report.error,
+        status_at_core=status,
+        error_at_core=error,
+    )
+    if reaction is RefusalReaction.CLAIM_AND_SEND:
+        return report._replace(step="claim")
+    if reaction is RefusalReaction.SEND_OTHERWISE:
+        return report._replace(step="without") if report.is_completion else None
+    is_reported = reaction is RefusalReaction.SETTLE_AS_REPORTED
+    return report._replace(step="note", state=ReportState.REPORTED if is_reported else ReportState.OVERTAKEN)
+
+
+def _store(world: World, number: int, report: Report, subject: str) -> Iterator[Transition]:
+    agent = world.agents[number]
+    if agent.is_connected:
+        row = world.rows[report.job]
+        assert row is not None
+        if report.step == "replace":
+            row = database.replace_result(row, ErrorCode.RESULT_REFUSED)
+        after = with_row(world, report.job, database.note_reported(row, report.state))
+        yield Transition(f"{subject}it stores `{report.state}`", with_agent(after, number, report=None))
+    if world.faults_left or not agent.is_connected:
+        lost = with_agent(world, number, report=None)
+        yield Transition(f"{subject}it stores the answer, but the database is away", lost, agent.is_connected)

@@ -1,0 +1,109 @@
+"""Every order of events in which two agents process two jobs of one service, with faults at every step.
+
+`make explore` explores more faults than these tests do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from protocol.decisions import Decisions
+from protocol.exploration import Explorer, Violation
+
+from executor.agent import claim
+
+
+def violation_of(decisions: Decisions, *, faults: int) -> Violation:
+    found = Explorer(decisions, faults=faults, max_depth=20).explore()
+    assert found.violation is not None
+    return found.violation
+
+
+def assert_in_order(violation: Violation, *events: str) -> None:
+    """Assert that the history contains events with these texts, in this order."""
+    history = iter(violation.history)
+    for text in events:
+        assert any(text in event for event in history), f"{text!r} is missing in this order:\n{violation.story}"
+
+
+def test_no_promise_is_broken_after_any_single_fault() -> None:
+    found = Explorer(faults=1).explore()
+
+    assert found.violation is None, found.violation.story
+    assert found.is_complete
+    assert found.states > 100_000
+
+
+def test_no_promise_is_broken_by_two_faults_in_few_events() -> None:
+    found = Explorer(faults=2, max_depth=11).explore()
+
+    assert found.violation is None, found.violation.story
+    assert found.depth == 11
+
+
+def test_two_answers_403_are_too_few_to_give_up_a_job() -> None:
+    violation = violation_of(Decisions(is_gone=lambda _refusals: True), faults=2)
+
+    assert violation.promise == "R1: job 1 is given up while it is Pending in FulcrumCore"
+    assert_in_order(
+        violation,
+        "Agent A reads the list of pending jobs",
+        "Agent A claims job 1 in the database",
+        "it sends the claim; FulcrumCore answers 403, although the job exists",
+        "it checks the 403; FulcrumCore answers 403, although the job exists; the agent concludes that the job is gone",
+        "it stores how the attempt ended (JOB_GONE): abandon",
+    )
+
+
+def test_a_late_claim_of_an_agent_is_not_another_executors_claim() -> None:
+    def require_own_claim(status_at_core: str, *, was_sent_before: bool, refusal: str) -> None:
+        claim.require_own_claim(status_at_core, was_sent_before=False, refusal=refusal)
+
+    violation = violation_of(Decisions(require_own_claim=require_own_claim), faults=1)
+
+    assert violation.promise.startswith("R1: ")
+    assert_in_order(
+        violation,
+        "it sends the claim; it is late, and the agent stops waiting for an answer",
+        "it stores how the attempt ended (no answer): requeue",
+        "Agent A claims job 1 in the database",
+        "it reads the job; FulcrumCore says that it is Pending",
+        "The late request `claim` of job 1 arrives; FulcrumCore accepts it",
+        "it sends the claim; FulcrumCore answers 400",
+        "it reads the job; FulcrumCore says that it is Processing",
+        "it stores how the attempt ended (JOB_CLAIMED_ELSEWHERE): abandon",
+    )
+
+
+@pytest.mark.parametrize("is_fence_due", [lambda *_facts: False, lambda since_renewal, _others: since_renewal >= 3])
+def test_an_agent_without_the_database_must_end_its_runs_before_its_leases_expire(is_fence_due: Any) -> None:
+    violation = violation_of(Decisions(is_fence_due=is_fence_due), faults=1)
+
+    assert violation.promise == "R2: two runs change one VM at once"
+    assert_in_order(
+        violation,
+        "Agent A, job 1 (create): it stores that the run starts, and starts it",
+        "Agent A no longer reaches the database",
+        "10 s pass",
+        "10 s pass",
+        "10 s pass",
+        "Agent B claims job 1 in the database",
+        "Agent B, job 1 (create): it stores that the run starts, and starts it",
+    )
+
+
+def test_a_history_is_a_numbered_story() -> None:
+    violation = violation_of(Decisions(is_gone=lambda _refusals: True), faults=2)
+
+    lines = violation.story.splitlines()
+    assert lines[0] == "1. Agent A reads the list of pending jobs, and stores what is new."
+    assert [line.split(". ")[0] for line in lines[:-1]] == [str(number) for number in range(1, len(lines))]
+    assert lines[-1] == "Broken promise R1: job 1 is given up while it is Pending in FulcrumCore."
+
+
+def test_the_history_of_a_violation_is_a_shortest_one() -> None:
+    decisions = Decisions(is_fence_due=lambda *_facts: False)
+    length = len(violation_of(decisions, faults=1).history)
+
+    assert Explorer(decisions, faults=1, max_depth=length - 1).explore().violation is None

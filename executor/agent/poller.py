@@ -27,6 +27,8 @@ log = get_logger(__name__)
 #: Number of jobs requested per poll. FulcrumCore sorts jobs by the group of their service, so a smaller page would
 #: contain the jobs of few groups only.
 PAGE_SIZE = 100
+#: Maximum number of reasons in the log line about jobs that were ignored.
+MAX_LOGGED_REASONS = 3
 #: Number of jobs requested by the next poll when a poll has returned a full page.
 MAX_PAGE_SIZE = 1000
 #: Limits of a job's params and of its service. FulcrumCore has no such limits.
@@ -89,8 +91,9 @@ class Poller:
             return self.interval_s  # the agent's id is not known before the first heartbeat
         page = self.fulcrum.pending_jobs(limit=self._page_size)
         self.state.fulcrum_link.note_up()
-        for description in page.unusable_item_descriptions:
-            log.warning("pending_job_ignored", reason=description)
+        if ignored_count := len(page.unusable_item_descriptions) + page.unread_count:
+            reasons = page.unusable_item_descriptions[:MAX_LOGGED_REASONS]
+            log.warning("pending_jobs_ignored", count=ignored_count, reasons=reasons)
         is_page_full = len(page.jobs) >= self._page_size
         self._page_size = MAX_PAGE_SIZE if is_page_full else PAGE_SIZE
         new_count = self._store_new_jobs([job for job in page.jobs if self._is_for_this_agent(job)])

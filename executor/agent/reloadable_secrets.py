@@ -33,6 +33,9 @@ MIN_RELOAD_INTERVAL_S = 10.0
 #: The settings that a reload replaces, as names of environment variables.
 FULCRUM_SECRETS = ("FULCRUM_API_TOKEN",)
 PROXMOX_SECRETS = ("PROXMOX_TOKEN_SECRET", "PROXMOX_PASSWORD")
+#: The settings that determine which servers get these secrets.
+FULCRUM_SERVER_SETTINGS = ("FULCRUM_API_URL", "FULCRUM_CA_BUNDLE", "FULCRUM_VERIFY_TLS")
+PROXMOX_SERVER_SETTINGS = ("PROXMOX_HOST", "PROXMOX_PORT", "PROXMOX_CA_BUNDLE", "PROXMOX_VALIDATE_CERTS")
 
 #: Modification time in ns, inode and size of a file.
 _FileVersion = tuple[int, int, int]
@@ -117,7 +120,7 @@ class ReloadableSecrets:
         """Replace the named secrets by those in `new_settings`; return the names of the secrets that have changed.
 
         `names` is FULCRUM_SECRETS or PROXMOX_SECRETS. Raises SettingsError and keeps the old secrets when
-        `new_settings` contain none of the named secrets.
+        `new_settings` contain none of the named secrets, or when they name another server for the new secrets.
         """
         redactor.add(*secret_values(new_settings))
         new_values = {name.lower(): getattr(new_settings, name.lower()) for name in names}
@@ -129,6 +132,7 @@ class ReloadableSecrets:
             )
             if not changed_names:
                 return ()
+            _raise_if_server_differs(old_settings, new_settings, names)
             if names == PROXMOX_SECRETS:
                 merged.require_proxmox()
             else:
@@ -137,6 +141,19 @@ class ReloadableSecrets:
             if names == PROXMOX_SECRETS:
                 self._connection = ProxmoxConnection.from_settings(merged)
         return changed_names
+
+
+def _raise_if_server_differs(old_settings: Settings, new_settings: Settings, names: tuple[str, ...]) -> None:
+    """Raise SettingsError if the server that the agent uses is not the one for which the new secrets are meant.
+
+    The agent uses the server of `old_settings` until its restart.
+    """
+    server_settings = PROXMOX_SERVER_SETTINGS if names == PROXMOX_SECRETS else FULCRUM_SERVER_SETTINGS
+    changed = [
+        name for name in server_settings if getattr(old_settings, name.lower()) != getattr(new_settings, name.lower())
+    ]
+    if changed:
+        raise SettingsError(f"{', '.join(changed)} changed together with the secret: restart the agent")
 
 
 def _find_secret_files(settings: Settings) -> tuple[Path, ...]:

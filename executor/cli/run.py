@@ -87,8 +87,8 @@ def prepare_process() -> Settings:
 def _supervise(settings: Settings, mode: AgentMode) -> int:
     """Run the supervisor until it ends, and return its exit code."""
     # The command is `python -m executor` and not `smith`: the script `smith` may not be on PATH, and a source checkout
-    # has no such script.
-    command = [sys.executable, "-m", "executor", "agent-process", "--mode", mode.value]
+    # has no such script. `-P`: Python must not import modules from the working directory, to which others may write.
+    command = [sys.executable, "-P", "-m", "executor", "agent-process", "--mode", mode.value]
     return supervise(
         command,
         env=dict(os.environ),

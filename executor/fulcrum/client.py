@@ -83,20 +83,21 @@ class FulcrumClient:
     def pending_jobs(self, limit: int = 100) -> PendingJobs:
         """Return at most `limit` pending jobs, in no defined order.
 
-        FulcrumCore sends at most one job of each service group.
+        FulcrumCore sends at most one job of each service group. Items after the first `limit` are not read.
         """
         data = self._http.request_json("GET", "/jobs/pending", query={"limit": limit})
         if not isinstance(data, list):
             raise FulcrumUnavailable("GET /jobs/pending: the response is not a list")
         jobs_by_id: dict[str, CoreJob] = {}
         unusable_item_descriptions = []
-        for position, item in enumerate(data):
+        for position, item in enumerate(data[:limit]):
             try:
                 job = CoreJob.parse(item)
                 jobs_by_id.setdefault(job.id, job)
             except ValueError as exc:
                 unusable_item_descriptions.append(f"item {position}: {validation_error_type(exc)}")
-        return PendingJobs(list(jobs_by_id.values()), unusable_item_descriptions)
+        unread_count = max(len(data) - limit, 0)
+        return PendingJobs(list(jobs_by_id.values()), unusable_item_descriptions, unread_count)
 
     def get_job(self, fulcrum_id: str) -> CoreJob:
         """Read one job. Raises FulcrumAuthFailing if the job does not exist: FulcrumCore then answers 403."""

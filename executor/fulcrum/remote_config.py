@@ -3,6 +3,9 @@
 Each member of the configuration is the value of one setting. The value is checked in the same way as a local value of
 the setting. An invalid member raises SettingsError. Unknown and empty members are ignored. If FulcrumCore or its vault
 does not answer at the start of the agent, the agent retries, because an outage must not make the start fail.
+
+FulcrumCore must not get a secret of this machine. So an address of Proxmox, and how its certificate is verified, are
+accepted only together with a token secret from FulcrumCore. A local TLS setting always takes precedence.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from pydantic import ValidationError
 
 from executor.errors import FulcrumError, SettingsError
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.remote_members import FROM_FULCRUMCORE, MEMBERS, MemberReader
+from executor.fulcrum.remote_members import FROM_FULCRUMCORE, MEMBERS, Member, MemberReader
 from executor.log import get_logger
 from executor.processes.progress import ProgressSender
 from executor.settings.problems import problems_in
@@ -27,6 +30,10 @@ log = get_logger(__name__)
 
 #: The origin that `smith config show` shows for a setting whose value comes from FulcrumCore.
 SETTING_ORIGIN = "FulcrumCore"
+#: The settings that determine which server gets the Proxmox secret.
+SERVER_SETTINGS = ("proxmox_host", "proxmox_port", "proxmox_validate_certs", "proxmox_ca_bundle")
+#: The settings that determine how the certificate of this server is verified.
+TLS_SETTINGS = ("proxmox_validate_certs", "proxmox_ca_bundle")
 #: The first and the longest wait between two attempts to read the configuration. Each wait is twice the one before.
 MIN_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
@@ -79,6 +86,7 @@ def _apply_values(settings: Settings, values: dict[str, Any]) -> Settings:
 
     Raises SettingsError if a value is invalid, or if a required setting is still missing.
     """
+    values = _accepted_values(settings, values)
     # A token from FulcrumCore replaces the password in the local settings: only one of the two may be set.
     has_token = {"proxmox_token_id", "proxmox_token_secret"} <= values.keys()
     names_to_reset = frozenset({"proxmox_password"}) if has_token else frozenset()
@@ -91,6 +99,41 @@ def _apply_values(settings: Settings, values: dict[str, Any]) -> Settings:
     names = sorted(member.name for member in MEMBERS if member.attribute in values)
     log.info("remote_configuration_applied", members=names)
     return new_settings
+
+
+def _accepted_values(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values without those that must not override local settings, see the top of this module.
+
+    Raises SettingsError if the address of Proxmox is known from FulcrumCore only, without a token secret.
+    """
+    ignored: set[str] = set()
+    if "proxmox_token_secret" not in values:
+        ignored.update(SERVER_SETTINGS)
+        if "proxmox_host" in values and not settings.proxmox_host:
+            raise SettingsError(
+                f"apiHost {FROM_FULCRUMCORE} (the setting PROXMOX_HOST) is used only together with apiTokenSecret from "
+                "there, because a secret of this machine is not sent to an address from FulcrumCore. Set apiTokenId "
+                "and apiTokenSecret in FulcrumCore, or PROXMOX_HOST here"
+            )
+    elif _is_local(settings, "proxmox_ca_bundle"):
+        ignored.update(TLS_SETTINGS)
+    elif _is_local(settings, "proxmox_validate_certs"):
+        ignored.add("proxmox_validate_certs")
+    changing = [member.name for member in MEMBERS if member.attribute in ignored and _changes(settings, values, member)]
+    if changing:
+        log.warning("remote_configuration_members_ignored", members=changing)
+    return {attribute: value for attribute, value in values.items() if attribute not in ignored}
+
+
+def _is_local(settings: Settings, attribute: str) -> bool:
+    """Return whether this machine sets the setting, as opposed to its default."""
+    return attribute in settings.model_fields_set
+
+
+def _changes(settings: Settings, values: Mapping[str, Any], member: Member) -> bool:
+    """Return whether the member would change the value of its setting."""
+    attribute = member.attribute
+    return attribute in values and values[attribute] != getattr(settings, attribute)
 
 
 def _problem_lines(problems: Mapping[str, str], values: Mapping[str, Any]) -> Iterator[str]:

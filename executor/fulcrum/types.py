@@ -271,3 +271,4 @@ class PendingJobs:
     jobs: list[CoreJob] = field(default_factory=list)
     #: One text for each item in the answer that has no valid id. The text does not quote the item.
     unusable_item_descriptions: list[str] = field(default_factory=list)
+    unread_count: int = 0  #: the number of items that FulcrumCore sent beyond the requested number

@@ -14,8 +14,10 @@ MAX_JSON_DEPTH = 64
 _TOO_MANY_DIGITS = 400
 #: Matches one half of a UTF-16 surrogate pair. A half cannot be encoded in UTF-8.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-#: Matches one string, or one bracket outside of strings.
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{\]}]', re.DOTALL)
+#: Matches one string, or one bracket outside of strings. A string whose closing quote is missing is matched, too, up to
+#: the end of the text. If it were not matched, the search would be repeated from each later quote, which could take
+#: minutes. The group is the closing quote.
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(")?|[\[{\]}]', re.DOTALL)
 
 
 def parse_json(content: bytes) -> Any:
@@ -44,12 +46,15 @@ def _with_limited_depth(text: str) -> str:
     depth = 0
     uncopied_start = 0
     for match in _STRING_OR_BRACKET.finditer(text):
-        string_or_bracket = match[0]  # a string starts with a quote, so both conditions below are false for it
-        if string_or_bracket in "[{":
+        string_or_bracket = match[0]
+        if string_or_bracket[0] == '"':
+            if match[1] is None:
+                raise ValueError("JSON with a string that is not closed")
+        elif string_or_bracket in "[{":
             if depth == MAX_JSON_DEPTH:
                 parts.append(text[uncopied_start : match.start()] + "NaN")
             depth += 1
-        elif string_or_bracket in "]}":
+        else:
             depth -= 1
             if depth == MAX_JSON_DEPTH:
                 uncopied_start = match.end()

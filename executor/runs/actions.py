@@ -137,8 +137,8 @@ def _why_folder_unsafe(folder: Path) -> str:
         return f"{real_folder} {reason}"
     for parent in real_folder.parents:
         parent_status = parent.stat()
-        is_sticky = parent_status.st_mode & stat.S_ISVTX
-        # In a sticky folder, such as /tmp, only the owner of an entry may replace the entry.
+        # In a sticky folder, such as /tmp, only the owner of an entry or of the folder may replace the entry.
+        is_sticky = parent_status.st_mode & stat.S_ISVTX and parent_status.st_uid in (0, os.geteuid())
         if not is_sticky and (reason := _why_access_unsafe(parent_status, parent)):
             return f"{parent}, a parent folder, {reason}"
     return ""

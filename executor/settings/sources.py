@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import stat
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,6 +228,9 @@ def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
     value in double quotes may have the escapes \\n, \\t, \\", \\$ and \\\\. A value without quotes ends at ` #`.
     """
     try:
+        if reason := _why_writable_by_others(path):
+            problems.append(Problem(text=f"{path.absolute()} is refused: {reason}"))
+            return {}
         text = path.read_text("utf-8-sig")
     except FileNotFoundError:
         return {}
@@ -248,6 +252,20 @@ def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
                 Problem(text=f"{path} line {number} is not of the form NAME=value, or a quote is not closed")
             )
     return values
+
+
+def _why_writable_by_others(path: Path) -> str:
+    """Return why users other than root and this one may have written the `.env` file; '' if they have not.
+
+    The file is read from the working directory, which may belong to another user. Its settings decide to which servers
+    the secrets are sent. A link counts, too, because its owner has chosen the file. Raises OSError.
+    """
+    for status in (path.lstat(), path.stat()):
+        if status.st_uid not in (0, os.geteuid()):
+            return f"it is owned by user {status.st_uid}, not by root or the present user"
+        if not stat.S_ISLNK(status.st_mode) and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return f"other users can write to it (mode {stat.S_IMODE(status.st_mode):04o}); run: chmod go-w {path.name}"
+    return ""
 
 
 def _unquote(text: str) -> str | None:

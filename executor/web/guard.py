@@ -38,12 +38,12 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-#: If an address sends this many wrong tokens within WRONG_TOKEN_WINDOW_S, its further tokens are refused until the
-#: first of these wrong tokens is older than WRONG_TOKEN_WINDOW_S.
+#: If an address sends this many wrong tokens within WRONG_TOKEN_WINDOW_S, its further wrong tokens are answered with
+#: 429 until the first of these tokens is older than WRONG_TOKEN_WINDOW_S. This makes a program with an old token wait.
+#: Guessing needs no further limit, because a token has at least 16 characters.
 MAX_WRONG_TOKENS = 10
 WRONG_TOKEN_WINDOW_S = 60.0
-#: Maximum number of addresses whose wrong tokens are counted. An attacker with more addresses can try more tokens, but
-#: cannot guess a token, because it has at least 16 characters.
+#: Maximum number of addresses whose wrong tokens are counted.
 MAX_COUNTED_ADDRESSES = 1024
 
 
@@ -115,11 +115,13 @@ class Guard:
         has_access = not self._access.needs_login or self._is_from_trusted_proxy(address, headers)
         token = _bearer_token(headers)
         if not has_access and self._token and token is not None:
-            wait_s = self._wrong_tokens.remaining_wait_s(address)
-            if wait_s > 0:
-                return _error_response(429, "too many wrong tokens", {"Retry-After": str(int(wait_s) + 1)})
+            # The right token is accepted also from an address that has sent wrong ones: several callers may share the
+            # address, and one of them must not shut out the others.
             has_access = hmac.compare_digest(token, self._token)
             if not has_access:
+                wait_s = self._wrong_tokens.remaining_wait_s(address)
+                if wait_s > 0:
+                    return _error_response(429, "too many wrong tokens", {"Retry-After": str(int(wait_s) + 1)})
                 self._wrong_tokens.record(address)
         scope.setdefault("state", {})["may_see_details"] = has_access
         if has_access or scope["path"] in OPEN_PATHS:
@@ -132,7 +134,7 @@ class Guard:
         """Return whether a trusted reverse proxy has sent the request, with the name of a user in the header."""
         if not self._proxies or not headers.get(self._access.user_header, "").strip():
             return False
-        sender = _parse_ip(address)
+        sender = parse_ip(address)
         return sender is not None and any(sender in network for network in self._proxies)
 
 
@@ -152,7 +154,7 @@ class WrongTokenCounter:
             self._times_by_address.popitem(last=False)  # the address whose last wrong token is the oldest
 
     def remaining_wait_s(self, address: str) -> float:
-        """Return how many seconds this address must wait before it may send a token; 0 if it need not wait."""
+        """Return for how many seconds this address gets 429 for a wrong token; 0 if it gets 401."""
         times = self._times_by_address.get(address)
         if times is None or len(times) < MAX_WRONG_TOKENS:
             return 0.0
@@ -165,7 +167,7 @@ def _address_of(scope: Scope) -> str:
     return str(client[0]) if client else ""
 
 
-def _parse_ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def parse_ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """Parse an IP address; return None if the text is not an IP address.
 
     A socket for both IPv6 and IPv4 shows the address 192.0.2.1 as ::ffff:192.0.2.1. It is returned as 192.0.2.1.

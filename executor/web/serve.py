@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 from typing import Any
 
 import uvicorn
@@ -16,10 +17,14 @@ from executor.settings.settings import Settings
 from executor.settings.types import is_local_address
 from executor.web.agent_view import AgentHandle
 from executor.web.app import make_app
-from executor.web.guard import Access
+from executor.web.guard import Access, parse_ip
 
-#: Maximum number of connections at once. The server answers 503 on every further connection.
+#: Maximum number of connections at once, of all callers and of each other machine. The difference between both is for
+#: callers on this machine, such as the container's health check. The server closes every further connection at once.
 MAX_CONNECTIONS = 64
+MAX_CONNECTIONS_FROM_OTHER_MACHINES = 56
+#: Maximum number of connections from one address of another machine. A trusted reverse proxy may have more.
+MAX_CONNECTIONS_PER_ADDRESS = 16
 #: The server closes a connection on which no complete request arrives within this time.
 REQUEST_TIMEOUT_S = 10.0
 #: After a response, the server closes the connection if no further request arrives within this time.
@@ -31,16 +36,78 @@ SHUTDOWN_TIMEOUT_S = 1
 TICK_S = 1.0
 
 
-class _ProtocolWithTimeout(H11Protocol):
-    """Closes connections on which no request arrives. Without this class, uvicorn would keep them open for ever."""
+class _BoundedProtocol(H11Protocol):
+    """Limits the number of connections, and closes connections on which no complete request arrives.
+
+    Without this class, uvicorn would keep a connection open for ever on which only a part of a request has arrived.
+    """
+
+    #: The addresses and networks of trusted reverse proxies. `make_server` sets them in a subclass.
+    proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn declares this type
+        """Accept the connection, or close it if there are too many."""
         super().connection_made(transport)
-        self.loop.call_later(REQUEST_TIMEOUT_S, self._close_if_idle)
+        self._request_timer: asyncio.TimerHandle | None = None
+        if self._is_one_too_many():
+            transport.abort()
+        else:
+            self._start_request_timer()
 
-    def _close_if_idle(self) -> None:
-        cycle: Any = self.cycle  # uvicorn's object for the present request; None before the first request
-        if cycle is None and not self.transport.is_closing():
+    def data_received(self, data: bytes) -> None:
+        """Process data from the caller. The time for the rest of a request continues to run."""
+        super().data_received(data)
+        if self._is_request_running():
+            self._stop_request_timer()
+        elif self._request_timer is None:
+            self._start_request_timer()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request on the connection."""
+        super().on_response_complete()
+        if not self._is_request_running():
+            self._start_request_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Release what belongs to the connection."""
+        self._stop_request_timer()
+        super().connection_lost(exc)
+
+    def _is_one_too_many(self) -> bool:
+        """Return whether this connection, which is already counted, exceeds one of the limits."""
+        if len(self.connections) > MAX_CONNECTIONS:
+            return True
+        address = self._other_machine()
+        if address is None:
+            return False
+        connections: Any = self.connections  # uvicorn's type does not know this class
+        addresses = [other for connection in connections if (other := connection._other_machine()) is not None]
+        if len(addresses) > MAX_CONNECTIONS_FROM_OTHER_MACHINES:
+            return True
+        is_proxy = any(address in network for network in self.proxies)
+        return not is_proxy and addresses.count(address) > MAX_CONNECTIONS_PER_ADDRESS
+
+    def _other_machine(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+        """Return the address of the caller; None if the caller is on this machine."""
+        address = parse_ip(self.client[0]) if self.client else None
+        return None if address is None or address.is_loopback else address
+
+    def _is_request_running(self) -> bool:
+        cycle: Any = self.cycle  # uvicorn's object for the latest request; None before the first request
+        return cycle is not None and not cycle.response_complete
+
+    def _start_request_timer(self) -> None:
+        self._stop_request_timer()
+        self._request_timer = self.loop.call_later(REQUEST_TIMEOUT_S, self._close_without_request)
+
+    def _stop_request_timer(self) -> None:
+        if self._request_timer is not None:
+            self._request_timer.cancel()
+            self._request_timer = None
+
+    def _close_without_request(self) -> None:
+        self._request_timer = None
+        if not self._is_request_running() and not self.transport.is_closing():
             self.transport.close()
 
 
@@ -79,18 +146,19 @@ def make_server(settings: Settings, handle: AgentHandle) -> Server:
         user_header=settings.smith_http_user_header,
         is_server_local=is_local_address(settings.smith_http_addr),
     )
+    networks = tuple(ipaddress.ip_network(proxy) for proxy in settings.smith_http_proxies)
+    protocol = type("_Protocol", (_BoundedProtocol,), {"proxies": networks})
     return Server(
         uvicorn.Config(
             make_app(handle, access),
             loop="asyncio",
-            http=_ProtocolWithTimeout,
+            http=protocol,
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=MAX_CONNECTIONS,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,

@@ -207,6 +207,12 @@ def test_a_pending_job_without_an_id_does_not_hide_the_others(serve: Serve) -> N
     assert "hunter2!" not in " ".join(pending.unusable_item_descriptions)
 
 
+def test_jobs_beyond_the_requested_number_are_not_read(serve: Serve) -> None:
+    pending = client_of(serve(reply(200, [0] * 200_000))).pending_jobs(limit=10)
+    assert len(pending.unusable_item_descriptions) == 10
+    assert pending.unread_count == 199_990
+
+
 def test_a_truncated_body_is_unavailable(serve: Serve) -> None:
     lengthy = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n[]"
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n[]"

@@ -113,7 +113,7 @@ def test_a_body_that_json_cannot_hold_is_refused_unsent(serve: Serve) -> None:
 def test_an_id_that_is_not_a_uuid_never_becomes_part_of_a_path(serve: Serve, ident: str) -> None:
     server = serve(reply(200, {}))
     client = client_of(server)
-    for call in (client.claim_job, client.get_job, client.get_service, client.get_service_type, client.services):
+    for call in (client.claim_job, client.get_job, client.get_service, client.get_service_type):
         with pytest.raises(FulcrumRefused):
             call(ident)
     for reference in (ident, f"vault://{ident}"):

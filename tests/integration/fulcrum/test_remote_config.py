@@ -17,9 +17,10 @@ from smith_lab.proxmox.certificates import make_certificates
 from smith_lab.simulator.control import SimulatorThread, running_simulator
 from support.simulator_world import World
 
+from executor.agent.reloadable_secrets import ReloadableSecrets
 from executor.errors import SettingsError
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.remote_config import wait_for_remote_settings
+from executor.fulcrum.remote_config import fetch_remote_settings, wait_for_remote_settings
 from executor.fulcrum.remote_members import CA_FILE, MEMBERS
 from executor.redaction import redactor
 from executor.settings.display import setting_rows
@@ -179,6 +180,95 @@ def test_unknown_members_are_ignored(world: World, start: Start) -> None:
     world.admin.call("PATCH", f"/agent-types/{world.ids.agent_type_id}", {"configurationSchema": properties})
     configure(world, somethingNew="x")
     assert start().proxmox_host == "pve.test"
+
+
+# A FulcrumCore that an attacker controls
+
+
+def withdraw_token(world: World, **members: Any) -> None:
+    """Configure the agent in FulcrumCore without `apiTokenId` and `apiTokenSecret`."""
+    schema = load_type("agent-type-proxmox.json")["configurationSchema"]
+    for name in ("apiTokenId", "apiTokenSecret"):
+        del schema["properties"][name]
+    world.admin.call(
+        "PATCH",
+        f"/agent-types/{world.ids.agent_type_id}",
+        {"configurationSchema": schema, "configTemplate": "-", "cmdTemplate": "{{.configUrl}} {{.authToken}}"},
+    )
+    configure(world, **members)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"PROXMOX_TOKEN_ID": "ours", "PROXMOX_TOKEN_SECRET": "local-secret-canary"},
+        {"PROXMOX_PASSWORD": "local-secret-canary"},
+    ],
+)
+def test_a_local_secret_is_not_sent_to_an_address_from_fulcrumcore(
+    own: dict[str, str], world: World, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    withdraw_token(world, apiHost="attacker.test", apiPort=9, verifyTls=False)
+    settings = start(PROXMOX_HOST="pve1.local", PROXMOX_USER="smith@pve", **own)
+    assert (settings.proxmox_host, settings.proxmox_port) == ("pve1.local", 8006)
+    assert settings.proxmox_validate_certs
+    assert ["apiHost", "apiPort", "verifyTls"] in [
+        getattr(record, "msg", {}).get("members") for record in caplog.records if isinstance(record.msg, dict)
+    ]
+
+
+def test_without_a_local_address_the_secret_of_this_machine_is_not_used(world: World, start: Start) -> None:
+    withdraw_token(world, apiHost="attacker.test")
+    (line,) = problems(start, PROXMOX_USER="smith@pve", PROXMOX_PASSWORD="the-password")
+    assert line.startswith("apiHost from FulcrumCore's configuration (the setting PROXMOX_HOST) is used only together")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"PROXMOX_VALIDATE_CERTS": "true"}, {"PROXMOX_CA_BUNDLE": "/etc/ssl/certs/ca-certificates.crt"}],
+)
+def test_a_local_tls_setting_takes_precedence(own: dict[str, str], world: World, start: Start) -> None:
+    configure(world, verifyTls=False, apiTokenSecret=SECRET)
+    settings = start(**own)
+    assert settings.proxmox_validate_certs
+    assert settings.proxmox_host == "pve.test", "the address belongs to the token from FulcrumCore"
+
+
+def test_certificates_are_verified_by_a_local_ca_even_if_fulcrumcore_names_another(
+    world: World, start: Start, tmp_path: Path
+) -> None:
+    make_certificates(tmp_path, "pve.test")
+    configure(world, caBundle=(tmp_path / "ca.pem").read_text(), apiTokenSecret=SECRET)
+    own_bundle = Path("/etc/ssl/certs/ca-certificates.crt")
+    assert start(PROXMOX_CA_BUNDLE=str(own_bundle)).proxmox_ca_bundle == own_bundle
+
+
+def test_a_reload_does_not_send_a_local_secret_to_the_address_from_fulcrumcore(
+    world: World, start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """FulcrumCore first names an address with its own token, and later withdraws the token."""
+    local = {"PROXMOX_HOST": "pve1.local", "PROXMOX_USER": "smith@pve", "PROXMOX_PASSWORD": "local-secret-canary"}
+    environ = {
+        "FULCRUM_API_URL": world.sim.url,
+        "FULCRUM_API_TOKEN": world.ids.agent_token,
+        "SMITH_REMOTE_CONFIG": "true",
+        "SMITH_DATA_DIR": str(tmp_path / "data"),
+        **local,
+    }
+
+    def load_local() -> Settings:
+        return load_settings(env_file=None, environ=environ)
+
+    client = FulcrumClient(world.sim.url, lambda: world.ids.agent_token)
+    configure(world, apiHost="attacker.test", apiTokenId="theirs", apiTokenSecret=SECRET)
+    secrets = ReloadableSecrets(load_local(), load_local)
+    secrets.use_remote_settings(start(**local), lambda settings: fetch_remote_settings(settings, client))
+    assert secrets.credentials()["api_host"] == "attacker.test"
+    withdraw_token(world)
+    assert secrets.reload() == ()
+    assert "local-secret-canary" not in str(secrets.credentials())
+    assert "restart the agent" in caplog.text
 
 
 # Invalid members

@@ -491,10 +491,105 @@ def test_an_address_with_many_wrong_tokens_is_refused(make_site: MakeSite) -> No
     site = make_site(SMITH_HTTP_TOKEN=TOKEN)
     for _ in range(MAX_WRONG_TOKENS):
         assert site.ask("/metrics", authorization="Bearer wrong-wrong-wrong")[0] == 401
-    status, headers, _body = site.ask("/metrics", authorization=f"Bearer {TOKEN}")
+    status, headers, _body = site.ask("/metrics", authorization="Bearer wrong-wrong-wrong")
     assert status == 429
     assert 1 <= int(headers["retry-after"]) <= 61
     assert site.ask("/livez")[0] == 200, "requests without a token are still answered"
+
+
+def test_wrong_tokens_do_not_shut_out_a_caller_with_the_right_token(make_site: MakeSite) -> None:
+    site = make_site(SMITH_HTTP_TOKEN=TOKEN)
+    site.attach()
+    for _ in range(MAX_WRONG_TOKENS + 1):
+        site.ask("/metrics", authorization="Bearer wrong-wrong-wrong")
+    assert site.ask("/metrics", authorization=f"Bearer {TOKEN}")[0] == 200
+
+
+# Connections
+
+
+REQUEST = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def open_connections(site: Site, count: int, host: str = "127.0.0.1") -> list[socket.socket]:
+    return [socket.create_connection((host, site.handle.port), WITHIN_S) for _ in range(count)]
+
+
+def read_until_closed(connection: socket.socket) -> bytes:
+    """Return what arrives until the server closes the connection. Raises TimeoutError if it does not."""
+    connection.settimeout(WITHIN_S)
+    received = b""
+    try:
+        while data := connection.recv(65536):
+            received += data
+    except ConnectionResetError:
+        pass
+    return received
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"G", REQUEST + b"G", REQUEST + b"GET / HTTP/1.1\r\n", REQUEST * 2 + b"G"], ids=repr
+)
+def test_a_connection_with_an_unfinished_request_is_closed(
+    sent: bytes, make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attacker with enough such connections would keep all other callers from the health pages."""
+    monkeypatch.setattr(serve, "REQUEST_TIMEOUT_S", 0.3)
+    site = make_site()
+    with closing(open_connections(site, 1)[0]) as connection:
+        connection.sendall(sent[: len(REQUEST)] if sent.startswith(REQUEST) else sent)
+        if sent.startswith(REQUEST):
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            connection.sendall(sent[len(REQUEST) :])
+        read_until_closed(connection)
+
+
+def test_connections_above_the_limit_are_closed_at_once(make_site: MakeSite) -> None:
+    site = make_site()
+    with ExitStack() as stack:
+        connections = [stack.enter_context(one) for one in open_connections(site, serve.MAX_CONNECTIONS + 8)]
+        for connection in connections[serve.MAX_CONNECTIONS :]:
+            assert read_until_closed(connection) == b""
+        connections[0].sendall(REQUEST)
+        assert connections[0].recv(65536).startswith(b"HTTP/1.1 200"), "the first ones are served"
+    wait_for(lambda: site.ask("/livez")[0] == 200, WITHIN_S, "connections to be accepted again")
+
+
+def test_another_machine_cannot_occupy_all_connections(make_site: MakeSite) -> None:
+    """A connection to the machine's own address comes from that address, as a connection of another machine."""
+    own_address = address_of_this_machine()
+    site = make_site(SMITH_HTTP_ADDR="0.0.0.0:0", SMITH_HTTP_TOKEN=TOKEN)
+    with ExitStack() as stack:
+        connections = [
+            stack.enter_context(one)
+            for one in open_connections(site, serve.MAX_CONNECTIONS_PER_ADDRESS + 4, own_address)
+        ]
+        for connection in connections[serve.MAX_CONNECTIONS_PER_ADDRESS :]:
+            assert read_until_closed(connection) == b""
+        assert site.ask("/livez")[0] == 200
+
+
+def test_a_trusted_proxy_may_have_more_connections_but_not_all(make_site: MakeSite) -> None:
+    own_address = address_of_this_machine()
+    site = make_site(SMITH_HTTP_ADDR="0.0.0.0:0", SMITH_HTTP_PROXIES=own_address)
+    limit = serve.MAX_CONNECTIONS_FROM_OTHER_MACHINES
+    with ExitStack() as stack:
+        connections = [stack.enter_context(one) for one in open_connections(site, limit + 4, own_address)]
+        connections[limit - 1].sendall(REQUEST)
+        assert connections[limit - 1].recv(65536).startswith(b"HTTP/1.1 200")
+        for connection in connections[limit:]:
+            assert read_until_closed(connection) == b""
+        assert site.ask("/livez")[0] == 200, "callers on this machine are always served"
+
+
+def address_of_this_machine() -> str:
+    """Return an IPv4 address of this machine that is not a loopback address. Skip the test if there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing, only chooses the address of the sender
+        except OSError:
+            pytest.skip("this machine has only loopback addresses")
+        return str(probe.getsockname()[0])
 
 
 def test_only_configured_reverse_proxies_may_name_the_user(make_site: MakeSite) -> None:

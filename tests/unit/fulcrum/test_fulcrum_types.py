@@ -235,6 +235,13 @@ def test_text_that_is_not_json_is_a_value_error(content: bytes) -> None:
         parse_json(content)
 
 
+def test_json_with_a_string_that_is_not_closed_is_refused_in_one_pass() -> None:
+    """If the search began again at each quote, this text would take minutes and not a moment."""
+    for end in ("", "\\"):
+        with pytest.raises(ValueError, match="string that is not closed"):
+            parse_json(("[" * (MAX_JSON_DEPTH + 1) + '"' + '\\"' * 400_000 + end).encode())
+
+
 def test_json_is_read_with_a_byte_order_mark_and_with_the_last_of_two_equal_names() -> None:
     assert parse_json(b'\xef\xbb\xbf{"a": 1, "a": 2}') == {"a": 2}
 

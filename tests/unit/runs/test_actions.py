@@ -128,6 +128,15 @@ def test_a_file_of_another_user_is_refused(ours: Path, theirs: Path) -> None:
     assert "is owned by user 12345" in refusal("stop", theirs, ours)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_a_folder_in_the_sticky_folder_of_another_user_is_refused(ours: Path, theirs: Path) -> None:
+    """The owner of a sticky folder can replace every entry of it."""
+    theirs.parent.chmod(0o1777)
+    assert actions.find("stop", [theirs, ours]).playbook == theirs / "stop.yml"
+    os.chown(theirs.parent, 65534, 65534)
+    assert ", a parent folder, is owned by user 65534" in refusal("stop", theirs, ours)
+
+
 def test_the_modes_of_our_own_folder_are_not_checked(ours: Path) -> None:
     """A checkout with umask 002 is group-writable, and the wheel's files have the installer's owner."""
     (ours / "stop.yml").chmod(0o664)

@@ -109,6 +109,29 @@ def test_a_missing_dotenv_is_allowed_and_an_unreadable_one_is_a_problem(tmp_path
     assert problems({}, env_file=tmp_path / "binary") == [f"{tmp_path}/binary cannot be read: it is not UTF-8 text"]
 
 
+@pytest.mark.parametrize("mode", [0o622, 0o660, 0o606])
+def test_a_dotenv_that_others_can_write_is_refused(dotenv: Path, mode: int) -> None:
+    dotenv.write_text("PROXMOX_VALIDATE_CERTS=false\n")
+    dotenv.chmod(mode)
+    (line,) = problems({}, env_file=dotenv)
+    assert f"{dotenv} is refused: other users can write to it (mode {mode:04o}); run: chmod go-w .env" in line
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_dotenv_of_another_user_is_refused(tmp_path: Path, dotenv: Path, is_link: bool) -> None:
+    if is_link:
+        target = tmp_path / "ours"
+        target.write_text("PROXMOX_VALIDATE_CERTS=false\n")
+        dotenv.symlink_to(target)
+    else:
+        dotenv.write_text("PROXMOX_VALIDATE_CERTS=false\n")
+        dotenv.chmod(0o600)
+    os.chown(dotenv, 65534, 65534, follow_symlinks=False)
+    (line,) = problems({}, env_file=dotenv)
+    assert "is refused: it is owned by user 65534" in line
+
+
 def test_variables_of_other_programs_in_dotenv_are_ignored(dotenv: Path) -> None:
     dotenv.write_text("POSTGRES_PASSWORD=x\nCOMPOSE_FILE=y\n")
     load(env_file=dotenv)

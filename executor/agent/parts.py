@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from executor.agent.admission import Admission
 from executor.agent.agent import Mode
 from executor.agent.claim import Claimer
+from executor.agent.critical_job import CriticalJob
 from executor.agent.dispatcher import Dispatcher
 from executor.agent.fence import Fence
 from executor.agent.heartbeat import Heartbeat
@@ -21,7 +22,6 @@ from executor.agent.reconciler import Reconciler
 from executor.agent.refused_jobs import RefusedJobs
 from executor.agent.reservation import MappingFinder
 from executor.agent.resources import ResourceAllocator
-from executor.agent.scheduler import CriticalJob
 from executor.agent.state import AgentState
 from executor.agent.worker import Worker
 from executor.drift.inspector import Inspector

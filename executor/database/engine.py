@@ -25,10 +25,6 @@ from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
 
 #: How long a transaction on SQLite waits for the write lock of the database before it fails.
 BUSY_TIMEOUT_MS = 15_000
-#: PostgreSQL cancels a statement that takes longer than this.
-STATEMENT_TIMEOUT_MS = 15_000
-#: The driver gives up when connecting to PostgreSQL takes longer than this.
-CONNECT_TIMEOUT_S = 5
 #: The number of connections that the pool keeps open, and the number that it may open in addition.
 POOL_SIZE, MAX_POOL_OVERFLOW = 20, 20
 #: The backoff of `write_with_retry` starts with the first value, and doubles up to the second value.
@@ -56,16 +52,9 @@ def open_engine(url: str | URL) -> Engine:
 
 def _postgresql_engine(url: URL) -> Engine:
     try:
-        return create_engine(
-            url,
-            pool_pre_ping=True,
-            pool_size=POOL_SIZE,
-            max_overflow=MAX_POOL_OVERFLOW,
-            connect_args={
-                "connect_timeout": CONNECT_TIMEOUT_S,
-                "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC",
-            },
-        )
+        from executor.database.postgresql import open_postgresql_engine  # noqa: PLC0415 (its driver is optional)
+
+        return open_postgresql_engine(url, pool_size=POOL_SIZE, max_overflow=MAX_POOL_OVERFLOW)
     except ModuleNotFoundError:
         raise DatabaseError("PostgreSQL needs the driver psycopg: install agent-smith[postgres]") from None
 

@@ -19,21 +19,18 @@ from executor.database.tables import CriticalJob, db_now, utc_now
 PERIOD_SHARE = 0.8
 
 
-def try_start_period(session: Session, name: str, interval_s: float, *, force: bool = False) -> bool:
-    """Start the next period of a critical job if its previous period is over, or if `force` is True.
+def try_start_period(session: Session, name: str, interval_s: float) -> bool:
+    """Start the next period of a critical job if its previous period is over.
 
     Returns True if this call started the period. The caller must then run the job. If several agents call this function
-    without `force` at the same time, only one of the calls returns True.
+    at the same time, only one of the calls returns True.
     """
-    new_row = {"name": name, "interval_s": interval_s, "failures": 0, "runs": 0}
     # If two agents insert the row at the same time, only one row is stored. Then both run the UPDATE below. The first
     # UPDATE sets `due_at`, so the second one finds that the job is not due.
-    session.execute(insert_into(session, CriticalJob).values(new_row).on_conflict_do_nothing(index_elements=["name"]))
+    _insert_if_missing(session, name, interval_s)
     has_new_interval = CriticalJob.interval_s != interval_s  # the stored `due_at` results from the earlier interval
     is_due = or_(is_wait_over(CriticalJob.due_at, interval_s), has_new_interval)
-    stmt = update(CriticalJob).where(CriticalJob.name == name)
-    if not force:
-        stmt = stmt.where(is_due)
+    stmt = update(CriticalJob).where(CriticalJob.name == name, is_due)
     columns = {"due_at": db_now(interval_s * PERIOD_SHARE), "interval_s": interval_s, "last_started_at": utc_now()}
     return execute_and_count(session, stmt.values(**columns)) == 1
 
@@ -48,11 +45,17 @@ def record_runs(  # noqa: PLR0913 (one parameter for each stored value)
 ) -> None:
     """Store the last `run_count` runs of a critical job that every agent runs. At most the last of them has failed.
 
-    `started_at` and `error` are those of the last run. Without a row for the critical job, nothing is stored.
+    `started_at` and `error` are those of the last run.
     """
+    _insert_if_missing(session, name, interval_s)
     columns = _result_columns(run_count, error)
     columns |= {"due_at": db_now(interval_s * PERIOD_SHARE), "interval_s": interval_s, "last_started_at": started_at}
     session.execute(update(CriticalJob).where(CriticalJob.name == name).values(**columns))
+
+
+def _insert_if_missing(session: Session, name: str, interval_s: float) -> None:
+    new_row = {"name": name, "interval_s": interval_s, "failures": 0, "runs": 0}
+    session.execute(insert_into(session, CriticalJob).values(new_row).on_conflict_do_nothing(index_elements=["name"]))
 
 
 def _result_columns(run_count: int, error: str | None) -> dict[str, Any]:

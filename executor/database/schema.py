@@ -52,10 +52,11 @@ def _migrating(engine: Engine) -> Iterator[Connection]:
     """Open a transaction that changes the schema. Other migrations wait until this transaction has ended."""
     with engine.execution_options(smith_migrating=True).connect() as connection:
         try:
-            with connection.begin():
+            with connection.begin(), contextlib.ExitStack() as stack:
                 if engine.dialect.name == "postgresql":
-                    # 0 means no timeout. The timeout that `open_engine` sets is too short to migrate a large table.
-                    connection.execute(text("SET LOCAL statement_timeout = 0"))
+                    from executor.database.postgresql import without_timeouts  # noqa: PLC0415 (its driver is optional)
+
+                    stack.enter_context(without_timeouts(connection))  # to migrate a large table takes long
                     connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
                 yield connection
         finally:

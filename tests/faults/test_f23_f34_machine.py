@@ -220,6 +220,26 @@ def test_f27_postgresql_closes_connections_and_restarts(postgres: PostgresCluste
         system.assert_consistent()
 
 
+def test_f27_postgresql_is_suspended(postgres: PostgresCluster, make_system: MakeSystem) -> None:
+    """PostgreSQL is suspended for longer than its statement timeout, but no connection is cut
+    → heartbeats continue, and jobs continue when it resumes.
+    """
+    with ExitStack() as stack:
+        url = stack.enter_context(postgres.fresh_database())
+        system = make_system(time_scale=0.3, SMITH_DATABASE_URL=url, FULCRUM_HEARTBEAT_INTERVAL_S="2")
+        stack.enter_context(stopping_the_executor(system))
+        system.start()
+        service_id = system.order_service("f27-suspended")
+        system.until(lambda: system.clones_of(service_id), "the clone to begin")
+        with postgres.suspended():
+            count = len(heartbeats(system))
+            system.until(lambda: len(heartbeats(system)) >= count + 12, "heartbeats during the suspension")
+        assert system.wait_for_jobs(service_id)["status"] == "Stopped"
+        assert system.wait_for_jobs(system.order_service("f27-resumed"))["status"] == "Stopped"
+        assert not system.lab.log_events("critical_job_restarted")
+        system.assert_consistent()
+
+
 def test_f27_postgresql_is_away_when_the_executor_starts(postgres: PostgresCluster, make_system: MakeSystem) -> None:
     """PostgreSQL does not answer at the start of the executor → the executor waits for it and then works."""
     with ExitStack() as stack:

@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
@@ -74,6 +75,23 @@ class PostgresCluster:
         if self.process is not None:
             self.process.send_signal(signum)
             self.process.wait(timeout=START_WITHIN_S)
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Suspend every process of the server while the block runs: it answers nothing, but no connection is cut."""
+        assert self.process is not None
+        server = psutil.Process(self.process.pid)
+        server.suspend()  # first, so that it starts no other process
+        processes = [server, *server.children(recursive=True)]
+        try:
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.suspend()
+            yield
+        finally:
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     def url(self, name: str) -> str:
         """Return SQLAlchemy's address of one of its databases."""

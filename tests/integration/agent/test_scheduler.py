@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 import structlog
 from sqlalchemy import Engine, event
+from support.databases import PostgresCluster
 
-from executor.agent.scheduler import MAX_UNSTORED_S, CriticalJob, Scheduler
+from executor.agent.critical_job import CriticalJob
+from executor.agent.run_recorder import MAX_UNSTORED_S
+from executor.agent.scheduler import Scheduler
 from executor.agent.state import Link
 from executor.database import periods, queries
 from executor.database.engine import reading, transaction
@@ -283,6 +286,21 @@ def test_a_shared_job_runs_on_one_node_only(make_scheduler: MakeScheduler, engin
     assert sum(fake.turns for fake in shared) == 1
 
 
+def test_a_hung_server_delays_no_job_of_each_agent(
+    postgres: PostgresCluster, postgres_engine: Engine, make_scheduler: MakeScheduler
+) -> None:
+    """The first start, too, is stored only after the execution."""
+    fake = FakeJob()
+    with postgres.suspended():
+        scheduler = make_scheduler(CriticalJob(name="fake", interval_s=OFTEN_S, run=fake), engine=postgres_engine)
+        wait_for(lambda: fake.turns >= 3, "three turns")
+        scheduler.jobs["fake"].run = FakeJob(OSError("full"))  # a failure is stored at once
+        wait_for(lambda: scheduler.jobs["fake"].last_error, "the failure")
+        scheduler.jobs["fake"].run = later = FakeJob()
+        wait_for(lambda: later.turns >= 3, "turns after the failure")
+    wait_for(lambda: facts(postgres_engine, "fake"), "the row")
+
+
 def test_a_locked_database_stops_no_job(sqlite_engine: Engine, make_scheduler: MakeScheduler) -> None:
     """Nor does it delay one by the usual lock timeout of 15 s: after 30 s FulcrumCore gives the agent up."""
     fake = FakeJob()
@@ -295,14 +313,16 @@ def test_a_locked_database_stops_no_job(sqlite_engine: Engine, make_scheduler: M
     wait_for(lambda: facts(sqlite_engine, "fake"), "the row")
 
 
-def test_the_start_of_a_turn_is_stored_before_it(make_scheduler: MakeScheduler, sqlite_engine: Engine) -> None:
+def test_the_start_of_a_turn_that_only_one_agent_takes_is_stored_before_it(
+    make_scheduler: MakeScheduler, sqlite_engine: Engine
+) -> None:
     seen = []
 
     def look() -> None:
         row = facts(sqlite_engine, "fake")
         seen.append((row.last_started_at is not None, row.last_finished_at, row.runs))
 
-    make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=FakeJob(look)))
+    make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=FakeJob(look), runs_on_each_agent=False))
     wait_for(lambda: seen, "the turn")
     assert seen == [(True, None, 0)]
 
@@ -342,13 +362,13 @@ def test_successful_turns_in_a_short_time_are_stored_together(sqlite_engine: Eng
     scheduler = Scheduler(sqlite_engine, [CriticalJob(name="fake", interval_s=NEVER_S, run=fake)])
     scheduler.start()
     wait_for(lambda: (row := facts(sqlite_engine, "fake")) and row.runs == 1, "the first result")
-    assert writes.count == 2, "one for the first start, one for its result"
+    assert writes.count == 1
     wake_until(scheduler, fake, 6)
-    assert (writes.count, facts(sqlite_engine, "fake").runs) == (2, 1)
+    assert (writes.count, facts(sqlite_engine, "fake").runs) == (1, 1)
     started_before = facts(sqlite_engine, "fake").last_started_at
     scheduler.stop(timeout_s=WITHIN_S)
     row = facts(sqlite_engine, "fake")
-    assert (writes.count, row.runs, row.failures, row.last_error) == (3, 6, 0, None)
+    assert (writes.count, row.runs, row.failures, row.last_error) == (2, 6, 0, None)
     assert row.last_started_at > started_before
 
 
@@ -362,7 +382,7 @@ def test_a_result_that_is_too_old_is_stored_in_one_transaction(
     scheduler.jobs["fake"].stored_at -= MAX_UNSTORED_S
     wake_until(scheduler, fake, 4)
     wait_for(lambda: facts(sqlite_engine, "fake").runs == 4, "the result")
-    assert writes.count == 3
+    assert writes.count == 2
 
 
 def test_a_failure_and_the_success_after_it_are_stored_at_once(
@@ -372,7 +392,7 @@ def test_a_failure_and_the_success_after_it_are_stored_at_once(
     scheduler = make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=fake))
     wait_for(lambda: fake.turns == 1, "the first turn")
     wake_until(scheduler, fake, 3)
-    wait_for(lambda: facts(sqlite_engine, "fake").failures == 1, "the failure")
+    wait_for(lambda: (row := facts(sqlite_engine, "fake")) and row.failures == 1, "the failure")
     assert (facts(sqlite_engine, "fake").runs, facts(sqlite_engine, "fake").last_error) == (3, "full")
     wake_until(scheduler, fake, 4)
     wait_for(lambda: facts(sqlite_engine, "fake").failures == 0, "the success")

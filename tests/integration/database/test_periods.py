@@ -39,10 +39,9 @@ def test_after_the_clock_was_set_back_a_period_starts(engine: Engine) -> None:
         assert not periods.try_start_period(session, "prune", 1000)
 
 
-def test_a_forced_period_and_a_new_interval_start_at_once(engine: Engine) -> None:
+def test_a_period_with_a_new_interval_starts_at_once(engine: Engine) -> None:
     with transaction(engine) as session:
         periods.try_start_period(session, "prune", 3600)
-        assert periods.try_start_period(session, "prune", 3600, force=True)
         assert periods.try_start_period(session, "prune", 60)
         assert not periods.try_start_period(session, "prune", 60)
 

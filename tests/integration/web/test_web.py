@@ -28,8 +28,9 @@ from support.cli_world import claim, submit
 from support.databases import migrated_sqlite_file
 
 from executor.agent import disk_space as space
+from executor.agent.critical_job import CriticalJob
 from executor.agent.meters import MAX_LABELLED_ACTIONS, Meters
-from executor.agent.scheduler import CriticalJob, Scheduler
+from executor.agent.scheduler import Scheduler
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings, nodes
 from executor.database.engine import open_engine, transaction

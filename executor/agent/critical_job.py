@@ -1,0 +1,34 @@
+"""Defines a critical job: a periodic task of the agent, such as Heartbeat."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from executor.agent.state import Link
+
+
+@dataclass(kw_only=True)
+class CriticalJob:
+    """A periodic task of the agent."""
+
+    name: str
+    interval_s: float
+    run: Callable[[], float | None]  #: executes the critical job once; may return the seconds until the next execution
+    wake_requested: threading.Event = field(default_factory=threading.Event)  #: set to start an execution now
+    runs_on_each_agent: bool = True  #: if False, only one of the agents that share a database executes it
+    #: Records whether FulcrumCore answers. The scheduler records failures in it, and `run` records successes.
+    link: Link | None = None
+    started_at: float = 0.0  #: monotonic; start of the current or last execution
+    finished_at: float = 0.0  #: monotonic; end of the last execution
+    #: The type of the last logged exception; '' after a success. The same type is not logged again before a success.
+    #: FulcrumUnavailable is not logged here, because `link` logs the outage.
+    logged_error_type: str = ""
+    last_started: datetime | None = None  #: start of the current or last execution
+    last_error: str | None = None  #: error of the last execution
+    unstored_count: int = 0  #: number of executions since a result was last stored
+    stored_error: str | None = None  #: error in the result that was last stored
+    stored_at: float = float("-inf")  #: monotonic time at which a result was last stored
+    generation: int = 0  #: incremented by `restart`; a thread of an older generation ends

@@ -1,0 +1,113 @@
+"""Stores the executions of the critical jobs in the database, one row per critical job.
+
+A critical job is a periodic task of the agent; the name `job` in this module always means one.
+
+A database that hangs must not delay a heartbeat. So the executions of a job that every agent executes, such as
+Heartbeat, are stored after the job has called FulcrumCore, and by a thread of their own. The successful ones are stored
+together, every MAX_UNSTORED_S seconds, because GetPendingJobs runs every 2 s. A failure, and the first success after a
+failure, are stored at once. If the database cannot be written, the next execution of the job causes another attempt.
+
+The start of a job that only one agent executes is stored before the execution, because it decides which agent executes
+the job.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from executor.agent.critical_job import CriticalJob
+from executor.database import periods
+from executor.database.engine import transaction
+from executor.errors import DatabaseError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+#: How long a write waits for SQLite's lock.
+SQLITE_LOCK_TIMEOUT_MS = 500
+#: Maximum time for which successful executions are not stored. It must be much shorter than the time after which
+#: `smith critical` and `smith status` show a critical job as overdue (3 intervals plus 30 s).
+MAX_UNSTORED_S = 10.0
+
+
+class RunRecorder:
+    """Stores the executions of critical jobs."""
+
+    def __init__(self, engine: Engine, jobs: Collection[CriticalJob]) -> None:
+        self._engine = engine.execution_options(smith_busy_timeout_ms=SQLITE_LOCK_TIMEOUT_MS)
+        self._jobs = jobs
+        self._lock = threading.Lock()  #: protects the counters of the jobs
+        self._wake_requested = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run_loop, name="critical-job-results", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread that stores the executions of the jobs that every agent executes."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """Store all executions that are not stored, and end the thread. Wait for it no longer than `timeout_s`."""
+        self._stopping.set()
+        self._wake_requested.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def try_start_period(self, job: CriticalJob) -> bool:
+        """Store the start of an execution. Return False when another agent has already executed the job.
+
+        A period is the time in which only one agent executes the critical job. It is a little shorter than an interval.
+        """
+        if job.runs_on_each_agent:
+            return True
+        try:
+            with transaction(self._engine) as session:
+                return periods.try_start_period(session, job.name, job.interval_s)
+        except DatabaseError:
+            return True  # without the database, every agent executes the critical job
+
+    def note_run(self, job: CriticalJob) -> None:
+        """Record one execution, and have it stored if that is due."""
+        with self._lock:
+            job.unstored_count += 1
+        if not job.runs_on_each_agent:
+            self._store(job)
+        elif self._must_store(job):
+            self._wake_requested.set()
+
+    def _run_loop(self) -> None:
+        while not self._stopping.is_set():
+            self._wake_requested.wait()
+            self._wake_requested.clear()
+            for job in self._jobs:
+                if job.runs_on_each_agent and self._must_store(job):
+                    self._store(job)
+        for job in self._jobs:
+            if job.unstored_count:
+                self._store(job)
+
+    @staticmethod
+    def _must_store(job: CriticalJob) -> bool:
+        """True unless the last execution succeeded, as did the last stored one, which is not MAX_UNSTORED_S old."""
+        has_failed = job.last_error is not None or job.stored_error is not None
+        is_old = time.monotonic() - job.stored_at >= MAX_UNSTORED_S
+        return job.unstored_count > 0 and (has_failed or is_old)
+
+    def _store(self, job: CriticalJob) -> None:
+        """Store the executions since the last stored result. Do nothing if the database cannot be written."""
+        with self._lock:
+            run_count, error, started_at = job.unstored_count, job.last_error, job.last_started
+        with suppress(DatabaseError):
+            with transaction(self._engine) as session:
+                if job.runs_on_each_agent and started_at is not None:
+                    periods.record_runs(
+                        session, job.name, job.interval_s, started_at=started_at, run_count=run_count, error=error
+                    )
+                else:
+                    periods.record_period_result(session, job.name, error=error)
+            with self._lock:
+                job.unstored_count -= run_count
+            job.stored_error, job.stored_at = error, time.monotonic()

@@ -1,0 +1,127 @@
+"""Opens PostgreSQL so that a server that stops answering never blocks a thread for long.
+
+Four limits work together. CONNECT_TIMEOUT_S limits a new connection. The server itself ends a statement after
+STATEMENT_TIMEOUT_S. TCP keepalives and `tcp_user_timeout` end a connection to a machine that has disappeared. None of
+them ends the wait for a server that is suspended, because its machine still acknowledges each packet. So the client
+closes a connection that has not answered for RESPONSE_TIMEOUT_S.
+
+This module is imported only for a PostgreSQL database, because the driver psycopg is optional.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator, Iterator
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import waiting
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL
+
+from executor.errors import DatabaseError
+
+#: The driver gives up when connecting to PostgreSQL takes longer than this.
+CONNECT_TIMEOUT_S = 5
+#: PostgreSQL cancels a statement that takes longer than this.
+STATEMENT_TIMEOUT_S = 15
+#: The client closes a connection when the answer takes longer than this. It is longer than STATEMENT_TIMEOUT_S, so a
+#: server that works reports a slow statement itself, and the connection stays usable.
+RESPONSE_TIMEOUT_S = 17.0
+#: The kernel ends a connection when the server's machine acknowledges nothing: after 5 s without data it sends a probe
+#: every 2 s, and gives up after 3 probes. Data that is not acknowledged within 10 s ends the connection, too.
+TCP_LIMITS = {
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+#: The parameter of SMITH_DATABASE_URL that says after how many executions a statement is prepared in the server. With
+#: the value `none` no statement is prepared, as PgBouncer needs it if it cannot track prepared statements.
+PREPARE_PARAMETER = "prepare_threshold"
+
+_Result = TypeVar("_Result")
+
+
+class LimitedConnection(psycopg.Connection[Any]):
+    """A connection that is closed when the server does not answer in time. The call then raises OperationalError."""
+
+    response_timeout_s: float | None = None  #: None: no limit
+
+    def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
+        """Wait until a request of the driver is answered. The driver calls this method for each request."""
+        return super().wait(self._limited(gen), *arguments, **options)
+
+    def _limited(self, request: Generator[Any, Any, _Result]) -> Generator[Any, Any, _Result]:
+        """Pass the driver's events on to `request`, and raise OperationalError when the limit has passed.
+
+        The driver sends READY_NONE every 0.1 s while the server sends nothing.
+        """
+        started_at = time.monotonic()
+        try:
+            awaited_event = next(request)
+            while True:
+                ready_events = yield awaited_event
+                if ready_events == waiting.READY_NONE and self._is_overdue(started_at):
+                    self.pgconn.finish()  # so that a late answer is not taken for that of the next request
+                    raise psycopg.OperationalError(f"the server did not answer within {self.response_timeout_s:g} s")
+                awaited_event = request.send(ready_events)
+        except StopIteration as end:
+            result: _Result = end.value
+            return result
+
+    def _is_overdue(self, started_at: float) -> bool:
+        return self.response_timeout_s is not None and time.monotonic() - started_at >= self.response_timeout_s
+
+
+def open_postgresql_engine(
+    url: URL, *, pool_size: int, max_overflow: int, response_timeout_s: float = RESPONSE_TIMEOUT_S
+) -> Engine:
+    """Return an engine for a PostgreSQL database. Raises DatabaseError for a wrong parameter in the URL."""
+    engine = create_engine(
+        url.difference_update_query([PREPARE_PARAMETER]),
+        pool_pre_ping=True,
+        pool_size=pool_size,
+        max_overflow=max_overflow,
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_S}s -c timezone=UTC",
+            **TCP_LIMITS,
+            **_prepare_arguments(url),
+        },
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def connect(_dialect: Any, _record: Any, arguments: list[Any], parameters: dict[str, Any]) -> LimitedConnection:
+        connection = LimitedConnection.connect(*arguments, **parameters)
+        connection.response_timeout_s = response_timeout_s
+        return connection
+
+    return engine
+
+
+def _prepare_arguments(url: URL) -> dict[str, int | None]:
+    """Return the driver's argument for PREPARE_PARAMETER, and nothing if the URL does not contain the parameter."""
+    value = url.query.get(PREPARE_PARAMETER)
+    if value is None:
+        return {}
+    if value == "none":
+        return {PREPARE_PARAMETER: None}
+    if isinstance(value, str) and value.isascii() and value.isdecimal():
+        return {PREPARE_PARAMETER: int(value)}
+    raise DatabaseError(f"the parameter {PREPARE_PARAMETER} in the database's URL must be a number or none")
+
+
+@contextlib.contextmanager
+def without_timeouts(connection: Connection) -> Iterator[None]:
+    """Let statements in the current transaction of this connection take as long as they need."""
+    driver_connection = connection.connection.driver_connection
+    assert isinstance(driver_connection, LimitedConnection)  # noqa: S101 (the engine opens only such connections)
+    connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+    response_timeout_s, driver_connection.response_timeout_s = driver_connection.response_timeout_s, None
+    try:
+        yield
+    finally:
+        driver_connection.response_timeout_s = response_timeout_s

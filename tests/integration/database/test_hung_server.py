@@ -1,0 +1,106 @@
+"""A PostgreSQL server that does not answer, or that a pooler stands in front of."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.engine import make_url
+from support.databases import PostgresCluster
+
+from executor.database import schema
+from executor.database.engine import open_engine, reading, transaction
+from executor.database.postgresql import RESPONSE_TIMEOUT_S, STATEMENT_TIMEOUT_S, open_postgresql_engine
+from executor.errors import DatabaseError, DatabaseUnavailable
+
+RESPONSE_LIMIT_S = 1.0
+WITHIN_S = 30.0
+
+
+@pytest.fixture
+def impatient_engine(postgres: PostgresCluster) -> Iterator[Engine]:
+    """Open an empty PostgreSQL database with a short limit of the client."""
+    url = make_url(postgres.emptied_database())
+    engine = open_postgresql_engine(url, pool_size=2, max_overflow=2, response_timeout_s=RESPONSE_LIMIT_S)
+    yield engine
+    engine.dispose()
+
+
+def select_one(engine: Engine) -> int | None:
+    with reading(engine) as session:
+        return session.scalar(text("SELECT 1"))
+
+
+def test_a_statement_fails_when_the_server_is_suspended_and_succeeds_afterwards(
+    impatient_engine: Engine, postgres: PostgresCluster
+) -> None:
+    failing = pytest.raises(DatabaseUnavailable, match="did not answer within 1 s")
+    with failing, transaction(impatient_engine) as session:
+        session.execute(text("SELECT 1"))
+        with postgres.suspended():
+            session.execute(text("SELECT 1"))
+    assert select_one(impatient_engine) == 1
+
+
+def test_an_unused_connection_fails_when_the_server_is_suspended(
+    impatient_engine: Engine, postgres: PostgresCluster
+) -> None:
+    assert select_one(impatient_engine) == 1
+    with postgres.suspended(), pytest.raises(DatabaseUnavailable):
+        select_one(impatient_engine)
+    assert select_one(impatient_engine) == 1
+
+
+def test_a_migration_may_take_longer_than_a_statement(impatient_engine: Engine) -> None:
+    with schema._migrating(impatient_engine) as connection:
+        connection.execute(text("SELECT pg_sleep(2)"))
+    with pytest.raises(DatabaseUnavailable), transaction(impatient_engine) as session:
+        session.execute(text("SELECT pg_sleep(2)"))
+
+
+def test_a_server_that_works_ends_a_slow_statement_before_the_client_gives_up(postgres_engine: Engine) -> None:
+    assert RESPONSE_TIMEOUT_S > STATEMENT_TIMEOUT_S
+    with reading(postgres_engine) as session:
+        assert session.scalar(text("SHOW statement_timeout")) == f"{STATEMENT_TIMEOUT_S}s"
+
+
+def test_two_threads_do_not_share_the_limit(impatient_engine: Engine) -> None:
+    """A thread that waits for a slow answer does not end the request of another one."""
+    errors: list[BaseException] = []
+
+    def sleep_in_database() -> None:
+        try:
+            with transaction(impatient_engine) as session:
+                session.execute(text("SELECT pg_sleep(5)"))
+        except DatabaseUnavailable as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=sleep_in_database)
+    thread.start()
+    limit = time.monotonic() + WITHIN_S
+    while thread.is_alive():
+        assert select_one(impatient_engine) == 1
+        assert time.monotonic() < limit
+    assert len(errors) == 1
+
+
+@pytest.mark.parametrize(("parameter", "is_prepared"), [("", True), ("&prepare_threshold=none", False)])
+def test_statements_are_prepared_in_the_server_unless_the_url_forbids_it(
+    postgres: PostgresCluster, parameter: str, is_prepared: bool
+) -> None:
+    engine = open_engine(postgres.emptied_database() + parameter)
+    with reading(engine) as session:
+        for _ in range(10):
+            session.execute(text("SELECT 1"))
+        count = session.scalar(text("SELECT count(*) FROM pg_prepared_statements WHERE statement = 'SELECT 1'"))
+    engine.dispose()
+    assert bool(count) is is_prepared
+
+
+@pytest.mark.parametrize("value", ["-1", "yes", "1.5"])
+def test_a_wrong_threshold_of_prepared_statements_is_refused(value: str) -> None:
+    with pytest.raises(DatabaseError, match="prepare_threshold"):
+        open_engine(f"postgresql://smith@db.example.net/smith?prepare_threshold={value}")

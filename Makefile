@@ -15,7 +15,7 @@ COSTS := .pytest_cache/costs.jsonl
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab test contract slowest collection-test check security format bench chaos explore strangers mutation image image-test release release-test constraints clean
+.PHONY: help setup demo lab test contract slowest collection-test check security format bench chaos kill-matrix explore strangers mutation image image-test release release-test constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,8 +61,11 @@ format: $(STAMP) ## format the code and fix lint errors with ruff
 bench: $(STAMP) ## run the benchmarks (BENCH_QUICK=1: two minutes; BENCH_ARGS=--help: parts and sizes)
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 
-chaos: $(STAMP) ## run jobs with random faults (JOBS, KILLS, SEED), then check that none was lost or done twice
-	@PYTHONPATH=tests $(BIN)/python tests/faults/chaos.py --jobs $(or $(JOBS),300) --kills $(or $(KILLS),40) $(if $(SEED),--seed $(SEED))
+chaos: $(STAMP) ## run jobs with random faults (JOBS, KILLS, SEED, DATABASE), then check that none was lost or done twice
+	@PYTHONPATH=tests $(BIN)/python -m faults.chaos --jobs $(or $(JOBS),300) --kills $(or $(KILLS),40) $(if $(SEED),--seed $(SEED)) --database $(or $(DATABASE),sqlite)
+
+kill-matrix: $(STAMP) ## kill each kind of process at each point of a create, start, update and delete (MATRIX_ARGS=--help)
+	@PYTHONPATH=tests $(BIN)/python -m faults.kill_matrix $(MATRIX_ARGS)
 
 strangers: $(STAMP) ## run every action while VMs move, vanish and lock and answers are lost (RUNS, SEED); records in .cache
 	@STRANGER_RUNS=$(or $(RUNS),500) STRANGER_SEED=$(or $(SEED),0) STRANGER_RECORD=$(CURDIR)/.cache/strangers.jsonl \

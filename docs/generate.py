@@ -20,6 +20,8 @@ DOCS = Path(__file__).parent
 TESTS = DOCS.parent / "tests"
 #: The recorded result of the last long run of `make chaos`, written by hand.
 CHAOS = TESTS / "data" / "chaos.md"
+#: The recorded result of the last run of `make kill-matrix`, written by hand.
+KILL_MATRIX = TESTS / "data" / "kill-matrix.md"
 #: The recorded result of the last run of `make mutation`, written by hand.
 MUTATION = TESTS / "data" / "mutation.md"
 #: The folders of the module index in ARCHITECTURE.md.
@@ -94,12 +96,40 @@ Proxmox's guests (`tests/faults/history.py`), and fails if a job is lost (R1), d
 contradictorily (R3), or if a changing request was sent for a foreign VM (R4). All of them run with `make test`, which
 also prints the measured values of R5 to R7 ([promises.md](promises.md)).
 
-`make chaos` runs many jobs with random faults: it kills and pauses the agent, the supervisor and runs, at named
-points and at random times, cuts and delays their connections, drops answers, repeats requests, lets Proxmox's
-requests and tasks fail, and times jobs out in FulcrumCore. `JOBS`, `KILLS` and `SEED` set the amount and the seed,
-which is printed. A short chaos run is part of `make test`.
+`make chaos` runs many jobs with random faults:
+
+- it kills the agent at random times, at named points and while its database is away, and any process of the running
+  tree: supervisor, agent, servers of warm runs, guards, runs, Ansible's workers and modules;
+- it pauses the agent, cuts and delays its connections, drops answers, processes claims after the agent has given up
+  waiting, repeats reports, and answers for a time everything with 403 but some requests;
+- it lets Proxmox's requests and tasks fail, and times jobs out in FulcrumCore;
+- it hangs the database (PostgreSQL's processes are suspended, SQLite's file is locked) or stops PostgreSQL;
+- it fills the data folder and the run folder. Both are small file systems that the run mounts in a mount namespace of
+  its own: the machine's disks and /dev/shm are not touched. Where no namespace is permitted, the run says so.
+
+`JOBS`, `KILLS`, `SEED` and `DATABASE` (`sqlite` or `postgresql`) set the amount, the seed, which is printed, and the
+database. The run fails if a job is lost, duplicated or reported contradictorily, a foreign VM is changed, two runs of
+one VM have processes at the same time, a process of a run is left, or less than 80 % of the jobs complete. A short
+chaos run is part of `make test`.
 
 {chaos}
+
+`make kill-matrix` kills each kind of process at each point of a create, a start, an update and a delete, one per job.
+The points are the durable steps of the agent (`executor/agent/crash_points.py`) and each kind of request to Proxmox
+that a job without faults sends; the job is held at the point. The kinds are those of the process tree at that moment.
+Each of these cells must end like this:
+
+| killed | job at FulcrumCore | processes |
+|---|---|---|
+| supervisor | `Completed`, by the next supervisor's agent | only those of the new tree |
+| agent | `Completed`, in a second attempt unless its result was stored | a new agent and its server |
+| any process of a run | `Completed`, in the same or a second attempt | none of a run |
+| server of warm runs | `Completed`; a run that has started is not affected | at most one new server |
+
+The service has one VM, or none after a delete, and the mapping agrees. No cell may end with a failed job, even with an
+error code, because another attempt repairs each single death. Twenty fixed cells are part of `make test` (F35).
+
+{kill_matrix}
 
 | id | fault | expected result | test |
 |---|---|---|---|
@@ -168,8 +198,9 @@ def errors_page() -> str:
 def faults_page() -> str:
     """Return docs/faults.md, from the names and first lines of the tests."""
     rows = [f"| {ident} | {fault} | {expected} | `{name}` |" for ident, fault, expected, name in sorted(fault_tests())]
-    chaos, mutation = (file.read_text(encoding="utf-8").strip() for file in (CHAOS, MUTATION))
-    return FAULTS.format(note=NOTE, chaos=chaos, mutation=mutation, rows="\n".join(rows))
+    records = {"chaos": CHAOS, "kill_matrix": KILL_MATRIX, "mutation": MUTATION}
+    texts = {name: file.read_text(encoding="utf-8").strip() for name, file in records.items()}
+    return FAULTS.format(note=NOTE, rows="\n".join(rows), **texts)
 
 
 def fault_tests() -> Iterator[tuple[str, str, str, str]]:

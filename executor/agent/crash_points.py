@@ -1,8 +1,10 @@
-"""Kills this process at a named point when a test requests it, to simulate a crash there.
+"""Kills this process at a named point when a test requests it, to simulate a crash there, or holds a thread there.
 
 This module does nothing unless SMITH_CRASH_AT contains the path of an existing file. Only tests write such a file. It
-contains a JSON list of `{"point": …, "subject": …, "times": …}`. `subject` is the id of a service. An entry without a
-subject applies to the jobs of all services. Each crash decrements `times`. An entry whose `times` is 0 has no effect.
+contains a JSON list of `{"point": …, "subject": …, "times": …, "hold": …}`. `subject` is the id of a service. An entry
+without a subject applies to the jobs of all services. Each crash decrements `times`. An entry whose `times` is 0 has no
+effect. With `hold`, the path of a file, no process is killed: the file is created, and the thread waits until the test
+deletes it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ POINTS = (
 )
 
 _lock = threading.Lock()
+HOLD_POLL_S = 0.02
 
 
 def crash_if_requested(point: str, service_id: str | None = None) -> None:
@@ -41,19 +45,29 @@ def crash_if_requested(point: str, service_id: str | None = None) -> None:
     file = os.environ.get(CRASH_FILE_VARIABLE)
     if file:
         with _lock:  # two threads must not read the same value of `times`
-            _crash_once_if_requested(Path(file), point, service_id)
+            hold_file = _crash_once_if_requested(Path(file), point, service_id)
+        while hold_file and hold_file.exists():
+            time.sleep(HOLD_POLL_S)
 
 
-def _crash_once_if_requested(file: Path, point: str, service_id: str | None) -> None:
-    """If an entry of the file applies, store its decremented `times` and then kill this process."""
+def _crash_once_if_requested(file: Path, point: str, service_id: str | None) -> Path | None:
+    """If an entry of the file applies, store its decremented `times`. Then kill this process, or create its hold file.
+
+    Return the hold file, if one was created.
+    """
     try:
         requests: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return
+        return None
     for request in requests:
         if request["point"] == point and request["times"] > 0 and request.get("subject") in (None, service_id):
             request["times"] -= 1
             new_file = file.with_suffix(".draft")
             new_file.write_text(json.dumps(requests), encoding="utf-8")
             new_file.replace(file)
+            if "hold" in request:
+                hold_file = Path(request["hold"])
+                hold_file.touch()
+                return hold_file
             os.kill(os.getpid(), signal.SIGKILL)
+    return None

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import psutil
 from faults.history import Allowed, violations
+from faults.processes import RUN_VARIABLE, WARM_SERVERS_IDENT, environment, tree
 from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
@@ -28,10 +29,6 @@ T = TypeVar("T")
 IDLE_TIMEOUT_S = 200.0
 #: VMs of other owners inside our VMID range. Nothing may change them.
 FOREIGN_VMIDS = (100_100, 150_000, 199_900)
-#: Each process that a run starts has this environment variable.
-RUN_VARIABLE = "SMITH_RUN_IDENT"
-#: The value of the variable in the servers of warm runs.
-WARM_SERVERS_IDENT = "warm"
 
 
 @dataclass(kw_only=True)
@@ -150,7 +147,7 @@ class SystemUnderTest:
         return [
             process
             for process in self._ansible_processes()
-            if _environment(process).get(RUN_VARIABLE) != WARM_SERVERS_IDENT
+            if environment(process).get(RUN_VARIABLE) != WARM_SERVERS_IDENT
         ]
 
     def warm_servers(self) -> list[psutil.Process]:
@@ -158,11 +155,11 @@ class SystemUnderTest:
         return [
             process
             for process in self._ansible_processes()
-            if _environment(process).get(RUN_VARIABLE) == WARM_SERVERS_IDENT
+            if environment(process).get(RUN_VARIABLE) == WARM_SERVERS_IDENT
         ]
 
     def _ansible_processes(self) -> list[psutil.Process]:
-        return [process for process in _descendants(self.lab.executor.pid) if _environment(process).get(RUN_VARIABLE)]
+        return [process for process in tree(self.lab.executor.pid) if environment(process).get(RUN_VARIABLE)]
 
     @contextmanager
     def crashing(self, point: str, *, service_id: str | None = None, times: int = 1) -> Iterator[None]:
@@ -245,20 +242,6 @@ def _engine(url: str) -> Engine:
     return create_engine(url, poolclass=NullPool)
 
 
-def _descendants(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _environment(process: psutil.Process) -> dict[str, str]:
-    try:
-        return process.environ()
-    except psutil.Error:
-        return {}
-
-
 @contextmanager
 def running_system(folder: Path, *, time_scale: float = 0.0, **settings: str) -> Iterator[SystemUnderTest]:
     """Run simulator and stand-in with VMs of other owners inside our VMID range; the caller starts the executor."""
@@ -278,8 +261,8 @@ def _resume_suspended(lab: LabSystem) -> None:
     """Resume every process of the executor: a test may fail while a process is suspended."""
     if lab._executor is None:
         return
-    for process in (lab._executor.pid, *(child.pid for child in _descendants(lab._executor.pid))):
+    for process in tree(lab._executor.pid):
         try:
-            os.kill(process, signal.SIGCONT)
+            os.kill(process.pid, signal.SIGCONT)
         except ProcessLookupError:
             continue

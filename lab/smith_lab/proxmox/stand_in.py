@@ -185,7 +185,7 @@ class ProxmoxStandIn:
         self.control("fail", method=method, path=path, status=status, text=text, times=times, **options)
 
     def is_holding(self) -> bool:
-        """Return True while the stand-in delays the answer that the verb `hold_change` has named."""
+        """Return True while the stand-in delays the answer that the verb `hold` or `hold_change` has named."""
         return bool(self._read("holding"))
 
     def fail_task(self, task_type: str, text: str, *, times: int = 1, vmid: int | None = None, **options: Any) -> None:
@@ -203,7 +203,7 @@ class ProxmoxStandIn:
         Each verb names a change of the cluster. The verbs are lock, node, quorum, slow, remove, recycle, rename,
         protect, configure, storage, behave, power, add_task, move, add, add_container, add_template, revoke, grant,
         time_scale, task_seconds, token_secret, unremovable, version, fail, fail_task, storage_locks, forget_tasks,
-        logins, hold_change, clear_faults, reset_requests, disturb, add_volume, statistics, options and add_storage.
+        logins, hold, hold_change, clear_faults, reset_requests, disturb, add_volume, statistics, options and add_storage.
         After each verb the statistics of all guests are current; with `is_new`, the guest of the verb has none yet. The
         methods `do_<verb>` in fakepve_server/verbs_*.py implement them.
         """

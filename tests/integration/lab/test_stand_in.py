@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import requests
 from smith_lab.proxmox import stand_in as stand_in_module
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, StandInError, running_stand_in
+from smith_lab.system import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +235,19 @@ def test_files_with_secrets_have_mode_0600(tmp_path: Path) -> None:
         modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("settings.json", "server.key")}
         assert running.token_secret not in " ".join(Path(f"/proc/{running.pid}/cmdline").read_text().split("\0"))
     assert modes == {"settings.json": 0o600, "server.key": 0o600}
+
+
+def test_a_held_request_is_processed_and_answered_when_faults_are_cleared(
+    stand_in: ProxmoxStandIn, api: Any, vm: int
+) -> None:
+    stand_in.control("hold", method="POST", path="/nodes/[^/]+/qemu/[0-9]+/status/start")
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(api.nodes("pve1").qemu(vm).status.current.get)
+        assert other.result(30)["vmid"] == vm
+        assert not stand_in.is_holding()
+        started = pool.submit(api.nodes("pve1").qemu(vm).status.start.post)
+        wait_for(stand_in.is_holding, 30, "the held request")
+        assert (stand_in.guest(vm) or {})["status"] == "running"
+        assert not started.done()
+        stand_in.control("clear_faults")
+        assert started.result(30).startswith("UPID:")

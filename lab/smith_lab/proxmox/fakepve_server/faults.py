@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ class RequestFaults(FakePve):
         self.faults: list[dict[str, Any]] = []  #: `do_fail` in verbs_cluster.py adds them and explains their keys
         self.request_log: list[dict[str, Any]] = []
         self.changes_until_hold = 0  #: number of changing requests until one is held; 0: none is held
+        self.request_to_hold: tuple[str, str] | None = None  #: `do_hold` in verbs_cluster.py sets and explains it
         self.is_holding = False  #: a processed request waits for its answer until `do_clear_faults`
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
@@ -45,7 +47,7 @@ class RequestFaults(FakePve):
         fault = self._use_fault(request.method, path)
         if fault is None:
             answer = await super()._answer(request, handler, generic, path_node)
-            if self._must_hold(request.method):
+            if self._must_hold(request.method, path):
                 await self._hold()
             return answer
         if fault["after"]:
@@ -57,8 +59,11 @@ class RequestFaults(FakePve):
             raise ConnectionResetError("stand-in: connection dropped")
         return error(fault["status"], fault["text"])
 
-    def _must_hold(self, method: str) -> bool:
-        """Return True for the changing request that `do_hold_change` names."""
+    def _must_hold(self, method: str, path: str) -> bool:
+        """Return True once, for the request that `do_hold` or `do_hold_change` names."""
+        if self.request_to_hold and method == self.request_to_hold[0] and re.fullmatch(self.request_to_hold[1], path):
+            self.request_to_hold = None
+            return True
         if method == "GET" or not self.changes_until_hold:
             return False
         self.changes_until_hold -= 1

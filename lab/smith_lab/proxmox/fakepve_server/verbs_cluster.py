@@ -79,6 +79,13 @@ class ClusterVerbs:
         """Process the `number`-th changing request from now, and do not answer it before `do_clear_faults`."""
         self.cluster.changes_until_hold = number
 
+    def do_hold(self, *, method: str, path: str) -> None:
+        """Process the next request that matches, and do not answer it before `do_clear_faults`.
+
+        `path` is a regular expression for the whole path.
+        """
+        self.cluster.request_to_hold = (method, path)
+
     def do_clear_faults(self) -> None:
         """Remove every fault and delay, give the cluster quorum, and set all nodes to their default state."""
         self.cluster.faults.clear()
@@ -88,6 +95,7 @@ class ClusterVerbs:
         self.cluster.login_delay_s = self.cluster.default_login_delay_s
         self.cluster.answer_delay_s = 0.0
         self.cluster.changes_until_hold, self.cluster.is_holding = 0, False
+        self.cluster.request_to_hold = None
         self.cluster.quorate = True
         for state in self.cluster.nodes.values():
             state.update(online=True, maintenance=False, stats={})

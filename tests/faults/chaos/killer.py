@@ -1,0 +1,110 @@
+"""Kills the processes of the executor's tree: the agent, the supervisor, and any other process that runs."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import psutil
+from faults.chaos.troubles import Troubles
+from faults.processes import processes_by_kind
+from faults.system import SystemUnderTest
+
+from executor.agent import crash_points
+
+#: The wait before the next kill, after the agent is ready again.
+PAUSE_S = (0.0, 4.0)
+#: How long an agent may take to be ready again, including the longest outage of its database and of its disks.
+READY_TIMEOUT_S = 240.0
+CRASH_TIMEOUT_S = 5.0
+
+
+@dataclass
+class Killer:
+    """Kills one process after the other, in an order that `rng` determines."""
+
+    system: SystemUnderTest
+    rng: random.Random
+    troubles: Troubles
+    kills: int
+    done: Counter[str] = field(default_factory=Counter)  #: kills by the kind of the process and the way
+    recovery_s: list[float] = field(default_factory=list)  #: without those during an outage of the database
+    _next_at: float = 0.0
+
+    @property
+    def killed(self) -> int:
+        return sum(self.done.values())
+
+    def turn(self, share_done: float) -> None:
+        """Kill the process that is due. If it was the agent's, wait until an agent is ready again."""
+        if self.killed < self.kills * share_done and time.monotonic() >= self._next_at:
+            self._kill()
+            self._next_at = time.monotonic() + self.rng.uniform(*PAUSE_S)
+
+    def _kill(self) -> None:
+        ways: dict[Callable[[], str], int] = {
+            self._kill_agent: 3,
+            self._kill_at_crash_point: 4,
+            self._kill_agent_without_database: 1,
+            self._kill_any: 8,
+        }
+        way = self.rng.choices(list(ways), weights=list(ways.values()))[0]
+        ready, started = len(self.system.lab.log_events("agent_ready")), time.monotonic()
+        killed = way()
+        if not killed:
+            return
+        self.done[killed] += 1
+        if killed.startswith(("agent", "supervisor")):
+            self._wait_until_ready(ready + 1)
+            if killed != "agent without database":
+                self.recovery_s.append(time.monotonic() - started)
+
+    def _wait_until_ready(self, count: int) -> None:
+        """Wait for an agent that is ready; faults whose time is over end meanwhile. Raises TimeoutError."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while len(self.system.lab.log_events("agent_ready")) < count:
+            self.troubles.end_due()
+            if time.monotonic() > deadline:
+                log = self.system.lab.log_file.read_text(encoding="utf-8", errors="replace")
+                raise TimeoutError(f"no agent was ready within {READY_TIMEOUT_S:.0f} s:\n{log[-3000:]}")
+            time.sleep(0.1)
+
+    def _kill_agent(self) -> str:
+        self.system.agent().send_signal(signal.SIGKILL)
+        return "agent"
+
+    def _kill_at_crash_point(self) -> str:
+        died = len(self.system.lab.log_events("agent_exited"))
+        self.system.set_crashes({"point": self.rng.choice(crash_points.POINTS), "subject": None, "times": 1})
+        until = time.monotonic() + CRASH_TIMEOUT_S
+        while time.monotonic() < until:
+            if len(self.system.lab.log_events("agent_exited")) > died:
+                return "agent at a named point"
+            time.sleep(0.05)
+        self.system.set_crashes()  # no process reached the crash point
+        return "agent at a named point" if len(self.system.lab.log_events("agent_exited")) > died else ""
+
+    def _kill_agent_without_database(self) -> str:
+        """Kill the agent while the database does not answer, so that the next agent starts without it."""
+        if not self.troubles.take_database_away():
+            return ""
+        self._kill_agent()
+        return "agent without database"
+
+    def _kill_any(self) -> str:
+        """Kill a process of a random kind. Kinds are chosen, not processes, because a run has more than one process."""
+        kinds = processes_by_kind(self.system.lab.executor.pid)
+        if not kinds:
+            return ""
+        kind = self.rng.choice(sorted(kinds))
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.rng.choice(kinds[kind]).kill()
+        if kind == "supervisor":
+            self.system.lab.executor.wait()
+            self.system.lab.start_executor()
+        return kind

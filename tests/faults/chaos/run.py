@@ -1,0 +1,166 @@
+"""Runs the load of a chaos run under its faults, waits until all jobs have ended, and checks all sides."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from faults.chaos import small_disks
+from faults.chaos.databases import Database, SqliteFile, running_postgres
+from faults.chaos.killer import Killer
+from faults.chaos.load import Load, make_room
+from faults.chaos.recorder import Recorder
+from faults.chaos.report import Report, make_report
+from faults.chaos.small_disks import SmallDisk
+from faults.chaos.troubles import Troubles
+from faults.history import Allowed, violations
+from faults.processes import processes_of_folder
+from faults.proxy import Proxy, running_proxy
+from faults.system import SystemUnderTest, running_system
+
+#: How long to wait for all jobs to end.
+IDLE_TIMEOUT_S = 600.0
+ORPHAN_WAIT_S = 5.0
+TURN_S = 0.05
+SETTINGS = {
+    "SMITH_WARM": "auto",
+    "SMITH_CONCURRENCY": "8",
+    "SMITH_CLONES_PER_STORAGE": "8",
+    "SMITH_RECONCILE_INTERVAL_S": "20",
+    "SMITH_METRICS_INTERVAL_S": "15",
+    "FULCRUM_POLL_INTERVAL_S": "0.5",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much a chaos run does, and on which database."""
+
+    jobs: int
+    kills: int
+    seed: int
+    database: str = "sqlite"
+    #: Why no file system can be mounted; '' if it can. Then the run folder and the data folder are filled, too.
+    why_no_small_disks: str = ""
+
+
+@dataclass(frozen=True)
+class _Surroundings:
+    """The system under test, and what stands between it and the other sides."""
+
+    system: SystemUnderTest
+    core: Proxy
+    proxmox: Proxy
+    database: Database
+    disks: dict[str, SmallDisk]
+
+
+def run(folder: Path, size: Size, progress: Callable[[str], None] = lambda _text: None) -> Report:
+    """Run the load under its faults, then check all sides."""
+    rng, started = random.Random(size.seed), time.monotonic()  # noqa: S311 (chooses faults)
+    with _surroundings(folder, size) as around:
+        system = around.system
+        troubles = Troubles(system, rng, around.core, around.proxmox, around.database, around.disks)
+        load, recorder, killer = (
+            Load(system, rng, size.jobs),
+            Recorder(system),
+            Killer(system, rng, troubles, size.kills),
+        )
+        system.start()
+        try:
+            found = _run_load(load, recorder, killer, size, progress)
+        finally:
+            troubles.end_all()
+        found += _wait_and_check(system, recorder)
+        jobs = system.lab.admin.list_all("jobs")
+        found += _orphan_processes(system)
+        return make_report(
+            jobs,
+            recorder,
+            killer,
+            seed=size.seed,
+            database=size.database,
+            took_s=time.monotonic() - started,
+            violations=found,
+            not_tested=[f"full folders: {size.why_no_small_disks}"] if size.why_no_small_disks else [],
+        )
+
+
+def _run_load(load: Load, recorder: Recorder, killer: Killer, size: Size, progress: Callable[[str], None]) -> list[str]:
+    """Request the jobs under faults until all jobs are requested and all kills done; return why it ended early."""
+    executor = load.system.lab
+    while load.requested < size.jobs or killer.killed < size.kills:
+        load.turn()
+        killer.troubles.turn()
+        killer.turn(load.requested / size.jobs)
+        recorder.turn()
+        if load.requested >= size.jobs and killer.killed < size.kills:
+            load.wanted = load.requested + 1  # kills need running jobs
+        progress(f"{load.requested} jobs requested, {killer.killed} kills")
+        if executor.executor.poll() is not None:
+            return [f"R1 lost: the executor ended by itself with code {executor.executor.returncode}"]
+        time.sleep(TURN_S)
+    return []
+
+
+@contextmanager
+def _surroundings(folder: Path, size: Size) -> Iterator[_Surroundings]:
+    with ExitStack() as stack:
+        settings, disks = dict(SETTINGS), {}
+        if not size.why_no_small_disks:
+            for name, mib in (("data", small_disks.DATA_MIB), ("run", small_disks.RUN_MIB)):
+                disks[name] = small_disks.mount_small_disk(folder / f"disk-{name}", mib)
+                stack.callback(small_disks.unmount, disks[name])
+                settings[f"SMITH_{name.upper()}_DIR"] = str(disks[name].folder)
+        settings["SMITH_DATA_DIR"] = settings.pop("SMITH_DATA_DIR", str(folder / "data"))
+        database: Database = SqliteFile(Path(settings["SMITH_DATA_DIR"]) / "smith.db")
+        if size.database == "postgresql":
+            settings["SMITH_DATABASE_URL"], database = stack.enter_context(running_postgres())
+        system = stack.enter_context(running_system(folder, time_scale=0.05, **settings))
+        make_room(system)
+        core = stack.enter_context(running_proxy(system.lab.core.server.port))
+        proxmox = stack.enter_context(running_proxy(system.lab.proxmox.port))
+        system.lab.settings["FULCRUM_API_URL"] = f"http://127.0.0.1:{core.port}"
+        system.lab.settings["PROXMOX_PORT"] = str(proxmox.port)
+        stack.callback(_stop, system, database)
+        yield _Surroundings(system, core, proxmox, database, disks)
+
+
+def _stop(system: SystemUnderTest, database: Database) -> None:
+    database.bring_back()  # without its database, the executor waits for it before it ends
+    if system.lab._executor is not None:
+        system.lab.stop_executor(60)
+
+
+def _wait_and_check(system: SystemUnderTest, recorder: Recorder) -> list[str]:
+    """Wait until all jobs have ended, then return the violations."""
+    problem = []
+    deadline = time.monotonic() + IDLE_TIMEOUT_S
+    while not system.is_idle():
+        recorder.turn()
+        if time.monotonic() > deadline:
+            problem = [f"R1 lost: waited {IDLE_TIMEOUT_S:.0f} s for all jobs to end"]
+            break
+        time.sleep(0.2)
+    time.sleep(1)
+    recorder.turn()
+    facts = system.facts() | {"calls": recorder.calls}
+    allowed = Allowed(timed_out_jobs=frozenset(system.timed_out))
+    return problem + violations(facts, allowed) + recorder.overlapping_runs()
+
+
+def _orphan_processes(system: SystemUnderTest) -> list[str]:
+    """Stop the executor; return the processes of its runs that are still alive a moment later."""
+    system.lab.stop_executor(120)
+    time.sleep(ORPHAN_WAIT_S)
+    orphans = []
+    for process in processes_of_folder(system.lab.folder, with_servers=True):
+        with contextlib.suppress(psutil.Error):
+            orphans.append(f"R7 orphan process: {process.pid} is alive: {process.cmdline()}")
+    return orphans

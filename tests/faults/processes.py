@@ -1,0 +1,118 @@
+"""Names the kind of each process in the executor's process tree, as the running tree shows it.
+
+A kind follows from the command line: the module, the script or the program that the process executes. A fork has the
+command line of its parent, so its kind also has the number of forks since the program was started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from pathlib import Path
+
+import psutil
+
+#: Each process that a run starts has this environment variable. Its value is the run's ident.
+RUN_VARIABLE = "SMITH_RUN_IDENT"
+#: The value of the variable in the servers of warm runs.
+WARM_SERVERS_IDENT = "warm"
+#: The variable with the path of the run's credentials file, which is in the run folder of the executor.
+CREDENTIALS_VARIABLE = "SMITH_CREDENTIALS_FILE"
+#: Names of kinds, by what the command line shows. A kind without an entry keeps the name that the command line shows.
+NAMES = {
+    "executor": "supervisor",
+    "agent-process": "agent",
+    "playbook_server": "playbook server",
+    "playbook_server, fork 1": "warm guard",
+    "playbook_server, fork 2": "warm run",
+    "playbook_server, fork 3": "warm worker",
+    "client": "warm client",
+    "process_tree": "cold guard",
+    "ansible-playbook": "cold run",
+    "ansible-playbook, fork 1": "cold worker",
+    "python": "module",
+    "sh": "shell of a module",
+}
+
+Kinds = dict[str, list[psutil.Process]]
+
+
+def processes_by_kind(supervisor_pid: int) -> Kinds:
+    """Return every process of the tree under a supervisor, by its kind. The supervisor is one of them."""
+    found: Kinds = defaultdict(list)
+    for process in tree(supervisor_pid):
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found[kind_of(process)].append(process)
+    return dict(found)
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """Return a process and all its descendants; nothing if it has ended."""
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kind_of(process: psutil.Process) -> str:
+    """Return the kind of a process. Raises psutil.Error if the process has ended."""
+    program = _program(process.cmdline()) or process.name()
+    forks = _forks(process)
+    shown = f"{program}, fork {forks}" if forks else program
+    return NAMES.get(shown, shown)
+
+
+def _program(command: list[str]) -> str:
+    """Return the module, script or program that a command line executes, without its folder."""
+    if "agent-process" in command:
+        return "agent-process"
+    if "-m" in command:
+        return command[command.index("-m") + 1].rpartition(".")[2]
+    arguments = [argument for argument in command[1:] if not argument.startswith("-")]
+    is_python = Path(command[0]).name.startswith("python") if command else False
+    path = Path(arguments[0] if is_python and arguments else command[0] if command else "")
+    return "python" if path.name.startswith("python") else path.stem
+
+
+def _forks(process: psutil.Process) -> int:
+    """Return how many processes were forked one from another, from the start of the program to this process.
+
+    The server of warm runs has an ident of its own, so a fork of it whose server has ended is still found to be a fork.
+    """
+    command, forks = process.cmdline(), 0
+    is_of_run = environment(process).get(RUN_VARIABLE) not in (None, WARM_SERVERS_IDENT)
+    for parent in process.parents():
+        if parent.cmdline() != command:
+            break
+        forks += 1
+    if not forks and is_of_run and any(part.endswith("playbook_server") for part in command):
+        return 1
+    return forks
+
+
+def environment(process: psutil.Process) -> dict[str, str]:
+    """Return the environment of a process; empty if it has ended or cannot be read."""
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+def run_idents(supervisor_pid: int) -> set[str]:
+    """Return the idents of the runs that have a process in the tree."""
+    idents = {environment(process).get(RUN_VARIABLE, "") for process in tree(supervisor_pid)}
+    return idents - {"", WARM_SERVERS_IDENT}
+
+
+def processes_of_folder(folder: Path, *, with_servers: bool = False) -> list[psutil.Process]:
+    """Return all processes on this machine that belong to a run whose credentials are in `folder`."""
+    found = []
+    for process in psutil.process_iter():
+        values = environment(process)
+        ident = values.get(RUN_VARIABLE)
+        is_wanted = ident and (with_servers or ident != WARM_SERVERS_IDENT)
+        if is_wanted and values.get(CREDENTIALS_VARIABLE, "").startswith(f"{folder}/"):
+            found.append(process)
+    return found

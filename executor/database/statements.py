@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import ColumnElement, CursorResult, Delete, Update, or_
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from executor.database.tables import CriticalJob, Job, db_now
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql, sqlite
 
 #: Every number with at most this many digits fits into an INTEGER column. PostgreSQL refuses a comparison with a number
 #: that does not fit.
@@ -19,7 +22,9 @@ MAX_BACKOFF_S = 3600.0
 
 def insert_into(session: Session, table: type[Job | CriticalJob]) -> postgresql.Insert | sqlite.Insert:
     """Return an INSERT statement for the session's database. Unlike `sqlalchemy.insert`, it supports ON CONFLICT."""
-    return postgresql.insert(table) if session.get_bind().dialect.name == "postgresql" else sqlite.insert(table)
+    # Only the package of the session's database is imported: PostgreSQL's takes a tenth of the time of `smith status`.
+    dialect = import_module(f"sqlalchemy.dialects.{session.get_bind().dialect.name}")
+    return cast("postgresql.Insert | sqlite.Insert", dialect.insert(table))
 
 
 def execute_and_count(session: Session, stmt: Update | Delete) -> int:

@@ -1,6 +1,7 @@
 """Defines the tables, SQL literals for statuses, and two clocks: `utc_now` of this machine, `db_now` of the database.
 
-Each change of a table needs a migration. A test compares the tables with the migrations.
+Each change of a table needs a migration. A test compares the tables with the migrations. `executor.database.indexes`
+defines the indexes.
 """
 
 from __future__ import annotations
@@ -16,14 +17,12 @@ from sqlalchemy import (
     Dialect,
     Float,
     ForeignKey,
-    Index,
     Integer,
     String,
     Text,
     TypeDecorator,
     literal,
     literal_column,
-    text,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -100,37 +99,6 @@ class Job(Base):
     """A job. Only `job_queue` and `outbox` write this table."""
 
     __tablename__ = "jobs"
-    __table_args__ = (
-        Index(
-            "ix_jobs_one_processing_per_service",
-            "service_id",
-            unique=True,
-            sqlite_where=text("status = 'processing'"),
-            postgresql_where=text("status = 'processing'"),
-        ),
-        Index(
-            "ix_jobs_to_claim",
-            text("priority DESC"),
-            "core_created_at",
-            "id",
-            sqlite_where=text("status = 'pending'"),
-            postgresql_where=text("status = 'pending'"),
-        ),
-        Index(
-            "ix_jobs_to_report",
-            "finished_at",
-            sqlite_where=text("report_state = 'due'"),
-            postgresql_where=text("report_state = 'due'"),
-        ),
-        Index(
-            "ix_jobs_ended",
-            "finished_at",
-            "status",
-            sqlite_where=text("status IN ('completed', 'failed')"),
-            postgresql_where=text("status IN ('completed', 'failed')"),
-        ),
-        Index("ix_jobs_service", "service_id"),
-    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     fulcrum_id: Mapped[str] = mapped_column(String(36), unique=True)
@@ -173,7 +141,6 @@ class Run(Base):
     """One playbook run of a job."""
 
     __tablename__ = "runs"
-    __table_args__ = (Index("ix_runs_job", "job_id"), Index("ix_runs_started", "started_at"))
 
     id: Mapped[int] = mapped_column(primary_key=True)
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
@@ -193,29 +160,6 @@ class Mapping(Base):
     """A mapping of a service to its VM. Only `mappings` writes this table. Deleted mappings stay for a time."""
 
     __tablename__ = "mappings"
-    __table_args__ = (
-        Index(
-            "ix_mappings_one_per_service",
-            "service_id",
-            unique=True,
-            sqlite_where=text("state != 'deleted'"),
-            postgresql_where=text("state != 'deleted'"),
-        ),
-        Index(
-            "ix_mappings_one_per_vmid",
-            "cluster",
-            "vmid",
-            unique=True,
-            sqlite_where=text("state != 'deleted'"),
-            postgresql_where=text("state != 'deleted'"),
-        ),
-        Index(
-            "ix_mappings_deleted",
-            "deleted_at",
-            sqlite_where=text("state = 'deleted'"),
-            postgresql_where=text("state = 'deleted'"),
-        ),
-    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     service_id: Mapped[str] = mapped_column(String(36))
@@ -276,7 +220,6 @@ class AuditEntry(Base):
     """
 
     __tablename__ = "audit"
-    __table_args__ = (Index("ix_audit_subject", "subject_kind", "subject_id"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     at: Mapped[datetime]

@@ -2,11 +2,11 @@
 
 from alembic import context
 
-from executor.database.tables import Base
+from executor.database.indexes import METADATA
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=Base.metadata,
+    target_metadata=METADATA,
     render_as_batch=True,
     compare_type=True,
 )

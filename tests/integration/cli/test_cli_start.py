@@ -41,6 +41,7 @@ UNUSED_BY_READERS = (
     "prometheus_client",
     "alembic",
     "pydantic_settings",
+    "sqlalchemy.dialects.postgresql",
     "executor.runs.plan",
     "executor.agent.agent",
     "executor.web.server",
@@ -252,6 +253,18 @@ def test_another_distribution_can_add_a_command(smith: Cli) -> None:
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
     (folder / "entry_points.txt").write_text("[smith.commands]\nhello = added_command:hello\n")
     assert smith.ok("hello", PYTHONPATH=str(smith.folder)) == "hello\n"
+
+
+def test_a_command_runs_with_the_garbage_collector(smith: Cli) -> None:
+    """The collector is paused only for the imports; it then ignores the objects of the modules."""
+    (smith.folder / "added_command.py").write_text(
+        "import gc\ndef hello():\n    print(gc.isenabled(), gc.get_freeze_count() > 0)\n"
+    )
+    folder = smith.folder / "added-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text("[smith.commands]\nhello = added_command:hello\n")
+    assert smith.ok("hello", PYTHONPATH=str(smith.folder)) == "True True\n"
 
 
 def test_a_closed_pipe_gives_no_traceback(smith: Cli) -> None:

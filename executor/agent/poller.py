@@ -16,7 +16,7 @@ from executor.database.engine import reading, transaction
 from executor.database.job_queue import NewJob
 from executor.database.tables import utc_now
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import CoreJob
+from executor.fulcrum.types import CoreJob, PendingJobs
 from executor.log import get_logger
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ IDLE_POLLS_PER_ADDED_INTERVAL = 10
 MAX_INTERVAL_S = 10.0
 #: Minimum time between two searches for ended jobs that FulcrumCore lists as claimed by this agent.
 REOPEN_INTERVAL_S = 300.0
+#: Minimum time between two log lines about the same number of ignored jobs.
+IGNORED_JOBS_LOG_INTERVAL_S = 3600.0
 #: A job's priority is limited to the range from -MAX_PRIORITY to MAX_PRIORITY.
 MAX_PRIORITY = 1000
 MAX_DEFECT_CHARS = 500
@@ -64,6 +66,8 @@ class Poller:
     polls_only_once: bool = False  #: for `smith run --once`
     _page_size: int = PAGE_SIZE
     _idle_poll_count: int = 0  #: number of polls since the last new job
+    _ignored_count: int = 0  #: number of ignored jobs in the last answer
+    _ignored_logged_at: float = float("-inf")  #: monotonic time of the last log line about ignored jobs
     _reopened_at: float = field(default_factory=time.monotonic)  #: time of the last search for ended claimed jobs
 
     def poll_if_allowed(self) -> float | None:
@@ -91,15 +95,23 @@ class Poller:
             return self.interval_s  # the agent's id is not known before the first heartbeat
         page = self.fulcrum.pending_jobs(limit=self._page_size)
         self.state.fulcrum_link.note_up()
-        if ignored_count := len(page.unusable_item_descriptions) + page.unread_count:
-            reasons = page.unusable_item_descriptions[:MAX_LOGGED_REASONS]
-            log.warning("pending_jobs_ignored", count=ignored_count, reasons=reasons)
+        self._log_ignored_jobs(page)
         is_page_full = len(page.jobs) >= self._page_size
         self._page_size = MAX_PAGE_SIZE if is_page_full else PAGE_SIZE
         new_count = self._store_new_jobs([job for job in page.jobs if self._is_for_this_agent(job)])
         self.state.finished_poll_count += 1
         self._idle_poll_count = 0 if new_count else self._idle_poll_count + 1
         return self._next_interval_s()
+
+    def _log_ignored_jobs(self, page: PendingJobs) -> None:
+        """Log how many jobs of the page are ignored if the number has changed or the last line is old."""
+        count = len(page.unusable_item_descriptions) + page.unread_count
+        is_log_due = time.monotonic() - self._ignored_logged_at >= IGNORED_JOBS_LOG_INTERVAL_S
+        if count and (count != self._ignored_count or is_log_due):
+            reasons = page.unusable_item_descriptions[:MAX_LOGGED_REASONS]
+            log.warning("pending_jobs_ignored", count=count, reasons=reasons)
+            self._ignored_logged_at = time.monotonic()
+        self._ignored_count = count
 
     def recover_claimed_jobs(self) -> int:
         """Store each job that this agent has claimed at FulcrumCore but that has no row; return the number of new rows.

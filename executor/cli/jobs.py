@@ -160,7 +160,10 @@ def show_log(
     "smith jobs retry 17    skip the wait before its next attempt or report",
 )
 def retry(reference: JobReference, as_json: AsJson = False) -> None:
-    """Skip a job's wait before its next attempt or its next report."""
+    """Skip a job's wait before its next attempt or its next report.
+
+    The result of an ended job is sent to FulcrumCore again.
+    """
     with writing_store() as store:
         job = find_job(store.session, reference)
         label, status = job_label(job), job.status
@@ -264,7 +267,7 @@ def _no_retry_text(label: str, status: str) -> str:
     if status == JobStatus.PROCESSING:
         return f"nothing to retry: {label} is running (`smith jobs log` shows its output)"
     return (
-        f"nothing to retry: {label} is {status}, and FulcrumCore has this result; "
+        f"nothing to retry: {label} is {status}, and FulcrumCore does not expect its result; "
         "repeat the action in FulcrumCore, which then creates a new job"
     )
 

@@ -15,10 +15,13 @@ from executor.cli.output import elapsed_text, show_json
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.database import mappings, nodes, queries
-from executor.database.tables import Node, utc_now
+from executor.database.tables import Job, Node, utc_now
 
 #: The maximum number of agent processes that are shown. Running and ended processes are shown, the last seen first.
 MAX_SHOWN_AGENTS = 10
+#: The maximum number of postponed reports that are shown. Those of the jobs that ended first are shown.
+MAX_SHOWN_REPORTS = 10
+REPORT_COLUMNS = {"id": "JOB", "action": "ACTION", "attempts": "ATTEMPTS", "reason": "CAUSE"}
 #: An agent process has vanished if it has not updated its row in the table `nodes` for this many lease durations. A
 #: running agent updates the row six times in each lease duration.
 VANISHED_AFTER_LEASES = 2
@@ -46,6 +49,7 @@ def show(as_json: AsJson = False) -> None:
         job_counts = queries.count_jobs(store.session)
         mapping_counts = mappings.count_by_state(store.session)
         critical_jobs = queries.critical_jobs(store.session)
+        postponed = [_postponed_fields(job) for job in queries.postponed_reports(store.session, MAX_SHOWN_REPORTS)]
         agent_rows = nodes.recent(store.session, MAX_SHOWN_AGENTS)
         lease_s = store.settings.smith_lease_s
     now = utc_now()
@@ -57,6 +61,7 @@ def show(as_json: AsJson = False) -> None:
         document = {
             "jobs": job_counts,
             "reports_due": reports_due,
+            "reports_postponed": postponed,
             "mappings": mapping_counts,
             "nodes": rows,
             "critical_overdue": overdue_critical_jobs,
@@ -71,11 +76,19 @@ def show(as_json: AsJson = False) -> None:
             "overdue critical jobs": ", ".join(overdue_critical_jobs) or "none",
         }
     )
+    if postponed:
+        show_heading("Results that FulcrumCore has not accepted (`smith jobs retry JOB` sends one again)")
+        show_rows(postponed, REPORT_COLUMNS, if_empty="")
     show_heading("Agents")
     table_rows = [
         row | {"started": _ago_text(row["started_at"], now), "seen": _ago_text(row["seen_at"], now)} for row in rows
     ]
     show_rows(table_rows, AGENT_COLUMNS, if_empty="no agent has run yet")
+
+
+def _postponed_fields(job: Job) -> dict[str, Any]:
+    """Return a job whose report has failed as a dictionary with the keys of `--json`."""
+    return {"id": job.id, "action": job.action, "attempts": job.report_attempts, "reason": job.report_note or ""}
 
 
 def _agent_fields(node: Node, now: datetime, lease_s: float) -> dict[str, Any]:

@@ -371,13 +371,16 @@ def request_cancel(session: Session, job_id: int) -> JobStatus | None:
 def retry_now(session: Session, job_id: int) -> str:
     """End a job's backoff: the backoff of a pending job, or the backoff of a due report.
 
-    Returns "attempt" if the job is pending, "report" if its report is due, and "" otherwise.
+    The report of an ended job that is settled becomes due again: FulcrumCore accepts it if the job is open there, and
+    otherwise the report gets the same state again. Returns "attempt" if the job is pending, "report" if its report is
+    due now, and "" otherwise.
     """
     end_job_backoff = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
     if execute_and_count(session, end_job_backoff):
         return "attempt"
-    is_report_due = (Job.id == job_id) & (Job.report_state == ReportState.DUE)
-    end_report_backoff = update(Job).where(is_report_due).values(report_after=None)
+    states = (ReportState.DUE, ReportState.REPORTED, ReportState.OVERTAKEN)
+    has_report = (Job.id == job_id) & Job.report_state.in_(states)
+    end_report_backoff = update(Job).where(has_report).values(report_state=ReportState.DUE, report_after=None)
     return "report" if execute_and_count(session, end_report_backoff) else ""
 
 

@@ -162,6 +162,12 @@ def count_open_jobs(session: Session) -> dict[str, int]:
     return {status.value: 0 for status in open_statuses} | dict(session.execute(stmt).all())
 
 
+def postponed_reports(session: Session, limit: int) -> Sequence[Job]:
+    """Return at most `limit` jobs whose report has failed and is still due. The job that ended first is first."""
+    stmt = select(Job).where(Job.report_state == DUE_LITERAL, Job.report_attempts > 0)
+    return session.scalars(stmt.order_by(Job.finished_at, Job.id).limit(limit)).all()
+
+
 def oldest_due_report_time(session: Session) -> datetime | None:
     """Return the earliest time at which a job with a due report ended, or None if no report is due."""
     return session.scalar(select(func.min(Job.finished_at)).where(Job.report_state == DUE_LITERAL))

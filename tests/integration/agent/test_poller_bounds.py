@@ -271,3 +271,19 @@ def test_any_job_with_an_id_makes_a_row_that_a_database_takes(members: dict[str,
     assert made.action.isprintable()
     assert -1000 <= made.priority <= 1000
     assert made.deadline_at > made.core_created_at
+
+
+def test_jobs_without_an_id_are_counted_in_one_log_line_at_a_bounded_rate(
+    poller: Poller, simulator: SimulatorThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lines() -> list[Any]:
+        return [record.msg for record in caplog.records if "pending_jobs_ignored" in str(record.msg)]
+
+    simulator.inject_pending(*[{"action": "create"}] * 50)
+    for _ in range(3):
+        poller.poll()
+    assert len(lines()) == 1
+    assert "50" in str(lines()[0])
+    simulator.inject_pending({"action": "create"})
+    poller.poll()
+    assert len(lines()) == 2, "the number has changed"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.cli_world import Cli
 
-from executor.database import mappings, periods
+from executor.database import mappings, outbox, periods
 from executor.database.tables import CriticalJob, Node
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
@@ -27,13 +27,29 @@ def test_status_counts_jobs_reports_and_vms(smith: Cli) -> None:
     with smith.filling() as session:
         mappings.reserve(session, service_id="s-1", cluster="default", vmid=100001, name="web")
     found = smith.json("status")
-    assert set(found) == {"jobs", "reports_due", "mappings", "nodes", "critical_overdue"}
+    assert set(found) == {"jobs", "reports_due", "reports_postponed", "mappings", "nodes", "critical_overdue"}
     assert found["jobs"] == {"pending": 1, "processing": 0, "completed": 0, "failed": 1}
     assert found["reports_due"] == 1
     assert found["mappings"] == {"reserved": 1, "active": 0, "pending_deletion": 0, "deleted": 0, "vm_lost": 0}
     shown = smith.ok("status")
     assert "1 pending" in shown
     assert "no agent has run yet" in shown
+
+
+def test_status_shows_the_results_that_fulcrumcore_has_not_accepted_with_the_cause(smith: Cli) -> None:
+    failed = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="full")
+    due, refused = smith.finished(failed), smith.finished(failed)
+    with smith.filling() as session:
+        outbox.postpone_report(session, refused, backoff_s=600, note="HTTP 400: the action does not exist")
+    found = smith.json("status")
+    assert found["reports_due"] == 2
+    assert [(report["id"], report["attempts"], report["reason"]) for report in found["reports_postponed"]] == [
+        (refused, 1, "HTTP 400: the action does not exist")
+    ]
+    assert due != refused
+    shown = smith.ok("status")
+    assert "Results that FulcrumCore has not accepted" in shown
+    assert "the action does not exist" in shown
 
 
 def test_status_shows_running_stopped_and_vanished_agents(smith: Cli) -> None:

@@ -242,19 +242,30 @@ def test_retry_skips_the_wait_for_the_next_report(smith: Cli) -> None:
 
 
 def test_retry_explains_why_there_is_nothing_to_retry(smith: Cli) -> None:
-    reported = smith.finished(BAD)
+    abandoned = smith.finished(BAD)
     with smith.filling() as session:
-        outbox.note_reported(session, reported, ReportState.REPORTED)
-    ended = smith("jobs", "retry", str(reported))
+        outbox.note_reported(session, abandoned, ReportState.ABANDONED)
+    ended = smith("jobs", "retry", str(abandoned))
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert "FulcrumCore has this result; repeat the action in FulcrumCore" in ended.stderr
-    assert smith.row(reported).status == JobStatus.FAILED
+    assert "FulcrumCore does not expect its result; repeat the action in FulcrumCore" in ended.stderr
+    assert smith.row(abandoned).status == JobStatus.FAILED
     running = smith.submit()
     with smith.filling() as session:
         claim(session)
     busy = smith("jobs", "retry", str(running))
     assert busy.returncode == 1
     assert "is running" in busy.stderr
+
+
+@pytest.mark.parametrize("state", [ReportState.REPORTED, ReportState.OVERTAKEN])
+def test_retry_sends_the_result_of_an_ended_job_again(smith: Cli, state: ReportState) -> None:
+    """FulcrumCore may have lost the result, for example if its database was restored from a backup."""
+    reported = smith.finished(BAD)
+    with smith.filling() as session:
+        outbox.note_reported(session, reported, state)
+    assert "its report to FulcrumCore is due now" in smith.ok("jobs", "retry", str(reported))
+    row = smith.row(reported)
+    assert (row.status, row.report_state) == (JobStatus.FAILED, ReportState.DUE)
 
 
 def test_cancel_needs_yes_without_a_terminal(smith: Cli) -> None:

@@ -476,7 +476,17 @@ def test_a_retry_ends_the_backoff_of_an_attempt_or_of_a_report(engine: Engine) -
     assert due(engine) == [job.id]
     with transaction(engine) as session:
         outbox.note_reported(session, job.id, ReportState.REPORTED)
-        assert job_queue.retry_now(session, job.id) == ""
+        assert job_queue.retry_now(session, job.id) == "report"
+    assert due(engine) == [job.id]
+
+
+@pytest.mark.parametrize("state", [ReportState.ABANDONED, ReportState.LOCAL])
+def test_a_result_that_fulcrumcore_does_not_expect_is_not_sent_by_a_retry(engine: Engine, state: ReportState) -> None:
+    job_id = ended(engine)
+    with transaction(engine) as session:
+        outbox.note_reported(session, job_id, state)
+        assert job_queue.retry_now(session, job_id) == ""
+    assert due(engine) == []
 
 
 # --- prune ------------------------------------------------------------------------------------------------------------

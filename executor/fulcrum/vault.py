@@ -16,7 +16,10 @@ from typing import Any
 from executor.errors import FulcrumNotFound, FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import VAULT_PREFIX
+from executor.log import get_logger
 from executor.shared.error_codes import ErrorCode
+
+log = get_logger(__name__)
 
 #: How long the paths of a service type's secrets are cached. The time is short, because an administrator may change the
 #: type at any time.
@@ -102,6 +105,9 @@ class SecretResolver:
             is_new_service = job.action == "create" and (job.service or {}).get("status") == "New"
             if is_new_service:
                 raise JobError(ErrorCode.SECRET_MISSING, f"the vault no longer has a secret for {key}") from None
+            # FulcrumCore deletes the secret of a create after its first attempt. If the create is repeated and makes
+            # the VM, the VM lacks the secret, and only this line says so.
+            log.warning("secret_left_out", property=str(key), action=job.action)
             del container[key]
             return
         except FulcrumUnavailable as error:

@@ -117,11 +117,13 @@ def test_a_first_create_fails_if_its_secret_does_not_exist(
     ("action", "status"), [("create", "Failed"), ("update", "Started"), ("start", "Stopped"), ("leak", "Started")]
 )
 def test_other_actions_omit_a_property_whose_secret_does_not_exist(
-    resolver: SecretResolver, type_id: str, action: str, status: str
+    resolver: SecretResolver, type_id: str, action: str, status: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     properties = {"ciPassword": GONE, "users": [{"password": GONE}, {"password": GONE, "name": "b"}]}
     job = job_of(type_id, properties, action=action, status=status)
     assert resolver.resolve(job, properties) == {"users": [{}, {"name": "b"}]}
+    left_out = [record.msg["property"] for record in caplog.records if "secret_left_out" in str(record.msg)]
+    assert sorted(left_out) == ["ciPassword", "password", "password"], "a new VM without its password is not silent"
 
 
 def test_an_update_does_not_request_a_secret_that_it_does_not_change(

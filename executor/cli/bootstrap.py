@@ -20,7 +20,7 @@ from executor.cli.help_text import examples
 from executor.cli.output import show_error, show_json, show_text
 from executor.cli.tables import show_rows
 from executor.errors import FulcrumAuthFailing, SettingsError
-from executor.fulcrum.admin import FulcrumAdmin
+from executor.fulcrum.admin import CoreToken, FulcrumAdmin
 from executor.fulcrum.bootstrap import (
     AGENT_TYPE_FILE,
     SERVICE_TYPE_FILE,
@@ -66,6 +66,10 @@ def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     ] = None,
     show_token: Annotated[bool, typer.Option("--show-token", help="Print the agent's new token.")] = False,
     new_token: Annotated[bool, typer.Option("--new-token", help="Create a token even if the agent has one.")] = False,
+    remove_old_tokens: Annotated[
+        bool,
+        typer.Option("--remove-old-tokens", help="With --new-token: delete the agent's other tokens in FulcrumCore."),
+    ] = False,
     token_days: Annotated[
         int, typer.Option("--token-days", min=1, max=36_500, help="Days until the new token expires.")
     ] = DEFAULT_TOKEN_DAYS,
@@ -86,8 +90,11 @@ def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     FULCRUM_API_URL is FulcrumCore's address. The administrator's token is read from a file or from the environment, and
     is not stored.
 
-    Existing objects of the same name are not changed; differences are shown. A second run creates only what is missing.
+    Existing objects of the same name are not changed, except that the service type is added to the agent type;
+    differences are shown. A second run creates only what is missing.
     """
+    if remove_old_tokens and not new_token:
+        raise typer.BadParameter("--remove-old-tokens needs --new-token")
     settings = open_settings()
     settings.require_fulcrum_url()
     request = BootstrapRequest(
@@ -105,10 +112,14 @@ def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         bootstrap = Bootstrap(_create_admin_client(settings, admin_token), request)
         with TokenDestination(token_file, prints_token=show_token, expects_token=bootstrap.needs_token) as destination:
             steps = _execute_steps(bootstrap, destination, dry_run=dry_run, show_table=not as_json)
+        if remove_old_tokens and not dry_run:
+            bootstrap.remove_earlier_tokens()
     if as_json:
-        _show_json(bootstrap, destination, steps, dry_run=dry_run)
+        _show_json(bootstrap, destination, steps, dry_run=dry_run, has_removed_tokens=remove_old_tokens)
     else:
         _show_token(destination, dry_run=dry_run)
+        if bootstrap.needs_token and bootstrap.earlier_tokens:
+            show_text(_earlier_tokens_text(bootstrap.earlier_tokens, dry_run=dry_run, are_removed=remove_old_tokens))
     if not bootstrap.needs_token and token_file:
         _require_token_of_agent(settings, token_file, bootstrap.agent_id)
 
@@ -139,7 +150,7 @@ def _table_row(step: BootstrapStep) -> dict[str, Any]:
     omitted_count = len(step.differences) - len(differences)
     if omitted_count > 0:
         differences.append(f"and {omitted_count} more (--json lists all)")
-    status = "would be created" if step.status == "missing" else step.status.value
+    status = {"missing": "would be created"}.get(step.status.value, step.status.value)
     return {
         "kind": step.kind,
         "name": step.name,
@@ -149,13 +160,28 @@ def _table_row(step: BootstrapStep) -> dict[str, Any]:
     }
 
 
+def _earlier_tokens_text(tokens: list[CoreToken], *, dry_run: bool, are_removed: bool) -> str:
+    """Return what became of the agent's other tokens, or would become of them without `dry_run`."""
+    shown = ", ".join(f"{token.id} (until {token.expire_at:%Y-%m-%d})" for token in tokens)
+    if are_removed:
+        return f"{'would be deleted' if dry_run else 'deleted'}: the agent's other tokens: {shown}"
+    return f"still valid: the agent's other tokens: {shown}; --remove-old-tokens deletes them"
+
+
 def _show_json(
-    bootstrap: Bootstrap, destination: TokenDestination, steps: list[BootstrapStep], *, dry_run: bool
+    bootstrap: Bootstrap,
+    destination: TokenDestination,
+    steps: list[BootstrapStep],
+    *,
+    dry_run: bool,
+    has_removed_tokens: bool,
 ) -> None:
     document: dict[str, Any] = {
         "dry_run": dry_run,
         "agent_id": bootstrap.agent_id,
         "steps": [asdict(step) for step in steps],
+        "other_tokens": [{"id": token.id, "expires_at": token.expire_at} for token in bootstrap.earlier_tokens],
+        "other_tokens_deleted": has_removed_tokens and not dry_run,
     }
     if destination.prints_token:
         document["token"] = destination.token

@@ -1,4 +1,4 @@
-"""Lists and creates objects in FulcrumCore with an administrator's token, for `bootstrap.py`.
+"""Lists, creates and extends objects in FulcrumCore with an administrator's token, for `bootstrap.py`.
 
 If an object of the same name exists already, FulcrumCore answers 500 to the request that creates the object. So the
 caller must list all objects of a kind before it creates one.
@@ -66,6 +66,20 @@ class FulcrumAdmin(FulcrumClient):
         path = f"/{collection}"
         response = self._http.request_json("POST", path, body=members)
         return parse_response(CoreObject, f"POST {path}", response)
+
+    def add_service_type(self, agent_type: CoreObject, service_type_id: str) -> CoreObject:
+        """Let the agents of this type provide one more type of service; return the changed agent type.
+
+        FulcrumCore replaces the whole list of ids, so the present ids are sent, too.
+        """
+        path = f"/{Collection.AGENT_TYPES}/{agent_type.id}"
+        present_ids = agent_type.other_members.get("serviceTypeIds") or []
+        response = self._http.request_json("PATCH", path, body={"serviceTypeIds": [*present_ids, service_type_id]})
+        return parse_response(CoreObject, f"PATCH {path}", response)
+
+    def delete_token(self, token_id: str) -> None:
+        """Delete a token. FulcrumCore then refuses every request with it."""
+        self._http.request_acknowledgement("DELETE", f"/tokens/{token_id}")
 
     def list_agent_tokens(self, agent_id: str) -> list[CoreToken]:
         """List the tokens of an agent, including expired ones."""

@@ -1,7 +1,8 @@
 """Creates the objects that an agent needs in FulcrumCore: types, metric types, provider, agent and token.
 
-This module first reads all existing objects, so it can raise BootstrapRefused before it creates anything. It never
-changes an existing object. If it runs again, it creates only those objects that are still missing.
+This module first reads all existing objects, so it can raise BootstrapRefused before it creates anything. It changes an
+existing object in one way only: it adds the service type to the agent type, because FulcrumCore otherwise refuses every
+order of such a service. If it runs again, it creates only those objects that are still missing.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 import importlib.resources
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from executor.errors import FulcrumUnavailable, SmithError
-from executor.fulcrum.admin import Collection, CoreObject, FulcrumAdmin
+from executor.fulcrum.admin import Collection, CoreObject, CoreToken, FulcrumAdmin
+from executor.fulcrum.differences import find_differences
 from executor.fulcrum.types import METRIC_TYPES, UUID_TEXT
 
 SERVICE_TYPE_FILE = "service-type-vm.json"
@@ -36,6 +38,7 @@ class ObjectStatus(StrEnum):
 
     FOUND = "found"  #: the object exists with the wanted content
     DIFFERS = "differs"  #: the object exists with other content, and was not changed
+    ATTACHED = "attached"  #: the agent type existed, and the service type was added to it
     MADE = "made"  #: the object did not exist and was created
     MISSING = "missing"  #: the object does not exist, and was not created because of --dry-run
 
@@ -107,7 +110,8 @@ class Bootstrap:
         self._agent = self._look_up_object(
             "agent", Collection.AGENTS, {"name": request.agent_name, "tags": list(request.tags)}
         )
-        self._has_token = bool(self._agent.id) and self._count_valid_tokens(str(self._agent.id)) > 0
+        #: The tokens that the agent has already and that have not expired.
+        self.earlier_tokens = self._list_valid_tokens(self._agent.id) if self._agent.id else []
 
     @property
     def agent_id(self) -> str | None:
@@ -117,7 +121,7 @@ class Bootstrap:
     @property
     def needs_token(self) -> bool:
         """Whether a token will be created: the agent has no valid token, or the request wants a new one."""
-        return self._request.wants_new_token or not self._has_token
+        return self._request.wants_new_token or not self.earlier_tokens
 
     def create_missing(self, store_token: Callable[[str], object]) -> Iterator[BootstrapStep]:
         """Create the missing objects one by one, and yield a step for each object.
@@ -128,6 +132,9 @@ class Bootstrap:
             self._add_references(wanted)
             if wanted.existing is None:
                 yield self._create(wanted)
+            elif wanted is self._agent_type and self._must_attach():
+                wanted.existing = self._core.add_service_type(wanted.existing, str(self._service_type.id))
+                yield self._attached_step()
             else:
                 yield _compare(wanted)
         if self.needs_token:
@@ -141,9 +148,28 @@ class Bootstrap:
             self._add_references(wanted)
             if wanted.existing is None:
                 yield BootstrapStep(kind=wanted.kind, name=wanted.name, status=ObjectStatus.MISSING)
+            elif wanted is self._agent_type and self._must_attach():
+                yield self._attached_step()
             else:
                 yield _compare(wanted)
         yield self._token_step(ObjectStatus.MISSING)
+
+    def remove_earlier_tokens(self) -> None:
+        """Delete `earlier_tokens` in FulcrumCore. The caller has stored the new token."""
+        for token in self.earlier_tokens:
+            self._core.delete_token(token.id)
+
+    def _must_attach(self) -> bool:
+        """Return whether the agent type exists and lacks the service type."""
+        existing = self._agent_type.existing
+        present_ids = (existing.other_members.get("serviceTypeIds") or []) if existing else []
+        return existing is not None and self._service_type.id not in present_ids
+
+    def _attached_step(self) -> BootstrapStep:
+        """Return the step of the agent type, with the differences that the service type does not remove."""
+        step = _compare(self._agent_type)
+        differences = [text for text in step.differences if not text.startswith("serviceTypeIds lacks")]
+        return replace(step, status=ObjectStatus.ATTACHED, differences=differences)
 
     def _objects_in_creation_order(self) -> list[_WantedObject]:
         """Return the wanted objects. Each refers only to objects before it, so they are created in this order."""
@@ -217,9 +243,10 @@ class Bootstrap:
             objects = [item for item in objects if item.other_members.get("providerId") == self._provider.id]
         return _find_by_name(wanted.name, wanted.kind, objects)
 
-    def _count_valid_tokens(self, agent_id: str) -> int:
+    def _list_valid_tokens(self, agent_id: str) -> list[CoreToken]:
+        now = self._core_now()
         tokens = self._core.list_agent_tokens(agent_id)
-        return sum(token.expire_at is not None and token.expire_at > self._core_now() for token in tokens)
+        return [token for token in tokens if token.expire_at is not None and token.expire_at > now]
 
     def _core_now(self) -> datetime:
         """Return the present time of FulcrumCore's clock, in whole seconds."""
@@ -244,36 +271,6 @@ def _compare(wanted: _WantedObject) -> BootstrapStep:
     differences = find_differences(wanted_members, existing.other_members)
     status = ObjectStatus.DIFFERS if differences else ObjectStatus.FOUND
     return BootstrapStep(kind=wanted.kind, name=wanted.name, status=status, id=wanted.id, differences=differences)
-
-
-def find_differences(wanted: Any, existing: Any, path: str = "") -> list[str]:
-    """Return how an existing object differs from the wanted one.
-
-    A difference is the path of a member, such as `schema.cpu.type`, or a text such as `tags lacks proxmox`. A missing
-    member counts as equal to an empty one. Top-level members, tags and service types that only the existing object has
-    are no differences. `path` is the path of the two values in the whole object; it is empty for the whole object.
-    """
-    if isinstance(wanted, Mapping) and isinstance(existing, Mapping):
-        compared_names = {**wanted, **existing} if path else wanted
-        differences: list[str] = []
-        for name in compared_names:
-            member_path = f"{path}.{name}" if path else name
-            differences += find_differences(wanted.get(name), existing.get(name), member_path)
-        return differences
-    if path in ("tags", "serviceTypeIds") and isinstance(existing, list):
-        return [f"{path} lacks {item}" for item in wanted if item not in existing]
-    if isinstance(wanted, list) and isinstance(existing, list) and len(wanted) == len(existing):
-        differences = []
-        for index, (wanted_item, existing_item) in enumerate(zip(wanted, existing, strict=True)):
-            differences += find_differences(wanted_item, existing_item, f"{path}[{index}]")
-        return differences
-    is_equal = wanted == existing or (_is_empty(wanted) and _is_empty(existing))
-    return [] if is_equal else [path]
-
-
-def _is_empty(value: Any) -> bool:
-    """Return whether a member with this value counts as missing: null, false, or an empty text, list or object."""
-    return value is None or value is False or value in ("", [], {})
 
 
 def load_type(file_name: str) -> JsonObject:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,8 @@ from smith_lab.fulcrum_setup import METRIC_TYPES, SEED_TOKEN, AdminClient
 from smith_lab.simulator.control import SimulatorThread, running_simulator
 from support.cli_world import Cli
 
-from executor.fulcrum.bootstrap import AGENT_TYPE_FILE, SERVICE_TYPE_FILE, find_differences, load_type
+from executor.fulcrum.bootstrap import AGENT_TYPE_FILE, SERVICE_TYPE_FILE, load_type
+from executor.fulcrum.differences import find_differences
 
 AGENT, PROVIDER = "smith-dc1", "My cloud"
 KINDS = ["service type", "agent type", *["metric type"] * len(METRIC_TYPES), "provider", "agent", "agent token"]
@@ -117,6 +119,51 @@ def test_missing_objects_are_created_beside_existing_ones(smith: Cli, admin: Adm
     assert agent["providerId"] == provider["id"]
 
 
+def test_the_service_type_is_added_to_an_agent_type_that_exists(
+    smith: Cli, core: SimulatorThread, admin: AdminClient, tmp_path: Path
+) -> None:
+    """Without it, FulcrumCore refuses every order of such a service. The present service types stay."""
+    other = admin.create("service-types", **load_type(SERVICE_TYPE_FILE) | {"name": "other"})
+    agent_type = admin.create("agent-types", **load_type(AGENT_TYPE_FILE) | {"serviceTypeIds": [other["id"]]})
+    admin.create("participants", name=PROVIDER, status="Enabled")
+    own_file = tmp_path / "own.json"
+    own_file.write_text(json.dumps(load_type(SERVICE_TYPE_FILE) | {"name": "own"}))
+    options = arguments("--token-file", str(tmp_path / "token"), "--service-type-file", str(own_file))
+    shown = {step["kind"]: step["status"] for step in smith.json(*options, "--dry-run")["steps"]}
+    assert shown["agent type"] == "attached"
+    assert admin.call("GET", f"/agent-types/{agent_type['id']}")["serviceTypeIds"] == [other["id"]]
+    steps = {step["kind"]: step for step in smith.json(*options)["steps"]}
+    assert (steps["agent type"]["status"], steps["agent type"]["differences"]) == ("attached", [])
+    attached = admin.call("GET", f"/agent-types/{agent_type['id']}")["serviceTypeIds"]
+    assert attached == [other["id"], steps["service type"]["id"]]
+    again = {step["kind"]: step["status"] for step in smith.json(*options)["steps"]}
+    assert again["agent type"] == "found"
+
+
+def test_a_new_token_names_the_other_valid_ones_and_removes_them_on_request(
+    smith: Cli, admin: AdminClient, tmp_path: Path
+) -> None:
+    admin.create("participants", name=PROVIDER, status="Enabled")
+    first_file, second_file, third_file = (tmp_path / name for name in ("first", "second", "third"))
+    assert smith.json(*arguments("--token-file", str(first_file)))["other_tokens"] == []
+    shown = smith.ok(*arguments("--token-file", str(second_file), "--new-token"))
+    assert "still valid: the agent's other tokens: " in shown
+    assert "--remove-old-tokens deletes them" in shown
+    dry = smith.json(*arguments("--token-file", str(third_file), "--new-token", "--remove-old-tokens", "--dry-run"))
+    assert (len(dry["other_tokens"]), dry["other_tokens_deleted"]) == (2, False)
+    output = smith.json(*arguments("--token-file", str(third_file), "--new-token", "--remove-old-tokens"))
+    assert (len(output["other_tokens"]), output["other_tokens_deleted"]) == (2, True)
+    agent_tokens = [token for token in admin.list_all("tokens") if token.get("agentId") == output["agent_id"]]
+    assert len(agent_tokens) == 1
+    assert agent_tokens[0]["id"] not in [token["id"] for token in output["other_tokens"]]
+
+
+def test_old_tokens_are_removed_only_together_with_a_new_one(smith: Cli) -> None:
+    ended = smith(*arguments("--remove-old-tokens"))
+    assert ended.returncode == 2
+    assert "needs --new-token" in ended.stderr
+
+
 def test_an_object_with_other_content_is_reported_and_not_changed(
     smith: Cli, core: SimulatorThread, admin: AdminClient, tmp_path: Path
 ) -> None:
@@ -124,14 +171,16 @@ def test_an_object_with_other_content_is_reported_and_not_changed(
     own["propertySchema"]["properties"]["cores"]["validators"] = [{"type": "max", "config": {"value": 2}}]
     service_type = admin.create("service-types", **own)
     stored = admin.call("GET", f"/service-types/{service_type['id']}")  # FulcrumCore adds the members that are missing
-    admin.create("agent-types", **load_type(AGENT_TYPE_FILE))  # without a service type
+    other_type = load_type(AGENT_TYPE_FILE) | {"serviceTypeIds": [service_type["id"]]}
+    other_type["configurationSchema"]["properties"]["storage"]["label"] = "another label"
+    admin.create("agent-types", **other_type)
     admin.create("participants", name=PROVIDER, status="Disabled")
     core.clear_history()
     output = smith.json(*arguments("--token-file", str(tmp_path / "token")))
     others = {step["kind"]: step["differences"] for step in output["steps"] if step["status"] == "differs"}
     assert others == {
         "service type": ["propertySchema.properties.cores.validators"],
-        "agent type": [f"serviceTypeIds lacks {service_type['id']}"],
+        "agent type": ["configurationSchema.properties.storage.label"],
         "provider": ["status"],
     }
     assert not [change for change in changes(core) if not change.startswith("POST")]

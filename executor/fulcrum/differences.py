@@ -1,0 +1,36 @@
+"""Compares an object in FulcrumCore with the wanted one, for `bootstrap.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def find_differences(wanted: Any, existing: Any, path: str = "") -> list[str]:
+    """Return how an existing object differs from the wanted one.
+
+    A difference is the path of a member, such as `schema.cpu.type`, or a text such as `tags lacks proxmox`. A missing
+    member counts as equal to an empty one. Top-level members, tags and service types that only the existing object has
+    are no differences. `path` is the path of the two values in the whole object; it is empty for the whole object.
+    """
+    if isinstance(wanted, Mapping) and isinstance(existing, Mapping):
+        compared_names = {**wanted, **existing} if path else wanted
+        differences: list[str] = []
+        for name in compared_names:
+            member_path = f"{path}.{name}" if path else name
+            differences += find_differences(wanted.get(name), existing.get(name), member_path)
+        return differences
+    if path in ("tags", "serviceTypeIds") and isinstance(existing, list):
+        return [f"{path} lacks {item}" for item in wanted if item not in existing]
+    if isinstance(wanted, list) and isinstance(existing, list) and len(wanted) == len(existing):
+        differences = []
+        for index, (wanted_item, existing_item) in enumerate(zip(wanted, existing, strict=True)):
+            differences += find_differences(wanted_item, existing_item, f"{path}[{index}]")
+        return differences
+    is_equal = wanted == existing or (_is_empty(wanted) and _is_empty(existing))
+    return [] if is_equal else [path]
+
+
+def _is_empty(value: Any) -> bool:
+    """Return whether a member with this value counts as missing: null, false, or an empty text, list or object."""
+    return value is None or value is False or value in ("", [], {})

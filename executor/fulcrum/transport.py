@@ -23,9 +23,9 @@ from executor.fulcrum.responses import Response, build_error, describe_connectio
 from executor.fulcrum.untrusted_json import parse_json
 
 API_PATH = "/api/v1"
-#: Maximum size of the body of a successful response. Its parsed JSON needs up to 30 times as much memory. A page of 100
-#: services, the largest response that the agent needs, has about 1 MiB.
-MAX_RESPONSE_BYTES = 6 * 1024 * 1024
+#: Maximum size of the body of a successful response. It is large, because a job with ten megabytes of parameters must
+#: not hide the other pending jobs in the same response.
+MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 #: Maximum size of the body of any other response.
 MAX_ERROR_BYTES = 64 * 1024
 #: The body of a response must arrive within this multiple of the read timeout. The read timeout alone is not enough,

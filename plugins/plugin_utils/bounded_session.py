@@ -8,6 +8,7 @@ be lost.
 from __future__ import annotations
 
 import time
+from itertools import accumulate
 from typing import Any
 
 from .shared.login_repeats import PAUSES_S, repeat_while_refused
@@ -18,8 +19,8 @@ REQUEST_TIMEOUT_S = 30.0
 AFTER_DEADLINE_S = 2.0
 #: How long a request may wait at least.
 MIN_REQUEST_TIMEOUT_S = 1.0
-#: The time that the repetitions of a refused request take, with Proxmox's delay of 3 s for each answer 401.
-REPEATS_S = sum(PAUSES_S) + 3 * (len(PAUSES_S) + 1)
+#: How long Proxmox delays an answer 401.
+REFUSAL_DELAY_S = 3.0
 
 
 class BoundedSession:
@@ -36,7 +37,7 @@ class BoundedSession:
         """Send a request; return the answer, also if Proxmox refused the login again and again."""
         left_s = self.deadline_monotonic_s - time.monotonic()
         options["timeout"] = max(MIN_REQUEST_TIMEOUT_S, min(REQUEST_TIMEOUT_S, left_s + AFTER_DEADLINE_S))
-        if not self._repeats_refused_logins or left_s < REPEATS_S:
+        if not self._repeats_refused_logins:
             return self._send(*arguments, **options)
 
         def send() -> Any:
@@ -46,9 +47,16 @@ class BoundedSession:
             return answer
 
         try:
-            return repeat_while_refused(send, lambda exc: isinstance(exc, _LoginRefused))
+            return repeat_while_refused(send, lambda exc: isinstance(exc, _LoginRefused), _pauses_within_s(left_s))
         except _LoginRefused as refusal:
             return refusal.args[0]
+
+
+def _pauses_within_s(left_s: float) -> tuple[float, ...]:
+    """Return the pauses of as many repetitions as fit into the time, with Proxmox's delay of each answer."""
+    durations_s = accumulate((pause_s + REFUSAL_DELAY_S for pause_s in PAUSES_S), initial=REFUSAL_DELAY_S)
+    count = sum(duration_s <= left_s for duration_s in durations_s) - 1
+    return PAUSES_S[: max(count, 0)]
 
 
 class _LoginRefused(Exception):

@@ -180,12 +180,16 @@ class Cluster:
                 raise  # the VM is still on the node that does not answer
         if found:
             return found
-        row = self.row_of(vmid, rows)
-        if row is None:
-            return absent(vmid)
-        if row.get("type") != self.kind:
-            return absent(vmid) | {"exists": True, "kind": str(row.get("type")), "node": str(row.get("node", ""))}
-        return self.facts(str(row["node"]), vmid) or absent(vmid)
+        # A VM may move between two requests, so its row may already be wrong. Then a new list names its node.
+        for known_rows in (rows, None):
+            row = self.row_of(vmid, known_rows)
+            if row is None:
+                return absent(vmid)
+            if row.get("type") != self.kind:
+                return absent(vmid) | {"exists": True, "kind": str(row.get("type")), "node": str(row.get("node", ""))}
+            if found := self.facts(str(row["node"]), vmid):
+                return found
+        return absent(vmid)
 
     def absence(self, vmid: int, hint: str) -> dict[str, Any]:
         """Return whether it is proven that the VM does not exist.

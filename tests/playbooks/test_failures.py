@@ -383,6 +383,15 @@ def test_a_start_during_a_restart_of_the_cluster_file_system_succeeds(bench: Ben
     assert (done.rc, bench.guest(vm)["status"]) == (0, "running"), done.output
 
 
+def test_a_login_that_is_refused_once_is_repeated_also_if_little_time_is_left(bench: Bench) -> None:
+    """A start with 12 s has no time for all three repetitions of a refused login, but for one."""
+    vm = bench.add_vm()
+    bench.pve.control("logins", delay_s=0)
+    bench.pve.fail("GET", "/cluster/resources", status=401, text="Authentication failed!")
+    done = bench.play("start", {**vm, "timeout_s": 12, "node": ""})
+    assert (done.code, done.result["status"]) == ("", "running")
+
+
 @pytest.mark.parametrize("status", [595, 596, 599, 0])
 def test_a_start_whose_answer_is_lost_by_a_proxy_of_proxmox_succeeds(bench: Bench, status: int) -> None:
     """The request was carried out. The module gets an answer that does not say it."""

@@ -136,4 +136,5 @@ def test_requests_without_the_token_cause_no_server_error_and_no_change(api: Api
     done = api.examine(api.description, "--exclude-checks", "ignored_auth")
     assert done.returncode == 0, done.stdout
     assert "page_crashed" not in api.log.read_text()
-    assert api.ask("GET", "/metrics", {"Authorization": f"Bearer {TOKEN}"})[0] == 429
+    assert api.ask("GET", "/metrics", {"Authorization": "Bearer wrong-wrong-wrong"})[0] == 429
+    assert api.ask("GET", "/metrics", {"Authorization": f"Bearer {TOKEN}"})[0] == 200

@@ -41,11 +41,12 @@ def test_an_outage_is_an_error_and_says_nothing_about_a_vmid(
     reader: ProxmoxReader, stand_in: ProxmoxStandIn, vm: int
 ) -> None:
     for status in (401, 403, 404, 500, 503, 596):
-        stand_in.fail("GET", "/cluster/nextid", status=status)
+        stand_in.fail("GET", "/cluster/nextid", status=status, times=-1)
         answers: list[bool] = []
         with pytest.raises(JobError):
             answers.append(reader.is_vmid_free(vm))
         assert answers == []
+        stand_in.control("clear_faults")
 
 
 def test_offline_nodes_are_listed_too(reader: ProxmoxReader, stand_in: ProxmoxStandIn) -> None:

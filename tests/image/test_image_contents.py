@@ -41,7 +41,7 @@ def test_the_image_sets_command_stop_signal_volume_and_health_check() -> None:
     assert config["StopSignal"] == "SIGTERM"
     assert list(config["Volumes"]) == ["/data"]
     health = image_facts()["Healthcheck"]
-    assert health["Test"] == ["CMD", "python3", "-m", "executor.cli.health", "--live"]
+    assert health["Test"] == ["CMD", "python3", "-P", "-m", "executor.cli.health", "--live"]
     assert health["Interval"] > health["Timeout"] > 0
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from executor.errors import FulcrumError, SettingsError
+from executor.fulcrum import remote_config
 from executor.log import get_logger
 from executor.proxmox.connection import ProxmoxConnection
 from executor.redaction import redactor
@@ -33,9 +34,8 @@ MIN_RELOAD_INTERVAL_S = 10.0
 #: The settings that a reload replaces, as names of environment variables.
 FULCRUM_SECRETS = ("FULCRUM_API_TOKEN",)
 PROXMOX_SECRETS = ("PROXMOX_TOKEN_SECRET", "PROXMOX_PASSWORD")
-#: The settings that determine which servers get these secrets.
-FULCRUM_SERVER_SETTINGS = ("FULCRUM_API_URL", "FULCRUM_CA_BUNDLE", "FULCRUM_VERIFY_TLS")
-PROXMOX_SERVER_SETTINGS = ("PROXMOX_HOST", "PROXMOX_PORT", "PROXMOX_CA_BUNDLE", "PROXMOX_VALIDATE_CERTS")
+#: The settings that determine which server gets FULCRUM_SECRETS, as names of attributes.
+FULCRUM_SERVER_SETTINGS = ("fulcrum_api_url", "fulcrum_ca_bundle", "fulcrum_verify_tls")
 
 #: Modification time in ns, inode and size of a file.
 _FileVersion = tuple[int, int, int]
@@ -148,10 +148,8 @@ def _raise_if_server_differs(old_settings: Settings, new_settings: Settings, nam
 
     The agent uses the server of `old_settings` until its restart.
     """
-    server_settings = PROXMOX_SERVER_SETTINGS if names == PROXMOX_SECRETS else FULCRUM_SERVER_SETTINGS
-    changed = [
-        name for name in server_settings if getattr(old_settings, name.lower()) != getattr(new_settings, name.lower())
-    ]
+    server_settings = remote_config.SERVER_SETTINGS if names == PROXMOX_SECRETS else FULCRUM_SERVER_SETTINGS
+    changed = [name.upper() for name in server_settings if getattr(old_settings, name) != getattr(new_settings, name)]
     if changed:
         raise SettingsError(f"{', '.join(changed)} changed together with the secret: restart the agent")
 

@@ -62,7 +62,7 @@ def _escaped(text: str) -> Iterator[str]:
         yield from (escape(form) for escape in second_escapes)
     for form in json_forms:
         yield form.replace("'", "''")  # JSON between single quotes in YAML
-        yield from (quote(form, safe=""), quote_plus(form))
+        yield from (quote(form, safe="", errors="surrogatepass"), quote_plus(form, errors="surrogatepass"))
         yield from (_json_ascii(_json_ascii(form)), _json_unicode(_json_unicode(form)))
 
 

@@ -108,6 +108,24 @@ def test_a_secret_is_masked_in_every_form(encode: Callable[[str], str], secret: 
     assert alone == f"\ue000{MASK}\ue000", "a part of it is a secret, too"
 
 
+#: Texts with unpaired surrogates: Python reads bytes that are not UTF-8 as such characters, for example from variables.
+SURROGATES = st.characters(categories=["Cs"])
+SECRETS_WITH_SURROGATES = st.text(SURROGATES | CHARACTERS, min_size=4, max_size=20).filter(
+    lambda secret: len(secret.strip()) >= 4
+)
+
+
+@given(secret=SECRETS_WITH_SURROGATES, before=TEXTS, after=TEXTS)
+@example(secret="pass\udcffword", before="", after="")
+@example(secret="line of \ud800\na second line", before="", after="")
+def test_a_secret_with_unpaired_surrogates_is_masked(secret: str, before: str, after: str) -> None:
+    redactor = make_redactor(secret)
+    for written in (secret, json_text(secret), json_text(secret, ensure_ascii=False), repr(secret)[1:-1]):
+        shown = redactor.redact(before + written + after)
+        assert MASK in shown
+        assert written not in shown
+
+
 @given(secret=SECRETS, user=st.text(st.characters(codec="ascii"), max_size=5))
 def test_a_secret_inside_a_basic_authorization_header_is_masked(secret: str, user: str) -> None:
     header = base64.b64encode(f"{user}:{secret}!".encode()).decode()

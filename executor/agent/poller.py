@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from executor.agent import crash_points
+from executor.agent.ignored_jobs import IgnoredJobsLog
 from executor.agent.state import AgentState
 from executor.database import job_queue, queries
 from executor.database.engine import reading, transaction
@@ -44,8 +45,6 @@ IDLE_POLLS_PER_ADDED_INTERVAL = 10
 MAX_INTERVAL_S = 10.0
 #: Minimum time between two searches for ended jobs that FulcrumCore lists as claimed by this agent.
 REOPEN_INTERVAL_S = 300.0
-#: Minimum time between two log lines about the same number of ignored jobs.
-IGNORED_JOBS_LOG_INTERVAL_S = 3600.0
 #: A job's priority is limited to the range from -MAX_PRIORITY to MAX_PRIORITY.
 MAX_PRIORITY = 1000
 MAX_DEFECT_CHARS = 500
@@ -66,8 +65,10 @@ class Poller:
     polls_only_once: bool = False  #: for `smith run --once`
     _page_size: int = PAGE_SIZE
     _idle_poll_count: int = 0  #: number of polls since the last new job
-    _ignored_count: int = 0  #: number of ignored jobs in the last answer
-    _ignored_logged_at: float = float("-inf")  #: monotonic time of the last log line about ignored jobs
+    _unusable_jobs_log: IgnoredJobsLog = field(default_factory=lambda: IgnoredJobsLog(event="pending_jobs_ignored"))
+    _foreign_jobs_log: IgnoredJobsLog = field(
+        default_factory=lambda: IgnoredJobsLog(event="jobs_of_other_agents_ignored")
+    )
     _reopened_at: float = field(default_factory=time.monotonic)  #: time of the last search for ended claimed jobs
 
     def poll_if_allowed(self) -> float | None:
@@ -83,7 +84,8 @@ class Poller:
             self.recover_claimed_jobs()
         elif state.agent_id and time.monotonic() - self._reopened_at >= REOPEN_INTERVAL_S:
             self._reopened_at = time.monotonic()
-            self._reopen_jobs(self.fulcrum.own_processing_jobs(state.agent_id), are_claimed=True)
+            own_jobs = self._jobs_for_this_agent(self.fulcrum.own_processing_jobs(state.agent_id))
+            self._reopen_jobs(own_jobs, are_claimed=True)
         return self.poll()
 
     def poll(self) -> float:
@@ -95,32 +97,25 @@ class Poller:
             return self.interval_s  # the agent's id is not known before the first heartbeat
         page = self.fulcrum.pending_jobs(limit=self._page_size)
         self.state.fulcrum_link.note_up()
-        self._log_ignored_jobs(page)
+        self._log_unusable_jobs(page)
         is_page_full = len(page.jobs) >= self._page_size
         self._page_size = MAX_PAGE_SIZE if is_page_full else PAGE_SIZE
-        new_count = self._store_new_jobs([job for job in page.jobs if self._is_for_this_agent(job)])
+        new_count = self._store_new_jobs(self._jobs_for_this_agent(page.jobs))
         self.state.finished_poll_count += 1
         self._idle_poll_count = 0 if new_count else self._idle_poll_count + 1
         return self._next_interval_s()
 
-    def _log_ignored_jobs(self, page: PendingJobs) -> None:
-        """Log how many jobs of the page are ignored if the number has changed or the last line is old."""
+    def _log_unusable_jobs(self, page: PendingJobs) -> None:
         count = len(page.unusable_item_descriptions) + page.unread_count
-        is_log_due = time.monotonic() - self._ignored_logged_at >= IGNORED_JOBS_LOG_INTERVAL_S
-        if count and (count != self._ignored_count or is_log_due):
-            reasons = page.unusable_item_descriptions[:MAX_LOGGED_REASONS]
-            log.warning("pending_jobs_ignored", count=count, reasons=reasons)
-            self._ignored_logged_at = time.monotonic()
-        self._ignored_count = count
+        self._unusable_jobs_log.note(count, reasons=page.unusable_item_descriptions[:MAX_LOGGED_REASONS])
 
     def recover_claimed_jobs(self) -> int:
         """Store each job that this agent has claimed at FulcrumCore but that has no row; return the number of new rows.
 
         After a loss of the database, all claimed jobs lack a row.
         """
-        jobs = self.fulcrum.own_processing_jobs(self.state.agent_id)
-        jobs_for_this_agent = [job for job in jobs if self._is_for_this_agent(job)]
-        recovered_count = self._store_new_jobs(jobs_for_this_agent, is_claimed_at_fulcrum=True)
+        jobs = self._jobs_for_this_agent(self.fulcrum.own_processing_jobs(self.state.agent_id))
+        recovered_count = self._store_new_jobs(jobs, is_claimed_at_fulcrum=True)
         if recovered_count:
             log.warning("claimed_jobs_recovered", count=recovered_count)
         return recovered_count
@@ -130,8 +125,14 @@ class Poller:
         grown_interval_s = self.interval_s * (1 + further_idle_poll_count / IDLE_POLLS_PER_ADDED_INTERVAL)
         return min(grown_interval_s, max(MAX_INTERVAL_S, self.interval_s))
 
-    def _is_for_this_agent(self, job: CoreJob) -> bool:
-        return job.agent_id is None or job.agent_id == self.state.agent_id
+    def _jobs_for_this_agent(self, jobs: list[CoreJob]) -> list[CoreJob]:
+        """Return the jobs without those of other agents, and log the number of these.
+
+        FulcrumCore lists jobs of another agent if the token has become the token of that agent.
+        """
+        own_jobs = [job for job in jobs if job.agent_id is None or job.agent_id == self.state.agent_id]
+        self._foreign_jobs_log.note(len(jobs) - len(own_jobs))
+        return own_jobs
 
     def _store_new_jobs(self, jobs: list[CoreJob], *, is_claimed_at_fulcrum: bool = False) -> int:
         """Add a row for each job that has none; return the number of new rows."""

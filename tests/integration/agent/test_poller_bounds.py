@@ -287,3 +287,23 @@ def test_jobs_without_an_id_are_counted_in_one_log_line_at_a_bounded_rate(
     simulator.inject_pending({"action": "create"})
     poller.poll()
     assert len(lines()) == 2, "the number has changed"
+
+
+def test_jobs_of_other_agents_are_counted_in_one_log_line_at_a_bounded_rate(
+    poller: Poller, simulator: SimulatorThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lines() -> list[Any]:
+        return [record.msg for record in caplog.records if "jobs_of_other_agents_ignored" in str(record.msg)]
+
+    def inject(count: int) -> None:
+        simulator.clear_pending()
+        simulator.inject_pending(*[raw_job(poller, agentId=str(uuid.uuid4())) for _ in range(count)])
+
+    for count in (3, 3, 2, 3, 0, 3):
+        inject(count)
+        poller.poll()
+    assert len(lines()) == 1
+    assert "3" in str(lines()[0])
+    inject(4)
+    poller.poll()
+    assert len(lines()) == 2, "the number has grown"

@@ -250,7 +250,7 @@ def _keep_essentials(event: dict[str, Any]) -> dict[str, Any]:
     data = data if isinstance(data, dict) else {}
     result = data.get("res")
     result = result if isinstance(result, dict) else {}
-    essential_data = _select(data, "task", "task_action", "host", "ignore_errors", "failures")
+    essential_data = _select(data, "task", "task_action", "resolved_action", "host", "ignore_errors", "failures")
     essential_data["res"] = _select(result, "msg", "changed", "rc", "ansible_stats")
     if isinstance(stats := data.get("artifact_data"), dict):
         essential_data["artifact_data"] = {"vm_result": stats.get("vm_result")}

@@ -20,6 +20,7 @@ from executor.model import JobResult, RunArtifacts, RunStatus
 from executor.processes.process_tree import EXIT_ENDED_BY_GUARD
 from executor.shared import error_rules
 from executor.shared.error_codes import ErrorCode
+from executor.shared.error_rules import ClassifiedFailure
 
 #: A larger result document is refused, because only a defect of the playbook can cause it.
 MAX_RESULT_BYTES = 64 * 1024
@@ -61,9 +62,9 @@ def read(artifacts: RunArtifacts) -> JobResult:
     states which VM serves the service. A failed run keeps its own error code even if its document is invalid, because
     this error code decides whether the job is retried.
     """
-    vm, failure_text = None, None
+    vm, failure = None, None
     try:
-        document, failure_text = _find_document_and_failure(artifacts)
+        document, failure = _find_document_and_failure(artifacts)
         vm = _validate_document(document)
     except JobError as error:
         if artifacts.status is RunStatus.SUCCESSFUL:
@@ -72,7 +73,8 @@ def read(artifacts: RunArtifacts) -> JobResult:
     if artifacts.status is RunStatus.SUCCESSFUL:
         return _result_of_success(vm, artifacts)
     kill_text = _kill_text(artifacts)
-    code, detail = _code_and_detail(artifacts.status, kill_text or failure_text)
+    failure = error_rules.classify_own_failure(kill_text) if kill_text else failure
+    code, detail = _code_and_detail(artifacts.status, failure)
     detail = _printable_with_run_ident(detail, artifacts)
     return JobResult(succeeded=False, vm=vm or {}, code=code, detail=detail, was_killed=kill_text is not None)
 
@@ -114,20 +116,19 @@ def _is_task_unfinished(artifacts: RunArtifacts) -> bool:
     return is_unfinished
 
 
-def _code_and_detail(status: RunStatus, failure_text: str | None) -> tuple[ErrorCode, str]:
+def _code_and_detail(status: RunStatus, failure: ClassifiedFailure | None) -> tuple[ErrorCode, str]:
     """Return the error code and the error text of a failed run.
 
-    If the agent has ended the run, `failure_text` is not used. It may be the error of an Ansible task that failed
+    If the agent has ended the run, `failure` is not used. It may be the error of an Ansible task that failed
     earlier and whose error a `rescue` section has handled, so it is not why the run ended.
     """
     if status is RunStatus.CANCELED:
         return ErrorCode.CANCELLED, "the run was cancelled"
     if status is RunStatus.TIMEOUT:
         return ErrorCode.TASK_TIMEOUT, "playbook timed out"
-    if failure_text is None:
+    if failure is None:
         return ErrorCode.PLAYBOOK_FAILED, "playbook failed without an error message"
-    classified = error_rules.classify_failure(failure_text)
-    return ErrorCode(classified.code), classified.text
+    return ErrorCode(failure.code), failure.text
 
 
 def _printable_with_run_ident(detail: str, artifacts: RunArtifacts) -> str:
@@ -140,13 +141,13 @@ def _printable_with_run_ident(detail: str, artifacts: RunArtifacts) -> str:
     return f"{printable} (run {artifacts.ident})"
 
 
-def _find_document_and_failure(artifacts: RunArtifacts) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the last result document, and the text of the last failure that was not ignored.
+def _find_document_and_failure(artifacts: RunArtifacts) -> tuple[dict[str, Any] | None, ClassifiedFailure | None]:
+    """Return the last result document, and the last failure that was not ignored.
 
-    The document or the text is None if the artifacts do not contain it. An invalid playbook fails before its first
-    Ansible task. Then the text is the error message that ansible-playbook wrote to its output.
+    The document or the failure is None if the artifacts do not contain it. An invalid playbook fails before its first
+    Ansible task. Then the failure is the error message that ansible-playbook wrote to its output.
     """
-    document, failure_text, output_error = None, None, None
+    document, failure, output_error = None, None, None
     for event in _read_events(artifacts):
         data = event.get("event_data")
         data = data if isinstance(data, dict) else {}
@@ -154,10 +155,10 @@ def _find_document_and_failure(artifacts: RunArtifacts) -> tuple[dict[str, Any] 
         if (published_document := _find_document(data)) is not None:
             document = published_document
         if kind in FAILURE_KINDS and not data.get("ignore_errors"):
-            failure_text = _error_message(data)
+            failure = _classify_task_failure(data)
         elif kind == "verbose" and "ERROR" in str(event.get("stdout", "")):
-            output_error = str(event["stdout"])
-    return document, failure_text or output_error
+            output_error = error_rules.classify_failure(str(event["stdout"]))
+    return document, failure or output_error
 
 
 def _read_events(artifacts: RunArtifacts) -> Iterator[dict[str, Any]]:
@@ -187,17 +188,19 @@ def _find_document(data: dict[str, Any]) -> Any:
     return stats.get("vm_result") if isinstance(stats, dict) else None
 
 
-def _error_message(data: dict[str, Any]) -> str:
-    """Return the error message of a failed Ansible task."""
+def _classify_task_failure(data: dict[str, Any]) -> ClassifiedFailure:
+    """Return the failure of a failed Ansible task."""
     result = data.get("res")
     result = result if isinstance(result, dict) else {}
     loop_items = result.get("results")
     loop_items = loop_items if isinstance(loop_items, list) else []
     failed_items = [item for item in loop_items if isinstance(item, dict) and item.get("failed")]
-    # The message of a loop only states that an item failed, so the message of the last failed item is returned.
-    message = failed_items[-1].get("msg") if failed_items else result.get("msg")
+    # The message of a loop only states that an item failed, so the message of the last failed item is used.
+    failed_result = failed_items[-1] if failed_items else result
     # If the Ansible task has `no_log`, the member `censored` replaces the message.
-    return str(message or result.get("censored") or "the Ansible task failed without an error message")
+    text = failed_result.get("msg") or result.get("censored") or "the Ansible task failed without an error message"
+    action = str(data.get("resolved_action") or data.get("task_action") or "")
+    return error_rules.classify_task_failure(failed_result, str(text), action)
 
 
 def _validate_document(document: Any) -> dict[str, Any] | None:

@@ -10,14 +10,12 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ..plugin_utils.cluster import FAILED_CALL, LibraryMissing, error_text, open_cluster
-from ..plugin_utils.failures import failure
+from ..plugin_utils.failures import own_failure, proxmox_failure
 from ..plugin_utils.login import LoginError
 from ..plugin_utils.look_up import LookUp, Query
 
 #: What the action can wait for. The other waits of a look-up belong to a change that another action makes.
 STATES = ("nothing", "unlocked", "running", "stopped", "absent", "idle", "quiet", "restarted")
-#: The exceptions that the action reports as its failure.
-EXPECTED_FAILURES: tuple[type[Exception], ...] = (LibraryMissing, LoginError, *FAILED_CALL)
 ARGUMENTS: dict[str, Any] = {
     "vmid": {"type": "int", "required": True},
     "kind": {"type": "str", "default": "qemu", "choices": ["qemu", "lxc"]},
@@ -51,8 +49,10 @@ class ActionModule(ActionBase):
             return {"failed": True, "msg": f"INVALID_REQUEST: {exc}"}
         try:
             return {"changed": False, "vm": _look_up(arguments)}
-        except EXPECTED_FAILURES as exc:
-            return {"failed": True, "msg": failure({"msg": error_text(exc)})}
+        except (LibraryMissing, LoginError) as exc:
+            return {"failed": True, "msg": own_failure(error_text(exc))}
+        except FAILED_CALL as exc:
+            return {"failed": True, "msg": proxmox_failure({"msg": error_text(exc)})}
 
 
 def _look_up(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ version_added: 0.1.0
 author: Agent Smith contributors
 description:
   - Finds the innermost error text in the result of a failed Ansible task and puts the error code before it.
-  - A text that has an error code already is returned unchanged.
+  - A text that has an error code already is returned unchanged, unless it is the message of a module of
+    community.proxmox. Such a message contains text of Proxmox, whose codes are not used.
 options:
   _input:
     description: The result of the failed Ansible task, such as C(ansible_failed_result) in a C(rescue) section.

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import cloud_init, request
 from .cluster import FAILED_CALL, error_text
-from .failures import failure
+from .failures import proxmox_failure
 from .vm_action import Facts, Refused, VmAction
 
 #: The exceptions after which the drive may lack the values.
@@ -51,7 +51,7 @@ def _generate(action: VmAction, facts: Facts, stale: set[str]) -> None:
     try:
         answer = request.send(action, "PUT", f"nodes/{facts['node']}/qemu/{facts['vmid']}/cloudinit")
         left = sorted(stale & _lacking(action, facts))
-        problem = failure(answer) if answer.get("failed") else f"it lacks {', '.join(left)}"
+        problem = proxmox_failure(answer) if answer.get("failed") else f"it lacks {', '.join(left)}"
     except FAILURES as exc:
         left, problem = sorted(stale), error_text(exc)
     if left:

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import cloud_init, container, disks, hardware
 from .deletion import DELETION_TAG, WITHOUT_TAGS, deletion_due_at, deletion_line, has_deletion_line
-from .failures import failure, failure_after_look_up, is_outcome_unknown
+from .failures import failure_after_look_up, is_outcome_unknown, proxmox_failure
 from .identity import PROTECTED_TAG, TAG, is_marked, kind_of, only_identity
 from .request_values import is_yes
 from .shared.marker import agent_in, marker_for, with_agent, without_forged_lines, without_our_lines
@@ -193,7 +193,7 @@ def configuration_problem(after: dict[str, Any], vm: dict[str, Any], changes_mad
     if not differing:
         return ""
     if after.get("task_error"):
-        return failure({"msg": after["task_error"]})
+        return proxmox_failure({"msg": after["task_error"]})
     results = [result for change in changes_made for result in change.get("results", [change])]
     unknown = next((failure_after_look_up(result) for result in results if is_outcome_unknown(result)), "")
     return unknown or f"TASK_FAILED: VM {vm['vmid']} did not apply {', '.join(differing)}"

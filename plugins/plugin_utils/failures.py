@@ -8,17 +8,46 @@ import traceback
 from typing import Any
 
 from .identity import ha_problem
-from .shared.error_rules import Reaction, classify_failure
+from .shared.error_rules import (
+    ClassifiedFailure,
+    Reaction,
+    classify_failure,
+    classify_own_failure,
+    classify_task_failure,
+)
 
 #: The codes of requests that changed nothing: the node did not get the request, or Proxmox refused the login.
 CODES_OF_ONE_REQUEST = ("NODE_DOWN", "PVE_AUTH")
 
 
 def failure(result: dict[str, Any]) -> str:
-    """Return the error of a failed Ansible task as `CODE: text`. `result` is the value that Ansible registers."""
+    """Return the error of a failed Ansible task as `CODE: text`. `result` is the value that Ansible registers.
+
+    A code that the text begins with is used, unless the result is from a module that sends requests to Proxmox.
+    """
     failed = [item for item in result.get("results") or [] if item.get("failed")]
     result = failed[0] if failed else result  # a loop's own message does not contain the item's error
-    classified = classify_failure(str(result.get("msg") or result.get("module_stderr") or result.get("stdout") or ""))
+    return _code_and_text(classify_task_failure(result, _message(result)))
+
+
+def proxmox_failure(answer: dict[str, Any]) -> str:
+    """Return the error of a module or of a request as `CODE: text`. The text is Proxmox's, so its codes are not used.
+
+    `answer` contains the text as `msg`.
+    """
+    return _code_and_text(classify_failure(_message(answer)))
+
+
+def own_failure(text: str) -> str:
+    """Return the error of an action, which begins with a code, as `CODE: text`."""
+    return _code_and_text(classify_own_failure(text))
+
+
+def _message(result: dict[str, Any]) -> str:
+    return str(result.get("msg") or result.get("module_stderr") or result.get("stdout") or "")
+
+
+def _code_and_text(classified: ClassifiedFailure) -> str:
     return f"{classified.code}: {classified.text}"
 
 
@@ -51,7 +80,7 @@ def failure_after_look_up(answer: dict[str, Any]) -> str:
 
     Proxmox has accepted the login of the look-up, so a refused login was temporary.
     """
-    code, _, reason = failure(answer).partition(": ")
+    code, _, reason = proxmox_failure(answer).partition(": ")
     return f"{'PVE_UNREACHABLE' if code == 'PVE_AUTH' else code}: {reason}"
 
 
@@ -83,11 +112,10 @@ def outcome_problem(facts: dict[str, Any], change: dict[str, Any], wanted: str) 
     text = facts.get("task_error") or ("" if has_timed_out else module_error)
     if not text and facts.get("running_tasks"):
         return f"TASK_TIMEOUT: Proxmox task {facts['running_tasks'][0]} has not ended in time"
-    if text and text == module_error:
-        text = failure_after_look_up({"msg": text})
+    is_modules = bool(text) and text == module_error
     text = text or module_error
     if text:
-        code, reason = classify_failure(text).code, classify_failure(text).text
+        code, _, reason = (failure_after_look_up if is_modules else proxmox_failure)({"msg": text}).partition(": ")
         return f"{'TASK_FAILED' if code == 'PLAYBOOK_FAILED' else code}: {reason}"
     if facts.get("lock"):
         return f"VM_LOCKED: VM is locked ({facts['lock']}) and not {wanted} in time"

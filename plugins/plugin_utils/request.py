@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from .cluster import FAILED_CALL, error_text
-from .failures import failure, is_outcome_unknown
+from .failures import is_outcome_unknown, proxmox_failure
 from .vm_action import Refused, VmAction
 
 
@@ -28,4 +28,4 @@ def send(action: VmAction, method: str, path: str, **parameters: Any) -> dict[st
         answer = {"failed": True, "msg": error_text(exc)}
         if is_outcome_unknown(answer, is_single_request=True):
             return answer
-        raise Refused(failure(answer)) from exc
+        raise Refused(proxmox_failure(answer)) from exc

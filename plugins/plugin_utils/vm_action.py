@@ -36,7 +36,7 @@ Facts = dict[str, Any]
 
 
 class Refused(Exception):
-    """The action ends as failed. The text is `CODE: reason`, or the text of a module or of Proxmox."""
+    """The action ends as failed. The text is `CODE: reason`."""
 
 
 class VmAction(ActionBase):
@@ -82,12 +82,8 @@ class VmAction(ActionBase):
             self._prepare()
             document = self.execute()
         except Exception as exc:
-            is_expected = isinstance(exc, (Refused, LibraryMissing, login.LoginError, AnsibleError, *FAILED_CALL))
-            message = (
-                failures.failure({"msg": error_text(exc)}) if is_expected else f"INTERNAL: {failures.location_of(exc)}"
-            )
             known = {"vm_result": self.vm_result} if self.vm_result else {}
-            return {"failed": True, "changed": False, "msg": message, **self._made(), **known}
+            return {"failed": True, "changed": False, "msg": _error_message(exc), **self._made(), **known}
         stats = {"data": {"vm_result": document}, "per_host": False, "aggregate": False}
         diff = {"diff": self.diff} if self.diff else {}
         answer = {"vm_result": document, "ansible_stats": stats, **self._made(), **diff}
@@ -165,7 +161,7 @@ class VmAction(ActionBase):
         for kind, texts in self.notices.items():
             texts.extend(answer.get(kind) or [])
         if answer.get("failed") and not failures.is_outcome_unknown(answer):
-            raise Refused(failures.failure(answer))
+            raise Refused(failures.proxmox_failure(answer))
         return answer
 
     def warn(self, text: str) -> None:
@@ -236,6 +232,15 @@ class VmAction(ActionBase):
             self.progress.step(f"waiting for the lock {facts['lock']}")
         else:
             self.progress.step(f"waiting, the guest is {facts['status']}")
+
+
+def _error_message(exc: Exception) -> str:
+    """Return the error of an action as `CODE: text`."""
+    if isinstance(exc, (Refused, LibraryMissing, login.LoginError)):
+        return failures.own_failure(error_text(exc))
+    if isinstance(exc, (AnsibleError, *FAILED_CALL)):
+        return failures.proxmox_failure({"msg": error_text(exc)})
+    return f"INTERNAL: {failures.location_of(exc)}"
 
 
 def _argument_spec(required_members: Collection[str], arguments: dict[str, Any]) -> dict[str, Any]:

@@ -286,6 +286,25 @@ def test_a_failure_message_gets_exactly_one_code() -> None:
     assert failures.failure({}).startswith("PLAYBOOK_FAILED")
 
 
+FORGED_TEXT = "VM_NOT_FOUND: VM 500 does not exist"
+
+
+def test_a_code_in_the_text_of_proxmox_is_not_used() -> None:
+    """VM_NOT_FOUND would end the service, although its VM exists."""
+    found = {**make_found(), "reached": False}
+    texts = [
+        failures.outcome_problem({**found, "task_error": FORGED_TEXT}, {}, "running"),
+        failures.outcome_problem(found, {"failed": True, "msg": f"{FORGED_TEXT}: Read timed out"}, "running"),
+        failures.proxmox_failure({"msg": FORGED_TEXT}),
+        failures.failure_after_look_up({"msg": FORGED_TEXT}),
+        failures.failure({"msg": FORGED_TEXT, "invocation": {"module_args": {"api_host": "pve1"}}}),
+        configuration.configuration_problem({**found, "task_error": FORGED_TEXT}, make_vm(cores=64), []),
+    ]
+    assert [text.partition(":")[0] for text in texts] == [
+        *("TASK_FAILED", "PVE_TIMEOUT", "PLAYBOOK_FAILED", "PLAYBOOK_FAILED", "PLAYBOOK_FAILED", "PLAYBOOK_FAILED")
+    ]
+
+
 UNKNOWN_OUTCOMES = ["Reached timeout while waiting for creating VM.", "Read timed out. (read timeout=5)"]
 UNKNOWN_OUTCOMES += [
     "('Connection aborted.', RemoteDisconnected())",

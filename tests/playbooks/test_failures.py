@@ -144,6 +144,13 @@ def test_a_failed_start_reports_its_cause(bench: Bench) -> None:
     assert bench.play("start", vm).message == "TASK_FAILED: start failed: QEMU exited with code 1"
 
 
+@pytest.mark.parametrize("text", ["VM_NOT_FOUND: VM 7 does not exist", "CANCELLED: no", "VM_ID_TAKEN: no"])
+def test_a_task_of_proxmox_cannot_choose_the_error_code(bench: Bench, text: str) -> None:
+    vm = bench.add_vm()
+    bench.pve.fail_task("qmstart", text, vmid=vm["vmid"])
+    assert bench.play("start", vm).message == f"TASK_FAILED: {text}"
+
+
 def test_a_start_whose_response_is_lost_succeeds(bench: Bench) -> None:
     vm = bench.add_vm()
     bench.pve.fail("POST", f"/nodes/pve1/qemu/{vm['vmid']}/status/start", status=0, after=True)

@@ -12,7 +12,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
+#: The beginnings of the full names of modules whose messages contain texts of Proxmox.
+PROXMOX_MODULES = ("community.proxmox.", "community.general.proxmox")
 #: Maximum length of the text in a ClassifiedFailure, in characters.
 MAX_TEXT_LENGTH = 300
 #: Maximum number of characters of a text that the patterns are applied to. Some patterns take quadratic time, so a long
@@ -195,7 +198,7 @@ _COMPILED_RULES = tuple((code, re.compile(pattern)) for code, _reaction, pattern
 #: Matches the words that an Ansible module puts before Proxmox's text. These words are removed because they contain the
 #: name of the VM, and a consumer may choose a name that matches a rule.
 _MODULE_PREFIX = re.compile(r"\A.*?(failed with exception[:=] ?|vmid \d+[=:] ?)", re.DOTALL)
-#: Matches a text that starts with an error code. The actions write such texts.
+#: Matches a text that starts with an error code. The actions and the playbooks write such texts.
 _CODE_AND_TEXT = re.compile(r"\A([A-Z][A-Z_]+): ?(.*)\Z", re.DOTALL)
 #: What proxmoxer adds to a text if the body of Proxmox's answer is empty, such as that of every answer 401.
 _EMPTY_BODY = re.compile(r" ?- \{'errors': b''\}")
@@ -203,19 +206,50 @@ _WHITE_SPACE = re.compile(r"\s+")
 
 
 def classify_failure(text: str) -> ClassifiedFailure:
-    """Return the error code, the reaction and the text of a failure whose message is `text`.
+    """Return the error code, the reaction and the text of a failure whose message `text` is from Proxmox or a module.
 
-    If the message starts with an error code, that code is used. If no rule matches, the code is PLAYBOOK_FAILED.
+    If no rule matches, the code is PLAYBOOK_FAILED. An error code at the beginning of the text is not used, because an
+    attacker may determine Proxmox's text: VM_NOT_FOUND, for example, would end the service of a VM that exists.
     """
-    text = _EMPTY_BODY.sub("", _WHITE_SPACE.sub(" ", text)).strip()
-    code_and_text = _CODE_AND_TEXT.match(text)
-    if code_and_text and code_and_text.group(1) in REACTIONS:
-        return _classified_failure(code_and_text.group(1), code_and_text.group(2))
+    text = _single_line(text)
     proxmox_text = without_module_prefix(text)
     for code, pattern in _COMPILED_RULES:
         if pattern.search(proxmox_text):
             return _classified_failure(code, proxmox_text)
     return _classified_failure("PLAYBOOK_FAILED", proxmox_text)
+
+
+def classify_own_failure(text: str) -> ClassifiedFailure:
+    """Return the error code, the reaction and the text of a failure whose message `text` is from an action or playbook.
+
+    If the message starts with an error code, that code is used. Otherwise the text is classified like one of Proxmox.
+    """
+    text = _single_line(text)
+    code_and_text = _CODE_AND_TEXT.match(text)
+    if code_and_text and code_and_text.group(1) in REACTIONS:
+        return _classified_failure(code_and_text.group(1), code_and_text.group(2))
+    return classify_failure(text)
+
+
+def classify_task_failure(result: dict[str, Any], text: str, action: str = "") -> ClassifiedFailure:
+    """Return the error code, the reaction and the text of a failed Ansible task whose message is `text`.
+
+    An error code at the beginning of the text is used, unless the task ran a module that sends requests to Proxmox: the
+    messages of such modules contain Proxmox's texts. `action` is the full name of the task's module or action.
+    """
+    is_proxmox_module = action.startswith(PROXMOX_MODULES) or _has_proxmox_login(result)
+    return classify_failure(text) if is_proxmox_module else classify_own_failure(text)
+
+
+def _has_proxmox_login(result: dict[str, Any]) -> bool:
+    """Return True if the result of an Ansible task is from a module that got a login for Proxmox."""
+    invocation = result.get("invocation")
+    arguments = invocation.get("module_args") if isinstance(invocation, dict) else None
+    return isinstance(arguments, dict) and "api_host" in arguments
+
+
+def _single_line(text: str) -> str:
+    return _EMPTY_BODY.sub("", _WHITE_SPACE.sub(" ", text)).strip()
 
 
 def without_module_prefix(text: str) -> str:

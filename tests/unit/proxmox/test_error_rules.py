@@ -12,7 +12,16 @@ import pytest
 
 from executor.shared import error_rules
 from executor.shared.error_codes import ErrorCode
-from executor.shared.error_rules import MAX_TEXT_LENGTH, REACTIONS, RULES, Reaction, classify_failure, reaction_to
+from executor.shared.error_rules import (
+    MAX_TEXT_LENGTH,
+    REACTIONS,
+    RULES,
+    Reaction,
+    classify_failure,
+    classify_own_failure,
+    classify_task_failure,
+    reaction_to,
+)
 
 #: Texts of real modules, of old and new versions. A new text is recorded there before a rule is added.
 RECORDED = Path(__file__).parents[2] / "data" / "proxmox_failures.jsonl"
@@ -37,17 +46,29 @@ def test_one_code_has_one_reaction() -> None:
 
 
 def test_a_code_at_the_beginning_of_a_text_is_kept() -> None:
-    found = classify_failure("VM_IDENTITY_MISMATCH: VM 301 is locked with 403 Forbidden: no quorum")
+    found = classify_own_failure("VM_IDENTITY_MISMATCH: VM 301 is locked with 403 Forbidden: no quorum")
     assert (found.code, found.text) == ("VM_IDENTITY_MISMATCH", "VM 301 is locked with 403 Forbidden: no quorum")
 
 
 def test_a_code_is_not_repeated_in_the_text() -> None:
     once = classify_failure("clone failed: No space left on device")
-    again = classify_failure(f"{once.code}: {once.text}")
+    again = classify_own_failure(f"{once.code}: {once.text}")
     assert again == once
 
 
+@pytest.mark.parametrize("code", list(ErrorCode))
+def test_a_code_at_the_beginning_of_a_text_of_proxmox_is_not_used(code: ErrorCode) -> None:
+    assert classify_failure(f"{code}: x").code == "PLAYBOOK_FAILED"
+    assert classify_failure(f"{code}: VM is locked (backup)").code == "VM_LOCKED"
+    assert classify_task_failure({"invocation": {"module_args": {"api_host": "pve1"}}}, f"{code}: x").code == (
+        "PLAYBOOK_FAILED"
+    )
+    assert classify_task_failure({}, f"{code}: x", "community.proxmox.proxmox_kvm").code == "PLAYBOOK_FAILED"
+    assert classify_task_failure({}, f"{code}: x", "ansible.builtin.fail").code == code
+
+
 def test_an_unknown_word_in_capitals_is_not_taken_for_a_code() -> None:
+    assert classify_own_failure("ERROR: VM is locked (backup)").code == "VM_LOCKED"
     assert classify_failure("ERROR: VM is locked (backup)").code == "VM_LOCKED"
 
 

@@ -114,6 +114,17 @@ def test_a_run_whose_ansible_task_has_no_result_counts_as_killed(tmp_path: Path)
 # --- failure ------------------------------------------------------------------------------------------------------
 
 
+def test_a_text_of_proxmox_cannot_choose_the_error_code(tmp_path: Path) -> None:
+    """A provider's playbook may run modules of community.proxmox and not use the filter `failure`."""
+    text = "VM_NOT_FOUND: VM 101 does not exist"
+    by_name = failed(text, task_action="proxmox_kvm", resolved_action="community.proxmox.proxmox_kvm")
+    by_login = event("runner_on_failed", res={"msg": text, "invocation": {"module_args": {"api_host": "pve1"}}})
+    items = [{"failed": True, "msg": text, "invocation": {"module_args": {"api_host": "pve1"}}}]
+    by_item = event("runner_on_failed", res={"msg": "One or more items failed", "results": items})
+    for line in (by_name, by_login, by_item, verbose(f"{text} [ERROR]")):
+        assert read(tmp_path, line).code is ErrorCode.PLAYBOOK_FAILED
+
+
 def test_a_failure_has_the_code_of_the_role_and_the_known_facts_of_the_vm(tmp_path: Path) -> None:
     result = read(tmp_path, early(status="stopped"), failed("SHUTDOWN_TIMEOUT: the guest ignored it"), final())
     assert (result.succeeded, result.code) == (False, ErrorCode.SHUTDOWN_TIMEOUT)

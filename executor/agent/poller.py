@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from executor.agent import crash_points
-from executor.agent.ignored_jobs import IgnoredJobsLog
+from executor.agent.log_limiter import LogLimiter
 from executor.agent.state import AgentState
 from executor.database import job_queue, queries
 from executor.database.engine import reading, transaction
@@ -65,10 +65,8 @@ class Poller:
     polls_only_once: bool = False  #: for `smith run --once`
     _page_size: int = PAGE_SIZE
     _idle_poll_count: int = 0  #: number of polls since the last new job
-    _unusable_jobs_log: IgnoredJobsLog = field(default_factory=lambda: IgnoredJobsLog(event="pending_jobs_ignored"))
-    _foreign_jobs_log: IgnoredJobsLog = field(
-        default_factory=lambda: IgnoredJobsLog(event="jobs_of_other_agents_ignored")
-    )
+    _unusable_jobs_limiter: LogLimiter = field(default_factory=LogLimiter)
+    _foreign_jobs_limiter: LogLimiter = field(default_factory=LogLimiter)
     _reopened_at: float = field(default_factory=time.monotonic)  #: time of the last search for ended claimed jobs
 
     def poll_if_allowed(self) -> float | None:
@@ -107,7 +105,9 @@ class Poller:
 
     def _log_unusable_jobs(self, page: PendingJobs) -> None:
         count = len(page.unusable_item_descriptions) + page.unread_count
-        self._unusable_jobs_log.note(count, reasons=page.unusable_item_descriptions[:MAX_LOGGED_REASONS])
+        if self._unusable_jobs_limiter.should_log(count):
+            reasons = page.unusable_item_descriptions[:MAX_LOGGED_REASONS]
+            log.warning("pending_jobs_ignored", count=count, reasons=reasons)
 
     def recover_claimed_jobs(self) -> int:
         """Store each job that this agent has claimed at FulcrumCore but that has no row; return the number of new rows.
@@ -131,7 +131,9 @@ class Poller:
         FulcrumCore lists jobs of another agent if the token has become the token of that agent.
         """
         own_jobs = [job for job in jobs if job.agent_id is None or job.agent_id == self.state.agent_id]
-        self._foreign_jobs_log.note(len(jobs) - len(own_jobs))
+        foreign_count = len(jobs) - len(own_jobs)
+        if self._foreign_jobs_limiter.should_log(foreign_count):
+            log.warning("jobs_of_other_agents_ignored", count=foreign_count)
         return own_jobs
 
     def _store_new_jobs(self, jobs: list[CoreJob], *, is_claimed_at_fulcrum: bool = False) -> int:

@@ -1,20 +1,19 @@
-"""How often the number of ignored jobs is logged."""
+"""How often a number that FulcrumCore's answers repeat is logged."""
 
 from __future__ import annotations
 
-from structlog.testing import capture_logs
-
-from executor.agent.ignored_jobs import LOG_INTERVAL_S, IgnoredJobsLog
+from executor.agent.log_limiter import LOG_INTERVAL_S, LogLimiter
 
 
 def counts_logged(*counts_at: tuple[float, int]) -> list[int]:
-    """Return the numbers in the log after these numbers were noted at these times."""
+    """Return the numbers that are logged when these numbers arrive at these times."""
     now = 0.0
-    jobs_log = IgnoredJobsLog(event="pending_jobs_ignored", clock=lambda: now)
-    with capture_logs() as lines:
-        for now, count in counts_at:  # noqa: B007 (the clock reads it)
-            jobs_log.note(count)
-    return [line["count"] for line in lines]
+    limiter = LogLimiter(clock=lambda: now)
+    logged = []
+    for now, count in counts_at:  # noqa: B007 (the clock reads it)
+        if limiter.should_log(count):
+            logged.append(count)
+    return logged
 
 
 def test_only_a_larger_number_is_logged_within_the_interval() -> None:

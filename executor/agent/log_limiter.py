@@ -1,0 +1,30 @@
+"""Decides at a bounded rate whether a number that each answer of FulcrumCore repeats is logged again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+#: Minimum time between two log lines about the same number, or about a smaller number.
+LOG_INTERVAL_S = 3600.0
+
+
+@dataclass(kw_only=True)
+class LogLimiter:
+    """Limits the log lines about a number. A number that only varies is not logged again."""
+
+    clock: Callable[[], float] = time.monotonic
+    _logged_count: int = 0  #: the number in the last log line
+    _logged_at: float = float("-inf")  #: the time of the last log line, by `clock`
+
+    def should_log(self, count: int) -> bool:
+        """Return whether the caller must log this number: if it has grown, and otherwise once per LOG_INTERVAL_S.
+
+        Returns False for 0.
+        """
+        is_due = self.clock() - self._logged_at >= LOG_INTERVAL_S
+        if count == 0 or (count <= self._logged_count and not is_due):
+            return False
+        self._logged_count, self._logged_at = count, self.clock()
+        return True

@@ -44,8 +44,13 @@ def require_time_left_s(job: Job, *, clock_offset_s: float) -> float:
     return time_left_s
 
 
-def backoff_if_retried_s(job: Job, result: JobResult, *, clock_offset_s: float) -> float | None:
-    """Return the backoff before the job's next attempt, None when the job must not be attempted again."""
+def backoff_if_retried_s(
+    job: Job, result: JobResult, *, clock_offset_s: float, gets_new_vmid: bool = False
+) -> float | None:
+    """Return the backoff before the job's next attempt, None when the job must not be attempted again.
+
+    `gets_new_vmid`: the next attempt would use another VMID. Without it, an attempt after VM_ID_TAKEN would fail again.
+    """
     if result.succeeded or result.code is None or result.code in NEVER_RETRIED or job.attempt >= MAX_ATTEMPTS:
         return None
     if result.was_killed and job.attempt >= MAX_ATTEMPTS_AFTER_KILL:
@@ -53,6 +58,8 @@ def backoff_if_retried_s(job: Job, result: JobResult, *, clock_offset_s: float) 
     # It is unknown what a killed run has changed. CHECK: the next attempt first checks what exists.
     reaction = Reaction.CHECK if result.was_killed else reaction_to(result.code)
     if reaction is Reaction.NO or (reaction is Reaction.ONCE and job.attempt > 1):
+        return None
+    if reaction is Reaction.NEW_ID and not gets_new_vmid:
         return None
     wait_s = backoff_after_attempt_s(job.attempt)
     with suppress(JobError):  # raised when the time is too short for a run even without a backoff

@@ -29,7 +29,7 @@ class Reaction(StrEnum):
     NO = "no"  #: not retried: the same request would fail the same way
     LATER = "later"  #: retried after a backoff: nothing was changed, or the change can safely be repeated
     CHECK = "check"  #: retried: the change may have been made, and the idempotent playbook first checks what exists
-    NEW_ID = "new_id"  #: retried with another VMID
+    NEW_ID = "new_id"  #: retried with another VMID, unless the service already has a VM
     ONCE = "once"  #: retried once
 
 

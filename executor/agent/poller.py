@@ -41,8 +41,9 @@ CHARS_PER_OTHER_VALUE = 8
 IDLE_POLLS_BEFORE_GROWTH = 30
 #: The interval then grows linearly: this many further polls without a new job add the configured interval once.
 IDLE_POLLS_PER_ADDED_INTERVAL = 10
-#: The interval grows up to this length.
+#: The interval grows up to this length, and to this share of the job timeout, so that enough time is left for a job.
 MAX_INTERVAL_S = 10.0
+MAX_INTERVAL_SHARE = 0.1
 #: Minimum time between two searches for ended jobs that FulcrumCore lists as claimed by this agent.
 REOPEN_INTERVAL_S = 300.0
 #: A job's priority is limited to the range from -MAX_PRIORITY to MAX_PRIORITY.
@@ -123,7 +124,8 @@ class Poller:
     def _next_interval_s(self) -> float:
         further_idle_poll_count = max(self._idle_poll_count - IDLE_POLLS_BEFORE_GROWTH, 0)
         grown_interval_s = self.interval_s * (1 + further_idle_poll_count / IDLE_POLLS_PER_ADDED_INTERVAL)
-        return min(grown_interval_s, max(MAX_INTERVAL_S, self.interval_s))
+        max_interval_s = min(MAX_INTERVAL_S, self.job_timeout_s * MAX_INTERVAL_SHARE)
+        return min(grown_interval_s, max(max_interval_s, self.interval_s))
 
     def _jobs_for_this_agent(self, jobs: list[CoreJob]) -> list[CoreJob]:
         """Return the jobs without those of other agents, and log the number of these.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationInfo, field_validator
 
 from executor.settings.declare import SettingsArea, duration_setting, setting
 from executor.settings.problems import lines_for_missing_settings, raise_if_problems
@@ -11,6 +11,9 @@ from executor.settings.types import ReadableFile, ServerUrl, Token
 #: FulcrumCore marks an agent as disconnected after 30 s without a heartbeat. This interval leaves 5 s of the 30 s
 #: for the heartbeat request.
 MAX_HEARTBEAT_INTERVAL_S = 25
+#: A job with less than this left until FulcrumCore's job timeout fails without a run: the shortest run and the report
+#: of its result need this time.
+MIN_TIME_FOR_JOB_S = 20
 
 
 class FulcrumSettings(SettingsArea):
@@ -44,7 +47,10 @@ class FulcrumSettings(SettingsArea):
         ge=30,
     )
     fulcrum_poll_interval_s: float = duration_setting(
-        2, "interval between two requests for pending jobs", ge=0.1, le=3600
+        2,
+        "interval between two requests for pending jobs; at most FULCRUM_JOB_TIMEOUT_S minus 20 s, which a job needs",
+        ge=0.1,
+        le=3600,
     )
     fulcrum_heartbeat_interval_s: float = duration_setting(
         10,
@@ -52,6 +58,17 @@ class FulcrumSettings(SettingsArea):
         ge=0.1,
         le=MAX_HEARTBEAT_INTERVAL_S,
     )
+
+    @field_validator("fulcrum_poll_interval_s")
+    @classmethod
+    def _leave_time_for_jobs(cls, value: float, info: ValidationInfo) -> float:
+        job_timeout_s = info.data.get("fulcrum_job_timeout_s")  # absent if pydantic has rejected its value
+        if job_timeout_s is not None and value > job_timeout_s - MIN_TIME_FOR_JOB_S:
+            raise ValueError(
+                f"must be at most {job_timeout_s - MIN_TIME_FOR_JOB_S:g} with FULCRUM_JOB_TIMEOUT_S={job_timeout_s:g}, "
+                "or too little time is left for a job that is received"
+            )
+        return value
 
     def require_fulcrum(self) -> None:
         """Raise SettingsError, with the names of the missing variables, if the URL or the agent's token is missing."""

@@ -23,6 +23,8 @@ HEADERS = ("Content-Type", "Allow", "Cache-Control", "Vary", "X-Content-Type-Opt
 HEADER_PREFIXES = ("Access-Control-",)
 #: Members of an answer whose text FulcrumCore may change. The contract compares only that there is a text.
 TEXT_MEMBERS = ("error", "message", "errorMessage")
+#: The text in a body that the member `nested` of a step replaces by this many nested lists.
+NESTED = "<nested>"
 #: Members of an answer that count through the whole database, so their value depends on earlier runs.
 COUNTER_MEMBERS = ("sequenceNumber", "lastEventSequenceProcessed")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -81,13 +83,17 @@ class Conversation:
 
     def _send(self, method: str, path: str, caller: str, step: Json) -> requests.Response:
         headers = {name: self._fill(text) for name, text in (step.get("headers") or {}).items()}
-        if caller != "nobody":
+        if caller:
             headers["Authorization"] = f"Bearer {self._values[f'{caller}_token']}"
         data = self._fill(step["text"]) if "text" in step else None
         if "body" in step or "file" in step:
             members = json.loads((REPOSITORY / step["file"]).read_text()) if "file" in step else {}
             body = self._fill(step.get("body", {}))
             data = json.dumps({**members, **body} if isinstance(body, dict) else body)
+        if "nested" in step and data:
+            # The number of brackets counts, not their content, and Python cannot write such a value.
+            brackets = "[" * step["nested"] + "]" * step["nested"]
+            data = data.replace(json.dumps(NESTED), brackets)
         request = requests.Request(method, self._api_url, headers=headers, data=data and data.encode())
         prepared = self._session.prepare_request(request)
         # requests would decode and encode the path again. The contract is also about the path as it was sent.
@@ -158,8 +164,11 @@ class Conversation:
 
 
 def _parse_request(text: str) -> tuple[str, str, str]:
-    """Split `POST /agents as admin` into method, path and caller."""
-    request, _, caller = text.rpartition(" as ")
+    """Split `POST /agents as admin` into method, path and caller; `without a token`, the caller is empty."""
+    request = text.removesuffix(" without a token")
+    caller = ""
+    if request == text:
+        request, _, caller = text.rpartition(" as ")
     method, _, path = request.partition(" ")
     return method, path, caller
 

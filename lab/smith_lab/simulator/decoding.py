@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from smith_lab.simulator import clock
+from smith_lab.simulator.json_depth import limit_depth
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.rows import Json
 
@@ -69,7 +70,7 @@ def _read_first_value(raw_body: bytes) -> Any:
     if not text:
         raise bad_request("invalid JSON: EOF")
     try:
-        return _JSON_DECODER.raw_decode(text)[0]
+        return _JSON_DECODER.raw_decode(limit_depth(text))[0]
     except (ValueError, RecursionError, OverflowError) as exc:
         raise bad_request(f"invalid JSON: {exc}") from exc
 

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smith_lab.simulator.fault_rules import KINDS_THAT_CALL_API, KINDS_WITH_API_ANSWER, FaultRule
 from smith_lab.simulator.history import HistoryEntry, LabState
+from smith_lab.simulator.json_depth import limit_depth
 from smith_lab.simulator.problems import ErrorAnswer
 from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import error_response, to_json
@@ -164,7 +165,7 @@ def _make_receive(raw_body: bytes) -> Receive:
 def _parse_body(raw_body: bytes) -> Any:
     """Return the value of a JSON body, the text of any other body, or None for an empty body."""
     try:
-        return json.loads(raw_body) if raw_body else None
+        return json.loads(limit_depth(raw_body.decode())) if raw_body else None
     except ValueError:
         return raw_body.decode(errors="replace")
 

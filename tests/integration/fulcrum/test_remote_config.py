@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import re
 import subprocess
 import sys
 import threading
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from annotated_types import Ge, Le
+from pydantic import ValidationError
 from smith_lab.fulcrum_setup import load_type
 from smith_lab.proxmox.certificates import make_certificates
 from smith_lab.simulator.control import SimulatorThread, running_simulator
@@ -21,10 +25,10 @@ from executor.agent.reloadable_secrets import ReloadableSecrets
 from executor.errors import SettingsError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.remote_config import fetch_remote_settings, wait_for_remote_settings
-from executor.fulcrum.remote_members import CA_FILE, MEMBERS
+from executor.fulcrum.remote_members import CA_FILE, MEMBERS, MemberReader
 from executor.redaction import redactor
 from executor.settings.display import setting_rows
-from executor.settings.settings import Settings, load_settings
+from executor.settings.settings import FIELDS, Settings, load_settings
 
 SECRET = "proxmox-secret-canary"
 GIVE_UP_S = 60
@@ -142,6 +146,40 @@ def test_the_agent_type_declares_the_same_members() -> None:
         for inner in definition.get("properties", {"": None})
     }
     assert named - KNOWN_BEFORE == {member.name for member in MEMBERS}
+
+
+def bounds_of_member(definition: dict[str, Any]) -> tuple[int, int]:
+    """Return the bounds that the agent type declares for a number."""
+    bounds = {item["type"]: item["config"]["value"] for item in definition["validators"]}
+    return bounds["min"], bounds["max"]
+
+
+def bounds_of_setting(name: str) -> tuple[int, int]:
+    """Return the smallest and the largest whole number that a setting accepts."""
+    metadata = FIELDS[name].metadata
+    (lower,) = (item.ge for item in metadata if isinstance(item, Ge))
+    (upper,) = (item.le for item in metadata if isinstance(item, Le))
+    return math.ceil(lower), math.floor(upper)  # type: ignore[arg-type]
+
+
+def test_the_agent_type_has_the_bounds_of_the_settings() -> None:
+    """FulcrumCore then refuses a number that the agent would not accept, when an administrator enters it."""
+    definitions = load_type("agent-type-proxmox.json")["configurationSchema"]["properties"]
+    definitions |= {f"vmidRange.{name}": inner for name, inner in definitions["vmidRange"]["properties"].items()}
+    numbers = {member.name: member.attribute.upper() for member in MEMBERS if member.read is MemberReader.read_number}
+    assert {name for name, definition in definitions.items() if definition["type"] == "integer"} == set(numbers)
+    declared = {name: bounds_of_member(definitions[name]) for name in numbers}
+    assert declared == {name: bounds_of_setting(setting) for name, setting in numbers.items()}
+
+
+@pytest.mark.parametrize("user", ["smith", "smith@", "smith@pve!agent", "smith@1pve", "a:b@pve", "a/b@pve", "a b@pve"])
+def test_the_agent_type_refuses_a_user_that_the_settings_refuse(user: str) -> None:
+    definition = load_type("agent-type-proxmox.json")["configurationSchema"]["properties"]["apiUser"]
+    (pattern,) = (item["config"]["pattern"] for item in definition["validators"])
+    assert not re.search(pattern, user)
+    assert re.search(pattern, "smith@pve")
+    with pytest.raises(ValidationError):
+        Settings(proxmox_user=user)
 
 
 def test_settings_that_fulcrumcore_does_not_have_keep_their_local_value(start: Start) -> None:
@@ -278,7 +316,7 @@ def test_a_reload_does_not_send_a_local_secret_to_the_address_from_fulcrumcore(
     ("members", "text"),
     [
         ({"apiHost": "https:pve"}, "apiHost from FulcrumCore's configuration (the setting PROXMOX_HOST) must be"),
-        ({"heartbeatIntervalSeconds": 60}, "heartbeatIntervalSeconds from FulcrumCore's configuration"),
+        ({"pollIntervalSeconds": 290}, "pollIntervalSeconds from FulcrumCore's configuration"),
         ({"vmidRange": {"min": 900, "max": 800}}, "vmidRange.max from FulcrumCore's configuration"),
         ({"caBundle": "no certificate"}, "caBundle from FulcrumCore's configuration (the setting PROXMOX_CA_BUNDLE)"),
         ({"images": {"debian-12": "9000"}}, "the value of 'debian-12' is not a VMID"),
@@ -385,11 +423,11 @@ def test_each_new_reason_is_logged_once(world: World, start: Start, caplog: pyte
 def test_the_agent_uses_the_remote_configuration_and_exits_with_3_if_it_is_invalid(
     world: World, tmp_path: Path
 ) -> None:
-    configure(world, heartbeatIntervalSeconds=60)
+    configure(world, pollIntervalSeconds=290)
     done = _run_smith(world, tmp_path, "run", "--once")
     assert done.returncode == 3
-    assert "heartbeatIntervalSeconds from FulcrumCore's configuration" in done.stderr
-    configure(world, heartbeatIntervalSeconds=5, maxConcurrentJobs=2)
+    assert "pollIntervalSeconds from FulcrumCore's configuration" in done.stderr
+    configure(world, pollIntervalSeconds=5, maxConcurrentJobs=2)
     done = _run_smith(world, tmp_path, "run", "--once")
     assert done.returncode == 0, done.stdout + done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]

@@ -86,6 +86,23 @@ def test_text_after_the_first_json_value_is_ignored(world: World) -> None:
     assert world.agent.raw("PUT", "/agents/me/status", body).status_code == 200
 
 
+@pytest.mark.parametrize("brackets", ["[]", "{}"])
+@pytest.mark.parametrize(("depth", "status"), [(500, 200), (10_000, 200), (10_001, 400)])
+def test_json_is_read_up_to_the_depth_that_go_reads(world: World, brackets: str, depth: int, status: int) -> None:
+    opening, closing = ('{"a":', "}") if brackets == "{}" else brackets
+    nested = opening * (depth - 1) + "1" + closing * (depth - 1)
+    body = f'{{"unknown": {nested}, "status": "Connected"}} {"[" * 20_000}'.encode()
+    answer = world.agent.raw("PUT", "/agents/me/status", body)
+    assert answer.status_code == status, answer.text
+    if status == 400:
+        assert "exceeded max depth" in answer.json()["error"]
+
+
+def test_brackets_in_a_text_do_not_count_as_depth(world: World) -> None:
+    body = f'{{"unknown": "{"[" * 20_000}", "status": "Connected"}}'.encode()
+    assert world.agent.raw("PUT", "/agents/me/status", body).status_code == 200
+
+
 def test_unknown_members_are_ignored(world: World) -> None:
     assert world.agent.send("PUT", "/agents/me/status", {"status": "Error", "state": 1}).json()["status"] == "Error"
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from support.setting_loading import SECRET, load, problems
 
+from executor.agent.retry import MIN_RUN_S, REPORT_MARGIN_S
+from executor.settings.fulcrum import MIN_TIME_FOR_JOB_S
 from executor.settings.settings import FIELDS
 
 
@@ -44,6 +46,8 @@ def test_the_url_of_fulcrumcore_is_stored_without_the_api_path(given: str, kept:
         ("FULCRUM_VERIFY_TLS", "maybe", "must be true or false, not 'maybe'"),
         ("FULCRUM_HEARTBEAT_INTERVAL_S", "26", "must be at most 25, not '26'"),
         ("FULCRUM_JOB_TIMEOUT_S", "nan", "must be at "),
+        ("FULCRUM_JOB_TIMEOUT_S", "29.9", "must be at least 30, not '29.9'"),
+        ("FULCRUM_POLL_INTERVAL_S", "281", "must be at most 280 with FULCRUM_JOB_TIMEOUT_S=300"),
         ("FULCRUM_JOB_TIMEOUT_S", "1e309", "must be at most"),
         ("FULCRUM_JOB_TIMEOUT_S", "5m", "must be a number, not '5m'"),
         ("PROXMOX_HOST", "https://pve1:8006/", "must be a host name or an address, without https://"),
@@ -147,6 +151,13 @@ def test_all_problems_are_reported_at_once() -> None:
         "SMITH_DATA_DIR",
         "SMITH_CONCURRENCY",
     ]
+
+
+def test_the_poll_interval_leaves_time_for_the_shortest_job() -> None:
+    assert MIN_TIME_FOR_JOB_S == MIN_RUN_S + REPORT_MARGIN_S
+    assert load({"FULCRUM_JOB_TIMEOUT_S": "30", "FULCRUM_POLL_INTERVAL_S": "10"}).fulcrum_poll_interval_s == 10
+    (line,) = problems({"FULCRUM_JOB_TIMEOUT_S": "30", "FULCRUM_POLL_INTERVAL_S": "10.1"})
+    assert line.startswith("FULCRUM_POLL_INTERVAL_S must be at most 10 with FULCRUM_JOB_TIMEOUT_S=30")
 
 
 def test_a_setting_that_depends_on_an_invalid_one_is_not_reported() -> None:

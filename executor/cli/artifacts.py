@@ -40,18 +40,27 @@ def artifacts_folder(run: Run, settings: Settings) -> Path:
     executor moves them to
     SMITH_DATA_DIR/artifacts, and then stores the folder's path in the database.
     """
-    stored_folders = [Path(run.folder)] if run.folder else []
-    run_folders = [*recorded_run_folders(settings.smith_data_dir), settings.smith_run_dir]
-    candidates = [
-        *stored_folders,
-        settings.smith_data_dir / "artifacts" / run.ident,
-        *(folder / run.ident / ARTIFACTS_SUBFOLDER for folder in run_folders),
-    ]
+    candidates = _possible_folders(run, settings)
     for folder in candidates:
         if folder.is_dir():
             return folder
     reason = "they were pruned, or are on another machine" if run.ended_at else "the run has printed nothing yet"
     raise ArtifactsMissing(f"run {run.ident} has no artifacts in {candidates[0]}: {reason}")
+
+
+def existing_artifacts_folders(run: Run, settings: Settings) -> list[Path]:
+    """Return every folder on this machine that contains artifacts of the run."""
+    return [folder for folder in dict.fromkeys(_possible_folders(run, settings)) if folder.is_dir()]
+
+
+def _possible_folders(run: Run, settings: Settings) -> list[Path]:
+    stored_folders = [Path(run.folder)] if run.folder else []
+    run_folders = [*recorded_run_folders(settings.smith_data_dir), settings.smith_run_dir]
+    return [
+        *stored_folders,
+        settings.smith_data_dir / "artifacts" / run.ident,
+        *(folder / run.ident / ARTIFACTS_SUBFOLDER for folder in run_folders),
+    ]
 
 
 def list_files(folder: Path) -> list[dict[str, Any]]:

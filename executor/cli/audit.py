@@ -42,7 +42,7 @@ def list_audit(
 ) -> None:
     """List the changes that operators and the agent made, the newest first.
 
-    Entries are never changed and never pruned.
+    Entries are never pruned. `smith forget` erases the values of some entries.
     """
     with reading_store() as store:
         entries = audit.list_entries(store.session, subject_id_prefix=subject.strip(), verb=verb.strip(), limit=limit)

@@ -43,6 +43,14 @@ def connect() -> Clients:
     return Clients(settings=settings, fulcrum=fulcrum, proxmox=proxmox, agent_id=fulcrum.get_self().id)
 
 
+def open_proxmox(settings: Settings) -> ProxmoxReader:
+    """Return the client of Proxmox. FulcrumCore is called only if its configuration has the settings for Proxmox."""
+    if settings.smith_remote_config:
+        return connect().proxmox
+    settings.require_proxmox()
+    return ProxmoxReader(ProxmoxConnection.from_settings(settings))
+
+
 def _fail_instead_of_waiting(reason: str) -> NoReturn:
     """Raise FulcrumUnavailable. In the same situation the agent waits for FulcrumCore, but a command does not."""
     raise FulcrumUnavailable(f"the agent's configuration in FulcrumCore is not available: {reason}")

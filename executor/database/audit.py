@@ -2,7 +2,7 @@
 
 There is one entry for each change that an operator's command makes, and for each automatic correction. The change and
 its entry are written in the same transaction, so that the database stores either both or neither. Entries are never
-deleted.
+deleted. Only `executor.database.erasure` erases the values of an entry.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def record(  # noqa: PLR0913 (one parameter for each column)
 ) -> None:
     """Add an entry: `who` made the change `verb` (for example "cancel") to one job or mapping.
 
-    `subject_kind` is "job" or "mapping". `subject_id` is the `fulcrum_id` of the job, or the service id of the mapping.
+    `subject_kind` is "job", "mapping" or "service". `subject_id` is the `fulcrum_id` of the job, or the service id.
     `before` and `after` are values that `column_values` returned; None means that the row did not exist. Secrets are
     masked in `before`, `after` and `reason`, because the reason that an operator types may contain a secret, and the
     database refuses every later change of an entry.

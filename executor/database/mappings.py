@@ -290,6 +290,11 @@ def volumes_left(mapping: Mapping) -> list[str]:
     return (mapping.note or "").removeprefix(NOTE_VOLUMES_LEFT).split(VOLUME_SEPARATOR)
 
 
+def has_volumes_left(mapping: Mapping) -> bool:
+    """Return whether the note of a mapping names volumes of its deleted VM that may still exist."""
+    return (mapping.note or "").startswith(NOTE_VOLUMES_LEFT)
+
+
 def note_volumes_removed(session: Session, mapping_id: int) -> None:
     """Remove the note about volumes that do not exist any more."""
     stmt = update(Mapping).where(Mapping.id == mapping_id, _HAS_VOLUMES_LEFT)

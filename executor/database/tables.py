@@ -216,7 +216,7 @@ class Node(Base):
 class AuditEntry(Base):
     """One change that an operator or the agent made. Only `audit` writes this table.
 
-    Migration 0002 creates triggers that refuse every UPDATE and DELETE.
+    Triggers (migrations 0002 and 0006) refuse every DELETE, and every UPDATE except one that erases the values.
     """
 
     __tablename__ = "audit"
@@ -225,7 +225,7 @@ class AuditEntry(Base):
     at: Mapped[datetime]
     who: Mapped[str] = mapped_column(String(100))  #: the operator's user name in the operating system, or `agent`
     verb: Mapped[str] = mapped_column(String(40))
-    subject_kind: Mapped[str] = mapped_column(String(20))  #: `job` or `mapping`
+    subject_kind: Mapped[str] = mapped_column(String(20))  #: `job`, `mapping` or `service`
     subject_id: Mapped[str] = mapped_column(String(100))
     before: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     after: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

@@ -14,9 +14,11 @@ from executor.errors import JobError
 from executor.model import GuestKind
 from executor.proxmox.connection import ProxmoxConnection, ProxmoxSession
 from executor.proxmox.rows import (
+    ArchiveRow,
     NodeRow,
     StorageRow,
     VmRow,
+    archive_rows,
     as_float,
     as_object,
     as_objects,
@@ -112,6 +114,14 @@ class ProxmoxReader:
         query: dict[str, Any] = {"content": content} if content else {}
         data = self._session.get(path, **query, **({"vmid": vmid} if vmid else {}))
         return frozenset(as_text(row.get("volid")) for row in as_objects(data))
+
+    def archives(self, node: str, storage: str) -> list[ArchiveRow]:
+        """List the archives on a node's storage that the token may see.
+
+        Proxmox lists an archive only to a token with VM.Backup on its guest, or with Datastore.Allocate on the storage.
+        """
+        path = f"/nodes/{_require_valid_node(node)}/storage/{_require_valid_storage(storage)}/content"
+        return archive_rows(self._session.get(path, content="backup"))
 
     def bridges(self, node: str) -> frozenset[str]:
         """List the bridges and virtual networks (SDN) of a node that the token may see."""

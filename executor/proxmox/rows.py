@@ -82,6 +82,17 @@ class StorageRow:
     is_shared: bool = False  #: whether the nodes that use this storage see the same data
     is_available: bool = False
     may_hold_disks: bool = False  #: the storage is configured to hold disks of VMs
+    may_hold_backups: bool = False  #: the storage is configured to hold backups
+
+
+@dataclass(frozen=True)
+class ArchiveRow:
+    """One archive (a backup of a guest) on a storage."""
+
+    volume: str  #: Proxmox's id of the volume, such as `backups:backup/vzdump-qemu-100-2026_11_27-08_00_00.vma.zst`
+    vmid: int  #: 0 if Proxmox names none
+    notes: str = ""
+    created_at_s: int = 0  #: Unix time
 
 
 def vm_rows(data: Any) -> list[VmRow]:
@@ -165,9 +176,24 @@ def storage_rows(data: Any) -> list[StorageRow]:
             is_shared=bool(as_int(row.get("shared"))),
             is_available=row.get("status") == "available",
             may_hold_disks="images" in as_text(row.get("content")).split(","),
+            may_hold_backups="backup" in as_text(row.get("content")).split(","),
         )
         for row in as_objects(data)
         if as_text(row.get("storage")) and as_text(row.get("node"))
+    ]
+
+
+def archive_rows(data: Any) -> list[ArchiveRow]:
+    """Parse the answer to `GET /nodes/{node}/storage/{storage}/content?content=backup`."""
+    return [
+        ArchiveRow(
+            volume=as_text(row.get("volid")),
+            vmid=as_int(row.get("vmid")),
+            notes=as_text(row.get("notes")),
+            created_at_s=as_int(row.get("ctime")),
+        )
+        for row in as_objects(data)
+        if as_text(row.get("volid"))
     ]
 
 

@@ -1,0 +1,58 @@
+"""Finds the archives (backups) at Proxmox that belong to a service. They are listed, and never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from executor.database.tables import Mapping
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.rows import ArchiveRow, StorageRow
+from executor.shared.marker import markers_in
+
+
+def list_archives(proxmox: ProxmoxReader) -> list[ArchiveRow]:
+    """Return the archives of all storages that may hold backups and that the token may see. Raises JobError."""
+    archives = {
+        archive.volume: archive
+        for storage in _storages_to_read(proxmox.storages())
+        for archive in proxmox.archives(storage.node, storage.name)
+    }
+    return [archives[volume] for volume in sorted(archives)]
+
+
+def _storages_to_read(storages: Iterable[StorageRow]) -> Iterator[StorageRow]:
+    """Yield the storages for backups. A shared storage is read on one node, because each node shows the same data."""
+    read_shared_storages = set()
+    for storage in storages:
+        if not storage.may_hold_backups or not storage.is_available or storage.name in read_shared_storages:
+            continue
+        if storage.is_shared:
+            read_shared_storages.add(storage.name)
+        yield storage
+
+
+def archives_of_service(
+    archives: Sequence[ArchiveRow], service_id: str, mappings: Sequence[Mapping]
+) -> list[dict[str, Any]]:
+    """Return one row for each archive that names the service, or that was made while the service had its VMID."""
+    rows = []
+    for archive in archives:
+        if service_id in markers_in(archive.notes):
+            reason = "its notes name the service"
+        elif any(_had_vmid(mapping, archive) for mapping in mappings):
+            reason = "the service had this VMID at that time"
+        else:
+            continue
+        created_at = datetime.fromtimestamp(archive.created_at_s, UTC)
+        rows.append({"volume": archive.volume, "vmid": archive.vmid, "created_at": created_at, "why": reason})
+    return rows
+
+
+def _had_vmid(mapping: Mapping, archive: ArchiveRow) -> bool:
+    created_at = datetime.fromtimestamp(archive.created_at_s, UTC)
+    has_begun = mapping.created_at <= created_at
+    return (
+        mapping.vmid == archive.vmid and has_begun and (mapping.deleted_at is None or created_at <= mapping.deleted_at)
+    )

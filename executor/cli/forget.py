@@ -1,0 +1,180 @@
+"""`smith forget`: erases what the database and the artifacts contain about ended services."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
+
+import typer
+
+from executor.cli.archives import archives_of_service, list_archives
+from executor.cli.arguments import AsJson, CommandFailed, UnusableReference, confirm
+from executor.cli.artifacts import existing_artifacts_folders
+from executor.cli.clients import open_proxmox
+from executor.cli.context import open_settings
+from executor.cli.help_text import examples
+from executor.cli.output import iso_utc, show_json, show_text
+from executor.cli.store import open_database
+from executor.cli.tables import show_heading, show_rows
+from executor.database import audit, erasure
+from executor.database.engine import reading, transaction
+from executor.database.erasure import StoredData
+from executor.database.tables import Run, utc_now
+from executor.settings.settings import Settings
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+ARCHIVE_COLUMNS = {"volume": "ARCHIVE", "vmid": "VMID", "created_at": "CREATED", "service_id": "SERVICE", "why": "WHY"}
+LEFT_COLUMNS = {"service_id": "SERVICE", "why": "NOT ERASED BECAUSE"}
+
+
+@examples(
+    "smith forget 8f2c0a11-0000-4000-8000-000000000000",
+    "smith forget --consumer 5d1e77c2-0000-4000-8000-000000000000 --reason 'request of 27 November' --yes",
+)
+def forget(  # noqa: PLR0913, PLR0917 (one parameter for each option)
+    service: Annotated[str, typer.Argument(metavar="[SERVICE]", help="The whole id of a service that has ended.")] = "",
+    consumer: Annotated[
+        str,
+        typer.Option("--consumer", metavar="ID", help="All ended services of this consumer (a participant's id)."),
+    ] = "",
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit.")] = "",
+    without_archives: Annotated[
+        bool, typer.Option("--without-archives", help="Do not ask Proxmox for archives of the services.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Erase what we store about a customer's ended services.
+
+    Jobs, runs, artifacts and mappings are deleted. Audit entries keep who did what and when; their values and reasons
+    are erased. A service is erased only after its retention (SMITH_JOB_RETENTION_S and SMITH_VMID_QUARANTINE_S).
+
+    Archives (backups) at Proxmox are listed and not changed. Backups of our database are not changed either.
+    """
+    _require_one_id(service, consumer)
+    settings = open_settings()
+    with open_database(settings) as engine:
+        with reading(engine) as session:
+            service_ids = erasure.services_of_consumer(session, consumer) if consumer else [service]
+            found = [data for service_id in service_ids if not (data := erasure.find(session, service_id)).is_empty]
+            reasons = {data.service_id: _why_not_erasable(session, data, settings) for data in found}
+        if not found:
+            raise UnusableReference(f"the database contains nothing about {consumer or service}")
+        erasable = [data for data in found if not reasons[data.service_id]]
+        left = [
+            {"service_id": data.service_id, "why": reasons[data.service_id]} for data in found if data not in erasable
+        ]
+        if not erasable:
+            raise CommandFailed(
+                "nothing was erased. " + "; ".join(f"{row['service_id']}: {row['why']}" for row in left)
+            )
+        # The archives are read before the rows are erased, because the rows name the VMIDs.
+        archives = [] if without_archives else _find_archives(settings, erasable)
+        confirm(_question(erasable), yes=yes)
+        for data in erasable:
+            _erase_service(engine, settings, data.service_id, reason)
+        erasure.overwrite_unused_parts(engine)
+    _show_outcome(erasable, left, archives, as_json=as_json)
+
+
+def _require_one_id(service: str, consumer: str) -> None:
+    """Raise typer.BadParameter unless the operator has named either a service or a consumer, by its whole id."""
+    if bool(service) == bool(consumer):
+        raise typer.BadParameter("name either a service or --consumer")
+    try:
+        is_whole_id = str(UUID(service or consumer)) == (service or consumer)
+    except ValueError:
+        is_whole_id = False
+    if not is_whole_id:
+        raise typer.BadParameter("the id must be a whole UUID in lower case, because the data cannot be restored")
+
+
+def _why_not_erasable(session: Session, data: StoredData, settings: Settings) -> str:
+    """Return why a service may not be erased now, or '' if it may."""
+    if why := erasure.why_not_ended(session, data):
+        return why
+    erasable_at = _erasable_at(data, settings)
+    return f"its retention ends at {iso_utc(erasable_at)}" if erasable_at and erasable_at > utc_now() else ""
+
+
+def _erasable_at(data: StoredData, settings: Settings) -> datetime | None:
+    """Return when the retention of the service ends. None if the database knows no end of the service."""
+    kept_s = max(settings.smith_job_retention_s, settings.smith_vmid_quarantine_s)
+    return data.ended_at and data.ended_at + timedelta(seconds=kept_s)
+
+
+def _find_archives(settings: Settings, erasable: Sequence[StoredData]) -> list[dict[str, Any]]:
+    archives = list_archives(open_proxmox(settings))
+    return [
+        row | {"service_id": data.service_id}
+        for data in erasable
+        for row in archives_of_service(archives, data.service_id, data.mappings)
+    ]
+
+
+def _question(erasable: Sequence[StoredData]) -> str:
+    job_count = sum(len(data.job_ids) for data in erasable)
+    mapping_count = sum(len(data.mappings) for data in erasable)
+    return (
+        f"Erase {len(erasable)} service(s) with {job_count} job(s), {mapping_count} mapping(s) and their artifacts? "
+        "This cannot be undone."
+    )
+
+
+def _erase_service(engine: Engine, settings: Settings, service_id: str, reason: str) -> None:
+    """Delete the artifacts of a service, then its rows. If the command is interrupted, it can be repeated."""
+    with reading(engine) as session:
+        runs = erasure.find(session, service_id).runs
+    for run in runs:
+        _delete_artifacts(run, settings)
+    with transaction(engine) as session:
+        data = erasure.find(session, service_id)
+        if why := _why_not_erasable(session, data, settings):
+            raise CommandFailed(f"service {service_id} was not erased: {why}")
+        erasure.erase(session, data, who=audit.operator_name(), reason=reason)
+
+
+def _delete_artifacts(run: Run, settings: Settings) -> None:
+    """Delete the folders with the artifacts of a run. Raises CommandFailed if one cannot be deleted."""
+    for folder in existing_artifacts_folders(run, settings):
+        if run.ident not in (folder.name, folder.parent.name):
+            raise CommandFailed(f"the database names {folder} as the artifacts of run {run.ident}: it was not deleted")
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise CommandFailed(f"the artifacts in {folder} cannot be deleted: {error.strerror}") from error
+
+
+def _show_outcome(
+    erased: Sequence[StoredData], left: Sequence[dict[str, Any]], archives: Sequence[dict[str, Any]], *, as_json: bool
+) -> None:
+    counts = [
+        {
+            "service_id": data.service_id,
+            "jobs": len(data.job_ids),
+            "runs": len(data.runs),
+            "mappings": len(data.mappings),
+            "audit_entries": data.audit_entries,
+        }
+        for data in erased
+    ]
+    if as_json:
+        show_json({"erased": counts, "not_erased": left, "archives": archives})
+        return
+    for count in counts:
+        show_text(
+            f"erased {count['service_id']}: {count['jobs']} job(s), {count['runs']} run(s) with their artifacts, "
+            f"{count['mappings']} mapping(s), values of {count['audit_entries']} audit entries"
+        )
+    if left:
+        show_heading("Not erased")
+        show_rows(left, LEFT_COLUMNS, if_empty="")
+    if archives:
+        show_heading("Archives at Proxmox, which still exist")
+        show_rows(archives, ARCHIVE_COLUMNS, if_empty="")

@@ -1,0 +1,136 @@
+"""Erases what the database contains about a service that has ended: jobs, runs, mappings, and values in the audit.
+
+Audit entries stay, because they prove what was done. Their columns `before`, `after` and `reason` become NULL: these
+are the columns that may contain a customer's names. The triggers of the table allow this change and no other one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Engine, delete, func, or_, select, update
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.elements import ColumnElement
+
+from executor.database import audit, mappings, queries
+from executor.database.engine import sqlite_file, translating_errors
+from executor.database.statements import execute_and_count
+from executor.database.tables import AuditEntry, Job, Mapping, Run
+from executor.model import MappingState
+
+#: Maximum number of services that one command erases.
+MAX_SERVICES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredData:
+    """What the database contains about one service."""
+
+    service_id: str
+    job_ids: Sequence[int]
+    runs: Sequence[Run]
+    mappings: Sequence[Mapping]
+    audit_entries: int  #: the number of audit entries that still have values
+    ended_at: datetime | None  #: when the last job or mapping ended; None if there is neither
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the database contains nothing about the service that can be erased."""
+        return not (self.job_ids or self.mappings or self.audit_entries)
+
+
+def services_of_consumer(session: Session, consumer_id: str) -> list[str]:
+    """Return the ids of the services whose jobs name this consumer. A service whose jobs were pruned is not found."""
+    stmt = select(Job.service_id).where(Job.tenant_id == consumer_id, Job.service_id.is_not(None)).distinct()
+    return [service_id for service_id in session.scalars(stmt.limit(MAX_SERVICES)) if service_id]
+
+
+def find(session: Session, service_id: str) -> StoredData:
+    """Return what the database contains about a service."""
+    jobs = session.execute(select(Job.id, Job.finished_at).where(Job.service_id == service_id).order_by(Job.id)).all()
+    rows = session.scalars(select(Mapping).where(Mapping.service_id == service_id).order_by(Mapping.id)).all()
+    job_ids = [job_id for job_id, _finished_at in jobs]
+    ends = [finished_at for _job_id, finished_at in jobs] + [row.deleted_at for row in rows]
+    entry_count = select(func.count()).select_from(AuditEntry).where(_has_values(session, service_id))
+    return StoredData(
+        service_id=service_id,
+        job_ids=job_ids,
+        runs=session.scalars(select(Run).where(Run.job_id.in_(job_ids)).order_by(Run.id)).all(),
+        mappings=rows,
+        audit_entries=session.scalar(entry_count) or 0,
+        ended_at=max((end for end in ends if end is not None), default=None),
+    )
+
+
+def why_not_ended(session: Session, data: StoredData) -> str:
+    """Return why a service has not ended, or '' if it has ended and nothing here is still needed."""
+    if queries.busy_services(session, data.service_id):
+        return "a job is open, or its report is due"
+    if any(row.state != MappingState.DELETED for row in data.mappings):
+        return "the service has a mapping: its VM may exist"
+    if any(mappings.has_volumes_left(row) for row in data.mappings):
+        return "volumes of the deleted VM may exist: remove them, then `smith drift fix` removes the note about them"
+    return ""
+
+
+def erase(session: Session, data: StoredData, *, who: str, reason: str) -> None:
+    """Delete the rows of a service, erase the values of its audit entries, and add an audit entry about this.
+
+    The caller has checked with `why_not_ended` in the same transaction that the service has ended.
+    """
+    audit_entries = execute_and_count(
+        session,
+        update(AuditEntry)
+        .where(_has_values(session, data.service_id))
+        .values(before=None, after=None, reason=None)
+        .execution_options(synchronize_session=False),
+    )
+    session.execute(delete(Run).where(Run.job_id.in_(data.job_ids)))
+    session.execute(delete(Job).where(Job.id.in_(data.job_ids)))
+    session.execute(delete(Mapping).where(Mapping.id.in_([row.id for row in data.mappings])))
+    audit.record(
+        session,
+        who=who,
+        verb="erase",
+        subject_kind="service",
+        subject_id=data.service_id,
+        after={
+            "jobs": len(data.job_ids),
+            "runs": len(data.runs),
+            "mappings": len(data.mappings),
+            "audit_entries": audit_entries,
+        },
+        reason=reason,
+    )
+
+
+def _has_values(session: Session, service_id: str) -> ColumnElement[bool]:
+    """Return the condition that an audit entry is about this service and has values."""
+    job_ids = select(Job.fulcrum_id).where(Job.service_id == service_id)
+    is_of_service = or_(
+        AuditEntry.subject_id == service_id,
+        AuditEntry.subject_id.in_(job_ids),
+        # The job of an entry may have been pruned. The entry's values name the service.
+        AuditEntry.before["service_id"].as_string() == service_id,
+        AuditEntry.after["service_id"].as_string() == service_id,
+    )
+    has_values = or_(AuditEntry.before.is_not(None), AuditEntry.after.is_not(None), AuditEntry.reason.is_not(None))
+    return is_of_service & has_values & (AuditEntry.verb != "erase")
+
+
+def overwrite_unused_parts(engine: Engine) -> None:
+    """Rewrite an SQLite file, so that its unused parts and its WAL contain no earlier rows. Writers wait meanwhile.
+
+    PostgreSQL does this by its own autovacuum. Raises DatabaseUnavailable if the file is in use for too long.
+    """
+    if sqlite_file(engine.url.render_as_string(hide_password=False)) is None:
+        return
+    with translating_errors(engine), engine.connect() as connection:
+        # VACUUM is refused inside a transaction, and SQLAlchemy's connection always begins one.
+        connection.rollback()
+        driver_connection = connection.connection.driver_connection
+        assert driver_connection is not None  # noqa: S101 (a connection that is open has a driver's connection)
+        driver_connection.execute("VACUUM")
+        driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -1,0 +1,261 @@
+"""`smith forget`: erases what is stored about ended services, and lists their archives at Proxmox."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from smith_lab.system import LabSystem, running_lab
+from sqlalchemy import update
+from support.cli_world import Cli
+
+from executor.database import audit, mappings, outbox
+from executor.database.tables import Job, Mapping, Run, utc_now
+from executor.model import ReportState
+
+SERVICE = "aaaa1111-0000-4000-8000-000000000000"
+OTHER_SERVICE = "bbbb2222-0000-4000-8000-000000000000"
+CONSUMER = "cccc3333-0000-4000-8000-000000000000"
+#: Texts of the customer. None of them may be found in the data folder afterwards.
+CUSTOMER_TEXTS = ("acme-shop", "Anna Example", "acme-printed", "acme-audited")
+#: Longer than every retention of the default settings.
+LONG_AGO = timedelta(days=1000)
+
+
+@pytest.fixture
+def smith(tmp_path: Path) -> Cli:
+    return Cli(tmp_path)
+
+
+def end_service(smith: Cli, service_id: str, *, vmid: int = 100_001, age: timedelta = LONG_AGO, **job: Any) -> Path:
+    """Write an ended service with one job, its run with artifacts, its mapping and audit entries.
+
+    Return the folder of the artifacts.
+    """
+    ident = f"delete-{service_id[:12]}"
+    params = {"notes": "Anna Example"}
+    job_id = smith.submit(service_id=service_id, action="delete", params=params, tenant_id=CONSUMER, **job)
+    folder = smith.run_of(job_id, ident, stdout="acme-printed")
+    with smith.filling() as session:
+        row = session.get(Job, job_id)
+        assert row is not None
+        values = {"status": "completed", "finished_at": utc_now() - age, "owner": None}
+        session.execute(update(Job).where(Job.id == job_id).values(**values))
+        outbox.note_reported(session, job_id, ReportState.REPORTED)
+        mapping = mappings.reserve(session, service_id=service_id, cluster="default", vmid=vmid, name="acme-shop")
+        assert mapping is not None
+        mappings.apply_result(session, mapping.id, {"status": "absent"})
+        times = {"created_at": utc_now() - age - timedelta(days=1), "deleted_at": utc_now() - age}
+        session.execute(update(Mapping).where(Mapping.id == mapping.id).values(**times))
+        kept: dict[str, Any] = {"who": "alice", "verb": "adopt", "reason": "acme-audited"}
+        audit.record(
+            session,
+            subject_kind="mapping",
+            subject_id=service_id,
+            after={"service_id": service_id, "name": "x"},
+            **kept,
+        )
+        job_values = {"service_id": service_id, "action": "delete"}
+        audit.record(session, subject_kind="job", subject_id="a-pruned-job", before=job_values, **kept)
+    return folder
+
+
+def files_with(smith: Cli, texts: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return each file of the data folder that contains one of the texts, with the text."""
+    files = [file for file in smith.data.rglob("*") if file.is_file()]
+    return [(file.name, each) for file in files for each in texts if each.encode() in file.read_bytes()]
+
+
+def counts(smith: Cli) -> dict[str, int]:
+    """Return the number of jobs, runs and mappings."""
+    with sqlite3.connect(smith.file) as connection:
+        return {
+            table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608 (our own names)
+            for table in ("jobs", "runs", "mappings")
+        }
+
+
+def test_nothing_of_an_ended_service_is_left_in_the_data_folder(smith: Cli) -> None:
+    folder = end_service(smith, SERVICE)
+    assert {each for _file, each in files_with(smith, CUSTOMER_TEXTS)} == set(CUSTOMER_TEXTS)
+    outcome = smith.json("forget", SERVICE, "--without-archives", "--yes", "--reason", "request 17")
+    counted = {"service_id": SERVICE, "jobs": 1, "runs": 1, "mappings": 1, "audit_entries": 2}
+    assert outcome == {"erased": [counted], "not_erased": [], "archives": []}
+    assert not folder.exists()
+    assert counts(smith) == {"jobs": 0, "runs": 0, "mappings": 0}
+    assert files_with(smith, CUSTOMER_TEXTS) == []
+
+
+def test_the_audit_keeps_who_did_what_and_has_an_entry_about_the_erasure(smith: Cli) -> None:
+    end_service(smith, SERVICE)
+    smith.ok("forget", SERVICE, "--without-archives", "--yes", "--reason", "request 17")
+    erased, *earlier = smith.json("audit", "list")
+    assert (erased["verb"], erased["subject_kind"], erased["subject_id"]) == ("erase", "service", SERVICE)
+    assert (erased["reason"], erased["after"]["jobs"]) == ("request 17", 1)
+    assert [(entry["who"], entry["verb"], entry["subject_id"]) for entry in earlier] == [
+        ("alice", "adopt", "a-pruned-job"),
+        ("alice", "adopt", SERVICE),
+    ]
+    assert all(entry["before"] is entry["after"] is entry["reason"] is None for entry in earlier)
+
+
+def test_another_service_keeps_all_its_data(smith: Cli) -> None:
+    end_service(smith, SERVICE)
+    folder = end_service(smith, OTHER_SERVICE, vmid=100_002)
+    smith.ok("forget", SERVICE, "--without-archives", "--yes")
+    assert folder.exists()
+    assert counts(smith) == {"jobs": 1, "runs": 1, "mappings": 1}
+    kept = [entry for entry in smith.json("audit", "list") if entry["verb"] == "adopt" and entry["reason"]]
+    assert len(kept) == 2
+
+
+def test_a_service_is_not_erased_before_its_retention_ends(smith: Cli) -> None:
+    folder = end_service(smith, SERVICE, age=timedelta(minutes=1))
+    done = smith("forget", SERVICE, "--without-archives", "--yes")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"smith: nothing was erased. {SERVICE}: its retention ends at 2")
+    assert folder.exists()
+    assert counts(smith) == {"jobs": 1, "runs": 1, "mappings": 1}
+
+
+def open_job(smith: Cli) -> None:
+    smith.submit(service_id=SERVICE)
+
+
+def due_report(smith: Cli) -> None:
+    with smith.filling() as session:
+        session.execute(update(Job).where(Job.service_id == SERVICE).values(report_state=ReportState.DUE))
+
+
+def vm_that_may_exist(smith: Cli) -> None:
+    with smith.filling() as session:
+        assert mappings.reserve(session, service_id=SERVICE, cluster="default", vmid=100_009, name="new")
+
+
+def volumes_left(smith: Cli) -> None:
+    with smith.filling() as session:
+        note = mappings.NOTE_VOLUMES_LEFT + "local-lvm:vm-100001-disk-0"
+        session.execute(update(Mapping).where(Mapping.service_id == SERVICE).values(note=note))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (open_job, "a job is open, or its report is due"),
+        (due_report, "a job is open, or its report is due"),
+        (vm_that_may_exist, "the service has a mapping: its VM may exist"),
+        (volumes_left, "volumes of the deleted VM may exist: remove them, then `smith drift fix` removes the note"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_service_that_has_not_ended_is_not_erased(change: Any, reason: str, smith: Cli) -> None:
+    folder = end_service(smith, SERVICE)
+    change(smith)
+    done = smith("forget", SERVICE, "--without-archives", "--yes")
+    assert done.returncode == 1
+    assert f"smith: nothing was erased. {SERVICE}: {reason}" in done.stderr
+    assert folder.exists()
+
+
+def test_the_ended_services_of_a_consumer_are_erased_and_the_others_are_named(smith: Cli) -> None:
+    end_service(smith, SERVICE)
+    end_service(smith, OTHER_SERVICE, vmid=100_002, age=timedelta(minutes=1))
+    unrelated = smith.submit(tenant_id="dddd4444-0000-4000-8000-000000000000")
+    outcome = smith.json("forget", "--consumer", CONSUMER, "--without-archives", "--yes")
+    assert [each["service_id"] for each in outcome["erased"]] == [SERVICE]
+    ((left),) = outcome["not_erased"]
+    assert (left["service_id"], left["why"][:21]) == (OTHER_SERVICE, "its retention ends at")
+    assert smith.row(unrelated).status == "pending"
+    shown = smith("forget", "--consumer", CONSUMER, "--without-archives", "--yes")
+    assert shown.returncode == 1, "the second call finds only the service whose retention has not ended"
+
+
+def test_a_service_that_is_not_in_the_database_is_an_error(smith: Cli) -> None:
+    end_service(smith, SERVICE)
+    done = smith("forget", OTHER_SERVICE, "--without-archives", "--yes")
+    assert (done.returncode, done.stderr) == (1, f"smith: the database contains nothing about {OTHER_SERVICE}\n")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        (),
+        ("",),
+        ("aaaa1111",),
+        (SERVICE.upper(),),
+        ("%",),
+        (SERVICE, "--consumer", CONSUMER),
+        ("--consumer", "cccc"),
+        ("--consumer", ""),
+    ],
+    ids=" ".join,
+)
+def test_only_one_whole_id_is_accepted(args: tuple[str, ...], smith: Cli) -> None:
+    end_service(smith, SERVICE)
+    done = smith("forget", *args, "--without-archives", "--yes")
+    assert done.returncode == 2, done.stderr
+    assert counts(smith) == {"jobs": 1, "runs": 1, "mappings": 1}
+
+
+def test_without_a_terminal_and_without_yes_nothing_is_erased(smith: Cli) -> None:
+    end_service(smith, SERVICE)
+    done = smith("forget", SERVICE, "--without-archives")
+    assert done.returncode == 2
+    assert "use --yes" in done.stderr
+    assert counts(smith)["jobs"] == 1
+
+
+def test_a_foreign_folder_that_the_database_names_is_not_deleted(smith: Cli, tmp_path: Path) -> None:
+    end_service(smith, SERVICE)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    with smith.filling() as session:
+        session.execute(update(Run).values(folder=str(foreign)))
+    done = smith("forget", SERVICE, "--without-archives", "--yes")
+    assert (done.returncode, foreign.is_dir()) == (1, True)
+    assert f"the database names {foreign} as the artifacts of run" in done.stderr
+    assert counts(smith)["jobs"] == 1
+
+
+# --- archives at Proxmox ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
+    with running_lab(tmp_path_factory.mktemp("lab")) as system:
+        yield system
+
+
+def test_an_archive_that_names_the_service_is_listed_and_not_changed(lab: LabSystem, smith: Cli) -> None:
+    smith.env |= {name: value for name, value in lab.environment().items() if name.startswith("PROXMOX_")}
+    config = {"description": f"smith-uid={SERVICE}", "tags": "smith", "memory": "512"}
+    lab.proxmox.control("add", vmid=100_001, name="acme-aaaa1111", node="pve1", config=config)
+    smith.ok("play", "backup", "--vmid", "100001", PROXMOX_BACKUP_STORAGE="backups")
+    end_service(smith, SERVICE)
+    end_service(smith, OTHER_SERVICE, vmid=100_001, age=LONG_AGO + timedelta(days=30))
+    outcome = smith.json("forget", "--consumer", CONSUMER, "--yes")
+    assert {each["service_id"] for each in outcome["erased"]} == {SERVICE, OTHER_SERVICE}
+    (archive,) = outcome["archives"]
+    assert (archive["service_id"], archive["vmid"]) == (SERVICE, 100_001)
+    assert archive["why"] == "its notes name the service"
+    end_service(smith, SERVICE, vmid=100_003)
+    shown = smith.ok("forget", SERVICE, "--yes", COLUMNS="250")
+    assert archive["volume"] in shown, "the archive still exists"
+
+
+def test_when_proxmox_does_not_answer_nothing_is_erased(smith: Cli) -> None:
+    end_service(smith, SERVICE)
+    smith.env |= {
+        "PROXMOX_HOST": "127.0.0.1",
+        "PROXMOX_PORT": "1",
+        "PROXMOX_USER": "smith@pve",
+        "PROXMOX_TOKEN_ID": "smith",
+        "PROXMOX_TOKEN_SECRET": "00000000-0000-4000-8000-000000000000",
+    }
+    done = smith("forget", SERVICE, "--yes")
+    assert done.returncode == 5, done.stderr
+    assert counts(smith) == {"jobs": 1, "runs": 1, "mappings": 1}

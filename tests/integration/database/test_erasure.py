@@ -1,0 +1,52 @@
+"""Erasing a service's rows, and what the triggers of the audit table allow, on both databases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text, update
+from sqlalchemy.exc import DBAPIError
+from support.cli_world import submit
+
+from executor.database import audit, erasure
+from executor.database.engine import reading, transaction
+from executor.database.tables import Job, utc_now
+
+SERVICE = "aaaa1111-0000-4000-8000-000000000000"
+
+
+def test_the_rows_are_erased_in_both_databases(engine: Engine) -> None:
+    with transaction(engine) as session:
+        job_id = submit(session, service_id=SERVICE)
+        session.execute(update(Job).where(Job.id == job_id).values(status="failed", finished_at=utc_now()))
+        before = {"service_id": SERVICE}
+        audit.record(session, who="alice", verb="cancel", subject_kind="job", subject_id="x", before=before, reason="y")
+        audit.record(session, who="alice", verb="cancel", subject_kind="job", subject_id="z", reason="kept")
+    with transaction(engine) as session:
+        data = erasure.find(session, SERVICE)
+        assert (data.job_ids, data.audit_entries) == ([job_id], 1)
+        erasure.erase(session, data, who="bob", reason="")
+    erasure.overwrite_unused_parts(engine)
+    with reading(engine) as session:
+        assert erasure.find(session, SERVICE).is_empty
+        entries = [(entry.verb, entry.before, entry.reason) for entry in audit.list_entries(session)]
+    assert entries == [("erase", None, None), ("cancel", None, "kept"), ("cancel", None, None)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "who = 'nobody', before = NULL, after = NULL, reason = NULL",
+        "verb = 'x', before = NULL, after = NULL, reason = NULL",
+        "subject_id = 'x', before = NULL, after = NULL, reason = NULL",
+        "before = NULL, after = NULL, reason = 'other'",
+        "reason = NULL",
+    ],
+)
+def test_no_other_change_of_an_audit_entry_is_possible(change: str, engine: Engine) -> None:
+    with transaction(engine) as session:
+        values: dict[str, Any] = {"before": {"state": "active"}, "reason": "r"}
+        audit.record(session, who="alice", verb="adopt", subject_kind="mapping", subject_id=SERVICE, **values)
+    with pytest.raises(DBAPIError, match="append-only"), engine.begin() as connection:
+        connection.execute(text(f"UPDATE audit SET {change}"))  # noqa: S608 (the texts above)

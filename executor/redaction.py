@@ -7,6 +7,7 @@ such as plain, JSON-escaped, URL-encoded or in base64. If a secret has several l
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -19,6 +20,12 @@ MASK = "********"
 #: Minimum length of a secret that is masked, in characters. The settings refuse a shorter secret, such as "1" or "yes":
 #: if it were masked, it would also be masked in unrelated texts, and a reader could infer it from the masked places.
 MIN_SECRET_LENGTH = 4
+#: A longer form of a secret is searched in pieces of this length, which overlap. So the time of a search grows linearly
+#: with the length of the text, also if text and secret consist of many equal lines. A part of a secret of this length is
+#: masked, too.
+MAX_NEEDLE_LENGTH = 64
+#: `str.find` for each prefix is faster than a look-up at each position of the text if there are at most this many.
+MAX_PREFIXES_TO_FIND = 100
 #: A value that is nested deeper than MAX_DEPTH is replaced by TOO_DEEP. Otherwise a hostile or circular value could
 #: exhaust the stack.
 MAX_DEPTH = 100
@@ -31,7 +38,7 @@ class Redactor:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._add_counts: Counter[str] = Counter()  # how many times each secret was added
-        self._forms: dict[str, frozenset[str]] = {}  # the written forms of each secret
+        self._forms: dict[str, frozenset[str]] = {}  # the written forms of each secret, long ones in pieces
         self._finder = _NeedleFinder(())  # finds every form of every secret
 
     def __repr__(self) -> str:
@@ -44,9 +51,7 @@ class Redactor:
         """
         maskable_secrets = [secret for secret in secrets if len(secret.strip()) >= MIN_SECRET_LENGTH]
         # The forms are computed before the lock is taken, because this takes long for a long secret.
-        new_forms = {
-            secret: frozenset(list_written_forms(secret, MIN_SECRET_LENGTH)) for secret in set(maskable_secrets)
-        }
+        new_forms = {secret: _list_needles(secret) for secret in set(maskable_secrets)}
         with self._lock:
             self._add_counts.update(maskable_secrets)
             self._forms = {**new_forms, **self._forms}
@@ -103,7 +108,7 @@ class Redactor:
         if obj is None or isinstance(obj, bool):
             return obj
         if isinstance(obj, (int, float)):
-            return MASK if self._finder.is_needle(str(obj)) else obj
+            return MASK if self.redact(str(obj)) == MASK else obj
         if isinstance(obj, bytes):
             return self.redact(obj.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
         return self._redact_object(obj)
@@ -131,48 +136,54 @@ class StreamRedactor:
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
         self._withheld = ""
+        self._masked_length = 0  # of the withheld text; the mask of this part has been returned
 
     def feed(self, text: str) -> str:
         """Add the next piece. Return the redacted text up to the place where a secret may have started."""
-        text = self._withheld + text
         finder = self._redactor._finder
-        spans = finder.spans(text)
-        returned_length = finder.length_before_unfinished_needle(text)
-        # The last secret in the text may reach into the withheld end, or may be the start of a longer secret. In both
-        # cases the text is withheld from the start of this secret.
-        while spans and spans[-1][1] > returned_length:
-            last_secret_start = spans.pop()[0]
-            returned_length = min(returned_length, last_secret_start)
-        self._withheld = text[returned_length:]
-        return _mask(text[:returned_length], spans)
+        text = self._withheld + text
+        return self._redact_up_to(finder.length_before_unfinished_needle(text), text, finder)
 
     def flush(self) -> str:
         """Return the withheld text, redacted. The caller may feed more pieces afterwards."""
-        text, self._withheld = self._withheld, ""
-        return self._redactor.redact(text)
+        return self._redact_up_to(len(self._withheld), self._withheld, self._redactor._finder)
+
+    def _redact_up_to(self, length: int, text: str, finder: _NeedleFinder) -> str:
+        """Return the first `length` characters redacted, and withhold the others.
+
+        A secret may reach into the withheld text. Its mask is returned now, and `_masked_length` says where it ends.
+        """
+        spans = [(start, end) for start, end in finder.spans(text) if start < length]
+        mask_end = self._masked_length  # a mask at the beginning of the text has been returned before
+        parts: list[str] = []
+        for start, end in spans:
+            if start >= mask_end:
+                parts += [text[mask_end:start], MASK]
+            mask_end = max(mask_end, end)
+        parts.append(text[mask_end:length])
+        self._withheld = text[length:]
+        self._masked_length = max(0, mask_end - length)
+        return "".join(parts)
 
 
 class _NeedleFinder:
-    """Searches a text for many needles at once. A needle is one form of a secret.
+    """Searches a text for many needles at once. A needle is one form of a secret, or a piece of a long form.
 
-    The needles are indexed by their first MIN_SECRET_LENGTH characters. So the time of a search hardly depends on the
-    number of needles.
+    The needles are indexed by their first MIN_SECRET_LENGTH characters and by their lengths, of which there are few. So
+    the time of a search hardly depends on the number of needles.
     """
 
     def __init__(self, needles: Iterable[str]) -> None:
         self._needles = frozenset(needles)
-        needles_by_prefix = defaultdict(list)
-        for needle in sorted(self._needles, key=len, reverse=True):
-            needles_by_prefix[needle[:MIN_SECRET_LENGTH]].append(needle)
-        self._needles_by_prefix = dict(needles_by_prefix)
-        # The first characters of each needle, from one to MIN_SECRET_LENGTH - 1 of them.
-        self._short_beginnings = frozenset(
-            prefix[:length] for prefix in needles_by_prefix for length in range(1, MIN_SECRET_LENGTH)
-        )
+        self._sorted_needles = sorted(self._needles)
+        lengths_by_prefix = defaultdict(set)
+        for needle in self._needles:
+            lengths_by_prefix[needle[:MIN_SECRET_LENGTH]].add(len(needle))
+        # The lengths of the needles with the same prefix, longest first.
+        self._lengths_by_prefix = {
+            prefix: sorted(lengths, reverse=True) for prefix, lengths in lengths_by_prefix.items()
+        }
         self._max_needle_length = max(map(len, self._needles), default=0)
-
-    def is_needle(self, text: str) -> bool:
-        return text in self._needles
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Return the start and end of each needle in the text, in order. Overlapping needles become one span."""
@@ -198,20 +209,21 @@ class _NeedleFinder:
     def _occurrences(self, text: str) -> Iterator[tuple[int, int]]:
         """Yield, for each position at which a needle starts, the start and end of the longest needle there."""
         for start in self._candidate_starts(text):
-            for needle in self._needles_by_prefix.get(text[start : start + MIN_SECRET_LENGTH], ()):
-                if text.startswith(needle, start):
-                    yield start, start + len(needle)
+            for length in self._lengths_by_prefix.get(text[start : start + MIN_SECRET_LENGTH], ()):
+                if text[start : start + length] in self._needles:
+                    yield start, start + length
                     break
 
     def _candidate_starts(self, text: str) -> Iterable[int]:
         """Return, in order, positions that include each position at which a needle starts."""
-        if not self._needles_by_prefix:
+        prefixes = self._lengths_by_prefix
+        if not prefixes:
             return ()
-        # `str.find` for each prefix is faster than a look-up at each position, unless the text is short.
-        if len(text) < len(self._needles_by_prefix):
-            return range(len(text) - MIN_SECRET_LENGTH + 1)
+        if len(prefixes) > MAX_PREFIXES_TO_FIND or len(text) < len(prefixes):
+            last_start = len(text) - MIN_SECRET_LENGTH
+            return [start for start in range(last_start + 1) if text[start : start + MIN_SECRET_LENGTH] in prefixes]
         starts = set()
-        for prefix in self._needles_by_prefix:
+        for prefix in prefixes:
             start = text.find(prefix)
             while start >= 0:
                 starts.add(start)
@@ -220,11 +232,28 @@ class _NeedleFinder:
 
     def _may_become_needle(self, text: str, start: int) -> bool:
         """Return whether the text from `start` on is the beginning of a longer needle."""
-        remaining_length = len(text) - start
-        if remaining_length < MIN_SECRET_LENGTH:
-            return text[start:] in self._short_beginnings
-        needles = self._needles_by_prefix.get(text[start : start + MIN_SECRET_LENGTH], ())
-        return any(len(needle) > remaining_length and needle.startswith(text[start:]) for needle in needles)
+        beginning = text[start:]
+        index = bisect_right(self._sorted_needles, beginning)  # the needles that begin with it would follow it
+        return index < len(self._sorted_needles) and self._sorted_needles[index].startswith(beginning)
+
+
+def _list_needles(secret: str) -> frozenset[str]:
+    """Return the written forms of a secret; for a long form, its pieces."""
+    forms = list_written_forms(secret, MIN_SECRET_LENGTH)
+    return frozenset(piece for form in forms for piece in _pieces(form))
+
+
+def _pieces(form: str) -> Iterator[str]:
+    """Yield texts of at most MAX_NEEDLE_LENGTH characters, each of which overlaps the next one.
+
+    If the form is in a text, then the pieces cover it completely.
+    """
+    if len(form) <= MAX_NEEDLE_LENGTH:
+        yield form
+        return
+    for start in range(0, len(form) - MAX_NEEDLE_LENGTH, MAX_NEEDLE_LENGTH - 1):
+        yield form[start : start + MAX_NEEDLE_LENGTH]
+    yield form[-MAX_NEEDLE_LENGTH:]
 
 
 def _mask(text: str, spans: list[tuple[int, int]]) -> str:

@@ -171,6 +171,27 @@ def test_a_stream_split_anywhere_is_redacted_like_the_whole_text(
     assert shown + stream.flush() == redactor.redact(text)
 
 
+#: Longer than a piece, so that the pieces of such a secret must cover it.
+LONG_SECRETS = st.builds(lambda unit, length: (unit * 200)[:length], st.text("ab\n", min_size=1), st.integers(65, 200))
+
+
+@given(
+    secret=LONG_SECRETS.filter(lambda secret: len(secret.strip()) >= 4),
+    before=st.text("ab\n"),
+    after=st.text("ab\n"),
+    size=st.integers(1, 300),
+)
+def test_a_long_secret_is_masked_also_in_a_stream(secret: str, before: str, after: str, size: int) -> None:
+    redactor, text = make_redactor(secret), before + secret + after
+    shown = redactor.redact(text)
+    assert MASK in shown
+    assert len(shown.replace(MASK, "")) <= len(before) + len(after)
+    stream = StreamRedactor(redactor)
+    streamed = "".join(stream.feed(text[start : start + size]) for start in range(0, len(text), size))
+    assert streamed + stream.flush() == shown
+    assert make_redactor(secret).redact(f"<{secret}>") == f"<{MASK}>"
+
+
 def test_a_stream_keeps_only_what_may_be_the_start_of_a_secret() -> None:
     stream = StreamRedactor(make_redactor("hunter22"))
     assert stream.feed("log in as hun") == "log in as "
@@ -286,3 +307,24 @@ def test_overlapping_and_repeated_secrets_are_masked_in_short_and_long_texts(pad
     text = "-" * padding + "aaaabaaaa.zzzzzzzy.zzz.aaaab" + "-" * padding
     expected = "-" * padding + f"{MASK}.{MASK}.zzz.{MASK}" + "-" * padding
     assert redactor.redact(text) == expected
+
+
+def characters_compared(redactor: Redactor, text: str) -> int:
+    """Return how many characters a redaction of the text may compare: of each occurrence it finds, and of its edges."""
+    finder = redactor._finder
+    return sum(
+        length
+        for start in finder._candidate_starts(text)
+        for length in finder._lengths_by_prefix.get(text[start : start + 4], ())
+    )
+
+
+@pytest.mark.parametrize("line", ["a" * 8, "ab" * 16, "-" * 63, "key: value"])
+def test_the_work_grows_linearly_with_a_text_and_a_secret_of_equal_lines(line: str) -> None:
+    """Every line of the text may be the beginning of the secret."""
+    secret = f"{line}\n" * 400
+    redactor, text = make_redactor(secret), (f"{line}\n" * 399 + "x") * 2
+    small, large = (characters_compared(redactor, text * factor) for factor in (1, 8))
+    assert large <= 8.5 * small
+    assert small <= 64 * 64 * len(text)
+    assert redactor.redact(f"<{secret}>") == f"<{MASK}>"

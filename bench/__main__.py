@@ -6,7 +6,7 @@ git's history into .cache/bench, once. Without it in the history, as in a shallo
 
 CPU is the user and system time of a whole process tree. The stand-in for Proxmox is not part of it. Wall times depend
 on the machine. The exit code is 1 if a job fails, and with --quick also if an action costs as much as with plain
-ansible-runner. Else it is 0, whether or not the goals are reached.
+ansible-runner, or if a parser takes quadratic time. Else it is 0, whether or not the goals are reached.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import actions, baseline, burst, idle, job_rows, jobs, latency, report, slots, soak, vms
+from bench import actions, baseline, burst, growth, idle, job_rows, jobs, latency, report, slots, soak, vms
 from bench import sizes as bench_sizes
 from bench.measuring import ROOT, machine_facts, measure_cpu_use
 from bench.part import Bench, Part
@@ -41,6 +41,7 @@ PARTS: dict[str, Part] = {
     "vms": vms.PART,
     "latency": latency.PART,
     "idle": idle.PART,
+    "growth": growth.PART,
     "soak": soak.PART,
 }
 #: The parts that run without `--only`.
@@ -50,6 +51,8 @@ LOG_WIDTH_CHARACTERS = 140
 #: With --quick, the greatest CPU time of an action, as a ratio to plain. It is far from the goals, because a quick run
 #: does not fill the caches before it measures.
 MAX_QUICK_RATIO = 1.0
+#: With --quick, the greatest growth of a parser. Quadratic time is a growth of 10.
+MAX_QUICK_GROWTH = 5.0
 #: The exit code of shells for a process that SIGTERM has ended.
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
@@ -135,11 +138,14 @@ def _run_part(name: str, bench: Bench, results: Json, console: Console) -> bool:
 
 
 def _has_absurd_ratio(results: Json, console: Console) -> bool:
-    """Print and return whether an action costs as much CPU time as with plain ansible-runner."""
-    if "actions" not in results["parts"]:
-        return False
-    goals = PARTS["actions"].goals(results["parts"]["actions"]["figures"])
-    too_high = [goal for goal in goals if goal.measured >= MAX_QUICK_RATIO]
+    """Print and return whether an action costs as much as with plain ansible-runner, or a parser is quadratic."""
+    too_high = [
+        goal
+        for name, maximum in (("actions", MAX_QUICK_RATIO), ("growth", MAX_QUICK_GROWTH))
+        if name in results["parts"]
+        for goal in PARTS[name].goals(results["parts"][name]["figures"])
+        if goal.measured >= maximum
+    ]
     for goal in too_high:
         console.print(f"{goal.text}: {goal.measured:.2f}", style="red")
     return bool(too_high)

@@ -32,6 +32,9 @@ class Sizes:
     row_repeats: int = _size(200, 25, "how often each operation is measured in the part rows")
     vm_counts: tuple[int, ...] = _size((10, 100, 1_000, 5_000), (10,), "numbers of VMs in the part vms")
     metrics_interval_s: float = _size(60.0, 5.0, "seconds between two turns of metrics in the part vms")
+    growth_lengths: tuple[int, ...] = _size(
+        (10_000, 100_000, 1_000_000), (10_000, 100_000, 1_000_000), "lengths of the texts in the part growth, in bytes"
+    )
     soak_runs: int = _size(10_000, 40, "runs in the part soak")
 
 

@@ -21,8 +21,8 @@ MASK = "********"
 #: if it were masked, it would also be masked in unrelated texts, and a reader could infer it from the masked places.
 MIN_SECRET_LENGTH = 4
 #: A longer form of a secret is searched in pieces of this length, which overlap. So the time of a search grows linearly
-#: with the length of the text, also if text and secret consist of many equal lines. A part of a secret of this length is
-#: masked, too.
+#: with the length of the text, also if text and secret consist of many equal lines. A part of a secret that has this
+#: length is masked, too.
 MAX_NEEDLE_LENGTH = 64
 #: `str.find` for each prefix is faster than a look-up at each position of the text if there are at most this many.
 MAX_PREFIXES_TO_FIND = 100

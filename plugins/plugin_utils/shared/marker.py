@@ -13,9 +13,11 @@ from __future__ import annotations
 import re
 
 #: A marker: a line that begins with `smith-uid=` and has a value. Upper and lower case make no difference, nor blanks.
-MARKER_LINE = re.compile(r"^[ \t]*smith-uid[ \t]*=[ \t]*(\S.*?)[ \t\r]*$", re.MULTILINE | re.IGNORECASE)
+#: The value ends before the blanks at the end of the line; `_values` removes them, because a pattern that did so would
+#: take quadratic time for a long row of blanks.
+MARKER_LINE = re.compile(r"^[ \t]*smith-uid[ \t]*=[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
 #: The line of a description with the id of the agent that wrote the marker.
-_AGENT_LINE = re.compile(r"^[ \t]*smith-agent[ \t]*=[ \t]*(\S.*?)[ \t\r]*$", re.MULTILINE | re.IGNORECASE)
+_AGENT_LINE = re.compile(r"^[ \t]*smith-agent[ \t]*=[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
 #: The lines of a description that only the playbooks write: the marker, the agent and the deletion mark.
 OUR_LINES = re.compile(r"^[ \t]*smith-(?:uid|agent|delete(?:-at)?)[ \t]*=.*$", re.MULTILINE | re.IGNORECASE)
 #: The beginning of a text that could become a line of OUR_LINES.
@@ -33,7 +35,7 @@ def markers_in(description: str) -> list[str]:
 
     A guest with a marker of another value than the service's id is never changed, whatever the value is.
     """
-    return sorted({value.lower() for value in MARKER_LINE.findall(description)})
+    return sorted(_values(MARKER_LINE, description))
 
 
 def service_in(description: str) -> str:
@@ -59,9 +61,14 @@ def with_agent(description: str, agent_id: str) -> str:
 
 def agent_in(description: str) -> str:
     """Return the id of the agent that a description names, in lower case; '' if it names none or several."""
-    agent_ids = {agent_id.lower() for agent_id in _AGENT_LINE.findall(description)}
+    agent_ids = _values(_AGENT_LINE, description)
     agent_id = agent_ids.pop() if len(agent_ids) == 1 else ""
     return agent_id if _UUID.fullmatch(agent_id) else ""
+
+
+def _values(line: re.Pattern[str], description: str) -> set[str]:
+    """Return the values of all lines that match, in lower case."""
+    return {value.rstrip(" \t\r").lower() for value in line.findall(description)}
 
 
 def is_service_id(value: str) -> bool:

@@ -90,6 +90,15 @@ def test_a_quick_run_fails_if_an_action_costs_as_much_as_plain(current_s: float,
     assert _has_absurd_ratio(results(actions=actions_figures(plain=4.0, current=current_s)), console) is is_absurd
 
 
+@pytest.mark.parametrize(("growth", "is_absurd"), [(1.4, False), (10.0, True)])
+def test_a_quick_run_fails_if_a_parser_takes_quadratic_time(growth: float, is_absurd: bool) -> None:
+    console = Console(file=io.StringIO())
+    figures = {"marker": {"cpu_s": {"10000": 0.1, "100000": growth}, "growths": [growth]}}
+    assert _has_absurd_ratio(results(growth=figures), console) is is_absurd
+    for table in PARTS["growth"].tables(figures):
+        assert {len(row) for row in table.rows} == {len(table.headings)}
+
+
 @pytest.mark.parametrize("variants", [("plain", "baseline", "current"), ("current",)])
 def test_tables_are_shown_with_and_without_the_comparison(variants: tuple[str, ...]) -> None:
     figures = {name: value for name, value in burst_figures().items() if name in variants}

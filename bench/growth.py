@@ -1,0 +1,236 @@
+"""Measures how the CPU time of each parser of outside text grows with the length of the text.
+
+Each text is the worst one known for its parser. A growth of 1 means that a text of ten times the length takes ten times
+the CPU time. A parser that takes quadratic time has a growth of 10.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import guest_facts, proxmox_tasks
+
+from bench.part import Bench, Goal, Part, Table
+from executor.fulcrum.untrusted_json import check_storable, parse_json
+from executor.redaction import Redactor, StreamRedactor
+from executor.runs.output import OutputDecoder
+from executor.shared.error_rules import classify_own_failure
+from executor.shared.marker import agent_in, markers_in, without_forged_lines
+
+Json = dict[str, Any]
+#: A tenfold text may take this many times the CPU time, divided by ten. The rest is noise and the effect of caches.
+MAX_GROWTH = 3.0
+#: A measurement is repeated until it has taken at least this much CPU time.
+MIN_MEASURED_CPU_S = 0.02
+#: The number of measurements, of which the shortest counts.
+REPEATS = 3
+#: The size of the pieces in which a text arrives at a parser of a stream.
+PIECE_CHARACTERS = 4096
+#: The secret of which the texts for the redactor contain many lines. It has the maximum length of a secret.
+SECRET_LINE = "key: value\n"  # noqa: S105
+SECRET_CHARACTERS = 16_384
+MAC = "BC:24:11:00:11:22"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A parser, and a text of a given length for it."""
+
+    parser: str
+    text: str  #: what the text consists of
+    make_input: Callable[[int], Any]
+    parse: Callable[[Any], object]
+
+
+def _repeated(unit: str, before: str = "", after: str = "") -> Callable[[int], str]:
+    """Return a function that returns a text of a given length, which consists of `unit` again and again."""
+    return lambda length: before + unit * ((length - len(before) - len(after)) // len(unit)) + after
+
+
+def _repeated_bytes(unit: str, before: str = "", after: str = "") -> Callable[[int], bytes]:
+    make_text = _repeated(unit, before, after)
+    return lambda length: make_text(length).encode()
+
+
+def _lines(unit: str) -> Callable[[int], list[str]]:
+    return lambda length: [unit] * (length // len(unit))
+
+
+def _parse_or_refuse(content: bytes) -> object:
+    try:
+        return parse_json(content)
+    except ValueError:
+        return None
+
+
+def _guest_answer(length: int) -> list[Json]:
+    """Return an answer of a guest agent whose JSON has about this length."""
+    address = {"ip-address": "2001:db8::1", "prefix": 64}
+    addresses = [address] * (length // len(json.dumps(address)))
+    return [{"name": "eth0", "hardware-address": MAC, "ip-addresses": addresses}]
+
+
+def _settings_with(**config: str) -> object:
+    rows = [{"key": key, "value": value} for key, value in config.items()]
+    return guest_facts.read_settings(rows, {"status": "running"})
+
+
+def _make_redactor() -> Redactor:
+    redactor = Redactor()
+    redactor.add(SECRET_LINE * (SECRET_CHARACTERS // len(SECRET_LINE)))
+    return redactor
+
+
+def _redact_in_pieces(text: str) -> None:
+    stream = StreamRedactor(REDACTOR)
+    for start in range(0, len(text), PIECE_CHARACTERS):
+        stream.feed(text[start : start + PIECE_CHARACTERS])
+    stream.flush()
+
+
+def _decode_output(data: bytes) -> None:
+    decoder = OutputDecoder(lambda _text: None, lambda: None)
+    for start in range(0, len(data), PIECE_CHARACTERS):
+        decoder.feed(data[start : start + PIECE_CHARACTERS])
+
+
+REDACTOR = _make_redactor()
+#: In front of a text for the parser of JSON, so that it limits the depth.
+DEEP = "[" * 65
+CASES = (
+    Case(
+        parser="FulcrumCore's JSON",
+        text="a string that is not closed",
+        make_input=_repeated_bytes('\\"', before=f'{DEEP}"'),
+        parse=_parse_or_refuse,
+    ),
+    Case(
+        parser="FulcrumCore's JSON",
+        text="brackets",
+        make_input=lambda length: b"[" * (length // 2) + b"]" * (length // 2),
+        parse=_parse_or_refuse,
+    ),
+    Case(
+        parser="FulcrumCore's JSON",
+        text="short strings",
+        make_input=_repeated_bytes('"",', before=f"{DEEP}[", after=f'""]{"]" * 65}'),
+        parse=_parse_or_refuse,
+    ),
+    Case(
+        parser="values that can be stored",
+        text="empty lists",
+        make_input=lambda length: [[] for _ in range(length // 3)],
+        parse=check_storable,
+    ),
+    Case(
+        parser="marker",
+        text="blanks in a marker",
+        make_input=_repeated(" ", before="smith-uid=a", after="b"),
+        parse=lambda text: (markers_in(text), without_forged_lines(text)),
+    ),
+    Case(
+        parser="marker",
+        text="agent's lines",
+        make_input=_repeated("smith-agent=a b\n"),
+        parse=lambda text: (agent_in(text), markers_in(text)),
+    ),
+    Case(parser="tags of a VM", text="tags", make_input=_repeated("a;"), parse=lambda text: _settings_with(tags=text)),
+    Case(
+        parser="drive of a VM",
+        text="sizes",
+        make_input=_repeated(",size=1"),
+        parse=lambda text: _settings_with(scsi0=text),
+    ),
+    Case(
+        parser="addresses of a guest",
+        text="equal addresses",
+        make_input=_guest_answer,
+        parse=lambda answer: guest_facts.usable_addresses(answer, [MAC]),
+    ),
+    Case(parser="error rules", text="quotes", make_input=_repeated("storage '"), parse=classify_own_failure),
+    Case(parser="error rules", text="blanks", make_input=_repeated(" "), parse=classify_own_failure),
+    Case(
+        parser="log of a Proxmox task",
+        text="lines with VMIDs",
+        make_input=_lines("Could not remove disk 'a' of ID 1 vm-1-"),
+        parse=lambda log: (proxmox_tasks.vmids_in(log), proxmox_tasks.volumes_left_in(log)),
+    ),
+    Case(
+        parser="log of a Proxmox task",
+        text="one line of errors",
+        make_input=_repeated("ERROR: command 'a' failed "),
+        parse=lambda line: proxmox_tasks.error_with_cause("job errors", [line]),
+    ),
+    Case(
+        parser="output of a run",
+        text="parts of an event mark",
+        make_input=_repeated_bytes("QQ==\x1b[4D", before="\x1b[K"),
+        parse=_decode_output,
+    ),
+    Case(
+        parser="redactor",
+        text="the secret's equal lines",
+        make_input=_repeated(SECRET_LINE),
+        parse=REDACTOR.redact,
+    ),
+    Case(
+        parser="redactor, in pieces",
+        text="the secret's equal lines",
+        make_input=_repeated(SECRET_LINE),
+        parse=_redact_in_pieces,
+    ),
+)
+
+
+def measure(bench: Bench) -> Json:
+    """Return the CPU time of each parser for each length, and its greatest growth."""
+    return {f"{case.parser}: {case.text}": _measure_case(case, bench.sizes.growth_lengths) for case in CASES}
+
+
+def _measure_case(case: Case, lengths: tuple[int, ...]) -> Json:
+    cpu_s = {length: _measure_parse(case, case.make_input(length)) for length in lengths}
+    growths = [(cpu_s[longer] / longer) / (cpu_s[shorter] / shorter) for shorter, longer in itertools.pairwise(lengths)]
+    return {"cpu_s": {str(length): value for length, value in cpu_s.items()}, "growths": growths}
+
+
+def _measure_parse(case: Case, value: Any) -> float:
+    """Return the CPU time of one call. Short calls are repeated, and the shortest of several measurements counts."""
+    measured: list[float] = []
+    for _ in range(REPEATS):
+        started, calls = time.process_time(), 0
+        while (spent := time.process_time() - started) < MIN_MEASURED_CPU_S or not calls:
+            case.parse(value)
+            calls += 1
+        measured.append(spent / calls)
+    return min(measured)
+
+
+def _tables(figures: Json) -> list[Table]:
+    lengths = [int(length) for length in next(iter(figures.values()))["cpu_s"]]
+    rows = [
+        (
+            name,
+            *(f"{1000 * cpu_s:.3g}" for cpu_s in case["cpu_s"].values()),
+            *(f"{growth:.2f}" for growth in case["growths"]),
+        )
+        for name, case in figures.items()
+    ]
+    headings = (
+        "parser: text",
+        *(f"CPU-ms at {length // 1000:,} kB" for length in lengths),
+        *(f"growth to {length // 1000:,} kB" for length in lengths[1:]),
+    )
+    return [Table(title="Growth of the CPU time of parsers (1: linear, 10: quadratic)", headings=headings, rows=rows)]
+
+
+def _goals(figures: Json) -> list[Goal]:
+    worst = max(figures, key=lambda name: max(figures[name]["growths"]))
+    return [Goal(text=f"growth of {worst}", limit=MAX_GROWTH, measured=max(figures[worst]["growths"]))]
+
+
+PART = Part(help="growth of parsers with the length of a text", measure=measure, tables=_tables, goals=_goals)

@@ -262,6 +262,7 @@ class Agent:
         Returns `exit_code`, or EXIT_FAILURE when a job did not end even after it was asked to stop.
         """
         self.state.draining.set()
+        self.dispatcher.close()
         log.info("drain_started", reason=reason, running_job_count=self.dispatcher.running_job_count)
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
             nodes.note_agent_draining(session, self.boot_id)
@@ -278,9 +279,11 @@ class Agent:
         self.state.report_requested.set()  # wakes the reporter
         self.scheduler.stop()
         self.runner.stop_warm_servers()
+        running_job_ids = self.dispatcher.stop_signals().keys()  # each running job has a stop signal
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
-            job_queue.release_all(session, owner=self.boot_id)
-            nodes.note_agent_stopped(session, self.boot_id, reason)  # `nodes` has a row for each agent process
+            job_queue.release_all(session, owner=self.boot_id, running_job_ids=running_job_ids)
+            if not running_job_ids:  # otherwise other agents must wait until the leases of these jobs have expired
+                nodes.note_agent_stopped(session, self.boot_id, reason)  # `nodes` has a row for each agent process
         return exit_code if have_jobs_ended else EXIT_FAILURE
 
     def _wait_for_jobs(self, timeout_s: float, *, is_interruptible: bool = True) -> bool:

@@ -39,6 +39,8 @@ DISPATCH_INTERVAL_S = 2.0
 #: While admission is closed, the dispatcher tries again after this time. A run needs the CPU for about 0.1 s at its
 #: start, so admission may open again that soon.
 ADMISSION_RETRY_S = 0.05
+#: Wait before the next claim of a job that could not start.
+START_BACKOFF_S = 1.0
 
 
 @dataclass(kw_only=True)
@@ -79,6 +81,7 @@ class Dispatcher:
         self._disk_space_checker = DiskSpaceChecker(folders=folders)
         self._slots: dict[int, _Slot] = {}  #: the key is `job.id`
         self._lock = threading.Lock()
+        self._is_closed = False
         # Threads are reused, because each thread keeps its connections to FulcrumCore and Proxmox open.
         self._pool = ThreadPoolExecutor(max_workers=settings.smith_concurrency, thread_name_prefix="job")
 
@@ -96,6 +99,11 @@ class Dispatcher:
         """Ask every running job to end. `reason` is one of the constants of StopSignal."""
         for stop_signal in self.stop_signals().values():
             stop_signal.send(reason)
+
+    def close(self) -> None:
+        """Start no more jobs. A job that is claimed later is requeued."""
+        with self._lock:
+            self._is_closed = True
 
     def dispatch(self) -> None:
         """Wait until a thread requests a dispatch or the interval has passed, then start jobs.
@@ -115,9 +123,8 @@ class Dispatcher:
                     lease_s=self._settings.smith_lease_s,
                     max_creates=self._clone_limit.capacity,
                 )
-            if job is None:
+            if job is None or not self._start(job):
                 return
-            self._start(job)
 
     def _has_resources(self) -> bool:
         """True while the disk space, the memory and the load of the machine allow one more run."""
@@ -130,17 +137,56 @@ class Dispatcher:
             return True
         return self.running_job_count >= settings.smith_concurrency
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: Job) -> bool:
+        """Start a claimed job on a thread of the pool, or requeue it. Return whether it has started."""
         slot = _Slot(job=job)
         with self._lock:
-            self._slots[job.id] = slot
+            obstacle = self._why_not_startable(job)
+            if not obstacle:
+                self._slots[job.id] = slot
+        if obstacle:
+            self._requeue(job, obstacle)
+            return False
         self._state.claimed_job_count += 1
         self._meters.note_started(job)
-        self._pool.submit(self._process, slot)
+        try:
+            self._pool.submit(self._process, slot)
+        except RuntimeError as error:  # the limit of threads, or of memory, is reached
+            self._remove(slot)  # the pool may still call `_process`, which then does nothing
+            self._requeue(job, str(error))
+            return False
+        return True
+
+    def _why_not_startable(self, job: Job) -> str:
+        """Return why a claimed job cannot start now; '' if it can. The caller holds the lock.
+
+        If this process has lost a lease, the job's run may still change the VM until it has ended. A second run for the
+        same VM must not start beside it.
+        """
+        if self._is_closed:
+            return "the agent is stopping"
+        for slot in self._slots.values():
+            if slot.job.id == job.id or (job.service_id is not None and slot.job.service_id == job.service_id):
+                slot.stop_signal.send(StopSignal.LEASE_LOST)  # otherwise, the new job could not have been claimed
+                return "an earlier run of the service has not ended yet"
+        return ""
+
+    def _requeue(self, job: Job, reason: str) -> None:
+        log.warning("job_start_postponed", job_id=job.fulcrum_id, reason=reason)
+        with contextlib.suppress(StaleJob), transaction(self._engine) as session:
+            lease = job_queue.lease_of(job)
+            job_queue.requeue(session, lease, backoff_s=START_BACKOFF_S, reason=reason, counts_as_attempt=False)
+
+    def _remove(self, slot: _Slot) -> None:
+        with self._lock:
+            del self._slots[slot.job.id]
+            self._state.ended_job_count += 1
 
     def _process(self, slot: _Slot) -> None:
         """Process one job, then remove its slot, even when an exception was raised."""
         job, started_at = slot.job, time.monotonic()
+        if self._slots.get(job.id) is not slot:  # `_start` has requeued the job
+            return
         try:
             self._worker.process_job(job, slot.stop_signal)
         except StaleJob as error:  # another owner or an operator has changed the job meanwhile
@@ -151,9 +197,7 @@ class Dispatcher:
             log.exception("job_crashed", job_id=job.fulcrum_id)
             self._fail_with_internal_error(job, error)
         finally:
-            with self._lock:
-                del self._slots[job.id]
-                self._state.ended_job_count += 1
+            self._remove(slot)
             self._state.dispatch_requested.set()
             self._state.report_requested.set()
             self._meters.note_ended(self._engine, job, time.monotonic() - started_at)

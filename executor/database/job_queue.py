@@ -308,12 +308,13 @@ def _columns_of_reaped_job(status: JobStatus, crashes: int) -> dict[str, Any]:
     return columns
 
 
-def release_all(session: Session, owner: str) -> int:
-    """Set every job that a stopping agent process still owns back to pending. Return the number of these jobs.
+def release_all(session: Session, owner: str, *, running_job_ids: Collection[int] = ()) -> int:
+    """Set the jobs that a stopping agent process still owns back to pending. Return the number of these jobs.
 
-    The column `crashes` of the jobs does not change.
+    The jobs in `running_job_ids` keep their leases, because their runs may still change their VMs. The column `crashes`
+    of the jobs does not change.
     """
-    return execute_and_count(session, _release_statement(owner))
+    return execute_and_count(session, _release_statement(owner).where(Job.id.not_in(running_job_ids)))
 
 
 def release(session: Session, job_id: int, owner: str, *, counts_as_crash: bool = True) -> JobStatus | None:

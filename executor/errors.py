@@ -92,13 +92,16 @@ class FulcrumNotFound(FulcrumRefused):
 class JobError(SmithError):
     """The caller ends the job as failed with the error code `code`.
 
-    `detail` is sent to FulcrumCore, so it is short and contains no secret.
+    `detail` is sent to FulcrumCore, which shows it to tenants: it is short, contains no secret, and names no node,
+    template or free room that the job itself does not name. `operator_detail`, if it is not empty, is the text with
+    these names, for the log and for `smith jobs show`.
     """
 
-    def __init__(self, code: ErrorCode | str, detail: str) -> None:
+    def __init__(self, code: ErrorCode | str, detail: str, operator_detail: str = "") -> None:
         self.code = ErrorCode(code)
         self.detail = detail
-        super().__init__(f"{self.code}: {detail}")
+        self.operator_detail = operator_detail or detail
+        super().__init__(f"{self.code}: {self.operator_detail}")
 
 
 class StaleJob(SmithError):

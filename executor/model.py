@@ -105,10 +105,16 @@ class JobResult:
     succeeded: bool
     vm: dict[str, Any] = field(default_factory=dict)  #: the playbook's fact `vm_result`, validated; keys may be missing
     code: ErrorCode | None = None
-    detail: str = ""
+    detail: str = ""  #: what tenants may read, see `JobError`
+    operator_detail: str = ""  #: what the operator reads; '' if it is the same as `detail`
     was_killed: bool = False  #: another process or the kernel (out of memory) killed the run, so its effect is unknown
 
     @property
     def message(self) -> str:
         """The error message that is sent to FulcrumCore; it is empty after a success."""
         return f"{self.code}: {self.detail}" if self.code else ""
+
+    @property
+    def operator_message(self) -> str:
+        """The error message for the operator; it is empty after a success."""
+        return f"{self.code}: {self.operator_detail or self.detail}" if self.code else ""

@@ -38,7 +38,8 @@ class Outcome:
 
     ending: Ending
     result: JobResult | None = None  #: the job's result, if it ends
-    reason: str = ""
+    reason: str = ""  #: may be shown to tenants
+    operator_reason: str = ""  #: the reason in more detail; '' if it is the same
     backoff_s: float = 0.0  #: wait before the next attempt, if there is one
     counts_as_attempt: bool = True  #: False: the job is not to blame, so the attempt does not use up its attempts
     mapping_change: MappingChange = MappingChange.NONE
@@ -98,6 +99,7 @@ def _decide_by_result(
         return Outcome(
             ending=Ending.REQUEUE,
             reason=result.message,
+            operator_reason=result.operator_message,
             backoff_s=backoff_s,
             mapping_change=MappingChange.DELETE if is_vmid_taken else MappingChange.NONE,
         )

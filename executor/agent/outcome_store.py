@@ -12,7 +12,7 @@ from executor.database.job_queue import Lease
 from executor.database.tables import Job, Mapping, utc_now
 from executor.errors import DatabaseRefused, StaleJob
 from executor.log import get_logger
-from executor.model import ReportState
+from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def _write(engine: Engine, outcome: Outcome, lease: Lease, mapping: Mapping | No
                 lease,
                 backoff_s=outcome.backoff_s,
                 reason=outcome.reason,
+                operator_reason=outcome.operator_reason,
                 counts_as_attempt=outcome.counts_as_attempt,
             )
         else:
@@ -81,7 +82,9 @@ def log_end(job: Job, mapping: Mapping | None, outcome: Outcome) -> None:
     result = outcome.result
     if result is None:
         backoff_s = round(outcome.backoff_s, 1)
-        log.warning("job_requeued", attempt=job.attempt, backoff_s=backoff_s, reason=outcome.reason)
+        log.warning(
+            "job_requeued", attempt=job.attempt, backoff_s=backoff_s, reason=outcome.operator_reason or outcome.reason
+        )
     elif outcome.ending is Ending.ABANDON:
         log.warning("job_abandoned", error_code=result.code, reason=outcome.reason)
     else:
@@ -90,8 +93,14 @@ def log_end(job: Job, mapping: Mapping | None, outcome: Outcome) -> None:
             status="completed" if result.succeeded else "failed",
             error_code=result.code,
             error_message=result.message or None,
+            operator_detail=_operator_detail(result),
             attempt=job.attempt,
             vmid=mapping.vmid if mapping else None,
             node=result.vm.get("node"),
             duration_s=round((utc_now() - job.received_at).total_seconds(), 2),
         )
+
+
+def _operator_detail(result: JobResult) -> str | None:
+    """Return the error text for the operator; None if it is the same as the one for the tenant."""
+    return result.operator_message if result.operator_message != result.message else None

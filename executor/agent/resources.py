@@ -74,7 +74,7 @@ class ResourceAllocator:
             return
         os_template_volume = ""
         if vm.os_template:
-            os_template_volume = extra_vars.find_os_template(vm.os_template, self.plan_settings.os_templates)
+            os_template_volume = extra_vars.find_os_template(vm.os_template, self.plan_settings)
         request = PlacementRequest(
             vmid=mapping.vmid,
             image=vm.image or "",

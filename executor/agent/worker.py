@@ -75,7 +75,9 @@ class Worker:
             except (FulcrumUnavailable, ClaimImpossible) as error:
                 end = error
             except JobError as error:
-                end = JobResult(succeeded=False, code=error.code, detail=error.detail)
+                end = JobResult(
+                    succeeded=False, code=error.code, detail=error.detail, operator_detail=error.operator_detail
+                )
                 # JobError is raised only before a run. So no VM exists yet for a VMID that this attempt has reserved.
                 has_unused_reservation = found.is_new_reservation
             self._end_attempt(
@@ -193,7 +195,7 @@ class Worker:
         run_end: dict[str, Any] = {
             "status": artifacts.status,
             "rc": artifacts.rc,
-            "reason": result.message,
+            "reason": result.operator_message,
             "folder": str(artifacts.folder),
             "upids": result.vm.get("upids") or [],
         }

@@ -54,6 +54,7 @@ def detail_fields(job: Job) -> dict[str, Any]:
         "status": job.status,
         "error_code": job.error_code,
         "error_message": job.error_message,
+        "operator_detail": job.operator_detail if job.operator_detail != job.error_message else None,
         "defect": job.defect,
         "priority": job.priority,
         "attempt": job.attempt,

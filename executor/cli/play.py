@@ -113,14 +113,18 @@ def _store_result(settings: Settings, mapping: VmMapping, result: JobResult) -> 
 
 def _show(result: JobResult, mapping: VmMapping | None, *, is_check_mode: bool, is_stored: bool, as_json: bool) -> None:
     if as_json:
-        document = {"succeeded": result.succeeded, "error_code": result.code, "error_message": result.message or None}
+        document = {
+            "succeeded": result.succeeded,
+            "error_code": result.code,
+            "error_message": result.operator_message or None,
+        }
         show_json({**document, "check": is_check_mode, "mapping_updated": is_stored, "vm": result.vm})
         return
     if result.vm:
         show_heading("Plan" if is_check_mode else "Result")
         show_fields(_planned_fields(result.vm) if is_check_mode else result.vm)
     if not result.succeeded:
-        show_error(result.message)
+        show_error(result.operator_message)
     elif is_check_mode:
         show_text("nothing was changed" if result.vm.get("planned") else "nothing would be changed")
     elif mapping is None:

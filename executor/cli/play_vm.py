@@ -21,7 +21,10 @@ from executor.model import GuestKind, JobStatus
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
 from executor.proxmox.rows import with_configuration
-from executor.runs.actions import Action
+from executor.runs.actions import Action, ansible_home
+from executor.runs.extra_vars import find_os_template
+from executor.runs.request import PlanSettings
+from executor.settings.offered import allowed_values, template_not_offered
 from executor.settings.settings import Settings
 
 #: The members that name the source of a new VM or container. The action `create` needs one of them.
@@ -102,6 +105,7 @@ def complete_vm_variable(
             value = sanitized(str(operator_members[name]))
             raise typer.BadParameter(f"the VM's {name} is {identity[name]}, not {value}")
     vm = {**_members_from_settings(action, settings, operator_members), **operator_members, **identity}
+    vm["allowed"] = allowed_values(settings)  # an operator changes it in the settings only, as for the agent's runs
     required_options = {name: option for name, option in options.items() if option.get("required")}
     # The members that are missing in `vm`: the option of each, keyed by its name.
     missing_members = {name: option for name, option in required_options.items() if vm.get(name) is None}
@@ -152,15 +156,30 @@ def _resolve_template_names(vm: dict[str, Any], settings: Settings) -> dict[str,
     """Replace the name of a template by the value from the settings.
 
     PROXMOX_TEMPLATES has the VMIDs of VM templates, and PROXMOX_OS_TEMPLATES has the volumes of container templates.
+    Raises JobError for another template, unless PROXMOX_ANY_TEMPLATE is set.
     """
-    volume = settings.proxmox_os_templates.get(str(vm.get("os_template") or ""))
-    if volume is not None:
-        vm["os_template"] = volume
+    if vm.get("os_template"):
+        vm["os_template"] = find_os_template(
+            str(vm["os_template"]), PlanSettings.from_settings(settings, ansible_home())
+        )
+    if not settings.proxmox_any_template:
+        _require_offered_template(vm, settings)
     template_vmid = settings.proxmox_templates.get(str(vm.get("template") or ""))
     if template_vmid is not None and not vm.get("template_vmid"):
         vm["template_vmid"] = template_vmid
         del vm["template"]
     return vm
+
+
+def _require_offered_template(vm: Mapping[str, Any], settings: Settings) -> None:
+    """Raise JobError if the variable names a VM template that PROXMOX_TEMPLATES does not have."""
+    vmid_by_name = settings.proxmox_templates
+    for template, offered in (
+        (vm.get("template"), vmid_by_name),
+        (vm.get("template_vmid"), vmid_by_name.values()),
+    ):
+        if template and template not in offered:
+            raise template_not_offered(str(template), vmid_by_name)
 
 
 def _ask_for_member(name: str, option: Mapping[str, Any], vm: Mapping[str, Any]) -> Any:

@@ -94,7 +94,9 @@ def images_by_vmid(vm_templates: list[VmRow], settings: Settings) -> dict[int, l
     images: dict[int, list[str]] = {}
     for image_name in sorted(image_names):
         try:
-            selected_templates = templates.find_templates(image_name, settings.proxmox_templates, vm_templates)
+            selected_templates = templates.find_templates(
+                image_name, settings.proxmox_templates, vm_templates, may_use_any=settings.proxmox_any_template
+            )
         except JobError:
             continue  # No template can be used for this name, or the name is ambiguous.
         for vm_template in selected_templates:

@@ -30,6 +30,7 @@ Index("ix_runs_started", Run.started_at)
 _partial_index("ix_mappings_one_per_service", Mapping.service_id, unique=True, only="state != 'deleted'")
 _partial_index("ix_mappings_one_per_vmid", Mapping.cluster, Mapping.vmid, unique=True, only="state != 'deleted'")
 _partial_index("ix_mappings_deleted", Mapping.deleted_at, only="state = 'deleted'")
+_partial_index("ix_mappings_tenant", Mapping.tenant_id, only="state != 'deleted'")
 Index("ix_audit_subject", AuditEntry.subject_kind, AuditEntry.subject_id)
 
 #: The tables with their indexes.

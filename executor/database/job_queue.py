@@ -211,6 +211,7 @@ def finish(session: Session, lease: Lease, result: JobResult, report_state: Repo
         result=result.vm or None,
         error_code=result.code,
         error_message=result.message or None,
+        operator_detail=result.operator_message or None,
         finished_at=utc_now(),
         lease_until=None,
         report_state=_report_state_unless_local(report_state),
@@ -223,10 +224,18 @@ def _report_state_unless_local(report_state: ReportState) -> ColumnElement[str]:
     return case((Job.report_state == ReportState.LOCAL, ReportState.LOCAL), else_=report_state)
 
 
-def requeue(
-    session: Session, lease: Lease, *, backoff_s: float, reason: str | None = None, counts_as_attempt: bool = True
+def requeue(  # noqa: PLR0913 (one parameter for each column)
+    session: Session,
+    lease: Lease,
+    *,
+    backoff_s: float,
+    reason: str | None = None,
+    operator_reason: str | None = None,
+    counts_as_attempt: bool = True,
 ) -> None:
     """Set the job's status back to pending. The job can be claimed again after `backoff_s`.
+
+    `operator_reason` is the reason in more detail, which no tenant may read.
 
     Without `counts_as_attempt`, the next attempt gets the number of this attempt again.
     """
@@ -239,6 +248,7 @@ def requeue(
         lease_until=None,
         available_at=db_now(min(backoff_s, MAX_BACKOFF_S)) if backoff_s > 0 else None,
         error_message=reason,
+        operator_detail=operator_reason or reason,
         attempt=Job.attempt if counts_as_attempt else Job.attempt - 1,
     )
 

@@ -113,7 +113,8 @@ def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: f
     for vmid in range(lowest, highest + 1):
         if vmid not in unavailable_vmids:
             return vmid
-    raise JobError(ErrorCode.CAPACITY, f"no VMID is free between {lowest} and {highest}")
+    text = f"no VMID is free between {lowest} and {highest}"
+    raise JobError(ErrorCode.CAPACITY, "no VMID is free", text)
 
 
 def reserve(  # noqa: PLR0913 (one parameter for each column)

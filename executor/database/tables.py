@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     ColumnElement,
     DateTime,
@@ -132,9 +133,17 @@ class Job(Base):
     report_after: Mapped[datetime | None]  #: when the backoff of a due report ends
     report_note: Mapped[str | None] = mapped_column(Text)  #: FulcrumCore's answer to the report
     error_code: Mapped[str | None] = mapped_column(String(40))
-    error_message: Mapped[str | None] = mapped_column(Text)
+    error_message: Mapped[str | None] = mapped_column(Text)  #: what FulcrumCore and tenants may read
+    operator_detail: Mapped[str | None] = mapped_column(Text)  #: the same error in more detail, for the operator
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     run_ident: Mapped[str | None] = mapped_column(String(64))  #: `Run.ident` of the latest run
+    #: What the job adds to the usage of its tenant. It counts while the job is open.
+    reserved_vms: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    reserved_cores: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    reserved_memory_mib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    reserved_disk_gib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    reserved_snapshots: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    reserved_backups: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
 
 
 class Run(Base):
@@ -176,6 +185,13 @@ class Mapping(Base):
     updated_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None]  #: when the state became deleted
     delete_at: Mapped[datetime | None]  #: the earliest time at which a VM that is pending deletion may be deleted
+    tenant_id: Mapped[str | None] = mapped_column(String(36))  #: the participant in FulcrumCore that uses the service
+    #: What the VM uses. All are 0 until a create has succeeded, and for a VM whose sizes are not known.
+    cores: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    memory_mib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    disk_gib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    snapshots: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    backups: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
 
 
 class CriticalJob(Base):

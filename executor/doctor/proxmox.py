@@ -13,6 +13,7 @@ from executor.proxmox.client import SMITH_TAG, ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
 from executor.proxmox.rows import NodeRow, StorageRow
 from executor.settings.settings import Settings
+from executor.settings.types import ANY
 from executor.shared.error_codes import ErrorCode
 
 _RESULT = ResultFactory(Area.PROXMOX)
@@ -41,7 +42,7 @@ def check_proxmox(settings: Settings) -> Iterator[CheckResult]:
         ("templates", check_templates),
         ("os templates", check_os_templates),
         ("storage", _check_storages),
-        ("bridge", _check_bridge),
+        ("bridge", _check_bridges),
         ("vmid range", _check_vmid_range),
         ("tags", _check_tags),
     ):
@@ -151,6 +152,10 @@ def _check_storages(context: ProxmoxContext) -> Iterator[CheckResult]:
         yield _check_storage(storage, row_by_node, context.allowed_nodes)
     if not context.disk_storages:
         yield _RESULT.ok("storage", "each VM uses the storages of its template")
+    for storage in context.offered_storages:
+        if not any(row.name == storage for row in rows):
+            text = f"PROXMOX_STORAGES names {storage}, which does not exist, or the token may not see it"
+            yield _RESULT.fail("storage", text)
 
 
 def _check_storage(storage: str, row_by_node: Mapping[str, StorageRow], nodes: Sequence[NodeRow]) -> CheckResult:
@@ -169,18 +174,24 @@ def _check_storage(storage: str, row_by_node: Mapping[str, StorageRow], nodes: S
     return _RESULT.ok("storage", storage)
 
 
-def _check_bridge(context: ProxmoxContext) -> Iterator[CheckResult]:
-    bridge = context.settings.proxmox_bridge
+def _check_bridges(context: ProxmoxContext) -> Iterator[CheckResult]:
+    """Check that the bridges which a VM may have exist on the nodes."""
+    settings = context.settings
     online_nodes = [node.name for node in context.allowed_nodes if node.is_online]
-    nodes_without_bridge = [node for node in online_nodes if bridge not in context.reader.bridges(node)]
+    bridges_by_node = {node: context.reader.bridges(node) for node in online_nodes}
+    offered = [settings.proxmox_bridge, *settings.proxmox_bridges]
+    for bridge in dict.fromkeys(name for name in offered if name != ANY):
+        yield _check_bridge(bridge, bridges_by_node)
+
+
+def _check_bridge(bridge: str, bridges_by_node: Mapping[str, frozenset[str]]) -> CheckResult:
+    nodes_without_bridge = [node for node, bridges in bridges_by_node.items() if bridge not in bridges]
     if not nodes_without_bridge:
-        yield _RESULT.ok("bridge", bridge)
-        return
+        return _RESULT.ok("bridge", bridge)
     problem = f"{bridge} does not exist on {', '.join(nodes_without_bridge)}, or the token may not see it (SDN.Use)"
-    if len(nodes_without_bridge) == len(online_nodes):
-        yield _RESULT.fail("bridge", problem)
-    else:
-        yield _RESULT.warn("bridge", problem)
+    if len(nodes_without_bridge) == len(bridges_by_node):
+        return _RESULT.fail("bridge", problem)
+    return _RESULT.warn("bridge", problem)
 
 
 def _check_vmid_range(context: ProxmoxContext) -> Iterator[CheckResult]:

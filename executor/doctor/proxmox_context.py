@@ -9,6 +9,7 @@ from executor.placement import templates
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import NodeRow, StorageRow, VmRow, assume_available
 from executor.settings.settings import Settings
+from executor.settings.types import ANY
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class ProxmoxContext:
             if row.kind == "qemu" and row.vmid in template_vmids:
                 storages |= templates.template_facts(row, self.reader.vm_config(row.node, row.vmid)).storages
         return frozenset(storages)
+
+    @property
+    def offered_storages(self) -> list[str]:
+        """The names of the storages that PROXMOX_STORAGES lists."""
+        return [name for name in self.settings.proxmox_storages if name != ANY]
 
     @cached_property
     def storages(self) -> list[StorageRow]:

@@ -16,6 +16,10 @@ _RESULT = ResultFactory(Area.PROXMOX)
 
 def check_templates(context: ProxmoxContext) -> Iterator[CheckResult]:
     vmid_by_image = context.settings.proxmox_templates
+    if not vmid_by_image and not context.settings.proxmox_any_template:
+        hint = "PROXMOX_TEMPLATES=debian-12=9000,… (or PROXMOX_ANY_TEMPLATE=true)"
+        yield _RESULT.warn("templates", "PROXMOX_TEMPLATES is empty, so a service can use no template", hint)
+        return
     if not vmid_by_image:
         yield _check_templates_in_proxmox(context)
         return

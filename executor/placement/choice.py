@@ -13,6 +13,7 @@ from executor.placement.decide import MIB, NO_TEMPLATE, Placement, PlacementCons
 from executor.placement.snapshot import ClusterCache, ClusterSnapshot, MayWait
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import NodeRow, VmRow
+from executor.settings.offered import template_not_offered
 from executor.settings.settings import Settings
 from executor.shared.error_codes import ErrorCode
 
@@ -156,15 +157,19 @@ class ChoiceReader:
         If there is no template, raises JobError NOT_FOUND, or PVE_PERMISSION if the token may not see all VMs.
         """
         rows: list[VmRow] = list(snapshot.vms)
+        configured, may_use_any = self.settings.proxmox_templates, self.settings.proxmox_any_template
+        if not may_use_any and image not in configured:
+            raise template_not_offered(image, configured)
         try:
-            if unknown_rows := templates.possible_templates(image, self.settings.proxmox_templates, rows):
+            if unknown_rows := templates.possible_templates(image, configured, rows):
                 facts = {row.vmid: self.cluster.with_facts(row, may_wait) for row in unknown_rows}
                 rows = [facts.get(row.vmid, row) for row in rows]
-            return templates.find_templates(image, self.settings.proxmox_templates, rows)
+            return templates.find_templates(image, configured, rows, may_use_any=may_use_any)
         except JobError as error:
             if error.code is ErrorCode.NOT_FOUND and not self.proxmox.may_see_all_vms():
-                text = f"the token lacks VM.Audit on /vms, so {error.detail}"
-                raise JobError(ErrorCode.PVE_PERMISSION, text) from None
+                text = "the token lacks VM.Audit on /vms, so {}"
+                detail, operator_detail = text.format(error.detail), text.format(error.operator_detail)
+                raise JobError(ErrorCode.PVE_PERMISSION, detail, operator_detail) from None
             raise
 
     def _bridges_by_node(self, snapshot: ClusterSnapshot, may_wait: MayWait) -> dict[str, frozenset[str]]:

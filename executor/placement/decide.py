@@ -218,12 +218,13 @@ def _capacity_rejection(node: NodeFacts, constraints: PlacementConstraints, rule
 
 def _no_node_error(constraints: PlacementConstraints, rejections: Mapping[str, Rejection]) -> JobError:
     if not rejections:
-        return JobError(ErrorCode.NOT_FOUND, "none of PROXMOX_NODES is a node that the token may see")
+        text = "none of PROXMOX_NODES is a node that the token may see"
+        return JobError(ErrorCode.NOT_FOUND, "there is no node for the VM", text)
     codes = {code for code, _text in rejections.values()}
     first_code = next(code for code in CODE_PRECEDENCE if code in codes)
     problem = f"no node fits {constraints.memory_mib} MiB and {constraints.cores} cores"
     reasons = "; ".join(f"{name} {text}" for name, (_code, text) in sorted(rejections.items()))
-    return JobError(first_code, f"{problem}: {reasons}"[:MAX_ERROR_CHARS])
+    return JobError(first_code, problem, f"{problem}: {reasons}"[:MAX_ERROR_CHARS])
 
 
 def _free_memory_bytes(node: NodeFacts, rules: PlacementRules) -> float:

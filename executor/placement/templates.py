@@ -13,6 +13,7 @@ from typing import Any
 
 from executor.errors import JobError
 from executor.proxmox.rows import StorageRow, VmRow
+from executor.settings.offered import template_not_offered
 from executor.shared.error_codes import ErrorCode
 
 #: A template with the tag `image-<name>` is a template of the image `<name>`.
@@ -46,13 +47,18 @@ class NodesForClone:
     is_complete: bool
 
 
-def find_templates(image: str, vmid_by_image: Mapping[str, int], rows: Sequence[VmRow]) -> list[VmRow]:
+def find_templates(
+    image: str, vmid_by_image: Mapping[str, int], rows: Sequence[VmRow], *, may_use_any: bool
+) -> list[VmRow]:
     """Return the templates of an image, sorted by VMID. On local storage, an image may have one template on each node.
 
-    If `vmid_by_image` (PROXMOX_TEMPLATES) has the image, only the template with this VMID is returned. Otherwise, the
-    templates with the name of the image are returned. If there are none, the templates with its tag are returned.
-    Raises JobError NOT_FOUND when the image has no template, or when it has two templates on one node.
+    If `vmid_by_image` (PROXMOX_TEMPLATES) has the image, only the template with this VMID is returned. Otherwise, and
+    only if `may_use_any` (PROXMOX_ANY_TEMPLATE) is true, the templates with the name of the image are returned. If
+    there are none, the templates with its tag are returned. Raises JobError NOT_FOUND when the image has no template,
+    or when it has two templates on one node.
     """
+    if image not in vmid_by_image and not may_use_any:
+        raise template_not_offered(image, vmid_by_image)
     templates = [row for row in rows if row.is_template and row.kind == "qemu"]
     if image in vmid_by_image:
         return _configured_template(image, vmid_by_image[image], templates)
@@ -61,12 +67,13 @@ def find_templates(image: str, vmid_by_image: Mapping[str, int], rows: Sequence[
     templates_of_image = templates_with_name or [row for row in templates if tag in row.tags]
     if not templates_of_image:
         choices = _existing_names_text(vmid_by_image, templates)
-        raise JobError(ErrorCode.NOT_FOUND, f"no template is called {image} or has the tag {tag}: {choices}")
+        text = f"no template is called {image} or has the tag {tag}: {choices}"
+        raise JobError(ErrorCode.NOT_FOUND, f"no template is called {image}", text)
     nodes = {row.node for row in templates_of_image}
     if len(nodes) < len(templates_of_image):
         template_texts = ", ".join(f"{row.vmid} on {row.node}" for row in templates_of_image[:MAX_LISTED])
         text = f"more than one template on a node matches {image}: {template_texts}; set one in PROXMOX_TEMPLATES"
-        raise JobError(ErrorCode.NOT_FOUND, text)
+        raise JobError(ErrorCode.NOT_FOUND, f"more than one template matches {image}", text)
     return sorted(templates_of_image, key=lambda row: row.vmid)
 
 
@@ -90,7 +97,8 @@ def _configured_template(image: str, vmid: int, templates: Sequence[VmRow]) -> l
     templates_with_vmid = [row for row in templates if row.vmid == vmid]
     if not templates_with_vmid:
         problem = "does not exist, is not a template, or is not visible to the token"
-        raise JobError(ErrorCode.NOT_FOUND, f"template {vmid}, set in PROXMOX_TEMPLATES for {image}, {problem}")
+        text = f"template {vmid}, set in PROXMOX_TEMPLATES for {image}, {problem}"
+        raise JobError(ErrorCode.NOT_FOUND, f"the template {image} does not exist", text)
     return templates_with_vmid
 
 
@@ -189,7 +197,8 @@ def template_vmid_for_node(
             return template.vmid  # only an attempt can show whether a clone is possible
     template_texts = ", ".join(_template_text(template) for template in templates)
     problem = f"template {template_texts} has volumes on storage that is not shared"
-    raise JobError(ErrorCode.NOT_FOUND, f"no clone of {image} can be created on {node}: {problem}")
+    text = f"no clone of {image} can be created on {node}: {problem}"
+    raise JobError(ErrorCode.NOT_FOUND, f"no clone of {image} can be created", text)
 
 
 def _template_text(template: Template) -> str:

@@ -10,6 +10,7 @@ from executor.model import GuestKind
 from executor.runs.network_properties import NicProperties
 from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.vm_properties import VmProperties, read_properties
+from executor.settings.offered import template_not_offered
 from executor.shared.error_codes import ErrorCode
 from executor.shared.marker import without_forged_lines
 
@@ -80,19 +81,19 @@ def bridge_of_first_nic(properties: VmProperties, settings: PlanSettings) -> str
     return properties.network.bridge or settings.bridge
 
 
-def find_os_template(name_or_volume: str, os_templates: Mapping[str, str]) -> str:
+def find_os_template(name_or_volume: str, settings: PlanSettings) -> str:
     """Return the volume of a container's OS template, such as `local:vztmpl/debian.tar.zst`.
 
-    `os_templates` maps names to volumes. Raises JobError NOT_FOUND when it has no template with the given name.
+    Raises JobError NOT_FOUND when PROXMOX_OS_TEMPLATES has no template with the given name, and for a volume that it
+    does not have, unless PROXMOX_ANY_TEMPLATE is set.
     """
-    if ":" in name_or_volume:
+    os_templates = settings.os_templates
+    if name_or_volume in os_templates:
+        return os_templates[name_or_volume]
+    is_volume = ":" in name_or_volume
+    if is_volume and (settings.may_use_any_template or name_or_volume in os_templates.values()):
         return name_or_volume
-    if name_or_volume not in os_templates:
-        names = ", ".join(sorted(os_templates)) or "none"
-        raise JobError(
-            ErrorCode.NOT_FOUND, f"no OS template is called {name_or_volume} (PROXMOX_OS_TEMPLATES has: {names})"
-        )
-    return os_templates[name_or_volume]
+    raise template_not_offered(name_or_volume, os_templates, "PROXMOX_OS_TEMPLATES")
 
 
 def make_description(service_name: str) -> str:
@@ -148,14 +149,13 @@ def _source_members(properties: VmProperties, request: RunRequest, settings: Pla
     if not settings.storage:
         raise JobError(ErrorCode.INVALID_REQUEST, "PROXMOX_STORAGE is not set, but a guest without a template needs it")
     if properties.os_template:
-        return {"os_template": find_os_template(properties.os_template, settings.os_templates)}
+        return {"os_template": find_os_template(properties.os_template, settings)}
     return {"iso": properties.iso} if properties.iso else {"blank": True}
 
 
 def _find_template_vmid(image: str, templates: Mapping[str, int]) -> int:
     if image not in templates:
-        names = ", ".join(sorted(templates)) or "none"
-        raise JobError(ErrorCode.NOT_FOUND, f"no template is called {image} (PROXMOX_TEMPLATES has: {names})")
+        raise template_not_offered(image, templates)
     return templates[image]
 
 

@@ -72,6 +72,8 @@ def _common_members(request: RunRequest, settings: PlanSettings, timeout_s: floa
         "shutdown_timeout_s": int(min(settings.shutdown_timeout_s, max_shutdown_s)),
         "address_timeout_s": int(settings.address_timeout_s),
     }
+    if settings.allowed:
+        vm["allowed"] = {name: list(values) for name, values in settings.allowed.items()}
     return vm if request.kind == GuestKind.QEMU else vm | {"kind": str(request.kind)}
 
 

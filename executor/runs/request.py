@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from executor.model import GuestKind
+from executor.settings.offered import allowed_values
 from executor.settings.settings import Settings
 
 
@@ -21,6 +22,9 @@ class PlanSettings:
     cluster: str  #: the name of the Proxmox cluster
     templates: Mapping[str, int]  #: maps the name of each template to its VMID
     storage: str  #: the storage of new disks; '' to use the storage of the template
+    #: What a request may name: the values of the member `allowed` of the extra var `vm`.
+    allowed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    may_use_any_template: bool = False  #: whether a service may use templates that are not configured
     bridge: str  #: the bridge of a NIC whose properties name no bridge
     pool: str  #: the resource pool of new VMs; '' for no pool
     node: str  #: the only node that the operator has set; '' if the operator has set several nodes or none
@@ -48,6 +52,8 @@ class PlanSettings:
             os_templates=settings.proxmox_os_templates,
             full_clones=settings.proxmox_full_clones,
             storage=settings.proxmox_storage or "",
+            allowed=allowed_values(settings),
+            may_use_any_template=settings.proxmox_any_template,
             backup_storage=settings.proxmox_backup_storage,
             bridge=settings.proxmox_bridge or "",
             pool=settings.proxmox_pool or "",

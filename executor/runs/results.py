@@ -9,6 +9,7 @@ Ansible task of the `rescue` section, which fails with the final error text.
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -30,6 +31,15 @@ SIGNAL_EXIT_CODE_BASE = 128
 FAILURE_KINDS = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed"})
 
 
+#: What tenants read instead of Proxmox's text, which may name nodes, templates, storages and their free room.
+TENANT_DETAILS: dict[ErrorCode, str] = {
+    ErrorCode.CAPACITY: "there is not enough room for this",
+    ErrorCode.NODE_DOWN: "a node does not answer",
+    ErrorCode.NOT_FOUND: "a thing that the job needs does not exist",
+}
+
+#: Matches the text about a snapshot of the tenant's own VM, which tenants may read.
+TEXT_ABOUT_SNAPSHOT = re.compile(r"VM \d+ has no snapshot")
 #: The kinds of events that report the beginning and the end of an Ansible task.
 BEGINNING_KINDS = frozenset({"playbook_on_task_start", "playbook_on_handler_task_start", "runner_on_start"})
 ENDING_KINDS = FAILURE_KINDS | {"runner_on_ok", "runner_on_skipped"}
@@ -74,9 +84,15 @@ def read(artifacts: RunArtifacts) -> JobResult:
         return _result_of_success(vm, artifacts)
     kill_text = _kill_text(artifacts)
     failure = error_rules.classify_own_failure(kill_text) if kill_text else failure
-    code, detail = _code_and_detail(artifacts.status, failure)
-    detail = _printable_with_run_ident(detail, artifacts)
-    return JobResult(succeeded=False, vm=vm or {}, code=code, detail=detail, was_killed=kill_text is not None)
+    code, operator_detail = _code_and_detail(artifacts.status, failure)
+    return JobResult(
+        succeeded=False,
+        vm=vm or {},
+        code=code,
+        detail=_printable_with_run_ident(_detail_for_tenants(code, operator_detail), artifacts),
+        operator_detail=_printable_with_run_ident(operator_detail, artifacts),
+        was_killed=kill_text is not None,
+    )
 
 
 def _result_of_success(vm: dict[str, Any] | None, artifacts: RunArtifacts) -> JobResult:
@@ -129,6 +145,11 @@ def _code_and_detail(status: RunStatus, failure: ClassifiedFailure | None) -> tu
     if failure is None:
         return ErrorCode.PLAYBOOK_FAILED, "playbook failed without an error message"
     return ErrorCode(failure.code), failure.text
+
+
+def _detail_for_tenants(code: ErrorCode, detail: str) -> str:
+    """Return the error text without the names and figures that tenants must not read."""
+    return detail if TEXT_ABOUT_SNAPSHOT.match(detail) else TENANT_DETAILS.get(code, detail)
 
 
 def _printable_with_run_ident(detail: str, artifacts: RunArtifacts) -> str:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from pydantic import ValidationInfo, field_validator
 
 from executor.settings.declare import SettingsArea, duration_setting, setting, whole_number_setting
-from executor.settings.types import MAX_VMID, MIN_VMID, OsTemplates, ProxmoxName, ProxmoxNames, Templates
+from executor.settings.types import (
+    MAX_VMID,
+    MIN_VMID,
+    AllowedNames,
+    AllowedVlans,
+    OsTemplates,
+    ProxmoxName,
+    ProxmoxNames,
+    Templates,
+)
 
 
 class NewVmSettings(SettingsArea):
@@ -23,6 +32,25 @@ class NewVmSettings(SettingsArea):
         "", "storage for the disks of new VMs", example="local-zfs", default_text="the template's storage"
     )
     proxmox_bridge: ProxmoxName = setting("vmbr0", "network bridge of new VMs", example="vmbr0")
+    proxmox_bridges: AllowedNames = setting(
+        (),
+        "bridges that a service may name besides PROXMOX_BRIDGE; `*`: every bridge",
+        example="vmbr1,customers",
+        default_text="only PROXMOX_BRIDGE",
+    )
+    proxmox_vlans: AllowedVlans = setting(
+        (),
+        "VLANs and ranges of VLANs that a service may name; `*`: every VLAN",
+        example="20,100-199",
+        default_text="none",
+    )
+    proxmox_storages: AllowedNames = setting(
+        (),
+        "storages that a service may name besides PROXMOX_STORAGE, for disks, ISO images and cloud-init snippets; `*`: "
+        "every storage",
+        example="ceph,local-zfs",
+        default_text="only PROXMOX_STORAGE",
+    )
     proxmox_pool: ProxmoxName = setting("", "resource pool of new VMs", example="customers", default_text="none")
     proxmox_vmid_min: int = whole_number_setting(100_000, "lowest VMID for new VMs", ge=MIN_VMID, le=MAX_VMID)
     proxmox_vmid_max: int = whole_number_setting(
@@ -42,6 +70,12 @@ class NewVmSettings(SettingsArea):
         "VM templates that a service may use; each has the form name=vmid, and the service specifies the name",
         example="debian-12=9000,ubuntu-24.04=9001",
         default_text="none",
+    )
+    proxmox_any_template: bool = setting(
+        False,
+        "let a service use templates that are not in PROXMOX_TEMPLATES and PROXMOX_OS_TEMPLATES: VM templates by their "
+        "name or tag, container templates by their volume",
+        example="false",
     )
     proxmox_full_clones: bool = setting(
         True,

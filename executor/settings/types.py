@@ -20,6 +20,9 @@ from executor.redaction import MIN_SECRET_LENGTH
 #: The bounds of a VMID in Proxmox VE.
 MIN_VMID, MAX_VMID = 100, 999_999_999
 MAX_PORT = 65_535
+MAX_VLAN = 4094
+#: An entry of the lists of allowed bridges, VLANs and storages that allows every one.
+ANY = "*"
 #: Matches the volume of a container template, such as local:vztmpl/debian-12-standard.tar.zst.
 OS_TEMPLATE_VOLUME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
@@ -110,6 +113,24 @@ def _check_token_id(text: str) -> str:
 def _check_proxmox_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", text):
         raise ValueError("is wrong, it may contain letters, digits, dots, dashes, underscores and slashes")
+    return text
+
+
+def _check_allowed_name(text: str) -> str:
+    """Check the name of a bridge or a storage that services may name, or `*`, which allows every name."""
+    return text if text == ANY else _check_proxmox_name(text)
+
+
+def _check_vlans(text: str) -> str:
+    """Check a VLAN, a range of VLANs such as 100-199, or `*`, which allows every VLAN."""
+    if text == ANY:
+        return text
+    match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", text)
+    if match is None:
+        raise ValueError(f"is wrong, {text!r} is neither a VLAN nor a range such as 100-199")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if not 1 <= first <= last <= MAX_VLAN:
+        raise ValueError(f"is wrong, {text!r} is not within 1 to {MAX_VLAN}")
     return text
 
 
@@ -238,6 +259,12 @@ User = Annotated[str, AfterValidator(_check_user)]
 TokenId = Annotated[str, AfterValidator(_check_token_id)]
 ProxmoxName = Annotated[str, AfterValidator(_check_proxmox_name)]
 ProxmoxNames = Annotated[tuple[ProxmoxName, ...], BeforeValidator(_split_at_commas)]
+#: The names of bridges or storages that services may name; `*` for every name.
+AllowedNames = Annotated[
+    tuple[Annotated[str, AfterValidator(_check_allowed_name)], ...], BeforeValidator(_split_at_commas)
+]
+#: The VLANs and ranges of VLANs that services may name; `*` for every VLAN.
+AllowedVlans = Annotated[tuple[Annotated[str, AfterValidator(_check_vlans)], ...], BeforeValidator(_split_at_commas)]
 Networks = Annotated[tuple[Annotated[str, AfterValidator(_check_network)], ...], BeforeValidator(_split_at_commas)]
 HeaderName = Annotated[str, AfterValidator(_check_header_name)]
 Templates = Annotated[dict[str, int], BeforeValidator(_parse_templates)]

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..plugin_utils import deletion, failures, preconditions, steps, volumes
+from ..plugin_utils import allowed, deletion, failures, preconditions, steps, volumes
 from ..plugin_utils.cluster import FAILED_CALL, error_text
 from ..plugin_utils.identity import identity_problem, kind_of, lock_problem
 from ..plugin_utils.proxmox_tasks import task_types
@@ -23,6 +23,7 @@ class ActionModule(VmAction):
 
     def execute(self) -> dict[str, Any]:
         final_backup = str(self.vm.get("final_backup") or "")
+        self.refuse(allowed.backup_problem(self.vm, final_backup))
         facts = self.identify(may_be_absent=True, backup_storage=final_backup)
         decision = deletion.deletion(facts, self.vm)
         done = {"mark": self._mark, "destroy": self._destroy}.get(decision["step"], self._keep)(facts, decision["at"])

@@ -298,6 +298,32 @@ options:
             description:
               - Volume with the vendor's own cloud-init data, such as C(local:snippets/vendor.yml).
             type: str
+      allowed:
+        description:
+          - What the request may name besides what the guest already has. If it is missing, there is no limit. C(*) in a
+            list allows every value.
+        type: dict
+        suboptions:
+          bridges:
+            description:
+              - Bridges.
+            type: list
+            elements: str
+          vlans:
+            description:
+              - VLANs and ranges of VLANs, such as C(100-199).
+            type: list
+            elements: str
+          storages:
+            description:
+              - Storages of disks, ISO images and snippets.
+            type: list
+            elements: str
+          backup_storages:
+            description:
+              - Storages of backups.
+            type: list
+            elements: str
       snapshot:
         description:
           - 'C(snapshot): name; default: the next free C(smith-N).'

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import container, disks, hardware
+from . import allowed, container, disks, hardware
 from .configuration import changes
 from .identity import kind_of
 from .request_values import is_yes
@@ -18,6 +18,11 @@ from .request_values import is_yes
 
 def request_problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = True) -> str:
     """Return why a `create` or an `update` is impossible. It is called before the first change."""
+    source = facts if facts["exists"] else facts.get("template") or facts
+    return allowed.problem(source, vm, is_new=not facts["exists"]) or _guest_problem(facts, vm, is_create)
+
+
+def _guest_problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str:
     if kind_of(vm) == "lxc":
         return container.problem(facts, vm, is_create)
     if not facts["exists"] and is_blank(vm):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from . import allowed
 from .deletion import deletion_due_at
 from .failures import outcome_problem
 from .identity import TAG, ha_problem, kind_of, lock_problem
@@ -61,6 +62,8 @@ def backup_problem(facts: dict[str, Any], vm: dict[str, Any], storage: str) -> s
     """Return why a backup is impossible."""
     if not storage:
         return "INVALID_REQUEST: a backup needs backup_storage"
+    if is_not_allowed := allowed.backup_problem(vm, storage):
+        return is_not_allowed
     if vm.get("backup_mode") and vm["backup_mode"] not in ("snapshot", "suspend", "stop"):
         return "INVALID_REQUEST: backup_mode is one of snapshot, suspend, stop"
     return lock_problem(facts)

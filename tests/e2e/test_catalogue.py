@@ -20,6 +20,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
         "SMITH_METRICS_INTERVAL_S": "1",
         "PROXMOX_STORAGE": "ceph",
         "PROXMOX_TEMPLATES": "debian-12=9102",
+        "PROXMOX_STORAGES": "local",  # the ISO image is on it
         "PROXMOX_BACKUP_STORAGE": "backups",
         "SMITH_FINAL_BACKUP": "true",
     }

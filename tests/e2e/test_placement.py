@@ -54,7 +54,7 @@ class Clock:
 
 
 def placer(pve: ProxmoxStandIn, clock: Clock | None = None, **settings: str) -> Placer:
-    environ = pve.env() | {"PROXMOX_STORAGE": "ceph"} | settings
+    environ = pve.env() | {"PROXMOX_STORAGE": "ceph", "PROXMOX_ANY_TEMPLATE": "true"} | settings
     found = load_settings(env_file=None, environ=environ)
     return Placer(ProxmoxReader(ProxmoxConnection.from_settings(found)), found, clock=clock or Clock())
 
@@ -273,7 +273,7 @@ def test_a_vm_that_exists_already_stays_on_its_node(pve: ProxmoxStandIn) -> None
 
 
 def test_a_burst_spreads_over_the_nodes_and_every_result_has_its_placement(make_lab: MakeLab) -> None:
-    lab = make_lab(PROXMOX_TEMPLATES="", PROXMOX_STORAGE="ceph", SMITH_CONCURRENCY="4")
+    lab = make_lab(PROXMOX_TEMPLATES="", PROXMOX_ANY_TEMPLATE="true", PROXMOX_STORAGE="ceph", SMITH_CONCURRENCY="4")
     lab.proxmox.control("add_template", vmid=SHARED, name="cloud", node="pve1", storage="ceph")
     lab.proxmox.control("configure", vmid=SHARED, values={"tags": "image-debian-13"})
     lab.start_executor()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import (
+    allowed,
     cloud_init,
     configuration,
     creation,
@@ -49,6 +50,56 @@ def make_found(status: str = "stopped", **config: Any) -> dict[str, Any]:
         **{"exists": True, "kind": "qemu", "vmid": 500, "node": "pve1", "template": {}},
         **guest_facts.read_settings(rows, {"status": status}),
     }
+
+
+# ---------------------------------------------------------------------- what the provider offers
+
+ALLOWED = {"bridges": ["vmbr0"], "vlans": ["20", "100-199"], "storages": ["local-lvm"], "backup_storages": []}
+NIC = "virtio=BC:24:11:00:11:22,bridge=vmbr7,tag=7"
+
+
+@pytest.mark.parametrize(
+    ("requested", "config", "problem"),
+    [
+        ({}, {}, ""),
+        ({"bridge": "vmbr0"}, {}, ""),
+        ({"bridge": "vmbr7"}, {}, "the bridge vmbr7 is not offered"),
+        ({"bridge": "vmbr7"}, {"net0": NIC}, ""),  # the VM has it already
+        ({"network": {"vlan": 7}}, {"net0": NIC}, ""),
+        ({"network": {"vlan": 20}}, {}, ""),
+        ({"network": {"vlan": 100}}, {}, ""),
+        ({"network": {"vlan": 199}}, {}, ""),
+        ({"network": {"vlan": 200}}, {}, "the VLAN 200 is not offered"),
+        ({"network": {"vlan": 0}}, {"net0": NIC}, ""),
+        ({"network": {"bridge": "vmbr0"}}, {"net0": NIC}, "the VLAN 7 is not offered"),  # another bridge, the same tag
+        ({"network": {"bridge": "vmbr0", "vlan": 20}}, {"net0": NIC}, ""),
+        ({"networks": [{}, {"bridge": "vmbr1"}]}, {}, "the bridge vmbr1 is not offered"),
+        ({"storage": "ceph"}, {}, "the storage ceph is not offered"),
+        ({"disks": [{"disk": "scsi1", "size_gib": 1, "storage": "ceph"}]}, {}, "the storage ceph is not offered"),
+        ({"disks": [{"disk": "scsi1", "storage": "ceph"}]}, {"scsi1": "ceph:vm-500-disk-1,size=1G"}, ""),
+        ({"disks": [{"disk": "scsi0", "storage": "ceph"}]}, {}, "the storage ceph is not offered"),
+        ({"cloud_init": {"vendor_snippet": "local:snippets/a.yml"}}, {}, "the storage local is not offered"),
+        (
+            {"cloud_init": {"vendor_snippet": "local:snippets/a.yml"}},
+            {"cicustom": "user=local:snippets/u.yml,vendor=local:snippets/a.yml"},
+            "",
+        ),
+    ],
+)
+def test_a_request_may_name_what_is_offered_and_what_the_vm_has(requested: Any, config: Any, problem: str) -> None:
+    found = make_found(**config)
+    text = f"INVALID_REQUEST: {problem}" if problem else ""
+    assert allowed.problem(found, make_vm(allowed=ALLOWED, **requested), is_new=False) == text
+    assert allowed.problem(found, make_vm(**requested), is_new=False) == "", "without the lists there is no limit"
+    everything = {name: ["*"] for name in ALLOWED}
+    assert allowed.problem(found, make_vm(allowed=everything, **requested), is_new=False) == ""
+
+
+def test_a_new_guest_names_only_an_iso_image_on_an_offered_storage() -> None:
+    vm = make_vm(allowed=ALLOWED, iso="local:iso/debian.iso")
+    absent = guest_facts.absent(500)
+    assert allowed.problem(absent, vm, is_new=True) == "INVALID_REQUEST: the storage local is not offered"
+    assert allowed.problem(absent, {**vm, "iso": "local-lvm:iso/debian.iso"}, is_new=True) == ""
 
 
 # ---------------------------------------------------------------------- identity

@@ -193,6 +193,24 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                                              'such as '
                                                                                              'C(local:snippets/vendor.yml).',
                                                                               'type': 'str'}}},
+                                'allowed': {'description': 'What the request may name besides what the guest already '
+                                                           'has. If it is missing, there is no limit. C(*) in a list '
+                                                           'allows every value.',
+                                            'type': 'dict',
+                                            'options': {'bridges': {'description': 'Bridges.',
+                                                                    'type': 'list',
+                                                                    'elements': 'str'},
+                                                        'vlans': {'description': 'VLANs and ranges of VLANs, such as '
+                                                                                 'C(100-199).',
+                                                                  'type': 'list',
+                                                                  'elements': 'str'},
+                                                        'storages': {'description': 'Storages of disks, ISO images and '
+                                                                                    'snippets.',
+                                                                     'type': 'list',
+                                                                     'elements': 'str'},
+                                                        'backup_storages': {'description': 'Storages of backups.',
+                                                                            'type': 'list',
+                                                                            'elements': 'str'}}},
                                 'snapshot': {'description': 'C(snapshot): name; default: the next free C(smith-N). '
                                                             'C(rollback): name; default: the newest.',
                                              'type': 'str'},

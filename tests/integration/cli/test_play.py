@@ -100,6 +100,34 @@ def test_a_create_from_a_file_creates_the_vm_and_prints_its_result(smith: Cli, p
     assert PASSWORD not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("member", "text"),
+    [
+        ("network.bridge=vmbr9", "INVALID_REQUEST: the bridge vmbr9 is not offered"),
+        ("network.vlan=99", "INVALID_REQUEST: the VLAN 99 is not offered"),
+        ("storage=ceph", "INVALID_REQUEST: the storage ceph is not offered"),
+        ("allowed={bridges: ['*'], vlans: ['*']}", ""),
+        ("template=ubuntu-24.04", "NOT_FOUND: PROXMOX_TEMPLATES has no template ubuntu-24.04"),
+        ("template_vmid=9001", "NOT_FOUND: PROXMOX_TEMPLATES has no template 9001"),
+    ],
+)
+def test_a_run_by_hand_names_only_what_is_offered(smith: Cli, pve: ProxmoxStandIn, member: str, text: str) -> None:
+    vm = new_vm(network={"vlan": 99} if not text else {})
+    done = smith("play", "create", "--vars", vars_file(smith.folder, vm), "-e", member)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert (text or "INVALID_REQUEST: the VLAN 99 is not offered") in done.stderr
+    assert pve.guest(vm["vmid"]) is None
+
+
+def test_a_run_by_hand_backs_up_only_to_an_offered_storage(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vm = made(pve, status="running")
+    done = smith("play", "backup", "--vmid", str(vm["vmid"]), "-e", "backup_storage=backups")
+    assert "INVALID_REQUEST: the storage backups is not offered" in done.stderr
+    done = smith("play", "delete", "--vmid", str(vm["vmid"]), "-e", "final_backup=backups")
+    assert "INVALID_REQUEST: the storage backups is not offered" in done.stderr
+    assert pve.guest(vm["vmid"])["status"] == "running"
+
+
 def test_the_result_is_the_one_that_the_executor_stores(
     smith: Cli, pve: ProxmoxStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,5 +131,7 @@ def test_the_outcome_of_a_run_that_the_stopping_agent_has_ended() -> None:
 
 def test_the_outcome_of_an_attempt_that_is_retried() -> None:
     found = outcome(failed(ErrorCode.NODE_DOWN), of=job(3))
-    assert found == Outcome(ending=Ending.REQUEUE, reason="NODE_DOWN: no", backoff_s=found.backoff_s)
+    reason = "NODE_DOWN: no"
+    expected = Outcome(ending=Ending.REQUEUE, reason=reason, operator_reason=reason, backoff_s=found.backoff_s)
+    assert found == expected
     assert retry.MIN_BACKOFF_S * 4 * 0.7 <= found.backoff_s <= retry.MIN_BACKOFF_S * 4 * 1.3

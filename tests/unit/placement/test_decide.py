@@ -111,7 +111,9 @@ def test_when_no_node_fits_the_code_is_the_one_that_a_retry_helps_most(
     with pytest.raises(JobError) as caught:
         decide(wanted, nodes, rules)
     assert caught.value.code == code
-    assert text in caught.value.detail
+    assert text in caught.value.operator_detail
+    assert "pve" not in caught.value.detail, "tenants read no names of nodes"
+    assert "free" not in caught.value.detail
 
 
 def test_overcommit_raises_the_capacity() -> None:

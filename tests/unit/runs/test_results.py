@@ -149,6 +149,24 @@ def test_the_last_failure_is_the_reason_because_earlier_ones_were_rescued(tmp_pa
     assert result.code is ErrorCode.VM_STATE
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("CAPACITY: not enough free space in thin pool 'pve/data', 3 GiB left", "there is not enough room for this"),
+        ("NODE_DOWN: node pve2 is offline", "a node does not answer"),
+        ("NOT_FOUND: no such cluster node 'pve2'", "a thing that the job needs does not exist"),
+        ("NOT_FOUND: VM 101 has no snapshot daily", "VM 101 has no snapshot daily"),
+        ("VM_LOCKED: VM is locked", "VM is locked"),
+    ],
+)
+def test_the_text_of_proxmox_about_room_nodes_and_objects_is_only_for_the_operator(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    result = read(tmp_path, failed(text))
+    assert result.operator_message == f"{text} (run create-1)"
+    assert result.message == f"{result.code}: {told} (run create-1)"
+
+
 def test_an_ignored_failure_is_not_the_reason(tmp_path: Path) -> None:
     ignored = event("runner_on_failed", res={"msg": "CAPACITY: never mind"}, ignore_errors=True)
     assert read(tmp_path, failed("VM_STATE: this"), ignored).code is ErrorCode.VM_STATE

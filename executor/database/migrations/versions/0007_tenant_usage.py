@@ -1,0 +1,44 @@
+"""Store what a tenant's VMs use and what its open jobs have reserved, and an error text for the operator."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+AMOUNTS = ("cores", "memory_mib", "disk_gib", "snapshots", "backups")
+RESERVED = ("reserved_vms", *(f"reserved_{name}" for name in AMOUNTS))
+#: The tenant of a mapping is the one that its service's newest job names.
+FILL_TENANTS = """
+UPDATE mappings SET tenant_id = (
+    SELECT jobs.tenant_id FROM jobs
+    WHERE jobs.service_id = mappings.service_id AND jobs.tenant_id IS NOT NULL
+    ORDER BY jobs.id DESC LIMIT 1
+)
+"""
+
+
+def upgrade() -> None:
+    """Go one step forward."""
+    op.add_column("jobs", sa.Column("operator_detail", sa.Text(), nullable=True))
+    op.add_column("mappings", sa.Column("tenant_id", sa.String(length=36), nullable=True))
+    for table, names in (("jobs", RESERVED), ("mappings", AMOUNTS)):
+        for name in names:
+            op.add_column(table, sa.Column(name, sa.BigInteger(), nullable=False, server_default="0"))
+    op.execute(FILL_TENANTS)
+    is_current = sa.text("state != 'deleted'")
+    op.create_index(
+        "ix_mappings_tenant", "mappings", ["tenant_id"], sqlite_where=is_current, postgresql_where=is_current
+    )
+
+
+def downgrade() -> None:
+    """Go one step back."""
+    op.drop_index("ix_mappings_tenant", table_name="mappings")
+    for table, names in (("mappings", ("tenant_id", *AMOUNTS)), ("jobs", ("operator_detail", *RESERVED))):
+        for name in names:
+            op.drop_column(table, name)

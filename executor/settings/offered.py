@@ -1,0 +1,43 @@
+"""Reads from the settings what the provider offers: the bridges, VLANs, storages and templates that a service may name.
+
+The actions check a request against `allowed_values` (`plugins/plugin_utils/allowed.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from executor.errors import JobError
+from executor.shared.error_codes import ErrorCode
+
+if TYPE_CHECKING:
+    from executor.settings.settings import Settings
+
+#: The maximum number of templates that a message names.
+MAX_NAMED_TEMPLATES = 10
+
+
+def allowed_values(settings: Settings) -> dict[str, list[str]]:
+    """Return the bridges, VLANs and storages that a request may name: the member `allowed` of the extra var `vm`.
+
+    The defaults PROXMOX_BRIDGE, PROXMOX_STORAGE and PROXMOX_BACKUP_STORAGE are always allowed.
+    """
+    storages = settings.proxmox_storages
+    allowed = {
+        "bridges": [settings.proxmox_bridge, *settings.proxmox_bridges],
+        "vlans": list(settings.proxmox_vlans),
+        "storages": [settings.proxmox_storage, *storages],
+        "backup_storages": [settings.proxmox_backup_storage, *storages],
+    }
+    return {name: list(dict.fromkeys(filter(None, values))) for name, values in allowed.items()}
+
+
+def template_not_offered(template: str, configured: Iterable[str], setting: str = "PROXMOX_TEMPLATES") -> JobError:
+    """Return the error of a job that names a template which is not configured, although only these may be used.
+
+    To the tenant, the error is the same as that of a template which does not exist.
+    """
+    names = ", ".join(sorted(configured)[:MAX_NAMED_TEMPLATES]) or "none"
+    text = f"{setting} has no template {template} (it has: {names}), and PROXMOX_ANY_TEMPLATE is not set"
+    return JobError(ErrorCode.NOT_FOUND, f"no template is called {template}", text)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decides whether a request names only bridges, VLANs and storages that the provider offers.
+
+`vm` is the request (docs/actions.md). Its member `allowed` lists what a request may name. Without this member, there is
+no limit. `source` contains the facts of the guest or, before a clone, of the template. A value that the guest already
+has is not checked, so that a shorter list does not make the updates of existing guests impossible. All functions are
+pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from .disks import default_storage, requested_disks
+from .nics import requested_nics
+
+#: The entry of a list that allows every value.
+ANY = "*"
+
+
+def problem(source: dict[str, Any], vm: dict[str, Any], *, is_new: bool) -> str:
+    """Return why the request is not allowed, as `CODE: reason`; an empty text if it is allowed.
+
+    `is_new` is true if the guest does not exist yet.
+    """
+    return next(filter(None, _problems(source, vm, is_new)), "")
+
+
+def backup_problem(vm: dict[str, Any], storage: str) -> str:
+    """Return why no backup may be made to this storage, or an empty text."""
+    return _storage_problem(vm, storage, "backup_storages")
+
+
+def _problems(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> Iterator[str]:
+    if "allowed" not in vm:
+        return
+    source = {"disks": {}, "config": {}, **source}
+    config = source["config"]
+    for number, nic in requested_nics(vm).items():
+        yield from _nic_problems(vm, nic, str(config.get(f"net{number}", "")))
+    yield from _disk_problems(source, vm)
+    if is_new or vm.get("storage") != default_storage(source, {}):
+        yield _storage_problem(vm, str(vm.get("storage") or ""))
+    if is_new:
+        yield _storage_problem(vm, _storage_of(vm.get("iso")))
+    snippet = (vm.get("cloud_init") or {}).get("vendor_snippet")
+    if f"vendor={snippet}" not in str(config.get("cicustom", "")).split(","):
+        yield _storage_problem(vm, _storage_of(snippet))
+
+
+def _nic_problems(vm: dict[str, Any], nic: dict[str, Any], current: str) -> Iterator[str]:
+    """Yield the problems of one requested NIC. `current` is its value in the configuration."""
+    options = dict(part.partition("=")[::2] for part in current.split(","))
+    bridge, current_bridge, current_vlan = str(nic.get("bridge") or ""), options.get("bridge", ""), options.get("tag")
+    is_moved = bridge not in ("", current_bridge)
+    if is_moved and not _is_allowed(bridge, vm["allowed"].get("bridges")):
+        yield f"INVALID_REQUEST: the bridge {bridge} is not offered"
+    # A VLAN is checked together with its bridge: the same number is another network on another bridge.
+    vlan = int(current_vlan or 0) if nic.get("vlan") is None else int(nic["vlan"])
+    is_same_network = not is_moved and str(vlan) == current_vlan
+    if vlan and not is_same_network and not _is_allowed_vlan(vlan, vm["allowed"].get("vlans")):
+        yield f"INVALID_REQUEST: the VLAN {vlan} is not offered"
+
+
+def _disk_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
+    for name, requested in requested_disks(source, vm).items():
+        current_storage = source["disks"].get(name, {}).get("storage", "")
+        if requested["storage"] not in (current_storage, default_storage(source, vm)):
+            yield _storage_problem(vm, requested["storage"])
+
+
+def _storage_problem(vm: dict[str, Any], storage: str, list_name: str = "storages") -> str:
+    if not storage or "allowed" not in vm or _is_allowed(storage, vm["allowed"].get(list_name)):
+        return ""
+    return f"INVALID_REQUEST: the storage {storage} is not offered"
+
+
+def _storage_of(volume: Any) -> str:
+    """Return the storage of a volume such as `local:iso/debian.iso`; an empty text if there is no volume."""
+    return str(volume or "").partition(":")[0]
+
+
+def _is_allowed(name: str, allowed: Collection[str] | None) -> bool:
+    return name in (allowed or ()) or ANY in (allowed or ())
+
+
+def _is_allowed_vlan(vlan: int, allowed: Collection[str] | None) -> bool:
+    """Return whether the list, which contains VLANs and ranges such as 100-199, contains the VLAN."""
+    for entry in allowed or ():
+        first, _, last = str(entry).partition("-")
+        if first == ANY or int(first) <= vlan <= int(last or first):
+            return True
+    return False

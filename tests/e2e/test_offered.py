@@ -1,0 +1,140 @@
+"""What a tenant may name, end to end: bridges, VLANs, storages and templates that the provider does not offer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from smith_lab.fulcrum_setup import SERVICE_TYPE_FILE, load_type
+from smith_lab.system import LabSystem, outcome_of, running_lab
+
+#: A VM template and an OS template that exist at Proxmox, but are not in PROXMOX_TEMPLATES and PROXMOX_OS_TEMPLATES.
+OTHER_TEMPLATE, OTHER_OS_TEMPLATE = "internal-tools", "local:vztmpl/internal.tar.zst"
+GIB = 1024**3
+#: The names of nodes, templates and storages that no message to a tenant may contain.
+HIDDEN_NAMES = ("pve1", "pve2", "ubuntu-24.04", "debian-12-standard", "MiB of memory free")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
+    """A system whose service type lets tenants write every property, with a short list of what is offered."""
+    settings = {"PROXMOX_BRIDGES": "vmbr1", "PROXMOX_VLANS": "20,100-199", "PROXMOX_STORAGES": "ceph"}
+    with running_lab(tmp_path_factory.mktemp("lab"), settings=settings) as system:
+        system.proxmox.control("add_template", vmid=9200, name=OTHER_TEMPLATE, node="pve1")
+        system.proxmox.control("grant", path="/nodes", privilege="Sys.Audit")  # shows the nodes' memory
+        for node in ("pve1", "pve2"):
+            system.proxmox.control("node", node=node, maxmem=64 * GIB, mem=0)
+        system.ids = _with_open_service_type(system)
+        system.start_executor()
+        yield system
+
+
+def _with_open_service_type(lab: LabSystem) -> Any:
+    """Return the ids with a service type that offers NICs, disks, ISO images and snippets of any name."""
+    open_type = load_type(SERVICE_TYPE_FILE) | {"name": "vm-with-all-properties"}
+    properties = open_type["propertySchema"]["properties"]
+    properties["image"]["required"] = False
+    properties["network"]["properties"]["vlan"]["validators"] = []
+    for name in ("networks", "disks"):
+        members = {
+            "networks": {"bridge": {"type": "string"}, "vlan": {"type": "integer"}},
+            "disks": {"disk": {"type": "string"}, "sizeGb": {"type": "integer"}, "storage": {"type": "string"}},
+        }[name]
+        properties[name] = {"type": "array", "items": {"type": "object", "properties": members}}
+    for name in ("iso", "vendorSnippet", "osTemplate"):
+        properties[name] = {"type": "string"}
+    service_type = lab.admin.create("service-types", **open_type)
+    served = [lab.ids.service_type_id, lab.ids.container_type_id, service_type["id"]]
+    lab.admin.call("PATCH", f"/agent-types/{lab.ids.agent_type_id}", {"serviceTypeIds": served})
+    return replace(lab.ids, service_type_id=service_type["id"])
+
+
+NOT_OFFERED: dict[str, tuple[dict[str, Any], str]] = {
+    "bridge": ({"network": {"bridge": "vmbr9"}}, "the bridge vmbr9 is not offered"),
+    "bridge-of-another-nic": ({"networks": [{}, {"bridge": "vmbr9"}]}, "the bridge vmbr9 is not offered"),
+    "vlan": ({"network": {"vlan": 99}}, "the VLAN 99 is not offered"),
+    "vlan-of-another-nic": ({"networks": [{}, {"vlan": 200}]}, "the VLAN 200 is not offered"),
+    "storage": (
+        {"disks": [{"disk": "scsi1", "sizeGb": 1, "storage": "backups"}]},
+        "the storage backups is not offered",
+    ),
+    "moved-disk": ({"disks": [{"disk": "scsi0", "storage": "local"}]}, "the storage local is not offered"),
+    "snippet": ({"vendorSnippet": "local:snippets/operator.yml"}, "the storage local is not offered"),
+}
+OFFERED: dict[str, Any] = {
+    "network": {"bridge": "vmbr1", "vlan": 150},
+    "networks": [{}, {"bridge": "vmbr0", "vlan": 20}],
+    "disks": [{"disk": "scsi1", "sizeGb": 1, "storage": "ceph"}],
+}
+
+
+@pytest.mark.parametrize("name", NOT_OFFERED)
+def test_a_create_that_names_what_is_not_offered_makes_no_vm(lab: LabSystem, name: str) -> None:
+    properties, text = NOT_OFFERED[name]
+    service_id = lab.order_service(f"not-offered-{name}", **properties)
+    lab.wait_for_jobs(service_id)
+    job = lab.last_job(service_id)
+    assert f"INVALID_REQUEST: {text}" in outcome_of(job)
+    _assert_names_nothing_hidden(job)
+    assert lab.guests_of(service_id) == []
+
+
+def test_an_iso_image_on_a_storage_that_is_not_offered_makes_no_vm(lab: LabSystem) -> None:
+    service_id = lab.order_service("iso", image=None, iso="local:iso/debian-12.iso")
+    lab.wait_for_jobs(service_id)
+    assert "INVALID_REQUEST: the storage local is not offered" in outcome_of(lab.last_job(service_id))
+    assert lab.guests_of(service_id) == []
+
+
+def test_an_update_that_names_what_is_not_offered_changes_nothing(lab: LabSystem) -> None:
+    service_id = lab.order_service("offered", **OFFERED)
+    assert lab.wait_for_jobs(service_id)["status"] == "Stopped", outcome_of(lab.last_job(service_id))
+    before = lab.guests_of(service_id)[0]["config"]
+    assert "bridge=vmbr1,tag=150" in before["net0"]
+    assert "bridge=vmbr0,tag=20" in before["net1"]
+    assert before["scsi1"].startswith("ceph:")
+    for name, (properties, text) in NOT_OFFERED.items():
+        job = lab.update_service(service_id, memoryMb=4096, **properties)
+        assert f"INVALID_REQUEST: {text}" in outcome_of(job), name
+        assert lab.guests_of(service_id)[0]["config"] == before, name
+    changed = lab.update_service(service_id, memoryMb=4096)
+    assert outcome_of(changed) == "Completed"
+
+
+@pytest.mark.parametrize("image", [OTHER_TEMPLATE, "no-such-template"])
+def test_a_template_that_is_not_listed_is_used_by_no_service_and_is_not_told_from_a_missing_one(
+    lab: LabSystem, image: str
+) -> None:
+    service_id = lab.order_service(f"unlisted-{image}", image=image)
+    lab.wait_for_jobs(service_id)
+    job = lab.last_job(service_id)
+    assert outcome_of(job) == f"Failed: NOT_FOUND: no template is called {image}"
+    assert lab.guests_of(service_id) == []
+    shown = lab.run_smith_json("jobs", "show", job["id"])
+    assert "PROXMOX_TEMPLATES" in shown["operator_detail"]
+    assert shown["error_message"] == job["errorMessage"]
+
+
+def test_a_container_template_that_is_not_listed_is_used_by_no_service(lab: LabSystem) -> None:
+    service_id = lab.order_service("unlisted", image=None, osTemplate=OTHER_OS_TEMPLATE)
+    lab.wait_for_jobs(service_id)
+    assert "NOT_FOUND: no template is called local:vztmpl/internal.tar.zst" in outcome_of(lab.last_job(service_id))
+    assert lab.guests_of(service_id) == []
+
+
+def test_a_vm_that_fits_on_no_node_tells_the_tenant_neither_nodes_nor_free_room(lab: LabSystem) -> None:
+    service_id = lab.order_service("too-large", memoryMb=900_000)
+    lab.wait_for_jobs(service_id)
+    job = lab.last_job(service_id)
+    assert outcome_of(job) == "Failed: CAPACITY: no node fits 900000 MiB and 2 cores"
+    _assert_names_nothing_hidden(job)
+    shown = lab.run_smith_json("jobs", "show", job["id"])
+    assert "pve1 has" in shown["operator_detail"]
+    (finished,) = [entry for entry in lab.log_events("job_finished") if entry["job_id"] == job["id"]]
+    assert "pve1 has" in finished["operator_detail"]
+
+
+def _assert_names_nothing_hidden(job: dict[str, Any]) -> None:
+    assert not [name for name in HIDDEN_NAMES if name in job["errorMessage"]]

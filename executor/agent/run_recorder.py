@@ -16,7 +16,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Collection
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from executor.agent.critical_job import CriticalJob
@@ -86,8 +85,7 @@ class RunRecorder:
                 if job.runs_on_each_agent and self._must_store(job):
                     self._store(job)
         for job in self._jobs:
-            if job.unstored_count:
-                self._store(job)
+            self._store(job)
 
     @staticmethod
     def _must_store(job: CriticalJob) -> bool:
@@ -97,10 +95,16 @@ class RunRecorder:
         return job.unstored_count > 0 and (has_failed or is_old)
 
     def _store(self, job: CriticalJob) -> None:
-        """Store the executions since the last stored result. Do nothing if the database cannot be written."""
+        """Store the executions since the last stored result. Do nothing if the database cannot be written.
+
+        Two threads may call this method for one job at the same time. Each execution is stored by only one of them.
+        """
         with self._lock:
-            run_count, error, started_at = job.unstored_count, job.last_error, job.last_started
-        with suppress(DatabaseError):
+            run_count, job.unstored_count = job.unstored_count, 0
+            error, started_at = job.last_error, job.last_started
+        if run_count == 0:
+            return
+        try:
             with transaction(self._engine) as session:
                 if job.runs_on_each_agent and started_at is not None:
                     periods.record_runs(
@@ -108,6 +112,8 @@ class RunRecorder:
                     )
                 else:
                     periods.record_period_result(session, job.name, error=error)
+        except DatabaseError:
             with self._lock:
-                job.unstored_count -= run_count
+                job.unstored_count += run_count
+        else:
             job.stored_error, job.stored_at = error, time.monotonic()

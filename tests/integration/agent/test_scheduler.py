@@ -16,7 +16,7 @@ from sqlalchemy import Engine, event
 from support.databases import PostgresCluster
 
 from executor.agent.critical_job import CriticalJob
-from executor.agent.run_recorder import MAX_UNSTORED_S
+from executor.agent.run_recorder import MAX_UNSTORED_S, RunRecorder
 from executor.agent.scheduler import Scheduler
 from executor.agent.state import Link
 from executor.database import periods, queries
@@ -417,3 +417,28 @@ def test_the_end_of_a_failure_is_logged_even_if_an_outage_came_between(make_sche
         scheduler.stop(timeout_s=WITHIN_S)
     events = [entry["event"] for entry in logs if entry["event"].startswith("critical_job")]
     assert events == ["critical_job_failed", "critical_job_recovered"]
+
+
+def test_an_execution_that_two_threads_store_at_shutdown_is_counted_once(sqlite_engine: Engine) -> None:
+    """The thread of the job begins to store the execution when the recorder stops and stores all executions."""
+    job = CriticalJob(name="Prune", interval_s=NEVER_S, run=FakeJob(), runs_on_each_agent=False)
+    recorder = RunRecorder(sqlite_engine, [job])
+    recorder.start()
+    assert recorder.try_start_period(job)
+    begun, release = threading.Event(), threading.Event()
+
+    def hold(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if statement == "BEGIN IMMEDIATE" and threading.current_thread() is storing:
+            begun.set()
+            release.wait(WITHIN_S)
+
+    event.listen(sqlite_engine, "before_cursor_execute", hold)
+    storing = threading.Thread(target=recorder.note_run, args=(job,))
+    storing.start()
+    assert begun.wait(WITHIN_S)
+    recorder.stop(WITHIN_S)
+    release.set()
+    storing.join()
+
+    assert facts(sqlite_engine, "Prune").runs == 1
+    assert job.unstored_count == 0

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import sys
 
-from executor.agent.agent import Agent, Mode, new_boot_id
+from executor.agent.agent import Agent, new_boot_id
 from executor.agent.machine import default_concurrency
 from executor.agent.meters import Meters
+from executor.agent.mode import Mode, WorkCheck
 from executor.agent.monitor import Monitor
 from executor.agent.parts import (
     SharedParts,
@@ -101,6 +102,7 @@ def _build_agent_and_view(
         lease_keeper=build_lease_keeper(shared, dispatcher),
         scheduler=scheduler,
         monitor=monitor,
+        work_check=WorkCheck(mode=mode, engine=engine, state=shared.state, dispatcher=dispatcher),
     )
     view = AgentView(
         boot_id=shared.boot_id,

@@ -17,21 +17,22 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from executor.agent.background_call import call_in_background
 from executor.agent.database_lock import exclusive_database
 from executor.agent.database_start import use_database_when_available
 from executor.agent.dispatcher import Dispatcher
 from executor.agent.leases import LeaseKeeper
+from executor.agent.mode import Mode, WorkCheck
 from executor.agent.monitor import Monitor
 from executor.agent.reloadable_secrets import ReloadableSecrets
 from executor.agent.reporter import Reporter
 from executor.agent.scheduler import Scheduler
 from executor.agent.state import AgentState
 from executor.agent.stop_signal import StopSignal
-from executor.database import job_queue, nodes, queries, schema
-from executor.database.engine import reading, transaction
+from executor.database import job_queue, nodes, schema
+from executor.database.engine import transaction
 from executor.errors import EXIT_FAILURE, EXIT_OK, EXIT_RESTART, DatabaseError
 from executor.log import get_logger
 from executor.processes.progress import ProgressSender
@@ -55,14 +56,6 @@ STOP_JOBS_TIMEOUT_AFTER_QUIT_S = 6.0
 REPORT_FLUSH_TIMEOUT_S = 10.0
 #: How long a loop waits after a database error or an unexpected exception.
 LOOP_RETRY_S = 5.0
-
-
-class Mode(StrEnum):
-    """Says when the agent ends by itself. In each mode, a signal or a limit may end it earlier."""
-
-    SERVE = "serve"  #: the agent never ends by itself
-    ONCE = "once"  #: the agent polls once, and ends when the jobs of that poll are processed and reported
-    UNTIL_IDLE = "until-idle"  #: the agent ends when FulcrumCore has no more jobs for it
 
 
 def new_boot_id() -> str:
@@ -91,6 +84,7 @@ class Agent:
     lease_keeper: LeaseKeeper
     scheduler: Scheduler
     monitor: Monitor
+    work_check: WorkCheck
     #: The received signals that ask this process to stop (TERM, INT, QUIT), in the order of arrival.
     _received_signals: list[int] = field(default_factory=list)
     _is_reload_requested: bool = False  #: HUP was received, and the reload of the secrets has not started yet
@@ -108,7 +102,7 @@ class Agent:
         with exclusive_database(self.settings.smith_database_url):
             self._end_earlier_runs()
             if self.mode is not Mode.SERVE:
-                self._prepare_database()
+                call_in_background(self._prepare_database, ProgressSender().report_progress)
             elif not use_database_when_available(self._prepare_database, lambda: bool(self._received_signals)):
                 return EXIT_OK
             self._start_warm_servers()
@@ -206,7 +200,7 @@ class Agent:
                 # EXIT_RESTART makes the supervisor start a new agent process.
                 exit_code = EXIT_RESTART if self.mode is Mode.SERVE else EXIT_OK
                 return f"limit {limit}", exit_code
-            if self._is_done():
+            if self.work_check.is_done():
                 return "done", EXIT_OK
             time.sleep(MAIN_LOOP_INTERVAL_S)
 
@@ -231,29 +225,6 @@ class Agent:
         self.secrets.reload()
         self.proxmox.connection = self.secrets.proxmox_connection()
 
-    def _is_done(self) -> bool:
-        """True when the mode is ONCE or UNTIL_IDLE and its work is done."""
-        if self.mode is Mode.SERVE or self.state.finished_poll_count == 0:
-            return False
-        if self.dispatcher.running_job_count or self._has_open_jobs():
-            return False
-        if self.mode is Mode.ONCE:
-            return True
-        # FulcrumCore lists the next job of a group only after it has received the report of the group's previous job.
-        # A poll that is running now may have begun before FulcrumCore received the last report. So the agent waits
-        # until two more polls have finished. The second poll has certainly begun after the last report.
-        poll_count_before = self.state.finished_poll_count
-        while self.state.finished_poll_count < poll_count_before + 2 and not self._received_signals:
-            self.state.poll_requested.set()
-            time.sleep(MAIN_LOOP_INTERVAL_S)
-        return not self._has_open_jobs()
-
-    def _has_open_jobs(self) -> bool:
-        """True when a job has not ended or its report is due."""
-        with reading(self.engine) as session:
-            counts = queries.count_jobs(session)
-        return bool(counts["pending"] + counts["processing"] + counts["reports_due"])
-
     # --- stop -----------------------------------------------------------------------------------------------------
 
     def _shut_down(self, reason: str, exit_code: int) -> int:
@@ -273,18 +244,31 @@ class Agent:
             timeout_s = STOP_JOBS_TIMEOUT_AFTER_QUIT_S if is_quit_received else STOP_JOBS_TIMEOUT_S
             have_jobs_ended = self._wait_for_jobs(timeout_s, is_interruptible=False)
         if signal.SIGQUIT not in self._received_signals and self.state.fulcrum_link.is_up:
-            self.reporter.flush(REPORT_FLUSH_TIMEOUT_S)
+            self._flush_reports()
         self.state.stopping.set()
         self.state.dispatch_requested.set()  # wakes the dispatcher, which then sees that the agent stops
         self.state.report_requested.set()  # wakes the reporter
         self.scheduler.stop()
-        self.runner.stop_warm_servers()
+        call_in_background(self.runner.stop_warm_servers, ProgressSender().report_progress)
         running_job_ids = self.dispatcher.stop_signals().keys()  # each running job has a stop signal
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
             job_queue.release_all(session, owner=self.boot_id, running_job_ids=running_job_ids)
             if not running_job_ids:  # otherwise other agents must wait until the leases of these jobs have expired
                 nodes.note_agent_stopped(session, self.boot_id, reason)  # `nodes` has a row for each agent process
         return exit_code if have_jobs_ended else EXIT_FAILURE
+
+    def _flush_reports(self) -> None:
+        """Send due reports for at most REPORT_FLUSH_TIMEOUT_S. The next agent process sends reports that are left.
+
+        One request to FulcrumCore may take longer than the whole time, and the database may not answer.
+        """
+        progress = ProgressSender()
+        with contextlib.suppress(DatabaseError):
+            call_in_background(
+                lambda: self.reporter.flush(REPORT_FLUSH_TIMEOUT_S),
+                lambda: self._run_main_iteration(progress),
+                timeout_s=REPORT_FLUSH_TIMEOUT_S,
+            )
 
     def _wait_for_jobs(self, timeout_s: float, *, is_interruptible: bool = True) -> bool:
         """Wait until no job runs; return True. Return False when jobs still run after `timeout_s`.

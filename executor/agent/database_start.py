@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from executor.agent.background_call import call_in_background
 from executor.errors import DatabaseUnavailable
 from executor.log import get_logger
 from executor.processes.progress import ProgressSender
@@ -17,6 +18,9 @@ log = get_logger(__name__)
 
 #: The wait before the second attempt. Each further wait is twice as long, up to MAX_WAIT_S.
 MIN_WAIT_S, MAX_WAIT_S = 0.5, 10.0
+#: When the preparation of the database takes longer than this, for example because a large table is migrated, the agent
+#: reports that it is ready. systemd and podman would end an agent that does not report its start in time.
+MAX_SILENT_START_S = 10.0
 #: How often the wait reports progress to the supervisor and checks for a stop signal.
 CHECK_INTERVAL_S = 0.2
 
@@ -28,14 +32,13 @@ def use_database_when_available(use: Callable[[], None], is_stop_requested: Call
     """
     progress, wait_s, failed_at = ProgressSender(), MIN_WAIT_S, None
     while True:
-        progress.report_progress()
         try:
-            use()
+            call_in_background(use, ProgressOfStart(progress).report)
         except DatabaseUnavailable as error:
             if failed_at is None:
                 failed_at = time.monotonic()
                 log.error("start_waits_for_database", reason=str(error).splitlines()[0])
-                progress.report_ready()  # systemd would end an agent that does not report its start in time
+                progress.report_ready()  # see MAX_SILENT_START_S
                 progress.report_status("waiting for the database")
             if not _wait(wait_s, progress, is_stop_requested):
                 return False
@@ -44,6 +47,21 @@ def use_database_when_available(use: Callable[[], None], is_stop_requested: Call
             if failed_at is not None:
                 log.info("database_available", waited_s=round(time.monotonic() - failed_at, 1))
             return True
+
+
+class ProgressOfStart:
+    """Reports the progress of one attempt to prepare the database."""
+
+    def __init__(self, progress: ProgressSender) -> None:
+        self._progress = progress
+        self._started_at = time.monotonic()
+
+    def report(self) -> None:
+        """Report that the main thread works, and after MAX_SILENT_START_S that the agent is ready."""
+        self._progress.report_progress()
+        if time.monotonic() - self._started_at >= MAX_SILENT_START_S:
+            self._progress.report_ready()
+            self._progress.report_status("preparing the database")
 
 
 def _wait(wait_s: float, progress: ProgressSender, is_stop_requested: Callable[[], bool]) -> bool:

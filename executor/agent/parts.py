@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from executor.agent.admission import Admission
-from executor.agent.agent import Mode
 from executor.agent.claim import Claimer
 from executor.agent.critical_job import CriticalJob
 from executor.agent.dispatcher import Dispatcher
@@ -15,6 +14,7 @@ from executor.agent.heartbeat import Heartbeat
 from executor.agent.leases import LeaseKeeper
 from executor.agent.meters import Meters
 from executor.agent.metrics import VmMetrics
+from executor.agent.mode import Mode
 from executor.agent.poller import Poller
 from executor.agent.pruner import Pruner
 from executor.agent.purger import VmPurger

@@ -122,11 +122,11 @@ class Reporter:
         self._unanswered_rounds = 0
 
     def _report_unless_down(self, job: Job, is_fulcrum_down: threading.Event) -> bool:
-        """Report one job, unless FulcrumCore did not answer another report of this round. The report then stays due.
+        """Report one job, unless FulcrumCore did not answer another report of this round, or the agent stops.
 
-        Return True when FulcrumCore answered.
+        A report that is not sent stays due. Return True when FulcrumCore answered.
         """
-        if is_fulcrum_down.is_set():
+        if is_fulcrum_down.is_set() or self.state.stopping.is_set():
             return False
         has_answered = self._report_and_store_state(job)
         if not has_answered:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from executor.agent.agent import Mode
+from executor.agent.mode import Mode
 from executor.cli.run import AgentMode, prepare_process
 from executor.composition import run_agent
 from executor.settings.settings import Settings

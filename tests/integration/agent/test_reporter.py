@@ -540,6 +540,16 @@ def test_a_single_403_abandons_no_job(outbox: Outbox) -> None:
     assert outbox.at_core(job)["status"] == "Completed"
 
 
+def test_an_agent_that_stops_sends_no_further_report(outbox: Outbox) -> None:
+    """A round may be longer than the time that a stopping agent has. A report that is not sent stays due."""
+    job = outbox.ordered()
+    job_id = outbox.ended(job, FAILED)
+    outbox.state.stopping.set()
+    outbox.turn()
+    assert outbox.reports(job) == []
+    assert outbox.row(job_id).report_state == "due"
+
+
 def test_flush_sends_due_reports_and_returns_whether_all_were_sent(outbox: Outbox) -> None:
     job_id = outbox.ended(outbox.ordered(), made())
     assert outbox.reporter.flush(10)

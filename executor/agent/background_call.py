@@ -1,0 +1,43 @@
+"""Calls a function in a thread of its own while the main thread reports progress to the supervisor.
+
+The supervisor kills an agent whose main thread reports no progress for long. So the main thread calls functions that
+may take long, such as a migration of the database, through this module.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+#: How often the progress is reported.
+REPORT_INTERVAL_S = 0.2
+
+
+def call_in_background(
+    function: Callable[[], object], report_progress: Callable[[], object], *, timeout_s: float | None = None
+) -> bool:
+    """Call `function` in another thread, and `report_progress` again and again until the function has ended.
+
+    Return False when it has not ended after `timeout_s`. It then continues, as long as this process exists. An
+    exception of the function is raised here.
+    """
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            function()
+        except BaseException as error:  # raised again in the calling thread
+            errors.append(error)
+
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    thread = threading.Thread(target=call, name="background-call", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        report_progress()
+        if deadline is not None and time.monotonic() >= deadline:
+            return False
+        thread.join(REPORT_INTERVAL_S)
+    if errors:
+        raise errors[0]
+    return True

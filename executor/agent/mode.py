@@ -1,0 +1,66 @@
+"""Defines the modes of an agent, and checks whether the work of a mode is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from executor.agent.dispatcher import Dispatcher
+from executor.agent.state import AgentState
+from executor.database import queries
+from executor.database.engine import reading
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+
+class Mode(StrEnum):
+    """Says when the agent ends by itself. In each mode, a signal or a limit may end it earlier."""
+
+    SERVE = "serve"  #: the agent never ends by itself
+    ONCE = "once"  #: the agent polls once, and ends when the jobs of that poll are processed and reported
+    UNTIL_IDLE = "until-idle"  #: the agent ends when FulcrumCore has no more jobs for it
+
+
+@dataclass(kw_only=True)
+class WorkCheck:
+    """Checks whether the work of an agent's mode is done. The agent's main loop calls `is_done` in each iteration."""
+
+    mode: Mode
+    engine: Engine
+    state: AgentState
+    dispatcher: Dispatcher
+    #: In `Mode.UNTIL_IDLE`: the number of finished polls when the agent became idle. None while a job is open.
+    _idle_at_poll_count: int | None = None
+
+    def is_done(self) -> bool:
+        """Return whether the agent must end: its work is done, or it may do none. Never waits for FulcrumCore."""
+        if self.mode is Mode.SERVE or self.dispatcher.running_job_count:
+            return False
+        if self.state.is_disabled:  # the agent neither polls nor claims jobs
+            return True
+        if self.state.finished_poll_count == 0 or self._has_open_jobs():
+            self._idle_at_poll_count = None
+            return False
+        return self.mode is Mode.ONCE or self._has_polled_twice_since_idle()
+
+    def _has_open_jobs(self) -> bool:
+        """True when a job has not ended or its report is due."""
+        with reading(self.engine) as session:
+            counts = queries.count_jobs(session)
+        return bool(counts["pending"] + counts["processing"] + counts["reports_due"])
+
+    def _has_polled_twice_since_idle(self) -> bool:
+        """True when two polls have finished since no job was open.
+
+        FulcrumCore lists the next job of a group only after it has received the report of the group's previous job. A
+        poll that runs now may have begun before FulcrumCore received the last report. The second poll has certainly
+        begun afterwards.
+        """
+        poll_count = self.state.finished_poll_count
+        if self._idle_at_poll_count is None:
+            self._idle_at_poll_count = poll_count
+        if self.state.fulcrum_link.is_up:  # otherwise, the next poll follows after its interval
+            self.state.poll_requested.set()
+        return poll_count >= self._idle_at_poll_count + 2

@@ -332,9 +332,9 @@ class Cluster:
         """
         try:
             if self.kind == "lxc":
-                return guest_facts.container_addresses(self.guest(node, vmid).interfaces.get() or [], macs)
+                return guest_facts.container_addresses(self.guest(node, vmid).interfaces.get(), macs)
             answer = self.api.nodes(node).qemu(vmid).agent("network-get-interfaces").get()
-            return guest_facts.usable_addresses(answer.get("result") or [], macs)
+            return guest_facts.usable_addresses(answer.get("result"), macs)
         except FAILED_CALL as exc:
             # Proxmox refuses the request if the guest agent is not configured or not permitted: waiting does not help.
             is_temporary = not isinstance(exc, ResourceException) or re.search("not running|got timeout", str(exc))

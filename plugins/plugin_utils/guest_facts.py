@@ -158,7 +158,7 @@ def macs_of(config: dict[str, Any]) -> list[str]:
     return [mac for _number, value in nics if (mac := mac_of(value))]
 
 
-def container_addresses(interfaces: list[dict[str, Any]], macs: list[str]) -> list[str]:
+def container_addresses(interfaces: Any, macs: list[str]) -> list[str]:
     """Return a container's IP addresses that are reachable from outside; `usable_addresses` selects them.
 
     Proxmox reports `interfaces` for a container in another format than for a VM.
@@ -170,36 +170,48 @@ def container_addresses(interfaces: list[dict[str, Any]], macs: list[str]) -> li
             "ip-addresses": [{"ip-address": str(nic[key]).partition("/")[0]}],
         }
         for key in ("inet", "inet6")
-        for nic in interfaces
+        for nic in _objects(interfaces)
         if nic.get(key)
     ]
     return usable_addresses(listed, macs)
 
 
-def usable_addresses(interfaces: list[dict[str, Any]], macs: list[str]) -> list[str]:
+def usable_addresses(interfaces: Any, macs: list[str]) -> list[str]:
     """Return the IP addresses that are reachable from outside, IPv4 first, in the order of the VM's NICs.
 
-    `macs` contains the MAC addresses of the VM's NICs. Interfaces with other MAC addresses are bridges and tunnels
-    inside the guest, so their addresses are left out. If `macs` is empty, for example because a physical NIC is passed
-    through to the VM, the addresses of all interfaces are used.
+    `interfaces` is from inside the guest, so it may be anything; what is no address in an interface is left out. `macs`
+    contains the MAC addresses of the VM's NICs. Interfaces with other MAC addresses are bridges and tunnels inside the
+    guest, so their addresses are left out. If `macs` is empty, for example because a physical NIC is passed through to
+    the VM, the addresses of all interfaces are used.
     """
     found = []
-    for nic in interfaces:
+    for nic in _objects(interfaces):
         mac = str(nic.get("hardware-address") or "").upper()
         if nic.get("name") == "lo" or (macs and mac not in macs):
             continue
-        for item in nic.get("ip-addresses") or []:
-            ip = str(item.get("ip-address", ""))
-            if _is_address(ip) and not re.match(r"127\.|169\.254\.|::1\Z|fe[89ab][0-9a-f]:", ip.lower()):
+        for item in _objects(nic.get("ip-addresses")):
+            if ip := _usable_address(item.get("ip-address")):
                 found.append((":" in ip, macs.index(mac) if macs else 0, ip))
     found.sort(key=lambda each: each[:2])
     return list(dict.fromkeys(ip for _is_v6, _nic, ip in found))[:MAX_ADDRESSES]
 
 
-def _is_address(text: str) -> bool:
-    """Return True for an IP address. The text comes from inside the guest."""
+def _objects(value: Any) -> list[dict[str, Any]]:
+    """Return the JSON objects in a list; [] for anything else."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _usable_address(text: Any) -> str:
+    """Return an IP address in its usual form; '' if it is none, or if other machines cannot reach it.
+
+    An IPv6 address may have a zone, which is any text, so an address with a zone is none here.
+    """
     try:
-        ipaddress.ip_address(text)
+        address = ipaddress.ip_address(text if isinstance(text, str) else "")
     except ValueError:
-        return False
-    return True
+        return ""
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    is_unusable = any(
+        (ip.is_loopback or ip.is_link_local or ip.is_unspecified or ip.is_multicast) for ip in (address, mapped)
+    )
+    return "" if is_unusable or getattr(address, "scope_id", None) else str(address)

@@ -179,8 +179,9 @@ class ProxmoxStandIn:
 
         The answer is an error with this status and text. If the status is 0, the connection is closed without an
         answer. `path` is the part of the URL after `/api2/json`. It may contain shell wildcards, as in
-        `/nodes/*/qemu/9000/clone`. `options` may contain `after=True` (process the request, then send the error) and
-        `delay_s` (wait before the error is sent).
+        `/nodes/*/qemu/9000/clone`. `options` may contain `after=True` (process the request, then send the error),
+        `delay_s` (wait before the error is sent), `body` (the body of the answer in base64) and `is_cut` (close the
+        connection before the end of the body).
         """
         self.control("fail", method=method, path=path, status=status, text=text, times=times, **options)
 

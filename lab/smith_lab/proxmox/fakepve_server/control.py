@@ -16,6 +16,9 @@ from smith_lab.proxmox.fakepve_server.faults import hide_secrets
 from smith_lab.proxmox.fakepve_server.verbs_cluster import ClusterVerbs
 from smith_lab.proxmox.fakepve_server.verbs_guests import GuestVerbs
 
+#: Maximum size of a request, which may contain the body of an answer that a test injects.
+MAX_REQUEST_BYTES = 64 * 1024 * 1024
+
 
 class ControlPort(ClusterVerbs, GuestVerbs):
     """Handles the requests of the control port. GET /<collection> reads data. POST /<verb> calls `do_<verb>`.
@@ -29,7 +32,7 @@ class ControlPort(ClusterVerbs, GuestVerbs):
 
     def app(self) -> web.Application:
         """Return the web application that handles the requests of the control port."""
-        app = web.Application()
+        app = web.Application(client_max_size=MAX_REQUEST_BYTES)
         app.router.add_get("/{collection}", self._read_collection)
         app.router.add_post("/{verb}", self._call_verb)
         return app

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import fnmatch
 import re
 from collections.abc import Mapping
@@ -57,6 +58,8 @@ class RequestFaults(FakePve):
             if request.transport is not None:
                 request.transport.close()
             raise ConnectionResetError("stand-in: connection dropped")
+        if fault.get("body") is not None:
+            return await _send_body(request, fault)
         return error(fault["status"], fault["text"])
 
     def _must_hold(self, method: str, path: str) -> bool:
@@ -88,6 +91,18 @@ class RequestFaults(FakePve):
                     self.faults.remove(fault)
                 return fault
         return None
+
+
+async def _send_body(request: web.Request, fault: dict[str, Any]) -> web.StreamResponse:
+    """Answer with the bytes of a fault. If they are cut, close the connection before the last of them."""
+    body = base64.b64decode(fault["body"])
+    answer = web.StreamResponse(status=fault["status"], headers={"Content-Type": "application/json"})
+    answer.content_length = len(body)
+    await answer.prepare(request)
+    await answer.write(body[: len(body) // 2] if fault["is_cut"] else body)
+    if fault["is_cut"] and request.transport is not None:
+        request.transport.close()
+    return answer
 
 
 async def _params_without_secrets(request: web.Request) -> dict[str, Any]:

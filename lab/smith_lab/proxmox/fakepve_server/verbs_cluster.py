@@ -24,13 +24,16 @@ class ClusterVerbs:
         times: int = 1,
         after: bool = False,
         delay_s: float = 0,
+        body: str | None = None,
+        is_cut: bool = False,
     ) -> None:
         """Answer the next `times` matching requests with an error, or close the connection if `status` is 0.
 
-        With `after`, each request is processed before the error is sent. `path` may contain shell wildcards.
+        With `after`, each request is processed before the error is sent. `path` may contain shell wildcards. `body` is
+        the body of the answer in base64, in place of the error's; with `is_cut`, the connection closes before its end.
         """
         fault = {"method": method, "path": path, "status": status, "text": text, "times": times}
-        self.cluster.faults.append({**fault, "after": after, "delay_s": delay_s})
+        self.cluster.faults.append({**fault, "after": after, "delay_s": delay_s, "body": body, "is_cut": is_cut})
 
     def do_fail_task(
         self,

@@ -19,6 +19,9 @@ from .shared.error_rules import (
 #: The codes of requests that changed nothing: the node did not get the request, or Proxmox refused the login.
 CODES_OF_ONE_REQUEST = ("NODE_DOWN", "PVE_AUTH")
 
+#: The key of an answer whose module ended by an exception.
+ENDED_BY_EXCEPTION = "ended_by_exception"
+
 
 def failure(result: dict[str, Any]) -> str:
     """Return the error of a failed Ansible task as `CODE: text`. `result` is the value that Ansible registers.
@@ -43,6 +46,20 @@ def own_failure(text: str) -> str:
     return _code_and_text(classify_own_failure(text))
 
 
+def with_message(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer of a module with the text of its exception as `msg`, if the module ended by an exception.
+
+    Such an answer has no `msg` but an `exception`, which Ansible has made from the module's traceback. Some modules do
+    not catch the exception of a request that reads. An earlier request of the module may have made the change.
+    """
+    if not answer.get("failed") or answer.get("msg"):
+        return answer
+    exception = answer.get("exception")
+    text = getattr(getattr(exception, "event", None), "msg", "") or exception
+    last_line = str(text or _message(answer)).strip().rpartition("\n")[2]
+    return {**answer, "msg": last_line or "the module ended without a message", ENDED_BY_EXCEPTION: True}
+
+
 def _message(result: dict[str, Any]) -> str:
     return str(result.get("msg") or result.get("module_stderr") or result.get("stdout") or "")
 
@@ -65,6 +82,8 @@ def is_outcome_unknown(result: dict[str, Any], *, is_single_request: bool = Fals
     nothing. Refused logins and 595 concern one request, but a module sends several, of which an earlier one may have
     made the change.
     """
+    if result.get(ENDED_BY_EXCEPTION):
+        return True
     text = str(result.get("msg", ""))
     if "Reached timeout" in text or "deserialization failed" in text:
         # "deserialization failed" means that the module was killed, or that proxmox_snap ended without a result.

@@ -153,10 +153,13 @@ class VmAction(ActionBase):
         """
         self.require_change_allowed()
         self.modules.append(f"community.proxmox.{module}")
-        answer: dict[str, Any] = self._execute_module(
-            module_name=self.modules[-1],
-            module_args={**self.connection, **{name: value for name, value in parameters.items() if value is not None}},
-            task_vars=self._task_vars,
+        given_parameters = {name: value for name, value in parameters.items() if value is not None}
+        answer = failures.with_message(
+            self._execute_module(
+                module_name=self.modules[-1],
+                module_args={**self.connection, **given_parameters},
+                task_vars=self._task_vars,
+            )
         )
         for kind, texts in self.notices.items():
             texts.extend(answer.get(kind) or [])

@@ -1,0 +1,31 @@
+"""A restart during which one request, each in turn, gets no answer, or finds that the VM has moved."""
+
+from __future__ import annotations
+
+import pytest
+from executor_bench import ExecutorBench
+from play_bench import Bench
+
+from executor.shared.error_rules import Reaction, reaction_to
+
+#: A restart sends fewer requests than this.
+MAX_REQUESTS = 12
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["lost_answer", "move", "cut_off_before"])
+def test_a_restart_that_lost_any_one_answer_completes_at_its_repetition(
+    kind: str, bench: Bench, warm_executor: ExecutorBench
+) -> None:
+    """The module that restarts a VM catches no exception of the request that reads the VM's state."""
+    unexpected = []
+    for requests in range(1, MAX_REQUESTS + 1):
+        vm = bench.add_vm(status="running") | {"timeout_s": 15}
+        bench.pve.control("disturb", disturbances=[{"kind": kind, "vmid": vm["vmid"], "requests": requests}])
+        results = [warm_executor.play("restart", vm)]
+        bench.pve.control("clear_faults")
+        if not results[0].succeeded and reaction_to(str(results[0].code)) is not Reaction.NO:
+            results.append(warm_executor.play("restart", vm))
+        if not results[-1].succeeded:
+            unexpected.append((requests, [result.message for result in results]))
+    assert unexpected == []

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -93,18 +92,31 @@ class ActionModule(VmAction):
 
     def _deleted_before(self, facts: Facts) -> steps.Step:
         """Warn of the volumes that an earlier, interrupted run has left: the log of its Proxmox task names them."""
-        with contextlib.suppress(*FAILED_CALL):  # that the VM does not exist is proven
-            self._find_volumes_of_last_deletion()
+        try:
+            is_known = self._find_volumes_of_last_deletion()
+        except FAILED_CALL as exc:  # that the VM does not exist is proven
+            self._warn_of_unknown_volumes(error_text(exc))
+        else:
+            if not is_known:
+                self._warn_of_unknown_volumes("a node that may have deleted it is offline")
         return steps.unchanged(facts)
 
-    def _find_volumes_of_last_deletion(self) -> None:
-        node, vmid = str(self.vm.get("node") or ""), int(self.vm["vmid"])
-        types = task_types("absent", kind_of(self.vm))
-        tasks = [task for task in self.cluster.tasks(node, vmid) if task["type"] in types]
-        logged = volumes.volumes_left(self.cluster, node, vmid, (), [task["upid"] for task in tasks[:1]])
+    def _find_volumes_of_last_deletion(self) -> bool:
+        """Find the volumes that the last deletion of the VM has left. Return False if this deletion may be unknown.
+
+        The task is searched on all nodes, because the VM may have moved after its node was stored.
+        """
+        vmid, types = int(self.vm["vmid"]), task_types("absent", kind_of(self.vm))
+        tasks, is_complete = self.cluster.tasks_on_all_nodes(vmid)
+        deletions = [task["upid"] for task in tasks if task["type"] in types]
+        if not deletions:
+            return is_complete
+        node = deletions[0].split(":")[1]
+        logged = volumes.volumes_left(self.cluster, node, vmid, (), deletions[:1])
         storages = {volume.partition(":")[0] for volume in logged}
         listed = {volume for storage in storages for volume in self.cluster.volumes(node, storage, vmid)}
         self.volumes_left = [volume for volume in logged if volume in listed]
+        return True
 
     def _find_volumes_left(self, node: str, expected: Iterable[str], upids: list[str]) -> None:
         """Find the volumes that Proxmox could not remove. The deletion succeeds: no later run could remove them.
@@ -114,7 +126,10 @@ class ActionModule(VmAction):
         try:
             self.volumes_left = volumes.volumes_left(self.cluster, node, int(self.vm["vmid"]), expected, upids)
         except FAILED_CALL as exc:
-            self.warn(f"It is unknown whether all disks of VM {self.vm['vmid']} are removed: {error_text(exc)}")
+            self._warn_of_unknown_volumes(error_text(exc))
+
+    def _warn_of_unknown_volumes(self, reason: str) -> None:
+        self.warn(f"It is unknown whether all disks of VM {self.vm['vmid']} are removed: {reason}")
 
     def _warned_of_volumes(self) -> dict[str, list[str]]:
         """Return the members of the result about volumes that still exist, and warn of these volumes."""

@@ -252,6 +252,12 @@ class Cluster:
         tasks = self.api.nodes(node).tasks.get(vmid=vmid, source="all", limit=MAX_LISTED_TASKS) if node else []
         return newest_first([task for task in tasks if is_started_by(task, self.login)])
 
+    def tasks_on_all_nodes(self, vmid: int) -> tuple[list[dict[str, Any]], bool]:
+        """Return the tasks of the VM from every node that is online, newest first, and whether all nodes are online."""
+        is_online, _is_quorate = self.membership()
+        tasks = [task for node in is_online if is_online[node] for task in self.tasks(node, vmid)]
+        return newest_first(tasks), all(is_online.values())
+
     def task(self, upid: str) -> dict[str, Any]:
         """Return one Proxmox task in the form of the list, from the node that its UPID names.
 

@@ -144,6 +144,31 @@ def test_a_deletion_warns_of_a_cloud_init_drive_that_stays_and_so_does_a_repeate
         assert "VOLUMES_LEFT" in done.output
 
 
+@pytest.mark.parametrize("node", ["", "pve2"])
+def test_a_repeated_deletion_finds_the_disks_left_also_if_the_job_names_another_node(bench: Bench, node: str) -> None:
+    """The first attempt may fail after the deletion, and the VM may have moved since its node was stored."""
+    vm = bench.vm(node="pve1")
+    assert bench.play("create", vm).rc == 0
+    volume = bench.guest(vm)["config"]["scsi0"].partition(",")[0]
+    bench.pve.control("unremovable", volume=volume)
+    assert bench.play("delete", vm).result["volumes_left"] == [volume]
+    repeated = bench.play("delete", {**vm, "node": node})
+    assert (repeated.rc, repeated.result["volumes_left"]) == (0, [volume]), repeated.output
+
+
+def test_the_deletion_of_an_absent_vm_says_if_an_offline_node_may_have_deleted_it(bench: Bench) -> None:
+    vm = bench.vm(node="")
+    bench.pve.control("grant", path="/", privilege="Sys.Audit")  # only with it Proxmox says that it is quorate
+    bench.pve.control("node", node="pve2", online=False)
+    try:
+        done = bench.play("delete", vm)
+    finally:
+        bench.pve.control("node", node="pve2", online=True)
+        bench.pve.control("revoke", path="/", privilege="Sys.Audit")
+    assert (done.rc, done.result["status"]) == (0, "absent"), done.output
+    assert f"It is unknown whether all disks of VM {vm['vmid']} are removed: a node that may" in done.output
+
+
 @pytest.mark.proxmox(
     behaviour="a destroy removes no volume that only a snapshot names, and does not log it",
     versions="8, 9",

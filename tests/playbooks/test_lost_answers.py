@@ -13,7 +13,7 @@ MAX_REQUESTS = 12
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", ["lost_answer", "move", "cut_off_before"])
+@pytest.mark.parametrize("kind", ["lost_answer", "move"])
 def test_a_restart_that_lost_any_one_answer_completes_at_its_repetition(
     kind: str, bench: Bench, warm_executor: ExecutorBench
 ) -> None:

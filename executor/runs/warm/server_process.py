@@ -33,7 +33,7 @@ class ServerProcess:
     """One server process, which ends when the agent closes the pipe to its standard input or dies."""
 
     def __init__(self, folder: Path, number: int, env: Mapping[str, str], cwd: Path) -> None:
-        """Start a server with the working directory `cwd` and wait until it is ready. Raises OSError if it is not.
+        """Start a server with the working directory `cwd`. Raises OSError.
 
         `number` is a part of the names of the server's socket and log in `folder`.
         """
@@ -54,18 +54,20 @@ class ServerProcess:
                 stderr=log_file,
                 start_new_session=True,
             )
-        try:
-            self._wait_until_ready()
-        except BaseException:
-            self.end()
-            raise
 
     def should_be_replaced(self) -> bool:
         """True when the server has served MAX_RUNS runs, or its memory has grown too much."""
         return self.run_count >= MAX_RUNS or self._memory_mib() - self._memory_mib_at_start > MAX_GROWTH_MIB
 
-    def _wait_until_ready(self) -> None:
-        """Wait until the server writes READY. If it ends before that, raise OSError with the last line of its log."""
+    def wait_until_ready(self) -> None:
+        """Wait until the server is ready. If it ends before that, raise OSError with the last line of its log."""
+        try:
+            self._wait_for_first_line()
+        except BaseException:
+            self.end()
+            raise
+
+    def _wait_for_first_line(self) -> None:
         timer = threading.Timer(START_TIMEOUT_S, self.process.kill)
         timer.start()
         with self._require_pipe(self.process.stdout) as output:
@@ -87,6 +89,10 @@ class ServerProcess:
             refusals = [line for line in new_lines if line.startswith(forkserver.REFUSED_LINE_START)]
             return refusals[-1].removeprefix(forkserver.REFUSED_LINE_START) if refusals else ""
         return ""
+
+    def kill(self) -> None:
+        """Kill the server, which has no run yet. `wait_until_ready` then raises OSError."""
+        self.process.kill()
 
     def end(self) -> None:
         """End the server, wait for it, and remove its socket and log. Current runs continue under their guards."""

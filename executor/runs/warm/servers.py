@@ -48,6 +48,7 @@ class WarmServers:
         self._make_environment = environment
         self._lock = threading.Lock()
         self._server: ServerProcess | None = None  #: the server that new runs use
+        self._starting_server: ServerProcess | None = None  #: a server that is not ready yet
         self._start_count = 0  #: the number of starts so far, which is part of the names of the sockets
         self._probed_at = 0.0
         self._start_after = 0.0  #: no server is started before this point in `time.monotonic()`
@@ -84,14 +85,16 @@ class WarmServers:
             return self._server.process.pid if self._server else None
 
     def close(self) -> None:
-        """End the server. Current runs continue."""
-        self._is_closed = True
-        if (start_thread := self._start_thread) is not None:
-            start_thread.join(START_TIMEOUT_S)
+        """End the server, also one that is just starting. Current runs continue."""
         with self._lock:
+            self._is_closed = True
             server, self._server = self._server, None
+            if self._starting_server is not None:
+                self._starting_server.kill()
         if server is not None:
             server.end()
+        if (start_thread := self._start_thread) is not None:
+            start_thread.join(START_TIMEOUT_S)
 
     def log_unavailable(self, reason: str) -> None:
         """Log why runs are cold, or why the server is replaced. Each reason is logged only once."""
@@ -154,21 +157,36 @@ class WarmServers:
             return
         self._start_after = now + RESTART_BACKOFF_S
         self._start_count += 1
-        self._start_thread = threading.Thread(
-            target=self._start_server, args=(self._start_count,), name="warm-start", daemon=True
-        )
-        self._start_thread.start()
+        thread = threading.Thread(target=self._start_server, args=(self._start_count,), name="warm-start", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the limit of threads, or of memory, is reached: runs are cold
+            self.log_unavailable(str(error))
+        else:
+            self._start_thread = thread
 
     def _start_server(self, number: int) -> None:
         """Start a server, use it for new runs, and end the server that was used before."""
         try:
             server = ServerProcess(self._folder, number, self._make_environment(), self._cwd)
+            with self._lock:
+                self._starting_server = server
+                if self._is_closed:
+                    server.kill()
+            server.wait_until_ready()
         except Exception as error:  # every error is only logged, because runs are cold without a server
-            self.log_unavailable(str(error) or type(error).__name__)
+            if not self._is_closed:
+                self.log_unavailable(str(error) or type(error).__name__)
             return
+        finally:
+            with self._lock:
+                self._starting_server = None
         with self._lock:
             self._probed_at = time.monotonic()
-            old_server, self._server = self._server, server
-        if old_server is not None:
-            old_server.end()
-        log.info("warm_server_started", pid=server.process.pid)
+            unused_server = server if self._is_closed else self._server
+            if not self._is_closed:
+                self._server = server
+        if unused_server is not None:
+            unused_server.end()
+        if unused_server is not server:
+            log.info("warm_server_started", pid=server.process.pid)

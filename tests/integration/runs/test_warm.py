@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from executor.redaction import Redactor
 from executor.runs.actions import ansible_home
 from executor.runs.runner import Runner, RunnerPaths
 from executor.runs.warm import patches, protocol, server_process, servers
+from executor.runs.warm.servers import WarmServers
 
 pytestmark = [pytest.mark.xdist_group("warm"), pytest.mark.timeout(900)]
 
@@ -779,6 +781,47 @@ def test_after_a_stop_runs_are_cold_and_the_folder_is_removed(site: Site) -> Non
     assert not is_alive(pid)
     assert list(site.run_dir.iterdir()) == []
     assert not was_warm(site.play(debug(WHICH)))
+
+
+#: Delays the start of each Python process until the file `go` exists.
+SLOW_START = """
+import os, time
+while not os.path.exists({go!r}):
+    time.sleep(0.05)
+"""
+
+
+def test_closing_ends_a_server_that_is_just_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "START_TIMEOUT_S", 0.5)
+    (tmp_path / "sitecustomize.py").write_text(SLOW_START.format(go=str(tmp_path / "go")))
+    marker = {"SMITH_TEST_SERVER": str(tmp_path)}
+    warm_servers = WarmServers(tmp_path, tmp_path, lambda: {**os.environ, **marker, "PYTHONPATH": str(tmp_path)})
+
+    def server_pids() -> set[int]:
+        found = process_tree.processes_with_variable("SMITH_TEST_SERVER", f"{tmp_path}\0")
+        return {pid for pid in found if is_alive(pid)}
+
+    with structlog.testing.capture_logs() as logs:
+        warm_servers.start()
+        eventually(server_pids)
+        warm_servers.close()
+        assert server_pids() == set()
+        (tmp_path / "go").touch()  # so that the test leaves no process if it fails
+    assert warm_servers.pid() is None
+    assert unavailable(logs) == []
+
+
+def test_runs_are_cold_while_no_thread_can_start_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warm_servers = WarmServers(tmp_path, tmp_path, lambda: dict(os.environ))
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with structlog.testing.capture_logs() as logs, monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)  # as Python does at the operating system's limit
+        command = warm_servers.command(["ansible-playbook", "play.yml"], str(Path(sys.executable).parent))
+    assert command == [*process_tree.guard_prefix(), "ansible-playbook", "play.yml"]
+    assert unavailable(logs) == ["can't start new thread"]
 
 
 def test_a_server_is_replaced_without_a_cold_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

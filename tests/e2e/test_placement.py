@@ -33,6 +33,7 @@ def pve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxmoxStandIn]:
         running.control("add_template", vmid=9101, name="debian-12-b", node="pve2")
         running.control("configure", vmid=9101, values={"tags": "image-trixie"})
         running.control("grant", path="/", privilege="Sys.Audit")
+        running.control("grant", path="/nodes", privilege="Sys.Audit")  # shows the load of the nodes
         yield running
 
 
@@ -180,11 +181,16 @@ def test_a_vm_is_placed_on_the_only_node_with_its_bridge(pve: ProxmoxStandIn) ->
 
 
 def test_without_visible_load_the_templates_node_is_chosen(pve: ProxmoxStandIn) -> None:
-    for node in ("pve1", "pve2"):
-        pve.control("node", node=node, maxmem=0, mem=0, maxcpu=0)
-    with placer(pve).allocate(request()) as placed:
-        assert placed.node == "pve1"
-        assert LOAD_UNKNOWN in placed.reason
+    pve.control("node", node="pve1", maxmem=16 * GIB, mem=12 * GIB)
+    for path in ("/", "/nodes"):
+        pve.control("revoke", path=path, privilege="Sys.Audit")
+    try:
+        with placer(pve).allocate(request()) as placed:
+            assert placed.node == "pve1"
+            assert LOAD_UNKNOWN in placed.reason
+    finally:
+        for path in ("/", "/nodes"):
+            pve.control("grant", path=path, privilege="Sys.Audit")
 
 
 def test_creates_in_progress_count_until_a_newer_list_shows_their_vms(pve: ProxmoxStandIn) -> None:
@@ -276,6 +282,7 @@ def test_a_burst_spreads_over_the_nodes_and_every_result_has_its_placement(make_
     lab = make_lab(PROXMOX_TEMPLATES="", PROXMOX_ANY_TEMPLATE="true", PROXMOX_STORAGE="ceph", SMITH_CONCURRENCY="4")
     lab.proxmox.control("add_template", vmid=SHARED, name="cloud", node="pve1", storage="ceph")
     lab.proxmox.control("configure", vmid=SHARED, values={"tags": "image-debian-13"})
+    lab.proxmox.control("grant", path="/nodes", privilege="Sys.Audit")
     lab.start_executor()
 
     services = [lab.order_service(f"spread-{number}", image="debian-13") for number in range(6)]

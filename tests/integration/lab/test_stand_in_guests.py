@@ -103,6 +103,25 @@ def test_a_node_without_statistics_is_unknown(stand_in: ProxmoxStandIn, api: Any
 
 
 @pytest.mark.proxmox(
+    behaviour="the lists of nodes and resources have a node's CPU and memory only with Sys.Audit on the node",
+    versions="8, 9",
+    source="pve-manager: PVE/API2Tools.pm, extract_node_stats",
+    reaction="places each new VM on its template's node without this privilege; doctor says so",
+)
+def test_the_load_of_a_node_needs_the_privilege_to_audit_it(stand_in: ProxmoxStandIn, api: Any) -> None:
+    def lists() -> list[list[dict[str, Any]]]:
+        return [api.nodes.get(), api.cluster.resources.get(type="node")]
+
+    assert [set(row) & {"cpu", "mem", "maxcpu", "maxmem"} for rows in lists() for row in rows] == [set()] * 4
+    assert [row["status"] for rows in lists() for row in rows] == ["online"] * 4
+    stand_in.control("grant", path="/nodes", privilege="Sys.Audit")
+    try:
+        assert all(row["maxcpu"] and row["maxmem"] for rows in lists() for row in rows)
+    finally:
+        stand_in.control("revoke", path="/nodes", privilege="Sys.Audit")
+
+
+@pytest.mark.proxmox(
     behaviour="a node that the cluster does not reach is `offline`; its guests' rows lose name, template and status",
     versions="8, 9",
     source="pve-manager: PVE/API2Tools.pm, extract_vm_stats",

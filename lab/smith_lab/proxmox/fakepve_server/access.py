@@ -19,6 +19,8 @@ GIB = 1024**3
 #: The capacity and use of a node for which no test has set other values by the control port. The capacity is so large
 #: that the VMs of all tests fit.
 DEFAULT_NODE_STATS = {"cpu": 0.02, "maxcpu": 64, "mem": 8 * GIB, "maxmem": 4096 * GIB}
+#: The members of a node's row that Proxmox sends only to a caller with Sys.Audit on this node.
+NODE_STATISTICS = ("uptime", "cpu", "maxcpu", "mem", "maxmem", "disk", "maxdisk")
 CLOUD_INIT_KEYS = ("ciuser", "cipassword", "sshkeys", "nameserver", "searchdomain", "citype", "ciupgrade", "cicustom")
 
 
@@ -56,19 +58,23 @@ class AccessChecks(FakePve):
             for row in answer["data"]
             if row["type"] != "storage" or self.allowed(request[USER], f"/storage/{row['storage']}", "Datastore.Audit")
         ]
-        self._complete_node_rows([row for row in visible_rows if row["type"] == "node"])
+        self._complete_node_rows([row for row in visible_rows if row["type"] == "node"], request[USER])
         return ok(visible_rows)
 
     async def _nodes(self, request: web.Request) -> web.Response:
         """List the nodes with their capacity and use. If the cluster has no quorum, only the first node is online."""
         answer = json.loads((await super()._nodes(request)).text)
-        self._complete_node_rows(answer["data"])
+        self._complete_node_rows(answer["data"], request[USER])
         return ok(answer["data"])
 
-    def _complete_node_rows(self, rows: list[dict[str, Any]]) -> None:
+    def _complete_node_rows(self, rows: list[dict[str, Any]], user: str) -> None:
+        """Add the capacity and the use of each online node, or remove them if the caller has no Sys.Audit on it."""
         for row in rows:
             if row["status"] == "online":
                 row.update({**DEFAULT_NODE_STATS, **self.nodes[row["node"]].get("stats", {})})
+            if not self.allowed(user, f"/nodes/{row['node']}", "Sys.Audit"):
+                for name in NODE_STATISTICS:
+                    row.pop(name, None)
         if not self.quorate:
             for row in rows[1:]:
                 row["status"] = "offline"

@@ -31,6 +31,12 @@ _partial_index("ix_mappings_one_per_service", Mapping.service_id, unique=True, o
 _partial_index("ix_mappings_one_per_vmid", Mapping.cluster, Mapping.vmid, unique=True, only="state != 'deleted'")
 _partial_index("ix_mappings_deleted", Mapping.deleted_at, only="state = 'deleted'")
 _partial_index("ix_mappings_tenant", Mapping.tenant_id, only="state != 'deleted'")
+_partial_index(
+    "ix_mappings_volumes_left",
+    Mapping.cluster,
+    Mapping.vmid,
+    only="state = 'deleted' AND substr(note, 1, 14) = 'VOLUMES_LEFT: '",
+)
 Index("ix_audit_subject", AuditEntry.subject_kind, AuditEntry.subject_id)
 
 #: The tables with their indexes.

@@ -3,8 +3,8 @@
 A VMID is reserved for a service before any request to Proxmox uses the VMID. Two creates never use the same VMID: a
 unique index allows at most one current mapping for each VMID of a cluster. A current mapping is one that is not
 deleted. The rows of deleted mappings stay as history until `prune` removes them. After a mapping is deleted, its VMID
-is in quarantine: for some time, no new mapping uses it. No function commits: the caller opens and commits the
-transaction.
+is in quarantine: for some time, no new mapping uses it. If volumes of its VM still exist, no new mapping uses the VMID
+until they are removed. No function commits: the caller opens and commits the transaction.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy import Select, delete, func, literal_column, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -46,7 +46,10 @@ MAX_FOUND_MAPPINGS = 100
 # These conditions contain literals, so that SQLite uses the partial indexes.
 _IS_CURRENT = Mapping.state != DELETED_LITERAL
 _IS_DELETED = Mapping.state == DELETED_LITERAL
-_HAS_VOLUMES_LEFT = _IS_DELETED & Mapping.note.startswith(NOTE_VOLUMES_LEFT, autoescape=True)
+_NAMES_VOLUMES = func.substr(
+    Mapping.note, literal_column("1"), literal_column(str(len(NOTE_VOLUMES_LEFT)))
+) == literal_column(f"'{NOTE_VOLUMES_LEFT}'")
+_HAS_VOLUMES_LEFT = _IS_DELETED & _NAMES_VOLUMES
 
 #: The name of a cluster, and the lowest and the highest VMID for new VMs on this cluster.
 ClusterVmidRange = tuple[str, int, int]
@@ -96,7 +99,8 @@ def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: f
     """Return a VMID of the range that is neither mapped, nor in quarantine, nor in `used_vmids`.
 
     `used_vmids` are the VMIDs that guests in Proxmox use. The VMID of a deleted mapping is in quarantine for
-    `quarantine_s` after the deletion. Raises JobError CAPACITY when no VMID of the range is available.
+    `quarantine_s` after the deletion, and as long as volumes of the deleted VM still exist: a new VM would find them
+    under its own names. Raises JobError CAPACITY when no VMID of the range is available.
     """
     cluster, lowest, highest = vmid_range
     # The VMID of a mapping that was deleted after this time is in quarantine.
@@ -104,7 +108,8 @@ def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: f
     in_range = select(Mapping.vmid).where(Mapping.cluster == cluster, Mapping.vmid.between(lowest, highest))
     unavailable_vmids = set(used_vmids)
     # There is one query for each partial index, because a single query with OR would read the whole table.
-    for is_unavailable in (_IS_CURRENT, _IS_DELETED & (Mapping.deleted_at > quarantine_cutoff)):
+    is_in_quarantine = _IS_DELETED & (Mapping.deleted_at > quarantine_cutoff)
+    for is_unavailable in (_IS_CURRENT, is_in_quarantine, _HAS_VOLUMES_LEFT):
         unavailable_vmids |= set(session.scalars(in_range.where(is_unavailable)))
     for _ in range(RANDOM_TRIES):
         vmid = random.randint(lowest, highest)  # noqa: S311 (not for security)
@@ -308,7 +313,7 @@ def prune(session: Session, *, deleted_before: datetime, limit: int) -> int:
     A row that names volumes which may still exist is kept.
     """
     old_rows = select(Mapping.id).where(_IS_DELETED, Mapping.deleted_at < deleted_before)
-    old_rows = old_rows.where(Mapping.note.is_(None) | ~Mapping.note.startswith(NOTE_VOLUMES_LEFT, autoescape=True))
+    old_rows = old_rows.where(Mapping.note.is_(None) | ~_NAMES_VOLUMES)
     old_ids = session.scalars(old_rows.order_by(Mapping.deleted_at).limit(limit)).all()
     return execute_and_count(session, delete(Mapping).where(Mapping.id.in_(old_ids)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.deleted_vms import check_deleted_vms
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.doctor.proxmox_templates import check_os_templates, check_templates
 from executor.errors import JobError
@@ -45,6 +46,7 @@ def check_proxmox(settings: Settings) -> Iterator[CheckResult]:
         ("bridge", _check_bridges),
         ("vmid range", _check_vmid_range),
         ("tags", _check_tags),
+        ("deleted vms", check_deleted_vms),
     ):
         yield from _run_check(name, check, context)
 

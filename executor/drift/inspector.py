@@ -17,8 +17,9 @@ from executor.database.engine import reading
 from executor.database.tables import utc_now
 from executor.drift import rows
 from executor.drift.compare import compare
-from executor.drift.facts import ClusterState, Facts, Finding, GuestFacts, MappingFacts, ServiceFacts, VolumesLeft
+from executor.drift.facts import ClusterState, Facts, Finding, GuestFacts, MappingFacts, ServiceFacts
 from executor.drift.inconclusive import why_fulcrum_is_inconclusive, why_proxmox_is_inconclusive
+from executor.drift.volumes import existing_volumes
 from executor.errors import JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import ListedService
@@ -96,7 +97,7 @@ class Inspector:
             guests=guests,
             vmids_without_guest=vmids_without_guest,
             services=services,
-            volumes_left=[self._existing_volumes(left) for left in rows_after.volumes_left],
+            volumes_left=[existing_volumes(self.proxmox, left) for left in rows_after.volumes_left],
             services_with_recent_job=services_with_recent_job,
             busy_services=rows_before.busy_services | rows_after.busy_services | changed_services,
             foreign_services=rows_before.foreign_services | rows_after.foreign_services,
@@ -110,17 +111,6 @@ class Inspector:
             mapping_count=len(rows_after.mappings),
             foreign_guest_count=facts.foreign_guest_count,
         )
-
-    def _existing_volumes(self, left: VolumesLeft) -> VolumesLeft:
-        """Return those volumes of a deleted VM that still exist. A volume is gone only if its storage can be read."""
-        return replace(left, volumes=tuple(volume for volume in left.volumes if self._may_exist(left, volume)))
-
-    def _may_exist(self, left: VolumesLeft, volume: str) -> bool:
-        try:
-            listed = self.proxmox.volumes(left.mapping.node, volume.partition(":")[0], vmid=left.mapping.vmid)
-        except JobError:
-            return True
-        return volume in listed
 
     # --- Proxmox --------------------------------------------------------------------------------------------------
 

@@ -36,10 +36,15 @@ def read(session: Session, cluster: str) -> Rows:
         mappings=tuple(mapping_facts(row) for row in mapping_rows if row.cluster == cluster),
         busy_services=queries.busy_services(session),
         foreign_services=frozenset(row.service_id for row in mapping_rows if row.cluster != cluster),
-        volumes_left=tuple(
-            VolumesLeft(mapping=mapping_facts(row), volumes=tuple(mappings.volumes_left(row)))
-            for row in mappings.with_volumes_left(session, cluster)
-        ),
+        volumes_left=read_volumes_left(session, cluster),
+    )
+
+
+def read_volumes_left(session: Session, cluster: str) -> tuple[VolumesLeft, ...]:
+    """Read which volumes of deleted VMs existed after the deletion."""
+    return tuple(
+        VolumesLeft(mapping=mapping_facts(row), volumes=tuple(mappings.volumes_left(row)))
+        for row in mappings.with_volumes_left(session, cluster)
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ..plugin_utils import cloud_init, configuration, creation, failures, steps
+from ..plugin_utils import cloud_init, configuration, creation, failures, steps, volumes
 from ..plugin_utils.identity import kind_of, lock_problem, reservation_problem
 from ..plugin_utils.request_values import is_yes
 from ..plugin_utils.shared.required_members import REQUIRED_MEMBERS
@@ -38,6 +38,8 @@ class ActionModule(VmAction):
         )
         # Every refusal comes before the first change.
         self.refuse(reservation_problem(before, vm), lock_problem(before), creation.request_problem(before, vm))
+        if not before["exists"]:
+            self.refuse(self._volumes_problem(before["template"]))
         if not before["exists"] and self.is_check_mode:
             return self._planned(before)
         created = steps.unchanged(before) if before["exists"] else self._create(before)
@@ -51,6 +53,12 @@ class ActionModule(VmAction):
             upids=created.upids + configured.upids,
             **more,
         )
+
+    def _volumes_problem(self, template: dict[str, Any]) -> str:
+        """Return why the free VMID must not be used: a former guest has left volumes on the new guest's storages."""
+        node = str(self.vm.get("node") or template.get("node") or "")
+        storages = volumes.storages_of_new_guest(self.vm, template)
+        return volumes.reuse_problem(self.cluster, node, int(self.vm["vmid"]), storages)
 
     def _planned(self, before: Facts) -> dict[str, Any]:
         """Return the result of check mode for a guest that does not exist yet."""

@@ -44,6 +44,8 @@ LOG_PAGE_LINES = 5000
 MAX_LOG_PAGES = 20
 #: Maximum number of Proxmox tasks that are listed. Proxmox lists the clone tasks of all jobs under their template.
 MAX_LISTED_TASKS = 500
+#: The kinds of content of a storage that are disks of guests. Archives of a VMID's former guests are not.
+DISK_CONTENT = ("images", "rootdir")
 #: HTTP statuses with which Proxmox reports that another node does not answer.
 NODE_DOWN_STATUSES = range(595, 600)
 
@@ -300,12 +302,12 @@ class Cluster:
         return [{"name": row["name"], "taken_at": int(row.get("snaptime") or 0)} for row in rows]
 
     def volumes(self, node: str, storage: str, vmid: int) -> list[str]:
-        """Return the ids of the VMID's volumes on a storage; [] if the storage cannot be read."""
+        """Return the ids of the VMID's disks on a storage; [] if the storage cannot be read."""
         try:
             rows = self.api.nodes(node).storage(storage).content.get(vmid=vmid)
         except FAILED_CALL:
             return []
-        return [str(row["volid"]) for row in rows]
+        return [str(row["volid"]) for row in rows if row.get("content", "images") in DISK_CONTENT]
 
     def settings(self, node: str, vmid: int) -> list[tuple[str, Any]]:
         """Return the keys and values of the guest's configuration: the current values, then the pending ones."""

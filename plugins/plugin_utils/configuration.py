@@ -11,11 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 from . import cloud_init, container, disks, hardware
-from .deletion import DELETION_TAG, WITHOUT_TAGS, deletion_due_at, deletion_line, has_deletion_line
+from .deletion import DELETION_TAG, WITHOUT_TAGS
 from .failures import failure_after_look_up, is_outcome_unknown, proxmox_failure
 from .identity import PROTECTED_TAG, TAG, is_marked, kind_of, only_identity
+from .notes import changed_description, is_deletion_cancelled
 from .request_values import is_yes
-from .shared.marker import agent_in, marker_for, with_agent, without_forged_lines, without_our_lines
 
 
 def changes(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
@@ -79,38 +79,11 @@ def is_restart_needed(facts: dict[str, Any]) -> bool:
     return bool(facts["pending"] or facts["cloud_init_pending"]) and facts["status"] == "running"
 
 
-def description(vm: dict[str, Any]) -> str:
-    """Return the guest's description: the service's text, then our lines.
-
-    A part of the service's text that imitates one of our lines is altered.
-    """
-    text = without_forged_lines(str(vm.get("description") or "")).strip()
-    our_lines = f"{deletion_line(vm)}{marker_for(str(vm['service_id']).lower())}"
-    return with_agent(f"{text}\n\n{our_lines}" if text else our_lines, str(vm.get("agent_id") or ""))
-
-
 def _identity(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters that identify the VM: name, description with the marker, and tags."""
     has_marker = is_marked(facts, vm)
-    text = _description(facts, vm, has_marker)
+    text = changed_description(facts, vm, has_marker)
     return {"name": str(vm["name"]), "description": text, "tags": _tags(facts, vm, has_marker)}
-
-
-def _description(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> str | None:
-    """Return the whole new description, or None if the description need not change.
-
-    A request without an agent's id keeps the agent that the description names.
-    """
-    if not has_marker:
-        return description(vm)
-    current = str(facts["config"].get("description") or "")
-    agent_id = str(vm.get("agent_id") or agent_in(current))
-    if "description" in vm:
-        return description({**vm, "agent_id": agent_id})
-    is_line_removed = _is_deletion_cancelled(facts, vm) and has_deletion_line(facts)
-    if is_line_removed or deletion_line(vm):
-        return description({**vm, "agent_id": agent_id, "description": without_our_lines(current)})
-    return with_agent(current, agent_id) if agent_id.lower() != agent_in(current) else None
 
 
 def _tags(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[str] | None:
@@ -119,24 +92,19 @@ def _tags(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[s
         return None
     is_requested, protection = "tags" in vm, vm.get("protection")
     delete_at = vm.get("delete_at") if kind_of(vm) == "qemu" else None
-    is_deletion_cancelled = kind_of(vm) == "qemu" and _is_deletion_cancelled(facts, vm)
-    if not is_requested and has_marker and protection is None and not delete_at and not is_deletion_cancelled:
+    is_cancelled = kind_of(vm) == "qemu" and is_deletion_cancelled(facts, vm)
+    if not is_requested and has_marker and protection is None and not delete_at and not is_cancelled:
         return None
     given = {str(tag).lower() for tag in vm.get("tags") or []}
     ours = {tag for tag in given if tag.startswith(f"{TAG}-")}  # a service must not set tags with our prefix
     tags = {TAG, *(given - ours if is_requested or not has_marker else facts["tags"])} - {PROTECTED_TAG}
-    if delete_at or is_deletion_cancelled:
+    if delete_at or is_cancelled:
         tags = {tag for tag in tags if not DELETION_TAG.fullmatch(tag)}
     if delete_at:
         tags |= {f"{TAG}-delete-{delete_at}"}
     keeps_protection = PROTECTED_TAG in facts["tags"] and has_marker
     is_protected = keeps_protection if protection is None else is_yes(protection)
     return sorted(tags | ({PROTECTED_TAG} if is_protected else set()))
-
-
-def _is_deletion_cancelled(facts: dict[str, Any], vm: dict[str, Any]) -> bool:
-    """Return True if the request cancels a deletion for which the VM is marked."""
-    return is_yes(vm.get("cancel_deletion", False)) and bool(deletion_due_at(facts))
 
 
 def _password(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str | None:

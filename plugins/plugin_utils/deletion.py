@@ -53,9 +53,10 @@ def deletion_due_at(facts: dict[str, Any]) -> int:
     return max((int(match.group(1)) for match in (*_deletion_lines(facts), *tags)), default=0)
 
 
-def has_deletion_line(facts: dict[str, Any]) -> bool:
-    """Return True if the deletion mark of the guest is a line of its description, not a tag."""
-    return bool(_deletion_lines(facts))
+def written_deletion_line(facts: dict[str, Any]) -> str:
+    """Return the line of the guest's description with its deletion mark; '' if it has none, or if the mark is a tag."""
+    lines = [match.group(0).strip() + "\n" for match in _deletion_lines(facts)]
+    return max(lines, key=lambda line: int(line.partition("=")[2]), default="")
 
 
 def deletion_line(vm: dict[str, Any]) -> str:

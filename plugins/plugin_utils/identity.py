@@ -18,6 +18,8 @@ from .request_values import is_yes
 TAG = "smith"
 #: The tag of a VM whose protection flag was requested by its service, not set by an operator.
 PROTECTED_TAG = "smith-protected"
+#: The line of a description that replaces PROTECTED_TAG if Proxmox refuses the tags of the VM.
+PROTECTED_LINE = "smith-protected=1\n"
 #: The HA state of a guest that the HA manager could not start, stop or move.
 HA_ERROR = "error"
 UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -99,10 +101,17 @@ def is_unnamed_clone(facts: dict[str, Any]) -> bool:
 def is_protected_from_us(facts: dict[str, Any], is_deletion: bool) -> bool:
     """Return True if Proxmox's protection flag of the VM forbids this action.
 
-    A flag that an operator has set forbids every change. A flag that the service has requested, which PROTECTED_TAG
-    states, forbids only the deletion. So an update can remove the flag.
+    A flag that an operator has set forbids every change. A flag that the service has requested, which PROTECTED_TAG or
+    PROTECTED_LINE states, forbids only the deletion. So an update can remove the flag.
     """
-    return bool(facts["is_protected"] and (is_deletion or PROTECTED_TAG not in facts["tags"]))
+    is_requested = PROTECTED_TAG in facts["tags"] or has_protected_line(facts)
+    return bool(facts["is_protected"] and (is_deletion or not is_requested))
+
+
+def has_protected_line(facts: dict[str, Any]) -> bool:
+    """Return True if the guest's description has PROTECTED_LINE."""
+    lines = str(facts["config"].get("description") or "").splitlines()
+    return PROTECTED_LINE.strip() in [line.strip() for line in lines]
 
 
 def absence_problem(facts: dict[str, Any], vmid: int, may_be_absent: bool) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the volumes of a deleted guest that still exist.
+"""Finds the volumes of a deleted guest that still exist, after its deletion and before a new guest gets its VMID.
 
 Proxmox removes a guest also if it cannot remove one of its disks, and it does not remove a volume that only a snapshot
 names. The cloud-init drive is such a volume, too: it contains the hash of a password.
@@ -51,6 +51,24 @@ def volumes_left(cluster: Cluster, node: str, vmid: int, expected: Iterable[str]
     storages = {volume.partition(":")[0] for volume in expected}
     listed = {volume for storage in sorted(storages) for volume in cluster.volumes(node, storage, vmid)}
     return sorted((expected & listed) | set(logged))
+
+
+def storages_of_new_guest(vm: dict[str, Any], template: dict[str, Any]) -> set[str]:
+    """Return the storages that a new guest will have volumes on: those of the request and of its template."""
+    config = template.get("config", {})
+    drives = [str(value).partition(",")[0] for key, value in config.items() if VOLUME_KEY.match(key)]
+    of_template = {drive.partition(":")[0] for drive in drives if _VOLUME.match(drive)}
+    requested = [vm.get("storage"), *(disk.get("storage") for disk in vm.get("disks") or [])]
+    return of_template | {str(storage) for storage in requested if storage}
+
+
+def reuse_problem(cluster: Cluster, node: str, vmid: int, storages: Iterable[str]) -> str:
+    """Return why a free VMID must not be used: its former guest has left volumes on one of these storages.
+
+    A new guest would have them under its own names.
+    """
+    found = sorted(volume for storage in sorted(storages) for volume in cluster.volumes(node, storage, vmid))
+    return f"VM_ID_TAKEN: VMID {vmid} has volumes of a former guest: {', '.join(found)}" if found else ""
 
 
 def warning(vmid: int, volumes: Iterable[str]) -> str:

@@ -23,6 +23,7 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import (
     hardware,
     identity,
     login,
+    notes,
     preconditions,
     proxmox_tasks,
     request_values,
@@ -670,8 +671,39 @@ def test_a_clone_does_not_keep_the_agent_of_its_template() -> None:
 
 
 def test_a_service_cannot_forge_the_agent() -> None:
-    text = configuration.description(make_vm(description=f"smith-agent={FORMER_AGENT}", agent_id=AGENT))
+    text = notes.description(make_vm(description=f"smith-agent={FORMER_AGENT}", agent_id=AGENT))
     assert marker.agent_in(text) == AGENT
+
+
+LINES = "a shop\n\nsmith-delete-at=1060\nsmith-protected=1\nsmith-uid={0}"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "after"),
+    [
+        ({}, None),
+        ({"description": "b"}, "b\n\nsmith-delete-at=1060\nsmith-protected=1\nsmith-uid={0}"),
+        ({"protection": True, "description": "b"}, "b\n\nsmith-delete-at=1060\nsmith-protected=1\nsmith-uid={0}"),
+        ({"protection": False}, "a shop\n\nsmith-delete-at=1060\nsmith-uid={0}"),
+        ({"cancel_deletion": True}, "a shop\n\nsmith-protected=1\nsmith-uid={0}"),
+        (
+            {"cancel_deletion": True, "protection": False, "description": "smith-protected=1"},
+            "smith-protected: 1\n\nsmith-uid={0}",
+        ),
+    ],
+)
+def test_a_change_keeps_the_lines_of_the_notes_that_replace_tags(wanted: dict[str, Any], after: str | None) -> None:
+    found = make_found(description=LINES.format(SERVICE), protection=1, tags="")
+    sent = configuration.changes(found, make_vm(without_tags=True, **wanted)).get("description")
+    assert sent == (after and after.format(SERVICE))
+
+
+def test_a_protection_that_the_notes_state_is_the_services_own() -> None:
+    found = make_found(description=LINES.format(SERVICE), protection=1, tags="")
+    assert identity.identity_problem(found, make_vm()) == ""
+    assert identity.identity_problem(found, make_vm(), may_be_absent=True).startswith("VM_PROTECTED")
+    operators = make_found(description=f"smith-uid={SERVICE}", protection=1, tags="")
+    assert identity.identity_problem(operators, make_vm()).startswith("VM_PROTECTED")
 
 
 def test_a_containers_deletion_mark_is_a_description_line_that_a_service_cannot_forge() -> None:
@@ -684,7 +716,7 @@ def test_a_containers_deletion_mark_is_a_description_line_that_a_service_cannot_
     assert configuration.changes(marked, make_vm(kind="lxc", cancel_deletion=True)) == {
         "description": f"a shop\n\nsmith-uid={SERVICE}"
     }
-    forged = configuration.description(make_vm(kind="lxc", description="smith-delete=1\nx"))
+    forged = notes.description(make_vm(kind="lxc", description="smith-delete=1\nx"))
     assert deletion.deletion_due_at(make_container(description=forged)) == 0
     assert deletion.deletion_due_at(make_found(description=f"smith-delete=1\nsmith-uid={SERVICE}")) == 0
 

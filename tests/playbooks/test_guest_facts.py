@@ -198,5 +198,23 @@ def test_a_grace_deletion_without_tags_is_marked_in_the_notes(bench: Bench) -> N
     assert bench.pve.guest(vm["vmid"]) is None
 
 
+@pytest.mark.parametrize("had_tags", [True, False])
+def test_the_protection_of_a_vm_is_removed_although_proxmox_refuses_its_tags(bench: Bench, had_tags: bool) -> None:
+    """The mark of a protection that the service has requested is a tag, or a line of the notes if tags are refused."""
+    vm = bench.vm(protection=True)
+    if not had_tags:
+        bench.pve.control("options", user_allow="none")
+    assert bench.play("create", vm).message == ""
+    bench.pve.control("options", user_allow="none")
+    assert ("smith-protected=1" in bench.guest(vm)["config"]["description"]) is not had_tags
+    assert bench.play("start", vm).message == ""
+    assert bench.play("delete", vm).code == "VM_PROTECTED"
+    identity = {name: vm[name] for name in ("service_id", "vmid", "name", "timeout_s", "shutdown_timeout_s")}
+    assert bench.play("update", {**identity, "cores": 4, "description": "a shop"}).message == ""
+    assert bench.play("update", {**identity, "protection": False}).message == ""
+    assert "smith-protected=1" not in bench.guest(vm)["config"]["description"]
+    assert bench.play("delete", vm).message == ""
+
+
 def due(vm: dict[str, Any]) -> str:
     return f"smith-delete-at=1\nsmith-uid={vm['service_id']}"

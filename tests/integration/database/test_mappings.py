@@ -16,7 +16,7 @@ from sqlalchemy import Engine, event, update
 
 from executor.database import mappings
 from executor.database.engine import reading, transaction
-from executor.database.tables import Mapping, db_now
+from executor.database.tables import Mapping, db_now, utc_now
 from executor.errors import JobError
 from executor.model import MappingState
 from executor.shared.error_codes import ErrorCode
@@ -199,6 +199,20 @@ def test_a_freed_vmid_is_in_quarantine_before_it_is_used_again(engine: Engine, h
     assert pick(engine, 101, 101) == 101
 
 
+def test_a_vmid_is_not_used_while_volumes_of_its_deleted_vm_exist(engine: Engine) -> None:
+    """A new VM on this VMID would have the disks of a former customer under its own names."""
+    mapping_id = reserved(engine)
+    apply_result(engine, mapping_id, vmid=101, status="absent", volumes_left=["ceph:vm-101-disk-0"])
+    with transaction(engine) as session:
+        session.execute(update(Mapping).values(deleted_at=db_now(-1_000_000)))
+        assert mappings.prune(session, deleted_before=utc_now(), limit=9) == 0
+    with pytest.raises(JobError, match="CAPACITY"):
+        pick(engine, 101, 101)
+    with transaction(engine) as session:
+        mappings.note_volumes_removed(session, mapping_id)
+    assert pick(engine, 101, 101) == 101
+
+
 # --- states of a mapping ------------------------------------------------------------------------------------------
 
 
@@ -341,7 +355,7 @@ def test_the_node_of_a_vm_is_stored(engine: Engine) -> None:
     assert row(engine, other).node is None
 
 
-def test_a_vmid_is_picked_with_the_indexes_of_current_and_of_deleted_mappings(engine: Engine) -> None:
+def test_a_vmid_is_picked_with_an_index_for_each_reason_why_a_vmid_is_not_available(engine: Engine) -> None:
     """A scan of the whole table would take longer with every VM that was ever deleted."""
     statements: list[tuple[str, Any]] = []
 
@@ -361,9 +375,10 @@ def test_a_vmid_is_picked_with_the_indexes_of_current_and_of_deleted_mappings(en
         for statement, parameters in statements:
             plan = connection.exec_driver_sql(f"{explain} {statement}", parameters)
             steps.append(" ".join(str(row[-1]) for row in plan))
-    assert len(steps) == 2
+    assert len(steps) == 3
     assert "ix_mappings_one_per_vmid" in steps[0]
     assert "ix_mappings_deleted" in steps[1]
+    assert "ix_mappings_volumes_left" in steps[2]
 
 
 def test_the_current_mapping_of_a_service_is_read_from_its_index(sqlite_engine: Engine) -> None:

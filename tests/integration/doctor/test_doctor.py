@@ -17,6 +17,8 @@ from smith_lab.system import LabSystem, running_lab
 from support import fork_server
 
 from executor.agent import disk_space as space
+from executor.database import mappings, schema
+from executor.database.engine import open_engine, transaction
 from executor.doctor.checks import CheckResult, Status, exit_code
 from executor.doctor.machine import COLLECTION_RANGE, MIN_ANSIBLE_CORE
 from executor.doctor.run import run_checks
@@ -406,3 +408,54 @@ def test_tags_that_proxmox_refuses_are_a_warning(
     finally:
         lab.proxmox.control("revoke", path="/", privilege="Sys.Audit")
         lab.proxmox.control("remove", vmid=9301)
+
+
+def test_without_the_privilege_to_audit_nodes_doctor_says_where_vms_are_placed(doctor: Doctor, lab: LabSystem) -> None:
+    check = doctor().only("placement")
+    assert (check.status, "template's node" in check.text, "Sys.Audit on /nodes" in check.text) == (
+        Status.OK,
+        True,
+        True,
+    )
+    lab.proxmox.control("grant", path="/nodes", privilege="Sys.Audit")
+    try:
+        assert doctor().named("placement") == []
+    finally:
+        lab.proxmox.control("revoke", path="/nodes", privilege="Sys.Audit")
+
+
+@pytest.mark.parametrize(("kind", "tool"), [("add", "qm"), ("add_container", "pct")])
+def test_a_guest_whose_deletion_was_interrupted_is_a_warning(
+    doctor: Doctor, lab: LabSystem, kind: str, tool: str
+) -> None:
+    assert doctor().only("deleted vms").status is Status.OK
+    lab.proxmox.control(kind, vmid=9302, name="x")
+    lab.proxmox.control("lock", vmid=9302, lock="destroyed")
+    try:
+        results = doctor()
+    finally:
+        lab.proxmox.control("remove", vmid=9302)
+    check = results.only("deleted vms")
+    assert (check.status, results.code) == (Status.WARNING, 0)
+    assert "9302 on pve1" in check.text
+    assert check.hints[0].endswith(f"{tool} unlock 9302 && {tool} destroy 9302")
+
+
+def test_volumes_of_a_deleted_vm_are_a_warning_until_they_are_removed(
+    doctor: Doctor, lab: LabSystem, tmp_path: Path
+) -> None:
+    volume, service_id = "ceph:vm-9303-disk-0", "0d5d5bd1-2f7e-4b8a-9e0c-7f5a2c1b3d4f"
+    (tmp_path / "data").mkdir()
+    engine = open_engine(f"sqlite:///{tmp_path / 'data' / 'smith.db'}")
+    schema.upgrade(engine)
+    with transaction(engine) as session:
+        place = {"cluster": "default", "vmid": 9303, "name": "x", "node": "pve1"}
+        mapping = mappings.insert_active(session, service_id=service_id, **place)
+        assert mapping
+        mappings.apply_result(session, mapping.id, {"status": "absent", "volumes_left": [volume]})
+    engine.dispose()
+    lab.proxmox.control("add_volume", storage="ceph", volume="vm-9303-disk-0", vmid=9303, size=1)
+    check = doctor().only("deleted vms")
+    assert (check.status, check.hints) == (Status.WARNING, (f"on pve1: pvesm free {volume}",))
+    lab.proxmox.control("storage", storage="ceph", volumes={})
+    assert doctor().only("deleted vms").status is Status.OK

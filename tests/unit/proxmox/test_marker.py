@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import configuration, guest_facts, identity
+from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import guest_facts, identity, notes
 
 from executor.proxmox.client import ProxmoxReader
 from executor.runs.extra_vars import make_description
@@ -37,7 +37,7 @@ def test_the_actions_take_a_vm_for_the_services_exactly_if_the_executor_does(cas
 
 def test_a_services_own_text_never_contains_a_marker(case: dict[str, Any]) -> None:
     assert markers_in(make_description(case["description"])) == []
-    written = configuration.description({"service_id": ANY_SERVICE, "description": case["description"]})
+    written = notes.description({"service_id": ANY_SERVICE, "description": case["description"]})
     assert service_in(written) == ANY_SERVICE
     assert markers_in(without_our_lines(written)) == []
 

@@ -1,0 +1,59 @@
+"""Checks whether deletions of VMs have left something: a guest with only its lock, or volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from executor.database.engine import open_engine, reading, sqlite_file
+from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.proxmox_context import ProxmoxContext
+from executor.drift import rows
+from executor.drift.facts import VolumesLeft
+from executor.drift.volumes import existing_volumes
+from executor.errors import DatabaseError
+from executor.model import GuestKind
+from executor.settings.settings import Settings
+
+_RESULT = ResultFactory(Area.PROXMOX)
+#: The lock that Proxmox sets at the end of a deletion. If the deletion is interrupted then, it never ends.
+DESTROYED = "destroyed"
+
+
+def check_deleted_vms(context: ProxmoxContext) -> Iterator[CheckResult]:
+    """Warn of guests whose deletion was interrupted, and of volumes of deleted VMs that still exist."""
+    warnings = [*_half_destroyed_guests(context), *_volumes_left(context)]
+    yield from warnings or [_RESULT.ok("deleted vms")]
+
+
+def _half_destroyed_guests(context: ProxmoxContext) -> Iterator[CheckResult]:
+    for row in context.guests:
+        if row.lock == DESTROYED:
+            tool, kind = ("pct", "container") if row.kind == GuestKind.LXC else ("qm", "VM")
+            text = f"a deletion of {kind} {row.vmid} on {row.node} is not complete: only the guest's lock is left"
+            remedy = f"if no deletion runs, on {row.node}: {tool} unlock {row.vmid} && {tool} destroy {row.vmid}"
+            yield _RESULT.warn("deleted vms", text, remedy)
+
+
+def _volumes_left(context: ProxmoxContext) -> Iterator[CheckResult]:
+    for noted in _noted_volumes(context.settings):
+        left = existing_volumes(context.reader, noted)
+        if left.volumes:
+            text = f"VM {left.mapping.vmid} is deleted, but these volumes exist: {', '.join(left.volumes)}"
+            commands = [f"on {left.mapping.node or 'a node'}: pvesm free {volume}" for volume in left.volumes]
+            yield _RESULT.warn("deleted vms", f"{text}; no new VM gets this VMID until they are removed", *commands)
+
+
+def _noted_volumes(settings: Settings) -> tuple[VolumesLeft, ...]:
+    """Return the volumes that the database names; none if it cannot be read, which the database's check reports."""
+    file = sqlite_file(settings.smith_database_url)
+    if file is not None and not file.exists():
+        return ()
+    try:
+        engine = open_engine(settings.smith_database_url)
+        try:
+            with reading(engine) as session:
+                return rows.read_volumes_left(session, settings.smith_cluster)
+        finally:
+            engine.dispose()
+    except DatabaseError:
+        return ()

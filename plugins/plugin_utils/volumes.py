@@ -74,4 +74,4 @@ def reuse_problem(cluster: Cluster, node: str, vmid: int, storages: Iterable[str
 def warning(vmid: int, volumes: Iterable[str]) -> str:
     """Return the warning about the volumes of a deleted guest that still exist."""
     text = f"VM {vmid} is deleted, but Proxmox could not remove {', '.join(volumes)}"
-    return f"{VOLUMES_LEFT}: {text}: remove it by hand, before another guest gets the VMID"
+    return f"{VOLUMES_LEFT}: {text}: remove it by hand; no new guest may get the VMID until then"

@@ -60,6 +60,41 @@ def test_f23_only_the_playbook_processes_are_killed(make_system: MakeSystem, war
     system.assert_consistent()
 
 
+def ansible_worker(system: SystemUnderTest) -> psutil.Process | None:
+    """Return the process that executes the Ansible task of the only run: a fork of its parent.
+
+    In a cold run it is a worker process of ansible-playbook. A warm run executes its tasks in the playbook's process.
+    """
+    commands = {}
+    for process in system.run_processes():
+        with contextlib.suppress(psutil.NoSuchProcess):  # module processes are short-lived
+            commands[process.pid] = (process, process.ppid(), process.cmdline())
+    forks = [
+        process
+        for process, parent_pid, command in commands.values()
+        if parent_pid in commands and commands[parent_pid][2] == command
+    ]
+    return forks[0] if forks else None
+
+
+@pytest.mark.parametrize(
+    ("warm", "reason"),
+    [("off", "the process of an Ansible task was killed"), ("on", "the playbook was killed by signal 9")],
+)
+def test_f23_only_the_process_of_an_ansible_task_is_killed(make_system: MakeSystem, warm: str, reason: str) -> None:
+    """Memory runs out and only the process of an Ansible task is killed → the job is retried; one VM."""
+    system = make_system(time_scale=0.5, SMITH_WARM=warm)
+    system.start()
+    service_id = system.order_service("f23-task")
+    system.until(lambda: system.clones_of(service_id), "the clone to begin")
+    system.until(lambda: ansible_worker(system), "the process of the Ansible task").kill()
+    assert system.wait_for_jobs(service_id)["status"] == "Stopped"
+    (requeued,) = system.wait_for_log("job_requeued")
+    assert reason in requeued["reason"]
+    assert len(system.clones_of(service_id)) == 1
+    system.assert_consistent()
+
+
 def oom_score_adj(pid: int) -> int | None:
     """Return a process's `oom_score_adj`; None if the process has ended."""
     try:

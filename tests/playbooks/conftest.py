@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from both_ways import WAYS, Play, by_hand, by_the_agent
 from executor_bench import ExecutorBench
 from lab_bench import LabBench, is_configured, problem
 from play_bench import Bench
@@ -77,3 +78,9 @@ def warm_executor(stand_in: ProxmoxStandIn, tmp_path_factory: pytest.TempPathFac
     executor.warm_up()
     yield executor
     executor.runner.stop_warm_servers()
+
+
+@pytest.fixture(params=WAYS)
+def play(request: pytest.FixtureRequest, bench: Bench) -> Play:
+    """The test's way to run an action. The test runs once for each way."""
+    return by_hand(bench) if request.param == WAYS[0] else by_the_agent(request.getfixturevalue("warm_executor"))

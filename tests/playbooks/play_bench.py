@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 import yaml
@@ -22,6 +22,7 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn
 if TYPE_CHECKING:
     from warm_plays import WarmPlays
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 #: The ansible-playbook to test. TEST_ANSIBLE_PLAYBOOK names that of another Ansible.
 ANSIBLE_PLAYBOOK = os.environ.get("TEST_ANSIBLE_PLAYBOOK", str(Path(sys.executable).with_name("ansible-playbook")))
@@ -177,7 +178,7 @@ class Bench:
         ran = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
         return read_record(Path(env["PLAY_RECORD"]), ran.returncode, ran.stdout + ran.stderr)
 
-    def changing_requests(self, play: Callable[[], Outcome]) -> tuple[Outcome, list[str]]:
+    def changing_requests(self, play: Callable[[], T]) -> tuple[T, list[str]]:
         """Run a play; return its outcome and its changing requests."""
         self.pve.reset_request_log()
         outcome = play()

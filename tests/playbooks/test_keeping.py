@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from both_ways import Play
 from play_bench import Bench, needs
 
 
@@ -77,9 +78,9 @@ def test_a_backup_removes_no_archive(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("kind", ["qemu", "lxc"])
-def test_the_notes_of_an_archive_name_the_service(bench: Bench, kind: str) -> None:
+def test_the_notes_of_an_archive_name_the_service(bench: Bench, play: Play, kind: str) -> None:
     guest = bench.add_container() if kind == "lxc" else bench.add_vm()
-    done = bench.play("backup", {**guest, "backup_storage": "backups"})
+    done = play("backup", {**guest, "backup_storage": "backups"})
     notes = bench.pve.storages()["backups"]["notes"][done.result["backup"].removeprefix("backups:")]
     assert notes == f"{guest['name']}\nsmith-uid={guest['service_id']}"
 

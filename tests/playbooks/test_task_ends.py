@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from executor_bench import ExecutorBench
+from both_ways import Play
 from play_bench import Bench
 
 NOISE = [f"line {n}" for n in range(100)]
@@ -46,43 +45,31 @@ ENDS: list[tuple[str, dict[str, Any], str, str, list[str], str]] = [
     ),
 ]
 
-Code = Callable[[str, dict[str, Any]], str]
-
-
-@pytest.fixture(params=["by hand", "by the agent"])
-def code_of(request: pytest.FixtureRequest, bench: Bench) -> Iterator[Code]:
-    """The code with which an action fails."""
-    if request.param == "by hand":
-        yield lambda action, vm: bench.play(action, vm).code
-        return
-    executor: ExecutorBench = request.getfixturevalue("warm_executor")
-    yield lambda action, vm: str(executor.play(action, vm).code)
-
 
 @pytest.mark.parametrize("end", ENDS, ids=[end[5] for end in ENDS])
 def test_the_code_of_a_failed_proxmox_task_is_that_of_its_cause(
-    bench: Bench, code_of: Code, end: tuple[str, dict[str, Any], str, str, list[str], str]
+    bench: Bench, play: Play, end: tuple[str, dict[str, Any], str, str, list[str], str]
 ) -> None:
     action, more, task_type, status, log, code = end
     vm = bench.add_vm()
     bench.pve.fail_task(task_type, status, log=NOISE + log, vmid=vm["vmid"])
-    assert code_of(action, {**vm, **more}) == code
+    assert play(action, {**vm, **more}).code == code
 
 
-def test_an_action_on_a_vm_whose_deletion_was_interrupted(bench: Bench, code_of: Code) -> None:
+def test_an_action_on_a_vm_whose_deletion_was_interrupted(bench: Bench, play: Play) -> None:
     vm = bench.add_vm()
     text = "cfs-lock 'file-user_cfg' error: got lock request timeout"
     bench.pve.fail_task("qmdestroy", text, vmid=vm["vmid"], leaves_lock="destroyed")
-    assert code_of("delete", vm) == "VM_LOCKED"
-    assert code_of("delete", vm) == "VM_HALF_DESTROYED"
+    assert play("delete", vm).code == "VM_LOCKED"
+    assert play("delete", vm).code == "VM_HALF_DESTROYED"
 
 
-def test_a_failed_clone_of_version_8_is_found_by_the_only_task(bench: Bench, code_of: Code) -> None:
+def test_a_failed_clone_of_version_8_is_found_by_the_only_task(bench: Bench, play: Play) -> None:
     """Version 8 does not log which VM a clone task makes."""
     bench.pve.control("version", version="8.4.1")
     try:
         bench.pve.fail_task("qmclone", "clone failed: No space left on device")
-        assert code_of("create", bench.vm()) == "CAPACITY"
+        assert play("create", bench.vm()).code == "CAPACITY"
     finally:
         bench.pve.control("version", version="9.0.10")
 

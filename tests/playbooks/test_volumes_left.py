@@ -1,0 +1,65 @@
+"""Volumes of deleted guests: a delete warns of them, and no new guest gets their VMID. By hand and by the agent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from both_ways import Play
+from play_bench import Bench
+
+GIB = 1024**3
+
+
+@pytest.mark.parametrize("version", ["8.4.1", "9.0.10"])
+@pytest.mark.parametrize("drive", ["scsi0", "ide2"])
+def test_a_deletion_names_the_volumes_that_proxmox_could_not_remove(
+    bench: Bench, play: Play, drive: str, version: str
+) -> None:
+    """Proxmox 8 ends the Proxmox task with OK, Proxmox 9 with WARNINGS. The cloud-init drive has a password's hash."""
+    vm = bench.vm(node="pve1")
+    assert play("create", vm).message == ""
+    volume = bench.guest(vm)["config"][drive].partition(",")[0]
+    bench.pve.control("unremovable", volume=volume)
+    bench.pve.control("version", version=version)
+    try:
+        done = play("delete", vm)
+    finally:
+        bench.pve.control("version", version="9.0.10")
+    assert (done.message, done.result["status"], done.result["volumes_left"]) == ("", "absent", [volume])
+    assert done.result["warnings"][0].startswith(f"VOLUMES_LEFT: VM {vm['vmid']} is deleted")
+
+
+def new_guest(bench: Bench, kind: str) -> tuple[dict[str, Any], str]:
+    """Return the request for a new guest, and the storage on which one of its volumes will be."""
+    if kind == "container":
+        return bench.container(node="pve1", storage="ceph", os_template=bench.place.os_template), "ceph"
+    if kind == "blank":
+        return bench.vm(template_vmid=None, blank=True, node="pve1", storage="ceph"), "ceph"
+    if kind == "linked clone":
+        return bench.vm(full_clone=False), "local-lvm"
+    if kind == "second disk":
+        return bench.vm(disks=[{"disk": "scsi1", "size_gib": 1, "storage": "ceph"}]), "ceph"
+    return bench.vm(storage="ceph"), "ceph"
+
+
+@pytest.mark.parametrize("kind", ["full clone", "linked clone", "second disk", "blank", "container"])
+def test_a_vmid_with_volumes_of_a_former_guest_is_refused_before_any_change(
+    bench: Bench, play: Play, kind: str
+) -> None:
+    """The new guest would have the disks of a former customer under its own names."""
+    vm, storage = new_guest(bench, kind)
+    volume = f"vm-{vm['vmid']}-disk-0"
+    bench.pve.control("add_volume", storage=storage, volume=volume, vmid=vm["vmid"], size=GIB)
+    refused, changes = bench.changing_requests(lambda: play("create", vm))
+    assert (refused.code, changes) == ("VM_ID_TAKEN", [])
+    assert f"{storage}:{volume}" in refused.message
+
+
+def test_archives_of_a_former_guest_are_no_reason_to_refuse_its_vmid(bench: Bench, play: Play) -> None:
+    bench.pve.control("add_storage", storage="mixed", type="dir", content="images,backup", avail=100 * GIB)
+    former = bench.add_vm()
+    assert play("backup", {**former, "backup_storage": "mixed"}).message == ""
+    assert play("delete", former).message == ""
+    vm = {**bench.vm(storage="mixed"), "vmid": former["vmid"]}
+    assert play("create", vm).message == ""

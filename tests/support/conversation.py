@@ -15,6 +15,8 @@ from typing import Any
 import requests
 import yaml
 
+from executor.fulcrum.types import VAULT_PREFIX
+
 TIMEOUT_S = 30
 Json = dict[str, Any]
 
@@ -27,8 +29,8 @@ TEXT_MEMBERS = ("error", "message", "errorMessage")
 NESTED = "<nested>"
 #: Members of an answer that count through the whole database, so their value depends on earlier runs.
 COUNTER_MEMBERS = ("sequenceNumber", "lastEventSequenceProcessed")
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 #: Matches a random secret, such as the value of a token. Only its length is compared.
 _SECRET = re.compile(r"[A-Za-z0-9_-]{40,}={0,2}")
@@ -72,7 +74,8 @@ class Conversation:
     def ask(self, step: Json) -> Json:
         """Send the request of a step; return the facts of its answer."""
         method, path, caller = _parse_request(step["ask"])
-        response = self._send(method, self._fill(path), caller, step)
+        # A secret is kept as the reference `vault://<id>`, and FulcrumCore's paths have only the id.
+        response = self._send(method, self._fill(path).replace(VAULT_PREFIX, ""), caller, step)
         body = _parse_body(response)
         if isinstance(body, dict):
             body |= dict.fromkeys(step.get("ignore", ()), "<not compared>")
@@ -111,8 +114,8 @@ class Conversation:
 
     def _keep(self, name: str, value: Any) -> None:
         self._values[name] = value
-        if isinstance(value, str) and _UUID.fullmatch(value.removeprefix("vault://")):
-            self._names.setdefault(value.removeprefix("vault://"), name)
+        if isinstance(value, str) and UUID.fullmatch(value.removeprefix(VAULT_PREFIX)):
+            self._names.setdefault(value.removeprefix(VAULT_PREFIX), name)
 
     def _note_created(self, method: str, path: str, response: requests.Response, body: Any) -> None:
         is_creation = method == "POST" and response.status_code == 201 and path.count("/") == 1
@@ -141,9 +144,9 @@ class Conversation:
         return value
 
     def _replace(self, text: str) -> str:
-        text = _UUID.sub(lambda hit: f"<{self._name_of(hit[0])}>", text)
+        text = UUID.sub(lambda hit: f"<{self._name_of(hit[0])}>", text)
         text = _SECRET.sub(lambda hit: f"<{len(hit[0])} characters>", text)
-        text = _ORIGIN.sub("<url>", _TIME.sub("<time>", text))
+        text = _ORIGIN.sub("<url>", TIME.sub("<time>", text))
         return text.replace(self._values["run"], "<run>")
 
     def _name_of(self, identifier: str) -> str:

@@ -54,6 +54,25 @@ def log_of(pve1: Any, upid: str, **query: int) -> list[str]:
 
 
 @pytest.mark.proxmox(
+    behaviour="an ISO image in a CD-ROM drive stays in its storage when the drive is removed or the VM is destroyed",
+    versions="8, 9",
+    source="qemu-server: PVE/QemuServer.pm, destroy_vm",
+)
+@pytest.mark.parametrize("is_removed_before", [True, False])
+def test_an_iso_image_is_not_removed_with_its_drive_or_vm(
+    stand_in: ProxmoxStandIn, pve1: Any, is_removed_before: bool
+) -> None:
+    clone(pve1)
+    image = {"content": "iso", "format": "iso", "size": 1024**2, "ctime": 0}
+    stand_in.control("storage", storage="local", volumes={"iso/debian-13.iso": image})
+    pve1.qemu(VMID).config.put(ide3="local:iso/debian-13.iso,media=cdrom")
+    if is_removed_before:
+        pve1.qemu(VMID).config.put(delete="ide3")
+    assert end_of(pve1, pve1.qemu(VMID).delete()) == "OK"
+    assert stand_in.storages()["local"]["volumes"] == ["iso/debian-13.iso"]
+
+
+@pytest.mark.proxmox(
     behaviour="a task's log has its first 50 lines unless `limit` is given, and the cause of a failure is at its end",
     versions="8, 9",
     source="pve-manager: PVE/API2/Tasks.pm, read_task_log",

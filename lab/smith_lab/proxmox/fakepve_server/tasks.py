@@ -91,7 +91,12 @@ class TimedTasks(FakePve):
             log.append(f"transferred {tenth * 0.8:.1f} GiB of 8.0 GiB ({tenth * 10}.00%)")
 
     def _qm_free(self, volid: str) -> None:
-        """Remove a volume. One that cannot be removed stays; the destruction of its VM logs that and continues."""
+        """Remove a volume that belongs to a guest. An ISO image belongs to none.
+
+        A volume that cannot be removed stays; the destruction of its VM logs that and continues.
+        """
+        if str(volume_ref(volid)[1]).startswith("iso/"):
+            return
         if volid in self.unremovable_volumes:
             vmid = re.search(r"vm-(\d+)-", volid).group(1)  # type: ignore[union-attr]
             self._log_of("qmdestroy", vmid).append(f"WARN: Could not remove disk '{volid}', check manually: busy")

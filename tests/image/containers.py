@@ -42,6 +42,22 @@ COMMAND_LIMIT_S = 120.0
 STOP_LIMIT_S = 60
 
 
+#: The network is shared with the container of the other tests, which has the port for HTTP.
+PODMAN_OF_THE_TESTS = """\
+#!/bin/sh
+set -eu
+[ "$1" = run ]
+shift
+for last in "$@"; do :; done
+[ "$last" = localhost/agent-smith:latest ]
+for argument in "$@"; do
+  shift
+  [ "$argument" = "$last" ] || set -- "$@" "$argument"
+done
+exec {podman} run --network=ns:{network} --no-healthcheck --env=SMITH_HTTP_ADDR=off "$@" {image}
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Site:
     """The files of an operator: settings, secret files with the CA, and a data folder."""
@@ -249,6 +265,33 @@ def container_of(site: Site) -> Iterator[Container]:
         yield container
     finally:
         container.remove()
+
+
+@contextlib.contextmanager
+def started_by_install_command(command: str, folder: Path, *, name: str, volume: str) -> Iterator[Podman]:
+    """Run an install command in the folder, as an operator does; yield the container, and remove it with its volume.
+
+    `name` and `volume` are those in the command. Of podman's arguments, only the image is replaced by the one under
+    test; added are the network of the tests and what this network needs.
+    """
+    programs = folder / "bin"
+    programs.mkdir()
+    (programs / "podman").write_text(
+        PODMAN_OF_THE_TESTS.format(podman=shutil.which("podman"), network=NETWORK, image=IMAGE)
+    )
+    (programs / "podman").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+    container = Podman(site=Site(environment={}, secrets=folder, data=folder), name=name)
+    try:
+        shell = ["sh", "-c", command]
+        done = subprocess.run(
+            shell, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=COMMAND_LIMIT_S
+        )
+        assert done.returncode == 0, done.stderr
+        yield container
+    finally:
+        container.remove()
+        _podman("volume", "rm", "--force", volume, check=False)
 
 
 def smith(container: Container, *arguments: str) -> Any:

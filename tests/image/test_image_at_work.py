@@ -19,6 +19,7 @@ from containers import (
     needs_podman,
     prepare_site,
     smith,
+    started_by_install_command,
     wait_until_healthy,
 )
 from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
@@ -165,6 +166,32 @@ def test_the_image_works_with_only_the_settings_of_the_install_command(tmp_path:
         with container_of(Site(environment=environment, secrets=site.secrets, data=site.data)) as container:
             container.start()
             assert lab.wait_for_jobs(lab.order_service("web"), JOB_LIMIT_S)["status"] == "Stopped"
+
+
+@needs_podman
+def test_the_rendered_install_command_starts_a_working_executor(tmp_path: Path) -> None:
+    """The container has the arguments, the env file and the volume of FulcrumCore's install command, unchanged."""
+    with running_lab(tmp_path / "lab") as lab:
+        store_configuration(lab)
+        command = lab.admin.call("POST", f"/agents/{lab.ids.agent_id}/install-command")["installCommand"]
+        folder = tmp_path / "operator"
+        folder.mkdir()
+        name = "agent-smith"  # in the agent type, for the container and for its volume
+        with started_by_install_command(command, folder, name=name, volume=name) as container:
+            service_id = lab.order_service("web")
+            status = lab.wait_for_jobs(service_id, JOB_LIMIT_S)["status"]
+            assert status == "Stopped", container.logs()[-3000:]
+            assert outcome_of(lab.run_action(service_id, "start", JOB_LIMIT_S)) == "Completed"
+            assert outcome_of(lab.run_action(service_id, "delete", JOB_LIMIT_S)) == "Completed"
+            jobs = smith(container, "jobs", "list")
+            assert {(job["action"], job["status"]) for job in jobs} == {
+                (action, "completed") for action in ("create", "start", "delete")
+            }
+            facts = container.inspect()
+        assert facts["Config"]["User"] == "10001:10001"
+        assert facts["HostConfig"]["ReadonlyRootfs"] is True
+        assert facts["HostConfig"]["RestartPolicy"]["Name"] == "on-failure"
+        assert [mount["Name"] for mount in facts["Mounts"] if mount["Destination"] == "/data"] == [name]
 
 
 @needs_podman

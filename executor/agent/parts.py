@@ -154,6 +154,7 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
             name="Heartbeat",
             interval_s=settings.fulcrum_heartbeat_interval_s,
             run=Heartbeat(fulcrum=shared.fulcrum, state=state).send,
+            wake_requested=state.heartbeat_requested,
             link=link,
         ),
         CriticalJob(

@@ -78,6 +78,7 @@ class AgentState:
     draining: threading.Event = field(default_factory=threading.Event)  #: set: no more jobs are claimed
     stopping: threading.Event = field(default_factory=threading.Event)  #: set: every loop ends
     dispatch_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the dispatcher
+    heartbeat_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the heartbeat
     poll_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the poller
     report_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the reporter
     #: Set when FulcrumCore answers again after an outage. The reporter then ends the backoff of every report.
@@ -92,6 +93,7 @@ class AgentState:
     def __post_init__(self) -> None:
         self.fulcrum_link.recovery_events += [
             self.fulcrum_recovered,
+            self.heartbeat_requested,
             self.report_requested,
             self.poll_requested,
             self.dispatch_requested,

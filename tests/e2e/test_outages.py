@@ -43,6 +43,23 @@ def test_f11_fulcrumcore_outages_at_the_start_and_during_a_job_lose_nothing(make
     assert len(noisy) <= 8, [event["event"] for event in noisy]
 
 
+def test_a_heartbeat_follows_each_outage_at_once(make_lab: MakeLab) -> None:
+    """FulcrumCore marks an agent as disconnected after 30 s without one, and several short outages may cover several."""
+    lab = make_lab(FULCRUM_HEARTBEAT_INTERVAL_S="25", FULCRUM_POLL_INTERVAL_S="0.5")
+    lab.start_executor()
+    wait_for(lambda: lab.core.history(path_end="/agents/me/status"), 30, "the first heartbeat")
+    lab.core.clear_history()
+    lab.core.pause()
+    wait_for(lambda: lab.log_events("fulcrum_stopped_answering"), 30, "the outage to be noticed")
+    lab.core.resume()
+
+    wait_for(lambda: lab.core.history(path_end="/agents/me/status"), 60, "a heartbeat")
+
+    paths = [call["path"] for call in lab.core.history()]
+    earlier = paths[: next(number for number, path in enumerate(paths) if path.endswith("/agents/me/status"))]
+    assert sum(path.endswith("/jobs/pending") for path in earlier) < 20, "the heartbeat waited for its interval"
+
+
 def test_a_disabled_agent_claims_nothing_and_does_not_change_its_status(make_lab: MakeLab) -> None:
     lab = make_lab(FULCRUM_HEARTBEAT_INTERVAL_S="1")
     lab.start_executor()

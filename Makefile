@@ -15,7 +15,7 @@ COSTS := .pytest_cache/costs.jsonl
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab test contract slowest collection-test check security format bench chaos kill-matrix explore strangers mutation image image-test release release-test constraints clean
+.PHONY: help setup demo lab test contract slowest collection-test check security format bench chaos real-core kill-matrix explore strangers mutation image image-test release release-test constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,10 @@ bench: $(STAMP) ## run the benchmarks (BENCH_QUICK=1: two minutes; BENCH_ARGS=--
 
 chaos: $(STAMP) ## run jobs with random faults (JOBS, KILLS, SEED, DATABASE), then check that none was lost or done twice
 	@PYTHONPATH=tests $(BIN)/python -m faults.chaos --jobs $(or $(JOBS),300) --kills $(or $(KILLS),40) $(if $(SEED),--seed $(SEED)) --database $(or $(DATABASE),sqlite)
+
+real-core: $(STAMP) ## run jobs on your FulcrumCore (FULCRUM_BINARY) while it and its PostgreSQL are killed (JOBS, KILLS, SEED)
+	@$(if $(FULCRUM_BINARY),,$(error FULCRUM_BINARY is not set: name the program of a FulcrumCore))
+	@PYTHONPATH=tests $(BIN)/python -m faults.real_core --binary $(FULCRUM_BINARY) --jobs $(or $(JOBS),300) --kills $(or $(KILLS),30) $(if $(SEED),--seed $(SEED))
 
 kill-matrix: $(STAMP) ## kill each kind of process at each point of a create, start, update and delete (MATRIX_ARGS=--help)
 	@PYTHONPATH=tests $(BIN)/python -m faults.kill_matrix $(MATRIX_ARGS)

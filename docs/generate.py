@@ -20,6 +20,8 @@ DOCS = Path(__file__).parent
 TESTS = DOCS.parent / "tests"
 #: The recorded result of the last long run of `make chaos`, written by hand.
 CHAOS = TESTS / "data" / "chaos.md"
+#: The recorded result of the last run of `make real-core`, written by hand.
+REAL_CORE = TESTS / "data" / "real-core.md"
 #: The recorded result of the last run of `make kill-matrix`, written by hand.
 KILL_MATRIX = TESTS / "data" / "kill-matrix.md"
 #: The recorded result of the last run of `make mutation`, written by hand.
@@ -114,6 +116,23 @@ chaos run is part of `make test`.
 
 {chaos}
 
+`make real-core` runs the same jobs and a custom action on a real FulcrumCore, whose program you provide, with the
+Proxmox stand-in. It kills FulcrumCore's process, its PostgreSQL or both with SIGKILL and starts them again 1 to 8 s
+later. The final check is that of `make chaos`. The agent's requests pass a forwarder, and each exchange is checked:
+
+- the request's method, path, parameters and body, and the answer's status, headers and body must be like those in the
+  recorded conversations of `tests/contract`;
+- a 403 or 500 is allowed only while a part of FulcrumCore is killed, or within five seconds after its restart;
+- a 400 is allowed only for a job with an earlier request whose answer was lost, or which FulcrumCore has timed out;
+- a 404 is allowed only for a secret that the agent has read before: FulcrumCore deletes it when a job of the service
+  ends;
+- a report needs an earlier claim, and no request for a job may follow its acknowledged report.
+
+Jobs that FulcrumCore itself fails five minutes after their creation are counted apart. A short run with the simulator
+in FulcrumCore's place is part of `make test`.
+
+{real_core}
+
 `make kill-matrix` kills each kind of process at each point of a create, a start, an update and a delete, one per job.
 The points are the durable steps of the agent (`executor/agent/crash_points.py`) and each kind of request to Proxmox
 that a job without faults sends; the job is held at the point. The kinds are those of the process tree at that moment.
@@ -198,7 +217,7 @@ def errors_page() -> str:
 def faults_page() -> str:
     """Return docs/faults.md, from the names and first lines of the tests."""
     rows = [f"| {ident} | {fault} | {expected} | `{name}` |" for ident, fault, expected, name in sorted(fault_tests())]
-    records = {"chaos": CHAOS, "kill_matrix": KILL_MATRIX, "mutation": MUTATION}
+    records = {"chaos": CHAOS, "real_core": REAL_CORE, "kill_matrix": KILL_MATRIX, "mutation": MUTATION}
     texts = {name: file.read_text(encoding="utf-8").strip() for name, file in records.items()}
     return FAULTS.format(note=NOTE, rows="\n".join(rows), **texts)
 

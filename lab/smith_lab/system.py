@@ -51,13 +51,14 @@ class LabSystem:
     """
 
     folder: Path
-    core: SimulatorThread  #: the FulcrumCore simulator
+    core_url: str  #: the URL of FulcrumCore, without /api/v1
     admin: AdminClient
     ids: CreatedObjects  #: the ids of the objects in FulcrumCore, and the values of two tokens
     proxmox: ProxmoxStandIn
     #: Environment variables for the executor, set by the creator of this object. They override the lab's own settings.
     settings: dict[str, str] = field(default_factory=dict)
     python: str = sys.executable  #: the interpreter that runs the executor; the benchmarks run an earlier version, too
+    _simulator: SimulatorThread | None = None
     _executor: subprocess.Popen[bytes] | None = None
     _log: LogReader = field(default_factory=LogReader)
 
@@ -70,6 +71,13 @@ class LabSystem:
     def data_dir(self) -> Path:
         """The folder in which the executor keeps its database and its artifacts."""
         return Path(self.settings.get("SMITH_DATA_DIR", self.folder / "data"))
+
+    @property
+    def core(self) -> SimulatorThread:
+        """The FulcrumCore simulator. Raises RuntimeError if the lab uses another FulcrumCore."""
+        if self._simulator is None:
+            raise RuntimeError("this lab has no simulator")
+        return self._simulator
 
     @property
     def executor(self) -> subprocess.Popen[bytes]:
@@ -86,7 +94,7 @@ class LabSystem:
         """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(SETTING_PREFIXES)}
         return inherited | LAB_SETTINGS | self.proxmox.env() | {
-            "FULCRUM_API_URL": self.core.url,
+            "FULCRUM_API_URL": self.core_url,
             "FULCRUM_API_TOKEN": self.ids.agent_token,
             "PROXMOX_TEMPLATES": VM_TEMPLATES,
             "PROXMOX_OS_TEMPLATES": CONTAINER_TEMPLATES,
@@ -235,22 +243,33 @@ def running_lab(
     settings: Mapping[str, str] | None = None,
     core_port: int = 0,
     proxmox_port: int = 0,
+    core_url: str | None = None,
 ) -> Iterator[LabSystem]:
     """Run a simulator and a stand-in for the `with` block, and create in the simulator what an executor needs.
 
     `time_scale` is the number of real seconds for each second of simulated Proxmox time; with 0, Proxmox tasks take no
-    time. The caller starts the executor. This function stops the executor at the end of the block.
+    time. With `core_url`, the lab uses this FulcrumCore instead of a simulator; it must be a new one. The caller starts
+    the executor. This function stops the executor at the end of the block.
     """
     with ExitStack() as stack:
-        core = stack.enter_context(running_simulator(port=core_port))
+        simulator = None if core_url else stack.enter_context(running_simulator(port=core_port))
+        core_url = simulator.url if simulator else str(core_url)
         stand_in_folder = folder / "proxmox"
         stand_in_folder.mkdir(parents=True, exist_ok=True)
         proxmox = stack.enter_context(
             running_stand_in(time_scale=time_scale, folder=stand_in_folder, port=proxmox_port)
         )
-        admin = stack.enter_context(AdminClient(core.url))
+        admin = stack.enter_context(AdminClient(core_url))
         ids = bootstrap(admin)
-        lab = LabSystem(folder=folder, core=core, admin=admin, ids=ids, proxmox=proxmox, settings=dict(settings or {}))
+        lab = LabSystem(
+            folder=folder,
+            core_url=core_url,
+            admin=admin,
+            ids=ids,
+            proxmox=proxmox,
+            settings=dict(settings or {}),
+            _simulator=simulator,
+        )
         stack.callback(_stop_running_executor, lab)
         yield lab
 

@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from smith_lab.fulcrum_setup import SERVICE_TYPE_FILE, load_type
 from smith_lab.system import LabSystem, outcome_of, wait_for
+from support.custom_action import ISO, copy_action, offer_action
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples" / "actions"
-ISO = "local:iso/debian-13.iso"
 MakeLab = Callable[..., LabSystem]
-
-
-def service_type_with_the_action() -> dict:
-    """Return the VM service type with one more property and one more action."""
-    service_type = copy.deepcopy(load_type(SERVICE_TYPE_FILE))
-    service_type["name"] = "proxmox-vm-with-iso"
-    service_type["propertySchema"]["properties"]["isoImage"] = {
-        "type": "string",
-        "label": "ISO image",
-        "authorizers": [{"type": "actor", "config": {"actors": ["user"]}}],
-    }
-    transitions = [{"from": state, "to": state} for state in ("Stopped", "Started")]
-    service_type["lifecycleSchema"]["actions"].append({"name": "attach-iso", "transitions": transitions})
-    return service_type
 
 
 @pytest.fixture
 def lab(make_lab: MakeLab, tmp_path: Path) -> LabSystem:
     """A system with the custom action and a service type that offers it."""
-    folder = tmp_path / "actions"
-    shutil.copytree(EXAMPLES, folder)
-    for path in (folder, *folder.iterdir()):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    system = make_lab(SMITH_ACTIONS_PATH=str(folder))
-    system.proxmox.control("grant", path="/storage/local", privilege="Datastore.Audit")
-    image = {"content": "iso", "format": "iso", "size": 1024**2, "ctime": 0}
-    system.proxmox.control("storage", storage="local", volumes={ISO.partition(":")[2]: image})
-    created = system.admin.create("service-types", **service_type_with_the_action())
-    agent_type = system.admin.call("GET", f"/agent-types/{system.ids.agent_type_id}")
-    offered = [*(item["id"] for item in agent_type.get("serviceTypes", [])), created["id"]]
-    system.admin.call("PATCH", f"/agent-types/{system.ids.agent_type_id}", {"serviceTypeIds": offered})
-    system.ids = replace(system.ids, service_type_id=created["id"])
+    system = make_lab(SMITH_ACTIONS_PATH=str(copy_action(tmp_path / "actions")))
+    offer_action(system)
     system.start_executor()
     return system
 

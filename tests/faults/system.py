@@ -224,11 +224,11 @@ class SystemUnderTest:
         open_rows = "SELECT 1 FROM jobs WHERE status IN ('pending', 'processing') OR report_state = 'due'"
         return not self.rows(open_rows)
 
-    def facts(self) -> Json:
-        """Return the state of each side, for `history.violations`."""
+    def facts(self, calls: list[Json] | None = None) -> Json:
+        """Return the state of each side, for `history.violations`. Without `calls`, the simulator's history is used."""
         return {
             "core": {"services": self.lab.admin.list_services(), "jobs": self.lab.admin.list_all("jobs")},
-            "calls": self.lab.core.history(method="POST"),
+            "calls": self.lab.core.history(method="POST") if calls is None else calls,
             "rows": {name: self.rows(f"SELECT * FROM {name}") for name in ("jobs", "mappings")},  # noqa: S608
             "guests": self.lab.proxmox.guests(),
             "requests": self.lab.proxmox.request_log(),
@@ -243,12 +243,17 @@ def _engine(url: str) -> Engine:
 
 
 @contextmanager
-def running_system(folder: Path, *, time_scale: float = 0.0, **settings: str) -> Iterator[SystemUnderTest]:
-    """Run simulator and stand-in with VMs of other owners inside our VMID range; the caller starts the executor."""
+def running_system(
+    folder: Path, *, time_scale: float = 0.0, core_url: str | None = None, **settings: str
+) -> Iterator[SystemUnderTest]:
+    """Run simulator and stand-in with VMs of other owners inside our VMID range; the caller starts the executor.
+
+    With `core_url`, this new FulcrumCore is used instead of a simulator.
+    """
     crash_file = folder / "crash.json"
     crash_file.write_text("[]")
     wanted = {crash_points.CRASH_FILE_VARIABLE: str(crash_file), **settings}
-    with running_lab(folder, time_scale=time_scale, settings=wanted) as lab:
+    with running_lab(folder, time_scale=time_scale, settings=wanted, core_url=core_url) as lab:
         for vmid in FOREIGN_VMIDS:
             lab.proxmox.control("add", vmid=vmid, name=f"foreign-{vmid}", status="running", config={"cores": 1})
         try:

@@ -54,11 +54,12 @@ class PostgresCluster:
 
     folder: Path
     binaries: Path
+    options: tuple[str, ...] = FAST
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        settings = itertools.chain.from_iterable(("-c", setting) for setting in FAST)
+        settings = itertools.chain.from_iterable(("-c", setting) for setting in self.options)
         place = ["-D", self.folder / "data", "-k", self.folder, "-c", "listen_addresses="]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -75,6 +76,17 @@ class PostgresCluster:
         if self.process is not None:
             self.process.send_signal(signum)
             self.process.wait(timeout=START_WITHIN_S)
+
+    def kill(self) -> None:
+        """Kill every process of the server at once, as a crash of the machine does."""
+        assert self.process is not None
+        server = psutil.Process(self.process.pid)
+        processes = [server, *server.children(recursive=True)]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait(timeout=START_WITHIN_S)
+        psutil.wait_procs(processes[1:], timeout=START_WITHIN_S)
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
@@ -134,15 +146,22 @@ class PostgresCluster:
 @contextlib.contextmanager
 def postgres_cluster(binaries: Path) -> Iterator[PostgresCluster]:
     """Start a server with the migrated template, on a socket in its own folder; stop it by its pid."""
+    with empty_cluster(binaries) as cluster:
+        _make_template(cluster)
+        yield cluster
+
+
+@contextlib.contextmanager
+def empty_cluster(binaries: Path, options: tuple[str, ...] = FAST) -> Iterator[PostgresCluster]:
+    """Start a server with these options and without a database of ours; stop it by its pid."""
     in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  mkdtemp creates the folder
     folder = Path(tempfile.mkdtemp(prefix="smith-pg-", dir=in_memory))
-    cluster = PostgresCluster(folder, binaries)
+    cluster = PostgresCluster(folder, binaries, options)
     try:
         initdb = [binaries / "initdb", "--username=smith", "--auth=trust", "--no-sync", "--locale=C.UTF-8"]
         owner = _as_server_user(folder)
         subprocess.run([*initdb, "-D", folder / "data"], check=True, stdout=subprocess.DEVNULL, cwd=folder, **owner)
         cluster.start()
-        _make_template(cluster)
         yield cluster
     finally:
         cluster.stop()

@@ -30,15 +30,15 @@ def main() -> int:
     """Run the chaos, print its report and write it to bench/results."""
     size, record = _size_and_record()
     text = f"JOBS={size.jobs} KILLS={size.kills} SEED={size.seed} DATABASE={size.database}"
-    _print(f"seed {size.seed}: `make chaos {text}` repeats this run")
+    print_line(f"seed {size.seed}: `make chaos {text}` repeats this run")
     if size.why_no_small_disks:
-        _print(f"NOT TESTED: full folders: {size.why_no_small_disks}")
+        print_line(f"NOT TESTED: full folders: {size.why_no_small_disks}")
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        report = run(Path(folder), size, _progress())
-    _print(f"\n{report.text()}")
+        report = run(Path(folder), size, progress_printer())
+    print_line(f"\n{report.text()}")
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(report.record(), indent=1) + "\n", encoding="utf-8")
-    _print(f"written: {record}")
+    print_line(f"written: {record}")
     return 0 if report.is_passed else 1
 
 
@@ -65,7 +65,7 @@ def _size_and_record() -> tuple[Size, Path]:
     return size, wanted.record
 
 
-def _progress() -> Callable[[str], None]:
+def progress_printer() -> Callable[[str], None]:
     """Return a function that prints a text at most every ten seconds."""
     printed_at = 0.0
 
@@ -73,12 +73,12 @@ def _progress() -> Callable[[str], None]:
         nonlocal printed_at
         if time.monotonic() - printed_at >= PROGRESS_INTERVAL_S:
             printed_at = time.monotonic()
-            _print(text)
+            print_line(text)
 
     return progress
 
 
-def _print(text: str) -> None:
+def print_line(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import requests
 from faults.system import SystemUnderTest
-from smith_lab.fulcrum_setup import AdminCallFailed
+from smith_lab.fulcrum_setup import AdminCallFailed, AdminClient
 
 #: How many services may have an open job at the same time.
 MAX_OPEN_SERVICES = 20
@@ -27,6 +28,41 @@ ACTIONS = {
 }
 
 
+@dataclass(frozen=True)
+class ServiceState:
+    """A service at FulcrumCore."""
+
+    id: str
+    status: str
+
+
+#: All services of FulcrumCore, and the ids of those that have an open job.
+Services = tuple[list[ServiceState], set[str]]
+
+
+def services_in_simulator(system: SystemUnderTest) -> Callable[[], Services]:
+    """Return a function that reads the services from the simulator's memory, which costs less than requests."""
+    store = system.lab.core.server.store
+
+    def read() -> Services:
+        with store.lock:
+            busy = {job.service_id for job in store.jobs.values() if job.status in OPEN}
+            return [ServiceState(service.id, service.status) for service in store.services.values()], busy
+
+    return read
+
+
+def services_over_api(admin: AdminClient) -> Callable[[], Services]:
+    """Return a function that reads the services with requests, as any FulcrumCore answers them."""
+
+    def read() -> Services:
+        # The jobs are read first: a service whose job ends meanwhile is only seen later as one without an open job.
+        busy = {job["serviceId"] for status in OPEN for job in admin.list_all("jobs", status=status)}
+        return [ServiceState(item["id"], item["status"]) for item in admin.list_services()], busy
+
+    return read
+
+
 def make_room(system: SystemUnderTest) -> None:
     """Give the stand-in's storage more space than the VMs of any chaos run need, so that no create is refused."""
     system.lab.proxmox.control("storage", storage="local-lvm", avail=ROOM_BYTES, total=ROOM_BYTES)
@@ -39,6 +75,10 @@ class Load:
     system: SystemUnderTest
     rng: random.Random
     wanted: int
+    read_services: Callable[[], Services]
+    actions: Mapping[str, Mapping[str, int]] = field(default_factory=lambda: ACTIONS)
+    properties: Mapping[str, Any] = field(default_factory=dict)  #: of each ordered service, besides those of all
+    max_services: int = MAX_SERVICES
     requested: int = 0
     _groups: list[str] = field(default_factory=list)
 
@@ -48,37 +88,32 @@ class Load:
             self._request_jobs()
 
     def _request_jobs(self) -> None:
-        services, busy = self._services()
+        services, busy = self.read_services()
         existing = sum(service.status != "Deleted" for service in services)
         while self.requested < self.wanted and len(busy) < MAX_OPEN_SERVICES:
-            idle = [service for service in services if service.id not in busy and service.status in ACTIONS]
-            if idle and (existing >= MAX_SERVICES or self.rng.random() < 0.7):
+            idle = [service for service in services if service.id not in busy and service.status in self.actions]
+            if idle and (existing >= self.max_services or self.rng.random() < 0.7):
                 service = self.rng.choice(idle)
                 self._act(service)
                 busy.add(service.id)
-            elif existing < MAX_SERVICES:
+            elif existing < self.max_services:
                 busy.add(self._order())
                 existing += 1
             else:
                 return
-
-    def _services(self) -> tuple[list[Any], set[str]]:
-        store = self.system.lab.core.server.store
-        with store.lock:
-            busy = {job.service_id for job in store.jobs.values() if job.status in OPEN}
-            return list(store.services.values()), busy
 
     def _order(self) -> str:
         lab = self.system.lab
         if len(self._groups) < MAX_OPEN_SERVICES:
             self._groups.append(lab.admin.create_group(lab.ids.consumer_id, f"tenant-{len(self._groups)}"))
         group_id, disk_gib = self.rng.choice(self._groups), self.rng.choice((8, 10, 12))
-        service_id = self.system.order_service(f"chaos-{self.requested}", group_id=group_id, diskGb=disk_gib)
+        name = f"chaos-{self.requested}"
+        service_id = self.system.order_service(name, group_id=group_id, diskGb=disk_gib, **self.properties)
         self.requested += 1
         return service_id
 
-    def _act(self, service: Any) -> None:
-        choice = ACTIONS[service.status]
+    def _act(self, service: ServiceState) -> None:
+        choice = self.actions[service.status]
         action = self.rng.choices(list(choice), weights=list(choice.values()))[0]
         admin = self.system.lab.admin
         if action == "delete":

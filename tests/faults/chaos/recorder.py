@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
@@ -16,11 +17,14 @@ SAMPLE_INTERVAL_S = 0.25
 
 
 class Recorder:
-    """Copies the calls that the check needs from the simulator's history, whose length is limited."""
+    """Copies the calls that the check needs from FulcrumCore's history, whose length may be limited.
 
-    def __init__(self, system: SystemUnderTest) -> None:
+    `entries` returns the calls after the one with this sequence number, oldest first.
+    """
+
+    def __init__(self, system: SystemUnderTest, entries: Callable[[int], list[Json]]) -> None:
         self._system = system
-        self._lab = system.lab.core.server.lab_state
+        self._entries = entries
         self._seen = 0
         self._next_sample_at = 0.0
         self._run_pairs: Counter[tuple[str, str]] = Counter()  #: idents of runs that had live processes at once
@@ -36,7 +40,7 @@ class Recorder:
             self._next_sample_at = time.monotonic() + SAMPLE_INTERVAL_S
 
     def _record_calls(self) -> None:
-        for entry in self._lab.entries(self._seen):
+        for entry in self._entries(self._seen):
             if entry["status"] is None and entry["duration_s"] is None:
                 break  # still in progress: read again in the next turn
             self._seen = entry["seq"]

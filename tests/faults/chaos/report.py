@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from faults.chaos.killer import Killer
 from faults.chaos.recorder import Recorder
 
 #: The name under which violations are counted, by the start of their text. The first that fits counts.
 KINDS = {
     "R2 overlapping": "overlapping runs on one VM",
+    "R1 lost: FulcrumCore's job": "stuck",
     "R1": "lost",
     "R2": "doubled",
     "R3": "contradictory",
     "R4": "wrong VM",
     "R7": "orphan processes",
+    "contract": "contract with FulcrumCore",
 }
 #: The share of the jobs that must complete, so that the run has tested the whole way of a job often enough.
 MIN_COMPLETED_SHARE = 0.8
@@ -93,8 +94,10 @@ def listed(counts: dict[str, int]) -> str:
 def make_report(
     jobs: list[dict[str, Any]],
     recorder: Recorder,
-    killer: Killer,
     *,
+    kills: dict[str, int],
+    recovery_s: list[float],
+    troubles: dict[str, int],
     seed: int,
     database: str,
     took_s: float,
@@ -104,15 +107,15 @@ def make_report(
     """Build the report. `jobs` are FulcrumCore's jobs at the end."""
     codes = Counter(str(job["errorMessage"]).partition(":")[0] for job in jobs if job["status"] == "Failed")
     gaps = sorted(later - earlier for earlier, later in pairwise(recorder.heartbeat_times)) or [0.0]
-    recovery = sorted(killer.recovery_s) or [0.0]
+    recovery = sorted(recovery_s) or [0.0]
     return Report(
         seed=seed,
         database=database,
         took_s=took_s,
         jobs=dict(Counter(job["status"] for job in jobs)),
         codes=dict(codes),
-        kills=dict(killer.done),
-        troubles=dict(killer.troubles.done),
+        kills=kills,
+        troubles=troubles,
         not_tested=not_tested,
         violations=violations,
         recovery_p50_s=recovery[len(recovery) // 2],

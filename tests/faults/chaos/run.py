@@ -14,7 +14,7 @@ import psutil
 from faults.chaos import small_disks
 from faults.chaos.databases import Database, SqliteFile, running_postgres
 from faults.chaos.killer import Killer
-from faults.chaos.load import Load, make_room
+from faults.chaos.load import Load, make_room, services_in_simulator
 from faults.chaos.recorder import Recorder
 from faults.chaos.report import Report, make_report
 from faults.chaos.small_disks import SmallDisk
@@ -68,8 +68,8 @@ def run(folder: Path, size: Size, progress: Callable[[str], None] = lambda _text
         system = around.system
         troubles = Troubles(system, rng, around.core, around.proxmox, around.database, around.disks)
         load, recorder, killer = (
-            Load(system, rng, size.jobs),
-            Recorder(system),
+            Load(system, rng, size.jobs, services_in_simulator(system)),
+            Recorder(system, system.lab.core.server.lab_state.entries),
             Killer(system, rng, troubles, size.kills),
         )
         system.start()
@@ -77,13 +77,15 @@ def run(folder: Path, size: Size, progress: Callable[[str], None] = lambda _text
             found = _run_load(load, recorder, killer, size, progress)
         finally:
             troubles.end_all()
-        found += _wait_and_check(system, recorder)
+        found += [*wait_until_idle(system, recorder), *check_all_sides(system, recorder)]
         jobs = system.lab.admin.list_all("jobs")
-        found += _orphan_processes(system)
+        found += orphan_processes(system)
         return make_report(
             jobs,
             recorder,
-            killer,
+            kills=dict(killer.done),
+            recovery_s=killer.recovery_s,
+            troubles=dict(troubles.done),
             seed=size.seed,
             database=size.database,
             took_s=time.monotonic() - started,
@@ -138,8 +140,8 @@ def _stop(system: SystemUnderTest, database: Database) -> None:
         system.lab.stop_executor(60)
 
 
-def _wait_and_check(system: SystemUnderTest, recorder: Recorder) -> list[str]:
-    """Wait until all jobs have ended, then return the violations."""
+def wait_until_idle(system: SystemUnderTest, recorder: Recorder) -> list[str]:
+    """Wait until all jobs have ended. Return a violation if they do not end in time."""
     problem = []
     deadline = time.monotonic() + IDLE_TIMEOUT_S
     while not system.is_idle():
@@ -150,12 +152,17 @@ def _wait_and_check(system: SystemUnderTest, recorder: Recorder) -> list[str]:
         time.sleep(0.2)
     time.sleep(1)
     recorder.turn()
-    facts = system.facts() | {"calls": recorder.calls}
+    return problem
+
+
+def check_all_sides(system: SystemUnderTest, recorder: Recorder) -> list[str]:
+    """Return the violations that FulcrumCore's state, our rows and the stand-in's guests show."""
+    facts = system.facts(recorder.calls)
     allowed = Allowed(timed_out_jobs=frozenset(system.timed_out))
-    return problem + violations(facts, allowed) + recorder.overlapping_runs()
+    return violations(facts, allowed) + recorder.overlapping_runs()
 
 
-def _orphan_processes(system: SystemUnderTest) -> list[str]:
+def orphan_processes(system: SystemUnderTest) -> list[str]:
     """Stop the executor; return the processes of its runs that are still alive a moment later."""
     system.lab.stop_executor(120)
     time.sleep(ORPHAN_WAIT_S)

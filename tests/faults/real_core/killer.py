@@ -1,0 +1,59 @@
+"""Kills FulcrumCore's process, its PostgreSQL or both, and starts them again some seconds later."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from faults.real_core.core import Core
+from faults.real_core.exchanges import Outage
+
+#: The time between the return of FulcrumCore and the next kill.
+PAUSE_S = (1.0, 8.0)
+#: The time between a kill and the start of what was killed.
+OUTAGE_S = (1.0, 8.0)
+
+
+@dataclass
+class CoreKiller:
+    """Kills parts of FulcrumCore one after the other, in an order that `rng` determines."""
+
+    core: Core
+    rng: random.Random
+    kills: int
+    done: Counter[str] = field(default_factory=Counter)  #: kills by what was killed
+    outages: list[Outage] = field(default_factory=list)
+    _next_at: float = 0.0
+    _killed: str = ""  #: what is killed now
+    _killed_at: float = 0.0
+
+    @property
+    def killed(self) -> int:
+        return sum(self.done.values())
+
+    def turn(self, share_done: float) -> None:
+        """Start what was killed long enough ago, or kill what is due."""
+        if time.monotonic() < self._next_at:
+            return
+        if self._killed:
+            self.restore()
+        elif self.killed < self.kills * share_done:
+            self._kill()
+
+    def _kill(self) -> None:
+        parts = self.rng.choice([*((part,) for part in self.core.parts), self.core.parts])
+        self._killed, self._killed_at = " and ".join(parts), time.time()
+        for part in parts:
+            self.core.kill(part)
+        self.done[self._killed] += 1
+        self._next_at = time.monotonic() + self.rng.uniform(*OUTAGE_S)
+
+    def restore(self) -> None:
+        """Start what is killed now."""
+        if self._killed:
+            self.core.restore()
+            self.outages.append(Outage(self._killed, self._killed_at, time.time()))
+            self._killed = ""
+            self._next_at = time.monotonic() + self.rng.uniform(*PAUSE_S)

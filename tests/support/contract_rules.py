@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support.conversation import HEADERS, TIME, UUID, load, read_answers
+from support.conversation import HEADERS, TIME, UUID, load, parse_request, read_answers
 
 FOLDER = Path(__file__).parents[1] / "contract"
 #: The callers of the conversations that are agents.
@@ -70,8 +70,7 @@ def recorded_rules() -> ContractRules:
     for file in sorted((FOLDER / "answers").glob("*.jsonl")):
         steps = [step for step in load(FOLDER / "conversations" / f"{file.stem}.yaml")["steps"] if "ask" in step]
         for step, answer in zip(steps, read_answers(file), strict=True):
-            request, _, caller = step["ask"].rpartition(" as ")
-            method, _, target = request.partition(" ")
+            method, target, caller = parse_request(step["ask"])
             path, _, query = target.partition("?")
             rules.examples[method, template_of(path)].append(
                 Example(

@@ -73,7 +73,7 @@ class Conversation:
 
     def ask(self, step: Json) -> Json:
         """Send the request of a step; return the facts of its answer."""
-        method, path, caller = _parse_request(step["ask"])
+        method, path, caller = parse_request(step["ask"])
         # A secret is kept as the reference `vault://<id>`, and FulcrumCore's paths have only the id.
         response = self._send(method, self._fill(path).replace(VAULT_PREFIX, ""), caller, step)
         body = _parse_body(response)
@@ -166,7 +166,7 @@ class Conversation:
         return left
 
 
-def _parse_request(text: str) -> tuple[str, str, str]:
+def parse_request(text: str) -> tuple[str, str, str]:
     """Split `POST /agents as admin` into method, path and caller; `without a token`, the caller is empty."""
     request = text.removesuffix(" without a token")
     caller = ""

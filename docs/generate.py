@@ -79,6 +79,7 @@ Before it fails a job, the agent may retry it within the job's deadline, dependi
 {reactions}
 
 A job whose run was killed, for example because memory ran out, is retried regardless of the code, at most three times.
+`LEASE_LOST` uses up no attempt: the job is repeated within its deadline.
 
 | code | meaning | the agent's reaction |
 |---|---|---|

@@ -99,7 +99,7 @@ def _build_agent_and_view(
         runner=runner,
         reporter=Reporter(engine=engine, fulcrum=fulcrum, state=shared.state, refused_jobs=shared.refused_jobs),
         dispatcher=dispatcher,
-        lease_keeper=build_lease_keeper(shared, dispatcher),
+        lease_keeper=build_lease_keeper(shared, dispatcher, runner),
         scheduler=scheduler,
         monitor=monitor,
         work_check=WorkCheck(mode=mode, engine=engine, state=shared.state, dispatcher=dispatcher),

@@ -146,6 +146,7 @@ class Agent:
                     log.warning("job_reaped", job_row_id=job_row_id, status=status)
 
     def _start_loops(self) -> None:
+        self.lease_keeper.fence.start()
         self.scheduler.start()
         loops = {
             "dispatch": self.dispatcher.dispatch,

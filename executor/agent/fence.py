@@ -2,12 +2,14 @@
 
 An agent that cannot reach PostgreSQL cannot renew its leases. When a lease expires, another agent takes the job and
 runs its playbook. So the runs here must have ended before. If no other agent uses the database, the runs continue.
+
+A suspended or blocked agent cannot end its runs. So it also writes the moment at which they must end to a file
+(`shared/run_until.py`). The guards of the runs and the actions read the file.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,18 +17,34 @@ from executor.agent.dispatcher import Dispatcher
 from executor.agent.state import AgentState
 from executor.agent.stop_signal import StopSignal
 from executor.log import get_logger
+from executor.shared.run_until import NO_LIMIT, boottime_s
 
 log = get_logger(__name__)
 
 #: The share of a lease after which the runs are ended. The remaining time is needed to end their processes.
 FENCE_SHARE_OF_LEASE = 2 / 3
+#: The share of a lease after which the guards end the runs, and the actions change nothing more. It is larger, so that
+#: the agent itself ends the runs if it can: then it also stores which jobs are not to blame for the end of their run.
+GUARD_SHARE_OF_LEASE = 3 / 4
 CHECK_INTERVAL_S = 0.5
+
+
+def is_fencing(mode: str, *, has_other_agents: bool) -> bool:
+    """Return whether the runs of an agent end when its leases may soon expire. Pure function."""
+    return mode == "always" or (mode == "auto" and has_other_agents)
 
 
 def must_end_runs(mode: str, since_renewal_s: float, *, lease_s: float, has_other_agents: bool) -> bool:
     """Return whether an agent must end its runs, because its leases may soon expire. Pure function."""
     is_overdue = since_renewal_s >= lease_s * FENCE_SHARE_OF_LEASE
-    return mode != "never" and is_overdue and (mode == "always" or has_other_agents)
+    return is_overdue and is_fencing(mode, has_other_agents=has_other_agents)
+
+
+def runs_until_s(mode: str, renewed_at: float, *, lease_s: float, has_other_agents: bool) -> float:
+    """Return when the guards end the runs, as a point in the clock of `renewed_at`. Pure function."""
+    if not is_fencing(mode, has_other_agents=has_other_agents):
+        return NO_LIMIT
+    return renewed_at + lease_s * GUARD_SHARE_OF_LEASE
 
 
 @dataclass(kw_only=True)
@@ -40,7 +58,8 @@ class Fence:
     state: AgentState
     lease_s: float
     mode: str  #: SMITH_FENCE: auto, always or never
-    clock: Callable[[], float] = time.monotonic
+    limit_runs: Callable[[float], None]  #: stores the moment at which the guards end the runs, a point in `boottime_s`
+    clock: Callable[[], float] = boottime_s
     _renewed_at: float = field(init=False)  #: a point in `clock`
     #: At the last renewal, another agent used the database. Before the first renewal, this is assumed.
     _has_other_agents: bool = True
@@ -50,10 +69,24 @@ class Fence:
     def __post_init__(self) -> None:
         self._renewed_at = self.clock()
 
+    def start(self) -> None:
+        """Limit the runs until the first renewal. Call this method before the first run."""
+        self.note_renewed(self.clock(), has_other_agents=True)
+
+    def note_other_agents(self, started_at: float) -> None:
+        """Limit the runs before the transaction commits in which this agent has found another one.
+
+        `started_at` is when the renewal began. Another agent may rely on the limit as soon as the transaction has
+        committed, even if this process is suspended immediately afterwards.
+        """
+        if not self._has_other_agents:
+            self.note_renewed(started_at, has_other_agents=True)
+
     def note_renewed(self, started_at: float, *, has_other_agents: bool) -> None:
         """Record a renewal of the leases. `started_at` is when it began, a point in `clock`."""
         with self._lock:
             self._renewed_at, self._has_other_agents = started_at, has_other_agents
+        self.limit_runs(runs_until_s(self.mode, started_at, lease_s=self.lease_s, has_other_agents=has_other_agents))
 
     def check(self) -> None:
         """End all runs if the leases were not renewed for too long, then wait for the next check."""

@@ -51,6 +51,8 @@ class LeaseKeeper:
             cancel_flags = job_queue.renew(session, self.boot_id, lease_s=self.lease_s)
             nodes.note_agent_seen(session, self.boot_id)  # the rows of `nodes` are agent processes, not Proxmox nodes
             has_other_agents = nodes.has_other_agents(session, self.boot_id, within_s=2 * self.lease_s)
+            if has_other_agents:
+                self.fence.note_other_agents(started_at)
         self.fence.note_renewed(started_at, has_other_agents=has_other_agents)
         for job_id, stop_signal in stop_signals.items():
             if job_id not in cancel_flags:  # the lease was not renewed

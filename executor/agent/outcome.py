@@ -94,6 +94,14 @@ def decide(  # noqa: PLR0913 (each parameter is one fact on which the outcome de
 def _decide_by_result(
     job: Job, result: JobResult, clock_offset_s: float, *, is_vmid_taken: bool, has_unused_reservation: bool
 ) -> Outcome:
+    if result.code is ErrorCode.LEASE_LOST:  # the agent was suspended or blocked, which is not the job's fault
+        return Outcome(
+            ending=Ending.REQUEUE,
+            reason=result.message,
+            operator_reason=result.operator_message,
+            backoff_s=retry.backoff_after_unavailability_s(None),
+            counts_as_attempt=False,
+        )
     backoff_s = retry.backoff_if_retried_s(job, result, clock_offset_s=clock_offset_s, gets_new_vmid=is_vmid_taken)
     if backoff_s is not None:
         return Outcome(

@@ -87,10 +87,16 @@ def build_dispatcher(shared: SharedParts, runner: Runner, meters: Meters) -> Dis
     )
 
 
-def build_lease_keeper(shared: SharedParts, dispatcher: Dispatcher) -> LeaseKeeper:
+def build_lease_keeper(shared: SharedParts, dispatcher: Dispatcher, runner: Runner) -> LeaseKeeper:
     """Return the lease keeper of the dispatcher's jobs, with its fence."""
     settings = shared.settings
-    fence = Fence(dispatcher=dispatcher, state=shared.state, lease_s=settings.smith_lease_s, mode=settings.smith_fence)
+    fence = Fence(
+        dispatcher=dispatcher,
+        state=shared.state,
+        lease_s=settings.smith_lease_s,
+        mode=settings.smith_fence,
+        limit_runs=runner.limit_runs,
+    )
     return LeaseKeeper(
         engine=shared.engine,
         dispatcher=dispatcher,

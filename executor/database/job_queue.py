@@ -331,11 +331,12 @@ def release(session: Session, job_id: int, owner: str, *, counts_as_crash: bool 
     """Take a job from its owner whose end could not be stored. Return its new status.
 
     The caller knows that no thread of the owner processes the job. The release counts as a crash, so that a job whose
-    end can never be stored is not processed again and again. Returns None when `owner` no longer owns the job.
+    end can never be stored is not processed again and again. Without `counts_as_crash`, the attempt is not counted
+    either. Returns None when `owner` no longer owns the job.
     """
     if not counts_as_crash:
-        is_released = execute_and_count(session, _release_statement(owner).where(Job.id == job_id)) == 1
-        return JobStatus.PENDING if is_released else None
+        stmt = _release_statement(owner).where(Job.id == job_id).values(attempt=Job.attempt - 1)
+        return JobStatus.PENDING if execute_and_count(session, stmt) == 1 else None
     is_owned = (Job.id == job_id) & (Job.owner == owner) & (Job.status == PROCESSING_LITERAL)
     earlier_crashes = session.scalar(select(Job.crashes).where(is_owned).with_for_update())
     if earlier_crashes is None:

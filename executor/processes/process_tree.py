@@ -6,13 +6,14 @@ processes:
 
 * Each run has a parent process, its guard, which executes the function `guard`. The guard is a child subreaper: a
   descendant whose parent ends becomes the guard's child. So every process of the run stays a descendant of the guard.
-  The guard ends all of them when the run has ended, when the guard receives TERM, or when the agent has died.
+  The guard ends all of them when the run has ended, when the guard receives TERM, when the agent has died, or when the
+  agent has not renewed its leases in time.
 * `processes_with_variable` finds processes by an environment variable that is set in every process of a run. So it also
   finds the processes of a run whose guard was killed.
 * The supervisor is a subreaper, too, and ends the remaining processes when its agent dies.
 
-This file imports the standard library only. It is also run as a script, which must start fast: without site-packages
-(`python -I -S`), the script starts in 15 ms.
+At its start, this file imports the standard library only. It is also run as a script, which must start fast: without
+site-packages (`python -I -S`), the script starts in 15 ms.
 """
 
 from __future__ import annotations
@@ -30,16 +31,24 @@ if TYPE_CHECKING:  # not imported at run time, because the script must start fas
     from collections.abc import Callable, Iterable, Mapping
     from typing import NoReturn
 
+    from executor.shared.run_until import RunUntil
+
 #: The path of this file, which is also run as a script.
 SCRIPT = os.path.abspath(__file__)
+#: The folder that contains the package `executor`. The script does not find the package without it.
+_FOLDER_OF_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(SCRIPT)))
 #: Time between TERM and KILL. It keeps promise R7 (docs/promises.md): 5 s after a run has ended, none of its processes
 #: is alive.
 GRACE_S = 3.0
 #: Exit code of `guard` when it has ended the run, because it received TERM or the agent has died.
 EXIT_ENDED_BY_GUARD = 254
+#: Exit code of `guard` when it has ended the run, because the agent has not renewed its leases in time.
+EXIT_LEASE_LOST = 253
 #: Maximum wait for processes after SIGKILL. It is limited, because a process in uninterruptible sleep may not end.
 _KILL_WAIT_S = 5.0
 _CHECK_INTERVAL_S = 0.05
+#: How often a guard checks whether its run may continue.
+_RUN_UNTIL_CHECK_INTERVAL_S = 1.0
 _MAX_SIGNALS_PER_READ = 4096
 #: Signals that Python or this project ignores. In a child process, they get their default handling.
 _RESET_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGUSR1]
@@ -159,11 +168,14 @@ class SignalPipe:
 
 
 def guard(command: list[str]) -> int:
-    """Run `command` until it ends, standard input closes, or TERM is received. Then end all processes of the command.
+    """Run `command` until it ends or must end. Then end all processes of the command.
 
-    Standard input is a pipe from the agent, so it closes even when the agent is killed.
-    Returns the command's exit code (128 + n for signal n), or EXIT_ENDED_BY_GUARD.
+    The command must end when standard input closes, when TERM is received, or when the leases of the agent were not
+    renewed in time. Standard input is a pipe from the agent, so it closes even when the agent is killed.
+    Returns the command's exit code (128 + n for signal n), EXIT_ENDED_BY_GUARD or EXIT_LEASE_LOST.
     """
+    from executor.shared.run_until import run_until_of  # noqa: PLC0415  the script finds it only after its start
+
     _start_session()
     become_subreaper()
     prefer_this_process_for_oom_kill()
@@ -173,28 +185,35 @@ def guard(command: list[str]) -> int:
     except OSError as error:
         sys.stdout.write(f"{command[0]}: {error.strerror}\n")
         return _EXIT_COMMAND_NOT_STARTED
-    code = wait_for_child(child, signal_pipe)
+    code = wait_for_child(child, signal_pipe, run_until_of(os.environ))
     end_processes(descendants_of_this_subreaper)
-    return EXIT_ENDED_BY_GUARD if code is None else code
+    return code
 
 
-def wait_for_child(child: int, signal_pipe: SignalPipe, *, parent_fd: int = _STDIN_FD) -> int | None:
-    """Wait for a child's end and return its exit code; None when TERM was received or the parent closed its pipe.
+def wait_for_child(
+    child: int, signal_pipe: SignalPipe, run_until: RunUntil | None, *, parent_fd: int = _STDIN_FD
+) -> int:
+    """Wait for a child's end and return its exit code. Return earlier when the child must be ended.
 
-    `signal_pipe` must include CHLD and TERM. `parent_fd` is this process's end of a pipe from the parent. The parent
-    writes nothing to the pipe, so `parent_fd` becomes readable only when the parent closes its end.
+    The exit code is then EXIT_ENDED_BY_GUARD, because TERM was received or the parent closed its pipe, or
+    EXIT_LEASE_LOST, because the moment of `run_until` is over. `signal_pipe` must include CHLD and TERM. `parent_fd` is
+    this process's end of a pipe from the parent. The parent writes nothing to the pipe, so `parent_fd` becomes readable
+    only when the parent closes its end.
     """
     poll = select.poll()
     poll.register(signal_pipe.read_fd, select.POLLIN)
     poll.register(parent_fd, select.POLLIN)
+    timeout_ms = None if run_until is None else _RUN_UNTIL_CHECK_INTERVAL_S * 1000
     while True:
-        has_parent_closed_pipe = any(fd == parent_fd for fd, _events in poll.poll())
+        has_parent_closed_pipe = any(fd == parent_fd for fd, _events in poll.poll(timeout_ms))
         # Children are reaped before TERM is checked, so that a child that has already ended returns its own exit code.
         wait_statuses = reap_children()
         if child in wait_statuses:
             return exit_code(wait_statuses[child])
         if has_parent_closed_pipe or signal.SIGTERM in signal_pipe.read():
-            return None
+            return EXIT_ENDED_BY_GUARD
+        if run_until is not None and run_until.is_over():
+            return EXIT_LEASE_LOST
 
 
 def prefer_this_process_for_oom_kill() -> None:
@@ -302,5 +321,6 @@ def _prctl(option: int, value: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "guard":
+        sys.path.append(_FOLDER_OF_PACKAGE)  # after the standard library, so that no name of it is replaced
         sys.exit(guard(sys.argv[2:]))
     exec_killed_with_parent(int(sys.argv[2]), sys.argv[3:])  # the first argument is "killed-with-parent"

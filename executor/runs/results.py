@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from executor.errors import JobError
 from executor.model import JobResult, RunArtifacts, RunStatus
-from executor.processes.process_tree import EXIT_ENDED_BY_GUARD
+from executor.processes.process_tree import EXIT_ENDED_BY_GUARD, EXIT_LEASE_LOST
 from executor.shared import error_rules
 from executor.shared.error_codes import ErrorCode
 from executor.shared.error_rules import ClassifiedFailure
@@ -110,6 +110,8 @@ def _kill_text(artifacts: RunArtifacts) -> str | None:
     """
     if artifacts.status is not RunStatus.FAILED:
         return None
+    if artifacts.rc == EXIT_LEASE_LOST:
+        return f"{ErrorCode.LEASE_LOST}: the run was ended, because the agent had not renewed its leases in time"
     if artifacts.rc == EXIT_ENDED_BY_GUARD:  # the agent's own reasons have the status CANCELED or TIMEOUT
         return "the playbook was ended from outside, or could not be started"
     signal_number = artifacts.rc - SIGNAL_EXIT_CODE_BASE

@@ -6,6 +6,8 @@ checked with the open descriptor. If it cannot be used, a folder with another na
 
 The names of the run folders that an agent uses are written to the file RECORD_FILE in its data folder. So the next
 agent process ends the runs of an earlier one even if SMITH_RUN_DIR was changed meanwhile.
+
+The run folder also contains the file RUN_UNTIL_FILE, which limits all runs of the agent (`run_until_file.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from executor.database.engine import file_system_of
 from executor.errors import SettingsError
 from executor.log import get_logger
 from executor.runs.run_folder_record import RECORD_FILE, recorded_run_folders
+from executor.runs.run_until_file import RUN_UNTIL_FILE, RunUntilFile
+from executor.shared.run_until import NO_LIMIT
 
 log = get_logger(__name__)
 
@@ -57,6 +61,7 @@ class RunFolder:
         self._record_fd: int | None = None
         self._earlier_paths: list[Path] = []
         self._path: Path | None = None
+        self._run_until: RunUntilFile | None = None
         self._lock = threading.Lock()
 
     @property
@@ -67,6 +72,16 @@ class RunFolder:
                 self._earlier_paths = self._lock_record()
                 self._path = self._open()
             return self._path
+
+    @property
+    def run_until(self) -> RunUntilFile:
+        """The file in the run folder that limits all runs of this agent process."""
+        path = self.path
+        with self._lock:
+            if self._run_until is None:
+                self._run_until = RunUntilFile(path / RUN_UNTIL_FILE)
+                self._run_until.limit(NO_LIMIT)  # replaces the moment of an earlier agent process
+            return self._run_until
 
     def _open(self) -> Path:
         try:
@@ -95,6 +110,7 @@ class RunFolder:
             try:
                 yield path
                 with contextlib.suppress(OSError):  # the folder has an entry that is not ours
+                    (path / RUN_UNTIL_FILE).unlink(missing_ok=True)
                     path.rmdir()
             finally:
                 os.close(fd)

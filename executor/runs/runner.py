@@ -36,6 +36,7 @@ from executor.runs.private_folder import (
     write_extra_vars,
 )
 from executor.runs.run_folder import RunFolder
+from executor.runs.run_until_file import RunUntilFile
 from executor.runs.runner_config import COPIED_VARIABLES, runner_config
 from executor.runs.warm.compatibility import why_warm_runs_unavailable
 from executor.runs.warm.servers import WarmServers
@@ -84,6 +85,14 @@ class Runner:
         """The run folder of this agent process, opened and locked."""
         return self._run_folder.path
 
+    @property
+    def _run_until(self) -> RunUntilFile:
+        return self._run_folder.run_until
+
+    def limit_runs(self, until_s: float) -> None:
+        """Make the guards end all runs at this moment, a point in `boottime_s()`. Each call replaces the moment."""
+        self._run_until.limit(until_s)
+
     def start_warm_servers(self, *, are_required: bool = False) -> None:
         """Start the server of warm runs in the background, if warm runs are possible.
 
@@ -117,6 +126,7 @@ class Runner:
         when a string in `vm` is not valid Unicode, and OSError when the run folder is full before the run.
         """
         started_at = time.time()
+        self._run_until.require_written()
         credentials = self._get_credentials()
         with self._mask_secrets(run, credentials), private_folder(self._run_dir, run.ident) as folder:
             write_extra_vars(folder / "vm.yml", {**run.vm, "deadline_monotonic_s": _deadline_monotonic_s(run)})
@@ -164,7 +174,7 @@ class Runner:
         return self._run_dir / validate_ident(ident) / ARTIFACTS_SUBFOLDER
 
     def _execute(self, run: PlaybookRun, folder: Path, should_cancel: Callable[[], bool]) -> tuple[RunStatus, int]:
-        config = runner_config(folder, run, self._ansible_home, self._ca_bundle)
+        config = self._config(folder, run)
         config.command = self._guarded_command(config)
         output = RunOutput(folder / ARTIFACTS_SUBFOLDER, self._redactor)
         with contextlib.closing(output), open_execution(config, output) as execution:
@@ -183,7 +193,10 @@ class Runner:
     def _server_environment(self, folder: Path) -> dict[str, str]:
         """Return the environment of the server of warm runs: that of a run whose private folder is `folder`."""
         placeholder_run = PlaybookRun(ident="warm", action="", playbook=Path("none.yml"), vm={}, timeout_s=0)
-        return dict(runner_config(folder, placeholder_run, self._ansible_home, self._ca_bundle).env)
+        return dict(self._config(folder, placeholder_run).env)
+
+    def _config(self, folder: Path, run: PlaybookRun) -> Any:
+        return runner_config(folder, run, self._ansible_home, self._ca_bundle, run_until_file=self._run_until.path)
 
     @contextlib.contextmanager
     def _mask_secrets(self, run: PlaybookRun, credentials: dict[str, Any]) -> Iterator[None]:

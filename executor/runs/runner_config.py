@@ -17,6 +17,7 @@ import ansible_runner
 
 from executor.model import PlaybookRun
 from executor.runs.private_folder import CREDENTIALS_VARIABLE, IDENT_VARIABLE, tmpdir_of_run
+from executor.shared.run_until import RUN_UNTIL_VARIABLE
 
 #: Variables of the agent's environment that are copied to the environment of each run: proxies and the time zone.
 COPIED_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy", "TZ")
@@ -31,16 +32,20 @@ _CALLBACK_VARIABLES = (
 )
 
 
-def runner_config(folder: Path, run: PlaybookRun, ansible_home: Path, ca_bundle: Path | None) -> Any:
+def runner_config(
+    folder: Path, run: PlaybookRun, ansible_home: Path, ca_bundle: Path | None, *, run_until_file: Path
+) -> Any:
     """Return ansible-runner's configuration for a run whose private folder is `folder`.
 
-    `ansible_home` is the folder with ansible.cfg and our playbooks. It is not the run's HOME.
+    `ansible_home` is the folder with ansible.cfg and our playbooks. It is not the run's HOME. `run_until_file` is the
+    file that limits the run.
 
     `RunnerConfig.prepare` copies the agent's whole environment, which may contain secrets, and `Runner.run` writes the
     environment to a file. So after `prepare` the environment is replaced: the run gets only the result of
-    `run_environment` and _CALLBACK_VARIABLES.
+    `run_environment`, RUN_UNTIL_VARIABLE and _CALLBACK_VARIABLES.
     """
     environment = run_environment(folder, run, ansible_home, ca_bundle)
+    environment[RUN_UNTIL_VARIABLE] = str(run_until_file)
     # No inventory is passed. Ansible finds it in ansible.cfg, as it does when an operator runs a playbook by hand.
     config = ansible_runner.RunnerConfig(
         private_data_dir=str(folder / "runner"),
@@ -67,7 +72,7 @@ def runner_config(folder: Path, run: PlaybookRun, ansible_home: Path, ca_bundle:
 
 
 def run_environment(folder: Path, run: PlaybookRun, ansible_home: Path, ca_bundle: Path | None) -> dict[str, str]:
-    """Return all environment variables of a run, except _CALLBACK_VARIABLES."""
+    """Return all environment variables of a run, except RUN_UNTIL_VARIABLE and _CALLBACK_VARIABLES."""
     tmp = str(folder / "tmp")
     environment = {name: value for name in COPIED_VARIABLES if (value := os.environ.get(name))}
     environment |= {

@@ -45,7 +45,8 @@ class RunSettings(SettingsArea):
     smith_fence: Annotated[Literal["auto", "always", "never"], AnyCase] = setting(
         "auto",
         "whether an agent ends its own runs when it could not renew its leases for two thirds of a lease, because "
-        "another agent may then take the jobs; auto: only if another agent uses the database",
+        "another agent may then take the jobs; if the agent cannot do it, because it is suspended or blocked, the runs "
+        "end after three quarters of a lease; auto: only if another agent uses the database",
         example="auto",
     )
     smith_lease_s: float = duration_setting(

@@ -36,6 +36,7 @@ NOT_SETTINGS = frozenset(
         # the agent's processes pass these to their child processes
         "SMITH_RUN_IDENT",
         "SMITH_CREDENTIALS_FILE",
+        "SMITH_RUN_UNTIL_FILE",
         "SMITH_PROGRESS_FD",
         "SMITH_CRASH_AT",
         "SMITH_NODE_ID",

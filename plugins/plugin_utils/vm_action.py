@@ -25,6 +25,7 @@ from .progress import Progress
 from .proxmox_tasks import task_types
 from .request_values import given_members
 from .result import result
+from .shared.run_until import run_until_of
 from .shared.vm_arguments import VM_ARGUMENTS
 
 #: The maximum duration of an action if the request contains no `timeout_s`.
@@ -72,6 +73,7 @@ class VmAction(ActionBase):
         super().run(tmp, task_vars)
         self._task_vars = task_vars
         self._playbook_pid = os.getppid()
+        self._run_until = run_until_of(os.environ)
         self.vm_result: dict[str, Any] = {}
         self.diff: dict[str, Any] = {}
         self.answer = {}
@@ -172,13 +174,17 @@ class VmAction(ActionBase):
         self.notices["warnings"].append(text)
 
     def require_change_allowed(self) -> None:
-        """Raise Refused if ansible-playbook was killed, or if no time is left for the first change.
+        """Raise Refused if ansible-playbook was killed, if the agent has lost its leases, or if no time is left.
 
         If ansible-playbook is killed, the process of this action still runs, because Ansible starts it in a session of
-        its own. Later changes complete what the first one has begun, so they are made even after the deadline.
+        its own. An agent that does not renew its leases may be unable to end the action, and then another agent may
+        process the job. The time is checked only before the first change: later changes complete what the first one has
+        begun, so they are made even after the deadline.
         """
         if os.getppid() != self._playbook_pid:
             raise Refused("CANCELLED: ansible-playbook has ended")
+        if self._run_until is not None and self._run_until.is_over():
+            raise Refused("LEASE_LOST: the agent has not renewed its leases in time, so nothing more is changed")
         if not self.modules and not self.requests:
             self.require_time(0, "a change")
 

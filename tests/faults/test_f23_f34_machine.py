@@ -26,6 +26,8 @@ from smith_lab.system import outcome_of
 from support.databases import PostgresCluster, postgres_binaries, postgres_cluster
 
 from executor.errors import EXIT_DATABASE
+from executor.runs.run_until_file import RUN_UNTIL_FILE
+from executor.shared.run_until import NO_LIMIT, decode
 
 MIB = 1024 * 1024
 
@@ -359,6 +361,91 @@ def test_f28_a_node_that_is_cut_off_from_the_database_ends_its_runs_before_anoth
         assert system.wait_for_jobs(service_id)["status"] == "Stopped"
         system.assert_consistent()
         assert len(system.clones_of(service_id)) == 1
+
+
+@pytest.mark.parametrize("warm", ["on", "off"])
+def test_f28_the_run_of_a_suspended_agent_ends_before_another_node_starts_the_job_again(
+    postgres: PostgresCluster, make_system: MakeSystem, warm: str
+) -> None:
+    """Only the agent process is suspended, so it cannot end its run, and another agent takes its job
+    → the guard of the run ends it before; one clone.
+    """
+    with ExitStack() as stack:
+        url = stack.enter_context(postgres.fresh_database())
+        system = make_system(time_scale=3.0, SMITH_DATABASE_URL=url, SMITH_LEASE_S="12", SMITH_WARM=warm)
+        system.start()
+        stack.enter_context(stopping_the_executor(system))
+        service_id = system.order_service("f28-guard")
+        system.until(lambda: system.clones_of(service_id), "the clone to begin")
+        other = stack.enter_context(second_executor(system))
+        system.until(lambda: runs_until_s(system) < NO_LIMIT, "the first agent to find the other one")
+        agent = system.agent()
+        agent.suspend()
+        system.until(lambda: not system.run_processes(), "the run to end")
+        assert agent.status() == psutil.STATUS_STOPPED
+        assert not other.lab.log_events("job_reaped")
+        other.wait_for_log("job_reaped")
+        assert not system.run_processes()
+        other.wait_for_log("playbook_started")
+        agent.resume()
+        system.wait_for_log("job_lost")
+        assert system.wait_for_jobs(service_id)["status"] == "Stopped"
+        system.assert_consistent()
+        assert len(system.clones_of(service_id)) == 1
+
+
+@pytest.mark.parametrize("warm", ["on", "off"])
+def test_f28_a_suspended_agent_that_still_owns_its_job_when_it_resumes_repeats_the_ended_run(
+    postgres: PostgresCluster, make_system: MakeSystem, warm: str
+) -> None:
+    """The guard has ended the run of a suspended agent, and no other agent has taken the job
+    → the job is processed again, and the first attempt does not count; one clone.
+    """
+    with ExitStack() as stack:
+        url = stack.enter_context(postgres.fresh_database())
+        settings = {"SMITH_LEASE_S": "4", "SMITH_FENCE": "always", "SMITH_WARM": warm}
+        system = make_system(time_scale=2.0, SMITH_DATABASE_URL=url, **settings)
+        system.start()
+        stack.enter_context(stopping_the_executor(system))
+        service_id = system.order_service("f28-always")
+        system.until(lambda: system.clones_of(service_id), "the clone to begin")
+        agent = system.agent()
+        agent.suspend()
+        system.until(lambda: not system.run_processes(), "the run to end")
+        agent.resume()
+        assert system.wait_for_jobs(service_id)["status"] == "Stopped"
+        assert system.job_of(service_id, "create")["status"] == "Completed"
+        assert [row["attempt"] for row in system.rows("SELECT attempt FROM jobs")] == [1]
+        assert len(system.lab.log_events("playbook_started")) == 2
+        assert len(system.clones_of(service_id)) == 1
+        system.assert_consistent()
+
+
+def test_f28_a_single_node_keeps_its_runs_during_an_outage_of_its_database(
+    postgres: PostgresCluster, make_system: MakeSystem
+) -> None:
+    """The database of the only agent does not answer for several leases → its run continues and completes the job."""
+    with ExitStack() as stack:
+        url = stack.enter_context(postgres.fresh_database())
+        settings = {"SMITH_LEASE_S": "2", "FULCRUM_HEARTBEAT_INTERVAL_S": "2"}
+        system = make_system(time_scale=1.0, SMITH_DATABASE_URL=url, **settings)
+        system.start()
+        stack.enter_context(stopping_the_executor(system))
+        service_id = system.order_service("f28-single")
+        system.until(lambda: system.clones_of(service_id), "the clone to begin")
+        with postgres.suspended():
+            count = len(heartbeats(system))
+            system.until(lambda: len(heartbeats(system)) >= count + 6, "heartbeats during six leases")
+        assert system.wait_for_jobs(service_id)["status"] == "Stopped"
+        assert not system.lab.log_events("runs_fenced")
+        assert len(system.lab.log_events("playbook_started")) == 1
+        assert len(system.clones_of(service_id)) == 1
+        system.assert_consistent()
+
+
+def runs_until_s(system: SystemUnderTest) -> float:
+    """Return until when the runs of the agent may continue."""
+    return decode((system.lab.folder / "run" / RUN_UNTIL_FILE).read_bytes()) or 0.0
 
 
 @contextmanager

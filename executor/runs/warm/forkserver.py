@@ -5,8 +5,8 @@
 A server imports Ansible once, and each warm run is forked from the server. A cold run is a new ansible-playbook
 process. A server does not read requests, so no request can block it. The guard reads the request, and refuses a request
 that it does not support. Then the guard supervises the run as `process_tree.guard` supervises a cold run: it ends the
-whole process tree when the run has ended, or when the client has closed the connection. A run whose guard exists does
-not need the server any more.
+whole process tree when the run has ended, when the client has closed the connection, or when the agent has not renewed
+its leases in time. A run whose guard exists does not need the server any more.
 
 After a fork, /proc/<pid>/environ of the new process shows the server's environment. The guard replaces this text by
 the variables of the request that SHOWN_VARIABLES names, and the run inherits the replaced text. So the agent finds the
@@ -31,6 +31,7 @@ from typing import NoReturn
 from executor.processes import process_tree
 from executor.runs.warm import protocol
 from executor.runs.warm.protocol import REFUSED, Refusal, Request
+from executor.shared.run_until import run_until_of
 
 #: The line that a server writes to its standard output when it is ready to accept clients.
 READY = b"ready\n"
@@ -146,17 +147,18 @@ def _supervise_run(connection: socket.socket, check_request: CheckRequest, execu
     signal_pipe = process_tree.SignalPipe([signal.SIGCHLD, signal.SIGTERM])
     if not protocol.accept_request(connection):
         return 0
+    run_until = run_until_of({os.fsdecode(name): os.fsdecode(value) for name, value in request.env.items()})
     child = os.fork()
     if child == 0:
         _run_and_exit(request, execute_run)
     for fd in (STDIN, STDOUT, STDERR, *request.files):  # the agent reads the output until all writers have closed it
         with contextlib.suppress(OSError):
             os.close(fd)
-    code = process_tree.wait_for_child(child, signal_pipe, parent_fd=connection.fileno())
+    code = process_tree.wait_for_child(child, signal_pipe, run_until, parent_fd=connection.fileno())
     process_tree.end_processes(process_tree.descendants_of_this_subreaper, grace_s=GRACE_S)
     show_environment({})  # the run has ended, so a search for its processes must not find this process
     with contextlib.suppress(OSError):
-        protocol.send_exit_code(connection, process_tree.EXIT_ENDED_BY_GUARD if code is None else code)
+        protocol.send_exit_code(connection, code)
     return 0
 
 

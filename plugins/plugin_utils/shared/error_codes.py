@@ -47,5 +47,6 @@ class ErrorCode(StrEnum):
     DEADLINE = "DEADLINE"  #: the job cannot end within FulcrumCore's time limit
     CANCELLED = "CANCELLED"  #: an operator cancelled the job
     AGENT_RESTARTED = "AGENT_RESTARTED"  #: the agent stopped while the job ran, and the job could not be repeated
+    LEASE_LOST = "LEASE_LOST"  #: the agent did not renew its leases in time, so the run was ended
     QUARANTINED = "QUARANTINED"  #: the agent crashed three times while it ran the job
     INTERNAL = "INTERNAL"  #: a defect of Agent Smith

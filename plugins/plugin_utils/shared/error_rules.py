@@ -188,6 +188,7 @@ REACTIONS_WITHOUT_RULE: dict[str, Reaction] = {
     "DEADLINE": Reaction.NO,
     "CANCELLED": Reaction.NO,
     "AGENT_RESTARTED": Reaction.CHECK,
+    "LEASE_LOST": Reaction.CHECK,
     "QUARANTINED": Reaction.NO,
     "INTERNAL": Reaction.NO,
 }

@@ -399,6 +399,17 @@ def test_release_gives_one_job_back_and_counts_a_crash(engine: Engine) -> None:
     assert row(engine, other.id).status == "processing"
 
 
+def test_a_release_of_a_job_that_is_not_to_blame_counts_neither_a_crash_nor_an_attempt(engine: Engine) -> None:
+    submit(engine)
+    first = claimed(engine, "alice")
+    with transaction(engine) as session:
+        assert not job_queue.release(session, first.id, "bob", counts_as_crash=False)
+        assert job_queue.release(session, first.id, "alice", counts_as_crash=False) is JobStatus.PENDING
+        assert not job_queue.release(session, first.id, "alice", counts_as_crash=False)
+    second = claimed(engine, "bob")
+    assert (second.id, second.attempt, second.crashes, second.epoch) == (first.id, first.attempt, 0, first.epoch + 2)
+
+
 def test_a_job_that_is_released_again_and_again_is_quarantined(engine: Engine) -> None:
     submit(engine)
     statuses = []

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from executor.model import PlaybookRun
+from executor.runs.run_until_file import RUN_UNTIL_FILE
 from executor.runs.runner import Runner, RunnerPaths
 
 #: Mounts the tmpfs, and executes the playbook. Arguments: folder, size of the tmpfs, warm or cold, standstill limit.
@@ -37,6 +38,13 @@ if mode == "warm":
     runner.start_warm_servers(are_required=True)
     while not runner.warm_server_pid():
         time.sleep(0.05)
+
+def end_runs_when_full():
+    while not (folder / "end runs").exists():
+        time.sleep(0.05)
+    runner.limit_runs(0.0)
+
+threading.Thread(target=end_runs_when_full, daemon=True).start()
 answer = {}
 try:
     artifacts = runner.run(
@@ -101,21 +109,29 @@ def test_a_run_whose_folder_becomes_full_succeeds_or_its_outcome_is_unknown(tmp_
     assert "errno" not in answer
     assert answer["status"] == "successful" or answer["killed"], answer
     assert answer["status"] != "successful" or answer["vm"]["vmid"] == 101
-    assert answer["left"] == []
+    assert answer["left"] == [RUN_UNTIL_FILE]
 
 
 def test_a_run_that_stands_still_after_its_folder_was_full_is_ended_and_counts_as_killed(tmp_path: Path) -> None:
     answer = execute(tmp_path, "cold", FILL + "; sleep 2; rm {folder}/run/full; sleep 90", standstill_s=1)
 
     assert (answer["status"], answer["rc"], answer["killed"]) == ("failed", 254, True)
-    assert answer["left"] == []
+    assert answer["left"] == [RUN_UNTIL_FILE]
+
+
+@pytest.mark.parametrize("mode", ["cold", "warm"])
+def test_a_run_whose_folder_is_full_can_still_be_limited(tmp_path: Path, mode: str) -> None:
+    answer = execute(tmp_path, mode, FILL + "; touch '{folder}/end runs'; sleep 90")
+
+    assert (answer["status"], answer["rc"], answer["killed"]) == ("failed", 253, True)
+    assert answer["left"] == [RUN_UNTIL_FILE]
 
 
 def test_a_run_folder_that_is_full_before_the_run_raises_an_os_error(tmp_path: Path) -> None:
     answer = execute(tmp_path, "cold", "true", size="64k")
 
     assert answer["errno"] == 28  # ENOSPC
-    assert answer["left"] == []
+    assert answer["left"] == [RUN_UNTIL_FILE]
 
 
 def test_a_run_whose_thread_cannot_start_leaves_no_open_descriptor(tmp_path: Path) -> None:
@@ -132,4 +148,4 @@ def test_a_run_whose_thread_cannot_start_leaves_no_open_descriptor(tmp_path: Pat
     finally:
         threading.stack_size(normal_size)
     assert {path.name for path in Path("/proc/self/fd").iterdir()} == before
-    assert list((tmp_path / "run").iterdir()) == []
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [RUN_UNTIL_FILE]

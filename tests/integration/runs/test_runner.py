@@ -25,6 +25,7 @@ from executor.model import PlaybookRun, RunArtifacts, RunStatus
 from executor.redaction import Redactor
 from executor.runs import output as run_output
 from executor.runs.actions import ansible_home
+from executor.runs.run_until_file import RUN_UNTIL_FILE
 from executor.runs.runner import Runner, RunnerPaths
 from executor.shared.error_codes import ErrorCode
 
@@ -194,7 +195,7 @@ def test_artifacts_are_private_and_nothing_else_is_stored(site: Site) -> None:
     modes = {path.stat().st_mode & 0o777 for path in artifacts.folder.iterdir()}
     folders = {path.stat().st_mode & 0o777 for path in (artifacts.folder, site.paths.artifacts_dir, site.paths.run_dir)}
     assert (modes, folders) == ({0o600}, {0o700})
-    assert list(site.paths.run_dir.iterdir()) == []
+    assert [path.name for path in site.paths.run_dir.iterdir()] == [RUN_UNTIL_FILE]
 
 
 def test_a_failed_run_has_its_error_and_the_result_published_before(site: Site) -> None:
@@ -278,7 +279,7 @@ def test_an_exception_of_the_cancelled_callback_ends_the_run_first(site: Site) -
         site.runner.run(site.run_of(site.waiting()), should_cancel=ask)
 
     assert site.orphans() == []
-    assert list(site.paths.run_dir.iterdir()) == []
+    assert [path.name for path in site.paths.run_dir.iterdir()] == [RUN_UNTIL_FILE]
 
 
 @pytest.mark.parametrize("word", ["/ansible-playbook", "process_tree.py guard"])
@@ -533,7 +534,7 @@ def test_half_a_surrogate_pair_is_an_invalid_request(site: Site) -> None:
         site.runner.run(site.run_of(site.playbook(PUBLISH), vm={"name": "x\ud800"}))
 
     assert caught.value.code is ErrorCode.INVALID_REQUEST
-    assert list(site.paths.run_dir.iterdir()) == []
+    assert [path.name for path in site.paths.run_dir.iterdir()] == [RUN_UNTIL_FILE]
 
 
 @pytest.mark.parametrize("ident", ["", "..", "a/b", "../a", "-a", "a b", "a\n", "x" * 200, ".kept"])
@@ -686,6 +687,7 @@ AGENT = """
 import sys
 from pathlib import Path
 from executor.model import PlaybookRun
+from executor.runs.run_until_file import RUN_UNTIL_FILE
 from executor.runs.runner import Runner, RunnerPaths
 
 home, folder, playbook = (Path(argument) for argument in sys.argv[1:])
@@ -725,7 +727,7 @@ def test_a_sweep_ends_orphan_processes_and_stores_their_artifacts(
     assert site.runner.end_earlier_runs() == ["run-1"]
 
     assert site.orphans() == []
-    assert list(site.paths.run_dir.iterdir()) == []
+    assert [path.name for path in site.paths.run_dir.iterdir()] == [RUN_UNTIL_FILE]
     kept = site.paths.artifacts_dir / "run-1"
     assert (kept / "status").read_text() == "failed"
     assert "playbook_on_start" in (kept / "events.jsonl").read_text()
@@ -757,7 +759,7 @@ def test_f33_artifacts_that_cannot_be_moved_stay_readable_and_are_moved_by_the_n
     site.paths.artifacts_dir.unlink()
     assert site.runner.end_earlier_runs() == []
     assert "101" in (site.paths.artifacts_dir / "run-1" / "events.jsonl").read_text()
-    assert list(site.paths.run_dir.iterdir()) == []
+    assert [path.name for path in site.paths.run_dir.iterdir()] == [RUN_UNTIL_FILE]
 
 
 def test_the_output_of_a_current_run_can_be_read_redacted(site: Site) -> None:

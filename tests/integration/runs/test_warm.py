@@ -31,6 +31,7 @@ from executor.model import PlaybookRun, RunArtifacts, RunStatus
 from executor.processes import process_tree
 from executor.redaction import Redactor
 from executor.runs.actions import ansible_home
+from executor.runs.run_until_file import RUN_UNTIL_FILE
 from executor.runs.runner import Runner, RunnerPaths
 from executor.runs.warm import patches, protocol, server_process, servers
 from executor.runs.warm.servers import WarmServers
@@ -220,7 +221,7 @@ def live(stand_in: ProxmoxStandIn, folder: Path, vm: dict[str, Any], *, warm: bo
             assert used.children_user > used.user / 10, "the server did no work"
     finally:
         runner.stop_warm_servers()
-    assert list((folder / "run").iterdir()) == []
+    assert [path.name for path in (folder / "run").iterdir()] == [RUN_UNTIL_FILE]
     return left
 
 
@@ -577,7 +578,7 @@ def test_a_socket_fits_into_the_temporary_folder_of_a_run_with_a_long_path(tmp_p
     assert was_warm(artifacts) == warm
     name = said(artifacts).split()[-1]
     assert not os.path.lexists(name)
-    assert list(site.run_dir.iterdir()) == []
+    assert [path.name for path in site.run_dir.iterdir()] == [RUN_UNTIL_FILE]
 
 
 def test_another_users_link_at_the_short_path_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -779,7 +780,7 @@ def test_after_a_stop_runs_are_cold_and_the_folder_is_removed(site: Site) -> Non
     site.runner.stop_warm_servers()
 
     assert not is_alive(pid)
-    assert list(site.run_dir.iterdir()) == []
+    assert [path.name for path in site.run_dir.iterdir()] == [RUN_UNTIL_FILE]
     assert not was_warm(site.play(debug(WHICH)))
 
 

@@ -6,10 +6,23 @@ from typing import Any, cast
 
 import pytest
 
-from executor.agent.fence import Fence, must_end_runs
+from executor.agent.fence import Fence, must_end_runs, runs_until_s
 from executor.agent.state import AgentState
+from executor.shared.run_until import NO_LIMIT
 
 LEASE_S = 30.0
+
+
+def fence_at(now: list[float], *, limits: list[float], mode: str = "auto") -> Fence:
+    """Return a fence whose clock shows `now[0]`, and which adds each limit of the runs to `limits`."""
+    return Fence(
+        dispatcher=cast(Any, None),  # only `check` uses it
+        state=AgentState(),
+        lease_s=LEASE_S,
+        mode=mode,
+        limit_runs=limits.append,
+        clock=lambda: now[0],
+    )
 
 
 @pytest.mark.parametrize(
@@ -32,9 +45,52 @@ def test_runs_end_after_two_thirds_of_a_lease_if_another_agent_may_take_the_jobs
 @pytest.mark.parametrize(("first_renewal", "is_due"), [(None, True), (True, True), (False, False)])
 def test_before_the_first_renewal_other_agents_are_assumed(first_renewal: bool | None, is_due: bool) -> None:
     now = [100.0]
-    without_dispatcher = cast(Any, None)  # only `check` uses it
-    fence = Fence(dispatcher=without_dispatcher, state=AgentState(), lease_s=LEASE_S, mode="auto", clock=lambda: now[0])
+    fence = fence_at(now, limits=[])
     if first_renewal is not None:
         fence.note_renewed(now[0], has_other_agents=first_renewal)
     now[0] += LEASE_S
     assert fence._is_due() is is_due
+
+
+@pytest.mark.parametrize(
+    ("mode", "has_other_agents", "until_s"),
+    [
+        ("auto", True, 122.5),
+        ("auto", False, NO_LIMIT),
+        ("always", True, 122.5),
+        ("always", False, 122.5),
+        ("never", True, NO_LIMIT),
+        ("never", False, NO_LIMIT),
+    ],
+)
+def test_guards_end_the_runs_a_little_later_than_the_agent_in_the_same_cases(
+    mode: str, has_other_agents: bool, until_s: float
+) -> None:
+    facts: dict[str, Any] = {"lease_s": LEASE_S, "has_other_agents": has_other_agents}
+
+    assert runs_until_s(mode, 100.0, **facts) == until_s
+    assert must_end_runs(mode, 22.5, **facts) is (until_s != NO_LIMIT)
+
+
+def test_each_renewal_limits_the_runs_from_its_beginning() -> None:
+    now, limits = [100.0], list[float]()
+    fence = fence_at(now, limits=limits)
+
+    fence.start()
+    now[0] = 107.0
+    fence.note_renewed(105.0, has_other_agents=True)
+    fence.note_renewed(110.0, has_other_agents=False)
+
+    assert limits == [122.5, 127.5, NO_LIMIT]
+
+
+def test_runs_without_a_limit_are_limited_as_soon_as_another_agent_is_found() -> None:
+    now, limits = [100.0], list[float]()
+    fence = fence_at(now, limits=limits)
+    fence.note_renewed(100.0, has_other_agents=False)
+
+    fence.note_other_agents(105.0)
+    fence.note_renewed(105.0, has_other_agents=True)
+    fence.note_other_agents(110.0)  # the transaction may not commit, so the runs get no more time before it does
+
+    assert limits == [NO_LIMIT, 127.5, 127.5]

@@ -56,6 +56,9 @@ def outcome(end: Any, *, of: Job | None = None, stop_reason: str | None = None, 
         (failed(ErrorCode.CANCELLED), {"stop_reason": StopSignal.CANCELLED}, "finish", "apply_result", "CANCELLED"),
         (failed(ErrorCode.CANCELLED), {"stop_reason": StopSignal.AGENT_STOPPING}, "requeue", "none", None),
         (failed(ErrorCode.CANCELLED), {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
+        (failed(ErrorCode.LEASE_LOST, was_killed=True), {"of": job(8)}, "requeue", "none", None),
+        (failed(ErrorCode.LEASE_LOST), {"of": job(8), "is_reservation": True}, "requeue", "none", None),
+        (failed(ErrorCode.LEASE_LOST), {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
         (UNAVAILABLE, {}, "requeue", "none", None),
         (UNAVAILABLE, {"of": job(8)}, "requeue", "none", None),
         (UNAVAILABLE, {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
@@ -81,6 +84,7 @@ def test_the_outcome_of_an_attempt(
         (UNAVAILABLE, None, False),
         (FulcrumUnavailable("the vault cannot read this secret", status=500), None, True),
         (failed(ErrorCode.CANCELLED), StopSignal.AGENT_STOPPING, False),
+        (failed(ErrorCode.LEASE_LOST, was_killed=True), None, False),
     ],
 )
 def test_only_a_failure_of_the_job_itself_uses_up_an_attempt(end: Any, stop_reason: str | None, counts: bool) -> None:

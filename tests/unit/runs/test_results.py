@@ -234,6 +234,18 @@ def test_a_run_that_its_guard_ended_without_a_reason_of_the_agent_was_killed(tmp
         assert not read(tmp_path, rc=254, status=status).was_killed
 
 
+def test_a_run_that_its_guard_ended_because_of_the_lease_was_killed(tmp_path: Path) -> None:
+    result = read(tmp_path, failed("VM_LOCKED: most likely rescued"), rc=253)
+    assert (result.was_killed, result.code) == (True, ErrorCode.LEASE_LOST)
+    for status in (RunStatus.CANCELED, RunStatus.TIMEOUT):
+        assert read(tmp_path, rc=253, status=status).code is not ErrorCode.LEASE_LOST
+
+
+def test_an_action_that_refused_a_change_because_of_the_lease_was_not_killed(tmp_path: Path) -> None:
+    result = read(tmp_path, failed("LEASE_LOST: nothing more is changed"), rc=2)
+    assert (result.was_killed, result.code) == (False, ErrorCode.LEASE_LOST)
+
+
 @pytest.mark.parametrize("rc", [1, 2, 4, 127, 128, 250])
 def test_a_run_that_ended_by_itself_was_not_killed(tmp_path: Path, rc: int) -> None:
     result = read(tmp_path, failed("VM_LOCKED: VM is locked (backup)"), rc=rc)

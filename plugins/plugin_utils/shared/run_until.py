@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads until when the runs of an agent may continue, from the file that the agent writes.
+
+The leases of an agent expire if the agent does not renew them, and then another agent may process its jobs. A suspended
+or blocked agent cannot end its runs. So with each renewal it writes the moment at which its runs must end to a file,
+and others compare this moment with the clock: the guard of each run, which ends the run, and the actions, which then
+change nothing at Proxmox.
+
+The clock is CLOCK_BOOTTIME, which all processes of a machine share, and which also counts the time in which the machine
+was suspended. This module imports the standard library only, because the guard of a run must start fast.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Mapping
+
+#: Environment variable with the path of the file. An operator who executes a playbook by hand does not set it.
+RUN_UNTIL_VARIABLE = "SMITH_RUN_UNTIL_FILE"
+#: The moment of runs that may continue without limit.
+NO_LIMIT = math.inf
+#: The file contains the same record twice, so one of them can be read at every moment while the agent writes. A record
+#: is the moment in seconds, and a checksum of it in hexadecimal digits.
+_MOMENT_BYTES = 20
+_CHECKSUM_DIGITS = 8
+RECORD_BYTES = _MOMENT_BYTES + 1 + _CHECKSUM_DIGITS + 1
+#: How often an unreadable file is read at once.
+_READ_ATTEMPTS = 2
+
+
+def boottime_s() -> float:
+    """Return the time of the clock CLOCK_BOOTTIME."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def encode(until_s: float) -> bytes:
+    """Return the record of a moment. The file contains it twice."""
+    moment = f"{until_s:{_MOMENT_BYTES}.3f}".encode("ascii")
+    return b"%s %0*x\n" % (moment, _CHECKSUM_DIGITS, zlib.crc32(moment))
+
+
+def decode(content: bytes) -> float | None:
+    """Return the moment in the content of the file: that of the first valid record; None if no record is valid."""
+    for start in (0, RECORD_BYTES):
+        record = content[start : start + RECORD_BYTES]
+        try:
+            until_s = float(record[:_MOMENT_BYTES])
+        except ValueError:
+            continue
+        if record == encode(until_s):
+            return until_s
+    return None
+
+
+class RunUntil:
+    """Says whether the runs of the agent must have ended.
+
+    If the file cannot be read, the moment that was read last still counts. If it was never readable, the runs must end.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._until_s = -math.inf  #: the moment that was read last
+        self.is_over()
+
+    def is_over(self) -> bool:
+        """Read the file. True if its moment is over."""
+        for _ in range(_READ_ATTEMPTS):
+            until_s = self._read()
+            if until_s is not None:
+                self._until_s = until_s
+                break
+        return boottime_s() >= self._until_s
+
+    def _read(self) -> float | None:
+        try:
+            with open(self._path, "rb", buffering=0) as file:
+                return decode(file.read(2 * RECORD_BYTES))
+        except OSError:
+            return None
+
+
+def run_until_of(environment: Mapping[str, str]) -> RunUntil | None:
+    """Return the moment that limits a run with this environment; None if nothing limits the run."""
+    path = environment.get(RUN_UNTIL_VARIABLE)
+    return RunUntil(path) if path else None

@@ -1,0 +1,129 @@
+"""The file that says until when runs may continue: each state in which a reader may find it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from executor.runs.run_until_file import RUN_UNTIL_FILE, RunUntilFile
+from executor.shared.run_until import (
+    NO_LIMIT,
+    RECORD_BYTES,
+    RUN_UNTIL_VARIABLE,
+    RunUntil,
+    boottime_s,
+    decode,
+    encode,
+    run_until_of,
+)
+
+PAST = 1.0
+FUTURE = 1e12
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> RunUntilFile:
+    return RunUntilFile(tmp_path / RUN_UNTIL_FILE)
+
+
+@pytest.mark.parametrize("moment", [0.0, 12.5, 86_400.125, 1e12, NO_LIMIT])
+def test_a_written_moment_is_read_and_has_a_fixed_size(file: RunUntilFile, moment: float) -> None:
+    file.limit(FUTURE)
+    file.limit(moment)
+
+    content = file.path.read_bytes()
+    assert decode(content) == moment
+    assert len(content) == 2 * RECORD_BYTES
+
+
+def test_at_every_moment_of_a_write_the_file_has_the_old_or_the_new_moment(tmp_path: Path) -> None:
+    """Each write of a record may be interrupted after any number of bytes."""
+    old, new = encode(123.0), encode(987_654.0)
+    for written_bytes in range(2 * RECORD_BYTES + 1):
+        content = (new * 2)[:written_bytes] + (old * 2)[written_bytes:]
+        assert decode(content) == (987_654.0 if written_bytes >= _first_byte_after_difference(old, new) else 123.0)
+
+
+def _first_byte_after_difference(old: bytes, new: bytes) -> int:
+    return max(position for position in range(RECORD_BYTES) if old[position] != new[position]) + 1
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 2 * RECORD_BYTES, bytes(2 * RECORD_BYTES), encode(1.0)[:-2], b"\xff"])
+def test_damaged_content_has_no_moment(content: bytes) -> None:
+    assert decode(content) is None
+
+
+def test_runs_must_end_after_the_moment(file: RunUntilFile) -> None:
+    file.limit(NO_LIMIT)
+    run_until = RunUntil(str(file.path))
+    assert not run_until.is_over()
+
+    file.limit(boottime_s() + 3600)
+    assert not run_until.is_over()
+    file.limit(boottime_s() - 0.001)
+    assert run_until.is_over()
+    file.limit(NO_LIMIT)
+    assert not run_until.is_over()
+
+
+@pytest.mark.parametrize(("moment", "is_over"), [(PAST, True), (FUTURE, False)])
+@pytest.mark.parametrize("damage", ["removed", "emptied", "overwritten", "unreadable"])
+def test_if_the_file_becomes_unreadable_the_last_moment_counts(
+    file: RunUntilFile, damage: str, moment: float, is_over: bool
+) -> None:
+    file.limit(moment)
+    run_until = RunUntil(str(file.path))
+    file.path.unlink()
+    if damage == "unreadable":
+        file.path.mkdir()
+    elif damage != "removed":
+        file.path.write_bytes(b"" if damage == "emptied" else b"x" * 2 * RECORD_BYTES)
+
+    assert run_until.is_over() is is_over
+
+
+def test_a_file_that_was_never_readable_lets_no_run_continue(tmp_path: Path) -> None:
+    assert RunUntil(str(tmp_path / "missing")).is_over()
+
+
+def test_without_the_variable_nothing_limits_a_run(file: RunUntilFile) -> None:
+    file.limit(PAST)
+
+    assert run_until_of({}) is None
+    assert run_until_of({RUN_UNTIL_VARIABLE: ""}) is None
+    limit = run_until_of({RUN_UNTIL_VARIABLE: str(file.path)})
+    assert limit is not None
+    assert limit.is_over()
+
+
+def test_before_a_run_a_file_that_is_missing_or_has_another_moment_is_written_again(file: RunUntilFile) -> None:
+    file.limit(FUTURE)
+    for damage in (file.path.unlink, lambda: file.path.write_bytes(encode(PAST) * 2)):
+        damage()
+        file.require_written()
+        assert decode(file.path.read_bytes()) == FUTURE
+
+
+def test_a_file_that_cannot_be_written_is_logged_once_and_lets_no_run_start(
+    file: RunUntilFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    file.path.mkdir()
+
+    file.limit(FUTURE)
+    file.limit(FUTURE + 1)
+
+    assert caplog.text.count("run_limit_not_written") == 1
+    with pytest.raises(OSError, match="directory"):
+        file.require_written()
+
+
+def test_no_link_is_followed(file: RunUntilFile, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("foreign")
+    os.symlink(target, file.path)
+
+    file.limit(FUTURE)
+
+    assert target.read_text() == "foreign"

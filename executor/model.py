@@ -45,7 +45,18 @@ class ReportState(StrEnum):
     REPORTED = "reported"  #: FulcrumCore has acknowledged the result
     OVERTAKEN = "overtaken"  #: FulcrumCore ended the job itself; the agent's result is only in the agent's database
     ABANDONED = "abandoned"  #: never reported: FulcrumCore does not know the job, or another agent owns the job
+    #: not reported while another executor with this agent's token processes the job: the job is open in FulcrumCore
+    CLAIMED_ELSEWHERE = "claimed_elsewhere"
     LOCAL = "local"  #: never reported, because the agent created the job itself and FulcrumCore does not know it
+
+
+#: The report states of a job whose result is not reported any more, unless FulcrumCore lists the job as open.
+SETTLED_STATES = (
+    ReportState.REPORTED,
+    ReportState.OVERTAKEN,
+    ReportState.ABANDONED,
+    ReportState.CLAIMED_ELSEWHERE,
+)
 
 
 class GuestKind(StrEnum):

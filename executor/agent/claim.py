@@ -74,8 +74,7 @@ def require_own_claim(status_at_core: str | None, *, was_sent_before: bool, refu
     if status_at_core == "Pending":
         raise FulcrumUnavailable(refusal, status=STATUS_OF_ONE_FAILED_REQUEST)
     if not was_sent_before:
-        text = "another executor with this agent's token has claimed the job"
-        raise ClaimImpossible(ErrorCode.JOB_CLAIMED_ELSEWHERE, text)
+        raise ClaimImpossible(ErrorCode.JOB_CLAIMED_ELSEWHERE, job_queue.CLAIMED_ELSEWHERE)
 
 
 @dataclass(frozen=True, kw_only=True)

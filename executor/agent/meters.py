@@ -107,6 +107,7 @@ def _outcome(stored_job: Job | None) -> str:
         return "lost"
     if stored_job.status == JobStatus.PENDING:
         return "put_back"
-    if stored_job.report_state == ReportState.ABANDONED and stored_job.status == JobStatus.FAILED:
+    is_abandoned = stored_job.report_state in (ReportState.ABANDONED, ReportState.CLAIMED_ELSEWHERE)
+    if is_abandoned and stored_job.status == JobStatus.FAILED:
         return "abandoned"
     return str(stored_job.status)

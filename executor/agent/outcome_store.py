@@ -58,11 +58,17 @@ def _write(engine: Engine, outcome: Outcome, lease: Lease, mapping: Mapping | No
                 counts_as_attempt=outcome.counts_as_attempt,
             )
         else:
-            is_abandoned = outcome.ending is Ending.ABANDON
-            report_state = ReportState.ABANDONED if is_abandoned else ReportState.DUE
-            job_queue.finish(session, lease, outcome.result, report_state)
+            job_queue.finish(session, lease, outcome.result, report_state_after(outcome))
 
     write_with_retry(engine, write)
+
+
+def report_state_after(outcome: Outcome) -> ReportState:
+    """Return the report state of a job that ends with this outcome. Pure function."""
+    if outcome.ending is not Ending.ABANDON:
+        return ReportState.DUE
+    is_claimed_elsewhere = outcome.result is not None and outcome.result.code is ErrorCode.JOB_CLAIMED_ELSEWHERE
+    return ReportState.CLAIMED_ELSEWHERE if is_claimed_elsewhere else ReportState.ABANDONED
 
 
 def _change_mapping(session: Session, mapping: Mapping, outcome: Outcome) -> None:

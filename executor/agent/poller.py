@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from executor.agent import crash_points
 from executor.agent.log_limiter import LogLimiter
 from executor.agent.state import AgentState
-from executor.database import job_queue, queries
+from executor.database import job_queue, outbox, queries
 from executor.database.engine import reading, transaction
 from executor.database.job_queue import NewJob
 from executor.database.tables import utc_now
@@ -44,8 +44,8 @@ IDLE_POLLS_PER_ADDED_INTERVAL = 10
 #: The interval grows up to this length, and to this share of the job timeout, so that enough time is left for a job.
 MAX_INTERVAL_S = 10.0
 MAX_INTERVAL_SHARE = 0.1
-#: Minimum time between two searches for ended jobs that FulcrumCore lists as claimed by this agent.
-REOPEN_INTERVAL_S = 300.0
+#: Time between two comparisons of the jobs that FulcrumCore lists as claimed by this agent with the rows.
+COMPARISON_INTERVAL_S = 300.0
 #: A job's priority is limited to the range from -MAX_PRIORITY to MAX_PRIORITY.
 MAX_PRIORITY = 1000
 MAX_DEFECT_CHARS = 500
@@ -68,7 +68,8 @@ class Poller:
     _idle_poll_count: int = 0  #: number of polls since the last new job
     _unusable_jobs_limiter: LogLimiter = field(default_factory=LogLimiter)
     _foreign_jobs_limiter: LogLimiter = field(default_factory=LogLimiter)
-    _reopened_at: float = field(default_factory=time.monotonic)  #: time of the last search for ended claimed jobs
+    _unaccepted_jobs_limiter: LogLimiter = field(default_factory=LogLimiter)
+    _compared_at: float = field(default_factory=time.monotonic)  #: time of the last comparison of claimed jobs
 
     def poll_if_allowed(self) -> float | None:
         """Poll, unless the agent accepts no new jobs. Return the seconds until the next call.
@@ -81,10 +82,9 @@ class Poller:
             return None
         if state.agent_id and not has_polled:
             self.recover_claimed_jobs()
-        elif state.agent_id and time.monotonic() - self._reopened_at >= REOPEN_INTERVAL_S:
-            self._reopened_at = time.monotonic()
-            own_jobs = self._jobs_for_this_agent(self.fulcrum.own_processing_jobs(state.agent_id))
-            self._reopen_jobs(own_jobs, are_claimed=True)
+        elif state.agent_id and time.monotonic() - self._compared_at >= COMPARISON_INTERVAL_S:
+            self._compared_at = time.monotonic()
+            self.compare_claimed_jobs()
         return self.poll()
 
     def poll(self) -> float:
@@ -119,7 +119,36 @@ class Poller:
         recovered_count = self._store_new_jobs(jobs, is_claimed_at_fulcrum=True)
         if recovered_count:
             log.warning("claimed_jobs_recovered", count=recovered_count)
+        self._note_claimed_elsewhere(jobs)
         return recovered_count
+
+    def compare_claimed_jobs(self) -> None:
+        """Compare the jobs that FulcrumCore lists as claimed by this agent with the rows.
+
+        A job that has ended here is continued. A job without a row was claimed by another executor with this agent's
+        token, because this agent stores each job before it claims the job. Such a job is stored only to be shown.
+        """
+        jobs = self._jobs_for_this_agent(self.fulcrum.own_processing_jobs(self.state.agent_id))
+        self._reopen_jobs(jobs, are_claimed=True)
+        with reading(self.engine) as session:
+            stored_ids = queries.stored_fulcrum_ids(session, [job.id for job in jobs])
+        unknown_jobs = [job for job in jobs if job.id not in stored_ids]
+        if unknown_jobs:
+            with transaction(self.engine) as session:
+                for job in unknown_jobs:
+                    job_queue.submit(session, replace(self._new_row(job, True), is_claimed_elsewhere=True))
+        self._note_claimed_elsewhere(jobs)
+
+    def _note_claimed_elsewhere(self, processing_jobs: list[CoreJob]) -> None:
+        """Store which jobs another executor has claimed, and log how many jobs FulcrumCore does not accept as ended.
+
+        `processing_jobs` are all jobs that FulcrumCore lists as claimed by this agent.
+        """
+        with transaction(self.engine) as session:
+            outbox.note_claimed_elsewhere(session, [job.id for job in processing_jobs])
+            counts = queries.count_unaccepted_jobs(session)
+        if self._unaccepted_jobs_limiter.should_log(sum(counts.values())):
+            log.warning("unaccepted_jobs", **counts)
 
     def _next_interval_s(self) -> float:
         further_idle_poll_count = max(self._idle_poll_count - IDLE_POLLS_BEFORE_GROWTH, 0)

@@ -162,7 +162,8 @@ def show_log(
 def retry(reference: JobReference, as_json: AsJson = False) -> None:
     """Skip a job's wait before its next attempt or its next report.
 
-    The result of an ended job is sent to FulcrumCore again.
+    The result of an ended job is sent to FulcrumCore again. A job that another executor with this agent's token has
+    claimed is continued here: stop the other executor first.
     """
     with writing_store() as store:
         job = find_job(store.session, reference)

@@ -22,6 +22,9 @@ MAX_SHOWN_AGENTS = 10
 #: The maximum number of postponed reports that are shown. Those of the jobs that ended first are shown.
 MAX_SHOWN_REPORTS = 10
 REPORT_COLUMNS = {"id": "JOB", "action": "ACTION", "attempts": "ATTEMPTS", "reason": "CAUSE"}
+#: The maximum number of jobs claimed by another executor that are shown. The oldest are shown.
+MAX_SHOWN_CLAIMED_ELSEWHERE = 10
+CLAIMED_ELSEWHERE_COLUMNS = {"id": "JOB", "action": "ACTION", "fulcrum_id": "FULCRUM", "since": "SINCE"}
 #: An agent process has vanished if it has not updated its row in the table `nodes` for this many lease durations. A
 #: running agent updates the row six times in each lease duration.
 VANISHED_AFTER_LEASES = 2
@@ -50,6 +53,10 @@ def show(as_json: AsJson = False) -> None:
         mapping_counts = mappings.count_by_state(store.session)
         critical_jobs = queries.critical_jobs(store.session)
         postponed = [_postponed_fields(job) for job in queries.postponed_reports(store.session, MAX_SHOWN_REPORTS)]
+        claimed_elsewhere = [
+            {"id": job.id, "action": job.action, "fulcrum_id": job.fulcrum_id, "since": job.finished_at}
+            for job in queries.jobs_claimed_elsewhere(store.session, MAX_SHOWN_CLAIMED_ELSEWHERE)
+        ]
         agent_rows = nodes.recent(store.session, MAX_SHOWN_AGENTS)
         lease_s = store.settings.smith_lease_s
     now = utc_now()
@@ -62,6 +69,7 @@ def show(as_json: AsJson = False) -> None:
             "jobs": job_counts,
             "reports_due": reports_due,
             "reports_postponed": postponed,
+            "claimed_elsewhere": claimed_elsewhere,
             "mappings": mapping_counts,
             "nodes": rows,
             "critical_overdue": overdue_critical_jobs,
@@ -79,6 +87,12 @@ def show(as_json: AsJson = False) -> None:
     if postponed:
         show_heading("Results that FulcrumCore has not accepted (`smith jobs retry JOB` sends one again)")
         show_rows(postponed, REPORT_COLUMNS, if_empty="")
+    if claimed_elsewhere:
+        show_heading(
+            "Jobs that another executor with this agent's token has claimed "
+            "(stop it; then `smith jobs retry JOB` continues one here)"
+        )
+        show_rows(claimed_elsewhere, CLAIMED_ELSEWHERE_COLUMNS, if_empty="")
     show_heading("Agents")
     table_rows = [
         row | {"started": _ago_text(row["started_at"], now), "seen": _ago_text(row["seen_at"], now)} for row in rows

@@ -23,6 +23,7 @@ def _partial_index(name: str, *columns: Any, only: str, unique: bool = False) ->
 _partial_index("ix_jobs_one_processing_per_service", Job.service_id, unique=True, only="status = 'processing'")
 _partial_index("ix_jobs_to_claim", text("priority DESC"), Job.core_created_at, Job.id, only="status = 'pending'")
 _partial_index("ix_jobs_to_report", Job.finished_at, only="report_state = 'due'")
+_partial_index("ix_jobs_claimed_elsewhere", Job.finished_at, only="report_state = 'claimed_elsewhere'")
 _partial_index("ix_jobs_ended", Job.finished_at, Job.status, only="status IN ('completed', 'failed')")
 Index("ix_jobs_service", Job.service_id)
 Index("ix_runs_job", Run.job_id)

@@ -32,12 +32,16 @@ from executor.database.claim_statement import claim_statement
 from executor.database.statements import MAX_BACKOFF_S, execute_and_count, insert_into
 from executor.database.tables import ENDED_LITERALS, PENDING_LITERAL, PROCESSING_LITERAL, Job, Run, db_now, utc_now
 from executor.errors import StaleJob
-from executor.model import MAX_CRASHES, TRANSITIONS, JobResult, JobStatus, ReportState
+from executor.model import MAX_CRASHES, SETTLED_STATES, TRANSITIONS, JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 
 #: The key of the PostgreSQL advisory lock that a claim takes before it counts the running creates. The value is the
 #: ASCII text "SMIT".
 CREATE_LIMIT_LOCK = 0x534D4954
+#: Why a job that FulcrumCore lists as claimed by this agent is not processed.
+CLAIMED_ELSEWHERE = "another executor with this agent's token has claimed the job"
+#: The codes of abandoned jobs whose attempt has no result, although an earlier attempt may have started a run.
+CODES_WITHOUT_RESULT = (ErrorCode.JOB_GONE, ErrorCode.JOB_CLAIMED_ELSEWHERE)
 #: How often one call of `claim` tries to claim a job before it returns None.
 MAX_CLAIM_ATTEMPTS = 5
 
@@ -71,6 +75,8 @@ class NewJob:
     tenant_id: str | None = None
     #: True if the agent has already claimed the job at FulcrumCore. Its row is missing because the database was lost.
     is_claimed_at_fulcrum: bool = False
+    #: True if another executor with this agent's token has claimed the job. The job's row only shows this.
+    is_claimed_elsewhere: bool = False
     #: True if the agent created the job. FulcrumCore does not know the job, so no report is sent.
     is_local: bool = False
 
@@ -103,8 +109,22 @@ def submit(session: Session, new_job: NewJob) -> int | None:
         "claimed_at": now if new_job.is_claimed_at_fulcrum else None,
         "report_state": ReportState.LOCAL if new_job.is_local else ReportState.NONE,
     }
+    if new_job.is_claimed_elsewhere:
+        values |= _columns_if_claimed_elsewhere(now)
     stmt = insert_into(session, Job).values(values).on_conflict_do_nothing(index_elements=["fulcrum_id"])
     return session.scalar(stmt.returning(Job.id))
+
+
+def _columns_if_claimed_elsewhere(now: datetime) -> dict[str, Any]:
+    """Return the columns of a job that another executor with this agent's token has claimed."""
+    result = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail=CLAIMED_ELSEWHERE)
+    return {
+        "status": JobStatus.FAILED,
+        "error_code": result.code,
+        "error_message": result.message,
+        "finished_at": now,
+        "report_state": ReportState.CLAIMED_ELSEWHERE,
+    }
 
 
 def claim(session: Session, owner: str, *, lease_s: float, max_creates: int | None = None) -> Job | None:
@@ -380,15 +400,35 @@ def request_cancel(session: Session, job_id: int) -> JobStatus | None:
     return JobStatus.PROCESSING if execute_and_count(session, request_cancellation) else None
 
 
+#: The columns of a job that has ended and gets another attempt.
+_COLUMNS_OF_NEW_ATTEMPT: dict[str, Any] = {
+    "status": JobStatus.PENDING,
+    "report_state": ReportState.NONE,
+    "finished_at": None,
+    "error_code": None,
+    "error_message": None,
+    "owner": None,
+    "lease_until": None,
+    "available_at": None,
+    "claimed_at": None,
+}
+
+
 def retry_now(session: Session, job_id: int) -> str:
     """End a job's backoff: the backoff of a pending job, or the backoff of a due report.
 
     The report of an ended job that is settled becomes due again: FulcrumCore accepts it if the job is open there, and
-    otherwise the report gets the same state again. Returns "attempt" if the job is pending, "report" if its report is
-    due now, and "" otherwise.
+    otherwise the report gets the same state again. A job that another executor has claimed gets an attempt, which
+    continues the job if it is still processing at FulcrumCore. Returns "attempt" if the job is pending, "report" if its
+    report is due now, and "" otherwise.
     """
     end_job_backoff = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
-    if execute_and_count(session, end_job_backoff):
+    take_over = (
+        update(Job)
+        .where(Job.id == job_id, Job.report_state == ReportState.CLAIMED_ELSEWHERE)
+        .values(_COLUMNS_OF_NEW_ATTEMPT | {"claim_sent_at": utc_now(), "epoch": Job.epoch + 1})
+    )
+    if execute_and_count(session, end_job_backoff) or execute_and_count(session, take_over):
         return "attempt"
     states = (ReportState.DUE, ReportState.REPORTED, ReportState.OVERTAKEN)
     has_report = (Job.id == job_id) & Job.report_state.in_(states)
@@ -400,34 +440,18 @@ def reopen(session: Session, fulcrum_ids: Collection[str], *, are_claimed: bool)
     """Continue with jobs that have ended here although FulcrumCore lists them as open; return their number.
 
     FulcrumCore may have refused them for a while, or its database was restored from a backup. A job that has a result
-    is reported again. An abandoned job without the result of a run gets another attempt. The jobs that another executor
-    has claimed stay abandoned. `are_claimed`: FulcrumCore lists the jobs as claimed by this agent.
+    is reported again. An abandoned job without the result of a run gets another attempt. A job that another executor
+    has claimed is continued only if FulcrumCore lists it as pending. `are_claimed`: FulcrumCore lists the jobs as
+    claimed by this agent.
     """
     code = func.coalesce(Job.error_code, "")
-    is_settled = (
-        Job.fulcrum_id.in_(fulcrum_ids)
-        & Job.report_state.in_((ReportState.REPORTED, ReportState.OVERTAKEN, ReportState.ABANDONED))
-        & (code != ErrorCode.JOB_CLAIMED_ELSEWHERE)
-    )
-    is_abandoned = Job.report_state == ReportState.ABANDONED
-    has_no_result = is_abandoned & (Job.started_at.is_(None) | (code == ErrorCode.JOB_GONE))
-    requeue_jobs = (
-        update(Job)
-        .where(is_settled, has_no_result)
-        .values(
-            status=JobStatus.PENDING,
-            report_state=ReportState.NONE,
-            finished_at=None,
-            error_code=None,
-            error_message=None,
-            owner=None,
-            lease_until=None,
-            available_at=None,
-            claim_sent_at=None,
-            claimed_at=utc_now() if are_claimed else None,
-            epoch=Job.epoch + 1,
-        )
-    )
+    is_settled = Job.fulcrum_id.in_(fulcrum_ids) & Job.report_state.in_(SETTLED_STATES)
+    if are_claimed:
+        is_settled &= code != ErrorCode.JOB_CLAIMED_ELSEWHERE
+    is_abandoned = Job.report_state.in_((ReportState.ABANDONED, ReportState.CLAIMED_ELSEWHERE))
+    has_no_result = is_abandoned & (Job.started_at.is_(None) | code.in_(CODES_WITHOUT_RESULT))
+    columns = {"claim_sent_at": None, "claimed_at": utc_now() if are_claimed else None, "epoch": Job.epoch + 1}
+    requeue_jobs = update(Job).where(is_settled, has_no_result).values(_COLUMNS_OF_NEW_ATTEMPT | columns)
     report_again = (
         update(Job)
         .where(is_settled)  # the statement above has changed the state of the jobs without a result
@@ -437,13 +461,14 @@ def reopen(session: Session, fulcrum_ids: Collection[str], *, are_claimed: bool)
 
 
 def prune(session: Session, *, ended_before: datetime, limit: int) -> tuple[int, list[str]]:
-    """Delete at most `limit` jobs that ended before `ended_before` and whose report is not due.
+    """Delete at most `limit` jobs that ended before `ended_before` and that have ended in FulcrumCore, too.
 
     Returns the number of deleted jobs, and the idents of their runs. A run's ident is the name of its artifacts folder.
     """
     old_jobs = (
         select(Job.id)
-        .where(Job.status.in_(ENDED_LITERALS), Job.finished_at < ended_before, Job.report_state != ReportState.DUE)
+        .where(Job.status.in_(ENDED_LITERALS), Job.finished_at < ended_before)
+        .where(Job.report_state.not_in((ReportState.DUE, ReportState.CLAIMED_ELSEWHERE)))
         .order_by(Job.finished_at)
         .limit(limit)
     )

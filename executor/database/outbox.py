@@ -5,14 +5,15 @@ The outbox is the set of ended jobs whose result FulcrumCore has not acknowledge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from executor.database.statements import MAX_BACKOFF_S, execute_and_count, is_wait_over
-from executor.database.tables import DUE_LITERAL, Job, db_now, utc_now
+from executor.database.tables import CLAIMED_ELSEWHERE_LITERAL, DUE_LITERAL, Job, db_now, utc_now
 from executor.model import JobResult, JobStatus, ReportState
+from executor.shared.error_codes import ErrorCode
 
 
 def due_reports(session: Session, limit: int) -> Sequence[Job]:
@@ -62,6 +63,20 @@ def replace_result(session: Session, job_id: int, result: JobResult) -> None:
         .where(Job.id == job_id, Job.report_state == ReportState.DUE)
         .values(status=JobStatus.FAILED, error_code=result.code, error_message=result.message)
     )
+
+
+def note_claimed_elsewhere(session: Session, processing_ids: Collection[str]) -> None:
+    """Store which of the jobs that another executor has claimed are still open.
+
+    `processing_ids` are the ids of all jobs that FulcrumCore lists as claimed by this agent.
+    """
+    has_code = Job.error_code == ErrorCode.JOB_CLAIMED_ELSEWHERE
+    is_abandoned = Job.fulcrum_id.in_(processing_ids) & has_code & (Job.report_state == ReportState.ABANDONED)
+    session.execute(update(Job).where(is_abandoned).values(report_state=ReportState.CLAIMED_ELSEWHERE))
+    stored_ids = session.scalars(select(Job.fulcrum_id).where(Job.report_state == CLAIMED_ELSEWHERE_LITERAL))
+    ended_ids = set(stored_ids).difference(processing_ids)
+    has_ended = Job.fulcrum_id.in_(ended_ids) & (Job.report_state == ReportState.CLAIMED_ELSEWHERE)
+    session.execute(update(Job).where(has_ended).values(report_state=ReportState.ABANDONED))
 
 
 def end_report_backoffs(session: Session) -> int:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, aliased
 
 from executor.database.statements import is_integer_text
 from executor.database.tables import (
+    CLAIMED_ELSEWHERE_LITERAL,
     DUE_LITERAL,
     ENDED_LITERALS,
     PENDING_LITERAL,
@@ -18,7 +19,7 @@ from executor.database.tables import (
     Job,
     Run,
 )
-from executor.model import JobStatus, ReportState
+from executor.model import SETTLED_STATES, JobStatus
 
 #: The SQL literal of each status of an open job. An open job is pending or processing.
 _OPEN_LITERALS = {JobStatus.PENDING: PENDING_LITERAL, JobStatus.PROCESSING: PROCESSING_LITERAL}
@@ -116,7 +117,7 @@ def stored_fulcrum_ids(session: Session, fulcrum_ids: Sequence[str]) -> set[str]
 
 def settled_fulcrum_ids(session: Session, fulcrum_ids: Sequence[str]) -> list[str]:
     """Return those of `fulcrum_ids` whose jobs have ended here and are not reported any more."""
-    is_settled = Job.report_state.in_((ReportState.REPORTED, ReportState.OVERTAKEN, ReportState.ABANDONED))
+    is_settled = Job.report_state.in_(SETTLED_STATES)
     return list(session.scalars(select(Job.fulcrum_id).where(Job.fulcrum_id.in_(fulcrum_ids), is_settled)))
 
 
@@ -166,6 +167,30 @@ def postponed_reports(session: Session, limit: int) -> Sequence[Job]:
     """Return at most `limit` jobs whose report has failed and is still due. The job that ended first is first."""
     stmt = select(Job).where(Job.report_state == DUE_LITERAL, Job.report_attempts > 0)
     return session.scalars(stmt.order_by(Job.finished_at, Job.id).limit(limit)).all()
+
+
+def jobs_claimed_elsewhere(session: Session, limit: int) -> Sequence[Job]:
+    """Return at most `limit` open jobs that another executor with this agent's token has claimed, oldest first."""
+    stmt = select(Job).where(Job.report_state == CLAIMED_ELSEWHERE_LITERAL)
+    return session.scalars(stmt.order_by(Job.finished_at, Job.id).limit(limit)).all()
+
+
+def count_unaccepted_jobs(session: Session) -> dict[str, int]:
+    """Return the number of due reports that have failed, and of jobs that another executor has claimed.
+
+    The keys are values of the label `cause` of a metric.
+    """
+    is_postponed = (Job.report_state == DUE_LITERAL) & (Job.report_attempts > 0)
+    is_claimed_elsewhere = Job.report_state == CLAIMED_ELSEWHERE_LITERAL
+    conditions = {"report_not_accepted": is_postponed, "claimed_elsewhere": is_claimed_elsewhere}
+    count_jobs_where = select(func.count()).select_from(Job).where
+    return {cause: session.scalar(count_jobs_where(condition)) or 0 for cause, condition in conditions.items()}
+
+
+def jobs_by_fulcrum_id(session: Session, fulcrum_ids: Sequence[str]) -> dict[str, Job]:
+    """Return the rows of the jobs with these ids. The keys are the values of `fulcrum_id`."""
+    jobs = session.scalars(select(Job).where(Job.fulcrum_id.in_(fulcrum_ids)))
+    return {job.fulcrum_id: job for job in jobs}
 
 
 def oldest_due_report_time(session: Session) -> datetime | None:

@@ -31,13 +31,14 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from executor.model import ENDED_STATUSES, GuestKind, JobStatus, MappingState, ReportState
 
-# These statuses and this report state are SQL literals, not bound parameters: SQLite uses a partial index only if the
+# These statuses and report states are SQL literals, not bound parameters: SQLite uses a partial index only if the
 # text of the statement contains the value.
 PENDING_LITERAL: ColumnElement[str] = literal_column(f"'{JobStatus.PENDING}'")
 PROCESSING_LITERAL: ColumnElement[str] = literal_column(f"'{JobStatus.PROCESSING}'")
 ENDED_LITERALS: list[ColumnElement[str]] = [literal_column(f"'{status}'") for status in ENDED_STATUSES]
 DELETED_LITERAL: ColumnElement[str] = literal_column(f"'{MappingState.DELETED}'")
 DUE_LITERAL: ColumnElement[str] = literal_column(f"'{ReportState.DUE}'")
+CLAIMED_ELSEWHERE_LITERAL: ColumnElement[str] = literal_column(f"'{ReportState.CLAIMED_ELSEWHERE}'")
 
 
 class UtcDateTime(TypeDecorator[datetime]):

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.open_jobs import check_open_jobs
 from executor.errors import FulcrumAuthFailing, FulcrumError, JobError, SettingsError
 from executor.fulcrum import remote_config
 from executor.fulcrum.client import FulcrumClient
@@ -62,6 +63,7 @@ def check_fulcrum(settings: Settings) -> Generator[CheckResult, None, Settings |
     try:
         yield from _check_service_types(agent, client, settings)
         yield from _check_metric_types(client, effective_settings or settings)
+        yield from check_open_jobs(client, agent.id, settings)
     except FulcrumError as error:
         yield _RESULT.fail("types", str(error))
     return effective_settings

@@ -113,6 +113,22 @@ class FulcrumClient:
         jobs = self._list_all(CoreJob, "/jobs", query)
         return [job for job in jobs if job.agent_id == agent_id.lower() and job.status == "Processing"]
 
+    def oldest_processing_jobs(self, agent_id: str, *, max_pages: int) -> tuple[list[CoreJob], int]:
+        """List the oldest jobs that this agent has claimed and that have not ended, and return the number of all.
+
+        At most `max_pages` pages are read. `agent_id` is the id of this agent.
+        """
+        query = {"agentId": _valid_id(agent_id), "status": "Processing", "sort": "createdAt", "pageSize": PAGE_SIZE}
+        jobs_by_id: dict[str, CoreJob] = {}
+        total_count = 0
+        for page_number in range(1, max_pages + 1):
+            page = self._http.request_json("GET", "/jobs", query={**query, "page": page_number})
+            page_jobs, total_count = _parse_page(CoreJob, "/jobs", page)
+            jobs_by_id |= {job.id: job for job in page_jobs}
+            if not page_jobs or page_number * PAGE_SIZE >= total_count:
+                break
+        return list(jobs_by_id.values()), total_count
+
     def claim_job(self, fulcrum_id: str) -> None:
         """Claim a job: FulcrumCore changes its status from Pending to Processing.
 

@@ -80,6 +80,7 @@ class Gauges(Collector):
         with reading(self._view.engine) as session:
             queue_depths = queries.count_open_jobs(session) | {"report_due": queries.count_due_reports(session)}
             mapping_counts = mappings.count_by_state(session, should_count_deleted=False)
+            unaccepted_counts = queries.count_unaccepted_jobs(session)
             oldest_report_at = queries.oldest_due_report_time(session)
             oldest_pending_at = queries.oldest_pending_time(session)
         is_writable = self._prober.result("database").ok
@@ -89,6 +90,13 @@ class Gauges(Collector):
             "Jobs that have not ended, and results that are not reported",
             queue_depths,
             label="status",
+        )
+        yield _gauge_with_label(
+            "smith_unaccepted_jobs",
+            "Jobs that have ended here but not in FulcrumCore: it does not accept the result, or another executor with "
+            "this agent's token has claimed the job",
+            unaccepted_counts,
+            label="cause",
         )
         yield _gauge(
             "smith_queue_oldest_seconds", "Age of the oldest waiting job; 0 without one", _age_s(oldest_pending_at)

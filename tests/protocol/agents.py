@@ -22,7 +22,7 @@ from protocol.world import (
 )
 
 from executor.agent.refused_jobs import MIN_DURATION_S, MIN_INTERVAL_S, Refusals
-from executor.model import JobStatus
+from executor.model import SETTLED_STATES, JobStatus
 
 
 def transitions(world: World, decisions: Decisions) -> Iterator[Transition]:
@@ -82,7 +82,7 @@ def _store_page(world: World, jobs: tuple[int, ...], *, are_claimed: bool) -> Wo
         row = world.rows[job]
         if row is None:
             world = with_row(world, job, Row(is_claim_sent=are_claimed, is_claimed=are_claimed))
-        elif row.report in database.SETTLED:
+        elif row.report in SETTLED_STATES:
             world = with_row(world, job, database.reopen(row, are_claimed=are_claimed))
     return world
 

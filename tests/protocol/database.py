@@ -5,12 +5,11 @@ from __future__ import annotations
 from protocol.decisions import Decisions
 from protocol.world import LEASE_TICKS, Row, Slot, World, with_row
 
-from executor.agent.outcome import Ending, MappingChange, Outcome
-from executor.model import JobResult, JobStatus, MappingState, ReportState
+from executor.agent.outcome import MappingChange, Outcome
+from executor.agent.outcome_store import report_state_after
+from executor.database.job_queue import CODES_WITHOUT_RESULT
+from executor.model import SETTLED_STATES, JobResult, JobStatus, MappingState, ReportState
 from executor.shared.error_codes import ErrorCode
-
-#: The report states of a job whose report is settled.
-SETTLED = (ReportState.REPORTED, ReportState.OVERTAKEN, ReportState.ABANDONED)
 
 
 def claim(row: Row, owner: str) -> Row:
@@ -57,9 +56,10 @@ def take_from_owner(row: Row, decisions: Decisions) -> Row:
 
 
 def reopen(row: Row, *, are_claimed: bool) -> Row:
-    if row.report not in SETTLED or row.error == ErrorCode.JOB_CLAIMED_ELSEWHERE:
+    if row.report not in SETTLED_STATES or (are_claimed and row.error == ErrorCode.JOB_CLAIMED_ELSEWHERE):
         return row
-    has_no_result = row.report is ReportState.ABANDONED and (not row.is_started or row.error == ErrorCode.JOB_GONE)
+    is_abandoned = row.report in (ReportState.ABANDONED, ReportState.CLAIMED_ELSEWHERE)
+    has_no_result = is_abandoned and (not row.is_started or row.error in CODES_WITHOUT_RESULT)
     if not has_no_result:
         return row._replace(report=ReportState.DUE)
     return row._replace(
@@ -92,5 +92,4 @@ def store_outcome(world: World, slot: Slot, outcome: Outcome) -> World:
         world = world._replace(mapping=MappingState.ACTIVE if world.mapping else "")
     if outcome.result is None:
         return with_row(world, slot.job, requeue(row, counts_as_attempt=outcome.counts_as_attempt))
-    state = ReportState.ABANDONED if outcome.ending is Ending.ABANDON else ReportState.DUE
-    return with_row(world, slot.job, finish(row, outcome.result, state))
+    return with_row(world, slot.job, finish(row, outcome.result, report_state_after(outcome)))

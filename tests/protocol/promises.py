@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from protocol.database import SETTLED
 from protocol.worker import RUNNING
 from protocol.world import Slot, World
 
-from executor.model import JobStatus, ReportState
+from executor.model import SETTLED_STATES, JobStatus, ReportState
 
 OPEN = ("Pending", "Processing")
 
@@ -41,7 +40,7 @@ def _broken_by_rows(world: World) -> str:
     for number, (row, core_job) in enumerate(zip(world.rows, world.core, strict=True), start=1):
         if core_job.status == "Completed" and (row is None or row.status is not JobStatus.COMPLETED):
             return f"R3: FulcrumCore has job {number} as completed, the agents do not"
-        if row is None or row.report not in SETTLED:
+        if row is None or row.report not in SETTLED_STATES:
             continue
         if core_job.status in OPEN:
             return f"R1: job {number} is given up while it is {core_job.status} in FulcrumCore"
@@ -55,6 +54,6 @@ def _broken_by_rows(world: World) -> str:
 def is_settled(world: World) -> bool:
     """Return whether every job has ended at FulcrumCore and here, and FulcrumCore has the result, if it wants it."""
     return all(
-        (row is None or row.report in SETTLED) and core_job.status not in OPEN
+        (row is None or row.report in SETTLED_STATES) and core_job.status not in OPEN
         for row, core_job in zip(world.rows, world.core, strict=True)
     )

@@ -15,6 +15,7 @@ TABLES = {"jobs": "id", "runs": "id", "mappings": "id", "nodes": "id", "critical
 EARLIER_VALUES: dict[tuple[str, str, str], dict[Any, Any]] = {
     ("0005", "jobs", "report_state"): {"overtaken": "orphaned"},
     ("0005", "mappings", "state"): {"pending_deletion": "doomed", "vm_lost": "orphaned"},
+    ("0009", "jobs", "report_state"): {"claimed_elsewhere": "abandoned"},
     ("0005", "critical_jobs", "name"): {"PurgeDeletedVms": "DestroyDoomed"},
 }
 

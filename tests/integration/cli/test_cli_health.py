@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from support.cli_world import Cli
 
-from executor.database import mappings, outbox, periods
+from executor.database import job_queue, mappings, outbox, periods
 from executor.database.tables import CriticalJob, Node
-from executor.model import JobResult
+from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode
 
 LONG = timedelta(days=1)
@@ -27,7 +27,15 @@ def test_status_counts_jobs_reports_and_vms(smith: Cli) -> None:
     with smith.filling() as session:
         mappings.reserve(session, service_id="s-1", cluster="default", vmid=100001, name="web")
     found = smith.json("status")
-    assert set(found) == {"jobs", "reports_due", "reports_postponed", "mappings", "nodes", "critical_overdue"}
+    assert set(found) == {
+        "jobs",
+        "reports_due",
+        "reports_postponed",
+        "claimed_elsewhere",
+        "mappings",
+        "nodes",
+        "critical_overdue",
+    }
     assert found["jobs"] == {"pending": 1, "processing": 0, "completed": 0, "failed": 1}
     assert found["reports_due"] == 1
     assert found["mappings"] == {"reserved": 1, "active": 0, "pending_deletion": 0, "deleted": 0, "vm_lost": 0}
@@ -50,6 +58,21 @@ def test_status_shows_the_results_that_fulcrumcore_has_not_accepted_with_the_cau
     shown = smith.ok("status")
     assert "Results that FulcrumCore has not accepted" in shown
     assert "the action does not exist" in shown
+
+
+def test_status_shows_the_jobs_that_another_executor_has_claimed(smith: Cli) -> None:
+    job_id = smith.submit()
+    assert smith.json("status")["claimed_elsewhere"] == []
+    elsewhere = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
+    with smith.filling() as session:
+        job = job_queue.claim(session, "me", lease_s=30)
+        assert job is not None
+        job_queue.finish(session, job_queue.lease_of(job), elsewhere, ReportState.CLAIMED_ELSEWHERE)
+    (shown,) = smith.json("status")["claimed_elsewhere"]
+    assert (shown["id"], shown["fulcrum_id"]) == (job_id, job.fulcrum_id)
+    assert "another executor with this agent's token has claimed" in smith.ok("status")
+    assert "its next attempt is due now" in smith.ok("jobs", "retry", str(job_id))
+    assert smith.json("status")["claimed_elsewhere"] == []
 
 
 def test_status_shows_running_stopped_and_vanished_agents(smith: Cli) -> None:

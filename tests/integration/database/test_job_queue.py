@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -512,6 +513,15 @@ def test_a_job_with_a_due_report_is_not_pruned(engine: Engine) -> None:
     job_id = ended(engine)
     assert prune(engine) == (0, [])
     settle(engine, job_id)
+    assert prune(engine) == (1, [])
+
+
+def test_a_job_that_another_executor_processes_is_not_pruned(engine: Engine) -> None:
+    with transaction(engine) as session:
+        job_queue.submit(session, replace(new_job(), is_claimed_elsewhere=True))
+    assert prune(engine) == (0, [])
+    with transaction(engine) as session:
+        outbox.note_claimed_elsewhere(session, [])
     assert prune(engine) == (1, [])
 
 

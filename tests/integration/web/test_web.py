@@ -32,7 +32,7 @@ from executor.agent.critical_job import CriticalJob
 from executor.agent.meters import MAX_LABELLED_ACTIONS, Meters
 from executor.agent.scheduler import Scheduler
 from executor.agent.state import AgentState
-from executor.database import job_queue, mappings, nodes
+from executor.database import job_queue, mappings, nodes, outbox
 from executor.database.engine import open_engine, transaction
 from executor.database.tables import Job, utc_now
 from executor.errors import FulcrumUnavailable, SettingsError
@@ -391,6 +391,21 @@ def test_queue_outbox_and_mappings_are_read_from_the_database(site: Site) -> Non
     assert 500 <= found["smith_queue_oldest_seconds",] < 500 + WITHIN_S
     assert found["smith_mappings", "reserved"] == 1
     assert found["smith_mappings", "active"] == 0
+
+
+def test_jobs_that_fulcrumcore_does_not_accept_as_ended_are_counted_by_cause(site: Site) -> None:
+    result = JobResult(succeeded=True)
+    _finished(site.engine, "create", result)
+    refused = _finished(site.engine, "start", result)
+    with transaction(site.engine) as session:
+        outbox.postpone_report(session, refused.id, backoff_s=600, note="HTTP 400")
+        for _ in range(2):
+            submit(session, action="stop")
+            elsewhere = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
+            job_queue.finish(session, claim(session), elsewhere, ReportState.CLAIMED_ELSEWHERE)
+    found = site.metrics()
+    assert found["smith_unaccepted_jobs", "report_not_accepted"] == 1
+    assert found["smith_unaccepted_jobs", "claimed_elsewhere"] == 2
 
 
 def test_the_gauges_of_the_agent_process(site: Site) -> None:

@@ -9,11 +9,12 @@ import pytest
 
 from executor.agent import retry
 from executor.agent.claim import ClaimImpossible
-from executor.agent.outcome import Ending, MappingChange, Outcome, decide
+from executor.agent.outcome import AttemptEnd, Ending, MappingChange, Outcome, decide
+from executor.agent.outcome_store import report_state_after
 from executor.agent.stop_signal import StopSignal
 from executor.database.tables import Job, utc_now
 from executor.errors import FulcrumUnavailable
-from executor.model import JobResult
+from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode
 
 DONE = JobResult(succeeded=True, vm={"vmid": 100})
@@ -139,3 +140,16 @@ def test_the_outcome_of_an_attempt_that_is_retried() -> None:
     expected = Outcome(ending=Ending.REQUEUE, reason=reason, operator_reason=reason, backoff_s=found.backoff_s)
     assert found == expected
     assert retry.MIN_BACKOFF_S * 4 * 0.7 <= found.backoff_s <= retry.MIN_BACKOFF_S * 4 * 1.3
+
+
+@pytest.mark.parametrize(
+    ("end", "state"),
+    [
+        (DONE, ReportState.DUE),
+        (GONE, ReportState.ABANDONED),
+        (ClaimImpossible(ErrorCode.DEADLINE, "Failed"), ReportState.ABANDONED),
+        (ClaimImpossible(ErrorCode.JOB_CLAIMED_ELSEWHERE, "400"), ReportState.CLAIMED_ELSEWHERE),
+    ],
+)
+def test_the_report_state_says_whether_another_executor_processes_the_job(end: AttemptEnd, state: ReportState) -> None:
+    assert report_state_after(outcome(end)) is state

@@ -1,0 +1,85 @@
+"""Compares the jobs that FulcrumCore lists as open for this agent with the rows of the agent's database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from executor.agent.poller import COMPARISON_INTERVAL_S
+from executor.database import queries
+from executor.database.engine import open_engine, reading, sqlite_file
+from executor.database.job_queue import CLAIMED_ELSEWHERE
+from executor.database.tables import Job
+from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.errors import DatabaseError
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.types import CoreJob
+from executor.model import ENDED_STATUSES, ReportState
+from executor.settings.settings import Settings
+
+_RESULT = ResultFactory(Area.FULCRUM)
+NAME = "open jobs"
+#: The maximum number of pages of processing jobs that are read, and the maximum number of offered jobs.
+MAX_PAGES = 5
+MAX_OFFERED_JOBS = 500
+#: The maximum number of jobs for which a result is shown.
+MAX_SHOWN_JOBS = 5
+NO_ROW = (
+    f"the agent's database has no row of it: {CLAIMED_ELSEWHERE}, or the database was lost, and the agent stores the "
+    "job again when it starts"
+)
+
+
+def check_open_jobs(client: FulcrumClient, agent_id: str, settings: Settings) -> Iterator[CheckResult]:
+    """Show each job that is open in FulcrumCore and that the agent neither works on nor reports.
+
+    Only the oldest jobs are compared, so that the check is short. Raises FulcrumError.
+    """
+    processing_jobs, processing_count = client.oldest_processing_jobs(agent_id, max_pages=MAX_PAGES)
+    offered_jobs = client.pending_jobs(limit=MAX_OFFERED_JOBS).jobs
+    open_jobs = [*processing_jobs, *offered_jobs]
+    try:
+        rows = _rows_of(settings, [job.id for job in open_jobs])
+    except DatabaseError:
+        yield _RESULT.skip(NAME, "the database cannot be read, so the open jobs are not compared with its rows")
+        return
+    unattended = [(job, cause) for job in open_jobs if (cause := cause_of(job, rows.get(job.id)))]
+    for job, cause in unattended[:MAX_SHOWN_JOBS]:
+        row = rows.get(job.id)
+        hints = [f"smith jobs retry {row.id}"] if row else []
+        yield _RESULT.warn(NAME, f"job {job.id} ({job.action}) is {job.status} in FulcrumCore, but {cause}", *hints)
+    if len(unattended) > MAX_SHOWN_JOBS:
+        yield _RESULT.warn(NAME, f"and {len(unattended) - MAX_SHOWN_JOBS} more; `smith status` shows the known ones")
+    if not unattended:
+        unread_count = processing_count - len(processing_jobs)
+        limit = f"; the newest {unread_count} processing jobs were not compared" if unread_count > 0 else ""
+        text = f"the agent works on, or reports, each of {processing_count} processing and {len(offered_jobs)} offered"
+        yield _RESULT.ok(NAME, f"{text} jobs{limit}")
+
+
+def cause_of(core_job: CoreJob, row: Job | None) -> str:
+    """Return why the agent does not work on a job that is open in FulcrumCore; '' if it does. Pure function.
+
+    `row` is the job's row in the agent's database. An offered job without a row is received with the next poll.
+    """
+    if row is None:
+        return NO_ROW if core_job.status == "Processing" else ""
+    if row.status not in ENDED_STATUSES:
+        return ""
+    if row.report_state == ReportState.DUE:
+        return f"FulcrumCore does not accept its result: {row.report_note}" if row.report_attempts else ""
+    if row.report_state == ReportState.CLAIMED_ELSEWHERE and core_job.status == "Processing":
+        return f"{CLAIMED_ELSEWHERE}: stop that executor, and then retry the job"
+    return f"it has ended here as {row.status}; an agent that runs continues it within {COMPARISON_INTERVAL_S:.0f} s"
+
+
+def _rows_of(settings: Settings, fulcrum_ids: Sequence[str]) -> dict[str, Job]:
+    """Return the rows of these jobs. Raises DatabaseError."""
+    file = sqlite_file(settings.smith_database_url)
+    if not fulcrum_ids or (file is not None and not file.exists()):
+        return {}
+    engine = open_engine(settings.smith_database_url)
+    try:
+        with reading(engine) as session:
+            return queries.jobs_by_fulcrum_id(session, fulcrum_ids)
+    finally:
+        engine.dispose()

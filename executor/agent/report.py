@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
 from executor.database.tables import Job
+from executor.model import JobResult
 
 #: Keys of a run's result that are sent as `agentInstanceData`. Each report contains all of them, because FulcrumCore
 #: replaces the whole data of the previous report.
-INSTANCE_DATA_KEYS = ("vmid", "node", "name", "mac_address", "ip_addresses", "reboot_required", "snapshot", "backup")
+INSTANCE_DATA_KEYS = (
+    "vmid",
+    "node",
+    "name",
+    "mac_address",
+    "ip_addresses",
+    "reboot_required",
+    "snapshot",
+    "backup",
+    "left_out_properties",
+)
+
+
+def with_left_out_properties(result: JobResult, names: Iterable[str]) -> JobResult:
+    """Return the result with the names of the properties whose secret the vault no longer has."""
+    unique_names = sorted(set(names))
+    return replace(result, vm=result.vm | {"left_out_properties": unique_names}) if unique_names else result
 
 
 class RefusalReaction(StrEnum):

@@ -18,6 +18,7 @@ from executor.agent import crash_points, outcome_store, retry
 from executor.agent.claim import Claimer, ClaimImpossible
 from executor.agent.job_fields import delivered_properties, is_local, secret_resolver_input
 from executor.agent.outcome import AttemptEnd, Outcome, decide
+from executor.agent.report import with_left_out_properties
 from executor.agent.reservation import MappingFinder, ServiceMapping
 from executor.agent.resources import ResourceAllocator
 from executor.agent.stop_signal import StopSignal
@@ -66,12 +67,14 @@ class Worker:
         lease = job_queue.lease_of(job)
         with bound_contextvars(job_id=job.fulcrum_id, service_id=job.service_id, action=job.action):
             found, has_unused_reservation = ServiceMapping(), False
+            left_out_names: list[str] = []
             try:
                 self.claimer.claim(job, lease)
-                properties = self._check_and_resolve_properties(job)
+                properties = self._check_and_resolve_properties(job, left_out_names)
                 with _redacted(self.secrets.secret_values(secret_resolver_input(job), properties)):
                     found = self.mapping_finder.find_or_reserve_mapping(job)
-                    end: AttemptEnd = self._run(job, lease, found.mapping, properties, stop_signal)
+                    result = self._run(job, lease, found.mapping, properties, stop_signal)
+                    end: AttemptEnd = with_left_out_properties(result, left_out_names)
             except (FulcrumUnavailable, ClaimImpossible) as error:
                 end = error
             except JobError as error:
@@ -86,10 +89,11 @@ class Worker:
 
     # --- between steps 3 and 4: check the job's request -----------------------------------------------------------
 
-    def _check_and_resolve_properties(self, job: Job) -> dict[str, Any]:
+    def _check_and_resolve_properties(self, job: Job, left_out_names: list[str]) -> dict[str, Any]:
         """Check the job; return its properties, with secrets instead of references to the vault.
 
-        Raises JobError when the job cannot run.
+        Adds the names of the properties whose secret the vault no longer has to `left_out_names`. Raises JobError when
+        the job cannot run.
         """
         if job.cancel_requested:
             raise JobError(ErrorCode.CANCELLED, "cancelled by the operator")
@@ -105,7 +109,9 @@ class Worker:
             read_properties(properties)  # raises JobError for invalid properties, before a secret is read
         # A playbook from SMITH_ACTIONS_PATH gets the properties for every action.
         needs_properties = job.action in ACTIONS_WITH_PROPERTIES or not self._is_project_playbook(playbook)
-        return self.secrets.resolve(secret_resolver_input(job), properties) if needs_properties else {}
+        if not needs_properties:
+            return {}
+        return self.secrets.resolve(secret_resolver_input(job), properties, on_left_out=left_out_names.append)
 
     def _is_project_playbook(self, playbook: Path) -> bool:
         """True for a playbook of this project, False for one from SMITH_ACTIONS_PATH."""

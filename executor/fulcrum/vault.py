@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,19 +63,21 @@ class SecretResolver:
         self._cached_paths: dict[str, _CachedPaths] = {}  # the keys are ids of service types
         self._lock = threading.Lock()
 
-    def resolve(self, job: JobFacts, properties: dict[str, Any]) -> dict[str, Any]:
+    def resolve(
+        self, job: JobFacts, properties: dict[str, Any], *, on_left_out: Callable[[str], None] = lambda _name: None
+    ) -> dict[str, Any]:
         """Return a copy of the properties in which secrets replace the references.
 
         If the vault no longer has the secret, a job that creates a new service fails, because a new VM needs the
-        secret. In any other job the property is left out, so that the VM keeps the property's present value. Raises
-        JobError SECRET_MISSING and FulcrumUnavailable.
+        secret. In any other job the property is left out, so that the VM keeps the property's present value, and
+        `on_left_out` is called with the property's name. Raises JobError SECRET_MISSING and FulcrumUnavailable.
         """
         if not _has_reference(properties):
             return properties
         resolved: dict[str, Any] = _deep_copy(properties)
         for path in self._secret_paths(job):
             for container, key in _locations(resolved, path):
-                self._replace_reference(job, container, key)
+                self._replace_reference(job, container, key, on_left_out)
         return resolved
 
     def secret_values(self, job: JobFacts, properties: dict[str, Any]) -> tuple[str, ...]:
@@ -91,7 +93,7 @@ class SecretResolver:
                 secret_texts += _strings_and_numbers(container[key])
         return tuple(dict.fromkeys(secret_texts))  # without duplicates
 
-    def _replace_reference(self, job: JobFacts, container: Any, key: Any) -> None:
+    def _replace_reference(self, job: JobFacts, container: Any, key: Any, on_left_out: Callable[[str], None]) -> None:
         """Replace the reference `container[key]` with its secret, or delete it. Keep a value that is no reference."""
         reference = container[key]
         if not isinstance(reference, str) or not reference.startswith(VAULT_PREFIX):
@@ -106,8 +108,9 @@ class SecretResolver:
             if is_new_service:
                 raise JobError(ErrorCode.SECRET_MISSING, f"the vault no longer has a secret for {key}") from None
             # FulcrumCore deletes the secret of a create after its first attempt. If the create is repeated and makes
-            # the VM, the VM lacks the secret, and only this line says so.
+            # the VM, the VM lacks the secret, and only this line and the service's instance data name it.
             log.warning("secret_left_out", property=str(key), action=job.action)
+            on_left_out(str(key))
             del container[key]
             return
         except FulcrumUnavailable as error:

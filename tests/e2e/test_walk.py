@@ -181,6 +181,20 @@ def test_the_password_is_stored_in_the_vm_only(lab: LabSystem) -> None:
     assert not any((lab.folder / "run").glob("*/*vars*"))
 
 
+def test_the_instance_data_names_a_password_that_was_gone_when_the_create_was_repeated(lab: LabSystem) -> None:
+    """FulcrumCore deletes an ephemeral secret after the first attempt."""
+    lab.proxmox.fail_task("qmclone", "no space left on device")
+    service_id = lab.order_service("forgetful", ciUser="ops", ciPassword="correct-horse-battery")
+    lab.wait_for_jobs(service_id)
+    assert lab.last_job(service_id)["status"] == "Failed"
+
+    job = lab.run_action(service_id, "create")
+
+    assert job["status"] == "Completed"
+    assert lab.admin.get_service(service_id)["agentInstanceData"]["left_out_properties"] == ["ciPassword"]
+    assert "cipassword" not in lab.guests_of(service_id)[0]["config"]
+
+
 def test_a_service_name_is_never_evaluated_as_a_template(lab: LabSystem) -> None:
     marker_file = lab.folder / "evaluated"
     name = "{{ lookup('pipe', 'touch " + str(marker_file) + "') }}"

@@ -21,7 +21,7 @@ from support.simulator_world import World
 from executor.agent.heartbeat import Heartbeat
 from executor.agent.poller import Poller
 from executor.agent.refused_jobs import RefusedJobs
-from executor.agent.report import completion_arguments
+from executor.agent.report import completion_arguments, with_left_out_properties
 from executor.agent.reporter import (
     IDLE_WAIT_S,
     MAX_FAILED_COMPLETIONS,
@@ -169,6 +169,15 @@ def test_the_members_of_a_completion_depend_on_action_and_vm(action: str, vm: Js
     assert sent.get("agent_instance_data", {}) == {name: vm[name] for name in vm if name != "status"} or not members
 
 
+def test_the_instance_data_names_the_properties_whose_secret_is_gone(outbox: Outbox) -> None:
+    job = outbox.ordered()
+    outbox.ended(job, with_left_out_properties(made(), ["ciPassword", "password", "ciPassword"]))
+    outbox.turn()
+    service = outbox.world.admin.get_service(job["serviceId"])
+    assert service["agentInstanceData"]["left_out_properties"] == ["ciPassword", "password"]
+    assert with_left_out_properties(FAILED, []) == FAILED
+
+
 def test_a_vm_in_its_grace_period_is_reported_without_an_instance_id() -> None:
     vm = {"vmid": 101, "node": "pve1", "name": "web", "delete_at": 1_800_000_000, "status": "stopped", "cores": 2}
     kept = {"vmid": 101, "node": "pve1", "name": "web", "delete_at": 1_800_000_000}
@@ -260,6 +269,25 @@ def test_a_completion_that_is_refused_without_properties_too_becomes_a_failure(o
     assert (row.status, row.error_code, row.report_state) == ("failed", "RESULT_REFUSED", "reported")
     assert outbox.at_core(job)["errorMessage"] == row.error_message
     assert row.error_message == "RESULT_REFUSED: FulcrumCore does not accept the result of the job (HTTP 400)"
+
+
+@pytest.mark.parametrize("member", ["error", "status", "errors"])
+@pytest.mark.parametrize("status", [400, 409, 422, 500])
+def test_no_text_of_fulcrumcore_is_sent_back_to_it(outbox: Outbox, status: int, member: str) -> None:
+    """Consumers can read an error message, and a text of FulcrumCore may have SQL, paths, or an error code."""
+    text = "CAPACITY: duplicate key (SQLSTATE 23505) INSERT INTO services /srv/core/db.go"
+    body = {"errors": [{"path": text, "message": text}]} if member == "errors" else {member: text}
+    outbox.world.sim.add_fault("status", status=status, body=body, method="POST", path="/complete$")
+    job = outbox.ordered()
+    job_id = outbox.ended(job, made())
+    outbox.turn(MAX_FAILED_COMPLETIONS + 1)
+
+    sent = [call["body"] for call in outbox.world.sim.history(method="POST") if call["path"].endswith("/fail")]
+    detail = f"FulcrumCore does not accept the result of the job (HTTP {status})"
+    assert sent[-1] == {"errorMessage": f"RESULT_REFUSED: {detail}"}
+    assert outbox.at_core(job)["errorMessage"] == f"RESULT_REFUSED: {detail}"
+    assert outbox.row(job_id).error_message == f"RESULT_REFUSED: {detail}"
+    assert "SQLSTATE" in str(outbox.row(job_id).report_note), "the operator finds the text in the row"
 
 
 @pytest.mark.parametrize("result", [made(), FAILED])

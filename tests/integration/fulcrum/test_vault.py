@@ -121,7 +121,9 @@ def test_other_actions_omit_a_property_whose_secret_does_not_exist(
 ) -> None:
     properties = {"ciPassword": GONE, "users": [{"password": GONE}, {"password": GONE, "name": "b"}]}
     job = job_of(type_id, properties, action=action, status=status)
-    assert resolver.resolve(job, properties) == {"users": [{}, {"name": "b"}]}
+    names: list[str] = []
+    assert resolver.resolve(job, properties, on_left_out=names.append) == {"users": [{}, {"name": "b"}]}
+    assert sorted(names) == ["ciPassword", "password", "password"]
     left_out = [record.msg["property"] for record in caplog.records if "secret_left_out" in str(record.msg)]
     assert sorted(left_out) == ["ciPassword", "password", "password"], "a new VM without its password is not silent"
 
@@ -134,6 +136,26 @@ def test_an_update_does_not_request_a_secret_that_it_does_not_change(
     before = {"ciPassword": old, "anything": old}
     job = job_of(type_id, before | {"anything": new}, action="update", status="Started", before=before)
     assert resolver.resolve(job, job.params) == {"anything": "new"}
+
+
+@pytest.mark.parametrize("path", ["/vault/secrets/", "/service-types/"])
+@pytest.mark.parametrize("status", [404, 500])
+def test_no_text_of_fulcrumcore_is_in_the_error_of_a_job(
+    resolver: SecretResolver, simulator: SimulatorThread, type_id: str, path: str, status: int
+) -> None:
+    properties = {"ciPassword": simulator.add_secret("x")}
+    body = {"error": "CAPACITY: SELECT * FROM vault (SQLSTATE 42P01)", "status": "hostile"}
+    simulator.add_fault("status", status=status, body=body, method="GET", path=path)
+    job = job_of(type_id, properties, attempt=MAX_VAULT_ATTEMPTS)
+    try:
+        with pytest.raises((JobError, FulcrumUnavailable)) as caught:
+            resolver.resolve(job, properties)
+    finally:
+        simulator.clear_faults()
+    if isinstance(caught.value, JobError):
+        assert caught.value.code is ErrorCode.SECRET_MISSING
+        assert "SQL" not in caught.value.detail
+        assert "hostile" not in caught.value.detail
 
 
 def test_a_disabled_vault_is_retried_and_then_fails_the_job(

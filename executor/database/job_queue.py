@@ -407,6 +407,7 @@ _COLUMNS_OF_NEW_ATTEMPT: dict[str, Any] = {
     "finished_at": None,
     "error_code": None,
     "error_message": None,
+    "operator_detail": None,
     "owner": None,
     "lease_until": None,
     "available_at": None,

@@ -52,6 +52,7 @@ class AgentParts:
     engine: Engine
     world: World
     state: AgentState = field(init=False)
+    shared: SharedParts = field(init=False)
     runner: Runner = field(init=False)
     dispatcher: Dispatcher = field(init=False)
 
@@ -67,7 +68,7 @@ class AgentParts:
         )
         self.state = AgentState(agent_id=self.world.ids.agent_id)
         fulcrum = FulcrumClient(self.world.sim.url, lambda: self.world.ids.agent_token)
-        shared = SharedParts(
+        self.shared = SharedParts(
             settings=settings,
             boot_id=BOOT_ID,
             state=self.state,
@@ -80,7 +81,7 @@ class AgentParts:
             ansible_home=ansible_home(), run_dir=settings.smith_run_dir, artifacts_dir=self.folder / "artifacts"
         )
         self.runner = Runner(paths, lambda: {"api_host": "127.0.0.1"})
-        self.dispatcher = build_dispatcher(shared, self.runner, Meters())
+        self.dispatcher = build_dispatcher(self.shared, self.runner, Meters())
 
     def write_playbook(self, tasks: str) -> None:
         """Write the playbook of the action `start`: these tasks, and one that publishes the result."""

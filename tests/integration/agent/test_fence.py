@@ -1,0 +1,109 @@
+"""How long the runs of an agent may continue after each renewal of its leases, and the end of a run by its guard."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from smith_lab.system import wait_for
+from sqlalchemy import Engine, insert, update
+from support.agent_parts import BOOT_ID, WITHIN_S, AgentParts
+
+from executor.agent.fence import GUARD_SHARE_OF_LEASE
+from executor.agent.leases import LeaseKeeper
+from executor.agent.parts import build_lease_keeper
+from executor.database.engine import reading, transaction
+from executor.database.tables import Node, utc_now
+from executor.runs.run_until_file import RUN_UNTIL_FILE
+from executor.shared.run_until import NO_LIMIT, boottime_s, decode
+
+LONG_AGO = utc_now() - timedelta(days=1)
+#: Creates the file `begun`, and waits for the file `go`.
+WAITING = """
+- name: Wait
+  ansible.builtin.shell: touch {folder}/begun; until [ -e {folder}/go ]; do sleep 0.1; done
+"""
+
+
+@pytest.fixture
+def keeper(parts: AgentParts) -> LeaseKeeper:
+    """Return a lease keeper whose `maintain` does not wait. No other agent uses the database."""
+    add_agent(parts.engine, BOOT_ID)
+    parts.state.stopping.set()
+    keeper = build_lease_keeper(parts.shared, parts.dispatcher, parts.runner)
+    keeper.fence.start()
+    return keeper
+
+
+def add_agent(engine: Engine, boot_id: str) -> None:
+    columns = {"host": "host", "pid": 1, "version": "1", "started_at": LONG_AGO, "draining": False}
+    columns |= {"concurrency": 1, "concurrency_wanted": 1}
+    with transaction(engine) as session:
+        session.execute(insert(Node).values(id=boot_id, seen_at=utc_now(), **columns))
+
+
+def limit_in_file(parts: AgentParts) -> float | None:
+    return decode((parts.folder / "run" / RUN_UNTIL_FILE).read_bytes())
+
+
+def test_runs_have_a_limit_before_the_first_renewal_and_with_other_agents(
+    parts: AgentParts, keeper: LeaseKeeper
+) -> None:
+    longest_s = keeper.lease_s * GUARD_SHARE_OF_LEASE
+
+    assert (limit_in_file(parts) or 0) <= boottime_s() + longest_s
+    keeper.maintain()
+    assert limit_in_file(parts) == NO_LIMIT
+    add_agent(parts.engine, "other")
+    before_s = boottime_s()
+    keeper.maintain()
+    assert before_s + longest_s - 0.001 <= (limit_in_file(parts) or 0) <= boottime_s() + longest_s
+
+
+def test_the_limit_is_set_before_the_renewal_commits_and_is_removed_after_it(
+    parts: AgentParts, keeper: LeaseKeeper
+) -> None:
+    """Another agent relies on the limit as soon as the database has the renewal."""
+    limits: list[tuple[bool, bool]] = []
+
+    def note_limit(until_s: float) -> None:
+        with reading(parts.engine) as session:
+            node = session.get(Node, BOOT_ID)
+        assert node is not None
+        limits.append((until_s < NO_LIMIT, node.seen_at > LONG_AGO + timedelta(hours=1)))
+
+    def maintain() -> list[tuple[bool, bool]]:
+        limits.clear()
+        with transaction(parts.engine) as session:
+            session.execute(update(Node).where(Node.id == BOOT_ID).values(seen_at=LONG_AGO))
+        keeper.maintain()
+        return limits
+
+    keeper.fence.limit_runs = note_limit
+    assert maintain() == [(False, True)]
+    add_agent(parts.engine, "other")
+    assert maintain() == [(True, False), (True, True)]
+    with transaction(parts.engine) as session:
+        session.execute(update(Node).where(Node.id == "other").values(stopped_at=utc_now()))
+    assert maintain() == [(False, True)]
+
+
+def test_a_job_whose_run_was_ended_by_its_guard_is_requeued_and_its_attempt_does_not_count(parts: AgentParts) -> None:
+    parts.write_playbook(WAITING.format(folder=parts.folder))
+    job_id = parts.submit(parts.add_started_service())
+    parts.dispatch()
+    wait_for((parts.folder / "begun").exists, WITHIN_S, "the run to begin")
+
+    parts.runner.limit_runs(boottime_s())
+    parts.wait_until_idle()
+
+    job = parts.job(job_id)
+    assert (job.status, job.attempt, job.crashes) == ("pending", 0, 0)
+    assert (job.error_message or "").startswith("LEASE_LOST: ")
+    parts.runner.limit_runs(NO_LIMIT)
+    parts.end_backoff(job_id)
+    (parts.folder / "go").touch()
+    parts.dispatch()
+    parts.wait_until_idle()
+    job = parts.job(job_id)
+    assert (job.status, job.attempt) == ("completed", 1)

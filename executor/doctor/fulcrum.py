@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
 from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.fulcrum_connection import check_connection
 from executor.doctor.open_jobs import check_open_jobs
-from executor.errors import FulcrumAuthFailing, FulcrumError, JobError, SettingsError
+from executor.errors import FulcrumError, JobError, SettingsError
 from executor.fulcrum import remote_config
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import METRIC_TYPES, CoreAgent, ServiceType
@@ -16,7 +16,6 @@ from executor.runs import actions
 from executor.runs.actions import ansible_home
 from executor.runs.request import PlanSettings
 from executor.settings.settings import Settings
-from executor.settings.types import is_local_address
 
 _RESULT = ResultFactory(Area.FULCRUM)
 #: The check warns if FulcrumCore's clock and this machine's clock differ by more than this. Even then, jobs can
@@ -24,6 +23,8 @@ _RESULT = ResultFactory(Area.FULCRUM)
 MAX_CLOCK_OFFSET_S = 5.0
 #: The properties that a service type must have, because each create needs them.
 REQUIRED_PROPERTIES = ("cores", "memoryMb", "diskGb")
+#: The command that creates a service type and adds it to the agent's type.
+ADD_TYPE_HINT = "smith bootstrap core --agent … --provider … --service-type-file deploy/service-type-vm.json"
 #: The name of the property for a VM's password. A service type should mark this property as secret.
 PASSWORD_PROPERTY = "ciPassword"  # noqa: S105  (a name, not a password)
 
@@ -40,23 +41,15 @@ def check_fulcrum(settings: Settings) -> Generator[CheckResult, None, Settings |
     """
     # The effective settings if a request to FulcrumCore fails.
     settings_without_fulcrum = None if settings.smith_remote_config else settings
-    yield from _check_transport(settings)
     client = FulcrumClient(
         settings.fulcrum_api_url,
         settings.fulcrum_api_token.get_secret_value,
         ca_bundle=settings.fulcrum_ca_bundle,
         verify_tls=settings.fulcrum_verify_tls,
     )
-    try:
-        agent = client.get_self()
-    except FulcrumAuthFailing as error:
-        text = f"{error}. The token is wrong, revoked or expired, or FulcrumCore's database is down"
-        yield _RESULT.fail("token", text)
+    agent = yield from check_connection(client, settings)
+    if agent is None:
         return settings_without_fulcrum
-    except FulcrumError as error:
-        yield _RESULT.fail("reachable", str(error))
-        return settings_without_fulcrum
-    yield _RESULT.ok("reachable", settings.fulcrum_api_url)
     yield from _check_agent(agent)
     yield from _check_clock(client)
     effective_settings = yield from _read_configuration(settings, client)
@@ -69,24 +62,12 @@ def check_fulcrum(settings: Settings) -> Generator[CheckResult, None, Settings |
     return effective_settings
 
 
-def _check_transport(settings: Settings) -> Iterator[CheckResult]:
-    """Check that the connection to FulcrumCore is encrypted, and that the certificate is verified."""
-    url = urlsplit(settings.fulcrum_api_url)
-    address_with_any_port = f"{url.hostname}:0"  # `is_local_address` expects a port, but ignores it
-    if url.scheme == "http" and not is_local_address(address_with_any_port):
-        yield _RESULT.warn("tls", "http:// sends the token unencrypted", "FULCRUM_API_URL=https://…")
-    elif url.scheme == "https" and not settings.fulcrum_verify_tls:
-        yield _RESULT.warn("tls", "the certificate is not verified", "FULCRUM_VERIFY_TLS=true")
-    else:
-        text = "verified" if url.scheme == "https" else "not needed, because FulcrumCore is on this machine"
-        yield _RESULT.ok("tls", text)
-
-
 def _check_agent(agent: CoreAgent) -> Iterator[CheckResult]:
     yield _RESULT.ok("token", f"agent {agent.name or '?'} ({agent.id})")
     if agent.is_disabled:
         text = "the agent or its provider is disabled in FulcrumCore, so the agent claims no jobs"
-        yield _RESULT.warn("enabled", text)
+        hint = f'PATCH /agents/{agent.id} {{"status": "Disconnected"}}, and enable the participant'
+        yield _RESULT.warn("enabled", text, hint)
     else:
         yield _RESULT.ok("enabled", f"status {agent.status}")
 
@@ -96,7 +77,7 @@ def _check_clock(client: FulcrumClient) -> Iterator[CheckResult]:
     direction = "ahead of" if offset_s > 0 else "behind"
     text = f"FulcrumCore's clock is {abs(offset_s):.1f} s {direction} this machine's clock"
     if abs(offset_s) > MAX_CLOCK_OFFSET_S:
-        yield _RESULT.warn("clock", f"{text}: one of the two clocks is wrong")
+        yield _RESULT.warn("clock", f"{text}: one of the two clocks is wrong", "timedatectl set-ntp true")
     else:
         yield _RESULT.ok("clock", text)
 
@@ -112,11 +93,12 @@ def _read_configuration(settings: Settings, client: FulcrumClient) -> Generator[
     try:
         effective_settings = remote_config.wait_for_remote_settings(settings, client, on_wait=_raise_instead_of_wait)
     except _ConfigurationUnavailable as reason:
-        yield _RESULT.fail("configuration", f"{reason}; the agent would wait and retry")
+        hint = "check the agent's configuration and the vault in FulcrumCore, or SMITH_REMOTE_CONFIG=false"
+        yield _RESULT.fail("configuration", f"{reason}; the agent would wait and retry", hint)
         return None
     except SettingsError as error:
         for line in str(error).splitlines():
-            yield _RESULT.fail("configuration", line)
+            yield _RESULT.fail("configuration", line, "correct the agent's configuration in FulcrumCore")
         return None
     yield _RESULT.ok("configuration", "overrides the settings in files and in the environment")
     return effective_settings
@@ -130,7 +112,8 @@ def _raise_instead_of_wait(reason: str) -> NoReturn:
 def _check_service_types(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
     service_type_ids = agent.agent_type.service_type_ids if agent.agent_type else []
     if not service_type_ids:
-        yield _RESULT.fail("service types", "the agent's type has no service types, so the agent gets no jobs")
+        text = "the agent's type has no service types, so the agent gets no jobs"
+        yield _RESULT.fail("service types", text, ADD_TYPE_HINT)
     playbook_folders = PlanSettings.from_settings(settings, ansible_home()).playbook_folders
     for service_type_id in service_type_ids:
         service_type = client.get_service_type(service_type_id)
@@ -147,7 +130,7 @@ def _check_properties(service_type: ServiceType) -> Iterator[CheckResult]:
     missing_names = [name for name in REQUIRED_PROPERTIES if name not in properties]
     if missing_names:
         text = f"the type has no property {', '.join(missing_names)}, so no VM can be created from it"
-        yield _RESULT.fail(f"type {service_type.name}", text)
+        yield _RESULT.fail(f"type {service_type.name}", text, ADD_TYPE_HINT)
     password_path = (PASSWORD_PROPERTY,)  # a path is a tuple of names, and this property is not nested
     is_marked_secret = password_path in service_type.secret_paths()
     if PASSWORD_PROPERTY in properties and not is_marked_secret:
@@ -166,9 +149,10 @@ def _check_actions(service_type: ServiceType, playbook_folders: Any) -> Iterator
         except JobError as error:
             problems.append(error.detail)
     if problems:
-        yield _RESULT.fail(f"type {service_type.name}", "; ".join(problems))
+        hint = "SMITH_ACTIONS_PATH=/folder/with/the/playbooks, or remove the action from the service type"
+        yield _RESULT.fail(f"type {service_type.name}", "; ".join(problems), hint)
     elif not names:
-        yield _RESULT.fail(f"type {service_type.name}", "its lifecycle has no actions")
+        yield _RESULT.fail(f"type {service_type.name}", "its lifecycle has no actions", ADD_TYPE_HINT)
     else:
         yield _RESULT.ok(f"type {service_type.name}", f"each action has a playbook: {', '.join(names)}")
 

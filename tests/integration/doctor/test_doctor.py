@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from smith_lab.fulcrum_setup import SEED_TOKEN
 from smith_lab.system import LabSystem, running_lab
 from support import fork_server
 
@@ -20,10 +21,12 @@ from executor.agent import disk_space as space
 from executor.database import mappings, schema
 from executor.database.engine import open_engine, transaction
 from executor.doctor.checks import CheckResult, Status, exit_code
+from executor.doctor.fulcrum import check_fulcrum
 from executor.doctor.machine import COLLECTION_RANGE, MIN_ANSIBLE_CORE
 from executor.doctor.run import run_checks
 from executor.proxmox.privileges import PrivilegeNeed, list_needs
 from executor.redaction import redactor
+from executor.settings.settings import Settings
 
 ROOT = Path(__file__).parents[3]
 GIVE_UP_S = 120
@@ -132,6 +135,57 @@ def test_a_wrong_token_fails_and_proxmox_is_still_checked(doctor: Doctor) -> Non
 def test_an_unreachable_fulcrumcore_fails(doctor: Doctor) -> None:
     results = doctor(FULCRUM_API_URL="http://127.0.0.1:9")
     assert (results.code, results.failed) == (4, {("fulcrum", "reachable")})
+
+
+def fulcrum_checks(**variables: Any) -> Results:
+    """Return the checks of FulcrumCore alone."""
+    return Results(list(check_fulcrum(Settings(**variables))))
+
+
+@pytest.mark.parametrize("role", ["admin", "participant"])
+def test_a_valid_token_that_is_not_an_agents_is_named_with_the_remedy(lab: LabSystem, role: str) -> None:
+    token = SEED_TOKEN
+    if role == "participant":
+        token = lab.admin.create_token("participant", "participant", lab.ids.provider_id)["value"]
+    check = fulcrum_checks(fulcrum_api_url=lab.core.url, fulcrum_api_token=token).only("token")
+    assert check.status is Status.FAILED
+    assert "belongs to an administrator or a participant, not to an agent" in check.text
+    assert "--new-token" in check.hints[0]
+    assert "FULCRUM_API_TOKEN_FILE" in check.hints[1]
+
+
+def test_a_token_that_every_request_refuses_has_a_remedy(lab: LabSystem) -> None:
+    check = fulcrum_checks(fulcrum_api_url=lab.core.url, fulcrum_api_token="not-the-token").only("token")
+    assert "wrong, revoked or expired" in check.text
+    assert "--new-token" in check.hints[0]
+    assert "database" in check.hints[1]
+
+
+def test_https_to_a_server_without_tls_is_named_and_tls_is_not_verified(lab: LabSystem) -> None:
+    url = lab.core.url.replace("http://", "https://")
+    results = fulcrum_checks(fulcrum_api_url=url, fulcrum_api_token=lab.ids.agent_token)
+    assert results.named("tls") == [], "without a handshake, nothing is known of the certificate"
+    check = results.only("reachable")
+    assert check.status is Status.FAILED
+    assert check.hints[0].startswith(f"FULCRUM_API_URL={lab.core.url}, because the server answers without TLS")
+
+
+def test_a_wrong_path_or_port_has_the_form_of_the_url_as_its_remedy(lab: LabSystem) -> None:
+    for url in (f"{lab.core.url}/fulcrum", "http://127.0.0.1:9"):
+        check = fulcrum_checks(fulcrum_api_url=url, fulcrum_api_token=lab.ids.agent_token).only("reachable")
+        assert check.status is Status.FAILED
+        assert check.hints[0] == "FULCRUM_API_URL=https://host[:port], without the path /api/v1"
+
+
+def test_each_failed_check_of_fulcrumcore_has_a_remedy(lab: LabSystem) -> None:
+    """An agent type without service types, and a service type without actions and properties."""
+    path = f"/agent-types/{lab.ids.agent_type_id}"
+    before = lab.admin.call("GET", path)["serviceTypeIds"]
+    lab.admin.call("PATCH", path, {"serviceTypeIds": []})
+    results = fulcrum_checks(fulcrum_api_url=lab.core.url, fulcrum_api_token=lab.ids.agent_token)
+    lab.admin.call("PATCH", path, {"serviceTypeIds": before})
+    assert "--service-type-file" in results.only("service types").hints[0]
+    assert all(check.hints for check in results.checks if check.status in {Status.FAILED, Status.WARNING})
 
 
 def test_a_disabled_agent_and_a_wrong_clock_are_warnings(doctor: Doctor, lab: LabSystem) -> None:

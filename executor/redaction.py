@@ -210,8 +210,9 @@ class _NeedleFinder:
         """Yield, for each position at which a needle starts, the start and end of the longest needle there."""
         for start in self._candidate_starts(text):
             for length in self._lengths_by_prefix.get(text[start : start + MIN_SECRET_LENGTH], ()):
-                if text[start : start + length] in self._needles:
-                    yield start, start + length
+                needle = text[start : start + length]  # shorter than `length` at the end of the text
+                if needle in self._needles:
+                    yield start, start + len(needle)
                     break
 
     def _candidate_starts(self, text: str) -> Iterable[int]:

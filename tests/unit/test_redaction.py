@@ -328,3 +328,11 @@ def test_the_work_grows_linearly_with_a_text_and_a_secret_of_equal_lines(line: s
     assert large <= 8.5 * small
     assert small <= 64 * 64 * len(text)
     assert redactor.redact(f"<{secret}>") == f"<{MASK}>"
+
+
+def test_a_stream_loses_nothing_after_a_form_of_a_secret_at_the_end_of_a_piece() -> None:
+    """A secret has forms of different lengths with the same beginning. The shorter one is at the end of the piece."""
+    redactor = Redactor()
+    redactor.add("12345678")
+    stream = StreamRedactor(redactor)
+    assert stream.feed("MTIzNDU2Nzg=") + stream.feed(" 3132 text") + stream.flush() == "******** 3132 text"

@@ -24,9 +24,11 @@ from typing import Any
 
 from rich.console import Console
 
+from bench.measuring import ROOT, machine_facts, measure_cpu_use
+
+sys.path.append(str(ROOT / ".collections"))  # for the part `growth`, which measures parsers of the collection
 from bench import actions, baseline, burst, growth, idle, job_rows, jobs, latency, report, slots, soak, vms
 from bench import sizes as bench_sizes
-from bench.measuring import ROOT, machine_facts, measure_cpu_use
 from bench.part import Bench, Part
 
 Json = dict[str, Any]

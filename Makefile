@@ -15,7 +15,7 @@ COSTS := .pytest_cache/costs.jsonl
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab test contract slowest collection-test check security format bench chaos real-core kill-matrix explore strangers mutation image image-test release release-test constraints clean
+.PHONY: help setup demo lab test contract slowest collection-test check security format bench chaos real-core kill-matrix explore strangers mutation fuzz image image-test release release-test constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ explore: $(STAMP) ## explore every order of events of claims, leases, runs and r
 
 mutation: ## mutation tests of the job queue, mappings and reporter (MUTANTS; an hour)
 	@deploy/mutation.sh "$(PYTHON)" $(MUTANTS)
+
+fuzz: ## fuzz the parsers of outside text, SECONDS (120) each, all or those of PARSERS
+	@deploy/fuzz.sh "$(PYTHON)" $(or $(SECONDS),120) $(PARSERS)
 
 image: ## build the container image without a registry, on a local Debian base unless BASE_IMAGE is set
 	@deploy/image/build.sh

@@ -1,0 +1,73 @@
+"""Fuzzes one parser with atheris: python -m fuzzing PARSER SECONDS. Keeps the inputs that reach new code.
+
+Run by deploy/fuzz.sh, in a virtual environment that has atheris. Ends with an error at the first input that the parser
+does not survive: it raises what it must not raise, or takes more than a second of CPU time for 100 kB. The input is
+written to `.cache/fuzzing/PARSER/`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import atheris
+from fuzzing.corpus_files import read_corpus, write_corpus
+
+atheris.enabled_hooks.add("str")
+with atheris.instrument_imports(include=["executor", "ansible_collections.agent_smith"]):
+    from fuzzing.parsers import PARSERS
+
+MAX_INPUT_BYTES = 100_000
+MAX_CPU_S = 1.0
+MAX_MEMORY_MIB = 1024
+
+
+def fuzz(parser: str, seconds: int) -> int:
+    """Fuzz in a child process, then keep the fewest inputs that reach the same code. Return the exit code."""
+    work = Path(".cache/fuzzing") / parser
+    found, merged = work / "found", work / "merged"
+    for folder in (found, merged):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.iterdir():
+            file.unlink()
+    for number, data in enumerate(read_corpus(parser)):
+        (found / f"kept-{number}").write_bytes(data)
+    limits = [f"-max_len={MAX_INPUT_BYTES}", f"-rss_limit_mb={MAX_MEMORY_MIB}", "-timeout=60"]
+    outcome = _run(
+        parser, *limits, f"-max_total_time={seconds}", f"-artifact_prefix={work}/", "-print_final_stats=1", found
+    )
+    if outcome == 0:
+        outcome = _run(parser, *limits, "-merge=1", merged, found)
+        inputs = [file.read_bytes() for file in merged.iterdir()]
+        if not inputs:
+            return 1  # the merge has failed
+        write_corpus(parser, inputs)
+    return outcome
+
+
+def _run(parser: str, *arguments: object) -> int:
+    """Run libFuzzer, which starts itself again by the name of its program, so this is a script that can be executed."""
+    script = Path(".cache/fuzzing") / parser / "fuzz"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fuzzing --one {parser} "$0" "$@"\n', "ascii")
+    script.chmod(0o700)
+    return subprocess.run([str(script), *map(str, arguments)], check=False).returncode
+
+
+def _timed(parser: str, data: bytes) -> None:
+    """Call the parser. Raises TimeoutError if it takes too long."""
+    started = time.process_time()
+    PARSERS[parser](data)
+    spent = time.process_time() - started
+    if spent > MAX_CPU_S:
+        raise TimeoutError(f"{spent:.1f} s of CPU time for {len(data)} bytes")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--one":
+        name = sys.argv[2]
+        atheris.Setup(sys.argv[3:], lambda data: _timed(name, data))
+        atheris.Fuzz()
+    else:
+        sys.exit(fuzz(sys.argv[1], int(sys.argv[2])))

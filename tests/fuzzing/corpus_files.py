@@ -1,0 +1,24 @@
+"""The corpus of each parser: the inputs that fuzzing found to reach different code, one per line, in base64."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "corpus"
+#: The limits of what is kept. Longer inputs reach the same code as short ones.
+MAX_KEPT_BYTES = 1024
+MAX_KEPT_INPUTS = 120
+
+
+def read_corpus(parser: str) -> list[bytes]:
+    """Return the inputs of a parser."""
+    return [base64.b64decode(line) for line in (FOLDER / f"{parser}.txt").read_text("ascii").splitlines()]
+
+
+def write_corpus(parser: str, inputs: Iterable[bytes]) -> None:
+    """Write the shortest inputs of a parser, each once, sorted."""
+    kept = sorted({data for data in inputs if len(data) <= MAX_KEPT_BYTES}, key=lambda data: (len(data), data))
+    lines = [base64.b64encode(data).decode("ascii") for data in kept[:MAX_KEPT_INPUTS]]
+    (FOLDER / f"{parser}.txt").write_text("".join(f"{line}\n" for line in lines), "ascii")

@@ -1,4 +1,4 @@
-"""Allocates a node, a storage and a clone slot for a create or a migration until its run has ended.
+"""Allocates what a run needs until it has ended: a node, a storage, a clone slot, or room for a VM that grows.
 
 This is the first part of step 5 of a job's processing (ARCHITECTURE.md). CloneLimit limits how many clones
 run at the same time. A clone slot (a CloneSlot object) is the permission to run one of them.
@@ -48,7 +48,8 @@ class ResourceAllocator:
     ) -> Iterator[AllocatedResources]:
         """Allocate a placement and a clone slot while the block runs.
 
-        Only a create and a migration need a placement, and only a create needs a clone slot.
+        Only a create and a migration need a placement, and only a create needs a clone slot. For an update, the node
+        must have room for the VM's new size.
         While all clone slots are in use, and while Proxmox does not answer, `may_wait` is called repeatedly.
         Raises JobError when `may_wait` returns False or raises JobError, and when no node has enough resources.
         """
@@ -68,6 +69,11 @@ class ResourceAllocator:
             with self.placer.allocate_migration(mapping.vmid, mapping.node or "", may_wait=may_wait) as placement:
                 yield placement
             return
+        if job.action == "update":
+            new = read_properties(properties)
+            with self.placer.allocate_growth(mapping.vmid, new.memory_mib, new.total_cores, may_wait=may_wait):
+                yield None
+            return
         vm = read_properties(properties) if job.action == "create" else None
         if vm is None or not vm.has_source:  # no source: the create names no image, ISO or OS template
             yield None
@@ -80,7 +86,7 @@ class ResourceAllocator:
             image=vm.image or "",
             volume=os_template_volume or vm.iso or "",
             memory_mib=vm.memory_mib,
-            cores=vm.cores,
+            cores=vm.total_cores,
             bridge=extra_vars.bridge_of_first_nic(vm, self.plan_settings),
             node=self.plan_settings.node,
         )

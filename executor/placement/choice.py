@@ -115,6 +115,25 @@ class ChoiceReader:
             source_text=request.volume or "its volume",
         )
 
+    def read_growth(
+        self, vmid: int, memory_mib: int, cores: int, may_wait: MayWait
+    ) -> tuple[VmRow, PlacementConstraints, ClusterSnapshot] | None:
+        """Return the VM, what it needs from its node for its new size, and the lists; None if it does not grow.
+
+        In the result, the memory or the cores are 0 if they do not grow.
+        """
+        snapshot = self.cluster.snapshot(may_wait)
+        row = snapshot.find_vm(vmid)
+        if row is None:
+            return None
+        row = self.cluster.with_facts(row, may_wait)
+        constraints = PlacementConstraints(
+            memory_mib=memory_mib if memory_mib * MIB > row.max_memory_bytes else 0,
+            cores=cores if cores > row.cores else 0,
+            template_vmid_by_node={},
+        )
+        return (row, constraints, snapshot) if constraints.memory_mib or constraints.cores else None
+
     def read_migration_choice(self, vmid: int, node: str, may_wait: MayWait) -> Choice:
         """Read the facts for the choice of the target node of a migration. `node` is the node in the VM's mapping."""
         # The lists must be new, because the operator may have put a node into maintenance seconds ago.

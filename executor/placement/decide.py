@@ -147,6 +147,17 @@ def decide_migration(
     return Placement(node=chosen.name, template_vmid=NO_TEMPLATE, reason=reason_text)
 
 
+def require_capacity(node: NodeFacts, constraints: PlacementConstraints, rules: PlacementRules) -> None:
+    """Raise JobError CAPACITY if a VM that grows does not fit on its node.
+
+    The constraints have the new memory and cores of the VM, or 0 for the one that does not grow. The allocated memory
+    and cores in `node` must not include those of the VM itself.
+    """
+    if rejection := _capacity_rejection(node, constraints, rules):
+        code, text = rejection
+        raise JobError(code, "the VM's node has not enough memory or cores for its new size", f"{node.name} {text}")
+
+
 def _node_with_name(name: str, nodes: Sequence[NodeFacts]) -> NodeFacts | None:
     return next((node for node in nodes if node.name == name), None)
 
@@ -204,14 +215,15 @@ def _union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
 def _capacity_rejection(node: NodeFacts, constraints: PlacementConstraints, rules: PlacementRules) -> Rejection | None:
     """Return the rejection of a node with too little free memory or too few free cores, or None if it has enough.
 
-    If the token may not read the memory or the cores of the node, this value is not checked.
+    If the token may not read the memory or the cores of the node, this value is not checked, and neither is one of
+    which nothing is requested.
     """
     free_bytes = _free_memory_bytes(node, rules)
-    if node.total_memory_bytes and free_bytes < constraints.memory_mib * MIB:
+    if node.total_memory_bytes and constraints.memory_mib and free_bytes < constraints.memory_mib * MIB:
         free_mib = max(free_bytes, 0) / MIB
         return ErrorCode.CAPACITY, f"has {free_mib:.0f} MiB of memory free, {constraints.memory_mib} requested"
     free_cores = node.cores * rules.cpu_overcommit - node.allocated_cores
-    if node.cores and free_cores < constraints.cores:
+    if node.cores and constraints.cores and free_cores < constraints.cores:
         return ErrorCode.CAPACITY, f"has {max(free_cores, 0):.0f} cores free, {constraints.cores} requested"
     return None
 

@@ -22,6 +22,7 @@ from executor.placement.decide import (
     PlacementRules,
     decide,
     decide_migration,
+    require_capacity,
 )
 from executor.placement.snapshot import ClusterCache, ClusterSnapshot, MayWait, always, node_facts
 from executor.proxmox.client import ProxmoxReader
@@ -89,6 +90,28 @@ class Placer:
         log.info("vm_placed", node=placement.node, reason=placement.reason)
         with self._end_allocation_on_exit(vmid):
             yield placement
+
+    @contextmanager
+    def allocate_growth(self, vmid: int, memory_mib: int, cores: int, *, may_wait: MayWait = always) -> Iterator[None]:
+        """Check that a VM can grow to this size on its node. The size counts as used until the `with` block ends.
+
+        A VM that does not grow is not checked, nor is one that Proxmox does not list. Raises the same errors as
+        `allocate`.
+        """
+        growth = self._reader.read_growth(vmid, memory_mib, cores, may_wait)
+        if growth is None:
+            yield
+            return
+        vm, constraints, snapshot = growth
+        with self._lock:
+            snapshot = self._use_newest_snapshot(snapshot)
+            for row in snapshot.nodes:
+                if row.name == vm.node:
+                    require_capacity(self._node(row, snapshot, frozenset(), {vmid}), constraints, self._rules())
+            memory_bytes = max(memory_mib * MIB, vm.max_memory_bytes)
+            self._add_allocation(vmid, vm.node, memory_bytes, max(cores, vm.cores))
+        with self._end_allocation_on_exit(vmid):
+            yield
 
     # --- allocations ----------------------------------------------------------------------------------------------
 

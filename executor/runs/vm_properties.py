@@ -129,6 +129,11 @@ class VmProperties(Properties):
         return GuestKind.LXC if self.os_template else GuestKind.QEMU
 
     @property
+    def total_cores(self) -> int:
+        """The cores of all sockets."""
+        return self.cores * (self.sockets or 1)
+
+    @property
     def has_source(self) -> bool:
         """True when a property names the source from which the guest is created."""
         return any(getattr(self, name) for name in SOURCE_PROPERTIES)

@@ -139,6 +139,9 @@ def _address_timeout_s(action: VmAction) -> float:
 def ensure_configured(action: VmAction, facts: Facts, vm: dict[str, Any], *, is_create: bool = False) -> Step:
     """Give the guest the configuration that `vm` requests: one request for all options, and one for each disk step.
 
+    An update changes the disks first: they are what fails most often, on a full storage, and then the guest keeps its
+    former size. A new guest first gets its options, because the marker is among them.
+
     If cloud-init values of a running VM were changed, one more request generates its cloud-init drive again.
     """
     action.refuse(request_problem(facts, vm, is_create))
@@ -150,14 +153,13 @@ def ensure_configured(action: VmAction, facts: Facts, vm: dict[str, Any], *, is_
     action.diff = configuration.difference(facts, vm, is_create)
     if action.is_check_mode:
         return Step(facts=facts, is_changed=True)
-    answers = []
+    answers = [] if is_create else _change_disks(action, vm, disk_steps)
     if changes:
         action.progress.step(f"configuring {', '.join(sorted(changes))}")
         vm, answer = change_with_tags(action, vm, lambda request: _configure(action, facts, request, is_create))
         answers.append(answer)
-    for step in disk_steps:
-        action.progress.step(f"{DISK_VERBS[step['state']]} the disk {step['disk']}: {disks.describe_disk_step(step)}")
-        answers.append(_change_disk(action, vm, step))
+    if is_create:
+        answers += _change_disks(action, vm, disk_steps)
     after = action.look_up_after(facts, "quiet", "configured")
     action.verify(configuration.configuration_problem(after, vm, answers))
     after = cloud_init_drive.update_drive(action, after, vm, changes)
@@ -193,6 +195,15 @@ def _configure(action: VmAction, facts: Facts, vm: dict[str, Any], is_create: bo
         console_mode = container.console_mode(facts) or None
         return action.change("proxmox", **place, cmode=console_mode, **{"hostname": vm["name"], **changes})
     return action.change("proxmox_kvm", **place, update_unsafe="net" in changes, **changes)
+
+
+def _change_disks(action: VmAction, vm: dict[str, Any], disk_steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add, move or grow disks one by one; return the answers."""
+    answers = []
+    for step in disk_steps:
+        action.progress.step(f"{DISK_VERBS[step['state']]} the disk {step['disk']}: {disks.describe_disk_step(step)}")
+        answers.append(_change_disk(action, vm, step))
+    return answers
 
 
 def _change_disk(action: VmAction, vm: dict[str, Any], step: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
         system.proxmox.control("add_template", vmid=9200, name=OTHER_TEMPLATE, node="pve1")
         system.proxmox.control("grant", path="/nodes", privilege="Sys.Audit")  # shows the nodes' memory
         for node in ("pve1", "pve2"):
-            system.proxmox.control("node", node=node, maxmem=64 * GIB, mem=0)
+            system.proxmox.control("node", node=node, maxmem=64 * GIB, mem=0, maxcpu=16)
         system.ids = _with_open_service_type(system)
         system.start_executor()
         yield system
@@ -134,6 +134,44 @@ def test_a_vm_that_fits_on_no_node_tells_the_tenant_neither_nodes_nor_free_room(
     assert "pve1 has" in shown["operator_detail"]
     (finished,) = [entry for entry in lab.log_events("job_finished") if entry["job_id"] == job["id"]]
     assert "pve1 has" in finished["operator_detail"]
+
+
+def test_updates_cannot_take_more_memory_than_the_node_has(lab: LabSystem) -> None:
+    services = [lab.order_service(f"small-{number}", memoryMb=1024) for number in range(3)]
+    for service_id in services:
+        assert lab.wait_for_jobs(service_id)["status"] == "Stopped", outcome_of(lab.last_job(service_id))
+    jobs = [lab.update_service(service_id, memoryMb=40 * 1024) for service_id in services]
+    assert [job["status"] for job in jobs] == ["Completed", "Failed", "Failed"]
+    assert [lab.guests_of(service_id)[0]["config"]["memory"] for service_id in services] == ["40960", "1024", "1024"]
+    for job in jobs[1:]:
+        told = "CAPACITY: the VM's node has not enough memory or cores for its new size"
+        assert outcome_of(job) == f"Failed: {told}"
+        assert "pve1 has" in lab.run_smith_json("jobs", "show", job["id"])["operator_detail"]
+    for service_id in services:  # what does not grow is not refused
+        assert outcome_of(lab.update_service(service_id, memoryMb=512)) == "Completed"
+        lab.run_action(service_id, "delete")
+
+
+def test_updates_cannot_take_more_cores_than_the_node_has(lab: LabSystem) -> None:
+    service_id = lab.order_service("one-core", cores=1)
+    lab.wait_for_jobs(service_id)
+    before = lab.guests_of(service_id)[0]["config"]
+    job = lab.update_service(service_id, cores=128, diskGb=20)
+    assert outcome_of(job).startswith("Failed: CAPACITY: ")
+    assert lab.guests_of(service_id)[0]["config"] == before
+
+
+def test_an_update_that_fails_on_a_full_storage_leaves_the_size_of_the_vm(lab: LabSystem) -> None:
+    service_id = lab.order_service("full-storage", cores=1, memoryMb=1024)
+    lab.wait_for_jobs(service_id)
+    before = lab.guests_of(service_id)[0]["config"]
+    vmid = lab.guests_of(service_id)[0]["vmid"]
+    full = "not enough free space in thin pool 'pve/data'"
+    lab.proxmox.fail("PUT", f"/nodes/pve1/qemu/{vmid}/resize", status=500, text=full, times=-1)
+    job = lab.update_service(service_id, cores=4, memoryMb=8192, diskGb=20)
+    lab.proxmox.control("clear_faults")
+    assert outcome_of(job).startswith("Failed: CAPACITY: there is not enough room for this")
+    assert lab.guests_of(service_id)[0]["config"] == before
 
 
 def _assert_names_nothing_hidden(job: dict[str, Any]) -> None:

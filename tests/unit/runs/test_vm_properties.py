@@ -190,6 +190,11 @@ def test_a_linked_clone_is_made_if_the_operator_allows_it() -> None:
     assert "full_clone" not in shape("create", MINIMAL)
 
 
+def test_the_cores_of_all_sockets_count() -> None:
+    assert read_properties(MINIMAL | {"cores": 8, "sockets": 16}).total_cores == 128
+    assert read_properties(MINIMAL | {"cores": 8}).total_cores == 8
+
+
 def test_a_service_keeps_its_kind_of_guest() -> None:
     with pytest.raises(JobError, match="INVALID_REQUEST: the guest is of kind lxc"):
         shape("update", MINIMAL, kind="lxc")

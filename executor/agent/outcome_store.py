@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from executor.agent.outcome import Ending, MappingChange, Outcome
-from executor.database import job_queue, mappings
+from executor.database import job_queue, mappings, usage
 from executor.database.engine import write_with_retry
 from executor.database.job_queue import Lease
 from executor.database.tables import Job, Mapping, utc_now
 from executor.errors import DatabaseRefused, StaleJob
 from executor.log import get_logger
-from executor.model import JobResult, ReportState
+from executor.model import JobResult, MappingState, ReportState
 from executor.shared.error_codes import ErrorCode
 
 if TYPE_CHECKING:
@@ -21,6 +21,27 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+#: The codes of a failed create after which no VM exists, unless the run has found one: nothing was requested from
+#: Proxmox, or Proxmox has removed what it had begun to make.
+CODES_WITHOUT_VM = frozenset(
+    {
+        ErrorCode.CANCELLED,
+        ErrorCode.CAPACITY,
+        ErrorCode.DEADLINE,
+        ErrorCode.INVALID_REQUEST,
+        ErrorCode.NOT_FOUND,
+        ErrorCode.PVE_AUTH,
+        ErrorCode.PVE_PERMISSION,
+        ErrorCode.PVE_TLS,
+        ErrorCode.SECRET_MISSING,
+        ErrorCode.STORAGE_UNAVAILABLE,
+        ErrorCode.TASK_FAILED,
+        ErrorCode.UNSUPPORTED_ACTION,
+        ErrorCode.VM_ID_TAKEN,
+        ErrorCode.VM_IDENTITY_MISMATCH,
+        ErrorCode.VM_PROTECTED,
+    }
+)
 #: A function that decides how an attempt ends. Its argument says whether the database has refused the first decision.
 DecideOutcome = Callable[[bool], Outcome]
 
@@ -47,7 +68,7 @@ def _write(engine: Engine, outcome: Outcome, lease: Lease, mapping: Mapping | No
 
     def write(session: Session) -> None:
         if mapping is not None:
-            _change_mapping(session, mapping, outcome)
+            _change_mapping(session, mapping, outcome, lease.job_id)
         if outcome.result is None:
             job_queue.requeue(
                 session,
@@ -71,16 +92,25 @@ def report_state_after(outcome: Outcome) -> ReportState:
     return ReportState.CLAIMED_ELSEWHERE if is_claimed_elsewhere else ReportState.ABANDONED
 
 
-def _change_mapping(session: Session, mapping: Mapping, outcome: Outcome) -> None:
-    """Store in the mapping what the outcome says about the VM."""
+def _change_mapping(session: Session, mapping: Mapping, outcome: Outcome, job_id: int) -> None:
+    """Store in the mapping what the outcome says about the VM, and what the job has added to the tenant's usage."""
     result = outcome.result
     if outcome.mapping_change is MappingChange.DELETE:
         mappings.delete_reservation(session, mapping.id, result.message if result else outcome.reason)
     elif outcome.mapping_change is MappingChange.APPLY_RESULT and result is not None:
         if result.succeeded:
             mappings.apply_result(session, mapping.id, result.vm)
+            usage.apply(session, job_id, mapping.id)
+            usage.note_actual_sizes(session, mapping.id, result.vm)
         elif result.code is ErrorCode.VM_NOT_FOUND:
             mappings.mark_vm_lost(session, mapping.id, result.message)
+        elif mapping.state == MappingState.RESERVED and not _is_vm_absent(result):
+            usage.apply(session, job_id, mapping.id)
+
+
+def _is_vm_absent(result: JobResult) -> bool:
+    """Return whether a failed create has certainly made no VM. Otherwise, a partial clone may exist, and counts."""
+    return not result.vm and not result.was_killed and result.code in CODES_WITHOUT_VM
 
 
 def log_end(job: Job, mapping: Mapping | None, outcome: Outcome) -> None:

@@ -23,6 +23,7 @@ from executor.agent.refused_jobs import RefusedJobs
 from executor.agent.reservation import MappingFinder
 from executor.agent.resources import ResourceAllocator
 from executor.agent.state import AgentState
+from executor.agent.tenant_usage import TenantUsage
 from executor.agent.worker import Worker
 from executor.drift.inspector import Inspector
 from executor.fulcrum.client import FulcrumClient
@@ -61,7 +62,11 @@ def _build_worker(shared: SharedParts, runner: Runner, clone_limit: CloneLimit) 
         fulcrum=shared.fulcrum,
         claimer=Claimer(engine=shared.engine, fulcrum=shared.fulcrum, refused_jobs=shared.refused_jobs),
         mapping_finder=MappingFinder(
-            engine=shared.engine, proxmox=shared.proxmox, settings=settings, cluster=plan_settings.cluster
+            engine=shared.engine,
+            proxmox=shared.proxmox,
+            settings=settings,
+            cluster=plan_settings.cluster,
+            tenant_usage=TenantUsage(engine=shared.engine, proxmox=shared.proxmox, settings=settings),
         ),
         resource_allocator=ResourceAllocator(
             placer=Placer(shared.proxmox, settings), clone_limit=clone_limit, plan_settings=plan_settings

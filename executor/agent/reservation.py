@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from executor.agent import crash_points
 from executor.agent.job_fields import delivered_properties, is_local, new_vm_name, require_service_id
+from executor.agent.tenant_usage import TenantUsage
 from executor.database import mappings
 from executor.database.engine import reading, transaction
 from executor.database.tables import Job, Mapping
@@ -49,9 +50,13 @@ class MappingFinder:
     proxmox: ProxmoxReader
     settings: Settings
     cluster: str
+    tenant_usage: TenantUsage
 
     def find_or_reserve_mapping(self, job: Job) -> ServiceMapping:
-        """Return the mapping of the service's VM. For a create without a mapping, reserve a VMID. Raises JobError."""
+        """Return the mapping of the service's VM. For a create without a mapping, reserve a VMID. Raises JobError.
+
+        What the job adds to the usage of its tenant is reserved, too. Raises TenantLimitReached beyond a limit.
+        """
         with reading(self.engine) as session:
             mapping = mappings.current(session, require_service_id(job))
         if is_local(job):  # the agent itself created the job, to delete a VM whose grace period has ended
@@ -60,6 +65,7 @@ class MappingFinder:
             return ServiceMapping(mapping=mapping)
         mapping = mapping or self._map_existing_vm(job)
         if mapping is not None:
+            self.tenant_usage.reserve_for_vm(job, mapping)
             return ServiceMapping(mapping=mapping)
         if job.action == "create":
             return self._reserve_vmid(job)
@@ -169,6 +175,7 @@ class MappingFinder:
                 continue
             service_id = require_service_id(job)
             with transaction(self.engine) as session:
+                self.tenant_usage.reserve_for_new_vm(session, job)
                 mapping = mappings.reserve(
                     session,
                     service_id=service_id,
@@ -176,6 +183,7 @@ class MappingFinder:
                     vmid=vmid,
                     name=new_vm_name(job),
                     kind=guest_kind,
+                    tenant_id=job.tenant_id,
                 )
                 is_new_reservation = mapping is not None
                 if mapping is None:  # the service or the VMID has got another mapping meanwhile

@@ -19,7 +19,7 @@ the caller opens and commits the transaction.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -196,6 +196,11 @@ def note_fulcrum_claim_sent(session: Session, lease: Lease) -> None:
 def note_fulcrum_claim_accepted(session: Session, lease: Lease) -> None:
     """Store that FulcrumCore accepted the agent's claim of the job."""
     _write(session, lease, claimed_at=utc_now())
+
+
+def note_reserved(session: Session, lease: Lease, amounts: Mapping[str, int]) -> None:
+    """Store what the job adds to the usage of its tenant. The keys are the names of the fields of `usage.Amounts`."""
+    _write(session, lease, **{f"reserved_{name}": amount for name, amount in amounts.items()})
 
 
 def note_started(session: Session, lease: Lease, *, run_ident: str, playbook: str) -> None:

@@ -123,7 +123,14 @@ def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: f
 
 
 def reserve(  # noqa: PLR0913 (one parameter for each column)
-    session: Session, *, service_id: str, cluster: str, vmid: int, name: str, kind: str = GuestKind.QEMU
+    session: Session,
+    *,
+    service_id: str,
+    cluster: str,
+    vmid: int,
+    name: str,
+    kind: str = GuestKind.QEMU,
+    tenant_id: str | None = None,
 ) -> Mapping | None:
     """Create a mapping that reserves the VMID for the service.
 
@@ -140,6 +147,7 @@ def reserve(  # noqa: PLR0913 (one parameter for each column)
         state=MappingState.RESERVED,
         created_at=now,
         updated_at=now,
+        tenant_id=tenant_id,
     )
     try:
         with session.begin_nested():

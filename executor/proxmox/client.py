@@ -134,10 +134,14 @@ class ProxmoxReader:
         Raises JobError PVE_CONFLICT if the VM is not on this node, and PVE_PERMISSION if the token lacks VM.Audit. In
         both cases the VM may exist.
         """
-        if kind not in tuple(GuestKind):
-            raise JobError(ErrorCode.INVALID_REQUEST, "the kind of guest is not qemu or lxc")
-        path = f"/nodes/{_require_valid_node(node)}/{kind}/{_require_valid_vmid(vmid)}/config"
+        path = f"/nodes/{_require_valid_node(node)}/{_require_kind(kind)}/{_require_valid_vmid(vmid)}/config"
         return as_object(self._session.get(path))
+
+    def snapshot_count(self, node: str, vmid: int, *, kind: str = "qemu") -> int:
+        """Return how many snapshots a VM or container has. Raises the same errors as `vm_config`."""
+        path = f"/nodes/{_require_valid_node(node)}/{_require_kind(kind)}/{_require_valid_vmid(vmid)}/snapshot"
+        rows = as_objects(self._session.get(path))
+        return sum(as_text(row.get("name")) not in ("", "current") for row in rows)
 
     def is_vmid_free(self, vmid: int) -> bool:
         """Return whether the VMID is free in the whole cluster. Guests that the token may not see count, too."""
@@ -245,6 +249,12 @@ class ProxmoxReader:
         Return '' if the description has no marker, or markers of several services.
         """
         return service_in(as_text(config.get("description")))
+
+
+def _require_kind(kind: str) -> str:
+    if kind not in tuple(GuestKind):
+        raise JobError(ErrorCode.INVALID_REQUEST, "the kind of guest is not qemu or lxc")
+    return kind
 
 
 def _require_valid_node(node: str) -> str:

@@ -20,6 +20,7 @@ from executor.settings.new_vms import NewVmSettings
 from executor.settings.proxmox import ProxmoxSettings
 from executor.settings.runs import RunSettings
 from executor.settings.settings import FIELDS, SECRET_NAMES, Settings
+from executor.settings.tenants import TenantSettings
 
 #: The sections of docs/settings.md, each with the class that declares its settings.
 SECTIONS: dict[str, type[SettingsArea]] = {
@@ -28,6 +29,7 @@ SECTIONS: dict[str, type[SettingsArea]] = {
     "New VMs": NewVmSettings,
     "Database and folders": FileSettings,
     "Jobs and playbook runs": RunSettings,
+    "Limits of a tenant": TenantSettings,
     "Deletion": DeletionSettings,
     "Agent": AgentSettings,
     "HTTP server and logs": MonitoringSettings,

@@ -26,6 +26,7 @@ from executor.settings.problems import problem_line, problems_in, raise_if_probl
 from executor.settings.proxmox import ProxmoxSettings
 from executor.settings.runs import RunSettings
 from executor.settings.sources import Problem, gather_values
+from executor.settings.tenants import TenantSettings
 from executor.settings.types import is_local_address
 
 
@@ -34,6 +35,7 @@ class Settings(
     MonitoringSettings,
     AgentSettings,
     DeletionSettings,
+    TenantSettings,
     RunSettings,
     FileSettings,
     NewVmSettings,

@@ -14,18 +14,11 @@ import re
 import urllib.parse
 from typing import Any
 
+from .shared.guest_disks import DISK_KEY, GIB, VOLUME_KEY, boot_disk, disks_of, size_of
 from .shared.marker import markers_in
 
-GIB = 1024**3
 #: Locks that a guest has while Proxmox is creating it.
 UNFINISHED_LOCKS = ("clone", "create")
-#: Factors of the units in which Proxmox writes the size of a drive.
-UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": GIB, "T": 1024 * GIB}
-#: Keys of a container's volumes and of a VM's disks in the configuration.
-VOLUME_KEY = re.compile(r"rootfs\Z|mp\d+\Z")
-DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide)\d+\Z")
-#: When the key `boot` names no disk, Proxmox boots from the first disk in this order of buses.
-BOOT_BUSES = ("scsi", "virtio", "sata", "ide")
 #: Maximum number of addresses in the facts. A result document may contain 64.
 MAX_ADDRESSES = 64
 NIC_KEY = re.compile(r"net\d+\Z")
@@ -119,31 +112,6 @@ def read_container(settings: list[dict[str, Any]], status: dict[str, Any]) -> di
         "disks": {key: {"storage": text.partition(":")[0], "bytes": size_of(text)} for key, text in volumes.items()},
         "has_cloud_init": False,
     }
-
-
-def boot_disk(config: dict[str, Any]) -> str:
-    """Return the key of the boot disk; '' if there is none. CD-ROMs and the cloud-init drive do not count as disks."""
-    disks = [key for key in config if DISK_KEY.match(key) and not is_cdrom(str(config[key]))]
-    named = [*re.split(r"[;,=]", str(config.get("boot", ""))), str(config.get("bootdisk", ""))]
-    first = next((key for key in named if key in disks), None)
-    return first or min(disks, key=lambda key: (BOOT_BUSES.index(key.rstrip("0123456789")), key), default="")
-
-
-def disks_of(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return each disk's storage and size. CD-ROMs and the cloud-init drive do not count as disks."""
-    drives = {key: str(value) for key, value in config.items() if DISK_KEY.match(key) and not is_cdrom(str(value))}
-    return {key: {"storage": drive.partition(":")[0], "bytes": size_of(drive)} for key, drive in drives.items()}
-
-
-def is_cdrom(drive: str) -> bool:
-    """Return True for a CD-ROM or a cloud-init drive."""
-    return "media=cdrom" in drive or "cloudinit" in drive or drive.startswith(("none", "cdrom"))
-
-
-def size_of(drive: str) -> int:
-    """Return the size in bytes of a drive; 0 if its value in the configuration has no size."""
-    found = re.search(r"(?:^|,)size=(\d+(?:\.\d+)?)([KMGT]?)", drive)
-    return int(float(found.group(1)) * UNITS[found.group(2)]) if found else 0
 
 
 def mac_of(interface: str) -> str:

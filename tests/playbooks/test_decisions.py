@@ -29,7 +29,7 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import (
     request_values,
     volumes,
 )
-from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.shared import marker
+from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.shared import guest_disks, marker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -274,7 +274,7 @@ BOOT_DISKS = [
 
 @pytest.mark.parametrize(("config", "disk"), BOOT_DISKS)
 def test_the_first_disk_is_the_boot_disk(config: dict[str, str], disk: str) -> None:
-    assert guest_facts.boot_disk(config) == disk
+    assert guest_disks.boot_disk(config) == disk
 
 
 def test_loopback_and_link_local_addresses_are_not_reported() -> None:

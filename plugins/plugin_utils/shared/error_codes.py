@@ -21,7 +21,7 @@ class ErrorCode(StrEnum):
     VM_LOCKED = "VM_LOCKED"  #: Proxmox holds a lock on the VM or a storage
     VM_ID_TAKEN = "VM_ID_TAKEN"  #: the VMID belongs to another guest
     NOT_FOUND = "NOT_FOUND"  #: the template, node, pool or snapshot does not exist
-    CAPACITY = "CAPACITY"  #: no disk space, memory or VMID is left
+    CAPACITY = "CAPACITY"  #: no disk space, memory or VMID is left, or a limit of the tenant is reached
     STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"  #: the storage is offline or unknown
     NODE_DOWN = "NODE_DOWN"  #: the node does not answer
     PVE_AUTH = "PVE_AUTH"  #: Proxmox refuses the credentials

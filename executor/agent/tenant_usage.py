@@ -1,0 +1,159 @@
+"""Reserves for a job what it adds to the usage of its tenant, before the job changes anything.
+
+This is a part of step 4 of a job's processing (ARCHITECTURE.md). The limits of a tenant are SMITH_TENANT_MAX_*.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping as MappingType
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from executor.agent.job_fields import delivered_properties
+from executor.database import job_queue, usage
+from executor.database.engine import reading, transaction
+from executor.database.tables import Job, Mapping
+from executor.database.usage import Amounts, TenantLimitReached
+from executor.errors import JobError
+from executor.log import get_logger
+from executor.model import GuestKind, MappingState
+from executor.proxmox.client import ProxmoxReader
+from executor.runs.vm_properties import VmProperties, read_properties
+from executor.settings.settings import Settings
+from executor.shared import guest_disks
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+log = get_logger(__name__)
+
+#: The actions that may add something to the usage of a tenant.
+COUNTED_ACTIONS = frozenset({"create", "update", "resize", "snapshot", "backup"})
+#: Matches the VMID in the volume of a backup.
+ARCHIVE_VMID = re.compile(r"vzdump-(?:qemu|lxc)-(\d+)-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TenantUsage:
+    """Counts what tenants use. Several threads may use one object."""
+
+    engine: Engine
+    proxmox: ProxmoxReader
+    settings: Settings
+
+    def reserve_for_new_vm(self, session: Session, job: Job) -> None:
+        """Reserve a new VM with its sizes, in the transaction that reserves its VMID. Raises TenantLimitReached."""
+        vm = read_properties(delivered_properties(job))
+        amounts = _sizes(vm, {})
+        usage.reserve(session, job_queue.lease_of(job), job.tenant_id, amounts, usage.limits_of(self.settings))
+
+    def reserve_for_vm(self, job: Job, mapping: Mapping) -> None:
+        """Reserve what the job adds to an existing VM, or to a VM whose VMID is reserved. Raises TenantLimitReached.
+
+        Snapshots and backups that were removed at Proxmox meanwhile are found when a limit is reached.
+        """
+        if job.action not in COUNTED_ACTIONS:
+            self._note_unknown_tenant(job, mapping)
+            return
+        growth, earlier_sizes = self._growth(job, mapping), _earlier_sizes(job)
+        try:
+            self._reserve(job, mapping, growth, earlier_sizes)
+        except TenantLimitReached as error:
+            if error.name not in ("snapshots", "backups") or not self._recount(job.tenant_id, error.name):
+                raise
+            self._reserve(job, mapping, growth, earlier_sizes)
+
+    def _note_unknown_tenant(self, job: Job, mapping: Mapping) -> None:
+        """Store whose VM it is, if this was not known: for a VM that an earlier version made, or that was adopted."""
+        if job.tenant_id and mapping.tenant_id is None:
+            with transaction(self.engine) as session:
+                usage.note_tenant(session, mapping, job.tenant_id, _earlier_sizes(job))
+
+    def _reserve(self, job: Job, mapping: Mapping, growth: Amounts, earlier_sizes: Amounts | None) -> None:
+        with transaction(self.engine) as session:
+            usage.note_tenant(session, mapping, job.tenant_id, earlier_sizes)
+            usage.reserve(session, job_queue.lease_of(job), job.tenant_id, growth, usage.limits_of(self.settings))
+
+    def _growth(self, job: Job, mapping: Mapping) -> Amounts:
+        """Return what the job adds to the recorded usage of the VM."""
+        if job.action == "snapshot":
+            return Amounts(snapshots=1)
+        if job.action == "backup":
+            return Amounts(backups=1)
+        before = usage.of_mapping(mapping)
+        if mapping.state == MappingState.ACTIVE and not mapping.cores and (sizes := _earlier_sizes(job)):
+            before = replace(sizes, vms=1)
+        try:
+            vm = read_properties(delivered_properties(job))
+        except JobError:
+            if job.action != "resize":
+                raise
+            return Amounts()  # a provider's own resize may have properties of its own
+        return _sizes(vm, self._config(mapping)).growth_from(before)
+
+    def _config(self, mapping: Mapping) -> MappingType[str, Any]:
+        """Return the VM's configuration at Proxmox, if a limit depends on its disks and the VM exists. Or else {}."""
+        if not self.settings.smith_tenant_max_disk_gib or mapping.state != MappingState.ACTIVE:
+            return {}
+        row = next((row for row in self.proxmox.vms() if row.vmid == mapping.vmid), None)
+        return self.proxmox.vm_config(row.node, row.vmid, kind=row.kind) if row else {}
+
+    def _recount(self, tenant_id: str | None, name: str) -> bool:
+        """Count the tenant's snapshots or backups at Proxmox. Return whether there are fewer than were recorded."""
+        with reading(self.engine) as session:
+            mappings = usage.mappings_with(session, tenant_id, name)
+        fewer: dict[int, int] = {}
+        try:
+            for mapping in mappings:
+                count = self._count(mapping, name)
+                if count < getattr(mapping, name):
+                    fewer[mapping.id] = count
+        except JobError as error:
+            log.warning("tenant_usage_not_counted", tenant_id=tenant_id, counted=name, reason=str(error))
+        with transaction(self.engine) as session:
+            for mapping_id, count in fewer.items():
+                usage.correct(session, mapping_id, name, count)
+        return bool(fewer)
+
+    def _count(self, mapping: Mapping, name: str) -> int:
+        """Return how many snapshots or backups of a VM Proxmox has. Raises JobError."""
+        node = mapping.node or ""
+        if name == "snapshots":
+            return self.proxmox.snapshot_count(node, mapping.vmid, kind=mapping.kind)
+        volumes = self.proxmox.volumes(node, self.settings.proxmox_backup_storage, "backup", vmid=mapping.vmid)
+        vmids = [match[1] for volume in volumes if (match := ARCHIVE_VMID.search(volume))]
+        return vmids.count(str(mapping.vmid))
+
+
+def _earlier_sizes(job: Job) -> Amounts | None:
+    """Return the sizes in the service's properties before the job; None if there are none or they are invalid."""
+    properties = (job.service or {}).get("properties")
+    if not isinstance(properties, dict) or job.action == "create":
+        return None
+    try:
+        return _sizes(read_properties(properties), {})
+    except JobError:
+        return None
+
+
+def _sizes(vm: VmProperties, config: MappingType[str, Any]) -> Amounts:
+    """Return what the VM uses with these properties. `config` is its configuration at Proxmox; empty if unknown."""
+    return Amounts(vms=1, cores=vm.total_cores, memory_mib=vm.memory_mib, disk_gib=_disk_gib(vm, config))
+
+
+def _disk_gib(vm: VmProperties, config: MappingType[str, Any]) -> int:
+    """Return the size of all disks with these properties, in GiB.
+
+    Disks that the VM has and that the properties do not name stay, so they count, too. Without a configuration, it is
+    not known which disk is the first, so a size in `disks` counts besides `diskGb`.
+    """
+    if vm.kind is GuestKind.LXC:
+        return vm.disk_gib
+    existing = {name: -(-disk["bytes"] // guest_disks.GIB) for name, disk in guest_disks.disks_of(dict(config)).items()}
+    first_disk = guest_disks.boot_disk(dict(config)) or "first"
+    requested = {first_disk: vm.disk_gib}
+    for disk in vm.disks:
+        requested[disk.disk] = max(requested.get(disk.disk, 0), disk.size_gib or 0)
+    return sum(max(existing.get(name, 0), requested.get(name, 0)) for name in existing.keys() | requested.keys())

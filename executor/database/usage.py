@@ -1,0 +1,166 @@
+"""Counts what the VMs of a tenant use, and reserves for a job what it adds, within the tenant's limits.
+
+A mapping has the sizes of its VM, and an open job has what it adds. A job that ends, however it ends, no longer counts,
+so a failed job gives back what it had reserved. No function commits: the caller opens and commits the transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as MappingType
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from sqlalchemy import ColumnElement, case, func, select, update
+from sqlalchemy.orm import Session
+
+from executor.database import job_queue
+from executor.database.job_queue import Lease
+from executor.database.tables import DELETED_LITERAL, PENDING_LITERAL, PROCESSING_LITERAL, Job, Mapping
+from executor.errors import JobError
+from executor.model import MappingState
+from executor.settings.settings import Settings
+from executor.shared.error_codes import ErrorCode
+
+#: The first key of the PostgreSQL advisory lock of a tenant. The value is the ASCII text "SMIU".
+TENANT_LOCK = 0x534D4955
+#: What the limits are called in error messages.
+LIMIT_TEXTS = {
+    "vms": "VMs",
+    "cores": "cores",
+    "memory_mib": "MiB of memory",
+    "disk_gib": "GiB of disk space",
+    "snapshots": "snapshots",
+    "backups": "backups",
+}
+#: Columns of a mapping that have the usage of its VM.
+MAPPING_COLUMNS = ("cores", "memory_mib", "disk_gib", "snapshots", "backups")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amounts:
+    """An amount of everything that is counted."""
+
+    vms: int = 0
+    cores: int = 0
+    memory_mib: int = 0
+    disk_gib: int = 0
+    snapshots: int = 0
+    backups: int = 0
+
+    def growth_from(self, before: Amounts) -> Amounts:
+        """Return by how much each amount is larger than before; 0 for one that is not larger."""
+        grown = {field.name: max(getattr(self, field.name) - getattr(before, field.name), 0) for field in fields(self)}
+        return Amounts(**grown)
+
+
+class TenantLimitReached(JobError):
+    """A request would exceed a limit of its tenant. `name` is the field of Amounts."""
+
+    def __init__(self, name: str, *, limit: int, used: int, requested: int) -> None:
+        text = f"the limit of {limit} {LIMIT_TEXTS[name]} is reached"
+        super().__init__(ErrorCode.CAPACITY, text, f"{text}: {used} in use or reserved, {requested} more requested")
+        self.name = name
+
+
+def limits_of(settings: Settings) -> Amounts:
+    """Return the limits of each tenant; 0 means no limit."""
+    return Amounts(**{name: getattr(settings, f"smith_tenant_max_{name}") for name in LIMIT_TEXTS})
+
+
+def of_mapping(mapping: Mapping) -> Amounts:
+    """Return what the VM of a mapping uses. A reserved VMID counts only if its VM may exist."""
+    is_counted = mapping.cores > 0 or mapping.state in (MappingState.ACTIVE, MappingState.PENDING_DELETION)
+    return Amounts(vms=int(is_counted), **{name: getattr(mapping, name) for name in MAPPING_COLUMNS})
+
+
+def reserve(session: Session, lease: Lease, tenant_id: str | None, growth: Amounts, limits: Amounts) -> None:
+    """Reserve for a job what it adds to the usage of its tenant. Raises TenantLimitReached.
+
+    Jobs without a tenant count as those of one tenant. The tenant's jobs wait for each other here, so that two of them
+    cannot together exceed a limit.
+    """
+    if session.get_bind().dialect.name == "postgresql":  # SQLite allows only one writer at a time
+        session.execute(select(func.pg_advisory_xact_lock(TENANT_LOCK, func.hashtext(tenant_id or ""))))
+    limited = [name for name in LIMIT_TEXTS if getattr(limits, name) and getattr(growth, name)]
+    if limited:
+        used = in_use(session, tenant_id, except_job_id=lease.job_id)
+        for name in limited:
+            numbers = {"limit": getattr(limits, name), "used": getattr(used, name), "requested": getattr(growth, name)}
+            if numbers["used"] + numbers["requested"] > numbers["limit"]:
+                raise TenantLimitReached(name, **numbers)
+    job_queue.note_reserved(session, lease, asdict(growth))
+
+
+def in_use(session: Session, tenant_id: str | None, *, except_job_id: int = 0) -> Amounts:
+    """Return what the VMs of a tenant use, plus what its other open jobs have reserved."""
+    is_vm = (Mapping.cores > 0) | Mapping.state.in_((MappingState.ACTIVE, MappingState.PENDING_DELETION))
+    of_mappings = select(
+        func.coalesce(func.sum(case((is_vm, 1), else_=0)), 0),
+        *(func.coalesce(func.sum(getattr(Mapping, name)), 0) for name in MAPPING_COLUMNS),
+    ).where(*_counted_mappings(tenant_id))
+    columns = [getattr(Job, f"reserved_{name}") for name in LIMIT_TEXTS]
+    is_open = Job.status.in_((PENDING_LITERAL, PROCESSING_LITERAL))
+    of_jobs = select(*(func.coalesce(func.sum(column), 0) for column in columns)).where(
+        is_open, _is_tenant(Job.tenant_id, tenant_id), Job.id != except_job_id
+    )
+    used, reserved = session.execute(of_mappings).one(), session.execute(of_jobs).one()
+    return Amounts(**{name: int(used[place]) + int(reserved[place]) for place, name in enumerate(LIMIT_TEXTS)})
+
+
+def mappings_with(session: Session, tenant_id: str | None, column: str) -> Sequence[Mapping]:
+    """Return the tenant's counted mappings with snapshots or backups; `column` is one of these two."""
+    stmt = select(Mapping).where(*_counted_mappings(tenant_id), getattr(Mapping, column) > 0)
+    return session.scalars(stmt.order_by(Mapping.id)).all()
+
+
+def correct(session: Session, mapping_id: int, column: str, count: int) -> None:
+    """Lower the number of a VM's snapshots or backups to the number that exists."""
+    stmt = update(Mapping).where(Mapping.id == mapping_id, getattr(Mapping, column) > count)
+    session.execute(stmt.values({column: count}))
+
+
+def note_tenant(session: Session, mapping: Mapping, tenant_id: str | None, sizes: Amounts | None) -> None:
+    """Store whose VM a mapping is and, if they are not known yet, its sizes."""
+    values: dict[str, Any] = {"tenant_id": tenant_id} if tenant_id else {}
+    if sizes is not None and mapping.state == MappingState.ACTIVE and not mapping.cores:
+        values |= {name: getattr(sizes, name) for name in ("cores", "memory_mib", "disk_gib")}
+    if values:
+        stmt = update(Mapping).where(Mapping.id == mapping.id, Mapping.state != DELETED_LITERAL)
+        session.execute(stmt.values(values))
+
+
+def apply(session: Session, job_id: int, mapping_id: int) -> None:
+    """Add what an ending job has reserved to the usage of its VM."""
+    columns = [getattr(Job, f"reserved_{name}") for name in MAPPING_COLUMNS]
+    reserved = dict(zip(MAPPING_COLUMNS, session.execute(select(*columns).where(Job.id == job_id)).one(), strict=True))
+    if any(reserved.values()):
+        added = {name: getattr(Mapping, name) + amount for name, amount in reserved.items()}
+        stmt = update(Mapping).where(Mapping.id == mapping_id, Mapping.state != DELETED_LITERAL)
+        session.execute(stmt.values(added).execution_options(synchronize_session=False))
+
+
+def note_actual_sizes(session: Session, mapping_id: int, vm: MappingType[str, Any]) -> None:
+    """Store the cores and the memory in a run's result, if it has them.
+
+    A VM with snapshots keeps counting with its largest sizes, because a rollback restores them.
+    """
+    sizes = {name: vm.get(name) for name in ("cores", "memory_mib")}
+    values: dict[str, Any] = {}
+    for name, size in sizes.items():
+        if isinstance(size, int) and not isinstance(size, bool) and 0 < size < 2**40:
+            column = getattr(Mapping, name)
+            values[name] = case(((Mapping.snapshots > 0) & (column > size), column), else_=size)
+    if values:
+        stmt = update(Mapping).where(Mapping.id == mapping_id, Mapping.state != DELETED_LITERAL)
+        session.execute(stmt.values(values).execution_options(synchronize_session=False))
+
+
+def _counted_mappings(tenant_id: str | None) -> tuple[ColumnElement[bool], ...]:
+    is_current = Mapping.state != DELETED_LITERAL
+    return is_current, Mapping.state != MappingState.VM_LOST, _is_tenant(Mapping.tenant_id, tenant_id)
+
+
+def _is_tenant(column: Any, tenant_id: str | None) -> ColumnElement[bool]:
+    condition: ColumnElement[bool] = column == tenant_id if tenant_id else column.is_(None)
+    return condition

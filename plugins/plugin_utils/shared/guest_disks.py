@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the disks of a guest from its configuration, for the actions and the executor. All functions are pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+GIB = 1024**3
+#: Factors of the units in which Proxmox writes the size of a drive.
+UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": GIB, "T": 1024 * GIB}
+#: Keys of a container's volumes and of a VM's disks in the configuration.
+VOLUME_KEY = re.compile(r"rootfs\Z|mp\d+\Z")
+DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide)\d+\Z")
+#: When the key `boot` names no disk, Proxmox boots from the first disk in this order of buses.
+BOOT_BUSES = ("scsi", "virtio", "sata", "ide")
+
+
+def boot_disk(config: dict[str, Any]) -> str:
+    """Return the key of the boot disk; '' if there is none. CD-ROMs and the cloud-init drive do not count as disks."""
+    disks = [key for key in config if DISK_KEY.match(key) and not is_cdrom(str(config[key]))]
+    named = [*re.split(r"[;,=]", str(config.get("boot", ""))), str(config.get("bootdisk", ""))]
+    first = next((key for key in named if key in disks), None)
+    return first or min(disks, key=lambda key: (BOOT_BUSES.index(key.rstrip("0123456789")), key), default="")
+
+
+def disks_of(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return each disk's storage and size. CD-ROMs and the cloud-init drive do not count as disks."""
+    drives = {key: str(value) for key, value in config.items() if DISK_KEY.match(key) and not is_cdrom(str(value))}
+    return {key: {"storage": drive.partition(":")[0], "bytes": size_of(drive)} for key, drive in drives.items()}
+
+
+def is_cdrom(drive: str) -> bool:
+    """Return True for a CD-ROM or a cloud-init drive."""
+    return "media=cdrom" in drive or "cloudinit" in drive or drive.startswith(("none", "cdrom"))
+
+
+def size_of(drive: str) -> int:
+    """Return the size in bytes of a drive; 0 if its value in the configuration has no size."""
+    found = re.search(r"(?:^|,)size=(\d+(?:\.\d+)?)([KMGT]?)", drive)
+    return int(float(found.group(1)) * UNITS[found.group(2)]) if found else 0

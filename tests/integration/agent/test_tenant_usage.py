@@ -1,0 +1,307 @@
+"""The limits of a tenant, on both databases and with the Proxmox stand-in: what jobs reserve and give back."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import requests
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
+from smith_lab.system import wait_for
+from sqlalchemy import Engine
+from support.databases import new_job
+
+from executor.agent import outcome_store
+from executor.agent.outcome import Ending, MappingChange, Outcome
+from executor.agent.reservation import MappingFinder
+from executor.agent.tenant_usage import TenantUsage
+from executor.database import job_queue, usage
+from executor.database.engine import reading, transaction
+from executor.database.tables import Job, Mapping
+from executor.database.usage import Amounts, TenantLimitReached
+from executor.model import JobResult
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
+from executor.settings.settings import load_settings
+from executor.shared.error_codes import ErrorCode
+
+TENANT, OTHER_TENANT = str(uuid.uuid4()), str(uuid.uuid4())
+SMALL = {"cores": 2, "memoryMb": 1024, "diskGb": 10, "image": "debian-12"}
+VMIDS = itertools.count(140_000, 1000)
+JSON = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def pve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxmoxStandIn]:
+    with running_stand_in(folder=tmp_path_factory.mktemp("stand-in")) as running:
+        yield running
+
+
+class Tenants:
+    """The jobs of tenants. Each job is claimed, gets its mapping, and ends, as in the worker, but without a run."""
+
+    def __init__(self, engine: Engine, pve: ProxmoxStandIn, **limits: str) -> None:
+        self.engine = engine
+        first = next(VMIDS)
+        more = {"PROXMOX_VMID_MIN": str(first), "PROXMOX_VMID_MAX": str(first + 999)}
+        more["PROXMOX_BACKUP_STORAGE"] = "backups"
+        settings = load_settings(env_file=None, environ=pve.env() | more | limits)
+        proxmox = ProxmoxReader(ProxmoxConnection.from_settings(settings))
+        self.finder = MappingFinder(
+            engine=engine,
+            proxmox=proxmox,
+            settings=settings,
+            cluster="default",
+            tenant_usage=TenantUsage(engine=engine, proxmox=proxmox, settings=settings),
+        )
+
+    def job(self, action: str, params: JSON | None = None, service_id: str = "", tenant: str | None = TENANT) -> Job:
+        """Store and claim a job."""
+        service_id = service_id or str(uuid.uuid4())
+        before = {"name": "web", "properties": SMALL}
+        row = new_job(service_id=service_id, action=action, params=params, tenant_id=tenant, service=before)
+        with transaction(self.engine) as session:
+            job_queue.submit(session, row)
+            claimed = job_queue.claim(session, "me", lease_s=300)
+        assert claimed is not None
+        return claimed
+
+    def begin(self, action: str, params: JSON | None = None, service_id: str = "", tenant: str | None = TENANT) -> Job:
+        """Store and claim a job, and find or reserve its mapping."""
+        job = self.job(action, params, service_id, tenant)
+        self.find(job)
+        return job
+
+    def find(self, job: Job) -> Any:
+        return self.finder.find_or_reserve_mapping(job).mapping
+
+    def end(self, job: Job, *, code: ErrorCode | None = None, **vm: Any) -> None:
+        """End a job that has a mapping: with success, or with an error code."""
+        mapping = self.find(job)
+        found = {"vmid": mapping.vmid, "node": "pve1", "status": "stopped", **vm} if code is None or vm else {}
+        result = JobResult(succeeded=code is None, vm=found, code=code, detail="no" if code else "")
+        outcome = Outcome(ending=Ending.FINISH, result=result, mapping_change=MappingChange.APPLY_RESULT)
+        outcome_store.store(self.engine, lambda _: outcome, job_queue.lease_of(job), mapping)
+
+    def refuse(self, job: Job) -> None:
+        """End a job that has no mapping, as after a JobError."""
+        result = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="no")
+        outcome = Outcome(ending=Ending.FINISH, result=result)
+        outcome_store.store(self.engine, lambda _: outcome, job_queue.lease_of(job), None)
+
+    def create(self, tenant: str | None = TENANT, **params: Any) -> str:
+        """Create a VM; return its service's id."""
+        job = self.begin("create", SMALL | params, tenant=tenant)
+        self.end(job)
+        return str(job.service_id)
+
+    def refused(self, action: str, params: JSON | None = None, service_id: str = "") -> TenantLimitReached:
+        """Return the error of a job that its tenant's limit refuses."""
+        job = self.job(action, params, service_id)
+        with pytest.raises(TenantLimitReached) as caught:
+            self.find(job)
+        self.refuse(job)
+        assert caught.value.code is ErrorCode.CAPACITY
+        return caught.value
+
+    def used(self, tenant: str | None = TENANT) -> Amounts:
+        with reading(self.engine) as session:
+            return usage.in_use(session, tenant)
+
+
+MakeTenants = Callable[..., Tenants]
+
+
+@pytest.fixture
+def tenants(engine: Engine, pve: ProxmoxStandIn) -> MakeTenants:
+    return lambda **limits: Tenants(engine, pve, **limits)
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"SMITH_TENANT_MAX_VMS": "1"},
+        {"SMITH_TENANT_MAX_CORES": "3"},
+        {"SMITH_TENANT_MAX_MEMORY_MIB": "2047"},
+        {"SMITH_TENANT_MAX_DISK_GIB": "19"},
+    ],
+    ids=lambda limit: next(iter(limit)),
+)
+def test_of_two_creates_at_once_exactly_one_exceeds_the_limit(tenants: MakeTenants, limit: dict[str, str]) -> None:
+    ours = tenants(**limit)
+    jobs = [ours.job("create", SMALL) for _ in range(2)]
+    together, refused, made = threading.Barrier(2), [], []
+
+    def reserve(job: Job) -> None:
+        together.wait()
+        try:
+            made.append(ours.find(job))
+        except TenantLimitReached as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=reserve, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(made), [error.code for error in refused]) == (1, [ErrorCode.CAPACITY])
+    assert ours.used() == Amounts(vms=1, cores=2, memory_mib=1024, disk_gib=10)
+
+
+def test_of_two_updates_at_once_exactly_one_exceeds_the_limit(tenants: MakeTenants) -> None:
+    ours = tenants(SMITH_TENANT_MAX_CORES="6")
+    jobs = [ours.job("update", SMALL | {"cores": 4}, ours.create()) for _ in range(2)]
+    together, refused = threading.Barrier(2), []
+
+    def reserve(job: Job) -> None:
+        together.wait()
+        try:
+            ours.find(job)
+        except TenantLimitReached as error:
+            refused.append(error.detail)
+
+    threads = [threading.Thread(target=reserve, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert refused == ["the limit of 6 cores is reached"]
+
+
+def test_a_tenant_at_its_limit_delays_no_other_tenant(tenants: MakeTenants) -> None:
+    ours = tenants(SMITH_TENANT_MAX_VMS="1")
+    ours.create()
+    error = ours.refused("create", SMALL)
+    assert (error.detail, "1 in use" in error.operator_detail) == ("the limit of 1 VMs is reached", True)
+    ours.create(tenant=OTHER_TENANT)
+    assert ours.used(OTHER_TENANT).vms == 1
+
+
+def test_jobs_without_a_tenant_share_the_limits_of_one_tenant(tenants: MakeTenants) -> None:
+    ours = tenants(SMITH_TENANT_MAX_VMS="1")
+    ours.create(tenant=None)
+    job = ours.job("create", SMALL, tenant=None)
+    with pytest.raises(TenantLimitReached):
+        ours.find(job)
+
+
+def test_a_failed_create_gives_back_what_it_had_reserved(tenants: MakeTenants) -> None:
+    ours = tenants(SMITH_TENANT_MAX_VMS="1")
+    ours.end(ours.begin("create", SMALL), code=ErrorCode.CAPACITY)
+    assert ours.used() == Amounts()
+    ours.create()
+
+
+def test_a_failed_create_whose_vm_may_exist_counts_until_it_is_deleted(tenants: MakeTenants) -> None:
+    ours = tenants(SMITH_TENANT_MAX_VMS="1")
+    job = ours.begin("create", SMALL)
+    ours.end(job, code=ErrorCode.PVE_TIMEOUT)
+    assert ours.used() == Amounts(vms=1, cores=2, memory_mib=1024, disk_gib=10)
+    ours.refused("create", SMALL)
+    again = ours.begin("create", SMALL, str(job.service_id))  # of the same service
+    ours.end(again)
+    assert ours.used() == Amounts(vms=1, cores=2, memory_mib=1024, disk_gib=10)
+    ours.end(ours.begin("delete", service_id=str(job.service_id)), status="absent")
+    assert ours.used() == Amounts()
+    ours.create()
+
+
+def test_an_update_that_fails_or_shrinks_gives_back_and_one_that_grows_is_checked(tenants: MakeTenants) -> None:
+    ours = tenants(SMITH_TENANT_MAX_MEMORY_MIB="2048")
+    service_id = ours.create()
+    assert ours.refused("update", SMALL | {"memoryMb": 2049}, service_id).name == "memory_mib"
+    failing = ours.begin("update", SMALL | {"memoryMb": 2048}, service_id)
+    assert ours.used().memory_mib == 2048
+    ours.refused("create", SMALL)
+    ours.end(failing, code=ErrorCode.TASK_FAILED)
+    assert ours.used().memory_mib == 1024
+    ours.end(ours.begin("update", SMALL | {"memoryMb": 2048}, service_id), cores=2, memory_mib=2048)
+    assert ours.used().memory_mib == 2048
+    ours.end(ours.begin("update", SMALL | {"memoryMb": 512}, service_id), cores=2, memory_mib=512)
+    assert ours.used().memory_mib == 512
+
+
+def test_disks_that_an_update_no_longer_names_still_count(tenants: MakeTenants, pve: ProxmoxStandIn) -> None:
+    ours = tenants(SMITH_TENANT_MAX_DISK_GIB="40")
+    service_id = ours.create()
+    (mapping,) = [ours.find(ours.job("start", service_id=service_id))]
+    config = {"scsi0": "ceph:a,size=10G", "scsi1": "ceph:b,size=20G", "boot": "order=scsi0", "ide2": "ceph:cloudinit"}
+    pve.control("add", vmid=mapping.vmid, name="web", node="pve1", config=config)
+    _end_processing(ours)
+    more = SMALL | {"disks": [{"disk": "scsi2", "sizeGb": 11, "storage": "ceph"}]}
+    assert ours.refused("update", more, service_id).name == "disk_gib"
+    named_first = SMALL | {"disks": [{"disk": "scsi0", "sizeGb": 20}]}  # the first disk counts once
+    ours.end(ours.begin("update", named_first, service_id))
+    assert ours.used().disk_gib == 40
+    pve.control("remove", vmid=mapping.vmid)
+
+
+def _end_processing(ours: Tenants) -> None:
+    with transaction(ours.engine) as session:
+        for job in session.query(Job).where(Job.status == "processing"):
+            result = JobResult(succeeded=True, vm={})
+            job_queue.finish(session, job_queue.lease_of(job), result)
+
+
+def test_a_vm_with_snapshots_counts_with_its_largest_sizes(tenants: MakeTenants) -> None:
+    ours = tenants(SMITH_TENANT_MAX_CORES="4")
+    service_id = ours.create(cores=4)
+    ours.end(ours.begin("snapshot", service_id=service_id), cores=4, memory_mib=1024)
+    ours.end(ours.begin("update", SMALL | {"cores": 1}, service_id), cores=1, memory_mib=1024)
+    assert ours.used().cores == 4, "a rollback would give the VM its four cores again"
+    ours.refused("create", SMALL)
+
+
+@pytest.mark.parametrize(("action", "name"), [("snapshot", "snapshots"), ("backup", "backups")])
+def test_snapshots_and_backups_are_limited_and_those_that_were_removed_do_not_count(
+    tenants: MakeTenants, pve: ProxmoxStandIn, action: str, name: str
+) -> None:
+    ours = tenants(**{f"SMITH_TENANT_MAX_{name.upper()}": "1"})
+    service_id = ours.create()
+    job = ours.begin(action, service_id=service_id)
+    vmid = ours.find(job).vmid
+    pve.control("add", vmid=vmid, name="web", node="pve1", config={"memory": "1024"})
+    ours.end(job)
+    _keep_one(pve, action, vmid)
+    assert ours.refused(action, service_id=service_id).detail == f"the limit of 1 {name} is reached"
+    pve.control("remove", vmid=vmid)
+    pve.control("add", vmid=vmid, name="web", node="pve1", config={"memory": "1024"})
+    if action == "backup":
+        pve.control("storage", storage="backups", volumes={})
+    ours.end(ours.begin(action, service_id=service_id))
+    assert getattr(ours.used(), name) == 1
+    pve.control("remove", vmid=vmid)
+
+
+def _keep_one(pve: ProxmoxStandIn, action: str, vmid: int) -> None:
+    """Make the snapshot or the backup at Proxmox."""
+    if action == "snapshot":
+        env = pve.env()
+        url = f"https://{env['PROXMOX_HOST']}:{env['PROXMOX_PORT']}/api2/json/nodes/pve1/qemu/{vmid}/snapshot"
+        token = f"{env['PROXMOX_USER']}!{env['PROXMOX_TOKEN_ID']}={env['PROXMOX_TOKEN_SECRET']}"
+        headers = {"Authorization": f"PVEAPIToken={token}"}
+        answer = requests.post(
+            url, data={"snapname": "one"}, headers=headers, verify=env["PROXMOX_CA_BUNDLE"], timeout=20
+        )
+        assert answer.ok, answer.text
+        wait_for(lambda: (pve.guest(vmid) or {}).get("snapshots"), 20, "the snapshot")
+    else:
+        archive = {"content": "backup", "format": "vma.zst", "size": 1, "ctime": 0, "vmid": vmid}
+        volume = f"backup/vzdump-qemu-{vmid}-2026_11_27-08_00_00.vma.zst"
+        pve.control("storage", storage="backups", volumes={volume: archive})
+
+
+def test_the_sizes_of_a_vm_of_an_earlier_version_are_those_of_its_service(tenants: MakeTenants) -> None:
+    ours = tenants(SMITH_TENANT_MAX_CORES="3")
+    service_id = ours.create()
+    with transaction(ours.engine) as session:
+        row = session.query(Mapping).where(Mapping.service_id == service_id).one()
+        row.cores = row.memory_mib = row.disk_gib = 0
+        row.tenant_id = None
+    ours.end(ours.begin("start", service_id=service_id))
+    assert ours.used() == Amounts(vms=1, cores=2, memory_mib=1024, disk_gib=10)
+    ours.refused("update", SMALL | {"cores": 4}, service_id)

@@ -30,6 +30,7 @@ from executor.fulcrum.bootstrap import (
     load_type,
 )
 from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.offered_type import offered_service_type
 from executor.redaction import redactor
 from executor.settings.settings import Settings
 from executor.settings.sources import read_secret_file
@@ -101,7 +102,7 @@ def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         agent_name=agent,
         provider_name_or_id=provider,
         may_create_provider=create_provider,
-        service_type=_read_type(service_type_file, "service"),
+        service_type=_read_service_type(service_type_file, settings),
         agent_type=_read_type(agent_type_file, "agent"),
         tags=tuple(tag or DEFAULT_TAGS),
         token_lifetime=timedelta(days=token_days),
@@ -251,6 +252,12 @@ def _explaining_refused_token() -> Iterator[None]:
     except FulcrumAuthFailing as error:
         hint = "use an administrator's token that has not expired (FulcrumCore's first token expires after a day)"
         raise FulcrumAuthFailing(f"{error}: {hint}", status=error.status) from error
+
+
+def _read_service_type(file: Path | None, settings: Settings) -> dict[str, Any]:
+    """Return the operator's service type, or the built-in one with only what the settings offer."""
+    service_type = _read_type(file, "service")
+    return service_type if file else offered_service_type(service_type, settings)
 
 
 def _read_type(file: Path | None, kind: str) -> dict[str, Any]:

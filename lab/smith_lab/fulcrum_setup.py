@@ -13,7 +13,9 @@ from typing import Any
 import requests
 
 from executor.fulcrum.bootstrap import AGENT_TYPE_FILE, CONTAINER_TYPE_FILE, SERVICE_TYPE_FILE, load_type
+from executor.fulcrum.offered_type import offered_service_type
 from executor.fulcrum.types import METRIC_TYPES
+from executor.settings.settings import Settings
 
 #: The admin token that a new FulcrumCore accepts.
 SEED_TOKEN = "change-me"
@@ -195,8 +197,11 @@ def bootstrap(
     tags: Sequence[str] = ("proxmox",),
     service_type_name: str = "proxmox-vm",
     agent_type_name: str = "proxmox",
+    offered: Settings | None = None,
 ) -> CreatedObjects:
     """Create an agent, its token, and the objects that the agent needs.
+
+    With `offered`, the settings of the agent, the service types offer only what these settings allow.
 
     These objects are a provider, a consumer (FulcrumCore's word for a customer), two service types, an agent type and
     the metric types. `admin` must use the seed token, which expires after a day. So this function also creates an admin
@@ -206,10 +211,11 @@ def bootstrap(
     admin.use_token(admin_token)
     provider_id = admin.create("participants", name=provider_name, status="Enabled")["id"]
     consumer_id = admin.create("participants", name=consumer_name, status="Enabled")["id"]
-    service_type_id = _find_or_create(
-        admin, "service-types", {**load_type(SERVICE_TYPE_FILE), "name": service_type_name}
-    )
-    container_type_id = _find_or_create(admin, "service-types", load_type(CONTAINER_TYPE_FILE))
+    vm_type, container_type = load_type(SERVICE_TYPE_FILE), load_type(CONTAINER_TYPE_FILE)
+    if offered is not None:
+        vm_type, container_type = (offered_service_type(each, offered) for each in (vm_type, container_type))
+    service_type_id = _find_or_create(admin, "service-types", {**vm_type, "name": service_type_name})
+    container_type_id = _find_or_create(admin, "service-types", container_type)
     supported_type_ids = [service_type_id, container_type_id]
     agent_type = {**load_type(AGENT_TYPE_FILE), "name": agent_type_name, "serviceTypeIds": supported_type_ids}
     agent_type_id = _find_or_create(admin, "agent-types", agent_type)

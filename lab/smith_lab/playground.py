@@ -36,7 +36,13 @@ def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int 
         lab_folder.mkdir(parents=True, exist_ok=True)
         (lab_folder / "lab.env").unlink(missing_ok=True)
         lab = stack.enter_context(
-            running_lab(lab_folder, time_scale=time_scale, core_port=core_port, proxmox_port=proxmox_port)
+            running_lab(
+                lab_folder,
+                time_scale=time_scale,
+                core_port=core_port,
+                proxmox_port=proxmox_port,
+                is_restricted=True,
+            )
         )
         _write_files(lab)
         _print_usage(lab, Console())

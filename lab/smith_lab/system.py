@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from executor.settings.settings import Settings
 from executor.shared.marker import markers_in
 from smith_lab.fulcrum_setup import AdminClient, CreatedObjects, bootstrap
 from smith_lab.log_reader import LogReader
@@ -244,12 +245,15 @@ def running_lab(
     core_port: int = 0,
     proxmox_port: int = 0,
     core_url: str | None = None,
+    is_restricted: bool = False,
 ) -> Iterator[LabSystem]:
     """Run a simulator and a stand-in for the `with` block, and create in the simulator what an executor needs.
 
     `time_scale` is the number of real seconds for each second of simulated Proxmox time; with 0, Proxmox tasks take no
-    time. With `core_url`, the lab uses this FulcrumCore instead of a simulator; it must be a new one. The caller starts
-    the executor. This function stops the executor at the end of the block.
+    time. With `core_url`, the lab uses this FulcrumCore instead of a simulator; it must be a new one. With
+    `is_restricted`, the service types offer only what the lab's settings allow; tests also order other things, to see
+    that the executor refuses them. The caller starts the executor. This function stops the executor at the end of the
+    block.
     """
     with ExitStack() as stack:
         simulator = None if core_url else stack.enter_context(running_simulator(port=core_port))
@@ -260,7 +264,7 @@ def running_lab(
             running_stand_in(time_scale=time_scale, folder=stand_in_folder, port=proxmox_port)
         )
         admin = stack.enter_context(AdminClient(core_url))
-        ids = bootstrap(admin)
+        ids = bootstrap(admin, offered=_lab_offer() if is_restricted else None)
         lab = LabSystem(
             folder=folder,
             core_url=core_url,
@@ -272,6 +276,16 @@ def running_lab(
         )
         stack.callback(_stop_running_executor, lab)
         yield lab
+
+
+def _lab_offer() -> Settings:
+    """Return the settings of the lab's executor that decide what services may name."""
+    texts: Json = {
+        "proxmox_templates": VM_TEMPLATES,
+        "proxmox_os_templates": CONTAINER_TEMPLATES,
+        "proxmox_storage": STORAGE,
+    }
+    return Settings(**texts)
 
 
 def _stop_running_executor(lab: LabSystem) -> None:

@@ -97,7 +97,7 @@ def test_a_containers_metrics_are_sent_and_it_is_not_reported_as_drift(lab: LabS
 def test_a_container_with_an_unknown_os_template_is_refused_and_can_be_deleted(lab: LabSystem) -> None:
     service_id = lab.order_container("odd", osTemplate="alpine")
     lab.wait_for_jobs(service_id)
-    assert lab.last_job(service_id)["errorMessage"].startswith("NOT_FOUND: no OS template is called alpine")
+    assert lab.last_job(service_id)["errorMessage"].startswith("NOT_FOUND: no template is called alpine")
     assert lab.guests_of(service_id) == []
     assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
 

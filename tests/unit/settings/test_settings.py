@@ -215,7 +215,8 @@ def test_names_end_with_their_unit() -> None:
     for name, field in FIELDS.items():
         extra = field.json_schema_extra
         assert isinstance(extra, dict)
-        expected = "s" if name.endswith("_S") else "MiB" if name.endswith("_MIB") else ""
+        units = {"_S": "s", "_MIB": "MiB", "_GIB": "GiB"}
+        expected = next((unit for ending, unit in units.items() if name.endswith(ending)), "")
         assert extra["unit"] == expected, name
 
 

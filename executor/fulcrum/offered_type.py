@@ -1,0 +1,58 @@
+"""Restricts a service type to what the provider offers, so that FulcrumCore refuses other orders. Pure functions.
+
+The agent refuses them, too: FulcrumCore's service types are no protection, because an administrator may change them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+from executor.settings.settings import Settings
+from executor.settings.types import ANY, MAX_VLAN
+
+JsonObject = dict[str, Any]
+
+
+def offered_service_type(service_type: JsonObject, settings: Settings) -> JsonObject:
+    """Return the service type with only those templates, bridges and VLANs that the settings allow.
+
+    Without PROXMOX_TEMPLATES, the type is not changed: the settings are not those of the provider's agent.
+    """
+    if not settings.proxmox_templates:
+        return service_type
+    restricted = copy.deepcopy(service_type)
+    properties = restricted["propertySchema"]["properties"]
+    if not settings.proxmox_any_template:
+        for name, templates in (("image", settings.proxmox_templates), ("osTemplate", settings.proxmox_os_templates)):
+            if name in properties and templates:
+                properties[name]["validators"] = [_enum(templates)]
+    network = properties.get("network", {}).get("properties", {})
+    if "bridge" in network and ANY not in settings.proxmox_bridges:
+        network["bridge"]["validators"] = [_enum([settings.proxmox_bridge, *settings.proxmox_bridges])]
+    if "vlan" in network:
+        _restrict_vlan(network, settings.proxmox_vlans)
+    return restricted
+
+
+def _enum(values: Iterable[str]) -> JsonObject:
+    return {"type": "enum", "config": {"values": sorted(set(values))}}
+
+
+def _restrict_vlan(network: JsonObject, vlans: Iterable[str]) -> None:
+    """Set the lowest and the highest VLAN, or remove the property if no VLAN is offered."""
+    bounds = [(1, MAX_VLAN) if text == ANY else _bounds(text) for text in vlans]
+    if not bounds:
+        del network["vlan"]
+        return
+    lowest, highest = min(first for first, _ in bounds), max(last for _, last in bounds)
+    network["vlan"]["validators"] = [
+        {"type": "min", "config": {"value": lowest}},
+        {"type": "max", "config": {"value": highest}},
+    ]
+
+
+def _bounds(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    return int(first), int(last or first)

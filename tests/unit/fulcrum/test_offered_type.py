@@ -1,0 +1,51 @@
+"""The shipped service types, restricted to what the provider's settings offer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from executor.fulcrum.bootstrap import CONTAINER_TYPE_FILE, SERVICE_TYPE_FILE, load_type
+from executor.fulcrum.offered_type import offered_service_type
+from executor.settings.settings import Settings
+
+TEMPLATES = {"proxmox_templates": "debian-12=9000,ubuntu-24.04=9001"}
+
+
+def offered(file: str = SERVICE_TYPE_FILE, **values: Any) -> dict[str, Any]:
+    properties: dict[str, Any] = offered_service_type(load_type(file), Settings(**values))["propertySchema"][
+        "properties"
+    ]
+    return properties
+
+
+def test_the_shipped_type_offers_only_the_templates_the_bridges_and_the_vlans_of_the_settings() -> None:
+    properties = offered(**TEMPLATES, proxmox_bridges="vmbr1", proxmox_vlans="20,100-199")
+    assert properties["image"]["validators"] == [{"type": "enum", "config": {"values": ["debian-12", "ubuntu-24.04"]}}]
+    network = properties["network"]["properties"]
+    assert network["bridge"]["validators"] == [{"type": "enum", "config": {"values": ["vmbr0", "vmbr1"]}}]
+    assert [each["config"]["value"] for each in network["vlan"]["validators"]] == [20, 199]
+
+
+def test_by_default_it_offers_one_bridge_and_no_vlan() -> None:
+    network = offered(**TEMPLATES)["network"]["properties"]
+    assert network["bridge"]["validators"] == [{"type": "enum", "config": {"values": ["vmbr0"]}}]
+    assert "vlan" not in network
+
+
+def test_containers_are_offered_with_the_configured_templates() -> None:
+    volume = "local:vztmpl/alpine.tar.zst"
+    properties = offered(CONTAINER_TYPE_FILE, **TEMPLATES, proxmox_os_templates=f"alpine={volume}")
+    assert properties["osTemplate"]["validators"] == [{"type": "enum", "config": {"values": ["alpine"]}}]
+
+
+@pytest.mark.parametrize("values", [{}, {"proxmox_bridges": "vmbr1", "proxmox_vlans": "20"}])
+def test_the_settings_of_another_machine_change_nothing(values: dict[str, str]) -> None:
+    assert offered(**values) == load_type(SERVICE_TYPE_FILE)["propertySchema"]["properties"]
+
+
+def test_what_is_allowed_without_limit_keeps_the_checks_of_the_shipped_type() -> None:
+    shipped = load_type(SERVICE_TYPE_FILE)["propertySchema"]["properties"]
+    every = offered(**TEMPLATES, proxmox_any_template=True, proxmox_bridges="*", proxmox_vlans="*")
+    assert every == shipped

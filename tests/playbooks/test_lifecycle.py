@@ -174,8 +174,8 @@ def test_update_sends_only_differing_options(bench: Bench) -> None:
     larger_gib, one = bench.place.disk_gib + 1, f"/nodes/{bench.place.node}/qemu/{vm['vmid']}"
     done, changes = bench.changing_requests(lambda: bench.play("update", {**vm, "cores": 4, "disk_gib": larger_gib}))
     assert done.rc == 0, done.output
-    assert changes == [f"PUT {one}/config", f"PUT {one}/resize"]
-    assert bench.pve.changing_requests()[0]["params"] == {"cores": "4"}
+    assert changes == [f"PUT {one}/resize", f"PUT {one}/config"]
+    assert bench.pve.changing_requests()[1]["params"] == {"cores": "4"}
     assert (done.result["cores"], done.result["disk_gib"], done.result["reboot_required"]) == (*(4, larger_gib, False),)
 
 

@@ -23,9 +23,12 @@ from executor.agent.background_call import call_in_background
 from executor.agent.database_lock import exclusive_database
 from executor.agent.database_start import use_database_when_available
 from executor.agent.dispatcher import Dispatcher
+from executor.agent.fence import is_fencing
+from executor.agent.installation import installation_id
 from executor.agent.leases import LeaseKeeper
 from executor.agent.mode import Mode, WorkCheck
 from executor.agent.monitor import Monitor
+from executor.agent.registration import register_agent
 from executor.agent.reloadable_secrets import ReloadableSecrets
 from executor.agent.reporter import Reporter
 from executor.agent.scheduler import Scheduler
@@ -33,6 +36,7 @@ from executor.agent.state import AgentState
 from executor.agent.stop_signal import StopSignal
 from executor.database import job_queue, nodes, schema
 from executor.database.engine import transaction
+from executor.database.nodes import AgentProcess
 from executor.errors import EXIT_FAILURE, EXIT_OK, EXIT_RESTART, DatabaseError
 from executor.log import get_logger
 from executor.processes.progress import ProgressSender
@@ -128,22 +132,20 @@ class Agent:
     def _prepare_database(self) -> None:
         """Migrate the schema, register this process, and reap the jobs of ended processes.
 
-        To reap a job is to take it from an owner that has ended or whose lease has expired. On PostgreSQL, only the
-        lease keeper reaps jobs, because other agents that share the database may still run.
+        To reap a job is to take it from its owner.
         """
         schema.upgrade(self.engine)
-        with transaction(self.engine) as session:
-            nodes.add_agent(  # the rows of the table `nodes` are agent processes, not Proxmox nodes
-                session,
-                self.boot_id,
-                host=socket.gethostname(),
-                pid=os.getpid(),
-                version=VERSION,
-                concurrency=self.settings.smith_concurrency,
-            )
-            if self.engine.dialect.name == "sqlite":  # this process has locked the file, so all other owners have ended
-                for job_row_id, status in job_queue.reap(session, all_owners_except=self.boot_id):
-                    log.warning("job_reaped", job_row_id=job_row_id, status=status)
+        agent = AgentProcess(
+            boot_id=self.boot_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=VERSION,
+            concurrency=self.settings.smith_concurrency,
+            # Until the first renewal of the leases, the fence assumes that other agents use the database.
+            fences=is_fencing(self.settings.smith_fence, has_other_agents=True),
+            installation_id=installation_id(self.settings.smith_data_dir),
+        )
+        register_agent(self.engine, agent)
 
     def _start_loops(self) -> None:
         self.lease_keeper.fence.start()
@@ -171,7 +173,6 @@ class Agent:
                 if not is_failing:
                     log.error("loop_cannot_use_database", loop=name, reason=str(error).splitlines()[0])
                 is_failing = True
-                self.lease_keeper.note_database_error()  # delays reaping: other agents may be unable to renew leases
                 self.state.stopping.wait(LOOP_RETRY_S)
             except Exception:
                 # An unexpected exception must not end the loop: without the loop, all later jobs would wait for ever.

@@ -1,17 +1,17 @@
-"""Renews the leases of running jobs, releases jobs that no thread processes, and reaps jobs with an expired lease.
+"""Renews the leases of running jobs, and releases jobs that no thread processes. Then lets the reaper reap jobs.
 
 A lease is the time-limited ownership of a job by one agent process.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from executor.agent.dispatcher import Dispatcher
-from executor.agent.fence import Fence
+from executor.agent.fence import Fence, is_fencing
+from executor.agent.reaper import Reaper
 from executor.agent.state import AgentState
 from executor.agent.stop_signal import StopSignal
 from executor.database import job_queue, nodes
@@ -34,12 +34,12 @@ class LeaseKeeper:
     engine: Engine
     dispatcher: Dispatcher
     fence: Fence
+    reaper: Reaper | None  #: None on SQLite, where no other agent uses the database
     state: AgentState
     boot_id: str  #: id of this agent process, the owner of its leases
     lease_s: float  #: duration of a lease
     #: The ids of the jobs that had a lease but were not running in the last check.
     _leased_ids_not_running: set[int] = field(default_factory=set)
-    _error_free_since: float | None = None  #: monotonic time of the first check after the last database error
 
     def maintain(self) -> None:
         """Renew all leases once, stop jobs that were cancelled or lost their lease, then wait for the next renewal."""
@@ -49,10 +49,13 @@ class LeaseKeeper:
         with transaction(self.engine) as session:
             # The keys are the ids of the jobs with a renewed lease. A value is True when an operator cancelled the job.
             cancel_flags = job_queue.renew(session, self.boot_id, lease_s=self.lease_s)
-            nodes.note_agent_seen(session, self.boot_id)  # the rows of `nodes` are agent processes, not Proxmox nodes
+            # the rows of `nodes` are agent processes, not Proxmox nodes
             has_other_agents = nodes.has_other_agents(session, self.boot_id, within_s=2 * self.lease_s)
             if has_other_agents:
                 self.fence.note_other_agents(started_at)
+            fences = is_fencing(self.fence.mode, has_other_agents=has_other_agents)
+            nodes.note_leases_renewed(session, self.boot_id, fences=fences)
+        # The fence may end only after the commit: until then, the row of this process may tell others that it fences.
         self.fence.note_renewed(started_at, has_other_agents=has_other_agents)
         for job_id, stop_signal in stop_signals.items():
             if job_id not in cancel_flags:  # the lease was not renewed
@@ -60,12 +63,9 @@ class LeaseKeeper:
             elif cancel_flags[job_id]:
                 stop_signal.send(StopSignal.CANCELLED)
         self._release_jobs_not_running(cancel_flags.keys())
-        self._reap_expired_leases()
+        if self.reaper is not None:
+            self.reaper.reap()
         self.state.stopping.wait(self.lease_s / RENEWALS_PER_LEASE)
-
-    def note_database_error(self) -> None:
-        """Record a database error. `_reap_expired_leases` then reaps no job for at least `lease_s` seconds."""
-        self._error_free_since = None
 
     def _release_jobs_not_running(self, leased_job_ids: Collection[int]) -> None:
         """Release jobs that have a lease of this process but are not running.
@@ -87,21 +87,3 @@ class LeaseKeeper:
                 log.warning("job_released", job_row_id=job_row_id, status=status)
                 self.state.dispatch_requested.set()
                 self.state.report_requested.set()
-
-    def _reap_expired_leases(self) -> None:
-        """Reap jobs with expired leases, if several agents share the database.
-
-        During an outage of the database, no agent can renew its leases. So after the outage all leases may have
-        expired, although their owners still run. For this reason, the lease keeper reaps jobs only after `lease_s`
-        seconds without a database error.
-        """
-        if self.engine.dialect.name == "sqlite":
-            return
-        now = time.monotonic()
-        self._error_free_since = self._error_free_since or now
-        if now - self._error_free_since < self.lease_s:
-            return
-        with transaction(self.engine) as session:
-            for job_row_id, status in job_queue.reap(session):
-                log.warning("job_reaped", job_row_id=job_row_id, status=status)
-                self.state.dispatch_requested.set()

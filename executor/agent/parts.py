@@ -18,6 +18,7 @@ from executor.agent.mode import Mode
 from executor.agent.poller import Poller
 from executor.agent.pruner import Pruner
 from executor.agent.purger import VmPurger
+from executor.agent.reaper import Reaper
 from executor.agent.reconciler import Reconciler
 from executor.agent.refused_jobs import RefusedJobs
 from executor.agent.reservation import MappingFinder
@@ -106,9 +107,20 @@ def build_lease_keeper(shared: SharedParts, dispatcher: Dispatcher, runner: Runn
         engine=shared.engine,
         dispatcher=dispatcher,
         fence=fence,
+        reaper=None if shared.engine.dialect.name == "sqlite" else _build_reaper(shared),
         state=shared.state,
         boot_id=shared.boot_id,
         lease_s=shared.settings.smith_lease_s,
+    )
+
+
+def _build_reaper(shared: SharedParts) -> Reaper:
+    return Reaper(
+        engine=shared.engine,
+        state=shared.state,
+        boot_id=shared.boot_id,
+        lease_s=shared.settings.smith_lease_s,
+        get_clock_offset_s=lambda: shared.fulcrum.clock_offset_s,
     )
 
 

@@ -3,7 +3,7 @@
 Only this module changes the status of a job that has not ended. The poller submits a job. An agent process claims the
 job and so becomes its owner. The owner renews the job's lease while the job runs, and finishes the job. The column
 `owner` contains the process's `boot_id`: a random id that each agent process chooses at its start. `reap` takes a job
-from its owner after the job's lease has expired.
+from its owner after the owner has ended, or has not renewed the job's lease for too long.
 
 There are two claims. `claim` changes only the database. After that, the owner also claims the job at FulcrumCore, which
 then gives the job its status Processing. `is_claimed_at_fulcrum`, the functions `note_fulcrum_claim_*` and the columns
@@ -29,6 +29,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from executor.database.claim_statement import claim_statement
+from executor.database.other_leases import OtherLease
 from executor.database.statements import MAX_BACKOFF_S, execute_and_count, insert_into
 from executor.database.tables import ENDED_LITERALS, PENDING_LITERAL, PROCESSING_LITERAL, Job, Run, db_now, utc_now
 from executor.errors import StaleJob
@@ -293,22 +294,25 @@ def renew(session: Session, owner: str, *, lease_s: float) -> dict[int, bool]:
     return {job_id: is_cancel_requested for job_id, is_cancel_requested in session.execute(stmt)}
 
 
-def reap(session: Session, *, all_owners_except: str | None = None) -> list[tuple[int, JobStatus]]:
-    """Take each job with an expired lease from its owner. Return the ids and the new statuses of these jobs.
+def reap(session: Session, leases: Collection[OtherLease]) -> list[tuple[int, JobStatus]]:
+    """Take the jobs with these leases from their owners. Return the ids and the new statuses of the reaped jobs.
 
-    With `all_owners_except`, take the jobs of all owners except this one, even if their leases have not expired. An
-    agent on SQLite does this at its start: no other agent is running then, because this agent has locked the SQLite
-    file. A job that is reaped MAX_CRASHES times fails with the code QUARANTINED, because the job probably makes the
-    agent crash.
+    A lease that has changed since it was read, for example because its owner has renewed it, is not reaped. A job that
+    is reaped MAX_CRASHES times fails with the code QUARANTINED, because the job probably makes the agent crash.
     """
-    must_be_reaped = Job.lease_until < db_now()
-    if all_owners_except is not None:
-        must_be_reaped = Job.owner != all_owners_except
-    stmt = select(Job.id, Job.crashes, Job.epoch).where(Job.status == PROCESSING_LITERAL, must_be_reaped)
     reaped_jobs = []
-    for job_id, earlier_crashes, epoch in session.execute(stmt.with_for_update(skip_locked=True)):
-        is_expired = (Job.id == job_id) & (Job.epoch == epoch) & (Job.status == JobStatus.PROCESSING)
-        reaped_jobs.append((job_id, _reap_job(session, is_expired, earlier_crashes)))
+    for lease in leases:
+        is_unchanged = (
+            (Job.id == lease.job_id)
+            & (Job.owner == lease.owner)
+            & (Job.epoch == lease.epoch)
+            & Job.lease_until.is_not_distinct_from(lease.lease_until)
+            & (Job.status == PROCESSING_LITERAL)
+        )
+        # A lease that its owner is just renewing is locked, and is skipped.
+        earlier_crashes = session.scalar(select(Job.crashes).where(is_unchanged).with_for_update(skip_locked=True))
+        if earlier_crashes is not None:
+            reaped_jobs.append((lease.job_id, _reap_job(session, is_unchanged, earlier_crashes)))
     return reaped_jobs
 
 

@@ -7,9 +7,10 @@ chooses at its start. The same id is in the column `owner` of each job that the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.orm import Session
 
 from executor.database.statements import execute_and_count
@@ -17,20 +18,47 @@ from executor.database.tables import Node, db_now, utc_now
 
 #: The length of the column `nodes.stop_reason`.
 MAX_STOP_REASON_LENGTH = 40
+#: The reason of a process that was killed or has crashed. The next process of the installation stores it.
+STOP_REASON_KILLED = "killed"
 
 
-def add_agent(session: Session, boot_id: str, *, host: str, pid: int, version: str, concurrency: int) -> None:  # noqa: PLR0913 (one parameter for each column)
-    """Store the start of an agent process. `concurrency` is the maximum number of jobs that it runs in parallel."""
-    now = utc_now()
-    node = Node(id=boot_id, host=host, pid=pid, version=version, started_at=now, seen_at=now, draining=False)
-    node.concurrency = concurrency
-    node.concurrency_wanted = concurrency  # the column is always equal to `concurrency`
+@dataclass(frozen=True, kw_only=True)
+class AgentProcess:
+    """What an agent process stores about itself at its start."""
+
+    boot_id: str
+    host: str
+    pid: int
+    version: str
+    concurrency: int  #: the maximum number of jobs that the process runs in parallel
+    fences: bool = False  #: it ends its runs before its leases expire
+    installation_id: str | None = None  #: the id of its data folder, which at most one process uses
+
+
+def add_agent(session: Session, agent: AgentProcess) -> None:
+    """Store the start of an agent process."""
+    node = Node(id=agent.boot_id, host=agent.host, pid=agent.pid, version=agent.version, started_at=utc_now())
+    node.seen_at = db_now()
+    node.draining = False
+    node.fences = agent.fences
+    node.installation_id = agent.installation_id
+    node.concurrency = agent.concurrency
+    node.concurrency_wanted = agent.concurrency  # the column is always equal to `concurrency`
     session.add(node)
 
 
 def note_agent_seen(session: Session, boot_id: str) -> None:
     """Store the current time as the last time at which the agent process was running."""
-    session.execute(update(Node).where(Node.id == boot_id).values(seen_at=utc_now()))
+    session.execute(update(Node).where(Node.id == boot_id).values(seen_at=db_now()))
+
+
+def note_leases_renewed(session: Session, boot_id: str, *, fences: bool) -> None:
+    """Store whether the agent process fences, and that it was running.
+
+    Call this function only in the transaction that renews the leases. So another agent that has read the earlier value
+    of `fences` finds that the leases have changed, and does not reap the jobs.
+    """
+    session.execute(update(Node).where(Node.id == boot_id).values(seen_at=db_now(), fences=fences))
 
 
 def note_agent_draining(session: Session, boot_id: str) -> None:
@@ -42,6 +70,27 @@ def note_agent_stopped(session: Session, boot_id: str, reason: str) -> None:
     """Store that the agent process has stopped, and the reason. The column `draining` becomes True if it is not yet."""
     columns = {"stopped_at": utc_now(), "stop_reason": reason[:MAX_STOP_REASON_LENGTH], "draining": True}
     session.execute(update(Node).where(Node.id == boot_id).values(**columns))
+
+
+def earlier_boot_ids(session: Session, agent: AgentProcess) -> set[str]:
+    """Return the boot ids of the earlier processes of this installation: those with the same host and installation id.
+
+    The host is compared because a copy of the data folder on another host has the same installation id.
+    """
+    return set(session.scalars(select(Node.id).where(_is_earlier_process(agent))))
+
+
+def note_earlier_processes_ended(session: Session, agent: AgentProcess) -> None:
+    """Store that the earlier processes of this installation have ended, also those that could not store their stop."""
+    columns = {"stopped_at": utc_now(), "stop_reason": STOP_REASON_KILLED, "draining": True}
+    is_not_stopped = Node.stopped_at.is_(None)
+    session.execute(update(Node).where(_is_earlier_process(agent), is_not_stopped).values(**columns))
+
+
+def _is_earlier_process(agent: AgentProcess) -> ColumnElement[bool]:
+    """Return the SQL condition that a row is of an earlier process of this installation. Without an id, none is."""
+    is_same_installation = (Node.host == agent.host) & (Node.installation_id == agent.installation_id)
+    return (Node.id != agent.boot_id) & is_same_installation & Node.installation_id.is_not(None)
 
 
 def recent(session: Session, limit: int) -> Sequence[Node]:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     String,
     Text,
     TypeDecorator,
+    false,
     literal,
     literal_column,
 )
@@ -228,6 +229,9 @@ class Node(Base):
     concurrency: Mapped[int]  #: the maximum number of jobs that the process runs in parallel
     #: True since the process claims no more jobs. It stays True after the process has stopped.
     draining: Mapped[bool] = mapped_column(Boolean, default=False)
+    #: The process ends its runs before its leases expire (agent/fence.py). Other agents take its jobs earlier then.
+    fences: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    installation_id: Mapped[str | None] = mapped_column(String(32))  #: of the process's data folder
 
 
 class AuditEntry(Base):

@@ -46,7 +46,8 @@ class RunSettings(SettingsArea):
         "auto",
         "whether an agent ends its own runs when it could not renew its leases for two thirds of a lease, because "
         "another agent may then take the jobs; if the agent cannot do it, because it is suspended or blocked, the runs "
-        "end after three quarters of a lease; auto: only if another agent uses the database",
+        "end after three quarters of a lease; auto: only if another agent uses the database; "
+        "never: other agents take the jobs only after their deadlines",
         example="auto",
     )
     smith_lease_s: float = duration_setting(

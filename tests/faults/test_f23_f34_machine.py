@@ -379,6 +379,8 @@ def test_f28_the_run_of_a_suspended_agent_ends_before_another_node_starts_the_jo
         system.until(lambda: system.clones_of(service_id), "the clone to begin")
         other = stack.enter_context(second_executor(system))
         system.until(lambda: runs_until_s(system) < NO_LIMIT, "the first agent to find the other one")
+        both_fence = "SELECT 1 FROM nodes HAVING count(*) = 2 AND count(*) = sum(CASE WHEN fences THEN 1 ELSE 0 END)"
+        system.until(lambda: system.rows(both_fence), "the commit of it")
         agent = system.agent()
         agent.suspend()
         system.until(lambda: not system.run_processes(), "the run to end")
@@ -448,6 +450,34 @@ def runs_until_s(system: SystemUnderTest) -> float:
     return decode((system.lab.folder / "run" / RUN_UNTIL_FILE).read_bytes()) or 0.0
 
 
+def test_f28_a_job_of_a_node_that_does_not_fence_stays_with_it(
+    postgres: PostgresCluster, make_system: MakeSystem
+) -> None:
+    """An agent cannot reach PostgreSQL since before another agent has started
+    → it continues its run, and the other one leaves the job to it.
+    """
+    with ExitStack() as stack:
+        url = stack.enter_context(postgres.fresh_database())
+        proxy = stack.enter_context(running_proxy(postgres.folder / ".s.PGSQL.5432"))
+        system = make_system(time_scale=2.0, SMITH_DATABASE_URL=url, SMITH_LEASE_S="3", SMITH_CONCURRENCY="1")
+        system.lab.settings["SMITH_DATABASE_URL"] = url.replace("@/", f"@127.0.0.1:{proxy.port}/").partition("?")[0]
+        system.start()
+        stack.enter_context(stopping_the_executor(system))
+        service_id = system.order_service("f28-alone")
+        system.until(lambda: system.clones_of(service_id), "the clone to begin")
+        system.lab.settings["SMITH_DATABASE_URL"] = url
+        system.until(lambda: system.rows("SELECT 1 FROM nodes WHERE NOT fences"), "a renewal without other agents")
+        proxy.misbehave("hang")
+        other = stack.enter_context(second_executor(system))
+        other.wait_for_log("reaping_waits_for_deadline")
+        proxy.misbehave("pass")
+        assert system.wait_for_jobs(service_id)["status"] == "Stopped"
+        system.assert_consistent()
+        assert len(system.clones_of(service_id)) == 1
+        assert not system.lab.log_events("runs_fenced")
+        assert not other.lab.log_events("job_reaped")
+
+
 @contextmanager
 def stopping_the_executor(system: SystemUnderTest) -> Iterator[None]:
     """Stop the executor after the block, before the database stops."""
@@ -498,6 +528,33 @@ def test_f30_an_agent_with_the_same_host_name_and_pid_is_a_new_instance(make_sys
     assert first.rsplit("-", 1)[0] == second.rsplit("-", 1)[0], "host name and pid differ: the test shows nothing"
     assert first != second
     assert system.lab.log_events("job_reaped")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_f30_a_killed_agents_job_is_processed_again_long_before_its_lease_expires(
+    make_system: MakeSystem, request: pytest.FixtureRequest, kind: str
+) -> None:
+    """The agent is killed and started again → it takes the jobs of its former process before it is ready."""
+    with ExitStack() as stack:
+        settings = {"SMITH_LEASE_S": "3600"}
+        if kind == "postgresql":
+            settings["SMITH_DATABASE_URL"] = stack.enter_context(request.getfixturevalue("postgres").fresh_database())
+        system = make_system(time_scale=0.5, **settings)
+        system.start()
+        stack.enter_context(stopping_the_executor(system))
+        service_id = system.order_service("f30-killed")
+        system.until(lambda: system.clones_of(service_id), "the clone to begin")
+        system.kill_agent()
+        assert system.wait_for_jobs(service_id)["status"] == "Stopped"
+        system.assert_consistent()
+        assert len(system.clones_of(service_id)) == 1
+        (reaped,), (killed, restarted) = system.lab.log_events("job_reaped"), system.lab.log_events("agent_ready")
+        assert killed["timestamp"] < reaped["timestamp"] < restarted["timestamp"]
+        rows = {row["id"]: row for row in system.rows("SELECT * FROM nodes")}
+        assert rows[killed["boot_id"]]["stop_reason"] == "killed"
+        installations = {rows[event["boot_id"]]["installation_id"] for event in (killed, restarted)}
+        assert len(installations) == 1
+        assert None not in installations
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from protocol import database, fulcrum, reporter, worker
 from protocol.decisions import Decisions
@@ -21,13 +22,18 @@ from protocol.world import (
     with_row,
 )
 
+from executor.agent import fence
+from executor.agent.reaper import Observation, Verdict
 from executor.agent.refused_jobs import MIN_DURATION_S, MIN_INTERVAL_S, Refusals
 from executor.model import SETTLED_STATES, JobStatus
+
+#: The error of a job that FulcrumCore has failed after the job timeout.
+JOB_TIMEOUT = "job timeout"
 
 
 def transitions(world: World, decisions: Decisions) -> Iterator[Transition]:
     """Yield every event that may happen next. Events that restore agents come first, and the passing of time last."""
-    yield from _recover(world)
+    yield from _recover(world, decisions)
     for number, agent in enumerate(world.agents):
         if agent.is_alive:
             yield from reporter.transitions(world, number, decisions)
@@ -100,27 +106,53 @@ def _pass_time(world: World, decisions: Decisions) -> Iterator[Transition]:
     for agent in world.agents:
         if any(slot.step == RUNNING and slot.is_stopped for slot in agent.slots):
             return
-    after = world._replace(
+    older = world._replace(
         rows=tuple(row and row._replace(lease=row.lease - 1) if row and row.lease else row for row in world.rows),
         agents=tuple(_older_agent(agent) for agent in world.agents),
     )
-    for number, agent in enumerate(after.agents):
+    after = older
+    for number, agent in enumerate(older.agents):
         if agent.is_alive and agent.is_connected:
             after = _renew(after, number)
+    after = _fence_and_reap(after, decisions)
+    if after != world:
+        yield Transition(f"{TICK_S:.0f} s pass", after)
+    if world.faults_left:
+        yield from _pass_time_with_lost_answer(older, decisions)
+
+
+def _pass_time_with_lost_answer(older: World, decisions: Decisions) -> Iterator[Transition]:
+    """Let one agent lose the database after it has stored its renewal and before it receives the answer."""
+    for number, agent in enumerate(older.agents):
+        if not (agent.is_alive and agent.is_connected):
+            continue
+        after = older
+        for other, other_agent in enumerate(older.agents):
+            if other_agent.is_alive and other_agent.is_connected:
+                after = _renew(after, other)
+        has_others = decisions.has_others_after_lost_answer(agent.has_others, after.agents[number].has_others)
+        after = with_agent(after, number, is_connected=False, has_others=has_others, slots=agent.slots)
+        story = f"Agent {agent.name} no longer reaches the database after it has renewed its leases"
+        yield Transition(f"{story}; {TICK_S:.0f} s pass", _fence_and_reap(after, decisions), True)
+
+
+def _fence_and_reap(after: World, decisions: Decisions) -> World:
     for number, agent in enumerate(after.agents):
         if agent.is_alive and agent.is_connected:
             after = _release_and_reap(after, number, decisions)
         elif agent.is_alive and decisions.is_fence_due(agent.since_renewal, agent.has_others):
             after = _stop(after, number, {slot.job for slot in agent.slots})
-    if after != world:
-        yield Transition(f"{TICK_S:.0f} s pass", after)
+    return after
 
 
 def _older_agent(agent: Agent) -> Agent:
-    is_used = agent.is_alive and agent.is_connected
     return agent._replace(
         since_renewal=min(agent.since_renewal + 1, UNSEEN_TICKS),
-        contact=min(agent.contact + 1, LEASE_TICKS) if is_used else 0,
+        since_read=min(agent.since_read + 1, LEASE_TICKS),
+        observed=tuple(
+            ((job, epoch, max(lease - 1, 0)), min(ticks + 1, LEASE_TICKS))
+            for (job, epoch, lease), ticks in agent.observed
+        ),
         refusals=tuple((key, _older(refusals)) for key, refusals in agent.refusals),
     )
 
@@ -142,7 +174,9 @@ def _renew(world: World, number: int) -> World:
         row = world.rows[job]
         assert row is not None
         world = with_row(world, job, row._replace(lease=LEASE_TICKS))
-    world = with_agent(world, number, since_renewal=0, has_others=other.since_renewal < UNSEEN_TICKS)
+    has_others = other.since_renewal < UNSEEN_TICKS
+    is_row_fencing = fence.is_fencing("auto", has_other_agents=has_others)
+    world = with_agent(world, number, since_renewal=0, has_others=has_others, is_row_fencing=is_row_fencing)
     return _stop(world, number, {slot.job for slot in agent.slots} - owned)
 
 
@@ -160,15 +194,42 @@ def _stop(world: World, number: int, jobs: set[int]) -> World:
 
 
 def _release_and_reap(world: World, number: int, decisions: Decisions) -> World:
-    """Release the agent's jobs that no thread processes, and reap the jobs with an expired lease."""
+    """Release the agent's jobs that no thread processes, and reap jobs of the other agent."""
     agent = world.agents[number]
     for job in _owned(world, agent.name) - {slot.job for slot in agent.slots}:
         world = _take(world, job, decisions)
-    if agent.contact >= LEASE_TICKS:
-        for job, row in enumerate(world.rows):
-            if row is not None and row.status is JobStatus.PROCESSING and row.lease == 0:
-                world = _take(world, job, decisions)
+    leases = {
+        (job, row.epoch, row.lease): row
+        for job, row in enumerate(world.rows)
+        if row and row.status is JobStatus.PROCESSING and row.owner != agent.name
+    }
+    known = {state: -ticks * TICK_S for state, ticks in agent.observed}
+    earlier: Any = Observation(read_at=-agent.since_read * TICK_S, unchanged_since=known)
+    observation = decisions.observe(earlier, leases, 0.0, lease_s=LEASE_TICKS * TICK_S)
+    unchanged_s = {state: -since for state, since in observation.unchanged_since.items()}
+    observed: Any = tuple((state, round(seconds / TICK_S)) for state, seconds in sorted(unchanged_s.items()))
+    world = with_agent(world, number, since_read=0, observed=observed)
+    for (job, _epoch, lease), row in leases.items():
+        verdict = decisions.decide_reaping(
+            unchanged_s[job, _epoch, lease],
+            lease_s=LEASE_TICKS * TICK_S,
+            is_expired=lease == 0,
+            is_owner_fencing=_is_row_fencing(world, row),
+            is_past_deadline=_is_past_deadline(world, job),
+        )
+        if verdict is Verdict.REAP:
+            world = _take(world, job, decisions)
     return world
+
+
+def _is_row_fencing(world: World, row: Row) -> bool:
+    return any(agent.is_row_fencing for agent in world.agents if row.owner and row.owner[0] == agent.name)
+
+
+def _is_past_deadline(world: World, job: int) -> bool:
+    """Return whether the job's deadline and the kill time have passed, so that its run has ended."""
+    is_running = any(slot.job == job and slot.step == RUNNING for agent in world.agents for slot in agent.slots)
+    return world.core[job].error == JOB_TIMEOUT and not is_running
 
 
 def _take(world: World, job: int, decisions: Decisions) -> World:
@@ -177,15 +238,22 @@ def _take(world: World, job: int, decisions: Decisions) -> World:
     return with_row(world, job, database.take_from_owner(row, decisions))
 
 
-def _recover(world: World) -> Iterator[Transition]:
+def _recover(world: World, decisions: Decisions) -> Iterator[Transition]:
     """Restart a killed agent, and restore a lost connection to the database."""
     for number, agent in enumerate(world.agents):
-        if not agent.is_alive:
-            after = with_agent(world, number, is_alive=True, since_renewal=0, has_others=True, contact=0)
-            yield Transition(f"Agent {agent.name} is started again", after)
+        if not agent.is_alive and agent.is_connected:
+            yield Transition(f"Agent {agent.name} is started again", _restart(world, number, decisions))
         if not agent.is_connected:
             after = with_agent(world, number, is_connected=True)
             yield Transition(f"Agent {agent.name} reaches the database again", after)
+
+
+def _restart(world: World, number: int, decisions: Decisions) -> World:
+    """Start the next process of the agent. It takes the jobs of the former process at once."""
+    agent = world.agents[number]
+    for job in _owned(world, f"{agent.name}'"):
+        world = _take(world, job, decisions)
+    return with_agent(world, number, is_alive=True, since_renewal=0, has_others=True, is_row_fencing=True)
 
 
 def _fail(world: World) -> Iterator[Transition]:
@@ -198,7 +266,7 @@ def _fail(world: World) -> Iterator[Transition]:
             yield Transition(f"Agent {agent.name} no longer reaches the database", cut, True)
     for job, core_job in enumerate(world.core):
         if core_job.status in ("Pending", "Processing"):
-            failed = put(world.core, job, CoreJob("Failed", "job timeout"))
+            failed = put(world.core, job, CoreJob("Failed", JOB_TIMEOUT))
             yield Transition(
                 f"FulcrumCore fails job {job + 1} after the job timeout", world._replace(core=failed), True
             )
@@ -208,8 +276,9 @@ def _kill(world: World, number: int) -> Iterator[Transition]:
     agent = world.agents[number]
     rows = tuple(row._replace(owner=f"{agent.name}'") if row and row.owner == agent.name else row for row in world.rows)
     killed = with_agent(
-        world._replace(rows=rows), number, is_alive=False, slots=(), report=None, late_page=None, refusals=(), contact=0
+        world._replace(rows=rows), number, is_alive=False, slots=(), report=None, late_page=None, refusals=()
     )
+    killed = with_agent(killed, number, has_others=True, since_read=LEASE_TICKS, observed=())
     story = f"Agent {agent.name} is killed"
     yield Transition(story, killed, True)
     if any(slot.step == RUNNING and slot.job == 0 for slot in agent.slots) and not world.vms:

@@ -10,7 +10,7 @@ from typing import Any
 
 from protocol.world import LEASE_TICKS, TICK_S, orm_job
 
-from executor.agent import claim, fence, outcome, refused_jobs, report
+from executor.agent import claim, fence, outcome, reaper, refused_jobs, report
 from executor.agent.claim import ClaimImpossible
 from executor.agent.outcome import AttemptEnd, Outcome
 from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
@@ -70,6 +70,14 @@ def _is_fence_due(since_renewal: int, has_others: bool) -> bool:
     )
 
 
+def _has_others_after_lost_answer(earlier: bool, found: bool) -> bool:
+    """Return whether an agent fences whose renewal was stored, but that did not receive the database's answer.
+
+    It begins to fence before the commit (`Fence.note_other_agents`), and ends after the answer.
+    """
+    return earlier or found
+
+
 @dataclass(frozen=True)
 class Decisions:
     """What the agents decide with."""
@@ -83,3 +91,6 @@ class Decisions:
     react_to_refusal: Callable[..., report.RefusalReaction] = report.react_to_refusal
     status_after_crash: Callable[[int], JobStatus] = job_queue.status_after_crash
     is_fence_due: Callable[[int, bool], bool] = _is_fence_due
+    has_others_after_lost_answer: Callable[[bool, bool], bool] = _has_others_after_lost_answer
+    observe: Callable[..., reaper.Observation] = reaper.observe
+    decide_reaping: Callable[..., reaper.Verdict] = reaper.decide

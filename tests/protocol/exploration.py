@@ -54,6 +54,7 @@ class Explorer:
     faults: int = 2
     max_depth: int = 1000
     max_seconds: float = float("inf")
+    start: World = field(default_factory=World)  #: where the exploration starts
     _parents: dict[World, tuple[World | None, str]] = field(default_factory=dict)
     #: For each state without faults: "" if the events that follow settle all jobs, otherwise why not.
     _verdicts: dict[World, str] = field(default_factory=dict)
@@ -61,7 +62,7 @@ class Explorer:
     def explore(self) -> Exploration:
         """Explore until a promise is broken, or until all states within the bounds are explored."""
         started_at, found = time.process_time(), Exploration()
-        first = World(faults_left=self.faults)
+        first = self.start._replace(faults_left=self.faults)
         level, seen = [first], {canonical(first)}
         self._parents[first] = (None, "")
         while level and found.depth < self.max_depth and found.violation is None:
@@ -137,3 +138,12 @@ class Explorer:
             if not event.is_fault and event.world != world:
                 return event
         return None
+
+
+def world_after(*stories: str, decisions: Decisions | None = None) -> World:
+    """Return the state after these events, each named by a part of its story."""
+    world = World(faults_left=len(stories))
+    for story in stories:
+        events = agents.transitions(world, decisions or Decisions())
+        world = next(event.world for event in events if story in event.story)
+    return world

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from protocol.decisions import Decisions
-from protocol.exploration import Explorer, Violation
+from protocol.exploration import Exploration, Explorer, Violation, world_after
 
-from executor.agent import claim
+from executor.agent import claim, reaper
 
 
 def violation_of(decisions: Decisions, *, faults: int) -> Violation:
@@ -90,6 +90,71 @@ def test_an_agent_without_the_database_must_end_its_runs_before_its_leases_expir
         "10 s pass",
         "Agent B claims job 1 in the database",
         "Agent B, job 1 (create): it stores that the run starts, and starts it",
+    )
+
+
+#: Agent B does not fence, because it has not seen agent A for long, and runs job 1.
+B_RUNS_ALONE = (
+    "Agent A is killed",
+    "10 s pass",
+    "10 s pass",
+    "10 s pass",
+    "Agent B reads the list of pending jobs, and stores what is new",
+    "Agent B claims job 1 in the database",
+    "Agent B, job 1 (create): it stores that it will send the claim",
+    "Agent B, job 1 (create): it sends the claim; FulcrumCore accepts it",
+    "Agent B, job 1 (create): it stores that FulcrumCore has accepted the claim",
+    "Agent B, job 1 (create): it finds or reserves the VMID",
+    "Agent B, job 1 (create): it stores that the run starts, and starts it",
+)
+
+
+def explore_from_b_runs_alone(decisions: Decisions) -> Exploration:
+    """Explore one fault more after this history."""
+    return Explorer(decisions, faults=1, max_depth=13, start=world_after(*B_RUNS_ALONE)).explore()
+
+
+def test_a_job_of_an_agent_that_does_not_fence_is_not_taken_while_its_run_may_continue() -> None:
+    found = explore_from_b_runs_alone(Decisions())
+
+    assert found.violation is None, found.violation.story
+    assert found.depth == 13
+
+
+def test_without_the_row_an_agent_takes_the_job_of_an_agent_that_does_not_fence() -> None:
+    def decide_without_the_row(unchanged_s: float, **facts: Any) -> reaper.Verdict:
+        return reaper.decide(unchanged_s, **(facts | {"is_owner_fencing": True}))
+
+    violation = explore_from_b_runs_alone(Decisions(decide_reaping=decide_without_the_row)).violation
+
+    assert violation is not None
+    assert violation.promise == "R2: two runs change one VM at once"
+    assert_in_order(
+        violation,
+        "Agent B no longer reaches the database",
+        "10 s pass",
+        "10 s pass",
+        "10 s pass",
+        "Agent A claims job 1 in the database",
+        "Agent A, job 1 (create): it stores that the run starts, and starts it",
+    )
+    assert_in_order(violation, "Agent A is started again", "10 s pass", "10 s pass", "10 s pass")
+
+
+def test_an_agent_must_fence_before_the_commit_that_tells_others_that_it_fences() -> None:
+    decisions = Decisions(has_others_after_lost_answer=lambda earlier, _found: earlier)
+    violation = explore_from_b_runs_alone(decisions).violation
+
+    assert violation is not None
+    assert violation.promise == "R2: two runs change one VM at once"
+    assert_in_order(
+        violation,
+        "Agent A is started again",
+        "Agent B no longer reaches the database after it has renewed its leases",
+        "10 s pass",
+        "10 s pass",
+        "10 s pass",
+        "Agent A claims job 1 in the database",
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from executor.agent.reaper import MAX_GAP_SHARE_OF_LEASE
 from executor.agent.refused_jobs import Refusals
 from executor.database.tables import Job
 from executor.model import JobStatus, ReportState
@@ -75,8 +76,11 @@ class Agent(NamedTuple):
     is_alive: bool = True
     is_connected: bool = True  #: it reaches the database
     since_renewal: int = 0  #: ticks, at most UNSEEN_TICKS
-    has_others: bool = True  #: at its last renewal, another agent used the database
-    contact: int = LEASE_TICKS  #: ticks without a database error, at most LEASE_TICKS
+    has_others: bool = True  #: at its last renewal, another agent used the database; so it fences
+    is_row_fencing: bool = True  #: the column `nodes.fences`
+    since_read: int = LEASE_TICKS  #: ticks since it has read the leases of the other, at most LEASE_TICKS
+    #: The leases that it has read, as (job, epoch, lease), and for how many ticks it has known each one.
+    observed: tuple[tuple[tuple[int, int, int], int], ...] = ()
     slots: tuple[Slot, ...] = ()
     report: Report | None = None
     late_page: tuple[tuple[int, ...], bool] | None = None  #: a list of jobs that FulcrumCore has sent, but that is late
@@ -147,7 +151,19 @@ def _view(world: World, agent: Agent, *, has_faults: bool) -> tuple[object, ...]
     if refusals and not has_faults:
         refusals = tuple(item for item in refusals if world.core[int(item[0])].status == "Deleted")
     owners = tuple(row and row.owner and _seen_by(row.owner, agent.name) for row in rows)
-    return (*agent[1:6], slot_views, agent.report, agent.late_page, refusals, owners)
+    facts = (agent.is_alive, agent.is_connected, agent.since_renewal, agent.has_others, agent.is_row_fencing)
+    has_gap = agent.since_read * TICK_S > LEASE_TICKS * TICK_S * MAX_GAP_SHARE_OF_LEASE
+    observed = () if has_gap else _observed_leases(world, agent)
+    return (*facts, has_gap or agent.since_read, observed, slot_views, agent.report, agent.late_page, refusals, owners)
+
+
+def _observed_leases(world: World, agent: Agent) -> tuple[tuple[int, int], ...]:
+    """Return the jobs whose leases have not changed since the agent has read them, and how long ago that was."""
+    return tuple(
+        (job, ticks)
+        for (job, epoch, lease), ticks in agent.observed
+        if (row := world.rows[job]) and row.status is JobStatus.PROCESSING and (row.epoch, row.lease) == (epoch, lease)
+    )
 
 
 def _seen_by(owner: str, name: str) -> str:

@@ -10,6 +10,7 @@ from support.database_contents import CLUSTER
 
 from executor.database import job_queue, mappings, outbox
 from executor.database.engine import reading, transaction
+from executor.database.other_leases import leases_of_others
 from executor.database.tables import Job
 from executor.database.tables import Mapping as MappingRow
 from executor.model import JobResult, JobStatus, ReportState
@@ -31,12 +32,10 @@ def take_over(engine: Engine) -> dict[int, Job]:
         in_flight = session.scalars(select(Job.id).where(Job.status == JobStatus.PROCESSING)).all()
         epochs = dict(session.execute(select(Job.id, Job.epoch)).all())
     assert len(in_flight) >= 3
-    # On SQLite one agent holds the file, so every other owner is dead; on PostgreSQL its lease must have expired.
-    all_owners_except = AGENT if engine.dialect.name == "sqlite" else None
     with transaction(engine) as session:
-        assert dict(job_queue.reap(session, all_owners_except=all_owners_except)) == dict.fromkeys(
-            in_flight, JobStatus.PENDING
-        )
+        leases = leases_of_others(session, AGENT)
+        assert all(lease.is_expired for lease in leases)
+        assert dict(job_queue.reap(session, leases)) == dict.fromkeys(in_flight, JobStatus.PENDING)
     taken = {}
     while job := claimed(engine):
         taken[job.id] = job

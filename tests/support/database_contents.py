@@ -15,6 +15,7 @@ from support.databases import new_job
 from executor.database import audit, job_queue, mappings, outbox, periods
 from executor.database.engine import transaction
 from executor.database.job_queue import Lease
+from executor.database.other_leases import leases_of_others
 from executor.database.tables import Job, Mapping, Node, utc_now
 from executor.model import GuestKind, JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
@@ -132,7 +133,7 @@ def _failed(session: Session, name: str, **wanted: Any) -> int:
 def _reaped(session: Session) -> None:
     """Write a job whose first agent died and whose second attempt failed. It waits for the third."""
     job = _claimed(session, "reaped")
-    assert dict(job_queue.reap(session)) == {job.id: JobStatus.PENDING}
+    assert dict(job_queue.reap(session, leases_of_others(session, "another node"))) == {job.id: JobStatus.PENDING}
     again = job_queue.claim(session, OWNER, lease_s=EXPIRED_LEASE_S)
     assert again is not None
     job_queue.requeue(session, job_queue.lease_of(again), backoff_s=SHORT_BACKOFF_S, reason="NODE_DOWN: pve1")

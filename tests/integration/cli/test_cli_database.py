@@ -19,6 +19,7 @@ from executor.agent.database_lock import exclusive_database
 from executor.cli.database import holding_database_lock
 from executor.database import nodes, schema
 from executor.database.engine import open_engine, transaction
+from executor.database.nodes import AgentProcess
 from executor.database.tables import Node, utc_now
 from executor.errors import DatabaseError
 
@@ -165,7 +166,8 @@ def test_a_downgrade_of_postgresql_finds_a_running_agent_behind_many_killed_ones
         engine = open_engine(url)
         with transaction(engine) as session:
             for number in range(15):
-                nodes.add_agent(session, f"n{number}", host="h", pid=number, version="1", concurrency=1)
+                agent = AgentProcess(boot_id=f"n{number}", host="h", pid=number, version="1", concurrency=1)
+                nodes.add_agent(session, agent)
             session.execute(update(Node).where(Node.id != "n14").values(stopped_at=utc_now()))
             session.execute(update(Node).where(Node.id == "n14").values(seen_at=utc_now() - timedelta(seconds=1)))
         refused = smith("db", "downgrade", "--yes", SMITH_DATABASE_URL=url)

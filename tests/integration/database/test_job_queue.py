@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 from support.databases import LONG_AGO, new_job, row, submit
 from support.job_steps import (
@@ -30,7 +30,7 @@ from support.job_steps import (
     settle,
 )
 
-from executor.database import job_queue, outbox, queries
+from executor.database import job_queue, other_leases, outbox, queries
 from executor.database.engine import reading, transaction
 from executor.database.job_queue import Lease
 from executor.database.tables import Job, Run, db_now, utc_now
@@ -312,6 +312,33 @@ def test_a_lease_that_has_not_expired_is_not_reaped(engine: Engine) -> None:
     job = claimed(engine)
     assert reap(engine) == []
     assert row(engine, job.id).status == "processing"
+
+
+def test_a_lease_that_was_renewed_after_it_was_read_is_not_reaped(engine: Engine) -> None:
+    submit(engine)
+    job = claimed(engine, "alice")
+    expire_lease(engine, job.id)
+    with reading(engine) as session:
+        leases = other_leases.leases_of_others(session, "bob")
+    assert [(lease.job_id, lease.owner, lease.is_expired) for lease in leases] == [(job.id, "alice", True)]
+    with transaction(engine) as session:
+        job_queue.renew(session, "alice", lease_s=LEASE_S)
+    with transaction(engine) as session:
+        assert job_queue.reap(session, leases) == []
+    assert row(engine, job.id).owner == "alice"
+
+
+def test_a_lease_of_another_claim_of_the_job_is_not_reaped(engine: Engine) -> None:
+    submit(engine)
+    expire_lease(engine, claimed(engine, "alice").id)
+    with reading(engine) as session:
+        leases = other_leases.leases_of_others(session, "bob")
+    reap(engine)
+    job = claimed(engine, "alice")
+    with transaction(engine) as session:
+        session.execute(update(Job).values(lease_until=leases[0].lease_until))
+        assert job_queue.reap(session, leases) == []
+    assert row(engine, job.id).epoch == job.epoch
 
 
 def test_a_sole_owner_reaps_every_other_owner_at_once(engine: Engine) -> None:

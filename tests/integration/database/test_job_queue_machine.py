@@ -18,7 +18,7 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 from support.databases import migrated_sqlite_file, new_job
 
-from executor.database import job_queue, mappings, outbox
+from executor.database import job_queue, mappings, other_leases, outbox
 from executor.database.engine import open_engine, reading, transaction
 from executor.database.job_queue import Lease
 from executor.database.tables import Job, Mapping, db_now, utc_now
@@ -151,7 +151,8 @@ class Queue(RuleBasedStateMachine):
         with transaction(self.engine) as session:
             if how == "release":
                 job_queue.release_all(session, lease.owner)
-            reaped = job_queue.reap(session, all_owners_except=by if how == "sole owner" else None)
+            leases = other_leases.leases_of_others(session, by if how == "sole owner" else "none")
+            reaped = job_queue.reap(session, [found for found in leases if how == "sole owner" or found.is_expired])
             for job_id, status in reaped:
                 job = session.get(Job, job_id)
                 assert job is not None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, update
 
 from executor.database import nodes
-from executor.database.engine import transaction
+from executor.database.engine import reading, transaction
+from executor.database.nodes import AgentProcess
 from executor.database.tables import Node, utc_now
 
 
@@ -30,3 +32,47 @@ def test_nodes_are_pruned_by_the_time_they_were_last_seen(engine: Engine) -> Non
     with transaction(engine) as session:
         assert nodes.prune(session, seen_before=now - timedelta(days=1)) == 1
         assert session.scalars(select(Node.id)).all() == ["new"]
+
+
+def agent_process(boot_id: str, **more: Any) -> AgentProcess:
+    values = {"host": "h", "pid": 1, "version": "1", "concurrency": 1, "installation_id": "a" * 32} | more
+    return AgentProcess(boot_id=boot_id, **values)
+
+
+def test_the_earlier_processes_of_an_installation_are_those_of_its_host_with_its_id(engine: Engine) -> None:
+    others = [
+        agent_process("other host", host="copy"),
+        agent_process("other folder", installation_id="b" * 32),
+        agent_process("without id", installation_id=None),
+    ]
+    with transaction(engine) as session:
+        for agent in (agent_process("killed"), agent_process("left"), *others):
+            nodes.add_agent(session, agent)
+        nodes.note_agent_stopped(session, "left", "signal")
+        restarted = agent_process("restarted")
+        nodes.add_agent(session, restarted)
+        assert nodes.earlier_boot_ids(session, restarted) == {"killed", "left"}
+        nodes.note_earlier_processes_ended(session, restarted)
+    with reading(engine) as session:
+        reasons = {node.id: node.stop_reason for node in session.scalars(select(Node))}
+        assert {name: reason for name, reason in reasons.items() if reason} == {"killed": "killed", "left": "signal"}
+        assert {node.id for node in nodes.not_stopped(session)} == {"restarted", *(other.boot_id for other in others)}
+
+
+def test_a_process_without_an_installation_id_has_no_earlier_processes(engine: Engine) -> None:
+    with transaction(engine) as session:
+        for name in ("first", "second"):
+            nodes.add_agent(session, agent_process(name, installation_id=None))
+        assert nodes.earlier_boot_ids(session, agent_process("second", installation_id=None)) == set()
+
+
+def test_the_time_at_which_an_agent_was_seen_is_that_of_the_database(engine: Engine) -> None:
+    """The clocks of the machines may differ, and each agent fences only while it sees another one."""
+    with transaction(engine) as session:
+        nodes.add_agent(session, agent_process("a", fences=True))
+        session.execute(update(Node).values(seen_at=utc_now() - timedelta(days=1)))
+        assert not nodes.has_other_agents(session, "b", within_s=60)
+        nodes.note_leases_renewed(session, "a", fences=False)
+        assert nodes.has_other_agents(session, "b", within_s=60)
+        assert not nodes.has_other_agents(session, "a", within_s=60)
+        assert session.scalars(select(Node.fences)).one() is False

@@ -34,6 +34,7 @@ from executor.agent.scheduler import Scheduler
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings, nodes, outbox
 from executor.database.engine import open_engine, transaction
+from executor.database.nodes import AgentProcess
 from executor.database.tables import Job, utc_now
 from executor.errors import FulcrumUnavailable, SettingsError
 from executor.model import JobResult, ReportState
@@ -138,9 +139,9 @@ def make_site(tmp_path: Path, proxmox: ProxmoxStandIn, database_file: Path) -> I
             engine = open_engine(settings.smith_database_url)
             stack.callback(engine.dispose)
             with transaction(engine) as session:
-                nodes.add_agent(
-                    session, "boot-1", host="here", pid=1, version="0", concurrency=settings.smith_concurrency
-                )
+                concurrency = settings.smith_concurrency
+                agent = AgentProcess(boot_id="boot-1", host="here", pid=1, version="0", concurrency=concurrency)
+                nodes.add_agent(session, agent)
             state = AgentState()
             scheduler = Scheduler(engine, [CriticalJob(name="Heartbeat", interval_s=5, run=lambda: None)])
             handle = stack.enter_context(serving(settings))

@@ -1,0 +1,67 @@
+"""Reads the id of an installation from the agent's data folder, or creates it at the first start.
+
+The id is in the row of each agent process. The data folder is locked (`runs/run_folder.py`), so at most one process on
+this host uses it. Another row with the same host and id is therefore the row of a process that has ended.
+
+A copy of the data folder may be used at the same time. So the file also contains its own device and inode numbers: a
+copied file does not match them, and gets another id.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from pathlib import Path
+
+from executor.log import get_logger
+
+log = get_logger(__name__)
+
+#: The file with the id, which has 32 hex digits. The device and inode numbers of the file follow on the same line.
+INSTALLATION_FILE = "installation-id"
+_CONTENT = re.compile(r"([0-9a-f]{32}) ([0-9]+) ([0-9]+)\n")
+_MAX_READ_BYTES = 256
+
+
+def installation_id(data_dir: Path) -> str | None:
+    """Return the id of the installation. Return None if the file cannot be read or written.
+
+    A file that is a copy or has other content is replaced. Call this function only while the data folder is locked.
+    """
+    file = data_dir / INSTALLATION_FILE
+    try:
+        return _read(file) or _create(file)
+    except OSError as error:
+        # Without an id, the jobs of this process are reaped when their leases expire, not at the next start.
+        log.warning("installation_id_not_usable", file=str(file), reason=error.strerror)
+        return None
+
+
+def _read(file: Path) -> str:
+    """Return the id in the file; '' if there is none. No link is followed."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return ""
+    with open(fd, "rb") as open_file:
+        status = os.fstat(fd)
+        content = _CONTENT.fullmatch(open_file.read(_MAX_READ_BYTES).decode("ascii", errors="replace"))
+    if content is None or (int(content[2]), int(content[3])) != (status.st_dev, status.st_ino):
+        return ""
+    return content[1]
+
+
+def _create(file: Path) -> str:
+    """Write a new random id. After a crash, the file is complete or does not exist."""
+    new_id = uuid.uuid4().hex
+    draft = file.with_name(f"{file.name}.new")
+    draft.unlink(missing_ok=True)
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as open_file:
+        status = os.fstat(fd)
+        open_file.write(f"{new_id} {status.st_dev} {status.st_ino}\n".encode("ascii"))
+        open_file.flush()
+        os.fsync(fd)
+    draft.replace(file)
+    return new_id

@@ -1,0 +1,139 @@
+"""Reaps the jobs of other agents that have not renewed their leases for a whole lease, on a shared database.
+
+To reap a job is to take it from its owner. The owner may still run the job's playbook, for example while it cannot
+reach the database. So an agent reaps a job only when the owner's run has certainly ended: the owner fences, so it ends
+its runs before its leases expire, or the job's deadline has passed, and no run continues after the deadline.
+
+The reaper compares no clocks of two machines. It measures by its own monotonic clock for how long it has read the same
+lease. A reader that was itself without the database begins anew: the outage may be the reason that nothing was renewed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from executor.agent.state import AgentState
+from executor.database import job_queue, other_leases
+from executor.database.engine import reading, transaction
+from executor.database.other_leases import OtherLease
+from executor.database.tables import utc_now
+from executor.log import get_logger
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+log = get_logger(__name__)
+
+#: The maximum share of a lease between two reads of the leases. After a longer gap, the observation begins anew.
+MAX_GAP_SHARE_OF_LEASE = 0.5
+#: The maximum of SMITH_LEASE_S, and so of another agent's lease. After this time, a lease that has not changed has
+#: expired, also if the database's clock was set back or the lease's end is far in the future for another reason.
+MAX_LEASE_S = 3600.0
+#: How long the processes of a run may exist after the run's timeout, which is before the job's deadline.
+KILL_TIME_S = 15.0
+
+#: What identifies one state of a lease: a renewal changes the last value, and a claim the second.
+LeaseState = tuple[int, int, datetime | None]
+
+
+class Verdict(StrEnum):
+    """Whether a job of another agent is reaped."""
+
+    KEEP = "keep"  #: the lease was renewed, or was not observed long enough
+    WAIT_FOR_DEADLINE = "wait for deadline"  #: the lease is not renewed, but the owner's run may continue
+    REAP = "reap"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """For how long the reaper has read the same leases. The times are points in the reaper's monotonic clock."""
+
+    read_at: float = float("-inf")  #: when the leases were last read
+    unchanged_since: Mapping[LeaseState, float] = field(default_factory=dict)  #: when each state was first read
+
+
+def state_of(lease: OtherLease) -> LeaseState:
+    """Return what a renewal or a claim of the job changes."""
+    return lease.job_id, lease.epoch, lease.lease_until
+
+
+def observe(earlier: Observation, states: Iterable[LeaseState], now: float, *, lease_s: float) -> Observation:
+    """Return the observation after the leases were read again at `now`. Pure function.
+
+    After a gap of more than half a lease, every observation begins anew.
+    """
+    has_gap = now - earlier.read_at > lease_s * MAX_GAP_SHARE_OF_LEASE
+    since = {} if has_gap else earlier.unchanged_since
+    return Observation(read_at=now, unchanged_since={state: since.get(state, now) for state in states})
+
+
+def decide(
+    unchanged_s: float, *, lease_s: float, is_expired: bool, is_owner_fencing: bool, is_past_deadline: bool
+) -> Verdict:
+    """Decide whether a job is reaped whose lease has not changed for `unchanged_s`. Pure function.
+
+    `lease_s` is the length of this agent's leases. The owner's may be longer, so its lease must also have expired.
+    `is_past_deadline`: the job's deadline and KILL_TIME_S have passed.
+    """
+    if unchanged_s < lease_s or not (is_expired or unchanged_s >= MAX_LEASE_S):
+        return Verdict.KEEP
+    return Verdict.REAP if is_owner_fencing or is_past_deadline else Verdict.WAIT_FOR_DEADLINE
+
+
+@dataclass(kw_only=True)
+class Reaper:
+    """Observes the leases of the other agents, and reaps their jobs."""
+
+    engine: Engine
+    state: AgentState
+    boot_id: str  #: id of this agent process, whose own leases are not observed
+    lease_s: float  #: length of a lease
+    get_clock_offset_s: Callable[[], float]  #: how far FulcrumCore's clock is ahead of this machine's clock
+    clock: Callable[[], float] = time.monotonic
+    _observation: Observation = field(default_factory=Observation)
+    _waiting: set[LeaseState] = field(default_factory=set)  #: those whose jobs wait for their deadlines
+
+    def reap(self) -> None:
+        """Read the leases of the other agents once, and reap the jobs whose owners have certainly ended their runs."""
+        with reading(self.engine) as session:
+            leases = other_leases.leases_of_others(session, self.boot_id)
+        now = self.clock()  # after the read, so that the observation is never longer than the true time
+        self._observation = observe(self._observation, map(state_of, leases), now, lease_s=self.lease_s)
+        verdicts = [(lease, self._decide(lease, now)) for lease in leases]
+        self._log_waiting([lease for lease, verdict in verdicts if verdict is Verdict.WAIT_FOR_DEADLINE])
+        to_reap = [lease for lease, verdict in verdicts if verdict is Verdict.REAP]
+        if not to_reap:
+            return
+        with transaction(self.engine) as session:
+            reaped_jobs = job_queue.reap(session, to_reap)
+        for job_row_id, status in reaped_jobs:
+            log.warning("job_reaped", job_row_id=job_row_id, status=status)
+            self.state.dispatch_requested.set()
+            self.state.report_requested.set()
+
+    def _decide(self, lease: OtherLease, now: float) -> Verdict:
+        now_at_core = utc_now().timestamp() + self.get_clock_offset_s()
+        return decide(
+            now - self._observation.unchanged_since[state_of(lease)],
+            lease_s=self.lease_s,
+            is_expired=lease.is_expired,
+            is_owner_fencing=lease.is_owner_fencing,
+            is_past_deadline=now_at_core >= lease.deadline_at.timestamp() + KILL_TIME_S,
+        )
+
+    def _log_waiting(self, leases: list[OtherLease]) -> None:
+        """Log once for each lease that its job waits for the deadline."""
+        for lease in leases:
+            if state_of(lease) not in self._waiting:
+                log.warning(
+                    "reaping_waits_for_deadline",
+                    job_row_id=lease.job_id,
+                    owner=lease.owner,
+                    deadline=lease.deadline_at.isoformat(),
+                )
+        self._waiting = {state_of(lease) for lease in leases}

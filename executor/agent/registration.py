@@ -1,0 +1,36 @@
+"""Registers an agent process in the database at its start, and reaps the jobs of processes that have ended.
+
+On SQLite, this process has locked the database, so every other process has ended. On PostgreSQL, other agents may still
+run. There, only the processes of the same installation have ended: this process has locked their data folder.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from executor.database import job_queue, nodes, other_leases
+from executor.database.engine import transaction
+from executor.database.nodes import AgentProcess
+from executor.log import get_logger
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+log = get_logger(__name__)
+
+
+def register_agent(engine: Engine, agent: AgentProcess) -> None:
+    """Store the row of this process, and reap the jobs of ended processes at once.
+
+    The caller has locked the data folder and the SQLite file, and has ended the runs of the earlier processes.
+    """
+    with transaction(engine) as session:
+        nodes.add_agent(session, agent)
+        nodes.note_earlier_processes_ended(session, agent)
+        leases = other_leases.leases_of_others(session, agent.boot_id)
+        if engine.dialect.name != "sqlite":
+            ended_boot_ids = nodes.earlier_boot_ids(session, agent)
+            leases = [lease for lease in leases if lease.owner in ended_boot_ids]
+        reaped_jobs = job_queue.reap(session, leases)
+    for job_row_id, status in reaped_jobs:
+        log.warning("job_reaped", job_row_id=job_row_id, status=status)

@@ -1,0 +1,44 @@
+"""Reads the leases of jobs that other agent processes own. `agent/reaper` decides which of the jobs are reaped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from executor.database.tables import PROCESSING_LITERAL, Job, Node, db_now
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherLease:
+    """The lease of a job that another agent process owns, as it was read. A renewal changes `lease_until`."""
+
+    job_id: int
+    owner: str
+    epoch: int
+    lease_until: datetime | None
+    deadline_at: datetime  #: of the job, by FulcrumCore's clock
+    is_expired: bool  #: by the database's clock
+    is_owner_fencing: bool  #: the owner ends its runs before its leases expire (`nodes.fences`)
+
+
+def leases_of_others(session: Session, boot_id: str) -> list[OtherLease]:
+    """Return the leases of all agent processes except this one. No lease is changed."""
+    is_expired = Job.lease_until < db_now()
+    stmt = (
+        select(
+            Job.id.label("job_id"),
+            Job.owner.label("owner"),
+            Job.epoch.label("epoch"),
+            Job.lease_until.label("lease_until"),
+            Job.deadline_at.label("deadline_at"),
+            func.coalesce(is_expired, True).label("is_expired"),
+            func.coalesce(Node.fences, False).label("is_owner_fencing"),  # the pruner may have deleted the owner's row
+        )
+        .outerjoin(Node, Node.id == Job.owner)
+        .where(Job.status == PROCESSING_LITERAL, Job.owner != boot_id)
+        .order_by(Job.id)
+    )
+    return [OtherLease(**lease) for lease in session.execute(stmt).mappings()]

@@ -1,0 +1,121 @@
+"""The reaper with the rows of other agents, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import Engine, select
+from support.databases import row, submit
+from support.job_steps import LEASE_S, claimed, expire_lease
+
+from executor.agent.reaper import KILL_TIME_S, Reaper
+from executor.agent.state import AgentState
+from executor.database import job_queue, nodes
+from executor.database.engine import transaction
+from executor.database.nodes import AgentProcess
+from executor.database.tables import Job, Node, utc_now
+
+
+@dataclass
+class Observer:
+    """An agent whose reaper reads the leases every five seconds of a clock that the test advances."""
+
+    engine: Engine
+    clock_offset_s: float = 0.0
+    now: float = 1000.0
+    reaper: Reaper = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reaper = Reaper(
+            engine=self.engine,
+            state=AgentState(),
+            boot_id="bob",
+            lease_s=LEASE_S,
+            get_clock_offset_s=lambda: self.clock_offset_s,
+            clock=lambda: self.now,
+        )
+
+    def observe_for(self, seconds: float) -> None:
+        self.reaper.reap()
+        end = self.now + seconds
+        while self.now < end:
+            self.now += 5
+            self.reaper.reap()
+
+
+def add_agent(engine: Engine, boot_id: str, *, fences: bool) -> None:
+    with transaction(engine) as session:
+        agent = AgentProcess(boot_id=boot_id, host="h", pid=1, version="1", concurrency=1, fences=fences)
+        nodes.add_agent(session, agent)
+
+
+def job_with_expired_lease(engine: Engine, owner: str = "alice") -> int:
+    submit(engine)
+    job_id = claimed(engine, owner).id
+    expire_lease(engine, job_id)
+    return job_id
+
+
+def deadline_since(engine: Engine, job_id: int, seconds: float) -> float:
+    """Return the clock offset with which the job's deadline passed `seconds` ago at FulcrumCore."""
+    return (row(engine, job_id).deadline_at + timedelta(seconds=seconds) - utc_now()).total_seconds()
+
+
+def test_a_job_of_an_agent_that_fences_is_reaped_after_a_whole_lease_of_observation(engine: Engine) -> None:
+    add_agent(engine, "alice", fences=True)
+    job_id, own_id = job_with_expired_lease(engine), job_with_expired_lease(engine, "bob")
+    observer = Observer(engine)
+    observer.observe_for(LEASE_S - 5)
+    assert row(engine, job_id).owner == "alice"
+    observer.observe_for(5)
+    assert (row(engine, job_id).status, row(engine, job_id).crashes) == ("pending", 1)
+    assert row(engine, own_id).owner == "bob"
+    assert observer.reaper.state.dispatch_requested.is_set()
+
+
+def test_a_restarted_agent_observes_a_whole_lease_anew(engine: Engine) -> None:
+    add_agent(engine, "alice", fences=True)
+    job_id = job_with_expired_lease(engine)
+    Observer(engine).observe_for(LEASE_S - 5)
+    Observer(engine).observe_for(LEASE_S - 5)
+    assert row(engine, job_id).owner == "alice"
+
+
+@pytest.mark.parametrize("is_registered", [True, False])
+def test_a_job_of_an_agent_that_does_not_fence_is_reaped_after_its_deadline_and_the_kill_time(
+    engine: Engine, is_registered: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    if is_registered:
+        add_agent(engine, "alice", fences=False)
+    job_id = job_with_expired_lease(engine)
+    observer = Observer(engine, clock_offset_s=deadline_since(engine, job_id, -3600))
+    observer.observe_for(3 * LEASE_S)
+    assert [record.message.count("reaping_waits_for_deadline") for record in caplog.records] == [1]
+    observer.clock_offset_s = deadline_since(engine, job_id, KILL_TIME_S - 5)
+    observer.observe_for(5)
+    assert row(engine, job_id).owner == "alice"
+    observer.clock_offset_s = deadline_since(engine, job_id, KILL_TIME_S + 1)
+    observer.observe_for(5)
+    assert row(engine, job_id).status == "pending"
+
+
+def test_a_job_is_not_reaped_when_its_owner_renews_and_stops_fencing_after_the_leases_were_read(engine: Engine) -> None:
+    add_agent(engine, "alice", fences=True)
+    job_id = job_with_expired_lease(engine)
+    observer = Observer(engine)
+
+    def renew_and_stop_fencing() -> float:
+        """Act as the owner between the reaper's read and its write, when it asks for FulcrumCore's time."""
+        with transaction(engine) as session:
+            job_queue.renew(session, "alice", lease_s=LEASE_S)
+            nodes.note_leases_renewed(session, "alice", fences=False)
+        return 0.0
+
+    observer.observe_for(LEASE_S - 5)
+    observer.reaper.get_clock_offset_s = renew_and_stop_fencing
+    observer.observe_for(5)
+    assert row(engine, job_id).owner == "alice"
+    with transaction(engine) as session:
+        assert session.scalar(select(Node.fences).join(Job, Job.owner == Node.id)) is False

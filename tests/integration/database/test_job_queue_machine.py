@@ -171,7 +171,8 @@ class Queue(RuleBasedStateMachine):
             if what == "cancel":
                 job_queue.request_cancel(session, job_id)
             elif what == "retry":
-                job_queue.retry_now(session, job_id)
+                if job_queue.retry_now(session, job_id) == "report":  # the report is due again
+                    self.settled.pop(job_id, None)
             elif what == "postpone":
                 outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 503")
             elif what == "replace":

@@ -400,6 +400,12 @@ def test_a_login_that_is_refused_once_is_repeated_also_if_little_time_is_left(be
     assert (done.code, done.result["status"]) == ("", "running")
 
 
+@pytest.mark.proxmox(
+    behaviour="595: a request was not sent to its node; 596 to 599: it was sent, and no answer came in time",
+    versions="8, 9",
+    source="pve-http-server: src/PVE/APIServer/AnyEvent.pm, proxy_request",
+    reaction="looks the guest up; only then, 595 is `NODE_DOWN` and the others are `PVE_TIMEOUT`",
+)
 @pytest.mark.parametrize("status", [595, 596, 599, 0])
 def test_a_start_whose_answer_is_lost_by_a_proxy_of_proxmox_succeeds(bench: Bench, play: Play, status: int) -> None:
     """The request was carried out. The module gets an answer that does not say it."""

@@ -122,9 +122,29 @@ def test_a_clone_that_has_no_name_yet_is_waited_for(bench: Bench, play: Play) ->
         bench.pve.control("task_seconds", type="qmclone", seconds=10)
 
 
+@pytest.mark.proxmox(
+    behaviour="the Proxmox task of a linked clone may begin and end between two requests of a client",
+    versions="8, 9",
+    source="qemu-server: PVE/API2/Qemu.pm, clone_vm",
+    reaction="reads the Proxmox tasks first and the VM last, so it finds the VM of an ended task",
+)
+def test_a_clone_that_ends_before_the_first_look_is_found(bench: Bench, play: Play) -> None:
+    vm = bench.vm(full_clone=False)
+    bench.pve.control("time_scale", scale=0)
+    bench.pve.control("statistics", lag_s=LAG_S)
+    done = play("create", vm)
+    assert (done.message, done.result["status"], len(done.result["upids"]) > 0) == ("", "stopped", True)
+
+
 # ---------------------------------------------------------------------- a template with a marker
 
 
+@pytest.mark.proxmox(
+    behaviour="a clone gets the notes of its template, and a template made of a VM keeps the notes of the VM",
+    versions="8, 9",
+    source="qemu-server: PVE/API2/Qemu.pm, clone_vm",
+    reaction="refuses a template whose notes have a marker; doctor and `smith templates list` name it",
+)
 def test_a_template_with_a_marker_is_refused_before_the_clone(bench: Bench, play: Play) -> None:
     marker = "smith-uid=0d5d5bd1-2f7e-4b8a-9e0c-7f5a2c1b3d4e"
     if not bench.pve.guest(9201):

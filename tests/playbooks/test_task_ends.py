@@ -64,6 +64,15 @@ def test_an_action_on_a_vm_whose_deletion_was_interrupted(bench: Bench, play: Pl
     assert play("delete", vm).code == "VM_HALF_DESTROYED"
 
 
+def test_a_storage_lock_that_is_not_free_in_time_is_waited_for_by_the_next_attempt(bench: Bench, play: Play) -> None:
+    """Proxmox has four wordings, and removes the clone. The job is repeated with the same VMID."""
+    bench.pve.control("storage_locks", every=1)
+    vm = bench.vm()
+    assert [play("create", vm).code for _ in range(4)] == ["VM_LOCKED"] * 4
+    bench.pve.control("storage_locks", every=0)
+    assert play("create", vm).message == ""
+
+
 def test_a_failed_clone_of_version_8_is_found_by_the_only_task(bench: Bench, play: Play) -> None:
     """Version 8 does not log which VM a clone task makes."""
     bench.pve.control("version", version="8.4.1")

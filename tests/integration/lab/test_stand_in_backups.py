@@ -87,6 +87,12 @@ def test_an_archive_has_the_notes_of_the_template(node: Any) -> None:
     assert [archive["notes"] for archive in archives(node)] == [f"web {VMID}\nsmith-uid=x"]
 
 
+@pytest.mark.proxmox(
+    behaviour="a backup of a guest that is on another node is answered with OK, without a Proxmox task",
+    versions="8, 9",
+    source="pve-manager: PVE/API2/VZDump.pm",
+    reaction="`PVE_CONFLICT`: repeats the job, which looks the guest up",
+)
 def test_a_backup_of_a_vm_on_another_node_is_answered_by_ok(stand_in: ProxmoxStandIn, node: Any) -> None:
     """PVE/API2/VZDump.pm: it ends without a Proxmox task."""
     stand_in.control("move", vmid=VMID, node="pve2")
@@ -94,6 +100,12 @@ def test_a_backup_of_a_vm_on_another_node_is_answered_by_ok(stand_in: ProxmoxSta
     assert archives(node) == []
 
 
+@pytest.mark.proxmox(
+    behaviour="a backup of a missing or locked guest, or to a storage without backups, is a Proxmox task that fails",
+    versions="8, 9",
+    source="pve-manager: PVE/VZDump.pm, exec_backup_task",
+    reaction="reads the cause from the end of its log",
+)
 def test_an_impossible_backup_is_a_failed_proxmox_task(stand_in: ProxmoxStandIn, node: Any) -> None:
     wrong_content = "could not get storage information for 'local-lvm': can't use storage 'local-lvm' for backups"
     assert back_up(node, storage="local-lvm")[0].startswith(wrong_content)

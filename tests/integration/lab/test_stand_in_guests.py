@@ -65,6 +65,12 @@ def test_a_new_guests_row_has_only_its_identity(stand_in: ProxmoxStandIn, api: A
     assert (row_of(api)["name"], row_of(api)["status"], row_of(api)["template"]) == ("web", "stopped", 0)
 
 
+@pytest.mark.proxmox(
+    behaviour="the row of a new container has no name, which the module of community.proxmox reads there",
+    versions="8, 9",
+    source="pve-manager: PVE/API2Tools.pm, extract_vm_stats",
+    reaction="passes the name to the module, and repeats a job that fails because of it",
+)
 def test_a_new_containers_row_has_no_name(stand_in: ProxmoxStandIn, api: Any) -> None:
     stand_in.control("statistics", lag_s=LAG_S)
     stand_in.control("add_container", vmid=701, name="web", is_new=True)

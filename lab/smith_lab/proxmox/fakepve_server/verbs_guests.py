@@ -53,6 +53,10 @@ class GuestVerbs:
         values = {"content": "images", "format": "raw", "size": size, "vmid": vmid, "ctime": int(time.time())}
         self.cluster.storages[storage].setdefault("volumes", {})[volume] = values
 
+    def do_remove_volume(self, storage: str, volume: str) -> None:
+        """Remove a volume from a storage, as an operator does by `pvesm free`."""
+        del self.cluster.storages[storage]["volumes"][volume]
+
     def do_add_container(
         self, vmid: int, name: str, node: str = "pve1", status: str = "stopped", config: dict[str, Any] | None = None
     ) -> None:

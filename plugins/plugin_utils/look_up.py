@@ -148,7 +148,7 @@ class LookUp:
             return [task["upid"] for task in self.cluster.tasks(facts["node"], self.query.vmid)]
         if self.query.known_tasks is None:
             return [task["upid"] for task in self._listed_tasks(facts)]
-        return sorted({*self.query.known_tasks, *self.seen})
+        return sorted({*self.query.known_tasks, *self.seen, *self.query.upids})
 
     def _new_tasks(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the Proxmox tasks of the change.

@@ -115,6 +115,15 @@ def is_started_by(task: dict[str, Any], login: str) -> bool:
     return (f"{user}!{token}" if token else user) == login
 
 
+def upid_in(answer: dict[str, Any]) -> str:
+    """Return the UPID in the answer to a change; '' if it has none.
+
+    Proxmox answers a request with it (`data`). Of community.proxmox's modules, only `proxmox` returns it (`taskid`).
+    """
+    upids = [str(answer.get(name) or "") for name in ("data", "taskid")]
+    return next((upid for upid in upids if upid.startswith("UPID:")), "")
+
+
 def vmids_in(log: list[str]) -> set[int]:
     """Return the VMIDs that the log of a clone task names.
 

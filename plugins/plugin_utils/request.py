@@ -23,9 +23,10 @@ def send(action: VmAction, method: str, path: str, **parameters: Any) -> dict[st
     action.require_change_allowed()
     action.requests.append(f"{method} {path}")
     try:
-        return {"data": getattr(action.cluster.api(path), method.lower())(**parameters)}
+        answer = {"data": getattr(action.cluster.api(path), method.lower())(**parameters)}
     except FAILED_CALL as exc:
         answer = {"failed": True, "msg": error_text(exc)}
-        if is_outcome_unknown(answer, is_single_request=True):
-            return answer
-        raise Refused(proxmox_failure(answer)) from exc
+        if not is_outcome_unknown(answer, is_single_request=True):
+            raise Refused(proxmox_failure(answer)) from exc
+    action.note_answer(answer)
+    return answer

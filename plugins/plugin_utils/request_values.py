@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
+
+from .shared.vm_arguments import VM_ARGUMENTS
 
 
 def is_yes(value: Any) -> bool:
@@ -25,3 +28,14 @@ def given_members(validated: Any, given: Any) -> Any:
         items = given if isinstance(given, list) else validated
         return [given_members(item, given_item) for item, given_item in zip(validated, items, strict=True)]
     return validated
+
+
+def argument_spec(required_members: Collection[str], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return Ansible's argument spec of an action with these required members of `vm` and these own arguments."""
+    members = {name: {**VM_ARGUMENTS[name], "required": True} for name in required_members}
+    return {
+        "vm": {"type": "dict", "required": True, "options": {**VM_ARGUMENTS, **members}},
+        "connection": {"type": "dict", "no_log": True},
+        "ca_bundle": {"type": "path", "default": ""},
+        **arguments,
+    }

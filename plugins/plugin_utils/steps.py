@@ -248,7 +248,6 @@ def ensure_backup(action: VmAction, facts: Facts, before: Facts, storage: str) -
         **{"notes-template": preconditions.backup_notes(action.vm)},
     )
     action.refuse(preconditions.backup_start_problem(facts, answer))
-    upids = [str(answer["data"])] if answer.get("data") else []
-    after = action.look_up_after(facts, "idle", "backed_up", backup_storage=storage, upids=upids)
+    after = action.look_up_after(facts, "idle", "backed_up", backup_storage=storage)
     action.verify(preconditions.backup_outcome_problem(after, before, answer))
     return Step(facts=after, is_changed=True, upids=after["upids"])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
 from typing import Any, ClassVar
 
 from ansible.errors import AnsibleActionFail, AnsibleError
@@ -22,11 +21,10 @@ from .cluster import FAILED_CALL, Cluster, LibraryMissing, error_text, open_clus
 from .identity import identity_problem, kind_of
 from .look_up import LookUp, Query
 from .progress import Progress
-from .proxmox_tasks import task_types
-from .request_values import given_members
+from .proxmox_tasks import task_types, upid_in
+from .request_values import argument_spec, given_members
 from .result import result
 from .shared.run_until import run_until_of
-from .shared.vm_arguments import VM_ARGUMENTS
 
 #: The maximum duration of an action if the request contains no `timeout_s`.
 DEFAULT_TIMEOUT_S = 240
@@ -62,6 +60,8 @@ class VmAction(ActionBase):
     cluster: Cluster  #: the requests to the cluster
     modules: list[str]  #: the modules that the action has executed
     requests: list[str]  #: the changing requests that the action has sent itself, such as `POST nodes/pve1/vzdump`
+    upids: list[str]  #: the Proxmox tasks that the action has started
+    answers: list[dict[str, Any]]  #: the answers to the changes since the last look-up
     notices: dict[str, list[Any]]  #: `warnings` and `deprecations` of the modules and of the action
     answer: dict[str, Any]  #: what the action returns beside the result document
 
@@ -79,12 +79,14 @@ class VmAction(ActionBase):
         self.answer = {}
         self.modules = []
         self.requests = []
+        self.upids = []
+        self.answers = []
         self.notices = {"warnings": [], "deprecations": []}
         try:
             self._prepare()
             document = self.execute()
         except Exception as exc:
-            known = {"vm_result": self.vm_result} if self.vm_result else {}
+            known = {"vm_result": {**self.vm_result, "upids": self.upids}} if self.vm_result else {}
             return {"failed": True, "changed": False, "msg": _error_message(exc), **self._made(), **known}
         stats = {"data": {"vm_result": document}, "per_host": False, "aggregate": False}
         diff = {"diff": self.diff} if self.diff else {}
@@ -118,15 +120,21 @@ class VmAction(ActionBase):
     def look_up_after(self, facts: Facts, wait_for: str, change: str = "", **query: Any) -> Facts:
         """Look up the guest after a change. `facts` are the facts before the change.
 
-        `change` is a change of `proxmox_tasks.TASK_TYPES`, by default the one with the name of `wait_for`.
+        `change` is a change of `proxmox_tasks.TASK_TYPES`, by default the one with the name of `wait_for`. If the
+        answer to each request of the change has a UPID, these Proxmox tasks are followed; if not, Proxmox's list shows
+        which are new.
         """
+        upids = [upid_in(answer) for answer in self.answers]
         usual = {
+            "upids": upids if all(upids) else (),
             "node": facts["node"],
             "known_tasks": facts["known_tasks"],
             "task_types": task_types(change or wait_for, kind_of(self.vm)),
             "wait_for": wait_for,
         }
         after = self.look_up(**(usual | query))
+        self.answers = []
+        self._note_upids(after["upids"])
         self.progress.step(" ".join(["verifying the outcome of", *(after["upids"] or ["the change"])]))
         return after
 
@@ -165,9 +173,18 @@ class VmAction(ActionBase):
         )
         for kind, texts in self.notices.items():
             texts.extend(answer.get(kind) or [])
+        self.note_answer(answer)
         if answer.get("failed") and not failures.is_outcome_unknown(answer):
             raise Refused(failures.proxmox_failure(answer))
         return answer
+
+    def note_answer(self, answer: dict[str, Any]) -> None:
+        """Keep the answer to a change for the look-up after it, and the UPID in it for the result."""
+        self.answers.append(answer)
+        self._note_upids([upid_in(answer)])
+
+    def _note_upids(self, upids: list[str]) -> None:
+        self.upids += [upid for upid in upids if upid and upid not in self.upids]
 
     def warn(self, text: str) -> None:
         """Add a warning to the action's result. Ansible shows it."""
@@ -224,7 +241,7 @@ class VmAction(ActionBase):
 
     def _validated(self) -> dict[str, Any]:
         try:
-            _result, arguments = self.validate_argument_spec(_argument_spec(self.REQUIRED_MEMBERS, self.ARGUMENTS))
+            _result, arguments = self.validate_argument_spec(argument_spec(self.REQUIRED_MEMBERS, self.ARGUMENTS))
         except AnsibleActionFail as exc:
             raise Refused(f"INVALID_REQUEST: {exc}") from exc
         return dict(arguments)
@@ -250,14 +267,3 @@ def _error_message(exc: Exception) -> str:
     if isinstance(exc, (AnsibleError, *FAILED_CALL)):
         return failures.proxmox_failure({"msg": error_text(exc)})
     return f"INTERNAL: {failures.location_of(exc)}"
-
-
-def _argument_spec(required_members: Collection[str], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return Ansible's argument spec of an action with these required members of `vm` and these own arguments."""
-    members = {name: {**VM_ARGUMENTS[name], "required": True} for name in required_members}
-    return {
-        "vm": {"type": "dict", "required": True, "options": {**VM_ARGUMENTS, **members}},
-        "connection": {"type": "dict", "no_log": True},
-        "ca_bundle": {"type": "path", "default": ""},
-        **arguments,
-    }

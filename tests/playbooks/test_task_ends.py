@@ -128,3 +128,30 @@ def test_a_start_task_on_the_old_node_of_a_vm_that_moved_is_found_there(bench: B
     finally:
         timer.join()
         bench.pve.control("task_seconds", type="qmstart", seconds=2)
+
+
+@pytest.mark.parametrize(
+    ("action", "status", "task_type"), [("start", "stopped", "vzstart"), ("delete", "stopped", "vzdestroy")]
+)
+def test_a_task_whose_upid_the_answer_has_is_not_searched_in_the_list(
+    bench: Bench, play: Play, action: str, status: str, task_type: str
+) -> None:
+    """Of community.proxmox's modules, that for containers returns the UPID. Another task of the same type is ignored."""
+    vm = bench.add_container(status=status)
+    bench.pve.control("time_scale", scale=0.2)
+    bench.pve.reset_request_log()
+    done = play(action, vm)
+    requests = [(entry["method"], entry["path"]) for entry in bench.pve.request_log()]
+    change = next(number for number, (method, _path) in enumerate(requests) if method != "GET")
+    paths = [path for _method, path in requests[change:]]
+    assert (done.message, [upid.split(":")[5] for upid in done.result["upids"]]) == ("", [task_type])
+    assert f"/nodes/pve1/tasks/{done.result['upids'][0]}/status" in paths
+    assert "/nodes/pve1/tasks" not in paths
+
+
+def test_a_failed_action_returns_the_tasks_that_it_has_started(bench: Bench, play: Play) -> None:
+    vm = bench.add_vm()
+    bench.pve.fail_task("qmstart", "start failed: QEMU exited with code 1", vmid=vm["vmid"])
+    failed = play("start", vm)
+    assert failed.code == "TASK_FAILED"
+    assert [upid.split(":")[5] for upid in failed.result["upids"]] == ["qmstart"]

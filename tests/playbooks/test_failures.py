@@ -403,7 +403,7 @@ def test_a_login_that_is_refused_once_is_repeated_also_if_little_time_is_left(be
 @pytest.mark.proxmox(
     behaviour="595: a request was not sent to its node; 596 to 599: it was sent, and no answer came in time",
     versions="8, 9",
-    source="pve-http-server: src/PVE/APIServer/AnyEvent.pm, proxy_request",
+    source="pve-http-server: PVE/APIServer/AnyEvent.pm, proxy_request",
     reaction="looks the guest up; only then, 595 is `NODE_DOWN` and the others are `PVE_TIMEOUT`",
 )
 @pytest.mark.parametrize("status", [595, 596, 599, 0])

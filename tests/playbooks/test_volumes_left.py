@@ -46,7 +46,7 @@ def new_guest(bench: Bench, kind: str) -> tuple[dict[str, Any], str]:
 @pytest.mark.proxmox(
     behaviour="Proxmox gives a VMID to a new guest although volumes of its former guest exist",
     versions="8, 9",
-    source="pve-storage: src/PVE/Storage/Plugin.pm, find_free_diskname",
+    source="pve-storage: PVE/Storage/Plugin.pm, find_free_diskname",
     reaction="uses no VMID whose former guest has left volumes (`VM_ID_TAKEN`)",
 )
 @pytest.mark.parametrize("kind", ["full clone", "linked clone", "second disk", "blank", "container"])

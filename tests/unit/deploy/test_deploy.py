@@ -248,6 +248,18 @@ def test_the_manifest_is_hardened(manifests: dict[str, dict[str, Any]]) -> None:
     assert "env" not in container
 
 
+def test_the_network_policy_selects_the_pod_and_allows_only_the_systems_that_it_uses(
+    manifests: dict[str, dict[str, Any]],
+) -> None:
+    policy = manifests["NetworkPolicy"]["spec"]
+    labels = manifests["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+    assert (policy["policyTypes"], policy["ingress"]) == (["Ingress", "Egress"], [])
+    ports = [{port["port"] for port in rule["ports"]} for rule in policy["egress"]]
+    assert ports == [{53}, {443}, {8006}, {5432}]
+    assert all(rule["to"] for rule in policy["egress"]), "a rule without `to` allows every address"
+
+
 def test_the_manifest_waits_for_the_drain_and_runs_one_replica(
     manifests: dict[str, dict[str, Any]],
 ) -> None:

@@ -123,6 +123,8 @@ class ChoiceReader:
         In the result, the memory or the cores are 0 if they do not grow.
         """
         snapshot = self.cluster.snapshot(may_wait)
+        if snapshot.find_vm(vmid) is None:  # the lists may be older than the VM
+            snapshot = self.cluster.snapshot(may_wait, max_age_s=0)
         row = snapshot.find_vm(vmid)
         if row is None:
             return None

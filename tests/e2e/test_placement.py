@@ -173,6 +173,27 @@ def test_a_vm_that_fits_on_no_node_ends_in_capacity(pve: ProxmoxStandIn) -> None
         assert placed.node in ("pve1", "pve2")
 
 
+def test_a_vm_that_is_newer_than_the_lists_cannot_outgrow_its_node(pve: ProxmoxStandIn) -> None:
+    for node in ("pve1", "pve2"):
+        pve.control("node", node=node, maxmem=16 * GIB, mem=0, maxcpu=4)
+    clock = Clock()
+    ours = placer(pve, clock)
+    with ours.allocate(request()):
+        pass  # the lists have been read
+    clock.now += MAX_SNAPSHOT_AGE_S / 2
+    pve.control("add", vmid=152_100, name="new", node="pve1", config={"memory": "1024", "cores": "1", "tags": "smith"})
+    try:
+        for memory_mib, cores in ((17 * 1024, 1), (1024, 17)):
+            with pytest.raises(JobError, match="CAPACITY: pve1 has"), ours.allocate_growth(152_100, memory_mib, cores):
+                pytest.fail("the VM may grow")
+        with ours.allocate_growth(152_100, 12 * 1024, 2), ours.allocate(request(memory_mib=8192)) as placed:
+            assert placed.node == "pve2", "the new size counts during the update"
+        with ours.allocate_growth(152_100, 512, 1), ours.allocate_growth(152_999, 10**6, 1):
+            pass  # a VM that does not grow, and one that Proxmox does not list
+    finally:
+        pve.control("remove", vmid=152_100)
+
+
 def test_a_vm_is_placed_on_the_only_node_with_its_bridge(pve: ProxmoxStandIn) -> None:
     pve.fail("GET", "/nodes/pve2/network", status=403, text="Permission check failed", times=-1)
     with placer(pve).allocate(request()) as placed:

@@ -85,18 +85,18 @@ class FulcrumClient:
 
         FulcrumCore sends at most one job of each service group. Items after the first `limit` are not read.
         """
-        data = self._http.request_json("GET", "/jobs/pending", query={"limit": limit})
-        if not isinstance(data, list):
-            raise FulcrumUnavailable("GET /jobs/pending: the response is not a list")
+        items, unread_count = self._http.request_json_list("/jobs/pending", query={"limit": limit}, max_items=limit)
         jobs_by_id: dict[str, CoreJob] = {}
         unusable_item_descriptions = []
-        for position, item in enumerate(data[:limit]):
+        for position, item in enumerate(items):
+            if isinstance(item, ValueError):
+                unusable_item_descriptions.append(f"item {position}: {validation_error_type(item)}")
+                continue
             try:
                 job = CoreJob.parse(item)
                 jobs_by_id.setdefault(job.id, job)
             except ValueError as exc:
                 unusable_item_descriptions.append(f"item {position}: {validation_error_type(exc)}")
-        unread_count = max(len(data) - limit, 0)
         return PendingJobs(list(jobs_by_id.values()), unusable_item_descriptions, unread_count)
 
     def get_job(self, fulcrum_id: str) -> CoreJob:

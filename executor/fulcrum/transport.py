@@ -7,11 +7,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from requests.structures import CaseInsensitiveDict
 from urllib3.util.retry import Retry
@@ -20,7 +19,10 @@ from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailab
 from executor.fulcrum.bulk_post import PreparedPost
 from executor.fulcrum.clock import ClockOffset
 from executor.fulcrum.responses import Response, build_error, describe_connection_failure, mask_secrets
-from executor.fulcrum.untrusted_json import parse_json
+from executor.fulcrum.untrusted_json import parse_json, parse_json_list
+from executor.shared.bounded_http import CHUNK_BYTES, BoundedAdapter
+
+Parsed = TypeVar("Parsed")
 
 API_PATH = "/api/v1"
 #: Maximum size of the body of a successful response. It is large, because a job with ten megabytes of parameters must
@@ -28,11 +30,6 @@ API_PATH = "/api/v1"
 MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 #: Maximum size of the body of any other response.
 MAX_ERROR_BYTES = 64 * 1024
-#: The body of a response must arrive within this multiple of the read timeout. The read timeout alone is not enough,
-#: because it starts again with every byte received.
-BODY_TIME_FACTOR = 4
-#: The number of bytes of a body that are read at a time.
-CHUNK_BYTES = 64 * 1024
 #: Maximum number of characters of a Content-Type that an error text quotes.
 MAX_CONTENT_TYPE_LENGTH = 80
 
@@ -119,9 +116,25 @@ class Transport:
 
     def request_json(self, method: str, path: str, *, query: dict[str, Any] | None = None, body: Any = None) -> Any:
         """Send a request and return the parsed response. Raises FulcrumUnavailable if the response is not JSON."""
+        return self._request_parsed(parse_json, method, path, query, body)
+
+    def request_json_list(self, path: str, *, query: dict[str, Any], max_items: int) -> tuple[list[Any], int]:
+        """Send a GET request and return the first items of the list in the response, and the number of the other items.
+
+        An item that cannot be parsed is a ValueError. Raises FulcrumUnavailable if the response is not a list.
+        """
+
+        def parse(content: bytes) -> tuple[list[Any], int]:
+            return parse_json_list(content, max_items)
+
+        return self._request_parsed(parse, "GET", path, query, None)
+
+    def _request_parsed(
+        self, parse: Callable[[bytes], Parsed], method: str, path: str, query: dict[str, Any] | None, body: Any
+    ) -> Parsed:
         response = self._send(method, path, query, body)
         try:
-            return parse_json(response.content)
+            return parse(response.content)
         except ValueError as exc:
             content_type = response.headers.get("Content-Type", "no type")[:MAX_CONTENT_TYPE_LENGTH]
             body_text = f"{len(response.content)} bytes of {content_type}"
@@ -216,14 +229,13 @@ class Transport:
             response.close()  # has no effect on a connection whose response was read to the end
             response.release_conn()
 
-    def _read_body(self, response: urllib3.BaseHTTPResponse) -> bytes:
+    @staticmethod
+    def _read_body(response: urllib3.BaseHTTPResponse) -> bytes:
         """Return the body. If the body of an unsuccessful response cannot be read, return an empty one."""
-        _connect_timeout_s, read_timeout_s = self._timeouts_s
-        deadline = time.monotonic() + read_timeout_s * BODY_TIME_FACTOR
         if response.status < 300:
-            return b"".join(_read_chunks(response, MAX_RESPONSE_BYTES, deadline))
+            return b"".join(_read_chunks(response, MAX_RESPONSE_BYTES))
         try:
-            return b"".join(_read_chunks(response, MAX_ERROR_BYTES, deadline))
+            return b"".join(_read_chunks(response, MAX_ERROR_BYTES))
         except (OSError, urllib3.exceptions.HTTPError):
             return b""  # the status suffices to choose the exception
 
@@ -240,7 +252,10 @@ class Transport:
             session.proxies = dict(requests.utils.get_environ_proxies(self._url))
             session.headers["Accept"] = "application/json"
             session.headers["User-Agent"] = "agent-smith"
-            adapter = HTTPAdapter(pool_connections=1, pool_maxsize=1, max_retries=RETRY)
+            # The body is read by `_read_body`, which knows how long it may be.
+            adapter = BoundedAdapter(
+                max_bytes=None, max_raw_bytes=MAX_RESPONSE_BYTES, pool_connections=1, pool_maxsize=1, max_retries=RETRY
+            )
             session.mount("http://", adapter)
             session.mount("https://", adapter)
             self._local.session = session
@@ -271,18 +286,13 @@ def _valid_token(token: str) -> str:
     return token
 
 
-def _read_chunks(response: urllib3.BaseHTTPResponse, max_bytes: int, deadline: float) -> Iterator[bytes]:
-    """Yield the body as it arrives. Raises OSError if the body exceeds `max_bytes` or arrives after the deadline.
-
-    This function uses `read1`, because `read` would wait until its buffer is full, which may be after the deadline.
-    """
+def _read_chunks(response: urllib3.BaseHTTPResponse, max_bytes: int) -> Iterator[bytes]:
+    """Yield the body as it arrives. Raises OSError if the body exceeds `max_bytes`."""
     received_bytes = 0
     while chunk := response.read1(CHUNK_BYTES, decode_content=True):
         received_bytes += len(chunk)
         if received_bytes > max_bytes:
             raise OSError(f"the response is longer than {max_bytes} bytes")
-        if time.monotonic() > deadline:
-            raise OSError("the response took too long")
         yield chunk
 
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 #: Maximum depth of nested JSON. The database, the redactor and Ansible process values recursively, and would fail on
 #: deeper JSON.
 MAX_JSON_DEPTH = 64
+#: Maximum number of values in one text, counted by their commas and opening brackets. As Python objects, each takes up
+#: to 240 bytes.
+MAX_JSON_VALUES = 250_000
+#: Maximum number of values, and maximum size, of one item of a list whose items are parsed one by one. A job has some
+#: hundred values.
+MAX_ITEM_VALUES = 10_000
+MAX_ITEM_BYTES = 12 * 1024 * 1024
 #: A whole number with this many digits is larger than every float.
 _TOO_MANY_DIGITS = 400
 #: Matches one half of a UTF-16 surrogate pair. A half cannot be encoded in UTF-8.
@@ -20,11 +28,22 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(")?|[\[{\]}]', re.DOTALL)
 
 
+#: A list without items, and the beginning of a list, perhaps after a byte order mark.
+_EMPTY_LIST = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\[[ \t\r\n]*\][ \t\r\n]*")
+_LIST_START = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\[")
+_QUOTE, _COMMA, _OPENING = ord('"'), ord(","), frozenset(b"[{")
+#: Like _STRING_OR_BRACKET. It also matches a comma outside of strings.
+_STRING_OR_COMMA = re.compile(r'"(?:[^"\\]|\\.)*+(")?|[\[{\]},]', re.DOTALL)
+#: The same for bytes.
+_STRING_OR_PUNCTUATION = re.compile(rb'"(?:[^"\\]|\\.)*+(")?|[\[{\]},]', re.DOTALL)
+
+
 def parse_json(content: bytes) -> Any:
     """Parse JSON. A part that is nested too deeply becomes NaN, and a whole number that is too large becomes infinity.
 
     `check_storable` later rejects NaN and infinity. The text around them is parsed as usual, so one invalid job in a
-    list does not affect the other jobs. Raises ValueError if the text is not JSON.
+    list does not affect the other jobs. Raises ValueError if the text is not JSON, or has more than MAX_JSON_VALUES
+    values.
     """
     text = content.decode("utf-8-sig")
     # The depth is limited before the JSON is parsed. Catching RecursionError is no alternative, because at Python's
@@ -32,7 +51,86 @@ def parse_json(content: bytes) -> Any:
     may_be_too_deep = text.count("[") + text.count("{") > MAX_JSON_DEPTH
     if may_be_too_deep:
         text = _with_limited_depth(text)
+    if len(text) > MAX_JSON_VALUES:
+        _check_value_count(text)
     return json.loads(text, parse_int=_parse_int)
+
+
+def parse_json_list(content: bytes, max_items: int) -> tuple[list[Any], int]:
+    """Parse a JSON list. Return its first `max_items` items, and the number of the other items, which are not parsed.
+
+    An item is a ValueError in place of the parsed value if it is not JSON or too large. A large list is parsed item by
+    item, so that one item cannot hide the others, or exhaust the memory. Raises ValueError if the text is not a list.
+    """
+    if len(content) <= MAX_ITEM_BYTES and not _may_have_too_many_values(content):
+        value = parse_json(content)
+        if not isinstance(value, list):
+            raise ValueError("JSON that is not a list")
+        return value[:max_items], max(len(value) - max_items, 0)
+    if _EMPTY_LIST.fullmatch(content):
+        return [], 0
+    items: list[Any] = []
+    unread_count = 0
+    for start, end, value_count in _item_positions(content):
+        if len(items) < max_items:
+            items.append(_parse_item(content, start, end, value_count))
+        else:
+            unread_count += 1
+    return items, unread_count
+
+
+def _parse_item(content: bytes, start: int, end: int, value_count: int) -> Any:
+    """Return the item at this position, or the ValueError that says why it cannot be used."""
+    if end - start > MAX_ITEM_BYTES or value_count > MAX_ITEM_VALUES:
+        return ValueError("too large")
+    try:
+        return parse_json(content[start:end])
+    except ValueError as exc:
+        return exc
+
+
+def _item_positions(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the start, the end and the number of values of each item of a list.
+
+    Raises ValueError if the text is not a list. An item may still be no JSON.
+    """
+    if not _LIST_START.match(content):
+        raise ValueError("JSON that is not a list")
+    start, depth, value_count = 0, 0, 0
+    for match in _STRING_OR_PUNCTUATION.finditer(content):
+        byte = content[match.start()]
+        if byte == _QUOTE:
+            if match[1] is None:
+                raise ValueError("JSON with a string that is not closed")
+            continue
+        depth += 1 if byte in _OPENING else 0 if byte == _COMMA else -1
+        value_count += byte in _OPENING or byte == _COMMA
+        if depth == 1 and not start:
+            start = match.end()
+        elif not depth or (depth == 1 and byte == _COMMA):
+            yield start, match.start(), value_count
+            start, value_count = match.end(), 0
+        if not depth:
+            if content[match.end() :].strip():
+                raise ValueError("JSON with text after the list")
+            return
+    raise ValueError("JSON with unbalanced brackets")
+
+
+def _may_have_too_many_values(content: bytes) -> bool:
+    """Return whether there are more than MAX_JSON_VALUES commas and opening brackets, also inside of strings."""
+    if len(content) <= MAX_JSON_VALUES:
+        return False
+    return content.count(b",") + content.count(b"[") + content.count(b"{") > MAX_JSON_VALUES
+
+
+def _check_value_count(text: str) -> None:
+    """Raise ValueError if the text has more than MAX_JSON_VALUES commas and opening brackets outside of strings."""
+    if text.count(",") + text.count("[") + text.count("{") <= MAX_JSON_VALUES:
+        return
+    marks = (match[0] for match in _STRING_OR_COMMA.finditer(text))
+    if sum(len(mark) == 1 and mark in ",[{" for mark in marks) > MAX_JSON_VALUES:
+        raise ValueError(f"JSON with more than {MAX_JSON_VALUES} values")
 
 
 def _parse_int(digits: str) -> int | float:

@@ -18,6 +18,7 @@ from urllib3.util.retry import Retry
 from executor.errors import JobError
 from executor.redaction import redactor
 from executor.settings.settings import Settings
+from executor.shared.bounded_http import bounded_sessions
 from executor.shared.error_codes import ErrorCode
 from executor.shared.error_rules import classify_failure
 from executor.shared.login_repeats import PAUSES_S, repeat_while_refused
@@ -162,14 +163,15 @@ def _connect(connection: ProxmoxConnection, timeout_s: tuple[float, float]) -> P
     verify = connection.verify if isinstance(connection.verify, bool) else str(connection.verify)
     if verify is False:  # the agent warns once, at its start; urllib3 would warn at each request
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-    api = ProxmoxAPI(
-        connection.host,
-        port=connection.port,
-        user=connection.user,
-        verify_ssl=verify,
-        timeout=timeout_s,
-        **credentials,
-    )
+    with bounded_sessions():
+        api = ProxmoxAPI(
+            connection.host,
+            port=connection.port,
+            user=connection.user,
+            verify_ssl=verify,
+            timeout=timeout_s,
+            **credentials,
+        )
     session = api._store["session"]
     session.max_redirects = 0  # Proxmox never redirects, and a redirect must not send the token to another server
     # A request is sent once more only if no connection was made.
@@ -182,7 +184,8 @@ def _get_once(api: ProxmoxAPI, path: str, query: dict[str, Any]) -> Any:
 
     If the answer is not JSON, proxmoxer returns a dict whose member `errors` is the answer as bytes.
     """
-    answer = api(path.strip("/")).get(**query)
+    with bounded_sessions():  # proxmoxer may log in again, in a session of its own
+        answer = api(path.strip("/")).get(**query)
     if isinstance(answer, dict) and isinstance(answer.get("errors"), bytes):
         raise ValueError("the answer is not JSON")
     return answer

@@ -27,6 +27,8 @@ try:
     from proxmoxer import ProxmoxAPI
     from proxmoxer.core import AuthenticationError, ResourceException
 
+    from .shared import bounded_http
+
     FAILED_CALL = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
 except ImportError as import_error:
     IMPORT_PROBLEM = str(import_error)
@@ -46,6 +48,9 @@ MAX_LOG_PAGES = 20
 MAX_LISTED_TASKS = 500
 #: The kinds of content of a storage that are disks of guests. Archives of a VMID's former guests are not.
 DISK_CONTENT = ("images", "rootdir")
+#: Maximum number of characters of a line, and of all lines of a log that are read.
+MAX_LOG_LINE = 10_000
+MAX_LOG_CHARACTERS = 16 * 1024 * 1024
 #: HTTP statuses with which Proxmox reports that another node does not answer.
 NODE_DOWN_STATUSES = range(595, 600)
 
@@ -78,7 +83,11 @@ def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
     if not connection.get("api_host"):
         raise LoginError("PVE_AUTH: PROXMOX_HOST is not set, nor is api_host in SMITH_CREDENTIALS_FILE")
     host = connection["api_host"]
-    return ProxmoxAPI(host, verify_ssl=verify, timeout=REQUEST_TIMEOUT_S, **login)
+    with bounded_http.bounded_sessions():
+        api = ProxmoxAPI(host, verify_ssl=verify, timeout=REQUEST_TIMEOUT_S, **login)
+    # An answer must be complete within the timeout of a request, so that the action ends before its deadline.
+    api._store["session"].mount("https://", bounded_http.BoundedAdapter(time_factor=1.0))
+    return api
 
 
 def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -> tuple[Cluster, Login]:
@@ -277,12 +286,14 @@ class Cluster:
         return vmids_in(self.log(task["upid"]))
 
     def log(self, upid: str) -> list[str]:
-        """Return the lines of a Proxmox task's log, at most LOG_PAGE_LINES * MAX_LOG_PAGES."""
-        log, lines = self.api.nodes(upid.split(":")[1]).tasks(upid).log, []
+        """Return the lines of a Proxmox task's log, at most LOG_PAGE_LINES * MAX_LOG_PAGES. Long lines are cut off."""
+        log, lines, length = self.api.nodes(upid.split(":")[1]).tasks(upid).log, [], 0
         for page in range(MAX_LOG_PAGES):
             rows = log.get(start=page * LOG_PAGE_LINES, limit=LOG_PAGE_LINES)
-            lines += [str(row.get("t", "")) for row in rows]
-            if len(rows) < LOG_PAGE_LINES:
+            new_lines = [str(row.get("t", ""))[:MAX_LOG_LINE] for row in rows[:LOG_PAGE_LINES]]
+            lines += new_lines
+            length += sum(map(len, new_lines))
+            if len(rows) < LOG_PAGE_LINES or length > MAX_LOG_CHARACTERS:
                 break
         return lines
 

@@ -17,6 +17,7 @@ from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 
 from . import failures, login
+from .bounded_module import bounded_module
 from .cluster import FAILED_CALL, Cluster, LibraryMissing, error_text, open_cluster
 from .identity import identity_problem, kind_of
 from .look_up import LookUp, Query
@@ -164,13 +165,13 @@ class VmAction(ActionBase):
         self.require_change_allowed()
         self.modules.append(f"community.proxmox.{module}")
         given_parameters = {name: value for name, value in parameters.items() if value is not None}
-        answer = failures.with_message(
-            self._execute_module(
+        with bounded_module():
+            module_answer = self._execute_module(
                 module_name=self.modules[-1],
                 module_args={**self.connection, **given_parameters},
                 task_vars=self._task_vars,
             )
-        )
+        answer = failures.with_message(module_answer)
         for kind, texts in self.notices.items():
             texts.extend(answer.get(kind) or [])
         self.note_answer(answer)
@@ -264,6 +265,8 @@ def _error_message(exc: Exception) -> str:
     """Return the error of an action as `CODE: text`."""
     if isinstance(exc, (Refused, LibraryMissing, login.LoginError)):
         return failures.own_failure(error_text(exc))
+    if isinstance(exc, RecursionError):
+        return "PVE_API_ERROR: Proxmox's answer is nested too deep"
     if isinstance(exc, (AnsibleError, *FAILED_CALL)):
         return failures.proxmox_failure({"msg": error_text(exc)})
     return f"INTERNAL: {failures.location_of(exc)}"

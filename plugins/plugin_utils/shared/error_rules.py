@@ -171,7 +171,7 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
         r"on task execution|task \w+ ended|clone failed|start failed|QEMU exited|migration (aborted|problems)"
         r"|startup for container|job errors",
     ),
-    ("PVE_API_ERROR", Reaction.ONCE, r"\b50[01] (Internal|Not)"),
+    ("PVE_API_ERROR", Reaction.ONCE, r"\b50[01] (Internal|Not)|the answer is longer than"),
 )
 
 #: The reactions to the codes that no rule has. An action or the executor sets these codes itself.

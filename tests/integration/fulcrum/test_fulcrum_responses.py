@@ -261,10 +261,29 @@ def test_a_very_slow_response_is_aborted_at_the_time_limit(serve: Serve) -> None
             wire.sendall(b" ")
 
     try:
-        with pytest.raises(FulcrumUnavailable, match="took too long"):
+        with pytest.raises(FulcrumUnavailable, match="timed out"):
             client_of(serve(send_slowly), read_timeout_s=0.2).pending_jobs()
     finally:
         stop.set()
+
+
+@pytest.mark.parametrize("piece", [b"X", b"X: y\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
+def test_a_header_that_never_ends_is_aborted_at_the_time_limit(serve: Serve, piece: bytes) -> None:
+    """Each byte restarts the read timeout. Many informational answers may precede the final one."""
+    stop = threading.Event()
+
+    def send_slowly(wire: socket.socket) -> None:
+        wire.sendall(b"" if piece.startswith(b"HTTP") else b"HTTP/1.1 200 OK\r\n")
+        while not stop.wait(0.05):
+            wire.sendall(piece)
+
+    server = serve(send_slowly)
+    try:
+        with pytest.raises(FulcrumUnavailable, match="timed out"):
+            client_of(server, read_timeout_s=0.2).pending_jobs()
+    finally:
+        stop.set()
+    assert len(server.requests) == 1
 
 
 def test_a_read_timeout_is_unavailable_and_not_retried(serve: Serve) -> None:

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bounds the answers to HTTP requests: the time until the answer is complete, and its size before and after decoding.
+
+The timeout of the library `requests` is that of one read, which starts again with every byte. So a server that sends
+its header or its body byte by byte could occupy a thread for ever. Nor does `requests` limit the size of an answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+
+#: Maximum size of an answer of Proxmox after decoding. The list of 10,000 guests has 5 MB. As Python objects, an answer
+#: takes up to 33 times its size.
+MAX_ANSWER_BYTES = 8 * 1024 * 1024
+#: Maximum size of the header of an answer, and of what is received before it, such as answers `100 Continue`.
+MAX_HEADER_BYTES = 1024 * 1024
+#: By default, an answer must be complete within this multiple of the timeout of one read.
+TIME_FACTOR = 4.0
+#: The timeout of one read if a request has none.
+DEFAULT_TIMEOUT_S = 30.0
+#: The number of bytes that are decoded at a time. Decoding may multiply them by a thousand.
+CHUNK_BYTES = 16 * 1024
+
+
+class AnswerTooLarge(requests.RequestException):
+    """The answer is larger than the limit. `RequestException` is a subclass of OSError."""
+
+
+class BoundedAdapter(HTTPAdapter):
+    """Sends the requests of a session of `requests`, and bounds their answers.
+
+    Without `max_bytes`, the body is not read here, and only the size before decoding and the time are bounded.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_bytes: int | None = MAX_ANSWER_BYTES,
+        max_raw_bytes: int = MAX_ANSWER_BYTES,
+        time_factor: float = TIME_FACTOR,
+        **options: Any,
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._pool_classes = _pool_classes(max_raw_bytes + MAX_HEADER_BYTES, time_factor)
+        super().__init__(**options)
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        """Make the pools of connections bounded."""
+        super().init_poolmanager(*arguments, **options)
+        self.poolmanager.pool_classes_by_scheme = self._pool_classes
+
+    def proxy_manager_for(self, *arguments: Any, **options: Any) -> Any:
+        """Make the pools of connections to a proxy bounded."""
+        manager = super().proxy_manager_for(*arguments, **options)
+        manager.pool_classes_by_scheme = self._pool_classes
+        return manager
+
+    def send(self, request: requests.PreparedRequest, *arguments: Any, **options: Any) -> requests.Response:
+        """Send a request and return the answer, with its body if there is a limit for the body.
+
+        Raises AnswerTooLarge, and as other adapters the exceptions of `requests` and `urllib3`.
+        """
+        answer = super().send(request, *arguments, **options)
+        if self._max_bytes is not None:
+            read_answer: Any = answer
+            read_answer._content = _read_body(answer, self._max_bytes)
+            read_answer._content_consumed = True
+        return answer
+
+
+def _read_body(answer: requests.Response, max_bytes: int) -> bytes:
+    """Return the decoded body. Raises AnswerTooLarge before more than `max_bytes` are kept."""
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        for chunk in answer.raw.stream(CHUNK_BYTES, decode_content=True):
+            size += len(chunk)
+            if size > max_bytes:
+                raise AnswerTooLarge(f"the answer is longer than {max_bytes} bytes")
+            chunks.append(chunk)
+    except BaseException:
+        answer.close()
+        raise
+    return b"".join(chunks)
+
+
+class _BoundedFile(io.RawIOBase):
+    """Reads one answer from a socket, until the deadline has passed or too many bytes have arrived."""
+
+    def __init__(self, sock: Any, deadline_monotonic_s: float, max_bytes: int) -> None:
+        self._sock = sock
+        self._file: socket.SocketIO = sock.makefile("rb", buffering=0)
+        self._deadline_monotonic_s = deadline_monotonic_s
+        self._bytes_left = max_bytes
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read bytes into the buffer. Raises TimeoutError after the deadline, and AnswerTooLarge."""
+        left_s = self._deadline_monotonic_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the answer took too long")
+        timeout_s = self._sock.gettimeout()
+        try:
+            self._sock.settimeout(left_s if timeout_s is None else min(timeout_s, left_s))
+            count = self._file.readinto(buffer)
+        finally:
+            with contextlib.suppress(OSError):  # the socket may be closed
+                self._sock.settimeout(timeout_s)
+        self._bytes_left -= count or 0
+        if self._bytes_left < 0:
+            raise AnswerTooLarge("the answer is longer than the limit")
+        return count
+
+    def close(self) -> None:
+        """Close the file. The socket stays open."""
+        self._file.close()
+        super().close()
+
+
+class _BoundedSocket:
+    """What `http.client` needs of a socket to read one answer."""
+
+    def __init__(self, sock: Any, deadline_monotonic_s: float, max_bytes: int) -> None:
+        self._file = _BoundedFile(sock, deadline_monotonic_s, max_bytes)
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """Return the file from which the answer is read."""
+        return io.BufferedReader(self._file)
+
+
+def _pool_classes(max_bytes: int, time_factor: float) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    """Return the classes of pools whose connections bound each answer, by the scheme of a URL."""
+
+    class _Bounded:
+        """Makes a connection read each answer from a file that is bounded."""
+
+        timeout: Any  #: of one read; `urllib3` sets it before each answer
+
+        def response_class(self, sock: Any, *arguments: Any, **options: Any) -> http.client.HTTPResponse:
+            """Return an answer that is read from the socket. `http.client` calls this before it reads the header."""
+            timeout_s = self.timeout if isinstance(self.timeout, int | float) else DEFAULT_TIMEOUT_S
+            bounded: Any = _BoundedSocket(sock, time.monotonic() + timeout_s * time_factor, max_bytes)
+            return http.client.HTTPResponse(bounded, *arguments, **options)
+
+    class HTTPConnection(_Bounded, urllib3.connection.HTTPConnection):  # type: ignore[misc]
+        """A connection without TLS."""
+
+    class HTTPSConnection(_Bounded, urllib3.connection.HTTPSConnection):  # type: ignore[misc]
+        """A connection with TLS."""
+
+    class HTTPConnectionPool(urllib3.HTTPConnectionPool):
+        """Connections without TLS."""
+
+        ConnectionCls = HTTPConnection
+
+    class HTTPSConnectionPool(urllib3.HTTPSConnectionPool):
+        """Connections with TLS."""
+
+        ConnectionCls = HTTPSConnection
+
+    return {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
+
+
+class _DefaultAdapter:
+    """The class of the adapters that `requests` gives to a new session, which `bounded_sessions` replaces."""
+
+    def __init__(self) -> None:
+        self._module: Any = requests.sessions
+        self._lock = threading.Lock()
+        self._users = 0
+        self._original: Any = None
+
+    def replace(self) -> None:
+        """Replace the class. It stays replaced until each caller has called `restore`."""
+        with self._lock:
+            if not self._users:
+                self._original, self._module.HTTPAdapter = self._module.HTTPAdapter, BoundedAdapter
+            self._users += 1
+
+    def restore(self) -> None:
+        """Undo one `replace`."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._module.HTTPAdapter = self._original
+
+
+_default_adapter = _DefaultAdapter()
+
+
+@contextlib.contextmanager
+def bounded_sessions() -> Iterator[None]:
+    """Bound the answers of every session that is made in the `with` block, also by other libraries in this process.
+
+    proxmoxer makes a session of its own for a login with a password, and so does a module that runs in this process.
+    """
+    _default_adapter.replace()
+    try:
+        yield
+    finally:
+        _default_adapter.restore()

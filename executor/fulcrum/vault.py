@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from executor.errors import FulcrumNotFound, FulcrumUnavailable, JobError
+from executor.errors import FulcrumNotFound, FulcrumRefused, FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import VAULT_PREFIX
 from executor.log import get_logger
@@ -113,6 +113,9 @@ class SecretResolver:
             on_left_out(str(key))
             del container[key]
             return
+        except FulcrumRefused as refusal:
+            log.warning("secret_refused", property=str(key), reason=str(refusal))
+            raise JobError(ErrorCode.SECRET_MISSING, f"FulcrumCore does not return the secret {key}") from None
         except FulcrumUnavailable as error:
             if error.status == 500 and job.attempt >= MAX_VAULT_ATTEMPTS:
                 raise JobError(ErrorCode.SECRET_MISSING, "the vault cannot be read") from None
@@ -143,6 +146,10 @@ class SecretResolver:
             paths = frozenset(self._fulcrum.get_service_type(type_id).secret_paths())
         except FulcrumNotFound:
             raise JobError(ErrorCode.SECRET_MISSING, "the service type does not exist: no secret can be read") from None
+        except FulcrumRefused as refusal:
+            log.warning("service_type_refused", service_type_id=type_id, reason=str(refusal))
+            text = "FulcrumCore does not return the service type: no secret can be read"
+            raise JobError(ErrorCode.SECRET_MISSING, text) from None
         with self._lock:
             self._cached_paths[type_id] = _CachedPaths(read_at=time.monotonic(), paths=paths)
         return paths

@@ -139,7 +139,7 @@ def test_an_update_does_not_request_a_secret_that_it_does_not_change(
 
 
 @pytest.mark.parametrize("path", ["/vault/secrets/", "/service-types/"])
-@pytest.mark.parametrize("status", [404, 500])
+@pytest.mark.parametrize("status", [400, 404, 409, 500])
 def test_no_text_of_fulcrumcore_is_in_the_error_of_a_job(
     resolver: SecretResolver, simulator: SimulatorThread, type_id: str, path: str, status: int
 ) -> None:
@@ -152,6 +152,7 @@ def test_no_text_of_fulcrumcore_is_in_the_error_of_a_job(
             resolver.resolve(job, properties)
     finally:
         simulator.clear_faults()
+    assert isinstance(caught.value, JobError) or status == 500, "a refusal ends the job, and does not crash it"
     if isinstance(caught.value, JobError):
         assert caught.value.code is ErrorCode.SECRET_MISSING
         assert "SQL" not in caught.value.detail

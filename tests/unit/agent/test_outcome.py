@@ -13,7 +13,7 @@ from executor.agent.outcome import AttemptEnd, Ending, MappingChange, Outcome, d
 from executor.agent.outcome_store import report_state_after
 from executor.agent.stop_signal import StopSignal
 from executor.database.tables import Job, utc_now
-from executor.errors import FulcrumUnavailable
+from executor.errors import FulcrumUnavailable, JobError
 from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode
 
@@ -153,3 +153,13 @@ def test_the_outcome_of_an_attempt_that_is_retried() -> None:
 )
 def test_the_report_state_says_whether_another_executor_processes_the_job(end: AttemptEnd, state: ReportState) -> None:
     assert report_state_after(outcome(end)) is state
+
+
+def test_a_text_of_fulcrumcore_does_not_become_the_error_of_a_job_without_time() -> None:
+    """The reason of a requeue is in the row, and only an error code of an earlier attempt is reported again."""
+    late = job(time_left_s=1)
+    late.error_message = "POST /jobs/1/claim: HTTP 409: CAPACITY: duplicate key (SQLSTATE 23505)"
+    with pytest.raises(JobError) as caught:
+        retry.require_time_left_s(late, clock_offset_s=0.0)
+    assert caught.value.code is ErrorCode.DEADLINE
+    assert "SQLSTATE" not in caught.value.detail

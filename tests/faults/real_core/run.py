@@ -67,12 +67,12 @@ def run(
     folder: Path, core: Core, size: Size, exchange_file: Path, progress: Callable[[str], None] = lambda _text: None
 ) -> Result:
     """Run the load while FulcrumCore is killed, then check all sides and every exchange."""
-    rng, started = random.Random(size.seed), time.monotonic()  # noqa: S311 (chooses what to kill)
+    started = time.monotonic()
     with exchange_file.open("w", encoding="utf-8") as file, _surroundings(folder, core, ExchangeLog(file)) as around:
         system, forwarder, log = around
-        recorder, killer = Recorder(system, forwarder.entries), CoreKiller(core, rng, size.kills)
+        recorder, killer = Recorder(system, forwarder.entries), CoreKiller(core, _random(size, "kills"), size.kills)
         system.start()
-        found = _run_load(_load(system, rng, size), recorder, killer, size, progress)
+        found = _run_load(_load(system, _random(size, "load"), size), recorder, killer, size, progress)
         found += wait_until_idle(system, recorder)
         jobs = system.lab.admin.list_all("jobs")
         system.timed_out |= {job["id"] for job in jobs if job.get("errorMessage") == TIMEOUT_MESSAGE}
@@ -93,6 +93,11 @@ def run(
         )
         actions = Counter(job["action"] for job in jobs)
         return Result(report, dict(actions), len(system.timed_out), statuses_by_request(forwarder.exchanges))
+
+
+def _random(size: Size, use: str) -> random.Random:
+    """Return random choices of their own for each use, so that the load's timing does not change the kills."""
+    return random.Random(f"{size.seed} {use}")  # noqa: S311 (not for secrets)
 
 
 def _load(system: SystemUnderTest, rng: random.Random, size: Size) -> Load:

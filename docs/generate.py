@@ -24,6 +24,8 @@ CHAOS = TESTS / "data" / "chaos.md"
 REAL_CORE = TESTS / "data" / "real-core.md"
 #: The recorded result of the last run of `make kill-matrix`, written by hand.
 KILL_MATRIX = TESTS / "data" / "kill-matrix.md"
+#: The recorded result of the last run of `make strangers`, written by hand.
+STRANGERS = TESTS / "data" / "strangers.md"
 #: The recorded result of the last run of `make mutation`, written by hand.
 MUTATION = TESTS / "data" / "mutation.md"
 #: The folders of the module index in ARCHITECTURE.md.
@@ -176,6 +178,14 @@ To add a row, mark a test with `@pytest.mark.proxmox(behaviour=…, versions=…
 | behaviour | version | Proxmox's source | what Agent Smith does | test |
 |---|---|---|---|---|
 {rows}
+
+## Runs during which the cluster changes
+
+`make strangers` executes every action while VMs move, vanish from the list, are locked or lose their name, while
+Proxmox tasks vanish or end with warnings, while volumes cannot be removed, and while answers are refused or lost. The
+seed determines the moments. Forty of these runs are part of `make test` (`tests/playbooks/test_disturbed_runs.py`).
+
+{strangers}
 """
 #: The arguments of the mark `proxmox`, in the order of the table's columns. Only the last may be missing.
 PROXMOX_COLUMNS = ("behaviour", "versions", "source", "reaction")
@@ -237,7 +247,9 @@ def fault_tests() -> Iterator[tuple[str, str, str, str]]:
 def proxmox_page() -> str:
     """Return docs/proxmox_behaviour.md, from the marks `proxmox` of the tests."""
     rows = [f"| {' | '.join(columns)} |" for columns in sorted(proxmox_rows())]
-    return PROXMOX_BEHAVIOUR.format(note=NOTE, rows="\n".join(rows))
+    return PROXMOX_BEHAVIOUR.format(
+        note=NOTE, rows="\n".join(rows), strangers=STRANGERS.read_text(encoding="utf-8").rstrip()
+    )
 
 
 def proxmox_rows() -> Iterator[tuple[str, ...]]:

@@ -49,7 +49,7 @@ class LeaseKeeper:
         with transaction(self.engine) as session:
             # The keys are the ids of the jobs with a renewed lease. A value is True when an operator cancelled the job.
             cancel_flags = job_queue.renew(session, self.boot_id, lease_s=self.lease_s)
-            # the rows of `nodes` are agent processes, not Proxmox nodes
+            # The rows of the table `nodes` are agent processes, not Proxmox nodes.
             has_other_agents = nodes.has_other_agents(session, self.boot_id, within_s=2 * self.lease_s)
             if has_other_agents:
                 self.fence.note_other_agents(started_at)

@@ -51,7 +51,7 @@ MAX_CLAIM_ATTEMPTS = 5
 class Lease:
     """The right to write the row of one job. The right ends when the job's epoch is raised, for example by `reap`.
 
-    The time after which other agents may reap the job is in the column `lease_until`.
+    The time until which the owner has renewed the lease is in the column `lease_until`.
     """
 
     job_id: int

@@ -83,9 +83,51 @@ def test_the_limit_is_set_before_the_renewal_commits_and_is_removed_after_it(
     assert maintain() == [(False, True)]
     add_agent(parts.engine, "other")
     assert maintain() == [(True, False), (True, True)]
-    with transaction(parts.engine) as session:
-        session.execute(update(Node).where(Node.id == "other").values(stopped_at=utc_now()))
+    stop_agent(parts.engine, "other")
     assert maintain() == [(False, True)]
+
+
+def stop_agent(engine: Engine, boot_id: str) -> None:
+    with transaction(engine) as session:
+        session.execute(update(Node).where(Node.id == boot_id).values(stopped_at=utc_now()))
+
+
+def does_row_fence(engine: Engine) -> bool:
+    with reading(engine) as session:
+        return session.get_one(Node, BOOT_ID).fences
+
+
+@pytest.mark.parametrize(
+    ("mode", "fences"), [("auto", [False, True, False]), ("always", [True] * 3), ("never", [False] * 3)]
+)
+def test_the_row_of_an_agent_says_after_each_renewal_whether_it_fences(
+    parts: AgentParts, keeper: LeaseKeeper, mode: str, fences: list[bool]
+) -> None:
+    keeper.fence.mode = mode
+    found = []
+    for change in (lambda: None, lambda: add_agent(parts.engine, "other"), lambda: stop_agent(parts.engine, "other")):
+        change()
+        keeper.maintain()
+        found.append(does_row_fence(parts.engine))
+    assert found == fences
+
+
+def test_an_agent_fences_before_its_row_says_so_and_until_its_row_says_that_it_does_not(
+    parts: AgentParts, keeper: LeaseKeeper
+) -> None:
+    limits: list[
+        tuple[bool, bool]
+    ] = []  #: whether the runs are limited, and whether the row says that the agent fences
+    keeper.fence.limit_runs = lambda until_s: limits.append((until_s < NO_LIMIT, does_row_fence(parts.engine)))
+    keeper.maintain()
+    limits.clear()
+    add_agent(parts.engine, "other")
+    keeper.maintain()
+    assert limits == [(True, False), (True, True)]
+    limits.clear()
+    stop_agent(parts.engine, "other")
+    keeper.maintain()
+    assert limits == [(False, False)]
 
 
 def test_a_job_whose_run_was_ended_by_its_guard_is_requeued_and_its_attempt_does_not_count(parts: AgentParts) -> None:

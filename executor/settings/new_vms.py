@@ -9,6 +9,7 @@ from executor.settings.types import (
     MAX_VMID,
     MIN_VMID,
     AllowedNames,
+    AllowedTags,
     AllowedVlans,
     OsTemplates,
     ProxmoxName,
@@ -50,6 +51,12 @@ class NewVmSettings(SettingsArea):
         "every storage",
         example="ceph,local-zfs",
         default_text="only PROXMOX_STORAGE",
+    )
+    proxmox_tags: AllowedTags = setting(
+        (),
+        "Proxmox tags that a service may set, and beginnings of tags such as `customer-*`; `*`: every tag",
+        example="customer-*",
+        default_text="none",
     )
     proxmox_pool: ProxmoxName = setting("", "resource pool of new VMs", example="customers", default_text="none")
     proxmox_vmid_min: int = whole_number_setting(100_000, "lowest VMID for new VMs", ge=MIN_VMID, le=MAX_VMID)

@@ -1,4 +1,4 @@
-"""Reads from the settings what the provider offers: the bridges, VLANs, storages and templates that a service may name.
+"""Reads from the settings what the provider offers: bridges, VLANs, storages, tags and templates of services.
 
 The actions check a request against `allowed_values` (`plugins/plugin_utils/allowed.py`).
 """
@@ -19,7 +19,7 @@ MAX_NAMED_TEMPLATES = 10
 
 
 def allowed_values(settings: Settings) -> dict[str, list[str]]:
-    """Return the bridges, VLANs and storages that a request may name: the member `allowed` of the extra var `vm`.
+    """Return the bridges, VLANs, storages and tags that a request may name: the member `allowed` of the extra var `vm`.
 
     The defaults PROXMOX_BRIDGE, PROXMOX_STORAGE and PROXMOX_BACKUP_STORAGE are always allowed.
     """
@@ -28,6 +28,7 @@ def allowed_values(settings: Settings) -> dict[str, list[str]]:
         "bridges": [settings.proxmox_bridge, *settings.proxmox_bridges],
         "vlans": list(settings.proxmox_vlans),
         "storages": [settings.proxmox_storage, *storages],
+        "tags": list(settings.proxmox_tags),
         "backup_storages": [settings.proxmox_backup_storage, *storages],
     }
     return {name: list(dict.fromkeys(filter(None, values))) for name, values in allowed.items()}

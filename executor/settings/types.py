@@ -121,6 +121,15 @@ def _check_allowed_name(text: str) -> str:
     return text if text == ANY else _check_proxmox_name(text)
 
 
+def _check_allowed_tag(text: str) -> str:
+    """Check a tag that services may set, the beginning of tags such as `customer-*`, or `*`, which allows every tag."""
+    if not re.fullmatch(r"\*|[a-z0-9_][a-z0-9_+.-]{0,31}\*?", text):
+        raise ValueError(
+            f"is wrong, {text!r} is neither a tag in lower case nor the beginning of tags such as customer-*"
+        )
+    return text
+
+
 def _check_vlans(text: str) -> str:
     """Check a VLAN, a range of VLANs such as 100-199, or `*`, which allows every VLAN."""
     if text == ANY:
@@ -262,6 +271,10 @@ ProxmoxNames = Annotated[tuple[ProxmoxName, ...], BeforeValidator(_split_at_comm
 #: The names of bridges or storages that services may name; `*` for every name.
 AllowedNames = Annotated[
     tuple[Annotated[str, AfterValidator(_check_allowed_name)], ...], BeforeValidator(_split_at_commas)
+]
+#: The tags and beginnings of tags that services may set; `*` for every tag.
+AllowedTags = Annotated[
+    tuple[Annotated[str, AfterValidator(_check_allowed_tag)], ...], BeforeValidator(_split_at_commas)
 ]
 #: The VLANs and ranges of VLANs that services may name; `*` for every VLAN.
 AllowedVlans = Annotated[tuple[Annotated[str, AfterValidator(_check_vlans)], ...], BeforeValidator(_split_at_commas)]

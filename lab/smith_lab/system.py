@@ -36,6 +36,7 @@ STORAGE = "local-lvm"
 COMMAND_TIMEOUT_S = 60.0
 #: Settings of the executor that differ from its defaults: short times, a log in JSON, and any free port.
 LAB_SETTINGS = {
+    "PROXMOX_TAGS": "*",
     "FULCRUM_POLL_INTERVAL_S": "0.5",
     "FULCRUM_HEARTBEAT_INTERVAL_S": "10",
     "SMITH_SHUTDOWN_TIMEOUT_S": "20",

@@ -324,6 +324,11 @@ options:
               - Storages of backups.
             type: list
             elements: str
+          tags:
+            description:
+              - Tags, and beginnings of tags such as C(customer-*).
+            type: list
+            elements: str
       snapshot:
         description:
           - 'C(snapshot): name; default: the next free C(smith-N).'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides whether a request names only bridges, VLANs and storages that the provider offers.
+"""Decides whether a request names only bridges, VLANs, storages and tags that the provider offers.
 
 `vm` is the request (docs/actions.md). Its member `allowed` lists what a request may name. Without this member, there is
 no limit. `source` contains the facts of the guest or, before a clone, of the template. A value that the guest already
@@ -37,6 +37,7 @@ def _problems(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> Itera
         return
     source = {"disks": {}, "config": {}, **source}
     config = source["config"]
+    yield _tag_problem(source, vm, is_new)
     for number, nic in requested_nics(vm).items():
         yield from _nic_problems(vm, nic, str(config.get(f"net{number}", "")))
     yield from _disk_problems(source, vm)
@@ -47,6 +48,20 @@ def _problems(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> Itera
     snippet = (vm.get("cloud_init") or {}).get("vendor_snippet")
     if f"vendor={snippet}" not in str(config.get("cicustom", "")).split(","):
         yield _storage_problem(vm, _storage_of(snippet))
+
+
+def _tag_problem(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> str:
+    """Return which requested tag is not offered. A clone without a marker still has the tags of its template."""
+    current = set() if is_new or not source.get("markers") else set(source.get("tags") or ())
+    for tag in {str(tag).lower() for tag in vm.get("tags") or []} - current:
+        if not any(_is_allowed_tag(tag, entry) for entry in vm["allowed"].get("tags") or ()):
+            return f"INVALID_REQUEST: the tag {tag} is not offered"
+    return ""
+
+
+def _is_allowed_tag(tag: str, entry: str) -> bool:
+    """Return whether an entry, which is a tag or the beginning of tags such as `customer-*`, allows the tag."""
+    return tag.startswith(entry.removesuffix(ANY)) if entry.endswith(ANY) else tag == entry
 
 
 def _nic_problems(vm: dict[str, Any], nic: dict[str, Any], current: str) -> Iterator[str]:

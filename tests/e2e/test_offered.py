@@ -20,7 +20,12 @@ HIDDEN_NAMES = ("pve1", "pve2", "ubuntu-24.04", "debian-12-standard", "MiB of me
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
     """A system whose service type lets tenants write every property, with a short list of what is offered."""
-    settings = {"PROXMOX_BRIDGES": "vmbr1", "PROXMOX_VLANS": "20,100-199", "PROXMOX_STORAGES": "ceph"}
+    settings = {
+        "PROXMOX_BRIDGES": "vmbr1",
+        "PROXMOX_VLANS": "20,100-199",
+        "PROXMOX_STORAGES": "ceph",
+        "PROXMOX_TAGS": "web",
+    }
     with running_lab(tmp_path_factory.mktemp("lab"), settings=settings) as system:
         system.proxmox.control("add_template", vmid=9200, name=OTHER_TEMPLATE, node="pve1")
         system.proxmox.control("grant", path="/nodes", privilege="Sys.Audit")  # shows the nodes' memory
@@ -61,9 +66,11 @@ NOT_OFFERED: dict[str, tuple[dict[str, Any], str]] = {
         "the storage backups is not offered",
     ),
     "moved-disk": ({"disks": [{"disk": "scsi0", "storage": "local"}]}, "the storage local is not offered"),
+    "tag": ({"tags": ["web", "backup-gold"]}, "the tag backup-gold is not offered"),
     "snippet": ({"vendorSnippet": "local:snippets/operator.yml"}, "the storage local is not offered"),
 }
 OFFERED: dict[str, Any] = {
+    "tags": ["web"],
     "network": {"bridge": "vmbr1", "vlan": 150},
     "networks": [{}, {"bridge": "vmbr0", "vlan": 20}],
     "disks": [{"disk": "scsi1", "sizeGb": 1, "storage": "ceph"}],

@@ -1021,3 +1021,27 @@ def test_the_volumes_of_a_vmid_are_found_in_a_configuration(config: dict[str, st
     found = volumes.volumes_in(config.items(), 500)
     assert len(found) == count
     assert all(":" in volume and "," not in volume for volume in found)
+
+
+TAG_CASES = [
+    (["gold"], [], True, "gold"),
+    (["customer-a"], ["gold", "customer-*"], True, ""),
+    (["customer"], ["customer-*"], True, "customer"),
+    (["gold"], ["gold"], True, ""),
+    (["goldfish"], ["gold"], True, "goldfish"),
+    (["anything"], ["*"], True, ""),
+    (["WEB"], [], False, ""),
+    (["web", "backup-gold"], [], False, "backup-gold"),
+]
+
+
+@pytest.mark.parametrize(("requested", "offered", "is_new", "refused"), TAG_CASES)
+def test_only_offered_tags_may_be_requested(
+    requested: list[str], offered: list[str], is_new: bool, refused: str
+) -> None:
+    """A VM keeps the tags that it has. A template's tags are not those of its clone."""
+    vm = make_vm(tags=requested, allowed={"tags": offered})
+    source = {**make_found(), "tags": ["web", "smith"]}
+    problem = f"INVALID_REQUEST: the tag {refused} is not offered" if refused else ""
+    assert allowed.problem(source, vm, is_new=is_new) == problem
+    assert allowed.problem(source, make_vm(tags=requested), is_new=is_new) == ""

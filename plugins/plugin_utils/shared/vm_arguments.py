@@ -210,7 +210,11 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                      'elements': 'str'},
                                                         'backup_storages': {'description': 'Storages of backups.',
                                                                             'type': 'list',
-                                                                            'elements': 'str'}}},
+                                                                            'elements': 'str'},
+                                                        'tags': {'description': 'Tags, and beginnings of tags such as '
+                                                                                'C(customer-*).',
+                                                                 'type': 'list',
+                                                                 'elements': 'str'}}},
                                 'snapshot': {'description': 'C(snapshot): name; default: the next free C(smith-N). '
                                                             'C(rollback): name; default: the newest.',
                                              'type': 'str'},

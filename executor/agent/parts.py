@@ -152,8 +152,11 @@ def _build_purger(shared: SharedParts) -> VmPurger:
         engine=shared.engine,
         fulcrum=shared.fulcrum,
         state=shared.state,
+        refused_jobs=shared.refused_jobs,
         cluster=shared.settings.smith_cluster,
         job_timeout_s=shared.settings.fulcrum_job_timeout_s,
+        interval_s=shared.settings.smith_prune_interval_s,
+        wait=shared.state.stopping.wait,
     )
 
 

@@ -10,11 +10,12 @@ job's result is not reported to FulcrumCore. If the deletion fails, the next exe
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from executor.agent.refused_jobs import MIN_DURATION_S, MIN_REFUSALS, NotCertainlyGone, RefusedJobs
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings, queries
 from executor.database.engine import reading, transaction
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+#: How often one execution reads a service that FulcrumCore refuses, and the wait between two reads. The reads of one
+#: execution suffice for `RefusedJobs` to decide. The wait is no longer than the interval of the critical job, so that
+#: the execution does not count as overdue.
+READ_INTERVAL_S = MIN_DURATION_S / (MIN_REFUSALS - 1)
+MAX_READS = MIN_REFUSALS + 1
+
 
 @dataclass(kw_only=True)
 class VmPurger:
@@ -38,29 +45,53 @@ class VmPurger:
     engine: Engine
     fulcrum: FulcrumClient
     state: AgentState
+    refused_jobs: RefusedJobs
     cluster: str
     job_timeout_s: float
+    interval_s: float  #: the interval of this critical job
+    wait: Callable[[float], object]  #: waits for some seconds, or until the agent stops
     #: Ids of the mappings for which it was logged that the VM is not deleted yet, because its service has not ended.
     _logged_mapping_ids: set[int] = field(default_factory=set)
 
     def submit_due_deletions(self) -> None:
         """Add a delete job for each VM that is due. Raises FulcrumUnavailable.
 
-        Each VM is handled by itself, so a VM that is not deleted yet does not delay the deletion of the others.
+        Each VM is handled by itself, so a VM that is not deleted yet does not delay the deletion of the others. A
+        service that FulcrumCore refuses is read again after a wait, until it certainly counts as deleted.
         """
         if not self.state.agent_id:
             return
+        uncertain = self._submit_deletions_of(self._due_mappings())
+        for _repeated_read in range(MAX_READS - 1):
+            if not uncertain or self.state.stopping.is_set():
+                return
+            self.wait(min(READ_INTERVAL_S, self.interval_s))
+            uncertain = self._submit_deletions_of(uncertain)
+        for mapping in uncertain:
+            reason = "FulcrumCore refuses the service, but it does not count as deleted yet"
+            log.warning("vm_deletion_withheld", vmid=mapping.vmid, service_id=mapping.service_id, reason=reason)
+
+    def _submit_deletions_of(self, mappings_to_check: Iterable[Mapping]) -> list[Mapping]:
+        """Add a delete job for each VM whose service has ended. Return the mappings whose services must be read again.
+
+        Raises FulcrumUnavailable when FulcrumCore answers no request.
+        """
         vmids: list[int] = []
+        uncertain: list[Mapping] = []
         try:
-            for mapping in self._due_mappings():
+            for mapping in mappings_to_check:
                 if self.state.stopping.is_set():
-                    return
-                if self._has_service_ended(mapping) and self._submit_delete_job(mapping):
-                    vmids.append(mapping.vmid)
+                    break
+                try:
+                    if self._has_service_ended(mapping) and self._submit_delete_job(mapping):
+                        vmids.append(mapping.vmid)
+                except NotCertainlyGone:
+                    uncertain.append(mapping)
         finally:
             if vmids:
                 log.info("vm_deletion_due", vmids=vmids)
                 self.state.dispatch_requested.set()
+        return uncertain
 
     def _due_mappings(self) -> Iterator[Mapping]:
         """Yield every mapping whose VM is due. The mappings are read in pages."""
@@ -77,13 +108,15 @@ class VmPurger:
         """Return whether the mapping's service has ended in FulcrumCore.
 
         Logs a warning when the service has not ended, or when FulcrumCore does not return the service. A service has
-        not ended if, for example, FulcrumCore has failed its delete job after the job timeout. Raises
-        FulcrumUnavailable when FulcrumCore answers no request.
+        not ended if, for example, FulcrumCore has failed its delete job after the job timeout. Raises NotCertainlyGone
+        when the service must be read again, and FulcrumUnavailable when FulcrumCore answers no request.
         """
         try:
             service = self._read_service(mapping.service_id)
             if service is None or self._has_terminal_status(service):
                 return True
+        except NotCertainlyGone:
+            raise
         except (FulcrumRefused, FulcrumUnavailable) as error:
             if isinstance(error, FulcrumUnavailable):
                 self.fulcrum.get_self()  # raises when FulcrumCore answers no request: the error is not about this VM
@@ -97,15 +130,14 @@ class VmPurger:
     def _read_service(self, service_id: str) -> CoreService | None:
         """Return the service, or None when FulcrumCore has deleted it.
 
-        FulcrumCore answers 403 for a deleted service. It also answers 403 to every request while its database is down.
-        So the service counts as deleted only after two such answers with a successful `get_self` after each.
+        FulcrumCore answers 403 for a deleted service. It also answers 403 while its database is down. `RefusedJobs`
+        decides whether the service counts as deleted. Raises NotCertainlyGone when it does not.
         """
-        for _attempt in range(2):
-            try:
-                return self.fulcrum.get_service(service_id)
-            except FulcrumAuthFailing:
-                self.fulcrum.get_self()  # raises when every request gets 403
-        return None
+        try:
+            return self.fulcrum.get_service(service_id)
+        except FulcrumAuthFailing:
+            self.refused_jobs.require_service_gone(service_id)
+            return None
 
     def _has_terminal_status(self, service: CoreService) -> bool:
         """True when the service is deleted, or has a terminal status of its service type and no instance id.

@@ -1,9 +1,10 @@
-"""Decides whether a job that FulcrumCore refuses with 403 is gone: deleted, or given to another agent.
+"""Decides whether a job or service that FulcrumCore refuses with 403 is gone: deleted, or given to another agent.
 
-FulcrumCore answers 403 for a job that does not exist or that belongs to another agent. It also answers 403 to every
-request while its database is down, and some requests may succeed in between. A job that was given up too early would
-stay open in FulcrumCore and block its service. So a job counts as gone only after MIN_REFUSALS refusals within at least
-MIN_DURATION_S, while FulcrumCore accepts the agent's token.
+FulcrumCore answers 403 for a job or service that does not exist or that belongs to another agent. It also answers 403
+to every request while its database is down, and some requests may succeed in between. A job that was given up too early
+would stay open in FulcrumCore and block its service, and the VM of a service that exists would be destroyed. So an
+object counts as gone only after MIN_REFUSALS refusals within at least MIN_DURATION_S, while FulcrumCore accepts the
+agent's token.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ MIN_REFUSALS = 4
 MIN_DURATION_S = 120.0
 #: Refusals that follow each other faster than this count as one.
 MIN_INTERVAL_S = 10.0
-#: How long the caller waits before its next request about a refused job.
+#: How long the caller waits before its next request about a refused object.
 RETRY_AFTER_S = 30.0
 #: Refusals that are older than this are forgotten.
 MAX_AGE_S = 3600.0
 
 
+class NotCertainlyGone(FulcrumUnavailable):
+    """FulcrumCore has refused a job or service, but not often and long enough to count as gone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Refusals:
-    """The refusals of one job. The times are those of the monotonic clock."""
+    """The refusals of one job or service. The times are those of the monotonic clock."""
 
     count: int
     first_at: float
@@ -37,7 +42,7 @@ class Refusals:
 
 
 def add_refusal(earlier: Refusals | None, now: float) -> Refusals:
-    """Return the refusals of a job after one more refusal. Pure function."""
+    """Return the refusals of an object after one more refusal. Pure function."""
     if earlier is None or now - earlier.last_at > MAX_AGE_S:
         return Refusals(count=1, first_at=now, last_at=now)
     if now - earlier.last_at < MIN_INTERVAL_S:
@@ -46,7 +51,7 @@ def add_refusal(earlier: Refusals | None, now: float) -> Refusals:
 
 
 def is_gone(refusals: Refusals) -> bool:
-    """Return whether a job with these refusals counts as gone. Pure function."""
+    """Return whether an object with these refusals counts as gone. Pure function."""
     return refusals.count >= MIN_REFUSALS and refusals.last_at - refusals.first_at >= MIN_DURATION_S
 
 
@@ -66,35 +71,42 @@ def refusals_after_check(
 
 @dataclass(kw_only=True)
 class RefusedJobs:
-    """The jobs that FulcrumCore has refused with 403. All threads of an agent use the same object."""
+    """The jobs and services that FulcrumCore has refused with 403. All threads of an agent use the same object."""
 
     fulcrum: FulcrumClient
     clock: Callable[[], float] = time.monotonic
-    _refusals: dict[str, Refusals] = field(default_factory=dict)  #: the keys are FulcrumCore's ids of the jobs
+    _refusals: dict[str, Refusals] = field(default_factory=dict)  #: the keys are FulcrumCore's ids
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def require_gone(self, fulcrum_id: str, *, refused_to: str) -> None:
         """Return if the job is gone. Call this method after a request about the job was answered with 403.
 
         Raises FulcrumUnavailable if the caller must retry its request: FulcrumCore refuses every request, or it returns
-        the job, or it has not refused the job often and long enough.
+        the job, or (NotCertainlyGone) it has not refused the job often and long enough.
         """
+        self._require_gone(fulcrum_id, self.fulcrum.get_job, refused_to)
+
+    def require_service_gone(self, service_id: str) -> None:
+        """Return if the service is gone. Raises the same exceptions as `require_gone`."""
+        self._require_gone(service_id, self.fulcrum.get_service, "return the service")
+
+    def _require_gone(self, fulcrum_id: str, read: Callable[[str], object], refused_to: str) -> None:
         try:
             self.fulcrum.get_self()
         except FulcrumError:
             self._note_check(fulcrum_id, is_agent_accepted=False, is_job_readable=False)
             raise
         try:
-            self.fulcrum.get_job(fulcrum_id)
+            read(fulcrum_id)
         except FulcrumAuthFailing:
             self._require_enough_refusals(fulcrum_id, refused_to)
             return
         self._note_check(fulcrum_id, is_agent_accepted=True, is_job_readable=True)
-        text = f"FulcrumCore refused to {refused_to}, although the agent may read the job"
+        text = f"FulcrumCore refused to {refused_to}, although the agent may read the object"
         raise FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST)
 
     def _require_enough_refusals(self, fulcrum_id: str, refused_to: str) -> None:
-        """Return if the job is gone with this refusal. Otherwise raise FulcrumUnavailable."""
+        """Return if the object is gone with this refusal. Otherwise raise NotCertainlyGone."""
         refusals = self._note_check(fulcrum_id, is_agent_accepted=True, is_job_readable=False)[fulcrum_id]
         if is_gone(refusals):
             with self._lock:
@@ -104,7 +116,7 @@ class RefusedJobs:
             f"FulcrumCore refused to {refused_to} "
             f"({refusals.count} refusals in {self.clock() - refusals.first_at:.0f} s)"
         )
-        raise FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=RETRY_AFTER_S)
+        raise NotCertainlyGone(text, status=STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=RETRY_AFTER_S)
 
     def _note_check(self, fulcrum_id: str, *, is_agent_accepted: bool, is_job_readable: bool) -> dict[str, Refusals]:
         """Store and return the refusals of all jobs after the check of a refused request."""

@@ -10,6 +10,7 @@ from sqlalchemy import Engine, select
 from support.simulator_world import World
 
 from executor.agent.purger import VmPurger
+from executor.agent.refused_jobs import RefusedJobs
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings
 from executor.database.engine import reading, transaction
@@ -44,7 +45,21 @@ def purger(world: World, engine: Engine) -> VmPurger:
     state = AgentState()
     state.agent_id = world.ids.agent_id
     client = FulcrumClient(world.sim.url, lambda: world.ids.agent_token, read_timeout_s=5)
-    return VmPurger(engine=engine, fulcrum=client, state=state, cluster="c", job_timeout_s=300)
+    now = [0.0]
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    return VmPurger(
+        engine=engine,
+        fulcrum=client,
+        state=state,
+        refused_jobs=RefusedJobs(fulcrum=client, clock=lambda: now[0]),
+        cluster="c",
+        job_timeout_s=300,
+        interval_s=3600,
+        wait=wait,
+    )
 
 
 def pending_deletion(engine: Engine, service_id: str, delete_at: int = PAST, vmid: int = 100_000) -> None:
@@ -100,6 +115,56 @@ def test_a_single_403_is_no_proof_that_the_service_has_ended(world: World, engin
     service = world.created()
     pending_deletion(engine, service["id"])
     world.sim.add_fault("status", method="GET", path=f".*/services/{service['id']}$", times=1, status=403)
+    purger.submit_due_deletions()
+    assert jobs(engine) == []
+
+
+def test_a_window_of_403_in_which_the_agent_is_accepted_deletes_no_vm(
+    world: World, engine: Engine, purger: VmPurger
+) -> None:
+    """While FulcrumCore's database fails over, it may refuse a service several times and accept the token."""
+    service = world.created()
+    pending_deletion(engine, service["id"])
+    world.sim.add_fault("status", method="GET", path=f".*/services/{service['id']}$", times=5, status=403)
+    purger.submit_due_deletions()
+    assert jobs(engine) == []
+
+
+def test_a_refused_service_is_read_again_until_it_counts_as_deleted(
+    world: World, engine: Engine, purger: VmPurger
+) -> None:
+    gone = ["99999999-0000-4000-8000-000000000001", "99999999-0000-4000-8000-000000000002"]
+    for number, service_id in enumerate(gone):
+        pending_deletion(engine, service_id, vmid=100_001 + number)
+    ended_service = ended(world)
+    pending_deletion(engine, ended_service)
+    started_jobs: list[int] = []
+    wait = purger.wait
+    purger.wait = lambda seconds: (started_jobs.append(len(jobs(engine))), wait(seconds))
+    purger.submit_due_deletions()
+    assert started_jobs == [1, 1, 1], "the VM of the ended service does not wait for the others"
+    assert {job.service_id for job in jobs(engine)} == {*gone, ended_service}
+
+
+def test_an_execution_with_a_short_interval_does_not_wait_longer_than_the_interval(
+    engine: Engine, purger: VmPurger
+) -> None:
+    purger.interval_s = 1
+    pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
+    waits: list[float] = []
+    wait = purger.wait
+    purger.wait = lambda seconds: (waits.append(seconds), wait(seconds))
+    executions = 0
+    while not jobs(engine):
+        purger.submit_due_deletions()
+        executions += 1
+    assert set(waits) == {1}
+    assert executions > 20
+
+
+def test_a_stopping_agent_reads_a_refused_service_no_more(engine: Engine, purger: VmPurger) -> None:
+    pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
+    purger.wait = lambda _seconds: purger.state.stopping.set()
     purger.submit_due_deletions()
     assert jobs(engine) == []
 

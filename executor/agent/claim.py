@@ -68,7 +68,13 @@ def require_own_claim(status_at_core: str | None, *, was_sent_before: bool, refu
     FulcrumCore accepts a claim only once and does not store who has sent it. If the answer to an earlier claim of
     this agent did not arrive, that claim may have been accepted after this attempt had read the status Pending.
     Raises FulcrumUnavailable if the job can still be claimed, ClaimImpossible if another executor with the same token
-    has claimed it or if it has ended.
+    may have claimed it or if it has ended.
+
+    If the network delivers the first claim of a job twice and the agent gets only the second answer, the job looks like
+    one that another executor has claimed: an executor with the same token and another database. FulcrumCore stores
+    nothing that tells the two cases apart. The time of the claim does not suffice, because executors that poll the same
+    list send their claims at almost the same time. If such a job were run here, it might run twice. So it is abandoned,
+    and `job_queue.reopen` reports its failure when FulcrumCore still lists it as claimed after its deadline.
     """
     require_open(status_at_core)
     if status_at_core == "Pending":

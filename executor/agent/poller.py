@@ -194,7 +194,8 @@ class Poller:
         if not settled_ids:
             return
         with transaction(self.engine) as session:
-            count = job_queue.reopen(session, settled_ids, are_claimed=are_claimed)
+            now_at_core = utc_now() + timedelta(seconds=self.fulcrum.clock_offset_s)
+            count = job_queue.reopen(session, settled_ids, are_claimed=are_claimed, now_at_core=now_at_core)
         if count:
             log.warning("jobs_reopened", count=count)
             self.state.dispatch_requested.set()

@@ -21,10 +21,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, case, delete, func, select, update
+from sqlalchemy import ColumnElement, Update, case, delete, func, null, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -43,6 +43,8 @@ CREATE_LIMIT_LOCK = 0x534D4954
 CLAIMED_ELSEWHERE = "another executor with this agent's token has claimed the job"
 #: The codes of abandoned jobs whose attempt has no result, although an earlier attempt may have started a run.
 CODES_WITHOUT_RESULT = (ErrorCode.JOB_GONE, ErrorCode.JOB_CLAIMED_ELSEWHERE)
+#: How long after the deadline of a job its executor may still report the result.
+MAX_REPORT_DELAY = timedelta(minutes=2)
 #: How often one call of `claim` tries to claim a job before it returns None.
 MAX_CLAIM_ATTEMPTS = 5
 
@@ -446,21 +448,31 @@ def retry_now(session: Session, job_id: int) -> str:
     return "report" if execute_and_count(session, end_report_backoff) else ""
 
 
-def reopen(session: Session, fulcrum_ids: Collection[str], *, are_claimed: bool) -> int:
+def reopen(session: Session, fulcrum_ids: Collection[str], *, are_claimed: bool, now_at_core: datetime) -> int:
     """Continue with jobs that have ended here although FulcrumCore lists them as open; return their number.
 
     FulcrumCore may have refused them for a while, or its database was restored from a backup. A job that has a result
-    is reported again. An abandoned job without the result of a run gets another attempt. A job that another executor
-    has claimed is continued only if FulcrumCore lists it as pending. `are_claimed`: FulcrumCore lists the jobs as
-    claimed by this agent.
+    is reported again. An abandoned job without the result of a run gets another attempt. `are_claimed`: FulcrumCore
+    lists the jobs as claimed by this agent. `now_at_core` is the present time by FulcrumCore's clock.
+
+    A job that another executor has claimed gets another attempt only if FulcrumCore lists it as pending. When
+    FulcrumCore lists it as claimed after its deadline, no executor may still run it. Then its failure is reported,
+    because it would block its service for ever.
     """
     code = func.coalesce(Job.error_code, "")
     is_settled = Job.fulcrum_id.in_(fulcrum_ids) & Job.report_state.in_(SETTLED_STATES)
-    if are_claimed:
-        is_settled &= code != ErrorCode.JOB_CLAIMED_ELSEWHERE
+    is_claimed_elsewhere = code == ErrorCode.JOB_CLAIMED_ELSEWHERE
     is_abandoned = Job.report_state.in_((ReportState.ABANDONED, ReportState.CLAIMED_ELSEWHERE))
     has_no_result = is_abandoned & (Job.started_at.is_(None) | code.in_(CODES_WITHOUT_RESULT))
-    columns = {"claim_sent_at": None, "claimed_at": utc_now() if are_claimed else None, "epoch": Job.epoch + 1}
+    if are_claimed:
+        is_settled &= ~is_claimed_elsewhere | (Job.deadline_at < now_at_core - MAX_REPORT_DELAY)
+        has_no_result &= ~is_claimed_elsewhere
+    columns = {
+        # An earlier claim of this agent may still be accepted. The claim of another executor is not this agent's.
+        "claim_sent_at": case((is_claimed_elsewhere, null()), else_=Job.claim_sent_at),
+        "claimed_at": utc_now() if are_claimed else None,
+        "epoch": Job.epoch + 1,
+    }
     requeue_jobs = update(Job).where(is_settled, has_no_result).values(_COLUMNS_OF_NEW_ATTEMPT | columns)
     report_again = (
         update(Job)

@@ -56,8 +56,11 @@ def take_from_owner(row: Row, decisions: Decisions) -> Row:
 
 
 def reopen(row: Row, *, are_claimed: bool) -> Row:
-    if row.report not in SETTLED_STATES or (are_claimed and row.error == ErrorCode.JOB_CLAIMED_ELSEWHERE):
+    if row.report not in SETTLED_STATES:
         return row
+    is_claimed_elsewhere = row.error == ErrorCode.JOB_CLAIMED_ELSEWHERE
+    if are_claimed and is_claimed_elsewhere:  # the deadline may have passed at any time
+        return row._replace(report=ReportState.DUE)
     is_abandoned = row.report in (ReportState.ABANDONED, ReportState.CLAIMED_ELSEWHERE)
     has_no_result = is_abandoned and (not row.is_started or row.error in CODES_WITHOUT_RESULT)
     if not has_no_result:
@@ -68,7 +71,7 @@ def reopen(row: Row, *, are_claimed: bool) -> Row:
         error=None,
         owner=None,
         lease=0,
-        is_claim_sent=False,
+        is_claim_sent=row.is_claim_sent and not is_claimed_elsewhere,
         is_claimed=are_claimed,
         epoch=row.epoch + 1,
     )
@@ -92,4 +95,6 @@ def store_outcome(world: World, slot: Slot, outcome: Outcome) -> World:
         world = world._replace(mapping=MappingState.ACTIVE if world.mapping else "")
     if outcome.result is None:
         return with_row(world, slot.job, requeue(row, counts_as_attempt=outcome.counts_as_attempt))
-    return with_row(world, slot.job, finish(row, outcome.result, report_state_after(outcome)))
+    ended = finish(row, outcome.result, report_state_after(outcome))
+    is_own_claim_given_up = slot.was_sent and ended.error == ErrorCode.JOB_CLAIMED_ELSEWHERE
+    return with_row(world, slot.job, ended._replace(is_own_claim_given_up=is_own_claim_given_up))

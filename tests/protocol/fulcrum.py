@@ -35,9 +35,7 @@ def apply(world: World, request: str, job: int, error: str | None) -> tuple[Worl
 ANSWERS = {"ok": "FulcrumCore accepts it", "refused": "FulcrumCore answers 400", "403": "FulcrumCore answers 403"}
 
 
-def send(
-    world: World, request: str, job: int, error: str | None = None, *, may_arrive_twice: bool = True
-) -> Iterator[Reply]:
+def send(world: World, request: str, job: int, error: str | None = None) -> Iterator[Reply]:
     """Send a request that changes a job. Yield every way in which it may end."""
     after, answer = apply(world, request, job, error)
     yield Reply(after, answer, ANSWERS[answer], is_fault=False)
@@ -45,9 +43,8 @@ def send(
         return
     if answer == "ok":
         yield Reply(after, "none", "FulcrumCore accepts it, but the answer is lost")
-        if may_arrive_twice:
-            twice, second_answer = apply(after, request, job, error)
-            yield Reply(twice, second_answer, f"it arrives twice, and the second time {ANSWERS[second_answer]}")
+        twice, second_answer = apply(after, request, job, error)
+        yield Reply(twice, second_answer, f"it arrives twice, and the second time {ANSWERS[second_answer]}")
     late = tuple(sorted({*world.late_requests, (request, job, error)}, key=str))
     yield Reply(world._replace(late_requests=late), "none", "it is late, and the agent stops waiting for an answer")
     yield Reply(world, "none", "it is lost")

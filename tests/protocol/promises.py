@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from protocol.worker import RUNNING
-from protocol.world import Slot, World
+from protocol.world import Row, Slot, World
 
 from executor.model import SETTLED_STATES, JobStatus, ReportState
+from executor.shared.error_codes import ErrorCode
 
 OPEN = ("Pending", "Processing")
 
@@ -42,13 +43,18 @@ def _broken_by_rows(world: World) -> str:
             return f"R3: FulcrumCore has job {number} as completed, the agents do not"
         if row is None or row.report not in SETTLED_STATES:
             continue
-        if core_job.status in OPEN:
+        if core_job.status in OPEN and not _is_given_up_until_deadline(row):
             return f"R1: job {number} is given up while it is {core_job.status} in FulcrumCore"
         if row.report is ReportState.REPORTED and core_job.status != "Deleted":
             expected = ("Completed", None) if row.status is JobStatus.COMPLETED else ("Failed", row.error)
             if core_job != expected:
                 return f"R3: the agents' result of job {number} is not the one in FulcrumCore"
     return ""
+
+
+def _is_given_up_until_deadline(row: Row) -> bool:
+    """Return whether another executor may have claimed the job. After the deadline, the agents report a failure."""
+    return row.error == ErrorCode.JOB_CLAIMED_ELSEWHERE and not row.is_own_claim_given_up
 
 
 def is_settled(world: World) -> bool:

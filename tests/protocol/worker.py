@@ -56,9 +56,7 @@ def transitions(world: World, number: int, slot: Slot, decisions: Decisions) -> 
     elif slot.step == RUNNING:
         yield from _run(world, number, slot, subject)
     elif slot.step == "send":
-        # The first claim does not arrive twice: its answer 400 would look like the claim of another executor with the
-        # same token, and then the job is given up.
-        for reply in fulcrum.send(world, "claim", slot.job, may_arrive_twice=slot.was_sent):
+        for reply in fulcrum.send(world, "claim", slot.job):
             step = {"ok": "note_accepted", "refused": "reread", "403": "check"}.get(reply.answer, "")
             yield _after_reply(reply, number, slot, step, subject + "it sends the claim; ")
     elif slot.step in ("read", "reread"):

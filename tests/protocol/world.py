@@ -43,6 +43,8 @@ class Row(NamedTuple):
     is_started: bool = False
     report: ReportState = ReportState.NONE
     error: str | None = None  #: error_code
+    #: The job was given up as claimed elsewhere, although an earlier attempt had sent a claim. No column has this name.
+    is_own_claim_given_up: bool = False
 
 
 class Slot(NamedTuple):

@@ -6,23 +6,25 @@ import itertools
 import shutil
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from smith_lab.simulator.control import SimulatorThread, running_simulator
 from smith_lab.system import wait_for
-from sqlalchemy import Engine, delete
+from sqlalchemy import Engine, delete, update
 from support.databases import migrated_sqlite_file, new_job
 from support.simulator_world import World
 
 from executor.agent.claim import Claimer, ClaimImpossible
 from executor.agent.poller import COMPARISON_INTERVAL_S, Poller
-from executor.agent.refused_jobs import RefusedJobs
+from executor.agent.refused_jobs import NotCertainlyGone, RefusedJobs
+from executor.agent.reporter import Reporter
 from executor.agent.state import AgentState
 from executor.database import job_queue
 from executor.database.engine import open_engine, reading, transaction
-from executor.database.tables import Job
+from executor.database.tables import Job, utc_now
 from executor.errors import FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 from executor.model import JobResult, ReportState
@@ -42,7 +44,10 @@ class Claims:
         self.fulcrum = FulcrumClient(world.sim.url, lambda: world.ids.agent_token, read_timeout_s=60)
         self.refused_jobs = RefusedJobs(fulcrum=self.fulcrum, clock=lambda: self.now)
         with transaction(engine) as session:
-            row = new_job(fulcrum_id=self.job["id"], service_id=self.job["serviceId"], action="create")
+            deadline_at = utc_now() + timedelta(minutes=5)
+            row = new_job(
+                fulcrum_id=self.job["id"], service_id=self.job["serviceId"], action="create", deadline_at=deadline_at
+            )
             job_queue.submit(session, row)
 
     def claimer(self) -> Claimer:
@@ -141,7 +146,7 @@ def test_a_deleted_job_is_given_up_after_minutes(claims: Claims) -> None:
         errors.append(caught.value)
         claims.put_back(job)
 
-    assert [type(error) for error in errors] == [FulcrumUnavailable] * 3 + [ClaimImpossible]
+    assert [type(error) for error in errors] == [NotCertainlyGone] * 3 + [ClaimImpossible]
     assert isinstance(errors[-1], ClaimImpossible)
     assert errors[-1].code is ErrorCode.JOB_GONE
 
@@ -158,6 +163,22 @@ def test_a_window_of_403_gives_up_no_job(claims: Claims) -> None:
     job = claims.taken()
     claims.claimer().claim(job, job_queue.lease_of(job))
     assert claims.status() == "Processing"
+
+
+def test_a_late_claim_of_a_job_that_was_abandoned_meanwhile_is_ours(claims: Claims) -> None:
+    claims.world.sim.add_fault("drop_before", path="/claim$", times=1)
+    first = claims.taken()
+    with pytest.raises(FulcrumUnavailable):
+        claims.claimer().claim(first, job_queue.lease_of(first))
+    gone = JobResult(succeeded=False, code=ErrorCode.JOB_GONE, detail="403")
+    with transaction(claims.engine) as session:
+        job_queue.finish(session, job_queue.lease_of(first), gone, ReportState.ABANDONED)
+        assert job_queue.reopen(session, [claims.job["id"]], are_claimed=False, now_at_core=utc_now()) == 1
+    assert claims.world.agent.claim(claims.job) == 204  # the first claim arrives now
+
+    second = claims.taken()
+    claims.claimer().claim(second, job_queue.lease_of(second))
+    assert claims.row().claimed_at is not None
 
 
 @pytest.mark.parametrize("is_claimed", [False, True])
@@ -198,7 +219,8 @@ def poller_of(claims: Claims) -> Poller:
 def test_a_job_that_another_executor_has_claimed_is_not_revived(claims: Claims, stored: ReportState) -> None:
     end_as_claimed_elsewhere(claims, stored)
     with transaction(claims.engine) as session:
-        assert job_queue.reopen(session, [claims.job["id"]], are_claimed=True) == 0
+        now = claims.row().deadline_at
+        assert job_queue.reopen(session, [claims.job["id"]], are_claimed=True, now_at_core=now) == 0
     assert claims.row().report_state == stored
 
 
@@ -273,3 +295,31 @@ def test_the_poller_compares_claimed_jobs_at_its_interval(claims: Claims) -> Non
     poller._compared_at -= COMPARISON_INTERVAL_S
     poller.poll_if_allowed()
     assert claims.row().report_state == "abandoned"
+
+
+def test_a_job_whose_only_claim_arrived_twice_is_failed_after_its_deadline_and_never_run(claims: Claims) -> None:
+    """The agent cannot know whether another executor with its token has claimed the job."""
+    claims.world.sim.add_fault("twice", path="/claim$", times=1)
+    job = claims.taken()
+    with pytest.raises(ClaimImpossible) as caught:
+        claims.claimer().claim(job, job_queue.lease_of(job))
+    assert caught.value.code is ErrorCode.JOB_CLAIMED_ELSEWHERE
+    end = JobResult(succeeded=False, code=caught.value.code, detail=str(caught.value))
+    with transaction(claims.engine) as session:
+        job_queue.finish(session, job_queue.lease_of(job), end, ReportState.CLAIMED_ELSEWHERE)
+    poller = poller_of(claims)
+
+    poller.compare_claimed_jobs()
+    assert claims.row().report_state == "claimed_elsewhere", "its executor may still run it"
+    with transaction(claims.engine) as session:
+        session.execute(update(Job).values(deadline_at=utc_now() - timedelta(minutes=5)))
+    poller.compare_claimed_jobs()
+    row = claims.row()
+    assert (row.status, row.report_state, row.started_at) == ("failed", "due", None)
+
+    reporter = Reporter(
+        engine=claims.engine, fulcrum=claims.fulcrum, state=poller.state, refused_jobs=claims.refused_jobs
+    )
+    reporter.send_due_reports()
+    assert claims.status() == "Failed"
+    assert claims.row().report_state == "reported"

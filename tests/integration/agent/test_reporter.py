@@ -541,7 +541,7 @@ def test_an_abandoned_report_is_sent_when_fulcrumcore_lists_the_job_again(outbox
     outbox.world.sim.clear_faults()
     with transaction(outbox.engine) as session:
         session.execute(update(Job).values(started_at=utc_now()))  # the job's result is that of a run
-        assert job_queue.reopen(session, [job["id"]], are_claimed=True) == 1
+        assert job_queue.reopen(session, [job["id"]], are_claimed=True, now_at_core=utc_now()) == 1
     outbox.turn()
     assert outbox.row(job_id).report_state == "reported"
     assert outbox.at_core(job)["status"] == "Completed"

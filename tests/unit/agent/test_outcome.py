@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -163,3 +164,95 @@ def test_a_text_of_fulcrumcore_does_not_become_the_error_of_a_job_without_time()
         retry.require_time_left_s(late, clock_offset_s=0.0)
     assert caught.value.code is ErrorCode.DEADLINE
     assert "SQLSTATE" not in caught.value.detail
+
+
+TAKEN = failed(ErrorCode.VM_ID_TAKEN)
+INVALID = failed(ErrorCode.INVALID_REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("end", "facts", "expected"),
+    [
+        (DONE, {}, Outcome(ending=Ending.FINISH, result=DONE, mapping_change=MappingChange.APPLY_RESULT)),
+        (INVALID, {}, Outcome(ending=Ending.FINISH, result=INVALID, mapping_change=MappingChange.APPLY_RESULT)),
+        (
+            INVALID,
+            {"has_unused_reservation": True},
+            Outcome(ending=Ending.FINISH, result=INVALID, mapping_change=MappingChange.DELETE),
+        ),
+        (
+            INVALID,
+            {"is_reservation": True},
+            Outcome(ending=Ending.FINISH, result=INVALID, mapping_change=MappingChange.APPLY_RESULT),
+        ),
+        (
+            TAKEN,
+            {"is_reservation": True},
+            Outcome(
+                ending=Ending.REQUEUE,
+                reason="VM_ID_TAKEN: no",
+                operator_reason="VM_ID_TAKEN: no",
+                mapping_change=MappingChange.DELETE,
+            ),
+        ),
+        (
+            TAKEN,
+            {"of": job(8), "is_reservation": True},
+            Outcome(ending=Ending.FINISH, result=TAKEN, mapping_change=MappingChange.DELETE),
+        ),
+        (TAKEN, {}, Outcome(ending=Ending.FINISH, result=TAKEN, mapping_change=MappingChange.APPLY_RESULT)),
+        (
+            failed(ErrorCode.NODE_DOWN),
+            {"has_unused_reservation": True},
+            Outcome(ending=Ending.REQUEUE, reason="NODE_DOWN: no", operator_reason="NODE_DOWN: no"),
+        ),
+        (
+            failed(ErrorCode.NODE_DOWN),
+            {"is_reservation": True},
+            Outcome(ending=Ending.REQUEUE, reason="NODE_DOWN: no", operator_reason="NODE_DOWN: no"),
+        ),
+        (
+            failed(ErrorCode.NODE_DOWN, operator_detail="pve1: no route"),
+            {},
+            Outcome(ending=Ending.REQUEUE, reason="NODE_DOWN: no", operator_reason="NODE_DOWN: pve1: no route"),
+        ),
+        (
+            failed(ErrorCode.LEASE_LOST, operator_detail="suspended"),
+            {"of": job(8)},
+            Outcome(
+                ending=Ending.REQUEUE,
+                reason="LEASE_LOST: no",
+                operator_reason="LEASE_LOST: suspended",
+                counts_as_attempt=False,
+            ),
+        ),
+        (
+            FulcrumUnavailable("no secret", status=500),
+            {},
+            Outcome(ending=Ending.REQUEUE, reason="no secret"),
+        ),
+        (
+            FulcrumUnavailable("bad gateway", status=502),
+            {"has_database_refused": True},
+            Outcome(ending=Ending.REQUEUE, reason="bad gateway", counts_as_attempt=False),
+        ),
+    ],
+)
+def test_every_field_of_the_outcome(end: Any, facts: dict[str, Any], expected: Outcome) -> None:
+    found = outcome(end, **facts)
+    assert (found.backoff_s > 0) is (found.ending is Ending.REQUEUE)
+    assert replace(found, backoff_s=0.0) == expected
+
+
+def test_the_time_left_is_measured_by_fulcrumcores_clock() -> None:
+    """Only the clock offset decides whether another run fits."""
+    for offset_s, ending in ((0.0, Ending.REQUEUE), (230.0, Ending.FINISH)):
+        found = decide(job(), failed(ErrorCode.NODE_DOWN), stop_reason=None, clock_offset_s=offset_s)
+        assert found.ending is ending
+
+
+def test_a_run_that_an_operator_has_cancelled_is_not_requeued_as_by_a_stopping_agent() -> None:
+    cancelled = failed(ErrorCode.CANCELLED)
+    assert outcome(cancelled, stop_reason=StopSignal.CANCELLED) == Outcome(
+        ending=Ending.FINISH, result=cancelled, mapping_change=MappingChange.APPLY_RESULT
+    )

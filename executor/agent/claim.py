@@ -98,6 +98,14 @@ class Claimer:
         `claim_sent_at` is stored, the job's status at FulcrumCore says whether FulcrumCore accepted the claim.
         Raises ClaimImpossible, FulcrumUnavailable.
         """
+        try:
+            self._claim_once(job, lease)
+        except FulcrumRefused as refusal:
+            # FulcrumCore refuses no request to read a job or the agent, so a proxy or a fault has caused this answer.
+            raise FulcrumUnavailable(str(refusal), status=STATUS_OF_ONE_FAILED_REQUEST) from None
+
+    def _claim_once(self, job: Job, lease: Lease) -> None:
+        """Claim the job, unless it is claimed already. Raises ClaimImpossible, FulcrumUnavailable, FulcrumRefused."""
         request = first_request(
             is_claim_sent=job.claim_sent_at is not None, is_claim_accepted=job.claimed_at is not None
         )
@@ -115,7 +123,7 @@ class Claimer:
         log.info("job_claimed", attempt=job.attempt)
 
     def _send_claim(self, job: Job, *, was_sent_before: bool) -> None:
-        """Send the claim. Raises ClaimImpossible, FulcrumUnavailable."""
+        """Send the claim. Raises ClaimImpossible, FulcrumUnavailable, and FulcrumRefused if the job cannot be read."""
         try:
             self.fulcrum.claim_job(job.fulcrum_id)
         except FulcrumRefused as refusal:
@@ -127,7 +135,7 @@ class Claimer:
     def _status_at_core(self, fulcrum_id: str) -> str | None:
         """Return the job's status at FulcrumCore: Pending, or Processing if this agent has claimed the job.
 
-        Raises ClaimImpossible, FulcrumUnavailable.
+        Raises ClaimImpossible, FulcrumUnavailable, FulcrumRefused.
         """
         try:
             core_job: CoreJob = self.fulcrum.get_job(fulcrum_id)

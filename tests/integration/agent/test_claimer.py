@@ -151,6 +151,25 @@ def test_a_deleted_job_is_given_up_after_minutes(claims: Claims) -> None:
     assert errors[-1].code is ErrorCode.JOB_GONE
 
 
+@pytest.mark.parametrize("path", ["/jobs/[^/]+$", "/agents/me$"])
+@pytest.mark.parametrize("claim_status", [400, 403])
+def test_a_refusal_to_return_the_job_or_the_agent_requeues_the_job(
+    claims: Claims, path: str, claim_status: int
+) -> None:
+    claims.world.sim.add_fault("status", status=claim_status, path="/claim$", times=1)
+    claims.world.sim.add_fault("status", status=400, method="GET", path=path, times=1)
+    job = claims.taken()
+    with pytest.raises(FulcrumUnavailable) as caught:
+        claims.claimer().claim(job, job_queue.lease_of(job))
+    assert caught.value.status == 500, "only this request has failed"
+    claims.put_back(job)
+
+    again = claims.taken()
+    claims.world.sim.clear_faults()
+    claims.claimer().claim(again, job_queue.lease_of(again))
+    assert claims.status() == "Processing"
+
+
 def test_a_window_of_403_gives_up_no_job(claims: Claims) -> None:
     claims.world.sim.add_fault("status", status=403, path="^/api/")
     for claims.now in range(0, 600, 30):

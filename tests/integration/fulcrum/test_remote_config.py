@@ -172,6 +172,16 @@ def test_the_agent_type_has_the_bounds_of_the_settings() -> None:
     assert declared == {name: bounds_of_setting(setting) for name, setting in numbers.items()}
 
 
+def test_the_agent_type_has_the_defaults_of_the_settings() -> None:
+    """FulcrumCore fills in the agent type's defaults, which override the settings."""
+    definitions = load_type("agent-type-proxmox.json")["configurationSchema"]["properties"]
+    definitions |= {f"vmidRange.{name}": inner for name, inner in definitions["vmidRange"]["properties"].items()}
+    declared = {name: item["default"] for name, item in definitions.items() if item.get("default") not in (None, {})}
+    settings = {member.name: FIELDS[member.attribute.upper()].default for member in MEMBERS}
+    assert declared == {name: settings[name] for name in declared}
+    assert {"pollIntervalSeconds", "maxConcurrentJobs", "jobDeadlineSeconds"} <= declared.keys()
+
+
 @pytest.mark.parametrize("user", ["smith", "smith@", "smith@pve!agent", "smith@1pve", "a:b@pve", "a/b@pve", "a b@pve"])
 def test_the_agent_type_refuses_a_user_that_the_settings_refuse(user: str) -> None:
     definition = load_type("agent-type-proxmox.json")["configurationSchema"]["properties"]["apiUser"]

@@ -139,12 +139,21 @@ def test_an_action_without_its_privilege_ends_in_pve_permission(place: Place, ro
     assert after == before, "the action made a partial change"
 
 
-def test_without_the_guest_agent_privilege_a_vm_starts_without_reported_addresses(place: Place) -> None:
+@pytest.mark.parametrize(("version", "privilege"), [("8.4.1", "VM.Monitor"), ("9.0.10", "VM.GuestAgent.Audit")])
+def test_without_the_guest_agent_privilege_a_vm_starts_without_reported_addresses(
+    place: Place, version: str, privilege: str
+) -> None:
     vm = place.vm("start", {})
-    with place.without("SmithVM", "VM.GuestAgent.Audit"):
-        done = place.play("start", vm)
-    assert done.succeeded, done
-    assert (done.vm["status"], done.vm["ip_addresses"]) == ("running", [])
+    place.pve.control("version", version=version)
+    try:
+        with place.without("SmithVM", privilege):
+            done = place.play("start", vm)
+        assert done.succeeded, done
+        assert (done.vm["status"], done.vm["ip_addresses"]) == ("running", [])
+        with_privilege = place.play("start", vm | {"address_timeout_s": 20})
+        assert with_privilege.vm["ip_addresses"] != []
+    finally:
+        place.pve.control("version", version="9.0.10")
 
 
 def test_without_the_audit_privilege_a_storage_is_still_used(place: Place) -> None:

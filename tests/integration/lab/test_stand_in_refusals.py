@@ -138,6 +138,33 @@ def test_the_guest_agent_of_a_stopped_vm_is_not_asked(vm: Any) -> None:
 
 
 @pytest.mark.proxmox(
+    behaviour="the guest agent's data need VM.Monitor in 8, and VM.GuestAgent.Audit in 9",
+    versions="8, 9",
+    source="qemu-server: PVE/API2/Qemu/Agent.pm, register_command",
+    reaction="succeeds without addresses; doctor and `pveum-role.sh` require the privilege of the version",
+)
+@pytest.mark.parametrize(
+    ("version", "privilege", "named"),
+    [
+        ("8.4.1", "VM.Monitor", "VM.Monitor"),
+        ("9.0.10", "VM.GuestAgent.Audit", "VM.GuestAgent.Audit|VM.GuestAgent.Unrestricted"),
+    ],
+)
+def test_the_guest_agents_data_need_the_privilege_of_the_version(
+    stand_in: ProxmoxStandIn, vm: Any, version: str, privilege: str, named: str
+) -> None:
+    stand_in.control("version", version=version)
+    addresses = vm.agent("network-get-interfaces")
+    assert "VM 700 is not running" in refused(addresses.get)[1]  # with the privilege
+    stand_in.control("revoke", path="/vms", privilege=privilege)
+    try:
+        status, text = refused(addresses.get)
+    finally:
+        stand_in.control("grant", path="/vms", privilege=privilege)
+    assert (status, f"Permission check failed (/vms/700, {named})" in text) == (403, True)
+
+
+@pytest.mark.proxmox(
     behaviour="a start with more vCPUs than the node has CPUs fails in its Proxmox task",
     versions="8, 9",
     source="qemu-server: PVE/QemuServer.pm, config_to_command",

@@ -46,6 +46,13 @@ class AccessChecks(FakePve):
             all_privileges.update(dict.fromkeys(privileges, 1))
         return {v["path"]: all_privileges}
 
+    def _check(self, user: str, check: list[Any], values: dict[str, Any], declared: Any = None) -> tuple[bool, str]:
+        """Evaluate a permission rule of fakepve, which has the rules of version 9."""
+        if check[0] == "perm" and self.version.startswith("8."):
+            check = [*check[:2], _privileges_of_version_8(check[2]), *check[3:]]
+        is_allowed, refusal = super()._check(user, check, values, declared)
+        return bool(is_allowed), str(refusal)
+
     async def _cluster_status(self, request: web.Request) -> web.Response:
         self.require(request[USER], "/", "Sys.Audit")  # fakepve does not check a privilege for this request
         return await super()._cluster_status(request)
@@ -121,3 +128,9 @@ class AccessChecks(FakePve):
         """Return whether all nodes can access the storage of this volume."""
         storage, _name = volume_ref(volume)
         return bool(self.storages.get(storage or "", {}).get("shared"))
+
+
+def _privileges_of_version_8(privileges: list[str]) -> list[str]:
+    """Return the privileges that version 8 requires instead of these: it has VM.Monitor, and no VM.GuestAgent.*."""
+    others = [privilege for privilege in privileges if not privilege.startswith("VM.GuestAgent.")]
+    return privileges if others == privileges else others or ["VM.Monitor"]

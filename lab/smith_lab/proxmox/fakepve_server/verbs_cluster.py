@@ -8,6 +8,9 @@ from typing import Any
 
 from smith_lab.proxmox.fakepve_server.cluster import Cluster
 
+#: The privilege for the guest agent's data in version 9, and in version 8.
+GUEST_AGENT_PRIVILEGES = ("VM.GuestAgent.Audit", "VM.Monitor")
+
 
 class ClusterVerbs:
     """Implements POST /<verb> by the method `do_<verb>`, whose parameters are the members of the request's JSON."""
@@ -157,8 +160,12 @@ class ClusterVerbs:
         self.cluster.unremovable_volumes.add(volume)
 
     def do_version(self, version: str) -> None:
-        """Set the version of Proxmox VE that the cluster reports."""
+        """Set the version of Proxmox VE, and the privileges that `deploy/pveum-role.sh` grants with this version."""
         self.cluster.version = version
+        absent, present = GUEST_AGENT_PRIVILEGES if version.startswith("8.") else reversed(GUEST_AGENT_PRIVILEGES)
+        for _path, privileges in [entry for entries in (self.cluster.acl or {}).values() for entry in entries]:
+            if absent in privileges:
+                privileges.symmetric_difference_update({absent, present})
 
     def do_revoke(self, path: str, privilege: str) -> None:
         """Remove one privilege on a path from every user and token except root."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..plugin_utils import allowed, deletion, failures, preconditions, steps, volumes
@@ -18,7 +18,8 @@ class ActionModule(VmAction):
     """Stops the guest; then marks it for a later deletion, or makes a final archive and deletes it with its disks."""
 
     archive = ""  #: the volume of the final archive
-    volumes_left: Sequence[str] = ()  #: the volumes of the deleted VM that Proxmox could not remove
+    volumes_left: Sequence[str] = ()  #: the volumes that still exist after the deletion of the VM
+    other_volumes: Sequence[str] = ()  #: those of them of which it is not known whether they are of this VM
 
     def execute(self) -> dict[str, Any]:
         final_backup = str(self.vm.get("final_backup") or "")
@@ -91,7 +92,7 @@ class ActionModule(VmAction):
         return steps.Step(facts=after, is_changed=True, upids=after["upids"])
 
     def _deleted_before(self, facts: Facts) -> steps.Step:
-        """Warn of the volumes that an earlier, interrupted run has left: the log of its Proxmox task names them."""
+        """Warn of the volumes that an earlier, interrupted run has left."""
         try:
             is_known = self._find_volumes_of_last_deletion()
         except FAILED_CALL as exc:  # that the VM does not exist is proven
@@ -111,22 +112,26 @@ class ActionModule(VmAction):
         deletions = [task["upid"] for task in tasks if task["type"] in types]
         if not deletions:
             return is_complete
-        node = deletions[0].split(":")[1]
-        logged = volumes.volumes_left(self.cluster, node, vmid, (), deletions[:1])
-        storages = {volume.partition(":")[0] for volume in logged}
-        listed = {volume for storage in storages for volume in self.cluster.volumes(node, storage, vmid)}
-        self.volumes_left = [volume for volume in logged if volume in listed]
+        known, others, unreadable = volumes.volumes_left_by_earlier(self.cluster, vmid, deletions[0])
+        self.volumes_left, self.other_volumes = sorted([*known, *others]), others
+        self._warn_of_unreadable(unreadable)
         return True
 
-    def _find_volumes_left(self, node: str, expected: Iterable[str], upids: list[str]) -> None:
+    def _find_volumes_left(self, node: str, expected: set[str], upids: list[str]) -> None:
         """Find the volumes that Proxmox could not remove. The deletion succeeds: no later run could remove them.
 
         The deletion is proven, so a request that fails now does not fail the action.
         """
         try:
-            self.volumes_left = volumes.volumes_left(self.cluster, node, int(self.vm["vmid"]), expected, upids)
+            found = volumes.volumes_left(self.cluster, node, int(self.vm["vmid"]), expected, upids)
+            self.volumes_left, unreadable = found
+            self._warn_of_unreadable(unreadable)
         except FAILED_CALL as exc:
             self._warn_of_unknown_volumes(error_text(exc))
+
+    def _warn_of_unreadable(self, storages: list[str]) -> None:
+        if storages:
+            self._warn_of_unknown_volumes("; ".join(storages))
 
     def _warn_of_unknown_volumes(self, reason: str) -> None:
         self.warn(f"It is unknown whether all disks of VM {self.vm['vmid']} are removed: {reason}")
@@ -135,6 +140,6 @@ class ActionModule(VmAction):
         """Return the members of the result about volumes that still exist, and warn of these volumes."""
         if not self.volumes_left:
             return {}
-        text = volumes.warning(int(self.vm["vmid"]), self.volumes_left)
+        text = volumes.warning(int(self.vm["vmid"]), self.volumes_left, self.other_volumes)
         self.warn(text)
         return {"volumes_left": list(self.volumes_left), "warnings": [text]}

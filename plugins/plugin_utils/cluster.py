@@ -313,12 +313,16 @@ class Cluster:
         return [{"name": row["name"], "taken_at": int(row.get("snaptime") or 0)} for row in rows]
 
     def volumes(self, node: str, storage: str, vmid: int) -> list[str]:
-        """Return the ids of the VMID's disks on a storage; [] if the storage cannot be read."""
-        try:
-            rows = self.api.nodes(node).storage(storage).content.get(vmid=vmid)
-        except FAILED_CALL:
-            return []
+        """Return the ids of the VMID's disks on a storage."""
+        rows = self.api.nodes(node).storage(storage).content.get(vmid=vmid)
         return [str(row["volid"]) for row in rows if row.get("content", "images") in DISK_CONTENT]
+
+    def disk_storages(self, node: str) -> set[str]:
+        """Return the node's storages that may contain disks of guests, as far as the login has a privilege on them."""
+        rows = [row for row in self.api.cluster.resources.get(type="storage") if row.get("node") == node]
+        return {
+            str(row["storage"]) for row in rows if {*str(row.get("content", "images")).split(",")} & {*DISK_CONTENT}
+        }
 
     def settings(self, node: str, vmid: int) -> list[tuple[str, Any]]:
         """Return the keys and values of the guest's configuration: the current values, then the pending ones."""

@@ -8,9 +8,10 @@ names. The cloud-init drive is such a volume, too: it contains the hash of a pas
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .cluster import FAILED_CALL, error_text
 from .proxmox_tasks import volumes_left_in
 
 if TYPE_CHECKING:
@@ -40,17 +41,49 @@ def snapshot_volumes(cluster: Cluster, node: str, vmid: int) -> set[str]:
     return {volume for config in configs for volume in volumes_in(config.items(), vmid)}
 
 
-def volumes_left(cluster: Cluster, node: str, vmid: int, expected: Iterable[str], upids: Iterable[str]) -> list[str]:
-    """Return the volumes of a deleted guest that still exist.
+def list_volumes(cluster: Cluster, node: str, storages: Iterable[str], vmid: int) -> tuple[set[str], list[str]]:
+    """Return the VMID's volumes on these storages, and for each storage that cannot be read `STORAGE: reason`."""
+    found: set[str] = set()
+    unreadable = []
+    for storage in sorted(storages):
+        try:
+            found.update(cluster.volumes(node, storage, vmid))
+        except FAILED_CALL as exc:
+            unreadable.append(f"{storage}: {error_text(exc)}")
+    return found, unreadable
 
-    They are those of the volumes `expected` that their storage lists, and those that the logs of the Proxmox tasks
-    `upids` name: Proxmox lists no volume for which the login has no privilege any more.
+
+def volumes_left(
+    cluster: Cluster, node: str, vmid: int, expected: set[str], upids: Iterable[str]
+) -> tuple[list[str], list[str]]:
+    """Return the volumes of a deleted guest that still exist, and the storages that cannot be read.
+
+    The volumes are those of `expected` that their storage lists, and those that the logs of the Proxmox tasks `upids`
+    name.
     """
-    expected = set(expected)
     logged = volumes_left_in([line for upid in upids for line in cluster.log(upid)])
-    storages = {volume.partition(":")[0] for volume in expected}
-    listed = {volume for storage in sorted(storages) for volume in cluster.volumes(node, storage, vmid)}
-    return sorted((expected & listed) | set(logged))
+    listed, unreadable = list_volumes(cluster, node, storages_of(expected), vmid)
+    return sorted((expected & listed) | set(logged)), unreadable
+
+
+def volumes_left_by_earlier(cluster: Cluster, vmid: int, upid: str) -> tuple[list[str], list[str], list[str]]:
+    """Return what is left of a guest that the Proxmox task `upid` deleted some time ago.
+
+    The first list has the volumes that its log names and that still exist, the second the VMID's other volumes on the
+    node of the task: those that only a snapshot named, but on a shared storage also those of another cluster. The third
+    has the storages that cannot be read.
+    """
+    node = upid.split(":")[1]
+    logged = set(volumes_left_in(cluster.log(upid)))
+    listed, unreadable = list_volumes(cluster, node, storages_of(logged) | cluster.disk_storages(node), vmid)
+    names = {problem.partition(":")[0] for problem in unreadable}
+    unknown = {volume for volume in logged if volume.partition(":")[0] in names}
+    return sorted((logged & listed) | unknown), sorted(listed - logged), unreadable
+
+
+def storages_of(volumes: Iterable[str]) -> set[str]:
+    """Return the storages of these volumes."""
+    return {volume.partition(":")[0] for volume in volumes}
 
 
 def storages_of_new_guest(vm: dict[str, Any], template: dict[str, Any]) -> set[str]:
@@ -65,13 +98,26 @@ def storages_of_new_guest(vm: dict[str, Any], template: dict[str, Any]) -> set[s
 def reuse_problem(cluster: Cluster, node: str, vmid: int, storages: Iterable[str]) -> str:
     """Return why a free VMID must not be used: its former guest has left volumes on one of these storages.
 
-    A new guest would have them under its own names.
+    A new guest would have them under its own names. Raises one of FAILED_CALL if a storage cannot be read. A storage
+    on which the login has no privilege is left out, because Proxmox refuses to create a volume there.
     """
-    found = sorted(volume for storage in sorted(storages) for volume in cluster.volumes(node, storage, vmid))
+    found = []
+    for storage in sorted(storages):
+        try:
+            found += sorted(cluster.volumes(node, storage, vmid))
+        except FAILED_CALL as exc:
+            if getattr(exc, "status_code", 0) != 403:
+                raise
     return f"VM_ID_TAKEN: VMID {vmid} has volumes of a former guest: {', '.join(found)}" if found else ""
 
 
-def warning(vmid: int, volumes: Iterable[str]) -> str:
-    """Return the warning about the volumes of a deleted guest that still exist."""
-    text = f"VM {vmid} is deleted, but Proxmox could not remove {', '.join(volumes)}"
-    return f"{VOLUMES_LEFT}: {text}: remove it by hand; no new guest may get the VMID until then"
+def warning(vmid: int, volumes: Iterable[str], others: Sequence[str] = ()) -> str:
+    """Return the warning about the volumes that still exist after a guest's deletion.
+
+    The volumes `others` have the VMID, but it is not known whether they are of this guest.
+    """
+    known = ", ".join(volume for volume in volumes if volume not in others)
+    causes = [f"Proxmox could not remove {known}: remove it by hand"] if known else []
+    if others:
+        causes.append(f"{', '.join(others)} exists: remove it by hand, unless it is of another cluster")
+    return f"{VOLUMES_LEFT}: VM {vmid} is deleted, but {'; '.join(causes)}; no new guest may get the VMID until then"

@@ -69,3 +69,68 @@ def test_archives_of_a_former_guest_are_no_reason_to_refuse_its_vmid(bench: Benc
     assert play("delete", former).message == ""
     vm = {**bench.vm(storage="mixed"), "vmid": former["vmid"]}
     assert play("create", vm).message == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "code"),
+    [
+        (500, "unable to activate storage 'ceph' - not mounted", "STORAGE_UNAVAILABLE"),
+        (500, "storage 'ceph' is not available on node 'pve1'", "STORAGE_UNAVAILABLE"),
+        (595, "Connection refused", "NODE_DOWN"),
+        (596, "Connection timed out", "PVE_TIMEOUT"),
+    ],
+)
+def test_a_create_is_not_begun_while_a_storage_cannot_be_read(
+    bench: Bench, play: Play, status: int, text: str, code: str
+) -> None:
+    """The storage may have volumes of the VMID's former guest."""
+    vm = bench.vm(storage="ceph")
+    bench.pve.fail("GET", "/nodes/*/storage/ceph/content", status=status, text=text, times=9)
+    refused, changes = bench.changing_requests(lambda: play("create", vm))
+    assert (refused.code, changes) == (code, []), refused.message
+    bench.pve.control("clear_faults")
+    assert play("create", vm).message == ""
+
+
+def test_a_storage_without_a_privilege_is_no_reason_to_refuse_a_create(bench: Bench, play: Play) -> None:
+    """A template may be on a storage that the token must not use, while its clones are on another storage."""
+    bench.pve.fail("GET", "/nodes/*/storage/local-lvm/content", status=403, text="Permission check failed", times=9)
+    assert play("create", bench.vm(storage="ceph")).message == ""
+
+
+def test_a_repeated_deletion_names_every_volume_of_the_vmid_on_its_node(bench: Bench, play: Play) -> None:
+    """Only the interrupted first attempt knew the volumes of the snapshots, which the Proxmox task does not name."""
+    vm = bench.vm(node="pve1")
+    assert play("create", vm).message == ""
+    assert play("snapshot", {**vm, "snapshot": "before"}).message == ""
+    volume = bench.guest(vm)["config"]["scsi0"].partition(",")[0]
+    bench.pve.control("configure", vmid=vm["vmid"], values={"scsi0": None})
+    first = play("delete", vm)
+    assert (first.message, first.result["volumes_left"]) == ("", [volume])
+    again = play("delete", vm)
+    assert (again.message, again.result["status"], again.result["volumes_left"]) == ("", "absent", [volume])
+    assert f"{volume} exists: remove it by hand, unless it is of another cluster" in again.result["warnings"][0]
+    bench.pve.control("remove_volume", storage=volume.partition(":")[0], volume=volume.partition(":")[2])
+    assert "volumes_left" not in play("delete", vm).result
+
+
+def test_a_guest_that_was_never_deleted_leaves_no_volumes(bench: Bench, play: Play) -> None:
+    """Volumes of a VMID without a deletion are of another cluster, or of a former guest whose deletion named them."""
+    vm = bench.vm(node="pve1")
+    bench.pve.control("add_volume", storage="ceph", volume=f"vm-{vm['vmid']}-disk-0", vmid=vm["vmid"], size=GIB)
+    done = play("delete", vm)
+    assert (done.message, done.result["status"], "volumes_left" in done.result) == ("", "absent", False)
+
+
+@pytest.mark.by_hand
+def test_a_deletion_says_which_storage_could_not_be_read_afterwards(bench: Bench) -> None:
+    vm = bench.vm(node="pve1")
+    assert bench.play("create", vm).rc == 0
+    path, text = "/nodes/pve1/storage/local-lvm/content", "unable to activate storage 'local-lvm'"
+    for _ in ("the deletion", "a repeated one"):
+        bench.pve.fail("GET", path, status=500, text=text, times=9)
+        done = bench.play("delete", vm)
+        bench.pve.control("clear_faults")
+        assert (done.rc, done.result["status"]) == (0, "absent"), done.output
+        output = " ".join(done.output.split())
+        assert f"It is unknown whether all disks of VM {vm['vmid']} are removed: local-lvm: 500" in output

@@ -41,9 +41,9 @@ def test_after_the_moment_or_without_a_readable_one_an_action_sends_no_change(
     assert done.result["vmid"] == vm["vmid"]
 
 
-@pytest.mark.parametrize("until_s", [math.inf, boottime_s() + 86_400])
-def test_until_the_moment_an_action_sends_its_changes(bench: Bench, file: RunUntilFile, until_s: float) -> None:
-    file.limit(until_s)
+@pytest.mark.parametrize("time_left_s", [math.inf, 86_400])
+def test_until_the_moment_an_action_sends_its_changes(bench: Bench, file: RunUntilFile, time_left_s: float) -> None:
+    file.limit(boottime_s() + time_left_s)
 
     done = bench.play("start", bench.add_vm(), **variable(file))
 

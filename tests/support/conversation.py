@@ -29,6 +29,8 @@ TEXT_MEMBERS = ("error", "message", "errorMessage")
 NESTED = "<nested>"
 #: Members of an answer that count through the whole database, so their value depends on earlier runs.
 COUNTER_MEMBERS = ("sequenceNumber", "lastEventSequenceProcessed")
+#: Lists whose order differs in each run, because FulcrumCore reads them from PostgreSQL without an order.
+UNORDERED_MEMBERS = ("serviceTypeIds",)
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -136,7 +138,8 @@ class Conversation:
             return {name: self._normalize(value[name], name) for name in sorted(value)}
         if isinstance(value, list):
             items = sorted(value, key=lambda item: str(item["path"])) if member == "errors" else value
-            return [self._normalize(item) for item in items]
+            normalized = [self._normalize(item) for item in items]
+            return sorted(normalized) if member in UNORDERED_MEMBERS else normalized
         if member in COUNTER_MEMBERS and isinstance(value, int):
             return "<number>"
         if isinstance(value, str):

@@ -36,6 +36,8 @@ from smith_lab.simulator.web import Endpoint, authenticate, error_response, star
 API_PREFIX = "/api/v1"
 #: The characters besides letters and digits that Go does not escape in a path.
 UNESCAPED_CHARACTERS = "$&+,/:;=@-_.~"
+#: The parameters of a path that may be empty because another part follows.
+_PARTS_WITH_PARAMETER = ("{id}/", "{token}/")
 
 _ENDPOINT_MODULES = (
     jobs,
@@ -104,11 +106,16 @@ def _routed_path(raw_path: bytes) -> str:
 
 
 def _routes(store: Store, endpoints: Iterable[Endpoint]) -> list[Route]:
-    """Return the routes of the endpoints. A collection such as `/agents` also has the route `/agents/`."""
+    """Return the routes of the endpoints. A collection such as `/agents` also has the route `/agents/`.
+
+    FulcrumCore's router also accepts an empty part of the path in place of an id that is not the last part, such as in
+    `/jobs//claim`. Then the call has no id, so most of these calls end like a Go panic.
+    """
     routes = []
     for endpoint in endpoints:
         is_collection = endpoint.path.count("/") == 1
         paths = [endpoint.path, f"{endpoint.path}/"] if is_collection else [endpoint.path]
+        paths += [endpoint.path.replace(part, "/") for part in _PARTS_WITH_PARAMETER if part in endpoint.path]
         for path in paths:
             route = Route(path, starlette_handler(store, endpoint), methods=[endpoint.method])
             route.methods = {endpoint.method}  # Starlette adds HEAD to GET, but FulcrumCore does not answer HEAD

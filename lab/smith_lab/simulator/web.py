@@ -70,7 +70,9 @@ class Call:
 
     @property
     def id(self) -> str:
-        """The `{id}` in the path."""
+        """The `{id}` in the path. Raises the answer to a Go panic if the path has an empty part in its place."""
+        if "id" not in self.path_params:
+            raise panic_answer()
         return self.path_params["id"]
 
     def may_access(self, scope: Scope) -> bool:

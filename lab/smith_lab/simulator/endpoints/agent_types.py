@@ -42,7 +42,7 @@ def _create_agent_type(call: Call) -> Reply:
     )
     _save_agent_type(call.store, row)
     call.record_event("agent_type.created", row)
-    return Reply(status=201, body=views.agent_type(row))
+    return Reply(status=201, body=_answer_to_change(row))
 
 
 def _patch_agent_type(call: Call) -> Reply:
@@ -55,13 +55,23 @@ def _patch_agent_type(call: Call) -> Reply:
             "configuration_schema": body.get("configurationSchema", row.configuration_schema),
             "config_template": body.get("configTemplate", row.config_template),
             "cmd_template": body.get("cmdTemplate", row.cmd_template),
-            "config_content_type": body.get("configContentType", row.config_content_type),
+            "config_content_type": body.get("configContentType", row.config_content_type) or "text/plain",
         }
     )
     _save_agent_type(call.store, changed_row)
     call.store.mark_updated(changed_row)
     call.record_change("agent_type.updated", entity(row), changed_row)
-    return Reply(body=views.agent_type(changed_row))
+    return Reply(body=_answer_to_change(changed_row))
+
+
+def _answer_to_change(row: AgentType) -> Json:
+    """Return the answer to a request that has changed the agent type, and remove repeated ids of service types.
+
+    FulcrumCore stores each id once, but answers such a request with the ids that it has received.
+    """
+    body = views.agent_type(row)
+    row.service_type_ids = list(dict.fromkeys(row.service_type_ids))
+    return body
 
 
 def _save_agent_type(store: Store, row: AgentType) -> None:

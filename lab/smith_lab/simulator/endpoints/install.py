@@ -112,7 +112,7 @@ def _delete_install_token(call: Call) -> None:
 def _serve_configuration(call: Call) -> Reply:
     """Return the rendered configuration with secrets in clear text. Answer any failure with 404."""
     store = call.store
-    row = next((row for row in store.install_tokens.values() if row.value == call.path_params["token"]), None)
+    row = next((row for row in store.install_tokens.values() if row.value == call.path_params.get("token")), None)
     if row is None or row.expires_at < store.clock.now():
         raise not_found()
     agent = store.agents[row.agent_id]

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import io
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from smith_lab.simulator.store import SEED_TOKEN
 from support.contract_rules import ContractRules, recorded_rules
 from support.forwarder import Exchange, Forwarder, running_forwarder
 
-JOB_ID = str(uuid.uuid4())
+JOB_ID = "7a1c5e90-2b64-4d3f-8a17-5c0e9b2d6f41"
 JSON_HEADERS = {"Content-Type": "application/json", "Vary": "Origin"}
 
 

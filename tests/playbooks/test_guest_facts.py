@@ -96,6 +96,28 @@ def test_a_vm_that_moves_before_the_change_is_never_called_missing(  # noqa: PLR
     assert bench.pve.guest(vm["vmid"])
 
 
+@pytest.mark.parametrize(
+    ("action", "method", "path", "status", "text"),
+    [
+        ("start", "POST", "status/start", "stopped", "CT {vmid} already running"),
+        ("stop", "POST", "status/*", "running", "CT {vmid} not running"),
+        ("restart", "POST", "status/*", "running", "CT {vmid} not running"),
+        ("update", "PUT", "config", "stopped", "Configuration file 'nodes/pve1/lxc/{vmid}.conf' does not exist"),
+        ("delete", "DELETE", "", "stopped", "Configuration file 'nodes/pve1/lxc/{vmid}.conf' does not exist"),
+    ],
+)
+def test_a_container_that_moves_or_changes_before_the_change_is_looked_up_again(  # noqa: PLR0917 - one for each column
+    bench: Bench, play: Play, action: str, method: str, path: str, status: str, text: str
+) -> None:
+    """On its former node a container is `not running`: Proxmox does not read its configuration there."""
+    vm = bench.add_container(status=status)
+    url = f"/nodes/pve1/lxc/{vm['vmid']}" + (f"/{path}" if path else "")
+    bench.pve.fail(method, url, text=text.format(vmid=vm["vmid"]))
+    outcome = play(action, {**vm, "cores": 4, "memory_mib": 4096})
+    assert outcome.code == "PVE_CONFLICT", outcome.message
+    assert play(action, {**vm, "cores": 4, "memory_mib": 4096}).message == ""
+
+
 # ---------------------------------------------------------------------- a clone without a name
 
 

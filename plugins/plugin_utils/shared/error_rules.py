@@ -102,11 +102,14 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
         rf"(VM|CT) is locked|{LOCK_TIMEOUT}|missing snapshot lock|migration lock|got wrong lock|invalid lock",
     ),
     # A guest that has moved to another node is not found on its former one. So this is never VM_NOT_FOUND: a retry
-    # looks the guest up again, and proves its absence if it does not exist.
+    # looks the guest up again, and proves its absence if it does not exist. A container is `not running` there, without
+    # a check of its configuration. An action does not request the power state that its look-up has found, so
+    # `not running` and `already running` say that the guest has changed or moved since then.
     (
         "PVE_CONFLICT",
         Reaction.LATER,
-        rf"checksum mis+match|detected modified configuration|{NOT_HERE}|An error occurred: 'name'",
+        rf"checksum mis+match|detected modified configuration|{NOT_HERE}|An error occurred: 'name'"
+        r"|(VM|CT) \d+ (not|already) running",
     ),
     ("VM_ID_TAKEN", Reaction.NEW_ID, r"config file already exists|already exists on node|VM \d+ already exists"),
     (
@@ -136,11 +139,11 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
     ),
     ("SHUTDOWN_TIMEOUT", Reaction.NO, r"quit/powerdown failed|container did not stop"),
     ("VM_PROTECTED", Reaction.NO, r"protection mode enabled"),
-    ("VM_NOT_RUNNING", Reaction.NO, r"(VM|CT) \d+ (is )?not running"),
+    ("VM_NOT_RUNNING", Reaction.NO, r"(VM|CT) \d+ is not running"),
     (
         "VM_STATE",
         Reaction.NO,
-        r"used in HA resources|still in use|already running|is paused|is running|if it's a template|if vm is a template"
+        r"used in HA resources|still in use|is paused|is running|if it's a template|if vm is a template"
         r"|without --online|snapshot name '[^']*' already used|feature is not (available|supported)|live[- ]migrate"
         r"|while VM is running|incomplete snapshot|needed by replication|Too many unused volumes|wrong snapshot state"
         r"|is not most recent snapshot|move a disk with snapshots|with stop mode on a HA managed"

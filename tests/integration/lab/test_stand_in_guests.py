@@ -195,21 +195,33 @@ def test_a_moved_vms_configuration_does_not_exist_on_its_old_node(stand_in: Prox
 
 @pytest.mark.proxmox(
     behaviour="a restart of a VM that moved: `unable to find configuration file for VM N on node 'pve1'`",
-    versions="9",
+    versions="8, 9",
     source="qemu-server: PVE/QemuConfig.pm, assert_config_exists_on_node",
     reaction="looks the VM up again; only a proven absence is VM_NOT_FOUND",
 )
-@pytest.mark.parametrize(
-    ("version", "text"),
-    [("9.2.11", "unable to find configuration file for VM 700 on node 'pve1'"), ("8.4.21", "Configuration file")],
-)
-def test_a_moved_vm_cannot_be_restarted_on_its_old_node(
-    stand_in: ProxmoxStandIn, api: Any, version: str, text: str
-) -> None:
+@pytest.mark.parametrize("version", ["9.2.11", "8.4.21"])
+def test_a_moved_vm_cannot_be_restarted_on_its_old_node(stand_in: ProxmoxStandIn, api: Any, version: str) -> None:
     stand_in.control("version", version=version)
     stand_in.control("add", vmid=VMID, name="web", node="pve2", status="running")
+    text = "unable to find configuration file for VM 700 on node 'pve1'"
     with pytest.raises(proxmoxer.ResourceException, match=text):
         api.nodes("pve1").qemu(VMID).status.reboot.post()
+
+
+@pytest.mark.proxmox(
+    behaviour="a container is `not running` on any node but its own, whether it exists there or not",
+    versions="8, 9",
+    source="pve-container: PVE/API2/LXC/Status.pm, vm_stop",
+    reaction="`PVE_CONFLICT`: repeats the job, which looks the container up",
+)
+def test_a_moved_container_is_not_running_on_its_old_node(stand_in: ProxmoxStandIn, api: Any) -> None:
+    stand_in.control("add_container", vmid=VMID + 1, name="box", node="pve2", status="running")
+    for action in ("stop", "shutdown"):
+        with pytest.raises(proxmoxer.ResourceException, match="CT 701 not running"):
+            api.nodes("pve1").lxc(VMID + 1).status(action).post()
+    with pytest.raises(proxmoxer.ResourceException, match="CT 701 already running"):
+        api.nodes("pve2").lxc(VMID + 1).status.start.post()
+    stand_in.control("remove", vmid=VMID + 1)
 
 
 @pytest.mark.proxmox(

@@ -19,13 +19,13 @@ class PowerRequests(FakePve):
     """Handles requests for power states. The methods `_ha_request` and `_ct_ha` are fakepve's."""
 
     async def _status_action(self, request: web.Request) -> web.Response:
-        """Handle an action. From version 9 on, the error for a VM on another node has other words for some actions."""
+        """Handle an action. For some actions, the error for a VM on another node has other words."""
         try:
             return await super()._status_action(request)
         except PveError as exc:
             action, node, vmid = (request.match_info[name] for name in ("action", "node", "vmid"))
             is_elsewhere = exc.message.startswith("Configuration file") and action in ACTIONS_ON_A_RUNNING_VM
-            if not is_elsewhere or self.version.startswith("8."):
+            if not is_elsewhere:
                 raise
             raise PveError(500, f"unable to find configuration file for VM {vmid} on node '{node}'") from exc
 

@@ -6,6 +6,8 @@ import base64
 from collections.abc import Iterable
 from pathlib import Path
 
+from fuzzing.seeds import SEEDS
+
 FOLDER = Path(__file__).parent / "corpus"
 #: The limits of what is kept. Longer inputs reach the same code as short ones.
 MAX_KEPT_BYTES = 1024
@@ -13,8 +15,9 @@ MAX_KEPT_INPUTS = 120
 
 
 def read_corpus(parser: str) -> list[bytes]:
-    """Return the inputs of a parser."""
-    return [base64.b64decode(line) for line in (FOLDER / f"{parser}.txt").read_text("ascii").splitlines()]
+    """Return the inputs of a parser: its seeds, and what fuzzing has kept."""
+    kept = [base64.b64decode(line) for line in (FOLDER / f"{parser}.txt").read_text("ascii").splitlines()]
+    return [*SEEDS[parser], *kept]
 
 
 def write_corpus(parser: str, inputs: Iterable[bytes]) -> None:

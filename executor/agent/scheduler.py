@@ -33,6 +33,9 @@ MIN_WAIT_S = 0.01
 #: Minimum time from the end of an execution to the start of the next one.
 MIN_PAUSE_S = 0.05
 MAX_REASON_CHARS = 300
+#: A longer wait that FulcrumCore requests with `Retry-After` is shortened to this, because FulcrumCore marks an agent
+#: as disconnected after 30 s without a heartbeat, and a longer wait would count as overdue.
+MAX_RETRY_AFTER_S = 20.0
 
 
 class Scheduler:
@@ -123,6 +126,7 @@ class Scheduler:
                 delay_s = job.run()
             except FulcrumUnavailable as failure:
                 error = str(failure)
+                delay_s = delay_after_failure_s(job.interval_s, failure)
                 if job.link is not None:
                     job.link.note_down(error)
             except (SmithError, OSError) as failure:
@@ -144,6 +148,11 @@ class Scheduler:
             self._recorder.note_run(job)
         job.finished_at = time.monotonic()
         return delay_s
+
+
+def delay_after_failure_s(interval_s: float, failure: FulcrumUnavailable) -> float:
+    """Return the delay until the next execution: at least the wait that FulcrumCore requests. Pure function."""
+    return max(interval_s, min(failure.retry_after_s or 0.0, MAX_RETRY_AFTER_S))
 
 
 def _local_time_after(delay_s: float) -> object:

@@ -17,7 +17,7 @@ from support.databases import PostgresCluster
 
 from executor.agent.critical_job import CriticalJob
 from executor.agent.run_recorder import MAX_UNSTORED_S, RunRecorder
-from executor.agent.scheduler import Scheduler
+from executor.agent.scheduler import MAX_RETRY_AFTER_S, Scheduler, delay_after_failure_s
 from executor.agent.state import Link
 from executor.database import periods, queries
 from executor.database.engine import reading, transaction
@@ -193,6 +193,25 @@ def test_a_job_may_request_a_later_turn(make_scheduler: MakeScheduler) -> None:
     )
     wait_for(lambda: other.turns >= 10, "ten turns of the other")
     assert patient.turns == 1
+
+
+def test_a_wait_that_fulcrumcore_requests_delays_the_next_turn(make_scheduler: MakeScheduler) -> None:
+    limited = FakeJob(FulcrumUnavailable("HTTP 429", status=429, retry_after_s=NEVER_S))
+    other = FakeJob(FulcrumUnavailable("HTTP 503", status=503))
+    make_scheduler(
+        CriticalJob(name="limited", interval_s=0.001, run=limited),
+        CriticalJob(name="other", interval_s=0.001, run=other),
+    )
+    wait_for(lambda: limited.turns == 1 and other.turns >= 10, "ten turns of the other")
+    assert limited.turns == 1
+
+
+@pytest.mark.parametrize(
+    ("interval_s", "retry_after_s", "delay_s"),
+    [(2, None, 2), (2, 0, 2), (2, 10, 10), (2, NEVER_S, MAX_RETRY_AFTER_S), (60, 10, 60), (60, NEVER_S, 60)],
+)
+def test_the_delay_after_a_failure_is_bounded(interval_s: float, retry_after_s: float | None, delay_s: float) -> None:
+    assert delay_after_failure_s(interval_s, FulcrumUnavailable("429", retry_after_s=retry_after_s)) == delay_s
 
 
 @pytest.mark.usefixtures("zone")

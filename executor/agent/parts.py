@@ -140,6 +140,7 @@ def _build_poller(shared: SharedParts, mode: Mode) -> Poller:
     return Poller(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
+        secrets=SecretResolver(shared.fulcrum),
         state=shared.state,
         job_timeout_s=shared.settings.fulcrum_job_timeout_s,
         interval_s=shared.settings.fulcrum_poll_interval_s,

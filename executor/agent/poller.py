@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from executor.agent import crash_points
+from executor.agent import crash_points, secret_owners
 from executor.agent.log_limiter import LogLimiter
 from executor.agent.state import AgentState
 from executor.database import job_queue, outbox, queries
@@ -18,6 +18,7 @@ from executor.database.job_queue import NewJob
 from executor.database.tables import utc_now
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import CoreJob, PendingJobs
+from executor.fulcrum.vault import SecretResolver
 from executor.log import get_logger
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Poller:
 
     engine: Engine
     fulcrum: FulcrumClient
+    secrets: SecretResolver
     state: AgentState
     job_timeout_s: float
     interval_s: float
@@ -134,9 +136,8 @@ class Poller:
             stored_ids = queries.stored_fulcrum_ids(session, [job.id for job in jobs])
         unknown_jobs = [job for job in jobs if job.id not in stored_ids]
         if unknown_jobs:
-            with transaction(self.engine) as session:
-                for job in unknown_jobs:
-                    job_queue.submit(session, replace(self._new_row(job, True), is_claimed_elsewhere=True))
+            rows = [replace(self._new_row(job, True), is_claimed_elsewhere=True) for job in unknown_jobs]
+            secret_owners.store_jobs(self.engine, self.secrets, rows)
         self._note_claimed_elsewhere(jobs)
 
     def _note_claimed_elsewhere(self, processing_jobs: list[CoreJob]) -> None:
@@ -177,10 +178,9 @@ class Poller:
         new_jobs = [job for job in jobs if job.id not in stored_ids]
         if not new_jobs:
             return 0
-        with transaction(self.engine) as session:
-            row_ids = [job_queue.submit(session, self._new_row(job, is_claimed_at_fulcrum)) for job in new_jobs]
+        rows = [self._new_row(job, is_claimed_at_fulcrum) for job in new_jobs]
+        count = secret_owners.store_jobs(self.engine, self.secrets, rows)
         crash_points.crash_if_requested("rows_written")
-        count = sum(row_id is not None for row_id in row_ids)  # None: another agent has added the job's row meanwhile
         log.info("jobs_received", count=count)
         self.state.dispatch_requested.set()
         return count

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from structlog.contextvars import bound_contextvars
 
-from executor.agent import crash_points, outcome_store, retry
+from executor.agent import crash_points, outcome_store, retry, secret_owners
 from executor.agent.claim import Claimer, ClaimImpossible
 from executor.agent.job_fields import delivered_properties, is_local, secret_resolver_input
 from executor.agent.outcome import AttemptEnd, Outcome, decide
@@ -111,7 +111,9 @@ class Worker:
         needs_properties = job.action in ACTIONS_WITH_PROPERTIES or not self._is_project_playbook(playbook)
         if not needs_properties:
             return {}
-        return self.secrets.resolve(secret_resolver_input(job), properties, on_left_out=left_out_names.append)
+        facts = secret_resolver_input(job)
+        secret_owners.require_own_secrets(self.engine, job, self.secrets.uses_to_resolve(facts, properties))
+        return self.secrets.resolve(facts, properties, on_left_out=left_out_names.append)
 
     def _is_project_playbook(self, playbook: Path) -> bool:
         """True for a playbook of this project, False for one from SMITH_ACTIONS_PATH."""

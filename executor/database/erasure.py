@@ -1,4 +1,6 @@
-"""Erases what the database contains about a service that has ended: jobs, runs, mappings, and values in the audit.
+"""Erases what the database contains about a service that has ended: jobs, runs, mappings, values in the audit.
+
+The rows that bind references to FulcrumCore's vault to the service are erased, too.
 
 Audit entries stay, because they prove what was done. Their columns `before`, `after` and `reason` become NULL: these
 are the columns that may contain a customer's names. The triggers of the table allow this change and no other one.
@@ -14,7 +16,7 @@ from sqlalchemy import Engine, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
 
-from executor.database import audit, mappings, queries
+from executor.database import audit, mappings, queries, secret_references
 from executor.database.engine import sqlite_file, translating_errors
 from executor.database.statements import execute_and_count
 from executor.database.tables import AuditEntry, Job, Mapping, Run
@@ -32,13 +34,14 @@ class StoredData:
     job_ids: Sequence[int]
     runs: Sequence[Run]
     mappings: Sequence[Mapping]
+    secret_references: int  #: the number of references to FulcrumCore's vault that are bound to the service
     audit_entries: int  #: the number of audit entries that still have values
     ended_at: datetime | None  #: when the last job or mapping ended; None if there is neither
 
     @property
     def is_empty(self) -> bool:
         """Whether the database contains nothing about the service that can be erased."""
-        return not (self.job_ids or self.mappings or self.audit_entries)
+        return not (self.job_ids or self.mappings or self.secret_references or self.audit_entries)
 
 
 def services_of_consumer(session: Session, consumer_id: str) -> list[str]:
@@ -59,6 +62,7 @@ def find(session: Session, service_id: str) -> StoredData:
         job_ids=job_ids,
         runs=session.scalars(select(Run).where(Run.job_id.in_(job_ids)).order_by(Run.id)).all(),
         mappings=rows,
+        secret_references=secret_references.count_of_service(session, service_id),
         audit_entries=session.scalar(entry_count) or 0,
         ended_at=max((end for end in ends if end is not None), default=None),
     )
@@ -90,6 +94,7 @@ def erase(session: Session, data: StoredData, *, who: str, reason: str) -> None:
     session.execute(delete(Run).where(Run.job_id.in_(data.job_ids)))
     session.execute(delete(Job).where(Job.id.in_(data.job_ids)))
     session.execute(delete(Mapping).where(Mapping.id.in_([row.id for row in data.mappings])))
+    secret_references.delete_of_service(session, data.service_id)
     audit.record(
         session,
         who=who,

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Index, MetaData, text
 
-from executor.database.tables import AuditEntry, Base, Job, Mapping, Run
+from executor.database.tables import AuditEntry, Base, Job, Mapping, Run, SecretReference
 
 
 def _partial_index(name: str, *columns: Any, only: str, unique: bool = False) -> None:
@@ -38,6 +38,7 @@ _partial_index(
     Mapping.vmid,
     only="state = 'deleted' AND substr(note, 1, 14) = 'VOLUMES_LEFT: '",
 )
+Index("ix_secret_references_service", SecretReference.service_id)
 Index("ix_audit_subject", AuditEntry.subject_kind, AuditEntry.subject_id)
 
 #: The tables with their indexes.

@@ -253,6 +253,16 @@ class AuditEntry(Base):
     reason: Mapped[str | None] = mapped_column(Text)
 
 
+class SecretReference(Base):
+    """The service to which a reference to FulcrumCore's vault is bound. Only `secret_references` writes this table."""
+
+    __tablename__ = "secret_references"
+
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)  #: of the reference, in hexadecimal digits
+    service_id: Mapped[str] = mapped_column(String(36))
+    bound_at: Mapped[datetime]
+
+
 def utc_now() -> datetime:
     """Return the time of this machine's clock. Times that several agents compare use `db_now` instead."""
     return datetime.now(UTC)

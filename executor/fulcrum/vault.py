@@ -15,7 +15,7 @@ from typing import Any
 
 from executor.errors import FulcrumNotFound, FulcrumRefused, FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import VAULT_PREFIX
+from executor.fulcrum.types import UUID_TEXT, VAULT_PREFIX
 from executor.log import get_logger
 from executor.shared.error_codes import ErrorCode
 
@@ -48,6 +48,14 @@ class JobFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SecretUse:
+    """One use of a reference in a secret property."""
+
+    property_name: str
+    reference: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class _CachedPaths:
     """The paths of the secrets of a service type."""
 
@@ -62,6 +70,25 @@ class SecretResolver:
         self._fulcrum = fulcrum
         self._cached_paths: dict[str, _CachedPaths] = {}  # the keys are ids of service types
         self._lock = threading.Lock()
+
+    def uses_to_resolve(self, job: JobFacts, properties: dict[str, Any]) -> list[SecretUse]:
+        """Return the uses of references that `resolve` replaces with secrets. Raises the same errors as `resolve`."""
+        uses = self.uses_in(job, properties)
+        return [use for use in uses if not self._is_unchanged(job, use.reference)]
+
+    def uses_in(self, job: JobFacts, properties: dict[str, Any]) -> list[SecretUse]:
+        """Return the uses of references in the secret properties. Raises JobError SECRET_MISSING, FulcrumUnavailable.
+
+        A text whose id is no UUID is left out, because it names no secret.
+        """
+        if not _has_reference(properties):
+            return []
+        return [
+            SecretUse(property_name=str(key), reference=container[key])
+            for path in self._secret_paths(job)
+            for container, key in _locations(properties, path)
+            if _is_reference(container[key]) and UUID_TEXT.fullmatch(container[key].removeprefix(VAULT_PREFIX))
+        ]
 
     def resolve(
         self, job: JobFacts, properties: dict[str, Any], *, on_left_out: Callable[[str], None] = lambda _name: None
@@ -96,7 +123,7 @@ class SecretResolver:
     def _replace_reference(self, job: JobFacts, container: Any, key: Any, on_left_out: Callable[[str], None]) -> None:
         """Replace the reference `container[key]` with its secret, or delete it. Keep a value that is no reference."""
         reference = container[key]
-        if not isinstance(reference, str) or not reference.startswith(VAULT_PREFIX):
+        if not _is_reference(reference):
             return
         if self._is_unchanged(job, reference):
             del container[key]  # the update does not change this property, and the vault may no longer have the secret
@@ -160,9 +187,13 @@ def _original_properties(job: JobFacts) -> Any:
     return job.params or (job.service or {}).get("properties") or {}
 
 
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(VAULT_PREFIX)
+
+
 def _has_reference(value: Any) -> bool:
     """Return whether a nested value contains a reference to the vault."""
-    return any(text.startswith(VAULT_PREFIX) for text in _strings(value))
+    return any(_is_reference(text) for text in _strings(value))
 
 
 def _strings(value: Any) -> Iterator[str]:

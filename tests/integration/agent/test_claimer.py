@@ -27,6 +27,7 @@ from executor.database.engine import open_engine, reading, transaction
 from executor.database.tables import Job, utc_now
 from executor.errors import FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.vault import SecretResolver
 from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode
 
@@ -209,7 +210,14 @@ def test_an_abandoned_job_that_fulcrumcore_lists_is_processed(claims: Claims, is
     if is_claimed:
         assert claims.world.agent.claim(claims.job) == 204
     state = AgentState(agent_id=claims.world.ids.agent_id)
-    poller = Poller(engine=claims.engine, fulcrum=claims.fulcrum, state=state, job_timeout_s=300, interval_s=2)
+    poller = Poller(
+        engine=claims.engine,
+        fulcrum=claims.fulcrum,
+        secrets=SecretResolver(claims.fulcrum),
+        state=state,
+        job_timeout_s=300,
+        interval_s=2,
+    )
     poller.recover_claimed_jobs() if is_claimed else poller.poll()
 
     row = claims.row()
@@ -231,7 +239,14 @@ def end_as_claimed_elsewhere(claims: Claims, report_state: ReportState = ReportS
 
 def poller_of(claims: Claims) -> Poller:
     state = AgentState(agent_id=claims.world.ids.agent_id)
-    return Poller(engine=claims.engine, fulcrum=claims.fulcrum, state=state, job_timeout_s=300, interval_s=2)
+    return Poller(
+        engine=claims.engine,
+        fulcrum=claims.fulcrum,
+        secrets=SecretResolver(claims.fulcrum),
+        state=state,
+        job_timeout_s=300,
+        interval_s=2,
+    )
 
 
 @pytest.mark.parametrize("stored", [ReportState.CLAIMED_ELSEWHERE, ReportState.ABANDONED])

@@ -24,6 +24,7 @@ from executor.database.engine import reading
 from executor.database.tables import utc_now
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import CoreJob
+from executor.fulcrum.vault import SecretResolver
 
 JOB_TIMEOUT_S = 300.0
 
@@ -42,7 +43,14 @@ def poller(engine: Engine, core: tuple[SimulatorThread, CreatedObjects]) -> Poll
     simulator.clear_pending()
     client = FulcrumClient(simulator.url, lambda: world.agent_token)
     state = AgentState(agent_id=world.agent_id)
-    return Poller(engine=engine, fulcrum=client, state=state, job_timeout_s=JOB_TIMEOUT_S, interval_s=2.0)
+    return Poller(
+        engine=engine,
+        fulcrum=client,
+        secrets=SecretResolver(client),
+        state=state,
+        job_timeout_s=JOB_TIMEOUT_S,
+        interval_s=2.0,
+    )
 
 
 @pytest.fixture
@@ -259,7 +267,8 @@ ANYTHING = st.recursive(
 def test_any_job_with_an_id_makes_a_row_that_a_database_takes(members: dict[str, Any]) -> None:
     poller = Poller(
         engine=None,  # type: ignore[arg-type]  only the row is made
-        fulcrum=None,  # type: ignore[arg-type]
+        fulcrum=None,
+        secrets=SecretResolver(None),  # type: ignore[arg-type]
         state=AgentState(),
         job_timeout_s=JOB_TIMEOUT_S,
         interval_s=2.0,

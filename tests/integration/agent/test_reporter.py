@@ -35,6 +35,7 @@ from executor.database.engine import open_engine, reading, transaction
 from executor.database.outbox import postpone_report
 from executor.database.tables import Job, utc_now
 from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.vault import SecretResolver
 from executor.model import JobResult, JobStatus
 from executor.shared.error_codes import ErrorCode
 
@@ -319,7 +320,14 @@ def test_a_reported_job_that_fulcrumcore_lists_as_pending_again_is_reported_agai
     with transaction(outbox.engine) as session:
         session.execute(update(Job).values(report_state="reported", claimed_at=utc_now(), started_at=utc_now()))
     client = outbox.reporter.fulcrum
-    poller = Poller(engine=outbox.engine, fulcrum=client, state=outbox.state, job_timeout_s=300, interval_s=2)
+    poller = Poller(
+        engine=outbox.engine,
+        fulcrum=client,
+        secrets=SecretResolver(client),
+        state=outbox.state,
+        job_timeout_s=300,
+        interval_s=2,
+    )
     poller.poll()
     assert outbox.row(job_id).report_state == "due"
     outbox.turn()
@@ -478,7 +486,14 @@ def test_the_first_part_that_sees_fulcrumcore_answer_again_ends_the_backoff_of_e
     if seen_by == "heartbeat":
         Heartbeat(fulcrum=fulcrum, state=state).send()
     else:
-        Poller(engine=outbox.engine, fulcrum=fulcrum, state=state, job_timeout_s=300, interval_s=2).poll()
+        Poller(
+            engine=outbox.engine,
+            fulcrum=fulcrum,
+            secrets=SecretResolver(fulcrum),
+            state=state,
+            job_timeout_s=300,
+            interval_s=2,
+        ).poll()
 
     assert state.report_requested.is_set(), "the reporter's wait ends"
     assert state.dispatch_requested.is_set(), "jobs may be claimed again"

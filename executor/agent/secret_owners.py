@@ -1,0 +1,90 @@
+"""Binds references to FulcrumCore's vault to services, and fails a job that names the reference of another service.
+
+Without this, a tenant that knows a reference of another tenant could name it in a secret property of a service of its
+own, and would get the secret in its own VM: FulcrumCore does not say whose a secret is. The poller binds each reference
+when it stores the first job that names it. The worker binds a reference that has no row: the database was lost, or an
+earlier version stored the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from executor.agent.job_fields import require_service_id
+from executor.database import job_queue, secret_references
+from executor.database.engine import reading, transaction
+from executor.database.job_queue import NewJob
+from executor.database.tables import Job
+from executor.errors import FulcrumUnavailable, JobError
+from executor.fulcrum.vault import JobFacts, SecretResolver, SecretUse
+from executor.log import get_logger
+from executor.shared.error_codes import ErrorCode
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+log = get_logger(__name__)
+
+#: Maximum number of references that are bound when a job is stored. The worker binds further ones.
+MAX_BOUND_REFERENCES = 100
+
+
+def store_jobs(engine: Engine, secrets: SecretResolver, new_jobs: Iterable[NewJob]) -> int:
+    """Add a row for each job that has none, and bind the references that the jobs name. Return the number of new rows.
+
+    The jobs are stored in the order in which FulcrumCore created them. FulcrumCore creates a reference together with
+    the first job that names it, so of several jobs with one reference the oldest belongs to the owner of the secret.
+    """
+    jobs = sorted(new_jobs, key=lambda new_job: new_job.core_created_at)
+    references = _references_of_jobs(secrets, jobs)  # before the transaction, because it may ask FulcrumCore
+    count = 0
+    with transaction(engine) as session:
+        for new_job in jobs:
+            if job_queue.submit(session, new_job) is None:
+                continue  # another agent has added the job's row meanwhile, and has bound the references
+            count += 1
+            if new_job.service_id is not None:
+                secret_references.bind(session, new_job.service_id, references.get(new_job.fulcrum_id, ()))
+    return count
+
+
+def _references_of_jobs(secrets: SecretResolver, jobs: Iterable[NewJob]) -> dict[str, list[str]]:
+    """Return the references in the secret properties of the jobs. The keys are the ids of the jobs in FulcrumCore.
+
+    A job is left out if FulcrumCore does not return its service type. The worker binds its references.
+    """
+    references: dict[str, list[str]] = {}
+    for job in jobs:
+        facts = JobFacts(action=job.action, service=job.service, params=job.params)
+        properties = (job.params or {}, (job.service or {}).get("properties") or {})
+        try:
+            uses = [use for value in properties for use in secrets.uses_in(facts, value)]
+        except JobError:
+            continue
+        except FulcrumUnavailable:
+            return references  # each further job could wait for FulcrumCore as long as this one
+        references[job.fulcrum_id] = [use.reference for use in uses[:MAX_BOUND_REFERENCES]]
+    return references
+
+
+def require_own_secrets(engine: Engine, job: Job, uses: Iterable[SecretUse]) -> None:
+    """Raise JobError INVALID_REQUEST if one of the references is bound to another service than the job's.
+
+    A reference that is not bound yet is bound to the job's service.
+    """
+    names = {use.reference: use.property_name for use in uses}
+    if not names:
+        return
+    service_id = require_service_id(job)
+    with reading(engine) as session:
+        owners = secret_references.owners(session, names)
+    if len(owners) < len(names):
+        with transaction(engine) as session:
+            secret_references.bind(session, service_id, names)
+            owners = secret_references.owners(session, names)
+    for reference, name in names.items():
+        owner_service_id = owners.get(reference, service_id)  # no row: another agent has pruned the row meanwhile
+        if owner_service_id != service_id:
+            log.warning("secret_of_other_service", property=name, owner_service_id=owner_service_id)
+            raise JobError(ErrorCode.INVALID_REQUEST, f"the secret {name} belongs to another service")

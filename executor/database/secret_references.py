@@ -1,0 +1,65 @@
+"""Binds references to secrets in FulcrumCore's vault to services: the service whose job names a reference first.
+
+FulcrumCore returns every secret to every agent, and does not say whose it is. It writes a new reference for each value
+of a secret property, so no two services of it have the same reference. The table contains the SHA-256 of a reference
+instead of the reference itself, so that the table reveals no reference. The caller commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from hashlib import sha256
+
+from sqlalchemy import delete, exists, func, select
+from sqlalchemy.orm import Session
+
+from executor.database.statements import execute_and_count, insert_into
+from executor.database.tables import DELETED_LITERAL, Job, Mapping, SecretReference, utc_now
+
+
+def bind(session: Session, service_id: str, references: Collection[str]) -> None:
+    """Bind references to a service. A reference that is bound to a service, this or another one, stays bound to it."""
+    now = utc_now()
+    # All transactions insert in the same order, so that two agents on one PostgreSQL do not wait for each other.
+    digests = sorted({_digest(reference) for reference in references})
+    if not digests:
+        return
+    values = [{"sha256": digest, "service_id": service_id, "bound_at": now} for digest in digests]
+    session.execute(insert_into(session, SecretReference).values(values).on_conflict_do_nothing())
+
+
+def owners(session: Session, references: Collection[str]) -> dict[str, str]:
+    """Return the id of the service to which each of these references is bound. References without a row are omitted."""
+    digests = {reference: _digest(reference) for reference in references}
+    stmt = select(SecretReference.sha256, SecretReference.service_id)
+    found = dict(session.execute(stmt.where(SecretReference.sha256.in_(set(digests.values())))).all())
+    return {reference: found[digest] for reference, digest in digests.items() if digest in found}
+
+
+def count_of_service(session: Session, service_id: str) -> int:
+    """Return how many references are bound to a service."""
+    stmt = select(func.count()).select_from(SecretReference).where(SecretReference.service_id == service_id)
+    return session.scalar(stmt) or 0
+
+
+def delete_of_service(session: Session, service_id: str) -> None:
+    """Delete the rows of a service."""
+    session.execute(delete(SecretReference).where(SecretReference.service_id == service_id))
+
+
+def prune(session: Session, *, limit: int) -> int:
+    """Delete at most `limit` rows of services that have neither a job nor a current mapping. Return their number."""
+    has_job = exists().where(Job.service_id == SecretReference.service_id)
+    has_mapping = exists().where(Mapping.service_id == SecretReference.service_id, Mapping.state != DELETED_LITERAL)
+    unused = select(SecretReference.sha256).where(~has_job, ~has_mapping).limit(limit)
+    return execute_and_count(
+        session,
+        delete(SecretReference)
+        .where(SecretReference.sha256.in_(session.scalars(unused).all()))
+        .execution_options(synchronize_session=False),
+    )
+
+
+def _digest(reference: str) -> str:
+    """Return the SHA-256 of a reference. Upper and lower case do not differ, as in a UUID."""
+    return sha256(reference.lower().encode()).hexdigest()

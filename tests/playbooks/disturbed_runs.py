@@ -17,6 +17,9 @@ GIB = 1024**3
 STORAGE = "ceph"
 #: How often a failed run is repeated, as the agent repeats a job.
 MAX_ATTEMPTS = 4
+#: The lags of Proxmox: the time between two broadcasts of statistics, and the delay of an answer 401.
+STATISTICS_LAG_S = 10
+LOGIN_DELAY_S = 3
 #: A disturbance is applied at most after this number of requests. Many runs send fewer.
 MAX_REQUESTS = 16
 KINDS = (
@@ -96,6 +99,8 @@ def execute(run: DisturbedRun, bench: Bench, executor: ExecutorBench) -> None:
             bench.pve.fail_task(task, "WARNINGS: 1", vmid=run.vm["vmid"], after=True)
     if "unremovable" in run.kinds:
         bench.pve.control("unremovable", volume=f"{STORAGE}:vm-{run.vm['vmid']}-disk-0")
+    bench.pve.control("statistics", lag_s=STATISTICS_LAG_S)
+    bench.pve.control("logins", delay_s=LOGIN_DELAY_S)
     bench.pve.control("disturb", disturbances=run.disturbances)
     result = _repeat(run, bench, executor)
     bench.pve.control("clear_faults")

@@ -33,7 +33,6 @@ def test_no_vm_is_lost_doubled_or_left_while_the_cluster_changes(
     bench: Bench, warm_executor: ExecutorBench, record: list[str]
 ) -> None:
     failed: list[DisturbedRun] = []
-    bench.pve.control("logins", delay_s=0)
     for seed in range(SEED, SEED + RUNS):
         run = prepare(bench, seed)
         execute(run, bench, warm_executor)

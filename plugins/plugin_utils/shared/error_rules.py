@@ -78,7 +78,12 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
     # got no complete answer, so the work may continue.
     ("NODE_DOWN", Reaction.LATER, r"\b595 |No route to host|hostname lookup '[^']+' failed"),
     # If the quorum is lost during a Proxmox task, the task cannot write the temporary file of a configuration.
-    ("PVE_NO_QUORUM", Reaction.LATER, r"no quorum|unable to open file '[^']+\.tmp\."),
+    (
+        "PVE_NO_QUORUM",
+        Reaction.LATER,
+        r"no quorum|(unable to open file|unable to write|closing file) '[^']+\.tmp\."
+        r"|close \(rename\) atomic file '/etc/pve/",
+    ),
     # The last three alternatives are the status of a Proxmox task that was killed, or whose log was removed.
     (
         "PVE_TIMEOUT",

@@ -150,6 +150,62 @@ def test_a_deleted_job_is_given_up_after_minutes(claims: Claims) -> None:
     assert [type(error) for error in errors] == [NotCertainlyGone] * 3 + [ClaimImpossible]
     assert isinstance(errors[-1], ClaimImpossible)
     assert errors[-1].code is ErrorCode.JOB_GONE
+    assert str(errors[-1]) == "the job was deleted in FulcrumCore, or belongs to another agent"
+    assert [str(error) for error in errors[:-1]] == [
+        "FulcrumCore refused to accept the claim (1 refusals in 0 s)",
+        "FulcrumCore refused to return the job (2 refusals in 40 s)",
+        "FulcrumCore refused to return the job (3 refusals in 80 s)",
+    ]
+
+
+def test_a_job_that_was_gone_and_is_refused_again_is_not_gone_at_once(claims: Claims) -> None:
+    claims.world.sim.delete_job(claims.job["id"])
+    results = []
+    for claims.now in (0, 40, 80, 130, 170):
+        try:
+            claims.refused_jobs.require_gone(claims.job["id"], refused_to="return the job")
+        except NotCertainlyGone as error:
+            results.append((error.status, error.retry_after_s, str(error)))
+        else:
+            results.append("gone")
+    text = "FulcrumCore refused to return the job"
+    assert results == [
+        (500, 30.0, f"{text} (1 refusals in 0 s)"),
+        (500, 30.0, f"{text} (2 refusals in 40 s)"),
+        (500, 30.0, f"{text} (3 refusals in 80 s)"),
+        "gone",
+        (500, 30.0, f"{text} (1 refusals in 0 s)"),
+    ]
+
+
+def test_a_job_that_can_be_read_is_not_gone_and_its_refusals_start_again(claims: Claims) -> None:
+    def refused_at(now: float, **fault: Any) -> str:
+        claims.now = now
+        claims.world.sim.clear_faults()
+        claims.world.sim.add_fault("status", status=403, **fault)
+        with pytest.raises(FulcrumUnavailable) as caught:
+            claims.refused_jobs.require_gone(claims.job["id"], refused_to="accept the claim")
+        return f"{caught.value.status} {caught.value}"
+
+    not_gone = "500 FulcrumCore refused to accept the claim"
+    assert refused_at(0, path="/jobs/") == f"{not_gone} (1 refusals in 0 s)"
+    assert refused_at(40, path="/jobs/") == f"{not_gone} (2 refusals in 40 s)"
+    assert refused_at(80, path="/no-request") == f"{not_gone}, although the agent may read the object"
+    assert refused_at(120, path="/jobs/") == f"{not_gone} (1 refusals in 0 s)"
+    refused_at(160, path="/agents/me$")
+    assert refused_at(200, path="/jobs/") == f"{not_gone} (1 refusals in 0 s)"
+
+
+def test_a_service_that_fulcrumcore_refuses_for_minutes_is_gone(claims: Claims) -> None:
+    service_id = claims.job["serviceId"]
+    with pytest.raises(FulcrumUnavailable, match="return the service, although the agent may read the object"):
+        claims.refused_jobs.require_service_gone(service_id)
+    claims.world.sim.add_fault("status", status=403, path=f"/services/{service_id}$")
+    for claims.now in (0, 40, 80):
+        with pytest.raises(NotCertainlyGone, match="FulcrumCore refused to return the service"):
+            claims.refused_jobs.require_service_gone(service_id)
+    claims.now = 130
+    claims.refused_jobs.require_service_gone(service_id)
 
 
 @pytest.mark.parametrize("path", ["/jobs/[^/]+$", "/agents/me$"])

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -36,6 +36,7 @@ from executor.database.job_queue import Lease
 from executor.database.tables import Job, Run, db_now, utc_now
 from executor.errors import StaleJob
 from executor.model import MAX_CRASHES, TRANSITIONS, JobResult, JobStatus, ReportState
+from executor.shared.error_codes import ErrorCode
 
 # --- submit -----------------------------------------------------------------------------------------------------------
 
@@ -97,6 +98,20 @@ def test_a_time_without_a_zone_is_refused(engine: Engine) -> None:
 def test_a_job_that_is_processing_at_fulcrum_core_is_stored_as_claimed(engine: Engine) -> None:
     job = row(engine, submit(engine, is_claimed_at_fulcrum=True))
     assert (job.status, job.claim_sent_at is not None, job.claimed_at is not None) == ("pending", True, True)
+
+
+def test_a_new_job_is_stored_as_pending_and_not_claimed(engine: Engine) -> None:
+    job = row(engine, submit(engine))
+    assert (job.status, job.report_state, job.claim_sent_at, job.claimed_at) == ("pending", "none", None, None)
+    assert (job.finished_at, job.error_code, job.error_message) == (None, None, None)
+
+
+def test_a_job_that_another_executor_has_claimed_is_stored_as_failed(engine: Engine) -> None:
+    job = row(engine, submit(engine, is_claimed_elsewhere=True))
+    assert (job.status, job.report_state, job.claimed_at) == ("failed", "claimed_elsewhere", None)
+    text = "JOB_CLAIMED_ELSEWHERE: another executor with this agent's token has claimed the job"
+    assert (job.error_code, job.error_message) == ("JOB_CLAIMED_ELSEWHERE", text)
+    assert job.finished_at is not None
 
 
 # --- leases -----------------------------------------------------------------------------------------------------------
@@ -162,7 +177,8 @@ def test_a_lease_of_another_epoch_or_owner_is_stale(engine: Engine) -> None:
         Lease(job_id=lease.job_id, owner=lease.owner, epoch=lease.epoch - 1),
         Lease(job_id=lease.job_id + 1, owner=lease.owner, epoch=lease.epoch),
     ):
-        with pytest.raises(StaleJob), transaction(engine) as session:
+        text = f"no longer has the lease of job {wrong.job_id} .epoch {wrong.epoch}."
+        with pytest.raises(StaleJob, match=text), transaction(engine) as session:
             job_queue.finish(session, wrong, DONE)
     assert row(engine, lease.job_id).status == "processing"
 
@@ -247,6 +263,56 @@ def test_finish_stores_the_result(engine: Engine) -> None:
     assert {good.report_state, bad.report_state} == {"due"}
     assert good.finished_at is not None
     assert (good.lease_until, good.owner) == (None, "alice")  # the owner stays as history
+
+
+def test_the_end_of_a_job_stores_the_detail_for_the_operator_and_ends_the_backoff_of_a_report(engine: Engine) -> None:
+    submit(engine)
+    job = claimed(engine)
+    with transaction(engine) as session:
+        session.execute(update(Job).values(report_after=db_now(60)))
+    broken = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="no space", operator_detail="no space on pve1")
+    finish(engine, job, broken)
+    ended_job = row(engine, job.id)
+    assert (ended_job.error_message, ended_job.operator_detail) == ("CAPACITY: no space", broken.operator_message)
+    assert due(engine) == [job.id]
+
+
+def test_what_a_job_adds_to_the_usage_of_its_tenant_is_stored(engine: Engine) -> None:
+    submit(engine)
+    job = claimed(engine)
+    with transaction(engine) as session:
+        job_queue.note_reserved(session, job_queue.lease_of(job), {"cores": 2, "memory_mib": 1024})
+    stored = row(engine, job.id)
+    assert (stored.reserved_cores, stored.reserved_memory_mib, stored.reserved_vms) == (2, 1024, 0)
+
+
+@pytest.mark.parametrize("counts_as_attempt", [True, False])
+def test_an_attempt_that_does_not_count_gives_its_number_to_the_next_one(
+    engine: Engine, counts_as_attempt: bool
+) -> None:
+    submit(engine)
+    requeue(engine, claimed(engine))
+    second = claimed(engine)
+    with transaction(engine) as session:
+        lease = job_queue.lease_of(second)
+        job_queue.requeue(session, lease, backoff_s=0, reason="later", counts_as_attempt=counts_as_attempt)
+    third = claimed(engine)
+    assert (second.attempt, third.attempt) == (2, 3 if counts_as_attempt else 2)
+
+
+@pytest.mark.parametrize(
+    ("operator_reason", "operator_detail"), [(None, "busy"), ("busy: pve1", "busy: pve1")], ids=["same", "more"]
+)
+def test_a_requeued_job_stores_the_reason_for_the_tenant_and_for_the_operator(
+    engine: Engine, operator_reason: str | None, operator_detail: str
+) -> None:
+    submit(engine)
+    job = claimed(engine)
+    with transaction(engine) as session:
+        lease = job_queue.lease_of(job)
+        job_queue.requeue(session, lease, backoff_s=0, reason="busy", operator_reason=operator_reason)
+    stored = row(engine, job.id)
+    assert (stored.error_message, stored.operator_detail) == ("busy", operator_detail)
 
 
 def test_a_run_is_stored_before_it_starts_and_any_owner_stores_its_end(engine: Engine) -> None:
@@ -411,7 +477,17 @@ def test_release_all_ends_the_leases_and_counts_no_crash(engine: Engine) -> None
         assert job_queue.release_all(session, "alice") == 2
     released = [row(engine, job_id) for job_id in mine]
     assert {(job.status, job.owner, job.crashes, job.lease_until) for job in released} == {("pending", None, 0, None)}
+    assert {job.epoch for job in released} == {2}
     assert row(engine, others).status == "processing"
+
+
+def test_release_all_leaves_the_running_jobs_to_their_owner(engine: Engine) -> None:
+    for _ in range(2):
+        submit(engine)
+    running, waiting = claimed(engine, "alice"), claimed(engine, "alice")
+    with transaction(engine) as session:
+        assert job_queue.release_all(session, "alice", running_job_ids=[running.id]) == 1
+    assert (row(engine, running.id).status, row(engine, waiting.id).status) == ("processing", "pending")
 
 
 def test_release_gives_one_job_back_and_counts_a_crash(engine: Engine) -> None:
@@ -431,7 +507,8 @@ def test_a_release_of_a_job_that_is_not_to_blame_counts_neither_a_crash_nor_an_a
     submit(engine)
     first = claimed(engine, "alice")
     with transaction(engine) as session:
-        assert not job_queue.release(session, first.id, "bob", counts_as_crash=False)
+        assert job_queue.release(session, first.id, "bob", counts_as_crash=False) is None
+        assert job_queue.release(session, first.id + 1, "alice", counts_as_crash=False) is None
         assert job_queue.release(session, first.id, "alice", counts_as_crash=False) is JobStatus.PENDING
         assert not job_queue.release(session, first.id, "alice", counts_as_crash=False)
     second = claimed(engine, "bob")
@@ -528,6 +605,132 @@ def test_a_result_that_fulcrumcore_does_not_expect_is_not_sent_by_a_retry(engine
     assert due(engine) == []
 
 
+def test_a_retry_of_a_job_that_another_executor_has_claimed_gives_it_a_new_attempt(engine: Engine) -> None:
+    wanted, other = (submit(engine, is_claimed_elsewhere=True) for _ in range(2))
+    before = columns_of(engine, other)
+    with transaction(engine) as session:
+        session.execute(update(Job).where(Job.id == wanted).values(claimed_at=db_now(), operator_detail="x"))
+        assert job_queue.retry_now(session, wanted) == "attempt"
+    job = row(engine, wanted)
+    assert (job.status, job.report_state, job.epoch, job.finished_at) == ("pending", "none", 1, None)
+    assert (job.error_code, job.error_message, job.operator_detail, job.claimed_at) == (None, None, None, None)
+    assert job.claim_sent_at is not None, "the worker reads the job at FulcrumCore before it sends a claim"
+    assert columns_of(engine, other) == before
+
+
+# --- reopen -----------------------------------------------------------------------------------------------------------
+
+
+def reopen(engine: Engine, *job_ids: int, are_claimed: bool = True, now_at_core: datetime | None = None) -> int:
+    fulcrum_ids = [row(engine, job_id).fulcrum_id for job_id in job_ids]
+    with transaction(engine) as session:
+        return job_queue.reopen(session, fulcrum_ids, are_claimed=are_claimed, now_at_core=now_at_core or utc_now())
+
+
+def settled(engine: Engine, state: ReportState, result: JobResult = BROKEN, *, was_started: bool = True) -> int:
+    """End a job whose report has the state; return its id. Each column that another attempt clears has a value."""
+    job_id = submit(engine, deadline_at=utc_now())
+    job = claimed(engine)
+    with transaction(engine) as session:
+        lease = job_queue.lease_of(job)
+        job_queue.note_fulcrum_claim_sent(session, lease)
+        job_queue.note_fulcrum_claim_accepted(session, lease)
+        if was_started:
+            job_queue.note_started(session, lease, run_ident=f"run-{job_id}", playbook="create.yml")
+        job_queue.finish(session, lease, result)
+        outbox.postpone_report(session, job_id, backoff_s=60, note="HTTP 503")
+        outbox.note_reported(session, job_id, state)
+        past = {"report_after": db_now(60), "lease_until": db_now(60), "available_at": db_now(60)}
+        session.execute(update(Job).where(Job.id == job_id).values(claimed_at=LONG_AGO, operator_detail="x", **past))
+    return job_id
+
+
+def result_with(code: ErrorCode) -> JobResult:
+    return JobResult(succeeded=False, code=code, detail="x")
+
+
+@pytest.mark.parametrize("are_claimed", [True, False])
+@pytest.mark.parametrize(
+    ("state", "result", "was_started"),
+    [
+        (ReportState.REPORTED, BROKEN, True),
+        (ReportState.OVERTAKEN, BROKEN, True),
+        (ReportState.REPORTED, BROKEN, False),
+        (ReportState.REPORTED, result_with(ErrorCode.JOB_GONE), False),
+        (ReportState.ABANDONED, BROKEN, True),
+        (ReportState.ABANDONED, DONE, True),
+    ],
+)
+def test_a_result_that_fulcrumcore_has_lost_is_due_again(
+    engine: Engine, state: ReportState, result: JobResult, was_started: bool, are_claimed: bool
+) -> None:
+    job_id = settled(engine, state, result, was_started=was_started)
+    before = columns_of(engine, job_id)
+    assert reopen(engine, job_id, are_claimed=are_claimed) == 1
+    report_columns = {"report_state": "due", "report_after": None, "report_attempts": 0, "reported_at": None}
+    assert columns_of(engine, job_id) == before | report_columns
+
+
+@pytest.mark.parametrize("are_claimed", [True, False])
+@pytest.mark.parametrize(
+    ("result", "was_started"),
+    [
+        (BROKEN, False),
+        (DONE, False),
+        (result_with(ErrorCode.JOB_GONE), True),
+        (result_with(ErrorCode.JOB_GONE), False),
+    ],
+)
+def test_an_abandoned_job_without_a_result_gets_another_attempt(
+    engine: Engine, result: JobResult, was_started: bool, are_claimed: bool
+) -> None:
+    job_id = settled(engine, ReportState.ABANDONED, result, was_started=was_started)
+    before = columns_of(engine, job_id)
+    assert reopen(engine, job_id, are_claimed=are_claimed) == 1
+    after = columns_of(engine, job_id)
+    cleared = dict.fromkeys(
+        ["finished_at", "error_code", "error_message", "operator_detail", "owner", "lease_until", "available_at"]
+    )
+    changed = cleared | {"status": "pending", "report_state": "none", "epoch": before["epoch"] + 1}
+    assert after == before | changed | {"claimed_at": after["claimed_at"]}
+    assert (after["claimed_at"] is not None) is are_claimed
+    assert after["claimed_at"] != LONG_AGO
+
+
+@pytest.mark.parametrize("are_claimed", [True, False])
+def test_only_ended_jobs_that_fulcrumcore_lists_continue(engine: Engine, are_claimed: bool) -> None:
+    reported = settled(engine, ReportState.REPORTED)
+    abandoned = settled(engine, ReportState.ABANDONED, was_started=False)
+    is_due, local, listed = ended(engine), ended(engine, is_local=True), settled(engine, ReportState.REPORTED)
+    others = {job_id: columns_of(engine, job_id) for job_id in (reported, abandoned, is_due, local)}
+    assert reopen(engine, listed, is_due, local, are_claimed=are_claimed) == 1
+    assert {job_id: columns_of(engine, job_id) for job_id in others} == others
+
+
+@pytest.mark.parametrize("state", [ReportState.CLAIMED_ELSEWHERE, ReportState.ABANDONED])
+def test_a_job_of_another_executor_gets_an_attempt_when_it_is_pending_at_fulcrumcore(
+    engine: Engine, state: ReportState
+) -> None:
+    job_id = settled(engine, state, result_with(ErrorCode.JOB_CLAIMED_ELSEWHERE))
+    assert reopen(engine, job_id, are_claimed=False) == 1
+    job = row(engine, job_id)
+    assert (job.status, job.report_state, job.claim_sent_at, job.claimed_at) == ("pending", "none", None, None)
+
+
+@pytest.mark.parametrize("was_started", [True, False])
+@pytest.mark.parametrize("state", [ReportState.CLAIMED_ELSEWHERE, ReportState.ABANDONED])
+def test_the_failure_of_a_job_of_another_executor_is_reported_after_its_deadline(
+    engine: Engine, state: ReportState, was_started: bool
+) -> None:
+    job_id = settled(engine, state, result_with(ErrorCode.JOB_CLAIMED_ELSEWHERE), was_started=was_started)
+    deadline_at = row(engine, job_id).deadline_at
+    delay = job_queue.MAX_REPORT_DELAY
+    assert reopen(engine, job_id, now_at_core=deadline_at + delay - timedelta(seconds=1)) == 0
+    assert row(engine, job_id).report_state == state
+    assert reopen(engine, job_id, now_at_core=deadline_at + delay + timedelta(seconds=1)) == 1
+    assert (row(engine, job_id).status, row(engine, job_id).report_state) == ("failed", "due")
+
+
 # --- prune ------------------------------------------------------------------------------------------------------------
 
 
@@ -568,6 +771,16 @@ def test_pruning_deletes_the_oldest_first_up_to_the_limit(engine: Engine) -> Non
     job_ids = [ended(engine) for _ in range(5)]
     settle(engine, *job_ids)
     assert [prune(engine, limit=2)[0] for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_the_job_that_ended_first_is_pruned_first(engine: Engine) -> None:
+    first, second = ended(engine), ended(engine)
+    settle(engine, first, second)
+    with transaction(engine) as session:
+        session.execute(update(Job).where(Job.id == second).values(finished_at=LONG_AGO))
+    assert prune(engine, limit=1) == (1, [])
+    with reading(engine) as session:
+        assert session.scalars(select(Job.id)).all() == [first]
 
 
 def test_pruning_deletes_the_runs_and_returns_their_idents(engine: Engine) -> None:

@@ -6,18 +6,18 @@ import re
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Engine, event, update
+from sqlalchemy import Engine, event, select, update
 
 from executor.database import mappings
 from executor.database.engine import reading, transaction
 from executor.database.tables import Mapping, db_now, utc_now
-from executor.errors import JobError
+from executor.errors import DatabaseRefused, JobError
 from executor.model import MappingState
 from executor.shared.error_codes import ErrorCode
 
@@ -84,6 +84,10 @@ def pick(engine: Engine, low: int, high: int, *, quarantine_s: float = 3600, tak
 )
 def test_a_host_becomes_a_dns_label(host: str, expected: str) -> None:
     assert mappings.vm_name(host, SERVICE) == expected
+
+
+def test_a_vms_name_ends_with_eight_digits_of_the_service_id() -> None:
+    assert mappings.vm_name("web", "0A1B-2C3D-4E5F") == "web-0a1b2c3d"
 
 
 @given(st.text(), st.uuids(), st.uuids())
@@ -399,12 +403,18 @@ def test_the_current_mapping_of_a_service_is_read_from_its_index(sqlite_engine: 
 
 def test_only_a_reserved_mapping_is_deleted_as_a_reservation(engine: Engine) -> None:
     reservation, with_vm = reserved(engine), reserved(engine, OTHER, 102)
+    other_reservation = reserved(engine, str(uuid.uuid4()), 103)
     apply_result(engine, with_vm, status="running", node="pve1")
+    with transaction(engine) as session:
+        session.execute(update(Mapping).values(updated_at=db_now(-3600)))
+    before = row(engine, reservation)
     with transaction(engine) as session:
         for mapping_id in (reservation, with_vm):
             mappings.delete_reservation(session, mapping_id, "VM_ID_TAKEN: another VM has the VMID")
 
     deleted, kept = row(engine, reservation), row(engine, with_vm)
+    assert deleted.updated_at > before.updated_at
+    assert row(engine, other_reservation).state == "reserved"
     assert (deleted.state, deleted.note) == ("deleted", "VM_ID_TAKEN: another VM has the VMID")
     assert deleted.deleted_at is not None
     assert (kept.state, kept.note, kept.deleted_at) == ("active", None, None)
@@ -415,6 +425,77 @@ def test_a_deleted_mapping_keeps_the_reason(engine: Engine) -> None:
     with transaction(engine) as session:
         mappings.mark_deleted(session, mapping_id, "the VMID is another guest's")
     assert row(engine, mapping_id).note == "the VMID is another guest's"
+
+
+def test_a_mapping_that_is_set_to_active_has_no_note_and_no_scheduled_deletion(engine: Engine) -> None:
+    mapping_id, other = reserved(engine), reserved(engine, OTHER, 102)
+    apply_result(engine, mapping_id, status="stopped", delete_at=1_000)
+    with transaction(engine) as session:
+        mappings.mark_vm_lost(session, mapping_id, "VM_NOT_FOUND: gone")
+        session.execute(update(Mapping).values(updated_at=db_now(-3600)))
+    before = row(engine, mapping_id)
+    with transaction(engine) as session:
+        mappings.mark_active(session, mapping_id)
+
+    mapping = row(engine, mapping_id)
+    assert (mapping.state, mapping.note, mapping.delete_at) == ("active", None, None)
+    assert mapping.updated_at > before.updated_at
+    assert row(engine, other).state == "reserved"
+
+
+def test_the_volumes_that_a_deleted_vm_left_are_listed_until_they_are_removed(engine: Engine) -> None:
+    volumes = ["ceph:vm-101-disk-0", "ceph:vm-101-cloudinit"]
+    first, second = reserved(engine), reserved(engine, OTHER, 102)
+    elsewhere = reserved(engine, str(uuid.uuid4()), 101, "another cluster")
+    reason = reserved(engine, str(uuid.uuid4()), 103)
+    current = reserved(engine, str(uuid.uuid4()), 104)
+    for mapping_id in (second, first, elsewhere):
+        apply_result(engine, mapping_id, status="absent", volumes_left=volumes)
+    with transaction(engine) as session:
+        mappings.mark_deleted(session, reason, "VM_ID_TAKEN")
+        mappings.mark_vm_lost(session, current, "VOLUMES_LEFT: a")
+    with transaction(engine) as session:
+        found = mappings.with_volumes_left(session, "c")
+        assert [mapping.id for mapping in found] == [first, second]
+        assert [mappings.volumes_left(mapping) for mapping in found] == [volumes, volumes]
+        for mapping_id in (first, reason, current):
+            mappings.note_volumes_removed(session, mapping_id)
+        assert [mapping.id for mapping in mappings.with_volumes_left(session, "another cluster")] == [elsewhere]
+
+    assert row(engine, first).note is None
+    assert mappings.has_volumes_left(row(engine, second))
+    assert not mappings.has_volumes_left(row(engine, first))
+    assert not mappings.has_volumes_left(row(engine, reason))
+    assert (row(engine, reason).note, row(engine, current).note) == ("VM_ID_TAKEN", "VOLUMES_LEFT: a")
+
+
+# --- prune --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_mappings_are_removed_in_the_order_of_their_deletion_up_to_the_limit(engine: Engine) -> None:
+    ages_s = {101: 20, 102: 40, 103: 30, 104: 0}
+    mapping_ids = {vmid: reserved(engine, str(uuid.uuid4()), vmid) for vmid in ages_s}
+    current, with_volumes = reserved(engine, SERVICE, 105), reserved(engine, OTHER, 106)
+    for mapping_id in mapping_ids.values():
+        apply_result(engine, mapping_id, status="absent")
+    apply_result(engine, with_volumes, status="absent", volumes_left=["ceph:vm-106-disk-0"])
+    now = utc_now()
+    with transaction(engine) as session:
+        session.execute(update(Mapping).values(deleted_at=now - timedelta(seconds=100)))
+        for vmid, age_s in ages_s.items():
+            is_row = Mapping.id == mapping_ids[vmid]
+            session.execute(
+                update(Mapping).where(is_row).values(deleted_at=now - timedelta(seconds=age_s), note="gone")
+            )
+
+    removed = []
+    for _ in range(3):
+        with transaction(engine) as session:
+            count = mappings.prune(session, deleted_before=now - timedelta(seconds=10), limit=2)
+            left = set(session.scalars(select(Mapping.id)))
+        removed.append((count, [vmid for vmid in ages_s if mapping_ids[vmid] not in left]))
+    assert removed == [(2, [102, 103]), (1, [101, 102, 103]), (0, [101, 102, 103])]
+    assert {current, with_volumes} <= left
 
 
 # --- queries ------------------------------------------------------------------------------------------------------
@@ -429,6 +510,35 @@ def test_active_mappings_are_filtered_by_cluster_and_ordered_by_vmid(engine: Eng
         assert [mapping.vmid for mapping in mappings.active(session, "c")] == [101, 103]
         counts = mappings.count_by_state(session)
     assert counts == {"reserved": 1, "active": 3, "pending_deletion": 0, "deleted": 0, "vm_lost": 0}
+
+
+def test_deleted_mappings_are_counted_on_request_only(engine: Engine) -> None:
+    apply_result(engine, reserved(engine), status="absent")
+    reserved(engine, OTHER, 102)
+    others = {"active": 0, "pending_deletion": 0, "vm_lost": 0}
+    with reading(engine) as session:
+        assert mappings.count_by_state(session) == {"reserved": 1, "deleted": 1} | others
+        assert mappings.count_by_state(session, should_count_deleted=False) == {"reserved": 1} | others
+
+
+def test_current_mappings_and_their_vmids_are_listed(engine: Engine) -> None:
+    deleted, first = reserved(engine, SERVICE, 101), reserved(engine, OTHER, 102)
+    second = reserved(engine, str(uuid.uuid4()), 103, "another cluster")
+    apply_result(engine, deleted, status="absent")
+    with reading(engine) as session:
+        assert {mapping.id for mapping in mappings.all_current(session)} == {first, second}
+        assert mappings.mapped_vmids(session, "c") == {102}
+
+
+def test_a_mapping_is_read_by_the_id_of_its_row(engine: Engine) -> None:
+    mapping_id, _other = reserved(engine), reserved(engine, OTHER, 102)
+    with reading(engine) as session:
+        found = mappings.get(session, mapping_id)
+        assert found is not None
+        assert (found.id, mappings.get_one(session, mapping_id).id) == (mapping_id, mapping_id)
+        assert mappings.get(session, 999) is None
+    with pytest.raises(DatabaseRefused), reading(engine) as session:
+        mappings.get_one(session, 999)
 
 
 def test_a_vm_marked_for_deletion_is_pending_deletion_until_the_mark_or_the_vm_is_gone(engine: Engine) -> None:
@@ -471,6 +581,29 @@ def test_a_deleted_vm_is_not_due_for_deletion_again(engine: Engine) -> None:
     with reading(engine) as session:
         assert row(engine, mapping_id).delete_at is not None
         assert mappings.due_for_deletion(session, "c") == []
+
+
+def test_a_vm_that_is_lost_is_not_due_for_deletion(engine: Engine) -> None:
+    mapping_id = reserved(engine)
+    apply_result(engine, mapping_id, status="stopped", delete_at=1_000)
+    with transaction(engine) as session:
+        mappings.mark_vm_lost(session, mapping_id, "VM_NOT_FOUND: gone")
+        assert row(engine, mapping_id).delete_at is not None
+        assert mappings.due_for_deletion(session, "c") == []
+
+
+def test_pages_of_due_deletions_contain_each_mapping_once(engine: Engine) -> None:
+    """Mappings with the same time are ordered by their ids, so that a page neither repeats nor leaves out one."""
+    delete_times = {101: 2_000, 102: 1_000, 103: 2_000, 104: 2_000, 105: 3_000}
+    mapping_ids = {vmid: reserved(engine, str(uuid.uuid4()), vmid) for vmid in delete_times}
+    for vmid in reversed(delete_times):
+        apply_result(engine, mapping_ids[vmid], status="stopped", delete_at=delete_times[vmid])
+    pages, after = [], None
+    with reading(engine) as session:
+        while page := mappings.due_for_deletion(session, "c", limit=2, after=after):
+            pages.append([mapping.vmid for mapping in page])
+            after = page[-1]
+    assert pages == [[102, 101], [103, 104], [105]]
 
 
 def test_a_list_of_mappings_has_a_limit(engine: Engine) -> None:
@@ -518,3 +651,17 @@ def test_a_mapping_is_found_by_vmid_name_or_service(engine: Engine, reference: s
     reserved(engine)
     with reading(engine) as session:
         assert len(mappings.find(session, reference)) == found
+
+
+def test_at_most_the_newest_hundred_mappings_of_a_vmid_are_found(engine: Engine) -> None:
+    last = reserved(engine)
+    with transaction(engine) as session:
+        mappings.mark_deleted(session, last, "")
+        for _ in range(mappings.MAX_FOUND_MAPPINGS):
+            mapping = mappings.reserve(session, service_id=SERVICE, cluster="c", vmid=101, name="vm")
+            assert mapping is not None
+            mappings.mark_deleted(session, mapping.id, "")
+        last = mapping.id
+    with reading(engine) as session:
+        found = [mapping.id for mapping in mappings.find_by_vmid(session, 101)]
+    assert found == list(range(last, last - mappings.MAX_FOUND_MAPPINGS, -1))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from sqlalchemy import Engine, update
-from support.databases import row, submit
-from support.job_steps import BROKEN, claimed, columns_of, due, ended
+from support.databases import LONG_AGO, row, submit
+from support.job_steps import BROKEN, claimed, columns_of, due, ended, finish
 
 from executor.database import job_queue, outbox
 from executor.database.engine import transaction
 from executor.database.statements import MAX_BACKOFF_S
 from executor.database.tables import Job, db_now
 from executor.fulcrum.responses import MAX_RETRY_AFTER_S
-from executor.model import ReportState
+from executor.model import JobResult, ReportState
+from executor.shared.error_codes import ErrorCode
 
 
 def test_due_reports_are_ordered_by_the_jobs_end(engine: Engine) -> None:
@@ -20,6 +23,10 @@ def test_due_reports_are_ordered_by_the_jobs_end(engine: Engine) -> None:
     first, second, third = (ended(engine, priority=5) for _ in range(3))
     assert due(engine) == [first, second, third]
     assert due(engine, limit=2) == [first, second]
+    with transaction(engine) as session:
+        session.execute(update(Job).where(Job.id == third).values(finished_at=LONG_AGO))
+        session.execute(update(Job).where(Job.id != third).values(finished_at=LONG_AGO + timedelta(seconds=1)))
+    assert due(engine) == [third, first, second]
 
 
 def test_a_postponed_report_waits_until_its_backoff_is_reset(engine: Engine) -> None:
@@ -75,6 +82,47 @@ def test_an_acknowledged_report_does_not_change(engine: Engine, state: ReportSta
         assert outbox.end_report_backoffs(session) == 0
     assert columns_of(engine, job_id) == settled
     assert (settled["report_state"], settled["report_note"], due(engine)) == (state, "said", [])
+
+
+def test_the_acknowledgement_of_a_report_ends_its_backoff_and_has_no_note_by_default(engine: Engine) -> None:
+    job_id, other = ended(engine), ended(engine)
+    with transaction(engine) as session:
+        outbox.postpone_report(session, job_id, backoff_s=60, note="HTTP 503")
+        outbox.note_reported(session, job_id, ReportState.REPORTED)
+    job = row(engine, job_id)
+    assert (job.report_state, job.report_note, job.report_after) == ("reported", None, None)
+    assert job.reported_at is not None
+    assert due(engine) == [other]
+
+
+def test_jobs_of_another_executor_are_open_while_fulcrumcore_lists_them(engine: Engine) -> None:
+    elsewhere = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
+    states: dict[str, int] = {}
+    for state in (ReportState.CLAIMED_ELSEWHERE, ReportState.ABANDONED):
+        for listing in ("listed", "unlisted"):
+            states[f"{state} {listing}"] = _settled(engine, elsewhere, state)
+    states["other code"] = _settled(engine, BROKEN, ReportState.ABANDONED)
+    states["reported"] = _settled(engine, elsewhere, ReportState.REPORTED)
+    listed = [row(engine, job_id).fulcrum_id for name, job_id in states.items() if not name.endswith("unlisted")]
+    with transaction(engine) as session:
+        outbox.note_claimed_elsewhere(session, listed)
+    assert {name: row(engine, job_id).report_state for name, job_id in states.items()} == {
+        "claimed_elsewhere listed": "claimed_elsewhere",
+        "claimed_elsewhere unlisted": "abandoned",
+        "abandoned listed": "claimed_elsewhere",
+        "abandoned unlisted": "abandoned",
+        "other code": "abandoned",
+        "reported": "reported",
+    }
+
+
+def _settled(engine: Engine, result: JobResult, state: ReportState) -> int:
+    submit(engine)
+    job = claimed(engine)
+    finish(engine, job, result)
+    with transaction(engine) as session:
+        outbox.note_reported(session, job.id, state)
+    return job.id
 
 
 def test_a_refused_completion_becomes_a_failure_while_its_report_is_due(engine: Engine) -> None:

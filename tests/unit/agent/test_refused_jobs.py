@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from executor.agent.refused_jobs import MAX_AGE_S, MIN_DURATION_S, MIN_INTERVAL_S, MIN_REFUSALS, add_refusal, is_gone
+from executor.agent.refused_jobs import (
+    MAX_AGE_S,
+    MIN_DURATION_S,
+    MIN_INTERVAL_S,
+    MIN_REFUSALS,
+    Refusals,
+    add_refusal,
+    is_gone,
+    refusals_after_check,
+)
 
 
 def refused_at(*times_s: float) -> bool:
@@ -35,3 +44,45 @@ def test_refusals_in_quick_succession_count_as_one() -> None:
     times_s = [number * MIN_INTERVAL_S * 0.9 for number in range(MIN_REFUSALS)]
     assert not refused_at(*times_s)
     assert not refused_at(*[MIN_DURATION_S + number for number in range(100)])
+
+
+def test_a_refusal_at_the_limits_of_age_and_interval_is_added() -> None:
+    refusals = Refusals(count=2, first_at=5_000.0, last_at=6_000.0)
+    at_least_s, at_most_s = 6_000.0 + MIN_INTERVAL_S, 6_000.0 + MAX_AGE_S
+    for now in (at_least_s, at_most_s):
+        assert add_refusal(refusals, now) == Refusals(count=3, first_at=5_000.0, last_at=now)
+    too_late = at_most_s + 1
+    assert add_refusal(refusals, too_late) == Refusals(count=1, first_at=too_late, last_at=too_late)
+
+
+OTHER = Refusals(count=3, first_at=5_000.0, last_at=6_000.0)
+OWN = Refusals(count=1, first_at=5_500.0, last_at=5_500.0)
+NOW = 6_000.0 + MAX_AGE_S / 2
+
+
+def checked(now: float = NOW, *, is_agent_accepted: bool = True, is_job_readable: bool = False) -> dict[str, Refusals]:
+    return refusals_after_check(
+        {"other": OTHER, "own": OWN},
+        "own",
+        now,
+        is_agent_accepted=is_agent_accepted,
+        is_job_readable=is_job_readable,
+    )
+
+
+def test_a_refused_job_gets_one_more_refusal_and_the_others_keep_theirs() -> None:
+    assert checked() == {"other": OTHER, "own": Refusals(count=2, first_at=5_500.0, last_at=NOW)}
+
+
+def test_a_job_that_can_be_read_has_no_refusals() -> None:
+    assert checked(is_job_readable=True) == {"other": OTHER}
+
+
+@pytest.mark.parametrize("is_job_readable", [True, False])
+def test_while_the_agents_token_is_refused_no_refusal_counts(is_job_readable: bool) -> None:
+    assert checked(is_agent_accepted=False, is_job_readable=is_job_readable) == {}
+
+
+def test_old_refusals_are_forgotten() -> None:
+    assert checked(6_000.0 + MAX_AGE_S, is_job_readable=True) == {"other": OTHER}
+    assert checked(6_001.0 + MAX_AGE_S, is_job_readable=True) == {}

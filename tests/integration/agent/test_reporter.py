@@ -346,17 +346,52 @@ def test_a_failure_that_is_refused_while_the_job_is_processing_is_retried(outbox
     assert outbox.row(job_id).report_state == "reported"
 
 
+@pytest.mark.parametrize(
+    ("result", "refused", "note"),
+    [
+        (made(), "complete", "reported without properties: "),
+        (made(), "(complete|fail)", "FulcrumCore refused the result and the failure: "),
+        (FAILED, "fail", "FulcrumCore refused the report of the failure: "),
+    ],
+    ids=["completion", "completion and failure", "failure"],
+)
+def test_the_note_of_a_refused_report_contains_the_answer_of_fulcrumcore(
+    outbox: Outbox, result: JobResult, refused: str, note: str
+) -> None:
+    body, times = {"error": "the schema refuses it"}, 3 if refused == "(complete|fail)" else 1
+    outbox.world.sim.add_fault("status", status=400, body=body, method="POST", path=f"/{refused}$", times=times)
+    job_id = outbox.ended(outbox.ordered(), result)
+    outbox.turn()
+    stored = str(outbox.row(job_id).report_note)
+    assert stored.startswith(note)
+    assert "the schema refuses it" in stored
+
+
+def test_the_first_postponement_of_a_report_is_logged_with_its_reason(outbox: Outbox) -> None:
+    body = {"error": "the instance id exists"}
+    outbox.world.sim.add_fault("status", status=500, body=body, method="POST", path="/complete$")
+    job = outbox.ordered()
+    job_id = outbox.ended(job, made())
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
+        outbox.turn(2)
+    (logged,) = [entry for entry in logs if entry["event"] == "report_postponed"]
+    assert (logged["log_level"], logged["job_id"]) == ("warning", job["id"])
+    assert "the instance id exists" in logged["reason"]
+    assert logged["reason"] == outbox.row(job_id).report_note
+
+
 def test_a_claim_that_is_refused_is_retried(outbox: Outbox) -> None:
     job = outbox.ordered(claimed=False)
-    outbox.world.sim.add_fault("status", status=400, method="POST", path="/claim$", times=1)
+    body = {"error": "the job is locked"}
+    outbox.world.sim.add_fault("status", status=400, body=body, method="POST", path="/claim$", times=1)
     job_id = outbox.ended(job, made())
     outbox.turn()
     row = outbox.row(job_id)
     assert (row.report_state, row.report_attempts) == ("due", 1)
-    assert row.report_note
+    assert "the job is locked" in str(row.report_note)
     assert outbox.state.fulcrum_link.is_up, "it answered, about this job"
     outbox.turn()
-    assert outbox.row(job_id).report_state == "reported"
+    assert (outbox.row(job_id).report_state, outbox.row(job_id).report_note) == ("reported", None)
 
 
 def test_each_report_is_logged_and_an_overtaken_one_is_an_error(outbox: Outbox) -> None:
@@ -417,6 +452,30 @@ def test_an_outage_between_two_failed_completions_starts_a_new_count(outbox: Out
     assert (outbox.row(job_id).status, outbox.row(job_id).report_state) == ("completed", "due")
 
 
+def test_failed_completions_before_an_accepted_one_do_not_count(outbox: Outbox) -> None:
+    job = outbox.ordered()
+    job_id = outbox.ended(job, made())
+    for _ in range(2):
+        outbox.world.sim.add_fault("status", status=500, path=r"/complete$")
+        outbox.turn(MAX_FAILED_COMPLETIONS)
+        outbox.world.sim.clear_faults()
+        outbox.turn()
+        assert outbox.row(job_id).report_state == "reported"
+        with transaction(outbox.engine) as session:
+            assert job_queue.retry_now(session, job_id) == "report"
+    assert {what for what, _status in outbox.reports(job)} == {"complete"}
+
+
+def test_a_failure_that_replaces_a_completion_is_sent_again_after_an_outage(outbox: Outbox) -> None:
+    job = outbox.ordered()
+    job_id = outbox.ended(job, made())
+    outbox.world.sim.add_fault("status", status=500, path=r"/complete$")
+    outbox.world.sim.add_fault("status", status=503, path=r"/fail$", times=1)
+    outbox.turn(MAX_FAILED_COMPLETIONS + 2)
+    assert outbox.reports(job)[-4:] == [("complete", 500), ("fail", 503), ("complete", 500), ("fail", 204)]
+    assert (outbox.row(job_id).error_code, outbox.row(job_id).report_state) == ("RESULT_REFUSED", "reported")
+
+
 # --- FulcrumCore is down ------------------------------------------------------------------------------------------
 
 
@@ -444,6 +503,22 @@ def test_in_an_outage_the_backoff_grows_to_a_minute(outbox: Outbox) -> None:
     assert outbox.turn() == 0.0
     assert outbox.state.fulcrum_link.is_up
     assert outbox.row(job_id).report_state == "reported"
+
+
+@pytest.mark.parametrize("seen_by", ["reporter", "another part"])
+def test_after_an_outage_the_waits_between_rounds_start_at_the_shortest(outbox: Outbox, seen_by: str) -> None:
+    outbox.ended(outbox.ordered(), made())
+    outbox.world.sim.add_fault("status", status=503)
+    outbox.turn(4)
+    if seen_by == "reporter":
+        outbox.world.sim.clear_faults()
+        assert outbox.turn() == 0.0
+        outbox.ended(outbox.ordered(), made())
+        outbox.world.sim.add_fault("status", status=503)
+    outbox.state.fulcrum_recovered.clear()
+    if seen_by == "another part":
+        outbox.state.fulcrum_recovered.set()
+    assert 1.0 <= outbox.turn() < 2.0
 
 
 @pytest.mark.parametrize("status", [403, 503])
@@ -517,10 +592,13 @@ def test_a_job_that_fulcrumcore_has_deleted_is_abandoned(outbox: Outbox) -> None
     job = outbox.ordered()
     job_id = outbox.ended(job, made())
     outbox.world.sim.delete_job(job["id"])
-    states = []
+    states: list[str] = []
+    notes: list[str | None] = []
     for outbox.now in (0, 1, 40, 80, 130):
         outbox.turn()
         states.append(outbox.row(job_id).report_state)
+        notes.append(outbox.row(job_id).report_note)
+    assert notes[0] == "FulcrumCore refused to accept the report (1 refusals in 0 s)"
     assert states == ["due"] * 4 + ["abandoned"]
     assert outbox.row(job_id).report_note == "the job was deleted in FulcrumCore, or belongs to another agent"
     assert outbox.state.fulcrum_link.is_up

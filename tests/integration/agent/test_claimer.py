@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from smith_lab.simulator.control import SimulatorThread, running_simulator
 from smith_lab.system import wait_for
 from sqlalchemy import Engine, delete, update
 from support.databases import migrated_sqlite_file, new_job
 from support.simulator_world import World
 
-from executor.agent.claim import Claimer, ClaimImpossible
+from executor.agent.claim import Claimer, ClaimImpossible, FirstRequest, first_request, require_own_claim
 from executor.agent.poller import COMPARISON_INTERVAL_S, Poller
 from executor.agent.refused_jobs import NotCertainlyGone, RefusedJobs
 from executor.agent.reporter import Reporter
@@ -413,3 +414,79 @@ def test_a_job_whose_only_claim_arrived_twice_is_failed_after_its_deadline_and_n
     reporter.send_due_reports()
     assert claims.status() == "Failed"
     assert claims.row().report_state == "reported"
+
+
+def test_a_local_job_is_not_claimed_at_fulcrumcore(claims: Claims) -> None:
+    with transaction(claims.engine) as session:
+        session.execute(update(Job).values(report_state=ReportState.LOCAL))
+    job = claims.taken()
+    claims.claimer().claim(job, job_queue.lease_of(job))
+    assert claims.calls() == []
+    assert claims.row().claim_sent_at is None
+
+
+def test_a_job_whose_claim_was_accepted_is_claimed_only_once(claims: Claims) -> None:
+    with structlog.testing.capture_logs() as logs:
+        first = claims.taken()
+        claims.claimer().claim(first, job_queue.lease_of(first))
+        row = claims.row()
+        assert row.claim_sent_at is not None
+        assert row.claimed_at is not None
+        claims.put_back(first)
+        requests = len(claims.world.sim.history())
+
+        second = claims.taken()
+        claims.claimer().claim(second, job_queue.lease_of(second))
+    assert len(claims.world.sim.history()) == requests, "FulcrumCore is not asked again"
+    assert claims.row().claimed_at == row.claimed_at
+    assert logs == [{"event": "job_claimed", "log_level": "info", "attempt": 1}]
+
+
+@pytest.mark.parametrize(
+    ("is_claim_sent", "is_claim_accepted", "expected"),
+    [
+        (False, False, FirstRequest.SEND_CLAIM),
+        (True, False, FirstRequest.READ_JOB),
+        (True, True, FirstRequest.NONE),
+        (False, True, FirstRequest.NONE),
+    ],
+)
+def test_the_first_request_depends_on_what_is_known_of_an_earlier_claim(
+    is_claim_sent: bool, is_claim_accepted: bool, expected: FirstRequest
+) -> None:
+    assert first_request(is_claim_sent=is_claim_sent, is_claim_accepted=is_claim_accepted) is expected
+
+
+def test_a_refused_claim_is_ours_only_if_an_earlier_one_was_sent() -> None:
+    require_own_claim("Processing", was_sent_before=True, refusal="the job is claimed")
+    with pytest.raises(ClaimImpossible, match=r"^another executor with this agent's token has claimed") as caught:
+        require_own_claim("Processing", was_sent_before=False, refusal="the job is claimed")
+    assert caught.value.code is ErrorCode.JOB_CLAIMED_ELSEWHERE
+
+
+@pytest.mark.parametrize("was_sent_before", [True, False])
+def test_a_refused_claim_of_a_pending_job_is_retried(was_sent_before: bool) -> None:
+    with pytest.raises(FulcrumUnavailable, match=r"^the job is locked$") as caught:
+        require_own_claim("Pending", was_sent_before=was_sent_before, refusal="the job is locked")
+    assert caught.value.status == 500, "only this request has failed"
+
+
+@pytest.mark.parametrize("was_sent_before", [True, False])
+@pytest.mark.parametrize("status", ["Completed", "Failed", None])
+def test_a_job_that_has_ended_at_fulcrumcore_is_not_processed(status: str | None, was_sent_before: bool) -> None:
+    with pytest.raises(ClaimImpossible, match=f"^the job's status at FulcrumCore is {status}$") as caught:
+        require_own_claim(status, was_sent_before=was_sent_before, refusal="the job has ended")
+    assert caught.value.code is ErrorCode.DEADLINE
+
+
+def test_an_attempt_after_the_job_timeout_of_fulcrumcore_ends_the_job(claims: Claims) -> None:
+    claims.world.sim.add_fault("drop_after", path="/claim$", times=1)
+    first = claims.taken()
+    with pytest.raises(FulcrumUnavailable):
+        claims.claimer().claim(first, job_queue.lease_of(first))
+    claims.put_back(first)
+    claims.world.sim.expire_job(claims.job["id"])
+    second = claims.taken()
+    with pytest.raises(ClaimImpossible, match="the job's status at FulcrumCore is Failed"):
+        claims.claimer().claim(second, job_queue.lease_of(second))
+    assert claims.calls() == [None], "the claim is not sent again"

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, func, select, update
+from sqlalchemy import Engine, event, func, select, text, update
 from support.databases import new_job, row, submit
 from support.job_steps import LEASE_S, claim, claimed, end_backoff, finish, requeue
 
@@ -293,3 +293,33 @@ def test_a_job_without_a_tenant_counts_as_the_job_of_an_idle_tenant(engine: Engi
     with_tenant, without = submit(engine, age=1, tenant_id="busy"), submit(engine, age=2)
     expected = [without, with_tenant] if running else [with_tenant, without]
     assert [claimed(engine).id for _ in range(2)] == expected
+
+
+def test_a_tie_is_decided_by_the_id_also_after_the_first_job_was_requeued(engine: Engine) -> None:
+    first, second = (submit(engine, tenant_id="a") for _ in range(2))
+    requeue(engine, claimed(engine))  # PostgreSQL now reads this row last
+    assert [claimed(engine).id for _ in range(2)] == [first, second]
+
+
+def test_a_claim_on_postgresql_waits_for_no_job_that_another_agent_is_claiming(postgres_engine: Engine) -> None:
+    first, second = submit(postgres_engine, age=1), submit(postgres_engine, age=2)
+    with transaction(postgres_engine) as other:
+        job = job_queue.claim(other, "alice", lease_s=LEASE_S)
+        assert job is not None
+        assert job.id == first
+        with transaction(postgres_engine) as session:
+            session.execute(text("SET LOCAL lock_timeout = '5s'"))
+            found = job_queue.claim(session, "bob", lease_s=LEASE_S)
+            assert found is not None
+            assert found.id == second
+
+
+@pytest.mark.parametrize(("max_creates", "locked"), [(None, 0), (3, 1)])
+def test_a_claim_on_postgresql_takes_one_lock_while_creates_are_limited(
+    postgres_engine: Engine, max_creates: int | None, locked: int
+) -> None:
+    submit(postgres_engine, action="create")
+    with transaction(postgres_engine) as session:
+        job_queue.claim(session, "alice", lease_s=LEASE_S, max_creates=max_creates)
+        keys = session.scalars(text("SELECT objid FROM pg_locks WHERE locktype = 'advisory'")).all()
+    assert keys == [job_queue.CREATE_LIMIT_LOCK] * locked

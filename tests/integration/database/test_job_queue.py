@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session
 from support.databases import LONG_AGO, new_job, row, submit
 from support.job_steps import (
@@ -392,6 +392,19 @@ def test_a_lease_that_was_renewed_after_it_was_read_is_not_reaped(engine: Engine
     with transaction(engine) as session:
         assert job_queue.reap(session, leases) == []
     assert row(engine, job.id).owner == "alice"
+
+
+def test_a_reap_on_postgresql_waits_for_no_lease_that_its_owner_is_renewing(postgres_engine: Engine) -> None:
+    submit(postgres_engine)
+    job = claimed(postgres_engine, "alice")
+    expire_lease(postgres_engine, job.id)
+    with reading(postgres_engine) as session:
+        leases = other_leases.leases_of_others(session, "bob")
+    with transaction(postgres_engine) as owner:
+        job_queue.renew(owner, "alice", lease_s=LEASE_S)
+        with transaction(postgres_engine) as session:
+            session.execute(text("SET LOCAL lock_timeout = '5s'"))
+            assert job_queue.reap(session, leases) == []
 
 
 def test_a_lease_of_another_claim_of_the_job_is_not_reaped(engine: Engine) -> None:

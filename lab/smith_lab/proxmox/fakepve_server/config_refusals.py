@@ -61,6 +61,8 @@ class ConfigRefusals(ConfigurationChanges):
         for option in [*updates, *split_list(updates.get("delete"))]:
             if option in ROOT_OPTIONS and user != "root@pam":
                 raise die(f"only root can set '{option}' config")
+        if user != "root@pam":
+            _refuse_devices_of_the_host(updates)
         self._check_lock(vm)
         _check_balloon(vm, updates)
 
@@ -77,6 +79,20 @@ class ConfigRefusals(ConfigurationChanges):
         kept = [option for option in deleted if re.match(r"(net|scsi|virtio|sata)\d+$", option) and option in vm.config]
         updates["delete"] = ",".join(option for option in deleted if option not in kept)
         return kept
+
+
+def _refuse_devices_of_the_host(updates: dict[str, Any]) -> None:
+    """Raise PveError if a value names a device of the host, unless by a mapping: only root@pam may use one."""
+    for option, value in updates.items():
+        kind, device = option.rstrip("0123456789"), str(value).partition(",")[0].removeprefix("host=")
+        if kind == "parallel":
+            raise die(f"only root can set '{option}' config")
+        if (kind == "serial" and device != "socket") or (
+            kind == "usb" and device.lower() != "spice" and not device.startswith("mapping=")
+        ):
+            raise die(f"only root can set '{option}' config for real devices")
+        if kind == "hostpci" and not device.startswith("mapping="):
+            raise die(f"only root can set '{option}' config for non-mapped devices")
 
 
 def _check_balloon(vm: FakeVm, updates: dict[str, Any]) -> None:

@@ -11,8 +11,9 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import guest_f
 
 from executor.proxmox.client import ProxmoxReader
 from executor.runs.extra_vars import make_description
-from executor.shared.marker import is_service_id, markers_in, service_in, without_our_lines
+from executor.shared.marker import MARKER_LINE, is_service_id, markers_in, service_in, without_our_lines
 
+ROOT = Path(__file__).parents[3]
 CASES: list[dict[str, Any]] = json.loads((Path(__file__).parents[2] / "data" / "markers.json").read_text())
 ANY_SERVICE = "0d5d5bd1-2f7e-4b8a-9e0c-7f5a2c1b3d4e"
 
@@ -45,3 +46,9 @@ def test_a_services_own_text_never_contains_a_marker(case: dict[str, Any]) -> No
 def test_each_case_has_a_service_only_if_its_marker_is_a_valid_id() -> None:
     assert [case["title"] for case in CASES if case["service"] and [case["service"]] != case["markers"]] == []
     assert all(is_service_id(case["service"]) for case in CASES if case["service"])
+
+
+def test_the_inventory_has_the_pattern_of_a_marker() -> None:
+    """So it takes linear time for a long row of blanks, too, as the pattern of a marker does."""
+    inventory = (ROOT / "inventory" / "smith.proxmox.yml").read_text(encoding="utf-8")
+    assert f"regex_findall('(?im){MARKER_LINE.pattern}')" in inventory

@@ -16,7 +16,9 @@ JsonObject = dict[str, Any]
 
 
 def offered_service_type(service_type: JsonObject, settings: Settings) -> JsonObject:
-    """Return the service type with only those templates, bridges and VLANs that the settings allow.
+    """Return the service type with only those templates, bridges, VLANs and tags that the settings allow.
+
+    If the settings allow some tags only, the type allows every tag, and the agent refuses the others.
 
     Without PROXMOX_TEMPLATES, the type is not changed: the settings are not those of the provider's agent.
     """
@@ -33,6 +35,8 @@ def offered_service_type(service_type: JsonObject, settings: Settings) -> JsonOb
         network["bridge"]["validators"] = [_enum([settings.proxmox_bridge, *settings.proxmox_bridges])]
     if "vlan" in network:
         _restrict_vlan(network, settings.proxmox_vlans)
+    if not settings.proxmox_tags:
+        properties.pop("tags", None)
     return restricted
 
 

@@ -45,7 +45,17 @@ def test_the_settings_of_another_machine_change_nothing(values: dict[str, str]) 
     assert offered(**values) == load_type(SERVICE_TYPE_FILE)["propertySchema"]["properties"]
 
 
+@pytest.mark.parametrize("file", [SERVICE_TYPE_FILE, CONTAINER_TYPE_FILE])
+def test_tags_are_offered_only_if_the_settings_allow_some(file: str) -> None:
+    assert "tags" not in offered(file, **TEMPLATES)
+
+
+def test_allowed_tags_are_offered() -> None:
+    shipped = load_type(SERVICE_TYPE_FILE)["propertySchema"]["properties"]
+    assert offered(**TEMPLATES, proxmox_tags="customer-*")["tags"] == shipped["tags"]
+
+
 def test_what_is_allowed_without_limit_keeps_the_checks_of_the_shipped_type() -> None:
     shipped = load_type(SERVICE_TYPE_FILE)["propertySchema"]["properties"]
-    every = offered(**TEMPLATES, proxmox_any_template=True, proxmox_bridges="*", proxmox_vlans="*")
+    every = offered(**TEMPLATES, proxmox_any_template=True, proxmox_bridges="*", proxmox_vlans="*", proxmox_tags="*")
     assert every == shipped

@@ -25,7 +25,7 @@ from executor.model import JobStatus
 from executor.shared.error_codes import ErrorCode
 
 SECRET = "correct-horse-of-the-owner"
-OWNER_VMID, THIEF_VMID = 100_001, 100_002
+OWNER_VMID, ATTACKER_VMID = 100_001, 100_002
 SCHEMA: dict[str, Any] = {
     "properties": {
         "password": {"type": "string", "secret": {"type": "persistent"}},
@@ -126,32 +126,32 @@ def test_a_service_that_names_the_secret_of_another_service_does_not_get_it(
     (owners_job,) = start(parts, poller, owner)
     assert (owners_job.status, in_vm(parts, OWNER_VMID)) == (JobStatus.COMPLETED, f"{SECRET} none")
 
-    thief = add_service(parts, type_id, THIEF_VMID, password=reference)
-    assert thief["properties"]["password"] == reference, "FulcrumCore accepts the reference of another service"
-    (thiefs_job,) = start(parts, poller, thief)
+    attacker = add_service(parts, type_id, ATTACKER_VMID, password=reference)
+    assert attacker["properties"]["password"] == reference, "FulcrumCore accepts the reference of another service"
+    (attackers_job,) = start(parts, poller, attacker)
 
-    assert in_vm(parts, THIEF_VMID) is None, "no playbook may run"
-    assert (thiefs_job.status, thiefs_job.error_code) == (JobStatus.FAILED, ErrorCode.INVALID_REQUEST)
-    assert thiefs_job.error_message == "INVALID_REQUEST: the secret password belongs to another service"
+    assert in_vm(parts, ATTACKER_VMID) is None, "no playbook may run"
+    assert (attackers_job.status, attackers_job.error_code) == (JobStatus.FAILED, ErrorCode.INVALID_REQUEST)
+    assert attackers_job.error_message == "INVALID_REQUEST: the secret password belongs to another service"
     (event,) = [record.msg for record in caplog.records if "secret_of_other_service" in str(record.msg)]
     assert (event["property"], event["owner_service_id"]) == ("password", owner["id"])
 
 
 def test_a_stored_job_of_the_owner_binds_the_reference_before_it_runs(parts: AgentParts, poller: Poller) -> None:
-    """The thief's job is started first, from the same poll."""
+    """The attacker's job is started first, from the same poll."""
     type_id = parts.world.type_with(SCHEMA, LIFECYCLE)
     owner = add_service(parts, type_id, OWNER_VMID, password=SECRET)
     parts.world.admin.start_action(owner["id"], "start")
     poller.poll()
-    thief = add_service(parts, type_id, THIEF_VMID, password=owner["properties"]["password"])
-    parts.world.admin.start_action(thief["id"], "start")
+    attacker = add_service(parts, type_id, ATTACKER_VMID, password=owner["properties"]["password"])
+    parts.world.admin.start_action(attacker["id"], "start")
     poller.poll()
-    core_ids = [parts.world.job_of(service)["id"] for service in (thief, owner)]
+    core_ids = [parts.world.job_of(service)["id"] for service in (attacker, owner)]
     with transaction(parts.engine) as session:
         owners_job = session.scalars(select(Job).where(Job.service_id == owner["id"])).one()
         owners_job.available_at = owners_job.deadline_at
-    (thiefs_job, _) = run_jobs(parts, core_ids)
-    assert (thiefs_job.status, thiefs_job.error_code) == (JobStatus.FAILED, ErrorCode.INVALID_REQUEST)
+    (attackers_job, _) = run_jobs(parts, core_ids)
+    assert (attackers_job.status, attackers_job.error_code) == (JobStatus.FAILED, ErrorCode.INVALID_REQUEST)
     parts.end_backoff(owners_job.id)
     (_, ended_owners_job) = run_jobs(parts, core_ids)
     assert (ended_owners_job.status, in_vm(parts, OWNER_VMID)) == (JobStatus.COMPLETED, f"{SECRET} none")
@@ -184,8 +184,8 @@ def test_a_reference_without_a_row_is_bound_when_it_is_resolved(parts: AgentPart
     assert (job.status, in_vm(parts, OWNER_VMID)) == (JobStatus.COMPLETED, f"{SECRET} none")
     with reading(parts.engine) as session:
         assert secret_references.owners(session, [reference]) == {reference: owner["id"]}
-    (thiefs_job,) = start(parts, poller, add_service(parts, type_id, THIEF_VMID, password=reference))
-    assert (thiefs_job.error_code, in_vm(parts, THIEF_VMID)) == (ErrorCode.INVALID_REQUEST, None)
+    (attackers_job,) = start(parts, poller, add_service(parts, type_id, ATTACKER_VMID, password=reference))
+    assert (attackers_job.error_code, in_vm(parts, ATTACKER_VMID)) == (ErrorCode.INVALID_REQUEST, None)
 
 
 def test_the_reference_of_another_service_in_a_property_that_is_not_secret_stays_text(
@@ -194,10 +194,10 @@ def test_the_reference_of_another_service_in_a_property_that_is_not_secret_stays
     type_id = parts.world.type_with(SCHEMA, LIFECYCLE)
     owner = add_service(parts, type_id, OWNER_VMID, password=SECRET)
     reference = owner["properties"]["password"]
-    other = add_service(parts, type_id, THIEF_VMID, password="own-password", note=reference)
+    other = add_service(parts, type_id, ATTACKER_VMID, password="own-password", note=reference)
     owners_job, others_job = start(parts, poller, owner, other)
     assert (owners_job.status, others_job.status) == (JobStatus.COMPLETED, JobStatus.COMPLETED)
-    assert in_vm(parts, THIEF_VMID) == f"own-password {reference}"
+    assert in_vm(parts, ATTACKER_VMID) == f"own-password {reference}"
 
 
 def test_of_the_jobs_of_one_poll_the_oldest_binds_a_reference(
@@ -206,8 +206,8 @@ def test_of_the_jobs_of_one_poll_the_oldest_binds_a_reference(
     """FulcrumCore does not list jobs by age. It creates a reference together with the first job that names it."""
     type_id = parts.world.type_with(SCHEMA, LIFECYCLE)
     reference = f"vault://{uuid.uuid4()}"
-    owner_id, thief_id = str(uuid.uuid4()), str(uuid.uuid4())
-    for service_id, created_at in ((thief_id, "2026-03-01T12:00:01Z"), (owner_id, "2026-03-01T12:00:00Z")):
+    owner_id, attacker_id = str(uuid.uuid4()), str(uuid.uuid4())
+    for service_id, created_at in ((attacker_id, "2026-03-01T12:00:01Z"), (owner_id, "2026-03-01T12:00:00Z")):
         service = {"id": service_id, "name": "web", "serviceTypeId": type_id, "properties": {"password": reference}}
         job = {"id": str(uuid.uuid4()), "action": "create", "status": "Pending", "priority": 1, "createdAt": created_at}
         sim_of_parts.inject_pending(job | {"serviceId": service_id, "service": service})

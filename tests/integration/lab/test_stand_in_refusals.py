@@ -138,6 +138,31 @@ def test_the_guest_agent_of_a_stopped_vm_is_not_asked(vm: Any) -> None:
 
 
 @pytest.mark.proxmox(
+    behaviour="a cloud-init value needs VM.Config.Cloudinit or VM.Config.Network; its drive's generation Cloudinit",
+    versions="8, 9",
+    source="qemu-server: PVE/API2/Qemu.pm, check_vm_modify_config_perm, cloudinit_update",
+    reaction="changes the values with either; without Cloudinit it warns that the drive was not generated again",
+)
+def test_a_cloud_init_value_needs_one_of_two_privileges(stand_in: ProxmoxStandIn, vm: Any) -> None:
+    def revoke(privilege: str) -> None:
+        stand_in.control("revoke", path="/vms", privilege=privilege)
+
+    try:
+        for privilege in ("VM.Config.Cloudinit", "VM.Config.Network"):
+            revoke(privilege)
+            vm.config.put(ciuser=f"without-{privilege[10:].lower()}")
+            if privilege == "VM.Config.Cloudinit":
+                assert refused(vm.cloudinit.put)[0] == 403
+                stand_in.control("grant", path="/vms", privilege=privilege)
+        revoke("VM.Config.Cloudinit")
+        status, text = refused(vm.config.put, ciuser="x")
+        assert (status, "VM.Config.Cloudinit|VM.Config.Network" in text) == (403, True), text
+    finally:
+        for privilege in ("VM.Config.Cloudinit", "VM.Config.Network"):
+            stand_in.control("grant", path="/vms", privilege=privilege)
+
+
+@pytest.mark.proxmox(
     behaviour="the guest agent's data need VM.Monitor in 8, and VM.GuestAgent.Audit in 9",
     versions="8, 9",
     source="qemu-server: PVE/API2/Qemu/Agent.pm, register_command",

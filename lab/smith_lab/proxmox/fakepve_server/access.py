@@ -21,6 +21,8 @@ GIB = 1024**3
 DEFAULT_NODE_STATS = {"cpu": 0.02, "maxcpu": 64, "mem": 8 * GIB, "maxmem": 4096 * GIB}
 #: The members of a node's row that Proxmox sends only to a caller with Sys.Audit on this node.
 NODE_STATISTICS = ("uptime", "cpu", "maxcpu", "mem", "maxmem", "disk", "maxdisk")
+#: Joins privileges of which one suffices. Proxmox's error joins them in the same way.
+ANY_OF = "|"
 CLOUD_INIT_KEYS = ("ciuser", "cipassword", "sshkeys", "nameserver", "searchdomain", "citype", "ciupgrade", "cicustom")
 
 
@@ -103,8 +105,12 @@ class AccessChecks(FakePve):
         if key == "hookscript":
             return "VM.Config.Options"
         if key in CLOUD_INIT_KEYS or key.startswith("ipconfig"):
-            return "VM.Config.Cloudinit"
+            return ANY_OF.join(("VM.Config.Cloudinit", "VM.Config.Network"))
         return str(super()._config_priv(key))
+
+    def allowed(self, user: str, path: str, privilege: str) -> bool:
+        """Return whether a caller has a privilege on a path, or one of several that ANY_OF joins."""
+        return any(super(AccessChecks, self).allowed(user, path, each) for each in privilege.split(ANY_OF))
 
     def _check_bridges(self, user: str, values: dict[str, Any]) -> None:
         """Require the privilege SDN.Use on each bridge that a NIC in these configuration values uses."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from uuid import UUID
 
 import typer
@@ -23,6 +23,7 @@ from executor.database import audit, erasure
 from executor.database.engine import reading, transaction
 from executor.database.erasure import StoredData
 from executor.database.tables import Run, utc_now
+from executor.errors import JobError
 from executor.settings.settings import Settings
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
@@ -53,7 +54,8 @@ def forget(  # noqa: PLR0913, PLR0917 (one parameter for each option)
     """Erase what we store about a customer's ended services.
 
     Jobs, runs, artifacts and mappings are deleted. Audit entries keep who did what and when; their values and reasons
-    are erased. A service is erased only after its retention (SMITH_JOB_RETENTION_S and SMITH_VMID_QUARANTINE_S).
+    are erased. A service is erased only after its retention (SMITH_JOB_RETENTION_S and SMITH_VMID_QUARANTINE_S, as this
+    command reads them). A service without a VM has ended, also if its create failed.
 
     Archives (backups) at Proxmox are listed and not changed. Backups of our database are not changed either.
     """
@@ -71,11 +73,9 @@ def forget(  # noqa: PLR0913, PLR0917 (one parameter for each option)
             {"service_id": data.service_id, "why": reasons[data.service_id]} for data in found if data not in erasable
         ]
         if not erasable:
-            raise CommandFailed(
-                "nothing was erased. " + "; ".join(f"{row['service_id']}: {row['why']}" for row in left)
-            )
+            _refuse(left, as_json=as_json)
         # The archives are read before the rows are erased, because the rows name the VMIDs.
-        archives = [] if without_archives else _find_archives(settings, erasable)
+        archives = None if without_archives else _find_archives(settings, erasable)
         confirm(_question(erasable), yes=yes)
         for data in erasable:
             _erase_service(engine, settings, data.service_id, reason)
@@ -92,7 +92,18 @@ def _require_one_id(service: str, consumer: str) -> None:
     except ValueError:
         is_whole_id = False
     if not is_whole_id:
-        raise typer.BadParameter("the id must be a whole UUID in lower case, because the data cannot be restored")
+        raise typer.BadParameter(
+            f"{service or consumer} is not a whole UUID in lower case, which a change that cannot be undone requires"
+        )
+
+
+def _refuse(left: Sequence[dict[str, Any]], *, as_json: bool) -> NoReturn:
+    """Raise CommandFailed with the reason. If there are several services, print a table of the reasons before."""
+    if len(left) == 1:
+        raise CommandFailed(f"nothing was erased. {left[0]['service_id']}: {left[0]['why']}")
+    if not as_json:
+        show_rows(left, LEFT_COLUMNS, if_empty="")
+    raise CommandFailed(f"nothing was erased: none of the {len(left)} services has ended, or may be erased yet")
 
 
 def _why_not_erasable(session: Session, data: StoredData, settings: Settings) -> str:
@@ -100,7 +111,9 @@ def _why_not_erasable(session: Session, data: StoredData, settings: Settings) ->
     if why := erasure.why_not_ended(session, data):
         return why
     erasable_at = _erasable_at(data, settings)
-    return f"its retention ends at {iso_utc(erasable_at)}" if erasable_at and erasable_at > utc_now() else ""
+    if not erasable_at or erasable_at <= utc_now():
+        return ""
+    return f"its retention (SMITH_JOB_RETENTION_S, SMITH_VMID_QUARANTINE_S) ends at {iso_utc(erasable_at)}"
 
 
 def _erasable_at(data: StoredData, settings: Settings) -> datetime | None:
@@ -110,7 +123,13 @@ def _erasable_at(data: StoredData, settings: Settings) -> datetime | None:
 
 
 def _find_archives(settings: Settings, erasable: Sequence[StoredData]) -> list[dict[str, Any]]:
-    archives = list_archives(open_proxmox(settings))
+    try:
+        archives = list_archives(open_proxmox(settings))
+    except JobError as error:
+        problem = (
+            f"the archives at Proxmox cannot be listed, so nothing was erased (see --without-archives): {error.detail}"
+        )
+        raise JobError(error.code, problem) from error
     return [
         row | {"service_id": data.service_id}
         for data in erasable
@@ -121,8 +140,9 @@ def _find_archives(settings: Settings, erasable: Sequence[StoredData]) -> list[d
 def _question(erasable: Sequence[StoredData]) -> str:
     job_count = sum(len(data.job_ids) for data in erasable)
     mapping_count = sum(len(data.mappings) for data in erasable)
+    services = ", ".join(data.service_id for data in erasable)
     return (
-        f"Erase {len(erasable)} service(s) with {job_count} job(s), {mapping_count} mapping(s) and their artifacts? "
+        f"Erase what is stored about {services} (jobs: {job_count}, mappings: {mapping_count}, and their artifacts)? "
         "This cannot be undone."
     )
 
@@ -152,8 +172,13 @@ def _delete_artifacts(run: Run, settings: Settings) -> None:
 
 
 def _show_outcome(
-    erased: Sequence[StoredData], left: Sequence[dict[str, Any]], archives: Sequence[dict[str, Any]], *, as_json: bool
+    erased: Sequence[StoredData],
+    left: Sequence[dict[str, Any]],
+    archives: Sequence[dict[str, Any]] | None,
+    *,
+    as_json: bool,
 ) -> None:
+    """Print what was erased. `archives` is None if Proxmox was not asked for them."""
     counts = [
         {
             "service_id": data.service_id,
@@ -165,16 +190,16 @@ def _show_outcome(
         for data in erased
     ]
     if as_json:
-        show_json({"erased": counts, "not_erased": left, "archives": archives})
+        show_json({"erased": counts, "not_erased": left, "archives": archives or []})
         return
     for count in counts:
         show_text(
-            f"erased {count['service_id']}: {count['jobs']} job(s), {count['runs']} run(s) with their artifacts, "
-            f"{count['mappings']} mapping(s), values of {count['audit_entries']} audit entries"
+            f"erased {count['service_id']}: jobs {count['jobs']}, runs with their artifacts {count['runs']}, "
+            f"mappings {count['mappings']}, audit entries whose values were erased {count['audit_entries']}"
         )
     if left:
         show_heading("Not erased")
         show_rows(left, LEFT_COLUMNS, if_empty="")
-    if archives:
-        show_heading("Archives at Proxmox, which still exist")
-        show_rows(archives, ARCHIVE_COLUMNS, if_empty="")
+    if archives is not None:
+        show_heading("Archives at Proxmox that belong to these services. They still exist")
+        show_rows(archives, ARCHIVE_COLUMNS, if_empty="none")

@@ -73,7 +73,7 @@ def why_not_ended(session: Session, data: StoredData) -> str:
     if queries.busy_services(session, data.service_id):
         return "a job is open, or its report is due"
     if any(row.state != MappingState.DELETED for row in data.mappings):
-        return "the service has a mapping: its VM may exist"
+        return "the service has a mapping, so its VM may exist: delete the service, or see `smith mappings forget`"
     if any(mappings.has_volumes_left(row) for row in data.mappings):
         return "volumes of the deleted VM may exist: remove them, then `smith drift fix` removes the note about them"
     return ""

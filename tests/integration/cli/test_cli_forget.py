@@ -117,7 +117,8 @@ def test_a_service_is_not_erased_before_its_retention_ends(smith: Cli) -> None:
     folder = end_service(smith, SERVICE, age=timedelta(minutes=1))
     done = smith("forget", SERVICE, "--without-archives", "--yes")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"smith: nothing was erased. {SERVICE}: its retention ends at 2")
+    retention = "its retention (SMITH_JOB_RETENTION_S, SMITH_VMID_QUARANTINE_S) ends at 2"
+    assert done.stderr.startswith(f"smith: nothing was erased. {SERVICE}: {retention}")
     assert folder.exists()
     assert counts(smith) == {"jobs": 1, "runs": 1, "mappings": 1}
 
@@ -147,7 +148,7 @@ def volumes_left(smith: Cli) -> None:
     [
         (open_job, "a job is open, or its report is due"),
         (due_report, "a job is open, or its report is due"),
-        (vm_that_may_exist, "the service has a mapping: its VM may exist"),
+        (vm_that_may_exist, "the service has a mapping, so its VM may exist: "),
         (volumes_left, "volumes of the deleted VM may exist: remove them, then `smith drift fix` removes the note"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -157,21 +158,26 @@ def test_a_service_that_has_not_ended_is_not_erased(change: Any, reason: str, sm
     change(smith)
     done = smith("forget", SERVICE, "--without-archives", "--yes")
     assert done.returncode == 1
-    assert f"smith: nothing was erased. {SERVICE}: {reason}" in done.stderr
+    assert done.stderr.startswith(f"smith: nothing was erased. {SERVICE}: {reason}")
     assert folder.exists()
 
 
 def test_the_ended_services_of_a_consumer_are_erased_and_the_others_are_named(smith: Cli) -> None:
     end_service(smith, SERVICE)
     end_service(smith, OTHER_SERVICE, vmid=100_002, age=timedelta(minutes=1))
+    third = "eeee5555-0000-4000-8000-000000000000"
+    end_service(smith, third, vmid=100_003, age=timedelta(minutes=1))
     unrelated = smith.submit(tenant_id="dddd4444-0000-4000-8000-000000000000")
     outcome = smith.json("forget", "--consumer", CONSUMER, "--without-archives", "--yes")
     assert [each["service_id"] for each in outcome["erased"]] == [SERVICE]
-    ((left),) = outcome["not_erased"]
-    assert (left["service_id"], left["why"][:21]) == (OTHER_SERVICE, "its retention ends at")
+    left = {each["service_id"]: each["why"][:13] for each in outcome["not_erased"]}
+    assert left == {OTHER_SERVICE: "its retention", third: "its retention"}
     assert smith.row(unrelated).status == "pending"
-    shown = smith("forget", "--consumer", CONSUMER, "--without-archives", "--yes")
-    assert shown.returncode == 1, "the second call finds only the service whose retention has not ended"
+    refused = smith("forget", "--consumer", CONSUMER, "--without-archives", "--yes", COLUMNS="200")
+    assert refused.returncode == 1
+    assert OTHER_SERVICE in refused.stdout
+    assert third in refused.stdout
+    assert "nothing was erased: none of the 2 services has ended, or may be erased yet" in refused.stderr
 
 
 def test_a_service_that_is_not_in_the_database_is_an_error(smith: Cli) -> None:
@@ -258,4 +264,5 @@ def test_when_proxmox_does_not_answer_nothing_is_erased(smith: Cli) -> None:
     }
     done = smith("forget", SERVICE, "--yes")
     assert done.returncode == 5, done.stderr
+    assert "so nothing was erased (see --without-archives): " in done.stderr
     assert counts(smith) == {"jobs": 1, "runs": 1, "mappings": 1}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from faults.system import SystemUnderTest
 from smith_lab.system import outcome_of
@@ -96,9 +98,10 @@ def test_f17_a_proxmox_task_fails(system: SystemUnderTest, text: str) -> None:
     service_id = system.order_service(f"f17-{len(text)}")
     assert system.wait_for_jobs(service_id)["status"] == "CreateFailed"
     system.lab.proxmox.control("clear_faults")
-    message = system.last_job(service_id)["errorMessage"]
-    assert message.startswith(f"{TASKS[text]}: ")
-    assert text.partition(": ")[2] in message
+    job = system.last_job(service_id)
+    assert job["errorMessage"].startswith(f"{TASKS[text]}: ")
+    shown = system.lab.run_smith_json("jobs", "show", job["id"])
+    assert text.partition(": ")[2] in json.dumps(shown), "the operator reads Proxmox's text"
     assert not [vm for vm in system.lab.guests() if vm["name"].endswith(service_id[:8])]
     assert outcome_of(system.lab.run_action(service_id, "create")) == "Completed"
     system.assert_consistent()

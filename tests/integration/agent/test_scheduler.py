@@ -67,7 +67,10 @@ class FakeJob:
 
 @pytest.fixture
 def make_scheduler(sqlite_engine: Engine) -> Iterator[MakeScheduler]:
-    """Return a maker of running schedulers; they are stopped at the end."""
+    """Return a maker of running schedulers; they are stopped at the end.
+
+    A test names it after its engine, so that they are stopped before the connections of the engine are closed.
+    """
     made: list[Scheduler] = []
 
     def make(*jobs: CriticalJob, engine: Engine = sqlite_engine) -> Scheduler:
@@ -292,7 +295,7 @@ def test_stop_ends_every_thread_also_during_a_long_wait(sqlite_engine: Engine) -
 # --- the database -------------------------------------------------------------------------------------------------
 
 
-def test_a_shared_job_runs_on_one_node_only(make_scheduler: MakeScheduler, engine: Engine) -> None:
+def test_a_shared_job_runs_on_one_node_only(engine: Engine, make_scheduler: MakeScheduler) -> None:
     shared, own = [FakeJob(), FakeJob()], [FakeJob(), FakeJob()]
     for number in range(2):
         make_scheduler(

@@ -86,7 +86,8 @@ def vars_file(folder: Path, vm: dict[str, Any]) -> str:
 
 def test_a_create_from_a_file_creates_the_vm_and_prints_its_result(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = new_vm(cloud_init={"user": "ops", "password": PASSWORD})
-    done = smith("play", "create", "--vars", vars_file(smith.folder, vm), "-e", "cores=3", "-e", "tags=gold,eu")
+    file = vars_file(smith.folder, vm)
+    done = smith("play", "create", "--vars", file, "-e", "cores=3", "-e", "tags=gold,eu", PROXMOX_TAGS="gold,eu")
     assert done.returncode == 0, done.stdout + done.stderr
     guest = pve.guest(vm["vmid"])
     assert guest is not None

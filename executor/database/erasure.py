@@ -111,6 +111,12 @@ def erase(session: Session, data: StoredData, *, who: str, reason: str) -> None:
     )
 
 
+def was_erased(session: Session, service_id: str) -> bool:
+    """Return whether the audit has an entry about the erasure of this service."""
+    entry = select(AuditEntry.id).where(AuditEntry.subject_kind == "service", AuditEntry.verb == "erase")
+    return session.scalar(entry.where(AuditEntry.subject_id == service_id).limit(1)) is not None
+
+
 def _has_values(session: Session, service_id: str) -> ColumnElement[bool]:
     """Return the condition that an audit entry is about this service and has values."""
     job_ids = select(Job.fulcrum_id).where(Job.service_id == service_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from datetime import timedelta
@@ -10,10 +11,10 @@ from typing import Any
 
 import pytest
 from smith_lab.system import LabSystem, running_lab
-from sqlalchemy import update
+from sqlalchemy import text, update
 from support.cli_world import Cli
 
-from executor.database import audit, mappings, outbox
+from executor.database import audit, erasure, mappings, outbox
 from executor.database.tables import Job, Mapping, Run, utc_now
 from executor.model import ReportState
 
@@ -101,6 +102,17 @@ def test_the_audit_keeps_who_did_what_and_has_an_entry_about_the_erasure(smith: 
         ("alice", "adopt", SERVICE),
     ]
     assert all(entry["before"] is entry["after"] is entry["reason"] is None for entry in earlier)
+
+
+def test_a_repeated_command_rewrites_the_file_if_the_first_one_ended_before(smith: Cli) -> None:
+    folder = end_service(smith, SERVICE)
+    shutil.rmtree(folder)
+    with smith.filling() as session:  # the command has erased the rows and was killed
+        session.execute(text("PRAGMA secure_delete = OFF"))  # some builds of SQLite overwrite deleted rows at once
+        erasure.erase(session, erasure.find(session, SERVICE), who="alice", reason="")
+    assert files_with(smith, CUSTOMER_TEXTS) != []
+    assert smith("forget", SERVICE, "--yes").returncode == 1
+    assert files_with(smith, CUSTOMER_TEXTS) == []
 
 
 def test_another_service_keeps_all_its_data(smith: Cli) -> None:

@@ -102,7 +102,9 @@ class Reaper:
         """Read the leases of the other agents once, and reap the jobs whose owners have certainly ended their runs."""
         with reading(self.engine) as session:
             leases = other_leases.leases_of_others(session, self.boot_id)
-        now = self.clock()  # after the read, so that the observation is never longer than the true time
+        # After the read, so that no observation begins before its lease was read. That a lease has not changed until
+        # now is checked again by job_queue.reap.
+        now = self.clock()
         self._observation = observe(self._observation, map(state_of, leases), now, lease_s=self.lease_s)
         verdicts = [(lease, self._decide(lease, now)) for lease in leases]
         self._log_waiting([lease for lease, verdict in verdicts if verdict is Verdict.WAIT_FOR_DEADLINE])

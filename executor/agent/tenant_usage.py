@@ -5,7 +5,6 @@ This is a part of step 4 of a job's processing (ARCHITECTURE.md). The limits of 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -31,8 +30,6 @@ log = get_logger(__name__)
 
 #: The actions that may add something to the usage of a tenant.
 COUNTED_ACTIONS = frozenset({"create", "update", "resize", "snapshot", "backup"})
-#: Matches the VMID in the volume of a backup.
-ARCHIVE_VMID = re.compile(r"vzdump-(?:qemu|lxc)-(\d+)-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +119,8 @@ class TenantUsage:
         node = mapping.node or ""
         if name == "snapshots":
             return self.proxmox.snapshot_count(node, mapping.vmid, kind=mapping.kind)
-        volumes = self.proxmox.volumes(node, self.settings.proxmox_backup_storage, "backup", vmid=mapping.vmid)
-        vmids = [match[1] for volume in volumes if (match := ARCHIVE_VMID.search(volume))]
-        return vmids.count(str(mapping.vmid))
+        archives = self.proxmox.archives(node, self.settings.proxmox_backup_storage)
+        return sum(archive.vmid == mapping.vmid for archive in archives)
 
 
 def _earlier_sizes(job: Job) -> Amounts | None:

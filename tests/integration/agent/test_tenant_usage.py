@@ -256,9 +256,17 @@ def test_a_vm_with_snapshots_counts_with_its_largest_sizes(tenants: MakeTenants)
     ours.refused("create", SMALL)
 
 
-@pytest.mark.parametrize(("action", "name"), [("snapshot", "snapshots"), ("backup", "backups")])
+#: The volume of a backup on a directory, and on a Proxmox Backup Server.
+ARCHIVES = ("backup/vzdump-qemu-{}-2026_11_27-08_00_00.vma.zst", "backup/vm/{}/2026-11-27T08:00:00Z")
+
+
+@pytest.mark.parametrize(
+    ("action", "name", "volume"),
+    [("snapshot", "snapshots", ""), *(("backup", "backups", volume) for volume in ARCHIVES)],
+    ids=["snapshot", "backup on a directory", "backup on a backup server"],
+)
 def test_snapshots_and_backups_are_limited_and_those_that_were_removed_do_not_count(
-    tenants: MakeTenants, pve: ProxmoxStandIn, action: str, name: str
+    tenants: MakeTenants, pve: ProxmoxStandIn, action: str, name: str, volume: str
 ) -> None:
     ours = tenants(**{f"SMITH_TENANT_MAX_{name.upper()}": "1"})
     service_id = ours.create()
@@ -266,7 +274,7 @@ def test_snapshots_and_backups_are_limited_and_those_that_were_removed_do_not_co
     vmid = ours.find(job).vmid
     pve.control("add", vmid=vmid, name="web", node="pve1", config={"memory": "1024"})
     ours.end(job)
-    _keep_one(pve, action, vmid)
+    _keep_one(pve, action, vmid, volume.format(vmid))
     assert ours.refused(action, service_id=service_id).detail == f"the limit of 1 {name} is reached"
     pve.control("remove", vmid=vmid)
     pve.control("add", vmid=vmid, name="web", node="pve1", config={"memory": "1024"})
@@ -277,7 +285,7 @@ def test_snapshots_and_backups_are_limited_and_those_that_were_removed_do_not_co
     pve.control("remove", vmid=vmid)
 
 
-def _keep_one(pve: ProxmoxStandIn, action: str, vmid: int) -> None:
+def _keep_one(pve: ProxmoxStandIn, action: str, vmid: int, volume: str) -> None:
     """Make the snapshot or the backup at Proxmox."""
     if action == "snapshot":
         env = pve.env()
@@ -291,7 +299,6 @@ def _keep_one(pve: ProxmoxStandIn, action: str, vmid: int) -> None:
         wait_for(lambda: (pve.guest(vmid) or {}).get("snapshots"), 20, "the snapshot")
     else:
         archive = {"content": "backup", "format": "vma.zst", "size": 1, "ctime": 0, "vmid": vmid}
-        volume = f"backup/vzdump-qemu-{vmid}-2026_11_27-08_00_00.vma.zst"
         pve.control("storage", storage="backups", volumes={volume: archive})
 
 

@@ -138,6 +138,8 @@ def _check_vlans(text: str) -> str:
     if match is None:
         raise ValueError(f"is wrong, {text!r} is neither a VLAN nor a range such as 100-199")
     first, last = int(match[1]), int(match[2] or match[1])
+    if first > last:
+        raise ValueError(f"is wrong, the range {text!r} begins with its greater VLAN")
     if not 1 <= first <= last <= MAX_VLAN:
         raise ValueError(f"is wrong, {text!r} is not within 1 to {MAX_VLAN}")
     return text
@@ -159,7 +161,7 @@ def _parse_templates(value: Any) -> Any:
         name, equals, vmid = (part.strip() for part in entry.partition("="))
         is_vmid = re.fullmatch(r"[0-9]{3,9}", vmid) and int(vmid) >= MIN_VMID
         if not (name and equals and is_vmid):
-            raise ValueError(f"is wrong, {entry!r} is not of the form name=vmid")
+            raise ValueError(f"is wrong, {entry!r} is not of the form name=vmid with a VMID of {MIN_VMID} or more")
         if name in vmid_by_name:
             raise ValueError(f"is wrong, {name!r} occurs twice")
         vmid_by_name[name] = vmid

@@ -6,6 +6,7 @@ The folder `.cache/bench/` keeps the installation for later runs of the bench.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,9 @@ BASELINE_COMMIT = "242702f196e0bb3ceab041ed5c4dfed2fd98e460"
 CACHE_FOLDER = ROOT / ".cache" / "bench"
 #: The settings of the agent. The processes that the bench starts do not inherit them.
 SETTING_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
-#: How much of the end of a failed installation's output is shown.
+#: The file of a checkout that names all settings; each secret with _FILE behind its name.
+SETTINGS_EXAMPLE = Path("deploy/agent-smith.env.example")
+#: How much of the end is shown of the output of an installation or an agent that failed.
 MAX_SHOWN_CHARACTERS = 3000
 
 
@@ -43,6 +46,12 @@ class Variant:
     def runs_executor(self) -> bool:
         """Whether the executor runs the playbooks, and not ansible-runner alone."""
         return self.name != PLAIN
+
+    def known_settings(self) -> frozenset[str]:
+        """Return the names of the executor's settings, from the example of a settings file in the checkout."""
+        example = (self.root / SETTINGS_EXAMPLE).read_text(encoding="utf-8")
+        names = re.findall(r"^#?([A-Z][A-Z0-9_]*)=", example, flags=re.MULTILINE)
+        return frozenset({*names, *(name.removesuffix("_FILE") for name in names)})
 
 
 #: The playbooks of BASELINE_COMMIT, run by ansible-runner as in the introduction of its documentation.

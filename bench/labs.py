@@ -19,7 +19,7 @@ import psutil
 from smith_lab.simulator.rows import Job
 from smith_lab.system import LabSystem, running_lab, wait_for
 
-from bench.baseline import Variant
+from bench.baseline import MAX_SHOWN_CHARACTERS, Variant
 from bench.measuring import WorkloadFailed, own_cpu_s, tree_cpu_s
 
 #: FulcrumCore fails a job that has not ended after this time. It is longer than in production, where it is 300 s, so
@@ -65,14 +65,22 @@ def running_lab_of(variant: Variant, folder: Path, *, clone_s: float = 0.0, **se
     ):
         lab.core.set_options(job_timeout_s=JOB_TIMEOUT_S)
         lab.python = str(variant.python)
+        lab.known_settings = variant.known_settings()
         lab.proxmox.control("task_seconds", type="qmclone", seconds=clone_s)
         yield lab
 
 
 def start_agent(lab: LabSystem) -> None:
-    """Start the agent, and wait until it polls."""
-    lab.start_executor()
-    wait_for(lambda: lab.core.history(method="GET", path_end="/jobs/pending"), START_TIMEOUT_S, "the agent to poll")
+    """Start the agent, and wait until it polls. Raises WorkloadFailed, with the end of its log, if it ends before."""
+    executor = lab.start_executor()
+
+    def has_polled_or_ended() -> bool:
+        return bool(lab.core.history(method="GET", path_end="/jobs/pending")) or executor.poll() is not None
+
+    wait_for(has_polled_or_ended, START_TIMEOUT_S, "the agent to poll")
+    if executor.poll() is not None:
+        end_of_log = lab.log_file.read_text(encoding="utf-8", errors="replace")[-MAX_SHOWN_CHARACTERS:]
+        raise WorkloadFailed(f"the agent ended with exit code {executor.returncode}: {end_of_log}")
 
 
 def order_and_wait(lab: LabSystem, names: list[str]) -> list[Job]:

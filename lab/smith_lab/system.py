@@ -60,6 +60,8 @@ class LabSystem:
     #: Environment variables for the executor, set by the creator of this object. They override the lab's own settings.
     settings: dict[str, str] = field(default_factory=dict)
     python: str = sys.executable  #: the interpreter that runs the executor; the benchmarks run an earlier version, too
+    #: The settings that the executor knows, or None for all. An earlier version refuses to start with others.
+    known_settings: frozenset[str] | None = None
     _simulator: SimulatorThread | None = None
     _executor: subprocess.Popen[bytes] | None = None
     _log: LogReader = field(default_factory=LogReader)
@@ -95,7 +97,7 @@ class LabSystem:
         settings of the executor that this process has.
         """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(SETTING_PREFIXES)}
-        return inherited | LAB_SETTINGS | self.proxmox.env() | {
+        settings = LAB_SETTINGS | self.proxmox.env() | {
             "FULCRUM_API_URL": self.core_url,
             "FULCRUM_API_TOKEN": self.ids.agent_token,
             "PROXMOX_TEMPLATES": VM_TEMPLATES,
@@ -104,6 +106,8 @@ class LabSystem:
             "SMITH_DATA_DIR": str(self.data_dir),
             "SMITH_RUN_DIR": str(self.folder / "run"),
         } | self.settings  # fmt: skip
+        known = settings.keys() if self.known_settings is None else self.known_settings
+        return inherited | {name: value for name, value in settings.items() if name in known}
 
     # --- the executor ---------------------------------------------------------------------------------------------
 

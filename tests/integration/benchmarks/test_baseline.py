@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support.recorded_commits import PROJECT, require_commit
+import pytest
+from support.recorded_commits import PROJECT, export_tree, require_commit
 
-from bench.baseline import BASELINE_COMMIT
+from bench.baseline import BASELINE, BASELINE_COMMIT, Variant, current_only
+from bench.labs import running_lab_of, start_agent
+from bench.measuring import WorkloadFailed
+from executor.settings.settings import Settings
 
 
 def test_a_shallow_clone_measures_without_the_comparison(tmp_path: Path) -> None:
@@ -29,3 +33,23 @@ def test_a_shallow_clone_measures_without_the_comparison(tmp_path: Path) -> None
 
 def test_the_recorded_version_is_in_the_history_of_this_clone() -> None:
     require_commit(BASELINE_COMMIT)
+
+
+def test_the_lab_gives_the_recorded_version_only_settings_that_it_knows(tmp_path: Path) -> None:
+    export_tree(BASELINE_COMMIT, tmp_path)
+    baseline = Variant(name=BASELINE, root=tmp_path, python=Path(sys.executable))
+    (current,) = current_only()
+    assert {"FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET", "PROXMOX_TEMPLATES"} <= baseline.known_settings()
+    assert "PROXMOX_TAGS" in current.known_settings() - baseline.known_settings()
+    assert {name.upper() for name in Settings.model_fields} <= current.known_settings()
+    for variant in (baseline, current):
+        with running_lab_of(variant, tmp_path) as lab:
+            names = {name for name in lab.environment() if name.startswith(("FULCRUM_", "PROXMOX_", "SMITH_"))}
+        assert names <= variant.known_settings(), variant.name
+
+
+def test_an_agent_that_ends_before_it_polls_is_told_with_its_log(tmp_path: Path) -> None:
+    (current,) = current_only()
+    with running_lab_of(current, tmp_path, PROXMOX_PORT="none") as lab, pytest.raises(WorkloadFailed) as failure:
+        start_agent(lab)
+    assert "PROXMOX_PORT" in str(failure.value)

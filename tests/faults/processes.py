@@ -100,12 +100,6 @@ def environment(process: psutil.Process) -> dict[str, str]:
         return {}
 
 
-def run_idents(supervisor_pid: int) -> set[str]:
-    """Return the idents of the runs that have a process in the tree."""
-    idents = {environment(process).get(RUN_VARIABLE, "") for process in tree(supervisor_pid)}
-    return idents - {"", WARM_SERVERS_IDENT}
-
-
 def processes_of_folder(folder: Path, *, with_servers: bool = False) -> list[psutil.Process]:
     """Return all processes on this machine that belong to a run whose credentials are in `folder`."""
     found = []
@@ -116,3 +110,20 @@ def processes_of_folder(folder: Path, *, with_servers: bool = False) -> list[psu
         if is_wanted and values.get(CREDENTIALS_VARIABLE, "").startswith(f"{folder}/"):
             found.append(process)
     return found
+
+
+def run_idents(folder: Path) -> set[str]:
+    """Return the idents of the runs that had a process at one moment. Their credentials are in `folder`.
+
+    Runs whose agent or supervisor has ended are among them. The idents are read one after the other, so a process
+    counts only if it is alive after the last of them.
+    """
+    idents = {process: environment(process).get(RUN_VARIABLE, "") for process in processes_of_folder(folder)}
+    return {ident for process, ident in idents.items() if ident and _is_alive(process)}
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -13,6 +13,8 @@ import pytest
 from faults import chaos
 from faults.chaos.recorder import overlapping_runs
 from faults.chaos.report import Report
+from faults.processes import run_idents
+from smith_lab.system import wait_for
 
 SEED = 4711
 TESTS = Path(chaos.__file__).parents[2]
@@ -31,6 +33,7 @@ def test_a_short_chaos_run_violates_no_promise(tmp_path: Path, figure: Callable[
     assert found["violations"] == []
     assert sum(found["jobs"].values()) >= 12
     assert sum(found["kills"].values()) >= 3
+    assert found["runs_seen"] >= 1
     figure(
         f"chaos: {sum(found['jobs'].values())} jobs, {found['kills']}, {found['troubles']}: "
         f"{', '.join(f'{kind} {count}' for kind, count in found['violation_counts'].items())}"
@@ -51,6 +54,7 @@ def a_report(completed: int, failed: int, *violations: str) -> Report:
         recovery_p50_s=0,
         recovery_max_s=0,
         heartbeat_gap_p99_s=0,
+        runs_seen=0,
     )
 
 
@@ -70,6 +74,19 @@ def test_each_violation_counts_as_one_kind() -> None:
         "orphan processes",
     }
     assert sum(counts.values()) == len(texts)
+
+
+def test_a_run_is_seen_until_its_process_has_ended_in_any_process_tree(tmp_path: Path) -> None:
+    values = {"SMITH_RUN_IDENT": "create-1", "SMITH_CREDENTIALS_FILE": f"{tmp_path}/run/credentials"}
+    command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
+    with subprocess.Popen(command, env=values, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline()
+        assert run_idents(tmp_path) == {"create-1"}
+        assert run_idents(tmp_path / "other") == set()
+        process.kill()
+        process.poll()
+        wait_for(lambda: run_idents(tmp_path) == set(), 20, "the run to end")
 
 
 def test_two_runs_of_one_service_at_the_same_time_overlap() -> None:

@@ -32,6 +32,7 @@ class Killer:
     rng: random.Random
     troubles: Troubles
     kills: int
+    meanwhile: Callable[[], None]  #: called in waits, because runs of a killed agent may overlap with the next one's
     done: Counter[str] = field(default_factory=Counter)  #: kills by the kind of the process and the way
     recovery_s: list[float] = field(default_factory=list)  #: without those during an outage of the database
     _next_at: float = 0.0
@@ -69,6 +70,7 @@ class Killer:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while len(self.system.lab.log_events("agent_ready")) < count:
             self.troubles.end_due()
+            self.meanwhile()
             if time.monotonic() > deadline:
                 log = self.system.lab.log_file.read_text(encoding="utf-8", errors="replace")
                 raise TimeoutError(f"no agent was ready within {READY_TIMEOUT_S:.0f} s:\n{log[-3000:]}")
@@ -85,6 +87,7 @@ class Killer:
         while time.monotonic() < until:
             if len(self.system.lab.log_events("agent_exited")) > died:
                 return "agent at a named point"
+            self.meanwhile()
             time.sleep(0.05)
         self.system.set_crashes()  # no process reached the crash point
         return "agent at a named point" if len(self.system.lab.log_events("agent_exited")) > died else ""

@@ -12,7 +12,7 @@ from faults.processes import run_idents
 from faults.system import SystemUnderTest
 
 Json = dict[str, Any]
-#: The time between two looks at the runs in the process tree.
+#: The time between two looks at the processes of the runs.
 SAMPLE_INTERVAL_S = 0.25
 
 
@@ -28,6 +28,7 @@ class Recorder:
         self._seen = 0
         self._next_sample_at = 0.0
         self._run_pairs: Counter[tuple[str, str]] = Counter()  #: idents of runs that had live processes at once
+        self.idents_seen: set[str] = set()  #: the idents of the runs that were seen with a live process
         self.calls: list[Json] = []
         self.heartbeat_times: list[float] = []
 
@@ -35,7 +36,8 @@ class Recorder:
         """Record the calls that have ended since the last turn, and the runs that have processes now."""
         self._record_calls()
         if time.monotonic() >= self._next_sample_at:
-            idents = run_idents(self._system.lab.executor.pid)
+            idents = run_idents(self._system.lab.folder)
+            self.idents_seen |= idents
             self._run_pairs.update(combinations(sorted(idents), 2))
             self._next_sample_at = time.monotonic() + SAMPLE_INTERVAL_S
 

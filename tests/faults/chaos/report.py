@@ -41,6 +41,7 @@ class Report:
     recovery_p50_s: float
     recovery_max_s: float
     heartbeat_gap_p99_s: float
+    runs_seen: int  #: runs that were seen with a live process; only between them an overlap is found
 
     @property
     def violation_counts(self) -> dict[str, int]:
@@ -76,6 +77,7 @@ class Report:
             *(f"NOT TESTED: {text}" for text in self.not_tested),
             f"claiming again after a kill: {self.recovery_p50_s:.1f} s (median), {self.recovery_max_s:.1f} s (maximum)",
             f"heartbeat gap, 99th percentile: {self.heartbeat_gap_p99_s:.1f} s",
+            f"runs that were seen with a live process: {self.runs_seen}",
             f"violations: {counts}",
             *self.violations[:MAX_LISTED],
         ]
@@ -121,4 +123,5 @@ def make_report(
         recovery_p50_s=recovery[len(recovery) // 2],
         recovery_max_s=recovery[-1],
         heartbeat_gap_p99_s=gaps[int(0.99 * (len(gaps) - 1))],
+        runs_seen=len(recorder.idents_seen),
     )

@@ -67,11 +67,9 @@ def run(folder: Path, size: Size, progress: Callable[[str], None] = lambda _text
     with _surroundings(folder, size) as around:
         system = around.system
         troubles = Troubles(system, rng, around.core, around.proxmox, around.database, around.disks)
-        load, recorder, killer = (
-            Load(system, rng, size.jobs, services_in_simulator(system)),
-            Recorder(system, system.lab.core.server.lab_state.entries),
-            Killer(system, rng, troubles, size.kills),
-        )
+        load = Load(system, rng, size.jobs, services_in_simulator(system))
+        recorder = Recorder(system, system.lab.core.server.lab_state.entries)
+        killer = Killer(system, rng, troubles, size.kills, recorder.turn)
         system.start()
         try:
             found = _run_load(load, recorder, killer, size, progress)

@@ -296,3 +296,21 @@ def test_the_description_ends_without_a_newline(stand_in: ProxmoxStandIn, api: A
     stand_in.control("add", vmid=VMID, name="web")
     api.nodes("pve1").qemu(VMID).config.set(description="text\nsmith-uid=x\n")
     assert api.nodes("pve1").qemu(VMID).config.get()["description"] == "text\nsmith-uid=x"
+
+
+@pytest.mark.proxmox(
+    behaviour="9 shows the memory that a VM takes on its node (`memhost`) in its rows and its status, 8 does not",
+    versions="8, 9",
+    source="qemu-server: PVE/QemuServer.pm, vmstatus",
+)
+@pytest.mark.parametrize(("version", "is_shown"), [("8.4.1", False), ("9.0.10", True)])
+def test_the_memory_of_a_vm_on_its_node_is_shown_since_version_9(
+    stand_in: ProxmoxStandIn, api: Any, version: str, is_shown: bool
+) -> None:
+    stand_in.control("version", version=version)
+    stand_in.control("add", vmid=VMID, name="web", node="pve1")
+    wait_until(lambda: "maxmem" in row_of(api))
+    vms = api.nodes("pve1").qemu
+    listed = next(row for row in vms.get() if row["vmid"] == VMID)
+    for shown in (row_of(api), listed, vms(VMID).status.current.get()):
+        assert ("memhost" in shown) is is_shown

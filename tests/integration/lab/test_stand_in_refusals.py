@@ -205,6 +205,7 @@ CONFIG_REFUSALS = [
     ({"delete": "nosuch"}, 400, "unknown option 'nosuch'"),
     ({"revert": "nosuch"}, 400, "unknown option 'nosuch'"),
     ({"lock": "backup"}, 500, "only root can set 'lock' config"),
+    ({"startup": "order=1"}, 403, "Permission check failed (/, Sys.Modify)"),
     ({"args": "-S"}, 500, "only root can set 'args' config"),
     ({"parallel0": "/dev/parport0"}, 500, "only root can set 'parallel0' config"),
     ({"serial1": "/dev/ttyS0"}, 500, "only root can set 'serial1' config for real devices"),

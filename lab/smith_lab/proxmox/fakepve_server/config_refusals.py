@@ -43,6 +43,8 @@ class ConfigRefusals(ConfigurationChanges):
                 if not option_exists(option):
                     raise param_error(**{name: f"unknown option '{option}'"})
         self._check_values(vm, user, updates)
+        if "startup" in {*updates, *split_list(updates.get("delete"))}:
+            self.require(user, "/", "Sys.Modify")  # the order of starts concerns the whole node
         for option in reverted:
             vm.pending.pop(option, None)
         kept = self._kept_devices(vm, updates)

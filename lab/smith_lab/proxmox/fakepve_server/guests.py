@@ -14,6 +14,8 @@ from fakepve.server import FakePve
 GUEST_AGENT_SECONDS = 5
 #: By how many bytes the counters of a running VM grow in a second.
 BYTES_PER_SECOND = {"netin": 2000, "netout": 900, "diskread": 4000, "diskwrite": 7000}
+#: The requests whose answers are rows of VMs, or one such row.
+VM_STATES = ("/nodes/{node}/qemu", "/nodes/{node}/qemu/{vmid}/status/current")
 
 
 class GuestAgentAndUsage(FakePve):
@@ -62,7 +64,17 @@ class GuestAgentAndUsage(FakePve):
             usage.update(cpu=round(0.02 + load / 100, 4), mem=int(usage["maxmem"] * (0.2 + load / 200)))
             for counter, bytes_per_second in BYTES_PER_SECOND.items():
                 usage[counter] = int(uptime_s * bytes_per_second)
+        if self.version.startswith("8."):
+            del usage["memhost"]
         return usage
+
+    def _complete(self, path: str, answer: Any, **values: Any) -> Any:
+        """Add the members that fakepve's own rows of VMs lack. Version 8 has no `memhost`."""
+        completed = super()._complete(path, answer, **values)
+        if path in VM_STATES and self.version.startswith("8."):
+            for row in completed if isinstance(completed, list) else [completed]:
+                row.pop("memhost", None)
+        return completed
 
 
 def _make_interface(name: str, mac: str, addresses: list[str]) -> dict[str, Any]:

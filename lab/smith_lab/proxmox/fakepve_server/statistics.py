@@ -88,10 +88,7 @@ class Statistics(AccessChecks):
             }
             for vm in self.vms
         ]
-        rows = vms + self.ct_resources(ROOT, "vm")
-        if self.version.startswith("8."):
-            rows = [{name: value for name, value in row.items() if name != "memhost"} for row in rows]
-        return rows
+        return vms + self.ct_resources(ROOT, "vm")
 
     async def _resources(self, request: web.Request) -> web.Response:
         rows = json.loads((await super()._resources(request)).text)["data"]

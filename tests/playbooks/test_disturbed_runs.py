@@ -16,6 +16,8 @@ from play_bench import Bench
 
 RUNS = int(os.environ.get("STRANGER_RUNS", "40"))
 SEED = int(os.environ.get("STRANGER_SEED", "0"))
+#: The limit of the whole test allows each run twice the time that the slowest is expected to take.
+TIMEOUT_S = 1800 + 40 * RUNS
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def record(tmp_path: Path) -> Iterator[list[str]]:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(TIMEOUT_S)
 def test_no_vm_is_lost_doubled_or_left_while_the_cluster_changes(
     bench: Bench, warm_executor: ExecutorBench, record: list[str]
 ) -> None:

@@ -131,6 +131,26 @@ def test_the_timeout_of_a_storage_lock_has_several_wordings(stand_in: ProxmoxSta
 
 
 @pytest.mark.proxmox(
+    behaviour="a clone that fails is removed again with its volumes; one that ends with warnings stays",
+    versions="8, 9",
+    source="qemu-server: PVE/API2/Qemu.pm, clone_vm",
+    reaction="repeats the create after a failure; continues after warnings",
+)
+@pytest.mark.parametrize(("text", "is_kept"), [("clone failed: timeout", False), ("WARNINGS: 1", True)])
+def test_a_clone_with_warnings_stays_and_one_that_fails_does_not(
+    stand_in: ProxmoxStandIn, pve1: Any, text: str, is_kept: bool
+) -> None:
+    def volumes() -> set[tuple[str, str]]:
+        return {(name, volume) for name, storage in stand_in.storages().items() for volume in storage["volumes"]}
+
+    stand_in.fail_task("qmclone", text, after=True)
+    before = volumes()
+    assert end_of(pve1, clone(pve1)) == text
+    assert bool(volumes() - before) is is_kept
+    assert (stand_in.guest(VMID) is not None) is is_kept
+
+
+@pytest.mark.proxmox(
     behaviour="a destroy that fails after it has removed the disks leaves a guest with nothing but `lock: destroyed`",
     versions="8, 9",
     source="qemu-server: PVE/API2/Qemu.pm, destroy_vm",

@@ -143,8 +143,8 @@ class TimedTasks(FakePve):
         self._log_of(ttype, str(tid)).extend(fault.get("log") or [])
         if lock := fault.get("leaves_lock"):
             self._leave_lock(vm, lock)
-        elif ttype in CREATING_TASKS:
-            self._remove_guest(vm)  # as Proxmox does after a failed creation
+        elif ttype in CREATING_TASKS and not fault["text"].startswith("WARNINGS"):
+            self._remove_guest(vm)
         raise TaskError(fault["text"])
 
     def _leave_lock(self, guest: Any, lock: str) -> None:
@@ -156,6 +156,10 @@ class TimedTasks(FakePve):
         self._qm_lock(guest, lock)
 
     def _remove_guest(self, guest: Any) -> None:
+        """Remove a guest whose creation failed, and its volumes, as Proxmox does."""
+        for _key, volume, _props in drives_of(guest.config):
+            if f"vm-{guest.vmid}-" in volume and volume not in self.unremovable_volumes:
+                self._qm_free(volume)
         for guests in (self.vms, self.cts):
             if guest in guests:
                 guests.remove(guest)

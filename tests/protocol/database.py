@@ -55,6 +55,12 @@ def take_from_owner(row: Row, decisions: Decisions) -> Row:
     return ended._replace(report=ReportState.DUE, error=ErrorCode.QUARANTINED)
 
 
+def take(world: World, job: int, decisions: Decisions) -> World:
+    row = world.rows[job]
+    assert row is not None
+    return with_row(world, job, take_from_owner(row, decisions))
+
+
 def reopen(row: Row, *, are_claimed: bool) -> Row:
     if row.report not in SETTLED_STATES:
         return row

@@ -33,6 +33,7 @@ ENDS: dict[str, AttemptEnd] = {
     "no room": _failed(ErrorCode.CAPACITY),
     "no VM": _failed(ErrorCode.VM_NOT_FOUND),
     "killed": _failed(ErrorCode.PLAYBOOK_FAILED, was_killed=True),
+    "ended by the guard": _failed(ErrorCode.LEASE_LOST),
     "stopped": _failed(ErrorCode.CANCELLED),
     "no answer": FulcrumUnavailable("no answer"),
     "one failed request": FulcrumUnavailable("refused", status=STATUS_OF_ONE_FAILED_REQUEST),
@@ -70,6 +71,16 @@ def _is_fence_due(since_renewal: int, has_others: bool) -> bool:
     )
 
 
+def _runs_until(has_others: bool) -> float:
+    """Return how many seconds after the last renewal the guards end the runs, whether or not the agent works."""
+    return fence.runs_until_s("auto", 0.0, lease_s=LEASE_TICKS * TICK_S, has_other_agents=has_others)
+
+
+def _is_of_former_process(owner: str | None, agent: str) -> bool:
+    """Return whether a row belongs to the killed process of an agent, as `nodes.earlier_boot_ids` does."""
+    return owner == f"{agent}'"
+
+
 def _has_others_after_lost_answer(earlier: bool, found: bool) -> bool:
     """Return whether an agent fences whose renewal was stored, but that did not receive the database's answer.
 
@@ -91,6 +102,8 @@ class Decisions:
     react_to_refusal: Callable[..., report.RefusalReaction] = report.react_to_refusal
     status_after_crash: Callable[[int], JobStatus] = job_queue.status_after_crash
     is_fence_due: Callable[[int, bool], bool] = _is_fence_due
+    runs_until: Callable[[bool], float] = _runs_until
+    is_of_former_process: Callable[[str | None, str], bool] = _is_of_former_process
     has_others_after_lost_answer: Callable[[bool, bool], bool] = _has_others_after_lost_answer
     observe: Callable[..., reaper.Observation] = reaper.observe
     decide_reaping: Callable[..., reaper.Verdict] = reaper.decide

@@ -12,7 +12,7 @@ class Reply(NamedTuple):
     """One way in which a request may end."""
 
     world: World
-    answer: str  #: "ok", "refused" (400), "403", or "none"
+    answer: str  #: "ok", "refused" (400), "403", "500", or "none"
     story: str
     is_fault: bool = True
     job: CoreJob = CoreJob()  #: the job in the answer to a request that reads it
@@ -43,12 +43,14 @@ def send(world: World, request: str, job: int, error: str | None = None) -> Iter
         return
     if answer == "ok":
         yield Reply(after, "none", "FulcrumCore accepts it, but the answer is lost")
+        yield Reply(after, "500", "FulcrumCore accepts it, but answers 500")
         twice, second_answer = apply(after, request, job, error)
         yield Reply(twice, second_answer, f"it arrives twice, and the second time {ANSWERS[second_answer]}")
     late = tuple(sorted({*world.late_requests, (request, job, error)}, key=str))
     yield Reply(world._replace(late_requests=late), "none", "it is late, and the agent stops waiting for an answer")
     yield Reply(world, "none", "it is lost")
     yield Reply(world, "403", "FulcrumCore answers 403, although the job exists")
+    yield Reply(world, "500", "FulcrumCore answers 500")
 
 
 def read(world: World, job: int) -> Iterator[Reply]:
@@ -60,6 +62,7 @@ def read(world: World, job: int) -> Iterator[Reply]:
         yield Reply(world, "ok", f"FulcrumCore says that it is {core_job.status}", is_fault=False, job=core_job)
         yield Reply(world, "403", "FulcrumCore answers 403, although the job exists")
     yield Reply(world, "none", "no answer arrives")
+    yield Reply(world, "500", "FulcrumCore answers 500")
 
 
 def pending_jobs(world: World) -> tuple[int, ...]:

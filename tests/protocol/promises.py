@@ -1,4 +1,4 @@
-"""The promises that hold after every event. The numbers R1 to R4 are those of the project's list of promises."""
+"""The promises that hold after every event. The numbers R1 to R5 are those of the project's list of promises."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OPEN = ("Pending", "Processing")
 
 def broken_promise(before: World, after: World) -> str:
     """Return the promise that the event between the two states has broken, or ""."""
-    return _broken_by_runs(before, after) or _broken_by_rows(after)
+    return _broken_by_runs(before, after) or _broken_by_rows(after) or _broken_by_restart(after)
 
 
 def _runs(world: World) -> list[Slot]:
@@ -49,6 +49,15 @@ def _broken_by_rows(world: World) -> str:
             expected = ("Completed", None) if row.status is JobStatus.COMPLETED else ("Failed", row.error)
             if core_job != expected:
                 return f"R3: the agents' result of job {number} is not the one in FulcrumCore"
+    return ""
+
+
+def _broken_by_restart(world: World) -> str:
+    """Return the promise that a restart has broken: the agent may claim the jobs of its killed process at once."""
+    alive = {agent.name for agent in world.agents if agent.is_alive}
+    for number, row in enumerate(world.rows, start=1):
+        if row and row.status is JobStatus.PROCESSING and row.owner and row.owner[1:] and row.owner[0] in alive:
+            return f"R5: agent {row.owner[0]} cannot claim job {number} again after its restart"
     return ""
 
 

@@ -10,6 +10,7 @@ from protocol.worker import Transition, check_refusal
 from protocol.world import ACTIONS, Report, World, with_agent, with_row
 
 from executor.agent.report import RefusalReaction
+from executor.agent.reporter import MAX_FAILED_COMPLETIONS
 from executor.model import JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 
@@ -20,6 +21,7 @@ NEXT_STEPS = {
     "resend": ("note", ""),
     "without": ("note", "fail"),
     "fail": ("replace", ""),
+    "fail after 500": ("replace", ""),
 }
 
 
@@ -65,15 +67,19 @@ def _send(world: World, number: int, report: Report, subject: str) -> Iterator[T
     request, error = ("complete", None) if report.is_completion else ("fail", report.error)
     if report.step == "claim":
         request, error = "claim", None
-    elif report.step == "fail":
+    elif report.step in ("fail", "fail after 500"):
         request, error = "fail", ErrorCode.RESULT_REFUSED
     accepted_step, refused_step = NEXT_STEPS[report.step]
     for reply in fulcrum.send(world, request, report.job, error):
-        step = {"ok": accepted_step, "refused": refused_step, "403": "check"}.get(reply.answer, "")
+        step_after_403 = "" if report.step == "fail after 500" else "check"
+        step = {"ok": accepted_step, "refused": refused_step, "403": step_after_403}.get(reply.answer, "")
         state = ReportState.REPORTED if step in ("note", "replace") else report.state
         new = report._replace(step=step, state=state) if step else None
         story = f"{subject}it sends the request `{request}`; {reply.story}"
         yield Transition(story, with_agent(reply.world, number, report=new), reply.is_fault)
+        if reply.answer == "500" and report.is_completion and report.step in ("send", "resend"):
+            failing = with_agent(reply.world, number, report=report._replace(step="fail after 500"))
+            yield Transition(f"{story}, as to the {MAX_FAILED_COMPLETIONS} requests before", failing, reply.is_fault)
 
 
 def _react(report: Report, status: str, error: str | None, decisions: Decisions) -> Report | None:

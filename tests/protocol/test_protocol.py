@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ def assert_in_order(violation: Violation, *events: str) -> None:
         assert any(text in event for event in history), f"{text!r} is missing in this order:\n{violation.story}"
 
 
+@pytest.mark.timeout(1200)  # 35 s of CPU, which is minutes on a busy machine
 def test_no_promise_is_broken_after_any_single_fault() -> None:
     found = Explorer(faults=1).explore()
 
@@ -76,6 +78,18 @@ def test_a_late_claim_of_an_agent_is_not_another_executors_claim() -> None:
     )
 
 
+#: Agent A runs job 1.
+A_RUNS = (
+    "Agent A reads the list of pending jobs, and stores what is new",
+    "Agent A claims job 1 in the database",
+    "Agent A, job 1 (create): it stores that it will send the claim",
+    "Agent A, job 1 (create): it sends the claim; FulcrumCore accepts it",
+    "Agent A, job 1 (create): it stores that FulcrumCore has accepted the claim",
+    "Agent A, job 1 (create): it finds or reserves the VMID",
+    "Agent A, job 1 (create): it stores that the run starts, and starts it",
+)
+
+
 @pytest.mark.parametrize("is_fence_due", [lambda *_facts: False, lambda since_renewal, _others: since_renewal >= 3])
 def test_an_agent_without_the_database_must_end_its_runs_before_its_leases_expire(is_fence_due: Any) -> None:
     violation = violation_of(Decisions(is_fence_due=is_fence_due), faults=1)
@@ -91,6 +105,72 @@ def test_an_agent_without_the_database_must_end_its_runs_before_its_leases_expir
         "Agent B claims job 1 in the database",
         "Agent B, job 1 (create): it stores that the run starts, and starts it",
     )
+
+
+def test_the_guards_must_end_the_runs_of_a_suspended_agent_before_its_leases_expire() -> None:
+    violation = violation_of(Decisions(runs_until=lambda _has_others: math.inf), faults=1)
+
+    assert violation.promise == "R2: two runs change one VM at once"
+    assert_in_order(
+        violation,
+        "Agent A, job 1 (create): it stores that the run starts, and starts it",
+        "Agent A is suspended",
+        "10 s pass",
+        "10 s pass",
+        "10 s pass",
+        "Agent B claims job 1 in the database",
+        "Agent B, job 1 (create): it stores that the run starts, and starts it",
+    )
+
+
+def test_a_run_that_a_resumed_agent_starts_too_late_ends_before_it_changes_the_vm() -> None:
+    suspended = "Agent A, job 1 (create): it stores that the run starts, and is suspended before that"
+    world = world_after(*A_RUNS[:-1], suspended, *["10 s pass"] * 4)
+    endless = Decisions(runs_until=lambda _has_others: math.inf)
+    violation = Explorer(endless, faults=0, max_depth=6, start=world).explore().violation
+
+    assert Explorer(faults=0, max_depth=6, start=world).explore().violation is None
+    assert violation is not None
+    assert violation.promise == "R2: two runs change one VM at once"
+    assert_in_order(violation, "Agent A is resumed", "Agent A, job 1 (create): it starts the run")
+
+
+def test_a_job_whose_run_the_guard_has_ended_is_processed_again() -> None:
+    """A job of a resumed agent that no other agent has taken is settled, too."""
+    story = "Agent A, job 1 (create): the guard ends its run after it has changed the VM"
+    world = world_after(*A_RUNS, "Agent A is suspended", "10 s pass", "10 s pass", story, "Agent A is resumed")
+    found = Explorer(faults=0, max_depth=10, start=world).explore()
+
+    assert found.violation is None, found.violation.story
+
+
+def test_a_restarted_agent_must_take_the_jobs_of_its_killed_process_at_once() -> None:
+    violation = violation_of(Decisions(is_of_former_process=lambda _owner, _agent: False), faults=1)
+
+    assert violation.promise == "R5: agent A cannot claim job 1 again after its restart"
+    assert violation.history == [
+        "Agent A reads the list of pending jobs, and stores what is new",
+        "Agent A claims job 1 in the database",
+        "Agent A is killed",
+        "Agent A is started again",
+    ]
+
+
+#: FulcrumCore has answered 500 to the completion of job 1 until agent A reports a failure.
+COMPLETION_FAILS = (
+    *A_RUNS,
+    "Agent A, job 1 (create): its run succeeds",
+    "Agent A, job 1 (create): it stores how the attempt ended (success): finish",
+    "Agent A finds the due report of job 1",
+)
+
+
+@pytest.mark.parametrize("answer", ["FulcrumCore answers 500", "FulcrumCore accepts it, but answers 500"])
+def test_a_completion_that_is_answered_with_500_too_often_is_settled_with_one_result(answer: str) -> None:
+    story = f"it sends the request `complete`; {answer}, as to the 5 requests before"
+    found = Explorer(faults=0, max_depth=8, start=world_after(*COMPLETION_FAILS, story)).explore()
+
+    assert found.violation is None, found.violation.story
 
 
 #: Agent B does not fence, because it has not seen agent A for long, and runs job 1.
@@ -156,6 +236,18 @@ def test_an_agent_must_fence_before_the_commit_that_tells_others_that_it_fences(
         "10 s pass",
         "Agent A claims job 1 in the database",
     )
+
+
+def test_an_agent_that_is_suspended_before_it_knows_of_the_other_must_have_limited_its_runs_before() -> None:
+    """Its row says that it fences as soon as its renewal is stored."""
+    history = (*B_RUNS_ALONE, "Agent A is started again", "Agent B is suspended after it has renewed its leases")
+    late = Decisions(has_others_after_lost_answer=lambda earlier, _found: earlier)
+    violation = Explorer(late, faults=0, max_depth=7, start=world_after(*history, decisions=late)).explore().violation
+
+    assert Explorer(faults=0, max_depth=7, start=world_after(*history)).explore().violation is None
+    assert violation is not None
+    assert violation.promise == "R2: two runs change one VM at once"
+    assert_in_order(violation, "10 s pass", "10 s pass", "10 s pass", "Agent A claims job 1 in the database")
 
 
 def test_a_history_is_a_numbered_story() -> None:

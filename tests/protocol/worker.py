@@ -8,7 +8,7 @@ from typing import NamedTuple
 from protocol import database, fulcrum
 from protocol.decisions import Decisions
 from protocol.fulcrum import Reply
-from protocol.world import ACTIONS, Slot, World, with_agent, with_row, with_slot
+from protocol.world import ACTIONS, TICK_S, Agent, Slot, World, with_agent, with_row, with_slot
 
 from executor.agent.claim import ClaimImpossible, FirstRequest
 from executor.agent.outcome import Ending
@@ -25,6 +25,8 @@ class Transition(NamedTuple):
 
 
 RUNNING = "run"
+#: The run is stored, but its processes do not exist yet. Only a suspended agent stays in this step.
+STARTING = "start"
 #: The steps that write to the database, with the words for the story.
 WRITES = {
     "note_sent": "stores that it will send the claim",
@@ -49,12 +51,11 @@ def transitions(world: World, number: int, slot: Slot, decisions: Decisions) -> 
     if slot.step in WRITES:
         if agent.is_connected:
             yield from _write(world, number, slot, decisions, subject)
-        is_free = not agent.is_connected
-        if is_free or world.faults_left:
-            lost = with_slot(world, number, slot, None)
-            yield Transition(subject + f"it {WRITES[slot.step]}, but the database is away", lost, not is_free)
+        yield from _fail_to_write(world, number, slot, subject)
     elif slot.step == RUNNING:
         yield from _run(world, number, slot, subject)
+    elif slot.step == STARTING:
+        yield Transition(f"{subject}it starts the run", with_slot(world, number, slot, _start(agent, slot, decisions)))
     elif slot.step == "send":
         for reply in fulcrum.send(world, "claim", slot.job):
             step = {"ok": "note_accepted", "refused": "reread", "403": "check"}.get(reply.answer, "")
@@ -71,8 +72,9 @@ def transitions(world: World, number: int, slot: Slot, decisions: Decisions) -> 
 
 
 def _after_reply(reply: Reply, number: int, slot: Slot, step: str, told: str) -> Transition:
-    """Continue with the step, or end the attempt because FulcrumCore did not answer."""
-    new = slot._replace(step=step) if step else slot._replace(step="store", end="no answer")
+    """Continue with the step, or end the attempt because FulcrumCore did not answer, or answered 500."""
+    end = "one failed request" if reply.answer == "500" else "no answer"
+    new = slot._replace(step=step) if step else slot._replace(step="store", end=end)
     return Transition(told + reply.story, with_slot(reply.world, number, slot, new), reply.is_fault)
 
 
@@ -105,8 +107,9 @@ def check_refusal(world: World, number: int, job: int, decisions: Decisions) -> 
     earlier, key = dict(agent.refusals), str(job)
     for reply in (*fulcrum.read(world, job), Reply(world, "agent", "FulcrumCore refuses the agent's token")):
         is_accepted = reply.answer != "agent"
-        if reply.answer == "none":
-            yield "no answer", f"it checks the 403; {reply.story}", world, reply.is_fault
+        if reply.answer in ("none", "500"):
+            verdict = "later" if reply.answer == "500" else "no answer"
+            yield verdict, f"it checks the 403; {reply.story}", world, reply.is_fault
             continue
         refusals = decisions.refusals_after_check(
             earlier, key, 0.0, is_agent_accepted=is_accepted, is_job_readable=reply.answer == "ok"
@@ -118,6 +121,13 @@ def check_refusal(world: World, number: int, job: int, decisions: Decisions) -> 
         verdict = "gone" if is_gone else "later" if is_accepted else "no answer"
         conclusion = "; the agent concludes that the job is gone" if is_gone else "; it will try again"
         yield verdict, f"it checks the 403; {reply.story}{conclusion}", after, reply.is_fault
+
+
+def _fail_to_write(world: World, number: int, slot: Slot, subject: str) -> Iterator[Transition]:
+    is_connected = world.agents[number].is_connected
+    if world.faults_left or not is_connected:
+        lost = with_slot(world, number, slot, None)
+        yield Transition(subject + f"it {WRITES[slot.step]}, but the database is away", lost, is_connected)
 
 
 def _write(world: World, number: int, slot: Slot, decisions: Decisions, subject: str) -> Iterator[Transition]:
@@ -144,10 +154,17 @@ def _write(world: World, number: int, slot: Slot, decisions: Decisions, subject:
         stored = database.store_outcome(world, slot, outcome)
         yield Transition(told, with_slot(stored, number, slot, None))
         return
+    if slot.step == "note_started":
+        noted = with_row(world, slot.job, database.note_started(row))
+        yield Transition(told, with_slot(noted, number, slot, _start(agent, slot, decisions)))
+        if world.faults_left:
+            suspended = with_agent(noted, number, is_suspended=True)
+            suspended = with_slot(suspended, number, slot, slot._replace(step=STARTING))
+            yield Transition(f"{subject}it stores that the run starts, and is suspended before that", suspended, True)
+        return
     writes = {
         "note_sent": (database.note_claim_sent, "send"),
         "note_accepted": (database.note_claim_accepted, "reserve"),
-        "note_started": (database.note_started, RUNNING),
     }
     write, step = writes[slot.step]
     yield Transition(told, with_slot(with_row(world, slot.job, write(row)), number, slot, slot._replace(step=step)))
@@ -170,6 +187,35 @@ def _reserve(world: World, number: int, slot: Slot, told: str) -> Iterator[Trans
     if world.faults_left:
         failed = slot_after._replace(step="store", end="no room")
         yield Transition(told + "; no Proxmox node has room", with_slot(world, number, slot, failed), True)
+
+
+def _start(agent: Agent, slot: Slot, decisions: Decisions) -> Slot:
+    """Start the run. Its guard ends it at once if the agent has not renewed its leases for too long.
+
+    A run of a job that was asked to stop ends before it changes the VM.
+    """
+    if slot.is_stopped:
+        return slot._replace(step="store", end="stopped")
+    if is_limit_over(agent, agent.since_renewal, decisions):
+        return slot._replace(step="store", end="ended by the guard")
+    return slot._replace(step=RUNNING)
+
+
+def is_limit_over(agent: Agent, since_renewal: int, decisions: Decisions) -> bool:
+    """Return whether the guards have ended the agent's runs, so many ticks after its last renewal."""
+    return decisions.runs_until(agent.has_others) <= since_renewal * TICK_S
+
+
+def ends_by_guard(world: World, number: int, slot: Slot, decisions: Decisions) -> Iterator[Transition]:
+    """Yield how the guard ends a run whose limit is over before the next tick, although its agent is suspended."""
+    agent = world.agents[number]
+    if slot.step != RUNNING or not is_limit_over(agent, agent.since_renewal + 1, decisions):
+        return
+    new = slot._replace(step="store", end="ended by the guard")
+    changed = world._replace(vms=max(world.vms, 1)) if ACTIONS[slot.job] == "create" else world
+    for before, when in ((changed, "after"), (world, "before")):
+        story = f"Agent {agent.name}, job {slot.job + 1} ({ACTIONS[slot.job]}): the guard ends its run"
+        yield Transition(f"{story} {when} it has changed the VM", with_slot(before, number, slot, new))
 
 
 def _run(world: World, number: int, slot: Slot, subject: str) -> Iterator[Transition]:

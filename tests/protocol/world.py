@@ -20,6 +20,8 @@ UNSEEN_TICKS = LEASE_TICKS
 #: The actions of the two jobs, which belong to one service.
 ACTIONS = ("create", "start")
 AGENTS = ("A", "B")
+#: The error of a job that FulcrumCore has failed after the job timeout.
+JOB_TIMEOUT = "job timeout"
 
 
 class CoreJob(NamedTuple):
@@ -77,6 +79,7 @@ class Agent(NamedTuple):
     name: str
     is_alive: bool = True
     is_connected: bool = True  #: it reaches the database
+    is_suspended: bool = False  #: its process is stopped; the processes of its runs are not
     since_renewal: int = 0  #: ticks, at most UNSEEN_TICKS
     has_others: bool = True  #: at its last renewal, another agent used the database; so it fences
     is_row_fencing: bool = True  #: the column `nodes.fences`
@@ -153,7 +156,8 @@ def _view(world: World, agent: Agent, *, has_faults: bool) -> tuple[object, ...]
     if refusals and not has_faults:
         refusals = tuple(item for item in refusals if world.core[int(item[0])].status == "Deleted")
     owners = tuple(row and row.owner and _seen_by(row.owner, agent.name) for row in rows)
-    facts = (agent.is_alive, agent.is_connected, agent.since_renewal, agent.has_others, agent.is_row_fencing)
+    is_working = agent.is_alive, agent.is_connected, agent.is_suspended
+    facts = (*is_working, agent.since_renewal, agent.has_others, agent.is_row_fencing)
     has_gap = agent.since_read * TICK_S > LEASE_TICKS * TICK_S * MAX_GAP_SHARE_OF_LEASE
     observed = () if has_gap else _observed_leases(world, agent)
     return (*facts, has_gap or agent.since_read, observed, slot_views, agent.report, agent.late_page, refusals, owners)

@@ -81,6 +81,25 @@ def test_results_of_periods_are_counted(engine: Engine) -> None:
     assert critical.last_ok_at is not None
 
 
+@pytest.mark.parametrize("error", [None, "refused"])
+def test_several_runs_of_every_agent_are_stored_at_once(engine: Engine, error: str | None) -> None:
+    """Only the last run may have failed."""
+    started_at = utc_now() - timedelta(minutes=1)
+    with transaction(engine) as session:
+        for name in ("beat", "poll"):
+            periods.record_runs(session, name, 10, started_at=started_at, run_count=3, error="no route")
+        periods.record_runs(session, "beat", 1000, started_at=started_at, run_count=2, error=error)
+        is_due = select(CriticalJob.due_at <= db_now(801), CriticalJob.due_at <= db_now(790))
+        assert session.execute(is_due.where(CriticalJob.name == "beat")).one() == (True, False)
+    with reading(engine) as session:
+        jobs = {job.name: job for job in queries.critical_jobs(session)}
+        beat, poll = jobs["beat"], jobs["poll"]
+    assert (beat.runs, beat.failures, beat.last_error) == (5, 0 if error is None else 2, error)
+    assert (beat.interval_s, beat.last_started_at, beat.last_ok_at is not None) == (1000, started_at, error is None)
+    assert beat.last_finished_at is not None
+    assert (poll.runs, poll.failures, poll.last_error, poll.interval_s) == (3, 1, "no route", 10)
+
+
 def test_a_new_critical_job_has_started_and_has_no_failures(engine: Engine) -> None:
     before = utc_now()
     with transaction(engine) as session:

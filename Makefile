@@ -78,7 +78,7 @@ strangers: $(STAMP) ## run every action while VMs move, vanish and lock and answ
 explore: $(STAMP) ## explore every order of events of claims, leases, runs and reports (FAULTS, DEPTH)
 	@PYTHONPATH=tests $(BIN)/python -m protocol $(or $(FAULTS),2) $(or $(DEPTH),16)
 
-mutation: ## mutation tests of the job queue, mappings and reporter (MUTANTS; an hour)
+mutation: ## mutation tests of the job queue, outbox, mappings, claims, outcomes and reporter (MUTANTS; hours)
 	@deploy/mutation.sh "$(PYTHON)" $(MUTANTS)
 
 fuzz: ## fuzz the parsers of outside text, SECONDS (120) each, all or those of PARSERS

@@ -159,7 +159,8 @@ error code, because another attempt repairs each single death. Twenty fixed cell
 
 ## Mutation tests
 
-`make mutation` changes `job_queue`, `mappings` and `reporter` in one place at a time and runs the tests that cover it.
+`make mutation` changes one place at a time in `claim`, `claim_statement`, `job_queue`, `mappings`, `outbox`, `outcome`,
+`periods`, `refused_jobs`, `report`, `reporter` and `retry`, and runs the tests that cover it.
 
 {mutation}
 """

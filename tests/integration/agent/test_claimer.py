@@ -197,6 +197,19 @@ def test_a_job_that_can_be_read_is_not_gone_and_its_refusals_start_again(claims:
     assert refused_at(200, path="/jobs/") == f"{not_gone} (1 refusals in 0 s)"
 
 
+def test_a_job_that_can_be_read_changes_no_refusals_of_another_job(claims: Claims) -> None:
+    service = claims.world.order(claims.world.group(f"group-{next(NUMBERS)}"), name="readable")
+    readable_id = claims.world.job_of(service)["id"]
+    claims.world.sim.add_fault("status", status=403, path=f"/jobs/{claims.job['id']}$")
+    for claims.now in (0, 40, 80):
+        with pytest.raises(NotCertainlyGone):
+            claims.refused_jobs.require_gone(claims.job["id"], refused_to="accept the claim")
+    with pytest.raises(FulcrumUnavailable, match="although the agent may read the object"):
+        claims.refused_jobs.require_gone(readable_id, refused_to="accept the claim")
+    claims.now = 130
+    claims.refused_jobs.require_gone(claims.job["id"], refused_to="accept the claim")
+
+
 def test_a_service_that_fulcrumcore_refuses_for_minutes_is_gone(claims: Claims) -> None:
     service_id = claims.job["serviceId"]
     with pytest.raises(FulcrumUnavailable, match="return the service, although the agent may read the object"):

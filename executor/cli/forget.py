@@ -66,12 +66,12 @@ def forget(  # noqa: PLR0913, PLR0917 (one parameter for each option)
             service_ids = erasure.services_of_consumer(session, consumer) if consumer else [service]
             found = [data for service_id in service_ids if not (data := erasure.find(session, service_id)).is_empty]
             reasons = {data.service_id: _why_not_erasable(session, data, settings) for data in found}
-            was_erased = erasure.was_erased(session, service)
-        if not found:
-            if was_erased:  # an earlier command may have ended before it had rewritten the file
-                erasure.overwrite_unused_parts(engine)
-            raise UnusableReference(f"the database contains nothing about {consumer or service}")
+            was_erased = erasure.was_erased(session, service or None)
         erasable = [data for data in found if not reasons[data.service_id]]
+        if was_erased and not erasable:  # an earlier command may have ended before it had rewritten the file
+            erasure.overwrite_unused_parts(engine)
+        if not found:
+            raise UnusableReference(f"the database contains nothing about {consumer or service}")
         left = [
             {"service_id": data.service_id, "why": reasons[data.service_id]} for data in found if data not in erasable
         ]

@@ -111,10 +111,15 @@ def erase(session: Session, data: StoredData, *, who: str, reason: str) -> None:
     )
 
 
-def was_erased(session: Session, service_id: str) -> bool:
-    """Return whether the audit has an entry about the erasure of this service."""
+def was_erased(session: Session, service_id: str | None) -> bool:
+    """Return whether the audit has an entry about the erasure of this service, or of any service if it is None.
+
+    After an erasure, nothing tells which consumer the service belonged to.
+    """
     entry = select(AuditEntry.id).where(AuditEntry.subject_kind == "service", AuditEntry.verb == "erase")
-    return session.scalar(entry.where(AuditEntry.subject_id == service_id).limit(1)) is not None
+    if service_id is not None:
+        entry = entry.where(AuditEntry.subject_id == service_id)
+    return session.scalar(entry.limit(1)) is not None
 
 
 def _has_values(session: Session, service_id: str) -> ColumnElement[bool]:

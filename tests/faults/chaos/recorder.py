@@ -12,7 +12,7 @@ from faults.processes import run_idents
 from faults.system import SystemUnderTest
 
 Json = dict[str, Any]
-#: The time between two looks at the processes of the runs.
+#: The time between two readings of the list of processes.
 SAMPLE_INTERVAL_S = 0.25
 
 

@@ -104,15 +104,25 @@ def test_the_audit_keeps_who_did_what_and_has_an_entry_about_the_erasure(smith: 
     assert all(entry["before"] is entry["after"] is entry["reason"] is None for entry in earlier)
 
 
-def test_a_repeated_command_rewrites_the_file_if_the_first_one_ended_before(smith: Cli) -> None:
+@pytest.mark.parametrize("has_other_service", [False, True])
+@pytest.mark.parametrize("reference", [(SERVICE,), ("--consumer", CONSUMER)])
+def test_a_repeated_command_rewrites_the_file_if_the_first_one_ended_before(
+    smith: Cli, reference: tuple[str, ...], has_other_service: bool
+) -> None:
+    """The consumer's other service may not be erased yet."""
     folder = end_service(smith, SERVICE)
     shutil.rmtree(folder)
+    with smith.filling() as session:
+        session.execute(update(Job).values(error_message="acme-erased"))
+    if has_other_service:
+        end_service(smith, OTHER_SERVICE, vmid=100_002, age=timedelta(minutes=1))
     with smith.filling() as session:  # the command has erased the rows and was killed
         session.execute(text("PRAGMA secure_delete = OFF"))  # some builds of SQLite overwrite deleted rows at once
         erasure.erase(session, erasure.find(session, SERVICE), who="alice", reason="")
-    assert files_with(smith, CUSTOMER_TEXTS) != []
-    assert smith("forget", SERVICE, "--yes").returncode == 1
-    assert files_with(smith, CUSTOMER_TEXTS) == []
+    assert files_with(smith, ("acme-erased",)) != []
+    assert smith("forget", *reference, "--yes").returncode == 1
+    assert files_with(smith, ("acme-erased",)) == []
+    assert has_other_service or files_with(smith, CUSTOMER_TEXTS) == []
 
 
 def test_another_service_keeps_all_its_data(smith: Cli) -> None:

@@ -5,6 +5,7 @@ A lease is the time-limited ownership of a job by one agent process.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ log = get_logger(__name__)
 
 #: A lease is renewed this many times within its duration, so that several renewals may fail before it expires.
 RENEWALS_PER_LEASE = 6
+#: How often the lease keeper checks whether the runs of jobs without a lease have ended.
+END_CHECK_INTERVAL_S = 0.05
 
 
 @dataclass(kw_only=True)
@@ -55,17 +58,28 @@ class LeaseKeeper:
                 self.fence.note_other_agents(started_at)
             fences = is_fencing(self.fence.mode, has_other_agents=has_other_agents)
             nodes.note_leases_renewed(session, self.boot_id, fences=fences)
-        # The fence may end only after the commit: until then, the row of this process may tell others that it fences.
-        self.fence.note_renewed(started_at, has_other_agents=has_other_agents)
         for job_id, stop_signal in stop_signals.items():
             if job_id not in cancel_flags:  # the lease was not renewed
                 stop_signal.send(StopSignal.LEASE_LOST)
             elif cancel_flags[job_id]:
                 stop_signal.send(StopSignal.CANCELLED)
+        # Another agent may already execute a job whose lease was lost, for example while this process was suspended. So
+        # the limit of all runs stays as it was until the runs of such jobs have ended.
+        if self._have_ended(stop_signals.keys() - cancel_flags.keys()):
+            # Not before the commit: until then, the row of this process may tell others that it fences.
+            self.fence.note_renewed(started_at, has_other_agents=has_other_agents)
         self._release_jobs_not_running(cancel_flags.keys())
         if self.reaper is not None:
             self.reaper.reap()
         self.state.stopping.wait(self.lease_s / RENEWALS_PER_LEASE)
+
+    def _have_ended(self, job_ids: Collection[int]) -> bool:
+        """Wait until these jobs are not running any more, at most for the time between two renewals."""
+        deadline = time.monotonic() + self.lease_s / RENEWALS_PER_LEASE
+        while not self.dispatcher.stop_signals().keys().isdisjoint(job_ids):
+            if time.monotonic() >= deadline or self.state.stopping.wait(END_CHECK_INTERVAL_S):
+                return False
+        return True
 
     def _release_jobs_not_running(self, leased_job_ids: Collection[int]) -> None:
         """Release jobs that have a lease of this process but are not running.

@@ -13,7 +13,7 @@ from executor.agent.fence import GUARD_SHARE_OF_LEASE
 from executor.agent.leases import LeaseKeeper
 from executor.agent.parts import build_lease_keeper
 from executor.database.engine import reading, transaction
-from executor.database.tables import Node, utc_now
+from executor.database.tables import Job, Node, utc_now
 from executor.runs.run_until_file import RUN_UNTIL_FILE
 from executor.shared.run_until import NO_LIMIT, boottime_s, decode
 
@@ -149,3 +149,25 @@ def test_a_job_whose_run_was_ended_by_its_guard_is_requeued_and_its_attempt_does
     parts.wait_until_idle()
     job = parts.job(job_id)
     assert (job.status, job.attempt) == ("completed", 1)
+
+
+def test_the_limit_of_the_runs_stays_until_the_run_of_a_lost_job_has_ended(
+    parts: AgentParts, keeper: LeaseKeeper
+) -> None:
+    """Another agent may already execute the job: this process may have been suspended for longer than its lease."""
+    parts.write_playbook(WAITING.format(folder=parts.folder))
+    job_id = parts.submit(parts.add_started_service())
+    parts.dispatch()
+    wait_for((parts.folder / "begun").exists, WITHIN_S, "the run to begin")
+    add_agent(parts.engine, "other")
+    keeper.maintain()
+    limit_before = limit_in_file(parts)
+    with transaction(parts.engine) as session:
+        session.execute(update(Job).where(Job.id == job_id).values(owner="other"))
+
+    keeper.maintain()
+
+    assert limit_in_file(parts) == limit_before
+    parts.wait_until_idle()
+    keeper.maintain()
+    assert (limit_in_file(parts) or 0) > (limit_before or 0)

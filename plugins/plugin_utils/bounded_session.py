@@ -11,7 +11,7 @@ import time
 from itertools import accumulate
 from typing import Any
 
-from .shared.login_repeats import PAUSES_S, repeat_while_refused
+from .shared.login_repeats import LOGIN_NOT_REPEATED, PAUSES_S, repeat_while_refused
 
 #: How long a request may wait for its answer.
 REQUEST_TIMEOUT_S = 30.0
@@ -34,7 +34,10 @@ class BoundedSession:
         session.request = self.request
 
     def request(self, *arguments: Any, **options: Any) -> Any:
-        """Send a request; return the answer, also if Proxmox refused the login again and again."""
+        """Send a request; return the answer, also if Proxmox refused the login again and again.
+
+        Raises TooLittleTime if Proxmox refused the login, and the deadline was too near to send the request that often.
+        """
         left_s = self.deadline_monotonic_s - time.monotonic()
         options["timeout"] = max(MIN_REQUEST_TIMEOUT_S, min(REQUEST_TIMEOUT_S, left_s + AFTER_DEADLINE_S))
         if not self._repeats_refused_logins:
@@ -46,9 +49,12 @@ class BoundedSession:
                 raise _LoginRefused(answer)
             return answer
 
+        pauses_s = _pauses_within_s(left_s)
         try:
-            return repeat_while_refused(send, lambda exc: isinstance(exc, _LoginRefused), _pauses_within_s(left_s))
+            return repeat_while_refused(send, lambda exc: isinstance(exc, _LoginRefused), pauses_s)
         except _LoginRefused as refusal:
+            if pauses_s != PAUSES_S:  # an answer 401 that was not repeated may be temporary
+                raise TooLittleTime(f"{LOGIN_NOT_REPEATED} ({len(pauses_s) + 1} of {len(PAUSES_S) + 1})") from refusal
             return refusal.args[0]
 
 
@@ -57,6 +63,10 @@ def _pauses_within_s(left_s: float) -> tuple[float, ...]:
     durations_s = accumulate((pause_s + REFUSAL_DELAY_S for pause_s in PAUSES_S), initial=REFUSAL_DELAY_S)
     count = sum(duration_s <= left_s for duration_s in durations_s) - 1
     return PAUSES_S[: max(count, 0)]
+
+
+class TooLittleTime(OSError):
+    """Proxmox refused the login, and too little time was left to send the request as often as it must be sent."""
 
 
 class _LoginRefused(Exception):

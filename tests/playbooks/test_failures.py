@@ -400,6 +400,15 @@ def test_a_login_that_is_refused_once_is_repeated_also_if_little_time_is_left(be
     assert (done.code, done.result["status"]) == ("", "running")
 
 
+def test_a_refused_login_is_not_final_if_too_little_time_is_left_to_repeat_it(bench: Bench) -> None:
+    vm = bench.add_vm()
+    bench.pve.control("logins", delay_s=0)
+    bench.pve.fail("GET", "/cluster/resources", status=401, text="Authentication failed!", times=-1)
+    done = bench.play("start", {**vm, "timeout_s": 4, "node": ""})
+    assert (done.code, bench.guest(vm)["status"]) == ("PVE_UNREACHABLE", "stopped")
+    assert "too little time was left to send the request again (1 of 4)" in done.message
+
+
 @pytest.mark.proxmox(
     behaviour="595: a request was not sent to its node; 596 to 599: it was sent, and no answer came in time",
     versions="8, 9",

@@ -67,6 +67,8 @@ RULES: tuple[tuple[str, Reaction, str], ...] = (
         r"SSLEOFError|UNEXPECTED_EOF|EOF occurred in violation of protocol|SSLZeroReturnError"
         r"|handshake operation timed out",
     ),
+    # LOGIN_NOT_REPEATED of login_repeats.py: the answer 401 may be temporary, so this is not the rule PVE_AUTH.
+    ("PVE_UNREACHABLE", Reaction.LATER, r"refused the login, and too little time was left"),
     ("PVE_TLS", Reaction.NO, r"CERTIFICATE_VERIFY_FAILED|SSLError|TLS CA certificate bundle"),
     (
         "PVE_AUTH",

@@ -9,7 +9,7 @@ from executor.errors import JobError
 from executor.model import GuestKind
 from executor.runs.network_properties import NicProperties
 from executor.runs.request import PlanSettings, RunRequest
-from executor.runs.vm_properties import VmProperties, read_properties
+from executor.runs.vm_properties import MODES_OF_NIC, VmProperties, read_properties
 from executor.settings.offered import template_not_offered
 from executor.shared.error_codes import ErrorCode
 from executor.shared.marker import without_forged_lines
@@ -172,16 +172,21 @@ def _network(properties: VmProperties, settings: PlanSettings) -> dict[str, Any]
     members = {
         **network.model_dump(exclude_none=True),
         "bridge": bridge_of_first_nic(properties, settings),
-        "dns_servers": list(network.dns_servers),
-        "search_domains": list(network.search_domains),
     }
-    if not network.search_domains:
-        del members["search_domains"]
+    for name in ("dns_servers", "search_domains"):  # an empty list removes the values, a missing one changes nothing
+        members.pop(name, None)
+        if name in network.model_fields_set:
+            members[name] = list(getattr(network, name))
     return {name: value for name, value in members.items() if value != ""}
 
 
 def _nics(properties: VmProperties) -> list[dict[str, Any]]:
-    return [nic.model_dump(include=set(NicProperties.model_fields), exclude_none=True) for nic in properties.networks]
+    """Return all NICs. The first one gets the mode of its address from `network` if it has none."""
+    nics = [nic.model_dump(include=set(NicProperties.model_fields), exclude_none=True) for nic in properties.networks]
+    for mode, cidr, _gateway in MODES_OF_NIC:
+        if nics and cidr in nics[0] and mode not in nics[0]:
+            nics[0][mode] = getattr(properties.network, mode)
+    return nics
 
 
 def _cloud_init(properties: VmProperties) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from executor.shared.addresses import cidr_problem, gateway_problem
 
 # `StringConstraints(pattern=…)` accepts a text that contains a match, so each pattern begins with ^ and ends with $.
 Bridge = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,14}$")]
@@ -38,7 +40,14 @@ def _refuse_zone(value: str) -> str:
     return value
 
 
-def _to_camel_case(name: str) -> str:
+def _valid_cidr(cidr: str, version: int) -> str:
+    """Return the address with its prefix length. Raises ValueError if a guest cannot have it."""
+    if problem := cidr_problem(cidr, version):
+        raise ValueError(problem)
+    return cidr
+
+
+def to_camel_case(name: str) -> str:
     """Return FulcrumCore's name of a property: `dns_servers` becomes `dnsServers`."""
     first_word, *other_words = name.split("_")
     return first_word + "".join(word.capitalize() for word in other_words)
@@ -52,12 +61,14 @@ class Properties(BaseModel):
     """
 
     model_config = ConfigDict(
-        strict=True, extra="ignore", frozen=True, alias_generator=_to_camel_case, hide_input_in_errors=True
+        strict=True, extra="ignore", frozen=True, alias_generator=to_camel_case, hide_input_in_errors=True
     )
 
 
 class AddressProperties(Properties):
-    """The properties by which a NIC gets its IP addresses."""
+    """The properties by which a NIC gets its IP addresses. The subclasses define `mode`."""
+
+    MODE_MAY_BE_ELSEWHERE: ClassVar[bool] = False  #: the property `network` may contain the mode of this NIC
 
     ipv4_cidr: str | None = None
     ipv4_gateway: str | None = None
@@ -72,12 +83,8 @@ class AddressProperties(Properties):
             return None
         if "/" not in value:
             raise ValueError("needs a prefix length, as in 192.0.2.10/24")
-        interface = _read_address(ipaddress.IPv4Interface, value)
-        network = interface.network
-        # A network with the prefix length 31 or 32 has no network address and no broadcast address.
-        if network.prefixlen < 31 and interface.ip in (network.network_address, network.broadcast_address):
-            raise ValueError("is the address of the network or the broadcast address, not of a host")
-        return interface.with_prefixlen  # in the form 192.0.2.10/24, because Proxmox refuses 192.0.2.10/255.255.255.0
+        # In the form 192.0.2.10/24, because Proxmox refuses 192.0.2.10/255.255.255.0.
+        return _valid_cidr(_read_address(ipaddress.IPv4Interface, value).with_prefixlen, 4)
 
     @field_validator("ipv6_cidr")
     @classmethod
@@ -86,10 +93,7 @@ class AddressProperties(Properties):
             return None
         if "/" not in value:
             raise ValueError("needs a prefix length, as in 2001:db8::10/64")
-        interface = _read_address(ipaddress.IPv6Interface, _refuse_zone(value))
-        if interface.ip.is_multicast or interface.ip.is_unspecified:
-            raise ValueError("is not the address of a host")
-        return interface.with_prefixlen
+        return _valid_cidr(_read_address(ipaddress.IPv6Interface, _refuse_zone(value)).with_prefixlen, 6)
 
     @field_validator("ipv4_gateway")
     @classmethod
@@ -103,20 +107,24 @@ class AddressProperties(Properties):
 
     @model_validator(mode="after")
     def _check_addresses(self) -> AddressProperties:
-        ipv4_mode = getattr(self, "mode", None)  # the subclasses define `mode`
+        ipv4_mode = getattr(self, "mode", None)
         if ipv4_mode == "static" and self.ipv4_cidr is None:
             raise ValueError("mode static needs ipv4Cidr")
         if self.ipv6_mode == "static" and self.ipv6_cidr is None:
             raise ValueError("ipv6Mode static needs ipv6Cidr")
-        if self.ipv4_cidr and self.ipv4_gateway:
-            network = ipaddress.IPv4Interface(self.ipv4_cidr).network
-            if ipaddress.IPv4Address(self.ipv4_gateway) not in network:
-                raise ValueError("ipv4Gateway is outside the network of ipv4Cidr")
-        if self.ipv6_cidr and self.ipv6_gateway:
-            ipv6_gateway = ipaddress.IPv6Address(self.ipv6_gateway)
-            ipv6_network = ipaddress.IPv6Interface(self.ipv6_cidr).network
-            if not ipv6_gateway.is_link_local and ipv6_gateway not in ipv6_network:
-                raise ValueError("ipv6Gateway is outside the network of ipv6Cidr")
+        for name, gateway, cidr, version in (
+            ("ipv4Gateway", self.ipv4_gateway, self.ipv4_cidr, 4),
+            ("ipv6Gateway", self.ipv6_gateway, self.ipv6_cidr, 6),
+        ):
+            if gateway and (problem := gateway_problem(gateway, cidr or "", version)):
+                raise ValueError(f"{name} {problem}")
+        for mode, needed_mode, properties in (
+            (ipv4_mode, "mode", {"ipv4Cidr": self.ipv4_cidr, "ipv4Gateway": self.ipv4_gateway}),
+            (self.ipv6_mode, "ipv6Mode", {"ipv6Cidr": self.ipv6_cidr, "ipv6Gateway": self.ipv6_gateway}),
+        ):
+            given = next((name for name, value in properties.items() if value is not None), "")
+            if given and mode != "static" and not (mode is None and self.MODE_MAY_BE_ELSEWHERE):
+                raise ValueError(f"{given} needs {needed_mode} static")
         return self
 
 
@@ -125,7 +133,7 @@ class NetworkProperties(AddressProperties):
 
     mode: Literal["dhcp", "static"] = "dhcp"
     bridge: Bridge | None = None
-    vlan: int | None = Field(default=None, ge=1, le=4094)
+    vlan: int | None = Field(default=None, ge=0, le=4094)  #: 0 removes the VLAN tag
     dns_servers: tuple[str, ...] = Field(default=(), max_length=3, strict=False)
     search_domains: tuple[Domain, ...] = Field(default=(), max_length=6, strict=False)
 
@@ -140,6 +148,8 @@ class NicProperties(AddressProperties):
 
     An update leaves the values of missing members unchanged.
     """
+
+    MODE_MAY_BE_ELSEWHERE: ClassVar[bool] = True
 
     mode: Literal["dhcp", "static"] | None = None
     bridge: Bridge | None = None

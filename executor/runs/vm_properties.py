@@ -13,8 +13,9 @@ from pydantic import Field, StringConstraints, ValidationError, field_validator,
 
 from executor.errors import JobError
 from executor.model import GuestKind
-from executor.runs.network_properties import NetworkProperties, NicProperties, Properties
+from executor.runs.network_properties import NetworkProperties, NicProperties, Properties, to_camel_case
 from executor.shared.error_codes import ErrorCode
+from executor.shared.ssh_keys import is_public_key
 
 #: Matches an OpenSSH public key on one line: its type, its base64 text, and an optional comment.
 SSH_KEY_PATTERN = re.compile(
@@ -80,6 +81,10 @@ VM_ONLY_PROPERTIES = (
 CONTAINER_ONLY_PROPERTIES: tuple[str, ...] = ("swap_mib",)
 
 
+#: The mode, the address and the gateway of a NIC, for each IP version.
+MODES_OF_NIC = (("mode", "ipv4_cidr", "ipv4_gateway"), ("ipv6_mode", "ipv6_cidr", "ipv6_gateway"))
+
+
 class VmProperties(Properties):
     """The properties of a guest. The guest is a container if `osTemplate` is given, else a VM.
 
@@ -121,6 +126,8 @@ class VmProperties(Properties):
             raise ValueError("contains a private key")
         if not all(_is_public_key(key) for key in stripped_keys):
             raise ValueError("contains text that is not an OpenSSH public key on one line")
+        if not all(is_public_key(key) for key in stripped_keys):
+            raise ValueError("contains a key that is cut off, or whose data is of another type")
         return stripped_keys
 
     @property
@@ -149,6 +156,24 @@ class VmProperties(Properties):
         unsupported = [fulcrum_name(name) for name in excluded_properties if getattr(self, name) not in (None, ())]
         if unsupported:
             raise ValueError(f"a {guest} does not support {', '.join(unsupported)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> VmProperties:
+        if self.balloon_mib is not None and self.balloon_mib > self.memory_mib:
+            raise ValueError("balloonMb is more than memoryMb")
+        return self
+
+    @model_validator(mode="after")
+    def _check_modes_of_nics(self) -> VmProperties:
+        """Refuse an address without its mode. The mode of the first NIC may be in `network`."""
+        for number, nic in enumerate(self.networks):
+            first = self.network if number == 0 else None
+            for mode, cidr, gateway in MODES_OF_NIC:
+                is_static = "static" in (getattr(nic, mode), getattr(first, mode, None))
+                given = next((name for name in (cidr, gateway) if getattr(nic, name) is not None), "")
+                if given and not is_static:
+                    raise ValueError(f"networks.{number} {to_camel_case(given)} needs {to_camel_case(mode)} static")
         return self
 
     @field_validator("disks")

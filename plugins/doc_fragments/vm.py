@@ -114,7 +114,7 @@ options:
         type: str
       balloon_mib:
         description:
-          - Minimum memory for ballooning, in MiB; 0 switches ballooning off.
+          - Minimum memory for ballooning, in MiB, at most C(memory_mib); 0 switches ballooning off.
         type: int
       onboot:
         description:
@@ -191,7 +191,7 @@ options:
             type: str
           ipv4_gateway:
             description:
-              - Gateway.
+              - Gateway, in the network of the address, or anywhere if its prefix length is 32.
             type: str
           ipv6_mode:
             description:
@@ -207,7 +207,7 @@ options:
             type: str
           ipv6_gateway:
             description:
-              - Gateway; a link-local one is possible.
+              - Gateway, in the network of the address, link-local, or anywhere if its prefix length is 128.
             type: str
       tags:
         description:
@@ -248,7 +248,7 @@ options:
             type: str
           ipv4_gateway:
             description:
-              - Gateway.
+              - Gateway, in the network of the address, or anywhere if its prefix length is 32.
             type: str
           ipv6_mode:
             description:
@@ -264,16 +264,16 @@ options:
             type: str
           ipv6_gateway:
             description:
-              - Gateway; a link-local one is possible.
+              - Gateway, in the network of the address, link-local, or anywhere if its prefix length is 128.
             type: str
           dns_servers:
             description:
-              - Name servers.
+              - Name servers, which need a cloud-init drive; an empty list removes them.
             type: list
             elements: str
           search_domains:
             description:
-              - DNS search domains.
+              - DNS search domains, which need a cloud-init drive; an empty list removes them.
             type: list
             elements: str
       cloud_init:
@@ -291,7 +291,7 @@ options:
             type: str
           ssh_public_keys:
             description:
-              - Public keys, one per element.
+              - Public keys, one per element, as C(ssh-keygen -l) accepts them. They can be replaced, but not removed.
             type: list
             elements: str
           vendor_snippet:

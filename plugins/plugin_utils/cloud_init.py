@@ -12,7 +12,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from .addresses import address_problems, has_static_address
 from .nics import requested_nics
+from .shared.ssh_keys import is_public_key
 
 SNIPPET = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:snippets/[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -32,6 +34,13 @@ def requested_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str,
     """Return all requested cloud-init parameters of proxmox_kvm, even if the VM already has their values."""
     password = (vm.get("cloud_init") or {}).get("password") or None
     return {**guest_network(facts, vm), **login(facts, vm), "cipassword": password}
+
+
+def removed_keys(facts: dict[str, Any], vm: dict[str, Any]) -> list[str]:
+    """Return the keys of the configuration that the request empties: name servers and search domains."""
+    network, config = vm.get("network") or {}, facts["config"]
+    members = {"nameserver": "dns_servers", "searchdomain": "search_domains"}
+    return [key for key, member in members.items() if network.get(member) == [] and config.get(key)]
 
 
 def keys_in(parameters: dict[str, Any]) -> set[str]:
@@ -107,18 +116,29 @@ def ssh_keys(keys: Any) -> list[str]:
     return [line.strip() for key in keys or [] for line in re.split(r"[\r\n]+", str(key)) if line.strip()]
 
 
-def guest_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
-    cloud_init, is_static = vm.get("cloud_init") or {}, False
-    for number, nic in requested_nics(vm).items():
-        name = "network" if number == 0 else f"networks[{number}]"
-        for mode, cidr in (("mode", "ipv4_cidr"), ("ipv6_mode", "ipv6_cidr")):
-            is_static |= nic.get(mode) == "static"
-            if nic.get(mode) == "static" and not nic.get(cidr):
-                yield f"INVALID_REQUEST: {name} {mode} static needs {cidr}"
+def login_problems(vm: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the requested login of a VM or a container.
+
+    Proxmox cannot remove a login: an empty value would change nothing, and the request would only seem to succeed.
+    """
+    cloud_init = vm.get("cloud_init") or {}
+    for name in ("user", "password", "ssh_public_keys", "vendor_snippet"):
+        if cloud_init.get(name) in ("", []):
+            yield f"INVALID_REQUEST: cloud_init.{name} cannot be emptied, only replaced"
     if any("PRIVATE KEY" in str(key) for key in cloud_init.get("ssh_public_keys") or []):
         yield "INVALID_REQUEST: ssh_public_keys holds a private key"
+    if not all(map(is_public_key, ssh_keys(cloud_init.get("ssh_public_keys")))):
+        yield "INVALID_REQUEST: ssh_public_keys has a line that is no key, is cut off, or has data of another type"
+
+
+def guest_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
+    cloud_init, network = vm.get("cloud_init") or {}, vm.get("network") or {}
+    yield from address_problems(vm)
+    yield from login_problems(vm)
     snippet = cloud_init.get("vendor_snippet")
     if snippet and not SNIPPET.fullmatch(str(snippet)):
         yield "INVALID_REQUEST: vendor_snippet is not of the form storage:snippets/file"
-    if (is_static or any(cloud_init.values())) and not source["has_cloud_init"]:
-        yield f"INVALID_REQUEST: VM {source['vmid']} has no cloud-init drive, so login and addresses cannot be set"
+    is_dns_requested = bool(network.get("dns_servers") or network.get("search_domains"))
+    if (is_dns_requested or has_static_address(vm) or any(cloud_init.values())) and not source["has_cloud_init"]:
+        what = "login, addresses and name servers"
+        yield f"INVALID_REQUEST: VM {source['vmid']} has no cloud-init drive, so {what} cannot be set"

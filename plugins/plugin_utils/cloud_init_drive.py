@@ -19,16 +19,17 @@ from .vm_action import Facts, Refused, VmAction
 FAILURES: tuple[type[Exception], ...] = (Refused, *FAILED_CALL)
 
 
-def update_drive(action: VmAction, facts: Facts, vm: dict[str, Any], changes: dict[str, Any]) -> Facts:
+def update_drive(action: VmAction, facts: Facts, vm: dict[str, Any], changed: set[str]) -> Facts:
     """Generate the drive of a running VM again if it lacks requested values; return the facts with their keys.
 
-    `changes` are the parameters that the action has changed. They are used because Proxmox does not list a changed
-    `ipconfigN`. If the action has changed none, Proxmox's list shows what an interrupted run has changed.
+    `changed` are the keys of the cloud-init values that the action has changed or removed. They are used because
+    Proxmox does not list a changed `ipconfigN`. If the action has changed none, Proxmox's list shows what an
+    interrupted run has changed.
     """
-    requested = cloud_init.keys_in(cloud_init.requested_parameters(facts, vm))
+    requested = cloud_init.keys_in(cloud_init.requested_parameters(facts, vm)) | changed
     if not requested or not facts["has_cloud_init"] or facts["status"] != "running":
         return facts
-    stale = cloud_init.keys_in(changes) or requested & _lacking(action, facts)
+    stale = changed or requested & _lacking(action, facts)
     if not stale:
         return facts
     if not action.is_check_mode:

@@ -43,6 +43,7 @@ def planned(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) 
     plan = changes(facts, vm, is_create)
     if "cipassword" in plan:
         plan["cipassword"] = "(set)"
+    plan |= dict.fromkeys(cloud_init.removed_keys(facts, vm), "")
     for step in disk_steps(facts, vm):
         text = disks.describe_disk_step(step)
         plan[step["disk"]] = f"{plan[step['disk']]}, {text}" if step["disk"] in plan else text
@@ -156,7 +157,7 @@ def configuration_problem(after: dict[str, Any], vm: dict[str, Any], changes_mad
 
     `after` contains the facts after the configuration, `changes_made` the results of the modules that made it.
     """
-    differing = sorted(set(changes(after, vm, is_create=True)) - {"cipassword"})
+    differing = sorted({*changes(after, vm, is_create=True), *cloud_init.removed_keys(after, vm)} - {"cipassword"})
     differing += [f"{step['disk']} ({disks.describe_disk_step(step)})" for step in disk_steps(after, vm)]
     if not differing:
         return ""

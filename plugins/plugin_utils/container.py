@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import cloud_init, nics
+from .addresses import address_problems
 from .request_values import is_yes
 
 OS_TEMPLATE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -76,7 +77,7 @@ def nic_value(current: str, number: int, nic: dict[str, Any]) -> str:
 
 def problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str:
     """Return why the request is impossible, as `CODE: reason`; an empty text if it is possible."""
-    return next(_problems(facts, vm, is_create), "")
+    return next(filter(None, _problems(facts, vm, is_create)), "")
 
 
 def _problems(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> Iterator[str]:
@@ -87,12 +88,9 @@ def _problems(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> Ite
             yield f"INVALID_REQUEST: {member} is not supported for containers"
     if vm.get("tags"):
         yield "INVALID_REQUEST: tags are not supported for containers"
-    for number, nic in nics.requested_nics(vm).items():
-        for mode, cidr in (("mode", "ipv4_cidr"), ("ipv6_mode", "ipv6_cidr")):
-            if nic.get(mode) == "static" and not nic.get(cidr):
-                yield f"INVALID_REQUEST: NIC {number} {mode} static needs {cidr}"
-    if any("PRIVATE KEY" in str(key) for key in (vm.get("cloud_init") or {}).get("ssh_public_keys") or []):
-        yield "INVALID_REQUEST: ssh_public_keys holds a private key"
+    yield from nics.nic_problems(facts, vm)
+    yield from address_problems(vm)
+    yield from cloud_init.login_problems(vm)
     yield from _volume_problems(facts, vm) if facts["exists"] else _template_problems(vm)
 
 

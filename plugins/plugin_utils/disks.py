@@ -79,8 +79,18 @@ def disk_problems(source: dict[str, Any], vm: dict[str, Any], is_blank: bool) ->
         yield f"INVALID_REQUEST: VM {source['vmid']} has no disk to resize to {vm['disk_gib']} GiB"
     if len(set(named)) < len(named):
         yield "INVALID_REQUEST: disks names one disk twice"
+    yield _contradiction(source, vm)
     for name, requested in asked.items():
         yield _disk_problem(source, vm, name, requested)
+
+
+def _contradiction(source: dict[str, Any], vm: dict[str, Any]) -> str:
+    """Return why `disk_gib` and `disks` cannot both be satisfied: they name two sizes of the first disk."""
+    first, disk_gib = source.get("disk") or FIRST_DISK, int(vm.get("disk_gib") or 0)
+    sizes = [int(disk.get("size_gib") or 0) for disk in vm.get("disks") or [] if str(disk.get("disk")) == first]
+    if disk_gib and any(size not in (0, disk_gib) for size in sizes):
+        return f"INVALID_REQUEST: disk_gib is {disk_gib}, but disks has {sizes[0]} GiB for the same disk, {first}"
+    return ""
 
 
 def growth_problem(source: dict[str, Any], vm: dict[str, Any]) -> str:

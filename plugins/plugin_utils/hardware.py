@@ -43,15 +43,26 @@ def _problems(source: dict[str, Any], vm: dict[str, Any], is_blank: bool) -> Ite
     yield from disk_problems(source, vm, is_blank)
     yield from nic_problems(source, vm)
     yield from guest_problems(source, vm)
-    balloon_mib, memory_mib = vm.get("balloon_mib"), vm.get("memory_mib") or source.get("memory_mib")
-    if balloon_mib is not None and memory_mib and int(balloon_mib) > int(memory_mib):
-        yield f"INVALID_REQUEST: balloon_mib {balloon_mib} is more than the memory, {memory_mib} MiB"
+    yield _balloon_problem(source, vm)
     known = {*source["config"], *nic_values(source, vm)} | (
         {*requested_disks(source, vm), CDROM} if is_blank else set()
     )
     for device in vm.get("boot_order") or []:
         if device not in known:
             yield f"INVALID_REQUEST: boot_order names {device}, which VM {source['vmid']} does not have yet"
+
+
+def _balloon_problem(source: dict[str, Any], vm: dict[str, Any]) -> str:
+    """Return why Proxmox would refuse the memory: its minimum is more. The minimum may be that of the template."""
+    if vm.get("balloon_mib") is None and not vm.get("memory_mib"):
+        return ""
+    requested, current = vm.get("balloon_mib"), source["config"].get("balloon")
+    balloon_mib = int((current if requested is None else requested) or 0)
+    memory_mib = int(vm.get("memory_mib") or source.get("memory_mib") or 0)
+    if not memory_mib or balloon_mib <= memory_mib:
+        return ""
+    whose = "" if requested is not None else f", which the {'template' if source['is_template'] else 'VM'} has,"
+    return f"INVALID_REQUEST: balloon_mib {balloon_mib}{whose} is more than memory_mib, {memory_mib}"
 
 
 def _sizes(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:

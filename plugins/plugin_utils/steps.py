@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import cloud_init_drive, configuration, container, disks, preconditions, request
+from . import cloud_init, cloud_init_drive, configuration, container, disks, preconditions, request
 from .creation import request_problem
 from .deletion import WITHOUT_TAGS
 from .failures import outcome_problem
@@ -146,8 +146,9 @@ def ensure_configured(action: VmAction, facts: Facts, vm: dict[str, Any], *, is_
     """
     action.refuse(request_problem(facts, vm, is_create))
     changes, disk_steps = configuration.changes(facts, vm, is_create), configuration.disk_steps(facts, vm)
-    if not changes and not disk_steps:
-        after = cloud_init_drive.update_drive(action, facts, vm, {})
+    removed = cloud_init.removed_keys(facts, vm)
+    if not changes and not disk_steps and not removed:
+        after = cloud_init_drive.update_drive(action, facts, vm, set())
         return Step(facts=after, is_changed=bool(after["cloud_init_pending"]))
     action.refuse(lock_problem(facts))
     action.diff = configuration.difference(facts, vm, is_create)
@@ -158,11 +159,13 @@ def ensure_configured(action: VmAction, facts: Facts, vm: dict[str, Any], *, is_
         action.progress.step(f"configuring {', '.join(sorted(changes))}")
         vm, answer = change_with_tags(action, vm, lambda request: _configure(action, facts, request, is_create))
         answers.append(answer)
+    if removed:
+        answers.append(_remove_options(action, facts, removed))
     if is_create:
         answers += _change_disks(action, vm, disk_steps)
     after = action.look_up_after(facts, "quiet", "configured")
     action.verify(configuration.configuration_problem(after, vm, answers))
-    after = cloud_init_drive.update_drive(action, after, vm, changes)
+    after = cloud_init_drive.update_drive(action, after, vm, {*cloud_init.keys_in(changes), *removed})
     return Step(facts=after, is_changed=True, upids=after["upids"])
 
 
@@ -195,6 +198,16 @@ def _configure(action: VmAction, facts: Facts, vm: dict[str, Any], is_create: bo
         console_mode = container.console_mode(facts) or None
         return action.change("proxmox", **place, cmode=console_mode, **{"hostname": vm["name"], **changes})
     return action.change("proxmox_kvm", **place, update_unsafe="net" in changes, **changes)
+
+
+def _remove_options(action: VmAction, facts: Facts, keys: list[str]) -> dict[str, Any]:
+    """Remove options from the configuration. The module proxmox_kvm does this in a request of its own."""
+    action.progress.step(f"removing {', '.join(keys)}")
+    place = {"vmid": action.vm["vmid"], "node": facts["node"]}
+    if kind_of(action.vm) == "lxc":
+        mode, name = container.console_mode(facts) or None, action.vm["name"]
+        return action.change("proxmox", **place, state="present", update=True, hostname=name, cmode=mode, delete=keys)
+    return action.change("proxmox_kvm", **place, state="present", delete=",".join(keys))
 
 
 def _change_disks(action: VmAction, vm: dict[str, Any], disk_steps: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -71,6 +71,14 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     pve.control("storage", storage="local-lvm", avail=2000 * 1024**3, active=1)
 
 
+@pytest.fixture(params=["8.4.1", "9.0.10"])
+def pve_version(request: pytest.FixtureRequest, bench: Bench) -> Iterator[str]:
+    """The version of the stand-in. The test runs once for each version."""
+    bench.pve.control("version", version=request.param)
+    yield str(request.param)
+    bench.pve.control("version", version="9.0.10")
+
+
 @pytest.fixture(scope="session")
 def warm_executor(stand_in: ProxmoxStandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExecutorBench]:
     """The executor's runner with warm runs, for tests that need many plays."""

@@ -558,6 +558,24 @@ IMPOSSIBLE = [
     {"networks": [{"ipv6_mode": "static"}]},
     {"boot_order": ["scsi7"]},
     {"balloon_mib": 4096},
+    {"disk_gib": 20, "disks": [{"disk": "scsi0", "size_gib": 10}]},
+    {"network": {"mode": "dhcp", "ipv4_cidr": "192.0.2.9/24"}},
+    {"network": {"ipv4_cidr": "192.0.2.9/24"}},
+    {"network": {"mode": "static", "ipv4_cidr": "192.0.2.9"}},
+    {"network": {"mode": "static", "ipv4_cidr": "192.0.2.9/255.255.255.0"}},
+    {"network": {"mode": "static", "ipv4_cidr": "192.0.2.255/24"}},
+    {"network": {"mode": "static", "ipv4_cidr": "224.0.0.1/24"}},
+    {"network": {"mode": "static", "ipv4_cidr": "2001:db8::9/64"}},
+    {"network": {"mode": "static", "ipv4_cidr": "192.0.2.9/24", "ipv4_gateway": "192.0.2.9"}},
+    {"network": {"mode": "static", "ipv4_cidr": "192.0.2.9/24", "ipv4_gateway": "198.51.100.1"}},
+    {"network": {"mode": "static", "ipv4_cidr": "192.0.2.9/24", "ipv4_gateway": "gateway"}},
+    {"network": {"ipv6_mode": "static", "ipv6_cidr": "2001:db8::9/64", "ipv6_gateway": "2001:db9::1"}},
+    {"network": {"ipv6_mode": "static", "ipv6_cidr": "fe80::1%eth0/64"}},
+    {"network": {"dns_servers": ["dns.example.net"]}},
+    {"networks": [{}, {"mode": "dhcp", "bridge": "vmbr0", "ipv4_gateway": "192.0.2.1"}]},
+    {"cloud_init": {"ssh_public_keys": []}},
+    {"cloud_init": {"password": ""}},
+    {"cloud_init": {"ssh_public_keys": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2Jh me@host"]}},
     {"cloud_init": {"vendor_snippet": "local:snippets/../etc/passwd"}},
     {"cloud_init": {"vendor_snippet": "local:snippets/a,user=local:snippets/b"}},
     {"cloud_init": {"ssh_public_keys": ["-----BEGIN OPENSSH PRIVATE KEY-----"]}},
@@ -567,6 +585,39 @@ IMPOSSIBLE = [
 @pytest.mark.parametrize("asked", IMPOSSIBLE, ids=str)
 def test_an_impossible_request_is_refused(asked: dict[str, Any]) -> None:
     assert creation.request_problem(make_found(), make_vm(**asked)).startswith("INVALID_REQUEST")
+
+
+RARE = [
+    {"network": {"mode": "static", "ipv4_cidr": "192.0.2.9/32", "ipv4_gateway": "198.51.100.1"}},
+    {"network": {"mode": "static", "ipv4_cidr": "192.0.2.8/31", "ipv4_gateway": "192.0.2.9"}},
+    {"network": {"ipv6_mode": "static", "ipv6_cidr": "2001:db8::9/128", "ipv6_gateway": "2001:db9::1"}},
+    {"network": {"ipv6_mode": "static", "ipv6_cidr": "2001:db8::9/64", "ipv6_gateway": "fe80::1"}},
+    {"network": {"dns_servers": ["2001:db8::53", "192.0.2.53"], "search_domains": []}},
+    {"disk_gib": 10, "disks": [{"disk": "scsi0", "size_gib": 10}]},
+    {"balloon_mib": 2048},
+    {"balloon_mib": 0, "memory_mib": 16},
+]
+
+
+@pytest.mark.parametrize("asked", RARE, ids=str)
+def test_a_rare_but_possible_request_is_accepted(asked: dict[str, Any]) -> None:
+    assert creation.request_problem(make_found(), make_vm(**asked)) == ""
+
+
+def test_the_balloon_of_a_template_must_not_exceed_the_requested_memory() -> None:
+    template = make_found(template=1, balloon=1024)
+    source = {**guest_facts.absent(500), "template": template}
+    refused = creation.request_problem(source, make_vm(memory_mib=512))
+    assert refused == "INVALID_REQUEST: balloon_mib 1024, which the template has, is more than memory_mib, 512"
+    assert creation.request_problem(source, make_vm(memory_mib=512, balloon_mib=0)) == ""
+    assert creation.request_problem(source, make_vm(memory_mib=1024)) == ""
+
+
+def test_a_guest_without_a_cloud_init_drive_cannot_get_name_servers() -> None:
+    without = make_found(ide2=None)
+    for network in ({"dns_servers": ["192.0.2.53"]}, {"search_domains": ["example.net"]}):
+        assert creation.request_problem(without, make_vm(network=network)).startswith("INVALID_REQUEST")
+    assert creation.request_problem(without, make_vm(network={"mode": "dhcp", "dns_servers": []})) == ""
 
 
 COMMENTS = ["", " me@host", " a+b/c%20@host", " Zoë Ω 鍵", " with\ttab and  blanks", " a\u2028b\x85c", ' "q" \\ #;&=']

@@ -24,7 +24,7 @@ HARDWARE: dict[str, Any] = {
 
 
 def test_update_applies_all_requested_hardware(bench: Bench) -> None:
-    vm = {**bench.add_vm(), **HARDWARE}
+    vm = {**bench.add_vm(), **HARDWARE, "disk_gib": 10}
     done = bench.play("update", vm)
     assert done.rc == 0, done.output
     config = bench.guest(vm)["config"]
@@ -54,7 +54,8 @@ def test_an_allowed_reboot_happens_when_changes_are_pending(bench: Bench) -> Non
 
 
 def test_a_disk_that_cannot_be_created_ends_in_capacity_and_the_next_run_creates_it(bench: Bench) -> None:
-    vm = {**bench.add_vm(), "disks": [{"disk": "scsi1", "size_gib": 1}, {"disk": "scsi0", "size_gib": 9}]}
+    disks = [{"disk": "scsi1", "size_gib": 1}, {"disk": "scsi0", "size_gib": 9}]
+    vm = {**bench.add_vm(), "disk_gib": 9, "disks": disks}
     bench.pve.fail_task("qmconfig", "unable to write to storage 'local-lvm': No space left on device")
     assert bench.play("update", vm).code == "CAPACITY"
     assert bench.play("update", vm).rc == 0

@@ -76,7 +76,7 @@ FIELDS = tuple(dict.fromkeys(text_fields(VmProperties.model_json_schema(by_alias
 BESIDE: dict[str, dict[str, Any]] = {
     "network.ipv4Cidr": {"mode": "static"},
     "network.ipv4Gateway": {"mode": "static", "ipv4Cidr": "192.0.2.9/24"},
-    "networks[].ipv4Gateway": {"ipv4Cidr": "192.0.2.9/24"},
+    "networks[].ipv4Gateway": {"mode": "static", "ipv4Cidr": "192.0.2.9/24"},
     "network.ipv6Gateway": {"ipv6Mode": "static", "ipv6Cidr": "2001:db8::9/64"},
     "networks[].ipv6Gateway": {"ipv6Mode": "static", "ipv6Cidr": "2001:db8::9/64"},
     "disks[].storage": {"disk": "scsi1", "sizeGb": 8},

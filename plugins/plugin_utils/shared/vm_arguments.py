@@ -69,8 +69,8 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                 'cpu_type': {'description': 'CPU that the guest sees, such as C(host) or '
                                                             'C(x86-64-v2-AES).',
                                              'type': 'str'},
-                                'balloon_mib': {'description': 'Minimum memory for ballooning, in MiB; 0 switches '
-                                                               'ballooning off.',
+                                'balloon_mib': {'description': 'Minimum memory for ballooning, in MiB, at most '
+                                                               'C(memory_mib); 0 switches ballooning off.',
                                                 'type': 'int'},
                                 'onboot': {'description': 'Start the VM when its node starts.', 'type': 'bool'},
                                 'protection': {'description': "Proxmox's protection flag: deletion is refused until an "
@@ -121,7 +121,10 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                          'ipv4_cidr': {'description': 'Address with prefix length, '
                                                                                       'such as 192.0.2.10/24.',
                                                                        'type': 'str'},
-                                                         'ipv4_gateway': {'description': 'Gateway.', 'type': 'str'},
+                                                         'ipv4_gateway': {'description': 'Gateway, in the network of '
+                                                                                         'the address, or anywhere if '
+                                                                                         'its prefix length is 32.',
+                                                                          'type': 'str'},
                                                          'ipv6_mode': {'description': 'How the guest gets its IPv6 '
                                                                                       'address. C(static) needs '
                                                                                       'C(ipv6_cidr) and a cloud-init '
@@ -131,8 +134,10 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                          'ipv6_cidr': {'description': 'Address with prefix length, '
                                                                                       'such as 2001:db8::10/64.',
                                                                        'type': 'str'},
-                                                         'ipv6_gateway': {'description': 'Gateway; a link-local one is '
-                                                                                         'possible.',
+                                                         'ipv6_gateway': {'description': 'Gateway, in the network of '
+                                                                                         'the address, link-local, or '
+                                                                                         'anywhere if its prefix '
+                                                                                         'length is 128.',
                                                                           'type': 'str'}}},
                                 'tags': {'description': 'The whole set of tags; C(smith) is always among them.',
                                          'type': 'list',
@@ -155,7 +160,10 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                         'ipv4_cidr': {'description': 'Address with prefix length, such '
                                                                                      'as 192.0.2.10/24.',
                                                                       'type': 'str'},
-                                                        'ipv4_gateway': {'description': 'Gateway.', 'type': 'str'},
+                                                        'ipv4_gateway': {'description': 'Gateway, in the network of '
+                                                                                        'the address, or anywhere if '
+                                                                                        'its prefix length is 32.',
+                                                                         'type': 'str'},
                                                         'ipv6_mode': {'description': 'How the guest gets its IPv6 '
                                                                                      'address. C(static) needs '
                                                                                      'C(ipv6_cidr) and a cloud-init '
@@ -165,13 +173,19 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                         'ipv6_cidr': {'description': 'Address with prefix length, such '
                                                                                      'as 2001:db8::10/64.',
                                                                       'type': 'str'},
-                                                        'ipv6_gateway': {'description': 'Gateway; a link-local one is '
-                                                                                        'possible.',
+                                                        'ipv6_gateway': {'description': 'Gateway, in the network of '
+                                                                                        'the address, link-local, or '
+                                                                                        'anywhere if its prefix length '
+                                                                                        'is 128.',
                                                                          'type': 'str'},
-                                                        'dns_servers': {'description': 'Name servers.',
+                                                        'dns_servers': {'description': 'Name servers, which need a '
+                                                                                       'cloud-init drive; an empty '
+                                                                                       'list removes them.',
                                                                         'type': 'list',
                                                                         'elements': 'str'},
-                                                        'search_domains': {'description': 'DNS search domains.',
+                                                        'search_domains': {'description': 'DNS search domains, which '
+                                                                                          'need a cloud-init drive; an '
+                                                                                          'empty list removes them.',
                                                                            'type': 'list',
                                                                            'elements': 'str'}}},
                                 'cloud_init': {'description': "The guest's login. Needs a template with a cloud-init "
@@ -184,7 +198,11 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                         'type': 'str',
                                                                         'no_log': True},
                                                            'ssh_public_keys': {'description': 'Public keys, one per '
-                                                                                              'element.',
+                                                                                              'element, as '
+                                                                                              'C(ssh-keygen -l) '
+                                                                                              'accepts them. They can '
+                                                                                              'be replaced, but not '
+                                                                                              'removed.',
                                                                                'type': 'list',
                                                                                'elements': 'str',
                                                                                'no_log': False},

@@ -244,6 +244,7 @@ def key(kind: str, *fields: bytes) -> str:
     behaviour="SSH keys are checked by `ssh-keygen -l`: the data must be complete and of the named type",
     versions="8, 9",
     source="pve-common: PVE/Tools.pm, validate_ssh_public_keys",
+    reaction="refuses other keys before the first change",
 )
 def test_an_ssh_key_must_have_complete_data_of_its_type(vm: Any) -> None:
     valid = key("ssh-ed25519", b"ssh-ed25519", bytes(32))

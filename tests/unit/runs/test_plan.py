@@ -21,7 +21,17 @@ from executor.shared.error_codes import ErrorCode
 from executor.shared.marker import markers_in, service_in
 
 SERVICE = "0a1b2c3d-1111-4000-8000-000000000001"
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2Jhcg me@example.net"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZv me@example.net"
+RSA_DATA = (
+    "AAAAB3NzaC1yc2EAAAADAQABAAAAgQDBZm9vYmFyMTJmb29iYXIxMmZvb2JhcjEyZm9vYmFyMTJmb29iYXIxMmZvb2JhcjEyZm9v"
+    "YmFyMTJmb29iYXIxMmZvb2JhcjEyZm9vYmFyMTJmb29iYXIxMmZvb2JhcjEyZm9vYmFyMTJmb29iYXIxMmZvb2JhcjEyZm9vYmFy"
+    "MQ=="
+)
+ECDSA_DATA = (
+    "AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBErmDXGppB03+wsrEwPOPUb+8ElB+zwsXYjuQklQw/iyY1Cz"
+    "6aVN3RGFkB04iub3HSCVZM6a3waU0RGflF2njsw="
+)
+SK_DATA = "AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIGZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvAAAABHNzaDo="
 MINIMAL = {"cores": 2, "memoryMb": 2048, "diskGb": 10, "image": "debian-12"}
 ACTIONS = ("create", "update", "start", "stop", "restart", "delete", "snapshot", "rollback")
 #: Texts that a template engine, YAML, a shell or SQL would interpret.
@@ -331,9 +341,9 @@ def test_any_properties_are_accepted_or_refused(properties: dict[str, Any]) -> N
         KEY.rsplit(" ", 1)[0],
         f"{KEY}\r\n",
         f"  {KEY}  ",
-        "ssh-rsa AAAAB3NzaC1yc2EAAA== host:22 and: more",
-        "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTY=",
-        "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29t key",
+        f"ssh-rsa {RSA_DATA} host:22 and: more",
+        f"ecdsa-sha2-nistp256 {ECDSA_DATA}",
+        f"sk-ssh-ed25519@openssh.com {SK_DATA} key",
         f"{KEY} {{{{ lookup('pipe', 'id') }}}}",
     ],
 )
@@ -353,6 +363,9 @@ def test_a_public_key_on_one_line_is_accepted_and_stripped(key: str) -> None:
         f"{KEY}\x00",
         f"{KEY}\x1b[2J",
         f'command="rm -rf /" {KEY}',
+        KEY.split(maxsplit=1)[0] + " " + KEY.split()[1][:-4],
+        f"ssh-rsa {KEY.split()[1]}",
+        f"ecdsa-sha2-nistp256 {ECDSA_DATA[:-8]}AAAAAAA=",
         "ssh-dss AAAAB3NzaC1kc3MAAACBAP",
         "ssh-ed25519 not*base64",
         f"ssh-rsa {'A' * 9000}",
@@ -376,9 +389,9 @@ def test_fifty_keys_are_accepted_and_one_more_is_refused() -> None:
 @pytest.mark.parametrize(
     ("network", "expected"),
     [
-        ({}, {"mode": "dhcp", "bridge": "vmbr0", "dns_servers": []}),
-        ({"mode": "dhcp", "vlan": 4094}, {"mode": "dhcp", "bridge": "vmbr0", "vlan": 4094, "dns_servers": []}),
-        ({"bridge": "vmbr1.20"}, {"mode": "dhcp", "bridge": "vmbr1.20", "dns_servers": []}),
+        ({}, {"mode": "dhcp", "bridge": "vmbr0"}),
+        ({"mode": "dhcp", "vlan": 4094}, {"mode": "dhcp", "bridge": "vmbr0", "vlan": 4094}),
+        ({"bridge": "vmbr1.20"}, {"mode": "dhcp", "bridge": "vmbr1.20"}),
         (
             {"mode": "static", "ipv4Cidr": "192.0.2.10/24", "ipv4Gateway": "192.0.2.1", "dnsServers": ["2001:DB8::1"]},
             {
@@ -391,12 +404,17 @@ def test_fifty_keys_are_accepted_and_one_more_is_refused() -> None:
         ),
         (
             {"mode": "static", "ipv4Cidr": "192.0.2.10/255.255.255.0"},
-            {"mode": "static", "bridge": "vmbr0", "ipv4_cidr": "192.0.2.10/24", "dns_servers": []},
+            {"mode": "static", "bridge": "vmbr0", "ipv4_cidr": "192.0.2.10/24"},
         ),
         (
             {"mode": "static", "ipv4Cidr": "192.0.2.0/31"},
-            {"mode": "static", "bridge": "vmbr0", "ipv4_cidr": "192.0.2.0/31", "dns_servers": []},
+            {"mode": "static", "bridge": "vmbr0", "ipv4_cidr": "192.0.2.0/31"},
         ),
+        (
+            {"mode": "static", "ipv4Cidr": "192.0.2.10/32", "ipv4Gateway": "198.51.100.1"},
+            {"mode": "static", "bridge": "vmbr0", "ipv4_cidr": "192.0.2.10/32", "ipv4_gateway": "198.51.100.1"},
+        ),
+        ({"vlan": 0, "dnsServers": []}, {"mode": "dhcp", "bridge": "vmbr0", "vlan": 0, "dns_servers": []}),
     ],
 )
 def test_the_primary_interface(settings: PlanSettings, network: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -410,7 +428,7 @@ def test_the_primary_interface(settings: PlanSettings, network: dict[str, Any], 
         ({"mode": "static"}, "mode static needs ipv4Cidr"),
         ({"mode": "bridge"}, "network.mode"),
         ({"mode": True}, "network.mode"),
-        ({"vlan": 0}, "network.vlan"),
+        ({"vlan": -1}, "network.vlan"),
         ({"vlan": 4095}, "network.vlan"),
         ({"vlan": "20"}, "network.vlan"),
         ({"bridge": "vmbr0,firewall=0"}, "network.bridge"),
@@ -425,6 +443,11 @@ def test_the_primary_interface(settings: PlanSettings, network: dict[str, Any], 
         ({"ipv4Cidr": "192.0.2.255/24"}, "is the address of the network or the broadcast"),
         ({"ipv4Cidr": "192.0.2.10/24,gw=192.0.2.1"}, "is not an IP address"),
         ({"ipv4Cidr": "192.0.2.10/24", "ipv4Gateway": "198.51.100.1"}, "ipv4Gateway is outside"),
+        ({"ipv4Cidr": "192.0.2.10/24", "ipv4Gateway": "192.0.2.10"}, "ipv4Gateway is the address of the guest itself"),
+        ({"ipv4Cidr": "192.0.2.10/24"}, "ipv4Cidr needs mode static"),
+        ({"mode": "dhcp", "ipv4Gateway": "192.0.2.1"}, "ipv4Gateway needs mode static"),
+        ({"ipv6Cidr": "2001:db8::10/64"}, "ipv6Cidr needs ipv6Mode static"),
+        ({"ipv6Mode": "slaac", "ipv6Gateway": "fe80::1"}, "ipv6Gateway needs ipv6Mode static"),
         ({"ipv4Gateway": "2001:db8::1"}, "is not an IP address"),
         ({"dnsServers": ["192.0.2.1"] * 4}, "network.dnsServers"),
         ({"dnsServers": ["dns.example.net"]}, "is not an IP address"),
@@ -470,7 +493,7 @@ def test_a_create_has_the_whole_configuration_of_the_vm(settings: PlanSettings) 
         "template_vmid": 9000,
         "storage": "local-zfs",
         "pool": "",
-        "network": {"mode": "dhcp", "bridge": "vmbr0", "dns_servers": []},
+        "network": {"mode": "dhcp", "bridge": "vmbr0"},
         "cloud_init": {"user": "admin", "password": "open-sesame", "ssh_public_keys": [KEY]},
     }
     assert (run.action, run.playbook.name, run.timeout_s) == ("create", "create.yml", 240.0)
@@ -561,7 +584,7 @@ FULL = MINIMAL | {
         ({}, {}),
         ({"cores": 4}, {}),
         ({"image": "unknown-image", "hostname": "db"}, {}),
-        ({"network": {"mode": "dhcp"}}, {"network": {"mode": "dhcp", "bridge": "vmbr0", "dns_servers": []}}),
+        ({"network": {"mode": "dhcp"}}, {"network": {"mode": "dhcp", "bridge": "vmbr0"}}),
         ({"ciUser": "root"}, {"cloud_init": {"user": "root"}}),
         ({"ciPassword": "two"}, {"cloud_init": {"password": "two"}}),
         ({"sshPublicKeys": [KEY, KEY]}, {"cloud_init": {"ssh_public_keys": [KEY, KEY]}}),

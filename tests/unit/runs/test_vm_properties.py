@@ -71,10 +71,7 @@ def test_a_create_gets_the_hardware_under_the_names_of_the_roles() -> None:
     ]
     assert vm["networks"][0] == {"vlan": 0, "firewall": True, "rate_mbps": 100.5, "mac": "BC:24:11:00:00:01"}
     assert vm["networks"][1]["ipv6_gateway"] == "fe80::1"
-    assert vm["network"] == {
-        **{"mode": "dhcp", "ipv6_mode": "slaac"},
-        **{"search_domains": ["example.net"], "dns_servers": []},
-    }
+    assert vm["network"] == {"mode": "dhcp", "ipv6_mode": "slaac", "search_domains": ["example.net"]}
     assert vm["cloud_init"] == {"vendor_snippet": "local:snippets/vendor.yml"}
 
 
@@ -107,6 +104,11 @@ REFUSED: list[dict[str, Any]] = [
     {"network": {"ipv6Cidr": "fe80::1%eth0/64"}},
     {"network": {"ipv6Cidr": "2001:db8::1/64", "ipv6Gateway": "2001:db9::1"}},
     {"network": {"searchDomains": ["a b"]}},
+    {"balloonMb": 2049},
+    {"networks": [{"ipv4Cidr": "192.0.2.10/24"}]},
+    {"networks": [{}, {"ipv4Cidr": "192.0.2.10/24"}], "network": {"mode": "static", "ipv4Cidr": "192.0.2.9/24"}},
+    {"networks": [{"mode": "dhcp", "ipv4Gateway": "192.0.2.1"}]},
+    {"networks": [{"ipv6Mode": "static", "ipv6Cidr": "2001:db8::9/64", "ipv6Gateway": "2001:db8::9"}]},
     {"vendorSnippet": "local:snippets/../x"},
     {"vendorSnippet": "local:iso/x"},
 ]
@@ -118,6 +120,21 @@ def test_a_wrong_value_is_refused_without_being_quoted(wrong: dict[str, Any]) ->
         read_properties(MINIMAL | wrong)
     assert refused.value.code == "INVALID_REQUEST"
     assert next(iter(wrong)) in refused.value.detail
+
+
+def test_the_first_nic_may_have_its_mode_in_the_property_network() -> None:
+    network = {"mode": "static", "ipv4Cidr": "192.0.2.9/24"}
+    nics = [{"ipv4Cidr": "192.0.2.10/24"}, {"mode": "dhcp"}]
+    sent = shape("update", MINIMAL | {"network": network, "networks": nics}, MINIMAL | {"network": network})
+    assert sent["networks"] == [{"ipv4_cidr": "192.0.2.10/24", "mode": "static"}, {"mode": "dhcp"}]
+
+
+@pytest.mark.parametrize("name", ["dnsServers", "searchDomains"])
+def test_only_an_empty_list_removes_name_servers(name: str) -> None:
+    before = MINIMAL | {"network": {name: ["192.0.2.53"]}}
+    member = {"dnsServers": "dns_servers", "searchDomains": "search_domains"}[name]
+    assert shape("update", MINIMAL | {"network": {name: []}}, before)["network"] == {"mode": "dhcp", member: []}
+    assert shape("update", MINIMAL | {"network": {"vlan": 0}}, before)["network"] == {"mode": "dhcp", "vlan": 0}
 
 
 # ---------------------------------------------------------------------- what a guest is made of

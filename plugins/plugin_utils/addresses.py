@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decides whether the requested addresses, gateways and name servers of a guest are possible.
+
+`vm` is the request (docs/actions.md). Proxmox checks an address only when it changes the configuration, which is after
+the clone of a new VM, and it ignores an address whose mode is not static. All functions are pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from .nics import requested_nics
+from .shared.addresses import cidr_problem, gateway_problem, is_address
+
+#: The members of a NIC that belong together: its mode, its address and its gateway, by the IP version.
+MEMBERS = {4: ("mode", "ipv4_cidr", "ipv4_gateway"), 6: ("ipv6_mode", "ipv6_cidr", "ipv6_gateway")}
+
+
+def address_problems(vm: dict[str, Any]) -> Iterator[str]:
+    for number, nic in requested_nics(vm).items():
+        name = "network" if number == 0 else f"networks[{number}]"
+        for version in MEMBERS:
+            yield _nic_problem(name, nic, version)
+    servers = (vm.get("network") or {}).get("dns_servers") or []
+    if not all(is_address(str(server)) for server in servers):
+        yield "INVALID_REQUEST: network.dns_servers contains text that is not an IP address"
+
+
+def has_static_address(vm: dict[str, Any]) -> bool:
+    """Return True if the request has a static address for a NIC."""
+    return any(
+        nic.get(mode) == "static" for nic in requested_nics(vm).values() for mode, _cidr, _gw in MEMBERS.values()
+    )
+
+
+def _nic_problem(name: str, nic: dict[str, Any], version: int) -> str:
+    mode_name, cidr_name, gateway_name = MEMBERS[version]
+    cidr, gateway = str(nic.get(cidr_name) or ""), str(nic.get(gateway_name) or "")
+    is_static = nic.get(mode_name) == "static"
+    if is_static and not cidr:
+        return f"INVALID_REQUEST: {name}.{mode_name} static needs {cidr_name}"
+    if not is_static and (cidr or gateway):
+        return f"INVALID_REQUEST: {name}.{cidr_name if cidr else gateway_name} needs {mode_name} static"
+    if cidr and (problem := cidr_problem(cidr, version)):
+        return f"INVALID_REQUEST: {name}.{cidr_name} {problem}"
+    if gateway and (problem := gateway_problem(gateway, cidr, version)):
+        return f"INVALID_REQUEST: {name}.{gateway_name} {problem}"
+    return ""

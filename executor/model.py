@@ -59,6 +59,17 @@ SETTLED_STATES = (
 )
 
 
+class JobEventKind(StrEnum):
+    """The kind of an event in the life of a job."""
+
+    REQUEUED = "requeued"  #: an attempt has ended, and the job gets another one
+    REAPED = "reaped"  #: the job was taken from an agent process that had ended or had not renewed its lease
+    RELEASED = "released"  #: an agent process gave the job back when it stopped, or after a failed write
+    REOPENED = "reopened"  #: FulcrumCore lists the job as open, although it had ended here
+    REPORT_POSTPONED = "report_postponed"  #: FulcrumCore has not accepted the report
+    RESULT_REPLACED = "result_replaced"  #: FulcrumCore refused the completion, so a failure is reported
+
+
 class GuestKind(StrEnum):
     """The kind of a guest, in the words of the Proxmox API."""
 
@@ -107,6 +118,7 @@ class RunArtifacts:
     rc: int  #: the exit code of the playbook process
     started_at: float  #: Unix time in seconds
     ended_at: float
+    story: dict[str, Any] | None = None  #: what the run has done, for the database (`executor.runs.story`)
 
 
 @dataclass(frozen=True, kw_only=True)

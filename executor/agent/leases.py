@@ -6,7 +6,7 @@ A lease is the time-limited ownership of a job by one agent process.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,7 @@ class LeaseKeeper:
     state: AgentState
     boot_id: str  #: id of this agent process, the owner of its leases
     lease_s: float  #: duration of a lease
+    store_stories: Callable[[], None]  #: stores what the current runs have done; it raises no DatabaseError
     #: The ids of the jobs that had a lease but were not running in the last check.
     _leased_ids_not_running: set[int] = field(default_factory=set)
 
@@ -69,6 +70,8 @@ class LeaseKeeper:
             # Not before the commit: until then, the row of this process may tell others that it fences.
             self.fence.note_renewed(started_at, has_other_agents=has_other_agents)
         self._release_jobs_not_running(cancel_flags.keys())
+        if cancel_flags:
+            self.store_stories()
         if self.reaper is not None:
             self.reaper.reap()
         self.state.stopping.wait(self.lease_s / RENEWALS_PER_LEASE)

@@ -24,6 +24,7 @@ from executor.agent.refused_jobs import RefusedJobs
 from executor.agent.reservation import MappingFinder
 from executor.agent.resources import ResourceAllocator
 from executor.agent.state import AgentState
+from executor.agent.story_writer import StoryWriter
 from executor.agent.tenant_usage import TenantUsage
 from executor.agent.worker import Worker
 from executor.drift.inspector import Inspector
@@ -111,6 +112,7 @@ def build_lease_keeper(shared: SharedParts, dispatcher: Dispatcher, runner: Runn
         state=shared.state,
         boot_id=shared.boot_id,
         lease_s=shared.settings.smith_lease_s,
+        store_stories=StoryWriter(engine=shared.engine, runner=runner).store_changed,
     )
 
 

@@ -206,6 +206,7 @@ class Worker:
             "reason": result.operator_message,
             "folder": str(artifacts.folder),
             "upids": result.vm.get("upids") or [],
+            "story": artifacts.story,
         }
         # The write is retried, because without it no row says what the run has changed in Proxmox.
         write_with_retry(self.engine, lambda session: job_queue.note_run_ended(session, run.ident, **run_end))

@@ -23,6 +23,8 @@ OUTCOME_BY_EVENT = {
     "runner_on_skipped": "skipped",
     "runner_on_unreachable": "unreachable",
 }
+#: The name of ansible-runner's event for the start of an Ansible task.
+TASK_START_EVENT = "playbook_on_task_start"
 #: The length of an event's time without the fraction of the second, for example `2026-11-23T08:15:30`.
 TIME_LENGTH = 19
 #: The maximum length of an Ansible task's message in the table.
@@ -75,8 +77,21 @@ def read_stdout(folder: Path) -> str:
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """Return one row for each Ansible task that has ended, with its time, outcome, role, host, duration and message."""
-    return [_event_row(event) for event in _read_all_events(folder) if event.get("event") in OUTCOME_BY_EVENT]
+    """Return one row for each Ansible task, with its time, outcome, role, host, duration and message.
+
+    The Ansible task under way has the outcome `running`. After a run that was killed, it has the outcome `interrupted`.
+    """
+    rows: list[dict[str, Any]] = []
+    started: dict[str, Any] | None = None
+    for event in _read_all_events(folder):
+        if event.get("event") in OUTCOME_BY_EVENT:
+            rows.append(_event_row(event, OUTCOME_BY_EVENT[event["event"]]))
+            started = None
+        elif event.get("event") == TASK_START_EVENT:
+            started = event
+    if started is not None:
+        rows.append(_event_row(started, "interrupted" if (folder / "rc").exists() else "running"))
+    return rows
 
 
 def _read_all_events(folder: Path) -> Iterator[dict[str, Any]]:
@@ -90,11 +105,10 @@ def _read_all_events(folder: Path) -> Iterator[dict[str, Any]]:
             yield event
 
 
-def _event_row(event: dict[str, Any]) -> dict[str, Any]:
-    """Return the event as a row for the table and for `--json`. The event reports the end of an Ansible task."""
+def _event_row(event: dict[str, Any], outcome: str) -> dict[str, Any]:
+    """Return the event, which reports the start or the end of an Ansible task, as a row for the table and `--json`."""
     data = _dictionary_or_empty(event.get("event_data"))
     result = _dictionary_or_empty(data.get("res"))
-    outcome = OUTCOME_BY_EVENT[event["event"]]
     if outcome == "ok" and result.get("changed"):
         outcome = "changed"
     elif outcome == "failed" and data.get("ignore_errors"):

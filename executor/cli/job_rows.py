@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from executor.cli.output import sanitized
-from executor.database.tables import Job, Run
+from executor.database.tables import Job, JobEvent, Run
 from executor.redaction import MASK
 
 #: Matches a key that contains one of these words, in upper or lower case. The values of such keys are masked.
@@ -97,6 +97,18 @@ def run_fields(run: Run) -> dict[str, Any]:
         "ended_at": run.ended_at,
         "folder": run.folder,
         "upids": run.upids or [],
+    }
+
+
+def event_fields(event: JobEvent) -> dict[str, Any]:
+    """Return an event in the life of a job as a dictionary with the keys of `--json`."""
+    return {
+        "kind": event.kind,
+        "text": event.text,
+        "attempt": event.attempt,
+        "count": event.count,
+        "first_at": event.first_at,
+        "last_at": event.last_at,
     }
 
 

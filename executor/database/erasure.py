@@ -16,7 +16,7 @@ from sqlalchemy import Engine, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
 
-from executor.database import audit, mappings, queries, secret_references
+from executor.database import audit, job_events, mappings, queries, secret_references
 from executor.database.engine import sqlite_file, translating_errors
 from executor.database.statements import execute_and_count
 from executor.database.tables import AuditEntry, Job, Mapping, Run
@@ -92,6 +92,7 @@ def erase(session: Session, data: StoredData, *, who: str, reason: str) -> None:
         .execution_options(synchronize_session=False),
     )
     session.execute(delete(Run).where(Run.job_id.in_(data.job_ids)))
+    job_events.delete_of_jobs(session, data.job_ids)
     session.execute(delete(Job).where(Job.id.in_(data.job_ids)))
     session.execute(delete(Mapping).where(Mapping.id.in_([row.id for row in data.mappings])))
     secret_references.delete_of_service(session, data.service_id)

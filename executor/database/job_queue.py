@@ -28,12 +28,21 @@ from sqlalchemy import ColumnElement, Update, case, delete, func, null, select, 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from executor.database import job_events
 from executor.database.claim_statement import claim_statement
 from executor.database.other_leases import OtherLease
 from executor.database.statements import MAX_BACKOFF_S, execute_and_count, insert_into
 from executor.database.tables import ENDED_LITERALS, PENDING_LITERAL, PROCESSING_LITERAL, Job, Run, db_now, utc_now
 from executor.errors import StaleJob
-from executor.model import MAX_CRASHES, SETTLED_STATES, TRANSITIONS, JobResult, JobStatus, ReportState
+from executor.model import (
+    MAX_CRASHES,
+    SETTLED_STATES,
+    TRANSITIONS,
+    JobEventKind,
+    JobResult,
+    JobStatus,
+    ReportState,
+)
 from executor.shared.error_codes import ErrorCode
 
 #: The key of the PostgreSQL advisory lock that a claim takes before it counts the running creates. The value is the
@@ -215,14 +224,31 @@ def note_started(session: Session, lease: Lease, *, run_ident: str, playbook: st
 
 
 def note_run_ended(  # noqa: PLR0913 (one parameter for each column)
-    session: Session, run_ident: str, *, status: str, rc: int | None, reason: str, folder: str, upids: list[str]
+    session: Session,
+    run_ident: str,
+    *,
+    status: str,
+    rc: int | None,
+    reason: str,
+    folder: str,
+    upids: list[str],
+    story: dict[str, Any] | None = None,
 ) -> None:
     """Store how a run ended: its status, return code, error message, artifacts folder, and ids of its Proxmox tasks.
+
+    Without `story`, what `note_run_progress` stored last stays.
 
     The function needs no lease: an earlier owner of the job may write too, because no decision depends on these values.
     """
     columns = {"ended_at": utc_now(), "status": status, "rc": rc, "reason": reason, "folder": folder, "upids": upids}
+    if story is not None:
+        columns["story"] = story
     session.execute(update(Run).where(Run.ident == run_ident).values(**columns))
+
+
+def note_run_progress(session: Session, run_ident: str, story: dict[str, Any]) -> None:
+    """Store what a run has done so far, unless it has ended."""
+    session.execute(update(Run).where(Run.ident == run_ident, Run.ended_at.is_(None)).values(story=story))
 
 
 def finish(session: Session, lease: Lease, result: JobResult, report_state: ReportState = ReportState.DUE) -> None:
@@ -279,6 +305,7 @@ def requeue(  # noqa: PLR0913 (one parameter for each column)
         operator_detail=operator_reason or reason,
         attempt=Job.attempt if counts_as_attempt else Job.attempt - 1,
     )
+    job_events.record(session, lease.job_id, JobEventKind.REQUEUED, operator_reason or reason or "")
 
 
 def renew(session: Session, owner: str, *, lease_s: float) -> dict[int, bool]:
@@ -315,6 +342,8 @@ def reap(session: Session, leases: Collection[OtherLease]) -> list[tuple[int, Jo
         earlier_crashes = session.scalar(select(Job.crashes).where(is_unchanged).with_for_update(skip_locked=True))
         if earlier_crashes is not None:
             reaped_jobs.append((lease.job_id, _reap_job(session, is_unchanged, earlier_crashes)))
+            text = f"the agent process {lease.owner} has ended, or has not renewed its lease"
+            job_events.record(session, lease.job_id, JobEventKind.REAPED, text)
     return reaped_jobs
 
 
@@ -355,7 +384,11 @@ def release_all(session: Session, owner: str, *, running_job_ids: Collection[int
     The jobs in `running_job_ids` keep their leases, because their runs may still change their VMs. The column `crashes`
     of the jobs does not change.
     """
-    return execute_and_count(session, _release_statement(owner).where(Job.id.not_in(running_job_ids)))
+    stmt = _release_statement(owner).where(Job.id.not_in(running_job_ids)).returning(Job.id)
+    job_ids = session.scalars(stmt).all()
+    for job_id in job_ids:
+        job_events.record(session, job_id, JobEventKind.RELEASED, f"the agent process {owner} has stopped")
+    return len(job_ids)
 
 
 def release(session: Session, job_id: int, owner: str, *, counts_as_crash: bool = True) -> JobStatus | None:
@@ -367,12 +400,21 @@ def release(session: Session, job_id: int, owner: str, *, counts_as_crash: bool 
     """
     if not counts_as_crash:
         stmt = _release_statement(owner).where(Job.id == job_id).values(attempt=Job.attempt - 1)
-        return JobStatus.PENDING if execute_and_count(session, stmt) == 1 else None
+        if execute_and_count(session, stmt) == 0:
+            return None
+        _record_release(session, job_id)
+        return JobStatus.PENDING
     is_owned = (Job.id == job_id) & (Job.owner == owner) & (Job.status == PROCESSING_LITERAL)
     earlier_crashes = session.scalar(select(Job.crashes).where(is_owned).with_for_update())
     if earlier_crashes is None:
         return None
-    return _reap_job(session, is_owned, earlier_crashes)
+    status = _reap_job(session, is_owned, earlier_crashes)
+    _record_release(session, job_id)
+    return status
+
+
+def _record_release(session: Session, job_id: int) -> None:
+    job_events.record(session, job_id, JobEventKind.RELEASED, "the end of the attempt could not be stored")
 
 
 def _release_statement(owner: str) -> Update:
@@ -473,13 +515,19 @@ def reopen(session: Session, fulcrum_ids: Collection[str], *, are_claimed: bool,
         "claimed_at": utc_now() if are_claimed else None,
         "epoch": Job.epoch + 1,
     }
-    requeue_jobs = update(Job).where(is_settled, has_no_result).values(_COLUMNS_OF_NEW_ATTEMPT | columns)
+    requeue_jobs = (
+        update(Job).where(is_settled, has_no_result).values(_COLUMNS_OF_NEW_ATTEMPT | columns).returning(Job.id)
+    )
     report_again = (
         update(Job)
         .where(is_settled)  # the statement above has changed the state of the jobs without a result
         .values(report_state=ReportState.DUE, report_after=None, report_attempts=0, reported_at=None)
+        .returning(Job.id)
     )
-    return execute_and_count(session, requeue_jobs) + execute_and_count(session, report_again)
+    job_ids = [*session.scalars(requeue_jobs), *session.scalars(report_again)]
+    for job_id in job_ids:
+        job_events.record(session, job_id, JobEventKind.REOPENED, "FulcrumCore lists the job as open")
+    return len(job_ids)
 
 
 def prune(session: Session, *, ended_before: datetime, limit: int) -> tuple[int, list[str]]:
@@ -497,5 +545,6 @@ def prune(session: Session, *, ended_before: datetime, limit: int) -> tuple[int,
     job_ids = session.scalars(old_jobs).all()
     run_idents = list(session.scalars(select(Run.ident).where(Run.job_id.in_(job_ids))))
     session.execute(delete(Run).where(Run.job_id.in_(job_ids)))
+    job_events.delete_of_jobs(session, job_ids)
     session.execute(delete(Job).where(Job.id.in_(job_ids)))
     return len(job_ids), run_idents

@@ -10,9 +10,10 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from executor.database import job_events
 from executor.database.statements import MAX_BACKOFF_S, execute_and_count, is_wait_over
 from executor.database.tables import CLAIMED_ELSEWHERE_LITERAL, DUE_LITERAL, Job, db_now, utc_now
-from executor.model import JobResult, JobStatus, ReportState
+from executor.model import JobEventKind, JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 
 
@@ -51,6 +52,7 @@ def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: st
             report_note=note,
         )
     )
+    job_events.record(session, job_id, JobEventKind.REPORT_POSTPONED, note)
 
 
 def replace_result(session: Session, job_id: int, result: JobResult) -> None:
@@ -63,6 +65,7 @@ def replace_result(session: Session, job_id: int, result: JobResult) -> None:
         .where(Job.id == job_id, Job.report_state == ReportState.DUE)
         .values(status=JobStatus.FAILED, error_code=result.code, error_message=result.message)
     )
+    job_events.record(session, job_id, JobEventKind.RESULT_REPLACED, result.message)
 
 
 def note_claimed_elsewhere(session: Session, processing_ids: Collection[str]) -> None:

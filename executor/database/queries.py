@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import CompoundSelect, func, select, union_all
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session, aliased, undefer
 
 from executor.database.statements import is_integer_text
 from executor.database.tables import (
@@ -124,6 +124,12 @@ def settled_fulcrum_ids(session: Session, fulcrum_ids: Sequence[str]) -> list[st
 def runs_of_job(session: Session, job_id: int) -> Sequence[Run]:
     """Return the runs of a job, oldest first."""
     return session.scalars(select(Run).where(Run.job_id == job_id).order_by(Run.id)).all()
+
+
+def runs_with_stories(session: Session, job_ids: Sequence[int]) -> Sequence[Run]:
+    """Return the runs of these jobs with what each has done, oldest first."""
+    stmt = select(Run).where(Run.job_id.in_(job_ids)).options(undefer(Run.story))
+    return session.scalars(stmt.order_by(Run.id)).all()
 
 
 def find_run(session: Session, ident: str) -> Run | None:

@@ -165,6 +165,23 @@ class Run(Base):
     reason: Mapped[str | None] = mapped_column(Text)  #: the error message that results from the run
     folder: Mapped[str | None] = mapped_column(Text)  #: the path of the folder of the artifacts
     upids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  #: ids of the run's Proxmox tasks
+    #: What the run has done so far, see `executor.runs.story`. It is read only by queries that ask for it.
+    story: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
+
+
+class JobEvent(Base):
+    """An event in the life of a job that the columns of its row would lose. Only `job_events` writes this table."""
+
+    __tablename__ = "job_events"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    kind: Mapped[str] = mapped_column(String(20))  #: a `JobEventKind`
+    text: Mapped[str] = mapped_column(Text)  #: the reason, for the operator
+    attempt: Mapped[int]  #: `Job.attempt` at the time of the event
+    count: Mapped[int]  #: how often the same event has happened in a row
+    first_at: Mapped[datetime]
+    last_at: Mapped[datetime]
 
 
 class Mapping(Base):

@@ -28,6 +28,7 @@ from executor.model import RunStatus
 from executor.processes import process_tree
 from executor.runs.output import OutputDecoder, RunOutput
 from executor.runs.private_folder import CREDENTIALS_VARIABLE
+from executor.runs.story import RunStory
 
 log = get_logger(__name__)
 
@@ -54,22 +55,23 @@ Pipe = tuple[BinaryIO, BinaryIO]  # the end to read from, the end to write to
 
 
 @contextlib.contextmanager
-def open_execution(config: Any, output: RunOutput) -> Iterator[Execution]:
+def open_execution(config: Any, output: RunOutput, story: RunStory) -> Iterator[Execution]:
     """Open the pipes of a run, and close them at the end of the block. The run itself starts with `Execution.execute`.
 
     `config` is ansible-runner's configuration of the run. The run can be cancelled during the whole block, even before
     the run starts.
     """
     with _open_pipe() as guard_pipe, _open_pipe() as output_pipe:
-        yield Execution(config, output, guard_pipe, output_pipe)
+        yield Execution(config, output, story, guard_pipe, output_pipe)
 
 
 class Execution:
     """The execution of one run: its guard, its pipes and its output."""
 
-    def __init__(self, config: Any, output: RunOutput, guard_pipe: Pipe, output_pipe: Pipe) -> None:
+    def __init__(self, config: Any, output: RunOutput, story: RunStory, guard_pipe: Pipe, output_pipe: Pipe) -> None:
         self._config = config
         self._output = output
+        self.story = story
         self._guard_input_reader, self._guard_input_writer = guard_pipe
         self._output_reader, self._output_writer = output_pipe
         self._events_folder = Path(config.artifact_dir, "job_events")
@@ -248,6 +250,7 @@ class Execution:
     def _add_event(self, event: dict[str, Any]) -> bool:
         """Store one event. Return False, so that ansible-runner does not store the event in addition."""
         self._output.add_event(event)
+        self.story.add_event(event)
         return False
 
 

@@ -38,6 +38,7 @@ from executor.runs.private_folder import (
 from executor.runs.run_folder import RunFolder
 from executor.runs.run_until_file import RunUntilFile
 from executor.runs.runner_config import COPIED_VARIABLES, runner_config
+from executor.runs.story import RunStory
 from executor.runs.warm.compatibility import why_warm_runs_unavailable
 from executor.runs.warm.servers import WarmServers
 
@@ -131,11 +132,22 @@ class Runner:
         with self._mask_secrets(run, credentials), private_folder(self._run_dir, run.ident) as folder:
             write_extra_vars(folder / "vm.yml", {**run.vm, "deadline_monotonic_s": _deadline_monotonic_s(run)})
             write_credentials(folder / "credentials.yml", credentials)
-            status, rc = self._execute(run, folder, should_cancel)
+            status, rc, story = self._execute(run, folder, should_cancel)
             stored_folder = self.artifact_store.store(folder / ARTIFACTS_SUBFOLDER, run.ident)
         return RunArtifacts(
-            ident=run.ident, folder=stored_folder, status=status, rc=rc, started_at=started_at, ended_at=time.time()
+            ident=run.ident,
+            folder=stored_folder,
+            status=status,
+            rc=rc,
+            started_at=started_at,
+            ended_at=time.time(),
+            story=story,
         )
+
+    def changed_stories(self) -> dict[str, dict[str, Any]]:
+        """Return what each current run has done so far, by its ident, without runs that have done nothing new."""
+        documents = {ident: execution.story.changed_document() for ident, execution in [*self._executions.items()]}
+        return {ident: document for ident, document in documents.items() if document is not None}
 
     def kill(self, ident: str) -> None:
         """End a run's process tree with TERM and, after a short grace period, KILL. `run` then returns CANCELED."""
@@ -173,16 +185,21 @@ class Runner:
         """Return the folder to which a current run writes its artifacts. The artifacts contain no secrets."""
         return self._run_dir / validate_ident(ident) / ARTIFACTS_SUBFOLDER
 
-    def _execute(self, run: PlaybookRun, folder: Path, should_cancel: Callable[[], bool]) -> tuple[RunStatus, int]:
+    def _execute(
+        self, run: PlaybookRun, folder: Path, should_cancel: Callable[[], bool]
+    ) -> tuple[RunStatus, int, dict[str, Any]]:
+        """Execute the run in its private folder. Return its status, its exit code and its story."""
         config = self._config(folder, run)
         config.command = self._guarded_command(config)
         output = RunOutput(folder / ARTIFACTS_SUBFOLDER, self._redactor)
-        with contextlib.closing(output), open_execution(config, output) as execution:
+        story = RunStory(self._redactor)
+        with contextlib.closing(output), open_execution(config, output, story) as execution:
             self._executions[run.ident] = execution
             try:
-                return execution.execute(time.monotonic() + run.timeout_s, should_cancel)
+                status, rc = execution.execute(time.monotonic() + run.timeout_s, should_cancel)
             finally:
                 del self._executions[run.ident]
+        return status, rc, story.end()
 
     def _guarded_command(self, config: Any) -> list[str]:
         """Return the command of a warm run if the server of warm runs was started, else the command of a cold run."""

@@ -51,6 +51,10 @@ DISK_CONTENT = ("images", "rootdir")
 #: Maximum number of characters of a line, and of all lines of a log that are read.
 MAX_LOG_LINE = 10_000
 MAX_LOG_CHARACTERS = 16 * 1024 * 1024
+#: Number of lines at the end of a log that progress lines quote.
+LOG_END_LINES = 5
+#: Maximum number of characters of such a line.
+MAX_QUOTED_LINE = 200
 #: HTTP statuses with which Proxmox reports that another node does not answer.
 NODE_DOWN_STATUSES = range(595, 600)
 
@@ -132,6 +136,7 @@ class Cluster:
         self.api = api
         self.kind = kind
         self.login = login
+        self.log_ends: dict[str, list[str]] = {}  #: the last lines of each log that was read, by UPID
 
     def guest(self, node: str, vmid: int) -> Any:
         """Return the API resource of the VM or container."""
@@ -295,6 +300,7 @@ class Cluster:
             length += sum(map(len, new_lines))
             if len(rows) < LOG_PAGE_LINES or length > MAX_LOG_CHARACTERS:
                 break
+        self.log_ends[upid] = [line[:MAX_QUOTED_LINE] for line in lines if line][-LOG_END_LINES:]
         return lines
 
     def percent_of(self, upid: str) -> str:

@@ -18,7 +18,7 @@ from ansible.plugins.action import ActionBase
 
 from . import failures, login
 from .bounded_module import bounded_module
-from .cluster import FAILED_CALL, Cluster, LibraryMissing, error_text, open_cluster
+from .cluster import FAILED_CALL, LOG_END_LINES, Cluster, LibraryMissing, error_text, open_cluster
 from .identity import identity_problem, kind_of
 from .look_up import LookUp, Query
 from .progress import Progress
@@ -136,6 +136,9 @@ class VmAction(ActionBase):
         after = self.look_up(**(usual | query))
         self.answers = []
         self._note_upids(after["upids"])
+        if after["task_error"]:
+            for upid in after["upids"]:
+                self.progress.step(f"Proxmox task {upid} has ended{self._log_end(upid)}")
         self.progress.step(" ".join(["verifying the outcome of", *(after["upids"] or ["the change"])]))
         return after
 
@@ -254,11 +257,16 @@ class VmAction(ActionBase):
         if running:
             percent = self.cluster.percent_of(running[0])
             done = f", {percent} %" if percent else ""
-            self.progress.step(f"waiting for Proxmox task {running[0]}{done}")
+            self.progress.step(f"waiting for Proxmox task {running[0]}{done}{self._log_end(running[0], 1)}")
         elif facts.get("lock"):
             self.progress.step(f"waiting for the lock {facts['lock']}")
         else:
             self.progress.step(f"waiting, the guest is {facts['status']}")
+
+    def _log_end(self, upid: str, max_lines: int = LOG_END_LINES) -> str:
+        """Return the last lines of a Proxmox task's log, as far as it was read, for a progress line."""
+        lines = self.cluster.log_ends.get(upid, [])[-max_lines:]
+        return f", log: {' | '.join(lines)}" if lines else ""
 
 
 def _error_message(exc: Exception) -> str:

@@ -9,9 +9,10 @@ from sqlalchemy import Engine, inspect, text
 
 from executor.database import schema
 
-#: The tables, each with the column that orders its rows. The oldest version has all but the last two.
+#: The tables, each with the column that orders its rows. The oldest versions lack some of them.
 TABLES = {"jobs": "id", "runs": "id", "mappings": "id", "nodes": "id", "critical_jobs": "name", "audit": "id"} | {
-    "secret_references": "sha256"
+    "secret_references": "sha256",
+    "job_events": "id",
 }
 #: Stored values that a migration has renamed, by its revision, table and column: the new value to the earlier one.
 EARLIER_VALUES: dict[tuple[str, str, str], dict[Any, Any]] = {

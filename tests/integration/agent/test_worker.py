@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 
+from smith_lab.system import wait_for
 from sqlalchemy import select
-from support.agent_parts import AgentParts
+from support.agent_parts import WITHIN_S, AgentParts
 
+from executor.agent.parts import build_lease_keeper
 from executor.agent.retry import MAX_ATTEMPTS_AFTER_KILL
+from executor.database import queries
 from executor.database.engine import reading
 from executor.database.tables import Run
 from executor.model import JobStatus, ReportState
@@ -53,6 +56,43 @@ def test_a_job_whose_runner_fails_is_attempted_again_and_completes(parts: AgentP
     job = parts.job(job_id)
     assert (job.status, job.attempt, job.report_state) == (JobStatus.COMPLETED, 2, ReportState.DUE)
     assert [run.status for run in runs(parts)] == ["failed", "successful"]
+
+
+def test_the_story_of_a_run_is_stored_with_its_end(parts: AgentParts) -> None:
+    parts.write_playbook(NOTHING)
+    job_id = parts.submit(parts.add_started_service())
+    parts.runner.end_earlier_runs()
+    attempt(parts, job_id)
+    with reading(parts.engine) as session:
+        (run,) = queries.runs_with_stories(session, [job_id])
+    assert run.story is not None
+    tasks = [(row["task"], row["outcome"]) for row in run.story["tasks"]]
+    assert tasks == [("Print", "ok"), ("Publish", "ok")]
+
+
+def test_the_lease_keeper_stores_what_a_current_run_has_done(parts: AgentParts) -> None:
+    go_on = parts.folder / "go-on"
+    parts.write_playbook(f"""
+- name: Wait for the test
+  ansible.builtin.wait_for:
+    path: {go_on}
+""")
+    job_id = parts.submit(parts.add_started_service())
+    parts.runner.end_earlier_runs()
+    keeper = build_lease_keeper(parts.shared, parts.dispatcher, parts.runner)
+    parts.state.stopping.set()  # so that the lease keeper does not wait for its next renewal
+    parts.dispatch()
+
+    def stored_tasks() -> list[str]:
+        keeper.maintain()
+        with reading(parts.engine) as session:
+            stories = [run.story or {} for run in queries.runs_with_stories(session, [job_id])]
+        return [row["task"] for story in stories for row in story.get("tasks", ())]
+
+    wait_for(lambda: stored_tasks() == ["Wait for the test"], WITHIN_S, "the story of the current run")
+    go_on.touch()
+    parts.wait_until_idle()
+    assert parts.job(job_id).status == JobStatus.COMPLETED
 
 
 def test_a_job_whose_runner_always_fails_ends_after_a_few_attempts(parts: AgentParts) -> None:

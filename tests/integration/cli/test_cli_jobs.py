@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import update
 from support.cli_world import GIVE_UP_S, Cli, claim, submit
 
 from executor.database import job_queue, outbox
+from executor.database.tables import Job, Run
 from executor.model import JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 
@@ -222,6 +226,177 @@ def test_the_events_have_one_line_per_ansible_task(smith: Cli) -> None:
     shown = smith.ok("jobs", "log", str(job_id), "--events")
     assert "CAPACITY: no memory" in shown
     assert "[bold]as told[/bold]" in shown
+
+
+def story_of(*tasks: str, outcome: str = "ok", steps: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the story of a run with these Ansible tasks, of which the last has the outcome."""
+    rows = [
+        {"task": task, "at": number, "seconds": None if outcome == "running" else 1.5, "outcome": "ok", "message": ""}
+        for number, task in enumerate(tasks)
+    ]
+    rows[-1]["outcome"] = outcome
+    step_rows = [{"at": number, "text": text} for number, text in enumerate(steps)]
+    upid = {"upid": "UPID:pve1:0001:qmclone", "at": 1, "percent": 40.0, "log": ["transferred 4 GiB"]}
+    return {"tasks": rows, "steps": step_rows, "proxmox_tasks": [upid]}
+
+
+def store_story(smith: Cli, ident: str, story: dict[str, Any]) -> None:
+    with smith.filling() as session:
+        session.execute(update(Run).where(Run.ident == ident).values(story=story))
+
+
+def test_a_job_is_shown_as_a_timeline_of_its_attempts_tasks_and_reports(smith: Cli) -> None:
+    job_id = smith.submit()
+    with smith.filling() as session:
+        job_queue.requeue(session, claim(session), backoff_s=0, reason="VM_LOCKED: a backup runs")
+    smith.run_of(job_id, "create-1")
+    store_story(smith, "create-1", story_of("Log in", "Create the VM", outcome="failed", steps=("cloning",)))
+    with smith.filling() as session:
+        job = session.get_one(Job, job_id)
+        job_queue.finish(session, job_queue.lease_of(job), BAD)
+        outbox.postpone_report(session, job_id, backoff_s=0, note="HTTP 502")
+        outbox.postpone_report(session, job_id, backoff_s=0, note="HTTP 502")
+        outbox.note_reported(session, job_id, ReportState.REPORTED)
+    lines = smith.ok("jobs", "show", str(job_id)).partition("Timeline\n")[2].splitlines()
+    told = [line.split(None, 3)[3] for line in lines[1:] if line]
+    for first, later in itertools.pairwise(
+        [
+            "received from FulcrumCore",
+            "attempt 1 ended, the job gets another attempt: VM_LOCKED: a backup runs",
+            "attempt 2: create.yml starts (create-1)",
+            "failed: CAPACITY: no space on local-zfs (run create-1)",
+            "reported to FulcrumCore",
+        ]
+    ):
+        assert told.index(first) < told.index(later)
+    assert "Create the VM: failed in 1.5 s" in told
+    assert "cloning" in told
+    assert "UPID:pve1:0001:qmclone 40 %: transferred 4 GiB" in told
+    assert any(line.startswith("report not accepted (2 times") and line.endswith("HTTP 502") for line in told)
+    document = smith.json("jobs", "show", str(job_id))
+    assert [event["kind"] for event in document["events"]] == ["requeued", "report_postponed"]
+    assert document["runs"][0]["story"]["tasks"][1]["outcome"] == "failed"
+
+
+def test_a_running_job_shows_what_it_is_doing(smith: Cli) -> None:
+    job_id = smith.submit()
+    with smith.filling() as session:
+        claim(session)
+    smith.add_run(job_id, "create-2")
+    store_story(smith, "create-2", story_of("Create the VM", outcome="running", steps=("waiting for Proxmox, 40 %",)))
+    for command in ("show", "log"):
+        shown = smith.ok("jobs", command, str(job_id))
+        assert "now: Create the VM, for " in shown or command == "log"
+        assert "waiting for Proxmox, 40 %" in shown
+    assert smith.json("jobs", "log", str(job_id), "--events")[0]["outcome"] == "running"
+
+
+def test_the_log_of_a_run_on_another_machine_is_its_story(smith: Cli) -> None:
+    job_id = smith.submit()
+    smith.add_run(job_id, "create-2")
+    store_story(smith, "create-2", story_of("Create the VM", steps=("cloning",)))
+    shown = smith.ok("jobs", "log", str(job_id))
+    assert "is not on this machine; the database has:" in shown
+    assert "Create the VM: ok in 1.5 s" in shown
+
+
+def test_the_log_of_a_job_that_ended_without_a_run_is_its_error(smith: Cli) -> None:
+    job_id = smith.finished(BAD)
+    done = smith("jobs", "log", str(job_id))
+    assert done.returncode == 1
+    assert "has ended without a run: CAPACITY: no space on local-zfs" in done.stderr
+
+
+def test_the_events_include_the_ansible_task_under_way(smith: Cli) -> None:
+    job_id = smith.submit()
+    start = {"event": "playbook_on_task_start", "event_data": {"task": "Wait"}, "created": "2026-11-27T10:00:00.1"}
+    folder = smith.run_of(job_id, "create-1", events=[_event("runner_on_ok", "Clone"), start])
+    rows = smith.json("jobs", "log", str(job_id), "--events")
+    assert [(row["task"], row["outcome"]) for row in rows] == [("Clone", "ok"), ("Wait", "running")]
+    (folder / "rc").write_text("137")
+    assert smith.json("jobs", "log", str(job_id), "--events")[1]["outcome"] == "interrupted"
+
+
+@pytest.mark.parametrize(("result", "code"), [(GOOD, 0), (BAD, 1)])
+def test_following_a_job_prints_its_output_as_it_grows_and_ends_with_the_job(
+    result: JobResult, code: int, smith: Cli
+) -> None:
+    job_id = smith.submit()
+    with smith.filling() as session:
+        lease = claim(session)
+    smith.add_run(job_id, "create-1")
+    kept = smith.folder / "run" / "create-1" / "kept"
+    kept.mkdir(parents=True)
+    output = (kept / "stdout").open("a", buffering=1)
+    with output, _following(smith, job_id) as process:
+        assert process.stdout is not None
+        output.write("TASK [Clone]\n")
+        _read_until(process, "TASK [Clone]")
+        output.write("half a li")
+        output.flush()
+        with smith.filling() as session:
+            job_queue.note_run_ended(
+                session, "create-1", status="successful", rc=0, reason="", folder=str(kept), upids=[]
+            )
+            job_queue.finish(session, lease, result)
+        rest = process.stdout.read()
+        assert process.wait(GIVE_UP_S) == code
+    assert "half a li\n" in rest
+    assert rest.splitlines()[-1].endswith("completed" if code == 0 else "no space on local-zfs (run create-1)")
+
+
+def test_following_a_job_on_another_machine_prints_its_story(smith: Cli) -> None:
+    job_id = smith.submit()
+    with smith.filling() as session:
+        lease = claim(session)
+    smith.add_run(job_id, "create-1")
+    with _following(smith, job_id) as process:
+        store_story(smith, "create-1", story_of("Log in", "Create the VM", outcome="running"))
+        _read_until(process, "Create the VM: running")
+        store_story(smith, "create-1", story_of("Log in", "Create the VM"))
+        _read_until(process, "Create the VM: ok in 1.5 s")
+        with smith.filling() as session:
+            job_queue.finish(session, lease, GOOD)
+        assert process.wait(GIVE_UP_S) == 0
+
+
+def test_an_interrupt_ends_following_without_a_traceback(smith: Cli) -> None:
+    job_id = smith.submit()
+    with _following(smith, job_id) as process:
+        _read_until(process, "received from FulcrumCore")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(GIVE_UP_S) == 130
+
+
+def test_follow_refuses_options_that_it_would_ignore(smith: Cli) -> None:
+    job_id = smith.submit()
+    assert smith("jobs", "log", str(job_id), "--follow", "--events").returncode == 2
+
+
+@contextmanager
+def _following(smith: Cli, job_id: int) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        smith.command("jobs", "log", str(job_id), "-f"),
+        env=smith.environment(),
+        cwd=smith.folder,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _read_until(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"the command ended before it printed {text!r}")
 
 
 def test_retry_skips_the_wait_for_the_next_attempt(smith: Cli) -> None:

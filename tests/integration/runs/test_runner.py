@@ -774,6 +774,22 @@ def test_the_output_of_a_current_run_can_be_read_redacted(site: Site) -> None:
     assert "hello ********" in shown
 
 
+def test_the_story_of_a_run_is_read_during_the_run_and_returned_at_its_end(site: Site) -> None:
+    playbook = site.waiting(f"- name: Say {TOKEN}\n  ansible.builtin.debug:\n    msg: hello\n")
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(site.runner.run, site.run_of(playbook))
+        _eventually(site.is_waiting)
+        stories = site.runner.changed_stories()
+        site.runner.kill("run-1")
+        artifacts = future.result()
+
+    tasks = [(row["task"], row["outcome"]) for row in stories["run-1"]["tasks"]]
+    assert tasks == [("Say ********", "ok"), ("Wait", "running")]
+    assert artifacts.story is not None
+    assert [row["outcome"] for row in artifacts.story["tasks"]] == ["ok", "interrupted"]
+    assert site.runner.changed_stories() == {}
+
+
 def test_the_playbooks_of_a_checkout_are_at_its_top_level() -> None:
     assert (ansible_home() / "ansible.cfg").is_file()
 

@@ -1,0 +1,39 @@
+"""Stores what the current runs of this agent have done so far, so that other processes and machines can read it.
+
+The lease keeper calls this after it has renewed the leases, so a run that is shorter than a renewal interval causes no
+additional write, and an agent without a running job none at all. The worker stores the end of a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from executor.database import job_queue
+from executor.database.engine import transaction
+from executor.errors import DatabaseError
+from executor.runs.runner import Runner
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoryWriter:
+    """Writes the stories of the current runs into the database."""
+
+    engine: Engine
+    runner: Runner
+
+    def store_changed(self) -> None:
+        """Store each story that has changed since the last call.
+
+        If the database fails, nothing is stored: the next change, or the end of the run, stores the whole story.
+        """
+        stories = self.runner.changed_stories()
+        if not stories:
+            return
+        with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
+            for run_ident, story in stories.items():
+                job_queue.note_run_progress(session, run_ident, story)

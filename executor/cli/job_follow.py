@@ -1,0 +1,105 @@
+"""`smith jobs log --follow`: prints what happens to a job, until the job has ended."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from executor.cli import artifacts, timeline
+from executor.cli.arguments import EXIT_INTERRUPTED
+from executor.cli.context import open_settings
+from executor.cli.lookup import find_job
+from executor.cli.output import show_text
+from executor.cli.store import open_database
+from executor.database import audit, job_events, queries
+from executor.database.engine import reading
+from executor.database.tables import Run
+from executor.errors import EXIT_FAILURE, EXIT_OK
+from executor.model import JobStatus
+from executor.settings.settings import Settings
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy import Engine
+
+#: How often the database and the output are read.
+INTERVAL_S = 0.5
+
+
+def follow_job(reference: str) -> int:
+    """Print the job's story so far, and then what happens, until the job ends. Return the exit code."""
+    settings = open_settings()
+    with open_database(settings) as engine:
+        with reading(engine) as session:
+            job_id = find_job(session, reference).id
+        follower = JobFollower(engine=engine, settings=settings, job_id=job_id)
+        try:
+            while not follower.show_news():
+                time.sleep(INTERVAL_S)
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+    return EXIT_OK if follower.status == JobStatus.COMPLETED else EXIT_FAILURE
+
+
+@dataclass(kw_only=True)
+class JobFollower:
+    """Prints each entry of a job's timeline once, and the output of its runs as it grows."""
+
+    engine: Engine
+    settings: Settings
+    job_id: int
+    status: str = ""
+    _shown: set[tuple[str, str]] = field(default_factory=set)  #: the kind and the text of each printed entry
+    _offsets: dict[str, int] = field(default_factory=dict)  #: how much of the output is printed, by the run's ident
+
+    def show_news(self) -> bool:
+        """Print what is new. Return True when the job has ended, and everything about it is printed."""
+        with reading(self.engine) as session:
+            job = queries.get_one_job(session, self.job_id)
+            runs = queries.runs_with_stories(session, [job.id])
+            events = job_events.of_job(session, job.id)
+            changes = audit.list_entries(session, subject_id_prefix=job.fulcrum_id)
+        self.status = job.status
+        outputs = {run.ident: self._output_file(run) for run in runs}
+        for entry in timeline.entries(job, runs, events, changes):
+            self._show(entry, outputs)
+        for run in runs:
+            self._show_output(run.ident, outputs[run.ident], is_ended=run.ended_at is not None)
+        sys.stdout.flush()  # the reader of a pipe follows the job, too
+        return timeline.is_over(job)
+
+    def _output_file(self, run: Run) -> Path | None:
+        """Return the file with the output of the run, or None if it is not on this machine."""
+        try:
+            return artifacts.artifacts_folder(run, self.settings) / "stdout"
+        except artifacts.ArtifactsMissing:
+            return None
+
+    def _show(self, entry: timeline.Entry, outputs: dict[str, Path | None]) -> None:
+        """Print an entry unless it is printed. The details of a run whose output is here are in its output."""
+        if (entry.kind, entry.text) in self._shown:
+            return
+        has_output = entry.run_ident is not None and outputs.get(entry.run_ident) is not None
+        if entry.is_detail and has_output:
+            return
+        if entry.kind == "end" and entry.run_ident is not None and has_output:
+            self._show_output(entry.run_ident, outputs[entry.run_ident], is_ended=True)
+        self._shown.add((entry.kind, entry.text))
+        show_text(f"{entry.at:%H:%M:%S}Z {entry.text}")
+
+    def _show_output(self, ident: str, file: Path | None, *, is_ended: bool) -> None:
+        """Print the complete lines that the run has printed since the last call; after its end, also the last line."""
+        if file is None:
+            return
+        try:
+            with file.open("rb") as stream:
+                stream.seek(self._offsets.get(ident, 0))
+                data = stream.read()
+        except OSError:
+            return  # the agent is moving the artifacts; the next call reads them
+        end = len(data) if is_ended else data.rfind(b"\n") + 1
+        if end:
+            self._offsets[ident] = self._offsets.get(ident, 0) + end
+            show_text(data[:end].decode("utf-8", "replace").rstrip("\n"))

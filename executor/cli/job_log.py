@@ -1,0 +1,135 @@
+"""`smith jobs log`: shows what a job's playbook printed, and follows a job until it ends.
+
+The output is read from the artifacts of the run on this machine. Where they are missing, because another machine
+executes the run or because they were pruned, the story of the run in the database is shown instead.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from executor.cli import artifacts, timeline
+from executor.cli.arguments import AsJson, JobReference, UnusableReference
+from executor.cli.help_text import examples
+from executor.cli.job_rows import job_label
+from executor.cli.lookup import find_job
+from executor.cli.output import show_json, show_text
+from executor.cli.store import reading_store
+from executor.cli.tables import show_rows
+from executor.database import queries
+from executor.database.tables import Job, Run, utc_now
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy.orm import Session
+
+#: The columns of the table of a run's Ansible tasks: the heading of each column, keyed by the key of its values.
+EVENT_COLUMNS = {
+    "time": "TIME",
+    "outcome": "OUTCOME",
+    "task": "TASK",
+    "duration_s": "SECONDS",
+    "message": "MESSAGE",
+}
+
+
+@examples(
+    "smith jobs log 17                          what the newest run printed",
+    "smith jobs log 17 --follow                 what the job does from now on, until it ends",
+    "smith jobs log 17 --run create-0c5d0f3a    what an earlier run printed (smith jobs show 17 lists the runs)",
+    "smith jobs log 17 --events                 its Ansible tasks, with times",
+)
+def show_log(
+    reference: JobReference,
+    run_ident: Annotated[
+        str | None, typer.Option("--run", metavar="IDENT", help="This run instead of the newest.")
+    ] = None,
+    events: Annotated[bool, typer.Option("--events", help="Show each Ansible task with outcome and time.")] = False,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", "-f", help="Show what happens until the job ends; exit code 0 if it is completed."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a job's playbook printed."""
+    if follow:
+        if run_ident or events or as_json:
+            raise typer.BadParameter("--follow cannot be combined with --run, --events or --json")
+        from executor.cli.job_follow import follow_job  # noqa: PLC0415 (only --follow needs it)
+
+        raise typer.Exit(follow_job(reference))
+    with reading_store() as store:
+        job = find_job(store.session, reference)
+        run = _select_run(store.session, job, run_ident)
+        settings = store.settings
+    try:
+        folder = artifacts.artifacts_folder(run, settings)
+        rows, text = (artifacts.read_events(folder), "") if events else ([], artifacts.read_stdout(folder))
+    except artifacts.ArtifactsMissing:
+        if not run.story:
+            raise
+        rows, text = _event_rows(run), _story_text(run)
+    if events:
+        _show_events(rows, as_json=as_json)
+    elif as_json:
+        show_json({"run": run.ident, "stdout": text})
+    else:
+        show_text(text.rstrip("\n"))
+        if run.ended_at is None and run.story:
+            show_text(timeline.present_text(job, [run], utc_now()))
+
+
+def _show_events(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        show_json(rows)
+    else:
+        show_rows(rows, EVENT_COLUMNS, if_empty="no Ansible task of the run has started yet")
+
+
+def _event_rows(run: Run) -> list[dict[str, Any]]:
+    """Return the Ansible tasks of the story as rows with the keys of `artifacts.read_events`."""
+    story = run.story or {}
+    return [
+        {
+            "time": f"{timeline.moment_of(run, row):%Y-%m-%dT%H:%M:%S}",
+            "outcome": row["outcome"],
+            "task": row["task"],
+            "role": "",
+            "host": "",
+            "duration_s": row["seconds"],
+            "message": row["message"],
+        }
+        for row in story.get("tasks", ())
+    ]
+
+
+def _story_text(run: Run) -> str:
+    """Return what the run has done as text, with one line for each step."""
+    lines = [f"{entry.at:%H:%M:%S}Z {entry.text}" for entry in timeline.run_entries(run)]
+    return "\n".join([f"the output of run {run.ident} is not on this machine; the database has:", *lines])
+
+
+def _select_run(session: Session, job: Job, ident: str | None) -> Run:
+    """Return the job's run with this ident, or its newest run if `ident` is None, with its story.
+
+    Raises UnusableReference if the job has no run, or no run with this ident.
+    """
+    runs = queries.runs_with_stories(session, [job.id])
+    if not runs:
+        raise UnusableReference(_no_run_text(job))
+    if ident is None:
+        return runs[-1]
+    for run in runs:
+        if run.ident == ident:
+            return run
+    idents = ", ".join(run.ident for run in runs)
+    raise UnusableReference(f"{job_label(job)} has no run {ident}; its runs are: {idents}")
+
+
+def _no_run_text(job: Job) -> str:
+    """Return the error text for a job without a run: its error if it has one."""
+    error = job.operator_detail or job.error_message
+    if timeline.is_over(job):
+        return f"{job_label(job)} has ended without a run: {error or job.status}"
+    return f"{job_label(job)} has not run yet: it is {job.status}{f', because {error}' if error else ''}"

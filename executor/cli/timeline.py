@@ -1,0 +1,145 @@
+"""Tells the story of one job in the order of time: from its arrival to FulcrumCore's answer to its report.
+
+Everything is read from the database, so the timeline is the same on each machine that uses the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from executor.database.tables import AuditEntry, Job, JobEvent, Run
+from executor.model import JobEventKind, JobStatus, ReportState
+
+#: The outcome of the Ansible task under way, as in `executor.runs.story`, which takes long to import.
+RUNNING = "running"
+#: What the timeline says about an event. The event's text follows.
+EVENT_TEXTS = {
+    JobEventKind.REQUEUED: "attempt {attempt} ended, the job gets another attempt",
+    JobEventKind.REAPED: "taken back for another attempt",
+    JobEventKind.RELEASED: "given back",
+    JobEventKind.REOPENED: "opened again",
+    JobEventKind.REPORT_POSTPONED: "report not accepted",
+    JobEventKind.RESULT_REPLACED: "FulcrumCore refused the result, a failure is reported instead",
+}
+#: What the timeline says about an ended report.
+REPORT_TEXTS = {
+    ReportState.REPORTED: "reported to FulcrumCore",
+    ReportState.OVERTAKEN: "FulcrumCore had ended the job itself",
+    ReportState.ABANDONED: "not reported",
+    ReportState.CLAIMED_ELSEWHERE: "not reported: another executor has claimed the job",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of the timeline."""
+
+    at: datetime
+    kind: str  #: `job`, `event`, `operator`, `run`, `end`, `task`, `step` or `proxmox`
+    text: str
+    run_ident: str | None = None  #: the run to which the entry belongs
+    is_detail: bool = False  #: says what a run has done
+
+
+def entries(job: Job, runs: Sequence[Run], events: Sequence[JobEvent], audit: Sequence[AuditEntry]) -> list[Entry]:
+    """Return the timeline of a job. `runs` have their stories; `audit` are the audit entries about the job."""
+    found = [*_job_entries(job), *map(_event_entry, events), *map(_audit_entry, audit)]
+    for run in runs:
+        found += run_entries(run)
+    return sorted(found, key=lambda entry: entry.at)  # entries of the same moment stay in the order above
+
+
+def _job_entries(job: Job) -> Iterator[Entry]:
+    yield Entry(at=job.received_at, kind="job", text="received from FulcrumCore")
+    if job.claimed_at is not None:
+        yield Entry(at=job.claimed_at, kind="job", text="claimed at FulcrumCore")
+    if job.finished_at is not None:
+        error = f": {job.operator_detail or job.error_message}" if job.error_message else ""
+        yield Entry(at=job.finished_at, kind="job", text=f"{job.status}{error}")
+    if job.reported_at is not None and job.report_state in REPORT_TEXTS:
+        note = f": {job.report_note}" if job.report_note else ""
+        yield Entry(at=job.reported_at, kind="job", text=REPORT_TEXTS[ReportState(job.report_state)] + note)
+
+
+def _event_entry(event: JobEvent) -> Entry:
+    text = EVENT_TEXTS[JobEventKind(event.kind)].format(attempt=event.attempt)
+    times = f" ({event.count} times, first {event.first_at:%H:%M:%S}Z)" if event.count > 1 else ""
+    reason = f": {event.text}" if event.text else ""
+    return Entry(at=event.last_at, kind="event", text=f"{text}{times}{reason}")
+
+
+def _audit_entry(entry: AuditEntry) -> Entry:
+    reason = f": {entry.reason}" if entry.reason else ""
+    return Entry(at=entry.at, kind="operator", text=f"{entry.verb} by {entry.who}{reason}")
+
+
+def run_entries(run: Run) -> Iterator[Entry]:
+    """Yield the start of a run, what it has done, and its end."""
+    text = f"attempt {run.attempt}: {run.playbook} starts ({run.ident})"
+    yield Entry(at=run.started_at, kind="run", run_ident=run.ident, text=text)
+    yield from story_entries(run)
+    if run.ended_at is not None:
+        seconds = (run.ended_at - run.started_at).total_seconds()
+        rc = "" if run.rc is None else f", rc {run.rc}"
+        yield Entry(
+            at=run.ended_at,
+            kind="end",
+            run_ident=run.ident,
+            text=f"run {run.status or 'ended'} after {seconds:.1f} s{rc}",
+        )
+
+
+def story_entries(run: Run) -> list[Entry]:
+    """Return what the run has done so far, in the order of time."""
+    story = run.story or {}
+
+    def entry(row: dict[str, Any], kind: str, text: str) -> Entry:
+        return Entry(at=moment_of(run, row), kind=kind, text=text, run_ident=run.ident, is_detail=True)
+
+    tasks = [entry(row, "task", task_text(row)) for row in story.get("tasks", ())]
+    steps = [entry(row, "step", row["text"]) for row in story.get("steps", ())]
+    proxmox = [entry(row, "proxmox", proxmox_text(row)) for row in story.get("proxmox_tasks", ())]
+    return sorted([*tasks, *steps, *proxmox], key=lambda found: found.at)
+
+
+def moment_of(run: Run, row: dict[str, Any]) -> datetime:
+    """Return the time of an entry of a run's story. A run begins a moment after `started_at`."""
+    return run.started_at + timedelta(seconds=row["at"])
+
+
+def task_text(row: dict[str, Any]) -> str:
+    """Return one line about an Ansible task."""
+    seconds = "" if row["seconds"] is None else f" in {row['seconds']:.1f} s"
+    message = f": {row['message']}" if row["message"] else ""
+    return f"{row['task']}: {row['outcome']}{seconds}{message}"
+
+
+def proxmox_text(row: dict[str, Any]) -> str:
+    """Return one line about a Proxmox task."""
+    percent = "" if row["percent"] is None else f" {row['percent']:.0f} %"
+    log = f": {row['log'][-1]}" if row["log"] else ""
+    return f"{row['upid']}{percent}{log}"
+
+
+def present_text(job: Job, runs: Sequence[Run], now: datetime) -> str:
+    """Return what an open job is doing or waiting for, in one line."""
+    if job.status == JobStatus.PENDING:
+        wait = f", its next attempt is due at {job.available_at:%H:%M:%S}Z" if job.available_at else ""
+        return f"now: pending{wait}"
+    run = runs[-1] if runs and runs[-1].ended_at is None else None
+    if run is None:
+        return "now: processing"
+    story = run.story or {}
+    task = next((row for row in reversed(story.get("tasks", ())) if row["outcome"] == RUNNING), None)
+    if task is None:
+        return f"now: run {run.ident}, for {(now - run.started_at).total_seconds():.0f} s"
+    step = f": {story['steps'][-1]['text']}" if story.get("steps") else ""
+    return f"now: {task['task']}, for {(now - moment_of(run, task)).total_seconds():.0f} s{step}"
+
+
+def is_over(job: Job) -> bool:
+    """Return whether the job has ended."""
+    return job.status in (JobStatus.COMPLETED, JobStatus.FAILED)

@@ -1,0 +1,58 @@
+"""Stores events in the life of a job: an attempt that failed, a lost lease, a report that was not accepted.
+
+The usual life of a job has no such event: the times in the rows of the job and of its runs describe it, and nothing
+more is written. An event that happens again and again, such as a report during an outage, is one row with a count. No
+function commits. The rows are deleted with their job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from executor.database.tables import Job, JobEvent, utc_now
+from executor.model import JobEventKind
+from executor.redaction import redactor
+
+#: Number of events that are kept of one job. The oldest are deleted first.
+MAX_EVENTS_PER_JOB = 50
+#: A longer text is cut to this length.
+MAX_TEXT_LENGTH = 1000
+
+
+def record(session: Session, job_id: int, kind: JobEventKind, text: str) -> None:
+    """Add an event to a job. If the job's newest event has the same kind and text, only count it once more."""
+    printable = "".join(char if char.isprintable() else " " for char in redactor.redact(text))[:MAX_TEXT_LENGTH]
+    now = utc_now()
+    newest = session.scalar(select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id.desc()).limit(1))
+    if newest is not None and (newest.kind, newest.text) == (kind, printable):
+        newest.count += 1
+        newest.last_at = now
+        return
+    attempt = session.scalar(select(Job.attempt).where(Job.id == job_id)) or 0
+    session.add(JobEvent(job_id=job_id, kind=kind, text=printable, attempt=attempt, count=1, first_at=now, last_at=now))
+    session.flush()
+    if newest is not None:
+        _limit(session, job_id)
+
+
+def _limit(session: Session, job_id: int) -> None:
+    """Delete the oldest events of a job that has more than MAX_EVENTS_PER_JOB."""
+    count = session.scalar(select(func.count()).select_from(JobEvent).where(JobEvent.job_id == job_id)) or 0
+    if count <= MAX_EVENTS_PER_JOB:
+        return
+    oldest = select(JobEvent.id).where(JobEvent.job_id == job_id).order_by(JobEvent.id)
+    ids = session.scalars(oldest.limit(count - MAX_EVENTS_PER_JOB)).all()
+    session.execute(delete(JobEvent).where(JobEvent.id.in_(ids)))
+
+
+def of_job(session: Session, job_id: int) -> Sequence[JobEvent]:
+    """Return the events of a job, oldest first."""
+    return session.scalars(select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id)).all()
+
+
+def delete_of_jobs(session: Session, job_ids: Collection[int]) -> None:
+    """Delete all events of these jobs."""
+    session.execute(delete(JobEvent).where(JobEvent.job_id.in_(job_ids)))

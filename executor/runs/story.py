@@ -1,0 +1,146 @@
+"""Collects what a run does, for the database: its Ansible tasks, its steps and its Proxmox tasks.
+
+The story of a run is a small JSON document. `smith jobs show`, `smith jobs log` and the web pages of every machine read
+it in the database. Its times are seconds since the start of the run. The artifacts of the run contain the same and much
+more, but only on the machine that executed the run, and only until they are pruned.
+
+    {"tasks": [{"task": "Create the VM", "at": 0.4, "seconds": 12.3, "outcome": "changed", "message": ""}],
+     "steps": [{"at": 1.2, "text": "cloning the template 9000"}],
+     "proxmox_tasks": [{"upid": "UPID:pve1:…", "at": 1.5, "percent": 40, "log": ["transferred 2 GiB of 5 GiB"]}]}
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from typing import Any
+
+from executor.redaction import Redactor
+
+#: Maximum number of entries in each list. Of later ones, only the newest is kept, in the place of the last.
+MAX_ENTRIES = 60
+#: A longer text is cut to this length.
+MAX_TEXT_LENGTH = 300
+#: Number of lines of a Proxmox task's log that are kept.
+MAX_LOG_LINES = 8
+#: The outcome of an Ansible task, by the kind of the event that reports it. The Ansible task under way is `running`.
+OUTCOME_BY_KIND = {
+    "runner_on_ok": "ok",
+    "runner_on_failed": "failed",
+    "runner_on_skipped": "skipped",
+    "runner_on_unreachable": "unreachable",
+}
+RUNNING = "running"
+#: A progress line of an action (plugins/plugin_utils/progress.py).
+_PROGRESS_LINE = re.compile(r"VM \d+ \(.*?\): (?P<text>.+) \[\d+\.\d s\]")
+#: The parts of a progress line about Proxmox tasks: each UPID, the percentage, and the end of the log.
+_UPID = re.compile(r"UPID:[^\s,]+")
+_PERCENT = re.compile(r", (\d+(?:\.\d+)?) %")
+_LOG_SEPARATOR = ", log: "
+_LINE_SEPARATOR = " | "
+
+
+class RunStory:
+    """What one run has done so far. The thread of the run adds events, other threads may read the document."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self._started_at = time.monotonic()
+        self._lock = threading.Lock()
+        self._tasks: list[dict[str, Any]] = []
+        self._steps: list[dict[str, Any]] = []
+        self._proxmox_tasks: list[dict[str, Any]] = []
+        self._has_changed = False
+
+    def add_event(self, event: dict[str, Any]) -> None:
+        """Add one event of ansible-runner. An event of another kind, or with members of a wrong type, adds nothing."""
+        kind = str(event.get("event"))
+        data = event.get("event_data")
+        data = data if isinstance(data, dict) else {}
+        with self._lock:
+            if kind == "playbook_on_task_start":
+                self._start_task(data)
+            elif kind in OUTCOME_BY_KIND:
+                self._end_task(data, OUTCOME_BY_KIND[kind])
+            elif kind == "verbose":
+                for found in _PROGRESS_LINE.finditer(str(event.get("stdout") or "")):
+                    self._add_step(found["text"])
+
+    def document(self) -> dict[str, Any]:
+        """Return the story as it is now."""
+        with self._lock:
+            self._has_changed = False
+            lists = {"tasks": self._tasks, "steps": self._steps, "proxmox_tasks": self._proxmox_tasks}
+            return {name: [dict(entry) for entry in entries] for name, entries in lists.items()}
+
+    def changed_document(self) -> dict[str, Any] | None:
+        """Return the story, or None if it has not changed since it was last returned."""
+        return self.document() if self._has_changed else None
+
+    def end(self) -> dict[str, Any]:
+        """Return the story of the ended run. An Ansible task that is still under way was interrupted."""
+        with self._lock:
+            for task in self._tasks:
+                if task["outcome"] == RUNNING:
+                    task |= {"outcome": "interrupted", "seconds": round(self._now_s() - task["at"], 1)}
+        return self.document()
+
+    def _start_task(self, data: dict[str, Any]) -> None:
+        name = data.get("task") or data.get("task_action") or ""
+        entry = {"task": self._text(name), "at": self._now_s(), "seconds": None, "outcome": RUNNING, "message": ""}
+        self._append(self._tasks, entry)
+
+    def _end_task(self, data: dict[str, Any], outcome: str) -> None:
+        result = data.get("res")
+        result = result if isinstance(result, dict) else {}
+        if outcome == "ok" and result.get("changed"):
+            outcome = "changed"
+        elif outcome == "failed" and data.get("ignore_errors"):
+            outcome = "ignored"
+        duration_s = data.get("duration")
+        if not self._tasks:
+            self._start_task(data)
+        self._tasks[-1] |= {
+            "outcome": outcome,
+            "seconds": round(duration_s, 1) if isinstance(duration_s, int | float) else None,
+            "message": self._text(result.get("msg") or "") if outcome not in ("ok", "changed") else "",
+        }
+        self._has_changed = True
+
+    def _add_step(self, text: str) -> None:
+        """Add the step of a progress line, and what the line says about Proxmox tasks."""
+        text, _, log = text.partition(_LOG_SEPARATOR)
+        entry = {"at": self._now_s(), "text": self._text(text)}
+        is_same_wait = self._steps and text.startswith("waiting") and self._steps[-1]["text"].startswith("waiting")
+        if is_same_wait:
+            self._steps[-1] |= {"text": entry["text"]}
+        else:
+            self._append(self._steps, entry)
+        for upid in _UPID.findall(text):
+            self._note_proxmox_task(upid[:MAX_TEXT_LENGTH], _PERCENT.search(text), log)
+        self._has_changed = True
+
+    def _note_proxmox_task(self, upid: str, percent: re.Match[str] | None, log: str) -> None:
+        task = next((task for task in self._proxmox_tasks if task["upid"] == upid), None)
+        if task is None:
+            task = {"upid": upid, "at": self._now_s(), "percent": None, "log": []}
+            self._append(self._proxmox_tasks, task)
+        if percent is not None:
+            task["percent"] = float(percent[1])
+        if log:
+            task["log"] = [self._text(line) for line in log.split(_LINE_SEPARATOR)[-MAX_LOG_LINES:]]
+
+    def _append(self, entries: list[dict[str, Any]], entry: dict[str, Any]) -> None:
+        if len(entries) >= MAX_ENTRIES:
+            entries.pop()
+        entries.append(entry)
+        self._has_changed = True
+
+    def _now_s(self) -> float:
+        return round(time.monotonic() - self._started_at, 1)
+
+    def _text(self, value: object) -> str:
+        """Return a value from the run's output as text that every database can store, without secrets."""
+        text = self._redactor.redact(str(value)[: MAX_TEXT_LENGTH * 2])
+        return "".join(char if char.isprintable() else " " for char in text)[:MAX_TEXT_LENGTH]

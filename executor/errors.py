@@ -29,6 +29,8 @@ EXIT_SETTINGS = 3
 EXIT_FULCRUM = 4
 EXIT_PROXMOX = 5
 EXIT_DATABASE = 6
+#: A command worked on several VMs, and failed for some of them.
+EXIT_SOME_FAILED = 7
 #: The agent process has reached one of its limits, such as SMITH_MAX_JOBS, and its running jobs have ended. The
 #: supervisor must start a new agent process.
 EXIT_RESTART = 10

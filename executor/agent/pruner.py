@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from executor.database import job_queue, mappings, nodes, secret_references
+from executor.database import job_queue, manual_runs, mappings, nodes, secret_references
 from executor.database.engine import transaction
 from executor.database.tables import utc_now
 from executor.log import get_logger
@@ -51,12 +51,14 @@ class Pruner:
     def prune(self) -> None:
         """Delete old jobs, rows of deleted mappings and artifacts, then the oldest artifacts above the size limit.
 
-        Delete the rows of references to the vault that no job and no mapping needs any more, too. Then move the
-        artifacts that are still in the run folder, because there may be space for them now.
+        Delete the rows of references to the vault that no job and no mapping needs any more, and the rows of old runs
+        that operators started, too. Then move the artifacts that are still in the run folder, because there may be
+        space for them now.
         """
         deleted_jobs = self._delete_old_jobs()
         deleted_mappings = self._prune_deleted_mappings()
         self._prune_secret_references()
+        self._prune_manual_runs()
         old_artifacts = self._delete_old_artifacts()
         artifacts_over_limit = self._limit_artifacts_size()
         self.retry_unmoved()
@@ -102,6 +104,13 @@ class Pruner:
     def _prune_secret_references(self) -> int:
         """Remove the rows that bind references to services without a job and a current mapping; return their number."""
         return self._delete_in_batches(lambda session: secret_references.prune(session, limit=BATCH_SIZE))
+
+    def _prune_manual_runs(self) -> int:
+        """Remove the rows of old runs that operators started; return their number."""
+        oldest_kept_time = utc_now() - timedelta(seconds=self.settings.smith_job_retention_s)
+        return self._delete_in_batches(
+            lambda session: manual_runs.prune(session, started_before=oldest_kept_time, limit=BATCH_SIZE)
+        )
 
     def _delete_in_batches(self, delete_batch: Callable[[Session], int]) -> int:
         """Call the function, each time in a new transaction, until it deletes less than a batch; return the total."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +16,9 @@ from executor.cli.context import open_settings
 from executor.cli.help_text import examples
 from executor.cli.output import sanitized, show_json, show_outcome, show_text
 from executor.cli.tables import show_rows
-from executor.errors import EXIT_FAILURE, SmithError
+from executor.errors import EXIT_FAILURE, JobError, SmithError
 from executor.runs import action_schema, actions
-from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX, ListedAction, ansible_home
+from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX, Action, ListedAction, ansible_home
 
 COLUMNS = {"name": "ACTION", "source": "SOURCE", "schema": "SCHEMA", "note": "NOTE"}
 #: The mode of a new action file, whatever the umask is: the executor refuses a file that other users can write to.
@@ -167,6 +168,20 @@ def action_folders() -> tuple[Path, ...]:
     builtin_folder = ansible_home() / "playbooks"
     own_folder = open_settings().smith_actions_path
     return (own_folder, builtin_folder) if own_folder else (builtin_folder,)
+
+
+def find_action(name: str) -> Action:
+    """Return the action with this name. Raises JobError, with a hint, when there is none or when it is refused."""
+    folders = action_folders()
+    try:
+        return actions.find(name, folders)
+    except JobError as error:
+        names = [action.name for action in actions.list_all(folders)]
+        if name in names:  # it exists and is refused
+            raise
+        similar_names = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {similar_names[0]}? " if similar_names else ""
+        raise JobError(error.code, f"{error.detail}: {hint}`smith actions list` shows the actions") from None
 
 
 def _check_action(action: ListedAction) -> dict[str, list[str]]:

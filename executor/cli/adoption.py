@@ -6,11 +6,13 @@ The marker is a line in the VM's description that contains the service's id.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from executor.cli import ansible_playbook
+from executor.cli.ansible_playbook import Output
 from executor.cli.arguments import CommandFailed
-from executor.cli.mapping_changes import record_change, refuse_while_job_runs
+from executor.cli.mapping_changes import record_change, refuse_while_in_use
+from executor.cli.service_lock import ServiceLock, locked_service
 from executor.database import audit, mappings
 from executor.database.engine import reading, transaction
 from executor.model import GuestKind, MappingState
@@ -47,17 +49,17 @@ class Adoption:
     has_marker: bool
     #: The stream for the output of the playbook that writes the marker. With --json it is stderr, because stdout then
     #: has only the JSON document.
-    playbook_output: IO[str]
+    playbook_output: Output
 
     def check_mappings(self) -> bool:
         """Check that the adoption is possible, and return whether the service is mapped to this VM already.
 
         Raises CommandFailed when the service is mapped to another VM that still exists, when the VM is mapped to
-        another service, or when a job of the service is running.
+        another service, or when the service is in use.
         """
         cluster, vmid = self.settings.smith_cluster, self.vm.vmid
         with reading(self.engine) as session:
-            refuse_while_job_runs(session, self.service_id)
+            refuse_while_in_use(session, self.service_id)
             service_mapping = mappings.current(session, self.service_id)
             for row in mappings.find_by_vmid(session, vmid):
                 maps_vm_to_other_service = row.service_id != self.service_id and row.cluster == cluster
@@ -79,17 +81,22 @@ class Adoption:
 
         `is_mapped_to_this_vm` is the result of `check_mappings`. A new mapping is stored before the marker is written,
         as in a create job. An existing mapping to this VM is updated with the VM's name and node. If the marker cannot
-        be written, a mapping that this call has created is ended, and CommandFailed is raised.
+        be written, a mapping that this call has created is ended, and CommandFailed is raised. Meanwhile no agent works
+        on the VM.
         """
         if self.has_marker:
+            with transaction(self.engine) as session:
+                refuse_while_in_use(session, self.service_id)
             self._store_mapping(reason)
-        elif is_mapped_to_this_vm:
-            self._write_marker()
-            self._store_mapping(reason)
-        else:
+            return
+        with locked_service(self.engine, action="create", service_id=self.service_id, vmid=self.vm.vmid) as lock:
+            if is_mapped_to_this_vm:
+                self._write_marker(lock)
+                self._store_mapping(reason)
+                return
             self._store_mapping(reason)
             try:
-                self._write_marker()
+                self._write_marker(lock)
             except CommandFailed as failure:
                 self._end_mapping(str(failure))
                 raise
@@ -101,7 +108,6 @@ class Adoption:
         """
         vm, cluster = self.vm, self.settings.smith_cluster
         with transaction(self.engine) as session:
-            refuse_while_job_runs(session, self.service_id)
             before = audit.column_values(mappings.current(session, self.service_id), audit.MAPPING_COLUMNS)
             row = mappings.adopt(
                 session,
@@ -125,7 +131,7 @@ class Adoption:
                 mappings.mark_deleted(session, row.id, failure)
                 record_change(session, "forget", row, before, failure)
 
-    def _write_marker(self) -> None:
+    def _write_marker(self, lock: ServiceLock) -> None:
         """Write the marker with the built-in playbook `create`, which accepts an unmarked VM if its name matches.
 
         The playbook `update` cannot be used, because it refuses a VM without the service's marker. `create` gets no
@@ -133,8 +139,9 @@ class Adoption:
         playbook fails.
         """
         playbook = ansible_home() / "playbooks" / "create.yml"
-        manual_run = ansible_playbook.ManualRun(action="create", playbook=playbook, vm=self._build_vm_variable())
-        result = ansible_playbook.run(manual_run, self.settings, self.playbook_output)
+        vm = self._build_vm_variable()
+        request = ansible_playbook.PlaybookRequest(action="create", playbook=playbook, vm=vm)
+        result = ansible_playbook.run(request, self.settings, self.playbook_output, lock)
         if not result.succeeded:
             raise CommandFailed(
                 f"the marker could not be written, so VM {self.vm.vmid} is not mapped: {result.message}"

@@ -13,25 +13,27 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 from executor.cli.output import sanitized
+from executor.cli.service_lock import ServiceLock
 from executor.model import JobResult, RunArtifacts, RunStatus
+from executor.processes import process_tree
 from executor.runs import results
 from executor.runs.actions import ansible_home
 from executor.runs.private_folder import CREDENTIALS_VARIABLE, module_credentials, write_credentials, write_extra_vars
+from executor.runs.run_until_file import RUN_UNTIL_FILE, RunUntilFile
 from executor.settings.settings import Settings
+from executor.shared.run_until import RUN_UNTIL_VARIABLE
 
 #: The folder with the callback plugin `smith_events`, which writes the events that `results.read` needs.
 CALLBACK_PLUGINS = Path(__file__).parent / "callbacks"
-#: ansible-playbook gets SIGTERM, and SIGKILL if it has not ended after this time.
-STOP_TIMEOUT_S = 10.0
 #: The prefixes of the names of our settings. ansible-playbook does not get these environment variables, because some of
 #: them are secrets. It reads Proxmox's login from a file instead.
 _SETTING_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
@@ -41,9 +43,22 @@ _COLOUR_SEQUENCE = re.compile(r"(\x1b\[[0-9;]*m)")
 _MAX_SYNTAX_PROBLEM_LENGTH = 600
 
 
+class Output(Protocol):
+    """A text stream for the output of a playbook."""
+
+    def write(self, text: str, /) -> object:
+        """Write the text."""
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+
+    def isatty(self) -> bool:
+        """Return whether the stream is a terminal."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class ManualRun:
-    """One run of an action's playbook that an operator starts with a command."""
+class PlaybookRequest:
+    """What a command requests from an action's playbook."""
 
     action: str
     playbook: Path
@@ -53,37 +68,76 @@ class ManualRun:
     is_check_mode: bool = False
 
 
-def run(manual_run: ManualRun, settings: Settings, output: IO[str]) -> JobResult:
-    """Run the playbook, copy its output to `output`, and return the result that the executor would store."""
+class Stopper:
+    """Ends the playbooks that several threads run, and starts no more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._processes: list[subprocess.Popen[str]] = []
+        self.is_stopped = False
+
+    def add(self, process: subprocess.Popen[str]) -> None:
+        """Add the guard of a playbook. After `stop`, the playbook is ended at once."""
+        with self._lock:
+            self._processes.append(process)
+            if self.is_stopped:
+                _end_by_guard(process)
+
+    def stop(self) -> None:
+        """End all playbooks. This takes seconds; `run` returns afterwards."""
+        with self._lock:
+            self.is_stopped = True
+            for process in self._processes:
+                _end_by_guard(process)
+
+
+def run(
+    request: PlaybookRequest,
+    settings: Settings,
+    output: Output,
+    lock: ServiceLock | None = None,
+    stopper: Stopper | None = None,
+) -> JobResult:
+    """Run the playbook, copy its output to `output`, and return the result that the executor would store.
+
+    Check mode needs no `lock`, because it changes nothing. A caller that runs several playbooks at once has a
+    `stopper`.
+    """
+    stopper = stopper or Stopper()
     started_at = time.time()
     with temporary_private_folder() as folder:
         events_file = folder / "events.jsonl"
         events_file.touch(mode=0o600)
-        command = _prepare_command(manual_run.playbook, folder, manual_run.vm, settings)
-        if manual_run.is_check_mode:
-            command.append("--check")
-        callback_variables = {
+        command = _prepare_command(request, folder, settings)
+        variables = {
             "ANSIBLE_CALLBACK_PLUGINS": str(CALLBACK_PLUGINS),
             "ANSIBLE_CALLBACKS_ENABLED": "smith_events",
             "SMITH_EVENTS_FILE": str(events_file),
         }
-        rc = _run_command(command, build_environment(folder, settings) | callback_variables, output, events_file)
+        if lock is not None and lock.ident:
+            run_until_file = RunUntilFile(folder / RUN_UNTIL_FILE)
+            lock.limit_run_with(run_until_file.limit)
+            variables[RUN_UNTIL_VARIABLE] = str(run_until_file.path)
+        rc = _run_command(command, build_environment(folder, settings) | variables, output, events_file, stopper)
         artifacts = RunArtifacts(
-            ident=f"{manual_run.action}-{uuid.uuid4().hex[:12]}",
+            ident=lock.ident if lock is not None else "",
             folder=folder,
             status=RunStatus.FAILED if rc else RunStatus.SUCCESSFUL,
             rc=rc,
             started_at=started_at,
             ended_at=time.time(),
         )
-        return results.read(artifacts)
+        result = results.read(artifacts)
+    if lock is not None:
+        lock.set_result(result)
+    return result
 
 
 def find_syntax_problem(playbook: Path) -> str:
     """Return the error of `ansible-playbook --syntax-check`, or '' if there is none. Proxmox is not contacted."""
     with temporary_private_folder() as folder:
         finished_process = subprocess.run(
-            [_ansible_playbook_path(), "--syntax-check", str(playbook)],
+            [ansible_script("ansible-playbook"), "--syntax-check", str(playbook)],
             env=build_environment(folder, settings=None),
             cwd=ansible_home(),
             stdin=subprocess.DEVNULL,
@@ -127,32 +181,35 @@ def temporary_private_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _prepare_command(playbook: Path, folder: Path, vm: Mapping[str, Any], settings: Settings) -> list[str]:
+def _prepare_command(request: PlaybookRequest, folder: Path, settings: Settings) -> list[str]:
     """Write the variable `vm` and the credentials into the folder, and return ansible-playbook's command line."""
-    write_extra_vars(folder / "vm.yml", dict(vm))
+    write_extra_vars(folder / "vm.yml", dict(request.vm))
     write_credentials(folder / "credentials.yml", module_credentials(settings))
-    return [_ansible_playbook_path(), str(playbook.resolve()), "-e", f"@{folder / 'vm.yml'}"]
+    command = [ansible_script("ansible-playbook"), str(request.playbook.resolve()), "-e", f"@{folder / 'vm.yml'}"]
+    return [*command, "--check"] if request.is_check_mode else command
 
 
-def _run_command(command: list[str], env: dict[str, str], output: IO[str], events_file: Path) -> int:
+def _run_command(command: list[str], env: dict[str, str], output: Output, events_file: Path, stopper: Stopper) -> int:
     """Run the command, print its sanitized output to `output`, and return the command's exit code.
 
-    A line that contains an error is also appended to `events_file`. If this process is interrupted, the command is
-    stopped.
+    A line that contains an error is also appended to `events_file`. The command has a guard, which ends all processes
+    of the command when this process ends or is interrupted. The guard has a session of its own, so that Ctrl-C reaches
+    only this process.
     """
     if output.isatty():
         env = env | {"ANSIBLE_FORCE_COLOR": "1"}
     process = subprocess.Popen(
-        command,
+        [*process_tree.guard_prefix(), *command],
         env=env,
         cwd=ansible_home(),
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         encoding="utf-8",
         errors="replace",
     )
+    stopper.add(process)
     try:
         for line in process.stdout or ():
             print(sanitized_except_colours(line.rstrip("\n")), file=output, flush=True)
@@ -160,13 +217,29 @@ def _run_command(command: list[str], env: dict[str, str], output: IO[str], event
                 _write_error_event(events_file, line)
         return process.wait()
     finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        _end_by_guard(process)
+        if process.stdout is not None:
+            process.stdout.close()
+        _wait_for_guard(process)
+
+
+def _end_by_guard(process: subprocess.Popen[str]) -> None:
+    """Close the pipe to the guard, which then ends all processes of the playbook."""
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def _wait_for_guard(process: subprocess.Popen[str]) -> None:
+    """Wait until the guard has ended all processes of the playbook, which takes seconds. Ctrl-C does not end the wait.
+
+    The service's lock is released afterwards, so no process of the playbook may exist then.
+    """
+    while True:
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            continue
+        return
 
 
 def _write_error_event(events_file: Path, line: str) -> None:
@@ -186,7 +259,7 @@ def sanitized_except_colours(line: str) -> str:
     return "".join(part if _COLOUR_SEQUENCE.fullmatch(part) else sanitized(part, keep_lines=True) for part in parts)
 
 
-def _ansible_playbook_path() -> str:
-    """Return the path of the ansible-playbook that is installed in our Python environment."""
-    script = Path(sysconfig.get_path("scripts"), "ansible-playbook")
-    return str(script if script.exists() else Path(sys.executable).with_name("ansible-playbook"))
+def ansible_script(name: str) -> str:
+    """Return the path of a program of Ansible that is installed in our Python environment."""
+    script = Path(sysconfig.get_path("scripts"), name)
+    return str(script if script.exists() else Path(sys.executable).with_name(name))

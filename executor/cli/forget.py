@@ -39,7 +39,7 @@ LEFT_COLUMNS = {"service_id": "SERVICE", "why": "NOT ERASED BECAUSE"}
     "smith forget --consumer 5d1e77c2-0000-4000-8000-000000000000 --reason 'request of 27 November' --yes",
 )
 def forget(  # noqa: PLR0913, PLR0917 (one parameter for each option)
-    service: Annotated[str, typer.Argument(metavar="[SERVICE]", help="The whole id of a service that has ended.")] = "",
+    service: Annotated[str, typer.Argument(metavar="SERVICE", help="The whole id of a service that has ended.")] = "",
     consumer: Annotated[
         str,
         typer.Option("--consumer", metavar="ID", help="All ended services of this consumer (a participant's id)."),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from executor.cli.output import sanitized
-from executor.database.tables import Job, JobEvent, Run
+from executor.database.tables import Job, JobEvent, ManualRun, Run
 from executor.redaction import MASK
 
 #: Matches a key that contains one of these words, in upper or lower case. The values of such keys are masked.
@@ -109,6 +109,27 @@ def event_fields(event: JobEvent) -> dict[str, Any]:
         "count": event.count,
         "first_at": event.first_at,
         "last_at": event.last_at,
+    }
+
+
+def manual_run_fields(run: ManualRun) -> dict[str, Any]:
+    """Return a run that an operator started with the keys of `run_fields`, and who started it where."""
+    return {
+        "ident": run.ident,
+        "job_id": None,
+        "attempt": None,
+        "playbook": f"{run.action}.yml",
+        "status": run.status,
+        "rc": None,
+        "reason": run.reason,
+        "started_at": run.started_at,
+        "ended_at": run.ended_at,
+        "folder": None,
+        "upids": run.upids or [],
+        "service_id": run.service_id,
+        "vmid": run.vmid,
+        "who": run.who,
+        "host": run.host,
     }
 
 

@@ -1,11 +1,12 @@
-"""Finds a mapping, refuses to change it while a job of the service runs, and writes the change into the audit."""
+"""Finds a mapping, refuses to change it while its service is in use, and writes the change into the audit."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from executor.cli.arguments import CommandFailed, UnusableReference
-from executor.database import audit, mappings, queries
+from executor.cli.service_lock import describe_obstacle
+from executor.database import audit, manual_runs, mappings, queries
 from executor.database.tables import Mapping
 from executor.model import JobStatus, MappingState
 
@@ -34,11 +35,12 @@ def find_mapping(session: Session, reference: str) -> Mapping:
     return matches[0]
 
 
-def refuse_while_job_runs(session: Session, service_id: str) -> None:
-    """Raise CommandFailed when a worker processes a job of the service."""
+def refuse_while_in_use(session: Session, service_id: str) -> None:
+    """Raise CommandFailed while a worker processes a job of the service, or a command runs a playbook for it."""
     jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_id=service_id, limit=1)
-    if jobs:
-        raise CommandFailed(f"job {jobs[0].id} of this service is running: wait for its end, or cancel it first")
+    obstacle = jobs[0] if jobs else manual_runs.in_progress(session, service_id)
+    if obstacle is not None:
+        raise CommandFailed(describe_obstacle(obstacle))
 
 
 def record_change(session: Session, verb: str, row: Mapping, before: dict[str, Any] | None, reason: str) -> None:

@@ -16,18 +16,24 @@ from executor.cli import ansible_playbook
 from executor.cli.arguments import AsJson, CommandFailed
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
-from executor.cli.mapping_changes import find_mapping, record_change, refuse_while_job_runs
-from executor.cli.output import show_json, show_text
+from executor.cli.mapping_changes import find_mapping, record_change
+from executor.cli.output import show_outcome
+from executor.cli.service_lock import locked_service
 from executor.cli.store import open_database
 from executor.database import audit, job_queue, mappings, queries
 from executor.database.engine import reading, transaction
 from executor.database.tables import Mapping
 from executor.model import GuestKind, JobResult, JobStatus, MappingState
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
 from executor.runs.actions import ansible_home
 from executor.settings.settings import Settings
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
+
+#: The beginning of every deletion mark: of the tag of a VM, and of the line in a description.
+DELETION_MARK_START = "smith-delete"
 
 
 @examples(
@@ -50,18 +56,31 @@ def recall(
     with open_database(settings) as engine:
         with reading(engine) as session:
             mapping = find_mapping(session, reference.strip())
-        _cancel_deletion(engine, mapping, reason)
+        if mapping.state == MappingState.ACTIVE and not _may_have_deletion_mark(mapping, settings):
+            text = f"VM {mapping.vmid} ({mapping.name}) is not marked for deletion, so nothing was changed"
+            show_outcome(text, as_json=as_json, service_id=mapping.service_id, vmid=mapping.vmid, vm={})
+            return
         output = sys.stderr if as_json else sys.stdout
-        result = ansible_playbook.run(_build_manual_run(mapping, settings), settings, output)
-        _store_result(engine, mapping, result)
-    if as_json:
-        show_json({"service_id": mapping.service_id, "vmid": mapping.vmid, "vm": result.vm})
-        return
-    # `mapping` was read before `_cancel_deletion` changed the state, so it still has the earlier state.
-    if mapping.state == MappingState.ACTIVE and not result.vm.get("changed"):
-        show_text(f"VM {mapping.vmid} ({mapping.name}) is not marked for deletion")
-    else:
-        show_text(f"VM {mapping.vmid} ({mapping.name}) is kept; `smith play start --service {mapping.vmid}` starts it")
+        with locked_service(engine, action="update", service_id=mapping.service_id, vmid=mapping.vmid) as lock:
+            _cancel_deletion(engine, mapping, reason)
+            result = ansible_playbook.run(_build_request(mapping, settings), settings, output, lock)
+            _store_result(engine, mapping, result)
+    text = f"VM {mapping.vmid} ({mapping.name}) is kept; `smith play start --service {mapping.vmid}` starts it"
+    show_outcome(text, as_json=as_json, service_id=mapping.service_id, vmid=mapping.vmid, vm=result.vm)
+
+
+def _may_have_deletion_mark(mapping: Mapping, settings: Settings) -> bool:
+    """Return whether the configuration of the VM of an active mapping contains the beginning of a deletion mark.
+
+    An earlier recall may have failed after it had set the mapping to active. Also returns True if the list of VMs does
+    not contain the VM: then the playbook finds the reason.
+    """
+    reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
+    vm_row = next((row for row in reader.vms() if row.vmid == mapping.vmid), None)
+    if vm_row is None:
+        return True
+    config = reader.vm_config(vm_row.node, vm_row.vmid, kind=vm_row.kind)
+    return any(DELETION_MARK_START in str(config.get(name) or "").lower() for name in ("tags", "description"))
 
 
 def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
@@ -69,10 +88,9 @@ def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
 
     Called before the playbook removes the deletion mark in Proxmox. If the deletion becomes due while the playbook
     runs, the VM is not deleted, because the mapping is active already. Raises CommandFailed when the mapping is neither
-    pending deletion nor active, or when a job of the service is running.
+    pending deletion nor active.
     """
     with transaction(engine) as session:
-        refuse_while_job_runs(session, mapping.service_id)
         current_mapping = mappings.get_one(session, mapping.id)
         is_deletion_scheduled = current_mapping.state == MappingState.PENDING_DELETION
         # An active mapping is accepted: an earlier recall may have failed after it had set the mapping to active.
@@ -85,11 +103,12 @@ def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
         if is_deletion_scheduled and open_job is not None and open_job.status == JobStatus.PENDING:
             job_queue.request_cancel(session, open_job.id)
         mappings.mark_active(session, mapping.id)
-        record_change(session, "recall", current_mapping, before, reason)
+        if is_deletion_scheduled:
+            record_change(session, "recall", current_mapping, before, reason)
 
 
-def _build_manual_run(mapping: Mapping, settings: Settings) -> ansible_playbook.ManualRun:
-    """Return a run of the built-in playbook `update` that removes the VM's deletion mark in Proxmox."""
+def _build_request(mapping: Mapping, settings: Settings) -> ansible_playbook.PlaybookRequest:
+    """Return the request for a run of the built-in playbook `update` that removes the VM's deletion mark in Proxmox."""
     vm: dict[str, Any] = {
         "service_id": mapping.service_id,
         "vmid": mapping.vmid,
@@ -101,7 +120,8 @@ def _build_manual_run(mapping: Mapping, settings: Settings) -> ansible_playbook.
     }
     if mapping.kind != GuestKind.QEMU:  # QEMU is the default of the roles.
         vm["kind"] = mapping.kind
-    return ansible_playbook.ManualRun(action="update", playbook=ansible_home() / "playbooks" / "update.yml", vm=vm)
+    playbook = ansible_home() / "playbooks" / "update.yml"
+    return ansible_playbook.PlaybookRequest(action="update", playbook=playbook, vm=vm)
 
 
 def _store_result(engine: Engine, mapping: Mapping, result: JobResult) -> None:

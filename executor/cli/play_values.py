@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,36 @@ TRUE_TEXTS, FALSE_TEXTS = ("true", "yes", "on", "1"), ("false", "no", "off", "0"
 VmOptions = Mapping[str, Mapping[str, Any]]
 
 
+#: Members that every playbook may use, although the argument_specs of a provider's own roles may not describe them.
+GENERAL_MEMBERS = ("properties", "allowed")
+
+
+def refuse_unknown_members(members: Mapping[str, Any], options: VmOptions, inside: str = "") -> None:
+    """Raise typer.BadParameter for a member that no role and no action of the playbook describes.
+
+    `inside` is the name of the member that contains these members. If nothing describes its members, each is accepted,
+    for example those of `properties`.
+    """
+    if not options:
+        return
+    for name, value in members.items():
+        if name not in options and (inside or name not in GENERAL_MEMBERS):
+            raise typer.BadParameter(_unknown_member_text(name, options, inside))
+        inner_options = options.get(name, {}).get("options") or {}
+        for inner_members in value if isinstance(value, list) else [value]:
+            if isinstance(inner_members, Mapping):
+                refuse_unknown_members(inner_members, inner_options, f"{inside}{name}.")
+
+
+def _unknown_member_text(name: str, options: VmOptions, inside: str) -> str:
+    similar_names = difflib.get_close_matches(str(name), options, n=1)
+    if similar_names:
+        hint = f"did you mean {inside}{similar_names[0]}?"
+    else:
+        hint = "docs/actions.md lists the members" if not inside else f"it has {', '.join(sorted(options))}"
+    return f"{sanitized(f'{inside}{name}')} is not a member of vm: {hint}"
+
+
 def read_members(file: Path | None, member_arguments: list[str], options: VmOptions) -> dict[str, Any]:
     """Return the members of `vm` from the file and from the arguments of -e, which override the members of the file."""
     vm = _read_file(file) if file else {}
@@ -30,6 +61,7 @@ def read_members(file: Path | None, member_arguments: list[str], options: VmOpti
         if not separator or not key:
             raise typer.BadParameter(f"-e takes KEY=VALUE, not {sanitized(key)}")
         _set_member(vm, key.split("."), text, options)
+    refuse_unknown_members(vm, options)
     return vm
 
 

@@ -9,18 +9,13 @@ from typing import Any
 
 import typer
 
-from executor.cli.arguments import EXIT_INTERRUPTED, CommandFailed, UnusableReference
-from executor.cli.mapping_changes import find_mapping
+from executor.cli.ansible_playbook import PlaybookRequest
+from executor.cli.arguments import EXIT_INTERRUPTED
 from executor.cli.output import SHORT_ID_LENGTH, sanitized, show_error, show_text
-from executor.cli.play_values import DESCRIPTION_BY_TYPE, VmOptions, parse_value
-from executor.cli.store import open_database
-from executor.database import queries
-from executor.database.engine import reading
-from executor.database.tables import Mapping as VmMapping
-from executor.model import GuestKind, JobStatus
-from executor.proxmox.client import ProxmoxReader
-from executor.proxmox.connection import ProxmoxConnection
-from executor.proxmox.rows import with_configuration
+from executor.cli.play_target import COMPARED_MEMBERS
+from executor.cli.play_values import DESCRIPTION_BY_TYPE, VmOptions, parse_value, secrets_in
+from executor.redaction import redactor
+from executor.runs import action_schema
 from executor.runs.actions import Action, ansible_home
 from executor.runs.extra_vars import find_os_template
 from executor.runs.request import PlanSettings
@@ -29,63 +24,6 @@ from executor.settings.settings import Settings
 
 #: The members that name the source of a new VM or container. The action `create` needs one of them.
 CREATE_SOURCES = ("template_vmid", "template", "iso", "blank", "os_template")
-#: The members of the VM's identity that an operator's value must not contradict. The members `node` and `kind` also
-#: belong to the identity, but they are not compared with the operator's values.
-COMPARED_MEMBERS = ("service_id", "vmid", "name", "cluster")
-
-
-def find_service_mapping(settings: Settings, reference: str, *, is_check_mode: bool) -> VmMapping:
-    """Return the mapping that matches the reference.
-
-    Raises UnusableReference when no mapping matches, and CommandFailed when a job of the service is running. In check
-    mode a running job is accepted, because the playbook changes nothing.
-    """
-    with open_database(settings) as engine, reading(engine) as session:
-        mapping = find_mapping(session, reference.strip())
-        jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_id=mapping.service_id, limit=1)
-    if jobs and not is_check_mode:
-        raise CommandFailed(f"job {jobs[0].id} of {mapping.name} is running: wait for its end, or cancel it first")
-    return mapping
-
-
-def identity_members(mapping: VmMapping | None, vmid: int | None, action: Action, settings: Settings) -> dict[str, Any]:
-    """Return the members that identify the VM.
-
-    They come from the mapping if there is one, or else from Proxmox if `vmid` is set. Without a mapping, `vmid` is the
-    only member for the action `create`, because the VM does not exist yet.
-    """
-    if mapping is not None:
-        values = {name: getattr(mapping, name) for name in (*COMPARED_MEMBERS, "node")}
-        identity = {name: value for name, value in values.items() if value}
-        return identity | _kind_member(mapping.kind)
-    if vmid is None:
-        return {}
-    if action.name == "create":
-        return {"vmid": vmid}
-    return _identity_from_proxmox(vmid, settings)
-
-
-def _identity_from_proxmox(vmid: int, settings: Settings) -> dict[str, Any]:
-    """Return the members that identify the VM, read from Proxmox.
-
-    The service's id comes from the marker, a line in the VM's description. Raises UnusableReference when Proxmox does
-    not list the VM for our API token, or when the VM has no marker.
-    """
-    reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
-    vm_row = next((row for row in reader.vms() if row.vmid == vmid), None)
-    if vm_row is None:
-        raise UnusableReference(f"the token sees no VM {vmid}")
-    config = reader.vm_config(vm_row.node, vmid, kind=vm_row.kind)
-    vm_row, service_id = with_configuration(vm_row, config), reader.marked_service_id(config)
-    if not service_id:
-        raise UnusableReference(f"VM {vmid} ({vm_row.name}) has no marker of Agent Smith, so no action may change it")
-    identity = {"service_id": service_id, "vmid": vmid, "name": vm_row.name, "node": vm_row.node}
-    return identity | _kind_member(vm_row.kind)
-
-
-def _kind_member(kind: str) -> dict[str, Any]:
-    """Return the member `kind`, or nothing for a QEMU VM, because QEMU is the default of the roles."""
-    return {"kind": kind} if kind != GuestKind.QEMU else {}
 
 
 def complete_vm_variable(
@@ -209,3 +147,13 @@ def _describe_option(option: Mapping[str, Any]) -> str:
     if isinstance(description, list):
         return " ".join(str(line) for line in description)
     return str(description)
+
+
+def build_request(action: Action, vm: dict[str, Any], options: VmOptions, *, is_check_mode: bool) -> PlaybookRequest:
+    """Return the request for the playbook, with its secrets registered for redaction.
+
+    Raises JobError if the properties violate the action's schema.
+    """
+    action_schema.check_properties(action, vm.get("properties") or {})
+    redactor.add(*secrets_in(vm, options))
+    return PlaybookRequest(action=action.name, playbook=action.playbook, vm=vm, is_check_mode=is_check_mode)

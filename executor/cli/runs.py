@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from executor.cli import artifacts
 from executor.cli.arguments import AsJson, UnusableReference
 from executor.cli.help_text import examples
-from executor.cli.job_rows import run_fields
+from executor.cli.job_rows import manual_run_fields, run_fields
 from executor.cli.lookup import find_job
 from executor.cli.output import short_id, show_json, show_text
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
-from executor.database import queries
+from executor.database import manual_runs, queries
+from executor.database.tables import Run
+from executor.settings.settings import Settings
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy.orm import Session
 
 #: The columns of the table of runs: the heading of each column, keyed by the key of its values in a row.
 COLUMNS = {
@@ -42,21 +47,28 @@ def list_runs(
     ] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List runs, the newest first."""
+    """List runs, the newest first.
+
+    A run without a job was started by hand.
+    """
     with reading_store() as store:
         if job_reference is None:
-            runs_with_jobs = queries.recent_runs(store.session, limit)
+            rows = _recent_rows(store.session, limit)
         else:
             chosen_job = find_job(store.session, job_reference)
-            newest_first = reversed(queries.runs_of_job(store.session, chosen_job.id))
-            runs_with_jobs = [(run, chosen_job) for run in newest_first][:limit]
-    rows: list[dict[str, Any]] = [
-        run_fields(run) | {"fulcrum_id": run_job.fulcrum_id} for run, run_job in runs_with_jobs
-    ]
+            newest_first = list(reversed(queries.runs_of_job(store.session, chosen_job.id)))
+            rows = [run_fields(run) | {"fulcrum_id": chosen_job.fulcrum_id} for run in newest_first[:limit]]
     if as_json:
         show_json(rows)
     else:
         show_rows([row | {"fulcrum": short_id(row["fulcrum_id"])} for row in rows], COLUMNS, if_empty="no runs yet")
+
+
+def _recent_rows(session: Session, limit: int) -> list[dict[str, Any]]:
+    """Return the newest runs of jobs and the newest runs that operators started, together at most `limit`."""
+    rows = [run_fields(run) | {"fulcrum_id": job.fulcrum_id} for run, job in queries.recent_runs(session, limit)]
+    rows += [manual_run_fields(run) | {"fulcrum_id": None} for run in manual_runs.recent(session, limit)]
+    return sorted(rows, key=lambda row: row["started_at"], reverse=True)[:limit]
 
 
 @examples(
@@ -71,21 +83,30 @@ def show_run(
     """Show one run with its artifacts and the end of its output."""
     with reading_store() as store:
         run = queries.find_run(store.session, ident)
-        if run is None:
-            raise UnusableReference(f"there is no run {ident}: `smith runs list` shows the runs")
-        fields = run_fields(run)
-        try:
-            folder = artifacts.artifacts_folder(run, store.settings)
-            fields |= {
-                "artifacts": artifacts.list_files(folder),
-                "stdout_tail": _last_lines(artifacts.read_stdout(folder), lines),
-            }
-        except artifacts.ArtifactsMissing as missing:
-            fields |= {"artifacts": [], "stdout_tail": [], "artifacts_missing": str(missing)}
+        fields = _manual_fields(store.session, ident) if run is None else _fields(run, store.settings, lines)
     if as_json:
         show_json(fields)
     else:
         _show(fields)
+
+
+def _manual_fields(session: Session, ident: str) -> dict[str, Any]:
+    """Return the fields of a run that an operator started. Raises UnusableReference if there is no such run."""
+    run = manual_runs.find(session, ident)
+    if run is None:
+        raise UnusableReference(f"there is no run {ident}: `smith runs list` shows the runs")
+    missing = "the output of a run by hand is only printed, not stored"
+    return manual_run_fields(run) | {"artifacts": [], "stdout_tail": [], "artifacts_missing": missing}
+
+
+def _fields(run: Run, settings: Settings, lines: int) -> dict[str, Any]:
+    """Return the fields of a job's run, with its artifacts and the last lines of its output."""
+    try:
+        folder = artifacts.artifacts_folder(run, settings)
+        tail = _last_lines(artifacts.read_stdout(folder), lines)
+        return run_fields(run) | {"artifacts": artifacts.list_files(folder), "stdout_tail": tail}
+    except artifacts.ArtifactsMissing as missing:
+        return run_fields(run) | {"artifacts": [], "stdout_tail": [], "artifacts_missing": str(missing)}
 
 
 def _show(fields: dict[str, Any]) -> None:

@@ -5,7 +5,9 @@ The table `nodes` has one row for each agent process. These rows are not the nod
 
 from __future__ import annotations
 
+import socket
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from executor.cli import critical
@@ -28,6 +30,8 @@ CLAIMED_ELSEWHERE_COLUMNS = {"id": "JOB", "action": "ACTION", "fulcrum_id": "FUL
 #: An agent process has vanished if it has not updated its row in the table `nodes` for this many lease durations. A
 #: running agent updates the row six times in each lease duration.
 VANISHED_AFTER_LEASES = 2
+#: The same for an agent process that does not exist on this host: it has omitted two updates.
+SILENT_AFTER_LEASES = 1 / 3
 #: The columns of the table of agent processes: the heading of each column, keyed by the key of its values in a row.
 AGENT_COLUMNS = {
     "id": "AGENT",
@@ -124,8 +128,14 @@ def _agent_fields(node: Node, now: datetime, lease_s: float) -> dict[str, Any]:
 
 
 def is_alive(node: Node, now: datetime, lease_s: float) -> bool:
-    """Return whether the agent process is running: it has neither stopped nor vanished (VANISHED_AFTER_LEASES)."""
-    return node.stopped_at is None and now - node.seen_at <= timedelta(seconds=lease_s * VANISHED_AFTER_LEASES)
+    """Return whether the agent process is running: it has neither stopped nor vanished.
+
+    A process of this host that does not exist any more has vanished after SILENT_AFTER_LEASES. Its absence alone proves
+    nothing, because an agent in a container may have the name of this host and other process ids.
+    """
+    is_process_missing = node.host == socket.gethostname() and not Path(f"/proc/{node.pid}").exists()
+    max_leases = SILENT_AFTER_LEASES if is_process_missing else VANISHED_AFTER_LEASES
+    return node.stopped_at is None and now - node.seen_at <= timedelta(seconds=lease_s * max_leases)
 
 
 def _agent_state(node: Node, now: datetime, lease_s: float) -> str:

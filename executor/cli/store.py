@@ -66,6 +66,17 @@ def open_database(settings: Settings, *, may_create: bool = False) -> Iterator[E
         engine.dispose()
 
 
+@contextmanager
+def open_database_if_used(settings: Settings) -> Iterator[Engine | None]:
+    """Open the database for the block, or yield None if there is no SQLite file: then no agent has used it."""
+    file = sqlite_file(settings.smith_database_url)
+    if file is not None and not file.exists():
+        yield None
+        return
+    with open_database(settings) as engine:
+        yield engine
+
+
 def _require_existing_sqlite_file(url: str) -> None:
     """Raise DatabaseError when the SQLite file does not exist, because SQLite would create an empty file."""
     file = sqlite_file(url)

@@ -8,8 +8,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select, update
 from sqlalchemy.orm import aliased
 
+from executor.database import manual_runs
 from executor.database.statements import MAX_BACKOFF_S, is_wait_over
-from executor.database.tables import PENDING_LITERAL, PROCESSING_LITERAL, Job, db_now
+from executor.database.tables import PENDING_LITERAL, PROCESSING_LITERAL, Job, ManualRun, db_now
 from executor.model import PROBATION_CRASHES, JobStatus
 
 
@@ -78,15 +79,21 @@ def _next_job_id(max_creates: int | None) -> Select[int]:
 def _is_claimable(job_alias: Any, max_creates: int | None) -> ColumnElement[bool]:
     """Return the SQL condition that a job can be claimed. `job_alias` is an alias of the table of jobs.
 
-    The job must be pending, its backoff must be over, and its service must have no processing job. A create can be
-    claimed only while fewer than `max_creates` creates are processing.
+    The job must be pending, its backoff must be over, and its service must have no processing job and no run in
+    progress that an operator started. A create can be claimed only while fewer than `max_creates` creates are
+    processing.
     """
     processing_job = aliased(Job)
     processing_job_of_service = select(processing_job.id).where(
         processing_job.status == PROCESSING_LITERAL, processing_job.service_id == job_alias.service_id
     )
+    manual_run = aliased(ManualRun)
+    manual_run_of_service = select(manual_run.id).where(
+        manual_runs.is_in_progress(manual_run), manual_run.service_id == job_alias.service_id
+    )
     backoff_is_over = is_wait_over(job_alias.available_at, MAX_BACKOFF_S)
-    condition = and_(job_alias.status == PENDING_LITERAL, backoff_is_over, ~processing_job_of_service.exists())
+    service_is_free = ~processing_job_of_service.exists() & ~manual_run_of_service.exists()
+    condition = and_(job_alias.status == PENDING_LITERAL, backoff_is_over, service_is_free)
     if max_creates is None:
         return condition
     create_job = aliased(Job)

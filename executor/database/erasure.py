@@ -1,6 +1,7 @@
 """Erases what the database contains about a service that has ended: jobs, runs, mappings, values in the audit.
 
-The rows that bind references to FulcrumCore's vault to the service are erased, too.
+The rows that bind references to FulcrumCore's vault to the service are erased, too, and the rows of the runs that
+operators started.
 
 Audit entries stay, because they prove what was done. Their columns `before`, `after` and `reason` become NULL: these
 are the columns that may contain a customer's names. The triggers of the table allow this change and no other one.
@@ -16,7 +17,7 @@ from sqlalchemy import Engine, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
 
-from executor.database import audit, job_events, mappings, queries, secret_references
+from executor.database import audit, job_events, manual_runs, mappings, queries, secret_references
 from executor.database.engine import sqlite_file, translating_errors
 from executor.database.statements import execute_and_count
 from executor.database.tables import AuditEntry, Job, Mapping, Run
@@ -35,13 +36,15 @@ class StoredData:
     runs: Sequence[Run]
     mappings: Sequence[Mapping]
     secret_references: int  #: the number of references to FulcrumCore's vault that are bound to the service
+    manual_runs: int  #: the number of runs that operators started for the service
     audit_entries: int  #: the number of audit entries that still have values
     ended_at: datetime | None  #: when the last job or mapping ended; None if there is neither
 
     @property
     def is_empty(self) -> bool:
         """Whether the database contains nothing about the service that can be erased."""
-        return not (self.job_ids or self.mappings or self.secret_references or self.audit_entries)
+        counts = (self.secret_references, self.manual_runs, self.audit_entries)
+        return not (self.job_ids or self.mappings or any(counts))
 
 
 def services_of_consumer(session: Session, consumer_id: str) -> list[str]:
@@ -63,6 +66,7 @@ def find(session: Session, service_id: str) -> StoredData:
         runs=session.scalars(select(Run).where(Run.job_id.in_(job_ids)).order_by(Run.id)).all(),
         mappings=rows,
         secret_references=secret_references.count_of_service(session, service_id),
+        manual_runs=manual_runs.count_of_service(session, service_id),
         audit_entries=session.scalar(entry_count) or 0,
         ended_at=max((end for end in ends if end is not None), default=None),
     )
@@ -72,6 +76,8 @@ def why_not_ended(session: Session, data: StoredData) -> str:
     """Return why a service has not ended, or '' if it has ended and nothing here is still needed."""
     if queries.busy_services(session, data.service_id):
         return "a job is open, or its report is due"
+    if manual_runs.in_progress(session, data.service_id) is not None:
+        return "a run that an operator started is in progress"
     if any(row.state != MappingState.DELETED for row in data.mappings):
         return "the service has a mapping, so its VM may exist: delete the service, or see `smith mappings forget`"
     if any(mappings.has_volumes_left(row) for row in data.mappings):
@@ -96,6 +102,7 @@ def erase(session: Session, data: StoredData, *, who: str, reason: str) -> None:
     session.execute(delete(Job).where(Job.id.in_(data.job_ids)))
     session.execute(delete(Mapping).where(Mapping.id.in_([row.id for row in data.mappings])))
     secret_references.delete_of_service(session, data.service_id)
+    manual_runs.delete_of_service(session, data.service_id)
     audit.record(
         session,
         who=who,

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Index, MetaData, text
 
-from executor.database.tables import AuditEntry, Base, Job, JobEvent, Mapping, Run, SecretReference
+from executor.database.tables import AuditEntry, Base, Job, JobEvent, ManualRun, Mapping, Run, SecretReference
 
 
 def _partial_index(name: str, *columns: Any, only: str, unique: bool = False) -> None:
@@ -29,6 +29,8 @@ Index("ix_jobs_service", Job.service_id)
 Index("ix_runs_job", Run.job_id)
 Index("ix_runs_started", Run.started_at)
 Index("ix_job_events_job", JobEvent.job_id)
+_partial_index("ix_manual_runs_one_open_per_service", ManualRun.service_id, unique=True, only="ended_at IS NULL")
+Index("ix_manual_runs_started", ManualRun.started_at)
 _partial_index("ix_mappings_one_per_service", Mapping.service_id, unique=True, only="state != 'deleted'")
 _partial_index("ix_mappings_one_per_vmid", Mapping.cluster, Mapping.vmid, unique=True, only="state != 'deleted'")
 _partial_index("ix_mappings_deleted", Mapping.deleted_at, only="state = 'deleted'")

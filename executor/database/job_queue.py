@@ -28,7 +28,7 @@ from sqlalchemy import ColumnElement, Update, case, delete, func, null, select, 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from executor.database import job_events
+from executor.database import job_events, manual_runs
 from executor.database.claim_statement import claim_statement
 from executor.database.other_leases import OtherLease
 from executor.database.statements import MAX_BACKOFF_S, execute_and_count, insert_into
@@ -150,13 +150,12 @@ def claim(session: Session, owner: str, *, lease_s: float, max_creates: int | No
        tenant without processing jobs. So a tenant that requests many jobs at once does not delay other tenants.
     3. Select the oldest job.
 
-    A job cannot be claimed while another job of its service is processing. `max_creates` limits how many creates all
+    A job cannot be claimed while another job of its service is processing, or while an operator runs a playbook for the
+    service by hand. `max_creates` limits how many creates all
     agents together run at the same time, because parallel clones compete for the lock of the storage.
     """
-    if max_creates is not None and session.get_bind().dialect.name == "postgresql":
-        # Without this lock, two simultaneous claims could together exceed the limit. SQLite needs no such lock, because
-        # it allows only one writer at a time.
-        session.execute(select(func.pg_advisory_xact_lock(CREATE_LIMIT_LOCK)))
+    if session.get_bind().dialect.name == "postgresql":
+        _take_claim_locks(session, is_create_limited=max_creates is not None)
     # An idle agent calls this function often, and this query is much cheaper than a claim.
     if session.scalar(_PENDING_JOB_QUERY) is None:
         return None
@@ -170,6 +169,14 @@ def claim(session: Session, owner: str, *, lease_s: float, max_creates: int | No
         except IntegrityError:
             continue
     return None
+
+
+def _take_claim_locks(session: Session, *, is_create_limited: bool) -> None:
+    """Take the advisory locks of a claim on PostgreSQL. SQLite allows only one writer at a time, so it needs none."""
+    locks = [func.pg_advisory_xact_lock_shared(manual_runs.LOCK_KEY)]
+    if is_create_limited:  # otherwise, two simultaneous claims could together exceed the limit
+        locks.append(func.pg_advisory_xact_lock(CREATE_LIMIT_LOCK))
+    session.execute(select(*locks))
 
 
 #: Finds one pending job, or none.

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, delete, func, literal_column, select, update
+from sqlalchemy import Select, delete, func, literal, literal_column, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -337,15 +337,17 @@ def list_mappings(session: Session, *, states: Sequence[str] = (), limit: int = 
 def find(session: Session, reference: str) -> Sequence[Mapping]:
     """Return the mappings that `reference` names, newest first. They include deleted mappings.
 
-    `reference` is a VMID, the name of a VM, a service id, or the beginning of a service id. A number that is not the
-    VMID of a mapping may be a name or the beginning of a service id.
+    `reference` is a VMID, the name of a VM with or without its suffix (see `vm_name`), a service id, or the beginning
+    of a service id. A number that is not the VMID of a mapping may be a name or the beginning of a service id.
     """
     if not reference:
         return []
     if is_integer_text(reference) and (matches := find_by_vmid(session, int(reference))):
         return matches
-    condition = (Mapping.name == reference) | Mapping.service_id.startswith(reference.lower(), autoescape=True)
-    return session.scalars(_newest_first().where(condition)).all()
+    suffix = func.substr(Mapping.service_id, 1, SERVICE_ID_PART_LENGTH)
+    has_name = (Mapping.name == reference) | (Mapping.name == literal(f"{reference}-").concat(suffix))
+    has_service_id = Mapping.service_id.startswith(reference.lower(), autoescape=True)
+    return session.scalars(_newest_first().where(has_name | has_service_id)).all()
 
 
 def find_by_vmid(session: Session, vmid: int) -> Sequence[Mapping]:

@@ -184,6 +184,30 @@ class JobEvent(Base):
     last_at: Mapped[datetime]
 
 
+class ManualRun(Base):
+    """A playbook run that an operator started with a command. Only `manual_runs` writes this table.
+
+    While `ended_at` is NULL and the lease has not expired, no job of the service is claimed.
+    """
+
+    __tablename__ = "manual_runs"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    ident: Mapped[str] = mapped_column(String(64), unique=True)  #: the name of the run
+    service_id: Mapped[str] = mapped_column(String(36))
+    vmid: Mapped[int | None]
+    action: Mapped[str] = mapped_column(String(100))
+    who: Mapped[str] = mapped_column(String(100))  #: the operator's user name in the operating system
+    host: Mapped[str] = mapped_column(String(255))  #: the host of the process that runs the command
+    pid: Mapped[int]
+    started_at: Mapped[datetime]
+    lease_until: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    status: Mapped[str | None] = mapped_column(String(20))  #: a `RunStatus`
+    reason: Mapped[str | None] = mapped_column(Text)  #: the error message that results from the run
+    upids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  #: ids of the run's Proxmox tasks
+
+
 class Mapping(Base):
     """A mapping of a service to its VM. Only `mappings` writes this table. Deleted mappings stay for a time."""
 

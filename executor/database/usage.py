@@ -59,7 +59,8 @@ class TenantLimitReached(JobError):
 
     def __init__(self, name: str, *, limit: int, used: int, requested: int) -> None:
         text = f"the limit of {limit} {LIMIT_TEXTS[name]} is reached"
-        super().__init__(ErrorCode.CAPACITY, text, f"{text}: {used} in use or reserved, {requested} more requested")
+        in_use = f"{used} in use or reserved, {requested} more requested"
+        super().__init__(ErrorCode.CAPACITY, text, f"{text}: {in_use} (SMITH_TENANT_MAX_{name.upper()})")
         self.name = name
 
 

@@ -111,7 +111,7 @@ def _kill_text(artifacts: RunArtifacts) -> str | None:
     if artifacts.status is not RunStatus.FAILED:
         return None
     if artifacts.rc == EXIT_LEASE_LOST:
-        return f"{ErrorCode.LEASE_LOST}: the run was ended, because the agent had not renewed its leases in time"
+        return f"{ErrorCode.LEASE_LOST}: the run was ended, because its lease was not renewed in time"
     if artifacts.rc == EXIT_ENDED_BY_GUARD:  # the agent's own reasons have the status CANCELED or TIMEOUT
         return "the playbook was ended from outside, or could not be started"
     signal_number = artifacts.rc - SIGNAL_EXIT_CODE_BASE
@@ -155,13 +155,13 @@ def _detail_for_tenants(code: ErrorCode, detail: str) -> str:
 
 
 def _printable_with_run_ident(detail: str, artifacts: RunArtifacts) -> str:
-    """Return the error text with a space for each unprintable character, followed by the run's ident.
+    """Return the error text with a space for each unprintable character, followed by the run's ident if it has one.
 
     The error text of a playbook may contain characters that a database rejects (NUL, an unpaired surrogate) or that a
     terminal would interpret as control sequences.
     """
     printable = "".join(char if char.isprintable() else " " for char in detail)
-    return f"{printable} (run {artifacts.ident})"
+    return f"{printable} (run {artifacts.ident})" if artifacts.ident else printable
 
 
 def _find_document_and_failure(artifacts: RunArtifacts) -> tuple[dict[str, Any] | None, ClassifiedFailure | None]:

@@ -13,6 +13,7 @@ from executor.database import schema
 TABLES = {"jobs": "id", "runs": "id", "mappings": "id", "nodes": "id", "critical_jobs": "name", "audit": "id"} | {
     "secret_references": "sha256",
     "job_events": "id",
+    "manual_runs": "id",
 }
 #: Stored values that a migration has renamed, by its revision, table and column: the new value to the earlier one.
 EARLIER_VALUES: dict[tuple[str, str, str], dict[Any, Any]] = {

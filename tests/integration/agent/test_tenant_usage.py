@@ -177,6 +177,7 @@ def test_a_tenant_at_its_limit_delays_no_other_tenant(tenants: MakeTenants) -> N
     ours.create()
     error = ours.refused("create", SMALL)
     assert (error.detail, "1 in use" in error.operator_detail) == ("the limit of 1 VMs is reached", True)
+    assert error.operator_detail.endswith("(SMITH_TENANT_MAX_VMS)")
     ours.create(tenant=OTHER_TENANT)
     assert ours.used(OTHER_TENANT).vms == 1
 

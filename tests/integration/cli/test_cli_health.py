@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -83,6 +87,20 @@ def test_status_shows_running_stopped_and_vanished_agents(smith: Cli) -> None:
     states = {node["id"]: node["state"] for node in smith.json("status")["nodes"]}
     assert states == {"alive": "running", "killed": "vanished", "left": "stopped", "leaving": "draining"}
     assert "vanished" in smith.ok("status")
+
+
+def test_a_killed_agent_of_this_host_has_vanished_before_its_leases_are_over(smith: Cli) -> None:
+    silent = datetime.now(UTC) - timedelta(seconds=15)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    here = {"host": socket.gethostname()}
+    with smith.filling() as session:
+        session.add(_node("killed", silent, pid=ended.pid, **here))
+        session.add(_node("silent", silent, pid=os.getpid(), **here))
+        session.add(_node("other host", silent, pid=ended.pid))
+        session.add(_node("seen", datetime.now(UTC), pid=ended.pid, **here))
+    states = {node["id"]: node["state"] for node in smith.json("status", SMITH_LEASE_S="30")["nodes"]}
+    assert states == {"killed": "vanished", "silent": "running", "other host": "running", "seen": "running"}
 
 
 def test_a_critical_job_without_an_agent_is_overdue(smith: Cli) -> None:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
-import pty
-import select
 import subprocess
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import yaml
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from support.cli_world import GIVE_UP_S, Cli, claim, submit
+from support.played_vms import NUMBERS, made, mapped, new_vm, on_a_terminal, vars_file
 
-from executor.database import mappings
 from executor.model import PlaybookRun
 from executor.runs import results
 from executor.runs.actions import ansible_home
@@ -27,7 +21,6 @@ from executor.runs.private_folder import module_credentials
 from executor.runs.runner import Runner, RunnerPaths
 from executor.settings.settings import load_settings
 
-NUMBERS = itertools.count(30_000)
 PASSWORD = "hunter2-{{ 7 * 7 }}"
 
 
@@ -45,30 +38,6 @@ def smith(tmp_path: Path, pve: ProxmoxStandIn) -> Iterator[Cli]:
     pve.control("clear_faults")
 
 
-def new_vm(**more: Any) -> dict[str, Any]:
-    service_id = str(uuid.uuid4())
-    identity = {"service_id": service_id, "vmid": next(NUMBERS), "name": f"web-{service_id[:8]}"}
-    return {**identity, "template": "debian-12", "cores": 1, "memory_mib": 512, "disk_gib": 8, **more}
-
-
-def made(pve: ProxmoxStandIn, **more: Any) -> dict[str, Any]:
-    """Put a VM of ours on the stand-in; returns its identity."""
-    vm = {name: value for name, value in new_vm().items() if name in ("service_id", "vmid", "name")}
-    config = {"description": f"smith-uid={vm['service_id']}", "tags": "smith", "cores": 1, "memory": "512"}
-    config |= {"scsi0": f"local-lvm:vm-{vm['vmid']}-disk-0,size=8G", "net0": "virtio=BC:24:11:00:11:22,bridge=vmbr0"}
-    pve.control("add", vmid=vm["vmid"], name=vm["name"], config=config, **more)
-    return vm
-
-
-def mapped(smith: Cli, vm: dict[str, Any], node: str | None = None) -> dict[str, Any]:
-    with smith.filling() as session:
-        identity = {name: vm[name] for name in ("service_id", "vmid", "name")}
-        mapping = mappings.reserve(session, cluster="default", **identity)
-        assert mapping is not None
-        mapping.node = node
-    return vm
-
-
 def played(smith: Cli, *arguments: str) -> dict[str, Any]:
     """Play with --json; stdout must be one document."""
     done = smith("play", *arguments, "--json")
@@ -76,12 +45,6 @@ def played(smith: Cli, *arguments: str) -> dict[str, Any]:
     assert "PLAY RECAP" in done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     return document
-
-
-def vars_file(folder: Path, vm: dict[str, Any]) -> str:
-    file = folder / "vars.yml"
-    file.write_text(yaml.safe_dump({"vm": vm}))
-    return str(file)
 
 
 def test_a_create_from_a_file_creates_the_vm_and_prints_its_result(smith: Cli, pve: ProxmoxStandIn) -> None:
@@ -117,6 +80,8 @@ def test_a_run_by_hand_names_only_what_is_offered(smith: Cli, pve: ProxmoxStandI
     done = smith("play", "create", "--vars", vars_file(smith.folder, vm), "-e", member)
     assert done.returncode == 1, done.stdout + done.stderr
     assert (text or "INVALID_REQUEST: the VLAN 99 is not offered") in done.stderr
+    if "is not offered" in text:
+        assert "set what may be requested" in done.stderr
     assert pve.guest(vm["vmid"]) is None
 
 
@@ -124,7 +89,7 @@ def test_a_run_by_hand_backs_up_only_to_an_offered_storage(smith: Cli, pve: Prox
     vm = made(pve, status="running")
     done = smith("play", "backup", "--vmid", str(vm["vmid"]), "-e", "backup_storage=backups")
     assert "INVALID_REQUEST: the storage backups is not offered" in done.stderr
-    done = smith("play", "delete", "--vmid", str(vm["vmid"]), "-e", "final_backup=backups")
+    done = smith("play", "delete", "--yes", "--vmid", str(vm["vmid"]), "-e", "final_backup=backups")
     assert "INVALID_REQUEST: the storage backups is not offered" in done.stderr
     assert pve.guest(vm["vmid"])["status"] == "running"
 
@@ -189,7 +154,7 @@ def test_with_a_service_its_mapping_is_updated(smith: Cli, pve: ProxmoxStandIn) 
     assert (shown["succeeded"], shown["mapping_updated"]) == (True, True)
     shown = smith.json("mappings", "show", str(vm["vmid"]))
     assert (shown["state"], shown["node"]) == ("active", "pve2")
-    done = smith("play", "delete", "--service", str(vm["vmid"]))
+    done = smith("play", "delete", "--yes", "--service", str(vm["vmid"]))
     assert f"the mapping of service {vm['service_id']} is up to date" in done.stdout
     assert smith.json("mappings", "show", str(vm["vmid"]))["state"] == "deleted"
     assert pve.guest(vm["vmid"]) is None
@@ -197,7 +162,7 @@ def test_with_a_service_its_mapping_is_updated(smith: Cli, pve: ProxmoxStandIn) 
 
 def test_without_a_service_no_mapping_is_changed(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = mapped(smith, made(pve))
-    assert smith("play", "delete", "--vmid", str(vm["vmid"])).returncode == 0
+    assert smith("play", "delete", "--yes", "--vmid", str(vm["vmid"])).returncode == 0
     assert smith.json("mappings", "show", str(vm["vmid"]))["state"] == "reserved"
 
 
@@ -215,7 +180,7 @@ def test_a_service_with_a_running_job_is_refused(smith: Cli, pve: ProxmoxStandIn
 def test_a_failure_prints_its_code_and_exits_with_1(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = made(pve)
     pve.control("recycle", vmid=vm["vmid"], name="somebody-else")
-    done = smith("play", "delete", "--vars", vars_file(smith.folder, vm))
+    done = smith("play", "delete", "--yes", "--vars", vars_file(smith.folder, vm))
     assert done.returncode == 1
     assert "smith: VM_IDENTITY_MISMATCH: " in done.stderr
     assert pve.guest(vm["vmid"]) is not None
@@ -224,7 +189,7 @@ def test_a_failure_prints_its_code_and_exits_with_1(smith: Cli, pve: ProxmoxStan
 def test_a_vmid_without_our_marker_is_refused_before_any_playbook(smith: Cli, pve: ProxmoxStandIn) -> None:
     vmid = next(NUMBERS)
     pve.control("add", vmid=vmid, name="stranger", config={"cores": 1})
-    done = smith("play", "delete", "--vmid", str(vmid))
+    done = smith("play", "delete", "--yes", "--vmid", str(vmid))
     assert done.returncode == 1
     assert "has no marker of Agent Smith" in done.stderr
     assert "PLAY" not in done.stdout
@@ -238,6 +203,14 @@ def test_a_vmid_without_our_marker_is_refused_before_any_playbook(smith: Cli, pv
         (["create", "-e", "cores"], "-e takes KEY=VALUE"),
         (["create", "-e", "cloud_init.password=hunter2"], "cloud_init.password is a secret"),
         (["start", "--service", "x", "--vmid", "100"], "exclude each other"),
+        (["start", "--name", "x", "--hosts", "all"], "exclude each other"),
+        (["update", "--vmid", "100", "-e", "core=4"], "core is not a member of vm: did you mean cores?"),
+        (["update", "--vmid", "100", "-e", "network.bridg=vmbr1"], "network.bridg is not a member of vm: did you mean"),
+        (["update", "--vmid", "100", "-e", "zzzz=4"], "docs/actions.md lists the members"),
+        (["delete", "--vmid", "100"], "delete destroys data, and there is no terminal to ask on: use --yes"),
+        (["rollback", "--vmid", "100", "--json"], "rollback destroys data, and with --json the command does not ask"),
+        (["delete", "--hosts", "all"], "use --yes"),
+        (["create", "--hosts", "all"], "create makes one new VM"),
     ],
 )
 def test_a_usage_error_is_reported_before_proxmox_is_called(
@@ -261,6 +234,8 @@ def test_an_unknown_action_and_a_broken_playbook_exit_with_1(smith: Cli) -> None
     done = smith("play", "fly")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("smith: UNSUPPORTED_ACTION: ")
+    assert "`smith actions list` shows the actions" in done.stderr
+    assert "did you mean start?" in smith("play", "strat").stderr
     folder = smith.folder / "actions"
     folder.mkdir(mode=0o755)
     (folder / "fly.yml").write_text("---\n- hosts: proxmox\n  tasks:\n    - no_such_module_at_all: {}\n")
@@ -310,39 +285,52 @@ def test_on_a_terminal_missing_members_are_asked_for(smith: Cli, pve: ProxmoxSta
     assert guest["name"].startswith("vm-")
 
 
-def on_a_terminal(smith: Cli, arguments: list[str], answers: dict[str, str]) -> tuple[str, int]:
-    """Run the command on a pseudo-terminal and answer each of its prompts; return all that it showed."""
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        smith.command(*arguments),
-        env=smith.environment(TERM="dumb"),
-        cwd=smith.folder,
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        start_new_session=True,
-    )
-    os.close(slave)
-    shown, waiting = "", dict(answers)
-    try:
-        while select.select([master], [], [], GIVE_UP_S)[0]:
-            try:
-                data = os.read(master, 4096)
-            except OSError:  # the other side is closed
-                break
-            if not data:
-                break
-            shown += data.decode(errors="replace")
-            last = shown.splitlines()[-1] if shown else ""
-            asked = next((name for name in waiting if last.startswith(name) and last.rstrip().endswith(":")), None)
-            if asked and f"{asked}:" in last.replace(" [", ":"):
-                os.write(master, f"{waiting.pop(asked)}\n".encode())
-        return shown, process.wait(GIVE_UP_S)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        os.close(master)
+def test_on_a_terminal_a_deletion_shows_its_plan_and_asks(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vm = mapped(smith, made(pve, status="running"))
+    question = f"Run delete on VM {vm['vmid']} ({vm['name']}) of service {vm['service_id']}?"
+    arguments = ["play", "delete", "--service", vm["name"]]
+    shown, rc = on_a_terminal(smith, arguments, {question: "n"})
+    assert (rc, pve.guest(vm["vmid"])["status"]) == (1, "running"), shown  # type: ignore[index]
+    assert "the VM will be destroyed with its disks" in shown
+    assert "PLAY RECAP" not in shown
+    shown, rc = on_a_terminal(smith, arguments, {question: "y"})
+    assert (rc, pve.guest(vm["vmid"])) == (0, None), shown
+    assert "PLAY RECAP" in shown
+
+
+def test_a_vm_is_found_by_its_name_and_a_mapping_without_the_suffix_of_the_name(
+    smith: Cli, pve: ProxmoxStandIn
+) -> None:
+    vm = mapped(smith, made(pve))
+    shown = played(smith, "start", "--service", vm["name"].removesuffix(f"-{vm['service_id'][:8]}"))
+    assert (shown["vm"]["vmid"], shown["mapping_updated"]) == (vm["vmid"], True)
+    shown = played(smith, "stop", "--name", vm["name"])
+    assert (shown["vm"]["vmid"], shown["mapping_updated"]) == (vm["vmid"], False)
+    done = smith("play", "stop", "--name", "nobody")
+    assert (done.returncode, "Proxmox shows no VM nobody" in done.stderr) == (1, True)
+
+
+def test_an_action_runs_on_all_vms_of_a_group_and_says_which_failed(smith: Cli, pve: ProxmoxStandIn) -> None:
+    gold, also_gold, other = made(pve), made(pve), made(pve)
+    for vm in (gold, also_gold):
+        pve.control("configure", vmid=vm["vmid"], values={"tags": "smith;gold"})
+    pve.control("configure", vmid=also_gold["vmid"], values={"lock": "backup"})
+    done = smith("play", "start", "--hosts", "tag_gold", "--parallel", "2")
+    assert done.returncode == 7, done.stdout + done.stderr
+    assert f"{gold['name']} | PLAY RECAP" in done.stdout
+    assert "1 succeeded, 1 failed" in done.stdout
+    states = [pve.guest(vm["vmid"])["status"] for vm in (gold, also_gold, other)]  # type: ignore[index]
+    assert states == ["running", "stopped", "stopped"]
+    done = smith("play", "start", "--hosts", "tag_gold", "--json")
+    outcomes = {vm["vmid"]: (vm["succeeded"], vm["error_code"]) for vm in json.loads(done.stdout)["vms"]}
+    assert outcomes == {gold["vmid"]: (True, None), also_gold["vmid"]: (False, "VM_LOCKED")}
+    pve.control("configure", vmid=also_gold["vmid"], values={"lock": ""})
+    done = smith("play", "start", "--hosts", "tag_gold", "--check")
+    assert (done.returncode, "the VM will be started" in done.stdout) == (0, True), done.stdout + done.stderr
+    assert pve.guest(also_gold["vmid"])["status"] == "stopped"  # type: ignore[index]
+    done = smith("play", "start", "--hosts", "no_such_group")
+    assert done.returncode == 1
+    assert "no VM matches the pattern no_such_group" in done.stderr
 
 
 def test_a_linked_clone_does_not_need_the_storage_of_the_settings(smith: Cli) -> None:

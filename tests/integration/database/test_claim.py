@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event, func, select, text, update
 from support.databases import new_job, row, submit
 from support.job_steps import LEASE_S, claim, claimed, end_backoff, finish, requeue
 
-from executor.database import job_queue, other_leases, outbox, periods, queries
+from executor.database import job_queue, manual_runs, other_leases, outbox, periods, queries
 from executor.database.engine import reading, transaction
 from executor.database.statements import MAX_BACKOFF_S
 from executor.database.tables import Job, db_now
@@ -315,11 +315,12 @@ def test_a_claim_on_postgresql_waits_for_no_job_that_another_agent_is_claiming(p
 
 
 @pytest.mark.parametrize(("max_creates", "locked"), [(None, 0), (3, 1)])
-def test_a_claim_on_postgresql_takes_one_lock_while_creates_are_limited(
+def test_a_claim_on_postgresql_locks_the_limit_of_creates_alone_and_shares_the_lock_of_runs_by_hand(
     postgres_engine: Engine, max_creates: int | None, locked: int
 ) -> None:
     submit(postgres_engine, action="create")
     with transaction(postgres_engine) as session:
         job_queue.claim(session, "alice", lease_s=LEASE_S, max_creates=max_creates)
-        keys = session.scalars(text("SELECT objid FROM pg_locks WHERE locktype = 'advisory'")).all()
-    assert keys == [job_queue.CREATE_LIMIT_LOCK] * locked
+        found = session.execute(text("SELECT objid, mode FROM pg_locks WHERE locktype = 'advisory'")).all()
+    alone = [(job_queue.CREATE_LIMIT_LOCK, "ExclusiveLock")] * locked
+    assert sorted(map(tuple, found)) == [(manual_runs.LOCK_KEY, "ShareLock"), *alone]

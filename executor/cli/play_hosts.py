@@ -1,0 +1,75 @@
+"""Finds the VMs that an Ansible pattern selects in our dynamic inventory, for `smith play --hosts`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from executor.cli.ansible_playbook import ansible_script, build_environment, temporary_private_folder
+from executor.cli.arguments import CommandFailed, UnusableReference
+from executor.runs.actions import ansible_home
+from executor.settings.settings import Settings
+
+#: The inventory plugin of community.proxmox. It reads only files whose names end with `proxmox.yml`.
+INVENTORY_PLUGIN = "community.proxmox.proxmox"
+INVENTORY_FILE = "smith.proxmox.yml"
+#: Longer than the inventory of a large cluster takes: three requests for each VM.
+INVENTORY_TIMEOUT_S = 600.0
+#: The maximum length of Ansible's error in a message.
+MAX_ERROR_LENGTH = 300
+
+
+def find_vmids(settings: Settings, pattern: str) -> list[int]:
+    """Return the VMIDs of the VMs of inventory/smith.proxmox.yml that the pattern selects, in ascending order.
+
+    Raises CommandFailed if the inventory cannot be read, and UnusableReference if no VM matches.
+    """
+    with temporary_private_folder() as folder:
+        _write_inventory(folder / INVENTORY_FILE, settings)
+        command = [ansible_script("ansible-inventory"), "-i", INVENTORY_FILE, "--list", "--limit", pattern]
+        environment = build_environment(folder, settings) | {
+            "ANSIBLE_INVENTORY_ENABLED": INVENTORY_PLUGIN,
+            "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "true",
+        }
+        finished_process = subprocess.run(
+            command,
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=INVENTORY_TIMEOUT_S,
+            check=False,
+        )
+    if finished_process.returncode != 0:
+        text = " ".join(finished_process.stderr.split())[-MAX_ERROR_LENGTH:]
+        raise CommandFailed(f"the inventory cannot be read: {text}")
+    hosts = json.loads(finished_process.stdout)["_meta"]["hostvars"]
+    vmids = sorted({int(variables["proxmox_vmid"]) for variables in hosts.values()})
+    if not vmids:
+        raise UnusableReference(
+            f"no VM matches the pattern {pattern}: `ansible-inventory -i inventory/smith.proxmox.yml --graph` shows "
+            "the hosts and groups (docs/custom-actions.md)"
+        )
+    return vmids
+
+
+def _write_inventory(file: Path, settings: Settings) -> None:
+    """Write our inventory with the login of the settings into a file that only our user can read."""
+    inventory = yaml.safe_load((ansible_home() / "inventory" / INVENTORY_FILE).read_text(encoding="utf-8"))
+    inventory |= {
+        "url": f"https://{settings.proxmox_host}:{settings.proxmox_port}",
+        "user": settings.proxmox_user,
+        "validate_certs": settings.proxmox_validate_certs,
+    }
+    if settings.proxmox_token_id:
+        inventory["token_id"] = settings.proxmox_token_id
+        inventory["token_secret"] = settings.proxmox_token_secret.get_secret_value()
+    else:
+        inventory["password"] = settings.proxmox_password.get_secret_value()
+    file.touch(mode=0o600)
+    file.write_text(yaml.safe_dump(inventory), encoding="utf-8")

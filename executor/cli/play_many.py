@@ -1,0 +1,212 @@
+"""`smith play --hosts`: runs one action on several VMs of our dynamic inventory, some of them at the same time."""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+import typer
+
+from executor.cli import ansible_playbook, arguments, play_hosts, play_plan, play_result
+from executor.cli.ansible_playbook import Output, PlaybookRequest, Stopper
+from executor.cli.arguments import EXIT_INTERRUPTED, UnusableReference
+from executor.cli.output import show_error, show_json, show_text
+from executor.cli.play_target import find_row_by_vmid, identity_of
+from executor.cli.play_values import VmOptions
+from executor.cli.play_vm import build_request, complete_vm_variable
+from executor.cli.service_lock import lock_for
+from executor.cli.store import open_database_if_used
+from executor.cli.tables import show_heading, show_rows
+from executor.errors import EXIT_FAILURE, EXIT_SOME_FAILED, SmithError
+from executor.model import JobResult
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
+from executor.runs.actions import Action
+from executor.settings.settings import Settings
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy import Engine
+
+COLUMNS = {"vmid": "VMID", "name": "NAME", "outcome": "OUTCOME", "changed": "CHANGED", "run_ident": "RUN", "why": "WHY"}
+INTERRUPTED = "not run, because the command was interrupted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What the operator has chosen for a run on several VMs."""
+
+    pattern: str  #: the Ansible pattern that selects the VMs
+    parallel: int  #: on how many VMs the action runs at the same time
+    check: bool
+    yes: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How the action ended on one VM. Without a result, `problem` says why the playbook did not run."""
+
+    vm: dict[str, Any]
+    result: JobResult | None = None
+    run_ident: str = ""
+    problem: str = ""
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the playbook ran and succeeded."""
+        return self.result is not None and self.result.succeeded
+
+
+class PrefixedOutput(io.TextIOBase):
+    """Writes whole lines to a stream that several threads share, each with the name of its VM before it."""
+
+    def __init__(self, stream: IO[str], prefix: str, lock: threading.Lock) -> None:
+        self._stream, self._prefix, self._lock = stream, prefix, lock
+        self._unfinished_line = ""
+
+    def write(self, text: str) -> int:
+        """Write the lines of the text that are complete."""
+        *lines, self._unfinished_line = (self._unfinished_line + text).split("\n")
+        with self._lock:
+            for line in lines:
+                print(f"{self._prefix} | {line}", file=self._stream, flush=True)
+        return len(text)
+
+
+def play(  # noqa: PLR0913 (each value is needed for the requests, or for the runs)
+    action: Action,
+    operator_members: dict[str, Any],
+    vm_options: VmOptions,
+    settings: Settings,
+    choices: Choices,
+    *,
+    as_json: bool,
+) -> None:
+    """Run the action on each VM, and print a summary.
+
+    Raises typer.Exit with EXIT_SOME_FAILED if the action failed on some of the VMs, and with EXIT_FAILURE if it failed
+    on all.
+    """
+    if action.name == "create":
+        raise typer.BadParameter("create makes one new VM, so it has no --hosts")
+    with open_database_if_used(settings) as engine:
+        requests, outcomes = _build_requests(action, operator_members, vm_options, settings, choices)
+        if not as_json:
+            show_heading(f"{action.name} on {len(requests)} VMs, {choices.parallel} at the same time")
+            show_rows([request.vm for request in requests], {"vmid": "VMID", "name": "NAME"}, if_empty="no VM")
+        if action.name in play_plan.DESTROYING_ACTIONS and not choices.check:
+            arguments.confirm(f"Run {action.name} on these {len(requests)} VMs?", yes=choices.yes)
+        stopper = Stopper()
+        outcomes += _run_all(requests, settings, engine, choices, stopper, sys.stderr if as_json else sys.stdout)
+    _show(outcomes, is_check_mode=choices.check, as_json=as_json)
+    if stopper.is_stopped:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if not all(outcome.succeeded for outcome in outcomes):
+        raise typer.Exit(EXIT_SOME_FAILED if any(outcome.succeeded for outcome in outcomes) else EXIT_FAILURE)
+
+
+def _build_requests(
+    action: Action, operator_members: dict[str, Any], vm_options: VmOptions, settings: Settings, choices: Choices
+) -> tuple[list[PlaybookRequest], list[Outcome]]:
+    """Return a request for each selected VM, and an outcome for each VM on which the action cannot run."""
+    reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
+    rows = reader.vms()
+    requests: list[PlaybookRequest] = []
+    outcomes: list[Outcome] = []
+    for vmid in play_hosts.find_vmids(settings, choices.pattern):
+        try:
+            identity = identity_of(reader, find_row_by_vmid(rows, vmid))
+            vm = complete_vm_variable(dict(operator_members), action, settings, identity, vm_options)
+            requests.append(build_request(action, vm, vm_options, is_check_mode=choices.check))
+        except UnusableReference as error:
+            outcomes.append(Outcome(vm={"vmid": vmid}, problem=str(error)))
+    return requests, outcomes
+
+
+def _run_all(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
+    requests: list[PlaybookRequest],
+    settings: Settings,
+    engine: Engine | None,
+    choices: Choices,
+    stopper: Stopper,
+    output: IO[str],
+) -> list[Outcome]:
+    """Run all requests, and return their outcomes. Ctrl-C ends the running playbooks, and the others do not start."""
+    output_lock = threading.Lock()
+
+    def run(request: PlaybookRequest) -> Outcome:
+        if stopper.is_stopped:
+            return Outcome(vm=dict(request.vm), problem=INTERRUPTED)
+        prefixed_output = PrefixedOutput(output, str(request.vm["name"]), output_lock)
+        return _run_one(request, settings, engine, choices.reason, stopper, prefixed_output)
+
+    with ThreadPoolExecutor(choices.parallel, thread_name_prefix="play") as pool:
+        futures = [pool.submit(run, request) for request in requests]
+        try:
+            return _outcomes_of(futures)
+        except KeyboardInterrupt:
+            show_error("interrupted: the running playbooks are ended, which takes seconds")
+            stopper.stop()
+            return _outcomes_of(futures)
+
+
+def _outcomes_of(futures: list[Future[Outcome]]) -> list[Outcome]:
+    return [future.result() for future in futures]
+
+
+def _run_one(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
+    request: PlaybookRequest,
+    settings: Settings,
+    engine: Engine | None,
+    reason: str,
+    stopper: Stopper,
+    output: Output,
+) -> Outcome:
+    """Run one request under the lock of its service. An error is the outcome of this VM only."""
+    try:
+        if request.is_check_mode:
+            return Outcome(vm=dict(request.vm), result=ansible_playbook.run(request, settings, output, stopper=stopper))
+        with lock_for(engine, request.action, request.vm, reason) as lock:
+            result = ansible_playbook.run(request, settings, output, lock, stopper)
+            return Outcome(vm=dict(request.vm), result=result, run_ident=lock.ident)
+    except SmithError as error:
+        return Outcome(vm=dict(request.vm), problem=str(error))
+
+
+def _show(outcomes: list[Outcome], *, is_check_mode: bool, as_json: bool) -> None:
+    """Print a row for each VM and the number of those that failed, or one JSON document."""
+    if as_json:
+        show_json({"vms": [_document(outcome, is_check_mode=is_check_mode) for outcome in outcomes]})
+        return
+    show_heading("Plan" if is_check_mode else "Summary")
+    show_rows([_table_row(outcome) for outcome in outcomes], COLUMNS, if_empty="no VM")
+    failed_count = sum(not outcome.succeeded for outcome in outcomes)
+    show_text(f"{len(outcomes) - failed_count} succeeded, {failed_count} failed")
+
+
+def _document(outcome: Outcome, *, is_check_mode: bool) -> dict[str, Any]:
+    """Return the document of one VM, whose member `vm` has at least the VM's identity."""
+    result = outcome.result or JobResult(succeeded=False, code=None, detail=outcome.problem)
+    document = play_result.document(result, run_ident=outcome.run_ident, is_check_mode=is_check_mode, is_stored=False)
+    identity: dict[str, Any] = {name: outcome.vm[name] for name in ("vmid", "name", "service_id") if name in outcome.vm}
+    error_message = document["error_message"] or outcome.problem or None
+    return {**document, **identity, "error_message": error_message}
+
+
+def _table_row(outcome: Outcome) -> dict[str, Any]:
+    result = outcome.result
+    if result is None:
+        return {"vmid": outcome.vm["vmid"], "name": outcome.vm.get("name"), "outcome": "failed", "why": outcome.problem}
+    planned = "; ".join(play_plan.describe(result.vm["planned"])) if result.vm.get("planned") else ""
+    return {
+        "vmid": outcome.vm["vmid"],
+        "name": outcome.vm.get("name"),
+        "outcome": "ok" if result.succeeded else "failed",
+        "changed": bool(result.vm.get("changed")),
+        "run_ident": outcome.run_ident,
+        "why": planned if result.succeeded else result.operator_message,
+    }

@@ -1,0 +1,126 @@
+"""Shows what `smith play` is about to do, and asks before an action destroys data."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from executor.cli import ansible_playbook, arguments
+from executor.cli.ansible_playbook import PlaybookRequest
+from executor.cli.output import show_error, show_text
+from executor.cli.play_target import Target, refuse_while_job_runs
+from executor.cli.tables import show_fields, show_heading
+from executor.database import queries
+from executor.database.engine import reading
+from executor.database.tables import Job
+from executor.errors import EXIT_FAILURE
+from executor.model import JobStatus
+from executor.runs.actions import Action
+from executor.settings.settings import Settings
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy import Engine
+
+#: The actions that destroy data: a VM with its disks, or what was written since a snapshot.
+DESTROYING_ACTIONS = ("delete", "rollback")
+#: What an action would do, for the value of the member `status` in the plan of check mode.
+STATUS_TEXTS = {
+    "running": "the VM will be started",
+    "stopped": "the VM will be stopped",
+    "restarted": "the VM will be restarted",
+    "absent": "the VM will be destroyed with its disks",
+}
+#: What an action would do, for other members of the plan.
+MEMBER_TEXTS = {
+    "rolled_back_to": "the VM will be rolled back to the snapshot {}: everything written since then is lost",
+    "snapshot": "the snapshot {} will be created",
+    "backup": "a backup will be written to the storage {}",
+    "node": "the VM will be moved to the node {}",
+}
+
+
+def require_answerable(action: Action, *, is_check_mode: bool, yes: bool, as_json: bool) -> None:
+    """Raise typer.BadParameter if the action destroys data and the operator cannot be asked."""
+    if action.name not in DESTROYING_ACTIONS or is_check_mode or yes:
+        return
+    if as_json or not sys.stdin.isatty():
+        obstacle = "with --json the command does not ask" if as_json else "there is no terminal to ask on"
+        raise typer.BadParameter(f"{action.name} destroys data, and {obstacle}: use --yes")
+
+
+def show(request: PlaybookRequest, target: Target, engine: Engine | None) -> None:
+    """Print which VM of which service is concerned. Raises CommandFailed while a job of the service is running."""
+    vm, job = request.vm, None
+    service_id = str(vm.get("service_id") or "")
+    if engine is not None and service_id:
+        if not request.is_check_mode:
+            refuse_while_job_runs(engine, service_id)
+        job = _newest_job(engine, service_id)
+    node = f" on {vm['node']}" if vm.get("node") else ""
+    show_heading("Target")
+    service = job.service if job is not None and isinstance(job.service, dict) else {}
+    show_fields(
+        {
+            "action": request.action + (" (check mode: nothing is changed)" if request.is_check_mode else ""),
+            "vm": f"{vm.get('vmid', '')} ({vm.get('name', '')}){node}",
+            "service": service_id,
+            "service name": service.get("name"),
+            "consumer": job.tenant_id if job is not None else None,
+            "mapping": "none of our mappings is changed" if target.mapping is None else target.mapping.state,
+        }
+    )
+    if job is not None and job.status == JobStatus.PENDING and not request.is_check_mode:
+        show_text(f"job {job.id} ({job.action}) of this service waits until this run has ended")
+
+
+def _newest_job(engine: Engine, service_id: str) -> Job | None:
+    with reading(engine) as session:
+        return next(iter(queries.list_jobs(session, service_id=service_id, limit=1)), None)
+
+
+def confirm(request: PlaybookRequest, settings: Settings) -> None:
+    """Before an action destroys data, show the plan of check mode and ask.
+
+    Raises typer.Exit if the operator does not agree, or if the playbook fails in check mode.
+    """
+    if request.action not in DESTROYING_ACTIONS:
+        return
+    show_text("\nchecking what would be changed …")
+    check_request = PlaybookRequest(action=request.action, playbook=request.playbook, vm=request.vm, is_check_mode=True)
+    result = ansible_playbook.run(check_request, settings, io.StringIO())
+    if not result.succeeded:
+        show_error(result.operator_message)
+        raise typer.Exit(EXIT_FAILURE)
+    for line in describe(result.vm.get("planned") or {}):
+        show_text(line)
+    vm = request.vm
+    question = f"Run {request.action} on VM {vm['vmid']} ({vm['name']}) of service {vm['service_id']}?"
+    arguments.confirm(question, yes=False)
+
+
+def describe(planned: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one sentence for each change in the plan of check mode."""
+    if not planned:
+        yield "nothing would be changed"
+        return
+    delete_at = planned.get("delete_at")
+    for name, value in planned.items():
+        if name == "status":
+            yield STATUS_TEXTS.get(str(value), f"the VM's status will be {value}")
+        elif name in MEMBER_TEXTS:
+            yield MEMBER_TEXTS[name].format(value)
+        elif name != "delete_at":
+            yield f"{name} will be {_value_text(value)}"
+    if delete_at:
+        yield f"the VM will be marked, and destroyed after {datetime.fromtimestamp(delete_at, UTC):%Y-%m-%d %H:%M}Z"
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={_value_text(item)}" for name, item in value.items())
+    return "empty" if value in ("", None) else str(value)

@@ -1,0 +1,117 @@
+"""Stores and shows the result of `smith play`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from executor.cli import play_plan
+from executor.cli.ansible_playbook import PlaybookRequest
+from executor.cli.mapping_changes import record_change
+from executor.cli.output import show_error, show_json, show_text
+from executor.cli.tables import show_fields, show_heading
+from executor.database import audit, mappings
+from executor.database.engine import transaction
+from executor.database.tables import Mapping
+from executor.errors import DatabaseError
+from executor.model import JobResult
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy import Engine
+
+#: The settings that list what may be requested. The key is a part of the error message, whose text tenants may read.
+OFFERING_SETTINGS = {
+    "the bridge ": "PROXMOX_BRIDGE and PROXMOX_BRIDGES",
+    "the VLAN ": "PROXMOX_VLANS",
+    "the storage ": "PROXMOX_STORAGE, PROXMOX_STORAGES and PROXMOX_BACKUP_STORAGE",
+    "the tag ": "PROXMOX_TAGS",
+}
+
+
+def store(engine: Engine | None, mapping: Mapping | None, result: JobResult) -> bool:
+    """Store the result of a successful run in the service's mapping. Return whether it was stored.
+
+    A problem is printed and not raised, because the playbook has already changed the VM.
+    """
+    if engine is None or mapping is None or not result.succeeded:
+        return False
+    if result.vm.get("vmid") != mapping.vmid:
+        reported_vmid = result.vm.get("vmid")
+        show_error(f"the mapping of VM {mapping.vmid} is not changed: the playbook reports VM {reported_vmid}")
+        return False
+    try:
+        with transaction(engine) as session:
+            row = mappings.get_one(session, mapping.id)
+            before = audit.column_values(row, audit.MAPPING_COLUMNS)
+            mappings.apply_result(session, mapping.id, result.vm)
+            session.refresh(row)
+            if before != audit.column_values(row, audit.MAPPING_COLUMNS):
+                record_change(session, "play", row, before, "")
+    except DatabaseError as error:
+        show_error(f"the mapping could not be written, although the playbook has changed the VM: {error}")
+        return False
+    return True
+
+
+def document(result: JobResult, *, run_ident: str, is_check_mode: bool, is_stored: bool) -> dict[str, Any]:
+    """Return the document of `--json` about one VM."""
+    return {
+        "succeeded": result.succeeded,
+        "error_code": result.code,
+        "error_message": result.operator_message or None,
+        "check": is_check_mode,
+        "mapping_updated": is_stored,
+        "run_ident": run_ident or None,
+        "vm": result.vm,
+    }
+
+
+def show(  # noqa: PLR0913 (each value decides what is shown)
+    request: PlaybookRequest,
+    result: JobResult,
+    mapping: Mapping | None,
+    *,
+    run_ident: str,
+    is_stored: bool,
+    as_json: bool,
+) -> None:
+    """Print the result for operators, or as JSON."""
+    is_check_mode = request.is_check_mode
+    if as_json:
+        show_json(document(result, run_ident=run_ident, is_check_mode=is_check_mode, is_stored=is_stored))
+        return
+    if result.vm:
+        show_heading("Plan" if is_check_mode else "Result")
+        if is_check_mode:
+            _show_plan(result.vm)
+        else:
+            show_fields(result.vm)
+    if not result.succeeded:
+        show_error(result.operator_message)
+        if hint := offering_hint(result.operator_message):
+            show_error(hint)
+    elif is_check_mode:
+        show_text("nothing was changed" if result.vm.get("planned") else "nothing would be changed")
+    elif mapping is None:
+        show_text("no mapping was changed, because a mapping is updated only with --service")
+    elif is_stored:
+        show_text(f"the mapping of service {mapping.service_id} is up to date")
+    else:
+        show_text("no mapping was changed")
+    if run_ident:
+        show_text(f"`smith runs show {run_ident}` shows this run")
+
+
+def _show_plan(vm: dict[str, Any]) -> None:
+    """Print the VM's identity and, in sentences, the changes that the playbook would make."""
+    show_fields({name: vm.get(name) for name in ("vmid", "name", "node", "status")})
+    if planned := vm.get("planned"):
+        for line in play_plan.describe(planned):
+            show_text(f"  {line}")
+
+
+def offering_hint(message: str) -> str:
+    """Return which settings list what may be requested, if the message says that something is not offered."""
+    if "is not offered" not in message:
+        return ""
+    settings = next((names for text, names in OFFERING_SETTINGS.items() if text in message), "")
+    return f"{settings} set what may be requested" if settings else ""

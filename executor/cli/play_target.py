@@ -1,0 +1,118 @@
+"""Finds the VM on which `smith play` runs an action: by its service, its VMID or its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from executor.cli.arguments import CommandFailed, UnusableReference
+from executor.cli.mapping_changes import find_mapping
+from executor.cli.service_lock import describe_obstacle
+from executor.cli.store import open_database
+from executor.database import queries
+from executor.database.engine import reading
+from executor.database.tables import Mapping
+from executor.model import GuestKind, JobStatus
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
+from executor.proxmox.rows import VmRow, with_configuration
+from executor.runs.actions import Action
+from executor.settings.settings import Settings
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy import Engine
+
+#: The members of the VM's identity that an operator's value must not contradict. The members `node` and `kind` also
+#: belong to the identity, but they are not compared with the operator's values.
+COMPARED_MEMBERS = ("service_id", "vmid", "name", "cluster")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The VM on which an action is run."""
+
+    identity: dict[str, Any]  #: the members of `vm` that identify the VM; empty if the operator gives them all
+    mapping: Mapping | None = None  #: the mapping in which the result is stored
+
+
+def find_target(  # noqa: PLR0913 (three options select the VM)
+    engine: Engine | None,
+    settings: Settings,
+    action: Action,
+    *,
+    service: str | None,
+    vmid: int | None,
+    name: str | None,
+) -> Target:
+    """Return the VM that one of the options selects. Without any, the operator's members of `vm` identify the VM.
+
+    The VM of the action `create` does not exist yet, so its VMID and its name are only members of `vm`.
+    """
+    if service is not None:
+        mapping = _find_service_mapping(engine, settings, service)
+        values = {member: getattr(mapping, member) for member in (*COMPARED_MEMBERS, "node")}
+        identity = {member: value for member, value in values.items() if value}
+        return Target(identity=identity | _kind_member(mapping.kind), mapping=mapping)
+    given = {member: value for member, value in {"vmid": vmid, "name": name}.items() if value is not None}
+    if action.name == "create" or not given:
+        return Target(identity=given)
+    reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
+    return Target(identity=identity_of(reader, _find_row(reader.vms(), vmid, name)))
+
+
+def _find_service_mapping(engine: Engine | None, settings: Settings, reference: str) -> Mapping:
+    """Return the mapping that matches the reference. Raises UnusableReference when no mapping matches."""
+    if engine is None:
+        with open_database(settings):  # raises DatabaseError, because there is no database
+            raise CommandFailed("there is no database, so no service has a mapping: use --vmid or --name")
+    with reading(engine) as session:
+        return find_mapping(session, reference.strip())
+
+
+def refuse_while_job_runs(engine: Engine, service_id: str) -> None:
+    """Raise CommandFailed early while a job of the service is running. The service's lock decides."""
+    with reading(engine) as session:
+        jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_id=service_id, limit=1)
+    if jobs:
+        raise CommandFailed(describe_obstacle(jobs[0]))
+
+
+def _find_row(rows: list[VmRow], vmid: int | None, name: str | None) -> VmRow:
+    """Return the VM with this VMID or with this name. Raises UnusableReference unless there is exactly one."""
+    if vmid is not None:
+        return find_row_by_vmid(rows, vmid)
+    matches = [row for row in rows if row.name == name and not row.is_template]
+    if len(matches) > 1:
+        vmids = ", ".join(str(row.vmid) for row in matches)
+        raise UnusableReference(f"more than one VM is called {name}: {vmids}. Use --vmid")
+    if not matches:
+        raise UnusableReference(f"Proxmox shows no VM {name} to our token. `smith mappings list` shows ours")
+    return matches[0]
+
+
+def find_row_by_vmid(rows: list[VmRow], vmid: int) -> VmRow:
+    """Return the VM with this VMID. Raises UnusableReference when Proxmox does not list it for our token."""
+    for row in rows:
+        if row.vmid == vmid:
+            return row
+    raise UnusableReference(f"Proxmox shows no VM {vmid} to our token. `smith mappings list` shows ours")
+
+
+def identity_of(reader: ProxmoxReader, vm_row: VmRow) -> dict[str, Any]:
+    """Return the members that identify the VM, read from Proxmox.
+
+    The service's id comes from the marker, a line in the VM's description. Raises UnusableReference when the VM has no
+    marker.
+    """
+    config = reader.vm_config(vm_row.node, vm_row.vmid, kind=vm_row.kind)
+    vm_row, service_id = with_configuration(vm_row, config), reader.marked_service_id(config)
+    if not service_id:
+        text = f"VM {vm_row.vmid} ({vm_row.name}) has no marker of Agent Smith, so no action may change it"
+        raise UnusableReference(text)
+    identity = {"service_id": service_id, "vmid": vm_row.vmid, "name": vm_row.name, "node": vm_row.node}
+    return identity | _kind_member(vm_row.kind)
+
+
+def _kind_member(kind: str) -> dict[str, Any]:
+    """Return the member `kind`, or nothing for a QEMU VM, because QEMU is the default of the roles."""
+    return {"kind": kind} if kind != GuestKind.QEMU else {}

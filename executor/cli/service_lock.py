@@ -1,0 +1,181 @@
+"""Prevents that a command and the agent change one VM at the same time.
+
+Before a command runs a playbook that changes a service's VM, it stores the run in the database (`manual_runs`), and
+renews the run's lease until the playbook has ended. Meanwhile no agent claims a job of the service. If the lease cannot
+be renewed, the guard of the playbook ends it before the lease expires, also if the command is suspended.
+
+Without a database there is no agent that could work on the VM, so nothing is stored.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from executor.cli.arguments import CommandFailed
+from executor.cli.output import show_error
+from executor.database import audit, manual_runs
+from executor.database.engine import transaction, write_with_retry
+from executor.database.manual_runs import NewManualRun
+from executor.database.tables import Job, ManualRun
+from executor.errors import DatabaseError
+from executor.model import JobResult, RunStatus
+from executor.shared.run_until import NO_LIMIT, boottime_s
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+#: The length of a lease. If a command is killed, the jobs of the service wait for this time.
+LEASE_S = 60.0
+#: How often a lease is renewed.
+RENEWAL_INTERVAL_S = 10.0
+#: The share of a lease after which the guard ends the playbook. The rest is needed to end its processes.
+GUARD_SHARE_OF_LEASE = 3 / 4
+#: How long a command tries to store the end of a run. After that, the lease expires by itself.
+END_TIMEOUT_S = 10.0
+#: The stored reason of a run without a result.
+REASON_INTERRUPTED = "the command was interrupted"
+
+
+@dataclass(kw_only=True)
+class ServiceLock:
+    """A run of a playbook that a command has started, and its lease.
+
+    Without a service or without a database, there is no lease, and nothing is stored.
+    """
+
+    engine: Engine | None
+    ident: str  #: the name of the run; empty if it is not stored
+    #: Sets the moment at which the guard must end the playbook, a point in `boottime_s`.
+    _limit_run: Callable[[float], None] = lambda _until_s: None
+    _runs_until_s: float = NO_LIMIT
+    _result: JobResult | None = None
+    _is_over: threading.Event = field(default_factory=threading.Event)
+
+    def limit_run_with(self, limit_run: Callable[[float], None]) -> None:
+        """Call `limit_run` now and after each renewal, with the moment at which the playbook must end."""
+        self._limit_run = limit_run
+        limit_run(self._runs_until_s)
+
+    def set_result(self, result: JobResult) -> None:
+        """Set what is stored at the end of the block. Without a result, the run has been interrupted."""
+        self._result = result
+
+    def note_renewed(self, started_at: float) -> None:
+        """Allow the playbook to continue for a part of the lease that was renewed at `started_at`."""
+        self._runs_until_s = started_at + LEASE_S * GUARD_SHARE_OF_LEASE
+        self._limit_run(self._runs_until_s)
+
+    def keep_renewing(self, engine: Engine) -> None:
+        """Renew the lease until the run is over. This method is called in a thread of its own."""
+        while not self._is_over.wait(RENEWAL_INTERVAL_S):
+            started_at = boottime_s()
+            try:
+                with transaction(engine) as session:
+                    is_renewed = manual_runs.renew(session, self.ident, lease_s=LEASE_S)
+            except DatabaseError:
+                continue  # the guard ends the playbook if no renewal succeeds in time
+            if not is_renewed:
+                self._limit_run(started_at)
+                return
+            self.note_renewed(started_at)
+
+    def end(self, engine: Engine) -> None:
+        """Store the end of the run. If the database is unavailable for long, the lease expires by itself."""
+        self._is_over.set()
+        status, reason, upids = RunStatus.CANCELED, REASON_INTERRUPTED, []
+        if self._result is not None:
+            status = RunStatus.SUCCESSFUL if self._result.succeeded else RunStatus.FAILED
+            reason, upids = self._result.operator_message, list(self._result.vm.get("upids") or [])
+
+        def finish(session: Session) -> None:
+            manual_runs.finish(session, self.ident, status=status, reason=reason, upids=upids)
+
+        try:
+            write_with_retry(engine, finish, give_up_after_s=END_TIMEOUT_S)
+        except DatabaseError as error:
+            text = f"the end of run {self.ident} could not be stored, so jobs of the service wait for a minute: {error}"
+            show_error(text)
+
+
+@contextmanager
+def locked_service(
+    engine: Engine | None, *, action: str, service_id: str, vmid: int | None, audit_reason: str | None = None
+) -> Iterator[ServiceLock]:
+    """Store the run of an action, and hold the run's lease during the block.
+
+    With `audit_reason`, an entry `play` of the audit is stored, too; other commands write an entry of their own.
+
+    Raises CommandFailed while a job or another command works on the service.
+    """
+    if engine is None or not service_id:
+        yield ServiceLock(engine=None, ident="")
+        return
+    new_run = NewManualRun(
+        ident=f"{action}-{uuid.uuid4().hex[:12]}",
+        service_id=service_id,
+        vmid=vmid,
+        action=action,
+        who=audit.operator_name(),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+    )
+    started_at = boottime_s()
+    _store_start(engine, new_run, audit_reason)
+    lock = ServiceLock(engine=engine, ident=new_run.ident)
+    lock.note_renewed(started_at)
+    threading.Thread(target=lock.keep_renewing, args=[engine], name=f"lease-{lock.ident}", daemon=True).start()
+    try:
+        yield lock
+    finally:
+        lock.end(engine)
+
+
+def lock_for(
+    engine: Engine | None, action: str, vm: Mapping[str, Any], audit_reason: str
+) -> AbstractContextManager[ServiceLock]:
+    """Return the lock of the service that the variable `vm` of a playbook names, with an entry in the audit."""
+    service_id, vmid = str(vm.get("service_id") or ""), vm.get("vmid")
+    return locked_service(engine, action=action, service_id=service_id, vmid=vmid, audit_reason=audit_reason)
+
+
+def _store_start(engine: Engine, new_run: NewManualRun, audit_reason: str | None) -> None:
+    """Store the run, and an entry of the audit in the same transaction.
+
+    Raises CommandFailed if the service is in use.
+    """
+    with transaction(engine) as session:
+        obstacle = manual_runs.start(session, new_run, lease_s=LEASE_S)
+        if obstacle is not None:
+            raise CommandFailed(describe_obstacle(obstacle))
+        if audit_reason is None:
+            return
+        audit.record(
+            session,
+            who=new_run.who,
+            verb="play",
+            subject_kind="service",
+            subject_id=new_run.service_id,
+            after={"action": new_run.action, "vmid": new_run.vmid, "run": new_run.ident},
+            reason=audit_reason,
+        )
+
+
+def describe_obstacle(obstacle: Job | ManualRun) -> str:
+    """Return the error message about what already works on the VM of a service."""
+    if isinstance(obstacle, Job):
+        return (
+            f"job {obstacle.id} ({obstacle.action}) of this service is running: wait for its end, or cancel it with "
+            f"`smith jobs cancel {obstacle.id}`"
+        )
+    return (
+        f"{obstacle.who} runs {obstacle.action} for this service by hand since {obstacle.started_at:%H:%M:%S}Z "
+        f"(run {obstacle.ident}, process {obstacle.pid} on {obstacle.host}): wait for its end"
+    )

@@ -1,0 +1,114 @@
+"""Stores the playbook runs that operators start with commands, and prevents a job of the same service meanwhile.
+
+A run that has not ended holds a lease, which its command renews. `start` refuses a run while a job or another run of
+the service is in progress, and `claim_statement` claims no job of a service with a run whose lease is valid. So an
+operator and an agent never work on one VM at the same time, also on different hosts. No function commits.
+
+A run whose lease has expired has ended: its command ends the playbook before that (`cli/service_lock.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, delete, func, select, update
+from sqlalchemy.orm import Session
+
+from executor.database.statements import execute_and_count
+from executor.database.tables import PROCESSING_LITERAL, Job, ManualRun, db_now, utc_now
+from executor.model import RunStatus
+
+#: The key of the PostgreSQL advisory lock that `start` takes alone, and that claims share. Without it, a claim and a
+#: start at the same time would not see each other's row. The value is the ASCII text "SMIM".
+LOCK_KEY = 0x534D494D
+#: A lease that ends later than this was written before the database's clock was set back, and counts as expired.
+MAX_LEASE_S = 3600.0
+#: The error message of a run whose command has not stored the run's end.
+REASON_LOST = "the command ended without storing the end of the run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewManualRun:
+    """What `start` stores about a run."""
+
+    ident: str
+    service_id: str
+    vmid: int | None
+    action: str
+    who: str
+    host: str
+    pid: int
+
+
+def is_in_progress(run: Any = ManualRun) -> ColumnElement[bool]:
+    """Return the SQL condition that a run has not ended and that its lease is valid. `run` may be an alias."""
+    has_valid_lease = (run.lease_until > db_now()) & (run.lease_until <= db_now(MAX_LEASE_S))
+    return and_(run.ended_at.is_(None), has_valid_lease)
+
+
+def start(session: Session, new_run: NewManualRun, *, lease_s: float) -> Job | ManualRun | None:
+    """Store a run before it starts.
+
+    Returns None, or the processing job or the run in progress of the same service. Then nothing is stored.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(LOCK_KEY)))
+    service_id = new_run.service_id
+    job = session.scalar(select(Job).where(Job.status == PROCESSING_LITERAL, Job.service_id == service_id))
+    obstacle = job or in_progress(session, service_id)
+    if obstacle is not None:
+        return obstacle
+    lost = update(ManualRun).where(ManualRun.service_id == service_id, ManualRun.ended_at.is_(None))
+    session.execute(lost.values(ended_at=utc_now(), status=RunStatus.FAILED, reason=REASON_LOST))
+    columns = {"started_at": utc_now(), "lease_until": db_now(lease_s)}
+    session.add(ManualRun(**vars(new_run), **columns))
+    session.flush()
+    return None
+
+
+def in_progress(session: Session, service_id: str) -> ManualRun | None:
+    """Return the service's run in progress, or None."""
+    return session.scalar(select(ManualRun).where(ManualRun.service_id == service_id, is_in_progress()))
+
+
+def renew(session: Session, ident: str, *, lease_s: float) -> bool:
+    """Extend the lease of a run. Return False if the run has ended, because another run or job has taken its place."""
+    stmt = update(ManualRun).where(ManualRun.ident == ident, is_in_progress())
+    return execute_and_count(session, stmt.values(lease_until=db_now(lease_s))) == 1
+
+
+def finish(session: Session, ident: str, *, status: RunStatus, reason: str, upids: list[str]) -> None:
+    """Store the end of a run. A run that has ended already does not change."""
+    stmt = update(ManualRun).where(ManualRun.ident == ident, ManualRun.ended_at.is_(None))
+    session.execute(stmt.values(ended_at=utc_now(), status=status, reason=reason or None, upids=upids))
+
+
+def find(session: Session, ident: str) -> ManualRun | None:
+    """Return the run with this ident, or None if it does not exist."""
+    return session.scalar(select(ManualRun).where(ManualRun.ident == ident))
+
+
+def recent(session: Session, limit: int) -> Sequence[ManualRun]:
+    """Return the newest runs, newest first."""
+    return session.scalars(select(ManualRun).order_by(ManualRun.started_at.desc(), ManualRun.id).limit(limit)).all()
+
+
+def count_of_service(session: Session, service_id: str) -> int:
+    """Return how many runs of a service are stored."""
+    stmt = select(func.count()).select_from(ManualRun).where(ManualRun.service_id == service_id)
+    return session.scalar(stmt) or 0
+
+
+def delete_of_service(session: Session, service_id: str) -> None:
+    """Delete the runs of a service."""
+    session.execute(delete(ManualRun).where(ManualRun.service_id == service_id))
+
+
+def prune(session: Session, *, started_before: datetime, limit: int) -> int:
+    """Delete at most `limit` runs that started before `started_before` and are not in progress; return their number."""
+    old_runs = select(ManualRun.id).where(ManualRun.started_at < started_before, ~is_in_progress())
+    old_ids = session.scalars(old_runs.order_by(ManualRun.started_at).limit(limit)).all()
+    return execute_and_count(session, delete(ManualRun).where(ManualRun.id.in_(old_ids)))

@@ -1,0 +1,226 @@
+"""A run by hand and the agent's jobs on one VM: one waits or is refused, also after an interruption or a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
+from sqlalchemy import update
+from support.cli_world import GIVE_UP_S, OWNER, Cli, submit
+from support.played_vms import made, mapped
+
+from executor.database import job_queue, manual_runs
+from executor.database.engine import reading, transaction
+from executor.database.tables import ManualRun, db_now
+from executor.processes.process_tree import processes_with_variable
+from executor.runs.private_folder import CREDENTIALS_VARIABLE
+from executor.shared.run_until import RUN_UNTIL_VARIABLE, encode
+
+#: The folder of the private folders of runs by hand.
+PRIVATE_FOLDERS = "/dev/shm"  # noqa: S108 (only compared)
+#: The content of a file whose moment is over since the start of the machine.
+EXPIRED_RECORDS = encode(0.0) * 2
+
+#: An action that waits for a file before it ends.
+WAITING_ACTION = """---
+- hosts: proxmox
+  gather_facts: false
+  tasks:
+    - name: Verify the VM's identity
+      agent_smith.proxmox.vm_identity:
+        vm: "{{ vm }}"
+    - name: Report that the playbook is running
+      ansible.builtin.file: {path: "{{ vm.properties.folder }}/running", state: touch, mode: "0600"}
+    - name: Wait
+      ansible.builtin.wait_for: {path: "{{ vm.properties.folder }}/end", timeout: 100}
+"""
+
+
+@pytest.fixture(scope="module")
+def pve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxmoxStandIn]:
+    with running_stand_in(folder=tmp_path_factory.mktemp("stand-in")) as running:
+        yield running
+
+
+@pytest.fixture
+def smith(tmp_path: Path, pve: ProxmoxStandIn) -> Cli:
+    cli = Cli(tmp_path)
+    actions = tmp_path / "actions"
+    actions.mkdir(mode=0o755)
+    (actions / "hold.yml").write_text(WAITING_ACTION)
+    (actions / "hold.yml").chmod(0o644)
+    cli.env |= pve.env() | {"SMITH_ACTIONS_PATH": str(actions)}
+    return cli
+
+
+@contextmanager
+def holding(smith: Cli, vm: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
+    """Run the waiting action by hand; the block begins when its playbook is running."""
+    arguments = ["play", "hold", "--service", vm["name"], "-e", f"properties.folder={smith.folder}", "--json"]
+    process = subprocess.Popen(
+        smith.command(*arguments),
+        env=smith.environment(),
+        cwd=smith.folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until((smith.folder / "running").exists)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    give_up_at = time.monotonic() + GIVE_UP_S
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.05)
+
+
+def claimed_id(smith: Cli) -> int | None:
+    with smith.engine() as engine, transaction(engine) as session:
+        job = job_queue.claim(session, OWNER, lease_s=30)
+        return None if job is None else job.id
+
+
+def only_run(smith: Cli) -> ManualRun:
+    with smith.engine() as engine, reading(engine) as session:
+        (run,) = manual_runs.recent(session, 2)
+        return run
+
+
+def processes() -> set[int]:
+    """The processes of all runs by hand of this machine's user."""
+    return processes_with_variable(CREDENTIALS_VARIABLE, f"{PRIVATE_FOLDERS}/smith-play-")
+
+
+def test_a_job_waits_for_a_run_by_hand_and_another_run_is_refused(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vm = mapped(smith, made(pve))
+    with holding(smith, vm) as process:
+        job_id = smith.submit(action="stop", service_id=vm["service_id"])
+        assert claimed_id(smith) is None
+        ident = only_run(smith).ident
+        pve.reset_request_log()
+        for refused in (
+            ["play", "stop", "--service", vm["name"], "--json"],
+            ["mappings", "forget", vm["name"], "--yes"],
+        ):
+            done = smith(*refused)
+            assert done.returncode == 1
+            assert "runs hold for this service by hand since" in done.stderr
+            assert f"(run {ident}, process {process.pid} on " in done.stderr
+        assert pve.changing_requests() == []
+        (smith.folder / "end").touch()
+        stdout, stderr = process.communicate(timeout=GIVE_UP_S)
+        assert process.returncode == 0, stderr
+        assert json.loads(stdout)["run_ident"] == ident
+    assert claimed_id(smith) == job_id
+    done = smith("play", "stop", "--service", vm["name"])
+    assert done.returncode == 1
+    assert f"job {job_id} (stop) of this service is running" in done.stderr
+
+
+def test_ctrl_c_ends_the_playbook_and_releases_the_service(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vm = mapped(smith, made(pve))
+    with holding(smith, vm) as process:
+        assert processes()
+        process.send_signal(signal.SIGINT)
+        _stdout, stderr = process.communicate(timeout=GIVE_UP_S)
+        assert process.returncode == 130
+        assert "smith: interrupted: the playbook was ended" in stderr
+        assert "Traceback" not in stderr
+    run = only_run(smith)
+    assert (run.status, run.ended_at is not None) == ("canceled", True)
+    job_id = smith.submit(action="stop", service_id=vm["service_id"])
+    assert claimed_id(smith) == job_id
+
+
+def test_a_killed_command_ends_its_playbook_and_blocks_the_service_until_its_lease_expires(
+    smith: Cli, pve: ProxmoxStandIn
+) -> None:
+    vm = mapped(smith, made(pve))
+    with holding(smith, vm) as process:
+        before = processes()
+        process.kill()
+        wait_until(lambda: not before & processes())
+    job_id = smith.submit(action="stop", service_id=vm["service_id"])
+    assert claimed_id(smith) is None
+    with smith.filling() as session:
+        session.execute(update(ManualRun).values(lease_until=db_now(-1)))
+    assert claimed_id(smith) == job_id
+
+
+def test_a_suspended_command_cannot_continue_its_playbook_after_its_lease(smith: Cli, pve: ProxmoxStandIn) -> None:
+    """The guard of the playbook ends it, because the moment in the file of the run is over."""
+    vm = mapped(smith, made(pve))
+    with holding(smith, vm) as process:
+        before = processes()
+        (file,) = {found for pid in before if (found := run_until_file(pid))}
+        assert b"inf" not in Path(file).read_bytes()
+        os.kill(process.pid, signal.SIGSTOP)
+        Path(file).write_bytes(EXPIRED_RECORDS)
+        wait_until(lambda: not before & processes())
+        os.kill(process.pid, signal.SIGCONT)
+        stdout, _stderr = process.communicate(timeout=GIVE_UP_S)
+        assert process.returncode == 1
+        assert json.loads(stdout)["error_code"] == "LEASE_LOST"
+
+
+def run_until_file(pid: int) -> str:
+    """Return the path of the file that limits the run of a process."""
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    except OSError:
+        return ""
+    return next((entry.partition("=")[2] for entry in entries if entry.startswith(f"{RUN_UNTIL_VARIABLE}=")), "")
+
+
+def test_check_mode_runs_beside_a_job(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vm = mapped(smith, made(pve))
+    with smith.filling() as session:
+        submit(session, action="start", service_id=vm["service_id"])
+    assert claimed_id(smith) is not None
+    done = smith("play", "start", "--service", vm["name"], "--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_by_hand_is_listed_and_audited(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vm = mapped(smith, made(pve))
+    done = smith("play", "start", "--service", vm["name"], "--reason", "call 17")
+    assert done.returncode == 0, done.stderr
+    ident = only_run(smith).ident
+    assert f"`smith runs show {ident}` shows this run" in done.stdout
+    shown = smith.json("runs", "show", ident)
+    assert (shown["ident"], shown["job_id"], shown["status"], shown["vmid"]) == (ident, None, "successful", vm["vmid"])
+    assert len(shown["upids"]) == 1
+    assert ident in smith.ok("runs", "show", ident)
+    (listed,) = smith.json("runs", "list")
+    assert (listed["ident"], listed["job_id"], listed["playbook"]) == (ident, None, "start.yml")
+    entries = smith.json("audit", "list", "--subject", vm["service_id"])
+    change, started = entries
+    assert (started["verb"], started["reason"]) == ("play", "call 17")
+    assert started["after"] == {"action": "start", "vmid": vm["vmid"], "run": ident}
+    assert (change["before"]["state"], change["after"]["state"]) == ("reserved", "active")
+
+
+def test_without_a_database_a_run_by_hand_works_and_names_no_run(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vm = made(pve)
+    done = smith("play", "start", "--vmid", str(vm["vmid"]))
+    assert (done.returncode, smith.file.exists()) == (0, False), done.stderr
+    assert "smith runs show" not in done.stdout
+    done = smith("play", "update", "--vmid", str(vm["vmid"]), "-e", "disk_gib=1")
+    assert done.returncode == 1
+    assert "(run" not in done.stderr

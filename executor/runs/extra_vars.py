@@ -9,7 +9,7 @@ from executor.errors import JobError
 from executor.model import GuestKind
 from executor.runs.network_properties import NicProperties
 from executor.runs.request import PlanSettings, RunRequest
-from executor.runs.vm_properties import MODES_OF_NIC, VmProperties, read_properties
+from executor.runs.vm_properties import MODES_OF_NIC, TAG_PATTERN, VmProperties, read_properties
 from executor.settings.offered import template_not_offered
 from executor.shared.error_codes import ErrorCode
 from executor.shared.marker import without_forged_lines
@@ -51,6 +51,8 @@ def update_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
     """
     properties = _read_request_properties(request)
     members = _configuration(properties, request)
+    if request.kind == GuestKind.QEMU and (removed := _removed_tags(request)):
+        members["previous_tags"] = removed
     if _has_changed(request, "network"):
         members["network"] = _network(properties, settings)
     if _has_changed(request, "networks"):
@@ -130,6 +132,14 @@ def _configuration(properties: VmProperties, request: RunRequest) -> dict[str, A
 def _has_changed(request: RunRequest, name: str) -> bool:
     """True when the property is given and differs from its value before the update."""
     return name in request.properties and request.properties.get(name) != request.previous_properties.get(name)
+
+
+def _removed_tags(request: RunRequest) -> list[str]:
+    """Return the tags that the service had before the update and has no more."""
+    previous = request.previous_properties.get("tags")
+    previous = previous if isinstance(previous, list) else []
+    current = {tag for tag in request.properties.get("tags") or () if isinstance(tag, str)}
+    return [tag for tag in previous if isinstance(tag, str) and TAG_PATTERN.fullmatch(tag) and tag not in current]
 
 
 def _source_members(properties: VmProperties, request: RunRequest, settings: PlanSettings) -> dict[str, Any]:

@@ -31,7 +31,8 @@ MAX_MEMORY_MIB = 16 * 1024 * 1024
 #: Maximum length of an error message about wrong properties.
 MAX_MESSAGE_LENGTH = 400
 
-Tag = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_][a-z0-9_+.-]{0,31}$")]
+TAG_PATTERN = re.compile(r"[a-z0-9_][a-z0-9_+.-]{0,31}")
+Tag = Annotated[str, StringConstraints(pattern=f"^{TAG_PATTERN.pattern}$")]
 TemplateName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 HostName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 UserName = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")]

@@ -211,12 +211,17 @@ options:
             type: str
       tags:
         description:
-          - The whole set of tags; C(smith) is always among them.
+          - Tags of the service; C(smith) is always among the tags. Other tags that the guest has stay.
+        type: list
+        elements: str
+      previous_tags:
+        description:
+          - "C(update): tags that the service had before. Those that are not in C(tags) are removed."
         type: list
         elements: str
       description:
         description:
-          - Text above the marker.
+          - The service's text above the marker. Other lines of the guest's notes stay.
         type: str
       bridge:
         description:

@@ -32,6 +32,11 @@ def backup_problem(vm: dict[str, Any], storage: str) -> str:
     return _storage_problem(vm, storage, "backup_storages")
 
 
+def may_name_tag(vm: dict[str, Any], tag: str) -> bool:
+    """Return whether the request may set or remove this tag, so that it removes no tag of the provider."""
+    return "allowed" not in vm or any(_is_allowed_tag(tag, entry) for entry in vm["allowed"].get("tags") or ())
+
+
 def _problems(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> Iterator[str]:
     if "allowed" not in vm:
         return
@@ -54,7 +59,7 @@ def _tag_problem(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> st
     """Return which requested tag is not offered. A clone without a marker still has the tags of its template."""
     current = set() if is_new or not source.get("markers") else set(source.get("tags") or ())
     for tag in {str(tag).lower() for tag in vm.get("tags") or []} - current:
-        if not any(_is_allowed_tag(tag, entry) for entry in vm["allowed"].get("tags") or ()):
+        if not may_name_tag(vm, tag):
             return f"INVALID_REQUEST: the tag {tag} is not offered"
     return ""
 

@@ -8,9 +8,10 @@ All functions are pure.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from . import cloud_init, container, disks, hardware
+from . import allowed, cloud_init, container, disks, hardware
 from .deletion import DELETION_TAG, WITHOUT_TAGS
 from .failures import failure_after_look_up, is_outcome_unknown, proxmox_failure
 from .identity import PROTECTED_TAG, TAG, is_marked, kind_of, only_identity
@@ -88,7 +89,10 @@ def _identity(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tags(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[str] | None:
-    """Return all new tags, or None if the tags need not change, or if Proxmox refuses them."""
+    """Return all new tags, or None if the tags need not change, or if Proxmox refuses them.
+
+    Only the tags of the service and our own are added or removed. Those that an operator has set stay.
+    """
     if vm.get(WITHOUT_TAGS):
         return None
     is_requested, protection = "tags" in vm, vm.get("protection")
@@ -96,16 +100,29 @@ def _tags(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[s
     is_cancelled = kind_of(vm) == "qemu" and is_deletion_cancelled(facts, vm)
     if not is_requested and has_marker and protection is None and not delete_at and not is_cancelled:
         return None
-    given = {str(tag).lower() for tag in vm.get("tags") or []}
-    ours = {tag for tag in given if tag.startswith(f"{TAG}-")}  # a service must not set tags with our prefix
-    tags = {TAG, *(given - ours if is_requested or not has_marker else facts["tags"])} - {PROTECTED_TAG}
-    if delete_at or is_cancelled:
-        tags = {tag for tag in tags if not DELETION_TAG.fullmatch(tag)}
+    added = {TAG, *_services_tags(vm, "tags")}
+    previous = {tag for tag in _services_tags(vm, "previous_tags") if allowed.may_name_tag(vm, tag)}
+    removed = (previous if is_requested else set()) - added
+    if delete_at or is_cancelled or is_requested:
+        removed |= {tag for tag in facts["tags"] if DELETION_TAG.fullmatch(tag)}
     if delete_at:
-        tags |= {f"{TAG}-delete-{delete_at}"}
-    keeps_protection = PROTECTED_TAG in facts["tags"] and has_marker
-    is_protected = keeps_protection if protection is None else is_yes(protection)
-    return sorted(tags | ({PROTECTED_TAG} if is_protected else set()))
+        added |= {f"{TAG}-delete-{delete_at}"}
+    if protection is not None:
+        (added if is_yes(protection) else removed).add(PROTECTED_TAG)
+    # Upper and lower case of a tag that another author has set are kept: the cluster may distinguish them.
+    kept = [tag for tag in _written_tags(facts) if tag.lower() not in removed] if has_marker else []
+    return sorted([*kept, *(added - {tag.lower() for tag in kept})], key=str.lower)
+
+
+def _services_tags(vm: dict[str, Any], member: str) -> set[str]:
+    """Return the tags in a member of the request. A service must not set or remove tags with our prefix."""
+    tags = {str(tag).lower() for tag in vm.get(member) or []}
+    return {tag for tag in tags if tag != TAG and not tag.startswith(f"{TAG}-")}
+
+
+def _written_tags(facts: dict[str, Any]) -> list[str]:
+    """Return the guest's tags as its configuration has them."""
+    return sorted(filter(None, re.split(r"[,; ]+", str(facts["config"].get("tags") or ""))), key=str.lower)
 
 
 def _password(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str | None:
@@ -136,7 +153,7 @@ def _current_value(facts: dict[str, Any], key: str) -> Any:
         "cores": facts["cores"],
         "sockets": facts["sockets"],
         "memory": facts["memory_mib"],
-        "tags": facts["tags"],
+        "tags": _written_tags(facts),
         "onboot": is_yes(config.get("onboot", 0)),
         "protection": is_yes(config.get("protection", 0)),
         "description": str(config.get("description", "")).strip(),

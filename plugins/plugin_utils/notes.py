@@ -1,55 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a guest's description: the service's text, the lines that replace refused tags, the agent and the marker.
+"""Writes a guest's description: the service's text, then our lines. The lines of other authors stay as they are.
+
+Our lines are the marks that replace refused tags, the line `smith-text`, the agent and the marker. The line
+`smith-text` has the number of lines and a digest of the service's text: so a change finds this text again, and replaces
+nothing that another author has written.
 
 `vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
-returns them.
-All functions are pure.
+returns them. All functions are pure.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from typing import Any
 
 from .deletion import WITHOUT_TAGS, deletion_due_at, deletion_line, written_deletion_line
 from .identity import PROTECTED_LINE, has_protected_line
 from .request_values import is_yes
-from .shared.marker import agent_in, marker_for, with_agent, without_forged_lines, without_our_lines
+from .shared.marker import MARKER_LINE, OUR_LINES, agent_in, marker_for, without_forged_lines
+
+#: The line with the number of lines and the digest of the service's text. Group 1 is both.
+TEXT_LINE = re.compile(r"^[ \t]*smith-text[ \t]*=[ \t]*(\d{1,4}-[0-9a-f]{12})[ \t\r]*$", re.MULTILINE | re.IGNORECASE)
+#: How many digits of the digest the line has.
+DIGEST_LENGTH = 12
+
+Lines = list[str]
 
 
 def description(vm: dict[str, Any], marks: str = "") -> str:
-    """Return the guest's description: the service's text, then our lines. `marks` are those before the marker.
+    """Return the description of a new guest: the service's text, then our lines. `marks` are those before the others.
 
     A part of the service's text that imitates one of our lines is altered.
     """
-    text = without_forged_lines(str(vm.get("description") or "")).strip()
-    our_lines = f"{marks}{marker_for(str(vm['service_id']).lower())}"
-    return with_agent(f"{text}\n\n{our_lines}" if text else our_lines, str(vm.get("agent_id") or ""))
+    text = _text_lines(vm)
+    above = [*text, ""] if text else []
+    return "\n".join([*above, *_our_lines(vm, marks, _identity_of(text), str(vm.get("agent_id") or ""))])
 
 
 def changed_description(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> str | None:
     """Return the whole new description, or None if the description need not change.
 
     A request without an agent's id keeps the agent that the description names. A request without a mark keeps the mark
-    that the description has.
+    that the description has. Every line that is neither ours nor the service's stays in its order.
     """
     if not has_marker:
         return description(vm, deletion_line(vm) + _protected_line(vm, has_line=False))
     current = str(facts["config"].get("description") or "")
-    agent_id = str(vm.get("agent_id") or agent_in(current))
-    written_line = written_deletion_line(facts)
-    kept_line = "" if is_deletion_cancelled(facts, vm) else written_line
-    has_line = has_protected_line(facts)
-    marks = (deletion_line(vm) or kept_line) + _protected_line(vm, has_line=has_line)
+    former_agent = agent_in(current)
+    agent_id = str(vm.get("agent_id") or former_agent).lower()
+    written_marks = written_deletion_line(facts) + (PROTECTED_LINE if has_protected_line(facts) else "")
+    marks = _marks(facts, vm)
+    written = _other_lines(current)
+    others, identity = written, _written_identity(current)
     if "description" in vm:
-        return description({**vm, "agent_id": agent_id}, marks)
-    if marks != written_line + (PROTECTED_LINE if has_line else ""):
-        return description({**vm, "agent_id": agent_id, "description": without_our_lines(current)}, marks)
-    return with_agent(current, agent_id) if agent_id.lower() != agent_in(current) else None
+        others, identity = _with_text(others, identity, _text_lines(vm))
+    if (others, marks, agent_id) == (written, written_marks, former_agent):
+        return None
+    above, below = others
+    return "\n".join([*above, *_our_lines(vm, marks, identity, agent_id), *below]).strip("\n")
 
 
 def is_deletion_cancelled(facts: dict[str, Any], vm: dict[str, Any]) -> bool:
     """Return True if the request cancels a deletion for which the VM is marked."""
     return is_yes(vm.get("cancel_deletion", False)) and bool(deletion_due_at(facts))
+
+
+def _marks(facts: dict[str, Any], vm: dict[str, Any]) -> str:
+    """Return the lines of the marks that the description will have."""
+    kept_line = "" if is_deletion_cancelled(facts, vm) else written_deletion_line(facts)
+    return (deletion_line(vm) or kept_line) + _protected_line(vm, has_line=has_protected_line(facts))
 
 
 def _protected_line(vm: dict[str, Any], *, has_line: bool) -> str:
@@ -61,3 +81,65 @@ def _protected_line(vm: dict[str, Any], *, has_line: bool) -> str:
     is_kept = has_line and (requested is None or is_yes(requested))
     is_added = requested is not None and is_yes(requested) and bool(vm.get(WITHOUT_TAGS))
     return PROTECTED_LINE if is_kept or is_added else ""
+
+
+def _our_lines(vm: dict[str, Any], marks: str, identity: str, agent_id: str) -> Lines:
+    text_line = [f"smith-text={identity}"] if identity else []
+    agent_line = [f"smith-agent={agent_id.lower()}"] if agent_id else []
+    return [*marks.splitlines(), *text_line, *agent_line, marker_for(str(vm["service_id"]).lower())]
+
+
+def _other_lines(current: str) -> tuple[Lines, Lines]:
+    """Return the lines of a description that are not ours: those above the marker, and those below it."""
+    lines = current.split("\n")
+    position = next((number for number, line in enumerate(lines) if MARKER_LINE.match(line)), len(lines))
+    above, below = (
+        [line for line in part if not OUR_LINES.match(line)] for part in (lines[:position], lines[position:])
+    )
+    return above, below
+
+
+# ---------------------------------------------------------------------- the service's text
+
+
+def _text_lines(vm: dict[str, Any]) -> Lines:
+    text = without_forged_lines(str(vm.get("description") or "")).strip()
+    return text.split("\n") if text else []
+
+
+def _identity_of(text: Lines) -> str:
+    """Return the number of lines and the digest of a text; '' if it has no line."""
+    digest = hashlib.sha256("\n".join(text).encode(errors="replace")).hexdigest()
+    return f"{len(text)}-{digest[:DIGEST_LENGTH]}" if text else ""
+
+
+def _written_identity(current: str) -> str:
+    found = TEXT_LINE.findall(current)
+    return str(found[0]).lower() if len(found) == 1 else ""
+
+
+def _with_text(others: tuple[Lines, Lines], written: str, text: Lines) -> tuple[tuple[Lines, Lines], str]:
+    """Return the lines with the service's new text in place of its former one, and the identity of the new text.
+
+    `written` is the identity of the former text; '' if an earlier version wrote it. A text that another author has
+    changed is not found, and stays: it is theirs now.
+    """
+    above, below = others
+    for part, is_above in ((above, True), (below, False)):
+        position = _position(part, written, text)
+        if position is None:
+            continue
+        size = int(written.partition("-")[0]) if written else len(text)
+        changed = [*part[:position], *text, *part[position + size :]]
+        return ((changed, below) if is_above else (above, changed)), _identity_of(text)
+    if not text or written == _identity_of(text):
+        return others, written
+    return ([*text, "", *above], below), _identity_of(text)
+
+
+def _position(lines: Lines, written: str, text: Lines) -> int | None:
+    """Return where the service's text begins: the text with the identity `written`, or without one, the text itself."""
+    identity = written or _identity_of(text)
+    size = int(identity.partition("-")[0]) if identity else 0
+    starts = range(len(lines) - size + 1) if size else ()
+    return next((start for start in starts if _identity_of(lines[start : start + size]) == identity), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import urllib.parse
@@ -51,6 +52,11 @@ def make_found(status: str = "stopped", **config: Any) -> dict[str, Any]:
         **{"exists": True, "kind": "qemu", "vmid": 500, "node": "pve1", "template": {}},
         **guest_facts.read_settings(rows, {"status": status}),
     }
+
+
+def text_line(text: str) -> str:
+    """Return the line of the notes that says which text is the service's."""
+    return f"smith-text={len(text.split(chr(10)))}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 # ---------------------------------------------------------------------- what the provider offers
@@ -198,9 +204,12 @@ DIFFERENCES = [
     ({"cores": 4}, {"cores": 4}),
     ({"cores": "4"}, {"cores": 4}),  # -e k=v by hand
     ({"memory_mib": 4096}, {"memory": 4096}),
-    ({"tags": []}, {"tags": ["smith"]}),
-    ({"tags": ["B", "a"]}, {"tags": ["a", "b", "smith"]}),
-    ({"description": "hi"}, {"description": f"hi\n\nsmith-uid={SERVICE}"}),
+    ({"tags": []}, {}),
+    ({"tags": [], "previous_tags": ["web"]}, {"tags": ["smith"]}),
+    ({"tags": [], "previous_tags": ["web", "smith", "x"], "allowed": {"tags": ["x"]}}, {}),
+    ({"tags": ["B", "a"]}, {"tags": ["a", "b", "smith", "web"]}),
+    ({"tags": ["b"], "previous_tags": ["web", "b"]}, {"tags": ["b", "smith"]}),
+    ({"description": "hi"}, {"description": f"hi\n\n{text_line('hi')}\nsmith-uid={SERVICE}"}),
     ({"network": {"mode": "static", "ipv4_cidr": "192.0.2.9/24"}}, {"ipconfig": {"ipconfig0": "ip=192.0.2.9/24"}}),
     ({"network": {"dns_servers": ["192.0.2.53"]}}, {"nameservers": ["192.0.2.53"]}),
     ({"cloud_init": {"user": "root"}}, {"ciuser": "root"}),
@@ -455,7 +464,7 @@ OPTIONS = [
         {"protection": 1, "tags": "smith;smith-protected"},
         {"protection": False, "tags": ["smith"]},
     ),
-    ({"tags": ["a", "smith-protected"]}, {}, {"tags": ["a", "smith"]}),
+    ({"tags": ["a", "smith-protected"]}, {}, {"tags": ["a", "smith", "web"]}),
     ({"tags": ["a"]}, {"protection": 1, "tags": "smith;smith-protected"}, {"tags": ["a", "smith", "smith-protected"]}),
     ({"network": {"search_domains": ["example.net"]}}, {}, {"searchdomains": ["example.net"]}),
     ({"cloud_init": {"vendor_snippet": "local:snippets/v.yml"}}, {}, {"cicustom": "vendor=local:snippets/v.yml"}),
@@ -695,8 +704,16 @@ FORMER_AGENT = "22222222-2222-4333-8444-555555555555"
         ("smith-agent={1}\nsmith-uid={0}", {"agent_id": AGENT}, None),
         ("smith-agent={1}\nsmith-uid={0}", {}, None),
         ("smith-uid={0}", {}, None),
-        ("x\n\nsmith-agent={1}\nsmith-uid={0}", {"description": "y"}, "y\n\nsmith-agent={1}\nsmith-uid={0}"),
-        ("x\n\nsmith-uid={0}", {"description": "y", "agent_id": AGENT}, "y\n\nsmith-agent={1}\nsmith-uid={0}"),
+        (
+            f"x\n\n{text_line('x')}\nsmith-agent={{1}}\nsmith-uid={{0}}",
+            {"description": "y"},
+            f"y\n\n{text_line('y')}\nsmith-agent={{1}}\nsmith-uid={{0}}",
+        ),
+        (
+            f"x\n\n{text_line('x')}\nsmith-uid={{0}}",
+            {"description": "y", "agent_id": AGENT},
+            f"y\n\n{text_line('y')}\nsmith-agent={{1}}\nsmith-uid={{0}}",
+        ),
         (
             "smith-delete=9\nsmith-uid={0}",
             {"kind": "lxc", "agent_id": AGENT},
@@ -726,20 +743,22 @@ def test_a_service_cannot_forge_the_agent() -> None:
     assert marker.agent_in(text) == AGENT
 
 
-LINES = "a shop\n\nsmith-delete-at=1060\nsmith-protected=1\nsmith-uid={0}"
+SHOP, B = text_line("a shop"), text_line("b")
+LINES = f"a shop\n\nsmith-delete-at=1060\nsmith-protected=1\n{SHOP}\nsmith-uid={{0}}"
+MARKED = f"b\n\nsmith-delete-at=1060\nsmith-protected=1\n{B}\nsmith-uid={{0}}"
 
 
 @pytest.mark.parametrize(
     ("wanted", "after"),
     [
         ({}, None),
-        ({"description": "b"}, "b\n\nsmith-delete-at=1060\nsmith-protected=1\nsmith-uid={0}"),
-        ({"protection": True, "description": "b"}, "b\n\nsmith-delete-at=1060\nsmith-protected=1\nsmith-uid={0}"),
-        ({"protection": False}, "a shop\n\nsmith-delete-at=1060\nsmith-uid={0}"),
-        ({"cancel_deletion": True}, "a shop\n\nsmith-protected=1\nsmith-uid={0}"),
+        ({"description": "b"}, MARKED),
+        ({"protection": True, "description": "b"}, MARKED),
+        ({"protection": False}, f"a shop\n\nsmith-delete-at=1060\n{SHOP}\nsmith-uid={{0}}"),
+        ({"cancel_deletion": True}, f"a shop\n\nsmith-protected=1\n{SHOP}\nsmith-uid={{0}}"),
         (
             {"cancel_deletion": True, "protection": False, "description": "smith-protected=1"},
-            "smith-protected: 1\n\nsmith-uid={0}",
+            f"smith-protected: 1\n\n{text_line('smith-protected: 1')}\nsmith-uid={{0}}",
         ),
     ],
 )

@@ -18,11 +18,13 @@ import re
 MARKER_LINE = re.compile(r"^[ \t]*smith-uid[ \t]*=[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
 #: The line of a description with the id of the agent that wrote the marker.
 _AGENT_LINE = re.compile(r"^[ \t]*smith-agent[ \t]*=[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
-#: The lines of a description that only the playbooks write: the marker, the agent, the deletion mark, and the line that
-#: says that the service has requested the protection of its VM.
-OUR_LINES = re.compile(r"^[ \t]*smith-(?:uid|agent|delete(?:-at)?|protected)[ \t]*=.*$", re.MULTILINE | re.IGNORECASE)
+#: The lines of a description that only the playbooks write: the marker, the agent, the digest of the service's text,
+#: the deletion mark, and the line that says that the service has requested the protection of its VM.
+OUR_LINES = re.compile(
+    r"^[ \t]*smith-(?:uid|agent|text|delete(?:-at)?|protected)[ \t]*=.*$", re.MULTILINE | re.IGNORECASE
+)
 #: The beginning of a text that could become a line of OUR_LINES.
-_FORGED_LINE = re.compile(r"smith-(uid|agent|delete(?:-at)?|protected)\s*=", re.IGNORECASE)
+_FORGED_LINE = re.compile(r"smith-(uid|agent|text|delete(?:-at)?|protected)\s*=", re.IGNORECASE)
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 

@@ -139,10 +139,17 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                                          'anywhere if its prefix '
                                                                                          'length is 128.',
                                                                           'type': 'str'}}},
-                                'tags': {'description': 'The whole set of tags; C(smith) is always among them.',
+                                'tags': {'description': 'Tags of the service; C(smith) is always among the tags. Other '
+                                                        'tags that the guest has stay.',
                                          'type': 'list',
                                          'elements': 'str'},
-                                'description': {'description': 'Text above the marker.', 'type': 'str'},
+                                'previous_tags': {'description': 'C(update): tags that the service had before. Those '
+                                                                 'that are not in C(tags) are removed.',
+                                                  'type': 'list',
+                                                  'elements': 'str'},
+                                'description': {'description': "The service's text above the marker. Other lines of "
+                                                               "the guest's notes stay.",
+                                                'type': 'str'},
                                 'bridge': {'description': 'Bridge of the first NIC, unless C(network) names one.',
                                            'type': 'str'},
                                 'network': {'description': 'The first NIC and its address.',

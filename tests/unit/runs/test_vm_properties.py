@@ -254,3 +254,11 @@ def test_a_deletion_gets_the_operators_settings(settings: dict[str, Any], sent: 
     asked = {"grace_s", "purge", "final_backup", "only_when_due"}
     vm = shape("delete", {}, **settings)
     assert {name: value for name, value in vm.items() if name in asked} == sent
+
+
+def test_an_update_names_the_tags_that_the_service_has_no_more() -> None:
+    before = MINIMAL | {"tags": ["web", "db", "no;tag"]}
+    assert shape("update", MINIMAL | {"tags": ["db", "new"]}, before)["previous_tags"] == ["web"]
+    assert "previous_tags" not in shape("update", MINIMAL | {"tags": ["web", "db"]}, before)
+    assert shape("update", MINIMAL, before)["previous_tags"] == ["web", "db"]
+    assert "previous_tags" not in shape("update", MINIMAL, MINIMAL | {"tags": "web"})

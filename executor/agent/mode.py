@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from executor.agent.dispatcher import Dispatcher
 from executor.agent.state import AgentState
-from executor.database import queries
+from executor.database import pauses, queries
 from executor.database.engine import reading
 
 if TYPE_CHECKING:
@@ -46,10 +46,12 @@ class WorkCheck:
         return self.mode is Mode.ONCE or self._has_polled_twice_since_idle()
 
     def _has_open_jobs(self) -> bool:
-        """True when a job has not ended or its report is due."""
+        """True when a job has not ended or its report is due. While the agents are paused, no pending job counts."""
         with reading(self.engine) as session:
             counts = queries.count_jobs(session)
-        return bool(counts["pending"] + counts["processing"] + counts["reports_due"])
+            is_paused = pauses.current(session) is not None
+        open_job_count = counts["processing"] if is_paused else counts["pending"] + counts["processing"]
+        return bool(open_job_count + counts["reports_due"])
 
     def _has_polled_twice_since_idle(self) -> bool:
         """True when two polls have finished since no job was open.

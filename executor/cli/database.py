@@ -14,7 +14,7 @@ import typer
 from alembic.util.exc import CommandError
 
 from executor.agent.database_lock import write_holder
-from executor.cli import status
+from executor.cli.agent_liveness import is_alive
 from executor.cli.arguments import AsJson, confirm
 from executor.cli.context import PRIVATE_UMASK, open_settings
 from executor.cli.help_text import examples
@@ -145,7 +145,7 @@ def _refuse_running_agent(session: Session, settings: Settings) -> None:
     The rows are not Proxmox nodes.
     """
     for agent in nodes.not_stopped(session):
-        if status.is_alive(agent, utc_now(), settings.smith_lease_s):
+        if is_alive(agent, utc_now(), settings.smith_lease_s):
             raise DatabaseError(f"agent {agent.id} on {agent.host} uses this database: stop it first")
 
 

@@ -32,7 +32,16 @@ from executor.database import job_events, manual_runs
 from executor.database.claim_statement import claim_statement
 from executor.database.other_leases import OtherLease
 from executor.database.statements import MAX_BACKOFF_S, execute_and_count, insert_into
-from executor.database.tables import ENDED_LITERALS, PENDING_LITERAL, PROCESSING_LITERAL, Job, Run, db_now, utc_now
+from executor.database.tables import (
+    ENDED_LITERALS,
+    PENDING_LITERAL,
+    PROCESSING_LITERAL,
+    Job,
+    Pause,
+    Run,
+    db_now,
+    utc_now,
+)
 from executor.errors import StaleJob
 from executor.model import (
     MAX_CRASHES,
@@ -150,8 +159,9 @@ def claim(session: Session, owner: str, *, lease_s: float, max_creates: int | No
        tenant without processing jobs. So a tenant that requests many jobs at once does not delay other tenants.
     3. Select the oldest job.
 
-    A job cannot be claimed while another job of its service is processing, or while an operator runs a playbook for the
-    service by hand. `max_creates` limits how many creates all
+    No job can be claimed while an operator has paused the agents (`executor.database.pauses`). A job cannot be claimed
+    while another job of its service is processing, or while an operator runs a playbook for the service by hand.
+    `max_creates` limits how many creates all
     agents together run at the same time, because parallel clones compete for the lock of the storage.
     """
     if session.get_bind().dialect.name == "postgresql":
@@ -179,8 +189,8 @@ def _take_claim_locks(session: Session, *, is_create_limited: bool) -> None:
     session.execute(select(*locks))
 
 
-#: Finds one pending job, or none.
-_PENDING_JOB_QUERY = select(Job.id).where(Job.status == PENDING_LITERAL).limit(1)
+#: Finds one pending job, or none. While the agents are paused, it finds none.
+_PENDING_JOB_QUERY = select(Job.id).where(Job.status == PENDING_LITERAL, ~select(Pause.scope).exists()).limit(1)
 
 
 def _lease_is_valid(lease: Lease) -> ColumnElement[bool]:

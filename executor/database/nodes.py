@@ -47,9 +47,10 @@ def add_agent(session: Session, agent: AgentProcess) -> None:
     session.add(node)
 
 
-def note_agent_seen(session: Session, boot_id: str) -> None:
-    """Store the current time as the last time at which the agent process was running."""
-    session.execute(update(Node).where(Node.id == boot_id).values(seen_at=db_now()))
+def note_agent_probed(session: Session, boot_id: str, *, proxmox_error: str | None) -> None:
+    """Store that the agent process was running, and whether Proxmox answered it just now."""
+    columns = {"seen_at": db_now(), "proxmox_checked_at": utc_now(), "proxmox_error": proxmox_error}
+    session.execute(update(Node).where(Node.id == boot_id).values(**columns))
 
 
 def note_leases_renewed(session: Session, boot_id: str, *, fences: bool) -> None:

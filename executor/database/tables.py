@@ -273,6 +273,19 @@ class Node(Base):
     #: The process ends its runs before its leases expire (agent/fence.py). Other agents take its jobs earlier then.
     fences: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     installation_id: Mapped[str | None] = mapped_column(String(32))  #: of the process's data folder
+    proxmox_checked_at: Mapped[datetime | None]  #: when the process last checked whether Proxmox answers
+    proxmox_error: Mapped[str | None] = mapped_column(Text)  #: the error of this check, None if Proxmox answered
+
+
+class Pause(Base):
+    """A pause, which an operator has begun: the agents claim no jobs. Only `pauses` writes this table."""
+
+    __tablename__ = "pauses"
+
+    scope: Mapped[str] = mapped_column(String(64), primary_key=True)  #: the agents that are paused, see `pauses`
+    since: Mapped[datetime]
+    who: Mapped[str] = mapped_column(String(100))  #: the operator, as in the audit
+    reason: Mapped[str] = mapped_column(Text)
 
 
 class AuditEntry(Base):
@@ -287,7 +300,7 @@ class AuditEntry(Base):
     at: Mapped[datetime]
     who: Mapped[str] = mapped_column(String(100))  #: the operator's user name in the operating system, or `agent`
     verb: Mapped[str] = mapped_column(String(40))
-    subject_kind: Mapped[str] = mapped_column(String(20))  #: `job`, `mapping` or `service`
+    subject_kind: Mapped[str] = mapped_column(String(20))  #: `job`, `mapping`, `service` or `agents`
     subject_id: Mapped[str] = mapped_column(String(100))
     before: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     after: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

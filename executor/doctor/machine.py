@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from executor.agent.disk_space import BYTES_PER_MIB, MIN_FREE_MIB, free_bytes
-from executor.database import schema
-from executor.database.engine import file_system_of, open_engine, sqlite_file
+from executor.database import pauses, schema
+from executor.database.engine import file_system_of, open_engine, reading, sqlite_file
 from executor.doctor.checks import Area, CheckResult, ResultFactory
 from executor.errors import DatabaseError
 from executor.runs.run_folder import MEMORY_FILE_SYSTEMS, why_not_usable
@@ -36,10 +36,14 @@ def check_database(settings: Settings) -> Iterator[CheckResult]:
     if file is not None and not file.exists():
         yield _check_that_file_can_be_created(file)
         return
+    pause = None
     try:
         engine = open_engine(settings.smith_database_url)
         try:
             problems = schema.check(engine)
+            if not problems:
+                with reading(engine) as session:
+                    pause = pauses.current(session)
         finally:
             engine.dispose()
     except DatabaseError as error:
@@ -52,6 +56,9 @@ def check_database(settings: Settings) -> Iterator[CheckResult]:
             yield _DATABASE_RESULT.fail("sound", problem)
     if not problems:
         yield _DATABASE_RESULT.ok("usable", f"schema {schema.head_revision()}, sound")
+    if pause is not None:
+        text = f"no job is claimed: paused since {pause.since:%Y-%m-%d %H:%M:%S}Z by {pause.who}: {pause.reason}"
+        yield _DATABASE_RESULT.warn("pause", text, "smith resume")
 
 
 def _check_that_file_can_be_created(file: Path) -> CheckResult:

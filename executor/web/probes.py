@@ -76,6 +76,7 @@ class Prober:
     @property
     def probes(self) -> dict[str, Callable[[], None]]:
         """The probes by name."""
+        # The probe of the database stores the result of the probe before it.
         return {"proxmox": self._probe_proxmox, "database": self._probe_database, "disk": self._probe_disk}
 
     def result(self, name: str) -> ProbeResult:
@@ -120,13 +121,15 @@ class Prober:
         self._proxmox_link.note_up()
 
     def _probe_database(self) -> None:
-        """Write the time into the row of this agent process.
+        """Write the time, and the result of the probe of Proxmox, into the row of this agent process.
 
         A probe that only reads would not suffice: a database on a full disk, or a standby server, can still be read.
         """
+        proxmox = self._results.get("proxmox")
+        error = None if proxmox is None or proxmox.ok else redactor.redact(proxmox.detail or proxmox.reason)
         try:
             with transaction(self.engine) as session:
-                nodes.note_agent_seen(session, self.boot_id)
+                nodes.note_agent_probed(session, self.boot_id, proxmox_error=error)
         except DatabaseError as error:
             raise _ProbeFailed("the database cannot be written", str(error).splitlines()[0]) from error
 

@@ -14,6 +14,7 @@ TABLES = {"jobs": "id", "runs": "id", "mappings": "id", "nodes": "id", "critical
     "secret_references": "sha256",
     "job_events": "id",
     "manual_runs": "id",
+    "pauses": "scope",
 }
 #: Stored values that a migration has renamed, by its revision, table and column: the new value to the earlier one.
 EARLIER_VALUES: dict[tuple[str, str, str], dict[Any, Any]] = {

@@ -7,6 +7,7 @@ from sqlalchemy import update
 from support.agent_parts import AgentParts
 
 from executor.agent.mode import Mode, WorkCheck
+from executor.database import pauses
 from executor.database.engine import transaction
 from executor.database.tables import Job
 from executor.model import JobStatus, ReportState
@@ -53,6 +54,16 @@ def test_a_job_that_arrives_meanwhile_starts_the_count_of_polls_again(parts: Age
     end_job(parts, job_id, ReportState.REPORTED)
     assert not work.is_done()
     parts.state.finished_poll_count = 5
+    assert work.is_done()
+
+
+def test_pending_jobs_do_not_count_while_the_agents_are_paused(parts: AgentParts) -> None:
+    parts.submit(parts.add_started_service())
+    work = check(parts, Mode.ONCE)
+    parts.state.finished_poll_count = 1
+    assert not work.is_done()
+    with transaction(parts.engine) as session:
+        pauses.start(session, who="root", reason="maintenance")
     assert work.is_done()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,9 +11,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from support.cli_world import Cli
+from support.cli_world import GIVE_UP_S, Cli
 
-from executor.database import job_queue, mappings, outbox, periods
+from executor.database import job_queue, mappings, nodes, outbox, periods
 from executor.database.tables import CriticalJob, Node
 from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode
@@ -32,6 +33,11 @@ def test_status_counts_jobs_reports_and_vms(smith: Cli) -> None:
         mappings.reserve(session, service_id="s-1", cluster="default", vmid=100001, name="web")
     found = smith.json("status")
     assert set(found) == {
+        "agents_running",
+        "paused",
+        "fulcrum",
+        "proxmox",
+        "critical_failing",
         "jobs",
         "reports_due",
         "reports_postponed",
@@ -46,6 +52,77 @@ def test_status_counts_jobs_reports_and_vms(smith: Cli) -> None:
     shown = smith.ok("status")
     assert "1 pending" in shown
     assert "no agent has run yet" in shown
+    assert "no agent is running" in shown
+    assert (found["agents_running"], found["fulcrum"]["state"], found["proxmox"]["state"]) == (0, "unknown", "unknown")
+
+
+def record_heartbeats(smith: Cli, *errors: str | None) -> None:
+    with smith.filling() as session:
+        for error in errors:
+            periods.record_runs(session, "Heartbeat", 10.0, started_at=datetime.now(UTC), run_count=1, error=error)
+
+
+def test_status_shows_an_outage_of_fulcrumcore_with_its_error_and_its_begin(smith: Cli) -> None:
+    with smith.filling() as session:
+        session.add(_node("alive", datetime.now(UTC)))
+    record_heartbeats(smith, None)
+    assert smith.json("status")["fulcrum"]["state"] == "ok"
+    assert "the last accepted heartbeat was" in smith.ok("status")
+    record_heartbeats(smith, "HTTP 502: bad gateway")
+    found = smith.json("status")
+    assert (found["fulcrum"]["state"], found["fulcrum"]["error"]) == ("failing", "HTTP 502: bad gateway")
+    assert [(job["name"], job["last_error"]) for job in found["critical_failing"]] == [
+        ("Heartbeat", "HTTP 502: bad gateway")
+    ]
+    shown = smith.ok("status")
+    assert "the heartbeat fails, the last accepted heartbeat was" in shown
+    assert "Critical jobs that fail" in shown
+
+
+def test_status_shows_whether_proxmox_answered_the_agent(smith: Cli) -> None:
+    now = datetime.now(UTC)
+    with smith.filling() as session:
+        session.add(_node("alive", now))
+    assert smith.json("status")["proxmox"]["state"] == "unknown"
+    for error, state, text in (
+        ("PVE_UNREACHABLE: refused", "failing", ": PVE_UNREACHABLE: refused"),
+        (None, "ok", "ok, "),
+    ):
+        with smith.filling() as session:
+            nodes.note_agent_probed(session, "alive", proxmox_error=error)
+        assert smith.json("status")["proxmox"]["state"] == state
+        assert text in smith.ok("status")
+
+
+def test_a_killed_agent_of_this_host_has_vanished_after_two_missed_updates(smith: Cli) -> None:
+    """Its process id does not exist any more; without that, it could be slow, or be in a container."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    seen_at = datetime.now(UTC) - timedelta(seconds=15)  # with a lease of 30 s, an update is due every 5 s
+    host = socket.gethostname()
+    with smith.filling() as session:
+        session.add(_node("killed", seen_at, host=host, pid=ended.pid))
+        session.add(_node("slow", seen_at, host=host, pid=os.getpid()))
+        session.add(_node("elsewhere", seen_at, host="another", pid=ended.pid))
+    states = {node["id"]: node["state"] for node in smith.json("status")["nodes"]}
+    assert states == {"killed": "vanished", "slow": "running", "elsewhere": "running"}
+
+
+def test_watching_the_status_replaces_the_view_until_an_interrupt(smith: Cli) -> None:
+    smith.submit()
+    assert smith("status", "--watch", "--json").returncode == 2
+    master, slave = os.openpty()
+    process = subprocess.Popen(
+        smith.command("status", "--watch"), env=smith.environment(), cwd=smith.folder, stdin=slave, stdout=slave
+    )
+    os.close(slave)
+    shown = b""
+    while shown.count(b"1 pending") < 2:
+        shown += os.read(master, 65536)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(GIVE_UP_S) == 0
+    os.close(master)
+    assert b"\x1b[H" in shown
 
 
 def test_status_shows_the_results_that_fulcrumcore_has_not_accepted_with_the_cause(smith: Cli) -> None:

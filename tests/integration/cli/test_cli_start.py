@@ -71,6 +71,8 @@ for args in COMMANDS:
 COMMANDS = (
     ("run",),
     ("status",),
+    ("pause",),
+    ("resume",),
     ("health",),
     ("doctor",),
     ("version",),

@@ -1,0 +1,44 @@
+"""Concludes from the rows of the table `nodes` whether an agent process is running. A row is no node of Proxmox."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import datetime, timedelta
+
+from executor.database.tables import Node
+
+#: An agent process has vanished if it has not updated its row in the table `nodes` for this many lease durations. A
+#: running agent updates the row six times in each lease duration.
+VANISHED_AFTER_LEASES = 2.0
+#: The same for a process of this host whose process id does not exist any more: it has omitted two updates. The process
+#: id alone proves nothing, because an agent in a container may have the same host name, but its own process ids.
+SILENT_AFTER_LEASES = 1 / 3
+
+
+def is_alive(node: Node, now: datetime, lease_s: float) -> bool:
+    """Return whether the agent process is running: it has neither stopped nor vanished."""
+    leases = VANISHED_AFTER_LEASES if _may_exist(node) else SILENT_AFTER_LEASES
+    return node.stopped_at is None and now - node.seen_at <= timedelta(seconds=lease_s * leases)
+
+
+def agent_state(node: Node, now: datetime, lease_s: float) -> str:
+    """Return the state of the agent process: `running`, `draining`, `stopped`, or `vanished` without a stored stop."""
+    if node.stopped_at is not None:
+        return "stopped"
+    if not is_alive(node, now, lease_s):
+        return "vanished"
+    return "draining" if node.draining else "running"
+
+
+def _may_exist(node: Node) -> bool:
+    """Return whether the process may exist. This can be checked only on the host of the process."""
+    if node.host != socket.gethostname():
+        return True
+    try:
+        os.kill(node.pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,124 @@
+"""`smith pause` and `smith resume`: make the agents claim no jobs, for example during maintenance of Proxmox."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from executor.cli.arguments import EXIT_INTERRUPTED, AsJson, CommandFailed
+from executor.cli.context import open_settings
+from executor.cli.help_text import examples
+from executor.cli.job_rows import job_label
+from executor.cli.output import show_outcome, show_text
+from executor.cli.status_document import pause_text
+from executor.cli.store import open_database, writing_store
+from executor.database import audit, pauses, queries
+from executor.database.engine import reading
+from executor.database.tables import Pause
+from executor.model import JobStatus
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy import Engine
+
+#: How often `--wait` reads the running jobs.
+INTERVAL_S = 1.0
+#: The maximum number of running jobs that are read.
+MAX_SHOWN_JOBS = 100
+
+
+@examples(
+    'smith pause --reason "update of pve2"             running jobs run to their end',
+    'smith pause --reason "update of pve2" --wait      ends when no job is running',
+    'smith pause --reason "update of pve2" --wait --timeout 600',
+)
+def pause(
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Shown by `smith status`, and audited.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until no job is running; show which are.")] = False,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=0, metavar="S", help="With --wait: exit code 1 after this many seconds.")
+    ] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Let the agents claim no more jobs, until `smith resume`.
+
+    Heartbeats, polls and reports continue. FulcrumCore fails a pending job when its job timeout has passed.
+    """
+    who = audit.operator_name()
+    with writing_store() as store:
+        is_new = pauses.start(store.session, who=who, reason=reason)
+        found = pauses.current(store.session)
+        if found is None:
+            raise CommandFailed("the agents were resumed in the meantime")
+        if is_new:
+            audit.record(
+                store.session,
+                who=who,
+                verb="pause",
+                subject_kind="agents",
+                subject_id=found.scope,
+                after=_values(found),
+                reason=reason,
+            )
+        running_count = queries.count_open_jobs(store.session)[JobStatus.PROCESSING]
+    text = f"paused: {pause_text(found)}" if is_new else f"paused already: {pause_text(found)}"
+    if not wait:
+        jobs = f"; {running_count} running jobs run to their end" if running_count else "; no job is running"
+        show_outcome(text + jobs, as_json=as_json, paused=True, was_paused=not is_new, running=running_count)
+        return
+    if not as_json:
+        show_text(text)
+    running_count = _wait_for_jobs(timeout_s, quiet=as_json)
+    end = f"{running_count} jobs are still running" if running_count else "no job is running"
+    show_outcome(end, as_json=as_json, paused=True, was_paused=not is_new, running=running_count)
+    if running_count:
+        raise typer.Exit(1)
+
+
+@examples("smith resume")
+def resume(as_json: AsJson = False) -> None:
+    """Let the agents claim jobs again."""
+    with writing_store() as store:
+        ended = pauses.end(store.session)
+        if ended is not None:
+            audit.record(
+                store.session,
+                who=audit.operator_name(),
+                verb="resume",
+                subject_kind="agents",
+                subject_id=ended.scope,
+                before=_values(ended),
+            )
+    text = "not paused: nothing to resume" if ended is None else f"resumed; it was paused {pause_text(ended)}"
+    show_outcome(text, as_json=as_json, paused=False, was_paused=ended is not None)
+
+
+def _values(found: Pause) -> dict[str, Any]:
+    values = audit.column_values(found, ("since", "who", "reason"))
+    assert values is not None  # noqa: S101 (column_values returns None only for None)
+    return values
+
+
+def _wait_for_jobs(timeout_s: float, *, quiet: bool) -> int:
+    """Wait until no job is running, or the timeout (0: none) has passed. Return how many are running."""
+    deadline = time.monotonic() + timeout_s if timeout_s else float("inf")
+    shown: list[str] = []
+    with open_database(open_settings()) as engine:
+        while True:
+            labels = _running_labels(engine)
+            if labels and labels != shown and not quiet:
+                show_text(f"{len(labels)} running: {', '.join(labels)}")
+            shown = labels
+            if not labels or time.monotonic() >= deadline:
+                return len(labels)
+            try:
+                time.sleep(INTERVAL_S)
+            except KeyboardInterrupt:
+                raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _running_labels(engine: Engine) -> list[str]:
+    with reading(engine) as session:
+        jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], limit=MAX_SHOWN_JOBS)
+    return [job_label(job) for job in reversed(jobs)]

@@ -1,0 +1,142 @@
+"""Reads from the database what `smith status` shows, and concludes whether agents, FulcrumCore and Proxmox work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from executor.cli import critical
+from executor.cli.agent_liveness import agent_state, is_alive
+from executor.cli.output import elapsed_text
+from executor.cli.store import Store
+from executor.database import mappings, nodes, pauses, queries
+from executor.database.tables import CriticalJob, Job, Node, Pause, utc_now
+
+#: The maximum number of agent processes that are shown. Running and ended processes are shown, the last seen first.
+MAX_SHOWN_AGENTS = 10
+#: The maximum number of postponed reports that are shown. Those of the jobs that ended first are shown.
+MAX_SHOWN_REPORTS = 10
+#: The maximum number of jobs claimed by another executor that are shown. The oldest are shown.
+MAX_SHOWN_CLAIMED_ELSEWHERE = 10
+#: The name of the critical job that sends the heartbeat.
+HEARTBEAT = "Heartbeat"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """The document of `smith status --json`, and the texts of the lines that have one."""
+
+    document: dict[str, Any]
+    pause_text: str
+    fulcrum_text: str
+    proxmox_text: str
+
+
+def read_status(store: Store) -> Status:
+    """Read the status in the transaction of the store."""
+    session, now = store.session, utc_now()
+    job_counts = queries.count_jobs(session)
+    # `count_jobs` returns the number of jobs in each status, and under one more key the number of due reports.
+    reports_due = job_counts.pop("reports_due")
+    critical_jobs = queries.critical_jobs(session)
+    agents = nodes.recent(session, MAX_SHOWN_AGENTS)
+    alive = [node for node in agents if is_alive(node, now, store.settings.smith_lease_s)]
+    pause = pauses.current(session)
+    fulcrum, fulcrum_text = _fulcrum_state(critical_jobs, now, has_agent=bool(alive))
+    proxmox, proxmox_text = _proxmox_state(alive, now)
+    document = {
+        "agents_running": len(alive),
+        "paused": _pause_fields(pause),
+        "fulcrum": fulcrum,
+        "proxmox": proxmox,
+        "jobs": job_counts,
+        "reports_due": reports_due,
+        "reports_postponed": [_report_fields(job) for job in queries.postponed_reports(session, MAX_SHOWN_REPORTS)],
+        "claimed_elsewhere": [
+            {"id": job.id, "action": job.action, "fulcrum_id": job.fulcrum_id, "since": job.finished_at}
+            for job in queries.jobs_claimed_elsewhere(session, MAX_SHOWN_CLAIMED_ELSEWHERE)
+        ],
+        "mappings": mappings.count_by_state(session),
+        "nodes": [_agent_fields(node, now, store.settings.smith_lease_s) for node in agents],
+        "critical_overdue": [job.name for job in critical_jobs if critical.is_overdue(job, now)],
+        "critical_failing": [_failing_fields(job) for job in critical_jobs if job.failures],
+    }
+    text = "" if pause is None else f"{pause_text(pause)} (`smith resume` ends it)"
+    return Status(document=document, pause_text=text, fulcrum_text=fulcrum_text, proxmox_text=proxmox_text)
+
+
+def pause_text(pause: Pause) -> str:
+    """Return since when, by whom and why the agents are paused."""
+    return f"since {pause.since:%Y-%m-%d %H:%M:%S}Z by {pause.who}: {pause.reason}"
+
+
+def _pause_fields(pause: Pause | None) -> dict[str, Any] | None:
+    return None if pause is None else {"since": pause.since, "who": pause.who, "reason": pause.reason}
+
+
+def _fulcrum_state(jobs: Sequence[CriticalJob], now: datetime, *, has_agent: bool) -> tuple[dict[str, Any], str]:
+    """Return whether FulcrumCore accepts heartbeats, for `--json` and as text."""
+    heartbeat = next((job for job in jobs if job.name == HEARTBEAT), None)
+    last_ok = heartbeat.last_ok_at if heartbeat else None
+    last_text = f"the last accepted heartbeat was {elapsed_text(last_ok, now)} ago" if last_ok else "no heartbeat yet"
+    error = heartbeat.last_error if heartbeat and heartbeat.failures else None
+    if not has_agent or heartbeat is None:
+        state, text = "unknown", f"not known, because no agent is running ({last_text})"
+        if has_agent:
+            text = "not known: the agent has stored no heartbeat yet"
+    elif error is not None:
+        state, text = "failing", f"the heartbeat fails, {last_text}: {error}"
+    elif critical.is_overdue(heartbeat, now):
+        state, text = "overdue", f"the heartbeat is overdue: {last_text}"
+    else:
+        state, text = "ok", f"ok, {last_text}"
+    return {"state": state, "last_heartbeat_at": last_ok, "error": error}, text
+
+
+def _proxmox_state(alive: Sequence[Node], now: datetime) -> tuple[dict[str, Any], str]:
+    """Return whether Proxmox answered the last check of the running agents, for `--json` and as text."""
+    checked = [node for node in alive if node.proxmox_checked_at is not None]
+    if not checked:
+        reason = "the agent has not checked it yet" if alive else "no agent is running"
+        return {"state": "unknown", "checked_at": None, "error": None}, f"not known, because {reason}"
+    node = next((node for node in checked if node.proxmox_error), checked[0])
+    ago = elapsed_text(node.proxmox_checked_at, now)
+    fields = {"checked_at": node.proxmox_checked_at, "error": node.proxmox_error}
+    if node.proxmox_error:
+        return {"state": "failing", **fields}, f"does not answer, {ago} ago: {node.proxmox_error}"
+    return {"state": "ok", **fields}, f"ok, it answered {ago} ago"
+
+
+def _report_fields(job: Job) -> dict[str, Any]:
+    """Return a job whose report has failed as a dictionary with the keys of `--json`."""
+    return {"id": job.id, "action": job.action, "attempts": job.report_attempts, "reason": job.report_note or ""}
+
+
+def _failing_fields(job: CriticalJob) -> dict[str, Any]:
+    """Return a critical job whose last execution has failed as a dictionary with the keys of `--json`."""
+    return {
+        "name": job.name,
+        "failures": job.failures,
+        "last_ok_at": job.last_ok_at,
+        "last_error": job.last_error,
+    }
+
+
+def _agent_fields(node: Node, now: datetime, lease_s: float) -> dict[str, Any]:
+    """Return an agent process (a row of the table `nodes`) as a dictionary with the keys of `--json`."""
+    return {
+        "id": node.id,
+        "host": node.host,
+        "pid": node.pid,
+        "version": node.version,
+        "state": agent_state(node, now, lease_s),
+        "started_at": node.started_at,
+        "seen_at": node.seen_at,
+        "stopped_at": node.stopped_at,
+        "stop_reason": node.stop_reason,
+        "concurrency": node.concurrency,
+        "concurrency_wanted": node.concurrency_wanted,
+        "draining": node.draining,
+    }

@@ -1,0 +1,62 @@
+"""Prints the same view of the database again and again, until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import sys
+import time
+from collections.abc import Callable
+
+from executor.cli.context import open_settings
+from executor.cli.output import show_text
+from executor.cli.store import Store, open_database
+from executor.database.engine import reading
+from executor.errors import DatabaseUnavailable
+
+#: How often the view is printed.
+INTERVAL_S = 2.0
+#: Terminal control sequences: move to the upper left corner; clear the rest of the line, and of the screen.
+HOME, CLEAR_LINE, CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
+CLEAR_SCREEN = "\x1b[2J"
+
+
+class _TerminalText(io.StringIO):
+    """Text for the terminal, which tables are to format as if they wrote to the terminal itself."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def watch_store(show: Callable[[Store], None]) -> None:
+    """Call `show` every INTERVAL_S seconds until Ctrl-C. On a terminal, each view replaces the one before it.
+
+    While the database cannot be used, the error is shown, and the next view follows.
+    """
+    settings = open_settings()
+    is_terminal = sys.stdout.isatty()
+    if is_terminal:
+        sys.stdout.write(CLEAR_SCREEN)
+    with open_database(settings) as engine, contextlib.suppress(KeyboardInterrupt):
+        while True:
+            text = _TerminalText() if is_terminal else io.StringIO()
+            with contextlib.redirect_stdout(text):
+                try:
+                    with reading(engine) as session:
+                        show(Store(settings=settings, session=session))
+                except DatabaseUnavailable as error:
+                    show_text(str(error))
+            _write(text.getvalue(), is_terminal=is_terminal)
+            time.sleep(INTERVAL_S)
+
+
+def _write(text: str, *, is_terminal: bool) -> None:
+    if not is_terminal:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+        return
+    height = shutil.get_terminal_size().lines
+    lines = text.rstrip("\n").split("\n")[: height - 1]
+    sys.stdout.write(HOME + "".join(f"{line}{CLEAR_LINE}\n" for line in lines) + CLEAR_BELOW)
+    sys.stdout.flush()

@@ -1,0 +1,74 @@
+"""`smith pause` and `smith resume`."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.cli_world import GIVE_UP_S, Cli, claim
+
+from executor.database import job_queue, pauses
+from executor.database.engine import reading
+from executor.model import JobResult
+
+
+@pytest.fixture
+def smith(tmp_path: Path) -> Cli:
+    cli = Cli(tmp_path)
+    cli.submit()
+    return cli
+
+
+def is_paused(smith: Cli) -> bool:
+    with smith.engine() as engine, reading(engine) as session:
+        return pauses.current(session) is not None
+
+
+def test_a_pause_has_a_reason_and_the_operators_name_and_is_audited(smith: Cli) -> None:
+    assert smith("pause").returncode == 2
+    shown = smith.ok("pause", "--reason", "update of pve2")
+    assert "update of pve2" in shown
+    assert "no job is running" in shown
+    assert is_paused(smith)
+    assert "paused already" in smith.ok("pause", "--reason", "again")
+    assert "it was paused since" in smith.ok("resume")
+    assert not is_paused(smith)
+    assert "nothing to resume" in smith.ok("resume")
+    verbs = [(entry["verb"], entry["subject_kind"]) for entry in smith.json("audit", "list")]
+    assert verbs == [("resume", "agents"), ("pause", "agents")]
+
+
+def test_a_pause_is_shown_by_status(smith: Cli) -> None:
+    assert "paused" not in smith.ok("status")
+    smith.ok("pause", "--reason", "update of pve2")
+    assert "update of pve2" in smith.ok("status")
+    assert smith.json("status")["paused"]["reason"] == "update of pve2"
+
+
+def test_a_pause_is_shown_by_doctor(smith: Cli) -> None:
+    smith.ok("pause", "--reason", "update of pve2")
+    done = smith("doctor")
+    (line,) = [line for line in done.stdout.splitlines() if "update of pve2" in line]
+    assert "warning" in line
+    assert "smith resume" in done.stdout
+
+
+def test_waiting_shows_the_running_jobs_and_ends_with_the_last(smith: Cli) -> None:
+    with smith.filling() as session:
+        lease = claim(session)
+    late = smith("pause", "--reason", "x", "--wait", "--timeout", "0.1")
+    assert late.returncode == 1
+    assert f"1 running: job {lease.job_id} (create" in late.stdout
+    process = subprocess.Popen(
+        smith.command("pause", "--reason", "x", "--wait", "--json"),
+        env=smith.environment(),
+        cwd=smith.folder,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with smith.filling() as session:
+        job_queue.finish(session, lease, JobResult(succeeded=True, vm={"vmid": 101}))
+    printed, _ = process.communicate(timeout=GIVE_UP_S)
+    assert process.returncode == 0
+    assert '"running": 0' in printed

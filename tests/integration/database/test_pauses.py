@@ -1,0 +1,58 @@
+"""Pauses: no agent claims a job while an operator has paused them, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine
+from support.databases import submit
+from support.job_steps import claim, claimed, finish
+
+from executor.database import pauses
+from executor.database.engine import reading, transaction
+from executor.redaction import redactor
+
+
+def pause(engine: Engine, reason: str = "update of pve2") -> bool:
+    with transaction(engine) as session:
+        return pauses.start(session, who="root", reason=reason)
+
+
+def test_no_job_is_claimed_while_the_agents_are_paused(engine: Engine) -> None:
+    submit(engine)
+    assert pause(engine)
+    assert claim(engine) is None
+    with transaction(engine) as session:
+        ended = pauses.end(session)
+    assert ended is not None
+    assert (ended.who, ended.reason) == ("root", "update of pve2")
+    assert claim(engine) is not None
+
+
+def test_a_running_job_ends_while_the_agents_are_paused(engine: Engine) -> None:
+    submit(engine)
+    job = claimed(engine)
+    pause(engine)
+    finish(engine, job)
+
+
+def test_a_second_pause_changes_nothing_and_a_second_resume_neither(engine: Engine) -> None:
+    assert pause(engine, "first")
+    assert not pause(engine, "second")
+    with reading(engine) as session:
+        found = pauses.current(session)
+    assert found is not None
+    assert found.reason == "first"
+    with transaction(engine) as session:
+        assert pauses.end(session) is not None
+        assert pauses.end(session) is None
+
+
+def test_a_reason_with_a_secret_is_stored_masked(engine: Engine) -> None:
+    redactor.add("hunter2-in-a-reason")
+    try:
+        pause(engine, "password hunter2-in-a-reason")
+    finally:
+        redactor.discard("hunter2-in-a-reason")
+    with reading(engine) as session:
+        found = pauses.current(session)
+    assert found is not None
+    assert found.reason == "password ********"

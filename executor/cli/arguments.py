@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
@@ -19,6 +20,29 @@ JobReference = Annotated[
 ]
 #: The option --json.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+#: The option --since.
+Since = Annotated[
+    str | None,
+    typer.Option("--since", metavar="TIME", help="Only from then on: 90s, 30m, 2h, 7d, or 2026-11-27T08:00 (UTC)."),
+]
+#: The seconds of each unit of a duration.
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+def since_time(text: str | None) -> datetime | None:
+    """Return the time that the option --since names: a duration before now, or a point in time. Raises BadParameter."""
+    if text is None:
+        return None
+    number, unit = text.strip()[:-1], text.strip()[-1:]
+    try:
+        if unit in UNIT_SECONDS:
+            return datetime.now(UTC) - timedelta(seconds=float(number) * UNIT_SECONDS[unit])
+        moment = datetime.fromisoformat(text.strip())
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"--since {text}: neither a duration (30m, 2h, 7d) nor a time") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 class UnusableReference(SmithError):

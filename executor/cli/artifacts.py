@@ -27,8 +27,6 @@ OUTCOME_BY_EVENT = {
 TASK_START_EVENT = "playbook_on_task_start"
 #: The length of an event's time without the fraction of the second, for example `2026-11-23T08:15:30`.
 TIME_LENGTH = 19
-#: The maximum length of an Ansible task's message in the table.
-MAX_SHOWN_MESSAGE_LENGTH = 200
 
 
 class ArtifactsMissing(SmithError):
@@ -121,7 +119,7 @@ def _event_row(event: dict[str, Any], outcome: str) -> dict[str, Any]:
         "role": str(data.get("role") or ""),
         "host": str(data.get("host") or ""),
         "duration_s": round(duration_s, 2) if isinstance(duration_s, (int, float)) else None,
-        "message": str(result.get("msg") or "")[:MAX_SHOWN_MESSAGE_LENGTH],
+        "message": str(result.get("msg") or ""),
     }
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from executor.cli.arguments import AsJson
+from executor.cli.arguments import AsJson, Since, since_time
 from executor.cli.help_text import examples
 from executor.cli.output import sanitized, show_json
 from executor.cli.store import reading_store
@@ -35,6 +35,7 @@ def list_audit(
         typer.Option("--subject", metavar="ID", help="Only the job or service whose id begins with this text."),
     ] = "",
     verb: Annotated[str, typer.Option("--verb", help="Only this verb: cancel, retry, adopt, forget, ….")] = "",
+    since: Since = None,
     limit: Annotated[
         int, typer.Option("--limit", min=1, max=1_000_000, help="At most this many, the newest first.")
     ] = 50,
@@ -45,7 +46,13 @@ def list_audit(
     Entries are never pruned. `smith forget` erases the values of some entries.
     """
     with reading_store() as store:
-        entries = audit.list_entries(store.session, subject_id_prefix=subject.strip(), verb=verb.strip(), limit=limit)
+        entries = audit.list_entries(
+            store.session,
+            subject_id_prefix=subject.strip(),
+            verb=verb.strip(),
+            since=since_time(since),
+            limit=limit,
+        )
     if as_json:
         show_json([_json_fields(entry) for entry in entries])
         return

@@ -8,6 +8,7 @@ from typing import Any
 
 from executor.cli.output import sanitized
 from executor.database.tables import Job, JobEvent, ManualRun, Run
+from executor.database.tables import Mapping as MappingRow
 from executor.redaction import MASK
 
 #: Matches a key that contains one of these words, in upper or lower case. The values of such keys are masked.
@@ -40,6 +41,21 @@ def summary_fields(job: Job) -> dict[str, Any]:
         "finished_at": job.finished_at,
         "reported_at": job.reported_at,
         "run_ident": job.run_ident,
+    }
+
+
+def name_fields(job: Job, vms: Mapping[str, MappingRow]) -> dict[str, Any]:
+    """Return the names of the job's service and VM. `vms` has the mapping of the service, if there is one.
+
+    The VM of a deleted service is the one that the job's result names.
+    """
+    vm = vms.get(job.service_id or "")
+    result = job.result or {}
+    name = (job.service or {}).get("name")
+    return {
+        "service_name": str(name) if name else None,
+        "vmid": vm.vmid if vm else result.get("vmid"),
+        "vm_name": vm.name if vm else result.get("name") or None,
     }
 
 

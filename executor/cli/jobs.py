@@ -7,14 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from executor.cli import timeline
-from executor.cli.arguments import AsJson, JobReference
+from executor.cli.arguments import AsJson, JobReference, Since, since_time
 from executor.cli.help_text import examples
-from executor.cli.job_rows import detail_fields, event_fields, run_fields, summary_fields
+from executor.cli.job_rows import detail_fields, event_fields, name_fields, run_fields, summary_fields
 from executor.cli.lookup import find_job, find_service_id
 from executor.cli.output import elapsed_text, short_id, show_json, show_text
 from executor.cli.store import reading_store
-from executor.cli.tables import show_document, show_fields, show_heading, show_rows
-from executor.database import audit, job_events, queries
+from executor.cli.tables import is_terminal, show_document, show_fields, show_heading, show_rows
+from executor.database import audit, job_events, mappings, queries
 from executor.database.tables import Job, utc_now
 from executor.model import JobStatus
 
@@ -24,6 +24,8 @@ COLUMNS = {
     "fulcrum": "FULCRUM",
     "action": "ACTION",
     "status": "STATUS",
+    "name": "NAME",
+    "vm": "VM",
     "service": "SERVICE",
     "attempt": "TRY",
     "age": "AGE",
@@ -36,19 +38,21 @@ TIMELINE_COLUMNS = {"time": "TIME", "after": "AFTER", "text": "WHAT"}
 DICTIONARY_FIELDS = ("params", "service", "result")
 #: The fields of a job that the timeline shows.
 TIMELINE_FIELDS = ("received_at", "claim_sent_at", "claimed_at", "started_at", "finished_at", "reported_at")
-#: The maximum length of an error message in the list of jobs.
+#: The maximum length of an error message in the list of jobs on a terminal.
 MAX_SHOWN_ERROR_LENGTH = 80
 
 
 @examples(
     "smith jobs list",
     "smith jobs list --status failed --status pending --action create",
+    "smith jobs list --failed --since 2h",
     "smith jobs list --unreported --json",
 )
 def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes all by name)
     status: Annotated[
         list[JobStatus] | None, typer.Option("--status", help="Only jobs with this status; may be repeated.")
     ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only failed jobs.")] = False,
     action: Annotated[str | None, typer.Option("--action", help="Only this action.")] = None,
     service: Annotated[
         str | None, typer.Option("--service", help="Only the service whose id begins with this text.")
@@ -56,6 +60,7 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
     unreported: Annotated[
         bool, typer.Option("--unreported", help="Only ended jobs that FulcrumCore has not acknowledged.")
     ] = False,
+    since: Since = None,
     limit: Annotated[
         int, typer.Option("--limit", min=1, max=100_000, help="At most this many, the newest first.")
     ] = 50,
@@ -66,17 +71,23 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
         service_id = find_service_id(store.session, service) if service else None
         jobs = queries.list_jobs(
             store.session,
-            statuses=status or (),
+            statuses=[*(status or ()), *([JobStatus.FAILED] if failed else ())],
             action=action,
             service_id=service_id,
             unreported=unreported,
+            since=since_time(since),
             limit=limit,
         )
+        vms = mappings.current_of_services(store.session, {job.service_id for job in jobs if job.service_id})
+    fields = [summary_fields(job) | name_fields(job, vms) for job in jobs]
     if as_json:
-        show_json([summary_fields(job) for job in jobs])
+        show_json(fields)
         return
     now = utc_now()
-    rows = [summary_fields(job) | _shortened_fields(job) | {"age": elapsed_text(job.received_at, now)} for job in jobs]
+    rows = [
+        row | _table_fields(job, row) | {"age": elapsed_text(job.received_at, now)}
+        for job, row in zip(jobs, fields, strict=True)
+    ]
     show_rows(rows, COLUMNS, if_empty="no jobs match")
 
 
@@ -94,7 +105,8 @@ def show_job(reference: JobReference, as_json: AsJson = False) -> None:
         runs = queries.runs_with_stories(store.session, [job.id])
         events = job_events.of_job(store.session, job.id)
         changes = audit.list_entries(store.session, subject_id_prefix=job.fulcrum_id)
-    fields = detail_fields(job)
+        vms = mappings.current_of_services(store.session, [job.service_id] if job.service_id else [])
+    fields = name_fields(job, vms) | detail_fields(job)
     if as_json:
         rows = [run_fields(run) | {"story": run.story} for run in runs]
         show_json(fields | {"runs": rows, "events": [event_fields(event) for event in events]})
@@ -123,9 +135,16 @@ def _show_timeline(job: Job, entries: list[timeline.Entry]) -> None:
     show_rows(rows, TIMELINE_COLUMNS, if_empty="")
 
 
-def _shortened_fields(job: Job) -> dict[str, Any]:
-    """Return the shortened ids and the shortened error message of the job, for the table of jobs."""
+def _table_fields(job: Job, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the names and the shortened ids of the job, for the table of jobs. On a terminal, errors are shortened."""
     message = job.error_message or ""
-    if len(message) > MAX_SHOWN_ERROR_LENGTH:
+    if is_terminal() and len(message) > MAX_SHOWN_ERROR_LENGTH:
         message = f"{message[:MAX_SHOWN_ERROR_LENGTH]}…"
-    return {"fulcrum": short_id(job.fulcrum_id), "service": short_id(job.service_id), "error": message}
+    vm = [str(fields[key]) for key in ("vmid", "vm_name") if fields[key]]
+    return {
+        "fulcrum": short_id(job.fulcrum_id),
+        "service": short_id(job.service_id),
+        "name": fields["service_name"],
+        "vm": " ".join(vm) or None,
+        "error": message,
+    }

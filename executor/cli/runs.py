@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from executor.cli import artifacts
-from executor.cli.arguments import AsJson, UnusableReference
+from executor.cli.arguments import AsJson, Since, UnusableReference, since_time
 from executor.cli.help_text import examples
-from executor.cli.job_rows import manual_run_fields, run_fields
+from executor.cli.job_rows import manual_run_fields, name_fields, run_fields
 from executor.cli.lookup import find_job
 from executor.cli.output import short_id, show_json, show_text
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
-from executor.database import manual_runs, queries
+from executor.database import manual_runs, mappings, queries
 from executor.database.tables import Run
+from executor.model import RunStatus
 from executor.settings.settings import Settings
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
@@ -28,6 +30,8 @@ COLUMNS = {
     "fulcrum": "FULCRUM",
     "attempt": "TRY",
     "playbook": "PLAYBOOK",
+    "name": "NAME",
+    "vm": "VM",
     "status": "STATUS",
     "rc": "RC",
     "started_at": "STARTED",
@@ -38,10 +42,13 @@ COLUMNS = {
 
 @examples(
     "smith runs list",
+    "smith runs list --failed --since 2h",
     "smith runs list --job 4f1c --json",
 )
 def list_runs(
     job_reference: Annotated[str | None, typer.Option("--job", metavar="REF", help="Only this job's runs.")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only runs that ended without success.")] = False,
+    since: Since = None,
     limit: Annotated[
         int, typer.Option("--limit", min=1, max=100_000, help="At most this many, the newest first.")
     ] = 50,
@@ -52,22 +59,30 @@ def list_runs(
     A run without a job was started by hand.
     """
     with reading_store() as store:
-        if job_reference is None:
-            rows = _recent_rows(store.session, limit)
-        else:
-            chosen_job = find_job(store.session, job_reference)
-            newest_first = list(reversed(queries.runs_of_job(store.session, chosen_job.id)))
-            rows = [run_fields(run) | {"fulcrum_id": chosen_job.fulcrum_id} for run in newest_first[:limit]]
+        job_id = None if job_reference is None else find_job(store.session, job_reference).id
+        rows = _recent_rows(store.session, limit, job_id=job_id, since=since_time(since), only_failed=failed)
     if as_json:
         show_json(rows)
     else:
-        show_rows([row | {"fulcrum": short_id(row["fulcrum_id"])} for row in rows], COLUMNS, if_empty="no runs yet")
+        if_empty = "no runs match" if failed or since else "no runs yet"
+        show_rows([row | _table_fields(row) for row in rows], COLUMNS, if_empty=if_empty)
 
 
-def _recent_rows(session: Session, limit: int) -> list[dict[str, Any]]:
+def _recent_rows(
+    session: Session, limit: int, *, job_id: int | None, since: datetime | None, only_failed: bool
+) -> list[dict[str, Any]]:
     """Return the newest runs of jobs and the newest runs that operators started, together at most `limit`."""
-    rows = [run_fields(run) | {"fulcrum_id": job.fulcrum_id} for run, job in queries.recent_runs(session, limit)]
-    rows += [manual_run_fields(run) | {"fulcrum_id": None} for run in manual_runs.recent(session, limit)]
+    runs = queries.recent_runs(session, limit, job_id=job_id, since=since, only_failed=only_failed)
+    vms = mappings.current_of_services(session, {job.service_id for _run, job in runs if job.service_id})
+    rows = [run_fields(run) | {"fulcrum_id": job.fulcrum_id} | name_fields(job, vms) for run, job in runs]
+    if job_id is None:
+        manual = manual_runs.recent(session, limit)
+        rows += [
+            manual_run_fields(run) | {"fulcrum_id": None}
+            for run in manual
+            if (since is None or run.started_at >= since)
+            and (not only_failed or run.status not in (None, RunStatus.SUCCESSFUL))
+        ]
     return sorted(rows, key=lambda row: row["started_at"], reverse=True)[:limit]
 
 
@@ -107,6 +122,11 @@ def _fields(run: Run, settings: Settings, lines: int) -> dict[str, Any]:
         return run_fields(run) | {"artifacts": artifacts.list_files(folder), "stdout_tail": tail}
     except artifacts.ArtifactsMissing as missing:
         return run_fields(run) | {"artifacts": [], "stdout_tail": [], "artifacts_missing": str(missing)}
+
+
+def _table_fields(row: dict[str, Any]) -> dict[str, Any]:
+    vm = [str(row[key]) for key in ("vmid", "vm_name") if row.get(key)]
+    return {"fulcrum": short_id(row["fulcrum_id"]), "name": row.get("service_name"), "vm": " ".join(vm) or None}
 
 
 def _show(fields: dict[str, Any]) -> None:

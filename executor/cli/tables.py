@@ -6,12 +6,14 @@ Each function imports rich itself, because its import takes long, and the help a
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from executor.cli.output import sanitized, show_text, to_json_types
+from executor.cli.table_layout import FLEXIBLE_COLUMNS, columns_that_fit
 from executor.redaction import redactor
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 #: The line width in characters when stdout is not a terminal. It is so large that no line for a script is wrapped.
 WIDTH_WITHOUT_TERMINAL = 100_000
-#: The padding of a cell: top, right, bottom and left, in characters.
+#: The padding of a cell: top, right, bottom and left, in characters. `table_layout.GAP` is the one at the right.
 CELL_PADDING = (0, 2, 0, 0)
 #: The colour of a cell, keyed by the cell's text. A cell with another text has no colour.
 COLOUR_BY_TEXT = {
@@ -51,18 +53,26 @@ COLOUR_BY_TEXT = {
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, if_empty: str) -> None:
-    """Print a table, or `if_empty` if there are no rows. `columns` has the headings, keyed by the keys of the rows."""
+    """Print a table, or `if_empty` if there are no rows. `columns` has the headings, keyed by the keys of the rows.
+
+    On a terminal, only free text (FLEXIBLE_COLUMNS) is wrapped, and columns give way in the order of
+    `table_layout.columns_that_fit`. Without a terminal, nothing is wrapped and no column is left out.
+    """
     if not rows:
         show_text(if_empty)
         return
     from rich.table import Table  # noqa: PLC0415
 
+    cells = [{key: _cell_text(row.get(key)) for key in columns} for row in rows]
+    natural_widths = {key: max(len(heading), *(row[key].cell_len for row in cells)) for key, heading in columns.items()}
+    shown, width = columns_that_fit(natural_widths, _terminal_width())
     table = Table(box=None, padding=CELL_PADDING, pad_edge=False, header_style="bold")
-    for heading in columns.values():
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell_text(row.get(key)) for key in columns))
-    _print_renderable(table)
+    for key in shown:
+        is_flexible = key in FLEXIBLE_COLUMNS
+        table.add_column(columns[key], overflow="fold", no_wrap=not is_flexible)
+    for row in cells:
+        table.add_row(*(row[key] for key in shown))
+    _print_renderable(table, width)
 
 
 def show_fields(fields: Mapping[str, Any]) -> None:
@@ -112,11 +122,21 @@ def _cell_text(value: Any) -> Text:
     return Text(text, style=COLOUR_BY_TEXT.get(text, ""))
 
 
-def _print_renderable(renderable: RenderableType) -> None:
+def is_terminal() -> bool:
+    """Return whether the output is read on a terminal, so that long texts may be shortened."""
+    return sys.stdout.isatty()
+
+
+def _terminal_width() -> int | None:
+    """Return the width of the terminal in characters, or None if stdout is no terminal."""
+    return shutil.get_terminal_size().columns if is_terminal() else None
+
+
+def _print_renderable(renderable: RenderableType, width: int | None = None) -> None:
     """Print an object of rich without the spaces that rich adds at the ends of the lines."""
     from rich.console import Console  # noqa: PLC0415
 
-    width = None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL
+    width = width or _terminal_width() or WIDTH_WITHOUT_TERMINAL
     console = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(renderable)

@@ -91,18 +91,20 @@ def operator_name() -> str:
 
 
 def list_entries(
-    session: Session, *, subject_id_prefix: str = "", verb: str = "", limit: int = 50
+    session: Session, *, subject_id_prefix: str = "", verb: str = "", since: datetime | None = None, limit: int = 50
 ) -> Sequence[AuditEntry]:
     """Return the newest entries, newest first.
 
     With `subject_id_prefix`, return only entries whose `subject_id` begins with it. With `verb`, return only entries
-    with this verb.
+    with this verb; with `since`, those that were made at or after it.
     """
     stmt = select(AuditEntry).order_by(AuditEntry.id.desc()).limit(limit)
     if subject_id_prefix:
         stmt = stmt.where(AuditEntry.subject_id.startswith(subject_id_prefix, autoescape=True))
     if verb:
         stmt = stmt.where(AuditEntry.verb == verb)
+    if since is not None:
+        stmt = stmt.where(AuditEntry.at >= since)
     return session.scalars(stmt).all()
 
 

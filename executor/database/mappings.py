@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -324,6 +324,12 @@ def prune(session: Session, *, deleted_before: datetime, limit: int) -> int:
     old_rows = old_rows.where(Mapping.note.is_(None) | ~_NAMES_VOLUMES)
     old_ids = session.scalars(old_rows.order_by(Mapping.deleted_at).limit(limit)).all()
     return execute_and_count(session, delete(Mapping).where(Mapping.id.in_(old_ids)))
+
+
+def current_of_services(session: Session, service_ids: Collection[str]) -> dict[str, Mapping]:
+    """Return the mapping of each of these services that has one which is not deleted. The keys are the service ids."""
+    stmt = select(Mapping).where(Mapping.service_id.in_(service_ids), Mapping.state != DELETED_LITERAL)
+    return {row.service_id: row for row in session.scalars(stmt)}
 
 
 def list_mappings(session: Session, *, states: Sequence[str] = (), limit: int = 1000) -> Sequence[Mapping]:

@@ -19,7 +19,7 @@ from executor.database.tables import (
     Job,
     Run,
 )
-from executor.model import SETTLED_STATES, JobStatus
+from executor.model import SETTLED_STATES, JobStatus, RunStatus
 
 #: The SQL literal of each status of an open job. An open job is pending or processing.
 _OPEN_LITERALS = {JobStatus.PENDING: PENDING_LITERAL, JobStatus.PROCESSING: PROCESSING_LITERAL}
@@ -58,14 +58,22 @@ def list_jobs(  # noqa: PLR0913 (one parameter for each filter)
     action: str | None = None,
     service_id: str | None = None,
     unreported: bool = False,
+    since: datetime | None = None,
     limit: int = 50,
 ) -> Sequence[Job]:
-    """Return the newest jobs that match all filters. With `unreported`, return only jobs whose report is due."""
+    """Return the newest jobs that match all filters.
+
+    With `unreported`, return only jobs whose report is due; with `since`, those that were received at or after it.
+    """
     stmt = select(Job).order_by(Job.id.desc()).limit(limit)
     if statuses:
         stmt = stmt.where(Job.status.in_(statuses))
         if set(statuses) <= _OPEN_LITERALS.keys():
             stmt = stmt.where(Job.id.in_(_ids_of_open_jobs(statuses)))
+        elif set(statuses) == {JobStatus.FAILED}:
+            ended_job = aliased(Job)  # the index of ended jobs contains their status, so no other row is read
+            is_failed = ended_job.status.in_(ENDED_LITERALS) & (ended_job.status == JobStatus.FAILED)
+            stmt = stmt.where(Job.id.in_(select(ended_job.id).where(is_failed)))
     if action:
         stmt = stmt.where(Job.action == action)
     if service_id:
@@ -73,6 +81,11 @@ def list_jobs(  # noqa: PLR0913 (one parameter for each filter)
     if unreported:
         due_job = aliased(Job)
         stmt = stmt.where(Job.id.in_(select(due_job.id).where(due_job.report_state == DUE_LITERAL)))
+    if since is not None:
+        # Rows are inserted in the order of their arrival. So the scan for the newest earlier one reads no more rows
+        # than the list has, and the list needs no index of the time.
+        newest_earlier = select(Job.id).where(Job.received_at < since).order_by(Job.id.desc()).limit(1)
+        stmt = stmt.where(Job.id > (session.scalar(newest_earlier) or 0))
     return session.scalars(stmt).all()
 
 
@@ -142,9 +155,25 @@ def critical_jobs(session: Session) -> Sequence[CriticalJob]:
     return session.scalars(select(CriticalJob).order_by(CriticalJob.name)).all()
 
 
-def recent_runs(session: Session, limit: int) -> Sequence[tuple[Run, Job]]:
-    """Return the newest runs of all jobs, each with its job."""
+def recent_runs(
+    session: Session,
+    limit: int,
+    *,
+    job_id: int | None = None,
+    since: datetime | None = None,
+    only_failed: bool = False,
+) -> Sequence[tuple[Run, Job]]:
+    """Return the newest runs, each with its job. With `job_id`, return only runs of this job.
+
+    With `since`, return only runs that started at or after it; with `only_failed`, those that did not succeed.
+    """
     stmt = select(Run, Job).join(Job, Job.id == Run.job_id).order_by(Run.id.desc()).limit(limit)
+    if job_id is not None:
+        stmt = stmt.where(Run.job_id == job_id)
+    if since is not None:
+        stmt = stmt.where(Run.started_at >= since)
+    if only_failed:
+        stmt = stmt.where(Run.status.is_not(None), Run.status != RunStatus.SUCCESSFUL)
     return [(run, job) for run, job in session.execute(stmt)]
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from sqlalchemy import update
 from support.cli_world import GIVE_UP_S, Cli, claim, submit
 
-from executor.database import job_queue, outbox
+from executor.database import job_queue, mappings, outbox
 from executor.database.tables import Job, Run
 from executor.model import JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
@@ -34,6 +35,9 @@ def test_the_list_has_the_newest_first_with_stable_fields(smith: Cli) -> None:
     found = smith.json("jobs", "list")
     assert [job["id"] for job in found] == [newer, older]
     assert set(found[0]) == {
+        "service_name",
+        "vmid",
+        "vm_name",
         "id",
         "fulcrum_id",
         "service_id",
@@ -71,6 +75,56 @@ def test_the_list_can_be_filtered(smith: Cli) -> None:
     assert service_id is not None
     assert ids("--service", service_id) == [done]
     assert ids("--service", service_id[:8]) == [done]
+
+
+def test_the_list_names_services_and_vms_also_of_deleted_ones(smith: Cli) -> None:
+    job_id = smith.submit(service={"name": "web shop"}, service_id="s-1")
+    with smith.filling() as session:
+        mappings.reserve(session, service_id="s-1", cluster="default", vmid=100123, name="web-1")
+        job_queue.finish(session, claim(session), GOOD)
+    gone = JobResult(succeeded=True, vm={"vmid": 100124, "name": "old-1", "status": "absent"})
+    deleted = smith.finished(gone, action="delete", service_id="s-2")
+    found = {job["id"]: (job["service_name"], job["vmid"], job["vm_name"]) for job in smith.json("jobs", "list")}
+    assert found == {job_id: ("web shop", 100123, "web-1"), deleted: (None, 100124, "old-1")}
+    shown = smith.ok("jobs", "list")
+    assert "web shop" in shown
+    assert "100123 web-1" in shown
+    assert smith.json("jobs", "show", str(job_id))["vm_name"] == "web-1"
+
+
+def test_the_list_can_be_limited_to_failures_and_to_a_time(smith: Cli) -> None:
+    old, failed, done = smith.finished(BAD), smith.finished(BAD), smith.finished(GOOD)
+    with smith.filling() as session:
+        session.get_one(Job, old).received_at = datetime.now(UTC) - timedelta(hours=3)
+
+    def ids(*args: str) -> list[int]:
+        return [job["id"] for job in smith.json("jobs", "list", *args)]
+
+    assert ids("--failed") == [failed, old]
+    assert ids("--since", "2h") == [done, failed]
+    assert ids("--since", "2h", "--failed") == [failed]
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    assert ids("--since", f"{yesterday:%Y-%m-%dT%H:%M}") == [done, failed, old]
+    for wrong in ("yesterday", "2y", "", "infs", "1e400d"):
+        assert smith("jobs", "list", "--since", wrong).returncode == 2, wrong
+    assert smith.json("audit", "list", "--since", "1h") == []
+
+
+def test_runs_can_be_limited_to_failures_and_to_a_time(smith: Cli) -> None:
+    job_id = smith.submit(service={"name": "web shop"})
+    smith.run_of(job_id, "create-1")
+    smith.add_run(job_id, "create-2")
+    with smith.filling() as session:
+        end = {"status": "failed", "rc": 2, "reason": "x", "folder": "", "upids": []}
+        job_queue.note_run_ended(session, "create-2", **end)
+
+    def idents(*args: str) -> list[str]:
+        return [run["ident"] for run in smith.json("runs", "list", *args)]
+
+    assert idents("--failed") == ["create-2"]
+    assert idents("--since", "1h", "--job", str(job_id)) == ["create-2", "create-1"]
+    assert idents("--since", "2099-01-01") == []
+    assert "web shop" in smith.ok("runs", "list")
 
 
 def test_an_unknown_or_ambiguous_service_fails_with_a_hint(smith: Cli) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,11 +81,36 @@ def test_a_terminal_gets_colours_without_no_color(smith: Cli) -> None:
         assert "failed" in shown
 
 
-def _on_terminal(smith: Cli, **env: str) -> str:
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_on_a_terminal_idents_never_break_and_columns_give_way(width: int, tmp_path: Path) -> None:
+    smith = Cli(tmp_path)
+    result = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="no space on local-zfs (run create-1) " * 5)
+    job_id = smith.finished(result, service={"name": "shop-frontend"})
+    smith.add_run(job_id, "create-0c5d0f3a9b21")
+    for args, idents in ((("jobs", "list"), ("shop-frontend", "failed")), (("runs", "list"), ("create-0c5d0f3a9b21",))):
+        shown = re.sub(r"\x1b\[[0-9;]*m", "", _on_terminal(smith, *args, COLUMNS=str(width)))
+        lines = shown.splitlines()
+        assert max(len(line) for line in lines) <= width
+        assert all(any(ident in line for line in lines) for ident in idents), lines
+    wide = _on_terminal(smith, "jobs", "list", COLUMNS="200", NO_COLOR="1")
+    assert all(heading in wide for heading in ("FULCRUM", "TRY", "REPORT", "ERROR"))
+    narrow = _on_terminal(smith, "jobs", "list", COLUMNS="60", NO_COLOR="1")
+    assert "FULCRUM" not in narrow
+    assert "ERROR" in narrow
+
+
+def test_an_error_is_cut_on_a_terminal_only(tmp_path: Path) -> None:
+    smith = Cli(tmp_path)
+    smith.finished(JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="x" * 300))
+    assert "x" * 300 in smith.ok("jobs", "list")
+    assert "…" in _on_terminal(smith, "jobs", "list", COLUMNS="200")
+
+
+def _on_terminal(smith: Cli, *args: str, **env: str) -> str:
     master, slave = os.openpty()
     process = subprocess.Popen(
-        smith.command("jobs", "list"),
-        env=smith.environment(TERM="xterm-256color", COLUMNS="200", **env),
+        smith.command(*(args or ("jobs", "list"))),
+        env=smith.environment(**{"TERM": "xterm-256color", "COLUMNS": "200"} | env),
         cwd=smith.folder,
         stdin=subprocess.DEVNULL,
         stdout=slave,

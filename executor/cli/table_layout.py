@@ -1,0 +1,77 @@
+"""Decides which columns of a table fit into a terminal. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+#: The columns with free text, which may be wrapped, by the key of their values. All others contain ids, names, numbers
+#: and times, which an operator copies, so they are never wrapped and never shortened.
+FLEXIBLE_COLUMNS = frozenset(
+    {"error", "reason", "text", "message", "note", "last_error", "change", "value", "detail", "found", "repair", "task"}
+    | {"help", "description", "problem", "cause", "why", "differences", "default", "reachable_from"}
+)
+#: A flexible column is not made narrower than this, in characters.
+MIN_FLEXIBLE_WIDTH = 20
+#: The columns that are left out first, by the key of their values, the least important first. After them, columns
+#: without free text are left out from the right. Two columns always stay, and the first one is one of them.
+LEFT_OUT_FIRST = (
+    "fulcrum",
+    "version",
+    "cluster",
+    "kind",
+    "rc",
+    "attempt",
+    "runs",
+    "interval",
+    "playbook",
+    "mac_address",
+    "stop_reason",
+    "pid",
+    "host",
+    "subject_kind",
+    "started",
+    "finished",
+    "ended_at",
+    "report_state",
+    "service",
+    "updated",
+    "started_at",
+    "role",
+    "source",
+)
+#: The number of columns that always stay.
+MIN_COLUMNS = 2
+#: The space between two columns, in characters.
+GAP = 2
+
+
+def columns_that_fit(natural_widths: Mapping[str, int], terminal_width: int | None) -> tuple[list[str], int | None]:
+    """Return the keys of the columns that are shown, and the width of the table, None for its natural width.
+
+    `natural_widths` has the width of the widest cell of each column. If even the columns that always stay are wider
+    than the terminal, the table is, too: the terminal then wraps its lines, but no cell is cut.
+    """
+    shown = list(natural_widths)
+    if terminal_width is None:
+        return shown, None
+    while len(shown) > MIN_COLUMNS and _min_width(shown, natural_widths) > terminal_width:
+        shown.remove(_least_important(shown))
+    return shown, max(terminal_width, _min_width(shown, natural_widths))
+
+
+def _least_important(shown: list[str]) -> str:
+    """Return the key of the column that is left out next."""
+    candidates = shown[1:]
+    preferred = [key for key in LEFT_OUT_FIRST if key in candidates]
+    # Free text, such as an error, is what an operator looks for, so it is left out last.
+    preferred += [key for key in reversed(candidates) if key not in FLEXIBLE_COLUMNS]
+    return preferred[0] if preferred else shown[-1]
+
+
+def _min_width(shown: list[str], natural_widths: Mapping[str, int]) -> int:
+    """Return the width of the table when its flexible columns are as narrow as they may be."""
+    widths = [
+        min(natural_widths[key], MIN_FLEXIBLE_WIDTH) if key in FLEXIBLE_COLUMNS else natural_widths[key]
+        for key in shown
+    ]
+    return sum(widths) + GAP * len(shown)

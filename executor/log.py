@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import threading
+from enum import Enum
 from types import TracebackType
 from typing import Any, Literal, TextIO, cast
 
@@ -106,6 +107,11 @@ def _redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict
     return cast(EventDict, redactor.redact_value(event))
 
 
+def _with_enum_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Replace each enum by its value, because the console renderer would write it as `<JobStatus.FAILED: 'failed'>`."""
+    return {key: value.value if isinstance(value, Enum) else value for key, value in event.items()}
+
+
 def _rename_exception_key(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Rename the key `exception`, which holds the traceback as one string, to `traceback`."""
     if "exception" in event:
@@ -121,6 +127,7 @@ def _renderers(format: LogFormat, stream: TextIO) -> list[Processor]:
     colors = is_terminal and not os.environ.get("NO_COLOR")
     return [
         _escape_event_name,
+        _with_enum_values,
         structlog.dev.ConsoleRenderer(
             colors=colors, repr_native_str=True, exception_formatter=structlog.dev.plain_traceback
         ),

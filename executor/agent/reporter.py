@@ -158,7 +158,8 @@ class Reporter:
         # With HTTP 429, FulcrumCore answers, and the wait that it requests must not end when another request succeeds.
         concerns_only_this_report = error.status in (STATUS_OF_ONE_FAILED_REQUEST, TOO_MANY_REQUESTS)
         if not concerns_only_this_report:
-            self.state.fulcrum_link.note_down(str(error))
+            is_login_refused = isinstance(error, FulcrumAuthFailing)
+            self.state.fulcrum_link.note_down(str(error), is_login_refused=is_login_refused)
         elif job.report_attempts == 0:
             log.warning("report_postponed", reason=str(error))
         return concerns_only_this_report

@@ -18,7 +18,7 @@ import schedule
 from executor.agent.critical_job import CriticalJob
 from executor.agent.run_recorder import RunRecorder
 from executor.database.tables import utc_now
-from executor.errors import FulcrumUnavailable, SmithError
+from executor.errors import FulcrumAuthFailing, FulcrumUnavailable, SmithError
 from executor.log import get_logger
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Scheduler:
                 error = str(failure)
                 delay_s = delay_after_failure_s(job.interval_s, failure)
                 if job.link is not None:
-                    job.link.note_down(error)
+                    job.link.note_down(error, is_login_refused=isinstance(failure, FulcrumAuthFailing))
             except (SmithError, OSError) as failure:
                 error_type = type(failure).__name__
                 error = str(failure).splitlines()[0][:MAX_REASON_CHARS] if str(failure) else error_type

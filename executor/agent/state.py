@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from executor.log import get_logger
@@ -17,11 +18,42 @@ LATE_FAILURE_S = 2.0
 STATUS_OF_ONE_FAILED_REQUEST = 500
 
 
+@dataclass(frozen=True, kw_only=True)
+class LinkEvents:
+    """Logs the outages of one outside system, each kind with an event of its own."""
+
+    stopped_answering: Callable[..., object]  #: the system had answered before
+    not_answering: Callable[..., object]  #: the system has not answered since the start of this process
+    login_refused: Callable[..., object]  #: the system answers, but refuses the token or the password
+    answered_again: Callable[..., object]
+
+
+def fulcrum_events() -> LinkEvents:
+    """Return the events about FulcrumCore."""
+    return LinkEvents(
+        stopped_answering=lambda **fields: log.warning("fulcrum_stopped_answering", **fields),
+        not_answering=lambda **fields: log.warning("fulcrum_not_answering", **fields),
+        login_refused=lambda **fields: log.warning("fulcrum_token_refused", **fields),
+        answered_again=lambda **fields: log.info("fulcrum_answered_again", **fields),
+    )
+
+
+def proxmox_events() -> LinkEvents:
+    """Return the events about Proxmox."""
+    return LinkEvents(
+        stopped_answering=lambda **fields: log.warning("proxmox_stopped_answering", **fields),
+        not_answering=lambda **fields: log.warning("proxmox_not_answering", **fields),
+        login_refused=lambda **fields: log.warning("proxmox_login_refused", **fields),
+        answered_again=lambda **fields: log.info("proxmox_answered_again", **fields),
+    )
+
+
 class Link:
     """Records whether an outside system answers. Logs each outage and each recovery once for all threads."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, events: LinkEvents) -> None:
+        self._events = events
+        self._has_answered = False
         self._lock = threading.Lock()
         self._down_since: float | None = None
         self._recovered_at = float("-inf")
@@ -45,17 +77,21 @@ class Link:
         Returns True for this first answer.
         """
         with self._lock:
+            self._has_answered = True
             down_since, self._down_since, self._reason = self._down_since, None, ""
             if down_since is None:
                 return False
             self._recovered_at = time.monotonic()
-        log.info(f"{self._name}_answered_again", outage_s=round(time.monotonic() - down_since, 1))
+        self._events.answered_again(outage_s=round(time.monotonic() - down_since, 1))
         for event in self.recovery_events:
             event.set()
         return True
 
-    def note_down(self, reason: str) -> None:
-        """Record a failed call, and log the first one of an outage. Do nothing within LATE_FAILURE_S of a recovery."""
+    def note_down(self, reason: str, *, is_login_refused: bool = False) -> None:
+        """Record a failed call, and log the first one of an outage. Do nothing within LATE_FAILURE_S of a recovery.
+
+        `is_login_refused`: the system has answered that the token or the password is not valid.
+        """
         with self._lock:
             if time.monotonic() - self._recovered_at < LATE_FAILURE_S:
                 return
@@ -63,15 +99,22 @@ class Link:
             if is_new_outage:
                 self._down_since = time.monotonic()
             self._reason = reason
-        if is_new_outage:
-            log.warning(f"{self._name}_stopped_answering", reason=reason)
+            has_answered = self._has_answered
+        if not is_new_outage:
+            return
+        if is_login_refused:
+            self._events.login_refused(reason=reason)
+        elif has_answered:
+            self._events.stopped_answering(reason=reason)
+        else:
+            self._events.not_answering(reason=reason)
 
 
 @dataclass
 class AgentState:
     """The shared state of one agent process."""
 
-    fulcrum_link: Link = field(default_factory=lambda: Link("fulcrum"))
+    fulcrum_link: Link = field(default_factory=lambda: Link(fulcrum_events()))
     agent_id: str = ""  #: FulcrumCore's id of this agent, '' until the first heartbeat
     has_identity_changed: bool = False  #: the token belongs to another agent now: this process must be replaced
     is_disabled: bool = False  #: an operator has disabled the agent in FulcrumCore: it claims no jobs

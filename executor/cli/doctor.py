@@ -36,8 +36,12 @@ def show(as_json: AsJson = False) -> None:
 
 
 def _show_hints(checks: list[CheckResult]) -> None:
-    """Print the remedies, which the checks have as `hints`. A remedy of several checks is printed once."""
-    hints = dict.fromkeys(hint for check in checks for hint in check.hints)
-    if hints:
+    """Print the remedies, which the checks have as `hints`, each with its checks. A common remedy is printed once."""
+    names_by_hint: dict[str, list[str]] = {}
+    for check in checks:
+        for hint in check.hints:
+            names_by_hint.setdefault(hint, []).append(check.name)
+    if names_by_hint:
         show_heading("What to do")
-        show_text("\n".join(hints))
+        for hint, names in names_by_hint.items():
+            show_text(f"{', '.join(dict.fromkeys(names))}: {hint}")

@@ -94,7 +94,9 @@ def _read_status(address: tuple[str, int], page: str) -> str:
             raise Unhealthy(f"{report['status']}: {'; '.join(_describe_failed_checks(report['checks']))}")
         return str(report["status"])
     except (OSError, http.client.HTTPException) as error:
-        raise Unhealthy(f"no answer from {address[0]}:{address[1]}{page}: {error or type(error).__name__}") from error
+        reason = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
+        remedy = "`smith status` shows whether an agent is running"
+        raise Unhealthy(f"no answer from {address[0]}:{address[1]}{page}: {reason}; {remedy}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise Unhealthy(f"the server at {address[0]}:{address[1]}{page} is not Agent Smith") from error
     finally:

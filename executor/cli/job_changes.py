@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from executor.cli.agent_liveness import is_alive
 from executor.cli.arguments import AsJson, CommandFailed, JobReference, confirm
 from executor.cli.help_text import examples
 from executor.cli.job_rows import job_label
 from executor.cli.lookup import find_job
 from executor.cli.output import show_outcome
 from executor.cli.store import reading_store, writing_store
-from executor.database import audit, job_queue, queries
+from executor.database import audit, job_queue, nodes, queries
+from executor.database.tables import utc_now
 from executor.model import JobStatus
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
@@ -64,6 +66,8 @@ def cancel(
     """
     with reading_store() as store:
         job = find_job(store.session, reference)
+        agents = nodes.not_stopped(store.session)
+        has_agent = any(is_alive(node, utc_now(), store.settings.smith_lease_s) for node in agents)
     if job.status not in (JobStatus.PENDING, JobStatus.PROCESSING):
         raise CommandFailed(f"{job_label(job)} has ended already: it is {job.status}")
     confirm(f"Cancel {job_label(job)}, which is {job.status}?", yes=yes)
@@ -77,6 +81,8 @@ def cancel(
     has_ended = status is JobStatus.FAILED
     if has_ended:
         text = f"{job_label(job)} is cancelled; its report to FulcrumCore is due"
+    elif not has_agent:
+        text = f"{job_label(job)} has a cancel request; no agent is running, so it ends when one runs again"
     else:
         text = f"{job_label(job)} has a cancel request; its agent stops the playbook within seconds"
     show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, status=status, has_ended=has_ended)

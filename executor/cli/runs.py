@@ -78,7 +78,7 @@ def _recent_rows(
     if job_id is None:
         manual = manual_runs.recent(session, limit)
         rows += [
-            manual_run_fields(run) | {"fulcrum_id": None}
+            manual_run_fields(run) | {"fulcrum_id": None, "service_name": None, "vm_name": None}
             for run in manual
             if (since is None or run.started_at >= since)
             and (not only_failed or run.status not in (None, RunStatus.SUCCESSFUL))

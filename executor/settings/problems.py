@@ -24,6 +24,8 @@ _TEXT_BY_ERROR_TYPE: dict[str, str] = {
     "greater_than_equal": "must be at least {ge:.15g}",
     "less_than_equal": "must be at most {le:.15g}",
 }
+#: Of a description with more characters, a problem shows only the beginning.
+_MAX_PURPOSE_LENGTH = 300
 #: A problem shows at most this many characters of a wrong value.
 _MAX_SHOWN_CHARACTERS = 40
 
@@ -35,9 +37,15 @@ def raise_if_problems(problem_lines: list[str]) -> None:
 
 
 def problem_line(settings_class: type[BaseModel], name: str, problem: str) -> str:
-    """Return one line with the name of a variable, what is wrong with it, its description and an example."""
+    """Return one line with the name of a variable, what is wrong with it, what it is for, and an example.
+
+    Of a long description, only the beginning is used: docs/settings.md has all of it.
+    """
     field = settings_class.model_fields[name.lower()]
-    return f"{name} {problem}: {field.description}. Example: {name}={documentation_of(field)['example']}"
+    purpose = field.description or ""
+    if len(purpose) > _MAX_PURPOSE_LENGTH:
+        purpose = purpose.partition("; ")[0].partition(", because ")[0]
+    return f"{name} {problem}: {purpose}. Example: {name}={documentation_of(field)['example']}"
 
 
 def has_value(settings: BaseModel, name: str) -> bool:

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from executor.agent import disk_space
-from executor.agent.state import AgentState, Link
+from executor.agent.state import AgentState, Link, proxmox_events
 from executor.database import nodes
 from executor.database.engine import transaction
 from executor.errors import DatabaseError, JobError
 from executor.log import get_logger
 from executor.proxmox.client import ProxmoxReader
 from executor.redaction import redactor
+from executor.shared.error_codes import ErrorCode
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -71,7 +72,7 @@ class Prober:
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
     # Logs when Proxmox stops answering, and when it answers again.
-    _proxmox_link: Link = field(default_factory=lambda: Link("proxmox"))
+    _proxmox_link: Link = field(default_factory=lambda: Link(proxmox_events()))
 
     @property
     def probes(self) -> dict[str, Callable[[], None]]:
@@ -116,7 +117,7 @@ class Prober:
         try:
             self.proxmox.version()
         except JobError as error:
-            self._proxmox_link.note_down(str(error))
+            self._proxmox_link.note_down(str(error), is_login_refused=error.code is ErrorCode.PVE_AUTH)
             raise _ProbeFailed("Proxmox does not answer, or answers with an error", str(error)) from error
         self._proxmox_link.note_up()
 

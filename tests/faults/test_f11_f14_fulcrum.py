@@ -165,7 +165,7 @@ def test_f13_the_token_is_revoked_and_replaced(make_system: MakeSystem) -> None:
 
     system.lab.core.revoke_tokens(value=system.lab.ids.agent_token)
     waiting = system.order_service("f13-waiting")
-    system.wait_for_log("fulcrum_stopped_answering")
+    system.wait_for_log("fulcrum_token_refused")
     system.until(lambda: system.lab.guests_of(running), "the running job's VM")
     assert system.last_job(waiting)["status"] == "Pending"
     assert not system.lab.guests_of(waiting)

@@ -21,6 +21,7 @@ import urllib3
 from urllib3.util import Retry
 
 from executor import log
+from executor.model import ReportState
 from executor.redaction import MASK, redactor
 
 SECRET = "hunter22-canary"
@@ -180,6 +181,14 @@ def test_the_console_escapes_control_characters() -> None:
     log.get_logger().info("vm\x1b[2J\nfound", name="vm\x1b]0;title\x07\nforged line")
     assert "\x1b" not in stream.getvalue()
     assert stream.getvalue().count("\n") == 1
+
+
+def test_the_console_shows_the_value_of_an_enum() -> None:
+    stream = io.StringIO()
+    log.configure("console", "info", stream=stream)
+    log.get_logger().info("job_reported", report_state=ReportState.REPORTED)
+    assert "report_state='reported'" in stream.getvalue()
+    assert "ReportState" not in stream.getvalue()
 
 
 def test_a_log_that_cannot_be_written_is_reported_on_stderr() -> None:

@@ -18,7 +18,7 @@ from support.databases import PostgresCluster
 from executor.agent.critical_job import CriticalJob
 from executor.agent.run_recorder import MAX_UNSTORED_S, RunRecorder
 from executor.agent.scheduler import MAX_RETRY_AFTER_S, Scheduler, delay_after_failure_s
-from executor.agent.state import Link
+from executor.agent.state import Link, fulcrum_events
 from executor.database import periods, queries
 from executor.database.engine import reading, transaction
 from executor.errors import FulcrumUnavailable, JobError
@@ -139,7 +139,7 @@ def test_a_failed_turn_is_stored_and_the_next_one_follows(
 
 
 def test_a_job_that_cannot_reach_fulcrumcore_sets_the_link_down(make_scheduler: MakeScheduler) -> None:
-    link = Link("fulcrum")
+    link = Link(fulcrum_events())
     make_scheduler(
         CriticalJob(name="fake", interval_s=NEVER_S, run=FakeJob(FulcrumUnavailable("no route")), link=link),
     )

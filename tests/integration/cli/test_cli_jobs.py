@@ -16,7 +16,8 @@ import pytest
 from sqlalchemy import update
 from support.cli_world import GIVE_UP_S, Cli, claim, submit
 
-from executor.database import job_queue, mappings, outbox
+from executor.database import job_queue, mappings, nodes, outbox
+from executor.database.nodes import AgentProcess
 from executor.database.tables import Job, Run
 from executor.model import JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
@@ -516,6 +517,17 @@ def test_cancel_ends_a_pending_job_at_once_and_requests_the_end_of_a_running_one
     assert "has a cancel request" in smith.ok("jobs", "cancel", str(running), "--yes")
     assert smith.row(running).cancel_requested
     assert smith.row(running).status == JobStatus.PROCESSING
+
+
+def test_cancel_says_whether_an_agent_runs_that_will_end_the_job(smith: Cli) -> None:
+    running = smith.submit()
+    with smith.filling() as session:
+        claim(session)
+    assert "no agent is running" in smith.ok("jobs", "cancel", str(running), "--yes")
+    with smith.filling() as session:
+        agent = AgentProcess(boot_id="a", host="pve-host", pid=1, version="1", concurrency=1)
+        nodes.add_agent(session, agent)
+    assert "stops the playbook within seconds" in smith.ok("jobs", "cancel", str(running), "--yes")
 
 
 def test_a_job_that_has_ended_cannot_be_cancelled(smith: Cli) -> None:

@@ -94,7 +94,10 @@ def test_no_server_is_code_1(smith: Cli) -> None:
         port = taken.getsockname()[1]
     code, line = health(smith, SMITH_HTTP_ADDR=f"127.0.0.1:{port}")
     assert code == 1
-    assert line.startswith(f"no answer from 127.0.0.1:{port}/livez: ")
+    expected = (
+        f"no answer from 127.0.0.1:{port}/livez: Connection refused; `smith status` shows whether an agent is running"
+    )
+    assert line == expected
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"status": 7}', b"\xff"])

@@ -9,7 +9,8 @@ from support.setting_loading import SECRET, load, problems
 
 from executor.agent.retry import MIN_RUN_S, REPORT_MARGIN_S
 from executor.settings.fulcrum import MIN_TIME_FOR_JOB_S
-from executor.settings.settings import FIELDS
+from executor.settings.problems import problem_line
+from executor.settings.settings import FIELDS, Settings
 
 
 @pytest.mark.parametrize(
@@ -174,3 +175,12 @@ def test_the_poll_interval_leaves_time_for_the_shortest_job() -> None:
 def test_a_setting_that_depends_on_an_invalid_one_is_not_reported() -> None:
     (line,) = problems({"FULCRUM_JOB_TIMEOUT_S": "soon"})
     assert line.startswith("FULCRUM_JOB_TIMEOUT_S must be a number")
+
+
+def test_of_a_long_description_a_problem_shows_the_beginning() -> None:
+    line = problem_line(Settings, "SMITH_FENCE", "is wrong")
+    assert len(FIELDS["SMITH_FENCE"].description or "") > 300
+    assert line == (
+        "SMITH_FENCE is wrong: whether an agent ends its own runs when it could not renew its leases for two thirds of "
+        "a lease. Example: SMITH_FENCE=auto"
+    )

@@ -65,6 +65,7 @@ COMMANDS = (
     Command("", "doctor", "doctor", "show", "Check settings, FulcrumCore, Proxmox, database and tools."),
     Command("", "health", "health", "show", "Ask the agent on this machine for its health."),
     Command("", "version", "version", "show", "Show the versions of Agent Smith and of its dependencies."),
+    Command("", "support", "support", "support", "Write an archive for a bug report."),
     Command("", "forget", "forget", "forget", "Erase what we store about a customer's ended services."),
     Command("jobs", "list", "jobs", "list_jobs", "List jobs, the newest first."),
     Command("jobs", "show", "jobs", "show_job", "Show one job as a timeline, with its properties and result."),

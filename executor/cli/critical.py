@@ -43,13 +43,13 @@ def list_critical(as_json: AsJson = False) -> None:
         jobs = queries.critical_jobs(store.session)
     now = utc_now()
     if as_json:
-        show_json([_json_fields(job, now) for job in jobs])
+        show_json([json_fields(job, now) for job in jobs])
         return
-    rows = [_json_fields(job, now) | _table_fields(job, now) for job in jobs]
+    rows = [json_fields(job, now) | _table_fields(job, now) for job in jobs]
     show_rows(rows, COLUMNS, if_empty="no agent has run yet")
 
 
-def _json_fields(job: CriticalJob, now: datetime) -> dict[str, Any]:
+def json_fields(job: CriticalJob, now: datetime) -> dict[str, Any]:
     """Return a critical job as a dictionary with the keys of `--json`."""
     return {
         "name": job.name,

@@ -44,7 +44,12 @@ def show_json(document: Any) -> None:
 
     `json.dumps` escapes control characters, and all characters outside ASCII.
     """
-    print(json.dumps(redactor.redact_value(to_json_types(document)), indent=2))
+    print(json_text(document))
+
+
+def json_text(document: Any) -> str:
+    """Return the document as JSON text without secrets."""
+    return json.dumps(redactor.redact_value(to_json_types(document)), indent=2)
 
 
 def to_json_types(value: Any) -> Any:

@@ -22,7 +22,7 @@ NAME_WIDTH = 19
 )
 def show(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show the versions of Agent Smith and of its dependencies."""
-    versions = _collect_versions()
+    versions = collect_versions()
     if as_json:
         show_json(versions)
     else:
@@ -30,7 +30,7 @@ def show(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = 
             show_text(f"{name.replace('_', '-'):<{NAME_WIDTH}} {version or 'not found'}")
 
 
-def _collect_versions() -> dict[str, str | None]:
+def collect_versions() -> dict[str, str | None]:
     """Return the version of each component, or None for a component that is not installed."""
     return {
         "agent_smith": VERSION,

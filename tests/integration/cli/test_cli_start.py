@@ -72,6 +72,7 @@ COMMANDS = (
     ("run",),
     ("status",),
     ("pause",),
+    ("support",),
     ("resume",),
     ("health",),
     ("doctor",),

@@ -1,0 +1,77 @@
+"""`smith support`: writes one archive for a bug report, without secrets, after it has listed what is in it."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from executor.cli.arguments import AsJson, CommandFailed, confirm
+from executor.cli.context import PRIVATE_UMASK, open_settings
+from executor.cli.help_text import examples
+from executor.cli.output import show_outcome, show_text
+from executor.cli.support_files import collect
+from executor.cli.tables import show_rows
+from executor.database.tables import utc_now
+from executor.redaction import redactor
+
+#: The columns of the list of files: the heading of each column, keyed by the key of its values in a row.
+COLUMNS = {"name": "FILE", "bytes": "BYTES"}
+
+
+@examples(
+    "smith support                                   lists the files, and asks before it writes the archive",
+    "smith support --yes --output report.tar.gz",
+    "journalctl -u agent-smith > agent.log; smith support --log agent.log",
+)
+def support(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", dir_okay=False, help="The archive; must not exist.")
+    ] = None,
+    log_files: Annotated[
+        list[Path] | None, typer.Option("--log", metavar="FILE", help="Add the end of this log; may be repeated.")
+    ] = None,
+    doctor: Annotated[bool, typer.Option("--doctor/--no-doctor", help="Add the result of `smith doctor`.")] = True,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write an archive for a bug report.
+
+    It has the versions, the settings, the result of `smith doctor`, the status, the failed jobs with their stories and
+    the output of their runs, and statistics of the database. Secrets are masked, and the properties of customers'
+    services are left out.
+    """
+    settings = open_settings()
+    file = output or Path(f"smith-support-{utc_now():%Y%m%dT%H%M%SZ}.tar.gz")
+    if file.exists():
+        raise CommandFailed(f"{file} exists: choose another name with --output")
+    # What a file is made of may end in the middle of a secret's escape, so the whole text is redacted once more.
+    files = {name: redactor.redact(text) for name, text in collect(settings, log_files or [], with_doctor=doctor)}
+    if not as_json:
+        rows = [{"name": name, "bytes": len(text.encode("utf-8", "replace"))} for name, text in files.items()]
+        show_rows(rows, COLUMNS, if_empty="")
+        show_text("secrets are masked; look through the archive before you send it")
+    confirm(f"Write {file}?", yes=yes)
+    _write(file, files)
+    size = file.stat().st_size
+    show_outcome(f"{file}, {size} bytes", as_json=as_json, file=str(file), bytes=size, files=list(files))
+
+
+def _write(file: Path, files: dict[str, str]) -> None:
+    """Write the archive, which only the caller can read."""
+    os.umask(PRIVATE_UMASK)
+    folder = file.name.partition(".")[0]
+    try:
+        with tarfile.open(file, "x:gz") as archive:
+            for name, text in files.items():
+                data = text.encode("utf-8", "replace")
+                entry = tarfile.TarInfo(f"{folder}/{name}")
+                entry.size, entry.mode, entry.mtime = len(data), 0o600, int(time.time())
+                archive.addfile(entry, io.BytesIO(data))
+    except OSError as error:
+        raise CommandFailed(f"{file} cannot be written: {error.strerror}") from error

@@ -1,0 +1,156 @@
+"""Collects the files of a support archive. Each is text without secrets, and without customers' properties.
+
+A part that cannot be read is replaced by the reason, so that an archive can be made while much is broken: that is when
+it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from executor.cli import artifacts, critical, timeline
+from executor.cli.job_rows import detail_fields, event_fields, mask_secrets, run_fields
+from executor.cli.output import json_text, sanitized
+from executor.cli.status_document import read_status
+from executor.cli.store import Store, open_database
+from executor.cli.version import collect_versions
+from executor.database import audit, job_events, queries, schema, statistics
+from executor.database.engine import reading
+from executor.database.tables import Job, utc_now
+from executor.errors import SmithError
+from executor.model import JobStatus
+from executor.settings.display import setting_rows
+from executor.settings.settings import Settings
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy import Engine
+
+#: The number of failed jobs, of the newest, that are collected.
+MAX_FAILED_JOBS = 20
+#: The end of a run's output, and of a log file, that is collected, in bytes.
+MAX_OUTPUT_BYTES = 64 * 1024
+MAX_LOG_BYTES = 2 * 1024 * 1024
+#: The fields of a job that a customer has filled in.
+CUSTOMER_FIELDS = ("params", "service", "result")
+
+
+def collect(settings: Settings, log_files: list[Path], *, with_doctor: bool) -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of each file. The settings' secrets are registered with the redactor."""
+    yield "versions.json", _text_of(lambda: collect_versions() | {"platform": platform.platform()})
+    yield "settings.json", _text_of(lambda: [asdict(row) for row in setting_rows(settings)])
+    yield "machine.json", _text_of(lambda: _machine(settings))
+    with open_database(settings) as engine:
+        yield "database.json", _text_of(lambda: _database(engine))
+        yield "status.json", _text_of(lambda: _read(engine, settings, lambda store: read_status(store).document))
+        yield "critical.json", _text_of(lambda: _read(engine, settings, _critical_jobs))
+        yield "failed-jobs.json", _text_of(lambda: _read(engine, settings, _failed_jobs))
+        yield from _outputs(engine, settings)
+    for number, file in enumerate(log_files, 1):
+        yield f"log-{number}-{file.name}", _log_text(file)
+    if with_doctor:
+        yield "doctor.json", _text_of(_doctor)
+
+
+def _text_of(read: Callable[[], Any]) -> str:
+    """Return what `read` returns as JSON text without secrets, or the error that it raises."""
+    try:
+        return json_text(mask_secrets(read()))
+    except (SmithError, OSError) as error:
+        return json_text({"not_collected": str(error)})
+
+
+def _machine(settings: Settings) -> dict[str, Any]:
+    load = os.getloadavg()
+    folders = {"data": settings.smith_data_dir, "run": settings.smith_run_dir}
+    free = {}
+    for name, folder in folders.items():
+        space = os.statvfs(folder) if folder.exists() else None
+        free[name] = None if space is None else space.f_bavail * space.f_frsize
+    return {
+        "cpus": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "load": [round(value, 2) for value in load],
+        "free_bytes": free,
+        "uid": os.getuid(),
+        "now": utc_now(),
+    }
+
+
+def _database(engine: Engine) -> dict[str, Any]:
+    problems = schema.check(engine)
+    with reading(engine) as session:
+        return {
+            "schema": schema.current_revision(engine),
+            "problems": problems,
+            "rows": statistics.row_counts(session),
+            **statistics.sizes(session),
+        }
+
+
+def _read(engine: Engine, settings: Settings, read: Callable[[Store], Any]) -> Any:
+    with reading(engine) as session:
+        return read(Store(settings=settings, session=session))
+
+
+def _critical_jobs(store: Store) -> list[dict[str, Any]]:
+    return [critical.json_fields(job, utc_now()) for job in queries.critical_jobs(store.session)]
+
+
+def _failed_jobs(store: Store) -> list[dict[str, Any]]:
+    """Return the newest failed jobs with their stories, without what customers have filled in."""
+    session = store.session
+    found = []
+    for job in queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOBS):
+        runs, events = queries.runs_with_stories(session, [job.id]), job_events.of_job(session, job.id)
+        changes = audit.list_entries(session, subject_id_prefix=job.fulcrum_id)
+        found.append(
+            {name: value for name, value in detail_fields(job).items() if name not in CUSTOMER_FIELDS}
+            | {
+                "runs": [run_fields(run) | {"story": run.story} for run in runs],
+                "events": [event_fields(event) for event in events],
+                "timeline": [asdict(entry) for entry in timeline.entries(job, runs, events, changes)],
+            }
+        )
+    return found
+
+
+def _outputs(engine: Engine, settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yield the end of the output of the newest run of each failed job whose artifacts are on this machine."""
+    try:
+        with reading(engine) as session:
+            jobs = queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOBS)
+            runs = [runs[-1] for job in jobs if (runs := _runs(session, job))]
+    except SmithError:
+        return  # failed-jobs.json has the reason
+    for run in runs:
+        try:
+            text = artifacts.read_stdout(artifacts.artifacts_folder(run, settings))
+        except artifacts.ArtifactsMissing:
+            continue
+        yield f"output-{run.ident}.txt", sanitized(text[-MAX_OUTPUT_BYTES:], keep_lines=True)
+
+
+def _runs(session: Any, job: Job) -> Any:
+    return queries.runs_of_job(session, job.id)
+
+
+def _log_text(file: Path) -> str:
+    """Return the end of a log file without secrets."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(os.fstat(stream.fileno()).st_size - MAX_LOG_BYTES, 0))
+            text = stream.read(MAX_LOG_BYTES).decode("utf-8", "replace")
+    except OSError as error:
+        return f"not collected: {error.strerror}\n"
+    return sanitized(text, keep_lines=True)
+
+
+def _doctor() -> list[dict[str, Any]]:
+    from executor.doctor.run import run_checks  # noqa: PLC0415 (it imports the clients of FulcrumCore and Proxmox)
+
+    return [asdict(check) for check in run_checks()]

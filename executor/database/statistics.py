@@ -1,0 +1,34 @@
+"""Counts the rows of each table and measures the database, for `smith support`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from executor.database.tables import Base
+
+
+def row_counts(session: Session) -> dict[str, int]:
+    """Return the number of rows of each table."""
+    tables = sorted(Base.metadata.tables.items())
+    return {name: session.scalar(select(func.count()).select_from(table)) or 0 for name, table in tables}
+
+
+def sizes(session: Session) -> dict[str, Any]:
+    """Return the kind of the database, its version, and its size in bytes, also of the parts that are not in use."""
+    dialect = session.get_bind().dialect.name
+    if dialect == "postgresql":
+        version = session.scalar(text("SHOW server_version"))
+        size = session.scalar(text("SELECT pg_database_size(current_database())"))
+        return {"kind": dialect, "version": version, "bytes": size}
+    page_size = session.scalar(text("PRAGMA page_size")) or 0
+    pages = session.scalar(text("PRAGMA page_count")) or 0
+    unused_pages = session.scalar(text("PRAGMA freelist_count")) or 0
+    return {
+        "kind": dialect,
+        "version": session.scalar(text("SELECT sqlite_version()")),
+        "bytes": page_size * pages,
+        "unused_bytes": page_size * unused_pages,
+    }

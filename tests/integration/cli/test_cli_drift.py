@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import uuid
 from collections.abc import Iterator
@@ -13,87 +12,13 @@ import pytest
 from smith_lab.fulcrum_setup import add_agent
 from smith_lab.system import LabSystem, running_lab
 from sqlalchemy import update
-from support.cli_world import Cli, claim, submit
+from support.cli_world import claim, submit
+from support.drift_world import VMIDS, World, end_services_and_vms
 from support.simulator_world import VM
 
-from executor.database import job_queue, mappings
+from executor.database import job_queue
 from executor.database.tables import Job
-from executor.fulcrum.client import FulcrumClient
 from executor.model import JobResult
-
-_vmids = itertools.count(100_001)
-
-
-class World:
-    """A command line in an empty data folder, beside a Proxmox and a FulcrumCore that several tests share."""
-
-    def __init__(self, lab: LabSystem, folder: Path) -> None:
-        self.lab = lab
-        self.cli = Cli(folder)
-        environment = lab.environment()
-        wanted = {name: text for name, text in environment.items() if name.startswith(("FULCRUM_", "PROXMOX_"))}
-        self.cli.env |= wanted
-        self.made: list[int] = []
-
-    def add_vm(self, service_id: str = "", *, name: str = "", vmid: int = 0, **config: Any) -> int:
-        """Put a VM there, with a service's marker if one is named."""
-        vmid = vmid or next(_vmids)
-        values: dict[str, Any] = {"cores": 2, "sockets": 2, "memory": "512", "description": "Acme's shop"}
-        if service_id:
-            values |= {"description": f"Acme's shop\n\nsmith-uid={service_id}", "tags": "smith"}
-        self.lab.proxmox.control("add", vmid=vmid, name=name or f"vm-{vmid}", node="pve1", config=values | config)
-        self.made.append(vmid)
-        return vmid
-
-    def delete_leaving(self, volume: str) -> int:
-        """Delete a VM of a service as an agent does, whose volume Proxmox could not remove; return its VMID."""
-        service_id, vmid = self.in_order()
-        self.lab.proxmox.control("remove", vmid=vmid)
-        result = {"status": "absent", "volumes_left": [volume.format(vmid)]}
-        with self.cli.filling() as session:
-            mapping = mappings.current(session, service_id)
-            assert mapping
-            mappings.apply_result(session, mapping.id, result)
-        return vmid
-
-    def service(self, vmid: int | None) -> str:
-        """Order a service and complete its create as an agent does, for a VM on this VMID."""
-        service_id = self.lab.order_service(f"s-{uuid.uuid4().hex[:8]}")
-        if vmid is None:
-            return service_id
-        core = FulcrumClient(self.lab.core.url, lambda: self.lab.ids.agent_token)
-        job_id = self.lab.last_job(service_id)["id"]
-        core.claim_job(job_id)
-        core.complete_job(job_id, agent_instance_id=f"{self.lab.ids.agent_id}/{vmid}")
-        return service_id
-
-    def mapping(self, service_id: str, vmid: int, **wanted: Any) -> None:
-        values = {"cluster": "default", "name": f"vm-{vmid}", "node": "pve1"} | wanted
-        with self.cli.filling() as session:
-            assert mappings.insert_active(session, service_id=service_id, vmid=vmid, **values)
-
-    def in_order(self) -> tuple[str, int]:
-        """A service, its VM and its mapping, as after a create."""
-        vmid = next(_vmids)
-        service_id = self.service(vmid)
-        self.add_vm(service_id, vmid=vmid)
-        self.mapping(service_id, vmid)
-        return service_id, vmid
-
-    def drift(self, *args: str, code: int) -> Any:
-        done = self.cli("drift", *args, "--json")
-        assert done.returncode == code, done.stderr
-        return json.loads(done.stdout)
-
-    def kinds(self, *args: str, code: int = 1) -> list[tuple[str, int]]:
-        return [(each["kind"], each["vmid"]) for each in self.drift(*args, code=code)["findings"]]
-
-    def state(self, service_id: str) -> tuple[str, str, str]:
-        (row,) = [row for row in self.cli.json("mappings", "list", "--all") if row["service_id"] == service_id]
-        return row["state"], row["node"], row["name"]
-
-    def audit(self) -> list[tuple[str, str]]:
-        return [(entry["verb"], entry["subject_id"]) for entry in self.cli.json("audit", "list")]
 
 
 def service_of_agent(world: World, agent_id: str) -> str:
@@ -119,22 +44,7 @@ def world(lab: LabSystem, tmp_path: Path) -> Iterator[World]:
     with made.cli.filling():
         pass  # an empty database
     yield made
-    lab.proxmox.control("clear_faults")
-    lab.proxmox.control("grant", path="/vms", privilege="VM.Audit")
-    for guest in lab.guests():
-        lab.proxmox.control("remove", vmid=guest["vmid"])
-    core = FulcrumClient(lab.core.url, lambda: lab.ids.agent_token)
-    for service in lab.admin.list_services():
-        if service["status"] == "Deleted":
-            continue
-        for job in lab.admin.list_jobs(service["id"]):
-            if job["status"] == "Pending":
-                core.claim_job(job["id"])
-                core.complete_job(job["id"])
-        lab.admin.delete_service(service["id"])
-        job_id = lab.last_job(service["id"])["id"]
-        core.claim_job(job_id)
-        core.complete_job(job_id)
+    end_services_and_vms(lab)
 
 
 # --- drift --------------------------------------------------------------------------------------------------------
@@ -154,9 +64,9 @@ def test_every_difference_is_shown_and_nothing_is_changed(world: World) -> None:
     control("move", vmid=moved[1], node="pve2")
     control("rename", vmid=renamed[1], name="other")
     control("recycle", vmid=recycled[1])
-    orphan = world.add_vm(unmapped := world.service(next(_vmids)))
+    orphan = world.add_vm(unmapped := world.service(next(VMIDS)))
     stray = world.add_vm(str(uuid.uuid4()))
-    lost = next(_vmids)
+    lost = next(VMIDS)
     world.service(lost)
     before = world.cli.json("mappings", "list")
     world.lab.proxmox.reset_request_log()
@@ -425,7 +335,7 @@ def test_an_adoption_is_refused_with_its_reason(world: World) -> None:
     both = world.add_vm(description=f"smith-uid={service_id}\nsmith-uid={other}")
     cases = [
         (service_id, 9000, "is a template"),
-        (service_id, 4711, "sees no VM 4711"),
+        (service_id, 4711, "shows no VM 4711 to our token"),
         (service_id, world.add_vm(other), f"has the marker of {other}"),
         (service_id, both, "has the marker of"),
         (service_id, mapped_vm, f"has the marker of {mapped_service}"),

@@ -1,0 +1,85 @@
+"""Checks at FulcrumCore and Proxmox whether a VM can be adopted as the VM of a service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from executor.cli.adoption import VmToAdopt
+from executor.cli.arguments import UnusableReference
+from executor.cli.clients import Clients
+from executor.errors import FulcrumAuthFailing, FulcrumRefused
+from executor.proxmox.rows import VmRow, with_configuration
+from executor.shared.marker import markers_in
+
+#: FulcrumCore's status of a deleted service. FulcrumCore sends no more jobs for such a service.
+DELETED_STATUS = "Deleted"
+
+
+class ServiceEnded(UnusableReference):
+    """FulcrumCore does not know the service, or has deleted it."""
+
+
+class VmNotFound(UnusableReference):
+    """Proxmox does not list the VM for our API token."""
+
+
+def canonical_service_id(clients: Clients, service_id: str) -> str:
+    """Return the service's id in FulcrumCore's spelling.
+
+    Raises ServiceEnded when FulcrumCore does not know the service or has deleted it, and UnusableReference when it
+    belongs to another agent.
+    """
+    try:
+        fulcrum_service = clients.fulcrum.get_service(service_id.strip())
+    except FulcrumAuthFailing:
+        # FulcrumCore answers 403 both for an unknown service and for a refused token. If it refuses the token,
+        # `get_self` raises FulcrumAuthFailing. If it accepts the token, the service is unknown.
+        clients.fulcrum.get_self()
+        raise ServiceEnded(f"FulcrumCore knows no service {service_id}") from None
+    except FulcrumRefused as error:
+        raise UnusableReference(f"{service_id} is not the id of a service: {error}") from None
+    if fulcrum_service.agent_id != clients.agent_id:
+        raise UnusableReference(f"service {service_id} belongs to another agent")
+    if fulcrum_service.status == DELETED_STATUS:
+        raise ServiceEnded(f"service {service_id} is {DELETED_STATUS} in FulcrumCore, which sends no more jobs for it")
+    return fulcrum_service.id
+
+
+def find_vm(clients: Clients, rows: Sequence[VmRow], vmid: int) -> VmToAdopt:
+    """Return the VM with this VMID. `rows` are the VMs that Proxmox lists.
+
+    Raises VmNotFound when Proxmox does not list the VM for our API token, and UnusableReference when it is a template.
+    """
+    vm_row = next((row for row in rows if row.vmid == vmid), None)
+    if vm_row is None:
+        raise VmNotFound(f"Proxmox shows no VM {vmid} to our token")
+    config = clients.proxmox.vm_config(vm_row.node, vmid, kind=vm_row.kind)
+    vm_row = with_configuration(vm_row, config)  # the facts of the list may be missing or out of date
+    if vm_row.is_template:
+        raise UnusableReference(f"{vmid} ({vm_row.name}) is a template, which no service can have")
+    description = str(config.get("description") or "")
+    return VmToAdopt(
+        vmid=vmid,
+        node=vm_row.node,
+        kind=vm_row.kind,
+        name=vm_row.name,
+        tags=vm_row.tags,
+        description=description,
+        marked_service_ids=frozenset(markers_in(description)),
+    )
+
+
+def check_marker(vm: VmToAdopt, service_id: str, *, set_marker: bool) -> bool:
+    """Return True if the VM has the service's marker, and False if it has no marker and `set_marker` is True.
+
+    Raises UnusableReference if the VM has another service's marker, or if it has no marker and `set_marker` is False.
+    """
+    if vm.marked_service_ids == {service_id}:
+        return True
+    if vm.marked_service_ids:
+        raise UnusableReference(
+            f"VM {vm.vmid} ({vm.name}) has the marker of {' and '.join(sorted(vm.marked_service_ids))}: remove it first"
+        )
+    if not set_marker:
+        raise UnusableReference(f"VM {vm.vmid} ({vm.name}) has no marker: --set-marker writes it")
+    return False

@@ -1,0 +1,107 @@
+"""Reads pairs of services and VMIDs for `smith mappings adopt --from`: from CSV, JSON, or the PHP agent's SQLite file.
+
+The PHP agent's table `job_service_mappings` has the columns `job_service_id` and `vmid`. It is unique only on the pair,
+so a service may have several rows, and a VMID may belong to several services. Nothing in a file is trusted.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from executor.cli.arguments import CommandFailed
+
+#: The first bytes of every SQLite file.
+SQLITE_MAGIC = b"SQLite format 3\0"
+PHP_TABLE = "job_service_mappings"
+#: The names of the column with a service's id, and of the column with its VMID.
+SERVICE_COLUMNS = ("service_id", "job_service_id", "service")
+VMID_COLUMN = "vmid"
+MIN_VMID, MAX_VMID = 100, 999_999_999
+#: A larger file or a longer list is refused, because it is no list of VMs.
+MAX_FILE_BYTES = 64 * 1024 * 1024
+MAX_ROWS = 100_000
+#: A broken value is quoted up to this length.
+MAX_QUOTED_LENGTH = 60
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRow:
+    """A pair of the file. `problem` says why it is broken; then the id or the VMID may be unusable."""
+
+    service_id: str
+    vmid: int | None
+    problem: str = ""
+
+
+def read_rows(file: Path) -> list[SourceRow]:
+    """Return the distinct pairs of the file, in its order. Raises CommandFailed if the file cannot be read."""
+    try:
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise CommandFailed(f"{file} is too large for a list of VMs")
+        with file.open("rb") as opened_file:
+            is_sqlite = opened_file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
+        entries = list(_read_sqlite(file) if is_sqlite else _read_text(file))
+    except OSError as error:
+        raise CommandFailed(f"{file} cannot be read: {error.strerror}") from None
+    except (sqlite3.Error, UnicodeError, csv.Error, json.JSONDecodeError, RecursionError) as error:
+        raise CommandFailed(f"{file} cannot be read: {error}") from None
+    if len(entries) > MAX_ROWS:
+        raise CommandFailed(f"{file} has more than {MAX_ROWS} rows")
+    return list(dict.fromkeys(_source_row(service_id, vmid) for service_id, vmid in entries))
+
+
+def _read_sqlite(file: Path) -> Iterator[tuple[Any, Any]]:
+    """Yield the pairs of the PHP agent's table. The file is not changed."""
+    uri = f"{file.resolve().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True)) as connection:
+        connection.text_factory = lambda content: content.decode(errors="replace")
+        names = [row[1] for row in connection.execute(f"PRAGMA table_info({PHP_TABLE})")]
+        if "job_service_id" not in names or VMID_COLUMN not in names:
+            raise CommandFailed(f"{file} has no table {PHP_TABLE} with job_service_id and vmid")
+        yield from connection.execute(f"SELECT job_service_id, vmid FROM {PHP_TABLE} ORDER BY rowid")  # noqa: S608
+
+
+def _read_text(file: Path) -> Iterator[tuple[Any, Any]]:
+    """Yield the pairs of a JSON list of objects, or of a CSV file with a line of headings."""
+    text = file.read_text(encoding="utf-8-sig")
+    if text.lstrip().startswith(("[", "{")):
+        document = json.loads(text)
+        if not isinstance(document, list) or not all(isinstance(entry, dict) for entry in document):
+            raise CommandFailed(f"{file} must be a JSON list of objects with service_id and vmid")
+        entries: list[Mapping[str, Any]] = document
+        names = {name for entry in entries for name in entry}
+    else:
+        dialect = csv.excel
+        dialect.delimiter = ";" if ";" in text.partition("\n")[0] else ","
+        reader = csv.DictReader(text.splitlines(), dialect=dialect, skipinitialspace=True)
+        names, entries = set(reader.fieldnames or ()), list(reader)
+    service_column = next((name for name in SERVICE_COLUMNS if name in names), None)
+    if service_column is None or VMID_COLUMN not in names:
+        raise CommandFailed(f"{file} needs the columns service_id and vmid, for CSV in its first line")
+    yield from ((entry.get(service_column), entry.get(VMID_COLUMN)) for entry in entries)
+
+
+def _source_row(service_id: Any, vmid: Any) -> SourceRow:
+    """Return the pair with its problem, if it is broken."""
+    id_text, vmid_text = _text(service_id).lower(), _text(vmid)
+    number = int(vmid_text) if vmid_text.isascii() and vmid_text.isdecimal() and len(vmid_text) <= 9 else None
+    problem = ""
+    if not _UUID.fullmatch(id_text):
+        problem = f"{id_text!r} is not the id of a service"
+    elif number is None or not MIN_VMID <= number <= MAX_VMID:
+        problem = f"{vmid_text!r} is not a VMID"
+    return SourceRow(service_id=id_text, vmid=number, problem=problem)
+
+
+def _text(value: Any) -> str:
+    """Return a value of the file as a short text without spaces around it."""
+    return "" if value is None or isinstance(value, bool) else str(value).strip()[:MAX_QUOTED_LENGTH]

@@ -1,0 +1,175 @@
+"""`smith mappings adopt --from FILE`: adopts many VMs, for example those of the PHP agent.
+
+Each pair of the file gets an outcome. A pair is adopted only if it contradicts no other pair that could be adopted, so
+that a service never gets one of several VMs by chance.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from executor.cli.adoption import Adoption
+from executor.cli.adoption_checks import ServiceEnded, VmNotFound, canonical_service_id, check_marker, find_vm
+from executor.cli.adoption_sources import SourceRow, read_rows
+from executor.cli.arguments import CommandFailed, UnusableReference, confirm
+from executor.cli.clients import Clients
+from executor.cli.output import show_json, show_text
+from executor.cli.store import open_database
+from executor.cli.tables import show_heading, show_rows
+from executor.database import mappings
+from executor.database.engine import reading
+from executor.errors import EXIT_FAILURE, EXIT_SOME_FAILED
+from executor.model import MappingState
+from executor.proxmox.rows import VmRow
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy import Engine
+
+COLUMNS = {"service_id": "SERVICE", "vmid": "VMID", "name": "NAME", "outcome": "OUTCOME", "why": "WHY"}
+
+
+class Outcome(StrEnum):
+    """What happens to a pair of the file."""
+
+    ADOPT = "would be adopted"
+    ADOPTED = "adopted"
+    UNCHANGED = "adopted before"
+    LEFT_OUT = "left out"  #: the service or the VM has ended
+    REFUSED = "refused"  #: the operator must decide, or repair something
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A pair of the file with its outcome."""
+
+    row: SourceRow
+    outcome: Outcome
+    why: str = ""
+    adoption: Adoption | None = None
+    is_mapped_to_this_vm: bool = False
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of a row of the table, which are also those of `--json`."""
+        name = self.adoption.vm.name if self.adoption is not None else None
+        identity = {"service_id": self.row.service_id, "vmid": self.row.vmid, "name": name}
+        return identity | {"outcome": self.outcome.value, "why": self.why or None}
+
+
+def adopt(  # noqa: PLR0913 (the options of the command)
+    clients: Clients, file: Path, reason: str, *, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    """Adopt the VMs of the file, and print the outcome of each pair.
+
+    Raises typer.Exit with EXIT_SOME_FAILED if some pairs are refused, and with EXIT_FAILURE if all are.
+    """
+    rows = read_rows(file)
+    with open_database(clients.settings) as engine:
+        candidates = _check_all(clients, engine, rows, as_json=as_json)
+        to_adopt = [candidate for candidate in candidates if candidate.outcome is Outcome.ADOPT]
+        if to_adopt and not dry_run:
+            if not yes:
+                _show(candidates, as_json=False)
+            confirm(f"Adopt {len(to_adopt)} VMs?", yes=yes)
+            candidates = [_execute(candidate, reason) for candidate in candidates]
+    _show(candidates, as_json=as_json)
+    if dry_run and not as_json:
+        show_text("nothing was changed")
+    refused_count = sum(candidate.outcome is Outcome.REFUSED for candidate in candidates)
+    if refused_count:
+        raise typer.Exit(EXIT_FAILURE if refused_count == len(candidates) else EXIT_SOME_FAILED)
+
+
+def _check_all(clients: Clients, engine: Engine, rows: Sequence[SourceRow], *, as_json: bool) -> list[Candidate]:
+    """Return each pair with its outcome. Nothing is changed."""
+    vm_rows = clients.proxmox.vms()
+    output = sys.stderr if as_json else sys.stdout
+    candidates = [_check(clients, engine, vm_rows, row, output) for row in rows]
+    return _refuse_contradictions(candidates)
+
+
+def _check(clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row: SourceRow, output: Any) -> Candidate:
+    """Return one pair with its outcome, without regard to the other pairs."""
+    if row.problem or row.vmid is None:
+        return Candidate(row=row, outcome=Outcome.REFUSED, why=row.problem)
+    try:
+        service_id = canonical_service_id(clients, row.service_id)
+        vm = find_vm(clients, vm_rows, row.vmid)
+        adoption = Adoption(
+            engine=engine,
+            settings=clients.settings,
+            service_id=service_id,
+            vm=vm,
+            has_marker=check_marker(vm, service_id, set_marker=True),
+            playbook_output=output,
+        )
+        is_mapped_to_this_vm = adoption.check_mappings()
+    except (ServiceEnded, VmNotFound) as error:
+        return Candidate(row=row, outcome=Outcome.LEFT_OUT, why=str(error))
+    except (UnusableReference, CommandFailed) as error:
+        return Candidate(row=row, outcome=Outcome.REFUSED, why=str(error))
+    is_unchanged = is_mapped_to_this_vm and adoption.has_marker and _is_up_to_date(engine, adoption)
+    outcome = Outcome.UNCHANGED if is_unchanged else Outcome.ADOPT
+    return Candidate(row=row, outcome=outcome, adoption=adoption, is_mapped_to_this_vm=is_mapped_to_this_vm)
+
+
+def _is_up_to_date(engine: Engine, adoption: Adoption) -> bool:
+    """Return whether the mapping of the service has the VM's name, or is to be deleted: then it stays as it is."""
+    with reading(engine) as session:
+        mapping = mappings.current(session, adoption.service_id)
+    if mapping is None:
+        return False
+    is_active = mapping.state == MappingState.ACTIVE and mapping.name == adoption.vm.name
+    return is_active or mapping.state == MappingState.PENDING_DELETION
+
+
+def _refuse_contradictions(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Refuse the pairs of a service with several existing VMs, and of a VM with several services in use."""
+    usable = [candidate for candidate in candidates if candidate.adoption is not None]
+    vm_counts = Counter(candidate.row.service_id for candidate in usable)
+    service_counts = Counter(candidate.row.vmid for candidate in usable)
+
+    def checked(candidate: Candidate) -> Candidate:
+        if candidate.outcome is not Outcome.ADOPT:
+            return candidate
+        if vm_counts[candidate.row.service_id] > 1:
+            why = "the file names several existing VMs for this service: adopt the right one with --service and --vmid"
+        elif service_counts[candidate.row.vmid] > 1:
+            why = "the file names several services for this VM: adopt it for the right one with --service and --vmid"
+        else:
+            return candidate
+        return replace(candidate, outcome=Outcome.REFUSED, why=why)
+
+    return [checked(candidate) for candidate in candidates]
+
+
+def _execute(candidate: Candidate, reason: str) -> Candidate:
+    """Adopt the VM of a pair, if it is to be adopted. A failure is the outcome of this pair only."""
+    if candidate.outcome is not Outcome.ADOPT or candidate.adoption is None:
+        return candidate
+    try:
+        candidate.adoption.execute(reason, is_mapped_to_this_vm=candidate.is_mapped_to_this_vm)
+    except CommandFailed as error:
+        return replace(candidate, outcome=Outcome.REFUSED, why=str(error))
+    marker_text = "" if candidate.adoption.has_marker else "its marker was written"
+    return replace(candidate, outcome=Outcome.ADOPTED, why=marker_text)
+
+
+def _show(candidates: Sequence[Candidate], *, as_json: bool) -> None:
+    """Print a row for each pair and the number of each outcome, or one JSON list."""
+    rows = [candidate.fields for candidate in candidates]
+    if as_json:
+        show_json(rows)
+        return
+    show_heading("Mappings of the file")
+    show_rows(rows, COLUMNS, if_empty="the file has no rows")
+    counts = Counter(candidate.outcome for candidate in candidates)
+    show_text(", ".join(f"{counts[outcome]} {outcome.value}" for outcome in Outcome if counts[outcome]) or "no rows")

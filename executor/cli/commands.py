@@ -79,6 +79,20 @@ COMMANDS = (
     Command("mappings", "adopt", "mappings_adopt", "adopt", "Map an existing VM to a service."),
     Command("mappings", "forget", "mappings_forget", "forget", "End a mapping."),
     Command("mappings", "recall", "mappings_recall", "recall", "Cancel the scheduled deletion of a VM."),
+    Command(
+        "mappings",
+        "export",
+        "mappings_transfer",
+        "export",
+        "Write the current mappings into a file for `smith mappings import`.",
+    ),
+    Command(
+        "mappings",
+        "import",
+        "mappings_transfer",
+        "import_mappings",
+        "Insert the mappings that `smith mappings export` has written on another host.",
+    ),
     Command("drift", "fix", "drift", "fix", "Repair our mappings; no VM is changed."),
     Command(
         "audit", "list", "audit", "list_audit", "List the changes that operators and the agent made, the newest first."

@@ -209,7 +209,10 @@ class ManualRun(Base):
 
 
 class Mapping(Base):
-    """A mapping of a service to its VM. Only `mappings` writes this table. Deleted mappings stay for a time."""
+    """A mapping of a service to its VM. Only `mappings` and `mapping_transfer` write this table.
+
+    Deleted mappings stay for a time.
+    """
 
     __tablename__ = "mappings"
 

@@ -1,0 +1,153 @@
+"""`smith mappings export` and `import`: copy the current mappings to the database of another host."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from executor.cli.arguments import AsJson, CommandFailed, confirm
+from executor.cli.context import open_settings
+from executor.cli.help_text import examples
+from executor.cli.mapping_changes import record_change
+from executor.cli.output import show_json, show_outcome, show_text
+from executor.cli.store import open_database, reading_store
+from executor.cli.tables import show_rows
+from executor.database import mapping_transfer
+from executor.database.engine import transaction
+from executor.errors import EXIT_FAILURE, EXIT_SOME_FAILED
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+#: What identifies a file of `smith mappings export`.
+FORMAT = "agent-smith-mappings-1"
+MAX_FILE_BYTES = 256 * 1024 * 1024
+COLUMNS = {
+    "service_id": "SERVICE",
+    "cluster": "CLUSTER",
+    "vmid": "VMID",
+    "name": "NAME",
+    "outcome": "OUTCOME",
+    "why": "WHY",
+}
+#: The outcomes of a row.
+REFUSED, TO_IMPORT, IMPORTED, UNCHANGED = "refused", "would be imported", "imported", "imported before"
+
+
+class _RollBack(Exception):
+    """Ends a transaction without a change."""
+
+
+@examples(
+    "smith mappings export mappings.json",
+    "smith mappings export mappings.json --json",
+)
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", dir_okay=False, help="The new file; must not exist.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write the current mappings into a file for `smith mappings import`.
+
+    Only you can read the file. Ended mappings are not written.
+    """
+    with reading_store() as store:
+        rows = mapping_transfer.exported(store.session)
+    try:
+        with os.fdopen(
+            os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
+        ) as opened_file:
+            json.dump({"format": FORMAT, "mappings": rows}, opened_file, indent=1)
+    except OSError as error:
+        raise CommandFailed(f"{file} cannot be written: {error.strerror}") from None
+    show_outcome(f"{len(rows)} mappings written to {file}", as_json=as_json, file=str(file), mappings=len(rows))
+
+
+@examples(
+    "smith mappings import mappings.json --dry-run",
+    "smith mappings import mappings.json --yes --reason 'new host'",
+)
+def import_mappings(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A file of `smith mappings export`.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, and change nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Insert the mappings that `smith mappings export` has written on another host.
+
+    Proxmox and FulcrumCore are not called; `smith drift` compares the mappings with both. The agent of the other host
+    must be stopped. A mapping that contradicts one in this database is refused. A second run changes nothing.
+    """
+    entries = _read(file)
+    with open_database(open_settings()) as engine:
+        rows = _import(engine, entries, reason, is_dry_run=True)
+        new_count = sum(row["outcome"] == TO_IMPORT for row in rows)
+        if new_count and not dry_run:
+            confirm(f"Import {new_count} mappings?", yes=yes)
+            rows = _import(engine, entries, reason, is_dry_run=False)
+    _show(rows, as_json=as_json)
+    refused_count = sum(row["outcome"] == REFUSED for row in rows)
+    if refused_count:
+        raise typer.Exit(EXIT_FAILURE if refused_count == len(rows) else EXIT_SOME_FAILED)
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    """Return the mappings in the file. Raises CommandFailed if it is not a file of `smith mappings export`."""
+    try:
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise CommandFailed(f"{file} is too large")
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CommandFailed(f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        document = None
+    entries = document.get("mappings") if isinstance(document, dict) and document.get("format") == FORMAT else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise CommandFailed(f"{file} was not written by `smith mappings export`")
+    return entries
+
+
+def _import(engine: Engine, entries: list[dict[str, Any]], reason: str, *, is_dry_run: bool) -> list[dict[str, Any]]:
+    """Insert all mappings in one transaction, and return the row of each for the table.
+
+    A dry run inserts them too, so that it finds the same contradictions, and then rolls the transaction back.
+    """
+    rows: list[dict[str, Any]] = []
+    try:
+        with transaction(engine) as session:
+            rows += [_import_one(session, entry, reason) for entry in entries]
+            if is_dry_run:
+                raise _RollBack
+    except _RollBack:
+        return [row | {"outcome": TO_IMPORT} if row["outcome"] == IMPORTED else row for row in rows]
+    return rows
+
+
+def _import_one(session: Session, entry: dict[str, Any], reason: str) -> dict[str, Any]:
+    row = {name: entry.get(name) for name in ("service_id", "cluster", "vmid", "name")}
+    if problem := mapping_transfer.problem_of(entry):
+        return row | {"outcome": REFUSED, "why": problem}
+    if mapping_transfer.is_imported(session, entry):
+        return row | {"outcome": UNCHANGED, "why": None}
+    mapping = mapping_transfer.insert(session, entry)
+    if mapping is None:
+        return row | {"outcome": REFUSED, "why": "the service or the VMID has another mapping"}
+    record_change(session, "import", mapping, None, reason)
+    return row | {"outcome": IMPORTED, "why": None}
+
+
+def _show(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        show_json(rows)
+        return
+    show_rows(rows, COLUMNS, if_empty="the file has no mappings")
+    counts = Counter(row["outcome"] for row in rows)
+    show_text(", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "no mappings")

@@ -1,0 +1,121 @@
+"""Copies current mappings from one database to another, for `smith mappings export` and `import`.
+
+Deleted mappings are not copied, because they are only history. No function commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Mapping as Dictionary
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from executor.database import mappings
+from executor.database.tables import DELETED_LITERAL, Mapping, utc_now
+from executor.model import GuestKind, MappingState
+from executor.shared import marker
+
+#: The columns that are copied. The marker follows from the service.
+COLUMNS = (
+    *("service_id", "cluster", "vmid", "node", "kind", "name", "mac_address", "state", "note", "delete_at"),
+    *("tenant_id", "cores", "memory_mib", "disk_gib", "snapshots", "backups"),
+)
+#: The columns whose values are compared to find a mapping that was imported before.
+IDENTITY_COLUMNS = ("service_id", "cluster", "vmid")
+#: The maximum lengths of the columns with texts.
+MAX_LENGTHS = {"service_id": 36, "cluster": 100, "node": 100, "name": 100, "mac_address": 20, "tenant_id": 36}
+NUMBERS = ("cores", "memory_mib", "disk_gib", "snapshots", "backups")
+MIN_VMID, MAX_VMID = 100, 999_999_999
+MAX_NUMBER = 2**63  #: what a column for a number can hold is less
+CURRENT_STATES = [state for state in MappingState if state is not MappingState.DELETED]
+
+
+def exported(session: Session) -> list[dict[str, Any]]:
+    """Return the current mappings as values that JSON has, ordered by cluster and VMID."""
+    order = (Mapping.cluster, Mapping.vmid)
+    rows = session.scalars(select(Mapping).where(Mapping.state != DELETED_LITERAL).order_by(*order))
+    return [{name: _json_value(getattr(row, name)) for name in COLUMNS} for row in rows]
+
+
+def problem_of(values: Dictionary[str, Any]) -> str:
+    """Return why the values are not those of a current mapping; '' if they are. Pure function."""
+    return next(_problems(values), "")
+
+
+def _problems(values: Dictionary[str, Any]) -> Iterator[str]:
+    required_columns = (*IDENTITY_COLUMNS, "name", "state", "kind")
+    yield from (f"{name} is missing" for name in required_columns if not values.get(name))
+    for name, max_length in MAX_LENGTHS.items():
+        if not _is_text(values.get(name) or "", max_length):
+            yield f"{name} is not a text of at most {max_length} characters"
+    if not marker.is_service_id(values["service_id"]):
+        yield "service_id is not the id of a service"
+    if type(values["vmid"]) is not int or not MIN_VMID <= values["vmid"] <= MAX_VMID:
+        yield "vmid is not a VMID"
+    if values["state"] not in CURRENT_STATES or values["kind"] not in list(GuestKind):
+        yield "state or kind is unknown"
+    if not isinstance(values.get("note"), str | None):
+        yield "note is not a text"
+    yield from (f"{name} is not a number" for name in NUMBERS if not _is_amount(values.get(name, 0)))
+    if problem := _delete_at_problem(values.get("delete_at"), values["state"]):
+        yield problem
+
+
+def _is_text(value: Any, max_length: int) -> bool:
+    return isinstance(value, str) and len(value) <= max_length and value.isprintable()
+
+
+def _is_amount(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MAX_NUMBER
+
+
+def _delete_at_problem(delete_at: Any, state: str) -> str:
+    if (delete_at is not None) != (state == MappingState.PENDING_DELETION):
+        return "delete_at does not fit the state"
+    try:
+        has_zone = delete_at is None or _time(delete_at).tzinfo is not None
+    except (TypeError, ValueError):
+        return "delete_at is not a time"
+    return "" if has_zone else "delete_at has no time zone"
+
+
+def is_imported(session: Session, values: Dictionary[str, Any]) -> bool:
+    """Return whether the service has this VM already."""
+    row = mappings.current(session, values["service_id"])
+    return row is not None and all(getattr(row, name) == values[name] for name in IDENTITY_COLUMNS)
+
+
+def insert(session: Session, values: Dictionary[str, Any]) -> Mapping | None:
+    """Insert a mapping whose values have no problem.
+
+    Returns None when the VMID or the service already has a current mapping.
+    """
+    columns = {name: values[name] for name in COLUMNS if values.get(name) is not None and name != "delete_at"}
+    delete_at = _time(values["delete_at"]) if values.get("delete_at") else None
+    now = utc_now()
+    row = Mapping(
+        **columns,
+        delete_at=delete_at,
+        marker=marker.marker_for(values["service_id"]),
+        created_at=now,
+        updated_at=now,
+    )
+    try:
+        with session.begin_nested():
+            session.add(row)
+            session.flush()
+    except IntegrityError:
+        return None
+    return row
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _json_value(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value

@@ -1,0 +1,141 @@
+"""`smith mappings export` and `import`: a new host gets the mappings of the old one."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.cli_world import Cli
+
+from executor.database import mappings
+from executor.database.tables import Mapping
+from executor.model import MappingState
+
+SERVICES = [f"aaaa111{number}-0000-4000-8000-000000000000" for number in range(4)]
+#: The columns that the import sets itself.
+OWN_COLUMNS = {"created_at", "updated_at"}
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Cli:
+    """A host with a mapping in each state, one of them ended."""
+    (tmp_path / "old").mkdir()
+    cli = Cli(tmp_path / "old")
+    with cli.filling() as session:
+        for place, service_id in enumerate(SERVICES):
+            row = mappings.reserve(session, service_id=service_id, cluster="c", vmid=100 + place, name=f"vm-{place}")
+            assert row is not None
+        active, pending, ended = (mappings.current(session, service_id) for service_id in SERVICES[1:])
+        assert active is not None
+        assert pending is not None
+        assert ended is not None
+        mappings.apply_result(session, active.id, {"status": "running", "node": "pve2", "mac_address": "AA:BB"})
+        active.tenant_id, active.cores, active.memory_mib, active.kind = "tenant", 2, 512, "lxc"
+        due = datetime.now(UTC) + timedelta(days=3)
+        mappings.apply_result(session, pending.id, {"status": "stopped", "delete_at": int(due.timestamp())})
+        mappings.mark_deleted(session, ended.id, "ended")
+    return cli
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Cli:
+    (tmp_path / "new").mkdir()
+    cli = Cli(tmp_path / "new")
+    with cli.filling():
+        pass
+    return cli
+
+
+def contents(cli: Cli) -> list[dict[str, Any]]:
+    columns = [column.name for column in Mapping.__table__.columns if column.name not in {"id", *OWN_COLUMNS}]
+    with cli.filling() as session:
+        rows = sorted(mappings.all_current(session), key=lambda row: row.vmid)
+        return [{name: getattr(row, name) for name in columns} for row in rows]
+
+
+def test_an_import_restores_all_current_mappings_and_a_second_one_changes_nothing(old: Cli, new: Cli) -> None:
+    file = old.folder / "mappings.json"
+    assert old.ok("mappings", "export", str(file)) == f"3 mappings written to {file}\n"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert "cannot be written: File exists" in old("mappings", "export", str(file)).stderr
+
+    planned = new.json("mappings", "import", str(file), "--dry-run")
+    assert [row["outcome"] for row in planned] == ["would be imported"] * 3
+    assert contents(new) == []
+    assert new("mappings", "import", str(file)).returncode == 2  # no terminal to ask on
+    assert "3 imported" in new.ok("mappings", "import", str(file), "--yes", "--reason", "new host")
+    assert contents(new) == contents(old)
+    entries = new.json("audit", "list")
+    assert {(entry["verb"], entry["reason"]) for entry in entries} == {("import", "new host")}
+    assert len(entries) == 3
+
+    assert "3 imported before" in new.ok("mappings", "import", str(file))
+    assert len(new.json("audit", "list")) == 3
+
+
+def test_a_mapping_that_contradicts_another_is_refused_and_the_others_are_imported(old: Cli, new: Cli) -> None:
+    file = old.folder / "mappings.json"
+    old.ok("mappings", "export", str(file))
+    with new.filling() as session:
+        mappings.reserve(session, service_id=SERVICES[0], cluster="c", vmid=900, name="other")
+    for arguments in (["--dry-run"], ["--yes"]):
+        done = new("mappings", "import", str(file), "--json", *arguments)
+        assert done.returncode == 7
+        assert [row["outcome"] == "refused" for row in json.loads(done.stdout)] == [True, False, False]
+    assert {row["state"] for row in contents(new)} == {
+        MappingState.RESERVED,
+        MappingState.ACTIVE,
+        MappingState.PENDING_DELETION,
+    }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: row.pop("name"),
+        lambda row: row.update(vmid="100"),
+        lambda row: row.update(vmid=True),
+        lambda row: row.update(service_id="nobody"),
+        lambda row: row.update(state=MappingState.DELETED),
+        lambda row: row.update(state="unheard"),
+        lambda row: row.update(state={"a": 1}),
+        lambda row: row.update(kind=7),
+        lambda row: row.update(cores=-1),
+        lambda row: row.update(cores=1.5),
+        lambda row: row.update(name="x" * 101),
+        lambda row: row.update(node="a\x1b[2J"),
+        lambda row: row.update(note=[1]),
+        lambda row: row.update(delete_at="soon"),
+        lambda row: row.update(delete_at="2030-01-01T00:00:00+00:00"),
+        lambda row: row.update(state=MappingState.PENDING_DELETION, delete_at="2030-01-01T00:00:00"),
+        lambda row: row.update(state=MappingState.PENDING_DELETION, delete_at=["soon"]),
+        lambda row: row.update(state=MappingState.PENDING_DELETION, delete_at=None),
+    ],
+)
+def test_a_broken_row_is_refused_with_its_reason(old: Cli, new: Cli, change: Callable[[dict[str, Any]], Any]) -> None:
+    file = old.folder / "mappings.json"
+    old.ok("mappings", "export", str(file))
+    document = json.loads(file.read_text())
+    document["mappings"] = document["mappings"][:1]
+    change(document["mappings"][0])
+    file.write_text(json.dumps(document))
+    done = new("mappings", "import", str(file), "--yes", "--json")
+    assert done.returncode == 1, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert row["outcome"] == "refused"
+    assert row["why"]
+    assert contents(new) == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "agent-smith-mappings-1", "mappings": [1]}'])
+def test_another_file_is_refused(new: Cli, text: str) -> None:
+    file = new.folder / "file"
+    file.write_text(text)
+    done = new("mappings", "import", str(file), "--yes")
+    assert done.returncode == 1
+    assert "was not written by `smith mappings export`" in done.stderr

@@ -60,6 +60,7 @@ COMMANDS = (
     ),
     Command("", "play", "play", "play", "Run an action's playbook with ansible-playbook."),
     Command("", "status", "status", "show", "Show whether agents, FulcrumCore and Proxmox work; count jobs and VMs."),
+    Command("", "top", "top", "show", "Show running jobs with their steps, the queue, and the last failures."),
     Command("", "pause", "pause", "pause", "Let the agents claim no more jobs, until `smith resume`."),
     Command("", "resume", "pause", "resume", "Let the agents claim jobs again."),
     Command("", "doctor", "doctor", "show", "Check settings, FulcrumCore, Proxmox, database and tools."),

@@ -16,6 +16,7 @@ MIN_FLEXIBLE_WIDTH = 20
 #: without free text are left out from the right. Two columns always stay, and the first one is one of them.
 LEFT_OUT_FIRST = (
     "fulcrum",
+    "left",
     "version",
     "cluster",
     "kind",
@@ -38,6 +39,7 @@ LEFT_OUT_FIRST = (
     "started_at",
     "role",
     "source",
+    "vm",
 )
 #: The number of columns that always stay.
 MIN_COLUMNS = 2
@@ -74,4 +76,4 @@ def _min_width(shown: list[str], natural_widths: Mapping[str, int]) -> int:
         min(natural_widths[key], MIN_FLEXIBLE_WIDTH) if key in FLEXIBLE_COLUMNS else natural_widths[key]
         for key in shown
     ]
-    return sum(widths) + GAP * len(shown)
+    return sum(widths) + GAP * (len(shown) - 1)

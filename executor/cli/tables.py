@@ -137,7 +137,8 @@ def _print_renderable(renderable: RenderableType, width: int | None = None) -> N
     from rich.console import Console  # noqa: PLC0415
 
     width = width or _terminal_width() or WIDTH_WITHOUT_TERMINAL
-    console = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
+    # Without a height, rich would use 80 columns if TERM is `dumb`, as in a cron job.
+    console = Console(file=sys.stdout, width=width, height=1, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(renderable)
     lines: Iterable[str] = captured.get().rstrip("\n").split("\n")

@@ -238,6 +238,12 @@ def oldest_pending_time(session: Session) -> datetime | None:
     return session.scalar(select(func.min(Job.received_at)).where(Job.status == PENDING_LITERAL))
 
 
+def oldest_pending_jobs(session: Session, limit: int) -> Sequence[Job]:
+    """Return at most `limit` pending jobs, the one that was received first is first."""
+    stmt = select(Job).where(Job.status == PENDING_LITERAL).order_by(Job.received_at, Job.id)
+    return session.scalars(stmt.limit(limit)).all()
+
+
 def services_of_jobs_ended_since(session: Session, moment: datetime) -> frozenset[str]:
     """Return the ids of the services with a job that ended at `moment` or later."""
     stmt = select(Job.service_id).where(Job.status.in_(ENDED_LITERALS), Job.finished_at >= moment)

@@ -99,6 +99,15 @@ def test_on_a_terminal_idents_never_break_and_columns_give_way(width: int, tmp_p
     assert "ERROR" in narrow
 
 
+def test_a_pipe_is_not_cut_if_the_terminal_is_called_dumb(tmp_path: Path) -> None:
+    """In a cron job and in an editor's shell, TERM is `dumb`, for which rich assumes 80 columns."""
+    smith = Cli(tmp_path)
+    smith.finished(JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="x" * 300), action="a" * 100)
+    shown = smith.ok("jobs", "list", TERM="dumb", COLUMNS="40")
+    assert "x" * 300 in shown
+    assert "a" * 100 in shown
+
+
 def test_an_error_is_cut_on_a_terminal_only(tmp_path: Path) -> None:
     smith = Cli(tmp_path)
     smith.finished(JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="x" * 300))

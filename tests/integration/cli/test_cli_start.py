@@ -71,6 +71,7 @@ for args in COMMANDS:
 COMMANDS = (
     ("run",),
     ("status",),
+    ("top",),
     ("pause",),
     ("support",),
     ("resume",),
@@ -134,6 +135,7 @@ def test_a_groups_help_loads_only_its_own_module(smith: Cli) -> None:
     [
         "jobs list",
         "jobs show 1",
+        "top --once",
         "runs list",
         "status",
         "mappings list",

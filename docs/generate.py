@@ -14,7 +14,7 @@ import yaml
 from executor import errors
 from executor.settings.display import settings_tables_markdown
 from executor.shared.error_codes import ErrorCode
-from executor.shared.error_rules import Reaction, reaction_to
+from executor.shared.reactions import TABLE, Outcome, Reaction
 
 DOCS = Path(__file__).parent
 TESTS = DOCS.parent / "tests"
@@ -26,6 +26,8 @@ REAL_CORE = TESTS / "data" / "real-core.md"
 KILL_MATRIX = TESTS / "data" / "kill-matrix.md"
 #: The recorded result of the last run of `make strangers`, written by hand.
 STRANGERS = TESTS / "data" / "strangers.md"
+#: The counts of Proxmox's error texts, written by tests/proxmox_texts.py.
+TEXTS = TESTS / "data" / "proxmox_texts.md"
 #: The recorded result of the last run of `make mutation`, written by hand.
 MUTATION = TESTS / "data" / "mutation.md"
 #: The folders of the module index in ARCHITECTURE.md.
@@ -76,16 +78,26 @@ ERRORS = """\
 The error message of a failed job starts with one of these codes and a colon. Service types match the codes with
 regular expressions (`onErrorRegexp` of a lifecycle), so codes are never reworded or reused; new ones may be added.
 
-Before it fails a job, the agent may retry it within the job's deadline, depending on the code:
+The agent, the actions and this page use one table (`plugins/plugin_utils/shared/reactions.py`). Before it fails a job,
+the agent may retry it within the job's deadline, depending on the code:
 
 {reactions}
 
-A job whose run was killed, for example because memory ran out, is retried regardless of the code, at most three times.
-`LEASE_LOST` uses up no attempt: the job is repeated within its deadline.
+A job gets at most eight attempts. A job whose run was killed, for example because memory ran out, is retried regardless
+of the code, at most three times. `LEASE_LOST` uses up no attempt: the job is repeated within its deadline.
 
-| code | meaning | the agent's reaction |
-|---|---|---|
+A request to Proxmox that fails may have been carried out. What an action does then depends on the code, too:
+
+{outcomes}
+
+| code | meaning | a failed request | the agent's reaction |
+|---|---|---|---|
 {rows}
+
+The code of a text of Proxmox, or of a module, comes from rules (`plugins/plugin_utils/shared/error_patterns.py`). Words
+that no rule knows get `PVE_API_ERROR` in an answer of Proxmox, `TASK_FAILED` as the end of a Proxmox task, and
+`PLAYBOOK_FAILED` elsewhere. None of these is final at the first attempt, and the action first looks up the VM, because
+something may have happened. [proxmox_behaviour.md](proxmox_behaviour.md) says which of Proxmox's texts are tested.
 """
 
 
@@ -187,6 +199,17 @@ Proxmox tasks vanish or end with warnings, while volumes cannot be removed, and 
 seed determines the moments. Forty of these runs are part of `make test` (`tests/playbooks/test_disturbed_runs.py`).
 
 {strangers}
+
+## Error texts
+
+`tests/data/proxmox_failures.jsonl` has every error text that our actions can meet in Proxmox VE 8 and 9, with its error
+code, the reaction, the versions and the source files. A test maps each of them. `python tests/proxmox_texts.py MIRRORS`
+compares the rows with clones of Proxmox's repositories, and writes this table. It reads each `die` and `raise` with a
+text in the Perl modules of both versions; equal texts of one function count once. A text is reached unless a row of
+`tests/data/proxmox_unreached.json` excludes it, with a reason: a console, a restore, a call that our actions do not
+make. Files without a reached text are counted in the row of their repository only.
+
+{texts}
 """
 #: The arguments of the mark `proxmox`, in the order of the table's columns. Only the last may be missing.
 PROXMOX_COLUMNS = ("behaviour", "versions", "source", "reaction")
@@ -217,11 +240,12 @@ def settings_page() -> str:
 def errors_page() -> str:
     """Return docs/errors.md."""
     meanings = comments_in("shared/error_codes.py", r'    (?P<code>[A-Z_]+) = "(?P=code)"')
-    rows = [f"| `{code}` | {meanings[code]} | {reaction_to(code)} |" for code in ErrorCode]
-    reactions = comments_in("shared/error_rules.py", r'    [A-Z_]+ = "(?P<code>[a-z_]+)"')
+    rows = [f"| `{code}` | {meanings[code]} | {TABLE[code].outcome} | {TABLE[code].reaction} |" for code in ErrorCode]
+    words = comments_in("shared/reactions.py", r'    [A-Z_]+ = "(?P<code>[a-z_]+)"')
     return ERRORS.format(
         note=NOTE,
-        reactions="\n".join(f"- **{reaction}**: {reactions[reaction]}" for reaction in Reaction),
+        reactions="\n".join(f"- **{reaction}**: {words[reaction]}" for reaction in Reaction),
+        outcomes="\n".join(f"- **{outcome}**: {words[outcome]}" for outcome in Outcome),
         rows="\n".join(rows),
     )
 
@@ -249,7 +273,10 @@ def proxmox_page() -> str:
     """Return docs/proxmox_behaviour.md, from the marks `proxmox` of the tests."""
     rows = [f"| {' | '.join(columns)} |" for columns in sorted(proxmox_rows())]
     return PROXMOX_BEHAVIOUR.format(
-        note=NOTE, rows="\n".join(rows), strangers=STRANGERS.read_text(encoding="utf-8").rstrip()
+        note=NOTE,
+        rows="\n".join(rows),
+        strangers=STRANGERS.read_text(encoding="utf-8").rstrip(),
+        texts=TEXTS.read_text(encoding="utf-8").rstrip(),
     )
 
 

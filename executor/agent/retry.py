@@ -9,7 +9,7 @@ from executor.database.tables import Job, utc_now
 from executor.errors import JobError
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
-from executor.shared.error_rules import Reaction, reaction_to
+from executor.shared.reactions import Reaction, reaction_to
 
 #: A job with less time left than this fails without a run, because even the shortest playbook needs about this time.
 MIN_RUN_S = 10.0
@@ -24,8 +24,6 @@ UNAVAILABILITY_BACKOFF_S = 5.0
 MAX_ATTEMPTS = 8
 #: A job whose run was killed gets no more attempts than this. The machine probably has too little memory for the run.
 MAX_ATTEMPTS_AFTER_KILL = 3
-#: Errors that are never retried, although `reaction_to` allows a retry, because an operator should see them at once.
-NEVER_RETRIED = frozenset({ErrorCode.CAPACITY, ErrorCode.TASK_FAILED, ErrorCode.TASK_TIMEOUT})
 
 
 def require_time_left_s(job: Job, *, clock_offset_s: float) -> float:
@@ -52,7 +50,7 @@ def backoff_if_retried_s(
 
     `gets_new_vmid`: the next attempt would use another VMID. Without it, an attempt after VM_ID_TAKEN would fail again.
     """
-    if result.succeeded or result.code is None or result.code in NEVER_RETRIED or job.attempt >= MAX_ATTEMPTS:
+    if result.succeeded or result.code is None or job.attempt >= MAX_ATTEMPTS:
         return None
     if result.was_killed and job.attempt >= MAX_ATTEMPTS_AFTER_KILL:
         return None

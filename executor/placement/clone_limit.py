@@ -19,7 +19,7 @@ from executor.errors import JobError
 from executor.log import get_logger
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
-from executor.shared.error_rules import LOCK_TIMEOUT
+from executor.shared.error_patterns import LOCK_TIMEOUT
 
 log = get_logger(__name__)
 

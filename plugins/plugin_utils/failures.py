@@ -8,16 +8,8 @@ import traceback
 from typing import Any
 
 from .identity import ha_problem
-from .shared.error_rules import (
-    ClassifiedFailure,
-    Reaction,
-    classify_failure,
-    classify_own_failure,
-    classify_task_failure,
-)
-
-#: The codes of requests that changed nothing: the node did not get the request, or Proxmox refused the login.
-CODES_OF_ONE_REQUEST = ("NODE_DOWN", "PVE_AUTH")
+from .shared.error_rules import ClassifiedFailure, classify_failure, classify_own_failure, classify_task_failure
+from .shared.reactions import Outcome, outcome_of
 
 #: The key of an answer whose module ended by an exception.
 ENDED_BY_EXCEPTION = "ended_by_exception"
@@ -39,6 +31,12 @@ def proxmox_failure(answer: dict[str, Any]) -> str:
     `answer` contains the text as `msg`.
     """
     return _code_and_text(classify_failure(_message(answer)))
+
+
+def task_failure(text: str) -> str:
+    """Return the error of a Proxmox task that has failed as `CODE: text`. Unknown words get the code TASK_FAILED."""
+    code, _, reason = proxmox_failure({"msg": text}).partition(": ")
+    return f"{'TASK_FAILED' if code == 'PLAYBOOK_FAILED' else code}: {reason}"
 
 
 def own_failure(text: str) -> str:
@@ -77,21 +75,17 @@ def location_of(exc: BaseException) -> str:
 def is_outcome_unknown(result: dict[str, Any], *, is_single_request: bool = False) -> bool:
     """Return True if a failed change may have been made. The action must then read the VM's state again.
 
-    This is the only answer to the question whether a request was carried out. Proxmox answers 595 if it did not send
-    the request to its node, and 596 to 599 if it sent the request and got no answer. A connection that was closed says
-    nothing. Refused logins and 595 concern one request, but a module sends several, of which an earlier one may have
-    made the change.
+    This is the only answer to the question whether a request was carried out. The table of reactions has it for each
+    code, and unknown words have a code whose outcome is unknown. `is_single_request`: the answer is one to a single
+    request, not one of a module, which sends several.
     """
-    if result.get(ENDED_BY_EXCEPTION):
-        return True
+    if not result.get("failed"):
+        return False
     text = str(result.get("msg", ""))
-    if "Reached timeout" in text or "deserialization failed" in text:
-        # "deserialization failed" means that the module was killed, or that proxmox_snap ended without a result.
+    if result.get(ENDED_BY_EXCEPTION) or "Reached timeout" in text:
         return True
-    classified = classify_failure(text)
-    if classified.code in CODES_OF_ONE_REQUEST:
-        return not is_single_request
-    return classified.reaction is Reaction.CHECK or classified.code in ("PVE_UNREACHABLE", "VM_ID_TAKEN")
+    outcome = outcome_of(classify_failure(text).code)
+    return outcome is Outcome.UNKNOWN or (outcome is Outcome.UNSENT and not is_single_request)
 
 
 def failure_after_look_up(answer: dict[str, Any]) -> str:
@@ -131,11 +125,9 @@ def outcome_problem(facts: dict[str, Any], change: dict[str, Any], wanted: str) 
     text = facts.get("task_error") or ("" if has_timed_out else module_error)
     if not text and facts.get("running_tasks"):
         return f"TASK_TIMEOUT: Proxmox task {facts['running_tasks'][0]} has not ended in time"
-    is_modules = bool(text) and text == module_error
-    text = text or module_error
-    if text:
-        code, _, reason = (failure_after_look_up if is_modules else proxmox_failure)({"msg": text}).partition(": ")
-        return f"{'TASK_FAILED' if code == 'PLAYBOOK_FAILED' else code}: {reason}"
+    if text or module_error:
+        is_modules = bool(text) and text == module_error
+        return failure_after_look_up(change) if is_modules else task_failure(text or module_error)
     if facts.get("lock"):
         return f"VM_LOCKED: VM is locked ({facts['lock']}) and not {wanted} in time"
     return f"TASK_FAILED: VM {facts['vmid']} is {facts['status']}, not {wanted}, although Proxmox reported no error"

@@ -93,7 +93,7 @@ TASKS = {
 
 @pytest.mark.parametrize("text", TASKS, ids=["storage full", "template's disk missing"])
 def test_f17_a_proxmox_task_fails(system: SystemUnderTest, text: str) -> None:
-    """The Proxmox task of the clone fails → the job fails at once with the task's error message; no VM is left."""
+    """The Proxmox task of the clone fails each time → the job fails with the task's error message; no VM is left."""
     system.lab.proxmox.fail_task("qmclone", text, times=-1)
     service_id = system.order_service(f"f17-{len(text)}")
     assert system.wait_for_jobs(service_id)["status"] == "CreateFailed"

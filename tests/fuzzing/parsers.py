@@ -33,7 +33,7 @@ from executor.runs.output import OutputDecoder, RunOutput
 from executor.runs.plan import plan
 from executor.runs.request import PlanSettings, RunRequest
 from executor.settings.settings import load_settings
-from executor.shared import error_rules, marker
+from executor.shared import error_rules, marker, reactions
 from executor.web.agent_view import AgentHandle
 from executor.web.app import make_app
 from executor.web.guard import Access
@@ -178,7 +178,7 @@ def error_texts(data: bytes) -> None:
     for classify in (error_rules.classify_failure, error_rules.classify_own_failure):
         failure = classify(text)
         assert "\n" not in failure.text
-        error_rules.reaction_to(failure.code)
+        reactions.reaction_to(failure.code)
     assert failures.failure({"msg": text}).partition(": ")[0].isascii()
     parse_http_date(text)
 

@@ -11,7 +11,7 @@ from executor_bench import ExecutorBench
 from play_bench import ACTIONS, Bench
 
 from executor.model import JobResult
-from executor.shared.error_rules import Reaction, reaction_to
+from executor.shared.reactions import Reaction, reaction_to
 
 GIB = 1024**3
 STORAGE = "ceph"

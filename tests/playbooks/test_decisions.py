@@ -384,7 +384,7 @@ def test_a_code_in_the_text_of_proxmox_is_not_used() -> None:
         configuration.configuration_problem({**found, "task_error": FORGED_TEXT}, make_vm(cores=64), []),
     ]
     assert [text.partition(":")[0] for text in texts] == [
-        *("TASK_FAILED", "PVE_TIMEOUT", "PLAYBOOK_FAILED", "PLAYBOOK_FAILED", "PLAYBOOK_FAILED", "PLAYBOOK_FAILED")
+        *("TASK_FAILED", "PVE_TIMEOUT", "PLAYBOOK_FAILED", "PLAYBOOK_FAILED", "PLAYBOOK_FAILED", "TASK_FAILED")
     ]
 
 
@@ -422,14 +422,20 @@ def test_a_login_that_is_accepted_again_was_refused_only_for_a_moment() -> None:
 
 @pytest.mark.parametrize("text", UNKNOWN_OUTCOMES)
 def test_the_outcome_of_a_change_without_a_response_is_unknown(text: str) -> None:
-    assert failures.is_outcome_unknown({"msg": text})
+    assert failures.is_outcome_unknown({"failed": True, "msg": text})
 
 
 @pytest.mark.parametrize(
-    "text", ["403 Forbidden: x", "500 Internal Server Error: VM is locked (backup)", "VM 5 started", ""]
+    "answer",
+    [
+        {"failed": True, "msg": "403 Forbidden: x"},
+        {"failed": True, "msg": "500 Internal Server Error: VM is locked (backup)"},
+        {"failed": False, "msg": "VM 5 started"},
+        {"msg": ""},
+    ],
 )
-def test_the_outcome_of_a_change_that_proxmox_refused_is_known(text: str) -> None:
-    assert not failures.is_outcome_unknown({"msg": text})
+def test_the_outcome_of_a_change_that_proxmox_made_or_refused_is_known(answer: dict[str, Any]) -> None:
+    assert not failures.is_outcome_unknown(answer)
 
 
 def test_the_certificate_is_verified_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

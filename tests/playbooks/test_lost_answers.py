@@ -6,7 +6,7 @@ import pytest
 from executor_bench import ExecutorBench
 from play_bench import Bench
 
-from executor.shared.error_rules import Reaction, reaction_to
+from executor.shared.reactions import Reaction, reaction_to
 
 #: A restart sends fewer requests than this.
 MAX_REQUESTS = 12

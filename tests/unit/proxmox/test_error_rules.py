@@ -7,42 +7,70 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import failures
 
 from executor.shared import error_rules
 from executor.shared.error_codes import ErrorCode
+from executor.shared.error_patterns import RULES
 from executor.shared.error_rules import (
     MAX_TEXT_LENGTH,
-    REACTIONS,
-    RULES,
-    Reaction,
     classify_failure,
     classify_own_failure,
     classify_task_failure,
-    reaction_to,
 )
+from executor.shared.reactions import TABLE, Outcome, Reaction, outcome_of, reaction_to
 
-#: Texts of real modules, of old and new versions. A new text is recorded there before a rule is added.
+#: Texts of Proxmox and of modules, of old and new versions. A new text is recorded there before a rule is added.
 RECORDED = Path(__file__).parents[2] / "data" / "proxmox_failures.jsonl"
-TEXTS = [(case["code"], case["text"]) for case in map(json.loads, RECORDED.read_text().splitlines())]
+ROWS = [json.loads(line) for line in RECORDED.read_text(encoding="utf-8").splitlines()]
+REPOSITORIES = sorted({row["sources"][0].partition(" ")[0] for row in ROWS})
 
 
-@pytest.mark.parametrize(("code", "text"), TEXTS)
-def test_a_text_of_proxmox_is_mapped_to_its_code(code: str, text: str) -> None:
-    assert classify_failure(text).code == code
+def code_of(row: dict[str, Any]) -> str:
+    """Return the code that an action reports for the text of a row."""
+    if row["where"] == "task":
+        return failures.task_failure(row["text"]).partition(":")[0]
+    return classify_failure(row["text"]).code
+
+
+@pytest.mark.parametrize("repository", REPOSITORIES)
+def test_a_text_of_proxmox_is_mapped_to_its_code_and_reaction(repository: str) -> None:
+    rows = [row for row in ROWS if row["sources"][0].startswith(f"{repository} ")]
+    wrong = [(row, code_of(row)) for row in rows if code_of(row) != row["code"]]
+    assert (wrong, len(rows) > 0) == ([], True)
+    assert [row for row in rows if reaction_to(row["code"]) != row["reaction"]] == []
+
+
+def test_the_recorded_texts_name_their_versions_and_sources() -> None:
+    assert len(ROWS) >= 250
+    for row in ROWS:
+        assert set(row) == {"code", "reaction", "where", "text", "versions", "sources"}
+        assert row["where"] in ("answer", "task", "module")
+        assert row["versions"]
+        assert set(row["versions"]) <= {8, 9}
+        assert row["sources"]
+
+
+def test_each_rule_has_a_recorded_text() -> None:
+    texts = [error_rules.without_module_prefix(row["text"]) for row in ROWS]
+    unused = [code for code, pattern in RULES if not any(re.search(pattern, text) for text in texts)]
+    assert unused == []
+
+
+def test_the_table_has_a_row_for_each_error_code_and_no_other() -> None:
+    assert set(TABLE) == {code.value for code in ErrorCode}
 
 
 def test_every_code_of_the_rules_is_an_error_code() -> None:
-    assert set(REACTIONS) <= {code.value for code in ErrorCode}
+    assert {code for code, _pattern in RULES} <= {code.value for code in ErrorCode}
 
 
-def test_every_error_code_has_a_reaction() -> None:
-    assert {code.value for code in ErrorCode} <= set(REACTIONS)
-
-
-def test_one_code_has_one_reaction() -> None:
-    assert all(REACTIONS[code] is reaction for code, reaction, _pattern in RULES)
+def test_a_code_with_an_unknown_outcome_is_not_final() -> None:
+    final = [code for code, row in TABLE.items() if row.outcome is Outcome.UNKNOWN and row.reaction is Reaction.NO]
+    assert final == []
 
 
 def test_a_code_at_the_beginning_of_a_text_is_kept() -> None:
@@ -103,9 +131,11 @@ def test_each_code_has_its_reaction() -> None:
     assert reaction_to("VM_ID_TAKEN") is Reaction.NEW_ID
     assert reaction_to("TASK_FAILED") is Reaction.ONCE
     assert reaction_to("UNKNOWN_CODE") is Reaction.NO
+    assert outcome_of("VM_LOCKED") is Outcome.KNOWN
+    assert outcome_of("UNKNOWN_CODE") is Outcome.UNKNOWN
 
 
-@pytest.mark.parametrize("pattern", [pattern for _code, _reaction, pattern in RULES])
+@pytest.mark.parametrize("pattern", [pattern for _code, pattern in RULES])
 def test_patterns_use_nothing_that_re2_lacks(pattern: str) -> None:
     assert not re.search(r"\(\?[=!<P]|\\[1-9]|[*+?}]\+", pattern)
 
@@ -118,5 +148,6 @@ def test_matching_a_malicious_text_is_fast() -> None:
 
 def test_the_module_imports_without_our_dependencies() -> None:
     """Playbooks that are run by hand use an Ansible without our dependencies."""
-    code = f"import runpy; runpy.run_path({str(Path(error_rules.__file__))!r}, run_name='alone')"
+    folder = str(Path(error_rules.__file__).parents[1])
+    code = f"import sys; sys.path.insert(0, {folder!r}); import shared.error_rules"
     subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)

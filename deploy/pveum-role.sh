@@ -2,12 +2,15 @@
 # Sets up Proxmox VE 8 or 9 for Agent Smith with the least privileges: roles, a user, an API token and their permissions.
 # Run it as root on a node of the cluster. A second run changes nothing; it never removes a privilege.
 #
-#   pveum-role.sh --storage local-lvm [--storage NAME]... [--images NAME]... [--zone NAME] [--user USER@REALM]
-#                 [--token NAME] [--placement] [--backup] [--secret-file FILE] [--dry-run]
+#   pveum-role.sh --storage local-lvm [--storage NAME]... [--images NAME]... [--zone NAME] [--bridge NAME]...
+#                 [--mapping KIND/NAME]... [--user USER@REALM] [--token NAME] [--placement] [--backup]
+#                 [--secret-file FILE] [--dry-run]
 #
 #   --storage NAME      storage of disks, templates and cloud-init drives; may be repeated
 #   --images NAME       storage of ISO images and container templates, unless it is a --storage; may be repeated
-#   --zone NAME         the SDN zone of the VMs' bridge (default: localnetwork, the zone of plain bridges)
+#   --zone NAME         the SDN zone of the VMs' bridges (default: localnetwork, the zone of plain bridges)
+#   --bridge NAME       a bridge, or a VNet as ZONE/NAME, that VMs may use; may be repeated (default: the whole zone)
+#   --mapping KIND/NAME a device mapping of a template: pci/NAME, usb/NAME, dir/NAME, cpu/NAME or hwrng; may be repeated
 #   --user, --token     PROXMOX_USER and PROXMOX_TOKEN_ID (default: smith@pve, job)
 #   --placement         allow it to read the load of the nodes, to choose a node for new VMs (Sys.Audit on /nodes)
 #   --backup            allow it to back up VMs (VM.Backup); PROXMOX_BACKUP_STORAGE is one of --storage
@@ -15,9 +18,10 @@
 #   --dry-run           print the changes, and make none
 set -eu
 
-user=smith@pve token=job storages='' images='' zone=localnetwork secret_file='' dry_run='' placement='' backup=''
-vm_privileges='VM.Allocate VM.Audit VM.Clone VM.Config.CDROM VM.Config.CPU VM.Config.Cloudinit VM.Config.Disk
-  VM.Config.HWType VM.Config.Memory VM.Config.Network VM.Config.Options VM.Migrate VM.PowerMgmt VM.Snapshot'
+user=smith@pve token=job storages='' images='' bridges='' mappings='' zone=localnetwork
+secret_file='' dry_run='' placement='' backup=''
+vm_privileges='VM.Allocate VM.Audit VM.Clone VM.Config.CPU VM.Config.Cloudinit VM.Config.Disk VM.Config.HWType
+  VM.Config.Memory VM.Config.Network VM.Config.Options VM.Migrate VM.PowerMgmt VM.Snapshot'
 
 fail() {
   echo "pveum-role.sh: $*" >&2
@@ -33,6 +37,13 @@ check_name() {
   esac
 }
 
+check_mapping() {
+  case $1 in
+    hwrng | pci/?* | usb/?* | dir/?* | cpu/?*) ;;
+    *) fail "--mapping needs pci/NAME, usb/NAME, dir/NAME, cpu/NAME or hwrng, not '$1'" ;;
+  esac
+}
+
 read_arguments() {
   while [ $# -gt 0 ]; do
     case $1 in
@@ -40,7 +51,7 @@ read_arguments() {
       --placement) placement=yes && shift && continue ;;
       --backup) backup=yes && shift && continue ;;
       -h | --help) usage && exit 0 ;;
-      --storage | --images | --zone | --user | --token | --secret-file) ;;
+      --storage | --images | --zone | --bridge | --mapping | --user | --token | --secret-file) ;;
       *) fail "unknown argument '$1'; --help lists the known ones" ;;
     esac
     [ $# -ge 2 ] || fail "$1 needs a value"
@@ -49,6 +60,8 @@ read_arguments() {
       --storage) storages="$storages $2" ;;
       --images) images="$images $2" ;;
       --zone) zone=$2 ;;
+      --bridge) bridges="$bridges $2" ;;
+      --mapping) check_mapping "$2" && mappings="$mappings $2" ;;
       --user) user=$2 ;;
       --token) token=$2 ;;
       --secret-file) secret_file=$2 ;;
@@ -150,6 +163,7 @@ users=$(list user)
   make_role SmithStore Datastore.AllocateSpace Datastore.Audit
   make_role SmithNet SDN.Use
   [ -z "$images" ] || make_role SmithImages Datastore.Audit
+  [ -z "$mappings" ] || make_role SmithMapping Mapping.Use
   [ -z "$placement" ] || make_role SmithNodes Sys.Audit
   [ -z "$backup" ] || make_role SmithBackup VM.Backup
 }
@@ -158,6 +172,13 @@ make_token
 allow /vms SmithVM
 for storage in $storages; do allow "/storage/$storage" SmithStore; done
 for storage in $images; do allow "/storage/$storage" SmithImages; done
-allow "/sdn/zones/$zone" SmithNet
+[ -n "$bridges" ] || allow "/sdn/zones/$zone" SmithNet
+for bridge in $bridges; do
+  case $bridge in
+    */*) allow "/sdn/zones/$bridge" SmithNet ;;
+    *) allow "/sdn/zones/$zone/$bridge" SmithNet ;;
+  esac
+done
+for mapping in $mappings; do allow "/mapping/$mapping" SmithMapping; done
 [ -z "$placement" ] || allow /nodes SmithNodes
 [ -z "$backup" ] || allow /vms SmithBackup

@@ -38,7 +38,7 @@ class Status(StrEnum):
     OK = "ok"
     WARNING = "warning"  #: jobs can succeed, but the operator should act
     FAILED = "failed"  #: jobs will fail
-    SKIPPED = "skipped"  #: the check was not run, because something that it needs is missing
+    SKIPPED = "skipped"  #: the result is unknown, because something that the check needs is missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +67,8 @@ class ResultFactory:
     def fail(self, name: str, text: str, *hints: str) -> CheckResult:
         return CheckResult(area=self.area, name=name, status=Status.FAILED, text=text, hints=hints)
 
-    def skip(self, name: str, text: str) -> CheckResult:
-        return CheckResult(area=self.area, name=name, status=Status.SKIPPED, text=text)
+    def skip(self, name: str, text: str, *hints: str) -> CheckResult:
+        return CheckResult(area=self.area, name=name, status=Status.SKIPPED, text=text, hints=hints)
 
 
 def exit_code(results: Iterable[CheckResult]) -> int:

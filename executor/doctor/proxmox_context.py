@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from executor.placement import templates
 from executor.proxmox.client import ProxmoxReader
@@ -29,10 +30,33 @@ class ProxmoxContext:
         return int(number) if number.isdecimal() else 0
 
     @cached_property
+    def nodes(self) -> list[NodeRow]:
+        """The nodes of the cluster."""
+        return self.reader.nodes()
+
+    @cached_property
     def allowed_nodes(self) -> list[NodeRow]:
         """The nodes on which the agent may place VMs."""
         allowed_names = self.settings.proxmox_nodes
-        return [node for node in self.reader.nodes() if not allowed_names or node.name in allowed_names]
+        return [node for node in self.nodes if not allowed_names or node.name in allowed_names]
+
+    @cached_property
+    def bridges(self) -> list[str]:
+        """The names of the bridges that a VM may have."""
+        offered = [self.settings.proxmox_bridge, *self.settings.proxmox_bridges]
+        return list(dict.fromkeys(name for name in offered if name and name != ANY))
+
+    @cached_property
+    def bridges_by_node(self) -> dict[str, frozenset[str]]:
+        """The bridges and VNets that the token may see, of each online node on which the agent may place VMs."""
+        return {node.name: self.reader.bridges(node.name) for node in self.allowed_nodes if node.is_online}
+
+    @cached_property
+    def template_configs(self) -> list[tuple[str, dict[str, Any]]]:
+        """The image and the configuration of each VM in PROXMOX_TEMPLATES that the token may see."""
+        row_by_vmid = {row.vmid: row for row in self.guests}
+        rows = [(image, row_by_vmid.get(vmid)) for image, vmid in self.settings.proxmox_templates.items()]
+        return [(image, self.reader.vm_config(row.node, row.vmid, kind=row.kind)) for image, row in rows if row]
 
     @cached_property
     def guests(self) -> list[VmRow]:
@@ -59,4 +83,4 @@ class ProxmoxContext:
     @cached_property
     def storages(self) -> list[StorageRow]:
         """The storages that the token may see. Those of a node that sends no statistics count as available."""
-        return assume_available(self.reader.storages(), self.reader.nodes())
+        return assume_available(self.reader.storages(), self.nodes)

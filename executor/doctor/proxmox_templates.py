@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Any
 
 from executor.doctor.checks import Area, CheckResult, ResultFactory
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.placement import templates
-from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import VmRow, as_text, with_configuration
+from executor.proxmox.template_needs import devices_for_root
 from executor.shared.marker import markers_in
 
 _RESULT = ResultFactory(Area.PROXMOX)
+_DRIVE = re.compile(r"(ide|sata|scsi)[0-9]+")
 
 
 def check_templates(context: ProxmoxContext) -> Iterator[CheckResult]:
@@ -23,14 +26,12 @@ def check_templates(context: ProxmoxContext) -> Iterator[CheckResult]:
     if not vmid_by_image:
         yield _check_templates_in_proxmox(context)
         return
-    row_by_vmid = {row.vmid: row for row in context.guests}
-    results = [
-        _template_problem(image, vmid, row_by_vmid.get(vmid), context.reader) for image, vmid in vmid_by_image.items()
-    ]
-    problems = [problem for problem in results if problem]
-    for problem in problems:
-        yield _RESULT.fail("templates", problem)
-    if not problems:
+    row_by_vmid, config_by_image = {row.vmid: row for row in context.guests}, dict(context.template_configs)
+    results: list[CheckResult] = []
+    for image, vmid in vmid_by_image.items():
+        results += _check_template(image, vmid, row_by_vmid.get(vmid), config_by_image.get(image))
+    yield from results
+    if not results:
         yield _RESULT.ok("templates", ", ".join(f"{image} is VM {vmid}" for image, vmid in vmid_by_image.items()))
 
 
@@ -39,7 +40,9 @@ def _check_templates_in_proxmox(context: ProxmoxContext) -> CheckResult:
     rows = context.reader.with_facts([row for row in context.guests if row.kind == "qemu"])
     names = sorted(row.name for row in rows if row.is_template)
     if not names:
-        return _RESULT.warn("templates", "PROXMOX_TEMPLATES is empty, and Proxmox lists no template")
+        return _RESULT.warn(
+            "templates", "PROXMOX_TEMPLATES is empty, and Proxmox lists no template", "qm template <vmid>"
+        )
     text = f"PROXMOX_TEMPLATES is empty, so jobs find these templates by name or tag: {', '.join(names)}"
     return _RESULT.ok("templates", text)
 
@@ -60,13 +63,24 @@ def check_os_templates(context: ProxmoxContext) -> Iterator[CheckResult]:
         yield _RESULT.ok("os templates", ", ".join(sorted(context.settings.proxmox_os_templates)))
 
 
-def _template_problem(image: str, vmid: int, row: VmRow | None, reader: ProxmoxReader) -> str:
-    """Return why the guest with this VMID cannot be the template of the image, or '' if it can."""
-    if row is None:
-        return f"{image}: VM {vmid} does not exist, or the token lacks VM.Audit on it"
-    config = reader.vm_config(row.node, vmid, kind=row.kind)
+def _check_template(image: str, vmid: int, row: VmRow | None, config: dict[str, Any] | None) -> Iterator[CheckResult]:
+    """Check that the guest with this VMID can be the template of the image."""
+    if row is None or config is None:
+        remedy = f"PROXMOX_TEMPLATES={image}=<vmid>, or grant the token VM.Audit on /vms/{vmid}"
+        yield _RESULT.fail("templates", f"{image}: VM {vmid} does not exist, or the token lacks VM.Audit on it", remedy)
+        return
     row = with_configuration(row, config)
     if row.kind != "qemu" or not row.is_template:
-        return f"{image}: {row.kind} {vmid} ({row.name}) is not a VM template"
+        remedy = f"PROXMOX_TEMPLATES={image}=<vmid>, or on {row.node}: qm template {vmid}"
+        yield _RESULT.fail("templates", f"{image}: {row.kind} {vmid} ({row.name}) is not a VM template", remedy)
+        return
     markers = markers_in(as_text(config.get("description")))
-    return f"{image}: VM {vmid}: {templates.marked_template_text(markers)}" if markers else ""
+    if markers:
+        remedy = f"remove the line with the marker from the notes of VM {vmid}"
+        yield _RESULT.fail("templates", f"{image}: VM {vmid}: {templates.marked_template_text(markers)}", remedy)
+    if devices := devices_for_root(config):
+        text = f"{image}: VM {vmid} has devices of the host, so only root@pam may clone it: {', '.join(devices)}"
+        yield _RESULT.fail("templates", text, "map the devices: Datacenter, Resource Mappings")
+    if not any("cloudinit" in as_text(value) for key, value in config.items() if _DRIVE.fullmatch(key)):
+        text = f"{image}: VM {vmid} has no cloud-init drive, so its VMs get no user, keys, password and addresses"
+        yield _RESULT.warn("templates", text, f"on {row.node}: qm set {vmid} --ide2 <storage>:cloudinit")

@@ -233,6 +233,15 @@ class ProxmoxReader:
         granted = as_object(self._session.get("/access/permissions", path=path)).get(path)
         return frozenset(granted) if isinstance(granted, dict) else frozenset()
 
+    def pools(self) -> frozenset[str]:
+        """List the resource pools that the token may see, which are those with Pool.Audit."""
+        return frozenset(as_text(row.get("poolid")) for row in as_objects(self._session.get("/pools")))
+
+    def sdn_paths(self) -> list[str]:
+        """List the paths of SDN zones, and of bridges in them, on which an entry grants SDN.Use to the token."""
+        granted = as_object(self._session.get("/access/permissions"))
+        return [path for path, rights in granted.items() if path.startswith("/sdn/zones/") and "SDN.Use" in rights]
+
     def roles(self) -> dict[str, frozenset[str]]:
         """Return the privileges of each role. The request needs no privilege."""
         data = self._session.get("/access/roles")

@@ -2,8 +2,8 @@
 
 Some privileges have different names in Proxmox VE 8 and 9, and `pveum role add` fails for an unknown name. The script
 `deploy/pveum-role.sh` grants the same privileges. `tests/security/test_least_privilege.py` checks that all of them are
-necessary. The list has no privilege for resource pools, because VM.Allocate on /vms suffices, and none for the rollback
-to a snapshot, because VM.Snapshot suffices.
+necessary. The list has no privilege for resource pools, because VM.Allocate on /vms suffices, none for the rollback
+to a snapshot, because VM.Snapshot suffices, and no VM.Config.CDROM, which only a change of an existing CD drive needs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ VM_PRIVILEGES = (
     "VM.Allocate",
     "VM.Audit",
     "VM.Clone",
-    "VM.Config.CDROM",
     "VM.Config.CPU",
     "VM.Config.Cloudinit",
     "VM.Config.Disk",
@@ -36,6 +35,8 @@ VM_PRIVILEGES = (
 STORAGE_WRITE_PRIVILEGES = frozenset({"Datastore.AllocateSpace", "Datastore.Audit"})
 #: The privileges on a storage from which the agent only reads.
 STORAGE_READ_PRIVILEGES = frozenset({"Datastore.Audit"})
+#: Proxmox's name for the zone of all local bridges. A virtual network (VNet) belongs to another zone.
+LOCAL_ZONE = "localnetwork"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +53,14 @@ def list_needs(
     major_version: int,
     *,
     disk_storages: Iterable[str],
-    bridge: str = "",
+    bridges: Mapping[str, str] | None = None,
     image_storages: Iterable[str] = (),
     backup_storage: str = "",
 ) -> list[PrivilegeNeed]:
     """Return the needed privileges for each path. `major_version` is the major version of Proxmox VE.
 
-    `disk_storages` hold the disks of VMs, and `image_storages` hold ISO images and container templates.
+    `disk_storages` hold the disks of VMs, and `image_storages` hold ISO images and container templates. `bridges`
+    contains the SDN zone of each bridge or VNet.
     """
     guest_agent_privilege = (
         "VM.GuestAgent.Audit" if major_version >= GUEST_AGENT_PRIVILEGES_SINCE_MAJOR else "VM.Monitor"
@@ -77,13 +79,13 @@ def list_needs(
         )
     if backup_storage and backup_storage not in writable_storages:
         needs.append(_storage_need(backup_storage, "SmithStore", STORAGE_WRITE_PRIVILEGES, "for backups"))
-    if bridge:
-        path = "/sdn/zones/localnetwork"  # Proxmox's name for the zone of all local bridges
-        bridge_privileges = frozenset({"SDN.Use"})
-        needs.append(
-            PrivilegeNeed(path=path, role="SmithNet", privileges=bridge_privileges, purpose=f"to use bridge {bridge}")
-        )
-    return needs
+    return needs + [bridge_need(bridge, zone) for bridge, zone in (bridges or {}).items()]
+
+
+def bridge_need(bridge: str, zone: str = LOCAL_ZONE) -> PrivilegeNeed:
+    """Return what a NIC on this bridge or VNet needs. The privilege on the whole zone suffices, too."""
+    path, use = f"/sdn/zones/{zone}/{bridge}", frozenset({"SDN.Use"})
+    return PrivilegeNeed(path=path, role="SmithNet", privileges=use, purpose=f"to use bridge {bridge}")
 
 
 def _storage_need(storage: str, role: str, privileges: frozenset[str], purpose: str) -> PrivilegeNeed:

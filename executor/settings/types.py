@@ -111,6 +111,13 @@ def _check_token_id(text: str) -> str:
 
 
 def _check_proxmox_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+        raise ValueError("is wrong, it may contain letters, digits, dots, dashes and underscores")
+    return text
+
+
+def _check_nested_name(text: str) -> str:
+    """Check a name that may contain slashes, such as that of a pool within another pool."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", text):
         raise ValueError("is wrong, it may contain letters, digits, dots, dashes, underscores and slashes")
     return text
@@ -143,6 +150,13 @@ def _check_vlans(text: str) -> str:
     if not 1 <= first <= last <= MAX_VLAN:
         raise ValueError(f"is wrong, {text!r} is not within 1 to {MAX_VLAN}")
     return text
+
+
+def _check_any_is_alone(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse `*` together with other values: the operator may have meant only these."""
+    if ANY in values and len(values) > 1:
+        raise ValueError("is wrong, `*` allows everything, so it must be the only value")
+    return values
 
 
 def _split_at_commas(value: Any) -> Any:
@@ -270,16 +284,26 @@ User = Annotated[str, AfterValidator(_check_user)]
 TokenId = Annotated[str, AfterValidator(_check_token_id)]
 ProxmoxName = Annotated[str, AfterValidator(_check_proxmox_name)]
 ProxmoxNames = Annotated[tuple[ProxmoxName, ...], BeforeValidator(_split_at_commas)]
+#: A name that may contain slashes.
+NestedName = Annotated[str, AfterValidator(_check_nested_name)]
 #: The names of bridges or storages that services may name; `*` for every name.
 AllowedNames = Annotated[
-    tuple[Annotated[str, AfterValidator(_check_allowed_name)], ...], BeforeValidator(_split_at_commas)
+    tuple[Annotated[str, AfterValidator(_check_allowed_name)], ...],
+    BeforeValidator(_split_at_commas),
+    AfterValidator(_check_any_is_alone),
 ]
 #: The tags and beginnings of tags that services may set; `*` for every tag.
 AllowedTags = Annotated[
-    tuple[Annotated[str, AfterValidator(_check_allowed_tag)], ...], BeforeValidator(_split_at_commas)
+    tuple[Annotated[str, AfterValidator(_check_allowed_tag)], ...],
+    BeforeValidator(_split_at_commas),
+    AfterValidator(_check_any_is_alone),
 ]
 #: The VLANs and ranges of VLANs that services may name; `*` for every VLAN.
-AllowedVlans = Annotated[tuple[Annotated[str, AfterValidator(_check_vlans)], ...], BeforeValidator(_split_at_commas)]
+AllowedVlans = Annotated[
+    tuple[Annotated[str, AfterValidator(_check_vlans)], ...],
+    BeforeValidator(_split_at_commas),
+    AfterValidator(_check_any_is_alone),
+]
 Networks = Annotated[tuple[Annotated[str, AfterValidator(_check_network)], ...], BeforeValidator(_split_at_commas)]
 HeaderName = Annotated[str, AfterValidator(_check_header_name)]
 Templates = Annotated[dict[str, int], BeforeValidator(_parse_templates)]

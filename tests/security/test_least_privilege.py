@@ -22,6 +22,7 @@ from smith_lab.system import LabSystem, running_lab, wait_for
 
 from executor.model import JobResult, PlaybookRun
 from executor.placement.snapshot import MAX_SNAPSHOT_AGE_S
+from executor.proxmox import template_needs
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
 from executor.proxmox.privileges import list_needs
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.timeout(900)
 
 PATIENCE_S = 250.0
 STORAGE = "local-lvm"
-NEEDS = {need.role: need for need in list_needs(9, disk_storages=[STORAGE], bridge="vmbr0")}
+NEEDS = {need.role: need for need in list_needs(9, disk_storages=[STORAGE], bridges={"vmbr0": "localnetwork"})}
 WISHES = {"template_vmid": 9000, "cores": 2, "memory_mib": 2048, "disk_gib": 8, "tags": ["web"]}
 WITHOUT_TEMPLATE = {"iso": "local:iso/debian-12.iso", "storage": STORAGE, "bridge": "vmbr0", "template_vmid": None}
 #: By role and privilege, an action with its variables that needs the privilege.
@@ -43,7 +44,6 @@ NEEDED_FOR: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
     ("SmithVM", "VM.Allocate"): ("delete", {}),
     ("SmithVM", "VM.Audit"): ("start", {}),
     ("SmithVM", "VM.Clone"): ("create", {}),
-    ("SmithVM", "VM.Config.CDROM"): ("create", WITHOUT_TEMPLATE),
     ("SmithVM", "VM.Config.CPU"): ("update", {"cores": 8}),
     ("SmithVM", "VM.Config.Disk"): ("resize", {"disk_gib": 9}),
     ("SmithVM", "VM.Config.HWType"): ("create", WITHOUT_TEMPLATE),
@@ -55,6 +55,18 @@ NEEDED_FOR: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
     ("SmithVM", "VM.Snapshot"): ("snapshot", {}),
     ("SmithStore", "Datastore.AllocateSpace"): ("create", {}),
     ("SmithNet", "SDN.Use"): ("create", {}),
+}
+#: Where the stand-in has granted the privileges of a role, unless it is the path of the need.
+GRANTED_ON = {"SmithNet": "/sdn/zones/localnetwork"}
+#: By a value of a template's configuration, the path and the privilege that a clone of it needs.
+NEEDED_FOR_TEMPLATE = {
+    ("hostpci0", "mapping=gpu,pcie=1"): ("/mapping/pci/gpu", "Mapping.Use"),
+    ("usb0", "mapping=key"): ("/mapping/usb/key", "Mapping.Use"),
+    ("virtiofs0", "dirid=share"): ("/mapping/dir/share", "Mapping.Use"),
+    ("rng0", "source=/dev/hwrng"): ("/mapping/hwrng", "Mapping.Use"),
+    ("cpu", "custom-slow"): ("/mapping/cpu/slow", "Mapping.Use"),
+    ("ide0", "cdrom,media=cdrom"): ("/", "Sys.Console"),
+    ("vmstatestorage", "backups"): ("/storage/backups", "Datastore.AllocateSpace"),
 }
 #: Without these an action does or reports less and does not fail; each has a test below.
 DOES_LESS = {
@@ -91,11 +103,12 @@ class Place:
 
     @contextmanager
     def without(self, role: str, privilege: str) -> Iterator[None]:
-        self.pve.control("revoke", path=NEEDS[role].path, privilege=privilege)
+        path = GRANTED_ON.get(role, NEEDS[role].path)
+        self.pve.control("revoke", path=path, privilege=privilege)
         try:
             yield
         finally:
-            self.pve.control("grant", path=NEEDS[role].path, privilege=privilege)
+            self.pve.control("grant", path=path, privilege=privilege)
 
     def play(self, action: str, vm: dict[str, Any]) -> JobResult:
         run = PlaybookRun(
@@ -183,6 +196,50 @@ def test_without_the_audit_privilege_a_storage_is_still_used(place: Place) -> No
     with place.without("SmithStore", "Datastore.Audit"):
         assert STORAGE not in {row.name for row in reader.storages()}, "the storage's usage must be invisible"
         assert place.play("create", place.vm("create", {"storage": STORAGE})).succeeded
+
+
+@pytest.mark.parametrize("device", NEEDED_FOR_TEMPLATE, ids=lambda device: device[0])
+def test_a_clone_of_a_template_with_a_device_needs_its_privilege(place: Place, device: tuple[str, str]) -> None:
+    path, privilege = NEEDED_FOR_TEMPLATE[device]
+    needs = template_needs.needs_of_template(dict([device]))
+    assert [(need.path, privilege in need.privileges) for need in needs] == [(path, True)]
+    template_vmid = next(place.numbers)
+    place.pve.control("add_template", vmid=template_vmid, name=f"with-{device[0]}", node="pve1")
+    place.pve.control("configure", vmid=template_vmid, values=dict([device]))
+    vm = place.vm("create", {"template_vmid": template_vmid})
+    place.pve.control("revoke", path=path, privilege=privilege)
+    refused = place.play("create", vm)
+    assert (refused.code, privilege in refused.detail) == (ErrorCode.PVE_PERMISSION, True), refused
+    assert place.pve.guest(vm["vmid"]) is None
+    place.pve.control("grant", path=path, privilege=privilege)
+    assert place.play("create", vm).succeeded
+
+
+def test_a_clone_of_a_template_with_an_unmapped_device_is_refused_before_any_change(place: Place) -> None:
+    template_vmid = next(place.numbers)
+    place.pve.control("add_template", vmid=template_vmid, name="with-raw-device", node="pve1")
+    place.pve.control("configure", vmid=template_vmid, values={"hostpci0": "0000:01:00.0"})
+    vm = place.vm("create", {"template_vmid": template_vmid})
+    assert place.play("create", vm).code is ErrorCode.PVE_PERMISSION
+    assert place.pve.guest(vm["vmid"]) is None
+
+
+def test_a_bridge_and_a_vnet_need_only_their_own_privilege(place: Place) -> None:
+    """The privilege on the zone is not needed, and a VNet's privilege is in its own zone."""
+    place.pve.control("vnet", name="vnet7", zone="tenants")
+    with place.without("SmithNet", "SDN.Use"):
+        for bridge, path in (("vmbr0", "/sdn/zones/localnetwork/vmbr0"), ("vnet7", "/sdn/zones/tenants/vnet7")):
+            vm = place.vm("create", WITHOUT_TEMPLATE | {"bridge": bridge})
+            assert place.play("create", vm).code is ErrorCode.PVE_PERMISSION
+            place.pve.control("grant", path=path, privilege="SDN.Use")
+            assert place.play("create", vm).succeeded
+            place.pve.control("revoke", path=path, privilege="SDN.Use")
+    place.pve.control("vnet", name="vnet7", zone="")
+
+
+def test_a_vm_with_a_cd_drive_is_created_without_the_privilege_for_cd_drives(place: Place) -> None:
+    assert not any("VM.Config.CDROM" in need.privileges for need in NEEDS.values())
+    assert place.play("create", place.vm("create", WITHOUT_TEMPLATE)).succeeded
 
 
 def test_a_pool_needs_no_additional_privilege(place: Place) -> None:

@@ -106,10 +106,10 @@ USUAL = ("--storage", "local-lvm", "--storage", "ceph")
 @pytest.mark.parametrize("version", [8, 9])
 def test_the_script_grants_exactly_what_the_doctor_requires(tmp_path: Path, version: int) -> None:
     node = Node(tmp_path, version)
-    done = node.run(*USUAL)
+    done = node.run(*USUAL, "--bridge", "vmbr0")
     assert done.returncode == 0, done.stderr
     state = node.state()
-    wanted = list_needs(state["version"], disk_storages=["local-lvm", "ceph"], bridge="vmbr0")
+    wanted = list_needs(state["version"], disk_storages=["local-lvm", "ceph"], bridges={"vmbr0": "localnetwork"})
     assert {name: set(held) for name, held in state["roles"].items()} == {need.role: need.privileges for need in wanted}
     granted = {(need.path, who, need.role) for need in wanted for who in ("smith@pve", "smith@pve!job")}
     assert {tuple(entry) for entry in state["acl"]} == granted
@@ -128,6 +128,26 @@ def test_the_script_grants_the_optional_privileges(node: Node) -> None:
         9, disk_storages=["local-lvm"], image_storages=["local", "local-lvm"], backup_storage="local-lvm"
     )
     assert {(need.path, need.role) for need in wanted if need.role in roles} == granted - {("/nodes", "SmithNodes")}
+
+
+def test_the_script_grants_bridges_and_mappings_one_by_one(node: Node) -> None:
+    bridges = ("--bridge", "vmbr1", "--bridge", "tenants/vnet7", "--zone", "localnetwork")
+    mappings = [f"--mapping={name}".replace("=", " ").split() for name in ("pci/gpu", "usb/key", "dir/x", "hwrng")]
+    done = node.run(*USUAL, *bridges, *(word for words in mappings for word in words))
+    assert done.returncode == 0, done.stderr
+    state = node.state()
+    granted = {(path, role) for path, _who, role in state["acl"] if role in ("SmithNet", "SmithMapping")}
+    assert granted == {
+        *{("/sdn/zones/localnetwork/vmbr1", "SmithNet"), ("/sdn/zones/tenants/vnet7", "SmithNet")},
+        *{(f"/mapping/{name}", "SmithMapping") for name in ("pci/gpu", "usb/key", "dir/x", "hwrng")},
+    }
+    assert state["roles"]["SmithMapping"] == ["Mapping.Use"]
+
+
+@pytest.mark.parametrize("zone", ["localnetwork", "tenants"])
+def test_without_a_bridge_the_script_grants_the_whole_zone(node: Node, zone: str) -> None:
+    assert node.run(*USUAL, "--zone", zone).returncode == 0
+    assert {path for path, _who, role in node.state()["acl"] if role == "SmithNet"} == {f"/sdn/zones/{zone}"}
 
 
 def test_the_script_prints_the_secret_once_and_alone_on_standard_output(node: Node) -> None:
@@ -189,6 +209,7 @@ def test_the_script_writes_the_secret_to_a_file_with_mode_0600(node: Node, tmp_p
         (("--storage",), "needs a value"),
         (("--storage", "local", "--user", "smith"), "needs a realm"),
         (("--shelf", "local"), "unknown argument"),
+        (("--storage", "local", "--mapping", "gpu"), "--mapping needs pci/NAME"),
     ],
 )
 def test_the_script_refuses_bad_arguments_before_any_change(node: Node, arguments: tuple[str, ...], what: str) -> None:

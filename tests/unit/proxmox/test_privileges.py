@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from executor.proxmox.privileges import list_needs, pveum_commands, unmet_needs
+from executor.proxmox.template_needs import devices_for_root, needs_of_template
 
 
 def test_the_guest_agents_privilege_has_another_name_before_version_9() -> None:
@@ -16,8 +19,8 @@ def test_the_guest_agents_privilege_has_another_name_before_version_9() -> None:
 
 def test_each_storage_is_needed_once_and_the_bridge_only_when_used() -> None:
     assert [need.path for need in list_needs(9, disk_storages=["b", "a", "b"])] == ["/vms", "/storage/a", "/storage/b"]
-    paths = [need.path for need in list_needs(9, disk_storages=[], bridge="vmbr0")]
-    assert paths == ["/vms", "/sdn/zones/localnetwork"]
+    paths = [need.path for need in list_needs(9, disk_storages=[], bridges={"vmbr0": "localnetwork"})]
+    assert paths == ["/vms", "/sdn/zones/localnetwork/vmbr0"]
 
 
 def test_image_and_backup_storages_have_their_own_needs() -> None:
@@ -64,9 +67,14 @@ def test_the_documentation_has_the_same_table() -> None:
     page = (Path(__file__).parents[3] / "docs" / "operating.md").read_text(encoding="utf-8")
     rows = {cells[2].strip(): cells[3] for line in page.splitlines() if len(cells := line.split("|")) == 5}
     for version in (8, 9):
-        for need in list_needs(
-            version, disk_storages=["a"], bridge="vmbr0", image_storages=["local"], backup_storage="b"
-        ):
+        needs = list_needs(
+            version,
+            disk_storages=["a"],
+            bridges={"vmbr0": "localnetwork"},
+            image_storages=["local"],
+            backup_storage="b",
+        )
+        for need in [*needs, *needs_of_template({"rng0": "/dev/hwrng", "ide0": "cdrom,media=cdrom"})]:
             assert need.privileges <= set(rows[need.role].replace(",", " ").split()), need.role
 
 
@@ -75,3 +83,34 @@ def test_storages_may_be_given_by_an_iterator_that_is_read_once() -> None:
     expected = list_needs(9, disk_storages=["b", "a"], **storages)
     assert list_needs(9, disk_storages=iter(["b", "a"]), **storages) == expected
     assert not [need for need in expected if need.path == "/storage/a" and need.role == "SmithImages"]
+
+
+@pytest.mark.parametrize(
+    ("config", "paths"),
+    [
+        ({"scsi0": "local-lvm:base-9000-disk-0,size=8G", "ide2": "local-lvm:vm-9000-cloudinit,media=cdrom"}, []),
+        ({"hostpci0": "mapping=gpu,pcie=1", "hostpci1": "mapping=gpu"}, ["/mapping/pci/gpu"]),
+        ({"usb0": "mapping=key,usb3=1", "usb1": "spice"}, ["/mapping/usb/key"]),
+        ({"virtiofs0": "share,cache=auto", "virtiofs1": "dirid=other"}, ["/mapping/dir/share", "/mapping/dir/other"]),
+        ({"rng0": "source=/dev/hwrng,max_bytes=1024", "rng1": "source=/dev/urandom"}, ["/mapping/hwrng"]),
+        ({"cpu": "custom-slow,flags=+aes"}, ["/mapping/cpu/slow"]),
+        ({"cpu": "cputype=custom-slow"}, ["/mapping/cpu/slow"]),
+        ({"cpu": "host", "name": "custom-slow"}, []),
+        ({"ide0": "cdrom,media=cdrom", "ide1": "none,media=cdrom"}, ["/"]),
+        ({"vmstatestorage": "nfs"}, ["/storage/nfs"]),
+    ],
+)
+def test_a_template_needs_privileges_for_its_devices(config: dict[str, str], paths: list[str]) -> None:
+    assert [need.path for need in needs_of_template(config)] == paths
+    assert devices_for_root(config) == []
+
+
+def test_only_root_may_clone_a_template_with_a_device_that_has_no_mapping() -> None:
+    config = {
+        "hostpci0": "0000:01:00.0,pcie=1",
+        "hostpci1": "host=0000:02:00",
+        "usb0": "host=1-2",
+        "usb1": "host=spice",
+    }
+    assert devices_for_root(config) == ["hostpci0", "hostpci1", "usb0"]
+    assert needs_of_template(config) == []

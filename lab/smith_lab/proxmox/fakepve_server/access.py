@@ -34,6 +34,10 @@ class AccessChecks(FakePve):
     answer. fakepve's methods `_qm_…` work on VMs.
     """
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.vnets: dict[str, str] = {}  #: the SDN zone of each VNet; `do_vnet` in verbs_cluster.py adds them
+
     async def _permissions(self, v: dict[str, Any], user: str) -> dict[str, dict[str, int]]:
         """Return one entry for the requested path, as Proxmox does. Without a path, return an entry for each path.
 
@@ -113,11 +117,42 @@ class AccessChecks(FakePve):
         return any(super(AccessChecks, self).allowed(user, path, each) for each in privilege.split(ANY_OF))
 
     def _check_bridges(self, user: str, values: dict[str, Any]) -> None:
-        """Require the privilege SDN.Use on each bridge that a NIC in these configuration values uses."""
+        """Require the privilege SDN.Use on each bridge, or on its VLAN, that a NIC in these values uses."""
         for key, value in values.items():
             bridge_match = re.search(r"bridge=([^,]+)", str(value))  # as in `virtio,bridge=vmbr0,tag=7`
             if re.fullmatch(r"net\d+", key) and bridge_match:
-                self.require(user, f"/sdn/zones/localnetwork/{bridge_match.group(1)}", "SDN.Use")
+                tag_match = re.search(r"tag=(\d+)", str(value))
+                vlan = f"/{tag_match.group(1)}" if tag_match else ""
+                self.require(user, f"{self._path_of_bridge(bridge_match.group(1))}{vlan}", "SDN.Use")
+
+    def _path_of_bridge(self, bridge: str) -> str:
+        return f"/sdn/zones/{self.vnets.get(bridge, 'localnetwork')}/{bridge}"
+
+    def _routes_networks(self) -> list[tuple[str, str, Any]]:
+        """Return the route of the request. fakepve calls every method whose name starts with `_routes_`."""
+        return [("GET", "/nodes/{node}/network", self._networks)]
+
+    async def _networks(self, _v: dict[str, Any], user: str) -> list[dict[str, Any]]:
+        """List the bridges and VNets on which the caller has SDN.Use or SDN.Audit, as `type=any_bridge` does."""
+        either = ANY_OF.join(("SDN.Use", "SDN.Audit"))
+        names = [name for name in ("vmbr0", *self.vnets) if self.allowed(user, self._path_of_bridge(name), either)]
+        return [{"iface": name, "type": "vnet" if name in self.vnets else "bridge", "active": 1} for name in names]
+
+    def _qm_perm(self, user: str, vmid: int, pool: Any, *privileges: str) -> None:
+        """Check privileges on a VM that is created. Proxmox wants VM.Config.CDROM only to change a VM that exists."""
+        needed = [privilege for privilege in privileges if privilege != "VM.Config.CDROM"]
+        if needed:
+            super()._qm_perm(user, vmid, pool, *needed)
+
+    async def _qm_create(self, v: dict[str, Any], user: str) -> str:
+        self._check_bridges(user, v)
+        return str(await super()._qm_create(v, user))
+
+    def _check_source_of_clone(self, user: str, config: dict[str, Any]) -> None:
+        """Require what Proxmox requires for devices, CD drives and the storage for states of a VM that is cloned."""
+        for key, value in config.items():
+            for path, privilege in _needed_for(key, str(value)):
+                self.require(user, path, privilege)
 
     async def _qm_clone(self, v: dict[str, Any], user: str) -> str:
         """Clone a VM. As Proxmox does, refuse a clone to another node if a disk of the source is on local storage."""
@@ -125,6 +160,7 @@ class AccessChecks(FakePve):
             raise die(f"no such cluster node '{v['target']}'")
         source = self.find(v["node"], v["vmid"])
         self._check_bridges(user, source.config)
+        self._check_source_of_clone(user, source.config)
         local_volumes = [volume for _key, volume, _props in drives_of(source.config) if not self._is_shared(volume)]
         if local_volumes and v.get("target") not in (None, "", v["node"]):
             raise die(f"can't clone VM to node '{v['target']}' (VM uses local storage)")
@@ -134,6 +170,27 @@ class AccessChecks(FakePve):
         """Return whether all nodes can access the storage of this volume."""
         storage, _name = volume_ref(volume)
         return bool(self.storages.get(storage or "", {}).get("shared"))
+
+
+def _needed_for(key: str, value: str) -> list[tuple[str, str]]:
+    """Return the paths and privileges that a clone of a VM with this value needs.
+
+    Raises an error for a device of the host without a mapping: only root@pam may clone it.
+    """
+    kind, options = key.rstrip("0123456789"), dict(part.partition("=")[::2] for part in value.split(","))
+    if kind in ("hostpci", "usb") and options.get("mapping"):
+        return [(f"/mapping/{'pci' if kind == 'hostpci' else 'usb'}/{options['mapping']}", "Mapping.Use")]
+    if kind in ("hostpci", "usb") and value.partition(",")[0] != "spice":
+        raise die(f"only root can set '{key}' config for {'non-mapped' if kind == 'hostpci' else 'real'} devices")
+    if kind == "virtiofs":
+        return [(f"/mapping/dir/{options.get('dirid') or value.partition(',')[0]}", "Mapping.Use")]
+    if kind == "rng" and "/dev/hwrng" in value:
+        return [("/mapping/hwrng", "Mapping.Use")]
+    if key == "cpu" and (cpu := re.search(r"custom-([\w.-]+)", value)):
+        return [(f"/mapping/cpu/{cpu[1]}", "Mapping.Use")]
+    if kind in ("ide", "sata", "scsi") and value.partition(",")[0] == "cdrom":
+        return [("/", "Sys.Console")]
+    return [(f"/storage/{value}", "Datastore.AllocateSpace")] if key == "vmstatestorage" else []
 
 
 def _privileges_of_version_8(privileges: list[str]) -> list[str]:

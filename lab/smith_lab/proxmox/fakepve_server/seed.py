@@ -15,7 +15,7 @@ VM_PRIVILEGES = [
     *("VM.Audit", "VM.Clone", "VM.Allocate", "VM.PowerMgmt", "VM.Snapshot", "VM.Migrate"),
     "VM.Backup",  # only with --backup
     *("VM.Config.CPU", "VM.Config.Memory", "VM.Config.Disk", "VM.Config.Options", "VM.Config.Network"),
-    *("VM.Config.Cloudinit", "VM.Config.CDROM", "VM.Config.HWType", "VM.GuestAgent.Audit"),
+    *("VM.Config.Cloudinit", "VM.Config.HWType", "VM.GuestAgent.Audit"),
 ]
 STORAGE_PRIVILEGES = ["Datastore.AllocateSpace", "Datastore.Audit"]
 

@@ -131,6 +131,16 @@ class ClusterVerbs:
         for node in silent_nodes:
             self.cluster.forget_statistics(node)
 
+    def do_vnet(self, name: str, zone: str) -> None:
+        """Add a VNet, which belongs to an SDN zone. Without a zone, remove it."""
+        self.cluster.vnets[name] = zone
+        if not zone:
+            del self.cluster.vnets[name]
+
+    def do_add_pool(self, pool: str) -> None:
+        """Add a pool that no guest is in."""
+        self.cluster.pools.setdefault(pool, set())
+
     def do_options(self, **options: Any) -> None:
         """Set `user_allow` (free, existing, list or none), `user_allow_list` or `registered_tags` of the cluster."""
         self.cluster.options = {name.replace("_", "-"): value for name, value in options.items()}

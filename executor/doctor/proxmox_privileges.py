@@ -1,0 +1,93 @@
+"""Checks the token's privileges at Proxmox, also those on the devices of templates and on tags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.proxmox_context import ProxmoxContext
+from executor.proxmox import privileges
+from executor.proxmox.client import SMITH_TAG
+from executor.proxmox.template_needs import needs_of_template
+
+_RESULT = ResultFactory(Area.PROXMOX)
+
+
+def check_privileges(context: ProxmoxContext) -> Iterator[CheckResult]:
+    """Check that the token has each privilege that the actions need with these settings."""
+    needs = _needs(context)
+    granted_by_path = {path: context.reader.permissions(path) for path in dict.fromkeys(need.path for need in needs)}
+    missing_privileges_by_need = privileges.unmet_needs(needs, granted_by_path)
+    for need in needs:
+        if need in missing_privileges_by_need:
+            text = f"{', '.join(sorted(missing_privileges_by_need[need]))} missing on {need.path}, {need.purpose}"
+            yield _RESULT.fail("privileges", text, *_grant_commands(context, need))
+    if not missing_privileges_by_need:
+        yield _RESULT.ok("privileges", f"the token has all needed privileges on {', '.join(granted_by_path)}")
+    if len(context.allowed_nodes) > 1 and "Sys.Audit" not in context.reader.permissions("/nodes"):
+        # The result is ok, because the agent can place VMs without this privilege.
+        reason = "the token may not read the load of the nodes (Sys.Audit on /nodes)"
+        yield _RESULT.ok("placement", f"each new VM is placed on its template's node, because {reason}")
+
+
+def _needs(context: ProxmoxContext) -> list[privileges.PrivilegeNeed]:
+    settings = context.settings
+    offered_for_disks = {row.name for row in context.storages if row.may_hold_disks} & set(context.offered_storages)
+    other_offered = {row.name for row in context.storages if not row.may_hold_disks} & set(context.offered_storages)
+    needs = privileges.list_needs(
+        context.major_version,
+        disk_storages={*context.disk_storages, *offered_for_disks},
+        bridges={bridge: _zone_of(context, bridge) for bridge in context.bridges},
+        image_storages={
+            *(volume.partition(":")[0] for volume in settings.proxmox_os_templates.values()),
+            *(other_offered - {settings.proxmox_backup_storage}),
+        },
+        backup_storage=settings.proxmox_backup_storage,
+    )
+    for _image, config in context.template_configs:
+        needs += needs_of_template(config)
+    return list(dict.fromkeys(needs))
+
+
+def _zone_of(context: ProxmoxContext, bridge: str) -> str:
+    """Return the SDN zone of a bridge.
+
+    A bridge of a node is in the local zone. Only a token with SDN.Audit may read the zone of a VNet. So the zone of a
+    VNet is one on which the token has SDN.Use, if possible on this VNet itself. If there is none, it is the local zone.
+    """
+    parts = [path.split("/")[3:] for path in context.reader.sdn_paths()]
+    zones = [zone for zone, *below in parts if below[:1] == [bridge]]
+    zones.append(privileges.LOCAL_ZONE)
+    if any(bridge in bridges for bridges in context.bridges_by_node.values()):
+        zones += [zone for zone, *below in parts if not below]
+    for zone in zones:
+        if "SDN.Use" in context.reader.permissions(privileges.bridge_need(bridge, zone).path):
+            return zone
+    return privileges.LOCAL_ZONE
+
+
+def _grant_commands(context: ProxmoxContext, need: privileges.PrivilegeNeed) -> list[str]:
+    """Return the `pveum` commands that grant the token the needed privileges."""
+    settings = context.settings
+    commands = privileges.pveum_commands(
+        [need], context.reader.roles(), user=settings.proxmox_user, token_id=settings.proxmox_token_id
+    )
+    is_bridge = need.path.startswith(f"/sdn/zones/{privileges.LOCAL_ZONE}/")
+    return [*commands, f"for a VNet, write its own zone instead of {privileges.LOCAL_ZONE}"] if is_bridge else commands
+
+
+def check_tags(context: ProxmoxContext) -> Iterator[CheckResult]:
+    """Check that the token may change tags of VMs. Without this right, VMs get no tags."""
+    remedy = "set user-tag-access to free, or grant the token Sys.Modify on /"
+    granted = context.reader.permissions("/")
+    seen_tags = {tag for row in context.guests for tag in row.tags}
+    if "Sys.Modify" in granted:
+        yield _RESULT.ok("tags")
+    elif privileges.are_tags_restricted(context.reader.cluster_options(), [SMITH_TAG], seen_tags):
+        problem = "the cluster's options user-tag-access or registered-tags forbid some tags, so VMs may get no tags"
+        yield _RESULT.warn("tags", problem, remedy)
+    elif "Sys.Audit" in granted:
+        yield _RESULT.ok("tags")
+    else:
+        reason = "the token may not read user-tag-access and registered-tags (Sys.Audit on /)"
+        yield _RESULT.skip("tags", f"unknown whether VMs may get every tag: {reason}", f"if tags are missing: {remedy}")

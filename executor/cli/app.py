@@ -87,6 +87,7 @@ def _global_options(
 
 def main() -> NoReturn:
     """Run the command that the command-line arguments name, and end the process with its exit code."""
+    _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A command must not fail because the terminal's encoding lacks a character.
@@ -101,10 +102,28 @@ def main() -> NoReturn:
     except SmithError as error:
         _show_smith_error(error)
         _end_process(exit_code_of(error))
+    except OSError as error:
+        _show_os_error(error)
+        _end_process(EXIT_FAILURE)
     except Exception:
         _show_redacted_traceback()
         _end_process(EXIT_FAILURE)
     _end_process(0)
+
+
+def _replace_closed_streams() -> None:
+    """Open /dev/null in place of stdout and stderr if the caller has closed them (`smith … >&-`)."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
+
+
+def _show_os_error(error: OSError) -> None:
+    """Print the error of the operating system, with the file or folder if there is one, in one line."""
+    from executor.cli.output import show_error  # noqa: PLC0415 (see _show_smith_error)
+
+    reason = error.strerror or str(error) or type(error).__name__
+    files = " -> ".join(str(file) for file in (error.filename, error.filename2) if file is not None)
+    show_error(f"{files}: {reason}" if files else reason)
 
 
 def _show_smith_error(error: SmithError) -> None:
@@ -134,12 +153,15 @@ def exit_code_of(error: SmithError) -> int:
 def _end_process(code: int) -> NoReturn:
     """Flush stdout and end the process with the exit code.
 
-    If the reader of stdout has closed the pipe (`smith … | head`), no error is printed, but the exit code is not 0.
-    stdout is then redirected to /dev/null, because Python flushes it again at exit.
+    If the reader of stdout has closed the pipe (`smith … | head`), no error is printed, but the exit code is not 0. If
+    stdout cannot be written, for example because a disk is full, the reason is printed. stdout is then redirected to
+    /dev/null, because Python flushes it again at exit.
     """
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _show_os_error(error)
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = code or EXIT_FAILURE

@@ -14,11 +14,12 @@ from executor.cli.arguments import AsJson, CommandFailed, JobReference, confirm
 from executor.cli.help_text import examples
 from executor.cli.job_rows import job_label
 from executor.cli.lookup import find_job
-from executor.cli.output import show_outcome
+from executor.cli.output import sanitized, show_outcome
 from executor.cli.store import reading_store, writing_store
 from executor.database import audit, job_queue, nodes, queries
-from executor.database.tables import utc_now
-from executor.model import JobStatus
+from executor.database.tables import Job, utc_now
+from executor.model import SETTLED_STATES, JobStatus
+from executor.settings.settings import Settings
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session
@@ -35,18 +36,21 @@ def retry(reference: JobReference, as_json: AsJson = False) -> None:
     """
     with writing_store() as store:
         job = find_job(store.session, reference)
-        label, status = job_label(job), job.status
+        label, status, was_reported = job_label(job), job.status, job.report_state in SETTLED_STATES
+        repeat_text = _repeat_text(job, store.settings)
         with _auditing(store.session, job.id, "retry") as change:
             # The value is "attempt", "report", or "" if the job waits for neither of them.
             skipped_wait_before = job_queue.retry_now(store.session, job.id)
             change.was_made = bool(skipped_wait_before)
     if not skipped_wait_before:
-        raise CommandFailed(_no_retry_text(label, status))
+        raise CommandFailed(_no_retry_text(label, status, repeat_text))
     effects = {
         "attempt": "its next attempt is due now; a running agent starts the attempt within seconds",
         "report": "its report to FulcrumCore is due now; a running agent sends the report within seconds",
     }
     text = f"{label}: {effects[skipped_wait_before]}"
+    if was_reported and skipped_wait_before == "report" and status == JobStatus.FAILED:
+        text += f". FulcrumCore had this result; to repeat the action: {repeat_text}"
     show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, hastened=skipped_wait_before)
 
 
@@ -118,11 +122,20 @@ def _auditing(session: Session, job_id: int, verb: str, reason: str = "") -> Ite
         )
 
 
-def _no_retry_text(label: str, status: str) -> str:
+def _repeat_text(job: Job, settings: Settings) -> str:
+    """Return how the owner of the service repeats the action: FulcrumCore creates a new job, this agent cannot."""
+    url = f"{settings.fulcrum_api_url or 'https://FULCRUM_API_URL'}/api/v1/services/{job.service_id}"
+    login = '-H "Authorization: Bearer $TOKEN"'
+    if job.action == "update":
+        return f"curl -X PATCH {login} -d '{{\"properties\": …}}' {url} (with a token of its owner)"
+    return sanitized(f"curl -X POST {login} {url}/{job.action} (with a token of its owner)")
+
+
+def _no_retry_text(label: str, status: str, repeat_text: str) -> str:
     """Return the error text for a job that waits neither for an attempt nor for a report."""
     if status == JobStatus.PROCESSING:
         return f"nothing to retry: {label} is running (`smith jobs log` shows its output)"
     return (
         f"nothing to retry: {label} is {status}, and FulcrumCore does not expect its result; "
-        "repeat the action in FulcrumCore, which then creates a new job"
+        f"repeat the action in FulcrumCore, which then creates a new job: {repeat_text}"
     )

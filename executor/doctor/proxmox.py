@@ -68,6 +68,9 @@ def _connection_hints(error: JobError, settings: Settings) -> tuple[str, ...]:
         token = f"the token {settings.proxmox_user}!{settings.proxmox_token_id}"
         credential = token if settings.proxmox_token_id else "the password"
         return (f"check that {credential} is right and not expired",)
+    if error.code in (ErrorCode.PVE_UNREACHABLE, ErrorCode.PVE_TIMEOUT):
+        address = f"PROXMOX_HOST={settings.proxmox_host} and PROXMOX_PORT={settings.proxmox_port}"
+        return (f"check {address}; pveproxy must run there, and a firewall must allow the connection",)
     return ()
 
 

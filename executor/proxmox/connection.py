@@ -19,6 +19,7 @@ from executor.errors import JobError
 from executor.redaction import redactor
 from executor.settings.settings import Settings
 from executor.shared.bounded_http import bounded_sessions
+from executor.shared.connection_failures import plain_text
 from executor.shared.error_codes import ErrorCode
 from executor.shared.error_rules import classify_failure
 from executor.shared.login_repeats import PAUSES_S, repeat_while_refused
@@ -196,7 +197,8 @@ def _raise_job_error(exc: Exception) -> NoReturn:
     if isinstance(exc, _REQUEST_ERRORS):
         failure = classify_failure(_failure_text(exc))
         remedy = _certificate_remedy(failure.text) if failure.code == ErrorCode.PVE_TLS else ""
-        reason = redactor.redact(failure.text)[:MAX_ERROR_TEXT]
+        has_answered = isinstance(exc, ResourceException)
+        reason = redactor.redact(failure.text if has_answered else plain_text(failure.text))[:MAX_ERROR_TEXT]
         raise JobError(failure.code, reason + remedy) from exc
     raise JobError(ErrorCode.PVE_API_ERROR, f"Proxmox's answer cannot be read ({type(exc).__name__})") from exc
 

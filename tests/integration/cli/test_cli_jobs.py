@@ -478,6 +478,7 @@ def test_retry_explains_why_there_is_nothing_to_retry(smith: Cli) -> None:
     ended = smith("jobs", "retry", str(abandoned))
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "FulcrumCore does not expect its result; repeat the action in FulcrumCore" in ended.stderr
+    assert f"/api/v1/services/{smith.row(abandoned).service_id}/create" in ended.stderr
     assert smith.row(abandoned).status == JobStatus.FAILED
     running = smith.submit()
     with smith.filling() as session:
@@ -493,7 +494,10 @@ def test_retry_sends_the_result_of_an_ended_job_again(smith: Cli, state: ReportS
     reported = smith.finished(BAD)
     with smith.filling() as session:
         outbox.note_reported(session, reported, state)
-    assert "its report to FulcrumCore is due now" in smith.ok("jobs", "retry", str(reported))
+    service_id = smith.row(reported).service_id
+    shown = smith.ok("jobs", "retry", str(reported), FULCRUM_API_URL="https://core.example.net")
+    assert "its report to FulcrumCore is due now" in shown
+    assert f"https://core.example.net/api/v1/services/{service_id}/create" in shown, "how the action is repeated"
     row = smith.row(reported)
     assert (row.status, row.report_state) == (JobStatus.FAILED, ReportState.DUE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -290,6 +291,32 @@ def test_a_closed_pipe_gives_no_traceback(smith: Cli) -> None:
     assert process.wait(GIVE_UP_S) == 1
     assert "Traceback" not in errors
     assert "BrokenPipe" not in errors
+
+
+def test_a_full_disk_is_one_line_and_a_closed_stdout_none(smith: Cli) -> None:
+    smith.submit()
+    for redirection, code, lines in ((">/dev/full", 1, ["smith: No space left on device"]), (">&-", 0, [])):
+        command = f"{shlex.join(smith.command('jobs', 'list'))} {redirection}"
+        done = subprocess.run(
+            ["/bin/sh", "-c", command],
+            env=smith.environment(),
+            cwd=smith.folder,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=GIVE_UP_S,
+            check=False,
+        )
+        assert (done.returncode, done.stderr.splitlines()) == (code, lines), redirection
+
+
+def test_an_error_of_the_operating_system_is_one_line_with_the_file(smith: Cli) -> None:
+    """A folder in place of a file: permissions would not stop the tests' user."""
+    (smith.folder / ".env").mkdir()
+    done = smith("status")
+    assert done.returncode in (1, 3)
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert ".env" in done.stderr
 
 
 def test_a_terminal_without_utf8_ends_no_command(smith: Cli) -> None:

@@ -11,7 +11,7 @@ from ansible.plugins.action import ActionBase
 
 from ..plugin_utils.cluster import FAILED_CALL, LibraryMissing, error_text, open_cluster
 from ..plugin_utils.failures import own_failure, proxmox_failure
-from ..plugin_utils.login import LoginError
+from ..plugin_utils.login import LoginError, login_variable
 from ..plugin_utils.look_up import LookUp, Query
 
 #: What the action can wait for. The other waits of a look-up belong to a change that another action makes.
@@ -48,6 +48,9 @@ class ActionModule(ActionBase):
         except AnsibleActionFail as exc:
             return {"failed": True, "msg": f"INVALID_REQUEST: {exc}"}
         try:
+            given = login_variable(task_vars, self._templar.template)
+            arguments["connection"] = arguments["connection"] or given
+            arguments["ca_bundle"] = arguments["ca_bundle"] or given.get("ca_bundle", "")
             return {"changed": False, "vm": _look_up(arguments)}
         except (LibraryMissing, LoginError) as exc:
             return {"failed": True, "msg": own_failure(error_text(exc))}

@@ -418,8 +418,8 @@ options:
     description:
       - 'The login for Proxmox, as parameters of the modules of community.proxmox: C(api_host), C(api_port),
         C(api_user), C(api_token_id), C(api_token_secret), C(api_password), C(validate_certs).'
-      - If it is missing, the login comes from the file that E(SMITH_CREDENTIALS_FILE) names, or from the variables
-        C(PROXMOX_*).
+      - If it is missing, the login comes from the variable C(smith_login), a dictionary with these members and
+        C(ca_bundle); or else from the file that E(SMITH_CREDENTIALS_FILE) names, or from the variables C(PROXMOX_*).
     type: dict
   ca_bundle:
     description:

@@ -79,8 +79,8 @@ options:
   connection:
     description:
       - The login for Proxmox, as parameters of the modules of community.proxmox.
-      - If it is missing, the login comes from the file that E(SMITH_CREDENTIALS_FILE) names, or from the variables
-        C(PROXMOX_*).
+      - If it is missing, the login comes from the variable C(smith_login), a dictionary with these members and
+        C(ca_bundle); or else from the file that E(SMITH_CREDENTIALS_FILE) names, or from the variables C(PROXMOX_*).
     type: dict
   ca_bundle:
     description:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the login for Proxmox from the credentials file or from the environment."""
+"""Reads the login for Proxmox from an operator's variable, from the credentials file, or from the environment."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import yaml
 
 #: Environment variable with the path of the credentials file.
 CREDENTIALS_VARIABLE = "SMITH_CREDENTIALS_FILE"
+#: The variable with which an operator can give all actions of a play their login, for example from a file of Ansible
+#: Vault. It has the members of CONNECTION and `ca_bundle`. The executor does not set it.
+LOGIN_VARIABLE = "smith_login"
 #: The login parameters of community.proxmox's modules, and the environment variable for each. The variables are used
 #: only if there is no credentials file.
 CONNECTION = {
@@ -45,6 +49,20 @@ def read_login(connection: dict[str, Any] | None, ca_bundle: str) -> Login:
     values = _read_file(file) if file else _read_environment()
     bundle = ca_bundle or _bundle_of(values)
     return Login(connection=normalized(connection or values), ca_bundle=bundle)
+
+
+def login_variable(variables: Mapping[str, Any] | None, resolve: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return the login in the variables of an Ansible task; empty if they have none.
+
+    `resolve` decrypts the values that Ansible Vault has encrypted, and resolves templates.
+    """
+    value = (variables or {}).get(LOGIN_VARIABLE)
+    if not value:
+        return {}
+    login = resolve(value)
+    if not isinstance(login, Mapping):
+        raise LoginError(f"INVALID_REQUEST: {LOGIN_VARIABLE} must be a dictionary")
+    return {str(name): value if isinstance(value, bool) else str(value) for name, value in login.items()}
 
 
 def connection(credentials_file: str) -> dict[str, Any]:

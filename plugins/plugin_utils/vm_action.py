@@ -237,7 +237,9 @@ class VmAction(ActionBase):
         if self.vm.get("deadline_monotonic_s"):
             self.deadline_monotonic_s = min(self.deadline_monotonic_s, float(self.vm["deadline_monotonic_s"]))
         self.timeout_s = self.deadline_monotonic_s - time.monotonic()
-        self.cluster, opened = open_cluster(arguments["connection"], arguments["ca_bundle"], kind_of(self.vm))
+        given = login.login_variable(self._task_vars, self._templar.template)
+        connection, ca_bundle = arguments["connection"] or given, arguments["ca_bundle"] or given.get("ca_bundle", "")
+        self.cluster, opened = open_cluster(connection, ca_bundle, kind_of(self.vm))
         self.cluster.session.deadline_monotonic_s = self.deadline_monotonic_s
         self.connection = opened.connection
         self._task.environment = [*(self._task.environment or []), login.module_environment(opened.ca_bundle)]

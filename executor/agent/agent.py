@@ -32,6 +32,7 @@ from executor.agent.registration import register_agent
 from executor.agent.reloadable_secrets import ReloadableSecrets
 from executor.agent.reporter import Reporter
 from executor.agent.scheduler import Scheduler
+from executor.agent.signal_waiter import SignalWaiter
 from executor.agent.state import AgentState
 from executor.agent.stop_signal import StopSignal
 from executor.database import job_queue, nodes, schema
@@ -50,8 +51,10 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Interval of the main loop: the agent reacts to a signal or a reached limit after this time at the latest.
-MAIN_LOOP_INTERVAL_S = 0.2
+#: Interval of the main loop, which is also the interval of the messages to the supervisor. A signal ends the wait.
+MAIN_LOOP_INTERVAL_S = 1.0
+#: Interval of the main loop when the agent waits for the end of its jobs, and in the modes that end by themselves.
+SHORT_INTERVAL_S = 0.2
 #: How long the agent, before it exits, waits for running jobs to end after it has asked them to end.
 STOP_JOBS_TIMEOUT_S = 20.0
 #: The same wait after QUIT. It must be shorter than the time from QUIT until the supervisor kills the agent (8 s).
@@ -91,6 +94,7 @@ class Agent:
     work_check: WorkCheck
     #: The received signals that ask this process to stop (TERM, INT, QUIT), in the order of arrival.
     _received_signals: list[int] = field(default_factory=list)
+    _signal_waiter: SignalWaiter = field(default_factory=SignalWaiter)
     _is_reload_requested: bool = False  #: HUP was received, and the reload of the secrets has not started yet
 
     def run(self) -> int:
@@ -103,7 +107,7 @@ class Agent:
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(signum, lambda received, _frame: self._received_signals.append(received))
         signal.signal(signal.SIGHUP, self._request_reload)
-        with exclusive_database(self.settings.smith_database_url):
+        with exclusive_database(self.settings.smith_database_url), self._signal_waiter:
             self._end_earlier_runs()
             if self.mode is not Mode.SERVE:
                 call_in_background(self._prepare_database, ProgressSender().report_progress)
@@ -191,6 +195,7 @@ class Agent:
     def _wait_for_stop_reason(self) -> tuple[str, int]:
         """Check signals, limits and mode until the agent has to stop; return the reason and the exit code."""
         progress = ProgressSender()
+        interval_s = MAIN_LOOP_INTERVAL_S if self.mode is Mode.SERVE else SHORT_INTERVAL_S
         while True:
             self._run_main_iteration(progress)
             self.monitor.restart_overdue_critical_jobs()
@@ -204,7 +209,7 @@ class Agent:
                 return f"limit {limit}", exit_code
             if self.work_check.is_done():
                 return "done", EXIT_OK
-            time.sleep(MAIN_LOOP_INTERVAL_S)
+            self._signal_waiter.wait(interval_s)
 
     def _run_main_iteration(self, progress: ProgressSender) -> None:
         """Report progress and status to the supervisor, and start a reload of the secrets after HUP."""
@@ -283,5 +288,5 @@ class Agent:
             is_interrupted = len(self._received_signals) > 1 or signal.SIGQUIT in self._received_signals
             if time.monotonic() >= deadline or (is_interruptible and is_interrupted):
                 return False
-            time.sleep(MAIN_LOOP_INTERVAL_S)
+            self._signal_waiter.wait(SHORT_INTERVAL_S)
         return True

@@ -47,8 +47,12 @@ REFUSED_REPORT_BACKOFF_S = 600.0
 TOO_MANY_REQUESTS = 429
 #: Maximum exponent of the exponential backoff, to prevent an overflow. MAX_BACKOFF_S limits the result.
 MAX_BACKOFF_EXPONENT = 10
-#: How long the reporter waits when no report is due. A new result ends the wait early; the end of a backoff does not.
-IDLE_WAIT_S = 2.0
+#: How long the reporter waits when every due report is in backoff. A new result ends the wait early; the end of a
+#: backoff does not.
+BACKOFF_WAIT_S = 2.0
+#: How long the reporter waits when no report is due. A new result ends the wait early. Without one, a report becomes
+#: due when an operator requests it with `smith jobs retry`, or when another agent of this database has ended.
+IDLE_WAIT_S = 5.0
 #: Maximum wait between two rounds of a flush.
 MAX_FLUSH_WAIT_S = 1.0
 #: When FulcrumCore has answered HTTP 500 to the completion of a job this many times in a row, and answers so once more,
@@ -83,8 +87,8 @@ class Reporter:
             self._end_all_backoffs()
         with reading(self.engine) as session:
             due_jobs = outbox.due_reports(session, BATCH_SIZE)
-        if not due_jobs:
-            return IDLE_WAIT_S
+            if not due_jobs:
+                return BACKOFF_WAIT_S if outbox.has_due_reports(session) else IDLE_WAIT_S
         is_fulcrum_down = threading.Event()
         answered_flags = list(self._senders.map(lambda job: self._report_unless_down(job, is_fulcrum_down), due_jobs))
         if any(answered_flags):

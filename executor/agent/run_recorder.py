@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from executor.agent.critical_job import CriticalJob
@@ -25,12 +27,33 @@ from executor.errors import DatabaseError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
 
 #: How long a write waits for SQLite's lock.
 SQLITE_LOCK_TIMEOUT_MS = 500
 #: Maximum time for which successful executions are not stored. It must be much shorter than the time after which
 #: `smith critical` and `smith status` show a critical job as overdue (3 intervals plus 30 s).
 MAX_UNSTORED_S = 10.0
+
+
+@dataclass(frozen=True)
+class _Executions:
+    """The executions of a critical job since the last stored result."""
+
+    job: CriticalJob
+    count: int
+    error: str | None  #: of the last execution
+    started_at: datetime | None  #: the start of the last execution
+
+    def store(self, session: Session) -> None:
+        """Store them, without a commit."""
+        job = self.job
+        if job.runs_on_each_agent and self.started_at is not None:
+            periods.record_runs(
+                session, job.name, job.interval_s, started_at=self.started_at, run_count=self.count, error=self.error
+            )
+        else:
+            periods.record_period_result(session, job.name, error=self.error)
 
 
 class RunRecorder:
@@ -81,11 +104,10 @@ class RunRecorder:
         while not self._stopping.is_set():
             self._wake_requested.wait()
             self._wake_requested.clear()
-            for job in self._jobs:
-                if job.runs_on_each_agent and self._must_store(job):
-                    self._store(job)
-        for job in self._jobs:
-            self._store(job)
+            jobs = [job for job in self._jobs if job.runs_on_each_agent]
+            if any(self._must_store(job) for job in jobs):
+                self._store(*jobs)
+        self._store(*self._jobs)
 
     @staticmethod
     def _must_store(job: CriticalJob) -> bool:
@@ -94,26 +116,35 @@ class RunRecorder:
         is_old = time.monotonic() - job.stored_at >= MAX_UNSTORED_S
         return job.unstored_count > 0 and (has_failed or is_old)
 
-    def _store(self, job: CriticalJob) -> None:
-        """Store the executions since the last stored result. Do nothing if the database cannot be written.
+    def _store(self, *jobs: CriticalJob) -> None:
+        """Store the executions since the last stored results, in one transaction, which is the cheapest way.
 
-        Two threads may call this method for one job at the same time. Each execution is stored by only one of them.
+        Do nothing if the database cannot be written. Two threads may call this method for one job at the same time.
+        Each execution is stored by only one of them.
         """
-        with self._lock:
-            run_count, job.unstored_count = job.unstored_count, 0
-            error, started_at = job.last_error, job.last_started
-        if run_count == 0:
+        taken = self._take_unstored(jobs)
+        if not taken:
             return
         try:
             with transaction(self._engine) as session:
-                if job.runs_on_each_agent and started_at is not None:
-                    periods.record_runs(
-                        session, job.name, job.interval_s, started_at=started_at, run_count=run_count, error=error
-                    )
-                else:
-                    periods.record_period_result(session, job.name, error=error)
+                for executions in taken:
+                    executions.store(session)
         except DatabaseError:
             with self._lock:
-                job.unstored_count += run_count
+                for executions in taken:
+                    executions.job.unstored_count += executions.count
         else:
-            job.stored_error, job.stored_at = error, time.monotonic()
+            for executions in taken:
+                executions.job.stored_error, executions.job.stored_at = executions.error, time.monotonic()
+
+    def _take_unstored(self, jobs: Iterable[CriticalJob]) -> list[_Executions]:
+        """Return the executions of these jobs that are not stored. The caller stores them, and no other thread."""
+        with self._lock:
+            taken = [
+                _Executions(job, job.unstored_count, job.last_error, job.last_started)
+                for job in jobs
+                if job.unstored_count
+            ]
+            for executions in taken:
+                executions.job.unstored_count = 0
+        return taken

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 #: Maximum wait between two checks of the schedule. So a change of the wall clock delays an execution by at most this.
-MAX_WAIT_S = 1.0
+MAX_WAIT_S = 5.0
 #: Minimum wait between two checks of the schedule, so that they do not use a whole CPU core.
 MIN_WAIT_S = 0.01
 #: Minimum time from the end of an execution to the start of the next one.

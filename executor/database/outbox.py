@@ -29,6 +29,11 @@ def due_reports(session: Session, limit: int) -> Sequence[Job]:
     return session.scalars(stmt).all()
 
 
+def has_due_reports(session: Session) -> bool:
+    """Return whether any report is due, also one in backoff."""
+    return session.scalar(select(Job.id).where(Job.report_state == DUE_LITERAL).limit(1)) is not None
+
+
 def note_reported(session: Session, job_id: int, state: ReportState, note: str = "") -> None:
     """Store the state that a report has after FulcrumCore's answer. `note` is the reason for the state, or ''.
 

@@ -23,6 +23,7 @@ from executor.agent.poller import Poller
 from executor.agent.refused_jobs import RefusedJobs
 from executor.agent.report import completion_arguments, with_left_out_properties
 from executor.agent.reporter import (
+    BACKOFF_WAIT_S,
     IDLE_WAIT_S,
     MAX_FAILED_COMPLETIONS,
     REFUSED_REPORT_BACKOFF_S,
@@ -554,7 +555,7 @@ def test_the_first_part_that_sees_fulcrumcore_answer_again_ends_the_backoff_of_e
     with transaction(outbox.engine) as session:
         postpone_report(session, job_id, backoff_s=3600, note="no answer")
     outbox.state.fulcrum_link.note_down("away")
-    assert outbox.reporter.send_due_reports() == IDLE_WAIT_S
+    assert outbox.reporter.send_due_reports() == BACKOFF_WAIT_S
     assert outbox.reports(job) == []
 
     state, fulcrum = outbox.state, outbox.reporter.fulcrum

@@ -1,0 +1,44 @@
+"""Waits in the main thread until a signal arrives or a time has passed."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import signal
+import socket
+from types import TracebackType
+
+#: More than the number of signals that can arrive before the main thread reads them.
+READ_BYTES = 4096
+
+
+class SignalWaiter:
+    """Ends a wait of the main thread when a signal with a handler arrives. Used in a `with` block.
+
+    `time.sleep` continues after the handler has run. Python writes to a socket when a signal arrives, so the wait also
+    ends if the signal arrives just before it.
+    """
+
+    _reader: socket.socket
+    _writer: socket.socket
+
+    def __enter__(self) -> SignalWaiter:
+        """Take notice of signals from now on. Only the main thread may do this."""
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        signal.set_wakeup_fd(-1)
+        self._reader.close()
+        self._writer.close()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until a signal has arrived since the last wait, but at most `timeout_s`."""
+        if select.select([self._reader], [], [], timeout_s)[0]:
+            with contextlib.suppress(BlockingIOError):
+                self._reader.recv(READ_BYTES)

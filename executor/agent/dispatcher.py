@@ -121,7 +121,7 @@ class Dispatcher:
                     session,
                     self._boot_id,
                     lease_s=self._settings.smith_lease_s,
-                    max_creates=self._clone_limit.capacity,
+                    max_creates=self._clone_limit.max_creates,
                 )
             if job is None or not self._start(job):
                 return

@@ -20,6 +20,7 @@ from executor.placement.placer import Placer
 from executor.runs import extra_vars
 from executor.runs.request import PlanSettings
 from executor.runs.vm_properties import read_properties
+from executor.shared.progress_texts import VERIFYING
 
 
 @dataclass(kw_only=True)
@@ -32,6 +33,11 @@ class AllocatedResources:
     def note_result(self, result: JobResult) -> None:
         """Store the run's result in the clone slot. The clone limit reads it there, and adapts the number of clones."""
         self.clone_slot.result = result
+
+    def note_step(self, text: str) -> None:
+        """End the clone when the run's first change, which is the clone, has ended."""
+        if text.startswith(VERIFYING):
+            self.clone_slot.end_clone()
 
 
 @dataclass(frozen=True, kw_only=True)

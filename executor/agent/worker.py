@@ -6,7 +6,7 @@ JobResult. When FulcrumCore does not answer, the job is requeued, because its fa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,7 +150,7 @@ class Worker:
                 job_queue.note_started(session, lease, run_ident=run.ident, playbook=run.playbook.name)
             crash_points.crash_if_requested("run_noted", job.service_id)
             with bound_contextvars(run_ident=run.ident):
-                result = self._execute(run, mapping, stop_signal)
+                result = self._execute(run, mapping, stop_signal, resources.note_step)
             resources.note_result(result)
             crash_points.crash_if_requested("run_ended", job.service_id)
             if resources.placement is None:
@@ -188,11 +188,13 @@ class Worker:
             secrets=self.secrets.secret_values(secret_resolver_input(job), properties),
         )
 
-    def _execute(self, run: PlaybookRun, mapping: Mapping, stop_signal: StopSignal) -> JobResult:
+    def _execute(
+        self, run: PlaybookRun, mapping: Mapping, stop_signal: StopSignal, on_step: Callable[[str], None]
+    ) -> JobResult:
         """Run the playbook, store the end of the run, and return the job's result."""
         log.info("playbook_started", playbook=run.playbook.name, timeout_s=round(run.timeout_s))
         try:
-            artifacts = self.runner.run(run, should_cancel=stop_signal.is_sent)
+            artifacts = self.runner.run(run, should_cancel=stop_signal.is_sent, on_step=on_step)
         except OSError as error:  # the run folder is full, or no process or thread can be started
             return self._note_failed_run(run, error)
         result = results.read(artifacts)

@@ -42,11 +42,13 @@ class _Target:
 class CloneSlot:
     """The permission to run one clone. `CloneLimit.acquire` yields it.
 
-    Before the `with` block ends, the caller sets `result` to the result of the create job. The new limit of the clone
-    target depends on this result.
+    The caller calls `end_clone` when Proxmox has made the clone, so that another clone can start while this VM is
+    configured and started. Before the `with` block ends, the caller sets `result` to the result of the create job. The
+    new limit of the clone target depends on this result.
     """
 
     result: JobResult | None = None
+    end_clone: Callable[[], None] = lambda: None
 
 
 @dataclass(kw_only=True)
@@ -60,31 +62,47 @@ class CloneLimit:
     _targets: dict[str, _Target] = field(default_factory=dict)
     #: Guards `_targets`, and is notified when a clone ends.
     _condition: threading.Condition = field(default_factory=threading.Condition)
+    _ended_clone_count: int = 0  #: the number of `with` blocks whose clone has ended
 
     @property
-    def capacity(self) -> int:
-        """The number of clones that may run at the same time on all targets that were used so far.
+    def max_creates(self) -> int:
+        """The number of creates that may run at the same time on all targets that were used so far.
 
-        As long as no target was used, this is the initial limit of one target.
+        A create whose clone has ended does not count against the limits. As long as no target was used, this is the
+        initial limit of one target.
         """
         with self._condition:
-            return sum(target.limit for target in self._targets.values()) or self.max_limit
+            return (sum(target.limit for target in self._targets.values()) or self.max_limit) + self._ended_clone_count
 
     @contextmanager
     def acquire(self, target_name: str, *, may_wait: Callable[[], bool]) -> Iterator[CloneSlot]:
         """Wait until fewer clones than the limit run on the target. The `with` block counts as one more clone.
 
-        During the wait, `may_wait` is called repeatedly. When it returns False, raises JobError CANCELLED. An error in
-        `may_wait` also ends the wait, and is raised to the caller.
+        `end_clone` of the yielded object ends the clone earlier. During the wait, `may_wait` is called repeatedly. When
+        it returns False, raises JobError CANCELLED. An error in `may_wait` also ends the wait, and is raised to the
+        caller.
         """
-        clone_slot = CloneSlot()
         self._wait_for_slot(target_name, may_wait)
+        is_running = True
+
+        def end_clone() -> None:
+            nonlocal is_running
+            with self._condition:
+                if is_running:
+                    is_running = False
+                    self._targets[target_name].running -= 1
+                    self._ended_clone_count += 1
+                    self._condition.notify_all()
+
+        clone_slot = CloneSlot(end_clone=end_clone)
         try:
             yield clone_slot
         finally:
+            end_clone()
             with self._condition:
-                self._release(target_name, clone_slot.result)
-                self._condition.notify_all()
+                self._ended_clone_count -= 1
+                if clone_slot.result is not None:
+                    self._adapt_limit(target_name, clone_slot.result)
 
     def _wait_for_slot(self, target_name: str, may_wait: Callable[[], bool]) -> None:
         started_at = time.monotonic()
@@ -99,15 +117,9 @@ class CloneLimit:
         if waited_s > CHECK_INTERVAL_S:
             log.info("clone_slot_acquired", target=target_name, waited_s=round(waited_s, 1))
 
-    def _release(self, target_name: str, result: JobResult | None) -> None:
-        """Subtract one from the number of running clones, and change the limit if the result requires it.
-
-        `result` is None if the clone ended without a result. Then the limit does not change.
-        """
+    def _adapt_limit(self, target_name: str, result: JobResult) -> None:
+        """Change the limit if the result of a create requires it."""
         target = self._targets[target_name]
-        target.running -= 1
-        if result is None:
-            return
         if result.code is ErrorCode.VM_LOCKED and re.search(LOCK_TIMEOUT, result.detail):
             target.limit = max(target.limit // 2, 1)
             target.successes = 0

@@ -120,8 +120,16 @@ class Runner:
             warm_servers.close()
             remove_private_folder(self._run_dir / WARM_FOLDER)
 
-    def run(self, run: PlaybookRun, *, should_cancel: Callable[[], bool] = lambda: False) -> RunArtifacts:
+    def run(
+        self,
+        run: PlaybookRun,
+        *,
+        should_cancel: Callable[[], bool] = lambda: False,
+        on_step: Callable[[str], None] = lambda _text: None,
+    ) -> RunArtifacts:
         """Execute a playbook until it ends, times out or `should_cancel` returns True. Then end the run's processes.
+
+        `on_step` is called with the text of each step that an action begins.
 
         A run that is killed, that crashes or whose outcome is unknown counts as failed. Raises JobError INVALID_REQUEST
         when a string in `vm` is not valid Unicode, and OSError when the run folder is full before the run.
@@ -132,7 +140,7 @@ class Runner:
         with self._mask_secrets(run, credentials), private_folder(self._run_dir, run.ident) as folder:
             write_extra_vars(folder / "vm.yml", {**run.vm, "deadline_monotonic_s": _deadline_monotonic_s(run)})
             write_credentials(folder / "credentials.yml", credentials)
-            status, rc, story = self._execute(run, folder, should_cancel)
+            status, rc, story = self._execute(run, folder, should_cancel, on_step)
             stored_folder = self.artifact_store.store(folder / ARTIFACTS_SUBFOLDER, run.ident)
         return RunArtifacts(
             ident=run.ident,
@@ -186,13 +194,13 @@ class Runner:
         return self._run_dir / validate_ident(ident) / ARTIFACTS_SUBFOLDER
 
     def _execute(
-        self, run: PlaybookRun, folder: Path, should_cancel: Callable[[], bool]
+        self, run: PlaybookRun, folder: Path, should_cancel: Callable[[], bool], on_step: Callable[[str], None]
     ) -> tuple[RunStatus, int, dict[str, Any]]:
         """Execute the run in its private folder. Return its status, its exit code and its story."""
         config = self._config(folder, run)
         config.command = self._guarded_command(config)
         output = RunOutput(folder / ARTIFACTS_SUBFOLDER, self._redactor)
-        story = RunStory(self._redactor)
+        story = RunStory(self._redactor, on_step)
         with contextlib.closing(output), open_execution(config, output, story) as execution:
             self._executions[run.ident] = execution
             try:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from executor.redaction import Redactor
@@ -22,6 +23,8 @@ from executor.redaction import Redactor
 MAX_ENTRIES = 60
 #: A longer text is cut to this length.
 MAX_TEXT_LENGTH = 300
+#: A longer line is cut to this length before it is searched.
+MAX_LINE_LENGTH = 4000
 #: Number of lines of a Proxmox task's log that are kept.
 MAX_LOG_LINES = 8
 #: The outcome of an Ansible task, by the kind of the event that reports it. The Ansible task under way is `running`.
@@ -33,7 +36,7 @@ OUTCOME_BY_KIND = {
 }
 RUNNING = "running"
 #: A progress line of an action (plugins/plugin_utils/progress.py).
-_PROGRESS_LINE = re.compile(r"VM \d+ \(.*?\): (?P<text>.+) \[\d+\.\d s\]")
+_PROGRESS_LINE = re.compile(r"VM \d+ \([^()]*\): (?P<text>.+) \[\d+\.\d s\]")
 #: The parts of a progress line about Proxmox tasks: each UPID, the percentage, and the end of the log.
 _UPID = re.compile(r"UPID:[^\s,]+")
 _PERCENT = re.compile(r", (\d+(?:\.\d+)?) %")
@@ -44,8 +47,10 @@ _LINE_SEPARATOR = " | "
 class RunStory:
     """What one run has done so far. The thread of the run adds events, other threads may read the document."""
 
-    def __init__(self, redactor: Redactor) -> None:
+    def __init__(self, redactor: Redactor, on_step: Callable[[str], None] = lambda _text: None) -> None:
+        """Prepare an empty story. `on_step` is called with the text of each step, which may contain secrets."""
         self._redactor = redactor
+        self._on_step = on_step
         self._started_at = time.monotonic()
         self._lock = threading.Lock()
         self._tasks: list[dict[str, Any]] = []
@@ -64,8 +69,10 @@ class RunStory:
             elif kind in OUTCOME_BY_KIND:
                 self._end_task(data, OUTCOME_BY_KIND[kind])
             elif kind == "verbose":
-                for found in _PROGRESS_LINE.finditer(str(event.get("stdout") or "")):
-                    self._add_step(found["text"])
+                for line in str(event.get("stdout") or "").splitlines():
+                    if found := _PROGRESS_LINE.search(line[:MAX_LINE_LENGTH]):
+                        self._add_step(found["text"])
+                        self._on_step(found["text"])
 
     def document(self) -> dict[str, Any]:
         """Return the story as it is now."""

@@ -25,6 +25,7 @@ from .progress import Progress
 from .proxmox_tasks import task_types, upid_in
 from .request_values import argument_spec, given_members
 from .result import result
+from .shared.progress_texts import VERIFYING
 from .shared.run_until import run_until_of
 
 #: The maximum duration of an action if the request contains no `timeout_s`.
@@ -139,7 +140,7 @@ class VmAction(ActionBase):
         if after["task_error"]:
             for upid in after["upids"]:
                 self.progress.step(f"Proxmox task {upid} has ended{self._log_end(upid)}")
-        self.progress.step(" ".join(["verifying the outcome of", *(after["upids"] or ["the change"])]))
+        self.progress.step(" ".join([VERIFYING, *(after["upids"] or ["the change"])]))
         return after
 
     def identify(self, *, may_be_absent: bool = False, **query: Any) -> Facts:

@@ -7,7 +7,7 @@ from datetime import datetime
 from itertools import pairwise
 
 import pytest
-from smith_lab.system import LabSystem
+from smith_lab.system import LabSystem, wait_for
 
 MakeLab = Callable[..., LabSystem]
 
@@ -59,6 +59,19 @@ def test_a_burst_on_a_busy_storage_completes_within_the_time_of_fulcrum_core(mak
     assert len(failed) >= BUSY_SERVICES // 5
     assert {entry["reason"].partition(":")[0] for entry in lab.log_events("job_requeued")} == {"VM_LOCKED"}
     assert lab.log_events("clones_throttled")
+
+
+def test_a_clone_slot_is_free_again_while_the_vm_is_being_configured(make_lab: MakeLab) -> None:
+    lab = make_lab(time_scale=0.0, SMITH_CLONES_PER_STORAGE="1")
+    lab.start_executor()
+    lab.proxmox.control("hold", method="PUT", path=r"/nodes/[^/]+/qemu/\d+/config")
+    first = lab.order_service("first")
+    wait_for(lambda: lab.guests_of(first) or lab.guests(), 60, "the first clone")
+    second = lab.order_service("second")
+    assert lab.wait_for_jobs(second, 120)["status"] == "Stopped"
+    assert len(lab.log_events("job_finished")) == 1
+    lab.proxmox.control("clear_faults")
+    assert lab.wait_for_jobs(first, 120)["status"] == "Stopped"
 
 
 def beat_time(call: dict) -> float:

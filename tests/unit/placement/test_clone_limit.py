@@ -69,7 +69,7 @@ def test_each_lock_timeout_halves_the_limit_down_to_one() -> None:
     limits_seen = []
     for _ in range(5):
         clone(limit, LOCK_TIMED_OUT)
-        limits_seen.append(limit.capacity)
+        limits_seen.append(limit.max_creates)
     assert limits_seen == [4, 2, 1, 1, 1]
 
 
@@ -78,7 +78,7 @@ def test_the_timeout_of_a_storage_lock_halves_the_limit(text: str) -> None:
     """The error of a run contains the code that the error rules derive from Proxmox's text."""
     limit, failure = CloneLimit(max_limit=8), classify_failure(text)
     clone(limit, JobResult(succeeded=False, code=ErrorCode(failure.code), detail=f"{failure.text} (run x)"))
-    assert limit.capacity == 4
+    assert limit.max_creates == 4
 
 
 def test_successes_raise_a_throttled_limit_step_by_step_up_to_the_setting() -> None:
@@ -86,12 +86,12 @@ def test_successes_raise_a_throttled_limit_step_by_step_up_to_the_setting() -> N
     clone(limit, LOCK_TIMED_OUT)
     for _ in range(SUCCESSES_PER_RAISE - 1):
         clone(limit, CLONED)
-    assert limit.capacity == 2
+    assert limit.max_creates == 2
     clone(limit, CLONED)
-    assert limit.capacity == 3
+    assert limit.max_creates == 3
     for _ in range(SUCCESSES_PER_RAISE * 5):
         clone(limit, CLONED)
-    assert limit.capacity == 4
+    assert limit.max_creates == 4
 
 
 @pytest.mark.parametrize(
@@ -100,15 +100,15 @@ def test_successes_raise_a_throttled_limit_step_by_step_up_to_the_setting() -> N
 def test_other_failures_do_not_change_the_limit(result: JobResult) -> None:
     limit = CloneLimit(max_limit=8)
     clone(limit, result)
-    assert limit.capacity == 8
+    assert limit.max_creates == 8
 
 
-def test_the_capacity_is_the_sum_of_the_limits_of_the_used_targets() -> None:
+def test_as_many_creates_may_run_as_the_limits_of_the_used_targets_allow() -> None:
     limit = CloneLimit(max_limit=8)
-    assert limit.capacity == 8
+    assert limit.max_creates == 8
     clone(limit, CLONED, "local-lvm@pve1")
     clone(limit, LOCK_TIMED_OUT, "local-lvm@pve2")
-    assert limit.capacity == 12
+    assert limit.max_creates == 12
 
 
 def test_a_create_that_may_not_wait_any_longer_is_cancelled_and_holds_no_slot() -> None:
@@ -124,6 +124,21 @@ def test_a_create_that_may_not_wait_any_longer_is_cancelled_and_holds_no_slot() 
             pass
         assert caught.value.code is ErrorCode.CANCELLED
     clone(limit, CLONED, "ceph")
+
+
+def test_a_clone_that_has_ended_makes_room_for_another_one_before_its_create_ends() -> None:
+    limit = CloneLimit(max_limit=1)
+    with limit.acquire("ceph", may_wait=lambda: True) as first:
+        assert limit.max_creates == 1
+        first.end_clone()
+        assert limit.max_creates == 2
+        with limit.acquire("ceph", may_wait=lambda: False) as second:
+            first.end_clone()  # has no effect
+            with pytest.raises(JobError), limit.acquire("ceph", may_wait=lambda: False):
+                pass
+            second.result = LOCK_TIMED_OUT
+        first.result = CLONED
+    assert limit.max_creates == 1
 
 
 def test_a_block_that_raises_releases_its_slot() -> None:

@@ -104,3 +104,12 @@ def test_an_unchanged_story_is_not_returned_again() -> None:
     assert made.changed_document() is None
     made.add_event(line("configuring"))
     assert made.changed_document() is not None
+
+
+def test_the_text_of_each_step_is_passed_on_when_it_arrives() -> None:
+    texts: list[str] = []
+    made = RunStory(Redactor(), texts.append)
+    for text in ("cloning the template 9000 on pve1", f"verifying the outcome of {UPID}"):
+        made.add_event(line(text))
+    made.add_event(verbose("[WARNING]: not a progress line [1.5 s]"))
+    assert texts == ["cloning the template 9000 on pve1", f"verifying the outcome of {UPID}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import pprint
 import re
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ STRANGERS = TESTS / "data" / "strangers.md"
 TEXTS = TESTS / "data" / "proxmox_texts.md"
 #: The recorded result of the last run of `make mutation`, written by hand.
 MUTATION = TESTS / "data" / "mutation.md"
+#: The versions with which the tests have run, written by tests/support/support_record.py.
+SUPPORT_RECORD = TESTS / "data" / "support.json"
 #: The folders of the module index in ARCHITECTURE.md.
 INDEXED = ("executor", "plugins", "lab/smith_lab")
 INDEX_START, INDEX_END = "<!-- module index: generated -->", "<!-- end of module index -->"
@@ -211,6 +214,22 @@ make. Files without a reached text are counted in the row of their repository on
 
 {texts}
 """
+SUPPORT = """\
+# Tested versions
+
+{note}
+
+Each row is a combination of versions with which the tests have run. `pytest --support-record tests/data/support.json`
+writes them, then this page. The Proxmox stand-in behaves as the version that a test sets
+([proxmox_behaviour.md](proxmox_behaviour.md)); its rows count the changing requests that it accepted. Rows of a real
+Proxmox count the tests with the mark `lab` ([CONTRIBUTING.md](../CONTRIBUTING.md)).
+
+| Proxmox VE | kind | ansible-core | community.proxmox | Python | changing requests | tests on a real Proxmox |
+|---|---|---|---|---|---|---|
+{rows}
+
+The requirements are wider: ansible-core and Python as in `pyproject.toml`, community.proxmox as in `requirements.yml`.
+"""
 #: The arguments of the mark `proxmox`, in the order of the table's columns. Only the last may be missing.
 PROXMOX_COLUMNS = ("behaviour", "versions", "source", "reaction")
 
@@ -278,6 +297,14 @@ def proxmox_page() -> str:
         strangers=STRANGERS.read_text(encoding="utf-8").rstrip(),
         texts=TEXTS.read_text(encoding="utf-8").rstrip(),
     )
+
+
+def support_page() -> str:
+    """Return docs/support.md, from the record that a run of the tests has written."""
+    columns = ("proxmox", "kind", "ansible_core", "community_proxmox", "python", "changes", "tests")
+    rows = json.loads(SUPPORT_RECORD.read_text(encoding="utf-8"))
+    lines = [f"| {' | '.join(str(row.get(column, '')) for column in columns)} |" for row in rows]
+    return SUPPORT.format(note=NOTE, rows="\n".join(lines))
 
 
 def proxmox_rows() -> Iterator[tuple[str, ...]]:
@@ -359,6 +386,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "errors.md": errors_page,
     "faults.md": faults_page,
     "proxmox_behaviour.md": proxmox_page,
+    "support.md": support_page,
     "../ARCHITECTURE.md": architecture_page,
     "../plugins/plugin_utils/shared/vm_arguments.py": vm_arguments_module,
 }

@@ -11,6 +11,7 @@ from hypothesis import settings
 from smith_lab import system
 from support import fork_server, surroundings
 from support.costs import LONGEST_FIRST, Recorder
+from support.support_record import SupportRecorder
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("no-deadline", deadline=None)
@@ -24,11 +25,15 @@ surroundings.reset_process()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--costs", metavar="FILE", help="add a line for each test to FILE: name, CPU s, wall s")
+    parser.addoption("--support-record", metavar="FILE", help="write to FILE with which versions the tests have run")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if file := config.getoption("--costs"):
         config.pluginmanager.register(Recorder(Path(file).resolve()))
+    file = config.getoption("--support-record")
+    if file and not hasattr(config, "workerinput"):  # only in the process that starts pytest-xdist's workers
+        config.pluginmanager.register(SupportRecorder(Path(file).resolve()))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -238,6 +238,7 @@ class ProxmoxStandIn:
             "statistics_lag_s": self.statistics_lag_s,
             "login_delay_s": self.login_delay_s,
             "ready": str(self._ready_file),
+            "changes_file": os.environ.get("LAB_CHANGES_FILE", ""),
         }
         self._ready_file.unlink(missing_ok=True)
         return write_private(self.folder / "settings.json", json.dumps(settings).encode())

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import fnmatch
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,7 @@ class RequestFaults(FakePve):
         self.request_log: list[dict[str, Any]] = []
         self.changes_until_hold = 0  #: number of changing requests until one is held; 0: none is held
         self.request_to_hold: tuple[str, str] | None = None  #: `do_hold` in verbs_cluster.py sets and explains it
+        self.accepted_changes: Counter[str] = Counter()  #: the changing requests that were accepted, by version
         self.is_holding = False  #: a processed request waits for its answer until `do_clear_faults`
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
@@ -48,6 +50,7 @@ class RequestFaults(FakePve):
         fault = self._use_fault(request.method, path)
         if fault is None:
             answer = await super()._answer(request, handler, generic, path_node)
+            self.accepted_changes[self.version] += request.method != "GET" and answer.status < 400
             if self._must_hold(request.method, path):
                 await self._hold()
             return answer

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..plugin_utils import allowed, deletion, failures, preconditions, steps, volumes
-from ..plugin_utils.cluster import FAILED_CALL, error_text
+from ..plugin_utils.client import FAILED_CALL, error_text
 from ..plugin_utils.identity import identity_problem, kind_of, lock_problem
 from ..plugin_utils.proxmox_tasks import task_types
 from ..plugin_utils.request_values import is_yes

@@ -9,7 +9,8 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-from ..plugin_utils.cluster import FAILED_CALL, LibraryMissing, error_text, open_cluster
+from ..plugin_utils.client import FAILED_CALL, LibraryMissing, error_text
+from ..plugin_utils.cluster import open_cluster
 from ..plugin_utils.failures import own_failure, proxmox_failure
 from ..plugin_utils.login import LoginError, login_variable
 from ..plugin_utils.look_up import LookUp, Query

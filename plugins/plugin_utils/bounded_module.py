@@ -8,7 +8,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-with contextlib.suppress(ImportError):  # `cluster.connect` reports a missing library before a module is executed
+with contextlib.suppress(ImportError):  # `client.connect` reports a missing library before a module is executed
     from .shared.bounded_http import bounded_sessions
 
 #: How much more memory than this process a module may use.

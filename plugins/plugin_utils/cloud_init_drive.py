@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import cloud_init, request
-from .cluster import FAILED_CALL, error_text
+from .client import FAILED_CALL, error_text
 from .failures import proxmox_failure
 from .vm_action import Facts, Refused, VmAction
 

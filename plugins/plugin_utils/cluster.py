@@ -8,31 +8,15 @@ states whether the absence is proven, and if not, why.
 from __future__ import annotations
 
 import re
-import sys
 from typing import Any
 
 from . import guest_facts
-from .bounded_session import REQUEST_TIMEOUT_S, BoundedSession
+from .bounded_session import BoundedSession
+from .client import FAILED_CALL, ResourceException, connect, login_name
 from .guest_facts import UNFINISHED_LOCKS, absent, not_proven
-from .login import Login, LoginError, read_login
+from .login import Login, read_login
 from .proxmox_tasks import as_listed, error_with_cause, is_started_by, needs_log, newest_first, vmids_in
 from .shared.error_rules import is_not_here
-
-#: Why a Python library of the client cannot be imported; empty if all can. `connect` reports it.
-IMPORT_PROBLEM = ""
-#: The exceptions that a failed request to Proxmox raises.
-FAILED_CALL: tuple[type[Exception], ...] = (OSError,)
-try:
-    import urllib3
-    from proxmoxer import ProxmoxAPI
-    from proxmoxer.core import AuthenticationError, ResourceException
-
-    from .shared import bounded_http
-
-    FAILED_CALL = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
-except ImportError as import_error:
-    IMPORT_PROBLEM = str(import_error)
-    AuthenticationError = ResourceException = OSError
 
 #: The exceptions that an answer in an unexpected form raises. The guest agent's answer comes from inside the guest.
 BAD_ANSWER: tuple[type[Exception], ...] = (AttributeError, TypeError, ValueError, KeyError, RecursionError)
@@ -59,41 +43,6 @@ MAX_QUOTED_LINE = 200
 NODE_DOWN_STATUSES = range(595, 600)
 
 
-class LibraryMissing(Exception):
-    """A Python library that a connection to Proxmox needs is not installed."""
-
-
-def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
-    """Return an API client for the login `connection`.
-
-    The keys of `connection` are parameter names of community.proxmox's modules. If the login has a password and a
-    token, the password is used, as the modules do. Raises LibraryMissing or LoginError.
-    """
-    if IMPORT_PROBLEM:
-        raise LibraryMissing(f"PLAYBOOK_FAILED: install proxmoxer and requests for {sys.executable}: {IMPORT_PROBLEM}")
-    verify: bool | str = bool(connection.get("validate_certs", True))
-    if verify and ca_bundle:
-        verify = ca_bundle
-    login = {"user": connection.get("api_user", "")}
-    if connection.get("api_port"):
-        login["port"] = connection["api_port"]
-    if connection.get("api_password"):
-        login["password"] = connection["api_password"]
-    else:
-        login |= {
-            "token_name": connection.get("api_token_id", ""),
-            "token_value": connection.get("api_token_secret", ""),
-        }
-    if not connection.get("api_host"):
-        raise LoginError("PVE_AUTH: PROXMOX_HOST is not set, nor is api_host in SMITH_CREDENTIALS_FILE")
-    host = connection["api_host"]
-    with bounded_http.bounded_sessions():
-        api = ProxmoxAPI(host, verify_ssl=verify, timeout=REQUEST_TIMEOUT_S, **login)
-    # An answer must be complete within the timeout of a request, so that the action ends before its deadline.
-    api._store["session"].mount("https://", bounded_http.BoundedAdapter(time_factor=1.0))
-    return api
-
-
 def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -> tuple[Cluster, Login]:
     """Return the requests to the cluster of a login, and the login. `connection` and `ca_bundle` may be empty.
 
@@ -105,25 +54,6 @@ def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -
     has_token = not login.connection.get("api_password")
     cluster.session = BoundedSession(api._store["session"], repeats_refused_logins=has_token)
     return cluster, login
-
-
-def login_name(connection: dict[str, Any]) -> str:
-    """Return the user or the token of a login, such as `smith@pve!job`. `connect` prefers the password."""
-    user = str(connection.get("api_user", ""))
-    return user if connection.get("api_password") else f"{user}!{connection.get('api_token_id', '')}"
-
-
-def error_text(exc: BaseException) -> str:
-    """Return the exception's text, or its class name if it has none."""
-    return str(exc).strip() or type(exc).__name__
-
-
-def is_final(exc: BaseException) -> bool:
-    """Return True if Proxmox refused the request, so that the same request would fail again.
-
-    Return False if the answer was lost or Proxmox had an internal error.
-    """
-    return isinstance(exc, AuthenticationError) or getattr(exc, "status_code", 599) < 500
 
 
 class Cluster:

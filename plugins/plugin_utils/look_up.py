@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from .cluster import FAILED_CALL, NODE_DOWN_STATUSES, Cluster, is_final
+from .client import FAILED_CALL, is_final
+from .cluster import NODE_DOWN_STATUSES, Cluster
 from .guest_facts import UNFINISHED_LOCKS, absent, macs_of
 from .identity import HA_ERROR
 from .proxmox_tasks import failed, is_end_unknown, is_running, newest_first

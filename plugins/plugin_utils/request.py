@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .cluster import FAILED_CALL, error_text
+from .client import FAILED_CALL, error_text
 from .failures import is_outcome_unknown, proxmox_failure
 from .vm_action import Refused, VmAction
 

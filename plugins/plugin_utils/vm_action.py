@@ -18,7 +18,8 @@ from ansible.plugins.action import ActionBase
 
 from . import failures, login
 from .bounded_module import bounded_module
-from .cluster import FAILED_CALL, LOG_END_LINES, Cluster, LibraryMissing, error_text, open_cluster
+from .client import FAILED_CALL, LibraryMissing, error_text
+from .cluster import LOG_END_LINES, Cluster, open_cluster
 from .identity import identity_problem, kind_of
 from .look_up import LookUp, Query
 from .progress import Progress

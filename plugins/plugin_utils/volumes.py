@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .cluster import FAILED_CALL, error_text
+from .client import FAILED_CALL, error_text
 from .proxmox_tasks import volumes_left_in
 
 if TYPE_CHECKING:

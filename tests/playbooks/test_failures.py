@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.cluster import Cluster, connect
+from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.client import connect
+from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.cluster import Cluster
 from both_ways import Play
 from play_bench import ACTIONS, ROOT, Bench, read_record
 

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the API client for a login, and knows the exceptions of its requests."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from .bounded_session import REQUEST_TIMEOUT_S
+from .login import LoginError
+
+__all__ = [
+    "FAILED_CALL",
+    "IMPORT_PROBLEM",
+    "LibraryMissing",
+    "ResourceException",
+    "connect",
+    "error_text",
+    "is_final",
+    "login_name",
+]
+
+#: Why a Python library of the client cannot be imported; empty if all can. `connect` reports it.
+IMPORT_PROBLEM = ""
+#: The exceptions that a failed request to Proxmox raises.
+FAILED_CALL: tuple[type[Exception], ...] = (OSError,)
+try:
+    import urllib3
+    from proxmoxer import ProxmoxAPI
+    from proxmoxer.core import AuthenticationError, ResourceException
+
+    from .shared import bounded_http
+
+    FAILED_CALL = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
+except ImportError as import_error:
+    IMPORT_PROBLEM = str(import_error)
+    AuthenticationError = ResourceException = OSError
+
+
+class LibraryMissing(Exception):
+    """A Python library that a connection to Proxmox needs is not installed."""
+
+
+def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
+    """Return an API client for the login `connection`.
+
+    The keys of `connection` are parameter names of community.proxmox's modules. If the login has a password and a
+    token, the password is used, as the modules do. Raises LibraryMissing or LoginError.
+    """
+    if IMPORT_PROBLEM:
+        raise LibraryMissing(f"PLAYBOOK_FAILED: install proxmoxer and requests for {sys.executable}: {IMPORT_PROBLEM}")
+    verify: bool | str = bool(connection.get("validate_certs", True))
+    if verify and ca_bundle:
+        verify = ca_bundle
+    login = {"user": connection.get("api_user", "")}
+    if connection.get("api_port"):
+        login["port"] = connection["api_port"]
+    if connection.get("api_password"):
+        login["password"] = connection["api_password"]
+    else:
+        login |= {
+            "token_name": connection.get("api_token_id", ""),
+            "token_value": connection.get("api_token_secret", ""),
+        }
+    if not connection.get("api_host"):
+        raise LoginError("PVE_AUTH: PROXMOX_HOST is not set, nor is api_host in SMITH_CREDENTIALS_FILE")
+    host = connection["api_host"]
+    with bounded_http.bounded_sessions():
+        api = ProxmoxAPI(host, verify_ssl=verify, timeout=REQUEST_TIMEOUT_S, **login)
+    # An answer must be complete within the timeout of a request, so that the action ends before its deadline.
+    api._store["session"].mount("https://", bounded_http.BoundedAdapter(time_factor=1.0))
+    return api
+
+
+def login_name(connection: dict[str, Any]) -> str:
+    """Return the user or the token of a login, such as `smith@pve!job`. `connect` prefers the password."""
+    user = str(connection.get("api_user", ""))
+    return user if connection.get("api_password") else f"{user}!{connection.get('api_token_id', '')}"
+
+
+def error_text(exc: BaseException) -> str:
+    """Return the exception's text, or its class name if it has none."""
+    return str(exc).strip() or type(exc).__name__
+
+
+def is_final(exc: BaseException) -> bool:
+    """Return True if Proxmox refused the request, so that the same request would fail again.
+
+    Return False if the answer was lost or Proxmox had an internal error.
+    """
+    return isinstance(exc, AuthenticationError) or getattr(exc, "status_code", 599) < 500

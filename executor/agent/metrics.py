@@ -131,13 +131,16 @@ class VmMetrics:
         return existing_types
 
     def _samples(self, row: VmRow, read_at: float) -> Iterator[Sample]:
-        """Yield the samples of one VM. `read_at` is the monotonic time at which `row` was read."""
-        yield Sample(vmid=row.vmid, type_name="vm.cpu.usage", resource_id="cpu", value=row.cpu_share)
+        """Yield the samples of one VM. `read_at` is the monotonic time at which `row` was read.
+
+        A share is at most 1. Proxmox 9 shows the memory that a VM takes on its node, which may be more than it has.
+        """
+        yield Sample(vmid=row.vmid, type_name="vm.cpu.usage", resource_id="cpu", value=min(row.cpu_share, 1.0))
         if row.max_memory_bytes:
-            used_share = row.memory_bytes / row.max_memory_bytes
+            used_share = min(row.memory_bytes / row.max_memory_bytes, 1.0)
             yield Sample(vmid=row.vmid, type_name="vm.memory.usage", resource_id="memory", value=used_share)
         if row.disk_bytes and row.max_disk_bytes:  # `disk_bytes` is always 0 for qemu: Proxmox does not know the usage
-            used_share = row.disk_bytes / row.max_disk_bytes
+            used_share = min(row.disk_bytes / row.max_disk_bytes, 1.0)
             yield Sample(vmid=row.vmid, type_name="vm.disk.usage", resource_id="disk", value=used_share)
         previous_read_at, previous_row = self._previous_rows.get(row.vmid, (read_at, row))
         elapsed_s = read_at - previous_read_at

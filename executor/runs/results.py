@@ -38,6 +38,8 @@ TENANT_DETAILS: dict[ErrorCode, str] = {
     ErrorCode.NOT_FOUND: "a thing that the job needs does not exist",
 }
 
+#: Matches the text about a property that names or figures in parentheses explain to operators. Group 1 is for tenants.
+TEXT_ABOUT_PROPERTY = re.compile(r"(property [a-z_]+: [^()]+?)(?: \([^()]*\))?\Z")
 #: Matches the text about a snapshot of the tenant's own VM, which tenants may read.
 TEXT_ABOUT_SNAPSHOT = re.compile(r"VM \d+ has no snapshot")
 #: The kinds of events that report the beginning and the end of an Ansible task.
@@ -89,7 +91,7 @@ def read(artifacts: RunArtifacts) -> JobResult:
         succeeded=False,
         vm=vm or {},
         code=code,
-        detail=_printable_with_run_ident(_detail_for_tenants(code, operator_detail), artifacts),
+        detail=_printable_with_run_ident(detail_for_tenants(code, operator_detail), artifacts),
         operator_detail=_printable_with_run_ident(operator_detail, artifacts),
         was_killed=kill_text is not None,
     )
@@ -149,8 +151,10 @@ def _code_and_detail(status: RunStatus, failure: ClassifiedFailure | None) -> tu
     return ErrorCode(failure.code), failure.text
 
 
-def _detail_for_tenants(code: ErrorCode, detail: str) -> str:
+def detail_for_tenants(code: ErrorCode, detail: str) -> str:
     """Return the error text without the names and figures that tenants must not read."""
+    if about_property := TEXT_ABOUT_PROPERTY.match(detail):
+        return about_property.group(1)
     return detail if TEXT_ABOUT_SNAPSHOT.match(detail) else TENANT_DETAILS.get(code, detail)
 
 

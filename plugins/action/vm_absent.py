@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..plugin_utils import allowed, deletion, failures, preconditions, steps, volumes
+from ..plugin_utils import allowed, backup, deletion, failures, preconditions, steps, volumes
 from ..plugin_utils.client import FAILED_CALL, error_text
 from ..plugin_utils.identity import identity_problem, kind_of, lock_problem
 from ..plugin_utils.proxmox_tasks import task_types
@@ -52,11 +52,13 @@ class ActionModule(VmAction):
         return steps.Step(facts=marked.facts, is_changed=True, upids=stopped.upids + marked.upids)
 
     def _destroy(self, facts: Facts, _at: int) -> steps.Step:
-        stopped = steps.ensure_power(self, facts, "stopped")
         storage = str(self.vm.get("final_backup") or "")
+        if facts["exists"] and storage:
+            backup.require_backup_possible(self, facts, storage)
+        stopped = steps.ensure_power(self, facts, "stopped")
         archived = steps.unchanged(stopped.facts)
         if facts["exists"] and storage:
-            archived = steps.ensure_backup(self, stopped.facts, facts, storage)
+            archived = backup.ensure_backup(self, stopped.facts, facts, storage)
             self.archive = preconditions.backup_made(archived.facts, facts)
         deleted = self._delete(archived.facts) if facts["exists"] else self._deleted_before(facts)
         return steps.Step(

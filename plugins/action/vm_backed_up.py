@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..plugin_utils import preconditions, steps
+from ..plugin_utils import preconditions
+from ..plugin_utils.backup import ensure_backup
 from ..plugin_utils.vm_action import VmAction
 
 
@@ -15,7 +16,7 @@ class ActionModule(VmAction):
     def execute(self) -> dict[str, Any]:
         storage = str(self.vm.get("backup_storage") or "")
         facts = self.identify(backup_storage=storage)
-        step = steps.ensure_backup(self, facts, facts, storage)
+        step = ensure_backup(self, facts, facts, storage)
         self.diff = {"before": {}, "after": {"backup": storage}}
         return self.document(
             step.facts,

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..plugin_utils.failures import outcome_problem
 from ..plugin_utils.identity import identity_problem
+from ..plugin_utils.node_limits import vcpus_problem
 from ..plugin_utils.preconditions import migration_problem
 from ..plugin_utils.request_values import is_yes
 from ..plugin_utils.vm_action import Facts, VmAction
@@ -20,6 +21,8 @@ class ActionModule(VmAction):
         facts = self.identify(target_node=target)
         self.refuse(migration_problem(facts, self.vm))
         is_needed = facts["node"] != target
+        if is_needed and facts["status"] == "running":
+            self.refuse(vcpus_problem(self.cluster, target, facts["cores"] * facts["sockets"]))
         if is_needed:
             self.diff = {"before": {"node": facts["node"]}, "after": {"node": target}}
         after = self._migrate(facts, target) if is_needed and not self.is_check_mode else facts

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ..plugin_utils import cloud_init, configuration, creation, failures, steps, volumes
+from ..plugin_utils import cloud_init, configuration, creation, failures, node_limits, steps, volumes
 from ..plugin_utils.identity import kind_of, lock_problem, reservation_problem
 from ..plugin_utils.request_values import is_yes
 from ..plugin_utils.shared.required_members import REQUIRED_MEMBERS
@@ -39,12 +39,14 @@ class ActionModule(VmAction):
         # Every refusal comes before the first change.
         self.refuse(reservation_problem(before, vm), lock_problem(before), creation.request_problem(before, vm))
         if not before["exists"]:
+            self.refuse(self._node_problem(before))
             self.refuse(self._volumes_problem(before["template"]))
         if not before["exists"] and self.is_check_mode:
             return self._planned(before)
         created = steps.unchanged(before) if before["exists"] else self._create(before)
         self.publish(created.facts, adopted=before["exists"])
-        configured = steps.ensure_configured(self, created.facts, self.vm, is_create=True)
+        is_checked = not before["exists"]
+        configured = steps.ensure_configured(self, created.facts, self.vm, is_create=True, is_checked=is_checked)
         more = {"planned": configuration.planned(created.facts, self.vm, True)} if self.is_check_mode else {}
         return self.document(
             configured.facts,
@@ -56,9 +58,18 @@ class ActionModule(VmAction):
 
     def _volumes_problem(self, template: dict[str, Any]) -> str:
         """Return why the free VMID must not be used: a former guest has left volumes on the new guest's storages."""
-        node = str(self.vm.get("node") or template.get("node") or "")
+        node = self._node(template)
         storages = volumes.storages_of_new_guest(self.vm, template)
         return volumes.reuse_problem(self.cluster, node, int(self.vm["vmid"]), storages)
+
+    def _node_problem(self, before: Facts) -> str:
+        """Return why the node of the new guest cannot give it what the request names."""
+        source = before["template"] if self._is_clone() else before
+        node = self._node(before["template"])
+        return node_limits.request_problem(self.cluster, node, source, self.vm, is_new=True)
+
+    def _node(self, template: dict[str, Any]) -> str:
+        return str(self.vm.get("node") or template.get("node") or "")
 
     def _planned(self, before: Facts) -> dict[str, Any]:
         """Return the result of check mode for a guest that does not exist yet."""
@@ -90,7 +101,7 @@ class ActionModule(VmAction):
     def _clone(self, template: dict[str, Any]) -> dict[str, Any]:
         """Clone the template. The module does not notice that a clone failed, so it does not wait; the look-up does."""
         vm, is_full = self.vm, is_yes(self.vm.get("full_clone", True))
-        node = str(vm.get("node") or "")
+        node, storage = str(vm.get("node") or ""), str(vm.get("storage") or "") if is_full else ""
         self.progress.step(f"cloning the template {template['vmid']} on {template['node']}")
         return self.change(
             "proxmox_kvm",
@@ -101,7 +112,8 @@ class ActionModule(VmAction):
             newid=vm["vmid"],
             name=vm["name"],
             full=is_full,
-            storage=(vm.get("storage") or None) if is_full else None,
+            storage=storage or None,
+            format=node_limits.disk_format(self.cluster, self._node(template), storage) if storage else None,
             target=node if node not in ("", template["node"]) else None,
             pool=vm.get("pool") or None,
             timeout=0,
@@ -109,7 +121,9 @@ class ActionModule(VmAction):
 
     def _create_blank(self, before: Facts, vm: dict[str, Any]) -> dict[str, Any]:
         """Create a VM without a template. One request also configures it, so it has its marker from the start."""
-        requested = creation.blank(before, vm)
+        storages = creation.storages(before, vm)
+        formats = {storage: node_limits.disk_format(self.cluster, vm["node"], storage) for storage in storages}
+        requested = creation.blank(before, vm, formats)
         self.progress.step(f"creating a VM without a template on {vm['node']}")
         return self.change(
             "proxmox_kvm",

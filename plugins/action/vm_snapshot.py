@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from ..plugin_utils.failures import outcome_problem
-from ..plugin_utils.identity import lock_problem
+from ..plugin_utils.identity import lock_problem, suspended_problem
 from ..plugin_utils.preconditions import snapshot_name, snapshot_problem
 from ..plugin_utils.vm_action import Facts, VmAction
 
@@ -26,7 +26,7 @@ class ActionModule(VmAction):
         is_rollback = state == "rolled_back"
         is_needed = is_rollback or name not in [snapshot["name"] for snapshot in facts["snapshots"]]
         if is_needed:
-            self.refuse(snapshot_problem(facts, name, state), lock_problem(facts))
+            self.refuse(snapshot_problem(facts, name, state), lock_problem(facts), suspended_problem(facts))
         plan = {"rolled_back_to" if is_rollback else "snapshot": name} if is_needed else {}
         self.diff = {"before": {}, "after": plan} if plan else {}
         after = self._change(facts, name, state) if is_needed and not self.is_check_mode else facts

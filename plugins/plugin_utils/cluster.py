@@ -39,6 +39,8 @@ MAX_LOG_CHARACTERS = 16 * 1024 * 1024
 LOG_END_LINES = 5
 #: Maximum number of characters of such a line.
 MAX_QUOTED_LINE = 200
+#: A part of Proxmox's answer to a request for a node whose address it does not know.
+NO_SUCH_HOST = "hostname lookup"
 #: HTTP statuses with which Proxmox reports that another node does not answer.
 NODE_DOWN_STATUSES = range(595, 600)
 
@@ -67,6 +69,7 @@ class Cluster:
         self.kind = kind
         self.login = login
         self.log_ends: dict[str, list[str]] = {}  #: the last lines of each log that was read, by UPID
+        self._rows: dict[str, list[dict[str, Any]]] = {}  #: the lists of nodes and storages, which are read once
 
     def guest(self, node: str, vmid: int) -> Any:
         """Return the API resource of the VM or container."""
@@ -94,6 +97,10 @@ class Cluster:
         rows = self.guest(node, vmid).cloudinit.get()
         return [str(row["key"]) for row in rows if "pending" in row or row.get("delete")]
 
+    def _is_unknown_node(self, exc: Exception, node: str) -> bool:
+        """Return True if a request failed because the cluster has no node of this name, or has it no more."""
+        return NO_SUCH_HOST in str(exc) and node not in {str(row.get("node")) for row in self.node_rows()}
+
     def is_being_created(self, node: str, vmid: int) -> bool:
         """Return True while Proxmox is cloning or creating the VM. Sends one request."""
         try:
@@ -119,10 +126,11 @@ class Cluster:
         try:
             found = self.facts(hint, vmid) if hint else None
         except ResourceException as exc:
-            if exc.status_code not in NODE_DOWN_STATUSES:
+            is_unknown = self._is_unknown_node(exc, hint)
+            if exc.status_code not in NODE_DOWN_STATUSES and not is_unknown:
                 raise
             found, row = None, self.row_of(vmid, rows)
-            if row is None or row.get("node") == hint:
+            if not is_unknown and (row is None or row.get("node") == hint):
                 raise  # the VM is still on the node that does not answer
         if found:
             return found
@@ -195,7 +203,12 @@ class Cluster:
         Proxmox also lists those of other users and tokens if the login has Sys.Audit, and those of all tokens of a user
         who logs in with a password.
         """
-        tasks = self.api.nodes(node).tasks.get(vmid=vmid, source="all", limit=MAX_LISTED_TASKS) if node else []
+        try:
+            tasks = self.api.nodes(node).tasks.get(vmid=vmid, source="all", limit=MAX_LISTED_TASKS) if node else []
+        except ResourceException as exc:
+            if not self._is_unknown_node(exc, node):
+                raise
+            tasks = []
         return newest_first([task for task in tasks if is_started_by(task, self.login)])
 
     def tasks_on_all_nodes(self, vmid: int) -> tuple[list[dict[str, Any]], bool]:
@@ -253,12 +266,22 @@ class Cluster:
         rows = self.api.nodes(node).storage(storage).content.get(vmid=vmid)
         return [str(row["volid"]) for row in rows if row.get("content", "images") in DISK_CONTENT]
 
+    def storage_rows(self, node: str) -> dict[str, dict[str, Any]]:
+        """Return the rows of the node's storages on which the login has a privilege, by name."""
+        if "storage" not in self._rows:
+            self._rows["storage"] = list(self.api.cluster.resources.get(type="storage"))
+        return {str(row["storage"]): row for row in self._rows["storage"] if row.get("node") == node}
+
+    def node_rows(self) -> list[dict[str, Any]]:
+        """Return the rows of all nodes, which have `maxcpu` only for a login with Sys.Audit."""
+        if "node" not in self._rows:
+            self._rows["node"] = list(self.api.nodes.get())
+        return self._rows["node"]
+
     def disk_storages(self, node: str) -> set[str]:
         """Return the node's storages that may contain disks of guests, as far as the login has a privilege on them."""
-        rows = [row for row in self.api.cluster.resources.get(type="storage") if row.get("node") == node]
-        return {
-            str(row["storage"]) for row in rows if {*str(row.get("content", "images")).split(",")} & {*DISK_CONTENT}
-        }
+        contents = {name: str(row.get("content", "images")) for name, row in self.storage_rows(node).items()}
+        return {name for name, content in contents.items() if {*content.split(",")} & {*DISK_CONTENT}}
 
     def settings(self, node: str, vmid: int) -> list[tuple[str, Any]]:
         """Return the keys and values of the guest's configuration: the current values, then the pending ones."""

@@ -8,6 +8,7 @@ All functions are pure.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from . import allowed, container, disks, hardware
@@ -52,17 +53,25 @@ def _blank_problem(vm: dict[str, Any]) -> str:
     return ""
 
 
-def blank(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+def storages(facts: dict[str, Any], vm: dict[str, Any]) -> set[str]:
+    """Return the storages of the disks of a VM without a template."""
+    return {str(step["storage"]) for step in disks.disk_steps(facts, vm)}
+
+
+def blank(facts: dict[str, Any], vm: dict[str, Any], formats: Mapping[str, str | None] | None = None) -> dict[str, Any]:
     """Return the parameters of proxmox_kvm that create a VM without a template, including its marker and its disks.
 
-    The VM boots from its first disk. While this disk is empty, it boots from the ISO image.
+    The VM boots from its first disk. While this disk is empty, it boots from the ISO image. `formats` has the format of
+    new disks by storage; without it, the storage determines the format.
     """
     if kind_of(vm) == "lxc":
         return changes(facts, vm, True)
     disks_to_add = disks.disk_steps(facts, vm)
     drives: dict[str, dict[str, str]] = {bus: {} for bus in ("scsi", "virtio", "sata", "ide")}
     for step in disks_to_add:
-        drives[step["disk"].rstrip("0123456789")][step["disk"]] = f"{step['storage']}:{step['size']}"
+        disk_format = (formats or {}).get(step["storage"])
+        option = f",format={disk_format}" if disk_format else ""
+        drives[step["disk"].rstrip("0123456789")][step["disk"]] = f"{step['storage']}:{step['size']}{option}"
     order = [disks_to_add[0]["disk"]] if disks_to_add else []
     if vm.get("iso"):
         drives["ide"][disks.CDROM] = f"{vm['iso']},media=cdrom"

@@ -162,6 +162,16 @@ def lock_problem(facts: dict[str, Any]) -> str:
     return ""
 
 
+def suspended_problem(facts: dict[str, Any]) -> str:
+    """Return why Proxmox would refuse every change but a start and a deletion: the VM is hibernated.
+
+    The lock of a hibernated VM does not end by itself.
+    """
+    if facts.get("lock") != "suspended":
+        return ""
+    return f"VM_STATE: VM {facts['vmid']} is hibernated (lock suspended): start it first"
+
+
 def _owner_text(facts: dict[str, Any]) -> str:
     if not facts["markers"]:
         return "has no marker of Agent Smith"

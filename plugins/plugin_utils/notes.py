@@ -28,14 +28,16 @@ DIGEST_LENGTH = 12
 Lines = list[str]
 
 
-def description(vm: dict[str, Any], marks: str = "") -> str:
-    """Return the description of a new guest: the service's text, then our lines. `marks` are those before the others.
+def description(vm: dict[str, Any], marks: str = "", current: str = "") -> str:
+    """Return the description of a guest without a marker: the service's text, then our lines; `marks` come first.
 
-    A part of the service's text that imitates one of our lines is altered.
+    A part of the service's text that imitates one of our lines is altered. A text that is the `current` description is
+    that of the operator whose VM is adopted, so it is not called the service's.
     """
     text = _text_lines(vm)
     above = [*text, ""] if text else []
-    return "\n".join([*above, *_our_lines(vm, marks, _identity_of(text), str(vm.get("agent_id") or ""))])
+    identity = "" if text == current.strip().split("\n") else _identity_of(text)
+    return "\n".join([*above, *_our_lines(vm, marks, identity, str(vm.get("agent_id") or ""))])
 
 
 def changed_description(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> str | None:
@@ -44,9 +46,9 @@ def changed_description(facts: dict[str, Any], vm: dict[str, Any], has_marker: b
     A request without an agent's id keeps the agent that the description names. A request without a mark keeps the mark
     that the description has. Every line that is neither ours nor the service's stays in its order.
     """
-    if not has_marker:
-        return description(vm, deletion_line(vm) + _protected_line(vm, has_line=False))
     current = str(facts["config"].get("description") or "")
+    if not has_marker:
+        return description(vm, deletion_line(vm) + _protected_line(vm, has_line=False), current)
     former_agent = agent_in(current)
     agent_id = str(vm.get("agent_id") or former_agent).lower()
     written_marks = written_deletion_line(facts) + (PROTECTED_LINE if has_protected_line(facts) else "")

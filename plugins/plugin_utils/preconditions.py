@@ -14,7 +14,7 @@ from typing import Any
 from . import allowed
 from .deletion import deletion_due_at
 from .failures import outcome_problem
-from .identity import TAG, ha_problem, kind_of, lock_problem
+from .identity import TAG, ha_problem, kind_of, lock_problem, suspended_problem
 from .request_values import is_yes
 from .shared.marker import marker_for
 
@@ -66,7 +66,7 @@ def backup_problem(facts: dict[str, Any], vm: dict[str, Any], storage: str) -> s
         return is_not_allowed
     if vm.get("backup_mode") and vm["backup_mode"] not in ("snapshot", "suspend", "stop"):
         return "INVALID_REQUEST: backup_mode is one of snapshot, suspend, stop"
-    return lock_problem(facts)
+    return lock_problem(facts) or suspended_problem(facts)
 
 
 def backup_notes(vm: dict[str, Any]) -> str:
@@ -111,4 +111,5 @@ def migration_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
         (not facts["target"]["is_online"], f"NODE_DOWN: node {target} is offline"),
         (is_forbidden, f"VM_STATE: VM {facts['vmid']} is running: stop it first, or migrate it online"),
     )
-    return next((text for is_problem, text in problems if is_problem), "") or ha_problem(facts) or lock_problem(facts)
+    problem = next((text for is_problem, text in problems if is_problem), "")
+    return problem or ha_problem(facts) or lock_problem(facts) or suspended_problem(facts)

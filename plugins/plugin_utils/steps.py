@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps that several actions have in common: change the power state, configure, back up.
+"""The steps that several actions have in common: change the power state, and configure the guest.
 
 Each step gets the facts of the last look-up and returns those of its own. In check mode a step changes nothing, and
 returns the facts that it got.
@@ -11,22 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import cloud_init, cloud_init_drive, configuration, container, disks, preconditions, request
+from . import cloud_init, cloud_init_drive, configuration, container, node_limits, preconditions
 from .creation import request_problem
 from .deletion import WITHOUT_TAGS
+from .disk_changes import change_disks, move_problem
 from .failures import outcome_problem
-from .identity import kind_of, lock_problem
+from .identity import kind_of, lock_problem, suspended_problem
 from .request_values import is_yes
 from .vm_action import Facts, Refused, VmAction
 
-#: How long the module proxmox_disk may wait for one disk.
-DISK_TIMEOUT_S = 120
 #: How long a guest may need to shut down if the request does not say it.
 DEFAULT_SHUTDOWN_S = 60
 #: How long a started guest may need to report an address if the request does not say it.
 DEFAULT_ADDRESS_TIMEOUT_S = 10
-#: What a progress line says about a call of the module proxmox_disk, by the value of its parameter `state`.
-DISK_VERBS = {"present": "adding", "moved": "moving", "resized": "growing"}
 #: The values of the parameter `state` of proxmox_kvm and proxmox, by the requested state.
 MODULE_STATES = {"running": "started", "stopped": "stopped", "restarted": "restarted"}
 
@@ -54,6 +51,9 @@ def ensure_power(action: VmAction, facts: Facts, state: str) -> Step:
     if not is_needed:
         return Step(facts=_with_addresses(action, facts) if state == "running" else facts)
     action.refuse(preconditions.power_problem(facts, state))
+    if state != "stopped" and kind_of(action.vm) == "qemu":
+        vcpus = facts["cores"] * facts["sockets"]
+        action.refuse(node_limits.vcpus_problem(action.cluster, facts["node"], vcpus))
     if action.is_check_mode:
         return Step(facts=facts, is_changed=True)
     if kind_of(action.vm) == "lxc":
@@ -136,25 +136,30 @@ def _address_timeout_s(action: VmAction) -> float:
 # ---------------------------------------------------------------------- configuration
 
 
-def ensure_configured(action: VmAction, facts: Facts, vm: dict[str, Any], *, is_create: bool = False) -> Step:
+def ensure_configured(
+    action: VmAction, facts: Facts, vm: dict[str, Any], *, is_create: bool = False, is_checked: bool = False
+) -> Step:
     """Give the guest the configuration that `vm` requests: one request for all options, and one for each disk step.
 
     An update changes the disks first: they are what fails most often, on a full storage, and then the guest keeps its
     former size. A new guest first gets its options, because the marker is among them.
 
     If cloud-init values of a running VM were changed, one more request generates its cloud-init drive again.
+    `is_checked` says that the limits of the node were checked before the guest was created.
     """
     action.refuse(request_problem(facts, vm, is_create))
+    if not is_checked:
+        action.refuse(node_limits.request_problem(action.cluster, facts["node"], facts, vm, is_new=False))
     changes, disk_steps = configuration.changes(facts, vm, is_create), configuration.disk_steps(facts, vm)
     removed = cloud_init.removed_keys(facts, vm)
     if not changes and not disk_steps and not removed:
         after = cloud_init_drive.update_drive(action, facts, vm, set())
         return Step(facts=after, is_changed=bool(after["cloud_init_pending"]))
-    action.refuse(lock_problem(facts))
+    action.refuse(lock_problem(facts), suspended_problem(facts), move_problem(action, facts, disk_steps))
     action.diff = configuration.difference(facts, vm, is_create)
     if action.is_check_mode:
         return Step(facts=facts, is_changed=True)
-    answers = [] if is_create else _change_disks(action, vm, disk_steps)
+    answers = [] if is_create else change_disks(action, facts, disk_steps)
     if changes:
         action.progress.step(f"configuring {', '.join(sorted(changes))}")
         vm, answer = change_with_tags(action, vm, lambda request: _configure(action, facts, request, is_create))
@@ -162,7 +167,7 @@ def ensure_configured(action: VmAction, facts: Facts, vm: dict[str, Any], *, is_
     if removed:
         answers.append(_remove_options(action, facts, removed))
     if is_create:
-        answers += _change_disks(action, vm, disk_steps)
+        answers += change_disks(action, facts, disk_steps)
     after = action.look_up_after(facts, "quiet", "configured")
     action.verify(configuration.configuration_problem(after, vm, answers))
     after = cloud_init_drive.update_drive(action, after, vm, {*cloud_init.keys_in(changes), *removed})
@@ -208,59 +213,3 @@ def _remove_options(action: VmAction, facts: Facts, keys: list[str]) -> dict[str
         mode, name = container.console_mode(facts) or None, action.vm["name"]
         return action.change("proxmox", **place, state="present", update=True, hostname=name, cmode=mode, delete=keys)
     return action.change("proxmox_kvm", **place, state="present", delete=",".join(keys))
-
-
-def _change_disks(action: VmAction, vm: dict[str, Any], disk_steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add, move or grow disks one by one; return the answers."""
-    answers = []
-    for step in disk_steps:
-        action.progress.step(f"{DISK_VERBS[step['state']]} the disk {step['disk']}: {disks.describe_disk_step(step)}")
-        answers.append(_change_disk(action, vm, step))
-    return answers
-
-
-def _change_disk(action: VmAction, vm: dict[str, Any], step: dict[str, Any]) -> dict[str, Any]:
-    """Add, move or grow one disk. The module waits for the Proxmox task and reports its error."""
-    is_moved = step["state"] == "moved"
-    return action.change(
-        "proxmox_disk",
-        state=step["state"],
-        vmid=vm["vmid"],
-        disk=step["disk"],
-        size=step.get("size"),
-        storage=step["storage"] if step["state"] == "present" else None,
-        target_storage=step["storage"] if is_moved else None,
-        delete_moved=True if is_moved else None,
-        timeout=action.time_left_s(DISK_TIMEOUT_S),
-    )
-
-
-# ---------------------------------------------------------------------- backup
-
-
-def ensure_backup(action: VmAction, facts: Facts, before: Facts, storage: str) -> Step:
-    """Make a new archive of the guest.
-
-    `before` are the facts before the backup; their `backups` are the archives that existed then.
-    """
-    action.refuse(preconditions.backup_problem(facts, action.vm, storage))
-    if action.is_check_mode:
-        return Step(facts=facts, is_changed=True)
-    action.progress.step(f"backing up to the storage {storage}")
-    # The module proxmox_backup cannot send `remove`. Proxmox would then remove archives of this VMID by the storage's
-    # retention, also those of a former guest of another service.
-    answer = request.send(
-        action,
-        "POST",
-        f"nodes/{facts['node']}/vzdump",
-        vmid=action.vm["vmid"],
-        storage=storage,
-        mode=action.vm.get("backup_mode") or "snapshot",
-        compress="zstd",
-        remove=0,
-        **{"notes-template": preconditions.backup_notes(action.vm)},
-    )
-    action.refuse(preconditions.backup_start_problem(facts, answer))
-    after = action.look_up_after(facts, "idle", "backed_up", backup_storage=storage)
-    action.verify(preconditions.backup_outcome_problem(after, before, answer))
-    return Step(facts=after, is_changed=True, upids=after["upids"])

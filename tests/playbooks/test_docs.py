@@ -38,7 +38,7 @@ def test_the_actions_page_contains_the_generated_tables() -> None:
 
 def test_the_actions_page_names_the_modules_that_the_actions_execute() -> None:
     plugins = ROOT / "plugins"
-    sources = [*(plugins / "action").glob("*.py"), plugins / "plugin_utils" / "steps.py"]
+    sources = [*(plugins / "action").glob("*.py"), *(plugins / "plugin_utils").glob("*.py")]
     executed = {module for path in sources for module in re.findall(r"\"(proxmox(?:_\w+)?)\"", path.read_text())}
     section = action_docs.PAGE.read_text().partition("## How an action works")[2].partition("\n##")[0]
     assert set(re.findall(r"`(proxmox(?:_\w+)?)`", section)) == executed

@@ -192,7 +192,7 @@ def test_update_of_a_running_vm_reports_reboot_required_until_the_reboot(bench: 
     wanted = {**vm, "cores": 4, "memory_mib": 4096, "tags": ["new"]}
     done = bench.play("update", wanted)
     assert (done.result["reboot_required"], done.result["cores"], done.result["memory_mib"]) == (True, 4, 4096)
-    assert bench.guest(vm)["config"]["tags"] == "new;smith"
+    assert bench.guest(vm)["config"]["tags"] == "new;smith;web"
     again, changes = bench.changing_requests(lambda: bench.play("update", wanted))
     assert (again.result["reboot_required"], changes) == (True, [])
     for action in ("stop", "start"):
@@ -318,4 +318,4 @@ def test_the_documented_custom_action_works(bench: Bench, tmp_path: Path) -> Non
     (tmp_path / "tag.yml").write_text(example)
     vm = {**bench.add_vm(), "tags": ["gold"], "properties": {"anything": [1]}}
     done = bench.play("tag", vm, folder=tmp_path)
-    assert (done.rc, done.result["tags"]) == (0, ["gold", "smith"]), done.output
+    assert (done.rc, done.result["tags"]) == (0, ["gold", "smith", "web"]), done.output

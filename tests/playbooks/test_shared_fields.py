@@ -94,6 +94,15 @@ def test_notes_of_an_earlier_version_keep_every_line() -> None:
     assert (after[0], TEXT in after, "s4" in after) == ("s5", True, True), "nobody knows whose line s4 is"
 
 
+def test_the_notes_of_an_adopted_vm_stay_those_of_its_operator() -> None:
+    adopted = applied(
+        {"name": VM["name"], "description": f"legacy\n{TEXT}"}, {"description": f"legacy\n{TEXT}"}, "qemu"
+    )
+    assert adopted["description"] == f"legacy\n{TEXT}\n\nsmith-uid={SERVICE}"
+    after = applied(adopted, {"description": "shop"}, "qemu")["description"].split("\n")
+    assert (after[0], "legacy" in after, TEXT in after) == ("shop", True, True)
+
+
 def test_only_tags_that_the_service_had_are_removed() -> None:
     config = {"name": VM["name"], "description": f"smith-uid={SERVICE}", "tags": "Prod;smith;smith-protected;web"}
     request = {"tags": ["db"], "previous_tags": ["web", "smith-protected", "smith", "other"]}

@@ -287,6 +287,8 @@ def test_only_running_mapped_vms_are_reported_and_no_templates(
         ({"maxmem": ...}, {"vm.cpu.usage": 0.25}),
         ({"maxmem": 0}, {"vm.cpu.usage": 0.25}),
         ({"cpu": ..., "mem": "1024", "maxmem": "2048"}, {"vm.cpu.usage": 0.0, "vm.memory.usage": 0.5}),
+        ({"cpu": 1.2, "mem": 4096, "maxmem": 2048}, {"vm.cpu.usage": 1.0, "vm.memory.usage": 1.0}),
+        ({"disk": 9, "maxdisk": 8}, {"vm.cpu.usage": 0.25, "vm.memory.usage": 0.25, "vm.disk.usage": 1.0}),
         ({"cpu": None}, {"vm.cpu.usage": 0.0, "vm.memory.usage": 0.25}),
         ({"netin": "lots"}, {"vm.cpu.usage": 0.25, "vm.memory.usage": 0.25}),
         ({"disk": 2500}, {"vm.cpu.usage": 0.25, "vm.memory.usage": 0.25, "vm.disk.usage": 0.25}),

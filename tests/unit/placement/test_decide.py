@@ -69,6 +69,8 @@ PVE1, PVE2, PVE3 = node("pve1"), node("pve2"), node("pve3")
         ([replace(PVE1, storages=frozenset(), bridges=frozenset())], "pve1"),
         ([replace(PVE1, allocated_memory_bytes=61 * GIB), PVE2], "pve2"),
         ([replace(PVE1, allocated_memory_bytes=60 * GIB)], "pve1"),  # exactly 4 GiB are free
+        ([replace(PVE1, cores=1), PVE2], "pve2"),
+        ([replace(PVE1, cores=0)], "pve1"),  # unknown
         ([replace(PVE1, allocated_cores=62)], "pve1"),  # 16 cores with an overcommit of 4
     ],
 )
@@ -92,6 +94,13 @@ def test_the_fitting_node_with_the_highest_score_is_chosen(nodes: list[NodeFacts
             PlacementRules(),
             "CAPACITY",
             "pve1 has 1 cores free, 2 requested",
+        ),
+        (
+            [PVE1],
+            replace(constraints(), vcpus=17),
+            PlacementRules(),
+            "CAPACITY",
+            "pve1 has 16 CPUs, 17 vCPUs requested for one VM",
         ),
         ([PVE1], constraints(), PlacementRules(cpu_overcommit=0.1), "CAPACITY", "cores free"),
         ([PVE1], constraints(), PlacementRules(memory_overcommit=0.05), "CAPACITY", "memory free"),

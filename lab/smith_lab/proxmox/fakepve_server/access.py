@@ -19,6 +19,8 @@ GIB = 1024**3
 #: The capacity and use of a node for which no test has set other values by the control port. The capacity is so large
 #: that the VMs of all tests fit.
 DEFAULT_NODE_STATS = {"cpu": 0.02, "maxcpu": 64, "mem": 8 * GIB, "maxmem": 4096 * GIB}
+#: The bridges of every node, unless a test sets others.
+DEFAULT_BRIDGES = ("vmbr0", "vmbr1")
 #: The members of a node's row that Proxmox sends only to a caller with Sys.Audit on this node.
 NODE_STATISTICS = ("uptime", "cpu", "maxcpu", "mem", "maxmem", "disk", "maxdisk")
 #: Joins privileges of which one suffices. Proxmox's error joins them in the same way.
@@ -36,6 +38,7 @@ class AccessChecks(FakePve):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.bridges: set[str] = set(DEFAULT_BRIDGES)
         self.vnets: dict[str, str] = {}  #: the SDN zone of each VNet; `do_vnet` in verbs_cluster.py adds them
 
     async def _permissions(self, v: dict[str, Any], user: str) -> dict[str, dict[str, int]]:
@@ -135,7 +138,11 @@ class AccessChecks(FakePve):
     async def _networks(self, _v: dict[str, Any], user: str) -> list[dict[str, Any]]:
         """List the bridges and VNets on which the caller has SDN.Use or SDN.Audit, as `type=any_bridge` does."""
         either = ANY_OF.join(("SDN.Use", "SDN.Audit"))
-        names = [name for name in ("vmbr0", *self.vnets) if self.allowed(user, self._path_of_bridge(name), either)]
+        names = [
+            name
+            for name in (*sorted(self.bridges), *self.vnets)
+            if self.allowed(user, self._path_of_bridge(name), either)
+        ]
         return [{"iface": name, "type": "vnet" if name in self.vnets else "bridge", "active": 1} for name in names]
 
     def _qm_perm(self, user: str, vmid: int, pool: Any, *privileges: str) -> None:

@@ -10,6 +10,7 @@ from smith_lab.proxmox.fakepve_server.config_refusals import ConfigRefusals
 from smith_lab.proxmox.fakepve_server.disturbances import Disturbances
 from smith_lab.proxmox.fakepve_server.faults import RequestFaults
 from smith_lab.proxmox.fakepve_server.guests import GuestAgentAndUsage
+from smith_lab.proxmox.fakepve_server.networks import Networks
 from smith_lab.proxmox.fakepve_server.operations import DiskAndNodeOperations
 from smith_lab.proxmox.fakepve_server.partial_clones import PartialClones
 from smith_lab.proxmox.fakepve_server.power import PowerRequests
@@ -27,6 +28,7 @@ class Cluster(
     Statistics,
     PartialClones,
     TaskRequests,
+    Networks,
     PowerRequests,
     ClusterOptions,
     ConfigRefusals,

@@ -65,6 +65,8 @@ class TaskRequests(TimedTasks):
                 self._check_linked_clones(vm)
             if ttype == "qmdestroy" and vm is not None:
                 _keep_volumes_of_snapshots(vm)
+                if vm.lock == "suspended":  # a hibernated VM may be destroyed
+                    self._qm_lock(vm, None)
             return await body()
 
         return str(await super().task(node, ttype, tid, user, checked_body, vm=vm, **kwargs))

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from smith_lab.proxmox.fakepve_server.access import DEFAULT_BRIDGES
 from smith_lab.proxmox.fakepve_server.cluster import Cluster
 
 #: The privilege for the guest agent's data in version 9, and in version 8.
@@ -110,6 +111,7 @@ class ClusterVerbs:
         self.cluster.hidden_vmids.clear()
         self.cluster.statistics_lag_s = self.cluster.default_statistics_lag_s
         self.cluster.options.clear()
+        self.cluster.bridges = set(DEFAULT_BRIDGES)
 
     def do_node(self, node: str, online: bool = True, maintenance: bool = False, **stats: float) -> None:
         """Set a node's state. An omitted value becomes the default again.
@@ -144,6 +146,10 @@ class ClusterVerbs:
     def do_options(self, **options: Any) -> None:
         """Set `user_allow` (free, existing, list or none), `user_allow_list` or `registered_tags` of the cluster."""
         self.cluster.options = {name.replace("_", "-"): value for name, value in options.items()}
+
+    def do_bridges(self, bridges: Sequence[str] = DEFAULT_BRIDGES) -> None:
+        """Set the bridges of every node."""
+        self.cluster.bridges = set(bridges)
 
     def do_quorum(self, quorate: bool) -> None:
         """Set whether the cluster has quorum."""

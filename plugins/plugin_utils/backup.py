@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step that makes an archive of a guest, and its preconditions."""
+
+from __future__ import annotations
+
+from . import node_limits, preconditions, request
+from .steps import Step
+from .vm_action import Facts, VmAction
+
+
+def require_backup_possible(action: VmAction, facts: Facts, storage: str) -> None:
+    """Raise Refused if Proxmox would make no archive of the guest on this storage."""
+    action.refuse(preconditions.backup_problem(facts, action.vm, storage))
+    action.refuse(node_limits.backup_problem(action.cluster, facts["node"], storage))
+
+
+def ensure_backup(action: VmAction, facts: Facts, before: Facts, storage: str) -> Step:
+    """Make a new archive of the guest.
+
+    `before` are the facts before the backup; their `backups` are the archives that existed then.
+    """
+    require_backup_possible(action, facts, storage)
+    if action.is_check_mode:
+        return Step(facts=facts, is_changed=True)
+    action.progress.step(f"backing up to the storage {storage}")
+    # The module proxmox_backup cannot send `remove`. Proxmox would then remove archives of this VMID by the storage's
+    # retention, also those of a former guest of another service.
+    answer = request.send(
+        action,
+        "POST",
+        f"nodes/{facts['node']}/vzdump",
+        vmid=action.vm["vmid"],
+        storage=storage,
+        mode=action.vm.get("backup_mode") or "snapshot",
+        compress="zstd",
+        remove=0,
+        **{"notes-template": preconditions.backup_notes(action.vm)},
+    )
+    action.refuse(preconditions.backup_start_problem(facts, answer))
+    after = action.look_up_after(facts, "idle", "backed_up", backup_storage=storage)
+    action.verify(preconditions.backup_outcome_problem(after, before, answer))
+    return Step(facts=after, is_changed=True, upids=after["upids"])

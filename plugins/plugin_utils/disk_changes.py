@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adds, moves and grows the disks of a VM, one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import disks, node_limits, volumes
+from .vm_action import Facts, VmAction
+
+#: How long the module proxmox_disk may wait for one disk.
+DISK_TIMEOUT_S = 120
+#: What a progress line says about a call of the module proxmox_disk, by the value of its parameter `state`.
+DISK_VERBS = {"present": "adding", "moved": "moving", "resized": "growing"}
+
+
+def move_problem(action: VmAction, facts: Facts, disk_steps: list[dict[str, Any]]) -> str:
+    """Return why Proxmox would not move a disk: a snapshot needs its volume."""
+    moved = [step["disk"] for step in disk_steps if step["state"] == "moved"]
+    needed = volumes.snapshot_volumes(action.cluster, facts["node"], facts["vmid"]) if moved else set()
+    disk = next((disk for disk in moved if str(facts["config"][disk]).partition(",")[0] in needed), "")
+    if not disk:
+        return ""
+    return f"VM_STATE: VM {facts['vmid']} has snapshots of {disk}, so the disk cannot be moved to another storage"
+
+
+def change_disks(action: VmAction, facts: Facts, disk_steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add, move or grow disks one by one; return the answers."""
+    answers = []
+    for step in disk_steps:
+        action.progress.step(f"{DISK_VERBS[step['state']]} the disk {step['disk']}: {disks.describe_disk_step(step)}")
+        answers.append(_change_disk(action, facts, step))
+    return answers
+
+
+def _change_disk(action: VmAction, facts: Facts, step: dict[str, Any]) -> dict[str, Any]:
+    """Add, move or grow one disk. The module waits for the Proxmox task and reports its error."""
+    is_moved, is_resized = step["state"] == "moved", step["state"] == "resized"
+    return action.change(
+        "proxmox_disk",
+        state=step["state"],
+        vmid=facts["vmid"],
+        disk=step["disk"],
+        size=step.get("size"),
+        format=None if is_resized else node_limits.disk_format(action.cluster, facts["node"], step["storage"]),
+        storage=step["storage"] if step["state"] == "present" else None,
+        target_storage=step["storage"] if is_moved else None,
+        delete_moved=True if is_moved else None,
+        timeout=action.time_left_s(DISK_TIMEOUT_S),
+    )

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refuses what a node or its cluster cannot give to a guest: vCPUs, bridges, storages and CPU models.
+
+Proxmox checks these only when it starts the guest, or after it has cloned the template. A fact is read only if a
+request names a value that the guest does not have yet. What the login may not read is unknown, and no reason to refuse.
+
+A problem is `CODE: property NAME: text (names and figures)`. Tenants read it without the part in parentheses, which is
+for operators.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from . import container, disks, nics
+from .client import FAILED_CALL, ResourceException, error_text
+from .creation import is_blank
+from .identity import kind_of
+from .request_values import is_yes
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+
+Facts = dict[str, Any]
+#: The types of storages whose disks are files. A disk of the format qcow2 can have snapshots, a raw one cannot.
+FILE_STORAGES = ("dir", "nfs", "cifs", "glusterfs")
+#: The content that a storage needs for the disks of a guest, by its kind.
+DISK_CONTENT = {"qemu": "images", "lxc": "rootdir"}
+_BRIDGE = re.compile(r"(?:^|,)bridge=([^,]+)")
+_NO_STORAGE = re.compile(r"storage '[^']*' does not exist")
+
+
+def request_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], *, is_new: bool) -> str:
+    """Return why the node cannot give the guest what the request names; '' if it can, or if that is unknown.
+
+    `source` contains the facts of the guest or, before it is created, of the template.
+    """
+    source = {"config": {}, "disks": {}, "cores": 0, "sockets": 0, **source}
+    return next(filter(None, _problems(cluster, node, source, vm, is_new)), "")
+
+
+def _problems(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is_new: bool) -> Iterator[str]:
+    if is_new and node not in {str(row.get("node")) for row in cluster.node_rows()}:
+        yield f"NOT_FOUND: property node: it is no node of the cluster ({node})"
+    if kind_of(vm) == "qemu":
+        vcpus = _requested_vcpus(source, vm)
+        if vcpus and (is_new or vcpus > source["cores"] * source["sockets"]):
+            yield vcpus_problem(cluster, node, vcpus)
+        yield _cpu_model_problem(cluster, node, source, vm, is_new)
+    yield _bridge_problem(cluster, node, _requested_bridges(source, vm, is_new))
+    for storage in sorted(_requested_storages(source, vm, is_new)):
+        yield _storage_problem(cluster, node, storage, vm)
+
+
+def vcpus_problem(cluster: Cluster, node: str, vcpus: int) -> str:
+    """Return why Proxmox would not start a VM with this number of vCPUs: it is more than the node has CPUs."""
+    cpus = next((int(row.get("maxcpu") or 0) for row in cluster.node_rows() if row.get("node") == node), 0)
+    if not cpus or vcpus <= cpus:
+        return ""
+    return f"CAPACITY: property cores: a VM can have no more vCPUs than its node ({vcpus} requested, {node} has {cpus})"
+
+
+def backup_problem(cluster: Cluster, node: str, storage: str) -> str:
+    """Return why Proxmox would write no archive to the storage."""
+    row = cluster.storage_rows(node).get(storage, {"content": "backup"})
+    if "backup" in str(row.get("content", "backup")).split(","):
+        return ""
+    return f"INVALID_REQUEST: property backup_storage: it takes no backups ({storage})"
+
+
+def disk_format(cluster: Cluster, node: str, storage: str) -> str | None:
+    """Return the format of a new disk on a storage; None for the storage's own, which may then have snapshots."""
+    row = cluster.storage_rows(node).get(storage, {})
+    is_file_storage = row.get("plugintype") in FILE_STORAGES and "images" in str(row.get("content", "")).split(",")
+    return "qcow2" if is_file_storage else None
+
+
+def _requested_vcpus(source: Facts, vm: dict[str, Any]) -> int:
+    """Return the number of vCPUs that the guest will have; 0 if the request does not name it."""
+    cores, sockets = vm.get("cores"), vm.get("sockets")
+    if not cores and not sockets:
+        return 0
+    return int(cores or source["cores"] or 1) * int(sockets or (1 if cores else source["sockets"]) or 1)
+
+
+def _cpu_model_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is_new: bool) -> str:
+    """Return why Proxmox would refuse the CPU model. It shows a custom model only to those who may use it."""
+    model = str(vm.get("cpu_type") or "").partition(",")[0].removeprefix("cputype=")
+    current = str(source["config"].get("cpu") or "").partition(",")[0].removeprefix("cputype=")
+    if not model or model.startswith("custom-") or (model == current and not is_new):
+        return ""
+    names = {str(row.get("name")) for row in _listed(cluster.api.nodes(node).capabilities.qemu.cpu)}
+    if not names or model in names:
+        return ""
+    return f"INVALID_REQUEST: property cpu_type: Proxmox knows no such CPU model ({model})"
+
+
+def _requested_bridges(source: Facts, vm: dict[str, Any], is_new: bool) -> set[str]:
+    """Return the bridges that the request names and to which the guest is not connected by the same NIC."""
+    values = (container if kind_of(vm) == "lxc" else nics).nic_values(source, vm)
+    current = {name: _BRIDGE.findall(str(source["config"].get(name, ""))) for name in values}
+    bridges = {name: _BRIDGE.findall(value) for name, value in values.items()}
+    return {each for name in bridges for each in bridges[name] if is_new or bridges[name] != current[name]}
+
+
+def _bridge_problem(cluster: Cluster, node: str, requested: set[str]) -> str:
+    if not requested:
+        return ""
+    known = {str(row.get("iface")) for row in _listed(cluster.api.nodes(node).network, type="any_bridge")}
+    missing = ", ".join(sorted(requested - known)) if known else ""
+    if not missing:
+        return ""
+    return f"NOT_FOUND: property bridge: it does not exist, or the login has no SDN.Use on it ({missing} on {node})"
+
+
+def _requested_storages(source: Facts, vm: dict[str, Any], is_new: bool) -> set[str]:
+    """Return the storages on which the request puts a disk."""
+    steps = disks.disk_steps(source, vm) if kind_of(vm) == "qemu" else []
+    storages = {str(step["storage"]) for step in steps if step["state"] != "resized"}
+    is_created_there = kind_of(vm) == "lxc" or is_blank(vm) or is_yes(vm.get("full_clone", True))
+    if is_new and is_created_there:
+        storages.add(str(vm.get("storage") or ""))
+    return storages - {""}
+
+
+def _storage_problem(cluster: Cluster, node: str, storage: str, vm: dict[str, Any]) -> str:
+    """Return why the guest cannot have a disk on the storage. Raises one of FAILED_CALL if it is not usable now.
+
+    Proxmox lists only the storages on which the login has a privilege. The error of a request for another one says
+    whether it exists.
+    """
+    row = cluster.storage_rows(node).get(storage)
+    if row is not None:
+        needed = DISK_CONTENT[kind_of(vm)]
+        is_usable = needed in str(row.get("content", needed)).split(",")
+        return "" if is_usable else f"INVALID_REQUEST: property storage: it takes no disks of guests ({storage})"
+    try:
+        cluster.volumes(node, storage, int(vm["vmid"]))
+    except FAILED_CALL as exc:
+        if _NO_STORAGE.search(error_text(exc)):
+            return f"NOT_FOUND: property storage: it does not exist ({storage})"
+        if getattr(exc, "status_code", 0) != 403:
+            raise
+    return ""
+
+
+def _listed(resource: Any, **parameters: Any) -> list[dict[str, Any]]:
+    """Return the rows of a list; none if the login may not read it."""
+    try:
+        return list(resource.get(**parameters))
+    except ResourceException as exc:
+        if getattr(exc, "status_code", 0) != 403:
+            raise
+        return []

@@ -94,7 +94,7 @@ def play_with_smith(bench: Bench, folder: Path, action: str, vm: dict[str, Any])
     smith = Cli(folder)
     smith.env |= bench.pve.env() | dict.fromkeys(("PROXMOX_BRIDGES", "PROXMOX_STORAGES", "PROXMOX_TAGS"), "*")
     smith.env["PROXMOX_ANY_TEMPLATE"] = "true"
-    done = smith("play", action, "--vars", str(variables), "--json")
+    done = smith("play", action, "--yes", "--vars", str(variables), "--json")
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout)["vm"])
 

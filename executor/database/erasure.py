@@ -74,10 +74,10 @@ def find(session: Session, service_id: str) -> StoredData:
 
 def why_not_ended(session: Session, data: StoredData) -> str:
     """Return why a service has not ended, or '' if it has ended and nothing here is still needed."""
-    if queries.busy_services(session, data.service_id):
-        return "a job is open, or its report is due"
     if manual_runs.in_progress(session, data.service_id) is not None:
         return "a run that an operator started is in progress"
+    if queries.busy_services(session, data.service_id):
+        return "a job is open, or its report is due"
     if any(row.state != MappingState.DELETED for row in data.mappings):
         return "the service has a mapping, so its VM may exist: delete the service, or see `smith mappings forget`"
     if any(mappings.has_volumes_left(row) for row in data.mappings):

@@ -74,6 +74,12 @@ def in_progress(session: Session, service_id: str) -> ManualRun | None:
     return session.scalar(select(ManualRun).where(ManualRun.service_id == service_id, is_in_progress()))
 
 
+def services_in_progress(session: Session, service_id: str | None = None) -> set[str]:
+    """Return the ids of the services with a run in progress. With `service_id`, check only this service."""
+    stmt = select(ManualRun.service_id).where(is_in_progress())
+    return set(session.scalars(stmt if service_id is None else stmt.where(ManualRun.service_id == service_id)))
+
+
 def renew(session: Session, ident: str, *, lease_s: float) -> bool:
     """Extend the lease of a run. Return False if the run has ended, because another run or job has taken its place."""
     stmt = update(ManualRun).where(ManualRun.ident == ident, is_in_progress())

@@ -8,6 +8,7 @@ from datetime import datetime
 from sqlalchemy import CompoundSelect, func, select, union_all
 from sqlalchemy.orm import Session, aliased, undefer
 
+from executor.database import manual_runs
 from executor.database.statements import is_integer_text
 from executor.database.tables import (
     CLAIMED_ELSEWHERE_LITERAL,
@@ -251,7 +252,10 @@ def services_of_jobs_ended_since(session: Session, moment: datetime) -> frozense
 
 
 def busy_services(session: Session, service_id: str | None = None) -> frozenset[str]:
-    """Return the ids of the services with an open job or a due report. With `service_id`, check only this service."""
+    """Return the ids of the services with an open job, a due report, or a run by hand in progress.
+
+    With `service_id`, check only this service.
+    """
     # There is one query for each partial index, because a single query with OR would read the whole table.
     conditions = (
         Job.status == PENDING_LITERAL,
@@ -262,4 +266,5 @@ def busy_services(session: Session, service_id: str | None = None) -> frozenset[
     busy_ids: set[str | None] = set()
     for condition in conditions:
         busy_ids |= set(session.scalars(select(Job.service_id).where(condition, has_wanted_service)))
+    busy_ids |= manual_runs.services_in_progress(session, service_id)
     return frozenset(busy_id for busy_id in busy_ids if busy_id)

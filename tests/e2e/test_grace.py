@@ -112,7 +112,10 @@ def test_a_scheduled_deletion_can_be_cancelled(lab: LabSystem) -> None:
         "pending_deletion",
         "active",
     )
+    runs = lab.run_smith_json("runs", "list")
     assert "not marked" in lab.run_smith_text("mappings", "recall", str(vmid))
+    assert lab.run_smith_json("runs", "list") == runs
+    assert [row["verb"] for row in lab.run_smith_json("audit", "list", "--subject", service_id)] == ["recall"]
     lab.run_smith_text("play", "start", "--service", str(vmid))
     assert lab.guests_of(service_id)[0]["status"] == "running"
 

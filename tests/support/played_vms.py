@@ -18,6 +18,19 @@ from support.cli_world import GIVE_UP_S, Cli
 from executor.database import mappings
 
 NUMBERS = itertools.count(30_000)
+#: An action that waits for a file before it ends.
+WAITING_ACTION = """---
+- hosts: proxmox
+  gather_facts: false
+  tasks:
+    - name: Verify the VM's identity
+      agent_smith.proxmox.vm_identity:
+        vm: "{{ vm }}"
+    - name: Report that the playbook is running
+      ansible.builtin.file: {path: "{{ vm.properties.folder }}/running", state: touch, mode: "0600"}
+    - name: Wait
+      ansible.builtin.wait_for: {path: "{{ vm.properties.folder }}/end", timeout: 100}
+"""
 
 
 def new_vm(**more: Any) -> dict[str, Any]:

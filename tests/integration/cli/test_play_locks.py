@@ -16,7 +16,7 @@ import pytest
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from sqlalchemy import update
 from support.cli_world import GIVE_UP_S, OWNER, Cli, submit
-from support.played_vms import made, mapped
+from support.played_vms import WAITING_ACTION, made, mapped
 
 from executor.database import job_queue, manual_runs
 from executor.database.engine import reading, transaction
@@ -29,20 +29,6 @@ from executor.shared.run_until import RUN_UNTIL_VARIABLE, encode
 PRIVATE_FOLDERS = "/dev/shm"  # noqa: S108 (only compared)
 #: The content of a file whose moment is over since the start of the machine.
 EXPIRED_RECORDS = encode(0.0) * 2
-
-#: An action that waits for a file before it ends.
-WAITING_ACTION = """---
-- hosts: proxmox
-  gather_facts: false
-  tasks:
-    - name: Verify the VM's identity
-      agent_smith.proxmox.vm_identity:
-        vm: "{{ vm }}"
-    - name: Report that the playbook is running
-      ansible.builtin.file: {path: "{{ vm.properties.folder }}/running", state: touch, mode: "0600"}
-    - name: Wait
-      ansible.builtin.wait_for: {path: "{{ vm.properties.folder }}/end", timeout: 100}
-"""
 
 
 @pytest.fixture(scope="module")

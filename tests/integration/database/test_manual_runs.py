@@ -14,7 +14,7 @@ from support.databases import submit
 from support.job_steps import claim, claimed, finish
 
 from executor.agent.pruner import Pruner
-from executor.database import erasure, manual_runs
+from executor.database import erasure, manual_runs, queries
 from executor.database.engine import reading, transaction
 from executor.database.manual_runs import MAX_LEASE_S, NewManualRun
 from executor.database.tables import Job, ManualRun, db_now, utc_now
@@ -112,6 +112,17 @@ def test_the_end_of_a_run_that_another_has_replaced_changes_nothing(engine: Engi
             ("start-2", None),
             ("start-1", "failed"),
         ]
+
+
+def test_a_service_with_a_run_in_progress_is_left_out_of_the_drift(engine: Engine) -> None:
+    def busy() -> tuple[bool, bool]:
+        with reading(engine) as session:
+            return SERVICE in queries.busy_services(session), SERVICE in queries.busy_services(session, SERVICE)
+
+    assert start(engine) is None
+    assert busy() == (True, True)
+    end(engine)
+    assert busy() == (False, False)
 
 
 def test_of_a_claim_and_a_start_at_the_same_time_exactly_one_succeeds(engine: Engine) -> None:

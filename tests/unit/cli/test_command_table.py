@@ -8,6 +8,8 @@ import pkgutil
 from importlib.metadata import entry_points
 
 import pytest
+import typer
+import typer.main
 
 from executor import cli
 from executor.cli.commands import COMMANDS, EXTENSIONS, GROUPS, Command, Extension, Group
@@ -25,6 +27,15 @@ def test_the_help_of_a_row_is_the_first_line_of_its_docstring(row: Command) -> N
 def test_a_command_that_is_shown_has_examples_of_itself(row: Command) -> None:
     section = stored_examples(import_function(row.module, row.function))
     assert row.is_hidden or (section and f"smith {row.group} {row.name}".replace("  ", " ") in section)
+
+
+@pytest.mark.parametrize("row", COMMANDS, ids=lambda row: f"{row.group} {row.name}".strip())
+def test_no_argument_has_two_pairs_of_brackets(row: Command) -> None:
+    app = typer.Typer()
+    app.command(row.name)(import_function(row.module, row.function))
+    command = typer.main.get_command(app)
+    pieces = command.collect_usage_pieces(typer.Context(command))
+    assert [piece for piece in pieces if "[[" in piece or "]]" in piece] == []
 
 
 def test_every_function_with_examples_is_a_command() -> None:

@@ -32,8 +32,9 @@ MAX_REPORTS = 50
 WARM_UP_REPEATS = 5
 #: The number of service groups to which the jobs belong.
 GROUPS = 97
-#: The measured operations. `list rare` lists the jobs in the status Processing. Very few jobs have this status.
-OPERATIONS = ("submit", "claim", "finish", "report", "renew", "list newest", "list rare")
+#: The measured operations. `list rare` lists the jobs in the status Processing, which very few jobs have. `list failed`
+#: lists the failed jobs, of which there are none, so every other job could be read in vain.
+OPERATIONS = ("submit", "claim", "finish", "report", "renew", "list newest", "list rare", "list failed")
 
 
 def _measure(bench: Bench) -> dict[str, Any]:
@@ -114,6 +115,11 @@ def _measure_all_operations(engine: Engine, repeats: int) -> dict[str, list[floa
             durations_ms["list rare"],
             engine,
             lambda session: queries.list_jobs(session, statuses=[JobStatus.PROCESSING]),
+        )
+        _measure_once(
+            durations_ms["list failed"],
+            engine,
+            lambda session: queries.list_jobs(session, statuses=[JobStatus.FAILED]),
         )
         result = JobResult(succeeded=True, vm={"vmid": 100, "status": "running"})
         _measure_once(

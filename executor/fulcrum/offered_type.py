@@ -6,11 +6,11 @@ The agent refuses them, too: FulcrumCore's service types are no protection, beca
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from executor.settings.settings import Settings
-from executor.settings.types import ANY, MAX_VLAN
+from executor.settings.types import ANY
 
 JsonObject = dict[str, Any]
 
@@ -44,11 +44,15 @@ def _enum(values: Iterable[str]) -> JsonObject:
     return {"type": "enum", "config": {"values": sorted(set(values))}}
 
 
-def _restrict_vlan(network: JsonObject, vlans: Iterable[str]) -> None:
-    """Set the lowest and the highest VLAN, or remove the property if no VLAN is offered."""
-    bounds = [(1, MAX_VLAN) if text == ANY else _bounds(text) for text in vlans]
+def _restrict_vlan(network: JsonObject, vlans: Collection[str]) -> None:
+    """Set the lowest and the highest VLAN, or remove the property if no VLAN is offered.
+
+    If every VLAN is offered, the property keeps its own bounds.
+    """
+    bounds = [_bounds(text) for text in vlans if text != ANY]
     if not bounds:
-        del network["vlan"]
+        if ANY not in vlans:
+            del network["vlan"]
         return
     lowest, highest = min(first for first, _ in bounds), max(last for _, last in bounds)
     network["vlan"]["validators"] = [

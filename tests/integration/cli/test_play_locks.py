@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,10 @@ def smith(tmp_path: Path, pve: ProxmoxStandIn) -> Cli:
 
 
 @contextmanager
-def holding(smith: Cli, vm: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
+def holding(smith: Cli, vm: dict[str, Any], target: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
     """Run the waiting action by hand; the block begins when its playbook is running."""
-    arguments = ["play", "hold", "--service", vm["name"], "-e", f"properties.folder={smith.folder}", "--json"]
+    target = target or ["--service", vm["name"]]
+    arguments = ["play", "hold", *target, "-e", f"properties.folder={smith.folder}", "--json"]
     process = subprocess.Popen(
         smith.command(*arguments),
         env=smith.environment(),
@@ -132,6 +133,24 @@ def test_ctrl_c_ends_the_playbook_and_releases_the_service(smith: Cli, pve: Prox
     assert (run.status, run.ended_at is not None) == ("canceled", True)
     job_id = smith.submit(action="stop", service_id=vm["service_id"])
     assert claimed_id(smith) == job_id
+
+
+def test_ctrl_c_ends_the_playbooks_of_all_vms_and_starts_no_more(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vms = [made(pve), made(pve)]
+    for vm in vms:
+        pve.control("configure", vmid=vm["vmid"], values={"tags": "smith;many"})
+    with smith.engine():
+        pass  # an empty database
+    hosts = ["--hosts", "tag_many", "--parallel", "1"]
+    with holding(smith, vms[0], hosts) as process:
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=GIVE_UP_S)
+        assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    ended, not_run = json.loads(stdout)["vms"]
+    assert (ended["error_code"], not_run["run_ident"]) == ("PLAYBOOK_FAILED", None)
+    assert not_run["error_message"] == "not run, because the command was interrupted"
+    assert only_run(smith).ended_at is not None
 
 
 def test_a_killed_command_ends_its_playbook_and_blocks_the_service_until_its_lease_expires(

@@ -5,20 +5,21 @@ from __future__ import annotations
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, text, update
 from support.databases import submit
 from support.job_steps import claim, claimed, finish
 
 from executor.agent.pruner import Pruner
-from executor.database import erasure, manual_runs, queries
+from executor.database import erasure, job_queue, manual_runs, queries
 from executor.database.engine import reading, transaction
 from executor.database.manual_runs import MAX_LEASE_S, NewManualRun
 from executor.database.tables import Job, ManualRun, db_now, utc_now
-from executor.errors import DatabaseRefused
+from executor.errors import DatabaseError, DatabaseRefused
 from executor.model import RunStatus
 from executor.settings.settings import Settings
 
@@ -26,10 +27,11 @@ SERVICE = "aaaa1111-0000-4000-8000-000000000000"
 LEASE_S = 60.0
 
 
+NEW_RUN = NewManualRun(ident="start-1", service_id=SERVICE, vmid=100, action="start", who="ops", host="host-1", pid=1)
+
+
 def start(engine: Engine, ident: str = "start-1", service_id: str = SERVICE) -> Job | ManualRun | None:
-    new_run = NewManualRun(
-        ident=ident, service_id=service_id, vmid=100, action="start", who="ops", host="host-1", pid=1
-    )
+    new_run = replace(NEW_RUN, ident=ident, service_id=service_id)
     with transaction(engine) as session:
         return manual_runs.start(session, new_run, lease_s=LEASE_S)
 
@@ -144,6 +146,22 @@ def test_of_a_claim_and_a_start_at_the_same_time_exactly_one_succeeds(engine: En
         claims, starts = pool.submit(claim_all), pool.submit(start_all)
         assert claims.result() & starts.result() == set()
         assert claims.result() | starts.result() == set(services)
+
+
+def test_on_postgresql_a_start_waits_for_a_claim_that_is_not_committed(postgres_engine: Engine) -> None:
+    """Without the wait, the start would see no processing job, and the claim has seen no run."""
+    submit(postgres_engine, service_id=SERVICE)
+    with transaction(postgres_engine) as claiming:
+        assert job_queue.claim(claiming, "alice", lease_s=LEASE_S) is not None
+        with pytest.raises(DatabaseError, match=r"(?i)lock timeout"):
+            start_within(postgres_engine, "200ms")
+    assert isinstance(start(postgres_engine), Job)
+
+
+def start_within(engine: Engine, lock_timeout: str) -> None:
+    with transaction(engine) as session:
+        session.execute(text(f"SET LOCAL lock_timeout = '{lock_timeout}'"))
+        manual_runs.start(session, NEW_RUN, lease_s=LEASE_S)
 
 
 def test_the_database_refuses_a_second_run_without_an_end(engine: Engine) -> None:

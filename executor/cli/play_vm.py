@@ -73,6 +73,7 @@ def _members_from_settings(action: Action, settings: Settings, operator_members:
         delete_members = {
             "grace_s": int(settings.smith_delete_grace_s),
             "purge": settings.smith_delete_purge,
+            "remove_volumes_left": settings.smith_delete_remove_volumes,
             "final_backup": final_backup_storage,
         }
         members |= {name: value for name, value in delete_members.items() if value}

@@ -111,4 +111,5 @@ def _delete_members(request: RunRequest, settings: PlanSettings) -> dict[str, An
         "half_made": request.may_be_partial_clone,
         "final_backup": settings.backup_storage if settings.final_backup else "",
         "purge": settings.delete_purge,
+        "remove_volumes_left": settings.delete_remove_volumes,
     }

@@ -41,6 +41,7 @@ class PlanSettings:
     delete_grace_s: float = 0.0  #: how long a VM is kept, marked for deletion, before it is destroyed; 0 for no time
     final_backup: bool = False  #: make a backup in `backup_storage` before a VM is deleted
     delete_purge: bool = False  #: also remove a deleted VM from backup jobs, replication and HA
+    delete_remove_volumes: bool = False  #: remove volumes of a deleted VM that Proxmox could not remove
 
     @classmethod
     def from_settings(cls, settings: Settings, home: Path) -> PlanSettings:
@@ -65,6 +66,7 @@ class PlanSettings:
             delete_grace_s=settings.smith_delete_grace_s,
             final_backup=settings.smith_final_backup,
             delete_purge=settings.smith_delete_purge,
+            delete_remove_volumes=settings.smith_delete_remove_volumes,
         )
 
 

@@ -28,6 +28,13 @@ class DeletionSettings(SettingsArea):
         False, "when a VM is destroyed, also remove it from backup jobs, replication and HA", example="false"
     )
 
+    smith_delete_remove_volumes: bool = setting(
+        False,
+        "when a VM is destroyed, remove volumes that Proxmox could not remove, if its configuration or snapshots named "
+        "them; needs Datastore.Allocate on their storage",
+        example="false",
+    )
+
     @field_validator("smith_final_backup")
     @classmethod
     def _require_backup_storage(cls, value: bool, info: ValidationInfo) -> bool:

@@ -12,6 +12,7 @@ from ..plugin_utils.identity import identity_problem, kind_of, lock_problem
 from ..plugin_utils.proxmox_tasks import task_types
 from ..plugin_utils.request_values import is_yes
 from ..plugin_utils.vm_action import Facts, VmAction
+from ..plugin_utils.volume_removal import remove_volumes
 
 
 class ActionModule(VmAction):
@@ -125,8 +126,13 @@ class ActionModule(VmAction):
         The deletion is proven, so a request that fails now does not fail the action.
         """
         try:
-            found = volumes.volumes_left(self.cluster, node, int(self.vm["vmid"]), expected, upids)
-            self.volumes_left, unreadable = found
+            vmid = int(self.vm["vmid"])
+            self.volumes_left, unreadable = volumes.volumes_left(self.cluster, node, vmid, expected, upids)
+            own = [volume for volume in self.volumes_left if volume in expected]
+            if own and is_yes(self.vm.get("remove_volumes_left", False)):
+                remove_volumes(self, node, own)
+                listed, _unreadable = volumes.list_volumes(self.cluster, node, volumes.storages_of(own), vmid)
+                self.volumes_left = [volume for volume in self.volumes_left if volume in listed or volume not in own]
             self._warn_of_unreadable(unreadable)
         except FAILED_CALL as exc:
             self._warn_of_unknown_volumes(error_text(exc))

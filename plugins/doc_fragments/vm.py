@@ -384,6 +384,11 @@ options:
         description:
           - 'C(delete): also remove the VM from backup jobs, replication and HA. Default false.'
         type: bool
+      remove_volumes_left:
+        description:
+          - 'C(delete): remove volumes that Proxmox could not remove, if they stood in the configuration or the
+            snapshots of the VM. Needs Datastore.Allocate on their storage. Default false.'
+        type: bool
       target_node:
         description:
           - 'C(migrate): target node.'

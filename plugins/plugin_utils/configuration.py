@@ -13,7 +13,7 @@ from typing import Any
 
 from . import allowed, cloud_init, container, disks, hardware
 from .deletion import DELETION_TAG, WITHOUT_TAGS
-from .failures import failure_after_look_up, is_outcome_unknown, task_failure
+from .failures import HOTPLUG_PROBLEM, failure_after_look_up, is_outcome_unknown, task_failure
 from .identity import PROTECTED_TAG, TAG, is_marked, kind_of, only_identity
 from .notes import changed_description, is_deletion_cancelled
 from .request_values import is_yes
@@ -181,8 +181,15 @@ def configuration_problem(after: dict[str, Any], vm: dict[str, Any], changes_mad
     if after.get("task_error"):
         return task_failure(after["task_error"])
     results = [result for change in changes_made for result in change.get("results", [change])]
-    unknown = next((failure_after_look_up(result) for result in results if is_outcome_unknown(result)), "")
+    lost = [result for result in results if is_outcome_unknown(result) and not hotplug_problem(result)]
+    unknown = next(map(failure_after_look_up, lost), "")
     return unknown or f"TASK_FAILED: VM {vm['vmid']} did not apply {', '.join(differing)}"
+
+
+def hotplug_problem(answer: dict[str, Any]) -> str:
+    """Return Proxmox's text about values that the running VM did not apply, and which are pending now; '' if none."""
+    text = str(answer.get("msg") or "") if answer.get("failed") else ""
+    return text[text.index(HOTPLUG_PROBLEM) :] if HOTPLUG_PROBLEM in text else ""
 
 
 def growth_only(vm: dict[str, Any]) -> dict[str, Any]:

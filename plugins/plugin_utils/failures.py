@@ -11,6 +11,8 @@ from .identity import ha_problem
 from .shared.error_rules import ClassifiedFailure, classify_failure, classify_own_failure, classify_task_failure
 from .shared.reactions import Outcome, outcome_of
 
+#: A part of Proxmox's answer if a running VM did not apply some new values, which are pending until its next start.
+HOTPLUG_PROBLEM = "hotplug problem - "
 #: The key of an answer whose module ended by an exception.
 ENDED_BY_EXCEPTION = "ended_by_exception"
 
@@ -82,7 +84,7 @@ def is_outcome_unknown(result: dict[str, Any], *, is_single_request: bool = Fals
     if not result.get("failed"):
         return False
     text = str(result.get("msg", ""))
-    if result.get(ENDED_BY_EXCEPTION) or "Reached timeout" in text:
+    if result.get(ENDED_BY_EXCEPTION) or "Reached timeout" in text or HOTPLUG_PROBLEM in text:
         return True
     outcome = outcome_of(classify_failure(text).code)
     return outcome is Outcome.UNKNOWN or (outcome is Outcome.UNSENT and not is_single_request)

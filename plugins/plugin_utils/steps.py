@@ -170,6 +170,8 @@ def ensure_configured(
         answers += change_disks(action, facts, disk_steps)
     after = action.look_up_after(facts, "quiet", "configured")
     action.verify(configuration.configuration_problem(after, vm, answers))
+    for text in filter(None, map(configuration.hotplug_problem, answers)):
+        action.warn(f"The running VM {facts['vmid']} applies some values only after a reboot ({text}).")
     after = cloud_init_drive.update_drive(action, after, vm, {*cloud_init.keys_in(changes), *removed})
     return Step(facts=after, is_changed=True, upids=after["upids"])
 

@@ -274,6 +274,12 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                 'purge': {'description': 'C(delete): also remove the VM from backup jobs, replication '
                                                          'and HA. Default false.',
                                           'type': 'bool'},
+                                'remove_volumes_left': {'description': 'C(delete): remove volumes that Proxmox could '
+                                                                       'not remove, if they stood in the configuration '
+                                                                       'or the snapshots of the VM. Needs '
+                                                                       'Datastore.Allocate on their storage. Default '
+                                                                       'false.',
+                                                        'type': 'bool'},
                                 'target_node': {'description': 'C(migrate): target node.', 'type': 'str'},
                                 'online': {'description': 'C(migrate): migrate a running VM live (default); if false, '
                                                           'the VM must be stopped.',

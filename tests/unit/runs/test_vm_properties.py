@@ -244,6 +244,7 @@ DELETIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
     ({"delete_grace_s": 60}, {"grace_s": 60}),
     ({"delete_purge": True}, {"purge": True}),
+    ({"delete_remove_volumes": True}, {"remove_volumes_left": True}),
     ({"final_backup": True, "backup_storage": "backups"}, {"final_backup": "backups"}),
     ({"backup_storage": "backups"}, {}),
 ]
@@ -251,7 +252,7 @@ DELETIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("settings", "sent"), DELETIONS, ids=str)
 def test_a_deletion_gets_the_operators_settings(settings: dict[str, Any], sent: dict[str, Any]) -> None:
-    asked = {"grace_s", "purge", "final_backup", "only_when_due"}
+    asked = {"grace_s", "purge", "final_backup", "only_when_due", "remove_volumes_left"}
     vm = shape("delete", {}, **settings)
     assert {name: value for name, value in vm.items() if name in asked} == sent
 

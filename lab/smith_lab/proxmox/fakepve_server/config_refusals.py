@@ -50,7 +50,7 @@ class ConfigRefusals(ConfigurationChanges):
         kept = self._kept_devices(vm, updates)
         await super()._apply_config(vm, user, updates)
         if kept:
-            vm.pending.update(dict.fromkeys(kept))
+            vm.pending.update(kept)
             text = "hotplug problem - error on hot-unplugging device '{}' - still busy in guest?"
             raise param_error(**{option: text.format(option) for option in kept})
 
@@ -73,14 +73,19 @@ class ConfigRefusals(ConfigurationChanges):
         if volume and name not in self.storages.get(storage or "", {}).get("volumes", {}):
             raise param_error(hookscript=f"script '{volume}' does not exist")
 
-    def _kept_devices(self, vm: FakeVm, updates: dict[str, Any]) -> list[str]:
-        """Take the devices that a running guest does not release out of `delete`; return them."""
+    def _kept_devices(self, vm: FakeVm, updates: dict[str, Any]) -> dict[str, Any]:
+        """Take the devices that a running guest does not release out of a change; return their new values.
+
+        The new value of a removed device is None. A NIC with another model or MAC address is unplugged, too.
+        """
         if vm.status != "running" or vm.vmid not in self.vmids_that_keep_devices:
-            return []
+            return {}
         deleted = split_list(updates.get("delete"))
         kept = [option for option in deleted if re.match(r"(net|scsi|virtio|sata)\d+$", option) and option in vm.config]
         updates["delete"] = ",".join(option for option in deleted if option not in kept)
-        return kept
+        nics = [option for option in updates if re.match(r"net\d+$", option) and option in vm.config]
+        changed = [option for option in nics if str(updates[option]).split(",")[0] != vm.config[option].split(",")[0]]
+        return {**dict.fromkeys(kept), **{option: updates.pop(option) for option in changed}}
 
 
 def _refuse_devices_of_the_host(updates: dict[str, Any]) -> None:

@@ -73,7 +73,7 @@ def show(context: typer.Context, believe_list: BelieveList = False, as_json: AsJ
     "smith drift fix unmapped_vm --yes    only this kind",
 )
 def fix(
-    kinds: Annotated[list[DriftKind] | None, typer.Argument(metavar="KIND...", help="Only these kinds.")] = None,
+    kinds: Annotated[list[DriftKind] | None, typer.Argument(metavar="KIND", help="Only these kinds.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Apply the repairs (default: dry run).")] = False,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit.")] = "",
     believe_list: BelieveList = False,

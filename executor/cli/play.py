@@ -62,7 +62,8 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         typer.Option("--hosts", metavar="PATTERN", help="All VMs of our inventory that match this Ansible pattern."),
     ] = None,
     parallel: Annotated[
-        int, typer.Option("--parallel", metavar="N", min=1, max=64, help="With --hosts: so many VMs at once.")
+        int,
+        typer.Option("--parallel", metavar="N", min=1, max=64, help="With --hosts: on how many VMs at the same time."),
     ] = 4,
     check: Annotated[bool, typer.Option("--check", help="Show what would be changed, and change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before data is destroyed.")] = False,

@@ -8,6 +8,8 @@ expressions of Go), and every repetition in it has a limit, so that the time for
 
 from __future__ import annotations
 
+from .login_repeats import LOGIN_NOT_REPEATED
+
 #: Matches the error text of a request or a Proxmox task that did not get a lock in time: the lock file of a guest, the
 #: lock of a storage in the whole cluster, or that of a backup.
 LOCK_TIMEOUT = (
@@ -32,6 +34,8 @@ RULES: tuple[tuple[str, str], ...] = (
         r"SSLEOFError|UNEXPECTED_EOF|EOF occurred in violation of protocol|SSLZeroReturnError"
         r"|handshake operation timed out",
     ),
+    # The answer 401 may be temporary (shared/login_repeats.py), so this is not the rule PVE_AUTH.
+    ("PVE_UNREACHABLE", LOGIN_NOT_REPEATED),
     ("PVE_TLS", r"CERTIFICATE_VERIFY_FAILED|SSLError|TLS CA certificate bundle"),
     (
         "PVE_AUTH",

@@ -15,7 +15,7 @@ from typing import TypeVar
 #: The times between the requests. Proxmox itself delays each answer 401 by 3 s.
 PAUSES_S = (1.0, 2.0, 4.0)
 #: The beginning of the message if the deadline is too near for all of them.
-LOGIN_NOT_REPEATED = "Proxmox refused the login, and too little time was left to send the request again"
+LOGIN_NOT_REPEATED = "Proxmox refused the login, and too little time was left to ask again"
 
 _Answer = TypeVar("_Answer")
 

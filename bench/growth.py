@@ -19,6 +19,7 @@ from bench.part import Bench, Goal, Part, Table
 from executor.fulcrum.untrusted_json import check_storable, parse_json
 from executor.redaction import Redactor, StreamRedactor
 from executor.runs.output import OutputDecoder
+from executor.runs.story import RunStory
 from executor.shared.error_rules import classify_own_failure
 from executor.shared.marker import agent_in, markers_in, without_forged_lines
 
@@ -99,6 +100,10 @@ def _decode_output(data: bytes) -> None:
         decoder.feed(data[start : start + PIECE_CHARACTERS])
 
 
+def _tell_story(text: str) -> None:
+    RunStory(REDACTOR).add_event({"event": "verbose", "stdout": text})
+
+
 REDACTOR = _make_redactor()
 #: In front of a text for the parser of JSON, so that it limits the depth.
 DEEP = "[" * 65
@@ -171,6 +176,18 @@ CASES = (
         text="parts of an event mark",
         make_input=_repeated_bytes("QQ==\x1b[4D", before="\x1b[K"),
         parse=_decode_output,
+    ),
+    Case(
+        parser="story of a run",
+        text="one progress line",
+        make_input=_repeated("VM 1 (a): a [1.1 s", before="VM 1 (a): "),
+        parse=_tell_story,
+    ),
+    Case(
+        parser="story of a run",
+        text="progress lines",
+        make_input=_repeated("VM 1 (a): UPID:a, 5 %, log: a | b [1.1 s]\n"),
+        parse=_tell_story,
     ),
     Case(
         parser="redactor",

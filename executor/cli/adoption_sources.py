@@ -52,7 +52,7 @@ def read_rows(file: Path) -> list[SourceRow]:
         entries = list(_read_sqlite(file) if is_sqlite else _read_text(file))
     except OSError as error:
         raise CommandFailed(f"{file} cannot be read: {error.strerror}") from None
-    except (sqlite3.Error, UnicodeError, csv.Error, json.JSONDecodeError, RecursionError) as error:
+    except (sqlite3.Error, csv.Error, ValueError, RecursionError) as error:
         raise CommandFailed(f"{file} cannot be read: {error}") from None
     if len(entries) > MAX_ROWS:
         raise CommandFailed(f"{file} has more than {MAX_ROWS} rows")
@@ -80,9 +80,8 @@ def _read_text(file: Path) -> Iterator[tuple[Any, Any]]:
         entries: list[Mapping[str, Any]] = document
         names = {name for entry in entries for name in entry}
     else:
-        dialect = csv.excel
-        dialect.delimiter = ";" if ";" in text.partition("\n")[0] else ","
-        reader = csv.DictReader(text.splitlines(), dialect=dialect, skipinitialspace=True)
+        delimiter = ";" if ";" in text.partition("\n")[0] else ","
+        reader = csv.DictReader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
         names, entries = set(reader.fieldnames or ()), list(reader)
     service_column = next((name for name in SERVICE_COLUMNS if name in names), None)
     if service_column is None or VMID_COLUMN not in names:

@@ -5,9 +5,10 @@ Deleted mappings are not copied, because they are only history. No function comm
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from collections.abc import Mapping as Dictionary
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import select
@@ -28,6 +29,9 @@ COLUMNS = (
 IDENTITY_COLUMNS = ("service_id", "cluster", "vmid")
 #: The maximum lengths of the columns with texts.
 MAX_LENGTHS = {"service_id": 36, "cluster": 100, "node": 100, "name": 100, "mac_address": 20, "tenant_id": 36}
+MAX_NOTE_LENGTH = 4000
+#: The characters that PostgreSQL or UTF-8 does not have.
+_NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
 NUMBERS = ("cores", "memory_mib", "disk_gib", "snapshots", "backups")
 MIN_VMID, MAX_VMID = 100, 999_999_999
 MAX_NUMBER = 2**63  #: what a column for a number can hold is less
@@ -58,8 +62,8 @@ def _problems(values: Dictionary[str, Any]) -> Iterator[str]:
         yield "vmid is not a VMID"
     if values["state"] not in CURRENT_STATES or values["kind"] not in list(GuestKind):
         yield "state or kind is unknown"
-    if not isinstance(values.get("note"), str | None):
-        yield "note is not a text"
+    if (note := values.get("note")) is not None and not _is_note(note):
+        yield f"note is not a text of at most {MAX_NOTE_LENGTH} characters that a database can store"
     yield from (f"{name} is not a number" for name in NUMBERS if not _is_amount(values.get(name, 0)))
     if problem := _delete_at_problem(values.get("delete_at"), values["state"]):
         yield problem
@@ -67,6 +71,10 @@ def _problems(values: Dictionary[str, Any]) -> Iterator[str]:
 
 def _is_text(value: Any, max_length: int) -> bool:
     return isinstance(value, str) and len(value) <= max_length and value.isprintable()
+
+
+def _is_note(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_NOTE_LENGTH and not _NOT_STORABLE.search(value)
 
 
 def _is_amount(value: Any) -> bool:
@@ -78,7 +86,7 @@ def _delete_at_problem(delete_at: Any, state: str) -> str:
         return "delete_at does not fit the state"
     try:
         has_zone = delete_at is None or _time(delete_at).tzinfo is not None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return "delete_at is not a time"
     return "" if has_zone else "delete_at has no time zone"
 
@@ -114,7 +122,9 @@ def insert(session: Session, values: Dictionary[str, Any]) -> Mapping | None:
 
 
 def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
+    """Return the time in UTC. Raises ValueError or OverflowError if it is none, or out of the range of years."""
+    time = datetime.fromisoformat(text)
+    return time.astimezone(UTC) if time.tzinfo else time
 
 
 def _json_value(value: Any) -> Any:

@@ -25,6 +25,8 @@ MAX_ENTRIES = 60
 MAX_TEXT_LENGTH = 300
 #: A longer line is cut to this length before it is searched.
 MAX_LINE_LENGTH = 4000
+#: A longer duration of an Ansible task is not stored. It is ten years.
+MAX_DURATION_S = 10 * 365 * 24 * 3600.0
 #: Number of lines of a Proxmox task's log that are kept.
 MAX_LOG_LINES = 8
 #: The outcome of an Ansible task, by the kind of the event that reports it. The Ansible task under way is `running`.
@@ -35,11 +37,11 @@ OUTCOME_BY_KIND = {
     "runner_on_unreachable": "unreachable",
 }
 RUNNING = "running"
-#: A progress line of an action (plugins/plugin_utils/progress.py).
-_PROGRESS_LINE = re.compile(r"VM \d+ \([^()]*\): (?P<text>.+) \[\d+\.\d s\]")
+#: A progress line of an action (plugins/plugin_utils/progress.py), maybe with a colour.
+_PROGRESS_LINE = re.compile(r"(?:\x1b\[[0-9;]*m)?VM [0-9]+ \([^()]*\): (?P<text>.+) \[[0-9]+\.[0-9] s\]")
 #: The parts of a progress line about Proxmox tasks: each UPID, the percentage, and the end of the log.
 _UPID = re.compile(r"UPID:[^\s,]+")
-_PERCENT = re.compile(r", (\d+(?:\.\d+)?) %")
+_PERCENT = re.compile(r", ([0-9]{1,3}(?:\.[0-9]{1,9})?) %")
 _LOG_SEPARATOR = ", log: "
 _LINE_SEPARATOR = " | "
 
@@ -70,7 +72,7 @@ class RunStory:
                 self._end_task(data, OUTCOME_BY_KIND[kind])
             elif kind == "verbose":
                 for line in str(event.get("stdout") or "").splitlines():
-                    if found := _PROGRESS_LINE.search(line[:MAX_LINE_LENGTH]):
+                    if found := _PROGRESS_LINE.match(line[:MAX_LINE_LENGTH]):
                         self._add_step(found["text"])
                         self._on_step(found["text"])
 
@@ -105,12 +107,11 @@ class RunStory:
             outcome = "changed"
         elif outcome == "failed" and data.get("ignore_errors"):
             outcome = "ignored"
-        duration_s = data.get("duration")
         if not self._tasks:
             self._start_task(data)
         self._tasks[-1] |= {
             "outcome": outcome,
-            "seconds": round(duration_s, 1) if isinstance(duration_s, int | float) else None,
+            "seconds": _rounded(data.get("duration")),
             "message": self._text(result.get("msg") or "") if outcome not in ("ok", "changed") else "",
         }
         self._has_changed = True
@@ -151,3 +152,10 @@ class RunStory:
         """Return a value from the run's output as text that every database can store, without secrets."""
         text = self._redactor.redact(str(value)[: MAX_TEXT_LENGTH * 2])
         return "".join(char if char.isprintable() else " " for char in text)[:MAX_TEXT_LENGTH]
+
+
+def _rounded(duration_s: object) -> float | None:
+    """Return a duration of an event, or None if it is no number that JSON has."""
+    if isinstance(duration_s, int | float) and 0 <= duration_s <= MAX_DURATION_S:
+        return round(float(duration_s), 1)
+    return None

@@ -18,13 +18,16 @@ from typing import Any
 from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import failures, guest_facts, proxmox_tasks, volumes
 from ansible_runner.utils import OutputEventFilter
 
+from executor.cli import adoption_sources, mappings_transfer
+from executor.cli.arguments import CommandFailed
+from executor.database import mapping_transfer
 from executor.errors import JobError, SettingsError
 from executor.fulcrum import vault
 from executor.fulcrum.clock import parse_http_date
 from executor.fulcrum.types import CoreAgent, CoreJob, CoreService, ListedService, ServiceType
 from executor.fulcrum.untrusted_json import MAX_JSON_DEPTH, check_storable, parse_json
 from executor.model import RunArtifacts, RunStatus
-from executor.proxmox import rows
+from executor.proxmox import rows, template_needs
 from executor.redaction import MIN_SECRET_LENGTH, Redactor, StreamRedactor
 from executor.runs import results
 from executor.runs.action_schema import check_properties, read_schema
@@ -32,6 +35,7 @@ from executor.runs.actions import Action, ansible_home
 from executor.runs.output import OutputDecoder, RunOutput
 from executor.runs.plan import plan
 from executor.runs.request import PlanSettings, RunRequest
+from executor.runs.story import MAX_ENTRIES, RunStory
 from executor.settings.settings import load_settings
 from executor.shared import error_rules, marker, reactions
 from executor.web.agent_view import AgentHandle
@@ -131,6 +135,8 @@ def proxmox_json(data: bytes) -> None:
     if isinstance(value, dict):
         for row in rows.vm_rows([{"vmid": 100, "node": "pve1", "type": "qemu"}]):
             rows.with_configuration(row, value)
+        template_needs.needs_of_template(value)
+        template_needs.devices_for_root(value)
 
 
 def markers(data: bytes) -> None:
@@ -204,6 +210,19 @@ def run_events(data: bytes) -> None:
         _read_result(Path(folder))
 
 
+def run_story(data: bytes) -> None:
+    """Events of a run, or lines of its output: the story is bounded, and each database can store it."""
+    story = RunStory(Redactor())
+    for line in data.splitlines():
+        value = _json(line)
+        story.add_event(value if isinstance(value, dict) else {"event": "verbose", "stdout": _text(line)})
+    document = story.end()
+    assert all(len(entries) <= MAX_ENTRIES for entries in document.values())
+    text = json.dumps(document, allow_nan=False)
+    assert "\\u0000" not in text
+    check_storable(parse_json(text.encode()))
+
+
 def _read_result(folder: Path) -> None:
     for status, rc in ((RunStatus.SUCCESSFUL, 0), (RunStatus.FAILED, 2)):
         result = results.read(
@@ -232,6 +251,25 @@ def settings_file(data: bytes) -> None:
     file.chmod(0o600)
     with contextlib.suppress(SettingsError):
         load_settings(env_file=file, environ={})
+
+
+def adoption_file(data: bytes) -> None:
+    """A list of services and VMIDs to adopt: each row is a pair or has a problem, or the file is refused."""
+    file = FOLDER / "fuzzed.adoption"
+    file.write_bytes(data)
+    with contextlib.suppress(CommandFailed):
+        for row in adoption_sources.read_rows(file):
+            assert row.problem or row.vmid
+
+
+def mapping_export(data: bytes) -> None:
+    """A file of `smith mappings export` of another host: each entry has a problem or can be stored."""
+    file = FOLDER / "fuzzed.mappings"
+    file.write_bytes(data)
+    with contextlib.suppress(CommandFailed):
+        for entry in mappings_transfer._read(file):
+            if not mapping_transfer.problem_of(entry) and entry.get("delete_at"):
+                mapping_transfer._time(entry["delete_at"])
 
 
 def action_schema(data: bytes) -> None:
@@ -300,8 +338,11 @@ PARSERS: dict[str, Callable[[bytes], None]] = {
         error_texts,
         run_output,
         run_events,
+        run_story,
         redactor,
         settings_file,
+        adoption_file,
+        mapping_export,
         action_schema,
         http_requests,
     )

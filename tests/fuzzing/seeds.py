@@ -72,6 +72,13 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b'{"event":"playbook_on_task_start"}\n'
         b'{"event":"runner_on_failed","event_data":{"res":{"msg":"CAPACITY: x"},"task_action":"fail"}}\n',
     ),
+    "run_story": (
+        b'{"event":"playbook_on_task_start","event_data":{"task":"a"}}\n'
+        b'{"event":"runner_on_ok","event_data":{"res":{"changed":true,"msg":"x"},"duration":1.5}}\n'
+        b"VM 100 (web): waiting for UPID:pve1:0001:clone, 40 %, log: a | b [1.5 s]",
+        b"VM 1 (a): x, 9" + b"9" * 400 + b" % UPID:a [1.5 s]",
+        b'{"event":"runner_on_failed","event_data":{"duration":1e300,"ignore_errors":true}}',
+    ),
     "redactor": (
         b"open-sesa text with open-sesa me and open-sesa",
         b"12345678 MTIzNDU2Nzg= 3132 12345678",
@@ -81,6 +88,17 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b"FULCRUM_API_URL=https://core.example.org\nSMITH_CONCURRENCY=4\n",
         b'export PROXMOX_HOST="pve.example.org" # x\nPROXMOX_NODES=pve1,pve2\nPROXMOX_TEMPLATES={"debian-12": 9000}\n',
         b"SMITH_LEASE_S='30\n",
+    ),
+    "adoption_file": (
+        b"service_id,vmid\n%b,101\n" % ID,
+        b'[{"service_id":"%b","vmid":101}]' % ID,
+        b'[{"service_id":"x","vmid":' + b"1" * 5000 + b"}]",
+        b"job_service_id;vmid\n%b;\n" % ID,
+        b"SQLite format 3\0",
+    ),
+    "mapping_export": (
+        b'{"format":"agent-smith-mappings-1","mappings":[{"service_id":"%b","cluster":"default","vmid":101,"name":"web",'
+        b'"state":"pending_deletion","kind":"qemu","note":"x","cores":1,"delete_at":"0001-01-01T00:00:00+23:00"}]}' % ID,
     ),
     "action_schema": (
         b'{"type":"object","properties":{"cores":{"type":"integer","minimum":4},"name":{"pattern":"^a+$"}},'

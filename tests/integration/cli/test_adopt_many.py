@@ -141,6 +141,7 @@ def test_a_list_is_adopted_from_csv_and_json(world: World, form: str) -> None:
         ("{}", "must be a JSON list"),
         ("[1]", "must be a JSON list"),
         ("[", "cannot be read"),
+        (f'[{{"service_id": "x", "vmid": {"1" * 5000}}}]', "cannot be read"),
         ("\udcff", "cannot be read"),
     ],
 )

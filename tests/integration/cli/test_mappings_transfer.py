@@ -110,11 +110,15 @@ def test_a_mapping_that_contradicts_another_is_refused_and_the_others_are_import
         lambda row: row.update(name="x" * 101),
         lambda row: row.update(node="a\x1b[2J"),
         lambda row: row.update(note=[1]),
+        lambda row: row.update(note="a\0b"),
+        lambda row: row.update(note="\ud800"),
+        lambda row: row.update(note="x" * 4001),
         lambda row: row.update(delete_at="soon"),
         lambda row: row.update(delete_at="2030-01-01T00:00:00+00:00"),
         lambda row: row.update(state=MappingState.PENDING_DELETION, delete_at="2030-01-01T00:00:00"),
         lambda row: row.update(state=MappingState.PENDING_DELETION, delete_at=["soon"]),
         lambda row: row.update(state=MappingState.PENDING_DELETION, delete_at=None),
+        lambda row: row.update(state=MappingState.PENDING_DELETION, delete_at="0001-01-01T00:00:00+23:00"),
     ],
 )
 def test_a_broken_row_is_refused_with_its_reason(old: Cli, new: Cli, change: Callable[[dict[str, Any]], Any]) -> None:

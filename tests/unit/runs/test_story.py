@@ -91,11 +91,15 @@ def test_a_story_has_no_secret_and_no_character_that_a_database_refuses() -> Non
         {"event": None, "event_data": None},
         {"event": "runner_on_ok", "event_data": "text"},
         {"event": "runner_on_ok", "event_data": {"task": 7, "res": [], "duration": "long"}},
+        {"event": "runner_on_ok", "event_data": {"duration": float("inf")}},
+        {"event": "runner_on_ok", "event_data": {"duration": float("nan")}},
+        {"event": "runner_on_ok", "event_data": {"duration": 10**400}},
         {"event": "verbose", "stdout": 7},
+        {"event": "verbose", "stdout": f"VM 1 (a): UPID:x, {'9' * 400} % [1.5 s]"},
     ],
 )
 def test_odd_events_are_no_problem(odd: dict[str, Any]) -> None:
-    json.dumps(story(odd).end())
+    json.dumps(story(odd).end(), allow_nan=False)
 
 
 def test_an_unchanged_story_is_not_returned_again() -> None:

@@ -98,7 +98,8 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
     ),
     "mapping_export": (
         b'{"format":"agent-smith-mappings-1","mappings":[{"service_id":"%b","cluster":"default","vmid":101,"name":"web",'
-        b'"state":"pending_deletion","kind":"qemu","note":"x","cores":1,"delete_at":"0001-01-01T00:00:00+23:00"}]}' % ID,
+        b'"state":"pending_deletion","kind":"qemu","note":"x","cores":1,"delete_at":"0001-01-01T00:00:00+23:00"}]}'
+        % ID,
     ),
     "action_schema": (
         b'{"type":"object","properties":{"cores":{"type":"integer","minimum":4},"name":{"pattern":"^a+$"}},'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict
 
 import typer
@@ -36,12 +37,17 @@ def show(as_json: AsJson = False) -> None:
 
 
 def _show_hints(checks: list[CheckResult]) -> None:
-    """Print the remedies, which the checks have as `hints`, each with its checks. A common remedy is printed once."""
+    """Print the remedies, which the checks have as `hints`, below the names of their checks.
+
+    A common remedy is printed once. Each is a line of its own, so that an operator can copy a command.
+    """
     names_by_hint: dict[str, list[str]] = {}
     for check in checks:
         for hint in check.hints:
             names_by_hint.setdefault(hint, []).append(check.name)
     if names_by_hint:
         show_heading("What to do")
-        for hint, names in names_by_hint.items():
-            show_text(f"{', '.join(dict.fromkeys(names))}: {hint}")
+        for names, hints in itertools.groupby(names_by_hint, lambda hint: sorted(set(names_by_hint[hint]))):
+            show_text(f"# {', '.join(names)}")
+            for hint in hints:
+                show_text(hint)

@@ -311,23 +311,23 @@ def test_a_vm_is_found_by_its_name_and_a_mapping_without_the_suffix_of_the_name(
 
 
 def test_an_action_runs_on_all_vms_of_a_group_and_says_which_failed(smith: Cli, pve: ProxmoxStandIn) -> None:
-    gold, also_gold, other = made(pve), made(pve), made(pve)
-    for vm in (gold, also_gold):
-        pve.control("configure", vmid=vm["vmid"], values={"tags": "smith;gold"})
-    pve.control("configure", vmid=also_gold["vmid"], values={"lock": "backup"})
-    done = smith("play", "start", "--hosts", "tag_gold", "--parallel", "2")
+    copper, also_copper, other = made(pve), made(pve), made(pve)
+    for vm in (copper, also_copper):
+        pve.control("configure", vmid=vm["vmid"], values={"tags": "smith;copper"})
+    pve.control("configure", vmid=also_copper["vmid"], values={"lock": "backup"})
+    done = smith("play", "start", "--hosts", "tag_copper", "--parallel", "2")
     assert done.returncode == 7, done.stdout + done.stderr
-    assert f"{gold['name']} | PLAY RECAP" in done.stdout
+    assert f"{copper['name']} | PLAY RECAP" in done.stdout
     assert "1 succeeded, 1 failed" in done.stdout
-    states = [pve.guest(vm["vmid"])["status"] for vm in (gold, also_gold, other)]  # type: ignore[index]
+    states = [pve.guest(vm["vmid"])["status"] for vm in (copper, also_copper, other)]  # type: ignore[index]
     assert states == ["running", "stopped", "stopped"]
-    done = smith("play", "start", "--hosts", "tag_gold", "--json")
+    done = smith("play", "start", "--hosts", "tag_copper", "--json")
     outcomes = {vm["vmid"]: (vm["succeeded"], vm["error_code"]) for vm in json.loads(done.stdout)["vms"]}
-    assert outcomes == {gold["vmid"]: (True, None), also_gold["vmid"]: (False, "VM_LOCKED")}
-    pve.control("configure", vmid=also_gold["vmid"], values={"lock": ""})
-    done = smith("play", "start", "--hosts", "tag_gold", "--check")
+    assert outcomes == {copper["vmid"]: (True, None), also_copper["vmid"]: (False, "VM_LOCKED")}
+    pve.control("configure", vmid=also_copper["vmid"], values={"lock": ""})
+    done = smith("play", "start", "--hosts", "tag_copper", "--check")
     assert (done.returncode, "the VM will be started" in done.stdout) == (0, True), done.stdout + done.stderr
-    assert pve.guest(also_gold["vmid"])["status"] == "stopped"  # type: ignore[index]
+    assert pve.guest(also_copper["vmid"])["status"] == "stopped"  # type: ignore[index]
     done = smith("play", "start", "--hosts", "no_such_group")
     assert done.returncode == 1
     assert "no VM matches the pattern no_such_group" in done.stderr

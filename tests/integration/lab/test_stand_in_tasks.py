@@ -63,6 +63,7 @@ def test_an_iso_image_is_not_removed_with_its_drive_or_vm(
     stand_in: ProxmoxStandIn, pve1: Any, is_removed_before: bool
 ) -> None:
     clone(pve1)
+    stand_in.control("grant", path="/vms", privilege="VM.Config.CDROM")
     image = {"content": "iso", "format": "iso", "size": 1024**2, "ctime": 0}
     stand_in.control("storage", storage="local", volumes={"iso/debian-13.iso": image})
     pve1.qemu(VMID).config.put(ide3="local:iso/debian-13.iso,media=cdrom")

@@ -40,18 +40,19 @@ def test_f11_fulcrumcore_fails_while_a_job_runs(system: SystemUnderTest, outage:
     rule = OUTAGES[outage]
     service_id = system.order_service(f"f11-{list(OUTAGES).index(outage)}")
     system.until(lambda: system.clones_of(service_id), "the clone to begin")
-    downs = len(system.lab.log_events("fulcrum_stopped_answering"))
+    event = "fulcrum_token_refused" if "403" in outage else "fulcrum_stopped_answering"
+    downs = len(system.lab.log_events(event))
     if rule is None:
         system.lab.core.pause()
     else:
         system.lab.core.add_fault(path="^/api/", **rule)
-    system.wait_for_log("fulcrum_stopped_answering", downs + 1)
+    system.wait_for_log(event, downs + 1)
     ended = "SELECT 1 FROM jobs WHERE service_id = ? AND finished_at IS NOT NULL"
     system.until(lambda: system.rows(ended, service_id), "the outcome in the outbox")
     (system.lab.core.resume if rule is None else system.lab.core.clear_faults)()
     assert system.wait_for_jobs(service_id)["status"] == "Stopped"
     system.assert_consistent()
-    assert len(system.lab.log_events("fulcrum_stopped_answering")) == downs + 1, "one log line per outage"
+    assert len(system.lab.log_events(event)) == downs + 1, "one log line per outage"
     assert system.lab.executor.poll() is None
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import requests
@@ -233,9 +234,9 @@ class Transport:
     def _read_body(response: urllib3.BaseHTTPResponse) -> bytes:
         """Return the body. If the body of an unsuccessful response cannot be read, return an empty one."""
         if response.status < 300:
-            return b"".join(_read_chunks(response, MAX_RESPONSE_BYTES))
+            return _read_up_to(response, MAX_RESPONSE_BYTES)
         try:
-            return b"".join(_read_chunks(response, MAX_ERROR_BYTES))
+            return _read_up_to(response, MAX_ERROR_BYTES)
         except (OSError, urllib3.exceptions.HTTPError):
             return b""  # the status suffices to choose the exception
 
@@ -286,14 +287,15 @@ def _valid_token(token: str) -> str:
     return token
 
 
-def _read_chunks(response: urllib3.BaseHTTPResponse, max_bytes: int) -> Iterator[bytes]:
-    """Yield the body as it arrives. Raises OSError if the body exceeds `max_bytes`."""
-    received_bytes = 0
+def _read_up_to(response: urllib3.BaseHTTPResponse, max_bytes: int) -> bytes:
+    """Return the body. Raises OSError if the body exceeds `max_bytes`."""
+    # One buffer that grows: a list of small pieces would leave gaps in the memory that are too small for the JSON.
+    body = io.BytesIO()
     while chunk := response.read1(CHUNK_BYTES, decode_content=True):
-        received_bytes += len(chunk)
-        if received_bytes > max_bytes:
+        body.write(chunk)
+        if body.tell() > max_bytes:
             raise OSError(f"the response is longer than {max_bytes} bytes")
-        yield chunk
+    return body.getvalue()
 
 
 def _json_body(method: str, path: str, body: Any) -> bytes:

@@ -17,7 +17,7 @@ from executor.model import PlaybookRun
 #: A progress line: the guest, the step, and the seconds since the action began.
 LINE = re.compile(r"VM (\d+) \((\S+)\): (.+) \[\d+\.\d s\]")
 #: A progress line about a Proxmox task.
-TASK = re.compile(r"waiting for Proxmox task UPID:\S+:qmclone:9000:\S+, \d+ %")
+TASK = re.compile(r"waiting for Proxmox task UPID:\S+:qmclone:9000:\S+, \d+ %(, log: .+)?")
 
 
 def steps_in(output: str, vm: dict[str, Any]) -> list[str]:
@@ -114,7 +114,7 @@ def test_check_mode_shows_values_before_and_after_in_the_same_form(bench: Bench)
     vm = {**bench.add_vm(), "cores": 4, "memory_mib": 4096, "tags": ["gold"], "disk_gib": 9}
     done = bench.play("update", vm, "--check", "--diff")
     assert done.rc == 0, done.output
-    assert done.result["planned"] == {"cores": 4, "memory": 4096, "tags": ["gold", "smith"], "scsi0": "9G"}
+    assert done.result["planned"] == {"cores": 4, "memory": 4096, "tags": ["gold", "smith", "web"], "scsi0": "9G"}
     lines = [line.replace('"', "").rstrip(",").split() for line in done.output.splitlines()]
     removed, added = ([" ".join(words[1:]) for words in lines if words[:1] == [sign]] for sign in "-+")
     assert {"cores: 2", "memory: 2048", "scsi0: 8G on local-lvm"} <= set(removed), done.output

@@ -81,18 +81,17 @@ class BoundedAdapter(HTTPAdapter):
 
 def _read_body(answer: requests.Response, max_bytes: int) -> bytes:
     """Return the decoded body. Raises AnswerTooLarge before more than `max_bytes` are kept."""
-    chunks: list[bytes] = []
-    size = 0
+    # One buffer that grows: a list of small pieces would leave gaps in the memory that are too small for the JSON.
+    body = io.BytesIO()
     try:
         for chunk in answer.raw.stream(CHUNK_BYTES, decode_content=True):
-            size += len(chunk)
-            if size > max_bytes:
+            body.write(chunk)
+            if body.tell() > max_bytes:
                 raise AnswerTooLarge(f"the answer is longer than {max_bytes} bytes")
-            chunks.append(chunk)
     except BaseException:
         answer.close()
         raise
-    return b"".join(chunks)
+    return body.getvalue()
 
 
 class _BoundedFile(io.RawIOBase):

@@ -42,7 +42,11 @@ class SupportRecorder:
 
     def pytest_unconfigure(self) -> None:
         """Write the rows. Every stand-in has stopped by now."""
-        rows = [_row(version, STAND_IN, changes=number) for version, number in read_changes(self._changes_file).items()]
+        rows = [
+            _row(version, STAND_IN, changes=number)
+            for version, number in read_changes(self._changes_file).items()
+            if number
+        ]
         if self._lab_tests:
             rows.append(_row(_version_of_real_proxmox(), REAL, tests=self._lab_tests))
         write_rows(self._file, rows)

@@ -47,8 +47,11 @@ def note_reported(session: Session, job_id: int, state: ReportState, note: str =
 
 
 def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: str) -> None:
-    """Store that a report failed, and that the reporter may retry it after `backoff_s`."""
-    session.execute(
+    """Store that a report failed, and that the reporter may retry it after `backoff_s`.
+
+    If the job's report is not due, nothing is stored.
+    """
+    stmt = (
         update(Job)
         .where(Job.id == job_id, Job.report_state == ReportState.DUE)
         .values(
@@ -57,20 +60,22 @@ def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: st
             report_note=note,
         )
     )
-    job_events.record(session, job_id, JobEventKind.REPORT_POSTPONED, note)
+    if execute_and_count(session, stmt):
+        job_events.record(session, job_id, JobEventKind.REPORT_POSTPONED, note)
 
 
 def replace_result(session: Session, job_id: int, result: JobResult) -> None:
     """Make a completed job a failed job with the error in `result`, because FulcrumCore refused the report of success.
 
-    The report is still due. The reporter next reports the failure.
+    The report is still due. The reporter next reports the failure. If the job's report is not due, nothing is stored.
     """
-    session.execute(
+    stmt = (
         update(Job)
         .where(Job.id == job_id, Job.report_state == ReportState.DUE)
         .values(status=JobStatus.FAILED, error_code=result.code, error_message=result.message)
     )
-    job_events.record(session, job_id, JobEventKind.RESULT_REPLACED, result.message)
+    if execute_and_count(session, stmt):
+        job_events.record(session, job_id, JobEventKind.RESULT_REPLACED, result.message)
 
 
 def note_claimed_elsewhere(session: Session, processing_ids: Collection[str]) -> None:

@@ -72,6 +72,16 @@ def test_a_replaced_result_and_a_reopened_job_are_events(engine: Engine) -> None
     assert kinds == [JobEventKind.RESULT_REPLACED, JobEventKind.REOPENED]
 
 
+def test_a_report_that_is_not_due_gets_no_event(engine: Engine) -> None:
+    job_id = ended(engine)
+    with transaction(engine) as session:
+        outbox.note_reported(session, job_id, ReportState.REPORTED)
+        for other_id in (job_id, job_id + 1):  # reported, and not in the database
+            outbox.replace_result(session, other_id, BROKEN)
+            outbox.postpone_report(session, other_id, backoff_s=1, note="HTTP 503")
+    assert events(engine, job_id) == []
+
+
 def test_jobs_that_a_stopping_agent_gives_back_have_an_event(engine: Engine) -> None:
     job_id = submit(engine)
     claimed(engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -13,8 +14,9 @@ from cryptography.x509.oid import NameOID
 
 from smith_lab.private_file import write_private
 
-#: The time for which the certificates are valid.
+#: The time for which the CA certificate is valid.
 LIFETIME = datetime.timedelta(days=30)
+DAY = datetime.timedelta(days=1)
 
 
 def make_certificates(folder: Path, host: str) -> tuple[Path, Path]:
@@ -23,28 +25,59 @@ def make_certificates(folder: Path, host: str) -> tuple[Path, Path]:
     The server certificate is valid for `host`, `localhost` and 127.0.0.1. Return the paths of the server certificate
     and of the server's key.
     """
-    ca_key = ec.generate_private_key(ec.SECP256R1())
-    server_key = ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Proxmox stand-in CA")])
-    server_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
-    # Python 3.13 refuses a CA certificate that has no key usage and no key identifiers.
-    ca_builder = (
-        _new_builder(ca_name, ca_name, ca_key.public_key(), ca_key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
-    )
-    server_builder = (
-        _new_builder(server_name, ca_name, server_key.public_key(), ca_key.public_key())
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(digital_signature=True), critical=True)
-        .add_extension(x509.SubjectAlternativeName(_alternative_names(host)), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-    )
-    pem = serialization.Encoding.PEM
-    (folder / "ca.pem").write_bytes(ca_builder.sign(ca_key, hashes.SHA256()).public_bytes(pem))
-    (folder / "server.pem").write_bytes(server_builder.sign(ca_key, hashes.SHA256()).public_bytes(pem))
-    key = server_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return folder / "server.pem", write_private(folder / "server.key", key)
+    return CertificateAuthority(folder).issue(host, [host, "localhost", "127.0.0.1"])
+
+
+class CertificateAuthority:
+    """A CA, whose certificate is the file `ca.pem` in the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = _common_name("Proxmox stand-in CA")
+        # Python 3.13 refuses a CA certificate that has no key usage and no key identifiers.
+        builder = (
+            _new_builder(self._name, self._name, self._key.public_key(), self._key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        )
+        _write_certificate(folder / "ca.pem", builder, self._key)
+
+    def issue(
+        self, name: str, valid_for: Sequence[str], *, from_day: float = -1, until_day: float = 30, file: str = "server"
+    ) -> tuple[Path, Path]:
+        """Write a server certificate and its key; return their paths.
+
+        `valid_for` has the host names and addresses for which the certificate is valid. It is valid from `from_day` to
+        `until_day`, which are numbers of days from now. `file` is the name of the two files without their suffixes.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = (
+            _new_builder(
+                _common_name(name),
+                self._name,
+                key.public_key(),
+                self._key.public_key(),
+                from_day=from_day,
+                until_day=until_day,
+            )
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(digital_signature=True), critical=True)
+            .add_extension(x509.SubjectAlternativeName(_alternative_names(valid_for)), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        )
+        _write_certificate(self.folder / f"{file}.pem", builder, self._key)
+        pem = serialization.Encoding.PEM
+        content = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        return self.folder / f"{file}.pem", write_private(self.folder / f"{file}.key", content)
+
+
+def _common_name(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _write_certificate(file: Path, builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey) -> None:
+    file.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
 
 def _new_builder(
@@ -52,6 +85,9 @@ def _new_builder(
     issuer: x509.Name,
     public_key: ec.EllipticCurvePublicKey,
     issuer_key: ec.EllipticCurvePublicKey,
+    *,
+    from_day: float = -1,
+    until_day: float = LIFETIME / DAY,
 ) -> x509.CertificateBuilder:
     """Return a builder of a certificate, to which the caller adds extensions before it signs the certificate."""
     now = datetime.datetime.now(datetime.UTC)
@@ -61,8 +97,8 @@ def _new_builder(
         .issuer_name(issuer)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + LIFETIME)
+        .not_valid_before(now + from_day * DAY)
+        .not_valid_after(now + until_day * DAY)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
     )
@@ -84,11 +120,11 @@ def _key_usage(**enabled_uses: bool) -> x509.KeyUsage:
     return x509.KeyUsage(**{name: enabled_uses.get(name, False) for name in names})
 
 
-def _alternative_names(host: str) -> list[x509.GeneralName]:
-    names: list[x509.GeneralName] = [x509.DNSName("localhost")]
-    for address in dict.fromkeys(["127.0.0.1", host]):  # without a duplicate if `host` is 127.0.0.1
+def _alternative_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
+    names: list[x509.GeneralName] = []
+    for host in dict.fromkeys(hosts):  # without duplicates
         try:
-            names.append(x509.IPAddress(ipaddress.ip_address(address)))
+            names.append(x509.IPAddress(ipaddress.ip_address(host)))
         except ValueError:
-            names.append(x509.DNSName(address))
+            names.append(x509.DNSName(host))
     return names

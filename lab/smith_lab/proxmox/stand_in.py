@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import requests
 
 from executor.errors import SmithError
 from smith_lab.private_file import write_private
-from smith_lab.proxmox.certificates import make_certificates
+from smith_lab.proxmox.certificates import CertificateAuthority
 
 #: The module that `python -m` runs as the server. No code outside the server's package imports it.
 SERVER_MODULE = "smith_lab.proxmox.fakepve_server"
@@ -80,6 +80,7 @@ class ProxmoxStandIn:
         self.token_secret = secrets.token_hex(16)
         self.ca_bundle = folder / "ca.pem"
         self._process: subprocess.Popen[bytes] | None = None
+        self._authority: CertificateAuthority | None = None
 
     @property
     def control_url(self) -> str:
@@ -198,16 +199,36 @@ class ProxmoxStandIn:
         """
         self.control("fail_task", type=task_type, text=text, times=times, vmid=vmid, **options)
 
+    def use_certificate(
+        self, *, names: Sequence[str] = (), from_day: float = -1, until_day: float = 30, is_ca_new: bool = False
+    ) -> None:
+        """Present another certificate in new connections. `names` are the hosts for which it is valid.
+
+        The arguments `from_day` and `until_day` are numbers of days from now. With `is_ca_new`, the CA is one that no
+        client knows.
+        """
+        if self._authority is None:
+            raise StandInError("the stand-in was not started")
+        authority = self._authority
+        if is_ca_new:
+            folder = self.folder / "other-ca"
+            folder.mkdir(exist_ok=True)
+            authority = CertificateAuthority(folder)
+        certificate, key = authority.issue(
+            self.host, names or self._own_names, from_day=from_day, until_day=until_day, file="server-2"
+        )
+        self.control("certificate", certificate=str(certificate), key=str(key))
+
     def control(self, verb: str, **values: Any) -> Any:
         """Call a verb of the control port with these values; return the verb's result. Raises StandInError.
 
         Each verb names a change of the cluster. The verbs are lock, node, quorum, slow, remove, recycle, rename,
         protect, configure, storage, behave, power, add_task, move, add, add_container, add_template, revoke, grant,
         time_scale, task_seconds, token_secret, unremovable, version, fail, fail_task, storage_locks, forget_tasks,
-        logins, hold, hold_change, clear_faults, reset_requests, disturb, add_volume, remove_volume, statistics,
-        options, vnet, bridges, add_pool and add_storage. After each verb the statistics of all guests are current;
-        with `is_new`, the guest of the verb has none yet. The methods `do_<verb>` in fakepve_server/verbs_*.py
-        implement them.
+        logins, user, token, certificate, hold, hold_change, clear_faults, reset_requests, disturb, add_volume,
+        remove_volume, statistics, options, vnet, bridges, add_pool, remove_pool, add_storage and remove_storage. After
+        each verb the statistics of all guests are current; with `is_new`, the guest of the verb has none yet. The
+        methods `do_<verb>` in fakepve_server/verbs_*.py implement them.
         """
         answer = requests.post(f"{self.control_url}/{verb}", json=values, timeout=CONTROL_TIMEOUT_S)
         body = answer.json()
@@ -223,7 +244,8 @@ class ProxmoxStandIn:
         return answer.json()
 
     def _write_settings(self) -> Path:
-        certificate, key = make_certificates(self.folder, self.host)
+        self._authority = CertificateAuthority(self.folder)
+        certificate, key = self._authority.issue(self.host, self._own_names)
         settings = {
             "host": self.host,
             "port": self.port,
@@ -242,6 +264,11 @@ class ProxmoxStandIn:
         }
         self._ready_file.unlink(missing_ok=True)
         return write_private(self.folder / "settings.json", json.dumps(settings).encode())
+
+    @property
+    def _own_names(self) -> list[str]:
+        """The host names and addresses for which the certificate is valid."""
+        return [self.host, "localhost", "127.0.0.1"]
 
     @property
     def _ready_file(self) -> Path:

@@ -75,7 +75,18 @@ class AccessChecks(FakePve):
             if row["type"] != "storage" or self.allowed(request[USER], f"/storage/{row['storage']}", "Datastore.Audit")
         ]
         self._complete_node_rows([row for row in visible_rows if row["type"] == "node"], request[USER])
+        for row in visible_rows:
+            if row["type"] == "storage":
+                row.update(self._use_of_storage(row["storage"]))
         return ok(visible_rows)
+
+    def _use_of_storage(self, name: str) -> dict[str, int]:
+        """Return the used and the total bytes of a storage, as its statistics do."""
+        storage = self.storages[name]
+        if "avail" not in storage or "total" not in storage:
+            total, used, _free = self._space(storage)
+            return {"disk": used, "maxdisk": total}
+        return {"disk": max(storage["total"] - storage["avail"], 0), "maxdisk": storage["total"]}
 
     async def _nodes(self, request: web.Request) -> web.Response:
         """List the nodes with their capacity and use. If the cluster has no quorum, only the first node is online."""

@@ -10,6 +10,7 @@ from smith_lab.proxmox.fakepve_server.config_refusals import ConfigRefusals
 from smith_lab.proxmox.fakepve_server.disturbances import Disturbances
 from smith_lab.proxmox.fakepve_server.faults import RequestFaults
 from smith_lab.proxmox.fakepve_server.guests import GuestAgentAndUsage
+from smith_lab.proxmox.fakepve_server.listener import Listener
 from smith_lab.proxmox.fakepve_server.networks import Networks
 from smith_lab.proxmox.fakepve_server.operations import DiskAndNodeOperations
 from smith_lab.proxmox.fakepve_server.partial_clones import PartialClones
@@ -36,5 +37,6 @@ class Cluster(
     DiskAndNodeOperations,
     Backups,
     GuestAgentAndUsage,
+    Listener,
 ):
     """The simulated cluster. Each base class adds functions of one area to fakepve's class FakePve."""

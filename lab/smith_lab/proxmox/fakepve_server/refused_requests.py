@@ -25,6 +25,8 @@ class RefusedRequests(FakePve):
         self.login_delay_s = 0.0  #: how long an answer 401 is delayed, in real seconds; in Proxmox 3
         self.default_login_delay_s = 0.0
         self.is_user_list_missing = False  #: as while pmxcfs restarts: Proxmox refuses every login
+        #: Users that are disabled, and tokens that have expired. Proxmox refuses both, and tokens of such users.
+        self.unusable_logins: set[str] = set()
 
     @web.middleware
     async def _middleware(self, request: web.Request, handler: Any) -> web.StreamResponse:
@@ -41,7 +43,10 @@ class RefusedRequests(FakePve):
     def _authenticate(self, request: web.Request) -> Any:
         if self.is_user_list_missing:
             raise PveError(401, "Authentication failed!")
-        return super()._authenticate(request)
+        user_or_token = super()._authenticate(request)
+        if user_or_token and self.unusable_logins & {user_or_token, user_or_token.partition("!")[0]}:
+            raise PveError(401, "Authentication failed!")
+        return user_or_token
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
         if path_node and path_node not in self.nodes:

@@ -76,6 +76,30 @@ class ClusterVerbs:
         if delay_s is not None:
             self.cluster.login_delay_s = delay_s
 
+    def do_user(self, user: str, enabled: bool) -> None:
+        """Enable or disable a user, as `pveum user modify --enable` does."""
+        self._set_usable(user, enabled)
+
+    def do_token(self, token: str, expired: bool) -> None:
+        """Make a token expire, or set that it does not expire, as `pveum user token modify --expire 0` does."""
+        self._set_usable(token, not expired)
+
+    def _set_usable(self, user_or_token: str, is_usable: bool) -> None:
+        unusable = self.cluster.unusable_logins
+        (unusable.discard if is_usable else unusable.add)(user_or_token)
+
+    def do_certificate(self, certificate: str, key: str) -> None:
+        """Present another certificate in new connections. The arguments are paths of PEM files."""
+        self.cluster.tls.load_cert_chain(certificate, key)
+
+    def do_remove_storage(self, storage: str) -> None:
+        """Remove a storage from the configuration of the cluster."""
+        del self.cluster.storages[storage]
+
+    def do_remove_pool(self, pool: str) -> None:
+        """Remove a pool."""
+        del self.cluster.pools[pool]
+
     def do_add_storage(self, storage: str, **values: Any) -> None:
         """Add a storage, such as one of type `dir` with the content `images`, which the API token may use."""
         self.cluster.storages[storage] = {"active": 1, "files": set(), "volumes": {}, **values}
@@ -99,6 +123,7 @@ class ClusterVerbs:
         self.cluster.task_faults.clear()
         self.cluster.lock_timeout_interval = 0
         self.cluster.is_user_list_missing = False
+        self.cluster.unusable_logins.clear()
         self.cluster.login_delay_s = self.cluster.default_login_delay_s
         self.cluster.answer_delay_s = 0.0
         self.cluster.changes_until_hold, self.cluster.is_holding = 0, False

@@ -37,6 +37,14 @@ MAX_CRASHES = 3
 PROBATION_CRASHES = MAX_CRASHES - 1
 
 
+class ActionEffect(StrEnum):
+    """What an action does to a VM."""
+
+    READS = "reads"  #: changes nothing
+    CHANGES = "changes"  #: changes the VM
+    DESTROYS = "destroys"  #: destroys data
+
+
 class ReportState(StrEnum):
     """Whether FulcrumCore has a job's result."""
 

@@ -18,9 +18,10 @@ from executor.cli.output import sanitized, show_json, show_outcome, show_text
 from executor.cli.tables import show_rows
 from executor.errors import EXIT_FAILURE, JobError, SmithError
 from executor.runs import action_schema, actions
+from executor.runs.action_effect import find_effect
 from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX, Action, ListedAction, ansible_home
 
-COLUMNS = {"name": "ACTION", "source": "SOURCE", "schema": "SCHEMA", "note": "NOTE"}
+COLUMNS = {"name": "ACTION", "source": "SOURCE", "effect": "EFFECT", "schema": "SCHEMA", "note": "NOTE"}
 #: The mode of a new action file, whatever the umask is: the executor refuses a file that other users can write to.
 ACTION_FILE_MODE = 0o644
 
@@ -146,8 +147,19 @@ def _json_fields(action: ListedAction) -> dict[str, Any]:
         "replaces_ours": action.replaces_ours,
         "playbook": str(action.playbook),
         "has_schema": action.has_schema,
+        "effect": _effect_of(action),
         "problem": action.problem,
     }
+
+
+def _effect_of(action: ListedAction) -> str | None:
+    """Return what the action does to a VM, or None if its schema cannot be used."""
+    schema = action.playbook.with_name(f"{action.name}{SCHEMA_SUFFIX}") if action.has_schema else None
+    found = Action(name=action.name, playbook=action.playbook, schema=schema, is_ours=action.is_ours)
+    try:
+        return find_effect(found)
+    except JobError:
+        return None
 
 
 def _table_fields(row: Mapping[str, Any]) -> dict[str, Any]:

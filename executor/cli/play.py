@@ -25,6 +25,7 @@ from executor.cli.service_lock import lock_for
 from executor.cli.store import open_database_if_used
 from executor.errors import EXIT_FAILURE
 from executor.model import JobResult
+from executor.runs.action_effect import find_effect
 from executor.settings.settings import Settings
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
@@ -66,15 +67,15 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         typer.Option("--parallel", metavar="N", min=1, max=64, help="With --hosts: on how many VMs at the same time."),
     ] = 4,
     check: Annotated[bool, typer.Option("--check", help="Show what would be changed, and change nothing.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before data is destroyed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Show no plan, and do not ask.")] = False,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Run an action's playbook with ansible-playbook.
 
     The command shows which VM of which service is concerned. On a terminal it asks for missing members of vm, and
-    before an action destroys data; elsewhere such an action needs --yes. Then the playbook's output is shown while the
-    playbook runs, and at its end the result.
+    before an action changes something it shows a plan and asks. Elsewhere an action that destroys data needs --yes.
+    Then the playbook's output is shown while the playbook runs, and at its end the result.
 
     While an agent works on the VM, the command is refused. While the command works on the VM, jobs of its service wait.
     """
@@ -83,11 +84,13 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     settings = open_settings()
     settings.require_proxmox()
     action = find_action(name)
-    play_plan.require_answerable(action, is_check_mode=check, yes=yes, as_json=as_json)
+    effect = find_effect(action)
+    play_plan.require_answerable(action, effect, is_check_mode=check, yes=yes, as_json=as_json)
+    asks = play_plan.must_ask(effect, is_check_mode=check, yes=yes, as_json=as_json)
     vm_options = action_checks.read_vm_options(action.playbook)
     operator_members = read_members(vars_file, member_arguments or [], vm_options)
     if hosts is not None:
-        choices = play_many.Choices(pattern=hosts, parallel=parallel, check=check, yes=yes, reason=reason)
+        choices = play_many.Choices(pattern=hosts, parallel=parallel, check=check, asks=asks, reason=reason)
         play_many.play(action, operator_members, vm_options, settings, choices, as_json=as_json)
         return
     with open_database_if_used(settings) as engine:
@@ -96,8 +99,8 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         request = build_request(action, vm, vm_options, is_check_mode=check)
         if not as_json:
             play_plan.show(request, target, engine)
-        if not (check or yes):
-            play_plan.confirm(request, settings)
+        if asks:
+            play_plan.confirm(action, effect, request, settings)
         result, ident, is_stored = _run(request, target, settings, engine, reason, as_json=as_json)
     play_result.show(request, result, target.mapping, run_ident=ident, is_stored=is_stored, as_json=as_json)
     if not result.succeeded:

@@ -6,7 +6,7 @@ import io
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any
 
 import typer
@@ -42,7 +42,7 @@ class Choices:
     pattern: str  #: the Ansible pattern that selects the VMs
     parallel: int  #: on how many VMs the action runs at the same time
     check: bool
-    yes: bool
+    asks: bool  #: whether the plan is shown and the operator is asked
     reason: str
 
 
@@ -98,8 +98,8 @@ def play(  # noqa: PLR0913 (each value is needed for the requests, or for the ru
         if not as_json:
             show_heading(f"{action.name} on {len(requests)} VMs, {choices.parallel} at the same time")
             show_rows([request.vm for request in requests], {"vmid": "VMID", "name": "NAME"}, if_empty="no VM")
-        if action.name in play_plan.DESTROYING_ACTIONS and not choices.check:
-            arguments.confirm(f"Run {action.name} on these {len(requests)} VMs?", yes=choices.yes)
+        if choices.asks and requests:
+            _confirm(action, requests, settings, choices)
         stopper = Stopper()
         outcomes += _run_all(requests, settings, engine, choices, stopper, sys.stderr if as_json else sys.stdout)
     _show(outcomes, is_check_mode=choices.check, as_json=as_json)
@@ -107,6 +107,19 @@ def play(  # noqa: PLR0913 (each value is needed for the requests, or for the ru
         raise typer.Exit(EXIT_INTERRUPTED)
     if not all(outcome.succeeded for outcome in outcomes):
         raise typer.Exit(EXIT_SOME_FAILED if any(outcome.succeeded for outcome in outcomes) else EXIT_FAILURE)
+
+
+def _confirm(action: Action, requests: list[PlaybookRequest], settings: Settings, choices: Choices) -> None:
+    """Show the plan of check mode for each VM, and ask. Raises typer.Exit if the operator does not agree."""
+    show_text("\nchecking what would be changed …")
+    check_requests = [replace(request, is_check_mode=True) for request in requests]
+    stopper = Stopper()
+    _show(_run_all(check_requests, settings, None, choices, stopper, io.StringIO()), is_check_mode=True, as_json=False)
+    if stopper.is_stopped:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if not action.is_ours:
+        show_text(play_plan.OWN_ACTION_NOTE)
+    arguments.confirm(f"Run {action.name} on these {len(requests)} VMs?", yes=False)
 
 
 def _build_requests(

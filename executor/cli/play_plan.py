@@ -1,10 +1,11 @@
-"""Shows what `smith play` is about to do, and asks before an action destroys data."""
+"""Shows what `smith play` is about to do, and on a terminal asks before an action changes something."""
 
 from __future__ import annotations
 
 import io
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import typer
 
 from executor.cli import ansible_playbook, arguments
 from executor.cli.ansible_playbook import PlaybookRequest
+from executor.cli.arguments import EXIT_INTERRUPTED
 from executor.cli.output import show_error, show_text
 from executor.cli.play_target import Target, refuse_while_job_runs
 from executor.cli.tables import show_fields, show_heading
@@ -19,15 +21,13 @@ from executor.database import queries
 from executor.database.engine import reading
 from executor.database.tables import Job
 from executor.errors import EXIT_FAILURE
-from executor.model import JobStatus
+from executor.model import ActionEffect, JobStatus
 from executor.runs.actions import Action
 from executor.settings.settings import Settings
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
-#: The actions that destroy data: a VM with its disks, or what was written since a snapshot.
-DESTROYING_ACTIONS = ("delete", "rollback")
 #: What an action would do, for the value of the member `status` in the plan of check mode.
 STATUS_TEXTS = {
     "running": "the VM will be started",
@@ -42,15 +42,22 @@ MEMBER_TEXTS = {
     "backup": "a backup will be written to the storage {}",
     "node": "the VM will be moved to the node {}",
 }
+#: What check mode cannot know of an action that is not ours.
+OWN_ACTION_NOTE = "(check mode skips Ansible tasks that do not support it, so the action may change more)"
 
 
-def require_answerable(action: Action, *, is_check_mode: bool, yes: bool, as_json: bool) -> None:
+def require_answerable(action: Action, effect: ActionEffect, *, is_check_mode: bool, yes: bool, as_json: bool) -> None:
     """Raise typer.BadParameter if the action destroys data and the operator cannot be asked."""
-    if action.name not in DESTROYING_ACTIONS or is_check_mode or yes:
+    if effect != ActionEffect.DESTROYS or is_check_mode or yes:
         return
     if as_json or not sys.stdin.isatty():
         obstacle = "with --json the command does not ask" if as_json else "there is no terminal to ask on"
         raise typer.BadParameter(f"{action.name} destroys data, and {obstacle}: use --yes")
+
+
+def must_ask(effect: ActionEffect, *, is_check_mode: bool, yes: bool, as_json: bool) -> bool:
+    """Return whether the operator is shown the plan and is asked."""
+    return effect != ActionEffect.READS and not (is_check_mode or yes or as_json) and sys.stdin.isatty()
 
 
 def show(request: PlaybookRequest, target: Target, engine: Engine | None) -> None:
@@ -83,24 +90,35 @@ def _newest_job(engine: Engine, service_id: str) -> Job | None:
         return next(iter(queries.list_jobs(session, service_id=service_id, limit=1)), None)
 
 
-def confirm(request: PlaybookRequest, settings: Settings) -> None:
-    """Before an action destroys data, show the plan of check mode and ask.
+def confirm(action: Action, effect: ActionEffect, request: PlaybookRequest, settings: Settings) -> None:
+    """Show the plan of check mode, and ask. If our action would change nothing, do not ask.
 
     Raises typer.Exit if the operator does not agree, or if the playbook fails in check mode.
     """
-    if request.action not in DESTROYING_ACTIONS:
-        return
     show_text("\nchecking what would be changed …")
-    check_request = PlaybookRequest(action=request.action, playbook=request.playbook, vm=request.vm, is_check_mode=True)
-    result = ansible_playbook.run(check_request, settings, io.StringIO())
+    try:
+        result = ansible_playbook.run(replace(request, is_check_mode=True), settings, io.StringIO())
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     if not result.succeeded:
         show_error(result.operator_message)
+        show_error("the action failed in check mode, so it was not run; with --yes it runs without a plan")
         raise typer.Exit(EXIT_FAILURE)
-    for line in describe(result.vm.get("planned") or {}):
+    planned = result.vm.get("planned") or {}
+    for line in describe(planned):
         show_text(line)
-    vm = request.vm
-    question = f"Run {request.action} on VM {vm['vmid']} ({vm['name']}) of service {vm['service_id']}?"
-    arguments.confirm(question, yes=False)
+    if not action.is_ours:
+        show_text(OWN_ACTION_NOTE)
+    elif not planned and effect != ActionEffect.DESTROYS:
+        return
+    arguments.confirm(f"Run {request.action}{_target_text(request.vm)}?", yes=False)
+
+
+def _target_text(vm: Mapping[str, Any]) -> str:
+    """Return the VM and its service for the question. An action of a provider may need no VM."""
+    name = f" ({vm['name']})" if vm.get("name") else ""
+    vm_text = f" on VM {vm['vmid']}{name}" if vm.get("vmid") else ""
+    return vm_text + (f" of service {vm['service_id']}" if vm.get("service_id") else "")
 
 
 def describe(planned: Mapping[str, Any]) -> Iterator[str]:

@@ -16,6 +16,7 @@ import jsonschema
 from jsonschema.protocols import Validator
 
 from executor.errors import JobError
+from executor.model import ActionEffect
 from executor.runs.actions import Action
 from executor.shared.error_codes import ErrorCode
 
@@ -29,6 +30,9 @@ MAX_MESSAGE_LENGTH = 400
 MAX_EXPECTED_LENGTH = 120
 #: Maximum length of a member's name in an error message.
 MAX_NAME_LENGTH = 60
+
+#: The keyword with which a schema may name the effect of its action, an `ActionEffect`.
+EFFECT_KEYWORD = "x-smith-effect"
 
 #: The error text for each keyword of JSON Schema. `expected` is the keyword's value in the schema, not the value of the
 #: service's property, which may be a secret.
@@ -101,6 +105,8 @@ def read_schema(file: Path) -> Validator:
         raise UnusableSchemaError(
             f"{file.name} is not a JSON Schema, at {_path(error) or 'its top level'}: {error.message}"
         ) from error
+    if schema.get(EFFECT_KEYWORD, ActionEffect.CHANGES) not in list(ActionEffect):
+        raise UnusableSchemaError(f"{file.name}: {EFFECT_KEYWORD} must be one of {', '.join(ActionEffect)}")
     for reference in _find_references(schema):
         if not reference.startswith("#"):
             raise UnusableSchemaError(

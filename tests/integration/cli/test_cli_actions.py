@@ -44,11 +44,12 @@ def problems(smith: Cli, name: str) -> str:
 def test_our_actions_and_the_providers_are_listed_with_the_refused_ones(smith: Cli, folder: Path) -> None:
     write(folder, "stop.yml", HEAD)
     write(folder, "attach-iso.yml", HEAD)
-    write(folder, "attach-iso.schema.json", "{}")
+    write(folder, "attach-iso.schema.json", '{"x-smith-effect": "destroys"}')
     (folder / "stop.yml").chmod(0o666)
     rows = {row["name"]: row for row in smith.json("actions", "list")}
     assert rows["create"]["is_ours"]
     assert (rows["attach-iso"]["is_ours"], rows["attach-iso"]["has_schema"]) == (False, True)
+    assert [rows[name]["effect"] for name in ("attach-iso", "create", "delete")] == ["destroys", "changes", "destroys"]
     assert (rows["stop"]["is_ours"], rows["stop"]["replaces_ours"]) == (False, True)
     assert "is writable by all users" in rows["stop"]["problem"]
     shown = smith.ok("actions", "list")
@@ -139,7 +140,12 @@ def test_a_result_that_an_included_file_or_a_role_publishes_counts(smith: Cli, f
 
 @pytest.mark.parametrize(
     ("schema", "problem"),
-    [("{", "is not JSON"), ('{"type": 7}', "is not a JSON Schema"), ('{"$ref": "http://x/y"}', "only references into")],
+    [
+        ("{", "is not JSON"),
+        ('{"type": 7}', "is not a JSON Schema"),
+        ('{"$ref": "http://x/y"}', "only references into"),
+        ('{"x-smith-effect": 1}', "x-smith-effect must be one of"),
+    ],
 )
 def test_a_schema_that_cannot_be_used_is_a_problem(smith: Cli, folder: Path, schema: str, problem: str) -> None:
     write(folder, "odd.yml", HEAD + "  tasks:\n" + RESULT)

@@ -276,7 +276,7 @@ def test_on_a_terminal_missing_members_are_asked_for(smith: Cli, pve: ProxmoxSta
     vmid = next(NUMBERS)
     answers = {"service_id": "", "vmid": f"x\n{vmid}", "name": "", "cores": "2", "memory_mib": "512", "disk_gib": "8"}
     answers |= {"template": "debian-12"}
-    shown, rc = on_a_terminal(smith, ["play", "create"], answers)
+    shown, rc = on_a_terminal(smith, ["play", "create", "--yes"], answers)
     assert rc == 0, shown
     assert "vmid must be a whole number" in shown
     guest = pve.guest(vmid)
@@ -296,6 +296,67 @@ def test_on_a_terminal_a_deletion_shows_its_plan_and_asks(smith: Cli, pve: Proxm
     shown, rc = on_a_terminal(smith, arguments, {question: "y"})
     assert (rc, pve.guest(vm["vmid"])) == (0, None), shown
     assert "PLAY RECAP" in shown
+
+
+def test_on_a_terminal_every_action_that_changes_something_shows_its_plan_and_asks(
+    smith: Cli, pve: ProxmoxStandIn
+) -> None:
+    vm = made(pve)
+    question = f"Run start on VM {vm['vmid']} ({vm['name']}) of service {vm['service_id']}?"
+    arguments = ["play", "start", "--vmid", str(vm["vmid"])]
+    shown, rc = on_a_terminal(smith, arguments, {question: "n"})
+    assert (rc, pve.guest(vm["vmid"])["status"]) == (1, "stopped"), shown  # type: ignore[index]
+    assert "the VM will be started" in shown
+    shown, rc = on_a_terminal(smith, arguments, {question: "y"})
+    assert (rc, pve.guest(vm["vmid"])["status"]) == (0, "running"), shown  # type: ignore[index]
+    shown, rc = on_a_terminal(smith, arguments, {})  # the VM is running already, so there is nothing to ask
+    assert (rc, "nothing would be changed" in shown, "Run start" in shown) == (0, True, False), shown
+    pve.control("configure", vmid=vm["vmid"], values={"lock": "backup"})
+    shown, rc = on_a_terminal(smith, ["play", "stop", "--vmid", str(vm["vmid"])], {})
+    assert (rc, "VM_LOCKED" in shown, "with --yes it runs without a plan" in shown) == (1, True, True), shown
+
+
+def test_on_a_terminal_the_plan_of_several_vms_is_shown_before_the_question(smith: Cli, pve: ProxmoxStandIn) -> None:
+    vms = [made(pve), made(pve)]
+    for vm in vms:
+        pve.control("configure", vmid=vm["vmid"], values={"tags": "smith;asked"})
+    arguments = ["play", "start", "--hosts", "tag_asked"]
+    shown, rc = on_a_terminal(smith, arguments, {"Run start on these 2 VMs?": "n"})
+    assert (rc, shown.count("the VM will be started"), "PLAY RECAP" in shown) == (1, 2, False), shown
+    assert [pve.guest(vm["vmid"])["status"] for vm in vms] == ["stopped", "stopped"]  # type: ignore[index]
+
+
+OWN_ACTION = """---
+- hosts: proxmox
+  gather_facts: false
+  tasks:
+    - name: Publish a result
+      ansible.builtin.set_stats:
+        data: {vm_result: {vmid: 100, node: pve1, name: own, status: stopped}}
+        per_host: false
+        aggregate: false
+"""
+
+
+@pytest.mark.parametrize(
+    ("effect", "is_asked", "needs_yes"), [("reads", False, False), (None, True, False), ("destroys", True, True)]
+)
+def test_the_schema_of_a_providers_action_decides_whether_it_is_asked_about(
+    smith: Cli, effect: str | None, is_asked: bool, needs_yes: bool
+) -> None:
+    folder = smith.folder / "actions"
+    folder.mkdir(mode=0o755)
+    schema = {} if effect is None else {"x-smith-effect": effect}
+    for name, text in {"own.yml": OWN_ACTION, "own.schema.json": json.dumps(schema)}.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o644)
+    smith.env["SMITH_ACTIONS_PATH"] = str(folder)
+    done = smith("play", "own")
+    assert (done.returncode, "own destroys data" in done.stderr) == ((2, True) if needs_yes else (0, False))
+    if needs_yes:
+        assert smith("play", "own", "--yes").returncode == 0
+    shown, rc = on_a_terminal(smith, ["play", "own"], {"Run own?": "y"})
+    assert (rc, "Run own?" in shown, "check mode skips Ansible tasks" in shown) == (0, is_asked, is_asked), shown
 
 
 def test_a_vm_is_found_by_its_name_and_a_mapping_without_the_suffix_of_the_name(

@@ -1,0 +1,32 @@
+"""Determines what an action does to a VM, so that `smith play` knows when to show a plan and to ask.
+
+The schema of a provider's action may name the effect with the keyword `x-smith-effect`. The agent does not use it.
+"""
+
+from __future__ import annotations
+
+from executor.errors import JobError
+from executor.model import ActionEffect
+from executor.runs.action_schema import EFFECT_KEYWORD, UnusableSchemaError, read_schema
+from executor.runs.actions import Action
+from executor.shared.error_codes import ErrorCode
+
+#: The actions that destroy data: a VM with its disks, or what was written since a snapshot. A provider's action with
+#: one of these names destroys data, whatever its schema says.
+DESTROYING_ACTIONS = ("delete", "rollback")
+
+
+def find_effect(action: Action) -> ActionEffect:
+    """Return the effect of the action. An action whose schema names none changes its VM.
+
+    Raises JobError UNSUPPORTED_ACTION if the schema cannot be used.
+    """
+    if action.name in DESTROYING_ACTIONS:
+        return ActionEffect.DESTROYS
+    if action.schema is None:
+        return ActionEffect.CHANGES
+    try:
+        schema = dict(read_schema(action.schema).schema)
+    except UnusableSchemaError as error:
+        raise JobError(ErrorCode.UNSUPPORTED_ACTION, f"the action {action.name} is refused: {error}") from error
+    return ActionEffect(schema.get(EFFECT_KEYWORD, ActionEffect.CHANGES))

@@ -4,7 +4,7 @@
 #
 #   pveum-role.sh --storage local-lvm [--storage NAME]... [--images NAME]... [--zone NAME] [--bridge NAME]...
 #                 [--mapping KIND/NAME]... [--user USER@REALM] [--token NAME] [--placement] [--backup]
-#                 [--secret-file FILE] [--dry-run]
+#                 [--cd-drive] [--secret-file FILE] [--dry-run]
 #
 #   --storage NAME      storage of disks, templates and cloud-init drives; may be repeated
 #   --images NAME       storage of ISO images and container templates, unless it is a --storage; may be repeated
@@ -14,12 +14,13 @@
 #   --user, --token     PROXMOX_USER and PROXMOX_TOKEN_ID (default: smith@pve, job)
 #   --placement         allow it to read the load of the nodes, to choose a node for new VMs (Sys.Audit on /nodes)
 #   --backup            allow it to back up VMs (VM.Backup); PROXMOX_BACKUP_STORAGE is one of --storage
+#   --cd-drive          allow it to clone templates with a physical CD drive (Sys.Console on /)
 #   --secret-file FILE  write the token's secret to FILE, readable by root only, instead of printing it
 #   --dry-run           print the changes, and make none
 set -eu
 
 user=smith@pve token=job storages='' images='' bridges='' mappings='' zone=localnetwork
-secret_file='' dry_run='' placement='' backup=''
+secret_file='' dry_run='' placement='' backup='' cd_drive=''
 vm_privileges='VM.Allocate VM.Audit VM.Clone VM.Config.CPU VM.Config.Cloudinit VM.Config.Disk VM.Config.HWType
   VM.Config.Memory VM.Config.Network VM.Config.Options VM.Migrate VM.PowerMgmt VM.Snapshot'
 
@@ -50,6 +51,7 @@ read_arguments() {
       --dry-run) dry_run=yes && shift && continue ;;
       --placement) placement=yes && shift && continue ;;
       --backup) backup=yes && shift && continue ;;
+      --cd-drive) cd_drive=yes && shift && continue ;;
       -h | --help) usage && exit 0 ;;
       --storage | --images | --zone | --bridge | --mapping | --user | --token | --secret-file) ;;
       *) fail "unknown argument '$1'; --help lists the known ones" ;;
@@ -166,6 +168,7 @@ users=$(list user)
   [ -z "$mappings" ] || make_role SmithMapping Mapping.Use
   [ -z "$placement" ] || make_role SmithNodes Sys.Audit
   [ -z "$backup" ] || make_role SmithBackup VM.Backup
+  [ -z "$cd_drive" ] || make_role SmithConsole Sys.Console
 }
 make_user
 make_token
@@ -182,3 +185,4 @@ done
 for mapping in $mappings; do allow "/mapping/$mapping" SmithMapping; done
 [ -z "$placement" ] || allow /nodes SmithNodes
 [ -z "$backup" ] || allow /vms SmithBackup
+[ -z "$cd_drive" ] || allow / SmithConsole

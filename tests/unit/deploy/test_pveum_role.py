@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from executor.proxmox.privileges import list_needs
+from executor.proxmox.template_needs import needs_of_template
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 
@@ -142,6 +143,17 @@ def test_the_script_grants_bridges_and_mappings_one_by_one(node: Node) -> None:
         *{(f"/mapping/{name}", "SmithMapping") for name in ("pci/gpu", "usb/key", "dir/x", "hwrng")},
     }
     assert state["roles"]["SmithMapping"] == ["Mapping.Use"]
+
+
+def test_the_script_grants_what_a_template_with_a_physical_cd_drive_needs(node: Node) -> None:
+    assert node.run(*USUAL).returncode == 0
+    assert "SmithConsole" not in node.state()["roles"], "without the option the token gets no privilege on /"
+    assert node.run(*USUAL, "--cd-drive").returncode == 0
+    (need,) = needs_of_template({"ide0": "cdrom,media=cdrom"})
+    state = node.state()
+    assert set(state["roles"][need.role]) == need.privileges
+    granted = {(path, who) for path, who, role in state["acl"] if role == need.role}
+    assert granted == {(need.path, who) for who in ("smith@pve", "smith@pve!job")}
 
 
 @pytest.mark.parametrize("zone", ["localnetwork", "tenants"])

@@ -45,22 +45,19 @@ def _enum(values: Iterable[str]) -> JsonObject:
 
 
 def _restrict_vlan(network: JsonObject, vlans: Collection[str]) -> None:
-    """Set the lowest and the highest VLAN, or remove the property if no VLAN is offered.
+    """Set the highest VLAN, or remove the property if no VLAN is offered.
 
-    If every VLAN is offered, the property keeps its own bounds.
+    The lowest value stays 0, which removes the VLAN of a VM, so a list of VLANs has no lower bound. The agent refuses
+    the VLANs below and between those that are offered. If every VLAN is offered, the property keeps its own bounds.
     """
-    bounds = [_bounds(text) for text in vlans if text != ANY]
-    if not bounds:
-        if ANY not in vlans:
-            del network["vlan"]
-        return
-    lowest, highest = min(first for first, _ in bounds), max(last for _, last in bounds)
-    network["vlan"]["validators"] = [
-        {"type": "min", "config": {"value": lowest}},
-        {"type": "max", "config": {"value": highest}},
-    ]
+    highest = max((_last_vlan(text) for text in vlans if text != ANY), default=0)
+    if highest:
+        others = [validator for validator in network["vlan"]["validators"] if validator["type"] != "max"]
+        network["vlan"]["validators"] = [*others, {"type": "max", "config": {"value": highest}}]
+    elif ANY not in vlans:
+        del network["vlan"]
 
 
-def _bounds(text: str) -> tuple[int, int]:
+def _last_vlan(text: str) -> int:
     first, _, last = text.partition("-")
-    return int(first), int(last or first)
+    return int(last or first)

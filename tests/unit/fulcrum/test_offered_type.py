@@ -25,7 +25,8 @@ def test_the_shipped_type_offers_only_the_templates_the_bridges_and_the_vlans_of
     assert properties["image"]["validators"] == [{"type": "enum", "config": {"values": ["debian-12", "ubuntu-24.04"]}}]
     network = properties["network"]["properties"]
     assert network["bridge"]["validators"] == [{"type": "enum", "config": {"values": ["vmbr0", "vmbr1"]}}]
-    assert [each["config"]["value"] for each in network["vlan"]["validators"]] == [20, 199]
+    bounds = {each["type"]: each["config"]["value"] for each in network["vlan"]["validators"]}
+    assert bounds == {"min": 0, "max": 199}, "VLAN 0 removes the VLAN of a VM"
 
 
 def test_by_default_it_offers_one_bridge_and_no_vlan() -> None:

@@ -149,14 +149,17 @@ class LabProxmox:
             return
         if config.get("protection"):
             guest.config.put(protection=0)
-        if row["status"] == "running":
+        if guest.status.current.get()["status"] == "running":  # the status in the list of guests is 10 s late
             self.done(row["node"], guest.status.stop.post())
         self.done(row["node"], guest.delete())
 
     def done(self, node: str, upid: str) -> None:
-        """Wait until a Proxmox task has ended."""
-        while self.api.nodes(node).tasks(upid).status.get()["status"] == "running":
+        """Wait until a Proxmox task has ended. Raises RuntimeError if it has failed."""
+        while (task := self.api.nodes(node).tasks(upid).status.get())["status"] == "running":
             time.sleep(0.5)
+        end = str(task["exitstatus"])
+        if end != "OK" and not end.startswith("WARNINGS"):
+            raise RuntimeError(f"the Proxmox task {upid} has failed: {end}")
 
 
 def handler_of(upstream: str, verify: bool | str, log: list[dict[str, Any]]) -> type[BaseHTTPRequestHandler]:
@@ -260,7 +263,13 @@ class LabBench(Bench):
         return vm
 
     def clear(self) -> None:
-        """Destroy the guests of the test."""
+        """Destroy the guests of the test. Raises RuntimeError after the last one if some could not be destroyed."""
+        failures = []
         for vm in self.described:
-            self.cluster.destroy(int(vm["vmid"]), str(vm["service_id"]))
+            try:
+                self.cluster.destroy(int(vm["vmid"]), str(vm["service_id"]))
+            except RuntimeError as exc:
+                failures.append(f"VM {vm['vmid']}: {exc}")
         self.described.clear()
+        if failures:
+            raise RuntimeError("; ".join(failures))

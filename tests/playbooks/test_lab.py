@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lab_bench import REQUIRED
+from lab_bench import REQUIRED, LabBench
 from play_bench import ROOT
 from smith_lab.proxmox.stand_in import running_stand_in
 
@@ -47,3 +47,28 @@ def test_the_lab_tests_run_against_the_named_cluster_and_leave_no_guest(tmp_path
     made = {entry["path"].split("/")[4] for entry in asked if not entry["path"].endswith("/clone")}
     assert made <= {"990000", "990002", "990003"}
     assert len(made) > 1
+
+
+PLACE = {"NODE": "pve1", "TEMPLATE": "9000", "STORAGE": "local-lvm", "VMID_MIN": "990000", "VMID_MAX": "990003"}
+
+
+def test_a_running_guest_that_the_list_calls_stopped_is_destroyed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proxmox's list of guests has a new guest's status only after the next broadcast of its statistics."""
+    with running_stand_in(folder=tmp_path / "pve") as cluster:
+        login = {name.removeprefix("PROXMOX_"): value for name, value in cluster.env().items()}
+        for name, value in (login | PLACE).items():
+            monkeypatch.setenv(f"LAB_PROXMOX_{name}", value)
+        lab = LabBench(tmp_path)
+        vms = [lab.vm(), lab.vm()]
+        for vm in vms:
+            config = {"description": f"smith-uid={vm['service_id']}"}
+            cluster.control("add", vmid=vm["vmid"], name=vm["name"], node="pve1", config=config, status="running")
+        cluster.control("statistics", silent_nodes=["pve1"])
+        assert {row["status"] for row in lab.cluster.rows()} != {"running"}
+        assert {lab.cluster.guest(vm["vmid"])["status"] for vm in vms} == {"running"}  # type: ignore[index]
+        cluster.fail_task("qmdestroy", "unable to remove", vmid=vms[0]["vmid"])
+        with pytest.raises(RuntimeError, match=f"VM {vms[0]['vmid']}: .* has failed: unable to remove"):
+            lab.clear()
+        assert [bool(cluster.guest(vm["vmid"])) for vm in vms] == [True, False]

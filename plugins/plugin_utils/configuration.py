@@ -187,9 +187,10 @@ def configuration_problem(after: dict[str, Any], vm: dict[str, Any], changes_mad
 
 
 def hotplug_problem(answer: dict[str, Any]) -> str:
-    """Return Proxmox's text about values that the running VM did not apply, and which are pending now; '' if none."""
+    """Return Proxmox's text about values that the running guest did not apply, and which are pending now; or ''."""
     text = str(answer.get("msg") or "") if answer.get("failed") else ""
-    return text[text.index(HOTPLUG_PROBLEM) :] if HOTPLUG_PROBLEM in text else ""
+    found = HOTPLUG_PROBLEM.search(text)
+    return text[found.start() :] if found else ""
 
 
 def growth_only(vm: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from typing import Any
 
@@ -11,8 +12,9 @@ from .identity import ha_problem
 from .shared.error_rules import ClassifiedFailure, classify_failure, classify_own_failure, classify_task_failure
 from .shared.reactions import Outcome, outcome_of
 
-#: A part of Proxmox's answer if a running VM did not apply some new values, which are pending until its next start.
-HOTPLUG_PROBLEM = "hotplug problem - "
+#: The beginning of Proxmox's words if a running VM or container did not apply some new values, which are pending until
+#: its next start.
+HOTPLUG_PROBLEM = re.compile(r"hotplug problem - |unable to hotplug \w{1,40}: ")
 #: The key of an answer whose module ended by an exception.
 ENDED_BY_EXCEPTION = "ended_by_exception"
 
@@ -84,7 +86,7 @@ def is_outcome_unknown(result: dict[str, Any], *, is_single_request: bool = Fals
     if not result.get("failed"):
         return False
     text = str(result.get("msg", ""))
-    if result.get(ENDED_BY_EXCEPTION) or "Reached timeout" in text or HOTPLUG_PROBLEM in text:
+    if result.get(ENDED_BY_EXCEPTION) or "Reached timeout" in text or HOTPLUG_PROBLEM.search(text):
         return True
     outcome = outcome_of(classify_failure(text).code)
     return outcome is Outcome.UNKNOWN or (outcome is Outcome.UNSENT and not is_single_request)

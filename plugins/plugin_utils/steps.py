@@ -171,7 +171,7 @@ def ensure_configured(
     after = action.look_up_after(facts, "quiet", "configured")
     action.verify(configuration.configuration_problem(after, vm, answers))
     for text in filter(None, map(configuration.hotplug_problem, answers)):
-        action.warn(f"The running VM {facts['vmid']} applies some values only after a reboot ({text}).")
+        action.warn(f"The running guest {facts['vmid']} applies some values only after a reboot ({text}).")
     after = cloud_init_drive.update_drive(action, after, vm, {*cloud_init.keys_in(changes), *removed})
     return Step(facts=after, is_changed=True, upids=after["upids"])
 

@@ -1,8 +1,9 @@
-"""Values that a running VM does not apply: they are pending until its next start."""
+"""Values that a running guest does not apply: they are pending until its next start."""
 
 from __future__ import annotations
 
 import pytest
+from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import failures
 from play_bench import Bench
 
 MAC = "BC:24:11:0A:0B:0C"
@@ -28,3 +29,26 @@ def test_a_value_that_the_running_vm_does_not_apply_needs_a_reboot(
     assert MAC in (guest["config"]["net0"] if may_reboot else guest["pending"]["net0"])
     again, changes = bench.changing_requests(lambda: bench.play("update", {**wanted, "allow_reboot": False}))
     assert (again.rc, again.result["reboot_required"], changes) == (0, not may_reboot, []), again.output
+
+
+@pytest.mark.proxmox(
+    behaviour="a value that a running container does not apply is 400 `unable to hotplug`, and stays pending",
+    versions="8, 9",
+    source="pve-container: PVE/LXC/Config.pm, vmconfig_hotplug_pending",
+    reaction="completes with `reboot_required` and a warning",
+)
+def test_a_value_that_the_running_container_does_not_apply_needs_a_reboot(bench: Bench, pve_version: str) -> None:
+    container = bench.add_container(status="running")
+    bench.pve.control("behave", vmid=container["vmid"], keeps_devices=True)
+    done = bench.play("update", {**container, "networks": [{"mac": MAC}], "onboot": True})
+    assert (done.rc, done.result["reboot_required"]) == (0, True), (pve_version, done.output)
+    assert "unable to hotplug net0: " in done.output
+    assert MAC in bench.guest(container)["pending"]["net0"]
+
+
+def test_by_itself_a_hotplug_problem_is_not_an_error_of_the_request() -> None:
+    """Playbooks of operators classify the answer of a module, which no action has looked at."""
+    for text in ("hotplug problem - still busy in guest?", "unable to hotplug net0: exit code 2"):
+        failed = {"failed": True, "msg": f"400 Bad Request: Parameter verification failed. - {{'net0': '{text}'}}"}
+        assert failures.proxmox_failure(failed).startswith("VM_STATE: ")
+        assert failures.is_outcome_unknown(failed)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from play_bench import Bench
+from smith_lab.proxmox.stand_in import running_stand_in
 from test_refusals import GIB, refused
 
 from executor.runs.results import detail_for_tenants
+from executor.settings.settings import Settings
 from executor.shared.error_codes import ErrorCode
 
 
@@ -106,6 +109,19 @@ def test_a_storage_of_the_wrong_content_is_refused_before_any_change(bench: Benc
 def test_a_node_that_does_not_exist_is_refused_before_any_change(bench: Bench, pve_version: str) -> None:
     for vm in (bench.vm(node="PVE9"), bench.vm(template_vmid=None, blank=True, node="pve9", storage="ceph")):
         assert refused(bench, "create", vm).code == "NOT_FOUND", pve_version
+
+
+def test_a_node_whose_name_has_upper_case_letters_is_used(tmp_path: Path) -> None:
+    """Proxmox takes the names of nodes from their host names, and keeps upper case."""
+    with running_stand_in(folder=tmp_path) as pve:
+        pve.control("add_node", node="PVE-A")
+        pve.control("add_template", vmid=9060, name="shared", node="pve1", storage="ceph")
+        bench = Bench(pve=pve, folder=tmp_path)
+        vm = bench.vm(node="PVE-A", template_vmid=9060, disk_gib=10)
+        for action in ("create", "delete"):
+            done = bench.play(action, vm)
+            assert (done.rc, done.result["node"]) == (0, "PVE-A"), done.output
+        assert Settings(proxmox_nodes="PVE-A,pve1").proxmox_nodes == ("PVE-A", "pve1")
 
 
 @pytest.mark.proxmox(

@@ -226,9 +226,9 @@ class ProxmoxStandIn:
         protect, configure, storage, behave, power, add_task, move, add, add_container, add_template, revoke, grant,
         time_scale, task_seconds, token_secret, unremovable, version, fail, fail_task, storage_locks, forget_tasks,
         logins, user, token, certificate, hold, hold_change, clear_faults, reset_requests, disturb, add_volume,
-        remove_volume, statistics, options, vnet, bridges, add_pool, remove_pool, add_storage and remove_storage. After
-        each verb the statistics of all guests are current; with `is_new`, the guest of the verb has none yet. The
-        methods `do_<verb>` in fakepve_server/verbs_*.py implement them.
+        remove_volume, statistics, options, vnet, bridges, add_pool, remove_pool, add_storage, remove_storage and
+        add_node. After each verb the statistics of all guests are current; with `is_new`, the guest of the verb has
+        none yet. The methods `do_<verb>` in fakepve_server/verbs_*.py implement them.
         """
         answer = requests.post(f"{self.control_url}/{verb}", json=values, timeout=CONTROL_TIMEOUT_S)
         body = answer.json()

@@ -135,6 +135,8 @@ RULES: tuple[tuple[str, str], ...] = (
         r"|replicated (VM|container)|overwrite running|restart mode|in use by (running )?VMID|reserved for use by VMID"
         r"|while CT is running|cannot suspend|No QEMU guest agent|guest agent is not running",
     ),
+    # A running guest that did not apply new values: they are stored, and apply at its next start.
+    ("VM_STATE", r"hotplug problem - |unable to hotplug \w{1,40}: "),
     # A guest's storage, disk or device that cannot do what the action needs.
     (
         "VM_STATE",

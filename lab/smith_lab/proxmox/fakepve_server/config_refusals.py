@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Refuses changes of a VM's configuration as Proxmox does, in Proxmox's order (qemu-server: PVE/API2/Qemu.pm)."""
+"""Refuses changes of a guest's configuration as Proxmox does, in Proxmox's order.
+
+Sources: qemu-server: PVE/API2/Qemu.pm; pve-container: PVE/LXC/Config.pm.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class ConfigRefusals(ConfigurationChanges):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.vmids_that_keep_devices: set[int] = set()  #: VMIDs of VMs whose guest does not release a device
+        self.vmids_that_keep_devices: set[int] = set()  #: VMIDs of guests that do not release a device
 
     async def _apply_config(self, vm: FakeVm, user: str, changes: dict[str, Any]) -> None:
         updates = dict(changes)
@@ -52,6 +55,17 @@ class ConfigRefusals(ConfigurationChanges):
         if kept:
             vm.pending.update(kept)
             text = "hotplug problem - error on hot-unplugging device '{}' - still busy in guest?"
+            raise param_error(**{option: text.format(option) for option in kept})
+
+    def _apply(self, ct: Any, selection: Any = None, running: bool = False) -> None:
+        """Apply the pending values of a container. Those of a NIC that the running container keeps stay pending."""
+        if not running or ct.vmid not in self.vmids_that_keep_devices:
+            super()._apply(ct, selection, running)
+            return
+        kept = [option for option in ct.pending if re.match(r"net\d+$", option) and option in ct.config]
+        super()._apply(ct, set(selection or ct.pending) - set(kept), running)
+        if kept:
+            text = "unable to hotplug {}: command 'ip link set dev veth301i0p name eth0' failed: exit code 2"
             raise param_error(**{option: text.format(option) for option in kept})
 
     def _check_values(self, vm: FakeVm, user: str, updates: dict[str, Any]) -> None:

@@ -147,6 +147,10 @@ class ClusterVerbs:
         if not online:
             self.cluster.forget_statistics(node)
 
+    def do_add_node(self, node: str) -> None:
+        """Add a node, which is online and has no guests."""
+        self.cluster.add_node(node)
+
     def do_statistics(self, lag_s: float | None = None, silent_nodes: Sequence[str] = ()) -> None:
         """Set the interval of the statistics in real seconds, and the nodes that send none.
 

@@ -14,12 +14,13 @@ from executor.cli import action_checks, ansible_playbook
 from executor.cli.arguments import AsJson
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
-from executor.cli.output import sanitized, show_json, show_outcome, show_text
+from executor.cli.output import show_json, show_outcome, show_text
 from executor.cli.tables import show_rows
 from executor.errors import EXIT_FAILURE, JobError, SmithError
 from executor.runs import action_schema, actions
 from executor.runs.action_effect import find_effect
 from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX, Action, ListedAction, ansible_home
+from executor.views.text import sanitized
 
 COLUMNS = {"name": "ACTION", "source": "SOURCE", "effect": "EFFECT", "schema": "SCHEMA", "note": "NOTE"}
 #: The mode of a new action file, whatever the umask is: the executor refuses a file that other users can write to.

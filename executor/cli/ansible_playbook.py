@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from executor.cli.output import sanitized
 from executor.cli.service_lock import ServiceLock
 from executor.model import JobResult, RunArtifacts, RunStatus
 from executor.processes import process_tree
@@ -31,6 +30,7 @@ from executor.runs.private_folder import CREDENTIALS_VARIABLE, module_credential
 from executor.runs.run_until_file import RUN_UNTIL_FILE, RunUntilFile
 from executor.settings.settings import Settings
 from executor.shared.run_until import RUN_UNTIL_VARIABLE
+from executor.views.text import sanitized
 
 #: The folder with the callback plugin `smith_events`, which writes the events that `results.read` needs.
 CALLBACK_PLUGINS = Path(__file__).parent / "callbacks"

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from executor.cli.output import sanitized
 from executor.errors import EXIT_FAILURE, SmithError
+from executor.views.text import sanitized
 
 #: The exit code after Ctrl-C: 128 + the number of SIGINT, as in a shell.
 EXIT_INTERRUPTED = 130

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from executor.cli.arguments import AsJson, Since, since_time
 from executor.cli.help_text import examples
-from executor.cli.output import sanitized, show_json
+from executor.cli.output import show_json
 from executor.cli.store import reading_store
 from executor.cli.tables import show_rows
 from executor.database import audit
-from executor.database.tables import AuditEntry
+from executor.views.audit_rows import change_text, json_fields
 
 COLUMNS = {
     "at": "AT",
@@ -54,37 +54,7 @@ def list_audit(
             limit=limit,
         )
     if as_json:
-        show_json([_json_fields(entry) for entry in entries])
+        show_json([json_fields(entry) for entry in entries])
         return
-    rows = [_json_fields(entry) | {"change": _describe_change(entry)} for entry in entries]
+    rows = [json_fields(entry) | {"change": change_text(entry)} for entry in entries]
     show_rows(rows, COLUMNS, if_empty="no changes match")
-
-
-def _json_fields(entry: AuditEntry) -> dict[str, Any]:
-    """Return an audit entry as a dictionary with the keys of `--json`."""
-    return {
-        "id": entry.id,
-        "at": entry.at,
-        "who": entry.who,
-        "verb": entry.verb,
-        "subject_kind": entry.subject_kind,
-        "subject_id": entry.subject_id,
-        "before": entry.before,
-        "after": entry.after,
-        "reason": entry.reason,
-    }
-
-
-def _describe_change(entry: AuditEntry) -> str:
-    """Return the old and the new values of the changed columns as text, for example `state: active -> deleted`."""
-    before, after = entry.before or {}, entry.after or {}
-    changes = [
-        f"{column}: {_text_or_dash(before.get(column))} -> {_text_or_dash(after.get(column))}"
-        for column in {**before, **after}
-        if before.get(column) != after.get(column)
-    ]
-    return sanitized("; ".join(changes))
-
-
-def _text_or_dash(value: Any) -> str:
-    return "-" if value is None else str(value)

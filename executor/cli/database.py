@@ -14,7 +14,6 @@ import typer
 from alembic.util.exc import CommandError
 
 from executor.agent.database_lock import write_holder
-from executor.cli.agent_liveness import is_alive
 from executor.cli.arguments import AsJson, confirm
 from executor.cli.context import PRIVATE_UMASK, open_settings
 from executor.cli.help_text import examples
@@ -25,6 +24,7 @@ from executor.database.engine import reading
 from executor.database.tables import utc_now
 from executor.errors import EXIT_DATABASE, DatabaseError
 from executor.settings.settings import Settings
+from executor.views.agent_liveness import is_alive
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine

@@ -12,7 +12,7 @@ import typer
 from executor.cli.arguments import AsJson
 from executor.cli.clients import connect
 from executor.cli.help_text import examples
-from executor.cli.output import short_id, show_error, show_json, show_text
+from executor.cli.output import show_error, show_json, show_text
 from executor.cli.store import open_database
 from executor.cli.tables import show_rows
 from executor.database import audit
@@ -20,6 +20,7 @@ from executor.drift.facts import DriftKind, Finding
 from executor.drift.inspector import DriftCheckOutcome, Inspector
 from executor.drift.repair import apply_repair
 from executor.errors import EXIT_FAILURE, EXIT_PROXMOX
+from executor.views.text import short_id
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine

@@ -12,11 +12,10 @@ import typer
 
 from executor.cli.archives import archives_of_service, list_archives
 from executor.cli.arguments import AsJson, CommandFailed, UnusableReference, confirm
-from executor.cli.artifacts import existing_artifacts_folders
 from executor.cli.clients import open_proxmox
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
-from executor.cli.output import iso_utc, show_json, show_text
+from executor.cli.output import show_json, show_text
 from executor.cli.store import open_database
 from executor.cli.tables import show_heading, show_rows
 from executor.database import audit, erasure
@@ -25,6 +24,8 @@ from executor.database.erasure import StoredData
 from executor.database.tables import Run, utc_now
 from executor.errors import JobError
 from executor.settings.settings import Settings
+from executor.views.artifacts import existing_artifacts_folders
+from executor.views.text import iso_utc
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine

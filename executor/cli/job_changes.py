@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from executor.cli.agent_liveness import is_alive
 from executor.cli.arguments import AsJson, CommandFailed, JobReference, confirm
 from executor.cli.help_text import examples
-from executor.cli.job_rows import job_label
 from executor.cli.lookup import find_job
-from executor.cli.output import sanitized, show_outcome
+from executor.cli.output import show_outcome
 from executor.cli.store import reading_store, writing_store
 from executor.database import audit, job_queue, nodes, queries
 from executor.database.tables import Job, utc_now
 from executor.model import SETTLED_STATES, JobStatus
 from executor.settings.settings import Settings
+from executor.views.agent_liveness import is_alive
+from executor.views.job_rows import job_label
+from executor.views.text import sanitized
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from executor.cli import artifacts, timeline
 from executor.cli.arguments import EXIT_INTERRUPTED
 from executor.cli.context import open_settings
 from executor.cli.lookup import find_job
@@ -20,6 +19,7 @@ from executor.database.tables import Run
 from executor.errors import EXIT_FAILURE, EXIT_OK
 from executor.model import JobStatus
 from executor.settings.settings import Settings
+from executor.views import artifacts, timeline
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine

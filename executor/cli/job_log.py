@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from executor.cli import artifacts, timeline
 from executor.cli.arguments import AsJson, JobReference, UnusableReference
 from executor.cli.help_text import examples
-from executor.cli.job_rows import job_label
 from executor.cli.lookup import find_job
 from executor.cli.output import show_json, show_text
 from executor.cli.store import reading_store
 from executor.cli.tables import show_rows
 from executor.database import queries
 from executor.database.tables import Job, Run, utc_now
+from executor.views import artifacts, timeline
+from executor.views.job_rows import job_label
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session

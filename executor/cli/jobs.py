@@ -6,17 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from executor.cli import timeline
 from executor.cli.arguments import AsJson, JobReference, Since, since_time
 from executor.cli.help_text import examples
-from executor.cli.job_rows import detail_fields, event_fields, name_fields, run_fields, summary_fields
 from executor.cli.lookup import find_job, find_service_id
-from executor.cli.output import elapsed_text, short_id, show_json, show_text
+from executor.cli.output import show_json, show_text
 from executor.cli.store import reading_store
 from executor.cli.tables import is_terminal, show_document, show_fields, show_heading, show_rows
 from executor.database import audit, job_events, mappings, queries
 from executor.database.tables import Job, utc_now
 from executor.model import JobStatus
+from executor.views import timeline
+from executor.views.job_rows import detail_fields, event_fields, name_fields, run_fields, summary_fields
+from executor.views.text import elapsed_text, short_id
 
 #: The columns of the table of jobs: the heading of each column, keyed by the key of its values in a row.
 COLUMNS = {

@@ -10,12 +10,13 @@ import typer
 from executor.cli.arguments import AsJson, UnusableReference
 from executor.cli.help_text import examples
 from executor.cli.mapping_changes import refuse_empty_reference
-from executor.cli.output import elapsed_text, short_id, show_json
+from executor.cli.output import show_json
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.database import mappings
 from executor.database.tables import Mapping, utc_now
 from executor.model import MappingState
+from executor.views.text import elapsed_text, short_id
 
 #: The columns of the table of mappings: the heading of each column, keyed by the key of its values in a row.
 COLUMNS = {

@@ -10,14 +10,14 @@ import typer
 from executor.cli.arguments import EXIT_INTERRUPTED, AsJson, CommandFailed
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
-from executor.cli.job_rows import job_label
 from executor.cli.output import show_outcome, show_text
-from executor.cli.status_document import pause_text
 from executor.cli.store import open_database, writing_store
 from executor.database import audit, pauses, queries
 from executor.database.engine import reading
 from executor.database.tables import Pause
 from executor.model import JobStatus
+from executor.views.job_rows import job_label
+from executor.views.status_document import pause_text
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine

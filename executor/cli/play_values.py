@@ -10,7 +10,7 @@ from typing import Any
 import typer
 import yaml
 
-from executor.cli.output import sanitized
+from executor.views.text import sanitized
 
 #: The description of a valid value in error messages, keyed by the option's type in a role's argument_specs.
 DESCRIPTION_BY_TYPE = {"int": "a whole number", "bool": "yes or no", "dict": "a YAML mapping", "list": "a list: a,b"}

@@ -11,7 +11,7 @@ import typer
 
 from executor.cli.ansible_playbook import PlaybookRequest
 from executor.cli.arguments import EXIT_INTERRUPTED
-from executor.cli.output import SHORT_ID_LENGTH, sanitized, show_error, show_text
+from executor.cli.output import show_error, show_text
 from executor.cli.play_target import COMPARED_MEMBERS
 from executor.cli.play_values import DESCRIPTION_BY_TYPE, VmOptions, parse_value, secrets_in
 from executor.redaction import redactor
@@ -21,6 +21,7 @@ from executor.runs.extra_vars import find_os_template
 from executor.runs.request import PlanSettings
 from executor.settings.offered import allowed_values, template_not_offered
 from executor.settings.settings import Settings
+from executor.views.text import SHORT_ID_LENGTH, sanitized
 
 #: The members that name the source of a new VM or container. The action `create` needs one of them.
 CREATE_SOURCES = ("template_vmid", "template", "iso", "blank", "os_template")

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from executor.cli import artifacts
 from executor.cli.arguments import AsJson, Since, UnusableReference, since_time
 from executor.cli.help_text import examples
-from executor.cli.job_rows import manual_run_fields, name_fields, run_fields
 from executor.cli.lookup import find_job
-from executor.cli.output import short_id, show_json, show_text
+from executor.cli.output import show_json, show_text
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.database import manual_runs, mappings, queries
 from executor.database.tables import Run
 from executor.model import RunStatus
 from executor.settings.settings import Settings
+from executor.views import artifacts
+from executor.views.job_rows import manual_run_fields, name_fields, run_fields
+from executor.views.text import short_id
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session

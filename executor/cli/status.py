@@ -12,11 +12,12 @@ import typer
 
 from executor.cli.arguments import AsJson
 from executor.cli.help_text import examples
-from executor.cli.output import elapsed_text, show_json, show_text
-from executor.cli.status_document import Status, read_status
+from executor.cli.output import show_json, show_text
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.database.tables import utc_now
+from executor.views.status_document import Status, read_status
+from executor.views.text import elapsed_text
 
 REPORT_COLUMNS = {"id": "JOB", "action": "ACTION", "attempts": "ATTEMPTS", "reason": "CAUSE"}
 CLAIMED_ELSEWHERE_COLUMNS = {"id": "JOB", "action": "ACTION", "fulcrum_id": "FULCRUM", "since": "SINCE"}
@@ -52,10 +53,10 @@ def show(
             raise typer.BadParameter("--watch cannot be combined with --json")
         from executor.cli.watch import watch_store  # noqa: PLC0415 (only --watch needs it)
 
-        watch_store(lambda store: _print(read_status(store), utc_now()))
+        watch_store(lambda store: _print(read_status(store.session, store.settings.smith_lease_s), utc_now()))
         return
     with reading_store() as store:
-        status = read_status(store)
+        status = read_status(store.session, store.settings.smith_lease_s)
     if as_json:
         show_json(status.document)
     else:

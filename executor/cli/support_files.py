@@ -13,10 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from executor.cli import artifacts, critical, timeline
-from executor.cli.job_rows import detail_fields, event_fields, mask_secrets, run_fields
-from executor.cli.output import json_text, sanitized
-from executor.cli.status_document import read_status
+from executor.cli.output import json_text
 from executor.cli.store import Store, open_database
 from executor.cli.version import collect_versions
 from executor.database import audit, job_events, queries, schema, statistics
@@ -26,6 +23,10 @@ from executor.errors import SmithError
 from executor.model import JobStatus
 from executor.settings.display import setting_rows
 from executor.settings.settings import Settings
+from executor.views import artifacts, critical_jobs, timeline
+from executor.views.job_rows import detail_fields, event_fields, mask_secrets, run_fields
+from executor.views.status_document import read_status
+from executor.views.text import sanitized
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
@@ -46,7 +47,7 @@ def collect(settings: Settings, log_files: list[Path], *, with_doctor: bool) -> 
     yield "machine.json", _text_of(lambda: _machine(settings))
     with open_database(settings) as engine:
         yield "database.json", _text_of(lambda: _database(engine))
-        yield "status.json", _text_of(lambda: _read(engine, settings, lambda store: read_status(store).document))
+        yield "status.json", _text_of(lambda: _read(engine, settings, _status))
         yield "critical.json", _text_of(lambda: _read(engine, settings, _critical_jobs))
         yield "failed-jobs.json", _text_of(lambda: _read(engine, settings, _failed_jobs))
         yield from _outputs(engine, settings)
@@ -97,8 +98,12 @@ def _read(engine: Engine, settings: Settings, read: Callable[[Store], Any]) -> A
         return read(Store(settings=settings, session=session))
 
 
+def _status(store: Store) -> Any:
+    return read_status(store.session, store.settings.smith_lease_s).document
+
+
 def _critical_jobs(store: Store) -> list[dict[str, Any]]:
-    return [critical.json_fields(job, utc_now()) for job in queries.critical_jobs(store.session)]
+    return [critical_jobs.json_fields(job, utc_now()) for job in queries.critical_jobs(store.session)]
 
 
 def _failed_jobs(store: Store) -> list[dict[str, Any]]:

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from executor.cli.output import sanitized, show_text, to_json_types
+from executor.cli.output import show_text
 from executor.cli.table_layout import FLEXIBLE_COLUMNS, columns_that_fit
 from executor.redaction import redactor
+from executor.views.text import sanitized, to_json_types
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -10,15 +10,16 @@ import typer
 
 from executor.cli.arguments import AsJson
 from executor.cli.help_text import examples
-from executor.cli.job_rows import name_fields
-from executor.cli.output import elapsed_text, show_json
-from executor.cli.status_document import Status, read_status
+from executor.cli.output import show_json
 from executor.cli.store import Store, reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.cli.watch import watch_store
 from executor.database import mappings, queries
 from executor.database.tables import Job, Mapping, Run, utc_now
 from executor.model import JobStatus
+from executor.views.job_rows import name_fields
+from executor.views.status_document import Status, read_status
+from executor.views.text import elapsed_text
 
 RUNNING_COLUMNS = {
     "id": "JOB",
@@ -57,14 +58,18 @@ def show(
     The steps are up to 5 s old (a sixth of SMITH_LEASE_S).
     """
     if not (once or as_json):
-        watch_store(lambda store: _print(read_status(store), _read(store, utc_now())))
+        watch_store(lambda store: _print(_status(store), _read(store, utc_now())))
         return
     with reading_store() as store:
-        status, view = read_status(store), _read(store, utc_now())
+        status, view = _status(store), _read(store, utc_now())
     if as_json:
         show_json(status.document | view)
     else:
         _print(status, view)
+
+
+def _status(store: Store) -> Status:
+    return read_status(store.session, store.settings.smith_lease_s)
 
 
 def _read(store: Store, now: datetime) -> dict[str, Any]:

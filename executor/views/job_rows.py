@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from executor.cli.output import sanitized
 from executor.database.tables import Job, JobEvent, ManualRun, Run
 from executor.database.tables import Mapping as MappingRow
 from executor.redaction import MASK
+from executor.views.text import sanitized
 
 #: Matches a key that contains one of these words, in upper or lower case. The values of such keys are masked.
 SECRET_KEY_PATTERN = re.compile(r"passw|passphrase|secret|token|private_?key|api_?key|credential", re.IGNORECASE)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from executor.cli import critical
-from executor.cli.agent_liveness import agent_state, is_alive
-from executor.cli.output import elapsed_text
-from executor.cli.store import Store
 from executor.database import mappings, nodes, pauses, queries
 from executor.database.tables import CriticalJob, Job, Node, Pause, utc_now
+from executor.views.agent_liveness import agent_state, is_alive
+from executor.views.critical_jobs import is_overdue
+from executor.views.text import elapsed_text
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy.orm import Session
 
 #: The maximum number of agent processes that are shown. Running and ended processes are shown, the last seen first.
 MAX_SHOWN_AGENTS = 10
@@ -34,15 +36,15 @@ class Status:
     proxmox_text: str
 
 
-def read_status(store: Store) -> Status:
-    """Read the status in the transaction of the store."""
-    session, now = store.session, utc_now()
+def read_status(session: Session, lease_s: float) -> Status:
+    """Read the status in the transaction of the session. `lease_s` is SMITH_LEASE_S."""
+    now = utc_now()
     job_counts = queries.count_jobs(session)
     # `count_jobs` returns the number of jobs in each status, and under one more key the number of due reports.
     reports_due = job_counts.pop("reports_due")
     critical_jobs = queries.critical_jobs(session)
     agents = nodes.recent(session, MAX_SHOWN_AGENTS)
-    alive = [node for node in agents if is_alive(node, now, store.settings.smith_lease_s)]
+    alive = [node for node in agents if is_alive(node, now, lease_s)]
     pause = pauses.current(session)
     fulcrum, fulcrum_text = _fulcrum_state(critical_jobs, now, has_agent=bool(alive))
     proxmox, proxmox_text = _proxmox_state(alive, now)
@@ -59,8 +61,8 @@ def read_status(store: Store) -> Status:
             for job in queries.jobs_claimed_elsewhere(session, MAX_SHOWN_CLAIMED_ELSEWHERE)
         ],
         "mappings": mappings.count_by_state(session),
-        "nodes": [_agent_fields(node, now, store.settings.smith_lease_s) for node in agents],
-        "critical_overdue": [job.name for job in critical_jobs if critical.is_overdue(job, now)],
+        "nodes": [_agent_fields(node, now, lease_s) for node in agents],
+        "critical_overdue": [job.name for job in critical_jobs if is_overdue(job, now)],
         "critical_failing": [_failing_fields(job) for job in critical_jobs if job.failures],
     }
     text = "" if pause is None else f"{pause_text(pause)} (`smith resume` ends it)"
@@ -88,7 +90,7 @@ def _fulcrum_state(jobs: Sequence[CriticalJob], now: datetime, *, has_agent: boo
             text = "not known: the agent has stored no heartbeat yet"
     elif error is not None:
         state, text = "failing", f"the heartbeat fails, {last_text}: {error}"
-    elif critical.is_overdue(heartbeat, now):
+    elif is_overdue(heartbeat, now):
         state, text = "overdue", f"the heartbeat is overdue: {last_text}"
     else:
         state, text = "ok", f"ok, {last_text}"

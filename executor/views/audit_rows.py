@@ -1,0 +1,38 @@
+"""Converts audit entries to dictionaries for `--json`, and describes their changes as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from executor.database.tables import AuditEntry
+from executor.views.text import sanitized
+
+
+def json_fields(entry: AuditEntry) -> dict[str, Any]:
+    """Return an audit entry as a dictionary with the keys of `--json`."""
+    return {
+        "id": entry.id,
+        "at": entry.at,
+        "who": entry.who,
+        "verb": entry.verb,
+        "subject_kind": entry.subject_kind,
+        "subject_id": entry.subject_id,
+        "before": entry.before,
+        "after": entry.after,
+        "reason": entry.reason,
+    }
+
+
+def change_text(entry: AuditEntry) -> str:
+    """Return the old and the new values of the changed columns as text, for example `state: active -> deleted`."""
+    before, after = entry.before or {}, entry.after or {}
+    changes = [
+        f"{column}: {_text_or_dash(before.get(column))} -> {_text_or_dash(after.get(column))}"
+        for column in {**before, **after}
+        if before.get(column) != after.get(column)
+    ]
+    return sanitized("; ".join(changes))
+
+
+def _text_or_dash(value: Any) -> str:
+    return "-" if value is None else str(value)

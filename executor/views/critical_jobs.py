@@ -1,0 +1,41 @@
+"""Describes the critical jobs (the agent's periodic tasks), and concludes whether each is overdue."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from executor.database.tables import CriticalJob
+
+#: A critical job is overdue when its last execution was more than OVERDUE_AFTER_INTERVALS intervals plus
+#: OVERDUE_TOLERANCE_S seconds ago. These values are also the defaults of `Scheduler.overdue_critical_jobs`.
+OVERDUE_AFTER_INTERVALS = 3.0
+OVERDUE_TOLERANCE_S = 30.0
+
+
+def json_fields(job: CriticalJob, now: datetime) -> dict[str, Any]:
+    """Return a critical job as a dictionary with the keys of `--json`."""
+    return {
+        "name": job.name,
+        "interval_s": job.interval_s,
+        "due_at": job.due_at,
+        "due": job.due_at is None or job.due_at <= now,
+        "overdue": is_overdue(job, now),
+        "last_started_at": job.last_started_at,
+        "last_finished_at": job.last_finished_at,
+        "last_ok_at": job.last_ok_at,
+        "last_error": job.last_error,
+        "failures": job.failures,
+        "runs": job.runs,
+    }
+
+
+def is_overdue(job: CriticalJob, now: datetime) -> bool:
+    """Return whether the last start or end of the critical job was longer ago than the limit (OVERDUE_AFTER_INTERVALS).
+
+    A critical job that never started is measured from the time when it became due.
+    """
+    last_times = [time for time in (job.last_started_at, job.last_finished_at) if time is not None]
+    last_time = max(last_times, default=job.due_at)
+    max_age = timedelta(seconds=job.interval_s * OVERDUE_AFTER_INTERVALS + OVERDUE_TOLERANCE_S)
+    return last_time is not None and now - last_time > max_age

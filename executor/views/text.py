@@ -1,0 +1,73 @@
+"""Formats values from the database as text, for the commands and the pages.
+
+Text from outside (action names, error messages, a playbook's output) is shown only after `sanitized`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from executor.redaction import redactor
+
+#: The length of a shortened id in tables. The first eight characters of a UUID are usually unique.
+SHORT_ID_LENGTH = 8
+#: Matches a terminal control sequence that sets a colour.
+_COLOUR_SEQUENCE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def sanitized(text: str, *, keep_lines: bool = False) -> str:
+    """Return the text without secrets, and with every control character and invisible character escaped.
+
+    The escape character, for example, becomes the text `\\x1b`. With `keep_lines`, line breaks and tabs stay, and
+    colour sequences are removed instead of escaped.
+    """
+    if keep_lines:
+        text = _COLOUR_SEQUENCE.sub("", text.replace("\r\n", "\n"))
+    text = redactor.redact(text)
+    if text.isprintable():
+        return text
+    unescaped_controls = "\n\t" if keep_lines else ""
+    return "".join(char if char.isprintable() or char in unescaped_controls else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def to_json_types(value: Any) -> Any:
+    """Return the value converted to types that JSON has. Times and objects that JSON has no type for become text."""
+    if isinstance(value, datetime):
+        return iso_utc(value)
+    if isinstance(value, Mapping):
+        return {str(key): to_json_types(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json_types(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)
+
+
+def iso_utc(moment: datetime) -> str:
+    """Return the time as text for JSON, in UTC with milliseconds, for example `2026-11-23T08:15:30.123Z`."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def elapsed_text(moment: datetime | None, now: datetime) -> str | None:
+    """Return the time from `moment` to `now` in one unit, for example `42s`, `3m`, `5h` or `12d`.
+
+    The unit is the largest that fits into the time at least twice: 119 minutes are `119m`, and 120 minutes are `2h`. If
+    `moment` is None, None is returned.
+    """
+    if moment is None:
+        return None
+    seconds = max(int((now - moment).total_seconds()), 0)
+    for seconds_per_unit, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
+        if seconds >= seconds_per_unit * 2:
+            return f"{seconds // seconds_per_unit}{unit}"
+    return f"{seconds}s"
+
+
+def short_id(identifier: str | None) -> str | None:
+    """Return the first SHORT_ID_LENGTH characters of the id, for a table."""
+    return identifier[:SHORT_ID_LENGTH] if identifier else None

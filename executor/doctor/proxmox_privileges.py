@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from executor.doctor.checks import Area, CheckResult, ResultFactory
 from executor.doctor.proxmox_context import ProxmoxContext
@@ -15,7 +15,7 @@ _RESULT = ResultFactory(Area.PROXMOX)
 
 def check_privileges(context: ProxmoxContext) -> Iterator[CheckResult]:
     """Check that the token has each privilege that the actions need with these settings."""
-    needs = _needs(context)
+    needs = needs_of_settings(context, {bridge: _zone_of(context, bridge) for bridge in context.bridges})
     granted_by_path = {path: context.reader.permissions(path) for path in dict.fromkeys(need.path for need in needs)}
     missing_privileges_by_need = privileges.unmet_needs(needs, granted_by_path)
     for need in needs:
@@ -30,14 +30,15 @@ def check_privileges(context: ProxmoxContext) -> Iterator[CheckResult]:
         yield _RESULT.ok("placement", f"each new VM is placed on its template's node, because {reason}")
 
 
-def _needs(context: ProxmoxContext) -> list[privileges.PrivilegeNeed]:
+def needs_of_settings(context: ProxmoxContext, zone_by_bridge: Mapping[str, str]) -> list[privileges.PrivilegeNeed]:
+    """Return the privileges that the actions need with these settings. Each bridge belongs to an SDN zone."""
     settings = context.settings
     offered_for_disks = {row.name for row in context.storages if row.may_hold_disks} & set(context.offered_storages)
     other_offered = {row.name for row in context.storages if not row.may_hold_disks} & set(context.offered_storages)
     needs = privileges.list_needs(
         context.major_version,
         disk_storages={*context.disk_storages, *offered_for_disks},
-        bridges={bridge: _zone_of(context, bridge) for bridge in context.bridges},
+        bridges=zone_by_bridge,
         image_storages={
             *(volume.partition(":")[0] for volume in settings.proxmox_os_templates.values()),
             *(other_offered - {settings.proxmox_backup_storage}),

@@ -49,6 +49,12 @@ class PrivilegeNeed:
     purpose: str  #: the end of a sentence, such as `for the VMs' disks`
 
 
+#: Without it, each new VM is placed on the node of its template, and not on the node with most room.
+PLACEMENT_NEED = PrivilegeNeed(
+    path="/nodes", role="SmithNodes", privileges=frozenset({"Sys.Audit"}), purpose="to read the load of the nodes"
+)
+
+
 def list_needs(
     major_version: int,
     *,

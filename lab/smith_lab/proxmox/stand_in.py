@@ -54,7 +54,7 @@ class ProxmoxStandIn:
     `time_scale` is the number of real seconds that a Proxmox second takes. With 0, Proxmox tasks end at once.
     `statistics_lag_s` is the number of real seconds after which a guest's name and status appear in the list of guests;
     in Proxmox it is up to 10 s. `login_delay_s` is the delay of an answer to a refused login. If a port is 0, `start`
-    chooses a free port.
+    chooses a free port. Without `has_user`, only root@pam exists, and there is no pool.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class ProxmoxStandIn:
         host: str = HOST,
         port: int = 0,
         control_port: int = 0,
+        has_user: bool = True,
     ) -> None:
         self.folder = folder
         self.time_scale = time_scale
@@ -78,6 +79,8 @@ class ProxmoxStandIn:
         self.user = USER
         self.token_id = TOKEN_ID
         self.token_secret = secrets.token_hex(16)
+        self.root_password = secrets.token_hex(16)  #: of root@pam
+        self._has_user = has_user
         self.ca_bundle = folder / "ca.pem"
         self._process: subprocess.Popen[bytes] | None = None
         self._authority: CertificateAuthority | None = None
@@ -226,9 +229,9 @@ class ProxmoxStandIn:
         protect, configure, storage, behave, power, add_task, move, add, add_container, add_template, revoke, grant,
         time_scale, task_seconds, token_secret, unremovable, version, fail, fail_task, storage_locks, forget_tasks,
         logins, user, token, certificate, hold, hold_change, clear_faults, reset_requests, disturb, add_volume,
-        remove_volume, statistics, options, vnet, bridges, add_pool, remove_pool, add_storage, remove_storage and
-        add_node. After each verb the statistics of all guests are current; with `is_new`, the guest of the verb has
-        none yet. The methods `do_<verb>` in fakepve_server/verbs_*.py implement them.
+        remove_volume, statistics, options, vnet, bridges, add_pool, remove_pool, add_storage, remove_storage,
+        add_node, add_user and second_factor. After each verb the statistics of all guests are current; with `is_new`,
+        the guest of the verb has none yet. The methods `do_<verb>` in fakepve_server/verbs_*.py implement them.
         """
         answer = requests.post(f"{self.control_url}/{verb}", json=values, timeout=CONTROL_TIMEOUT_S)
         body = answer.json()
@@ -250,10 +253,11 @@ class ProxmoxStandIn:
             "host": self.host,
             "port": self.port,
             "control_port": self.control_port,
+            "ca": str(self.ca_bundle),
             "cert": str(certificate),
             "key": str(key),
-            "user": self.user,
-            "root_password": secrets.token_hex(16),
+            "user": self.user if self._has_user else "",
+            "root_password": self.root_password,
             "token_id": self.token_id,
             "token_secret": self.token_secret,
             "time_scale": self.time_scale,
@@ -292,12 +296,21 @@ class ProxmoxStandIn:
 
 @contextmanager
 def running_stand_in(
-    *, time_scale: float = 0.0, folder: Path | None = None, port: int = 0, control_port: int = 0
+    *,
+    time_scale: float = 0.0,
+    folder: Path | None = None,
+    port: int = 0,
+    control_port: int = 0,
+    has_user: bool = True,
 ) -> Iterator[ProxmoxStandIn]:
     """Run a stand-in for the `with` block. Its files are in `folder`, by default in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="proxmox-stand-in-") as temporary:
         stand_in = ProxmoxStandIn(
-            folder or Path(temporary), time_scale=time_scale, port=port, control_port=control_port
+            folder or Path(temporary),
+            time_scale=time_scale,
+            port=port,
+            control_port=control_port,
+            has_user=has_user,
         )
         try:
             yield stand_in.start()

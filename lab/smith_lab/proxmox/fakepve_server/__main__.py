@@ -7,14 +7,15 @@ The server simulates a cluster with templates, adds functions that fakepve lacks
 `smith_lab.proxmox.stand_in` runs this module as a process. fakepve is under the AGPL, so this package is also under the
 AGPL, and no module outside this package imports it.
 
-The settings file is a JSON object with the members `host`, `port`, `control_port`, `cert`, `key`, `user`, `token_id`,
-`token_secret`, `root_password`, `time_scale`, `statistics_lag_s` and `ready`. `user` has the API token `token_id`, and
-`root_password` is the password of root@pam. `cert` and `key` are the paths of the server's certificate and key.
-`time_scale` is the number of real seconds for each second of simulated Proxmox time, `statistics_lag_s` the number of
-real seconds between two broadcasts of statistics. If a port is 0, the operating system chooses the port. Once both
-ports answer, the server writes their numbers to the file that `ready` names. The server stops when its standard input
-closes. The standard input also closes when the process that started the server ends. If `changes_file` names a file,
-the server then adds a line to it: how many changing requests it has accepted with each version of Proxmox VE.
+The settings file is a JSON object with the members `host`, `port`, `control_port`, `ca`, `cert`, `key`, `user`,
+`token_id`, `token_secret`, `root_password`, `time_scale`, `statistics_lag_s` and `ready`. `user` has the API token
+`token_id` (if `user` is empty, there is none), and `root_password` is the password of root@pam. `ca`, `cert` and `key`
+are the paths of the CA's certificate, the server's certificate and its key. `time_scale` is the number of real seconds
+for each second of simulated Proxmox time, `statistics_lag_s` the number of real seconds between two broadcasts of
+statistics. If a port is 0, the operating system chooses the port. Once both ports answer, the server writes their
+numbers to the file that `ready` names. The server stops when its standard input closes. The standard input also closes
+when the process that started the server ends. If `changes_file` names a file, the server then adds a line to it: how
+many changing requests it has accepted with each version of Proxmox VE.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ async def serve(settings: dict[str, Any]) -> None:
     cluster = Cluster(user="root@pam", password=settings["root_password"], host=settings["host"], port=settings["port"])
     cluster.time_scale = settings["time_scale"]
     seed(cluster, settings)
+    cluster.certificate_files = {"pve-root-ca.pem": Path(settings["ca"]), "pve-ssl.pem": Path(settings["cert"])}
     cluster.statistics_lag_s = cluster.default_statistics_lag_s = settings["statistics_lag_s"]
     cluster.login_delay_s = cluster.default_login_delay_s = settings["login_delay_s"]
     statistics = asyncio.ensure_future(cluster.send_statistics_repeatedly())

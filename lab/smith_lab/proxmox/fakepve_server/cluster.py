@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from smith_lab.proxmox.fakepve_server.access_requests import AccessRequests
 from smith_lab.proxmox.fakepve_server.backups import Backups
 from smith_lab.proxmox.fakepve_server.cloud_init import CloudInitDrives
 from smith_lab.proxmox.fakepve_server.cluster_options import ClusterOptions
@@ -16,6 +17,7 @@ from smith_lab.proxmox.fakepve_server.operations import DiskAndNodeOperations
 from smith_lab.proxmox.fakepve_server.partial_clones import PartialClones
 from smith_lab.proxmox.fakepve_server.power import PowerRequests
 from smith_lab.proxmox.fakepve_server.refused_requests import RefusedRequests
+from smith_lab.proxmox.fakepve_server.setup_reads import SetupReads
 from smith_lab.proxmox.fakepve_server.statistics import Statistics
 from smith_lab.proxmox.fakepve_server.task_answers import TaskAnswers
 from smith_lab.proxmox.fakepve_server.task_requests import TaskRequests
@@ -25,6 +27,8 @@ class Cluster(
     Disturbances,
     RefusedRequests,
     RequestFaults,
+    AccessRequests,
+    SetupReads,
     TaskAnswers,
     Statistics,
     PartialClones,

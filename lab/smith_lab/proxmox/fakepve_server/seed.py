@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Adds nodes, storages, templates and a user with an API token to a new cluster."""
+"""Adds nodes, storages and templates to a new cluster, and a user with an API token if the settings name one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ STORAGE_PRIVILEGES = ["Datastore.AllocateSpace", "Datastore.Audit"]
 
 
 def seed(cluster: Cluster, settings: dict[str, Any]) -> None:
-    """Add two nodes, storages, two VM templates, a container template, and a user with a token."""
+    """Add two nodes, storages, two VM templates, a container template, a pool, and a user with a token.
+
+    Without a user, the cluster is as `smith init` finds it: there is neither a pool, nor a token, nor a role of ours.
+    """
     for node in ("pve1", "pve2"):
         cluster.add_node(node)
     cluster.storages["local-lvm"].update(avail=2000 * GIB, total=2100 * GIB, volumes={})
@@ -41,7 +44,10 @@ def seed(cluster: Cluster, settings: dict[str, Any]) -> None:
     }
     add_template(cluster, 9000, "debian-12", node="pve1", disk_gib=8)
     add_template(cluster, 9001, "ubuntu-24.04", node="pve2", disk_gib=10)
+    if not settings["user"]:
+        return
     cluster.pools["smith"] = set()
+    cluster.add_account(settings["user"], settings["token_id"])
     cluster.apitokens[f"{settings['user']}!{settings['token_id']}"] = settings["token_secret"]
     for user_or_token in (settings["user"], f"{settings['user']}!{settings['token_id']}"):
         grant_privileges(cluster, user_or_token)

@@ -172,6 +172,16 @@ class ClusterVerbs:
         """Add a pool that no guest is in."""
         self.cluster.pools.setdefault(pool, set())
 
+    def do_add_user(self, user: str, password: str, privileges: Sequence[str] = ()) -> None:
+        """Add a user with a password, and with privileges on `/`."""
+        self.cluster.add_account(user)
+        self.cluster.users[user] = password
+        self.cluster.grant(user, "/", *privileges)
+
+    def do_second_factor(self, code: str) -> None:
+        """Require this TOTP code at every login with a password. Without a code, require none."""
+        self.cluster.totp_code = code
+
     def do_options(self, **options: Any) -> None:
         """Set `user_allow` (free, existing, list or none), `user_allow_list` or `registered_tags` of the cluster."""
         self.cluster.options = {name.replace("_", "-"): value for name, value in options.items()}

@@ -1,0 +1,149 @@
+"""Finds which roles, users, tokens, pools and access control entries Proxmox lacks. Nothing is changed here.
+
+The privileges come from the table in `privileges.py`, as those of `deploy/pveum-role.sh` do. No change removes a
+privilege, and an existing user keeps its name, its state and its password.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from executor.errors import SmithError
+from executor.proxmox.privileges import PrivilegeNeed
+
+USER_COMMENT = "Agent Smith"
+
+
+class SetupRefused(SmithError):
+    """What exists in Proxmox does not fit, so an administrator must decide. Nothing was changed."""
+
+
+@dataclass(frozen=True, order=True)
+class AclEntry:
+    """An access control entry: the user or token has the role on the path and below it."""
+
+    path: str
+    ugid: str  #: such as `smith@pve`, or `smith@pve!job` for a token
+    role: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Existing:
+    """What exists in Proxmox."""
+
+    roles: Mapping[str, frozenset[str]] = field(default_factory=dict)  #: the privileges of each role
+    users: Mapping[str, bool] = field(default_factory=dict)  #: whether each user is enabled
+    token_comments: Mapping[str, str] = field(default_factory=dict)  #: of the tokens of the wanted user
+    entries: frozenset[AclEntry] = frozenset()
+    pools: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the agent needs in Proxmox."""
+
+    user: str
+    token_id: str
+    needs: tuple[PrivilegeNeed, ...]
+    pool: str = ""
+    token_comment: str = USER_COMMENT
+    makes_token: bool = True  #: whether a token is made, because no secret of it is stored; an existing one is replaced
+
+
+class ChangeKind(StrEnum):
+    """What a change makes or changes."""
+
+    ROLE = "role"
+    USER = "user"
+    POOL = "pool"
+    TOKEN = "token"  # noqa: S105 (a kind of object, not a secret)
+    ACL = "acl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One request that changes Proxmox."""
+
+    kind: ChangeKind
+    text: str  #: what the request does, for the operator
+    method: str
+    path: str
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+
+def plan_changes(wanted: Wanted, existing: Existing) -> list[Change]:
+    """Return the missing changes in the order in which they must be made. Raises SetupRefused."""
+    if not existing.users.get(wanted.user, True):
+        raise SetupRefused(f"the user {wanted.user} is disabled in Proxmox: pveum user modify {wanted.user} --enable 1")
+    return [
+        *_role_changes(wanted.needs, existing.roles),
+        *_user_changes(wanted, existing),
+        *_pool_changes(wanted.pool, existing.pools),
+        *_token_changes(wanted, existing),
+        *_acl_changes(wanted, existing),
+    ]
+
+
+def _role_changes(needs: Iterable[PrivilegeNeed], roles: Mapping[str, frozenset[str]]) -> Iterator[Change]:
+    needed: dict[str, frozenset[str]] = {}
+    for need in needs:
+        needed[need.role] = needed.get(need.role, frozenset()) | need.privileges
+    for role, privileges in needed.items():
+        if role not in roles:
+            names = ",".join(sorted(privileges))
+            body = {"roleid": role, "privs": names}
+            yield Change(
+                kind=ChangeKind.ROLE, text=f"make role {role}: {names}", method="POST", path="/access/roles", body=body
+            )
+        elif missing := privileges - roles[role]:
+            names = ",".join(sorted(missing))
+            yield Change(
+                kind=ChangeKind.ROLE,
+                text=f"add to role {role}: {names}",
+                method="PUT",
+                path=f"/access/roles/{role}",
+                body={"privs": names, "append": 1},
+            )
+
+
+def _user_changes(wanted: Wanted, existing: Existing) -> Iterator[Change]:
+    if wanted.user not in existing.users:
+        body = {"userid": wanted.user, "comment": USER_COMMENT}
+        yield Change(
+            kind=ChangeKind.USER, text=f"make user {wanted.user}", method="POST", path="/access/users", body=body
+        )
+
+
+def _pool_changes(pool: str, pools: frozenset[str]) -> Iterator[Change]:
+    if pool and pool not in pools:
+        yield Change(
+            kind=ChangeKind.POOL, text=f"make pool {pool}", method="POST", path="/pools", body={"poolid": pool}
+        )
+
+
+def _token_changes(wanted: Wanted, existing: Existing) -> Iterator[Change]:
+    if not wanted.makes_token:
+        return
+    full_id, path = f"{wanted.user}!{wanted.token_id}", f"/access/users/{wanted.user}/token/{wanted.token_id}"
+    if wanted.token_id in existing.token_comments:
+        text = f"delete token {full_id}, whose secret is not stored"
+        yield Change(kind=ChangeKind.TOKEN, text=text, method="DELETE", path=path)
+    body = {"privsep": 1, "comment": wanted.token_comment}
+    yield Change(kind=ChangeKind.TOKEN, text=f"make token {full_id}", method="POST", path=path, body=body)
+
+
+def _acl_changes(wanted: Wanted, existing: Existing) -> Iterator[Change]:
+    """Yield one change for each path and role. With privilege separation, user and token both need the role."""
+    token = f"{wanted.user}!{wanted.token_id}"
+    # Proxmox drops the entries of a token that is deleted.
+    entries = {entry for entry in existing.entries if not (wanted.makes_token and entry.ugid == token)}
+    for path, role in dict.fromkeys((need.path, need.role) for need in wanted.needs):
+        members = {"users": wanted.user, "tokens": token}
+        missing = {kind: who for kind, who in members.items() if AclEntry(path, who, role) not in entries}
+        if missing:
+            text = f"grant role {role} on {path} to {' and '.join(missing.values())}"
+            body = {"path": path, "roles": role, **missing}
+            yield Change(kind=ChangeKind.ACL, text=text, method="PUT", path="/access/acl", body=body)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Answers the requests for the certificates of a node and for the VNets of the cluster.
+
+The sources are pve-manager: PVE/API2/Certificates.pm, pve-common: PVE/Certificate.pm, and pve-network:
+PVE/API2/Network/SDN/Vnets.pm.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from smith_lab.proxmox.fakepve_server.access import AccessChecks
+
+
+class SetupReads(AccessChecks):
+    """Handles requests that only `smith init` sends."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.certificate_files: dict[str, Path] = {}  #: the PEM file of each of Proxmox's file names
+
+    def _routes_setup(self) -> list[tuple[str, str, Any]]:
+        """Return the routes of the requests. fakepve calls every method whose name starts with `_routes_`."""
+        return [
+            ("GET", "/nodes/{node}/certificates/info", self._certificates),
+            ("GET", "/cluster/sdn/vnets", self._vnet_list),
+        ]
+
+    async def _certificates(self, _v: dict[str, Any], _user: str) -> list[dict[str, Any]]:
+        """Describe the CA of the cluster and the certificate of the node. Every user may read them."""
+        return [_describe(name, file.read_bytes()) for name, file in self.certificate_files.items()]
+
+    async def _vnet_list(self, _v: dict[str, Any], user: str) -> list[dict[str, Any]]:
+        """List the VNets on which the caller has SDN.Audit or SDN.Allocate."""
+        return [
+            {"vnet": name, "zone": zone, "type": "vnet", "digest": "0" * 40}
+            for name, zone in self.vnets.items()
+            if self.allowed(user, f"/sdn/zones/{zone}/{name}", "SDN.Audit|SDN.Allocate")
+        ]
+
+
+def _describe(name: str, pem: bytes) -> dict[str, Any]:
+    certificate = x509.load_pem_x509_certificate(pem)
+    return {
+        "filename": name,
+        "fingerprint": certificate.fingerprint(hashes.SHA256()).hex(":").upper(),
+        "subject": f"/{certificate.subject.rfc4514_string()}",
+        "issuer": f"/{certificate.issuer.rfc4514_string()}",
+        "notbefore": int(certificate.not_valid_before_utc.timestamp()),
+        "notafter": int(certificate.not_valid_after_utc.timestamp()),
+        "pem": pem.decode(),
+    }

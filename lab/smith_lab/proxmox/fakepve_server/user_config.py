@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Keeps users, API tokens, roles and access control entries, and computes privileges from them as Proxmox does.
+
+The sources are pve-access-control: PVE/AccessControl.pm (roles, add_role_privs, check_path) and PVE/RPCEnvironment.pm
+(permissions, which intersects the privileges of a token with those of its user).
+
+The privileges that the control port grants (`do_grant`, and those of the first user and token) are no entries here.
+They come in addition, and `GET /access/acl` does not list them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fakepve.shapes import PRIVILEGES, ROLES
+
+from smith_lab.proxmox.fakepve_server.access import ANY_OF, AccessChecks
+
+ROOT = "root@pam"
+#: The paths for which `GET /access/permissions` answers, besides those of entries.
+TOP_PATHS = ("/", "/access", "/access/groups", "/nodes", "/pool", "/sdn", "/storage", "/vms")
+#: An entry: the path, the kind (user or token), the id of the user or token, and the role.
+AclKey = tuple[str, str, str, str]
+
+
+class UserConfig(AccessChecks):
+    """The content of Proxmox's file user.cfg."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.acl = {}  # without it, fakepve would allow everything
+        self.accounts: dict[str, dict[str, Any]] = {ROOT: {}}
+        self.user_tokens: dict[str, dict[str, dict[str, Any]]] = {ROOT: {}}  #: the tokens of each user
+        self.special_roles = {name: frozenset(privileges) for name, privileges in ROLES.items()}
+        self.roles: dict[str, frozenset[str]] = dict(self.special_roles)
+        self.acl_entries: dict[AclKey, int] = {}  #: the value is 1 if the entry applies below its path, too
+
+    def add_account(self, user: str, token: str = "") -> None:
+        """Add a user, and a token if one is named. The caller adds the secret of the token to `apitokens`."""
+        self.accounts.setdefault(user, {})
+        tokens = self.user_tokens.setdefault(user, {})
+        if token:
+            tokens.setdefault(token, {"privsep": 1})
+
+    def valid_privileges(self) -> frozenset[str]:
+        """Return the names of all privileges, which differ between the versions 8 and 9."""
+        if not self.version.startswith("8."):
+            return frozenset(PRIVILEGES)
+        return frozenset({*(name for name in PRIVILEGES if not name.startswith("VM.GuestAgent.")), "VM.Monitor"})
+
+    def allowed(self, user: str, path: str, privilege: str) -> bool:
+        """Return whether the caller has a privilege on a path, or one of several that ANY_OF joins."""
+        if super().allowed(user, path, privilege):
+            return True
+        return not self.privileges_by_roles(user, path).isdisjoint(privilege.split(ANY_OF))
+
+    def privileges_by_roles(self, user_or_token: str, path: str) -> frozenset[str]:
+        """Return the privileges of a user or token on a path. A token with separation needs those of its user, too."""
+        user, _, token = user_or_token.partition("!")
+        if user == ROOT:
+            return self.valid_privileges()
+        of_user = self._privileges_of(self._roles_on(user, "user", path))
+        if not token:
+            return of_user
+        info = self.user_tokens.get(user, {}).get(token)
+        if info is None:
+            return frozenset()
+        return (
+            of_user & self._privileges_of(self._roles_on(user_or_token, "token", path)) if info["privsep"] else of_user
+        )
+
+    def _privileges_of(self, roles: set[str]) -> frozenset[str]:
+        return frozenset().union(*(self.roles.get(role, frozenset()) for role in roles))
+
+    def _roles_on(self, ugid: str, kind: str, path: str) -> set[str]:
+        """Return the roles on a path: those of the longest path with entries, and those of the pool of a guest."""
+        roles: set[str] = set()
+        for start in _paths_down_to(path):
+            at_start = {
+                role
+                for (entry_path, entry_kind, entry_id, role), propagates in self.acl_entries.items()
+                if (entry_path, entry_kind, entry_id) == (start, kind, ugid) and (propagates or start == path)
+            }
+            roles = at_start or roles
+        if "NoAccess" in roles:
+            return set()
+        for pool in self._pools_with(path):
+            roles |= self._roles_on(ugid, kind, f"/pool/{pool}")
+        return roles
+
+    def _pools_with(self, path: str) -> list[str]:
+        if match := re.fullmatch(r"/vms/(\d+)", path):
+            return [name for name, vmids in self.pools.items() if int(match[1]) in vmids]
+        storage = path.removeprefix("/storage/")
+        return [name for name, info in self.pool_info.items() if path != storage and storage in info["storage"]]
+
+    async def _permissions(self, v: dict[str, Any], user: str) -> dict[str, dict[str, int]]:
+        """Return the privileges by role besides those that the control port has granted."""
+        granted = await super()._permissions(v, user)
+        who = v.get("userid") or user
+        paths = [v["path"]] if v.get("path") else [*TOP_PATHS, *(key[0] for key in self.acl_entries)]
+        for path in dict.fromkeys(paths):
+            if by_roles := self.privileges_by_roles(who, path):
+                granted[path] = {**granted.get(path, {}), **dict.fromkeys(sorted(by_roles), 1)}
+        return granted
+
+
+def _paths_down_to(path: str) -> list[str]:
+    """Return `/`, and each beginning of the path that ends at a slash, and the path."""
+    parts = [part for part in path.split("/") if part]
+    return ["/", *("/" + "/".join(parts[: count + 1]) for count in range(len(parts)))]

@@ -1,0 +1,176 @@
+"""The Proxmox stand-in keeps users, tokens, roles and access control entries, and applies them, as Proxmox does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import proxmoxer
+import pytest
+from proxmoxer import AuthenticationError, ResourceException
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
+
+USER, TOKEN = "smith@pve", "job"
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[ProxmoxStandIn]:
+    with running_stand_in(has_user=False) as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def stand_in(running: ProxmoxStandIn) -> Iterator[ProxmoxStandIn]:
+    """A cluster without users and roles of ours."""
+    yield running
+    root = log_in(running)
+    running.control("version", version="9.0.10")
+    running.control("quorum", quorate=True)
+    for role in root.access.roles.get():
+        if not role["special"]:
+            root.access.roles(role["roleid"]).delete()
+    with contextlib.suppress(ResourceException):
+        root.access.users(USER).token(TOKEN).delete()
+
+
+@pytest.fixture
+def root(stand_in: ProxmoxStandIn) -> Any:
+    return log_in(stand_in)
+
+
+def log_in(stand_in: ProxmoxStandIn, user: str = "root@pam", password: str = "") -> Any:
+    return proxmoxer.ProxmoxAPI(
+        stand_in.host,
+        port=stand_in.port,
+        user=user,
+        password=password or stand_in.root_password,
+        verify_ssl=str(stand_in.ca_bundle),
+    )
+
+
+def with_token(stand_in: ProxmoxStandIn, secret: str) -> Any:
+    return proxmoxer.ProxmoxAPI(
+        stand_in.host,
+        port=stand_in.port,
+        user=USER,
+        token_name=TOKEN,
+        token_value=secret,
+        verify_ssl=str(stand_in.ca_bundle),
+    )
+
+
+def make_token(root: Any) -> str:
+    with contextlib.suppress(ResourceException):  # an earlier test has made the user
+        root.access.users.post(userid=USER)
+    return str(root.access.users(USER).token(TOKEN).post(comment="Agent Smith")["value"])
+
+
+def refused(request: Any, **values: Any) -> tuple[int, str]:
+    with pytest.raises(ResourceException) as refusal:
+        request(**values)
+    return refusal.value.status_code, str(refusal.value)
+
+
+def test_a_role_is_made_and_extended_but_never_twice(root: Any) -> None:
+    root.access.roles.post(roleid="SmithNet", privs="SDN.Use")
+    root.access.roles("SmithNet").put(privs="SDN.Audit", append=1)
+    assert root.access.roles("SmithNet").get() == {"SDN.Audit": 1, "SDN.Use": 1}
+    status, text = refused(root.access.roles.post, roleid="SmithNet", privs="SDN.Use")
+    assert (status, "create role failed: role 'SmithNet' already exists" in text) == (500, True)
+    root.access.roles("SmithNet").put(privs="SDN.Use")
+    assert root.access.roles("SmithNet").get() == {"SDN.Use": 1}
+
+
+def test_a_privilege_of_the_other_version_is_refused(stand_in: ProxmoxStandIn, root: Any) -> None:
+    assert refused(root.access.roles.post, roleid="SmithVM", privs="VM.Monitor")[0] == 400
+    stand_in.control("version", version="8.4.1")
+    assert "VM.GuestAgent.Audit" in refused(root.access.roles.post, roleid="SmithVM", privs="VM.GuestAgent.Audit")[1]
+    root.access.roles.post(roleid="SmithVM", privs="VM.Monitor")
+
+
+def test_names_and_auto_generated_roles_of_proxmox_are_protected(root: Any) -> None:
+    assert refused(root.access.roles.post, roleid="pveSmith", privs="VM.Audit")[0] == 400
+    assert "cannot be modified" in refused(root.access.roles("Administrator").put, privs="VM.Audit")[1]
+    assert "cannot be deleted" in refused(root.access.roles("PVEAuditor").delete)[1]
+
+
+def test_a_token_is_made_once_and_its_secret_is_in_that_answer_only(stand_in: ProxmoxStandIn, root: Any) -> None:
+    secret = make_token(root)
+    assert with_token(stand_in, secret).version.get()["release"] == "9.0"
+    assert refused(root.access.users(USER).token(TOKEN).post)[0] == 400
+    assert root.access.users(USER).token.get() == [{"tokenid": TOKEN, "privsep": 1, "comment": "Agent Smith"}]
+    root.access.users(USER).token(TOKEN).delete()
+    assert refused(with_token(stand_in, secret).version.get)[0] == 401
+    assert "no such token 'job' for user 'smith@pve'" in refused(root.access.users(USER).token(TOKEN).delete)[1]
+
+
+def test_a_token_has_only_what_its_user_has_too(stand_in: ProxmoxStandIn, root: Any) -> None:
+    api = with_token(stand_in, make_token(root))
+    root.access.roles.post(roleid="SmithVM", privs="VM.Audit,VM.Clone")
+    root.access.acl.put(path="/vms", roles="SmithVM", tokens=f"{USER}!{TOKEN}")
+    assert api.access.permissions.get(path="/vms") == {"/vms": {}}
+    root.access.acl.put(path="/vms", roles="SmithVM", users=USER)
+    assert api.access.permissions.get(path="/vms/100") == {"/vms/100": {"VM.Audit": 1, "VM.Clone": 1}}
+    root.access.users(USER).token(TOKEN).delete()
+    assert [(row["type"], row["path"]) for row in root.access.acl.get()] == [("user", "/vms")]
+
+
+def test_entries_on_a_longer_path_replace_those_above(stand_in: ProxmoxStandIn, root: Any) -> None:
+    api = with_token(stand_in, make_token(root))
+    both = {"users": USER, "tokens": f"{USER}!{TOKEN}"}
+    root.access.roles.post(roleid="SmithVM", privs="VM.Audit,VM.Clone")
+    root.access.roles.post(roleid="SmithOther", privs="VM.Audit")
+    root.access.acl.put(path="/vms", roles="SmithVM", **both)
+    root.access.acl.put(path="/vms/9000", roles="SmithOther", **both)
+    assert api.access.permissions.get(path="/vms/9000") == {"/vms/9000": {"VM.Audit": 1}}
+    root.access.acl.put(path="/vms/9000", roles="SmithOther", delete=1, **both)
+    root.access.acl.put(path="/vms", roles="SmithVM", propagate=0, **both)
+    assert api.access.permissions.get(path="/vms/9000") == {"/vms/9000": {}}
+
+
+def test_an_entry_needs_a_known_path_role_user_and_token(root: Any) -> None:
+    make_token(root)
+    root.access.roles.post(roleid="SmithVM", privs="VM.Audit")
+    assert refused(root.access.acl.put, path="/vm", roles="SmithVM", users=USER)[0] == 400
+    assert refused(root.access.acl.put, path="/vms", roles="SmithVM")[0] == 400
+    assert "role 'None' does not exist" in refused(root.access.acl.put, path="/vms", roles="None", users=USER)[1]
+    assert "user 'no@pve' does" in refused(root.access.acl.put, path="/vms", roles="SmithVM", users="no@pve")[1]
+    assert "no such token 'xx'" in refused(root.access.acl.put, path="/vms", roles="SmithVM", tokens=f"{USER}!xx")[1]
+
+
+def test_without_quorum_and_without_privileges_nothing_changes(stand_in: ProxmoxStandIn, root: Any) -> None:
+    stand_in.control("quorum", quorate=False)
+    assert "quorum" in refused(root.access.roles.post, roleid="SmithVM", privs="VM.Audit")[1]
+    stand_in.control("quorum", quorate=True)
+    stand_in.control("add_user", user="audit@pve", password="password", privileges=["Sys.Audit"])
+    auditor = log_in(stand_in, "audit@pve", "password")
+    assert "Sys.Modify" in refused(auditor.access.roles.post, roleid="SmithVM", privs="VM.Audit")[1]
+    assert "Realm.AllocateUser" in refused(auditor.access.users.post, userid="x@pve")[1]
+
+
+def test_a_second_factor_is_asked_for_and_a_disabled_user_refused(stand_in: ProxmoxStandIn) -> None:
+    stand_in.control("second_factor", code="123456")
+    try:
+        with pytest.raises(AuthenticationError):
+            log_in(stand_in)
+        login = {"user": "root@pam", "password": stand_in.root_password, "port": stand_in.port}
+        api = proxmoxer.ProxmoxAPI(stand_in.host, **login, otp="123456", verify_ssl=str(stand_in.ca_bundle))
+        assert api.version.get()["release"] == "9.0"
+    finally:
+        stand_in.control("second_factor", code="")
+    stand_in.control("add_user", user="former@pve", password="password")
+    stand_in.control("user", user="former@pve", enabled=False)
+    with pytest.raises(AuthenticationError):
+        log_in(stand_in, "former@pve", "password")
+    stand_in.control("user", user="former@pve", enabled=True)
+    assert log_in(stand_in, "former@pve", "password").version.get()["release"] == "9.0"
+
+
+def test_the_ca_and_the_vnets_can_be_read(stand_in: ProxmoxStandIn, root: Any) -> None:
+    stand_in.control("vnet", name="customers", zone="dc1")
+    assert [(row["vnet"], row["zone"]) for row in root.cluster.sdn.vnets.get()] == [("customers", "dc1")]
+    stand_in.control("vnet", name="customers", zone="")
+    by_name = {row["filename"]: row for row in root.nodes("pve1").certificates.info.get()}
+    assert by_name["pve-root-ca.pem"]["pem"] == stand_in.ca_bundle.read_text()
+    assert by_name["pve-ssl.pem"]["fingerprint"].count(":") == 31

@@ -1,0 +1,76 @@
+"""The plan of `smith init` for Proxmox: what is missing, in the order in which it can be made, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from executor.proxmox.privileges import PLACEMENT_NEED, list_needs
+from executor.proxmox.setup.plan import AclEntry, ChangeKind, Existing, SetupRefused, Wanted, plan_changes
+
+NEEDS = (*list_needs(9, disk_storages=["local-lvm"], bridges={"vmbr0": "localnetwork"}), PLACEMENT_NEED)
+WANTED = Wanted(user="smith@pve", token_id="job", needs=NEEDS, pool="smith")
+WHO = ("smith@pve", "smith@pve!job")
+COMPLETE = Existing(
+    roles={need.role: need.privileges for need in NEEDS},
+    users={"smith@pve": True},
+    token_comments={"job": "Agent Smith"},
+    entries=frozenset(AclEntry(need.path, who, need.role) for need in NEEDS for who in WHO),
+    pools=frozenset({"smith"}),
+)
+STORED = dataclasses.replace(WANTED, makes_token=False)
+
+
+def texts(wanted: Wanted, **different: Any) -> list[str]:
+    return [change.text for change in plan_changes(wanted, dataclasses.replace(COMPLETE, **different))]
+
+
+def test_everything_is_made_in_an_order_in_which_each_change_finds_what_it_needs() -> None:
+    changes = plan_changes(WANTED, Existing())
+    kinds = list(dict.fromkeys(change.kind for change in changes))
+    assert kinds == [ChangeKind.ROLE, ChangeKind.USER, ChangeKind.POOL, ChangeKind.TOKEN, ChangeKind.ACL]
+    entries = {
+        (change.body["path"], change.body[kind], change.body["roles"])
+        for change in changes
+        if change.kind is ChangeKind.ACL
+        for kind in ("users", "tokens")
+    }
+    assert entries == {(need.path, who, need.role) for need in NEEDS for who in WHO}
+    made = {change.body["roleid"]: change.body["privs"] for change in changes if change.kind is ChangeKind.ROLE}
+    assert made == {need.role: ",".join(sorted(need.privileges)) for need in NEEDS}
+
+
+def test_nothing_is_changed_where_everything_exists() -> None:
+    assert plan_changes(STORED, COMPLETE) == []
+
+
+def test_only_missing_privileges_and_entries_are_added() -> None:
+    roles = {**COMPLETE.roles, "SmithStore": frozenset({"Datastore.Audit", "Datastore.Allocate"})}
+    assert texts(STORED, roles=roles) == ["add to role SmithStore: Datastore.AllocateSpace"]
+    entries = COMPLETE.entries - {AclEntry("/vms", "smith@pve!job", "SmithVM")}
+    assert texts(STORED, entries=entries) == ["grant role SmithVM on /vms to smith@pve!job"]
+    assert texts(STORED, pools=frozenset()) == ["make pool smith"]
+
+
+def test_a_token_without_a_stored_secret_is_replaced_with_all_its_entries() -> None:
+    changes = texts(WANTED)
+    assert changes[:2] == ["delete token smith@pve!job, whose secret is not stored", "make token smith@pve!job"]
+    assert len(changes) == 2 + len({(need.path, need.role) for need in NEEDS})
+    assert all(text.endswith("to smith@pve!job") for text in changes[2:])
+
+
+def test_two_needs_of_one_role_make_one_role_and_two_entries() -> None:
+    needs = tuple(list_needs(8, disk_storages=["a", "b"]))
+    changes = plan_changes(dataclasses.replace(WANTED, needs=needs), Existing())
+    assert [change.text for change in changes if "SmithStore" in change.text] == [
+        "make role SmithStore: Datastore.AllocateSpace,Datastore.Audit",
+        "grant role SmithStore on /storage/a to smith@pve and smith@pve!job",
+        "grant role SmithStore on /storage/b to smith@pve and smith@pve!job",
+    ]
+
+
+def test_a_disabled_user_is_refused_with_its_remedy() -> None:
+    with pytest.raises(SetupRefused, match="pveum user modify smith@pve --enable 1"):
+        texts(WANTED, users={"smith@pve": False})

@@ -19,8 +19,15 @@ class CriticalJob:
     run: Callable[[], float | None]  #: executes the critical job once; may return the seconds until the next execution
     wake_requested: threading.Event = field(default_factory=threading.Event)  #: set to start an execution now
     runs_on_each_agent: bool = True  #: if False, only one of the agents that share a database executes it
+    #: Executed instead of `run` when another agent executes the job: the part that concerns only this agent's machine.
+    run_own_part: Callable[[], object] | None = None
+    #: While it returns False, this agent leaves the execution to other agents. Not used if `runs_on_each_agent`.
+    may_start: Callable[[], bool] = lambda: True
+    #: If True, a set `wake_requested` starts an execution even if another agent has executed the job just before.
+    starts_early_on_request: bool = False
     #: Records whether FulcrumCore answers. The scheduler records failures in it, and `run` records successes.
     link: Link | None = None
+    requested_delay_s: float | None = None  #: the delay that the last execution on this agent requested
     started_at: float = 0.0  #: monotonic; start of the current or last execution
     finished_at: float = 0.0  #: monotonic; end of the last execution
     #: The type of the last logged exception; '' after a success. The same type is not logged again before a success.
@@ -32,3 +39,8 @@ class CriticalJob:
     stored_error: str | None = None  #: error in the result that was last stored
     stored_at: float = float("-inf")  #: monotonic time at which a result was last stored
     generation: int = 0  #: incremented by `restart`; a thread of an older generation ends
+
+    @property
+    def current_interval_s(self) -> float:
+        """The interval, or the delay that the last execution on this agent requested instead."""
+        return self.interval_s if self.requested_delay_s is None else self.requested_delay_s

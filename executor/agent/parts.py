@@ -178,6 +178,8 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
     """Return the critical jobs (periodic tasks of the agent) that are not disabled by an interval of 0."""
     settings, state = shared.settings, shared.state
     link, prune_interval_s = state.fulcrum_link, settings.smith_prune_interval_s
+    poller = _build_poller(shared, mode)
+    pruner = Pruner(engine=shared.engine, settings=settings, retry_unmoved=runner.artifact_store.retry_unmoved)
     jobs = [
         CriticalJob(
             name="Heartbeat",
@@ -189,16 +191,20 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
         CriticalJob(
             name="GetPendingJobs",
             interval_s=settings.fulcrum_poll_interval_s,
-            run=_build_poller(shared, mode).poll_if_allowed,
+            run=poller.poll_if_allowed,
             wake_requested=state.poll_requested,
             link=link,
+            # Only in Mode.SERVE may another agent poll instead: the other modes count the polls of this agent. On
+            # SQLite, no other agent exists, and a row that says who polls would cost a write for each poll.
+            runs_on_each_agent=mode is not Mode.SERVE or shared.engine.dialect.name == "sqlite",
+            may_start=lambda: poller.may_poll,
+            starts_early_on_request=True,
         ),
         CriticalJob(
             name="PruneCompletedJobs",
             interval_s=prune_interval_s,
-            run=Pruner(
-                engine=shared.engine, settings=settings, retry_unmoved=runner.artifact_store.retry_unmoved
-            ).prune,
+            run=pruner.prune,
+            run_own_part=pruner.prune_own_artifacts,
             runs_on_each_agent=False,
         ),
         CriticalJob(

@@ -73,18 +73,23 @@ class Poller:
     _unaccepted_jobs_limiter: LogLimiter = field(default_factory=LogLimiter)
     _compared_at: float = field(default_factory=time.monotonic)  #: time of the last comparison of claimed jobs
 
+    @property
+    def may_poll(self) -> bool:
+        """True while the agent accepts new jobs."""
+        has_polled = self.state.finished_poll_count > 0
+        is_willing = not self.state.draining.is_set() and not self.state.is_disabled
+        return bool(self.state.agent_id) and is_willing and not (self.polls_only_once and has_polled)
+
     def poll_if_allowed(self) -> float | None:
         """Poll, unless the agent accepts no new jobs. Return the seconds until the next call.
 
         None stands for the interval of the critical job. Raises FulcrumUnavailable.
         """
-        state = self.state
-        has_polled = state.finished_poll_count > 0
-        if state.draining.is_set() or state.is_disabled or (self.polls_only_once and has_polled):
+        if not self.may_poll:
             return None
-        if state.agent_id and not has_polled:
+        if self.state.finished_poll_count == 0:
             self.recover_claimed_jobs()
-        elif state.agent_id and time.monotonic() - self._compared_at >= COMPARISON_INTERVAL_S:
+        elif time.monotonic() - self._compared_at >= COMPARISON_INTERVAL_S:
             self._compared_at = time.monotonic()
             self.compare_claimed_jobs()
         return self.poll()

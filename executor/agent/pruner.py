@@ -59,6 +59,14 @@ class Pruner:
         deleted_mappings = self._prune_deleted_mappings()
         self._prune_secret_references()
         self._prune_manual_runs()
+        self._prune_artifacts(deleted_jobs, deleted_mappings)
+
+    def prune_own_artifacts(self) -> None:
+        """Delete old artifacts of this machine, while another agent prunes the database."""
+        self._prune_artifacts(0, 0)
+
+    def _prune_artifacts(self, deleted_jobs: int, deleted_mappings: int) -> None:
+        """Delete old artifacts, and the oldest above the size limit; log all numbers unless all are 0."""
         old_artifacts = self._delete_old_artifacts()
         artifacts_over_limit = self._limit_artifacts_size()
         self.retry_unmoved()

@@ -62,6 +62,7 @@ class RunRecorder:
     def __init__(self, engine: Engine, jobs: Collection[CriticalJob]) -> None:
         self._engine = engine.execution_options(smith_busy_timeout_ms=SQLITE_LOCK_TIMEOUT_MS)
         self._jobs = jobs
+        self._tried_names: set[str] = set()  #: the jobs of which this process has tried to start a period
         self._lock = threading.Lock()  #: protects the counters of the jobs
         self._wake_requested = threading.Event()
         self._stopping = threading.Event()
@@ -78,18 +79,30 @@ class RunRecorder:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
-    def try_start_period(self, job: CriticalJob) -> bool:
-        """Store the start of an execution. Return False when another agent has already executed the job.
+    def try_start_period(self, job: CriticalJob, *, is_requested: bool = False) -> bool:
+        """Store the start of an execution. Return False when another agent executes the job.
 
         A period is the time in which only one agent executes the critical job. It is a little shorter than an interval.
+        While `job.link` is down, this agent leaves the period to an agent that reaches FulcrumCore.
         """
         if job.runs_on_each_agent:
             return True
+        if not job.may_start():
+            return False
         try:
             with transaction(self._engine) as session:
-                return periods.try_start_period(session, job.name, job.interval_s)
+                is_started = periods.try_start_period(
+                    session,
+                    job.name,
+                    job.current_interval_s,
+                    is_first=job.name not in self._tried_names,
+                    is_requested=is_requested and job.starts_early_on_request,
+                    yields_to_others=job.link is not None and not job.link.is_up,
+                )
         except DatabaseError:
             return True  # without the database, every agent executes the critical job
+        self._tried_names.add(job.name)
+        return is_started
 
     def note_run(self, job: CriticalJob) -> None:
         """Record one execution, and have it stored if that is due."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import schedule
@@ -98,10 +98,10 @@ class Scheduler:
             # delay has passed according to the monotonic clock.
             is_due = time.monotonic() >= due_at or any(entry.should_run for entry in timer.jobs)
             if is_due or job.wake_requested.is_set():
+                is_requested = job.wake_requested.is_set()
                 job.wake_requested.clear()
-                requested_delay_s = self._execute(job)
-                delay_s = job.interval_s if requested_delay_s is None else requested_delay_s
-                due_at = self._plan_next(timer, job, delay_s)
+                self._execute(job, is_requested=is_requested)
+                due_at = self._plan_next(timer, job, job.current_interval_s)
             job.wake_requested.wait(min(max(due_at - time.monotonic(), MIN_WAIT_S), MAX_WAIT_S))
 
     @staticmethod
@@ -116,38 +116,46 @@ class Scheduler:
         entry.next_run = _local_time_after(remaining_s)
         return time.monotonic() + remaining_s
 
-    def _execute(self, job: CriticalJob) -> float | None:
-        """Execute a critical job once, and store and log its result. Return the delay that it requests, or None."""
-        job.started_at, job.last_started = time.monotonic(), utc_now()
-        delay_s: float | None = None
-        error: str | None = None
-        if self._recorder.try_start_period(job):
-            try:
-                delay_s = job.run()
-            except FulcrumUnavailable as failure:
-                error = str(failure)
-                delay_s = delay_after_failure_s(job.interval_s, failure)
-                if job.link is not None:
-                    job.link.note_down(error, is_login_refused=isinstance(failure, FulcrumAuthFailing))
-            except (SmithError, OSError) as failure:
-                error_type = type(failure).__name__
-                error = str(failure).splitlines()[0][:MAX_REASON_CHARS] if str(failure) else error_type
-                if error_type != job.logged_error_type:
-                    log.warning("critical_job_failed", name=job.name, reason=error)
-                job.logged_error_type = error_type
-            except Exception as failure:
-                # An unexpected exception must not end the thread: the next execution follows after the interval.
-                error = error_type = type(failure).__name__
-                if error_type != job.logged_error_type:
-                    log.exception("critical_job_crashed", name=job.name)
-                job.logged_error_type = error_type
-            if job.logged_error_type and error is None:
-                log.info("critical_job_recovered", name=job.name)
-                job.logged_error_type = ""
-            job.last_error = error
+    def _execute(self, job: CriticalJob, *, is_requested: bool) -> None:
+        """Execute a critical job once, unless another agent does. Then execute only the part of this machine."""
+        job.started_at, started = time.monotonic(), utc_now()
+        if self._recorder.try_start_period(job, is_requested=is_requested):
+            job.last_started = started
+            job.requested_delay_s = None
+            self._call(job, job.run)
             self._recorder.note_run(job)
+        elif job.run_own_part is not None:
+            self._call(job, job.run_own_part)
         job.finished_at = time.monotonic()
-        return delay_s
+
+    @staticmethod
+    def _call(job: CriticalJob, run: Callable[[], object]) -> None:
+        """Call a function of a critical job; note and log its error, and note the delay that it requests."""
+        error: str | None = None
+        try:
+            delay_s = run()
+            job.requested_delay_s = delay_s if isinstance(delay_s, int | float) else None
+        except FulcrumUnavailable as failure:
+            error = str(failure)
+            job.requested_delay_s = delay_after_failure_s(job.interval_s, failure)
+            if job.link is not None:
+                job.link.note_down(error, is_login_refused=isinstance(failure, FulcrumAuthFailing))
+        except (SmithError, OSError) as failure:
+            error_type = type(failure).__name__
+            error = str(failure).splitlines()[0][:MAX_REASON_CHARS] if str(failure) else error_type
+            if error_type != job.logged_error_type:
+                log.warning("critical_job_failed", name=job.name, reason=error)
+            job.logged_error_type = error_type
+        except Exception as failure:
+            # An unexpected exception must not end the thread: the next execution follows after the interval.
+            error = error_type = type(failure).__name__
+            if error_type != job.logged_error_type:
+                log.exception("critical_job_crashed", name=job.name)
+            job.logged_error_type = error_type
+        if job.logged_error_type and error is None:
+            log.info("critical_job_recovered", name=job.name)
+            job.logged_error_type = ""
+        job.last_error = error
 
 
 def delay_after_failure_s(interval_s: float, failure: FulcrumUnavailable) -> float:

@@ -25,8 +25,11 @@ from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
 
 #: How long a transaction on SQLite waits for the write lock of the database before it fails.
 BUSY_TIMEOUT_MS = 15_000
-#: The number of connections that the pool keeps open, and the number that it may open in addition.
+#: The number of connections to SQLite that the pool keeps open, and the number that it may open in addition.
 POOL_SIZE, MAX_POOL_OVERFLOW = 20, 20
+#: The same for PostgreSQL, where a connection is a process of the server that all nodes share. With the connection of
+#: `executor.database.notifications`, a node has at most 6 connections while it is idle, and at most 12.
+POSTGRESQL_POOL_SIZE, MAX_POSTGRESQL_POOL_OVERFLOW = 5, 6
 #: The backoff of `write_with_retry` starts with the first value, and doubles up to the second value.
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.5, 10.0
 #: The types of network file systems. SQLite's locks do not work on them.
@@ -54,7 +57,7 @@ def _postgresql_engine(url: URL) -> Engine:
     try:
         from executor.database.postgresql import open_postgresql_engine  # noqa: PLC0415 (its driver is optional)
 
-        return open_postgresql_engine(url, pool_size=POOL_SIZE, max_overflow=MAX_POOL_OVERFLOW)
+        return open_postgresql_engine(url, pool_size=POSTGRESQL_POOL_SIZE, max_overflow=MAX_POSTGRESQL_POOL_OVERFLOW)
     except ModuleNotFoundError:
         raise DatabaseError("PostgreSQL needs the driver psycopg: install agent-smith[postgres]") from None
 

@@ -8,31 +8,60 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import or_, update
+from sqlalchemy import ColumnElement, case, or_, update
 from sqlalchemy.orm import Session
 
-from executor.database.statements import execute_and_count, insert_into, is_wait_over
+from executor.database.statements import execute_and_count, insert_into
 from executor.database.tables import CriticalJob, db_now, utc_now
 
 #: A period lasts for this share of the job's interval. If a period lasted for the whole interval, an agent whose timer
 #: fires a little early would skip a run, because the previous period would not be over yet.
 PERIOD_SHARE = 0.8
+#: For how many intervals an agent that cannot execute the job leaves the period to other agents.
+INTERVALS_FOR_OTHERS = 2.0
 
 
-def try_start_period(session: Session, name: str, interval_s: float) -> bool:
+def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start early or late)
+    session: Session,
+    name: str,
+    interval_s: float,
+    *,
+    is_first: bool = False,
+    is_requested: bool = False,
+    yields_to_others: bool = False,
+) -> bool:
     """Start the next period of a critical job if its previous period is over.
 
     Returns True if this call started the period. The caller must then run the job. If several agents call this function
     at the same time, only one of the calls returns True.
+
+    `is_first` is True in an agent's first call after its start: then a changed interval starts the period at once. With
+    `is_requested`, the period starts although the previous one is not over. With `yields_to_others`, it starts only
+    some intervals later, so that an agent for which the job succeeds can start it before.
     """
     # If two agents insert the row at the same time, only one row is stored. Then both run the UPDATE below. The first
     # UPDATE sets `due_at`, so the second one finds that the job is not due.
     _insert_if_missing(session, name, interval_s)
-    has_new_interval = CriticalJob.interval_s != interval_s  # the stored `due_at` results from the earlier interval
-    is_due = or_(is_wait_over(CriticalJob.due_at, interval_s), has_new_interval)
-    stmt = update(CriticalJob).where(CriticalJob.name == name, is_due)
+    stmt = update(CriticalJob).where(CriticalJob.name == name)
+    if not is_requested:
+        is_due = _is_period_over(interval_s, INTERVALS_FOR_OTHERS * interval_s if yields_to_others else 0.0)
+        stmt = stmt.where(or_(is_due, CriticalJob.interval_s != interval_s) if is_first else is_due)
     columns = {"due_at": db_now(interval_s * PERIOD_SHARE), "interval_s": interval_s, "last_started_at": utc_now()}
     return execute_and_count(session, stmt.values(**columns)) == 1
+
+
+def _is_period_over(interval_s: float, delay_s: float) -> ColumnElement[bool]:
+    """Return the SQL condition that the period of a critical job has been over for `delay_s`.
+
+    The agents may have different intervals. `due_at` results from the interval of the agent that started the period. An
+    agent with a shorter interval does not wait until then: for it, the period ends as if it had started the period.
+    """
+    stored_interval_s = CriticalJob.interval_s
+    is_shorter = stored_interval_s > interval_s
+    ends_sooner_by_s = case((is_shorter, PERIOD_SHARE * (stored_interval_s - interval_s)), else_=0.0)
+    is_over = CriticalJob.due_at <= db_now(ends_sooner_by_s - delay_s)
+    was_clock_set_back = CriticalJob.due_at > db_now(stored_interval_s)
+    return or_(CriticalJob.due_at.is_(None), is_over, was_clock_set_back)
 
 
 def record_period_result(session: Session, name: str, *, error: str | None) -> None:

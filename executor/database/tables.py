@@ -65,7 +65,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class db_now(FunctionElement[datetime]):
-    """An SQL expression: the time of the database's clock plus `offset_s` seconds.
+    """An SQL expression: the time of the database's clock plus `offset_s` seconds (a number, or an SQL expression).
 
     Leases use the database's clock, because the clocks of several agents may differ.
     """
@@ -73,8 +73,9 @@ class db_now(FunctionElement[datetime]):
     type = UtcDateTime()
     inherit_cache = True  # the offset is a bound parameter, so SQLAlchemy compiles a statement once for all offsets
 
-    def __init__(self, offset_s: float = 0.0) -> None:
-        super().__init__(literal(float(offset_s), Float()))
+    def __init__(self, offset_s: float | ColumnElement[float] = 0.0) -> None:
+        is_number = isinstance(offset_s, int | float)
+        super().__init__(literal(float(offset_s), Float()) if is_number else offset_s)
 
 
 @compiles(db_now, "sqlite")

@@ -308,6 +308,56 @@ def test_a_shared_job_runs_on_one_node_only(engine: Engine, make_scheduler: Make
     assert sum(fake.turns for fake in shared) == 1
 
 
+def test_the_other_nodes_run_their_own_part_of_a_shared_job(engine: Engine, make_scheduler: MakeScheduler) -> None:
+    """Each machine has artifacts of its own, which only its own agent can delete."""
+    whole, part = [FakeJob(), FakeJob()], [FakeJob(), FakeJob()]
+    for number in range(2):
+        make_scheduler(
+            CriticalJob(
+                name="shared",
+                interval_s=NEVER_S,
+                run=whole[number],
+                run_own_part=part[number],
+                runs_on_each_agent=False,
+            ),
+            engine=engine,
+        )
+    wait_for(lambda: sum(fake.turns for fake in whole + part) == 2, "one turn of each node")
+    assert sorted((whole[number].turns, part[number].turns) for number in range(2)) == [(0, 1), (1, 0)]
+
+
+def test_a_node_that_may_not_start_leaves_a_shared_job_to_the_others(
+    engine: Engine, make_scheduler: MakeScheduler
+) -> None:
+    """A draining node must not take the poll, and then not poll."""
+    draining, other = FakeJob(), FakeJob()
+    shared = {"name": "shared", "interval_s": NEVER_S, "runs_on_each_agent": False}
+    scheduler = make_scheduler(CriticalJob(run=draining, may_start=lambda: False, **shared), engine=engine)
+    wait_for(lambda: scheduler.jobs["shared"].finished_at > scheduler.jobs["shared"].started_at, "a turn without work")
+    make_scheduler(CriticalJob(run=other, **shared), engine=engine)
+    wait_for(lambda: other.turns == 1, "the turn of the other node")
+    assert draining.turns == 0
+
+
+def test_a_requested_turn_of_a_shared_job_starts_at_once(engine: Engine, make_scheduler: MakeScheduler) -> None:
+    """After a report, FulcrumCore may offer the group's next job: the node that has reported polls at once."""
+    fakes = [FakeJob(), FakeJob()]
+    schedulers = [
+        make_scheduler(
+            CriticalJob(
+                name="shared", interval_s=NEVER_S, run=fake, runs_on_each_agent=False, starts_early_on_request=True
+            ),
+            engine=engine,
+        )
+        for fake in fakes
+    ]
+    wait_for(lambda: sum(fake.turns for fake in fakes) == 1, "the first turn")
+    for fake, scheduler in zip(fakes, schedulers, strict=True):
+        turns = fake.turns
+        scheduler.jobs["shared"].wake_requested.set()
+        wait_for(lambda fake=fake, turns=turns: fake.turns == turns + 1, "the requested turn")
+
+
 def test_a_hung_server_delays_no_job_of_each_agent(
     postgres: PostgresCluster, postgres_engine: Engine, make_scheduler: MakeScheduler
 ) -> None:

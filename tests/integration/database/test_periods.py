@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine, select, update
+from sqlalchemy.orm import Session
 
 from executor.database import periods, queries
 from executor.database.engine import reading, transaction
@@ -42,8 +43,42 @@ def test_after_the_clock_was_set_back_a_period_starts(engine: Engine) -> None:
 def test_a_period_with_a_new_interval_starts_at_once(engine: Engine) -> None:
     with transaction(engine) as session:
         periods.try_start_period(session, "prune", 3600)
-        assert periods.try_start_period(session, "prune", 60)
+        assert periods.try_start_period(session, "prune", 60, is_first=True)
         assert not periods.try_start_period(session, "prune", 60)
+
+
+def move_end(session: Session, seconds: float) -> None:
+    """Let the period of `prune` end this much later, or earlier with a negative number."""
+    session.execute(update(CriticalJob).values(due_at=db_now(seconds)))
+
+
+def test_with_different_intervals_each_period_still_starts_once(engine: Engine) -> None:
+    """Two agents whose settings differ do not start a period each time that they ask in turn."""
+    with transaction(engine) as session:
+        assert periods.try_start_period(session, "prune", 600)
+        assert not periods.try_start_period(session, "prune", 60)
+        move_end(session, 480 - 50)  # the period of the agent with the longer interval started 50 s ago
+        assert periods.try_start_period(session, "prune", 60)
+        assert not periods.try_start_period(session, "prune", 600)
+        move_end(session, -1)
+        assert periods.try_start_period(session, "prune", 600)
+
+
+def test_a_requested_period_starts_before_the_previous_one_is_over(engine: Engine) -> None:
+    with transaction(engine) as session:
+        assert periods.try_start_period(session, "poll", 3600)
+        assert periods.try_start_period(session, "poll", 3600, is_requested=True)
+        assert not periods.try_start_period(session, "poll", 3600)
+
+
+def test_an_agent_that_fails_leaves_the_period_to_the_others(engine: Engine) -> None:
+    with transaction(engine) as session:
+        assert periods.try_start_period(session, "poll", 100)
+        move_end(session, -150)
+        assert not periods.try_start_period(session, "poll", 100, yields_to_others=True)
+        assert periods.try_start_period(session, "poll", 100)
+        move_end(session, -250)  # no other agent exists, or all fail
+        assert periods.try_start_period(session, "poll", 100, yields_to_others=True)
 
 
 def test_of_simultaneous_callers_one_starts_the_period(engine: Engine) -> None:

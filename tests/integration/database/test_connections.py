@@ -1,0 +1,34 @@
+"""How many connections one node opens to PostgreSQL."""
+
+from __future__ import annotations
+
+import threading
+
+from sqlalchemy import Engine, text
+
+from executor.database.engine import MAX_POSTGRESQL_POOL_OVERFLOW, POSTGRESQL_POOL_SIZE, transaction
+
+THREADS = 30
+MOST_BUSY = POSTGRESQL_POOL_SIZE + MAX_POSTGRESQL_POOL_OVERFLOW
+#: With the connection that listens for notifications, a node has 6 connections while it is idle, and at most 12.
+assert (POSTGRESQL_POOL_SIZE, MOST_BUSY) == (5, 11)
+COUNT = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+
+
+def test_many_threads_share_few_connections(postgres_engine: Engine) -> None:
+    """The server has one process for each connection, and all nodes share its limit of connections."""
+    counts: list[int] = []
+
+    def count_connections() -> None:
+        with transaction(postgres_engine) as session:
+            counts.append(session.scalar(COUNT) or 0)
+            session.execute(text("SELECT pg_sleep(0.05)"))
+
+    threads = [threading.Thread(target=count_connections) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(counts) == THREADS
+    assert max(counts) <= MOST_BUSY
+    assert postgres_engine.pool.checkedin() <= POSTGRESQL_POOL_SIZE  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -39,6 +40,10 @@ log = get_logger(__name__)
 
 #: Maximum number of reports per round.
 BATCH_SIZE = 50
+#: The same when several agents share the database, so that each of them sends some reports.
+SHARED_BATCH_SIZE = 12
+#: How long no other agent sends the reports of a round. If an agent is killed, its reports are sent after this time.
+CLAIM_S = 60.0
 #: Reports are sent in parallel, so that many results arrive before the job timeout even when FulcrumCore is slow.
 SENDER_THREADS = 4
 MAX_BACKOFF_S = 60.0
@@ -85,12 +90,15 @@ class Reporter:
     def _run_round(self) -> float:
         if self.state.fulcrum_recovered.is_set():
             self._end_all_backoffs()
-        with reading(self.engine) as session:
-            due_jobs = outbox.due_reports(session, BATCH_SIZE)
-            if not due_jobs:
+        due_jobs = self._take_due_reports()
+        if not due_jobs:
+            with reading(self.engine) as session:
                 return BACKOFF_WAIT_S if outbox.has_due_reports(session) else IDLE_WAIT_S
         is_fulcrum_down = threading.Event()
         answered_flags = list(self._senders.map(lambda job: self._report_unless_down(job, is_fulcrum_down), due_jobs))
+        if self._shares_database and not all(answered_flags):
+            with transaction(self.engine) as session:
+                outbox.release_reports(session, [job.id for job in due_jobs])
         if any(answered_flags):
             self._unanswered_rounds = 0
             self.state.fulcrum_link.note_up()
@@ -98,6 +106,19 @@ class Reporter:
             return 0.0
         self._unanswered_rounds += 1
         return _backoff_s(self._unanswered_rounds)
+
+    @property
+    def _shares_database(self) -> bool:
+        """True if other agents may use the database. An SQLite database has only one agent."""
+        return self.engine.dialect.name != "sqlite"
+
+    def _take_due_reports(self) -> Sequence[Job]:
+        """Return the due reports of this round. On a shared database, no other agent sends them meanwhile."""
+        if not self._shares_database:
+            with reading(self.engine) as session:
+                return outbox.due_reports(session, BATCH_SIZE)
+        with transaction(self.engine) as session:
+            return outbox.claim_due_reports(session, SHARED_BATCH_SIZE, claim_s=CLAIM_S)
 
     def flush(self, timeout_s: float) -> bool:
         """Send reports until no report is due or the time has passed; return True when no report is due."""

@@ -482,6 +482,7 @@ _COLUMNS_OF_NEW_ATTEMPT: dict[str, Any] = {
     "lease_until": None,
     "available_at": None,
     "claimed_at": None,
+    "report_claimed_until": None,
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import select, update
+from sqlalchemy import Select, select, update
 from sqlalchemy.orm import Session
 
 from executor.database import job_events
@@ -16,17 +16,49 @@ from executor.database.tables import CLAIMED_ELSEWHERE_LITERAL, DUE_LITERAL, Job
 from executor.model import JobEventKind, JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 
+#: The longest claim of a report. A claim that ends later was stored before the database's clock was set back.
+MAX_CLAIM_S = 3600.0
+#: The objects of the session do not get the new values: SQLAlchemy would read their rows again.
+WITHOUT_OBJECTS = {"synchronize_session": False}
+_UNCLAIMED = {"report_claimed_until": None}
+
 
 def due_reports(session: Session, limit: int) -> Sequence[Job]:
-    """Return at most `limit` jobs whose report is due and not in backoff. The job that ended first is first."""
-    stmt = (
+    """Return at most `limit` jobs whose report is due, not in backoff, and not being sent by another agent.
+
+    The job that ended first is first.
+    """
+    return session.scalars(_due_reports_query(limit)).all()
+
+
+def claim_due_reports(session: Session, limit: int, *, claim_s: float) -> Sequence[Job]:
+    """Return the same as `due_reports`. Other agents send none of these reports for the next `claim_s` seconds.
+
+    The caller sends the reports, and then releases those that it has not sent. If it ends before, another agent sends
+    them after `claim_s`. FulcrumCore refuses a report that is sent twice.
+    """
+    jobs = session.scalars(_due_reports_query(limit).with_for_update(skip_locked=True)).all()
+    if jobs:
+        claim = update(Job).where(Job.id.in_([job.id for job in jobs]))
+        session.execute(claim.values(report_claimed_until=db_now(claim_s)), execution_options=WITHOUT_OBJECTS)
+    return jobs
+
+
+def release_reports(session: Session, job_ids: Collection[int]) -> None:
+    """Let other agents send these reports, as far as they are still due."""
+    is_due = Job.id.in_(job_ids) & (Job.report_state == ReportState.DUE)
+    session.execute(update(Job).where(is_due).values(report_claimed_until=None))
+
+
+def _due_reports_query(limit: int) -> Select[Job]:
+    return (
         select(Job)
         .where(Job.report_state == DUE_LITERAL)
         .where(is_wait_over(Job.report_after, MAX_BACKOFF_S))
+        .where(is_wait_over(Job.report_claimed_until, MAX_CLAIM_S))
         .order_by(Job.finished_at, Job.id)
         .limit(limit)
     )
-    return session.scalars(stmt).all()
 
 
 def has_due_reports(session: Session) -> bool:
@@ -42,7 +74,7 @@ def note_reported(session: Session, job_id: int, state: ReportState, note: str =
     session.execute(
         update(Job)
         .where(Job.id == job_id, Job.report_state == ReportState.DUE)
-        .values(report_state=state, reported_at=utc_now(), report_note=note or None, report_after=None)
+        .values(report_state=state, reported_at=utc_now(), report_note=note or None, report_after=None, **_UNCLAIMED)
     )
 
 
@@ -58,6 +90,7 @@ def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: st
             report_attempts=Job.report_attempts + 1,
             report_after=db_now(min(backoff_s, MAX_BACKOFF_S)),
             report_note=note,
+            **_UNCLAIMED,
         )
     )
     if execute_and_count(session, stmt):

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Float,
     ForeignKey,
     Integer,
+    SQLColumnExpression,
     String,
     Text,
     TypeDecorator,
@@ -73,7 +74,7 @@ class db_now(FunctionElement[datetime]):
     type = UtcDateTime()
     inherit_cache = True  # the offset is a bound parameter, so SQLAlchemy compiles a statement once for all offsets
 
-    def __init__(self, offset_s: float | ColumnElement[float] = 0.0) -> None:
+    def __init__(self, offset_s: float | SQLColumnExpression[float] = 0.0) -> None:
         is_number = isinstance(offset_s, int | float)
         super().__init__(literal(float(offset_s), Float()) if is_number else offset_s)
 
@@ -134,6 +135,8 @@ class Job(Base):
     report_state: Mapped[str] = mapped_column(String(20), default=ReportState.NONE)
     report_attempts: Mapped[int] = mapped_column(Integer, default=0)
     report_after: Mapped[datetime | None]  #: when the backoff of a due report ends
+    #: Until when an agent process is sending the due report. It is NULL on SQLite, which only one agent uses.
+    report_claimed_until: Mapped[datetime | None]
     report_note: Mapped[str | None] = mapped_column(Text)  #: FulcrumCore's answer to the report
     error_code: Mapped[str | None] = mapped_column(String(40))
     error_message: Mapped[str | None] = mapped_column(Text)  #: what FulcrumCore and tenants may read

@@ -29,6 +29,51 @@ def test_due_reports_are_ordered_by_the_jobs_end(engine: Engine) -> None:
     assert due(engine) == [third, first, second]
 
 
+def claim(engine: Engine, limit: int = 50, claim_s: float = 60.0) -> list[int]:
+    with transaction(engine) as session:
+        return [job.id for job in outbox.claim_due_reports(session, limit, claim_s=claim_s)]
+
+
+def test_claimed_reports_are_not_due_for_others(engine: Engine) -> None:
+    first, second, third = (ended(engine) for _ in range(3))
+    assert claim(engine, limit=2) == [first, second]
+    assert claim(engine) == [third]
+    assert (claim(engine), due(engine)) == ([], [])
+    with transaction(engine) as session:
+        outbox.note_reported(session, first, ReportState.REPORTED)
+        outbox.postpone_report(session, second, backoff_s=0, note="HTTP 500")
+        outbox.release_reports(session, [first, third])
+    assert claim(engine) == [second, third]
+    assert row(engine, first).report_claimed_until is None
+
+
+def test_the_reports_of_an_agent_that_was_killed_are_due_again_later(engine: Engine) -> None:
+    job_id = ended(engine)
+    assert claim(engine) == [job_id]
+    with transaction(engine) as session:
+        assert outbox.end_report_backoffs(session) == 0
+    assert due(engine) == [], "the end of an outage ends no claim"
+    with transaction(engine) as session:
+        session.execute(update(Job).values(report_claimed_until=db_now(-1)))
+    assert claim(engine) == [job_id]
+
+
+def test_a_repeated_report_waits_for_the_agent_that_is_sending_it(engine: Engine) -> None:
+    job_id = ended(engine)
+    assert claim(engine) == [job_id]
+    with transaction(engine) as session:
+        assert job_queue.retry_now(session, job_id) == "report"
+    assert due(engine) == [], "an agent is sending the report"
+
+
+def test_agents_that_claim_at_the_same_time_get_different_reports(postgres_engine: Engine) -> None:
+    job_ids = [ended(postgres_engine) for _ in range(4)]
+    with transaction(postgres_engine) as one, transaction(postgres_engine) as other:
+        ones = [job.id for job in outbox.claim_due_reports(one, 2, claim_s=60)]
+        others = [job.id for job in outbox.claim_due_reports(other, 10, claim_s=60)]
+    assert (ones, others) == (job_ids[:2], job_ids[2:])
+
+
 def test_a_postponed_report_waits_until_its_backoff_is_reset(engine: Engine) -> None:
     job_id = ended(engine)
     with transaction(engine) as session:

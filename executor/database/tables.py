@@ -75,8 +75,10 @@ class db_now(FunctionElement[datetime]):
     inherit_cache = True  # the offset is a bound parameter, so SQLAlchemy compiles a statement once for all offsets
 
     def __init__(self, offset_s: float | SQLColumnExpression[float] = 0.0) -> None:
-        is_number = isinstance(offset_s, int | float)
-        super().__init__(literal(float(offset_s), Float()) if is_number else offset_s)
+        if isinstance(offset_s, int | float):
+            super().__init__(literal(float(offset_s), Float()))
+        else:
+            super().__init__(offset_s)
 
 
 @compiles(db_now, "sqlite")

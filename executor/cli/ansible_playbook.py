@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from executor.cli.output_excerpt import OutputExcerpt
 from executor.cli.service_lock import ServiceLock
 from executor.model import JobResult, RunArtifacts, RunStatus
 from executor.processes import process_tree
@@ -118,7 +119,9 @@ def run(
             run_until_file = RunUntilFile(folder / RUN_UNTIL_FILE)
             lock.limit_run_with(run_until_file.limit)
             variables[RUN_UNTIL_VARIABLE] = str(run_until_file.path)
-        rc = _run_command(command, build_environment(folder, settings) | variables, output, events_file, stopper)
+        excerpt = lock.output if lock is not None else OutputExcerpt()
+        environment = build_environment(folder, settings) | variables
+        rc = _run_command(command, environment, output, excerpt, events_file, stopper)
         artifacts = RunArtifacts(
             ident=lock.ident if lock is not None else "",
             folder=folder,
@@ -189,8 +192,15 @@ def _prepare_command(request: PlaybookRequest, folder: Path, settings: Settings)
     return [*command, "--check"] if request.is_check_mode else command
 
 
-def _run_command(command: list[str], env: dict[str, str], output: Output, events_file: Path, stopper: Stopper) -> int:
-    """Run the command, print its sanitized output to `output`, and return the command's exit code.
+def _run_command(  # noqa: PLR0913, PLR0917 (three of the values receive the output)
+    command: list[str],
+    env: dict[str, str],
+    output: Output,
+    excerpt: OutputExcerpt,
+    events_file: Path,
+    stopper: Stopper,
+) -> int:
+    """Run the command, print its sanitized output to `output` and `excerpt`, and return the command's exit code.
 
     A line that contains an error is also appended to `events_file`. The command has a guard, which ends all processes
     of the command when this process ends or is interrupted. The guard has a session of its own, so that Ctrl-C reaches
@@ -213,6 +223,7 @@ def _run_command(command: list[str], env: dict[str, str], output: Output, events
     try:
         for line in process.stdout or ():
             print(sanitized_except_colours(line.rstrip("\n")), file=output, flush=True)
+            excerpt.add(sanitized(line.rstrip("\n"), keep_lines=True))
             if "ERROR" in line:
                 _write_error_event(events_file, line)
         return process.wait()

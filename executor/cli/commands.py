@@ -75,6 +75,7 @@ COMMANDS = (
     Command("jobs", "cancel", "job_changes", "cancel", "End a job as CANCELLED."),
     Command("runs", "list", "runs", "list_runs", "List runs, the newest first."),
     Command("runs", "show", "runs", "show_run", "Show one run with its artifacts and the end of its output."),
+    Command("runs", "log", "run_log", "show_log", "Show what a run's playbook printed."),
     Command("mappings", "list", "mappings", "list_mappings", "List mappings, the newest first."),
     Command("mappings", "show", "mappings", "show_mapping", "Show a mapping with its history."),
     Command("mappings", "adopt", "mappings_adopt", "adopt", "Map an existing VM to a service."),
@@ -147,6 +148,7 @@ GROUPS = (
         examples_section(
             "smith runs list --job 17",
             "smith runs show create-0c5d0f3a9b21",
+            "smith runs log create-0c5d0f3a9b21    what its playbook printed",
         ),
     ),
     Group(

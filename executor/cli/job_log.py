@@ -18,6 +18,7 @@ from executor.cli.store import reading_store
 from executor.cli.tables import show_rows
 from executor.database import queries
 from executor.database.tables import Job, Run, utc_now
+from executor.settings.settings import Settings
 from executor.views import artifacts, timeline
 from executor.views.job_rows import job_label
 
@@ -63,24 +64,38 @@ def show_log(
         job = find_job(store.session, reference)
         run = _select_run(store.session, job, run_ident)
         settings = store.settings
+    if events:
+        _show_events(run, settings, as_json=as_json)
+        return
+    text = read_output(run, settings)
+    if as_json:
+        show_json({"run": run.ident, "stdout": text})
+        return
+    show_text(text.rstrip("\n"))
+    if run.ended_at is None and run.story:
+        show_text(timeline.present_text(job, [run], utc_now()))
+
+
+def read_output(run: Run, settings: Settings) -> str:
+    """Return what the run printed, or its story if the output is not on this machine.
+
+    Raises ArtifactsMissing if there is neither.
+    """
     try:
-        folder = artifacts.artifacts_folder(run, settings)
-        rows, text = (artifacts.read_events(folder), "") if events else ([], artifacts.read_stdout(folder))
+        return artifacts.read_stdout(artifacts.artifacts_folder(run, settings))
     except artifacts.ArtifactsMissing:
         if not run.story:
             raise
-        rows, text = _event_rows(run), _story_text(run)
-    if events:
-        _show_events(rows, as_json=as_json)
-    elif as_json:
-        show_json({"run": run.ident, "stdout": text})
-    else:
-        show_text(text.rstrip("\n"))
-        if run.ended_at is None and run.story:
-            show_text(timeline.present_text(job, [run], utc_now()))
+        return _story_text(run)
 
 
-def _show_events(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+def _show_events(run: Run, settings: Settings, *, as_json: bool) -> None:
+    try:
+        rows = artifacts.read_events(artifacts.artifacts_folder(run, settings))
+    except artifacts.ArtifactsMissing:
+        if not run.story:
+            raise
+        rows = _event_rows(run)
     if as_json:
         show_json(rows)
     else:

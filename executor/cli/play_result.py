@@ -98,7 +98,7 @@ def show(  # noqa: PLR0913 (each value decides what is shown)
     else:
         show_text("no mapping was changed")
     if run_ident:
-        show_text(f"`smith runs show {run_ident}` shows this run")
+        show_text(f"`smith runs log {run_ident}` shows this output again")
 
 
 def _show_plan(vm: dict[str, Any]) -> None:

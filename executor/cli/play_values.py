@@ -10,6 +10,7 @@ from typing import Any
 import typer
 import yaml
 
+from executor.views.job_rows import SECRET_KEY_PATTERN
 from executor.views.text import sanitized
 
 #: The description of a valid value in error messages, keyed by the option's type in a role's argument_specs.
@@ -133,13 +134,15 @@ def parse_value(text: str, option_type: str) -> Any:
 def secrets_in(members: Mapping[str, Any], options: VmOptions) -> list[str]:
     """Return the values of the members that are secrets, so that the caller can redact them.
 
-    A member is a secret if its option has `no_log`, or if its name contains "passw".
+    A member is a secret if its option has `no_log`, or if its name is one of a secret, at any depth.
     """
     secrets: list[str] = []
     for name, value in members.items():
         option = options.get(name) or {}
-        if isinstance(value, Mapping):
-            secrets += secrets_in(value, option.get("options") or {})
-        elif isinstance(value, str) and (option.get("no_log") or "passw" in name.lower()):
-            secrets.append(value)
+        is_secret = bool(option.get("no_log") or SECRET_KEY_PATTERN.search(str(name)))
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Mapping):
+                secrets += secrets_in(item, option.get("options") or {})
+            elif isinstance(item, str) and is_secret:
+                secrets.append(item)
     return secrets

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from executor.cli.arguments import AsJson, Since, UnusableReference, since_time
+from executor.cli.arguments import AsJson, Since, since_time
 from executor.cli.help_text import examples
 from executor.cli.lookup import find_job
 from executor.cli.output import show_json, show_text
+from executor.cli.run_log import NO_OUTPUT_TEXT, find_manual_run
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.database import manual_runs, mappings, queries
@@ -99,20 +100,18 @@ def show_run(
     """Show one run with its artifacts and the end of its output."""
     with reading_store() as store:
         run = queries.find_run(store.session, ident)
-        fields = _manual_fields(store.session, ident) if run is None else _fields(run, store.settings, lines)
+        fields = _manual_fields(store.session, ident, lines) if run is None else _fields(run, store.settings, lines)
     if as_json:
         show_json(fields)
     else:
         _show(fields)
 
 
-def _manual_fields(session: Session, ident: str) -> dict[str, Any]:
-    """Return the fields of a run that an operator started. Raises UnusableReference if there is no such run."""
-    run = manual_runs.find(session, ident)
-    if run is None:
-        raise UnusableReference(f"there is no run {ident}: `smith runs list` shows the runs")
-    missing = "the output of a run by hand is only printed, not stored"
-    return manual_run_fields(run) | {"artifacts": [], "stdout_tail": [], "artifacts_missing": missing}
+def _manual_fields(session: Session, ident: str, lines: int) -> dict[str, Any]:
+    """Return the fields of a run that an operator started, with the last lines of its output."""
+    run = find_manual_run(session, ident)
+    fields = manual_run_fields(run) | {"artifacts": [], "stdout_tail": _last_lines(run.output or "", lines)}
+    return fields if run.output else fields | {"artifacts_missing": NO_OUTPUT_TEXT}
 
 
 def _fields(run: Run, settings: Settings, lines: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from executor.cli.arguments import CommandFailed
 from executor.cli.output import show_error
+from executor.cli.output_excerpt import OutputExcerpt
 from executor.database import audit, manual_runs
 from executor.database.engine import transaction, write_with_retry
 from executor.database.manual_runs import NewManualRun
@@ -56,6 +57,8 @@ class ServiceLock:
     #: Sets the moment at which the guard must end the playbook, a point in `boottime_s`.
     _limit_run: Callable[[float], None] = lambda _until_s: None
     _runs_until_s: float = NO_LIMIT
+    #: What the playbook has printed, for the database.
+    output: OutputExcerpt = field(default_factory=OutputExcerpt)
     _result: JobResult | None = None
     _is_over: threading.Event = field(default_factory=threading.Event)
 
@@ -74,12 +77,13 @@ class ServiceLock:
         self._limit_run(self._runs_until_s)
 
     def keep_renewing(self, engine: Engine) -> None:
-        """Renew the lease until the run is over. This method is called in a thread of its own."""
+        """Renew the lease until the run is over, and store the output so far. A thread of its own calls this method."""
         while not self._is_over.wait(RENEWAL_INTERVAL_S):
             started_at = boottime_s()
+            output = self.output.changed_text()
             try:
                 with transaction(engine) as session:
-                    is_renewed = manual_runs.renew(session, self.ident, lease_s=LEASE_S)
+                    is_renewed = manual_runs.renew(session, self.ident, lease_s=LEASE_S, output=output)
             except DatabaseError:
                 continue  # the guard ends the playbook if no renewal succeeds in time
             if not is_renewed:
@@ -96,7 +100,8 @@ class ServiceLock:
             reason, upids = self._result.operator_message, list(self._result.vm.get("upids") or [])
 
         def finish(session: Session) -> None:
-            manual_runs.finish(session, self.ident, status=status, reason=reason, upids=upids)
+            output = self.output.text()
+            manual_runs.finish(session, self.ident, status=status, reason=reason, upids=upids, output=output)
 
         try:
             write_with_retry(engine, finish, give_up_after_s=END_TIMEOUT_S)

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, undefer
 
 from executor.database.statements import execute_and_count
 from executor.database.tables import PROCESSING_LITERAL, Job, ManualRun, db_now, utc_now
@@ -80,21 +80,29 @@ def services_in_progress(session: Session, service_id: str | None = None) -> set
     return set(session.scalars(stmt if service_id is None else stmt.where(ManualRun.service_id == service_id)))
 
 
-def renew(session: Session, ident: str, *, lease_s: float) -> bool:
-    """Extend the lease of a run. Return False if the run has ended, because another run or job has taken its place."""
+def renew(session: Session, ident: str, *, lease_s: float, output: str | None = None) -> bool:
+    """Extend the lease of a run, and store its output so far, if it is given.
+
+    Return False if the run has ended, because another run or job has taken its place.
+    """
     stmt = update(ManualRun).where(ManualRun.ident == ident, is_in_progress())
+    if output is not None:
+        stmt = stmt.values(output=output)
     return execute_and_count(session, stmt.values(lease_until=db_now(lease_s))) == 1
 
 
-def finish(session: Session, ident: str, *, status: RunStatus, reason: str, upids: list[str]) -> None:
+def finish(  # noqa: PLR0913 (each value is a column)
+    session: Session, ident: str, *, status: RunStatus, reason: str, upids: list[str], output: str
+) -> None:
     """Store the end of a run. A run that has ended already does not change."""
     stmt = update(ManualRun).where(ManualRun.ident == ident, ManualRun.ended_at.is_(None))
-    session.execute(stmt.values(ended_at=utc_now(), status=status, reason=reason or None, upids=upids))
+    values = {"status": status, "reason": reason or None, "upids": upids, "output": output}
+    session.execute(stmt.values(ended_at=utc_now(), **values))
 
 
 def find(session: Session, ident: str) -> ManualRun | None:
-    """Return the run with this ident, or None if it does not exist."""
-    return session.scalar(select(ManualRun).where(ManualRun.ident == ident))
+    """Return the run with this ident, with its output, or None if it does not exist."""
+    return session.scalar(select(ManualRun).where(ManualRun.ident == ident).options(undefer(ManualRun.output)))
 
 
 def recent(session: Session, limit: int) -> Sequence[ManualRun]:

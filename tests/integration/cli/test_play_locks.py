@@ -131,6 +131,7 @@ def test_ctrl_c_ends_the_playbook_and_releases_the_service(smith: Cli, pve: Prox
         assert "Traceback" not in stderr
     run = only_run(smith)
     assert (run.status, run.ended_at is not None) == ("canceled", True)
+    assert "PLAY [proxmox]" in smith.ok("runs", "log", run.ident)
     job_id = smith.submit(action="stop", service_id=vm["service_id"])
     assert claimed_id(smith) == job_id
 
@@ -207,11 +208,17 @@ def test_a_run_by_hand_is_listed_and_audited(smith: Cli, pve: ProxmoxStandIn) ->
     done = smith("play", "start", "--service", vm["name"], "--reason", "call 17")
     assert done.returncode == 0, done.stderr
     ident = only_run(smith).ident
-    assert f"`smith runs show {ident}` shows this run" in done.stdout
+    assert f"`smith runs log {ident}` shows this output again" in done.stdout
     shown = smith.json("runs", "show", ident)
     assert (shown["ident"], shown["job_id"], shown["status"], shown["vmid"]) == (ident, None, "successful", vm["vmid"])
     assert len(shown["upids"]) == 1
     assert ident in smith.ok("runs", "show", ident)
+    assert any("failed=0" in line for line in shown["stdout_tail"])
+    logged = smith.ok("runs", "log", ident).strip()
+    assert logged.startswith("PLAY [")
+    assert logged in done.stdout
+    assert smith.json("runs", "log", ident) == {"run": ident, "stdout": f"\n{logged}\n\n"}
+    assert "there is no run start-0" in smith("runs", "log", "start-0").stderr
     (listed,) = smith.json("runs", "list")
     assert (listed["ident"], listed["job_id"], listed["playbook"]) == (ident, None, "start.yml")
     entries = smith.json("audit", "list", "--subject", vm["service_id"])

@@ -38,7 +38,7 @@ def start(engine: Engine, ident: str = "start-1", service_id: str = SERVICE) -> 
 
 def end(engine: Engine, ident: str = "start-1") -> None:
     with transaction(engine) as session:
-        manual_runs.finish(session, ident, status=RunStatus.SUCCESSFUL, reason="", upids=["UPID:1"])
+        manual_runs.finish(session, ident, status=RunStatus.SUCCESSFUL, reason="", upids=["UPID:1"], output="ok")
 
 
 def set_lease(engine: Engine, offset_s: float) -> None:
@@ -102,6 +102,23 @@ def test_a_lease_is_renewed_until_it_has_expired_or_the_run_has_ended(engine: En
     assert renew()
     end(engine)
     assert not renew()
+
+
+def test_the_output_is_stored_with_a_renewal_and_at_the_end(engine: Engine) -> None:
+    def output() -> str | None:
+        with reading(engine) as session:
+            run = manual_runs.find(session, "start-1")
+            assert run is not None
+            return run.output
+
+    assert start(engine) is None
+    assert output() is None
+    for new_output, stored_output in (("so far", "so far"), (None, "so far")):
+        with transaction(engine) as session:
+            assert manual_runs.renew(session, "start-1", lease_s=LEASE_S, output=new_output)
+        assert output() == stored_output
+    end(engine)
+    assert output() == "ok"
 
 
 def test_the_end_of_a_run_that_another_has_replaced_changes_nothing(engine: Engine) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from executor.cli.play_values import read_members
+from executor.cli.play_values import read_members, secrets_in
 
 
 def test_a_file_that_cannot_be_read_is_not_reported_as_invalid_yaml(tmp_path: Path) -> None:
@@ -24,3 +24,18 @@ def test_invalid_yaml_is_reported_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(typer.BadParameter) as caught:
         read_members(file, [], {})
     assert str(caught.value) == f"{file} is not valid YAML, at line 3"
+
+
+def test_a_member_is_a_secret_by_its_option_or_by_its_name_at_any_depth() -> None:
+    members = {
+        "cores": 2,
+        "name": "web-1",
+        "key": "by option",
+        "properties": {
+            "apiToken": "by name",
+            "list": [{"dbPassword": "in a list"}],
+            "secrets": ["a", "b"],
+            "note": "n",
+        },
+    }
+    assert secrets_in(members, {"key": {"no_log": True}}) == ["by option", "by name", "in a list", "a", "b"]

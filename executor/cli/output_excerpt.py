@@ -1,0 +1,51 @@
+"""Collects the output of a run by hand for the database: its first and its last lines, so that its size is limited."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+#: How much of the beginning and of the end is kept, in characters.
+MAX_HEAD_LENGTH = 16 * 1024
+MAX_TAIL_LENGTH = 48 * 1024
+#: A longer line is cut to this length.
+MAX_LINE_LENGTH = 4 * 1024
+
+
+class OutputExcerpt:
+    """The first and the last lines of an output. One thread may add lines while another reads the text."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._head: list[str] = []
+        self._tail: deque[str] = deque()
+        self._head_length = 0
+        self._tail_length = 0
+        self._left_out_count = 0
+        self._has_changed = False
+
+    def add(self, line: str) -> None:
+        """Add a line, which contains no secrets."""
+        line = line[:MAX_LINE_LENGTH]
+        with self._lock:
+            self._has_changed = True
+            if not self._tail and self._head_length + len(line) < MAX_HEAD_LENGTH:
+                self._head.append(line)
+                self._head_length += len(line) + 1
+                return
+            self._tail.append(line)
+            self._tail_length += len(line) + 1
+            while self._tail_length > MAX_TAIL_LENGTH:
+                self._tail_length -= len(self._tail.popleft()) + 1
+                self._left_out_count += 1
+
+    def text(self) -> str:
+        """Return the lines, with a note in place of those that are left out."""
+        with self._lock:
+            self._has_changed = False
+            note = [f"[{self._left_out_count} lines left out]"] if self._left_out_count else []
+            return "".join(f"{line}\n" for line in (*self._head, *note, *self._tail))
+
+    def changed_text(self) -> str | None:
+        """Return the text, or None if no line was added since it was last returned."""
+        return self.text() if self._has_changed else None

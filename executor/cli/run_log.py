@@ -1,0 +1,55 @@
+"""`smith runs log`: shows what the playbook of a run printed, also of a run that an operator started."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from executor.cli.arguments import AsJson, UnusableReference
+from executor.cli.help_text import examples
+from executor.cli.job_log import read_output
+from executor.cli.output import show_json, show_text
+from executor.cli.store import Store, reading_store
+from executor.database import manual_runs, queries
+from executor.database.tables import ManualRun
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy.orm import Session
+
+#: What is shown of a run by hand without stored output.
+NO_OUTPUT_TEXT = "nothing is stored of what the playbook of this run printed"
+
+
+@examples("smith runs log start-0c5d0f3a9b21")
+def show_log(
+    ident: Annotated[str, typer.Argument(metavar="IDENT", help="The run's ident (smith runs list).")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run's playbook printed.
+
+    The database has the beginning and the end of the output of a run by hand, and while it is in progress, what it
+    has printed up to a few seconds ago.
+    """
+    with reading_store() as store:
+        text = _read_output(store, ident)
+    if as_json:
+        show_json({"run": ident, "stdout": text})
+    else:
+        show_text(text.rstrip("\n") or NO_OUTPUT_TEXT)
+
+
+def _read_output(store: Store, ident: str) -> str:
+    """Return the output of the run of a job or of an operator. Raises UnusableReference if there is no such run."""
+    run = queries.find_run(store.session, ident)
+    if run is not None:
+        return read_output(run, store.settings)
+    return find_manual_run(store.session, ident).output or ""
+
+
+def find_manual_run(session: Session, ident: str) -> ManualRun:
+    """Return the run that an operator started. Raises UnusableReference if there is no run with this ident."""
+    run = manual_runs.find(session, ident)
+    if run is None:
+        raise UnusableReference(f"there is no run {ident}: `smith runs list` shows the runs")
+    return run

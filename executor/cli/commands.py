@@ -130,6 +130,16 @@ EXTENSIONS = (
         "agent-smith-lab",
     ),
     Extension("lab", "Keep a FulcrumCore simulator and a Proxmox stand-in running, until Ctrl-C.", "agent-smith-lab"),
+    Extension(
+        "lab-test",
+        "Test playbooks in a lab: the Proxmox that LAB_PROXMOX_* names, or a stand-in without them.",
+        "agent-smith-lab",
+    ),
+    Extension(
+        "lab-sweep",
+        "Remove what ended or killed runs of `smith lab-test` have left in the lab of LAB_PROXMOX_*.",
+        "agent-smith-lab",
+    ),
 )
 
 GROUPS = (

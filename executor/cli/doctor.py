@@ -31,9 +31,14 @@ def show(as_json: AsJson = False) -> None:
     if as_json:
         show_json({"checks": [asdict(check) for check in checks], "exit_code": exit_code(checks)})
     else:
-        show_rows([asdict(check) for check in checks], COLUMNS, if_empty="")
-        _show_hints(checks)
+        show_checks(checks)
     raise typer.Exit(exit_code(checks))
+
+
+def show_checks(checks: list[CheckResult]) -> None:
+    """Print a table of the checks, and their remedies."""
+    show_rows([asdict(check) for check in checks], COLUMNS, if_empty="")
+    _show_hints(checks)
 
 
 def _show_hints(checks: list[CheckResult]) -> None:

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 from both_ways import WAYS, Play, by_hand, by_the_agent
 from executor_bench import ExecutorBench
-from lab_bench import LabBench, is_configured, problem
+from lab_bench import LabBench, problem
 from play_bench import Bench
+from smith_lab.lab_test.lab_settings import is_configured
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from warm_plays import WarmPlays
 
@@ -57,7 +58,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
 
     Afterwards faults are cleared on the stand-in; its VMs stay, as no other test uses them. In a lab they are deleted.
     """
-    if is_configured() and request.node.get_closest_marker("lab"):
+    if is_configured(os.environ) and request.node.get_closest_marker("lab"):
         real: LabBench = request.getfixturevalue("lab_bench")
         yield real
         real.clear()

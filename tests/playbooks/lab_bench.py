@@ -11,7 +11,6 @@ import itertools
 import os
 import ssl
 import threading
-import time
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,39 +21,21 @@ from typing import Any
 
 import requests
 from play_bench import Bench, Place
-from proxmoxer import ProxmoxAPI, ResourceException
+from proxmoxer import ResourceException
+from smith_lab.lab_test.cluster import LabCluster, LabError
+from smith_lab.lab_test.lab_settings import LabSettings, missing_variables
+from smith_lab.lab_test.open_lab import KEEP_VARIABLE, run_of_parent
 from smith_lab.proxmox.certificates import make_certificates
 
-PREFIX = "LAB_PROXMOX_"
-REQUIRED = ("HOST", "USER", "TOKEN_ID", "TOKEN_SECRET", "NODE", "TEMPLATE", "STORAGE", "VMID_MIN", "VMID_MAX")
-OPTIONAL = {
-    "PORT": "8006",
-    "CA_BUNDLE": "",
-    "VALIDATE_CERTS": "true",
-    "BRIDGE": "vmbr0",
-    "SECOND_NODE": "",
-    "BACKUP_STORAGE": "",
-    "OS_TEMPLATE": "",
-}
 API = "/api2/json"
 SECRET = ("password", "cipassword", "ssh-public-keys")
 TIMEOUT_S = 60
-NO = ("0", "false", "no", "off")
-
-
-def is_configured() -> bool:
-    """Whether LAB_PROXMOX_HOST names a real Proxmox."""
-    return bool(os.environ.get(f"{PREFIX}HOST"))
 
 
 def problem() -> str:
     """Return which variables are missing, '' if none."""
-    missing = [PREFIX + name for name in REQUIRED if not os.environ.get(PREFIX + name)]
+    missing = missing_variables(os.environ)
     return f"-m lab needs {', '.join(missing)} (CONTRIBUTING.md)" if missing else ""
-
-
-def setting(name: str) -> str:
-    return os.environ.get(PREFIX + name) or OPTIONAL.get(name, "")
 
 
 @dataclass
@@ -62,26 +43,17 @@ class LabProxmox:
     """The cluster, with those methods of the stand-in that inject no fault."""
 
     folder: Path
+    lab: LabSettings = field(default_factory=lambda: LabSettings.from_environment(os.environ))
     log: list[dict[str, Any]] = field(default_factory=list)
 
     @cached_property
-    def verify(self) -> bool | str:
-        if setting("VALIDATE_CERTS").lower() in NO:
-            return False
-        return setting("CA_BUNDLE") or True
+    def cluster(self) -> LabCluster:
+        return LabCluster(self.lab)
 
-    @cached_property
+    @property
     def api(self) -> Any:
         """Return a client without the proxy, as requests of the test itself are not recorded."""
-        return ProxmoxAPI(
-            setting("HOST"),
-            port=int(setting("PORT")),
-            user=setting("USER"),
-            token_name=setting("TOKEN_ID"),
-            token_value=setting("TOKEN_SECRET"),
-            verify_ssl=self.verify,
-            timeout=TIMEOUT_S,
-        )
+        return self.cluster.api
 
     @cached_property
     def proxy_port(self) -> int:
@@ -89,28 +61,25 @@ class LabProxmox:
         certificate, key = make_certificates(self.folder, "127.0.0.1")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
-        upstream = f"https://{setting('HOST')}:{setting('PORT')}"
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(upstream, self.verify, self.log))
+        upstream = f"https://{self.lab.host}:{self.lab.port}"
+        verify = (self.lab.ca_bundle or True) if self.lab.validate_certs else False
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(upstream, verify, self.log))
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return int(server.server_address[1])
 
     def env(self) -> dict[str, str]:
         """Return the variables with which a play reaches Proxmox through the proxy."""
-        port = str(self.proxy_port)
-        return {
+        return self.lab.proxmox_variables() | {
             "PROXMOX_HOST": "127.0.0.1",
-            "PROXMOX_PORT": port,
-            "PROXMOX_USER": setting("USER"),
-            "PROXMOX_TOKEN_ID": setting("TOKEN_ID"),
-            "PROXMOX_TOKEN_SECRET": setting("TOKEN_SECRET"),
+            "PROXMOX_PORT": str(self.proxy_port),
             "PROXMOX_VALIDATE_CERTS": "true",
             "PROXMOX_CA_BUNDLE": str(self.folder / "ca.pem"),
         }
 
     @property
     def token_secret(self) -> str:
-        return setting("TOKEN_SECRET")
+        return self.lab.token_secret
 
     def reset_request_log(self) -> None:
         self.log.clear()
@@ -140,26 +109,9 @@ class LabProxmox:
 
     def destroy(self, vmid: int, service_id: str) -> None:
         """Destroy a guest that a test has left, if it has the test's marker."""
-        row = next((row for row in self.rows() if int(row["vmid"]) == vmid), None)
-        if row is None:
-            return
-        guest = getattr(self.api.nodes(row["node"]), row["type"])(vmid)
-        config = guest.config.get()
-        if f"smith-uid={service_id}" not in str(config.get("description")):
-            return
-        if config.get("protection"):
-            guest.config.put(protection=0)
-        if guest.status.current.get()["status"] == "running":  # the status in the list of guests is 10 s late
-            self.done(row["node"], guest.status.stop.post())
-        self.done(row["node"], guest.delete())
-
-    def done(self, node: str, upid: str) -> None:
-        """Wait until a Proxmox task has ended. Raises RuntimeError if it has failed."""
-        while (task := self.api.nodes(node).tasks(upid).status.get())["status"] == "running":
-            time.sleep(0.5)
-        end = str(task["exitstatus"])
-        if end != "OK" and not end.startswith("WARNINGS"):
-            raise RuntimeError(f"the Proxmox task {upid} has failed: {end}")
+        guest = self.cluster.guest(vmid)
+        if guest is not None and f"smith-uid={service_id}" in guest.notes:
+            self.cluster.remove(guest)
 
 
 def handler_of(upstream: str, verify: bool | str, log: list[dict[str, Any]]) -> type[BaseHTTPRequestHandler]:
@@ -209,21 +161,22 @@ class LabBench(Bench):
 
     def __init__(self, folder: Path) -> None:
         self.cluster = LabProxmox(folder)
+        self.run = run_of_parent(os.environ)
         super().__init__(pve=self.cluster, folder=folder, numbers=self.free_vmids(), place=self.found_place())  # type: ignore[arg-type]
         self.described: list[Mapping[str, Any]] = []
 
     def found_place(self) -> Place:
-        template = int(setting("TEMPLATE"))
+        lab = self.cluster.lab
         return Place(
-            node=setting("NODE"),
-            second_node=setting("SECOND_NODE"),
-            template=template,
-            disk_gib=self.cluster.disk_gib(template),
-            storage=setting("STORAGE"),
-            other_storage=setting("STORAGE"),
-            other_bridge=setting("BRIDGE"),
-            backup_storage=setting("BACKUP_STORAGE"),
-            os_template=setting("OS_TEMPLATE"),
+            node=lab.node,
+            second_node=lab.second_node,
+            template=lab.template,
+            disk_gib=self.cluster.disk_gib(lab.template),
+            storage=lab.storage,
+            other_storage=lab.storage,
+            other_bridge=lab.bridge,
+            backup_storage=lab.backup_storage,
+            os_template=lab.os_template,
             timeout_s=300,
             shutdown_s=20,
             is_real=True,
@@ -231,7 +184,7 @@ class LabBench(Bench):
 
     def free_vmids(self) -> Iterator[int]:
         """Yield free VMIDs of the range again and again, as each test frees its own."""
-        for vmid in itertools.cycle(range(int(setting("VMID_MIN")), int(setting("VMID_MAX")) + 1)):
+        for vmid in itertools.cycle(range(self.cluster.lab.vmid_min, self.cluster.lab.vmid_max + 1)):
             try:
                 self.cluster.api.cluster.nextid.get(vmid=vmid)
             except ResourceException:
@@ -239,6 +192,11 @@ class LabBench(Bench):
             yield vmid
 
     def vm(self, **more: Any) -> dict[str, Any]:
+        """Return the variables of a new VM; in a reserved range, with the name and the service id of the run."""
+        if self.run is not None:
+            service_id = self.run.reserved.new_service_id()
+            name = f"{self.run.reserved.prefix}-web-{service_id[:8]}"
+            more = {"service_id": service_id, "name": name, **more}
         vm = super().vm(**more)
         self.described.append(vm)
         return vm
@@ -263,12 +221,17 @@ class LabBench(Bench):
         return vm
 
     def clear(self) -> None:
-        """Destroy the guests of the test. Raises RuntimeError after the last one if some could not be destroyed."""
+        """Destroy the guests of the test, unless `smith lab-test --keep` keeps them.
+
+        Raises RuntimeError after the last one if some could not be destroyed.
+        """
         failures = []
+        if os.environ.get(KEEP_VARIABLE):
+            self.described.clear()
         for vm in self.described:
             try:
                 self.cluster.destroy(int(vm["vmid"]), str(vm["service_id"]))
-            except RuntimeError as exc:
+            except LabError as exc:
                 failures.append(f"VM {vm['vmid']}: {exc}")
         self.described.clear()
         if failures:

@@ -19,11 +19,14 @@ import pytest
 import yaml
 from smith_lab.proxmox.stand_in import ProxmoxStandIn
 
+from executor.runs.actions import ansible_home
+
 if TYPE_CHECKING:
     from warm_plays import WarmPlays
 
 T = TypeVar("T")
-ROOT = Path(__file__).resolve().parents[2]
+#: The folder of the collection: the checkout, or its part in the installed executor.
+ROOT = ansible_home()
 #: The ansible-playbook to test. TEST_ANSIBLE_PLAYBOOK names that of another Ansible.
 ANSIBLE_PLAYBOOK = os.environ.get("TEST_ANSIBLE_PLAYBOOK", str(Path(sys.executable).with_name("ansible-playbook")))
 ACTIONS = (

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from lab_bench import REQUIRED, LabBench
+from lab_bench import LabBench
 from play_bench import ROOT
+from smith_lab.lab_test.lab_settings import REQUIRED
 from smith_lab.proxmox.stand_in import running_stand_in
 
 #: Some of the tests that `-m lab` runs: enough to show that they work.

@@ -105,5 +105,5 @@ def test_each_file_that_builds_on_fakepve_names_its_licence() -> None:
 
 def test_the_labs_commands_are_entry_points_that_load() -> None:
     found = {point.name: point for point in entry_points(group="smith.commands")}
-    assert set(found) == {"demo", "lab"}
+    assert set(found) == {"demo", "lab", "lab-sweep", "lab-test"}
     assert all(callable(point.load()) for point in found.values())

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from aiohttp import web
-from fakepve.model import FakeVm, PveError
+from fakepve.model import FakeVm, PveError, TaskError
 from fakepve.qemu import DRIVE_KEY, is_cdrom, split_drive, with_mac
 from fakepve.routing import die, split_list
 from fakepve.server import ok
@@ -47,6 +47,8 @@ class ConfigurationChanges(AccessChecks):
     async def _apply_config(self, vm: FakeVm, user: str, changes: dict[str, Any]) -> None:
         """Change the configuration: add new disks, keep detached disks as `unusedN`, apply hot-pluggable values."""
         updates = dict(changes)
+        if updates.get("digest"):
+            await self._wait_for_config_lock(vm)
         self._check_bridges(user, updates)
         self._check_lock(vm)
         for key in list(updates):
@@ -67,6 +69,18 @@ class ConfigurationChanges(AccessChecks):
             raise die(exc.errors["boot"] + "'") from exc
         self._detach_disks(vm, removed_values)
         self._apply_hotplug(vm)
+
+    async def _wait_for_config_lock(self, vm: FakeVm) -> None:
+        """Wait until no other request changes the configuration, so that the digest is compared with the newest one.
+
+        fakepve compares the digest before it waits. Proxmox compares it while it has the lock (qemu-server:
+        `update_vm_api` in PVE/API2/Qemu.pm). No other coroutine runs between the release here and fakepve's comparison.
+        """
+        try:
+            await self.acquire(vm, "digest")
+        except TaskError as exc:
+            raise die(str(exc)) from exc
+        self.release(vm, "digest")
 
     def _detach_disks(self, vm: FakeVm, removed_values: dict[str, str]) -> None:
         """Free the volumes of removed CD-ROMs and `unusedN` disks. Keep every other removed disk as `unusedN`."""

@@ -1,0 +1,129 @@
+"""Defines the commands `smith lab-test` and `smith lab-sweep`, which the entry points in `smith.commands` name."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from executor.cli.arguments import AsJson
+from executor.cli.doctor import show_checks
+from executor.cli.help_text import examples
+from executor.cli.output import show_error, show_json, show_text
+from executor.cli.tables import show_rows
+from executor.errors import EXIT_FAILURE, SmithError
+from executor.redaction import redactor
+from executor.settings.settings import load_settings
+from smith_lab.lab_test import sweeper
+from smith_lab.lab_test.cluster import LabCluster
+from smith_lab.lab_test.fitness import check_lab, is_fit
+from smith_lab.lab_test.lab_settings import LabSettings, is_configured, refuse_production_range
+from smith_lab.lab_test.open_lab import LabRun, open_lab, reserved_run
+from smith_lab.lab_test.reserved_range import utc_text
+from smith_lab.lab_test.run_tests import LabTestRequest, run_tests
+
+#: pytest's exit code for a wrong use: the lab is not configured, not fit, or has no free range. No test has run.
+EXIT_NOT_RUN = 4
+COLUMNS = {"vmid": "VMID", "name": "NAME", "outcome": "OUTCOME", "reason": "REASON"}
+
+
+@examples(
+    "smith lab-test                               Agent Smith's own tests, in the lab of LAB_PROXMOX_* or a stand-in",
+    "smith lab-test tests/lab --junit report.xml --html report.html      your own tests, with reports",
+    "smith lab-test -k delete --keep              some tests; their guests stay until the reservation expires",
+)
+def lab_test(  # noqa: PLR0917 (typer passes all by name)
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[PATHS]…", exists=True, help="Your tests; without paths, Agent Smith's own run."),
+    ] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write a JUnit report.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write an HTML report.")] = None,
+    keyword: Annotated[str, typer.Option("-k", metavar="EXPRESSION", help="Only these tests, as pytest's -k.")] = "",
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the guests until the reservation expires.")] = False,
+    time_limit_s: Annotated[
+        int, typer.Option("--time-limit", metavar="SECONDS", min=60, max=86_400, help="Then the tests are ended.")
+    ] = 3600,
+) -> None:
+    """Test playbooks in a lab: the Proxmox that LAB_PROXMOX_* names, or a stand-in without them.
+
+    The command checks the lab, reserves VMIDs and a name prefix, runs pytest there, and removes what the tests made.
+    Other runs in the same lab do not matter. The exit code is pytest's; 4 also if the lab cannot be used.
+    """
+    request = LabTestRequest(
+        paths=paths or (), junit=junit, html=html, keyword=keyword, keep=keep, time_limit_s=time_limit_s
+    )
+    try:
+        exit_code = _test(request)
+    except SmithError as error:
+        show_error(str(error))
+        raise typer.Exit(EXIT_NOT_RUN) from error
+    raise typer.Exit(exit_code)
+
+
+def _test(request: LabTestRequest) -> int:
+    with ExitStack() as stack:
+        lab = stack.enter_context(open_lab(os.environ))
+        redactor.add(lab.token_secret)
+        show_text(f"lab: {lab.host}:{lab.port}" if is_configured(os.environ) else "lab: a stand-in for Proxmox")
+        refuse_production_range(lab, load_settings())
+        checks = check_lab(lab)
+        show_checks(checks)
+        if not is_fit(checks):
+            show_error("the lab is not fit for the tests")
+            return EXIT_NOT_RUN
+        with reserved_run(lab, time_limit_s=request.time_limit_s, keep=request.keep) as run:
+            vmids = run.reserved.vmids
+            show_text(f"reserved: the VMIDs {vmids[0]} to {vmids[-1]} and names with {run.reserved.prefix}")
+            exit_code = run_tests(run, request)
+    return _show_end(run, request, exit_code)
+
+
+def _show_end(run: LabRun, request: LabTestRequest, exit_code: int) -> int:
+    """Print what is left in the lab, and return the exit code: a run that leaves something has failed."""
+    if request.keep and is_configured(os.environ):
+        until = utc_text(run.reserved.lease.until)
+        show_text(f"kept: guests with {run.reserved.prefix} until {until}; then `smith lab-sweep` removes them")
+    for removal in run.problems:
+        show_error(f"{removal.finding.vmid} {removal.finding.name} was not removed: {removal.problem}")
+    return exit_code or (EXIT_FAILURE if run.problems else 0)
+
+
+@examples(
+    "smith lab-sweep             what would be removed",
+    "smith lab-sweep --apply     remove it",
+)
+def lab_sweep(
+    apply: Annotated[bool, typer.Option("--apply", help="Remove them (default: dry run).")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what ended or killed runs of `smith lab-test` have left in the lab of LAB_PROXMOX_*.
+
+    Only guests and backups with the lab's VMIDs, name prefix and marker, and whose reservation has expired. The command
+    is refused if the lab's VMIDs meet PROXMOX_VMID_MIN to PROXMOX_VMID_MAX. Exit code 1: something was not removed.
+    """
+    lab = LabSettings.from_environment(os.environ)
+    lab.require_range()
+    redactor.add(lab.token_secret)
+    refuse_production_range(lab, load_settings())
+    cluster = LabCluster(lab)
+    findings = sweeper.inspect(cluster)
+    problems = {}
+    if apply:
+        problems = {each.finding: each.problem for each in sweeper.sweep(cluster, findings)}
+    rows = []
+    for finding in findings:
+        outcome = ("would be removed" if finding.is_removable else "kept") if not apply else ""
+        if apply:
+            outcome = "removed" if problems.get(finding) == "" else "kept"
+        reason = problems.get(finding) or finding.reason
+        rows.append({"vmid": finding.vmid, "name": finding.name, "outcome": outcome, "reason": reason})
+    if as_json:
+        show_json({"guests": rows, "applied": apply})
+    else:
+        show_rows(rows, COLUMNS, if_empty="nothing is in the lab's VMIDs")
+    if any(problems.values()):
+        raise typer.Exit(EXIT_FAILURE)

@@ -1,0 +1,57 @@
+"""Checks before a run whether the lab is fit for it, with the preflight checks of `smith doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from executor.doctor.checks import Area, CheckResult, ResultFactory, Status
+from executor.doctor.proxmox import check_proxmox
+from executor.errors import JobError
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
+from smith_lab.lab_test.lab_settings import PREFIX, LabSettings
+
+_RESULT = ResultFactory(Area.PROXMOX)
+#: Checks of `smith doctor` that concern a production only.
+LEFT_OUT = frozenset({"vmid range", "deleted vms"})
+
+
+def check_lab(lab: LabSettings) -> list[CheckResult]:
+    """Check the lab. The remedies name the variables of the lab instead of the settings of an executor."""
+    checks = [check for check in check_proxmox(lab.executor_settings()) if check.name not in LEFT_OUT]
+    if checks and checks[0].status is not Status.FAILED:
+        checks += _check_places(lab)
+    return [_with_lab_variables(check) for check in checks]
+
+
+def is_fit(checks: list[CheckResult]) -> bool:
+    """Return whether no check has failed."""
+    return all(check.status is not Status.FAILED for check in checks)
+
+
+def _check_places(lab: LabSettings) -> Iterator[CheckResult]:
+    """Check what only the tests need: the node of the template, and a storage that both nodes share."""
+    reader = ProxmoxReader(ProxmoxConnection.from_settings(lab.executor_settings()))
+    try:
+        row = next((row for row in reader.vms() if row.vmid == lab.template), None)
+        storages = [row for row in reader.storages() if row.name == lab.storage]
+    except JobError as error:
+        yield _RESULT.fail("lab", str(error))
+        return
+    if row is not None and row.node != lab.node:
+        text = f"the template {lab.template} is on the node {row.node}, not on {lab.node}"
+        yield _RESULT.fail("template's node", text, f"{PREFIX}NODE={row.node}")
+    if lab.second_node and not all(storage.is_shared for storage in storages):
+        text = f"{lab.storage} is not shared by {lab.node} and {lab.second_node}: VMs on it cannot be migrated"
+        yield _RESULT.fail("shared storage", text, f"{PREFIX}STORAGE=… or {PREFIX}SECOND_NODE=")
+    for name in ("second_node", "backup_storage", "os_template"):
+        if not getattr(lab, name):
+            variable = f"{PREFIX}{name.upper()}"
+            yield _RESULT.skip(name.replace("_", " "), f"{variable} is not set: its tests are skipped", f"{variable}=…")
+
+
+def _with_lab_variables(check: CheckResult) -> CheckResult:
+    """Return the check with the lab's variables in its remedies."""
+    hints = (hint.replace("PROXMOX_", PREFIX) if hint.startswith("PROXMOX_") else hint for hint in check.hints)
+    return replace(check, hints=tuple(hints))

@@ -1,0 +1,128 @@
+"""Decides which guests and backups of lab tests may be removed. Has no side effects.
+
+The sweeper removes only what lies in the lab's VMIDs, and has a name and the marker of a run whose lease has expired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from executor.proxmox.rows import ArchiveRow
+from executor.shared.marker import markers_in, service_in
+from smith_lab.lab_test.cluster import Guest
+from smith_lab.lab_test.lab_settings import LabSettings
+from smith_lab.lab_test.reserved_range import Lease, lease_in, lease_of_service, token_in_name, utc_text
+
+#: The clocks of pipelines may differ by so much: a lease counts as expired only so long after its expiry.
+GRACE_S = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One guest or backup, whether it may be removed, and why."""
+
+    name: str  #: the name of the guest, or the volume of the backup
+    vmid: int
+    is_removable: bool
+    reason: str
+    guest: Guest | None = None  #: None for a backup
+    is_lease: bool = False  #: whether the guest is a VM that reserves a range
+
+
+def judge_guests(guests: Sequence[Guest], lab: LabSettings, now: float, own_token: str = "") -> list[Finding]:
+    """Decide for each guest in the lab's VMIDs whether it may be removed.
+
+    Nothing may be removed from a range that another run has reserved. `own_token` is the token of the caller's lease.
+    """
+    leases = {guest.vmid: lease for guest in guests if (lease := lease_of_vm(guest, lab)) is not None}
+    until_by_token = {token: 0 for lease in leases.values() for token in lease.former}
+    until_by_token |= {lease.token: lease.until for lease in leases.values()}
+    findings = []
+    for guest in guests:
+        range_lease = next((leases.get(vmids[0]) for vmids in lab.ranges() if guest.vmid in vmids), None)
+        is_removable, reason = _judge_guest(guest, lab, until_by_token, now)
+        if is_removable and range_lease and range_lease.token != own_token and not is_expired(range_lease, now):
+            is_removable, reason = False, f"its range is reserved until {utc_text(range_lease.until)}"
+        findings.append(
+            Finding(
+                name=guest.name,
+                vmid=guest.vmid,
+                is_removable=is_removable,
+                reason=reason,
+                guest=guest,
+                is_lease=guest.vmid in leases,
+            )
+        )
+    return findings
+
+
+def judge_archives(
+    archives: Iterable[ArchiveRow], guests: Sequence[Guest], lab: LabSettings, now: float
+) -> list[Finding]:
+    """Decide for each backup of a run's guest whether it may be removed. Other backups are left out."""
+    live_tokens = {
+        lease.token for guest in guests if (lease := lease_of_vm(guest, lab)) is not None and not is_expired(lease, now)
+    }
+    findings = []
+    for archive in archives:
+        lease = lease_of_service(service_in(archive.notes))
+        if lease is None or not lab.vmid_min <= archive.vmid <= lab.vmid_max:
+            continue
+        is_live = lease.token in live_tokens or not is_expired(lease, now)
+        reason = f"reserved until {utc_text(lease.until)}" if is_live else "backup of an expired run"
+        findings.append(Finding(name=archive.volume, vmid=archive.vmid, is_removable=not is_live, reason=reason))
+    return findings
+
+
+def lease_of_vm(guest: Guest, lab: LabSettings) -> Lease | None:
+    """Return the lease of a VM that reserves a range; None if the VM does not reserve one."""
+    lease = lease_in(guest.notes)
+    is_named = lease is not None and guest.name == f"{lab.name_prefix}-{lease.token}-lease"
+    is_first = any(guest.vmid == vmids[0] for vmids in lab.ranges())
+    return lease if is_named and is_first else None
+
+
+def is_expired(lease: Lease, now: float) -> bool:
+    """Return whether a lease has expired for every clock that may differ by GRACE_S."""
+    return now >= lease.until + GRACE_S
+
+
+def token_of_guest(guest: Guest, lab: LabSettings) -> str:
+    """Return the token of the run that made a guest; '' if name and marker do not say the same run.
+
+    A clone has no marker until its configuration is changed: then its name counts.
+    """
+    token = token_in_name(guest.name, lab.name_prefix)
+    if not markers_in(guest.notes):
+        return token
+    lease = lease_of_service(service_in(guest.notes))
+    return token if lease is not None and lease.token == token else ""
+
+
+def _judge_guest(guest: Guest, lab: LabSettings, until_by_token: Mapping[str, int], now: float) -> tuple[bool, str]:
+    """Return whether a guest may be removed, and why. Whose range it is in makes no difference here."""
+    if not lab.vmid_min <= guest.vmid <= lab.vmid_max or not token_in_name(guest.name, lab.name_prefix):
+        return False, "its name is not one of the lab"
+    if guest.is_template:
+        return False, "it is a template"
+    until = _expiry_of(guest, lab, until_by_token)
+    if until is None:
+        return False, "it does not have the lab's marker"
+    if now < until + GRACE_S:
+        return False, f"reserved until {utc_text(until)}"
+    if guest.lock:
+        return False, f"its run has expired, but Proxmox has locked it ({guest.lock})"
+    return True, "its run has expired"
+
+
+def _expiry_of(guest: Guest, lab: LabSettings, until_by_token: Mapping[str, int]) -> int | None:
+    """Return when the run of a guest expires, by its lease and by the guest's marker; None if it is not the lab's."""
+    if lease := lease_of_vm(guest, lab):
+        return lease.until
+    token = token_of_guest(guest, lab)
+    marked = lease_of_service(service_in(guest.notes))
+    untils = [until_by_token[token]] if token in until_by_token else []
+    if token and marked is not None:
+        untils.append(marked.until)
+    return max(untils, default=None)

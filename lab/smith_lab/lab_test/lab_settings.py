@@ -1,0 +1,152 @@
+"""Reads the settings of a lab from the environment variables LAB_PROXMOX_*, and checks them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from executor.errors import SettingsError
+from executor.settings.settings import Settings
+from executor.settings.types import MAX_VMID, MIN_VMID
+
+PREFIX = "LAB_PROXMOX_"
+#: The settings that every lab needs.
+REQUIRED = ("HOST", "USER", "TOKEN_ID", "TOKEN_SECRET", "NODE", "TEMPLATE", "STORAGE", "VMID_MIN", "VMID_MAX")
+#: Values of LAB_PROXMOX_VALIDATE_CERTS that mean no.
+NO = ("0", "false", "no", "off")
+#: The name of the image in the executor's settings that stands for LAB_PROXMOX_TEMPLATE or LAB_PROXMOX_OS_TEMPLATE.
+IMAGE = "lab"
+#: The smallest range of VMIDs for one run: the VMID of the lease, and ten for guests.
+MIN_RANGE_SIZE = 11
+#: The longest prefix. A name has at most 63 characters, of which a prefix, a token and the name of a test are a part.
+MAX_PREFIX_LENGTH = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabSettings:
+    """The settings of a lab. Each has the name of its variable in lower case, without LAB_PROXMOX_."""
+
+    host: str
+    user: str
+    token_id: str
+    token_secret: str = field(repr=False)
+    node: str
+    template: int  #: the VMID of a template on `node`
+    storage: str
+    vmid_min: int
+    vmid_max: int
+    port: int = 8006
+    ca_bundle: str = ""
+    validate_certs: bool = True
+    bridge: str = "vmbr0"
+    second_node: str = ""
+    backup_storage: str = ""
+    os_template: str = ""
+    range_size: int = 20  #: the number of VMIDs for one run
+    name_prefix: str = "smith-lab"  #: the beginning of the names of all guests of lab tests
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> LabSettings:
+        """Read LAB_PROXMOX_*. Raises SettingsError, which names every missing or wrong variable."""
+        if missing := missing_variables(environ):
+            raise SettingsError(f"the lab needs {', '.join(missing)} (docs/lab_test.md)")
+        values: dict[str, Any] = {}
+        for each in fields(cls):
+            text = environ.get(PREFIX + each.name.upper(), "")
+            if text:
+                values[each.name] = _parse(each.name, str(each.type), text)
+        settings = cls(**values)
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        if not MIN_VMID <= self.vmid_min <= self.vmid_max <= MAX_VMID:
+            raise SettingsError(f"{PREFIX}VMID_MIN and {PREFIX}VMID_MAX are no range of VMIDs")
+        is_name = self.name_prefix.replace("-", "").isalnum() and self.name_prefix.isascii()
+        if not is_name or len(self.name_prefix) > MAX_PREFIX_LENGTH or self.name_prefix.strip("-") != self.name_prefix:
+            text = f"1 to {MAX_PREFIX_LENGTH} letters, digits and hyphens"
+            raise SettingsError(f"{PREFIX}NAME_PREFIX must be {text}, without a hyphen at its beginning or end")
+
+    def require_range(self) -> None:
+        """Raise SettingsError if the lab's VMIDs have no range of LAB_PROXMOX_RANGE_SIZE."""
+        if self.range_size < MIN_RANGE_SIZE:
+            raise SettingsError(f"{PREFIX}RANGE_SIZE must be at least {MIN_RANGE_SIZE}")
+        if not self.ranges():
+            raise SettingsError(f"between {PREFIX}VMID_MIN and {PREFIX}VMID_MAX must be {self.range_size} VMIDs")
+
+    def ranges(self) -> list[range]:
+        """Divide the lab's VMIDs into the ranges of single runs. VMIDs that are too few for a range stay unused."""
+        count = (self.vmid_max - self.vmid_min + 1) // self.range_size
+        starts = [self.vmid_min + number * self.range_size for number in range(count)]
+        return [range(start, start + self.range_size) for start in starts]
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables from which `from_environment` reads the same settings."""
+        return {PREFIX + each.name.upper(): _text(getattr(self, each.name)) for each in fields(self)}
+
+    def proxmox_variables(self) -> dict[str, str]:
+        """Return the executor's settings for the lab's Proxmox, as environment variables."""
+        return {
+            "PROXMOX_HOST": self.host,
+            "PROXMOX_PORT": str(self.port),
+            "PROXMOX_USER": self.user,
+            "PROXMOX_TOKEN_ID": self.token_id,
+            "PROXMOX_TOKEN_SECRET": self.token_secret,
+            "PROXMOX_VALIDATE_CERTS": _text(self.validate_certs),
+            "PROXMOX_CA_BUNDLE": self.ca_bundle,
+        }
+
+    def executor_settings(self, **more: Any) -> Settings:
+        """Return the settings with which an executor works in this lab."""
+        nodes = [name for name in (self.node, self.second_node) if name]
+        texts: dict[str, Any] = {
+            **{name.lower(): value for name, value in self.proxmox_variables().items() if value},
+            "proxmox_nodes": ",".join(nodes),
+            "proxmox_storage": self.storage,
+            "proxmox_bridge": self.bridge,
+            "proxmox_templates": f"{IMAGE}={self.template}",
+            "proxmox_vmid_min": self.vmid_min,
+            "proxmox_vmid_max": self.vmid_max,
+            "proxmox_tags": "*",
+        }
+        if self.backup_storage:
+            texts["proxmox_backup_storage"] = self.backup_storage
+        if self.os_template:
+            texts["proxmox_os_templates"] = f"{IMAGE}={self.os_template}"
+        return Settings(**texts | more)
+
+
+def is_configured(environ: Mapping[str, str]) -> bool:
+    """Return whether the environment names a lab. Without one, the tests run against the stand-in."""
+    return bool(environ.get(f"{PREFIX}HOST"))
+
+
+def missing_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return the names of the required variables that are not set."""
+    return [PREFIX + name for name in REQUIRED if not environ.get(PREFIX + name)]
+
+
+def refuse_production_range(lab: LabSettings, production: Settings) -> None:
+    """Raise SettingsError if the lab's VMIDs meet those of the production: PROXMOX_VMID_MIN to PROXMOX_VMID_MAX."""
+    first, last = production.proxmox_vmid_min, production.proxmox_vmid_max
+    if lab.vmid_min <= last and first <= lab.vmid_max:
+        raise SettingsError(
+            f"the lab's VMIDs {lab.vmid_min} to {lab.vmid_max} meet those of the production, {first} to {last}: "
+            f"choose others for {PREFIX}VMID_MIN and {PREFIX}VMID_MAX, or set PROXMOX_VMID_MIN and PROXMOX_VMID_MAX "
+            "to the values of the production"
+        )
+
+
+def _parse(name: str, type_name: str, text: str) -> str | int | bool:
+    if type_name == "bool":
+        return text.lower() not in NO
+    if type_name != "int":
+        return text
+    if not (text.isascii() and text.isdecimal()):
+        raise SettingsError(f"{PREFIX}{name.upper()} must be a whole number")
+    return int(text)
+
+
+def _text(value: str | int | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

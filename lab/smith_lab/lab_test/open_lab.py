@@ -1,0 +1,113 @@
+"""Opens the lab for one run: the cluster that LAB_PROXMOX_* names, or a stand-in; and reserves a range in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from executor.settings.settings import Settings
+from smith_lab.lab_test.cluster import LabCluster, LabError
+from smith_lab.lab_test.lab_settings import PREFIX, LabSettings, is_configured
+from smith_lab.lab_test.reservation import Removal, release, reserve
+from smith_lab.lab_test.reserved_range import Lease, ReservedRange
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
+
+#: With this variable, a process works in a range that another process has reserved: token, expiry, first and last VMID.
+RESERVED_VARIABLE = f"{PREFIX}RESERVED"
+#: With this variable, guests are kept until the reservation expires.
+KEEP_VARIABLE = f"{PREFIX}KEEP"
+#: The part of a reservation in which a run removes its guests.
+CLEANUP_S = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabRun:
+    """One run of tests in the lab."""
+
+    settings: LabSettings
+    reserved: ReservedRange
+    #: What could not be removed at the end of the run.
+    problems: list[Removal] = field(default_factory=list)
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables with which another process works in the range of this run.
+
+        LAB_PROXMOX_VMID_MIN and LAB_PROXMOX_VMID_MAX are then the VMIDs for guests.
+        """
+        lease, vmids = self.reserved.lease, self.reserved.vmids
+        guests = {
+            f"{PREFIX}VMID_MIN": str(self.reserved.guest_vmids[0]),
+            f"{PREFIX}VMID_MAX": str(self.reserved.guest_vmids[-1]),
+        }
+        reserved = f"{lease.token} {lease.until} {vmids[0]} {vmids[-1]}"
+        return {**self.settings.variables(), **guests, RESERVED_VARIABLE: reserved}
+
+
+@contextmanager
+def open_lab(environ: Mapping[str, str]) -> Iterator[LabSettings]:
+    """Yield the settings of the lab that LAB_PROXMOX_* names, or of a stand-in, which runs for the `with` block."""
+    if is_configured(environ):
+        lab = LabSettings.from_environment(environ)
+        lab.require_range()
+        yield lab
+        return
+    with running_stand_in() as stand_in:
+        yield stand_in_settings(stand_in)
+
+
+@contextmanager
+def reserved_run(lab: LabSettings, *, time_limit_s: float, keep: bool = False) -> Iterator[LabRun]:
+    """Reserve a range for the `with` block. Then remove the guests of the run, unless `keep` is set.
+
+    Raises NoFreeRange. What cannot be removed is added to the `problems` of the run.
+    """
+    cluster = LabCluster(lab)
+    run = LabRun(settings=lab, reserved=reserve(cluster, time.time() + time_limit_s + CLEANUP_S))
+    try:
+        yield run
+    finally:
+        if not keep:
+            run.problems.extend(_release(cluster, run.reserved))
+
+
+def _release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
+    """Release a range, for the second time if another process still worked on its guests."""
+    return release(cluster, reserved) and release(cluster, reserved)
+
+
+def run_of_parent(environ: Mapping[str, str]) -> LabRun | None:
+    """Return the run whose range this process has from the process that started it; None if there is none."""
+    text = environ.get(RESERVED_VARIABLE, "")
+    if not text:
+        return None
+    try:
+        token, until, first, last = text.split()
+        lease, vmids = Lease(token=token, until=int(until)), range(int(first), int(last) + 1)
+    except ValueError as exc:
+        raise LabError(f"{RESERVED_VARIABLE} is for the processes of `smith lab-test` only") from exc
+    settings = LabSettings.from_environment(environ)
+    reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix=settings.name_prefix)
+    return LabRun(settings=settings, reserved=reserved)
+
+
+def stand_in_settings(stand_in: ProxmoxStandIn) -> LabSettings:
+    """Return the settings of a lab that is a stand-in. Its VMIDs are not those of the executor's defaults."""
+    first = Settings().proxmox_vmid_min // 10
+    return LabSettings(
+        host=stand_in.host,
+        port=stand_in.port,
+        user=stand_in.user,
+        token_id=stand_in.token_id,
+        token_secret=stand_in.token_secret,
+        ca_bundle=str(stand_in.ca_bundle),
+        node="pve1",
+        second_node="pve2",
+        template=9000,
+        storage="ceph",
+        backup_storage="backups",
+        os_template="local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst",
+        vmid_min=first,
+        vmid_max=first + 99,
+    )

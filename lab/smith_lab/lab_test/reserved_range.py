@@ -1,0 +1,122 @@
+"""Defines how the guests of a run of lab tests are recognized: by range, by name and by marker. Has no side effects.
+
+The lab's marker is a service id of a special form in the marker that each guest has (`smith-uid=<service id>`). A
+guest has this marker from the first change of its configuration on, and no later change removes it. A service id of
+the lab contains the run's token and the time at which the run's lease expires:
+
+    8f2c0a11-1ab0-8a1b-bc2d-6929e0105b7e
+    |        |     |    |   |       random
+    |        |     |    |   expiry, in seconds since 1970
+    |        |     token: the last three digits of both groups
+    |        the lab's mark
+    random
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from dataclasses import dataclass
+
+#: The second group of each service id of the lab.
+MARK = "1ab0"
+TOKEN_LENGTH = 6
+_LAB_SERVICE_ID = re.compile(
+    rf"[0-9a-f]{{8}}-{MARK}-8(?P<start>[0-9a-f]{{3}})-b(?P<end>[0-9a-f]{{3}})-(?P<until>[0-9a-f]{{8}})[0-9a-f]{{4}}"
+)
+#: The lines in the notes of a lease.
+_TOKEN_LINE = re.compile(rf"^smith-lab=([0-9a-f]{{{TOKEN_LENGTH}}})[ \t]*$", re.MULTILINE)
+_UNTIL_LINE = re.compile(r"^smith-lab-until=(\d{1,10})\b", re.MULTILINE)
+_FORMER_LINE = re.compile(rf"^smith-lab-former=([0-9a-f]{{{TOKEN_LENGTH}}})[ \t]*$", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """The reservation of a range for one run, as the notes of the range's first VM say it."""
+
+    token: str  #: identifies the run
+    until: int  #: when the reservation expires, in seconds since 1970
+    former: tuple[str, ...] = ()  #: the tokens of expired runs whose guests may still be in the range
+
+    def notes(self) -> str:
+        """Return the notes of the VM that reserves the range."""
+        lines = [
+            "Reserves VMIDs for a run of lab tests. `smith lab-sweep` removes it when it has expired.",
+            f"smith-lab={self.token}",
+            f"smith-lab-until={self.until} ({utc_text(self.until)})",
+            *(f"smith-lab-former={token}" for token in self.former),
+        ]
+        return "\n\n".join(lines)
+
+    def has_expired(self, now: float) -> bool:
+        """Return whether the reservation has expired."""
+        return now >= self.until
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReservedRange:
+    """The VMIDs and the name prefix of one run."""
+
+    vmids: range  #: the first is the lease's, the others are for guests
+    lease: Lease
+    base_prefix: str  #: the prefix of all runs
+
+    @property
+    def prefix(self) -> str:
+        """The prefix of the names of the run's guests."""
+        return f"{self.base_prefix}-{self.lease.token}"
+
+    @property
+    def lease_name(self) -> str:
+        """The name of the VM that reserves the range."""
+        return f"{self.prefix}-lease"
+
+    def is_name_of_run(self, name: str) -> bool:
+        """Return whether a guest's name is one of the run."""
+        return token_in_name(name, self.base_prefix) == self.lease.token
+
+    @property
+    def guest_vmids(self) -> range:
+        """The VMIDs for guests."""
+        return self.vmids[1:]
+
+    def new_service_id(self) -> str:
+        """Return a new service id with the lab's marker."""
+        return new_service_id(self.lease)
+
+
+def new_lease(until: float, former: tuple[str, ...] = ()) -> Lease:
+    """Return a lease with a new token."""
+    return Lease(token=secrets.token_hex(TOKEN_LENGTH // 2), until=int(until), former=former)
+
+
+def lease_in(notes: str) -> Lease | None:
+    """Return the lease that a VM's notes describe; None if they describe none."""
+    token, until = _TOKEN_LINE.search(notes), _UNTIL_LINE.search(notes)
+    if not token or not until:
+        return None
+    return Lease(token=token[1], until=int(until[1]), former=tuple(_FORMER_LINE.findall(notes)))
+
+
+def new_service_id(lease: Lease) -> str:
+    """Return a new service id with the token and the expiry of a lease."""
+    start, end = lease.token[:3], lease.token[3:]
+    return f"{secrets.token_hex(4)}-{MARK}-8{start}-b{end}-{lease.until:08x}{secrets.token_hex(2)}"
+
+
+def lease_of_service(service_id: str) -> Lease | None:
+    """Return the lease of the run that made a service id; None if the id is not one of the lab."""
+    found = _LAB_SERVICE_ID.fullmatch(service_id)
+    return Lease(token=found["start"] + found["end"], until=int(found["until"], 16)) if found else None
+
+
+def utc_text(at: float) -> str:
+    """Return a time as text."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
+
+
+def token_in_name(name: str, base_prefix: str) -> str:
+    """Return the token in the name of a guest of the lab; '' if the name has another form."""
+    found = re.fullmatch(rf"{re.escape(base_prefix)}-([0-9a-f]{{{TOKEN_LENGTH}}})-[a-z0-9.-]+", name)
+    return found[1] if found else ""

@@ -1,0 +1,61 @@
+"""The Proxmox stand-in compares the digest of a change with the configuration that the change meets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import proxmoxer
+import pytest
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
+
+VMID = 710
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> Iterator[ProxmoxStandIn]:
+    with running_stand_in() as running:
+        yield running
+
+
+def new_api(stand_in: ProxmoxStandIn) -> Any:
+    return proxmoxer.ProxmoxAPI(
+        stand_in.host,
+        port=stand_in.port,
+        user=stand_in.user,
+        token_name=stand_in.token_id,
+        token_value=stand_in.token_secret,
+        verify_ssl=str(stand_in.ca_bundle),
+    )
+
+
+@pytest.mark.proxmox(
+    behaviour="of two changes with one `digest`, the second is refused: checksum mismatch (file change by other user?)",
+    versions="8, 9",
+    source="qemu-server: PVE/API2/Qemu.pm, update_vm_api",
+    reaction="a lease of lab tests is taken over with the digest that was read; who is refused tries another range",
+)
+def test_of_two_changes_with_one_digest_that_wait_for_the_lock_one_is_refused(stand_in: ProxmoxStandIn) -> None:
+    stand_in.control("add", vmid=VMID, name="leased", node="pve1")
+    config = new_api(stand_in).nodes("pve1").qemu(VMID).config
+    digest = config.get()["digest"]
+    stand_in.control("time_scale", scale=0.2)
+    new_api(stand_in).nodes("pve1").qemu(VMID).status.start.post()  # has the configuration's lock until it has ended
+
+    def change(text: str) -> str:
+        vm = new_api(stand_in).nodes("pve1").qemu(VMID)
+        try:
+            vm.config.put(description=text, digest=digest)
+        except proxmoxer.ResourceException as exc:
+            return str(exc)
+        return ""
+
+    with ThreadPoolExecutor() as pool:
+        answers = dict(zip(("first", "second"), pool.map(change, ("first", "second")), strict=True))
+    stand_in.control("time_scale", scale=0)
+    done = [text for text, answer in answers.items() if not answer]
+    refused = [answer for answer in answers.values() if answer]
+    assert len(done) == 1, answers
+    assert "checksum mismatch (file change by other user?)" in refused[0]
+    assert config.get()["description"] == done[0]

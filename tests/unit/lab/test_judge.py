@@ -1,0 +1,140 @@
+"""Which guests and backups of lab tests may be removed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from smith_lab.lab_test.cluster import Guest
+from smith_lab.lab_test.judge import GRACE_S, judge_archives, judge_guests
+from smith_lab.lab_test.reserved_range import (
+    Lease,
+    ReservedRange,
+    lease_in,
+    lease_of_service,
+    new_lease,
+    new_service_id,
+    token_in_name,
+)
+from support.lab_settings import FIRST, SIZE, lab_settings
+
+from executor.proxmox.rows import ArchiveRow
+from executor.shared.marker import is_service_id, marker_for
+
+LAB = lab_settings()
+NOW = 1_800_000_000
+EXPIRED, LIVE = NOW - GRACE_S, NOW - GRACE_S + 1
+VMIDS = range(FIRST, FIRST + SIZE)
+
+
+def run(until: int, **more: Any) -> ReservedRange:
+    return ReservedRange(vmids=VMIDS, lease=new_lease(until, **more), base_prefix=LAB.name_prefix)
+
+
+def lease_vm(reserved: ReservedRange, **more: Any) -> Guest:
+    values: dict[str, Any] = {"vmid": FIRST, "name": reserved.lease_name, "notes": reserved.lease.notes()}
+    return Guest(**{"node": "pve1", "kind": "qemu", **values, **more})
+
+
+def vm(reserved: ReservedRange, **more: Any) -> Guest:
+    service_id = reserved.new_service_id()
+    values = {"vmid": FIRST + 1, "name": f"{reserved.prefix}-web-{service_id[:8]}", "notes": marker_for(service_id)}
+    return Guest(**{"node": "pve1", "kind": "qemu", **values, **more})
+
+
+def judge(*guests: Guest, own_token: str = "") -> list[bool]:
+    return [finding.is_removable for finding in judge_guests(guests, LAB, NOW, own_token)]
+
+
+def test_a_service_id_of_the_lab_names_its_lease_and_is_a_valid_id() -> None:
+    lease = new_lease(NOW)
+    service_id = new_service_id(lease)
+    assert lease_of_service(service_id) == lease
+    assert is_service_id(service_id)
+    assert new_service_id(lease) != service_id
+
+
+@pytest.mark.parametrize(
+    "service_id", ["", "8f2c0a11-9b5e-4a1b-bc2d-6929e0105b7e", "8f2c0a11-1ab0-4a1b-bc2d-6929e0105b7e"]
+)
+def test_another_service_id_is_not_one_of_the_lab(service_id: str) -> None:
+    assert lease_of_service(service_id) is None
+
+
+def test_the_notes_of_a_lease_survive_proxmox() -> None:
+    lease = new_lease(NOW, former=("0123ab", "ffffff"))
+    assert lease_in(lease.notes().rstrip()) == lease
+    assert lease_in("smith-lab=xyz\nsmith-lab-until=1") is None
+    assert lease_in(f"smith-lab={lease.token}") is None
+
+
+def test_a_name_of_the_lab_contains_prefix_and_token() -> None:
+    assert token_in_name("smith-lab-0123ab-web-8f2c0a11", "smith-lab") == "0123ab"
+    assert token_in_name("smith-lab-0123ab", "smith-lab") == ""
+    assert token_in_name("my-smith-lab-0123ab-web", "smith-lab") == ""
+
+
+@pytest.mark.parametrize(("until", "is_removable"), [(EXPIRED, True), (LIVE, False)])
+def test_a_run_is_removed_only_after_its_expiry(until: int, is_removable: bool) -> None:
+    reserved = run(until)
+    assert judge(lease_vm(reserved), vm(reserved)) == [is_removable, is_removable]
+    assert judge(vm(reserved)) == [is_removable]  # without its lease
+
+
+def test_what_lacks_the_range_the_name_or_the_marker_is_kept() -> None:
+    reserved = run(EXPIRED)
+    other = run(EXPIRED)
+    kept = [
+        vm(reserved, vmid=FIRST - 1),
+        vm(reserved, vmid=FIRST + 3 * SIZE),
+        vm(reserved, name="web-8f2c0a11"),
+        vm(reserved, name="smith-lab-web"),
+        vm(reserved, notes=""),  # its lease is not there: the name alone is no marker
+        vm(reserved, notes=marker_for("8f2c0a11-9b5e-4a1b-bc2d-6929e0105b7e")),
+        vm(reserved, notes=marker_for(other.new_service_id())),
+        vm(reserved, notes=f"{marker_for(reserved.new_service_id())}\n{marker_for(other.new_service_id())}"),
+        vm(reserved, is_template=True),
+        vm(reserved, lock="clone"),
+        lease_vm(reserved, vmid=FIRST + 1),
+        lease_vm(reserved, name="smith-lab-000000-lease"),
+    ]
+    assert [judge(guest) for guest in kept] == [[False]] * len(kept)
+
+
+def test_a_clone_without_a_marker_is_the_runs_if_its_lease_names_the_run() -> None:
+    former, live = run(EXPIRED), run(LIVE)
+    assert judge(lease_vm(former), vm(former, notes="Debian 12"))[1]
+    assert not judge(lease_vm(live), vm(live, notes="Debian 12"))[1]
+    taken_over = run(EXPIRED, former=(former.lease.token,))
+    assert judge(lease_vm(taken_over), vm(former, notes=""))[1]
+
+
+def test_a_lease_that_was_extended_keeps_the_guests_that_were_made_before() -> None:
+    reserved = run(EXPIRED)
+    extended = ReservedRange(
+        vmids=VMIDS, lease=Lease(token=reserved.lease.token, until=LIVE), base_prefix=LAB.name_prefix
+    )
+    assert judge(lease_vm(extended), vm(reserved)) == [False, False]
+
+
+def test_only_the_owner_of_a_reserved_range_removes_from_it() -> None:
+    former, live = run(EXPIRED), run(LIVE)
+    guests = [lease_vm(live), vm(former), vm(live)]
+    assert judge(*guests) == [False, False, False]
+    assert judge(*guests, own_token=live.lease.token) == [False, True, False]
+
+
+def test_backups_of_expired_runs_are_removed() -> None:
+    expired, live = run(EXPIRED), run(LIVE)
+    extended = Lease(token=expired.lease.token, until=LIVE)
+    notes = f"web\n{marker_for(expired.new_service_id())}"
+    archives = [
+        ArchiveRow(volume="backups:expired", vmid=FIRST + 1, notes=notes),
+        ArchiveRow(volume="backups:live", vmid=FIRST + 1, notes=marker_for(live.new_service_id())),
+        ArchiveRow(volume="backups:outside", vmid=FIRST - 1, notes=notes),
+        ArchiveRow(volume="backups:foreign", vmid=FIRST + 1, notes="web"),
+    ]
+    found = {each.name: each.is_removable for each in judge_archives(archives, [], LAB, NOW)}
+    assert found == {"backups:expired": True, "backups:live": False}
+    holder = lease_vm(ReservedRange(vmids=VMIDS, lease=extended, base_prefix=LAB.name_prefix))
+    assert not any(each.is_removable for each in judge_archives(archives, [holder], LAB, NOW))

@@ -1,0 +1,71 @@
+"""The settings of a lab, from LAB_PROXMOX_*."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from smith_lab.lab_test.lab_settings import REQUIRED, LabSettings, refuse_production_range
+from support.lab_settings import lab_settings
+
+from executor.errors import SettingsError
+from executor.settings.settings import Settings
+
+VARIABLES = lab_settings().variables()
+
+
+def read(**changed: str) -> LabSettings:
+    values = VARIABLES | {f"LAB_PROXMOX_{name}": text for name, text in changed.items()}
+    return LabSettings.from_environment(values)
+
+
+def test_the_settings_survive_their_way_through_the_environment() -> None:
+    lab = lab_settings(validate_certs=False, second_node="pve2")
+    assert LabSettings.from_environment(lab.variables()) == lab
+
+
+def test_each_missing_variable_is_named() -> None:
+    with pytest.raises(SettingsError) as error:
+        LabSettings.from_environment({})
+    assert all(f"LAB_PROXMOX_{name}" in str(error.value) for name in REQUIRED)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"VMID_MIN": "x"}, "VMID_MIN must be a whole number"),
+        ({"VMID_MIN": "90060"}, "no range"),
+        ({"RANGE_SIZE": "10"}, "RANGE_SIZE must be at least 11"),
+        ({"RANGE_SIZE": "61"}, "must be 61 VMIDs"),
+        ({"NAME_PREFIX": "-lab"}, "NAME_PREFIX"),
+        ({"NAME_PREFIX": "lab.*"}, "NAME_PREFIX"),
+        ({"NAME_PREFIX": "a" * 21}, "NAME_PREFIX"),
+    ],
+)
+def test_a_wrong_value_is_refused(changed: Mapping[str, str], named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        read(**changed).require_range()
+
+
+def test_the_vmids_are_divided_into_ranges_and_a_short_rest_stays_unused() -> None:
+    assert read(VMID_MAX="90050").ranges() == [range(90_000, 90_020), range(90_020, 90_040)]
+
+
+def test_the_executors_settings_name_the_labs_objects() -> None:
+    settings = read(SECOND_NODE="pve2", OS_TEMPLATE="local:vztmpl/debian.tar.zst").executor_settings()
+    assert settings.proxmox_nodes == ("pve1", "pve2")
+    assert settings.proxmox_templates == {"lab": 9000}
+    assert settings.proxmox_os_templates == {"lab": "local:vztmpl/debian.tar.zst"}
+    assert (settings.proxmox_storage, settings.proxmox_backup_storage) == ("ceph", "backups")
+    assert settings.proxmox_token_secret.get_secret_value() == "0000"
+
+
+@pytest.mark.parametrize(("first", "last"), [(90_059, 99_999), (80_000, 90_000), (90_010, 90_011)])
+def test_vmids_of_the_production_are_refused(first: int, last: int) -> None:
+    with pytest.raises(SettingsError, match="meet those of the production"):
+        refuse_production_range(lab_settings(), Settings(proxmox_vmid_min=first, proxmox_vmid_max=last))
+
+
+def test_vmids_beside_those_of_the_production_are_accepted() -> None:
+    refuse_production_range(lab_settings(), Settings())
+    refuse_production_range(lab_settings(), Settings(proxmox_vmid_min=90_060, proxmox_vmid_max=90_100))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Self
 
 from executor.errors import JobError
 from executor.model import GuestKind
@@ -56,6 +56,13 @@ class ProxmoxReader:
     ) -> None:
         """Store the connection. After a 401 or 403, `reload_connection` is called to get the present credentials."""
         self._session = ProxmoxSession(connection, timeout_s, reload_connection)
+
+    @classmethod
+    def over(cls, session: ProxmoxSession) -> Self:
+        """Return a reader whose requests an existing session sends."""
+        reader = cls(session.connection)
+        reader._session = session
+        return reader
 
     @property
     def connection(self) -> ProxmoxConnection:

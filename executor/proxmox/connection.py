@@ -30,9 +30,9 @@ CONNECT_TIMEOUT_S = 5.0
 MAX_ERROR_TEXT = 400
 
 #: The exceptions that a failed request raises. The library `requests` raises subclasses of OSError.
-_REQUEST_ERRORS = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
+REQUEST_ERRORS = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
 #: The exceptions that proxmoxer raises if it cannot read an unexpected answer.
-_ANSWER_ERRORS = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
+ANSWER_ERRORS = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
 #: Matches a Python object with its memory address, such as `<urllib3.connection.HTTPSConnection object at 0x7f3a>: `.
 _OBJECT_WITH_ADDRESS = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>:? ?")
 
@@ -87,8 +87,8 @@ class ProxmoxSession:
         """Send a GET request and return the data of the answer. Every failure raises a JobError."""
         try:
             return self._get_with_repeat(path, **query)
-        except _REQUEST_ERRORS + _ANSWER_ERRORS as exc:
-            _raise_job_error(exc)
+        except REQUEST_ERRORS + ANSWER_ERRORS as exc:
+            raise_job_error(exc)
 
     def is_refused_as_bad_request(self, path: str, /, **query: Any) -> bool:
         """Send a GET request. Return True for HTTP 400, False for a success. Every other failure raises a JobError."""
@@ -97,9 +97,9 @@ class ProxmoxSession:
         except ResourceException as exc:
             if exc.status_code == 400:
                 return True
-            _raise_job_error(exc)
-        except _REQUEST_ERRORS + _ANSWER_ERRORS as exc:
-            _raise_job_error(exc)
+            raise_job_error(exc)
+        except REQUEST_ERRORS + ANSWER_ERRORS as exc:
+            raise_job_error(exc)
         return False
 
     def _get_with_repeat(self, path: str, /, **query: Any) -> Any:
@@ -192,9 +192,9 @@ def _get_once(api: ProxmoxAPI, path: str, query: dict[str, Any]) -> Any:
     return answer
 
 
-def _raise_job_error(exc: Exception) -> NoReturn:
+def raise_job_error(exc: Exception) -> NoReturn:
     """Raise the JobError for the exception of a failed request."""
-    if isinstance(exc, _REQUEST_ERRORS):
+    if isinstance(exc, REQUEST_ERRORS):
         failure = classify_failure(_failure_text(exc))
         remedy = _certificate_remedy(failure.text) if failure.code == ErrorCode.PVE_TLS else ""
         has_answered = isinstance(exc, ResourceException)

@@ -1,0 +1,114 @@
+"""Sends requests to Proxmox as an administrator, for `smith init`. It is the only code that changes Proxmox itself.
+
+Every other change is made by a playbook. The connection is accepted only with the certificate that the administrator
+has seen, so the password is sent to no other server, even before the CA of the cluster is known. The password and the
+ticket are kept in memory only.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import urllib3
+from proxmoxer import ResourceException
+
+from executor.errors import JobError
+from executor.proxmox.connection import (
+    ANSWER_ERRORS,
+    CONNECT_TIMEOUT_S,
+    REQUEST_ERRORS,
+    ProxmoxConnection,
+    ProxmoxSession,
+    raise_job_error,
+)
+from executor.redaction import redactor
+from executor.shared.bounded_http import MAX_ANSWER_BYTES
+from executor.shared.error_codes import ErrorCode
+
+READ_TIMEOUT_S = 30.0
+
+
+class AdminSession(ProxmoxSession):
+    """A session of an administrator. `log_in` comes first."""
+
+    def __init__(self, host: str, port: int, user: str, fingerprint: str) -> None:
+        """Connect with TLS to this host, which must present the certificate with this SHA-256 fingerprint."""
+        connection = ProxmoxConnection(host=host, port=port, user=user)
+        super().__init__(connection, READ_TIMEOUT_S, None)
+        self._headers: dict[str, str] = {}
+        self._pool = urllib3.HTTPSConnectionPool(
+            host,
+            port,
+            assert_fingerprint=fingerprint,
+            cert_reqs="CERT_NONE",  # the fingerprint replaces the verification by a CA
+            timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
+            retries=False,
+        )
+
+    def log_in(self, password: str, ask_code: Callable[[], str]) -> None:
+        """Log in with the user's password, or with the secret of a token if the user is one, such as `root@pam!setup`.
+
+        `ask_code` is called for the code of the second factor (TOTP) if Proxmox wants one. Raises JobError.
+        """
+        redactor.add(password)
+        user = self.connection.user
+        if "!" in user:
+            self._headers = {"Authorization": f"PVEAPIToken={user}={password}"}
+            self.get("/version")
+            return
+        answer = self.change("POST", "/access/ticket", {"username": user, "password": password})
+        if answer.get("NeedTFA"):
+            response = {"username": user, "tfa-challenge": answer["ticket"], "password": f"totp:{ask_code()}"}
+            answer = self.change("POST", "/access/ticket", response)
+        redactor.add(answer["ticket"])
+        self._headers = {
+            "Cookie": f"PVEAuthCookie={answer['ticket']}",
+            "CSRFPreventionToken": answer["CSRFPreventionToken"],
+        }
+
+    def change(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Send a request that changes something and return the data of the answer. Every failure raises a JobError."""
+        try:
+            return self._send(method, path, body=urlencode(body) if body else None)
+        except REQUEST_ERRORS + ANSWER_ERRORS as exc:
+            raise_job_error(exc)
+
+    def _get_with_repeat(self, path: str, /, **query: Any) -> Any:
+        """Send a GET request once. `get` and `is_refused_as_bad_request` call this method."""
+        return self._send("GET", f"{path}?{urlencode(query)}" if query else path)
+
+    def _send(self, method: str, path: str, *, body: str | None = None) -> Any:
+        """Send a request and return the data of the answer. Raises ResourceException for an error answer."""
+        headers = dict(self._headers)
+        if body is not None:
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
+        url = f"/api2/json{quote(path, safe='/!@?=&%')}"
+        try:
+            response = self._pool.urlopen(
+                method, url, body=body, headers=headers, preload_content=False, redirect=False
+            )
+        except urllib3.exceptions.SSLError as exc:
+            text = f"the server does not present the certificate {self._pool.assert_fingerprint}: {exc}"
+            raise JobError(ErrorCode.PVE_TLS, text) from exc
+        try:
+            content = response.read(MAX_ANSWER_BYTES + 1)
+        finally:
+            response.release_conn()
+        if len(content) > MAX_ANSWER_BYTES:
+            raise ValueError("the answer is too long")
+        if response.status >= 400:
+            phrase = http.client.responses.get(response.status, "")
+            raise ResourceException(response.status, phrase, response.reason or "", _errors(content))
+        return json.loads(content)["data"]
+
+
+def _errors(content: bytes) -> Any:
+    """Return the messages of an error answer about parameters; None if there are none."""
+    try:
+        return json.loads(content).get("errors")
+    except (ValueError, AttributeError):
+        return None

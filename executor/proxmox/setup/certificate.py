@@ -1,0 +1,88 @@
+"""Reads the certificate that Proxmox presents, and finds the CA by which later connections verify it."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import ssl
+from typing import Any
+
+from executor.proxmox.connection import CONNECT_TIMEOUT_S, raise_job_error
+from executor.proxmox.rows import as_objects, as_text
+from executor.proxmox.setup.admin_session import AdminSession
+from executor.proxmox.setup.plan import SetupRefused
+
+#: Proxmox's name for the file with the CA of the cluster.
+CA_FILE = "pve-root-ca.pem"
+
+
+def read_fingerprint(host: str, port: int) -> str:
+    """Return the SHA-256 fingerprint of the certificate, as Proxmox shows it. The certificate is not verified.
+
+    Raises JobError.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        return ":".join(f"{byte:02X}" for byte in hashlib.sha256(_certificate(host, port, context)).digest())
+    except OSError as exc:
+        raise_job_error(exc)
+
+
+def normalized_fingerprint(text: str) -> str:
+    """Return the fingerprint in capitals, with a colon after each byte. Raises ValueError for any other text."""
+    digest = bytes.fromhex(text.replace(":", "").strip())
+    if len(digest) != hashlib.sha256().digest_size:
+        raise ValueError("not a SHA-256 fingerprint")
+    return digest.hex(":").upper()
+
+
+def find_ca(session: AdminSession, ca_pem: str = "") -> str:
+    """Return the CA, in PEM, that verifies the certificate; '' if the system trusts the certificate already.
+
+    It is `ca_pem` if given, otherwise the cluster's own CA, which Proxmox shows to every user. Raises SetupRefused if
+    the certificate is not valid for the host, or signed by another CA.
+    """
+    connection = session.connection
+    if not ca_pem and not _problem(connection.host, connection.port, None):
+        return ""
+    ca_pem = ca_pem or _cluster_ca(session)
+    problem = _problem(connection.host, connection.port, ca_pem)
+    if not problem:
+        return ca_pem
+    if "mismatch" in problem or "not valid for" in problem:
+        remedy = "name Proxmox by a host name or an address that its certificate is valid for"
+    else:
+        remedy = "give the CA that has signed it: --ca-file FILE"
+    raise SetupRefused(f"Proxmox's certificate cannot be verified: {problem}; {remedy}")
+
+
+def _cluster_ca(session: AdminSession) -> str:
+    node = next((as_text(row.get("node")) for row in as_objects(session.get("/nodes"))), "")
+    rows = as_objects(session.get(f"/nodes/{node}/certificates/info"))
+    return next((as_text(row.get("pem")) for row in rows if row.get("filename") == CA_FILE), "")
+
+
+def _problem(host: str, port: int, ca_pem: str | None) -> str:
+    """Return why the certificate cannot be verified by this CA, or by the system's if it is None; '' if it can."""
+    try:
+        context = ssl.create_default_context(cadata=ca_pem)
+        _certificate(host, port, context)
+    except ssl.SSLCertVerificationError as exc:
+        return str(exc.verify_message)
+    except ssl.SSLError as exc:
+        return str(exc.reason or exc)
+    except OSError as exc:
+        raise_job_error(exc)
+    return ""
+
+
+def _certificate(host: str, port: int, context: ssl.SSLContext) -> bytes:
+    """Return the certificate that the server presents, in DER. Raises OSError, also if it cannot be verified."""
+    name = host.strip("[]")  # an IPv6 address may have brackets
+    with socket.create_connection((name, port), CONNECT_TIMEOUT_S) as plain:
+        plain.settimeout(CONNECT_TIMEOUT_S)
+        connection: Any
+        with context.wrap_socket(plain, server_hostname=name) as connection:
+            return bytes(connection.getpeercert(binary_form=True))

@@ -1,0 +1,38 @@
+"""Reads what `smith init` compares with what it wants: roles, users, tokens, access control entries and pools."""
+
+from __future__ import annotations
+
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.privileges import LOCAL_ZONE
+from executor.proxmox.rows import as_int, as_objects, as_text
+from executor.proxmox.setup.admin_session import AdminSession
+from executor.proxmox.setup.plan import AclEntry, Existing
+
+
+def read_existing(session: AdminSession, user: str) -> Existing:
+    """Read what exists in Proxmox. `user` is the user of the agent. Raises JobError."""
+    reader = ProxmoxReader.over(session)
+    users = {as_text(row.get("userid")): bool(as_int(row.get("enable", 1))) for row in _rows(session, "/access/users")}
+    tokens = _rows(session, f"/access/users/{user}/token") if user in users else []
+    return Existing(
+        roles=reader.roles(),
+        users=users,
+        token_comments={as_text(row.get("tokenid")): as_text(row.get("comment")) for row in tokens},
+        entries=frozenset(
+            AclEntry(as_text(row.get("path")), as_text(row.get("ugid")), as_text(row.get("roleid")))
+            for row in _rows(session, "/access/acl")
+            if as_int(row.get("propagate", 1))
+        ),
+        pools=reader.pools(),
+    )
+
+
+def read_zones(session: AdminSession) -> dict[str, str]:
+    """Return the SDN zone of each VNet. A cluster without SDN has none. Raises JobError."""
+    return {
+        as_text(row.get("vnet")): as_text(row.get("zone")) or LOCAL_ZONE for row in _rows(session, "/cluster/sdn/vnets")
+    }
+
+
+def _rows(session: AdminSession, path: str) -> list[dict[str, object]]:
+    return as_objects(session.get(path))

@@ -208,9 +208,10 @@ seed determines the moments. Forty of these runs are part of `make test` (`tests
 `tests/data/proxmox_failures.jsonl` has every error text that our actions can meet in Proxmox VE 8 and 9, with its error
 code, the reaction, the versions and the source files. A test maps each of them. `python tests/proxmox_texts.py MIRRORS`
 compares the rows with clones of Proxmox's repositories, and writes this table. It reads each `die` and `raise` with a
-text in the Perl modules of both versions; equal texts of one function count once. A text is reached unless a row of
-`tests/data/proxmox_unreached.json` excludes it, with a reason: a console, a restore, a call that our actions do not
-make. Files without a reached text are counted in the row of their repository only.
+text in the Perl modules of both versions, and each error answer of the HTTP server; equal texts of one function count
+once. A text is reached unless a row of `tests/data/proxmox_unreached.json` excludes it, with a reason: a console, a
+restore, a call that our actions do not make. Files without a reached text are counted in the row of their repository
+only.
 
 {texts}
 """

@@ -1,10 +1,10 @@
 """Counts the error texts of Proxmox that our actions can meet: `python tests/proxmox_texts.py MIRRORS`.
 
 `MIRRORS` is a folder with a clone of each repository of REPOSITORIES (https://git.proxmox.com). The script reads each
-`die` and each `raise` with a text in their Perl modules. A text counts as reached, unless a row of
-tests/data/proxmox_unreached.json excludes its file, its function or its words. Each reached text must have a row in
-tests/data/proxmox_failures.jsonl; the script prints those that have none, and ends with 1. It writes the counts to
-tests/data/proxmox_texts.md, which docs/proxmox_behaviour.md contains.
+`die` and each `raise` with a text in their Perl modules, and each error answer of the HTTP server. A text counts as
+reached, unless a row of tests/data/proxmox_unreached.json excludes its file, its function or its words. Each reached
+text must have a row in tests/data/proxmox_failures.jsonl; the script prints those that have none, and ends with 1. It
+writes the counts to tests/data/proxmox_texts.md, which docs/proxmox_behaviour.md contains.
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ REPOSITORIES = {
     "pve-common": ("stable-bookworm", "master"),
     "pve-cluster": ("stable-bookworm", "master"),
     "pve-ha-manager": ("stable-4", "master"),
+    "pve-access-control": ("stable-bookworm", "master"),
+    "pve-network": ("stable-bookworm", "master"),
+    "pve-http-server": ("444a9e1", "master"),
 }
 VERSIONS = (8, 9)
 _STRING = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
 _VALUE = r"[$@][\w:>{}\[\]$'()-]+"
 _STATEMENT = re.compile(
-    r"\b(die|raise_param_exc|raise_perm_exc|raise|croak)\b\s*\(?\s*(?:\{[^}};]*?=>\s*)?"
+    r"\b(die|raise_param_exc|raise_perm_exc|raise|croak|self->error)\b\s*\(?\s*"
+    r"(?:\{[^}};]*?=>\s*|\$reqstate,\s*\w+,\s*)?"
     rf"((?:{_STRING}|{_VALUE})(?:\s*\.\s*(?:{_STRING}|{_VALUE}))*)"
 )
 _FUNCTION = re.compile(r"(?m)^sub (\w+)|^\s+name => '(\w+)',|^my (?:sub (\w+)|\$(\w+) = sub\b)")
@@ -55,7 +59,7 @@ class Text:
     repository: str
     file: str
     function: str
-    kind: str  #: the function that raises it: `die`, `raise_param_exc` …
+    kind: str  #: the function that raises or sends it: `die`, `raise_param_exc`, `self->error` …
     template: str  #: the text with Perl's variables
 
     @property

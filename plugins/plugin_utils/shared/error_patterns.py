@@ -95,6 +95,7 @@ RULES: tuple[tuple[str, str], ...] = (
         r"|exceeds .{0,100}quota|unable to get any free VMID|max backup limit|[Cc]annot allocate memory"
         r"|free space in thin pool|reached threshold|protected backups per guest is limited|hugepage allocation failed"
         r"|vcpus allowed per VM on this node|unable to allocate an image name|unable to find free port"
+        r"|(can't|cannot) find (any )?free (ip|IP)|No free IP left"
         r"|no available instances of|could not find a free device|vgpu type '[^']{1,100}' not available",
     ),
     # A storage that does not exist is not one that is unavailable: a retry would not find it.
@@ -115,7 +116,7 @@ RULES: tuple[tuple[str, str], ...] = (
         r"|script '[^']{1,300}' does not exist|mapping not found for|[Nn]o PCI device found|No directory mapping"
         r"|(pci|usb) device '[^']{1,200}' not found|Directory ID \S{1,100} does not exist"
         r"|[Cc]ustom (cputype|CPU model) '[^']{1,100}' (not found|does not exist)|cputype '[^']{1,100}' is not defined"
-        r"|could not find snapshot '",
+        r"|could not find snapshot '|vnet \S{1,100} is not allowed on this node|can't find bridge",
     ),
     (
         "PVE_PERMISSION",
@@ -181,7 +182,8 @@ RULES: tuple[tuple[str, str], ...] = (
         r"|read-only option|required option|unable to change media type|move a cdrom|same storage with same format"
         r"|cloud-init drive is already|snippets too big|snippets directory|media parameter is required|not a CIDR"
         r"|detect-zeroes|Quotas are not supported|SLAAC|got strange (vlan tag|net id)|can't (allocate|free) space in"
-        r"|is not executable|is not allowed in|not usable as VM image|look like a template archive|no such OS type",
+        r"|is not executable|is not allowed in|not usable as VM image|look like a template archive|no such OS type"
+        r"|vm vlans are not allowed",
     ),
     (
         "PLAYBOOK_FAILED",

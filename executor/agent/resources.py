@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from executor.database.tables import Job, Mapping
-from executor.model import GuestKind, JobResult
+from executor.model import JobResult
 from executor.placement.choice import PlacementRequest
 from executor.placement.clone_limit import CloneLimit, CloneSlot
 from executor.placement.decide import Placement
@@ -93,7 +93,6 @@ class ResourceAllocator:
             volume=os_template_volume or vm.iso or "",
             memory_mib=vm.memory_mib,
             cores=vm.total_cores,
-            vcpus=0 if vm.kind is GuestKind.LXC else vm.total_cores,
             bridge=extra_vars.bridge_of_first_nic(vm, self.plan_settings),
             node=self.plan_settings.node,
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from executor.doctor.checks import Area, CheckResult, ResultFactory
 from executor.doctor.proxmox_context import ProxmoxContext
+from executor.proxmox.privileges import bridge_need
 from executor.proxmox.rows import NodeRow, StorageRow
 
 _RESULT = ResultFactory(Area.PROXMOX)
@@ -106,18 +107,22 @@ def check_bridges(context: ProxmoxContext) -> Iterator[CheckResult]:
         yield _RESULT.skip("bridge", "no node of PROXMOX_NODES is online", "see the check nodes")
         return
     for bridge in context.bridges:
-        yield _check_bridge(bridge, context.bridges_by_node)
+        yield _check_bridge(context, bridge, context.bridges_by_node)
 
 
-def _check_bridge(bridge: str, bridges_by_node: Mapping[str, frozenset[str]]) -> CheckResult:
+def _check_bridge(context: ProxmoxContext, bridge: str, bridges_by_node: Mapping[str, frozenset[str]]) -> CheckResult:
+    """Check that Proxmox lists a bridge on each node. It lists those of /etc/network/interfaces, but uses every one."""
     nodes_without_bridge = [node for node, bridges in bridges_by_node.items() if bridge not in bridges]
     if not nodes_without_bridge:
         return _RESULT.ok("bridge", bridge)
     problem = f"{bridge} does not exist on {', '.join(nodes_without_bridge)}, or the token may not see it (SDN.Use)"
     remedy = f"on these nodes: ip link show {bridge}; if it exists, pveum-role.sh --bridge {bridge} grants SDN.Use"
-    if len(nodes_without_bridge) == len(bridges_by_node):
+    if len(nodes_without_bridge) < len(bridges_by_node):
+        return _RESULT.warn("bridge", problem, remedy)
+    if "SDN.Use" not in context.reader.permissions(bridge_need(bridge).path):
         return _RESULT.fail("bridge", problem, remedy)
-    return _RESULT.warn("bridge", problem, remedy)
+    unknown = f"Proxmox lists no {bridge} on {', '.join(nodes_without_bridge)}: unknown whether the nodes have it"
+    return _RESULT.warn("bridge", unknown, f"on these nodes: ip link show {bridge}; without it VMs do not start")
 
 
 def check_pool(context: ProxmoxContext) -> Iterator[CheckResult]:

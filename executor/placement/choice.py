@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from executor.errors import JobError
-from executor.model import GuestKind
 from executor.placement import templates
 from executor.placement.decide import MIB, NO_TEMPLATE, Placement, PlacementConstraints
 from executor.placement.snapshot import ClusterCache, ClusterSnapshot, MayWait
@@ -31,7 +30,6 @@ class PlacementRequest:
     volume: str = ""  #: if nothing is cloned, the volume of the ISO image or container template; '' if there is none
     memory_mib: int
     cores: int
-    vcpus: int = 0  #: the cores of a VM; 0 for a container
     bridge: str
     node: str = ""  #: the node, if PROXMOX_NODES has only one; '' if the placer chooses the node
 
@@ -88,7 +86,6 @@ class ChoiceReader:
         return PlacementConstraints(
             memory_mib=request.memory_mib,
             cores=request.cores,
-            vcpus=request.vcpus,
             storage=storage,
             bridge=request.bridge,
             template_vmid_by_node=templates.template_vmid_by_node(image_templates, nodes_for_clone_by_vmid),
@@ -112,7 +109,6 @@ class ChoiceReader:
         return PlacementConstraints(
             memory_mib=request.memory_mib,
             cores=request.cores,
-            vcpus=request.vcpus,
             storage=self.settings.proxmox_storage or "",
             bridge=request.bridge,
             template_vmid_by_node=dict.fromkeys(nodes_with_volume, NO_TEMPLATE),
@@ -136,7 +132,6 @@ class ChoiceReader:
         constraints = PlacementConstraints(
             memory_mib=memory_mib if memory_mib * MIB > row.max_memory_bytes else 0,
             cores=cores if cores > row.cores else 0,
-            vcpus=cores if cores > row.cores and row.kind == GuestKind.QEMU else 0,
             template_vmid_by_node={},
         )
         return (row, constraints, snapshot) if constraints.memory_mib or constraints.cores else None
@@ -165,7 +160,6 @@ class ChoiceReader:
         constraints = PlacementConstraints(
             memory_mib=row.max_memory_bytes // MIB,
             cores=row.cores,
-            vcpus=row.cores if row.kind == GuestKind.QEMU else 0,
             template_vmid_by_node=dict.fromkeys(usable_nodes, NO_TEMPLATE),
             preferred_node=row.node,
             source_text="its disks or its network",

@@ -64,8 +64,7 @@ class PlacementConstraints:
     """What a VM needs from its node."""
 
     memory_mib: int
-    cores: int
-    vcpus: int = 0  #: the cores of a VM, of which Proxmox starts no more than the node has CPUs; 0 for a container
+    cores: int  #: Proxmox starts no VM with more cores than the node has CPUs, and gives a container no more
     storage: str = ""
     bridge: str = ""
     #: The keys are the nodes that have access to the VM's source. For a new VM, the source is the template, or the
@@ -223,8 +222,8 @@ def _capacity_rejection(node: NodeFacts, constraints: PlacementConstraints, rule
     if node.total_memory_bytes and constraints.memory_mib and free_bytes < constraints.memory_mib * MIB:
         free_mib = max(free_bytes, 0) / MIB
         return ErrorCode.CAPACITY, f"has {free_mib:.0f} MiB of memory free, {constraints.memory_mib} requested"
-    if node.cores and constraints.vcpus > node.cores:
-        return ErrorCode.CAPACITY, f"has {node.cores} CPUs, {constraints.vcpus} vCPUs requested for one VM"
+    if node.cores and constraints.cores > node.cores:
+        return ErrorCode.CAPACITY, f"has {node.cores} CPUs, {constraints.cores} cores requested for one guest"
     free_cores = node.cores * rules.cpu_overcommit - node.allocated_cores
     if node.cores and constraints.cores and free_cores < constraints.cores:
         return ErrorCode.CAPACITY, f"has {max(free_cores, 0):.0f} cores free, {constraints.cores} requested"

@@ -311,7 +311,8 @@ options:
         suboptions:
           bridges:
             description:
-              - Bridges.
+              - Bridges. One that Proxmox does not list, because C(/etc/network/interfaces.d) defines it, must be named
+                here, or the guest must have it already.
             type: list
             elements: str
           vlans:

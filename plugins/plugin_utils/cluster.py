@@ -16,6 +16,7 @@ from .client import FAILED_CALL, ResourceException, connect, login_name
 from .guest_facts import UNFINISHED_LOCKS, absent, not_proven
 from .login import Login, read_login
 from .proxmox_tasks import as_listed, error_with_cause, is_started_by, needs_log, newest_first, vmids_in
+from .request_values import is_yes
 from .shared.error_rules import is_not_here
 
 #: The exceptions that an answer in an unexpected form raises. The guest agent's answer comes from inside the guest.
@@ -277,6 +278,16 @@ class Cluster:
         if "node" not in self._rows:
             self._rows["node"] = list(self.api.nodes.get())
         return self._rows["node"]
+
+    def may_use_bridge(self, bridge: str, vlan: str = "") -> bool:
+        """Return whether the login may connect a guest to a bridge of a node, or to one VLAN on it."""
+        path = f"/sdn/zones/localnetwork/{bridge}" + (f"/{vlan}" if vlan else "")
+        rights = self.api.access.permissions.get(path=path)
+        return any("SDN.Use" in privileges for privileges in rights.values())
+
+    def has_snapshot_feature(self, node: str, vmid: int) -> bool:
+        """Return whether Proxmox can make a snapshot of the guest: each disk's storage and format must support it."""
+        return is_yes(self.guest(node, vmid).feature.get(feature="snapshot").get("hasFeature"))
 
     def disk_storages(self, node: str) -> set[str]:
         """Return the node's storages that may contain disks of guests, as far as the login has a privilege on them."""

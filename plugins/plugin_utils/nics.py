@@ -82,6 +82,11 @@ def set_link(parts: dict[str, str], nic: dict[str, Any]) -> None:
             _set_option(parts, key, str(value))
 
 
+def option_of(value: str, key: str) -> str:
+    """Return an option in the value of a NIC; an empty text if the NIC does not have it."""
+    return dict(part.partition("=")[::2] for part in value.split(",")).get(key, "")
+
+
 def _set_option(parts: dict[str, str], key: str, value: str) -> None:
     """Set an option, unless it already has an equal value (1 equals 1.0). The value 0 removes the option."""
     if _number(parts.get(key, "0")) == _number(value):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuses what a node or its cluster cannot give to a guest: vCPUs, bridges, storages and CPU models.
+"""Refuses what a node or its cluster cannot give to a guest: CPUs, bridges, storages and CPU models.
 
 Proxmox checks these only when it starts the guest, or after it has cloned the template. A fact is read only if a
 request names a value that the guest does not have yet. What the login may not read is unknown, and no reason to refuse.
@@ -10,13 +10,16 @@ for operators.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from . import container, disks, nics
+from .allowed import ANY
 from .client import FAILED_CALL, ResourceException, error_text
 from .creation import is_blank
+from .guest_facts import NIC_KEY
 from .identity import kind_of
 from .request_values import is_yes
 
@@ -28,7 +31,6 @@ Facts = dict[str, Any]
 FILE_STORAGES = ("dir", "nfs", "cifs", "glusterfs")
 #: The content that a storage needs for the disks of a guest, by its kind.
 DISK_CONTENT = {"qemu": "images", "lxc": "rootdir"}
-_BRIDGE = re.compile(r"(?:^|,)bridge=([^,]+)")
 _NO_STORAGE = re.compile(r"storage '[^']*' does not exist")
 
 
@@ -49,17 +51,37 @@ def _problems(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is
         if vcpus and (is_new or vcpus > source["cores"] * source["sockets"]):
             yield vcpus_problem(cluster, node, vcpus)
         yield _cpu_model_problem(cluster, node, source, vm, is_new)
-    yield _bridge_problem(cluster, node, _requested_bridges(source, vm, is_new))
+    elif int(vm.get("cores") or 0) > (0 if is_new else source["cores"] or math.inf):
+        yield _container_cores_problem(cluster, node, int(vm["cores"]))
+    yield _bridge_problem(cluster, node, source, vm, is_new)
     for storage in sorted(_requested_storages(source, vm, is_new)):
         yield _storage_problem(cluster, node, storage, vm)
 
 
 def vcpus_problem(cluster: Cluster, node: str, vcpus: int) -> str:
     """Return why Proxmox would not start a VM with this number of vCPUs: it is more than the node has CPUs."""
-    cpus = next((int(row.get("maxcpu") or 0) for row in cluster.node_rows() if row.get("node") == node), 0)
+    cpus = _cpus_of(cluster, node)
     if not cpus or vcpus <= cpus:
         return ""
     return f"CAPACITY: property cores: a VM can have no more vCPUs than its node ({vcpus} requested, {node} has {cpus})"
+
+
+def _container_cores_problem(cluster: Cluster, node: str, cores: int) -> str:
+    """Return why a container would not get its cores. Proxmox accepts more, but gives it those of the node only.
+
+    So a container that has more can be started and changed.
+    """
+    cpus = _cpus_of(cluster, node)
+    if not cpus or cores <= cpus:
+        return ""
+    return (
+        f"CAPACITY: property cores: a container gets no more than its node has ({cores} requested, {node} has {cpus})"
+    )
+
+
+def _cpus_of(cluster: Cluster, node: str) -> int:
+    """Return the number of the node's CPUs; 0 if the login may not read it."""
+    return next((int(row.get("maxcpu") or 0) for row in cluster.node_rows() if row.get("node") == node), 0)
 
 
 def backup_problem(cluster: Cluster, node: str, storage: str) -> str:
@@ -97,22 +119,40 @@ def _cpu_model_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str,
     return f"INVALID_REQUEST: property cpu_type: Proxmox knows no such CPU model ({model})"
 
 
-def _requested_bridges(source: Facts, vm: dict[str, Any], is_new: bool) -> set[str]:
-    """Return the bridges that the request names and to which the guest is not connected by the same NIC."""
+def _requested_bridges(source: Facts, vm: dict[str, Any], is_new: bool) -> set[tuple[str, str]]:
+    """Return the bridges that the request names and to which the guest is not connected by the same NIC.
+
+    Each has the VLAN of its NIC, or an empty text.
+    """
     values = (container if kind_of(vm) == "lxc" else nics).nic_values(source, vm)
-    current = {name: _BRIDGE.findall(str(source["config"].get(name, ""))) for name in values}
-    bridges = {name: _BRIDGE.findall(value) for name, value in values.items()}
-    return {each for name in bridges for each in bridges[name] if is_new or bridges[name] != current[name]}
+    bridges = {name: (nics.option_of(value, "bridge"), nics.option_of(value, "tag")) for name, value in values.items()}
+    current = {name: nics.option_of(str(source["config"].get(name, "")), "bridge") for name in values}
+    return {bridges[name] for name in bridges if bridges[name][0] and (is_new or bridges[name][0] != current[name])}
 
 
-def _bridge_problem(cluster: Cluster, node: str, requested: set[str]) -> str:
-    if not requested:
-        return ""
-    known = {str(row.get("iface")) for row in _listed(cluster.api.nodes(node).network, type="any_bridge")}
-    missing = ", ".join(sorted(requested - known)) if known else ""
-    if not missing:
-        return ""
-    return f"NOT_FOUND: property bridge: it does not exist, or the login has no SDN.Use on it ({missing} on {node})"
+def _bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is_new: bool) -> str:
+    """Return why the guest cannot be connected to a bridge that the request names.
+
+    Proxmox lists the bridges of /etc/network/interfaces and the VNets, but it uses every bridge that the node has. So
+    one that it does not list is not refused if the guest has it already, or if the provider offers it by its name.
+    """
+    requested = _requested_bridges(source, vm, is_new)
+    listed = {str(row.get("iface")) for row in _bridge_rows(cluster, node)} if requested else set()
+    unlisted = {(bridge, vlan) for bridge, vlan in requested if bridge not in listed} if listed else set()
+    offered = {*((vm.get("allowed") or {}).get("bridges") or ())} - {ANY}
+    current = {nics.option_of(str(value), "bridge") for key, value in source["config"].items() if NIC_KEY.match(key)}
+    known = offered | (current if source.get("node") == node else set())
+    if missing := sorted({bridge for bridge, _vlan in unlisted} - known):
+        what = f"Proxmox lists no {', '.join(missing)} on {node}"
+        hint = "if it is not defined in /etc/network/interfaces, name it in PROXMOX_BRIDGES, or else grant SDN.Use"
+        return f"NOT_FOUND: property bridge: it does not exist ({what}; {hint})"
+    if refused := sorted(bridge for bridge, vlan in unlisted if not cluster.may_use_bridge(bridge, vlan)):
+        return f"PVE_PERMISSION: property bridge: the login may not use it (SDN.Use on {', '.join(refused)})"
+    return ""
+
+
+def _bridge_rows(cluster: Cluster, node: str) -> list[dict[str, Any]]:
+    return _listed(cluster.api.nodes(node).network, type="any_bridge")
 
 
 def _requested_storages(source: Facts, vm: dict[str, Any], is_new: bool) -> set[str]:

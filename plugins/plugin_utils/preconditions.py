@@ -58,6 +58,12 @@ def snapshot_problem(facts: dict[str, Any], name: str, state: str) -> str:
     return ""
 
 
+def without_snapshots(facts: dict[str, Any]) -> str:
+    """Return the problem of a guest of which Proxmox can make no snapshot."""
+    disks = ", ".join(f"{key} on {disk['storage']}" for key, disk in sorted(facts["disks"].items()))
+    return f"VM_STATE: property snapshot: the storage or the format of a disk supports no snapshots ({disks})"
+
+
 def backup_problem(facts: dict[str, Any], vm: dict[str, Any], storage: str) -> str:
     """Return why a backup is impossible."""
     if not storage:

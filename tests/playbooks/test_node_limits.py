@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,21 @@ def small_nodes(bench: Bench) -> Iterator[None]:
         bench.pve.control("node", node=node, maxcpu=8)
     yield
     bench.pve.control("revoke", path="/nodes", privilege="Sys.Audit")
+
+
+@contextmanager
+def only_networks(bench: Bench, *networks: str) -> Iterator[None]:
+    """Let the login use only these bridges, and VLANs of them such as `vmbr5/7`."""
+    zone = "/sdn/zones/localnetwork"
+    bench.pve.control("revoke", path=zone, privilege="SDN.Use")
+    for network in networks:
+        bench.pve.control("grant", path=f"{zone}/{network}", privilege="SDN.Use")
+    try:
+        yield
+    finally:
+        for network in networks:
+            bench.pve.control("revoke", path=f"{zone}/{network}", privilege="SDN.Use")
+        bench.pve.control("grant", path=zone, privilege="SDN.Use")
 
 
 @pytest.mark.usefixtures("small_nodes")
@@ -65,9 +81,61 @@ def test_a_bridge_that_does_not_exist_is_refused_before_any_change(bench: Bench,
     ):
         done = refused(bench, action, vm)
         assert (done.code, "property bridge" in done.message) == ("NOT_FOUND", True), (pve_version, done.message)
-    old = bench.add_vm(config={"net0": "virtio=BC:24:11:00:11:22,bridge=vmbr9"})
+    on_vmbr9 = {"net0": "virtio=BC:24:11:00:11:22,bridge=vmbr9"}
+    assert bench.play("update", {**bench.add_vm(config=on_vmbr9), "networks": [{}, {"bridge": "vmbr9"}]}).rc == 0
+    old = bench.add_vm(config=on_vmbr9)
     assert bench.play("update", {**old, "cores": 4, "network": {"bridge": "vmbr9"}}).rc == 0, "it has the bridge"
     assert "bridge 'vmbr9' does not exist" in bench.play("start", old).message
+
+
+@pytest.mark.proxmox(
+    behaviour="a bridge of /etc/network/interfaces.d is not listed, but VMs and containers can use it",
+    versions="8, 9",
+    source="pve-manager: PVE/API2/Network.pm, index; pve-common: PVE/Network.pm, tap_plug",
+    reaction="checks only SDN.Use for a bridge that the guest has, or that `PROXMOX_BRIDGES` names; doctor warns",
+)
+def test_a_bridge_that_proxmox_does_not_list_is_used_if_the_provider_offers_it(bench: Bench, pve_version: str) -> None:
+    bench.pve.control("bridges", unlisted=["vmbr5"])
+    allowed = {"allowed": {"bridges": ["vmbr5"], "vlans": ["7"], "tags": ["web"]}}
+    vm = {**bench.vm(networks=[{}, {"bridge": "vmbr5"}]), **allowed}
+    for action in ("create", "start"):
+        done = bench.play(action, vm)
+        assert done.rc == 0, (pve_version, done.output)
+    assert bench.play("update", {**bench.add_container(), "bridge": "vmbr5", **allowed}).rc == 0
+    in_vlan = {**bench.vm(networks=[{}, {"bridge": "vmbr5", "vlan": 7}]), **allowed}
+    with only_networks(bench, "vmbr0", "vmbr5/7"):
+        done = refused(bench, "create", {**vm, **bench.vm()})
+        assert bench.play("create", in_vlan).rc == 0
+    assert (done.code, "SDN.Use on vmbr5" in done.message) == ("PVE_PERMISSION", True), done.message
+
+
+@pytest.mark.proxmox(
+    behaviour="a snapshot of a guest with a disk that cannot have one fails in its task; `feature` tells it before",
+    versions="8, 9",
+    source="qemu-server: PVE/API2/Qemu.pm, vm_feature; pve-guest-common: PVE/AbstractConfig.pm, __snapshot_prepare",
+    reaction="asks before the first change (`VM_STATE`)",
+)
+def test_a_guest_that_can_have_no_snapshot_is_refused_before_any_change(bench: Bench, pve_version: str) -> None:
+    bench.pve.control("add_storage", storage="raw", type="dir", content="images,rootdir", avail=100 * GIB)
+    vm = bench.add_vm()
+    bench.pve.control("configure", vmid=vm["vmid"], values={"scsi1": f"raw:{vm['vmid']}/vm-{vm['vmid']}-disk-1.raw"})
+    container = bench.add_container(config={"rootfs": "raw:1/vm-1-disk-0.raw,size=4G"})
+    for guest in (vm, container):
+        done = refused(bench, "snapshot", {**guest, "snapshot": "before"})
+        assert (done.code, " on raw" in done.message) == ("VM_STATE", True), (pve_version, done.message)
+        assert detail_for_tenants(ErrorCode.VM_STATE, done.message.partition(": ")[2]).endswith("supports no snapshots")
+    assert bench.play("snapshot", {**bench.add_container(), "snapshot": "before"}).rc == 0
+
+
+@pytest.mark.usefixtures("small_nodes")
+def test_more_cores_than_the_node_has_are_refused_for_a_container(bench: Bench, pve_version: str) -> None:
+    """Proxmox accepts them, but gives the container those of its node only. One that has them is still changed."""
+    new = {**bench.container(node="pve1", storage="ceph", os_template=bench.place.os_template), "cores": 9}
+    for action, vm in (("create", new), ("update", {**bench.add_container(), "cores": 9})):
+        assert refused(bench, action, vm).code == "CAPACITY", pve_version
+    large = bench.add_container(config={"cores": 16})
+    for action, requested in (("update", {"cores": 9, "memory_mib": 1024}), ("start", {})):
+        assert bench.play(action, {**large, **requested}).rc == 0
 
 
 @pytest.mark.proxmox(

@@ -25,7 +25,7 @@ from executor.runs.private_folder import write_credentials
 from executor.runs.runner_config import run_environment
 from executor.runs.warm.servers import WarmServers
 
-START_WITHIN_S = 60.0
+START_WITHIN_S = 300.0
 
 
 class WarmPlays:

@@ -222,7 +222,11 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                            'has. If it is missing, there is no limit. C(*) in a list '
                                                            'allows every value.',
                                             'type': 'dict',
-                                            'options': {'bridges': {'description': 'Bridges.',
+                                            'options': {'bridges': {'description': 'Bridges. One that Proxmox does not '
+                                                                                   'list, because '
+                                                                                   'C(/etc/network/interfaces.d) '
+                                                                                   'defines it, must be named here, or '
+                                                                                   'the guest must have it already.',
                                                                     'type': 'list',
                                                                     'elements': 'str'},
                                                         'vlans': {'description': 'VLANs and ranges of VLANs, such as '

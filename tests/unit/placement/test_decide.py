@@ -97,10 +97,10 @@ def test_the_fitting_node_with_the_highest_score_is_chosen(nodes: list[NodeFacts
         ),
         (
             [PVE1],
-            replace(constraints(), vcpus=17),
+            replace(constraints(), cores=17),
             PlacementRules(),
             "CAPACITY",
-            "pve1 has 16 CPUs, 17 vCPUs requested for one VM",
+            "pve1 has 16 CPUs, 17 cores requested for one guest",
         ),
         ([PVE1], constraints(), PlacementRules(cpu_overcommit=0.1), "CAPACITY", "cores free"),
         ([PVE1], constraints(), PlacementRules(memory_overcommit=0.05), "CAPACITY", "memory free"),

@@ -39,6 +39,7 @@ class AccessChecks(FakePve):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.bridges: set[str] = set(DEFAULT_BRIDGES)
+        self.unlisted_bridges: set[str] = set()  #: bridges that exist although /etc/network/interfaces lacks them
         self.vnets: dict[str, str] = {}  #: the SDN zone of each VNet; `do_vnet` in verbs_cluster.py adds them
 
     async def _permissions(self, v: dict[str, Any], user: str) -> dict[str, dict[str, int]]:

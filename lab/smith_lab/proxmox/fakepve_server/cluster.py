@@ -10,6 +10,7 @@ from smith_lab.proxmox.fakepve_server.cluster_options import ClusterOptions
 from smith_lab.proxmox.fakepve_server.config_refusals import ConfigRefusals
 from smith_lab.proxmox.fakepve_server.disturbances import Disturbances
 from smith_lab.proxmox.fakepve_server.faults import RequestFaults
+from smith_lab.proxmox.fakepve_server.features import Features
 from smith_lab.proxmox.fakepve_server.guests import GuestAgentAndUsage
 from smith_lab.proxmox.fakepve_server.listener import Listener
 from smith_lab.proxmox.fakepve_server.networks import Networks
@@ -34,6 +35,7 @@ class Cluster(
     PartialClones,
     TaskRequests,
     Networks,
+    Features,
     PowerRequests,
     ClusterOptions,
     ConfigRefusals,

@@ -42,5 +42,5 @@ class Networks(AccessChecks):
     def _require_bridges(self, guest: Any) -> None:
         nics = [str(value) for key, value in guest.config.items() if re.fullmatch(r"net\d+", key)]
         for bridge in [bridge for nic in nics for bridge in BRIDGE.findall(nic)]:
-            if bridge not in {*self.bridges, *self.vnets}:
+            if bridge not in {*self.bridges, *self.unlisted_bridges, *self.vnets}:
                 raise TaskError(f"bridge '{bridge}' does not exist")

@@ -136,7 +136,7 @@ class ClusterVerbs:
         self.cluster.hidden_vmids.clear()
         self.cluster.statistics_lag_s = self.cluster.default_statistics_lag_s
         self.cluster.options.clear()
-        self.cluster.bridges = set(DEFAULT_BRIDGES)
+        self.do_bridges()
 
     def do_node(self, node: str, online: bool = True, maintenance: bool = False, **stats: float) -> None:
         """Set a node's state. An omitted value becomes the default again.
@@ -186,9 +186,12 @@ class ClusterVerbs:
         """Set `user_allow` (free, existing, list or none), `user_allow_list` or `registered_tags` of the cluster."""
         self.cluster.options = {name.replace("_", "-"): value for name, value in options.items()}
 
-    def do_bridges(self, bridges: Sequence[str] = DEFAULT_BRIDGES) -> None:
-        """Set the bridges of every node."""
-        self.cluster.bridges = set(bridges)
+    def do_bridges(self, bridges: Sequence[str] = DEFAULT_BRIDGES, unlisted: Sequence[str] = ()) -> None:
+        """Set the bridges of every node.
+
+        Proxmox does not list those of `unlisted`, as it does not list those that /etc/network/interfaces.d defines.
+        """
+        self.cluster.bridges, self.cluster.unlisted_bridges = set(bridges), set(unlisted)
 
     def do_quorum(self, quorate: bool) -> None:
         """Set whether the cluster has quorum."""

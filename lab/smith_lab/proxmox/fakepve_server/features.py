@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Says whether a guest can have snapshots (qemu-server: PVE/QemuConfig.pm, has_feature; pve-container likewise)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fakepve.lxc import SNAPSHOT_STORAGE
+from fakepve.model import PveError
+
+from smith_lab.proxmox.fakepve_server.access import AccessChecks
+
+
+class Features(AccessChecks):
+    """Answers the request whether Proxmox can make a snapshot of a guest. Other features are not simulated."""
+
+    def _routes_features(self) -> list[tuple[str, str, Any]]:
+        return [
+            ("GET", "/nodes/{node}/qemu/{vmid}/feature", self._feature_of_vm),
+            ("GET", "/nodes/{node}/lxc/{vmid}/feature", self._feature_of_container),
+        ]
+
+    async def _feature_of_vm(self, v: dict[str, Any], user: str) -> dict[str, Any]:
+        vm = self.find(v["node"], v["vmid"])
+        return self._snapshot_feature(v, user, self._qm_can_snapshot(vm.config))
+
+    async def _feature_of_container(self, v: dict[str, Any], user: str) -> dict[str, Any]:
+        storages = [mount["volume"].partition(":")[0] for _key, mount in self._find_ct(v["node"], v["vmid"]).volumes()]
+        types = [self.storages[name].get("type") for name in storages if name in self.storages]
+        return self._snapshot_feature(v, user, all(each in SNAPSHOT_STORAGE for each in types))
+
+    def _snapshot_feature(self, v: dict[str, Any], user: str, has_feature: bool) -> dict[str, Any]:
+        self.require(user, f"/vms/{v['vmid']}", "VM.Audit")
+        if v["feature"] != "snapshot":
+            raise PveError(501, f"the stand-in does not know the feature {v['feature']}")
+        return {"hasFeature": int(has_feature), "nodes": sorted(self.nodes)}

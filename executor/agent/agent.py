@@ -35,9 +35,10 @@ from executor.agent.scheduler import Scheduler
 from executor.agent.signal_waiter import SignalWaiter
 from executor.agent.state import AgentState
 from executor.agent.stop_signal import StopSignal
-from executor.database import job_queue, nodes, schema
+from executor.database import job_queue, nodes, notifications, schema
 from executor.database.engine import transaction
 from executor.database.nodes import AgentProcess
+from executor.database.notifications import Listener
 from executor.errors import EXIT_FAILURE, EXIT_OK, EXIT_RESTART, DatabaseError
 from executor.log import get_logger
 from executor.processes.progress import ProgressSender
@@ -61,6 +62,8 @@ STOP_JOBS_TIMEOUT_S = 20.0
 STOP_JOBS_TIMEOUT_AFTER_QUIT_S = 6.0
 #: How long the agent, before it exits, tries to send the due reports (job results that it has not yet sent).
 REPORT_FLUSH_TIMEOUT_S = 10.0
+#: How long a loop waits for a notification of PostgreSQL before it reports that it works.
+LISTEN_TIMEOUT_S = 5.0
 #: How long a loop waits after a database error or an unexpected exception.
 LOOP_RETRY_S = 5.0
 
@@ -95,7 +98,12 @@ class Agent:
     #: The received signals that ask this process to stop (TERM, INT, QUIT), in the order of arrival.
     _received_signals: list[int] = field(default_factory=list)
     _signal_waiter: SignalWaiter = field(default_factory=SignalWaiter)
+    #: Waits for notifications of other agents. Not used on SQLite.
+    listener: Listener = field(init=False)
     _is_reload_requested: bool = False  #: HUP was received, and the reload of the secrets has not started yet
+
+    def __post_init__(self) -> None:
+        self.listener = Listener(engine=self.engine)
 
     def run(self) -> int:
         """Work until a limit, a signal or the mode ends the agent; return the exit code.
@@ -160,6 +168,8 @@ class Agent:
             "leases": self.lease_keeper.maintain,
             "fence": self.lease_keeper.fence.check,
         }
+        if self.engine.dialect.name != "sqlite":
+            loops["listen"] = self._listen
         for name, iterate in loops.items():
             threading.Thread(target=self._run_loop, args=(name, iterate), name=name, daemon=True).start()
 
@@ -189,6 +199,11 @@ class Agent:
         if wait_s > 0:
             self.state.report_requested.wait(wait_s)
         self.state.report_requested.clear()
+
+    def _listen(self) -> None:
+        """Wait for a notification of another agent that jobs can be claimed, and then wake the dispatcher."""
+        if self.listener.wait(LISTEN_TIMEOUT_S):
+            self.state.dispatch_requested.set()
 
     # --- work -----------------------------------------------------------------------------------------------------
 
@@ -259,7 +274,8 @@ class Agent:
         call_in_background(self.runner.stop_warm_servers, ProgressSender().report_progress)
         running_job_ids = self.dispatcher.stop_signals().keys()  # each running job has a stop signal
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
-            job_queue.release_all(session, owner=self.boot_id, running_job_ids=running_job_ids)
+            if job_queue.release_all(session, owner=self.boot_id, running_job_ids=running_job_ids):
+                notifications.announce_jobs(session)
             if not running_job_ids:  # otherwise other agents must wait until the leases of these jobs have expired
                 nodes.note_agent_stopped(session, self.boot_id, reason)  # `nodes` has a row for each agent process
         return exit_code if have_jobs_ended else EXIT_FAILURE

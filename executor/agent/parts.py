@@ -27,11 +27,13 @@ from executor.agent.state import AgentState
 from executor.agent.story_writer import StoryWriter
 from executor.agent.tenant_usage import TenantUsage
 from executor.agent.worker import Worker
+from executor.database.allocations import Owner
 from executor.drift.inspector import Inspector
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.vault import SecretResolver
 from executor.placement.clone_limit import CloneLimit
 from executor.placement.placer import Placer
+from executor.placement.shared_allocations import SharedAllocations
 from executor.proxmox.client import ProxmoxReader
 from executor.runs.actions import ansible_home
 from executor.runs.request import PlanSettings
@@ -41,6 +43,10 @@ from executor.settings.settings import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+
+
+#: After this many lease durations without a renewal, the allocations of another agent process no longer count.
+VANISHED_AFTER_LEASES = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +77,9 @@ def _build_worker(shared: SharedParts, runner: Runner, clone_limit: CloneLimit) 
             tenant_usage=TenantUsage(engine=shared.engine, proxmox=shared.proxmox, settings=settings),
         ),
         resource_allocator=ResourceAllocator(
-            placer=Placer(shared.proxmox, settings), clone_limit=clone_limit, plan_settings=plan_settings
+            placer=Placer(shared.proxmox, settings, shared=clone_limit.shared),
+            clone_limit=clone_limit,
+            plan_settings=plan_settings,
         ),
         runner=runner,
         plan_settings=plan_settings,
@@ -79,9 +87,20 @@ def _build_worker(shared: SharedParts, runner: Runner, clone_limit: CloneLimit) 
     )
 
 
+def _build_shared_allocations(shared: SharedParts) -> SharedAllocations | None:
+    if shared.engine.dialect.name == "sqlite":
+        return None
+    settings = shared.settings
+    silent_s = VANISHED_AFTER_LEASES * settings.smith_lease_s
+    owner = Owner(boot_id=shared.boot_id, cluster=settings.smith_cluster, silent_s=silent_s)
+    return SharedAllocations(engine=shared.engine, owner=owner)
+
+
 def build_dispatcher(shared: SharedParts, runner: Runner, meters: Meters) -> Dispatcher:
     """Return the dispatcher with its worker."""
-    clone_limit = CloneLimit(max_limit=shared.settings.smith_clones_per_storage)
+    clone_limit = CloneLimit(
+        max_limit=shared.settings.smith_clones_per_storage, shared=_build_shared_allocations(shared)
+    )
     return Dispatcher(
         engine=shared.engine,
         worker=_build_worker(shared, runner, clone_limit),

@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from executor.agent.state import AgentState
-from executor.database import job_queue, other_leases
+from executor.database import job_queue, notifications, other_leases
 from executor.database.engine import reading, transaction
 from executor.database.other_leases import OtherLease
 from executor.database.tables import utc_now
@@ -113,6 +113,7 @@ class Reaper:
             return
         with transaction(self.engine) as session:
             reaped_jobs = job_queue.reap(session, to_reap)
+            notifications.announce_jobs(session)
         for job_row_id, status in reaped_jobs:
             log.warning("job_reaped", job_row_id=job_row_id, status=status)
             self.state.dispatch_requested.set()

@@ -63,7 +63,7 @@ class ResourceAllocator:
             if placement is None or job.action != "create":
                 yield AllocatedResources(placement=placement)
                 return
-            with self.clone_limit.acquire(placement.clone_target, may_wait=may_wait) as clone_slot:
+            with self.clone_limit.acquire(placement.clone_target, may_wait=may_wait, vmid=mapping.vmid) as clone_slot:
                 yield AllocatedResources(placement=placement, clone_slot=clone_slot)
 
     @contextmanager

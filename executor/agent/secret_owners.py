@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from executor.agent.job_fields import require_service_id
-from executor.database import job_queue, secret_references
+from executor.database import job_queue, notifications, secret_references
 from executor.database.engine import reading, transaction
 from executor.database.job_queue import NewJob
 from executor.database.tables import Job
@@ -46,6 +46,8 @@ def store_jobs(engine: Engine, secrets: SecretResolver, new_jobs: Iterable[NewJo
             count += 1
             if new_job.service_id is not None:
                 secret_references.bind(session, new_job.service_id, references.get(new_job.fulcrum_id, ()))
+        if count:
+            notifications.announce_jobs(session)
     return count
 
 

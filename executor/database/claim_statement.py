@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, func, or_, select, update
 from sqlalchemy.orm import aliased
 
 from executor.database import manual_runs
@@ -13,9 +13,12 @@ from executor.database.statements import MAX_BACKOFF_S, is_wait_over
 from executor.database.tables import PENDING_LITERAL, PROCESSING_LITERAL, Job, ManualRun, db_now
 from executor.model import PROBATION_CRASHES, JobStatus
 
+#: A number, or an SQL expression for it. The same object is used for each claim, because it is a key of the cache.
+MaxCreates = int | ScalarSelect[int]
+
 
 @lru_cache(maxsize=512)  # building the statement takes ten times as long as running it
-def claim_statement(owner: str, lease_s: float, max_creates: int | None) -> Any:
+def claim_statement(owner: str, lease_s: float, max_creates: MaxCreates | None) -> Any:
     """Return the UPDATE that claims the next job for the owner and returns the job's row.
 
     The text of the statement does not depend on the rows, so the database driver and SQLAlchemy prepare it once.
@@ -44,7 +47,7 @@ def claim_statement(owner: str, lease_s: float, max_creates: int | None) -> Any:
     )
 
 
-def _next_job_id(max_creates: int | None) -> Select[int]:
+def _next_job_id(max_creates: MaxCreates | None) -> Select[int]:
     """Return a query for the id of the next job, by the three rules of `job_queue.claim`.
 
     The rules are: the highest priority, the tenant with the fewest processing jobs, and the oldest job.
@@ -76,7 +79,7 @@ def _next_job_id(max_creates: int | None) -> Select[int]:
     )
 
 
-def _is_claimable(job_alias: Any, max_creates: int | None) -> ColumnElement[bool]:
+def _is_claimable(job_alias: Any, max_creates: MaxCreates | None) -> ColumnElement[bool]:
     """Return the SQL condition that a job can be claimed. `job_alias` is an alias of the table of jobs.
 
     The job must be pending, its backoff must be over, and its service must have no processing job and no run in

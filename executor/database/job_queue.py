@@ -29,7 +29,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from executor.database import job_events, manual_runs
-from executor.database.claim_statement import claim_statement
+from executor.database.claim_statement import MaxCreates, claim_statement
 from executor.database.other_leases import OtherLease
 from executor.database.statements import MAX_BACKOFF_S, execute_and_count, insert_into
 from executor.database.tables import (
@@ -148,7 +148,7 @@ def _columns_if_claimed_elsewhere(now: datetime) -> dict[str, Any]:
     }
 
 
-def claim(session: Session, owner: str, *, lease_s: float, max_creates: int | None = None) -> Job | None:
+def claim(session: Session, owner: str, *, lease_s: float, max_creates: MaxCreates | None = None) -> Job | None:
     """Claim the next job in the database and return it. Return None when no job can be claimed.
 
     These rules select the next job from the jobs that can be claimed. Each rule selects from the result of the rule

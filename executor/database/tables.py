@@ -288,6 +288,34 @@ class Node(Base):
     proxmox_error: Mapped[str | None] = mapped_column(Text)  #: the error of this check, None if Proxmox answered
 
 
+class Allocation(Base):
+    """What an agent has allocated to the run for one VM, for the other agents. Only `allocations` writes this table."""
+
+    __tablename__ = "allocations"
+
+    cluster: Mapped[str] = mapped_column(String(100), primary_key=True)
+    vmid: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    boot_id: Mapped[str] = mapped_column(String(64))  #: the agent process
+    node: Mapped[str] = mapped_column(String(100))  #: the Proxmox node
+    memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    cores: Mapped[int]
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    clone_target: Mapped[str | None] = mapped_column(String(200))  #: set when the clone of a create has started
+    is_cloning: Mapped[bool] = mapped_column(Boolean)
+
+
+class CloneTarget(Base):
+    """A storage on which clones run, and how many may run there. Only `allocations` writes this table."""
+
+    __tablename__ = "clone_targets"
+
+    cluster: Mapped[str] = mapped_column(String(100), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    max_clones: Mapped[int]
+    successes: Mapped[int]  #: the number of successful clones since the last change of `max_clones`
+
+
 class Pause(Base):
     """A pause, which an operator has begun: the agents claim no jobs. Only `pauses` writes this table."""
 

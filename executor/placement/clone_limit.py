@@ -3,7 +3,7 @@
 A clone target is a shared storage, or the local storage of one node. Parallel clones compete for the lock and the disks
 of the storage, and some storages can run more of them than others. So each target has its own limit, which adapts to
 the storage. When Proxmox reports a lock timeout, the limit is halved. After SUCCESSES_PER_RAISE successful clones, the
-limit is raised by one, up to its initial value.
+limit is raised by one, up to its initial value. Agents that share a database share the limits and the running clones.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from executor.errors import JobError
 from executor.log import get_logger
 from executor.model import JobResult
+from executor.placement.shared_allocations import SharedAllocations
 from executor.shared.error_codes import ErrorCode
 from executor.shared.error_patterns import LOCK_TIMEOUT
 
@@ -59,40 +61,53 @@ class CloneLimit:
     """
 
     max_limit: int
+    shared: SharedAllocations | None = None  #: None on SQLite, where no other agent uses the database
     _targets: dict[str, _Target] = field(default_factory=dict)
     #: Guards `_targets`, and is notified when a clone ends.
     _condition: threading.Condition = field(default_factory=threading.Condition)
+    _shared_max_creates: Any = None  #: always the same object, because the statement of a claim is cached for it
     _ended_clone_count: int = 0  #: the number of `with` blocks whose clone has ended
 
+    def __post_init__(self) -> None:
+        if self.shared is not None:
+            self._shared_max_creates = self.shared.max_creates(self.max_limit)
+
     @property
-    def max_creates(self) -> int:
+    def max_creates(self) -> Any:
         """The number of creates that may run at the same time on all targets that were used so far.
 
         A create whose clone has ended does not count against the limits. As long as no target was used, this is the
-        initial limit of one target.
+        initial limit of one target. On a shared database, this is an SQL expression for that number.
         """
+        if self._shared_max_creates is not None:
+            return self._shared_max_creates
         with self._condition:
             return (sum(target.limit for target in self._targets.values()) or self.max_limit) + self._ended_clone_count
 
     @contextmanager
-    def acquire(self, target_name: str, *, may_wait: Callable[[], bool]) -> Iterator[CloneSlot]:
+    def acquire(self, target_name: str, *, may_wait: Callable[[], bool], vmid: int = 0) -> Iterator[CloneSlot]:
         """Wait until fewer clones than the limit run on the target. The `with` block counts as one more clone.
+
+        On a shared database, the clones of all agents count, and `vmid` is the VM that the placer has allocated.
 
         `end_clone` of the yielded object ends the clone earlier. During the wait, `may_wait` is called repeatedly. When
         it returns False, raises JobError CANCELLED. An error in `may_wait` also ends the wait, and is raised to the
         caller.
         """
-        self._wait_for_slot(target_name, may_wait)
+        self._wait_for_slot(target_name, may_wait, vmid)
         is_running = True
 
         def end_clone() -> None:
             nonlocal is_running
             with self._condition:
-                if is_running:
-                    is_running = False
-                    self._targets[target_name].running -= 1
-                    self._ended_clone_count += 1
-                    self._condition.notify_all()
+                if not is_running:
+                    return
+                is_running = False
+                self._targets[target_name].running -= 1
+                self._ended_clone_count += 1
+                self._condition.notify_all()
+            if self.shared is not None:
+                self.shared.end_clone(vmid)
 
         clone_slot = CloneSlot(end_clone=end_clone)
         try:
@@ -101,10 +116,12 @@ class CloneLimit:
             end_clone()
             with self._condition:
                 self._ended_clone_count -= 1
-                if clone_slot.result is not None:
+                if clone_slot.result is not None and self.shared is None:
                     self._adapt_limit(target_name, clone_slot.result)
+            if clone_slot.result is not None and self.shared is not None:
+                self._adapt_shared_limit(self.shared, target_name, clone_slot.result)
 
-    def _wait_for_slot(self, target_name: str, may_wait: Callable[[], bool]) -> None:
+    def _wait_for_slot(self, target_name: str, may_wait: Callable[[], bool], vmid: int) -> None:
         started_at = time.monotonic()
         with self._condition:
             target = self._targets.setdefault(target_name, _Target(self.max_limit))
@@ -113,6 +130,16 @@ class CloneLimit:
                 if not may_wait():
                     raise JobError(ErrorCode.CANCELLED, "cancelled while it waited for other clones to end")
             target.running += 1
+        try:
+            while self.shared is not None and not self.shared.try_start_clone(vmid, target_name, self.max_limit):
+                time.sleep(CHECK_INTERVAL_S)
+                if not may_wait():
+                    raise JobError(ErrorCode.CANCELLED, "cancelled while it waited for other clones to end")
+        except BaseException:
+            with self._condition:
+                target.running -= 1
+                self._condition.notify_all()
+            raise
         waited_s = time.monotonic() - started_at
         if waited_s > CHECK_INTERVAL_S:
             log.info("clone_slot_acquired", target=target_name, waited_s=round(waited_s, 1))
@@ -120,7 +147,7 @@ class CloneLimit:
     def _adapt_limit(self, target_name: str, result: JobResult) -> None:
         """Change the limit if the result of a create requires it."""
         target = self._targets[target_name]
-        if result.code is ErrorCode.VM_LOCKED and re.search(LOCK_TIMEOUT, result.detail):
+        if _is_lock_timeout(result):
             target.limit = max(target.limit // 2, 1)
             target.successes = 0
             log.warning("clones_throttled", target=target_name, limit=target.limit, reason=result.detail)
@@ -129,3 +156,16 @@ class CloneLimit:
             if target.successes >= SUCCESSES_PER_RAISE:
                 target.limit += 1
                 target.successes = 0
+
+    def _adapt_shared_limit(self, shared: SharedAllocations, target_name: str, result: JobResult) -> None:
+        """Change the limit of all agents if the result of a create requires it."""
+        if _is_lock_timeout(result):
+            limit = shared.halve_limit(target_name)
+            log.warning("clones_throttled", target=target_name, limit=limit, reason=result.detail)
+        elif result.succeeded:
+            shared.note_success(target_name, max_clones=self.max_limit, successes_per_raise=SUCCESSES_PER_RAISE)
+
+
+def _is_lock_timeout(result: JobResult) -> bool:
+    """Return whether a create has failed because the lock of a storage was not free in time."""
+    return result.code is ErrorCode.VM_LOCKED and re.search(LOCK_TIMEOUT, result.detail) is not None

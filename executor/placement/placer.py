@@ -3,6 +3,7 @@
 All facts are read from Proxmox before the placer takes its lock. So a request that Proxmox does not answer delays no
 other placement. While a VM is being created or migrated, its memory and cores count as used on the chosen node,
 although Proxmox does not show them yet. Otherwise, many create jobs at the same time would all get the same node.
+Agents that share a database count each other's VMs, too (`shared_allocations.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from executor.database.tables import Allocation
 from executor.log import get_logger
 from executor.placement.choice import Choice, ChoiceReader, PlacementRequest
 from executor.placement.decide import (
@@ -24,6 +26,7 @@ from executor.placement.decide import (
     decide_migration,
     require_capacity,
 )
+from executor.placement.shared_allocations import SharedAllocations
 from executor.placement.snapshot import ClusterCache, ClusterSnapshot, MayWait, always, node_facts
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import NodeRow
@@ -49,10 +52,12 @@ class Placer:
     proxmox: ProxmoxReader
     settings: Settings
     clock: Callable[[], float] = time.monotonic
+    shared: SharedAllocations | None = None  #: None on SQLite, where no other agent uses the database
     _reader: ChoiceReader = field(init=False)
     _allocations: dict[int, _Allocation] = field(default_factory=dict)  #: the keys are VMIDs
+    _other_allocations: dict[int, _Allocation] = field(default_factory=dict)  #: those of other agents; keys: VMIDs
     _newest_snapshot: ClusterSnapshot | None = None  #: the newest lists that a choice has used
-    #: Guards the two fields above. It is not held while facts are read from Proxmox.
+    #: Guards the three fields above. It is not held while facts are read from Proxmox.
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -66,10 +71,10 @@ class Placer:
         cannot be read, and when `may_wait` returns False or raises JobError.
         """
         choice = self._reader.read_choice(request, may_wait)
-        with self._lock:
+        with self._lock, self._deciding(choice.snapshot, request.vmid) as allocate:
             placement = self._decide(choice)
             placement = replace(placement, clone_target=self._clone_target(placement.node, choice.snapshot))
-            self._add_allocation(request.vmid, placement.node, request.memory_mib * MIB, request.cores)
+            allocate(placement.node, request.memory_mib * MIB, request.cores)
         log.info("vm_placed", node=placement.node, template_vmid=placement.template_vmid, reason=placement.reason)
         with self._end_allocation_on_exit(request.vmid):
             yield placement
@@ -83,10 +88,10 @@ class Placer:
         """
         choice = self._reader.read_migration_choice(vmid, node, may_wait)
         vm = choice.migrating_vm
-        with self._lock:
+        with self._lock, self._deciding(choice.snapshot, vmid) as allocate:
             placement = self._decide(choice)
             memory_bytes, cores = (vm.max_memory_bytes, vm.cores) if vm else (0, 0)
-            self._add_allocation(vmid, placement.node, memory_bytes, cores)
+            allocate(placement.node, memory_bytes, cores)
         log.info("vm_placed", node=placement.node, reason=placement.reason)
         with self._end_allocation_on_exit(vmid):
             yield placement
@@ -103,20 +108,45 @@ class Placer:
             yield
             return
         vm, constraints, snapshot = growth
-        with self._lock:
+        with self._lock, self._deciding(snapshot, vmid) as allocate:
             snapshot = self._use_newest_snapshot(snapshot)
             for row in snapshot.nodes:
                 if row.name == vm.node:
                     require_capacity(self._node(row, snapshot, frozenset(), {vmid}), constraints, self._rules())
             memory_bytes = max(memory_mib * MIB, vm.max_memory_bytes)
-            self._add_allocation(vmid, vm.node, memory_bytes, max(cores, vm.cores))
+            allocate(vm.node, memory_bytes, max(cores, vm.cores))
         with self._end_allocation_on_exit(vmid):
             yield
 
     # --- allocations ----------------------------------------------------------------------------------------------
 
-    def _add_allocation(self, vmid: int, node: str, memory_bytes: int, cores: int) -> None:
-        self._allocations[vmid] = _Allocation(node=node, memory_bytes=memory_bytes, cores=cores)
+    @contextmanager
+    def _deciding(self, snapshot: ClusterSnapshot, vmid: int) -> Iterator[Callable[[str, int, int], None]]:
+        """Yield a function that adds the VM's allocation: node, memory in bytes, cores. The caller holds the lock.
+
+        On a shared database, no other agent chooses a node while the block runs, and the allocations of the others are
+        counted, too. An allocation of the same VM belongs to an agent that has lost the job. Raises DatabaseError.
+        """
+        added: dict[int, _Allocation] = {}
+
+        def add(node: str, memory_bytes: int, cores: int) -> None:
+            added[vmid] = _Allocation(node=node, memory_bytes=memory_bytes, cores=cores)
+
+        newest = self._use_newest_snapshot(snapshot)
+        if self.shared is None:
+            yield add
+        else:
+            with self.shared.decide(
+                own_vmids=self._allocations.keys(),
+                lists_age_s=self.clock() - newest.read_at,
+                vmids_of_unknown_size=[vm.vmid for vm in newest.vms if not vm.has_statistics],
+            ) as decision:
+                rows = [row for row in decision.of_others if row.vmid != vmid]
+                self._other_allocations = {row.vmid: _of_other(row, self.clock()) for row in rows}
+                yield add
+                for item in added.values():
+                    decision.store(vmid, item.node, item.memory_bytes, item.cores)
+        self._allocations |= added
 
     @contextmanager
     def _end_allocation_on_exit(self, vmid: int) -> Iterator[None]:
@@ -126,6 +156,8 @@ class Placer:
         finally:
             with self._lock:
                 self._allocations[vmid].ended_at = self.clock()
+            if self.shared is not None:
+                self.shared.end(vmid)
 
     def _use_newest_snapshot(self, snapshot: ClusterSnapshot) -> ClusterSnapshot:
         """Return the newest lists, and remove the allocations that ended before these lists were read.
@@ -199,10 +231,11 @@ class Placer:
         excluded_vmids: Collection[int],
     ) -> NodeFacts:
         # For a guest with an allocation, the allocation is counted, not the guest's entry in Proxmox's list.
-        facts = node_facts(row, snapshot, {*self._allocations, *excluded_vmids})
+        all_allocations = self._other_allocations | self._allocations
+        facts = node_facts(row, snapshot, {*all_allocations, *excluded_vmids})
         allocations = [
             allocation
-            for vmid, allocation in self._allocations.items()
+            for vmid, allocation in all_allocations.items()
             if allocation.node == row.name and vmid not in excluded_vmids
         ]
         return replace(
@@ -212,3 +245,9 @@ class Placer:
             allocated_cores=facts.allocated_cores + sum(item.cores for item in allocations),
             jobs_in_progress=sum(item.ended_at is None for item in allocations),
         )
+
+
+def _of_other(row: Allocation, now: float) -> _Allocation:
+    """Return the allocation of another agent. `now` is the time of the placer's clock."""
+    ended_at = None if row.ended_at is None else now
+    return _Allocation(node=row.node, memory_bytes=row.memory_bytes, cores=row.cores, ended_at=ended_at)

@@ -4,24 +4,44 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from smith_lab.simulator.control import SimulatorThread
-from sqlalchemy import Engine
-from support.databases import new_job, row
+from sqlalchemy import Engine, text
+from support.databases import new_job, row, submit
 from support.simulator_world import World
 
 from executor.agent.refused_jobs import RefusedJobs
 from executor.agent.reporter import SHARED_BATCH_SIZE, Reporter
 from executor.agent.state import AgentState
-from executor.database import job_queue
+from executor.database import allocations, job_queue, nodes, notifications
+from executor.database.allocations import Owner
 from executor.database.engine import transaction
+from executor.database.nodes import AgentProcess
+from executor.database.notifications import Listener
+from executor.errors import DatabaseError, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.model import JobResult, ReportState
+from executor.placement.choice import PlacementRequest
+from executor.placement.clone_limit import SUCCESSES_PER_RAISE, CloneLimit
+from executor.placement.placer import Placer
+from executor.placement.shared_allocations import SharedAllocations
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
+from executor.settings.settings import load_settings
 from executor.shared.error_codes import ErrorCode
 
 #: More than both agents send in one round.
 JOB_COUNT = 2 * SHARED_BATCH_SIZE + 6
+GIB = 1024**3
+LOCK_TIMED_OUT = JobResult(
+    succeeded=False,
+    code=ErrorCode.VM_LOCKED,
+    detail="can't lock file '/var/lock/pve-manager/pve-storage-ceph' - got timeout",
+)
 FAILED = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="the storage is full")
 
 
@@ -76,3 +96,171 @@ def test_reports_that_a_round_does_not_send_are_left_to_others(postgres_engine: 
     assert make_reporter(postgres_engine, world).flush(60.0) is True
     states = [row(postgres_engine, job_id).report_state for job_id in job_ids]
     assert states.count(ReportState.REPORTED) >= len(job_ids) - 4, "all but those that had a backoff"
+
+
+# --- placements and clones --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxmoxStandIn]:
+    folder: Path = tmp_path_factory.mktemp("shared-placement")
+    with running_stand_in(folder=folder) as running:
+        running.control("add_template", vmid=9100, name="shared", node="pve1", storage="ceph")
+        running.control("node", node="pve1", maxmem=8 * GIB, mem=0)
+        running.control("node", node="pve2", online=False)
+        for path in ("/", "/nodes"):
+            running.control("grant", path=path, privilege="Sys.Audit")  # shows the load of the nodes
+        yield running
+
+
+def shared_allocations(engine: Engine, boot_id: str) -> SharedAllocations:
+    """Return the allocations as an agent process sees them that has just started."""
+    with transaction(engine) as session:
+        nodes.add_agent(session, AgentProcess(boot_id=boot_id, host=boot_id, pid=1, version="1", concurrency=4))
+    return SharedAllocations(engine=engine, owner=Owner(boot_id=boot_id, cluster="default", silent_s=60.0))
+
+
+def placer(pve: ProxmoxStandIn, shared: SharedAllocations) -> Placer:
+    settings = load_settings(
+        env_file=None, environ=pve.env() | {"PROXMOX_STORAGE": "ceph", "PROXMOX_ANY_TEMPLATE": "true"}
+    )
+    return Placer(ProxmoxReader(ProxmoxConnection.from_settings(settings)), settings, shared=shared)
+
+
+def large_vm(vmid: int) -> PlacementRequest:
+    return PlacementRequest(vmid=vmid, image="shared", memory_mib=5 * 1024, cores=1, bridge="vmbr0")
+
+
+def test_the_memory_that_another_agent_has_allocated_is_not_free(postgres_engine: Engine, pve: ProxmoxStandIn) -> None:
+    one, other = (placer(pve, shared_allocations(postgres_engine, name)) for name in ("one", "other"))
+    with one.allocate(large_vm(150_000)) as placed:
+        assert placed.node == "pve1"
+        with pytest.raises(JobError, match="CAPACITY"), other.allocate(large_vm(150_001)):
+            pass
+    with pytest.raises(JobError, match="CAPACITY"), other.allocate(large_vm(150_001)):
+        pass  # the allocation has ended after Proxmox's lists were read, which may not show the new VM
+
+
+def test_the_allocations_of_an_agent_that_has_ended_do_not_count(postgres_engine: Engine, pve: ProxmoxStandIn) -> None:
+    one, other = (placer(pve, shared_allocations(postgres_engine, name)) for name in ("one", "other"))
+    with one.allocate(large_vm(150_000)):
+        with transaction(postgres_engine) as session:
+            nodes.note_agent_stopped(session, "one", "killed")
+        with other.allocate(large_vm(150_001)) as placed:
+            assert placed.node == "pve1"
+
+
+def test_another_agent_takes_over_the_allocation_of_a_vm(postgres_engine: Engine, pve: ProxmoxStandIn) -> None:
+    """It continues the job of an agent whose end it has seen before the agent's row shows the end."""
+    one, other = (placer(pve, shared_allocations(postgres_engine, name)) for name in ("one", "other"))
+    with one.allocate(large_vm(150_000)), other.allocate(large_vm(150_000)) as placed:
+        assert placed.node == "pve1"
+
+
+def test_a_choice_that_fails_allocates_nothing(postgres_engine: Engine, pve: ProxmoxStandIn) -> None:
+    shared = shared_allocations(postgres_engine, "one")
+    with (
+        pytest.raises(JobError, match="CAPACITY"),
+        placer(pve, shared).allocate(
+            PlacementRequest(vmid=150_000, image="shared", memory_mib=64 * 1024, cores=1, bridge="vmbr0")
+        ),
+    ):
+        pass
+    with transaction(postgres_engine) as session:
+        assert session.scalar(text("SELECT count(*) FROM allocations")) == 0
+
+
+def clone_limit(engine: Engine, boot_id: str, *vmids: int, max_limit: int = 1) -> CloneLimit:
+    """Return the clone limit of an agent that has allocated the memory of these VMs."""
+    shared = shared_allocations(engine, boot_id)
+    with transaction(engine) as session:
+        for vmid in vmids:
+            allocations.put(session, shared.owner, vmid=vmid, node="pve1", memory_bytes=GIB, cores=1)
+    return CloneLimit(max_limit=max_limit, shared=shared)
+
+
+def test_the_clones_of_all_agents_count_against_the_limit_of_a_target(postgres_engine: Engine) -> None:
+    one, other = clone_limit(postgres_engine, "one", 1), clone_limit(postgres_engine, "other", 2)
+    with one.acquire("ceph", may_wait=lambda: False, vmid=1) as slot:
+        with pytest.raises(JobError, match="CANCELLED"), other.acquire("ceph", may_wait=lambda: False, vmid=2):
+            pass
+        with other.acquire("local@pve1", may_wait=lambda: False, vmid=2):
+            pass
+        slot.end_clone()
+        with other.acquire("ceph", may_wait=lambda: False, vmid=2):
+            pass
+
+
+def test_a_clone_of_an_agent_that_has_ended_does_not_count(postgres_engine: Engine) -> None:
+    one, other = clone_limit(postgres_engine, "one", 1), clone_limit(postgres_engine, "other", 2)
+    with ExitStack() as clone_of_one:
+        clone_of_one.enter_context(one.acquire("ceph", may_wait=lambda: False, vmid=1))
+        with transaction(postgres_engine) as session:
+            nodes.note_agent_stopped(session, "one", "killed")
+        with other.acquire("ceph", may_wait=lambda: False, vmid=2):
+            pass
+
+
+def test_a_limit_that_one_agent_lowers_is_lower_for_all(postgres_engine: Engine) -> None:
+    """Otherwise the throttled agent would get no more creates, and the others would go on as before."""
+    one = clone_limit(postgres_engine, "one", 1, max_limit=2)
+    other = clone_limit(postgres_engine, "other", 2, 3, max_limit=2)
+    with one.acquire("ceph", may_wait=lambda: False, vmid=1) as slot:
+        slot.result = LOCK_TIMED_OUT
+    with ExitStack() as clones:
+        clones.enter_context(other.acquire("ceph", may_wait=lambda: False, vmid=2))
+        with pytest.raises(JobError, match="CANCELLED"):
+            clones.enter_context(other.acquire("ceph", may_wait=lambda: False, vmid=3))
+    for _ in range(SUCCESSES_PER_RAISE):
+        with one.acquire("ceph", may_wait=lambda: False, vmid=1) as slot:
+            slot.result = JobResult(succeeded=True)
+    with other.acquire("ceph", may_wait=lambda: False, vmid=2), other.acquire("ceph", may_wait=lambda: False, vmid=3):
+        pass
+
+
+def test_all_agents_together_claim_as_many_creates_as_the_targets_allow(postgres_engine: Engine) -> None:
+    """A create whose clone has ended makes room for another one, whichever agent works on it."""
+    limits = [clone_limit(postgres_engine, "one", 1), clone_limit(postgres_engine, "other", 2)]
+    for _ in range(4):
+        submit(postgres_engine)
+
+    def claim(limit: CloneLimit, owner: str) -> bool:
+        with transaction(postgres_engine) as session:
+            return job_queue.claim(session, owner, lease_s=30, max_creates=limit.max_creates) is not None
+
+    assert [claim(limits[0], "one"), claim(limits[1], "other")] == [True, False]
+    with limits[0].acquire("ceph", may_wait=lambda: False, vmid=1) as slot:
+        assert not claim(limits[1], "other")
+        slot.end_clone()
+        assert [claim(limits[1], "other"), claim(limits[0], "one")] == [True, False]
+
+
+# --- notifications ----------------------------------------------------------------------------------------------------
+
+
+def test_an_agent_that_waits_is_notified_of_new_jobs(postgres_engine: Engine) -> None:
+    listener = Listener(engine=postgres_engine)
+    assert listener.wait(0.0), "a new connection may have missed a notification"
+    assert not listener.wait(0.0)
+    with transaction(postgres_engine) as session:
+        notifications.announce_jobs(session)
+    assert listener.wait(60.0)
+    assert not listener.wait(0.0)
+    listener.close()
+
+
+def test_after_a_lost_connection_the_agent_waits_on_a_new_one(postgres_engine: Engine) -> None:
+    listener = Listener(engine=postgres_engine)
+    assert listener.wait(0.0)
+    with transaction(postgres_engine) as session:
+        end_others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
+        session.execute(text(end_others))
+
+    def wait_several_times() -> None:
+        for _ in range(3):  # the server says why it ends the connection, and then ends it
+            listener.wait(60.0)
+
+    with pytest.raises(DatabaseError, match="was lost"):
+        wait_several_times()
+    assert listener.wait(0.0)
+    listener.close()

@@ -1,0 +1,171 @@
+"""Stores what the agents of one PostgreSQL database have allocated to their runs: memory, cores and clones.
+
+Each agent counts its own allocations in memory (`placement/placer.py`, `placement/clone_limit.py`). The rows show them
+to the other agents. On SQLite, no other agent exists, and the tables stay empty.
+
+A row counts only while the agent process that wrote it is running. No function commits. A caller that reads and then
+writes calls `lock` first, so that two agents do not decide at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, ScalarSelect, and_, delete, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from executor.database.statements import insert_into
+from executor.database.tables import Allocation, CloneTarget, Node, db_now
+
+#: The key of the PostgreSQL advisory lock. The value is the ASCII text "SMIA".
+LOCK_KEY = 0x534D4941
+#: A row that is older no longer counts: its end could not be stored, and its agent has allocated nothing since.
+MAX_AGE_S = 7200.0
+#: How long an ended allocation counts if Proxmox does not show the size of the VM.
+MAX_UNKNOWN_SIZE_S = 120.0
+#: By this, the ages that the clocks of the database and of an agent measure may differ.
+CLOCK_TOLERANCE_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """The agent process that writes and reads the rows."""
+
+    boot_id: str
+    cluster: str
+    silent_s: float  #: another agent process that has not renewed its leases for this time counts as ended
+
+
+def lock(session: Session) -> None:
+    """Let no other agent decide until this transaction has ended."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(LOCK_KEY)))
+
+
+# --- memory and cores -------------------------------------------------------------------------------------------------
+
+
+def of_others(
+    session: Session, owner: Owner, *, lists_age_s: float, vmids_of_unknown_size: Collection[int]
+) -> Sequence[Allocation]:
+    """Return the allocations of the other running agents that Proxmox's lists do not show yet.
+
+    `lists_age_s` is the age of the lists. Without statistics of a VM, the lists do not show its size.
+    """
+    is_in_progress = and_(Allocation.ended_at.is_(None), _is_agent_running(owner))
+    has_ended_since = Allocation.ended_at > db_now(-lists_age_s - CLOCK_TOLERANCE_S)
+    is_unknown = Allocation.vmid.in_(vmids_of_unknown_size) & (Allocation.ended_at > db_now(-MAX_UNKNOWN_SIZE_S))
+    is_of_other = (Allocation.cluster == owner.cluster) & (Allocation.boot_id != owner.boot_id)
+    stmt = select(Allocation).where(is_of_other, or_(is_in_progress, has_ended_since, is_unknown))
+    return session.scalars(stmt).all()
+
+
+def put(  # noqa: PLR0913 (one parameter for each column)
+    session: Session, owner: Owner, *, vmid: int, node: str, memory_bytes: int, cores: int
+) -> None:
+    """Store an allocation for a VM. It replaces an earlier one, also that of an agent that has ended."""
+    values: dict[str, Any] = {
+        "cluster": owner.cluster,
+        "vmid": vmid,
+        "boot_id": owner.boot_id,
+        "node": node,
+        "memory_bytes": memory_bytes,
+        "cores": cores,
+        "started_at": db_now(),
+        "ended_at": None,
+        "clone_target": None,
+        "is_cloning": False,
+    }
+    stmt = insert_into(session, Allocation).values(values)
+    session.execute(stmt.on_conflict_do_update(index_elements=["cluster", "vmid"], set_=values))
+
+
+def end(session: Session, owner: Owner, vmid: int) -> None:
+    """Store that the run has ended for which the memory and cores of a VM were allocated."""
+    columns = {"ended_at": db_now(), "is_cloning": False}
+    session.execute(_update_own(owner, vmid).where(Allocation.ended_at.is_(None)).values(**columns))
+
+
+def delete_ended(session: Session, owner: Owner, kept_vmids: Collection[int]) -> None:
+    """Delete the rows of this agent, except those of `kept_vmids`, and the rows of all agents that ended long ago."""
+    is_own = (Allocation.boot_id == owner.boot_id) & Allocation.vmid.not_in(kept_vmids)
+    is_old = or_(Allocation.ended_at < db_now(-MAX_UNKNOWN_SIZE_S), Allocation.started_at < db_now(-MAX_AGE_S))
+    is_recent = Allocation.ended_at > db_now(-MAX_UNKNOWN_SIZE_S)  # other agents may have older lists
+    session.execute(delete(Allocation).where(or_(and_(is_own, func.coalesce(~is_recent, True)), is_old)))
+
+
+def _update_own(owner: Owner, vmid: int) -> Any:
+    is_own = (Allocation.cluster == owner.cluster) & (Allocation.boot_id == owner.boot_id)
+    return update(Allocation).where(is_own, Allocation.vmid == vmid)
+
+
+def _is_agent_running(owner: Owner) -> ColumnElement[bool]:
+    """Return the SQL condition that the process that wrote a row has not ended, and that the row is not too old."""
+    is_running = (Node.id == Allocation.boot_id) & Node.stopped_at.is_(None) & (Node.seen_at > db_now(-owner.silent_s))
+    return select(Node.id).where(is_running).exists() & (Allocation.started_at > db_now(-MAX_AGE_S))
+
+
+# --- clones -----------------------------------------------------------------------------------------------------------
+
+
+def try_start_clone(session: Session, owner: Owner, *, vmid: int, target: str, max_clones: int) -> bool:
+    """Store that a clone starts on a target, unless as many clones run there as its limit allows; return whether.
+
+    The caller has called `lock`, and has stored the allocation of the VM.
+    """
+    new_target = {"cluster": owner.cluster, "name": target, "max_clones": max_clones, "successes": 0}
+    stmt = insert_into(session, CloneTarget).values(new_target)
+    session.execute(stmt.on_conflict_do_nothing(index_elements=["cluster", "name"]))
+    limit = session.scalar(select(CloneTarget.max_clones).where(_is_target(owner, target))) or max_clones
+    is_on_target = (Allocation.cluster == owner.cluster) & (Allocation.clone_target == target)
+    is_active = or_(Allocation.boot_id == owner.boot_id, _is_agent_running(owner))
+    running = select(func.count()).where(is_on_target, Allocation.is_cloning, is_active)
+    if (session.scalar(running) or 0) >= min(limit, max_clones):
+        return False
+    session.execute(_update_own(owner, vmid).values(clone_target=target, is_cloning=True))
+    return True
+
+
+def end_clone(session: Session, owner: Owner, vmid: int) -> None:
+    """Store that Proxmox has made the clone. The VM is now configured and started."""
+    session.execute(_update_own(owner, vmid).values(is_cloning=False))
+
+
+def halve_limit(session: Session, owner: Owner, target: str) -> int:
+    """Halve the limit of a target; return the new limit. The caller has called `lock`."""
+    row = session.get_one(CloneTarget, (owner.cluster, target))
+    row.max_clones, row.successes = max(row.max_clones // 2, 1), 0
+    return row.max_clones
+
+
+def note_success(session: Session, owner: Owner, target: str, *, max_clones: int, successes_per_raise: int) -> None:
+    """Count a successful clone on a target with a lowered limit, and raise the limit by one after several of them."""
+    is_lowered = _is_target(owner, target) & (CloneTarget.max_clones < max_clones)
+    row = session.scalar(select(CloneTarget).where(is_lowered).with_for_update())
+    if row is None:
+        return
+    row.successes += 1
+    if row.successes >= successes_per_raise:
+        row.max_clones, row.successes = row.max_clones + 1, 0
+
+
+def max_creates(owner: Owner, max_clones: int) -> ScalarSelect[int]:
+    """Return the SQL expression for the number of creates that all agents together may run at the same time.
+
+    It is the sum of the limits of all targets, and the number of creates whose clone has ended.
+    """
+    limits = select(func.sum(CloneTarget.max_clones)).where(CloneTarget.cluster == owner.cluster).scalar_subquery()
+    is_past_clone = Allocation.clone_target.is_not(None) & ~Allocation.is_cloning & Allocation.ended_at.is_(None)
+    past_clones = (
+        select(func.count())
+        .select_from(Allocation)
+        .where(Allocation.cluster == owner.cluster, is_past_clone, _is_agent_running(owner))
+        .scalar_subquery()
+    )
+    return select(func.coalesce(limits, max_clones) + past_clones).scalar_subquery()
+
+
+def _is_target(owner: Owner, target: str) -> ColumnElement[bool]:
+    return (CloneTarget.cluster == owner.cluster) & (CloneTarget.name == target)

@@ -1,0 +1,74 @@
+"""Notifies the other agents of a PostgreSQL database when jobs can be claimed, so that they need not wait for a search.
+
+A lost notification delays a job only until the next search of the dispatcher. PgBouncer must not pool the sessions for
+transactions: then LISTEN has no effect, and only the searches remain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select as select_module
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from executor.database.engine import translating_errors
+from executor.errors import DatabaseUnavailable
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+#: The name of PostgreSQL's channel. It belongs to one database of the server.
+CHANNEL = "smith_jobs"
+
+
+def announce_jobs(session: Session) -> None:
+    """Notify the agents, when this transaction is committed, that jobs can be claimed. On SQLite, do nothing."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_notify(CHANNEL, "")))
+
+
+@dataclass(kw_only=True)
+class Listener:
+    """Waits for notifications on a connection of its own, which is not one of the pool."""
+
+    engine: Engine
+    _connection: Any = None  #: None before the first wait and after an error
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for a notification, at most `timeout_s`. Return whether one has arrived. Raises DatabaseError.
+
+        Also return True for a new connection, because a notification may have been sent before.
+        """
+        if self._connection is None:
+            self._connection = self._connect()
+            return True
+        try:
+            return self._has_notification(timeout_s)
+        except Exception as error:  # the driver's package is optional, so its errors are not named here
+            self.close()
+            raise DatabaseUnavailable(f"the connection that waits for notifications was lost: {error}") from error
+
+    def close(self) -> None:
+        """Close the connection. The next wait opens another one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.close()
+
+    def _connect(self) -> Any:
+        with translating_errors(self.engine):
+            connection = self.engine.raw_connection()
+            connection.detach()  # the pool may open another connection instead
+            driver_connection: Any = connection.dbapi_connection
+            driver_connection.autocommit = True
+            driver_connection.execute(f"LISTEN {CHANNEL}")
+        return connection
+
+    def _has_notification(self, timeout_s: float) -> bool:
+        """Wait until the server has sent something, and read it. The driver itself would wake up every 0.1 s."""
+        driver_connection = self._connection.dbapi_connection
+        readable, _, _ = select_module.select([driver_connection.fileno()], [], [], timeout_s)
+        return bool(readable) and bool(list(driver_connection.notifies(timeout=0)))

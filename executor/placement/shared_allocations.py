@@ -1,0 +1,92 @@
+"""Shows the allocations of this agent to the other agents of its database, and theirs to it.
+
+`Placer` and `CloneLimit` use an object of this class on PostgreSQL. On SQLite no other agent exists, and they use none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from executor.database import allocations
+from executor.database.allocations import Owner
+from executor.database.engine import transaction
+from executor.database.tables import Allocation
+from executor.errors import DatabaseError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """A choice of a node, during which no other agent chooses one."""
+
+    session: Session
+    owner: Owner
+    of_others: Collection[Allocation]
+
+    def store(self, vmid: int, node: str, memory_bytes: int, cores: int) -> None:
+        """Store the chosen node and what the VM needs there."""
+        allocations.put(self.session, self.owner, vmid=vmid, node=node, memory_bytes=memory_bytes, cores=cores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedAllocations:
+    """The allocations of all agents that use one database."""
+
+    engine: Engine
+    owner: Owner
+
+    @contextlib.contextmanager
+    def decide(
+        self, *, own_vmids: Collection[int], lists_age_s: float, vmids_of_unknown_size: Collection[int]
+    ) -> Iterator[Decision]:
+        """Let no other agent choose a node while the block runs. Raises DatabaseError.
+
+        `own_vmids` are the VMs of the allocations that this agent counts.
+        """
+        with transaction(self.engine) as session:
+            allocations.lock(session)
+            allocations.delete_ended(session, self.owner, own_vmids)
+            others = allocations.of_others(
+                session, self.owner, lists_age_s=lists_age_s, vmids_of_unknown_size=vmids_of_unknown_size
+            )
+            yield Decision(session=session, owner=self.owner, of_others=others)
+
+    def end(self, vmid: int) -> None:
+        """Store the end of an allocation. If the database cannot be written, the next decision deletes it instead."""
+        with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
+            allocations.end(session, self.owner, vmid)
+
+    def try_start_clone(self, vmid: int, target: str, max_clones: int) -> bool:
+        """Start a clone unless as many run on the target as its limit allows; return whether. Raises DatabaseError."""
+        with transaction(self.engine) as session:
+            allocations.lock(session)
+            return allocations.try_start_clone(session, self.owner, vmid=vmid, target=target, max_clones=max_clones)
+
+    def end_clone(self, vmid: int) -> None:
+        """Store that a clone has ended. If the database cannot be written, the clone counts until its create ends."""
+        with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
+            allocations.end_clone(session, self.owner, vmid)
+
+    def halve_limit(self, target: str) -> int | None:
+        """Halve the limit of a target; return the new limit, or None if the database cannot be written."""
+        with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
+            allocations.lock(session)
+            return allocations.halve_limit(session, self.owner, target)
+        return None
+
+    def note_success(self, target: str, *, max_clones: int, successes_per_raise: int) -> None:
+        """Count a successful clone, which may raise the limit of its target."""
+        with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
+            allocations.note_success(
+                session, self.owner, target, max_clones=max_clones, successes_per_raise=successes_per_raise
+            )
+
+    def max_creates(self, max_clones: int) -> Any:
+        """Return the SQL expression for the number of creates that all agents together may run at the same time."""
+        return allocations.max_creates(self.owner, max_clones)

@@ -29,8 +29,8 @@ $(STAMP): pyproject.toml lab/pyproject.toml constraints.txt deploy/install_colle
 demo: $(STAMP) ## run the whole system: simulator, Proxmox stand-in, executor
 	@$(BIN)/smith demo $(DEMO_ARGS)
 
-lab: $(STAMP) ## run simulator and Proxmox stand-in until Ctrl-C
-	@$(BIN)/smith lab
+lab: $(STAMP) ## run simulator and Proxmox stand-in until Ctrl-C, with their files in .lab
+	@$(BIN)/smith lab --folder .lab
 
 test: $(STAMP) ## run every test that needs no real Proxmox (PYTEST_ARGS: more arguments for pytest)
 	@$(if $(PYTEST_ARGS),,$(MODULE_PYTEST) $(MODULE_TESTS))

@@ -129,7 +129,7 @@ EXTENSIONS = (
         "Run Agent Smith against a FulcrumCore simulator and a Proxmox stand-in, without using your settings.",
         "agent-smith-lab",
     ),
-    Extension("lab", "Keep a FulcrumCore simulator and a Proxmox stand-in running, until Ctrl-C.", "agent-smith-lab"),
+    Extension("lab", "Run a FulcrumCore simulator and a Proxmox stand-in, and order services.", "agent-smith-lab"),
     Extension(
         "lab-test",
         "Test playbooks in a lab: the Proxmox that LAB_PROXMOX_* names, or a stand-in without them.",

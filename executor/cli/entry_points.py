@@ -1,6 +1,7 @@
 """Finds the commands that other Python distributions add to `smith`.
 
-Such a distribution declares an entry point `name = "module:function"` in the group `smith.commands`.
+Such a distribution declares an entry point `name = "module:function"` in the group `smith.commands`. The object may
+also be a `typer.Typer`, for a group of commands.
 """
 
 from __future__ import annotations
@@ -19,23 +20,26 @@ class DependencyMissing(SmithError):
     """A command of another distribution imports a Python module that is not installed."""
 
 
-def find_function(name: str) -> Callable[..., Any] | None:
-    """Import and return the function of the entry point with this name, or return None if there is no such entry point.
+def find_command(name: str) -> Callable[..., Any] | None:
+    """Import and return the function or the group of the entry point with this name, or None if there is none.
 
     Raises DependencyMissing.
     """
     for entry_point in entry_points(group=GROUP, name=name):
-        return _import_function(entry_point)
+        return _import_object(entry_point)
     return None
 
 
-def _import_function(entry_point: EntryPoint) -> Callable[..., Any]:
-    """Import and return the function. Raises DependencyMissing if a module that it needs is not installed."""
+def _import_object(entry_point: EntryPoint) -> Callable[..., Any]:
+    """Import and return the function or the group.
+
+    Raises DependencyMissing if a module that it needs is not installed.
+    """
     try:
-        function: Callable[..., Any] = entry_point.load()
+        found: Callable[..., Any] = entry_point.load()
     except ModuleNotFoundError as error:
         text = f"`smith {entry_point.name}` needs the Python module {error.name}, which is not installed"
         if entry_point.dist:
             text += f": pip install {entry_point.dist.name}"
         raise DependencyMissing(text) from error
-    return function
+    return found

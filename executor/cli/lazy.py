@@ -114,8 +114,10 @@ def _load_entry_point_command(name: str) -> Any:
     """Return the command of the installed entry point with this name, or None if there is no such entry point."""
     # entry_points is not imported at the top, because it imports importlib.metadata. This import would take an eighth
     # of the time of `smith --help`.
-    function = import_function("entry_points", "find_function")(name)
-    return None if function is None else _build_command(name, function)
+    found = import_function("entry_points", "find_command")(name)
+    if isinstance(found, typer.Typer):
+        return typer.main.get_command(found)
+    return None if found is None else _build_command(name, found)
 
 
 def _load_extension(extension: Extension) -> Any:

@@ -1,18 +1,50 @@
 """Defines the commands `smith demo` and `smith lab`.
 
-The lab's package declares both functions as entry points in the group `smith.commands`, by which `smith` finds them.
+The lab's package declares both as entry points in the group `smith.commands`, by which `smith` finds them.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from executor.cli.help_text import examples
+from executor.cli.help_text import examples, examples_section
+from executor.cli.lazy import TYPER_ARGUMENTS
 from smith_lab import playground
 from smith_lab.demo import main as run_demo
+from smith_lab.lab_faults import FAULTS, begin_fault, clear_faults
+from smith_lab.orders import Customer
+from smith_lab.running_lab import DEFAULT_FOLDER, FOLDER_VARIABLE
+
+Folder = Annotated[
+    Path, typer.Option("--folder", envvar=FOLDER_VARIABLE, help="The folder of the running lab; lab.env sets it.")
+]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The service's name.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the job has ended.")]
+Cores = Annotated[int | None, typer.Option("--cores", min=1, help="Number of cores.")]
+MemoryMb = Annotated[int | None, typer.Option("--memory-mb", min=1, help="Memory in MiB.")]
+DiskGb = Annotated[int | None, typer.Option("--disk-gb", min=1, help="Size of the disk in GiB.")]
+#: The actions of a service that need nothing but its name, each with its help line.
+SIMPLE_ACTIONS = {
+    "start": "Start the VM of a service.",
+    "stop": "Shut down the VM of a service.",
+    "restart": "Restart the VM of a service.",
+    "delete": "Delete a service with its VM.",
+}
+
+lab = typer.Typer(
+    name="lab",
+    invoke_without_command=True,
+    epilog=examples_section(
+        "smith lab                       a FulcrumCore simulator and a Proxmox stand-in, until Ctrl-C",
+        "smith lab --folder .lab --core-port 3000 --proxmox-port 8006     with a known folder and known ports",
+        "smith lab order web-1           in another shell: order a VM",
+        "smith lab fault                 faults to try",
+    ),
+    **TYPER_ARGUMENTS,
+)
 
 
 @examples(
@@ -29,11 +61,9 @@ def demo(
     raise typer.Exit(run_demo(service_count=services, as_json=as_json, keep_folder=keep))
 
 
-@examples(
-    "smith lab                   a FulcrumCore simulator and a Proxmox stand-in, until Ctrl-C",
-    "smith lab --folder lab --core-port 3000 --proxmox-port 8006     with a known folder and known ports",
-)
-def lab(
+@lab.callback()
+def run_lab(
+    context: typer.Context,
     folder: Annotated[
         Path | None, typer.Option("--folder", help="Folder for settings, secrets and the CA; default: a temporary one.")
     ] = None,
@@ -44,5 +74,87 @@ def lab(
         int, typer.Option("--proxmox-port", min=0, max=65535, help="The stand-in's port; 0: any free port.")
     ] = 0,
 ) -> None:
-    """Keep a FulcrumCore simulator and a Proxmox stand-in running, until Ctrl-C."""
-    raise typer.Exit(playground.main(folder=folder, core_port=core_port, proxmox_port=proxmox_port))
+    """Run a FulcrumCore simulator and a Proxmox stand-in, and order services."""
+    if context.invoked_subcommand is None:
+        raise typer.Exit(playground.main(folder=folder, core_port=core_port, proxmox_port=proxmox_port))
+
+
+@lab.command(
+    epilog=examples_section(
+        "smith lab order web-1",
+        "smith lab order db-1 --image ubuntu-24.04 --cores 2 --memory-mb 4096 --disk-gb 20",
+        "smith lab order box-1 --container",
+    )
+)
+def order(
+    name: Name,
+    *,
+    image: Annotated[str | None, typer.Option("--image", help="debian-12 or ubuntu-24.04.")] = None,
+    cores: Cores = None,
+    memory_mb: MemoryMb = None,
+    disk_gb: DiskGb = None,
+    container: Annotated[bool, typer.Option("--container", help="Order a container instead of a VM.")] = False,
+    wait: Wait = True,
+    folder: Folder = DEFAULT_FOLDER,
+) -> None:
+    """Order a service, whose VM the agent creates."""
+    properties = _properties(cores=cores, memoryMb=memory_mb, diskGb=disk_gb)
+    if image:
+        properties["osTemplate" if container else "image"] = image
+    customer = Customer(folder, must_wait=wait)
+    raise typer.Exit(customer.order(name, properties, is_container=container))
+
+
+@lab.command(epilog=examples_section("smith lab update web-1 --cores 2", "smith lab update web-1 --disk-gb 20"))
+def update(
+    name: Name,
+    *,
+    cores: Cores = None,
+    memory_mb: MemoryMb = None,
+    disk_gb: DiskGb = None,
+    wait: Wait = True,
+    folder: Folder = DEFAULT_FOLDER,
+) -> None:
+    """Change the size of a service's VM."""
+    customer = Customer(folder, must_wait=wait)
+    raise typer.Exit(customer.update(name, _properties(cores=cores, memoryMb=memory_mb, diskGb=disk_gb)))
+
+
+def _add_action(action: str, help_line: str) -> None:
+    @lab.command(action, help=help_line, epilog=examples_section(f"smith lab {action} web-1"))
+    def run(name: Name, wait: Wait = True, folder: Folder = DEFAULT_FOLDER) -> None:
+        raise typer.Exit(Customer(folder, must_wait=wait).run_action(name, action))
+
+
+for each_action, each_help_line in SIMPLE_ACTIONS.items():
+    _add_action(each_action, each_help_line)
+
+
+@lab.command("list", epilog=examples_section("smith lab list"))
+def list_services(folder: Folder = DEFAULT_FOLDER) -> None:
+    """List the services of the lab."""
+    for service in Customer(folder).list_services():
+        vmid = str(service.get("agentInstanceId") or "").rpartition("/")[2]
+        print(f"{service['name']:<20} {service['status']:<10} {vmid or '-':>7}  {service['id']}")
+
+
+@lab.command(epilog=examples_section("smith lab fault storage-full", "smith lab fault clear"))
+def fault(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A fault, or clear to end all.")] = None,
+    folder: Folder = DEFAULT_FOLDER,
+) -> None:
+    """Cause a fault, to see its remedy; or list the faults."""
+    if name is None:
+        for each in FAULTS:
+            print(f"{each.name:<16} {each.text}")
+    elif name == "clear":
+        clear_faults(folder)
+        print("all faults have ended; what has failed can be ordered again")
+    else:
+        begun = begin_fault(folder, name)
+        print(f"{begun.text}\nsee it:  {begun.see}\nend it:  smith lab fault clear")
+
+
+def _properties(**values: int | None) -> dict[str, Any]:
+    """Return the properties that have a value."""
+    return {name: value for name, value in values.items() if value is not None}

@@ -5,27 +5,60 @@ The settings are shell variables in the file `lab.env`.
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 import signal
+import socket
+import sys
 import tempfile
 import threading
 from contextlib import ExitStack
 from pathlib import Path
 
-from rich.console import Console
-
-from executor.errors import EXIT_OK
+from executor.errors import EXIT_OK, SmithError
 from smith_lab.private_file import write_private
+from smith_lab.running_lab import FILE_NAME, FOLDER_VARIABLE, RunningLab, read_lab
 from smith_lab.system import SETTING_PREFIXES, LabSystem, running_lab
 
-#: Secrets among the settings. The lab also writes each of them to its own file, which a container can mount.
+#: Secrets among the settings. `lab.env` names their files, which a container can mount.
 SECRET_SETTINGS = ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET")
+#: Settings for which `lab.env` leaves the default: the console log on a terminal, and a run folder in memory.
+DEFAULT_SETTINGS = ("SMITH_LOG_FORMAT", "SMITH_RUN_DIR")
+BACKUP_STORAGE = "backups"
+#: What `smith lab` prints. The commands work in this order, the first two in shells of their own.
+TOUR = """\
+FulcrumCore simulator  {core_url}
+Proxmox stand-in       https://{host}:{port}
+agent                  {agent_id}
+files                  {folder} (lab.env: settings, admin-token: FulcrumCore's administrator, proxmox/ca.pem: the CA)
+
+A first tour. In a second shell, start Agent Smith:
+  . {env} && smith run
+
+In a third shell:
+  . {env}
+  smith doctor                         checks everything that a job needs
+  smith lab order web-1                a customer orders a VM
+  smith lab start web-1                and starts it; also: stop, restart, update, delete, list
+  smith jobs list                      what Agent Smith has done for it; smith top shows it live
+  smith jobs show 1                    one job as a timeline
+
+Then see a failure and its remedy:
+  smith lab fault storage-full         smith lab fault lists all faults, smith lab fault clear ends them
+
+Ctrl-C ends the lab.
+"""
+
+
+class LabRuns(SmithError):
+    """Another lab is running in the folder."""
 
 
 def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int = 0, proxmox_port: int = 0) -> int:
-    """Run the lab until Ctrl-C or SIGTERM; return the exit code. Overwrite the files of an earlier lab in `folder`.
+    """Run the lab until Ctrl-C or SIGTERM; return the exit code. Remove the files of an earlier lab in `folder`.
 
-    `time_scale` is the number of real seconds for each second of simulated Proxmox time.
+    `time_scale` is the number of real seconds for each second of simulated Proxmox time. Raises LabRuns.
     """
     stop_requested = threading.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
@@ -34,39 +67,89 @@ def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int 
         lab_folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agent-smith-lab-")))
         lab_folder = lab_folder.resolve()
         lab_folder.mkdir(parents=True, exist_ok=True)
-        (lab_folder / "lab.env").unlink(missing_ok=True)
+        _remove_earlier_lab(lab_folder)
         lab = stack.enter_context(
             running_lab(
                 lab_folder,
                 time_scale=time_scale,
+                settings={"PROXMOX_BACKUP_STORAGE": BACKUP_STORAGE, "SMITH_HTTP_ADDR": f"127.0.0.1:{_free_port()}"},
                 core_port=core_port,
                 proxmox_port=proxmox_port,
                 is_restricted=True,
             )
         )
+        # With this privilege the token may read the load of the nodes and the allowed tags.
+        lab.proxmox.control("grant", path="/", privilege="Sys.Audit")
         _write_files(lab)
-        _print_usage(lab, Console())
+        stack.callback(_remove_addresses, lab_folder)
+        _print_tour(lab)
         stop_requested.wait()
     return EXIT_OK
 
 
+def _remove_earlier_lab(folder: Path) -> None:
+    """Remove the files of an ended lab: its services are unknown to the new lab's FulcrumCore."""
+    if read_lab(folder) is not None:
+        raise LabRuns(f"a lab is running in {folder}: end it with Ctrl-C, or choose another --folder")
+    if (folder / "lab.env").exists() or (folder / "admin-token").exists():
+        shutil.rmtree(folder / "data", ignore_errors=True)
+    _remove_addresses(folder)
+
+
+def _remove_addresses(folder: Path) -> None:
+    """Remove the files by which other shells find a running lab."""
+    for name in ("lab.env", FILE_NAME):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _free_port() -> int:
+    """Return a port that is free now, for the agent's HTTP server: `smith health` must know it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def _write_files(lab: LabSystem) -> None:
     """Write the settings and the secrets. `lab.env` is written last: once it exists, all other files exist."""
-    settings = {key: value for key, value in lab.environment().items() if key.startswith(SETTING_PREFIXES)}
+    environment = lab.environment()
+    settings = {name: value for name, value in environment.items() if name.startswith(SETTING_PREFIXES)}
     (lab.folder / "secrets").mkdir(mode=0o700, exist_ok=True)
     for name in SECRET_SETTINGS:
-        write_private(lab.folder / "secrets" / name.lower(), settings[name].encode())
+        file = write_private(lab.folder / "secrets" / name.lower(), settings.pop(name).encode())
+        settings[f"{name}_FILE"] = str(file)
+    for name in DEFAULT_SETTINGS:
+        settings.pop(name, None)
+    settings[FOLDER_VARIABLE] = str(lab.folder)
     write_private(lab.folder / "admin-token", lab.ids.admin_token.encode())
-    exports = "".join(f"export {key}={shlex.quote(value)}\n" for key, value in sorted(settings.items()))
-    write_private(lab.folder / "lab.env.new", exports.encode()).rename(lab.folder / "lab.env")
+    _describe(lab).write(lab.folder)
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(settings.items()))
+    write_private(lab.folder / "lab.env.new", (exports + _path_export()).encode()).rename(lab.folder / "lab.env")
 
 
-def _print_usage(lab: LabSystem, console: Console) -> None:
-    """Print the addresses and ids of the lab, and the command that starts an executor with the lab's settings."""
-    ids, proxmox = lab.ids, lab.proxmox
-    proxmox_url = f"https://{proxmox.host}:{proxmox.port}"
-    console.print(f"FulcrumCore simulator  {lab.core.url}  (admin token in {lab.folder / 'admin-token'})")
-    console.print(f"Proxmox stand-in       {proxmox_url}  (CA certificate in {proxmox.ca_bundle})")
-    console.print(f"agent {ids.agent_id}  service type {ids.service_type_id}  consumer {ids.consumer_id}")
-    console.print(f"\nIn another shell:  . {lab.folder / 'lab.env'} && smith run", highlight=False)
-    console.print("Ctrl-C stops the simulator and the stand-in.")
+def _path_export() -> str:
+    """Return the line that adds the folder of `smith` to PATH."""
+    return f'export PATH={shlex.quote(str(Path(sys.executable).parent))}"{os.pathsep}$PATH"\n'
+
+
+def _describe(lab: LabSystem) -> RunningLab:
+    return RunningLab(
+        core_url=lab.core_url,
+        control_port=lab.proxmox.control_port,
+        consumer_id=lab.ids.consumer_id,
+        agent_id=lab.ids.agent_id,
+        service_type_id=lab.ids.service_type_id,
+        container_type_id=lab.ids.container_type_id,
+    )
+
+
+def _print_tour(lab: LabSystem) -> None:
+    """Print the addresses of the lab, and the commands for a first tour. Paths are not wrapped."""
+    tour = TOUR.format(
+        core_url=lab.core_url,
+        host=lab.proxmox.host,
+        port=lab.proxmox.port,
+        agent_id=lab.ids.agent_id,
+        folder=lab.folder,
+        env=shlex.quote(str(lab.folder / "lab.env")),
+    )
+    print(tour, end="", flush=True)

@@ -1,0 +1,131 @@
+"""Faults that `smith lab fault` creates in a running lab, so that users see a failure and its remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from executor.errors import SmithError
+from smith_lab.running_lab import find_lab
+
+#: The requests that only an agent makes, as a regular expression. Commands of the lab must reach FulcrumCore.
+AGENT_REQUESTS = r"/agents/me|/jobs/pending|/jobs/[^/]+/(claim|complete|fail)$"
+GIB = 1024**3
+FREE_BYTES = 2000 * GIB  #: the free space of the storage local-lvm in a new stand-in
+
+
+class UnknownFault(SmithError):
+    """No fault has this name."""
+
+
+class Verb(NamedTuple):
+    """A call of the stand-in's control port."""
+
+    name: str
+    values: dict[str, Any]
+
+
+class Fault(NamedTuple):
+    """One fault: how it begins in the simulator or in the stand-in, and what users can see of it."""
+
+    name: str
+    #: What is broken.
+    text: str
+    #: The command that shows the fault.
+    see: str
+    #: The rule for the simulator; `fault_rules.py` explains the members.
+    rule: dict[str, Any] | None = None
+    begin: Verb | None = None
+    #: What ends the fault, if the verb `clear_faults` does not.
+    end: Verb | None = None
+
+
+FAULTS = (
+    Fault(
+        "fulcrum-down",
+        "FulcrumCore closes the agent's connections without an answer",
+        "smith status",
+        rule={"kind": "drop_before", "path": AGENT_REQUESTS},
+    ),
+    Fault(
+        "fulcrum-token",
+        "FulcrumCore refuses the agent's token",
+        "smith doctor",
+        rule={"kind": "status", "status": 401, "path": AGENT_REQUESTS},
+    ),
+    Fault(
+        "proxmox-down",
+        "Proxmox closes all connections without an answer",
+        "smith status",
+        begin=Verb("fail", {"method": "*", "path": "*", "status": 0, "times": -1}),
+    ),
+    Fault("proxmox-slow", "Proxmox answers each request after 2 s", "smith top", begin=Verb("slow", {"seconds": 2})),
+    Fault(
+        "node-down",
+        "the node pve1 is offline",
+        "smith doctor",
+        begin=Verb("node", {"node": "pve1", "online": False}),
+    ),
+    Fault("no-quorum", "the cluster has no quorum", "smith doctor", begin=Verb("quorum", {"quorate": False})),
+    Fault(
+        "storage-full",
+        "the storage local-lvm has 1 GiB left",
+        "smith lab order full-1; smith jobs list --failed",
+        begin=Verb("storage", {"storage": "local-lvm", "avail": GIB}),
+        end=Verb("storage", {"storage": "local-lvm", "avail": FREE_BYTES}),
+    ),
+    Fault(
+        "clone-fails",
+        "each clone ends with an error of the storage",
+        "smith lab order broken-1; smith jobs list --failed",
+        begin=Verb("fail_task", {"type": "qmclone", "text": "clone failed: lvcreate: device is busy", "times": -1}),
+    ),
+    Fault(
+        "privilege",
+        "the API token lacks the privilege VM.Clone",
+        "smith doctor",
+        begin=Verb("revoke", {"path": "/vms", "privilege": "VM.Clone"}),
+        end=Verb("grant", {"path": "/vms", "privilege": "VM.Clone"}),
+    ),
+    Fault(
+        "template",
+        "the template debian-12 (VM 9000) has been removed",
+        "smith doctor",
+        begin=Verb("remove", {"vmid": 9000}),
+        end=Verb("add_template", {"vmid": 9000, "name": "debian-12", "node": "pve1"}),
+    ),
+)
+
+
+def begin_fault(folder: Path, name: str) -> Fault:
+    """Begin the fault in the lab that runs in this folder. Raises NoLab and UnknownFault."""
+    fault = next((fault for fault in FAULTS if fault.name == name), None)
+    if fault is None:
+        known = ", ".join(fault.name for fault in FAULTS)
+        raise UnknownFault(f"there is no fault {name}; faults: {known}; `smith lab fault clear` ends all")
+    lab = find_lab(folder)
+    # Begins from a lab without this fault: a template that has been removed cannot be removed again.
+    _end_in_stand_in(folder, fault)
+    if fault.rule is not None:
+        lab.simulator().add_fault(**fault.rule)
+    if fault.begin is not None:
+        lab.stand_in(folder).control(fault.begin.name, **fault.begin.values)
+    return fault
+
+
+def clear_faults(folder: Path) -> None:
+    """End all faults of the lab that runs in this folder. Raises NoLab."""
+    lab = find_lab(folder)
+    lab.simulator().clear_faults()
+    lab.stand_in(folder).control("clear_faults")
+    for fault in FAULTS:
+        _end_in_stand_in(folder, fault)
+
+
+def _end_in_stand_in(folder: Path, fault: Fault) -> None:
+    stand_in = find_lab(folder).stand_in(folder)
+    if fault.end is None:
+        return
+    if fault.end.name == "add_template" and stand_in.guest(int(fault.end.values["vmid"])) is not None:
+        return
+    stand_in.control(fault.end.name, **fault.end.values)

@@ -1,0 +1,127 @@
+"""Orders services in a running lab by name, and waits for their jobs, as a customer of FulcrumCore does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from executor.errors import EXIT_FAILURE, EXIT_OK, SmithError
+from smith_lab.fulcrum_setup import AdminCallFailed, AdminClient
+from smith_lab.running_lab import RunningLab, find_lab, open_admin
+
+#: The service group of all services that `smith lab order` creates.
+GROUP_NAME = "lab"
+VM_PROPERTIES = {"cores": 1, "memoryMb": 1024, "diskGb": 10, "image": "debian-12"}
+CONTAINER_PROPERTIES = {"cores": 1, "memoryMb": 512, "diskGb": 4, "osTemplate": "debian-12"}
+OPEN_STATUSES = ("Pending", "Processing")
+POLL_INTERVAL_S = 0.2
+#: After this time without a claim, the command says that an agent is needed.
+HINT_DELAY_S = 5.0
+#: FulcrumCore's job timeout. After it, the simulator ends the job as failed.
+WAIT_LIMIT_S = 330.0
+Json = dict[str, Any]
+
+
+class OrderRefused(SmithError):
+    """FulcrumCore refuses the request, or the name belongs to no service or to several services."""
+
+
+class Customer:
+    """Makes a customer's requests for services by their names, and prints the outcome of their jobs."""
+
+    def __init__(self, folder: Path, *, must_wait: bool = True) -> None:
+        """Find the lab in this folder. Raises NoLab."""
+        self._lab: RunningLab = find_lab(folder)
+        self._admin: AdminClient = open_admin(self._lab, folder)
+        self._must_wait = must_wait
+
+    def order(self, name: str, properties: Mapping[str, Any], *, is_container: bool = False) -> int:
+        """Create a service with these properties, and defaults for the others; return the exit code."""
+        if self._find(name):
+            raise OrderRefused(f"there is a service {name} already: choose another name, or `smith lab delete {name}`")
+        defaults = CONTAINER_PROPERTIES if is_container else VM_PROPERTIES
+        service = self._call(
+            lambda: self._admin.create_service(
+                group_id=self._group_id(),
+                service_type_id=self._lab.container_type_id if is_container else self._lab.service_type_id,
+                agent_id=self._lab.agent_id,
+                name=name,
+                properties={**defaults, **properties},
+            )
+        )
+        return self._report(name, str(service["id"]))
+
+    def run_action(self, name: str, action: str) -> int:
+        """Start the action of this name, such as start, stop or delete; return the exit code."""
+        service_id = self._service_id(name)
+        if action == "delete":
+            self._call(lambda: self._admin.delete_service(service_id))
+        else:
+            self._call(lambda: self._admin.start_action(service_id, action))
+        return self._report(name, service_id)
+
+    def update(self, name: str, properties: Mapping[str, Any]) -> int:
+        """Change these properties of the service; return the exit code."""
+        if not properties:
+            raise OrderRefused("name what to change: --cores, --memory-mb or --disk-gb")
+        service_id = self._service_id(name)
+        self._call(lambda: self._admin.patch_service(service_id, properties))
+        return self._report(name, service_id)
+
+    def list_services(self) -> list[Json]:
+        """Return all services of the lab, sorted by name."""
+        return self._admin.list_services()
+
+    def _find(self, name: str) -> list[Json]:
+        return [row for row in self._admin.list_services() if row["name"] == name and row["status"] != "Deleted"]
+
+    def _service_id(self, name: str) -> str:
+        found = self._find(name)
+        if len(found) == 1:
+            return str(found[0]["id"])
+        known = ", ".join(sorted({row["name"] for row in self._admin.list_services() if row["status"] != "Deleted"}))
+        reason = "several services have the name" if found else "there is no service"
+        raise OrderRefused(f"{reason} {name}; services: {known or 'none, `smith lab order NAME` creates one'}")
+
+    def _group_id(self) -> str:
+        for group in self._admin.list_all("service-groups"):
+            if group["name"] == GROUP_NAME:
+                return str(group["id"])
+        return self._admin.create_group(self._lab.consumer_id, GROUP_NAME)
+
+    def _call(self, request: Callable[[], Any]) -> Any:
+        """Make the request. Raises OrderRefused with FulcrumCore's answer."""
+        try:
+            return request()
+        except AdminCallFailed as error:
+            raise OrderRefused(f"FulcrumCore refuses it: {error}") from error
+
+    def _report(self, name: str, service_id: str) -> int:
+        """Wait until the service's jobs have ended and print the outcome, or print the job's id without a wait."""
+        job = self._admin.list_jobs(service_id)[-1]
+        print(f"{name}: FulcrumCore has created the job {job['id']} ({job['action']})", flush=True)
+        return self._wait(name, service_id, str(job["id"])) if self._must_wait else EXIT_OK
+
+    def _wait(self, name: str, service_id: str, job_id: str) -> int:
+        started_at_s, is_hint_due = time.monotonic(), True
+        while time.monotonic() - started_at_s < WAIT_LIMIT_S:
+            job = next(job for job in self._admin.list_jobs(service_id) if job["id"] == job_id)
+            if job["status"] not in OPEN_STATUSES:
+                return self._print_outcome(name, service_id, job)
+            if is_hint_due and job["status"] == "Pending" and time.monotonic() - started_at_s > HINT_DELAY_S:
+                is_hint_due = False
+                print("no agent has claimed the job yet: is `smith run` running in another shell?", flush=True)
+            time.sleep(POLL_INTERVAL_S)
+        raise OrderRefused(f"the job {job_id} has not ended after {WAIT_LIMIT_S:.0f} s")
+
+    def _print_outcome(self, name: str, service_id: str, job: Json) -> int:
+        if job["status"] != "Completed":
+            print(f"{name}: the job failed: {job.get('errorMessage') or 'without a message'}")
+            print(f"what happened:  smith jobs show {job['id'][:8]}")
+            return EXIT_FAILURE
+        service = self._admin.get_service(service_id)
+        vmid = str(service.get("agentInstanceId") or "").rpartition("/")[2]
+        print(f"{name}: {service['status']}" + (f", VMID {vmid}" if vmid else ""))
+        return EXIT_OK

@@ -1,0 +1,84 @@
+"""Finds the lab that runs in a folder, so that commands in other shells can use its simulator and its stand-in.
+
+`smith lab` writes `lab.json` into its folder, and removes the file when it ends.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import requests
+
+from executor.errors import SmithError
+from smith_lab.fulcrum_setup import AdminClient
+from smith_lab.private_file import write_private
+from smith_lab.proxmox.stand_in import ProxmoxStandIn
+from smith_lab.simulator.control import SimulatorControl
+
+#: The environment variable with the folder of a running lab. `lab.env` sets it.
+FOLDER_VARIABLE = "LAB_FOLDER"
+#: The folder, relative to the current one, in which commands look without FOLDER_VARIABLE. `make lab` uses it.
+DEFAULT_FOLDER = Path(".lab")
+FILE_NAME = "lab.json"
+ANSWER_TIMEOUT_S = 2.0
+
+
+class NoLab(SmithError):
+    """No lab is running in the folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningLab:
+    """What another process needs to use a running lab. The members are those of `lab.json`."""
+
+    core_url: str  #: the URL of the simulator, without /api/v1
+    control_port: int  #: the port that changes the stand-in's cluster
+    consumer_id: str
+    agent_id: str
+    service_type_id: str
+    container_type_id: str
+
+    def write(self, folder: Path) -> None:
+        write_private(folder / FILE_NAME, json.dumps(asdict(self)).encode())
+
+    def simulator(self) -> SimulatorControl:
+        """Return the object that changes the simulator, for example by faults."""
+        return SimulatorControl(self.core_url)
+
+    def stand_in(self, folder: Path) -> ProxmoxStandIn:
+        """Return the object that changes the cluster of the running stand-in."""
+        return ProxmoxStandIn(folder / "proxmox", control_port=self.control_port)
+
+    def is_running(self) -> bool:
+        """Return whether the lab's simulator answers."""
+        try:
+            return requests.get(f"{self.core_url}/lab/clock", timeout=ANSWER_TIMEOUT_S).ok
+        except requests.RequestException:
+            return False
+
+
+def read_lab(folder: Path) -> RunningLab | None:
+    """Return the lab that runs in the folder, or None."""
+    try:
+        lab = RunningLab(**json.loads((folder / FILE_NAME).read_text()))
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+        return None
+    return lab if lab.is_running() else None
+
+
+def find_lab(folder: Path) -> RunningLab:
+    """Return the lab that runs in the folder. Raises NoLab."""
+    lab = read_lab(folder)
+    if lab is None:
+        raise NoLab(
+            f"no lab is running in {folder.resolve()}: start `smith lab` in another shell, "
+            "then read the file lab.env that it names (`. …/lab.env`)"
+        )
+    return lab
+
+
+def open_admin(lab: RunningLab, folder: Path) -> AdminClient:
+    """Return a client that calls the simulator as an administrator of FulcrumCore."""
+    return AdminClient(lab.core_url, (folder / "admin-token").read_text().strip())

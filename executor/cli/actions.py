@@ -12,6 +12,7 @@ import typer
 
 from executor.cli import action_checks, ansible_playbook
 from executor.cli.arguments import AsJson
+from executor.cli.completion import complete_action
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
 from executor.cli.output import show_json, show_outcome, show_text
@@ -95,7 +96,10 @@ def list_actions(as_json: AsJson = False) -> None:
 @examples("smith actions validate", "smith actions validate attach-iso --json")
 def validate(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="One action; default: all of your own actions.")
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="One action; default: all of your own actions.", autocompletion=complete_action
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -53,7 +53,7 @@ def build() -> TopLevelGroup:
         cls=TopLevelGroup,
         no_args_is_help=True,
         epilog=HELP_EPILOG,
-        context_settings={"max_content_width": HELP_WIDTH},
+        context_settings={"max_content_width": HELP_WIDTH, "help_option_names": ["-h", "--help"]},
         **typer_arguments,
     )
     app.callback()(_global_options)

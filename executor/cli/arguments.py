@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from executor.cli.completion import complete_job, complete_mapping
 from executor.errors import EXIT_FAILURE, SmithError
 from executor.views.text import sanitized
 
@@ -16,7 +17,17 @@ EXIT_INTERRUPTED = 130
 
 #: The argument that names one job.
 JobReference = Annotated[
-    str, typer.Argument(metavar="REF", help="Our job number, FulcrumCore's id of the job, or the beginning of this id.")
+    str,
+    typer.Argument(
+        metavar="REF",
+        help="Our job number, FulcrumCore's id of the job, or the beginning of this id.",
+        autocompletion=complete_job,
+    ),
+]
+#: The argument that names one mapping.
+MappingReference = Annotated[
+    str,
+    typer.Argument(metavar="REF", help="VMID, VM name, service id or its beginning.", autocompletion=complete_mapping),
 ]
 #: The option --json.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

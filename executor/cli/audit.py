@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from executor.cli.arguments import AsJson, Since, since_time
+from executor.cli.completion import complete_service
 from executor.cli.help_text import examples
 from executor.cli.output import show_json
 from executor.cli.store import reading_store
@@ -32,7 +33,12 @@ COLUMNS = {
 def list_audit(
     subject: Annotated[
         str,
-        typer.Option("--subject", metavar="ID", help="Only the job or service whose id begins with this text."),
+        typer.Option(
+            "--subject",
+            metavar="ID",
+            help="Only the job or service whose id begins with this text.",
+            autocompletion=complete_service,
+        ),
     ] = "",
     verb: Annotated[str, typer.Option("--verb", help="Only this verb: cancel, retry, adopt, forget, ….")] = "",
     since: Since = None,

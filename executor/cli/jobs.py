@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from executor.cli.arguments import AsJson, JobReference, Since, since_time
+from executor.cli.completion import complete_action, complete_service
 from executor.cli.help_text import examples
 from executor.cli.lookup import find_job, find_service_id
 from executor.cli.output import show_json, show_text
@@ -54,9 +55,14 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
         list[JobStatus] | None, typer.Option("--status", help="Only jobs with this status; may be repeated.")
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Only failed jobs.")] = False,
-    action: Annotated[str | None, typer.Option("--action", help="Only this action.")] = None,
+    action: Annotated[
+        str | None, typer.Option("--action", help="Only this action.", autocompletion=complete_action)
+    ] = None,
     service: Annotated[
-        str | None, typer.Option("--service", help="Only the service whose id begins with this text.")
+        str | None,
+        typer.Option(
+            "--service", help="Only the service whose id begins with this text.", autocompletion=complete_service
+        ),
     ] = None,
     unreported: Annotated[
         bool, typer.Option("--unreported", help="Only ended jobs that FulcrumCore has not acknowledged.")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from executor.cli.arguments import AsJson, UnusableReference
+from executor.cli.arguments import AsJson, MappingReference, UnusableReference
 from executor.cli.help_text import examples
 from executor.cli.mapping_changes import refuse_empty_reference
 from executor.cli.output import show_json
@@ -85,7 +85,7 @@ def list_mappings(
     "smith mappings show web-1-8f2c0a11 --json",
 )
 def show_mapping(
-    reference: Annotated[str, typer.Argument(metavar="REF", help="VMID, VM name, service id or its beginning.")],
+    reference: MappingReference,
     as_json: AsJson = False,
 ) -> None:
     """Show a mapping with its history.

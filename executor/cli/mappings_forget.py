@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from executor.cli.arguments import AsJson, CommandFailed, confirm
+from executor.cli.arguments import AsJson, CommandFailed, MappingReference, confirm
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
 from executor.cli.mapping_changes import find_mapping, record_change, refuse_while_in_use
@@ -22,7 +22,7 @@ from executor.model import MappingState
     "smith mappings forget web-1-8f2c0a11 --yes --reason 'moved to another cluster'",
 )
 def forget(
-    reference: Annotated[str, typer.Argument(metavar="REF", help="VMID, VM name, service id or its beginning.")],
+    reference: MappingReference,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     reason: Annotated[
         str, typer.Option("--reason", metavar="TEXT", help="Stored with the mapping and in the audit.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from executor.cli import ansible_playbook
-from executor.cli.arguments import AsJson, CommandFailed
+from executor.cli.arguments import AsJson, CommandFailed, MappingReference
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
 from executor.cli.mapping_changes import find_mapping, record_change
@@ -42,7 +42,7 @@ DELETION_MARK_START = "smith-delete"
     "smith mappings recall web-1-8f2c0a11 --reason 'deleted by mistake'",
 )
 def recall(
-    reference: Annotated[str, typer.Argument(metavar="REF", help="VMID, VM name, service id or its beginning.")],
+    reference: MappingReference,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit.")] = "",
     as_json: AsJson = False,
 ) -> None:

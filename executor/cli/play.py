@@ -15,6 +15,7 @@ from executor.cli import action_checks, ansible_playbook, play_many, play_plan, 
 from executor.cli.actions import find_action
 from executor.cli.ansible_playbook import PlaybookRequest
 from executor.cli.arguments import EXIT_INTERRUPTED, AsJson
+from executor.cli.completion import complete_action, complete_mapping, complete_vmid
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
 from executor.cli.output import show_error
@@ -40,7 +41,9 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     "smith play stop --hosts tag_gold --parallel 8    several VMs: hosts and groups of inventory/smith.proxmox.yml",
 )
 def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes all by name)
-    name: Annotated[str, typer.Argument(metavar="ACTION", help="As `smith actions list` shows it.")],
+    name: Annotated[
+        str, typer.Argument(metavar="ACTION", help="As `smith actions list` shows it.", autocompletion=complete_action)
+    ],
     vars_file: Annotated[
         Path | None, typer.Option("--vars", metavar="FILE", exists=True, dir_okay=False, help="YAML with vm: {…}.")
     ] = None,
@@ -50,10 +53,18 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     ] = None,
     service: Annotated[
         str | None,
-        typer.Option("--service", metavar="REF", help="A mapped service's VM; the result is stored in its mapping."),
+        typer.Option(
+            "--service",
+            metavar="REF",
+            help="A mapped service's VM; the result is stored in its mapping.",
+            autocompletion=complete_mapping,
+        ),
     ] = None,
     vmid: Annotated[
-        int | None, typer.Option("--vmid", metavar="N", help="The VM with this VMID; no mapping is changed.")
+        int | None,
+        typer.Option(
+            "--vmid", metavar="N", help="The VM with this VMID; no mapping is changed.", autocompletion=complete_vmid
+        ),
     ] = None,
     vm_name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="The VM with this name; no mapping is changed.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from executor.cli.arguments import AsJson, Since, since_time
+from executor.cli.completion import complete_job, complete_run
 from executor.cli.help_text import examples
 from executor.cli.lookup import find_job
 from executor.cli.output import show_json, show_text
@@ -48,7 +49,9 @@ COLUMNS = {
     "smith runs list --job 4f1c --json",
 )
 def list_runs(
-    job_reference: Annotated[str | None, typer.Option("--job", metavar="REF", help="Only this job's runs.")] = None,
+    job_reference: Annotated[
+        str | None, typer.Option("--job", metavar="REF", help="Only this job's runs.", autocompletion=complete_job)
+    ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Only runs that ended without success.")] = False,
     since: Since = None,
     limit: Annotated[
@@ -93,7 +96,9 @@ def _recent_rows(
     "smith runs show create-0c5d0f3a9b21 --lines 100",
 )
 def show_run(
-    ident: Annotated[str, typer.Argument(metavar="IDENT", help="The run's ident (smith runs list).")],
+    ident: Annotated[
+        str, typer.Argument(metavar="IDENT", help="The run's ident (smith runs list).", autocompletion=complete_run)
+    ],
     lines: Annotated[int, typer.Option("--lines", min=0, help="Number of lines of its output to show.")] = 20,
     as_json: AsJson = False,
 ) -> None:

@@ -33,6 +33,7 @@ class CriticalJob:
     #: The type of the last logged exception; '' after a success. The same type is not logged again before a success.
     #: FulcrumUnavailable is not logged here, because `link` logs the outage.
     logged_error_type: str = ""
+    outage_failure_count: int = 0  #: number of executions in a row that FulcrumCore has not answered
     last_started: datetime | None = None  #: start of the current or last execution
     last_error: str | None = None  #: error of the last execution
     unstored_count: int = 0  #: number of executions since a result was last stored

@@ -36,6 +36,12 @@ MAX_REASON_CHARS = 300
 #: A longer wait that FulcrumCore requests with `Retry-After` is shortened to this, because FulcrumCore marks an agent
 #: as disconnected after 30 s without a heartbeat, and a longer wait would count as overdue.
 MAX_RETRY_AFTER_S = 20.0
+#: In an outage of FulcrumCore, each failure doubles the delay until the next execution, up to this delay. The first
+#: call that succeeds, of whichever critical job, wakes all others, so this is also the longest time until the agent
+#: finds that FulcrumCore answers again.
+MAX_OUTAGE_DELAY_S = 5.0
+#: More doublings exceed MAX_OUTAGE_DELAY_S for every interval that the settings allow.
+MAX_DOUBLINGS = 16
 
 
 class Scheduler:
@@ -134,10 +140,12 @@ class Scheduler:
         error: str | None = None
         try:
             delay_s = run()
+            job.outage_failure_count = 0
             job.requested_delay_s = delay_s if isinstance(delay_s, int | float) else None
         except FulcrumUnavailable as failure:
             error = str(failure)
-            job.requested_delay_s = delay_after_failure_s(job.interval_s, failure)
+            job.outage_failure_count += 1
+            job.requested_delay_s = delay_after_failure_s(job.interval_s, failure, job.outage_failure_count)
             if job.link is not None:
                 job.link.note_down(error, is_login_refused=isinstance(failure, FulcrumAuthFailing))
         except (SmithError, OSError) as failure:
@@ -158,9 +166,13 @@ class Scheduler:
         job.last_error = error
 
 
-def delay_after_failure_s(interval_s: float, failure: FulcrumUnavailable) -> float:
-    """Return the delay until the next execution: at least the wait that FulcrumCore requests. Pure function."""
-    return max(interval_s, min(failure.retry_after_s or 0.0, MAX_RETRY_AFTER_S))
+def delay_after_failure_s(interval_s: float, failure: FulcrumUnavailable, failure_count: int = 1) -> float:
+    """Return the delay until the next execution after this many failures in a row. Pure function.
+
+    It grows with each failure, and is at least the interval and the wait that FulcrumCore requests.
+    """
+    grown_interval_s = min(interval_s * 2 ** min(failure_count - 1, MAX_DOUBLINGS), MAX_OUTAGE_DELAY_S)
+    return max(interval_s, grown_interval_s, min(failure.retry_after_s or 0.0, MAX_RETRY_AFTER_S))
 
 
 def _local_time_after(delay_s: float) -> object:

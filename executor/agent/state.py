@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from executor.log import get_logger
 
@@ -110,6 +111,15 @@ class Link:
             self._events.not_answering(reason=reason)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PauseInForce:
+    """A pause of the agents, as an operator has begun it."""
+
+    since: datetime
+    who: str
+    reason: str
+
+
 @dataclass
 class AgentState:
     """The shared state of one agent process."""
@@ -118,6 +128,7 @@ class AgentState:
     agent_id: str = ""  #: FulcrumCore's id of this agent, '' until the first heartbeat
     has_identity_changed: bool = False  #: the token belongs to another agent now: this process must be replaced
     is_disabled: bool = False  #: an operator has disabled the agent in FulcrumCore: it claims no jobs
+    pause: PauseInForce | None = None  #: the pause that the last probe of the database has found
     draining: threading.Event = field(default_factory=threading.Event)  #: set: no more jobs are claimed
     stopping: threading.Event = field(default_factory=threading.Event)  #: set: every loop ends
     dispatch_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the dispatcher
@@ -155,11 +166,21 @@ class AgentState:
             activity = "draining"
         elif self.is_disabled:
             activity = "disabled in FulcrumCore"
+        elif self.pause is not None:
+            activity = "paused"
         else:
             activity = "working"
         jobs = "1 running job" if running == 1 else f"{running} running jobs"
         outage = "" if self.fulcrum_link.is_up else f", FulcrumCore does not answer: {self.fulcrum_link.reason}"
         return f"{activity}, {jobs}{outage}"
+
+    def note_pause(self, pause: PauseInForce | None) -> None:
+        """Record the pause that is in force, or None, and log each change."""
+        earlier, self.pause = self.pause, pause
+        if pause is not None and pause != earlier:
+            log.warning("agents_paused", who=pause.who, reason=pause.reason, since=pause.since.isoformat())
+        elif pause is None and earlier is not None:
+            log.info("agents_resumed", reason=earlier.reason)
 
     def note_iteration_start(self, loop: str) -> None:
         """Record that a loop has started an iteration."""

@@ -115,9 +115,13 @@ def _agent_check(view: AgentView) -> Check:
         return Check(name="agent", ok=False, reason="is starting")
     if state.draining.is_set():
         return Check(name="agent", ok=False, reason="is draining: no new jobs are started")
-    # A disabled agent is not a failure: an operator of FulcrumCore has disabled it, and a restart would not help.
-    reason = "is disabled in FulcrumCore: no jobs are claimed" if state.is_disabled else ""
-    return Check(name="agent", ok=True, reason=reason)
+    # Neither is a failure: an operator has disabled or paused the agent, and a restart would not help.
+    if state.is_disabled:
+        return Check(name="agent", ok=True, reason="is disabled in FulcrumCore: no jobs are claimed")
+    if state.pause is not None:
+        detail = f"since {state.pause.since:%Y-%m-%d %H:%M:%S}Z by {state.pause.who}: {state.pause.reason}"
+        return Check(name="agent", ok=True, reason="is paused by an operator: no jobs are claimed", detail=detail)
+    return Check(name="agent", ok=True)
 
 
 def fulcrum_is_up(view: AgentView) -> bool:

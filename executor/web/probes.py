@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from executor.agent import disk_space
-from executor.agent.state import AgentState, Link, proxmox_events
-from executor.database import nodes
+from executor.agent.state import AgentState, Link, PauseInForce, proxmox_events
+from executor.database import nodes, pauses
 from executor.database.engine import transaction
 from executor.errors import DatabaseError, JobError
 from executor.log import get_logger
@@ -122,7 +122,7 @@ class Prober:
         self._proxmox_link.note_up()
 
     def _probe_database(self) -> None:
-        """Write the time, and the result of the probe of Proxmox, into the row of this agent process.
+        """Write the time, and the result of the probe of Proxmox, into the row of this agent process; read the pause.
 
         A probe that only reads would not suffice: a database on a full disk, or a standby server, can still be read.
         """
@@ -131,8 +131,11 @@ class Prober:
         try:
             with transaction(self.engine) as session:
                 nodes.note_agent_probed(session, self.boot_id, proxmox_error=error)
+                pause = pauses.current(session)
+                found = None if pause is None else PauseInForce(since=pause.since, who=pause.who, reason=pause.reason)
         except DatabaseError as error:
             raise _ProbeFailed("the database cannot be written", str(error).splitlines()[0]) from error
+        self.state.note_pause(found)
 
     def _probe_disk(self) -> None:
         """Check whether each folder has enough free space."""

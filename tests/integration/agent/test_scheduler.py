@@ -17,7 +17,7 @@ from support.databases import PostgresCluster
 
 from executor.agent.critical_job import CriticalJob
 from executor.agent.run_recorder import MAX_UNSTORED_S, RunRecorder
-from executor.agent.scheduler import MAX_RETRY_AFTER_S, Scheduler, delay_after_failure_s
+from executor.agent.scheduler import MAX_OUTAGE_DELAY_S, MAX_RETRY_AFTER_S, Scheduler, delay_after_failure_s
 from executor.agent.state import Link, fulcrum_events
 from executor.database import periods, queries
 from executor.database.engine import reading, transaction
@@ -215,6 +215,27 @@ def test_a_wait_that_fulcrumcore_requests_delays_the_next_turn(make_scheduler: M
 )
 def test_the_delay_after_a_failure_is_bounded(interval_s: float, retry_after_s: float | None, delay_s: float) -> None:
     assert delay_after_failure_s(interval_s, FulcrumUnavailable("429", retry_after_s=retry_after_s)) == delay_s
+
+
+def test_the_delay_doubles_with_each_failure_in_an_outage_up_to_a_bound() -> None:
+    delays = [delay_after_failure_s(2, FulcrumUnavailable("503"), count) for count in (1, 2, 3, 4, 10_000)]
+    assert delays == [2, 4, MAX_OUTAGE_DELAY_S, MAX_OUTAGE_DELAY_S, MAX_OUTAGE_DELAY_S]
+    assert [delay_after_failure_s(10, FulcrumUnavailable("503"), count) for count in (1, 5)] == [10, 10]
+    assert delay_after_failure_s(2, FulcrumUnavailable("429", retry_after_s=15), 9) == 15
+
+
+def test_failures_in_a_row_are_counted_and_the_first_answer_wakes_the_others(make_scheduler: MakeScheduler) -> None:
+    link = Link(fulcrum_events())
+    down = [FulcrumUnavailable("no route") for _ in range(3)]
+    polling, beating = FakeJob(*down), FakeJob(*down)
+    poll = CriticalJob(name="poll", interval_s=OFTEN_S, run=polling, link=link)
+    heartbeat = CriticalJob(name="heartbeat", interval_s=NEVER_S, run=beating, link=link)
+    link.recovery_events.append(heartbeat.wake_requested)
+    make_scheduler(poll, heartbeat)
+    wait_for(lambda: polling.turns >= 4 and poll.outage_failure_count == 0, "a poll that succeeds")
+    assert beating.turns == 1
+    link.note_up()
+    wait_for(lambda: beating.turns == 2, "the heartbeat after the recovery")
 
 
 @pytest.mark.usefixtures("zone")

@@ -20,6 +20,7 @@ from typing import Any
 import jsonschema
 import pytest
 import schemathesis
+import structlog
 from prometheus_client.parser import text_string_to_metric_families
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from smith_lab.system import wait_for
@@ -32,7 +33,7 @@ from executor.agent.critical_job import CriticalJob
 from executor.agent.meters import MAX_LABELLED_ACTIONS, Meters
 from executor.agent.scheduler import Scheduler
 from executor.agent.state import AgentState
-from executor.database import job_queue, mappings, nodes, outbox
+from executor.database import job_queue, mappings, nodes, outbox, pauses
 from executor.database.engine import open_engine, transaction
 from executor.database.nodes import AgentProcess
 from executor.database.tables import Job, utc_now
@@ -236,6 +237,28 @@ def test_a_stopping_agent_is_alive(site: Site) -> None:
 def test_an_agent_whose_checks_pass_is_ready(site: Site) -> None:
     checks = site.until("/readyz", 200)
     assert set(checks) == {"agent", "fulcrum", "proxmox", "database", "disk"}
+
+
+def test_a_paused_agent_is_ready_and_shows_and_logs_the_pause(site: Site) -> None:
+    site.until("/readyz", 200)
+    with structlog.testing.capture_logs() as logs:
+        with transaction(site.view.engine) as session:
+            pauses.start(session, who="ops", reason="update of pve2")
+        wait_for(lambda: site.state.pause, WITHIN_S, "the pause")
+        status, checks = site.checks("/readyz")
+        assert (status, checks["agent"]["reason"]) == (200, "is paused by an operator: no jobs are claimed")
+        assert checks["agent"]["detail"].endswith("by ops: update of pve2")
+        assert site.state.summary.startswith("paused")
+        with transaction(site.view.engine) as session:
+            pauses.end(session)
+        wait_for(lambda: site.state.pause is None, WITHIN_S, "the end of the pause")
+        assert "reason" not in site.checks("/readyz")[1]["agent"]
+    found = [entry for entry in logs if entry["event"] in ("agents_paused", "agents_resumed")]
+    assert [(entry["event"], entry["reason"]) for entry in found] == [
+        ("agents_paused", "update of pve2"),
+        ("agents_resumed", "update of pve2"),
+    ]
+    assert found[0]["who"] == "ops"
 
 
 def test_before_fulcrum_has_answered_the_agent_is_not_ready(site: Site) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import sysconfig
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -27,7 +28,7 @@ def package_version(package: str) -> str | None:
 
 
 def collection_version() -> str | None:
-    """Return the version of the community.proxmox collection that Ansible would use; None if there is no collection."""
+    """Return the version of the community.proxmox collection that runs would use; None if there is no collection."""
     for folder in _collection_folders():
         try:
             manifest = json.loads((folder / "community/proxmox/MANIFEST.json").read_text("utf-8"))
@@ -37,12 +38,22 @@ def collection_version() -> str | None:
     return None
 
 
-def _collection_folders() -> Iterator[Path]:
-    """Yield the folders `ansible_collections`, which hold collections, in the order in which Ansible searches them."""
-    search_path = os.environ.get("ANSIBLE_COLLECTIONS_PATH", "")
-    if search_path:
-        parent_folders = [folder for folder in search_path.split(os.pathsep) if folder]
+def collection_search_path() -> list[str]:
+    """Return the folders in which runs search for collections, as the operator who has started this process sees them.
+
+    They are the folders of ANSIBLE_COLLECTIONS_PATH, then this Python's packages. If the variable is not set, they are
+    this Python's packages, then Ansible's default folders: the tested collection of our own environment goes first.
+    """
+    python_packages = sysconfig.get_path("purelib")
+    variable = os.environ.get("ANSIBLE_COLLECTIONS_PATH", "")
+    if variable:
+        folders = [*variable.split(os.pathsep), python_packages]
     else:
-        parent_folders = list(DEFAULT_COLLECTIONS_PATH)
-    for parent_folder in [*parent_folders, *sys.path]:
-        yield Path(parent_folder).expanduser() / "ansible_collections"
+        folders = [python_packages, *DEFAULT_COLLECTIONS_PATH]
+    return [str(Path(folder).expanduser().absolute()) for folder in folders if folder]
+
+
+def _collection_folders() -> Iterator[Path]:
+    """Yield the folders `ansible_collections`, which hold collections, in the order in which runs search them."""
+    for parent_folder in [*collection_search_path(), *sys.path]:  # Ansible also searches sys.path
+        yield Path(parent_folder) / "ansible_collections"

@@ -17,6 +17,7 @@ from executor.errors import SettingsError
 from executor.log import get_logger
 from executor.processes.supervisor import supervise
 from executor.settings.settings import Settings
+from executor.version import collection_version
 
 #: After a stop signal, the supervisor kills the agent when the drain timeout and this time have passed. After the drain
 #: timeout, the agent cancels its runs, which have 20 s to end, and sends the last reports within 10 s.
@@ -77,6 +78,8 @@ def prepare_process() -> Settings:
     os.umask(PRIVATE_UMASK)
     settings = open_settings()
     errors = missing_setting_errors(settings)
+    if collection_version() is None:
+        errors.append("the Ansible collection community.proxmox is not installed: `smith doctor` shows the command")
     if errors:
         raise SettingsError("\n".join(errors))
     log.configure(settings.smith_log_format, settings.smith_log_level)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,7 +119,11 @@ def _check_ansible() -> Iterator[CheckResult]:
 def _check_collection() -> Iterator[CheckResult]:
     installed_version, (minimum, too_new) = collection_version(), COLLECTION_RANGE
     version_range = f">={_version_text(minimum)},<{_version_text(too_new)}"
-    install_command = f"ansible-galaxy collection install 'community.proxmox:{version_range}'"
+    # In this Python's packages, each user who runs this Agent Smith finds the collection.
+    programs, packages = Path(sys.executable).parent, sysconfig.get_path("purelib")
+    install_command = (
+        f"{programs}/ansible-galaxy collection install --force -p {packages} 'community.proxmox:{version_range}'"
+    )
     if installed_version is None:
         yield _MACHINE_RESULT.fail("community.proxmox", "not installed", install_command)
     elif not minimum <= _major_and_minor(installed_version) < too_new:

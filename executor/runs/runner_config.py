@@ -18,6 +18,7 @@ import ansible_runner
 from executor.model import PlaybookRun
 from executor.runs.private_folder import CREDENTIALS_VARIABLE, IDENT_VARIABLE, tmpdir_of_run
 from executor.shared.run_until import RUN_UNTIL_VARIABLE
+from executor.version import collection_search_path
 
 #: Variables of the agent's environment that are copied to the environment of each run: proxies and the time zone.
 COPIED_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy", "TZ")
@@ -83,6 +84,8 @@ def run_environment(folder: Path, run: PlaybookRun, ansible_home: Path, ca_bundl
         "LC_ALL": "C.UTF-8",
         "ANSIBLE_CONFIG": str(ansible_home / "ansible.cfg"),
         "ANSIBLE_HOME": str(folder / "home" / ".ansible"),
+        # HOME is the run's own folder, so `~` in ansible.cfg would not be the operator's home.
+        "ANSIBLE_COLLECTIONS_PATH": os.pathsep.join([*_own_collections(ansible_home), *collection_search_path()]),
         "ANSIBLE_LOCAL_TEMP": tmp,
         "ANSIBLE_REMOTE_TEMP": tmp,
         "ANSIBLE_PIPELINING": "1",  # with pipelining a module needs one process instead of five
@@ -98,3 +101,11 @@ def run_environment(folder: Path, run: PlaybookRun, ansible_home: Path, ca_bundl
     if ca_bundle:
         environment |= dict.fromkeys(("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "PROXMOX_CA_PATH"), str(ca_bundle))
     return environment
+
+
+def _own_collections(ansible_home: Path) -> list[str]:
+    """Return the folders that make `ansible_home` a collection, in a checkout and in an installed package.
+
+    They are the first two folders of `collections_path` in ansible.cfg.
+    """
+    return [str(ansible_home / ".collections"), str((ansible_home / "../../..").resolve())]

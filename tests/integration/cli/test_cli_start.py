@@ -231,6 +231,15 @@ def test_a_collection_on_the_configured_path_precedes_the_installed_one(smith: C
     assert found["community_proxmox"] == "99.1.0"
 
 
+def test_run_refuses_to_start_without_the_collection(smith: Cli) -> None:
+    (smith.folder / "sitecustomize.py").write_text(
+        "import executor.version as v\nv.collection_version = lambda: None\n"
+    )
+    done = smith("run", "--once", PYTHONPATH=str(smith.folder))
+    assert done.returncode == 3
+    assert "community.proxmox is not installed: `smith doctor` shows the command" in done.stderr
+
+
 @pytest.mark.parametrize("command", ["demo", "lab"])
 def test_without_the_lab_its_commands_say_what_to_install(command: str, smith: Cli) -> None:
     """Entry points that cannot be found stand for an environment without the lab's distribution."""

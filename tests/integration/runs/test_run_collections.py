@@ -1,0 +1,71 @@
+"""Runs search for collections where `smith doctor` does, although their HOME is a folder of their own."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from executor.model import PlaybookRun
+from executor.runs.actions import ansible_home
+from executor.runs.runner_config import run_environment
+from executor.version import collection_search_path, collection_version
+
+MODULE = '"""A module."""\nDOCUMENTATION = "module: hello\\nshort_description: says hello\\n"\n'
+TIMEOUT_S = 120
+
+
+def environment(folder: Path) -> dict[str, str]:
+    run = PlaybookRun(ident="create-1", action="create", playbook=folder / "create.yml", vm={}, timeout_s=60)
+    return run_environment(folder, run, ansible_home(), None)
+
+
+def write_collection(folder: Path) -> None:
+    modules = folder / "ansible_collections" / "acme" / "tools" / "plugins" / "modules"
+    modules.mkdir(parents=True)
+    (modules / "hello.py").write_text(MODULE)
+
+
+@pytest.mark.parametrize("place", ["home/.ansible/collections", "variable"])
+def test_a_run_finds_collections_of_the_user_and_of_the_variable(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    if place == "variable":
+        monkeypatch.setenv("ANSIBLE_COLLECTIONS_PATH", str(tmp_path / "variable"))
+    else:
+        monkeypatch.delenv("ANSIBLE_COLLECTIONS_PATH", raising=False)
+    write_collection(tmp_path / place)
+    folder = tmp_path / "run"
+    (folder / "home").mkdir(parents=True)
+    (folder / "tmp").mkdir()
+    command = [str(Path(sysconfig.get_path("scripts")) / "ansible-doc"), "-t", "module", "-l", "acme.tools"]
+    done = subprocess.run(
+        command, env=environment(folder), capture_output=True, text=True, check=False, timeout=TIMEOUT_S
+    )
+    assert "acme.tools.hello" in done.stdout, done.stderr
+
+
+def test_a_run_searches_first_in_our_own_collection_as_ansible_cfg_says() -> None:
+    config = configparser.ConfigParser()
+    config.read(ansible_home() / "ansible.cfg")
+    own = config["defaults"]["collections_path"].split(":")[:2]
+    searched = environment(Path("/run"))["ANSIBLE_COLLECTIONS_PATH"].split(os.pathsep)
+    assert searched[:2] == [os.path.normpath(ansible_home() / folder) for folder in own]
+    assert searched[2:] == collection_search_path()
+
+
+def test_the_tested_collection_of_our_own_environment_precedes_that_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = collection_version()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("ANSIBLE_COLLECTIONS_PATH", raising=False)
+    folder = tmp_path / ".ansible" / "collections" / "ansible_collections" / "community" / "proxmox"
+    folder.mkdir(parents=True)
+    (folder / "MANIFEST.json").write_text('{"collection_info": {"version": "99.1.0"}}')
+    assert collection_version() == installed

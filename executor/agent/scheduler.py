@@ -171,7 +171,7 @@ def delay_after_failure_s(interval_s: float, failure: FulcrumUnavailable, failur
 
     It grows with each failure, and is at least the interval and the wait that FulcrumCore requests.
     """
-    grown_interval_s = min(interval_s * 2 ** min(failure_count - 1, MAX_DOUBLINGS), MAX_OUTAGE_DELAY_S)
+    grown_interval_s = min(interval_s * 2.0 ** min(failure_count - 1, MAX_DOUBLINGS), MAX_OUTAGE_DELAY_S)
     return max(interval_s, grown_interval_s, min(failure.retry_after_s or 0.0, MAX_RETRY_AFTER_S))
 
 

@@ -11,11 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from executor.cli import action_checks, ansible_playbook
+from executor.cli.action_files import new_action_files
 from executor.cli.arguments import AsJson
 from executor.cli.completion import complete_action
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
 from executor.cli.output import show_json, show_outcome, show_text
+from executor.cli.role_checks import check_roles
 from executor.cli.tables import show_rows
 from executor.errors import EXIT_FAILURE, JobError, SmithError
 from executor.runs import action_schema, actions
@@ -24,55 +26,8 @@ from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX, Action, ListedA
 from executor.views.text import sanitized
 
 COLUMNS = {"name": "ACTION", "source": "SOURCE", "effect": "EFFECT", "schema": "SCHEMA", "note": "NOTE"}
-#: The mode of a new action file, whatever the umask is: the executor refuses a file that other users can write to.
-ACTION_FILE_MODE = 0o644
-
-#: The playbook that `smith actions new` writes, as a template for `str.format`, which turns `{{` into `{`.
-PLAYBOOK_TEMPLATE = """\
----
-# Runs for FulcrumCore's action `{name}`. The contract: docs/custom-actions.md.
-# vm holds the VM (service_id, vmid, name, node, cluster, timeout_s) and, in vm.properties, the service's properties.
-- name: Run {name} on a service's VM
-  hosts: proxmox
-  gather_facts: false
-  module_defaults:
-    group/community.proxmox.proxmox: "{{{{ smith_proxmox }}}}"
-  environment: "{{{{ smith_module_environment }}}}"
-  tasks:
-    - name: Run {name}
-      block:
-        # Change nothing before this task: it verifies that the VM with this VMID is the service's.
-        - name: Verify the VM's identity
-          agent_smith.proxmox.vm_identity:
-            vm: "{{{{ vm }}}}"
-          register: {variable}_before
-
-        # Your tasks. The actions of agent_smith.proxmox (vm_power, vm_configured, …) find their login themselves, and
-        # verify and publish what they did. The modules of community.proxmox have their login already (module_defaults).
-
-        # Reads the outcome from Proxmox, because a module may answer "ok" without the wanted change.
-        - name: Publish the result
-          agent_smith.proxmox.vm_identity:
-            vm: "{{{{ vm }}}}"
-            known_tasks: "{{{{ {variable}_before.facts.known_tasks }}}}"
-            result:
-              changed: false
-      rescue:
-        - name: Fail with a message that begins with the error code
-          ansible.builtin.fail:
-            msg: "{{{{ ansible_failed_result | agent_smith.proxmox.failure }}}}"
-"""
-#: The JSON schema that `smith actions new` writes, as a template for `str.format`.
-SCHEMA_TEMPLATE = """\
-{{
-  "$schema": "https://json-schema.org/draft/2020-12/schema",
-  "title": "The properties of a service that {name} needs",
-  "type": "object",
-  "required": [],
-  "properties": {{
-  }}
-}}
-"""
+#: The modes of new files and folders, whatever the umask is: the executor refuses an action that others can write to.
+FILE_MODE, FOLDER_MODE = 0o644, 0o755
 
 
 class ActionsFolderNotSet(SmithError):
@@ -127,21 +82,24 @@ def new(
 ) -> None:
     """Write a new action into the folder SMITH_ACTIONS_PATH.
 
-    It consists of a playbook, to which you add your tasks, and a JSON schema for the service's properties.
+    It consists of a playbook, a JSON schema for the service's properties, and a role, to which you add your tasks.
     """
     folder = open_settings().smith_actions_path
     if folder is None:
         raise ActionsFolderNotSet("SMITH_ACTIONS_PATH is not set: set it to a folder that only you can write to")
     if not ACTION_PATTERN.match(name):
         raise typer.BadParameter("an action's name has lower-case letters, digits, - and _, and starts with a letter")
-    playbook, schema = folder / f"{name}.yml", folder / f"{name}{SCHEMA_SUFFIX}"
-    for file in (playbook, schema):
+    text_by_file = {folder / path: text for path, text in new_action_files(name).items()}
+    for file in text_by_file:
         if os.path.lexists(file):
             raise FileExists(f"{file} exists already")
-    _write_new_file(playbook, PLAYBOOK_TEMPLATE.format(name=name, variable=name.replace("-", "_")))
-    _write_new_file(schema, SCHEMA_TEMPLATE.format(name=name))
-    text = f"{playbook}\n{schema}\nthen: smith actions validate {name}"
-    show_outcome(text, as_json=as_json, name=name, playbook=str(playbook), schema=str(schema))
+    for file, text in text_by_file.items():
+        _make_folders(folder, file.relative_to(folder).parent)
+        _write_new_file(file, text)
+    files = [str(file) for file in text_by_file]
+    lines = "\n".join([*files, f"then: smith actions validate {name}"])
+    playbook, schema = files[:2]
+    show_outcome(lines, as_json=as_json, name=name, playbook=playbook, schema=schema, files=files)
 
 
 def _json_fields(action: ListedAction) -> dict[str, Any]:
@@ -204,7 +162,9 @@ def find_action(name: str) -> Action:
 def _check_action(action: ListedAction) -> dict[str, list[str]]:
     """Check the action's files, playbook, JSON schema and Ansible syntax, and return the problems and hints."""
     result = action_checks.check_playbook(action.playbook)
-    problems = list(result.problems)
+    roles = action_checks.read_playbook(action.playbook).roles
+    roles_result = check_roles([] if action.is_ours else roles, action.playbook.parent)
+    problems = [*result.problems, *roles_result.problems]
     if action.problem:
         problems.insert(0, action.problem)
     if action.has_schema:
@@ -216,7 +176,7 @@ def _check_action(action: ListedAction) -> dict[str, list[str]]:
         syntax_problem = ansible_playbook.find_syntax_problem(action.playbook)
         if syntax_problem:
             problems.append(f"ansible-playbook --syntax-check: {syntax_problem}")
-    return {"problems": problems, "hints": list(result.hints)}
+    return {"problems": problems, "hints": [*result.hints, *roles_result.hints]}
 
 
 def _show_reports(reports: list[dict[str, Any]]) -> None:
@@ -231,9 +191,17 @@ def _show_reports(reports: list[dict[str, Any]]) -> None:
             show_text(f"  hint: {hint}")
 
 
+def _make_folders(folder: Path, subfolder: Path) -> None:
+    """Make the missing folders on the path from `folder` to its subfolder, with the mode FOLDER_MODE."""
+    for path in (*reversed(subfolder.parents), subfolder):
+        if not (folder / path).is_dir() and path.parts:
+            (folder / path).mkdir()
+            (folder / path).chmod(FOLDER_MODE)
+
+
 def _write_new_file(file: Path, text: str) -> None:
-    """Write a new file with the mode ACTION_FILE_MODE. Raises FileExistsError if the file exists."""
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, ACTION_FILE_MODE)
+    """Write a new file with the mode FILE_MODE. Raises FileExistsError if the file exists."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
     with open(descriptor, "w", encoding="utf-8") as opened_file:
-        os.fchmod(opened_file.fileno(), ACTION_FILE_MODE)
+        os.fchmod(opened_file.fileno(), FILE_MODE)
         opened_file.write(text)

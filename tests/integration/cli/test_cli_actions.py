@@ -77,7 +77,11 @@ def test_a_new_action_is_written_and_valid(smith: Cli, folder: Path) -> None:
     assert "smith actions validate say-hello" in smith.ok("actions", "new", "say-hello")
     (found,) = smith.json("actions", "validate", "say-hello")
     assert (found["problems"], found["hints"]) == ([], [])
-    assert {file.name for file in folder.iterdir()} == {"say-hello.yml", "say-hello.schema.json"}
+    files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    role = "roles/say_hello"
+    assert files == {
+        *("say-hello.yml", "say-hello.schema.json", f"{role}/meta/argument_specs.yml", f"{role}/tasks/main.yml")
+    }
     again = smith("actions", "new", "say-hello")
     assert (again.returncode, "exists already" in again.stderr) == (1, True)
 
@@ -136,6 +140,15 @@ def test_a_result_that_an_included_file_or_a_role_publishes_counts(smith: Cli, f
     write(folder, "by-file.yml", HEAD + "  tasks:\n    - ansible.builtin.import_tasks: tasks/end.yml\n")
     found = smith.json("actions", "validate")
     assert [(each["name"], each["problems"]) for each in found] == [("by-file", []), ("by-role", [])]
+    assert "the role mine has no meta/argument_specs.yml" in " ".join(found[1]["hints"])
+    (folder / "roles" / "mine" / "meta").mkdir(mode=0o755)
+    for specs, problem in (
+        ("a: [", "is not valid YAML"),
+        ("argument_specs: {main: {}}", "must have argument_specs.main.options"),
+        ("argument_specs: {main: {options: {size: {type: int}}}}", "does not describe the variable vm"),
+    ):
+        write(folder / "roles" / "mine" / "meta", "argument_specs.yml", specs)
+        assert problem in problems(smith, "by-role")
 
 
 @pytest.mark.parametrize(

@@ -338,6 +338,19 @@ OWN_ACTION = """---
 """
 
 
+def test_a_new_action_of_a_provider_runs_as_it_was_written(smith: Cli, pve: ProxmoxStandIn) -> None:
+    folder = smith.folder / "actions"
+    folder.mkdir(mode=0o755)
+    smith.env["SMITH_ACTIONS_PATH"] = str(folder)
+    smith.ok("actions", "new", "say-hello")
+    vm = made(pve)
+    shown = played(smith, "say-hello", "--vmid", str(vm["vmid"]))
+    assert (shown["succeeded"], shown["vm"]["vmid"], shown["vm"]["changed"]) == (True, vm["vmid"], False)
+    pve.control("recycle", vmid=vm["vmid"], name="another")
+    shown = played(smith, "say-hello", "--vars", vars_file(smith.folder, vm))
+    assert (shown["succeeded"], shown["error_code"]) == (False, "VM_IDENTITY_MISMATCH")
+
+
 @pytest.mark.parametrize(
     ("effect", "is_asked", "needs_yes"), [("reads", False, False), (None, True, False), ("destroys", True, True)]
 )

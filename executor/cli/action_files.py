@@ -1,0 +1,91 @@
+"""Contains the files that `smith actions new` writes: playbook, schema, role with argument specs, and test."""
+
+from __future__ import annotations
+
+from executor.runs.actions import SCHEMA_SUFFIX
+
+#: The placeholders of the templates: the name of the action, and the name of its role and variables.
+NAME, ROLE = "ACTION-NAME", "ACTION_ROLE"
+
+PLAYBOOK = """\
+---
+# Runs for FulcrumCore's action `ACTION-NAME`. The contract: docs/custom-actions.md.
+# vm holds the VM (service_id, vmid, name, node, cluster, timeout_s) and, in vm.properties, the service's properties.
+- name: Run ACTION-NAME on a service's VM
+  hosts: proxmox
+  gather_facts: false
+  module_defaults:
+    group/community.proxmox.proxmox: "{{ smith_proxmox }}"
+  environment: "{{ smith_module_environment }}"
+  tasks:
+    - name: Run ACTION-NAME
+      block:
+        - name: Run the role of ACTION-NAME
+          ansible.builtin.import_role:
+            name: ACTION_ROLE
+      rescue:
+        - name: Fail with a message that begins with the error code
+          ansible.builtin.fail:
+            msg: "{{ ansible_failed_result | agent_smith.proxmox.failure }}"
+"""
+SCHEMA = """\
+{
+  "$schema": "https://json-schema.org/draft/2020-12/schema",
+  "title": "The properties of a service that ACTION-NAME needs",
+  "x-smith-effect": "changes",
+  "type": "object",
+  "required": [],
+  "properties": {
+  }
+}
+"""
+ARGUMENT_SPECS = """\
+---
+# Ansible checks these arguments before the role begins. Add the variables that the role takes.
+argument_specs:
+  main:
+    short_description: What ACTION-NAME does to a service's VM
+    options:
+      vm:
+        type: dict
+        required: true
+        description: The VM, and in C(vm.properties) the service's properties.
+"""
+TASKS = """\
+---
+# Change nothing before this task: it verifies that the VM with this VMID is the service's.
+- name: Verify the VM's identity
+  agent_smith.proxmox.vm_identity:
+    vm: "{{ vm }}"
+  register: ACTION_ROLE_before
+
+# Your tasks. The actions of agent_smith.proxmox (vm_power, vm_configured, …) find their login themselves, and verify
+# and publish what they did. The modules of community.proxmox have their login already: module_defaults of the playbook.
+
+# Reads the outcome from Proxmox, because a module may answer "ok" without the wanted change.
+- name: Publish the result
+  agent_smith.proxmox.vm_identity:
+    vm: "{{ vm }}"
+    known_tasks: "{{ ACTION_ROLE_before.facts.known_tasks }}"
+    result:
+      changed: false
+      # In check mode: what would be changed, for example {cores: 4}. `smith play` shows it before it asks.
+      planned: {}
+"""
+
+
+def new_action_files(name: str) -> dict[str, str]:
+    """Return the text of each file of a new action. The keys are paths relative to the provider's folder."""
+    role = role_name(name)
+    templates = {
+        f"{name}.yml": PLAYBOOK,
+        f"{name}{SCHEMA_SUFFIX}": SCHEMA,
+        f"roles/{role}/meta/argument_specs.yml": ARGUMENT_SPECS,
+        f"roles/{role}/tasks/main.yml": TASKS,
+    }
+    return {path: text.replace(NAME, name).replace(ROLE, role) for path, text in templates.items()}
+
+
+def role_name(name: str) -> str:
+    """Return the name of the role of an action, which also begins the names of its variables."""
+    return name.replace("-", "_")

@@ -1,0 +1,48 @@
+"""Checks the argument specs of the roles in a provider's folder: Ansible checks a role's arguments only with specs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from executor.cli.action_checks import CheckResult
+
+
+def check_roles(roles: Iterable[str], folder: Path) -> CheckResult:
+    """Return the problems and hints of those roles that are in the folder `roles` beside the playbook."""
+    problems, hints = [], []
+    for role in roles:
+        role_folder = folder / "roles" / role
+        if not role_folder.is_dir():
+            continue  # a role of a collection
+        specs = role_folder / "meta" / "argument_specs.yml"
+        if not specs.is_file():
+            hints.append(f"the role {role} has no meta/argument_specs.yml, so Ansible does not check its arguments")
+        elif problem := _find_problem(specs):
+            problems.append(f"roles/{role}/meta/argument_specs.yml {problem}")
+    return CheckResult(problems=tuple(problems), hints=tuple(hints))
+
+
+def _find_problem(specs: Path) -> str:
+    """Return why Ansible cannot use the argument specs of the role's main tasks, or ''."""
+    try:
+        document = yaml.safe_load(specs.read_text(encoding="utf-8"))
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except (yaml.YAMLError, UnicodeError, RecursionError):
+        return "is not valid YAML"
+    options = _at(document, "argument_specs", "main", "options")
+    if not isinstance(options, dict):
+        return "must have argument_specs.main.options"
+    if "vm" not in options:
+        return "does not describe the variable vm"
+    return ""
+
+
+def _at(document: Any, *keys: str) -> Any:
+    for key in keys:
+        document = document.get(key) if isinstance(document, dict) else None
+    return document

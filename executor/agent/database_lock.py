@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from executor.database import ownership
 from executor.database.engine import sqlite_file
 from executor.errors import DatabaseError
 
@@ -31,7 +32,7 @@ def exclusive_database(url: str) -> Iterator[None]:
         return
     lock_path = Path(f"{database_path}.lock")
     lock_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with lock_path.open("a+", encoding="utf-8") as lock_file:
+    with open_lock_file(lock_path) as lock_file:
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -41,6 +42,15 @@ def exclusive_database(url: str) -> Iterator[None]:
             raise DatabaseError(text) from None
         write_holder(lock_file)
         yield
+
+
+def open_lock_file(lock_path: Path) -> TextIO:
+    """Open the lock file for appending and reading; create it for the owner of its folder. Raises DatabaseError."""
+    try:
+        return os.fdopen(ownership.open_for_owner(lock_path, os.O_RDWR | os.O_APPEND), "a+", encoding="utf-8")
+    except OSError as error:
+        reason = ownership.why_unusable(lock_path) or f"{lock_path}: {error.strerror}"
+        raise DatabaseError(f"cannot lock the database: {reason}") from error
 
 
 def write_holder(lock_file: TextIO) -> None:

@@ -22,6 +22,7 @@ from executor.cli.output import show_outcome
 from executor.cli.store import open_database
 from executor.database import schema
 from executor.database.engine import open_engine, sqlite_file
+from executor.database.ownership import give_to
 from executor.errors import DatabaseError
 from executor.settings.settings import Settings
 
@@ -150,7 +151,7 @@ def _copy_backup(file: Path, new_file: Path) -> str:
         _copy_database(source, new_file)
     engine = open_engine(f"sqlite:///{new_file}")
     try:
-        schema.refuse_newer_schema(engine)
+        schema.refuse_unknown_schema(engine)
         revision = schema.current_revision(engine)
     finally:
         engine.dispose()
@@ -176,6 +177,7 @@ def _replace_database(target: Path, new_file: Path) -> Path | None:
     3. The -wal file and the -shm file are deleted.
     """
     old_file = None
+    owner = (target if target.exists() else target.parent).stat()
     if target.exists():
         old_file = target.with_name(f"{target.name}.before-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
         _checkpoint(target)
@@ -183,9 +185,11 @@ def _replace_database(target: Path, new_file: Path) -> Path | None:
         for suffix in EXTRA_FILE_SUFFIXES:
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(f"{target}{suffix}", f"{old_file}{suffix}")
+            give_to(owner, Path(f"{old_file}{suffix}"))
         _flush_folder(target.parent)
         for suffix in EXTRA_FILE_SUFFIXES:
             Path(f"{target}{suffix}").unlink(missing_ok=True)
+    give_to(owner, new_file)
     os.replace(new_file, target)
     _flush_folder(target.parent)
     return old_file

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from alembic.util.exc import CommandError
 
-from executor.agent.database_lock import write_holder
+from executor.agent.database_lock import open_lock_file, write_holder
 from executor.cli.arguments import AsJson, confirm
 from executor.cli.context import PRIVATE_UMASK, open_settings
 from executor.cli.help_text import examples
@@ -157,7 +157,7 @@ def holding_database_lock(file: Path) -> Iterator[None]:
     written to the file, because the error of an agent that starts meanwhile names it. Raises DatabaseError when an
     agent is running.
     """
-    with file.open("a", encoding="utf-8") as lock_file:
+    with open_lock_file(file) as lock_file:
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -96,7 +96,7 @@ def _find_schema_error(engine: Engine) -> DatabaseError | None:
     Called after a failed statement, because a schema of another version is often the cause.
     """
     try:
-        schema.refuse_newer_schema(engine)
+        schema.refuse_unknown_schema(engine)
         current, newest = schema.current_revision(engine), schema.head_revision()
     except DatabaseError as schema_error:
         return schema_error

@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InternalError, Operational
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
+from executor.database import ownership
 from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
 
 #: How long a transaction on SQLite waits for the write lock of the database before it fails.
@@ -32,6 +33,9 @@ POOL_SIZE, MAX_POOL_OVERFLOW = 20, 20
 POSTGRESQL_POOL_SIZE, MAX_POSTGRESQL_POOL_OVERFLOW = 5, 6
 #: The backoff of `write_with_retry` starts with the first value, and doubles up to the second value.
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.5, 10.0
+#: Parts of SQLite's errors about a damaged file, and the hint that follows them.
+DAMAGE_WORDS = ("malformed", "file is not a database", "disk I/O error")
+RESTORE_HINT = "; restore a backup: smith db restore FILE"
 #: The types of network file systems. SQLite's locks do not work on them.
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ceph", "glusterfs", "9p"})
 
@@ -83,20 +87,32 @@ def _prepare_sqlite_file(file: Path) -> None:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file.touch(mode=0o600, exist_ok=True)
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not file.exists():
+            os.close(ownership.open_for_owner(file, os.O_WRONLY))
     except OSError as error:
-        raise DatabaseError(
-            f"cannot write the database {file}: {error.strerror}. The folder must belong to uid {os.getuid()}; "
-            "set SMITH_DATA_DIR or SMITH_DATABASE_URL to use another folder"
-        ) from error
-    if not os.access(file, os.R_OK | os.W_OK):
-        raise DatabaseError(f"the database {file} is not readable and writable for uid {os.getuid()}")
+        raise DatabaseError(f"cannot write the database {file}: {_explain(error, file.parent)}") from error
+    if reason := ownership.why_unusable(file):
+        raise DatabaseError(f"cannot use the database: {reason}")
     file_system = file_system_of(file)
     if file_system in NETWORK_FILE_SYSTEMS:
         advice = "SQLite's locks do not work there. Use a local disk, or PostgreSQL"
         raise DatabaseError(f"the database {file} is on {file_system}: {advice}")
+
+
+def _explain(error: OSError, folder: Path) -> str:
+    """Return why the database's file cannot be created in the folder, with the remedy for this error."""
+    other_folder = "set SMITH_DATA_DIR or SMITH_DATABASE_URL to use another folder"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        uid = os.getuid()
+        return (
+            f"{error.strerror}. The folder must belong to uid {uid} (as root: chown {uid}:{os.getgid()} {folder}), "
+            f"or {other_folder}"
+        )
+    if error.errno == errno.EROFS:
+        return f"{error.strerror}. Mount it writable, or {other_folder}"
+    return f"{error.strerror}; {other_folder}"
 
 
 def sqlite_file(url: str) -> Path | None:
@@ -214,4 +230,5 @@ def error_text(engine: Engine, error: SQLAlchemyError) -> str:
     url = engine.url.render_as_string(hide_password=True)
     error_lines = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()
     reason = error_lines[0] if error_lines else type(error).__name__
-    return f"the database {url} cannot be used: {reason}"
+    is_damaged = engine.dialect.name == "sqlite" and any(words in reason for words in DAMAGE_WORDS)
+    return f"the database {url} cannot be used: {reason}{RESTORE_HINT if is_damaged else ''}"

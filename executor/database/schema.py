@@ -7,15 +7,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy import Connection, Engine, func, inspect, select, text
 from sqlalchemy.orm import Session
 
-from executor.database.engine import translating_errors
+from executor.database.engine import RESTORE_HINT, translating_errors
 from executor.errors import DatabaseError
 
 #: The key of the PostgreSQL advisory lock that a migration holds. After an update, several agents may start at the same
 #: time, and only one of them may migrate the schema. The value is the ASCII text "SMIG".
 MIGRATION_LOCK = 0x534D4947
+#: The table in which Alembic stores the revision. It stays, empty, after a downgrade of all revisions.
+ALEMBIC_TABLE = "alembic_version"
+#: The maximum number of tables that an error text names.
+MAX_TABLES = 3
 #: The folder of the Alembic migrations.
 MIGRATIONS_FOLDER = Path(__file__).parent / "migrations"
 
@@ -24,7 +28,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     """Migrate the schema forwards to `revision`. Raises DatabaseError when the schema is newer than this program."""
     from alembic import command  # noqa: PLC0415 (importing Alembic takes 0.1 s, which `smith --help` avoids)
 
-    refuse_newer_schema(engine)
+    refuse_unknown_schema(engine)
     with translating_errors(engine), _migrating(engine) as connection:
         command.upgrade(_alembic_config(connection), revision)
 
@@ -39,7 +43,7 @@ def downgrade(
     """
     from alembic import command  # noqa: PLC0415 (see upgrade)
 
-    refuse_newer_schema(engine)
+    refuse_unknown_schema(engine)
     with translating_errors(engine), _migrating(engine) as connection:
         if check_in_transaction is not None:
             with Session(connection) as session:
@@ -83,7 +87,7 @@ def head_revision() -> str:
     return newest_revision
 
 
-def refuse_newer_schema(engine: Engine) -> None:
+def refuse_unknown_schema(engine: Engine) -> None:
     """Raise DatabaseError when a newer version of Agent Smith has migrated the schema."""
     current = current_revision(engine)
     known_revisions = {script.revision for script in _script_directory().walk_revisions()}
@@ -92,11 +96,25 @@ def refuse_newer_schema(engine: Engine) -> None:
             f"the database has schema {current}, which this version (newest: {head_revision()}) does not know: "
             "run the newer Agent Smith, or let the newer one downgrade the schema first (smith db downgrade)"
         )
+    if current is None and engine.dialect.name == "sqlite":
+        _refuse_tables_of_another_program(engine)
+
+
+def _refuse_tables_of_another_program(engine: Engine) -> None:
+    """Raise DatabaseError when the SQLite file has tables, although no version of Agent Smith has migrated it."""
+    with translating_errors(engine), engine.connect() as connection:
+        tables = sorted(inspect(connection).get_table_names())
+    # Another process may just have migrated an empty database: the table appears together with ours.
+    if tables and ALEMBIC_TABLE not in tables:
+        raise DatabaseError(
+            f"the database {engine.url.database} has the tables of another program ({', '.join(tables[:MAX_TABLES])}): "
+            "set SMITH_DATABASE_URL or SMITH_DATA_DIR to another file"
+        )
 
 
 def check(engine: Engine) -> list[str]:
     """Return a text for each problem of the database. The list is empty if the database has no problem."""
-    refuse_newer_schema(engine)
+    refuse_unknown_schema(engine)
     problems = []
     current, head = current_revision(engine), head_revision()
     if current != head:  # `smith doctor` recognizes this problem by its first words
@@ -104,7 +122,7 @@ def check(engine: Engine) -> list[str]:
     if engine.dialect.name == "sqlite":
         with translating_errors(engine), engine.connect() as connection:
             integrity_messages = connection.scalars(text("PRAGMA integrity_check"))
-            problems += [message for message in integrity_messages if message != "ok"]
+            problems += [f"{message}{RESTORE_HINT}" for message in integrity_messages if message != "ok"]
             broken_references = connection.execute(text("PRAGMA foreign_key_check"))
             problems += [f"broken reference: {tuple(row)}" for row in broken_references]
     return problems

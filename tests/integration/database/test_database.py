@@ -159,7 +159,7 @@ def index_definitions(engine: Engine) -> dict[str, str]:
 def test_a_schema_of_a_newer_version_is_refused_and_not_changed(own_engine: Engine) -> None:
     with own_engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    for refused in (schema.upgrade, schema.downgrade, schema.refuse_newer_schema, schema.check):
+    for refused in (schema.upgrade, schema.downgrade, schema.refuse_unknown_schema, schema.check):
         with pytest.raises(DatabaseError, match=r"has schema 9999, which this version .* does not know: run the newer"):
             refused(own_engine)
     assert schema.current_revision(own_engine) == "9999"

@@ -1,0 +1,61 @@
+"""Gives new files beside the database to the owner of the database, and names files of a wrong owner.
+
+An operator may call a command as root, for example `smith db upgrade`. The service, which runs as another user, must
+still be able to use each file that such a command creates.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+#: The suffixes of the files that SQLite and we keep beside a database: the log, its index, and the lock of the agent.
+COMPANION_SUFFIXES = ("-wal", "-shm", ".lock")
+
+
+def open_for_owner(file: Path, flags: int) -> int:
+    """Open the file and create it if it does not exist; return the descriptor. Raises OSError, also for a link.
+
+    If root creates a file, it belongs to the owner of its folder. A link is not followed, because the owner of the
+    folder could otherwise make root change another file.
+    """
+    descriptor = os.open(file, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        if os.geteuid() == 0 and os.fstat(descriptor).st_size == 0:
+            owner = file.parent.stat()
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def give_to(owner: os.stat_result, *files: Path) -> None:
+    """Give each existing file to this owner, if this process is root. A link itself is given, not its target."""
+    if os.geteuid() != 0:
+        return
+    for file in files:
+        if os.path.lexists(file):
+            os.chown(file, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
+def why_unusable(database: Path) -> str:
+    """Return which file of the database this user cannot write, and the command that changes it; '' if none."""
+    for file in (database, *(Path(f"{database}{suffix}") for suffix in COMPANION_SUFFIXES)):
+        if file.exists() and not os.access(file, os.R_OK | os.W_OK):
+            if os.statvfs(file).f_flag & os.ST_RDONLY:
+                return f"{file} is on a disk that is mounted read-only: mount it writable"
+            uid, gid = os.getuid(), os.getgid()
+            if file.stat().st_uid == uid:
+                return f"{file} is not readable and writable for its owner: chmod 600 {file}"
+            owner = _user_name(file.stat().st_uid)
+            return f"{file} belongs to {owner}, not to {_user_name(uid)}; as root: chown {uid}:{gid} {file}"
+    return ""
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"

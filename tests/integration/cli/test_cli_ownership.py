@@ -1,0 +1,110 @@
+"""Commands that root calls leave the service's database usable, and each unusable file is named with its remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from support.cli_world import Cli
+
+import executor
+
+NOBODY = 65534
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+
+
+@pytest.fixture
+def smith(tmp_path: Path) -> Cli:
+    cli = Cli(tmp_path)
+    cli.data.mkdir(mode=0o700)
+    return cli
+
+
+def owners(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_uid for file in folder.iterdir()}
+
+
+def open_as_nobody(file: Path) -> str:
+    """Open the database as the user `nobody`, if this process is root; return the last line of the errors."""
+    leave = f"os.setgid({NOBODY}); os.setuid({NOBODY})" if os.geteuid() == 0 else "pass"
+    imports = "import os, sqlite3; from executor.database.engine import open_engine"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{imports}; {leave}; open_engine('sqlite:///{file}')"],
+        cwd=Path(executor.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return (done.stderr.strip().splitlines() or [""])[-1]
+
+
+@as_root
+def test_files_that_root_creates_belong_to_the_owner_of_the_folder(smith: Cli, tmp_path: Path) -> None:
+    os.chown(smith.data, NOBODY, NOBODY)
+    smith.ok("db", "upgrade")
+    assert set(owners(smith.data).values()) == {NOBODY}
+    backup = tmp_path / "backup.db"
+    smith.ok("db", "backup", str(backup))
+    smith.ok("db", "restore", str(backup), "--yes")
+    kept = owners(smith.data)
+    assert len([name for name in kept if ".before-" in name]) == 1
+    assert set(kept.values()) == {NOBODY}
+
+
+@as_root
+def test_root_follows_no_link_that_the_owner_of_the_folder_has_left(smith: Cli, tmp_path: Path) -> None:
+    smith.ok("db", "upgrade")
+    (tmp_path / "target").write_text("of another program")
+    smith.data.joinpath("smith.db.lock").unlink(missing_ok=True)
+    smith.data.joinpath("smith.db.lock").symlink_to(tmp_path / "target")
+    done = smith("db", "downgrade", "--yes")
+    assert (done.returncode, "cannot lock the database" in done.stderr) == (6, True)
+    assert (tmp_path / "target").read_text() == "of another program"
+
+
+@as_root
+def test_a_file_of_another_user_is_named_with_the_command_that_gives_it_back() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # other users may not enter the folders of pytest
+        data = Path(folder)
+        os.chown(data, NOBODY, NOBODY)
+        assert open_as_nobody(data / "smith.db") == ""
+        for name in ("smith.db-wal", "smith.db"):
+            (data / name).touch()
+            (data / name).chmod(0o600)
+            os.chown(data / name, 0, 0)
+            last = open_as_nobody(data / "smith.db")
+            assert f"{data / name} belongs to root (uid 0), not to" in last
+            assert f"as root: chown {NOBODY}:{NOBODY} {data / name}" in last
+
+
+def test_a_file_that_its_owner_cannot_write_names_chmod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from executor.database import ownership  # noqa: PLC0415 (only this test calls it directly)
+
+    file = tmp_path / "smith.db"
+    file.touch()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may always write
+    assert ownership.why_unusable(file) == f"{file} is not readable and writable for its owner: chmod 600 {file}"
+
+
+def test_the_database_of_another_program_is_not_migrated(smith: Cli) -> None:
+    with contextlib.closing(sqlite3.connect(smith.file)) as connection:
+        connection.execute("CREATE TABLE bookmarks (url TEXT)")
+    for command in (("db", "upgrade"), ("db", "check")):
+        done = smith(*command)
+        assert done.returncode == 6
+        assert "has the tables of another program (bookmarks): set SMITH_DATABASE_URL" in done.stderr
+    with contextlib.closing(sqlite3.connect(smith.file)) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("bookmarks",)]
+
+
+def test_a_damaged_database_names_the_command_that_restores_a_backup(smith: Cli) -> None:
+    smith.file.write_text("this is not a database" * 100)
+    done = smith("status")
+    assert done.returncode == 6
+    assert "restore a backup: smith db restore FILE" in done.stderr

@@ -12,11 +12,14 @@ from email.parser import HeaderParser
 from pathlib import Path
 from typing import Any
 
+import vendored
+
 
 def describe(bundle: Path, version: str) -> dict[str, Any]:
     """Return the SBOM of the bundle in this folder."""
     components = [describe_wheel(file) for file in sorted(bundle.glob("*/*.whl"))]
     components += [describe_collection(file) for file in sorted(bundle.glob("collections/*"))]
+    components += vendored.components()
     components += [_component("container", "agent-smith-image", version, file) for file in bundle.glob("image/*")]
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",

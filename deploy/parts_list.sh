@@ -13,3 +13,4 @@ assert {part["name"].lower() for part in parts} == {name.lower() for name in pin
 assert not without_hash, f"without version or hashes: {without_hash}"
 print(f"{len(parts)} distributions")
 PY
+"$1/python" deploy/vendored.py "$2"

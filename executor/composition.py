@@ -114,6 +114,7 @@ def _build_agent_and_view(
         meters=meters,
         measure_memory_mib=monitor.memory_mib,
         count_drift=reconciler.count_open_findings,
+        list_drift=reconciler.open_findings,
     )
     return agent, view
 

@@ -56,11 +56,18 @@ class Reconciler:
             log.info("drift_check_resumed", mapping_count=outcome.mapping_count)
         self._store_and_log_changes([finding for finding in outcome.findings if not self._try_repair(finding)])
 
-    def count_open_findings(self) -> dict[str, int]:
-        """Return the number of open findings by kind. Empty if this process has concluded no check recently."""
+    def open_findings(self) -> list[Finding] | None:
+        """Return the open findings, or None if this process has concluded no check recently."""
         with self._lock:
             concluded_at, findings = self._concluded_at, list(self._open_findings.values())
         if concluded_at is None or time.monotonic() - concluded_at > self.interval_s * MAX_FINDINGS_AGE_INTERVALS:
+            return None
+        return findings
+
+    def count_open_findings(self) -> dict[str, int]:
+        """Return the number of open findings by kind. Empty if this process has concluded no check recently."""
+        findings = self.open_findings()
+        if findings is None:
             return {}
         return {kind.value: sum(finding.kind is kind for finding in findings) for kind in DriftKind}
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,16 +11,13 @@ from executor.cli.help_text import examples
 from executor.cli.lookup import find_job
 from executor.cli.output import show_outcome
 from executor.cli.store import reading_store, writing_store
-from executor.database import audit, job_queue, nodes, queries
+from executor.database import audit, nodes, operator_changes
 from executor.database.tables import Job, utc_now
 from executor.model import SETTLED_STATES, JobStatus
 from executor.settings.settings import Settings
 from executor.views.agent_liveness import is_alive
 from executor.views.job_rows import job_label
 from executor.views.text import sanitized
-
-if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
-    from sqlalchemy.orm import Session
 
 
 @examples(
@@ -39,10 +33,8 @@ def retry(reference: JobReference, as_json: AsJson = False) -> None:
         job = find_job(store.session, reference)
         label, status, was_reported = job_label(job), job.status, job.report_state in SETTLED_STATES
         repeat_text = _repeat_text(job, store.settings)
-        with _auditing(store.session, job.id, "retry") as change:
-            # The value is "attempt", "report", or "" if the job waits for neither of them.
-            skipped_wait_before = job_queue.retry_now(store.session, job.id)
-            change.was_made = bool(skipped_wait_before)
+        # The value is "attempt", "report", or "" if the job waits for neither of them.
+        skipped_wait_before = operator_changes.retry_job(store.session, job.id, who=audit.operator_name())
     if not skipped_wait_before:
         raise CommandFailed(_no_retry_text(label, status, repeat_text))
     effects = {
@@ -77,9 +69,8 @@ def cancel(
         raise CommandFailed(f"{job_label(job)} has ended already: it is {job.status}")
     confirm(f"Cancel {job_label(job)}, which is {job.status}?", yes=yes)
     # The transaction is opened after the confirmation, so that no transaction is open while the operator answers.
-    with writing_store() as store, _auditing(store.session, job.id, "cancel", reason) as change:
-        status = job_queue.request_cancel(store.session, job.id)  # None means that the job had ended already.
-        change.was_made = status is not None
+    with writing_store() as store:
+        status = operator_changes.cancel_job(store.session, job.id, who=audit.operator_name(), reason=reason)
     if status is None:
         raise CommandFailed(f"{job_label(job)} has ended in the meantime")
     # A pending job ends at once: it is failed, with the error code CANCELLED. A running job is still processing.
@@ -91,36 +82,6 @@ def cancel(
     else:
         text = f"{job_label(job)} has a cancel request; its agent stops the playbook within seconds"
     show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, status=status, has_ended=has_ended)
-
-
-@dataclass
-class _AuditedChange:
-    """The change of a job that the `with` block of `_auditing` may make."""
-
-    #: Whether the block has changed the job. The block sets it. If it is False, nothing is written into the audit.
-    was_made: bool = False
-
-
-@contextmanager
-def _auditing(session: Session, job_id: int, verb: str, reason: str = "") -> Iterator[_AuditedChange]:
-    """After the `with` block, write the block's change of the job into the audit, in the transaction of the session."""
-    change = _AuditedChange()
-    job = queries.get_one_job(session, job_id)
-    before = audit.column_values(job, audit.JOB_COLUMNS)
-    yield change
-    if change.was_made:
-        session.refresh(job)
-        after = audit.column_values(job, audit.JOB_COLUMNS)
-        audit.record(
-            session,
-            who=audit.operator_name(),
-            verb=verb,
-            subject_kind="job",
-            subject_id=job.fulcrum_id,
-            before=before,
-            after=after,
-            reason=reason,
-        )
 
 
 def _repeat_text(job: Job, settings: Settings) -> str:

@@ -80,7 +80,7 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
             store.session,
             statuses=[*(status or ()), *([JobStatus.FAILED] if failed else ())],
             action=action,
-            service_id=service_id,
+            service_ids=[service_id] if service_id else None,
             unreported=unreported,
             since=since_time(since),
             limit=limit,

@@ -37,7 +37,7 @@ def find_mapping(session: Session, reference: str) -> Mapping:
 
 def refuse_while_in_use(session: Session, service_id: str) -> None:
     """Raise CommandFailed while a worker processes a job of the service, or a command runs a playbook for it."""
-    jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_id=service_id, limit=1)
+    jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_ids=[service_id], limit=1)
     obstacle = jobs[0] if jobs else manual_runs.in_progress(session, service_id)
     if obstacle is not None:
         raise CommandFailed(describe_obstacle(obstacle))

@@ -5,12 +5,10 @@ Text from outside (action names, error messages, a playbook's output) is printed
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
-from executor.redaction import redactor
-from executor.views.text import sanitized, to_json_types
+from executor.views.text import json_text, sanitized
 
 
 def show_json(document: Any) -> None:
@@ -19,11 +17,6 @@ def show_json(document: Any) -> None:
     `json.dumps` escapes control characters, and all characters outside ASCII.
     """
     print(json_text(document))
-
-
-def json_text(document: Any) -> str:
-    """Return the document as JSON text without secrets."""
-    return json.dumps(redactor.redact_value(to_json_types(document)), indent=2)
 
 
 def show_text(text: str) -> None:

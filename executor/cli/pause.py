@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,9 +12,8 @@ from executor.cli.context import open_settings
 from executor.cli.help_text import examples
 from executor.cli.output import show_outcome, show_text
 from executor.cli.store import open_database, writing_store
-from executor.database import audit, pauses, queries
+from executor.database import audit, operator_changes, pauses, queries
 from executor.database.engine import reading
-from executor.database.tables import Pause
 from executor.model import JobStatus
 from executor.views.job_rows import job_label
 from executor.views.status_document import pause_text
@@ -45,22 +44,11 @@ def pause(
 
     Heartbeats, polls and reports continue. FulcrumCore fails a pending job when its job timeout has passed.
     """
-    who = audit.operator_name()
     with writing_store() as store:
-        is_new = pauses.start(store.session, who=who, reason=reason)
+        is_new = operator_changes.pause_agents(store.session, who=audit.operator_name(), reason=reason)
         found = pauses.current(store.session)
         if found is None:
             raise CommandFailed("the agents were resumed in the meantime")
-        if is_new:
-            audit.record(
-                store.session,
-                who=who,
-                verb="pause",
-                subject_kind="agents",
-                subject_id=found.scope,
-                after=_values(found),
-                reason=reason,
-            )
         running_count = queries.count_open_jobs(store.session)[JobStatus.PROCESSING]
     text = f"paused: {pause_text(found)}" if is_new else f"paused already: {pause_text(found)}"
     if not wait:
@@ -80,24 +68,9 @@ def pause(
 def resume(as_json: AsJson = False) -> None:
     """Let the agents claim jobs again."""
     with writing_store() as store:
-        ended = pauses.end(store.session)
-        if ended is not None:
-            audit.record(
-                store.session,
-                who=audit.operator_name(),
-                verb="resume",
-                subject_kind="agents",
-                subject_id=ended.scope,
-                before=_values(ended),
-            )
+        ended = operator_changes.resume_agents(store.session, who=audit.operator_name())
     text = "not paused: nothing to resume" if ended is None else f"resumed; it was paused {pause_text(ended)}"
     show_outcome(text, as_json=as_json, paused=False, was_paused=ended is not None)
-
-
-def _values(found: Pause) -> dict[str, Any]:
-    values = audit.column_values(found, ("since", "who", "reason"))
-    assert values is not None  # noqa: S101 (column_values returns None only for None)
-    return values
 
 
 def _wait_for_jobs(timeout_s: float, *, quiet: bool) -> int:

@@ -87,7 +87,7 @@ def show(request: PlaybookRequest, target: Target, engine: Engine | None) -> Non
 
 def _newest_job(engine: Engine, service_id: str) -> Job | None:
     with reading(engine) as session:
-        return next(iter(queries.list_jobs(session, service_id=service_id, limit=1)), None)
+        return next(iter(queries.list_jobs(session, service_ids=[service_id], limit=1)), None)
 
 
 def confirm(action: Action, effect: ActionEffect, request: PlaybookRequest, settings: Settings) -> None:

@@ -72,7 +72,7 @@ def _find_service_mapping(engine: Engine | None, settings: Settings, reference: 
 def refuse_while_job_runs(engine: Engine, service_id: str) -> None:
     """Raise CommandFailed early while a job of the service is running. The service's lock decides."""
     with reading(engine) as session:
-        jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_id=service_id, limit=1)
+        jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_ids=[service_id], limit=1)
     if jobs:
         raise CommandFailed(describe_obstacle(jobs[0]))
 

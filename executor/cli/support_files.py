@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from executor.cli.output import json_text
 from executor.cli.store import Store, open_database
 from executor.cli.version import collect_versions
 from executor.database import audit, job_events, queries, schema, statistics
@@ -26,7 +25,7 @@ from executor.settings.settings import Settings
 from executor.views import artifacts, critical_jobs, timeline
 from executor.views.job_rows import detail_fields, event_fields, mask_secrets, run_fields
 from executor.views.status_document import read_status
-from executor.views.text import sanitized
+from executor.views.text import json_text, sanitized
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine

@@ -14,10 +14,9 @@ from executor.cli.output import show_json
 from executor.cli.store import Store, reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.cli.watch import watch_store
-from executor.database import mappings, queries
-from executor.database.tables import Job, Mapping, Run, utc_now
+from executor.database.tables import utc_now
 from executor.model import JobStatus
-from executor.views.job_rows import name_fields
+from executor.views.activity import read_activity
 from executor.views.status_document import Status, read_status
 from executor.views.text import elapsed_text
 
@@ -41,8 +40,6 @@ WAITING_COLUMNS = {
     "name": "NAME",
 }
 FAILED_COLUMNS = {"id": "JOB", "action": "ACTION", "ago": "AGO", "error": "ERROR", "name": "NAME"}
-#: The maximum number of running jobs, waiting jobs and failures that are shown.
-MAX_RUNNING, MAX_WAITING, MAX_FAILED = 64, 5, 5
 
 
 @examples(
@@ -58,78 +55,22 @@ def show(
     The steps are up to 5 s old (a sixth of SMITH_LEASE_S).
     """
     if not (once or as_json):
-        watch_store(lambda store: _print(_status(store), _read(store, utc_now())))
+        watch_store(lambda store: _print(_status(store), _read(store)))
         return
     with reading_store() as store:
-        status, view = _status(store), _read(store, utc_now())
+        status, view = _status(store), _read(store)
     if as_json:
         show_json(status.document | view)
     else:
         _print(status, view)
 
 
+def _read(store: Store) -> dict[str, Any]:
+    return read_activity(store.session, store.settings, utc_now())
+
+
 def _status(store: Store) -> Status:
     return read_status(store.session, store.settings.smith_lease_s)
-
-
-def _read(store: Store, now: datetime) -> dict[str, Any]:
-    session = store.session
-    running = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], limit=MAX_RUNNING)
-    waiting = queries.oldest_pending_jobs(session, MAX_WAITING)
-    failed = queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED)
-    jobs = [*running, *waiting, *failed]
-    vms = mappings.current_of_services(session, {job.service_id for job in jobs if job.service_id})
-    runs = {run.job_id: run for run in queries.runs_with_stories(session, [job.id for job in running])}
-    settings = store.settings
-    return {
-        "running": [_running_fields(job, runs.get(job.id), vms, now) for job in reversed(running)],
-        "waiting": [_waiting_fields(job, vms, now) for job in waiting],
-        "failed": [_failed_fields(job, vms, now) for job in failed],
-        "oldest_pending_at": queries.oldest_pending_time(session),
-        "oldest_due_report_at": queries.oldest_due_report_time(session),
-        "limits": {
-            "SMITH_MAX_JOBS": settings.smith_max_jobs,
-            "SMITH_MAX_MEMORY_MIB": settings.smith_max_memory_mib,
-            "SMITH_MAX_RUNTIME_S": settings.smith_max_runtime_s,
-        },
-    }
-
-
-def _running_fields(job: Job, run: Run | None, vms: dict[str, Mapping], now: datetime) -> dict[str, Any]:
-    """Return a running job with its present step. `for` is the time since the start of its run."""
-    if run is not None and (run.ended_at is not None or run.attempt != job.attempt):
-        run = None  # the run of an earlier attempt, or one whose result is being stored
-    story = (run.story if run else None) or {}
-    tasks, steps, proxmox = (story.get(name, ()) for name in ("tasks", "steps", "proxmox_tasks"))
-    step = steps[-1]["text"] if steps else tasks[-1]["task"] if tasks else ""
-    percent = proxmox[-1]["percent"] if proxmox and step.startswith("waiting") else None
-    return _job_fields(job, vms) | {
-        "attempt": job.attempt,
-        "text": step or ("the run starts" if run else "before the run"),
-        "percent": percent,
-        "for": elapsed_text(run.started_at if run else job.received_at, now),
-        "left": f"{max((job.deadline_at - now).total_seconds(), 0):.0f}s",
-    }
-
-
-def _waiting_fields(job: Job, vms: dict[str, Mapping], now: datetime) -> dict[str, Any]:
-    wait_s = (job.available_at - now).total_seconds() if job.available_at else 0.0
-    return _job_fields(job, vms) | {
-        "waits": elapsed_text(job.received_at, now),
-        "next": f"in {wait_s:.0f}s" if wait_s > 0 else "now",
-        "error": job.operator_detail or job.error_message or "",
-    }
-
-
-def _failed_fields(job: Job, vms: dict[str, Mapping], now: datetime) -> dict[str, Any]:
-    ago = elapsed_text(job.finished_at, now)
-    return _job_fields(job, vms) | {"ago": ago, "error": job.operator_detail or job.error_message or ""}
-
-
-def _job_fields(job: Job, vms: dict[str, Mapping]) -> dict[str, Any]:
-    names = name_fields(job, vms)
-    vm = [str(names[key]) for key in ("vmid", "vm_name") if names[key]]
-    return {"id": job.id, "action": job.action, "name": names["service_name"], "guest": " ".join(vm) or None}
 
 
 def _print(status: Status, view: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from sqlalchemy import CompoundSelect, func, select, union_all
@@ -57,14 +57,16 @@ def list_jobs(  # noqa: PLR0913 (one parameter for each filter)
     *,
     statuses: Sequence[str] = (),
     action: str | None = None,
-    service_id: str | None = None,
+    service_ids: Collection[str] | None = None,
     unreported: bool = False,
     since: datetime | None = None,
+    before: int | None = None,
     limit: int = 50,
 ) -> Sequence[Job]:
     """Return the newest jobs that match all filters.
 
-    With `unreported`, return only jobs whose report is due; with `since`, those that were received at or after it.
+    With `unreported`, return only jobs whose report is due; with `since`, those that were received at or after it; with
+    `before`, those whose row id is lower.
     """
     stmt = select(Job).order_by(Job.id.desc()).limit(limit)
     if statuses:
@@ -77,8 +79,10 @@ def list_jobs(  # noqa: PLR0913 (one parameter for each filter)
             stmt = stmt.where(Job.id.in_(select(ended_job.id).where(is_failed)))
     if action:
         stmt = stmt.where(Job.action == action)
-    if service_id:
-        stmt = stmt.where(Job.service_id == service_id)
+    if service_ids is not None:
+        stmt = stmt.where(Job.service_id.in_(service_ids))
+    if before is not None:
+        stmt = stmt.where(Job.id < before)
     if unreported:
         due_job = aliased(Job)
         stmt = stmt.where(Job.id.in_(select(due_job.id).where(due_job.report_state == DUE_LITERAL)))

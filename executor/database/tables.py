@@ -356,6 +356,18 @@ class SecretReference(Base):
     bound_at: Mapped[datetime]
 
 
+class WebSession(Base):
+    """A login at the pages, which lasts until `expires_at`. Only `web_sessions` writes this table."""
+
+    __tablename__ = "web_sessions"
+
+    #: An HMAC of the session's key, in hexadecimal digits. Only the browser has the key.
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(60))  #: the name that the operator has entered, for the audit
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+
+
 def utc_now() -> datetime:
     """Return the time of this machine's clock. Times that several agents compare use `db_now` instead."""
     return datetime.now(UTC)

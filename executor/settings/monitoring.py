@@ -1,4 +1,4 @@
-"""Declares the settings of the HTTP server (health, metrics) and of the logs."""
+"""Declares the settings of the HTTP server (pages, health, metrics) and of the logs."""
 
 from __future__ import annotations
 
@@ -39,6 +39,12 @@ class MonitoringSettings(SettingsArea):
     smith_http_addr: ListenAddress = setting(
         DEFAULT_HTTP_ADDR, "address where health and Prometheus metrics are served, or off", example=DEFAULT_HTTP_ADDR
     )
+    smith_http_local_pages: bool = setting(
+        False,
+        "show the pages for operators without a login to every user of this machine; only without SMITH_HTTP_TOKEN and "
+        "SMITH_HTTP_PROXIES. Actions need a login in any case",
+        example="true",
+    )
     smith_log_format: Annotated[Literal["auto", "json", "console"], AnyCase] = setting(
         "auto", "format of the logs: json, console, or auto (console on a terminal, else json)", example="json"
     )
@@ -52,6 +58,14 @@ class MonitoringSettings(SettingsArea):
         # Pydantic does not check the default '', which means that there is no token.
         if len(value.get_secret_value()) < MIN_HTTP_TOKEN_LENGTH:
             raise ValueError(f"is wrong, it is shorter than {MIN_HTTP_TOKEN_LENGTH} characters")
+        return value
+
+    @field_validator("smith_http_local_pages")
+    @classmethod
+    def _require_no_login(cls, value: bool, info: ValidationInfo) -> bool:
+        token, proxies = info.data.get("smith_http_token"), info.data.get("smith_http_proxies")
+        if value and ((token is not None and token.get_secret_value()) or proxies):
+            raise ValueError("is wrong, it cannot be combined with SMITH_HTTP_TOKEN or SMITH_HTTP_PROXIES")
         return value
 
     @field_validator("smith_http_addr")

@@ -5,6 +5,7 @@ Text from outside (action names, error messages, a playbook's output) is shown o
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -35,6 +36,11 @@ def sanitized(text: str, *, keep_lines: bool = False) -> str:
 
 def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
+
+
+def json_text(document: Any) -> str:
+    """Return the document as JSON text without secrets."""
+    return json.dumps(redactor.redact_value(to_json_types(document)), indent=2)
 
 
 def to_json_types(value: Any) -> Any:

@@ -6,13 +6,14 @@ there is no agent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from executor.agent.meters import Meters
 from executor.agent.scheduler import Scheduler
 from executor.agent.state import AgentState
+from executor.drift.facts import Finding
 from executor.proxmox.client import ProxmoxReader
 from executor.settings.settings import Settings
 from executor.web.probes import Prober
@@ -36,6 +37,8 @@ class AgentView:
     #: Returns how many differences (drift) of each kind there are between mappings, Proxmox and FulcrumCore. The dict
     #: is empty if the last comparison is not recent. The default function returns an empty dict.
     count_drift: Callable[[], dict[str, int]] = dict
+    #: Returns these differences; None if the last comparison is not recent.
+    list_drift: Callable[[], Sequence[Finding] | None] = lambda: None
 
 
 class AgentHandle:

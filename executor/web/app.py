@@ -1,39 +1,50 @@
-"""Builds the HTTP pages: /livez, /readyz, /metrics, their OpenAPI document at /openapi.json, and an index at /."""
+"""Builds the HTTP pages: /livez, /readyz, /metrics, their description at /openapi.json, and the pages for operators."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from executor.web.access import Access, accepts_html
 from executor.web.agent_view import AgentHandle
 from executor.web.gauges import Gauges
-from executor.web.guard import Access, Guard
+from executor.web.guard import Guard
 from executor.web.health import HealthReport, liveness_report, readiness_report
 from executor.web.openapi import openapi_document
-
-PAGE_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json")
+from executor.web.paths import PAGE_PATHS, is_page
+from executor.web.server_parts import ServerParts
+from executor.web.sessions import Sessions
+from executor.web.wrong_tokens import WrongTokenCounter
 
 
 def make_app(handle: AgentHandle, access: Access) -> Starlette:
     """Return the ASGI application with all pages. `access` defines who may read the pages."""
     pages = _Pages(handle, access)
+    parts = ServerParts(
+        handle=handle, access=access, sessions=Sessions(handle, access), wrong_tokens=WrongTokenCounter()
+    )
     app = Starlette(
         routes=[
-            Route("/", pages.index),
             Route("/livez", pages.livez),
             Route("/readyz", pages.readyz),
             Route("/metrics", pages.metrics),
             Route("/openapi.json", pages.openapi),
+            Route("/{path:path}", _OperatorPages(parts)),
         ],
-        middleware=[Middleware(Guard, access)],
+        middleware=[Middleware(Guard, parts)],
         exception_handlers={404: _not_found},
     )
     app.router.redirect_slashes = False
+    app.state.streams = parts.streams
     return app
 
 
@@ -46,9 +57,6 @@ class _Pages:
     def __init__(self, handle: AgentHandle, access: Access) -> None:
         self._handle = handle
         self._openapi_document = openapi_document(access)
-
-    def index(self, _request: Request) -> Response:
-        return JSONResponse({"pages": PAGE_PATHS})
 
     def livez(self, request: Request) -> Response:
         return _health_page(request, liveness_report(self._handle))
@@ -69,6 +77,34 @@ class _Pages:
 
     def openapi(self, _request: Request) -> Response:
         return JSONResponse(self._openapi_document)
+
+
+class _OperatorPages:
+    """The ASGI application of the pages for operators, which is built at the first request.
+
+    Its import takes as long as that of the rest of the server, and most agents are never looked at.
+    """
+
+    def __init__(self, parts: ServerParts) -> None:
+        self._parts = parts
+        self._app: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request. A program that requests the overview gets the list of the pages for programs."""
+        path = scope["path"]
+        if not is_page(path):
+            raise HTTPException(404)
+        if path == "/" and not accepts_html(Headers(scope=scope)):
+            await JSONResponse({"pages": PAGE_PATHS})(scope, receive, send)
+            return
+        if self._app is None:
+            self._app = await run_in_threadpool(self._build)
+        await self._app(scope, receive, send)
+
+    def _build(self) -> ASGIApp:
+        from executor.web.pages.app import make_pages  # noqa: PLC0415 (see the class)
+
+        return make_pages(self._parts)
 
 
 def _health_page(request: Request, report: HealthReport) -> Response:

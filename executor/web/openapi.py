@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from executor.version import VERSION
-from executor.web.guard import ALLOWED_METHODS, OPEN_PATHS, Access
+from executor.web.access import Access
+from executor.web.paths import ALLOWED_METHODS, OPEN_PATHS
 
 Json = dict[str, Any]
 

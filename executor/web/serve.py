@@ -15,9 +15,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from executor.settings.settings import Settings
 from executor.settings.types import is_local_address
+from executor.web.access import Access, parse_ip
 from executor.web.agent_view import AgentHandle
 from executor.web.app import make_app
-from executor.web.guard import Access, parse_ip
+from executor.web.streams import StreamPlaces
 
 #: Maximum number of connections at once, of all callers and of each other machine. The difference between both is for
 #: callers on this machine, such as the container's health check. The server closes every further connection at once.
@@ -117,8 +118,9 @@ class Server(uvicorn.Server):
     Uvicorn's own server wakes up ten times a second to check whether it must stop.
     """
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, streams: StreamPlaces) -> None:
         super().__init__(config)
+        self._streams = streams
         self._stop_requested: asyncio.Event | None = None
         self._event_loop: asyncio.AbstractEventLoop | None = None
 
@@ -135,6 +137,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
         if self._stop_requested is not None and self._event_loop is not None:
             with contextlib.suppress(RuntimeError):  # the event loop has ended already
+                self._event_loop.call_soon_threadsafe(self._streams.stop)
                 self._event_loop.call_soon_threadsafe(self._stop_requested.set)
 
 
@@ -145,12 +148,14 @@ def make_server(settings: Settings, handle: AgentHandle) -> Server:
         proxies=settings.smith_http_proxies,
         user_header=settings.smith_http_user_header,
         is_server_local=is_local_address(settings.smith_http_addr),
+        has_local_pages=settings.smith_http_local_pages,
     )
     networks = tuple(ipaddress.ip_network(proxy) for proxy in settings.smith_http_proxies)
     protocol = type("_Protocol", (_BoundedProtocol,), {"proxies": networks})
+    app = make_app(handle, access)
     return Server(
         uvicorn.Config(
-            make_app(handle, access),
+            app,
             loop="asyncio",
             http=protocol,
             ws="none",
@@ -162,5 +167,6 @@ def make_server(settings: Settings, handle: AgentHandle) -> Server:
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        )
+        ),
+        app.state.streams,
     )

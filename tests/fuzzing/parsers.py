@@ -38,9 +38,9 @@ from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.story import MAX_ENTRIES, RunStory
 from executor.settings.settings import load_settings
 from executor.shared import error_rules, marker, reactions
+from executor.web.access import Access
 from executor.web.agent_view import AgentHandle
 from executor.web.app import make_app
-from executor.web.guard import Access
 
 SERVICE_ID = "0a1b2c3d-1111-4000-8000-000000000001"
 MAC = "BC:24:11:00:11:22"

@@ -8,7 +8,12 @@ import pytest
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from executor.web.guard import Access, Guard
+from executor.web.access import Access
+from executor.web.agent_view import AgentHandle
+from executor.web.guard import Guard
+from executor.web.server_parts import ServerParts
+from executor.web.sessions import Sessions
+from executor.web.wrong_tokens import WrongTokenCounter
 
 TOKEN = "sixteen-characters-at-least"
 
@@ -29,7 +34,13 @@ def status_for(host: str | None, *, token: str = "", shown: str = "", is_local: 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    asyncio.run(Guard(_page, Access(token=token, is_server_local=is_local))(scope, receive, send))
+    access = Access(token=token, is_server_local=is_local)
+    handle = AgentHandle()
+    parts = ServerParts(
+        handle=handle, access=access, sessions=Sessions(handle, access), wrong_tokens=WrongTokenCounter()
+    )
+    guard = Guard(_page, parts)
+    asyncio.run(guard(scope, receive, send))
     return int(sent[0]["status"])
 
 

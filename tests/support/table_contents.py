@@ -15,6 +15,7 @@ TABLES = {"jobs": "id", "runs": "id", "mappings": "id", "nodes": "id", "critical
     "job_events": "id",
     "manual_runs": "id",
     "pauses": "scope",
+    "web_sessions": "digest",
 }
 #: Stored values that a migration has renamed, by its revision, table and column: the new value to the earlier one.
 EARLIER_VALUES: dict[tuple[str, str, str], dict[Any, Any]] = {

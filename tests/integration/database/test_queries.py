@@ -142,7 +142,9 @@ def test_a_list_has_the_newest_jobs_that_match(engine: Engine) -> None:
         assert ids(statuses=["completed"]) == [done]
         assert ids(statuses=["processing", "pending"]) == [other, waiting]
         assert ids(statuses=["completed", "pending"]) == [other, waiting, done]
-        assert ids(action="start", service_id=service) == [waiting]
+        assert ids(action="start", service_ids=[service]) == [waiting]
+        assert ids(service_ids=[]) == []
+        assert ids(before=other) == [waiting, done]
         assert ids(unreported=True) == [done]
         assert queries.count_jobs(session) == {
             "pending": 2,

@@ -45,9 +45,9 @@ from executor.settings.settings import Settings, load_settings
 from executor.shared.error_codes import ErrorCode
 from executor.web import health, probes, serve
 from executor.web.agent_view import AgentHandle, AgentView
-from executor.web.app import PAGE_PATHS
-from executor.web.guard import MAX_WRONG_TOKENS
+from executor.web.paths import PAGE_PATHS
 from executor.web.server import serving
+from executor.web.wrong_tokens import MAX_WRONG_TOKENS
 
 TOKEN = "a-token-of-more-than-sixteen"
 WITHIN_S = 60.0

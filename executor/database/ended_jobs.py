@@ -1,0 +1,69 @@
+"""Counts and measures the jobs that ended lately, for the overview page. Each query reads an index of ended jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import func, literal, select, union_all
+from sqlalchemy.orm import Session
+
+from executor.database.tables import ENDED_LITERALS, Job
+from executor.model import JobStatus
+
+HOUR = timedelta(hours=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HourCounts:
+    """The number of jobs that ended in one hour, by their status."""
+
+    start: datetime
+    completed: int
+    failed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobTimes:
+    """How long one job has waited and run."""
+
+    wait_s: float  #: from its arrival to the start of its last attempt
+    run_s: float  #: from there to its end
+
+
+def counts_by_hour(session: Session, now: datetime, *, hours: int) -> list[HourCounts]:
+    """Return the counts of the last hours, the oldest first. The last hour is the present one."""
+    first = now.replace(minute=0, second=0, microsecond=0) - HOUR * (hours - 1)
+    starts = [first + HOUR * number for number in range(hours)]
+    # There is one part for each hour, because the two databases have no common function that rounds a time.
+    parts = [
+        select(literal(number), Job.status, func.count())
+        .where(Job.status.in_(ENDED_LITERALS), Job.finished_at >= start, Job.finished_at < start + HOUR)
+        .group_by(Job.status)
+        for number, start in enumerate(starts)
+    ]
+    counts = {(number, status): count for number, status, count in session.execute(union_all(*parts))}
+    return [
+        HourCounts(
+            start=start,
+            completed=counts.get((number, JobStatus.COMPLETED), 0),
+            failed=counts.get((number, JobStatus.FAILED), 0),
+        )
+        for number, start in enumerate(starts)
+    ]
+
+
+def last_times(session: Session, *, since: datetime, limit: int) -> Sequence[JobTimes]:
+    """Return the times of the jobs that ended last, at most `limit`, and not before `since`."""
+    stmt = (
+        select(Job.received_at, Job.started_at, Job.finished_at)
+        .where(Job.status.in_(ENDED_LITERALS), Job.finished_at >= since)
+        .order_by(Job.finished_at.desc())
+        .limit(limit)
+    )
+    return [
+        JobTimes(wait_s=(started_at - received_at).total_seconds(), run_s=(finished_at - started_at).total_seconds())
+        for received_at, started_at, finished_at in session.execute(stmt)
+        if started_at is not None and finished_at is not None
+    ]

@@ -1,0 +1,88 @@
+"""Changes that operators make with commands and pages. Each is written with its audit entry, in one transaction.
+
+No function commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from executor.database import audit, job_queue, pauses, queries
+from executor.database.tables import Pause
+from executor.model import JobStatus
+
+
+def retry_job(session: Session, job_id: int, *, who: str) -> str:
+    """Skip a job's wait; return "attempt" or "report", or "" if the job waits for neither. Then nothing changes."""
+    with _auditing_job(session, job_id, who=who, verb="retry") as change:
+        skipped_wait = job_queue.retry_now(session, job_id)
+        change.was_made = bool(skipped_wait)
+    return skipped_wait
+
+
+def cancel_job(session: Session, job_id: int, *, who: str, reason: str) -> JobStatus | None:
+    """Cancel a job; return its status afterwards. Return None, and change nothing, if it had ended already."""
+    with _auditing_job(session, job_id, who=who, verb="cancel", reason=reason) as change:
+        status = job_queue.request_cancel(session, job_id)
+        change.was_made = status is not None
+    return status
+
+
+def pause_agents(session: Session, *, who: str, reason: str) -> bool:
+    """Pause all agents. Return False, and change nothing, if they are paused already."""
+    if not pauses.start(session, who=who, reason=reason):
+        return False
+    found = pauses.current(session)
+    if found is not None:
+        _audit_pause(session, found, who=who, verb="pause", after=_pause_values(found), reason=reason)
+    return True
+
+
+def resume_agents(session: Session, *, who: str) -> Pause | None:
+    """End the pause. Return what it was, or None if nothing was paused."""
+    ended = pauses.end(session)
+    if ended is not None:
+        _audit_pause(session, ended, who=who, verb="resume", before=_pause_values(ended))
+    return ended
+
+
+def _audit_pause(session: Session, pause: Pause, *, who: str, verb: str, **values: Any) -> None:
+    audit.record(session, who=who, verb=verb, subject_kind="agents", subject_id=pause.scope, **values)
+
+
+def _pause_values(pause: Pause) -> dict[str, Any] | None:
+    return audit.column_values(pause, ("since", "who", "reason"))
+
+
+@dataclass
+class _AuditedChange:
+    """The change of a job that the `with` block of `_auditing_job` may make."""
+
+    #: Whether the block has changed the job. The block sets it. If it is False, nothing is written into the audit.
+    was_made: bool = False
+
+
+@contextmanager
+def _auditing_job(session: Session, job_id: int, *, who: str, verb: str, reason: str = "") -> Iterator[_AuditedChange]:
+    """After the `with` block, write the block's change of the job into the audit, in the transaction of the session."""
+    change = _AuditedChange()
+    job = queries.get_one_job(session, job_id)
+    before = audit.column_values(job, audit.JOB_COLUMNS)
+    yield change
+    if change.was_made:
+        session.refresh(job)
+        audit.record(
+            session,
+            who=who,
+            verb=verb,
+            subject_kind="job",
+            subject_id=job.fulcrum_id,
+            before=before,
+            after=audit.column_values(job, audit.JOB_COLUMNS),
+            reason=reason,
+        )

@@ -1,0 +1,32 @@
+"""Stores the logins at the pages. A row has only a digest of the session's key. No function commits."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from executor.database.tables import WebSession, utc_now
+
+#: The length of the column `name`.
+MAX_NAME_LENGTH = 60
+
+
+def add(session: Session, *, digest: str, name: str, lifetime: timedelta) -> None:
+    """Store a login, and delete those that have expired."""
+    now = utc_now()
+    session.execute(delete(WebSession).where(WebSession.expires_at <= now))
+    session.add(WebSession(digest=digest, name=name[:MAX_NAME_LENGTH], created_at=now, expires_at=now + lifetime))
+    session.flush()
+
+
+def find(session: Session, digest: str) -> WebSession | None:
+    """Return the login with this digest; None if there is none, or it has expired."""
+    stmt = select(WebSession).where(WebSession.digest == digest, WebSession.expires_at > utc_now())
+    return session.scalar(stmt)
+
+
+def end(session: Session, digest: str) -> None:
+    """Delete a login. Do nothing if it does not exist."""
+    session.execute(delete(WebSession).where(WebSession.digest == digest))

@@ -1,0 +1,78 @@
+"""Reads from the database what the agents do at this moment, for `smith top` and the overview page."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from executor.database import mappings, queries
+from executor.database.tables import Job, Mapping, Run
+from executor.model import JobStatus
+from executor.settings.settings import Settings
+from executor.views.job_rows import name_fields
+from executor.views.text import elapsed_text
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy.orm import Session
+
+#: The maximum number of running jobs, waiting jobs and failures that are shown.
+MAX_RUNNING, MAX_WAITING, MAX_FAILED = 64, 5, 5
+
+
+def read_activity(session: Session, settings: Settings, now: datetime) -> dict[str, Any]:
+    """Return running jobs with their present steps, the oldest waiting jobs, the last failures, and limits."""
+    running = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], limit=MAX_RUNNING)
+    waiting = queries.oldest_pending_jobs(session, MAX_WAITING)
+    failed = queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED)
+    jobs = [*running, *waiting, *failed]
+    vms = mappings.current_of_services(session, {job.service_id for job in jobs if job.service_id})
+    runs = {run.job_id: run for run in queries.runs_with_stories(session, [job.id for job in running])}
+    return {
+        "running": [_running_fields(job, runs.get(job.id), vms, now) for job in reversed(running)],
+        "waiting": [_waiting_fields(job, vms, now) for job in waiting],
+        "failed": [_failed_fields(job, vms, now) for job in failed],
+        "oldest_pending_at": queries.oldest_pending_time(session),
+        "oldest_due_report_at": queries.oldest_due_report_time(session),
+        "limits": {
+            "SMITH_MAX_JOBS": settings.smith_max_jobs,
+            "SMITH_MAX_MEMORY_MIB": settings.smith_max_memory_mib,
+            "SMITH_MAX_RUNTIME_S": settings.smith_max_runtime_s,
+        },
+    }
+
+
+def _running_fields(job: Job, run: Run | None, vms: dict[str, Mapping], now: datetime) -> dict[str, Any]:
+    """Return a running job with its present step. `for` is the time since the start of its run."""
+    if run is not None and (run.ended_at is not None or run.attempt != job.attempt):
+        run = None  # the run of an earlier attempt, or one whose result is being stored
+    story = (run.story if run else None) or {}
+    tasks, steps, proxmox = (story.get(name, ()) for name in ("tasks", "steps", "proxmox_tasks"))
+    step = steps[-1]["text"] if steps else tasks[-1]["task"] if tasks else ""
+    percent = proxmox[-1]["percent"] if proxmox and step.startswith("waiting") else None
+    return _job_fields(job, vms) | {
+        "attempt": job.attempt,
+        "text": step or ("the run starts" if run else "before the run"),
+        "percent": percent,
+        "for": elapsed_text(run.started_at if run else job.received_at, now),
+        "left": f"{max((job.deadline_at - now).total_seconds(), 0):.0f}s",
+    }
+
+
+def _waiting_fields(job: Job, vms: dict[str, Mapping], now: datetime) -> dict[str, Any]:
+    wait_s = (job.available_at - now).total_seconds() if job.available_at else 0.0
+    return _job_fields(job, vms) | {
+        "waits": elapsed_text(job.received_at, now),
+        "next": f"in {wait_s:.0f}s" if wait_s > 0 else "now",
+        "error": job.operator_detail or job.error_message or "",
+    }
+
+
+def _failed_fields(job: Job, vms: dict[str, Mapping], now: datetime) -> dict[str, Any]:
+    ago = elapsed_text(job.finished_at, now)
+    return _job_fields(job, vms) | {"ago": ago, "error": job.operator_detail or job.error_message or ""}
+
+
+def _job_fields(job: Job, vms: dict[str, Mapping]) -> dict[str, Any]:
+    names = name_fields(job, vms)
+    vm = [str(names[key]) for key in ("vmid", "vm_name") if names[key]]
+    return {"id": job.id, "action": job.action, "name": names["service_name"], "guest": " ".join(vm) or None}

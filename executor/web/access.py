@@ -1,0 +1,115 @@
+"""Defines who may read the pages, and reads from a request who sent it."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from executor.settings.types import is_local_address
+
+#: Matches the port at the end of a Host header, as in `localhost:9642`.
+_PORT_AT_END = re.compile(r":[0-9]+\Z")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Defines who may read all pages: callers with the token, and users that a trusted reverse proxy has authenticated.
+
+    If neither a token nor a proxy is configured, every caller may read health and metrics. In this case, the settings
+    allow only an address that other machines cannot reach.
+    """
+
+    token: str = field(default="", repr=False)
+    proxies: tuple[str, ...] = ()  #: addresses and networks of trusted reverse proxies
+    user_header: str = ""  #: name of the header in which the proxies send the name of the user
+    is_server_local: bool = True  #: whether only this machine can reach the server
+    has_local_pages: bool = False  #: whether the pages for operators are shown where no login is configured
+
+    @property
+    def needs_login(self) -> bool:
+        """Whether a caller must log in: True if a token or a proxy is configured."""
+        return bool(self.token or self.proxies)
+
+    def is_token(self, token: bytes) -> bool:
+        """Return whether this is the configured token. The comparison takes the same time for every wrong token."""
+        return bool(self.token) and hmac.compare_digest(token, self.token.encode())
+
+    def proxy_user(self, scope: Scope) -> str:
+        """Return the user that a trusted reverse proxy names; '' if the request does not come from one."""
+        user = Headers(scope=scope).get(self.user_header, "").strip() if self.proxies else ""
+        sender = parse_ip(address_of(scope))
+        if not user or sender is None:
+            return ""
+        return user if any(sender in ipaddress.ip_network(proxy) for proxy in self.proxies) else ""
+
+
+def address_of(scope: Scope) -> str:
+    """Return the IP address that has sent the request; '' if the server does not know it."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def parse_ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Parse an IP address; return None if the text is not an IP address.
+
+    A socket for both IPv6 and IPv4 shows the address 192.0.2.1 as ::ffff:192.0.2.1. It is returned as 192.0.2.1.
+    """
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return None
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+        return parsed.ipv4_mapped
+    return parsed
+
+
+def is_local_host_header(headers: Headers) -> bool:
+    """Return whether the Host header names this machine, or is missing.
+
+    This prevents DNS rebinding, in which an attacker's web page makes a browser send requests to this machine. The
+    browser puts the attacker's host name into the Host header. The check is not needed if the pages need a login,
+    because the attacker's page does not have the token.
+    """
+    host = headers.get("host", "")
+    if not host:
+        return True
+    # `is_local_address` needs a port and ignores its number.
+    host_and_port = host if _PORT_AT_END.search(host) else f"{host}:0"
+    return is_local_address(host_and_port)
+
+
+def is_same_origin(headers: Headers) -> bool:
+    """Return whether a browser sent the request from one of our own pages.
+
+    Each browser sends Origin with a POST. Sec-Fetch-Site is sent over TLS and on localhost, and does not depend on the
+    host name that a reverse proxy passes on.
+    """
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site == "same-origin"
+    origin = urlsplit(headers.get("origin", ""))
+    return origin.scheme in ("http", "https") and bool(origin.netloc) and origin.netloc == headers.get("host", "")
+
+
+def is_cross_site_navigation(headers: Headers) -> bool:
+    """Return whether the operator has followed a link on another site, so that the browser sent no session cookie."""
+    return headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") == "navigate"
+
+
+def accepts_html(headers: Headers) -> bool:
+    """Return whether the caller is a browser."""
+    return "text/html" in headers.get("accept", "")
+
+
+def bearer_token(headers: Headers) -> bytes | None:
+    """Return the token in the Authorization header; None if the header has no bearer token."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        return None
+    return token.strip().encode("latin-1", "replace")

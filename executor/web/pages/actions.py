@@ -1,0 +1,122 @@
+"""The actions of operators: each needs a session, the token of its form, and a confirmation, and is audited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from executor.database import operator_changes, queries
+from executor.database.engine import reading, transaction
+from executor.drift.repair import apply_repair
+from executor.log import get_logger
+from executor.web.pages.forms import read_form
+from executor.web.pages.parts import PageParts, visitor_of
+
+log = get_logger(__name__)
+
+#: The greatest number of a job that a database can store.
+MAX_JOB_ID = 2**63 - 1
+
+
+class ActionRefused(Exception):
+    """The action is not possible now. The text says why."""
+
+
+#: An action: it changes something in the name of `who`, and returns the page that shows it.
+Action = Callable[[PageParts, Mapping[str, str], str], str]
+
+
+async def act(parts: PageParts, request: Request) -> Response:
+    """Do what a form asks for, and lead to the page that shows it."""
+    name = request.path_params["name"]
+    action, visitor = ACTIONS.get(name), visitor_of(request)
+    form = await read_form(request)
+    if action is None:
+        return parts.message(request, 404, "Not found", "There is no such action.")
+    if not visitor.is_form_token(form.get("form_token", "")):
+        return parts.message(request, 403, "Not done", "The form is not of this session: reload its page.")
+    if name not in UNCONFIRMED and form.get("confirmed") != "yes":
+        return parts.message(request, 400, "Not done", "The action was not confirmed.")
+    who = f"{visitor.name} (web)"
+    try:
+        page = await run_in_threadpool(action, parts, form, who)
+    except ActionRefused as refused:
+        return parts.message(request, 409, "Not done", str(refused))
+    log.info("operator_action", action=name, who=who)
+    return RedirectResponse(f"../{page}", status_code=303)
+
+
+def _retry(parts: PageParts, form: Mapping[str, str], who: str) -> str:
+    job_id = _job_id(parts, form)
+    with transaction(parts.agent().engine) as session:
+        if not operator_changes.retry_job(session, job_id, who=who):
+            raise ActionRefused("The job waits neither for an attempt nor for a report.")
+    return f"jobs/{job_id}"
+
+
+def _cancel(parts: PageParts, form: Mapping[str, str], who: str) -> str:
+    job_id = _job_id(parts, form)
+    with transaction(parts.agent().engine) as session:
+        if operator_changes.cancel_job(session, job_id, who=who, reason=form.get("reason", "")) is None:
+            raise ActionRefused("The job has ended already.")
+    return f"jobs/{job_id}"
+
+
+def _pause(parts: PageParts, form: Mapping[str, str], who: str) -> str:
+    reason = form.get("reason", "").strip()
+    if not reason:
+        raise ActionRefused("A pause needs a reason: everybody sees it while the agents are paused.")
+    with transaction(parts.agent().engine) as session:
+        if not operator_changes.pause_agents(session, who=who, reason=reason):
+            raise ActionRefused("The agents are paused already.")
+    return "executors"
+
+
+def _resume(parts: PageParts, _form: Mapping[str, str], who: str) -> str:
+    with transaction(parts.agent().engine) as session:
+        if operator_changes.resume_agents(session, who=who) is None:
+            raise ActionRefused("The agents are not paused.")
+    return "executors"
+
+
+def _repair(parts: PageParts, form: Mapping[str, str], who: str) -> str:
+    """Apply the repair of a difference that the last drift check has found, such as adopting a VM."""
+    view = parts.agent()
+    key = (form.get("kind", ""), form.get("service", ""), form.get("vmid", ""))
+    for finding in view.list_drift() or ():
+        if (finding.kind.value, finding.service_id, str(finding.vmid or "")) == key and finding.repair:
+            if apply_repair(view.engine, view.settings.smith_cluster, finding, who=who, reason=form.get("reason", "")):
+                return "vms"
+            raise ActionRefused("Its mapping has changed, or a job of the service is open.")
+    raise ActionRefused("The last check has not found this difference any more.")
+
+
+def _examine(parts: PageParts, _form: Mapping[str, str], _who: str) -> str:
+    """Run the preflight checks. They change nothing, so the audit has no entry."""
+    parts.doctor.examine()
+    return "doctor"
+
+
+def _job_id(parts: PageParts, form: Mapping[str, str]) -> int:
+    """Return the number of the job that the form names. Raises ActionRefused if there is no such job."""
+    text = form.get("job", "")
+    job_id = int(text) if text.isascii() and text.isdecimal() and len(text) < len(str(MAX_JOB_ID)) else 0
+    with reading(parts.agent().engine) as session:
+        if queries.get_job(session, job_id) is None:
+            raise ActionRefused("There is no such job.")
+    return job_id
+
+
+ACTIONS: dict[str, Action] = {
+    "retry": _retry,
+    "cancel": _cancel,
+    "pause": _pause,
+    "resume": _resume,
+    "repair": _repair,
+    "doctor": _examine,
+}
+#: The actions that change nothing.
+UNCONFIRMED = frozenset({"doctor"})

@@ -1,0 +1,106 @@
+"""Builds the pages for operators."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount, Route, Router
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from executor.errors import DatabaseError
+from executor.web.pages import actions, doctor, job, jobs, lists, live, login, overview, vms
+from executor.web.pages.forms import FormTooLarge
+from executor.web.pages.parts import AgentStarting, Page, PageParts
+from executor.web.pages.rendering import Renderer
+from executor.web.server_parts import ServerParts
+
+STATIC = Path(__file__).parents[1] / "static"
+#: How long a browser may keep scripts and styles without asking again. Their addresses contain our version.
+STATIC_MAX_AGE_S = 3600
+#: The pages that are only read, by their paths.
+PAGES: dict[str, Page] = {
+    "/": overview.show,
+    "/jobs": jobs.show,
+    "/jobs/{job_id:int}": job.show,
+    "/vms": vms.show,
+    "/executors": lists.show_executors,
+    "/settings": lists.show_settings,
+    "/audit": lists.show_audit,
+    "/doctor": doctor.show,
+    "/login": login.show_login,
+}
+FormHandler = Callable[[PageParts, Request], Awaitable[Response]]
+FORMS: dict[str, FormHandler] = {
+    "/login": login.log_in,
+    "/logout": login.log_out,
+    "/actions/{name}": actions.act,
+}
+
+
+def make_pages(server: ServerParts) -> Router:
+    """Return the ASGI application with all pages for operators."""
+    parts = PageParts(server=server, renderer=Renderer())
+    routes: list[BaseRoute] = [Route(path, _page_endpoint(parts, page)) for path, page in PAGES.items()]
+    routes += [Route(path, _form_endpoint(parts, form), methods=["POST"]) for path, form in FORMS.items()]
+    routes.append(Route("/jobs/{job_id:int}/events", _stream_endpoint(parts)))
+    routes += [Mount("/static", _StaticFiles(directory=STATIC)), Route("/{path:path}", _not_found_endpoint(parts))]
+    return Router(routes, redirect_slashes=False)
+
+
+class _StaticFiles(StaticFiles):
+    """Serves scripts and styles, which browsers may keep."""
+
+    def file_response(self, *args: object, **kwargs: object) -> Response:
+        """Return the file, or that it has not changed."""
+        response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]  # passes on what it gets
+        response.headers["Cache-Control"] = f"private, max-age={STATIC_MAX_AGE_S}"
+        return response
+
+
+def _page_endpoint(parts: PageParts, page: Page) -> Callable[[Request], Response]:
+    """Return the endpoint of a page. It is not async, so starlette runs it in a thread."""
+
+    def endpoint(request: Request) -> Response:
+        try:
+            return page(parts, request)
+        except (AgentStarting, DatabaseError) as error:
+            return _unavailable(parts, request, error)
+
+    return endpoint
+
+
+def _form_endpoint(parts: PageParts, form: FormHandler) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        try:
+            return await form(parts, request)
+        except FormTooLarge:
+            return parts.message(request, 413, "Not accepted", "The form is too large.")
+        except (AgentStarting, DatabaseError) as error:
+            return _unavailable(parts, request, error)
+
+    return endpoint
+
+
+def _stream_endpoint(parts: PageParts) -> Callable[[Request], Awaitable[ASGIApp]]:
+    async def endpoint(request: Request) -> ASGIApp:
+        try:
+            return await live.stream(parts, request)
+        except AgentStarting as error:
+            return _unavailable(parts, request, error)
+
+    return endpoint
+
+
+def _unavailable(parts: PageParts, request: Request, error: Exception) -> Response:
+    title = "The agent is starting" if isinstance(error, AgentStarting) else "The database does not answer"
+    response = parts.message(request, 503, title, str(error) if request.state.may_see_details else "")
+    response.headers["Retry-After"] = "5"
+    return response
+
+
+def _not_found_endpoint(parts: PageParts) -> Callable[[Request], Response]:
+    return lambda request: parts.message(request, 404, "Not found", "There is no such page.")

@@ -1,0 +1,67 @@
+"""Draws charts as SVG in the page: nothing to download, no script, and readable without colours.
+
+Colours come from the style sheet by class, because the pages allow no style in their text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from executor.database.ended_jobs import HourCounts
+
+#: The size of the chart of hours, in the units of its drawing. The page scales it.
+WIDTH, HEIGHT, BAR_GAP = 480, 120, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One bar: its place, the heights of its parts, and its text."""
+
+    x: float
+    width: float
+    completed_y: float
+    completed_height: float
+    failed_y: float
+    failed_height: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """What the template draws."""
+
+    bars: Sequence[Bar]
+    highest: int  #: the number of jobs that the whole height stands for
+    width: int = WIDTH
+    height: int = HEIGHT
+
+
+def hours_chart(counts: Sequence[HourCounts]) -> Chart:
+    """Return the chart of the jobs that ended in each hour: failed jobs above completed ones."""
+    highest = max((count.completed + count.failed for count in counts), default=0) or 1
+    slot = WIDTH / max(len(counts), 1)
+    bars = [_bar(count, number * slot, slot, highest) for number, count in enumerate(counts)]
+    return Chart(bars=bars, highest=highest)
+
+
+def _bar(count: HourCounts, x: float, slot: float, highest: int) -> Bar:
+    completed = round(HEIGHT * count.completed / highest, 1)
+    failed = round(HEIGHT * count.failed / highest, 1)
+    return Bar(
+        x=round(x + BAR_GAP / 2, 1),
+        width=round(slot - BAR_GAP, 1),
+        completed_y=round(HEIGHT - completed, 1),
+        completed_height=completed,
+        failed_y=round(HEIGHT - completed - failed, 1),
+        failed_height=failed,
+        text=f"{count.start:%H}:00Z: {count.completed} completed, {count.failed} failed",
+    )
+
+
+def percentile(values: Sequence[float], percent: float) -> float | None:
+    """Return the smallest value that is at least as large as this percentage of the values; None without values."""
+    if not values:
+        return None
+    return sorted(values)[max(math.ceil(len(values) * percent / 100) - 1, 0)]

@@ -1,0 +1,67 @@
+"""Sends server-sent events: a response that lasts until its events end or the browser leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+#: A browser that reads nothing for this time loses its stream, so that it occupies no place.
+SEND_TIMEOUT_S = 30.0
+#: A proxy such as nginx passes each event on at once with the last header.
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+#: Keeps a connection open on which nothing happens. Browsers ignore it.
+KEEP_ALIVE = b": \n\n"
+#: How long a browser waits before it connects again, in milliseconds.
+RETRY_MS = 1000
+
+
+def event(name: str, data: Any, *, event_id: str = "") -> bytes:
+    """Return one event. The data is JSON, which has no line breaks."""
+    id_line = f"id: {event_id}\n" if event_id else ""
+    return f"{id_line}event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+class EventStream:
+    """An ASGI response with these events."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], on_end: Callable[[], None]) -> None:
+        self._events = events
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until they end, the browser leaves, or it does not read."""
+        sending = asyncio.ensure_future(self._send_all(send))
+        leaving = asyncio.ensure_future(_until_disconnect(receive))
+        try:
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sending, leaving):
+                task.cancel()
+            for task in (sending, leaving):
+                with suppress(asyncio.CancelledError, TimeoutError):
+                    await task
+            self._on_end()
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        try:
+            async for data in self._events:
+                body = {"type": "http.response.body", "body": data, "more_body": True}
+                await asyncio.wait_for(send(body), SEND_TIMEOUT_S)
+        finally:
+            await self._events.aclose()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

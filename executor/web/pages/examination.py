@@ -1,0 +1,44 @@
+"""Runs the preflight checks for the page of the doctor, and keeps their last results."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from executor.database.tables import utc_now
+from executor.doctor.checks import CheckResult, Status
+from executor.doctor.run import run_checks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """The results of all checks at one time."""
+
+    at: datetime
+    checks: Sequence[CheckResult]
+
+    @property
+    def problems(self) -> list[CheckResult]:
+        """The checks that have a remedy, or did not succeed."""
+        return [check for check in self.checks if check.status in (Status.FAILED, Status.WARNING)]
+
+
+class Doctor:
+    """Runs the checks in the caller's thread, at most once at a time, and keeps the last results."""
+
+    def __init__(self) -> None:
+        self._running = threading.Lock()
+        self.last: Examination | None = None
+
+    def examine(self) -> None:
+        """Run the checks. If they are running already, wait for their end and do not run them again."""
+        if self._running.acquire(blocking=False):
+            try:
+                self.last = Examination(at=utc_now(), checks=list(run_checks()))
+            finally:
+                self._running.release()
+        else:
+            with self._running:
+                pass

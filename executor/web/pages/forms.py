@@ -1,0 +1,28 @@
+"""Reads the forms that the pages send."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qsl
+
+from starlette.requests import Request
+
+#: The maximum size of a form, and of the number of its fields.
+MAX_FORM_BYTES, MAX_FORM_FIELDS = 16_384, 20
+
+
+class FormTooLarge(Exception):
+    """The form is larger than MAX_FORM_BYTES, or is no form."""
+
+
+async def read_form(request: Request) -> dict[str, str]:
+    """Return the fields of a form. Of a field that is sent twice, the last value counts. Raises FormTooLarge."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_FORM_BYTES:
+            raise FormTooLarge
+    try:
+        fields = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS)
+    except ValueError as error:
+        raise FormTooLarge from error
+    return dict(fields)

@@ -1,0 +1,52 @@
+"""Reads what the database has about one job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from executor.database import audit, job_events, mappings, queries
+from executor.database.engine import reading
+from executor.database.tables import AuditEntry, Job, JobEvent, Run, utc_now
+from executor.views import timeline
+from executor.views.job_rows import name_fields
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStory:
+    """What the database has about one job."""
+
+    job: Job
+    runs: list[Run]
+    events: list[JobEvent]
+    changes: list[AuditEntry]
+    names: dict[str, Any]
+
+    @property
+    def entries(self) -> list[timeline.Entry]:
+        """The timeline."""
+        return timeline.entries(self.job, self.runs, self.events, self.changes)
+
+    @property
+    def present(self) -> str:
+        """What an open job is doing; '' for an ended one."""
+        return "" if timeline.is_over(self.job) else timeline.present_text(self.job, self.runs, utc_now())
+
+
+def read_story(engine: Engine, job_id: int) -> JobStory | None:
+    """Read what the database has about a job; None if there is no such job. Raises DatabaseError."""
+    with reading(engine) as session:
+        job = queries.get_job(session, job_id)
+        if job is None:
+            return None
+        vms = mappings.current_of_services(session, [job.service_id] if job.service_id else [])
+        return JobStory(
+            job=job,
+            runs=list(queries.runs_with_stories(session, [job.id])),
+            events=list(job_events.of_job(session, job.id)),
+            changes=list(audit.list_entries(session, subject_id_prefix=job.fulcrum_id)),
+            names=name_fields(job, vms),
+        )

@@ -1,0 +1,99 @@
+"""The list of jobs: filters, a search, and pages of the newest jobs first."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from executor.database import mappings, queries
+from executor.database.engine import reading
+from executor.database.tables import utc_now
+from executor.model import JobStatus
+from executor.views.job_rows import name_fields, summary_fields
+from executor.views.text import elapsed_text
+from executor.web.pages.parts import PageParts
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy.orm import Session
+
+#: The number of jobs of one page.
+PAGE_SIZE = 50
+#: A longer text in a filter is cut to this length.
+MAX_FILTER_LENGTH = 100
+#: A number with as many digits is no number of a job.
+MAX_FILTER_DIGITS = 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filters:
+    """What the operator has selected."""
+
+    status: str = ""
+    action: str = ""
+    search: str = ""  #: a job, a service, a VMID or the name of a VM
+    is_unreported: bool = False
+    before: int | None = None  #: only jobs with a lower number
+
+    def query(self, *, before: int | None = None) -> str:
+        """Return the filters as the query of a URL."""
+        values = {"status": self.status, "action": self.action, "q": self.search}
+        values |= {"unreported": "1" if self.is_unreported else "", "before": str(before or "")}
+        return urlencode({name: value for name, value in values.items() if value})
+
+
+def show(parts: PageParts, request: Request) -> Response:
+    """Return the list of jobs."""
+    filters = filters_in(request.query_params)
+    with reading(parts.agent().engine) as session:
+        service_ids = _services(session, filters.search) if filters.search else None
+        job = queries.find_job(session, filters.search) if filters.search else None
+        jobs = [job] if job is not None else []
+        if job is None:
+            jobs = list(
+                queries.list_jobs(
+                    session,
+                    statuses=[filters.status] if filters.status else (),
+                    action=filters.action or None,
+                    service_ids=service_ids,
+                    unreported=filters.is_unreported,
+                    before=filters.before,
+                    limit=PAGE_SIZE + 1,
+                )
+            )
+        vms = mappings.current_of_services(session, {job.service_id for job in jobs if job.service_id})
+    now, shown = utc_now(), jobs[:PAGE_SIZE]
+    rows = [summary_fields(job) | name_fields(job, vms) | {"age": elapsed_text(job.received_at, now)} for job in shown]
+    older = filters.query(before=shown[-1].id) if len(jobs) > PAGE_SIZE else ""
+    return parts.renderer.page(
+        request,
+        "jobs.html",
+        rows=rows,
+        filters=filters,
+        statuses=list(JobStatus),
+        older=older,
+        newest=filters.query() if filters.before else None,
+    )
+
+
+def filters_in(values: Mapping[str, str]) -> Filters:
+    """Return the filters in the query of a URL. A value that is none of the possible ones counts as missing."""
+    before = values.get("before", "")
+    status = values.get("status", "")
+    return Filters(
+        status=status if status in set(JobStatus) else "",
+        action=values.get("action", "").strip()[:MAX_FILTER_LENGTH],
+        search=values.get("q", "").strip()[:MAX_FILTER_LENGTH],
+        is_unreported=bool(values.get("unreported")),
+        before=int(before) if before.isascii() and before.isdecimal() and len(before) < MAX_FILTER_DIGITS else None,
+    )
+
+
+def _services(session: Session, search: str) -> Collection[str]:
+    """Return the services whose id begins with the text, or that have a VM with this VMID or name."""
+    found = {mapping.service_id for mapping in mappings.find(session, search)}
+    return found | set(queries.service_ids_with_prefix(session, search))

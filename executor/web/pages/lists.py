@@ -1,0 +1,58 @@
+"""The pages that are one list each: executors with critical jobs, settings, and the audit."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from executor.database import audit, nodes, pauses, queries
+from executor.database.engine import reading
+from executor.database.tables import utc_now
+from executor.settings.display import setting_rows
+from executor.views.agent_liveness import agent_state
+from executor.views.audit_rows import change_text
+from executor.views.critical_jobs import is_overdue
+from executor.web.pages.parts import PageParts
+
+#: The maximum number of agent processes and of audit entries that are shown.
+MAX_AGENTS, MAX_AUDIT = 50, 100
+MAX_FILTER_LENGTH = 100
+
+
+def show_executors(parts: PageParts, request: Request) -> Response:
+    """Return the agent processes, and the critical jobs of the agents."""
+    view, now = parts.agent(), utc_now()
+    with reading(view.engine) as session:
+        agents = nodes.recent(session, MAX_AGENTS)
+        critical_jobs = queries.critical_jobs(session)
+        pause = pauses.current(session)
+    lease_s = view.settings.smith_lease_s
+    return parts.renderer.page(
+        request,
+        "executors.html",
+        agents=[(agent, agent_state(agent, now, lease_s)) for agent in agents],
+        critical_jobs=[(job, _state_of(job.failures, is_overdue(job, now))) for job in critical_jobs],
+        own_boot_id=view.boot_id,
+        pause=pause,
+    )
+
+
+def _state_of(failures: int, overdue: bool) -> str:
+    if overdue:
+        return "overdue"
+    return "failing" if failures else "ok"
+
+
+def show_settings(parts: PageParts, request: Request) -> Response:
+    """Return all settings with their origins. Secrets are masked."""
+    return parts.renderer.page(request, "settings.html", rows=setting_rows(parts.agent().settings))
+
+
+def show_audit(parts: PageParts, request: Request) -> Response:
+    """Return the newest entries of the audit."""
+    subject = request.query_params.get("subject", "").strip()[:MAX_FILTER_LENGTH]
+    verb = request.query_params.get("verb", "").strip()[:MAX_FILTER_LENGTH]
+    with reading(parts.agent().engine) as session:
+        entries = audit.list_entries(session, subject_id_prefix=subject, verb=verb, limit=MAX_AUDIT)
+    rows = [(entry, change_text(entry)) for entry in entries]
+    return parts.renderer.page(request, "audit.html", rows=rows, subject=subject, verb=verb, max_audit=MAX_AUDIT)

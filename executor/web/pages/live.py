@@ -1,0 +1,101 @@
+"""The live part of the page of a job: its timeline and the output of its runs, as server-sent events.
+
+All viewers of one job share one reading of the database per second. Each viewer reads the output from the position that
+it has reached, so a viewer that connects again gets each line once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from executor.errors import DatabaseError
+from executor.web.pages.event_stream import KEEP_ALIVE, RETRY_MS, EventStream, event
+from executor.web.pages.live_jobs import INTERVAL_S, JobReader, Snapshot
+from executor.web.pages.output_reader import OutputReader
+from executor.web.pages.parts import PageParts
+
+#: A stream ends after this time, and the browser connects again: then its session is checked again.
+MAX_STREAM_S = 300.0
+KEEP_ALIVE_S = 15.0
+#: When a refused viewer tries again.
+RETRY_AFTER_S = 10
+
+
+async def stream(parts: PageParts, request: Request) -> ASGIApp:
+    """Return the events of a job. The 21st stream gets 503."""
+    places = parts.server.streams
+    if places.is_full:
+        headers = {"Retry-After": str(RETRY_AFTER_S)}
+        return JSONResponse({"error": "too many viewers"}, status_code=503, headers=headers)
+    if request.method == "HEAD":
+        return Response(media_type="text/event-stream")
+    position = request.headers.get("last-event-id") or request.query_params.get("after", "")
+    reader = parts.live.enter(parts.agent(), parts.renderer, request.path_params["job_id"])
+    places.enter()
+
+    def leave() -> None:
+        places.leave()
+        parts.live.leave(reader)
+
+    return EventStream(_events(parts, reader, position), leave)
+
+
+async def _events(parts: PageParts, reader: JobReader, position: str) -> AsyncGenerator[bytes, None]:
+    viewer = _Viewer(OutputReader(position))
+    ends_at = time.monotonic() + MAX_STREAM_S
+    try:
+        yield f"retry: {RETRY_MS}\n\n".encode()
+        while time.monotonic() < ends_at:
+            snapshot = await reader.snapshot()
+            if snapshot is not None:
+                for data in await run_in_threadpool(viewer.news, snapshot):
+                    yield data
+            if snapshot is None or viewer.is_done(snapshot):
+                yield event("end", {})
+                return
+            if not viewer.has_more and await parts.server.streams.wait(INTERVAL_S):
+                return
+    except DatabaseError:
+        return  # the browser connects again
+
+
+class _Viewer:
+    """What one viewer has got so far."""
+
+    def __init__(self, output: OutputReader) -> None:
+        self._output = output
+        self._story = ""
+        self._present = ""
+        self._missing = ""
+        self._sent_at = time.monotonic()
+        self.has_more = False  #: whether there is more output than the last call of `news` has returned
+
+    def news(self, snapshot: Snapshot) -> list[bytes]:
+        """Return the events that the viewer has not got yet; at times one that only keeps the connection open."""
+        texts = self._output.read(snapshot.outputs)
+        self.has_more = bool(texts)
+        events = [event("output", {"run": text.ident, "text": text.text}, event_id=text.position) for text in texts]
+        if self._output.missing != self._missing:
+            self._missing = self._output.missing
+            events.append(event("missing", {"run": self._missing}))
+        if snapshot.story != self._story:
+            self._story = snapshot.story
+            events.append(event("story", {"html": snapshot.story}))
+        if snapshot.present != self._present:
+            self._present = snapshot.present
+            events.append(event("present", {"text": snapshot.present}))
+        if not events and time.monotonic() - self._sent_at > KEEP_ALIVE_S:
+            events.append(KEEP_ALIVE)
+        if events:
+            self._sent_at = time.monotonic()
+        return events
+
+    def is_done(self, snapshot: Snapshot) -> bool:
+        """Return whether the job has ended and the viewer has got everything."""
+        return snapshot.is_over and not self.has_more and (self._output.is_complete or bool(self._missing))

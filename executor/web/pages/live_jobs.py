@@ -1,0 +1,89 @@
+"""Reads the jobs that operators watch, once per second for all viewers of a job."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from starlette.concurrency import run_in_threadpool
+
+from executor.database.tables import Run
+from executor.settings.settings import Settings
+from executor.views import artifacts, timeline
+from executor.web.agent_view import AgentView
+from executor.web.pages.job_story import read_story
+from executor.web.pages.output_reader import RunOutput
+from executor.web.pages.rendering import Renderer
+
+#: How often a watched job is read.
+INTERVAL_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What the viewers of a job see."""
+
+    story: str  #: the timeline as HTML
+    present: str  #: what an open job is doing
+    is_over: bool
+    outputs: tuple[RunOutput, ...]
+
+
+class JobReader:
+    """Reads one job at most once in INTERVAL_S, for all of its viewers."""
+
+    def __init__(self, view: AgentView, renderer: Renderer, job_id: int) -> None:
+        self._view = view
+        self._renderer = renderer
+        self.job_id = job_id
+        self._lock = asyncio.Lock()
+        self._read_at = float("-inf")
+        self._snapshot: Snapshot | None = None
+        self.viewer_count = 0
+
+    async def snapshot(self) -> Snapshot | None:
+        """Return the job as it is now, or was up to INTERVAL_S ago; None if it does not exist."""
+        async with self._lock:
+            if time.monotonic() - self._read_at >= INTERVAL_S * 0.9:
+                self._snapshot = await run_in_threadpool(self._read)
+                self._read_at = time.monotonic()
+            return self._snapshot
+
+    def _read(self) -> Snapshot | None:
+        story = read_story(self._view.engine, self.job_id)
+        if story is None:
+            return None
+        return Snapshot(
+            story=self._renderer.part("job_story.html", story=story),
+            present=story.present,
+            is_over=timeline.is_over(story.job),
+            outputs=tuple(_output_of(run, self._view.settings) for run in story.runs),
+        )
+
+
+def _output_of(run: Run, settings: Settings) -> RunOutput:
+    try:
+        file = artifacts.artifacts_folder(run, settings) / "stdout"
+    except artifacts.ArtifactsMissing:
+        file = None
+    return RunOutput(ident=run.ident, file=file, is_ended=run.ended_at is not None)
+
+
+class LiveJobs:
+    """The readers of the watched jobs."""
+
+    def __init__(self) -> None:
+        self._readers: dict[int, JobReader] = {}
+
+    def enter(self, view: AgentView, renderer: Renderer, job_id: int) -> JobReader:
+        """Return the reader of a job, for one more viewer."""
+        reader = self._readers.setdefault(job_id, JobReader(view, renderer, job_id))
+        reader.viewer_count += 1
+        return reader
+
+    def leave(self, reader: JobReader) -> None:
+        """Forget the reader with its last viewer."""
+        reader.viewer_count -= 1
+        if not reader.viewer_count:
+            del self._readers[reader.job_id]

@@ -1,0 +1,105 @@
+"""The login and the logout.
+
+The login takes the token, or the name of the user from a trusted reverse proxy, and sets the cookie of a session. A
+right token is never refused, however many wrong ones the same address has sent.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from executor.database.web_sessions import MAX_NAME_LENGTH
+from executor.log import get_logger
+from executor.web.access import address_of
+from executor.web.pages.forms import read_form
+from executor.web.pages.parts import PageParts, visitor_of
+from executor.web.sessions import COOKIE_NAME, LIFETIME
+
+log = get_logger(__name__)
+
+#: A page that may follow the login. A URL of another site has another form.
+_NEXT_PAGE = re.compile(r"[a-z]+(/[0-9a-f-]+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """What the form of the login shows."""
+
+    name: str = ""
+    next_page: str = ""
+    error: str = ""
+
+
+def show_login(parts: PageParts, request: Request) -> Response:
+    """Return the page with the form of the login."""
+    return _login_page(parts, request, _Form(next_page=request.query_params.get("next", "")))
+
+
+async def log_in(parts: PageParts, request: Request) -> Response:
+    """Check the token of the form, start a session, and lead to the page that was asked for."""
+    form = await read_form(request)
+    user = parts.server.access.proxy_user(request.scope)
+    name = user or "".join(char for char in form.get("name", "").strip() if char.isprintable())
+    next_page = form.get("next", "")
+    if not user:
+        if not parts.server.access.is_token(form.get("token", "").strip().encode()):
+            return _refuse_token(parts, request, name=name, next_page=next_page)
+        if not name:
+            return _login_page(
+                parts, request, _Form(next_page=next_page, error="Enter your name: the audit shows it."), 400
+            )
+    parts.agent()
+    key = await run_in_threadpool(parts.server.sessions.start, name)
+    log.info("operator_logged_in", name=name[:MAX_NAME_LENGTH], address=address_of(request.scope))
+    target = next_page if _NEXT_PAGE.fullmatch(next_page) else "./"
+    response = RedirectResponse(target, status_code=303)
+    # Without a path, the cookie belongs to the folder of this page, also behind a reverse proxy with a prefix.
+    response.set_cookie(
+        COOKIE_NAME,
+        key,
+        max_age=int(LIFETIME.total_seconds()),
+        path=None,
+        httponly=True,
+        samesite="strict",
+        secure=request.headers.get("origin", "").startswith("https://"),
+    )
+    return response
+
+
+async def log_out(parts: PageParts, request: Request) -> Response:
+    """End the session."""
+    visitor = visitor_of(request)
+    form = await read_form(request)
+    if visitor.may_act and not visitor.is_form_token(form.get("form_token", "")):
+        return parts.message(request, 403, "Not logged out", "The form is not of this session: reload the page.")
+    await run_in_threadpool(parts.server.sessions.end, visitor.session_key)
+    response = RedirectResponse("login", status_code=303)
+    response.delete_cookie(COOKIE_NAME, path=None, httponly=True, samesite="strict")  # type: ignore[arg-type]  # as set_cookie
+    return response
+
+
+def _refuse_token(parts: PageParts, request: Request, *, name: str, next_page: str) -> Response:
+    wait_s = parts.server.wrong_tokens.note(address_of(request.scope))
+    if not wait_s:
+        return _login_page(parts, request, _Form(name=name, next_page=next_page, error="This is not the token."), 401)
+    text = f"Too many wrong tokens from this address: a wrong one is checked again in {wait_s} s."
+    response = _login_page(parts, request, _Form(name=name, next_page=next_page, error=text), 429)
+    response.headers["Retry-After"] = str(wait_s)
+    return response
+
+
+def _login_page(parts: PageParts, request: Request, form: _Form, status: int = 200) -> Response:
+    access = parts.server.access
+    return parts.renderer.page(
+        request,
+        "login.html",
+        status_code=status,
+        form=form,
+        user=access.proxy_user(request.scope),
+        has_token=bool(access.token),
+    )

@@ -1,0 +1,108 @@
+"""Reads what the runs of a job print, from a position on: each line once, also after a reconnect.
+
+A position is the ident of a run and a number of bytes of its output. It is the id of the events, so a browser that
+connects again sends the last one it has got.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from executor.views.text import sanitized
+
+#: The most that one event contains, in bytes, and the most events of one reading.
+MAX_EVENT_BYTES, MAX_EVENTS = 65_536, 16
+_POSITION = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9]{1,12})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOutput:
+    """Where the output of one run is."""
+
+    ident: str
+    file: Path | None  #: None if the output is not on this machine
+    is_ended: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A part of an output, and the position after it."""
+
+    ident: str
+    text: str
+    offset: int
+
+    @property
+    def position(self) -> str:
+        """The position as text, for the id of an event."""
+        return f"{self.ident}:{self.offset}"
+
+
+class OutputReader:
+    """Reads the outputs of a job's runs one after the other. It begins with the newest run, or at a position."""
+
+    def __init__(self, position: str = "") -> None:
+        match = _POSITION.fullmatch(position)
+        self._ident = match[1] if match else ""
+        self._offset = int(match[2]) if match else 0
+        self.is_complete = False  #: whether the last call of `read` has reached the end of all ended runs
+        self.missing: str = ""  #: the present run, if its output is not on this machine
+
+    def read(self, outputs: Sequence[RunOutput]) -> list[Text]:
+        """Return what is new. `outputs` are those of all runs of the job, the oldest first."""
+        texts: list[Text] = []
+        self.is_complete, self.missing = not outputs, ""
+        while outputs and len(texts) < MAX_EVENTS:
+            number = self._number(outputs)
+            output = outputs[number]
+            found = self._read_one(output)
+            if found is not None:
+                texts.append(found)
+            elif number + 1 < len(outputs) and output.is_ended:
+                self._ident, self._offset = outputs[number + 1].ident, 0
+            else:
+                self.is_complete = output.is_ended
+                break
+        return texts
+
+    def _number(self, outputs: Sequence[RunOutput]) -> int:
+        """Return which of the outputs is read. A position in no run of the job counts as none."""
+        for number, output in enumerate(outputs):
+            if output.ident == self._ident:
+                return number
+        self._ident, self._offset = outputs[-1].ident, 0
+        return len(outputs) - 1
+
+    def _read_one(self, output: RunOutput) -> Text | None:
+        """Return the next complete lines of an output; after the end of the run, also its last line."""
+        if output.file is None:
+            self.missing = output.ident
+            return None
+        try:
+            with output.file.open("rb") as stream:
+                stream.seek(self._offset)
+                data = stream.read(MAX_EVENT_BYTES)
+        except OSError:
+            return None  # the agent is moving the artifacts; the next call reads them
+        end = _end_of_lines(data, is_ended=output.is_ended)
+        if not end:
+            return None
+        self._offset += end
+        text = sanitized(data[:end].decode("utf-8", "replace"), keep_lines=True)
+        return Text(ident=output.ident, text=text, offset=self._offset)
+
+
+def _end_of_lines(data: bytes, *, is_ended: bool) -> int:
+    """Return how many bytes to show: complete lines, or a part of a line that is too long for one event."""
+    if is_ended and len(data) < MAX_EVENT_BYTES:
+        return len(data)
+    end = data.rfind(b"\n") + 1
+    if end or len(data) < MAX_EVENT_BYTES:
+        return end
+    end = len(data)
+    while end > 1 and data[end - 1] & 0xC0 == 0x80:  # do not cut a character of UTF-8 in two
+        end -= 1
+    return end - 1

@@ -1,0 +1,104 @@
+"""The overview: what is wrong and what to do about it, what runs, and how the last day was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from executor.database import ended_jobs
+from executor.database.ended_jobs import JobTimes
+from executor.database.engine import reading
+from executor.database.tables import utc_now
+from executor.model import JobStatus, MappingState
+from executor.views.activity import read_activity
+from executor.views.status_document import Status, read_status
+from executor.web.agent_view import AgentView
+from executor.web.health import readiness_report
+from executor.web.pages.charts import hours_chart, percentile
+from executor.web.pages.parts import PageParts
+
+#: The hours of the chart, and the maximum number of jobs of which the times are measured.
+HOURS, MAX_MEASURED = 24, 500
+PERCENTILES = (50, 90, 99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Something that is wrong, and where an operator finds more about it."""
+
+    text: str
+    remedy: str
+    page: str = ""
+
+
+def show(parts: PageParts, request: Request) -> Response:
+    """Return the overview."""
+    view, now = parts.agent(), utc_now()
+    with reading(view.engine) as session:
+        status = read_status(session, view.settings.smith_lease_s)
+        activity = read_activity(session, view.settings, now)
+        counts = ended_jobs.counts_by_hour(session, now, hours=HOURS)
+        times = ended_jobs.last_times(session, since=now - timedelta(hours=HOURS), limit=MAX_MEASURED)
+    agents = [agent for agent in status.document["nodes"] if agent["state"] == "running"]
+    return parts.renderer.page(
+        request,
+        "overview.html",
+        problems=list(_problems(parts, view, status)),
+        status=status,
+        document=status.document,
+        activity=activity,
+        slots=sum(agent["concurrency"] for agent in agents),
+        counts=counts,
+        chart=hours_chart(counts),
+        times={"wait": _percentiles(times, "wait_s"), "run": _percentiles(times, "run_s")},
+        percentiles=PERCENTILES,
+        measured=len(times),
+    )
+
+
+def _percentiles(times: Sequence[JobTimes], name: str) -> list[float | None]:
+    values = [getattr(time, name) for time in times]
+    return [percentile(values, percent) for percent in PERCENTILES]
+
+
+def _problems(parts: PageParts, view: AgentView, status: Status) -> Iterator[Problem]:
+    """Yield what is wrong now, the most urgent first."""
+    document = status.document
+    for check in readiness_report(parts.server.handle).checks:
+        if not check.ok:
+            detail = f" ({check.detail})" if check.detail else ""
+            remedy = "Doctor names the cause and the remedy."
+            yield Problem(text=f"{check.name}: {check.reason}{detail}", remedy=remedy, page="doctor")
+    if document["paused"]:
+        yield Problem(text=f"The agents are paused {status.pause_text}", remedy="Resume when the maintenance is over.")
+    yield from _problems_of_critical_jobs(document)
+    yield from _problems_of_jobs(document)
+    if lost := document["mappings"].get(MappingState.VM_LOST, 0):
+        yield Problem(text=f"{lost} VMs are lost", remedy="The list shows which, and what differs.", page="vms")
+    if any(finding.needs_attention for finding in view.list_drift() or ()):
+        yield Problem(text="Mappings, Proxmox and FulcrumCore differ", remedy="The list shows where.", page="vms")
+
+
+def _problems_of_critical_jobs(document: dict[str, Any]) -> Iterator[Problem]:
+    for name in document["critical_overdue"]:
+        yield Problem(text=f"{name} is overdue", remedy="The agent restarts it by itself; report it if it repeats.")
+    for job in document["critical_failing"]:
+        yield Problem(text=f"{job['name']} fails: {job['last_error']}", remedy="Its message names the cause.")
+
+
+def _problems_of_jobs(document: dict[str, Any]) -> Iterator[Problem]:
+    if document["jobs"][JobStatus.PENDING] and not document["agents_running"]:
+        yield Problem(text="Jobs wait, and no agent is running", remedy="Start an agent.", page="executors")
+    texts = {
+        "reports_postponed": "FulcrumCore does not accept the results of jobs",
+        "claimed_elsewhere": "Another executor has claimed jobs",
+    }
+    for key, text in texts.items():
+        if document[key]:
+            numbers = ", ".join(str(job["id"]) for job in document[key])
+            yield Problem(text=f"{text} {numbers}", remedy="The page of each job has the reason.", page="jobs")

@@ -1,0 +1,88 @@
+"""Renders the pages for operators with Jinja2.
+
+Every text is escaped for HTML, has its secrets masked, and shows control characters and invisible characters as
+escapes: names, messages and output come from customers and guests.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from executor.database.tables import utc_now
+from executor.version import VERSION
+from executor.views.text import elapsed_text, iso_utc, sanitized
+from executor.web.paths import base_of, first_part
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+#: The links of each page: the path and its name.
+MENU = {
+    "": "Overview",
+    "jobs": "Jobs",
+    "vms": "VMs",
+    "executors": "Executors",
+    "settings": "Settings",
+    "audit": "Audit",
+    "doctor": "Doctor",
+}
+
+
+class Renderer:
+    """Renders templates."""
+
+    def __init__(self) -> None:
+        self._environment = Environment(
+            loader=FileSystemLoader(TEMPLATES),
+            autoescape=True,
+            undefined=StrictUndefined,
+            finalize=_shown,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+        )
+        self._environment.filters |= {"moment": moment, "ago": ago, "lines": lines}
+        self._environment.globals |= {"menu": MENU, "version": VERSION}
+
+    def page(self, request: Request, template: str, *, status_code: int = 200, **values: Any) -> HTMLResponse:
+        """Return a whole page."""
+        path = request.url.path
+        values = {"visitor": request.state.visitor, "base": base_of(path), "here": first_part(path)} | values
+        return HTMLResponse(self._environment.get_template(template).render(values), status_code=status_code)
+
+    def part(self, template: str, **values: Any) -> str:
+        """Return a part of a page as HTML."""
+        return self._environment.get_template(template).render(values)
+
+
+def _shown(value: Any) -> Any:
+    """Return what a template shows for a value: nothing for None, and each text without control characters."""
+    if value is None:
+        return ""
+    return sanitized(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def moment(value: datetime | None) -> Markup:
+    """Return a time in UTC. The script of the pages adds the operator's local time."""
+    if value is None:
+        return Markup("")
+    shown = f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+    return Markup('<time datetime="{}">{}</time>').format(iso_utc(value), shown)
+
+
+def ago(value: datetime | None) -> Markup:
+    """Return how long ago a time was, with the time itself as its title."""
+    if value is None:
+        return Markup("never")
+    shown = f"{elapsed_text(value, utc_now())} ago"
+    return Markup('<time datetime="{}" class="ago" title="{}">{}</time>').format(iso_utc(value), iso_utc(value), shown)
+
+
+def lines(value: str) -> Markup:
+    """Return a text of several lines, for an element that keeps line breaks."""
+    return escape(sanitized(value, keep_lines=True))

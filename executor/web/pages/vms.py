@@ -1,0 +1,36 @@
+"""The list of VMs, with the differences that the last drift check has found."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from executor.database import mappings
+from executor.database.engine import reading
+from executor.model import MappingState
+from executor.web.pages.parts import PageParts
+
+#: The maximum number of VMs that are shown.
+MAX_VMS = 500
+
+
+def show(parts: PageParts, request: Request) -> Response:
+    """Return the list of VMs. Without a state, the deleted VMs are left out."""
+    view = parts.agent()
+    state = request.query_params.get("state", "")
+    state = state if state in set(MappingState) else ""
+    with reading(view.engine) as session:
+        vms = mappings.list_mappings(session, states=[state] if state else (), limit=MAX_VMS)
+    findings = view.list_drift()
+    drift = {finding.service_id: finding for finding in findings or ()}
+    return parts.renderer.page(
+        request,
+        "vms.html",
+        vms=vms,
+        state=state,
+        states=list(MappingState),
+        drift=drift,
+        findings=[finding.shown_values for finding in findings or ()],
+        is_checked=findings is not None,
+        max_vms=MAX_VMS,
+    )

@@ -1,0 +1,43 @@
+"""Names the paths of the pages, and which of them are open, public or forms."""
+
+from __future__ import annotations
+
+#: The pages for programs.
+PAGE_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json")
+#: The pages for health probes. They need no login, but show details only to callers with access, see `Access`.
+OPEN_PATHS = frozenset({"/livez", "/readyz"})
+#: The HTTP methods that the pages answer. Forms are sent with POST.
+ALLOWED_METHODS = ("GET", "HEAD")
+#: The first part of the path of each page for operators. The overview has the empty path.
+_OPERATOR_PAGES = frozenset({"", "jobs", "vms", "executors", "settings", "audit", "doctor", "actions"})
+#: The same for what is shown without a login: the login itself, and scripts and styles.
+_PUBLIC = frozenset({"login", "logout", "static"})
+_FORMS = frozenset({"login", "logout", "actions"})
+
+
+def first_part(path: str) -> str:
+    """Return the first part of a path, such as `jobs` of `/jobs/17`."""
+    return path.removeprefix("/").partition("/")[0]
+
+
+def is_page(path: str) -> bool:
+    """Return whether this is the path of a page for operators."""
+    return first_part(path) in _OPERATOR_PAGES | _PUBLIC
+
+
+def is_public(path: str) -> bool:
+    """Return whether the page is shown without a login."""
+    return first_part(path) in _PUBLIC
+
+
+def is_form(path: str) -> bool:
+    """Return whether forms are sent to this path."""
+    return first_part(path) in _FORMS
+
+
+def base_of(path: str) -> str:
+    """Return the relative URL of the overview from a page, such as `../` from `/jobs/17`.
+
+    All links are relative, so the pages work behind a reverse proxy that serves them under a prefix.
+    """
+    return "../" * (path.count("/") - 1)

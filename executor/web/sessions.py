@@ -1,0 +1,90 @@
+"""Opens, finds and ends the sessions of operators who have logged in at the pages.
+
+The browser keeps the session's key, a random text, in a cookie. The database has an HMAC of this key with the
+configured token. So a copy of the database opens no session, and a new token ends all sessions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass, field
+from datetime import timedelta
+from http.cookies import CookieError, SimpleCookie
+
+from starlette.datastructures import Headers
+
+from executor.database import web_sessions
+from executor.database.engine import reading, transaction
+from executor.web.access import Access
+from executor.web.agent_view import AgentHandle
+
+COOKIE_NAME = "smith_session"
+LIFETIME = timedelta(hours=12)
+#: The number of random bytes of a session's key, and the length of the key as text.
+KEY_BYTES, KEY_LENGTH = 32, 43
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visitor:
+    """The caller of a page."""
+
+    name: str = ""  #: the name of the session, or the user that a reverse proxy names; '' if neither is known
+    session_key: str = field(default="", repr=False)  #: '' without a session: then the caller may only read
+
+    @property
+    def may_act(self) -> bool:
+        """Whether the caller may change something."""
+        return bool(self.session_key)
+
+    @property
+    def form_token(self) -> str:
+        """The token that each form of the session contains. Another site does not know it (CSRF)."""
+        return hmac.new(self.session_key.encode(), b"form", hashlib.sha256).hexdigest() if self.session_key else ""
+
+    def is_form_token(self, token: str) -> bool:
+        """Return whether a form of this session has sent this token."""
+        return self.may_act and hmac.compare_digest(token.encode(), self.form_token.encode())
+
+
+class Sessions:
+    """The sessions in the database of the agent."""
+
+    def __init__(self, handle: AgentHandle, access: Access) -> None:
+        self._handle = handle
+        self._access = access
+
+    def start(self, name: str) -> str:
+        """Store a new session and return its key. Raises DatabaseError. The agent must be attached."""
+        key = secrets.token_urlsafe(KEY_BYTES)
+        assert self._handle.view_and_prober is not None  # noqa: S101 (the caller shows the login only then)
+        with transaction(self._handle.view_and_prober[0].engine) as session:
+            web_sessions.add(session, digest=self._digest(key), name=name, lifetime=LIFETIME)
+        return key
+
+    def find(self, key: str) -> Visitor | None:
+        """Return the visitor with this session; None if it does not exist or has expired. Raises DatabaseError."""
+        if not key or self._handle.view_and_prober is None:
+            return None
+        with reading(self._handle.view_and_prober[0].engine) as session:
+            found = web_sessions.find(session, self._digest(key))
+        return None if found is None else Visitor(name=found.name, session_key=key)
+
+    def end(self, key: str) -> None:
+        """Delete the session. Raises DatabaseError."""
+        if key and self._handle.view_and_prober is not None:
+            with transaction(self._handle.view_and_prober[0].engine) as session:
+                web_sessions.end(session, self._digest(key))
+
+    def _digest(self, key: str) -> str:
+        return hmac.new(key.encode(), self._access.token.encode(), hashlib.sha256).hexdigest()
+
+
+def session_key_in(headers: Headers) -> str:
+    """Return the session's key in the Cookie header; '' if there is none of the right form."""
+    try:
+        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE_NAME)
+    except CookieError:
+        return ""
+    return cookie.value if cookie is not None and len(cookie.value) == KEY_LENGTH and cookie.value.isascii() else ""

@@ -1,0 +1,43 @@
+"""Limits the event streams, and ends them when the server stops.
+
+A stream occupies a connection for minutes. So their number is limited, and health and metrics always get a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+MAX_STREAMS = 20
+
+
+class StreamPlaces:
+    """Counts the streams. Only the thread of the event loop uses it."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._stopping = asyncio.Event()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further stream is allowed."""
+        return self._count >= MAX_STREAMS
+
+    def enter(self) -> None:
+        """Count one more stream."""
+        self._count += 1
+
+    def leave(self) -> None:
+        """Count one stream less."""
+        self._count -= 1
+
+    def stop(self) -> None:
+        """Make all streams end."""
+        self._stopping.set()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Wait for this time, or until the server stops. Return whether it stops."""
+        try:
+            await asyncio.wait_for(self._stopping.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,45 @@
+"""Counts the wrong tokens from each address, so that programs with an old token wait."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+
+#: If an address sends this many wrong tokens within WRONG_TOKEN_WINDOW_S, its further wrong tokens are answered with
+#: 429 until the first of these tokens is older than WRONG_TOKEN_WINDOW_S. This makes a program with an old token wait.
+#: Guessing needs no further limit, because a token has at least 16 characters.
+MAX_WRONG_TOKENS = 10
+WRONG_TOKEN_WINDOW_S = 60.0
+#: Maximum number of addresses whose wrong tokens are counted.
+MAX_COUNTED_ADDRESSES = 1024
+
+
+class WrongTokenCounter:
+    """Counts the wrong tokens from each address. Not thread-safe: only the thread of the event loop may use it."""
+
+    def __init__(self) -> None:
+        # The times of the last wrong tokens from each address. The address that sent the newest wrong token is last.
+        self._times_by_address: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def note(self, address: str) -> int:
+        """Count a wrong token. Return for how many seconds the address gets 429; 0 if it gets 401."""
+        wait_s = self.remaining_wait_s(address)
+        if wait_s > 0:
+            return int(wait_s) + 1
+        self.record(address)
+        return 0
+
+    def record(self, address: str) -> None:
+        """Count a wrong token from this address."""
+        times = self._times_by_address.pop(address, None) or deque(maxlen=MAX_WRONG_TOKENS)
+        times.append(time.monotonic())
+        self._times_by_address[address] = times
+        if len(self._times_by_address) > MAX_COUNTED_ADDRESSES:
+            self._times_by_address.popitem(last=False)  # the address whose last wrong token is the oldest
+
+    def remaining_wait_s(self, address: str) -> float:
+        """Return for how many seconds this address gets 429 for a wrong token; 0 if it gets 401."""
+        times = self._times_by_address.get(address)
+        if times is None or len(times) < MAX_WRONG_TOKENS:
+            return 0.0
+        return max(times[0] + WRONG_TOKEN_WINDOW_S - time.monotonic(), 0.0)

@@ -1,0 +1,43 @@
+"""The counts and times of the jobs that ended lately."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Engine, update
+from support.cli_world import submit
+
+from executor.database import ended_jobs
+from executor.database.engine import reading, transaction
+from executor.database.tables import Job
+from executor.model import JobStatus
+
+NOW = datetime(2026, 11, 27, 10, 20, tzinfo=UTC)
+
+
+def _end(engine: Engine, *, at: datetime, status: JobStatus, wait_s: float = 0, run_s: float = 0) -> None:
+    with transaction(engine) as session:
+        job_id = submit(session)
+        started = at - timedelta(seconds=run_s)
+        times = {"finished_at": at, "started_at": started, "received_at": started - timedelta(seconds=wait_s)}
+        session.execute(update(Job).where(Job.id == job_id).values(status=status, **times))
+
+
+def test_ended_jobs_are_counted_by_hour_and_status(engine: Engine) -> None:
+    _end(engine, at=NOW, status=JobStatus.COMPLETED)
+    _end(engine, at=NOW.replace(minute=0), status=JobStatus.FAILED)
+    _end(engine, at=NOW.replace(hour=9, minute=59), status=JobStatus.COMPLETED)
+    _end(engine, at=NOW - timedelta(hours=3), status=JobStatus.COMPLETED)
+    with reading(engine) as session:
+        counts = ended_jobs.counts_by_hour(session, NOW, hours=3)
+    assert [(count.start.hour, count.completed, count.failed) for count in counts] == [(8, 0, 0), (9, 1, 0), (10, 1, 1)]
+
+
+def test_the_last_times_are_those_of_the_jobs_that_ended_last(engine: Engine) -> None:
+    for number in range(3):
+        at = NOW - timedelta(minutes=number)
+        _end(engine, at=at, status=JobStatus.COMPLETED, wait_s=number, run_s=10 + number)
+    with reading(engine) as session:
+        times = ended_jobs.last_times(session, since=NOW - timedelta(minutes=9), limit=2)
+        assert [(time.wait_s, time.run_s) for time in times] == [(0, 10), (1, 11)]
+        assert ended_jobs.last_times(session, since=NOW + timedelta(seconds=1), limit=2) == []

@@ -1,0 +1,126 @@
+"""The live page of a job: each line once, also after a lost connection, and a limited number of streams."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.web_jobs import HOSTILE, Filled, end_run, fill, set_story
+from support.web_world import TOKEN, WITHIN_S, PagesSite
+
+from executor.web.streams import MAX_STREAMS
+
+Event = tuple[str, Any, str]
+
+
+class Stream:
+    """One connection that reads the events of a job."""
+
+    def __init__(self, site: PagesSite, job_id: int, *, after: str = "", token: str = TOKEN) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", site.handle.port, WITHIN_S)
+        headers = {"Authorization": f"Bearer {token}", "Accept": "text/event-stream"}
+        headers |= {"Last-Event-ID": after} if after else {}
+        self._connection.request("GET", f"/jobs/{job_id}/events", headers=headers)
+        self.response = self._connection.getresponse()
+
+    def close(self) -> None:
+        self.response.close()
+        self._connection.close()
+
+    def events(self) -> Iterator[Event]:
+        """Yield the name, the data and the id of each event, until the stream ends."""
+        fields: dict[str, str] = {}
+        while line := self.response.readline().decode():
+            name, _, value = line.rstrip("\n").partition(": ")
+            if name:
+                fields[name] = value
+            elif "event" in fields:
+                yield fields["event"], json.loads(fields["data"]), fields.get("id", "")
+                fields = {}
+
+    def until(self, name: str, text: str = "") -> Event:
+        """Return the next event with this name whose data contains the text."""
+        return next(event for event in self.events() if event[0] == name and text in json.dumps(event[1]))
+
+
+@pytest.fixture
+def filled(make_pages: Any, tmp_path: Path) -> tuple[PagesSite, Filled]:
+    site = make_pages()
+    return site, fill(site.engine, tmp_path)
+
+
+def test_a_new_connection_continues_after_the_last_event(filled: tuple[PagesSite, Filled]) -> None:
+    site, jobs = filled
+    with closing(Stream(site, jobs.running)) as stream:
+        _name, data, position = stream.until("output")
+        assert data["text"].startswith("TASK [Create the VM]\n")
+        assert "\x1b" not in data["text"]
+    with jobs.output.open("a", encoding="utf-8") as output:
+        output.write("one\ntwo\nhalf of a li")
+    with closing(Stream(site, jobs.running, after=position)) as stream:
+        _name, data, position = stream.until("output")
+        assert data["text"] == "one\ntwo\n"
+        with jobs.output.open("a", encoding="utf-8") as output:
+            output.write("ne\nlast line without its end")
+        assert stream.until("output")[1]["text"] == "half of a line\n"
+        end_run(site.engine, jobs.running)
+        rest = list(stream.events())
+    assert "".join(data["text"] for name, data, _id in rest if name == "output") == "last line without its end"
+    assert rest[-1][0] == "end"
+
+
+def test_the_timeline_follows_the_database(filled: tuple[PagesSite, Filled]) -> None:
+    site, jobs = filled
+    with closing(Stream(site, jobs.running)) as stream:
+        html = stream.until("story")[1]["html"]
+        assert "&lt;script&gt;" in html
+        assert "<script>" not in html
+        set_story(site.engine, jobs.running, text=f"resizing {HOSTILE}")
+        assert stream.until("story", "resizing")
+        end_run(site.engine, jobs.running)
+        assert stream.until("end")
+
+
+def test_a_position_in_another_job_counts_as_none(filled: tuple[PagesSite, Filled]) -> None:
+    site, jobs = filled
+    for position in ("other-9:400", "create-1:x", "../../etc/passwd:0", "create-1:999999999999"):
+        with closing(Stream(site, jobs.running, after=position)) as stream:
+            assert stream.response.status == 200
+            assert stream.until("story")
+
+
+def test_the_stream_of_an_ended_or_unknown_job_ends(filled: tuple[PagesSite, Filled]) -> None:
+    site, jobs = filled
+    for job_id in (jobs.completed, 999_999):
+        with closing(Stream(site, job_id)) as stream:
+            assert [name for name, _data, _id in stream.events()][-1] == "end"
+
+
+def test_the_21st_stream_waits_and_health_is_answered(filled: tuple[PagesSite, Filled]) -> None:
+    site, jobs = filled
+    with ExitStack() as stack:
+        streams = [stack.enter_context(closing(Stream(site, jobs.running))) for _ in range(MAX_STREAMS)]
+        assert {stream.response.status for stream in streams} == {200}
+        refused = stack.enter_context(closing(Stream(site, jobs.running)))
+        assert refused.response.status == 503
+        assert int(refused.response.getheader("Retry-After", "0")) > 0
+        assert site.browser().get("/livez").status == 200
+        streams[0].close()
+        for stream in streams[1:]:
+            assert stream.until("output")
+        end_run(site.engine, jobs.running)
+        for stream in streams[1:]:
+            assert stream.until("end")
+    with closing(Stream(site, jobs.running)) as stream:
+        assert stream.response.status == 200
+
+
+def test_a_stream_needs_a_login(filled: tuple[PagesSite, Filled]) -> None:
+    site, jobs = filled
+    with closing(Stream(site, jobs.running, token="wrong-wrong-wrong")) as stream:
+        assert stream.response.status == 401

@@ -1,0 +1,114 @@
+"""Actions of the pages: only with a session, the token of the form and a confirmation; each in the audit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+from support.web_jobs import Filled, fill
+from support.web_world import TOKEN, PagesSite
+
+from executor.database import pauses
+from executor.database.engine import reading
+from executor.database.tables import AuditEntry, Job, Mapping
+from executor.drift.facts import DriftKind, Finding, Repair
+
+ACTIONS = ("retry", "cancel", "pause", "resume", "repair", "doctor")
+
+
+@pytest.fixture(scope="module")
+def filled(pages: PagesSite) -> Filled:
+    return fill(pages.engine, Path(pages.settings.smith_data_dir))
+
+
+def audited(site: PagesSite, verb: str) -> list[str]:
+    with reading(site.engine) as session:
+        return list(session.scalars(select(AuditEntry.who).where(AuditEntry.verb == verb)))
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_no_action_without_a_session(pages: PagesSite, filled: Filled, action: str) -> None:
+    form = {"job": str(filled.pending), "reason": "x", "confirmed": "yes"}
+    answer = pages.browser().post(f"/actions/{action}", form)
+    assert (answer.status, answer.headers["location"]) == (303, f"../login?next=actions/{action}")
+    by_token = pages.browser(Authorization=f"Bearer {TOKEN}").post(f"/actions/{action}", form, Accept="*/*")
+    assert by_token.status in (303, 401)
+    assert audited(pages, action) == []
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_no_action_without_the_token_of_the_form(pages: PagesSite, filled: Filled, action: str) -> None:
+    form = {"job": str(filled.pending), "reason": "x", "confirmed": "yes"}
+    browser = pages.logged_in()
+    for token in ("", "wrong", pages.logged_in().cookie):
+        assert browser.post(f"/actions/{action}", form | {"form_token": token}).status == 403
+    assert browser.post(f"/actions/{action}", form, Origin="https://evil.example").status == 403
+    assert audited(pages, action) == []
+
+
+@pytest.mark.parametrize("action", [name for name in ACTIONS if name != "doctor"])
+def test_no_action_without_a_confirmation(pages: PagesSite, filled: Filled, action: str) -> None:
+    assert pages.logged_in().act(f"/actions/{action}", job=str(filled.pending), reason="x").status == 400
+    assert audited(pages, action) == []
+
+
+def test_a_retry_and_a_cancel_change_the_job_in_the_name_of_the_session(pages: PagesSite, filled: Filled) -> None:
+    browser = pages.logged_in("Ada")
+    job = str(filled.pending)
+    answer = browser.act("/actions/retry", job=job, confirmed="yes")
+    assert (answer.status, answer.headers["location"]) == (303, f"../jobs/{job}")
+    assert browser.act("/actions/cancel", job=job, confirmed="yes", reason="not needed").status == 303
+    with reading(pages.engine) as session:
+        assert session.scalars(select(Job.error_code).where(Job.id == filled.pending)).one() == "CANCELLED"
+    assert audited(pages, "retry") == audited(pages, "cancel") == ["Ada (web)"]
+    again = browser.act("/actions/cancel", job=job, confirmed="yes")
+    assert again.status == 409
+    assert "has ended already" in again.text
+    for unusable in ("", "-1", "0x1", "9" * 30, "999999"):
+        assert browser.act("/actions/cancel", job=unusable, confirmed="yes").status == 409
+
+
+def test_a_pause_has_a_reason_and_is_ended_by_a_resume(pages: PagesSite) -> None:
+    browser = pages.logged_in("Ada")
+    assert browser.act("/actions/pause", confirmed="yes", reason=" ").status == 409
+    assert browser.act("/actions/pause", confirmed="yes", reason="update of pve2").status == 303
+    assert "update of pve2" in browser.get("/").text
+    with reading(pages.engine) as session:
+        assert pauses.current(session) is not None
+    assert browser.act("/actions/pause", confirmed="yes", reason="again").status == 409
+    assert browser.act("/actions/resume", confirmed="yes").status == 303
+    assert browser.act("/actions/resume", confirmed="yes").status == 409
+    assert audited(pages, "pause") == audited(pages, "resume") == ["Ada (web)"]
+
+
+def test_a_found_vm_is_adopted(pages: PagesSite) -> None:
+    service_id = "77777777-0000-4000-8000-000000000001"
+    finding = Finding(
+        kind=DriftKind.UNMAPPED_VM,
+        service_id=service_id,
+        vmid=100555,
+        text="no mapping",
+        node="pve1",
+        name="web-7",
+        repair=Repair.ADOPT,
+    )
+    object.__setattr__(pages.view, "list_drift", lambda: [finding])
+    browser = pages.logged_in("Ada")
+    form = {"kind": "unmapped_vm", "service": service_id, "vmid": "100555", "confirmed": "yes"}
+    assert browser.act("/actions/repair", **form | {"vmid": "1"}).status == 409
+    assert browser.act("/actions/repair", **form).status == 303
+    with reading(pages.engine) as session:
+        assert session.scalars(select(Mapping.vmid).where(Mapping.service_id == service_id)).one() == 100555
+    assert audited(pages, "adopt") == ["Ada (web)"]
+
+
+def test_the_checks_run_and_name_remedies(pages: PagesSite) -> None:
+    browser = pages.logged_in()
+    assert "have not run since" in browser.get("/doctor").text
+    assert browser.act("/actions/doctor").status == 303
+    assert "Checked" in browser.get("/doctor").text
+
+
+def test_an_unknown_action_does_not_exist(pages: PagesSite) -> None:
+    assert pages.logged_in().act("/actions/destroy", confirmed="yes").status == 404

@@ -131,11 +131,13 @@ class Dispatcher:
         return self._disk_space_checker.is_space_sufficient() and self._admission.may_start_run(self.running_job_count)
 
     def _is_job_limit_reached(self) -> bool:
-        """True when every slot is used, or when this process has claimed SMITH_MAX_JOBS jobs."""
+        """True when every slot that may be used is used, or when this process has claimed SMITH_MAX_JOBS jobs."""
         settings = self._settings
         if settings.smith_max_jobs and self._state.claimed_job_count >= settings.smith_max_jobs:
             return True
-        return self.running_job_count >= settings.smith_concurrency
+        max_jobs = self._state.max_jobs
+        limit = settings.smith_concurrency if max_jobs is None else min(max_jobs, settings.smith_concurrency)
+        return self.running_job_count >= limit
 
     def _start(self, job: Job) -> bool:
         """Start a claimed job on a thread of the pool, or requeue it. Return whether it has started."""

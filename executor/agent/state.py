@@ -141,6 +141,8 @@ class AgentState:
     heartbeat_at: float = 0.0  #: Unix time of the last accepted heartbeat; 0 before the first
     #: The monotonic start time of each loop's last iteration. The key is the name of the loop.
     iteration_started_at: dict[str, float] = field(default_factory=dict)
+    is_node_paused: bool = False  #: an operator has paused this node (`smith nodes drain`): it claims no jobs
+    max_jobs: int | None = None  #: the maximum number of parallel jobs that an operator has set; None: no limit
     claimed_job_count: int = 0  #: how many jobs this process has claimed
     ended_job_count: int = 0  #: how many jobs have ended in this process
 
@@ -166,7 +168,7 @@ class AgentState:
             activity = "draining"
         elif self.is_disabled:
             activity = "disabled in FulcrumCore"
-        elif self.pause is not None:
+        elif self.pause is not None or self.is_node_paused:
             activity = "paused"
         else:
             activity = "working"
@@ -190,4 +192,21 @@ class AgentState:
     def may_claim(self) -> bool:
         """True when new jobs may be claimed."""
         is_usable = bool(self.agent_id) and not self.has_identity_changed and not self.is_disabled
-        return is_usable and not self.draining.is_set() and self.fulcrum_link.is_up
+        is_working = not self.draining.is_set() and not self.is_node_paused
+        return is_usable and is_working and self.fulcrum_link.is_up
+
+    def note_orders(self, *, is_paused: bool, max_jobs: int | None) -> None:
+        """Record what operators have ordered for this node, and log each change."""
+        if is_paused != self.is_node_paused:
+            self.is_node_paused = is_paused
+            if is_paused:
+                log.warning("node_paused")
+            else:
+                log.info("node_resumed")
+            self.dispatch_requested.set()
+        if max_jobs != self.max_jobs:
+            is_first = self.max_jobs is None
+            self.max_jobs = max_jobs
+            if not is_first:
+                log.warning("node_limit_changed", max_jobs=max_jobs)
+                self.dispatch_requested.set()

@@ -99,6 +99,16 @@ COMMANDS = (
     Command(
         "audit", "list", "audit", "list_audit", "List the changes that operators and the agent made, the newest first."
     ),
+    Command(
+        "nodes",
+        "list",
+        "nodes",
+        "list_nodes",
+        "List the agent processes that use this database.",
+    ),
+    Command("nodes", "drain", "nodes", "drain", "Let one node claim no more jobs, until `smith nodes resume`."),
+    Command("nodes", "resume", "nodes", "resume", "Let one node claim jobs again."),
+    Command("nodes", "limit", "nodes", "limit", "Limit how many jobs a node runs in parallel."),
     Command("critical", "list", "critical", "list_critical", "List the critical jobs."),
     Command("db", "upgrade", "database", "upgrade", "Upgrade the schema; create the database if there is none."),
     Command("db", "downgrade", "database", "downgrade", "Downgrade the schema for an older version of Agent Smith."),
@@ -185,6 +195,15 @@ GROUPS = (
         examples_section(
             "smith audit list",
             "smith audit list --subject 8f2c0a11    entries of one job or service",
+        ),
+    ),
+    Group(
+        "nodes",
+        "The agent processes that use this database.",
+        examples_section(
+            "smith nodes list",
+            'smith nodes drain pve-ops-2 --reason "new kernel"',
+            "smith nodes limit pve-ops-2 4",
         ),
     ),
     Group(

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, case, delete, func, null, select, update
+from sqlalchemy import ColumnElement, Update, case, delete, func, literal_column, null, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from executor.database import job_events, manual_runs
+from executor.database import job_events, manual_runs, pauses
 from executor.database.claim_statement import MaxCreates, claim_statement
 from executor.database.other_leases import OtherLease
 from executor.database.statements import MAX_BACKOFF_S, execute_and_count, insert_into
@@ -189,8 +189,9 @@ def _take_claim_locks(session: Session, *, is_create_limited: bool) -> None:
     session.execute(select(*locks))
 
 
-#: Finds one pending job, or none. While the agents are paused, it finds none.
-_PENDING_JOB_QUERY = select(Job.id).where(Job.status == PENDING_LITERAL, ~select(Pause.scope).exists()).limit(1)
+#: Finds one pending job, or none. While all agents are paused, it finds none. The pause of a node has another scope.
+_ARE_ALL_PAUSED = select(Pause.scope).where(Pause.scope == literal_column(f"'{pauses.ALL_AGENTS}'")).exists()
+_PENDING_JOB_QUERY = select(Job.id).where(Job.status == PENDING_LITERAL, ~_ARE_ALL_PAUSED).limit(1)
 
 
 def _lease_is_valid(lease: Lease) -> ColumnElement[bool]:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy import ColumnElement, case, delete, func, select, update
 from sqlalchemy.orm import Session
 
+from executor.database import pauses
 from executor.database.statements import execute_and_count
-from executor.database.tables import Node, db_now, utc_now
+from executor.database.tables import PROCESSING_LITERAL, Job, Node, Pause, db_now, utc_now
 
 #: The length of the column `nodes.stop_reason`.
 MAX_STOP_REASON_LENGTH = 40
@@ -35,16 +36,32 @@ class AgentProcess:
     installation_id: str | None = None  #: the id of its data folder, which at most one process uses
 
 
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """What operators have ordered for one node."""
+
+    is_paused: bool = False  #: the node claims no jobs
+    max_jobs: int | None = None  #: the maximum number of jobs in parallel; None: the number in the settings
+
+
 def add_agent(session: Session, agent: AgentProcess) -> None:
-    """Store the start of an agent process."""
+    """Store the start of an agent process. A lower limit of its earlier process stays in force."""
     node = Node(id=agent.boot_id, host=agent.host, pid=agent.pid, version=agent.version, started_at=utc_now())
     node.seen_at = db_now()
     node.draining = False
     node.fences = agent.fences
     node.installation_id = agent.installation_id
     node.concurrency = agent.concurrency
-    node.concurrency_wanted = agent.concurrency  # the column is always equal to `concurrency`
+    limit = _limit_of_earlier_process(session, agent)
+    node.concurrency_wanted = agent.concurrency if limit is None else min(limit, agent.concurrency)
     session.add(node)
+
+
+def _limit_of_earlier_process(session: Session, agent: AgentProcess) -> int | None:
+    """Return the limit that an operator has set for the latest process of this installation, or None."""
+    earlier = select(Node).where(_is_earlier_process(agent)).order_by(Node.started_at.desc()).limit(1)
+    node = session.scalar(earlier)
+    return node.concurrency_wanted if node is not None and node.concurrency_wanted < node.concurrency else None
 
 
 def note_agent_probed(session: Session, boot_id: str, *, proxmox_error: str | None) -> None:
@@ -60,6 +77,26 @@ def note_leases_renewed(session: Session, boot_id: str, *, fences: bool) -> None
     of `fences` finds that the leases have changed, and does not reap the jobs.
     """
     session.execute(update(Node).where(Node.id == boot_id).values(seen_at=db_now(), fences=fences))
+
+
+def orders(session: Session, boot_id: str) -> Orders:
+    """Return what operators have ordered for the node of an agent process."""
+    scope = pauses.NODE_SCOPE_PREFIX + func.coalesce(Node.installation_id, Node.id)
+    is_paused = select(Pause.scope).where(Pause.scope == scope).exists()
+    row = session.execute(select(Node.concurrency_wanted, is_paused).where(Node.id == boot_id)).one_or_none()
+    return Orders() if row is None else Orders(max_jobs=row[0], is_paused=bool(row[1]))
+
+
+def set_limit(session: Session, boot_id: str, max_jobs: int) -> None:
+    """Set how many jobs an agent process runs in parallel. It follows within the time between two renewals."""
+    limit = case((Node.concurrency < max_jobs, Node.concurrency), else_=max_jobs)
+    session.execute(update(Node).where(Node.id == boot_id).values(concurrency_wanted=limit))
+
+
+def running_job_counts(session: Session) -> dict[str, int]:
+    """Return how many jobs each agent process owns. The keys are boot ids."""
+    counts = select(Job.owner, func.count()).where(Job.status == PROCESSING_LITERAL).group_by(Job.owner)
+    return {owner: count for owner, count in session.execute(counts) if owner is not None}
 
 
 def note_agent_draining(session: Session, boot_id: str) -> None:

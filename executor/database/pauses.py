@@ -1,28 +1,36 @@
-"""Stores that the agents claim no jobs, because an operator has paused them. No function commits.
+"""Stores that all agents, or one node, claim no jobs, because an operator has paused them. No function commits.
 
-An agent that has a pending job reads the table before each claim, so an idle agent pays nothing for it. A job that is
-running when the pause begins runs to its end.
+An agent that has a pending job reads the pause of all agents before each claim, so an idle agent pays nothing for it.
+It reads the pause of its own node when it renews its leases. A job that is running when the pause begins runs to its
+end.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from executor.database.statements import insert_into
-from executor.database.tables import Pause, utc_now
+from executor.database.tables import Node, Pause, utc_now
 from executor.redaction import redactor
 
 #: The scope of a pause of all agents that use the database.
 ALL_AGENTS = "all"
+#: The scope of a pause of one node is this and the id of its installation, or its boot id if it has none.
+NODE_SCOPE_PREFIX = "node:"
 #: A longer reason is cut to this length.
 MAX_REASON_LENGTH = 500
 
 
-def start(session: Session, *, who: str, reason: str) -> bool:
-    """Pause all agents. Return False, and change nothing, if they are paused already."""
+def scope_of(node: Node) -> str:
+    """Return the scope of a pause of this node. It stays the same when the agent of the node is restarted."""
+    return NODE_SCOPE_PREFIX + (node.installation_id or node.id)
+
+
+def start(session: Session, *, who: str, reason: str, scope: str = ALL_AGENTS) -> bool:
+    """Pause all agents, or one node. Return False, and change nothing, if they are paused already."""
     values = {
-        "scope": ALL_AGENTS,
+        "scope": scope,
         "since": utc_now(),
         "who": who,
         "reason": redactor.redact(reason)[:MAX_REASON_LENGTH],
@@ -31,14 +39,20 @@ def start(session: Session, *, who: str, reason: str) -> bool:
     return session.scalar(stmt.returning(Pause.scope)) is not None
 
 
-def end(session: Session) -> Pause | None:
+def end(session: Session, scope: str = ALL_AGENTS) -> Pause | None:
     """End the pause. Return what it was, or None if nothing was paused."""
-    pause = current(session)
+    pause = current(session, scope)
     if pause is not None:
-        session.execute(delete(Pause).where(Pause.scope == ALL_AGENTS))
+        session.execute(delete(Pause).where(Pause.scope == scope))
     return pause
 
 
-def current(session: Session) -> Pause | None:
-    """Return the pause of all agents, or None if they are not paused."""
-    return session.get(Pause, ALL_AGENTS)
+def current(session: Session, scope: str = ALL_AGENTS) -> Pause | None:
+    """Return the pause of all agents, or of one node, or None if they are not paused."""
+    return session.get(Pause, scope)
+
+
+def of_nodes(session: Session) -> dict[str, Pause]:
+    """Return the pauses of single nodes. The keys are their scopes."""
+    has_prefix = Pause.scope.startswith(NODE_SCOPE_PREFIX, autoescape=True)
+    return {pause.scope: pause for pause in session.scalars(select(Pause).where(has_prefix))}

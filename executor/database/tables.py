@@ -277,7 +277,7 @@ class Node(Base):
     seen_at: Mapped[datetime]  #: when the process was last known to be running
     stopped_at: Mapped[datetime | None]
     stop_reason: Mapped[str | None] = mapped_column(String(40))
-    concurrency_wanted: Mapped[int]  #: always the same number as `concurrency`
+    concurrency_wanted: Mapped[int]  #: at most `concurrency`; less if an operator has limited the node
     concurrency: Mapped[int]  #: the maximum number of jobs that the process runs in parallel
     #: True since the process claims no more jobs. It stays True after the process has stopped.
     draining: Mapped[bool] = mapped_column(Boolean, default=False)
@@ -317,7 +317,7 @@ class CloneTarget(Base):
 
 
 class Pause(Base):
-    """A pause, which an operator has begun: the agents claim no jobs. Only `pauses` writes this table."""
+    """A pause, which an operator has begun: all agents, or one node, claim no jobs. Only `pauses` writes this table."""
 
     __tablename__ = "pauses"
 

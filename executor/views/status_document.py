@@ -61,7 +61,7 @@ def read_status(session: Session, lease_s: float) -> Status:
             for job in queries.jobs_claimed_elsewhere(session, MAX_SHOWN_CLAIMED_ELSEWHERE)
         ],
         "mappings": mappings.count_by_state(session),
-        "nodes": [_agent_fields(node, now, lease_s) for node in agents],
+        "nodes": [agent_fields(node, now, lease_s) for node in agents],
         "critical_overdue": [job.name for job in critical_jobs if is_overdue(job, now)],
         "critical_failing": [_failing_fields(job) for job in critical_jobs if job.failures],
     }
@@ -126,7 +126,7 @@ def _failing_fields(job: CriticalJob) -> dict[str, Any]:
     }
 
 
-def _agent_fields(node: Node, now: datetime, lease_s: float) -> dict[str, Any]:
+def agent_fields(node: Node, now: datetime, lease_s: float) -> dict[str, Any]:
     """Return an agent process (a row of the table `nodes`) as a dictionary with the keys of `--json`."""
     return {
         "id": node.id,

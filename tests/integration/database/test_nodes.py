@@ -7,9 +7,9 @@ from typing import Any
 
 from sqlalchemy import Engine, select, update
 
-from executor.database import nodes
+from executor.database import nodes, pauses
 from executor.database.engine import reading, transaction
-from executor.database.nodes import AgentProcess
+from executor.database.nodes import AgentProcess, Orders
 from executor.database.tables import Node, utc_now
 
 
@@ -76,3 +76,19 @@ def test_the_time_at_which_an_agent_was_seen_is_that_of_the_database(engine: Eng
         assert nodes.has_other_agents(session, "b", within_s=60)
         assert not nodes.has_other_agents(session, "a", within_s=60)
         assert session.scalars(select(Node.fences)).one() is False
+
+
+def test_a_limit_and_a_pause_stay_when_the_agent_of_the_node_is_restarted(engine: Engine) -> None:
+    with transaction(engine) as session:
+        nodes.add_agent(session, agent_process("first", concurrency=8))
+        nodes.set_limit(session, "first", 3)
+        node = session.get_one(Node, "first")
+        assert pauses.start(session, who="root", reason="new kernel", scope=pauses.scope_of(node))
+    with transaction(engine) as session:
+        nodes.add_agent(session, agent_process("second", concurrency=6))
+        nodes.add_agent(session, agent_process("other", concurrency=6, host="other"))
+        nodes.add_agent(session, agent_process("without id", concurrency=6, installation_id=None))
+        found = {name: nodes.orders(session, name) for name in ("second", "other", "without id", "missing")}
+    assert found["second"] == Orders(is_paused=True, max_jobs=3)
+    assert found["without id"] == Orders(is_paused=False, max_jobs=6)
+    assert found["missing"] == Orders()

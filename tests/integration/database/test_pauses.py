@@ -56,3 +56,13 @@ def test_a_reason_with_a_secret_is_stored_masked(engine: Engine) -> None:
         found = pauses.current(session)
     assert found is not None
     assert found.reason == "password ********"
+
+
+def test_a_pause_of_one_node_lets_the_other_nodes_claim(engine: Engine) -> None:
+    """The agent of the node reads its own pause when it renews its leases."""
+    submit(engine)
+    with transaction(engine) as session:
+        assert pauses.start(session, who="root", reason="new kernel", scope="node:alpha")
+        assert pauses.current(session) is None
+        assert set(pauses.of_nodes(session)) == {"node:alpha"}
+    assert claim(engine) is not None

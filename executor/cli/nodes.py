@@ -1,0 +1,182 @@
+"""`smith nodes`: lists the agent processes of the database, pauses one of them, and limits its parallel jobs.
+
+A node is an agent process and its machine, not a node of Proxmox.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from executor.cli.arguments import AsJson, CommandFailed
+from executor.cli.help_text import examples
+from executor.cli.output import show_json, show_outcome
+from executor.cli.store import Store, reading_store, writing_store
+from executor.cli.tables import show_rows
+from executor.database import audit, nodes, pauses
+from executor.database.tables import Node, Pause, utc_now
+from executor.views.agent_liveness import is_alive
+from executor.views.status_document import agent_fields, pause_text
+from executor.views.text import elapsed_text
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy.orm import Session
+
+#: The maximum number of agent processes that the list shows with `--all`.
+MAX_SHOWN_NODES = 100
+COLUMNS = {
+    "id": "NODE",
+    "state": "STATE",
+    "host": "HOST",
+    "jobs": "JOBS",
+    "slots": "SLOTS",
+    "seen": "SEEN",
+    "version": "VERSION",
+    "paused_text": "PAUSED",
+}
+
+NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="The host, or the id or its beginning.")]
+
+
+@examples(
+    "smith nodes list",
+    "smith nodes list --all    also the processes that have stopped",
+    "smith nodes list --json",
+)
+def list_nodes(
+    show_all: Annotated[bool, typer.Option("--all", help="Also show processes that have stopped.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the agent processes that use this database.
+
+    A process is `vanished` if it has stored neither its stop nor, for two lease durations, that it is running. Other
+    processes then continue its jobs.
+    """
+    with reading_store() as store:
+        found = nodes.recent(store.session, MAX_SHOWN_NODES) if show_all else nodes.not_stopped(store.session)
+        counts = nodes.running_job_counts(store.session)
+        node_pauses = pauses.of_nodes(store.session)
+        lease_s = store.settings.smith_lease_s
+    now = utc_now()
+    rows = [_fields(node, node_pauses.get(pauses.scope_of(node)), now, lease_s) for node in found]
+    for row in rows:
+        row["jobs"] = counts.get(row["id"], 0)
+    if as_json:
+        show_json(rows)
+    else:
+        show_rows([row | _table_fields(row, now) for row in rows], COLUMNS, if_empty="no agent is running")
+
+
+@examples(
+    'smith nodes drain pve-ops-2 --reason "new kernel"    the running jobs end, and no more are claimed',
+)
+def drain(
+    node: NodeArgument,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Shown by `smith nodes list`, and audited.")],
+    as_json: AsJson = False,
+) -> None:
+    """Let one node claim no more jobs, until `smith nodes resume`.
+
+    A restart of its agent does not end this.
+    """
+    who = audit.operator_name()
+    with writing_store() as store:
+        found = _find(store, node)
+        scope = pauses.scope_of(found)
+        is_new = pauses.start(store.session, who=who, reason=reason, scope=scope)
+        pause = pauses.current(store.session, scope)
+        if pause is None:
+            raise CommandFailed("the node was resumed in the meantime")
+        if is_new:
+            _audit(store.session, "drain", scope, after=_pause_values(pause), reason=reason)
+        running_count = nodes.running_job_counts(store.session).get(found.id, 0)
+    text = (
+        f"{found.host} claims no more jobs: {pause_text(pause)}" if is_new else f"drained already: {pause_text(pause)}"
+    )
+    jobs = f"; {running_count} running jobs run to their end" if running_count else "; no job is running there"
+    show_outcome(text + jobs, as_json=as_json, node=found.id, was_paused=not is_new, running=running_count)
+
+
+@examples("smith nodes resume pve-ops-2")
+def resume(node: NodeArgument, as_json: AsJson = False) -> None:
+    """Let one node claim jobs again."""
+    with writing_store() as store:
+        found = _find(store, node)
+        scope = pauses.scope_of(found)
+        ended = pauses.end(store.session, scope)
+        if ended is not None:
+            _audit(store.session, "resume", scope, before=_pause_values(ended))
+    text = (
+        f"{found.host} was not drained" if ended is None else f"resumed; {found.host} was drained {pause_text(ended)}"
+    )
+    show_outcome(text, as_json=as_json, node=found.id, was_paused=ended is not None)
+
+
+@examples(
+    "smith nodes limit pve-ops-2 4    at most 4 jobs in parallel; running jobs are not ended",
+    "smith nodes limit pve-ops-2 --reset",
+)
+def limit(
+    node: NodeArgument,
+    jobs: Annotated[int | None, typer.Argument(metavar="JOBS", min=1, help="The maximum number of jobs.")] = None,
+    reset: Annotated[bool, typer.Option("--reset", help="Use SMITH_CONCURRENCY of the node again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Limit how many jobs a node runs in parallel.
+
+    The limit is at most SMITH_CONCURRENCY. A restart of the agent keeps it.
+    """
+    if reset == (jobs is not None):
+        raise typer.BadParameter("give either the number of jobs or --reset")
+    with writing_store() as store:
+        found = _find(store, node)
+        before, wanted = found.concurrency_wanted, min(jobs or found.concurrency, found.concurrency)
+        nodes.set_limit(store.session, found.id, wanted)
+        if wanted != before:
+            values = {"max_jobs": wanted}
+            _audit(store.session, "limit", pauses.scope_of(found), before={"max_jobs": before}, after=values)
+    text = f"{found.host} runs at most {wanted} jobs in parallel (it was {before})"
+    show_outcome(text, as_json=as_json, node=found.id, max_jobs=wanted, was=before, concurrency=found.concurrency)
+
+
+def _find(store: Store, reference: str) -> Node:
+    """Return the node with this id, beginning of an id, or host. Raises CommandFailed if none or several match."""
+    running = nodes.not_stopped(store.session)
+    matches = [node for node in running if reference and (node.host == reference or node.id.startswith(reference))]
+    lease_s = store.settings.smith_lease_s
+    alive = [node for node in matches if is_alive(node, utc_now(), lease_s)]
+    matches = alive or matches  # an earlier process of the host may have vanished
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        raise CommandFailed(f"no agent process has the host or id {reference}: see `smith nodes list`")
+    raise CommandFailed(f"{reference} names several agent processes: {', '.join(node.id for node in matches)}")
+
+
+def _audit(session: Session, verb: str, scope: str, **values: Any) -> None:
+    who = audit.operator_name()
+    audit.record(session, who=who, verb=verb, subject_kind="agents", subject_id=scope, **values)
+
+
+def _pause_values(pause: Pause) -> dict[str, Any] | None:
+    return audit.column_values(pause, ("since", "who", "reason"))
+
+
+def _fields(node: Node, pause: Pause | None, now: datetime, lease_s: float) -> dict[str, Any]:
+    """Return a node as a dictionary with the keys of `--json`."""
+    fields = agent_fields(node, now, lease_s)
+    if pause is not None:
+        fields["state"] = "paused" if fields["state"] == "running" else fields["state"]
+    fields["paused"] = None if pause is None else {"since": pause.since, "who": pause.who, "reason": pause.reason}
+    return fields
+
+
+def _table_fields(row: dict[str, Any], now: datetime) -> dict[str, Any]:
+    """Return the columns of the table that are not fields of `--json`."""
+    wanted, most = row["concurrency_wanted"], row["concurrency"]
+    slots = str(most) if wanted >= most else f"{wanted} of {most}"
+    pause = row["paused"]
+    text = "" if pause is None else f"{pause['since']:%Y-%m-%d %H:%M}Z by {pause['who']}: {pause['reason']}"
+    return {"slots": slots, "seen": f"{elapsed_text(row['seen_at'], now)} ago", "paused_text": text}

@@ -1,0 +1,94 @@
+"""`smith nodes`: what the list shows, and what drain, resume and limit store for the agents."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+from support.cli_world import Cli, claim
+
+from executor.database import nodes
+from executor.database.engine import reading
+from executor.database.nodes import AgentProcess, Orders
+from executor.database.tables import Node, utc_now
+
+NODES = ("alpha", "beta")
+
+
+@pytest.fixture
+def smith(tmp_path: Path) -> Cli:
+    """Return a command line whose database has two running agent processes."""
+    cli = Cli(tmp_path)
+    with cli.filling() as session:
+        for name in NODES:
+            boot_id = f"{name}-1-abc"
+            process = AgentProcess(
+                boot_id=boot_id, host=name, pid=1, version="1", concurrency=8, installation_id=name * 4
+            )
+            nodes.add_agent(session, process)
+    return cli
+
+
+def orders(smith: Cli, name: str) -> Orders:
+    with smith.engine() as engine, reading(engine) as session:
+        return nodes.orders(session, f"{name}-1-abc")
+
+
+def listed(smith: Cli, *options: str) -> dict[str, dict[str, object]]:
+    return {row["host"]: row for row in smith.json("nodes", "list", *options)}
+
+
+def test_the_list_shows_jobs_slots_and_state(smith: Cli) -> None:
+    smith.submit()
+    with smith.filling() as session:
+        lease = claim(session)
+        old = utc_now() - timedelta(days=1)
+        session.execute(update(Node).where(Node.host == "beta").values(seen_at=old))
+        session.execute(update(Node).where(Node.host == "alpha").values(id=lease.owner))
+    found = listed(smith)
+    assert {name: (row["state"], row["jobs"], row["concurrency"]) for name, row in found.items()} == {
+        "alpha": ("running", 1, 8),
+        "beta": ("vanished", 0, 8),
+    }
+    assert "vanished" in smith.ok("nodes", "list")
+    with smith.filling() as session:
+        nodes.note_agent_stopped(session, "beta-1-abc", "signal")
+    assert set(listed(smith)) == {"alpha"}
+    assert set(listed(smith, "--all")) == {"alpha", "beta"}
+
+
+def test_a_drained_node_is_paused_and_the_other_is_not(smith: Cli) -> None:
+    assert smith("nodes", "drain", "alpha").returncode == 2, "a reason is needed"
+    assert "no job is running there" in smith.ok("nodes", "drain", "alpha", "--reason", "new kernel")
+    assert (orders(smith, "alpha").is_paused, orders(smith, "beta").is_paused) == (True, False)
+    assert listed(smith)["alpha"]["state"] == "paused"
+    assert "new kernel" in smith.ok("nodes", "list")
+    assert "drained already" in smith.ok("nodes", "drain", "alpha", "--reason", "again")
+    assert smith.json("status")["paused"] is None, "not all agents are paused"
+    assert "resumed" in smith.ok("nodes", "resume", "alpha")
+    assert "was not drained" in smith.ok("nodes", "resume", "alpha")
+    assert not orders(smith, "alpha").is_paused
+    verbs = [(entry["verb"], entry["subject_kind"]) for entry in smith.json("audit", "list")]
+    assert verbs == [("resume", "agents"), ("drain", "agents")]
+
+
+def test_a_limit_is_at_most_the_concurrency_of_the_node(smith: Cli) -> None:
+    assert smith.json("nodes", "limit", "alpha", "3")["max_jobs"] == 3
+    assert orders(smith, "alpha").max_jobs == 3
+    assert "3 of 8" in smith.ok("nodes", "list")
+    assert smith.json("nodes", "limit", "alpha", "30")["max_jobs"] == 8
+    smith.ok("nodes", "limit", "alpha", "2")
+    assert smith.json("nodes", "limit", "alpha", "--reset")["max_jobs"] == 8
+    assert orders(smith, "beta").max_jobs == 8
+    for wrong in ((), ("4", "--reset"), ("0",)):
+        assert smith("nodes", "limit", "alpha", *wrong).returncode == 2
+
+
+def test_a_node_is_named_by_host_or_beginning_of_its_id(smith: Cli) -> None:
+    assert smith.json("nodes", "limit", "beta-1", "4")["node"] == "beta-1-abc"
+    assert "no agent process" in smith("nodes", "resume", "gamma").stderr
+    with smith.filling() as session:
+        session.execute(update(Node).values(host="same"))
+    assert "several agent processes" in smith("nodes", "resume", "same").stderr

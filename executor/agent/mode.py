@@ -49,7 +49,7 @@ class WorkCheck:
         """True when a job has not ended or its report is due. While the agents are paused, no pending job counts."""
         with reading(self.engine) as session:
             counts = queries.count_jobs(session)
-            is_paused = pauses.current(session) is not None
+            is_paused = pauses.current(session) is not None or self.state.is_node_paused
         open_job_count = counts["processing"] if is_paused else counts["pending"] + counts["processing"]
         return bool(open_job_count + counts["reports_due"])
 

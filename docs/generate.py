@@ -68,6 +68,12 @@ With `SMITH_REMOTE_CONFIG=true` the configuration that FulcrumCore holds for the
 agent process only: [docs/operating.md](operating.md) lists its members. `smith config show` prints the settings of this
 machine.
 
+`HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` apply to FulcrumCore and to Proxmox, in the executor and in its playbooks.
+They are read at the start. `NO_PROXY` is a list of host names, domains and addresses that are reached without the
+proxy: name the Proxmox cluster there if only FulcrumCore is behind a proxy. An IPv6 address may be given with or
+without brackets in `PROXMOX_HOST`; in `FULCRUM_API_URL`, `SMITH_DATABASE_URL` and `SMITH_HTTP_ADDR` it needs them, as
+in `[2001:db8::7]:9642`.
+
 FulcrumCore needs `FULCRUM_API_URL` and `FULCRUM_API_TOKEN`. Proxmox needs `PROXMOX_HOST`, `PROXMOX_USER`, and either
 `PROXMOX_TOKEN_ID` with `PROXMOX_TOKEN_SECRET` or `PROXMOX_PASSWORD`. A name ends with its unit.
 

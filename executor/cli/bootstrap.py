@@ -109,8 +109,8 @@ def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         wants_new_token=new_token,
     )
     admin_token = _read_admin_token(admin_token_file)
-    with _explaining_refused_token():
-        bootstrap = Bootstrap(_create_admin_client(settings, admin_token), request)
+    with explaining_refused_token():
+        bootstrap = Bootstrap(create_admin_client(settings, admin_token), request)
         with TokenDestination(token_file, prints_token=show_token, expects_token=bootstrap.needs_token) as destination:
             steps = _execute_steps(bootstrap, destination, dry_run=dry_run, show_table=not as_json)
         if remove_old_tokens and not dry_run:
@@ -222,16 +222,20 @@ def _require_token_of_agent(settings: Settings, file: Path, agent_id: str | None
         raise TokenNotStored(f"{file} was not written: {remedy}")
     token = read_secret_file(file)
     redactor.add(token)
-    client = FulcrumClient(settings.fulcrum_api_url, lambda: token, **_tls_arguments(settings))
-    try:
-        is_token_of_agent = client.get_self().id == agent_id
-    except FulcrumAuthFailing:
-        is_token_of_agent = False
-    if not is_token_of_agent:
+    if not is_token_of_agent(settings, token, agent_id):
         raise TokenNotStored(f"the token in {file} is not a token of this agent: {remedy}")
 
 
-def _create_admin_client(settings: Settings, token: str) -> FulcrumAdmin:
+def is_token_of_agent(settings: Settings, token: str, agent_id: str | None) -> bool:
+    """Return whether FulcrumCore accepts the token for this agent."""
+    client = FulcrumClient(settings.fulcrum_api_url, lambda: token, **_tls_arguments(settings))
+    try:
+        return client.get_self().id == agent_id
+    except FulcrumAuthFailing:
+        return False
+
+
+def create_admin_client(settings: Settings, token: str) -> FulcrumAdmin:
     """Return a client with the administrator's token. Print a warning for each insecure setting."""
     for setting, danger in settings.insecure_settings():
         if setting.startswith("FULCRUM_"):
@@ -245,7 +249,7 @@ def _tls_arguments(settings: Settings) -> dict[str, Any]:
 
 
 @contextmanager
-def _explaining_refused_token() -> Iterator[None]:
+def explaining_refused_token() -> Iterator[None]:
     """Add the likely cause to the error when FulcrumCore refuses the administrator's token in the block."""
     try:
         yield

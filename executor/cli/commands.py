@@ -49,6 +49,7 @@ class Extension(NamedTuple):
 
 #: Each row has the group, the name, the module, the function and the help line.
 COMMANDS = (
+    Command("", "init", "init", "init", "Set up Proxmox, FulcrumCore, the settings and the service of an agent."),
     Command("", "run", "run", "run", "Run FulcrumCore's jobs in Proxmox."),
     Command(
         "",

@@ -1,7 +1,8 @@
 """Reads VMs, nodes, storages and privileges from Proxmox.
 
-This module never changes anything, because playbooks make every change. A VM that is missing from a list may still
-exist: Proxmox lists only the VMs that the token may see. `may_see_all_vms` returns whether a list is complete.
+This module never changes anything, because playbooks make every change (but those of `smith init`). A VM that is
+missing from a list may still exist: Proxmox lists only the VMs that the token may see. `may_see_all_vms` returns
+whether a list is complete.
 """
 
 from __future__ import annotations

@@ -38,6 +38,11 @@ def normalized_fingerprint(text: str) -> str:
     return digest.hex(":").upper()
 
 
+def is_verified(host: str, port: int, ca_pem: str) -> bool:
+    """Return whether this CA verifies the certificate, or without one the CAs of the system. Raises JobError."""
+    return not _problem(host, port, ca_pem or None)
+
+
 def find_ca(session: AdminSession, ca_pem: str = "") -> str:
     """Return the CA, in PEM, that verifies the certificate; '' if the system trusts the certificate already.
 
@@ -45,7 +50,7 @@ def find_ca(session: AdminSession, ca_pem: str = "") -> str:
     the certificate is not valid for the host, or signed by another CA.
     """
     connection = session.connection
-    if not ca_pem and not _problem(connection.host, connection.port, None):
+    if not ca_pem and is_verified(connection.host, connection.port, ""):
         return ""
     ca_pem = ca_pem or _cluster_ca(session)
     problem = _problem(connection.host, connection.port, ca_pem)

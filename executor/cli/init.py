@@ -1,0 +1,124 @@
+"""`smith init`: sets up Proxmox, FulcrumCore, the settings and the service of one agent, in one command."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from executor.cli.bootstrap import ADMIN_TOKEN_VARIABLE
+from executor.cli.help_text import examples
+from executor.cli.init_answers import Answers
+from executor.cli.init_files import SetupFolder
+from executor.cli.init_proxmox import AdminLogin, log_in
+from executor.cli.init_questions import CoreOptions, ask_address, ask_core, ask_proposals
+from executor.cli.init_settings import InitSettings, parse_assignments
+from executor.cli.init_setup import Setup
+from executor.cli.init_units import UnitKind
+from executor.cli.output import show_text
+
+#: The folder of the settings of an agent that root sets up, and of one that another user sets up.
+ROOT_FOLDER, USER_FOLDER = Path("/etc/agent-smith"), Path("~/.config/agent-smith")
+
+
+@examples(
+    "smith init                                    asks for everything",
+    "smith init --dry-run                          show what would be changed, and change nothing",
+    "smith init --yes --proxmox pve1.example.net --fingerprint 4F:2A:… --admin-password-file pw \\",
+    "    --fulcrum-url https://core.example.net --admin-token-file admin-token --agent smith-dc1 \\",
+    "    --provider 'My cloud' --unit systemd",
+)
+def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes all by name)
+    folder: Annotated[
+        Path | None,
+        typer.Option("--folder", help="Folder for settings and secrets; default: /etc/agent-smith for root."),
+    ] = None,
+    proxmox: Annotated[
+        str | None, typer.Option("--proxmox", metavar="HOST[:PORT]", help="A node of the Proxmox cluster.")
+    ] = None,
+    fingerprint: Annotated[
+        str | None, typer.Option("--fingerprint", help="SHA-256 fingerprint of Proxmox's certificate.")
+    ] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option("--ca-file", help="CA of Proxmox's certificate; default: the cluster's own CA.")
+    ] = None,
+    admin: Annotated[
+        str | None, typer.Option("--admin", help="Administrator (or their token USER!NAME); default: root@pam.")
+    ] = None,
+    admin_password_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--admin-password-file",
+            help="File with the password (or the token's secret); default: $PVE_ADMIN_PASSWORD.",
+        ),
+    ] = None,
+    user: Annotated[str, typer.Option("--user", help="The agent's user in Proxmox.")] = "smith@pve",
+    token: Annotated[str, typer.Option("--token", help="The name of this user's token.")] = "job",  # noqa: S107
+    fulcrum_url: Annotated[str | None, typer.Option("--fulcrum-url", help="FulcrumCore's address.")] = None,
+    admin_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--admin-token-file",
+            help=f"File with FulcrumCore's administrator's token; default: ${ADMIN_TOKEN_VARIABLE}.",
+        ),
+    ] = None,
+    agent: Annotated[str | None, typer.Option("--agent", help="The agent's name in FulcrumCore.")] = None,
+    provider: Annotated[
+        str | None, typer.Option("--provider", help="Name or id of the agent's provider (a participant).")
+    ] = None,
+    create_provider: Annotated[
+        bool, typer.Option("--create-provider", help="Create the participant if none has this name.")
+    ] = False,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting, instead of the proposed value; may be repeated."),
+    ] = None,
+    unit: Annotated[
+        str | None, typer.Option("--unit", help="How the agent is started: systemd, quadlet, compose or none.")
+    ] = None,
+    unit_folder: Annotated[
+        Path | None, typer.Option("--unit-folder", help="Folder for the unit; default: that of systemd or podman.")
+    ] = None,
+    replace_tokens: Annotated[
+        bool, typer.Option("--replace-tokens", help="Delete tokens whose secrets are not stored, and make others.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Use the proposed values, and ask no question.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be changed, and change nothing.")] = False,
+) -> None:
+    """Set up Proxmox, FulcrumCore, the settings and the service of an agent.
+
+    It makes a role, a user, a token, a pool and permissions in Proxmox, the agent with its types and token in
+    FulcrumCore, and the files of the settings. The administrators' logins are not stored. A second run changes nothing,
+    and a run after an interruption makes the rest. It ends with `smith doctor` and the command that starts the agent.
+    """
+    answers = Answers(accepts_defaults=yes)
+    files = SetupFolder(folder or (ROOT_FOLDER if os.geteuid() == 0 else USER_FOLDER))
+    settings = InitSettings(files.read_settings(), parse_assignments(assignments or []))
+    host, port = ask_address(answers, proxmox, settings)
+    login = AdminLogin(user=admin, password_file=admin_password_file, fingerprint=fingerprint, ca_file=ca_file)
+    proxmox_setup = log_in(answers, host, port, login, files.ca_file)
+    settings.set_connection(host=host, port=port, user=user, token_id=token)
+    ask_proposals(answers, settings, proxmox_setup.cluster)
+    options = CoreOptions(
+        url=fulcrum_url,
+        admin_token_file=admin_token_file,
+        agent=agent,
+        provider=provider,
+        may_create_provider=create_provider,
+    )
+    earlier = files.read_answers()
+    core_answers = ask_core(answers, options, settings, earlier)
+    default_unit = earlier.get("unit") or (UnitKind.SYSTEMD if os.geteuid() == 0 else UnitKind.NONE)
+    chosen = answers.choice("Start it by", tuple(UnitKind), option="--unit", given=unit, default=default_unit)
+    setup = Setup(files, settings, proxmox_setup, core_answers, UnitKind(chosen), unit_folder, replace_tokens)
+    if not setup.show_plan():
+        show_text("Everything is set up: nothing is changed.")
+    elif dry_run:
+        show_text("Nothing was changed: this was a dry run.")
+    else:
+        answers.require_agreement("Make these changes?")
+    if not dry_run:
+        setup.run()
+        raise typer.Exit(setup.check())

@@ -1,0 +1,95 @@
+"""Gets the answers that `smith init` needs: from options, files, variables and earlier runs, else from the operator.
+
+A secret is never an argument, because every user of the machine can read arguments.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import typer
+
+from executor.cli.arguments import EXIT_INTERRUPTED, confirm
+from executor.redaction import redactor
+from executor.settings.sources import read_secret_file
+from executor.views.text import sanitized
+
+
+class Answers:
+    """Asks on a terminal. Without a terminal, or with --yes, it takes the default, or names the missing option."""
+
+    def __init__(self, *, accepts_defaults: bool) -> None:
+        """`accepts_defaults` is the option --yes."""
+        self._accepts_defaults = accepts_defaults
+        self._has_terminal = sys.stdin.isatty()
+
+    @property
+    def asks(self) -> bool:
+        """Whether questions with a default are asked."""
+        return self._has_terminal and not self._accepts_defaults
+
+    def text(self, question: str, *, option: str, given: str | None, default: str = "") -> str:
+        """Return the value of the option if given, otherwise the operator's answer or the default."""
+        if given is not None:
+            return given
+        if self.asks:
+            return _prompt(question, default=default)
+        return default or self._answer_without_default(question, option)
+
+    def optional_text(self, question: str, *, default: str) -> str:
+        """Return the operator's answer, which may be empty (`-`)."""
+        answer = _prompt(f"{question} (- for none)", default=default or "-")
+        return "" if answer == "-" else answer
+
+    def choice(self, question: str, choices: tuple[str, ...], *, option: str, given: str | None, default: str) -> str:
+        """Return the value of the option, or an answer that is one of the choices. Raises typer.BadParameter."""
+        while True:
+            answer = self.text(f"{question} ({', '.join(choices)})", option=option, given=given, default=default)
+            if answer in choices:
+                return answer
+            if given is not None or not self.asks:
+                raise typer.BadParameter(f"{option} is one of {', '.join(choices)}, not {answer}")
+
+    def secret(self, question: str, *, file: Path | None, variable: str, option: str) -> str:
+        """Return the secret in the file, in the variable, or typed without echo; register it with the redactor."""
+        secret = read_secret_file(file) if file is not None else os.environ.get(variable, "").strip()
+        if not secret and not self._has_terminal:
+            raise typer.BadParameter(f"{option} or {variable} is missing, and there is no terminal to ask on")
+        secret = secret or _prompt(question, hide_input=True)
+        redactor.add(secret)
+        return secret
+
+    def ask_code(self) -> str:
+        """Return the code of the administrator's second factor. Raises typer.BadParameter without a terminal."""
+        if not self._has_terminal:
+            text = "the administrator has a second factor, and there is no terminal to ask on: use a token of the"
+            raise typer.BadParameter(f"{text} administrator, as in --admin root@pam!setup")
+        return _prompt("Code of the second factor (TOTP)")
+
+    def agree(self, question: str, *, by_default: bool = True) -> bool:
+        """Return the operator's yes or no; without a terminal or with --yes, the default."""
+        if not self.asks:
+            return by_default
+        try:
+            return typer.confirm(sanitized(question), default=by_default)
+        except typer.Abort:
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+    def require_agreement(self, question: str) -> None:
+        """End the command unless the operator agrees, or --yes is set."""
+        confirm(question, yes=self._accepts_defaults)
+
+    def _answer_without_default(self, question: str, option: str) -> str:
+        if not self._has_terminal:
+            raise typer.BadParameter(f"{option} is missing, and there is no terminal to ask on")
+        return _prompt(question)
+
+
+def _prompt(question: str, *, default: str = "", hide_input: bool = False) -> str:
+    try:
+        answer = typer.prompt(sanitized(question), default=default or None, hide_input=hide_input)
+    except typer.Abort:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    return str(answer).strip()

@@ -1,0 +1,139 @@
+"""Makes the agent, its types and its token in FulcrumCore for `smith init`, as `smith bootstrap core` does.
+
+A token that an interrupted run has made, and whose value was not written, is deleted and made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from executor.cli.bootstrap import (
+    DEFAULT_TAGS,
+    DEFAULT_TOKEN_DAYS,
+    create_admin_client,
+    explaining_refused_token,
+    is_token_of_agent,
+)
+from executor.cli.init_files import SecretFile
+from executor.errors import SmithError
+from executor.fulcrum.admin import Collection, CoreToken, FulcrumAdmin
+from executor.fulcrum.bootstrap import (
+    AGENT_TYPE_FILE,
+    SERVICE_TYPE_FILE,
+    Bootstrap,
+    BootstrapRequest,
+    BootstrapStep,
+    ObjectStatus,
+    load_type,
+)
+from executor.fulcrum.offered_type import offered_service_type
+from executor.settings.settings import Settings
+
+
+class TokenInUse(SmithError):
+    """A token exists whose secret is not stored here, so an administrator must decide. Nothing was changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreAnswers:
+    """The answers about FulcrumCore."""
+
+    admin_token: str
+    agent: str
+    provider: str
+    may_create_provider: bool
+
+
+class CoreSetup:
+    """What FulcrumCore lacks. `run` makes it."""
+
+    def __init__(
+        self, settings: Settings, answers: CoreAnswers, token_file: SecretFile, *, replaces_token: bool
+    ) -> None:
+        """Read what exists. Raises FulcrumError, BootstrapRefused, and TokenInUse."""
+        self._settings, self._token_file, self._replaces_token = settings, token_file, replaces_token
+        self._admin = create_admin_client(settings, answers.admin_token)
+        request = BootstrapRequest(
+            agent_name=answers.agent,
+            provider_name_or_id=answers.provider,
+            may_create_provider=answers.may_create_provider,
+            service_type=offered_service_type(load_type(SERVICE_TYPE_FILE), settings),
+            agent_type=load_type(AGENT_TYPE_FILE),
+            tags=DEFAULT_TAGS,
+            token_lifetime=timedelta(days=DEFAULT_TOKEN_DAYS),
+        )
+        with explaining_refused_token():
+            self._bootstrap = Bootstrap(self._admin, request)
+            self.removed_tokens = self._tokens_to_remove()
+            if self._makes_token():
+                self._bootstrap = Bootstrap(self._admin, replace(request, wants_new_token=True))
+
+    def planned(self) -> list[str]:
+        """Return the text of each change."""
+        texts = [f"delete token {token.id}, whose value is not stored" for token in self.removed_tokens]
+        for step in self._bootstrap.dry_run():
+            texts += _texts_of(step)
+        return texts
+
+    def differences(self) -> list[str]:
+        """Return what exists with another content. FulcrumCore's objects may be changed on purpose, so they stay."""
+        return [
+            f"{step.kind} {step.name} differs, and is not changed: {', '.join(step.differences)}"
+            for step in self._bootstrap.dry_run()
+            if step.differences
+        ]
+
+    def run(self) -> Iterator[str]:
+        """Make what is missing, and yield the text of each change when it is made. Raises FulcrumError."""
+        removed = {token.id for token in self.removed_tokens}
+        for token in self.removed_tokens:
+            self._admin.delete_token(token.id)
+            yield f"delete token {token.id}"
+        if self._bootstrap.needs_token:
+            known = [token.id for token in self._bootstrap.earlier_tokens if token.id not in removed]
+            self._token_file.begin({"known_tokens": known})
+        for step in self._bootstrap.create_missing(self._token_file.store):
+            if step.status in (ObjectStatus.MADE, ObjectStatus.ATTACHED):
+                yield from _texts_of(step)
+
+    def _makes_token(self) -> bool:
+        """Return whether a token must be made, because no valid one of this agent is stored."""
+        stored = self._token_file.read()
+        return not (stored and self._bootstrap.agent_id and self._is_own(stored))
+
+    def _is_own(self, token: str) -> bool:
+        return is_token_of_agent(self._settings, token, self._bootstrap.agent_id)
+
+    def _tokens_to_remove(self) -> list[CoreToken]:
+        """Return the tokens of the agent that an interrupted run has made, or that are replaced. Raises TokenInUse."""
+        earlier_tokens = self._bootstrap.earlier_tokens
+        if not self._makes_token() or not earlier_tokens:
+            return []
+        if self._replaces_token:
+            return earlier_tokens
+        pending = self._token_file.pending()
+        if pending is None:
+            agent = self._bootstrap.agent_id
+            raise TokenInUse(
+                f"the agent {agent} has a token in FulcrumCore that is not stored in {self._token_file.path}: "
+                "another installation may use it. --replace-tokens replaces it; or choose another --agent"
+            )
+        return [token for token in earlier_tokens if token.id not in pending.get("known_tokens", [])]
+
+
+def provider_exists(settings: Settings, admin_token: str, name_or_id: str) -> bool:
+    """Return whether FulcrumCore has a participant of this name or id. Raises FulcrumError."""
+    with explaining_refused_token():
+        admin: FulcrumAdmin = create_admin_client(settings, admin_token)
+        participants = admin.list_objects(Collection.PARTICIPANTS)
+    return any(name_or_id in (item.name, item.id) for item in participants)
+
+
+def _texts_of(step: BootstrapStep) -> list[str]:
+    if step.status in (ObjectStatus.MADE, ObjectStatus.MISSING):
+        return [f"make {step.kind} {step.name}"]
+    if step.status is ObjectStatus.ATTACHED:
+        return [f"add the service type to {step.kind} {step.name}"]
+    return []

@@ -1,0 +1,150 @@
+"""Reads and writes the files of `smith init`: the settings, the secrets, the CA and the answers that are no settings.
+
+Each file is written in one step, so that an interrupted run leaves no half of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from executor.errors import SettingsError
+from executor.redaction import redactor
+from executor.settings.settings import FIELDS
+from executor.settings.sources import gather_values, read_secret_file
+
+#: A value that needs no quotes: podman, docker, systemd and a shell read the file in different ways.
+_PLAIN_VALUE = re.compile(r"[A-Za-z0-9._,:/=@+*\[\]-]*")
+
+
+class SetupFolder:
+    """The folder of one agent's settings and secrets."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser().absolute()
+        self.settings_file = self.path / "agent-smith.env"
+        self.ca_file = self.path / "proxmox-ca.pem"
+        self.secrets = self.path / "secrets"
+        self.fulcrum_token = SecretFile(self.secrets / "fulcrum_api_token")
+        self.proxmox_secret = SecretFile(self.secrets / "proxmox_token_secret")
+        self._answers_file = self.path / "init.json"
+
+    def make(self) -> None:
+        """Create the folders. Only the owner may enter the one with the secrets."""
+        self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.secrets.mkdir(mode=0o700, exist_ok=True)
+
+    def read_settings(self) -> dict[str, str]:
+        """Return the settings that an earlier run, or an operator, has written. Raises SettingsError."""
+        gathered = gather_values(names=FIELDS, secret_names=(), environ={}, env_file=self.settings_file)
+        if problems := [problem.text for problem in gathered.problems if not problem.name]:
+            raise SettingsError("\n".join(problems))
+        return gathered.values
+
+    def write_settings(self, values: Mapping[str, str]) -> bool:
+        """Set these settings, and keep every other line of the file; return whether the file was changed.
+
+        A setting whose value is empty is not written. Raises SettingsError for a value that would need quotes.
+        """
+        for name, value in values.items():
+            if not _PLAIN_VALUE.fullmatch(value):
+                raise SettingsError(f"{name} has a character that not every reader of {self.settings_file} understands")
+        before, after = self._texts(values)
+        if before != after:
+            write_file(self.settings_file, after, mode=0o600)
+        return before != after
+
+    def would_change(self, values: Mapping[str, str]) -> bool:
+        """Return whether `write_settings` would change the file."""
+        before, after = self._texts(values)
+        return before != after
+
+    def _texts(self, values: Mapping[str, str]) -> tuple[str, str]:
+        before = self.settings_file.read_text("utf-8") if self.settings_file.exists() else ""
+        return before, _with_values(before, values)
+
+    def read_answers(self) -> dict[str, str]:
+        """Return the answers of an earlier run that are no settings, such as the agent's name."""
+        try:
+            answers = json.loads(self._answers_file.read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return {str(name): str(value) for name, value in answers.items()} if isinstance(answers, dict) else {}
+
+    def write_answers(self, answers: Mapping[str, str]) -> None:
+        """Write the answers for a later run."""
+        if self.read_answers() != answers:
+            write_file(self._answers_file, json.dumps(answers, indent=2) + "\n", mode=0o600)
+
+
+class SecretFile:
+    """The file of one secret, and a record beside it while the secret is being made.
+
+    FulcrumCore and Proxmox show a secret only once. So `begin` writes the record before the request, and `store`
+    removes it when the secret is in its file. A record without a secret belongs to an interrupted run: what that run
+    has made is deleted and made again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._record = path.with_name(f"{path.name}.pending")
+
+    def read(self) -> str:
+        """Return the secret; '' if there is none. The redactor knows it. Raises SettingsError for an unusable file."""
+        if not self.path.exists():
+            return ""
+        secret = read_secret_file(self.path)
+        redactor.add(secret)
+        return secret
+
+    def pending(self) -> dict[str, Any] | None:
+        """Return the record of an interrupted run; None if there is none."""
+        try:
+            record = json.loads(self._record.read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return record if isinstance(record, dict) else None
+
+    def begin(self, record: Mapping[str, Any]) -> None:
+        """Write the record, which lets a later run recognize what this run makes."""
+        write_file(self._record, json.dumps(record), mode=0o600)
+
+    def store(self, secret: str) -> None:
+        """Write the secret, then remove the record."""
+        redactor.add(secret)
+        write_file(self.path, f"{secret}\n", mode=0o600)
+        self._record.unlink(missing_ok=True)
+
+
+def write_file(path: Path, text: str, *, mode: int) -> None:
+    """Write a file in one step, and flush it to the disk. An existing file keeps its owner."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        os.fchmod(descriptor, mode)
+        if path.exists() and os.geteuid() == 0:
+            status = path.stat()
+            os.fchown(descriptor, status.st_uid, status.st_gid)
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+    temporary.replace(path)
+
+
+def _with_values(text: str, values: Mapping[str, str]) -> str:
+    """Return the text with these values: lines of the same name are replaced, other settings are added at the end."""
+    lines = text.splitlines()
+    for name, value in values.items():
+        numbers = [number for number, line in enumerate(lines) if re.match(rf"(export\s+)?{name}\s*=", line)]
+        for number in reversed(numbers[1:] if value else numbers):
+            del lines[number]
+        if value and numbers:
+            lines[numbers[0]] = f"{name}={value}"
+        elif value:
+            lines.append(f"{name}={value}")
+    return "\n".join(lines) + "\n" if lines else ""

@@ -1,0 +1,120 @@
+"""Proposes which nodes, storages, bridges and templates the agent may use, from what exists in Proxmox.
+
+Everything but `read_cluster` is pure. What every guest may use by the proposal is little: a bridge may lead to the
+management network, so only VNets are proposed besides the first bridge.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from executor.placement.templates import Template, marked_template_text, template_facts
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.privileges import LOCAL_ZONE
+from executor.proxmox.rows import StorageRow, as_text, assume_available
+from executor.proxmox.template_needs import devices_for_root
+from executor.shared.marker import markers_in
+
+DEFAULT_POOL = "agent-smith"
+#: A name that can be a key of PROXMOX_TEMPLATES, and a value that needs no quotes in a file of settings.
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundTemplate:
+    """A VM template in Proxmox, and why it is not fit for the VMs of services ('' if it is)."""
+
+    facts: Template
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What exists in Proxmox."""
+
+    nodes: tuple[str, ...]  #: the online nodes
+    storages: tuple[StorageRow, ...]
+    bridges_by_node: Mapping[str, frozenset[str]]
+    zone_by_vnet: Mapping[str, str] = field(default_factory=dict)
+    templates: tuple[FoundTemplate, ...] = ()
+
+    @property
+    def common_bridges(self) -> list[str]:
+        """The bridges and VNets that every online node has."""
+        sets = list(self.bridges_by_node.values())
+        return sorted(frozenset.intersection(*sets)) if sets else []
+
+    @property
+    def disk_storages(self) -> list[str]:
+        """The storages for disks that are available on every online node."""
+        nodes_by_storage: dict[str, set[str]] = {}
+        for row in self.storages:
+            if row.may_hold_disks and row.is_available:
+                nodes_by_storage.setdefault(row.name, set()).add(row.node)
+        return sorted(name for name, nodes in nodes_by_storage.items() if nodes >= set(self.nodes))
+
+    def zone_of(self, bridge: str) -> str:
+        """Return the SDN zone of a bridge or VNet."""
+        return self.zone_by_vnet.get(bridge, LOCAL_ZONE)
+
+
+def read_cluster(reader: ProxmoxReader, zone_by_vnet: Mapping[str, str]) -> Cluster:
+    """Read what exists in Proxmox. Raises JobError."""
+    nodes = reader.nodes()
+    online = tuple(sorted(node.name for node in nodes if node.is_online))
+    rows = reader.with_facts([row for row in reader.vms() if row.kind == "qemu"])
+    templates = []
+    for row in sorted((row for row in rows if row.is_template), key=lambda row: row.vmid):
+        config = reader.vm_config(row.node, row.vmid)
+        facts = template_facts(row, config)
+        templates.append(FoundTemplate(facts=facts, problem=template_problem(facts, config)))
+    return Cluster(
+        nodes=online,
+        storages=tuple(assume_available(reader.storages(), nodes)),
+        bridges_by_node={node: reader.bridges(node) for node in online},
+        zone_by_vnet=zone_by_vnet,
+        templates=tuple(templates),
+    )
+
+
+def template_problem(facts: Template, config: Mapping[str, Any]) -> str:
+    """Return why services cannot use the template; '' if they can."""
+    if markers := markers_in(as_text(config.get("description"))):
+        return marked_template_text(markers)
+    if devices := devices_for_root(config):
+        return f"only root@pam may clone its devices: {', '.join(devices)}"
+    if not facts.has_cloud_init:
+        return f"it has no cloud-init drive: qm set {facts.vmid} --ide2 <storage>:cloudinit"
+    return "" if _PLAIN_NAME.fullmatch(facts.name) else "its name has characters that PROXMOX_TEMPLATES cannot have"
+
+
+def propose(cluster: Cluster) -> dict[str, str]:
+    """Return the settings that let the agent create VMs from the fit templates."""
+    fit = [found.facts for found in cluster.templates if not found.problem]
+    vmid_by_name: dict[str, int] = {}
+    for template in fit:
+        vmid_by_name.setdefault(template.name, template.vmid)
+    storage = _main_storage(fit, cluster.disk_storages)
+    bridges = cluster.common_bridges
+    main_bridge = next((name for name in ("vmbr0", *bridges) if name in bridges), "")
+    vnets = [name for name in bridges if name in cluster.zone_by_vnet and name != main_bridge]
+    proposal = {
+        "PROXMOX_NODES": ",".join(cluster.nodes),
+        "PROXMOX_STORAGE": storage,
+        "PROXMOX_STORAGES": ",".join(name for name in cluster.disk_storages if name != storage),
+        "PROXMOX_BRIDGE": main_bridge,
+        "PROXMOX_BRIDGES": ",".join(vnets),
+        "PROXMOX_TEMPLATES": ",".join(f"{name}={vmid}" for name, vmid in vmid_by_name.items()),
+        "PROXMOX_POOL": DEFAULT_POOL,
+    }
+    return proposal
+
+
+def _main_storage(templates: Sequence[Template], storages: Sequence[str]) -> str:
+    """Return the storage that most templates use, if every node has it; otherwise the first that every node has."""
+    uses = Counter(storage for template in templates for storage in template.storages if storage in storages)
+    return min(storages, key=lambda name: (-uses[name], name), default="")

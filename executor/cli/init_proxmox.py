@@ -1,0 +1,147 @@
+"""Connects `smith init` to Proxmox as an administrator, and makes there what the agent needs."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import typer
+
+from executor.cli.init_answers import Answers
+from executor.cli.init_core import TokenInUse
+from executor.cli.init_files import SecretFile
+from executor.cli.init_proposal import Cluster, read_cluster
+from executor.cli.output import show_text
+from executor.doctor.proxmox_context import ProxmoxContext
+from executor.doctor.proxmox_privileges import needs_of_settings
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.privileges import PLACEMENT_NEED, PrivilegeNeed
+from executor.proxmox.setup.admin_session import AdminSession
+from executor.proxmox.setup.apply import apply_changes
+from executor.proxmox.setup.certificate import find_ca, is_verified, normalized_fingerprint, read_fingerprint
+from executor.proxmox.setup.existing import read_existing, read_zones
+from executor.proxmox.setup.plan import USER_COMMENT, Change, Wanted, plan_changes
+from executor.settings.settings import Settings
+
+#: The environment variable with the administrator's password. It does not begin with PROXMOX_, because variables with
+#: this prefix are the agent's settings, and the agent must not have this password.
+ADMIN_PASSWORD_VARIABLE = "PVE_ADMIN_PASSWORD"  # noqa: S105 (the name of a variable, not a secret)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdminLogin:
+    """The options about the administrator's login."""
+
+    user: str | None
+    password_file: Path | None
+    fingerprint: str | None
+    ca_file: Path | None
+
+
+@dataclass
+class ProxmoxSetup:
+    """The administrator's session, and what it has read. Nothing of the login is stored."""
+
+    session: AdminSession
+    ca_pem: str  #: '' if the system trusts the certificate
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        """What exists in Proxmox."""
+        return read_cluster(ProxmoxReader.over(self.session), read_zones(self.session))
+
+    def needs(self, settings: Settings) -> tuple[PrivilegeNeed, ...]:
+        """Return the privileges that the agent needs with these settings, from the table that doctor uses."""
+        context = ProxmoxContext(settings, ProxmoxReader.over(self.session))
+        needs = needs_of_settings(context, {bridge: self.cluster.zone_of(bridge) for bridge in context.bridges})
+        return (*needs, PLACEMENT_NEED) if len(context.allowed_nodes) > 1 else tuple(needs)
+
+    def changes(self, settings: Settings, secret: SecretFile, *, replaces_token: bool) -> TokenPlan:
+        """Plan what Proxmox lacks. Raises JobError, SetupRefused, and TokenInUse if a token's secret is not here."""
+        existing = read_existing(self.session, settings.proxmox_user)
+        token_id, comments = settings.proxmox_token_id, existing.token_comments
+        pending = (secret.pending() or {}).get("comment")
+        makes_token = not (secret.read() and token_id in comments)
+        if makes_token and token_id in comments and not replaces_token and comments[token_id] != pending:
+            full_id = f"{settings.proxmox_user}!{token_id}"
+            raise TokenInUse(
+                f"the token {full_id} exists in Proxmox, and its secret is not stored in {secret.path}: another "
+                "installation may use it. --replace-tokens replaces it; or choose another --token"
+            )
+        comment = f"{USER_COMMENT}, made by smith init {secrets.token_hex(4)}"
+        wanted = Wanted(
+            user=settings.proxmox_user,
+            token_id=token_id,
+            needs=self.needs(settings),
+            pool=settings.proxmox_pool,
+            token_comment=comment,
+            makes_token=makes_token,
+        )
+        return TokenPlan(self.session, plan_changes(wanted, existing), secret, comment)
+
+
+@dataclass(frozen=True)
+class TokenPlan:
+    """The planned changes, and the file for the secret of the token among them."""
+
+    session: AdminSession
+    changes: list[Change]
+    secret: SecretFile
+    comment: str  #: of the token; it lets a later run recognize a token of this run
+
+    def run(self) -> Iterator[str]:
+        """Make the changes, and yield the text of each when it is made. Raises JobError."""
+        for change in apply_changes(
+            self.session,
+            self.changes,
+            before_token=lambda: self.secret.begin({"comment": self.comment}),
+            store_secret=self.secret.store,
+        ):
+            yield change.text
+
+
+def log_in(answers: Answers, host: str, port: int, login: AdminLogin, stored_ca: Path) -> ProxmoxSetup:
+    """Show the certificate, log in as administrator, and find the CA. Raises JobError and SetupRefused.
+
+    The certificate is accepted if the operator names its fingerprint or agrees, or if the system, `--ca-file` or the CA
+    of an earlier run verifies it.
+    """
+    ca_pem = login.ca_file.read_text("utf-8") if login.ca_file else ""
+    fingerprint = read_fingerprint(host, port)
+    show_text(f"Proxmox at {host}:{port} presents the certificate with the SHA-256 fingerprint\n  {fingerprint}")
+    known_ca = ca_pem or (stored_ca.read_text("utf-8") if stored_ca.exists() else "")
+    is_known = is_verified(host, port, known_ca)
+    if login.fingerprint is not None:
+        _require_same(login.fingerprint, fingerprint)
+    elif is_known:
+        show_text(f"  It is verified by {login.ca_file or stored_ca if known_ca else 'the CAs of this system'}.")
+    elif answers.asks:
+        show_text("  On a node, `pvenode cert info` shows it, too.")
+        if not answers.agree("Is it the right one?", by_default=False):
+            raise typer.Exit(1)
+    else:
+        raise typer.BadParameter(
+            f"the certificate is not confirmed: if it is the right one, use --fingerprint {fingerprint}"
+        )
+    user = answers.text("Administrator of Proxmox", option="--admin", given=login.user, default="root@pam")
+    password = answers.secret(
+        f"Password of {user} (it is not stored)",
+        file=login.password_file,
+        variable=ADMIN_PASSWORD_VARIABLE,
+        option="--admin-password-file",
+    )
+    session = AdminSession(host, port, user, fingerprint)
+    session.log_in(password, answers.ask_code)
+    return ProxmoxSetup(session, find_ca(session, known_ca if is_known else ca_pem))
+
+
+def _require_same(given: str, fingerprint: str) -> None:
+    try:
+        is_same = normalized_fingerprint(given) == fingerprint
+    except ValueError:
+        raise typer.BadParameter(f"--fingerprint {given}: not a SHA-256 fingerprint") from None
+    if not is_same:
+        raise typer.BadParameter(f"--fingerprint {given}: Proxmox presents {fingerprint}")

@@ -1,0 +1,90 @@
+"""Asks what `smith init` must know, and shows what it has found in Proxmox."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from executor.cli.bootstrap import ADMIN_TOKEN_VARIABLE
+from executor.cli.init_answers import Answers
+from executor.cli.init_core import CoreAnswers, provider_exists
+from executor.cli.init_proposal import Cluster, FoundTemplate, propose
+from executor.cli.init_settings import InitSettings, parse_address
+from executor.cli.output import show_text
+from executor.cli.tables import show_heading
+from executor.proxmox.connection import DEFAULT_PORT
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreOptions:
+    """The options about FulcrumCore."""
+
+    url: str | None
+    admin_token_file: Path | None
+    agent: str | None
+    provider: str | None
+    may_create_provider: bool
+
+
+def ask_address(answers: Answers, given: str | None, settings: InitSettings) -> tuple[str, int]:
+    """Return the host and the port of Proxmox."""
+    earlier = settings.get("PROXMOX_HOST")
+    if earlier and settings.get("PROXMOX_PORT"):
+        earlier = f"{earlier}:{settings.get('PROXMOX_PORT')}"
+    text = answers.text("Proxmox host", option="--proxmox", given=given, default=earlier)
+    return parse_address(text, DEFAULT_PORT)
+
+
+def ask_proposals(answers: Answers, settings: InitSettings, cluster: Cluster) -> None:
+    """Show what Proxmox has, and let the operator change what the agent may use of it."""
+    show_heading("Proxmox has")
+    bridges = [f"{name} ({cluster.zone_of(name)})" for name in cluster.common_bridges]
+    lines = {
+        "nodes": cluster.nodes,
+        "storages for disks": cluster.disk_storages,
+        "bridges and VNets (zone)": bridges,
+        "templates": [_template_text(found) for found in cluster.templates],
+    }
+    show_lines(f"{name}: {', '.join(values) or 'none'}" for name, values in lines.items())
+    proposed = settings.proposed(propose(cluster))
+    show_heading("The agent may use")
+    show_lines(f"{name}={value}" for name, value in proposed.items())
+    if not answers.agree("Use these settings?"):
+        proposed = {name: answers.optional_text(name, default=value) for name, value in proposed.items()}
+    settings.update(proposed)
+
+
+def _template_text(found: FoundTemplate) -> str:
+    facts, problem = found.facts, found.problem
+    return f"{facts.name} ({facts.vmid} on {facts.node}{f'; not fit: {problem}' if problem else ''})"
+
+
+def ask_core(answers: Answers, options: CoreOptions, settings: InitSettings, earlier: dict[str, str]) -> CoreAnswers:
+    """Ask for FulcrumCore's address, its administrator's token, the agent and its provider."""
+    url = settings.get("FULCRUM_API_URL")
+    settings.update(
+        {"FULCRUM_API_URL": answers.text("FulcrumCore", option="--fulcrum-url", given=options.url, default=url)}
+    )
+    admin_token = answers.secret(
+        "FulcrumCore's administrator's token (it is not stored)",
+        file=options.admin_token_file,
+        variable=ADMIN_TOKEN_VARIABLE,
+        option="--admin-token-file",
+    )
+    default_agent = earlier.get("agent") or socket.gethostname().partition(".")[0]
+    agent = answers.text("Name of the agent", option="--agent", given=options.agent, default=default_agent)
+    provider = answers.text(
+        "Provider", option="--provider", given=options.provider, default=earlier.get("provider", "")
+    )
+    may_create = options.may_create_provider
+    if answers.asks and not may_create and not provider_exists(settings.validated(), admin_token, provider):
+        may_create = answers.agree(f"FulcrumCore has no participant {provider}. Make it?", by_default=False)
+    return CoreAnswers(admin_token=admin_token, agent=agent, provider=provider, may_create_provider=may_create)
+
+
+def show_lines(texts: Iterable[str]) -> None:
+    """Print each text in a line of its own, indented."""
+    for text in texts:
+        show_text(f"  {text}")

@@ -1,0 +1,100 @@
+"""Collects the settings that `smith init` writes: those of an earlier run, of the options, and the proposed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import typer
+
+from executor.cli.init_files import SetupFolder
+from executor.cli.init_units import UnitKind, container_path
+from executor.proxmox.connection import DEFAULT_PORT
+from executor.settings.settings import FIELDS, SECRET_NAMES, Settings, load_settings
+
+#: Where the data of an agent is that systemd starts.
+SYSTEMD_DATA_FOLDER = "/var/lib/agent-smith"
+
+
+class InitSettings:
+    """The settings as texts, by name."""
+
+    names = frozenset(FIELDS)
+
+    def __init__(self, earlier: Mapping[str, str], given: Mapping[str, str]) -> None:
+        """`earlier` are those in the file of an earlier run, `given` those of the option --set."""
+        self._values = {**earlier, **given}
+        self._given = frozenset(given)
+
+    def get(self, name: str) -> str:
+        """Return the value; '' if there is none."""
+        return self._values.get(name, "")
+
+    def update(self, values: Mapping[str, str]) -> None:
+        """Set these values."""
+        self._values.update(values)
+
+    def set_connection(self, *, host: str, port: int, user: str, token_id: str) -> None:
+        """Set the connection of the agent to Proxmox."""
+        port_text = "" if port == DEFAULT_PORT else str(port)
+        names = {"PROXMOX_HOST": host, "PROXMOX_PORT": port_text, "PROXMOX_USER": user, "PROXMOX_TOKEN_ID": token_id}
+        self.update(names)
+
+    def proposed(self, proposal: Mapping[str, str]) -> dict[str, str]:
+        """Return the proposed settings, with the values of an earlier run and of the option --set instead of its own.
+
+        In the file of an earlier run, a missing setting is one that the operator has left empty.
+        """
+        is_first_run = not any(name in self._values for name in proposal if name not in self._given)
+        defaults = proposal if is_first_run else dict.fromkeys(proposal, "")
+        return {name: self._values.get(name, defaults[name]) for name in proposal}
+
+    def validated(self) -> Settings:
+        """Return the settings, without files that do not exist yet. Raises SettingsError."""
+        without_files = {name: value for name, value in self._values.items() if name not in FILE_NAMES}
+        return load_settings(env_file=None, environ=without_files)
+
+    def of_agent(self, files: SetupFolder, kind: UnitKind, *, has_ca: bool) -> dict[str, str]:
+        """Return the settings for the file that the agent reads."""
+        ca_file = container_path(files.ca_file) if kind.is_container else files.ca_file
+        values = {**self._values, "PROXMOX_CA_BUNDLE": str(ca_file) if has_ca else ""}
+        # A unit sets these folders itself. Those of an operator stay.
+        for name, path in (("SMITH_SECRETS_DIR", files.secrets), ("SMITH_DATA_DIR", files.path / "data")):
+            if kind is UnitKind.NONE:
+                values[name] = values.get(name) or str(path)
+            elif values.get(name) == str(path):
+                values[name] = ""
+        return values
+
+    def on_this_machine(self, files: SetupFolder, kind: UnitKind, *, has_ca: bool) -> dict[str, str]:
+        """Return the settings with which `smith doctor` checks the same agent on this machine."""
+        values = self.of_agent(files, UnitKind.NONE, has_ca=has_ca)
+        if kind is UnitKind.SYSTEMD:
+            values["SMITH_DATA_DIR"] = SYSTEMD_DATA_FOLDER
+        return {name: value for name, value in values.items() if value}
+
+
+#: The settings that name files of this command.
+FILE_NAMES = frozenset({"PROXMOX_CA_BUNDLE", "SMITH_SECRETS_DIR", "SMITH_DATA_DIR"})
+
+
+def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
+    """Return the settings of the option --set. Raises typer.BadParameter for one that is none, and for a secret."""
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if name in SECRET_NAMES:
+            raise typer.BadParameter(f"--set {name}: a secret is never an argument")
+        if not equals or name not in FIELDS:
+            raise typer.BadParameter(f"--set {name}: not a setting of the form NAME=VALUE")
+        values[name] = value
+    return values
+
+
+def parse_address(text: str, default_port: int) -> tuple[str, int]:
+    """Return host and port of `HOST[:PORT]`. An IPv6 address with a port has brackets. Raises typer.BadParameter."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or (":" in host and not host.endswith("]")):
+        return text, default_port
+    if not 1 <= int(port) <= 65_535:
+        raise typer.BadParameter(f"{text}: not a host, or a host and a port")
+    return host, int(port)

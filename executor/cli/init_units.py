@@ -1,0 +1,121 @@
+"""Makes the file that starts the agent: a systemd unit, a podman quadlet or a compose file, from those of `deploy/`."""
+
+from __future__ import annotations
+
+import importlib.resources
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+#: The folder of the settings in the files of `deploy/`, and in a container.
+DEFAULT_FOLDER = Path("/etc/agent-smith")
+#: The user id of the agent in a container.
+CONTAINER_UID = 10001
+_PROGRAM = "/opt/agent-smith/bin/smith"
+_CA_VOLUME = f"{DEFAULT_FOLDER}/proxmox-ca.pem:{DEFAULT_FOLDER}/proxmox-ca.pem:ro"
+
+
+class UnitKind(StrEnum):
+    """How the agent is started."""
+
+    SYSTEMD = "systemd"
+    QUADLET = "quadlet"
+    COMPOSE = "compose"
+    NONE = "none"  #: by a command
+
+    @property
+    def is_container(self) -> bool:
+        """Whether the agent runs in a container."""
+        return self in (UnitKind.QUADLET, UnitKind.COMPOSE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """The files that start the agent, and the command that an operator runs."""
+
+    files: Mapping[Path, str]
+    start_command: str
+
+
+def make_unit(kind: UnitKind, folder: Path, unit_folder: Path | None, *, has_ca: bool) -> Unit:
+    """Return the unit of an agent whose settings are in the folder. `unit_folder` replaces the usual one."""
+    if kind is UnitKind.SYSTEMD:
+        place = unit_folder or Path("/etc/systemd/system")
+        text = _systemd_unit(folder)
+        command = "systemctl daemon-reload && systemctl enable --now agent-smith"
+        return Unit(files={place / "agent-smith.service": text}, start_command=command)
+    if kind is UnitKind.QUADLET:
+        place = unit_folder or Path("/etc/containers/systemd")
+        files = {
+            place / "agent-smith.container": _quadlet(folder, has_ca=has_ca),
+            place / "agent-smith.volume": _deploy_file("quadlet/agent-smith.volume"),
+        }
+        command = _with_owner(folder, "systemctl daemon-reload && systemctl start agent-smith")
+        return Unit(files=files, start_command=command)
+    if kind is UnitKind.COMPOSE:
+        file = (unit_folder or folder) / "compose.yaml"
+        command = f"docker compose --file {shlex.quote(str(file))} up --detach"
+        return Unit(files={file: _compose(folder, has_ca=has_ca)}, start_command=_with_owner(folder, command))
+    settings = shlex.quote(str(folder / "agent-smith.env"))
+    program = shlex.join([str(_own_program()), "run"])
+    return Unit(files={}, start_command=f"(set -a; . {settings}; exec {program})")
+
+
+def container_path(path: Path) -> Path:
+    """Return the path in a container of a file in the folder of the settings."""
+    return DEFAULT_FOLDER / path.name
+
+
+def _own_program() -> Path:
+    """Return the command `smith` of this installation."""
+    return Path(sys.executable).parent / "smith"
+
+
+def _systemd_unit(folder: Path) -> str:
+    text = _deploy_file("systemd/agent-smith.service").replace(_PROGRAM, str(_own_program()))
+    for name in ("fulcrum_api_token", "proxmox_token_secret"):
+        text = text.replace(f"{DEFAULT_FOLDER}/{name}", f"{DEFAULT_FOLDER}/secrets/{name}")
+    return text.replace(str(DEFAULT_FOLDER), str(folder))
+
+
+def _quadlet(folder: Path, *, has_ca: bool) -> str:
+    """Return the quadlet, which mounts the folder of the secrets instead of podman's own secrets."""
+    lines = []
+    for line in _deploy_file("quadlet/agent-smith.container").splitlines():
+        if line.startswith("Secret=proxmox_token_secret"):
+            lines.append(f"Volume={folder}/secrets:/run/secrets:ro")
+        elif line == f"#Volume={_CA_VOLUME}" and has_ca:
+            lines.append(f"Volume={folder}/proxmox-ca.pem:{DEFAULT_FOLDER}/proxmox-ca.pem:ro")
+        elif not line.startswith(("Secret=", "#   podman secret")):
+            lines.append(line.replace(f"EnvironmentFile={DEFAULT_FOLDER}", f"EnvironmentFile={folder}"))
+    return "\n".join(lines) + "\n"
+
+
+def _compose(folder: Path, *, has_ca: bool) -> str:
+    """Return the compose file without the services of the lab."""
+    text = _deploy_file("compose.yaml")
+    before, _, rest = text.partition("\n  lab:\n")
+    after = rest.partition("\nvolumes:\n")[2].partition("\n\n")[2]
+    text = f"{before}\nvolumes:\n  data: {{}}\n\n{after}"
+    if has_ca:
+        text = text.replace("# - ./proxmox-ca.pem:", "- ./proxmox-ca.pem:")
+    for name in ("agent-smith.env", "proxmox-ca.pem", "secrets/"):
+        text = text.replace(f"./{name}", f"{folder}/{name}")
+    return text.replace("path: agent-smith.env, required: false", f"path: {folder}/agent-smith.env")
+
+
+def _with_owner(folder: Path, command: str) -> str:
+    """Return the command with one before it that gives the secrets to the user of the container."""
+    owner = f"{CONTAINER_UID}:{CONTAINER_UID}"
+    return f"chown -R {owner} {shlex.quote(str(folder / 'secrets'))} && {command}"
+
+
+def _deploy_file(name: str) -> str:
+    """Return the text of a file in the folder `deploy`, which is in the checkout or in the installed package."""
+    file_in_checkout = Path(__file__).resolve().parents[2] / "deploy" / name
+    if file_in_checkout.is_file():
+        return file_in_checkout.read_text(encoding="utf-8")
+    return (importlib.resources.files("executor") / "deploy" / name).read_text(encoding="utf-8")

@@ -1,0 +1,242 @@
+"""`smith init`: from a new Proxmox and a new FulcrumCore to the first VM, also if it is killed at each step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from smith_lab.fulcrum_setup import SEED_TOKEN, AdminClient
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
+from smith_lab.simulator.control import SimulatorThread, running_simulator
+from smith_lab.system import SETTING_PREFIXES, wait_for
+from support.terminal import TerminalProgram
+
+from executor.proxmox.setup.certificate import read_fingerprint
+
+pytestmark = pytest.mark.timeout(600)
+
+#: The questions of a first run with the answers that are not the proposed ones. docs/install.md has their number.
+QUESTIONS = 11
+
+
+@dataclass
+class World:
+    """A FulcrumCore and a Proxmox in which nothing of ours exists, and the folder of the settings."""
+
+    core: SimulatorThread
+    proxmox: ProxmoxStandIn
+    admin: AdminClient
+    folder: Path
+
+    @property
+    def address(self) -> str:
+        return f"{self.proxmox.host}:{self.proxmox.port}"
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(SETTING_PREFIXES)}
+        return {**inherited, "COLUMNS": "200", "TERM": "dumb", **variables}
+
+    def command(self, *more: str) -> list[str]:
+        """Return a call that asks no question."""
+        return [
+            *(sys.executable, "-m", "executor", "init", "--yes", "--folder", str(self.folder)),
+            *("--proxmox", self.address, "--fingerprint", read_fingerprint(self.proxmox.host, self.proxmox.port)),
+            *("--fulcrum-url", self.core.url, "--agent", "smith-dc1", "--provider", "Northwind", "--create-provider"),
+            *("--unit", "none", *more),
+        ]
+
+    def logins(self) -> dict[str, str]:
+        return {"PVE_ADMIN_PASSWORD": self.proxmox.root_password, "CORE_ADMIN_TOKEN": SEED_TOKEN}
+
+    def run(self, *more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*more),
+            env=self.environment(**self.logins()),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    def changes(self) -> list[str]:
+        """Return the requests that have changed Proxmox or FulcrumCore since `forget`, without logins."""
+        at_proxmox = [request["path"] for request in self.proxmox.changing_requests()]
+        at_core = [call["path"] for call in self.core.history() if call["method"] != "GET"]
+        return [path for path in at_proxmox + at_core if path != "/access/ticket"]
+
+    def forget(self) -> None:
+        self.proxmox.reset_request_log()
+        self.core.clear_history()
+
+    def files(self) -> dict[str, tuple[str, int]]:
+        """Return content and mode of each file in the folder."""
+        paths = [path for path in self.folder.rglob("*") if path.is_file()]
+        return {str(path): (path.read_text(), path.stat().st_mode & 0o777) for path in paths}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with ExitStack() as stack:
+        core = stack.enter_context(running_simulator())
+        proxmox = stack.enter_context(running_stand_in(has_user=False))
+        admin = stack.enter_context(AdminClient(core.url))
+        yield World(core, proxmox, admin, tmp_path / "agent-smith")
+
+
+def test_a_newcomer_gets_the_first_vm_by_two_commands_and_eleven_answers(world: World, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "executor", "init", "--folder", str(world.folder)]
+    program = TerminalProgram(command, env=world.environment(), cwd=tmp_path)
+    answers = (
+        ("Proxmox host", world.address),
+        ("Is it the right one?", "y"),
+        ("Administrator of Proxmox", ""),
+        ("Password of root@pam", world.proxmox.root_password),
+        ("Use these settings?", "y"),
+        ("FulcrumCore", world.core.url),
+        ("administrator's token", SEED_TOKEN),
+        ("Name of the agent", "smith-dc1"),
+        ("Provider", "Northwind"),
+        ("Make it?", "y"),
+        ("Start it by", "none"),
+    )
+    assert len(answers) == QUESTIONS
+    try:
+        for question, text in answers:
+            is_secret = text in (world.proxmox.root_password, SEED_TOKEN)
+            (program.answer_hidden if is_secret else program.answer)(question, text)
+        program.answer("Make these changes?", "y")
+        program.expect("Start it\n")
+        assert program.end() == 0, program.shown
+    finally:
+        program.kill()
+    assert world.proxmox.root_password not in program.shown
+    assert SEED_TOKEN not in program.shown
+    files = world.files()
+    assert not any(world.proxmox.root_password in text or SEED_TOKEN in text for text, _mode in files.values())
+    assert {mode for path, (_text, mode) in files.items() if "/secrets/" in path} == {0o600}
+    _order_first_vm(world, program.shown.rsplit("Start it\n", 1)[1].strip(), tmp_path)
+
+
+def _order_first_vm(world: World, start_command: str, tmp_path: Path) -> None:
+    """Start the agent by the shown command, order a service, and wait for its VM."""
+    (tmp_path / "run").mkdir()
+    settings = {
+        "SMITH_HTTP_ADDR": "127.0.0.1:0",
+        "FULCRUM_POLL_INTERVAL_S": "0.5",
+        "SMITH_RUN_DIR": str(tmp_path / "run"),
+    }
+    with (tmp_path / "agent.log").open("wb") as log:
+        agent = subprocess.Popen(
+            ["/bin/sh", "-c", start_command],
+            env=world.environment(**settings),
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        consumer = world.admin.create("participants", name="Acme", status="Enabled")["id"]
+        (agent_row,) = world.admin.list_all("agents")
+        (service_type,) = world.admin.list_all("service-types")
+        service = world.admin.create_service(
+            group_id=world.admin.create_group(consumer, "web"),
+            service_type_id=service_type["id"],
+            agent_id=agent_row["id"],
+            name="web",
+            properties={"cores": 1, "memoryMb": 1024, "diskGb": 10, "image": "debian-12"},
+        )
+        assert world.admin.wait_for_status(service["id"], "Stopped", timeout_s=180)["name"] == "web"
+        (guest,) = [guest for guest in world.proxmox.guests() if not guest["template"]]
+        assert guest["pool"] == "agent-smith"
+    finally:
+        os.killpg(agent.pid, signal.SIGTERM)
+        agent.wait(120)
+
+
+def test_a_dry_run_changes_nothing_and_a_second_run_neither(world: World) -> None:
+    planned = world.run("--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert (world.changes(), world.folder.exists()) == ([], False)
+    first = world.run()
+    assert first.returncode == 0, first.stdout + first.stderr
+    done = [line.removeprefix("  done: ") for line in first.stdout.splitlines() if line.startswith("  done: ")]
+    assert [text for text in done if f"  {text}\n" not in planned.stdout] == []
+    files = world.files()
+    world.forget()
+    second = world.run()
+    assert (second.returncode, world.changes(), world.files() == files) == (0, [], True)
+    assert "nothing is changed" in second.stdout
+
+
+def test_a_run_that_is_killed_after_each_change_is_continued_by_the_next_one(world: World) -> None:
+    killed = 0
+    while _is_killed_at_its_first_change(world):
+        killed += 1
+        assert killed < 60
+    assert killed >= 12, "it has not made its changes one by one"
+    world.forget()
+    last = world.run()
+    assert (last.returncode, world.changes()) == (0, []), last.stdout + last.stderr
+    (agent,) = world.admin.list_all("agents")
+    assert len([token for token in world.admin.list_all("tokens") if token.get("agentId") == agent["id"]]) == 1
+
+
+def _is_killed_at_its_first_change(world: World) -> bool:
+    """Run it, and kill it when it reports its first change. Return False if it has made none."""
+    environment = world.environment(PYTHONUNBUFFERED="1", **world.logins())
+    program = subprocess.Popen(
+        world.command(), env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    )
+    assert program.stdout is not None
+    with program, program.stdout:
+        for line in program.stdout:
+            if line.startswith("  done: "):
+                program.kill()
+                return True
+    assert program.returncode == 0
+    return False
+
+
+@pytest.mark.parametrize("place", ["Proxmox", "FulcrumCore"])
+def test_a_token_whose_secret_was_lost_is_deleted_and_made_again(world: World, place: str) -> None:
+    """The run is killed after the token was made, and before its secret was written."""
+    if place == "Proxmox":
+        world.proxmox.control("hold", method="POST", path=r"/access/users/smith@pve/token/job")
+    else:
+        world.core.add_fault("drop_after", method="POST", path="/tokens$", times=1)
+    program = subprocess.Popen(
+        world.command(),
+        env=world.environment(**world.logins()),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    if place == "Proxmox":
+        wait_for(world.proxmox.is_holding, 60, "the token to be made")
+        program.kill()
+    assert program.wait(60) != 0
+    world.proxmox.control("clear_faults")
+    again = world.run()
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"delete token {'smith@pve!job' if place == 'Proxmox' else ''}" in again.stdout
+    assert list(world.folder.rglob("*.pending")) == []
+
+
+def test_a_token_of_another_installation_is_kept(world: World, tmp_path: Path) -> None:
+    assert world.run().returncode == 0
+    world.folder = tmp_path / "other"
+    world.forget()
+    refused = world.run()
+    assert refused.returncode == 1
+    assert "--replace-tokens" in refused.stderr
+    assert world.changes() == []
+    replaced = world.run("--replace-tokens")
+    assert replaced.returncode == 0, replaced.stdout + replaced.stderr

@@ -1,0 +1,178 @@
+"""`smith init`: what it proposes, which settings it writes, and the units that it makes from those of `deploy/`."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from executor.cli.init_files import SecretFile, SetupFolder
+from executor.cli.init_proposal import Cluster, FoundTemplate, propose, template_problem
+from executor.cli.init_settings import InitSettings, parse_address, parse_assignments
+from executor.cli.init_units import UnitKind, make_unit
+from executor.errors import SettingsError
+from executor.placement.templates import template_facts
+from executor.proxmox.rows import StorageRow, VmRow
+
+FIT = {"name": "debian-12", "template": 1, "scsi0": "local-lvm:base-9000-disk-0", "ide2": "local-lvm:vm-9000-cloudinit"}
+
+
+def found(vmid: int, name: str, **different: Any) -> FoundTemplate:
+    config = {**FIT, **different}
+    facts = template_facts(VmRow(vmid=vmid, node="pve1", name=name), config)
+    return FoundTemplate(facts=facts, problem=template_problem(facts, config))
+
+
+def storages(nodes: Sequence[str], name: str, **different: Any) -> list[StorageRow]:
+    values = {"is_available": True, "may_hold_disks": True, **different}
+    return [StorageRow(name=name, node=node, **values) for node in nodes]
+
+
+def cluster(**different: Any) -> Cluster:
+    both = ("pve1", "pve2")
+    rows = [*storages(both, "ceph"), *storages(both, "local-lvm"), *storages(["pve1"], "only-on-pve1")]
+    values: dict[str, Any] = {
+        "nodes": both,
+        "storages": (*rows, *storages(both, "backups", may_hold_disks=False), *storages(both, "a", is_available=False)),
+        "bridges_by_node": {
+            "pve1": frozenset({"vmbr0", "vmbr1", "customers"}),
+            "pve2": frozenset({"vmbr0", "vmbr2", "customers"}),
+        },
+        "zone_by_vnet": {"customers": "dc1"},
+        "templates": (found(9000, "debian-12"), found(9001, "ubuntu-24.04")),
+    }
+    return Cluster(**{**values, **different})
+
+
+def test_it_proposes_what_every_online_node_has() -> None:
+    assert propose(cluster()) == {
+        "PROXMOX_NODES": "pve1,pve2",
+        "PROXMOX_STORAGE": "local-lvm",
+        "PROXMOX_STORAGES": "ceph",
+        "PROXMOX_BRIDGE": "vmbr0",
+        "PROXMOX_BRIDGES": "customers",
+        "PROXMOX_TEMPLATES": "debian-12=9000,ubuntu-24.04=9001",
+        "PROXMOX_POOL": "agent-smith",
+    }
+
+
+def test_an_empty_cluster_leads_to_an_empty_proposal() -> None:
+    nothing = propose(Cluster(nodes=(), storages=(), bridges_by_node={}))
+    assert {name for name, value in nothing.items() if value} == {"PROXMOX_POOL"}
+
+
+@pytest.mark.parametrize(
+    ("different", "reason"),
+    [
+        ({"ide2": "none,media=cdrom"}, "cloud-init drive"),
+        ({"hostpci0": "0000:01:00.0"}, "hostpci0"),
+        ({"description": "smith-uid=0e9f6c5e-1f5b-4f1e-9d5c-0d2b7c1f3a11"}, "marker"),
+    ],
+)
+def test_a_template_that_is_not_fit_is_not_proposed_and_the_reason_is_named(
+    different: dict[str, Any], reason: str
+) -> None:
+    unfit = found(9000, "debian-12", **different)
+    assert reason in unfit.problem
+    assert propose(cluster(templates=(unfit,)))["PROXMOX_TEMPLATES"] == ""
+    assert "name has characters" in found(9000, "a b").problem
+
+
+def test_two_templates_of_one_name_are_offered_once() -> None:
+    twice = cluster(templates=(found(9000, "debian-12"), found(9010, "debian-12")))
+    assert propose(twice)["PROXMOX_TEMPLATES"] == "debian-12=9000"
+
+
+def test_values_of_an_earlier_run_and_of_options_come_before_the_proposal() -> None:
+    proposal = {"PROXMOX_NODES": "pve1", "PROXMOX_POOL": "agent-smith", "PROXMOX_STORAGE": "ceph"}
+    assert InitSettings({}, {}).proposed(proposal) == proposal
+    assert InitSettings({}, {"PROXMOX_POOL": ""}).proposed(proposal) == {**proposal, "PROXMOX_POOL": ""}
+    kept = InitSettings({"PROXMOX_NODES": "pve2"}, {"PROXMOX_STORAGE": "zfs"}).proposed(proposal)
+    assert kept == {"PROXMOX_NODES": "pve2", "PROXMOX_POOL": "", "PROXMOX_STORAGE": "zfs"}
+
+
+def test_a_secret_is_no_value_of_an_option() -> None:
+    assert parse_assignments(["PROXMOX_TEMPLATES=debian-12=9000"]) == {"PROXMOX_TEMPLATES": "debian-12=9000"}
+    for text in ("FULCRUM_API_TOKEN=x", "PROXMOX_NODE=pve1", "PROXMOX_NODES"):
+        with pytest.raises(typer.BadParameter):
+            parse_assignments([text])
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("pve1.example.net", ("pve1.example.net", 8006)),
+        ("192.0.2.1:443", ("192.0.2.1", 443)),
+        ("[2001:db8::1]:443", ("[2001:db8::1]", 443)),
+        ("2001:db8::1", ("2001:db8::1", 8006)),
+    ],
+)
+def test_a_host_may_have_a_port(text: str, address: tuple[str, int]) -> None:
+    assert parse_address(text, 8006) == address
+
+
+def test_lines_of_the_operator_stay_in_the_settings(tmp_path: Path) -> None:
+    folder = SetupFolder(tmp_path / "agent-smith")
+    folder.make()
+    folder.settings_file.write_text("# ours\nSMITH_LOG_LEVEL=debug\nPROXMOX_HOST=old\nPROXMOX_PORT=8007\n")
+    values = {"PROXMOX_HOST": "pve1", "PROXMOX_PORT": "", "PROXMOX_NODES": "pve1,pve2"}
+    assert folder.write_settings(values)
+    assert folder.settings_file.read_text() == (
+        "# ours\nSMITH_LOG_LEVEL=debug\nPROXMOX_HOST=pve1\nPROXMOX_NODES=pve1,pve2\n"
+    )
+    assert not folder.would_change(values)
+    assert folder.read_settings()["SMITH_LOG_LEVEL"] == "debug"
+    with pytest.raises(SettingsError, match="PROXMOX_HOST"):
+        folder.write_settings({"PROXMOX_HOST": "pve1 #x"})
+
+
+def test_a_secret_is_private_and_its_record_ends_with_it(tmp_path: Path) -> None:
+    secret = SecretFile(tmp_path / "proxmox_token_secret")
+    secret.begin({"comment": "made by run 1"})
+    assert (secret.read(), secret.pending()) == ("", {"comment": "made by run 1"})
+    secret.store("0f0e0d0c-aaaa")
+    assert (secret.read(), secret.pending()) == ("0f0e0d0c-aaaa", None)
+    assert stat.S_IMODE(secret.path.stat().st_mode) == 0o600
+
+
+def test_each_unit_reads_the_settings_and_secrets_of_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "agent"
+    (systemd,) = make_unit(UnitKind.SYSTEMD, folder, None, has_ca=True).files.values()
+    assert f"EnvironmentFile={folder}/agent-smith.env\n" in systemd
+    for name in ("fulcrum_api_token", "proxmox_token_secret"):
+        assert f"LoadCredential={name}:{folder}/secrets/{name}\n" in systemd
+    quadlet = make_unit(UnitKind.QUADLET, folder, None, has_ca=True).files
+    text = quadlet[Path("/etc/containers/systemd/agent-smith.container")]
+    assert f"EnvironmentFile={folder}/agent-smith.env\n" in text
+    assert f"Volume={folder}/secrets:/run/secrets:ro\n" in text
+    assert f"Volume={folder}/proxmox-ca.pem:/etc/agent-smith/proxmox-ca.pem:ro\n" in text
+    assert "Secret=" not in text
+    assert Path("/etc/containers/systemd/agent-smith.volume") in quadlet
+
+
+def test_the_compose_file_has_the_agent_only(tmp_path: Path) -> None:
+    unit = make_unit(UnitKind.COMPOSE, tmp_path, None, has_ca=True)
+    document = yaml.safe_load(unit.files[tmp_path / "compose.yaml"])
+    assert list(document["services"]) == ["agent-smith"]
+    agent = document["services"]["agent-smith"]
+    assert agent["env_file"] == [{"path": f"{tmp_path}/agent-smith.env"}]
+    assert f"{tmp_path}/proxmox-ca.pem:/etc/agent-smith/proxmox-ca.pem:ro" in agent["volumes"]
+    assert document["volumes"] == {"data": {}}
+    assert document["secrets"]["fulcrum_api_token"] == {"file": f"{tmp_path}/secrets/fulcrum_api_token"}
+    without_ca = make_unit(UnitKind.COMPOSE, tmp_path, None, has_ca=False).files[tmp_path / "compose.yaml"]
+    assert yaml.safe_load(without_ca)["services"]["agent-smith"]["volumes"] == ["data:/data"]
+
+
+def test_a_container_reads_the_ca_at_its_own_path_and_sets_its_own_folders(tmp_path: Path) -> None:
+    files = SetupFolder(tmp_path)
+    by_hand = InitSettings({}, {}).of_agent(files, UnitKind.NONE, has_ca=True)
+    assert by_hand["SMITH_SECRETS_DIR"] == str(tmp_path / "secrets")
+    assert by_hand["PROXMOX_CA_BUNDLE"] == str(tmp_path / "proxmox-ca.pem")
+    in_container = InitSettings(by_hand, {}).of_agent(files, UnitKind.QUADLET, has_ca=True)
+    assert in_container["PROXMOX_CA_BUNDLE"] == "/etc/agent-smith/proxmox-ca.pem"
+    assert (in_container["SMITH_SECRETS_DIR"], in_container["SMITH_DATA_DIR"]) == ("", "")

@@ -23,6 +23,7 @@ from faults.conftest import MakeSystem
 from faults.proxy import running_proxy
 from faults.system import SystemUnderTest, running_system
 from smith_lab.system import outcome_of
+from support.clock_shift import build as build_clock_shift
 from support.databases import PostgresCluster, postgres_binaries, postgres_cluster
 
 from executor.errors import EXIT_DATABASE
@@ -593,12 +594,7 @@ def test_a_second_executor_on_the_same_sqlite_file_refuses_to_start(system: Syst
 @pytest.fixture(scope="module")
 def clock_shift(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the library that shifts the wall clock of the process that loads it; return its path."""
-    compiler, library = shutil.which("cc"), tmp_path_factory.mktemp("clock") / "clock_shift.so"
-    if compiler is None:
-        pytest.skip("NOT TESTED WITH CLOCK JUMPS: no C compiler")
-    source = Path(__file__).parents[1] / "support" / "clock_shift.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source)], check=True)
-    return library
+    return build_clock_shift(tmp_path_factory.mktemp("clock"))
 
 
 def test_f29_the_system_clock_jumps(make_system: MakeSystem, clock_shift: Path) -> None:

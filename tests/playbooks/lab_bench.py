@@ -102,11 +102,6 @@ class LabProxmox:
     def rows(self) -> list[dict[str, Any]]:
         return list(self.api.cluster.resources.get(type="vm"))
 
-    def disk_gib(self, template: int) -> int:
-        """Return the size of a template's first disk."""
-        row = next(row for row in self.rows() if int(row["vmid"]) == template)
-        return -(-int(row["maxdisk"]) // 1024**3)
-
     def destroy(self, vmid: int, service_id: str) -> None:
         """Destroy a guest that a test has left, if it has the test's marker."""
         guest = self.cluster.guest(vmid)
@@ -171,7 +166,7 @@ class LabBench(Bench):
             node=lab.node,
             second_node=lab.second_node,
             template=lab.template,
-            disk_gib=self.cluster.disk_gib(lab.template),
+            disk_gib=self.cluster.cluster.disk_gib(lab.template),
             storage=lab.storage,
             other_storage=lab.storage,
             other_bridge=lab.bridge,

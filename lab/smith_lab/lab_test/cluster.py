@@ -22,6 +22,7 @@ TIMEOUT_S = 60
 #: How long a Proxmox task that stops or removes a guest may take.
 TASK_TIMEOUT_S = 300
 TASK_INTERVAL_S = 0.2
+GIB = 1024**3
 
 
 class LabError(SmithError):
@@ -74,6 +75,13 @@ class LabCluster:
     def guest(self, vmid: int) -> Guest | None:
         """Return the guest with this VMID; None if there is none."""
         return next(iter(self.guests(range(vmid, vmid + 1))), None)
+
+    def disk_gib(self, template: int) -> int:
+        """Return the size of a template's first disk. Raises LabError if the template is not there."""
+        row = next((row for row in self.reader.vms() if row.vmid == template), None)
+        if row is None:
+            raise LabError(f"the template {template} does not exist, or the token may not see it")
+        return -(-row.max_disk_bytes // GIB)
 
     def archives(self) -> list[ArchiveRow]:
         """Return the backups on the lab's backup storage; none if the lab has no backup storage."""

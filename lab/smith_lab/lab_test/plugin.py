@@ -6,14 +6,26 @@ Every pytest loads the plugin in whose environment the lab is installed. So it i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from executor.model import JobResult
     from executor.proxmox.client import ProxmoxReader
+    from smith_lab.lab_test.fulcrum import LabFulcrum
+    from smith_lab.lab_test.guest_actions import GuestActions
     from smith_lab.lab_test.open_lab import LabRun
+
+#: The option in pytest's configuration that names the folder with a provider's own actions.
+ACTIONS_OPTION = "smith_actions"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option `smith_actions` of pytest's configuration file."""
+    parser.addini(ACTIONS_OPTION, "folder with your own actions, relative to the configuration file")
 
 
 @pytest.fixture(scope="session")
@@ -22,19 +34,91 @@ def lab_run() -> Iterator[LabRun]:
 
     `smith lab-test` has reserved the range. Otherwise it is reserved here, in the lab of LAB_PROXMOX_* or a stand-in.
     """
+    from executor.settings.settings import load_settings  # noqa: PLC0415
+    from smith_lab.lab_test.lab_settings import refuse_production_range  # noqa: PLC0415
     from smith_lab.lab_test.open_lab import open_lab, reserved_run, run_of_parent  # noqa: PLC0415
 
     run = run_of_parent(os.environ)
     if run is not None:
         yield run
         return
-    with open_lab(os.environ) as lab, reserved_run(lab, time_limit_s=3600) as run:
-        yield run
+    with open_lab(os.environ) as lab:
+        refuse_production_range(lab, load_settings())
+        with reserved_run(lab, time_limit_s=3600) as run:
+            yield run
 
 
 @pytest.fixture(scope="session")
-def proxmox(lab_run: LabRun) -> ProxmoxReader:
-    """The lab's Proxmox, to read from."""
-    from smith_lab.lab_test.cluster import LabCluster  # noqa: PLC0415
+def lab_actions_folder(pytestconfig: pytest.Config) -> Path | None:
+    """The folder with the provider's own actions, from the option `smith_actions` of pytest's configuration."""
+    name = str(pytestconfig.getini(ACTIONS_OPTION) or "")
+    return (pytestconfig.rootpath / name).resolve() if name else None
 
-    return LabCluster(lab_run.settings).reader
+
+@pytest.fixture(scope="session")
+def lab_guests(lab_run: LabRun, lab_actions_folder: Path | None) -> GuestActions:
+    """Makes guests in the lab, and runs actions and playbooks on them."""
+    from smith_lab.lab_test.guest_actions import GuestActions  # noqa: PLC0415
+
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return GuestActions(run=lab_run, actions_folder=lab_actions_folder, worker=(number, count))
+
+
+@pytest.fixture
+def make_lab_vm(lab_guests: GuestActions) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Return a function that makes a guest and returns its variable `vm`. The guests are removed after the test.
+
+    `make_lab_vm("db", cores=4)` names the guest and sets members of `vm`; with `kind="lxc"` it is a container.
+    """
+    from smith_lab.lab_test.open_lab import KEEP_VARIABLE  # noqa: PLC0415
+
+    vmids: set[int] = set()
+
+    def make(label: str = "vm", **members: Any) -> dict[str, Any]:
+        vm = lab_guests.new_vm(label, **members)
+        vmids.add(vm["vmid"])
+        return lab_guests.create(vm)
+
+    yield make
+    if not os.environ.get(KEEP_VARIABLE):
+        lab_guests.remove(vmids)
+
+
+@pytest.fixture
+def lab_vm(make_lab_vm: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """A stopped VM of the lab's template: its variable `vm`, for `run_action`. It is removed after the test."""
+    return make_lab_vm()
+
+
+@pytest.fixture
+def run_action(lab_guests: GuestActions) -> Callable[..., JobResult]:
+    """Return a function that runs an action: `run_action("resize", lab_vm, disk_gib=20)`, with `check=True` a dry run.
+
+    It returns the result that the executor would store: `succeeded`, `vm`, `code` and `message`.
+    """
+    return lab_guests.run_action
+
+
+@pytest.fixture
+def run_playbook(lab_guests: GuestActions) -> Callable[..., JobResult]:
+    """Return a function that runs a playbook of any folder: `run_playbook(Path("site.yml"), lab_vm)`."""
+    return lab_guests.run_playbook
+
+
+@pytest.fixture(scope="session")
+def proxmox(lab_guests: GuestActions) -> ProxmoxReader:
+    """The lab's Proxmox, to read from: `proxmox.vm_config(vm["node"], vm["vmid"])`. It changes nothing."""
+    return lab_guests.cluster.reader
+
+
+@pytest.fixture
+def fulcrum_core(lab_run: LabRun, lab_actions_folder: Path | None, tmp_path: Path) -> Iterator[LabFulcrum]:
+    """A FulcrumCore simulator, and an agent that runs its jobs in the lab.
+
+    `order_service`, `wait_for_jobs`, `run_action` and `update_service` are what a customer does.
+    """
+    from smith_lab.lab_test.fulcrum import running_fulcrum  # noqa: PLC0415
+
+    with running_fulcrum(lab_run, tmp_path, lab_actions_folder) as fulcrum:
+        yield fulcrum

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -169,9 +169,15 @@ class SimulatorThread(SimulatorControl):
 
 
 @contextmanager
-def running_simulator(*, port: int = 0, **options: Any) -> Iterator[SimulatorThread]:
-    """Run a new simulator for the `with` block. `options` are members of `simulator.store.ServerOptions`."""
-    server = SimulatorServer(Store(options=ServerOptions(**options)), LabState(), port=port)
+def running_simulator(
+    *, port: int = 0, new_service_id: Callable[[], str] | None = None, **options: Any
+) -> Iterator[SimulatorThread]:
+    """Run a new simulator for the `with` block. `options` are members of `simulator.store.ServerOptions`.
+
+    `new_service_id` returns the id of each new service. Without it, the ids are random.
+    """
+    store = Store(options=ServerOptions(**options), new_service_id=new_service_id)
+    server = SimulatorServer(store, LabState(), port=port)
     server.start()
     try:
         yield SimulatorThread(server)

@@ -7,6 +7,7 @@ import secrets
 import threading
 import uuid
 from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +88,7 @@ class Store:
     switches: Switches = field(default_factory=Switches)
     lock: threading.RLock = field(default_factory=threading.RLock)
     origin: str = ""  #: the simulator's URL, which SimulatorServer sets
+    new_service_id: Callable[[], str] | None = None  #: returns the id of each new service; None: random ids
 
     def __post_init__(self) -> None:
         self.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from smith_lab.lab_test.suite import TEST_FILES
 
 PROJECT = Path(__file__).resolve().parents[3]
 #: In a path of the lab, whether it is a source or installed.
@@ -95,6 +97,20 @@ def test_the_labs_wheel_holds_the_lab_and_both_licences(tmp_path: Path) -> None:
     assert "smith_lab/proxmox/fakepve_server/__main__.py" in names
     licences = {f"{metadata}/licenses/LICENSES/{name}.txt" for name in ("Apache-2.0", "AGPL-3.0-or-later")}
     assert licences <= names
+    assert _suite_files() <= names
+    assert {f"smith_lab/suite/{name}" for name in TEST_FILES} <= names
+
+
+def _suite_files() -> set[str]:
+    """Return the paths in the wheel of the files of the suite, and of every file that one of them imports."""
+    source, found, queue = PROJECT / "lab" / "suite", set(), ["conftest", *(Path(name).stem for name in TEST_FILES)]
+    while queue:
+        module = queue.pop()
+        if module in found or not (source / f"{module}.py").exists():
+            continue
+        found.add(module)
+        queue += re.findall(r"^(?:from|import) (\w+)", (source / f"{module}.py").read_text(), re.MULTILINE)
+    return {f"smith_lab/suite/{module}.py" for module in found} | {"smith_lab/suite/callback_plugins/recorder.py"}
 
 
 def test_each_file_that_builds_on_fakepve_names_its_licence() -> None:

@@ -96,8 +96,9 @@ def _select_agent(call: Call) -> Agent:
 
 def _new_service(call: Call, agent: Agent, service_type: ServiceType) -> Service:
     group = call.store.groups[call.body["groupId"]]
+    own_id = {"id": call.store.new_service_id()} if call.store.new_service_id else {}
     return Service(
-        **call.store.new_row_fields(),
+        **call.store.new_row_fields() | own_id,
         provider_id=agent.provider_id,
         consumer_id=group.consumer_id,
         agent_id=agent.id,

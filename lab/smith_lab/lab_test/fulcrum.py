@@ -1,0 +1,86 @@
+"""Runs a FulcrumCore simulator and the real agent, which works in the range of a run in the lab."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from executor.shared.marker import service_in
+from smith_lab.fulcrum_setup import AdminClient, bootstrap
+from smith_lab.lab_test.cluster import LabCluster
+from smith_lab.lab_test.lab_settings import IMAGE
+from smith_lab.lab_test.open_lab import LabRun
+from smith_lab.simulator.control import running_simulator
+from smith_lab.system import LabSystem
+
+
+class LabFulcrum(LabSystem):
+    """A FulcrumCore for tests of a provider, whose jobs the agent runs in the lab."""
+
+    # `running_fulcrum` sets these attributes.
+    run: LabRun
+    template_disk_gib: int
+
+    def order_service(self, name: str, **properties: Any) -> str:
+        """Order a VM of the lab's template; return the service's id. The names of run and service make the VM's."""
+        wanted: dict[str, Any] = {"image": IMAGE, "cores": 1, "memoryMb": 512, "diskGb": self.template_disk_gib}
+        return super().order_service(f"{self.run.reserved.prefix}-{name}", **wanted | properties)
+
+
+class _Login:
+    """What LabSystem needs of a Proxmox: the settings of the login."""
+
+    def __init__(self, run: LabRun) -> None:
+        self._run = run
+
+    def env(self) -> dict[str, str]:
+        return self._run.settings.proxmox_variables()
+
+
+@contextmanager
+def running_fulcrum(run: LabRun, folder: Path, actions_folder: Path | None = None) -> Iterator[LabFulcrum]:
+    """Run a simulator and an agent for the `with` block, and remove the guests of its services afterwards."""
+    with ExitStack() as stack:
+        simulator = stack.enter_context(running_simulator(new_service_id=run.reserved.new_service_id))
+        admin = stack.enter_context(AdminClient(simulator.url))
+        lab = LabFulcrum(
+            folder=folder,
+            core_url=simulator.url,
+            admin=admin,
+            ids=bootstrap(admin),
+            proxmox=_Login(run),  # type: ignore[arg-type]
+            settings=_agent_settings(run, actions_folder),
+            _simulator=simulator,
+        )
+        lab.run, lab.template_disk_gib = run, LabCluster(run.settings).disk_gib(run.settings.template)
+        lab.start_executor()
+        try:
+            yield lab
+        finally:
+            lab.stop_executor()
+            _remove_guests(run, {str(service["id"]) for service in admin.list_services()})
+
+
+def _agent_settings(run: LabRun, actions_folder: Path | None) -> dict[str, str]:
+    lab = run.settings
+    settings = {
+        "PROXMOX_TEMPLATES": f"{IMAGE}={lab.template}",
+        "PROXMOX_OS_TEMPLATES": f"{IMAGE}={lab.os_template}" if lab.os_template else "",
+        "PROXMOX_STORAGE": lab.storage,
+        "PROXMOX_BRIDGE": lab.bridge,
+        "PROXMOX_NODES": ",".join(name for name in (lab.node, lab.second_node) if name),
+        "PROXMOX_BACKUP_STORAGE": lab.backup_storage,
+        "PROXMOX_VMID_MIN": str(run.reserved.guest_vmids[0]),
+        "PROXMOX_VMID_MAX": str(run.reserved.guest_vmids[-1]),
+        "SMITH_ACTIONS_PATH": str(actions_folder or ""),
+    }
+    return {name: value for name, value in settings.items() if value}
+
+
+def _remove_guests(run: LabRun, service_ids: set[str]) -> None:
+    cluster = LabCluster(run.settings)
+    for guest in cluster.guests(run.reserved.guest_vmids):
+        if service_in(guest.notes) in service_ids:
+            cluster.remove(guest)

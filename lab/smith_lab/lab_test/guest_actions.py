@@ -1,0 +1,102 @@
+"""Runs actions and playbooks on guests of a run in the lab, as `smith play` does."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from executor.cli import action_checks, ansible_playbook
+from executor.cli.play_vm import build_request, complete_vm_variable
+from executor.model import GuestKind, JobResult
+from executor.runs import actions
+from executor.runs.actions import Action, ansible_home
+from executor.settings.settings import Settings
+from smith_lab.lab_test.cluster import LabCluster
+from smith_lab.lab_test.judge import token_of_guest
+from smith_lab.lab_test.lab_settings import IMAGE
+from smith_lab.lab_test.open_lab import LabRun
+
+#: How long the actions of a test may take. A test may pass another `timeout_s`.
+TIMEOUTS = {"timeout_s": 300, "shutdown_timeout_s": 20}
+CONTAINER_DISK_GIB = 4
+#: The members of `vm` that identify a guest. The others are what a new guest is requested to be.
+IDENTITY = ("service_id", "vmid", "name", "node", "kind", "cluster")
+
+
+@dataclass
+class GuestActions:
+    """Makes guests in the range of a run, runs actions and playbooks on them, and removes them."""
+
+    run: LabRun
+    actions_folder: Path | None = None  #: the provider's own actions
+    #: Of several pytest workers, the number of this one and of all: each uses VMIDs of its own.
+    worker: tuple[int, int] = (0, 1)
+
+    @cached_property
+    def cluster(self) -> LabCluster:
+        """The lab's Proxmox."""
+        return LabCluster(self.run.settings)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings with which the actions run."""
+        more = {"smith_actions_path": self.actions_folder} if self.actions_folder else {}
+        return self.run.settings.executor_settings(**more)
+
+    @cached_property
+    def _vmids(self) -> Iterator[int]:
+        number, count = self.worker
+        return itertools.cycle(self.run.reserved.guest_vmids[number::count])
+
+    @cached_property
+    def _template_disk_gib(self) -> int:
+        return self.cluster.disk_gib(self.run.settings.template)
+
+    def new_vm(self, label: str = "vm", **members: Any) -> dict[str, Any]:
+        """Return the variable `vm` of a guest that does not exist yet, with an identity of this run."""
+        service_id = self.run.reserved.new_service_id()
+        vmid = next(vmid for vmid in self._vmids if self.cluster.reader.is_vmid_free(vmid))
+        name = f"{self.run.reserved.prefix}-{label}-{service_id[:8]}"
+        is_container = members.get("kind") == GuestKind.LXC
+        source = {"os_template": IMAGE} if is_container else {"template": IMAGE}
+        disk_gib = CONTAINER_DISK_GIB if is_container else self._template_disk_gib
+        size = {"cores": 1, "memory_mib": 512, "disk_gib": disk_gib}
+        return {"service_id": service_id, "vmid": vmid, "name": name, **source, **size, **TIMEOUTS, **members}
+
+    def create(self, vm: Mapping[str, Any]) -> dict[str, Any]:
+        """Create a guest with the action `create`; return its identity. Raises AssertionError if the action fails."""
+        result = self.run_action("create", vm)
+        assert result.succeeded, result.operator_message  # noqa: S101 (pytest shows it as the test's failure)
+        return {name: vm[name] for name in (*IDENTITY, *TIMEOUTS) if name in vm} | {"node": result.vm["node"]}
+
+    def run_action(self, name: str, vm: Mapping[str, Any], *, check: bool = False, **members: Any) -> JobResult:
+        """Run an action, the provider's own first, with more members of `vm`; return the result."""
+        builtin = ansible_home() / "playbooks"
+        folders = (self.actions_folder, builtin) if self.actions_folder else (builtin,)
+        return self._run(actions.find(name, folders), {**vm, **members}, check=check)
+
+    def run_playbook(self, playbook: Path, vm: Mapping[str, Any], *, check: bool = False, **members: Any) -> JobResult:
+        """Run any playbook with the variable `vm`, and the login as an action has it; return the result.
+
+        A playbook that publishes no result fails with RESULT_INVALID, as it would in the executor.
+        """
+        action = Action(name=playbook.stem, playbook=playbook.resolve(), schema=None, is_ours=False)
+        return self._run(action, {**vm, **members}, check=check)
+
+    def _run(self, action: Action, vm: dict[str, Any], *, check: bool) -> JobResult:
+        options = action_checks.read_vm_options(action.playbook)
+        complete = complete_vm_variable(vm, action, self.settings, {}, options)
+        request = build_request(action, complete, options, is_check_mode=check)
+        return ansible_playbook.run(request, self.settings, sys.stdout)
+
+    def remove(self, vmids: set[int]) -> None:
+        """Remove the guests of the run with these VMIDs. A guest that is already removed is no error."""
+        for guest in self.cluster.guests(self.run.reserved.guest_vmids):
+            is_of_run = token_of_guest(guest, self.run.settings) == self.run.reserved.lease.token
+            if guest.vmid in vmids and is_of_run and not guest.is_template:
+                self.cluster.remove(guest)

@@ -1,0 +1,24 @@
+"""The simulator gives the services of a run of lab tests ids with the lab's marker."""
+
+from __future__ import annotations
+
+import time
+
+from smith_lab.fulcrum_setup import AdminClient, bootstrap
+from smith_lab.lab_test.reserved_range import lease_of_service, new_lease, new_service_id
+from smith_lab.simulator.control import running_simulator
+
+
+def test_a_new_service_has_an_id_of_the_run() -> None:
+    lease = new_lease(time.time() + 600)
+    with running_simulator(new_service_id=lambda: new_service_id(lease)) as core, AdminClient(core.url) as admin:
+        ids = bootstrap(admin)
+        service = admin.create_service(
+            group_id=admin.create_group(ids.consumer_id, "group"),
+            service_type_id=ids.service_type_id,
+            agent_id=ids.agent_id,
+            name="shop",
+            properties={"cores": 1, "memoryMb": 512, "diskGb": 8, "image": "lab"},
+        )
+        assert lease_of_service(service["id"]) == lease
+        assert lease_of_service(ids.agent_id) is None

@@ -15,7 +15,7 @@ COSTS := .pytest_cache/costs.jsonl
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab test contract slowest collection-test check security format bench chaos real-core kill-matrix explore strangers mutation fuzz image image-test release release-test constraints clean
+.PHONY: help setup demo lab man test contract slowest collection-test check security format bench chaos real-core kill-matrix explore strangers mutation fuzz image image-test release release-test constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ demo: $(STAMP) ## run the whole system: simulator, Proxmox stand-in, executor
 
 lab: $(STAMP) ## run simulator and Proxmox stand-in until Ctrl-C, with their files in .lab
 	@$(BIN)/smith lab --folder .lab
+
+man: $(STAMP) ## write the generated pages: the manual page executor/man/smith.1 and the tables in docs/
+	@$(BIN)/python docs/generate.py
 
 test: $(STAMP) ## run every test that needs no real Proxmox (PYTEST_ARGS: more arguments for pytest)
 	@$(if $(PYTEST_ARGS),,$(MODULE_PYTEST) $(MODULE_TESTS))

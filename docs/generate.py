@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from executor import errors
+from executor.cli.man_page import man_page
 from executor.settings.display import settings_tables_markdown
 from executor.shared.error_codes import ErrorCode
 from executor.shared.reactions import TABLE, Outcome, Reaction
@@ -396,6 +397,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "support.md": support_page,
     "../ARCHITECTURE.md": architecture_page,
     "../plugins/plugin_utils/shared/vm_arguments.py": vm_arguments_module,
+    "../executor/man/smith.1": man_page,
 }
 
 if __name__ == "__main__":

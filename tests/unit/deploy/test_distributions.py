@@ -86,6 +86,7 @@ def test_the_build_context_of_the_labs_image_holds_both_distributions() -> None:
 def test_the_executors_wheel_holds_no_lab(tmp_path: Path) -> None:
     names = _wheel_names(PROJECT, tmp_path)
     assert "executor/__main__.py" in names
+    assert [name for name in names if name.endswith(".data/data/share/man/man1/smith.1")]
     assert "executor/ansible/ansible_collections/agent_smith/proxmox/playbooks/create.yml" in names
     assert not [name for name in names if LAB_NAMES & set(Path(name).parts)]
 

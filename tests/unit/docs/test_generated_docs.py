@@ -6,6 +6,7 @@ import re
 import runpy
 from pathlib import Path
 
+from executor.cli.commands import COMMANDS
 from executor.shared.error_codes import ErrorCode
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -43,6 +44,15 @@ def test_the_page_of_proxmox_behaviour_is_up_to_date_and_names_a_source_for_each
     behaviours = page.partition("\n## ")[0]
     rows = [line.split(" | ") for line in behaviours.splitlines() if line.startswith("| ")][1:]
     assert [row for row in rows if not re.match(r"(qemu-server|p[vm][ve]-[a-z-]+): PVE/", row[2])] == []
+
+
+def test_the_manual_page_is_up_to_date_and_describes_every_command() -> None:
+    """If this fails: make man."""
+    page = (DOCS.parent / "executor" / "man" / "smith.1").read_text(encoding="utf-8")
+    assert page == runpy.run_path(str(DOCS / "generate.py"))["PAGES"]["../executor/man/smith.1"]()
+    headings = {line.removeprefix('.SS "').partition(" [")[0].rstrip('"') for line in page.splitlines()}
+    shown = {f"smith {row.group} {row.name}".replace("  ", " ") for row in COMMANDS if not row.is_hidden}
+    assert {name.replace("-", "\\-") for name in shown} - headings == set()
 
 
 def test_the_module_index_is_up_to_date() -> None:

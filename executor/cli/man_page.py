@@ -1,0 +1,81 @@
+"""Writes the manual page smith(1) from the commands and their help, in the language of man(7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from executor.cli.app import HELP_EPILOG, build
+from executor.cli.commands import EXTENSIONS
+
+#: Commands of other distributions, which have a documentation of their own.
+LEFT_OUT = frozenset(extension.name for extension in EXTENSIONS)
+#: typer keeps the line breaks of a paragraph after this mark.
+KEEP_LINES = "\b"
+HEADER = """\
+.\\" Generated from the commands by docs/generate.py. Do not edit.
+.TH SMITH 1 "" "Agent Smith" "Agent Smith"
+.SH NAME
+smith \\- run FulcrumCore's VM jobs as Ansible playbooks at Proxmox VE
+.SH SYNOPSIS
+.B smith
+.I COMMAND
+[\\fIOPTIONS\\fR] [\\fIARGUMENTS\\fR]
+"""
+FOOTER = """\
+.SH ENVIRONMENT
+Settings are read from environment variables, from files of secrets and from the file .env of the working directory.
+\\fBsmith config example\\fR prints all of them with their meaning, \\fBsmith config show\\fR those in force.
+"""
+
+
+def man_page() -> str:
+    """Return the text of the page."""
+    command_line: Any = build()
+    context = command_line.make_context("smith", [], resilient_parsing=True)
+    lines = [".SH DESCRIPTION", *_paragraphs(command_line.help or ""), ".SH OPTIONS", *_options(command_line, context)]
+    lines.append(".SH COMMANDS")
+    for name, command in command_line.commands.items():
+        if name not in LEFT_OUT and not command.hidden:
+            lines += _command_lines(command.load(), f"smith {name}", context)
+    lines += [".SH EXIT STATUS AND EXAMPLES", *_paragraphs(HELP_EPILOG)]
+    return HEADER + "\n".join(lines) + "\n" + FOOTER
+
+
+def _command_lines(command: Any, path: str, parent: Any) -> Iterator[str]:
+    """Yield the lines of one command and, if it is a group, of the group's commands."""
+    name = path.rpartition(" ")[2]
+    context = command.context_class(command, info_name=name, parent=parent, resilient_parsing=True)
+    pieces = " ".join(command.collect_usage_pieces(context))
+    yield f'.SS "{_escaped(f"{path} {pieces}".strip())}"'
+    yield from _paragraphs(command.help or "")
+    yield from _options(command, context)
+    yield from _paragraphs(command.epilog or "")
+    for child_name, child in getattr(command, "commands", {}).items():
+        yield from _command_lines(child.load(), f"{path} {child_name}", context)
+
+
+def _options(command: Any, context: Any) -> Iterator[str]:
+    """Yield the lines of the arguments and options that the help shows."""
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context)
+        if record is None or parameter.name == "help":
+            continue
+        names, text = record
+        yield from (".TP", f".B {_escaped(names)}", _escaped(" ".join(text.split())))
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """Yield the lines of a help text; those after KEEP_LINES are not filled."""
+    for paragraph in text.split("\n\n"):
+        lines = paragraph.strip("\n").splitlines()
+        if lines and lines[0] == KEEP_LINES:
+            yield from (".PP", ".nf", *(_escaped(line) for line in lines[1:]), ".fi")
+        elif lines:
+            yield from (".PP", *(_escaped(line.strip()) for line in lines))
+
+
+def _escaped(text: str) -> str:
+    """Escape what man(7) would interpret."""
+    escaped = text.replace("\\", "\\e").replace("-", "\\-")
+    return f"\\&{escaped}" if escaped[:1] in (".", "'") else escaped

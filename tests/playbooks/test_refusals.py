@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import pytest
-from play_bench import Bench, Outcome
+from play_bench import ACTIONS, Bench, Outcome
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZv"
 CLOUD_INIT = {"ide2": "local-lvm:vm-1-cloudinit,media=cdrom"}
@@ -54,6 +55,61 @@ def test_a_contradiction_in_a_request_for_a_container_is_refused_before_any_chan
 ) -> None:
     vm = bench.container(node="pve1", storage="ceph", os_template=bench.place.os_template)
     assert refused(bench, "create", {**vm, **CONTRADICTIONS[what]}).code == "INVALID_REQUEST", pve_version
+
+
+#: What each action refuses of an existing guest: its kind and status, the request, and the code.
+REFUSED: list[tuple[str, str, str, dict[str, Any], str]] = [
+    ("resize", "qemu", "stopped", {"disk_gib": 4}, "INVALID_REQUEST"),
+    ("resize", "qemu", "running", {"disk_gib": None}, "INVALID_REQUEST"),
+    ("resize", "qemu", "running", {"disks": [{"disk": "scsi9", "size_gib": 9}]}, "INVALID_REQUEST"),
+    ("resize", "lxc", "running", {"disk_gib": 9}, "INVALID_REQUEST"),
+    ("update", "lxc", "stopped", {"tags": ["db"]}, "INVALID_REQUEST"),
+    ("update", "lxc", "stopped", {"cloud_init": {"password": "x"}}, "INVALID_REQUEST"),
+    ("update", "lxc", "stopped", {"disk_gib": 9}, "INVALID_REQUEST"),
+    ("update", "qemu", "running", {"disks": [{"disk": "scsi1"}]}, "INVALID_REQUEST"),
+    ("update", "qemu", "running", {"networks": [{"mac": "01:00:5E:00:00:01"}]}, "INVALID_REQUEST"),
+    ("migrate", "qemu", "running", {}, "INVALID_REQUEST"),
+    ("migrate", "qemu", "running", {"target_node": "pve9"}, "NOT_FOUND"),
+    ("migrate", "qemu", "running", {"target_node": "pve2", "online": False}, "VM_STATE"),
+    ("migrate", "lxc", "stopped", {"target_node": "pve2"}, "INVALID_REQUEST"),
+    ("snapshot", "qemu", "running", {"snapshot": "1-x"}, "INVALID_REQUEST"),
+    ("rollback", "qemu", "running", {"snapshot": "none"}, "NOT_FOUND"),
+    ("rollback", "lxc", "stopped", {}, "NOT_FOUND"),
+    ("backup", "qemu", "running", {}, "INVALID_REQUEST"),
+    ("backup", "qemu", "running", {"backup_storage": "backups", "backup_mode": "none"}, "INVALID_REQUEST"),
+    ("restart", "qemu", "stopped", {}, "VM_NOT_RUNNING"),
+    ("restart", "lxc", "stopped", {}, "VM_NOT_RUNNING"),
+]
+
+
+def test_every_action_refuses_what_is_impossible_before_any_change(bench: Bench, pve_version: str) -> None:
+    for action, kind, status, request, code in REFUSED:
+        guest = bench.add_container(status=status) if kind == "lxc" else bench.add_vm(status=status)
+        done = refused(bench, action, {**guest, **request})
+        assert done.code == code, (pve_version, action, request, done.message)
+
+
+def test_every_action_refuses_a_protected_and_a_foreign_vm_before_any_change(bench: Bench, pve_version: str) -> None:
+    requests: dict[str, dict[str, Any]] = {
+        "start": {},
+        "stop": {},
+        "restart": {},
+        "update": {"cores": 4},
+        "resize": {"disk_gib": 9},
+        "migrate": {"target_node": "pve2"},
+        "snapshot": {"snapshot": "before"},
+        "rollback": {"snapshot": "before"},
+        "backup": {"backup_storage": "backups"},
+        "delete": {"final_backup": "backups"},
+    }
+    assert {*requests} == {*ACTIONS} - {"create"}
+    vm = bench.add_vm(status="running")
+    protected = bench.add_vm(status="running", config={"protection": 1})
+    for action, request in requests.items():
+        foreign = {**vm, "service_id": str(uuid.uuid4()), **request}
+        assert refused(bench, action, foreign).code == "VM_IDENTITY_MISMATCH", (pve_version, action)
+        assert refused(bench, action, {**protected, **request}).code == "VM_PROTECTED", (pve_version, action)
+    assert refused(bench, "create", {**bench.vm(), "vmid": vm["vmid"]}).code == "VM_ID_TAKEN", pve_version
 
 
 @pytest.mark.proxmox(

@@ -25,6 +25,9 @@ REQUESTS = st.one_of(
     st.fixed_dictionaries({"agent_id": st.sampled_from([SERVICE, SERVICE[::-1].replace("-", "")[:8] + SERVICE[8:]])}),
     st.fixed_dictionaries({"delete_at": st.sampled_from([1060, 2000])}),
     st.just({"cancel_deletion": True}),
+    st.fixed_dictionaries({"is_create": st.just(True), "description": SERVICE_TEXTS, "tags": TAGS}),
+    st.fixed_dictionaries({"only_grows": st.just(True), "description": SERVICE_TEXTS, "disk_gib": st.just(9)}),
+    st.fixed_dictionaries({deletion.WITHOUT_TAGS: st.just(True), "description": SERVICE_TEXTS, "tags": TAGS}),
 )
 
 
@@ -37,9 +40,12 @@ def facts_of(config: dict[str, Any], kind: str) -> dict[str, Any]:
 def applied(config: dict[str, Any], request: dict[str, Any], kind: str) -> dict[str, Any]:
     """Return the configuration after a request, as Proxmox keeps it."""
     vm = {**VM, **request} if kind == "qemu" else {**VM, **request, "kind": kind}
+    is_create = bool(vm.pop("is_create", False))
     if "delete_at" in request:
         vm = deletion.deletion_mark(vm, request["delete_at"])
-    sent = configuration.changes(facts_of(config, kind), vm)
+    if "only_grows" in request:
+        vm = configuration.growth_only(vm)
+    sent = configuration.changes(facts_of(config, kind), vm, is_create)
     tags = {"tags": ";".join(sent["tags"])} if "tags" in sent else {}
     text = {"description": sent["description"].rstrip()} if "description" in sent else {}
     after = {**config, **tags, **text}
@@ -71,7 +77,8 @@ def test_what_an_operator_has_written_survives_every_change(  # noqa: PLR0917 - 
         assert [line for line in found if line in lines] == lines
         assert set(tags) <= set(config["tags"].split(";"))
         assert facts_of(config, kind)["markers"] == [SERVICE]
-    texts = [str(request["description"]) for request in requests if "description" in request]
+    changing = [request for request in requests if "only_grows" not in request]
+    texts = [str(request["description"]) for request in changing if "description" in request]
     if texts and texts[-1] not in (first, "smith-uid=forged"):  # the operator may have divided the first text
         assert texts[-1].strip() in config["description"]
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 400.0
 
 
 class TerminalProgram:

@@ -26,7 +26,7 @@ def _storages_to_read(storages: Iterable[StorageRow]) -> Iterator[StorageRow]:
     """Yield the storages for backups. A shared storage is read on one node, because each node shows the same data."""
     read_shared_storages = set()
     for storage in storages:
-        if not storage.may_hold_backups or not storage.is_available or storage.name in read_shared_storages:
+        if "backup" not in storage.content or not storage.is_available or storage.name in read_shared_storages:
             continue
         if storage.is_shared:
             read_shared_storages.add(storage.name)

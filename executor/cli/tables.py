@@ -64,16 +64,16 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
         return
     from rich.table import Table  # noqa: PLC0415
 
-    cells = [{key: _cell_text(row.get(key)) for key in columns} for row in rows]
+    cells = [{key: cell_text(row.get(key)) for key in columns} for row in rows]
     natural_widths = {key: max(len(heading), *(row[key].cell_len for row in cells)) for key, heading in columns.items()}
-    shown, width = columns_that_fit(natural_widths, _terminal_width())
+    shown, width = columns_that_fit(natural_widths, terminal_width())
     table = Table(box=None, padding=CELL_PADDING, pad_edge=False, header_style="bold")
     for key in shown:
         is_flexible = key in FLEXIBLE_COLUMNS
         table.add_column(columns[key], overflow="fold", no_wrap=not is_flexible)
     for row in cells:
         table.add_row(*(row[key] for key in shown))
-    _print_renderable(table, width)
+    print_renderable(table, width)
 
 
 def show_fields(fields: Mapping[str, Any]) -> None:
@@ -87,8 +87,8 @@ def show_fields(fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         has_value = value not in (None, "", [], {})
         if has_value:
-            table.add_row(Text(name.replace("_", " ")), _cell_text(value))
-    _print_renderable(table)
+            table.add_row(Text(name.replace("_", " ")), cell_text(value))
+    print_renderable(table)
 
 
 def show_heading(text: str) -> None:
@@ -96,7 +96,7 @@ def show_heading(text: str) -> None:
     from rich.text import Text  # noqa: PLC0415
 
     show_text("")
-    _print_renderable(Text(sanitized(text), style="bold"))
+    print_renderable(Text(sanitized(text), style="bold"))
 
 
 def show_document(value: Any) -> None:
@@ -104,10 +104,10 @@ def show_document(value: Any) -> None:
     from rich.text import Text  # noqa: PLC0415
 
     text = json.dumps(redactor.redact_value(to_json_types(value)), indent=2, ensure_ascii=False)
-    _print_renderable(Text(sanitized(text, keep_lines=True)))
+    print_renderable(Text(sanitized(text, keep_lines=True)))
 
 
-def _cell_text(value: Any) -> Text:
+def cell_text(value: Any) -> Text:
     """Return the value as text for a cell of a table, in the colour of COLOUR_BY_TEXT."""
     from rich.text import Text  # noqa: PLC0415
 
@@ -128,16 +128,16 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def _terminal_width() -> int | None:
+def terminal_width() -> int | None:
     """Return the width of the terminal in characters, or None if stdout is no terminal."""
     return shutil.get_terminal_size().columns if is_terminal() else None
 
 
-def _print_renderable(renderable: RenderableType, width: int | None = None) -> None:
+def print_renderable(renderable: RenderableType, width: int | None = None) -> None:
     """Print an object of rich without the spaces that rich adds at the ends of the lines."""
     from rich.console import Console  # noqa: PLC0415
 
-    width = width or _terminal_width() or WIDTH_WITHOUT_TERMINAL
+    width = width or terminal_width() or WIDTH_WITHOUT_TERMINAL
     # Without a height, rich would use 80 columns if TERM is `dumb`, as in a cron job.
     console = Console(file=sys.stdout, width=width, height=1, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:

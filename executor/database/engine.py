@@ -126,7 +126,7 @@ def file_system_of(path: Path) -> str:
     """Return the type of the file system that contains `path`, or '' if the kernel does not report the type."""
     deepest_mount_point, file_system = "", ""  # the deepest mount point that contains the path, and its file system
     real_path = str(path.resolve())
-    with contextlib.suppress(OSError), Path("/proc/self/mounts").open(encoding="utf-8") as mounts:
+    with contextlib.suppress(OSError), Path("/proc/thread-self/mounts").open(encoding="utf-8") as mounts:
         for line in mounts:
             _device, escaped_mount_point, mounted_file_system, *_options = line.split(" ")
             mount_point = escaped_mount_point.replace("\\040", " ")  # the kernel writes a space as \040
@@ -174,6 +174,19 @@ def transaction(engine: Engine) -> Iterator[Session]:
     """
     with translating_errors(engine), Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
+
+
+def can_lock(engine: Engine, *, within_s: float) -> bool:
+    """Return whether a transaction for writes can begin within this time. Raises DatabaseError for other failures."""
+    impatient = engine.execution_options(smith_busy_timeout_ms=int(within_s * 1000))
+    try:
+        with translating_errors(engine), impatient.connect() as connection, connection.begin() as changes:
+            changes.rollback()
+    except DatabaseUnavailable as error:
+        if "database is locked" in str(error):
+            return False
+        raise
+    return True
 
 
 @contextlib.contextmanager

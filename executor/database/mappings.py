@@ -102,24 +102,31 @@ def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: f
     `quarantine_s` after the deletion, and as long as volumes of the deleted VM still exist: a new VM would find them
     under its own names. Raises JobError CAPACITY when no VMID of the range is available.
     """
+    _cluster, lowest, highest = vmid_range
+    unavailable = used_vmids | unavailable_vmids(session, vmid_range, quarantine_s=quarantine_s)
+    for _ in range(RANDOM_TRIES):
+        vmid = random.randint(lowest, highest)  # noqa: S311 (not for security)
+        if vmid not in unavailable:
+            return vmid
+    for vmid in range(lowest, highest + 1):
+        if vmid not in unavailable:
+            return vmid
+    text = f"no VMID is free between {lowest} and {highest}"
+    raise JobError(ErrorCode.CAPACITY, "no VMID is free", text)
+
+
+def unavailable_vmids(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: float) -> set[int]:
+    """Return the VMIDs of the range that are mapped, in quarantine, or of a deleted VM whose volumes still exist."""
     cluster, lowest, highest = vmid_range
     # The VMID of a mapping that was deleted after this time is in quarantine.
     quarantine_cutoff = utc_now() - timedelta(seconds=quarantine_s)
     in_range = select(Mapping.vmid).where(Mapping.cluster == cluster, Mapping.vmid.between(lowest, highest))
-    unavailable_vmids = set(used_vmids)
+    vmids: set[int] = set()
     # There is one query for each partial index, because a single query with OR would read the whole table.
     is_in_quarantine = _IS_DELETED & (Mapping.deleted_at > quarantine_cutoff)
     for is_unavailable in (_IS_CURRENT, is_in_quarantine, _HAS_VOLUMES_LEFT):
-        unavailable_vmids |= set(session.scalars(in_range.where(is_unavailable)))
-    for _ in range(RANDOM_TRIES):
-        vmid = random.randint(lowest, highest)  # noqa: S311 (not for security)
-        if vmid not in unavailable_vmids:
-            return vmid
-    for vmid in range(lowest, highest + 1):
-        if vmid not in unavailable_vmids:
-            return vmid
-    text = f"no VMID is free between {lowest} and {highest}"
-    raise JobError(ErrorCode.CAPACITY, "no VMID is free", text)
+        vmids |= set(session.scalars(in_range.where(is_unavailable)))
+    return vmids
 
 
 def reserve(  # noqa: PLR0913 (one parameter for each column)

@@ -233,6 +233,13 @@ def jobs_by_fulcrum_id(session: Session, fulcrum_ids: Sequence[str]) -> dict[str
     return {job.fulcrum_id: job for job in jobs}
 
 
+def newest_agent_id(session: Session) -> str | None:
+    """Return the id of the FulcrumCore agent of the newest job that FulcrumCore has delivered; None if unknown."""
+    newest = select(Job.service).where(Job.service.is_not(None)).order_by(Job.id.desc()).limit(1)
+    service = session.scalar(newest) or {}
+    return str(service["agentId"]).lower() if service.get("agentId") else None
+
+
 def oldest_due_report_time(session: Session) -> datetime | None:
     """Return the earliest time at which a job with a due report ended, or None if no report is due."""
     return session.scalar(select(func.min(Job.finished_at)).where(Job.report_state == DUE_LITERAL))

@@ -30,6 +30,8 @@ EXIT_CODES = {
     Area.DATABASE: EXIT_DATABASE,
     Area.MACHINE: EXIT_FAILURE,
 }
+#: What to do if the clock of this machine or of a server is wrong.
+CLOCK_HINT = "on the machine whose clock is wrong: timedatectl set-ntp true"
 
 
 class Status(StrEnum):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from executor.database.engine import open_engine, reading, sqlite_file
 from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.database_reads import read_database
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.drift import rows
 from executor.drift.facts import VolumesLeft
@@ -45,15 +45,9 @@ def _volumes_left(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 def _noted_volumes(settings: Settings) -> tuple[VolumesLeft, ...]:
     """Return the volumes that the database names; none if it cannot be read, which the database's check reports."""
-    file = sqlite_file(settings.smith_database_url)
-    if file is not None and not file.exists():
-        return ()
     try:
-        engine = open_engine(settings.smith_database_url)
-        try:
-            with reading(engine) as session:
-                return rows.read_volumes_left(session, settings.smith_cluster)
-        finally:
-            engine.dispose()
+        return read_database(
+            settings, lambda session: rows.read_volumes_left(session, settings.smith_cluster), if_missing=()
+        )
     except DatabaseError:
         return ()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from urllib.parse import urlsplit
 
-from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor import certificates
+from executor.doctor.certificates import MIN_DAYS_LEFT, TlsProblem, TlsState
+from executor.doctor.checks import CLOCK_HINT, Area, CheckResult, ResultFactory
 from executor.errors import FulcrumAuthFailing, FulcrumError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import CoreAgent
@@ -14,9 +16,10 @@ from executor.settings.types import is_local_address
 
 _RESULT = ResultFactory(Area.FULCRUM)
 #: The command that creates a token of the agent.
-NEW_TOKEN_HINT = "smith bootstrap core --agent … --provider … --new-token --token-file …"  # noqa: S105  (a command)
-#: The hint for a URL whose host, port or path is wrong.
-URL_HINT = "FULCRUM_API_URL=https://host[:port], without the path /api/v1"
+NEW_TOKEN_HINT = "smith bootstrap core --agent <agent> --provider <provider> --new-token --token-file <file>"  # noqa: S105
+#: The setting that names the file with the agent's token.
+TOKEN_FILE_HINT = "FULCRUM_API_TOKEN_FILE=<file>"  # noqa: S105  (a setting)
+RENEW_HINT = "renew the certificate of FulcrumCore or of the proxy in front of it"
 
 
 def check_connection(client: FulcrumClient, settings: Settings) -> Generator[CheckResult, None, CoreAgent | None]:
@@ -28,9 +31,7 @@ def check_connection(client: FulcrumClient, settings: Settings) -> Generator[Che
         yield _check_refused_token(client, error)
         return None
     except FulcrumError as error:
-        if error.status is not None:  # the server has answered, so the TLS handshake has succeeded
-            yield from _check_tls(settings)
-        yield _RESULT.fail("reachable", str(error), *_hints_for(settings, error))
+        yield from _explain_failure(settings, error)
         return None
     yield from _check_tls(settings)
     yield _RESULT.ok("reachable", settings.fulcrum_api_url)
@@ -40,14 +41,25 @@ def check_connection(client: FulcrumClient, settings: Settings) -> Generator[Che
 def _check_tls(settings: Settings) -> Iterator[CheckResult]:
     """Check that the connection is encrypted, and that the certificate is verified. Call it after the handshake."""
     url = urlsplit(settings.fulcrum_api_url)
-    address_with_any_port = f"{url.hostname}:0"  # `is_local_address` expects a port, but ignores it
-    if url.scheme == "http" and not is_local_address(address_with_any_port):
-        yield _RESULT.warn("tls", "http:// sends the token unencrypted", "FULCRUM_API_URL=https://…")
-    elif url.scheme == "https" and not settings.fulcrum_verify_tls:
+    if url.scheme == "https" and not settings.fulcrum_verify_tls:
         yield _RESULT.warn("tls", "the certificate is not verified", "FULCRUM_VERIFY_TLS=true")
+    elif url.scheme == "https":
+        yield _check_validity(settings)
+    elif not is_local_address(f"{url.hostname}:0"):  # `is_local_address` expects a port, but ignores it
+        yield _RESULT.warn("tls", "http:// sends the token unencrypted", "FULCRUM_API_URL=https://…")
     else:
-        text = "verified" if url.scheme == "https" else "not needed, because FulcrumCore is on this machine"
-        yield _RESULT.ok("tls", text)
+        yield _RESULT.ok("tls", "not needed, because FulcrumCore is on this machine")
+
+
+def _check_validity(settings: Settings) -> CheckResult:
+    """Check for how many days the certificate, which the client has verified, is still valid."""
+    certificate = certificates.read_certificate(*_address(settings))
+    if certificate is None:  # for example because the connection needs a proxy
+        return _RESULT.ok("tls", "verified")
+    text = f"verified; {certificates.describe_validity(certificate)}"
+    if certificate.days_left < MIN_DAYS_LEFT:
+        return _RESULT.warn("tls", text, RENEW_HINT)
+    return _RESULT.ok("tls", text)
 
 
 def _check_refused_token(client: FulcrumClient, refusal: FulcrumAuthFailing) -> CheckResult:
@@ -56,25 +68,78 @@ def _check_refused_token(client: FulcrumClient, refusal: FulcrumAuthFailing) -> 
         client.metric_types()
     except FulcrumError:
         text = f"{refusal}. The token is wrong, revoked or expired, or FulcrumCore's database is down"
-        return _RESULT.fail("token", text, NEW_TOKEN_HINT, "check FulcrumCore's log for errors of its database")
+        log_hint = "check FulcrumCore's log for errors of its database"
+        return _RESULT.fail("token", text, NEW_TOKEN_HINT, TOKEN_FILE_HINT, log_hint)
     text = f"{refusal}. The token is valid, but it belongs to an administrator or a participant, not to an agent"
-    return _RESULT.fail(
-        "token", text, NEW_TOKEN_HINT, "FULCRUM_API_TOKEN_FILE=/path/to/the/file with the agent's token"
-    )
+    return _RESULT.fail("token", text, NEW_TOKEN_HINT, TOKEN_FILE_HINT)
+
+
+def _explain_failure(settings: Settings, error: FulcrumError) -> Iterator[CheckResult]:
+    """Return why a request failed, other than because of its token."""
+    url = urlsplit(settings.fulcrum_api_url)
+    state = _examine(settings, error)
+    if error.status is not None:  # the server has answered, so the TLS handshake has succeeded
+        yield from _check_tls(settings)
+    is_explained = state.problem is TlsProblem.NO_TLS or settings.fulcrum_verify_tls
+    if url.scheme == "https" and state.problem is not None and is_explained:
+        yield _explain_tls_failure(settings, state, error)
+    elif url.scheme == "http" and state.problem is not TlsProblem.NO_TLS and state.certificate is not None:
+        text = f"{settings.fulcrum_api_url}: the server requires TLS"
+        yield _RESULT.fail("reachable", text, f"FULCRUM_API_URL=https://{url.netloc}")
+    else:
+        yield _RESULT.fail("reachable", str(error), *_hints_for(settings, error))
+
+
+def _examine(settings: Settings, error: FulcrumError) -> TlsState:
+    """Return what is wrong with TLS. Nothing is, if FulcrumCore or a proxy has answered a request by https."""
+    is_https = settings.fulcrum_api_url.startswith("https:")
+    if (is_https and error.status is not None) or (not is_https and error.status not in (None, 400)):
+        return TlsState(None)
+    bundle = settings.fulcrum_ca_bundle if settings.fulcrum_verify_tls else None
+    return certificates.examine(*_address(settings), bundle)
+
+
+def _explain_tls_failure(settings: Settings, state: TlsState, error: FulcrumError) -> CheckResult:
+    url = urlsplit(settings.fulcrum_api_url)
+    text = certificates.describe_problem(str(url.hostname), state) or str(error)
+    if state.problem is TlsProblem.NO_TLS:
+        no_tls = f"{settings.fulcrum_api_url}: the server answers without TLS"
+        return _RESULT.fail("reachable", no_tls, f"FULCRUM_API_URL=http://{url.netloc}")
+    if state.problem is TlsProblem.UNKNOWN_CA:
+        return _RESULT.fail("reachable", text, "FULCRUM_CA_BUNDLE=<file with the CA certificate>")
+    if state.problem is TlsProblem.EXPIRED:
+        return _RESULT.fail("reachable", text, RENEW_HINT, CLOCK_HINT)
+    if state.problem is TlsProblem.NOT_YET_VALID:
+        return _RESULT.fail("reachable", text, CLOCK_HINT)
+    if state.problem is TlsProblem.WRONG_HOST and state.certificate and state.certificate.names:
+        hint = f"FULCRUM_API_URL=https://{_with_port(state.certificate.best_name, url.port)}"
+        return _RESULT.fail("reachable", text, hint, RENEW_HINT)
+    return _RESULT.fail("reachable", str(error), *_hints_for(settings, error))
 
 
 def _hints_for(settings: Settings, error: FulcrumError) -> list[str]:
-    """Return what the operator can do about a request that failed, but not because of its token."""
-    text = str(error)
-    host = urlsplit(settings.fulcrum_api_url).netloc
-    if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text:
-        return [f"FULCRUM_API_URL=http://{host}, because the server answers without TLS; or a port with TLS"]
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return ["FULCRUM_CA_BUNDLE=/path/to/the/CA of FulcrumCore's certificate"]
+    """Return what the operator can do about a request that failed, but neither because of TLS nor of its token."""
+    url = urlsplit(settings.fulcrum_api_url)
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):  # the system knows the CA, but the client does not use its bundle
+        return [f"FULCRUM_CA_BUNDLE={certificates.system_bundle()}"]
+    if "cannot be resolved" in str(error):
+        hint = f"FULCRUM_API_URL={url.scheme}://{_with_port('<host>', url.port)}"
+        return [hint, "check the name server: /etc/resolv.conf"]
     if error.status is None:
-        return [URL_HINT, "check that FulcrumCore runs, and that a firewall allows the connection"]
-    if error.status == 400 and settings.fulcrum_api_url.startswith("http://"):
-        return [f"FULCRUM_API_URL=https://{host}, because the server may require TLS"]
-    if error.status < 500:
-        return [URL_HINT]
+        hint = f"FULCRUM_API_URL={url.scheme}://{_with_port(str(url.hostname), '<port>')}"
+        return [hint, "check that FulcrumCore runs, and that a firewall allows the connection"]
+    if error.status < 500 and error.status != 400:
+        has_path = url.path not in ("", "/")
+        return [f"FULCRUM_API_URL={url.scheme}://{url.netloc}" if has_path else "FULCRUM_API_URL=<URL of FulcrumCore>"]
     return ["check FulcrumCore's log, and the proxy in front of it"]
+
+
+def _with_port(host: str, port: int | str | None) -> str:
+    """Return the host and the port as in a URL, which has brackets around an IPv6 address."""
+    host_in_url = f"[{host}]" if ":" in host else host
+    return f"{host_in_url}:{port}" if port else host_in_url
+
+
+def _address(settings: Settings) -> tuple[str, int]:
+    url = urlsplit(settings.fulcrum_api_url)
+    return str(url.hostname), url.port or (443 if url.scheme == "https" else 80)

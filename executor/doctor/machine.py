@@ -1,72 +1,34 @@
-"""Checks the database, and this machine: disk space, the run folder, ansible-core and community.proxmox."""
+"""Checks this machine: disk space, the run folder, ansible-core and community.proxmox."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 from executor.agent.disk_space import BYTES_PER_MIB, MIN_FREE_MIB, free_bytes
-from executor.database import pauses, schema
-from executor.database.engine import file_system_of, open_engine, reading, sqlite_file
+from executor.database.engine import file_system_of
 from executor.doctor.checks import Area, CheckResult, ResultFactory
-from executor.errors import DatabaseError
+from executor.doctor.folders import mount_point, nearest_existing_folder
 from executor.runs.run_folder import MEMORY_FILE_SYSTEMS, why_not_usable
 from executor.settings.settings import Settings
-from executor.version import collection_version, package_version
+from executor.version import collection_search_path, collection_version, package_version
 
-_DATABASE_RESULT, _MACHINE_RESULT = ResultFactory(Area.DATABASE), ResultFactory(Area.MACHINE)
+_RESULT = ResultFactory(Area.MACHINE)
 #: The maximum length of the run folder's path. ansible-core 2.21 opens a socket below this folder. Linux limits the
 #: path of a socket to 107 characters, and the part of this path below the run folder has up to 67 characters.
 MAX_RUN_DIR_CHARS = 40
 #: The hint that suggests a run folder in memory with a short path.
 RUN_DIR_HINT = "SMITH_RUN_DIR=/dev/shm/agent-smith"
+#: The size that a full file system in memory gets: enough for many runs.
+TMPFS_MIB = 256
 #: The oldest version of ansible-core that pyproject.toml allows. A test compares this constant with the file.
 MIN_ANSIBLE_CORE = (2, 19)
 #: The versions of community.proxmox that requirements.yml allows: the oldest version, and the first version that is too
 #: new. A test compares this constant with the file.
 COLLECTION_RANGE = ((1, 4), (3, 0))
-
-
-def check_database(settings: Settings) -> Iterator[CheckResult]:
-    """Check the database. A missing SQLite file is no failure, because the agent creates it at its first start."""
-    file = sqlite_file(settings.smith_database_url)
-    if file is not None and not file.exists():
-        yield _check_that_file_can_be_created(file)
-        return
-    pause = None
-    try:
-        engine = open_engine(settings.smith_database_url)
-        try:
-            problems = schema.check(engine)
-            if not problems:
-                with reading(engine) as session:
-                    pause = pauses.current(session)
-        finally:
-            engine.dispose()
-    except DatabaseError as error:
-        yield _DATABASE_RESULT.fail("usable", str(error))
-        return
-    for problem in problems:
-        if problem.startswith("schema is "):  # the schema is old, and the agent upgrades it at its start
-            yield _DATABASE_RESULT.warn("schema", problem)
-        else:
-            yield _DATABASE_RESULT.fail("sound", problem)
-    if not problems:
-        yield _DATABASE_RESULT.ok("usable", f"schema {schema.head_revision()}, sound")
-    if pause is not None:
-        text = f"no job is claimed: paused since {pause.since:%Y-%m-%d %H:%M:%S}Z by {pause.who}: {pause.reason}"
-        yield _DATABASE_RESULT.warn("pause", text, "smith resume")
-
-
-def _check_that_file_can_be_created(file: Path) -> CheckResult:
-    folder = _nearest_existing_folder(file.parent)
-    if os.access(folder, os.W_OK | os.X_OK):
-        return _DATABASE_RESULT.ok("usable", f"the agent creates {file} at its first start")
-    return _DATABASE_RESULT.fail("usable", f"{file} cannot be created: {folder} is not writable for uid {os.getuid()}")
 
 
 def check_machine(settings: Settings) -> Iterator[CheckResult]:
@@ -82,9 +44,19 @@ def _check_disk_space(settings: Settings) -> Iterator[CheckResult]:
         free_mib = free_bytes(folder) // BYTES_PER_MIB
         text = f"{folder}: {free_mib} MiB free"
         if free_mib < MIN_FREE_MIB[name]:
-            yield _MACHINE_RESULT.fail(f"{name} folder", f"{text}, but at least {MIN_FREE_MIB[name]} MiB are needed")
+            text = f"{text}, but at least {MIN_FREE_MIB[name]} MiB are needed"
+            yield _RESULT.fail(f"{name} folder", text, *_space_hints(name, folder))
         else:
-            yield _MACHINE_RESULT.ok(f"{name} folder", text)
+            yield _RESULT.ok(f"{name} folder", text)
+
+
+def _space_hints(name: str, folder: Path) -> list[str]:
+    """Return what the operator can do about a full file system. One in memory can be enlarged at once."""
+    mounted_at = mount_point(nearest_existing_folder(folder))
+    free = f"free space there (du -x {mounted_at} | sort -n), or use another disk: SMITH_{name.upper()}_DIR=<folder>"
+    if file_system_of(nearest_existing_folder(folder)) in MEMORY_FILE_SYSTEMS:
+        return [f"mount -o remount,size={TMPFS_MIB}m {mounted_at}", free]
+    return [free]
 
 
 def _check_run_folder(settings: Settings) -> Iterator[CheckResult]:
@@ -92,14 +64,14 @@ def _check_run_folder(settings: Settings) -> Iterator[CheckResult]:
     folder = settings.smith_run_dir
     if reason := why_not_usable(folder):
         text = f"{folder} cannot be used: {reason}. The agent uses another name in the same folder, if it is in memory"
-        yield _MACHINE_RESULT.warn("run folder", text, RUN_DIR_HINT)
+        yield _RESULT.warn("run folder", text, RUN_DIR_HINT)
     if len(str(folder)) > MAX_RUN_DIR_CHARS:
         reason = f"longer than {MAX_RUN_DIR_CHARS} characters, so ansible-core 2.21 cannot run playbooks there"
-        yield _MACHINE_RESULT.warn("run folder", f"{folder} is {reason}", RUN_DIR_HINT)
-    file_system = file_system_of(_nearest_existing_folder(folder))
+        yield _RESULT.warn("run folder", f"{folder} is {reason}", RUN_DIR_HINT)
+    file_system = file_system_of(nearest_existing_folder(folder))
     if file_system not in MEMORY_FILE_SYSTEMS:
         text = f"{folder} is on {file_system or 'a disk'}, so the secrets of a run are on a disk until the run ends"
-        yield _MACHINE_RESULT.warn("run folder", text, RUN_DIR_HINT)
+        yield _RESULT.warn("run folder", text, RUN_DIR_HINT)
 
 
 def _check_ansible() -> Iterator[CheckResult]:
@@ -109,28 +81,29 @@ def _check_ansible() -> Iterator[CheckResult]:
     executable = shutil.which("ansible-playbook", path=path)
     install_command = f"pip install 'ansible-core>={_version_text(MIN_ANSIBLE_CORE)}'"
     if installed_version is None or executable is None:
-        yield _MACHINE_RESULT.fail("ansible-core", "not installed", install_command)
+        yield _RESULT.fail("ansible-core", "not installed", install_command)
     elif _major_and_minor(installed_version) < MIN_ANSIBLE_CORE:
-        yield _MACHINE_RESULT.fail("ansible-core", f"{installed_version} is too old", install_command)
+        yield _RESULT.fail("ansible-core", f"{installed_version} is too old", install_command)
     else:
-        yield _MACHINE_RESULT.ok("ansible-core", installed_version)
+        yield _RESULT.ok("ansible-core", installed_version)
 
 
 def _check_collection() -> Iterator[CheckResult]:
     installed_version, (minimum, too_new) = collection_version(), COLLECTION_RANGE
     version_range = f">={_version_text(minimum)},<{_version_text(too_new)}"
-    # In this Python's packages, each user who runs this Agent Smith finds the collection.
-    programs, packages = Path(sys.executable).parent, sysconfig.get_path("purelib")
+    # It is installed where runs search first: a version in a later folder would never be found. Without
+    # ANSIBLE_COLLECTIONS_PATH, these are this Python's packages, where each user of this Agent Smith finds it.
+    programs, folder = Path(sys.executable).parent, collection_search_path()[0]
     install_command = (
-        f"{programs}/ansible-galaxy collection install --force -p {packages} 'community.proxmox:{version_range}'"
+        f"{programs}/ansible-galaxy collection install --force -p {folder} 'community.proxmox:{version_range}'"
     )
     if installed_version is None:
-        yield _MACHINE_RESULT.fail("community.proxmox", "not installed", install_command)
+        yield _RESULT.fail("community.proxmox", "not installed", install_command)
     elif not minimum <= _major_and_minor(installed_version) < too_new:
         text = f"{installed_version} is not in the range {version_range}"
-        yield _MACHINE_RESULT.fail("community.proxmox", text, install_command)
+        yield _RESULT.fail("community.proxmox", text, install_command)
     else:
-        yield _MACHINE_RESULT.ok("community.proxmox", installed_version)
+        yield _RESULT.ok("community.proxmox", installed_version)
 
 
 def _version_text(numbers: tuple[int, ...]) -> str:
@@ -142,10 +115,3 @@ def _major_and_minor(version: str) -> tuple[int, ...]:
     parts = version.split(".")[:2]
     digits = ["".join(char for char in part if char.isdecimal()) for part in parts]
     return tuple(int(text or 0) for text in digits)
-
-
-def _nearest_existing_folder(folder: Path) -> Path:
-    """Return the folder, or its first parent that exists."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder

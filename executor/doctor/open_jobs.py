@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from executor.agent.poller import COMPARISON_INTERVAL_S
 from executor.database import queries
-from executor.database.engine import open_engine, reading, sqlite_file
 from executor.database.job_queue import CLAIMED_ELSEWHERE
 from executor.database.tables import Job
 from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.database_reads import read_database
 from executor.errors import DatabaseError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import CoreJob
@@ -74,12 +74,6 @@ def cause_of(core_job: CoreJob, row: Job | None) -> str:
 
 def _rows_of(settings: Settings, fulcrum_ids: Sequence[str]) -> dict[str, Job]:
     """Return the rows of these jobs. Raises DatabaseError."""
-    file = sqlite_file(settings.smith_database_url)
-    if not fulcrum_ids or (file is not None and not file.exists()):
+    if not fulcrum_ids:
         return {}
-    engine = open_engine(settings.smith_database_url)
-    try:
-        with reading(engine) as session:
-            return queries.jobs_by_fulcrum_id(session, fulcrum_ids)
-    finally:
-        engine.dispose()
+    return read_database(settings, lambda session: queries.jobs_by_fulcrum_id(session, fulcrum_ids), if_missing={})

@@ -8,7 +8,7 @@ from typing import Any
 
 from executor.placement import templates
 from executor.proxmox.client import ProxmoxReader
-from executor.proxmox.rows import NodeRow, StorageRow, VmRow, assume_available
+from executor.proxmox.rows import NodeRow, StorageConfig, StorageRow, VmRow, assume_available
 from executor.settings.settings import Settings
 from executor.settings.types import ANY
 
@@ -79,6 +79,20 @@ class ProxmoxContext:
     def offered_storages(self) -> list[str]:
         """The names of the storages that PROXMOX_STORAGES lists."""
         return [name for name in self.settings.proxmox_storages if name != ANY]
+
+    def storage_rows(self, storage: str) -> dict[str, StorageRow]:
+        """Return the rows of a storage, by the names of the nodes."""
+        return {row.node: row for row in self.storages if row.name == storage}
+
+    @property
+    def storage_names(self) -> frozenset[str]:
+        """The names of the storages that a node has and that the token may see."""
+        return frozenset(row.name for row in self.storages)
+
+    @cached_property
+    def storage_configs(self) -> dict[str, StorageConfig]:
+        """The configuration of each storage that the token may see, also of disabled ones, by its name."""
+        return self.reader.storage_configs()
 
     @cached_property
     def storages(self) -> list[StorageRow]:

@@ -1,13 +1,14 @@
-"""Checks the nodes, storages, bridges and the pool of new VMs."""
+"""Checks the nodes, bridges and the pool of new VMs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 from executor.doctor.checks import Area, CheckResult, ResultFactory
 from executor.doctor.proxmox_context import ProxmoxContext
+from executor.doctor.proxmox_privileges import vnet_commands
 from executor.proxmox.privileges import bridge_need
-from executor.proxmox.rows import NodeRow, StorageRow
+from executor.settings.types import ANY
 
 _RESULT = ResultFactory(Area.PROXMOX)
 
@@ -25,9 +26,11 @@ def check_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
         remedy = f"PROXMOX_NODES={','.join(known_names or is_online_by_name)}"
         yield _RESULT.fail("nodes", f"{problem}; its nodes are {', '.join(is_online_by_name)}", remedy)
     elif len(offline_names) == len(allowed_names):
-        yield _RESULT.fail("nodes", "none of the nodes is online", "pvecm status")
+        yield _RESULT.fail("nodes", "none of the nodes is online", f"start {' or '.join(offline_names)}")
     elif offline_names:
-        yield _RESULT.warn("nodes", f"these nodes are not online: {', '.join(offline_names)}", "pvecm status")
+        online_names = ",".join(name for name in allowed_names if name not in offline_names)
+        remedy = f"start {', '.join(offline_names)}, or leave it out: PROXMOX_NODES={online_names}"
+        yield _RESULT.warn("nodes", f"these nodes are not online: {', '.join(offline_names)}", remedy)
     else:
         yield _RESULT.ok("nodes", ", ".join(allowed_names))
     yield from _check_state_of_nodes(context)
@@ -37,7 +40,8 @@ def _check_state_of_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
     silent_names = [node.name for node in context.allowed_nodes if not node.has_statistics]
     if silent_names:
         problem = f"these nodes send no statistics, so Proxmox's lists lack facts of VMs: {', '.join(silent_names)}"
-        yield _RESULT.warn("nodes", problem, "systemctl restart pvestatd; look for a storage that does not answer")
+        remedies = [f"on {name}: systemctl restart pvestatd" for name in silent_names]
+        yield _RESULT.warn("nodes", problem, *remedies, "look for a storage that does not answer: pvesm status")
     in_maintenance = context.reader.nodes_in_maintenance()
     names = [node.name for node in context.allowed_nodes if node.name in in_maintenance]
     if names:
@@ -47,82 +51,42 @@ def _check_state_of_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
         )
 
 
-def check_storages(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Check that the storages for disks, those that services may name, and that for backups exist and can be used."""
-    rows_by_name: dict[str, dict[str, StorageRow]] = {}
-    for row in context.storages:
-        rows_by_name.setdefault(row.name, {})[row.node] = row
-    for storage in sorted(context.disk_storages):
-        yield _check_storage(storage, rows_by_name.get(storage, {}), context.allowed_nodes)
-    if not context.disk_storages:
-        yield _RESULT.ok("storage", "each VM uses the storages of its template")
-    for storage in context.offered_storages:
-        if storage not in rows_by_name:
-            yield _missing_storage("storage", f"PROXMOX_STORAGES names {storage}, which", storage)
-    backup_storage = context.settings.proxmox_backup_storage
-    if backup_storage:
-        yield _check_backup_storage(backup_storage, rows_by_name.get(backup_storage, {}))
-
-
-def _check_storage(storage: str, row_by_node: Mapping[str, StorageRow], nodes: Sequence[NodeRow]) -> CheckResult:
-    """Check that a storage accepts VM disks and is available on the online nodes."""
-    if not row_by_node:
-        return _missing_storage("storage", f"the storage {storage}", storage)
-    if not all(row.may_hold_disks for row in row_by_node.values()):
-        return _RESULT.fail("storage", f"{storage} does not accept VM disks", f"pvesm set {storage} --content images,…")
-    online_nodes = [node.name for node in nodes if node.is_online]
-    if not online_nodes:
-        return _RESULT.skip("storage", f"{storage}: no node of PROXMOX_NODES is online", "see the check nodes")
-    available_nodes = {node for node, row in row_by_node.items() if row.is_available}
-    nodes_without_storage = [node for node in online_nodes if node not in available_nodes]
-    remedy = f"on the nodes: pvesm status --storage {storage}"
-    if len(nodes_without_storage) == len(online_nodes):
-        return _RESULT.fail("storage", f"{storage} is available on none of the nodes {', '.join(online_nodes)}", remedy)
-    if nodes_without_storage:
-        return _RESULT.warn("storage", f"{storage} is not available on {', '.join(nodes_without_storage)}", remedy)
-    return _RESULT.ok("storage", storage)
-
-
-def _check_backup_storage(storage: str, row_by_node: Mapping[str, StorageRow]) -> CheckResult:
-    if not row_by_node:
-        return _missing_storage("backup storage", f"PROXMOX_BACKUP_STORAGE names {storage}, which", storage)
-    if not all(row.may_hold_backups for row in row_by_node.values()):
-        remedy = f"pvesm set {storage} --content backup,…"
-        return _RESULT.fail("backup storage", f"{storage} does not accept backups", remedy)
-    if not any(row.is_available for row in row_by_node.values()):
-        remedy = f"on the nodes: pvesm status --storage {storage}"
-        return _RESULT.fail("backup storage", f"{storage} is available on no node", remedy)
-    return _RESULT.ok("backup storage", storage)
-
-
-def _missing_storage(name: str, subject: str, storage: str) -> CheckResult:
-    """Return a failure. Proxmox does not say whether the storage is missing or the token may not see it."""
-    remedy = f"on a node: pvesm status --storage {storage}; if it exists, grant the token Datastore.Audit on it"
-    return _RESULT.fail(name, f"{subject} does not exist, or the token may not see it", remedy)
-
-
 def check_bridges(context: ProxmoxContext) -> Iterator[CheckResult]:
     """Check that the bridges which a VM may have exist on the nodes."""
     if not context.bridges_by_node:
         yield _RESULT.skip("bridge", "no node of PROXMOX_NODES is online", "see the check nodes")
         return
     for bridge in context.bridges:
-        yield _check_bridge(context, bridge, context.bridges_by_node)
+        yield _check_bridge(bridge, context)
 
 
-def _check_bridge(context: ProxmoxContext, bridge: str, bridges_by_node: Mapping[str, frozenset[str]]) -> CheckResult:
+def _check_bridge(bridge: str, context: ProxmoxContext) -> CheckResult:
     """Check that Proxmox lists a bridge on each node. It lists those of /etc/network/interfaces, but uses every one."""
+    bridges_by_node = context.bridges_by_node
     nodes_without_bridge = [node for node, bridges in bridges_by_node.items() if bridge not in bridges]
     if not nodes_without_bridge:
         return _RESULT.ok("bridge", bridge)
     problem = f"{bridge} does not exist on {', '.join(nodes_without_bridge)}, or the token may not see it (SDN.Use)"
-    remedy = f"on these nodes: ip link show {bridge}; if it exists, pveum-role.sh --bridge {bridge} grants SDN.Use"
+    hints = [f"on {nodes_without_bridge[0]}: ip link show {bridge}"]
     if len(nodes_without_bridge) < len(bridges_by_node):
-        return _RESULT.warn("bridge", problem, remedy)
+        return _RESULT.warn("bridge", problem, *hints)
+    hints = [*_other_bridge(bridge, context), *hints, *vnet_commands(context, bridge)]
     if "SDN.Use" not in context.reader.permissions(bridge_need(bridge).path):
-        return _RESULT.fail("bridge", problem, remedy)
+        return _RESULT.fail("bridge", problem, *hints)
     unknown = f"Proxmox lists no {bridge} on {', '.join(nodes_without_bridge)}: unknown whether the nodes have it"
-    return _RESULT.warn("bridge", unknown, f"on these nodes: ip link show {bridge}; without it VMs do not start")
+    return _RESULT.warn("bridge", f"{unknown}; without it VMs do not start", *hints)
+
+
+def _other_bridge(bridge: str, context: ProxmoxContext) -> list[str]:
+    """Return the setting with a bridge that each node has, instead of the one that no node has."""
+    existing = sorted(frozenset.intersection(*context.bridges_by_node.values()))
+    settings = context.settings
+    if not existing:
+        return []
+    if bridge == settings.proxmox_bridge:
+        return [f"PROXMOX_BRIDGE={existing[0]}"]
+    others = [name for name in settings.proxmox_bridges if name not in (bridge, ANY)]
+    return [f"PROXMOX_BRIDGES={','.join(others)}"]
 
 
 def check_pool(context: ProxmoxContext) -> Iterator[CheckResult]:

@@ -1,4 +1,4 @@
-"""Checks the token's privileges at Proxmox, also those on the devices of templates and on tags."""
+"""Checks the token's privileges at Proxmox, also those on the devices of templates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from executor.doctor.checks import Area, CheckResult, ResultFactory
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.proxmox import privileges
-from executor.proxmox.client import SMITH_TAG
 from executor.proxmox.template_needs import needs_of_template
 
 _RESULT = ResultFactory(Area.PROXMOX)
@@ -18,6 +17,9 @@ def check_privileges(context: ProxmoxContext) -> Iterator[CheckResult]:
     needs = needs_of_settings(context, {bridge: _zone_of(context, bridge) for bridge in context.bridges})
     granted_by_path = {path: context.reader.permissions(path) for path in dict.fromkeys(need.path for need in needs)}
     missing_privileges_by_need = privileges.unmet_needs(needs, granted_by_path)
+    if all(missing_privileges_by_need.get(need) == need.privileges for need in needs):
+        yield _no_privileges(context, needs)
+        return
     for need in needs:
         if need in missing_privileges_by_need:
             text = f"{', '.join(sorted(missing_privileges_by_need[need]))} missing on {need.path}, {need.purpose}"
@@ -28,6 +30,15 @@ def check_privileges(context: ProxmoxContext) -> Iterator[CheckResult]:
         # The result is ok, because the agent can place VMs without this privilege.
         reason = "the token may not read the load of the nodes (Sys.Audit on /nodes)"
         yield _RESULT.ok("placement", f"each new VM is placed on its template's node, because {reason}")
+
+
+def _no_privileges(context: ProxmoxContext, needs: list[privileges.PrivilegeNeed]) -> CheckResult:
+    """Return one result instead of one for each need, for a token without entries in the access control list."""
+    text = "the token has none of the needed privileges on VMs, storages and bridges"
+    if context.settings.proxmox_token_id:
+        text += ": a token with privilege separation needs entries of its own"
+    commands = [command for need in needs for command in _grant_commands(context, need)]
+    return _RESULT.fail("privileges", text, *dict.fromkeys(commands))
 
 
 def needs_of_settings(context: ProxmoxContext, zone_by_bridge: Mapping[str, str]) -> list[privileges.PrivilegeNeed]:
@@ -69,26 +80,24 @@ def _zone_of(context: ProxmoxContext, bridge: str) -> str:
 
 def _grant_commands(context: ProxmoxContext, need: privileges.PrivilegeNeed) -> list[str]:
     """Return the `pveum` commands that grant the token the needed privileges."""
+    local_zone = f"/sdn/zones/{privileges.LOCAL_ZONE}/"
+    commands = _pveum_commands(context, need)
+    if need.path.startswith(local_zone):
+        return [*commands, *vnet_commands(context, need.path.removeprefix(local_zone))]
+    return commands
+
+
+def vnet_commands(context: ProxmoxContext, bridge: str) -> list[str]:
+    """Return the commands that grant SDN.Use, if the bridge is a VNet: then it belongs to another zone.
+
+    Only a token with SDN.Audit may read the zone, so it is a placeholder.
+    """
+    commands = _pveum_commands(context, privileges.bridge_need(bridge, "ZONE"))
+    return [f"for a VNet: {command.replace('/ZONE/', '/<zone>/')}" for command in commands]
+
+
+def _pveum_commands(context: ProxmoxContext, need: privileges.PrivilegeNeed) -> list[str]:
     settings = context.settings
-    commands = privileges.pveum_commands(
+    return privileges.pveum_commands(
         [need], context.reader.roles(), user=settings.proxmox_user, token_id=settings.proxmox_token_id
     )
-    is_bridge = need.path.startswith(f"/sdn/zones/{privileges.LOCAL_ZONE}/")
-    return [*commands, f"for a VNet, write its own zone instead of {privileges.LOCAL_ZONE}"] if is_bridge else commands
-
-
-def check_tags(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Check that the token may change tags of VMs. Without this right, VMs get no tags."""
-    remedy = "set user-tag-access to free, or grant the token Sys.Modify on /"
-    granted = context.reader.permissions("/")
-    seen_tags = {tag for row in context.guests for tag in row.tags}
-    if "Sys.Modify" in granted:
-        yield _RESULT.ok("tags")
-    elif privileges.are_tags_restricted(context.reader.cluster_options(), [SMITH_TAG], seen_tags):
-        problem = "the cluster's options user-tag-access or registered-tags forbid some tags, so VMs may get no tags"
-        yield _RESULT.warn("tags", problem, remedy)
-    elif "Sys.Audit" in granted:
-        yield _RESULT.ok("tags")
-    else:
-        reason = "the token may not read user-tag-access and registered-tags (Sys.Audit on /)"
-        yield _RESULT.skip("tags", f"unknown whether VMs may get every tag: {reason}", f"if tags are missing: {remedy}")

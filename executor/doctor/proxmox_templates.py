@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from executor.doctor.checks import Area, CheckResult, ResultFactory
@@ -14,6 +15,10 @@ from executor.proxmox.template_needs import devices_for_root
 from executor.shared.marker import markers_in
 
 _RESULT = ResultFactory(Area.PROXMOX)
+#: The maximum number of templates that a text names.
+MAX_NAMED = 10
+#: The drives at which a template may get its cloud-init drive..
+CLOUD_INIT_KEYS = ("ide2", "ide0", "sata5", "scsi30")
 _DRIVE = re.compile(r"(ide|sata|scsi)[0-9]+")
 
 
@@ -26,10 +31,7 @@ def check_templates(context: ProxmoxContext) -> Iterator[CheckResult]:
     if not vmid_by_image:
         yield _check_templates_in_proxmox(context)
         return
-    row_by_vmid, config_by_image = {row.vmid: row for row in context.guests}, dict(context.template_configs)
-    results: list[CheckResult] = []
-    for image, vmid in vmid_by_image.items():
-        results += _check_template(image, vmid, row_by_vmid.get(vmid), config_by_image.get(image))
+    results = [result for image, vmid in vmid_by_image.items() for result in _check_template(context, image, vmid)]
     yield from results
     if not results:
         yield _RESULT.ok("templates", ", ".join(f"{image} is VM {vmid}" for image, vmid in vmid_by_image.items()))
@@ -49,38 +51,76 @@ def _check_templates_in_proxmox(context: ProxmoxContext) -> CheckResult:
 
 def check_os_templates(context: ProxmoxContext) -> Iterator[CheckResult]:
     """Check that each container template of PROXMOX_OS_TEMPLATES exists on at least one node."""
-    available_storages = [row for row in context.storages if row.is_available]
-    problems = []
-    for image, volume in sorted(context.settings.proxmox_os_templates.items()):
-        storage = volume.partition(":")[0]
-        nodes = [row.node for row in available_storages if row.name == storage]
-        if not any(volume in context.reader.volumes(node, storage, "vztmpl") for node in nodes):
-            problems.append(f"{image}: no node has {volume}, or the token may not see it")
-    hint = "pveam download <storage> <template>, or grant the token Datastore.Audit on the storage"
-    for problem in problems:
-        yield _RESULT.fail("os templates", problem, hint)
-    if context.settings.proxmox_os_templates and not problems:
-        yield _RESULT.ok("os templates", ", ".join(sorted(context.settings.proxmox_os_templates)))
+    volume_by_image = context.settings.proxmox_os_templates
+    missing = {image: volume for image, volume in sorted(volume_by_image.items()) if not _has_volume(context, volume)}
+    for image, volume in missing.items():
+        text = f"{image}: no node has {volume}, or the token may not see it"
+        yield _RESULT.fail("os templates", text, *_os_template_hints(context, image, volume))
+    if volume_by_image and not missing:
+        yield _RESULT.ok("os templates", ", ".join(sorted(volume_by_image)))
 
 
-def _check_template(image: str, vmid: int, row: VmRow | None, config: dict[str, Any] | None) -> Iterator[CheckResult]:
+def _has_volume(context: ProxmoxContext, volume: str) -> bool:
+    return volume in _os_template_volumes(context, volume.partition(":")[0])
+
+
+def _os_template_volumes(context: ProxmoxContext, storage: str) -> frozenset[str]:
+    """Return the container templates on a storage, of all nodes."""
+    rows = [row for row in context.storages if row.is_available and row.name == storage]
+    return frozenset().union(*(context.reader.volumes(row.node, storage, "vztmpl") for row in rows))
+
+
+def _os_template_hints(context: ProxmoxContext, image: str, volume: str) -> list[str]:
+    storage, _, file = volume.partition(":")
+    node = next((row.node for row in context.storages if row.name == storage), "<node>")
+    hints = [f"on {node}: pveam download {storage} {file.partition('/')[2]}"]
+    if existing := sorted(_os_template_volumes(context, storage)):
+        hints.insert(0, _setting("PROXMOX_OS_TEMPLATES", context.settings.proxmox_os_templates, image, existing[0]))
+    return [*hints, f"grant the token Datastore.Audit on /storage/{storage}"]
+
+
+def _setting(name: str, values: Mapping[str, object], image: str, value: object) -> str:
+    """Return the setting with another value for one image."""
+    return f"{name}={','.join(f'{key}={text}' for key, text in {**values, image: value}.items())}"
+
+
+def _check_template(context: ProxmoxContext, image: str, vmid: int) -> Iterator[CheckResult]:
     """Check that the guest with this VMID can be the template of the image."""
+    row = next((row for row in context.guests if row.vmid == vmid), None)
+    config = dict(context.template_configs).get(image)
+    other_template = _setting("PROXMOX_TEMPLATES", context.settings.proxmox_templates, image, "<vmid>")
     if row is None or config is None:
-        remedy = f"PROXMOX_TEMPLATES={image}=<vmid>, or grant the token VM.Audit on /vms/{vmid}"
-        yield _RESULT.fail("templates", f"{image}: VM {vmid} does not exist, or the token lacks VM.Audit on it", remedy)
+        text = f"{image}: VM {vmid} does not exist, or the token lacks VM.Audit on it{_existing_text(context)}"
+        yield _RESULT.fail("templates", text, other_template, f"grant the token VM.Audit on /vms/{vmid}")
         return
     row = with_configuration(row, config)
     if row.kind != "qemu" or not row.is_template:
-        remedy = f"PROXMOX_TEMPLATES={image}=<vmid>, or on {row.node}: qm template {vmid}"
-        yield _RESULT.fail("templates", f"{image}: {row.kind} {vmid} ({row.name}) is not a VM template", remedy)
+        text = f"{image}: {row.kind} {vmid} ({row.name}) is not a VM template"
+        make_template = [f"on {row.node}: qm template {vmid}"] if row.kind == "qemu" else []
+        yield _RESULT.fail("templates", text, *make_template, other_template)
         return
-    markers = markers_in(as_text(config.get("description")))
-    if markers:
-        remedy = f"remove the line with the marker from the notes of VM {vmid}"
-        yield _RESULT.fail("templates", f"{image}: VM {vmid}: {templates.marked_template_text(markers)}", remedy)
+    yield from _check_contents(image, row, config)
+
+
+def _existing_text(context: ProxmoxContext) -> str:
+    names = [f"{row.vmid} ({row.name})" for row in context.guests if row.is_template and row.kind == "qemu"]
+    return f"; it sees the templates {', '.join(names[:MAX_NAMED])}" if names else ""
+
+
+def _check_contents(image: str, row: VmRow, config: dict[str, Any]) -> Iterator[CheckResult]:
+    """Check the notes, the devices and the cloud-init drive of a template."""
+    notes = as_text(config.get("description"))
+    if markers := markers_in(notes):
+        text = f"{image}: VM {row.vmid}: {templates.marked_template_text(markers)}"
+        rest = "\n".join(line for line in notes.splitlines() if not markers_in(line))
+        remedy = f"qm set {row.vmid} --description {shlex.quote(rest)}" if rest else f"qm set {row.vmid} --delete notes"
+        yield _RESULT.fail("templates", text, f"on {row.node}: {remedy}")
     if devices := devices_for_root(config):
-        text = f"{image}: VM {vmid} has devices of the host, so only root@pam may clone it: {', '.join(devices)}"
+        text = f"{image}: VM {row.vmid} has devices of the host, so only root@pam may clone it: {', '.join(devices)}"
         yield _RESULT.fail("templates", text, "map the devices: Datacenter, Resource Mappings")
     if not any("cloudinit" in as_text(value) for key, value in config.items() if _DRIVE.fullmatch(key)):
-        text = f"{image}: VM {vmid} has no cloud-init drive, so its VMs get no user, keys, password and addresses"
-        yield _RESULT.warn("templates", text, f"on {row.node}: qm set {vmid} --ide2 <storage>:cloudinit")
+        text = f"{image}: VM {row.vmid} has no cloud-init drive, so its VMs get no user, keys, password and addresses"
+        storage = min(templates.template_facts(row, config).storages, default="<storage>")
+        free_keys = [key for key in CLOUD_INIT_KEYS if as_text(config.get(key, "none")).startswith("none")]
+        key = free_keys[0] if free_keys else CLOUD_INIT_KEYS[0]
+        yield _RESULT.warn("templates", text, f"on {row.node}: qm set {row.vmid} --{key} {storage}:cloudinit")

@@ -7,8 +7,9 @@ from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
 from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.database import check_database
 from executor.doctor.fulcrum import check_fulcrum
-from executor.doctor.machine import check_database, check_machine
+from executor.doctor.machine import check_machine
 from executor.doctor.proxmox import check_proxmox
 from executor.doctor.settings import check_settings
 from executor.errors import SettingsError

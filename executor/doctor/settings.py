@@ -6,6 +6,7 @@ import stat
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
+from executor.database.engine import sqlite_file
 from executor.doctor.checks import Area, CheckResult, ResultFactory
 from executor.errors import SettingsError
 from executor.redaction import redactor
@@ -71,10 +72,15 @@ def _check_secrets(settings: Settings) -> Iterator[CheckResult]:
         yield _RESULT.ok("secret files", f"{len(files)} in use, readable by this user only")
     else:
         yield _RESULT.ok("secret files", "none in use")
-    names = [name for name in SECRET_NAMES if origins[name] == "environment"]
+    names = [name for name in SECRET_NAMES if origins[name] == "environment" and _has_secret(name, settings)]
     if names:
         text = f"{', '.join(names)} in the environment, which /proc shows to all processes of this user"
         yield _RESULT.warn("secrets", text, *(f"{name}_FILE=/path/to/a/file" for name in names))
+
+
+def _has_secret(name: str, settings: Settings) -> bool:
+    """Return whether the value of a variable is secret. The URL of an SQLite file is not."""
+    return name != "SMITH_DATABASE_URL" or sqlite_file(settings.smith_database_url) is None
 
 
 def _mode(file: str) -> int:

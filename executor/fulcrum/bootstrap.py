@@ -274,12 +274,13 @@ def _compare(wanted: _WantedObject) -> BootstrapStep:
 
 
 def load_type(file_name: str) -> JsonObject:
-    """Read the definition of a type from a file in the folder `deploy`.
+    """Read the definition of a type from a file in the folder `deploy`."""
+    return dict(json.loads(type_file(file_name).read_text(encoding="utf-8")))
 
-    The folder is in the checkout or in the installed package.
-    """
+
+def type_file(file_name: str) -> Path:
+    """Return the path of a file in the folder `deploy`, which is in the checkout or in the installed package."""
     file_in_checkout = Path(__file__).resolve().parents[2] / "deploy" / file_name
     if file_in_checkout.is_file():
-        return dict(json.loads(file_in_checkout.read_text(encoding="utf-8")))
-    file_in_package = importlib.resources.files("executor") / "deploy" / file_name
-    return dict(json.loads(file_in_package.read_text(encoding="utf-8")))
+        return file_in_checkout
+    return Path(str(importlib.resources.files("executor"))) / "deploy" / file_name

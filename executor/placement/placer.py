@@ -79,6 +79,12 @@ class Placer:
         with self._end_allocation_on_exit(request.vmid):
             yield placement
 
+    def preview(self, request: PlacementRequest) -> Placement:
+        """Return the node that `allocate` would choose now, and allocate nothing. Raises the same errors."""
+        choice = self._reader.read_choice(request, always)
+        with self._lock:
+            return self._decide(choice)
+
     @contextmanager
     def allocate_migration(self, vmid: int, node: str, *, may_wait: MayWait = always) -> Iterator[Placement]:
         """Choose the target node of a migration. The VM counts as a guest of that node until the `with` block ends.

@@ -17,6 +17,7 @@ from executor.proxmox.connection import ProxmoxConnection, ProxmoxSession
 from executor.proxmox.rows import (
     ArchiveRow,
     NodeRow,
+    StorageConfig,
     StorageRow,
     VmRow,
     archive_rows,
@@ -26,6 +27,7 @@ from executor.proxmox.rows import (
     as_text,
     is_template,
     node_rows,
+    storage_configs,
     storage_rows,
     vm_rows,
     with_configuration,
@@ -112,6 +114,10 @@ class ProxmoxReader:
         The token sees a storage if it has Datastore.Audit or one of the allocate privileges on this storage.
         """
         return storage_rows(self._session.get("/cluster/resources", type="storage"))
+
+    def storage_configs(self) -> dict[str, StorageConfig]:
+        """Return the configuration of each storage that the token may see, also of disabled ones, by its name."""
+        return storage_configs(self._session.get("/storage"))
 
     def volumes(self, node: str, storage: str, content: str = "", *, vmid: int = 0) -> frozenset[str]:
         """List the volumes on a node's storage that the token may see.

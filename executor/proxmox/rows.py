@@ -81,8 +81,22 @@ class StorageRow:
     node: str
     is_shared: bool = False  #: whether the nodes that use this storage see the same data
     is_available: bool = False
-    may_hold_disks: bool = False  #: the storage is configured to hold disks of VMs
-    may_hold_backups: bool = False  #: the storage is configured to hold backups
+    content: frozenset[str] = frozenset()  #: what it may hold, such as `images` (disks of VMs), `rootdir` and `backup`
+    free_bytes: int | None = None  #: None if the node sends no statistics of the storage
+
+    @property
+    def may_hold_disks(self) -> bool:
+        """Whether the storage is configured to hold disks of VMs."""
+        return "images" in self.content
+
+
+@dataclass(frozen=True)
+class StorageConfig:
+    """A storage in the configuration of the cluster. The list of a node's storages lacks it if it is disabled."""
+
+    name: str
+    is_disabled: bool = False
+    nodes: tuple[str, ...] = ()  #: the only nodes that may use it; empty for all
 
 
 @dataclass(frozen=True)
@@ -175,12 +189,25 @@ def storage_rows(data: Any) -> list[StorageRow]:
             node=as_text(row.get("node")),
             is_shared=bool(as_int(row.get("shared"))),
             is_available=row.get("status") == "available",
-            may_hold_disks="images" in as_text(row.get("content")).split(","),
-            may_hold_backups="backup" in as_text(row.get("content")).split(","),
+            content=frozenset(as_text(row.get("content")).split(",")),
+            free_bytes=max(as_int(row["maxdisk"]) - as_int(row.get("disk")), 0) if row.get("maxdisk") else None,
         )
         for row in as_objects(data)
         if as_text(row.get("storage")) and as_text(row.get("node"))
     ]
+
+
+def storage_configs(data: Any) -> dict[str, StorageConfig]:
+    """Parse the answer to `GET /storage`, by the names of the storages."""
+    configs = [
+        StorageConfig(
+            name=as_text(row.get("storage")),
+            is_disabled=bool(as_int(row.get("disable"))),
+            nodes=tuple(node for node in as_text(row.get("nodes")).split(",") if node),
+        )
+        for row in as_objects(data)
+    ]
+    return {config.name: config for config in configs}
 
 
 def archive_rows(data: Any) -> list[ArchiveRow]:

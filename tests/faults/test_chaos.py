@@ -98,7 +98,7 @@ def test_two_runs_of_one_service_at_the_same_time_overlap() -> None:
 FILL = """
 import os, sys
 from pathlib import Path
-from faults.chaos.small_disks import enter_mount_namespace, mount_small_disk
+from support.small_disks import enter_mount_namespace, mount_small_disk
 if reason := enter_mount_namespace():
     print(f"NOT TESTED: {reason}")
     sys.exit()

@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 from faults.chaos.run import Size, run
-from faults.chaos.small_disks import enter_mount_namespace
+from support.small_disks import enter_mount_namespace
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRESS_INTERVAL_S = 10.0

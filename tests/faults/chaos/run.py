@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from faults.chaos import small_disks
 from faults.chaos.databases import Database, SqliteFile, running_postgres
 from faults.chaos.killer import Killer
 from faults.chaos.load import Load, make_room, services_in_simulator
 from faults.chaos.recorder import Recorder
 from faults.chaos.report import Report, make_report
-from faults.chaos.small_disks import SmallDisk
 from faults.chaos.troubles import Troubles
 from faults.history import Allowed, violations
 from faults.processes import processes_of_folder
 from faults.proxy import Proxy, running_proxy
 from faults.system import SystemUnderTest, running_system
+from support import small_disks
+from support.small_disks import SmallDisk
 
 #: How long to wait for all jobs to end.
 IDLE_TIMEOUT_S = 600.0

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import psutil
 from faults.chaos.databases import Database
 from faults.chaos.load import OPEN
-from faults.chaos.small_disks import SmallDisk
 from faults.proxy import Proxy
 from faults.system import SystemUnderTest
+from support.small_disks import SmallDisk
 
 #: The time between two faults.
 PAUSE_S = (0.5, 3.0)

@@ -158,7 +158,7 @@ def test_a_token_that_every_request_refuses_has_a_remedy(lab: LabSystem) -> None
     check = fulcrum_checks(fulcrum_api_url=lab.core.url, fulcrum_api_token="not-the-token").only("token")
     assert "wrong, revoked or expired" in check.text
     assert "--new-token" in check.hints[0]
-    assert "database" in check.hints[1]
+    assert any("database" in hint for hint in check.hints)
 
 
 def test_https_to_a_server_without_tls_is_named_and_tls_is_not_verified(lab: LabSystem) -> None:
@@ -167,14 +167,16 @@ def test_https_to_a_server_without_tls_is_named_and_tls_is_not_verified(lab: Lab
     assert results.named("tls") == [], "without a handshake, nothing is known of the certificate"
     check = results.only("reachable")
     assert check.status is Status.FAILED
-    assert check.hints[0].startswith(f"FULCRUM_API_URL={lab.core.url}, because the server answers without TLS")
+    assert check.text == f"{url}: the server answers without TLS"
+    assert check.hints == (f"FULCRUM_API_URL={lab.core.url}",)
 
 
 def test_a_wrong_path_or_port_has_the_form_of_the_url_as_its_remedy(lab: LabSystem) -> None:
-    for url in (f"{lab.core.url}/fulcrum", "http://127.0.0.1:9"):
+    remedies = {f"{lab.core.url}/fulcrum": lab.core.url, "http://127.0.0.1:9": "http://127.0.0.1:<port>"}
+    for url, right_url in remedies.items():
         check = fulcrum_checks(fulcrum_api_url=url, fulcrum_api_token=lab.ids.agent_token).only("reachable")
         assert check.status is Status.FAILED
-        assert check.hints[0] == "FULCRUM_API_URL=https://host[:port], without the path /api/v1"
+        assert check.hints[0] == f"FULCRUM_API_URL={right_url}"
 
 
 def test_each_failed_check_of_fulcrumcore_has_a_remedy(lab: LabSystem) -> None:
@@ -184,7 +186,8 @@ def test_each_failed_check_of_fulcrumcore_has_a_remedy(lab: LabSystem) -> None:
     lab.admin.call("PATCH", path, {"serviceTypeIds": []})
     results = fulcrum_checks(fulcrum_api_url=lab.core.url, fulcrum_api_token=lab.ids.agent_token)
     lab.admin.call("PATCH", path, {"serviceTypeIds": before})
-    assert "--service-type-file" in results.only("service types").hints[0]
+    provider = "--provider 'Northwind Cloud'"
+    assert results.only("service types").hints[0] == f"smith bootstrap core --agent smith-dc1 {provider}"
     assert all(check.hints for check in results.checks if check.status in {Status.FAILED, Status.WARNING})
 
 
@@ -363,9 +366,10 @@ def test_a_bridge_without_a_node_is_unknown(doctor: Doctor) -> None:
 def test_a_storage_for_backups_must_exist_and_accept_them(doctor: Doctor) -> None:
     missing = doctor(PROXMOX_BACKUP_STORAGE="nope").only("backup storage")
     assert (missing.status, "names nope, which does not exist" in missing.text) == (Status.FAILED, True)
-    assert missing.hints[0].startswith("on a node: pvesm status --storage nope")
+    assert missing.hints[0] == "PROXMOX_BACKUP_STORAGE=backups"
+    assert missing.hints[1].startswith("on a node: pvesm status --storage nope")
     wrong = doctor(PROXMOX_BACKUP_STORAGE="ceph").only("backup storage")
-    assert (wrong.status, wrong.hints) == (Status.FAILED, ("pvesm set ceph --content backup,…",))
+    assert (wrong.status, wrong.hints[1]) == (Status.FAILED, "pvesm set ceph --content backup,images,rootdir")
     assert doctor(PROXMOX_BACKUP_STORAGE="backups").only("backup storage").status is Status.OK
 
 
@@ -423,7 +427,8 @@ def test_a_vnet_needs_its_privilege_in_its_own_zone(doctor: Doctor, lab: LabSyst
     granted = doctor(PROXMOX_BRIDGES="vnet7")
     lab.proxmox.control("revoke", path="/sdn/zones/tenants/vnet7", privilege="SDN.Use")
     lab.proxmox.control("vnet", name="vnet7", zone="")
-    assert {check.status for check in without.named("bridge")} == {Status.OK, Status.FAILED}
+    # The token may use each bridge of the local zone, so Proxmox does not say that this one is a VNet.
+    assert {check.status for check in without.named("bridge")} == {Status.OK, Status.WARNING}
     assert granted.failed == set()
     assert "/sdn/zones/tenants/vnet7" in granted.only("privileges").text
 

@@ -1,0 +1,36 @@
+"""Prints the rows of a table one by one, as they become known. The widths of the columns are given beforehand."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from executor.cli.table_layout import FLEXIBLE_COLUMNS, columns_that_fit
+from executor.cli.tables import CELL_PADDING, cell_text, print_renderable, terminal_width
+
+
+class StreamedTable:
+    """A table whose rows are printed at once. A cell that is wider than its column moves the rest of its row."""
+
+    def __init__(self, columns: Mapping[str, str], widths: Mapping[str, int]) -> None:
+        """Choose the columns. `columns` has the headings and `widths` the widths, by the keys of the rows' values."""
+        self._columns, self._widths = columns, widths
+        self._shown, self._width = columns_that_fit(widths, terminal_width())
+        self._has_heading = False
+
+    def show(self, row: Mapping[str, Any]) -> None:
+        """Print one row; before the first one, the headings."""
+        from rich.table import Table  # noqa: PLC0415
+
+        table = Table(
+            box=None, padding=CELL_PADDING, pad_edge=False, header_style="bold", show_header=not self._has_heading
+        )
+        for key in self._shown:
+            is_flexible = key in FLEXIBLE_COLUMNS
+            width = None if is_flexible else self._widths[key]
+            table.add_column(self._columns[key], overflow="fold", no_wrap=not is_flexible, min_width=width)
+        table.add_row(*(cell_text(row.get(key)) for key in self._shown))
+        print_renderable(table, self._width)
+        sys.stdout.flush()
+        self._has_heading = True

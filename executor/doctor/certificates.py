@@ -1,0 +1,150 @@
+"""Finds out why a TLS connection fails, and until when a server's certificate is valid.
+
+The clients of FulcrumCore and Proxmox verify certificates. This module only explains their failures: it connects again.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+#: How long a connection may take.
+TIMEOUT_S = 5.0
+#: A certificate that is valid for fewer days than this is a warning.
+MIN_DAYS_LEFT = 14
+#: Names that every machine has for itself. They are also in Proxmox's certificates.
+LOCAL_NAMES = ("localhost", "127.0.0.1", "0:0:0:0:0:0:0:1", "::1")
+#: OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which the module `ssl` does not name.
+_NO_CHECK_TIME = 0x200000
+#: OpenSSL's codes of failed verifications (X509_V_ERR_…) whose cause is the time or the host.
+_NOT_YET_VALID, _EXPIRED, _WRONG_HOST, _WRONG_ADDRESS = 9, 10, 62, 64
+
+
+class TlsProblem(StrEnum):
+    """Why a TLS connection to a server fails."""
+
+    NO_TLS = "no TLS"  #: the server answers, but not with TLS
+    NO_CONNECTION = "no connection"
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not yet valid"
+    WRONG_HOST = "wrong host"
+    UNKNOWN_CA = "unknown CA"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """The facts of a server's certificate that an operator needs."""
+
+    valid_from: datetime
+    valid_until: datetime
+    names: tuple[str, ...]  #: the host names and addresses for which it is valid
+    issuer: str
+
+    @property
+    def best_name(self) -> str:
+        """The name that a client on another machine should use; '' if there is none."""
+        return next((name for name in self.names if name not in LOCAL_NAMES), self.names[0] if self.names else "")
+
+    @property
+    def days_left(self) -> int:
+        """The number of whole days for which it is still valid; negative after its end."""
+        return (self.valid_until - datetime.now(UTC)).days
+
+
+@dataclass(frozen=True)
+class TlsState:
+    """Whether a TLS connection succeeds, and the server's certificate, None if it cannot be read."""
+
+    problem: TlsProblem | None
+    certificate: Certificate | None = None
+
+
+def examine(host: str, port: int, ca_bundle: Path | None) -> TlsState:
+    """Connect to a server as a client with this CA bundle does; None stands for the CAs of the system."""
+    context = ssl.create_default_context(cafile=str(ca_bundle) if ca_bundle else None)
+    try:
+        _handshake(host, port, context)
+        problem = None
+    except ssl.SSLCertVerificationError as error:
+        problem = _problem_of(error.verify_code)
+    except (ssl.SSLError, ConnectionResetError):
+        return TlsState(TlsProblem.NO_TLS)
+    except (OSError, ValueError):
+        return TlsState(TlsProblem.NO_CONNECTION)
+    return TlsState(problem, read_certificate(host, port))
+
+
+def read_certificate(host: str, port: int) -> Certificate | None:
+    """Return the certificate of a server, also if it is not valid. Return None if it cannot be read."""
+    try:
+        unverified = ssl.create_default_context()
+        unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+        encoded, _ = _handshake(host, port, unverified)
+        # `ssl` decodes only a certificate that it has verified. So the certificate itself is made the trusted one.
+        trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        trusting.check_hostname = False
+        trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VerifyFlags(_NO_CHECK_TIME)
+        trusting.load_verify_locations(cadata=ssl.DER_cert_to_PEM_cert(encoded))
+        return _parse(_handshake(host, port, trusting)[1])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _handshake(host: str, port: int, context: ssl.SSLContext) -> tuple[bytes, dict[str, Any]]:
+    """Return the certificate, encoded and decoded. Raises OSError; ssl.SSLError is one."""
+    with (
+        socket.create_connection((host, port), TIMEOUT_S) as connection,
+        context.wrap_socket(connection, server_hostname=host) as secured,
+    ):
+        return secured.getpeercert(binary_form=True) or b"", secured.getpeercert() or {}
+
+
+def _problem_of(verify_code: int) -> TlsProblem:
+    problems = {_EXPIRED: TlsProblem.EXPIRED, _NOT_YET_VALID: TlsProblem.NOT_YET_VALID}
+    problems |= {_WRONG_HOST: TlsProblem.WRONG_HOST, _WRONG_ADDRESS: TlsProblem.WRONG_HOST}
+    return problems.get(verify_code, TlsProblem.UNKNOWN_CA)
+
+
+def _parse(decoded: dict[str, Any]) -> Certificate:
+    issuer = {name: str(value) for group in decoded.get("issuer", ()) for name, value in group}
+    return Certificate(
+        valid_from=_time(decoded["notBefore"]),
+        valid_until=_time(decoded["notAfter"]),
+        names=tuple(str(value) for _kind, value in decoded.get("subjectAltName", ())),
+        issuer=issuer.get("commonName") or issuer.get("organizationName") or "unknown",
+    )
+
+
+def _time(text: object) -> datetime:
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(text)), UTC)
+
+
+def describe_problem(host: str, state: TlsState) -> str:
+    """Return the problem of a certificate in plain words; '' for any other problem."""
+    certificate = state.certificate
+    if certificate is None:
+        return ""
+    subject = f"the certificate of {host}"
+    texts = {
+        TlsProblem.EXPIRED: f"{subject} expired on {certificate.valid_until:%Y-%m-%d %H:%M}Z",
+        TlsProblem.NOT_YET_VALID: f"{subject} is valid only from {certificate.valid_from:%Y-%m-%d %H:%M}Z",
+        TlsProblem.WRONG_HOST: f"{subject} is not for this host, but for {', '.join(certificate.names) or 'no host'}",
+        TlsProblem.UNKNOWN_CA: f"{subject} is from a CA that is not known here (issuer {certificate.issuer})",
+    }
+    return texts.get(state.problem, "") if state.problem else ""
+
+
+def describe_validity(certificate: Certificate) -> str:
+    """Return until when a certificate is valid, with the days that are left."""
+    return f"the certificate is valid until {certificate.valid_until:%Y-%m-%d}, {certificate.days_left} days left"
+
+
+def system_bundle() -> str:
+    """Return the path of the file with the CA certificates of this machine."""
+    paths = ssl.get_default_verify_paths()
+    return paths.cafile or paths.openssl_cafile

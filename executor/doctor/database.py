@@ -1,0 +1,105 @@
+"""Checks the database: whether it can be read and written, its schema, its integrity and its owner."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from executor.database import pauses, schema
+from executor.database.engine import can_lock, open_engine, reading, sqlite_file
+from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.folders import mount_point, nearest_existing_folder, read_only_reason
+from executor.errors import DatabaseError
+from executor.settings.settings import Settings
+
+_RESULT = ResultFactory(Area.DATABASE)
+#: How long the check waits for the write lock. The transactions of an agent are much shorter.
+MAX_LOCK_WAIT_S = 2.0
+RESTORE_HINT = "smith db restore <backup>"
+#: The remedy of each failure of the database, by a part of the failure's text.
+HINTS = {
+    "which this version (newest": "run the newer Agent Smith; or, with the newer version: smith db downgrade",
+    "tables of another program": "SMITH_DATABASE_URL=sqlite:///<file>",
+    "file is not a database": RESTORE_HINT,
+    "malformed": RESTORE_HINT,
+    "disk I/O error": "check the disk: journalctl -k; then smith db check",
+    "psycopg": "pip install 'agent-smith[postgres]'",
+    "not readable and writable": "run smith doctor as the user of the service: smith doctor --as-service",
+}
+
+
+def check_database(settings: Settings) -> Iterator[CheckResult]:
+    """Check the database. A missing SQLite file is no failure, because the agent creates it at its first start."""
+    file = sqlite_file(settings.smith_database_url)
+    if file is not None:
+        yield from _check_owner(file.parent)
+        if (reason := read_only_reason(nearest_existing_folder(file))) is not None:
+            remedy = f"mount -o remount,rw {mount_point(nearest_existing_folder(file))}"
+            yield _RESULT.fail("usable", f"{file} cannot be written: {reason}", remedy)
+            return
+        if not file.exists():
+            yield _check_that_file_can_be_created(file)
+            return
+    try:
+        yield from _check_content(settings, file)
+    except DatabaseError as error:
+        yield _RESULT.fail("usable", str(error), *_hints(str(error), file))
+
+
+def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResult]:
+    """Check the lock, the schema and the integrity. Raises DatabaseError."""
+    engine = open_engine(settings.smith_database_url)
+    try:
+        if not can_lock(engine, within_s=MAX_LOCK_WAIT_S):
+            text = f"{file} is locked by another program for longer than {MAX_LOCK_WAIT_S:.0f} s"
+            yield _RESULT.fail("usable", text, f"end the program that has opened the file: fuser -v {file}")
+            return
+        problems = schema.check(engine)
+        pause = None
+        if not problems:
+            with reading(engine) as session:
+                pause = pauses.current(session)
+    finally:
+        engine.dispose()
+    for problem in problems:
+        if problem.startswith("schema is "):  # the schema is old, and the agent upgrades it at its start
+            yield _RESULT.warn("schema", problem, "smith db upgrade")
+        else:
+            yield _RESULT.fail("sound", problem, RESTORE_HINT)
+    if not problems:
+        yield _RESULT.ok("usable", f"schema {schema.head_revision()}, sound")
+    if pause is not None:
+        text = f"no job is claimed: paused since {pause.since:%Y-%m-%d %H:%M:%S}Z by {pause.who}: {pause.reason}"
+        yield _RESULT.warn("pause", text, "smith resume")
+
+
+def _hints(text: str, file: Path | None) -> list[str]:
+    hints = [hint for part, hint in HINTS.items() if part in text]
+    if hints or file is not None:
+        return hints or ["smith db check"]
+    return ["check SMITH_DATABASE_URL, and that the server runs and accepts the user"]
+
+
+def _check_owner(folder: Path) -> Iterator[CheckResult]:
+    """Check that each file of the data folder has the owner of the folder, who is the user of the service."""
+    try:
+        owner = folder.stat().st_uid
+        files = {file: file.lstat().st_uid for file in sorted(folder.iterdir())}
+    except OSError:
+        return  # the folder does not exist, or the other checks name why it cannot be read
+    for file, uid in files.items():
+        if uid != owner:
+            text = (
+                f"{file} belongs to uid {uid}, and its folder to uid {owner}, so the service may not be able to use it"
+            )
+            yield _RESULT.fail("owner", text, f"chown --reference={folder} {file}")
+
+
+def _check_that_file_can_be_created(file: Path) -> CheckResult:
+    folder = nearest_existing_folder(file.parent)
+    if os.access(folder, os.W_OK | os.X_OK):
+        return _RESULT.ok("usable", f"the agent creates {file} at its first start")
+    uid, owner = os.getuid(), folder.stat().st_uid
+    text = f"{file} cannot be created: {folder} belongs to uid {owner}, and is not writable for uid {uid}"
+    return _RESULT.fail("usable", text, f"chown {uid} {folder}", "or, for the service: smith doctor --as-service")

@@ -1,0 +1,92 @@
+"""Checks the agent of the token: whether it is enabled, and whether only this database is used for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from executor.database import nodes, queries
+from executor.database.tables import utc_now
+from executor.doctor.checks import CLOCK_HINT, Area, CheckResult, ResultFactory
+from executor.doctor.database_reads import read_database
+from executor.errors import DatabaseError
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.types import DISABLED, CoreAgent
+from executor.settings.settings import Settings
+from executor.views.agent_liveness import is_alive
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+_RESULT = ResultFactory(Area.FULCRUM)
+#: The check warns if FulcrumCore's clock and this machine's clock differ by more than this. Even then, jobs can
+#: succeed, because deadlines use FulcrumCore's clock.
+MAX_CLOCK_OFFSET_S = 5.0
+#: The time within which a connected agent sends at least two heartbeats: their interval is at most 25 s.
+HEARTBEATS_WITHIN_S = 60.0
+#: FulcrumCore's status of an agent that sends heartbeats.
+CONNECTED = "Connected"
+OTHER_EXECUTOR_HINT = (
+    "stop the other executor, or give it a token of its own, or use its database: SMITH_DATABASE_URL=<its URL>"
+)
+
+
+def check_agent(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
+    """Check the agent that FulcrumCore has returned for the token."""
+    yield _RESULT.ok("token", f"agent {agent.name or '?'} ({agent.id})")
+    yield _check_enabled(agent)
+    yield _check_clock(client)
+    yield from _check_same_agent(agent, client, settings)
+
+
+def _check_enabled(agent: CoreAgent) -> CheckResult:
+    participant = agent.participant
+    if agent.status == DISABLED:
+        hint = f'PATCH /agents/{agent.id} {{"status": "Disconnected"}}'
+        return _RESULT.warn("enabled", "the agent is disabled in FulcrumCore, so it claims no jobs", hint)
+    if participant is not None and participant.status == DISABLED:
+        text = f"the provider {participant.name} of the agent is disabled in FulcrumCore, so the agent claims no jobs"
+        return _RESULT.warn("enabled", text, f'PATCH /participants/{participant.id} {{"status": "Enabled"}}')
+    return _RESULT.ok("enabled", f"status {agent.status}")
+
+
+def _check_clock(client: FulcrumClient) -> CheckResult:
+    offset_s = client.clock_offset_s
+    direction = "ahead of" if offset_s > 0 else "behind"
+    text = f"FulcrumCore's clock is {abs(offset_s):.1f} s {direction} this machine's clock"
+    if abs(offset_s) > MAX_CLOCK_OFFSET_S:
+        return _RESULT.warn("clock", f"{text}: one of the two clocks is wrong", CLOCK_HINT)
+    return _RESULT.ok("clock", text)
+
+
+def _check_same_agent(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
+    """Compare the agent with the jobs and the running agent processes in the database.
+
+    A token belongs to one database: two executors with two databases would claim each other's jobs.
+    """
+    try:
+        earlier_agent_id = read_database(settings, queries.newest_agent_id, if_missing=None)
+        is_running = read_database(settings, lambda session: _is_running(session, settings), if_missing=False)
+    except DatabaseError:
+        return  # the check of the database names the problem
+    if earlier_agent_id not in (None, agent.id):
+        text = f"the jobs in the database are those of agent {earlier_agent_id}, but the token is that of {agent.id}"
+        token_hint = f"FULCRUM_API_TOKEN_FILE=<file with the token of agent {earlier_agent_id}>"
+        yield _RESULT.warn("same agent", text, token_hint, "SMITH_DATA_DIR=<a new folder>, for a new agent")
+    elif agent.status == CONNECTED and not is_running and _has_recent_heartbeat(agent, client):
+        text = "no agent runs with this database, but another executor sends heartbeats with this token"
+        as_service = "if it is the service of this machine: smith doctor --as-service"
+        yield _RESULT.warn("same agent", text, OTHER_EXECUTOR_HINT, as_service)
+
+
+def _is_running(session: Session, settings: Settings) -> bool:
+    rows = nodes.not_stopped(session)
+    return any(is_alive(row, utc_now(), settings.smith_lease_s) for row in rows)
+
+
+def _has_recent_heartbeat(agent: CoreAgent, client: FulcrumClient) -> bool:
+    """Return whether FulcrumCore has changed the agent's row just now, as each heartbeat does."""
+    if agent.updated_at is None:
+        return False
+    return time.time() + client.clock_offset_s - agent.updated_at.timestamp() < HEARTBEATS_WITHIN_S

@@ -1,0 +1,159 @@
+"""Checks the service types and metric types that the agent needs in FulcrumCore."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.errors import JobError
+from executor.fulcrum.bootstrap import CONTAINER_TYPE_FILE, SERVICE_TYPE_FILE, load_type, type_file
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.types import METRIC_TYPES, CoreAgent, ServiceType
+from executor.runs import actions
+from executor.runs.actions import ansible_home
+from executor.runs.request import PlanSettings
+from executor.settings.settings import Settings
+
+_RESULT = ResultFactory(Area.FULCRUM)
+#: The properties that a service type must have, because each create needs them.
+REQUIRED_PROPERTIES = ("cores", "memoryMb", "diskGb")
+#: The name of the property for a VM's password. A service type should mark this property as secret.
+PASSWORD_PROPERTY = "ciPassword"  # noqa: S105  (a name, not a password)
+#: Properties that a provider may leave out of the shipped types, because it offers no values for them.
+OPTIONAL_PROPERTIES = frozenset({"tags"})
+
+
+def add_type_hint(agent: CoreAgent) -> str:
+    """Return the command that creates the service type and adds it to the agent's type."""
+    provider = agent.participant.name if agent.participant else None
+    return f"smith bootstrap core --agent {agent.name or '<agent>'} --provider '{provider or '<provider>'}'"
+
+
+def check_service_types(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
+    """Check the service types of the agent's type. Raises FulcrumError."""
+    service_type_ids = agent.agent_type.service_type_ids if agent.agent_type else []
+    if not service_type_ids:
+        text = "the agent's type has no service types, so the agent gets no jobs"
+        yield _RESULT.fail("service types", text, add_type_hint(agent))
+    playbook_folders = PlanSettings.from_settings(settings, ansible_home()).playbook_folders
+    for service_type_id in service_type_ids:
+        service_type = client.get_service_type(service_type_id)
+        yield from _check_actions(service_type, playbook_folders)
+        yield from _check_age(service_type)
+        yield from _check_backup(service_type, settings)
+        yield from _check_properties(service_type)
+
+
+def _check_actions(service_type: ServiceType, playbook_folders: Any) -> Iterator[CheckResult]:
+    """Check that each action in the lifecycle of the service type has a playbook."""
+    names = _action_names(service_type.lifecycle_schema)
+    problems: list[str] = []
+    for name in names:
+        try:
+            actions.find(name, playbook_folders)
+        except JobError as error:
+            problems.append(error.detail)
+    if problems:
+        hint = "SMITH_ACTIONS_PATH=<folder with the playbooks>, or remove the action from the service type"
+        yield _RESULT.fail(f"type {service_type.name}", "; ".join(problems), hint)
+    elif not names:
+        yield _RESULT.fail(f"type {service_type.name}", "its lifecycle has no actions", _replace_hint(service_type))
+    else:
+        yield _RESULT.ok(f"type {service_type.name}", f"each action has a playbook: {', '.join(names)}")
+
+
+def _check_age(service_type: ServiceType) -> Iterator[CheckResult]:
+    """Warn when a type has the name of a shipped type, but lacks actions or properties of this version.
+
+    A provider's own type, with another name, may lack them on purpose.
+    """
+    shipped = _shipped_type(service_type)
+    if shipped.get("name") != service_type.name:
+        return
+    actions_of_type = _action_names(service_type.lifecycle_schema)
+    lacking = {
+        "action": [name for name in _action_names(shipped["lifecycleSchema"]) if name not in actions_of_type],
+        "property": sorted(_properties(shipped["propertySchema"]) - _properties(service_type.property_schema)),
+    }
+    lacking["property"] = [name for name in lacking["property"] if name not in OPTIONAL_PROPERTIES]
+    texts = [f"the {_plural(kind, names)} {', '.join(names)}" for kind, names in lacking.items() if names]
+    if texts and actions_of_type:
+        text = f"the type is older than this version, it lacks {' and '.join(texts)}"
+        yield _RESULT.warn(f"type {service_type.name}", text, _replace_hint(service_type))
+
+
+def _check_properties(service_type: ServiceType) -> Iterator[CheckResult]:
+    """Check that a service type has the required properties and marks the password as secret."""
+    properties = _properties(service_type.property_schema)
+    missing_names = [name for name in REQUIRED_PROPERTIES if name not in properties]
+    if missing_names:
+        text = f"the type has no property {', '.join(missing_names)}, so no VM can be created from it"
+        yield _RESULT.fail(f"type {service_type.name}", text, _replace_hint(service_type))
+    password_path = (PASSWORD_PROPERTY,)  # a path is a tuple of names, and this property is not nested
+    is_marked_secret = password_path in service_type.secret_paths()
+    if PASSWORD_PROPERTY in properties and not is_marked_secret:
+        text = f"{PASSWORD_PROPERTY} is not marked secret: FulcrumCore shows it to all who may read the service"
+        hint = f'"{PASSWORD_PROPERTY}": {{"secret": {{"type": "ephemeral"}}, …}}'
+        yield _RESULT.warn(f"type {service_type.name}", text, hint)
+
+
+def _check_backup(service_type: ServiceType, settings: Settings) -> Iterator[CheckResult]:
+    """Warn when a service type has the action backup, but every backup would fail.
+
+    A backup needs PROXMOX_BACKUP_STORAGE, unless the folder of the operator's own playbooks has a `backup.yml`.
+    """
+    if "backup" not in _action_names(service_type.lifecycle_schema) or settings.proxmox_backup_storage:
+        return
+    own_playbooks_folder = settings.smith_actions_path
+    if own_playbooks_folder is None or not (own_playbooks_folder / "backup.yml").exists():
+        text = f"type {service_type.name} has the action backup, but no storage for backups is set"
+        problem = f"{text}: each backup would fail with INVALID_REQUEST"
+        yield _RESULT.warn("backups", problem, "PROXMOX_BACKUP_STORAGE=<storage>")
+
+
+def check_metric_types(client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
+    """Check that FulcrumCore has the metric types, without which it refuses metrics. Raises FulcrumError."""
+    if settings.smith_metrics_interval_s == 0:
+        yield _RESULT.ok("metric types", "not used, because SMITH_METRICS_INTERVAL_S is 0")
+        return
+    existing_names = {metric_type.name for metric_type in client.metric_types()}
+    missing_names = [name for name in METRIC_TYPES if name not in existing_names]
+    if missing_names:
+        hints = [f'POST /metric-types {{"name": "{name}", "entityType": "Resource"}}' for name in missing_names]
+        text = f"FulcrumCore has no metric type {', '.join(missing_names)}, so the agent does not send these metrics"
+        yield _RESULT.warn("metric types", text, *hints)
+    else:
+        yield _RESULT.ok("metric types", f"all {len(METRIC_TYPES)} metric types exist")
+
+
+def _type_file_name(service_type: ServiceType) -> str:
+    is_container = "osTemplate" in _properties(service_type.property_schema)
+    return CONTAINER_TYPE_FILE if is_container else SERVICE_TYPE_FILE
+
+
+def _shipped_type(service_type: ServiceType) -> dict[str, Any]:
+    return load_type(_type_file_name(service_type))
+
+
+def _replace_hint(service_type: ServiceType) -> str:
+    file = type_file(_type_file_name(service_type))
+    return f"PATCH /service-types/{service_type.id} with the file {file}"
+
+
+def _properties(property_schema: dict[str, Any]) -> set[str]:
+    properties = property_schema.get("properties")
+    return set(properties) if isinstance(properties, dict) else set()
+
+
+def _action_names(lifecycle_schema: dict[str, Any]) -> list[str]:
+    lifecycle_actions = lifecycle_schema.get("actions")
+    if not isinstance(lifecycle_actions, list):
+        return []
+    return sorted({str(action.get("name")) for action in lifecycle_actions if isinstance(action, dict)})
+
+
+def _plural(kind: str, names: list[str]) -> str:
+    if len(names) == 1:
+        return kind
+    return {"action": "actions", "property": "properties"}[kind]

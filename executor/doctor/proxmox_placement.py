@@ -1,0 +1,50 @@
+"""Checks with the placement itself whether a node can be found for a VM of each template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.proxmox_context import ProxmoxContext
+from executor.errors import JobError
+from executor.placement import templates
+from executor.placement.choice import PlacementRequest
+from executor.placement.placer import Placer
+from executor.proxmox.rows import is_template
+from executor.shared.error_codes import ErrorCode
+
+_RESULT = ResultFactory(Area.PROXMOX)
+
+
+def check_placement(context: ProxmoxContext) -> Iterator[CheckResult]:
+    """Choose a node for the smallest VM of each template in PROXMOX_TEMPLATES, as a create does. Allocate nothing."""
+    placer = Placer(context.reader, context.settings)
+    images = [image for image, config in context.template_configs if is_template(config)]
+    for image in images:  # the check of the templates names those that are none
+        try:
+            placer.preview(_request(context, image))
+        except JobError as error:
+            yield _RESULT.fail("placement", f"{image}: {error.operator_detail}", *_hints(context, image, error))
+
+
+def _request(context: ProxmoxContext, image: str) -> PlacementRequest:
+    nodes = context.settings.proxmox_nodes
+    node = nodes[0] if len(nodes) == 1 else ""
+    bridge = context.settings.proxmox_bridge
+    return PlacementRequest(vmid=0, image=image, memory_mib=0, cores=0, bridge=bridge, node=node)
+
+
+def _hints(context: ProxmoxContext, image: str, error: JobError) -> list[str]:
+    """Return the settings with which a VM of the image can be placed."""
+    if error.code is not ErrorCode.NOT_FOUND:
+        return ["see the checks nodes and storage"]
+    row = next(row for row in context.guests if row.vmid == context.settings.proxmox_templates[image])
+    template = templates.template_facts(row, dict(context.template_configs)[image])
+    shared_storages = {row.name for row in context.storages if row.is_shared and row.may_hold_disks}
+    hints = []
+    if (
+        template.storages and template.storages <= shared_storages
+    ):  # only PROXMOX_STORAGE prevents a clone to another node
+        hints.append(f"PROXMOX_STORAGE={min(template.storages)}")
+    hints.append(f"PROXMOX_NODES={','.join(sorted({*context.settings.proxmox_nodes, row.node}))}")
+    return hints

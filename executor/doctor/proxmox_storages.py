@@ -1,0 +1,125 @@
+"""Checks the storages for the disks of VMs and containers, and the storage for backups."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+
+from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.proxmox_context import ProxmoxContext
+from executor.proxmox.rows import StorageRow
+
+_RESULT = ResultFactory(Area.PROXMOX)
+GIB = 1024**3
+#: A storage with less free space than this is full: not even a small template can be cloned.
+MIN_FREE_BYTES = GIB
+
+RowsByNode = Mapping[str, StorageRow]
+
+
+def check_storages(context: ProxmoxContext) -> Iterator[CheckResult]:
+    """Check that the storages for disks, those that services may name, and that for backups exist and can be used."""
+    for storage in sorted(context.disk_storages):
+        yield _check_storage(storage, context)
+    if not context.disk_storages:
+        yield _RESULT.ok("storage", "each VM uses the storages of its template")
+    for storage in context.offered_storages:
+        if storage not in context.storage_names:
+            yield _missing_storage("storage", f"PROXMOX_STORAGES names {storage}, which", storage, context)
+    backup_storage = context.settings.proxmox_backup_storage
+    if backup_storage:
+        yield _check_backup_storage(backup_storage, context)
+
+
+def _check_storage(storage: str, context: ProxmoxContext) -> CheckResult:
+    """Check that a storage accepts disks, is available on the online nodes and has space."""
+    row_by_node = context.storage_rows(storage)
+    if not row_by_node:
+        return _check_hidden_storage(storage, context)
+    for content, guests in (("images", "VM disks"), ("rootdir", "containers")):
+        is_needed = content == "images" or context.settings.proxmox_os_templates
+        if is_needed and not all(content in row.content for row in row_by_node.values()):
+            remedy = _content_command(storage, row_by_node, content)
+            return _RESULT.fail("storage", f"{storage} does not accept {guests}", remedy)
+    return _check_places(storage, row_by_node, context)
+
+
+def _check_places(storage: str, row_by_node: RowsByNode, context: ProxmoxContext) -> CheckResult:
+    """Check on which of the online nodes the storage is available, and its free space there."""
+    online_nodes = [node.name for node in context.allowed_nodes if node.is_online]
+    if not online_nodes:
+        return _RESULT.skip("storage", f"{storage}: no node of PROXMOX_NODES is online", "see the check nodes")
+    available_nodes = {node for node, row in row_by_node.items() if row.is_available}
+    missing = [node for node in online_nodes if node not in available_nodes]
+    remedies = [f"on {node}: pvesm status --storage {storage}" for node in missing]
+    if len(missing) == len(online_nodes):
+        text = f"{storage} is available on none of the nodes {', '.join(online_nodes)}"
+        return _RESULT.fail("storage", text, *remedies)
+    full_nodes = [node for node in online_nodes if _is_full(row_by_node.get(node))]
+    if full_nodes:
+        text = f"{storage} is full on {', '.join(full_nodes)}: less than {MIN_FREE_BYTES // GIB} GiB are free"
+        remedy = f"remove what is not needed on {storage}, enlarge it, or use another storage"
+        other = _other_storage(storage, context, "images")
+        return _RESULT.fail("storage", text, f"{remedy}: PROXMOX_STORAGE={other}")
+    if missing:
+        return _RESULT.warn("storage", f"{storage} is not available on {', '.join(missing)}", *remedies)
+    free = [row.free_bytes for row in row_by_node.values() if row.free_bytes is not None]
+    return _RESULT.ok("storage", f"{storage}: at least {min(free) // GIB} GiB free" if free else storage)
+
+
+def _is_full(row: StorageRow | None) -> bool:
+    return row is not None and row.free_bytes is not None and row.free_bytes < MIN_FREE_BYTES
+
+
+def _check_hidden_storage(storage: str, context: ProxmoxContext) -> CheckResult:
+    """Return why no node lists a storage: it is disabled, or for other nodes only, or it does not exist."""
+    config = context.storage_configs.get(storage)
+    if config is None:
+        return _missing_storage("storage", f"the storage {storage}", storage, context)
+    if config.is_disabled:
+        return _RESULT.fail("storage", f"{storage} is disabled", f"pvesm set {storage} --disable 0")
+    text = f"{storage} is configured for other nodes only ({', '.join(config.nodes) or 'none'})"
+    return _RESULT.fail("storage", text, f"pvesm set {storage} --delete nodes")
+
+
+def _check_backup_storage(storage: str, context: ProxmoxContext) -> CheckResult:
+    row_by_node = context.storage_rows(storage)
+    if not row_by_node:
+        subject = f"PROXMOX_BACKUP_STORAGE names {storage}, which"
+        config = context.storage_configs.get(storage)
+        if config is not None and config.is_disabled:
+            return _RESULT.fail("backup storage", f"{storage} is disabled", f"pvesm set {storage} --disable 0")
+        return _missing_storage("backup storage", subject, storage, context)
+    if not all("backup" in row.content for row in row_by_node.values()):
+        other = _other_storage(storage, context, "backup")
+        hints = [f"PROXMOX_BACKUP_STORAGE={other}", _content_command(storage, row_by_node, "backup")]
+        return _RESULT.fail("backup storage", f"{storage} does not accept backups", *hints)
+    if not any(row.is_available for row in row_by_node.values()):
+        remedy = f"on the nodes: pvesm status --storage {storage}"
+        return _RESULT.fail("backup storage", f"{storage} is available on no node", remedy)
+    return _RESULT.ok("backup storage", storage)
+
+
+def _missing_storage(name: str, subject: str, storage: str, context: ProxmoxContext) -> CheckResult:
+    """Return a failure. Proxmox does not say whether the storage is missing or the token may not see it."""
+    content, purpose = ("backup", "backups") if name == "backup storage" else ("images", "disks")
+    visible = sorted({row.name for row in context.storages if content in row.content})
+    seen = f"; for {purpose} it sees {', '.join(visible)}" if visible else ""
+    settings_of = {"backup storage": "PROXMOX_BACKUP_STORAGE", "storage": "PROXMOX_STORAGE"}
+    setting = "PROXMOX_STORAGES" if subject.startswith("PROXMOX_STORAGES") else settings_of[name]
+    hints = [f"{setting}={_other_storage(storage, context, content)}"]
+    hints.append(f"on a node: pvesm status --storage {storage}; if it exists, grant the token Datastore.Audit on it")
+    return _RESULT.fail(name, f"{subject} does not exist, or the token may not see it{seen}", *hints)
+
+
+def _other_storage(storage: str, context: ProxmoxContext, content: str) -> str:
+    """Return another storage that accepts the content and has space, preferably a shared one; or a placeholder."""
+    rows = [row for row in context.storages if content in row.content and row.is_available and not _is_full(row)]
+    names = [row.name for row in sorted(rows, key=lambda row: (not row.is_shared, row.name)) if row.name != storage]
+    return names[0] if names else "<storage>"
+
+
+def _content_command(storage: str, row_by_node: RowsByNode, content: str) -> str:
+    """Return the command that adds a kind of content. `pvesm set` replaces the whole list."""
+    kinds = {content}.union(*(row.content for row in row_by_node.values()))
+    return f"pvesm set {shlex.quote(storage)} --content {','.join(sorted(kinds))}"

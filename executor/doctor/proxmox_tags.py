@@ -1,0 +1,58 @@
+"""Checks whether the cluster's options allow the token to change tags of VMs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.proxmox_context import ProxmoxContext
+from executor.proxmox import privileges
+from executor.proxmox.client import SMITH_TAG
+
+_RESULT = ResultFactory(Area.PROXMOX)
+FREE_TAGS_COMMAND = "pvesh set /cluster/options --user-tag-access user-allow=free"
+#: The privilege that allows every tag, on the path `/`.
+TAG_NEED = privileges.PrivilegeNeed(
+    path="/", role="SmithTags", privileges=frozenset({"Sys.Modify"}), purpose="for every tag"
+)
+
+
+def check_tags(context: ProxmoxContext) -> Iterator[CheckResult]:
+    """Check that the token may change tags of VMs. Without this right, VMs get no tags."""
+    granted = context.reader.permissions("/")
+    options = context.reader.cluster_options()
+    seen_tags = {tag for row in context.guests for tag in row.tags}
+    if "Sys.Modify" in granted:
+        yield _RESULT.ok("tags")
+    elif privileges.are_tags_restricted(options, [SMITH_TAG], seen_tags):
+        problem = "the cluster's options user-tag-access or registered-tags forbid some tags, so VMs may get no tags"
+        yield _RESULT.warn("tags", problem, *_option_commands(options), *_grant_commands(context))
+    elif "Sys.Audit" in granted:
+        yield _RESULT.ok("tags")
+    else:
+        reason = "the token may not read user-tag-access and registered-tags (Sys.Audit on /)"
+        remedy = f"if tags are missing: {FREE_TAGS_COMMAND}"
+        yield _RESULT.skip("tags", f"unknown whether VMs may get every tag: {reason}", remedy)
+
+
+def _option_commands(options: Mapping[str, Any]) -> list[str]:
+    """Return the commands that change the options which forbid tags. Without Sys.Audit on `/` they are unknown."""
+    access, registered = options.get("user-tag-access"), list(options.get("registered-tags") or ())
+    if not isinstance(access, Mapping):
+        return [FREE_TAGS_COMMAND]
+    commands = [FREE_TAGS_COMMAND] if access.get("user-allow", "free") != "free" else []
+    if SMITH_TAG in registered:
+        others = ",".join(tag for tag in registered if tag != SMITH_TAG)
+        option = f"--registered-tags {others}" if others else "--delete registered-tags"
+        commands.append(f"pvesh set /cluster/options {option}")
+    return commands
+
+
+def _grant_commands(context: ProxmoxContext) -> list[str]:
+    """Return the commands that grant the privilege for every tag, as another remedy than a change of the options."""
+    settings = context.settings
+    commands = privileges.pveum_commands(
+        [TAG_NEED], context.reader.roles(), user=settings.proxmox_user, token_id=settings.proxmox_token_id
+    )
+    return [f"or: {' && '.join(commands)}"]

@@ -68,8 +68,11 @@ def _test(request: LabTestRequest) -> int:
     with ExitStack() as stack:
         lab = stack.enter_context(open_lab(os.environ))
         redactor.add(lab.token_secret)
-        show_text(f"lab: {lab.host}:{lab.port}" if is_configured(os.environ) else "lab: a stand-in for Proxmox")
-        refuse_production_range(lab, load_settings())
+        if is_configured(os.environ):
+            show_text(f"lab: {lab.host}:{lab.port}")
+            refuse_production_range(lab, load_settings())
+        else:
+            show_text("lab: a stand-in for Proxmox")
         checks = check_lab(lab)
         show_checks(checks)
         if not is_fit(checks):

@@ -35,7 +35,7 @@ def lab_run() -> Iterator[LabRun]:
     `smith lab-test` has reserved the range. Otherwise it is reserved here, in the lab of LAB_PROXMOX_* or a stand-in.
     """
     from executor.settings.settings import load_settings  # noqa: PLC0415
-    from smith_lab.lab_test.lab_settings import refuse_production_range  # noqa: PLC0415
+    from smith_lab.lab_test.lab_settings import is_configured, refuse_production_range  # noqa: PLC0415
     from smith_lab.lab_test.open_lab import open_lab, reserved_run, run_of_parent  # noqa: PLC0415
 
     run = run_of_parent(os.environ)
@@ -43,7 +43,8 @@ def lab_run() -> Iterator[LabRun]:
         yield run
         return
     with open_lab(os.environ) as lab:
-        refuse_production_range(lab, load_settings())
+        if is_configured(os.environ):
+            refuse_production_range(lab, load_settings())
         with reserved_run(lab, time_limit_s=3600) as run:
             yield run
 

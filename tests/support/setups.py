@@ -9,6 +9,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+import tempfile
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -147,7 +148,9 @@ class BrokenSystem:
 
     def small_disk(self, setting: str, mib: int) -> None:
         """Mount a small file system for the folder of this setting."""
-        self.disk = small_disks.mount_small_disk(self.folder / "disk", mib)
+        folder = tempfile.mkdtemp(prefix="disk-")  # a short path, because that of a run folder is limited
+        self._stack.callback(shutil.rmtree, folder)
+        self.disk = small_disks.mount_small_disk(Path(folder) / "d", mib)
         self._stack.callback(small_disks.unmount, self.disk)
         self.environ[setting] = str(self.disk.folder)
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -510,6 +511,7 @@ def test_a_full_disk_and_missing_tools_fail_in_the_area_machine(
 ) -> None:
     monkeypatch.setitem(space.MIN_FREE_MIB, "data", 10**12)
     monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sysconfig, "get_path", lambda _name: str(tmp_path))
     results = doctor()
     assert results.code == 1
     assert ("machine", "data folder") in results.failed

@@ -50,11 +50,13 @@ def test_without_the_privilege_the_volume_stays_and_is_named(bench: Bench, pve_v
     assert [volume.partition(":")[2] in existing for volume in left] == [True], pve_version
 
 
-@pytest.mark.parametrize("action", [action for action in ACTIONS if action != "create"])
+@pytest.mark.parametrize("action", ACTIONS)
 def test_a_volume_of_another_cluster_survives_every_action(bench: Bench, play: Play, action: str) -> None:
     """Several clusters may use one storage: a volume may have a VMID that is another guest's elsewhere."""
-    vm = bench.add_vm(status="running" if action in ("stop", "restart") else "stopped")
-    assert play("snapshot", {**vm, "snapshot": "before"}).message == ""
+    status = "running" if action in ("stop", "restart") else "stopped"
+    vm = bench.vm(node="pve1") if action == "create" else bench.add_vm(status=status)
+    if action == "rollback":
+        assert play("snapshot", {**vm, "snapshot": "before"}).message == ""
     foreign = f"vm-{vm['vmid']}-disk-0"
     bench.pve.control("add_volume", storage="ceph", volume=foreign, vmid=vm["vmid"], size=GIB)
     bench.pve.control("grant", path="/storage/ceph", privilege="Datastore.Allocate")
@@ -70,4 +72,25 @@ def test_a_volume_of_another_cluster_survives_every_action(bench: Bench, play: P
         assert play(action, {**vm, **requested.get(action, {})}).message == ""
     finally:
         bench.pve.control("revoke", path="/storage/ceph", privilege="Datastore.Allocate")
+    assert foreign in bench.pve.storages()["ceph"]["volumes"]
+
+
+@pytest.mark.parametrize("action", ["create", "update", "delete"])
+def test_a_volume_of_another_cluster_survives_actions_on_containers(bench: Bench, play: Play, action: str) -> None:
+    container = bench.container(node="pve1", storage="local-lvm", os_template=bench.place.os_template)
+    if action != "create":
+        container = bench.add_container(config={"rootfs": f"local-lvm:vm-{container['vmid']}-disk-0,size=4G"})
+    foreign = f"vm-{container['vmid']}-disk-0"
+    bench.pve.control("add_volume", storage="ceph", volume=foreign, vmid=container["vmid"], size=GIB)
+    assert play(action, {**container, "memory_mib": 1024, "remove_volumes_left": action == "delete"}).message == ""
+    assert foreign in bench.pve.storages()["ceph"]["volumes"]
+
+
+def test_a_create_that_would_use_a_volume_of_another_cluster_is_refused(bench: Bench, play: Play) -> None:
+    """The new VM would have the volume under its own name, and its deletion would remove it."""
+    vm = bench.vm(node="pve1", storage="ceph")
+    foreign = f"vm-{vm['vmid']}-disk-0"
+    bench.pve.control("add_volume", storage="ceph", volume=foreign, vmid=vm["vmid"], size=GIB)
+    refused, changes = bench.changing_requests(lambda: play("create", vm))
+    assert (refused.code, changes) == ("VM_ID_TAKEN", [])
     assert foreign in bench.pve.storages()["ceph"]["volumes"]

@@ -36,7 +36,17 @@ pytestmark = pytest.mark.timeout(900)
 
 PATIENCE_S = 250.0
 STORAGE = "local-lvm"
-NEEDS = {need.role: need for need in list_needs(9, disk_storages=[STORAGE], bridges={"vmbr0": "localnetwork"})}
+BACKUP_STORAGE = "backups"
+#: All needs, also those of the optional settings.
+ALL_NEEDS = list_needs(
+    9,
+    disk_storages=[STORAGE],
+    bridges={"vmbr0": "localnetwork"},
+    image_storages=["local"],
+    backup_storage=BACKUP_STORAGE,
+)
+#: The first need of each role. The storage for backups has the role of the storages for disks.
+NEEDS = {need.role: need for need in reversed(ALL_NEEDS)}
 WISHES = {"template_vmid": 9000, "cores": 2, "memory_mib": 2048, "disk_gib": 8, "tags": ["web"]}
 WITHOUT_TEMPLATE = {"iso": "local:iso/debian-12.iso", "storage": STORAGE, "bridge": "vmbr0", "template_vmid": None}
 #: By role and privilege, an action with its variables that needs the privilege.
@@ -55,6 +65,8 @@ NEEDED_FOR: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
     ("SmithVM", "VM.Snapshot"): ("snapshot", {}),
     ("SmithStore", "Datastore.AllocateSpace"): ("create", {}),
     ("SmithNet", "SDN.Use"): ("create", {}),
+    ("SmithImages", "Datastore.Audit"): ("create", WITHOUT_TEMPLATE),
+    ("SmithBackup", "VM.Backup"): ("backup", {"backup_storage": BACKUP_STORAGE}),
 }
 #: Where the stand-in has granted the privileges of a role, unless it is the path of the need.
 GRANTED_ON = {"SmithNet": "/sdn/zones/localnetwork"}
@@ -102,8 +114,8 @@ class Place:
         return {name: value for name, value in asked.items() if value is not None}
 
     @contextmanager
-    def without(self, role: str, privilege: str) -> Iterator[None]:
-        path = GRANTED_ON.get(role, NEEDS[role].path)
+    def without(self, role: str, privilege: str, path: str = "") -> Iterator[None]:
+        path = path or GRANTED_ON.get(role, NEEDS[role].path)
         self.pve.control("revoke", path=path, privilege=privilege)
         try:
             yield
@@ -153,6 +165,18 @@ def test_an_action_without_its_privilege_ends_in_pve_permission(place: Place, ro
     assert privilege in done.detail
     after = place.pve.guest(vm["vmid"])
     assert after == before, "the action made a partial change"
+
+
+def test_a_backup_needs_space_on_its_storage(place: Place) -> None:
+    """Datastore.Audit on it is for the doctor and the lists of archives: Proxmox's backup itself does not check it."""
+    privilege = "Datastore.AllocateSpace"
+    (need,) = [need for need in ALL_NEEDS if need.path == f"/storage/{BACKUP_STORAGE}"]
+    assert privilege in need.privileges
+    vm = place.vm("backup", {"backup_storage": BACKUP_STORAGE})
+    with place.without(need.role, privilege, need.path):
+        done = place.play("backup", vm)
+    assert (done.code, privilege in done.detail) == (ErrorCode.PVE_PERMISSION, True), done
+    assert place.play("backup", vm).succeeded
 
 
 def test_without_the_cloud_init_privilege_the_values_of_a_running_vm_are_still_changed(place: Place) -> None:

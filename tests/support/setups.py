@@ -9,9 +9,9 @@ import shutil
 import socket
 import sqlite3
 import subprocess
-import tempfile
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path

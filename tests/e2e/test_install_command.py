@@ -125,6 +125,6 @@ def test_without_a_token_in_the_configuration_the_install_command_names_the_reme
 
 def test_every_type_that_is_shipped_is_used_by_the_lab(lab: LabSystem) -> None:
     """The tests of actions run with the service types that the lab creates from these files."""
-    shipped = {json.loads(file.read_text())["name"] for file in (ROOT / "deploy").glob("*.json")}
+    shipped = {json.loads(file.read_text())["name"] for file in (ROOT / "deploy").glob("*-type-*.json")}
     kinds = lab.admin.list_all("service-types") + lab.admin.list_all("agent-types")
     assert shipped == {kind["name"] for kind in kinds}

@@ -149,6 +149,9 @@ class RunRecorder:
         else:
             for executions in taken:
                 executions.job.stored_error, executions.job.stored_at = executions.error, time.monotonic()
+            # An execution that ended after the commit was compared with the stored result before this one.
+            if any(self._must_store(executions.job) for executions in taken):
+                self._wake_requested.set()
 
     def _take_unstored(self, jobs: Iterable[CriticalJob]) -> list[_Executions]:
         """Return the executions of these jobs that are not stored. The caller stores them, and no other thread."""

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from executor.cli.arguments import AsJson
 from executor.cli.help_text import examples, examples_section
 from executor.cli.lazy import TYPER_ARGUMENTS
+from executor.cli.output import show_json
 from smith_lab import playground
 from smith_lab.demo import main as run_demo
 from smith_lab.lab_faults import FAULTS, begin_fault, clear_faults
@@ -131,9 +133,13 @@ for each_action, each_help_line in SIMPLE_ACTIONS.items():
 
 
 @lab.command("list", epilog=examples_section("smith lab list"))
-def list_services(folder: Folder = DEFAULT_FOLDER) -> None:
+def list_services(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> None:
     """List the services of the lab."""
-    for service in Customer(folder).list_services():
+    services = Customer(folder).list_services()
+    if as_json:
+        show_json(services)
+        return
+    for service in services:
         vmid = str(service.get("agentInstanceId") or "").rpartition("/")[2]
         print(f"{service['name']:<20} {service['status']:<10} {vmid or '-':>7}  {service['id']}")
 

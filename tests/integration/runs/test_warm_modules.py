@@ -46,11 +46,10 @@ def where():
 
 
 @pytest.fixture
-def site(tmp_path: Path, run_dir: Path) -> Iterator[Site]:
+def site(tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """Return a site with a collection community.proxmox of its own, whose module `proxmox_kvm` runs any code."""
     site = Site(tmp_path, run_dir)
-    with (site.home / "ansible.cfg").open("a") as file:
-        file.write("collections_path = collections\n")
+    monkeypatch.setenv("ANSIBLE_COLLECTIONS_PATH", str(site.home / "collections"))
     module = site.home / "collections/ansible_collections/community/proxmox/plugins/modules/proxmox_kvm.py"
     module.parent.mkdir(parents=True)
     module.write_text(MODULE.lstrip())

@@ -29,7 +29,7 @@ def found(vmid: int, name: str, **different: Any) -> FoundTemplate:
 
 
 def storages(nodes: Sequence[str], name: str, **different: Any) -> list[StorageRow]:
-    values = {"is_available": True, "may_hold_disks": True, **different}
+    values = {"is_available": True, "content": frozenset({"images"}), **different}
     return [StorageRow(name=name, node=node, **values) for node in nodes]
 
 
@@ -38,7 +38,7 @@ def cluster(**different: Any) -> Cluster:
     rows = [*storages(both, "ceph"), *storages(both, "local-lvm"), *storages(["pve1"], "only-on-pve1")]
     values: dict[str, Any] = {
         "nodes": both,
-        "storages": (*rows, *storages(both, "backups", may_hold_disks=False), *storages(both, "a", is_available=False)),
+        "storages": (*rows, *storages(both, "backups", content=frozenset({"backup"})), *storages(both, "a", is_available=False)),
         "bridges_by_node": {
             "pve1": frozenset({"vmbr0", "vmbr1", "customers"}),
             "pve2": frozenset({"vmbr0", "vmbr2", "customers"}),

@@ -38,7 +38,11 @@ def cluster(**different: Any) -> Cluster:
     rows = [*storages(both, "ceph"), *storages(both, "local-lvm"), *storages(["pve1"], "only-on-pve1")]
     values: dict[str, Any] = {
         "nodes": both,
-        "storages": (*rows, *storages(both, "backups", content=frozenset({"backup"})), *storages(both, "a", is_available=False)),
+        "storages": (
+            *rows,
+            *storages(both, "backups", content=frozenset({"backup"})),
+            *storages(both, "a", is_available=False),
+        ),
         "bridges_by_node": {
             "pve1": frozenset({"vmbr0", "vmbr1", "customers"}),
             "pve2": frozenset({"vmbr0", "vmbr2", "customers"}),

@@ -69,7 +69,7 @@ class LeaseKeeper:
         # Another agent may already execute a job whose lease was lost, for example while this process was suspended. So
         # the limit of all runs stays as it was until the runs of such jobs have ended.
         if self._have_ended(stop_signals.keys() - cancel_flags.keys()):
-            # Not before the commit: until then, the row of this process may tell others that it fences.
+            # Not before the commit: until then, other agents may read in the row of this process that it fences.
             self.fence.note_renewed(started_at, has_other_agents=has_other_agents)
         self._release_jobs_not_running(cancel_flags.keys())
         if cancel_flags:

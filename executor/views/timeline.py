@@ -1,4 +1,4 @@
-"""Tells the story of one job in the order of time: from its arrival to FulcrumCore's answer to its report.
+"""Lists what happened to one job, in the order of time: from its arrival to FulcrumCore's answer to its report.
 
 Everything is read from the database, so the timeline is the same on each machine that uses the database.
 """
@@ -18,7 +18,7 @@ RUNNING = "running"
 #: What the timeline says about an event. The event's text follows.
 EVENT_TEXTS = {
     JobEventKind.REQUEUED: "attempt {attempt} ended, the job gets another attempt",
-    JobEventKind.REAPED: "taken back for another attempt",
+    JobEventKind.REAPED: "taken from its agent for another attempt",
     JobEventKind.RELEASED: "given back",
     JobEventKind.REOPENED: "opened again",
     JobEventKind.REPORT_POSTPONED: "report not accepted",

@@ -110,7 +110,7 @@ def test_a_bridge_that_proxmox_does_not_list_is_used_if_the_provider_offers_it(b
 
 
 @pytest.mark.proxmox(
-    behaviour="a snapshot of a guest with a disk that cannot have one fails in its task; `feature` tells it before",
+    behaviour="a snapshot of a guest with a disk that cannot have one fails in its task; `feature` reports it before",
     versions="8, 9",
     source="qemu-server: PVE/API2/Qemu.pm, vm_feature; pve-guest-common: PVE/AbstractConfig.pm, __snapshot_prepare",
     reaction="asks before the first change (`VM_STATE`)",

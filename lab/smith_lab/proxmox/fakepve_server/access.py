@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from aiohttp import web
@@ -26,6 +29,9 @@ NODE_STATISTICS = ("uptime", "cpu", "maxcpu", "mem", "maxmem", "disk", "maxdisk"
 #: Joins privileges of which one suffices. Proxmox's error joins them in the same way.
 ANY_OF = "|"
 CLOUD_INIT_KEYS = ("ciuser", "cipassword", "sshkeys", "nameserver", "searchdomain", "citype", "ciupgrade", "cicustom")
+
+#: Whether the request under way starts a guest without a check of VM.PowerMgmt.
+_IS_START_UNCHECKED: ContextVar[bool] = ContextVar("is_start_unchecked", default=False)
 
 
 class AccessChecks(FakePve):
@@ -62,6 +68,21 @@ class AccessChecks(FakePve):
             check = [*check[:2], _privileges_of_version_8(check[2]), *check[3:]]
         is_allowed, refusal = super()._check(user, check, values, declared)
         return bool(is_allowed), str(refusal)
+
+    def require(self, user: str, path: str, privilege: str) -> None:
+        """Raise PveError (403) if the caller lacks the privilege."""
+        if not (privilege == "VM.PowerMgmt" and _IS_START_UNCHECKED.get()):
+            super().require(user, path, privilege)
+
+    async def _qm_rollback(self, v: dict[str, Any], user: str) -> str:
+        """Roll a VM back. Version 8 does not check VM.PowerMgmt for `start` (qemu-server: PVE/API2/Qemu.pm)."""
+        with _unchecked_start(is_unchecked=self.version.startswith("8.")):
+            return str(await super()._qm_rollback(v, user))
+
+    async def _lxc_rollback(self, user: str, v: dict[str, Any]) -> str:
+        """Roll a container back. No version checks VM.PowerMgmt (pve-container: PVE/API2/LXC/Snapshot.pm)."""
+        with _unchecked_start(is_unchecked=True):
+            return str(await super()._lxc_rollback(user, v))
 
     async def _cluster_status(self, request: web.Request) -> web.Response:
         self.require(request[USER], "/", "Sys.Audit")  # fakepve does not check a privilege for this request
@@ -210,6 +231,15 @@ def _needed_for(key: str, value: str) -> list[tuple[str, str]]:
     if kind in ("ide", "sata", "scsi") and value.partition(",")[0] == "cdrom":
         return [("/", "Sys.Console")]
     return [(f"/storage/{value}", "Datastore.AllocateSpace")] if key == "vmstatestorage" else []
+
+
+@contextmanager
+def _unchecked_start(*, is_unchecked: bool) -> Iterator[None]:
+    token = _IS_START_UNCHECKED.set(is_unchecked)
+    try:
+        yield
+    finally:
+        _IS_START_UNCHECKED.reset(token)
 
 
 def _privileges_of_version_8(privileges: list[str]) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,16 @@ class World:
 
     def audit(self) -> list[tuple[str, str]]:
         return [(entry["verb"], entry["subject_id"]) for entry in self.cli.json("audit", "list")]
+
+
+@contextmanager
+def empty_world(lab: LabSystem, folder: Path) -> Iterator[World]:
+    """Yield a world with an empty database. Afterwards, end the services and remove the VMs of the test."""
+    made = World(lab, folder)
+    with made.cli.filling():
+        pass  # an empty database
+    yield made
+    end_services_and_vms(lab)
 
 
 def end_services_and_vms(lab: LabSystem) -> None:

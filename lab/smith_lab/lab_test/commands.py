@@ -38,7 +38,7 @@ COLUMNS = {"vmid": "VMID", "name": "NAME", "outcome": "OUTCOME", "reason": "REAS
 def lab_test(  # noqa: PLR0917 (typer passes all by name)
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[PATHS]…", exists=True, help="Your tests; without paths, Agent Smith's own run."),
+        typer.Argument(metavar="PATH", exists=True, help="Your tests; without paths, Agent Smith's own run."),
     ] = None,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write a JUnit report.")] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write an HTML report.")] = None,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from smith_lab.system import LabSystem, running_lab
-from support.drift_world import VMIDS, World, end_service, end_services_and_vms
+from support.drift_world import VMIDS, World, empty_world, end_service
 
 #: The schema of the PHP agent (Laravel's migration).
 PHP_SCHEMA = """
@@ -33,11 +33,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 
 @pytest.fixture
 def world(lab: LabSystem, tmp_path: Path) -> Iterator[World]:
-    made = World(lab, tmp_path)
-    with made.cli.filling():
-        pass  # an empty database
-    yield made
-    end_services_and_vms(lab)
+    with empty_world(lab, tmp_path) as made:
+        yield made
 
 
 def php_database(folder: Path, pairs: Sequence[tuple[Any, Any]]) -> Path:

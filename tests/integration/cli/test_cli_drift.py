@@ -13,7 +13,7 @@ from smith_lab.fulcrum_setup import add_agent
 from smith_lab.system import LabSystem, running_lab
 from sqlalchemy import update
 from support.cli_world import claim, submit
-from support.drift_world import VMIDS, World, end_services_and_vms
+from support.drift_world import VMIDS, World, empty_world
 from support.simulator_world import VM
 
 from executor.database import job_queue
@@ -40,11 +40,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 @pytest.fixture
 def world(lab: LabSystem, tmp_path: Path) -> Iterator[World]:
     """Services of earlier tests are gone, and so are their VMs."""
-    made = World(lab, tmp_path)
-    with made.cli.filling():
-        pass  # an empty database
-    yield made
-    end_services_and_vms(lab)
+    with empty_world(lab, tmp_path) as made:
+        yield made
 
 
 # --- drift --------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def find_job(session: Session, reference: str) -> Job | None:
 
 def get_job(session: Session, job_id: int) -> Job | None:
     """Return the job with this row id, or None if it does not exist."""
-    return session.get(Job, job_id)
+    return session.get(Job, job_id) if is_integer_text(str(job_id)) else None
 
 
 def get_one_job(session: Session, job_id: int) -> Job:

@@ -114,6 +114,8 @@ def _refuse_tables_of_another_program(engine: Engine) -> None:
 
 def check(engine: Engine) -> list[str]:
     """Return a text for each problem of the database. The list is empty if the database has no problem."""
+    # Without the write lock: the check of a large file takes long, and an agent may be running.
+    engine = engine.execution_options(smith_read_only=True)
     refuse_unknown_schema(engine)
     problems = []
     current, head = current_revision(engine), head_revision()

@@ -13,11 +13,16 @@ from executor.database.tables import WebSession, utc_now
 MAX_NAME_LENGTH = 60
 
 
+def stored_name(name: str) -> str:
+    """Return the name of an operator as its column holds it."""
+    return name[:MAX_NAME_LENGTH]
+
+
 def add(session: Session, *, digest: str, name: str, lifetime: timedelta) -> None:
     """Store a login, and delete those that have expired."""
     now = utc_now()
     session.execute(delete(WebSession).where(WebSession.expires_at <= now))
-    session.add(WebSession(digest=digest, name=name[:MAX_NAME_LENGTH], created_at=now, expires_at=now + lifetime))
+    session.add(WebSession(digest=digest, name=stored_name(name), created_at=now, expires_at=now + lifetime))
     session.flush()
 
 

@@ -51,17 +51,18 @@ def make_app(handle: AgentHandle, access: Access) -> Starlette:
 class _Pages:
     """The pages, with one method each.
 
-    The methods are not async, so starlette runs each of them in a thread, and a slow page does not delay other pages.
+    Starlette runs a method that is not async in a thread, so a slow page does not delay other pages. The health pages
+    only read memory. They need no thread, because callers without a login can occupy all threads.
     """
 
     def __init__(self, handle: AgentHandle, access: Access) -> None:
         self._handle = handle
         self._openapi_document = openapi_document(access)
 
-    def livez(self, request: Request) -> Response:
+    async def livez(self, request: Request) -> Response:
         return _health_page(request, liveness_report(self._handle))
 
-    def readyz(self, request: Request) -> Response:
+    async def readyz(self, request: Request) -> Response:
         return _health_page(request, readiness_report(self._handle))
 
     def metrics(self, request: Request) -> Response:

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from executor.database.web_sessions import stored_name
 from executor.errors import DatabaseError
 from executor.log import get_logger
 from executor.web.access import (
@@ -108,6 +109,9 @@ class Guard:
             if not has_access and (wait_s := self._wrong_tokens.note(address_of(scope))):
                 return _error_response(429, "too many wrong tokens", {"Retry-After": str(wait_s)})
         visitor = await self._find_session(scope["path"], headers)
+        # Another user of the proxy has logged in with the same browser, whose cookie is that of the former one.
+        if visitor is not None and proxy_user and visitor.name != stored_name(proxy_user):
+            visitor = None
         state = scope.setdefault("state", {})
         state["may_see_details"] = has_access or visitor is not None
         state["visitor"] = visitor or Visitor(name=proxy_user)

@@ -10,6 +10,7 @@ from starlette.responses import RedirectResponse, Response
 
 from executor.database import operator_changes, queries
 from executor.database.engine import reading, transaction
+from executor.database.statements import is_integer_text
 from executor.drift.repair import apply_repair
 from executor.log import get_logger
 from executor.web.pages.forms import read_form
@@ -17,8 +18,8 @@ from executor.web.pages.parts import PageParts, visitor_of
 
 log = get_logger(__name__)
 
-#: The greatest number of a job that a database can store.
-MAX_JOB_ID = 2**63 - 1
+#: A longer reason is cut to this length.
+MAX_REASON_LENGTH = 500
 
 
 class ActionRefused(Exception):
@@ -34,6 +35,7 @@ async def act(parts: PageParts, request: Request) -> Response:
     name = request.path_params["name"]
     action, visitor = ACTIONS.get(name), visitor_of(request)
     form = await read_form(request)
+    form["reason"] = form.get("reason", "").strip()[:MAX_REASON_LENGTH]
     if action is None:
         return parts.message(request, 404, "Not found", "There is no such action.")
     if not visitor.is_form_token(form.get("form_token", "")):
@@ -60,13 +62,13 @@ def _retry(parts: PageParts, form: Mapping[str, str], who: str) -> str:
 def _cancel(parts: PageParts, form: Mapping[str, str], who: str) -> str:
     job_id = _job_id(parts, form)
     with transaction(parts.agent().engine) as session:
-        if operator_changes.cancel_job(session, job_id, who=who, reason=form.get("reason", "")) is None:
+        if operator_changes.cancel_job(session, job_id, who=who, reason=form["reason"]) is None:
             raise ActionRefused("The job has ended already.")
     return f"jobs/{job_id}"
 
 
 def _pause(parts: PageParts, form: Mapping[str, str], who: str) -> str:
-    reason = form.get("reason", "").strip()
+    reason = form["reason"]
     if not reason:
         raise ActionRefused("A pause needs a reason: everybody sees it while the agents are paused.")
     with transaction(parts.agent().engine) as session:
@@ -88,7 +90,7 @@ def _repair(parts: PageParts, form: Mapping[str, str], who: str) -> str:
     key = (form.get("kind", ""), form.get("service", ""), form.get("vmid", ""))
     for finding in view.list_drift() or ():
         if (finding.kind.value, finding.service_id, str(finding.vmid or "")) == key and finding.repair:
-            if apply_repair(view.engine, view.settings.smith_cluster, finding, who=who, reason=form.get("reason", "")):
+            if apply_repair(view.engine, view.settings.smith_cluster, finding, who=who, reason=form["reason"]):
                 return "vms"
             raise ActionRefused("Its mapping has changed, or a job of the service is open.")
     raise ActionRefused("The last check has not found this difference any more.")
@@ -103,7 +105,7 @@ def _examine(parts: PageParts, _form: Mapping[str, str], _who: str) -> str:
 def _job_id(parts: PageParts, form: Mapping[str, str]) -> int:
     """Return the number of the job that the form names. Raises ActionRefused if there is no such job."""
     text = form.get("job", "")
-    job_id = int(text) if text.isascii() and text.isdecimal() and len(text) < len(str(MAX_JOB_ID)) else 0
+    job_id = int(text) if is_integer_text(text) else 0
     with reading(parts.agent().engine) as session:
         if queries.get_job(session, job_id) is None:
             raise ActionRefused("There is no such job.")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
+
+from executor.log import get_logger
+
+log = get_logger(__name__)
 
 #: A browser that reads nothing for this time loses its stream, so that it occupies no place.
 SEND_TIMEOUT_S = 30.0
@@ -46,10 +49,17 @@ class EventStream:
         finally:
             for task in (sending, leaving):
                 task.cancel()
-            for task in (sending, leaving):
-                with suppress(asyncio.CancelledError, TimeoutError):
-                    await task
-            self._on_end()
+            try:
+                await self._finish(sending, leaving)
+            finally:
+                self._on_end()
+
+    @staticmethod
+    async def _finish(*tasks: asyncio.Future[None]) -> None:
+        """Wait until the tasks have ended. The response has begun, so an unexpected exception is only logged."""
+        for error in await asyncio.gather(*tasks, return_exceptions=True):
+            if error is not None and not isinstance(error, asyncio.CancelledError | TimeoutError):
+                log.error("event_stream_crashed", exc_info=error)
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})

@@ -15,7 +15,10 @@ class FormTooLarge(Exception):
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """Return the fields of a form. Of a field that is sent twice, the last value counts. Raises FormTooLarge."""
+    """Return the fields of a form, without unprintable characters.
+
+    Of a field that is sent twice, the last value counts. Raises FormTooLarge.
+    """
     body = b""
     async for chunk in request.stream():
         body += chunk
@@ -25,4 +28,9 @@ async def read_form(request: Request) -> dict[str, str]:
         fields = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS)
     except ValueError as error:
         raise FormTooLarge from error
-    return dict(fields)
+    return {name: one_line(value) for name, value in fields}
+
+
+def one_line(text: str) -> str:
+    """Return a text of the browser with blanks for unprintable characters. PostgreSQL stores no NUL."""
+    return "".join(char if char.isprintable() else " " for char in text)

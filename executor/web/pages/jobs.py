@@ -16,6 +16,7 @@ from executor.database.tables import utc_now
 from executor.model import JobStatus
 from executor.views.job_rows import name_fields, summary_fields
 from executor.views.text import elapsed_text
+from executor.web.pages.forms import one_line
 from executor.web.pages.parts import PageParts
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
@@ -86,8 +87,8 @@ def filters_in(values: Mapping[str, str]) -> Filters:
     status = values.get("status", "")
     return Filters(
         status=status if status in set(JobStatus) else "",
-        action=values.get("action", "").strip()[:MAX_FILTER_LENGTH],
-        search=values.get("q", "").strip()[:MAX_FILTER_LENGTH],
+        action=one_line(values.get("action", "")).strip()[:MAX_FILTER_LENGTH],
+        search=one_line(values.get("q", "")).strip()[:MAX_FILTER_LENGTH],
         is_unreported=bool(values.get("unreported")),
         before=int(before) if before.isascii() and before.isdecimal() and len(before) < MAX_FILTER_DIGITS else None,
     )

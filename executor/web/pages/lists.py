@@ -12,6 +12,7 @@ from executor.settings.display import setting_rows
 from executor.views.agent_liveness import agent_state
 from executor.views.audit_rows import change_text
 from executor.views.critical_jobs import is_overdue
+from executor.web.pages.forms import one_line
 from executor.web.pages.parts import PageParts
 
 #: The maximum number of agent processes and of audit entries that are shown.
@@ -50,8 +51,8 @@ def show_settings(parts: PageParts, request: Request) -> Response:
 
 def show_audit(parts: PageParts, request: Request) -> Response:
     """Return the newest entries of the audit."""
-    subject = request.query_params.get("subject", "").strip()[:MAX_FILTER_LENGTH]
-    verb = request.query_params.get("verb", "").strip()[:MAX_FILTER_LENGTH]
+    subject = one_line(request.query_params.get("subject", "")).strip()[:MAX_FILTER_LENGTH]
+    verb = one_line(request.query_params.get("verb", "")).strip()[:MAX_FILTER_LENGTH]
     with reading(parts.agent().engine) as session:
         entries = audit.list_entries(session, subject_id_prefix=subject, verb=verb, limit=MAX_AUDIT)
     rows = [(entry, change_text(entry)) for entry in entries]

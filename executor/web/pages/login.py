@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from executor.database.web_sessions import MAX_NAME_LENGTH
+from executor.database.web_sessions import stored_name
 from executor.log import get_logger
 from executor.web.access import address_of
 from executor.web.pages.forms import read_form
@@ -55,7 +55,7 @@ async def log_in(parts: PageParts, request: Request) -> Response:
             )
     parts.agent()
     key = await run_in_threadpool(parts.server.sessions.start, name)
-    log.info("operator_logged_in", name=name[:MAX_NAME_LENGTH], address=address_of(request.scope))
+    log.info("operator_logged_in", name=stored_name(name), address=address_of(request.scope))
     target = next_page if _NEXT_PAGE.fullmatch(next_page) else "./"
     response = RedirectResponse(target, status_code=303)
     # Without a path, the cookie belongs to the folder of this page, also behind a reverse proxy with a prefix.

@@ -404,6 +404,13 @@ def test_a_reader_neither_takes_the_lock_nor_waits_for_a_writer(sqlite_engine: E
             assert session.scalar(select(func.count()).select_from(Job)) == 1
 
 
+def test_the_check_of_a_database_does_not_wait_for_a_writer(sqlite_engine: Engine) -> None:
+    """The check of a large file takes long: with the lock, it would stop an agent that is running."""
+    checking = sqlite_engine.execution_options(smith_busy_timeout_ms=1)
+    with transaction(sqlite_engine):
+        assert schema.check(checking) == []
+
+
 def test_a_block_that_raises_stores_nothing(engine: Engine) -> None:
     def raise_in_block() -> None:
         with transaction(engine) as session:

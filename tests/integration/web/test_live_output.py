@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from support.web_jobs import HOSTILE, Filled, end_run, fill, set_story
 from support.web_world import TOKEN, WITHIN_S, PagesSite
 
+from executor.web.pages.event_stream import EventStream
 from executor.web.streams import MAX_STREAMS
 
 Event = tuple[str, Any, str]
@@ -96,9 +99,28 @@ def test_a_position_in_another_job_counts_as_none(filled: tuple[PagesSite, Fille
 
 def test_the_stream_of_an_ended_or_unknown_job_ends(filled: tuple[PagesSite, Filled]) -> None:
     site, jobs = filled
-    for job_id in (jobs.completed, 999_999):
+    for job_id in (jobs.completed, 999_999, 10**30):
         with closing(Stream(site, job_id)) as stream:
             assert [name for name, _data, _id in stream.events()][-1] == "end"
+
+
+def test_a_stream_that_crashes_leaves_its_place() -> None:
+    places: list[int] = []
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        yield b": \n\n"
+        raise ArithmeticError("a defect")
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(WITHIN_S)
+        return {"type": "http.disconnect"}
+
+    async def send(_message: Any) -> None:
+        await asyncio.sleep(0)
+
+    with structlog.testing.capture_logs() as logs:
+        asyncio.run(EventStream(events(), lambda: places.append(1))({"type": "http"}, receive, send))
+    assert (places, [entry["event"] for entry in logs]) == ([1], ["event_stream_crashed"])
 
 
 def test_the_21st_stream_waits_and_health_is_answered(filled: tuple[PagesSite, Filled]) -> None:

@@ -162,6 +162,8 @@ def test_a_user_of_a_trusted_proxy_reads_at_once_and_logs_in_by_name(make_pages:
     assert "Continue as ada" in browser.get("/login").text
     assert browser.post("/login", {}).status == 303
     assert "Log out" in browser.get("/").text
+    browser.headers["X_Forwarded_User"] = "grace"
+    assert "Log out" not in browser.get("/").text, "the session is that of another user"
 
 
 def test_before_the_agent_runs_the_pages_say_so(make_pages: MakePages) -> None:

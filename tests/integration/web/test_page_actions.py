@@ -13,6 +13,7 @@ from executor.database import pauses
 from executor.database.engine import reading
 from executor.database.tables import AuditEntry, Job, Mapping
 from executor.drift.facts import DriftKind, Finding, Repair
+from executor.web.pages.actions import MAX_REASON_LENGTH
 
 ACTIONS = ("retry", "cancel", "pause", "resume", "repair", "doctor")
 
@@ -72,10 +73,13 @@ def test_a_retry_and_a_cancel_change_the_job_in_the_name_of_the_session(pages: P
 def test_a_pause_has_a_reason_and_is_ended_by_a_resume(pages: PagesSite) -> None:
     browser = pages.logged_in("Ada")
     assert browser.act("/actions/pause", confirmed="yes", reason=" ").status == 409
-    assert browser.act("/actions/pause", confirmed="yes", reason="update of pve2").status == 303
+    assert browser.act("/actions/pause", confirmed="yes", reason="update\0of pve2" + "x" * 600).status == 303
     assert "update of pve2" in browser.get("/").text
     with reading(pages.engine) as session:
         assert pauses.current(session) is not None
+        reasons = session.scalars(select(AuditEntry.reason).where(AuditEntry.verb == "pause")).all()
+        assert [(reason or "")[:14] for reason in reasons] == ["update of pve2"]
+        assert all(len(reason or "") == MAX_REASON_LENGTH for reason in reasons)
     assert browser.act("/actions/pause", confirmed="yes", reason="again").status == 409
     assert browser.act("/actions/resume", confirmed="yes").status == 303
     assert browser.act("/actions/resume", confirmed="yes").status == 409

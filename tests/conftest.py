@@ -13,6 +13,8 @@ from support import fork_server, surroundings
 from support.costs import LONGEST_FIRST, Recorder
 from support.support_record import SupportRecorder
 
+from executor.redaction import redactor
+
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
@@ -42,6 +44,17 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         surroundings.reset_environment(patch, str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def secrets_end_with_the_test() -> Iterator[None]:
+    """Stop masking what a test had masked. Otherwise its "secret", say `password`, is masked in a later test's texts.
+
+    Commands, settings and the agent's parts add secrets to the process's redactor, which never forgets them.
+    """
+    counts_before = redactor._add_counts.copy()
+    yield
+    redactor.discard(*(redactor._add_counts - counts_before).elements())
 
 
 @pytest.fixture

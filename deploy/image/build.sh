@@ -21,4 +21,4 @@ if [ -n "${IMAGE_ARCHIVE:-}" ]; then
   podman save --format docker-archive "$image:latest" | gzip -n >"$IMAGE_ARCHIVE"
   say "wrote $IMAGE_ARCHIVE"
 fi
-[ -n "${BASE_IMAGE:-}" ] || say "NOTE: the base image is a local one with this machine's package mirror; to publish, build with BASE_IMAGE=..."
+[ -n "${BASE_IMAGE:-}" ] || say "NOTE: the base image is a local one with this machine's package mirror; to publish, build with BASE_IMAGE=published"

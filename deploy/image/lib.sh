@@ -3,7 +3,7 @@
 # machine, and a local base image made from Debian's packages, so that no registry is needed.
 #
 #   IMAGE_CACHE_DIR  folder for storage and layers between calls (default: one in the temporary folder)
-#   BASE_IMAGE       base image to pull from its registry, instead of the local one
+#   BASE_IMAGE       base image to pull from its registry, instead of the local one; `published`: that of the Containerfile
 #   IMAGE_DRIVER     overlay or vfs (default: overlay, or vfs if overlay does not work)
 #   IMAGE_MODE       podman or chroot (default: podman, or chroot if no container can run)
 
@@ -90,6 +90,7 @@ close_storage() {
 make_base() {
   if [ -n "${BASE_IMAGE:-}" ]; then
     base=$BASE_IMAGE
+    [ "$base" != published ] || base=$(sed -n 's/^ARG BASE_IMAGE=//p' "$project/Containerfile")
     podman image exists "$base" || podman pull --quiet "$base" >/dev/null
     say "base: $base"
     return
@@ -99,7 +100,7 @@ make_base() {
     say "base: the local one of $(date -r "$cache/local-base" +%F)"
     return
   fi
-  say "base: making a local one from Debian's packages (BASE_IMAGE=debian:trixie-slim uses the published one)"
+  say "base: making a local one from Debian's packages (BASE_IMAGE=published uses the published one)"
   mmdebstrap --quiet --variant=minbase --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
     --dpkgopt='path-exclude=/usr/share/info/*' --dpkgopt='path-exclude=/usr/share/lintian/*' \

@@ -83,6 +83,24 @@ def test_the_build_context_of_the_labs_image_holds_both_distributions() -> None:
     assert "install --constraint constraints.txt . ./lab" in (PROJECT / "deploy/lab/Containerfile").read_text()
 
 
+def test_both_images_have_the_same_base_fixed_by_its_digest() -> None:
+    bases = [
+        re.findall(r"^ARG BASE_IMAGE=(.*)$", (PROJECT / name).read_text(), re.MULTILINE)
+        for name in ("Containerfile", "deploy/lab/Containerfile")
+    ]
+    assert bases[0] == bases[1]
+    assert len(bases[0]) == 1
+    assert re.fullmatch(r"debian:trixie-slim@sha256:[0-9a-f]{64}", bases[0][0])
+
+
+def test_an_image_of_the_deploy_files_is_built_from_here_or_fixed_by_its_digest() -> None:
+    files = [PROJECT / "deploy" / "compose.yaml", PROJECT / "deploy" / "kubernetes" / "agent-smith.yaml"]
+    images = [image for file in files for image in re.findall(r"^\s+image: (\S+)", file.read_text(), re.MULTILINE)]
+    assert images
+    for image in images:
+        assert "agent-smith" in image or "@sha256:" in image, image
+
+
 def test_the_executors_wheel_holds_no_lab(tmp_path: Path) -> None:
     names = _wheel_names(PROJECT, tmp_path)
     assert "executor/__main__.py" in names

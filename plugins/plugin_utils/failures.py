@@ -15,6 +15,8 @@ from .shared.reactions import Outcome, outcome_of
 #: The beginning of Proxmox's words if a running VM or container did not apply some new values, which are pending until
 #: its next start.
 HOTPLUG_PROBLEM = re.compile(r"hotplug problem - |unable to hotplug \w{1,40}: ")
+#: The beginning of a module's text about a Proxmox task that has done its work with warnings. Proxmox's text follows.
+TASK_WITH_WARNINGS = re.compile(r"\AError occurred on task execution: WARNINGS: \d")
 #: The key of an answer whose module ended by an exception.
 ENDED_BY_EXCEPTION = "ended_by_exception"
 
@@ -86,7 +88,8 @@ def is_outcome_unknown(result: dict[str, Any], *, is_single_request: bool = Fals
     if not result.get("failed"):
         return False
     text = str(result.get("msg", ""))
-    if result.get(ENDED_BY_EXCEPTION) or "Reached timeout" in text or HOTPLUG_PROBLEM.search(text):
+    may_be_made = "Reached timeout" in text or TASK_WITH_WARNINGS.match(text) or HOTPLUG_PROBLEM.search(text)
+    if result.get(ENDED_BY_EXCEPTION) or may_be_made:
         return True
     outcome = outcome_of(classify_failure(text).code)
     return outcome is Outcome.UNKNOWN or (outcome is Outcome.UNSENT and not is_single_request)

@@ -40,17 +40,25 @@ _KEPT_VOLUME = re.compile(r"Could not remove disk '([^']+)'")
 
 
 #: The status of a Proxmox task whose end is unknown: its worker was killed, or its log was removed.
-_UNKNOWN_END = re.compile(r"unexpected status|interrupted by signal|unable to get last line from task log|no such task")
+_UNKNOWN_END = re.compile(
+    r"unexpected status|interrupted by signal|received interrupt|unable to get last line from task log|no such task"
+)
 #: The codes of a status that does not name the cause of a failure, such as `migration aborted` or `job errors`.
 _CODES_WITHOUT_CAUSE = ("TASK_FAILED", "PLAYBOOK_FAILED", "PVE_TIMEOUT")
 #: How many lines before the end of a log may name the cause. Earlier lines belong to steps that succeeded.
 _CAUSE_LINES = 30
 #: The time at the beginning of a line, which only some types of Proxmox tasks write.
 _TIMESTAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
-#: The beginning of a line that names a cause: of a backup, a migration, QEMU, or a container's start.
-_CAUSE_LINE = re.compile(r"^(?:ERROR: |kvm: |lxc-start: |lxc: |command '[^']+' failed)")
+#: The beginning of a line about an error: of a backup, a migration, QEMU, or a container's start. A line without it
+#: describes a step, and may have the words of an error all the same: `starting online/live migration on …`.
+_CAUSE_LINE = re.compile(r"^(?:ERROR: |kvm: (?!(?:.*: )?warning: )|lxc-start: |lxc: |command '[^']+' failed)")
 #: The part of such a line that only repeats that the Proxmox task failed.
 _CAUSE_PREFIX = re.compile(r"^ERROR: (?:migration aborted \([^)]*\): |Backup of VM \d+ failed - )?")
+#: The status of a Proxmox task that failed because a program failed. The last lines of its log are what the program
+#: wrote, without a beginning that tells errors from other lines.
+_FAILED_PROGRAM = re.compile(r"command '.{1,300}' failed: exit code|startup for container '\d+' failed")
+#: The beginning of a program's line that is not about an error.
+_NO_ERROR = re.compile(r"(?:INFO|WARN|WARNING): ")
 
 
 def task_types(change: str, kind: str) -> tuple[str, ...]:
@@ -86,14 +94,16 @@ def needs_log(status: str) -> bool:
 def error_with_cause(status: str, log: list[str]) -> str:
     """Return the error text of a failed Proxmox task: its status, and the cause that the end of its log names.
 
-    Of several causes, the last one whose text has an error code of its own is used.
+    Of several causes, the last one whose text has an error code of its own is used. Only a line about an error is a
+    cause. So a log that was cut off, and that has only lines about steps, leaves an unknown end unknown.
     """
     lines = [_TIMESTAMP.sub("", line).strip() for line in log[-_CAUSE_LINES:]]
     lines = [line for line in lines if not line.startswith("TASK ")]
     causes = [_CAUSE_PREFIX.sub("", line) for line in lines if _CAUSE_LINE.match(line)]
     causes = [cause for cause in causes if cause and cause not in status]
-    # A line without a known beginning is a cause only if the error rules know its text.
-    known = [cause for cause in causes or lines if not needs_log(cause)]
+    has_programs_lines = not causes and _FAILED_PROGRAM.search(status)
+    programs_lines = [line for line in lines if not _NO_ERROR.match(line)] if has_programs_lines else []
+    known = [cause for cause in causes or programs_lines if not needs_log(cause)]
     if known and _UNKNOWN_END.match(status):
         return known[-1]  # the end is known after all
     cause = known[-1] if known else causes[-1] if causes else ""

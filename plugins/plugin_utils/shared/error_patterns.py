@@ -190,7 +190,7 @@ RULES: tuple[tuple[str, str], ...] = (
         r"Failed to import the required Python library|module interpreter|resolve module/action"
         r"|unexpected keyword argument|has no attribute|deserialization failed|Action failed: Unknown error",
     ),
-    ("TASK_TIMEOUT", r"Reached timeout while|Timed out after \d{1,9} second|timeout expired"),
+    ("TASK_TIMEOUT", r"Reached timeout|Timed out after \d{1,9} second|timeout expired"),
     (
         "TASK_FAILED",
         r"on task execution|task \w{1,100} ended|clone failed|start failed|QEMU exited|migration (aborted|problems)"

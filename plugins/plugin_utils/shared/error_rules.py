@@ -43,6 +43,12 @@ _CODE_AND_TEXT = re.compile(r"\A([A-Z][A-Z_]+): ?(.*)\Z", re.DOTALL)
 #: What proxmoxer adds to a text if the body of Proxmox's answer is empty, such as that of every answer 401.
 _EMPTY_BODY = re.compile(r" ?- \{'errors': b''\}")
 _WHITE_SPACE = re.compile(r"\s+")
+#: Matches the text of a module that has waited too long for a Proxmox task. After group 1 it quotes the first line of
+#: the task's log. Only a line with the end of the task says how the task ended; another one is about any step.
+_TIMEOUT_WITH_LOG = re.compile(
+    r"\A(Reached timeout.{0,200}?) ?Last line in task before timeout: (?!\[\{[^}]{0,40}'t': ['\"]TASK ERROR: ).*",
+    re.DOTALL,
+)
 
 
 def classify_failure(text: str) -> ClassifiedFailure:
@@ -52,8 +58,7 @@ def classify_failure(text: str) -> ClassifiedFailure:
     code at the beginning of the text is not used, because an attacker may determine Proxmox's text: VM_NOT_FOUND, for
     example, would end the service of a VM that exists.
     """
-    text = _single_line(text)
-    proxmox_text = without_module_prefix(text)
+    proxmox_text = without_module_prefix(_TIMEOUT_WITH_LOG.sub(r"\1", _single_line(text)))
     for code, pattern in _COMPILED_RULES:
         if pattern.search(proxmox_text):
             return _classified_failure(code, proxmox_text)

@@ -7,6 +7,7 @@ SmithError
 ├── SettingsError        an operator must act: exit with code 3
 ├── DatabaseError        an operator must act: exit with code 6
 │   ├── DatabaseUnavailable  try again later
+│   │   └── DatabaseLocked       the same; another process works, so this one need not do its periodic work
 │   └── DatabaseRefused      never send the same statement again
 ├── FulcrumError
 │   ├── FulcrumUnavailable      try again later
@@ -50,6 +51,10 @@ class DatabaseError(SmithError):
 
 class DatabaseUnavailable(DatabaseError):
     """The database cannot be used now: it is locked or failing over, its disk is full, or no connection is free."""
+
+
+class DatabaseLocked(DatabaseUnavailable):
+    """Another process holds a lock of the PostgreSQL database for too long, for example because it is suspended."""
 
 
 class DatabaseRefused(DatabaseError):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from executor.agent.critical_job import CriticalJob
 from executor.database import periods
 from executor.database.engine import transaction
-from executor.errors import DatabaseError
+from executor.errors import DatabaseError, DatabaseLocked
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -83,7 +83,8 @@ class RunRecorder:
         """Store the start of an execution. Return False when another agent executes the job.
 
         A period is the time in which only one agent executes the critical job. It is a little shorter than an interval.
-        While `job.link` is down, this agent leaves the period to an agent that reaches FulcrumCore.
+        While `job.link` is down, this agent leaves the period to an agent that reaches FulcrumCore. If another agent
+        holds the lock of the row for long, this agent leaves the period to the others, too.
         """
         if job.runs_on_each_agent:
             return True
@@ -99,6 +100,8 @@ class RunRecorder:
                     is_requested=is_requested and job.starts_early_on_request,
                     yields_to_others=job.link is not None and not job.link.is_up,
                 )
+        except DatabaseLocked:
+            return False  # another agent is just starting the period, or is suspended and loses the lock soon
         except DatabaseError:
             return True  # without the database, every agent executes the critical job
         self._tried_names.add(job.name)

@@ -22,7 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from executor.database import ownership
-from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
+from executor.errors import DatabaseError, DatabaseLocked, DatabaseRefused, DatabaseUnavailable
 
 #: How long a transaction on SQLite waits for the write lock of the database before it fails.
 BUSY_TIMEOUT_MS = 15_000
@@ -33,6 +33,8 @@ POOL_SIZE, MAX_POOL_OVERFLOW = 20, 20
 POSTGRESQL_POOL_SIZE, MAX_POSTGRESQL_POOL_OVERFLOW = 5, 6
 #: The backoff of `write_with_retry` starts with the first value, and doubles up to the second value.
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.5, 10.0
+#: PostgreSQL's code of the error after `lock_timeout` (`executor.database.postgresql`).
+LOCK_NOT_AVAILABLE = "55P03"
 #: Parts of SQLite's errors about a damaged file, and the hint that follows them.
 DAMAGE_WORDS = ("malformed", "file is not a database", "disk I/O error")
 RESTORE_HINT = "; restore a backup: smith db restore FILE"
@@ -218,12 +220,17 @@ def write_with_retry(engine: Engine, write: Callable[[Session], None], *, give_u
 
 @contextlib.contextmanager
 def translating_errors(engine: Engine) -> Iterator[None]:
-    """Translate SQLAlchemy's errors into DatabaseUnavailable or DatabaseRefused."""
+    """Translate SQLAlchemy's errors into DatabaseLocked, DatabaseUnavailable or DatabaseRefused."""
     try:
         yield
     except SQLAlchemyError as error:
-        error_class = DatabaseUnavailable if _may_succeed_later(error) else DatabaseRefused
-        raise error_class(error_text(engine, error)) from error
+        raise _error_class(error)(error_text(engine, error)) from error
+
+
+def _error_class(error: SQLAlchemyError) -> type[DatabaseError]:
+    if getattr(getattr(error, "orig", None), "sqlstate", None) == LOCK_NOT_AVAILABLE:
+        return DatabaseLocked
+    return DatabaseUnavailable if _may_succeed_later(error) else DatabaseRefused
 
 
 def _may_succeed_later(error: SQLAlchemyError) -> bool:

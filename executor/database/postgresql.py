@@ -1,7 +1,8 @@
 """Opens PostgreSQL so that a server that stops answering never blocks a thread for long.
 
-Four limits work together. CONNECT_TIMEOUT_S limits a new connection. The server itself ends a statement after
-STATEMENT_TIMEOUT_S. TCP keepalives and `tcp_user_timeout` end a connection to a machine that has disappeared. None of
+Several limits work together. CONNECT_TIMEOUT_S limits a new connection. The server itself ends a statement after
+STATEMENT_TIMEOUT_S, and the wait for a lock after LOCK_TIMEOUT_S. It ends the session of a process that is suspended
+within a transaction after IDLE_TRANSACTION_TIMEOUT_S, so that the other processes get the locks. TCP keepalives and `tcp_user_timeout` end a connection to a machine that has disappeared. None of
 them ends the wait for a server that is suspended, because its machine still acknowledges each packet. So the client
 closes a connection that has not answered for RESPONSE_TIMEOUT_S.
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any, TypeVar
 
 import psycopg
@@ -26,6 +27,11 @@ from executor.errors import DatabaseError
 CONNECT_TIMEOUT_S = 5
 #: PostgreSQL cancels a statement that takes longer than this.
 STATEMENT_TIMEOUT_S = 15
+#: A statement that waits longer for the lock of another process fails. The wait is shorter than the limit below, so the
+#: first statements that meet the lock of a suspended process fail, and later ones succeed.
+LOCK_TIMEOUT_S = 5
+#: PostgreSQL ends a session whose transaction is open, but in which its process sends no statement for this time.
+IDLE_TRANSACTION_TIMEOUT_S = 10
 #: The client closes a connection when the answer takes longer than this. It is longer than STATEMENT_TIMEOUT_S, so a
 #: server that works reports a slow statement itself, and the connection stays usable.
 RESPONSE_TIMEOUT_S = 17.0
@@ -37,6 +43,13 @@ TCP_LIMITS = {
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
+}
+#: What each session sets in the server.
+SESSION_SETTINGS: Mapping[str, str] = {
+    "statement_timeout": f"{STATEMENT_TIMEOUT_S}s",
+    "lock_timeout": f"{LOCK_TIMEOUT_S}s",
+    "idle_in_transaction_session_timeout": f"{IDLE_TRANSACTION_TIMEOUT_S}s",
+    "timezone": "UTC",
 }
 #: The parameter of SMITH_DATABASE_URL that says after how many executions a statement is prepared in the server. With
 #: the value `none` no statement is prepared, as PgBouncer needs it if it cannot track prepared statements.
@@ -77,7 +90,12 @@ class LimitedConnection(psycopg.Connection[Any]):
 
 
 def open_postgresql_engine(
-    url: URL, *, pool_size: int, max_overflow: int, response_timeout_s: float = RESPONSE_TIMEOUT_S
+    url: URL,
+    *,
+    pool_size: int,
+    max_overflow: int,
+    response_timeout_s: float = RESPONSE_TIMEOUT_S,
+    session_settings: Mapping[str, str] = SESSION_SETTINGS,
 ) -> Engine:
     """Return an engine for a PostgreSQL database. Raises DatabaseError for a wrong parameter in the URL."""
     engine = create_engine(
@@ -87,7 +105,7 @@ def open_postgresql_engine(
         max_overflow=max_overflow,
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_S,
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_S}s -c timezone=UTC",
+            "options": " ".join(f"-c {name}={value}" for name, value in session_settings.items()),
             **TCP_LIMITS,
             **_prepare_arguments(url),
         },
@@ -116,10 +134,11 @@ def _prepare_arguments(url: URL) -> dict[str, int | None]:
 
 @contextlib.contextmanager
 def without_timeouts(connection: Connection) -> Iterator[None]:
-    """Let statements in the current transaction of this connection take as long as they need."""
+    """Let the current transaction of this connection, and its waits for locks, take as long as they need."""
     driver_connection = connection.connection.driver_connection
     assert isinstance(driver_connection, LimitedConnection)  # noqa: S101 (the engine opens only such connections)
-    connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+    for limit in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
+        connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
     response_timeout_s, driver_connection.response_timeout_s = driver_connection.response_timeout_s, None
     try:
         yield

@@ -1,0 +1,107 @@
+"""What an agent does while another process of its PostgreSQL database is suspended within a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, func, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session
+from support.databases import PostgresCluster, submit
+
+from executor.agent.critical_job import CriticalJob
+from executor.agent.run_recorder import RunRecorder
+from executor.database import allocations, job_queue, manual_runs, periods, usage
+from executor.database.engine import transaction
+from executor.database.job_queue import CREATE_LIMIT_LOCK
+from executor.database.postgresql import SESSION_SETTINGS, open_postgresql_engine
+from executor.errors import DatabaseLocked, DatabaseUnavailable
+
+OpenEngine = Callable[..., Engine]
+
+
+@pytest.fixture
+def open_engine_with(postgres: PostgresCluster) -> Iterator[OpenEngine]:
+    """Return a function that opens the same empty database with other limits."""
+    url = make_url(postgres.emptied_database())
+    with ExitStack() as stack:
+
+        def open_with(**settings: str) -> Engine:
+            engine = open_postgresql_engine(
+                url, pool_size=2, max_overflow=2, session_settings={**SESSION_SETTINGS, **settings}
+            )
+            stack.callback(engine.dispose)
+            return engine
+
+        yield open_with
+
+
+def take_lock(session: Session, *key: Any) -> None:
+    session.execute(select(func.pg_advisory_xact_lock(*key)))
+
+
+def claim(session: Session) -> None:
+    job_queue.claim(session, "me", lease_s=30, max_creates=1)
+
+
+def reserve(session: Session) -> None:
+    lease = job_queue.Lease(job_id=1, owner="me", epoch=1)
+    usage.reserve(session, lease, None, usage.Amounts(), usage.Amounts())
+
+
+@pytest.mark.parametrize(
+    ("key", "use"),
+    [
+        ((CREATE_LIMIT_LOCK,), claim),
+        ((manual_runs.LOCK_KEY,), claim),
+        ((allocations.LOCK_KEY,), allocations.lock),
+        ((usage.TENANT_LOCK, func.hashtext("")), reserve),
+    ],
+)
+def test_the_wait_for_the_lock_of_another_process_ends(
+    open_engine_with: OpenEngine, key: tuple[Any, ...], use: Callable[[Session], None]
+) -> None:
+    suspended, waiting = open_engine_with(), open_engine_with(lock_timeout="100ms")
+    with transaction(suspended) as holder:
+        take_lock(holder, *key)
+        with pytest.raises(DatabaseLocked), transaction(waiting) as session:
+            use(session)
+
+
+def test_a_process_that_is_suspended_within_a_transaction_loses_its_locks(open_engine_with: OpenEngine) -> None:
+    """Otherwise no other agent could claim a job until it continues."""
+    suspended, other = open_engine_with(idle_in_transaction_session_timeout="100ms"), open_engine_with()
+    job_id = submit(other)
+
+    def hold_locks() -> None:
+        with transaction(suspended) as holder:
+            take_lock(holder, CREATE_LIMIT_LOCK)
+            with transaction(other) as session:
+                claimed = job_queue.claim(session, "me", lease_s=30, max_creates=1)
+            assert claimed is not None
+            assert claimed.id == job_id
+            holder.execute(select(1))
+
+    with pytest.raises(DatabaseUnavailable):
+        hold_locks()
+
+
+def test_a_period_whose_row_another_process_has_locked_is_left_to_it(open_engine_with: OpenEngine) -> None:
+    """Otherwise each agent would poll, prune and send metrics while one of them is suspended."""
+    suspended, waiting = open_engine_with(), open_engine_with(lock_timeout="100ms")
+    job = CriticalJob(name="PruneCompletedJobs", interval_s=60, run=lambda: None, runs_on_each_agent=False)
+    with transaction(suspended) as session:
+        assert periods.try_start_period(session, job.name, job.interval_s)
+    with transaction(suspended) as session:
+        periods.record_period_result(session, job.name, error=None)
+        session.flush()
+        assert not RunRecorder(waiting, [job]).try_start_period(job, is_requested=True)
+
+
+def test_the_limits_fit_together() -> None:
+    """A waiting statement fails before the server ends it, and before the leases of its agent expire."""
+    seconds = {name: int(value.removesuffix("s")) for name, value in SESSION_SETTINGS.items() if value.endswith("s")}
+    assert seconds["lock_timeout"] < seconds["idle_in_transaction_session_timeout"] < seconds["statement_timeout"]

@@ -65,16 +65,19 @@ class RunStory:
         kind = str(event.get("event"))
         data = event.get("event_data")
         data = data if isinstance(data, dict) else {}
+        step_texts: list[str] = []
         with self._lock:
             if kind == "playbook_on_task_start":
                 self._start_task(data)
             elif kind in OUTCOME_BY_KIND:
                 self._end_task(data, OUTCOME_BY_KIND[kind])
             elif kind == "verbose":
-                for line in str(event.get("stdout") or "").splitlines():
-                    if found := _PROGRESS_LINE.match(line[:MAX_LINE_LENGTH]):
-                        self._add_step(found["text"])
-                        self._on_step(found["text"])
+                lines = [line[:MAX_LINE_LENGTH] for line in str(event.get("stdout") or "").splitlines()]
+                step_texts = [found["text"] for line in lines if (found := _PROGRESS_LINE.match(line))]
+                for text in step_texts:
+                    self._add_step(text)
+        for text in step_texts:  # without the lock: the call may write to the database, which may be slow
+            self._on_step(text)
 
     def document(self) -> dict[str, Any]:
         """Return the story as it is now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from support.run_events import event, failed, verbose
 
 from executor.redaction import Redactor
 from executor.runs.story import MAX_ENTRIES, MAX_TEXT_LENGTH, RunStory
+
+WITHIN_S = 10.0
 
 UPID = "UPID:pve1:0000C5A1:0001:66000000:qmclone:9000:smith@pve!job:"
 
@@ -117,3 +120,17 @@ def test_the_text_of_each_step_is_passed_on_when_it_arrives() -> None:
         made.add_event(line(text))
     made.add_event(verbose("[WARNING]: not a progress line [1.5 s]"))
     assert texts == ["cloning the template 9000 on pve1", f"verifying the outcome of {UPID}"]
+
+
+def test_the_story_can_be_read_while_a_step_is_passed_on() -> None:
+    """What a step causes may be a slow write to the database. The lease keeper reads the story meanwhile."""
+    stories: list[dict[str, Any]] = []
+
+    def read_in_another_thread(_text: str) -> None:
+        reader = threading.Thread(target=lambda: stories.append(made.document()), daemon=True)
+        reader.start()
+        reader.join(WITHIN_S)
+
+    made = RunStory(Redactor(), read_in_another_thread)
+    made.add_event(line("cloning"))
+    assert [step["text"] for story in stories for step in story["steps"]] == ["cloning"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ from executor.fulcrum.client import FulcrumClient
 from executor.log import get_logger
 from executor.model import JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
+from executor.shared.run_until import boottime_s
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -44,6 +45,8 @@ BATCH_SIZE = 50
 SHARED_BATCH_SIZE = 12
 #: How long no other agent sends the reports of a round. If an agent is killed, its reports are sent after this time.
 CLAIM_S = 60.0
+#: The share of a claim after which no further report of the round starts, so that a report ends before its claim.
+START_SHARE_OF_CLAIM = 0.5
 #: Reports are sent in parallel, so that many results arrive before the job timeout even when FulcrumCore is slow.
 SENDER_THREADS = 4
 MAX_BACKOFF_S = 60.0
@@ -73,6 +76,7 @@ class Reporter:
     fulcrum: FulcrumClient
     state: AgentState
     refused_jobs: RefusedJobs
+    clock: Callable[[], float] = boottime_s  #: continues while this process or its machine is suspended
     _unanswered_rounds: int = 0  #: rounds in a row in which FulcrumCore answered no report
     #: For each `job.id`: how many times in a row FulcrumCore has answered HTTP 500 to the completion. Kept in memory
     #: only: after a restart, the agent tries the completion again as often.
@@ -90,15 +94,20 @@ class Reporter:
     def _run_round(self) -> float:
         if self.state.fulcrum_recovered.is_set():
             self._end_all_backoffs()
+        started_at = self.clock()
         due_jobs = self._take_due_reports()
         if not due_jobs:
             with reading(self.engine) as session:
                 return BACKOFF_WAIT_S if outbox.has_due_reports(session) else IDLE_WAIT_S
         is_fulcrum_down = threading.Event()
-        answered_flags = list(self._senders.map(lambda job: self._report_unless_down(job, is_fulcrum_down), due_jobs))
+        # After this time, another agent may soon send the reports that this one has claimed.
+        start_until = started_at + CLAIM_S * START_SHARE_OF_CLAIM if self._shares_database else float("inf")
+        answered_flags = list(
+            self._senders.map(lambda job: self._report_unless_down(job, is_fulcrum_down, start_until), due_jobs)
+        )
         if self._shares_database and not all(answered_flags):
             with transaction(self.engine) as session:
-                outbox.release_reports(session, [job.id for job in due_jobs])
+                outbox.release_reports(session, due_jobs)
         if any(answered_flags):
             self._unanswered_rounds = 0
             self.state.fulcrum_link.note_up()
@@ -146,12 +155,13 @@ class Reporter:
             raise
         self._unanswered_rounds = 0
 
-    def _report_unless_down(self, job: Job, is_fulcrum_down: threading.Event) -> bool:
+    def _report_unless_down(self, job: Job, is_fulcrum_down: threading.Event, start_until: float) -> bool:
         """Report one job, unless FulcrumCore did not answer another report of this round, or the agent stops.
 
+        No report starts after `start_until`, a point in `clock`: this process was suspended, or FulcrumCore is slow.
         A report that is not sent stays due. Return True when FulcrumCore answered.
         """
-        if is_fulcrum_down.is_set() or self.state.stopping.is_set():
+        if is_fulcrum_down.is_set() or self.state.stopping.is_set() or self.clock() >= start_until:
             return False
         has_answered = self._report_and_store_state(job)
         if not has_answered:
@@ -170,7 +180,7 @@ class Reporter:
                 return self._postpone(job, FulcrumUnavailable(str(refusal), status=STATUS_OF_ONE_FAILED_REQUEST))
             crash_points.crash_if_requested("report_accepted", job.service_id)
             with transaction(self.engine) as session:
-                outbox.note_reported(session, job.id, report_state, note)
+                outbox.note_reported(session, job.id, report_state, note, epoch=job.epoch)
             log_report = log.info if report_state is ReportState.REPORTED else log.error
             log_report("job_reported", report_state=report_state, status=job.status, note=note or None)
             return True
@@ -179,7 +189,7 @@ class Reporter:
         """Store a backoff for the report. Return True when only this report failed: FulcrumCore answers."""
         backoff_s = max(_backoff_s(job.report_attempts), error.retry_after_s or 0.0)
         with transaction(self.engine) as session:
-            outbox.postpone_report(session, job.id, backoff_s=backoff_s, note=str(error))
+            outbox.postpone_report(session, job.id, backoff_s=backoff_s, note=str(error), epoch=job.epoch)
         # With HTTP 429, FulcrumCore answers, and the wait that it requests must not end when another request succeeds.
         concerns_only_this_report = error.status in (STATUS_OF_ONE_FAILED_REQUEST, TOO_MANY_REQUESTS)
         if not concerns_only_this_report:
@@ -271,7 +281,7 @@ class Reporter:
         except FulcrumRefused as refusal:
             raise _refused_while_processing("the result and the failure", str(refusal)) from None
         with transaction(self.engine) as session:
-            outbox.replace_result(session, job.id, result)
+            outbox.replace_result(session, job.id, result, epoch=job.epoch)
         return ReportState.REPORTED, str(cause)
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import Select, select, update
+from sqlalchemy import ColumnElement, Select, false, or_, select, update
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import set_committed_value
 
 from executor.database import job_events
 from executor.database.statements import MAX_BACKOFF_S, execute_and_count, is_wait_over
@@ -39,15 +40,22 @@ def claim_due_reports(session: Session, limit: int, *, claim_s: float) -> Sequen
     """
     jobs = session.scalars(_due_reports_query(limit).with_for_update(skip_locked=True)).all()
     if jobs:
-        claim = update(Job).where(Job.id.in_([job.id for job in jobs]))
-        session.execute(claim.values(report_claimed_until=db_now(claim_s)), execution_options=WITHOUT_OBJECTS)
+        claim = update(Job).where(Job.id.in_([job.id for job in jobs])).values(report_claimed_until=db_now(claim_s))
+        stored = session.execute(claim.returning(Job.id, Job.report_claimed_until), execution_options=WITHOUT_OBJECTS)
+        ends = {job_id: claimed_until for job_id, claimed_until in stored}
+        for job in jobs:
+            set_committed_value(job, "report_claimed_until", ends[job.id])
     return jobs
 
 
-def release_reports(session: Session, job_ids: Collection[int]) -> None:
-    """Let other agents send these reports, as far as they are still due."""
-    is_due = Job.id.in_(job_ids) & (Job.report_state == ReportState.DUE)
-    session.execute(update(Job).where(is_due).values(report_claimed_until=None))
+def release_reports(session: Session, jobs: Collection[Job]) -> None:
+    """Let other agents send these reports, as far as they are still due. `jobs` are those that were claimed.
+
+    A report that another agent has claimed meanwhile, because the claim of this agent was over, stays claimed.
+    """
+    is_claim = [(Job.id == job.id) & (Job.report_claimed_until == job.report_claimed_until) for job in jobs]
+    stmt = update(Job).where(or_(false(), *is_claim), Job.report_state == ReportState.DUE)
+    session.execute(stmt.values(report_claimed_until=None), execution_options=WITHOUT_OBJECTS)
 
 
 def _due_reports_query(limit: int) -> Select[Job]:
@@ -66,26 +74,40 @@ def has_due_reports(session: Session) -> bool:
     return session.scalar(select(Job.id).where(Job.report_state == DUE_LITERAL).limit(1)) is not None
 
 
-def note_reported(session: Session, job_id: int, state: ReportState, note: str = "") -> None:
+def _is_due(job_id: int, epoch: int | None) -> ColumnElement[bool]:
+    """Return the SQL condition that the job's report is due, and that its result is the one of this epoch.
+
+    FulcrumCore may list an ended job as open again. Its next attempt then has another epoch, and another result, which
+    an answer to an earlier report does not concern. Without `epoch`, the condition is true for each result.
+    """
+    is_due = (Job.id == job_id) & (Job.report_state == ReportState.DUE)
+    return is_due if epoch is None else is_due & (Job.epoch == epoch)
+
+
+def note_reported(
+    session: Session, job_id: int, state: ReportState, note: str = "", *, epoch: int | None = None
+) -> None:
     """Store the state that a report has after FulcrumCore's answer. `note` is the reason for the state, or ''.
 
-    If the job's report is not due, nothing is stored.
+    If the job's report is not due, or its result is of another epoch, nothing is stored.
     """
     session.execute(
         update(Job)
-        .where(Job.id == job_id, Job.report_state == ReportState.DUE)
+        .where(_is_due(job_id, epoch))
         .values(report_state=state, reported_at=utc_now(), report_note=note or None, report_after=None, **_UNCLAIMED)
     )
 
 
-def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: str) -> None:
+def postpone_report(
+    session: Session, job_id: int, *, backoff_s: float, note: str, epoch: int | None = None
+) -> None:
     """Store that a report failed, and that the reporter may retry it after `backoff_s`.
 
-    If the job's report is not due, nothing is stored.
+    If the job's report is not due, or its result is of another epoch, nothing is stored.
     """
     stmt = (
         update(Job)
-        .where(Job.id == job_id, Job.report_state == ReportState.DUE)
+        .where(_is_due(job_id, epoch))
         .values(
             report_attempts=Job.report_attempts + 1,
             report_after=db_now(min(backoff_s, MAX_BACKOFF_S)),
@@ -97,14 +119,15 @@ def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: st
         job_events.record(session, job_id, JobEventKind.REPORT_POSTPONED, note)
 
 
-def replace_result(session: Session, job_id: int, result: JobResult) -> None:
+def replace_result(session: Session, job_id: int, result: JobResult, *, epoch: int | None = None) -> None:
     """Make a completed job a failed job with the error in `result`, because FulcrumCore refused the report of success.
 
-    The report is still due. The reporter next reports the failure. If the job's report is not due, nothing is stored.
+    The report is still due. The reporter next reports the failure. If the job's report is not due, or its result is of
+    another epoch, nothing is stored.
     """
     stmt = (
         update(Job)
-        .where(Job.id == job_id, Job.report_state == ReportState.DUE)
+        .where(_is_due(job_id, epoch))
         .values(status=JobStatus.FAILED, error_code=result.code, error_message=result.message)
     )
     if execute_and_count(session, stmt):

@@ -34,15 +34,24 @@ def claim(engine: Engine, limit: int = 50, claim_s: float = 60.0) -> list[int]:
         return [job.id for job in outbox.claim_due_reports(session, limit, claim_s=claim_s)]
 
 
+def end_claims(engine: Engine) -> None:
+    with transaction(engine) as session:
+        session.execute(update(Job).values(report_claimed_until=db_now(-1)))
+
+
 def test_claimed_reports_are_not_due_for_others(engine: Engine) -> None:
     first, second, third = (ended(engine) for _ in range(3))
-    assert claim(engine, limit=2) == [first, second]
-    assert claim(engine) == [third]
+    with transaction(engine) as session:
+        claimed_jobs = outbox.claim_due_reports(session, 2, claim_s=60)
+    assert [job.id for job in claimed_jobs] == [first, second]
+    with transaction(engine) as session:
+        claimed_jobs = [*claimed_jobs, *outbox.claim_due_reports(session, 50, claim_s=60)]
+    assert claimed_jobs[-1].id == third
     assert (claim(engine), due(engine)) == ([], [])
     with transaction(engine) as session:
         outbox.note_reported(session, first, ReportState.REPORTED)
         outbox.postpone_report(session, second, backoff_s=0, note="HTTP 500")
-        outbox.release_reports(session, [first, third])
+        outbox.release_reports(session, claimed_jobs)
     assert claim(engine) == [second, third]
     assert row(engine, first).report_claimed_until is None
 
@@ -53,9 +62,37 @@ def test_the_reports_of_an_agent_that_was_killed_are_due_again_later(engine: Eng
     with transaction(engine) as session:
         assert outbox.end_report_backoffs(session) == 0
     assert due(engine) == [], "the end of an outage ends no claim"
-    with transaction(engine) as session:
-        session.execute(update(Job).values(report_claimed_until=db_now(-1)))
+    end_claims(engine)
     assert claim(engine) == [job_id]
+
+
+def test_an_agent_that_was_suspended_does_not_release_the_reports_that_another_one_has_claimed(engine: Engine) -> None:
+    """A third agent would send them, too."""
+    ended(engine)
+    with transaction(engine) as session:
+        claimed_jobs = outbox.claim_due_reports(session, 50, claim_s=60)
+    end_claims(engine)
+    assert len(claim(engine)) == 1
+    with transaction(engine) as session:
+        outbox.release_reports(session, claimed_jobs)
+    assert claim(engine) == []
+
+
+def test_an_answer_about_an_earlier_result_does_not_concern_the_present_one(engine: Engine) -> None:
+    """FulcrumCore has listed the job as open again while an agent was suspended that was sending its report."""
+    job_id = ended(engine)
+    earlier_epoch = row(engine, job_id).epoch
+    with transaction(engine) as session:
+        session.execute(update(Job).values(epoch=Job.epoch + 1))
+    before = columns_of(engine, job_id)
+    with transaction(engine) as session:
+        outbox.note_reported(session, job_id, ReportState.REPORTED, epoch=earlier_epoch)
+        outbox.postpone_report(session, job_id, backoff_s=60, note="HTTP 500", epoch=earlier_epoch)
+        outbox.replace_result(session, job_id, BROKEN, epoch=earlier_epoch)
+    assert columns_of(engine, job_id) == before
+    with transaction(engine) as session:
+        outbox.note_reported(session, job_id, ReportState.REPORTED, epoch=earlier_epoch + 1)
+    assert row(engine, job_id).report_state == ReportState.REPORTED
 
 
 def test_a_repeated_report_waits_for_the_agent_that_is_sending_it(engine: Engine) -> None:

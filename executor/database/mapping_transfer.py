@@ -32,9 +32,12 @@ MAX_LENGTHS = {"service_id": 36, "cluster": 100, "node": 100, "name": 100, "mac_
 MAX_NOTE_LENGTH = 4000
 #: The characters that PostgreSQL or UTF-8 does not have.
 _NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
+#: The names of Proxmox's nodes, which become parts of paths in Proxmox's API. A VM that is only reserved has none.
+_NODE_NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9.-]{0,62})?")
 NUMBERS = ("cores", "memory_mib", "disk_gib", "snapshots", "backups")
 MIN_VMID, MAX_VMID = 100, 999_999_999
-MAX_NUMBER = 2**63  #: what a column for a number can hold is less
+#: Numbers are less. No VM has so much of anything, and the database can add those of all VMs of a tenant.
+MAX_NUMBER = 2**40
 CURRENT_STATES = [state for state in MappingState if state is not MappingState.DELETED]
 
 
@@ -54,8 +57,10 @@ def _problems(values: Dictionary[str, Any]) -> Iterator[str]:
     required_columns = (*IDENTITY_COLUMNS, "name", "state", "kind")
     yield from (f"{name} is missing" for name in required_columns if not values.get(name))
     for name, max_length in MAX_LENGTHS.items():
-        if not _is_text(values.get(name) or "", max_length):
+        if (value := values.get(name)) is not None and not _is_text(value, max_length):
             yield f"{name} is not a text of at most {max_length} characters"
+    if not _NODE_NAME.fullmatch(values.get("node") or ""):
+        yield "node is not the name of a Proxmox node"
     if not marker.is_service_id(values["service_id"]):
         yield "service_id is not the id of a service"
     if type(values["vmid"]) is not int or not MIN_VMID <= values["vmid"] <= MAX_VMID:

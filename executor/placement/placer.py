@@ -1,13 +1,14 @@
 """Chooses the node for each new VM and for each migration.
 
 All facts are read from Proxmox before the placer takes its lock. So a request that Proxmox does not answer delays no
-other placement. While a VM is being created or migrated, its memory and cores count as used on the chosen node,
+other placement, and a database that does not answer delays no end of a run. While a VM is being created or migrated, its memory and cores count as used on the chosen node,
 although Proxmox does not show them yet. Otherwise, many create jobs at the same time would all get the same node.
 Agents that share a database count each other's VMs, too (`shared_allocations.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -57,8 +58,11 @@ class Placer:
     _allocations: dict[int, _Allocation] = field(default_factory=dict)  #: the keys are VMIDs
     _other_allocations: dict[int, _Allocation] = field(default_factory=dict)  #: those of other agents; keys: VMIDs
     _newest_snapshot: ClusterSnapshot | None = None  #: the newest lists that a choice has used
-    #: Guards the three fields above. It is not held while facts are read from Proxmox.
+    #: Guards the three fields above. It is not held while Proxmox or the database is called.
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    #: Lets one thread after the other choose a node and store its choice. It is not held while facts are read from
+    #: Proxmox, and the end of an allocation does not need it.
+    _choice_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self._reader = ChoiceReader(self.proxmox, self.settings, ClusterCache(proxmox=self.proxmox, clock=self.clock))
@@ -71,7 +75,7 @@ class Placer:
         cannot be read, and when `may_wait` returns False or raises JobError.
         """
         choice = self._reader.read_choice(request, may_wait)
-        with self._lock, self._deciding(choice.snapshot, request.vmid) as allocate:
+        with self._deciding(choice.snapshot, request.vmid) as allocate:
             placement = self._decide(choice)
             placement = replace(placement, clone_target=self._clone_target(placement.node, choice.snapshot))
             allocate(placement.node, request.memory_mib * MIB, request.cores)
@@ -94,7 +98,7 @@ class Placer:
         """
         choice = self._reader.read_migration_choice(vmid, node, may_wait)
         vm = choice.migrating_vm
-        with self._lock, self._deciding(choice.snapshot, vmid) as allocate:
+        with self._deciding(choice.snapshot, vmid) as allocate:
             placement = self._decide(choice)
             memory_bytes, cores = (vm.max_memory_bytes, vm.cores) if vm else (0, 0)
             allocate(placement.node, memory_bytes, cores)
@@ -114,7 +118,7 @@ class Placer:
             yield
             return
         vm, constraints, snapshot = growth
-        with self._lock, self._deciding(snapshot, vmid) as allocate:
+        with self._deciding(snapshot, vmid) as allocate:
             snapshot = self._use_newest_snapshot(snapshot)
             for row in snapshot.nodes:
                 if row.name == vm.node:
@@ -128,7 +132,7 @@ class Placer:
 
     @contextmanager
     def _deciding(self, snapshot: ClusterSnapshot, vmid: int) -> Iterator[Callable[[str, int, int], None]]:
-        """Yield a function that adds the VM's allocation: node, memory in bytes, cores. The caller holds the lock.
+        """Yield a function that adds the VM's allocation: node, memory in bytes, cores. The block holds the lock.
 
         On a shared database, no other agent chooses a node while the block runs, and the allocations of the others are
         counted, too. An allocation of the same VM belongs to an agent that has lost the job. Raises DatabaseError.
@@ -138,21 +142,29 @@ class Placer:
         def add(node: str, memory_bytes: int, cores: int) -> None:
             added[vmid] = _Allocation(node=node, memory_bytes=memory_bytes, cores=cores)
 
-        newest = self._use_newest_snapshot(snapshot)
-        if self.shared is None:
-            yield add
-        else:
-            with self.shared.decide(
-                own_vmids=self._allocations.keys(),
-                lists_age_s=self.clock() - newest.read_at,
-                vmids_of_unknown_size=[vm.vmid for vm in newest.vms if not vm.has_statistics],
-            ) as decision:
-                rows = [row for row in decision.of_others if row.vmid != vmid]
-                self._other_allocations = {row.vmid: _of_other(row, self.clock()) for row in rows}
+        with self._choice_lock, contextlib.ExitStack() as stack:
+            with self._lock:
+                newest, own_vmids = self._use_newest_snapshot(snapshot), list(self._allocations)
+            decision = None
+            if self.shared is not None:
+                decision = stack.enter_context(
+                    self.shared.decide(
+                        own_vmids=own_vmids,
+                        lists_age_s=self.clock() - newest.read_at,
+                        vmids_of_unknown_size=[vm.vmid for vm in newest.vms if not vm.has_statistics],
+                    )
+                )
+            with self._lock:
+                if decision is not None:
+                    rows = [row for row in decision.of_others if row.vmid != vmid]
+                    self._other_allocations = {row.vmid: _of_other(row, self.clock()) for row in rows}
                 yield add
-                for item in added.values():
+            for item in added.values():
+                if decision is not None:
                     decision.store(vmid, item.node, item.memory_bytes, item.cores)
-        self._allocations |= added
+            stack.close()  # commits
+            with self._lock:
+                self._allocations |= added
 
     @contextmanager
     def _end_allocation_on_exit(self, vmid: int) -> Iterator[None]:

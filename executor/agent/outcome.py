@@ -10,9 +10,12 @@ from executor.agent.claim import ClaimImpossible
 from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
 from executor.agent.stop_signal import StopSignal
 from executor.database.tables import Job
-from executor.errors import FulcrumUnavailable
+from executor.errors import DatabaseUnavailable, FulcrumUnavailable
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
+
+#: Why a job is requeued whose run could not start. The error itself may name the database's host.
+NO_DATABASE = "the agent's database did not answer before the run"
 
 
 class Ending(StrEnum):
@@ -45,8 +48,9 @@ class Outcome:
     mapping_change: MappingChange = MappingChange.NONE
 
 
-#: What an attempt led to: the result of a run or of an error before it, or an error of FulcrumCore.
-AttemptEnd = JobResult | FulcrumUnavailable | ClaimImpossible
+#: What an attempt led to: the result of a run or of an error before it, an error of FulcrumCore, or an error of the
+#: database before the run.
+AttemptEnd = JobResult | FulcrumUnavailable | ClaimImpossible | DatabaseUnavailable
 
 
 def decide(  # noqa: PLR0913 (each parameter is one fact on which the outcome depends)
@@ -71,6 +75,15 @@ def decide(  # noqa: PLR0913 (each parameter is one fact on which the outcome de
     if isinstance(end, ClaimImpossible):
         result = JobResult(succeeded=False, code=end.code, detail=str(end))
         return Outcome(ending=Ending.ABANDON, result=result, reason=str(end))
+    if isinstance(end, DatabaseUnavailable):  # no run has started, and an outage of the database is not the job's fault
+        backoff_s = retry.backoff_after_unavailability_s(None)
+        return Outcome(
+            ending=Ending.REQUEUE,
+            reason=NO_DATABASE,
+            operator_reason=str(end),
+            backoff_s=backoff_s,
+            counts_as_attempt=False,
+        )
     if isinstance(end, FulcrumUnavailable):
         backoff_s = retry.backoff_after_unavailability_s(end.retry_after_s)
         # An outage of FulcrumCore is not the job's fault. A request that fails only for this job is: `vault` counts on

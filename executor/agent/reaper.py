@@ -1,8 +1,9 @@
 """Reaps the jobs of other agents that have not renewed their leases for a whole lease, on a shared database.
 
 To reap a job is to take it from its owner. The owner may still run the job's playbook, for example while it cannot
-reach the database. So an agent reaps a job only when the owner's run has certainly ended: the owner fences, so it ends
-its runs before its leases expire, or the job's deadline has passed, and no run continues after the deadline.
+reach the database. So an agent reaps a job only when no run of the owner is in progress: the owner fences, so it ends
+its runs before its leases expire, or the job's deadline has passed, and no run continues after the deadline, or no run
+has started. The owner stores a run before it starts, and cannot store one after the job was reaped.
 
 The reaper compares no clocks of two machines. It measures by its own monotonic clock for how long it has read the same
 lease. A reader that was itself without the database begins anew: the outage may be the reason that nothing was renewed.
@@ -73,16 +74,23 @@ def observe(earlier: Observation, states: Iterable[LeaseState], now: float, *, l
 
 
 def decide(
-    unchanged_s: float, *, lease_s: float, is_expired: bool, is_owner_fencing: bool, is_past_deadline: bool
+    unchanged_s: float,
+    *,
+    lease_s: float,
+    is_expired: bool,
+    is_owner_fencing: bool,
+    is_past_deadline: bool,
+    has_run: bool = True,
 ) -> Verdict:
     """Decide whether a job is reaped whose lease has not changed for `unchanged_s`. Pure function.
 
     `lease_s` is the length of this agent's leases. The owner's may be longer, so its lease must also have expired.
-    `is_past_deadline`: the job's deadline and KILL_TIME_S have passed.
+    `is_past_deadline`: the job's deadline and KILL_TIME_S have passed. Without `has_run`, the owner's attempt has not
+    started a run, for example because it waited for a clone slot.
     """
     if unchanged_s < lease_s or not (is_expired or unchanged_s >= MAX_LEASE_S):
         return Verdict.KEEP
-    return Verdict.REAP if is_owner_fencing or is_past_deadline else Verdict.WAIT_FOR_DEADLINE
+    return Verdict.REAP if is_owner_fencing or is_past_deadline or not has_run else Verdict.WAIT_FOR_DEADLINE
 
 
 @dataclass(kw_only=True)
@@ -126,6 +134,7 @@ class Reaper:
             lease_s=self.lease_s,
             is_expired=lease.is_expired,
             is_owner_fencing=lease.is_owner_fencing,
+            has_run=lease.has_run,
             is_past_deadline=now_at_core >= lease.deadline_at.timestamp() + KILL_TIME_S,
         )
 

@@ -7,7 +7,7 @@ JobResult. When FulcrumCore does not answer, the job is requeued, because its fa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from executor.database import job_queue
 from executor.database.engine import transaction, write_with_retry
 from executor.database.job_queue import Lease
 from executor.database.tables import Job, Mapping
-from executor.errors import FulcrumUnavailable, JobError
+from executor.errors import DatabaseError, DatabaseUnavailable, FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.vault import SecretResolver
 from executor.log import get_logger
@@ -68,14 +68,19 @@ class Worker:
         with bound_contextvars(job_id=job.fulcrum_id, service_id=job.service_id, action=job.action):
             found, has_unused_reservation = ServiceMapping(), False
             left_out_names: list[str] = []
+            started_runs: list[str] = []
             try:
                 self.claimer.claim(job, lease)
                 properties = self._check_and_resolve_properties(job, left_out_names)
                 with _redacted(self.secrets.secret_values(secret_resolver_input(job), properties)):
                     found = self.mapping_finder.find_or_reserve_mapping(job)
-                    result = self._run(job, lease, found.mapping, properties, stop_signal)
+                    result = self._run(job, lease, found.mapping, properties, stop_signal, started_runs.append)
                     end: AttemptEnd = with_left_out_properties(result, left_out_names)
             except (FulcrumUnavailable, ClaimImpossible) as error:
+                end = error
+            except DatabaseUnavailable as error:
+                if started_runs:  # what the run has changed must not be lost, so the lease keeper releases the job
+                    raise
                 end = error
             except JobError as error:
                 end = JobResult(
@@ -126,18 +131,32 @@ class Worker:
 
     # --- step 5: run the playbook ---------------------------------------------------------------------------------
 
-    def _run(
-        self, job: Job, lease: Lease, mapping: Mapping | None, properties: dict[str, Any], stop_signal: StopSignal
+    def _run(  # noqa: PLR0913 (each parameter is one fact about the run)
+        self,
+        job: Job,
+        lease: Lease,
+        mapping: Mapping | None,
+        properties: dict[str, Any],
+        stop_signal: StopSignal,
+        on_start: Callable[[str], None],
     ) -> JobResult:
         """Allocate resources, plan the run, store that it starts, execute it, and return the job's result.
 
-        Raises JobError before the run starts, never afterwards.
+        `on_start` is called with the ident of the run just before it starts. Raises JobError before that, never
+        afterwards.
         """
         if mapping is None:  # the job is a delete, and its VM does not exist
             return JobResult(succeeded=True, vm={"status": "absent", "changed": False})
 
+        is_wait_stored = False
+
         def may_wait() -> bool:
+            nonlocal is_wait_stored
             self._require_time_left_s(job)
+            if not is_wait_stored:
+                with suppress(DatabaseError), transaction(self.engine) as session:
+                    job_queue.note_waiting(session, lease)
+                is_wait_stored = True
             return not stop_signal.is_sent()
 
         with (
@@ -149,6 +168,7 @@ class Worker:
             with transaction(self.engine) as session:
                 job_queue.note_started(session, lease, run_ident=run.ident, playbook=run.playbook.name)
             crash_points.crash_if_requested("run_noted", job.service_id)
+            on_start(run.ident)
             with bound_contextvars(run_ident=run.ident):
                 result = self._execute(run, mapping, stop_signal, resources.note_step)
             resources.note_result(result)

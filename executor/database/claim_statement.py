@@ -41,6 +41,7 @@ def claim_statement(owner: str, lease_s: float, max_creates: MaxCreates | None) 
             attempt=Job.attempt + 1,
             lease_until=db_now(lease_s),
             available_at=None,
+            is_waiting=False,
         )
         .returning(Job)
         .execution_options(populate_existing=True)

@@ -233,10 +233,15 @@ def note_reserved(session: Session, lease: Lease, amounts: Mapping[str, int]) ->
     _write(session, lease, **{f"reserved_{name}": amount for name, amount in amounts.items()})
 
 
+def note_waiting(session: Session, lease: Lease) -> None:
+    """Store that the attempt waits and has started no run. If the agent ends now, the job is not to blame."""
+    _write(session, lease, is_waiting=True)
+
+
 def note_started(session: Session, lease: Lease, *, run_ident: str, playbook: str) -> None:
     """Store a run before it starts. So the agent can find the run's processes and artifacts after a restart."""
     now = utc_now()
-    _write(session, lease, started_at=now, run_ident=run_ident)
+    _write(session, lease, started_at=now, run_ident=run_ident, is_waiting=False)
     attempt = session.scalar(select(Job.attempt).where(Job.id == lease.job_id)) or 0
     session.add(Run(job_id=lease.job_id, ident=run_ident, attempt=attempt, playbook=playbook, started_at=now))
 
@@ -345,7 +350,8 @@ def reap(session: Session, leases: Collection[OtherLease]) -> list[tuple[int, Jo
     """Take the jobs with these leases from their owners. Return the ids and the new statuses of the reaped jobs.
 
     A lease that has changed since it was read, for example because its owner has renewed it, is not reaped. A job that
-    is reaped MAX_CRASHES times fails with the code QUARANTINED, because the job probably makes the agent crash.
+    is reaped MAX_CRASHES times fails with the code QUARANTINED, because the job probably makes the agent crash. A job
+    that only waited does not, so this is neither a crash nor an attempt of it.
     """
     reaped_jobs = []
     for lease in leases:
@@ -354,12 +360,13 @@ def reap(session: Session, leases: Collection[OtherLease]) -> list[tuple[int, Jo
             & (Job.owner == lease.owner)
             & (Job.epoch == lease.epoch)
             & Job.lease_until.is_not_distinct_from(lease.lease_until)
+            & Job.run_ident.is_not_distinct_from(lease.run_ident)  # no run has started since
             & (Job.status == PROCESSING_LITERAL)
         )
         # A lease that its owner is just renewing is locked, and is skipped.
-        earlier_crashes = session.scalar(select(Job.crashes).where(is_unchanged).with_for_update(skip_locked=True))
-        if earlier_crashes is not None:
-            reaped_jobs.append((lease.job_id, _reap_job(session, is_unchanged, earlier_crashes)))
+        found = session.execute(_CRASH_COLUMNS.where(is_unchanged).with_for_update(skip_locked=True)).one_or_none()
+        if found is not None:
+            reaped_jobs.append((lease.job_id, _reap_job(session, is_unchanged, *found)))
             text = f"the agent process {lease.owner} has ended, or has not renewed its lease"
             job_events.record(session, lease.job_id, JobEventKind.REAPED, text)
     return reaped_jobs
@@ -370,12 +377,22 @@ def status_after_crash(crashes: int) -> JobStatus:
     return JobStatus.FAILED if crashes >= MAX_CRASHES else JobStatus.PENDING
 
 
-def _reap_job(session: Session, condition: ColumnElement[bool], earlier_crashes: int) -> JobStatus:
-    """Take the job that the condition selects from its owner, and count one more crash; return its new status."""
-    crashes = earlier_crashes + 1
-    status = status_after_crash(crashes)
+#: The columns of a job of which `_reap_job` needs the values.
+_CRASH_COLUMNS = select(Job.crashes, Job.is_waiting)
+
+
+def _reap_job(session: Session, condition: ColumnElement[bool], earlier_crashes: int, was_waiting: bool) -> JobStatus:
+    """Take the job that the condition selects from its owner; return its new status.
+
+    Count one more crash, unless the job only waited.
+    """
+    crashes = earlier_crashes if was_waiting else earlier_crashes + 1
+    status = JobStatus.PENDING if was_waiting else status_after_crash(crashes)
     _require_transition(JobStatus.PROCESSING, status)
-    session.execute(update(Job).where(condition).values(**_columns_of_reaped_job(status, crashes)))
+    columns = _columns_of_reaped_job(status, crashes)
+    if was_waiting:
+        columns |= {"attempt": Job.attempt - 1, "is_waiting": False}
+    session.execute(update(Job).where(condition).values(**columns))
     return status
 
 
@@ -413,8 +430,8 @@ def release(session: Session, job_id: int, owner: str, *, counts_as_crash: bool 
     """Take a job from its owner whose end could not be stored. Return its new status.
 
     The caller knows that no thread of the owner processes the job. The release counts as a crash, so that a job whose
-    end can never be stored is not processed again and again. Without `counts_as_crash`, the attempt is not counted
-    either. Returns None when `owner` no longer owns the job.
+    end can never be stored is not processed again and again. Without `counts_as_crash`, and after an attempt that only
+    waited, the attempt is not counted either. Returns None when `owner` no longer owns the job.
     """
     if not counts_as_crash:
         stmt = _release_statement(owner).where(Job.id == job_id).values(attempt=Job.attempt - 1)
@@ -423,10 +440,10 @@ def release(session: Session, job_id: int, owner: str, *, counts_as_crash: bool 
         _record_release(session, job_id)
         return JobStatus.PENDING
     is_owned = (Job.id == job_id) & (Job.owner == owner) & (Job.status == PROCESSING_LITERAL)
-    earlier_crashes = session.scalar(select(Job.crashes).where(is_owned).with_for_update())
-    if earlier_crashes is None:
+    found = session.execute(_CRASH_COLUMNS.where(is_owned).with_for_update()).one_or_none()
+    if found is None:
         return None
-    status = _reap_job(session, is_owned, earlier_crashes)
+    status = _reap_job(session, is_owned, *found)
     _record_release(session, job_id)
     return status
 

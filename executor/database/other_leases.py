@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from executor.database.tables import PROCESSING_LITERAL, Job, Node, db_now
+from executor.database.tables import PROCESSING_LITERAL, Job, Node, Run, db_now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +22,14 @@ class OtherLease:
     deadline_at: datetime  #: of the job, by FulcrumCore's clock
     is_expired: bool  #: by the database's clock
     is_owner_fencing: bool  #: the owner ends its runs before its leases expire (`nodes.fences`)
+    run_ident: str | None  #: of the latest run, also of an earlier attempt
+    has_run: bool  #: a run of the present attempt was stored before it started, so it may be in progress
 
 
 def leases_of_others(session: Session, boot_id: str) -> list[OtherLease]:
     """Return the leases of all agent processes except this one. No lease is changed."""
     is_expired = Job.lease_until < db_now()
+    run_of_attempt = select(Run.id).where(Run.job_id == Job.id, Run.attempt == Job.attempt)
     stmt = (
         select(
             Job.id.label("job_id"),
@@ -36,6 +39,8 @@ def leases_of_others(session: Session, boot_id: str) -> list[OtherLease]:
             Job.deadline_at.label("deadline_at"),
             func.coalesce(is_expired, True).label("is_expired"),
             func.coalesce(Node.fences, False).label("is_owner_fencing"),  # the pruner may have deleted the owner's row
+            Job.run_ident.label("run_ident"),
+            run_of_attempt.exists().label("has_run"),
         )
         .outerjoin(Node, Node.id == Job.owner)
         .where(Job.status == PROCESSING_LITERAL, Job.owner != boot_id)

@@ -129,6 +129,8 @@ class Job(Base):
     owner: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that claimed the job
     lease_until: Mapped[datetime | None]
     epoch: Mapped[int] = mapped_column(Integer, default=0)  #: the fencing token, which is raised when the owner changes
+    #: True while the present attempt waits for a node or a clone slot, before it has started a run.
+    is_waiting: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     claim_sent_at: Mapped[datetime | None]  #: when the worker last tried to claim the job at FulcrumCore
     claimed_at: Mapped[datetime | None]  #: when FulcrumCore accepted the claim
     started_at: Mapped[datetime | None]
@@ -314,6 +316,8 @@ class CloneTarget(Base):
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     max_clones: Mapped[int]
     successes: Mapped[int]  #: the number of successful clones since the last change of `max_clones`
+    highest: Mapped[int]  #: the highest SMITH_CLONES_PER_STORAGE of an agent that has used the target
+    used_at: Mapped[datetime]  #: when a clone last started there
 
 
 class Pause(Base):
@@ -325,6 +329,15 @@ class Pause(Base):
     since: Mapped[datetime]
     who: Mapped[str] = mapped_column(String(100))  #: the operator, as in the audit
     reason: Mapped[str] = mapped_column(Text)
+
+
+class NodeLimit(Base):
+    """How many jobs a node runs in parallel, as an operator has set it. Only `nodes` writes this table."""
+
+    __tablename__ = "node_limits"
+
+    scope: Mapped[str] = mapped_column(String(64), primary_key=True)  #: the node, see `pauses.scope_of`
+    max_jobs: Mapped[int]
 
 
 class AuditEntry(Base):

@@ -16,6 +16,7 @@ from executor.database import job_queue, nodes
 from executor.database.engine import transaction
 from executor.database.nodes import AgentProcess
 from executor.database.tables import Job, Node, utc_now
+from executor.errors import StaleJob
 
 
 @dataclass
@@ -58,6 +59,66 @@ def job_with_expired_lease(engine: Engine, owner: str = "alice") -> int:
     return job_id
 
 
+def start_run(engine: Engine, job_id: int) -> None:
+    lease = job_queue.lease_of(row(engine, job_id))
+    with transaction(engine) as session:
+        job_queue.note_started(session, lease, run_ident=f"create-{job_id}", playbook="create.yml")
+
+
+def test_a_job_that_has_not_started_a_run_does_not_wait_for_its_deadline(engine: Engine) -> None:
+    """Its owner, which does not fence, cannot start one any more: it would first have to store it."""
+    add_agent(engine, "alice", fences=False)
+    job_id = job_with_expired_lease(engine)
+    lease = job_queue.lease_of(row(engine, job_id))
+    Observer(engine, clock_offset_s=deadline_since(engine, job_id, -3600)).observe_for(LEASE_S)
+    assert row(engine, job_id).status == "pending"
+    with pytest.raises(StaleJob), transaction(engine) as session:
+        job_queue.note_started(session, lease, run_ident="late", playbook="create.yml")
+
+
+def test_a_job_is_not_reaped_when_its_owner_starts_a_run_after_the_leases_were_read(engine: Engine) -> None:
+    add_agent(engine, "alice", fences=False)
+    job_id = job_with_expired_lease(engine)
+    observer = Observer(engine)
+    offset_s = deadline_since(engine, job_id, -3600)
+
+    def start_and_return_offset() -> float:
+        """Act as the owner between the reaper's read and its write, when it asks for FulcrumCore's time."""
+        start_run(engine, job_id)
+        return offset_s
+
+    observer.clock_offset_s = offset_s
+    observer.observe_for(LEASE_S - 5)
+    observer.reaper.get_clock_offset_s = start_and_return_offset
+    observer.observe_for(5)
+    assert row(engine, job_id).owner == "alice"
+
+
+def test_a_job_that_only_waited_is_not_to_blame_for_the_end_of_its_agent(engine: Engine) -> None:
+    """Otherwise all creates that wait for a clone slot would be in quarantine after their nodes were restarted."""
+    add_agent(engine, "alice", fences=True)
+    job_id = job_with_expired_lease(engine)
+    with transaction(engine) as session:
+        job_queue.note_waiting(session, job_queue.lease_of(row(engine, job_id)))
+    Observer(engine).observe_for(LEASE_S)
+    job = row(engine, job_id)
+    assert (job.status, job.crashes, job.attempt, job.is_waiting) == ("pending", 0, 0, False)
+
+
+@pytest.mark.parametrize(("started", "crashes"), [(False, 0), (True, 1)])
+def test_a_job_that_waited_and_then_started_its_run_counts_as_crashed(
+    engine: Engine, started: bool, crashes: int
+) -> None:
+    job_id = job_with_expired_lease(engine)
+    with transaction(engine) as session:
+        job_queue.note_waiting(session, job_queue.lease_of(row(engine, job_id)))
+    if started:
+        start_run(engine, job_id)
+    with transaction(engine) as session:
+        assert job_queue.release(session, job_id, "alice") == "pending"
+    assert (row(engine, job_id).crashes, row(engine, job_id).attempt) == (crashes, crashes)
+
+
 def deadline_since(engine: Engine, job_id: int, seconds: float) -> float:
     """Return the clock offset with which the job's deadline passed `seconds` ago at FulcrumCore."""
     return (row(engine, job_id).deadline_at + timedelta(seconds=seconds) - utc_now()).total_seconds()
@@ -90,6 +151,7 @@ def test_a_job_of_an_agent_that_does_not_fence_is_reaped_after_its_deadline_and_
     if is_registered:
         add_agent(engine, "alice", fences=False)
     job_id = job_with_expired_lease(engine)
+    start_run(engine, job_id)
     observer = Observer(engine, clock_offset_s=deadline_since(engine, job_id, -3600))
     observer.observe_for(3 * LEASE_S)
     assert [record.message.count("reaping_waits_for_deadline") for record in caplog.records] == [1]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 from smith_lab.system import wait_for
-from sqlalchemy import select
+from sqlalchemy import event, select
+from sqlalchemy.exc import OperationalError
 from support.agent_parts import WITHIN_S, AgentParts
 
 from executor.agent.parts import build_lease_keeper
@@ -108,3 +110,26 @@ def test_a_job_whose_runner_always_fails_ends_after_a_few_attempts(parts: AgentP
     assert (job.status, job.attempt, job.report_state) == (JobStatus.FAILED, MAX_ATTEMPTS_AFTER_KILL, ReportState.DUE)
     assert job.error_code == ErrorCode.PLAYBOOK_FAILED
     assert len(runs(parts)) == MAX_ATTEMPTS_AFTER_KILL
+
+
+def test_a_job_whose_start_the_database_cannot_store_is_requeued_and_not_to_blame(parts: AgentParts) -> None:
+    """As when another process holds a lock for which the job waits before its run."""
+    parts.write_playbook(NOTHING)
+    job_id = parts.submit(parts.add_started_service())
+    parts.runner.end_earlier_runs()
+
+    def refuse(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if statement.startswith("INSERT INTO runs"):
+            raise OperationalError(statement, None, Exception("canceling statement due to lock timeout"))
+
+    event.listen(parts.engine, "before_cursor_execute", refuse)
+    parts.dispatch()
+    parts.wait_until_idle()
+    event.remove(parts.engine, "before_cursor_execute", refuse)
+
+    job = parts.job(job_id)
+    assert (job.status, job.attempt, job.crashes) == (JobStatus.PENDING, 0, 0)
+    assert "lock timeout" in (job.operator_detail or "")
+    assert "lock timeout" not in (job.error_message or "")
+    attempt(parts, job_id)
+    assert (parts.job(job_id).status, parts.job(job_id).attempt) == (JobStatus.COMPLETED, 1)

@@ -14,12 +14,13 @@ from executor.agent.outcome import AttemptEnd, Ending, MappingChange, Outcome, d
 from executor.agent.outcome_store import report_state_after
 from executor.agent.stop_signal import StopSignal
 from executor.database.tables import Job, utc_now
-from executor.errors import FulcrumUnavailable, JobError
+from executor.errors import DatabaseUnavailable, FulcrumUnavailable, JobError
 from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode
 
 DONE = JobResult(succeeded=True, vm={"vmid": 100})
 UNAVAILABLE = FulcrumUnavailable("FulcrumCore does not answer")
+NO_DATABASE = DatabaseUnavailable("the database cannot be used: another process holds a lock")
 GONE = ClaimImpossible(ErrorCode.JOB_GONE, "deleted")
 
 
@@ -58,6 +59,9 @@ def outcome(end: Any, *, of: Job | None = None, stop_reason: str | None = None, 
         (failed(ErrorCode.CANCELLED), {"stop_reason": StopSignal.CANCELLED}, "finish", "apply_result", "CANCELLED"),
         (failed(ErrorCode.CANCELLED), {"stop_reason": StopSignal.AGENT_STOPPING}, "requeue", "none", None),
         (failed(ErrorCode.CANCELLED), {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
+        (NO_DATABASE, {}, "requeue", "none", None),
+        (NO_DATABASE, {"stop_reason": StopSignal.AGENT_STOPPING}, "requeue", "none", None),
+        (NO_DATABASE, {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
         (failed(ErrorCode.LEASE_LOST, was_killed=True), {"of": job(8)}, "requeue", "none", None),
         (failed(ErrorCode.LEASE_LOST), {"of": job(8), "is_reservation": True}, "requeue", "none", None),
         (failed(ErrorCode.LEASE_LOST), {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
@@ -87,6 +91,7 @@ def test_the_outcome_of_an_attempt(
         (FulcrumUnavailable("the vault cannot read this secret", status=500), None, True),
         (failed(ErrorCode.CANCELLED), StopSignal.AGENT_STOPPING, False),
         (failed(ErrorCode.LEASE_LOST, was_killed=True), None, False),
+        (NO_DATABASE, None, False),
     ],
 )
 def test_only_a_failure_of_the_job_itself_uses_up_an_attempt(end: Any, stop_reason: str | None, counts: bool) -> None:

@@ -57,6 +57,8 @@ def test_an_observation_begins_anew_after_a_gap_of_more_than_half_a_lease(gap_s:
         (3000.0, {"is_owner_fencing": False}, Verdict.WAIT_FOR_DEADLINE),
         (30.0, {"is_owner_fencing": False, "is_past_deadline": True}, Verdict.REAP),
         (29.9, {"is_owner_fencing": False, "is_past_deadline": True}, Verdict.KEEP),
+        (30.0, {"is_owner_fencing": False, "has_run": False}, Verdict.REAP),
+        (29.9, {"is_owner_fencing": False, "has_run": False}, Verdict.KEEP),
     ],
 )
 def test_a_job_is_reaped_when_its_owner_has_certainly_ended_the_run(

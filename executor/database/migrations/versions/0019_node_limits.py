@@ -1,0 +1,52 @@
+"""Add the limits of nodes, whether a job waits, and when and with which setting each target of clones was used."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0019"
+down_revision = "0018"
+branch_labels = None
+depends_on = None
+
+nodes = sa.table(
+    "nodes",
+    sa.column("id", sa.String),
+    sa.column("installation_id", sa.String),
+    sa.column("started_at", sa.DateTime(timezone=True)),
+    sa.column("concurrency", sa.Integer),
+    sa.column("concurrency_wanted", sa.Integer),
+)
+limits = sa.table("node_limits", sa.column("scope", sa.String), sa.column("max_jobs", sa.Integer))
+
+
+def upgrade() -> None:
+    """Go one step forward. The limit of the latest process of an installation stays in force."""
+    op.create_table(
+        "node_limits",
+        sa.Column("scope", sa.String(length=64), nullable=False),
+        sa.Column("max_jobs", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("scope"),
+    )
+    found: dict[str, int] = {}
+    columns = (nodes.c.installation_id, nodes.c.concurrency, nodes.c.concurrency_wanted)
+    named = sa.select(*columns).where(nodes.c.installation_id.is_not(None)).order_by(nodes.c.started_at, nodes.c.id)
+    for installation_id, concurrency, wanted in op.get_bind().execute(named):
+        found.pop(f"node:{installation_id}", None)
+        if wanted < concurrency:
+            found[f"node:{installation_id}"] = wanted
+    if found:
+        op.bulk_insert(limits, [{"scope": scope, "max_jobs": max_jobs} for scope, max_jobs in found.items()])
+    op.add_column("jobs", sa.Column("is_waiting", sa.Boolean(), nullable=False, server_default=sa.false()))
+    op.execute(sa.text("DELETE FROM clone_targets"))  # each agent stores the target again at its next clone
+    op.add_column("clone_targets", sa.Column("highest", sa.Integer(), nullable=False))
+    op.add_column("clone_targets", sa.Column("used_at", sa.DateTime(timezone=True), nullable=False))
+
+
+def downgrade() -> None:
+    """Go one step back. The limit of a process that runs stays in its row of `nodes`."""
+    op.drop_column("clone_targets", "used_at")
+    op.drop_column("clone_targets", "highest")
+    op.drop_column("jobs", "is_waiting")
+    op.drop_table("node_limits")

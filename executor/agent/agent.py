@@ -157,7 +157,7 @@ class Agent:
             fences=is_fencing(self.settings.smith_fence, has_other_agents=True),
             installation_id=installation_id(self.settings.smith_data_dir),
         )
-        register_agent(self.engine, agent)
+        register_agent(self.engine, agent, self.state)
 
     def _start_loops(self) -> None:
         self.lease_keeper.fence.start()

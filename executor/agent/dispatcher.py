@@ -100,6 +100,11 @@ class Dispatcher:
         for stop_signal in self.stop_signals().values():
             stop_signal.send(reason)
 
+    def store_ends(self) -> None:
+        """Store the ends of allocations and clones that the database could not store before, for the other agents."""
+        if self._clone_limit.shared is not None:
+            self._clone_limit.shared.store_ends()
+
     def close(self) -> None:
         """Start no more jobs. A job that is claimed later is requeued."""
         with self._lock:

@@ -74,6 +74,7 @@ class LeaseKeeper:
         self._release_jobs_not_running(cancel_flags.keys())
         if cancel_flags:
             self.store_stories()
+        self.dispatcher.store_ends()
         if self.reaper is not None:
             self.reaper.reap()
         self.state.stopping.wait(self.lease_s / RENEWALS_PER_LEASE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from executor.agent.state import AgentState
 from executor.database import job_queue, nodes, other_leases
 from executor.database.engine import transaction
 from executor.database.nodes import AgentProcess
@@ -19,18 +20,21 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 
-def register_agent(engine: Engine, agent: AgentProcess) -> None:
+def register_agent(engine: Engine, agent: AgentProcess, state: AgentState) -> None:
     """Store the row of this process, and reap the jobs of ended processes at once.
 
-    The caller has locked the data folder and the SQLite file, and has ended the runs of the earlier processes.
+    What operators have ordered for the node is read here, so that it is in force before the first claim. The caller has
+    locked the data folder and the SQLite file, and has ended the runs of the earlier processes.
     """
     with transaction(engine) as session:
         nodes.add_agent(session, agent)
+        orders = nodes.orders(session, agent.boot_id)
         nodes.note_earlier_processes_ended(session, agent)
         leases = other_leases.leases_of_others(session, agent.boot_id)
         if engine.dialect.name != "sqlite":
             ended_boot_ids = nodes.earlier_boot_ids(session, agent)
             leases = [lease for lease in leases if lease.owner in ended_boot_ids]
         reaped_jobs = job_queue.reap(session, leases)
+    state.note_orders(is_paused=orders.is_paused, max_jobs=orders.max_jobs)
     for job_row_id, status in reaped_jobs:
         log.warning("job_reaped", job_row_id=job_row_id, status=status)

@@ -126,17 +126,18 @@ def limit(
 ) -> None:
     """Limit how many jobs a node runs in parallel.
 
-    The limit is at most SMITH_CONCURRENCY. A restart of the agent keeps it.
+    A node never runs more than SMITH_CONCURRENCY. The limit stays until `--reset`, also after a restart of the agent
+    and with another SMITH_CONCURRENCY.
     """
     if reset == (jobs is not None):
         raise typer.BadParameter("give either the number of jobs or --reset")
     with writing_store() as store:
         found = _find(store, node)
-        before, wanted = found.concurrency_wanted, min(jobs or found.concurrency, found.concurrency)
-        nodes.set_limit(store.session, found.id, wanted)
-        if wanted != before:
-            values = {"max_jobs": wanted}
-            _audit(store.session, "limit", pauses.scope_of(found), before={"max_jobs": before}, after=values)
+        before = found.concurrency_wanted
+        nodes.set_limit(store.session, found, None if reset else jobs)
+        wanted = found.concurrency_wanted
+        values = {"max_jobs": jobs or "reset"}
+        _audit(store.session, "limit", pauses.scope_of(found), before={"max_jobs": before}, after=values)
     text = f"{found.host} runs at most {wanted} jobs in parallel (it was {before})"
     show_outcome(text, as_json=as_json, node=found.id, max_jobs=wanted, was=before, concurrency=found.concurrency)
 

@@ -13,10 +13,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, ScalarSelect, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, ScalarSelect, and_, case, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from executor.database.statements import insert_into
+from executor.database.statements import execute_and_count, insert_into
 from executor.database.tables import Allocation, CloneTarget, Node, db_now
 
 #: The key of the PostgreSQL advisory lock. The value is the ASCII text "SMIA".
@@ -25,6 +25,8 @@ LOCK_KEY = 0x534D4941
 MAX_AGE_S = 7200.0
 #: How long an ended allocation counts if Proxmox does not show the size of the VM.
 MAX_UNKNOWN_SIZE_S = 120.0
+#: After this time without a clone, a target no longer counts: perhaps the settings name another storage now.
+MAX_UNUSED_TARGET_S = 86_400.0
 #: By this, the ages that the clocks of the database and of an agent measure may differ.
 CLOCK_TOLERANCE_S = 1.0
 
@@ -83,7 +85,7 @@ def put(  # noqa: PLR0913 (one parameter for each column)
 
 
 def end(session: Session, owner: Owner, vmid: int) -> None:
-    """Store that the run has ended for which the memory and cores of a VM were allocated."""
+    """Store that the run has ended for which the memory and cores of a VM were allocated, and its clone."""
     columns = {"ended_at": db_now(), "is_cloning": False}
     session.execute(_update_own(owner, vmid).where(Allocation.ended_at.is_(None)).values(**columns))
 
@@ -115,10 +117,7 @@ def try_start_clone(session: Session, owner: Owner, *, vmid: int, target: str, m
 
     The caller has called `lock`, and has stored the allocation of the VM.
     """
-    new_target = {"cluster": owner.cluster, "name": target, "max_clones": max_clones, "successes": 0}
-    stmt = insert_into(session, CloneTarget).values(new_target)
-    session.execute(stmt.on_conflict_do_nothing(index_elements=["cluster", "name"]))
-    limit = session.scalar(select(CloneTarget.max_clones).where(_is_target(owner, target))) or max_clones
+    limit = _use_target(session, owner, target, max_clones)
     is_on_target = (Allocation.cluster == owner.cluster) & (Allocation.clone_target == target)
     is_active = or_(Allocation.boot_id == owner.boot_id, _is_agent_running(owner))
     running = select(func.count()).where(is_on_target, Allocation.is_cloning, is_active)
@@ -126,6 +125,23 @@ def try_start_clone(session: Session, owner: Owner, *, vmid: int, target: str, m
         return False
     session.execute(_update_own(owner, vmid).values(clone_target=target, is_cloning=True))
     return True
+
+
+def _use_target(session: Session, owner: Owner, target: str, max_clones: int) -> int:
+    """Store that a clone needs the target; return how many clones may run there.
+
+    `max_clones` is the setting of this agent. If it is higher than that of all agents before, the operator has raised
+    it, so the limit becomes as high at once.
+    """
+    session.execute(delete(CloneTarget).where(CloneTarget.used_at < db_now(-MAX_UNUSED_TARGET_S)))
+    columns = {"max_clones": max_clones, "highest": max_clones, "used_at": db_now()}
+    new_target: dict[str, Any] = {"cluster": owner.cluster, "name": target, "successes": 0} | columns
+    stmt = insert_into(session, CloneTarget).values(new_target)
+    session.execute(stmt.on_conflict_do_nothing(index_elements=["cluster", "name"]))
+    is_raised = _is_target(owner, target) & (CloneTarget.highest < max_clones)
+    if execute_and_count(session, update(CloneTarget).where(is_raised).values(columns)) == 0:
+        session.execute(update(CloneTarget).where(_is_target(owner, target)).values(used_at=db_now()))
+    return session.scalar(select(CloneTarget.max_clones).where(_is_target(owner, target))) or max_clones
 
 
 def end_clone(session: Session, owner: Owner, vmid: int) -> None:
@@ -154,9 +170,12 @@ def note_success(session: Session, owner: Owner, target: str, *, max_clones: int
 def max_creates(owner: Owner, max_clones: int) -> ScalarSelect[int]:
     """Return the SQL expression for the number of creates that all agents together may run at the same time.
 
-    It is the sum of the limits of all targets, and the number of creates whose clone has ended.
+    It is the sum of the limits of all targets that were used lately, and the number of creates whose clone has ended.
+    `max_clones` is the setting of this agent, which it never exceeds.
     """
-    limits = select(func.sum(CloneTarget.max_clones)).where(CloneTarget.cluster == owner.cluster).scalar_subquery()
+    is_used = (CloneTarget.cluster == owner.cluster) & (CloneTarget.used_at >= db_now(-MAX_UNUSED_TARGET_S))
+    limit = case((CloneTarget.max_clones > max_clones, max_clones), else_=CloneTarget.max_clones)
+    limits = select(func.sum(limit)).where(is_used).scalar_subquery()
     is_past_clone = Allocation.clone_target.is_not(None) & ~Allocation.is_cloning & Allocation.ended_at.is_(None)
     past_clones = (
         select(func.count())

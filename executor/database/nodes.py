@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, case, delete, func, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from executor.database import pauses
-from executor.database.statements import execute_and_count
-from executor.database.tables import PROCESSING_LITERAL, Job, Node, Pause, db_now, utc_now
+from executor.database.statements import execute_and_count, insert_into
+from executor.database.tables import PROCESSING_LITERAL, Job, Node, NodeLimit, Pause, db_now, utc_now
 
 #: The length of the column `nodes.stop_reason`.
 MAX_STOP_REASON_LENGTH = 40
@@ -45,23 +45,21 @@ class Orders:
 
 
 def add_agent(session: Session, agent: AgentProcess) -> None:
-    """Store the start of an agent process. A lower limit of its earlier process stays in force."""
+    """Store the start of an agent process. A limit that an operator has set for its installation stays in force.
+
+    The row may exist already: the answer of the database to an earlier call was lost.
+    """
     node = Node(id=agent.boot_id, host=agent.host, pid=agent.pid, version=agent.version, started_at=utc_now())
-    node.seen_at = db_now()
     node.draining = False
     node.fences = agent.fences
     node.installation_id = agent.installation_id
     node.concurrency = agent.concurrency
-    limit = _limit_of_earlier_process(session, agent)
-    node.concurrency_wanted = agent.concurrency if limit is None else min(limit, agent.concurrency)
-    session.add(node)
-
-
-def _limit_of_earlier_process(session: Session, agent: AgentProcess) -> int | None:
-    """Return the limit that an operator has set for the latest process of this installation, or None."""
-    earlier = select(Node).where(_is_earlier_process(agent)).order_by(Node.started_at.desc()).limit(1)
-    node = session.scalar(earlier)
-    return node.concurrency_wanted if node is not None and node.concurrency_wanted < node.concurrency else None
+    limit = session.get(NodeLimit, pauses.scope_of(node))
+    node.concurrency_wanted = agent.concurrency if limit is None else min(limit.max_jobs, agent.concurrency)
+    node.seen_at = utc_now()
+    session.merge(node)
+    session.flush()
+    session.execute(update(Node).where(Node.id == agent.boot_id).values(seen_at=db_now()))
 
 
 def note_agent_probed(session: Session, boot_id: str, *, proxmox_error: str | None) -> None:
@@ -87,10 +85,18 @@ def orders(session: Session, boot_id: str) -> Orders:
     return Orders() if row is None else Orders(max_jobs=row[0], is_paused=bool(row[1]))
 
 
-def set_limit(session: Session, boot_id: str, max_jobs: int) -> None:
-    """Set how many jobs an agent process runs in parallel. It follows within the time between two renewals."""
-    limit = case((Node.concurrency < max_jobs, Node.concurrency), else_=max_jobs)
-    session.execute(update(Node).where(Node.id == boot_id).values(concurrency_wanted=limit))
+def set_limit(session: Session, node: Node, max_jobs: int | None) -> None:
+    """Set how many jobs a node runs in parallel; None: as many as its settings allow.
+
+    The agent process follows within the time between two renewals. Later processes of the installation follow, too,
+    also with other settings.
+    """
+    scope = pauses.scope_of(node)
+    session.execute(delete(NodeLimit).where(NodeLimit.scope == scope))
+    if max_jobs is not None:
+        stmt = insert_into(session, NodeLimit).values(scope=scope, max_jobs=max_jobs)
+        session.execute(stmt.on_conflict_do_update(index_elements=["scope"], set_={"max_jobs": max_jobs}))
+    node.concurrency_wanted = node.concurrency if max_jobs is None else min(max_jobs, node.concurrency)
 
 
 def running_job_counts(session: Session) -> dict[str, int]:

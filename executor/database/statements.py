@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlalchemy import ColumnElement, CursorResult, Delete, Update, or_
 from sqlalchemy.orm import Session
 
-from executor.database.tables import Allocation, CloneTarget, CriticalJob, Job, Pause, SecretReference, db_now
+from executor.database.tables import (
+    Allocation,
+    CloneTarget,
+    CriticalJob,
+    Job,
+    NodeLimit,
+    Pause,
+    SecretReference,
+    db_now,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite
@@ -21,7 +30,7 @@ MAX_BACKOFF_S = 3600.0
 
 
 def insert_into(
-    session: Session, table: type[Job | CriticalJob | SecretReference | Pause | Allocation | CloneTarget]
+    session: Session, table: type[Job | CriticalJob | SecretReference | Pause | NodeLimit | Allocation | CloneTarget]
 ) -> postgresql.Insert | sqlite.Insert:
     """Return an INSERT statement for the session's database. Unlike `sqlalchemy.insert`, it supports ON CONFLICT."""
     # Only the package of the session's database is imported: PostgreSQL's takes a tenth of the time of `smith status`.

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from executor.database import allocations
@@ -28,9 +29,11 @@ class Decision:
     session: Session
     owner: Owner
     of_others: Collection[Allocation]
+    on_store: Callable[[int], None]  #: called with the VM whose allocation begins
 
     def store(self, vmid: int, node: str, memory_bytes: int, cores: int) -> None:
         """Store the chosen node and what the VM needs there."""
+        self.on_store(vmid)
         allocations.put(self.session, self.owner, vmid=vmid, node=node, memory_bytes=memory_bytes, cores=cores)
 
 
@@ -40,6 +43,9 @@ class SharedAllocations:
 
     engine: Engine
     owner: Owner
+    #: The ends that could not be stored, in order: the VM, and whether only its clone has ended.
+    _unstored_ends: dict[int, bool] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)  #: guards `_unstored_ends`
 
     @contextlib.contextmanager
     def decide(
@@ -49,18 +55,43 @@ class SharedAllocations:
 
         `own_vmids` are the VMs of the allocations that this agent counts.
         """
+        self.store_ends()
         with transaction(self.engine) as session:
             allocations.lock(session)
             allocations.delete_ended(session, self.owner, own_vmids)
             others = allocations.of_others(
                 session, self.owner, lists_age_s=lists_age_s, vmids_of_unknown_size=vmids_of_unknown_size
             )
-            yield Decision(session=session, owner=self.owner, of_others=others)
+            # The end of an earlier attempt that could not be stored must not end the new allocation.
+            yield Decision(session=session, owner=self.owner, of_others=others, on_store=self._forget_end)
 
     def end(self, vmid: int) -> None:
-        """Store the end of an allocation. If the database cannot be written, the next decision deletes it instead."""
-        with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
-            allocations.end(session, self.owner, vmid)
+        """Store the end of an allocation. If the database cannot be written, `store_ends` stores it later."""
+        self._note_end(vmid, is_only_clone=False)
+
+    def store_ends(self) -> None:
+        """Store the ends that could not be stored. Without this, clones that have ended would count for long."""
+        with self._lock:
+            unstored_ends = list(self._unstored_ends.items())
+        with contextlib.suppress(DatabaseError):
+            for vmid, is_only_clone in unstored_ends:
+                self._store_end(vmid, is_only_clone=is_only_clone)
+                self._forget_end(vmid)
+
+    def _forget_end(self, vmid: int) -> None:
+        with self._lock:
+            self._unstored_ends.pop(vmid, None)
+
+    def _note_end(self, vmid: int, *, is_only_clone: bool) -> None:
+        try:
+            self._store_end(vmid, is_only_clone=is_only_clone)
+        except DatabaseError:
+            with self._lock:
+                self._unstored_ends[vmid] = is_only_clone
+
+    def _store_end(self, vmid: int, *, is_only_clone: bool) -> None:
+        with transaction(self.engine) as session:
+            (allocations.end_clone if is_only_clone else allocations.end)(session, self.owner, vmid)
 
     def try_start_clone(self, vmid: int, target: str, max_clones: int) -> bool:
         """Start a clone unless as many run on the target as its limit allows; return whether. Raises DatabaseError."""
@@ -69,9 +100,8 @@ class SharedAllocations:
             return allocations.try_start_clone(session, self.owner, vmid=vmid, target=target, max_clones=max_clones)
 
     def end_clone(self, vmid: int) -> None:
-        """Store that a clone has ended. If the database cannot be written, the clone counts until its create ends."""
-        with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
-            allocations.end_clone(session, self.owner, vmid)
+        """Store that a clone has ended. If the database cannot be written, `store_ends` stores it later."""
+        self._note_end(vmid, is_only_clone=True)
 
     def halve_limit(self, target: str) -> int | None:
         """Halve the limit of a target; return the new limit, or None if the database cannot be written."""

@@ -15,6 +15,9 @@ TABLES = {"jobs": "id", "runs": "id", "mappings": "id", "nodes": "id", "critical
     "job_events": "id",
     "manual_runs": "id",
     "pauses": "scope",
+    "node_limits": "scope",
+    "allocations": "vmid",
+    "clone_targets": "name",
     "web_sessions": "digest",
 }
 #: Stored values that a migration has renamed, by its revision, table and column: the new value to the earlier one.

@@ -84,14 +84,17 @@ def test_a_job_is_not_reaped_when_its_owner_starts_a_run_after_the_leases_were_r
 
     def start_and_return_offset() -> float:
         """Act as the owner between the reaper's read and its write, when it asks for FulcrumCore's time."""
-        start_run(engine, job_id)
+        if observer.now >= end:
+            start_run(engine, job_id)
         return offset_s
 
+    end = observer.now + LEASE_S
     observer.clock_offset_s = offset_s
     observer.observe_for(LEASE_S - 5)
     observer.reaper.get_clock_offset_s = start_and_return_offset
     observer.observe_for(5)
     assert row(engine, job_id).owner == "alice"
+    assert row(engine, job_id).run_ident is not None
 
 
 def test_a_job_that_only_waited_is_not_to_blame_for_the_end_of_its_agent(engine: Engine) -> None:

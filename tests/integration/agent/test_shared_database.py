@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from smith_lab.simulator.control import SimulatorThread
-from sqlalchemy import Engine, text
-from support.databases import new_job, row, submit
+from smith_lab.system import wait_for
+from sqlalchemy import Engine, select, text
+from sqlalchemy.orm import Session
+from support.databases import PostgresCluster, new_job, row, submit
 from support.simulator_world import World
 
 from executor.agent.refused_jobs import RefusedJobs
-from executor.agent.reporter import SHARED_BATCH_SIZE, Reporter
+from executor.agent.reporter import CLAIM_S, SHARED_BATCH_SIZE, Reporter
 from executor.agent.state import AgentState
 from executor.database import allocations, job_queue, nodes, notifications
 from executor.database.allocations import Owner
-from executor.database.engine import transaction
+from executor.database.engine import open_engine, transaction
 from executor.database.nodes import AgentProcess
 from executor.database.notifications import Listener
 from executor.errors import DatabaseError, JobError
@@ -96,6 +98,18 @@ def test_reports_that_a_round_does_not_send_are_left_to_others(postgres_engine: 
     assert make_reporter(postgres_engine, world).flush(60.0) is True
     states = [row(postgres_engine, job_id).report_state for job_id in job_ids]
     assert states.count(ReportState.REPORTED) >= len(job_ids) - 4, "all but those that had a backoff"
+
+
+def test_a_round_that_was_suspended_leaves_its_reports_to_others(postgres_engine: Engine, world: World) -> None:
+    """Its claim may be over, so another agent may have sent the reports, and the jobs may have other results."""
+    job_ids = store_ended_jobs(postgres_engine, world, 3)
+    suspended = make_reporter(postgres_engine, world)
+    times = iter([1000.0])
+    suspended.clock = lambda: next(times, 1000.0 + CLAIM_S)  # the process continues after the claim was stored
+    suspended.send_due_reports()
+    assert [call for call in world.sim.history(method="POST") if call["path"].endswith("/fail")] == []
+    assert make_reporter(postgres_engine, world).flush(60.0) is True
+    assert {row(postgres_engine, job_id).report_state for job_id in job_ids} == {ReportState.REPORTED}
 
 
 # --- placements and clones --------------------------------------------------------------------------------------------
@@ -201,6 +215,46 @@ def test_a_clone_of_an_agent_that_has_ended_does_not_count(postgres_engine: Engi
             pass
 
 
+def test_a_clone_whose_end_could_not_be_stored_ends_with_the_next_renewal(
+    postgres: PostgresCluster, postgres_engine: Engine
+) -> None:
+    """Otherwise all agents would wait until this one places another VM, which a drained node never does."""
+    one, other = clone_limit(postgres_engine, "one", 1), clone_limit(postgres_engine, "other", 2)
+    shared = one.shared
+    assert shared is not None
+    with one.acquire("ceph", may_wait=lambda: False, vmid=1) as slot:
+        connected = shared.engine
+        object.__setattr__(shared, "engine", open_engine(postgres.url("missing")))
+        slot.end_clone()
+    shared.end(1)
+    object.__setattr__(shared, "engine", connected)
+    with pytest.raises(JobError, match="CANCELLED"), other.acquire("ceph", may_wait=lambda: False, vmid=2):
+        pass
+    shared.store_ends()
+    with other.acquire("ceph", may_wait=lambda: False, vmid=2):
+        pass
+
+
+def test_a_setting_that_was_raised_is_in_force_at_once_and_an_unused_target_does_not_count(
+    postgres_engine: Engine,
+) -> None:
+    low = clone_limit(postgres_engine, "low", 1)
+    with low.acquire("earlier storage", may_wait=lambda: False, vmid=1):
+        pass
+    with low.acquire("ceph", may_wait=lambda: False, vmid=1):
+        pass
+    with transaction(postgres_engine) as session:
+        too_old = text("UPDATE clone_targets SET used_at = now() - interval '2 days' WHERE name = 'earlier storage'")
+        session.execute(too_old)
+    high = clone_limit(postgres_engine, "high", 2, 3, max_limit=2)
+    with high.acquire("ceph", may_wait=lambda: False, vmid=2), high.acquire("ceph", may_wait=lambda: False, vmid=3):
+        pass
+    creates_past_clone = 3
+    with transaction(postgres_engine) as session:
+        most = [session.scalar(select(limit.max_creates)) for limit in (low, high)]
+    assert most == [1 + creates_past_clone, 2 + creates_past_clone]
+
+
 def test_a_limit_that_one_agent_lowers_is_lower_for_all(postgres_engine: Engine) -> None:
     """Otherwise the throttled agent would get no more creates, and the others would go on as before."""
     one = clone_limit(postgres_engine, "one", 1, max_limit=2)
@@ -233,6 +287,37 @@ def test_all_agents_together_claim_as_many_creates_as_the_targets_allow(postgres
         assert not claim(limits[1], "other")
         slot.end_clone()
         assert [claim(limits[1], "other"), claim(limits[0], "one")] == [True, False]
+
+
+def test_an_allocation_ends_while_the_database_lets_no_agent_choose_a_node(
+    postgres_engine: Engine, pve: ProxmoxStandIn
+) -> None:
+    """The thread of a run that has ended must not wait for the choice of another thread."""
+    one = placer(pve, shared_allocations(postgres_engine, "one"))
+    results: list[str] = []
+
+    def place() -> None:
+        with one.allocate(large_vm(150_001)):
+            results.append("placed")
+
+    with ExitStack() as allocation, transaction(postgres_engine) as session:
+        allocation.enter_context(
+            one.allocate(PlacementRequest(vmid=150_000, image="shared", memory_mib=64, cores=1, bridge="vmbr0"))
+        )
+        allocations.lock(session)
+        choosing = threading.Thread(target=place)
+        choosing.start()
+        wait_for(lambda: _waits_for_lock(session), 60, "the thread that chooses")
+        allocation.close()
+        assert results == []
+        session.rollback()
+        choosing.join()
+    assert results == ["placed"]
+
+
+def _waits_for_lock(session: Session) -> bool:
+    waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    return session.scalar(waiting) == 1
 
 
 # --- notifications ----------------------------------------------------------------------------------------------------

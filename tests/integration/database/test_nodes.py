@@ -7,6 +7,8 @@ from typing import Any
 
 from sqlalchemy import Engine, select, update
 
+from executor.agent.registration import register_agent
+from executor.agent.state import AgentState
 from executor.database import nodes, pauses
 from executor.database.engine import reading, transaction
 from executor.database.nodes import AgentProcess, Orders
@@ -81,8 +83,8 @@ def test_the_time_at_which_an_agent_was_seen_is_that_of_the_database(engine: Eng
 def test_a_limit_and_a_pause_stay_when_the_agent_of_the_node_is_restarted(engine: Engine) -> None:
     with transaction(engine) as session:
         nodes.add_agent(session, agent_process("first", concurrency=8))
-        nodes.set_limit(session, "first", 3)
         node = session.get_one(Node, "first")
+        nodes.set_limit(session, node, 3)
         assert pauses.start(session, who="root", reason="new kernel", scope=pauses.scope_of(node))
     with transaction(engine) as session:
         nodes.add_agent(session, agent_process("second", concurrency=6))
@@ -92,3 +94,41 @@ def test_a_limit_and_a_pause_stay_when_the_agent_of_the_node_is_restarted(engine
     assert found["second"] == Orders(is_paused=True, max_jobs=3)
     assert found["without id"] == Orders(is_paused=False, max_jobs=6)
     assert found["missing"] == Orders()
+
+
+def limited(engine: Engine, boot_id: str, concurrency: int) -> int | None:
+    """Register a process of the installation; return how many jobs it runs in parallel."""
+    with transaction(engine) as session:
+        nodes.add_agent(session, agent_process(boot_id, concurrency=concurrency))
+        return nodes.orders(session, boot_id).max_jobs
+
+
+def test_a_limit_outlasts_other_settings_and_deleted_rows_until_it_is_reset(engine: Engine) -> None:
+    """A machine with less memory chooses a lower concurrency, and the pruner deletes rows of ended processes."""
+    assert limited(engine, "first", 8) == 8
+    with transaction(engine) as session:
+        nodes.set_limit(session, session.get_one(Node, "first"), 4)
+    assert limited(engine, "small", 2) == 2
+    with transaction(engine) as session:
+        assert nodes.prune(session, seen_before=utc_now() + timedelta(days=1)) == 2
+    assert limited(engine, "again", 8) == 4
+    with transaction(engine) as session:
+        nodes.set_limit(session, session.get_one(Node, "again"), None)
+    assert limited(engine, "last", 8) == 8
+
+
+def test_a_process_whose_registration_was_stored_without_an_answer_registers_again(engine: Engine) -> None:
+    assert [limited(engine, "first", 8), limited(engine, "first", 8)] == [8, 8]
+    with reading(engine) as session:
+        assert session.scalars(select(Node.id)).all() == ["first"]
+
+
+def test_the_orders_for_a_node_are_in_force_before_its_agent_can_claim(engine: Engine) -> None:
+    with transaction(engine) as session:
+        nodes.add_agent(session, agent_process("first", concurrency=8))
+        node = session.get_one(Node, "first")
+        nodes.set_limit(session, node, 3)
+        assert pauses.start(session, who="root", reason="new kernel", scope=pauses.scope_of(node))
+    state = AgentState(agent_id="known")
+    register_agent(engine, agent_process("restarted", concurrency=8), state)
+    assert (state.is_node_paused, state.max_jobs, state.may_claim) == (True, 3, False)

@@ -15,14 +15,14 @@ from support.agent_steps import claimed, due_reports, finish, job_row, take_over
 from support.database_contents import CLUSTER, OWNER
 from support.databases import PostgresCluster
 from support.recorded_databases import KINDS, file_of, replay, revisions
-from support.table_contents import columns, only, rows, shape, shared
+from support.table_contents import TABLES, columns, only, rows, shape, shared
 
 from executor.agent.refused_jobs import RefusedJobs
 from executor.agent.reporter import Reporter
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings, outbox, queries, schema
 from executor.database.engine import open_engine, reading, transaction
-from executor.database.tables import Job, Run, utc_now
+from executor.database.tables import Base, Job, Run, utc_now
 from executor.database.tables import Mapping as MappingRow
 from executor.fulcrum.client import FulcrumClient
 from executor.model import JobStatus, MappingState, ReportState
@@ -248,6 +248,10 @@ def test_a_recorded_database_holds_every_state_of_a_mapping_and_of_a_report(upgr
     with reading(upgraded) as session:
         assert states <= set(session.scalars(select(MappingRow.state)))
         assert reports <= set(session.scalars(select(Job.report_state)))
+
+
+def test_the_rows_of_every_table_are_compared() -> None:
+    assert set(TABLES) == {table.name for table in Base.metadata.sorted_tables}
 
 
 def test_each_schema_is_recorded_on_both_engines() -> None:

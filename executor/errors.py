@@ -8,7 +8,8 @@ SmithError
 ├── DatabaseError        an operator must act: exit with code 6
 │   ├── DatabaseUnavailable  try again later
 │   │   └── DatabaseLocked       the same; another process works, so this one need not do its periodic work
-│   └── DatabaseRefused      never send the same statement again
+│   ├── DatabaseRefused      never send the same statement again
+│   └── SchemaTooNew         on PostgreSQL, wait until this agent was upgraded
 ├── FulcrumError
 │   ├── FulcrumUnavailable      try again later
 │   │   └── FulcrumAuthFailing  retry with a backoff, and never exit
@@ -59,6 +60,10 @@ class DatabaseLocked(DatabaseUnavailable):
 
 class DatabaseRefused(DatabaseError):
     """The database refused a statement: the schema is wrong, a privilege is missing, or a constraint is violated."""
+
+
+class SchemaTooNew(DatabaseError):
+    """A newer version of Agent Smith has migrated the schema, and this version does not know it."""
 
 
 class FulcrumError(SmithError):

@@ -108,9 +108,9 @@ class Agent:
     def run(self) -> int:
         """Work until a limit, a signal or the mode ends the agent; return the exit code.
 
-        If the database cannot be used now, wait for it in `Mode.SERVE`. Raises DatabaseError when the database is
-        damaged, is in use by another agent, or has a newer schema than this version, and in the other modes also when
-        it cannot be used now.
+        If the database cannot be used now, or if PostgreSQL has a newer schema than this version, wait in
+        `Mode.SERVE`. Raises DatabaseError when the database is damaged or in use by another agent, or when SQLite has a
+        newer schema, and in the other modes also instead of the wait.
         """
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(signum, lambda received, _frame: self._received_signals.append(received))
@@ -119,7 +119,11 @@ class Agent:
             self._end_earlier_runs()
             if self.mode is not Mode.SERVE:
                 call_in_background(self._prepare_database, ProgressSender().report_progress)
-            elif not use_database_when_available(self._prepare_database, lambda: bool(self._received_signals)):
+            elif not use_database_when_available(
+                self._prepare_database,
+                lambda: bool(self._received_signals),
+                waits_for_upgrade=self.engine.dialect.name != "sqlite",
+            ):
                 return EXIT_OK
             self._start_warm_servers()
             log.info("agent_ready", boot_id=self.boot_id, version=VERSION, concurrency=self.settings.smith_concurrency)

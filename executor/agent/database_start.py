@@ -2,6 +2,9 @@
 
 A database that is away, locked or failing over may be usable a minute later. If the agent ended, nothing would start it
 again: the supervisor, systemd and podman treat the exit code of a database error as final.
+
+During a rolling upgrade of several agents on PostgreSQL, a newer version has migrated the schema. An agent of the
+earlier version that is restarted then waits until it is replaced, or until the schema was downgraded.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from executor.agent.background_call import call_in_background
-from executor.errors import DatabaseUnavailable
+from executor.errors import DatabaseError, DatabaseUnavailable, SchemaTooNew
 from executor.log import get_logger
 from executor.processes.progress import ProgressSender
 
@@ -25,21 +28,26 @@ MAX_SILENT_START_S = 10.0
 CHECK_INTERVAL_S = 0.2
 
 
-def use_database_when_available(use: Callable[[], None], is_stop_requested: Callable[[], bool]) -> bool:
+def use_database_when_available(
+    use: Callable[[], None], is_stop_requested: Callable[[], bool], *, waits_for_upgrade: bool = False
+) -> bool:
     """Call `use` until it does not raise DatabaseUnavailable; return True. Return False after a stop signal.
 
-    Raises every other DatabaseError, for example for a schema that is newer than this program.
+    With `waits_for_upgrade`, SchemaTooNew does not end the wait either. Raises every other DatabaseError.
     """
-    progress, wait_s, failed_at = ProgressSender(), MIN_WAIT_S, None
+    progress, wait_s, failed_at, earlier_awaited = ProgressSender(), MIN_WAIT_S, None, ""
+    awaited_errors = (DatabaseUnavailable, SchemaTooNew) if waits_for_upgrade else DatabaseUnavailable
     while True:
         try:
             call_in_background(use, ProgressOfStart(progress).report)
-        except DatabaseUnavailable as error:
-            if failed_at is None:
-                failed_at = time.monotonic()
-                log.error("start_waits_for_database", reason=str(error).splitlines()[0])
+        except awaited_errors as error:
+            failed_at = failed_at or time.monotonic()
+            awaited = "its own upgrade" if isinstance(error, SchemaTooNew) else "the database"
+            if awaited != earlier_awaited:
+                earlier_awaited = awaited
+                _log_wait(error)
                 progress.report_ready()  # see MAX_SILENT_START_S
-                progress.report_status("waiting for the database")
+                progress.report_status(f"waiting for {awaited}")
             if not _wait(wait_s, progress, is_stop_requested):
                 return False
             wait_s = min(wait_s * 2, MAX_WAIT_S)
@@ -47,6 +55,14 @@ def use_database_when_available(use: Callable[[], None], is_stop_requested: Call
             if failed_at is not None:
                 log.info("database_available", waited_s=round(time.monotonic() - failed_at, 1))
             return True
+
+
+def _log_wait(error: DatabaseError) -> None:
+    reason = str(error).splitlines()[0]
+    if isinstance(error, SchemaTooNew):
+        log.warning("start_waits_for_upgrade", reason=reason)
+    else:
+        log.error("start_waits_for_database", reason=reason)
 
 
 class ProgressOfStart:

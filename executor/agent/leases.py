@@ -15,12 +15,13 @@ from executor.agent.fence import Fence, is_fencing
 from executor.agent.reaper import Reaper
 from executor.agent.state import AgentState
 from executor.agent.stop_signal import StopSignal
-from executor.database import job_queue, nodes
+from executor.database import job_queue, nodes, schema
 from executor.database.engine import transaction
 from executor.log import get_logger
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
 
 log = get_logger(__name__)
 
@@ -44,6 +45,7 @@ class LeaseKeeper:
     store_stories: Callable[[], None]  #: stores what the current runs have done; it raises no DatabaseError
     #: The ids of the jobs that had a lease but were not running in the last check.
     _leased_ids_not_running: set[int] = field(default_factory=set)
+    _known_revisions: frozenset[str] = frozenset()  #: of this version's schema; read once
 
     def maintain(self) -> None:
         """Renew all leases once, stop jobs that were cancelled or lost their lease, then wait for the next renewal."""
@@ -60,6 +62,7 @@ class LeaseKeeper:
             fences = is_fencing(self.fence.mode, has_other_agents=has_other_agents)
             nodes.note_leases_renewed(session, self.boot_id, fences=fences)
             orders = nodes.orders(session, self.boot_id)
+            self._note_schema(session)
         self.state.note_orders(is_paused=orders.is_paused, max_jobs=orders.max_jobs)
         for job_id, stop_signal in stop_signals.items():
             if job_id not in cancel_flags:  # the lease was not renewed
@@ -78,6 +81,16 @@ class LeaseKeeper:
         if self.reaper is not None:
             self.reaper.reap()
         self.state.stopping.wait(self.lease_s / RENEWALS_PER_LEASE)
+
+    def _note_schema(self, session: Session) -> None:
+        """Record whether a newer version has migrated the schema of a shared database."""
+        if self.reaper is None or self.state.is_schema_too_new:
+            return
+        self._known_revisions = self._known_revisions or schema.known_revisions()
+        revision = schema.stored_revision(session)
+        if revision is not None and revision not in self._known_revisions:
+            self.state.is_schema_too_new = True
+            log.warning("schema_is_newer", schema=revision, newest_known=max(self._known_revisions))
 
     def _have_ended(self, job_ids: Collection[int]) -> bool:
         """Wait until these jobs are not running any more, at most for the time between two renewals."""

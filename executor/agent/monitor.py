@@ -30,6 +30,7 @@ class Limit(StrEnum):
     JOBS = "jobs"  #: SMITH_MAX_JOBS
     MEMORY = "memory"  #: SMITH_MAX_MEMORY_MIB, for the agent and all its descendants
     RUNTIME = "runtime"  #: SMITH_MAX_RUNTIME_S
+    SCHEMA = "schema"  #: no setting: a newer version has migrated the schema, so this agent waits for its upgrade
     IDENTITY = "identity"  #: no setting: FulcrumCore's token belongs to another agent than at the start
 
 
@@ -50,6 +51,8 @@ class Monitor:
         settings = self.settings
         if self.state.has_identity_changed:
             return Limit.IDENTITY
+        if self.state.is_schema_too_new:
+            return Limit.SCHEMA
         if settings.smith_max_jobs and self.state.claimed_job_count >= settings.smith_max_jobs:
             return Limit.JOBS
         if settings.smith_max_runtime_s and time.monotonic() - self._started_at >= settings.smith_max_runtime_s:

@@ -127,6 +127,7 @@ class AgentState:
     fulcrum_link: Link = field(default_factory=lambda: Link(fulcrum_events()))
     agent_id: str = ""  #: FulcrumCore's id of this agent, '' until the first heartbeat
     has_identity_changed: bool = False  #: the token belongs to another agent now: this process must be replaced
+    is_schema_too_new: bool = False  #: a newer version has migrated the database: this process must be replaced
     is_disabled: bool = False  #: an operator has disabled the agent in FulcrumCore: it claims no jobs
     pause: PauseInForce | None = None  #: the pause that the last probe of the database has found
     draining: threading.Event = field(default_factory=threading.Event)  #: set: no more jobs are claimed
@@ -191,7 +192,8 @@ class AgentState:
     @property
     def may_claim(self) -> bool:
         """True when new jobs may be claimed."""
-        is_usable = bool(self.agent_id) and not self.has_identity_changed and not self.is_disabled
+        must_be_replaced = self.has_identity_changed or self.is_schema_too_new
+        is_usable = bool(self.agent_id) and not must_be_replaced and not self.is_disabled
         is_working = not self.draining.is_set() and not self.is_node_paused
         return is_usable and is_working and self.fulcrum_link.is_up
 

@@ -75,23 +75,8 @@ def decide(  # noqa: PLR0913 (each parameter is one fact on which the outcome de
     if isinstance(end, ClaimImpossible):
         result = JobResult(succeeded=False, code=end.code, detail=str(end))
         return Outcome(ending=Ending.ABANDON, result=result, reason=str(end))
-    if isinstance(end, DatabaseUnavailable):  # no run has started, and an outage of the database is not the job's fault
-        backoff_s = retry.backoff_after_unavailability_s(None)
-        return Outcome(
-            ending=Ending.REQUEUE,
-            reason=NO_DATABASE,
-            operator_reason=str(end),
-            backoff_s=backoff_s,
-            counts_as_attempt=False,
-        )
-    if isinstance(end, FulcrumUnavailable):
-        backoff_s = retry.backoff_after_unavailability_s(end.retry_after_s)
-        # An outage of FulcrumCore is not the job's fault. A request that fails only for this job is: `vault` counts on
-        # the number of attempts to give up a secret that can never be read.
-        concerns_only_this_job = end.status == STATUS_OF_ONE_FAILED_REQUEST
-        return Outcome(
-            ending=Ending.REQUEUE, reason=str(end), backoff_s=backoff_s, counts_as_attempt=concerns_only_this_job
-        )
+    if isinstance(end, FulcrumUnavailable | DatabaseUnavailable):
+        return _requeue_after_outage(end)
     if has_database_refused:
         detail = "the database refused the result, see the log"
         result = JobResult(succeeded=False, code=ErrorCode.INTERNAL, detail=detail)
@@ -101,6 +86,22 @@ def decide(  # noqa: PLR0913 (each parameter is one fact on which the outcome de
     is_vmid_taken = is_reservation and end.code is ErrorCode.VM_ID_TAKEN
     return _decide_by_result(
         job, end, clock_offset_s, is_vmid_taken=is_vmid_taken, has_unused_reservation=has_unused_reservation
+    )
+
+
+def _requeue_after_outage(error: FulcrumUnavailable | DatabaseUnavailable) -> Outcome:
+    """Return the outcome of an attempt that could not start its run. An outage is not the job's fault.
+
+    A request to FulcrumCore that fails only for this job is: `vault` counts on the number of attempts to give up a
+    secret that can never be read.
+    """
+    is_of_database = isinstance(error, DatabaseUnavailable)
+    return Outcome(
+        ending=Ending.REQUEUE,
+        reason=NO_DATABASE if is_of_database else str(error),
+        operator_reason=str(error) if is_of_database else "",
+        backoff_s=retry.backoff_after_unavailability_s(getattr(error, "retry_after_s", None)),
+        counts_as_attempt=getattr(error, "status", None) == STATUS_OF_ONE_FAILED_REQUEST,
     )
 
 

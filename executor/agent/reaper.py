@@ -73,7 +73,7 @@ def observe(earlier: Observation, states: Iterable[LeaseState], now: float, *, l
     return Observation(read_at=now, unchanged_since={state: since.get(state, now) for state in states})
 
 
-def decide(
+def decide(  # noqa: PLR0913 (each parameter is one fact about the lease)
     unchanged_s: float,
     *,
     lease_s: float,

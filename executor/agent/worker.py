@@ -74,7 +74,7 @@ class Worker:
                 properties = self._check_and_resolve_properties(job, left_out_names)
                 with _redacted(self.secrets.secret_values(secret_resolver_input(job), properties)):
                     found = self.mapping_finder.find_or_reserve_mapping(job)
-                    result = self._run(job, lease, found.mapping, properties, stop_signal, started_runs.append)
+                    result = self._run(job, lease, found.mapping, properties, stop_signal, on_start=started_runs.append)
                     end: AttemptEnd = with_left_out_properties(result, left_out_names)
             except (FulcrumUnavailable, ClaimImpossible) as error:
                 end = error
@@ -138,6 +138,7 @@ class Worker:
         mapping: Mapping | None,
         properties: dict[str, Any],
         stop_signal: StopSignal,
+        *,
         on_start: Callable[[str], None],
     ) -> JobResult:
         """Allocate resources, plan the run, store that it starts, execute it, and return the job's result.

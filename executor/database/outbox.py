@@ -98,9 +98,7 @@ def note_reported(
     )
 
 
-def postpone_report(
-    session: Session, job_id: int, *, backoff_s: float, note: str, epoch: int | None = None
-) -> None:
+def postpone_report(session: Session, job_id: int, *, backoff_s: float, note: str, epoch: int | None = None) -> None:
     """Store that a report failed, and that the reporter may retry it after `backoff_s`.
 
     If the job's report is not due, or its result is of another epoch, nothing is stored.

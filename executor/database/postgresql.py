@@ -2,9 +2,10 @@
 
 Several limits work together. CONNECT_TIMEOUT_S limits a new connection. The server itself ends a statement after
 STATEMENT_TIMEOUT_S, and the wait for a lock after LOCK_TIMEOUT_S. It ends the session of a process that is suspended
-within a transaction after IDLE_TRANSACTION_TIMEOUT_S, so that the other processes get the locks. TCP keepalives and `tcp_user_timeout` end a connection to a machine that has disappeared. None of
-them ends the wait for a server that is suspended, because its machine still acknowledges each packet. So the client
-closes a connection that has not answered for RESPONSE_TIMEOUT_S.
+within a transaction after IDLE_TRANSACTION_TIMEOUT_S, so that the other processes get its locks. TCP keepalives and
+`tcp_user_timeout` end a connection to a machine that has disappeared. None of them ends the wait for a server that is
+suspended, because its machine still acknowledges each packet. So the client closes a connection that has not answered
+for RESPONSE_TIMEOUT_S.
 
 This module is imported only for a PostgreSQL database, because the driver psycopg is optional.
 """

@@ -1,9 +1,10 @@
 """Chooses the node for each new VM and for each migration.
 
 All facts are read from Proxmox before the placer takes its lock. So a request that Proxmox does not answer delays no
-other placement, and a database that does not answer delays no end of a run. While a VM is being created or migrated, its memory and cores count as used on the chosen node,
-although Proxmox does not show them yet. Otherwise, many create jobs at the same time would all get the same node.
-Agents that share a database count each other's VMs, too (`shared_allocations.py`).
+other placement, and a database that does not answer delays no end of a run. While a VM is being created or migrated,
+its memory and cores count as used on the chosen node, although Proxmox does not show them yet. Otherwise, many create
+jobs at the same time would all get the same node. Agents that share a database count each other's VMs, too
+(`shared_allocations.py`).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from ..plugin_utils.identity import identity_problem, kind_of, lock_problem
 from ..plugin_utils.proxmox_tasks import task_types
 from ..plugin_utils.request_values import is_yes
 from ..plugin_utils.vm_action import Facts, VmAction
-from ..plugin_utils.volume_removal import remove_volumes
+from ..plugin_utils.volume_removal import own_rows, remove_volumes
 
 
 class ActionModule(VmAction):
@@ -78,8 +78,10 @@ class ActionModule(VmAction):
         if self.is_check_mode:
             return steps.unchanged(facts)
         node, vmid = facts["node"], int(self.vm["vmid"])
-        expected = volumes.volumes_in(self.cluster.settings(node, vmid), vmid)
-        expected |= volumes.snapshot_volumes(self.cluster, node, vmid)
+        settings, of_snapshots = self.cluster.settings(node, vmid), volumes.snapshot_volumes(self.cluster, node, vmid)
+        expected = volumes.volumes_in(settings, vmid) | of_snapshots
+        used = [(key, value) for key, value in settings if not volumes.UNUSED_KEY.match(key)]
+        removable = self._removable(node, volumes.volumes_in(used, vmid) | of_snapshots)
         self.progress.step("deleting it with its disks")
         # `force` is not set, so that the module does not delete a guest that was started after the look-up.
         answer = self.change(
@@ -91,7 +93,7 @@ class ActionModule(VmAction):
         )
         after = self.look_up_after(facts, "absent", prove_absence=True)
         self.verify(failures.outcome_problem(after, answer, "absent"), identity_problem(after, self.vm, True))
-        self._find_volumes_left(node, expected, after["upids"])
+        self._find_volumes_left(node, expected, removable, after["upids"])
         return steps.Step(facts=after, is_changed=True, upids=after["upids"])
 
     def _deleted_before(self, facts: Facts) -> steps.Step:
@@ -120,7 +122,19 @@ class ActionModule(VmAction):
         self._warn_of_unreadable(unreadable)
         return True
 
-    def _find_volumes_left(self, node: str, expected: set[str], upids: list[str]) -> None:
+    def _removable(self, node: str, used: set[str]) -> dict[str, dict[str, Any]]:
+        """Return the rows of the volumes that may be removed if Proxmox does not, before the deletion of the guest."""
+        if not is_yes(self.vm.get("remove_volumes_left", False)):
+            return {}
+        try:
+            return own_rows(self.cluster, node, int(self.vm["vmid"]), used)
+        except FAILED_CALL as exc:
+            self.warn(f"No volume of VM {self.vm['vmid']} that Proxmox leaves will be removed: {error_text(exc)}")
+            return {}
+
+    def _find_volumes_left(
+        self, node: str, expected: set[str], removable: dict[str, dict[str, Any]], upids: list[str]
+    ) -> None:
         """Find the volumes that Proxmox could not remove. The deletion succeeds: no later run could remove them.
 
         The deletion is proven, so a request that fails now does not fail the action.
@@ -128,11 +142,11 @@ class ActionModule(VmAction):
         try:
             vmid = int(self.vm["vmid"])
             self.volumes_left, unreadable = volumes.volumes_left(self.cluster, node, vmid, expected, upids)
-            own = [volume for volume in self.volumes_left if volume in expected]
-            if own and is_yes(self.vm.get("remove_volumes_left", False)):
+            own = {volume: removable[volume] for volume in self.volumes_left if volume in removable}
+            if own:
                 remove_volumes(self, node, own)
-                listed, _unreadable = volumes.list_volumes(self.cluster, node, volumes.storages_of(own), vmid)
-                self.volumes_left = [volume for volume in self.volumes_left if volume in listed or volume not in own]
+                gone = own.keys() - volumes.existing(self.cluster, node, vmid, own)
+                self.volumes_left = [volume for volume in self.volumes_left if volume not in gone]
             self._warn_of_unreadable(unreadable)
         except FAILED_CALL as exc:
             self._warn_of_unknown_volumes(error_text(exc))

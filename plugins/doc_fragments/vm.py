@@ -387,8 +387,8 @@ options:
         type: bool
       remove_volumes_left:
         description:
-          - 'C(delete): remove volumes that Proxmox could not remove, if they stood in the configuration or the
-            snapshots of the VM. Needs Datastore.Allocate on their storage. Default false.'
+          - 'C(delete): remove volumes that Proxmox could not remove, if disks or snapshots of the VM used them and no
+            other guest names them. Needs Datastore.Allocate on their storage, and VM.Audit on /vms. Default false.'
         type: bool
       target_node:
         description:

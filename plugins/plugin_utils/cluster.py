@@ -264,8 +264,12 @@ class Cluster:
 
     def volumes(self, node: str, storage: str, vmid: int) -> list[str]:
         """Return the ids of the VMID's disks on a storage."""
+        return [str(row["volid"]) for row in self.volume_rows(node, storage, vmid)]
+
+    def volume_rows(self, node: str, storage: str, vmid: int) -> list[dict[str, Any]]:
+        """Return the rows of the VMID's disks on a storage. Some storages say in `ctime` when a disk was made."""
         rows = self.api.nodes(node).storage(storage).content.get(vmid=vmid)
-        return [str(row["volid"]) for row in rows if row.get("content", "images") in DISK_CONTENT]
+        return [row for row in rows if row.get("content", "images") in DISK_CONTENT]
 
     def storage_rows(self, node: str) -> dict[str, dict[str, Any]]:
         """Return the rows of the node's storages on which the login has a privilege, by name."""

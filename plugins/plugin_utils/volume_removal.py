@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Removes volumes of a deleted guest that Proxmox could not remove, if the operator allows it.
 
-Only a volume whose id stood in the guest's configuration or snapshots before its deletion is removed. Another one that
-has the guest's VMID may be of another cluster that uses the same storage.
+Proxmox removes a volume by its id alone: it does not check whether a guest uses it. So a volume is removed only if it
+is certain to be the deleted guest's. Its disks or snapshots used it before the deletion, and it is the same volume
+since. Its name has the VMID, and no guest has this VMID again. No other guest names it in its configuration or in a
+snapshot. If one of these facts cannot be read, the volume stays.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from . import request
+from . import request, volumes
 from .client import FAILED_CALL, error_text
+from .cluster import Cluster
 from .proxmox_tasks import failed, is_running
 from .vm_action import Refused, VmAction
 
@@ -19,20 +24,90 @@ from .vm_action import Refused, VmAction
 POLL_S = 0.5
 #: The exceptions after which a volume may still exist.
 FAILURES: tuple[type[Exception], ...] = (Refused, *FAILED_CALL)
+#: Keys of a configuration with the texts of people, which may name a volume without using it.
+TEXT_KEYS = ("description", "name", "hostname", "tags")
+
+Row = dict[str, Any]
 
 
-def remove_volumes(action: VmAction, node: str, volumes: Iterable[str]) -> None:
-    """Remove these volumes. A volume that cannot be removed is a warning: the guest is deleted in any case."""
-    for volume in volumes:
-        storage = volume.partition(":")[0]
-        action.progress.step(f"removing the volume {volume}")
+def own_rows(cluster: Cluster, node: str, vmid: int, used: Iterable[str]) -> dict[str, Row]:
+    """Return the rows of those of the volumes `used` that exist and that Proxmox calls the VMID's, by volume."""
+    used = set(used)
+    rows = [row for storage in volumes.storages_of(used) for row in cluster.volume_rows(node, storage, vmid)]
+    return {str(row["volid"]): row for row in rows if row["volid"] in used and int(row.get("vmid") or 0) == vmid}
+
+
+def remove_volumes(action: VmAction, node: str, rows: dict[str, Row]) -> None:
+    """Remove these volumes of the deleted guest. `rows` are their rows before its deletion.
+
+    A volume that is not removed is a warning: the guest is deleted in any case.
+    """
+    try:
+        users = _users_of(action, rows)
+    except FAILURES as exc:
+        users = dict.fromkeys(rows, f"it is unknown whether another guest uses it: {error_text(exc)}")
+    for volume, row in rows.items():
         try:
-            answer = request.send(action, "DELETE", f"nodes/{node}/storage/{storage}/content/{volume}")
-            problem = _end_of(action, str(answer.get("data") or ""))
+            problem = users.get(volume) or _reuse_problem(action.cluster, node, volume, row)
+            problem = problem or _remove(action, node, volume)
         except FAILURES as exc:
             problem = error_text(exc)
         if problem:
             action.warn(f"The volume {volume} was not removed: {problem}")
+
+
+def _users_of(action: VmAction, names: Iterable[str]) -> dict[str, str]:
+    """Return for each of these volumes that a guest names which guest this is.
+
+    Two storages may show the same volumes, so the name of a volume alone is compared. Raises one of FAILURES if a
+    configuration cannot be read.
+    """
+    cluster = action.cluster
+    rights = cluster.api.access.permissions.get(path="/vms")
+    if not any(privileges.get("VM.Audit") for privileges in rights.values()):
+        raise Refused("the token lacks VM.Audit on /vms, so it does not see every guest")
+    patterns = {volume: _pattern_of(volume) for volume in names}
+    users = {}
+    for row in cluster.listed():
+        action.require_time(0, "reading the configurations of all guests")
+        guest = f"{'container' if row['type'] == 'lxc' else 'VM'} {row['vmid']} on {row['node']} names it"
+        for value in _values_of(Cluster(cluster.api, str(row["type"]), cluster.login), row):
+            users.update({volume: guest for volume, pattern in patterns.items() if pattern.search(value)})
+    return users
+
+
+def _pattern_of(volume: str) -> re.Pattern[str]:
+    """Return the pattern of the volume's name, also as the base of another guest's volume or in a path."""
+    name = re.split(r"[:/]", volume)[-1]
+    return re.compile(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])")
+
+
+def _values_of(cluster: Cluster, row: Row) -> Iterator[str]:
+    """Yield the values of a guest's configuration and of its snapshots."""
+    node, vmid = str(row["node"]), int(row["vmid"])
+    settings = cluster.settings(node, vmid)
+    for snapshot in cluster.snapshots(node, vmid):
+        settings += cluster.guest(node, vmid).snapshot(snapshot["name"]).config.get().items()
+    yield from (str(value) for key, value in settings if key not in TEXT_KEYS)
+
+
+def _reuse_problem(cluster: Cluster, node: str, volume: str, before: Row) -> str:
+    """Return why the volume may be another guest's now: its VMID has a guest again, or it was made after `before`."""
+    vmid = int(before["vmid"])
+    now = own_rows(cluster, node, vmid, [volume]).get(volume)
+    if now is None:
+        return f"Proxmox does not call it a volume of VM {vmid} any more"
+    if now.get("ctime") != before.get("ctime"):
+        return "it was made after the deletion"
+    return "" if cluster.is_free(vmid) else f"a new guest has the VMID {vmid}"
+
+
+def _remove(action: VmAction, node: str, volume: str) -> str:
+    """Remove a volume; return the error of the Proxmox task, or an empty text."""
+    action.progress.step(f"removing the volume {volume}")
+    storage = volume.partition(":")[0]
+    answer = request.send(action, "DELETE", f"nodes/{node}/storage/{storage}/content/{volume}")
+    return _end_of(action, str(answer.get("data") or ""))
 
 
 def _end_of(action: VmAction, upid: str) -> str:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 VOLUMES_LEFT = "VOLUMES_LEFT"
 #: The keys of a configuration whose values name volumes.
 VOLUME_KEY = re.compile(r"(?:scsi|virtio|sata|ide|efidisk|tpmstate|unused|mp)\d+\Z|rootfs\Z|vmstate\Z")
+#: A key whose volume the guest does not use. Proxmox also writes it for each volume with the VMID that a search of the
+#: storages finds (`qm rescan`), which may be another cluster's.
+UNUSED_KEY = re.compile(r"unused\d+\Z")
 #: A volume of a guest, in one part of such a value. Group 1 is its id, group 2 the VMID of its owner.
 _VOLUME = re.compile(
     r"(?:file=|volume=)?([A-Za-z][\w.-]*:(?:(?!iso/|vztmpl/)\S*/)?(?:vm|base|subvol|basevol)-(\d+)-\S+)\Z"
@@ -53,6 +56,13 @@ def list_volumes(cluster: Cluster, node: str, storages: Iterable[str], vmid: int
     return found, unreadable
 
 
+def existing(cluster: Cluster, node: str, vmid: int, named: Iterable[str]) -> set[str]:
+    """Return those of the VMID's volumes `named` that exist, and those whose storage cannot be read."""
+    named = set(named)
+    listed, unreadable = list_volumes(cluster, node, storages_of(named), vmid)
+    return (named & listed) | _on_storages_of(unreadable, named)
+
+
 def volumes_left(
     cluster: Cluster, node: str, vmid: int, expected: set[str], upids: Iterable[str]
 ) -> tuple[list[str], list[str]]:
@@ -76,9 +86,13 @@ def volumes_left_by_earlier(cluster: Cluster, vmid: int, upid: str) -> tuple[lis
     node = upid.split(":")[1]
     logged = set(volumes_left_in(cluster.log(upid)))
     listed, unreadable = list_volumes(cluster, node, storages_of(logged) | cluster.disk_storages(node), vmid)
+    return sorted((logged & listed) | _on_storages_of(unreadable, logged)), sorted(listed - logged), unreadable
+
+
+def _on_storages_of(unreadable: Iterable[str], named: Iterable[str]) -> set[str]:
+    """Return those of the volumes `named` whose storage is among the problems `unreadable`, each `STORAGE: reason`."""
     names = {problem.partition(":")[0] for problem in unreadable}
-    unknown = {volume for volume in logged if volume.partition(":")[0] in names}
-    return sorted((logged & listed) | unknown), sorted(listed - logged), unreadable
+    return {volume for volume in named if volume.partition(":")[0] in names}
 
 
 def storages_of(volumes: Iterable[str]) -> set[str]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import cluster, volumes
 from both_ways import Play
 from play_bench import ACTIONS, Bench
 
@@ -24,7 +28,7 @@ def deleted(bench: Bench, vm: dict[str, Any], **requested: Any) -> tuple[list[st
     behaviour="a volume of a guest is removed only with Datastore.Allocate on its storage, and by its id alone",
     versions="8, 9",
     source="pve-storage: PVE/API2/Storage/Content.pm, delete",
-    reaction="removes none, unless `SMITH_DELETE_REMOVE_VOLUMES` is set and the VM's configuration named the volume",
+    reaction="removes none, unless `SMITH_DELETE_REMOVE_VOLUMES` is set, and then only one that no other guest names",
 )
 def test_only_with_the_setting_a_left_volume_is_removed(bench: Bench, pve_version: str) -> None:
     vm = bench.vm()
@@ -43,11 +47,159 @@ def test_only_with_the_setting_a_left_volume_is_removed(bench: Bench, pve_versio
     assert [volume for volume in existing if f"vm-{other['vmid']}-" in volume] == []
 
 
+def test_a_volume_whose_storage_cannot_be_read_counts_as_existing(bench: Bench) -> None:
+    """Otherwise a volume that was not removed would not be named."""
+    login = bench.pve.env()
+    names = {"api_host": "HOST", "api_port": "PORT", "api_user": "USER", "api_token_id": "TOKEN_ID"}
+    connection = {name: login[f"PROXMOX_{variable}"] for name, variable in names.items()}
+    connection["api_token_secret"] = login["PROXMOX_TOKEN_SECRET"]
+    opened, _login = cluster.open_cluster(connection, login["PROXMOX_CA_BUNDLE"], "qemu")
+    named = {"local-lvm:vm-777-disk-0", "ceph:vm-777-disk-0"}
+    bench.pve.fail("GET", "/nodes/pve1/storage/ceph/content", status=500, text="unable to activate storage 'ceph'")
+    assert volumes.existing(opened, "pve1", 777, named) == {"ceph:vm-777-disk-0"}
+    assert volumes.existing(opened, "pve1", 777, named) == set()
+
+
 def test_without_the_privilege_the_volume_stays_and_is_named(bench: Bench, pve_version: str) -> None:
     vm = bench.vm()
     assert bench.play("create", vm).rc == 0
     left, existing = deleted(bench, vm, remove_volumes_left=True)
     assert [volume.partition(":")[2] in existing for volume in left] == [True], pve_version
+
+
+@pytest.fixture
+def may_remove(bench: Bench) -> Iterator[None]:
+    """Let the token remove every volume of the storage, as Proxmox does then."""
+    bench.pve.control("grant", path="/storage/local-lvm", privilege="Datastore.Allocate")
+    yield
+    bench.pve.control("revoke", path="/storage/local-lvm", privilege="Datastore.Allocate")
+
+
+def user_of(bench: Bench, volume: str, how: str) -> None:
+    """Add another guest that uses the volume of a VM."""
+    name = volume.partition(":")[2]
+    other = bench.vm()
+    path = {"lxc": "add_container"}.get(how, "add")
+    configs: dict[str, dict[str, Any]] = {
+        "attached": {"scsi3": f"{volume},size=8G"},
+        "unused": {"unused0": volume},
+        "other storage": {"scsi3": f"ceph:{name},size=8G"},
+        "linked clone": {"scsi0": f"local-lvm:{name}/vm-{other['vmid']}-disk-0,size=8G"},
+        "linked clone of a file": {"scsi0": f"nfs:1/{name}/{other['vmid']}/vm-{other['vmid']}-disk-0.qcow2,size=8G"},
+        "args": {"args": f"-drive file=/dev/pve/{name}"},
+        "snapshot": {"scsi3": f"{volume},size=8G"},
+        "lxc": {"mp0": f"{volume},mp=/srv"},
+    }
+    bench.pve.control(path, vmid=other["vmid"], name=other["name"], node="pve2", config=configs[how])
+    if how == "snapshot":
+        bench.pve.control("configure", vmid=other["vmid"], values={"description": f"smith-uid={other['service_id']}"})
+        assert bench.play("snapshot", {**other, "snapshot": "before"}).rc == 0
+        bench.pve.control("configure", vmid=other["vmid"], values={"scsi3": None})
+
+
+@pytest.mark.usefixtures("may_remove")
+@pytest.mark.parametrize(
+    "how", ["attached", "unused", "other storage", "linked clone", "linked clone of a file", "args", "snapshot", "lxc"]
+)
+def test_a_left_volume_that_another_guest_names_is_not_removed(bench: Bench, how: str) -> None:
+    vm = bench.add_vm()
+    volume = f"local-lvm:vm-{vm['vmid']}-disk-0"
+    add_disk(bench, vm)
+    user_of(bench, volume, how)
+    left, existing = deleted(bench, vm, remove_volumes_left=True)
+    assert left == [volume]
+    assert volume.partition(":")[2] in existing
+
+
+def add_disk(bench: Bench, vm: dict[str, Any]) -> None:
+    """Add the volume that the configuration of `add_vm` names."""
+    volume = f"vm-{vm['vmid']}-disk-0"
+    bench.pve.control("add_volume", storage="local-lvm", volume=volume, vmid=vm["vmid"], size=8 * GIB)
+
+
+@pytest.mark.usefixtures("may_remove")
+def test_a_text_that_names_a_left_volume_does_not_keep_it(bench: Bench) -> None:
+    vm, other = bench.add_vm(), bench.vm()
+    add_disk(bench, vm)
+    config = {"description": f"local-lvm:vm-{vm['vmid']}-disk-0", "scsi0": f"local-lvm:vm-{vm['vmid']}1-disk-0,size=1G"}
+    bench.pve.control("add", vmid=other["vmid"], name=other["name"], config=config)
+    assert deleted(bench, vm, remove_volumes_left=True)[0] == []
+
+
+@pytest.mark.usefixtures("may_remove")
+def test_a_left_volume_that_the_vm_did_not_use_is_not_removed(bench: Bench) -> None:
+    """A search of the storages gives a VM the volumes of another cluster with its VMID, as unused disks."""
+    vm = bench.add_vm()
+    foreign = f"local-lvm:vm-{vm['vmid']}-disk-7"
+    add_disk(bench, vm)
+    bench.pve.control("add_volume", storage="local-lvm", volume=foreign[10:], vmid=vm["vmid"], size=GIB)
+    bench.pve.control("configure", vmid=vm["vmid"], values={"unused0": foreign})
+    bench.pve.control("unremovable", volume=foreign)
+    left, existing = deleted(bench, vm, remove_volumes_left=True)
+    assert left == [foreign]
+    assert foreign.partition(":")[2] in existing
+
+
+@pytest.mark.usefixtures("may_remove")
+@pytest.mark.parametrize("path", ["pending", "snapshot"])
+@pytest.mark.parametrize("status", [403, 500, 595])
+def test_a_left_volume_stays_while_it_is_unknown_who_uses_it(bench: Bench, path: str, status: int) -> None:
+    vm = bench.add_vm()
+    add_disk(bench, vm)
+    bench.pve.fail("GET", f"/nodes/pve2/qemu/9001/{path}", status=status, text="x", times=9)
+    try:
+        assert deleted(bench, vm, remove_volumes_left=True)[0] == [f"local-lvm:vm-{vm['vmid']}-disk-0"]
+    finally:
+        bench.pve.control("clear_faults")
+
+
+@pytest.mark.usefixtures("may_remove")
+def test_without_the_privilege_to_see_every_guest_a_left_volume_stays(bench: Bench) -> None:
+    vm = bench.add_vm()
+    add_disk(bench, vm)
+    audit = {"path": "/vms", "privilege": "VM.Audit"}
+    try:
+        left = once_it_is_absent(bench, vm, lambda: bench.pve.control("revoke", **audit))
+        assert left == [f"local-lvm:vm-{vm['vmid']}-disk-0"]
+    finally:
+        bench.pve.control("grant", path="/vms", privilege="VM.Audit")
+
+
+def once_it_is_absent(bench: Bench, vm: dict[str, Any], change: Callable[[], object]) -> list[str]:
+    """Delete a VM, make a change of the cluster once its absence is proven, and return the volumes left."""
+    bench.pve.control("unremovable", volume=f"local-lvm:vm-{vm['vmid']}-disk-0")
+    bench.pve.control("hold", method="GET", path="/cluster/nextid")
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(bench.play, "delete", {**vm, "remove_volumes_left": True})
+        while not bench.pve.is_holding():
+            assert not running.done(), running.result().output
+            time.sleep(0.02)
+        change()
+        bench.pve.control("clear_faults")
+        done = running.result()
+    assert done.rc == 0, done.output
+    return list(done.result.get("volumes_left", []))
+
+
+@pytest.mark.usefixtures("may_remove")
+@pytest.mark.parametrize("names_it", [True, False])
+def test_a_left_volume_whose_vmid_has_a_new_guest_is_not_removed(bench: Bench, names_it: bool) -> None:
+    vm = bench.add_vm()
+    add_disk(bench, vm)
+    volume = f"local-lvm:vm-{vm['vmid']}-disk-0"
+    config = {"scsi0": f"{volume},size=8G"} if names_it else {}
+    add = {"vmid": vm["vmid"], "name": "another", "config": config}
+    assert once_it_is_absent(bench, vm, lambda: bench.pve.control("add", **add)) == [volume]
+    assert volume.partition(":")[2] in bench.pve.storages()["local-lvm"]["volumes"]
+
+
+@pytest.mark.usefixtures("may_remove")
+def test_a_volume_that_was_made_after_the_deletion_is_not_removed(bench: Bench) -> None:
+    """Another cluster that uses the storage has made it."""
+    vm = bench.add_vm()
+    add_disk(bench, vm)
+    time.sleep(1.1)  # Proxmox says in whole seconds when a volume was made
+    assert once_it_is_absent(bench, vm, lambda: add_disk(bench, vm)) == [f"local-lvm:vm-{vm['vmid']}-disk-0"]
 
 
 @pytest.mark.parametrize("action", ACTIONS)

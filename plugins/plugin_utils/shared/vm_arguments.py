@@ -279,10 +279,10 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                          'and HA. Default false.',
                                           'type': 'bool'},
                                 'remove_volumes_left': {'description': 'C(delete): remove volumes that Proxmox could '
-                                                                       'not remove, if they stood in the configuration '
-                                                                       'or the snapshots of the VM. Needs '
-                                                                       'Datastore.Allocate on their storage. Default '
-                                                                       'false.',
+                                                                       'not remove, if disks or snapshots of the VM '
+                                                                       'used them and no other guest names them. Needs '
+                                                                       'Datastore.Allocate on their storage, and '
+                                                                       'VM.Audit on /vms. Default false.',
                                                         'type': 'bool'},
                                 'target_node': {'description': 'C(migrate): target node.', 'type': 'str'},
                                 'online': {'description': 'C(migrate): migrate a running VM live (default); if false, '

@@ -71,7 +71,8 @@ machine.
 
 `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` apply to FulcrumCore and to Proxmox, in the executor and in its playbooks.
 They are read at the start. `NO_PROXY` is a list of host names, domains and addresses that are reached without the
-proxy: name the Proxmox cluster there if only FulcrumCore is behind a proxy. An IPv6 address may be given with or
+proxy: name the Proxmox cluster there if only FulcrumCore is behind a proxy. They also apply to `smith init` and
+`smith doctor`. An IPv6 address may be given with or
 without brackets in `PROXMOX_HOST`; in `FULCRUM_API_URL`, `SMITH_DATABASE_URL` and `SMITH_HTTP_ADDR` it needs them, as
 in `[2001:db8::7]:9642`.
 

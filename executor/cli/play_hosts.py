@@ -10,6 +10,7 @@ import yaml
 
 from executor.cli.ansible_playbook import ansible_script, build_environment, temporary_private_folder
 from executor.cli.arguments import CommandFailed, UnusableReference
+from executor.proxies import host_in_url
 from executor.runs.actions import ansible_home
 from executor.settings.settings import Settings
 
@@ -34,17 +35,20 @@ def find_vmids(settings: Settings, pattern: str) -> list[int]:
             "ANSIBLE_INVENTORY_ENABLED": INVENTORY_PLUGIN,
             "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "true",
         }
-        finished_process = subprocess.run(
-            command,
-            env=environment,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=INVENTORY_TIMEOUT_S,
-            check=False,
-        )
+        try:
+            finished_process = subprocess.run(
+                command,
+                env=environment,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=INVENTORY_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise CommandFailed(f"the inventory was not read within {INVENTORY_TIMEOUT_S:.0f} s") from None
     if finished_process.returncode != 0:
         text = " ".join(finished_process.stderr.split())[-MAX_ERROR_LENGTH:]
         raise CommandFailed(f"the inventory cannot be read: {text}")
@@ -62,7 +66,7 @@ def _write_inventory(file: Path, settings: Settings) -> None:
     """Write our inventory with the login of the settings into a file that only our user can read."""
     inventory = yaml.safe_load((ansible_home() / "inventory" / INVENTORY_FILE).read_text(encoding="utf-8"))
     inventory |= {
-        "url": f"https://{settings.proxmox_host}:{settings.proxmox_port}",
+        "url": f"https://{host_in_url(settings.proxmox_host)}:{settings.proxmox_port}",
         "user": settings.proxmox_user,
         "validate_certs": settings.proxmox_validate_certs,
     }

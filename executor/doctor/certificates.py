@@ -5,13 +5,14 @@ The clients of FulcrumCore and Proxmox verify certificates. This module only exp
 
 from __future__ import annotations
 
-import socket
 import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+
+from executor.proxies import open_connection
 
 #: How long a connection may take.
 TIMEOUT_S = 5.0
@@ -98,8 +99,8 @@ def read_certificate(host: str, port: int) -> Certificate | None:
 def _handshake(host: str, port: int, context: ssl.SSLContext) -> tuple[bytes, dict[str, Any]]:
     """Return the certificate, encoded and decoded. Raises OSError; ssl.SSLError is one."""
     with (
-        socket.create_connection((host, port), TIMEOUT_S) as connection,
-        context.wrap_socket(connection, server_hostname=host) as secured,
+        open_connection(host, port, TIMEOUT_S) as connection,
+        context.wrap_socket(connection, server_hostname=host.strip("[]")) as secured,
     ):
         return secured.getpeercert(binary_form=True) or b"", secured.getpeercert() or {}
 

@@ -7,10 +7,11 @@ from urllib.parse import urlsplit
 
 from executor.doctor import certificates
 from executor.doctor.certificates import MIN_DAYS_LEFT, TlsProblem, TlsState
-from executor.doctor.checks import CLOCK_HINT, Area, CheckResult, ResultFactory
+from executor.doctor.checks import CLOCK_HINT, Area, CheckResult, ResultFactory, setting_line
 from executor.errors import FulcrumAuthFailing, FulcrumError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import CoreAgent
+from executor.proxies import host_in_url
 from executor.settings.settings import Settings
 from executor.settings.types import is_local_address
 
@@ -112,7 +113,7 @@ def _explain_tls_failure(settings: Settings, state: TlsState, error: FulcrumErro
     if state.problem is TlsProblem.NOT_YET_VALID:
         return _RESULT.fail("reachable", text, CLOCK_HINT)
     if state.problem is TlsProblem.WRONG_HOST and state.certificate and state.certificate.names:
-        hint = f"FULCRUM_API_URL=https://{_with_port(state.certificate.best_name, url.port)}"
+        hint = setting_line("FULCRUM_API_URL", f"https://{_with_port(state.certificate.best_name, url.port)}")
         return _RESULT.fail("reachable", text, hint, RENEW_HINT)
     return _RESULT.fail("reachable", str(error), *_hints_for(settings, error))
 
@@ -121,7 +122,7 @@ def _hints_for(settings: Settings, error: FulcrumError) -> list[str]:
     """Return what the operator can do about a request that failed, but neither because of TLS nor of its token."""
     url = urlsplit(settings.fulcrum_api_url)
     if "CERTIFICATE_VERIFY_FAILED" in str(error):  # the system knows the CA, but the client does not use its bundle
-        return [f"FULCRUM_CA_BUNDLE={certificates.system_bundle()}"]
+        return [setting_line("FULCRUM_CA_BUNDLE", certificates.system_bundle())]
     if "cannot be resolved" in str(error):
         hint = f"FULCRUM_API_URL={url.scheme}://{_with_port('<host>', url.port)}"
         return [hint, "check the name server: /etc/resolv.conf"]
@@ -136,8 +137,7 @@ def _hints_for(settings: Settings, error: FulcrumError) -> list[str]:
 
 def _with_port(host: str, port: int | str | None) -> str:
     """Return the host and the port as in a URL, which has brackets around an IPv6 address."""
-    host_in_url = f"[{host}]" if ":" in host else host
-    return f"{host_in_url}:{port}" if port else host_in_url
+    return f"{host_in_url(host)}:{port}" if port else host_in_url(host)
 
 
 def _address(settings: Settings) -> tuple[str, int]:

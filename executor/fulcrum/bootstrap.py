@@ -7,16 +7,15 @@ order of such a service. If it runs again, it creates only those objects that ar
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
+from executor.deploy_files import deploy_file
 from executor.errors import FulcrumUnavailable, SmithError
 from executor.fulcrum.admin import Collection, CoreObject, CoreToken, FulcrumAdmin
 from executor.fulcrum.differences import find_differences
@@ -275,12 +274,4 @@ def _compare(wanted: _WantedObject) -> BootstrapStep:
 
 def load_type(file_name: str) -> JsonObject:
     """Read the definition of a type from a file in the folder `deploy`."""
-    return dict(json.loads(type_file(file_name).read_text(encoding="utf-8")))
-
-
-def type_file(file_name: str) -> Path:
-    """Return the path of a file in the folder `deploy`, which is in the checkout or in the installed package."""
-    file_in_checkout = Path(__file__).resolve().parents[2] / "deploy" / file_name
-    if file_in_checkout.is_file():
-        return file_in_checkout
-    return Path(str(importlib.resources.files("executor"))) / "deploy" / file_name
+    return dict(json.loads(deploy_file(file_name).read_text(encoding="utf-8")))

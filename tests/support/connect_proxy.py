@@ -16,19 +16,24 @@ TIMEOUT_S = 30.0
 
 @dataclass
 class ConnectProxy:
-    """The address of the proxy, and the targets of the tunnels, oldest first."""
+    """The address of the proxy, and the targets of the tunnels and the logins at the proxy, oldest first."""
 
     url: str
     targets: list[str] = field(default_factory=list)
+    logins: list[str | None] = field(default_factory=list)
 
 
 @contextmanager
-def connect_proxy() -> Iterator[ConnectProxy]:
-    """Run a proxy for the block."""
+def connect_proxy(*, refuses: bool = False) -> Iterator[ConnectProxy]:
+    """Run a proxy for the block. It may refuse every tunnel."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_CONNECT(self) -> None:
             proxy.targets.append(self.path)
+            proxy.logins.append(self.headers["Proxy-Authorization"])
+            if refuses:
+                self.send_error(407)
+                return
             host, _, port = self.path.rpartition(":")
             with closing(socket.create_connection((host.strip("[]"), int(port)), TIMEOUT_S)) as target:
                 self.send_response(200)

@@ -28,9 +28,10 @@ from support.tls_front import TlsFront
 
 from executor.database import mappings
 from executor.database.engine import open_engine, transaction
+from executor.deploy_files import deploy_file
 from executor.doctor.checks import CheckResult, Status
 from executor.doctor.run import run_checks
-from executor.fulcrum.bootstrap import SERVICE_TYPE_FILE, load_type, type_file
+from executor.fulcrum.bootstrap import SERVICE_TYPE_FILE, load_type
 from executor.proxmox.privileges import list_needs
 
 #: The variables of the lab that are files in a sound system.
@@ -96,7 +97,7 @@ class BrokenSystem:
             "agent_type_id": self.lab.ids.agent_type_id,
             "provider_id": self.lab.ids.provider_id,
             "service_type_id": self.lab.ids.service_type_id,
-            "deploy": str(type_file(SERVICE_TYPE_FILE).parent),
+            "deploy": str(deploy_file(SERVICE_TYPE_FILE).parent),
             "token_file": str(self.token_file),
             "secret_file": str(self._secret_file),
             "folder": str(self.folder),

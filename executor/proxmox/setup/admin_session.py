@@ -17,6 +17,7 @@ import urllib3
 from proxmoxer import ResourceException
 
 from executor.errors import JobError
+from executor.proxies import proxy_headers, proxy_of
 from executor.proxmox.connection import (
     ANSWER_ERRORS,
     CONNECT_TIMEOUT_S,
@@ -39,15 +40,18 @@ class AdminSession(ProxmoxSession):
         """Connect with TLS to this host, which must present the certificate with this SHA-256 fingerprint."""
         connection = ProxmoxConnection(host=host, port=port, user=user)
         super().__init__(connection, READ_TIMEOUT_S, None)
+        self.fingerprint = fingerprint
         self._headers: dict[str, str] = {}
-        self._pool = urllib3.HTTPSConnectionPool(
-            host,
-            port,
-            assert_fingerprint=fingerprint,
-            cert_reqs="CERT_NONE",  # the fingerprint replaces the verification by a CA
-            timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
-            retries=False,
-        )
+        options: dict[str, Any] = {
+            "assert_fingerprint": fingerprint,
+            "cert_reqs": "CERT_NONE",  # the fingerprint replaces the verification by a CA
+            "timeout": urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
+            "retries": False,
+        }
+        proxy, manager = proxy_of(host, port), urllib3.PoolManager(**options)
+        if proxy:
+            manager = urllib3.ProxyManager(proxy, proxy_headers=proxy_headers(proxy), **options)
+        self._pool = manager.connection_from_host(host, port, scheme="https")
 
     def log_in(self, password: str, ask_code: Callable[[], str]) -> None:
         """Log in with the user's password, or with the secret of a token if the user is one, such as `root@pam!setup`.
@@ -92,7 +96,7 @@ class AdminSession(ProxmoxSession):
                 method, url, body=body, headers=headers, preload_content=False, redirect=False
             )
         except urllib3.exceptions.SSLError as exc:
-            text = f"the server does not present the certificate {self._pool.assert_fingerprint}: {exc}"
+            text = f"the server does not present the certificate {self.fingerprint}: {exc}"
             raise JobError(ErrorCode.PVE_TLS, text) from exc
         try:
             content = response.read(MAX_ANSWER_BYTES + 1)

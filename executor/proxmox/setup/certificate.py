@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import socket
 import ssl
 from typing import Any
 
+from executor.proxies import open_connection
 from executor.proxmox.connection import CONNECT_TIMEOUT_S, raise_job_error
 from executor.proxmox.rows import as_objects, as_text
 from executor.proxmox.setup.admin_session import AdminSession
@@ -85,9 +85,8 @@ def _problem(host: str, port: int, ca_pem: str | None) -> str:
 
 def _certificate(host: str, port: int, context: ssl.SSLContext) -> bytes:
     """Return the certificate that the server presents, in DER. Raises OSError, also if it cannot be verified."""
-    name = host.strip("[]")  # an IPv6 address may have brackets
-    with socket.create_connection((name, port), CONNECT_TIMEOUT_S) as plain:
+    with open_connection(host, port, CONNECT_TIMEOUT_S) as plain:
         plain.settimeout(CONNECT_TIMEOUT_S)
         connection: Any
-        with context.wrap_socket(plain, server_hostname=name) as connection:
+        with context.wrap_socket(plain, server_hostname=host.strip("[]")) as connection:
             return bytes(connection.getpeercert(binary_form=True))

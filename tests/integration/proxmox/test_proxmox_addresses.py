@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import socket
@@ -15,8 +16,12 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn
 from support.connect_proxy import ConnectProxy, connect_proxy
 from support.proxmox_connections import connection_to
 
+from executor.doctor import certificates
+from executor.errors import JobError
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
+from executor.proxmox.setup.admin_session import AdminSession
+from executor.proxmox.setup.certificate import find_ca, read_fingerprint
 from executor.settings.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -65,6 +70,44 @@ def start_unknown_vm(stand_in: ProxmoxStandIn, **env: str) -> str:
     """Run a playbook that logs in and finds no VM; return what it printed."""
     done = run_ansible("ansible-playbook", stand_in, "playbooks/start.yml", "-e", json.dumps({"vm": VM}), **env)
     return done.stdout + done.stderr
+
+
+def test_an_administrator_and_doctor_reach_proxmox_through_the_proxy(
+    proxy: ConnectProxy, stand_in: ProxmoxStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect() -> list[str]:
+        proxy.targets.clear()
+        fingerprint = read_fingerprint(stand_in.host, stand_in.port)
+        session = AdminSession(stand_in.host, stand_in.port, "root@pam", fingerprint)
+        session.log_in(stand_in.root_password, str)
+        assert find_ca(session)
+        assert certificates.examine(stand_in.host, stand_in.port, stand_in.ca_bundle).problem is None
+        return proxy.targets
+
+    assert set(connect()) == {f"{stand_in.host}:{stand_in.port}"}
+    monkeypatch.setenv("NO_PROXY", stand_in.host)
+    assert connect() == []
+
+
+def test_a_proxy_gets_its_own_login_and_its_refusal_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with connect_proxy(refuses=True) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("http://", "http://ops:se%20cret@"))
+        monkeypatch.setenv("NO_PROXY", "")
+        with pytest.raises(JobError) as refusal:
+            read_fingerprint("pve1.example.net", 8006)
+        with pytest.raises(JobError) as login_refusal:
+            AdminSession("pve1.example.net", 8006, "root@pam", "AB:" * 31 + "AB").log_in("password", str)
+    assert "407" in str(refusal.value)
+    assert "cret" not in f"{refusal.value} {login_refusal.value}"
+    assert set(proxy.logins) == {f"Basic {base64.b64encode(b'ops:se cret').decode()}"}
+    assert set(proxy.targets) == {"pve1.example.net:8006"}
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_the_certificate_of_proxmox_at_an_ipv6_address_is_read(stand_in_at_ipv6: ProxmoxStandIn, host: str) -> None:
+    state = certificates.examine(host, stand_in_at_ipv6.port, stand_in_at_ipv6.ca_bundle)
+    assert state.problem is None
+    assert state.certificate is not None
 
 
 def test_the_executor_and_playbooks_reach_proxmox_through_the_proxy(

@@ -14,7 +14,7 @@ from executor.cli.init_answers import Answers
 from executor.cli.init_files import SetupFolder
 from executor.cli.init_proxmox import AdminLogin, log_in
 from executor.cli.init_questions import CoreOptions, ask_address, ask_core, ask_proposals
-from executor.cli.init_settings import InitSettings, parse_assignments
+from executor.cli.init_settings import DEFAULT_TOKEN, DEFAULT_USER, InitSettings, parse_assignments
 from executor.cli.init_setup import Setup
 from executor.cli.init_units import UnitKind
 from executor.cli.output import show_text
@@ -54,8 +54,12 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
             help="File with the password (or the token's secret); default: $PVE_ADMIN_PASSWORD.",
         ),
     ] = None,
-    user: Annotated[str, typer.Option("--user", help="The agent's user in Proxmox.")] = "smith@pve",
-    token: Annotated[str, typer.Option("--token", help="The name of this user's token.")] = "job",  # noqa: S107
+    user: Annotated[
+        str | None, typer.Option("--user", help=f"The agent's user in Proxmox; default: {DEFAULT_USER}.")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option("--token", help=f"The name of this user's token; default: {DEFAULT_TOKEN}.")
+    ] = None,
     fulcrum_url: Annotated[str | None, typer.Option("--fulcrum-url", help="FulcrumCore's address.")] = None,
     admin_token_file: Annotated[
         Path | None,
@@ -112,6 +116,9 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     core_answers = ask_core(answers, options, settings, earlier)
     default_unit = earlier.get("unit") or (UnitKind.SYSTEMD if os.geteuid() == 0 else UnitKind.NONE)
     chosen = answers.choice("Start it by", tuple(UnitKind), option="--unit", given=unit, default=default_unit)
+    if unit_folder is None and earlier.get("unit") == chosen and earlier.get("unit_folder"):
+        unit_folder = Path(earlier["unit_folder"])
+    unit_folder = unit_folder.expanduser().absolute() if unit_folder else None
     setup = Setup(files, settings, proxmox_setup, core_answers, UnitKind(chosen), unit_folder, replace_tokens)
     if not setup.show_plan():
         show_text("Everything is set up: nothing is changed.")

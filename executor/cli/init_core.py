@@ -99,9 +99,10 @@ class CoreSetup:
                 yield from _texts_of(step)
 
     def _makes_token(self) -> bool:
-        """Return whether a token must be made, because no valid one of this agent is stored."""
+        """Return whether a token must be made: no valid one of this agent is stored, or a run has not ended."""
         stored = self._token_file.read()
-        return not (stored and self._bootstrap.agent_id and self._is_own(stored))
+        is_valid = bool(stored and self._bootstrap.agent_id and self._is_own(stored))
+        return not is_valid or self._token_file.pending() is not None
 
     def _is_own(self, token: str) -> bool:
         return is_token_of_agent(self._settings, token, self._bootstrap.agent_id)

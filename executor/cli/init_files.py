@@ -35,7 +35,7 @@ class SetupFolder:
 
     def make(self) -> None:
         """Create the folders. Only the owner may enter the one with the secrets."""
-        self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        make_folder(self.path)
         self.secrets.mkdir(mode=0o700, exist_ok=True)
 
     def read_settings(self) -> dict[str, str]:
@@ -48,24 +48,23 @@ class SetupFolder:
     def write_settings(self, values: Mapping[str, str]) -> bool:
         """Set these settings, and keep every other line of the file; return whether the file was changed.
 
-        A setting whose value is empty is not written. Raises SettingsError for a value that would need quotes.
+        A setting whose value is empty is not written, and the line of one that has the value already is not touched.
+        Raises SettingsError for a new value that would need quotes.
         """
-        for name, value in values.items():
+        changed = self.changed_settings(values)
+        if changed:
+            before = self.settings_file.read_text("utf-8") if self.settings_file.exists() else ""
+            write_file(self.settings_file, _with_values(before, changed), mode=0o600)
+        return bool(changed)
+
+    def changed_settings(self, values: Mapping[str, str]) -> dict[str, str]:
+        """Return those of these settings that the file does not have yet. Raises SettingsError, as `write_settings`."""
+        existing = self.read_settings()
+        changed = {name: value for name, value in values.items() if value != existing.get(name, "")}
+        for name, value in changed.items():
             if not _PLAIN_VALUE.fullmatch(value):
                 raise SettingsError(f"{name} has a character that not every reader of {self.settings_file} understands")
-        before, after = self._texts(values)
-        if before != after:
-            write_file(self.settings_file, after, mode=0o600)
-        return before != after
-
-    def would_change(self, values: Mapping[str, str]) -> bool:
-        """Return whether `write_settings` would change the file."""
-        before, after = self._texts(values)
-        return before != after
-
-    def _texts(self, values: Mapping[str, str]) -> tuple[str, str]:
-        before = self.settings_file.read_text("utf-8") if self.settings_file.exists() else ""
-        return before, _with_values(before, values)
+        return changed
 
     def read_answers(self) -> dict[str, str]:
         """Return the answers of an earlier run that are no settings, such as the agent's name."""
@@ -118,6 +117,17 @@ class SecretFile:
         redactor.add(secret)
         write_file(self.path, f"{secret}\n", mode=0o600)
         self._record.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Create the folder, and those above it. Each new one may be entered by all users, whatever the umask is.
+
+    The user of the service must be able to read the CA in the folder of the settings.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir()
+        path.chmod(0o755)
 
 
 def write_file(path: Path, text: str, *, mode: int) -> None:

@@ -16,7 +16,7 @@ from executor.placement.templates import Template, marked_template_text, templat
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.privileges import LOCAL_ZONE
 from executor.proxmox.rows import StorageRow, as_text, assume_available
-from executor.proxmox.template_needs import devices_for_root
+from executor.proxmox.template_needs import devices_for_root, host_cd_drives
 from executor.shared.marker import markers_in
 
 DEFAULT_POOL = "agent-smith"
@@ -87,6 +87,9 @@ def template_problem(facts: Template, config: Mapping[str, Any]) -> str:
         return marked_template_text(markers)
     if devices := devices_for_root(config):
         return f"only root@pam may clone its devices: {', '.join(devices)}"
+    if drives := host_cd_drives(config):
+        remedy = " ".join(f"--{drive} none,media=cdrom" for drive in drives)
+        return f"it has the host's CD drive {', '.join(drives)}: qm set {facts.vmid} {remedy}"
     if not facts.has_cloud_init:
         return f"it has no cloud-init drive: qm set {facts.vmid} --ide2 <storage>:cloudinit"
     return "" if _PLAIN_NAME.fullmatch(facts.name) else "its name has characters that PROXMOX_TEMPLATES cannot have"

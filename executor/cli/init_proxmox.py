@@ -17,6 +17,7 @@ from executor.cli.init_proposal import Cluster, read_cluster
 from executor.cli.output import show_text
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.doctor.proxmox_privileges import needs_of_settings
+from executor.errors import JobError
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.privileges import PLACEMENT_NEED, PrivilegeNeed
 from executor.proxmox.setup.admin_session import AdminSession
@@ -25,6 +26,7 @@ from executor.proxmox.setup.certificate import find_ca, is_verified, normalized_
 from executor.proxmox.setup.existing import read_existing, read_zones
 from executor.proxmox.setup.plan import USER_COMMENT, Change, Wanted, plan_changes
 from executor.settings.settings import Settings
+from executor.shared.error_codes import ErrorCode
 
 #: The environment variable with the administrator's password. It does not begin with PROXMOX_, because variables with
 #: this prefix are the agent's settings, and the agent must not have this password.
@@ -59,14 +61,30 @@ class ProxmoxSetup:
         needs = needs_of_settings(context, {bridge: self.cluster.zone_of(bridge) for bridge in context.bridges})
         return (*needs, PLACEMENT_NEED) if len(context.allowed_nodes) > 1 else tuple(needs)
 
+    def _is_secret_of(self, full_id: str, secret: str) -> bool:
+        """Return whether Proxmox accepts the secret for this token. Raises JobError for any other failure."""
+        if not secret:
+            return False
+        connection = self.session.connection
+        session = AdminSession(connection.host, connection.port, full_id, self.session.fingerprint)
+        try:
+            session.log_in(secret, str)
+        except JobError as error:
+            if error.code is ErrorCode.PVE_AUTH:
+                return False
+            raise
+        return True
+
     def changes(self, settings: Settings, secret: SecretFile, *, replaces_token: bool) -> TokenPlan:
         """Plan what Proxmox lacks. Raises JobError, SetupRefused, and TokenInUse if a token's secret is not here."""
         existing = read_existing(self.session, settings.proxmox_user)
         token_id, comments = settings.proxmox_token_id, existing.token_comments
-        pending = (secret.pending() or {}).get("comment")
-        makes_token = not (secret.read() and token_id in comments)
-        if makes_token and token_id in comments and not replaces_token and comments[token_id] != pending:
-            full_id = f"{settings.proxmox_user}!{token_id}"
+        full_id, pending = f"{settings.proxmox_user}!{token_id}", secret.pending()
+        is_own = token_id in comments and self._is_secret_of(full_id, secret.read())
+        # A record without its end: the stored secret may be that of an earlier token.
+        makes_token = pending is not None or not is_own
+        is_of_interrupted_run = pending is not None and comments.get(token_id) == pending.get("comment")
+        if makes_token and token_id in comments and not (replaces_token or is_own or is_of_interrupted_run):
             raise TokenInUse(
                 f"the token {full_id} exists in Proxmox, and its secret is not stored in {secret.path}: another "
                 "installation may use it. --replace-tokens replaces it; or choose another --token"

@@ -11,6 +11,8 @@ from executor.cli.init_units import UnitKind, container_path
 from executor.proxmox.connection import DEFAULT_PORT
 from executor.settings.settings import FIELDS, SECRET_NAMES, Settings, load_settings
 
+#: The agent's user in Proxmox, and the name of this user's token.
+DEFAULT_USER, DEFAULT_TOKEN = "smith@pve", "job"
 #: Where the data of an agent is that systemd starts.
 SYSTEMD_DATA_FOLDER = "/var/lib/agent-smith"
 
@@ -33,11 +35,16 @@ class InitSettings:
         """Set these values."""
         self._values.update(values)
 
-    def set_connection(self, *, host: str, port: int, user: str, token_id: str) -> None:
-        """Set the connection of the agent to Proxmox."""
-        port_text = "" if port == DEFAULT_PORT else str(port)
-        names = {"PROXMOX_HOST": host, "PROXMOX_PORT": port_text, "PROXMOX_USER": user, "PROXMOX_TOKEN_ID": token_id}
-        self.update(names)
+    def set_connection(self, *, host: str, port: int, user: str | None, token_id: str | None) -> None:
+        """Set the connection of the agent to Proxmox. Without a user or token, those of an earlier run stay."""
+        self.update(
+            {
+                "PROXMOX_HOST": host,
+                "PROXMOX_PORT": "" if port == DEFAULT_PORT else str(port),
+                "PROXMOX_USER": user or self.get("PROXMOX_USER") or DEFAULT_USER,
+                "PROXMOX_TOKEN_ID": token_id or self.get("PROXMOX_TOKEN_ID") or DEFAULT_TOKEN,
+            }
+        )
 
     def proposed(self, proposal: Mapping[str, str]) -> dict[str, str]:
         """Return the proposed settings, with the values of an earlier run and of the option --set instead of its own.

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from executor.cli.doctor import show_checks
 from executor.cli.init_core import CoreAnswers, CoreSetup
-from executor.cli.init_files import SetupFolder, write_file
+from executor.cli.init_files import SetupFolder, make_folder, write_file
 from executor.cli.init_proxmox import ProxmoxSetup
 from executor.cli.init_questions import show_lines
 from executor.cli.init_settings import InitSettings
-from executor.cli.init_units import Unit, UnitKind, make_unit
+from executor.cli.init_units import Unit, UnitKind, make_unit, require_startable
 from executor.cli.output import show_text
 from executor.cli.tables import show_heading
 from executor.doctor.checks import Area, exit_code
@@ -36,8 +36,12 @@ class Setup:
         """Read what exists, and plan what is missing."""
         self._files, self._settings, self._kind, self._ca_pem = files, settings, kind, proxmox.ca_pem
         self._answers = {"agent": core.agent, "provider": core.provider, "unit": str(kind)}
+        if unit_folder is not None:
+            self._answers["unit_folder"] = str(unit_folder)
+        require_startable(kind, files.path)
         self._unit: Unit = make_unit(kind, files.path, unit_folder, has_ca=bool(proxmox.ca_pem))
         _require_writable([files.path, *(path.parent for path in self._unit.files)])
+        self._changes_settings = bool(files.changed_settings(self._final_settings()))
         planned = settings.validated()
         self._proxmox = proxmox.changes(planned, files.proxmox_secret, replaces_token=replaces_tokens)
         self._core = CoreSetup(planned, core, files.fulcrum_token, replaces_token=replaces_tokens)
@@ -71,7 +75,7 @@ class Setup:
             if path.exists() and path.read_text("utf-8") != text:
                 show_text(f"{path} has other content and was not changed")
             else:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(path.parent)
                 self._write(path, text, mode=0o644)
 
     def check(self) -> int:
@@ -93,7 +97,7 @@ class Setup:
     def _files_to_write(self) -> list[Path]:
         paths = [self._files.ca_file] if self._ca_pem else []
         paths = [path for path in paths if not _has_content(path, self._ca_pem)]
-        if self._files.would_change(self._final_settings()):
+        if self._changes_settings:
             paths.append(self._files.settings_file)
         return paths + [path for path in self._unit.files if not path.exists()]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.resources
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -10,12 +10,21 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from executor.deploy_files import deploy_file
+from executor.errors import SettingsError
+
 #: The folder of the settings in the files of `deploy/`, and in a container.
 DEFAULT_FOLDER = Path("/etc/agent-smith")
 #: The user id of the agent in a container.
 CONTAINER_UID = 10001
 _PROGRAM = "/opt/agent-smith/bin/smith"
 _CA_VOLUME = f"{DEFAULT_FOLDER}/proxmox-ca.pem:{DEFAULT_FOLDER}/proxmox-ca.pem:ro"
+
+
+#: A path that systemd, podman, docker and a shell read as it is.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9._/@+-]+")
+#: The folders that a service of systemd does not see: ProtectHome and PrivateTmp hide them.
+_HIDDEN_FOLDERS = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 (nothing is written there)
 
 
 class UnitKind(StrEnum):
@@ -51,7 +60,7 @@ def make_unit(kind: UnitKind, folder: Path, unit_folder: Path | None, *, has_ca:
         place = unit_folder or Path("/etc/containers/systemd")
         files = {
             place / "agent-smith.container": _quadlet(folder, has_ca=has_ca),
-            place / "agent-smith.volume": _deploy_file("quadlet/agent-smith.volume"),
+            place / "agent-smith.volume": _deploy_text("quadlet/agent-smith.volume"),
         }
         command = _with_owner(folder, "systemctl daemon-reload && systemctl start agent-smith")
         return Unit(files=files, start_command=command)
@@ -62,6 +71,19 @@ def make_unit(kind: UnitKind, folder: Path, unit_folder: Path | None, *, has_ca:
     settings = shlex.quote(str(folder / "agent-smith.env"))
     program = shlex.join([str(_own_program()), "run"])
     return Unit(files={}, start_command=f"(set -a; . {settings}; exec {program})")
+
+
+def require_startable(kind: UnitKind, folder: Path) -> None:
+    """Raise SettingsError if the unit could not start an agent whose settings are in the folder."""
+    if kind is UnitKind.NONE:
+        return
+    paths = [folder] if kind.is_container else [folder, _own_program()]
+    for path in paths:
+        if not _PLAIN_PATH.fullmatch(str(path)):
+            raise SettingsError(f"{path} has a character that not every unit accepts in a path: choose another folder")
+        if kind is UnitKind.SYSTEMD and any(path.is_relative_to(hidden) for hidden in _HIDDEN_FOLDERS):
+            remedy = "choose --folder /etc/agent-smith, and install Agent Smith in /opt/agent-smith; or use --unit none"
+            raise SettingsError(f"the service does not see {path}, because systemd hides this folder from it: {remedy}")
 
 
 def container_path(path: Path) -> Path:
@@ -75,7 +97,7 @@ def _own_program() -> Path:
 
 
 def _systemd_unit(folder: Path) -> str:
-    text = _deploy_file("systemd/agent-smith.service").replace(_PROGRAM, str(_own_program()))
+    text = _deploy_text("systemd/agent-smith.service").replace(_PROGRAM, str(_own_program()))
     for name in ("fulcrum_api_token", "proxmox_token_secret"):
         text = text.replace(f"{DEFAULT_FOLDER}/{name}", f"{DEFAULT_FOLDER}/secrets/{name}")
     return text.replace(str(DEFAULT_FOLDER), str(folder))
@@ -84,7 +106,7 @@ def _systemd_unit(folder: Path) -> str:
 def _quadlet(folder: Path, *, has_ca: bool) -> str:
     """Return the quadlet, which mounts the folder of the secrets instead of podman's own secrets."""
     lines = []
-    for line in _deploy_file("quadlet/agent-smith.container").splitlines():
+    for line in _deploy_text("quadlet/agent-smith.container").splitlines():
         if line.startswith("Secret=proxmox_token_secret"):
             lines.append(f"Volume={folder}/secrets:/run/secrets:ro")
         elif line == f"#Volume={_CA_VOLUME}" and has_ca:
@@ -96,7 +118,7 @@ def _quadlet(folder: Path, *, has_ca: bool) -> str:
 
 def _compose(folder: Path, *, has_ca: bool) -> str:
     """Return the compose file without the services of the lab."""
-    text = _deploy_file("compose.yaml")
+    text = _deploy_text("compose.yaml")
     before, _, rest = text.partition("\n  lab:\n")
     after = rest.partition("\nvolumes:\n")[2].partition("\n\n")[2]
     text = f"{before}\nvolumes:\n  data: {{}}\n\n{after}"
@@ -113,9 +135,5 @@ def _with_owner(folder: Path, command: str) -> str:
     return f"chown -R {owner} {shlex.quote(str(folder / 'secrets'))} && {command}"
 
 
-def _deploy_file(name: str) -> str:
-    """Return the text of a file in the folder `deploy`, which is in the checkout or in the installed package."""
-    file_in_checkout = Path(__file__).resolve().parents[2] / "deploy" / name
-    if file_in_checkout.is_file():
-        return file_in_checkout.read_text(encoding="utf-8")
-    return (importlib.resources.files("executor") / "deploy" / name).read_text(encoding="utf-8")
+def _deploy_text(name: str) -> str:
+    return deploy_file(name).read_text(encoding="utf-8")

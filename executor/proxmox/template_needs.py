@@ -34,12 +34,21 @@ def devices_for_root(config: Mapping[str, Any]) -> list[str]:
     )
 
 
+def host_cd_drives(config: Mapping[str, Any]) -> list[str]:
+    """Return the keys of the CD drives that pass the host's own drive. Their clones need Sys.Console on `/`."""
+    return sorted(key for key in config if _is_host_cd_drive(key, as_text(config[key])))
+
+
+def _is_host_cd_drive(key: str, value: str) -> bool:
+    return bool(_DRIVE.fullmatch(key)) and value.partition(",")[0] == "cdrom"
+
+
 def _needs_of_value(key: str, value: str) -> Iterator[PrivilegeNeed]:
     if found := _DEVICE.fullmatch(key):
         yield from _needs_of_device(found[1], _options(value))
     elif key == "cpu" and (cpu := _CUSTOM_CPU.search(value)):
         yield _mapping_need(f"cpu/{cpu[1]}")
-    elif _DRIVE.fullmatch(key) and value.partition(",")[0] == "cdrom":
+    elif _is_host_cd_drive(key, value):
         purpose = f"to clone the template's physical CD drive {key}"
         yield PrivilegeNeed(path="/", role="SmithConsole", privileges=frozenset({"Sys.Console"}), purpose=purpose)
     elif key == "vmstatestorage" and value:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,9 @@ from smith_lab.simulator.control import SimulatorThread, running_simulator
 from smith_lab.system import SETTING_PREFIXES, wait_for
 from support.terminal import TerminalProgram
 
+from executor.proxmox.setup.admin_session import AdminSession
 from executor.proxmox.setup.certificate import read_fingerprint
+from executor.proxmox.setup.existing import read_existing
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -75,6 +78,13 @@ class World:
     def forget(self) -> None:
         self.proxmox.reset_request_log()
         self.core.clear_history()
+
+    def token_comments(self, user: str) -> Mapping[str, str]:
+        """Return the comments of the tokens of this user in Proxmox, by their names."""
+        host, port = self.proxmox.host, self.proxmox.port
+        session = AdminSession(host, port, "root@pam", read_fingerprint(host, port))
+        session.log_in(self.proxmox.root_password, str)
+        return read_existing(session, user).token_comments
 
     def files(self) -> dict[str, tuple[str, int]]:
         """Return content and mode of each file in the folder."""
@@ -228,6 +238,28 @@ def test_a_token_whose_secret_was_lost_is_deleted_and_made_again(world: World, p
     assert again.returncode == 0, again.stdout + again.stderr
     assert f"delete token {'smith@pve!job' if place == 'Proxmox' else ''}" in again.stdout
     assert list(world.folder.rglob("*.pending")) == []
+
+
+def test_a_stored_secret_is_used_only_if_it_is_the_secret_of_the_token(world: World) -> None:
+    """A second run without options keeps user and token; a lost secret or a record without its end is found."""
+    options = ("--user", "ops@pve", "--token", "dc1")
+    assert world.run(*options).returncode == 0
+    world.forget()
+    again = world.run()
+    assert (again.returncode, world.changes()) == (0, []), again.stdout + again.stderr
+    secret = world.folder / "secrets" / "proxmox_token_secret"
+    right = secret.read_text()
+    secret.write_text("0f0e0d0c-0000-4000-8000-000000000000\n")
+    refused = world.run()
+    assert (refused.returncode, world.changes()) == (1, [])
+    assert "ops@pve!dc1 exists in Proxmox, and its secret is not stored" in refused.stderr
+    secret.write_text(right)
+    comment = world.token_comments("ops@pve")["dc1"]
+    secret.with_name("proxmox_token_secret.pending").write_text(json.dumps({"comment": comment}))
+    made_again = world.run()
+    assert made_again.returncode == 0, made_again.stdout + made_again.stderr
+    assert "done: make token ops@pve!dc1" in made_again.stdout
+    assert secret.read_text() != right
 
 
 def test_a_token_of_another_installation_is_kept(world: World, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,6 +76,7 @@ def test_an_empty_cluster_leads_to_an_empty_proposal() -> None:
     [
         ({"ide2": "none,media=cdrom"}, "cloud-init drive"),
         ({"hostpci0": "0000:01:00.0"}, "hostpci0"),
+        ({"sata2": "cdrom,media=cdrom"}, "qm set 9000 --sata2 none,media=cdrom"),
         ({"description": "smith-uid=0e9f6c5e-1f5b-4f1e-9d5c-0d2b7c1f3a11"}, "marker"),
     ],
 )
@@ -129,10 +131,45 @@ def test_lines_of_the_operator_stay_in_the_settings(tmp_path: Path) -> None:
     assert folder.settings_file.read_text() == (
         "# ours\nSMITH_LOG_LEVEL=debug\nPROXMOX_HOST=pve1\nPROXMOX_NODES=pve1,pve2\n"
     )
-    assert not folder.would_change(values)
+    assert folder.changed_settings(values) == {}
     assert folder.read_settings()["SMITH_LOG_LEVEL"] == "debug"
     with pytest.raises(SettingsError, match="PROXMOX_HOST"):
-        folder.write_settings({"PROXMOX_HOST": "pve1 #x"})
+        folder.changed_settings({"PROXMOX_HOST": "pve1 #x"})
+
+
+def test_a_setting_in_quotes_that_an_operator_has_written_stays_as_it_is(tmp_path: Path) -> None:
+    folder = SetupFolder(tmp_path / "agent-smith")
+    folder.make()
+    folder.settings_file.write_text("SMITH_ACTIONS_PATH='/srv/our plays'\n")
+    values = folder.read_settings()
+    assert values == {"SMITH_ACTIONS_PATH": "/srv/our plays"}
+    assert folder.write_settings({**values, "PROXMOX_HOST": "pve1"})
+    assert folder.settings_file.read_text() == "SMITH_ACTIONS_PATH='/srv/our plays'\nPROXMOX_HOST=pve1\n"
+
+
+def test_the_service_can_enter_the_folder_that_a_run_with_a_strict_umask_has_made(tmp_path: Path) -> None:
+    existing = tmp_path / "etc"
+    existing.mkdir(mode=0o750)
+    folder = SetupFolder(existing / "new" / "agent-smith")
+    before = os.umask(0o077)
+    try:
+        folder.make()
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (folder.path, folder.path.parent, existing)]
+    assert modes == [0o755, 0o755, 0o750]
+    assert stat.S_IMODE(folder.secrets.stat().st_mode) == 0o700
+
+
+def test_a_second_run_keeps_the_user_and_the_token_of_the_first() -> None:
+    first = InitSettings({}, {})
+    first.set_connection(host="pve1", port=8006, user="ops@pve", token_id="dc1")
+    second = InitSettings({name: first.get(name) for name in ("PROXMOX_USER", "PROXMOX_TOKEN_ID")}, {})
+    second.set_connection(host="pve1", port=8006, user=None, token_id=None)
+    assert (second.get("PROXMOX_USER"), second.get("PROXMOX_TOKEN_ID")) == ("ops@pve", "dc1")
+    default = InitSettings({}, {})
+    default.set_connection(host="pve1", port=8006, user=None, token_id=None)
+    assert (default.get("PROXMOX_USER"), default.get("PROXMOX_TOKEN_ID")) == ("smith@pve", "job")
 
 
 def test_a_secret_is_private_and_its_record_ends_with_it(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -89,8 +91,9 @@ def _repeat_text(job: Job, settings: Settings) -> str:
     url = f"{settings.fulcrum_api_url or 'https://FULCRUM_API_URL'}/api/v1/services/{job.service_id}"
     login = '-H "Authorization: Bearer $TOKEN"'
     if job.action == "update":
-        return f"curl -X PATCH {login} -d '{{\"properties\": …}}' {url} (with a token of its owner)"
-    return sanitized(f"curl -X POST {login} {url}/{job.action} (with a token of its owner)")
+        return f"curl -X PATCH {login} -d '{{\"properties\": …}}' {shlex.quote(url)} (with a token of its owner)"
+    action_url = shlex.quote(f"{url}/{quote(job.action, safe='')}")
+    return sanitized(f"curl -X POST {login} {action_url} (with a token of its owner)")
 
 
 def _no_retry_text(label: str, status: str, repeat_text: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,10 +109,8 @@ def _explain(error: OSError, folder: Path) -> str:
     other_folder = "set SMITH_DATA_DIR or SMITH_DATABASE_URL to use another folder"
     if error.errno in (errno.EACCES, errno.EPERM):
         uid = os.getuid()
-        return (
-            f"{error.strerror}. The folder must belong to uid {uid} (as root: chown {uid}:{os.getgid()} {folder}), "
-            f"or {other_folder}"
-        )
+        command = shlex.join(["chown", f"{uid}:{os.getgid()}", str(folder)])
+        return f"{error.strerror}. The folder must belong to uid {uid} (as root: {command}), or {other_folder}"
     if error.errno == errno.EROFS:
         return f"{error.strerror}. Mount it writable, or {other_folder}"
     return f"{error.strerror}; {other_folder}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 from pathlib import Path
 
 #: The suffixes of the files that SQLite and we keep beside a database: the log, its index, and the lock of the agent.
@@ -48,9 +49,9 @@ def why_unusable(database: Path) -> str:
                 return f"{file} is on a disk that is mounted read-only: mount it writable"
             uid, gid = os.getuid(), os.getgid()
             if file.stat().st_uid == uid:
-                return f"{file} is not readable and writable for its owner: chmod 600 {file}"
-            owner = _user_name(file.stat().st_uid)
-            return f"{file} belongs to {owner}, not to {_user_name(uid)}; as root: chown {uid}:{gid} {file}"
+                return f"{file} is not readable and writable for its owner: chmod 600 {shlex.quote(str(file))}"
+            owner, command = _user_name(file.stat().st_uid), shlex.join(["chown", f"{uid}:{gid}", str(file)])
+            return f"{file} belongs to {owner}, not to {_user_name(uid)}; as root: {command}"
     return ""
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from executor.errors import EXIT_DATABASE, EXIT_FAILURE, EXIT_FULCRUM, EXIT_OK, EXIT_PROXMOX, EXIT_SETTINGS
+
+#: A part of a remedy that an operator replaces, such as `<vmid>`.
+_PLACEHOLDER = re.compile(r"<[a-z ]+>")
 
 
 class Area(StrEnum):
@@ -71,6 +76,34 @@ class ResultFactory:
 
     def skip(self, name: str, text: str, *hints: str) -> CheckResult:
         return CheckResult(area=self.area, name=name, status=Status.SKIPPED, text=text, hints=hints)
+
+
+def command_line(*words: object) -> str:
+    """Return the command line of a remedy. A shell reads each word as it is here, also one from outside."""
+    return " ".join(_quoted(str(word)) for word in words)
+
+
+def setting_line(name: str, value: object) -> str:
+    """Return the line of a remedy that sets a setting, also in a shell and in a file of settings."""
+    text = str(value)
+    return f"{name}={_quoted(text) if text else ''}"
+
+
+def _quoted(text: str) -> str:
+    """Return the text as one word of a shell. A placeholder such as `<vmid>` stays, because an operator replaces it."""
+    rest = _PLACEHOLDER.sub("", text)
+    if text and (not rest or shlex.quote(rest) == rest):
+        return text
+    return shlex.quote(text) if text.isprintable() else f"$'{''.join(map(_escaped, text))}'"
+
+
+def _escaped(char: str) -> str:
+    """Return the character as in `$'…'`, where a line break, for example, is no line break of the remedy."""
+    if char in "\\'":
+        return f"\\{char}"
+    if char == "\n":
+        return "\\n"
+    return char if char.isprintable() else f"\\U{ord(char):08x}"
 
 
 def exit_code(results: Iterable[CheckResult]) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from executor.database import pauses, schema
 from executor.database.engine import can_lock, open_engine, reading, sqlite_file
-from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line
 from executor.doctor.folders import mount_point, nearest_existing_folder, read_only_reason
 from executor.errors import DatabaseError
 from executor.settings.settings import Settings
@@ -35,7 +35,7 @@ def check_database(settings: Settings) -> Iterator[CheckResult]:
     if file is not None:
         yield from _check_owner(file.parent)
         if (reason := read_only_reason(nearest_existing_folder(file))) is not None:
-            remedy = f"mount -o remount,rw {mount_point(nearest_existing_folder(file))}"
+            remedy = command_line("mount", "-o", "remount,rw", mount_point(nearest_existing_folder(file)))
             yield _RESULT.fail("usable", f"{file} cannot be written: {reason}", remedy)
             return
         if not file.exists():
@@ -53,7 +53,9 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
     try:
         if not can_lock(engine, within_s=MAX_LOCK_WAIT_S):
             text = f"{file} is locked by another program for longer than {MAX_LOCK_WAIT_S:.0f} s"
-            yield _RESULT.fail("usable", text, f"end the program that has opened the file: fuser -v {file}")
+            yield _RESULT.fail(
+                "usable", text, f"end the program that has opened the file: {command_line('fuser', '-v', file)}"
+            )
             return
         problems = schema.check(engine)
         pause = None
@@ -93,7 +95,7 @@ def _check_owner(folder: Path) -> Iterator[CheckResult]:
             text = (
                 f"{file} belongs to uid {uid}, and its folder to uid {owner}, so the service may not be able to use it"
             )
-            yield _RESULT.fail("owner", text, f"chown --reference={folder} {file}")
+            yield _RESULT.fail("owner", text, command_line("chown", f"--reference={folder}", file))
 
 
 def _check_that_file_can_be_created(file: Path) -> CheckResult:
@@ -102,4 +104,6 @@ def _check_that_file_can_be_created(file: Path) -> CheckResult:
         return _RESULT.ok("usable", f"the agent creates {file} at its first start")
     uid, owner = os.getuid(), folder.stat().st_uid
     text = f"{file} cannot be created: {folder} belongs to uid {owner}, and is not writable for uid {uid}"
-    return _RESULT.fail("usable", text, f"chown {uid} {folder}", "or, for the service: smith doctor --as-service")
+    return _RESULT.fail(
+        "usable", text, command_line("chown", uid, folder), "or, for the service: smith doctor --as-service"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line
 from executor.doctor.database_reads import read_database
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.drift import rows
@@ -39,7 +39,10 @@ def _volumes_left(context: ProxmoxContext) -> Iterator[CheckResult]:
         left = existing_volumes(context.reader, noted)
         if left.volumes:
             text = f"VM {left.mapping.vmid} is deleted, but these volumes exist: {', '.join(left.volumes)}"
-            commands = [f"on {left.mapping.node or 'a node'}: pvesm free {volume}" for volume in left.volumes]
+            commands = [
+                f"on {left.mapping.node or 'a node'}: {command_line('pvesm', 'free', volume)}"
+                for volume in left.volumes
+            ]
             yield _RESULT.warn("deleted vms", f"{text}; no new VM gets this VMID until they are removed", *commands)
 
 

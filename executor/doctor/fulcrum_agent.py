@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from executor.agent.token_use import CONNECTED, has_recent_heartbeat
 from executor.database import nodes, queries
 from executor.database.tables import utc_now
 from executor.doctor.checks import CLOCK_HINT, Area, CheckResult, ResultFactory
@@ -23,10 +23,6 @@ _RESULT = ResultFactory(Area.FULCRUM)
 #: The check warns if FulcrumCore's clock and this machine's clock differ by more than this. Even then, jobs can
 #: succeed, because deadlines use FulcrumCore's clock.
 MAX_CLOCK_OFFSET_S = 5.0
-#: The time within which a connected agent sends at least two heartbeats: their interval is at most 25 s.
-HEARTBEATS_WITHIN_S = 60.0
-#: FulcrumCore's status of an agent that sends heartbeats.
-CONNECTED = "Connected"
 OTHER_EXECUTOR_HINT = (
     "stop the other executor, or give it a token of its own, or use its database: SMITH_DATABASE_URL=<its URL>"
 )
@@ -74,7 +70,7 @@ def _check_same_agent(agent: CoreAgent, client: FulcrumClient, settings: Setting
         text = f"the jobs in the database are those of agent {earlier_agent_id}, but the token is that of {agent.id}"
         token_hint = f"FULCRUM_API_TOKEN_FILE=<file with the token of agent {earlier_agent_id}>"
         yield _RESULT.warn("same agent", text, token_hint, "SMITH_DATA_DIR=<a new folder>, for a new agent")
-    elif agent.status == CONNECTED and not is_running and _has_recent_heartbeat(agent, client):
+    elif agent.status == CONNECTED and not is_running and has_recent_heartbeat(agent, client.clock_offset_s):
         text = "no agent runs with this database, but another executor sends heartbeats with this token"
         as_service = "if it is the service of this machine: smith doctor --as-service"
         yield _RESULT.warn("same agent", text, OTHER_EXECUTOR_HINT, as_service)
@@ -83,10 +79,3 @@ def _check_same_agent(agent: CoreAgent, client: FulcrumClient, settings: Setting
 def _is_running(session: Session, settings: Settings) -> bool:
     rows = nodes.not_stopped(session)
     return any(is_alive(row, utc_now(), settings.smith_lease_s) for row in rows)
-
-
-def _has_recent_heartbeat(agent: CoreAgent, client: FulcrumClient) -> bool:
-    """Return whether FulcrumCore has changed the agent's row just now, as each heartbeat does."""
-    if agent.updated_at is None:
-        return False
-    return time.time() + client.clock_offset_s - agent.updated_at.timestamp() < HEARTBEATS_WITHIN_S

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.deploy_files import deploy_file
+from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line
 from executor.errors import JobError
-from executor.fulcrum.bootstrap import CONTAINER_TYPE_FILE, SERVICE_TYPE_FILE, load_type, type_file
+from executor.fulcrum.bootstrap import CONTAINER_TYPE_FILE, SERVICE_TYPE_FILE, load_type
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import METRIC_TYPES, CoreAgent, ServiceType
 from executor.runs import actions
@@ -27,7 +28,8 @@ OPTIONAL_PROPERTIES = frozenset({"tags"})
 def add_type_hint(agent: CoreAgent) -> str:
     """Return the command that creates the service type and adds it to the agent's type."""
     provider = agent.participant.name if agent.participant else None
-    return f"smith bootstrap core --agent {agent.name or '<agent>'} --provider '{provider or '<provider>'}'"
+    options = ("--agent", agent.name or "<agent>", "--provider", provider or "<provider>")
+    return command_line("smith", "bootstrap", "core", *options)
 
 
 def check_service_types(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
@@ -137,7 +139,7 @@ def _shipped_type(service_type: ServiceType) -> dict[str, Any]:
 
 
 def _replace_hint(service_type: ServiceType) -> str:
-    file = type_file(_type_file_name(service_type))
+    file = deploy_file(_type_file_name(service_type))
     return f"PATCH /service-types/{service_type.id} with the file {file}"
 
 

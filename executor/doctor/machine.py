@@ -10,7 +10,7 @@ from pathlib import Path
 
 from executor.agent.disk_space import BYTES_PER_MIB, MIN_FREE_MIB, free_bytes
 from executor.database.engine import file_system_of
-from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line
 from executor.doctor.folders import mount_point, nearest_existing_folder
 from executor.runs.run_folder import MEMORY_FILE_SYSTEMS, why_not_usable
 from executor.settings.settings import Settings
@@ -53,9 +53,10 @@ def _check_disk_space(settings: Settings) -> Iterator[CheckResult]:
 def _space_hints(name: str, folder: Path) -> list[str]:
     """Return what the operator can do about a full file system. One in memory can be enlarged at once."""
     mounted_at = mount_point(nearest_existing_folder(folder))
-    free = f"free space there (du -x {mounted_at} | sort -n), or use another disk: SMITH_{name.upper()}_DIR=<folder>"
+    usage = command_line("du", "-x", mounted_at)
+    free = f"free space there ({usage} | sort -n), or use another disk: SMITH_{name.upper()}_DIR=<folder>"
     if file_system_of(nearest_existing_folder(folder)) in MEMORY_FILE_SYSTEMS:
-        return [f"mount -o remount,size={TMPFS_MIB}m {mounted_at}", free]
+        return [command_line("mount", "-o", f"remount,size={TMPFS_MIB}m", mounted_at), free]
     return [free]
 
 
@@ -94,9 +95,8 @@ def _check_collection() -> Iterator[CheckResult]:
     # It is installed where runs search first: a version in a later folder would never be found. Without
     # ANSIBLE_COLLECTIONS_PATH, these are this Python's packages, where each user of this Agent Smith finds it.
     programs, folder = Path(sys.executable).parent, collection_search_path()[0]
-    install_command = (
-        f"{programs}/ansible-galaxy collection install --force -p {folder} 'community.proxmox:{version_range}'"
-    )
+    words = (programs / "ansible-galaxy", "collection", "install", "--force", "-p", folder)
+    install_command = command_line(*words, f"community.proxmox:{version_range}")
     if installed_version is None:
         yield _RESULT.fail("community.proxmox", "not installed", install_command)
     elif not minimum <= _major_and_minor(installed_version) < too_new:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from executor.doctor import certificates
 from executor.doctor.certificates import MIN_DAYS_LEFT, TlsProblem, TlsState
-from executor.doctor.checks import CLOCK_HINT, Area, CheckResult, ResultFactory
+from executor.doctor.checks import CLOCK_HINT, Area, CheckResult, ResultFactory, command_line, setting_line
 from executor.errors import JobError
 from executor.settings.settings import Settings
 from executor.shared.error_codes import ErrorCode
@@ -38,18 +38,19 @@ def _refused_login(settings: Settings) -> CheckResult:
     """Return the result for a login that Proxmox refuses. Its answer never names the cause; only its own log does."""
     log_hint = "the cause is in the log of the node: journalctl -u pveproxy --since -1h | grep 'authentication failure'"
     user, token = settings.proxmox_user, settings.proxmox_token_id
-    user_hint = f"pveum user modify {user} --enable 1 --expire 0"
+    user_hint = command_line("pveum", "user", "modify", user, "--enable", "1", "--expire", "0")
     if not token:
         text = f"Proxmox refuses the password of {user}: it is wrong, or the user is disabled or has expired"
         return _RESULT.fail("reachable", text, log_hint, user_hint, "PROXMOX_PASSWORD=<password>")
     text = f"Proxmox refuses the token {user}!{token}: its secret is wrong, it or its user has expired"
+    remove = command_line("pveum", "user", "token", "remove", user, token)
     return _RESULT.fail(
         "reachable",
         f"{text}, is disabled or does not exist",
         log_hint,
         user_hint,
-        f"pveum user token modify {user} {token} --expire 0",
-        f"pveum user token remove {user} {token} && pveum user token add {user} {token} --privsep 1",
+        command_line("pveum", "user", "token", "modify", user, token, "--expire", "0"),
+        f"{remove} && {command_line('pveum', 'user', 'token', 'add', user, token, '--privsep', '1')}",
         "PROXMOX_TOKEN_SECRET_FILE=<file with its secret>",
     )
 
@@ -60,7 +61,7 @@ def _certificate_hints(state: TlsState, settings: Settings) -> list[str]:
     hints = {
         TlsProblem.EXPIRED: [renew_hint(settings), CLOCK_HINT],
         TlsProblem.NOT_YET_VALID: [CLOCK_HINT],
-        TlsProblem.WRONG_HOST: [f"PROXMOX_HOST={names}", renew_hint(settings)],
+        TlsProblem.WRONG_HOST: [setting_line("PROXMOX_HOST", names), renew_hint(settings)],
         TlsProblem.UNKNOWN_CA: ["PROXMOX_CA_BUNDLE=<copy of /etc/pve/pve-root-ca.pem of a node>"],
     }
     return hints.get(state.problem, []) if state.problem else []
@@ -73,7 +74,7 @@ def renew_hint(settings: Settings) -> str:
 
 def _connection_hints(error: JobError) -> list[str]:
     if error.code is ErrorCode.PVE_TLS:  # the system knows the CA, but the client does not use its bundle
-        return [f"PROXMOX_CA_BUNDLE={certificates.system_bundle()}"]
+        return [setting_line("PROXMOX_CA_BUNDLE", certificates.system_bundle())]
     host_hint = "PROXMOX_HOST=<name or address of a node>"
     if "cannot be resolved" in str(error):
         return [host_hint, "check the name server: /etc/resolv.conf"]

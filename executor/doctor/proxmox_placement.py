@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.checks import Area, CheckResult, ResultFactory, setting_line
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.errors import JobError
 from executor.placement import templates
@@ -45,6 +45,6 @@ def _hints(context: ProxmoxContext, image: str, error: JobError) -> list[str]:
     if (
         template.storages and template.storages <= shared_storages
     ):  # only PROXMOX_STORAGE prevents a clone to another node
-        hints.append(f"PROXMOX_STORAGE={min(template.storages)}")
-    hints.append(f"PROXMOX_NODES={','.join(sorted({*context.settings.proxmox_nodes, row.node}))}")
+        hints.append(setting_line("PROXMOX_STORAGE", min(template.storages)))
+    hints.append(setting_line("PROXMOX_NODES", ",".join(sorted({*context.settings.proxmox_nodes, row.node}))))
     return hints

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line, setting_line
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.doctor.proxmox_privileges import vnet_commands
 from executor.proxmox.privileges import bridge_need
 from executor.settings.types import ANY
 
 _RESULT = ResultFactory(Area.PROXMOX)
+#: The command that ends the maintenance of a node, without the node's name.
+MAINTENANCE_OFF = ("ha-manager", "crm-command", "node-maintenance", "disable")
 
 
 def check_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
@@ -23,13 +25,14 @@ def check_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
     offline_names = [name for name in known_names if not is_online_by_name[name]]
     if unknown_names:
         problem = f"PROXMOX_NODES names {', '.join(unknown_names)}, which Proxmox does not have"
-        remedy = f"PROXMOX_NODES={','.join(known_names or is_online_by_name)}"
+        remedy = setting_line("PROXMOX_NODES", ",".join(known_names or is_online_by_name))
         yield _RESULT.fail("nodes", f"{problem}; its nodes are {', '.join(is_online_by_name)}", remedy)
     elif len(offline_names) == len(allowed_names):
         yield _RESULT.fail("nodes", "none of the nodes is online", f"start {' or '.join(offline_names)}")
     elif offline_names:
         online_names = ",".join(name for name in allowed_names if name not in offline_names)
-        remedy = f"start {', '.join(offline_names)}, or leave it out: PROXMOX_NODES={online_names}"
+        setting = setting_line("PROXMOX_NODES", online_names)
+        remedy = f"start {', '.join(offline_names)}, or leave it out: {setting}"
         yield _RESULT.warn("nodes", f"these nodes are not online: {', '.join(offline_names)}", remedy)
     else:
         yield _RESULT.ok("nodes", ", ".join(allowed_names))
@@ -46,9 +49,7 @@ def _check_state_of_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
     names = [node.name for node in context.allowed_nodes if node.name in in_maintenance]
     if names:
         problem = f"these nodes are in maintenance, so they get no new VM: {', '.join(names)}"
-        yield _RESULT.warn(
-            "nodes", problem, *(f"ha-manager crm-command node-maintenance disable {name}" for name in names)
-        )
+        yield _RESULT.warn("nodes", problem, *(command_line(*MAINTENANCE_OFF, name) for name in names))
 
 
 def check_bridges(context: ProxmoxContext) -> Iterator[CheckResult]:
@@ -67,7 +68,7 @@ def _check_bridge(bridge: str, context: ProxmoxContext) -> CheckResult:
     if not nodes_without_bridge:
         return _RESULT.ok("bridge", bridge)
     problem = f"{bridge} does not exist on {', '.join(nodes_without_bridge)}, or the token may not see it (SDN.Use)"
-    hints = [f"on {nodes_without_bridge[0]}: ip link show {bridge}"]
+    hints = [f"on {nodes_without_bridge[0]}: {command_line('ip', 'link', 'show', bridge)}"]
     if len(nodes_without_bridge) < len(bridges_by_node):
         return _RESULT.warn("bridge", problem, *hints)
     hints = [*_other_bridge(bridge, context), *hints, *vnet_commands(context, bridge)]
@@ -84,9 +85,9 @@ def _other_bridge(bridge: str, context: ProxmoxContext) -> list[str]:
     if not existing:
         return []
     if bridge == settings.proxmox_bridge:
-        return [f"PROXMOX_BRIDGE={existing[0]}"]
+        return [setting_line("PROXMOX_BRIDGE", existing[0])]
     others = [name for name in settings.proxmox_bridges if name not in (bridge, ANY)]
-    return [f"PROXMOX_BRIDGES={','.join(others)}"]
+    return [setting_line("PROXMOX_BRIDGES", ",".join(others))]
 
 
 def check_pool(context: ProxmoxContext) -> Iterator[CheckResult]:
@@ -94,11 +95,12 @@ def check_pool(context: ProxmoxContext) -> Iterator[CheckResult]:
     pool = context.settings.proxmox_pool
     if not pool:
         return
+    add = command_line("pveum", "pool", "add", pool)
     if pool in context.reader.pools():
         yield _RESULT.ok("pool", pool)
     elif "Pool.Audit" in context.reader.permissions(f"/pool/{pool}"):
         text = f"PROXMOX_POOL names {pool}, which Proxmox does not have"
-        yield _RESULT.fail("pool", text, f"pveum pool add {pool}")
+        yield _RESULT.fail("pool", text, add)
     else:
         text = f"unknown whether the pool {pool} exists: the token may not see it (Pool.Audit on /pool/{pool})"
-        yield _RESULT.skip("pool", text, f"on a node: pveum pool list; if it is missing: pveum pool add {pool}")
+        yield _RESULT.skip("pool", text, f"on a node: pveum pool list; if it is missing: {add}")

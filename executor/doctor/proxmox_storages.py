@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 
-from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line, setting_line
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.proxmox.rows import StorageRow
 
@@ -51,7 +50,7 @@ def _check_places(storage: str, row_by_node: RowsByNode, context: ProxmoxContext
         return _RESULT.skip("storage", f"{storage}: no node of PROXMOX_NODES is online", "see the check nodes")
     available_nodes = {node for node, row in row_by_node.items() if row.is_available}
     missing = [node for node in online_nodes if node not in available_nodes]
-    remedies = [f"on {node}: pvesm status --storage {storage}" for node in missing]
+    remedies = [f"on {node}: {_status_command(storage)}" for node in missing]
     if len(missing) == len(online_nodes):
         text = f"{storage} is available on none of the nodes {', '.join(online_nodes)}"
         return _RESULT.fail("storage", text, *remedies)
@@ -60,7 +59,7 @@ def _check_places(storage: str, row_by_node: RowsByNode, context: ProxmoxContext
         text = f"{storage} is full on {', '.join(full_nodes)}: less than {MIN_FREE_BYTES // GIB} GiB are free"
         remedy = f"remove what is not needed on {storage}, enlarge it, or use another storage"
         other = _other_storage(storage, context, "images")
-        return _RESULT.fail("storage", text, f"{remedy}: PROXMOX_STORAGE={other}")
+        return _RESULT.fail("storage", text, f"{remedy}: {setting_line('PROXMOX_STORAGE', other)}")
     if missing:
         return _RESULT.warn("storage", f"{storage} is not available on {', '.join(missing)}", *remedies)
     free = [row.free_bytes for row in row_by_node.values() if row.free_bytes is not None]
@@ -77,9 +76,11 @@ def _check_hidden_storage(storage: str, context: ProxmoxContext) -> CheckResult:
     if config is None:
         return _missing_storage("storage", f"the storage {storage}", storage, context)
     if config.is_disabled:
-        return _RESULT.fail("storage", f"{storage} is disabled", f"pvesm set {storage} --disable 0")
+        return _RESULT.fail(
+            "storage", f"{storage} is disabled", command_line("pvesm", "set", storage, "--disable", "0")
+        )
     text = f"{storage} is configured for other nodes only ({', '.join(config.nodes) or 'none'})"
-    return _RESULT.fail("storage", text, f"pvesm set {storage} --delete nodes")
+    return _RESULT.fail("storage", text, command_line("pvesm", "set", storage, "--delete", "nodes"))
 
 
 def _check_backup_storage(storage: str, context: ProxmoxContext) -> CheckResult:
@@ -88,14 +89,16 @@ def _check_backup_storage(storage: str, context: ProxmoxContext) -> CheckResult:
         subject = f"PROXMOX_BACKUP_STORAGE names {storage}, which"
         config = context.storage_configs.get(storage)
         if config is not None and config.is_disabled:
-            return _RESULT.fail("backup storage", f"{storage} is disabled", f"pvesm set {storage} --disable 0")
+            return _RESULT.fail(
+                "backup storage", f"{storage} is disabled", command_line("pvesm", "set", storage, "--disable", "0")
+            )
         return _missing_storage("backup storage", subject, storage, context)
     if not all("backup" in row.content for row in row_by_node.values()):
         other = _other_storage(storage, context, "backup")
-        hints = [f"PROXMOX_BACKUP_STORAGE={other}", _content_command(storage, row_by_node, "backup")]
+        hints = [setting_line("PROXMOX_BACKUP_STORAGE", other), _content_command(storage, row_by_node, "backup")]
         return _RESULT.fail("backup storage", f"{storage} does not accept backups", *hints)
     if not any(row.is_available for row in row_by_node.values()):
-        remedy = f"on the nodes: pvesm status --storage {storage}"
+        remedy = f"on the nodes: {_status_command(storage)}"
         return _RESULT.fail("backup storage", f"{storage} is available on no node", remedy)
     return _RESULT.ok("backup storage", storage)
 
@@ -107,8 +110,8 @@ def _missing_storage(name: str, subject: str, storage: str, context: ProxmoxCont
     seen = f"; for {purpose} it sees {', '.join(visible)}" if visible else ""
     settings_of = {"backup storage": "PROXMOX_BACKUP_STORAGE", "storage": "PROXMOX_STORAGE"}
     setting = "PROXMOX_STORAGES" if subject.startswith("PROXMOX_STORAGES") else settings_of[name]
-    hints = [f"{setting}={_other_storage(storage, context, content)}"]
-    hints.append(f"on a node: pvesm status --storage {storage}; if it exists, grant the token Datastore.Audit on it")
+    hints = [setting_line(setting, _other_storage(storage, context, content))]
+    hints.append(f"on a node: {_status_command(storage)}; if it exists, grant the token Datastore.Audit on it")
     return _RESULT.fail(name, f"{subject} does not exist, or the token may not see it{seen}", *hints)
 
 
@@ -122,4 +125,8 @@ def _other_storage(storage: str, context: ProxmoxContext, content: str) -> str:
 def _content_command(storage: str, row_by_node: RowsByNode, content: str) -> str:
     """Return the command that adds a kind of content. `pvesm set` replaces the whole list."""
     kinds = {content}.union(*(row.content for row in row_by_node.values()))
-    return f"pvesm set {shlex.quote(storage)} --content {','.join(sorted(kinds))}"
+    return command_line("pvesm", "set", storage, "--content", ",".join(sorted(kinds)))
+
+
+def _status_command(storage: str) -> str:
+    return command_line("pvesm", "status", "--storage", storage)

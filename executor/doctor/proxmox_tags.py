@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.proxmox import privileges
 from executor.proxmox.client import SMITH_TAG
@@ -44,8 +44,8 @@ def _option_commands(options: Mapping[str, Any]) -> list[str]:
     commands = [FREE_TAGS_COMMAND] if access.get("user-allow", "free") != "free" else []
     if SMITH_TAG in registered:
         others = ",".join(tag for tag in registered if tag != SMITH_TAG)
-        option = f"--registered-tags {others}" if others else "--delete registered-tags"
-        commands.append(f"pvesh set /cluster/options {option}")
+        option = ("--registered-tags", others) if others else ("--delete", "registered-tags")
+        commands.append(command_line("pvesh", "set", "/cluster/options", *option))
     return commands
 
 

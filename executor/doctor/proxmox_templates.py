@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line, setting_line
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.placement import templates
 from executor.proxmox.rows import VmRow, as_text, with_configuration
@@ -73,7 +72,7 @@ def _os_template_volumes(context: ProxmoxContext, storage: str) -> frozenset[str
 def _os_template_hints(context: ProxmoxContext, image: str, volume: str) -> list[str]:
     storage, _, file = volume.partition(":")
     node = next((row.node for row in context.storages if row.name == storage), "<node>")
-    hints = [f"on {node}: pveam download {storage} {file.partition('/')[2]}"]
+    hints = [f"on {node}: {command_line('pveam', 'download', storage, file.partition('/')[2])}"]
     if existing := sorted(_os_template_volumes(context, storage)):
         hints.insert(0, _setting("PROXMOX_OS_TEMPLATES", context.settings.proxmox_os_templates, image, existing[0]))
     return [*hints, f"grant the token Datastore.Audit on /storage/{storage}"]
@@ -81,7 +80,7 @@ def _os_template_hints(context: ProxmoxContext, image: str, volume: str) -> list
 
 def _setting(name: str, values: Mapping[str, object], image: str, value: object) -> str:
     """Return the setting with another value for one image."""
-    return f"{name}={','.join(f'{key}={text}' for key, text in {**values, image: value}.items())}"
+    return setting_line(name, ",".join(f"{key}={text}" for key, text in {**values, image: value}.items()))
 
 
 def _check_template(context: ProxmoxContext, image: str, vmid: int) -> Iterator[CheckResult]:
@@ -113,8 +112,8 @@ def _check_contents(image: str, row: VmRow, config: dict[str, Any]) -> Iterator[
     if markers := markers_in(notes):
         text = f"{image}: VM {row.vmid}: {templates.marked_template_text(markers)}"
         rest = "\n".join(line for line in notes.splitlines() if not markers_in(line))
-        remedy = f"qm set {row.vmid} --description {shlex.quote(rest)}" if rest else f"qm set {row.vmid} --delete notes"
-        yield _RESULT.fail("templates", text, f"on {row.node}: {remedy}")
+        option = ("--description", rest) if rest else ("--delete", "notes")
+        yield _RESULT.fail("templates", text, f"on {row.node}: {command_line('qm', 'set', row.vmid, *option)}")
     if devices := devices_for_root(config):
         text = f"{image}: VM {row.vmid} has devices of the host, so only root@pam may clone it: {', '.join(devices)}"
         yield _RESULT.fail("templates", text, "map the devices: Datacenter, Resource Mappings")
@@ -123,4 +122,5 @@ def _check_contents(image: str, row: VmRow, config: dict[str, Any]) -> Iterator[
         storage = min(templates.template_facts(row, config).storages, default="<storage>")
         free_keys = [key for key in CLOUD_INIT_KEYS if as_text(config.get(key, "none")).startswith("none")]
         key = free_keys[0] if free_keys else CLOUD_INIT_KEYS[0]
-        yield _RESULT.warn("templates", text, f"on {row.node}: qm set {row.vmid} --{key} {storage}:cloudinit")
+        remedy = command_line("qm", "set", row.vmid, f"--{key}", f"{storage}:cloudinit")
+        yield _RESULT.warn("templates", text, f"on {row.node}: {remedy}")

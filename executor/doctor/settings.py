@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
 from executor.database.engine import sqlite_file
-from executor.doctor.checks import Area, CheckResult, ResultFactory
+from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line
 from executor.errors import SettingsError
 from executor.redaction import redactor
 from executor.settings.display import setting_rows
@@ -66,7 +66,7 @@ def _check_secrets(settings: Settings) -> Iterator[CheckResult]:
     readable_files = [file for file in files if _mode(file) & ACCESS_BY_OTHERS]
     if readable_files:
         files_with_modes = ", ".join(f"{file} ({_mode(file):04o})" for file in readable_files)
-        hints = [f"chmod 600 {file}" for file in readable_files]
+        hints = [command_line("chmod", "600", Path(file).expanduser()) for file in readable_files]
         yield _RESULT.warn("secret files", f"other users of this machine can read {files_with_modes}", *hints)
     elif files:
         yield _RESULT.ok("secret files", f"{len(files)} in use, readable by this user only")

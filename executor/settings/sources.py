@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 import stat
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -265,7 +266,8 @@ def _why_writable_by_others(path: Path) -> str:
         if status.st_uid not in (0, os.geteuid()):
             return f"it is owned by user {status.st_uid}, not by root or the present user"
         if not stat.S_ISLNK(status.st_mode) and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return f"other users can write to it (mode {stat.S_IMODE(status.st_mode):04o}); run: chmod go-w {path.name}"
+            mode, command = stat.S_IMODE(status.st_mode), shlex.join(["chmod", "go-w", path.name])
+            return f"other users can write to it (mode {mode:04o}); run: {command}"
     return ""
 
 

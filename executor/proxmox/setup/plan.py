@@ -6,6 +6,7 @@ privilege, and an existing user keeps its name, its state and its password.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -77,7 +78,8 @@ class Change:
 def plan_changes(wanted: Wanted, existing: Existing) -> list[Change]:
     """Return the missing changes in the order in which they must be made. Raises SetupRefused."""
     if not existing.users.get(wanted.user, True):
-        raise SetupRefused(f"the user {wanted.user} is disabled in Proxmox: pveum user modify {wanted.user} --enable 1")
+        remedy = shlex.join(["pveum", "user", "modify", wanted.user, "--enable", "1"])
+        raise SetupRefused(f"the user {wanted.user} is disabled in Proxmox: {remedy}")
     return [
         *_role_changes(wanted.needs, existing.roles),
         *_user_changes(wanted, existing),

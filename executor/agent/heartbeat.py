@@ -6,6 +6,7 @@ A critical job is a periodic task of the agent.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from executor.agent.state import AgentState
@@ -22,6 +23,7 @@ class Heartbeat:
 
     fulcrum: FulcrumClient
     state: AgentState
+    on_identified: Callable[[CoreAgent], object] = lambda _agent: None  #: called once, before the first heartbeat
 
     def send(self) -> None:
         """Send one heartbeat. Raises FulcrumUnavailable.
@@ -33,6 +35,7 @@ class Heartbeat:
         if not self.state.agent_id:
             self.state.agent_id = core_agent.id
             log.info("agent_identified", agent_id=core_agent.id, name=core_agent.name)
+            self.on_identified(core_agent)
             self.state.poll_requested.set()  # the poller needs the agent's id, and waits for it
         elif core_agent.id != self.state.agent_id and not self.state.has_identity_changed:
             self.state.has_identity_changed = True

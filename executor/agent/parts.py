@@ -26,6 +26,7 @@ from executor.agent.resources import ResourceAllocator
 from executor.agent.state import AgentState
 from executor.agent.story_writer import StoryWriter
 from executor.agent.tenant_usage import TenantUsage
+from executor.agent.token_use import TokenUse
 from executor.agent.worker import Worker
 from executor.database.allocations import Owner
 from executor.drift.inspector import Inspector
@@ -198,12 +199,14 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
     settings, state = shared.settings, shared.state
     link, prune_interval_s = state.fulcrum_link, settings.smith_prune_interval_s
     poller = _build_poller(shared, mode)
+    token_use = TokenUse(engine=shared.engine, fulcrum=shared.fulcrum)
+    heartbeat = Heartbeat(fulcrum=shared.fulcrum, state=state, on_identified=token_use.warn_if_used_elsewhere)
     pruner = Pruner(engine=shared.engine, settings=settings, retry_unmoved=runner.artifact_store.retry_unmoved)
     jobs = [
         CriticalJob(
             name="Heartbeat",
             interval_s=settings.fulcrum_heartbeat_interval_s,
-            run=Heartbeat(fulcrum=shared.fulcrum, state=state).send,
+            run=heartbeat.send,
             wake_requested=state.heartbeat_requested,
             link=link,
         ),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 from smith_lab.fulcrum_setup import add_agent
 from smith_lab.simulator.control import SimulatorThread, running_simulator
+from support.databases import migrated_sqlite_file
 from support.simulator_world import World
 
 from executor.agent.heartbeat import Heartbeat
 from executor.agent.state import AgentState
+from executor.agent.token_use import TokenUse
+from executor.database.engine import open_engine
 from executor.fulcrum.client import FulcrumClient
 
 
@@ -47,3 +51,16 @@ def test_a_token_of_another_agent_ends_the_claims_of_this_process(world: World) 
     changes = [entry for entry in logs if entry["event"] == "agent_identity_changed"]
     assert [(entry["old_agent_id"], entry["agent_id"]) for entry in changes] == [(world.ids.agent_id, new_id)]
     assert (state.has_identity_changed, state.may_claim) == (True, False)
+
+
+def test_a_token_that_another_executor_uses_is_named_once_at_the_start(world: World, tmp_path: Path) -> None:
+    client = FulcrumClient(world.sim.url, lambda: world.ids.agent_token)
+    client.put_status("Connected")  # the other executor, whose database is not ours
+    engine = open_engine(f"sqlite:///{migrated_sqlite_file(tmp_path)}")
+    token_use = TokenUse(engine=engine, fulcrum=client)
+    heartbeat = Heartbeat(fulcrum=client, state=AgentState(), on_identified=token_use.warn_if_used_elsewhere)
+    with structlog.testing.capture_logs() as logs:
+        heartbeat.send()
+        heartbeat.send()
+    engine.dispose()
+    assert [entry["agent_id"] for entry in logs if entry["event"] == "token_used_elsewhere"] == [world.ids.agent_id]

@@ -1,0 +1,64 @@
+"""Warns at the start of an agent if another executor, with another database, uses the same token of FulcrumCore.
+
+Two such executors would claim each other's jobs. `smith doctor` reports it, too.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from executor.database import queries
+from executor.database.engine import reading
+from executor.errors import DatabaseError
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.types import CoreAgent
+from executor.log import get_logger
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+log = get_logger(__name__)
+
+#: The time within which a connected agent sends at least two heartbeats: their interval is at most 25 s. The time of
+#: its last heartbeat is stored at most this much later.
+HEARTBEATS_WITHIN_S = 60.0
+#: FulcrumCore's status of an agent that sends heartbeats.
+CONNECTED = "Connected"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenUse:
+    """Compares the last heartbeat that FulcrumCore has got with the last one that is stored in our database."""
+
+    engine: Engine
+    fulcrum: FulcrumClient
+
+    def warn_if_used_elsewhere(self, agent: CoreAgent) -> None:
+        """Log a warning. Call it with FulcrumCore's first answer, before this process sends a heartbeat."""
+        try:
+            with reading(self.engine) as session:
+                jobs = {job.name: job.last_ok_at for job in queries.critical_jobs(session)}
+        except DatabaseError:
+            return  # the next step that needs the database reports it
+        if is_used_elsewhere(agent, jobs.get("Heartbeat"), clock_offset_s=self.fulcrum.clock_offset_s):
+            log.warning("token_used_elsewhere", agent_id=agent.id, last_heartbeat_at=agent.updated_at)
+
+
+def is_used_elsewhere(agent: CoreAgent, our_last_heartbeat_at: datetime | None, *, clock_offset_s: float) -> bool:
+    """Return whether FulcrumCore has got a heartbeat just now that is not ours. Pure function, except for the time."""
+    if agent.updated_at is None or agent.status != CONNECTED or not has_recent_heartbeat(agent, clock_offset_s):
+        return False
+    if our_last_heartbeat_at is None:
+        return True
+    ours_at_core = our_last_heartbeat_at.timestamp() + clock_offset_s
+    return agent.updated_at.timestamp() - ours_at_core > HEARTBEATS_WITHIN_S
+
+
+def has_recent_heartbeat(agent: CoreAgent, clock_offset_s: float) -> bool:
+    """Return whether FulcrumCore has changed the agent's row just now, as each heartbeat does."""
+    if agent.updated_at is None:
+        return False
+    return time.time() + clock_offset_s - agent.updated_at.timestamp() < HEARTBEATS_WITHIN_S

@@ -51,7 +51,7 @@ class JobFollower:
     settings: Settings
     job_id: int
     status: str = ""
-    _shown: set[tuple[str, str]] = field(default_factory=set)  #: the kind and the text of each printed entry
+    _shown: set[timeline.Entry] = field(default_factory=set)
     _offsets: dict[str, int] = field(default_factory=dict)  #: how much of the output is printed, by the run's ident
 
     def show_news(self) -> bool:
@@ -79,14 +79,14 @@ class JobFollower:
 
     def _show(self, entry: timeline.Entry, outputs: dict[str, Path | None]) -> None:
         """Print an entry unless it is printed. The details of a run whose output is here are in its output."""
-        if (entry.kind, entry.text) in self._shown:
+        if entry in self._shown:  # a later attempt has entries with the same texts
             return
         has_output = entry.run_ident is not None and outputs.get(entry.run_ident) is not None
         if entry.is_detail and has_output:
             return
         if entry.kind == "end" and entry.run_ident is not None and has_output:
             self._show_output(entry.run_ident, outputs[entry.run_ident], is_ended=True)
-        self._shown.add((entry.kind, entry.text))
+        self._shown.add(entry)
         show_text(f"{entry.at:%H:%M:%S}Z {entry.text}")
 
     def _show_output(self, ident: str, file: Path | None, *, is_ended: bool) -> None:

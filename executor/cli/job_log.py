@@ -107,7 +107,7 @@ def _event_rows(run: Run) -> list[dict[str, Any]]:
     story = run.story or {}
     return [
         {
-            "time": f"{timeline.moment_of(run, row):%Y-%m-%dT%H:%M:%S}",
+            "time": timeline.moment_of(run, row),
             "outcome": row["outcome"],
             "task": row["task"],
             "role": "",

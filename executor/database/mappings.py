@@ -19,7 +19,7 @@ from sqlalchemy import Select, delete, func, literal, literal_column, select, up
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from executor.database.statements import execute_and_count, is_integer_text
+from executor.database.statements import execute_and_count, is_integer_text, may_begin_id
 from executor.database.tables import DELETED_LITERAL, Mapping, utc_now
 from executor.errors import JobError
 from executor.model import GuestKind, MappingState
@@ -351,7 +351,8 @@ def find(session: Session, reference: str) -> Sequence[Mapping]:
     """Return the mappings that `reference` names, newest first. They include deleted mappings.
 
     `reference` is a VMID, the name of a VM with or without its suffix (see `vm_name`), a service id, or the beginning
-    of a service id. A number that is not the VMID of a mapping may be a name or the beginning of a service id.
+    of a service id. A number that is not the VMID of a mapping may be a name or, if it is long, the beginning of a
+    service id.
     """
     if not reference:
         return []
@@ -359,8 +360,10 @@ def find(session: Session, reference: str) -> Sequence[Mapping]:
         return matches
     suffix = func.substr(Mapping.service_id, 1, SERVICE_ID_PART_LENGTH)
     has_name = (Mapping.name == reference) | (Mapping.name == literal(f"{reference}-").concat(suffix))
-    has_service_id = Mapping.service_id.startswith(reference.lower(), autoescape=True)
-    return session.scalars(_newest_first().where(has_name | has_service_id)).all()
+    is_named = has_name
+    if may_begin_id(reference):
+        is_named |= Mapping.service_id.startswith(reference.lower(), autoescape=True)
+    return session.scalars(_newest_first().where(is_named)).all()
 
 
 def find_by_vmid(session: Session, vmid: int) -> Sequence[Mapping]:

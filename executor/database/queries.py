@@ -9,7 +9,7 @@ from sqlalchemy import CompoundSelect, func, select, union_all
 from sqlalchemy.orm import Session, aliased, undefer
 
 from executor.database import manual_runs
-from executor.database.statements import is_integer_text
+from executor.database.statements import is_integer_text, may_begin_id
 from executor.database.tables import (
     CLAIMED_ELSEWHERE_LITERAL,
     DUE_LITERAL,
@@ -33,10 +33,10 @@ def find_job(session: Session, reference: str) -> Job | None:
 
     Returns None if no job matches, or if more than one job matches.
     """
-    if not reference:  # each id starts with "", so `smith jobs cancel "$UNSET"` would cancel a job if only one exists
-        return None
     if is_integer_text(reference) and (job := session.get(Job, int(reference))) is not None:
         return job
+    if not may_begin_id(reference):
+        return None
     has_prefix = Job.fulcrum_id.startswith(reference.lower(), autoescape=True)
     matches = session.scalars(select(Job).where(has_prefix).limit(2)).all()
     return matches[0] if len(matches) == 1 else None
@@ -184,6 +184,8 @@ def recent_runs(
 
 def fulcrum_ids_with_prefix(session: Session, prefix: str) -> Sequence[str]:
     """Return at most MAX_IDS_WITH_PREFIX values of `fulcrum_id` that have this prefix. The newest job is first."""
+    if not may_begin_id(prefix):
+        return []
     has_prefix = Job.fulcrum_id.startswith(prefix.lower(), autoescape=True)
     stmt = select(Job.fulcrum_id).where(has_prefix).order_by(Job.id.desc())
     return session.scalars(stmt.limit(MAX_IDS_WITH_PREFIX)).all()

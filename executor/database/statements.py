@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 #: Every number with at most this many digits fits into an INTEGER column. PostgreSQL refuses a comparison with a number
 #: that does not fit.
 MAX_INTEGER_DIGITS = 9
+#: A number with fewer digits is never the beginning of a UUID. Tables show the first eight characters of a UUID.
+MIN_DIGITS_OF_ID = 8
 #: The longest backoff of a job or a report: FulcrumCore's header `Retry-After` is limited to this.
 MAX_BACKOFF_S = 3600.0
 
@@ -54,3 +56,12 @@ def is_wait_over(end: Any, max_wait_s: float) -> ColumnElement[bool]:
 def is_integer_text(text: str) -> bool:
     """Return whether a text is a number that an INTEGER column can hold: it has one to MAX_INTEGER_DIGITS digits."""
     return text.isascii() and text.isdecimal() and len(text) <= MAX_INTEGER_DIGITS
+
+
+def may_begin_id(text: str) -> bool:
+    """Return whether an operator's reference may be the beginning of a UUID.
+
+    A short number is always a job number or a VMID. If there is none of this number, it must not name another object
+    whose id happens to begin with these digits: `smith jobs cancel 17` would cancel the wrong job.
+    """
+    return bool(text) and not (text.isdecimal() and len(text) < MIN_DIGITS_OF_ID)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,6 @@ OUTCOME_BY_EVENT = {
 }
 #: The name of ansible-runner's event for the start of an Ansible task.
 TASK_START_EVENT = "playbook_on_task_start"
-#: The length of an event's time without the fraction of the second, for example `2026-11-23T08:15:30`.
-TIME_LENGTH = 19
 
 
 class ArtifactsMissing(SmithError):
@@ -113,7 +112,7 @@ def _event_row(event: dict[str, Any], outcome: str) -> dict[str, Any]:
         outcome = "ignored"
     duration_s = data.get("duration")
     return {
-        "time": str(event.get("created", ""))[:TIME_LENGTH],
+        "time": _time_of(event.get("created")),
         "outcome": outcome,
         "task": str(data.get("task") or data.get("task_action") or ""),
         "role": str(data.get("role") or ""),
@@ -121,6 +120,15 @@ def _event_row(event: dict[str, Any], outcome: str) -> dict[str, Any]:
         "duration_s": round(duration_s, 2) if isinstance(duration_s, (int, float)) else None,
         "message": str(result.get("msg") or ""),
     }
+
+
+def _time_of(text: Any) -> datetime | None:
+    """Return the time of an event, which ansible-runner writes in UTC, maybe without the zone."""
+    try:
+        moment = datetime.fromisoformat(str(text))
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _dictionary_or_empty(value: Any) -> dict[str, Any]:

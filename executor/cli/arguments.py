@@ -46,14 +46,18 @@ def since_time(text: str | None) -> datetime | None:
     """Return the time that the option --since names: a duration before now, or a point in time. Raises BadParameter."""
     if text is None:
         return None
-    number, unit = text.strip()[:-1], text.strip()[-1:]
+    now, number, unit = datetime.now(UTC), text.strip()[:-1], text.strip()[-1:]
     try:
         if unit in UNIT_SECONDS:
-            return datetime.now(UTC) - timedelta(seconds=float(number) * UNIT_SECONDS[unit])
-        moment = datetime.fromisoformat(text.strip())
+            moment = now - timedelta(seconds=float(number) * UNIT_SECONDS[unit])
+        else:
+            moment = datetime.fromisoformat(text.strip())
+            moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise typer.BadParameter(f"--since {text}: neither a duration (30m, 2h, 7d) nor a time") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if moment > now:
+        raise typer.BadParameter(f"--since {text}: this is in the future; now it is {now:%Y-%m-%dT%H:%M} (UTC)")
+    return moment
 
 
 class UnusableReference(SmithError):

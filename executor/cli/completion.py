@@ -6,15 +6,18 @@ show. A completion never fails: without settings or a database there is nothing 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import TYPE_CHECKING
 
 from executor.errors import SmithError
+from executor.views.text import sanitized
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session
 
+_PLAIN_WORD = re.compile(r"[A-Za-z0-9._@:+-]+")
 #: The number of rows that are read, the newest first.
 MAX_ROWS = 200
 #: A value, and its help.
@@ -23,12 +26,20 @@ Complete = Callable[[str], list[Value]]
 
 
 def _matching(values_of: Callable[[str], Iterable[Value]]) -> Complete:
-    """Return a function that keeps the values with the typed beginning, and that returns none after an error."""
+    """Return a function that keeps the values with the typed beginning, and that returns none after an error.
+
+    A value from outside that is not one plain word is left out: a shell may read it as several, or as a command.
+    """
 
     @wraps(values_of)
     def complete(incomplete: str) -> list[Value]:
         try:
-            return [value for value in dict(values_of(incomplete)).items() if value[0].startswith(incomplete)]
+            values = dict(values_of(incomplete))
+            return [
+                (value, sanitized(help_text))
+                for value, help_text in values.items()
+                if value.startswith(incomplete) and _PLAIN_WORD.fullmatch(value)
+            ]
         except (SmithError, OSError):
             return []
 

@@ -27,6 +27,7 @@ from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
 from executor.runs.actions import Action
 from executor.settings.settings import Settings
+from executor.views.text import sanitized
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
@@ -154,7 +155,7 @@ def _run_all(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
     def run(request: PlaybookRequest) -> Outcome:
         if stopper.is_stopped:
             return Outcome(vm=dict(request.vm), problem=INTERRUPTED)
-        prefixed_output = PrefixedOutput(output, str(request.vm["name"]), output_lock)
+        prefixed_output = PrefixedOutput(output, sanitized(str(request.vm["name"])), output_lock)
         return _run_one(request, settings, engine, choices.reason, stopper, prefixed_output)
 
     with ThreadPoolExecutor(choices.parallel, thread_name_prefix="play") as pool:

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 import yaml
 
-from executor.views.job_rows import SECRET_KEY_PATTERN
+from executor.views.job_rows import SECRET_KEY_PATTERN, VAULT_PREFIX
 from executor.views.text import sanitized
 
 #: The description of a valid value in error messages, keyed by the option's type in a role's argument_specs.
@@ -90,8 +90,7 @@ def _set_member(vm: dict[str, Any], names: list[str], text: str, options: VmOpti
             raise typer.BadParameter(f"{name} has no members")
         members, member_options = inner_members, member_options.get(name, {}).get("options") or {}
     option = member_options.get(last_name, {})
-    # A dictionary with no_log is no secret itself: only some of its members are, for example cloud_init.password.
-    if option.get("no_log") and option.get("type") != "dict":
+    if _is_secret(names, option) and not text.startswith(VAULT_PREFIX):
         raise typer.BadParameter(f"{key} is a secret, and other users can read a command line: set it in --vars")
     # The argument_specs describe no members of this dictionary, for example of `properties`.
     if not member_options and len(names) > 1:
@@ -101,6 +100,16 @@ def _set_member(vm: dict[str, Any], names: list[str], text: str, options: VmOpti
         members[last_name] = parse_value(text, str(option.get("type") or "str"))
     except ValueError:
         raise typer.BadParameter(f"{key} must be {DESCRIPTION_BY_TYPE[option['type']]}") from None
+
+
+def _is_secret(names: list[str], option: Mapping[str, Any]) -> bool:
+    """Return whether a member is a secret. If argument_specs do not describe it, its name decides.
+
+    A dictionary with no_log is no secret itself: only some of its members are, for example cloud_init.password.
+    """
+    if option:
+        return bool(option.get("no_log")) and option.get("type") != "dict"
+    return any(SECRET_KEY_PATTERN.search(name) for name in names)
 
 
 def _parse_yaml(text: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,10 @@ def run_as_service(arguments: Sequence[str]) -> int:
 
 def _main_pid() -> int:
     command = [_program("systemctl"), "show", "--property=MainPID", "--value", UNIT]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise NoService(f"systemctl has not answered for {TIMEOUT_S:.0f} s: {shlex.join(command)}") from None
     pid = int(shown.stdout.strip() or 0) if shown.stdout.strip().isdecimal() else 0
     if not pid:
         in_container = "in a container: podman exec agent-smith smith doctor"

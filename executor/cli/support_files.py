@@ -44,12 +44,15 @@ def collect(settings: Settings, log_files: list[Path], *, with_doctor: bool) -> 
     yield "versions.json", _text_of(lambda: collect_versions() | {"platform": platform.platform()})
     yield "settings.json", _text_of(lambda: [asdict(row) for row in setting_rows(settings)])
     yield "machine.json", _text_of(lambda: _machine(settings))
-    with open_database(settings) as engine:
-        yield "database.json", _text_of(lambda: _database(engine))
-        yield "status.json", _text_of(lambda: _read(engine, settings, _status))
-        yield "critical.json", _text_of(lambda: _read(engine, settings, _critical_jobs))
-        yield "failed-jobs.json", _text_of(lambda: _read(engine, settings, _failed_jobs))
-        yield from _outputs(engine, settings)
+    try:
+        with open_database(settings) as engine:
+            yield "database.json", _text_of(lambda: _database(engine))
+            yield "status.json", _text_of(lambda: _read(engine, settings, _status))
+            yield "critical.json", _text_of(lambda: _read(engine, settings, _critical_jobs))
+            yield "failed-jobs.json", _text_of(lambda: _read(engine, settings, _failed_jobs))
+            yield from _outputs(engine, settings)
+    except SmithError as error:  # there is no database, or it cannot be opened
+        yield "database.json", json_text({"not_collected": str(error)})
     for number, file in enumerate(log_files, 1):
         yield f"log-{number}-{file.name}", _log_text(file)
     if with_doctor:

@@ -111,7 +111,7 @@ def cell_text(value: Any) -> Text:
     """Return the value as text for a cell of a table, in the colour of COLOUR_BY_TEXT."""
     from rich.text import Text  # noqa: PLC0415
 
-    if value is None:
+    if value is None or value in ([], ()):
         return Text("-", style="dim")
     if isinstance(value, datetime):
         return Text(f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z")

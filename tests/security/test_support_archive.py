@@ -131,3 +131,9 @@ def test_the_result_of_doctor_is_in_the_archive(smith: Cli) -> None:
         stream = archive.extractfile("report/doctor.json")
         assert stream is not None
         assert {check["area"] for check in json.load(stream)} >= {"settings", "database", "machine"}
+
+
+def test_an_archive_is_made_without_a_database(smith: Cli) -> None:
+    files = archive_of(smith)
+    assert "no database yet" in json.loads(files["database.json"])["not_collected"]
+    assert json.loads(files["versions.json"])["platform"]

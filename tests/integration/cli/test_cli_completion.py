@@ -55,6 +55,18 @@ def test_jobs_runs_vms_services_and_actions_are_completed(smith: Cli, complete: 
     assert complete("smith jobs list --status fa") == ["failed"]
 
 
+def test_a_value_that_a_shell_could_execute_is_not_completed(smith: Cli, complete: Complete) -> None:
+    names = ("web-1", "$(touch x)", "a b", "x\x1b[31m", "y;ls")
+    with smith.filling() as session:
+        for number, name in enumerate(names):
+            service_id = f"0a1b2c3d-0000-4000-8000-00000000000{number}"
+            mappings.insert_active(
+                session, service_id=service_id, cluster="lab", vmid=100123 + number, node="pve1", name=name
+            )
+    shown = complete("smith mappings show ")
+    assert [value for value in shown if not value.isdecimal()] == ["web-1"]
+
+
 def test_without_a_database_or_with_wrong_settings_nothing_is_completed_and_nothing_fails(complete: Complete) -> None:
     assert complete("smith jobs show ") == []
     assert complete("smith mappings show ", SMITH_CONCURRENCY="-1") == []

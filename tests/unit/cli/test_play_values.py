@@ -39,3 +39,18 @@ def test_a_member_is_a_secret_by_its_option_or_by_its_name_at_any_depth() -> Non
         },
     }
     assert secrets_in(members, {"key": {"no_log": True}}) == ["by option", "by name", "in a list", "a", "b"]
+
+
+@pytest.mark.parametrize("key", ["properties.apiToken", "properties.db.password", "secrets.first", "apiKey"])
+def test_a_secret_is_refused_as_an_argument_also_if_nothing_describes_it(key: str) -> None:
+    with pytest.raises(typer.BadParameter, match="is a secret") as caught:
+        read_members(None, [f"{key}=opensesame"], {})
+    assert "opensesame" not in str(caught.value)
+    assert read_members(None, [f"{key}=vault://entry"], {})
+
+
+def test_a_described_member_is_a_secret_only_if_its_description_says_so() -> None:
+    options = {"token_count": {"type": "int"}, "key": {"type": "str", "no_log": True}}
+    assert read_members(None, ["token_count=3"], options) == {"token_count": 3}
+    with pytest.raises(typer.BadParameter, match="is a secret"):
+        read_members(None, ["key=x"], options)

@@ -75,7 +75,6 @@ def _status(store: Store) -> Status:
 
 def _print(status: Status, view: dict[str, Any]) -> None:
     document, now = status.document, utc_now()
-    slots = sum(node["concurrency"] for node in document["nodes"] if node["state"] == "running")
     limits = [f"{name} {value:g}" for name, value in view["limits"].items() if value]
     show_fields(
         {
@@ -83,7 +82,7 @@ def _print(status: Status, view: dict[str, Any]) -> None:
             "paused": status.pause_text,
             "FulcrumCore": status.fulcrum_text,
             "Proxmox": status.proxmox_text,
-            "slots": f"{document['jobs'][JobStatus.PROCESSING]} of {slots}",
+            "slots": f"{document['jobs'][JobStatus.PROCESSING]} of {document['slots']}",
             "queue": _count_text(document["jobs"][JobStatus.PENDING], view["oldest_pending_at"], now),
             "outbox": _count_text(document["reports_due"], view["oldest_due_report_at"], now),
             "limits": ", ".join(limits),

@@ -43,13 +43,13 @@ def read_status(session: Session, lease_s: float) -> Status:
     # `count_jobs` returns the number of jobs in each status, and under one more key the number of due reports.
     reports_due = job_counts.pop("reports_due")
     critical_jobs = queries.critical_jobs(session)
-    agents = nodes.recent(session, MAX_SHOWN_AGENTS)
-    alive = [node for node in agents if is_alive(node, now, lease_s)]
+    alive = [node for node in nodes.not_stopped(session) if is_alive(node, now, lease_s)]
     pause = pauses.current(session)
     fulcrum, fulcrum_text = _fulcrum_state(critical_jobs, now, has_agent=bool(alive))
     proxmox, proxmox_text = _proxmox_state(alive, now)
     document = {
         "agents_running": len(alive),
+        "slots": sum(node.concurrency_wanted for node in alive if not node.draining),
         "paused": _pause_fields(pause),
         "fulcrum": fulcrum,
         "proxmox": proxmox,
@@ -61,7 +61,7 @@ def read_status(session: Session, lease_s: float) -> Status:
             for job in queries.jobs_claimed_elsewhere(session, MAX_SHOWN_CLAIMED_ELSEWHERE)
         ],
         "mappings": mappings.count_by_state(session),
-        "nodes": [agent_fields(node, now, lease_s) for node in agents],
+        "nodes": [agent_fields(node, now, lease_s) for node in nodes.recent(session, MAX_SHOWN_AGENTS)],
         "critical_overdue": [job.name for job in critical_jobs if is_overdue(job, now)],
         "critical_failing": [_failing_fields(job) for job in critical_jobs if job.failures],
     }

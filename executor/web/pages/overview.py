@@ -44,7 +44,6 @@ def show(parts: PageParts, request: Request) -> Response:
         activity = read_activity(session, view.settings, now)
         counts = ended_jobs.counts_by_hour(session, now, hours=HOURS)
         times = ended_jobs.last_times(session, since=now - timedelta(hours=HOURS), limit=MAX_MEASURED)
-    agents = [agent for agent in status.document["nodes"] if agent["state"] == "running"]
     return parts.renderer.page(
         request,
         "overview.html",
@@ -52,7 +51,6 @@ def show(parts: PageParts, request: Request) -> Response:
         status=status,
         document=status.document,
         activity=activity,
-        slots=sum(agent["concurrency"] for agent in agents),
         counts=counts,
         chart=hours_chart(counts),
         times={"wait": _percentiles(times, "wait_s"), "run": _percentiles(times, "run_s")},

@@ -57,6 +57,17 @@ def test_the_step_of_an_earlier_attempt_is_not_shown(smith: Cli) -> None:
     assert (running["text"], running["percent"]) == ("before the run", None)
 
 
+def test_every_running_agent_and_its_slots_are_counted(smith: Cli) -> None:
+    with smith.filling() as session:
+        for number in range(14):
+            agent = AgentProcess(boot_id=f"b{number}", host=f"host-{number}", pid=1, version="1", concurrency=8)
+            nodes.add_agent(session, agent)
+        nodes.set_limit(session, "b3", 2)
+    document = smith.json("top")
+    assert (document["agents_running"], document["slots"]) == (15, 14 * 8 + 2)
+    assert "15 running" in smith.ok("status")
+
+
 def test_an_empty_database_is_shown(tmp_path: Path) -> None:
     cli = Cli(tmp_path)
     with cli.engine():

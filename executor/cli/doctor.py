@@ -20,7 +20,7 @@ from executor.doctor.run import run_checks
 
 COLUMNS = {"area": "AREA", "name": "CHECK", "status": "STATUS", "text": "FOUND"}
 #: The widths of the columns, in characters. The results are printed before the longest ones are known.
-WIDTHS = {"area": 8, "name": 20, "status": 7, "text": 60}
+WIDTHS = {"area": 8, "name": 18, "status": 7, "text": 60}
 
 
 @examples(

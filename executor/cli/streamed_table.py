@@ -6,12 +6,15 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from executor.cli.table_layout import FLEXIBLE_COLUMNS, columns_that_fit
-from executor.cli.tables import CELL_PADDING, cell_text, print_renderable, terminal_width
+from executor.cli.table_layout import FLEXIBLE_COLUMNS, GAP, columns_that_fit
+from executor.cli.tables import CELL_PADDING, cell_text, print_renderable, terminal_width, wrapped
 
 
 class StreamedTable:
-    """A table whose rows are printed at once. A cell that is wider than its column moves the rest of its row."""
+    """A table whose rows are printed at once. A cell that is wider than its column moves the rest of its row.
+
+    The last column may have free text, which is wrapped on a terminal.
+    """
 
     def __init__(self, columns: Mapping[str, str], widths: Mapping[str, int]) -> None:
         """Choose the columns. `columns` has the headings and `widths` the widths, by the keys of the rows' values."""
@@ -26,11 +29,16 @@ class StreamedTable:
         table = Table(
             box=None, padding=CELL_PADDING, pad_edge=False, header_style="bold", show_header=not self._has_heading
         )
-        for key in self._shown:
+        cells = {key: cell_text(row.get(key)) for key in self._shown}
+        left = self._width
+        for key, cell in cells.items():
             is_flexible = key in FLEXIBLE_COLUMNS
-            width = None if is_flexible else self._widths[key]
-            table.add_column(self._columns[key], overflow="fold", no_wrap=not is_flexible, min_width=width)
-        table.add_row(*(cell_text(row.get(key)) for key in self._shown))
-        print_renderable(table, self._width)
+            if left is not None and is_flexible:
+                cells[key] = wrapped(cell, left)
+            elif left is not None:
+                left -= max(cell.cell_len, self._widths[key]) + GAP
+            table.add_column(self._columns[key], no_wrap=True, min_width=None if is_flexible else self._widths[key])
+        table.add_row(*cells.values())
+        print_renderable(table)
         sys.stdout.flush()
         self._has_heading = True

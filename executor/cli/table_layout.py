@@ -41,6 +41,8 @@ LEFT_OUT_FIRST = (
     "source",
     "vm",
 )
+#: The columns that are left out last, because the rows mean nothing without them.
+LEFT_OUT_LAST = frozenset({"status", "state", "outcome"})
 #: The number of columns that always stay.
 MIN_COLUMNS = 2
 #: The space between two columns, in characters.
@@ -56,9 +58,26 @@ def columns_that_fit(natural_widths: Mapping[str, int], terminal_width: int | No
     shown = list(natural_widths)
     if terminal_width is None:
         return shown, None
+    left_out: list[str] = []
     while len(shown) > MIN_COLUMNS and _min_width(shown, natural_widths) > terminal_width:
-        shown.remove(_least_important(shown))
+        left_out.append(_least_important(shown))
+        shown.remove(left_out[-1])
+    for key in reversed(left_out):  # one wide column may have made room for narrow ones
+        more = [each for each in natural_widths if each in shown or each == key]
+        if _min_width(more, natural_widths) <= terminal_width:
+            shown = more
     return shown, max(terminal_width, _min_width(shown, natural_widths))
+
+
+def flexible_widths(shown: list[str], natural_widths: Mapping[str, int], width: int) -> dict[str, int]:
+    """Return the width of each shown column with free text, in a table of this width."""
+    flexible = sorted((key for key in shown if key in FLEXIBLE_COLUMNS), key=lambda key: natural_widths[key])
+    left = width - GAP * (len(shown) - 1) - sum(natural_widths[key] for key in shown if key not in flexible)
+    widths: dict[str, int] = {}
+    for number, key in enumerate(flexible):
+        widths[key] = min(natural_widths[key], max(left // (len(flexible) - number), MIN_FLEXIBLE_WIDTH))
+        left -= widths[key]
+    return widths
 
 
 def _least_important(shown: list[str]) -> str:
@@ -66,7 +85,8 @@ def _least_important(shown: list[str]) -> str:
     candidates = shown[1:]
     preferred = [key for key in LEFT_OUT_FIRST if key in candidates]
     # Free text, such as an error, is what an operator looks for, so it is left out last.
-    preferred += [key for key in reversed(candidates) if key not in FLEXIBLE_COLUMNS]
+    preferred += [key for key in reversed(candidates) if key not in FLEXIBLE_COLUMNS | LEFT_OUT_LAST]
+    preferred += [key for key in reversed(candidates) if key not in LEFT_OUT_LAST]
     return preferred[0] if preferred else shown[-1]
 
 

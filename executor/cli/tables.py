@@ -6,6 +6,7 @@ Each function imports rich itself, because its import takes long, and the help a
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from executor.cli.output import show_text
-from executor.cli.table_layout import FLEXIBLE_COLUMNS, columns_that_fit
+from executor.cli.table_layout import GAP, MIN_FLEXIBLE_WIDTH, columns_that_fit, flexible_widths
 from executor.redaction import redactor
 from executor.views.text import sanitized, to_json_types
 
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-#: The line width in characters when stdout is not a terminal. It is so large that no line for a script is wrapped.
-WIDTH_WITHOUT_TERMINAL = 100_000
+#: The line width in characters for rich. It is so large that rich wraps no line: texts are wrapped before.
+MAX_WIDTH = 100_000
+#: The values of fields that are not shown.
+NO_VALUES: tuple[object, ...] = (None, "", [], {}, ())
 #: The padding of a cell: top, right, bottom and left, in characters. `table_layout.GAP` is the one at the right.
 CELL_PADDING = (0, 2, 0, 0)
 #: The colour of a cell, keyed by the cell's text. A cell with another text has no colour.
@@ -57,7 +60,9 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
     """Print a table, or `if_empty` if there are no rows. `columns` has the headings, keyed by the keys of the rows.
 
     On a terminal, only free text (FLEXIBLE_COLUMNS) is wrapped, and columns give way in the order of
-    `table_layout.columns_that_fit`. Without a terminal, nothing is wrapped and no column is left out.
+    `table_layout.columns_that_fit`. A word that is wider than its column, such as the id of a Proxmox task, is not
+    broken: its column comes last, and the terminal continues the line. Without a terminal, nothing is wrapped and no
+    column is left out.
     """
     if not rows:
         show_text(if_empty)
@@ -67,13 +72,17 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
     cells = [{key: cell_text(row.get(key)) for key in columns} for row in rows]
     natural_widths = {key: max(len(heading), *(row[key].cell_len for row in cells)) for key, heading in columns.items()}
     shown, width = columns_that_fit(natural_widths, terminal_width())
+    for key, column_width in flexible_widths(shown, natural_widths, width).items() if width else ():
+        for row in cells:
+            row[key] = wrapped(row[key], column_width)
+        if any(line.cell_len > column_width for row in cells for line in row[key].split("\n")):
+            shown = [*(each for each in shown if each != key), key]
     table = Table(box=None, padding=CELL_PADDING, pad_edge=False, header_style="bold")
     for key in shown:
-        is_flexible = key in FLEXIBLE_COLUMNS
-        table.add_column(columns[key], overflow="fold", no_wrap=not is_flexible)
+        table.add_column(columns[key], no_wrap=True)
     for row in cells:
         table.add_row(*(row[key] for key in shown))
-    print_renderable(table, width)
+    print_renderable(table)
 
 
 def show_fields(fields: Mapping[str, Any]) -> None:
@@ -83,11 +92,13 @@ def show_fields(fields: Mapping[str, Any]) -> None:
 
     table = Table(box=None, padding=CELL_PADDING, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
-    for name, value in fields.items():
-        has_value = value not in (None, "", [], {})
-        if has_value:
-            table.add_row(Text(name.replace("_", " ")), cell_text(value))
+    table.add_column(no_wrap=True)
+    shown = {name.replace("_", " "): cell_text(value) for name, value in fields.items() if value not in NO_VALUES}
+    width = terminal_width()
+    label_width = max(map(len, shown), default=0) + GAP
+    for label, text in shown.items():
+        is_wrapped = width is not None and text.cell_len > width - label_width
+        table.add_row(Text(label), wrapped(text, (width or 0) - label_width) if is_wrapped else text)
     print_renderable(table)
 
 
@@ -101,10 +112,22 @@ def show_heading(text: str) -> None:
 
 def show_document(value: Any) -> None:
     """Print the value as JSON for operators: indented, and without escapes for characters outside ASCII."""
+    show_text(json.dumps(redactor.redact_value(to_json_types(value)), indent=2, ensure_ascii=False))
+
+
+def wrapped(text: Text, width: int) -> Text:
+    """Return the text with line breaks between words. A word that is wider than the width is not broken."""
+    from rich.cells import cell_len  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    text = json.dumps(redactor.redact_value(to_json_types(value)), indent=2, ensure_ascii=False)
-    print_renderable(Text(sanitized(text, keep_lines=True)))
+    width = max(width, MIN_FLEXIBLE_WIDTH)
+    lines = [""]
+    for word in re.findall(r"\s*\S+", text.plain):
+        if lines[-1] and cell_len(lines[-1] + word) > width:
+            lines.append(word.strip())
+        else:
+            lines[-1] += word
+    return Text("\n".join(lines), style=text.style)
 
 
 def cell_text(value: Any) -> Text:
@@ -133,13 +156,12 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if is_terminal() else None
 
 
-def print_renderable(renderable: RenderableType, width: int | None = None) -> None:
-    """Print an object of rich without the spaces that rich adds at the ends of the lines."""
+def print_renderable(renderable: RenderableType) -> None:
+    """Print an object of rich without the spaces that rich adds at the ends of the lines. No line is wrapped."""
     from rich.console import Console  # noqa: PLC0415
 
-    width = width or terminal_width() or WIDTH_WITHOUT_TERMINAL
     # Without a height, rich would use 80 columns if TERM is `dumb`, as in a cron job.
-    console = Console(file=sys.stdout, width=width, height=1, highlight=False, markup=False, emoji=False)
+    console = Console(file=sys.stdout, width=MAX_WIDTH, height=1, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(renderable)
     lines: Iterable[str] = captured.get().rstrip("\n").split("\n")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from support.cli_world import GIVE_UP_S, Cli
+from support.stories import store_story
 
 from executor.cli.app import build
 from executor.database.schema import head_revision
@@ -97,6 +98,23 @@ def test_on_a_terminal_idents_never_break_and_columns_give_way(width: int, tmp_p
     narrow = _on_terminal(smith, "jobs", "list", COLUMNS="60", NO_COLOR="1")
     assert "FULCRUM" not in narrow
     assert "ERROR" in narrow
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_long_id_in_a_text_is_not_broken(width: int, tmp_path: Path) -> None:
+    """The terminal continues the line, so that the id can be copied."""
+    smith = Cli(tmp_path)
+    upid = "UPID:pve1:000003E8:00001B58:6B09E761:qmclone:9000:smith@pve!job:"
+    (tmp_path / ("x" * 70)).mkdir()
+    smith.env["SMITH_ACTIONS_PATH"] = str(tmp_path / ("x" * 70))
+    job_id = smith.submit(params={"note": f"{'word ' * 20}{upid}"})
+    smith.run_of(job_id, "create-1")
+    task = {"upid": upid, "at": 1, "percent": 40.0, "log": ["transferred 4 GiB of 8 GiB"]}
+    step = {"at": 1, "text": f"waiting for Proxmox task {upid}, 40 %"}
+    store_story(smith, "create-1", {"tasks": [], "steps": [step], "proxmox_tasks": [task]})
+    shown = _on_terminal(smith, "jobs", "show", str(job_id), COLUMNS=str(width), NO_COLOR="1")
+    assert shown.count(upid) == 3, shown
+    assert "x" * 70 in _on_terminal(smith, "config", "show", COLUMNS=str(width), NO_COLOR="1")
 
 
 def test_a_pipe_is_not_cut_if_the_terminal_is_called_dumb(tmp_path: Path) -> None:

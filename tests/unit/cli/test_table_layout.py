@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from executor.cli.table_layout import MIN_FLEXIBLE_WIDTH, columns_that_fit
+from executor.cli.table_layout import MIN_FLEXIBLE_WIDTH, columns_that_fit, flexible_widths
 
 WIDTHS = {"id": 4, "fulcrum": 8, "name": 20, "attempt": 3, "error": 300}
 
@@ -18,7 +18,26 @@ def test_free_text_becomes_narrower_before_a_column_is_left_out() -> None:
 def test_columns_are_left_out_by_their_importance() -> None:
     assert columns_that_fit(WIDTHS, 55)[0] == ["id", "name", "attempt", "error"]
     assert columns_that_fit(WIDTHS, 50)[0] == ["id", "name", "error"]
-    assert columns_that_fit(WIDTHS, 40)[0] == ["id", "error"], "an error is left out last"
+    assert columns_that_fit(WIDTHS, 28)[0] == ["id", "error"], "an error is left out last"
+
+
+def test_a_narrow_column_gets_the_room_that_a_wide_one_has_left() -> None:
+    assert columns_that_fit(WIDTHS, 40)[0] == ["id", "attempt", "error"]
+    assert columns_that_fit({"id": 4, "age": 3, "name": 70, "error": 90}, 60)[0] == ["id", "age", "error"]
+
+
+def test_a_status_is_left_out_last() -> None:
+    widths = {"area": 8, "name": 18, "status": 7, "text": 60}
+    assert columns_that_fit(widths, 59)[0] == ["area", "name", "status", "text"]
+    assert columns_that_fit(widths, 58)[0] == ["area", "status", "text"]
+    assert columns_that_fit(widths, 30)[0] == ["area", "status"]
+
+
+def test_free_text_gets_the_rest_of_the_width() -> None:
+    shown = ["id", "reason", "error"]
+    assert flexible_widths(shown, {"id": 4, "reason": 10, "error": 300}, 80) == {"reason": 10, "error": 62}
+    assert flexible_widths(shown, {"id": 4, "reason": 200, "error": 300}, 80) == {"reason": 36, "error": 36}
+    assert flexible_widths(shown, {"id": 4, "reason": 200, "error": 300}, 30) == {"reason": 20, "error": 20}
 
 
 def test_two_columns_stay_even_if_the_terminal_is_too_narrow() -> None:

@@ -6,7 +6,7 @@ A node is an agent process and its machine, not a node of Proxmox.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,14 +15,11 @@ from executor.cli.help_text import examples
 from executor.cli.output import show_json, show_outcome
 from executor.cli.store import Store, reading_store, writing_store
 from executor.cli.tables import show_rows
-from executor.database import audit, nodes, pauses
+from executor.database import audit, nodes, operator_changes, pauses
 from executor.database.tables import Node, Pause, utc_now
 from executor.views.agent_liveness import is_alive
 from executor.views.status_document import agent_fields, pause_text
 from executor.views.text import elapsed_text
-
-if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
-    from sqlalchemy.orm import Session
 
 #: The maximum number of agent processes that the list shows with `--all`.
 MAX_SHOWN_NODES = 100
@@ -84,13 +81,10 @@ def drain(
     who = audit.operator_name()
     with writing_store() as store:
         found = _find(store, node)
-        scope = pauses.scope_of(found)
-        is_new = pauses.start(store.session, who=who, reason=reason, scope=scope)
-        pause = pauses.current(store.session, scope)
+        is_new = operator_changes.drain_node(store.session, found, who=who, reason=reason)
+        pause = pauses.current(store.session, pauses.scope_of(found))
         if pause is None:
             raise CommandFailed("the node was resumed in the meantime")
-        if is_new:
-            _audit(store.session, "drain", scope, after=_pause_values(pause), reason=reason)
         running_count = nodes.running_job_counts(store.session).get(found.id, 0)
     text = (
         f"{found.host} claims no more jobs: {pause_text(pause)}" if is_new else f"drained already: {pause_text(pause)}"
@@ -104,10 +98,7 @@ def resume(node: NodeArgument, as_json: AsJson = False) -> None:
     """Let one node claim jobs again."""
     with writing_store() as store:
         found = _find(store, node)
-        scope = pauses.scope_of(found)
-        ended = pauses.end(store.session, scope)
-        if ended is not None:
-            _audit(store.session, "resume", scope, before=_pause_values(ended))
+        ended = operator_changes.resume_node(store.session, found, who=audit.operator_name())
     text = (
         f"{found.host} was not drained" if ended is None else f"resumed; {found.host} was drained {pause_text(ended)}"
     )
@@ -136,8 +127,15 @@ def limit(
         before = found.concurrency_wanted
         nodes.set_limit(store.session, found, None if reset else jobs)
         wanted = found.concurrency_wanted
-        values = {"max_jobs": jobs or "reset"}
-        _audit(store.session, "limit", pauses.scope_of(found), before={"max_jobs": before}, after=values)
+        audit.record(
+            store.session,
+            who=audit.operator_name(),
+            verb="limit",
+            subject_kind="agents",
+            subject_id=pauses.scope_of(found),
+            before={"max_jobs": before},
+            after={"max_jobs": jobs or "reset"},
+        )
     text = f"{found.host} runs at most {wanted} jobs in parallel (it was {before})"
     show_outcome(text, as_json=as_json, node=found.id, max_jobs=wanted, was=before, concurrency=found.concurrency)
 
@@ -154,15 +152,6 @@ def _find(store: Store, reference: str) -> Node:
     if not matches:
         raise CommandFailed(f"no agent process has the host or id {reference}: see `smith nodes list`")
     raise CommandFailed(f"{reference} names several agent processes: {', '.join(node.id for node in matches)}")
-
-
-def _audit(session: Session, verb: str, scope: str, **values: Any) -> None:
-    who = audit.operator_name()
-    audit.record(session, who=who, verb=verb, subject_kind="agents", subject_id=scope, **values)
-
-
-def _pause_values(pause: Pause) -> dict[str, Any] | None:
-    return audit.column_values(pause, ("since", "who", "reason"))
 
 
 def _fields(node: Node, pause: Pause | None, now: datetime, lease_s: float) -> dict[str, Any]:

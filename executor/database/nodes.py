@@ -147,6 +147,11 @@ def not_stopped(session: Session) -> Sequence[Node]:
     return session.scalars(select(Node).where(Node.stopped_at.is_(None)).order_by(Node.seen_at.desc())).all()
 
 
+def find_not_stopped(session: Session, boot_id: str) -> Node | None:
+    """Return the row of this agent process; None if it does not exist, or the process has stored its stop."""
+    return session.scalar(select(Node).where(Node.id == boot_id, Node.stopped_at.is_(None)))
+
+
 def has_other_agents(session: Session, boot_id: str, *, within_s: float) -> bool:
     """Return whether another agent process has used the database within the last `within_s` seconds."""
     is_other = (Node.id != boot_id) & Node.stopped_at.is_(None) & (Node.seen_at >= db_now(-within_s))

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from executor.database import audit, job_queue, pauses, queries
-from executor.database.tables import Pause
+from executor.database.tables import Node, Pause
 from executor.model import JobStatus
 
 
@@ -35,17 +35,35 @@ def cancel_job(session: Session, job_id: int, *, who: str, reason: str) -> JobSt
 
 def pause_agents(session: Session, *, who: str, reason: str) -> bool:
     """Pause all agents. Return False, and change nothing, if they are paused already."""
-    if not pauses.start(session, who=who, reason=reason):
-        return False
-    found = pauses.current(session)
-    if found is not None:
-        _audit_pause(session, found, who=who, verb="pause", after=_pause_values(found), reason=reason)
-    return True
+    return _pause(session, pauses.ALL_AGENTS, who=who, verb="pause", reason=reason)
 
 
 def resume_agents(session: Session, *, who: str) -> Pause | None:
     """End the pause. Return what it was, or None if nothing was paused."""
-    ended = pauses.end(session)
+    return _resume(session, pauses.ALL_AGENTS, who=who)
+
+
+def drain_node(session: Session, node: Node, *, who: str, reason: str) -> bool:
+    """Let one node claim no more jobs. Return False, and change nothing, if it is drained already."""
+    return _pause(session, pauses.scope_of(node), who=who, verb="drain", reason=reason)
+
+
+def resume_node(session: Session, node: Node, *, who: str) -> Pause | None:
+    """Let one node claim jobs again. Return its pause, or None if it was not drained."""
+    return _resume(session, pauses.scope_of(node), who=who)
+
+
+def _pause(session: Session, scope: str, *, who: str, verb: str, reason: str) -> bool:
+    if not pauses.start(session, who=who, reason=reason, scope=scope):
+        return False
+    found = pauses.current(session, scope)
+    if found is not None:
+        _audit_pause(session, found, who=who, verb=verb, after=_pause_values(found), reason=reason)
+    return True
+
+
+def _resume(session: Session, scope: str, *, who: str) -> Pause | None:
+    ended = pauses.end(session, scope)
     if ended is not None:
         _audit_pause(session, ended, who=who, verb="resume", before=_pause_values(ended))
     return ended

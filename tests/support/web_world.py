@@ -26,6 +26,7 @@ from executor.web.server import serving
 
 TOKEN = "a-token-of-more-than-sixteen"
 WITHIN_S = 60.0
+BOOT_ID = "boot-1"
 #: The login of a Proxmox that does not answer: no test of the pages needs one.
 NO_PROXMOX = {
     "PROXMOX_HOST": "127.0.0.1",
@@ -116,21 +117,19 @@ class PagesSite:
 def running_pages(folder: Path, database_file: Path, *, attached: bool = True, **variables: str) -> Iterator[PagesSite]:
     """Serve the pages of an agent that runs nothing. `variables` are settings; a token is set.
 
-    A database that is in the folder already is used again.
+    A database that is in the folder already is used again, and one that SMITH_DATABASE_URL names must be migrated.
     """
     environ = {"SMITH_DATA_DIR": str(folder), "SMITH_RUN_DIR": str(folder / "run"), "SMITH_CONCURRENCY": "4"}
     environ |= {"SMITH_HTTP_ADDR": "127.0.0.1:0", "SMITH_HTTP_TOKEN": TOKEN} | NO_PROXMOX | variables
     settings = load_settings(env_file=None, environ={name: value for name, value in environ.items() if value})
-    is_new = not (folder / "smith.db").exists()
-    if is_new:
+    if not settings.smith_database_url.startswith("postgresql") and not (folder / "smith.db").exists():
         shutil.copyfile(database_file, folder / "smith.db")
     engine = open_engine(settings.smith_database_url)
-    if is_new:
-        agent = AgentProcess(boot_id="boot-1", host="here", pid=1, version="0", concurrency=4)
-        with transaction(engine) as session:
-            nodes.add_agent(session, agent)
+    with transaction(engine) as session:
+        if nodes.find_not_stopped(session, BOOT_ID) is None:
+            nodes.add_agent(session, AgentProcess(boot_id=BOOT_ID, host="here", pid=1, version="0", concurrency=4))
     view = AgentView(
-        boot_id="boot-1",
+        boot_id=BOOT_ID,
         settings=settings,
         state=AgentState(),
         scheduler=Scheduler(engine, []),

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from executor.database import operator_changes, queries
+from executor.database import nodes, operator_changes, queries
 from executor.database.engine import reading, transaction
 from executor.database.statements import is_integer_text
+from executor.database.tables import Node
 from executor.drift.repair import apply_repair
 from executor.log import get_logger
 from executor.web.pages.forms import read_form
 from executor.web.pages.parts import PageParts, visitor_of
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy.orm import Session
 
 log = get_logger(__name__)
 
@@ -84,6 +89,23 @@ def _resume(parts: PageParts, _form: Mapping[str, str], who: str) -> str:
     return "executors"
 
 
+def _drain(parts: PageParts, form: Mapping[str, str], who: str) -> str:
+    reason = form["reason"]
+    if not reason:
+        raise ActionRefused("A drain needs a reason: everybody sees it until the node is resumed.")
+    with transaction(parts.agent().engine) as session:
+        if not operator_changes.drain_node(session, _node(session, form), who=who, reason=reason):
+            raise ActionRefused("The node is drained already.")
+    return "executors"
+
+
+def _resume_node(parts: PageParts, form: Mapping[str, str], who: str) -> str:
+    with transaction(parts.agent().engine) as session:
+        if operator_changes.resume_node(session, _node(session, form), who=who) is None:
+            raise ActionRefused("The node is not drained.")
+    return "executors"
+
+
 def _repair(parts: PageParts, form: Mapping[str, str], who: str) -> str:
     """Apply the repair of a difference that the last drift check has found, such as adopting a VM."""
     view = parts.agent()
@@ -112,11 +134,21 @@ def _job_id(parts: PageParts, form: Mapping[str, str]) -> int:
     return job_id
 
 
+def _node(session: Session, form: Mapping[str, str]) -> Node:
+    """Return the agent process that the form names. Raises ActionRefused if it does not exist or has stopped."""
+    node = nodes.find_not_stopped(session, form.get("node", ""))
+    if node is None:
+        raise ActionRefused("There is no such agent process, or it has stopped.")
+    return node
+
+
 ACTIONS: dict[str, Action] = {
     "retry": _retry,
     "cancel": _cancel,
     "pause": _pause,
     "resume": _resume,
+    "drain": _drain,
+    "resume-node": _resume_node,
     "repair": _repair,
     "doctor": _examine,
 }

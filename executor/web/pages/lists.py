@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from executor.database import audit, nodes, pauses, queries
 from executor.database.engine import reading
-from executor.database.tables import utc_now
+from executor.database.tables import Node, Pause, utc_now
 from executor.settings.display import setting_rows
 from executor.views.agent_liveness import agent_state
 from executor.views.audit_rows import change_text
@@ -26,16 +29,27 @@ def show_executors(parts: PageParts, request: Request) -> Response:
     with reading(view.engine) as session:
         agents = nodes.recent(session, MAX_AGENTS)
         critical_jobs = queries.critical_jobs(session)
-        pause = pauses.current(session)
+        pause, node_pauses = pauses.current(session), pauses.of_nodes(session)
     lease_s = view.settings.smith_lease_s
     return parts.renderer.page(
         request,
         "executors.html",
-        agents=[(agent, agent_state(agent, now, lease_s)) for agent in agents],
+        agents=[_agent_row(agent, node_pauses.get(pauses.scope_of(agent)), now, lease_s) for agent in agents],
         critical_jobs=[(job, _state_of(job.failures, is_overdue(job, now))) for job in critical_jobs],
         own_boot_id=view.boot_id,
         pause=pause,
     )
+
+
+def _agent_row(agent: Node, pause: Pause | None, now: datetime, lease_s: float) -> dict[str, Any]:
+    """Return what the page shows of an agent process."""
+    is_stopped, state = agent.stopped_at is not None, agent_state(agent, now, lease_s)
+    return {
+        "agent": agent,
+        "state": "paused" if pause is not None and state == "running" else state,
+        "pause": None if is_stopped else pause,
+        "can_drain": not is_stopped and pause is None,
+    }
 
 
 def _state_of(failures: int, overdue: bool) -> str:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support.databases import migrated_sqlite_file
+from support.databases import PostgresCluster, migrated_sqlite_file
 from support.web_world import PagesSite, running_pages
 
 MakePages = Callable[..., PagesSite]
@@ -26,6 +26,17 @@ def make_pages(tmp_path: Path, empty_database: Path) -> Iterator[MakePages]:
             return stack.enter_context(running_pages(tmp_path, empty_database, **options))  # type: ignore[arg-type]
 
         yield make
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def database_settings(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """The setting of a fresh database of either kind. SQLite's needs none."""
+    if request.param == "sqlite":
+        yield {}
+        return
+    postgres: PostgresCluster = request.getfixturevalue("postgres")
+    with postgres.fresh_database() as url:
+        yield {"SMITH_DATABASE_URL": url}
 
 
 @pytest.fixture(scope="module")

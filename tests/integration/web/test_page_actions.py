@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 from support.web_jobs import Filled, fill
-from support.web_world import TOKEN, PagesSite
+from support.web_world import TOKEN, PagesSite, running_pages
 
-from executor.database import pauses
-from executor.database.engine import reading
+from executor.database import nodes, pauses
+from executor.database.engine import reading, transaction
+from executor.database.nodes import AgentProcess
 from executor.database.tables import AuditEntry, Job, Mapping
 from executor.drift.facts import DriftKind, Finding, Repair
 from executor.web.pages.actions import MAX_REASON_LENGTH
 
-ACTIONS = ("retry", "cancel", "pause", "resume", "repair", "doctor")
+ACTIONS = ("retry", "cancel", "pause", "resume", "repair", "drain", "resume-node", "doctor")
+
+
+@pytest.fixture(scope="module")
+def pages(
+    tmp_path_factory: pytest.TempPathFactory, empty_database: Path, database_settings: dict[str, str]
+) -> Iterator[PagesSite]:
+    """The pages of an agent, on either kind of database."""
+    with running_pages(tmp_path_factory.mktemp("pages"), empty_database, **database_settings) as site:
+        yield site
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +95,36 @@ def test_a_pause_has_a_reason_and_is_ended_by_a_resume(pages: PagesSite) -> None
     assert browser.act("/actions/resume", confirmed="yes").status == 303
     assert browser.act("/actions/resume", confirmed="yes").status == 409
     assert audited(pages, "pause") == audited(pages, "resume") == ["Ada (web)"]
+
+
+def test_one_node_is_drained_and_resumed(pages: PagesSite) -> None:
+    browser = pages.logged_in("Ada")
+    node = {"node": "boot-1", "confirmed": "yes"}
+    assert browser.act("/actions/drain", **node, reason=" ").status == 409
+    assert browser.act("/actions/drain", **node, reason="new kernel").headers["location"] == "../executors"
+    with reading(pages.engine) as session:
+        assert nodes.orders(session, "boot-1").is_paused
+        assert pauses.current(session) is None, "only this node"
+    assert "new kernel" in browser.get("/executors").text
+    assert browser.act("/actions/drain", **node, reason="again").status == 409
+    assert browser.act("/actions/resume-node", **node).status == 303
+    assert browser.act("/actions/resume-node", **node).status == 409
+    for unknown in ("", "boot-9", "x" * 1000):
+        assert browser.act("/actions/drain", node=unknown, reason="x", confirmed="yes").status == 409
+    with reading(pages.engine) as session:
+        rows = session.execute(select(AuditEntry.who, AuditEntry.verb, AuditEntry.reason))
+        assert ("Ada (web)", "drain", "new kernel") in {tuple(row) for row in rows}
+        assert not nodes.orders(session, "boot-1").is_paused
+
+
+def test_a_stopped_node_cannot_be_drained(pages: PagesSite) -> None:
+    stopped = AgentProcess(boot_id="boot-0", host="gone", pid=2, version="0", concurrency=1)
+    with transaction(pages.engine) as session:
+        nodes.add_agent(session, stopped)
+        nodes.note_agent_stopped(session, "boot-0", "signal")
+    browser = pages.logged_in()
+    assert browser.act("/actions/drain", node="boot-0", reason="x", confirmed="yes").status == 409
+    assert "Drain gone" not in browser.get("/executors").text
 
 
 def test_a_found_vm_is_adopted(pages: PagesSite) -> None:

@@ -19,11 +19,11 @@ PATHS = ("/", "/jobs", "/vms", "/executors", "/settings", "/audit", "/doctor")
 
 @pytest.fixture(scope="module")
 def shown(
-    tmp_path_factory: pytest.TempPathFactory, empty_database: Path
+    tmp_path_factory: pytest.TempPathFactory, empty_database: Path, database_settings: dict[str, str]
 ) -> Iterator[tuple[PagesSite, Browser, Filled]]:
     """The pages of a filled database, and a browser that has logged in."""
     folder = tmp_path_factory.mktemp("pages")
-    with running_pages(folder, empty_database) as site:
+    with running_pages(folder, empty_database, **database_settings) as site:
         filled = fill(site.engine, folder)
         finding = Finding(kind=DriftKind.VM_GONE, service_id="5", vmid=100123, text=f"gone {HOSTILE}", name=HOSTILE)
         object.__setattr__(site.view, "list_drift", lambda: [finding])

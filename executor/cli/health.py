@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import ssl
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from executor.cli.help_text import examples
 from executor.settings.sources import DEFAULT_HTTP_ADDR, gather_values
 
 ADDRESS_SETTING = "SMITH_HTTP_ADDR"
+#: If it is set, the pages are served with TLS.
+CERTIFICATE_SETTING = "SMITH_HTTP_TLS_CERTIFICATE"
 TIMEOUT_S = 5.0
 MAX_ANSWER_BYTES = 65_536
 #: Maps a wildcard address to the loopback address. With a wildcard address in the setting, the agent listens on all
@@ -52,8 +55,8 @@ def main(arguments: Sequence[str]) -> int:
     """Print the agent's state in one line, and return the exit code. `arguments` may contain --live and --json."""
     pages = ("/livez",) if "--live" in arguments else ("/livez", "/readyz")
     try:
-        address = _read_agent_address()
-        statuses = [_read_status(address, page) for page in pages]
+        address, context = _read_agent_address()
+        statuses = [_read_status(address, page, context) for page in pages]
         text = " and ".join(statuses)
         exit_code = 0
     except Unhealthy as unhealthy:
@@ -65,27 +68,44 @@ def main(arguments: Sequence[str]) -> int:
     return exit_code
 
 
-def _read_agent_address() -> tuple[str, int]:
-    """Return the host and the port of the agent's HTTP server.
+def _read_agent_address() -> tuple[tuple[str, int], ssl.SSLContext | None]:
+    """Return the host and the port of the agent's HTTP server, and how to connect with TLS; None without TLS.
 
-    Only the setting SMITH_HTTP_ADDR is read, so this command also works when another setting is invalid.
+    Only the settings of this address are read, so this command also works when another setting is invalid.
     """
-    sources = gather_values(names=(ADDRESS_SETTING,), secret_names=(), environ=os.environ, env_file=Path(".env"))
+    names = (ADDRESS_SETTING, CERTIFICATE_SETTING)
+    sources = gather_values(names=names, secret_names=(), environ=os.environ, env_file=Path(".env"))
     address = sources.values.get(ADDRESS_SETTING, DEFAULT_HTTP_ADDR)
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or port == "0":
         raise Unhealthy(f"the agent has no HTTP server to ask, because {ADDRESS_SETTING} is {address}")
     host = host.strip("[]")
-    return LOOPBACK_BY_WILDCARD.get(host, host), int(port)
+    context = _unverified() if sources.values.get(CERTIFICATE_SETTING) else None
+    return (LOOPBACK_BY_WILDCARD.get(host, host), int(port)), context
 
 
-def _read_status(address: tuple[str, int], page: str) -> str:
+def _unverified() -> ssl.SSLContext:
+    """Return the settings of a connection to the agent on this machine.
+
+    Its certificate names the machine as others see it, and an expired one must not look like an agent that is not
+    alive. Nothing secret is sent.
+    """
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def _read_status(address: tuple[str, int], page: str, context: ssl.SSLContext | None) -> str:
     """Return the status that the page /livez or /readyz reports. Raises Unhealthy.
 
     http.client ignores the proxy in the environment (HTTP_PROXY), which could not connect to a loopback address of this
     machine.
     """
-    connection = http.client.HTTPConnection(*address, timeout=TIMEOUT_S)
+    connection: http.client.HTTPConnection
+    if context is None:
+        connection = http.client.HTTPConnection(*address, timeout=TIMEOUT_S)
+    else:
+        connection = http.client.HTTPSConnection(*address, timeout=TIMEOUT_S, context=context)
     try:
         connection.request("GET", page)
         response = connection.getresponse()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import SecretStr, ValidationInfo, field_validator
 
 from executor.settings.declare import SettingsArea, setting
 from executor.settings.sources import DEFAULT_HTTP_ADDR
-from executor.settings.types import AnyCase, HeaderName, ListenAddress, Networks, Token, is_local_address
+from executor.settings.types import AnyCase, HeaderName, ListenAddress, Networks, ReadableFile, Token, is_local_address
 
 MIN_HTTP_TOKEN_LENGTH = 16
 
@@ -45,6 +46,19 @@ class MonitoringSettings(SettingsArea):
         "SMITH_HTTP_PROXIES. Actions need a login in any case",
         example="true",
     )
+    smith_http_tls_certificate: ReadableFile | None = setting(
+        None,
+        "file (PEM) with the certificate of the pages, and those of intermediate CAs; then they are served with TLS. A "
+        "renewed file is used within a minute",
+        default_text="no TLS",
+        example="/etc/agent-smith/pages.pem",
+    )
+    smith_http_tls_key: ReadableFile | None = setting(
+        None,
+        "file (PEM) with the private key of SMITH_HTTP_TLS_CERTIFICATE, without a password",
+        default_text="the file of the certificate",
+        example="/etc/agent-smith/pages.key",
+    )
     smith_log_format: Annotated[Literal["auto", "json", "console"], AnyCase] = setting(
         "auto", "format of the logs: json, console, or auto (console on a terminal, else json)", example="json"
     )
@@ -66,6 +80,13 @@ class MonitoringSettings(SettingsArea):
         token, proxies = info.data.get("smith_http_token"), info.data.get("smith_http_proxies")
         if value and ((token is not None and token.get_secret_value()) or proxies):
             raise ValueError("is wrong, it cannot be combined with SMITH_HTTP_TOKEN or SMITH_HTTP_PROXIES")
+        return value
+
+    @field_validator("smith_http_tls_key")
+    @classmethod
+    def _require_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("smith_http_tls_certificate", value) is None:
+            raise ValueError("is wrong, SMITH_HTTP_TLS_CERTIFICATE must be set, too")
         return value
 
     @field_validator("smith_http_addr")

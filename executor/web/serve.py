@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -19,6 +20,7 @@ from executor.web.access import Access, parse_ip
 from executor.web.agent_view import AgentHandle
 from executor.web.app import make_app
 from executor.web.streams import StreamPlaces
+from executor.web.tls import ServerCertificate, tls_protocols
 
 #: Maximum number of connections at once, of all callers and of each other machine. The difference between both is for
 #: callers on this machine, such as the container's health check. The server closes every further connection at once.
@@ -45,10 +47,14 @@ class _BoundedProtocol(H11Protocol):
 
     #: The addresses and networks of trusted reverse proxies. `make_server` sets them in a subclass.
     proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    #: Called when the connection is made. With TLS, this is after the handshake.
+    on_connected: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn declares this type
         """Accept the connection, or close it if there are too many."""
         super().connection_made(transport)
+        if self.on_connected is not None:
+            self.on_connected()
         self._request_timer: asyncio.TimerHandle | None = None
         if self._is_one_too_many():
             transport.abort()
@@ -118,9 +124,12 @@ class Server(uvicorn.Server):
     Uvicorn's own server wakes up ten times a second to check whether it must stop.
     """
 
-    def __init__(self, config: uvicorn.Config, streams: StreamPlaces) -> None:
+    def __init__(
+        self, config: uvicorn.Config, streams: StreamPlaces, certificate: ServerCertificate | None = None
+    ) -> None:
         super().__init__(config)
         self._streams = streams
+        self._certificate = certificate
         self._stop_requested: asyncio.Event | None = None
         self._event_loop: asyncio.AbstractEventLoop | None = None
 
@@ -129,6 +138,8 @@ class Server(uvicorn.Server):
         self._stop_requested, self._event_loop = asyncio.Event(), asyncio.get_running_loop()
         # `on_tick` returns whether the server must stop. With the counter 0, it also updates the Date header.
         while not await self.on_tick(counter=0):
+            if self._certificate is not None:
+                self._certificate.refresh()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop_requested.wait(), TICK_S)
 
@@ -141,8 +152,8 @@ class Server(uvicorn.Server):
                 self._event_loop.call_soon_threadsafe(self._stop_requested.set)
 
 
-def make_server(settings: Settings, handle: AgentHandle) -> Server:
-    """Return a server for the pages. It does not listen yet."""
+def make_server(settings: Settings, handle: AgentHandle, certificate: ServerCertificate | None = None) -> Server:
+    """Return a server for the pages, with TLS if it gets a certificate. It does not listen yet."""
     access = Access(
         token=settings.smith_http_token.get_secret_value(),
         proxies=settings.smith_http_proxies,
@@ -153,11 +164,12 @@ def make_server(settings: Settings, handle: AgentHandle) -> Server:
     networks = tuple(ipaddress.ip_network(proxy) for proxy in settings.smith_http_proxies)
     protocol = type("_Protocol", (_BoundedProtocol,), {"proxies": networks})
     app = make_app(handle, access)
+    make_protocol: Any = protocol if certificate is None else tls_protocols(protocol, certificate)
     return Server(
         uvicorn.Config(
             app,
             loop="asyncio",
-            http=protocol,
+            http=make_protocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -169,4 +181,5 @@ def make_server(settings: Settings, handle: AgentHandle) -> Server:
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ),
         app.state.streams,
+        certificate,
     )

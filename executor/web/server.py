@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from executor.log import get_logger
 from executor.settings.settings import Settings
 from executor.web.agent_view import AgentHandle
+from executor.web.tls import CertificateUnusable, ServerCertificate
 
 if TYPE_CHECKING:
     from executor.web.serve import Server
@@ -28,18 +29,35 @@ STOP_TIMEOUT_S = 3.0
 def serving(settings: Settings) -> Iterator[AgentHandle]:
     """Serve the pages while the `with` block runs. The caller attaches the agent to the yielded handle.
 
-    The pages are not served if SMITH_HTTP_ADDR is `off`, or if the port cannot be opened.
+    The pages are not served if SMITH_HTTP_ADDR is `off`, or if the port cannot be opened, or if the certificate is not
+    usable.
     """
     handle = AgentHandle()
-    listener = None if settings.smith_http_addr == "off" else _open_listener(settings.smith_http_addr)
-    handle.port = listener.getsockname()[1] if listener else 0
-    server_thread = _ServerThread(settings, handle, listener) if listener else None
+    server_thread = None
+    if settings.smith_http_addr != "off":
+        server_thread = _start_server(settings, handle)
     try:
         yield handle
     finally:
         handle.close()
         if server_thread is not None:
             server_thread.stop()
+
+
+def _start_server(settings: Settings, handle: AgentHandle) -> _ServerThread | None:
+    """Start the server. If this fails, log the reason and return None."""
+    address, certificate = settings.smith_http_addr, None
+    if settings.smith_http_tls_certificate is not None:
+        try:
+            certificate = ServerCertificate(settings.smith_http_tls_certificate, settings.smith_http_tls_key)
+        except CertificateUnusable as error:
+            log.error("http_not_served", address=address, reason=str(error))
+            return None
+    listener = _open_listener(address)
+    if listener is None:
+        return None
+    handle.port = listener.getsockname()[1]
+    return _ServerThread(settings, handle, listener, certificate)
 
 
 def _open_listener(address: str) -> socket.socket | None:
@@ -65,10 +83,17 @@ def _open_listener(address: str) -> socket.socket | None:
 class _ServerThread:
     """Runs the uvicorn server on a thread of its own."""
 
-    def __init__(self, settings: Settings, handle: AgentHandle, listener: socket.socket) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        handle: AgentHandle,
+        listener: socket.socket,
+        certificate: ServerCertificate | None,
+    ) -> None:
         self._settings = settings
         self._handle = handle
         self._listener = listener
+        self._certificate = certificate
         self._server: Server | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
@@ -88,6 +113,6 @@ class _ServerThread:
 
         # At a lower level, uvicorn would log a line for each bad request.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-        self._server = make_server(self._settings, self._handle)
+        self._server = make_server(self._settings, self._handle, self._certificate)
         if not self._stopping:
             self._server.run(sockets=[self._listener])

@@ -1,0 +1,131 @@
+"""Serves the pages over TLS: the certificate, which is loaded again when its files change, and bounded handshakes."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from asyncio.sslproto import SSLProtocol
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from executor.log import get_logger
+
+log = get_logger(__name__)
+
+#: How often the files are examined.
+EXAMINE_INTERVAL_S = 60.0
+#: The server closes a connection whose handshake has not ended within this time.
+HANDSHAKE_TIMEOUT_S = 10
+#: Maximum number of connections whose handshakes have not ended. The server closes every further connection at once.
+MAX_HANDSHAKES = 64
+
+_FileState = tuple[tuple[int, int], ...]
+
+
+class CertificateUnusable(Exception):
+    """The certificate or its key cannot be read, or they do not belong together. The text has the reason."""
+
+
+class ServerCertificate:
+    """The certificate of the server with its key. A renewed one is used for new connections, without a restart."""
+
+    def __init__(self, certificate: Path, key: Path | None) -> None:
+        """Load the certificate. Without a key, its file has both. Raises CertificateUnusable."""
+        self._files = (certificate, key or certificate)
+        self._state = self._file_state()
+        self.context = self._load()
+        self._examined_at = time.monotonic()
+
+    def refresh(self) -> None:
+        """Load the certificate if EXAMINE_INTERVAL_S has passed and a file has changed."""
+        if time.monotonic() - self._examined_at >= EXAMINE_INTERVAL_S:
+            self.examine()
+
+    def examine(self) -> None:
+        """Load the certificate if a file has changed. If it is not usable, keep the one in use, and log the reason."""
+        self._examined_at = time.monotonic()
+        state = self._file_state()
+        if state == self._state:
+            return
+        self._state = state
+        try:
+            self.context = self._load()
+        except CertificateUnusable as error:
+            log.warning("http_certificate_refused", reason=str(error))
+        else:
+            log.info("http_certificate_loaded", certificate=str(self._files[0]))
+
+    def _load(self) -> ssl.SSLContext:
+        certificate, key = self._files
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            # Without a password, OpenSSL would ask for one on the terminal.
+            context.load_cert_chain(certificate, key, password="")
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise CertificateUnusable(f"{certificate} with {key}: {reason}") from error
+        return context
+
+    def _file_state(self) -> _FileState:
+        states = []
+        for file in self._files:
+            try:
+                found = file.stat()
+            except OSError:
+                states.append((0, 0))
+            else:
+                states.append((found.st_mtime_ns, found.st_size))
+        return tuple(states)
+
+
+class TlsConnection(SSLProtocol):
+    """One connection with TLS. The protocol of the pages gets it after the handshake.
+
+    Asyncio itself limits neither the number of handshakes nor their time to less than a minute.
+    """
+
+    def __init__(self, protocol: asyncio.Protocol, context: ssl.SSLContext, handshakes: set[TlsConnection]) -> None:
+        super().__init__(
+            asyncio.get_running_loop(),
+            protocol,
+            context,
+            None,  # type: ignore[arg-type]  # nobody waits for the handshake
+            server_side=True,
+            ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+        )
+        self._handshakes = handshakes
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the handshake, or close the connection if there are too many."""
+        if len(self._handshakes) >= MAX_HANDSHAKES:
+            assert isinstance(transport, asyncio.Transport)  # noqa: S101 (a socket's)
+            transport.abort()
+            return
+        self._handshakes.add(self)
+        super().connection_made(transport)
+
+    def end_handshake(self) -> None:
+        """Count the connection no longer: the protocol of the pages counts it."""
+        self._handshakes.discard(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Release what belongs to the connection."""
+        self.end_handshake()
+        super().connection_lost(exc)
+
+
+def tls_protocols(
+    make_protocol: Callable[..., Any], certificate: ServerCertificate
+) -> Callable[..., asyncio.BaseProtocol]:
+    """Return a function that makes the protocol of a connection with TLS around one of the pages."""
+    handshakes: set[TlsConnection] = set()
+
+    def make(**arguments: Any) -> asyncio.BaseProtocol:
+        protocol = make_protocol(**arguments)
+        connection = TlsConnection(protocol, certificate.context, handshakes)
+        protocol.on_connected = connection.end_handshake
+        return connection
+
+    return make

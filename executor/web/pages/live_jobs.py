@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from executor.database.tables import Run
 from executor.settings.settings import Settings
 from executor.views import artifacts, timeline
+from executor.views.text import sanitized
 from executor.web.agent_view import AgentView
 from executor.web.pages.job_story import read_story
 from executor.web.pages.output_reader import RunOutput
@@ -56,7 +57,7 @@ class JobReader:
             return None
         return Snapshot(
             story=self._renderer.part("job_story.html", story=story),
-            present=story.present,
+            present=sanitized(story.present),
             is_over=timeline.is_over(story.job),
             outputs=tuple(_output_of(run, self._view.settings) for run in story.runs),
         )

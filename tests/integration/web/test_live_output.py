@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import structlog
+from support.databases import PostgresCluster
 from support.web_jobs import HOSTILE, Filled, end_run, fill, set_story
 from support.web_world import TOKEN, WITHIN_S, PagesSite
 
@@ -57,6 +58,20 @@ def filled(make_pages: Any, tmp_path: Path) -> tuple[PagesSite, Filled]:
     return site, fill(site.engine, tmp_path)
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def filled_either(
+    make_pages: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[tuple[PagesSite, Filled]]:
+    """The same on either kind of database."""
+    with ExitStack() as stack:
+        settings = {}
+        if request.param == "postgresql":
+            postgres: PostgresCluster = request.getfixturevalue("postgres")
+            settings["SMITH_DATABASE_URL"] = stack.enter_context(postgres.fresh_database())
+        site = make_pages(**settings)
+        yield site, fill(site.engine, tmp_path)
+
+
 def test_a_new_connection_continues_after_the_last_event(filled: tuple[PagesSite, Filled]) -> None:
     site, jobs = filled
     with closing(Stream(site, jobs.running)) as stream:
@@ -77,12 +92,13 @@ def test_a_new_connection_continues_after_the_last_event(filled: tuple[PagesSite
     assert rest[-1][0] == "end"
 
 
-def test_the_timeline_follows_the_database(filled: tuple[PagesSite, Filled]) -> None:
-    site, jobs = filled
+def test_the_timeline_follows_the_database(filled_either: tuple[PagesSite, Filled]) -> None:
+    site, jobs = filled_either
     with closing(Stream(site, jobs.running)) as stream:
         html = stream.until("story")[1]["html"]
         assert "&lt;script&gt;" in html
         assert "<script>" not in html
+        assert not any(char in stream.until("present", "cloning")[1]["text"] for char in "\x1b\u202e")
         set_story(site.engine, jobs.running, text=f"resizing {HOSTILE}")
         assert stream.until("story", "resizing")
         end_run(site.engine, jobs.running)

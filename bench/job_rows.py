@@ -41,7 +41,7 @@ def _measure(bench: Bench) -> dict[str, Any]:
     """Return the durations for SQLite, and for PostgreSQL if it is installed."""
     counts, repeats = list(bench.sizes.row_counts), bench.sizes.row_repeats
     figures = {"SQLite": _measure_database(f"sqlite:///{bench.folder / 'rows.db'}", counts, repeats)}
-    with _postgres_url() as url:
+    with postgres_url() as url:
         if url:
             figures["PostgreSQL"] = _measure_database(url, counts, repeats)
     return figures
@@ -168,7 +168,7 @@ def _percentiles(durations_ms: list[float]) -> dict[str, float]:
 
 
 @contextmanager
-def _postgres_url() -> Iterator[str | None]:
+def postgres_url() -> Iterator[str | None]:
     """Yield the URL of a temporary PostgreSQL database, or None when PostgreSQL is not installed."""
     from support import databases  # noqa: PLC0415  a helper module of the tests; bench/baseline.py adds its folder
 

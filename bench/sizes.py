@@ -32,6 +32,8 @@ class Sizes:
     row_repeats: int = _size(200, 25, "how often each operation is measured in the part rows")
     vm_counts: tuple[int, ...] = _size((10, 100, 1_000, 5_000), (10,), "numbers of VMs in the part vms")
     metrics_interval_s: float = _size(60.0, 5.0, "seconds between two turns of metrics in the part vms")
+    page_jobs: int = _size(100_000, 1_000, "jobs in the database in the part pages")
+    page_repeats: int = _size(40, 3, "how often each page is requested in the part pages")
     growth_lengths: tuple[int, ...] = _size(
         (10_000, 100_000, 1_000_000), (10_000, 100_000, 1_000_000), "lengths of the texts in the part growth, in bytes"
     )

@@ -1,0 +1,107 @@
+"""Fills a database with ended jobs and their runs, mappings and audit entries, for the part `pages`."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Engine, insert
+
+from executor.database.engine import transaction
+from executor.database.tables import AuditEntry, Job, Mapping, Run, utc_now
+from executor.model import JobStatus, MappingState, ReportState
+
+Json = dict[str, Any]
+#: Number of rows that one INSERT adds.
+ROWS_PER_INSERT = 5_000
+#: Of this number of jobs, one has failed.
+JOBS_PER_FAILURE = 10
+#: Of this number of jobs, one has a mapping of its service.
+JOBS_PER_MAPPING = 20
+#: How long a job of the earlier jobs is newer than the one before: 100,000 jobs fill about two weeks.
+JOB_INTERVAL_S = 12
+#: The VMID of a job's VM is this and the job's number.
+VMID_OFFSET = 200_000
+
+
+def add_rows(engine: Engine, count: int) -> None:
+    """Add ended jobs with their runs, and mappings and audit entries for some of them."""
+    now = utc_now()
+    for start in range(0, count, ROWS_PER_INSERT):
+        numbers = range(start, min(start + ROWS_PER_INSERT, count))
+        jobs = [_job(number, now - timedelta(seconds=JOB_INTERVAL_S * (count - number))) for number in numbers]
+        with transaction(engine) as session:
+            session.execute(insert(Job), jobs)
+            session.execute(insert(Run), [_run(number, job) for number, job in zip(numbers, jobs, strict=True)])
+            some = [(number, job) for number, job in zip(numbers, jobs, strict=True) if number % JOBS_PER_MAPPING == 0]
+            session.execute(insert(Mapping), [_mapping(number, job) for number, job in some])
+            session.execute(insert(AuditEntry), [_audit_entry(job) for _number, job in some])
+
+
+def _job(number: int, at: datetime) -> Json:
+    has_failed = number % JOBS_PER_FAILURE == 0
+    return {
+        "fulcrum_id": str(uuid.UUID(int=number)),
+        "service_id": str(uuid.uuid4()),
+        "group_id": f"group-{number % 97}",
+        "action": ("create", "start", "stop", "update")[number % 4],
+        "params": {"cores": 2, "memoryMb": 2048, "diskGb": 10},
+        "service": {"name": f"service-{number}", "properties": {"cores": 2, "memoryMb": 2048, "diskGb": 10}},
+        "priority": 1,
+        "status": JobStatus.FAILED if has_failed else JobStatus.COMPLETED,
+        "error_code": "CAPACITY" if has_failed else None,
+        "error_message": "CAPACITY: no node has enough memory" if has_failed else None,
+        "result": None if has_failed else {"vmid": VMID_OFFSET + number, "name": f"web-{number}"},
+        "attempt": 1,
+        "epoch": 1,
+        "core_created_at": at,
+        "deadline_at": at + timedelta(minutes=5),
+        "received_at": at,
+        "started_at": at + timedelta(seconds=1),
+        "finished_at": at + timedelta(seconds=9),
+        "reported_at": at + timedelta(seconds=10),
+        "report_state": ReportState.REPORTED,
+    }
+
+
+def _run(number: int, job: Json) -> Json:
+    tasks = [{"task": f"Task {task}", "at": task, "seconds": 0.4, "outcome": "ok", "message": ""} for task in range(5)]
+    return {
+        "ident": f"run-{number}",
+        "job_id": number + 1,
+        "attempt": 1,
+        "playbook": "create.yml",
+        "status": "successful",
+        "rc": 0,
+        "started_at": job["started_at"],
+        "ended_at": job["finished_at"],
+        "story": {"tasks": tasks, "steps": [], "proxmox_tasks": []},
+    }
+
+
+def _mapping(number: int, job: Json) -> Json:
+    is_deleted = number % (2 * JOBS_PER_MAPPING) == 0
+    return {
+        "service_id": job["service_id"],
+        "cluster": "default",
+        "vmid": VMID_OFFSET + number,
+        "node": "pve1",
+        "name": f"web-{number}",
+        "marker": "m",
+        "state": MappingState.DELETED if is_deleted else MappingState.ACTIVE,
+        "created_at": job["finished_at"],
+        "updated_at": job["finished_at"],
+    }
+
+
+def _audit_entry(job: Json) -> Json:
+    return {
+        "at": job["finished_at"],
+        "who": "ada (web)",
+        "verb": "retry",
+        "subject_kind": "job",
+        "subject_id": job["fulcrum_id"],
+        "before": {"attempt": 1},
+        "after": {"attempt": 2},
+    }

@@ -1,0 +1,200 @@
+"""Measures the pages for operators: how long each takes with many jobs, and what viewers of a running job cost."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from smith_lab.system import LabSystem, wait_for
+
+from bench.job_rows import postgres_url
+from bench.labs import START_TIMEOUT_S, agent_pid, running_lab_of, start_agent
+from bench.measuring import WorkloadFailed, median, own_cpu_s, percentile
+from bench.page_rows import JOBS_PER_MAPPING, VMID_OFFSET, add_rows
+from bench.part import Bench, Goal, Part, Table
+from executor.database import schema
+from executor.database.engine import open_engine
+
+Json = dict[str, Any]
+TOKEN = "a-token-of-the-bench"  # noqa: S105
+#: How often each page is requested before the measurement.
+WARM_UP_REPEATS = 3
+MAX_MEDIAN_MS, MAX_VIEWERS_SHARE = 200.0, 0.05
+VIEWERS = 20
+#: The clone of the watched job lasts longer than both windows.
+WATCHED_CLONE_S = 600.0
+TIMEOUT_S = 60.0
+
+
+def measure(bench: Bench) -> Json:
+    """Return the durations of each page on each kind of database, and the costs of viewers."""
+    figures: Json = {"pages": {"SQLite": _measure_pages(bench, None)}}
+    with postgres_url() as url:
+        if url:
+            figures["pages"]["PostgreSQL"] = _measure_pages(bench, url)
+    figures["viewers"] = _measure_viewers(bench)
+    figures["jobs"] = bench.sizes.page_jobs
+    return figures
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------
+
+
+def _measure_pages(bench: Bench, database_url: str | None) -> Json:
+    settings = {"SMITH_HTTP_TOKEN": TOKEN}
+    if database_url:
+        settings["SMITH_DATABASE_URL"] = database_url
+    with running_lab_of(bench.executors()[-1], bench.folder, **settings) as lab:
+        lab.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        engine = open_engine(database_url or f"sqlite:///{lab.data_dir / 'smith.db'}")
+        schema.upgrade(engine)
+        add_rows(engine, bench.sizes.page_jobs)
+        engine.dispose()
+        start_agent(lab)
+        port = _port(lab)
+        return {name: _durations(port, path, bench.sizes.page_repeats) for name, path in _paths(bench).items()}
+
+
+def _paths(bench: Bench) -> dict[str, str]:
+    """Return the path of each page, and of the lists with filters, by name."""
+    jobs = bench.sizes.page_jobs
+    return {
+        "overview": "/",
+        "jobs": "/jobs",
+        "jobs, failed": "/jobs?status=failed",
+        "jobs, rare status": "/jobs?status=processing",
+        "jobs, action": "/jobs?action=stop",
+        "jobs, rare action": "/jobs?action=none-has-it",
+        "jobs, not reported": "/jobs?unreported=1",
+        "jobs, oldest": f"/jobs?before={jobs // 50}",
+        "jobs of a VM": "/jobs?q=web-40",
+        "jobs of a VMID": f"/jobs?q={VMID_OFFSET + JOBS_PER_MAPPING}",
+        "jobs, no match": "/jobs?q=no-such-vm",
+        "job": f"/jobs/{jobs // 2}",
+        "VMs": "/vms",
+        "VMs, deleted": "/vms?state=deleted",
+        "executors": "/executors",
+        "settings": "/settings",
+        "audit": "/audit",
+        "audit of a job": f"/audit?subject={uuid.UUID(int=jobs // 2)}",
+        "audit, rare verb": "/audit?verb=none-has-it",
+        "doctor": "/doctor",
+    }
+
+
+def _durations(port: int, path: str, repeats: int) -> dict[str, float]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+    durations_ms = []
+    for number in range(-WARM_UP_REPEATS, repeats):
+        started = time.perf_counter()
+        connection.request("GET", path, headers={"Authorization": f"Bearer {TOKEN}", "Accept": "text/html"})
+        response = connection.getresponse()
+        size = len(response.read())
+        if response.status != http.client.OK:
+            raise WorkloadFailed(f"{path}: HTTP {response.status}")
+        if number >= 0:
+            durations_ms.append(1000 * (time.perf_counter() - started))
+    connection.close()
+    return {"p50_ms": median(durations_ms), "p99_ms": percentile(durations_ms, 0.99), "kib": size / 1024}
+
+
+def _port(lab: LabSystem) -> int:
+    """Return the port of the agent's pages."""
+    (served,) = wait_for(lambda: lab.log_events("http_served"), START_TIMEOUT_S, "the pages")
+    port: int = served["port"]
+    return port
+
+
+# --- viewers ----------------------------------------------------------------------------------------------------------
+
+
+def _measure_viewers(bench: Bench) -> Json:
+    """Return the share of a core that the agent process uses while a job runs, without and with viewers of it."""
+    window_s = bench.sizes.idle_window_s
+    variant = bench.executors()[-1]
+    with running_lab_of(variant, bench.folder, clone_s=WATCHED_CLONE_S, SMITH_HTTP_TOKEN=TOKEN) as lab:
+        start_agent(lab)
+        lab.order_service("watched")
+        wait_for(lambda: lab.log_events("playbook_started"), START_TIMEOUT_S, "the run")
+        port = _port(lab)
+        time.sleep(window_s / 4)
+        without = _share(lab, window_s)
+        with _viewers(port, VIEWERS) as count_bytes:
+            time.sleep(window_s / 4)
+            with_viewers = _share(lab, window_s)
+            received = count_bytes()
+        lab.executor.kill()  # the clone would last for minutes
+    return {"without": without, "with": with_viewers, "count": VIEWERS, "bytes_each": received / VIEWERS}
+
+
+def _share(lab: LabSystem, window_s: float) -> float:
+    pid = agent_pid(lab)
+    started, before_s = time.monotonic(), own_cpu_s(pid)
+    time.sleep(window_s)
+    return (own_cpu_s(pid) - before_s) / (time.monotonic() - started)
+
+
+@contextmanager
+def _viewers(port: int, count: int) -> Iterator[Any]:
+    """Watch job 1 with this number of streams while the block runs. Yield a function that counts their bytes."""
+    sizes = [0] * count
+    with ExitStack() as stack:
+        for number in range(count):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+            stack.callback(connection.close)
+            connection.request("GET", "/jobs/1/events", headers={"Authorization": f"Bearer {TOKEN}"})
+            response = connection.getresponse()
+            if response.status != http.client.OK:
+                raise WorkloadFailed(f"stream {number + 1}: HTTP {response.status}")
+            threading.Thread(target=_read, args=(response, sizes, number), daemon=True).start()
+        yield lambda: sum(sizes)
+
+
+def _read(response: http.client.HTTPResponse, sizes: list[int], number: int) -> None:
+    try:
+        while line := response.readline():
+            sizes[number] += len(line)
+    except (OSError, ValueError, AttributeError):
+        return  # the connection was closed at the end of the measurement
+
+
+def _tables(figures: Json) -> list[Table]:
+    rows = [
+        (database, name, f"{values['p50_ms']:.0f}", f"{values['p99_ms']:.0f}", f"{values['kib']:.0f}")
+        for database, pages in figures["pages"].items()
+        for name, values in pages.items()
+    ]
+    viewers = figures["viewers"]
+    shares = [
+        ("none", f"{viewers['without']:.2%}"),
+        (str(viewers["count"]), f"{viewers['with']:.2%}"),
+    ]
+    headings = ("database", "page", "median ms", "p99 ms", "KiB")
+    return [
+        Table(title=f"Pages with {figures['jobs']:,} jobs", headings=headings, rows=rows),
+        Table(title="Viewers of a running job", headings=("viewers", "of a core"), rows=shares),
+    ]
+
+
+def _goals(figures: Json) -> list[Goal]:
+    viewers = figures["viewers"]
+    slowest = [
+        Goal(
+            text=f"the slowest page on {database}",
+            limit=MAX_MEDIAN_MS,
+            measured=max(values["p50_ms"] for values in pages.values()),
+            unit="ms",
+        )
+        for database, pages in figures["pages"].items()
+    ]
+    share = 100 * (viewers["with"] - viewers["without"])
+    text = f"{viewers['count']} viewers of a running job"
+    return [*slowest, Goal(text=text, limit=100 * MAX_VIEWERS_SHARE, measured=share, unit="% of a core")]
+
+
+PART = Part(help="the pages with many jobs; viewers of a running job", measure=measure, tables=_tables, goals=_goals)

@@ -15,7 +15,7 @@ COSTS := .pytest_cache/costs.jsonl
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab man test contract slowest collection-test check security format bench chaos real-core kill-matrix explore strangers mutation fuzz image image-test release release-test constraints clean
+.PHONY: help setup demo lab man test contract slowest browser-test collection-test check security format bench chaos real-core kill-matrix explore strangers mutation fuzz image image-test release release-test constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ contract: $(STAMP) ## check the simulator, or FULCRUM_URL with FULCRUM_ADMIN_TOK
 slowest: $(STAMP) ## measure each test, write the slowest into CONTRIBUTING.md (RECORD: a file of an earlier run)
 	@if [ -z "$(RECORD)" ]; then mkdir -p $(dir $(COSTS)); rm -f $(COSTS); $(MAKE) test PYTEST_ARGS="--costs $(COSTS) $(PYTEST_ARGS)"; fi
 	@$(BIN)/python tests/support/costs.py $(or $(RECORD),$(COSTS)) --write CONTRIBUTING.md
+
+browser-test: $(STAMP) ## test the pages in a real browser, with screenshots in .cache/browser (FILES: some of tests/browser/*.test.js)
+	@deploy/browser_test.sh $(BIN) $(FILES)
 
 collection-test: $(STAMP) ## install the Ansible collection as a user does, test it and run `ansible-test sanity`
 	@deploy/collection_test.sh "$(BIN)"

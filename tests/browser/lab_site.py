@@ -1,0 +1,72 @@
+"""A real agent in the lab, whose jobs the tests watch and change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from faults.proxy import Proxy, running_proxy
+from smith_lab.system import LabSystem, running_lab, wait_for
+from support.web_world import TOKEN
+
+START_TIMEOUT_S = 60.0
+#: Real seconds for each second of simulated Proxmox time: a create takes a few seconds.
+TIME_SCALE = 0.25
+
+
+@dataclass(frozen=True)
+class LabSite:
+    """The lab, and a proxy between the browser and the agent."""
+
+    lab: LabSystem
+    proxy: Proxy
+
+    def described(self) -> dict[str, Any]:
+        """Return what the tests need to know."""
+        return {"url": f"http://127.0.0.1:{self.proxy.port}", "token": TOKEN}
+
+    def verbs(self) -> dict[str, Callable[..., Any]]:
+        """Return what the tests may ask for."""
+        return {
+            "lab/proxy": self.proxy.misbehave,
+            "lab/order": self.order,
+            "lab/clone-lasts": lambda seconds: self.lab.proxmox.control(
+                "task_seconds", type="qmclone", seconds=seconds
+            ),
+            "lab/wait": lambda service: self.lab.wait_for_jobs(service)["status"],
+            "lab/last-job": self.last_job,
+            "lab/output": self.output,
+            "lab/audit": lambda: [[row["who"], row["verb"]] for row in self.lab.run_smith_json("audit", "list")],
+            "lab/fail-next-clone": lambda text: self.lab.proxmox.fail_task("qmclone", text),
+        }
+
+    def order(self, name: str) -> str:
+        """Order a VM, and return the id of its service."""
+        return self.lab.order_service(name)
+
+    def last_job(self, service: str) -> dict[str, Any] | None:
+        """Return the newest job of a service in the agent's database; None if the agent has not found it yet."""
+        fulcrum_id = self.lab.last_job(service)["id"]
+        rows = self.lab.run_smith_json("jobs", "list")
+        found = next((row for row in rows if row["fulcrum_id"] == fulcrum_id), None)
+        return found and {"id": found["id"], "status": found["status"], "error": found["error_code"]}
+
+    def output(self, job: int) -> str:
+        """Return what the runs of a job have printed, as the command shows it."""
+        return self.lab.run_smith_text("jobs", "log", str(job))
+
+
+@contextmanager
+def lab_site(folder: Path) -> Iterator[LabSite]:
+    """Run the lab with its agent while the block runs."""
+    folder.mkdir()
+    settings = {"SMITH_HTTP_TOKEN": TOKEN, "SMITH_CONCURRENCY": "4"}
+    with running_lab(folder, time_scale=TIME_SCALE, settings=settings) as lab:
+        lab.start_executor()
+        (served,) = wait_for(lambda: lab.log_events("http_served"), START_TIMEOUT_S, "the pages")
+        wait_for(lambda: lab.log_events("agent_ready"), START_TIMEOUT_S, "the agent")
+        with running_proxy(served["port"]) as proxy:
+            yield LabSite(lab, proxy)

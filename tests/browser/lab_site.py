@@ -38,7 +38,7 @@ class LabSite:
             ),
             "lab/wait": lambda service: self.lab.wait_for_jobs(service)["status"],
             "lab/last-job": self.last_job,
-            "lab/cancel": lambda job: self.lab.run_smith_json("jobs", "cancel", str(job)),
+            "lab/cancel": lambda job: self.lab.run_smith_json("jobs", "cancel", str(job), "--yes"),
             "lab/output": self.output,
             "lab/audit": lambda: [[row["who"], row["verb"]] for row in self.lab.run_smith_json("audit", "list")],
             "lab/fail-next-clone": lambda text: self.lab.proxmox.fail_task("qmclone", text),

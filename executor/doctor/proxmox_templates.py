@@ -11,6 +11,7 @@ from executor.doctor.proxmox_context import ProxmoxContext
 from executor.placement import templates
 from executor.proxmox.rows import VmRow, as_text, with_configuration
 from executor.proxmox.template_needs import devices_for_root
+from executor.shared.guest_disks import is_cloud_init
 from executor.shared.marker import markers_in
 
 _RESULT = ResultFactory(Area.PROXMOX)
@@ -117,7 +118,7 @@ def _check_contents(image: str, row: VmRow, config: dict[str, Any]) -> Iterator[
     if devices := devices_for_root(config):
         text = f"{image}: VM {row.vmid} has devices of the host, so only root@pam may clone it: {', '.join(devices)}"
         yield _RESULT.fail("templates", text, "map the devices: Datacenter, Resource Mappings")
-    if not any("cloudinit" in as_text(value) for key, value in config.items() if _DRIVE.fullmatch(key)):
+    if not any(is_cloud_init(as_text(value)) for key, value in config.items() if _DRIVE.fullmatch(key)):
         text = f"{image}: VM {row.vmid} has no cloud-init drive, so its VMs get no user, keys, password and addresses"
         storage = min(templates.template_facts(row, config).storages, default="<storage>")
         free_keys = [key for key in CLOUD_INIT_KEYS if as_text(config.get(key, "none")).startswith("none")]

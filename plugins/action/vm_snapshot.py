@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from ..plugin_utils.failures import outcome_problem
 from ..plugin_utils.identity import lock_problem, suspended_problem
-from ..plugin_utils.preconditions import snapshot_name, snapshot_problem, without_snapshots
+from ..plugin_utils.preconditions import complete_snapshots, snapshot_name, snapshot_problem, without_snapshots
 from ..plugin_utils.vm_action import Facts, VmAction
 
 
@@ -24,9 +24,9 @@ class ActionModule(VmAction):
         facts = self.identify(with_snapshots=True)
         name = snapshot_name(facts, str(self.vm.get("snapshot") or ""), state)
         is_rollback = state == "rolled_back"
-        is_needed = is_rollback or name not in [snapshot["name"] for snapshot in facts["snapshots"]]
+        is_needed = is_rollback or name not in complete_snapshots(facts)
         if is_needed:
-            self.refuse(snapshot_problem(facts, name, state), lock_problem(facts), suspended_problem(facts))
+            self.refuse(lock_problem(facts), snapshot_problem(facts, name, state), suspended_problem(facts))
         if is_needed and not is_rollback and not self.cluster.has_snapshot_feature(facts["node"], facts["vmid"]):
             self.refuse(without_snapshots(facts))
         plan = {"rolled_back_to" if is_rollback else "snapshot": name} if is_needed else {}

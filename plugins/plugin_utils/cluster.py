@@ -257,10 +257,21 @@ class Cluster:
         return percents[-1] if percents else ""
 
     def snapshots(self, node: str, vmid: int) -> list[dict[str, Any]]:
-        """Return the VM's snapshots, oldest first."""
+        """Return the VM's snapshots, oldest first.
+
+        The fact `unfinished` is `prepare` or `delete` if the making or the deletion of the snapshot has not ended, also
+        if it was interrupted; '' for a complete snapshot.
+        """
         rows = [row for row in self.guest(node, vmid).snapshot.get() if row.get("name") != "current"]
         rows.sort(key=lambda row: int(row.get("snaptime") or 0))
-        return [{"name": row["name"], "taken_at": int(row.get("snaptime") or 0)} for row in rows]
+        return [
+            {
+                "name": row["name"],
+                "taken_at": int(row.get("snaptime") or 0),
+                "unfinished": str(row.get("snapstate") or ""),
+            }
+            for row in rows
+        ]
 
     def volumes(self, node: str, storage: str, vmid: int) -> list[str]:
         """Return the ids of the VMID's disks on a storage."""

@@ -14,7 +14,7 @@ import re
 import urllib.parse
 from typing import Any
 
-from .shared.guest_disks import DISK_KEY, GIB, VOLUME_KEY, boot_disk, disks_of, size_of
+from .shared.guest_disks import DISK_KEY, GIB, VOLUME_KEY, boot_disk, disks_of, is_cloud_init, size_of
 from .shared.marker import markers_in
 
 #: Locks that a guest has while Proxmox is creating it.
@@ -85,7 +85,7 @@ def read_settings(settings: list[dict[str, Any]], status: dict[str, Any]) -> dic
         "disks": disks_of(wanted),
         "disk_bytes": disk_bytes,
         "disk_gib": -(-disk_bytes // GIB),
-        "has_cloud_init": any("cloudinit" in str(value) for key, value in wanted.items() if DISK_KEY.match(key)),
+        "has_cloud_init": any(is_cloud_init(str(value)) for key, value in wanted.items() if DISK_KEY.match(key)),
         "has_password": has_password,
         "ssh_public_keys": urllib.parse.unquote(str(wanted.get("sshkeys", ""))).split("\n"),
         "mac_address": mac_of(str(wanted.get("net0", ""))),

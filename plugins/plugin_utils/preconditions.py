@@ -33,26 +33,39 @@ def power_problem(facts: dict[str, Any], state: str) -> str:
 def snapshot_name(facts: dict[str, Any], asked: str, state: str) -> str:
     """Return the name of the snapshot to create or to roll back to. `asked` is the requested name.
 
-    `state` is `rolled_back` for a rollback. If no name is requested, a rollback uses the newest snapshot, and a
-    creation uses the first free name of `smith-1`, `smith-2` and so on. So a run that is repeated before the snapshot
+    `state` is `rolled_back` for a rollback. If no name is requested, a rollback uses the newest complete snapshot, and
+    a creation uses the first free name of `smith-1`, `smith-2` and so on. So a run that is repeated before the snapshot
     exists uses the same name.
     """
-    names = [snapshot["name"] for snapshot in facts.get("snapshots") or []]
     if asked:
         return str(asked)
     if state == "rolled_back":
-        return str(names[-1]) if names else ""
+        return (complete_snapshots(facts) or [""])[-1]
+    names = list(_unfinished_by_name(facts))
     return next(name for number in range(1, len(names) + 2) if (name := f"{TAG}-{number}") not in names)
+
+
+def complete_snapshots(facts: dict[str, Any]) -> list[str]:
+    """Return the names of the guest's snapshots that are neither being made nor being deleted, oldest first."""
+    return [name for name, unfinished in _unfinished_by_name(facts).items() if not unfinished]
+
+
+def _unfinished_by_name(facts: dict[str, Any]) -> dict[str, str]:
+    return {str(snapshot["name"]): str(snapshot["unfinished"]) for snapshot in facts.get("snapshots") or []}
 
 
 def snapshot_problem(facts: dict[str, Any], name: str, state: str) -> str:
     """Return why a snapshot cannot be created or rolled back to.
 
-    Old versions of the module report success for a rollback to a snapshot that does not exist.
+    Old versions of the module report success for a rollback to a snapshot that does not exist. A snapshot that is not
+    complete may be one whose Proxmox task has just begun, so the job is repeated.
     """
-    names = [snapshot["name"] for snapshot in facts.get("snapshots") or []]
+    if unfinished := _unfinished_by_name(facts).get(name):
+        remedy = f"if no Proxmox task works on it, remove it with `qm delsnapshot {facts['vmid']} {name} --force`"
+        return f"VM_LOCKED: snapshot {name} of VM {facts['vmid']} is not complete ({unfinished}): {remedy}"
     if state == "rolled_back":
-        return "" if name and name in names else f"NOT_FOUND: VM {facts['vmid']} has no snapshot {name}".rstrip()
+        is_there = name and name in complete_snapshots(facts)
+        return "" if is_there else f"NOT_FOUND: VM {facts['vmid']} has no snapshot {name}".rstrip()
     if not SNAPSHOT_NAME.fullmatch(name):
         return "INVALID_REQUEST: a snapshot's name starts with a letter and has 2 to 40 letters, digits, - and _"
     return ""

@@ -34,9 +34,12 @@ TASK_TYPES: dict[tuple[str, str], tuple[str, ...]] = {
 #: A VMID in a line of a clone task's log, in one of two groups.
 _NAMED_VMID = re.compile(r"\bID (\d+)\b|\bvm-(\d+)-")
 
-#: A line of a qmdestroy task's log about a disk that Proxmox could not remove. Proxmox 8 ends such a task with OK,
-#: Proxmox 9 with WARNINGS; the VM is destroyed in both cases.
-_KEPT_VOLUME = re.compile(r"Could not remove disk '([^']+)'")
+#: A line of a qmdestroy task's log about a volume that Proxmox could not remove: a disk, a disk on a storage that does
+#: not exist any more, or an image of an interrupted backup. Proxmox 8 ends such a task with OK, Proxmox 9 with
+#: WARNINGS; the VM is destroyed in both cases.
+_KEPT_VOLUME = re.compile(
+    r"(?:Could not remove disk|failed to get path and owner of volume|error removing fleecing image) '([^']+)'"
+)
 
 
 #: The status of a Proxmox task whose end is unknown: its worker was killed, or its log was removed.

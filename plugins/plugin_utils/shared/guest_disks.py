@@ -12,6 +12,8 @@ UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": GIB, "T": 1024 * GIB}
 #: Keys of a container's volumes and of a VM's disks in the configuration.
 VOLUME_KEY = re.compile(r"rootfs\Z|mp\d+\Z")
 DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide)\d+\Z")
+#: The end of the id of a cloud-init drive's volume.
+CLOUD_INIT_VOLUME = re.compile(r"[:/](?:vm-\d+-)?cloudinit(?:\.(?:raw|qcow2|vmdk))?\Z")
 #: When the key `boot` names no disk, Proxmox boots from the first disk in this order of buses.
 BOOT_BUSES = ("scsi", "virtio", "sata", "ide")
 
@@ -32,7 +34,13 @@ def disks_of(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def is_cdrom(drive: str) -> bool:
     """Return True for a CD-ROM or a cloud-init drive."""
-    return "media=cdrom" in drive or "cloudinit" in drive or drive.startswith(("none", "cdrom"))
+    volume, *options = drive.split(",")
+    return "media=cdrom" in options or volume in ("none", "cdrom") or is_cloud_init(drive)
+
+
+def is_cloud_init(drive: str) -> bool:
+    """Return True for a cloud-init drive. The name of its storage may be any."""
+    return CLOUD_INIT_VOLUME.search(drive.partition(",")[0]) is not None
 
 
 def size_of(drive: str) -> int:

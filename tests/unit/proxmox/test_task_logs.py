@@ -10,7 +10,11 @@ import re
 
 import pytest
 from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import failures
-from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.proxmox_tasks import error_with_cause, is_end_unknown
+from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.proxmox_tasks import (
+    error_with_cause,
+    is_end_unknown,
+    volumes_left_in,
+)
 
 from executor.shared.error_rules import classify_failure, classify_task_failure
 from executor.shared.reactions import Reaction
@@ -221,3 +225,13 @@ def test_a_line_that_a_module_quotes_does_not_say_how_its_task_ends() -> None:
         assert failures.is_outcome_unknown(answer)
         facts = {"vmid": 301, "reached": False, "task_error": "", "running_tasks": [], "lock": "", "status": "stopped"}
         assert failures.outcome_problem(facts, answer, "running").startswith("TASK_TIMEOUT: ")
+
+
+def test_each_line_about_a_volume_that_a_deletion_left_is_read() -> None:
+    log = [
+        "WARN: Could not remove disk 'local-lvm:vm-301-disk-0', check manually: busy",
+        "WARN: failed to get path and owner of volume 'gone:vm-301-disk-1': storage 'gone' does not exist",
+        "error removing fleecing image 'local-lvm:vm-301-fleece-0' - busy",
+        "WARN: failed to check if volume 'local-lvm:base-301-disk-2' is used by linked clones: busy",
+    ]
+    assert volumes_left_in(log) == ["local-lvm:vm-301-disk-0", "gone:vm-301-disk-1", "local-lvm:vm-301-fleece-0"]

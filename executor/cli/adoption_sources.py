@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def read_rows(file: Path) -> list[SourceRow]:
             raise CommandFailed(f"{file} is too large for a list of VMs")
         with file.open("rb") as opened_file:
             is_sqlite = opened_file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
-        entries = list(_read_sqlite(file) if is_sqlite else _read_text(file))
+        entries = list(islice(_read_sqlite(file) if is_sqlite else _read_text(file), MAX_ROWS + 1))
     except OSError as error:
         raise CommandFailed(f"{file} cannot be read: {error.strerror}") from None
     except (sqlite3.Error, csv.Error, ValueError, RecursionError) as error:

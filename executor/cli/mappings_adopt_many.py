@@ -26,7 +26,7 @@ from executor.cli.store import open_database
 from executor.cli.tables import show_heading, show_rows
 from executor.database import mappings
 from executor.database.engine import reading
-from executor.errors import EXIT_FAILURE, EXIT_SOME_FAILED
+from executor.errors import EXIT_FAILURE, EXIT_SOME_FAILED, JobError, SmithError
 from executor.model import MappingState
 from executor.proxmox.rows import VmRow
 
@@ -114,7 +114,7 @@ def _check(clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row: Sour
         is_mapped_to_this_vm = adoption.check_mappings()
     except (ServiceEnded, VmNotFound) as error:
         return Candidate(row=row, outcome=Outcome.LEFT_OUT, why=str(error))
-    except (UnusableReference, CommandFailed) as error:
+    except (UnusableReference, CommandFailed, JobError) as error:  # JobError: for example, the VM's node is down
         return Candidate(row=row, outcome=Outcome.REFUSED, why=str(error))
     is_unchanged = is_mapped_to_this_vm and adoption.has_marker and _is_up_to_date(engine, adoption)
     outcome = Outcome.UNCHANGED if is_unchanged else Outcome.ADOPT
@@ -157,7 +157,7 @@ def _execute(candidate: Candidate, reason: str) -> Candidate:
         return candidate
     try:
         candidate.adoption.execute(reason, is_mapped_to_this_vm=candidate.is_mapped_to_this_vm)
-    except CommandFailed as error:
+    except SmithError as error:
         return replace(candidate, outcome=Outcome.REFUSED, why=str(error))
     marker_text = "" if candidate.adoption.has_marker else "its marker was written"
     return replace(candidate, outcome=Outcome.ADOPTED, why=marker_text)

@@ -30,7 +30,7 @@ def find_vmids(settings: Settings, pattern: str) -> list[int]:
     """
     with temporary_private_folder() as folder:
         _write_inventory(folder / INVENTORY_FILE, settings)
-        command = [ansible_script("ansible-inventory"), "-i", INVENTORY_FILE, "--list", "--limit", pattern]
+        command = [ansible_script("ansible-inventory"), "-i", INVENTORY_FILE, "--list", f"--limit={pattern}"]
         environment = build_environment(folder, settings) | {
             "ANSIBLE_INVENTORY_ENABLED": INVENTORY_PLUGIN,
             "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "true",

@@ -21,7 +21,7 @@ from executor.cli.play_vm import build_request, complete_vm_variable
 from executor.cli.service_lock import lock_for
 from executor.cli.store import open_database_if_used
 from executor.cli.tables import show_heading, show_rows
-from executor.errors import EXIT_FAILURE, EXIT_SOME_FAILED, SmithError
+from executor.errors import EXIT_FAILURE, EXIT_SOME_FAILED, JobError, SmithError
 from executor.model import JobResult
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
@@ -134,10 +134,11 @@ def _build_requests(
     for vmid in play_hosts.find_vmids(settings, choices.pattern):
         try:
             identity = identity_of(reader, find_row_by_vmid(rows, vmid))
-            vm = complete_vm_variable(dict(operator_members), action, settings, identity, vm_options)
-            requests.append(build_request(action, vm, vm_options, is_check_mode=choices.check))
-        except UnusableReference as error:
+        except (UnusableReference, JobError) as error:  # JobError: for example, the VM's node does not answer
             outcomes.append(Outcome(vm={"vmid": vmid}, problem=str(error)))
+            continue
+        vm = complete_vm_variable(dict(operator_members), action, settings, identity, vm_options)
+        requests.append(build_request(action, vm, vm_options, is_check_mode=choices.check))
     return requests, outcomes
 
 

@@ -114,6 +114,21 @@ def test_the_database_of_the_php_agent_is_adopted_whole_and_a_second_run_changes
     assert file.read_bytes() == before
 
 
+def test_a_vm_that_cannot_be_read_is_one_refused_row(world: World) -> None:
+    lost, plain = world.service(None), world.service(None)
+    unreadable, vmid = world.add_vm(), world.add_vm()
+    file = php_database(world.cli.folder, [(lost, unreadable), (plain, vmid)])
+    world.lab.proxmox.control("fail", method="GET", path=f"*/qemu/{unreadable}/config", status=595, times=100)
+    try:
+        done = outcomes(world, file, "--yes", code=7)
+    finally:
+        world.lab.proxmox.control("clear_faults")
+    assert {pair: outcome for pair, (outcome, _why) in done.items()} == {
+        (lost, unreadable): "refused",
+        (plain, vmid): "adopted",
+    }
+
+
 @pytest.mark.parametrize("form", ["csv", "semicolons", "json"])
 def test_a_list_is_adopted_from_csv_and_json(world: World, form: str) -> None:
     service_id = world.service(None)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,22 @@ def test_ctrl_c_ends_the_playbooks_of_all_vms_and_starts_no_more(smith: Cli, pve
     assert (ended["error_code"], not_run["run_ident"]) == ("PLAYBOOK_FAILED", None)
     assert not_run["error_message"] == "not run, because the command was interrupted"
     assert only_run(smith).ended_at is not None
+
+
+def test_a_vm_that_disappears_after_the_inventory_was_read_is_one_failed_row(smith: Cli, pve: ProxmoxStandIn) -> None:
+    there, gone = made(pve), made(pve)
+    for vm in (there, gone):
+        pve.control("configure", vmid=vm["vmid"], values={"tags": "smith;fleeting"})
+    pve.control("hold", method="GET", path=f"/nodes/.*/qemu/{gone['vmid']}/snapshot")
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(smith, "play", "start", "--hosts", "tag_fleeting", "--json")
+        wait_until(pve.is_holding)
+        pve.control("remove", vmid=gone["vmid"])
+        pve.control("clear_faults")
+        done = running.result()
+    assert done.returncode == 7, done.stderr
+    outcomes = {vm["vmid"]: vm["succeeded"] for vm in json.loads(done.stdout)["vms"]}
+    assert outcomes == {there["vmid"]: True, gone["vmid"]: False}
 
 
 def test_a_killed_command_ends_its_playbook_and_blocks_the_service_until_its_lease_expires(

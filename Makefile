@@ -15,7 +15,7 @@ COSTS := .pytest_cache/costs.jsonl
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab man test contract slowest browser-test collection-test check security format bench chaos real-core kill-matrix explore strangers mutation fuzz image image-test release release-test constraints clean
+.PHONY: help setup demo lab man test contract slowest browser-test collection-test check security format bench chaos real-core kill-matrix explore strangers mutation fuzz image image-test lab-test release release-test constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,6 +95,9 @@ image: ## build the container image without a registry, on a local Debian base u
 
 image-test: $(STAMP) ## build the image and test it as an operator uses it; FAULTS=1 also tests images with a fault
 	@deploy/image/test.sh $(BIN)
+
+lab-test: $(STAMP) ## run our own lab tests with `smith lab-test`, in the lab of LAB_PROXMOX_* or on a stand-in
+	@$(BIN)/smith lab-test
 
 release: $(STAMP) ## build every part of a release in dist/, with checksums; IMAGE=0: without image, DRY_RUN=1: without checks
 	@deploy/release.sh $(BIN)

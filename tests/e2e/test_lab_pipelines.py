@@ -10,11 +10,14 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from smith_lab.lab_test.cluster import LabCluster
 from smith_lab.lab_test.lab_settings import PREFIX
+from smith_lab.lab_test.reserved_range import ReservedRange, new_lease
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from smith_lab.system import wait_for
 from support import clock_shift
@@ -113,11 +116,14 @@ def test_a_killed_pipeline_is_swept_and_nothing_else_is_touched(stand_in: Proxmo
     assert {row["outcome"] for row in dry} == {"kept"}
     assert lab_vmids(stand_in) == before | left
     (tmp_path / "shift").write_text(str(EXPIRED_AFTER_S))
-    later = {"LD_PRELOAD": str(library), "CLOCK_SHIFT_FILE": str(tmp_path / "shift")}
-    dry = sweep(stand_in, tmp_path, **later)
+    ahead = {"LD_PRELOAD": str(library), "CLOCK_SHIFT_FILE": str(tmp_path / "shift")}
+    dry = sweep(stand_in, tmp_path, "--apply", **ahead)  # on a machine whose clock is ahead
+    assert {row["outcome"] for row in dry} == {"kept"}
+    stand_in.control("clock", shift_s=EXPIRED_AFTER_S)
+    dry = sweep(stand_in, tmp_path)
     assert {row["vmid"] for row in dry if row["outcome"] == "would be removed"} == left
     assert lab_vmids(stand_in) == before | left
-    swept = sweep(stand_in, tmp_path, "--apply", **later)
+    swept = sweep(stand_in, tmp_path, "--apply")
     assert {row["vmid"] for row in swept if row["outcome"] == "removed"} == left
     assert lab_vmids(stand_in) == before
     touched = {
@@ -138,6 +144,74 @@ def test_the_example_of_the_documentation_passes_without_a_lab(tmp_path: Path) -
     assert run.returncode == 0, output
     assert report_counts(tmp_path / "report.xml") == ("4", "0", "0")
     assert "test_park_takes_a_snapshot_and_stops_the_vm" in (tmp_path / "report.html").read_text()
+
+
+def test_our_own_tests_skip_nothing_on_a_stand_in(tmp_path: Path) -> None:
+    """These are the tests that a lab without a second node, a backup storage or a template of containers skips."""
+    optional = "(check_mode_changes and (migrate or backup)) or (test_containers and not keeps)"
+    run = start(["lab-test", "-k", optional, "--junit", str(tmp_path / "report.xml")], environment(None), tmp_path)
+    output, _none = run.communicate(timeout=TIMEOUT_S)
+    assert run.returncode == 0, output
+    count, failures, skipped = report_counts(tmp_path / "report.xml")
+    assert (int(count or 0) >= 3, failures, skipped) == (True, "0", "0"), output
+
+
+@contextmanager
+def waiting_pipeline(stand_in: ProxmoxStandIn, folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A pipeline whose test waits, with a VM, until the file `go` is in the folder `signs`."""
+    (folder / "test_waiting.py").write_text(WAITING_TEST)
+    (folder / "signs").mkdir()
+    command = ["lab-test", "test_waiting.py", "--time-limit", "600", "--junit", "report.xml", *arguments]
+    pipeline = start(command, environment(stand_in, SIGNS=str(folder / "signs")), folder)
+    try:
+        wait_for(lambda: list((folder / "signs").iterdir()), TIMEOUT_S, "the pipeline to have a VM")
+        yield pipeline
+    finally:
+        if pipeline.poll() is None:
+            os.killpg(pipeline.pid, signal.SIGKILL)
+        pipeline.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_cancelled_pipeline_writes_its_report_and_leaves_nothing(
+    stand_in: ProxmoxStandIn, tmp_path: Path, number: int
+) -> None:
+    before = lab_vmids(stand_in)
+    with waiting_pipeline(stand_in, tmp_path) as pipeline:
+        pipeline.send_signal(number)  # only to this process, as CI systems do
+        output, _none = pipeline.communicate(timeout=TIMEOUT_S)
+    assert pipeline.returncode == 2, output
+    assert output.startswith(f"lab: {stand_in.host}:{stand_in.port}\n")
+    assert report_counts(tmp_path / "report.xml")[0] is not None
+    assert lab_vmids(stand_in) == before
+
+
+def test_a_pipeline_whose_reservation_was_taken_ends_its_tests_and_removes_nothing(
+    stand_in: ProxmoxStandIn, tmp_path: Path
+) -> None:
+    """Its machine was suspended, so that its reservation has expired."""
+    cluster = LabCluster(lab_settings(stand_in))
+    with waiting_pipeline(stand_in, tmp_path) as pipeline:
+        holder = next(guest for guest in cluster.guests(range(FIRST, FIRST + 3 * SIZE)) if "-lease" in guest.name)
+        taken = ReservedRange(vmids=range(holder.vmid, holder.vmid + SIZE), lease=new_lease(0), base_prefix="smith-lab")
+        cluster.replace_name_and_notes(holder, taken.lease_name, taken.lease.notes())
+        left = lab_vmids(stand_in)
+        output, _none = pipeline.communicate(timeout=TIMEOUT_S)
+    assert f"VM {holder.vmid} no longer reserves VMIDs for this run: pytest is interrupted" in output
+    assert pipeline.returncode == 2, output
+    assert holder.vmid in lab_vmids(stand_in) <= left
+
+
+def test_a_lab_that_cannot_be_reached_at_the_end_does_not_hide_that_the_tests_passed(
+    stand_in: ProxmoxStandIn, tmp_path: Path
+) -> None:
+    with waiting_pipeline(stand_in, tmp_path) as pipeline:
+        stand_in.control("fail", method="GET", path="/cluster/resources", status=0, times=1000)
+        (tmp_path / "signs" / "go").touch()
+        output, _none = pipeline.communicate(timeout=TIMEOUT_S)
+    assert report_counts(tmp_path / "report.xml")[0] == "1"
+    assert "the guests of this run cannot be removed" in output
+    assert pipeline.returncode == 1, output
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,8 @@ class LabProxmox:
         certificate, key = make_certificates(self.folder, "127.0.0.1")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
-        upstream = f"https://{self.lab.host}:{self.lab.port}"
         verify = (self.lab.ca_bundle or True) if self.lab.validate_certs else False
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(upstream, verify, self.log))
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self.lab.url, verify, self.log))
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return int(server.server_address[1])
@@ -178,12 +177,20 @@ class LabBench(Bench):
         )
 
     def free_vmids(self) -> Iterator[int]:
-        """Yield free VMIDs of the range again and again, as each test frees its own."""
-        for vmid in itertools.cycle(range(self.cluster.lab.vmid_min, self.cluster.lab.vmid_max + 1)):
+        """Yield free VMIDs of the range again and again, as each test frees its own.
+
+        Raises LabError if all are in use.
+        """
+        vmids, used_in_a_row = range(self.cluster.lab.vmid_min, self.cluster.lab.vmid_max + 1), 0
+        for vmid in itertools.cycle(vmids):
+            if used_in_a_row == len(vmids):
+                raise LabError(f"all VMIDs from {vmids[0]} to {vmids[-1]} are in use")
             try:
                 self.cluster.api.cluster.nextid.get(vmid=vmid)
             except ResourceException:
+                used_in_a_row += 1
                 continue
+            used_in_a_row = 0
             yield vmid
 
     def vm(self, **more: Any) -> dict[str, Any]:

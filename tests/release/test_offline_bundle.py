@@ -6,6 +6,7 @@ are downloaded when the release is built, which is outside of the namespace.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -16,16 +17,22 @@ import sys
 import tarfile
 import time
 import tomllib
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from smith_lab.lab_test.open_lab import stand_in_settings
+from smith_lab.proxmox.stand_in import running_stand_in
+from support.ci_pipelines import SHELLS, shell_steps
 
 PROJECT = Path(__file__).resolve().parents[2]
 VERSION = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
 #: The user namespace lets a user who is not root create the network namespace.
 NO_NETWORK = ("unshare", "--map-root-user", "--net")
+#: The pipeline of deploy/ci whose steps run with the bundle. All pipelines have the same steps.
+PIPELINE = "Jenkinsfile"
 #: Exits with 0 if an address outside of this machine has no route.
 NO_ROUTE = """
 import errno, socket
@@ -171,3 +178,43 @@ def test_a_second_run_adds_the_lab(
     run(*NO_NETWORK, venv / "bin" / "python", "-c", "import fakepve, smith_lab.demo", folder=tmp_path)
     for text in figures:
         figure(text)
+
+
+@pytest.fixture(scope="module")
+def pipeline(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the step `Install` of a pipeline in the example repository, without network; return the repository."""
+    repository = tmp_path_factory.mktemp("pipeline") / "repository"
+    shutil.copytree(PROJECT / "docs" / "examples" / "lab", repository, ignore=shutil.ignore_patterns("__pycache__"))
+    (archive,) = dist.glob("*-offline-*.tar")
+    install, *_further = shell_steps(PIPELINE)["test"]
+    variables = {
+        "AGENT_SMITH_BUNDLE_URL": archive.as_uri(),
+        "AGENT_SMITH_BUNDLE_SHA256": hashlib.sha256(archive.read_bytes()).hexdigest(),
+    }
+    run(*NO_NETWORK, *SHELLS[PIPELINE], install, folder=repository, PYTHON=sys.executable, **variables)
+    return repository
+
+
+def test_a_pipeline_tests_the_example_repository_with_the_bundle(pipeline: Path) -> None:
+    _install, test = shell_steps(PIPELINE)["test"]
+    said = run(*SHELLS[PIPELINE], test, folder=pipeline)
+    assert said.startswith("lab: a stand-in for Proxmox\n")
+    (suite,) = ET.parse(pipeline / "report.xml").getroot().iter("testsuite")  # noqa: S314 (pytest wrote it)
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors"), suite.get("skipped")) == (
+        "4",
+        "0",
+        "0",
+        "0",
+    )
+
+
+def test_a_pipeline_sweeps_the_lab_with_the_bundle(pipeline: Path) -> None:
+    _install, sweep = shell_steps(PIPELINE)["sweep"]
+    with running_stand_in(folder=pipeline / "pve") as lab:
+        said = run(*SHELLS[PIPELINE], sweep, folder=pipeline, **stand_in_settings(lab).variables())
+    assert "nothing is in the lab's VMIDs" in said
+
+
+def test_the_bundle_has_our_own_lab_tests(pipeline: Path) -> None:
+    said = run(pipeline / ".smith" / "bin" / "smith", "lab-test", "-k", "second_start", folder=pipeline)
+    assert "1 passed" in said

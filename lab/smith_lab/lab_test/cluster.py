@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import requests
@@ -23,6 +25,11 @@ TIMEOUT_S = 60
 TASK_TIMEOUT_S = 300
 TASK_INTERVAL_S = 0.2
 GIB = 1024**3
+#: The keys of a VM's configuration that name a disk. A drive without a medium is no disk.
+_DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide|efidisk|tpmstate|unused)\d+")
+_NO_DISK = ("none", "cdrom")
+#: The end of the name of each VM that reserves a range, whatever its prefix is.
+_LEASE_NAME = re.compile(r".+-[0-9a-f]{6}-lease")
 
 
 class LabError(SmithError):
@@ -31,6 +38,10 @@ class LabError(SmithError):
 
 class ChangedMeanwhile(LabError):
     """Another client has created, changed or removed the VM first."""
+
+
+class NoAnswer(LabError):
+    """Proxmox did not answer. It may have done what was requested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +57,8 @@ class Guest:
     digest: str = ""  #: of the configuration
     is_template: bool = False
     is_protected: bool = False
+    is_used: bool = False  #: of a VM with the name of a lease: it runs, or has a disk
+    problem: str = ""  #: why the configuration could not be read; then only VMID, node, kind and lock are known
 
 
 class LabCluster:
@@ -54,6 +67,11 @@ class LabCluster:
     def __init__(self, lab: LabSettings) -> None:
         connection = ProxmoxConnection.from_settings(lab.executor_settings())
         self.lab = lab
+        self.session = requests.Session()
+        self.session.trust_env = False
+        self.session.verify = connection.verify if isinstance(connection.verify, bool) else str(connection.verify)
+        login = f"{connection.user}!{connection.token_id}={connection.token_secret}"
+        self.session.headers["Authorization"] = f"PVEAPIToken={login}"
         self.reader = ProxmoxReader(connection, timeout_s=TIMEOUT_S)
         self.api = ProxmoxAPI(
             connection.host,
@@ -61,11 +79,22 @@ class LabCluster:
             user=connection.user,
             token_name=connection.token_id,
             token_value=connection.token_secret,
-            verify_ssl=connection.verify if isinstance(connection.verify, bool) else str(connection.verify),
+            verify_ssl=self.session.verify,
             timeout=TIMEOUT_S,
         )
 
     # --- reading ---
+
+    def now(self) -> float:
+        """Return the time of the lab's Proxmox. All pipelines compare expiries with this clock, never with their own.
+
+        Raises NoAnswer.
+        """
+        answer = _requested(lambda: self.session.get(f"{self.lab.url}/api2/json/version", timeout=TIMEOUT_S))
+        try:
+            return parsedate_to_datetime(answer.headers["Date"]).timestamp()
+        except (KeyError, TypeError, ValueError) as exc:
+            raise NoAnswer("Proxmox's answer has no date") from exc
 
     def guests(self, vmids: range) -> list[Guest]:
         """Return the guests with these VMIDs, with their configurations, in the order of their VMIDs."""
@@ -83,29 +112,52 @@ class LabCluster:
             raise LabError(f"the template {template} does not exist, or the token may not see it")
         return -(-row.max_disk_bytes // GIB)
 
+    def leases_and_guests(self, vmids: range) -> list[Guest]:
+        """Return the guests with these VMIDs, and all VMs of the cluster with the name of a lease.
+
+        The list has no name of a new VM yet, so the configuration of such a VM is read, too.
+        """
+        rows = [
+            row
+            for row in sorted(self.reader.vms(), key=lambda row: row.vmid)
+            if row.vmid in vmids or not row.has_statistics or _LEASE_NAME.fullmatch(row.name)
+        ]
+        guests = [guest for row in rows if (guest := self._guest(row)) is not None]
+        return [guest for guest in guests if guest.vmid in vmids or _LEASE_NAME.fullmatch(guest.name)]
+
     def archives(self) -> list[ArchiveRow]:
         """Return the backups on the lab's backup storage; none if the lab has no backup storage."""
         return self.reader.archives(self.lab.node, self.lab.backup_storage) if self.lab.backup_storage else []
 
     def _guest(self, row: VmRow) -> Guest | None:
-        """Return a listed guest with its configuration; None if it was moved or removed after the list was read."""
+        """Return a listed guest with its configuration; None if it was moved or removed after the list was read.
+
+        A guest of a node that does not answer must not stop all others, so it has a `problem`.
+        """
         try:
             config = self.reader.vm_config(row.node, row.vmid, kind=row.kind)
         except JobError as error:
             if error.code is ErrorCode.PVE_CONFLICT:
                 return None
-            raise
+            return Guest(vmid=row.vmid, node=row.node, kind=row.kind, lock=row.lock, problem=str(error))
+        name = str(config.get("hostname" if row.kind == GuestKind.LXC else "name") or "")
         return Guest(
             vmid=row.vmid,
             node=row.node,
             kind=row.kind,
-            name=str(config.get("hostname" if row.kind == GuestKind.LXC else "name") or ""),
+            name=name,
             notes=str(config.get("description") or ""),
             lock=str(config.get("lock") or row.lock),
             digest=str(config.get("digest") or ""),
             is_template=str(config.get("template")) == "1",
             is_protected=str(config.get("protection")) == "1",
+            is_used=bool(_LEASE_NAME.fullmatch(name)) and (_has_disk(config) or self._is_running(row)),
         )
+
+    def _is_running(self, row: VmRow) -> bool:
+        """Return whether a VM runs. The list of guests may still have an earlier status."""
+        status = _requested(getattr(self.api.nodes(row.node), row.kind)(row.vmid).status.current.get)
+        return str(status.get("status")) != "stopped"
 
     # --- changes ---
 
@@ -118,7 +170,7 @@ class LabCluster:
             if "already exists" in str(error):
                 raise ChangedMeanwhile(str(error)) from error
             raise
-        self._wait(self.lab.node, upid)
+        self.wait_for_task(self.lab.node, upid)
 
     def replace_name_and_notes(self, guest: Guest, name: str, notes: str) -> None:
         """Change a VM with one request. Raises ChangedMeanwhile unless the VM still is as it was read."""
@@ -130,21 +182,28 @@ class LabCluster:
                 raise ChangedMeanwhile(str(error)) from error
             raise
 
+    def remove_stopped(self, guest: Guest) -> None:
+        """Remove a VM without stopping it: Proxmox refuses this if the VM runs. Raises LabError."""
+        vm = self.api.nodes(guest.node).qemu(guest.vmid)
+        if guest.is_protected:
+            _requested(lambda: vm.config.put(protection=0))
+        self.wait_for_task(guest.node, _requested(vm.delete))
+
     def remove(self, guest: Guest) -> None:
         """Stop the guest if it runs, and remove it with its disks. Raises LabError."""
         api = getattr(self.api.nodes(guest.node), guest.kind)(guest.vmid)
         if guest.is_protected:
             _requested(lambda: api.config.put(protection=0))
         if _requested(api.status.current.get).get("status") == "running":
-            self._wait(guest.node, _requested(api.status.stop.post))
-        self._wait(guest.node, _requested(api.delete))
+            self.wait_for_task(guest.node, _requested(api.status.stop.post))
+        self.wait_for_task(guest.node, _requested(api.delete))
 
     def remove_archive(self, volume: str) -> None:
         """Remove the backup with this volume. Raises LabError."""
         storage = self.api.nodes(self.lab.node).storage(self.lab.backup_storage)
-        self._wait(self.lab.node, _requested(storage.content(volume).delete))
+        self.wait_for_task(self.lab.node, _requested(storage.content(volume).delete))
 
-    def _wait(self, node: str, upid: Any) -> None:
+    def wait_for_task(self, node: str, upid: Any) -> None:
         """Wait until a Proxmox task has ended. Raises LabError if it failed. An answer without a task needs no wait."""
         if not str(upid or "").startswith("UPID:"):
             return
@@ -168,4 +227,11 @@ def _requested(request: Callable[[], Any]) -> Any:
     except ResourceException as exc:
         raise LabError(f"{exc.status_code} {exc.status_message}: {exc.content}") from exc
     except requests.RequestException as exc:
-        raise LabError(f"Proxmox does not answer: {type(exc).__name__}") from exc
+        raise NoAnswer(f"Proxmox does not answer: {type(exc).__name__}") from exc
+
+
+def _has_disk(config: Mapping[str, Any]) -> bool:
+    """Return whether a VM's configuration names a disk."""
+    return any(
+        _DISK_KEY.fullmatch(key) and str(value).partition(",")[0] not in _NO_DISK for key, value in config.items()
+    )

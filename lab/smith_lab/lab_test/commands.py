@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +28,8 @@ from smith_lab.lab_test.open_lab import LabRun, open_lab, reserved_run
 from smith_lab.lab_test.reserved_range import utc_text
 from smith_lab.lab_test.run_tests import LabTestRequest, run_tests
 
+#: How long `smith lab-test` waits for a free range.
+DEFAULT_WAIT_S = 600
 #: pytest's exit code for a wrong use: the lab is not configured, not fit, or has no free range. No test has run.
 EXIT_NOT_RUN = 4
 COLUMNS = {"vmid": "VMID", "name": "NAME", "outcome": "OUTCOME", "reason": "REASON"}
@@ -47,6 +52,12 @@ def lab_test(  # noqa: PLR0917 (typer passes all by name)
     time_limit_s: Annotated[
         int, typer.Option("--time-limit", metavar="SECONDS", min=60, max=86_400, help="Then the tests are ended.")
     ] = 3600,
+    wait_s: Annotated[
+        int,
+        typer.Option(
+            "--wait", metavar="SECONDS", min=0, max=86_400, help="How long to wait for VMIDs if all are reserved."
+        ),
+    ] = DEFAULT_WAIT_S,
 ) -> None:
     """Test playbooks in a lab: the Proxmox that LAB_PROXMOX_* names, or a stand-in without them.
 
@@ -54,8 +65,15 @@ def lab_test(  # noqa: PLR0917 (typer passes all by name)
     Other runs in the same lab do not matter. The exit code is pytest's; 4 also if the lab cannot be used.
     """
     request = LabTestRequest(
-        paths=paths or (), junit=junit, html=html, keyword=keyword, keep=keep, time_limit_s=time_limit_s
+        paths=paths or (),
+        junit=junit,
+        html=html,
+        keyword=keyword,
+        keep=keep,
+        time_limit_s=time_limit_s,
+        wait_s=wait_s,
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the reservation ends, too
     try:
         exit_code = _test(request)
     except SmithError as error:
@@ -65,6 +83,8 @@ def lab_test(  # noqa: PLR0917 (typer passes all by name)
 
 
 def _test(request: LabTestRequest) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # before the output of pytest, which writes to the same file
+        sys.stdout.reconfigure(line_buffering=True)
     with ExitStack() as stack:
         lab = stack.enter_context(open_lab(os.environ))
         redactor.add(lab.token_secret)
@@ -78,7 +98,9 @@ def _test(request: LabTestRequest) -> int:
         if not is_fit(checks):
             show_error("the lab is not fit for the tests")
             return EXIT_NOT_RUN
-        with reserved_run(lab, time_limit_s=request.time_limit_s, keep=request.keep) as run:
+        with reserved_run(
+            lab, time_limit_s=request.time_limit_s, keep=request.keep, wait_s=request.wait_s, report=show_text
+        ) as run:
             vmids = run.reserved.vmids
             show_text(f"reserved: the VMIDs {vmids[0]} to {vmids[-1]} and names with {run.reserved.prefix}")
             exit_code = run_tests(run, request)

@@ -9,7 +9,7 @@ from typing import Any
 
 from executor.shared.marker import service_in
 from smith_lab.fulcrum_setup import AdminClient, bootstrap
-from smith_lab.lab_test.cluster import LabCluster
+from smith_lab.lab_test.guest_actions import GuestActions
 from smith_lab.lab_test.lab_settings import IMAGE
 from smith_lab.lab_test.open_lab import LabRun
 from smith_lab.simulator.control import running_simulator
@@ -40,8 +40,12 @@ class _Login:
 
 
 @contextmanager
-def running_fulcrum(run: LabRun, folder: Path, actions_folder: Path | None = None) -> Iterator[LabFulcrum]:
-    """Run a simulator and an agent for the `with` block, and remove the guests of its services afterwards."""
+def running_fulcrum(guests: GuestActions, folder: Path, *, keep: bool = False) -> Iterator[LabFulcrum]:
+    """Run a simulator and an agent for the `with` block. Then remove the guests of its services, unless `keep` is set.
+
+    The agent uses the VMIDs of `guests`.
+    """
+    run = guests.run
     with ExitStack() as stack:
         simulator = stack.enter_context(running_simulator(new_service_id=run.reserved.new_service_id))
         admin = stack.enter_context(AdminClient(simulator.url))
@@ -51,20 +55,21 @@ def running_fulcrum(run: LabRun, folder: Path, actions_folder: Path | None = Non
             admin=admin,
             ids=bootstrap(admin),
             proxmox=_Login(run),  # type: ignore[arg-type]
-            settings=_agent_settings(run, actions_folder),
+            settings=_agent_settings(guests),
             _simulator=simulator,
         )
-        lab.run, lab.template_disk_gib = run, LabCluster(run.settings).disk_gib(run.settings.template)
+        lab.run, lab.template_disk_gib = run, guests.cluster.disk_gib(run.settings.template)
         lab.start_executor()
         try:
             yield lab
         finally:
             lab.stop_executor()
-            _remove_guests(run, {str(service["id"]) for service in admin.list_services()})
+            if not keep:
+                _remove_guests(guests, {str(service["id"]) for service in admin.list_services()})
 
 
-def _agent_settings(run: LabRun, actions_folder: Path | None) -> dict[str, str]:
-    lab = run.settings
+def _agent_settings(guests: GuestActions) -> dict[str, str]:
+    lab = guests.run.settings
     settings = {
         "PROXMOX_TEMPLATES": f"{IMAGE}={lab.template}",
         "PROXMOX_OS_TEMPLATES": f"{IMAGE}={lab.os_template}" if lab.os_template else "",
@@ -72,15 +77,14 @@ def _agent_settings(run: LabRun, actions_folder: Path | None) -> dict[str, str]:
         "PROXMOX_BRIDGE": lab.bridge,
         "PROXMOX_NODES": ",".join(name for name in (lab.node, lab.second_node) if name),
         "PROXMOX_BACKUP_STORAGE": lab.backup_storage,
-        "PROXMOX_VMID_MIN": str(run.reserved.guest_vmids[0]),
-        "PROXMOX_VMID_MAX": str(run.reserved.guest_vmids[-1]),
-        "SMITH_ACTIONS_PATH": str(actions_folder or ""),
+        "PROXMOX_VMID_MIN": str(guests.vmids[0]),
+        "PROXMOX_VMID_MAX": str(guests.vmids[-1]),
+        "SMITH_ACTIONS_PATH": str(guests.actions_folder or ""),
     }
     return {name: value for name, value in settings.items() if value}
 
 
-def _remove_guests(run: LabRun, service_ids: set[str]) -> None:
-    cluster = LabCluster(run.settings)
-    for guest in cluster.guests(run.reserved.guest_vmids):
+def _remove_guests(guests: GuestActions, service_ids: set[str]) -> None:
+    for guest in guests.cluster.guests(guests.vmids):
         if service_in(guest.notes) in service_ids:
-            cluster.remove(guest)
+            guests.cluster.remove(guest)

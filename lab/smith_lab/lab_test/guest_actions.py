@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +17,16 @@ from executor.model import GuestKind, JobResult
 from executor.runs import actions
 from executor.runs.actions import Action, ansible_home
 from executor.settings.settings import Settings
-from smith_lab.lab_test.cluster import LabCluster
+from smith_lab.lab_test.cluster import LabCluster, LabError
 from smith_lab.lab_test.judge import token_of_guest
 from smith_lab.lab_test.lab_settings import IMAGE
-from smith_lab.lab_test.open_lab import LabRun
+from smith_lab.lab_test.open_lab import CLEANUP_S, LabRun
 
 #: How long the actions of a test may take. A test may pass another `timeout_s`.
 TIMEOUTS = {"timeout_s": 300, "shutdown_timeout_s": 20}
 CONTAINER_DISK_GIB = 4
+#: A label is a part of a guest's name, which is a DNS name of at most 63 characters.
+LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?")
 #: The members of `vm` that identify a guest. The others are what a new guest is requested to be.
 IDENTITY = ("service_id", "vmid", "name", "node", "kind", "cluster")
 
@@ -49,18 +52,41 @@ class GuestActions:
         return self.run.settings.executor_settings(**more)
 
     @cached_property
-    def _vmids(self) -> Iterator[int]:
+    def vmids(self) -> range:
+        """The VMIDs of this worker's guests."""
         number, count = self.worker
-        return itertools.cycle(self.run.reserved.guest_vmids[number::count])
+        vmids = self.run.reserved.guest_vmids
+        return vmids[len(vmids) * number // count : len(vmids) * (number + 1) // count]
+
+    @cached_property
+    def _next_vmids(self) -> deque[int]:
+        return deque(self.vmids)
+
+    def _free_vmid(self) -> int:
+        """Return a free VMID, the one that was not used for the longest time. Raises LabError if there is none."""
+        for _each in self.vmids:
+            vmid = self._next_vmids[0]
+            self._next_vmids.rotate(-1)
+            if self.cluster.reader.is_vmid_free(vmid):
+                return vmid
+        raise LabError(
+            f"this run has {len(self.vmids)} VMIDs for guests, and all are in use: remove guests earlier, set "
+            "LAB_PROXMOX_RANGE_SIZE, or run fewer tests with --keep"
+        )
 
     @cached_property
     def _template_disk_gib(self) -> int:
         return self.cluster.disk_gib(self.run.settings.template)
 
     def new_vm(self, label: str = "vm", **members: Any) -> dict[str, Any]:
-        """Return the variable `vm` of a guest that does not exist yet, with an identity of this run."""
+        """Return the variable `vm` of a guest that does not exist yet, with an identity of this run.
+
+        Raises LabError if the label cannot be a part of a name, or if no VMID is free.
+        """
+        if not LABEL.fullmatch(label):
+            raise LabError(f"the label {label!r} is not one of 1 to 20 lower-case letters, digits and hyphens")
         service_id = self.run.reserved.new_service_id()
-        vmid = next(vmid for vmid in self._vmids if self.cluster.reader.is_vmid_free(vmid))
+        vmid = self._free_vmid()
         name = f"{self.run.reserved.prefix}-{label}-{service_id[:8]}"
         is_container = members.get("kind") == GuestKind.LXC
         source = {"os_template": IMAGE} if is_container else {"template": IMAGE}
@@ -89,6 +115,8 @@ class GuestActions:
         return self._run(action, {**vm, **members}, check=check)
 
     def _run(self, action: Action, vm: dict[str, Any], *, check: bool) -> JobResult:
+        if self.cluster.now() >= self.run.reserved.lease.until - CLEANUP_S:
+            raise LabError("the reservation of this run ends, and then its VMIDs may be another run's")
         options = action_checks.read_vm_options(action.playbook)
         complete = complete_vm_variable(vm, action, self.settings, {}, options)
         request = build_request(action, complete, options, is_check_mode=check)

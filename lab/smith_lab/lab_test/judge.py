@@ -14,7 +14,7 @@ from smith_lab.lab_test.cluster import Guest
 from smith_lab.lab_test.lab_settings import LabSettings
 from smith_lab.lab_test.reserved_range import Lease, lease_in, lease_of_service, token_in_name, utc_text
 
-#: The clocks of pipelines may differ by so much: a lease counts as expired only so long after its expiry.
+#: The clocks of a cluster's nodes may differ by so much: a lease counts as expired only so long after its expiry.
 GRACE_S = 120
 
 
@@ -66,7 +66,7 @@ def judge_archives(
     }
     findings = []
     for archive in archives:
-        lease = lease_of_service(service_in(archive.notes))
+        lease = lease_of_archive(archive, lab)
         if lease is None or not lab.vmid_min <= archive.vmid <= lab.vmid_max:
             continue
         is_live = lease.token in live_tokens or not is_expired(lease, now)
@@ -75,16 +75,36 @@ def judge_archives(
     return findings
 
 
+def lease_of_archive(archive: ArchiveRow, lab: LabSettings) -> Lease | None:
+    """Return the lease of the run that made a backup; None if the notes have not a name and the marker of one run."""
+    lease = lease_of_service(service_in(archive.notes))
+    name = archive.notes.lstrip().partition("\n")[0].strip()
+    return lease if lease is not None and token_in_name(name, lab.name_prefix) == lease.token else None
+
+
 def lease_of_vm(guest: Guest, lab: LabSettings) -> Lease | None:
-    """Return the lease of a VM that reserves a range; None if the VM does not reserve one."""
+    """Return the lease of a VM that reserves a range; None if the VM does not reserve one.
+
+    A VM that runs or has a disk reserves nothing: somebody uses it, so it is neither taken over nor removed.
+    """
     lease = lease_in(guest.notes)
     is_named = lease is not None and guest.name == f"{lab.name_prefix}-{lease.token}-lease"
     is_first = any(guest.vmid == vmids[0] for vmids in lab.ranges())
-    return lease if is_named and is_first else None
+    return lease if is_named and is_first and not guest.is_used else None
+
+
+def leased_vmids(guests: Iterable[Guest], now: float, own_token: str = "") -> list[range]:
+    """Return the VMIDs that other runs have reserved, whatever their prefix and the size of their ranges are."""
+    leases = [(guest, lease) for guest in guests if (lease := lease_in(guest.notes)) is not None]
+    return [
+        range(guest.vmid, max(guest.vmid, lease.last) + 1)
+        for guest, lease in leases
+        if guest.name.endswith(f"-{lease.token}-lease") and lease.token != own_token and not is_expired(lease, now)
+    ]
 
 
 def is_expired(lease: Lease, now: float) -> bool:
-    """Return whether a lease has expired for every clock that may differ by GRACE_S."""
+    """Return whether a lease has expired on every node, whose clocks may differ by GRACE_S."""
     return now >= lease.until + GRACE_S
 
 
@@ -93,19 +113,28 @@ def token_of_guest(guest: Guest, lab: LabSettings) -> str:
 
     A clone has no marker until its configuration is changed: then its name counts.
     """
-    token = token_in_name(guest.name, lab.name_prefix)
+    token = "" if guest.is_used else token_in_name(guest.name, lab.name_prefix)
     if not markers_in(guest.notes):
         return token
     lease = lease_of_service(service_in(guest.notes))
     return token if lease is not None and lease.token == token else ""
 
 
+def _foreign_reason(guest: Guest, lab: LabSettings) -> str:
+    """Return why a guest is none of a run, whatever its marker says; '' if it may be one."""
+    if guest.problem:
+        return f"its configuration cannot be read: {guest.problem}"
+    if not lab.vmid_min <= guest.vmid <= lab.vmid_max or not token_in_name(guest.name, lab.name_prefix):
+        return "its name is not one of the lab"
+    if guest.is_used:
+        return "it has the name of a reservation, but runs or has a disk"
+    return "it is a template" if guest.is_template else ""
+
+
 def _judge_guest(guest: Guest, lab: LabSettings, until_by_token: Mapping[str, int], now: float) -> tuple[bool, str]:
     """Return whether a guest may be removed, and why. Whose range it is in makes no difference here."""
-    if not lab.vmid_min <= guest.vmid <= lab.vmid_max or not token_in_name(guest.name, lab.name_prefix):
-        return False, "its name is not one of the lab"
-    if guest.is_template:
-        return False, "it is a template"
+    if reason := _foreign_reason(guest, lab):
+        return False, reason
     until = _expiry_of(guest, lab, until_by_token)
     if until is None:
         return False, "it does not have the lab's marker"

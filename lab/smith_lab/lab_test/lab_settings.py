@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from executor.errors import SettingsError
+from executor.proxies import host_in_url
 from executor.settings.settings import Settings
 from executor.settings.types import MAX_VMID, MIN_VMID
 
@@ -64,9 +66,19 @@ class LabSettings:
         if not MIN_VMID <= self.vmid_min <= self.vmid_max <= MAX_VMID:
             raise SettingsError(f"{PREFIX}VMID_MIN and {PREFIX}VMID_MAX are no range of VMIDs")
         is_name = self.name_prefix.replace("-", "").isalnum() and self.name_prefix.isascii()
+        is_name = is_name and self.name_prefix == self.name_prefix.lower()
         if not is_name or len(self.name_prefix) > MAX_PREFIX_LENGTH or self.name_prefix.strip("-") != self.name_prefix:
-            text = f"1 to {MAX_PREFIX_LENGTH} letters, digits and hyphens"
+            text = f"1 to {MAX_PREFIX_LENGTH} lower-case letters, digits and hyphens"
             raise SettingsError(f"{PREFIX}NAME_PREFIX must be {text}, without a hyphen at its beginning or end")
+        if re.search(r"(^|-)[0-9a-f]{6}(-|$)", self.name_prefix):
+            raise SettingsError(
+                f"{PREFIX}NAME_PREFIX must have no part of six hexadecimal digits, as tokens of runs are"
+            )
+
+    @property
+    def url(self) -> str:
+        """The URL of the lab's Proxmox. The host may be an IPv6 address."""
+        return f"https://{host_in_url(self.host)}:{self.port}"
 
     def require_range(self) -> None:
         """Raise SettingsError if the lab's VMIDs have no range of LAB_PROXMOX_RANGE_SIZE."""

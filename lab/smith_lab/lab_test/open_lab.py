@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from executor.errors import JobError
 from executor.settings.settings import Settings
 from smith_lab.lab_test.cluster import LabCluster, LabError
 from smith_lab.lab_test.lab_settings import PREFIX, LabSettings, is_configured
-from smith_lab.lab_test.reservation import Removal, release, reserve
+from smith_lab.lab_test.removal import Removal, problem_with
+from smith_lab.lab_test.reservation import extend, release, reserve_when_free
 from smith_lab.lab_test.reserved_range import Lease, ReservedRange
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 
@@ -18,7 +20,7 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 RESERVED_VARIABLE = f"{PREFIX}RESERVED"
 #: With this variable, guests are kept until the reservation expires.
 KEEP_VARIABLE = f"{PREFIX}KEEP"
-#: The part of a reservation in which a run removes its guests.
+#: The last part of a reservation, in which no test runs: the run ends what still runs, and removes its guests.
 CLEANUP_S = 300
 
 
@@ -58,23 +60,52 @@ def open_lab(environ: Mapping[str, str]) -> Iterator[LabSettings]:
 
 
 @contextmanager
-def reserved_run(lab: LabSettings, *, time_limit_s: float, keep: bool = False) -> Iterator[LabRun]:
+def reserved_run(
+    lab: LabSettings,
+    *,
+    time_limit_s: float,
+    keep: bool = False,
+    wait_s: float = 0.0,
+    report: Callable[[str], None] = print,
+) -> Iterator[LabRun]:
     """Reserve a range for the `with` block. Then remove the guests of the run, unless `keep` is set.
 
-    Raises NoFreeRange. What cannot be removed is added to the `problems` of the run.
+    If all ranges are reserved, `report` is called with a text, and the caller waits up to `wait_s`. Raises NoFreeRange.
+    What cannot be removed is added to the `problems` of the run.
     """
-    cluster = LabCluster(lab)
-    run = LabRun(settings=lab, reserved=reserve(cluster, time.time() + time_limit_s + CLEANUP_S))
+    cluster, duration_s = LabCluster(lab), time_limit_s + CLEANUP_S
+    reserved = reserve_when_free(cluster, duration_s, wait_s, report)
+    if reserved.lease.until - cluster.now() < duration_s - CLEANUP_S / 2:  # to remove leftovers has taken long
+        reserved = extend(cluster, reserved, cluster.now() + duration_s) or reserved
+    run = LabRun(settings=lab, reserved=reserved)
     try:
         yield run
     finally:
         if not keep:
-            run.problems.extend(_release(cluster, run.reserved))
+            run.problems.extend(_release(cluster, reserved))
 
 
 def _release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
-    """Release a range, for the second time if another process still worked on its guests."""
-    return release(cluster, reserved) and release(cluster, reserved)
+    """Release a range, for the second time if another process still worked on its guests.
+
+    A signal does not interrupt this: what a run leaves stays until its reservation has expired.
+    """
+    with _signals_ignored():
+        try:
+            return release(cluster, reserved) and release(cluster, reserved)
+        except (LabError, JobError) as error:
+            return [problem_with(reserved, f"the guests of this run cannot be removed: {error}")]
+
+
+@contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C and TERM during the block."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_of_parent(environ: Mapping[str, str]) -> LabRun | None:

@@ -51,18 +51,26 @@ def lab_run() -> Iterator[LabRun]:
 
 @pytest.fixture(scope="session")
 def lab_actions_folder(pytestconfig: pytest.Config) -> Path | None:
-    """The folder with the provider's own actions, from the option `smith_actions` of pytest's configuration."""
+    """The folder with the provider's own actions: the option `smith_actions` of pytest, else SMITH_ACTIONS_PATH."""
+    from executor.settings.settings import load_settings  # noqa: PLC0415
+
     name = str(pytestconfig.getini(ACTIONS_OPTION) or "")
-    return (pytestconfig.rootpath / name).resolve() if name else None
+    if name:
+        return (pytestconfig.rootpath / name).resolve()
+    folder = load_settings().smith_actions_path
+    return folder.resolve() if folder else None
 
 
 @pytest.fixture(scope="session")
 def lab_guests(lab_run: LabRun, lab_actions_folder: Path | None) -> GuestActions:
     """Makes guests in the lab, and runs actions and playbooks on them."""
     from smith_lab.lab_test.guest_actions import GuestActions  # noqa: PLC0415
+    from smith_lab.lab_test.open_lab import RESERVED_VARIABLE  # noqa: PLC0415
 
-    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number, count = 0, 1
+    if os.environ.get(RESERVED_VARIABLE):  # otherwise each worker has reserved a range of its own
+        number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     return GuestActions(run=lab_run, actions_folder=lab_actions_folder, worker=(number, count))
 
 
@@ -114,12 +122,13 @@ def proxmox(lab_guests: GuestActions) -> ProxmoxReader:
 
 
 @pytest.fixture
-def fulcrum_core(lab_run: LabRun, lab_actions_folder: Path | None, tmp_path: Path) -> Iterator[LabFulcrum]:
+def fulcrum_core(lab_guests: GuestActions, tmp_path: Path) -> Iterator[LabFulcrum]:
     """A FulcrumCore simulator, and an agent that runs its jobs in the lab.
 
     `order_service`, `wait_for_jobs`, `run_action` and `update_service` are what a customer does.
     """
     from smith_lab.lab_test.fulcrum import running_fulcrum  # noqa: PLC0415
+    from smith_lab.lab_test.open_lab import KEEP_VARIABLE  # noqa: PLC0415
 
-    with running_fulcrum(lab_run, tmp_path, lab_actions_folder) as fulcrum:
+    with running_fulcrum(lab_guests, tmp_path, keep=bool(os.environ.get(KEEP_VARIABLE))) as fulcrum:
         yield fulcrum

@@ -2,7 +2,7 @@
 
 A range is reserved by a stopped VM at its first VMID. Of two processes that create this VM, Proxmox refuses one. An
 expired reservation is taken over by one request with the digest of the configuration that was read: of two processes
-that do this, Proxmox refuses one.
+that do this, Proxmox refuses one. Its owner extends it in the same way.
 """
 
 from __future__ import annotations
@@ -10,136 +10,185 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from executor.errors import JobError
-from executor.shared.marker import service_in
-from smith_lab.lab_test.cluster import ChangedMeanwhile, Guest, LabCluster, LabError
-from smith_lab.lab_test.judge import Finding, is_expired, judge_guests, lease_of_vm, token_of_guest
-from smith_lab.lab_test.reserved_range import Lease, ReservedRange, lease_of_service, new_lease
+from smith_lab.lab_test.cluster import TASK_TIMEOUT_S, ChangedMeanwhile, Guest, LabCluster, LabError, NoAnswer
+from smith_lab.lab_test.judge import is_expired, judge_guests, lease_of_vm, leased_vmids
+from smith_lab.lab_test.lab_settings import MIN_RANGE_SIZE
+from smith_lab.lab_test.removal import Removal, remove_all_of_run, remove_lease, remove_leftovers
+from smith_lab.lab_test.reserved_range import Lease, ReservedRange, new_lease, token_in_name
+
+#: A removal takes at most so long: a guest is stopped and destroyed. Before it, the reservation is extended if needed.
+REMOVAL_S = 2 * TASK_TIMEOUT_S + 60
+#: How long a process waits before it tries again to reserve a range. A random part of it is added.
+WAIT_INTERVAL_S = 10.0
 
 
 class NoFreeRange(LabError):
     """Every range of the lab is reserved, or in use by guests of others."""
 
+    def __init__(self, text: str, *, may_become_free: bool) -> None:
+        """Store whether a range becomes free when a run ends."""
+        super().__init__(text)
+        self.may_become_free = may_become_free
 
-@dataclass(frozen=True, kw_only=True)
-class Removal:
-    """The outcome of one removal."""
 
-    finding: Finding
-    problem: str = ""  #: why it was not removed; '' if it was
+def reserve_when_free(
+    cluster: LabCluster, duration_s: float, wait_s: float, report: Callable[[str], None]
+) -> ReservedRange:
+    """Reserve a range for `duration_s`. If all are reserved, say so with `report`, and wait up to `wait_s` for one.
+
+    Raises NoFreeRange.
+    """
+    deadline, is_reported = time.monotonic() + wait_s, False
+    while True:
+        try:
+            return reserve(cluster, cluster.now() + duration_s)
+        except NoFreeRange as error:
+            remaining_s = deadline - time.monotonic()
+            if not error.may_become_free or remaining_s <= 0:
+                raise
+            if not is_reported:
+                report(f"{error}\nwaiting up to {wait_s:.0f} s for a free range")
+                is_reported = True
+            time.sleep(min(remaining_s, WAIT_INTERVAL_S * (1 + random.random())))  # noqa: S311 (no secret)
 
 
 def reserve(cluster: LabCluster, until: float) -> ReservedRange:
     """Reserve a range until `until`, and remove what an expired run has left in it. Raises NoFreeRange.
 
-    Ranges without guests come first, in random order, so that pipelines that start together seldom try the same one.
+    Ranges without guests come first, in random order, so that pipelines that start together seldom try the same one. A
+    range for which Proxmox refuses a request is left out.
     """
-    lab = cluster.lab
-    guests = cluster.guests(range(lab.vmid_min, lab.vmid_max + 1))
-    ranges = lab.ranges()
-    random.shuffle(ranges)
-    for vmids in sorted(ranges, key=lambda vmids: sum(guest.vmid in vmids for guest in guests)):
-        lease = acquire(cluster, vmids, guests, until)
-        if lease is not None:
-            reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix=lab.name_prefix)
-            remove_leftovers(cluster, reserved)
-            return reserved
+    lab, refusal = cluster.lab, ""
+    guests = cluster.leases_and_guests(range(lab.vmid_min, lab.vmid_max + 1))
+    now = cluster.now()
+    for vmids in _candidates(cluster, guests, now):
+        try:
+            lease = acquire(cluster, vmids, guests, until)
+        except NoAnswer:
+            raise
+        except LabError as error:
+            refusal = f" (Proxmox: {error})"
+            continue
+        if lease is None:
+            continue
+        reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix=lab.name_prefix)
+        if _meets_another(cluster, reserved):
+            remove_lease(cluster, reserved)
+            continue
+        remove_leftovers(cluster, reserved)
+        return reserved
     raise NoFreeRange(
-        f"all {len(ranges)} ranges between the VMIDs {lab.vmid_min} and {lab.vmid_max} are reserved or in use: wait "
-        "for the other runs, run `smith lab-sweep`, or extend LAB_PROXMOX_VMID_MIN to LAB_PROXMOX_VMID_MAX"
+        f"all {len(lab.ranges())} ranges between the VMIDs {lab.vmid_min} and {lab.vmid_max} are reserved or in use"
+        f"{refusal}: wait for the other runs, run `smith lab-sweep`, or extend LAB_PROXMOX_VMID_MIN to "
+        "LAB_PROXMOX_VMID_MAX",
+        may_become_free=bool(leased_vmids(guests, now)),
     )
+
+
+def _candidates(cluster: LabCluster, guests: Sequence[Guest], now: float) -> list[range]:
+    """Return the ranges that no other run has reserved, and with enough VMIDs that no guest of others has."""
+    lab = cluster.lab
+    reserved = leased_vmids(guests, now)
+    kept = {finding.vmid for finding in judge_guests(guests, lab, now) if not finding.is_removable}
+    usable = [
+        vmids
+        for vmids in lab.ranges()
+        if not any(_meet(vmids, other) for other in reserved)
+        and sum(vmid not in kept for vmid in vmids[1:]) >= MIN_RANGE_SIZE - 1
+    ]
+    random.shuffle(usable)
+    return sorted(usable, key=lambda vmids: sum(guest.vmid in vmids for guest in guests))
+
+
+def _meets_another(cluster: LabCluster, reserved: ReservedRange) -> bool:
+    """Return whether another run has reserved a part of a new range at the same time, with ranges of another size."""
+    guests = cluster.leases_and_guests(reserved.vmids[:1])
+    others = leased_vmids(guests, cluster.now(), own_token=reserved.lease.token)
+    return any(_meet(reserved.vmids, other) for other in others)
+
+
+def _meet(one: range, other: range) -> bool:
+    return one.start < other.stop and other.start < one.stop
 
 
 def acquire(cluster: LabCluster, vmids: range, guests: Sequence[Guest], until: float) -> Lease | None:
     """Reserve one range, of which `guests` were read; return the lease, or None if the range cannot be reserved."""
     holder = next((guest for guest in guests if guest.vmid == vmids[0]), None)
     if holder is None:
-        return _create(cluster, vmids[0], until)
-    lease = lease_of_vm(holder, cluster.lab)
-    if lease is None or not is_expired(lease, time.time()):
+        lease = new_lease(until, vmids[-1])
+        name = f"{cluster.lab.name_prefix}-{lease.token}-lease"
+        return _acquired(cluster, vmids[0], lease, lambda: cluster.create_stopped_vm(vmids[0], name, lease.notes()))
+    expired = lease_of_vm(holder, cluster.lab)
+    if expired is None or holder.lock or not is_expired(expired, cluster.now()):
         return None
-    return take_over(cluster, holder, lease, until)
+    lease = new_lease(until, vmids[-1], _former_tokens(cluster, vmids, guests, expired))
+    return take_over(cluster, holder, lease)
 
 
-def _create(cluster: LabCluster, vmid: int, until: float) -> Lease | None:
-    lease = new_lease(until)
+def take_over(cluster: LabCluster, holder: Guest, lease: Lease) -> Lease | None:
+    """Replace the lease that was read; return the new lease, or None if another process was faster."""
+    name = f"{cluster.lab.name_prefix}-{lease.token}-lease"
+    return _acquired(cluster, holder.vmid, lease, lambda: cluster.replace_name_and_notes(holder, name, lease.notes()))
+
+
+def _former_tokens(cluster: LabCluster, vmids: range, guests: Sequence[Guest], expired: Lease) -> tuple[str, ...]:
+    """Return the tokens of earlier runs that may have guests in a range. A clone has no name at first."""
+    names = [guest.name for guest in guests if guest.vmid in vmids[1:]]
+    found = {token_in_name(name, cluster.lab.name_prefix) for name in names}
+    return (*(token for token in expired.former if token in found or "" in names), expired.token)
+
+
+def _acquired(cluster: LabCluster, vmid: int, lease: Lease, request: Callable[[], None]) -> Lease | None:
+    """Send the request that writes a lease; return the lease if the VM has it, also if the answer was lost."""
     try:
-        cluster.create_stopped_vm(vmid, f"{cluster.lab.name_prefix}-{lease.token}-lease", lease.notes())
+        request()
     except ChangedMeanwhile:
         return None
+    except NoAnswer:
+        if not is_held(cluster, vmid, lease):
+            raise
     return lease
 
 
-def take_over(cluster: LabCluster, holder: Guest, expired: Lease, until: float) -> Lease | None:
-    """Take an expired lease over; return the new lease, or None if another process was faster."""
-    lease = new_lease(until, former=(*expired.former, expired.token))
-    try:
-        cluster.replace_name_and_notes(holder, f"{cluster.lab.name_prefix}-{lease.token}-lease", lease.notes())
-    except ChangedMeanwhile:
+def is_held(cluster: LabCluster, vmid: int, lease: Lease) -> bool:
+    """Return whether the VM that reserves a range still has a lease of this run. Raises LabError if it is unknown."""
+    return _held(cluster, vmid, lease) is not None
+
+
+def _held(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Guest, Lease] | None:
+    """Return the VM that reserves a range, and its present lease; None if it is not a lease of this run."""
+    holder = cluster.guest(vmid) or cluster.guest(vmid)  # it may have moved to another node after the list was read
+    if holder is None:
         return None
-    return lease
+    if holder.problem:
+        raise LabError(f"the configuration of VM {vmid} cannot be read: {holder.problem}")
+    found = lease_of_vm(holder, cluster.lab)
+    return (holder, found) if found is not None and found.token == lease.token else None
 
 
-def remove_leftovers(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
-    """Remove the guests of expired runs from a range that the caller has reserved."""
-    guests = cluster.guests(reserved.guest_vmids)
-    holder = cluster.guests(reserved.vmids[:1])
-    findings = judge_guests([*holder, *guests], cluster.lab, time.time(), reserved.lease.token)
-    return [remove_guest(cluster, finding) for finding in findings if finding.is_removable and not finding.is_lease]
+def extend(cluster: LabCluster, reserved: ReservedRange, until: float) -> ReservedRange | None:
+    """Extend the caller's reservation; return it, or None if the caller has lost it."""
+    held = _held(cluster, reserved.vmids[0], reserved.lease)
+    if held is None:
+        return None
+    holder, lease = held
+    extended = take_over(cluster, holder, replace(lease, until=int(until)))
+    return replace(reserved, lease=extended) if extended is not None else None
 
 
 def release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
-    """Remove the caller's own guests and backups, and then its lease. Return what could not be removed.
+    """Remove the caller's own guests and backups, and then its lease. Return what could not be removed."""
+    held = reserved
 
-    If something could not be removed, the lease stays: the sweeper removes both when it has expired.
-    """
-    removals = []
-    for guest in cluster.guests(reserved.guest_vmids):
-        if token_of_guest(guest, cluster.lab) == reserved.lease.token and not guest.is_template:
-            finding = Finding(name=guest.name, vmid=guest.vmid, is_removable=True, reason="of this run", guest=guest)
-            removals.append(remove_guest(cluster, finding))
-    for archive in cluster.archives():
-        lease = lease_of_service(service_in(archive.notes))
-        if lease is not None and lease.token == reserved.lease.token and archive.vmid in reserved.guest_vmids:
-            finding = Finding(name=archive.volume, vmid=archive.vmid, is_removable=True, reason="of this run")
-            removals.append(remove_archive(cluster, finding))
-    problems = [removal for removal in removals if removal.problem]
-    if not problems:
-        remove_lease(cluster, reserved)
-    return problems
+    def still_holds() -> bool:
+        nonlocal held
+        now = cluster.now()
+        if held.lease.until - now >= REMOVAL_S:
+            return True
+        extended = extend(cluster, held, now + 2 * REMOVAL_S)
+        held = extended or held
+        return extended is not None
 
-
-def remove_lease(cluster: LabCluster, reserved: ReservedRange) -> None:
-    """Remove the VM that reserves the range, if it still has the caller's lease."""
-    guest = cluster.guest(reserved.vmids[0])
-    if guest is not None and lease_of_vm(guest, cluster.lab) == reserved.lease:
-        cluster.remove(guest)
-
-
-def remove_guest(cluster: LabCluster, finding: Finding) -> Removal:
-    """Read the guest of a finding again, and remove it if it still is the one that was judged."""
-
-    def remove() -> None:
-        judged, current = finding.guest, cluster.guest(finding.vmid)
-        if current is None or judged is None:
-            return
-        if (current.name, current.notes, current.kind) != (judged.name, judged.notes, judged.kind):
-            raise LabError("it has changed since it was read")
-        cluster.remove(current)
-
-    return _attempt(finding, remove)
-
-
-def remove_archive(cluster: LabCluster, finding: Finding) -> Removal:
-    """Remove the backup of a finding."""
-    return _attempt(finding, lambda: cluster.remove_archive(finding.name))
-
-
-def _attempt(finding: Finding, remove: Callable[[], None]) -> Removal:
-    try:
-        remove()
-    except (LabError, JobError) as error:
-        return Removal(finding=finding, problem=str(error))
-    return Removal(finding=finding)
+    return remove_all_of_run(cluster, reserved, still_holds)

@@ -28,6 +28,7 @@ _LAB_SERVICE_ID = re.compile(
 #: The lines in the notes of a lease.
 _TOKEN_LINE = re.compile(rf"^smith-lab=([0-9a-f]{{{TOKEN_LENGTH}}})[ \t]*$", re.MULTILINE)
 _UNTIL_LINE = re.compile(r"^smith-lab-until=(\d{1,10})\b", re.MULTILINE)
+_LAST_LINE = re.compile(r"^smith-lab-last=(\d{1,9})[ \t]*$", re.MULTILINE)
 _FORMER_LINE = re.compile(rf"^smith-lab-former=([0-9a-f]{{{TOKEN_LENGTH}}})[ \t]*$", re.MULTILINE)
 
 
@@ -36,7 +37,8 @@ class Lease:
     """The reservation of a range for one run, as the notes of the range's first VM say it."""
 
     token: str  #: identifies the run
-    until: int  #: when the reservation expires, in seconds since 1970
+    until: int  #: when the reservation expires, in seconds since 1970 by the clock of the lab's Proxmox
+    last: int = 0  #: the last VMID of the range; 0 if it is unknown
     former: tuple[str, ...] = ()  #: the tokens of expired runs whose guests may still be in the range
 
     def notes(self) -> str:
@@ -45,6 +47,7 @@ class Lease:
             "Reserves VMIDs for a run of lab tests. `smith lab-sweep` removes it when it has expired.",
             f"smith-lab={self.token}",
             f"smith-lab-until={self.until} ({utc_text(self.until)})",
+            *([f"smith-lab-last={self.last}"] if self.last else []),
             *(f"smith-lab-former={token}" for token in self.former),
         ]
         return "\n\n".join(lines)
@@ -86,9 +89,9 @@ class ReservedRange:
         return new_service_id(self.lease)
 
 
-def new_lease(until: float, former: tuple[str, ...] = ()) -> Lease:
+def new_lease(until: float, last: int = 0, former: tuple[str, ...] = ()) -> Lease:
     """Return a lease with a new token."""
-    return Lease(token=secrets.token_hex(TOKEN_LENGTH // 2), until=int(until), former=former)
+    return Lease(token=secrets.token_hex(TOKEN_LENGTH // 2), until=int(until), last=last, former=former)
 
 
 def lease_in(notes: str) -> Lease | None:
@@ -96,7 +99,9 @@ def lease_in(notes: str) -> Lease | None:
     token, until = _TOKEN_LINE.search(notes), _UNTIL_LINE.search(notes)
     if not token or not until:
         return None
-    return Lease(token=token[1], until=int(until[1]), former=tuple(_FORMER_LINE.findall(notes)))
+    last = _LAST_LINE.search(notes)
+    former = tuple(_FORMER_LINE.findall(notes))
+    return Lease(token=token[1], until=int(until[1]), last=int(last[1]) if last else 0, former=former)
 
 
 def new_service_id(lease: Lease) -> str:
@@ -118,5 +123,5 @@ def utc_text(at: float) -> str:
 
 def token_in_name(name: str, base_prefix: str) -> str:
     """Return the token in the name of a guest of the lab; '' if the name has another form."""
-    found = re.fullmatch(rf"{re.escape(base_prefix)}-([0-9a-f]{{{TOKEN_LENGTH}}})-[a-z0-9.-]+", name)
+    found = re.fullmatch(rf"{re.escape(base_prefix)}-([0-9a-f]{{{TOKEN_LENGTH}}})-[A-Za-z0-9.-]+", name)
     return found[1] if found else ""

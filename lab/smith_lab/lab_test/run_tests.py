@@ -1,4 +1,4 @@
-"""Runs pytest in a reserved range of the lab, ends it in time, and removes what the tests have left."""
+"""Runs pytest in a reserved range of the lab, and ends it in time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from executor.errors import JobError
 from executor.processes.process_tree import killed_with_parent_prefix
-from smith_lab.lab_test.open_lab import KEEP_VARIABLE, LabRun
+from smith_lab.lab_test.cluster import LabCluster, LabError
+from smith_lab.lab_test.open_lab import CLEANUP_S, KEEP_VARIABLE, LabRun
+from smith_lab.lab_test.reservation import is_held
 from smith_lab.lab_test.suite import suite_arguments
 
 #: The plugin with the fixtures. Its entry point has the name of its module, so that pytest loads it once.
 PLUGIN = "smith_lab.lab_test.plugin"
 #: How long pytest may take to write its reports after it was interrupted.
 INTERRUPT_TIMEOUT_S = 60
+#: How often the reservation is checked while the tests run.
+CHECK_INTERVAL_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,17 +37,76 @@ class LabTestRequest:
     keyword: str = ""  #: pytest's -k
     keep: bool = False
     time_limit_s: float = 3600.0
+    wait_s: float = 0.0  #: how long to wait for a free range
+
+
+class Interruption:
+    """Interrupts pytest once when this process receives Ctrl-C or TERM."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        """Store the process of pytest."""
+        self._process = process
+        self.since: float | None = None
+
+    def interrupt(self, *_arguments: object) -> None:
+        """Interrupt pytest, which then removes what it can and writes its reports."""
+        if self.since is None:
+            self.since = time.monotonic()
+            self._process.send_signal(signal.SIGINT)
+
+    @contextmanager
+    def by_signals(self) -> Iterator[None]:
+        """Call `interrupt` for each Ctrl-C and TERM during the block."""
+        before = {number: signal.signal(number, self.interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeLimit:
+    """Until when the tests may run: until the time limit, and as long as the run has its reservation."""
+
+    cluster: LabCluster
+    run: LabRun
+    deadline: float  #: by the monotonic clock, which stands still while this machine is suspended
+
+    def reason_to_end(self) -> str:
+        """Return why the tests must end; '' if they may continue."""
+        if time.monotonic() >= self.deadline:
+            return "the time limit is reached"
+        lease, first = self.run.reserved.lease, self.run.reserved.vmids[0]
+        try:
+            if self.cluster.now() >= lease.until - CLEANUP_S:
+                return "the reservation ends"
+            return "" if is_held(self.cluster, first, lease) else f"VM {first} no longer reserves VMIDs for this run"
+        except (LabError, JobError):  # Proxmox does not answer at the moment
+            return ""
 
 
 def run_tests(run: LabRun, request: LabTestRequest) -> int:
-    """Run pytest, and return its exit code. At the time limit, and after TERM, pytest is interrupted."""
+    """Run pytest, and return its exit code.
+
+    pytest is interrupted after Ctrl-C or TERM, at the time limit, and if this run has lost its reservation: then its
+    VMIDs may be another run's.
+    """
     process = subprocess.Popen(
         [*killed_with_parent_prefix(os.getpid()), *pytest_command(request)],
-        env={**os.environ, **run.variables(), **({KEEP_VARIABLE: "1"} if request.keep else {})},
+        env={**os.environ, **run.variables(), **_pytest_variables(request)},
         stdin=subprocess.DEVNULL,
+        process_group=0,  # so that Ctrl-C reaches this process only, which interrupts pytest once
     )
-    with _terminated_by(process):
-        return _wait(process, time.monotonic() + request.time_limit_s)
+    interruption = Interruption(process)
+    limit = TimeLimit(cluster=LabCluster(run.settings), run=run, deadline=time.monotonic() + request.time_limit_s)
+    with interruption.by_signals():
+        return _wait(process, interruption, limit)
+
+
+def _pytest_variables(request: LabTestRequest) -> dict[str, str]:
+    # The tests may lie in the folder of a provider's actions, of which every file must have a safe mode.
+    return {"PYTHONDONTWRITEBYTECODE": "1", **({KEEP_VARIABLE: "1"} if request.keep else {})}
 
 
 def pytest_command(request: LabTestRequest) -> list[str]:
@@ -58,29 +122,16 @@ def pytest_command(request: LabTestRequest) -> list[str]:
     return command
 
 
-def _wait(process: subprocess.Popen[bytes], deadline: float) -> int:
-    """Wait until pytest has ended. Ctrl-C reaches pytest, too, which then ends by itself."""
+def _wait(process: subprocess.Popen[bytes], interruption: Interruption, limit: TimeLimit) -> int:
+    """Wait until pytest has ended, and interrupt it when it must end."""
     while True:
         try:
-            return process.wait(max(0.0, deadline - time.monotonic()))
-        except KeyboardInterrupt:
-            deadline = time.monotonic() + INTERRUPT_TIMEOUT_S
+            return process.wait(CHECK_INTERVAL_S)
         except subprocess.TimeoutExpired:
-            break
-    print("lab-test: the time limit is reached: pytest is interrupted", file=sys.stderr)
-    process.send_signal(signal.SIGINT)
-    try:
-        return process.wait(INTERRUPT_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
-
-
-@contextmanager
-def _terminated_by(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Interrupt pytest when this process receives TERM."""
-    before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+            pass
+        if interruption.since is not None:
+            if time.monotonic() - interruption.since >= INTERRUPT_TIMEOUT_S:
+                process.kill()
+        elif reason := limit.reason_to_end():
+            print(f"lab-test: {reason}: pytest is interrupted", file=sys.stderr, flush=True)
+            interruption.interrupt()

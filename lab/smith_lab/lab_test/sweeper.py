@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from smith_lab.lab_test.cluster import LabCluster
+from smith_lab.lab_test.cluster import LabCluster, LabError
 from smith_lab.lab_test.judge import Finding, judge_archives, judge_guests
-from smith_lab.lab_test.reservation import Removal, acquire, remove_archive, remove_guest, remove_lease
+from smith_lab.lab_test.removal import Removal, remove_archive, remove_guest, remove_lease
+from smith_lab.lab_test.reservation import acquire
 from smith_lab.lab_test.reserved_range import ReservedRange
 
 #: How long a sweeper reserves a range whose guests it removes.
@@ -16,7 +17,7 @@ SWEEP_S = 900
 
 def inspect(cluster: LabCluster) -> list[Finding]:
     """Return what a sweep would do with each guest in the lab's VMIDs, and with each backup of a run."""
-    lab, now = cluster.lab, time.time()
+    lab, now = cluster.lab, cluster.now()
     guests = cluster.guests(range(lab.vmid_min, lab.vmid_max + 1))
     return [*judge_guests(guests, lab, now), *judge_archives(cluster.archives(), guests, lab, now)]
 
@@ -29,13 +30,13 @@ def sweep(cluster: LabCluster, findings: Sequence[Finding], reserve_s: float = S
     guests = [finding for finding in findings if finding.guest and finding.is_removable]
     for vmids in cluster.lab.ranges():
         if any(finding.vmid in vmids for finding in guests):
-            yield from _sweep_range(cluster, vmids, findings, time.time() + reserve_s)
+            yield from _sweep_range(cluster, vmids, findings, reserve_s)
     in_ranges = {vmid for vmids in cluster.lab.ranges() for vmid in vmids}
     yield from (remove_guest(cluster, finding) for finding in guests if finding.vmid not in in_ranges)
     yield from (remove_archive(cluster, each) for each in findings if each.guest is None and each.is_removable)
 
 
-def _sweep_range(cluster: LabCluster, vmids: range, findings: Sequence[Finding], until: float) -> Iterator[Removal]:
+def _sweep_range(cluster: LabCluster, vmids: range, findings: Sequence[Finding], reserve_s: float) -> Iterator[Removal]:
     """Remove the removable guests of one range, and then its lease.
 
     A range whose first VMID another guest has is never reserved, so that its guests are removed without a lease.
@@ -47,9 +48,13 @@ def _sweep_range(cluster: LabCluster, vmids: range, findings: Sequence[Finding],
     if is_first_foreign:
         yield from (remove_guest(cluster, finding) for finding in others)
         return
-    lease = acquire(cluster, vmids, [each.guest for each in inside if each.guest], until)
+    problem = "another process has reserved its range"
+    try:
+        lease = acquire(cluster, vmids, [each.guest for each in inside if each.guest], cluster.now() + reserve_s)
+    except LabError as error:
+        lease, problem = None, f"its range cannot be reserved: {error}"
     if lease is None:
-        yield from (Removal(finding=each, problem="another process has reserved its range") for each in removable)
+        yield from (Removal(finding=each, problem=problem) for each in removable)
         return
     removals = [remove_guest(cluster, finding) for finding in others]
     yield from removals
@@ -57,5 +62,6 @@ def _sweep_range(cluster: LabCluster, vmids: range, findings: Sequence[Finding],
     is_emptied = not any(removal.problem for removal in removals)
     # A clone that is still locked has no marker, so the notes of the lease must keep the token of its run.
     if is_emptied and not any(finding.guest and finding.guest.lock for finding in remaining):
-        remove_lease(cluster, ReservedRange(vmids=vmids, lease=lease, base_prefix=cluster.lab.name_prefix))
-        yield from (Removal(finding=finding) for finding in removable if finding.is_lease)
+        reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix=cluster.lab.name_prefix)
+        removed = remove_lease(cluster, reserved)
+        yield from (replace(removed, finding=finding) for finding in removable if finding.is_lease)

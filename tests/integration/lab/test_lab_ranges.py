@@ -11,8 +11,8 @@ import pytest
 from smith_lab.lab_test import sweeper
 from smith_lab.lab_test.cluster import LabCluster
 from smith_lab.lab_test.judge import GRACE_S
-from smith_lab.lab_test.reservation import NoFreeRange, acquire, release, reserve
-from smith_lab.lab_test.reserved_range import ReservedRange
+from smith_lab.lab_test.reservation import REMOVAL_S, NoFreeRange, acquire, release, reserve, reserve_when_free
+from smith_lab.lab_test.reserved_range import ReservedRange, lease_in
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from support.lab_settings import FIRST, SIZE, lab_settings
 
@@ -55,6 +55,14 @@ def add_vm(
     if is_locked:
         stand_in.control("lock", vmid=vmid, lock="clone")
     return vmid
+
+
+def back_up(cluster: LabCluster, vmid: int) -> None:
+    """Write a backup, whose notes are those that our action writes."""
+    guest = cluster.guest(vmid)
+    assert guest
+    notes = {"notes-template": f"{guest.name}\n{guest.notes}"}
+    cluster.wait_for_task("pve2", cluster.api.nodes("pve2").vzdump.post(vmid=vmid, storage="backups", **notes))
 
 
 def vmids_in_lab(stand_in: ProxmoxStandIn) -> list[int]:
@@ -169,10 +177,190 @@ def test_the_sweeper_keeps_a_lease_as_long_as_proxmox_has_locked_a_clone_of_its_
 def test_the_sweeper_removes_the_backups_of_an_expired_run(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
     expired = reserve(cluster, time.time() - GRACE_S)
     vmid = add_vm(stand_in, expired)
-    name = cluster.guest(vmid).name  # type: ignore[union-attr]
-    notes = f"{name}\n{cluster.guest(vmid).notes}"  # type: ignore[union-attr]
-    backup = cluster.api.nodes("pve2").vzdump.post(vmid=vmid, storage="backups", **{"notes-template": notes})
-    cluster._wait("pve2", backup)
+    back_up(cluster, vmid)
     (volume,) = [each.volume for each in cluster.archives() if each.vmid == vmid]
     assert sweep(cluster)[volume] == ""
     assert [each for each in cluster.archives() if each.vmid == vmid] == []
+
+
+def test_a_lease_that_somebody_uses_is_neither_taken_over_nor_removed(
+    stand_in: ProxmoxStandIn, cluster: LabCluster
+) -> None:
+    for number, use in enumerate(({"status": "running"}, {"config": {"scsi0": "ceph:vm-1-disk-0,size=8G"}})):
+        vmids = cluster.lab.ranges()[number]
+        lease = acquire(cluster, vmids, cluster.guests(vmids), time.time() - GRACE_S)
+        assert lease
+        config = {"description": lease.notes(), **use.get("config", {})}  # type: ignore[dict-item]
+        stand_in.control("remove", vmid=vmids[0])
+        name = f"smith-lab-{lease.token}-lease"
+        more = {"status": use.get("status", "stopped"), "config": config}
+        stand_in.control("add", vmid=vmids[0], name=name, node="pve1", **more)
+        reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix="smith-lab")
+        (problem,) = release(cluster, reserved)
+        assert "somebody uses it" in problem.problem
+    assert {finding.reason for finding in sweeper.inspect(cluster) if finding.vmid in (FIRST, FIRST + SIZE)} == {
+        "it has the name of a reservation, but runs or has a disk"
+    }
+    assert sweep(cluster) == {}
+    assert reserve(cluster, time.time() + 600).vmids == cluster.lab.ranges()[2]
+    assert stand_in.guest(FIRST)["status"] == "running"  # type: ignore[index]
+
+
+def test_expiry_is_judged_by_the_clock_of_the_lab(
+    stand_in: ProxmoxStandIn, cluster: LabCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pipeline's own clock is a day ahead."""
+    live = reserve(cluster, time.time() + 600)
+    vmid = add_vm(stand_in, live)
+    monkeypatch.setattr(time, "time", lambda _now=time.time: _now() + 86_400)
+    assert sweep(cluster) == {}
+    stand_in.control("clock", shift_s=600 + GRACE_S + 60)
+    try:
+        assert len(sweep(cluster)) == 2
+    finally:
+        stand_in.control("clock", shift_s=0)
+    assert (stand_in.guest(vmid), stand_in.guest(live.vmids[0])) == (None, None)
+
+
+@pytest.mark.parametrize("size", [40, 30])
+def test_a_range_of_another_size_or_prefix_that_meets_a_reserved_one_is_not_reserved(
+    stand_in: ProxmoxStandIn, cluster: LabCluster, size: int
+) -> None:
+    other = LabCluster(lab_settings(stand_in, range_size=SIZE, name_prefix="ci"))
+    for vmids in (range(FIRST, FIRST + SIZE), range(FIRST + 2 * SIZE, FIRST + 3 * SIZE)):
+        stand_in.control("add", vmid=vmids[0], name="foreign", node="pve1")
+    middle = reserve(other, time.time() + 600)
+    assert middle.vmids == range(FIRST + SIZE, FIRST + 2 * SIZE)
+    for vmid in (FIRST, FIRST + 2 * SIZE):
+        stand_in.control("remove", vmid=vmid)
+    large = LabCluster(lab_settings(stand_in, range_size=size))
+    with pytest.raises(NoFreeRange) as refused:
+        reserve(large, time.time() + 600)
+    assert refused.value.may_become_free
+    assert release(other, middle) == []
+    assert reserve(large, time.time() + 600)
+
+
+def test_a_sweeper_with_a_prefix_that_begins_anothers_leaves_the_other_run(stand_in: ProxmoxStandIn) -> None:
+    longer, shorter = (LabCluster(lab_settings(stand_in, name_prefix=prefix)) for prefix in ("ci-2", "ci"))
+    expired = reserve(longer, time.time() - GRACE_S)
+    vmid = add_vm(stand_in, expired)
+    back_up(longer, vmid)
+    assert (sweep(shorter), len(longer.archives())) == ({}, 1)
+    assert set(sweep(longer).values()) == {""}
+    assert (stand_in.guest(vmid), longer.archives()) == (None, [])
+
+
+def test_a_guest_that_cannot_be_read_stops_neither_a_run_nor_the_sweeper(
+    stand_in: ProxmoxStandIn, cluster: LabCluster
+) -> None:
+    expired = reserve(cluster, time.time() - GRACE_S)
+    vmid = add_vm(stand_in, expired, node="pve1")
+    stand_in.control("add", vmid=FIRST + 6, name="unreadable", node="pve2")
+    stand_in.control("fail", method="GET", path=f"*/qemu/{FIRST + 6}/config", status=595, times=100)
+    try:
+        reserved = reserve(cluster, time.time() + 600)
+        assert release(cluster, reserved) == []
+        findings = {finding.vmid: finding for finding in sweeper.inspect(cluster)}
+        assert "cannot be read" in findings[FIRST + 6].reason
+        assert not findings[FIRST + 6].is_removable
+        sweep(cluster)
+    finally:
+        stand_in.control("clear_faults")
+    assert stand_in.guest(vmid) is None
+    assert stand_in.guest(FIRST + 6)
+
+
+def test_a_lease_that_proxmox_has_locked_is_left_out(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
+    for vmids in cluster.lab.ranges():
+        assert acquire(cluster, vmids, [], time.time() - GRACE_S)
+        if vmids != cluster.lab.ranges()[1]:
+            stand_in.control("lock", vmid=vmids[0], lock="backup")
+    assert reserve(cluster, time.time() + 600).vmids == cluster.lab.ranges()[1]
+
+
+def test_a_range_is_reserved_although_the_answer_was_lost(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
+    stand_in.control("fail", method="POST", path="/nodes/*/qemu", status=0, after=True)
+    reserved = reserve(cluster, time.time() + 600)
+    assert stand_in.guest(reserved.vmids[0])["name"] == reserved.lease_name  # type: ignore[index]
+    assert release(cluster, reserved) == []
+
+
+def test_the_owner_extends_its_reservation_before_it_expires_during_the_removal(
+    stand_in: ProxmoxStandIn, cluster: LabCluster
+) -> None:
+    reserved = reserve(cluster, time.time() + 60)
+    add_vm(stand_in, reserved)
+    stand_in.reset_request_log()
+    assert release(cluster, reserved) == []
+    extension, *_removals = stand_in.changing_requests()
+    lease = lease_in(extension["params"]["description"])
+    assert lease is not None
+    assert lease.until > time.time() + REMOVAL_S
+
+
+def test_a_run_that_has_lost_its_reservation_removes_nothing(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
+    reserved = reserve(cluster, time.time() - GRACE_S)
+    vmid = add_vm(stand_in, reserved)
+    holder = cluster.guest(reserved.vmids[0])
+    assert holder
+    taken = acquire(cluster, reserved.vmids, [holder], time.time() + 600)
+    assert taken
+    (problem,) = release(cluster, reserved)
+    assert "taken the reservation over" in problem.problem
+    assert stand_in.guest(vmid)
+    assert lease_in(cluster.guest(reserved.vmids[0]).notes) == taken  # type: ignore[union-attr]
+
+
+def test_a_lease_forgets_earlier_runs_that_have_no_guests_in_its_range(
+    stand_in: ProxmoxStandIn, cluster: LabCluster
+) -> None:
+    """Proxmox limits the length of notes, and each run of a range may have been killed."""
+    vmids = cluster.lab.ranges()[1]
+    first = acquire(cluster, vmids, [], time.time() - GRACE_S)
+    assert first
+    named = f"smith-lab-{first.token}-web"
+    stand_in.control("add", vmid=vmids[1], name=named, node="pve1")
+    for _ in range(2):
+        assert acquire(cluster, vmids, cluster.guests(vmids), time.time() - GRACE_S)
+    third = lease_in(cluster.guest(vmids[0]).notes)  # type: ignore[union-attr]
+    assert third is not None
+    assert (len(third.former), first.token in third.former) == (2, True)
+    stand_in.control("remove", vmid=vmids[1])
+    fourth = acquire(cluster, vmids, cluster.guests(vmids), time.time() - GRACE_S)
+    assert fourth is not None
+    assert fourth.former == (third.token,)
+
+
+def test_a_run_waits_until_another_run_has_ended(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
+    runs = [reserve(cluster, time.time() + 600) for _ in range(3)]
+    said: list[str] = []
+
+    def end_one(text: str) -> None:
+        said.append(text)
+        assert release(cluster, runs[0]) == []
+
+    assert reserve_when_free(cluster, 600, 120, end_one).vmids == runs[0].vmids
+    assert len(said) == 1
+    assert "waiting up to 120 s for a free range" in said[0]
+    with pytest.raises(NoFreeRange):
+        reserve_when_free(cluster, 600, 0, said.append)
+    assert len(said) == 1
+
+
+def test_a_run_does_not_wait_if_no_run_is_there_that_could_end(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
+    for vmids in cluster.lab.ranges():
+        stand_in.control("add", vmid=vmids[0], name="foreign", node="pve1")
+    said: list[str] = []
+    with pytest.raises(NoFreeRange):
+        reserve_when_free(cluster, 600, 3600, said.append)
+    assert said == []
+
+
+def test_a_range_whose_vmids_others_use_is_not_reserved(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
+    for vmid in [*range(FIRST + 6, FIRST + 15), *range(FIRST + SIZE + 1, FIRST + SIZE + 11)]:
+        stand_in.control("add", vmid=vmid, name="foreign", node="pve1")
+    starts = {reserve(cluster, time.time() + 600).vmids[0]}
+    with pytest.raises(NoFreeRange):
+        reserve(cluster, time.time() + 600)
+    assert starts == {FIRST + 2 * SIZE}

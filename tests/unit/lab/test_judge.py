@@ -72,6 +72,8 @@ def test_a_name_of_the_lab_contains_prefix_and_token() -> None:
     assert token_in_name("smith-lab-0123ab-web-8f2c0a11", "smith-lab") == "0123ab"
     assert token_in_name("smith-lab-0123ab", "smith-lab") == ""
     assert token_in_name("my-smith-lab-0123ab-web", "smith-lab") == ""
+    assert token_in_name("smith-lab-0123ab-Web", "smith-lab") == "0123ab"
+    assert token_in_name("smith-lab-2-0123ab-web", "smith-lab") == ""
 
 
 @pytest.mark.parametrize(("until", "is_removable"), [(EXPIRED, True), (LIVE, False)])
@@ -97,6 +99,8 @@ def test_what_lacks_the_range_the_name_or_the_marker_is_kept() -> None:
         vm(reserved, lock="clone"),
         lease_vm(reserved, vmid=FIRST + 1),
         lease_vm(reserved, name="smith-lab-000000-lease"),
+        lease_vm(reserved, is_used=True),
+        vm(reserved, problem="595 No route to host"),
     ]
     assert [judge(guest) for guest in kept] == [[False]] * len(kept)
 
@@ -127,10 +131,14 @@ def test_only_the_owner_of_a_reserved_range_removes_from_it() -> None:
 def test_backups_of_expired_runs_are_removed() -> None:
     expired, live = run(EXPIRED), run(LIVE)
     extended = Lease(token=expired.lease.token, until=LIVE)
-    notes = f"web\n{marker_for(expired.new_service_id())}"
+    notes = f"{expired.prefix}-web\n{marker_for(expired.new_service_id())}"
+    live_notes = f"{live.prefix}-web\n{marker_for(live.new_service_id())}"
+    other_prefix = f"ci-{expired.lease.token}-web\n{marker_for(expired.new_service_id())}"
     archives = [
         ArchiveRow(volume="backups:expired", vmid=FIRST + 1, notes=notes),
-        ArchiveRow(volume="backups:live", vmid=FIRST + 1, notes=marker_for(live.new_service_id())),
+        ArchiveRow(volume="backups:live", vmid=FIRST + 1, notes=live_notes),
+        ArchiveRow(volume="backups:other prefix", vmid=FIRST + 1, notes=other_prefix),
+        ArchiveRow(volume="backups:no name", vmid=FIRST + 1, notes=marker_for(expired.new_service_id())),
         ArchiveRow(volume="backups:outside", vmid=FIRST - 1, notes=notes),
         ArchiveRow(volume="backups:foreign", vmid=FIRST + 1, notes="web"),
     ]

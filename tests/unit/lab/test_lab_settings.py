@@ -40,6 +40,8 @@ def test_each_missing_variable_is_named() -> None:
         ({"NAME_PREFIX": "-lab"}, "NAME_PREFIX"),
         ({"NAME_PREFIX": "lab.*"}, "NAME_PREFIX"),
         ({"NAME_PREFIX": "a" * 21}, "NAME_PREFIX"),
+        ({"NAME_PREFIX": "CI"}, "lower-case"),
+        ({"NAME_PREFIX": "ci-0123ab"}, "six hexadecimal digits"),
     ],
 )
 def test_a_wrong_value_is_refused(changed: Mapping[str, str], named: str) -> None:

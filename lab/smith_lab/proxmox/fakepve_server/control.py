@@ -76,6 +76,10 @@ class ControlPort(ClusterVerbs, GuestVerbs):
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             return web.json_response({"error": f"{type(exc).__name__}: {exc}"}, status=400)
 
+    def do_clock(self, shift_s: float) -> None:
+        """Let the `Date` of answers differ by so many seconds from this machine's clock."""
+        self.cluster.clock_shift_s = shift_s
+
     def _guests(self) -> list[dict[str, Any]]:
         """Return every VM and container, sorted by VMID, with stars instead of secrets."""
         rows = []

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Listens with TLS, and lets a test replace the certificate."""
+"""Listens with TLS, and lets a test replace the certificate and set the clock that the answers show."""
 
 from __future__ import annotations
 
 import ssl
+import time
+from email.utils import formatdate
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from fakepve.server import FakePve
 
 
@@ -13,13 +15,20 @@ class Listener(FakePve):
     """Listens as fakepve does, and keeps the TLS context, whose certificate the verb `certificate` replaces."""
 
     tls: ssl.SSLContext
+    #: The seconds by which the `Date` of answers differs from this machine's clock.
+    clock_shift_s = 0.0
 
     async def start(self, certfile: str, keyfile: str) -> None:
         """Listen with this certificate and its key. If the port is 0, the operating system chooses one."""
         self.tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.tls.load_cert_chain(certfile, keyfile)
-        self.runner = web.AppRunner(self._build_app())
+        app = self._build_app()
+        app.on_response_prepare.append(self._set_date)
+        self.runner = web.AppRunner(app)
         await self.runner.setup()
         await web.TCPSite(self.runner, self.host, self.port, ssl_context=self.tls).start()
         if not self.port:
             self.port = self.runner.addresses[0][1]
+
+    async def _set_date(self, _request: web.Request, response: web.StreamResponse) -> None:
+        response.headers[hdrs.DATE] = formatdate(time.time() + self.clock_shift_s, usegmt=True)

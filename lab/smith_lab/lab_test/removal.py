@@ -1,0 +1,123 @@
+"""Removes guests, backups and the lease of one run from the range that the caller has reserved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from executor.errors import JobError
+from smith_lab.lab_test.cluster import LabCluster, LabError
+from smith_lab.lab_test.judge import Finding, judge_guests, lease_of_archive, lease_of_vm, token_of_guest
+from smith_lab.lab_test.reserved_range import ReservedRange
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """The outcome of one removal."""
+
+    finding: Finding
+    problem: str = ""  #: why it was not removed; '' if it was
+
+
+def remove_leftovers(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
+    """Remove the guests of expired runs from a range that the caller has reserved."""
+    guests = cluster.guests(reserved.vmids)
+    findings = judge_guests(guests, cluster.lab, cluster.now(), reserved.lease.token)
+    return [remove_guest(cluster, finding) for finding in findings if finding.is_removable and not finding.is_lease]
+
+
+def remove_all_of_run(cluster: LabCluster, reserved: ReservedRange, still_holds: Callable[[], bool]) -> list[Removal]:
+    """Remove the caller's own guests and backups, and then its lease. Return what could not be removed.
+
+    If something could not be removed, the lease stays: the sweeper removes both when it has expired. `still_holds` is
+    called before each removal: after False, nothing more is removed, because the range may be another run's.
+    """
+    removals: list[Removal] = []
+    for finding in _own_findings(cluster, reserved):
+        if not still_holds():
+            return [*problems_of(removals), problem_with(reserved, "another process has taken the reservation over")]
+        remove = remove_guest if finding.guest is not None else remove_archive
+        removals.append(remove(cluster, finding))
+    if not problems_of(removals):
+        removals.append(remove_lease(cluster, reserved))
+    return problems_of(removals)
+
+
+def problems_of(removals: list[Removal]) -> list[Removal]:
+    """Return what could not be removed."""
+    return [removal for removal in removals if removal.problem]
+
+
+def _own_findings(cluster: LabCluster, reserved: ReservedRange) -> list[Finding]:
+    """Return the guests and backups of the caller's run."""
+    token = reserved.lease.token
+    guests = [
+        Finding(name=guest.name, vmid=guest.vmid, is_removable=True, reason="of this run", guest=guest)
+        for guest in cluster.guests(reserved.guest_vmids)
+        if token_of_guest(guest, cluster.lab) == token and not guest.is_template
+    ]
+    archives = [
+        Finding(name=archive.volume, vmid=archive.vmid, is_removable=True, reason="of this run")
+        for archive in cluster.archives()
+        if archive.vmid in reserved.guest_vmids
+        and (lease := lease_of_archive(archive, cluster.lab)) is not None
+        and lease.token == token
+    ]
+    return [*guests, *archives]
+
+
+def remove_lease(cluster: LabCluster, reserved: ReservedRange) -> Removal:
+    """Remove the VM that reserves the range, if it still has the caller's lease and nobody uses it.
+
+    It is not stopped before: if it was started in the meantime, Proxmox refuses to remove it.
+    """
+    finding = problem_with(reserved, "").finding
+
+    def remove() -> None:
+        guest = cluster.guest(reserved.vmids[0])
+        if guest is None:
+            return
+        lease = lease_of_vm(guest, cluster.lab)
+        if lease is not None and lease.token == reserved.lease.token:
+            cluster.remove_stopped(guest)
+        elif guest.is_used and guest.name == reserved.lease_name:
+            raise LabError("it runs or has a disk, so somebody uses it")
+
+    return _attempt(finding, remove)
+
+
+def remove_guest(cluster: LabCluster, finding: Finding) -> Removal:
+    """Read the guest of a finding again, and remove it if it still is the one that was judged."""
+
+    def remove() -> None:
+        judged, current = finding.guest, cluster.guest(finding.vmid)
+        if current is None or judged is None:
+            return
+        if current.problem:
+            raise LabError(f"its configuration cannot be read: {current.problem}")
+        if (current.name, current.notes, current.kind) != (judged.name, judged.notes, judged.kind):
+            raise LabError("it has changed since it was read")
+        cluster.remove(current)
+
+    return _attempt(finding, remove)
+
+
+def remove_archive(cluster: LabCluster, finding: Finding) -> Removal:
+    """Remove the backup of a finding."""
+    return _attempt(finding, lambda: cluster.remove_archive(finding.name))
+
+
+def _attempt(finding: Finding, remove: Callable[[], None]) -> Removal:
+    try:
+        remove()
+    except (LabError, JobError) as error:
+        return Removal(finding=finding, problem=str(error))
+    return Removal(finding=finding)
+
+
+def problem_with(reserved: ReservedRange, problem: str) -> Removal:
+    """Return a problem with the reservation itself."""
+    finding = Finding(
+        name=reserved.lease_name, vmid=reserved.vmids[0], is_removable=True, reason="of this run", is_lease=True
+    )
+    return Removal(finding=finding, problem=problem)

@@ -1,0 +1,60 @@
+"""What the lab's fixtures do with VMIDs, labels and the end of a reservation, in a stand-in as the lab."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from smith_lab.lab_test.cluster import LabError
+from smith_lab.lab_test.guest_actions import GuestActions
+from smith_lab.lab_test.open_lab import CLEANUP_S, LabRun
+from smith_lab.lab_test.reserved_range import ReservedRange, new_lease
+from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
+from support.lab_settings import FIRST, SIZE, lab_settings
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> Iterator[ProxmoxStandIn]:
+    with running_stand_in() as running:
+        yield running
+
+
+@pytest.fixture
+def guests(stand_in: ProxmoxStandIn) -> GuestActions:
+    lease = new_lease(time.time() + 600)
+    reserved = ReservedRange(vmids=range(FIRST, FIRST + SIZE), lease=lease, base_prefix="smith-lab")
+    return GuestActions(run=LabRun(settings=lab_settings(stand_in), reserved=reserved))
+
+
+def test_each_worker_uses_vmids_of_its_own(guests: GuestActions) -> None:
+    workers = [replace(guests, worker=(number, 3)).vmids for number in range(3)]
+    assert sorted(vmid for vmids in workers for vmid in vmids) == list(range(FIRST + 1, FIRST + SIZE))
+
+
+def test_a_test_that_needs_a_vmid_fails_if_all_are_in_use(stand_in: ProxmoxStandIn, guests: GuestActions) -> None:
+    few = replace(guests, worker=(0, 6))
+    for vmid in few.vmids:
+        assert few.new_vm()["vmid"] == vmid
+        stand_in.control("add", vmid=vmid, name="used", node="pve1")
+    with pytest.raises(LabError, match="all are in use"):
+        few.new_vm()
+
+
+@pytest.mark.parametrize("label", ["", "-x", "Web", "a b", "a.b", "x" * 21, "ü", "{{ 7 * 7 }}"])
+def test_a_label_that_is_no_part_of_a_name_is_refused(guests: GuestActions, label: str) -> None:
+    with pytest.raises(LabError, match="label"):
+        guests.new_vm(label)
+
+
+def test_no_action_begins_when_the_reservation_ends(stand_in: ProxmoxStandIn, guests: GuestActions) -> None:
+    vm = replace(guests, worker=(5, 6)).new_vm()
+    stand_in.control("clock", shift_s=600 - CLEANUP_S)
+    stand_in.reset_request_log()
+    try:
+        with pytest.raises(LabError, match="the reservation of this run ends"):
+            guests.create(vm)
+    finally:
+        stand_in.control("clock", shift_s=0)
+    assert stand_in.changing_requests() == []

@@ -1,4 +1,4 @@
-"""Contains the files that `smith actions new` writes: playbook, schema, role with argument specs, and test."""
+"""Contains the files that `smith actions new` writes: playbook, schema, role with argument specs, and tests."""
 
 from __future__ import annotations
 
@@ -72,6 +72,35 @@ TASKS = """\
       # In check mode: what would be changed, for example {cores: 4}. `smith play` shows it before it asks.
       planned: {}
 """
+TEST = """\
+\"\"\"Tests of the action ACTION-NAME: `smith actions test ACTION-NAME`. docs/lab_test.md has the fixtures.\"\"\"
+
+# The properties of a service that the action needs, for example {"isoImage": "local:iso/debian-13.iso"}.
+PROPERTIES = {}
+
+
+def test_ACTION_ROLE_plans_in_check_mode_and_changes_nothing(lab_vm, run_action, proxmox):
+    before = proxmox.vm_config(lab_vm["node"], lab_vm["vmid"])
+    plan = run_action("ACTION-NAME", lab_vm, check=True, properties=PROPERTIES)
+    assert plan.succeeded, plan.operator_message
+    assert proxmox.vm_config(lab_vm["node"], lab_vm["vmid"]) == before
+
+
+def test_ACTION_ROLE_succeeds_and_a_second_run_changes_nothing(lab_vm, run_action):
+    result = run_action("ACTION-NAME", lab_vm, properties=PROPERTIES)
+    assert result.succeeded, result.operator_message
+    again = run_action("ACTION-NAME", lab_vm, properties=PROPERTIES)
+    assert again.succeeded, again.operator_message
+    assert again.vm["changed"] is False
+
+
+def test_ACTION_ROLE_refuses_the_vm_of_another_service(lab_vm, run_action):
+    stranger = "8f2c0a11-9b5e-4a1b-bc2d-6929e0105b7e"
+    result = run_action("ACTION-NAME", lab_vm, service_id=stranger, properties=PROPERTIES)
+    assert result.code == "VM_IDENTITY_MISMATCH", result.operator_message
+"""
+#: The folder of the tests in the provider's folder.
+TESTS_FOLDER = "tests"
 
 
 def new_action_files(name: str) -> dict[str, str]:
@@ -82,6 +111,7 @@ def new_action_files(name: str) -> dict[str, str]:
         f"{name}{SCHEMA_SUFFIX}": SCHEMA,
         f"roles/{role}/meta/argument_specs.yml": ARGUMENT_SPECS,
         f"roles/{role}/tasks/main.yml": TASKS,
+        test_file(name): TEST,
     }
     return {path: text.replace(NAME, name).replace(ROLE, role) for path, text in templates.items()}
 
@@ -89,3 +119,8 @@ def new_action_files(name: str) -> dict[str, str]:
 def role_name(name: str) -> str:
     """Return the name of the role of an action, which also begins the names of its variables."""
     return name.replace("-", "_")
+
+
+def test_file(name: str) -> str:
+    """Return the path of the tests of an action, relative to the provider's folder."""
+    return f"{TESTS_FOLDER}/test_{role_name(name)}.py"

@@ -82,7 +82,8 @@ def new(
 ) -> None:
     """Write a new action into the folder SMITH_ACTIONS_PATH.
 
-    It consists of a playbook, a JSON schema for the service's properties, and a role, to which you add your tasks.
+    It consists of a playbook, a JSON schema for the service's properties, a role, to which you add your tasks, and the
+    action's tests, which `smith actions test` runs.
     """
     folder = open_settings().smith_actions_path
     if folder is None:
@@ -97,7 +98,7 @@ def new(
         _make_folders(folder, file.relative_to(folder).parent)
         _write_new_file(file, text)
     files = [str(file) for file in text_by_file]
-    lines = "\n".join([*files, f"then: smith actions validate {name}"])
+    lines = "\n".join([*files, f"then: smith actions validate {name}, and smith actions test {name}"])
     playbook, schema = files[:2]
     show_outcome(lines, as_json=as_json, name=name, playbook=playbook, schema=schema, files=files)
 

@@ -124,6 +124,7 @@ COMMANDS = (
     Command("actions", "list", "actions", "list_actions", "List the actions; if the executor refuses one, show why."),
     Command("actions", "validate", "actions", "validate", "Check that an action can work and is safe. Nothing is run."),
     Command("actions", "new", "actions", "new", "Write a new action into the folder SMITH_ACTIONS_PATH."),
+    Command("actions", "test", "action_test", "run_tests", "Run the tests of one of your own actions in a lab."),
     Command("templates", "list", "templates", "list_templates", "List the templates in Proxmox and in the settings."),
     Command(
         "bootstrap",
@@ -235,6 +236,7 @@ GROUPS = (
             "smith actions list",
             "smith actions validate attach-iso",
             "smith actions new attach-iso      write a template into the folder SMITH_ACTIONS_PATH",
+            "smith actions test attach-iso     run its tests in a lab, or on a stand-in for Proxmox",
         ),
     ),
     Group(

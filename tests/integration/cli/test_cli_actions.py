@@ -80,7 +80,8 @@ def test_a_new_action_is_written_and_valid(smith: Cli, folder: Path) -> None:
     files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     role = "roles/say_hello"
     assert files == {
-        *("say-hello.yml", "say-hello.schema.json", f"{role}/meta/argument_specs.yml", f"{role}/tasks/main.yml")
+        *("say-hello.yml", "say-hello.schema.json", f"{role}/meta/argument_specs.yml", f"{role}/tasks/main.yml"),
+        "tests/test_say_hello.py",
     }
     again = smith("actions", "new", "say-hello")
     assert (again.returncode, "exists already" in again.stderr) == (1, True)

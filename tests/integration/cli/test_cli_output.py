@@ -158,7 +158,7 @@ def _on_terminal(smith: Cli, *args: str, **env: str) -> str:
 
 #: Commands without facts to print: they work until a signal, print a file, write reports, or are for people only.
 WITHOUT_JSON = {
-    *("run", "agent-process", "lab", "config example", "lab-test", "init"),
+    *("run", "agent-process", "lab", "config example", "lab-test", "actions test", "init"),
     *(f"lab {name}" for name in ("order", "start", "stop", "restart", "update", "delete", "fault")),
 }
 

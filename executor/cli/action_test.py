@@ -1,0 +1,70 @@
+"""`smith actions test`: runs the tests of one of the provider's own actions with `smith lab-test`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from executor.cli.action_files import test_file
+from executor.cli.actions import ActionsFolderNotSet, find_action
+from executor.cli.completion import complete_action
+from executor.cli.context import open_settings
+from executor.cli.entry_points import find_command
+from executor.cli.help_text import examples
+from executor.errors import SmithError
+
+#: The command of the lab that runs tests, and the distribution that has the command.
+LAB_COMMAND, LAB_DISTRIBUTION = "lab-test", "agent-smith-lab"
+
+
+class LabNotInstalled(SmithError):
+    """The distribution with the lab is not installed."""
+
+
+class TestsMissing(SmithError):
+    """The action has no tests where `smith actions new` writes them."""
+
+
+@examples(
+    "smith actions test attach-iso",
+    "smith actions test attach-iso --junit report.xml --html report.html",
+    "smith actions test attach-iso -k another_service --keep",
+)
+def run_tests(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="One of your own actions.", autocompletion=complete_action)
+    ],
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write a JUnit report.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write an HTML report.")] = None,
+    keyword: Annotated[str, typer.Option("-k", metavar="EXPRESSION", help="Only these tests, as pytest's -k.")] = "",
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the guests until the reservation expires.")] = False,
+) -> None:
+    """Run the tests of one of your own actions in a lab.
+
+    The lab is the Proxmox of LAB_PROXMOX_*, or a stand-in without them. The tests are in tests/ in the folder
+    SMITH_ACTIONS_PATH, where `smith actions new` writes them. The command does what `smith lab-test` does with this
+    file, and has its exit codes.
+    """
+    file = _find_test_file(name)
+    lab_test = find_command(LAB_COMMAND)
+    if lab_test is None:
+        raise LabNotInstalled(
+            f"`smith actions test` needs the lab, which is not installed: pip install {LAB_DISTRIBUTION} (its wheel is "
+            "in each release, and install.sh of the offline bundle installs it with --with-lab)"
+        )
+    lab_test(paths=[file], junit=junit, html=html, keyword=keyword, keep=keep)
+
+
+def _find_test_file(name: str) -> Path:
+    """Return the file with the tests of an action. Raises SmithError if the action cannot be tested."""
+    action, folder = find_action(name), open_settings().smith_actions_path
+    if action.is_ours:
+        raise typer.BadParameter(f"{name} is a built-in action: `smith lab-test -k {name}` tests it")
+    if folder is None:  # find_action has found the action in this folder
+        raise ActionsFolderNotSet("SMITH_ACTIONS_PATH is not set")
+    file = folder / test_file(name)
+    if not file.is_file():
+        raise TestsMissing(f"{name} has no tests: there is no file {file}. docs/lab_test.md says how to write one")
+    return file

@@ -402,9 +402,9 @@ def test_an_action_runs_on_all_vms_of_a_group_and_says_which_failed(smith: Cli, 
     done = smith("play", "start", "--hosts", "tag_copper", "--check")
     assert (done.returncode, "the VM will be started" in done.stdout) == (0, True), done.stdout + done.stderr
     assert pve.guest(also_copper["vmid"])["status"] == "stopped"  # type: ignore[index]
-    done = smith("play", "start", "--hosts", "no_such_group")
-    assert done.returncode == 1
-    assert "no VM matches the pattern no_such_group" in done.stderr
+    for pattern in ("no_such_group", "-x"):
+        done = smith("play", "start", f"--hosts={pattern}")
+        assert (done.returncode, f"no VM matches the pattern {pattern}" in done.stderr) == (1, True), done.stderr
 
 
 def test_a_linked_clone_does_not_need_the_storage_of_the_settings(smith: Cli) -> None:

@@ -95,6 +95,13 @@ class MappingState(StrEnum):
     VM_LOST = "vm_lost"  #: the VM does not exist any more, and no job of the agent deleted it
 
 
+class MoveDirection(StrEnum):
+    """What a row of the table `moves` says about its database."""
+
+    TO = "to"  #: the database is sealed: its rows were moved, or are being moved, to another one
+    FROM = "from"  #: its rows came from another one
+
+
 class RunStatus(StrEnum):
     """How a run ended, in the words of ansible-runner."""
 

@@ -35,7 +35,7 @@ from executor.agent.scheduler import Scheduler
 from executor.agent.signal_waiter import SignalWaiter
 from executor.agent.state import AgentState
 from executor.agent.stop_signal import StopSignal
-from executor.database import job_queue, nodes, notifications, schema
+from executor.database import job_queue, moves, nodes, notifications, schema
 from executor.database.engine import transaction
 from executor.database.nodes import AgentProcess
 from executor.database.notifications import Listener
@@ -148,8 +148,9 @@ class Agent:
     def _prepare_database(self) -> None:
         """Migrate the schema, register this process, and reap the jobs of ended processes.
 
-        To reap a job is to take it from its owner.
+        To reap a job is to take it from its owner. Raises DatabaseError for a sealed database.
         """
+        moves.refuse_sealed(self.engine)
         schema.upgrade(self.engine)
         agent = AgentProcess(
             boot_id=self.boot_id,

@@ -1,10 +1,10 @@
 """Kills this process at a named point when a test requests it, to simulate a crash there, or holds a thread there.
 
 This module does nothing unless SMITH_CRASH_AT contains the path of an existing file. Only tests write such a file. It
-contains a JSON list of `{"point": …, "subject": …, "times": …, "hold": …}`. `subject` is the id of a service. An entry
-without a subject applies to the jobs of all services. Each crash decrements `times`. An entry whose `times` is 0 has no
-effect. With `hold`, the path of a file, no process is killed: the file is created, and the thread waits until the test
-deletes it.
+contains a JSON list of `{"point": …, "subject": …, "times": …, "hold": …}`. `subject` is the id of a service, or the
+name of a table. An entry without a subject applies to all services and tables. Each crash decrements `times`. An entry
+whose `times` is 0 has no effect. With `hold`, the path of a file, no process is killed: the file is created, and the
+thread waits until the test deletes it.
 """
 
 from __future__ import annotations
@@ -32,25 +32,31 @@ POINTS = (
     "job_finished",  # step 6: the job's result and its mapping are stored; the result was not sent to FulcrumCore yet
     "report_accepted",  # step 7: FulcrumCore has accepted the report, but that is not stored
 )
+#: The points of `smith db migrate`, in their order. The subject of `rows_copied` is the name of the table.
+MOVE_POINTS = (
+    "source_sealed",  # the seal of the source is stored; the target is empty
+    "rows_copied",  # the target's open transaction contains a batch of rows of the table
+    "target_committed",  # the target contains all rows; the source does not know this
+)
 
 _lock = threading.Lock()
 HOLD_POLL_S = 0.02
 
 
-def crash_if_requested(point: str, service_id: str | None = None) -> None:
+def crash_if_requested(point: str, subject: str | None = None) -> None:
     """Kill this process with SIGKILL if the test's file requests a crash at `point`.
 
-    `service_id` is the id of the job's service. It is None at a point that concerns the jobs of several services.
+    `subject` is the id of the job's service, or the name of a table. It is None at a point that concerns several.
     """
     file = os.environ.get(CRASH_FILE_VARIABLE)
     if file:
         with _lock:  # two threads must not read the same value of `times`
-            hold_file = _crash_once_if_requested(Path(file), point, service_id)
+            hold_file = _crash_once_if_requested(Path(file), point, subject)
         while hold_file and hold_file.exists():
             time.sleep(HOLD_POLL_S)
 
 
-def _crash_once_if_requested(file: Path, point: str, service_id: str | None) -> Path | None:
+def _crash_once_if_requested(file: Path, point: str, subject: str | None) -> Path | None:
     """If an entry of the file applies, store its decremented `times`. Then kill this process, or create its hold file.
 
     Return the hold file, if one was created.
@@ -60,7 +66,7 @@ def _crash_once_if_requested(file: Path, point: str, service_id: str | None) -> 
     except (OSError, ValueError):
         return None
     for request in requests:
-        if request["point"] == point and request["times"] > 0 and request.get("subject") in (None, service_id):
+        if request["point"] == point and request["times"] > 0 and request.get("subject") in (None, subject):
             request["times"] -= 1
             new_file = file.with_suffix(".draft")
             new_file.write_text(json.dumps(requests), encoding="utf-8")

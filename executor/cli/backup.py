@@ -20,10 +20,10 @@ from executor.cli.database import holding_database_lock
 from executor.cli.help_text import examples
 from executor.cli.output import show_outcome
 from executor.cli.store import open_database
-from executor.database import schema
+from executor.database import moves, schema
 from executor.database.engine import open_engine, sqlite_file
 from executor.database.ownership import give_to
-from executor.errors import DatabaseError
+from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
 from executor.settings.settings import Settings
 
 #: The suffixes of the files that SQLite keeps beside a database in WAL mode while the database is open. The files stay
@@ -85,6 +85,7 @@ def restore(
     new_file = target.with_name(f"{target.name}.restoring")
     with _raising_database_error(target), holding_database_lock(Path(f"{target}.lock")):
         try:
+            _refuse_sealed(target)
             revision = _copy_backup(file, new_file)
             confirm(f"Replace {target} by {file} (schema {revision})? Newer data is lost.", yes=yes)
             old_file = _replace_database(target, new_file)
@@ -100,6 +101,24 @@ def restore(
     lines.append("all changes since the backup are lost: `smith drift` shows the differences")
     old_file_name = str(old_file) if old_file else None
     show_outcome("\n".join(lines), as_json=as_json, file=str(target), kept=old_file_name, schema=revision)
+
+
+def _refuse_sealed(file: Path) -> None:
+    """Raise DatabaseError if the database in the file was moved to another one: a backup of it would be used again.
+
+    A file that is no usable database is not refused.
+    """
+    if not file.exists():
+        return
+    engine = open_engine(f"sqlite:///{file}")
+    try:
+        problem = moves.seal_problem(engine)
+    except (DatabaseUnavailable, DatabaseRefused):
+        return
+    finally:
+        engine.dispose()
+    if problem:
+        raise DatabaseError(problem)
 
 
 def _require_sqlite_file(settings: Settings, postgresql_command: str) -> Path:

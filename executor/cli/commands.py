@@ -119,6 +119,8 @@ COMMANDS = (
     Command("db", "check", "database", "check", "Check the schema, the integrity and the foreign keys."),
     Command("db", "backup", "backup", "backup", "Copy the SQLite database into one file."),
     Command("db", "restore", "backup", "restore", "Replace the database by a backup."),
+    Command("db", "migrate", "migrate", "migrate", "Move the database from SQLite to PostgreSQL, or back."),
+    Command("db", "unseal", "migrate", "unseal", "Let a database be used again that was moved to another one."),
     Command("config", "show", "config", "show", "Show every setting with its source."),
     Command("config", "example", "config", "example", "Print an example `.env` file."),
     Command("actions", "list", "actions", "list_actions", "List the actions; if the executor refuses one, show why."),
@@ -215,10 +217,11 @@ GROUPS = (
     ),
     Group(
         "db",
-        "The database: schema, check, backup.",
+        "The database: schema, check, backup, move to another database.",
         examples_section(
             "smith db check",
             "smith db upgrade",
+            "smith db migrate --to-file /etc/agent-smith/new_database_url",
         ),
     ),
     Group(

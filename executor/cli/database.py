@@ -19,7 +19,7 @@ from executor.cli.context import PRIVATE_UMASK, open_settings
 from executor.cli.help_text import examples
 from executor.cli.output import show_error, show_json, show_outcome, show_text
 from executor.cli.store import open_database
-from executor.database import nodes, schema
+from executor.database import moves, nodes, schema
 from executor.database.engine import reading
 from executor.database.tables import utc_now
 from executor.errors import EXIT_DATABASE, DatabaseError
@@ -41,6 +41,7 @@ def upgrade(as_json: AsJson = False) -> None:
     """Upgrade the schema; create the database if there is none."""
     os.umask(PRIVATE_UMASK)
     with open_database(open_settings(), may_create=True) as engine:
+        moves.refuse_sealed(engine)
         before = schema.current_revision(engine)
         schema.upgrade(engine)
         after = schema.current_revision(engine)
@@ -68,13 +69,14 @@ def downgrade(
     """
     settings = open_settings()
     with open_database(settings) as engine:
+        moves.refuse_sealed(engine)
         before = schema.current_revision(engine)
         confirm(f"Downgrade the schema from {before}? Data that the older schema cannot store is lost.", yes=yes)
-        # An agent may have started since the check of `_refusing_while_agent_runs`, for example while this command
+        # An agent may have started since the check of `refusing_while_agent_runs`, for example while this command
         # waited for another migration. With SQLite, the lock prevents this.
         is_postgresql = engine.dialect.name == "postgresql"
-        check = partial(_refuse_running_agent, settings=settings) if is_postgresql else None
-        with _refusing_while_agent_runs(engine, settings), _explaining_rejected_revision():
+        check = partial(refuse_running_agent, settings=settings) if is_postgresql else None
+        with refusing_while_agent_runs(engine, settings), _explaining_rejected_revision():
             schema.downgrade(engine, to, check_in_transaction=check)
         after = schema.current_revision(engine)
     show_outcome(f"the schema was {before} and is now {after or 'none'}", as_json=as_json, before=before, after=after)
@@ -123,7 +125,7 @@ def _explaining_rejected_revision() -> Iterator[None]:
 
 
 @contextmanager
-def _refusing_while_agent_runs(engine: Engine, settings: Settings) -> Iterator[None]:
+def refusing_while_agent_runs(engine: Engine, settings: Settings) -> Iterator[None]:
     """Raise DatabaseError, and do not execute the block, when an agent uses the database.
 
     With SQLite, the lock of the database is held for the block, so no agent can start in the meantime. With PostgreSQL
@@ -135,11 +137,11 @@ def _refusing_while_agent_runs(engine: Engine, settings: Settings) -> Iterator[N
         return
 
     with reading(engine) as session:
-        _refuse_running_agent(session, settings)
+        refuse_running_agent(session, settings)
     yield
 
 
-def _refuse_running_agent(session: Session, settings: Settings) -> None:
+def refuse_running_agent(session: Session, settings: Settings) -> None:
     """Raise DatabaseError if a row of the table `nodes`, which has one row for each agent process, is of a running one.
 
     The rows are not Proxmox nodes.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import typer
@@ -52,13 +53,24 @@ class Answers:
             if given is not None or not self.asks:
                 raise typer.BadParameter(f"{option} is one of {', '.join(choices)}, not {answer}")
 
-    def secret(self, question: str, *, file: Path | None, variable: str, option: str) -> str:
-        """Return the secret in the file, in the variable, or typed without echo; register it with the redactor."""
+    def secret(
+        self,
+        question: str,
+        *,
+        file: Path | None,
+        variable: str,
+        option: str,
+        secrets_in: Callable[[str], Iterable[str]] = lambda text: [text],
+    ) -> str:
+        """Return the secret in the file, in the variable, or typed without echo.
+
+        Its parts that `secrets_in` returns, by default the whole, are registered with the redactor.
+        """
         secret = read_secret_file(file) if file is not None else os.environ.get(variable, "").strip()
         if not secret and not self._has_terminal:
             raise typer.BadParameter(f"{option} or {variable} is missing, and there is no terminal to ask on")
         secret = secret or _prompt(question, hide_input=True)
-        redactor.add(secret)
+        redactor.add(*secrets_in(secret))
         return secret
 
     def ask_code(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from executor.cli.context import open_settings
-from executor.database import schema
+from executor.database import moves, schema
 from executor.database.engine import open_engine, reading, sqlite_file, transaction
 from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
 from executor.settings.settings import Settings
@@ -49,8 +49,9 @@ def writing_store() -> Iterator[Store]:
 def open_database(settings: Settings, *, may_create: bool = False) -> Iterator[Engine]:
     """Open the database for the block. Raises DatabaseError when there is no database.
 
-    When a statement of the block fails, and the schema is older or newer than this version needs, the DatabaseError
-    describes the schema and not the statement. With `may_create`, a SQLite file that does not exist is created.
+    When a statement of the block fails, and the database is sealed, or its schema is older or newer than this version
+    needs, the DatabaseError describes that and not the statement. With `may_create`, a SQLite file that does not exist
+    is created.
     """
     if not may_create:
         _require_existing_sqlite_file(settings.smith_database_url)
@@ -58,9 +59,9 @@ def open_database(settings: Settings, *, may_create: bool = False) -> Iterator[E
     try:
         yield engine
     except (DatabaseUnavailable, DatabaseRefused) as error:
-        schema_error = _find_schema_error(engine)
-        if schema_error is not None:
-            raise schema_error from error
+        cause = _find_cause(engine)
+        if cause is not None:
+            raise cause from error
         raise
     finally:
         engine.dispose()
@@ -90,12 +91,13 @@ def _require_existing_sqlite_file(url: str) -> None:
         raise DatabaseError(f"no database yet at {file}: `smith run` creates it (SMITH_DATA_DIR sets the folder)")
 
 
-def _find_schema_error(engine: Engine) -> DatabaseError | None:
-    """Return an error if the schema is older or newer than this version needs, or None if it is the needed schema.
+def _find_cause(engine: Engine) -> DatabaseError | None:
+    """Return an error if the database is sealed, or its schema is older or newer than this version needs, or None.
 
-    Called after a failed statement, because a schema of another version is often the cause.
+    Called after a failed statement, because this is often the cause.
     """
     try:
+        moves.refuse_sealed(engine)
         schema.refuse_unknown_schema(engine)
         current, newest = schema.current_revision(engine), schema.head_revision()
     except DatabaseError as schema_error:

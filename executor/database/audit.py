@@ -58,8 +58,8 @@ def record(  # noqa: PLR0913 (one parameter for each column)
 ) -> None:
     """Add an entry: `who` made the change `verb` (for example "cancel") to one job or mapping.
 
-    `subject_kind` is "job", "mapping", "service" or "agents". `subject_id` is the `fulcrum_id` of the job, the service
-    id, or the scope of a pause of agents.
+    `subject_kind` is "job", "mapping", "service", "agents" or "database". `subject_id` is the `fulcrum_id` of the
+    job, the service id, the scope of a pause of agents, or the id of a move of the database.
     `before` and `after` are values that `column_values` returned; None means that the row did not exist. Secrets are
     masked in `before`, `after` and `reason`, because the reason that an operator types may contain a secret, and the
     database refuses every later change of an entry.

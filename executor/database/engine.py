@@ -39,6 +39,8 @@ LOCK_NOT_AVAILABLE = "55P03"
 #: Parts of SQLite's errors about a damaged file, and the hint that follows them.
 DAMAGE_WORDS = ("malformed", "file is not a database", "disk I/O error")
 RESTORE_HINT = "; restore a backup: smith db restore FILE"
+#: The error text for a URL that cannot be parsed.
+INVALID_URL = "the database's URL is invalid: use sqlite:///<file> or postgresql://…"
 #: The types of network file systems. SQLite's locks do not work on them.
 NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ceph", "glusterfs", "9p"})
 
@@ -52,7 +54,7 @@ def open_engine(url: str | URL) -> Engine:
     try:
         parsed_url = make_url(url)
     except ArgumentError:  # the text of this error may contain the password, so `from None` hides the error
-        raise DatabaseError("the database's URL is invalid: use sqlite:///<file> or postgresql://…") from None
+        raise DatabaseError(INVALID_URL) from None
     if parsed_url.get_backend_name() == "sqlite":
         return _sqlite_engine(parsed_url)
     if parsed_url.get_backend_name() != "postgresql":

@@ -352,7 +352,7 @@ class AuditEntry(Base):
     at: Mapped[datetime]
     who: Mapped[str] = mapped_column(String(100))  #: the operator's user name in the operating system, or `agent`
     verb: Mapped[str] = mapped_column(String(40))
-    subject_kind: Mapped[str] = mapped_column(String(20))  #: `job`, `mapping`, `service` or `agents`
+    subject_kind: Mapped[str] = mapped_column(String(20))  #: `job`, `mapping`, `service`, `agents` or `database`
     subject_id: Mapped[str] = mapped_column(String(100))
     before: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     after: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
@@ -379,6 +379,19 @@ class WebSession(Base):
     name: Mapped[str] = mapped_column(String(60))  #: the name that the operator has entered, for the audit
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime]
+
+
+class Move(Base):
+    """A move of this database's rows to or from another database. Only `moves` and `table_copy` write this table."""
+
+    __tablename__ = "moves"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)  #: the same in both databases
+    direction: Mapped[str] = mapped_column(String(4))  #: a `MoveDirection`; with `to`, this database is sealed
+    url: Mapped[str] = mapped_column(Text)  #: of the other database, without a password
+    who: Mapped[str] = mapped_column(String(100))  #: the operator, as in the audit
+    started_at: Mapped[datetime]
+    completed_at: Mapped[datetime | None]
 
 
 def utc_now() -> datetime:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from executor.database import pauses, schema
+from executor.database import moves, pauses, schema
 from executor.database.engine import can_lock, open_engine, reading, sqlite_file
 from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line
 from executor.doctor.folders import mount_point, nearest_existing_folder, read_only_reason
@@ -57,7 +57,7 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
                 "usable", text, f"end the program that has opened the file: {command_line('fuser', '-v', file)}"
             )
             return
-        problems = schema.check(engine)
+        problems, seal_problem = schema.check(engine), moves.seal_problem(engine)
         pause = None
         if not problems:
             with reading(engine) as session:
@@ -67,6 +67,8 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
     for problem in problems:
         if problem.startswith("schema is "):  # the schema is old, and the agent upgrades it at its start
             yield _RESULT.warn("schema", problem, "smith db upgrade")
+        elif problem == seal_problem:
+            yield _RESULT.fail("usable", problem, "SMITH_DATABASE_URL=<the other database>; or smith db unseal")
         else:
             yield _RESULT.fail("sound", problem, RESTORE_HINT)
     if not problems:

@@ -17,19 +17,19 @@ def secret_values(settings: Settings) -> tuple[str, ...]:
         settings.proxmox_password,
         settings.smith_http_token,
     )
-    secrets = [*(secret.get_secret_value() for secret in secret_settings), *_passwords_in(settings.smith_database_url)]
+    secrets = [*(secret.get_secret_value() for secret in secret_settings), *passwords_in(settings.smith_database_url)]
     return tuple(dict.fromkeys(secret for secret in secrets if secret))
 
 
 def mask_passwords(url: str) -> str:
     """Return a database URL with its passwords masked."""
     # The longest password comes first, because a long password may contain a shorter one.
-    for password in sorted(_passwords_in(url), key=len, reverse=True):
+    for password in sorted(passwords_in(url), key=len, reverse=True):
         url = url.replace(password, MASK)
     return url
 
 
-def _passwords_in(url: str) -> Iterator[str]:
+def passwords_in(url: str) -> Iterator[str]:
     """Yield each password in a database URL, before and after percent-decoding.
 
     The password may be before the host, or in the parameter `password` of the query.

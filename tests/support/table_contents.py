@@ -19,6 +19,7 @@ TABLES = {"jobs": "id", "runs": "id", "mappings": "id", "nodes": "id", "critical
     "allocations": "vmid",
     "clone_targets": "name",
     "web_sessions": "digest",
+    "moves": "id",
 }
 #: Stored values that a migration has renamed, by its revision, table and column: the new value to the earlier one.
 EARLIER_VALUES: dict[tuple[str, str, str], dict[Any, Any]] = {

@@ -1,0 +1,191 @@
+"""`smith db migrate` moves all rows to another database, from SQLite to PostgreSQL or back; `smith db unseal`.
+
+The URL of the other database may contain a password, so it is read from a file, a variable or the terminal. An argument
+could be read by every user of the machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from executor.agent.crash_points import crash_if_requested
+from executor.cli.arguments import AsJson, confirm
+from executor.cli.context import PRIVATE_UMASK, open_settings
+from executor.cli.database import holding_database_lock, refuse_running_agent, refusing_while_agent_runs
+from executor.cli.help_text import examples
+from executor.cli.init_answers import Answers
+from executor.cli.output import show_outcome, show_text
+from executor.cli.store import open_database
+from executor.database import audit, manual_runs, moves, schema, table_copy
+from executor.database.engine import open_engine, reading, sqlite_file, transaction
+from executor.database.tables import Move
+from executor.errors import DatabaseError
+from executor.redaction import redactor
+from executor.settings.masking import passwords_in
+from executor.settings.settings import Settings
+
+if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+#: The variable that contains the URL of the other database.
+TARGET_VARIABLE = "MIGRATE_TO_URL"
+CONTINUATION = "repeat this command, which starts the copy again; or let `smith db unseal` undo the seal"
+
+
+@examples(
+    "smith db migrate --to-file /etc/agent-smith/new_database_url    with all agents stopped",
+    "smith db migrate --to postgresql://smith@db.example.net/smith   the password is in ~/.pgpass",
+    "smith db migrate --to sqlite:////var/lib/agent-smith/smith.db   back to SQLite",
+)
+def migrate(
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="URL", help="The other database; here without a password.")
+    ] = None,
+    to_file: Annotated[
+        Path | None,
+        typer.Option("--to-file", metavar="FILE", help=f"A file with this URL; default: ${TARGET_VARIABLE}."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Move the database from SQLite to PostgreSQL, or back.
+
+    All agents must be stopped, and the other database must be empty. This database is sealed: agents and commands do
+    not change it any more. Then every row is copied and compared. After an interruption, repeat the command.
+    """
+    settings = open_settings()
+    target_url = _read_target_url(to, to_file)
+    if moves.url_without_password(target_url) == moves.url_without_password(settings.smith_database_url):
+        raise typer.BadParameter("the other database is this database (SMITH_DATABASE_URL)")
+    os.umask(PRIVATE_UMASK)
+    with ExitStack() as stack:
+        source = stack.enter_context(open_database(settings))
+        target = stack.enter_context(_opened_target(target_url))
+        shown_url = moves.url_without_password(target.url)
+        stack.enter_context(refusing_while_agent_runs(source, settings))
+        _refuse_other_schema(source)
+        move = _find_move(source, shown_url)
+        if move is None:
+            table_copy.refuse_filled(target)
+            confirm(f"Seal this database, and copy all of its rows to {shown_url}?", yes=yes)
+            check = partial(_refuse_use, settings=settings)
+            with transaction(source) as session:
+                move = moves.seal(session, target_url=shown_url, who=audit.operator_name(), check=check)
+        crash_if_requested("source_sealed")
+        row_counts = _copy_rows(source, target, move, quiet=as_json)
+        crash_if_requested("target_committed")
+        with transaction(source) as session:
+            moves.note_completed(session, move.id)
+    text = f"all rows are in {shown_url}: set SMITH_DATABASE_URL to it, and start the agents"
+    show_outcome(text, as_json=as_json, url=shown_url, move=move.id, rows=row_counts)
+
+
+@examples("smith db unseal    if the move is not wanted any more")
+def unseal(
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let a database be used again that `smith db migrate` has sealed."""
+    settings = open_settings()
+    with open_database(settings) as engine, refusing_while_agent_runs(engine, settings):
+        with reading(engine) as session:
+            move = moves.find_seal(session)
+        if move is None:
+            show_outcome("the database is not sealed", as_json=as_json, was_sealed=False, url=None)
+            return
+        warning = "the copy has not ended"
+        if move.completed_at is not None:
+            warning = "agents that use both databases run jobs twice; changes there since then are missing here"
+        confirm(
+            f"Unseal the database, which was moved to {move.url} at {move.started_at:%F %H:%M}Z? {warning}", yes=yes
+        )
+        with transaction(engine) as session:
+            was_sealed = moves.unseal(session, who=audit.operator_name(), reason=reason) is not None
+    text = f"the database can be used again; do not use {move.url}"
+    show_outcome(text, as_json=as_json, was_sealed=was_sealed, url=move.url)
+
+
+def _read_target_url(to: str | None, file: Path | None) -> str:
+    """Return the URL of the other database, and register its passwords with the redactor. Raises BadParameter."""
+    if to is None:
+        return Answers(accepts_defaults=False).secret(
+            "URL of the other database",
+            file=file,
+            variable=TARGET_VARIABLE,
+            option="--to-file",
+            secrets_in=passwords_in,
+        )
+    if file is not None:
+        raise typer.BadParameter("give either --to or --to-file")
+    if any(passwords_in(to)):
+        redactor.add(*passwords_in(to))
+        text = f"every user of this machine can read the password in an argument: use --to-file or {TARGET_VARIABLE}"
+        raise typer.BadParameter(text)
+    return to
+
+
+@contextmanager
+def _opened_target(url: str) -> Iterator[Engine]:
+    """Open the other database with the schema of this version. On SQLite, no agent starts during the block."""
+    engine = open_engine(url)
+    file = sqlite_file(url)
+    with ExitStack() as stack:
+        stack.callback(engine.dispose)
+        if file is not None:
+            stack.enter_context(holding_database_lock(Path(f"{file}.lock")))
+        moves.refuse_sealed(engine)
+        schema.refuse_unknown_schema(engine)
+        if schema.current_revision(engine) != schema.head_revision():
+            table_copy.refuse_filled(engine)
+            schema.upgrade(engine)
+        yield engine
+
+
+def _refuse_other_schema(source: Engine) -> None:
+    """Raise DatabaseError if this database has not the schema of this version."""
+    schema.refuse_unknown_schema(source)
+    if schema.current_revision(source) != schema.head_revision():
+        raise DatabaseError("the database has an older schema: run `smith db upgrade` first")
+
+
+def _find_move(source: Engine, target_url: str) -> Move | None:
+    """Return the move to the target that an earlier call has begun, or None. Raises DatabaseError for another one."""
+    with reading(source) as session:
+        move = moves.find_seal(session)
+    if move is not None and move.url != target_url:
+        raise DatabaseError(f"a move to {move.url} has sealed this database: move it there, or run `smith db unseal`")
+    return move
+
+
+def _refuse_use(session: Session, settings: Settings) -> None:
+    """Raise DatabaseError while an agent or a playbook of `smith play` uses this database."""
+    refuse_running_agent(session, settings)
+    if services := manual_runs.services_in_progress(session):
+        raise DatabaseError(f"a playbook runs for service {min(services)} by hand (smith runs list): wait for its end")
+
+
+def _copy_rows(source: Engine, target: Engine, move: Move, *, quiet: bool) -> dict[str, int]:
+    """Copy the rows, unless an earlier call has done that; return the number of rows of each table."""
+
+    def report(table: str, row_count: int) -> None:
+        crash_if_requested("rows_copied", table)
+
+    if table_copy.has_arrived(target, move.id):
+        return {}
+    try:
+        contents = table_copy.copy_tables(source, target, move, report)
+    except DatabaseError as error:
+        raise DatabaseError(f"{error}\nthis database is sealed, the other one is empty: {CONTINUATION}") from error
+    if not quiet:
+        for table, content in contents.items():
+            show_text(f"{table}: {content.row_count} rows, the same digest in both databases ({content.digest:x})")
+    return {table: content.row_count for table, content in contents.items()}

@@ -1,0 +1,159 @@
+"""Seals a database that is moved to another one, so that nothing changes it any more. No function commits.
+
+A move copies every row of one database, the source, to another one, the target (`table_copy`). The table `moves` has a
+row in each of them. In the source, this row is the seal. Triggers, which are created and dropped together with it, let
+the database itself refuse every change of its other tables, also by an agent that was suspended during the move, and by
+a command of an earlier version.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import delete, inspect, select
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.orm import Session
+
+from executor.database import audit
+from executor.database.engine import INVALID_URL, reading
+from executor.database.tables import Base, Move, utc_now
+from executor.errors import DatabaseError
+from executor.model import MoveDirection
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine, Table
+
+#: What the triggers say. The commands and the agent replace it by a text that names the other database.
+TRIGGER_TEXT = "this database was moved: smith db check names the other one"
+#: The parameters of a URL that contain a secret.
+SECRET_PARAMETERS = ("password", "sslpassword")
+_FUNCTION = "refuse_change_of_moved_database"
+_OPERATIONS = ("INSERT", "UPDATE", "DELETE")
+
+
+def url_without_password(url: str | URL) -> str:
+    """Return a database's URL as it is stored and shown. It contains no password, not even a masked one."""
+    try:
+        parsed_url = make_url(url)
+    except ArgumentError:  # the text of this error may contain the password
+        raise DatabaseError(INVALID_URL) from None
+    parsed_url = parsed_url.difference_update_query(SECRET_PARAMETERS)
+    members = {name: value for name, value in parsed_url._asdict().items() if name != "password"}
+    return URL.create(**members).render_as_string()
+
+
+def moved_tables() -> list[Table]:
+    """Return the tables whose rows are moved, each after the tables to which its foreign keys refer."""
+    return [table for table in Base.metadata.sorted_tables if table.name != Move.__tablename__]
+
+
+def find_seal(session: Session) -> Move | None:
+    """Return the move that has sealed this database, or None. An earlier schema has no table of moves."""
+    if not inspect(session.connection()).has_table(Move.__tablename__):
+        return None
+    return session.scalar(select(Move).where(Move.direction == MoveDirection.TO))
+
+
+def seal_problem(engine: Engine) -> str:
+    """Return why this database must not be changed, and what an operator does about it; '' if it is not sealed."""
+    with reading(engine) as session:
+        move = find_seal(session)
+    if move is None:
+        return ""
+    this = url_without_password(engine.url)
+    if move.completed_at is None:
+        remedy = "repeat `smith db migrate`, or let `smith db unseal` undo this"
+        return f"the database {this} is sealed, because its move to {move.url} has not ended: {remedy}"
+    since = f"{move.started_at:%Y-%m-%d %H:%M}Z by {move.who}"
+    return f"the database {this} was moved to {move.url} ({since}): set SMITH_DATABASE_URL to that database"
+
+
+def refuse_sealed(engine: Engine) -> None:
+    """Raise DatabaseError if this database is sealed."""
+    if problem := seal_problem(engine):
+        raise DatabaseError(problem)
+
+
+def seal(session: Session, *, target_url: str, who: str, check: Callable[[Session], None]) -> Move:
+    """Seal this database; return the move. `check` raises an exception if the database is in use.
+
+    No other transaction changes a row between `check` and the commit: on SQLite, this transaction has the write lock.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        names = ", ".join(table.name for table in moved_tables())
+        session.connection().exec_driver_sql(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE")
+    check(session)
+    move = Move(id=uuid.uuid4().hex, direction=MoveDirection.TO, url=target_url, who=who, started_at=utc_now())
+    session.add(move)
+    _audit(session, move, verb="seal", who=who)
+    for statement in _creating_triggers(session):
+        session.connection().exec_driver_sql(statement)
+    return move
+
+
+def unseal(session: Session, *, who: str, reason: str) -> Move | None:
+    """Let this database be changed again; return the move that had sealed it, or None if none had."""
+    move = find_seal(session)
+    if move is None:
+        return None
+    for statement in _dropping_triggers(session):
+        session.connection().exec_driver_sql(statement)
+    session.execute(delete(Move).where(Move.id == move.id))
+    _audit(session, move, verb="unseal", who=who, reason=reason)
+    return move
+
+
+def note_completed(session: Session, move_id: str) -> None:
+    """Store in the source that its move is complete."""
+    move = session.get_one(Move, move_id)
+    move.completed_at = move.completed_at or utc_now()
+
+
+def _audit(session: Session, move: Move, *, verb: str, who: str, reason: str = "") -> None:
+    values: dict[str, Any] = {"moved_to": move.url}
+    before, after = (values, None) if verb == "unseal" else (None, values)
+    audit.record(
+        session,
+        who=who,
+        verb=verb,
+        subject_kind="database",
+        subject_id=move.id,
+        before=before,
+        after=after,
+        reason=reason,
+    )
+
+
+def _creating_triggers(session: Session) -> Iterator[str]:
+    if session.get_bind().dialect.name == "sqlite":
+        refusal = f"BEGIN SELECT RAISE(ABORT, '{TRIGGER_TEXT}'); END"
+        for name, table_name, operation in _sqlite_triggers():
+            yield f"CREATE TRIGGER {name} BEFORE {operation} ON {table_name} {refusal}"
+        return
+    # With this code, the driver raises ProgrammingError: a repetition does not help.
+    raise_text = f"RAISE EXCEPTION '{TRIGGER_TEXT}' USING ERRCODE = 'insufficient_privilege'"
+    yield f"CREATE FUNCTION {_FUNCTION}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {raise_text}; END $$"
+    for table in moved_tables():
+        yield (
+            f"CREATE TRIGGER sealed_{table.name} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {table.name} "
+            f"FOR EACH STATEMENT EXECUTE FUNCTION {_FUNCTION}()"
+        )
+
+
+def _dropping_triggers(session: Session) -> Iterator[str]:
+    if session.get_bind().dialect.name == "sqlite":
+        yield from (f"DROP TRIGGER {trigger[0]}" for trigger in _sqlite_triggers())
+        return
+    for table in moved_tables():
+        yield f"DROP TRIGGER sealed_{table.name} ON {table.name}"
+    yield f"DROP FUNCTION {_FUNCTION}()"
+
+
+def _sqlite_triggers() -> Iterator[tuple[str, str, str]]:
+    """Yield the name, the table and the operation of each trigger."""
+    for table in moved_tables():
+        for operation in _OPERATIONS:
+            yield f"sealed_{table.name}_{operation.lower()}", table.name, operation

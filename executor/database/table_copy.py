@@ -1,0 +1,175 @@
+"""Copies every row of a sealed database to an empty one, and compares the rows of both.
+
+The target is changed by one transaction. A copy that is killed leaves an empty target, so it starts again from the
+beginning. The rows are read and written in batches, so that the memory does not grow with the database.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Table, func, insert, inspect, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from executor.database import moves
+from executor.database.engine import error_text, translating_errors
+from executor.database.tables import Move, utc_now
+from executor.errors import DatabaseError
+from executor.model import MoveDirection
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+#: The number of rows that are read and written at once. A row has at most some 100 KiB, the output of a run by hand.
+BATCH_ROWS = 200
+#: The key of the PostgreSQL advisory lock of a copy to a database. The value is the ASCII text "SMIV".
+COPY_LOCK = 0x534D4956
+_DIGEST_MODULUS = 2**256
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableContent:
+    """How many rows a table has, and a digest of them, which does not depend on their order."""
+
+    row_count: int = 0
+    digest: int = 0
+
+    def with_rows(self, rows: list[Mapping[Any, Any]]) -> TableContent:
+        """Return the content with additional rows."""
+        digests = (int.from_bytes(hashlib.sha256(_canonical_text(row)).digest()) for row in rows)
+        digest = (self.digest + sum(digests)) % _DIGEST_MODULUS
+        return TableContent(row_count=self.row_count + len(rows), digest=digest)
+
+
+def filled_tables(engine: Engine) -> list[str]:
+    """Return the names of our tables that have rows."""
+    with translating_errors(engine), engine.execution_options(smith_read_only=True).connect() as connection:
+        return _filled_tables(connection)
+
+
+def has_arrived(engine: Engine, move_id: str) -> bool:
+    """Return whether this database contains the rows of a move. They are committed together with the move's row."""
+    with translating_errors(engine), engine.execution_options(smith_read_only=True).connect() as connection:
+        if not inspect(connection).has_table(Move.__tablename__):
+            return False
+        is_arrival = (Move.id == move_id) & (Move.direction == MoveDirection.FROM)
+        return connection.scalar(select(Move.id).where(is_arrival)) is not None
+
+
+def copy_tables(
+    source: Engine, target: Engine, move: Move, on_progress: Callable[[str, int], None]
+) -> dict[str, TableContent]:
+    """Copy every row, compare both databases, and commit; return what each table contains.
+
+    `on_progress` is called after each batch, with the name of the table and the number of its copied rows. Raises
+    DatabaseError if the target is not empty, refuses a row, or contains other rows afterwards. Then it is unchanged.
+    """
+    read_only_source = source.execution_options(smith_read_only=True)
+    with (
+        translating_errors(target),
+        read_only_source.connect() as reader,
+        target.connect() as writer,
+        writer.begin(),
+        ExitStack() as stack,
+    ):
+        if target.dialect.name == "postgresql":
+            _lock_postgresql(writer, stack)
+        if filled := _filled_tables(writer):
+            raise DatabaseError(_not_empty_text(target, filled))
+        contents = {}
+        for table in moves.moved_tables():
+            contents[table.name] = _copy_table(reader, writer, table, on_progress)
+            if _content(writer, table) != contents[table.name]:
+                raise DatabaseError(f"the rows of the table {table.name} differ after the copy; nothing was stored")
+            if target.dialect.name == "postgresql":
+                _set_sequence(writer, table)
+        arrival = {"direction": MoveDirection.FROM, "url": moves.url_without_password(source.url), "who": move.who}
+        times = {"started_at": move.started_at, "completed_at": utc_now()}
+        writer.execute(insert(Move), {"id": move.id, **arrival, **times})
+    return contents
+
+
+def refuse_filled(engine: Engine) -> None:
+    """Raise DatabaseError if one of our tables has rows."""
+    if filled := filled_tables(engine):
+        raise DatabaseError(_not_empty_text(engine, filled))
+
+
+def _not_empty_text(engine: Engine, filled: list[str]) -> str:
+    url = moves.url_without_password(engine.url)
+    return f"the database {url} is not empty (rows in {', '.join(filled)}): name an empty one, nothing was changed"
+
+
+def _lock_postgresql(connection: Connection, stack: ExitStack) -> None:
+    """Let no other copy and no agent write to the target until the transaction ends. Raises DatabaseError."""
+    from executor.database.postgresql import without_timeouts  # noqa: PLC0415 (its driver is optional)
+
+    if not connection.scalar(select(func.pg_try_advisory_xact_lock(COPY_LOCK))):
+        raise DatabaseError("another command copies rows to the target now: wait for its end")
+    names = ", ".join(table.name for table in moves.moved_tables())
+    connection.exec_driver_sql(f"LOCK TABLE {names} IN EXCLUSIVE MODE")
+    stack.enter_context(without_timeouts(connection))
+
+
+def _filled_tables(connection: Connection) -> list[str]:
+    inspector = inspect(connection)
+    existing = [table for table in moves.moved_tables() if inspector.has_table(table.name)]
+    # One column without a table's other ones: an earlier schema may lack some of them.
+    return [
+        table.name
+        for table in existing
+        if connection.execute(select(next(iter(table.primary_key.columns))).limit(1)).first() is not None
+    ]
+
+
+def _copy_table(
+    reader: Connection, writer: Connection, table: Table, on_progress: Callable[[str, int], None]
+) -> TableContent:
+    content = TableContent()
+    for rows in _batches(reader, table):
+        try:
+            writer.execute(insert(table), [dict(row) for row in rows])
+        except SQLAlchemyError as error:
+            reason = error_text(writer.engine, error)
+            raise DatabaseError(f"the target refused rows of the table {table.name}: {reason}") from error
+        content = content.with_rows(rows)
+        on_progress(table.name, content.row_count)
+    return content
+
+
+def _content(connection: Connection, table: Table) -> TableContent:
+    content = TableContent()
+    for rows in _batches(connection, table):
+        content = content.with_rows(rows)
+    return content
+
+
+def _batches(connection: Connection, table: Table) -> Iterator[list[Mapping[Any, Any]]]:
+    """Yield the rows of a table in batches. With PostgreSQL, the server keeps the rest of the result."""
+    stmt = select(table).order_by(*table.primary_key.columns)
+    with translating_errors(connection.engine):
+        options = {"yield_per": BATCH_ROWS}
+        with connection.execute(stmt, execution_options=options) as result:  # closes the server's cursor
+            for rows in result.mappings().partitions():
+                yield list(rows)
+
+
+def _canonical_text(row: Mapping[Any, Any]) -> bytes:
+    """Return the values of a row as a text that is the same on both engines."""
+    values = {str(name): value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
+    return json.dumps(values, sort_keys=True).encode()
+
+
+def _set_sequence(connection: Connection, table: Table) -> None:
+    """Let PostgreSQL give the next row a higher number than the copied rows have."""
+    column = table.autoincrement_column
+    if column is not None:
+        sequence = func.pg_get_serial_sequence(table.name, column.name)
+        # `setval` does nothing for NULL, the highest number in an empty table.
+        connection.execute(select(func.setval(sequence, select(func.max(column)).scalar_subquery())))

@@ -1,0 +1,269 @@
+"""The seal of a database, and the copy of its rows to another engine."""
+
+from __future__ import annotations
+
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, insert, inspect, select, text
+from support.busy_history import all_rows, fill_busily
+from support.databases import PostgresCluster, new_job, submit
+from support.table_contents import shape
+
+from executor.database import job_queue, moves, nodes, pauses, schema, table_copy
+from executor.database.engine import open_engine, reading, transaction
+from executor.database.nodes import AgentProcess
+from executor.database.tables import AuditEntry, Base, Job, ManualRun, Move, utc_now
+from executor.errors import DatabaseError, DatabaseRefused
+from executor.model import MoveDirection
+
+TARGET_URL = "postgresql+psycopg://smith@db.example.net/smith"
+#: Rows of this size, and more of them than fit into MAX_MEMORY_BYTES.
+LARGE_TEXT_CHARS, LARGE_ROW_COUNT, MAX_MEMORY_BYTES = 20_000, 4 * table_copy.BATCH_ROWS, 12 * 2**20
+
+
+@pytest.fixture
+def both(request: pytest.FixtureRequest, tmp_path: Path, postgres: PostgresCluster) -> Iterator[tuple[Engine, Engine]]:
+    """Open an SQLite file and a PostgreSQL database, both migrated; the first one of the direction is the source."""
+    with postgres.fresh_database() as url:
+        engines = [open_engine(f"sqlite:///{tmp_path / 'smith.db'}"), open_engine(url)]
+        schema.upgrade(engines[0])
+        source, target = engines if request.param == "to postgresql" else reversed(engines)
+        yield source, target
+        for engine in engines:
+            engine.dispose()
+
+
+both_ways = pytest.mark.parametrize("both", ["to postgresql", "to sqlite"], indirect=True)
+
+
+def no_check(_session: Any) -> None:
+    """Accept any use of the database."""
+
+
+def sealed(engine: Engine) -> Move:
+    with transaction(engine) as session:
+        return moves.seal(session, target_url=TARGET_URL, who="root", check=no_check)
+
+
+def copied(source: Engine, target: Engine, on_progress: Callable[[str, int], None] = lambda *_: None) -> Move:
+    move = sealed(source)
+    table_copy.copy_tables(source, target, move, on_progress)
+    return move
+
+
+@both_ways
+def test_every_row_of_every_table_arrives(both: tuple[Engine, Engine]) -> None:
+    source, target = both
+    fill_busily(source)
+    move = copied(source, target)
+    found = all_rows(target)
+    assert found == all_rows(source)
+    assert [name for name, table_rows in found.items() if not table_rows] == [], "each table is tested"
+    assert set(found) | {"moves", schema.ALEMBIC_TABLE} == set(inspect(source).get_table_names())
+    assert table_copy.has_arrived(target, move.id)
+    assert not table_copy.has_arrived(source, move.id)
+
+
+@both_ways
+def test_new_rows_have_higher_numbers_than_the_copied_ones(both: tuple[Engine, Engine]) -> None:
+    source, target = both
+    fill_busily(source)
+    copied(source, target)
+    highest = {name: table_rows[-1] for name, table_rows in all_rows(target).items()}
+    assert highest
+    with reading(target) as session:
+        last_job_id = max(session.scalars(select(Job.id)))
+        last_entry_id = max(session.scalars(select(AuditEntry.id)))
+    assert submit(target) == last_job_id + 1
+    with transaction(target) as session:
+        entry = AuditEntry(at=utc_now(), who="root", verb="pause", subject_kind="agents", subject_id="all")
+        session.add(entry)
+        session.flush()
+        assert entry.id == last_entry_id + 1
+    with target.connect() as connection:
+        for table in moves.moved_tables():
+            column = table.autoincrement_column
+            if column is not None and target.dialect.name == "postgresql":
+                assert connection.scalar(text(f"SELECT nextval(pg_get_serial_sequence('{table.name}', 'id'))")) > 1
+
+
+@both_ways
+def test_a_target_with_a_row_is_refused_and_not_changed(both: tuple[Engine, Engine]) -> None:
+    source, target = both
+    fill_busily(source)
+    job_id = submit(target)
+    with pytest.raises(DatabaseError, match=r"is not empty \(rows in jobs\)"):
+        copied(source, target)
+    assert [row[0] for row in all_rows(target)["jobs"]] == [job_id]
+    assert table_copy.filled_tables(target) == ["jobs"]
+
+
+@both_ways
+def test_a_copy_that_fails_leaves_an_empty_target(both: tuple[Engine, Engine]) -> None:
+    def fail_at_audit(table: str, _row_count: int) -> None:
+        if table == "audit":
+            raise DatabaseError("the connection was lost")
+
+    source, target = both
+    fill_busily(source)
+    with pytest.raises(DatabaseError, match="the connection was lost"):
+        copied(source, target, fail_at_audit)
+    assert table_copy.filled_tables(target) == []
+    with reading(source) as session:
+        move = moves.find_seal(session)
+    assert move is not None
+    table_copy.copy_tables(source, target, move, lambda *_: None)
+    assert all_rows(target) == all_rows(source)
+
+
+@pytest.mark.parametrize("both", ["to postgresql"], indirect=True)
+def test_rows_that_the_target_changes_are_found(both: tuple[Engine, Engine]) -> None:
+    source, target = both
+    fill_busily(source)
+    with target.begin() as connection:
+        body = "BEGIN NEW.operator_detail = 'changed'; RETURN NEW; END"
+        connection.execute(text(f"CREATE FUNCTION change() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$"))
+        each = "FOR EACH ROW WHEN (NEW.id = 3) EXECUTE FUNCTION change()"
+        connection.execute(text(f"CREATE TRIGGER change BEFORE INSERT ON jobs {each}"))
+    with pytest.raises(DatabaseError, match="the rows of the table jobs differ"):
+        copied(source, target)
+    assert table_copy.filled_tables(target) == []
+
+
+@pytest.mark.parametrize("both", ["to postgresql"], indirect=True)
+def test_a_value_that_the_target_refuses_is_named_by_its_table(both: tuple[Engine, Engine]) -> None:
+    source, target = both
+    submit(source, fulcrum_id="x" * 60)  # SQLite does not limit the length of a text
+    with pytest.raises(DatabaseError, match=r"the target refused rows of the table jobs: .*too long"):
+        copied(source, target)
+
+
+@both_ways
+def test_a_second_copy_to_the_same_database_is_refused(both: tuple[Engine, Engine]) -> None:
+    source, target = both
+    if target.dialect.name == "sqlite":
+        return  # the command holds the lock of the file
+    submit(source)
+
+    def copy_again(_table: str, _row_count: int) -> None:
+        with reading(source) as session:
+            move = moves.find_seal(session)
+        assert move is not None
+        with pytest.raises(DatabaseError, match="another command copies rows"):
+            table_copy.copy_tables(source, target, move, lambda *_: None)
+
+    copied(source, target, copy_again)
+
+
+@both_ways
+def test_a_copy_needs_little_memory(both: tuple[Engine, Engine]) -> None:
+    source, target = both
+    row = {"service_id": "s", "action": "a", "who": "w", "host": "h", "pid": 1, "output": "x" * LARGE_TEXT_CHARS}
+    times = {"started_at": utc_now(), "lease_until": utc_now(), "ended_at": utc_now()}
+    with transaction(source) as session:
+        session.execute(
+            insert(ManualRun.__table__),
+            [row | times | {"ident": f"run-{number}"} for number in range(LARGE_ROW_COUNT)],
+        )
+    tracemalloc.start()
+    try:
+        copied(source, target)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert LARGE_TEXT_CHARS * LARGE_ROW_COUNT > MAX_MEMORY_BYTES > peak_bytes
+
+
+# --- the seal ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_sealed_database_refuses_every_change_of_every_table(engine: Engine) -> None:
+    before, shape_before = schema.check(engine), shape(engine)
+    fill_busily(engine)
+    sealed(engine)
+    contents = all_rows(engine)
+    for table in Base.metadata.sorted_tables:
+        if table.name == "moves":
+            continue
+        copying = f"INSERT INTO {table.name} SELECT * FROM {table.name}"  # noqa: S608
+        for statement in (f"DELETE FROM {table.name}", copying):  # noqa: S608
+            with pytest.raises(DatabaseRefused, match="this database was moved"), transaction(engine) as session:
+                session.execute(text(statement))
+    assert all_rows(engine) == contents
+    (problem,) = schema.check(engine)
+    assert TARGET_URL in problem
+    with transaction(engine) as session:
+        move = moves.unseal(session, who="root", reason="the move is put off")
+    assert move is not None
+    assert schema.check(engine) == before
+    assert shape(engine) == shape_before
+    with transaction(engine) as session:
+        assert pauses.end(session) is not None
+        verbs = session.scalars(select(AuditEntry.verb).where(AuditEntry.subject_kind == "database"))
+        assert list(verbs) == ["seal", "unseal"]
+        assert moves.unseal(session, who="root", reason="") is None
+
+
+def test_an_agent_that_was_suspended_during_the_seal_changes_nothing(postgres_engine: Engine) -> None:
+    """Its open connection and the row of its process are older than the seal."""
+    agent = AgentProcess(boot_id="old", host="h", pid=1, version="1", concurrency=1)
+    with transaction(postgres_engine) as session:
+        nodes.add_agent(session, agent)
+    submit(postgres_engine)
+    try:
+        sealed(postgres_engine)
+        with pytest.raises(DatabaseRefused), transaction(postgres_engine) as session:
+            job_queue.claim(session, "old", lease_s=30)
+        with pytest.raises(DatabaseRefused), transaction(postgres_engine) as session:
+            nodes.note_leases_renewed(session, "old", fences=True)
+    finally:
+        with transaction(postgres_engine) as session:
+            moves.unseal(session, who="root", reason="")
+
+
+def test_the_seal_waits_for_a_transaction_that_changes_the_database(engine: Engine) -> None:
+    moved: list[Move] = []
+    thread = threading.Thread(target=lambda: moved.append(sealed(engine)))
+    with transaction(engine) as session:
+        job_id = job_queue.submit(session, new_job())
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive()
+    thread.join(60)
+    assert len(moved) == 1
+    assert [row[0] for row in all_rows(engine)["jobs"]] == [job_id]
+    with transaction(engine) as session:
+        moves.unseal(session, who="root", reason="")
+
+
+def test_a_check_that_fails_leaves_the_database_unsealed(engine: Engine) -> None:
+    def refuse(_session: Any) -> None:
+        raise DatabaseError("an agent runs")
+
+    with pytest.raises(DatabaseError, match="an agent runs"), transaction(engine) as session:
+        moves.seal(session, target_url=TARGET_URL, who="root", check=refuse)
+    assert moves.seal_problem(engine) == ""
+    assert submit(engine)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://smith:hunter2@db/smith",
+        "postgresql://smith@db/smith?password=hunter2",
+        "postgresql+psycopg://smith:hunter2@db/smith?sslmode=require&sslpassword=hunter2",
+    ],
+)
+def test_the_stored_url_has_no_password(url: str) -> None:
+    shown = moves.url_without_password(url)
+    assert "hunter2" not in shown
+    assert shown.partition("?")[0].endswith("://smith@db/smith")
+
+
+def test_the_directions_fit_into_their_column() -> None:
+    assert all(len(direction) <= Move.__table__.c.direction.type.length for direction in MoveDirection)

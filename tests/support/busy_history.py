@@ -1,0 +1,69 @@
+"""A database with rows in every table, as after months of work: what a move to another database must keep."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Engine, select, update
+from sqlalchemy.orm import Session
+from support.database_contents import CLUSTER, OTHER_TENANT, TENANT, fill
+
+from executor.database import allocations, job_events, manual_runs, moves, pauses, secret_references, web_sessions
+from executor.database.allocations import Owner
+from executor.database.engine import reading, transaction
+from executor.database.manual_runs import NewManualRun
+from executor.database.tables import CloneTarget, Job, Node, Run, utc_now
+from executor.model import JobEventKind, RunStatus
+
+#: Text that a wrong encoding, a wrong quotation or a wrong collation would change.
+STRANGE = "Zürich 東京 🚀 'quoted' \"twice\" \\n %s :name {{ braces }} \x1b[31m Ä a Z _"
+
+
+def fill_busily(engine: Engine) -> None:
+    """Write rows into every table. No agent runs afterwards."""
+    fill(engine)
+    with transaction(engine) as session:
+        session.execute(update(Node).where(Node.stopped_at.is_(None)).values(stopped_at=utc_now(), draining=True))
+        _stories(session)
+        _manual_runs(session)
+        pauses.start(session, who="root", reason=STRANGE)
+        secret_references.bind(session, TENANT, ["vault://one", "vault://two"])
+        web_sessions.add(session, digest="d" * 64, name="zoë", lifetime=timedelta(days=1))
+        owner = Owner(boot_id="node-that-stopped", cluster=CLUSTER, silent_s=60.0)
+        allocations.put(session, owner, vmid=100_001, node="pve1", memory_bytes=1 << 40, cores=2)
+        session.add(CloneTarget(cluster=CLUSTER, name="ceph", max_clones=3, successes=1))
+
+
+def _stories(session: Session) -> None:
+    for job in session.scalars(select(Job)):
+        job_events.record(session, job.id, JobEventKind.REQUEUED, STRANGE)
+        job.params = {"text": STRANGE, "numbers": [0, -1, 1.5, 10**30, True, None], "empty": {}}
+    for run in session.scalars(select(Run)):
+        run.story = {"tasks": [{"name": STRANGE, "seconds": 0.25}]}
+
+
+def _manual_runs(session: Session) -> None:
+    for number, service_id in enumerate((TENANT, OTHER_TENANT)):
+        run = NewManualRun(
+            ident=f"update-{number}",
+            service_id=service_id,
+            vmid=100 + number,
+            action="update",
+            who="root",
+            host="pve-ops",
+            pid=7,
+        )
+        assert manual_runs.start(session, run, lease_s=-1.0) is None
+        manual_runs.finish(
+            session, run.ident, status=RunStatus.SUCCESSFUL, reason="", upids=[], output=STRANGE * (1 + number * 500)
+        )
+
+
+def all_rows(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
+    """Return every row of every table but `moves`, in an order that does not depend on the engine."""
+    with reading(engine) as session:
+        return {
+            table.name: sorted((tuple(row) for row in session.execute(select(table))), key=lambda row: str(row[:2]))
+            for table in moves.moved_tables()
+        }

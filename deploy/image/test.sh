@@ -26,7 +26,7 @@ lint() {
   fi
   "$tools/bin/hadolint" --config "$here/hadolint.yaml" "$project/Containerfile" "$project/deploy/lab/Containerfile"
   say "hadolint found no problem"
-  "$tools/bin/kubernetes-validate" --strict --quiet "$project/deploy/kubernetes/agent-smith.yaml"
+  "$tools/bin/kubernetes-validate" --strict --quiet "$project"/deploy/kubernetes/*.yaml
   say "the Kubernetes manifest is valid against the schemas of $("$tools/bin/kubernetes-validate" --version)"
 }
 

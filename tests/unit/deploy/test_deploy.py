@@ -16,24 +16,21 @@ from typing import Any
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from support.deploy_files import DEPLOY, PROJECT, drain_s
 
 from executor import errors
-from executor.cli.run import STALL_TIMEOUT_S, STOP_MARGIN_S
-from executor.settings.settings import FIELDS, SECRET_NAMES, Settings
+from executor.cli.run import STALL_TIMEOUT_S
+from executor.settings.settings import FIELDS, SECRET_NAMES
 from executor.settings.sources import MAX_SECRET_BYTES, PREFIXES, gather_values
 
-PROJECT = Path(__file__).resolve().parents[3]
-DEPLOY = PROJECT / "deploy"
 #: After these exit codes a restart does not help.
 FINAL_CODES = {str(code) for code in (errors.EXIT_USAGE, errors.EXIT_SETTINGS, errors.EXIT_DATABASE)}
 SECRET_FILES = {"fulcrum_api_token", "proxmox_token_secret"}
 USER = "10001:10001"
+#: The user of PostgreSQL in its image.
+POSTGRES_USER = "999:999"
+NODES = ["node-1", "node-2", "node-3"]
 TMP_OPTIONS = {"rw", "nosuid", "nodev", "noexec"}
-
-
-def _drain_s() -> float:
-    """Return how long a stop may take: the default drain time and the margin after it."""
-    return float(FIELDS["SMITH_DRAIN_TIMEOUT_S"].default) + STOP_MARGIN_S
 
 
 def _seconds(text: str) -> float:
@@ -93,7 +90,7 @@ def test_the_quadlet_is_hardened(quadlet: dict[str, dict[str, list[str]]]) -> No
 def test_the_quadlet_waits_for_the_drain(quadlet: dict[str, dict[str, list[str]]]) -> None:
     found = re.search(r"--stop-timeout=(\d+)", quadlet["Container"]["PodmanArgs"][0])
     assert found
-    assert _drain_s() < int(found[1]) < _seconds(quadlet["Service"]["TimeoutStopSec"][0])
+    assert drain_s() < int(found[1]) < _seconds(quadlet["Service"]["TimeoutStopSec"][0])
     assert set(quadlet["Service"]["RestartPreventExitStatus"][0].split()) == FINAL_CODES
 
 
@@ -129,10 +126,10 @@ def compose() -> dict[str, Any]:
     return dict(yaml.safe_load((DEPLOY / "compose.yaml").read_text()))
 
 
-@pytest.mark.parametrize("name", ["agent-smith", "lab", "agent-smith-in-lab"])
+@pytest.mark.parametrize("name", ["agent-smith", *NODES, "postgres", "lab", "agent-smith-in-lab"])
 def test_the_compose_file_is_hardened(compose: dict[str, Any], name: str) -> None:
     service = compose["services"][name]
-    assert service["user"] == USER
+    assert service["user"] == (POSTGRES_USER if name == "postgres" else USER)
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -143,10 +140,13 @@ def test_the_compose_file_is_hardened(compose: dict[str, Any], name: str) -> Non
 
 def test_the_compose_file_takes_secrets_from_files_and_starts_the_lab_only_when_asked(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    assert set(services["agent-smith"]["secrets"]) == set(compose["secrets"]) == SECRET_FILES
+    assert set(services["agent-smith"]["secrets"]) == SECRET_FILES
+    assert set(compose["secrets"]) == SECRET_FILES | {"smith_database_url", "postgres_password"}
     assert all(set(secret) == {"file"} for secret in compose["secrets"].values())
     assert not {"network_mode", "environment"} & set(services["agent-smith"])
-    assert {name for name, service in services.items() if service.get("profiles") != ["lab"]} == {"agent-smith"}
+    profiles = {name: service.get("profiles") for name, service in services.items()}
+    assert {name for name, of_service in profiles.items() if of_service is None} == {"agent-smith"}
+    assert {name for name, of_service in profiles.items() if of_service == ["nodes"]} == {*NODES, "postgres"}
     settings = services["agent-smith-in-lab"]["environment"]
     assert set(settings) <= set(FIELDS) - set(SECRET_NAMES) | {"SMITH_SECRETS_DIR"}
     assert services["agent-smith-in-lab"]["network_mode"] == "service:lab"
@@ -154,9 +154,36 @@ def test_the_compose_file_takes_secrets_from_files_and_starts_the_lab_only_when_
 
 def test_the_compose_file_waits_for_the_drain_and_keeps_the_data(compose: dict[str, Any]) -> None:
     service = compose["services"]["agent-smith"]
-    assert _seconds(service["stop_grace_period"]) > _drain_s()
+    assert _seconds(service["stop_grace_period"]) > drain_s()
     assert "data:/data" in service["volumes"]
     assert "data" in compose["volumes"]
+
+
+def test_the_nodes_of_the_compose_file_differ_only_in_their_name_and_their_data(compose: dict[str, Any]) -> None:
+    nodes = [compose["services"][name] for name in NODES]
+    assert [node["hostname"] for node in nodes] == NODES, "a restarted agent finds its jobs by its host name"
+    assert [node["volumes"] for node in nodes] == [[f"{name}:/data"] for name in NODES]
+    assert {*NODES, "postgres"} <= set(compose["volumes"])
+    common = [{key: value for key, value in node.items() if key not in ("hostname", "volumes")} for node in nodes]
+    assert common[0] == common[1] == common[2]
+    assert set(common[0]["secrets"]) == SECRET_FILES | {"smith_database_url"}
+    assert _seconds(common[0]["stop_grace_period"]) > drain_s()
+    assert "smith_database_url" in {name.lower() for name in SECRET_NAMES}
+
+
+def test_the_composed_postgresql_has_a_digest_a_secret_file_and_no_other_network(compose: dict[str, Any]) -> None:
+    postgres = compose["services"]["postgres"]
+    assert re.fullmatch(r"postgres:[0-9]+-[a-z]+@sha256:[0-9a-f]{64}", postgres["image"])
+    assert postgres["secrets"] == ["postgres_password"]
+    settings = postgres["environment"]
+    assert settings["POSTGRES_PASSWORD_FILE"] == "/run/secrets/postgres_password"
+    assert "POSTGRES_PASSWORD" not in settings
+    assert postgres["networks"] == ["database"]
+    assert compose["networks"]["database"] == {"internal": True}
+    assert all("database" in compose["services"][name]["networks"] for name in NODES)
+    mounts = {text.partition(":")[0]: set(text.partition(":")[2].split(",")) for text in postgres["tmpfs"]}
+    assert set(mounts) == {"/tmp", "/var/run/postgresql"}  # noqa: S108  (in the container)
+    assert all(options >= TMP_OPTIONS for options in mounts.values())
 
 
 # --- podman command in the manual -------------------------------------------------------------------------------------
@@ -195,7 +222,7 @@ def test_the_unit_is_hardened(service: dict[str, list[str]]) -> None:
 
 
 def test_the_unit_waits_for_the_drain_and_does_not_restart_after_final_errors(service: dict[str, list[str]]) -> None:
-    assert _seconds(service["TimeoutStopSec"][0]) > _drain_s()
+    assert _seconds(service["TimeoutStopSec"][0]) > drain_s()
     assert set(service["RestartPreventExitStatus"][0].split()) == FINAL_CODES
     assert service["KillMode"] == ["mixed"], "TERM for every process would end running playbooks"
     assert _seconds(service["WatchdogSec"][0]) >= STALL_TIMEOUT_S, "the supervisor must restart a stalled agent first"
@@ -216,77 +243,6 @@ def test_systemd_accepts_the_unit_and_rates_it_as_restricted(tmp_path: Path) -> 
     threshold = [analyze, "security", "--offline=true", "--threshold=20", unit]
     exposed = subprocess.run(threshold, capture_output=True, text=True, check=False)
     assert exposed.returncode == 0, exposed.stdout
-
-
-# --- Kubernetes -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def manifests() -> dict[str, dict[str, Any]]:
-    documents = yaml.safe_load_all((DEPLOY / "kubernetes" / "agent-smith.yaml").read_text())
-    return {document["kind"]: document for document in documents}
-
-
-def test_the_manifest_is_hardened(manifests: dict[str, dict[str, Any]]) -> None:
-    labels = manifests["Namespace"]["metadata"]["labels"]
-    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
-    pod = manifests["Deployment"]["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    assert pod["securityContext"].items() >= {"runAsNonRoot": True, "runAsUser": 10001, "runAsGroup": 10001}.items()
-    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert pod["automountServiceAccountToken"] is False
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    assert container["resources"]["limits"]["memory"]
-    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
-    assert mounts["/run/secrets"]["readOnly"] is True
-    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
-    assert "Secret" not in manifests, "a secret must not be in a file of the repository"
-    assert "env" not in container
-
-
-def test_the_network_policy_selects_the_pod_and_allows_only_the_systems_that_it_uses(
-    manifests: dict[str, dict[str, Any]],
-) -> None:
-    policy = manifests["NetworkPolicy"]["spec"]
-    labels = manifests["Deployment"]["spec"]["template"]["metadata"]["labels"]
-    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
-    assert (policy["policyTypes"], policy["ingress"]) == (["Ingress", "Egress"], [])
-    ports = [{port["port"] for port in rule["ports"]} for rule in policy["egress"]]
-    assert ports == [{53}, {443}, {8006}, {5432}]
-    assert all(rule["to"] for rule in policy["egress"]), "a rule without `to` allows every address"
-
-
-def test_the_manifest_waits_for_the_drain_and_runs_one_replica(
-    manifests: dict[str, dict[str, Any]],
-) -> None:
-    deployment = manifests["Deployment"]["spec"]
-    assert deployment["template"]["spec"]["terminationGracePeriodSeconds"] > _drain_s()
-    assert deployment["replicas"] == 1
-    assert deployment["strategy"] == {"type": "Recreate"}
-
-
-def test_the_liveness_probe_checks_the_agent_only(manifests: dict[str, dict[str, Any]]) -> None:
-    (container,) = manifests["Deployment"]["spec"]["template"]["spec"]["containers"]
-    assert container["livenessProbe"]["exec"]["command"][-1] == "--live"
-    assert container["startupProbe"]["exec"]["command"][-1] == "--live"
-    assert container["readinessProbe"]["exec"]["command"][-1] != "--live"
-
-
-def test_the_manifest_is_consistent(manifests: dict[str, dict[str, Any]]) -> None:
-    name = manifests["Deployment"]["spec"]["template"]["metadata"]["labels"]
-    for kind in ("Deployment", "PodDisruptionBudget"):
-        assert manifests[kind]["spec"]["selector"]["matchLabels"] == name
-    pod = manifests["Deployment"]["spec"]["template"]["spec"]
-    volumes = {volume["name"] for volume in pod["volumes"]}
-    assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == volumes
-    settings = manifests["ConfigMap"]["data"]
-    assert set(settings) <= set(FIELDS) - set(SECRET_NAMES)
-    assert not gather_values(names=FIELDS, secret_names=SECRET_NAMES, environ=settings, env_file=None).problems
-    Settings(**{key.lower(): value for key, value in settings.items()})
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ COMMANDS = (
     Command("db", "backup", "backup", "backup", "Copy the SQLite database into one file."),
     Command("db", "restore", "backup", "restore", "Replace the database by a backup."),
     Command("db", "migrate", "migrate", "migrate", "Move the database from SQLite to PostgreSQL, or back."),
-    Command("db", "unseal", "migrate", "unseal", "Let a database be used again that was moved to another one."),
+    Command("db", "unseal", "migrate", "unseal", "Let a database be used again that `smith db migrate` has sealed."),
     Command("config", "show", "config", "show", "Show every setting with its source."),
     Command("config", "example", "config", "example", "Print an example `.env` file."),
     Command("actions", "list", "actions", "list_actions", "List the actions; if the executor refuses one, show why."),

@@ -117,10 +117,12 @@ def _quadlet(folder: Path, *, has_ca: bool) -> str:
 
 
 def _compose(folder: Path, *, has_ca: bool) -> str:
-    """Return the compose file without the services of the lab."""
+    """Return the compose file with the service of one agent only."""
     text = _deploy_text("compose.yaml")
-    before, _, rest = text.partition("\n  lab:\n")
-    after = rest.partition("\nvolumes:\n")[2].partition("\n\n")[2]
+    agent, _, rest = text.partition("\n# Each node has a host name")
+    services = rest.partition("\nservices:\n")[2].partition("\n  node-1:\n")[0]
+    before = f"{agent}\nservices:\n{services}"
+    after = rest.partition("\nvolumes:\n")[2].partition("\n\n")[2].partition("  smith_database_url:")[0]
     text = f"{before}\nvolumes:\n  data: {{}}\n\n{after}"
     if has_ca:
         text = text.replace("# - ./proxmox-ca.pem:", "- ./proxmox-ca.pem:")

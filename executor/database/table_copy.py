@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -132,14 +132,15 @@ def _copy_table(
     reader: Connection, writer: Connection, table: Table, on_progress: Callable[[str, int], None]
 ) -> TableContent:
     content = TableContent()
-    for rows in _batches(reader, table):
-        try:
-            writer.execute(insert(table), [dict(row) for row in rows])
-        except SQLAlchemyError as error:
-            reason = error_text(writer.engine, error)
-            raise DatabaseError(f"the target refused rows of the table {table.name}: {reason}") from error
-        content = content.with_rows(rows)
-        on_progress(table.name, content.row_count)
+    with closing(_batches(reader, table)) as batches:  # an error in the block closes the server's cursor at once
+        for rows in batches:
+            try:
+                writer.execute(insert(table), [dict(row) for row in rows])
+            except SQLAlchemyError as error:
+                reason = error_text(writer.engine, error)
+                raise DatabaseError(f"the target refused rows of the table {table.name}: {reason}") from error
+            content = content.with_rows(rows)
+            on_progress(table.name, content.row_count)
     return content
 
 
@@ -150,7 +151,7 @@ def _content(connection: Connection, table: Table) -> TableContent:
     return content
 
 
-def _batches(connection: Connection, table: Table) -> Iterator[list[Mapping[Any, Any]]]:
+def _batches(connection: Connection, table: Table) -> Generator[list[Mapping[Any, Any]], None, None]:
     """Yield the rows of a table in batches. With PostgreSQL, the server keeps the rest of the result."""
     stmt = select(table).order_by(*table.primary_key.columns)
     with translating_errors(connection.engine):

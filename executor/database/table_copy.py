@@ -78,8 +78,11 @@ def copy_tables(
         writer.begin(),
         ExitStack() as stack,
     ):
+        for connection in (reader, writer):
+            if connection.dialect.name == "postgresql":
+                _wait_without_limit(connection, stack)
         if target.dialect.name == "postgresql":
-            _lock_postgresql(writer, stack)
+            _lock_postgresql(writer)
         if filled := _filled_tables(writer):
             raise DatabaseError(_not_empty_text(target, filled))
         contents = {}
@@ -106,15 +109,19 @@ def _not_empty_text(engine: Engine, filled: list[str]) -> str:
     return f"the database {url} is not empty (rows in {', '.join(filled)}): name an empty one, nothing was changed"
 
 
-def _lock_postgresql(connection: Connection, stack: ExitStack) -> None:
-    """Let no other copy and no agent write to the target until the transaction ends. Raises DatabaseError."""
+def _wait_without_limit(connection: Connection, stack: ExitStack) -> None:
+    """Let the transaction take as long as the copy: one of both waits while the other one reads a large table."""
     from executor.database.postgresql import without_timeouts  # noqa: PLC0415 (its driver is optional)
 
+    stack.enter_context(without_timeouts(connection))
+
+
+def _lock_postgresql(connection: Connection) -> None:
+    """Let no other copy and no agent write to the target until the transaction ends. Raises DatabaseError."""
     if not connection.scalar(select(func.pg_try_advisory_xact_lock(COPY_LOCK))):
         raise DatabaseError("another command copies rows to the target now: wait for its end")
     names = ", ".join(table.name for table in moves.moved_tables())
     connection.exec_driver_sql(f"LOCK TABLE {names} IN EXCLUSIVE MODE")
-    stack.enter_context(without_timeouts(connection))
 
 
 def _filled_tables(connection: Connection) -> list[str]:

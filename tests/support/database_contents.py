@@ -25,7 +25,8 @@ OWNER = "node-of-then"
 CLUSTER = "pve"
 #: The agent ended without releasing its jobs: their leases have expired.
 EXPIRED_LEASE_S = -60.0
-SHORT_BACKOFF_S = 5.0
+#: Longer than the rows take to be written on a busy machine, because the job must not be claimed meanwhile.
+SHORT_BACKOFF_S = 120.0
 #: A backoff that no later test sees the end of.
 LONG_BACKOFF_S = 3650 * 86_400.0
 #: When deleted VMs may be purged: at once, and not during any test.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from support.table_contents import shape
 from executor.database import job_queue, moves, nodes, pauses, schema, table_copy
 from executor.database.engine import open_engine, reading, transaction
 from executor.database.nodes import AgentProcess
+from executor.database.postgresql import SESSION_SETTINGS, open_postgresql_engine
 from executor.database.tables import AuditEntry, Base, Job, ManualRun, Move, utc_now
 from executor.errors import DatabaseError, DatabaseRefused
 from executor.model import MoveDirection
@@ -177,6 +179,24 @@ def test_a_copy_needs_little_memory(both: tuple[Engine, Engine]) -> None:
     finally:
         tracemalloc.stop()
     assert LARGE_TEXT_CHARS * LARGE_ROW_COUNT > MAX_MEMORY_BYTES > peak_bytes
+
+
+@both_ways
+def test_a_copy_may_take_longer_than_postgresqls_limits(both: tuple[Engine, Engine]) -> None:
+    def hurried(engine: Engine) -> Engine:
+        if engine.dialect.name == "sqlite":
+            return engine
+        settings = {**SESSION_SETTINGS, "idle_in_transaction_session_timeout": "200ms"}
+        return open_postgresql_engine(engine.url, pool_size=1, max_overflow=1, session_settings=settings)
+
+    source, target = both
+    fill_busily(source)
+    move, waits = sealed(source), iter([0.6])
+    hurried_source, hurried_target = hurried(source), hurried(target)
+    table_copy.copy_tables(hurried_source, hurried_target, move, lambda *_: time.sleep(next(waits, 0.0)))
+    assert all_rows(target) == all_rows(source)
+    hurried_source.dispose()
+    hurried_target.dispose()
 
 
 # --- the seal ---------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from browser.prepared import prepared_site
 
 HERE = Path(__file__).parent
 #: The files in the order in which they change what they share.
-ORDER = ("pages", "hostile", "live", "fronts", "actions")
+ORDER = ("pages", "hostile", "live", "fronts", "actions", "pictures")
 
 
 def main(node_modules: Path, screenshots: Path, files: list[str]) -> int:

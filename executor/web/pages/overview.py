@@ -73,7 +73,8 @@ def _problems(parts: PageParts, view: AgentView, status: Status) -> Iterator[Pro
             remedy = "Doctor names the cause and the remedy."
             yield Problem(text=f"{check.name}: {check.reason}{detail}", remedy=remedy, page="doctor")
     if document["paused"]:
-        yield Problem(text=f"The agents are paused {status.pause_text}", remedy="Resume when the maintenance is over.")
+        text, remedy = f"The agents are paused {status.pause_text}", "Resume when the maintenance is over."
+        yield Problem(text=text, remedy=remedy, page="executors")
     yield from _problems_of_critical_jobs(document)
     yield from _problems_of_jobs(document)
     if lost := document["mappings"].get(MappingState.VM_LOST, 0):

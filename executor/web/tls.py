@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from executor.log import get_logger
+from executor.web.access import parse_ip
 
 log = get_logger(__name__)
 
@@ -18,8 +19,9 @@ log = get_logger(__name__)
 EXAMINE_INTERVAL_S = 60.0
 #: The server closes a connection whose handshake has not ended within this time.
 HANDSHAKE_TIMEOUT_S = 10
-#: Maximum number of connections whose handshakes have not ended. The server closes every further connection at once.
-MAX_HANDSHAKES = 64
+#: Maximum number of connections whose handshakes have not ended: of all callers, of other machines, and of one address
+#: of another machine. The server closes every further connection at once.
+MAX_HANDSHAKES, MAX_HANDSHAKES_OF_OTHERS, MAX_HANDSHAKES_PER_ADDRESS = 64, 48, 16
 
 _FileState = tuple[tuple[int, int], ...]
 
@@ -96,15 +98,29 @@ class TlsConnection(SSLProtocol):
             ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
         )
         self._handshakes = handshakes
+        #: The address of the caller; None if the caller is on this machine.
+        self._other_machine: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake, or close the connection if there are too many."""
-        if len(self._handshakes) >= MAX_HANDSHAKES:
+        address = parse_ip(str((transport.get_extra_info("peername") or ("",))[0]))
+        self._other_machine = None if address is None or address.is_loopback else str(address)
+        if self._is_one_too_many():
             assert isinstance(transport, asyncio.Transport)  # noqa: S101 (a socket's)
             transport.abort()
             return
         self._handshakes.add(self)
         super().connection_made(transport)
+
+    def _is_one_too_many(self) -> bool:
+        if len(self._handshakes) >= MAX_HANDSHAKES:
+            return True
+        if self._other_machine is None:
+            return False
+        others = [other._other_machine for other in self._handshakes if other._other_machine is not None]
+        return (
+            len(others) >= MAX_HANDSHAKES_OF_OTHERS or others.count(self._other_machine) >= MAX_HANDSHAKES_PER_ADDRESS
+        )
 
     def end_handshake(self) -> None:
         """Count the connection no longer: the protocol of the pages counts it."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.client
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlencode
 
+import pytest
 from sqlalchemy import Engine
 
 from executor.agent.meters import Meters
@@ -145,3 +147,13 @@ def running_pages(folder: Path, database_file: Path, *, attached: bool = True, *
             yield PagesSite(handle, view, settings)
     finally:
         engine.dispose()
+
+
+def address_of_this_machine() -> str:
+    """Return an IPv4 address of this machine that is not a loopback address. Skip the test if there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing, only chooses the address of the sender
+        except OSError:
+            pytest.skip("this machine has only loopback addresses")
+        return str(probe.getsockname()[0])

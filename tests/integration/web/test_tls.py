@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import socket
@@ -14,11 +15,11 @@ import pytest
 from smith_lab.proxmox.certificates import CertificateAuthority
 from structlog.testing import capture_logs
 from support.cli_world import Cli
-from support.web_world import TOKEN, WITHIN_S, PagesSite
+from support.web_world import TOKEN, WITHIN_S, PagesSite, address_of_this_machine
 
 from executor.errors import SettingsError
 from executor.settings.settings import load_settings
-from executor.web.tls import MAX_HANDSHAKES, CertificateUnusable, ServerCertificate
+from executor.web.tls import MAX_HANDSHAKES, MAX_HANDSHAKES_PER_ADDRESS, CertificateUnusable, ServerCertificate
 
 MakePages = Callable[..., PagesSite]
 NAMES = ("localhost", "127.0.0.1")
@@ -149,6 +150,27 @@ def test_connections_without_a_handshake_are_limited(secured: PagesSite, authori
         except OSError:
             assert time.monotonic() < deadline
     connection.close()
+
+
+def test_another_machine_cannot_occupy_all_handshakes(make_pages: MakePages, authority: CertificateAuthority) -> None:
+    """A connection to the machine's own address comes from that address, as a connection of another machine."""
+    own_address = address_of_this_machine()
+    certificate, key = authority.issue("smith", NAMES)
+    files = {"SMITH_HTTP_TLS_CERTIFICATE": str(certificate), "SMITH_HTTP_TLS_KEY": str(key)}
+    site = make_pages(SMITH_HTTP_ADDR="0.0.0.0:0", **files)
+    silent = [socket.create_connection((own_address, site.handle.port)) for _ in range(MAX_HANDSHAKES_PER_ADDRESS + 4)]
+    try:
+        for connection in silent[MAX_HANDSHAKES_PER_ADDRESS:]:
+            connection.settimeout(WITHIN_S)
+            with contextlib.suppress(ConnectionError):
+                assert connection.recv(1) == b""
+        local = connected(site, authority)
+        local.request("GET", "/livez")
+        assert local.getresponse().status == 200
+        local.close()
+    finally:
+        for connection in silent:
+            connection.close()
 
 
 def is_closed(connection: socket.socket) -> bool:

@@ -27,6 +27,7 @@ from smith_lab.system import wait_for
 from sqlalchemy import Engine, event
 from support.cli_world import claim, submit
 from support.databases import migrated_sqlite_file
+from support.web_world import address_of_this_machine
 
 from executor.agent import disk_space as space
 from executor.agent.critical_job import CriticalJob
@@ -620,16 +621,6 @@ def test_a_trusted_proxy_may_have_more_connections_but_not_all(make_site: MakeSi
         for connection in connections[limit:]:
             assert read_until_closed(connection) == b""
         assert site.ask("/livez")[0] == 200, "callers on this machine are always served"
-
-
-def address_of_this_machine() -> str:
-    """Return an IPv4 address of this machine that is not a loopback address. Skip the test if there is none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing, only chooses the address of the sender
-        except OSError:
-            pytest.skip("this machine has only loopback addresses")
-        return str(probe.getsockname()[0])
 
 
 def test_only_configured_reverse_proxies_may_name_the_user(make_site: MakeSite) -> None:

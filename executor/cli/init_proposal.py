@@ -62,7 +62,7 @@ class Cluster:
         return self.zone_by_vnet.get(bridge, LOCAL_ZONE)
 
 
-def read_cluster(reader: ProxmoxReader, zone_by_vnet: Mapping[str, str]) -> Cluster:
+def read_cluster(reader: ProxmoxReader) -> Cluster:
     """Read what exists in Proxmox. Raises JobError."""
     nodes = reader.nodes()
     online = tuple(sorted(node.name for node in nodes if node.is_online))
@@ -76,7 +76,7 @@ def read_cluster(reader: ProxmoxReader, zone_by_vnet: Mapping[str, str]) -> Clus
         nodes=online,
         storages=tuple(assume_available(reader.storages(), nodes)),
         bridges_by_node={node: reader.bridges(node) for node in online},
-        zone_by_vnet=zone_by_vnet,
+        zone_by_vnet=reader.vnet_zones(),
         templates=tuple(templates),
     )
 

@@ -23,7 +23,7 @@ from executor.proxmox.privileges import PLACEMENT_NEED, PrivilegeNeed
 from executor.proxmox.setup.admin_session import AdminSession
 from executor.proxmox.setup.apply import apply_changes
 from executor.proxmox.setup.certificate import find_ca, is_verified, normalized_fingerprint, read_fingerprint
-from executor.proxmox.setup.existing import read_existing, read_zones
+from executor.proxmox.setup.existing import read_existing
 from executor.proxmox.setup.plan import USER_COMMENT, Change, Wanted, plan_changes
 from executor.settings.settings import Settings
 from executor.shared.error_codes import ErrorCode
@@ -53,7 +53,7 @@ class ProxmoxSetup:
     @cached_property
     def cluster(self) -> Cluster:
         """What exists in Proxmox."""
-        return read_cluster(ProxmoxReader.over(self.session), read_zones(self.session))
+        return read_cluster(ProxmoxReader.over(self.session))
 
     def needs(self, settings: Settings) -> tuple[PrivilegeNeed, ...]:
         """Return the privileges that the agent needs with these settings, from the table that doctor uses."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from executor.errors import JobError
 from executor.placement import templates
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import NodeRow, StorageConfig, StorageRow, VmRow, assume_available
@@ -50,6 +52,13 @@ class ProxmoxContext:
     def bridges_by_node(self) -> dict[str, frozenset[str]]:
         """The bridges and VNets that the token may see, of each online node on which the agent may place VMs."""
         return {node.name: self.reader.bridges(node.name) for node in self.allowed_nodes if node.is_online}
+
+    @cached_property
+    def vnet_zones(self) -> dict[str, str]:
+        """The SDN zone of each VNet on which the token has SDN.Audit. A Proxmox without SDN refuses the request."""
+        with contextlib.suppress(JobError):
+            return self.reader.vnet_zones()
+        return {}
 
     @cached_property
     def template_configs(self) -> list[tuple[str, dict[str, Any]]]:

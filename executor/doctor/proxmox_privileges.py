@@ -64,9 +64,11 @@ def needs_of_settings(context: ProxmoxContext, zone_by_bridge: Mapping[str, str]
 def _zone_of(context: ProxmoxContext, bridge: str) -> str:
     """Return the SDN zone of a bridge.
 
-    A bridge of a node is in the local zone. Only a token with SDN.Audit may read the zone of a VNet. So the zone of a
-    VNet is one on which the token has SDN.Use, if possible on this VNet itself. If there is none, it is the local zone.
+    A bridge of a node is in the local zone. Only a token with SDN.Audit may read the zone of a VNet. For another token,
+    it is one on which the token has SDN.Use, if possible on this VNet itself. If there is none, it is the local zone.
     """
+    if zone := context.vnet_zones.get(bridge):
+        return zone
     parts = [path.split("/")[3:] for path in context.reader.sdn_paths()]
     zones = [zone for zone, *below in parts if below[:1] == [bridge]]
     zones.append(privileges.LOCAL_ZONE)

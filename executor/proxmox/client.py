@@ -251,6 +251,11 @@ class ProxmoxReader:
         """List the resource pools that the token may see, which are those with Pool.Audit."""
         return frozenset(as_text(row.get("poolid")) for row in as_objects(self._session.get("/pools")))
 
+    def vnet_zones(self) -> dict[str, str]:
+        """Return the SDN zone of each VNet on which the caller has SDN.Audit."""
+        rows = as_objects(self._session.get("/cluster/sdn/vnets"))
+        return {as_text(row.get("vnet")): as_text(row.get("zone")) for row in rows if row.get("zone")}
+
     def sdn_paths(self) -> list[str]:
         """List the paths of SDN zones, and of bridges in them, on which an entry grants SDN.Use to the token."""
         granted = as_object(self._session.get("/access/permissions"))

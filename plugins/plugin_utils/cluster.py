@@ -294,9 +294,9 @@ class Cluster:
             self._rows["node"] = list(self.api.nodes.get())
         return self._rows["node"]
 
-    def may_use_bridge(self, bridge: str, vlan: str = "") -> bool:
-        """Return whether the login may connect a guest to a bridge of a node, or to one VLAN on it."""
-        path = f"/sdn/zones/localnetwork/{bridge}" + (f"/{vlan}" if vlan else "")
+    def may_use_bridge(self, zone: str, bridge: str, vlan: str = "") -> bool:
+        """Return whether the login may connect a guest to a bridge of an SDN zone, or to one VLAN on it."""
+        path = f"/sdn/zones/{zone}/{bridge}" + (f"/{vlan}" if vlan else "")
         rights = self.api.access.permissions.get(path=path)
         return any("SDN.Use" in privileges for privileges in rights.values())
 

@@ -31,7 +31,12 @@ Facts = dict[str, Any]
 FILE_STORAGES = ("dir", "nfs", "cifs", "glusterfs")
 #: The content that a storage needs for the disks of a guest, by its kind.
 DISK_CONTENT = {"qemu": "images", "lxc": "rootdir"}
-_NO_STORAGE = re.compile(r"storage '[^']*' does not exist")
+#: Proxmox's name for the SDN zone of all bridges of the nodes. A VNet belongs to another zone.
+LOCAL_ZONE = "localnetwork"
+#: The type of a VNet in Proxmox's list of bridges.
+VNET = "vnet"
+#: How Proxmox words that a storage does not exist.
+NO_STORAGE = re.compile(r"storage '[^']*' does not exist")
 
 
 def request_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], *, is_new: bool) -> str:
@@ -119,15 +124,16 @@ def _cpu_model_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str,
     return f"INVALID_REQUEST: property cpu_type: Proxmox knows no such CPU model ({model})"
 
 
-def _requested_bridges(source: Facts, vm: dict[str, Any], is_new: bool) -> set[tuple[str, str]]:
-    """Return the bridges that the request names and to which the guest is not connected by the same NIC.
-
-    Each has the VLAN of its NIC, or an empty text.
-    """
+def _requested_networks(source: Facts, vm: dict[str, Any], is_new: bool) -> tuple[set[tuple[str, str]], set[str]]:
+    """Return the networks of the NICs that change: bridge and VLAN, or an empty text. Then the bridges new to a NIC."""
     values = (container if kind_of(vm) == "lxc" else nics).nic_values(source, vm)
-    bridges = {name: (nics.option_of(value, "bridge"), nics.option_of(value, "tag")) for name, value in values.items()}
-    current = {name: nics.option_of(str(source["config"].get(name, "")), "bridge") for name in values}
-    return {bridges[name] for name in bridges if bridges[name][0] and (is_new or bridges[name][0] != current[name])}
+    current = {name: str(source["config"].get(name, "")) for name in values}
+    changed = [name for name in values if is_new or {*values[name].split(",")} != {*current[name].split(",")}]
+    networks = {name: (nics.option_of(values[name], "bridge"), nics.option_of(values[name], "tag")) for name in changed}
+    bridges = {
+        networks[name][0] for name in changed if is_new or networks[name][0] != nics.option_of(current[name], "bridge")
+    }
+    return {(bridge, vlan) for bridge, vlan in networks.values() if bridge}, bridges - {""}
 
 
 def _bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is_new: bool) -> str:
@@ -135,20 +141,38 @@ def _bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, An
 
     Proxmox lists the bridges of /etc/network/interfaces and the VNets, but it uses every bridge that the node has. So
     one that it does not list is not refused if the guest has it already, or if the provider offers it by its name.
+
+    It also lists those on which the login has only SDN.Audit, or a privilege on one VLAN. To set a NIC of any bridge,
+    the login needs SDN.Use, even if the bridge does not change.
     """
-    requested = _requested_bridges(source, vm, is_new)
-    listed = {str(row.get("iface")) for row in _bridge_rows(cluster, node)} if requested else set()
-    unlisted = {(bridge, vlan) for bridge, vlan in requested if bridge not in listed} if listed else set()
+    networks, new_bridges = _requested_networks(source, vm, is_new)
+    if not networks:
+        return ""
+    types = {str(row.get("iface")): str(row.get("type")) for row in _bridge_rows(cluster, node)}
     offered = {*((vm.get("allowed") or {}).get("bridges") or ())} - {ANY}
     current = {nics.option_of(str(value), "bridge") for key, value in source["config"].items() if NIC_KEY.match(key)}
     known = offered | (current if source.get("node") == node else set())
-    if missing := sorted({bridge for bridge, _vlan in unlisted} - known):
+    missing = sorted(new_bridges - types.keys() - known) if types else []
+    if missing:
         what = f"Proxmox lists no {', '.join(missing)} on {node}"
         hint = "if it is not defined in /etc/network/interfaces, name it in PROXMOX_BRIDGES, or else grant SDN.Use"
         return f"NOT_FOUND: property bridge: it does not exist ({what}; {hint})"
-    if refused := sorted(bridge for bridge, vlan in unlisted if not cluster.may_use_bridge(bridge, vlan)):
+    vnets = {name for name in types if types[name] == VNET}
+    if refused := sorted({bridge for bridge, vlan in networks if not _may_use(cluster, bridge, vlan, bridge in vnets)}):
         return f"PVE_PERMISSION: property bridge: the login may not use it (SDN.Use on {', '.join(refused)})"
     return ""
+
+
+def _may_use(cluster: Cluster, bridge: str, vlan: str, is_vnet: bool) -> bool:
+    """Return whether the login may connect a guest to the bridge, or to one VLAN of it; True if that is unknown.
+
+    Only a login with SDN.Audit may read the zone of a VNet. One without it sees the VNet because of its SDN.Use.
+    """
+    if not is_vnet:
+        return cluster.may_use_bridge(LOCAL_ZONE, bridge, vlan)
+    rows = _listed(cluster.api.cluster.sdn.vnets)
+    zone = next((str(row.get("zone") or "") for row in rows if row.get("vnet") == bridge), "")
+    return not zone or cluster.may_use_bridge(zone, bridge, vlan)
 
 
 def _bridge_rows(cluster: Cluster, node: str) -> list[dict[str, Any]]:
@@ -179,7 +203,7 @@ def _storage_problem(cluster: Cluster, node: str, storage: str, vm: dict[str, An
     try:
         cluster.volumes(node, storage, int(vm["vmid"]))
     except FAILED_CALL as exc:
-        if _NO_STORAGE.search(error_text(exc)):
+        if NO_STORAGE.search(error_text(exc)):
             return f"NOT_FOUND: property storage: it does not exist ({storage})"
         if getattr(exc, "status_code", 0) != 403:
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from executor.proxmox.client import ProxmoxReader
-from executor.proxmox.privileges import LOCAL_ZONE
 from executor.proxmox.rows import as_int, as_objects, as_text
 from executor.proxmox.setup.admin_session import AdminSession
 from executor.proxmox.setup.plan import AclEntry, Existing
@@ -25,13 +24,6 @@ def read_existing(session: AdminSession, user: str) -> Existing:
         ),
         pools=reader.pools(),
     )
-
-
-def read_zones(session: AdminSession) -> dict[str, str]:
-    """Return the SDN zone of each VNet. A cluster without SDN has none. Raises JobError."""
-    return {
-        as_text(row.get("vnet")): as_text(row.get("zone")) or LOCAL_ZONE for row in _rows(session, "/cluster/sdn/vnets")
-    }
 
 
 def _rows(session: AdminSession, path: str) -> list[dict[str, object]]:

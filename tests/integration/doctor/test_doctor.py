@@ -434,6 +434,15 @@ def test_a_vnet_needs_its_privilege_in_its_own_zone(doctor: Doctor, lab: LabSyst
     assert "/sdn/zones/tenants/vnet7" in granted.only("privileges").text
 
 
+def test_a_vnet_that_the_token_may_only_see_lacks_its_privilege(doctor: Doctor, lab: LabSystem) -> None:
+    lab.proxmox.control("vnet", name="vnet7", zone="tenants")
+    lab.proxmox.control("grant", path="/sdn/zones/tenants", privilege="SDN.Audit")
+    (problem,) = doctor(PROXMOX_BRIDGES="vnet7").named("privileges", Status.FAILED)
+    lab.proxmox.control("revoke", path="/sdn/zones/tenants", privilege="SDN.Audit")
+    lab.proxmox.control("vnet", name="vnet7", zone="")
+    assert problem.text.startswith("SDN.Use missing on /sdn/zones/tenants/vnet7")
+
+
 def test_one_bridge_needs_no_privilege_on_its_zone(doctor: Doctor, lab: LabSystem) -> None:
     lab.proxmox.control("revoke", path="/sdn/zones/localnetwork", privilege="SDN.Use")
     lab.proxmox.control("grant", path="/sdn/zones/localnetwork/vmbr0", privilege="SDN.Use")

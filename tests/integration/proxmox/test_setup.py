@@ -15,7 +15,7 @@ from executor.proxmox.privileges import PLACEMENT_NEED, list_needs, unmet_needs
 from executor.proxmox.setup.admin_session import AdminSession
 from executor.proxmox.setup.apply import apply_changes
 from executor.proxmox.setup.certificate import find_ca, normalized_fingerprint, read_fingerprint
-from executor.proxmox.setup.existing import read_existing, read_zones
+from executor.proxmox.setup.existing import read_existing
 from executor.proxmox.setup.plan import SetupRefused, Wanted, plan_changes
 from executor.shared.error_codes import ErrorCode
 
@@ -174,4 +174,4 @@ def test_fingerprints_are_compared_in_one_form() -> None:
 
 def test_the_zones_of_vnets_are_read(shared: ProxmoxStandIn) -> None:
     shared.control("vnet", name="customers", zone="dc1")
-    assert read_zones(log_in(shared)) == {"customers": "dc1"}
+    assert ProxmoxReader.over(log_in(shared)).vnet_zones() == {"customers": "dc1"}

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Lists the CPU models of a node, and refuses to start a guest on a bridge that does not exist.
+"""Lists the bridges and the CPU models of a node, and refuses to start a guest on a bridge that does not exist.
 
-Sources: qemu-server: PVE/API2/Qemu/CPU.pm, index; pve-common: PVE/Network.pm, read_bridge_mtu.
+Sources: pve-manager: PVE/API2/Network.pm, index; pve-access-control: PVE/RPCEnvironment.pm, check_sdn_bridge;
+qemu-server: PVE/API2/Qemu/CPU.pm, index; pve-common: PVE/Network.pm, read_bridge_mtu.
 """
 
 from __future__ import annotations
@@ -11,18 +12,35 @@ from typing import Any
 
 from fakepve.model import TaskError
 
-from smith_lab.proxmox.fakepve_server.access import AccessChecks
+from smith_lab.proxmox.fakepve_server.access import ANY_OF, AccessChecks
 
 #: Some of the CPU models that Proxmox lists.
 CPU_MODELS = ("host", "max", "kvm64", "qemu64", "x86-64-v2-AES", "x86-64-v3", "x86-64-v4", "EPYC", "Skylake-Server")
+#: The privileges of which one suffices to see a bridge.
+SEEN_WITH = ANY_OF.join(("SDN.Use", "SDN.Audit"))
 BRIDGE = re.compile(r"(?:^|,)bridge=([^,]+)")
 
 
 class Networks(AccessChecks):
-    """Answers the request for CPU models, and checks bridges when a guest starts."""
+    """Answers the requests for bridges and CPU models, and checks bridges when a guest starts."""
 
-    def _routes_cpu_models(self) -> list[tuple[str, str, Any]]:
-        return [("GET", "/nodes/{node}/capabilities/qemu/cpu", self._cpu_models)]
+    def _routes_networks(self) -> list[tuple[str, str, Any]]:
+        """Return the routes of the requests. fakepve calls every method whose name starts with `_routes_`."""
+        return [
+            ("GET", "/nodes/{node}/network", self._networks),
+            ("GET", "/nodes/{node}/capabilities/qemu/cpu", self._cpu_models),
+        ]
+
+    async def _networks(self, _v: dict[str, Any], user: str) -> list[dict[str, Any]]:
+        """List the bridges and VNets that the caller may see, as `type=any_bridge` does."""
+        names = [name for name in (*sorted(self.bridges), *self.vnets) if self._is_visible(user, name)]
+        return [{"iface": name, "type": "vnet" if name in self.vnets else "bridge", "active": 1} for name in names]
+
+    def _is_visible(self, user: str, bridge: str) -> bool:
+        """Return whether the caller has SDN.Use or SDN.Audit on a bridge, or on one VLAN of it."""
+        path = self._path_of_bridge(bridge)
+        paths = {path, *(each for each in self.granted_paths(user) if each.startswith(f"{path}/"))}
+        return any(self.allowed(user, each, SEEN_WITH) for each in paths)
 
     async def _cpu_models(self, v: dict[str, Any], user: str) -> list[dict[str, Any]]:
         return [{"name": name, "custom": 0, "vendor": "default"} for name in CPU_MODELS]

@@ -55,6 +55,11 @@ class UserConfig(AccessChecks):
             return True
         return not self.privileges_by_roles(user, path).isdisjoint(privilege.split(ANY_OF))
 
+    def granted_paths(self, user: str) -> set[str]:
+        """Return the paths on which the control port or an entry grants privileges to a user or a token."""
+        owners = (user, user.partition("!")[0])
+        return super().granted_paths(user) | {path for path, _kind, owner, _role in self.acl_entries if owner in owners}
+
     def privileges_by_roles(self, user_or_token: str, path: str) -> frozenset[str]:
         """Return the privileges of a user or token on a path. A token with separation needs those of its user, too."""
         user, _, token = user_or_token.partition("!")

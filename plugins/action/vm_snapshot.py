@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from ..plugin_utils.failures import outcome_problem
 from ..plugin_utils.identity import lock_problem, suspended_problem
 from ..plugin_utils.preconditions import complete_snapshots, snapshot_name, snapshot_problem, without_snapshots
+from ..plugin_utils.rollback import rollback_problem
 from ..plugin_utils.vm_action import Facts, VmAction
 
 
@@ -29,6 +30,8 @@ class ActionModule(VmAction):
             self.refuse(lock_problem(facts), snapshot_problem(facts, name, state), suspended_problem(facts))
         if is_needed and not is_rollback and not self.cluster.has_snapshot_feature(facts["node"], facts["vmid"]):
             self.refuse(without_snapshots(facts))
+        if is_rollback:
+            self.refuse(rollback_problem(self.cluster, facts, name))
         plan = {"rolled_back_to" if is_rollback else "snapshot": name} if is_needed else {}
         self.diff = {"before": {}, "after": plan} if plan else {}
         after = self._change(facts, name, state) if is_needed and not self.is_check_mode else facts

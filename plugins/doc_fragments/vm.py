@@ -338,7 +338,7 @@ options:
       snapshot:
         description:
           - 'C(snapshot): name; default: the next free C(smith-N).'
-          - 'C(rollback): name; default: the newest.'
+          - 'C(rollback): name; default: the newest, the only possible one on ZFS or with C(snapshot-as-volume-chain).'
         type: str
       force:
         description:

@@ -245,7 +245,8 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                  'type': 'list',
                                                                  'elements': 'str'}}},
                                 'snapshot': {'description': 'C(snapshot): name; default: the next free C(smith-N). '
-                                                            'C(rollback): name; default: the newest.',
+                                                            'C(rollback): name; default: the newest, the only possible '
+                                                            'one on ZFS or with C(snapshot-as-volume-chain).',
                                              'type': 'str'},
                                 'force': {'description': 'C(stop), C(restart): do not wait for the guest.',
                                           'type': 'bool'},

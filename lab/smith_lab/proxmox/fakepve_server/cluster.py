@@ -18,6 +18,7 @@ from smith_lab.proxmox.fakepve_server.operations import DiskAndNodeOperations
 from smith_lab.proxmox.fakepve_server.partial_clones import PartialClones
 from smith_lab.proxmox.fakepve_server.power import PowerRequests
 from smith_lab.proxmox.fakepve_server.refused_requests import RefusedRequests
+from smith_lab.proxmox.fakepve_server.rollbacks import Rollbacks
 from smith_lab.proxmox.fakepve_server.setup_reads import SetupReads
 from smith_lab.proxmox.fakepve_server.statistics import Statistics
 from smith_lab.proxmox.fakepve_server.task_answers import TaskAnswers
@@ -37,6 +38,7 @@ class Cluster(
     Networks,
     Features,
     PowerRequests,
+    Rollbacks,
     ClusterOptions,
     ConfigRefusals,
     CloudInitDrives,

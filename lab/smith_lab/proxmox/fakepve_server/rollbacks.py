@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Refuses a rollback to an older snapshot on a storage that rolls back to its newest snapshot only.
+
+Sources: pve-guest-common: PVE/AbstractConfig.pm, snapshot_rollback; pve-storage: volume_rollback_is_possible in
+PVE/Storage/ZFSPoolPlugin.pm and, for the option `snapshot-as-volume-chain` of version 9, PVE/Storage/Plugin.pm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from fakepve.model import TaskError
+from fakepve.qemu import drives_of
+from fakepve.server import FakePve
+
+ROLLBACK_TASKS = ("qmrollback", "vzrollback")
+ZFS_TYPES = ("zfspool", "zfs")
+CHAIN = "snapshot-as-volume-chain"
+
+#: The name of the snapshot of the rollback that is requested.
+_SNAPSHOT: ContextVar[str] = ContextVar("snapshot", default="")
+
+
+class Rollbacks(FakePve):
+    """Checks in the Proxmox task of a rollback whether each volume can be rolled back, before it changes anything."""
+
+    async def _qm_rollback(self, v: dict[str, Any], user: str) -> str:
+        with _to_snapshot(v["snapname"]):
+            return str(await super()._qm_rollback(v, user))
+
+    async def _lxc_rollback(self, user: str, v: dict[str, Any]) -> str:
+        with _to_snapshot(v["snapname"]):
+            return str(await super()._lxc_rollback(user, v))
+
+    async def task(  # noqa: PLR0917 - the signature is fakepve's
+        self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
+    ) -> str:
+        """Start a Proxmox task. A rollback fails if newer snapshots of a volume block it."""
+        name = _SNAPSHOT.get()
+
+        async def checked_body() -> Any:
+            if ttype in ROLLBACK_TASKS and vm is not None:
+                self._require_newest_snapshot(vm, name)
+            return await body()
+
+        return str(await super().task(node, ttype, tid, user, checked_body, vm=vm, **kwargs))
+
+    def _require_newest_snapshot(self, guest: Any, name: str) -> None:
+        names = list(guest.snapshots)  # oldest first
+        newer = names[names.index(name) + 1 :] if name in names else []
+        for volume in self._volumes_of_a_line(guest.snapshots.get(name, {})):
+            if any(volume in self._volumes_of_a_line(guest.snapshots[other]) for other in newer):
+                raise TaskError(f"can't rollback, '{name}' is not most recent snapshot on '{volume}'")
+
+    def _volumes_of_a_line(self, snapshot: dict[str, Any]) -> list[str]:
+        """Return the volumes of a snapshot whose storages roll back to the newest snapshot only."""
+        of_vm = [volume for _key, volume, _props in drives_of(snapshot, skip_cdrom=True)]
+        of_container = [
+            str(value).partition(",")[0] for key, value in snapshot.items() if key.startswith(("rootfs", "mp"))
+        ]
+        return [volume for volume in (*of_vm, *of_container) if self._is_line(volume.partition(":")[0])]
+
+    def _is_line(self, storage: str) -> bool:
+        values = self.storages.get(storage, {})
+        return values.get("type") in ZFS_TYPES or bool(values.get(CHAIN))
+
+
+@contextmanager
+def _to_snapshot(name: str) -> Iterator[None]:
+    token = _SNAPSHOT.set(name)
+    try:
+        yield
+    finally:
+        _SNAPSHOT.reset(token)

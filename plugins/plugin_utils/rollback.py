@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refuses a rollback that Proxmox would refuse: to an older snapshot, on a storage that keeps only a line of them.
+
+ZFS rolls a volume back to its newest snapshot only, and so does a storage with the option `snapshot-as-volume-chain`.
+LVM-thin, Ceph and qcow2 files without this option roll back to each of their snapshots.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .request_values import is_yes
+from .shared.guest_disks import is_cdrom
+from .volumes import VOLUME_KEY, volumes_in
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+
+Facts = dict[str, Any]
+#: The types of storages on ZFS: of the node, and over iSCSI.
+ZFS_TYPES = ("zfspool", "zfs")
+#: The option of a storage whose snapshots are volumes, each of which needs the one before it.
+CHAIN = "snapshot-as-volume-chain"
+#: Keys of volumes that Proxmox does not roll back.
+NOT_ROLLED_BACK = ("vmstate", "unused")
+
+
+def rollback_problem(cluster: Cluster, facts: Facts, name: str) -> str:
+    """Return why Proxmox would refuse the rollback to the snapshot: newer snapshots have the same volume.
+
+    What is unknown is no reason to refuse: snapshots that only the storage has, and the order of two snapshots of the
+    same second, unless one is the parent of the other.
+    """
+    node, vmid = facts["node"], facts["vmid"]
+    rows = {str(row["name"]): row for row in cluster.guest(node, vmid).snapshot.get() if row.get("name") != "current"}
+    newer = _newer_snapshots(rows, name) if name in rows else []
+    storages = _storages_of_a_line(cluster) if newer else set()
+    if not storages:
+        return ""
+    volumes = {volume for volume in _volumes(cluster, facts, name) if volume.partition(":")[0] in storages}
+    blockers = [other for other in newer if volumes & _volumes(cluster, facts, other)]
+    if not blockers:
+        return ""
+    why = "it is not the newest, and the storage of a disk only rolls back to the newest"
+    return f"VM_STATE: property snapshot: {why}; remove first: {', '.join(blockers)} ({', '.join(sorted(volumes))})"
+
+
+def _newer_snapshots(rows: dict[str, dict[str, Any]], name: str) -> list[str]:
+    """Return the names of the snapshots that are certainly newer, oldest first."""
+    taken_at = {other: int(row.get("snaptime") or 0) for other, row in rows.items()}
+    newer = [other for other in rows if taken_at[other] > taken_at[name] or name in _ancestors(rows, other)]
+    return sorted(newer, key=lambda other: (taken_at[other], len(_ancestors(rows, other))))
+
+
+def _ancestors(rows: dict[str, dict[str, Any]], name: str) -> set[str]:
+    """Return the snapshots from which the guest's snapshot `name` was made, directly or not."""
+    found: set[str] = set()
+    parent = str(rows[name].get("parent") or "")
+    while parent in rows and parent not in found:
+        found.add(parent)
+        parent = str(rows[parent].get("parent") or "")
+    return found
+
+
+def _storages_of_a_line(cluster: Cluster) -> set[str]:
+    """Return the storages that roll a volume back to its newest snapshot only."""
+    rows = cluster.api.storage.get()
+    return {str(row["storage"]) for row in rows if row.get("type") in ZFS_TYPES or is_yes(row.get(CHAIN, 0))}
+
+
+def _volumes(cluster: Cluster, facts: Facts, snapshot: str) -> set[str]:
+    """Return the volumes of which the snapshot of the guest has a snapshot."""
+    config = cluster.guest(facts["node"], facts["vmid"]).snapshot(snapshot).config.get()
+    drives = [(key, value) for key, value in config.items() if VOLUME_KEY.match(key) and not is_cdrom(str(value))]
+    return volumes_in([drive for drive in drives if not drive[0].startswith(NOT_ROLLED_BACK)], facts["vmid"])

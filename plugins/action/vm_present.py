@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ..plugin_utils import cloud_init, configuration, creation, failures, node_limits, steps, volumes
+from ..plugin_utils import cloud_init, configuration, creation, failures, node_limits, sources, steps, volumes
 from ..plugin_utils.identity import kind_of, lock_problem, reservation_problem
 from ..plugin_utils.request_values import is_yes
 from ..plugin_utils.shared.required_members import REQUIRED_MEMBERS
@@ -40,6 +40,7 @@ class ActionModule(VmAction):
         self.refuse(reservation_problem(before, vm), lock_problem(before), creation.request_problem(before, vm))
         if not before["exists"]:
             self.refuse(self._node_problem(before))
+            self.refuse(self._source_problem(before["template"]))
             self.refuse(self._volumes_problem(before["template"]))
         if not before["exists"] and self.is_check_mode:
             return self._planned(before)
@@ -61,6 +62,12 @@ class ActionModule(VmAction):
         node = self._node(template)
         storages = volumes.storages_of_new_guest(self.vm, template)
         return volumes.reuse_problem(self.cluster, node, int(self.vm["vmid"]), storages)
+
+    def _source_problem(self, template: dict[str, Any]) -> str:
+        """Return why Proxmox can make no guest of the template or of the image now."""
+        if self._is_clone():
+            return sources.template_problem(self.cluster, template, self.vm)
+        return sources.image_problem(self.cluster, self.vm)
 
     def _node_problem(self, before: Facts) -> str:
         """Return why the node of the new guest cannot give it what the request names."""

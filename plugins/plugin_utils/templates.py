@@ -44,8 +44,11 @@ def _candidates(rows: list[Row], vmid: int, name: str, preferred_node: str) -> I
 
 
 def _problem(facts: Facts) -> str:
-    """Return why a template cannot be cloned: a clone would have the marker of the template's notes, too."""
-    if not facts["markers"]:
+    """Return why a template cannot be cloned: a clone would have the marker of the template's notes, too.
+
+    A VM that is no template has its marker rightly; `creation.py` says that it is none.
+    """
+    if not facts["markers"] or not facts["is_template"]:
         return ""
     lines = " and ".join(f"smith-uid={marker}" for marker in facts["markers"])
     text = f"the notes of template {facts['vmid']} have the marker of a service ({lines}): remove this line from them"

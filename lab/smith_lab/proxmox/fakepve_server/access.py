@@ -164,19 +164,10 @@ class AccessChecks(FakePve):
     def _path_of_bridge(self, bridge: str) -> str:
         return f"/sdn/zones/{self.vnets.get(bridge, 'localnetwork')}/{bridge}"
 
-    def _routes_networks(self) -> list[tuple[str, str, Any]]:
-        """Return the route of the request. fakepve calls every method whose name starts with `_routes_`."""
-        return [("GET", "/nodes/{node}/network", self._networks)]
-
-    async def _networks(self, _v: dict[str, Any], user: str) -> list[dict[str, Any]]:
-        """List the bridges and VNets on which the caller has SDN.Use or SDN.Audit, as `type=any_bridge` does."""
-        either = ANY_OF.join(("SDN.Use", "SDN.Audit"))
-        names = [
-            name
-            for name in (*sorted(self.bridges), *self.vnets)
-            if self.allowed(user, self._path_of_bridge(name), either)
-        ]
-        return [{"iface": name, "type": "vnet" if name in self.vnets else "bridge", "active": 1} for name in names]
+    def granted_paths(self, user: str) -> set[str]:
+        """Return the paths on which entries grant privileges to a user, or to a token and its user."""
+        owners = (user, user.partition("!")[0])
+        return {path for owner in owners for path, _privileges in (self.acl or {}).get(owner, [])}
 
     def _qm_perm(self, user: str, vmid: int, pool: Any, *privileges: str) -> None:
         """Check privileges on a VM that is created. Proxmox wants VM.Config.CDROM only to change a VM that exists."""
@@ -204,6 +195,9 @@ class AccessChecks(FakePve):
         local_volumes = [volume for _key, volume, _props in drives_of(source.config) if not self._is_shared(volume)]
         if local_volumes and v.get("target") not in (None, "", v["node"]):
             raise die(f"can't clone VM to node '{v['target']}' (VM uses local storage)")
+        new_storage = v.get("storage")
+        if new_storage and v.get("target") not in (None, "", v["node"]) and not self._is_shared(f"{new_storage}:x"):
+            raise die(f"can't clone to non-shared storage '{new_storage}'")
         return str(await super()._qm_clone(v, user))
 
     def _is_shared(self, volume: str) -> bool:

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refuses the source of a new guest if Proxmox can make no guest of it: a template, an ISO image or an OS template.
+
+`creation.py` decides what the facts of the template alone show. What the login may not read is unknown, and no reason
+to refuse.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .client import FAILED_CALL, error_text
+from .identity import kind_of
+from .node_limits import NO_STORAGE
+from .request_values import is_yes
+from .volumes import VOLUME_KEY
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+
+Facts = dict[str, Any]
+
+
+def template_problem(cluster: Cluster, template: Facts, vm: dict[str, Any]) -> str:
+    """Return why the template cannot be cloned to the requested node now."""
+    if template.get("lock"):
+        return f"VM_LOCKED: the template {template['vmid']} is locked ({template['lock']})"
+    node = str(vm.get("node") or template["node"])
+    if node == template["node"]:
+        return ""
+    rows, storages = cluster.storage_rows(template["node"]), _storages(template, vm)
+    local = sorted(name for name in storages if name in rows and not is_yes(rows[name].get("shared", 0)))
+    if not local:
+        return ""
+    why = "a clone on another node than its template's needs shared storages"
+    return (
+        f"INVALID_REQUEST: property node: {why} (the template is on {template['node']}; not shared: {', '.join(local)})"
+    )
+
+
+def _storages(template: Facts, vm: dict[str, Any]) -> set[str]:
+    """Return the storages that a clone on another node needs: those of all drives of the template, and the new one."""
+    drives = [str(value).partition(",")[0] for key, value in template["config"].items() if VOLUME_KEY.match(key)]
+    of_template = {drive.partition(":")[0] for drive in drives if ":" in drive}
+    new = str(vm.get("storage") or "") if is_yes(vm.get("full_clone", True)) else ""
+    return of_template | ({new} if new else set())
+
+
+def image_problem(cluster: Cluster, vm: dict[str, Any]) -> str:
+    """Return why no guest can be made of the ISO image or of the OS template: its storage does not have it.
+
+    Raises one of FAILED_CALL if the storage is not usable now, or if the login may not read it: then Proxmox would
+    refuse the image, too.
+    """
+    member, content = ("os_template", "vztmpl") if kind_of(vm) == "lxc" else ("iso", "iso")
+    volume = str(vm.get(member) or "")
+    if not volume:
+        return ""
+    try:
+        rows = cluster.api.nodes(vm["node"]).storage(volume.partition(":")[0]).content.get(content=content)
+    except FAILED_CALL as exc:
+        if not NO_STORAGE.search(error_text(exc)):
+            raise
+        rows = []
+    if volume in {str(row.get("volid")) for row in rows}:
+        return ""
+    return f"NOT_FOUND: property {member}: it does not exist ({volume} on {vm['node']})"

@@ -39,7 +39,7 @@ def with_snapshots(bench: Bench, volume: str, kind: str = "qemu") -> dict[str, A
 @pytest.mark.proxmox(
     behaviour="ZFS, and a storage with `snapshot-as-volume-chain`, roll a volume back to its newest snapshot only",
     versions="8, 9",
-    source="pve-storage: volume_rollback_is_possible in PVE/Storage/ZFSPoolPlugin.pm and PVE/Storage/Plugin.pm",
+    source="pve-storage: PVE/Storage/ZFSPoolPlugin.pm and PVE/Storage/Plugin.pm, volume_rollback_is_possible",
     reaction="compares the snapshots' volumes before the first change (`VM_STATE`), and names the newer snapshots",
 )
 @pytest.mark.parametrize(

@@ -77,7 +77,8 @@ def _build_agent_and_view(
     shared = SharedParts(
         settings=settings,
         boot_id=new_boot_id(),
-        state=AgentState(),
+        # On PostgreSQL, another agent of FulcrumCore may use the database.
+        state=AgentState(may_use_database=engine.dialect.name == "sqlite"),
         engine=engine,
         fulcrum=fulcrum,
         proxmox=proxmox,
@@ -85,7 +86,7 @@ def _build_agent_and_view(
     )
     reconciler = build_reconciler(shared)
     meters = Meters()
-    scheduler = Scheduler(engine, build_critical_jobs(shared, mode, reconciler, runner))
+    scheduler = Scheduler(engine, build_critical_jobs(shared, mode, reconciler, runner), shared.boot_id)
     monitor = Monitor(settings=settings, state=shared.state, scheduler=scheduler)
     dispatcher = build_dispatcher(shared, runner, meters)
     agent = Agent(

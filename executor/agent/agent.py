@@ -160,6 +160,7 @@ class Agent:
             concurrency=self.settings.smith_concurrency,
             # Until the first renewal of the leases, the fence assumes that other agents use the database.
             fences=is_fencing(self.settings.smith_fence, has_other_agents=True),
+            cluster=self.settings.smith_cluster,
             installation_id=installation_id(self.settings.smith_data_dir),
         )
         register_agent(self.engine, agent, self.state)

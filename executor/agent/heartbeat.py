@@ -24,6 +24,7 @@ class Heartbeat:
     fulcrum: FulcrumClient
     state: AgentState
     on_identified: Callable[[CoreAgent], object] = lambda _agent: None  #: called once, before the first heartbeat
+    on_first_sent: Callable[[], object] = lambda: None  #: called once, after the first heartbeat
 
     def send(self) -> None:
         """Send one heartbeat. Raises FulcrumUnavailable.
@@ -32,7 +33,8 @@ class Heartbeat:
         """
         core_agent = self.fulcrum.get_self()
         self.state.fulcrum_link.note_up()
-        if not self.state.agent_id:
+        is_first = not self.state.agent_id
+        if is_first:
             self.state.agent_id = core_agent.id
             log.info("agent_identified", agent_id=core_agent.id, name=core_agent.name)
             self.on_identified(core_agent)
@@ -44,6 +46,8 @@ class Heartbeat:
         if not self.state.is_disabled:
             self.fulcrum.put_status("Connected")
         self.state.heartbeat_at = time.time()
+        if is_first:
+            self.on_first_sent()
 
     def _note_whether_disabled(self, core_agent: CoreAgent) -> None:
         """Record in `state` whether an operator has disabled this agent in FulcrumCore, and log each change."""

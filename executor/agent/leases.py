@@ -42,6 +42,7 @@ class LeaseKeeper:
     state: AgentState
     boot_id: str  #: id of this agent process, the owner of its leases
     lease_s: float  #: duration of a lease
+    confirm_use: Callable[[], None]  #: confirms that this agent uses the database; it raises no DatabaseError
     store_stories: Callable[[], None]  #: stores what the current runs have done; it raises no DatabaseError
     #: The ids of the jobs that had a lease but were not running in the last check.
     _leased_ids_not_running: set[int] = field(default_factory=set)
@@ -78,6 +79,7 @@ class LeaseKeeper:
         if cancel_flags:
             self.store_stories()
         self.dispatcher.store_ends()
+        self.confirm_use()
         if self.reaper is not None:
             self.reaper.reap()
         self.state.stopping.wait(self.lease_s / RENEWALS_PER_LEASE)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from executor.agent.admission import Admission
 from executor.agent.claim import Claimer
 from executor.agent.critical_job import CriticalJob
+from executor.agent.database_user import DatabaseUser
 from executor.agent.dispatcher import Dispatcher
 from executor.agent.fence import Fence
 from executor.agent.heartbeat import Heartbeat
@@ -61,6 +63,17 @@ class SharedParts:
     fulcrum: FulcrumClient
     proxmox: ProxmoxReader
     refused_jobs: RefusedJobs
+
+    @cached_property
+    def database_user(self) -> DatabaseUser:
+        """Confirms that the agent uses the database. The heartbeat and the lease keeper use the same object."""
+        return DatabaseUser(
+            engine=self.engine,
+            state=self.state,
+            boot_id=self.boot_id,
+            cluster=self.settings.smith_cluster,
+            lease_s=self.settings.smith_lease_s,
+        )
 
 
 def _build_worker(shared: SharedParts, runner: Runner, clone_limit: CloneLimit) -> Worker:
@@ -132,6 +145,7 @@ def build_lease_keeper(shared: SharedParts, dispatcher: Dispatcher, runner: Runn
         state=shared.state,
         boot_id=shared.boot_id,
         lease_s=shared.settings.smith_lease_s,
+        confirm_use=shared.database_user.confirm,
         store_stories=StoryWriter(engine=shared.engine, runner=runner).store_changed,
     )
 
@@ -200,7 +214,16 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
     link, prune_interval_s = state.fulcrum_link, settings.smith_prune_interval_s
     poller = _build_poller(shared, mode)
     token_use = TokenUse(engine=shared.engine, fulcrum=shared.fulcrum)
-    heartbeat = Heartbeat(fulcrum=shared.fulcrum, state=state, on_identified=token_use.warn_if_used_elsewhere)
+    heartbeat = Heartbeat(
+        fulcrum=shared.fulcrum,
+        state=state,
+        on_identified=token_use.warn_if_used_elsewhere,
+        on_first_sent=shared.database_user.confirm,
+    )
+
+    def may_use_database() -> bool:
+        return state.may_use_database
+
     pruner = Pruner(engine=shared.engine, settings=settings, retry_unmoved=runner.artifact_store.retry_unmoved)
     jobs = [
         CriticalJob(
@@ -228,12 +251,14 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
             run=pruner.prune,
             run_own_part=pruner.prune_own_artifacts,
             runs_on_each_agent=False,
+            may_start=may_use_database,
         ),
         CriticalJob(
             name="PurgeDeletedVms",
             interval_s=prune_interval_s,
             run=_build_purger(shared).submit_due_deletions,
             runs_on_each_agent=False,
+            may_start=may_use_database,
             link=link,
         ),
         CriticalJob(
@@ -241,12 +266,14 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
             interval_s=settings.smith_metrics_interval_s,
             run=_build_vm_metrics(shared).report,
             runs_on_each_agent=False,
+            may_start=may_use_database,
         ),
         CriticalJob(
             name="Reconcile",
             interval_s=settings.smith_reconcile_interval_s,
             run=reconciler.check_and_repair,
             runs_on_each_agent=False,
+            may_start=may_use_database,
         ),
     ]
     return [job for job in jobs if job.interval_s > 0]

@@ -77,7 +77,7 @@ class Poller:
     def may_poll(self) -> bool:
         """True while the agent accepts new jobs."""
         has_polled = self.state.finished_poll_count > 0
-        is_willing = not self.state.draining.is_set() and not self.state.is_disabled
+        is_willing = not self.state.draining.is_set() and not self.state.is_disabled and self.state.may_use_database
         return bool(self.state.agent_id) and is_willing and not (self.polls_only_once and has_polled)
 
     def poll_if_allowed(self) -> float | None:

@@ -5,16 +5,19 @@ Each difference between the three is called drift. A mapping says which VM serve
 
 from __future__ import annotations
 
-import threading
+import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from executor.agent.state import AgentState
-from executor.database import audit
+from executor.database import audit, drift_checks
+from executor.database.engine import reading, transaction
 from executor.drift.facts import AUTOMATIC_REPAIRS, DriftKind, Finding
 from executor.drift.inspector import Inspector
 from executor.drift.repair import apply_repair
+from executor.drift.stored_findings import decode_all, encode
+from executor.errors import DatabaseError
 from executor.log import get_logger
 
 log = get_logger(__name__)
@@ -22,7 +25,7 @@ log = get_logger(__name__)
 #: How long a check waits for the first heartbeat, because the response to the heartbeat contains the agent's id.
 AGENT_ID_TIMEOUT_S = 20.0
 AGENT_ID_CHECK_INTERVAL_S = 0.2
-#: Findings older than this many intervals are not shown, because another agent process has probably checked later.
+#: Findings older than this many intervals are not shown, because the checks have stopped.
 MAX_FINDINGS_AGE_INTERVALS = 3.0
 
 
@@ -30,16 +33,13 @@ MAX_FINDINGS_AGE_INTERVALS = 3.0
 class Reconciler:
     """Checks for drift, applies safe repairs, and logs each finding when it appears and when it is resolved.
 
-    Findings are kept in memory, so after a restart the agent logs existing findings again.
+    The findings are in the database, so all agents show the same ones, and only the first check that finds one logs it.
     """
 
     inspector: Inspector
     state: AgentState
     interval_s: float
-    _open_findings: dict[tuple[str, str, int | None], Finding] = field(default_factory=dict)  #: key: `Finding.key`
     _inconclusive_reason: str = ""  #: why the last check was inconclusive; '' after a conclusive check
-    _concluded_at: float | None = None  #: monotonic time at the end of the last conclusive check
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def check_and_repair(self) -> None:
         """Check once, repair what is safe, and log new and resolved findings. Raises FulcrumUnavailable, JobError."""
@@ -57,15 +57,15 @@ class Reconciler:
         self._store_and_log_changes([finding for finding in outcome.findings if not self._try_repair(finding)])
 
     def open_findings(self) -> list[Finding] | None:
-        """Return the open findings, or None if this process has concluded no check recently."""
-        with self._lock:
-            concluded_at, findings = self._concluded_at, list(self._open_findings.values())
-        if concluded_at is None or time.monotonic() - concluded_at > self.interval_s * MAX_FINDINGS_AGE_INTERVALS:
-            return None
-        return findings
+        """Return the open findings, or None if no agent has concluded a check recently, or the database fails."""
+        max_age_s = self.interval_s * MAX_FINDINGS_AGE_INTERVALS
+        stored = None
+        with contextlib.suppress(DatabaseError), reading(self.inspector.engine) as session:
+            stored = drift_checks.latest(session, self.inspector.cluster, max_age_s=max_age_s)
+        return None if stored is None else decode_all(stored)
 
     def count_open_findings(self) -> dict[str, int]:
-        """Return the number of open findings by kind. Empty if this process has concluded no check recently."""
+        """Return the number of open findings by kind. Empty if no agent has concluded a check recently."""
         findings = self.open_findings()
         if findings is None:
             return {}
@@ -100,10 +100,10 @@ class Reconciler:
     def _store_and_log_changes(self, findings: Sequence[Finding]) -> None:
         """Store the open findings. Log each finding that is new, and each earlier finding that is resolved."""
         open_findings = {finding.key: finding for finding in findings}
-        with self._lock:
-            earlier_findings = self._open_findings
-            self._open_findings = open_findings
-            self._concluded_at = time.monotonic()
+        with transaction(self.inspector.engine) as session:
+            encoded = [encode(finding) for finding in open_findings.values()]
+            earlier = drift_checks.replace(session, self.inspector.cluster, encoded)
+        earlier_findings = {finding.key: finding for finding in decode_all(earlier)}
         for key in open_findings.keys() - earlier_findings.keys():
             log.warning("drift_found", **open_findings[key].shown_values)
         for key in earlier_findings.keys() - open_findings.keys():

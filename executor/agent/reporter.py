@@ -87,7 +87,12 @@ class Reporter:
     _round_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send_due_reports(self) -> float:
-        """Send at most BATCH_SIZE due reports, each once. Return the seconds to wait before the next call."""
+        """Send at most BATCH_SIZE due reports, each once. Return the seconds to wait before the next call.
+
+        While another agent uses the database, send none: FulcrumCore would refuse the reports.
+        """
+        if not self.state.may_use_database:
+            return IDLE_WAIT_S
         with self._round_lock:
             return self._run_round()
 

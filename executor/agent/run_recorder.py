@@ -45,12 +45,18 @@ class _Executions:
     error: str | None  #: of the last execution
     started_at: datetime | None  #: the start of the last execution
 
-    def store(self, session: Session) -> None:
+    def store(self, session: Session, boot_id: str) -> None:
         """Store them, without a commit."""
         job = self.job
         if job.runs_on_each_agent and self.started_at is not None:
             periods.record_runs(
-                session, job.name, job.interval_s, started_at=self.started_at, run_count=self.count, error=self.error
+                session,
+                job.name,
+                job.interval_s,
+                started_at=self.started_at,
+                run_count=self.count,
+                error=self.error,
+                node=boot_id,
             )
         else:
             periods.record_period_result(session, job.name, error=self.error)
@@ -59,9 +65,10 @@ class _Executions:
 class RunRecorder:
     """Stores the executions of critical jobs."""
 
-    def __init__(self, engine: Engine, jobs: Collection[CriticalJob]) -> None:
+    def __init__(self, engine: Engine, jobs: Collection[CriticalJob], boot_id: str = "") -> None:
         self._engine = engine.execution_options(smith_busy_timeout_ms=SQLITE_LOCK_TIMEOUT_MS)
         self._jobs = jobs
+        self._boot_id = boot_id  #: id of this agent process
         self._tried_names: set[str] = set()  #: the jobs of which this process has tried to start a period
         self._lock = threading.Lock()  #: protects the counters of the jobs
         self._wake_requested = threading.Event()
@@ -99,6 +106,7 @@ class RunRecorder:
                     is_first=job.name not in self._tried_names,
                     is_requested=is_requested and job.starts_early_on_request,
                     yields_to_others=job.link is not None and not job.link.is_up,
+                    node=self._boot_id,
                 )
         except DatabaseLocked:
             return False  # another agent is just starting the period, or is suspended and loses the lock soon
@@ -144,7 +152,7 @@ class RunRecorder:
         try:
             with transaction(self._engine) as session:
                 for executions in taken:
-                    executions.store(session)
+                    executions.store(session, self._boot_id)
         except DatabaseError:
             with self._lock:
                 for executions in taken:

@@ -47,8 +47,8 @@ MAX_DOUBLINGS = 16
 class Scheduler:
     """Starts, checks and stops the threads of the critical jobs."""
 
-    def __init__(self, engine: Engine, jobs: Sequence[CriticalJob]) -> None:
-        self._recorder = RunRecorder(engine, jobs)
+    def __init__(self, engine: Engine, jobs: Sequence[CriticalJob], boot_id: str = "") -> None:
+        self._recorder = RunRecorder(engine, jobs, boot_id)
         self._stopping = threading.Event()
         self._threads: dict[str, threading.Thread] = {}
         self.jobs = {job.name: job for job in jobs}

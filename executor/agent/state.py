@@ -127,6 +127,8 @@ class AgentState:
     fulcrum_link: Link = field(default_factory=lambda: Link(fulcrum_events()))
     agent_id: str = ""  #: FulcrumCore's id of this agent, '' until the first heartbeat
     has_identity_changed: bool = False  #: the token belongs to another agent now: this process must be replaced
+    may_use_database: bool = True  #: False on PostgreSQL until the first confirmation, and while another agent uses it
+    database_user: str = ""  #: FulcrumCore's id of another agent that uses the database; '' if none is known
     is_schema_too_new: bool = False  #: a newer version has migrated the database: this process must be replaced
     is_disabled: bool = False  #: an operator has disabled the agent in FulcrumCore: it claims no jobs
     pause: PauseInForce | None = None  #: the pause that the last probe of the database has found
@@ -167,6 +169,8 @@ class AgentState:
         running = self.claimed_job_count - self.ended_job_count
         if self.draining.is_set():
             activity = "draining"
+        elif self.database_user:
+            activity = "refused, because another agent uses the database"
         elif self.is_disabled:
             activity = "disabled in FulcrumCore"
         elif self.pause is not None or self.is_node_paused:
@@ -185,6 +189,15 @@ class AgentState:
         elif pause is None and earlier is not None:
             log.info("agents_resumed", reason=earlier.reason)
 
+    def note_database_user(self, agent_id: str, *, cluster: str) -> None:
+        """Record the other agent that uses the database, or '' if this one uses it, and log each change."""
+        if agent_id and agent_id != self.database_user:
+            log.error("database_of_another_agent", agent_id=agent_id, cluster=cluster)
+        if not agent_id and not self.may_use_database:
+            self.poll_requested.set()
+            self.dispatch_requested.set()
+        self.database_user, self.may_use_database = agent_id, not agent_id
+
     def note_iteration_start(self, loop: str) -> None:
         """Record that a loop has started an iteration."""
         self.iteration_started_at[loop] = time.monotonic()
@@ -193,7 +206,7 @@ class AgentState:
     def may_claim(self) -> bool:
         """True when new jobs may be claimed."""
         must_be_replaced = self.has_identity_changed or self.is_schema_too_new
-        is_usable = bool(self.agent_id) and not must_be_replaced and not self.is_disabled
+        is_usable = bool(self.agent_id) and self.may_use_database and not must_be_replaced and not self.is_disabled
         is_working = not self.draining.is_set() and not self.is_node_paused
         return is_usable and is_working and self.fulcrum_link.is_up
 

@@ -243,7 +243,8 @@ def note_started(session: Session, lease: Lease, *, run_ident: str, playbook: st
     now = utc_now()
     _write(session, lease, started_at=now, run_ident=run_ident, is_waiting=False)
     attempt = session.scalar(select(Job.attempt).where(Job.id == lease.job_id)) or 0
-    session.add(Run(job_id=lease.job_id, ident=run_ident, attempt=attempt, playbook=playbook, started_at=now))
+    facts = {"attempt": attempt, "playbook": playbook, "started_at": now, "node": lease.owner}
+    session.add(Run(job_id=lease.job_id, ident=run_ident, **facts))
 
 
 def note_run_ended(  # noqa: PLR0913 (one parameter for each column)

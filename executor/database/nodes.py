@@ -33,6 +33,7 @@ class AgentProcess:
     version: str
     concurrency: int  #: the maximum number of jobs that the process runs in parallel
     fences: bool = False  #: it ends its runs before its leases expire
+    cluster: str | None = None  #: SMITH_CLUSTER
     installation_id: str | None = None  #: the id of its data folder, which at most one process uses
 
 
@@ -53,6 +54,7 @@ def add_agent(session: Session, agent: AgentProcess) -> None:
     node.draining = False
     node.fences = agent.fences
     node.installation_id = agent.installation_id
+    node.cluster = agent.cluster
     node.concurrency = agent.concurrency
     limit = session.get(NodeLimit, pauses.scope_of(node))
     node.concurrency_wanted = agent.concurrency if limit is None else min(limit.max_jobs, agent.concurrency)

@@ -29,6 +29,7 @@ def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start e
     is_first: bool = False,
     is_requested: bool = False,
     yields_to_others: bool = False,
+    node: str = "",
 ) -> bool:
     """Start the next period of a critical job if its previous period is over.
 
@@ -37,7 +38,8 @@ def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start e
 
     `is_first` is True in an agent's first call after its start: then a changed interval starts the period at once. With
     `is_requested`, the period starts although the previous one is not over. With `yields_to_others`, it starts only
-    some intervals later, so that an agent for which the job succeeds can start it before.
+    some intervals later, so that an agent for which the job succeeds can start it before. `node` is the boot id of the
+    agent process.
     """
     # If two agents insert the row at the same time, only one row is stored. Then both run the UPDATE below. The first
     # UPDATE sets `due_at`, so the second one finds that the job is not due.
@@ -47,6 +49,7 @@ def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start e
         is_due = _is_period_over(interval_s, INTERVALS_FOR_OTHERS * interval_s if yields_to_others else 0.0)
         stmt = stmt.where(or_(is_due, CriticalJob.interval_s != interval_s) if is_first else is_due)
     columns = {"due_at": db_now(interval_s * PERIOD_SHARE), "interval_s": interval_s, "last_started_at": utc_now()}
+    columns["node"] = node or None
     return execute_and_count(session, stmt.values(**columns)) == 1
 
 
@@ -70,7 +73,14 @@ def record_period_result(session: Session, name: str, *, error: str | None) -> N
 
 
 def record_runs(  # noqa: PLR0913 (one parameter for each stored value)
-    session: Session, name: str, interval_s: float, *, started_at: datetime, run_count: int, error: str | None
+    session: Session,
+    name: str,
+    interval_s: float,
+    *,
+    started_at: datetime,
+    run_count: int,
+    error: str | None,
+    node: str = "",
 ) -> None:
     """Store the last `run_count` runs of a critical job that every agent runs. At most the last of them has failed.
 
@@ -79,6 +89,7 @@ def record_runs(  # noqa: PLR0913 (one parameter for each stored value)
     _insert_if_missing(session, name, interval_s)
     columns = _result_columns(run_count, error)
     columns |= {"due_at": db_now(interval_s * PERIOD_SHARE), "interval_s": interval_s, "last_started_at": started_at}
+    columns["node"] = node or None
     session.execute(update(CriticalJob).where(CriticalJob.name == name).values(**columns))
 
 

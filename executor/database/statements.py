@@ -12,6 +12,8 @@ from executor.database.tables import (
     Allocation,
     CloneTarget,
     CriticalJob,
+    DatabaseUse,
+    DriftCheck,
     Job,
     NodeLimit,
     Pause,
@@ -31,9 +33,13 @@ MIN_DIGITS_OF_ID = 8
 MAX_BACKOFF_S = 3600.0
 
 
-def insert_into(
-    session: Session, table: type[Job | CriticalJob | SecretReference | Pause | NodeLimit | Allocation | CloneTarget]
-) -> postgresql.Insert | sqlite.Insert:
+#: The tables of which rows are inserted that may exist already.
+InsertedTable = (
+    Job | CriticalJob | SecretReference | Pause | NodeLimit | Allocation | CloneTarget | DatabaseUse | DriftCheck
+)
+
+
+def insert_into(session: Session, table: type[InsertedTable]) -> postgresql.Insert | sqlite.Insert:
     """Return an INSERT statement for the session's database. Unlike `sqlalchemy.insert`, it supports ON CONFLICT."""
     # Only the package of the session's database is imported: PostgreSQL's takes a tenth of the time of `smith status`.
     dialect = import_module(f"sqlalchemy.dialects.{session.get_bind().dialect.name}")

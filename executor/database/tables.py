@@ -171,6 +171,7 @@ class Run(Base):
     rc: Mapped[int | None]  #: the return code of the run
     status: Mapped[str | None] = mapped_column(String(20))  #: a `RunStatus`
     reason: Mapped[str | None] = mapped_column(Text)  #: the error message that results from the run
+    node: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that has the artifacts
     folder: Mapped[str | None] = mapped_column(Text)  #: the path of the folder of the artifacts
     upids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  #: ids of the run's Proxmox tasks
     #: What the run has done so far, see `executor.runs.story`. It is read only by queries that ask for it.
@@ -264,6 +265,7 @@ class CriticalJob(Base):
     last_error: Mapped[str | None] = mapped_column(Text)
     failures: Mapped[int] = mapped_column(Integer, default=0)  #: consecutive failed runs
     runs: Mapped[int] = mapped_column(Integer, default=0)
+    node: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that last executed it
 
 
 class Node(Base):
@@ -287,7 +289,30 @@ class Node(Base):
     fences: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     installation_id: Mapped[str | None] = mapped_column(String(32))  #: of the process's data folder
     proxmox_checked_at: Mapped[datetime | None]  #: when the process last checked whether Proxmox answers
+    agent_id: Mapped[str | None] = mapped_column(String(36))  #: FulcrumCore's id of the agent, on PostgreSQL
+    cluster: Mapped[str | None] = mapped_column(String(100))  #: SMITH_CLUSTER of the process
     proxmox_error: Mapped[str | None] = mapped_column(Text)  #: the error of this check, None if Proxmox answered
+
+
+class DatabaseUse(Base):
+    """The agent of FulcrumCore that uses the database. Only `database_use` writes this table, which has one row."""
+
+    __tablename__ = "database_use"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    agent_id: Mapped[str] = mapped_column(String(36))
+    cluster: Mapped[str] = mapped_column(String(100))
+    confirmed_at: Mapped[datetime]  #: when a process of the agent last found that FulcrumCore accepts its token
+
+
+class DriftCheck(Base):
+    """The result of the last drift check that was conclusive. Only `drift_checks` writes this table."""
+
+    __tablename__ = "drift_checks"
+
+    cluster: Mapped[str] = mapped_column(String(100), primary_key=True)
+    concluded_at: Mapped[datetime]
+    findings: Mapped[list[dict[str, Any]]] = mapped_column(JSON(none_as_null=True))
 
 
 class Allocation(Base):

@@ -47,7 +47,7 @@ class RunSettings(SettingsArea):
         "whether an agent ends its own runs when it could not renew its leases for two thirds of a lease, because "
         "another agent may then take the jobs; if the agent cannot do it, because it is suspended or blocked, the runs "
         "end after three quarters of a lease; auto: only if another agent uses the database; "
-        "never: other agents take the jobs only after their deadlines",
+        "never: other agents take jobs that have started a run only after their deadlines",
         example="auto",
     )
     smith_lease_s: float = duration_setting(

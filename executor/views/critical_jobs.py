@@ -27,6 +27,7 @@ def json_fields(job: CriticalJob, now: datetime) -> dict[str, Any]:
         "last_error": job.last_error,
         "failures": job.failures,
         "runs": job.runs,
+        "node": job.node,
     }
 
 

@@ -133,6 +133,8 @@ def agent_fields(node: Node, now: datetime, lease_s: float) -> dict[str, Any]:
         "host": node.host,
         "pid": node.pid,
         "version": node.version,
+        "agent_id": node.agent_id,
+        "cluster": node.cluster,
         "state": agent_state(node, now, lease_s),
         "started_at": node.started_at,
         "seen_at": node.seen_at,

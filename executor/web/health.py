@@ -115,6 +115,11 @@ def _agent_check(view: AgentView) -> Check:
         return Check(name="agent", ok=False, reason="is starting")
     if state.draining.is_set():
         return Check(name="agent", ok=False, reason="is draining: no new jobs are started")
+    if state.database_user:
+        detail = f"agent {state.database_user} of FulcrumCore"
+        return Check(
+            name="agent", ok=False, reason="another agent uses the database: no jobs are claimed", detail=detail
+        )
     # Neither is a failure: an operator has disabled or paused the agent, and a restart would not help.
     if state.is_disabled:
         return Check(name="agent", ok=True, reason="is disabled in FulcrumCore: no jobs are claimed")

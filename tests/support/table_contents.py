@@ -16,6 +16,8 @@ TABLES = {"jobs": "id", "runs": "id", "mappings": "id", "nodes": "id", "critical
     "manual_runs": "id",
     "pauses": "scope",
     "node_limits": "scope",
+    "database_use": "id",
+    "drift_checks": "cluster",
     "allocations": "vmid",
     "clone_targets": "name",
     "web_sessions": "digest",

@@ -1,0 +1,84 @@
+"""Refuses a PostgreSQL database that another agent of FulcrumCore uses, and takes it over when that one has ended.
+
+Each process of the agent that uses the database confirms this while FulcrumCore accepts its token. A process of another
+agent claims, polls and reports nothing meanwhile. It takes the database over when it has read the same confirmation for
+long while FulcrumCore accepted its own token: FulcrumCore no longer accepts the token of the first agent, because that
+one was deleted and made again, or all its processes have ended. Processes that still have the old token then claim
+nothing more, and their running jobs end.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from executor.agent.state import AgentState
+from executor.database import database_use
+from executor.database.database_use import OtherUse, Use
+from executor.database.engine import transaction
+from executor.errors import DatabaseError
+from executor.log import get_logger
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
+
+log = get_logger(__name__)
+
+#: The least time without a confirmation after which another agent takes the database over. A confirmation follows each
+#: renewal of the leases.
+MIN_SILENCE_S = 60.0
+
+
+@dataclass(kw_only=True)
+class DatabaseUser:
+    """Confirms that this agent uses the database, or finds that another one does."""
+
+    engine: Engine
+    state: AgentState
+    boot_id: str  #: id of this agent process
+    cluster: str
+    lease_s: float  #: the other agent confirms its use several times in this time
+    clock: Callable[[], float] = time.monotonic
+    _is_agent_noted: bool = False  #: the row of this process names its agent
+    _awaited: OtherUse | None = None  #: the use by another agent, as it was last read
+    _awaited_since: float = 0.0  #: when `_awaited` was first read
+    _lock: threading.Lock = field(default_factory=threading.Lock)  #: only one thread at a time confirms
+
+    def confirm(self) -> None:
+        """Confirm the use if FulcrumCore accepts the token of this agent, or find the use by another agent.
+
+        Do nothing on SQLite, which only one process uses, and before the first heartbeat. If the database fails, the
+        next call tries again.
+        """
+        if self.engine.dialect.name == "sqlite" or not self.state.agent_id:
+            return
+        use = Use(agent_id=self.state.agent_id, cluster=self.cluster)
+        try:
+            with self._lock, transaction(self.engine) as session:
+                earlier = self._awaited
+                other = self._confirm(session, use)
+        except DatabaseError:
+            self._is_agent_noted = False
+            return
+        if other is None and earlier is not None and not self.state.may_use_database:
+            log.warning("database_taken_over", agent_id=use.agent_id, earlier_agent_id=earlier.agent_id)
+        self.state.note_database_user(other.agent_id if other else "", cluster=other.cluster if other else "")
+
+    def _confirm(self, session: Session, use: Use) -> OtherUse | None:
+        if not self.state.fulcrum_link.is_up:  # FulcrumCore may refuse the token
+            self._awaited = None
+            return database_use.other_use(session, use)
+        if not self._is_agent_noted:
+            database_use.note_agent(session, self.boot_id, use.agent_id)
+            self._is_agent_noted = True
+        other = database_use.confirm(session, use)
+        if other != self._awaited:
+            self._awaited, self._awaited_since = other, self.clock()
+        has_ended = self.clock() - self._awaited_since >= max(MIN_SILENCE_S, self.lease_s)
+        if other is not None and has_ended and database_use.take_over(session, use, other):
+            return None
+        return other

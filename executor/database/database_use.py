@@ -1,0 +1,68 @@
+"""Stores which agent of FulcrumCore uses a PostgreSQL database, and for which Proxmox cluster. No function commits.
+
+The processes of one agent share its jobs. An agent of another identity would report the jobs of the first one, whose
+token alone FulcrumCore accepts for them. So only one agent at a time uses a database: the one in the table's only row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, update
+from sqlalchemy.orm import Session
+
+from executor.database.statements import execute_and_count, insert_into
+from executor.database.tables import DatabaseUse, Node, db_now
+
+#: The id of the only row.
+ROW_ID = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """The agent that uses the database, and its cluster."""
+
+    agent_id: str
+    cluster: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherUse(Use):
+    """The use by another agent, or for another cluster, as it was read. A confirmation changes `confirmed_at`."""
+
+    confirmed_at: datetime
+
+
+def confirm(session: Session, use: Use) -> OtherUse | None:
+    """Store that FulcrumCore has accepted the token of this agent. Return the other use if there is one."""
+    if execute_and_count(session, update(DatabaseUse).where(_is_use(use)).values(confirmed_at=db_now())):
+        return None
+    stmt = insert_into(session, DatabaseUse).values(id=ROW_ID, confirmed_at=db_now(), **vars(use))
+    session.execute(stmt.on_conflict_do_nothing(index_elements=["id"]))
+    return other_use(session, use)
+
+
+def other_use(session: Session, use: Use) -> OtherUse | None:
+    """Return the use of the database by another agent or for another cluster, or None."""
+    row = session.get(DatabaseUse, ROW_ID, populate_existing=True)
+    if row is None or (row.agent_id, row.cluster) == (use.agent_id, use.cluster):
+        return None
+    return OtherUse(agent_id=row.agent_id, cluster=row.cluster, confirmed_at=row.confirmed_at)
+
+
+def take_over(session: Session, use: Use, earlier: OtherUse) -> bool:
+    """Use the database instead of another agent, unless that agent has confirmed its use since; return whether."""
+    is_unchanged = _is_use(earlier) & (DatabaseUse.confirmed_at == earlier.confirmed_at)
+    stmt = update(DatabaseUse).where(is_unchanged).values(confirmed_at=db_now(), **vars(use))
+    return execute_and_count(session, stmt) == 1
+
+
+def note_agent(session: Session, boot_id: str, agent_id: str) -> None:
+    """Store which agent of FulcrumCore an agent process is."""
+    session.execute(update(Node).where(Node.id == boot_id).values(agent_id=agent_id))
+
+
+def _is_use(use: Use) -> ColumnElement[bool]:
+    is_use = (DatabaseUse.agent_id == use.agent_id) & (DatabaseUse.cluster == use.cluster)
+    return is_use & (DatabaseUse.id == ROW_ID)

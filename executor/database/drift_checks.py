@@ -1,0 +1,31 @@
+"""Stores the findings of the last conclusive drift check, so that each agent of a database shows the same ones.
+
+No function commits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from executor.database.statements import insert_into
+from executor.database.tables import DriftCheck, db_now
+
+Findings = list[dict[str, Any]]
+
+
+def replace(session: Session, cluster: str, findings: Findings) -> Findings:
+    """Store the findings of a check. Return those of the check before."""
+    earlier = session.scalar(select(DriftCheck.findings).where(DriftCheck.cluster == cluster).with_for_update())
+    columns: dict[str, Any] = {"concluded_at": db_now(), "findings": findings}
+    stmt = insert_into(session, DriftCheck).values(cluster=cluster, **columns)
+    session.execute(stmt.on_conflict_do_update(index_elements=["cluster"], set_=columns))
+    return earlier or []
+
+
+def latest(session: Session, cluster: str, *, max_age_s: float) -> Findings | None:
+    """Return the findings of the last check, or None if it was longer ago than `max_age_s`."""
+    is_recent = (DriftCheck.cluster == cluster) & (DriftCheck.concluded_at >= db_now(-max_age_s))
+    return session.scalar(select(DriftCheck.findings).where(is_recent))

@@ -1,0 +1,44 @@
+"""Add which agent of FulcrumCore uses the database, which node works on what, and the last drift check."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0020"
+down_revision = "0019"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Go one step forward. The first agent whose token FulcrumCore accepts uses the database."""
+    op.create_table(
+        "database_use",
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("agent_id", sa.String(length=36), nullable=False),
+        sa.Column("cluster", sa.String(length=100), nullable=False),
+        sa.Column("confirmed_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_table(
+        "drift_checks",
+        sa.Column("cluster", sa.String(length=100), nullable=False),
+        sa.Column("concluded_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("findings", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("cluster"),
+    )
+    op.add_column("nodes", sa.Column("agent_id", sa.String(length=36), nullable=True))
+    op.add_column("nodes", sa.Column("cluster", sa.String(length=100), nullable=True))
+    op.add_column("critical_jobs", sa.Column("node", sa.String(length=64), nullable=True))
+    op.add_column("runs", sa.Column("node", sa.String(length=64), nullable=True))
+
+
+def downgrade() -> None:
+    """Go one step back. Several agents of FulcrumCore may then use the database by mistake."""
+    op.drop_column("runs", "node")
+    op.drop_column("critical_jobs", "node")
+    op.drop_column("nodes", "cluster")
+    op.drop_column("nodes", "agent_id")
+    op.drop_table("drift_checks")
+    op.drop_table("database_use")

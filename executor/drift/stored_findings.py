@@ -1,0 +1,37 @@
+"""Converts the findings of a drift check to JSON for the database, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from executor.drift.facts import DriftKind, Finding, MappingFacts, Repair
+
+
+def encode(finding: Finding) -> dict[str, Any]:
+    """Return the finding as values that JSON has."""
+    values = asdict(finding)
+    if finding.mapping is not None:
+        values["mapping"]["updated_at"] = finding.mapping.updated_at.isoformat()
+    return values
+
+
+def decode_all(stored: Iterable[Mapping[str, Any]]) -> list[Finding]:
+    """Return the findings, without those that another version has stored in a form that this one does not know."""
+    found = []
+    for values in stored:
+        try:
+            found.append(_decode(values))
+        except (KeyError, TypeError, ValueError):
+            continue
+    return found
+
+
+def _decode(values: Mapping[str, Any]) -> Finding:
+    mapping, repair = values["mapping"], values["repair"]
+    if mapping is not None:
+        mapping = MappingFacts(**(mapping | {"updated_at": datetime.fromisoformat(mapping["updated_at"])}))
+    kind = DriftKind(values["kind"])
+    return Finding(**{**values, "kind": kind, "repair": Repair(repair) if repair else None, "mapping": mapping})

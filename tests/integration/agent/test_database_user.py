@@ -1,0 +1,185 @@
+"""Which agent of FulcrumCore uses a PostgreSQL database, and when another one takes it over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from sqlalchemy import Engine
+from support.agent_parts import AgentParts
+
+from executor.agent.critical_job import CriticalJob
+from executor.agent.database_user import MIN_SILENCE_S, DatabaseUser
+from executor.agent.mode import Mode
+from executor.agent.parts import build_critical_jobs, build_reconciler
+from executor.agent.reporter import IDLE_WAIT_S, Reporter
+from executor.agent.run_recorder import RunRecorder
+from executor.agent.state import AgentState
+from executor.database import drift_checks, nodes
+from executor.database.engine import reading, transaction
+from executor.database.nodes import AgentProcess
+from executor.database.tables import CriticalJob as CriticalJobRow
+from executor.database.tables import DatabaseUse, Node, utc_now
+from executor.drift.facts import DriftKind, Finding, MappingFacts, Repair
+
+CLUSTER = "default"
+
+
+@dataclass
+class Process:
+    """An agent process whose clock the test advances."""
+
+    engine: Engine
+    agent_id: str
+    boot_id: str
+    cluster: str = CLUSTER
+    now: float = 1000.0
+    state: AgentState = field(init=False)
+    user: DatabaseUser = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.state = AgentState(agent_id=self.agent_id, may_use_database=False)
+        self.user = DatabaseUser(
+            engine=self.engine,
+            state=self.state,
+            boot_id=self.boot_id,
+            cluster=self.cluster,
+            lease_s=30.0,
+            clock=lambda: self.now,
+        )
+        with transaction(self.engine) as session:
+            agent = AgentProcess(
+                boot_id=self.boot_id, host="h", pid=1, version="1", concurrency=1, cluster=self.cluster
+            )
+            nodes.add_agent(session, agent)
+
+    def may_claim_after(self, seconds: float = 0.0) -> bool:
+        self.now += seconds
+        self.user.confirm()
+        return self.state.may_claim
+
+
+def test_all_processes_of_one_agent_use_the_database_and_another_agent_does_not(postgres_engine: Engine) -> None:
+    one, two = (Process(postgres_engine, "first", boot_id) for boot_id in ("one", "two"))
+    other = Process(postgres_engine, "second", "other")
+    assert not one.state.may_claim
+    assert (one.may_claim_after(), two.may_claim_after(), other.may_claim_after()) == (True, True, False)
+    assert other.state.database_user == "first"
+    assert "another agent uses the database" in other.state.summary
+    with reading(postgres_engine) as session:
+        rows = {node.id: (node.agent_id, node.cluster) for node in session.query(Node)}
+    assert rows == {"one": ("first", CLUSTER), "two": ("first", CLUSTER), "other": ("second", CLUSTER)}
+
+
+def test_another_agent_waits_while_fulcrumcore_accepts_the_token_of_the_first_one(postgres_engine: Engine) -> None:
+    one, other = Process(postgres_engine, "first", "one"), Process(postgres_engine, "second", "other")
+    one.may_claim_after()
+    for _ in range(5):
+        assert not other.may_claim_after(MIN_SILENCE_S / 2)
+        assert one.may_claim_after()
+
+
+def test_an_agent_that_was_made_again_takes_over_and_the_old_token_claims_nothing_more(
+    postgres_engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = Process(postgres_engine, "first", "old"), Process(postgres_engine, "second", "new")
+    assert (old.may_claim_after(), new.may_claim_after()) == (True, False)
+    old.state.fulcrum_link.note_down("HTTP 401", is_login_refused=True)
+    old.may_claim_after()
+    assert not new.may_claim_after(MIN_SILENCE_S - 1)
+    assert new.may_claim_after(1)
+    old.may_claim_after()
+    assert (old.state.may_use_database, old.state.database_user) == (False, "second")
+    assert "database_taken_over" in caplog.text
+    old.state.fulcrum_link.note_up()  # FulcrumCore accepts the old token again
+    assert not old.may_claim_after()
+
+
+def test_nobody_takes_over_because_of_an_outage_of_fulcrumcore(postgres_engine: Engine) -> None:
+    """After the outage, the first heartbeat may be that of another agent."""
+    one, other = Process(postgres_engine, "first", "one"), Process(postgres_engine, "second", "other")
+    assert (one.may_claim_after(), other.may_claim_after()) == (True, False)
+    for process in (one, other):
+        process.state.fulcrum_link.note_down("no answer")
+        process.may_claim_after(10 * MIN_SILENCE_S)
+    assert one.state.may_use_database
+    other.state.fulcrum_link.note_up()
+    assert not other.may_claim_after()
+    one.state.fulcrum_link.note_up()
+    assert one.may_claim_after()
+    assert not other.may_claim_after(MIN_SILENCE_S)
+
+
+def test_the_same_agent_with_another_cluster_is_refused(postgres_engine: Engine) -> None:
+    one, other = Process(postgres_engine, "first", "one"), Process(postgres_engine, "first", "other", cluster="north")
+    assert (one.may_claim_after(), other.may_claim_after()) == (True, False)
+
+
+def test_on_sqlite_nothing_is_stored(sqlite_engine: Engine) -> None:
+    process = Process(sqlite_engine, "first", "one")
+    process.state.may_use_database = True
+    assert process.may_claim_after()
+    with reading(sqlite_engine) as session:
+        assert session.query(DatabaseUse).count() == 0
+
+
+def test_an_agent_that_may_not_use_the_database_sends_no_reports_and_runs_no_shared_critical_job(
+    parts: AgentParts,
+) -> None:
+    """FulcrumCore would refuse the reports, and the agent would conclude that the jobs were deleted."""
+    shared = parts.shared
+    reporter = Reporter(
+        engine=parts.engine, fulcrum=shared.fulcrum, state=parts.state, refused_jobs=shared.refused_jobs
+    )
+    jobs = build_critical_jobs(shared, Mode.SERVE, build_reconciler(shared), parts.runner)
+    shared_jobs = [job for job in jobs if not job.runs_on_each_agent]
+    assert len(shared_jobs) >= 4
+    for may_use in (True, False):
+        parts.state.may_use_database = may_use
+        assert {job.may_start() for job in shared_jobs} == {may_use}
+    assert reporter.send_due_reports() == IDLE_WAIT_S
+    assert not parts.state.may_claim
+
+
+def test_the_row_of_a_critical_job_names_the_process_that_executes_it(engine: Engine) -> None:
+    for runs_on_each_agent in (False, True):
+        job = CriticalJob(
+            name=f"each {runs_on_each_agent}", interval_s=60, run=lambda: None, runs_on_each_agent=runs_on_each_agent
+        )
+        recorder = RunRecorder(engine, [job], "this process")
+        recorder.start()
+        assert recorder.try_start_period(job)
+        job.last_started = utc_now()
+        recorder.note_run(job)
+        recorder.stop(60)
+        with reading(engine) as session:
+            assert session.get_one(CriticalJobRow, job.name).node == "this process"
+
+
+def test_the_findings_of_a_drift_check_are_those_of_all_agents(
+    parts: AgentParts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever agent checks, a finding is logged when it appears, and shown by each of them."""
+    one, other = build_reconciler(parts.shared), build_reconciler(parts.shared)
+    mapping = MappingFacts(
+        id=1, service_id="s", vmid=100, node="pve1", name="web", state="active", updated_at=utc_now()
+    )
+    finding = Finding(
+        kind=DriftKind.VM_MOVED, service_id="s", vmid=100, text="it moved", repair=Repair.CORRECT_NODE, mapping=mapping
+    )
+    assert (one.open_findings(), other.count_open_findings()) == (None, {})
+    one._store_and_log_changes([finding])
+    other._store_and_log_changes([finding])
+    assert one.open_findings() == other.open_findings() == [finding]
+    assert other.count_open_findings()[DriftKind.VM_MOVED] == 1
+    assert caplog.text.count("drift_found") == 1
+    other._store_and_log_changes([])
+    assert one.open_findings() == []
+    one._store_and_log_changes([finding])
+    assert caplog.text.count("drift_found") == 2, "it was resolved in between"
+
+
+def test_a_finding_that_another_version_has_stored_is_not_shown(parts: AgentParts) -> None:
+    with transaction(parts.engine) as session:
+        drift_checks.replace(session, parts.shared.settings.smith_cluster, [{"kind": "unheard"}])
+    assert build_reconciler(parts.shared).open_findings() == []

@@ -8,6 +8,18 @@ from pathlib import Path
 
 import pytest
 from faults.system import SystemUnderTest, running_system
+from support.databases import PostgresCluster, postgres_binaries, postgres_cluster
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresCluster]:
+    """Start a PostgreSQL server for the module."""
+    binaries = postgres_binaries()
+    if binaries is None:
+        pytest.skip("NOT TESTED ON POSTGRESQL: no server binaries in PATH or /usr/lib/postgresql")
+    with postgres_cluster(binaries) as cluster:
+        yield cluster
+
 
 MakeSystem = Callable[..., SystemUnderTest]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -260,6 +261,21 @@ def running_system(
             yield SystemUnderTest(lab=lab)
         finally:
             _resume_suspended(lab)
+
+
+@contextmanager
+def second_executor(system: SystemUnderTest, name: str = "second", **settings: str) -> Iterator[SystemUnderTest]:
+    """Run a second executor on the same database, with these settings."""
+    folder = system.lab.folder / name
+    folder.mkdir()
+    own = {"SMITH_DATA_DIR": str(folder / "data"), "SMITH_RUN_DIR": str(folder / "run")}
+    lab = dataclasses.replace(system.lab, folder=folder, settings=system.lab.settings | own | settings, _executor=None)
+    node = SystemUnderTest(lab=lab)
+    node.start()
+    try:
+        yield node
+    finally:
+        lab.stop_executor()
 
 
 def _resume_suspended(lab: LabSystem) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import shutil
 import signal
@@ -21,25 +20,16 @@ import psutil
 import pytest
 from faults.conftest import MakeSystem
 from faults.proxy import running_proxy
-from faults.system import SystemUnderTest, running_system
+from faults.system import SystemUnderTest, running_system, second_executor
 from smith_lab.system import outcome_of
 from support.clock_shift import build as build_clock_shift
-from support.databases import PostgresCluster, postgres_binaries, postgres_cluster
+from support.databases import PostgresCluster
 
 from executor.errors import EXIT_DATABASE
 from executor.runs.run_until_file import RUN_UNTIL_FILE
 from executor.shared.run_until import NO_LIMIT, decode
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresCluster]:
-    binaries = postgres_binaries()
-    if binaries is None:
-        pytest.skip("NOT TESTED ON POSTGRESQL: no server binaries in PATH or /usr/lib/postgresql")
-    with postgres_cluster(binaries) as cluster:
-        yield cluster
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
@@ -297,21 +287,6 @@ def test_f27_postgresql_is_away_when_the_executor_starts(postgres: PostgresClust
 
 
 # --- other agents --------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def second_executor(system: SystemUnderTest) -> Iterator[SystemUnderTest]:
-    """Run a second executor on the same database."""
-    folder = system.lab.folder / "second"
-    folder.mkdir()
-    own = {"SMITH_DATA_DIR": str(folder / "data"), "SMITH_RUN_DIR": str(folder / "run")}
-    lab = dataclasses.replace(system.lab, folder=folder, settings=system.lab.settings | own, _executor=None)
-    node = SystemUnderTest(lab=lab)
-    node.start()
-    try:
-        yield node
-    finally:
-        lab.stop_executor()
 
 
 def test_f28_a_node_that_was_suspended_past_its_lease_writes_nothing(

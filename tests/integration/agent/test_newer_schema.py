@@ -5,7 +5,6 @@ The newer version is this one and one migration that only this test has.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from smith_lab.simulator.control import SimulatorThread
 from sqlalchemy import Engine
 from support.agent_parts import BOOT_ID, AgentParts
 from support.databases import PostgresCluster
+from support.newer_version import newer_migrations
 from support.simulator_world import World
 
 from executor.agent.database_start import use_database_when_available
@@ -25,24 +25,6 @@ from executor.database.engine import open_engine, transaction
 from executor.database.nodes import AgentProcess
 from executor.errors import SchemaTooNew
 
-MIGRATION = '''"""Add a column that this version does not know."""
-
-import sqlalchemy as sa
-from alembic import op
-
-revision = "9999"
-down_revision = "{head}"
-branch_labels = None
-depends_on = None
-
-
-def upgrade() -> None:
-    op.add_column("jobs", sa.Column("unknown", sa.Integer(), nullable=True))
-
-
-def downgrade() -> None:
-    op.drop_column("jobs", "unknown")
-'''
 AsNewerVersion = Callable[[Callable[[], None]], None]
 
 
@@ -58,9 +40,7 @@ def postgres_database(postgres: PostgresCluster) -> Iterator[Engine]:
 @pytest.fixture
 def as_newer_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsNewerVersion:
     """Return a function that calls another one as the newer version would."""
-    folder = tmp_path / "migrations"
-    shutil.copytree(schema.MIGRATIONS_FOLDER, folder)
-    (folder / "versions" / "9999_unknown.py").write_text(MIGRATION.format(head=schema.head_revision()))
+    folder = newer_migrations(tmp_path / "migrations")
 
     def call(function: Callable[[], None]) -> None:
         with monkeypatch.context() as context:

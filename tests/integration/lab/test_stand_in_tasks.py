@@ -94,6 +94,135 @@ def test_a_log_ends_after_50_lines_unless_more_are_requested(stand_in: ProxmoxSt
     source="qemu-server: PVE/QemuServer.pm, destroy_vm",
     reaction="completes the delete with the warning `VOLUMES_LEFT`",
 )
+@pytest.mark.parametrize(("version", "status"), [("8.4.1", "OK"), ("9.0.10", "WARNINGS: 1")])
+def test_a_destroy_with_a_disk_that_stays(stand_in: ProxmoxStandIn, pve1: Any, version: str, status: str) -> None:
+    stand_in.control("version", version=version)
+    clone(pve1)
+    volume = pve1.qemu(VMID).config.get()["scsi0"].partition(",")[0]
+    stand_in.control("unremovable", volume=volume)
+    upid = pve1.qemu(VMID).delete()
+    assert end_of(pve1, upid) == status
+    assert stand_in.guest(VMID) is None
+    assert f"Could not remove disk '{volume}', check manually" in " ".join(log_of(pve1, upid))
+
+
+@pytest.mark.proxmox(
+    behaviour="only 9 names the template and the new VMID in the log of a clone",
+    versions="8, 9",
+    source="qemu-server: PVE/API2/Qemu.pm, clone_vm",
+    reaction="with 8, finds its clone's task by the volumes in the log, or by being the only one",
+)
+@pytest.mark.parametrize(("version", "is_named"), [("8.4.1", False), ("9.0.10", True)])
+def test_the_log_of_a_clone(stand_in: ProxmoxStandIn, pve1: Any, version: str, is_named: bool) -> None:
+    stand_in.control("version", version=version)
+    assert (f"creating a clone of VM 9000 with ID {VMID}" in log_of(pve1, clone(pve1))) is is_named
+
+
+@pytest.mark.proxmox(
+    behaviour="a storage's lock that is not free in time has several wordings; the clone is removed again",
+    versions="8, 9",
+    source="pve-storage: PVE/Storage/Plugin.pm, cluster_lock_storage",
+    reaction="`VM_LOCKED`: repeats the job, and runs fewer clones on this storage",
+)
+def test_the_timeout_of_a_storage_lock_has_several_wordings(stand_in: ProxmoxStandIn, pve1: Any) -> None:
+    stand_in.control("storage_locks", every=1)
+    texts = [end_of(pve1, clone(pve1)) for _ in range(4)]
+    assert len({text.partition(":")[2] or text for text in texts}) == 4
+    assert stand_in.guest(VMID) is None
+
+
+@pytest.mark.proxmox(
+    behaviour="a clone that fails is removed again with its volumes; one that ends with warnings stays",
+    versions="8, 9",
+    source="qemu-server: PVE/API2/Qemu.pm, clone_vm",
+    reaction="repeats the create after a failure; continues after warnings",
+)
+@pytest.mark.parametrize(("text", "is_kept"), [("clone failed: timeout", False), ("WARNINGS: 1", True)])
+def test_a_clone_with_warnings_stays_and_one_that_fails_does_not(
+    stand_in: ProxmoxStandIn, pve1: Any, text: str, is_kept: bool
+) -> None:
+    def volumes() -> set[tuple[str, str]]:
+        return {(name, volume) for name, storage in stand_in.storages().items() for volume in storage["volumes"]}
+
+    stand_in.fail_task("qmclone", text, after=True)
+    before = volumes()
+    assert end_of(pve1, clone(pve1)) == text
+    assert bool(volumes() - before) is is_kept
+    assert (stand_in.guest(VMID) is not None) is is_kept
+
+
+@pytest.mark.proxmox(
+    behaviour="a destroy that fails after it has removed the disks leaves a guest with nothing but `lock: destroyed`",
+    versions="8, 9",
+    source="qemu-server: PVE/API2/Qemu.pm, destroy_vm",
+    reaction="`VM_HALF_DESTROYED`, and the drift kind `vm_half_destroyed`",
+)
+def test_an_interrupted_destroy_leaves_only_a_lock(stand_in: ProxmoxStandIn, pve1: Any) -> None:
+    clone(pve1)
+    text = "cfs-lock 'file-user_cfg' error: got lock request timeout"
+    stand_in.fail_task("qmdestroy", text, leaves_lock="destroyed")
+    assert end_of(pve1, pve1.qemu(VMID).delete()) == text
+    config = pve1.qemu(VMID).config.get()
+    assert {key: value for key, value in config.items() if key != "digest"} == {"lock": "destroyed"}
+
+
+@pytest.mark.proxmox(
+    behaviour="a task that loses the quorum cannot write a temporary file, and leaves its lock",
+    versions="8, 9",
+    source="pve-common: PVE/Tools.pm, file_set_contents",
+    reaction="`PVE_NO_QUORUM`: repeats the job, which looks first",
+)
+def test_a_task_that_loses_the_quorum_leaves_its_lock(stand_in: ProxmoxStandIn, pve1: Any) -> None:
+    text = f"unable to open file '/etc/pve/nodes/pve1/qemu-server/{VMID}.conf.tmp.1' - Permission denied"
+    stand_in.fail_task("qmclone", text, leaves_lock="clone")
+    assert end_of(pve1, clone(pve1)) == text
+    assert pve1.qemu(VMID).config.get()["lock"] == "clone"
+
+
+@pytest.mark.proxmox(
+    behaviour="a task whose log was removed is 400 `no such task`, and its log is one line without an error",
+    versions="8, 9",
+    source="pve-manager: PVE/API2/Tasks.pm, read_task_status",
+    reaction="`PVE_TIMEOUT`: the outcome is unknown, so it looks at the VM",
+)
+@pytest.mark.parametrize(("upid", "text"), [(UNKNOWN_UPID, "no such task"), ("nosuch", "unable to parse worker upid")])
+def test_a_task_that_proxmox_does_not_know(pve1: Any, upid: str, text: str) -> None:
+    with pytest.raises(proxmoxer.ResourceException, match=text) as refusal:
+        pve1.tasks(upid).status.get()
+    assert refusal.value.status_code == 400
+
+
+def test_the_log_of_a_task_that_vanished_has_one_line(stand_in: ProxmoxStandIn, pve1: Any) -> None:
+    clone(pve1)
+    upid = pve1.qemu(VMID).status.start.post()
+    stand_in.control("forget_tasks", vmid=VMID)
+    assert log_of(pve1, upid) == ["unable to open file - No such file or directory"]
+    assert pve1.tasks.get(vmid=VMID) == []
+
+
+@pytest.mark.proxmox(
+    behaviour="a login with Sys.Audit on /nodes sees the tasks of every user; only an ended task has `tokenid`",
+    versions="8, 9",
+    source="pve-manager: PVE/API2/Tasks.pm, node_tasks",
+    reaction="counts only tasks of the same token as its own",
+)
+def test_a_token_with_sys_audit_sees_the_tasks_of_others(stand_in: ProxmoxStandIn, pve1: Any) -> None:
+    stand_in.control("time_scale", scale=0.1)
+    clone(pve1)
+    running = next(task for task in pve1.tasks.get(vmid=9000, source="all") if task["status"] == "RUNNING")
+    assert (running["user"], "tokenid" in running) == ("smith@pve!job", False)
+    stand_in.control("add_task", vmid=9000, type="qmclone", user="root@pam")
+    assert "root@pam" not in {task["user"] for task in pve1.tasks.get(vmid=9000, source="all")}
+    stand_in.control("grant", path="/nodes", privilege="Sys.Audit")
+    assert "root@pam" in {task["user"] for task in pve1.tasks.get(vmid=9000, source="all")}
+    stand_in.control("revoke", path="/nodes", privilege="Sys.Audit")
+
+
+@pytest.mark.proxmox(
+    behaviour="a rollback with `start` also starts the VM; that needs VM.PowerMgmt in 9 only",
+    versions="8, 9",
+    source="qemu-server: PVE/API2/Qemu.pm, rollback",
+)
 @pytest.mark.parametrize(("version", "outcome", "status"), [("8.4.1", "OK", "running"), ("9.0.10", "403", "stopped")])
 def test_a_rollback_that_starts_the_vm_needs_a_privilege_in_version_9(
     stand_in: ProxmoxStandIn, pve1: Any, version: str, outcome: str, status: str

@@ -54,6 +54,7 @@ class ActionModule(VmAction):
 
     def _destroy(self, facts: Facts, _at: int) -> steps.Step:
         storage = str(self.vm.get("final_backup") or "")
+        self.refuse(deletion.ha_managed_problem(facts, self.vm))
         if facts["exists"] and storage:
             backup.require_backup_possible(self, facts, storage)
         stopped = steps.ensure_power(self, facts, "stopped")

@@ -91,9 +91,11 @@ def _identity(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 def _tags(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[str] | None:
     """Return all new tags, or None if the tags need not change, or if Proxmox refuses them.
 
-    Only the tags of the service and our own are added or removed. Those that an operator has set stay.
+    Only the tags of the service and our own are added or removed. Those that an operator has set stay. The module for
+    containers can set one tag only, so a container that has tags keeps them.
     """
-    if vm.get(WITHOUT_TAGS):
+    is_container_with_tags = kind_of(vm) == "lxc" and _written_tags(facts)
+    if vm.get(WITHOUT_TAGS) or is_container_with_tags:
         return None
     is_requested, protection = "tags" in vm, vm.get("protection")
     delete_at = vm.get("delete_at") if kind_of(vm) == "qemu" else None

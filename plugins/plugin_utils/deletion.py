@@ -47,6 +47,13 @@ def deletion(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     return {"step": "destroy" if is_due else "wait", "at": at}
 
 
+def ha_managed_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
+    """Return why Proxmox would not delete the guest, after it has been stopped: the HA manager manages it."""
+    if not facts["exists"] or not facts["is_ha_managed"] or is_yes(vm.get("purge", False)):
+        return ""
+    return f"VM_STATE: the HA manager manages VM {facts['vmid']}: remove it from there, or delete it with purge"
+
+
 def deletion_due_at(facts: dict[str, Any]) -> int:
     """Return when the VM may be destroyed, in seconds since 1970; 0 if it is not marked for deletion."""
     tags = filter(None, map(DELETION_TAG.fullmatch, facts["tags"] if facts["kind"] == "qemu" else ()))

@@ -34,7 +34,8 @@ def absent(vmid: int) -> dict[str, Any]:
         "node": "",
         "name": "",
         "status": "absent",
-        "ha_state": "",  # the state of the guest as a resource of the HA manager; empty if it is none
+        "is_ha_managed": False,  # whether the guest is a resource of the HA manager
+        "ha_state": "",  # its state there; empty if it is none, or if the HA manager has not seen it yet
         "is_template": False,
         "is_protected": False,
         "lock": "",
@@ -72,6 +73,7 @@ def read_settings(settings: list[dict[str, Any]], status: dict[str, Any]) -> dic
         "name": str(current.get("name", "")),
         "status": str(status.get("status", "")),
         "qmp_status": str(status.get("qmpstatus", "")),
+        "is_ha_managed": bool(int((status.get("ha") or {}).get("managed") or 0)),
         "ha_state": str((status.get("ha") or {}).get("state") or ""),
         "is_template": bool(int(current.get("template") or 0)),
         "is_protected": str(current.get("protection", "0")) in ("1", "True"),

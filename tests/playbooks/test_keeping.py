@@ -240,6 +240,22 @@ def test_a_marked_container_is_destroyed_when_its_grace_period_has_ended(bench: 
 
 
 @pytest.mark.lab
+@pytest.mark.proxmox(
+    behaviour="a guest that the HA manager manages is deleted only with `purge`",
+    versions="8, 9",
+    source="qemu-server: PVE/API2/Qemu.pm, destroy_vm",
+    reaction="refuses the delete before it stops the guest (`VM_STATE`)",
+)
+@pytest.mark.parametrize("kind", ["qemu", "lxc"])
+def test_a_delete_that_the_ha_manager_prevents_is_refused_before_the_guest_is_stopped(bench: Bench, kind: str) -> None:
+    vm = (bench.add_vm if kind == "qemu" else bench.add_container)(status="running")
+    bench.pve.control("behave", vmid=vm["vmid"], ha_state="started")
+    refused, changes = bench.changing_requests(lambda: bench.play("delete", {**vm, "final_backup": "backups"}))
+    assert (refused.code, changes, bench.guest(vm)["status"]) == ("VM_STATE", [], "running")
+    assert bench.play("delete", {**vm, "purge": True}).message == ""
+    assert bench.pve.guest(vm["vmid"]) is None
+
+
 def test_only_an_explicit_purge_removes_the_vm_from_proxmoxs_jobs(bench: Bench) -> None:
     for purge in (False, True):
         vm = {**bench.add_vm(), "purge": purge}

@@ -110,6 +110,12 @@ def test_the_notes_of_an_adopted_vm_stay_those_of_its_operator() -> None:
     assert (after[0], "legacy" in after, TEXT in after) == ("shop", True, True)
 
 
+def test_the_tags_of_an_adopted_container_stay_those_of_its_operator() -> None:
+    config = {"hostname": VM["name"], "tags": "Prod;backup-gold"}
+    assert applied(config, {"is_create": True}, "lxc")["tags"] == "Prod;backup-gold"
+    assert applied({"hostname": VM["name"]}, {"is_create": True}, "lxc")["tags"] == "smith"
+
+
 def test_only_tags_that_the_service_had_are_removed() -> None:
     config = {"name": VM["name"], "description": f"smith-uid={SERVICE}", "tags": "Prod;smith;smith-protected;web"}
     request = {"tags": ["db"], "previous_tags": ["web", "smith-protected", "smith", "other"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 #: The columns with free text, which may be wrapped, by the key of their values. All others contain ids, names, numbers
 #: and times, which an operator copies, so they are never wrapped and never shortened.
@@ -42,17 +42,20 @@ LEFT_OUT_FIRST = (
     "vm",
 )
 #: The columns that are left out last, because the rows mean nothing without them.
-LEFT_OUT_LAST = frozenset({"status", "state", "outcome"})
+LEFT_OUT_LAST = frozenset({"status", "state", "outcome", "verb", "who"})
 #: The number of columns that always stay.
 MIN_COLUMNS = 2
 #: The space between two columns, in characters.
 GAP = 2
 
 
-def columns_that_fit(natural_widths: Mapping[str, int], terminal_width: int | None) -> tuple[list[str], int | None]:
+def columns_that_fit(
+    natural_widths: Mapping[str, int], terminal_width: int | None, *, empty: Collection[str] = ()
+) -> tuple[list[str], int | None]:
     """Return the keys of the columns that are shown, and the width of the table, None for its natural width.
 
-    `natural_widths` has the width of the widest cell of each column. If even the columns that always stay are wider
+    `natural_widths` has the width of the widest cell of each column. Those of `empty` have no value in any row, and are
+    left out first. If even the columns that always stay are wider
     than the terminal, the table is, too: the terminal then wraps its lines, but no cell is cut.
     """
     shown = list(natural_widths)
@@ -60,7 +63,8 @@ def columns_that_fit(natural_widths: Mapping[str, int], terminal_width: int | No
         return shown, None
     left_out: list[str] = []
     while len(shown) > MIN_COLUMNS and _min_width(shown, natural_widths) > terminal_width:
-        left_out.append(_least_important(shown))
+        without_value = [key for key in reversed(shown[1:]) if key in empty]
+        left_out.append(without_value[0] if without_value else _least_important(shown))
         shown.remove(left_out[-1])
     for key in reversed(left_out):  # one wide column may have made room for narrow ones
         more = [each for each in natural_widths if each in shown or each == key]

@@ -71,7 +71,8 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
 
     cells = [{key: cell_text(row.get(key)) for key in columns} for row in rows]
     natural_widths = {key: max(len(heading), *(row[key].cell_len for row in cells)) for key, heading in columns.items()}
-    shown, width = columns_that_fit(natural_widths, terminal_width())
+    empty = [key for key in columns if all(row.get(key) in NO_VALUES for row in rows)]
+    shown, width = columns_that_fit(natural_widths, terminal_width(), empty=empty)
     for key, column_width in flexible_widths(shown, natural_widths, width).items() if width else ():
         for row in cells:
             row[key] = wrapped(row[key], column_width)

@@ -33,6 +33,18 @@ def test_a_status_is_left_out_last() -> None:
     assert columns_that_fit(widths, 30)[0] == ["area", "status"]
 
 
+def test_a_column_without_values_is_left_out_first() -> None:
+    widths = {"vmid": 6, "name": 30, "state": 8, "note": 4}
+    assert columns_that_fit(widths, 55)[0] == ["vmid", "name", "state", "note"]
+    assert columns_that_fit(widths, 52, empty=["note"])[0] == ["vmid", "name", "state"]
+    assert columns_that_fit(widths, 30, empty=["note"])[0] == ["vmid", "state", "note"]
+
+
+def test_who_did_what_stays_before_the_reason() -> None:
+    widths = {"at": 20, "who": 4, "verb": 6, "subject_kind": 6, "subject_id": 36, "change": 200, "reason": 90}
+    assert columns_that_fit(widths, 60)[0] == ["at", "who", "verb", "change"]
+
+
 def test_free_text_gets_the_rest_of_the_width() -> None:
     shown = ["id", "reason", "error"]
     assert flexible_widths(shown, {"id": 4, "reason": 10, "error": 300}, 80) == {"reason": 10, "error": 62}

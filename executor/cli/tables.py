@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: The line width in characters for rich. It is so large that rich wraps no line: texts are wrapped before.
 MAX_WIDTH = 100_000
+#: The spaces at the end of a line, also before a colour sequence.
+_TRAILING_SPACES = re.compile(r" +(?=(?:\x1b\[[0-9;]*m| )*$)")
 #: The values of fields that are not shown.
 NO_VALUES: tuple[object, ...] = (None, "", [], {}, ())
 #: The padding of a cell: top, right, bottom and left, in characters. `table_layout.GAP` is the one at the right.
@@ -166,4 +168,4 @@ def print_renderable(renderable: RenderableType) -> None:
     with console.capture() as captured:
         console.print(renderable)
     lines: Iterable[str] = captured.get().rstrip("\n").split("\n")
-    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
+    sys.stdout.write("".join(f"{_TRAILING_SPACES.sub('', line)}\n" for line in lines))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime
 from typing import Any
 
 from executor.database.tables import AuditEntry
 from executor.views.text import sanitized
+
+#: A time in the values of an entry.
+_STORED_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}(\.[0-9]{6})?\+[0-9]{2}:[0-9]{2}")
 
 
 def json_fields(entry: AuditEntry) -> dict[str, Any]:
@@ -35,4 +40,8 @@ def change_text(entry: AuditEntry) -> str:
 
 
 def _text_or_dash(value: Any) -> str:
-    return "-" if value is None else str(value)
+    if value is None:
+        return "-"
+    if isinstance(value, str) and _STORED_TIME.fullmatch(value):
+        return f"{datetime.fromisoformat(value).astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+    return str(value)

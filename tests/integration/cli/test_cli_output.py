@@ -114,6 +114,9 @@ def test_a_long_id_in_a_text_is_not_broken(width: int, tmp_path: Path) -> None:
     store_story(smith, "create-1", {"tasks": [], "steps": [step], "proxmox_tasks": [task]})
     shown = _on_terminal(smith, "jobs", "show", str(job_id), COLUMNS=str(width), NO_COLOR="1")
     assert shown.count(upid) == 3, shown
+    coloured = _on_terminal(smith, "jobs", "show", str(job_id), COLUMNS=str(width))
+    heading = next(line for line in coloured.splitlines() if "AFTER" in line)
+    assert len(re.sub(r"\x1b\[[0-9;]*m", "", heading)) < width, "spaces would continue in the next line"
     assert "x" * 70 in _on_terminal(smith, "config", "show", COLUMNS=str(width), NO_COLOR="1")
 
 

@@ -27,7 +27,22 @@ from rich.console import Console
 from bench.measuring import ROOT, machine_facts, measure_cpu_use
 
 sys.path.append(str(ROOT / ".collections"))  # for the part `growth`, which measures parsers of the collection
-from bench import actions, baseline, burst, growth, idle, job_rows, jobs, latency, pages, report, slots, soak, vms
+from bench import (
+    actions,
+    baseline,
+    burst,
+    growth,
+    idle,
+    job_rows,
+    jobs,
+    latency,
+    pages,
+    report,
+    slots,
+    soak,
+    story,
+    vms,
+)
 from bench import sizes as bench_sizes
 from bench.part import Bench, Part
 
@@ -44,6 +59,7 @@ PARTS: dict[str, Part] = {
     "latency": latency.PART,
     "idle": idle.PART,
     "pages": pages.PART,
+    "story": story.PART,
     "growth": growth.PART,
     "soak": soak.PART,
 }

@@ -150,3 +150,10 @@ def test_the_process_of_the_playbooks_imports_only_what_each_version_has() -> No
     imported = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
     imported |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     assert {str(name).split(".")[0] for name in imported} <= sys.stdlib_module_names
+
+
+def test_the_goal_for_the_story_is_its_share_of_the_job() -> None:
+    figures = {"job_cpu_s": 0.5, "events": 12, "events_cpu_s": 0.001, "write_cpu_s": 0.004}
+    (goal,) = PARTS["story"].goals(figures)
+    assert (goal.measured, goal.limit, goal.is_reached) == (pytest.approx(1.0), 2.0, True)
+    assert PARTS["story"].tables(figures)[0].rows[0][-1] == "1.00%"

@@ -1,0 +1,136 @@
+"""Measures what the story of a job costs: reading its run's events, and storing what the run has done so far.
+
+The events are those of a real create. An agent without a running job collects no story and writes none, so the story
+costs it nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from smith_lab.system import LabSystem
+from sqlalchemy import insert
+
+from bench.baseline import CURRENT
+from bench.labs import SETTLE_S, cpu_by_process, order_and_wait
+from bench.measuring import WorkloadFailed, median
+from bench.part import Bench, Goal, Part, Table
+from executor.database import job_queue, schema
+from executor.database.engine import open_engine, transaction
+from executor.database.job_queue import NewJob
+from executor.database.tables import Run, utc_now
+from executor.redaction import Redactor
+from executor.runs.story import RunStory
+
+Json = dict[str, Any]
+RUN_IDENT = "create-0c5d0f3a9b21"
+#: How often the events are read, and the story is stored, for one figure.
+REPEATS = 200
+#: The goal: the story's part of the CPU time of a job.
+MAX_SHARE = 0.02
+
+
+def measure(bench: Bench) -> Json:
+    """Return the CPU time of a create, that of its story, and that of storing the story once, each in seconds."""
+    lab = bench.idle_labs()[CURRENT]
+    jobs_cpu_s = [_create_cpu_s(lab) for _ in range(bench.sizes.warm_up_rounds + bench.sizes.rounds)]
+    events = _events(lab)
+    database = f"sqlite:///{bench.folder / 'story.db'}"
+    return {
+        "job_cpu_s": median(jobs_cpu_s[bench.sizes.warm_up_rounds :]),
+        "events": len(events),
+        "events_cpu_s": _cpu_s(lambda: _read_events(events)),
+        "write_cpu_s": _write_cpu_s(database, _read_events(events).document()),
+    }
+
+
+def _create_cpu_s(lab: LabSystem) -> float:
+    before = cpu_by_process(lab)
+    order_and_wait(lab, [f"story-{uuid.uuid4().hex[:8]}"])
+    time.sleep(SETTLE_S)
+    return (cpu_by_process(lab) - before).executor
+
+
+def _events(lab: LabSystem) -> list[Json]:
+    """Return the events of the newest create."""
+    files = sorted((lab.data_dir / "artifacts").glob("create-*/events.jsonl"), key=lambda file: file.stat().st_mtime)
+    if not files:
+        raise WorkloadFailed("no create has left its events")
+    return [json.loads(line) for line in files[-1].read_text(encoding="utf-8").splitlines()]
+
+
+def _read_events(events: list[Json]) -> RunStory:
+    story = RunStory(Redactor())
+    for event in events:
+        story.add_event(event)
+    return story
+
+
+def _write_cpu_s(database: str, story: Json) -> float:
+    """Return the CPU time of storing the story of a current run in a transaction of its own."""
+    engine = open_engine(database)
+    schema.upgrade(engine)
+    now = utc_now()
+    with transaction(engine) as session:
+        job_id = job_queue.submit(
+            session,
+            NewJob(
+                fulcrum_id=str(uuid.uuid4()),
+                service_id=str(uuid.uuid4()),
+                group_id=None,
+                action="create",
+                params=None,
+                service=None,
+                defect=None,
+                priority=1,
+                core_created_at=now,
+                deadline_at=now,
+            ),
+        )
+        run = {"job_id": job_id, "ident": RUN_IDENT, "attempt": 1, "playbook": "create.yml", "started_at": now}
+        session.execute(insert(Run), [run])
+
+    def store() -> None:
+        with transaction(engine) as session:
+            job_queue.note_run_progress(session, RUN_IDENT, story)
+
+    cpu_s = _cpu_s(store)
+    engine.dispose()
+    return cpu_s
+
+
+def _cpu_s(operation: Callable[[], object]) -> float:
+    """Return the CPU time of one call."""
+    started = time.process_time()
+    for _ in range(REPEATS):
+        operation()
+    return (time.process_time() - started) / REPEATS
+
+
+def share_of_job(figures: Json) -> float:
+    """Return the story's part of the CPU time of a job whose story is stored once while it runs."""
+    return float((figures["events_cpu_s"] + figures["write_cpu_s"]) / figures["job_cpu_s"])
+
+
+def _tables(figures: Json) -> list[Table]:
+    row = (
+        f"{figures['job_cpu_s']:.3f}",
+        str(figures["events"]),
+        f"{1000 * figures['events_cpu_s']:.2f}",
+        f"{1000 * figures['write_cpu_s']:.2f}",
+        f"{share_of_job(figures):.2%}",
+    )
+    headings = ("CPU-s of a create", "its events", "CPU-ms to read them", "CPU-ms to store the story", "of the create")
+    return [Table(title="The story of a job", headings=headings, rows=[row])]
+
+
+def _goals(figures: Json) -> list[Goal]:
+    measured = 100 * share_of_job(figures)
+    return [Goal(text="the story of a job", limit=100 * MAX_SHARE, measured=measured, unit="% of the job's CPU")]
+
+
+PART = Part(help="cost of the story of a job", measure=measure, tables=_tables, goals=_goals)

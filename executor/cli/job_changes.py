@@ -89,7 +89,7 @@ def cancel(
 def _repeat_text(job: Job, settings: Settings) -> str:
     """Return how the owner of the service repeats the action: FulcrumCore creates a new job, this agent cannot."""
     url = f"{settings.fulcrum_api_url or 'https://FULCRUM_API_URL'}/api/v1/services/{job.service_id}"
-    login = '-H "Authorization: Bearer $TOKEN"'
+    login = '-H @<(echo "Authorization: Bearer $TOKEN")'  # an argument would show the token to other users
     if job.action == "update":
         return f"curl -X PATCH {login} -d '{{\"properties\": …}}' {shlex.quote(url)} (with a token of its owner)"
     action_url = shlex.quote(f"{url}/{quote(job.action, safe='')}")

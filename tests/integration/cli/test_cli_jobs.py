@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -298,6 +299,12 @@ def test_retry_explains_why_there_is_nothing_to_retry(smith: Cli) -> None:
     running = smith.submit()
     with smith.filling() as session:
         claim(session)
+    hostile = smith.submit(action="start; touch x #")
+    with smith.filling() as session:
+        job_queue.finish(session, claim(session), BAD)
+        outbox.note_reported(session, hostile, ReportState.ABANDONED)
+    command = smith("jobs", "retry", str(hostile)).stderr.partition("creates a new job: ")[2].partition(" (with a")[0]
+    assert shlex.split(command)[-1].endswith("/start%3B%20touch%20x%20%23")
     busy = smith("jobs", "retry", str(running))
     assert busy.returncode == 1
     assert "is running" in busy.stderr
@@ -313,6 +320,7 @@ def test_retry_sends_the_result_of_an_ended_job_again(smith: Cli, state: ReportS
     shown = smith.ok("jobs", "retry", str(reported), FULCRUM_API_URL="https://core.example.net")
     assert "its report to FulcrumCore is due now" in shown
     assert f"https://core.example.net/api/v1/services/{service_id}/create" in shown, "how the action is repeated"
+    assert '-H @<(echo "Authorization: Bearer $TOKEN")' in shown, "the token is in no argument list"
     row = smith.row(reported)
     assert (row.status, row.report_state) == (JobStatus.FAILED, ReportState.DUE)
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MAX_WIDTH = 100_000
 #: The spaces at the end of a line, also before a colour sequence.
 _TRAILING_SPACES = re.compile(r" +(?=(?:\x1b\[[0-9;]*m| )*$)")
+#: The text of a cell without a value.
+NO_VALUE = "-"
 #: The values of fields that are not shown.
 NO_VALUES: tuple[object, ...] = (None, "", [], {}, ())
 #: The padding of a cell: top, right, bottom and left, in characters. `table_layout.GAP` is the one at the right.
@@ -69,13 +71,16 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
     if not rows:
         show_text(if_empty)
         return
+    if terminal_width() is None:
+        _print_plain_rows(rows, columns)
+        return
     from rich.table import Table  # noqa: PLC0415
 
     cells = [{key: cell_text(row.get(key)) for key in columns} for row in rows]
     natural_widths = {key: max(len(heading), *(row[key].cell_len for row in cells)) for key, heading in columns.items()}
     empty = [key for key in columns if all(row.get(key) in NO_VALUES for row in rows)]
     shown, width = columns_that_fit(natural_widths, terminal_width(), empty=empty)
-    for key, column_width in flexible_widths(shown, natural_widths, width).items() if width else ():
+    for key, column_width in flexible_widths(shown, natural_widths, width or MAX_WIDTH).items():
         for row in cells:
             row[key] = wrapped(row[key], column_width)
         if any(line.cell_len > column_width for row in cells for line in row[key].split("\n")):
@@ -86,6 +91,15 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
     for row in cells:
         table.add_row(*(row[key] for key in shown))
     print_renderable(table)
+
+
+def _print_plain_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+    """Print a table for a pipe or a file. A list may have a hundred thousand rows, for which rich takes minutes."""
+    lines = [tuple(columns.values()), *(tuple(cell_string(row.get(key)) for key in columns) for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    for cells in lines:
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        sys.stdout.write(f"{(' ' * GAP).join(padded).rstrip()}\n")
 
 
 def show_fields(fields: Mapping[str, Any]) -> None:
@@ -137,16 +151,21 @@ def cell_text(value: Any) -> Text:
     """Return the value as text for a cell of a table, in the colour of COLOUR_BY_TEXT."""
     from rich.text import Text  # noqa: PLC0415
 
+    text = cell_string(value)
+    return Text(text, style="dim" if text == NO_VALUE else COLOUR_BY_TEXT.get(text, ""))
+
+
+def cell_string(value: Any) -> str:
+    """Return the value as text for a cell of a table."""
     if value is None or value in ([], ()):
-        return Text("-", style="dim")
+        return NO_VALUE
     if isinstance(value, datetime):
-        return Text(f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z")
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
     if isinstance(value, bool):
-        return Text("yes" if value else "no")
+        return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
-        return Text(sanitized(", ".join(str(item) for item in value)))
-    text = sanitized(str(value))
-    return Text(text, style=COLOUR_BY_TEXT.get(text, ""))
+        return sanitized(", ".join(str(item) for item in value))
+    return sanitized(str(value))
 
 
 def is_terminal() -> bool:

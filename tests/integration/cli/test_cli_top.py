@@ -13,7 +13,7 @@ from support.cli_world import GIVE_UP_S, Cli, claim
 
 from executor.database import job_queue, mappings, nodes
 from executor.database.nodes import AgentProcess
-from executor.database.tables import Run
+from executor.database.tables import Node, Run
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
 
@@ -62,7 +62,8 @@ def test_every_running_agent_and_its_slots_are_counted(smith: Cli) -> None:
         for number in range(14):
             agent = AgentProcess(boot_id=f"b{number}", host=f"host-{number}", pid=1, version="1", concurrency=8)
             nodes.add_agent(session, agent)
-        nodes.set_limit(session, "b3", 2)
+        session.flush()
+        nodes.set_limit(session, session.get_one(Node, "b3"), 2)
     document = smith.json("top")
     assert (document["agents_running"], document["slots"]) == (15, 14 * 8 + 2)
     assert "15 running" in smith.ok("status")

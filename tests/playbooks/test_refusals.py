@@ -181,7 +181,9 @@ RARE: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("action", ["create", "update"])
 @pytest.mark.parametrize("what", RARE)
-def test_what_is_rare_but_possible_is_created(bench: Bench, pve_version: str, what: str) -> None:
-    done = bench.play("create", bench.vm(**RARE[what]))
+def test_what_is_rare_but_possible_is_made(bench: Bench, pve_version: str, action: str, what: str) -> None:
+    vm = bench.vm() if action == "create" else bench.add_vm(config=CLOUD_INIT)
+    done = bench.play(action, {**vm, **RARE[what]})
     assert done.rc == 0, (pve_version, done.output)

@@ -39,6 +39,12 @@ def test_a_vm_is_there(lab_vm, proxmox):
         time.sleep(0.1)
     assert proxmox.vm_config(lab_vm["node"], lab_vm["vmid"])["name"] == lab_vm["name"]
 """
+#: A test of a provider that shows the secret in its output and in its failure.
+SHOWING_TEST = """
+def test_it_shows_all(lab_run):
+    print("printed", lab_run.settings.token_secret)
+    assert lab_run.settings.token_secret == "", "failed"
+"""
 
 
 @pytest.fixture
@@ -154,6 +160,17 @@ def test_our_own_tests_skip_nothing_on_a_stand_in(tmp_path: Path) -> None:
     assert run.returncode == 0, output
     count, failures, skipped = report_counts(tmp_path / "report.xml")
     assert (int(count or 0) >= 3, failures, skipped) == (True, "0", "0"), output
+
+
+def test_no_report_contains_the_secret_of_the_lab(stand_in: ProxmoxStandIn, tmp_path: Path) -> None:
+    (tmp_path / "test_secret.py").write_text(SHOWING_TEST)
+    reports = ["--junit", "report.xml", "--html", "report.html"]
+    run = start(["lab-test", "test_secret.py", *reports], environment(stand_in), tmp_path)
+    output, _none = run.communicate(timeout=TIMEOUT_S)
+    assert (run.returncode, "printed" in output, "failed" in output) == (1, True, True), output
+    for text in (output, *((tmp_path / name).read_text() for name in ("report.xml", "report.html"))):
+        assert "test_it_shows_all" in text
+        assert stand_in.token_secret not in text
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Every pytest loads the plugin in whose environment the lab is installed. So it i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,30 @@ if TYPE_CHECKING:
 
 #: The option in pytest's configuration that names the folder with a provider's own actions.
 ACTIONS_OPTION = "smith_actions"
+SECRET_VARIABLE = "LAB_PROXMOX_TOKEN_SECRET"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option `smith_actions` of pytest's configuration file."""
     parser.addini(ACTIONS_OPTION, "folder with your own actions, relative to the configuration file")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Mask the secret of the lab's token in what a test has printed, and in the text of its failure."""
+    report = yield
+    secret = os.environ.get(SECRET_VARIABLE, "")
+    if not secret:
+        return report
+    from executor.redaction import Redactor  # noqa: PLC0415
+
+    redactor = Redactor()
+    redactor.add(secret)
+    text = str(report.longrepr or "")
+    if (masked := redactor.redact(text)) != text:
+        report.longrepr = masked
+    report.sections = [(title, redactor.redact(content)) for title, content in report.sections]
+    return report
 
 
 @pytest.fixture(scope="session")

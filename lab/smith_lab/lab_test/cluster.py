@@ -136,11 +136,12 @@ class LabCluster:
         """
         try:
             config = self.reader.vm_config(row.node, row.vmid, kind=row.kind)
-        except JobError as error:
-            if error.code is ErrorCode.PVE_CONFLICT:
+            name = str(config.get("hostname" if row.kind == GuestKind.LXC else "name") or "")
+            is_used = bool(_LEASE_NAME.fullmatch(name)) and (_has_disk(config) or self._is_running(row))
+        except (JobError, LabError) as error:
+            if isinstance(error, ChangedMeanwhile) or getattr(error, "code", None) is ErrorCode.PVE_CONFLICT:
                 return None
             return Guest(vmid=row.vmid, node=row.node, kind=row.kind, lock=row.lock, problem=str(error))
-        name = str(config.get("hostname" if row.kind == GuestKind.LXC else "name") or "")
         return Guest(
             vmid=row.vmid,
             node=row.node,
@@ -151,12 +152,17 @@ class LabCluster:
             digest=str(config.get("digest") or ""),
             is_template=str(config.get("template")) == "1",
             is_protected=str(config.get("protection")) == "1",
-            is_used=bool(_LEASE_NAME.fullmatch(name)) and (_has_disk(config) or self._is_running(row)),
+            is_used=is_used,
         )
 
     def _is_running(self, row: VmRow) -> bool:
-        """Return whether a VM runs. The list of guests may still have an earlier status."""
-        status = _requested(getattr(self.api.nodes(row.node), row.kind)(row.vmid).status.current.get)
+        """Return whether a VM runs. The list of guests may still have an earlier status. Raises ChangedMeanwhile."""
+        try:
+            status = _requested(getattr(self.api.nodes(row.node), row.kind)(row.vmid).status.current.get)
+        except LabError as error:
+            if "does not exist" in str(error):
+                raise ChangedMeanwhile(str(error)) from error
+            raise
         return str(status.get("status")) != "stopped"
 
     # --- changes ---

@@ -121,7 +121,7 @@ def acquire(cluster: LabCluster, vmids: range, guests: Sequence[Guest], until: f
         name = f"{cluster.lab.name_prefix}-{lease.token}-lease"
         return _acquired(cluster, vmids[0], lease, lambda: cluster.create_stopped_vm(vmids[0], name, lease.notes()))
     expired = lease_of_vm(holder, cluster.lab)
-    if expired is None or holder.lock or not is_expired(expired, cluster.now()):
+    if expired is None or not is_expired(expired, cluster.now()):
         return None
     lease = new_lease(until, vmids[-1], _former_tokens(cluster, vmids, guests, expired))
     return take_over(cluster, holder, lease)

@@ -241,6 +241,19 @@ def test_a_range_of_another_size_or_prefix_that_meets_a_reserved_one_is_not_rese
     assert reserve(large, time.time() + 600)
 
 
+def test_runs_that_start_together_with_ranges_of_other_sizes_never_meet(stand_in: ProxmoxStandIn) -> None:
+    def try_to_reserve(size: int) -> set[int]:
+        lab = LabCluster(lab_settings(stand_in, range_size=size, name_prefix=f"ci-{size}"))
+        try:
+            return set(reserve(lab, time.time() + 600).vmids)
+        except NoFreeRange:
+            return set()
+
+    with ThreadPoolExecutor() as pool:
+        reserved = list(pool.map(try_to_reserve, (40, 30, 20, 12)))
+    assert len(set.union(*reserved)) == sum(len(vmids) for vmids in reserved)
+
+
 def test_a_sweeper_with_a_prefix_that_begins_anothers_leaves_the_other_run(stand_in: ProxmoxStandIn) -> None:
     longer, shorter = (LabCluster(lab_settings(stand_in, name_prefix=prefix)) for prefix in ("ci-2", "ci"))
     expired = reserve(longer, time.time() - GRACE_S)
@@ -276,6 +289,8 @@ def test_a_lease_that_proxmox_has_locked_is_left_out(stand_in: ProxmoxStandIn, c
         assert acquire(cluster, vmids, [], time.time() - GRACE_S)
         if vmids != cluster.lab.ranges()[1]:
             stand_in.control("lock", vmid=vmids[0], lock="backup")
+    for vmid in (FIRST + SIZE + 1, FIRST + SIZE + 2):  # so that the range without a lock is tried last
+        stand_in.control("add", vmid=vmid, name="foreign", node="pve1")
     assert reserve(cluster, time.time() + 600).vmids == cluster.lab.ranges()[1]
 
 

@@ -28,6 +28,8 @@ MAX_MEDIAN_MS, MAX_VIEWERS_SHARE = 200.0, 0.05
 VIEWERS = 20
 #: The clone of the watched job lasts longer than both windows.
 WATCHED_CLONE_S = 600.0
+#: Longer than the jobs are old: none is pruned while the pages are measured.
+RETENTION_S = str(90 * 24 * 3600)
 TIMEOUT_S = 60.0
 
 
@@ -46,7 +48,7 @@ def measure(bench: Bench) -> Json:
 
 
 def _measure_pages(bench: Bench, database_url: str | None) -> Json:
-    settings = {"SMITH_HTTP_TOKEN": TOKEN}
+    settings = {"SMITH_HTTP_TOKEN": TOKEN, "SMITH_JOB_RETENTION_S": RETENTION_S}
     if database_url:
         settings["SMITH_DATABASE_URL"] = database_url
     with running_lab_of(bench.executors()[-1], bench.folder, **settings) as lab:

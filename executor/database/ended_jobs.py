@@ -54,6 +54,13 @@ def counts_by_hour(session: Session, now: datetime, *, hours: int) -> list[HourC
     ]
 
 
+def last_failures(session: Session, limit: int) -> Sequence[Job]:
+    """Return the jobs that failed last, the newest first."""
+    # The condition on all ended jobs selects the index, in which the jobs that ended last are next to each other.
+    is_failed = Job.status.in_(ENDED_LITERALS) & (Job.status == JobStatus.FAILED)
+    return session.scalars(select(Job).where(is_failed).order_by(Job.finished_at.desc()).limit(limit)).all()
+
+
 def last_times(session: Session, *, since: datetime, limit: int) -> Sequence[JobTimes]:
     """Return the times of the jobs that ended last, at most `limit`, and not before `since`."""
     stmt = (

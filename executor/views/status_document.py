@@ -36,10 +36,13 @@ class Status:
     proxmox_text: str
 
 
-def read_status(session: Session, lease_s: float) -> Status:
-    """Read the status in the transaction of the session. `lease_s` is SMITH_LEASE_S."""
+def read_status(session: Session, lease_s: float, *, should_count_ended: bool = True) -> Status:
+    """Read the status in the transaction of the session. `lease_s` is SMITH_LEASE_S.
+
+    Without `should_count_ended`, the numbers of ended jobs are 0.
+    """
     now = utc_now()
-    job_counts = queries.count_jobs(session)
+    job_counts = queries.count_jobs(session, should_count_ended=should_count_ended)
     # `count_jobs` returns the number of jobs in each status, and under one more key the number of due reports.
     reports_due = job_counts.pop("reports_due")
     critical_jobs = queries.critical_jobs(session)

@@ -40,7 +40,7 @@ def show(parts: PageParts, request: Request) -> Response:
     """Return the overview."""
     view, now = parts.agent(), utc_now()
     with reading(view.engine) as session:
-        status = read_status(session, view.settings.smith_lease_s)
+        status = read_status(session, view.settings.smith_lease_s, should_count_ended=False)
         activity = read_activity(session, view.settings, now)
         counts = ended_jobs.counts_by_hour(session, now, hours=HOURS)
         times = ended_jobs.last_times(session, since=now - timedelta(hours=HOURS), limit=MAX_MEASURED)

@@ -33,6 +33,13 @@ def test_ended_jobs_are_counted_by_hour_and_status(engine: Engine) -> None:
     assert [(count.start.hour, count.completed, count.failed) for count in counts] == [(8, 0, 0), (9, 1, 0), (10, 1, 1)]
 
 
+def test_the_last_failures_are_those_of_the_jobs_that_failed_last(engine: Engine) -> None:
+    for number, status in enumerate((JobStatus.FAILED, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.FAILED)):
+        _end(engine, at=NOW - timedelta(minutes=number), status=status)
+    with reading(engine) as session:
+        assert [job.id for job in ended_jobs.last_failures(session, 2)] == [1, 3]
+
+
 def test_the_last_times_are_those_of_the_jobs_that_ended_last(engine: Engine) -> None:
     for number in range(3):
         at = NOW - timedelta(minutes=number)

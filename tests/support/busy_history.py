@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Engine, Table, insert, select, update
+from sqlalchemy import JSON, Engine, Table, insert, select, update
 from sqlalchemy.orm import Session
 from support.database_contents import OTHER_TENANT, TENANT, fill
 
@@ -36,9 +36,14 @@ def fill_busily(engine: Engine) -> None:
 
 def _any_row(table: Table) -> dict[str, Any]:
     """Return a row with a value in each column, for a table whose rows say nothing about the others."""
-    values = {bool: True, int: 1 << 30, float: 0.1, str: "zé", dict: {"text": STRANGE}}
+    values = {bool: True, int: 1 << 30, float: 0.1, str: "zé"}
     # The type of times names no type of Python.
-    return {column.name: values.get(column.type.python_type, utc_now()) for column in table.columns}
+    return {
+        column.name: {"text": STRANGE}
+        if isinstance(column.type, JSON)
+        else values.get(column.type.python_type, utc_now())
+        for column in table.columns
+    }
 
 
 def _stories(session: Session) -> None:

@@ -22,7 +22,7 @@ from support.played_vms import WAITING_ACTION, made, mapped
 from executor.database import job_queue, manual_runs
 from executor.database.engine import reading, transaction
 from executor.database.tables import ManualRun, db_now
-from executor.processes.process_tree import processes_with_variable
+from executor.processes.process_tree import descendants, processes_with_variable
 from executor.runs.private_folder import CREDENTIALS_VARIABLE
 from executor.shared.run_until import RUN_UNTIL_VARIABLE, encode
 
@@ -176,7 +176,7 @@ def test_a_killed_command_ends_its_playbook_and_blocks_the_service_until_its_lea
 ) -> None:
     vm = mapped(smith, made(pve))
     with holding(smith, vm) as process:
-        before = processes()
+        before = processes() & descendants(process.pid)
         process.kill()
         wait_until(lambda: not before & processes())
     job_id = smith.submit(action="stop", service_id=vm["service_id"])
@@ -190,7 +190,7 @@ def test_a_suspended_command_cannot_continue_its_playbook_after_its_lease(smith:
     """The guard of the playbook ends it, because the moment in the file of the run is over."""
     vm = mapped(smith, made(pve))
     with holding(smith, vm) as process:
-        before = processes()
+        before = processes() & descendants(process.pid)
         (file,) = {found for pid in before if (found := run_until_file(pid))}
         assert b"inf" not in Path(file).read_bytes()
         os.kill(process.pid, signal.SIGSTOP)

@@ -237,7 +237,7 @@ def test_a_wrong_target_is_refused(move: Move) -> None:
 def test_an_older_schema_is_refused(move: Move) -> None:
     move.smith.ok("db", "downgrade", "--yes")
     code, printed = move.migrate()
-    assert (code, "run `smith db upgrade` first" in printed) == (6, True)
+    assert (code, "run `smith db upgrade`" in printed) == (6, True), printed
 
 
 def test_a_backup_does_not_replace_a_database_that_was_moved(tmp_path: Path, postgres: PostgresCluster) -> None:

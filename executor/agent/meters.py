@@ -68,7 +68,8 @@ class Meters:
 
     def note_started(self, job: Job) -> None:
         """Record how long a job has waited, at the start of its first attempt."""
-        is_first_start = job.attempt == 1 and job.claim_sent_at is None  # a wait for FulcrumCore counts no attempt
+        # An attempt that ended because FulcrumCore did not answer is not counted, so the next one has the number 1 too.
+        is_first_start = job.attempt == 1 and job.claim_sent_at is None
         if is_first_start:
             waited_s = (utc_now() - job.received_at).total_seconds()
             self._queue_wait.observe(max(waited_s, 0.0))

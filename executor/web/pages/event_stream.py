@@ -13,9 +13,9 @@ from executor.log import get_logger
 
 log = get_logger(__name__)
 
-#: A browser that reads nothing for this time loses its stream, so that it occupies no place.
+#: A stream ends if its browser reads nothing for this time, because the number of streams is limited (`streams.py`).
 SEND_TIMEOUT_S = 30.0
-#: A proxy such as nginx passes each event on at once with the last header.
+#: The last header makes a proxy such as nginx pass on each event at once.
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),

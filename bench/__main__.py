@@ -36,6 +36,7 @@ from bench import (
     job_rows,
     jobs,
     latency,
+    nodes,
     pages,
     report,
     slots,
@@ -61,10 +62,11 @@ PARTS: dict[str, Part] = {
     "pages": pages.PART,
     "story": story.PART,
     "growth": growth.PART,
+    "nodes": nodes.PART,
     "soak": soak.PART,
 }
-#: The parts that run without `--only`.
-DEFAULT_PARTS = [name for name in PARTS if name != "soak"]
+#: The parts that run without `--only`. The part nodes is for docs/planning.md.
+DEFAULT_PARTS = [name for name in PARTS if name not in ("soak", "nodes")]
 #: The width of the tables when the output is not a terminal.
 LOG_WIDTH_CHARACTERS = 140
 #: With --quick, the greatest CPU time of an action, as a ratio to plain. It is far from the goals, because a quick run
@@ -105,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description=__doc__,
-        epilog=f"parts:\n{parts}\n\nAll parts but soak run by default.",
+        epilog=f"parts:\n{parts}\n\nAll parts but soak and nodes run by default.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -113,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     quick_help = "small sizes: a test of the bench whose figures mean nothing (also: BENCH_QUICK=1)"
     parser.add_argument("--quick", action="store_true", default=bool(os.environ.get("BENCH_QUICK")), help=quick_help)
-    page_help = "measure nothing; write tables and plots of results into docs/performance.md; later files override"
+    page_help = "measure nothing; write results into docs/performance.md and docs/planning.md; later files override"
     parser.add_argument("--page", type=Path, nargs="+", metavar="RESULTS.json", help=page_help)
     bench_sizes.add_options(parser)
     return parser

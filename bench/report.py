@@ -1,8 +1,9 @@
-"""Shows results: as tables on the terminal, and as tables and plots in docs/performance.md."""
+"""Shows results: as tables on the terminal, and as tables and plots in docs/performance.md and docs/planning.md."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import rich.table
@@ -14,7 +15,10 @@ from bench.part import Part, Table
 
 Json = dict[str, Any]
 PAGE = ROOT / "docs" / "performance.md"
-#: The figures of the page are between these lines.
+PLANNING_PAGE = ROOT / "docs" / "planning.md"
+#: The parts whose figures are on PLANNING_PAGE. They are counts, which do not depend on how quiet the machine was.
+PLANNING_PARTS = ("nodes",)
+#: The figures of a page are between these lines.
 PAGE_BEGIN, PAGE_END = "<!-- figures: generated -->", "<!-- end -->"
 #: With more CPU time of other processes, the wall times do not count as those of a quiet machine.
 MAX_QUIET_SHARE = 0.05
@@ -32,29 +36,40 @@ def show(results: Json, parts: Mapping[str, Part], console: Console) -> None:
 
 
 def write_page(all_results: Sequence[Json], parts: Mapping[str, Part]) -> None:
-    """Replace the generated figures of docs/performance.md, and the plots beside it.
+    """Replace the generated figures of docs/performance.md with its plots, and of docs/planning.md.
 
-    The results may be of several runs of the bench. A part that was run several times counts in its last results.
+    The results may be of several runs of the bench. A part that was run several times counts in its last results. A
+    page without results does not change.
     """
     figures_by_part = {name: part for results in all_results for name, part in results["parts"].items()}
-    results = {**all_results[-1], "parts": {name: figures_by_part[name] for name in parts if name in figures_by_part}}
-    text = PAGE.read_text(encoding="utf-8")
+    for page in (PAGE, PLANNING_PAGE):
+        names = [name for name in parts if name in figures_by_part and (name in PLANNING_PARTS) == (page != PAGE)]
+        if names:
+            results = {**all_results[-1], "parts": {name: figures_by_part[name] for name in names}}
+            _replace_figures(page, results, parts)
+
+
+def _replace_figures(page: Path, results: Json, parts: Mapping[str, Part]) -> None:
+    text = page.read_text(encoding="utf-8")
     if PAGE_BEGIN not in text:
-        raise ValueError(f"{PAGE.name} has no line {PAGE_BEGIN}")
-    files = plots.draw(results, PAGE.with_suffix(""))
+        raise ValueError(f"{page.name} has no line {PAGE_BEGIN}")
+    files = plots.draw(results, page.with_suffix("")) if page == PAGE else []
     before, _begin, after_begin = text.partition(PAGE_BEGIN)
     _figures, _end, after = after_begin.partition(PAGE_END)
     images = [f"![{alt}](performance/{file.name})" for file, alt in files]
-    tables = [_as_markdown(table) for table in _all_tables(results, parts)]
-    figures = "\n\n".join([_machine_line(results["machine"]), *tables, *images])
-    PAGE.write_text(f"{before}{PAGE_BEGIN}\n\n{figures}\n\n{PAGE_END}{after}", encoding="utf-8")
+    tables = _all_tables(results, parts) if page == PAGE else _tables_of_parts(results, parts)
+    figures = "\n\n".join([_machine_line(results["machine"]), *map(_as_markdown, tables), *images])
+    page.write_text(f"{before}{PAGE_BEGIN}\n\n{figures}\n\n{PAGE_END}{after}", encoding="utf-8")
 
 
 def _all_tables(results: Json, parts: Mapping[str, Part]) -> list[Table]:
     measured = [(parts[name], name, result) for name, result in results["parts"].items()]
-    tables = [table for part, _name, result in measured for table in part.tables(result["figures"])]
-    all_tables = [_goals_table(measured), *tables, _quietness_table(results["parts"])]
+    all_tables = [_goals_table(measured), *_tables_of_parts(results, parts), _quietness_table(results["parts"])]
     return [table for table in all_tables if table.rows]
+
+
+def _tables_of_parts(results: Json, parts: Mapping[str, Part]) -> list[Table]:
+    return [table for name, result in results["parts"].items() for table in parts[name].tables(result["figures"])]
 
 
 def _goals_table(measured: Iterable[tuple[Part, str, Json]]) -> Table:

@@ -37,6 +37,9 @@ class Sizes:
     growth_lengths: tuple[int, ...] = _size(
         (10_000, 100_000, 1_000_000), (10_000, 100_000, 1_000_000), "lengths of the texts in the part growth, in bytes"
     )
+    node_counts: tuple[int, ...] = _size((1, 3), (1, 2), "numbers of agents on one PostgreSQL in the part nodes")
+    node_jobs: int = _size(12, 2, "VMs that are created, and then started, in the part nodes")
+    node_window_s: float = _size(30.0, 4.0, "seconds without jobs that the part nodes measures")
     soak_runs: int = _size(10_000, 40, "runs in the part soak")
 
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,6 +110,11 @@ class LabSystem:
         return inherited | {name: value for name, value in settings.items() if name in known}
 
     # --- the executor ---------------------------------------------------------------------------------------------
+
+    def for_another_executor(self, folder: Path, **settings: str) -> LabSystem:
+        """Return this lab for one more executor, whose log and data are in `folder`. The caller starts and stops it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return replace(self, folder=folder, settings=self.settings | settings, _executor=None, _log=LogReader())
 
     def start_executor(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start `smith run` with these arguments, and return its process. Its log goes to `log_file`."""

@@ -1,0 +1,116 @@
+"""Computes from the counts of the part `nodes` what more nodes and VMs mean for the database, FulcrumCore and Proxmox.
+
+Pure functions, without a simulation: each figure is a sum of products. `bench.report` writes the tables into
+docs/planning.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bench.part import Table
+from executor.agent.metrics import MAX_POSTS_PER_S
+
+Json = dict[str, Any]
+#: The numbers of nodes and of VMs in the table.
+SCENARIOS = ((1, 1_000), (3, 10_000), (10, 100_000), (100, 1_000_000))
+#: The assumed number of jobs of a VM in a day: one in a week is started, stopped, resized, created or deleted.
+JOBS_PER_VM_AND_DAY = 1 / 7
+#: The jobs of an hour in which everybody works, of those of an average hour.
+BUSY_HOUR = 5.0
+#: The default of SMITH_METRICS_INTERVAL_S.
+METRICS_INTERVAL_S = 60.0
+#: The most connections of a node, and those of an idle one (docs/many_machines.md).
+MAX_CONNECTIONS, IDLE_CONNECTIONS = 12, 6
+S_PER_DAY, S_PER_HOUR = 86_400.0, 3_600.0
+#: Calls of FulcrumCore's interface, apart from metrics.
+CALLS = ("polls", "heartbeats", "other calls")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What a number of nodes and VMs asks of the other systems, in the busiest hour."""
+
+    jobs_per_s: float
+    statements_per_s: float
+    transactions_per_s: float
+    core_calls_per_s: float  #: without metrics
+    metric_posts_per_s: float  #: that all VMs would need in each interval
+    metrics_round_s: float  #: how long a round of metrics takes at the agent's own limit
+    proxmox_requests_per_s: float
+
+
+def load_of(figures: Json, nodes: int, vms: int) -> Load:
+    """Return the load of the busiest hour."""
+    jobs_per_s = vms * JOBS_PER_VM_AND_DAY / S_PER_DAY * BUSY_HOUR
+    per_job = figures[_most(figures)]["per_job"]
+    posts_of_a_round = vms * figures[_most(figures)]["posts_per_vm"]
+
+    def per_s(kind: str) -> float:
+        return idle_per_s(figures, kind, nodes) + jobs_per_s * per_job[kind]
+
+    return Load(
+        jobs_per_s=jobs_per_s,
+        statements_per_s=per_s("statements"),
+        transactions_per_s=per_s("transactions"),
+        core_calls_per_s=sum(per_s(kind) for kind in CALLS),
+        metric_posts_per_s=posts_of_a_round / METRICS_INTERVAL_S,
+        metrics_round_s=max(METRICS_INTERVAL_S, posts_of_a_round / MAX_POSTS_PER_S),
+        proxmox_requests_per_s=per_s("proxmox requests"),
+    )
+
+
+def idle_per_s(figures: Json, kind: str, nodes: int) -> float:
+    """Return how often something happens without jobs: what one node does, and what each further one adds."""
+    fewest, most = min(figures, key=int), _most(figures)
+    base = figures[fewest]["per_s"][kind]
+    more_nodes = int(most) - int(fewest)
+    added = (figures[most]["per_s"][kind] - base) / more_nodes if more_nodes else 0.0
+    return float(max(0.0, base + added * (nodes - int(fewest))))
+
+
+def planning_tables(figures: Json) -> list[Table]:
+    """Return the table of the scenarios."""
+    rows = []
+    for nodes, vms in SCENARIOS:
+        load = load_of(figures, nodes, vms)
+        rows.append(
+            (
+                f"{nodes:,}",
+                f"{vms:,}",
+                _shown(load.jobs_per_s * S_PER_HOUR),
+                _shown(load.statements_per_s),
+                _shown(load.transactions_per_s),
+                f"{nodes * IDLE_CONNECTIONS:,} to {nodes * MAX_CONNECTIONS:,}",
+                _shown(load.core_calls_per_s),
+                _shown(load.metric_posts_per_s),
+                _duration(load.metrics_round_s),
+                _shown(load.proxmox_requests_per_s),
+            )
+        )
+    headings = (
+        *("nodes", "VMs", "jobs/h", "statements/s", "transactions/s", "connections"),
+        *("FulcrumCore: calls/s", "metric posts/s wanted", "a round of metrics takes", "Proxmox: requests/s"),
+    )
+    return [
+        Table(
+            title="Computed: the busiest hour, with one agent identity on one Proxmox cluster",
+            headings=headings,
+            rows=rows,
+        )
+    ]
+
+
+def _most(figures: Json) -> str:
+    return max(figures, key=int)
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / S_PER_HOUR:.1f} h"

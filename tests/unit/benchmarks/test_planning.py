@@ -1,0 +1,44 @@
+"""The calculation of docs/planning.md: what is counted with few agents, projected to more nodes and VMs."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import planning
+from bench.nodes import KINDS
+
+
+def figures_of(per_s: float, per_job: float) -> dict[str, object]:
+    return {
+        "per_s": dict.fromkeys(KINDS, per_s),
+        "per_job": dict.fromkeys(KINDS, per_job),
+        "posts_per_vm": 6.0,
+    }
+
+
+FIGURES = {"1": figures_of(5.0, 40.0), "3": figures_of(9.0, 42.0)}
+
+
+def test_each_further_node_adds_what_the_measured_ones_have_added() -> None:
+    assert [planning.idle_per_s(FIGURES, "statements", nodes) for nodes in (1, 3, 100)] == [5.0, 9.0, 203.0]
+    assert planning.idle_per_s({"2": FIGURES["1"]}, "statements", 50) == 5.0, "one measured number has no slope"
+
+
+def test_a_load_is_that_of_the_nodes_and_of_the_jobs_of_the_busiest_hour() -> None:
+    vms = round(7 * 86_400 / planning.BUSY_HOUR)  # a job in each second
+    load = planning.load_of(FIGURES, 3, vms)
+    assert load.jobs_per_s == pytest.approx(1.0, rel=0.01)
+    assert load.statements_per_s == pytest.approx(9 + 42, rel=0.01)
+    assert load.core_calls_per_s == pytest.approx(3 * (9 + 42), rel=0.01)
+    assert load.metric_posts_per_s == pytest.approx(vms * 6 / 60)
+
+
+def test_a_round_of_metrics_takes_longer_than_its_interval_if_there_are_too_many_vms() -> None:
+    assert planning.load_of(FIGURES, 1, 100).metrics_round_s == planning.METRICS_INTERVAL_S
+    assert planning.load_of(FIGURES, 1, 100_000).metrics_round_s == pytest.approx(600_000 / planning.MAX_POSTS_PER_S)
+
+
+def test_the_table_has_a_row_for_each_scenario() -> None:
+    (table,) = planning.planning_tables(FIGURES)
+    assert len(table.rows) == len(planning.SCENARIOS)
+    assert all(len(row) == len(table.headings) for row in table.rows)

@@ -10,7 +10,7 @@ from executor.database import job_queue, mappings, usage
 from executor.database.engine import write_with_retry
 from executor.database.job_queue import Lease
 from executor.database.tables import Job, Mapping, utc_now
-from executor.errors import DatabaseRefused, StaleJob
+from executor.errors import DatabaseRefused, DatabaseUnavailable, StaleJob
 from executor.log import get_logger
 from executor.model import JobResult, MappingState, ReportState
 from executor.shared.error_codes import ErrorCode
@@ -81,7 +81,11 @@ def _write(engine: Engine, outcome: Outcome, lease: Lease, mapping: Mapping | No
         else:
             job_queue.finish(session, lease, outcome.result, report_state_after(outcome))
 
-    write_with_retry(engine, write)
+    write_with_retry(engine, write, on_wait=_log_wait)
+
+
+def _log_wait(error: DatabaseUnavailable) -> None:
+    log.warning("job_end_waits_for_database", reason=str(error).splitlines()[0])
 
 
 def report_state_after(outcome: Outcome) -> ReportState:

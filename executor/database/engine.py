@@ -200,21 +200,30 @@ def reading(engine: Engine) -> Iterator[Session]:
         yield session
 
 
-def write_with_retry(engine: Engine, write: Callable[[Session], None], *, give_up_after_s: float = 300.0) -> None:
+def write_with_retry(
+    engine: Engine,
+    write: Callable[[Session], None],
+    *,
+    give_up_after_s: float = 300.0,
+    on_wait: Callable[[DatabaseUnavailable], None] = lambda _error: None,
+) -> None:
     """Run `write` in a transaction, and retry while the database is unavailable (full disk, lock, failover).
 
-    Callers use this function for results that would otherwise be lost. Raises DatabaseUnavailable if the database is
-    still unavailable after `give_up_after_s`.
+    Callers use this function for results that would otherwise be lost. `on_wait` is called once, with the first error,
+    before the first retry. Raises DatabaseUnavailable if the database is still unavailable after `give_up_after_s`.
     """
-    backoff_s, give_up_at = MIN_BACKOFF_S, time.monotonic() + give_up_after_s
+    backoff_s, give_up_at, has_waited = MIN_BACKOFF_S, time.monotonic() + give_up_after_s, False
     while True:
         try:
             with transaction(engine) as session:
                 write(session)
             return
-        except DatabaseUnavailable:
+        except DatabaseUnavailable as error:
             if time.monotonic() >= give_up_at:
                 raise
+            if not has_waited:
+                has_waited = True
+                on_wait(error)
             time.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 

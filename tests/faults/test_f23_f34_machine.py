@@ -159,8 +159,8 @@ def test_f26_the_disk_is_full(small_disk: Path, tmp_path: Path) -> None:
         system.lab.stop_executor()
 
 
-def test_f26_a_job_whose_end_was_not_stored_is_released_and_finished(small_disk: Path, tmp_path: Path) -> None:
-    """A worker cannot store the end of its job on the full disk → the job is released and processed again."""
+def test_f26_a_job_whose_claim_could_not_be_stored_is_requeued_and_finished(small_disk: Path, tmp_path: Path) -> None:
+    """A worker cannot store the accepted claim on the full disk → the job is requeued; the attempt is not counted."""
     with running_system(tmp_path, SMITH_DATA_DIR=str(small_disk / "data"), SMITH_LEASE_S="6") as system:
         system.lab.core.add_fault("delay", method="POST", path="/claim$", delay_s=3, times=1)
         system.start()
@@ -169,10 +169,12 @@ def test_f26_a_job_whose_end_was_not_stored_is_released_and_finished(small_disk:
         system.until(lambda: system.rows(claim_sent), "the claim request")
         ballast = small_disk / "ballast"
         fill(ballast)
-        system.wait_for_log("job_end_not_stored")
+        system.wait_for_log("job_end_waits_for_database")
         ballast.unlink()
-        system.wait_for_log("job_released")
+        system.wait_for_log("job_requeued")
         assert system.wait_for_jobs(service_id)["status"] == "Stopped"
+        counts = system.rows("SELECT attempt, crashes FROM jobs WHERE service_id = ?", service_id)
+        assert counts == [{"attempt": 1, "crashes": 0}]
         system.assert_consistent()
         system.lab.stop_executor()
 

@@ -34,6 +34,7 @@ def test_status_counts_jobs_reports_and_vms(smith: Cli) -> None:
     found = smith.json("status")
     assert set(found) == {
         "agents_running",
+        "slots",
         "paused",
         "fulcrum",
         "proxmox",
@@ -53,7 +54,8 @@ def test_status_counts_jobs_reports_and_vms(smith: Cli) -> None:
     assert "1 pending" in shown
     assert "no agent has run yet" in shown
     assert "no agent is running" in shown
-    assert (found["agents_running"], found["fulcrum"]["state"], found["proxmox"]["state"]) == (0, "unknown", "unknown")
+    assert (found["agents_running"], found["slots"]) == (0, 0)
+    assert (found["fulcrum"]["state"], found["proxmox"]["state"]) == ("unknown", "unknown")
 
 
 def record_heartbeats(smith: Cli, *errors: str | None) -> None:

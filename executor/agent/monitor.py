@@ -22,7 +22,7 @@ MAX_MEMORY_AGE_S = 5.0
 
 
 class Limit(StrEnum):
-    """A limit of one agent process. When it is reached, the agent claims no more jobs, waits for its jobs, and ends.
+    """Why an agent process claims no more jobs, waits for the end of its jobs, and ends: a limit, or a foreign change.
 
     In `Mode.SERVE` (see agent.py), the supervisor then starts a new agent process.
     """
@@ -30,8 +30,8 @@ class Limit(StrEnum):
     JOBS = "jobs"  #: SMITH_MAX_JOBS
     MEMORY = "memory"  #: SMITH_MAX_MEMORY_MIB, for the agent and all its descendants
     RUNTIME = "runtime"  #: SMITH_MAX_RUNTIME_S
-    SCHEMA = "schema"  #: no setting: a newer version has migrated the schema, so this agent waits for its upgrade
-    IDENTITY = "identity"  #: no setting: FulcrumCore's token belongs to another agent than at the start
+    SCHEMA = "schema"  #: a newer version has migrated the schema; the new process waits for its upgrade
+    IDENTITY = "identity"  #: FulcrumCore's token belongs to another agent than at the start
 
 
 @dataclass(kw_only=True)

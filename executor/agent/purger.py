@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: How often one execution reads a service that FulcrumCore refuses, and the wait between two reads. The reads of one
-#: execution suffice for `RefusedJobs` to decide. The wait is no longer than the interval of the critical job, so that
-#: the execution does not count as overdue.
+#: The wait between two reads of a service that FulcrumCore answers with 403, unless the interval of the critical job is
+#: shorter: then the execution would count as overdue.
 READ_INTERVAL_S = MIN_DURATION_S / (MIN_REFUSALS - 1)
+#: The maximum number of reads of such a service in one execution: one more than `RefusedJobs` needs for its decision.
 MAX_READS = MIN_REFUSALS + 1
 
 
@@ -57,7 +57,7 @@ class VmPurger:
         """Add a delete job for each VM that is due. Raises FulcrumUnavailable.
 
         Each VM is handled by itself, so a VM that is not deleted yet does not delay the deletion of the others. A
-        service that FulcrumCore refuses is read again after a wait, until it certainly counts as deleted.
+        service that FulcrumCore answers with 403 is read at most MAX_READS times, to be sure that it was deleted.
         """
         if not self.state.agent_id:
             return
@@ -107,7 +107,7 @@ class VmPurger:
     def _has_service_ended(self, mapping: Mapping) -> bool:
         """Return whether the mapping's service has ended in FulcrumCore.
 
-        Logs a warning when the service has not ended, or when FulcrumCore does not return the service. A service has
+        Logs a warning when the service has not ended, or when it cannot be read for another reason. A service has
         not ended if, for example, FulcrumCore has failed its delete job after the job timeout. Raises NotCertainlyGone
         when the service must be read again, and FulcrumUnavailable when FulcrumCore answers no request.
         """
@@ -119,7 +119,8 @@ class VmPurger:
             raise
         except (FulcrumRefused, FulcrumUnavailable) as error:
             if isinstance(error, FulcrumUnavailable):
-                self.fulcrum.get_self()  # raises when FulcrumCore answers no request: the error is not about this VM
+                # If this call fails, too, FulcrumCore answers no request. Otherwise only this service cannot be read.
+                self.fulcrum.get_self()
             log.warning("vm_deletion_withheld", vmid=mapping.vmid, service_id=mapping.service_id, reason=str(error))
             return False
         if mapping.id not in self._logged_mapping_ids:

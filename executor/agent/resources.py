@@ -35,7 +35,7 @@ class AllocatedResources:
         self.clone_slot.result = result
 
     def note_step(self, text: str) -> None:
-        """End the clone when the run's first change, which is the clone, has ended."""
+        """Free the clone slot when the run says that it verifies the clone: then Proxmox has made it."""
         if text.startswith(VERIFYING):
             self.clone_slot.end_clone()
 
@@ -81,7 +81,7 @@ class ResourceAllocator:
                 yield None
             return
         vm = read_properties(properties) if job.action == "create" else None
-        if vm is None or not vm.has_source:  # no source: the create names no image, ISO or OS template
+        if vm is None or not vm.has_source:  # the run refuses a create without a source
             yield None
             return
         os_template_volume = ""

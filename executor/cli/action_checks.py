@@ -1,4 +1,4 @@
-"""Checks the content of an action's playbook without running it; the module `ansible_playbook` checks the syntax.
+"""Checks the content of an action's playbook without running it. `executor.cli.ansible_playbook` checks the syntax.
 
 A problem means that the action cannot work or is not safe. A hint names an unusual property of the playbook, which the
 author of the playbook may have intended.
@@ -30,8 +30,8 @@ TASK_FILE_MODULES = ("import_tasks", "include_tasks")
 BLOCK_SECTIONS = ("block", "rescue", "always")
 #: The beginning of the full names of the built-in roles and actions.
 COLLECTION_PREFIX = "agent_smith.proxmox."
-#: The built-in roles and actions that verify the VM's identity and publish a result. Roles and actions have the same
-#: names, but vm_identity is only an action. The action vm_info does neither.
+#: The built-in roles and action plugins that verify the VM's identity and publish a result. Both have the same
+#: names, but vm_identity is only an action plugin. The action plugin vm_info is not listed, because it does neither.
 VERIFYING_NAMES = (
     *("vm_absent", "vm_backed_up", "vm_configured", "vm_identity", "vm_placed", "vm_power", "vm_present"),
     "vm_snapshot",
@@ -116,7 +116,7 @@ def read_vm_options(playbook: Path) -> dict[str, dict[str, Any]]:
     least one of the roles and actions requires it.
     """
     contents = read_playbook(playbook)
-    specs = [_builtin_options(name) for name in _builtin_names(contents)]
+    specs = [_builtin_options(name) for name in _verifying_names(contents)]
     for role in contents.roles:
         # A role need not have specs, so an error goes into a new PlaybookContents, which is not used.
         document = _read_yaml(playbook.parent / "roles" / role / "meta" / "argument_specs.yml", PlaybookContents())
@@ -130,8 +130,8 @@ def read_vm_options(playbook: Path) -> dict[str, dict[str, Any]]:
     return options_by_name
 
 
-def _builtin_names(contents: PlaybookContents) -> list[str]:
-    """Return the names, without prefix, of the built-in roles and actions that the playbook uses."""
+def _verifying_names(contents: PlaybookContents) -> list[str]:
+    """Return those of VERIFYING_NAMES that the playbook uses."""
     actions = (key for task in contents.tasks for key in task)
     names = (name.removeprefix(COLLECTION_PREFIX) for name in (*contents.roles, *actions) if COLLECTION_PREFIX in name)
     return [name for name in names if name in VERIFYING_NAMES]
@@ -169,7 +169,7 @@ def _find_play_problems(play: dict[str, Any], contents: PlaybookContents) -> Ite
 
 def _publishes_result(contents: PlaybookContents) -> bool:
     """Return whether the playbook publishes `vm_result`, with a built-in role or action or with set_stats."""
-    if _builtin_names(contents):
+    if _verifying_names(contents):
         return True
     published_data = (_dictionary_at(_module_arguments(task, "set_stats"), "data") for task in contents.tasks)
     return any("vm_result" in data for data in published_data)
@@ -177,7 +177,7 @@ def _publishes_result(contents: PlaybookContents) -> bool:
 
 def _find_hints(contents: PlaybookContents) -> Iterator[str]:
     """Yield one text for each unusual property of the playbook."""
-    if not _builtin_names(contents):
+    if not _verifying_names(contents):
         yield "it does not use the action agent_smith.proxmox.vm_identity, which verifies the VM's identity"
     if not any("rescue" in task for task in contents.tasks):
         yield (

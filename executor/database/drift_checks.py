@@ -1,4 +1,4 @@
-"""Stores the findings of the last conclusive drift check, so that each agent of a database shows the same ones.
+"""Stores the findings of the last drift check that could compare everything. All agents of a database show them.
 
 No function commits.
 """

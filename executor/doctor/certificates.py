@@ -1,4 +1,4 @@
-"""Finds out why a TLS connection fails, and until when a server's certificate is valid.
+"""Examines the certificates of FulcrumCore and Proxmox: why a TLS connection fails, and how long they are valid.
 
 The clients of FulcrumCore and Proxmox verify certificates. This module only explains their failures: it connects again.
 """

@@ -42,14 +42,15 @@ def check_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
 def _check_state_of_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
     silent_names = [node.name for node in context.allowed_nodes if not node.has_statistics]
     if silent_names:
-        problem = f"these nodes send no statistics, so Proxmox's lists lack facts of VMs: {', '.join(silent_names)}"
+        names = ", ".join(silent_names)
+        problem = f"these nodes send no statistics, so Proxmox does not know the status of their VMs: {names}"
         remedies = [f"on {name}: systemctl restart pvestatd" for name in silent_names]
         yield _RESULT.warn("nodes", problem, *remedies, "look for a storage that does not answer: pvesm status")
     in_maintenance = context.reader.nodes_in_maintenance()
-    names = [node.name for node in context.allowed_nodes if node.name in in_maintenance]
-    if names:
-        problem = f"these nodes are in maintenance, so they get no new VM: {', '.join(names)}"
-        yield _RESULT.warn("nodes", problem, *(command_line(*MAINTENANCE_OFF, name) for name in names))
+    maintained_names = [node.name for node in context.allowed_nodes if node.name in in_maintenance]
+    if maintained_names:
+        problem = f"these nodes are in maintenance, so they get no new VM: {', '.join(maintained_names)}"
+        yield _RESULT.warn("nodes", problem, *(command_line(*MAINTENANCE_OFF, name) for name in maintained_names))
 
 
 def check_bridges(context: ProxmoxContext) -> Iterator[CheckResult]:
@@ -62,7 +63,7 @@ def check_bridges(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def _check_bridge(bridge: str, context: ProxmoxContext) -> CheckResult:
-    """Check that Proxmox lists a bridge on each node. It lists those of /etc/network/interfaces, but uses every one."""
+    """Check that each node has a bridge. Proxmox lists those of /etc/network/interfaces; a VM can use others, too."""
     bridges_by_node = context.bridges_by_node
     nodes_without_bridge = [node for node, bridges in bridges_by_node.items() if bridge not in bridges]
     if not nodes_without_bridge:
@@ -79,7 +80,7 @@ def _check_bridge(bridge: str, context: ProxmoxContext) -> CheckResult:
 
 
 def _other_bridge(bridge: str, context: ProxmoxContext) -> list[str]:
-    """Return the setting with a bridge that each node has, instead of the one that no node has."""
+    """Return the setting without a bridge that no node has. PROXMOX_BRIDGE gets one that each node has."""
     existing = sorted(frozenset.intersection(*context.bridges_by_node.values()))
     settings = context.settings
     if not existing:

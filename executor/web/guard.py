@@ -1,7 +1,7 @@
 """Refuses requests of callers who may not read the page, and adds security headers to every response.
 
 The guard checks the method and the host name of each request. If a login is required, the request must contain the
-token or the cookie of a session, or come from a trusted reverse proxy. A form must come from one of our own pages.
+token or a session cookie, or come from a trusted reverse proxy. A form must come from one of our own pages.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ PAGE_HEADERS = SECURITY_HEADERS | {
     "Referrer-Policy": "same-origin",
 }
 #: Shown where neither a login nor SMITH_HTTP_LOCAL_PAGES is configured.
-NO_LOGIN_CONFIGURED = "the pages need a login: set SMITH_HTTP_TOKEN, or SMITH_HTTP_LOCAL_PAGES to read them here"
+NO_LOGIN_CONFIGURED = "the pages need a login: set SMITH_HTTP_TOKEN, or SMITH_HTTP_LOCAL_PAGES for this machine only"
 PROXY_REQUIRED = "a trusted reverse proxy that names the user is required"
-#: The browser sends no cookie with the first request after a link on another site, and it sends it with the next.
+#: A browser sends no session cookie when its user follows a link on another site (SameSite=Strict). This page loads
+#: the same address again, now from this site, and the browser sends the cookie.
 _REPEAT_PAGE = '<!doctype html><meta http-equiv="refresh" content="0"><title>Agent Smith</title>'
 
 
@@ -109,7 +110,7 @@ class Guard:
             if not has_access and (wait_s := self._wrong_tokens.note(address_of(scope))):
                 return _error_response(429, "too many wrong tokens", {"Retry-After": str(wait_s)})
         visitor = await self._find_session(scope["path"], headers)
-        # Another user of the proxy has logged in with the same browser, whose cookie is that of the former one.
+        # If two users share a browser, the proxy may name another user than the one to whom the cookie belongs.
         if visitor is not None and proxy_user and visitor.name != stored_name(proxy_user):
             visitor = None
         state = scope.setdefault("state", {})

@@ -38,7 +38,7 @@ class AdminCallFailed(Exception):
 
 
 class AdminClient:
-    """Calls FulcrumCore's API as an admin or as a participant does.
+    """Calls FulcrumCore's API as an admin does, or as a participant: FulcrumCore's word for a provider or a consumer.
 
     The executor does not use this class. The calls of an agent are in `executor.fulcrum.client`.
     """
@@ -201,11 +201,11 @@ def bootstrap(
 ) -> CreatedObjects:
     """Create an agent, its token, and the objects that the agent needs.
 
-    With `offered`, the settings of the agent, the service types offer only what these settings allow.
+    `offered` has the agent's settings: if given, the service types offer only what these settings allow.
 
-    These objects are a provider, a consumer (FulcrumCore's word for a customer), two service types, an agent type and
-    the metric types. `admin` must use the seed token, which expires after a day. So this function also creates an admin
-    token that expires later, and makes `admin` use it.
+    The created objects are a provider, a consumer (FulcrumCore's word for a customer), two service types, an agent type
+    and the metric types. `admin` must use the seed token, which expires after a day. So this function also creates an
+    admin token that expires later, and makes `admin` use it.
     """
     admin_token = admin.create_token("admin", "admin")["value"]
     admin.use_token(admin_token)

@@ -21,7 +21,7 @@ class Examination:
 
     @property
     def problems(self) -> list[CheckResult]:
-        """The checks that have a remedy, or did not succeed."""
+        """The checks that failed, and those with a warning."""
         return [check for check in self.checks if check.status in (Status.FAILED, Status.WARNING)]
 
 

@@ -1,4 +1,4 @@
-"""Removes guests, backups and the lease of one run from the range that the caller has reserved."""
+"""Removes the guests and backups of one run of lab tests, and the VM that reserves its range of VMIDs: the lease."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def remove_leftovers(cluster: LabCluster, reserved: ReservedRange) -> list[Remov
 def remove_all_of_run(cluster: LabCluster, reserved: ReservedRange, still_holds: Callable[[], bool]) -> list[Removal]:
     """Remove the caller's own guests and backups, and then its lease. Return what could not be removed.
 
-    If something could not be removed, the lease stays: the sweeper removes both when it has expired. `still_holds` is
-    called before each removal: after False, nothing more is removed, because the range may be another run's.
+    If something could not be removed, the lease stays. After it has expired, `smith lab-sweep` removes what is left and
+    the lease. `still_holds` returns whether the caller still has the reservation. It is called before each removal; if
+    it returns False, nothing more is removed, because the range may belong to another run.
     """
     removals: list[Removal] = []
     for finding in _own_findings(cluster, reserved):

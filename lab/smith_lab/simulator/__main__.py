@@ -4,8 +4,8 @@
 
 The API is at <origin>/api/v1, as in the real server. FULCRUM_API_URL is the origin, without /api/v1. A new server
 accepts one token, the admin's token `change-me`, which is valid for a day. `smith_lab.fulcrum_setup` uses this token to
-create the objects that an agent needs. The server keeps its state in memory. It does not simulate OAuth, the health
-port, event leases or pools. A list of pools is empty, and a request to create a pool is answered 400.
+create the objects that an agent needs. The server keeps its state in memory. It does not simulate OAuth and the
+health port.
 
 The server also has lab endpoints, by which tests and the demo control it. The lab endpoints use JSON, need no token and
 answer only clients on loopback. A fault rule changes the answers to chosen API calls, for example to errors. The

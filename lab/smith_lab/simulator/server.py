@@ -38,7 +38,7 @@ class _Protocol(H11Protocol):
 
 
 def make_app(store: Store, lab_state: LabState) -> Starlette:
-    """Return the ASGI application, which consists of the API, the lab endpoints and the fault layer."""
+    """Return the ASGI application: the API, the endpoints that control the simulator, and the fault layer."""
     app = Starlette(
         routes=[*lab_routes(store, lab_state), Mount(API_PREFIX, app=Api(store))],
         middleware=[Middleware(FaultLayer, store=store, lab_state=lab_state), Middleware(Cors)],
@@ -125,7 +125,7 @@ class SimulatorServer:
         self.stop()
 
     def resume(self) -> None:
-        """Accept calls on the same port again. Add a `change-me` token, as FulcrumCore does at each start."""
+        """Accept calls on the same port again. Add the token `change-me`, as FulcrumCore does at each start."""
         with self.store.lock:
             self.store.add_seed_token()
         self.start()

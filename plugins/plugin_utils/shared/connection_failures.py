@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Translates the texts of Python's libraries about a failed connection for operators. All functions are pure."""
+"""Replaces the errors of Python's libraries about connections by texts for operators. All functions are pure."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _ERROR_NUMBER = re.compile(r"\[Errno -?\d+\] ")
 
 
 def plain_text(text: str) -> str:
-    """Return the text of a failed connection for operators, with its host and port if the text names them.
+    """Return a text for operators. It begins with the host and the port if the library's text names them.
 
-    A text about another failure stays as it is, except for error numbers.
+    A text about another failure than that of a connection stays as it is, except for error numbers.
     """
     cause = next((cause for pattern, cause in CAUSES if pattern.search(text)), "")
     if not cause:

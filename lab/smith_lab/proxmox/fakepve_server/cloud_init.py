@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Knows which cloud-init values of a running VM its cloud-init drive does not contain yet.
+"""Records the changed cloud-init values of a running VM that are not on its cloud-init drive yet.
 
 As in Proxmox, a changed cloud-init value is part of a running VM's configuration at once, and never a pending value.
 The drive gets it when the VM is started, or by a request that generates the drive again.
@@ -24,7 +24,7 @@ APPLIED_AT_ONCE = re.compile(rf"(?:{'|'.join(CLOUD_INIT_KEYS)}|ipconfig\d+)")
 class CloudInitDrives(ConfigurationChanges):
     """Records the changes of cloud-init values, and answers the requests for them.
 
-    The record of a VM contains, by the key, the value on the drive; None if the drive does not have the key.
+    The record of a VM maps each changed key to the value on the drive, or to None if the drive does not have the key.
     """
 
     def __init__(self, **kwargs: Any) -> None:

@@ -103,8 +103,12 @@ def _candidates(cluster: LabCluster, guests: Sequence[Guest], now: float) -> lis
 
 
 def _meets_another(cluster: LabCluster, reserved: ReservedRange) -> bool:
-    """Return whether another run has reserved a part of a new range at the same time, with ranges of another size."""
-    guests = cluster.leases_and_guests(reserved.vmids[:1])
+    """Return whether another run has reserved a part of a new range at the same time, with ranges of another size.
+
+    Every configuration in the lab is read: for some seconds, the list shows a new lease with the name of the former
+    guest of its VMID.
+    """
+    guests = cluster.leases_and_guests(range(cluster.lab.vmid_min, cluster.lab.vmid_max + 1))
     others = leased_vmids(guests, cluster.now(), own_token=reserved.lease.token)
     return any(_meet(reserved.vmids, other) for other in others)
 

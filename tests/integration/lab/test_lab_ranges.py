@@ -254,6 +254,34 @@ def test_runs_that_start_together_with_ranges_of_other_sizes_never_meet(stand_in
     assert len(set.union(*reserved)) == sum(len(vmids) for vmids in reserved)
 
 
+def test_a_range_is_not_reserved_if_another_run_has_just_reserved_a_part_of_it(stand_in: ProxmoxStandIn) -> None:
+    """The list still shows the lease of the other run with the name of the former guest of its VMID."""
+    others: list[ReservedRange] = []
+
+    class OvertakenCluster(LabCluster):
+        """Another run reserves a range of another size just before this one creates its lease."""
+
+        def create_stopped_vm(self, vmid: int, name: str, notes: str) -> None:
+            other = LabCluster(lab_settings(stand_in, range_size=SIZE, name_prefix="ci"))
+            others.append(reserve(other, time.time() + 600))
+            super().create_stopped_vm(vmid, name, notes)
+
+    large = OvertakenCluster(lab_settings(stand_in, range_size=3 * SIZE))
+    leases = (FIRST + SIZE, FIRST + 2 * SIZE)  # one of them is used: the first range has a foreign VM
+    for vmid in leases:
+        stand_in.control("add", vmid=vmid, name="former", node="pve1")
+    stand_in.control("statistics", lag_s=600)
+    try:
+        for vmid in leases:
+            stand_in.control("remove", vmid=vmid)
+        with pytest.raises(NoFreeRange):
+            reserve(large, time.time() + 600)
+    finally:
+        stand_in.control("statistics", lag_s=0.5)
+    assert [other.vmids[0] in leases for other in others] == [True]
+    assert vmids_in_lab(stand_in) == [FIRST + 5, others[0].vmids[0]]
+
+
 def test_a_sweeper_with_a_prefix_that_begins_anothers_leaves_the_other_run(stand_in: ProxmoxStandIn) -> None:
     longer, shorter = (LabCluster(lab_settings(stand_in, name_prefix=prefix)) for prefix in ("ci-2", "ci"))
     expired = reserve(longer, time.time() - GRACE_S)

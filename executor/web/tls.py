@@ -93,7 +93,7 @@ class TlsConnection(SSLProtocol):
             asyncio.get_running_loop(),
             protocol,
             context,
-            None,  # type: ignore[arg-type]  # nobody waits for the handshake
+            None,  # type: ignore[arg-type]  # no coroutine waits for the handshake
             server_side=True,
             ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
         )

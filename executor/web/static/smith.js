@@ -43,7 +43,7 @@ function noteNotRefreshed() {
 
 // Without this header, the agent would answer as it answers programs.
 document.addEventListener("htmx:configRequest", (event) => { event.detail.headers.Accept = "text/html"; });
-// Nobody sees a page in the background: it is refreshed when it comes to the front.
+// A page in the background is not visible: it is refreshed when it comes to the front.
 document.addEventListener("htmx:beforeRequest", (event) => {
   if (document.hidden && event.detail.elt.id === "live") event.preventDefault();
 });

@@ -85,7 +85,7 @@ def lease_of_archive(archive: ArchiveRow, lab: LabSettings) -> Lease | None:
 def lease_of_vm(guest: Guest, lab: LabSettings) -> Lease | None:
     """Return the lease of a VM that reserves a range; None if the VM does not reserve one.
 
-    A VM that runs or has a disk reserves nothing: somebody uses it, so it is neither taken over nor removed.
+    A VM that runs or has a disk reserves nothing: it is in use, so it is neither taken over nor removed.
     """
     lease = lease_in(guest.notes)
     is_named = lease is not None and guest.name == f"{lab.name_prefix}-{lease.token}-lease"

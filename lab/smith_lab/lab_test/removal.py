@@ -68,7 +68,7 @@ def _own_findings(cluster: LabCluster, reserved: ReservedRange) -> list[Finding]
 
 
 def remove_lease(cluster: LabCluster, reserved: ReservedRange) -> Removal:
-    """Remove the VM that reserves the range, if it still has the caller's lease and nobody uses it.
+    """Remove the VM that reserves the range, if it still has the caller's lease and is not in use.
 
     It is not stopped before: if it was started in the meantime, Proxmox refuses to remove it.
     """
@@ -82,7 +82,7 @@ def remove_lease(cluster: LabCluster, reserved: ReservedRange) -> Removal:
         if lease is not None and lease.token == reserved.lease.token:
             cluster.remove_stopped(guest)
         elif guest.is_used and guest.name == reserved.lease_name:
-            raise LabError("it runs or has a disk, so somebody uses it")
+            raise LabError("it runs or has a disk, so it is in use")
 
     return _attempt(finding, remove)
 

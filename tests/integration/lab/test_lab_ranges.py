@@ -197,7 +197,7 @@ def test_a_lease_that_somebody_uses_is_neither_taken_over_nor_removed(
         stand_in.control("add", vmid=vmids[0], name=name, node="pve1", **more)
         reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix="smith-lab")
         (problem,) = release(cluster, reserved)
-        assert "somebody uses it" in problem.problem
+        assert "so it is in use" in problem.problem
     assert {finding.reason for finding in sweeper.inspect(cluster) if finding.vmid in (FIRST, FIRST + SIZE)} == {
         "it has the name of a reservation, but runs or has a disk"
     }

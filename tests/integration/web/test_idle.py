@@ -1,4 +1,4 @@
-"""What the pages cost an agent that nobody looks at."""
+"""What the pages cost an agent whose pages are not requested."""
 
 from __future__ import annotations
 

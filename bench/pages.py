@@ -1,4 +1,4 @@
-"""Measures the pages for operators: how long each takes with many jobs, and what viewers of a running job cost."""
+"""Measures the pages and lists for operators with many jobs, and what viewers of a running job cost."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from smith_lab.system import LabSystem, wait_for
 
 from bench.job_rows import postgres_url
 from bench.labs import START_TIMEOUT_S, agent_pid, running_lab_of, start_agent
+from bench.lists import measure_lists
 from bench.measuring import WorkloadFailed, median, own_cpu_s, percentile
 from bench.page_rows import JOBS_PER_MAPPING, VMID_OFFSET, add_rows
 from bench.part import Bench, Goal, Part, Table
@@ -34,11 +35,12 @@ TIMEOUT_S = 60.0
 
 
 def measure(bench: Bench) -> Json:
-    """Return the durations of each page on each kind of database, and the costs of viewers."""
-    figures: Json = {"pages": {"SQLite": _measure_pages(bench, None)}}
+    """Return the durations of each page and list on each kind of database, and the costs of viewers."""
+    figures: Json = {"pages": {}, "lists": {}}
+    _measure_database(bench, figures, "SQLite", None)
     with postgres_url() as url:
         if url:
-            figures["pages"]["PostgreSQL"] = _measure_pages(bench, url)
+            _measure_database(bench, figures, "PostgreSQL", url)
     figures["viewers"] = _measure_viewers(bench)
     figures["jobs"] = bench.sizes.page_jobs
     return figures
@@ -47,7 +49,8 @@ def measure(bench: Bench) -> Json:
 # --- pages ------------------------------------------------------------------------------------------------------------
 
 
-def _measure_pages(bench: Bench, database_url: str | None) -> Json:
+def _measure_database(bench: Bench, figures: Json, name: str, database_url: str | None) -> None:
+    """Add the durations of the pages and lists on one database to the figures."""
     settings = {"SMITH_HTTP_TOKEN": TOKEN, "SMITH_JOB_RETENTION_S": RETENTION_S}
     if database_url:
         settings["SMITH_DATABASE_URL"] = database_url
@@ -58,8 +61,9 @@ def _measure_pages(bench: Bench, database_url: str | None) -> Json:
         add_rows(engine, bench.sizes.page_jobs)
         engine.dispose()
         start_agent(lab)
-        port = _port(lab)
-        return {name: _durations(port, path, bench.sizes.page_repeats) for name, path in _paths(bench).items()}
+        port, repeats = _port(lab), bench.sizes.page_repeats
+        figures["pages"][name] = {page: _durations(port, path, repeats) for page, path in _paths(bench).items()}
+        figures["lists"][name] = measure_lists(lab.environment(), repeats)
 
 
 def _paths(bench: Bench) -> dict[str, str]:
@@ -166,37 +170,44 @@ def _read(response: http.client.HTTPResponse, sizes: list[int], number: int) -> 
 
 
 def _tables(figures: Json) -> list[Table]:
-    rows = [
-        (database, name, f"{values['p50_ms']:.0f}", f"{values['p99_ms']:.0f}", f"{values['kib']:.0f}")
-        for database, pages in figures["pages"].items()
-        for name, values in pages.items()
-    ]
     viewers = figures["viewers"]
     shares = [
         ("none", f"{viewers['without']:.2%}"),
         (str(viewers["count"]), f"{viewers['with']:.2%}"),
     ]
-    headings = ("database", "page", "median ms", "p99 ms", "KiB")
     return [
-        Table(title=f"Pages with {figures['jobs']:,} jobs", headings=headings, rows=rows),
+        _durations_table(f"Pages with {figures['jobs']:,} jobs", "page", figures["pages"]),
+        _durations_table(f"Commands with {figures['jobs']:,} jobs, without the start", "command", figures["lists"]),
         Table(title="Viewers of a running job", headings=("viewers", "of a core"), rows=shares),
     ]
+
+
+def _durations_table(title: str, heading: str, durations: Json) -> Table:
+    rows = [
+        (database, name, f"{values['p50_ms']:.0f}", f"{values['p99_ms']:.0f}", f"{values['kib']:.0f}")
+        for database, by_name in durations.items()
+        for name, values in by_name.items()
+    ]
+    return Table(title=title, headings=("database", heading, "median ms", "p99 ms", "KiB"), rows=rows)
 
 
 def _goals(figures: Json) -> list[Goal]:
     viewers = figures["viewers"]
     slowest = [
         Goal(
-            text=f"the slowest page on {database}",
+            text=f"the slowest {kind} on {database}",
             limit=MAX_MEDIAN_MS,
-            measured=max(values["p50_ms"] for values in pages.values()),
+            measured=max(values["p50_ms"] for values in durations.values()),
             unit="ms",
         )
-        for database, pages in figures["pages"].items()
+        for key, kind in (("pages", "page"), ("lists", "list of a command"))
+        for database, durations in figures[key].items()
     ]
     share = 100 * (viewers["with"] - viewers["without"])
     text = f"{viewers['count']} viewers of a running job"
     return [*slowest, Goal(text=text, limit=100 * MAX_VIEWERS_SHARE, measured=share, unit="% of a core")]
 
 
-PART = Part(help="the pages with many jobs; viewers of a running job", measure=measure, tables=_tables, goals=_goals)
+PART = Part(
+    help="the pages and lists with many jobs; viewers of a running job", measure=measure, tables=_tables, goals=_goals
+)

@@ -1,0 +1,55 @@
+"""Measures the lists of the commands in a database with many jobs: their work, without the start of a process."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from typing import Any
+from unittest.mock import patch
+
+from bench.measuring import WorkloadFailed, median, percentile
+from executor.cli.app import build
+
+Json = dict[str, Any]
+#: How often each list is made before the measurement.
+WARM_UP_REPEATS = 2
+#: The commands that read rows of jobs, runs, mappings, the audit, agents or critical jobs.
+LISTS = (
+    "jobs list",
+    "jobs list --failed",
+    "jobs list --status processing",
+    "jobs list --since 1d",
+    "jobs list --limit 1000",
+    "runs list",
+    "mappings list",
+    "mappings list --state deleted",
+    "audit list",
+    "nodes list",
+    "critical list",
+    "status",
+    "top --once",
+)
+
+
+def measure_lists(environment: Mapping[str, str], repeats: int) -> Json:
+    """Return the durations of each list, by command. The environment has the settings."""
+    with patch.dict(os.environ, environment, clear=True):
+        return {command: _durations(command, repeats) for command in LISTS}
+
+
+def _durations(command: str, repeats: int) -> dict[str, float]:
+    durations_ms = []
+    for number in range(-WARM_UP_REPEATS, repeats):
+        command_line, output = build(), io.StringIO()
+        started = time.perf_counter()
+        with redirect_stdout(output):
+            exit_code = command_line(command.split(), prog_name="smith", standalone_mode=False)
+        if exit_code:
+            raise WorkloadFailed(f"smith {command}: exit code {exit_code}")
+        if number >= 0:
+            durations_ms.append(1000 * (time.perf_counter() - started))
+    size = len(output.getvalue().encode())
+    return {"p50_ms": median(durations_ms), "p99_ms": percentile(durations_ms, 0.99), "kib": size / 1024}

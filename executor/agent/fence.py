@@ -26,6 +26,9 @@ FENCE_SHARE_OF_LEASE = 2 / 3
 #: The share of a lease after which the guards end the runs, and the actions change nothing more. It is larger, so that
 #: the agent itself ends the runs if it can: then it also stores which jobs are not to blame for the end of their run.
 GUARD_SHARE_OF_LEASE = 3 / 4
+#: When another agent is found, the renewal that found it may have taken at most this share of a lease. After a slower
+#: renewal, the runs would have to end at once.
+MAX_RENEWAL_SHARE_OF_LEASE = 1 / 3
 CHECK_INTERVAL_S = 0.5
 
 
@@ -73,14 +76,20 @@ class Fence:
         """Limit the runs until the first renewal. Call this method before the first run."""
         self.note_renewed(self.clock(), has_other_agents=True)
 
-    def note_other_agents(self, started_at: float) -> None:
+    def note_other_agents(self, started_at: float) -> bool:
         """Limit the runs before the transaction commits in which this agent has found another one.
 
         `started_at` is when the renewal began. Another agent may rely on the limit as soon as the transaction has
         committed, even if this process is suspended immediately afterwards.
+
+        Return False if the renewal began too long ago. Then the runs have no limit yet: the caller rolls the renewal
+        back, and starts a new one.
         """
         if not self._has_other_agents:
+            if self.clock() - started_at > self.lease_s * MAX_RENEWAL_SHARE_OF_LEASE:
+                return False
             self.note_renewed(started_at, has_other_agents=True)
+        return True
 
     def note_renewed(self, started_at: float, *, has_other_agents: bool) -> None:
         """Record a renewal of the leases. `started_at` is when it began, a point in `clock`."""

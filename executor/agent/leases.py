@@ -49,7 +49,10 @@ class LeaseKeeper:
     _known_revisions: frozenset[str] = frozenset()  #: of this version's schema; read once
 
     def maintain(self) -> None:
-        """Renew all leases once, stop jobs that were cancelled or lost their lease, then wait for the next renewal."""
+        """Renew all leases once, stop jobs that were cancelled or lost their lease, then wait for the next renewal.
+
+        A renewal is rolled back, and the next one is due at once, if it took long and has found the first other agent.
+        """
         # `stop_signals` has a key for each running job. It is read before `renew`. Otherwise, a job that is claimed
         # after `renew` would be in `stop_signals` without a renewed lease, and would be stopped.
         stop_signals, started_at = self.dispatcher.stop_signals(), self.fence.clock()
@@ -58,8 +61,9 @@ class LeaseKeeper:
             cancel_flags = job_queue.renew(session, self.boot_id, lease_s=self.lease_s)
             # The rows of the table `nodes` are agent processes, not Proxmox nodes.
             has_other_agents = nodes.has_other_agents(session, self.boot_id, within_s=2 * self.lease_s)
-            if has_other_agents:
-                self.fence.note_other_agents(started_at)
+            if has_other_agents and not self.fence.note_other_agents(started_at):
+                session.rollback()
+                return
             fences = is_fencing(self.fence.mode, has_other_agents=has_other_agents)
             nodes.note_leases_renewed(session, self.boot_id, fences=fences)
             orders = nodes.orders(session, self.boot_id)
@@ -82,7 +86,9 @@ class LeaseKeeper:
         self.confirm_use()
         if self.reaper is not None:
             self.reaper.reap()
-        self.state.stopping.wait(self.lease_s / RENEWALS_PER_LEASE)
+        # After a slow renewal, little of the lease is left. So the time that it took is a part of the wait.
+        took_s = self.fence.clock() - started_at
+        self.state.stopping.wait(max(0.0, self.lease_s / RENEWALS_PER_LEASE - took_s))
 
     def _note_schema(self, session: Session) -> None:
         """Record whether a newer version has migrated the schema of a shared database."""

@@ -78,18 +78,22 @@ class ServiceLock:
 
     def keep_renewing(self, engine: Engine) -> None:
         """Renew the lease until the run is over, and store the output so far. A thread of its own calls this method."""
-        while not self._is_over.wait(RENEWAL_INTERVAL_S):
+        wait_s = RENEWAL_INTERVAL_S
+        while not self._is_over.wait(wait_s):
             started_at = boottime_s()
             output = self.output.changed_text()
             try:
                 with transaction(engine) as session:
                     is_renewed = manual_runs.renew(session, self.ident, lease_s=LEASE_S, output=output)
             except DatabaseError:
-                continue  # the guard ends the playbook if no renewal succeeds in time
-            if not is_renewed:
-                self._limit_run(started_at)
-                return
-            self.note_renewed(started_at)
+                pass  # the guard ends the playbook if no renewal succeeds in time
+            else:
+                if not is_renewed:
+                    self._limit_run(started_at)
+                    return
+                self.note_renewed(started_at)
+            # After a slow renewal, little of the lease is left. So the time that it took is a part of the wait.
+            wait_s = max(0.0, RENEWAL_INTERVAL_S - (boottime_s() - started_at))
 
     def end(self, engine: Engine) -> None:
         """Store the end of the run. If the database is unavailable for long, the lease expires by itself."""

@@ -439,7 +439,7 @@ def test_f28_a_job_of_a_node_that_does_not_fence_stays_with_it(
     with ExitStack() as stack:
         url = stack.enter_context(postgres.fresh_database())
         proxy = stack.enter_context(running_proxy(postgres.folder / ".s.PGSQL.5432"))
-        system = make_system(time_scale=2.0, SMITH_DATABASE_URL=url, SMITH_LEASE_S="3", SMITH_CONCURRENCY="1")
+        system = make_system(time_scale=2.0, SMITH_DATABASE_URL=url, SMITH_LEASE_S="6", SMITH_CONCURRENCY="1")
         system.lab.settings["SMITH_DATABASE_URL"] = url.replace("@/", f"@127.0.0.1:{proxy.port}/").partition("?")[0]
         system.start()
         stack.enter_context(stopping_the_executor(system))

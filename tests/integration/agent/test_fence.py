@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 
 import pytest
 from smith_lab.system import wait_for
 from sqlalchemy import Engine, insert, update
 from support.agent_parts import BOOT_ID, WITHIN_S, AgentParts
+from support.recorded_waits import RecordedWaits
 
 from executor.agent.fence import GUARD_SHARE_OF_LEASE
-from executor.agent.leases import LeaseKeeper
+from executor.agent.leases import RENEWALS_PER_LEASE, LeaseKeeper
 from executor.agent.parts import build_lease_keeper
 from executor.database.engine import reading, transaction
 from executor.database.tables import Job, Node, utc_now
@@ -171,3 +173,48 @@ def test_the_limit_of_the_runs_stays_until_the_run_of_a_lost_job_has_ended(
     parts.wait_until_idle()
     keeper.maintain()
     assert (limit_in_file(parts) or 0) > (limit_before or 0)
+
+
+@dataclass
+class SlowClock:
+    """A clock in which the first renewal takes `slow_s` seconds, and the others take no time."""
+
+    slow_s: float
+    calls: int = 0
+
+    def __call__(self) -> float:
+        self.calls += 1
+        return 1000.0 if self.calls == 1 else 1000.0 + self.slow_s
+
+
+def test_a_slow_renewal_that_finds_another_agent_is_repeated_instead_of_ending_the_runs(
+    parts: AgentParts, keeper: LeaseKeeper
+) -> None:
+    keeper.maintain()
+    add_agent(parts.engine, "other")
+    keeper.fence.clock = SlowClock(keeper.lease_s)
+    limits: list[float] = []
+    keeper.fence.limit_runs = limits.append
+
+    keeper.maintain()
+    assert limits == []
+    assert not does_row_fence(parts.engine)
+    assert not keeper.fence._is_due()
+
+    keeper.maintain()
+    assert does_row_fence(parts.engine)
+    assert not keeper.fence._is_due()
+    assert set(limits) == {1000.0 + keeper.lease_s * (1 + GUARD_SHARE_OF_LEASE)}
+
+
+@pytest.mark.parametrize(("share_of_interval", "share_waited"), [(0.0, 1.0), (0.25, 0.75), (1.0, 0.0), (3.0, 0.0)])
+def test_the_time_of_a_renewal_is_a_part_of_the_wait_for_the_next_one(
+    parts: AgentParts, keeper: LeaseKeeper, share_of_interval: float, share_waited: float
+) -> None:
+    interval_s = keeper.lease_s / RENEWALS_PER_LEASE
+    keeper.state.stopping = waits = RecordedWaits()
+    keeper.fence.clock = SlowClock(share_of_interval * interval_s)
+
+    keeper.maintain()
+
+    assert waits.waits_s[-1] == pytest.approx(share_waited * interval_s)

@@ -94,3 +94,19 @@ def test_runs_without_a_limit_are_limited_as_soon_as_another_agent_is_found() ->
     fence.note_other_agents(110.0)  # the transaction may not commit, so the runs get no more time before it does
 
     assert limits == [NO_LIMIT, 127.5, 127.5]
+
+
+def test_a_renewal_that_took_long_must_be_repeated_if_it_found_the_first_other_agent() -> None:
+    now, limits = [100.0], list[float]()
+    fence = fence_at(now, limits=limits)
+    fence.note_renewed(100.0, has_other_agents=False)
+
+    now[0] = 110.1
+    assert not fence.note_other_agents(100.0)
+    assert limits == [NO_LIMIT]
+    now[0] = 110.0
+    assert fence.note_other_agents(100.0)
+    now[0] = 119.0
+    assert fence.note_other_agents(100.0)  # the runs have their limit
+
+    assert limits == [NO_LIMIT, 122.5]

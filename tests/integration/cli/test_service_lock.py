@@ -1,0 +1,29 @@
+"""The renewals of the lease of a run by hand."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import Engine
+from support.recorded_waits import RecordedWaits
+
+from executor.cli import service_lock
+from executor.cli.service_lock import GUARD_SHARE_OF_LEASE, LEASE_S, RENEWAL_INTERVAL_S, locked_service
+
+
+def test_the_time_of_a_renewal_is_a_part_of_the_wait_for_the_next_one(
+    sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a slow renewal, the next one begins at once, because little of the lease is left."""
+    limits: list[float] = []
+    with locked_service(sqlite_engine, action="start", service_id="s-1", vmid=100) as lock:
+        lock._is_over.set()  # ends the thread that renews the lease
+        # Two clock readings for each renewal: before and after it. The renewals take 4 s, 50 s and no time.
+        clock = iter([1000.0, 1004.0, 1010.0, 1060.0, 1060.0, 1060.0])
+        monkeypatch.setattr(service_lock, "boottime_s", lambda: next(clock))
+        lock._limit_run = limits.append
+        lock._is_over = waits = RecordedWaits(set_at_call=4)
+
+        lock.keep_renewing(sqlite_engine)
+
+    assert waits.waits_s == [RENEWAL_INTERVAL_S, RENEWAL_INTERVAL_S - 4.0, 0.0, RENEWAL_INTERVAL_S]
+    assert limits == [started_at + LEASE_S * GUARD_SHARE_OF_LEASE for started_at in (1000.0, 1010.0, 1060.0)]

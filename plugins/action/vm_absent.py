@@ -20,7 +20,7 @@ class ActionModule(VmAction):
 
     archive = ""  #: the volume of the final archive
     volumes_left: Sequence[str] = ()  #: the volumes that still exist after the deletion of the VM
-    other_volumes: Sequence[str] = ()  #: those of them of which it is not known whether they are of this VM
+    other_volumes: Sequence[str] = ()  #: the volumes in `volumes_left` that may belong to another VM
 
     def execute(self) -> dict[str, Any]:
         final_backup = str(self.vm.get("final_backup") or "")
@@ -35,7 +35,7 @@ class ActionModule(VmAction):
             upids=done.upids,
             planned=self._planned(decision) if self.is_check_mode and facts["exists"] else {},
             **({"backup": self.archive} if self.archive else {}),
-            **self._warned_of_volumes(),
+            **self._report_volumes_left(),
         )
 
     def _planned(self, decision: dict[str, Any]) -> dict[str, Any]:
@@ -79,10 +79,10 @@ class ActionModule(VmAction):
         if self.is_check_mode:
             return steps.unchanged(facts)
         node, vmid = facts["node"], int(self.vm["vmid"])
-        settings, of_snapshots = self.cluster.settings(node, vmid), volumes.snapshot_volumes(self.cluster, node, vmid)
-        expected = volumes.volumes_in(settings, vmid) | of_snapshots
+        settings, in_snapshots = self.cluster.settings(node, vmid), volumes.snapshot_volumes(self.cluster, node, vmid)
+        expected = volumes.volumes_in(settings, vmid) | in_snapshots
         used = [(key, value) for key, value in settings if not volumes.UNUSED_KEY.match(key)]
-        removable = self._removable(node, volumes.volumes_in(used, vmid) | of_snapshots)
+        removable = self._removable(node, volumes.volumes_in(used, vmid) | in_snapshots)
         self.progress.step("deleting it with its disks")
         # `force` is not set, so that the module does not delete a guest that was started after the look-up.
         answer = self.change(
@@ -101,7 +101,7 @@ class ActionModule(VmAction):
         """Warn of the volumes that an earlier, interrupted run has left."""
         try:
             is_known = self._find_volumes_of_last_deletion()
-        except FAILED_CALL as exc:  # that the VM does not exist is proven
+        except FAILED_CALL as exc:  # not a failure of the action: the absence of the VM is proven
             self._warn_of_unknown_volumes(error_text(exc))
         else:
             if not is_known:
@@ -109,9 +109,10 @@ class ActionModule(VmAction):
         return steps.unchanged(facts)
 
     def _find_volumes_of_last_deletion(self) -> bool:
-        """Find the volumes that the last deletion of the VM has left. Return False if this deletion may be unknown.
+        """Find the volumes that the last deletion of the VM has left.
 
-        The task is searched on all nodes, because the VM may have moved after its node was stored.
+        Return False if no deletion was found, but a node that may have made it is offline. All nodes are searched for
+        the Proxmox task of the deletion, because the VM may have moved after its node was stored.
         """
         vmid, types = int(self.vm["vmid"]), task_types("absent", kind_of(self.vm))
         tasks, is_complete = self.cluster.tasks_on_all_nodes(vmid)
@@ -124,7 +125,7 @@ class ActionModule(VmAction):
         return True
 
     def _removable(self, node: str, used: set[str]) -> dict[str, dict[str, Any]]:
-        """Return the rows of the volumes that may be removed if Proxmox does not, before the deletion of the guest."""
+        """Return, before the deletion, the rows of the volumes that the action may remove if Proxmox leaves them."""
         if not is_yes(self.vm.get("remove_volumes_left", False)):
             return {}
         try:
@@ -136,9 +137,9 @@ class ActionModule(VmAction):
     def _find_volumes_left(
         self, node: str, expected: set[str], removable: dict[str, dict[str, Any]], upids: list[str]
     ) -> None:
-        """Find the volumes that Proxmox could not remove. The deletion succeeds: no later run could remove them.
+        """Find the volumes that Proxmox has left, and remove those that are `removable`.
 
-        The deletion is proven, so a request that fails now does not fail the action.
+        The guest is deleted, so neither a volume that is left nor a request that fails now makes the action fail.
         """
         try:
             vmid = int(self.vm["vmid"])
@@ -159,8 +160,8 @@ class ActionModule(VmAction):
     def _warn_of_unknown_volumes(self, reason: str) -> None:
         self.warn(f"It is unknown whether all disks of VM {self.vm['vmid']} are removed: {reason}")
 
-    def _warned_of_volumes(self) -> dict[str, list[str]]:
-        """Return the members of the result about volumes that still exist, and warn of these volumes."""
+    def _report_volumes_left(self) -> dict[str, list[str]]:
+        """Warn of the volumes that still exist, and return the members of the result about them."""
         if not self.volumes_left:
             return {}
         text = volumes.warning(int(self.vm["vmid"]), self.volumes_left, self.other_volumes)

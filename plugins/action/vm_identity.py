@@ -20,6 +20,6 @@ class ActionModule(VmAction):
     def execute(self) -> dict[str, Any]:
         known_tasks = self.arguments["known_tasks"]
         facts = self.identify(may_be_absent=self.arguments["may_be_absent"], known_tasks=known_tasks)
-        self.answer = {"facts": facts, "changed": False}
+        self.extra_return_values = {"facts": facts, "changed": False}
         upids = {"upids": facts["upids"]} if known_tasks is not None else {}
         return {**self.document(facts, **upids), **self.arguments["result"]}

@@ -15,7 +15,7 @@ from ..plugin_utils.failures import own_failure, proxmox_failure
 from ..plugin_utils.login import LoginError, login_variable
 from ..plugin_utils.look_up import LookUp, Query
 
-#: What the action can wait for. The other waits of a look-up belong to a change that another action makes.
+#: What the action can wait for: the members of `look_up.WAITS` except those that need a change of the same action.
 STATES = ("nothing", "unlocked", "running", "stopped", "absent", "idle", "quiet", "restarted")
 ARGUMENTS: dict[str, Any] = {
     "vmid": {"type": "int", "required": True},

@@ -34,7 +34,7 @@ class ActionModule(VmAction):
         )
 
     def _migrate(self, facts: Facts, target: str) -> Facts:
-        """Migrate the VM. The module does not notice that a migration failed, so it does not wait; the look-up does."""
+        """Migrate the VM. The look-up waits for the end, because the module does not notice a failed migration."""
         self.progress.step(f"migrating from {facts['node']} to {target}")
         answer = self.change(
             "proxmox_kvm",

@@ -46,8 +46,9 @@ class ActionModule(VmAction):
             return self._planned(before)
         created = steps.unchanged(before) if before["exists"] else self._create(before)
         self.publish(created.facts, adopted=before["exists"])
-        is_checked = not before["exists"]
-        configured = steps.ensure_configured(self, created.facts, self.vm, is_create=True, is_checked=is_checked)
+        configured = steps.ensure_configured(
+            self, created.facts, self.vm, is_create=True, is_node_checked=not before["exists"]
+        )
         more = {"planned": configuration.planned(created.facts, self.vm, True)} if self.is_check_mode else {}
         return self.document(
             configured.facts,
@@ -64,13 +65,13 @@ class ActionModule(VmAction):
         return volumes.reuse_problem(self.cluster, node, int(self.vm["vmid"]), storages)
 
     def _source_problem(self, template: dict[str, Any]) -> str:
-        """Return why Proxmox can make no guest of the template or of the image now."""
+        """Return why Proxmox cannot create a guest from the template or the image now."""
         if self._is_clone():
             return sources.template_problem(self.cluster, template, self.vm)
         return sources.image_problem(self.cluster, self.vm)
 
     def _node_problem(self, before: Facts) -> str:
-        """Return why the node of the new guest cannot give it what the request names."""
+        """Return why the node cannot give the new guest the requested hardware or networks."""
         source = before["template"] if self._is_clone() else before
         node = self._node(before["template"])
         return node_limits.request_problem(self.cluster, node, source, self.vm, is_new=True)
@@ -102,11 +103,11 @@ class ActionModule(VmAction):
             template_node=template.get("node", ""),
         )
         problem = reservation_problem(after, self.vm)
-        self.verify(failures.after_accepted_creation(problem, answer), failures.outcome_problem(after, answer, "made"))
+        self.verify(failures.created_guest_problem(problem, answer), failures.outcome_problem(after, answer, "made"))
         return steps.Step(facts=after, is_changed=True, upids=after["upids"])
 
     def _clone(self, template: dict[str, Any]) -> dict[str, Any]:
-        """Clone the template. The module does not notice that a clone failed, so it does not wait; the look-up does."""
+        """Clone the template. The look-up waits for the end, because the module does not notice a failed clone."""
         vm, is_full = self.vm, is_yes(self.vm.get("full_clone", True))
         node, storage = str(vm.get("node") or ""), str(vm.get("storage") or "") if is_full else ""
         self.progress.step(f"cloning the template {template['vmid']} on {template['node']}")

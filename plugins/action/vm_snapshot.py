@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from ..plugin_utils.failures import outcome_problem
 from ..plugin_utils.identity import lock_problem, suspended_problem
-from ..plugin_utils.preconditions import complete_snapshots, snapshot_name, snapshot_problem, without_snapshots
+from ..plugin_utils.preconditions import complete_snapshots, snapshot_name, snapshot_problem, snapshot_support_problem
 from ..plugin_utils.rollback import rollback_problem
 from ..plugin_utils.vm_action import Facts, VmAction
 
@@ -29,7 +29,7 @@ class ActionModule(VmAction):
         if is_needed:
             self.refuse(lock_problem(facts), snapshot_problem(facts, name, state), suspended_problem(facts))
         if is_needed and not is_rollback and not self.cluster.has_snapshot_feature(facts["node"], facts["vmid"]):
-            self.refuse(without_snapshots(facts))
+            self.refuse(snapshot_support_problem(facts))
         if is_rollback:
             self.refuse(rollback_problem(self.cluster, facts, name))
         plan = {"rolled_back_to" if is_rollback else "snapshot": name} if is_needed else {}
@@ -44,7 +44,7 @@ class ActionModule(VmAction):
         )
 
     def _change(self, facts: Facts, name: str, state: str) -> Facts:
-        """Create the snapshot or roll back. The module does not notice a failed Proxmox task; the look-up does."""
+        """Create the snapshot or roll back. The look-up waits, because the module does not notice a failed task."""
         self.progress.step(f"rolling back to {name}" if state == "rolled_back" else f"creating the snapshot {name}")
         answer = self.change(
             "proxmox_snap",
@@ -57,6 +57,6 @@ class ActionModule(VmAction):
         after = self.look_up_after(
             facts, "idle", "rolled_back" if state == "rolled_back" else "snapshot", with_snapshots=True
         )
-        # Afterwards the snapshot must exist in both cases.
+        # After both changes the snapshot must exist, which is the precondition of a rollback.
         self.verify(outcome_problem(after, answer, state), snapshot_problem(after, name, "rolled_back"))
         return after

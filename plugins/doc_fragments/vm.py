@@ -48,7 +48,8 @@ options:
         type: str
       node:
         description:
-          - 'C(create): node for the guest. Empty means the template''s node; another node needs shared storage.'
+          - 'C(create): node for the guest. Empty means the template''s node; a clone on another node needs shared
+            storage.'
           - 'Other actions: node on which the guest was last. The current node is looked up.'
         type: str
       template_vmid:
@@ -106,7 +107,7 @@ options:
         type: int
       sockets:
         description:
-          - Sockets. 1 when only C(cores) is given, so that C(cores) is the total.
+          - Number of sockets. If only C(cores) is given, it is 1, so that C(cores) is the total.
         type: int
       cpu_type:
         description:
@@ -126,7 +127,7 @@ options:
         type: bool
       guest_agent:
         description:
-          - Proxmox may talk to the guest agent.
+          - Allow Proxmox to use the guest agent.
         type: bool
       boot_order:
         description:
@@ -146,7 +147,7 @@ options:
             required: true
           size_gib:
             description:
-              - Size in GiB; needed for a new one. It can only grow.
+              - Size in GiB; a new disk needs it. It can only grow.
             type: int
           storage:
             description:
@@ -305,14 +306,14 @@ options:
             type: str
       allowed:
         description:
-          - What the request may name besides what the guest already has. If it is missing, there is no limit. C(*) in a
-            list allows every value.
+          - The values that the request may name. A value that the guest already has is always allowed. Without this
+            member there is no limit. C(*) in a list allows every value.
         type: dict
         suboptions:
           bridges:
             description:
-              - Bridges. One that Proxmox does not list, because C(/etc/network/interfaces.d) defines it, must be named
-                here, or the guest must have it already.
+              - Bridges. A bridge of C(/etc/network/interfaces.d), which Proxmox does not list, must be named here,
+                unless the guest already has it.
             type: list
             elements: str
           vlans:
@@ -338,7 +339,8 @@ options:
       snapshot:
         description:
           - 'C(snapshot): name; default: the next free C(smith-N).'
-          - 'C(rollback): name; default: the newest, the only possible one on ZFS or with C(snapshot-as-volume-chain).'
+          - 'C(rollback): name; default: the newest. ZFS and storages with C(snapshot-as-volume-chain) accept only the
+            newest.'
         type: str
       force:
         description:
@@ -404,8 +406,8 @@ options:
         type: bool
       half_made:
         description:
-          - 'C(delete): the create of this VMID never ended, so the VM may be a partial clone without a marker;
-            its name then identifies it, as it does for a create that finishes such a clone. Default false.'
+          - 'C(delete): the create of this VMID has not succeeded, so the VM may be a partial clone. It has no marker;
+            its name identifies it. Default false.'
         type: bool
       timeout_s:
         description:
@@ -413,8 +415,8 @@ options:
         type: int
       deadline_monotonic_s:
         description:
-          - Point in time at which the action ends at the latest, if that is earlier than C(timeout_s). It is a time of
-            the system's monotonic clock, as Python's C(time.monotonic()) returns it.
+          - Latest end of the action, if that is earlier than the end of C(timeout_s). It is a time of the system's
+            monotonic clock, as Python's C(time.monotonic()) returns it.
         type: float
       properties:
         description:

@@ -11,7 +11,7 @@ author: Agent Smith contributors (@agent-smith)
 description:
   - Looks the guest up, waits until its lock of a clone or a creation is gone, and compares kind, marker and name with
     the request. Changes nothing.
-  - For the playbooks of a provider's own actions, before their first change and after their last.
+  - The playbooks of a provider's own actions call it before their first change and after their last.
 extends_documentation_fragment:
   - agent_smith.proxmox.vm
 options:

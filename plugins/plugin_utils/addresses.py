@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides whether the requested addresses, gateways and name servers of a guest are possible.
+"""Decides whether the requested addresses, gateways and name servers of a guest are valid.
 
 `vm` is the request (docs/actions.md). Proxmox checks an address only when it changes the configuration, which is after
 the clone of a new VM, and it ignores an address whose mode is not static. All functions are pure.
@@ -13,11 +13,12 @@ from typing import Any
 from .nics import requested_nics
 from .shared.addresses import cidr_problem, gateway_problem, is_address
 
-#: The members of a NIC that belong together: its mode, its address and its gateway, by the IP version.
+#: The names of a NIC's members for mode, address and gateway, by the IP version.
 MEMBERS = {4: ("mode", "ipv4_cidr", "ipv4_gateway"), 6: ("ipv6_mode", "ipv6_cidr", "ipv6_gateway")}
 
 
 def address_problems(vm: dict[str, Any]) -> Iterator[str]:
+    """Yield a problem, or an empty text, for each IP version of each NIC, and a problem of the name servers."""
     for number, nic in requested_nics(vm).items():
         name = "network" if number == 0 else f"networks[{number}]"
         for version in MEMBERS:

@@ -33,7 +33,7 @@ def backup_problem(vm: dict[str, Any], storage: str) -> str:
 
 
 def may_name_tag(vm: dict[str, Any], tag: str) -> bool:
-    """Return whether the request may set or remove this tag, so that it removes no tag of the provider."""
+    """Return whether the request may set or remove this tag. The provider's own tags must not be removed."""
     return "allowed" not in vm or any(_is_allowed_tag(tag, entry) for entry in vm["allowed"].get("tags") or ())
 
 
@@ -56,7 +56,10 @@ def _problems(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> Itera
 
 
 def _tag_problem(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> str:
-    """Return which requested tag is not offered. A clone without a marker still has the tags of its template."""
+    """Return which requested tag is not offered.
+
+    The tags of a new clone, which has no marker yet, are those of its template, so they do not count as its own.
+    """
     current = set() if is_new or not source.get("markers") else set(source.get("tags") or ())
     for tag in {str(tag).lower() for tag in vm.get("tags") or []} - current:
         if not may_name_tag(vm, tag):

@@ -9,7 +9,7 @@ from .vm_action import Facts, VmAction
 
 
 def require_backup_possible(action: VmAction, facts: Facts, storage: str) -> None:
-    """Raise Refused if Proxmox would make no archive of the guest on this storage."""
+    """Raise Refused if the guest cannot be backed up to this storage."""
     action.refuse(preconditions.backup_problem(facts, action.vm, storage))
     action.refuse(node_limits.backup_problem(action.cluster, facts["node"], storage))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bounds what an answer of Proxmox may cost a module of community.proxmox, which has no such bound."""
+"""Limits the memory and the time that an answer of Proxmox may take in a module of community.proxmox."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PROCESS_STATUS = Path("/proc/self/status")
 
 @contextlib.contextmanager
 def bounded_module() -> Iterator[None]:
-    """Bound the modules that are executed in the `with` block.
+    """Limit the modules that are executed in the `with` block.
 
-    A module that runs in this process gets bounded sessions. A process that is started inherits a limit of its memory,
-    and its time ends with the run.
+    For a module in this process, the HTTP answers are limited. A module in a process of its own inherits a limit of its
+    memory, and is ended with the run.
     """
     used_bytes = _data_bytes()
     if not used_bytes:  # not Linux
@@ -39,7 +39,7 @@ def bounded_module() -> Iterator[None]:
 
 
 def _data_bytes() -> int:
-    """Return how much memory of this process RLIMIT_DATA counts; 0 if the kernel does not say it."""
+    """Return how many bytes of this process count towards RLIMIT_DATA; 0 if the kernel does not say it."""
     try:
         lines = _PROCESS_STATUS.read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bounds the requests of a client by the deadline of an action, and repeats those whose token Proxmox refuses.
+"""Ends the requests of a client at the deadline of an action, and repeats those whose token Proxmox refuses.
 
-Without the bound, a request that gets no answer would end after the runner has killed the playbook, and the cause would
-be lost.
+Otherwise the runner would kill the playbook while it waits for an answer, and the cause of the failure would be lost.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from .shared.login_repeats import LOGIN_NOT_REPEATED, PAUSES_S, repeat_while_ref
 REQUEST_TIMEOUT_S = 30.0
 #: How long after the deadline the requests of the last look-up may take. The runner waits a little longer.
 AFTER_DEADLINE_S = 2.0
-#: How long a request may wait at least.
+#: Minimum time that a request waits for its answer, even after the deadline.
 MIN_REQUEST_TIMEOUT_S = 1.0
 #: How long Proxmox delays an answer 401.
 REFUSAL_DELAY_S = 3.0
@@ -34,9 +33,9 @@ class BoundedSession:
         session.request = self.request
 
     def request(self, *arguments: Any, **options: Any) -> Any:
-        """Send a request; return the answer, also if Proxmox refused the login again and again.
+        """Send a request and return the answer, which is a refusal (401) only after all repetitions.
 
-        Raises TooLittleTime if Proxmox refused the login, and the deadline was too near to send the request that often.
+        Raises TooLittleTime if Proxmox refused the login, and the deadline was too near for all repetitions.
         """
         left_s = self.deadline_monotonic_s - time.monotonic()
         options["timeout"] = max(MIN_REQUEST_TIMEOUT_S, min(REQUEST_TIMEOUT_S, left_s + AFTER_DEADLINE_S))
@@ -53,13 +52,13 @@ class BoundedSession:
         try:
             return repeat_while_refused(send, lambda exc: isinstance(exc, _LoginRefused), pauses_s)
         except _LoginRefused as refusal:
-            if pauses_s != PAUSES_S:  # an answer 401 that was not repeated may be temporary
+            if pauses_s != PAUSES_S:  # without all repetitions, the refusal may be temporary
                 raise TooLittleTime(f"{LOGIN_NOT_REPEATED} ({len(pauses_s) + 1} of {len(PAUSES_S) + 1})") from refusal
             return refusal.args[0]
 
 
 def _pauses_within_s(left_s: float) -> tuple[float, ...]:
-    """Return the pauses of as many repetitions as fit into the time, with Proxmox's delay of each answer."""
+    """Return the pauses before those repetitions that can end within `left_s`. Proxmox delays each refusal."""
     durations_s = accumulate((pause_s + REFUSAL_DELAY_S for pause_s in PAUSES_S), initial=REFUSAL_DELAY_S)
     count = sum(duration_s <= left_s for duration_s in durations_s) - 1
     return PAUSES_S[: max(count, 0)]

@@ -44,12 +44,13 @@ def removed_keys(facts: dict[str, Any], vm: dict[str, Any]) -> list[str]:
 
 
 def keys_in(parameters: dict[str, Any]) -> set[str]:
-    """Return the keys of the cloud-init values among parameters of proxmox_kvm that are not None."""
+    """Return the keys in Proxmox's configuration of those cloud-init parameters of proxmox_kvm that are not None."""
     keys = {key for name, key in KEYS.items() if parameters.get(name) is not None}
     return keys | set(parameters.get("ipconfig") or {})
 
 
 def guest_network(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
+    """Return the requested addresses, name servers and search domains; {} if the VM has no cloud-init drive."""
     if not facts.get("has_cloud_init"):
         return {}
     config, network = facts["config"], vm.get("network") or {}
@@ -119,7 +120,7 @@ def ssh_keys(keys: Any) -> list[str]:
 def login_problems(vm: dict[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the requested login of a VM or a container.
 
-    Proxmox cannot remove a login: an empty value would change nothing, and the request would only seem to succeed.
+    Proxmox ignores an empty value and reports success, so a login cannot be removed.
     """
     cloud_init = vm.get("cloud_init") or {}
     for name in ("user", "password", "ssh_public_keys", "vendor_snippet"):
@@ -132,6 +133,7 @@ def login_problems(vm: dict[str, Any]) -> Iterator[str]:
 
 
 def guest_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the requested login and network of a VM."""
     cloud_init, network = vm.get("cloud_init") or {}, vm.get("network") or {}
     yield from address_problems(vm)
     yield from login_problems(vm)

@@ -20,11 +20,11 @@ FAILURES: tuple[type[Exception], ...] = (Refused, *FAILED_CALL)
 
 
 def update_drive(action: VmAction, facts: Facts, vm: dict[str, Any], changed: set[str]) -> Facts:
-    """Generate the drive of a running VM again if it lacks requested values; return the facts with their keys.
+    """Generate the drive of a running VM again if it lacks requested values.
 
-    `changed` are the keys of the cloud-init values that the action has changed or removed. They are used because
-    Proxmox does not list a changed `ipconfigN`. If the action has changed none, Proxmox's list shows what an
-    interrupted run has changed.
+    Return the facts; `cloud_init_pending` are the keys that the drive lacked. `changed` are the keys of the cloud-init
+    values that the action has changed or removed; Proxmox's list of lacking values omits a changed `ipconfigN`. If the
+    action has changed none, Proxmox's list shows what an interrupted run has changed.
     """
     requested = cloud_init.keys_in(cloud_init.requested_parameters(facts, vm)) | changed
     if not requested or not facts["has_cloud_init"] or facts["status"] != "running":

@@ -47,9 +47,10 @@ NODE_DOWN_STATUSES = range(595, 600)
 
 
 def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -> tuple[Cluster, Login]:
-    """Return the requests to the cluster of a login, and the login. `connection` and `ca_bundle` may be empty.
+    """Return the cluster of a login, and the login.
 
-    Then they come from the credentials file or from the environment. Raises LibraryMissing or LoginError.
+    An empty `connection` or `ca_bundle` is read from the credentials file or from the environment. Raises
+    LibraryMissing or LoginError.
     """
     login = read_login(connection, ca_bundle)
     api = connect(login.connection, login.ca_bundle)
@@ -60,7 +61,7 @@ def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -
 
 
 class Cluster:
-    """The requests to one Proxmox cluster. `kind` is `qemu` for virtual machines, `lxc` for containers."""
+    """Sends requests to one Proxmox cluster. `kind` is `qemu` for virtual machines, `lxc` for containers."""
 
     session: BoundedSession  #: the session of the requests, which has the deadline
 
@@ -99,7 +100,7 @@ class Cluster:
         return [str(row["key"]) for row in rows if "pending" in row or row.get("delete")]
 
     def _is_unknown_node(self, exc: Exception, node: str) -> bool:
-        """Return True if a request failed because the cluster has no node of this name, or has it no more."""
+        """Return True if a request failed because the cluster has no node of this name, or no longer has it."""
         return NO_SUCH_HOST in str(exc) and node not in {str(row.get("node")) for row in self.node_rows()}
 
     def is_being_created(self, node: str, vmid: int) -> bool:
@@ -201,8 +202,8 @@ class Cluster:
     def tasks(self, node: str, vmid: int) -> list[dict[str, Any]]:
         """Return the Proxmox tasks on a node that this login has started for the VM, newest first.
 
-        Proxmox also lists those of other users and tokens if the login has Sys.Audit, and those of all tokens of a user
-        who logs in with a password.
+        Proxmox's list is filtered, because it also has the Proxmox tasks of other users and tokens if the login has
+        Sys.Audit, and those of all tokens of a user who logs in with a password.
         """
         try:
             tasks = self.api.nodes(node).tasks.get(vmid=vmid, source="all", limit=MAX_LISTED_TASKS) if node else []
@@ -322,7 +323,7 @@ class Cluster:
     def error_of(self, task: dict[str, Any]) -> str:
         """Return the error text of a failed Proxmox task, with the cause from its log if the status does not name it.
 
-        A log that cannot be read leaves the status alone, because the failure itself is known.
+        If the log cannot be read, only the status is returned.
         """
         status = str(task["status"])
         if not needs_log(status):
@@ -335,8 +336,8 @@ class Cluster:
     def addresses(self, node: str, vmid: int, macs: list[str]) -> list[str] | None:
         """Return the IP addresses of the NICs with these MAC addresses.
 
-        Return [] if the guest has not reported any yet, None if it will not report any. Nothing that the guest answers
-        raises an exception, because the addresses are not what an action has to reach.
+        Return [] if the guest has not reported any yet, None if it will not report any. No answer of the guest raises
+        an exception, because an action may succeed without addresses.
         """
         try:
             if self.kind == "lxc":

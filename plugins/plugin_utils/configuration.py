@@ -58,7 +58,7 @@ def difference(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = Fals
 
 
 def _shown_before(facts: dict[str, Any], key: str, after: Any) -> Any:
-    """Return the current value of a parameter or of a disk, in the form of the value `after` the change."""
+    """Return the current value of a parameter or of a disk, in the same form as the value `after` the change."""
     if key == "cipassword":
         return "(set)" if facts["has_password"] else ""
     if key in facts["disks"]:
@@ -183,13 +183,13 @@ def configuration_problem(after: dict[str, Any], vm: dict[str, Any], changes_mad
     if after.get("task_error"):
         return task_failure(after["task_error"])
     results = [result for change in changes_made for result in change.get("results", [change])]
-    lost = [result for result in results if is_outcome_unknown(result) and not hotplug_problem(result)]
-    unknown = next(map(failure_after_look_up, lost), "")
-    return unknown or f"TASK_FAILED: VM {vm['vmid']} did not apply {', '.join(differing)}"
+    unconfirmed = [result for result in results if is_outcome_unknown(result) and not hotplug_problem(result)]
+    failure = next(map(failure_after_look_up, unconfirmed), "")
+    return failure or f"TASK_FAILED: VM {vm['vmid']} did not apply {', '.join(differing)}"
 
 
 def hotplug_problem(answer: dict[str, Any]) -> str:
-    """Return Proxmox's text about values that the running guest did not apply, and which are pending now; or ''."""
+    """Return Proxmox's text about values that are pending because the running guest did not apply them; or ''."""
     text = str(answer.get("msg") or "") if answer.get("failed") else ""
     found = HOTPLUG_PROBLEM.search(text)
     return text[found.start() :] if found else ""

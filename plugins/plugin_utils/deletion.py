@@ -14,14 +14,13 @@ from typing import Any
 from .identity import only_identity
 from .request_values import is_yes
 
-#: The deletion mark states when a guest may be destroyed, in seconds since 1970. For a VM the mark is a tag. A
-#: container can have only one tag, so its mark is a line of its description. If Proxmox refuses the tag of a VM, as the
-#: option `user-tag-access` of the cluster may say, its mark is a line of another name: an earlier version did not
-#: change the line `smith-delete` in the text of a service.
+#: The deletion mark of a VM: a tag that states when the VM may be destroyed, in seconds since 1970.
 DELETION_TAG = re.compile(r"smith-delete-(\d{1,12})")
-#: The member of a request by which an action tells its functions that Proxmox refuses the tags of this VM.
+#: The member that an action adds to the request after Proxmox has refused the tags of this VM.
 WITHOUT_TAGS = "without_tags"
-#: The deletion mark as a line of the description, by the kind of guest.
+#: The deletion mark as a line of the description, by the kind of guest: for a container, because it can have only one
+#: tag, and for a VM whose tags Proxmox refuses. A VM's line has another name, because earlier versions did not remove
+#: the line `smith-delete` from the text of a service.
 DELETION_LINES = {
     "lxc": re.compile(r"^smith-delete=(\d{1,12})\s*?$", re.MULTILINE),
     "qemu": re.compile(r"^smith-delete-at=(\d{1,12})\s*?$", re.MULTILINE),
@@ -32,9 +31,9 @@ def deletion(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     """Return the next step of a deletion, and `at`: when the VM may be destroyed.
 
     Without a grace period the step is `destroy`. With a grace period it is first `mark`, then `wait` until the time
-    `at` has come, then `destroy`. The time is stored in the VM's deletion mark. There operators can see it, and it is
-    not lost with the agent's database. An operator cancels the deletion by removing the mark. A later `delete` with
-    `only_when_due` then has the step `keep`.
+    `at` has come, then `destroy`. The time is stored in the VM's deletion mark: operators see it, and it survives a
+    loss of the agent's database. After an operator has removed the mark, a `delete` with `only_when_due` has the step
+    `keep`.
     """
     at = deletion_due_at(facts) if facts["exists"] else 0
     is_due = 0 < at <= facts.get("looked_at", 0)
@@ -48,7 +47,7 @@ def deletion(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def ha_managed_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Return why Proxmox would not delete the guest, after it has been stopped: the HA manager manages it."""
+    """Return why Proxmox would refuse to delete the stopped guest: the HA manager manages it."""
     if not facts["exists"] or not facts["is_ha_managed"] or is_yes(vm.get("purge", False)):
         return ""
     return f"VM_STATE: the HA manager manages VM {facts['vmid']}: remove it from there, or delete it with purge"

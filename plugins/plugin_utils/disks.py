@@ -16,7 +16,7 @@ GIB = 1024**3
 DISK_KEY = re.compile(r"scsi([12]?\d|30)|virtio(1[0-5]|\d)|sata[0-5]|ide[0-3]")
 #: Name of the first disk that is added to a VM without disks.
 FIRST_DISK = "scsi0"
-#: The drive that holds the ISO image of a new VM.
+#: The drive that contains the ISO image of a new VM.
 CDROM = "ide2"
 
 
@@ -74,6 +74,7 @@ def default_storage(facts: dict[str, Any], vm: dict[str, Any]) -> str:
 
 
 def disk_problems(source: dict[str, Any], vm: dict[str, Any], is_blank: bool) -> Iterator[str]:
+    """Yield a problem, or an empty text, for each requested disk and for each rule about all disks."""
     asked, named = requested_disks(source, vm), [str(disk.get("disk")) for disk in vm.get("disks") or []]
     if vm.get("disk_gib") and not source.get("disk") and not is_blank:
         yield f"INVALID_REQUEST: VM {source['vmid']} has no disk to resize to {vm['disk_gib']} GiB"

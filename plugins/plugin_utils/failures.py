@@ -12,8 +12,8 @@ from .identity import ha_problem
 from .shared.error_rules import ClassifiedFailure, classify_failure, classify_own_failure, classify_task_failure
 from .shared.reactions import Outcome, outcome_of
 
-#: The beginning of Proxmox's words if a running VM or container did not apply some new values, which are pending until
-#: its next start.
+#: The beginning of Proxmox's text about new values that a running guest did not apply. They are pending until its next
+#: start.
 HOTPLUG_PROBLEM = re.compile(r"hotplug problem - |unable to hotplug \w{1,40}: ")
 #: The beginning of a module's text about a Proxmox task that has done its work with warnings. Proxmox's text follows.
 TASK_WITH_WARNINGS = re.compile(r"\AError occurred on task execution: WARNINGS: \d")
@@ -32,15 +32,15 @@ def failure(result: dict[str, Any]) -> str:
 
 
 def proxmox_failure(answer: dict[str, Any]) -> str:
-    """Return the error of a module or of a request as `CODE: text`. The text is Proxmox's, so its codes are not used.
+    """Return the error of a module or of a request as `CODE: text`. `answer` contains the text as `msg`.
 
-    `answer` contains the text as `msg`.
+    The text is from Proxmox, so an error code in it is ignored.
     """
     return _code_and_text(classify_failure(_message(answer)))
 
 
 def task_failure(text: str) -> str:
-    """Return the error of a Proxmox task that has failed as `CODE: text`. Unknown words get the code TASK_FAILED."""
+    """Return the error of a Proxmox task that has failed as `CODE: text`. An unknown text gets the code TASK_FAILED."""
     code, _, reason = proxmox_failure({"msg": text}).partition(": ")
     return f"{'TASK_FAILED' if code == 'PLAYBOOK_FAILED' else code}: {reason}"
 
@@ -54,7 +54,7 @@ def with_message(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the answer of a module with the text of its exception as `msg`, if the module ended by an exception.
 
     Such an answer has no `msg` but an `exception`, which Ansible has made from the module's traceback. Some modules do
-    not catch the exception of a request that reads. An earlier request of the module may have made the change.
+    not catch the exceptions of their reading requests. Before such an exception, the module may have made its change.
     """
     if not answer.get("failed") or answer.get("msg"):
         return answer
@@ -81,9 +81,8 @@ def location_of(exc: BaseException) -> str:
 def is_outcome_unknown(result: dict[str, Any], *, is_single_request: bool = False) -> bool:
     """Return True if a failed change may have been made. The action must then read the VM's state again.
 
-    This is the only answer to the question whether a request was carried out. The table of reactions has it for each
-    code, and unknown words have a code whose outcome is unknown. `is_single_request`: the answer is one to a single
-    request, not one of a module, which sends several.
+    The table in `shared/reactions.py` has the outcome of each error code; an unknown text has a code with an unknown
+    outcome. `is_single_request` is true if the action sent the request itself; a module sends several.
     """
     if not result.get("failed"):
         return False
@@ -104,11 +103,11 @@ def failure_after_look_up(answer: dict[str, Any]) -> str:
     return f"{'PVE_UNREACHABLE' if code == 'PVE_AUTH' else code}: {reason}"
 
 
-def after_accepted_creation(problem: str, change: dict[str, Any]) -> str:
-    """Return the problem of a guest that Proxmox has created. `change` is the answer to the request.
+def created_guest_problem(problem: str, change: dict[str, Any]) -> str:
+    """Return `problem`, with a code other than VM_ID_TAKEN if Proxmox has accepted the creation.
 
-    VM_ID_TAKEN would make the agent create another guest with another VMID. After Proxmox has accepted the request, the
-    guest on this VMID is the new one, so an operator must look at it.
+    `change` is the answer to the creation. VM_ID_TAKEN would make the agent create another guest with another VMID.
+    After an accepted creation, the guest on this VMID is the new one, so an operator must look at it.
     """
     text = str(change.get("msg", ""))
     is_refused = change.get("failed") and "Reached timeout" not in text
@@ -128,13 +127,13 @@ def outcome_problem(facts: dict[str, Any], change: dict[str, Any], wanted: str) 
     if problem := ha_problem(facts):
         return problem
     module_error = str(change.get("msg", "")) if is_outcome_unknown(change) else ""
-    has_timed_out = "Reached timeout" in module_error  # many modules do not wait for the end, so this is no reason
+    has_timed_out = "Reached timeout" in module_error  # no reason for a failure: many modules do not wait for the end
     text = facts.get("task_error") or ("" if has_timed_out else module_error)
     if not text and facts.get("running_tasks"):
         return f"TASK_TIMEOUT: Proxmox task {facts['running_tasks'][0]} has not ended in time"
     if text or module_error:
-        is_modules = bool(text) and text == module_error
-        return failure_after_look_up(change) if is_modules else task_failure(text or module_error)
+        is_from_module = bool(text) and text == module_error
+        return failure_after_look_up(change) if is_from_module else task_failure(text or module_error)
     if facts.get("lock"):
         return f"VM_LOCKED: VM is locked ({facts['lock']}) and not {wanted} in time"
     return f"TASK_FAILED: VM {facts['vmid']} is {facts['status']}, not {wanted}, although Proxmox reported no error"

@@ -4,7 +4,7 @@
 A configuration may have pending values, which take effect only after a reboot of the VM. The fact `config` contains the
 pending value of each key that has one, and the current value of every other key. The fact `pending` lists the keys that
 have a pending value. The fact `cloud_init_pending` lists the keys of cloud-init values that the action has changed and
-that the running guest has not read yet; a look-up cannot know them.
+that the running guest has not read yet; it is empty after a look-up, which cannot know these keys.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def absent(vmid: int) -> dict[str, Any]:
         "name": "",
         "status": "absent",
         "is_ha_managed": False,  # whether the guest is a resource of the HA manager
-        "ha_state": "",  # its state there; empty if it is none, or if the HA manager has not seen it yet
+        "ha_state": "",  # its HA state; empty if it is not managed, or if the HA manager has not processed it yet
         "is_template": False,
         "is_protected": False,
         "lock": "",
@@ -149,10 +149,10 @@ def container_addresses(interfaces: Any, macs: list[str]) -> list[str]:
 def usable_addresses(interfaces: Any, macs: list[str]) -> list[str]:
     """Return the IP addresses that are reachable from outside, IPv4 first, in the order of the VM's NICs.
 
-    `interfaces` is from inside the guest, so it may be anything; what is no address in an interface is left out. `macs`
-    contains the MAC addresses of the VM's NICs. Interfaces with other MAC addresses are bridges and tunnels inside the
-    guest, so their addresses are left out. If `macs` is empty, for example because a physical NIC is passed through to
-    the VM, the addresses of all interfaces are used.
+    `interfaces` comes from inside the guest, so values of an unexpected form are ignored. `macs` contains the MAC
+    addresses of the VM's NICs. Interfaces with other MAC addresses are bridges and tunnels inside the guest; their
+    addresses are ignored. If `macs` is empty, for example because a physical NIC is passed through to the VM, the
+    addresses of all interfaces are used.
     """
     found = []
     for nic in _objects(interfaces):
@@ -172,9 +172,9 @@ def _objects(value: Any) -> list[dict[str, Any]]:
 
 
 def _usable_address(text: Any) -> str:
-    """Return an IP address in its usual form; '' if it is none, or if other machines cannot reach it.
+    """Return an IP address in its usual form; '' for another text, and for an address that others cannot reach.
 
-    An IPv6 address may have a zone, which is any text, so an address with a zone is none here.
+    An IPv6 address with a zone is ignored, because a zone may be any text.
     """
     try:
         address = ipaddress.ip_address(text if isinstance(text, str) else "")

@@ -53,7 +53,10 @@ def _problems(source: dict[str, Any], vm: dict[str, Any], is_blank: bool) -> Ite
 
 
 def _balloon_problem(source: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Return why Proxmox would refuse the memory: its minimum is more. The minimum may be that of the template."""
+    """Return why Proxmox would refuse the memory: the minimum for ballooning is larger.
+
+    A minimum that is not requested is that of the VM or its template.
+    """
     if vm.get("balloon_mib") is None and not vm.get("memory_mib"):
         return ""
     requested, current = vm.get("balloon_mib"), source["config"].get("balloon")

@@ -54,7 +54,7 @@ def is_half_destroyed(facts: dict[str, Any]) -> bool:
     """Return True if a deletion has removed the guest's disks and everything of its configuration but a lock.
 
     Proxmox writes this lock before it removes the access rights and the backup jobs of the guest. If one of these steps
-    fails, the guest keeps only the lock, which never ends.
+    fails, only the lock is left, and Proxmox never removes it.
     """
     return bool(facts["exists"] and facts.get("lock") == "destroyed")
 
@@ -123,7 +123,7 @@ def absence_problem(facts: dict[str, Any], vmid: int, may_be_absent: bool) -> st
 
 
 def reservation_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Return why a `create` must not use this VMID: it belongs to another guest than the service's VM or partial clone.
+    """Return why a `create` must not use this VMID: a guest has it that is not the service's VM or partial clone.
 
     A clone has the description of the template until its first configuration, so a partial clone has no marker. Its
     name identifies it, because the name was reserved for this service alone.

@@ -19,7 +19,8 @@ from .identity import HA_ERROR
 from .proxmox_tasks import failed, is_end_unknown, is_running, newest_first
 from .templates import find_template
 
-#: What a look-up can wait for.
+#: What a look-up can wait for. `unlocked`: the guest has no lock of a creation or a deletion, or does not exist.
+#: `idle`: the Proxmox tasks of the change have succeeded. `quiet`: they have ended, and the guest has no such lock.
 WAITS = (
     *("nothing", "unlocked", "created", "cloned", "running", "stopped", "absent", "idle", "quiet", "migrated"),
     "restarted",
@@ -33,9 +34,9 @@ REBOOT_SETTLE_S = 60.0
 MAX_OUTAGE_S = 30.0
 #: How long a new clone may be missing in Proxmox's answers while a clone task of its template runs.
 MAX_CLONE_INVISIBLE_S = 20.0
-#: The lock that Proxmox sets at the end of a deletion, after it has removed the disks, and how long it may then wait
-#: for the lock of its list of users.
+#: The lock that Proxmox sets at the end of a deletion, after it has removed the disks.
 DESTROYED = "destroyed"
+#: How long a guest may have this lock: Proxmox then waits for the lock of its list of users.
 MAX_DESTROYED_S = 12.0
 #: Types of Proxmox tasks that restart a guest. A container is restarted by a stop and a start (`vzstart`).
 REBOOTS = ("qmreboot", "qmreset", "vzstart")
@@ -143,7 +144,7 @@ class LookUp:
     def _known_tasks(self, facts: dict[str, Any]) -> list[str]:
         """Return the UPIDs of the Proxmox tasks that exist now.
 
-        The query of the next look-up contains them. So that look-up finds the tasks of the change before it.
+        The query of the next look-up contains them, so that it can recognise the Proxmox tasks that are new.
         """
         if self.query.wait_for == "cloned":  # Proxmox lists the tasks of the next change under the clone's VMID
             return [task["upid"] for task in self.cluster.tasks(facts["node"], self.query.vmid)]
@@ -209,8 +210,8 @@ class LookUp:
             try:
                 # After the deadline, the last poll always reads all facts, because it reads the Proxmox tasks'
                 # outcomes.
-                if is_past_deadline or not self._is_still_cloned(facts):
-                    # The Proxmox tasks are read first: a VM that a Proxmox task has made before it ended is then found.
+                if is_past_deadline or not self._is_still_being_cloned(facts):
+                    # Read the Proxmox tasks first: if one has ended, the guest that it has made is then found.
                     tasks = self._new_tasks(facts)
                     facts = self._read()
             except FAILED_CALL as exc:
@@ -230,11 +231,8 @@ class LookUp:
             time.sleep(poll_interval_s)
             poll_interval_s = min(poll_interval_s * 1.5, MAX_POLL_S)
 
-    def _is_still_cloned(self, facts: dict[str, Any]) -> bool:
-        """Return True while a clone has its lock.
-
-        Other facts do not change during this time, so only the lock is read.
-        """
+    def _is_still_being_cloned(self, facts: dict[str, Any]) -> bool:
+        """Return True while a clone has its lock. Only the lock is read, because no other fact changes until then."""
         is_begun = self.query.wait_for == "cloned" and facts["exists"] and facts["lock"] in UNFINISHED_LOCKS
         return is_begun and self.cluster.is_being_created(facts["node"], self.query.vmid)
 
@@ -247,7 +245,7 @@ class LookUp:
         is_created = bool(facts["exists"] and facts["lock"] not in UNFINISHED_LOCKS)
         is_restarted = any(task["type"] in REBOOTS and not failed(task) for task in tasks)
         is_migrated = facts["node"] == self.query.target_node and facts["lock"] != "migrate"
-        answers = {
+        conditions = {
             "unlocked": is_created and facts["lock"] != DESTROYED,
             "cloned": is_created,
             "created": is_created and are_ended,
@@ -257,7 +255,7 @@ class LookUp:
             "migrated": is_migrated and are_ended,
             "restarted": is_restarted and are_ended and facts["status"] == "running",
         }
-        return answers.get(self.query.wait_for, facts["status"] == self.query.wait_for and are_ended)
+        return conditions.get(self.query.wait_for, facts["status"] == self.query.wait_for and are_ended)
 
     def _cannot_be_reached(self, facts: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
         """Return True if no Proxmox task can still lead to the requested state."""

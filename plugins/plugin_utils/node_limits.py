@@ -2,7 +2,7 @@
 """Refuses what a node or its cluster cannot give to a guest: CPUs, bridges, storages and CPU models.
 
 Proxmox checks these only when it starts the guest, or after it has cloned the template. A fact is read only if a
-request names a value that the guest does not have yet. What the login may not read is unknown, and no reason to refuse.
+request names a value that the guest does not have yet. A fact that the login may not read is no reason to refuse.
 
 A problem is `CODE: property NAME: text (names and figures)`. Tenants read it without the part in parentheses, which is
 for operators.
@@ -35,7 +35,7 @@ DISK_CONTENT = {"qemu": "images", "lxc": "rootdir"}
 LOCAL_ZONE = "localnetwork"
 #: The type of a VNet in Proxmox's list of bridges.
 VNET = "vnet"
-#: How Proxmox words that a storage does not exist.
+#: Proxmox's error text about a storage that does not exist.
 NO_STORAGE = re.compile(r"storage '[^']*' does not exist")
 
 
@@ -72,9 +72,9 @@ def vcpus_problem(cluster: Cluster, node: str, vcpus: int) -> str:
 
 
 def _container_cores_problem(cluster: Cluster, node: str, cores: int) -> str:
-    """Return why a container would not get its cores. Proxmox accepts more, but gives it those of the node only.
+    """Return why a container would not get its cores: the node has fewer.
 
-    So a container that has more can be started and changed.
+    Proxmox accepts such a number, so only a new or larger number is refused, not that of an existing container.
     """
     cpus = _cpus_of(cluster, node)
     if not cpus or cores <= cpus:
@@ -90,7 +90,7 @@ def _cpus_of(cluster: Cluster, node: str) -> int:
 
 
 def backup_problem(cluster: Cluster, node: str, storage: str) -> str:
-    """Return why Proxmox would write no archive to the storage."""
+    """Return why Proxmox would refuse to write an archive to the storage."""
     row = cluster.storage_rows(node).get(storage, {"content": "backup"})
     if "backup" in str(row.get("content", "backup")).split(","):
         return ""
@@ -98,7 +98,7 @@ def backup_problem(cluster: Cluster, node: str, storage: str) -> str:
 
 
 def disk_format(cluster: Cluster, node: str, storage: str) -> str | None:
-    """Return the format of a new disk on a storage; None for the storage's own, which may then have snapshots."""
+    """Return the format of a new disk, so that it can have snapshots; None to use the default of the storage."""
     row = cluster.storage_rows(node).get(storage, {})
     is_file_storage = row.get("plugintype") in FILE_STORAGES and "images" in str(row.get("content", "")).split(",")
     return "qcow2" if is_file_storage else None
@@ -113,7 +113,7 @@ def _requested_vcpus(source: Facts, vm: dict[str, Any]) -> int:
 
 
 def _cpu_model_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is_new: bool) -> str:
-    """Return why Proxmox would refuse the CPU model. It shows a custom model only to those who may use it."""
+    """Return why Proxmox would refuse the CPU model. Custom models are not checked: not every login can see them."""
     model = str(vm.get("cpu_type") or "").partition(",")[0].removeprefix("cputype=")
     current = str(source["config"].get("cpu") or "").partition(",")[0].removeprefix("cputype=")
     if not model or model.startswith("custom-") or (model == current and not is_new):
@@ -125,7 +125,7 @@ def _cpu_model_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str,
 
 
 def _requested_networks(source: Facts, vm: dict[str, Any], is_new: bool) -> tuple[set[tuple[str, str]], set[str]]:
-    """Return the networks of the NICs that change: bridge and VLAN, or an empty text. Then the bridges new to a NIC."""
+    """Return (bridge, VLAN) of each NIC that changes, and the bridges that are new to a NIC. No VLAN is ''."""
     values = (container if kind_of(vm) == "lxc" else nics).nic_values(source, vm)
     current = {name: str(source["config"].get(name, "")) for name in values}
     changed = [name for name in values if is_new or {*values[name].split(",")} != {*current[name].split(",")}]
@@ -139,11 +139,11 @@ def _requested_networks(source: Facts, vm: dict[str, Any], is_new: bool) -> tupl
 def _bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is_new: bool) -> str:
     """Return why the guest cannot be connected to a bridge that the request names.
 
-    Proxmox lists the bridges of /etc/network/interfaces and the VNets, but it uses every bridge that the node has. So
-    one that it does not list is not refused if the guest has it already, or if the provider offers it by its name.
+    Proxmox lists only VNets and the bridges of /etc/network/interfaces, but it accepts every bridge that the node has.
+    So a bridge that is not listed is accepted if the guest has it already, or if the provider offers it by its name.
 
-    It also lists those on which the login has only SDN.Audit, or a privilege on one VLAN. To set a NIC of any bridge,
-    the login needs SDN.Use, even if the bridge does not change.
+    A listed bridge may be refused, because its listing needs only SDN.Audit. To change a NIC, the login needs SDN.Use
+    on the NIC's bridge, even if the bridge does not change.
     """
     networks, new_bridges = _requested_networks(source, vm, is_new)
     if not networks:
@@ -166,7 +166,7 @@ def _bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, An
 def _may_use(cluster: Cluster, bridge: str, vlan: str, is_vnet: bool) -> bool:
     """Return whether the login may connect a guest to the bridge, or to one VLAN of it; True if that is unknown.
 
-    Only a login with SDN.Audit may read the zone of a VNet. One without it sees the VNet because of its SDN.Use.
+    Only a login with SDN.Audit may read the zone of a VNet. A login without SDN.Audit sees only VNets that it may use.
     """
     if not is_vnet:
         return cluster.may_use_bridge(LOCAL_ZONE, bridge, vlan)
@@ -192,8 +192,8 @@ def _requested_storages(source: Facts, vm: dict[str, Any], is_new: bool) -> set[
 def _storage_problem(cluster: Cluster, node: str, storage: str, vm: dict[str, Any]) -> str:
     """Return why the guest cannot have a disk on the storage. Raises one of FAILED_CALL if it is not usable now.
 
-    Proxmox lists only the storages on which the login has a privilege. The error of a request for another one says
-    whether it exists.
+    Proxmox lists only the storages on which the login has a privilege. For another storage, the error of a request
+    shows whether it exists.
     """
     row = cluster.storage_rows(node).get(storage)
     if row is not None:

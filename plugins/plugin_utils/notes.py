@@ -2,8 +2,8 @@
 """Writes a guest's description: the service's text, then our lines. The lines of other authors stay as they are.
 
 Our lines are the marks that replace refused tags, the line `smith-text`, the agent and the marker. The line
-`smith-text` has the number of lines and a digest of the service's text: so a change finds this text again, and replaces
-nothing that another author has written.
+`smith-text` has the fingerprint of the service's text: its number of lines and a digest. A later change uses it to find
+this text, and so replaces nothing that another author has written.
 
 `vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
 returns them. All functions are pure.
@@ -20,7 +20,7 @@ from .identity import PROTECTED_LINE, has_protected_line
 from .request_values import is_yes
 from .shared.marker import MARKER_LINE, OUR_LINES, agent_in, marker_for, without_forged_lines
 
-#: The line with the number of lines and the digest of the service's text. Group 1 is both.
+#: The line with the fingerprint of the service's text. Group 1 is the fingerprint.
 TEXT_LINE = re.compile(r"^[ \t]*smith-text[ \t]*=[ \t]*(\d{1,4}-[0-9a-f]{12})[ \t\r]*$", re.MULTILINE | re.IGNORECASE)
 #: How many digits of the digest the line has.
 DIGEST_LENGTH = 12
@@ -31,13 +31,13 @@ Lines = list[str]
 def description(vm: dict[str, Any], marks: str = "", current: str = "") -> str:
     """Return the description of a guest without a marker: the service's text, then our lines; `marks` come first.
 
-    A part of the service's text that imitates one of our lines is altered. A text that is the `current` description is
-    that of the operator whose VM is adopted, so it is not called the service's.
+    A part of the service's text that imitates one of our lines is altered. If the text equals the `current`
+    description, it is the text of the operator whose VM is adopted, so it gets no line `smith-text`.
     """
     text = _text_lines(vm)
     above = [*text, ""] if text else []
-    identity = "" if text == current.strip().split("\n") else _identity_of(text)
-    return "\n".join([*above, *_our_lines(vm, marks, identity, str(vm.get("agent_id") or ""))])
+    fingerprint = "" if text == current.strip().split("\n") else _fingerprint_of(text)
+    return "\n".join([*above, *_our_lines(vm, marks, fingerprint, str(vm.get("agent_id") or ""))])
 
 
 def changed_description(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> str | None:
@@ -53,14 +53,14 @@ def changed_description(facts: dict[str, Any], vm: dict[str, Any], has_marker: b
     agent_id = str(vm.get("agent_id") or former_agent).lower()
     written_marks = written_deletion_line(facts) + (PROTECTED_LINE if has_protected_line(facts) else "")
     marks = _marks(facts, vm)
-    written = _other_lines(current)
-    others, identity = written, _written_identity(current)
+    former_lines = _other_lines(current)
+    lines, fingerprint = former_lines, _written_fingerprint(current)
     if "description" in vm:
-        others, identity = _with_text(others, identity, _text_lines(vm))
-    if (others, marks, agent_id) == (written, written_marks, former_agent):
+        lines, fingerprint = _with_text(lines, fingerprint, _text_lines(vm))
+    if (lines, marks, agent_id) == (former_lines, written_marks, former_agent):
         return None
-    above, below = others
-    return "\n".join([*above, *_our_lines(vm, marks, identity, agent_id), *below]).strip("\n")
+    above, below = lines
+    return "\n".join([*above, *_our_lines(vm, marks, fingerprint, agent_id), *below]).strip("\n")
 
 
 def is_deletion_cancelled(facts: dict[str, Any], vm: dict[str, Any]) -> bool:
@@ -75,7 +75,7 @@ def _marks(facts: dict[str, Any], vm: dict[str, Any]) -> str:
 
 
 def _protected_line(vm: dict[str, Any], *, has_line: bool) -> str:
-    """Return the line by which the service has requested Proxmox's protection flag; '' if a tag says it, or none.
+    """Return PROTECTED_LINE if the description needs it; '' if protection is not requested, or stated by a tag.
 
     `has_line` says whether the description has the line. A line is kept until the service removes the protection.
     """
@@ -85,8 +85,8 @@ def _protected_line(vm: dict[str, Any], *, has_line: bool) -> str:
     return PROTECTED_LINE if is_kept or is_added else ""
 
 
-def _our_lines(vm: dict[str, Any], marks: str, identity: str, agent_id: str) -> Lines:
-    text_line = [f"smith-text={identity}"] if identity else []
+def _our_lines(vm: dict[str, Any], marks: str, fingerprint: str, agent_id: str) -> Lines:
+    text_line = [f"smith-text={fingerprint}"] if fingerprint else []
     agent_line = [f"smith-agent={agent_id.lower()}"] if agent_id else []
     return [*marks.splitlines(), *text_line, *agent_line, marker_for(str(vm["service_id"]).lower())]
 
@@ -109,22 +109,22 @@ def _text_lines(vm: dict[str, Any]) -> Lines:
     return text.split("\n") if text else []
 
 
-def _identity_of(text: Lines) -> str:
+def _fingerprint_of(text: Lines) -> str:
     """Return the number of lines and the digest of a text; '' if it has no line."""
     digest = hashlib.sha256("\n".join(text).encode(errors="replace")).hexdigest()
     return f"{len(text)}-{digest[:DIGEST_LENGTH]}" if text else ""
 
 
-def _written_identity(current: str) -> str:
+def _written_fingerprint(current: str) -> str:
     found = TEXT_LINE.findall(current)
     return str(found[0]).lower() if len(found) == 1 else ""
 
 
 def _with_text(others: tuple[Lines, Lines], written: str, text: Lines) -> tuple[tuple[Lines, Lines], str]:
-    """Return the lines with the service's new text in place of its former one, and the identity of the new text.
+    """Return the lines with the service's new text in place of its former one, and the fingerprint of the new text.
 
-    `written` is the identity of the former text; '' if an earlier version wrote it. A text that another author has
-    changed is not found, and stays: it is theirs now.
+    `written` is the fingerprint of the former text; '' if an earlier version wrote it. A text that another author has
+    changed is not found, and stays.
     """
     above, below = others
     for part, is_above in ((above, True), (below, False)):
@@ -133,15 +133,15 @@ def _with_text(others: tuple[Lines, Lines], written: str, text: Lines) -> tuple[
             continue
         size = int(written.partition("-")[0]) if written else len(text)
         changed = [*part[:position], *text, *part[position + size :]]
-        return ((changed, below) if is_above else (above, changed)), _identity_of(text)
-    if not text or written == _identity_of(text):
+        return ((changed, below) if is_above else (above, changed)), _fingerprint_of(text)
+    if not text or written == _fingerprint_of(text):
         return others, written
-    return ([*text, "", *above], below), _identity_of(text)
+    return ([*text, "", *above], below), _fingerprint_of(text)
 
 
 def _position(lines: Lines, written: str, text: Lines) -> int | None:
-    """Return where the service's text begins: the text with the identity `written`, or without one, the text itself."""
-    identity = written or _identity_of(text)
-    size = int(identity.partition("-")[0]) if identity else 0
+    """Return where a text with the fingerprint `written` begins; if `written` is '', where `text` begins."""
+    fingerprint = written or _fingerprint_of(text)
+    size = int(fingerprint.partition("-")[0]) if fingerprint else 0
     starts = range(len(lines) - size + 1) if size else ()
-    return next((start for start in starts if _identity_of(lines[start : start + size]) == identity), None)
+    return next((start for start in starts if _fingerprint_of(lines[start : start + size]) == fingerprint), None)

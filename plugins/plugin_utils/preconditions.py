@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides whether a change of power, a snapshot, a backup or a migration is possible, and what it has made.
+"""Decides whether a change of power, a snapshot, a backup or a migration is possible, and whether a backup succeeded.
 
 `vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
 returns them. A function whose name ends in `_problem` returns `CODE: reason`, or an empty text if there is no problem.
@@ -58,7 +58,7 @@ def snapshot_problem(facts: dict[str, Any], name: str, state: str) -> str:
     """Return why a snapshot cannot be created or rolled back to.
 
     Old versions of the module report success for a rollback to a snapshot that does not exist. A snapshot that is not
-    complete may be one whose Proxmox task has just begun, so the job is repeated.
+    complete may be one whose Proxmox task has just begun, so its code is one that is retried.
     """
     if unfinished := _unfinished_by_name(facts).get(name):
         remedy = f"if no Proxmox task works on it, remove it with `qm delsnapshot {facts['vmid']} {name} --force`"
@@ -71,8 +71,8 @@ def snapshot_problem(facts: dict[str, Any], name: str, state: str) -> str:
     return ""
 
 
-def without_snapshots(facts: dict[str, Any]) -> str:
-    """Return the problem of a guest of which Proxmox can make no snapshot."""
+def snapshot_support_problem(facts: dict[str, Any]) -> str:
+    """Return the problem of a guest that has a disk without support of snapshots."""
     disks = ", ".join(f"{key} on {disk['storage']}" for key, disk in sorted(facts["disks"].items()))
     return f"VM_STATE: property snapshot: the storage or the format of a disk supports no snapshots ({disks})"
 

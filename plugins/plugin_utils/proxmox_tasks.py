@@ -52,8 +52,8 @@ _CODES_WITHOUT_CAUSE = ("TASK_FAILED", "PLAYBOOK_FAILED", "PVE_TIMEOUT")
 _CAUSE_LINES = 30
 #: The time at the beginning of a line, which only some types of Proxmox tasks write.
 _TIMESTAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
-#: The beginning of a line about an error: of a backup, a migration, QEMU, or a container's start. A line without it
-#: describes a step, and may have the words of an error all the same: `starting online/live migration on …`.
+#: The beginning of a line about an error: of a backup, a migration, QEMU, or a container's start. Other lines describe
+#: steps, even if a rule for errors matches them, as it matches `starting online/live migration on …`.
 _CAUSE_LINE = re.compile(r"^(?:ERROR: |kvm: (?!(?:.*: )?warning: )|lxc-start: |lxc: |command '[^']+' failed)")
 #: The part of such a line that only repeats that the Proxmox task failed.
 _CAUSE_PREFIX = re.compile(r"^ERROR: (?:migration aborted \([^)]*\): |Backup of VM \d+ failed - )?")
@@ -98,7 +98,7 @@ def error_with_cause(status: str, log: list[str]) -> str:
     """Return the error text of a failed Proxmox task: its status, and the cause that the end of its log names.
 
     Of several causes, the last one whose text has an error code of its own is used. Only a line about an error is a
-    cause. So a log that was cut off, and that has only lines about steps, leaves an unknown end unknown.
+    cause: if a log was cut off and has only lines about steps, the end of the Proxmox task stays unknown.
     """
     lines = [_TIMESTAMP.sub("", line).strip() for line in log[-_CAUSE_LINES:]]
     lines = [line for line in lines if not line.startswith("TASK ")]
@@ -131,7 +131,8 @@ def is_started_by(task: dict[str, Any], login: str) -> bool:
 def upid_in(answer: dict[str, Any]) -> str:
     """Return the UPID in the answer to a change; '' if it has none.
 
-    Proxmox answers a request with it (`data`). Of community.proxmox's modules, only `proxmox` returns it (`taskid`).
+    Proxmox's answer to a request has the UPID as `data`. Of community.proxmox's modules, only `proxmox` returns it, as
+    `taskid`.
     """
     upids = [str(answer.get(name) or "") for name in ("data", "taskid")]
     return next((upid for upid in upids if upid.startswith("UPID:")), "")

@@ -17,8 +17,8 @@ def is_yes(value: Any) -> bool:
 def given_members(validated: Any, given: Any) -> Any:
     """Return the validated request with only those members that were given and are not None.
 
-    Ansible's validation adds each missing member with the value None. The decisions leave a missing member unchanged,
-    and a member that is None must not mean anything else. `given` is a text if the request came from a command line.
+    Ansible's validation adds each missing member with the value None, but None must mean the same as a missing member:
+    no change. `given` is a text if the request came from a command line.
     """
     if isinstance(validated, dict):
         names = given if isinstance(given, dict) else validated

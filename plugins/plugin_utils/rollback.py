@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuses a rollback that Proxmox would refuse: to an older snapshot, on a storage that keeps only a line of them.
+"""Refuses a rollback that Proxmox would refuse: to an older snapshot, on a storage that rolls back to the newest only.
 
 ZFS rolls a volume back to its newest snapshot only, and so does a storage with the option `snapshot-as-volume-chain`.
 LVM-thin, Ceph and qcow2 files without this option roll back to each of their snapshots.
@@ -28,13 +28,13 @@ NOT_ROLLED_BACK = ("vmstate", "unused")
 def rollback_problem(cluster: Cluster, facts: Facts, name: str) -> str:
     """Return why Proxmox would refuse the rollback to the snapshot: newer snapshots have the same volume.
 
-    What is unknown is no reason to refuse: snapshots that only the storage has, and the order of two snapshots of the
-    same second, unless one is the parent of the other.
+    Two cases are unknown and not refused: newer snapshots that only the storage has, and two snapshots of the same
+    second of which neither is the parent of the other.
     """
     node, vmid = facts["node"], facts["vmid"]
     rows = {str(row["name"]): row for row in cluster.guest(node, vmid).snapshot.get() if row.get("name") != "current"}
     newer = _newer_snapshots(rows, name) if name in rows else []
-    storages = _storages_of_a_line(cluster) if newer else set()
+    storages = _newest_only_storages(cluster) if newer else set()
     if not storages:
         return ""
     volumes = {volume for volume in _volumes(cluster, facts, name) if volume.partition(":")[0] in storages}
@@ -62,14 +62,14 @@ def _ancestors(rows: dict[str, dict[str, Any]], name: str) -> set[str]:
     return found
 
 
-def _storages_of_a_line(cluster: Cluster) -> set[str]:
+def _newest_only_storages(cluster: Cluster) -> set[str]:
     """Return the storages that roll a volume back to its newest snapshot only."""
     rows = cluster.api.storage.get()
     return {str(row["storage"]) for row in rows if row.get("type") in ZFS_TYPES or is_yes(row.get(CHAIN, 0))}
 
 
 def _volumes(cluster: Cluster, facts: Facts, snapshot: str) -> set[str]:
-    """Return the volumes of which the snapshot of the guest has a snapshot."""
+    """Return the volumes that a snapshot of the guest contains and that a rollback to it changes."""
     config = cluster.guest(facts["node"], facts["vmid"]).snapshot(snapshot).config.get()
     drives = [(key, value) for key, value in config.items() if VOLUME_KEY.match(key) and not is_cdrom(str(value))]
     return volumes_in([drive for drive in drives if not drive[0].startswith(NOT_ROLLED_BACK)], facts["vmid"])

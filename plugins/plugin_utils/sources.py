@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuses the source of a new guest if Proxmox can make no guest of it: a template, an ISO image or an OS template.
+"""Refuses a template, an ISO image or an OS template from which Proxmox cannot create a guest.
 
-`creation.py` decides what the facts of the template alone show. What the login may not read is unknown, and no reason
-to refuse.
+`creation.py` checks what the facts of the template alone show. A fact that the login may not read is no reason to
+refuse.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def template_problem(cluster: Cluster, template: Facts, vm: dict[str, Any]) -> s
 
 
 def _storages(template: Facts, vm: dict[str, Any]) -> set[str]:
-    """Return the storages that a clone on another node needs: those of all drives of the template, and the new one."""
+    """Return the storages that a clone on another node needs: those of the template's drives, and the requested one."""
     drives = [str(value).partition(",")[0] for key, value in template["config"].items() if VOLUME_KEY.match(key)]
     of_template = {drive.partition(":")[0] for drive in drives if ":" in drive}
     new = str(vm.get("storage") or "") if is_yes(vm.get("full_clone", True)) else ""
@@ -47,10 +47,10 @@ def _storages(template: Facts, vm: dict[str, Any]) -> set[str]:
 
 
 def image_problem(cluster: Cluster, vm: dict[str, Any]) -> str:
-    """Return why no guest can be made of the ISO image or of the OS template: its storage does not have it.
+    """Return why no guest can be created from the ISO image or the OS template: its storage does not have it.
 
-    Raises one of FAILED_CALL if the storage is not usable now, or if the login may not read it: then Proxmox would
-    refuse the image, too.
+    Raises one of FAILED_CALL if the storage is not usable now, or if the login may not read it; a creation would fail
+    for the same reason.
     """
     member, content = ("os_template", "vztmpl") if kind_of(vm) == "lxc" else ("iso", "iso")
     volume = str(vm.get(member) or "")

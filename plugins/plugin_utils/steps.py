@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps that several actions have in common: change the power state, and configure the guest.
 
-Each step gets the facts of the last look-up and returns those of its own. In check mode a step changes nothing, and
-returns the facts that it got.
+Each step gets the facts of the last look-up and returns those of its own look-up. In check mode a step changes nothing,
+and returns the facts that it got.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _power_verified(action: VmAction, before: Facts, state: str, answer: dict[st
 
 
 def _with_addresses(action: VmAction, facts: Facts) -> Facts:
-    """Return the facts of a running guest with its addresses. The guest may report them as late as after a start."""
+    """Return the facts of a running guest with its addresses. It may need as long to report them as after a start."""
     if action.is_check_mode or not facts["exists"]:
         return facts
     action.progress.step("the guest is running, reading its addresses")
@@ -137,18 +137,18 @@ def _address_timeout_s(action: VmAction) -> float:
 
 
 def ensure_configured(
-    action: VmAction, facts: Facts, vm: dict[str, Any], *, is_create: bool = False, is_checked: bool = False
+    action: VmAction, facts: Facts, vm: dict[str, Any], *, is_create: bool = False, is_node_checked: bool = False
 ) -> Step:
     """Give the guest the configuration that `vm` requests: one request for all options, and one for each disk step.
 
-    An update changes the disks first: they are what fails most often, on a full storage, and then the guest keeps its
-    former size. A new guest first gets its options, because the marker is among them.
+    An update changes the disks first, because a full storage is the most frequent failure; the guest then keeps its
+    former cores and memory. A new guest first gets its options, because the marker is among them.
 
     If cloud-init values of a running VM were changed, one more request generates its cloud-init drive again.
-    `is_checked` says that the limits of the node were checked before the guest was created.
+    `is_node_checked` says that the limits of the node were checked before the guest was created.
     """
     action.refuse(request_problem(facts, vm, is_create))
-    if not is_checked:
+    if not is_node_checked:
         action.refuse(node_limits.request_problem(action.cluster, facts["node"], facts, vm, is_new=False))
     changes, disk_steps = configuration.changes(facts, vm, is_create), configuration.disk_steps(facts, vm)
     removed = cloud_init.removed_keys(facts, vm)
@@ -181,8 +181,8 @@ def change_with_tags(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Make a change that may set tags; return the request and the answer. If Proxmox refuses a tag, set no tags.
 
-    Proxmox refuses tags if the option `user-tag-access` of the cluster is not `free`, and registered tags. Nothing has
-    been changed then. The marker in the description identifies the guest, so the guest needs no tags.
+    Proxmox refuses registered tags, and any tag if the option `user-tag-access` of the cluster is not `free`. A refused
+    request has changed nothing. A guest needs no tags, because the marker in its description identifies it.
     """
     try:
         return vm, change(vm)

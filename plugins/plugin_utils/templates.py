@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the template of a clone. A row of Proxmox's list that lacks facts is never taken for a VM without these facts.
+"""Finds the template of a clone.
 
-The rows of a new VM, and of each VM of a node that sends no statistics, have neither name nor `template`.
+In Proxmox's list, the rows of new VMs and of the VMs on a node that sends no statistics have neither name nor
+`template`. Such a VM may be the template, so its facts are read from Proxmox.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ def _candidates(rows: list[Row], vmid: int, name: str, preferred_node: str) -> I
 
 
 def _problem(facts: Facts) -> str:
-    """Return why a template cannot be cloned: a clone would have the marker of the template's notes, too.
+    """Return why a template cannot be cloned: its notes have a marker, which the clone would get, too.
 
-    A VM that is no template has its marker rightly; `creation.py` says that it is none.
+    A VM that is no template may have a marker; `creation.py` refuses to clone it.
     """
     if not facts["markers"] or not facts["is_template"]:
         return ""

@@ -66,7 +66,7 @@ class VmAction(ActionBase):
     upids: list[str]  #: the Proxmox tasks that the action has started
     answers: list[dict[str, Any]]  #: the answers to the changes since the last look-up
     notices: dict[str, list[Any]]  #: `warnings` and `deprecations` of the modules and of the action
-    answer: dict[str, Any]  #: what the action returns beside the result document
+    extra_return_values: dict[str, Any]  #: what the action returns beside the result document
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Execute the action. Return `changed`, `diff`, and the result document as `vm_result` and as a custom stat.
@@ -79,7 +79,7 @@ class VmAction(ActionBase):
         self._run_until = run_until_of(os.environ)
         self.vm_result: dict[str, Any] = {}
         self.diff: dict[str, Any] = {}
-        self.answer = {}
+        self.extra_return_values = {}
         self.modules = []
         self.requests = []
         self.upids = []
@@ -89,15 +89,15 @@ class VmAction(ActionBase):
             self._prepare()
             document = self.execute()
         except Exception as exc:
-            known = {"vm_result": {**self.vm_result, "upids": self.upids}} if self.vm_result else {}
-            return {"failed": True, "changed": False, "msg": _error_message(exc), **self._made(), **known}
+            partial = {"vm_result": {**self.vm_result, "upids": self.upids}} if self.vm_result else {}
+            return {"failed": True, "changed": False, "msg": _error_message(exc), **self._log_of_changes(), **partial}
         stats = {"data": {"vm_result": document}, "per_host": False, "aggregate": False}
         diff = {"diff": self.diff} if self.diff else {}
-        answer = {"vm_result": document, "ansible_stats": stats, **self._made(), **diff}
-        return {"changed": document["changed"], **answer, **self.answer}
+        usual = {"vm_result": document, "ansible_stats": stats, **self._log_of_changes(), **diff}
+        return {"changed": document["changed"], **usual, **self.extra_return_values}
 
-    def _made(self) -> dict[str, Any]:
-        """Return by what the action has changed something, and the notices, which Ansible shows."""
+    def _log_of_changes(self) -> dict[str, Any]:
+        """Return the modules and requests that the action has used, and the notices, which Ansible shows."""
         notices = {kind: texts for kind, texts in self.notices.items() if texts}
         return {"modules": self.modules, "requests": self.requests, **notices}
 
@@ -123,9 +123,8 @@ class VmAction(ActionBase):
     def look_up_after(self, facts: Facts, wait_for: str, change: str = "", **query: Any) -> Facts:
         """Look up the guest after a change. `facts` are the facts before the change.
 
-        `change` is a change of `proxmox_tasks.TASK_TYPES`, by default the one with the name of `wait_for`. If the
-        answer to each request of the change has a UPID, these Proxmox tasks are followed; if not, Proxmox's list shows
-        which are new.
+        `change` is a key of `proxmox_tasks.TASK_TYPES`, by default `wait_for`. If the answer to each request of the
+        change has a UPID, the look-up waits for these Proxmox tasks; if not, for those that are new in Proxmox's list.
         """
         upids = [upid_in(answer) for answer in self.answers]
         usual = {
@@ -159,7 +158,7 @@ class VmAction(ActionBase):
             if problem:
                 raise Refused(problem)
 
-    #: A look-up after a change is verified by the same rule.
+    #: The same function. It is called `verify` for the problems after a change.
     verify = refuse
 
     def change(self, module: str, **parameters: Any) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Removes volumes of a deleted guest that Proxmox could not remove, if the operator allows it.
 
-Proxmox removes a volume by its id alone: it does not check whether a guest uses it. So a volume is removed only if it
-is certain to be the deleted guest's. Its disks or snapshots used it before the deletion, and it is the same volume
-since. Its name has the VMID, and no guest has this VMID again. No other guest names it in its configuration or in a
-snapshot. If one of these facts cannot be read, the volume stays.
+Proxmox removes a volume without a check whether a guest uses it. So a volume is removed only if each of these facts is
+known: the deleted guest's disks or snapshots used the volume; it was not replaced since the deletion; its name has the
+VMID; no new guest has this VMID; no other guest names the volume in its configuration or in a snapshot.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ Row = dict[str, Any]
 
 
 def own_rows(cluster: Cluster, node: str, vmid: int, used: Iterable[str]) -> dict[str, Row]:
-    """Return the rows of those of the volumes `used` that exist and that Proxmox calls the VMID's, by volume."""
+    """Return the rows of the volumes in `used` that exist and that Proxmox assigns to the VMID, by volume."""
     used = set(used)
     rows = [row for storage in volumes.storages_of(used) for row in cluster.volume_rows(node, storage, vmid)]
     return {str(row["volid"]): row for row in rows if row["volid"] in used and int(row.get("vmid") or 0) == vmid}
@@ -40,7 +39,7 @@ def own_rows(cluster: Cluster, node: str, vmid: int, used: Iterable[str]) -> dic
 def remove_volumes(action: VmAction, node: str, rows: dict[str, Row]) -> None:
     """Remove these volumes of the deleted guest. `rows` are their rows before its deletion.
 
-    A volume that is not removed is a warning: the guest is deleted in any case.
+    A volume that is not removed causes only a warning, because the guest is deleted in any case.
     """
     try:
         users = _users_of(action, rows)
@@ -57,10 +56,10 @@ def remove_volumes(action: VmAction, node: str, rows: dict[str, Row]) -> None:
 
 
 def _users_of(action: VmAction, names: Iterable[str]) -> dict[str, str]:
-    """Return for each of these volumes that a guest names which guest this is.
+    """Return the volumes that a guest names, each with a text about this guest.
 
-    Two storages may show the same volumes, so the name of a volume alone is compared. Raises one of FAILURES if a
-    configuration cannot be read.
+    Two storages may show the same volumes, so volumes are compared by their names without the storage. Raises one of
+    FAILURES if a configuration cannot be read.
     """
     cluster = action.cluster
     rights = cluster.api.access.permissions.get(path="/vms")
@@ -77,7 +76,7 @@ def _users_of(action: VmAction, names: Iterable[str]) -> dict[str, str]:
 
 
 def _pattern_of(volume: str) -> re.Pattern[str]:
-    """Return the pattern of the volume's name, also as the base of another guest's volume or in a path."""
+    """Return a pattern that finds the volume's name in a value, also as the base of another volume or in a path."""
     name = re.split(r"[:/]", volume)[-1]
     return re.compile(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])")
 
@@ -96,7 +95,7 @@ def _reuse_problem(cluster: Cluster, node: str, volume: str, before: Row) -> str
     vmid = int(before["vmid"])
     now = own_rows(cluster, node, vmid, [volume]).get(volume)
     if now is None:
-        return f"Proxmox does not call it a volume of VM {vmid} any more"
+        return f"Proxmox no longer lists it as a volume of VM {vmid}"
     if now.get("ctime") != before.get("ctime"):
         return "it was made after the deletion"
     return "" if cluster.is_free(vmid) else f"a new guest has the VMID {vmid}"
@@ -107,10 +106,10 @@ def _remove(action: VmAction, node: str, volume: str) -> str:
     action.progress.step(f"removing the volume {volume}")
     storage = volume.partition(":")[0]
     answer = request.send(action, "DELETE", f"nodes/{node}/storage/{storage}/content/{volume}")
-    return _end_of(action, str(answer.get("data") or ""))
+    return _wait_for_removal(action, str(answer.get("data") or ""))
 
 
-def _end_of(action: VmAction, upid: str) -> str:
+def _wait_for_removal(action: VmAction, upid: str) -> str:
     """Wait for the Proxmox task; return its error, or an empty text if it has removed the volume."""
     while upid:
         task = action.cluster.task(upid)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the volumes of a deleted guest that still exist, after its deletion and before a new guest gets its VMID.
 
-Proxmox removes a guest also if it cannot remove one of its disks, and it does not remove a volume that only a snapshot
-names. The cloud-init drive is such a volume, too: it contains the hash of a password.
+Proxmox deletes a guest even if it cannot remove one of its disks, and it does not remove a volume that only a snapshot
+names. A volume that is left may be a cloud-init drive, which contains the hash of a password.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 VOLUMES_LEFT = "VOLUMES_LEFT"
 #: The keys of a configuration whose values name volumes.
 VOLUME_KEY = re.compile(r"(?:scsi|virtio|sata|ide|efidisk|tpmstate|unused|mp)\d+\Z|rootfs\Z|vmstate\Z")
-#: A key whose volume the guest does not use. Proxmox also writes it for each volume with the VMID that a search of the
-#: storages finds (`qm rescan`), which may be another cluster's.
+#: A key whose volume the guest does not use. `qm rescan` adds such a key for each volume with the VMID that it finds on
+#: the storages; this volume may belong to another cluster.
 UNUSED_KEY = re.compile(r"unused\d+\Z")
 #: A volume of a guest, in one part of such a value. Group 1 is its id, group 2 the VMID of its owner.
 _VOLUME = re.compile(
@@ -57,7 +57,7 @@ def list_volumes(cluster: Cluster, node: str, storages: Iterable[str], vmid: int
 
 
 def existing(cluster: Cluster, node: str, vmid: int, named: Iterable[str]) -> set[str]:
-    """Return those of the VMID's volumes `named` that exist, and those whose storage cannot be read."""
+    """Return those volumes in `named` that exist, and those whose storage cannot be read."""
     named = set(named)
     listed, unreadable = list_volumes(cluster, node, storages_of(named), vmid)
     return (named & listed) | _on_storages_of(unreadable, named)
@@ -112,8 +112,8 @@ def storages_of_new_guest(vm: dict[str, Any], template: dict[str, Any]) -> set[s
 def reuse_problem(cluster: Cluster, node: str, vmid: int, storages: Iterable[str]) -> str:
     """Return why a free VMID must not be used: its former guest has left volumes on one of these storages.
 
-    A new guest would have them under its own names. Raises one of FAILED_CALL if a storage cannot be read. A storage
-    on which the login has no privilege is left out, because Proxmox refuses to create a volume there.
+    Their names would make them volumes of the new guest. Raises one of FAILED_CALL if a storage cannot be read. A
+    storage on which the login has no privilege is not checked, because Proxmox refuses to create a volume there.
     """
     found = []
     for storage in sorted(storages):
@@ -128,7 +128,7 @@ def reuse_problem(cluster: Cluster, node: str, vmid: int, storages: Iterable[str
 def warning(vmid: int, volumes: Iterable[str], others: Sequence[str] = ()) -> str:
     """Return the warning about the volumes that still exist after a guest's deletion.
 
-    The volumes `others` have the VMID, but it is not known whether they are of this guest.
+    The volumes in `others` have the VMID, but may belong to another guest.
     """
     known = ", ".join(volume for volume in volumes if volume not in others)
     causes = [f"Proxmox could not remove {known}: remove it by hand"] if known else []

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides whether an address, its prefix length and its gateway belong together. Pure functions.
+"""Decides whether an address, its prefix length and its gateway fit together. Pure functions.
 
-No text quotes a value, because a text may be shown to others.
+The returned texts do not quote the values, because other people than the author of a value may see the texts.
 """
 
 from __future__ import annotations
 
 import ipaddress
 
-#: The prefix length of a network that has only its one address. Its gateway is outside it, as some providers route.
+#: The prefix length of a network with only one address. Some providers use such networks, with a gateway outside.
 HOST_PREFIX_LENGTH = {4: 32, 6: 128}
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bounds the answers to HTTP requests: the time until the answer is complete, and its size before and after decoding.
+"""Limits the answers to HTTP requests: the time until an answer is complete, and its size before and after decoding.
 
-The timeout of the library `requests` is that of one read, which starts again with every byte. So a server that sends
-its header or its body byte by byte could occupy a thread for ever. Nor does `requests` limit the size of an answer.
+The timeout of the library `requests` applies to each single read, so a server that sends its answer byte by byte could
+occupy a thread for ever. `requests` does not limit the size of an answer either.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from requests.adapters import HTTPAdapter
 #: Maximum size of an answer of Proxmox after decoding. The list of 10,000 guests has 5 MB. As Python objects, an answer
 #: takes up to 33 times its size.
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
-#: Maximum size of the header of an answer, and of what is received before it, such as answers `100 Continue`.
+#: Maximum size of the header of an answer, and of the answers before it, such as `100 Continue`.
 MAX_HEADER_BYTES = 1024 * 1024
 #: By default, an answer must be complete within this multiple of the timeout of one read.
 TIME_FACTOR = 4.0
@@ -38,9 +38,9 @@ class AnswerTooLarge(requests.RequestException):
 
 
 class BoundedAdapter(HTTPAdapter):
-    """Sends the requests of a session of `requests`, and bounds their answers.
+    """Sends the requests of a session of `requests`, and limits their answers.
 
-    Without `max_bytes`, the body is not read here, and only the size before decoding and the time are bounded.
+    If `max_bytes` is None, the body is not read here, and only the size before decoding and the time are limited.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class BoundedAdapter(HTTPAdapter):
         super().__init__(**options)
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
-        """Make the pools of connections bounded."""
+        """Make pools whose connections limit their answers."""
         super().init_poolmanager(*arguments, **options)
         self.poolmanager.pool_classes_by_scheme = self._pool_classes
 
     def proxy_manager_for(self, *arguments: Any, **options: Any) -> Any:
-        """Make the pools of connections to a proxy bounded."""
+        """Make pools of connections to a proxy that limit their answers."""
         manager = super().proxy_manager_for(*arguments, **options)
         manager.pool_classes_by_scheme = self._pool_classes
         return manager
@@ -81,7 +81,7 @@ class BoundedAdapter(HTTPAdapter):
 
 def _read_body(answer: requests.Response, max_bytes: int) -> bytes:
     """Return the decoded body. Raises AnswerTooLarge before more than `max_bytes` are kept."""
-    # One buffer that grows: a list of small pieces would leave gaps in the memory that are too small for the JSON.
+    # One growing buffer, because many small pieces fragment the memory: the JSON text would not fit into the gaps.
     body = io.BytesIO()
     try:
         for chunk in answer.raw.stream(CHUNK_BYTES, decode_content=True):
@@ -131,7 +131,7 @@ class _BoundedFile(io.RawIOBase):
 
 
 class _BoundedSocket:
-    """What `http.client` needs of a socket to read one answer."""
+    """The part of a socket that `http.client` uses to read one answer."""
 
     def __init__(self, sock: Any, deadline_monotonic_s: float, max_bytes: int) -> None:
         self._file = _BoundedFile(sock, deadline_monotonic_s, max_bytes)

@@ -57,7 +57,7 @@ RULES: tuple[tuple[str, str], ...] = (
         r"|close \(rename\) atomic file '/etc/pve/",
     ),
     # The second line has the status of a Proxmox task that was killed, or whose log was removed; the third has a
-    # request that started a Proxmox task, although Proxmox cannot say which one.
+    # request that may have started a Proxmox task whose UPID is unknown.
     (
         "PVE_TIMEOUT",
         r"\b59[6-9] |Read timed out|ConnectTimeout|interrupted by (unexpected )?signal|received interrupt"

@@ -40,11 +40,11 @@ _COMPILED_RULES = tuple((code, re.compile(pattern)) for code, pattern in RULES)
 _MODULE_PREFIX = re.compile(r"\A.*?(failed with exception[:=] ?|vmid \d+[=:] ?)", re.DOTALL)
 #: Matches a text that starts with an error code. The actions and the playbooks write such texts.
 _CODE_AND_TEXT = re.compile(r"\A([A-Z][A-Z_]+): ?(.*)\Z", re.DOTALL)
-#: What proxmoxer adds to a text if the body of Proxmox's answer is empty, such as that of every answer 401.
+#: What proxmoxer adds to a text if the body of Proxmox's answer is empty, as it is in every answer 401.
 _EMPTY_BODY = re.compile(r" ?- \{'errors': b''\}")
 _WHITE_SPACE = re.compile(r"\s+")
-#: Matches the text of a module that has waited too long for a Proxmox task. After group 1 it quotes the first line of
-#: the task's log. Only a line with the end of the task says how the task ended; another one is about any step.
+#: Matches the text of a module that has waited too long for a Proxmox task, if the log line that it quotes after group
+#: 1 is not the last one of the Proxmox task (`TASK ERROR: …`). Other lines say nothing about the outcome.
 _TIMEOUT_WITH_LOG = re.compile(
     r"\A(Reached timeout.{0,200}?) ?Last line in task before timeout: (?!\[\{[^}]{0,40}'t': ['\"]TASK ERROR: ).*",
     re.DOTALL,
@@ -54,9 +54,9 @@ _TIMEOUT_WITH_LOG = re.compile(
 def classify_failure(text: str) -> ClassifiedFailure:
     """Return the error code, the reaction and the text of a failure whose message `text` is from Proxmox or a module.
 
-    If no rule matches, the code is PLAYBOOK_FAILED: nothing is known of the outcome, so the job is retried. An error
-    code at the beginning of the text is not used, because an attacker may determine Proxmox's text: VM_NOT_FOUND, for
-    example, would end the service of a VM that exists.
+    If no rule matches, the code is PLAYBOOK_FAILED: the outcome is unknown, so the job is retried. An error code at the
+    beginning of the text is ignored, because an attacker may choose parts of the text: VM_NOT_FOUND, for example, would
+    end the service of a VM that exists.
     """
     proxmox_text = without_module_prefix(_TIMEOUT_WITH_LOG.sub(r"\1", _single_line(text)))
     for code, pattern in _COMPILED_RULES:

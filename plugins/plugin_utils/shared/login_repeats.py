@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Repeats what Proxmox answered with 401, before the answer counts as final.
+"""Repeats requests that Proxmox answered with 401, before the answer counts as final.
 
 Proxmox also answers 401 if it cannot check a login: while its cluster file system restarts, for example during an
 upgrade, the list of users and tokens is missing for some seconds. An answer 401 changes nothing, so any request may be
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 #: The times between the requests. Proxmox itself delays each answer 401 by 3 s.
 PAUSES_S = (1.0, 2.0, 4.0)
-#: The beginning of the message if the deadline is too near for all of them.
+#: The beginning of the message if the deadline is too near for all repetitions.
 LOGIN_NOT_REPEATED = "Proxmox refused the login, and too little time was left to ask again"
 
 _Answer = TypeVar("_Answer")

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import re
 
-#: A marker: a line that begins with `smith-uid=` and has a value. Upper and lower case make no difference, nor blanks.
-#: The value ends before the blanks at the end of the line; `_values` removes them, because a pattern that did so would
-#: take quadratic time for a long row of blanks.
+#: A marker: a line that begins with `smith-uid=` and has a value. Case and blanks are ignored. Group 1 may end with
+#: blanks; `_values` removes them, because a pattern for that would take quadratic time for a long row of blanks.
 MARKER_LINE = re.compile(r"^[ \t]*smith-uid[ \t]*=[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
 #: The line of a description with the id of the agent that wrote the marker.
 _AGENT_LINE = re.compile(r"^[ \t]*smith-agent[ \t]*=[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
@@ -80,7 +79,7 @@ def is_service_id(value: str) -> bool:
 
 
 def without_forged_lines(text: str) -> str:
-    """Return a text of a user with the parts changed that imitate one of OUR_LINES."""
+    """Return a user's text; the parts that imitate one of OUR_LINES are changed."""
     return _FORGED_LINE.sub(r"smith-\1: ", text)
 
 

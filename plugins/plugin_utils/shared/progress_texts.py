@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words of progress lines that the executor recognises."""
+"""The texts of progress lines that the executor recognises."""
 
 from __future__ import annotations
 

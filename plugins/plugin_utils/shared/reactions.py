@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of reactions: what happens after a failure with each error code.
 
-The executor repeats jobs by this table, the actions look up the VM by it, and docs/errors.md shows it.
+By this table the executor decides whether it retries a job, and an action whether it looks up the VM. docs/errors.md
+shows the table.
 """
 
 from __future__ import annotations

@@ -2,12 +2,11 @@
 """Reads until when the runs of an agent may continue, from the file that the agent writes.
 
 The leases of an agent expire if the agent does not renew them, and then another agent may process its jobs. A suspended
-or blocked agent cannot end its runs. So with each renewal it writes the moment at which its runs must end to a file,
-and others compare this moment with the clock: the guard of each run, which ends the run, and the actions, which then
-change nothing at Proxmox.
+or blocked agent cannot end its runs itself. So with each renewal it writes to a file the moment at which its runs must
+end. After this moment the guard process of each run ends the run, and an action changes nothing more at Proxmox.
 
-The clock is CLOCK_BOOTTIME, which all processes of a machine share, and which also counts the time in which the machine
-was suspended. This module imports the standard library only, because the guard of a run must start fast.
+The moment is a time of CLOCK_BOOTTIME, which is the same for all processes of a machine and continues while the machine
+is suspended. This module imports the standard library only, because the guard of a run must start fast.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ NO_LIMIT = math.inf
 _MOMENT_BYTES = 20
 _CHECKSUM_DIGITS = 8
 RECORD_BYTES = _MOMENT_BYTES + 1 + _CHECKSUM_DIGITS + 1
-#: How often an unreadable file is read at once.
+#: How often a file without a valid record is read in one check.
 _READ_ATTEMPTS = 2
 
 
@@ -55,7 +54,7 @@ def decode(content: bytes) -> float | None:
 
 
 class RunUntil:
-    """Says whether the runs of the agent must have ended.
+    """Decides whether the runs of the agent must have ended.
 
     If the file cannot be read, the moment that was read last still counts. If it was never readable, the runs must end.
     """

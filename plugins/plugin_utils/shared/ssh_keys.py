@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks SSH public keys as Proxmox does, which runs `ssh-keygen -l` for each line. Pure functions."""
+"""Checks SSH public keys as Proxmox does (`ssh-keygen -l` for each line). Pure functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FIELD_COUNTS = {
     "sk-ssh-ed25519@openssh.com": 3,
     "sk-ecdsa-sha2-nistp256@openssh.com": 4,
 }
-#: The size of a key of ed25519 in bytes.
+#: The size of an Ed25519 key in bytes.
 _ED25519_BYTES = 32
 #: The curves of ECDSA keys (FIPS 186): the bytes of a coordinate, and p and b in y² = x³ - 3x + b (mod p).
 _CURVES = {

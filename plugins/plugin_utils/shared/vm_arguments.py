@@ -29,8 +29,9 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                            'use it.',
                                             'type': 'str'},
                                 'node': {'description': "C(create): node for the guest. Empty means the template's "
-                                                        'node; another node needs shared storage. Other actions: node '
-                                                        'on which the guest was last. The current node is looked up.',
+                                                        'node; a clone on another node needs shared storage. Other '
+                                                        'actions: node on which the guest was last. The current node '
+                                                        'is looked up.',
                                          'type': 'str'},
                                 'template_vmid': {'description': 'VMID of the template. Either this or C(template) is '
                                                                  'needed, or C(iso) or C(blank).',
@@ -63,8 +64,8 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                 'disk_gib': {'description': 'Size of the first disk in GiB, not below the present size '
                                                             "or the template's. Required by C(create).",
                                              'type': 'int'},
-                                'sockets': {'description': 'Sockets. 1 when only C(cores) is given, so that C(cores) '
-                                                           'is the total.',
+                                'sockets': {'description': 'Number of sockets. If only C(cores) is given, it is 1, so '
+                                                           'that C(cores) is the total.',
                                             'type': 'int'},
                                 'cpu_type': {'description': 'CPU that the guest sees, such as C(host) or '
                                                             'C(x86-64-v2-AES).',
@@ -76,7 +77,7 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                 'protection': {'description': "Proxmox's protection flag: deletion is refused until an "
                                                               'update removes the flag.',
                                                'type': 'bool'},
-                                'guest_agent': {'description': 'Proxmox may talk to the guest agent.', 'type': 'bool'},
+                                'guest_agent': {'description': 'Allow Proxmox to use the guest agent.', 'type': 'bool'},
                                 'boot_order': {'description': 'Devices to boot from, in order, such as C(scsi0), '
                                                               'C(net0).',
                                                'type': 'list',
@@ -89,7 +90,7 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                               'C(virtio0).',
                                                                'type': 'str',
                                                                'required': True},
-                                                      'size_gib': {'description': 'Size in GiB; needed for a new one. '
+                                                      'size_gib': {'description': 'Size in GiB; a new disk needs it. '
                                                                                   'It can only grow.',
                                                                    'type': 'int'},
                                                       'storage': {'description': 'Storage of the disk, by default the '
@@ -218,15 +219,15 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                                              'such as '
                                                                                              'C(local:snippets/vendor.yml).',
                                                                               'type': 'str'}}},
-                                'allowed': {'description': 'What the request may name besides what the guest already '
-                                                           'has. If it is missing, there is no limit. C(*) in a list '
-                                                           'allows every value.',
+                                'allowed': {'description': 'The values that the request may name. A value that the '
+                                                           'guest already has is always allowed. Without this member '
+                                                           'there is no limit. C(*) in a list allows every value.',
                                             'type': 'dict',
-                                            'options': {'bridges': {'description': 'Bridges. One that Proxmox does not '
-                                                                                   'list, because '
-                                                                                   'C(/etc/network/interfaces.d) '
-                                                                                   'defines it, must be named here, or '
-                                                                                   'the guest must have it already.',
+                                            'options': {'bridges': {'description': 'Bridges. A bridge of '
+                                                                                   'C(/etc/network/interfaces.d), '
+                                                                                   'which Proxmox does not list, must '
+                                                                                   'be named here, unless the guest '
+                                                                                   'already has it.',
                                                                     'type': 'list',
                                                                     'elements': 'str'},
                                                         'vlans': {'description': 'VLANs and ranges of VLANs, such as '
@@ -245,8 +246,8 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                  'type': 'list',
                                                                  'elements': 'str'}}},
                                 'snapshot': {'description': 'C(snapshot): name; default: the next free C(smith-N). '
-                                                            'C(rollback): name; default: the newest, the only possible '
-                                                            'one on ZFS or with C(snapshot-as-volume-chain).',
+                                                            'C(rollback): name; default: the newest. ZFS and storages '
+                                                            'with C(snapshot-as-volume-chain) accept only the newest.',
                                              'type': 'str'},
                                 'force': {'description': 'C(stop), C(restart): do not wait for the guest.',
                                           'type': 'bool'},
@@ -292,17 +293,16 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                 'with_local_disks': {'description': 'C(migrate): also copy disks on local storage. '
                                                                     'Needs community.proxmox >= 1.5.',
                                                      'type': 'bool'},
-                                'half_made': {'description': 'C(delete): the create of this VMID never ended, so the '
-                                                             'VM may be a partial clone without a marker; its name '
-                                                             'then identifies it, as it does for a create that '
-                                                             'finishes such a clone. Default false.',
+                                'half_made': {'description': 'C(delete): the create of this VMID has not succeeded, so '
+                                                             'the VM may be a partial clone. It has no marker; its '
+                                                             'name identifies it. Default false.',
                                               'type': 'bool'},
                                 'timeout_s': {'description': 'Seconds for the whole action. Default 240.',
                                               'type': 'int'},
-                                'deadline_monotonic_s': {'description': 'Point in time at which the action ends at the '
-                                                                        'latest, if that is earlier than C(timeout_s). '
-                                                                        "It is a time of the system's monotonic clock, "
-                                                                        "as Python's C(time.monotonic()) returns it.",
+                                'deadline_monotonic_s': {'description': 'Latest end of the action, if that is earlier '
+                                                                        'than the end of C(timeout_s). It is a time of '
+                                                                        "the system's monotonic clock, as Python's "
+                                                                        'C(time.monotonic()) returns it.',
                                                          'type': 'float'},
                                 'properties': {'description': "The service's properties as delivered, for a provider's "
                                                               'own action.',

@@ -1,11 +1,13 @@
-"""Examines the certificates of FulcrumCore and Proxmox: why a TLS connection fails, and how long they are valid.
+"""Reads the certificates of FulcrumCore, Proxmox and the pages: how long they are valid, and why a connection fails.
 
 The clients of FulcrumCore and Proxmox verify certificates. This module only explains their failures: it connects again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -83,26 +85,56 @@ def examine(host: str, port: int, ca_bundle: Path | None) -> TlsState:
 def read_certificate(host: str, port: int) -> Certificate | None:
     """Return the certificate of a server, also if it is not valid. Return None if it cannot be read."""
     try:
-        unverified = ssl.create_default_context()
-        unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
-        encoded, _ = _handshake(host, port, unverified)
-        # `ssl` decodes only a certificate that it has verified. So the certificate itself is made the trusted one.
-        trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        trusting.check_hostname = False
-        trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VerifyFlags(_NO_CHECK_TIME)
-        trusting.load_verify_locations(cadata=ssl.DER_cert_to_PEM_cert(encoded))
-        return _parse(_handshake(host, port, trusting)[1])
+        return _read(lambda context: _handshake(host, port, context))
     except (OSError, ValueError, KeyError):
         return None
 
 
+def read_certificate_file(certificate: Path, key: Path) -> Certificate:
+    """Return the certificate in a file, also if it is not valid now.
+
+    Raises OSError or ValueError if a server cannot use the certificate with this key. ssl.SSLError is an OSError.
+    """
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(certificate, key, password="")  # without a password, OpenSSL asks for one on the terminal
+    return _read(lambda context: _handshake_in_memory(server, context))
+
+
+#: Does a handshake with the server as a client with this context. Returns the certificate, encoded and decoded.
+_Handshake = Callable[[ssl.SSLContext], tuple[bytes, dict[str, Any]]]
+
+
+def _read(handshake: _Handshake) -> Certificate:
+    """Return the certificate that a server shows. Raises OSError, ValueError or KeyError."""
+    unverified = ssl.create_default_context()
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+    encoded, _ = handshake(unverified)
+    # `ssl` decodes only a certificate that it has verified. So the certificate itself is made the trusted one.
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname = False
+    trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VerifyFlags(_NO_CHECK_TIME)
+    trusting.load_verify_locations(cadata=ssl.DER_cert_to_PEM_cert(encoded))
+    return _parse(handshake(trusting)[1])
+
+
 def _handshake(host: str, port: int, context: ssl.SSLContext) -> tuple[bytes, dict[str, Any]]:
-    """Return the certificate, encoded and decoded. Raises OSError; ssl.SSLError is one."""
     with (
         open_connection(host, port, TIMEOUT_S) as connection,
         context.wrap_socket(connection, server_hostname=host.strip("[]")) as secured,
     ):
         return secured.getpeercert(binary_form=True) or b"", secured.getpeercert() or {}
+
+
+def _handshake_in_memory(server_context: ssl.SSLContext, context: ssl.SSLContext) -> tuple[bytes, dict[str, Any]]:
+    """Do a handshake with a server in this process: `ssl` cannot decode a certificate in a file."""
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(to_client, to_server)
+    server = server_context.wrap_bio(to_server, to_client, server_side=True)
+    # In TLS 1.3, the client has the certificate after the first step of the server.
+    for side in (client, server, client):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    return client.getpeercert(binary_form=True) or b"", client.getpeercert() or {}
 
 
 def _problem_of(verify_code: int) -> TlsProblem:

@@ -1,4 +1,4 @@
-"""Checks this machine: disk space, the run folder, ansible-core and community.proxmox."""
+"""Checks this machine: disk space, the run folder, ansible-core, community.proxmox and the pages' certificate."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 
 from executor.agent.disk_space import BYTES_PER_MIB, MIN_FREE_MIB, free_bytes
 from executor.database.engine import file_system_of
+from executor.doctor import certificates
+from executor.doctor.certificates import MIN_DAYS_LEFT
 from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line
 from executor.doctor.folders import mount_point, nearest_existing_folder
 from executor.runs.run_folder import MEMORY_FILE_SYSTEMS, why_not_usable
@@ -32,11 +34,14 @@ COLLECTION_RANGE = ((1, 4), (3, 0))
 
 
 def check_machine(settings: Settings) -> Iterator[CheckResult]:
-    """Check the disk space, the run folder, ansible-core and community.proxmox."""
+    """Check the disk space, the run folder, ansible-core, community.proxmox and the pages' certificate."""
     yield from _check_disk_space(settings)
     yield from _check_run_folder(settings)
     yield from _check_ansible()
     yield from _check_collection()
+    if settings.smith_http_tls_certificate is not None:
+        key = settings.smith_http_tls_key or settings.smith_http_tls_certificate
+        yield _check_pages_certificate(settings.smith_http_tls_certificate, key)
 
 
 def _check_disk_space(settings: Settings) -> Iterator[CheckResult]:
@@ -104,6 +109,20 @@ def _check_collection() -> Iterator[CheckResult]:
         yield _RESULT.fail("community.proxmox", text, install_command)
     else:
         yield _RESULT.ok("community.proxmox", installed_version)
+
+
+def _check_pages_certificate(certificate: Path, key: Path) -> CheckResult:
+    name, hint = "pages' certificate", f"renew {certificate}; the agent uses the new file within a minute"
+    try:
+        found = certificates.read_certificate_file(certificate, key)
+    except (OSError, ValueError, KeyError) as error:
+        return _RESULT.fail(name, f"{certificate} with the key {key} cannot be used: {error}")
+    if found.days_left < 0:
+        return _RESULT.fail(name, f"{certificate} expired on {found.valid_until:%Y-%m-%d %H:%M}Z", hint)
+    text = f"{certificate}: {certificates.describe_validity(found)}"
+    if found.days_left < MIN_DAYS_LEFT:
+        return _RESULT.warn(name, text, hint)
+    return _RESULT.ok(name, text)
 
 
 def _version_text(numbers: tuple[int, ...]) -> str:

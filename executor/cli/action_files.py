@@ -10,7 +10,7 @@ NAME, ROLE = "ACTION-NAME", "ACTION_ROLE"
 PLAYBOOK = """\
 ---
 # Runs for FulcrumCore's action `ACTION-NAME`. The contract: docs/custom-actions.md.
-# vm holds the VM (service_id, vmid, name, node, cluster, timeout_s) and, in vm.properties, the service's properties.
+# vm describes the VM (service_id, vmid, name, node, cluster, timeout_s). vm.properties has the service's properties.
 - name: Run ACTION-NAME on a service's VM
   hosts: proxmox
   gather_facts: false

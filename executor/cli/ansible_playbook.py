@@ -70,7 +70,7 @@ class PlaybookRequest:
 
 
 class Stopper:
-    """Ends the playbooks that several threads run, and starts no more."""
+    """Ends the playbooks that several threads run. A playbook that starts later is ended at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -78,7 +78,7 @@ class Stopper:
         self.is_stopped = False
 
     def add(self, process: subprocess.Popen[str]) -> None:
-        """Add the guard of a playbook. After `stop`, the playbook is ended at once."""
+        """Add the process that runs and guards a playbook (see `_run_command`)."""
         with self._lock:
             self._processes.append(process)
             if self.is_stopped:
@@ -101,8 +101,8 @@ def run(
 ) -> JobResult:
     """Run the playbook, copy its output to `output`, and return the result that the executor would store.
 
-    Check mode needs no `lock`, because it changes nothing. A caller that runs several playbooks at once has a
-    `stopper`.
+    Check mode needs no `lock`, because it changes nothing. A caller that runs several playbooks at once passes a
+    `stopper` to end them all.
     """
     stopper = stopper or Stopper()
     started_at = time.time()

@@ -13,7 +13,7 @@ from executor.shared.marker import markers_in
 
 
 def list_archives(proxmox: ProxmoxReader) -> list[ArchiveRow]:
-    """Return the archives of all storages that may hold backups and that the token may see. Raises JobError."""
+    """Return the archives of all storages that accept backups and that the token may see. Raises JobError."""
     archives = {
         archive.volume: archive
         for storage in _storages_to_read(proxmox.storages())

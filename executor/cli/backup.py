@@ -104,9 +104,9 @@ def restore(
 
 
 def _refuse_sealed(file: Path) -> None:
-    """Raise DatabaseError if the database in the file was moved to another one: a backup of it would be used again.
+    """Raise DatabaseError if the database in the file is sealed, because `smith db migrate` has moved its rows.
 
-    A file that is no usable database is not refused.
+    A restore would remove the seal. A file that is no usable database is not refused.
     """
     if not file.exists():
         return

@@ -142,10 +142,7 @@ def refusing_while_agent_runs(engine: Engine, settings: Settings) -> Iterator[No
 
 
 def refuse_running_agent(session: Session, settings: Settings) -> None:
-    """Raise DatabaseError if a row of the table `nodes`, which has one row for each agent process, is of a running one.
-
-    The rows are not Proxmox nodes.
-    """
+    """Raise DatabaseError if an agent is running. The table `nodes` has one row for each agent process."""
     for agent in nodes.not_stopped(session):
         if is_alive(agent, utc_now(), settings.smith_lease_s):
             raise DatabaseError(f"agent {agent.id} on {agent.host} uses this database: stop it first")

@@ -69,7 +69,7 @@ def forget(  # noqa: PLR0913, PLR0917 (one parameter for each option)
             reasons = {data.service_id: _why_not_erasable(session, data, settings) for data in found}
             was_erased = erasure.was_erased(session, service or None)
         erasable = [data for data in found if not reasons[data.service_id]]
-        if was_erased and not erasable:  # an earlier command may have ended before it had rewritten the file
+        if was_erased and not erasable:  # an earlier command may have been interrupted before this step
             erasure.overwrite_unused_parts(engine)
         if not found:
             raise UnusableReference(f"the database contains nothing about {consumer or service}")
@@ -102,7 +102,7 @@ def _require_one_id(service: str, consumer: str) -> None:
 
 
 def _refuse(left: Sequence[dict[str, Any]], *, as_json: bool) -> NoReturn:
-    """Raise CommandFailed with the reason. If there are several services, print a table of the reasons before."""
+    """Raise CommandFailed with the reason. If there are several services, print a table of the reasons first."""
     if len(left) == 1:
         raise CommandFailed(f"nothing was erased. {left[0]['service_id']}: {left[0]['why']}")
     if not as_json:

@@ -15,12 +15,12 @@ def pause_collection() -> None:
 
 
 def resume_collection() -> None:
-    """Turn the garbage collector on if it is paused. It ignores all objects that exist now: they are the modules'."""
+    """Turn the garbage collector on if it is paused. It never searches the objects that exist now, those of modules."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
 
 
 def skip_last_collection() -> None:
-    """Make the garbage collector ignore all objects. Python's end would search them, but they end with the process."""
+    """Make the garbage collector ignore all objects, which Python would otherwise search at the process's end."""
     gc.freeze()

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
 
-#: The attribute of a command's function that holds the text of the section `Examples:`.
+#: The attribute of a command's function that contains the text of the section `Examples:`.
 EXAMPLES_ATTRIBUTE = "smith_examples"
 
 

@@ -1,4 +1,4 @@
-"""Gets the answers that `smith init` needs: from options, files, variables and earlier runs, else from the operator.
+"""Gets the values that `smith init` needs: from options, files, variables and earlier runs, else from the operator.
 
 A secret is never an argument, because every user of the machine can read arguments.
 """
@@ -64,7 +64,7 @@ class Answers:
     ) -> str:
         """Return the secret in the file, in the variable, or typed without echo.
 
-        Its parts that `secrets_in` returns, by default the whole, are registered with the redactor.
+        The redactor then masks the texts that `secrets_in` returns, by default the whole secret.
         """
         secret = read_secret_file(file) if file is not None else os.environ.get(variable, "").strip()
         if not secret and not self._has_terminal:

@@ -47,7 +47,7 @@ class CoreAnswers:
 
 
 class CoreSetup:
-    """What FulcrumCore lacks. `run` makes it."""
+    """Plans which objects FulcrumCore lacks, and creates them."""
 
     def __init__(
         self, settings: Settings, answers: CoreAnswers, token_file: SecretFile, *, replaces_token: bool
@@ -78,7 +78,7 @@ class CoreSetup:
         return texts
 
     def differences(self) -> list[str]:
-        """Return what exists with another content. FulcrumCore's objects may be changed on purpose, so they stay."""
+        """Return a text for each object whose content differs. It stays, because the change may be intended."""
         return [
             f"{step.kind} {step.name} differs, and is not changed: {', '.join(step.differences)}"
             for step in self._bootstrap.dry_run()
@@ -99,7 +99,7 @@ class CoreSetup:
                 yield from _texts_of(step)
 
     def _makes_token(self) -> bool:
-        """Return whether a token must be made: no valid one of this agent is stored, or a run has not ended."""
+        """Return whether a token must be made: no valid token is stored, or an earlier run was interrupted."""
         stored = self._token_file.read()
         is_valid = bool(stored and self._bootstrap.agent_id and self._is_own(stored))
         return not is_valid or self._token_file.pending() is not None

@@ -1,6 +1,6 @@
 """Reads and writes the files of `smith init`: the settings, the secrets, the CA and the answers that are no settings.
 
-Each file is written in one step, so that an interrupted run leaves no half of it.
+Each file is replaced in one step, so that an interrupted run leaves no incomplete file.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class SetupFolder:
     def write_settings(self, values: Mapping[str, str]) -> bool:
         """Set these settings, and keep every other line of the file; return whether the file was changed.
 
-        A setting whose value is empty is not written, and the line of one that has the value already is not touched.
-        Raises SettingsError for a new value that would need quotes.
+        A setting whose value is empty is not written, and a line that has the value already is not changed. Raises
+        SettingsError for a new value that would need quotes.
         """
         changed = self.changed_settings(values)
         if changed:
@@ -58,7 +58,7 @@ class SetupFolder:
         return bool(changed)
 
     def changed_settings(self, values: Mapping[str, str]) -> dict[str, str]:
-        """Return those of these settings that the file does not have yet. Raises SettingsError, as `write_settings`."""
+        """Return the settings in `values` that the file lacks. Raises SettingsError, as `write_settings` does."""
         existing = self.read_settings()
         changed = {name: value for name, value in values.items() if value != existing.get(name, "")}
         for name, value in changed.items():
@@ -93,7 +93,7 @@ class SecretFile:
         self._record = path.with_name(f"{path.name}.pending")
 
     def read(self) -> str:
-        """Return the secret; '' if there is none. The redactor knows it. Raises SettingsError for an unusable file."""
+        """Return the secret, which is then redacted; '' if there is none. Raises SettingsError for an unusable file."""
         if not self.path.exists():
             return ""
         secret = read_secret_file(self.path)

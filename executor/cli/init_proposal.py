@@ -1,7 +1,7 @@
 """Proposes which nodes, storages, bridges and templates the agent may use, from what exists in Proxmox.
 
-Everything but `read_cluster` is pure. What every guest may use by the proposal is little: a bridge may lead to the
-management network, so only VNets are proposed besides the first bridge.
+Everything but `read_cluster` is pure. Besides the first bridge only VNets are proposed, because another bridge may lead
+to the management network.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from executor.placement.templates import Template, marked_template_text, templat
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.privileges import LOCAL_ZONE
 from executor.proxmox.rows import StorageRow, as_text, assume_available
-from executor.proxmox.template_needs import devices_for_root, host_cd_drives
+from executor.proxmox.template_needs import host_cd_drives, root_only_devices
 from executor.shared.marker import markers_in
 
 DEFAULT_POOL = "agent-smith"
@@ -26,7 +26,7 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class FoundTemplate:
-    """A VM template in Proxmox, and why it is not fit for the VMs of services ('' if it is)."""
+    """A VM template in Proxmox, and why services cannot use it ('' if they can)."""
 
     facts: Template
     problem: str = ""
@@ -53,7 +53,7 @@ class Cluster:
         """The storages for disks that are available on every online node."""
         nodes_by_storage: dict[str, set[str]] = {}
         for row in self.storages:
-            if row.may_hold_disks and row.is_available:
+            if row.accepts_disks and row.is_available:
                 nodes_by_storage.setdefault(row.name, set()).add(row.node)
         return sorted(name for name, nodes in nodes_by_storage.items() if nodes >= set(self.nodes))
 
@@ -85,7 +85,7 @@ def template_problem(facts: Template, config: Mapping[str, Any]) -> str:
     """Return why services cannot use the template; '' if they can."""
     if markers := markers_in(as_text(config.get("description"))):
         return marked_template_text(markers)
-    if devices := devices_for_root(config):
+    if devices := root_only_devices(config):
         return f"only root@pam may clone its devices: {', '.join(devices)}"
     if drives := host_cd_drives(config):
         remedy = " ".join(f"--{drive} none,media=cdrom" for drive in drives)
@@ -96,7 +96,7 @@ def template_problem(facts: Template, config: Mapping[str, Any]) -> str:
 
 
 def propose(cluster: Cluster) -> dict[str, str]:
-    """Return the settings that let the agent create VMs from the fit templates."""
+    """Return the settings that let the agent create VMs from the usable templates."""
     fit = [found.facts for found in cluster.templates if not found.problem]
     vmid_by_name: dict[str, int] = {}
     for template in fit:
@@ -118,6 +118,6 @@ def propose(cluster: Cluster) -> dict[str, str]:
 
 
 def _main_storage(templates: Sequence[Template], storages: Sequence[str]) -> str:
-    """Return the storage that most templates use, if every node has it; otherwise the first that every node has."""
+    """Return the storage that most templates use, if it is in `storages`; otherwise the first of `storages`."""
     uses = Counter(storage for template in templates for storage in template.storages if storage in storages)
     return min(storages, key=lambda name: (-uses[name], name), default="")

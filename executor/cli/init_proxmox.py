@@ -1,4 +1,4 @@
-"""Connects `smith init` to Proxmox as an administrator, and makes there what the agent needs."""
+"""Connects `smith init` to Proxmox as an administrator, and creates there what the agent needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from executor.proxmox.setup.admin_session import AdminSession
 from executor.proxmox.setup.apply import apply_changes
 from executor.proxmox.setup.certificate import find_ca, is_verified, normalized_fingerprint, read_fingerprint
 from executor.proxmox.setup.existing import read_existing
-from executor.proxmox.setup.plan import USER_COMMENT, Change, Wanted, plan_changes
+from executor.proxmox.setup.plan import USER_COMMENT, Change, NeededAccess, plan_changes
 from executor.settings.settings import Settings
 from executor.shared.error_codes import ErrorCode
 
@@ -53,11 +53,11 @@ class ProxmoxSetup:
     @cached_property
     def cluster(self) -> Cluster:
         """What exists in Proxmox."""
-        return read_cluster(ProxmoxReader.over(self.session))
+        return read_cluster(ProxmoxReader.with_session(self.session))
 
     def needs(self, settings: Settings) -> tuple[PrivilegeNeed, ...]:
         """Return the privileges that the agent needs with these settings, from the table that doctor uses."""
-        context = ProxmoxContext(settings, ProxmoxReader.over(self.session))
+        context = ProxmoxContext(settings, ProxmoxReader.with_session(self.session))
         needs = needs_of_settings(context, {bridge: self.cluster.zone_of(bridge) for bridge in context.bridges})
         return (*needs, PLACEMENT_NEED) if len(context.allowed_nodes) > 1 else tuple(needs)
 
@@ -76,12 +76,12 @@ class ProxmoxSetup:
         return True
 
     def changes(self, settings: Settings, secret: SecretFile, *, replaces_token: bool) -> TokenPlan:
-        """Plan what Proxmox lacks. Raises JobError, SetupRefused, and TokenInUse if a token's secret is not here."""
+        """Plan what Proxmox lacks. Raises JobError, SetupRefused, and TokenInUse for a token with an unknown secret."""
         existing = read_existing(self.session, settings.proxmox_user)
         token_id, comments = settings.proxmox_token_id, existing.token_comments
         full_id, pending = f"{settings.proxmox_user}!{token_id}", secret.pending()
         is_own = token_id in comments and self._is_secret_of(full_id, secret.read())
-        # A record without its end: the stored secret may be that of an earlier token.
+        # With a pending record, an earlier run was interrupted: the stored secret may be that of an earlier token.
         makes_token = pending is not None or not is_own
         is_of_interrupted_run = pending is not None and comments.get(token_id) == pending.get("comment")
         if makes_token and token_id in comments and not (replaces_token or is_own or is_of_interrupted_run):
@@ -90,7 +90,7 @@ class ProxmoxSetup:
                 "installation may use it. --replace-tokens replaces it; or choose another --token"
             )
         comment = f"{USER_COMMENT}, made by smith init {secrets.token_hex(4)}"
-        wanted = Wanted(
+        wanted = NeededAccess(
             user=settings.proxmox_user,
             token_id=token_id,
             needs=self.needs(settings),

@@ -13,7 +13,7 @@ from executor.settings.settings import FIELDS, SECRET_NAMES, Settings, load_sett
 
 #: The agent's user in Proxmox, and the name of this user's token.
 DEFAULT_USER, DEFAULT_TOKEN = "smith@pve", "job"
-#: Where the data of an agent is that systemd starts.
+#: The data folder of an agent that systemd starts.
 SYSTEMD_DATA_FOLDER = "/var/lib/agent-smith"
 
 
@@ -47,9 +47,9 @@ class InitSettings:
         )
 
     def proposed(self, proposal: Mapping[str, str]) -> dict[str, str]:
-        """Return the proposed settings, with the values of an earlier run and of the option --set instead of its own.
+        """Return the proposal, but with the values of an earlier run and of the option --set.
 
-        In the file of an earlier run, a missing setting is one that the operator has left empty.
+        A setting that the file of an earlier run lacks stays empty, because the operator has left it empty.
         """
         is_first_run = not any(name in self._values for name in proposal if name not in self._given)
         defaults = proposal if is_first_run else dict.fromkeys(proposal, "")
@@ -85,7 +85,7 @@ FILE_NAMES = frozenset({"PROXMOX_CA_BUNDLE", "SMITH_SECRETS_DIR", "SMITH_DATA_DI
 
 
 def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
-    """Return the settings of the option --set. Raises typer.BadParameter for one that is none, and for a secret."""
+    """Return the settings of the option --set. Raises typer.BadParameter for an unknown setting and for a secret."""
     values = {}
     for text in texts:
         name, equals, value = text.partition("=")

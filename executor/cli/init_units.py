@@ -21,7 +21,7 @@ _PROGRAM = "/opt/agent-smith/bin/smith"
 _CA_VOLUME = f"{DEFAULT_FOLDER}/proxmox-ca.pem:{DEFAULT_FOLDER}/proxmox-ca.pem:ro"
 
 
-#: A path that systemd, podman, docker and a shell read as it is.
+#: A path without characters that systemd, podman, docker or a shell would interpret.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9._/@+-]+")
 #: The folders that a service of systemd does not see: ProtectHome and PrivateTmp hide them.
 _HIDDEN_FOLDERS = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 (nothing is written there)
@@ -132,7 +132,7 @@ def _compose(folder: Path, *, has_ca: bool) -> str:
 
 
 def _with_owner(folder: Path, command: str) -> str:
-    """Return the command with one before it that gives the secrets to the user of the container."""
+    """Return the command, preceded by a command that makes the container's user the owner of the secrets."""
     owner = f"{CONTAINER_UID}:{CONTAINER_UID}"
     return f"chown -R {owner} {shlex.quote(str(folder / 'secrets'))} && {command}"
 

@@ -29,7 +29,7 @@ INTERVAL_S = 0.5
 
 
 def follow_job(reference: str) -> int:
-    """Print the job's story so far, and then what happens, until the job ends. Return the exit code."""
+    """Print the job's timeline so far, and then each new entry, until the job ends. Return the exit code."""
     settings = open_settings()
     with open_database(settings) as engine:
         with reading(engine) as session:
@@ -78,7 +78,7 @@ class JobFollower:
             return None
 
     def _show(self, entry: timeline.Entry, outputs: dict[str, Path | None]) -> None:
-        """Print an entry unless it is printed. The details of a run whose output is here are in its output."""
+        """Print an entry once. A detail of a run is not printed if the run's output, which contains it, is printed."""
         if entry in self._shown:  # a later attempt has entries with the same texts
             return
         has_output = entry.run_ident is not None and outputs.get(entry.run_ident) is not None

@@ -1,7 +1,7 @@
 """`smith jobs log`: shows what a job's playbook printed, and follows a job until it ends.
 
-The output is read from the artifacts of the run on this machine. Where they are missing, because another machine
-executes the run or because they were pruned, the story of the run in the database is shown instead.
+The output is read from the artifacts of the run on this machine. If they are missing, because another machine executes
+the run or because they were pruned, the command shows the steps of the run that the database has (`Run.story`).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def show_log(
 
 
 def read_output(run: Run, settings: Settings) -> str:
-    """Return what the run printed, or its story if the output is not on this machine.
+    """Return what the run printed, or its steps in the database if the output is not on this machine.
 
     Raises ArtifactsMissing if there is neither.
     """
@@ -103,7 +103,7 @@ def _show_events(run: Run, settings: Settings, *, as_json: bool) -> None:
 
 
 def _event_rows(run: Run) -> list[dict[str, Any]]:
-    """Return the Ansible tasks of the story as rows with the keys of `artifacts.read_events`."""
+    """Return the Ansible tasks in `Run.story` as rows with the keys of `artifacts.read_events`."""
     story = run.story or {}
     return [
         {
@@ -126,7 +126,7 @@ def _story_text(run: Run) -> str:
 
 
 def _select_run(session: Session, job: Job, ident: str | None) -> Run:
-    """Return the job's run with this ident, or its newest run if `ident` is None, with its story.
+    """Return the job's run with this ident, or its newest run if `ident` is None. `Run.story` is loaded.
 
     Raises UnusableReference if the job has no run, or no run with this ident.
     """

@@ -1,4 +1,4 @@
-"""`smith db migrate` moves all rows to another database, from SQLite to PostgreSQL or back; `smith db unseal`.
+"""`smith db migrate` moves all rows to another database and seals this one; `smith db unseal` removes the seal.
 
 The URL of the other database may contain a password, so it is read from a file, a variable or the terminal. An argument
 could be read by every user of the machine.

@@ -70,7 +70,7 @@ def _find_service_mapping(engine: Engine | None, settings: Settings, reference: 
 
 
 def refuse_while_job_runs(engine: Engine, service_id: str) -> None:
-    """Raise CommandFailed early while a job of the service is running. The service's lock decides."""
+    """Raise CommandFailed while a job of the service is running. The service's lock checks it again later."""
     with reading(engine) as session:
         jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_ids=[service_id], limit=1)
     if jobs:

@@ -30,8 +30,7 @@ STALL_TIMEOUT_S = 120.0
 class AgentMode(StrEnum):
     """How long the agent works.
 
-    The values equal the values of `executor.agent.agent.Mode`. That enumeration is not used here, because its module
-    imports so much that `--help` would be slow.
+    The values equal those of `executor.agent.mode.Mode`, whose module imports so much that `--help` would be slow.
     """
 
     SERVE = "serve"

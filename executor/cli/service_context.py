@@ -14,7 +14,7 @@ from executor.errors import SmithError
 
 #: The unit in deploy/systemd.
 UNIT = "agent-smith.service"
-#: Variables of the service that the command gets besides the settings.
+#: The variables that the command gets from the service: settings, and those of Ansible, Python and its libraries.
 KEPT_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_", "ANSIBLE_", "LC_", "REQUESTS_", "CURL_", "SSL_")
 KEPT_NAMES = ("PATH", "HOME", "LANG", "TZ", "CREDENTIALS_DIRECTORY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 TIMEOUT_S = 30.0

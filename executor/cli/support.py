@@ -42,15 +42,15 @@ def support(
 ) -> None:
     """Write an archive for a bug report.
 
-    It has the versions, the settings, the result of `smith doctor`, the status, the failed jobs with their stories and
-    the output of their runs, and statistics of the database. Secrets are masked, and the properties of customers'
+    It has the versions, the settings, the result of `smith doctor`, the status, the failed jobs with their timelines
+    and the output of their runs, and statistics of the database. Secrets are masked, and the properties of customers'
     services are left out.
     """
     settings = open_settings()
     file = output or Path(f"smith-support-{utc_now():%Y%m%dT%H%M%SZ}.tar.gz")
     if file.exists():
         raise CommandFailed(f"{file} exists: choose another name with --output")
-    # What a file is made of may end in the middle of a secret's escape, so the whole text is redacted once more.
+    # The parts of a file were redacted one by one; a secret may extend over two parts, so the whole is redacted, too.
     files = {name: redactor.redact(text) for name, text in collect(settings, log_files or [], with_doctor=doctor)}
     if not as_json:
         rows = [{"name": name, "bytes": len(text.encode("utf-8", "replace"))} for name, text in files.items()]

@@ -1,7 +1,6 @@
 """Collects the files of a support archive. Each is text without secrets, and without customers' properties.
 
-A part that cannot be read is replaced by the reason, so that an archive can be made while much is broken: that is when
-it is needed.
+A part that cannot be read is replaced by the reason, because archives are needed when something is broken.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from executor.views.text import json_text, sanitized
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
-#: The number of failed jobs, of the newest, that are collected.
+#: The maximum number of failed jobs that are collected, the newest first.
 MAX_FAILED_JOBS = 20
-#: The end of a run's output, and of a log file, that is collected, in bytes.
+#: The maximum number of bytes that are collected from the end of a run's output, and of a log file.
 MAX_OUTPUT_BYTES = 64 * 1024
 MAX_LOG_BYTES = 2 * 1024 * 1024
 #: The fields of a job that a customer has filled in.
@@ -109,7 +108,7 @@ def _critical_jobs(store: Store) -> list[dict[str, Any]]:
 
 
 def _failed_jobs(store: Store) -> list[dict[str, Any]]:
-    """Return the newest failed jobs with their stories, without what customers have filled in."""
+    """Return the newest failed jobs with their runs and events, without CUSTOMER_FIELDS."""
     session = store.session
     found = []
     for job in queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOBS):

@@ -63,10 +63,10 @@ COLOUR_BY_TEXT = {
 def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, if_empty: str) -> None:
     """Print a table, or `if_empty` if there are no rows. `columns` has the headings, keyed by the keys of the rows.
 
-    On a terminal, only free text (FLEXIBLE_COLUMNS) is wrapped, and columns give way in the order of
-    `table_layout.columns_that_fit`. A word that is wider than its column, such as the id of a Proxmox task, is not
-    broken: its column comes last, and the terminal continues the line. Without a terminal, nothing is wrapped and no
-    column is left out.
+    On a terminal, only free text (FLEXIBLE_COLUMNS) is wrapped, and `table_layout.columns_that_fit` decides which
+    columns are left out. A word that is wider than its column, such as the id of a Proxmox task, is not broken: its
+    column comes last, and the terminal continues the line. Without a terminal, nothing is wrapped and no column is left
+    out.
     """
     if not rows:
         show_text(if_empty)

@@ -92,7 +92,7 @@ def _print(status: Status, view: dict[str, Any]) -> None:
     percents = [row | {"percent": "" if row["percent"] is None else f"{row['percent']:.0f}"} for row in view["running"]]
     show_rows(percents, RUNNING_COLUMNS, if_empty="no job is running")
     _show_section("Waiting, the oldest first", view["waiting"], WAITING_COLUMNS)
-    _show_section("Last failures (`smith jobs show JOB` has the story)", view["failed"], FAILED_COLUMNS)
+    _show_section("Last failures (`smith jobs show JOB` has the details)", view["failed"], FAILED_COLUMNS)
 
 
 def _show_section(title: str, rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> None:

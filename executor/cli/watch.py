@@ -23,7 +23,7 @@ CLEAR_SCREEN = "\x1b[2J"
 
 
 class _TerminalText(io.StringIO):
-    """Text for the terminal, which tables are to format as if they wrote to the terminal itself."""
+    """A text that is written to the terminal later. Tables format it as they do for the terminal."""
 
     def isatty(self) -> bool:
         return True

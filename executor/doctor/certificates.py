@@ -1,6 +1,6 @@
-"""Reads the certificates of FulcrumCore, Proxmox and the pages: how long they are valid, and why a connection fails.
+"""Finds how long the certificates of FulcrumCore, Proxmox and the pages are valid, and why a TLS connection fails.
 
-The clients of FulcrumCore and Proxmox verify certificates. This module only explains their failures: it connects again.
+It makes a connection of its own after the client of FulcrumCore or Proxmox has failed to verify a certificate.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from executor.proxies import open_connection
 TIMEOUT_S = 5.0
 #: A certificate that is valid for fewer days than this is a warning.
 MIN_DAYS_LEFT = 14
-#: Names that every machine has for itself. They are also in Proxmox's certificates.
+#: Names of the own machine. Proxmox's certificates contain them, but other machines cannot use them.
 LOCAL_NAMES = ("localhost", "127.0.0.1", "0:0:0:0:0:0:0:1", "::1")
 #: OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which the module `ssl` does not name.
 _NO_CHECK_TIME = 0x200000
@@ -55,20 +55,20 @@ class Certificate:
 
     @property
     def days_left(self) -> int:
-        """The number of whole days for which it is still valid; negative after its end."""
+        """The number of whole days until the certificate expires; negative after that."""
         return (self.valid_until - datetime.now(UTC)).days
 
 
 @dataclass(frozen=True)
 class TlsState:
-    """Whether a TLS connection succeeds, and the server's certificate, None if it cannot be read."""
+    """The result of a TLS connection."""
 
-    problem: TlsProblem | None
-    certificate: Certificate | None = None
+    problem: TlsProblem | None  #: None if the connection succeeded
+    certificate: Certificate | None = None  #: None if it cannot be read
 
 
-def examine(host: str, port: int, ca_bundle: Path | None) -> TlsState:
-    """Connect to a server as a client with this CA bundle does; None stands for the CAs of the system."""
+def read_tls_state(host: str, port: int, ca_bundle: Path | None) -> TlsState:
+    """Connect to a server with TLS, and verify its certificate with the CA bundle; None: with the CAs of the system."""
     context = ssl.create_default_context(cafile=str(ca_bundle) if ca_bundle else None)
     try:
         _handshake(host, port, context)
@@ -109,7 +109,7 @@ def _read(handshake: _Handshake) -> Certificate:
     unverified = ssl.create_default_context()
     unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
     encoded, _ = handshake(unverified)
-    # `ssl` decodes only a certificate that it has verified. So the certificate itself is made the trusted one.
+    # `ssl` decodes only a verified certificate, so the second handshake trusts the certificate of the first one.
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname = False
     trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VerifyFlags(_NO_CHECK_TIME)
@@ -158,7 +158,7 @@ def _time(text: object) -> datetime:
 
 
 def describe_problem(host: str, state: TlsState) -> str:
-    """Return the problem of a certificate in plain words; '' for any other problem."""
+    """Return a text about the problem of a certificate; '' for any other problem."""
     certificate = state.certificate
     if certificate is None:
         return ""

@@ -17,7 +17,7 @@ _PLACEHOLDER = re.compile(r"<[a-z ]+>")
 class Area(StrEnum):
     """The part of the system that a check is about.
 
-    If checks of several areas fail, the area that this class lists first decides the exit code.
+    If checks of several areas fail, the exit code is that of the area which is listed first.
     """
 
     SETTINGS = "settings"
@@ -79,18 +79,18 @@ class ResultFactory:
 
 
 def command_line(*words: object) -> str:
-    """Return the command line of a remedy. A shell reads each word as it is here, also one from outside."""
+    """Return the command line of a remedy. Each word is quoted for a shell if necessary."""
     return " ".join(_quoted(str(word)) for word in words)
 
 
 def setting_line(name: str, value: object) -> str:
-    """Return the line of a remedy that sets a setting, also in a shell and in a file of settings."""
+    """Return the line of a remedy that sets a setting. It is valid in a shell and in a file of settings."""
     text = str(value)
     return f"{name}={_quoted(text) if text else ''}"
 
 
 def _quoted(text: str) -> str:
-    """Return the text as one word of a shell. A placeholder such as `<vmid>` stays, because an operator replaces it."""
+    """Return the text as one word of a shell. A placeholder such as `<vmid>` is not quoted: an operator replaces it."""
     rest = _PLACEHOLDER.sub("", text)
     if text and (not rest or shlex.quote(rest) == rest):
         return text
@@ -98,7 +98,7 @@ def _quoted(text: str) -> str:
 
 
 def _escaped(char: str) -> str:
-    """Return the character as in `$'…'`, where a line break, for example, is no line break of the remedy."""
+    """Return the character as it is written in `$'…'`, so that a line break does not break the line of the remedy."""
     if char in "\\'":
         return f"\\{char}"
     if char == "\n":

@@ -14,7 +14,7 @@ from executor.errors import DatabaseError
 from executor.settings.settings import Settings
 
 _RESULT = ResultFactory(Area.DATABASE)
-#: How long the check waits for the write lock. The transactions of an agent are much shorter.
+#: How long the check waits for the write lock. No transaction of an agent takes that long.
 MAX_LOCK_WAIT_S = 2.0
 RESTORE_HINT = "smith db restore <backup>"
 #: The remedy of each failure of the database, by a part of the failure's text.

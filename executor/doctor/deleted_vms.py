@@ -1,4 +1,4 @@
-"""Checks whether deletions of VMs have left something: a guest with only its lock, or volumes."""
+"""Checks whether interrupted deletions have left guests that have only a lock, or volumes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from executor.model import GuestKind
 from executor.settings.settings import Settings
 
 _RESULT = ResultFactory(Area.PROXMOX)
-#: The lock that Proxmox sets at the end of a deletion. If the deletion is interrupted then, it never ends.
+#: The lock that Proxmox sets at the end of a deletion. If the deletion is then interrupted, the lock stays.
 DESTROYED = "destroyed"
 
 
@@ -35,8 +35,8 @@ def _half_destroyed_guests(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def _volumes_left(context: ProxmoxContext) -> Iterator[CheckResult]:
-    for noted in _noted_volumes(context.settings):
-        left = existing_volumes(context.reader, noted)
+    for recorded in _recorded_volumes(context.settings):
+        left = existing_volumes(context.reader, recorded)
         if left.volumes:
             text = f"VM {left.mapping.vmid} is deleted, but these volumes exist: {', '.join(left.volumes)}"
             commands = [
@@ -46,8 +46,8 @@ def _volumes_left(context: ProxmoxContext) -> Iterator[CheckResult]:
             yield _RESULT.warn("deleted vms", f"{text}; no new VM gets this VMID until they are removed", *commands)
 
 
-def _noted_volumes(settings: Settings) -> tuple[VolumesLeft, ...]:
-    """Return the volumes that the database names; none if it cannot be read, which the database's check reports."""
+def _recorded_volumes(settings: Settings) -> tuple[VolumesLeft, ...]:
+    """Return the volumes in the database; none if it cannot be read, which the check of the database reports."""
     try:
         return read_database(
             settings, lambda session: rows.read_volumes_left(session, settings.smith_cluster), if_missing=()

@@ -1,4 +1,4 @@
-"""Finds facts about the folders of the agent that several checks need."""
+"""Finds existing parents, mount points and read-only file systems of folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def mount_point(folder: Path) -> Path:
 
 
 def read_only_reason(folder: Path) -> str | None:
-    """Return that the file system of the folder is read-only; None if it is not."""
+    """Return a text that says that the file system of the folder is read-only; None if it is writable."""
     if os.statvfs(folder).f_flag & os.ST_RDONLY:
         return f"the file system of {folder} is read-only"
     return None

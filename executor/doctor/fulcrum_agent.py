@@ -1,4 +1,4 @@
-"""Checks the agent of the token: whether it is enabled, and whether only this database is used for it."""
+"""Checks the agent of the token: whether it is enabled, and whether another executor uses it with another database."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def _check_validity(settings: Settings) -> CheckResult:
 
 
 def _check_refused_token(client: FulcrumClient, refusal: FulcrumAuthFailing) -> CheckResult:
-    """Return the cause of a refused token: FulcrumCore returns metric types to every valid token, also of users."""
+    """Return the cause of a refused token, found by a request for metric types, which every valid token may send."""
     try:
         client.metric_types()
     except FulcrumError:
@@ -76,9 +76,9 @@ def _check_refused_token(client: FulcrumClient, refusal: FulcrumAuthFailing) -> 
 
 
 def _explain_failure(settings: Settings, error: FulcrumError) -> Iterator[CheckResult]:
-    """Return why a request failed, other than because of its token."""
+    """Yield why a request failed for another reason than its token."""
     url = urlsplit(settings.fulcrum_api_url)
-    state = _examine(settings, error)
+    state = _tls_state(settings, error)
     if error.status is not None:  # the server has answered, so the TLS handshake has succeeded
         yield from _check_tls(settings)
     is_explained = state.problem is TlsProblem.NO_TLS or settings.fulcrum_verify_tls
@@ -91,13 +91,17 @@ def _explain_failure(settings: Settings, error: FulcrumError) -> Iterator[CheckR
         yield _RESULT.fail("reachable", str(error), *_hints_for(settings, error))
 
 
-def _examine(settings: Settings, error: FulcrumError) -> TlsState:
-    """Return what is wrong with TLS. Nothing is, if FulcrumCore or a proxy has answered a request by https."""
+def _tls_state(settings: Settings, error: FulcrumError) -> TlsState:
+    """Return what is wrong with TLS: nothing if the server has answered the request in a way that excludes it.
+
+    An answer to a request by https excludes it, and so does one by http with another status than 400, with which a
+    server answers if it expects TLS.
+    """
     is_https = settings.fulcrum_api_url.startswith("https:")
     if (is_https and error.status is not None) or (not is_https and error.status not in (None, 400)):
         return TlsState(None)
     bundle = settings.fulcrum_ca_bundle if settings.fulcrum_verify_tls else None
-    return certificates.examine(*_address(settings), bundle)
+    return certificates.read_tls_state(*_address(settings), bundle)
 
 
 def _explain_tls_failure(settings: Settings, state: TlsState, error: FulcrumError) -> CheckResult:
@@ -119,7 +123,7 @@ def _explain_tls_failure(settings: Settings, state: TlsState, error: FulcrumErro
 
 
 def _hints_for(settings: Settings, error: FulcrumError) -> list[str]:
-    """Return what the operator can do about a request that failed, but neither because of TLS nor of its token."""
+    """Return what the operator can do about a request that failed for another reason than TLS or its token."""
     url = urlsplit(settings.fulcrum_api_url)
     if "CERTIFICATE_VERIFY_FAILED" in str(error):  # the system knows the CA, but the client does not use its bundle
         return [setting_line("FULCRUM_CA_BUNDLE", certificates.system_bundle())]

@@ -66,10 +66,7 @@ def _check_actions(service_type: ServiceType, playbook_folders: Any) -> Iterator
 
 
 def _check_age(service_type: ServiceType) -> Iterator[CheckResult]:
-    """Warn when a type has the name of a shipped type, but lacks actions or properties of this version.
-
-    A provider's own type, with another name, may lack them on purpose.
-    """
+    """Warn when a type has the name of a shipped type, but lacks actions or properties of this version."""
     shipped = _shipped_type(service_type)
     if shipped.get("name") != service_type.name:
         return

@@ -22,9 +22,9 @@ _RESULT = ResultFactory(Area.MACHINE)
 #: The maximum length of the run folder's path. ansible-core 2.21 opens a socket below this folder. Linux limits the
 #: path of a socket to 107 characters, and the part of this path below the run folder has up to 67 characters.
 MAX_RUN_DIR_CHARS = 40
-#: The hint that suggests a run folder in memory with a short path.
+#: The remedy: a run folder in memory with a short path.
 RUN_DIR_HINT = "SMITH_RUN_DIR=/dev/shm/agent-smith"
-#: The size that a full file system in memory gets: enough for many runs.
+#: The size to which the remedy enlarges a full file system in memory. It suffices for many runs.
 TMPFS_MIB = 256
 #: The oldest version of ansible-core that pyproject.toml allows. A test compares this constant with the file.
 MIN_ANSIBLE_CORE = (2, 19)
@@ -56,7 +56,7 @@ def _check_disk_space(settings: Settings) -> Iterator[CheckResult]:
 
 
 def _space_hints(name: str, folder: Path) -> list[str]:
-    """Return what the operator can do about a full file system. One in memory can be enlarged at once."""
+    """Return what the operator can do about a full file system. A file system in memory can be enlarged."""
     mounted_at = mount_point(nearest_existing_folder(folder))
     usage = command_line("du", "-x", mounted_at)
     free = f"free space there ({usage} | sort -n), or use another disk: SMITH_{name.upper()}_DIR=<folder>"
@@ -97,8 +97,8 @@ def _check_ansible() -> Iterator[CheckResult]:
 def _check_collection() -> Iterator[CheckResult]:
     installed_version, (minimum, too_new) = collection_version(), COLLECTION_RANGE
     version_range = f">={_version_text(minimum)},<{_version_text(too_new)}"
-    # It is installed where runs search first: a version in a later folder would never be found. Without
-    # ANSIBLE_COLLECTIONS_PATH, these are this Python's packages, where each user of this Agent Smith finds it.
+    # The command installs into the folder that runs search first, because a version in a later folder would not be
+    # used. Without ANSIBLE_COLLECTIONS_PATH, this folder is the one of this Python's packages.
     programs, folder = Path(sys.executable).parent, collection_search_path()[0]
     words = (programs / "ansible-galaxy", "collection", "install", "--force", "-p", folder)
     install_command = command_line(*words, f"community.proxmox:{version_range}")

@@ -23,6 +23,7 @@ MAX_PAGES = 5
 MAX_OFFERED_JOBS = 500
 #: The maximum number of jobs for which a result is shown.
 MAX_SHOWN_JOBS = 5
+#: The cause for a job that is not in the database. CLAIMED_ELSEWHERE is a text about another executor.
 NO_ROW = (
     f"the agent's database has no row of it: {CLAIMED_ELSEWHERE}, or the database was lost, and the agent stores the "
     "job again when it starts"
@@ -30,9 +31,9 @@ NO_ROW = (
 
 
 def check_open_jobs(client: FulcrumClient, agent_id: str, settings: Settings) -> Iterator[CheckResult]:
-    """Show each job that is open in FulcrumCore and that the agent neither works on nor reports.
+    """Warn of jobs that are open in FulcrumCore although the agent neither processes nor reports them.
 
-    Only the oldest jobs are compared, so that the check is short. Raises FulcrumError.
+    Only the oldest jobs are compared, to limit the duration. Raises FulcrumError.
     """
     processing_jobs, processing_count = client.oldest_processing_jobs(agent_id, max_pages=MAX_PAGES)
     offered_jobs = client.pending_jobs(limit=MAX_OFFERED_JOBS).jobs
@@ -57,9 +58,9 @@ def check_open_jobs(client: FulcrumClient, agent_id: str, settings: Settings) ->
 
 
 def cause_of(core_job: CoreJob, row: Job | None) -> str:
-    """Return why the agent does not work on a job that is open in FulcrumCore; '' if it does. Pure function.
+    """Return why the agent does not process a job that is open in FulcrumCore; '' if it does. Pure function.
 
-    `row` is the job's row in the agent's database. An offered job without a row is received with the next poll.
+    `row` is the job's row in the agent's database. A pending job without a row is received by the next poll.
     """
     if row is None:
         return NO_ROW if core_job.status == "Processing" else ""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _RESULT = ResultFactory(Area.PROXMOX)
 QUORUM_HINT = "start the missing nodes, or repair the network of the cluster; on a node: pvecm status"
-#: The remedy for a spent range adds at least this number of VMIDs.
+#: The remedy for a range without free VMIDs adds at least this number of VMIDs.
 MIN_ADDED_VMIDS = 100
 #: The check warns when a smaller share of the VMID range than this is free.
 MIN_FREE_VMID_SHARE = 0.05
@@ -80,7 +80,7 @@ def _check_quorum(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def _check_vmid_range(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Check that the range has VMIDs for new VMs: neither guests, nor services, nor the quarantine have them."""
+    """Check that the range has free VMIDs: no guest and no service has them, and they are not in quarantine."""
     lowest, highest = context.settings.proxmox_vmid_min, context.settings.proxmox_vmid_max
     vmid_count = highest - lowest + 1
     guest_vmids = {row.vmid for row in context.guests if lowest <= row.vmid <= highest}
@@ -101,7 +101,7 @@ def _check_vmid_range(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def _unavailable_vmids(settings: Settings) -> set[int]:
-    """Return the VMIDs that the database excludes; none if it cannot be read, which the database's check reports."""
+    """Return the VMIDs of services and of the quarantine; none if the database cannot be read (see its check)."""
     vmid_range = (settings.smith_cluster, settings.proxmox_vmid_min, settings.proxmox_vmid_max)
     quarantine_s = settings.smith_vmid_quarantine_s
 

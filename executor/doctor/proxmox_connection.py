@@ -14,7 +14,7 @@ from executor.shared.error_codes import ErrorCode
 _RESULT = ResultFactory(Area.PROXMOX)
 #: The major versions of Proxmox VE with which this release is tested.
 TESTED_MAJOR_VERSIONS = ("8", "9")
-#: The errors of a request that has not got an answer from Proxmox, perhaps because of TLS.
+#: The errors of a request without a valid answer from Proxmox. TLS may be the cause.
 CONNECTION_ERRORS = (ErrorCode.PVE_TLS, ErrorCode.PVE_UNREACHABLE, ErrorCode.PVE_TIMEOUT, ErrorCode.PVE_API_ERROR)
 
 
@@ -24,7 +24,7 @@ def explain_failure(error: JobError, settings: Settings) -> CheckResult:
         return _refused_login(settings)
     if error.code not in CONNECTION_ERRORS:
         return _RESULT.fail("reachable", str(error), "on a node: journalctl -u pveproxy -u pvedaemon --since -1h")
-    state = certificates.examine(settings.proxmox_host, settings.proxmox_port, settings.proxmox_ca_bundle)
+    state = certificates.read_tls_state(settings.proxmox_host, settings.proxmox_port, settings.proxmox_ca_bundle)
     if state.problem is TlsProblem.NO_TLS:
         text = f"{_address(settings)}: the server answers without TLS, so it is not Proxmox's API"
         return _RESULT.fail("reachable", text, "PROXMOX_PORT=<port>")
@@ -35,7 +35,7 @@ def explain_failure(error: JobError, settings: Settings) -> CheckResult:
 
 
 def _refused_login(settings: Settings) -> CheckResult:
-    """Return the result for a login that Proxmox refuses. Its answer never names the cause; only its own log does."""
+    """Return the result for a login that Proxmox refuses. Only Proxmox's log names the cause, not its answer."""
     log_hint = "the cause is in the log of the node: journalctl -u pveproxy --since -1h | grep 'authentication failure'"
     user, token = settings.proxmox_user, settings.proxmox_token_id
     user_hint = command_line("pveum", "user", "modify", user, "--enable", "1", "--expire", "0")
@@ -68,7 +68,7 @@ def _certificate_hints(state: TlsState, settings: Settings) -> list[str]:
 
 
 def renew_hint(settings: Settings) -> str:
-    """Return the command that renews the certificate which the cluster's own CA signs."""
+    """Return the command that renews a certificate of the cluster's own CA."""
     return f"on {settings.proxmox_host}: pvecm updatecerts --force && systemctl restart pveproxy"
 
 

@@ -1,4 +1,4 @@
-"""Keeps the settings and those answers of Proxmox that several checks need."""
+"""Caches the answers of Proxmox that several checks need."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ from executor.settings.types import ANY
 
 @dataclass(frozen=True)
 class ProxmoxContext:
-    """The settings, the client that reads from Proxmox, and those answers of Proxmox that several checks need.
-
-    Each answer is requested when a check first needs it, and then kept.
-    """
+    """The settings, the client that reads from Proxmox, and its answers, each requested when a check first needs it."""
 
     settings: Settings
     reader: ProxmoxReader
@@ -55,7 +52,7 @@ class ProxmoxContext:
 
     @cached_property
     def vnet_zones(self) -> dict[str, str]:
-        """The SDN zone of each VNet on which the token has SDN.Audit. A Proxmox without SDN refuses the request."""
+        """The SDN zone of each VNet on which the token has SDN.Audit; empty if Proxmox has no SDN."""
         with contextlib.suppress(JobError):
             return self.reader.vnet_zones()
         return {}

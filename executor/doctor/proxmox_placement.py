@@ -1,4 +1,4 @@
-"""Checks with the placement itself whether a node can be found for a VM of each template."""
+"""Checks whether the placement finds a node for a VM of each template."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_placement(context: ProxmoxContext) -> Iterator[CheckResult]:
     """Choose a node for the smallest VM of each template in PROXMOX_TEMPLATES, as a create does. Allocate nothing."""
     placer = Placer(context.reader, context.settings)
     images = [image for image, config in context.template_configs if is_template(config)]
-    for image in images:  # the check of the templates names those that are none
+    for image in images:  # the check of the templates reports VMs that are no templates
         try:
             placer.preview(_request(context, image))
         except JobError as error:
@@ -40,7 +40,7 @@ def _hints(context: ProxmoxContext, image: str, error: JobError) -> list[str]:
         return ["see the checks nodes and storage"]
     row = next(row for row in context.guests if row.vmid == context.settings.proxmox_templates[image])
     template = templates.template_facts(row, dict(context.template_configs)[image])
-    shared_storages = {row.name for row in context.storages if row.is_shared and row.may_hold_disks}
+    shared_storages = {row.name for row in context.storages if row.is_shared and row.accepts_disks}
     hints = []
     if (
         template.storages and template.storages <= shared_storages

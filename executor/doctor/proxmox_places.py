@@ -1,4 +1,4 @@
-"""Checks the nodes, bridges and the pool of new VMs."""
+"""Checks the nodes, the bridges and the resource pool of new VMs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line, setting_line
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.doctor.proxmox_privileges import vnet_commands
-from executor.proxmox.privileges import bridge_need
+from executor.proxmox.privileges import privilege_for_bridge
 from executor.settings.types import ANY
 
 _RESULT = ResultFactory(Area.PROXMOX)
@@ -63,7 +63,11 @@ def check_bridges(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def _check_bridge(bridge: str, context: ProxmoxContext) -> CheckResult:
-    """Check that each node has a bridge. Proxmox lists those of /etc/network/interfaces; a VM can use others, too."""
+    """Check that each node has a bridge.
+
+    Proxmox lists only bridges of /etc/network/interfaces, although a VM can use others. So if the token may use the
+    bridge, it is unknown whether it exists.
+    """
     bridges_by_node = context.bridges_by_node
     nodes_without_bridge = [node for node, bridges in bridges_by_node.items() if bridge not in bridges]
     if not nodes_without_bridge:
@@ -73,14 +77,14 @@ def _check_bridge(bridge: str, context: ProxmoxContext) -> CheckResult:
     if len(nodes_without_bridge) < len(bridges_by_node):
         return _RESULT.warn("bridge", problem, *hints)
     hints = [*_other_bridge(bridge, context), *hints, *vnet_commands(context, bridge)]
-    if "SDN.Use" not in context.reader.permissions(bridge_need(bridge).path):
+    if "SDN.Use" not in context.reader.permissions(privilege_for_bridge(bridge).path):
         return _RESULT.fail("bridge", problem, *hints)
     unknown = f"Proxmox lists no {bridge} on {', '.join(nodes_without_bridge)}: unknown whether the nodes have it"
     return _RESULT.warn("bridge", f"{unknown}; without it VMs do not start", *hints)
 
 
 def _other_bridge(bridge: str, context: ProxmoxContext) -> list[str]:
-    """Return the setting without a bridge that no node has. PROXMOX_BRIDGE gets one that each node has."""
+    """Return PROXMOX_BRIDGE with a bridge that each node has, or PROXMOX_BRIDGES without `bridge`."""
     existing = sorted(frozenset.intersection(*context.bridges_by_node.values()))
     settings = context.settings
     if not existing:

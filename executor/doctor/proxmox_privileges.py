@@ -33,7 +33,7 @@ def check_privileges(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def _no_privileges(context: ProxmoxContext, needs: list[privileges.PrivilegeNeed]) -> CheckResult:
-    """Return one result instead of one for each need, for a token without entries in the access control list."""
+    """Return one result for a token that has none of the needed privileges, instead of one result for each need."""
     text = "the token has none of the needed privileges on VMs, storages and bridges"
     if context.settings.proxmox_token_id:
         text += ": a token with privilege separation needs entries of its own"
@@ -42,10 +42,10 @@ def _no_privileges(context: ProxmoxContext, needs: list[privileges.PrivilegeNeed
 
 
 def needs_of_settings(context: ProxmoxContext, zone_by_bridge: Mapping[str, str]) -> list[privileges.PrivilegeNeed]:
-    """Return the privileges that the actions need with these settings. Each bridge belongs to an SDN zone."""
+    """Return the privileges that the actions need with these settings."""
     settings = context.settings
-    offered_for_disks = {row.name for row in context.storages if row.may_hold_disks} & set(context.offered_storages)
-    other_offered = {row.name for row in context.storages if not row.may_hold_disks} & set(context.offered_storages)
+    offered_for_disks = {row.name for row in context.storages if row.accepts_disks} & set(context.offered_storages)
+    other_offered = {row.name for row in context.storages if not row.accepts_disks} & set(context.offered_storages)
     needs = privileges.list_needs(
         context.major_version,
         disk_storages={*context.disk_storages, *offered_for_disks},
@@ -62,10 +62,10 @@ def needs_of_settings(context: ProxmoxContext, zone_by_bridge: Mapping[str, str]
 
 
 def _zone_of(context: ProxmoxContext, bridge: str) -> str:
-    """Return the SDN zone of a bridge.
+    """Return the SDN zone of a bridge or VNet.
 
-    A bridge of a node is in the local zone. Only a token with SDN.Audit may read the zone of a VNet. For another token,
-    it is one on which the token has SDN.Use, if possible on this VNet itself. If there is none, it is the local zone.
+    Bridges are in the local zone. Only a token with SDN.Audit may read the zone of a VNet. For another token, a zone is
+    returned in which the token has SDN.Use on this VNet, or else on the whole zone; or else the local zone.
     """
     if zone := context.vnet_zones.get(bridge):
         return zone
@@ -75,7 +75,7 @@ def _zone_of(context: ProxmoxContext, bridge: str) -> str:
     if any(bridge in bridges for bridges in context.bridges_by_node.values()):
         zones += [zone for zone, *below in parts if not below]
     for zone in zones:
-        if "SDN.Use" in context.reader.permissions(privileges.bridge_need(bridge, zone).path):
+        if "SDN.Use" in context.reader.permissions(privileges.privilege_for_bridge(bridge, zone).path):
             return zone
     return privileges.LOCAL_ZONE
 
@@ -90,11 +90,8 @@ def _grant_commands(context: ProxmoxContext, need: privileges.PrivilegeNeed) -> 
 
 
 def vnet_commands(context: ProxmoxContext, bridge: str) -> list[str]:
-    """Return the commands that grant SDN.Use, if the bridge is a VNet: then it belongs to another zone.
-
-    Only a token with SDN.Audit may read the zone, so it is a placeholder.
-    """
-    commands = _pveum_commands(context, privileges.bridge_need(bridge, "ZONE"))
+    """Return the commands that grant SDN.Use on `bridge` if it is a VNet. `<zone>` stands for its unknown zone."""
+    commands = _pveum_commands(context, privileges.privilege_for_bridge(bridge, "ZONE"))
     return [f"for a VNet: {command.replace('/ZONE/', '/<zone>/')}" for command in commands]
 
 

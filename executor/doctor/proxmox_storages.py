@@ -17,7 +17,7 @@ RowsByNode = Mapping[str, StorageRow]
 
 
 def check_storages(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Check that the storages for disks, those that services may name, and that for backups exist and can be used."""
+    """Check that all storages of the settings exist and can be used: for disks, for services to name, for backups."""
     for storage in sorted(context.disk_storages):
         yield _check_storage(storage, context)
     if not context.disk_storages:
@@ -40,10 +40,10 @@ def _check_storage(storage: str, context: ProxmoxContext) -> CheckResult:
         if is_needed and not all(content in row.content for row in row_by_node.values()):
             remedy = _content_command(storage, row_by_node, content)
             return _RESULT.fail("storage", f"{storage} does not accept {guests}", remedy)
-    return _check_places(storage, row_by_node, context)
+    return _check_nodes_of_storage(storage, row_by_node, context)
 
 
-def _check_places(storage: str, row_by_node: RowsByNode, context: ProxmoxContext) -> CheckResult:
+def _check_nodes_of_storage(storage: str, row_by_node: RowsByNode, context: ProxmoxContext) -> CheckResult:
     """Check on which of the online nodes the storage is available, and its free space there."""
     online_nodes = [node.name for node in context.allowed_nodes if node.is_online]
     if not online_nodes:
@@ -71,7 +71,7 @@ def _is_full(row: StorageRow | None) -> bool:
 
 
 def _check_hidden_storage(storage: str, context: ProxmoxContext) -> CheckResult:
-    """Return why no node lists a storage: it is disabled, or for other nodes only, or it does not exist."""
+    """Return why no node lists a storage: it is disabled, is configured for other nodes only, or does not exist."""
     config = context.storage_configs.get(storage)
     if config is None:
         return _missing_storage("storage", f"the storage {storage}", storage, context)
@@ -116,7 +116,7 @@ def _missing_storage(name: str, subject: str, storage: str, context: ProxmoxCont
 
 
 def _other_storage(storage: str, context: ProxmoxContext, content: str) -> str:
-    """Return another storage that accepts the content and has space, preferably a shared one; or a placeholder."""
+    """Return another storage that accepts the content and has space, preferably a shared one; `<storage>` if none."""
     rows = [row for row in context.storages if content in row.content and row.is_available and not _is_full(row)]
     names = [row.name for row in sorted(rows, key=lambda row: (not row.is_shared, row.name)) if row.name != storage]
     return names[0] if names else "<storage>"

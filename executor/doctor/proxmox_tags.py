@@ -19,7 +19,7 @@ TAG_NEED = privileges.PrivilegeNeed(
 
 
 def check_tags(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Check that the token may change tags of VMs. Without this right, VMs get no tags."""
+    """Check that the token may change tags of VMs."""
     granted = context.reader.permissions("/")
     options = context.reader.cluster_options()
     seen_tags = {tag for row in context.guests for tag in row.tags}
@@ -37,7 +37,7 @@ def check_tags(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def _option_commands(options: Mapping[str, Any]) -> list[str]:
-    """Return the commands that change the options which forbid tags. Without Sys.Audit on `/` they are unknown."""
+    """Return the commands that change the options which forbid tags."""
     access, registered = options.get("user-tag-access"), list(options.get("registered-tags") or ())
     if not isinstance(access, Mapping):
         return [FREE_TAGS_COMMAND]
@@ -50,7 +50,7 @@ def _option_commands(options: Mapping[str, Any]) -> list[str]:
 
 
 def _grant_commands(context: ProxmoxContext) -> list[str]:
-    """Return the commands that grant the privilege for every tag, as another remedy than a change of the options."""
+    """Return the commands that grant the privilege for every tag, as the alternative to a change of the options."""
     settings = context.settings
     commands = privileges.pveum_commands(
         [TAG_NEED], context.reader.roles(), user=settings.proxmox_user, token_id=settings.proxmox_token_id

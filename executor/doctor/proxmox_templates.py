@@ -10,19 +10,20 @@ from executor.doctor.checks import Area, CheckResult, ResultFactory, command_lin
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.placement import templates
 from executor.proxmox.rows import VmRow, as_text, with_configuration
-from executor.proxmox.template_needs import devices_for_root
+from executor.proxmox.template_needs import root_only_devices
 from executor.shared.guest_disks import is_cloud_init
 from executor.shared.marker import markers_in
 
 _RESULT = ResultFactory(Area.PROXMOX)
 #: The maximum number of templates that a text names.
 MAX_NAMED = 10
-#: The drives at which a template may get its cloud-init drive..
+#: The drives at which the remedy may add a cloud-init drive.
 CLOUD_INIT_KEYS = ("ide2", "ide0", "sata5", "scsi30")
 _DRIVE = re.compile(r"(ide|sata|scsi)[0-9]+")
 
 
 def check_templates(context: ProxmoxContext) -> Iterator[CheckResult]:
+    """Check that each template of PROXMOX_TEMPLATES can be cloned, or that there are templates to choose from."""
     vmid_by_image = context.settings.proxmox_templates
     if not vmid_by_image and not context.settings.proxmox_any_template:
         hint = "PROXMOX_TEMPLATES=debian-12=9000,… (or PROXMOX_ANY_TEMPLATE=true)"
@@ -115,7 +116,7 @@ def _check_contents(image: str, row: VmRow, config: dict[str, Any]) -> Iterator[
         rest = "\n".join(line for line in notes.splitlines() if not markers_in(line))
         option = ("--description", rest) if rest else ("--delete", "notes")
         yield _RESULT.fail("templates", text, f"on {row.node}: {command_line('qm', 'set', row.vmid, *option)}")
-    if devices := devices_for_root(config):
+    if devices := root_only_devices(config):
         text = f"{image}: VM {row.vmid} has devices of the host, so only root@pam may clone it: {', '.join(devices)}"
         yield _RESULT.fail("templates", text, "map the devices: Datacenter, Resource Mappings")
     if not any(is_cloud_init(as_text(value)) for key, value in config.items() if _DRIVE.fullmatch(key)):

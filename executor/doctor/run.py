@@ -1,4 +1,4 @@
-"""Runs all preflight checks of `smith doctor`, and skips an area if its settings are missing."""
+"""Runs all preflight checks of `smith doctor`, and skips those of FulcrumCore or Proxmox if settings are missing."""
 
 from __future__ import annotations
 

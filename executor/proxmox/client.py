@@ -1,8 +1,7 @@
 """Reads VMs, nodes, storages and privileges from Proxmox.
 
-This module never changes anything, because playbooks make every change (but those of `smith init`). A VM that is
-missing from a list may still exist: Proxmox lists only the VMs that the token may see. `may_see_all_vms` returns
-whether a list is complete.
+This module changes nothing. A VM that is missing from a list may still exist, because Proxmox lists only the VMs that
+the token may see. `may_see_all_vms` returns whether a list is complete.
 """
 
 from __future__ import annotations
@@ -61,8 +60,8 @@ class ProxmoxReader:
         self._session = ProxmoxSession(connection, timeout_s, reload_connection)
 
     @classmethod
-    def over(cls, session: ProxmoxSession) -> Self:
-        """Return a reader whose requests an existing session sends."""
+    def with_session(cls, session: ProxmoxSession) -> Self:
+        """Return a reader that sends its requests with an existing session."""
         reader = cls(session.connection)
         reader._session = session
         return reader
@@ -90,9 +89,9 @@ class ProxmoxReader:
     def with_facts(self, rows: Iterable[VmRow]) -> list[VmRow]:
         """Return the rows, with the facts of the configuration of each VM whose row lacks them.
 
-        The name of a VM that is being created comes from its configuration, too: in its row it may be invented. Raises
-        JobError if a configuration cannot be read: PVE_CONFLICT if the VM has moved, NODE_DOWN if its node does not
-        answer.
+        The configuration of a VM that is being created is read, too, because its row may have a placeholder as name.
+        Raises JobError if a configuration cannot be read: PVE_CONFLICT if the VM has moved, NODE_DOWN if its node does
+        not answer.
         """
         return [
             row if row.has_statistics and not row.is_being_created else with_configuration(row, self._read_config(row))
@@ -158,7 +157,7 @@ class ProxmoxReader:
         return sum(as_text(row.get("name")) not in ("", "current") for row in rows)
 
     def is_vmid_free(self, vmid: int) -> bool:
-        """Return whether the VMID is free in the whole cluster. Guests that the token may not see count, too."""
+        """Return whether no guest of the cluster has the VMID, also no guest that the token may not see."""
         _require_valid_vmid(vmid)  # Proxmox answers 400 to a VMID that is in use, and also to an invalid one
         return not self._session.is_refused_as_bad_request("/cluster/nextid", vmid=vmid)
 
@@ -234,11 +233,11 @@ class ProxmoxReader:
             if error.code is not ErrorCode.PVE_CONFLICT:
                 raise
             # The VM was moved or removed after the list was read, so it is unknown whether it has the marker. The job
-            # must be retried with a new list: if it ignored this VM, it could create a second VM for the service.
+            # must be retried with a new list. If it ignored this VM, it could create a second VM for the service.
             raise JobError(ErrorCode.PVE_CONFLICT, f"VM {row.vmid} was moved or removed during the search") from error
 
     def cluster_options(self) -> dict[str, Any]:
-        """Return the options of the cluster. Without Sys.Audit on `/`, they are little more than `allowed-tags`."""
+        """Return the cluster's options. A token without Sys.Audit on `/` gets only a few, such as `allowed-tags`."""
         return as_object(self._session.get("/cluster/options"))
 
     def permissions(self, path: str) -> frozenset[str]:

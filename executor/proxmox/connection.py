@@ -1,4 +1,4 @@
-"""Sends GET requests to the Proxmox API and turns every failure into a JobError. No other module uses proxmoxer."""
+"""Sends GET requests to the Proxmox API, and raises a JobError for each failure. Only this package uses proxmoxer."""
 
 from __future__ import annotations
 
@@ -39,10 +39,7 @@ _OBJECT_WITH_ADDRESS = re.compile(r"<[^<>]* object at 0x[0-9a-f]+>:? ?")
 
 @dataclass(frozen=True, kw_only=True)
 class ProxmoxConnection:
-    """The address of Proxmox and the agent's credentials, which are a token or a password.
-
-    A token is better, because with a password each thread must log in.
-    """
+    """The address of Proxmox and the agent's credentials, which are a token or a password."""
 
     host: str
     port: int = DEFAULT_PORT
@@ -121,14 +118,14 @@ class ProxmoxSession:
             # A ticket that this call has just received cannot have expired.
             may_have_expired_ticket = had_api_before and not used_connection.token_secret and status == 401
             if status == 401 and used_connection.token_secret and not has_new_credentials:
-                return self._get_while_refused(path, query)
+                return self._repeat_while_refused(path, query)
             if not has_new_credentials and not may_have_expired_ticket:
                 raise
         self._local.api = None  # `_api` then creates a new object, with the new credentials or a new ticket
         return _get_once(self._api(), path, query)
 
-    def _get_while_refused(self, path: str, query: dict[str, Any]) -> Any:
-        """Send a request again a few times, because Proxmox answers 401 also while it cannot check any token."""
+    def _repeat_while_refused(self, path: str, query: dict[str, Any]) -> Any:
+        """Repeat a request that got a 401: Proxmox also answers so while it temporarily cannot check any token."""
         time.sleep(PAUSES_S[0])
         return repeat_while_refused(lambda: _get_once(self._api(), path, query), _is_login_refused, PAUSES_S[1:])
 

@@ -2,8 +2,8 @@
 
 Some privileges have different names in Proxmox VE 8 and 9, and `pveum role add` fails for an unknown name. The script
 `deploy/pveum-role.sh` grants the same privileges. `tests/security/test_least_privilege.py` checks that all of them are
-necessary. The list has no privilege for resource pools, because VM.Allocate on /vms suffices, none for the rollback
-to a snapshot, because VM.Snapshot suffices, and no VM.Config.CDROM, which only a change of an existing CD drive needs.
+necessary. Some that seem to be missing are not needed: for resource pools VM.Allocate on /vms suffices, for a rollback
+VM.Snapshot, and VM.Config.CDROM is needed only to change an existing CD drive.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PrivilegeNeed:
     purpose: str  #: the end of a sentence, such as `for the VMs' disks`
 
 
-#: Without it, each new VM is placed on the node of its template, and not on the node with most room.
+#: The need without which each new VM is placed on the node of its template, and not on the node with most free memory.
 PLACEMENT_NEED = PrivilegeNeed(
     path="/nodes", role="SmithNodes", privileges=frozenset({"Sys.Audit"}), purpose="to read the load of the nodes"
 )
@@ -65,8 +65,8 @@ def list_needs(
 ) -> list[PrivilegeNeed]:
     """Return the needed privileges for each path. `major_version` is the major version of Proxmox VE.
 
-    `disk_storages` hold the disks of VMs, and `image_storages` hold ISO images and container templates. `bridges`
-    contains the SDN zone of each bridge or VNet.
+    `disk_storages` contain the disks of VMs, and `image_storages` contain ISO images and container templates. `bridges`
+    maps each bridge or VNet to its SDN zone.
     """
     guest_agent_privilege = (
         "VM.GuestAgent.Audit" if major_version >= GUEST_AGENT_PRIVILEGES_SINCE_MAJOR else "VM.Monitor"
@@ -85,11 +85,11 @@ def list_needs(
         )
     if backup_storage and backup_storage not in writable_storages:
         needs.append(_storage_need(backup_storage, "SmithStore", STORAGE_WRITE_PRIVILEGES, "for backups"))
-    return needs + [bridge_need(bridge, zone) for bridge, zone in (bridges or {}).items()]
+    return needs + [privilege_for_bridge(bridge, zone) for bridge, zone in (bridges or {}).items()]
 
 
-def bridge_need(bridge: str, zone: str = LOCAL_ZONE) -> PrivilegeNeed:
-    """Return what a NIC on this bridge or VNet needs. The privilege on the whole zone suffices, too."""
+def privilege_for_bridge(bridge: str, zone: str = LOCAL_ZONE) -> PrivilegeNeed:
+    """Return the privilege for a NIC on this bridge or VNet. The privilege on the whole zone suffices, too."""
     path, use = f"/sdn/zones/{zone}/{bridge}", frozenset({"SDN.Use"})
     return PrivilegeNeed(path=path, role="SmithNet", privileges=use, purpose=f"to use bridge {bridge}")
 
@@ -141,8 +141,8 @@ def _acl_commands(need: PrivilegeNeed, user: str, token_id: str) -> Iterator[str
 def are_tags_restricted(options: Mapping[str, Any], tags: Collection[str], seen_tags: Collection[str]) -> bool:
     """Return whether Proxmox refuses that a token without Sys.Modify on `/` sets some of `tags`, or a new tag.
 
-    `options` are those of the cluster, and `seen_tags` the tags of all VMs that the token may see. If all tags are
-    allowed, `allowed-tags` includes all of `seen_tags`. More options are known only with Sys.Audit on `/`.
+    `options` are those of the cluster, and `seen_tags` the tags of all VMs that the token may see. Without Sys.Audit on
+    `/`, only the option `allowed-tags` is known; if all tags are allowed, it contains all of `seen_tags`.
     """
     access = options.get("user-tag-access")
     user_allow = access.get("user-allow", "free") if isinstance(access, Mapping) else "free"

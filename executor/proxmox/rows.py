@@ -29,7 +29,7 @@ class VmRow:
     """One VM or container in the cluster's list of resources.
 
     Only the VMID, node, kind, tags and lock are current. All other values come from the statistics of the VM's node,
-    which are up to 10 s old. If they are missing, as those of a new VM, a value is unknown, never no.
+    which are up to 10 s old. A new VM has no statistics: its other values have their defaults, but are unknown.
     """
 
     vmid: int
@@ -81,18 +81,18 @@ class StorageRow:
     node: str
     is_shared: bool = False  #: whether the nodes that use this storage see the same data
     is_available: bool = False
-    content: frozenset[str] = frozenset()  #: what it may hold, such as `images` (disks of VMs), `rootdir` and `backup`
+    content: frozenset[str] = frozenset()  #: what it accepts, such as `images` (disks of VMs), `rootdir` and `backup`
     free_bytes: int | None = None  #: None if the node sends no statistics of the storage
 
     @property
-    def may_hold_disks(self) -> bool:
-        """Whether the storage is configured to hold disks of VMs."""
+    def accepts_disks(self) -> bool:
+        """Whether the storage is configured to accept disks of VMs."""
         return "images" in self.content
 
 
 @dataclass(frozen=True)
 class StorageConfig:
-    """A storage in the configuration of the cluster. The list of a node's storages lacks it if it is disabled."""
+    """A storage in the configuration of the cluster, also a disabled one, which the list of storages lacks."""
 
     name: str
     is_disabled: bool = False
@@ -144,7 +144,7 @@ def _vm_row(row: dict[str, Any]) -> VmRow:
 
 
 def with_configuration(row: VmRow, config: dict[str, Any]) -> VmRow:
-    """Return the row with the facts of the VM's configuration. They replace what is unknown or out of date."""
+    """Return the row with the facts of the VM's configuration in place of unknown or outdated ones."""
     return replace(
         row,
         name=as_text(config.get("name") or config.get("hostname")),
@@ -225,7 +225,7 @@ def archive_rows(data: Any) -> list[ArchiveRow]:
 
 
 def assume_available(storages: Sequence[StorageRow], nodes: Sequence[NodeRow]) -> list[StorageRow]:
-    """Return the storages, with those available whose state is unknown because their node sends no statistics."""
+    """Return the storages. Those of a node that sends no statistics, whose state is unknown, count as available."""
     nodes_without_statistics = {node.name for node in nodes if node.is_online and not node.has_statistics}
     return [
         replace(storage, is_available=storage.is_available or storage.node in nodes_without_statistics)

@@ -1,4 +1,4 @@
-"""Finds what a clone of a template needs besides the usual privileges: devices, CD drives and a storage for states.
+"""Finds which privileges a clone of a template needs for its devices, CPU model, CD drives and saved states.
 
 Source: qemu-server PVE/API2/Qemu.pm and PVE/QemuServer.pm, `check_mapping_access` and the checks of a clone.
 """
@@ -12,7 +12,7 @@ from typing import Any
 from executor.proxmox.privileges import STORAGE_WRITE_PRIVILEGES, PrivilegeNeed
 from executor.proxmox.rows import as_text
 
-#: The kind of mapping of each kind of device.
+#: The kind of Proxmox's resource mapping, by the kind of device.
 MAPPINGS = {"hostpci": "pci", "usb": "usb", "virtiofs": "dir"}
 _DEVICE = re.compile(r"(hostpci|usb|virtiofs|rng)[0-9]+")
 _DRIVE = re.compile(r"(ide|sata|scsi)[0-9]+")
@@ -25,17 +25,17 @@ def needs_of_template(config: Mapping[str, Any]) -> list[PrivilegeNeed]:
     return list(needs.values())
 
 
-def devices_for_root(config: Mapping[str, Any]) -> list[str]:
-    """Return the keys of the devices because of which only root@pam may clone the template: they have no mapping."""
+def root_only_devices(config: Mapping[str, Any]) -> list[str]:
+    """Return the keys of devices without a resource mapping. Because of them, only root@pam may clone the template."""
     return sorted(
         key
         for key in config
-        if (found := _DEVICE.fullmatch(key)) and found[1] in ("hostpci", "usb") and _is_raw(as_text(config[key]))
+        if (found := _DEVICE.fullmatch(key)) and found[1] in ("hostpci", "usb") and _is_unmapped(as_text(config[key]))
     )
 
 
 def host_cd_drives(config: Mapping[str, Any]) -> list[str]:
-    """Return the keys of the CD drives that pass the host's own drive. Their clones need Sys.Console on `/`."""
+    """Return the keys of the CD drives that use the drive of the host. A clone of them needs Sys.Console on `/`."""
     return sorted(key for key in config if _is_host_cd_drive(key, as_text(config[key])))
 
 
@@ -75,14 +75,14 @@ def _mapping_need(mapping: str) -> PrivilegeNeed:
     return PrivilegeNeed(path=f"/mapping/{mapping}", role="SmithMapping", privileges=use, purpose=purpose)
 
 
-def _is_raw(value: str) -> bool:
-    """Return whether a device of the host is passed without a mapping. Only root@pam may do that."""
+def _is_unmapped(value: str) -> bool:
+    """Return whether the value passes a device of the host to the VM without a resource mapping."""
     options = _options(value)
     host = options.get("host") or options.get("")
     return bool(host) and host != "spice"
 
 
 def _options(value: str) -> dict[str, str]:
-    """Return the options in a value of a configuration. The first may have no name: then its name is ''."""
+    """Return the options in a value of a configuration. An option without a name gets the name ''."""
     parts = [part.partition("=") for part in value.split(",") if part]
     return {name if equals else "": text if equals else name for name, equals, text in parts}

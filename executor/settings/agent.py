@@ -57,7 +57,7 @@ class AgentSettings(SettingsArea):
     )
     smith_remote_config: bool = setting(
         False,
-        "let the configuration that FulcrumCore holds for the agent override the settings of this machine",
+        "let the agent's configuration in FulcrumCore override the settings of this machine",
         example="false",
     )
 

@@ -30,10 +30,9 @@ def setting(
 ) -> Any:
     """Declare a setting.
 
-    `default` is the default value, or a function that computes it. Pydantic passes to this function the settings that
-    it has checked already; the order of the base classes of `Settings` determines which these are. If `default_text` is
-    not empty, the documentation shows it instead of the default. `field_arguments` are passed to pydantic's `Field`,
-    such as the bounds `ge` and `le`.
+    `default` is the default value, or a function that computes it. This function gets the settings of the later base
+    classes of `Settings`, which pydantic has already checked. If `default_text` is not empty, the documentation shows
+    it instead of the default. `field_arguments`, such as the bounds `ge` and `le`, are passed to pydantic's `Field`.
     """
     documentation: dict[str, Any] = {"example": example, "unit": unit, "default_text": default_text}
     default_keyword = "default_factory" if callable(default) else "default"

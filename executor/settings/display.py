@@ -51,7 +51,7 @@ class SettingRow:
 
     name: str
     value: str
-    origin: str  #: see `Settings.origin_of`
+    origin: str  #: where the value comes from, as `Settings.origin_of` returns it
     unit: str
     default: str
     description: str

@@ -35,9 +35,9 @@ def allowed_values(settings: Settings) -> dict[str, list[str]]:
 
 
 def template_not_offered(template: str, configured: Iterable[str], setting: str = "PROXMOX_TEMPLATES") -> JobError:
-    """Return the error of a job that names a template which is not configured, although only these may be used.
+    """Return the error of a job whose template is not configured, while PROXMOX_ANY_TEMPLATE is false.
 
-    To the tenant, the error is the same as that of a template which does not exist.
+    The tenant reads the same text as for a template that does not exist.
     """
     names = ", ".join(sorted(configured)[:MAX_NAMED_TEMPLATES]) or "none"
     text = f"{setting} has no template {template} (it has: {names}), and PROXMOX_ANY_TEMPLATE is not set"

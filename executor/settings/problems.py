@@ -24,7 +24,7 @@ _TEXT_BY_ERROR_TYPE: dict[str, str] = {
     "greater_than_equal": "must be at least {ge:.15g}",
     "less_than_equal": "must be at most {le:.15g}",
 }
-#: Of a description with more characters, a problem shows only the beginning.
+#: A longer description of a setting is shortened in a problem.
 _MAX_PURPOSE_LENGTH = 300
 #: A problem shows at most this many characters of a wrong value.
 _MAX_SHOWN_CHARACTERS = 40
@@ -39,7 +39,7 @@ def raise_if_problems(problem_lines: list[str]) -> None:
 def problem_line(settings_class: type[BaseModel], name: str, problem: str) -> str:
     """Return one line with the name of a variable, what is wrong with it, what it is for, and an example.
 
-    Of a long description, only the beginning is used: docs/settings.md has all of it.
+    A long description is shortened; docs/settings.md has it in full.
     """
     field = settings_class.model_fields[name.lower()]
     purpose = field.description or ""

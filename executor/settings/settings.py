@@ -44,7 +44,7 @@ class Settings(
 ):
     """All settings. `load_settings` reads them from their sources. `Settings(…)` uses only its arguments."""
 
-    model_config = ConfigDict(defer_build=False)  # the areas defer it
+    model_config = ConfigDict(defer_build=False)  # build the validators now, unlike those of the base classes
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 

@@ -260,7 +260,7 @@ def _why_writable_by_others(path: Path) -> str:
     """Return why users other than root and this one may have written the `.env` file; '' if they have not.
 
     The file is read from the working directory, which may belong to another user. Its settings decide to which servers
-    the secrets are sent. A link counts, too, because its owner has chosen the file. Raises OSError.
+    the secrets are sent. The owner of a symbolic link is checked, too. Raises OSError.
     """
     for status in (path.lstat(), path.stat()):
         if status.st_uid not in (0, os.geteuid()):

@@ -21,7 +21,7 @@ from executor.redaction import MIN_SECRET_LENGTH
 MIN_VMID, MAX_VMID = 100, 999_999_999
 MAX_PORT = 65_535
 MAX_VLAN = 4094
-#: An entry of the lists of allowed bridges, VLANs and storages that allows every one.
+#: The entry of a list of allowed bridges, VLANs, storages or tags that allows every value.
 ANY = "*"
 #: Matches the volume of a container template, such as local:vztmpl/debian-12-standard.tar.zst.
 OS_TEMPLATE_VOLUME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -153,7 +153,7 @@ def _check_vlans(text: str) -> str:
 
 
 def _check_any_is_alone(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse `*` together with other values: the operator may have meant only these."""
+    """Refuse `*` together with other values, which would have no effect."""
     if ANY in values and len(values) > 1:
         raise ValueError("is wrong, `*` allows everything, so it must be the only value")
     return values

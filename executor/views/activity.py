@@ -1,4 +1,4 @@
-"""Reads from the database what the agents do at this moment, for `smith top` and the overview page."""
+"""Reads from the database what the agents are doing now, for `smith top` and the overview page."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def _running_fields(job: Job, run: Run | None, vms: dict[str, Mapping], now: dat
     """Return a running job with its present step. `for` is the time since the start of its run."""
     if run is not None and (run.ended_at is not None or run.attempt != job.attempt):
         run = None  # the run of an earlier attempt, or one whose result is being stored
-    story = (run.story if run else None) or {}
-    tasks, steps, proxmox = (story.get(name, ()) for name in ("tasks", "steps", "proxmox_tasks"))
+    story = (run.story if run else None) or {}  # what the run has done: the lists of `executor.runs.story`
+    tasks, steps, proxmox_tasks = (story.get(name, ()) for name in ("tasks", "steps", "proxmox_tasks"))
     step = steps[-1]["text"] if steps else tasks[-1]["task"] if tasks else ""
-    percent = proxmox[-1]["percent"] if proxmox and step.startswith("waiting") else None
+    percent = proxmox_tasks[-1]["percent"] if proxmox_tasks and step.startswith("waiting") else None
     return _job_fields(job, vms) | {
         "attempt": job.attempt,
         "text": step or ("the run starts" if run else "before the run"),

@@ -1,4 +1,4 @@
-"""Concludes from the rows of the table `nodes` whether an agent process is running. A row is no node of Proxmox."""
+"""Concludes from the table `nodes` whether an agent process is running. The rows are agents, not Proxmox nodes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from executor.database.tables import Node
 #: An agent process has vanished if it has not updated its row in the table `nodes` for this many lease durations. A
 #: running agent updates the row six times in each lease duration.
 VANISHED_AFTER_LEASES = 2.0
-#: The same for a process of this host whose process id does not exist any more: it has omitted two updates. The process
-#: id alone proves nothing, because an agent in a container may have the same host name, but its own process ids.
+#: The same for a process of this host whose process id does not exist any more. Two updates must be missing, too: an
+#: agent in a container may have the same host name, but other process ids.
 SILENT_AFTER_LEASES = 1 / 3
 
 
@@ -32,7 +32,7 @@ def agent_state(node: Node, now: datetime, lease_s: float) -> str:
 
 
 def _may_exist(node: Node) -> bool:
-    """Return whether the process may exist. This can be checked only on the host of the process."""
+    """Return whether the process may exist: it is on another host, or its process id exists."""
     if node.host != socket.gethostname():
         return True
     try:

@@ -35,8 +35,7 @@ class ArtifactsMissing(SmithError):
 def artifacts_folder(run: Run, settings: Settings) -> Path:
     """Return the folder with the artifacts of a run. Raises ArtifactsMissing.
 
-    During the run, the artifacts are in the run folder, which a file in the data folder names. After the run, the
-    executor moves them to
+    During the run, the artifacts are in the run folder. After the run, the executor moves them to
     SMITH_DATA_DIR/artifacts, and then stores the folder's path in the database.
     """
     candidates = _possible_folders(run, settings)
@@ -92,18 +91,18 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
 
 
 def _read_all_events(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the run's events, which ansible-runner writes one per line."""
+    """Yield the events of the run. ansible-runner writes one event per line."""
     for line in _read_text(folder / "events.jsonl").split("\n"):
         try:
             event = json.loads(line)
         except (ValueError, RecursionError):
-            continue  # The last line may be incomplete while the run is writing it.
+            continue  # the run may be writing the last line
         if isinstance(event, dict):
             yield event
 
 
 def _event_row(event: dict[str, Any], outcome: str) -> dict[str, Any]:
-    """Return the event, which reports the start or the end of an Ansible task, as a row for the table and `--json`."""
+    """Return the event about the start or the end of an Ansible task as a row for the table and `--json`."""
     data = _dictionary_or_empty(event.get("event_data"))
     result = _dictionary_or_empty(data.get("res"))
     if outcome == "ok" and result.get("changed"):

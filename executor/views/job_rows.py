@@ -45,9 +45,9 @@ def summary_fields(job: Job) -> dict[str, Any]:
 
 
 def name_fields(job: Job, vms: Mapping[str, MappingRow]) -> dict[str, Any]:
-    """Return the names of the job's service and VM. `vms` has the mapping of the service, if there is one.
+    """Return the names of the job's service and VM. `vms` has the mappings of services, by service id.
 
-    The VM of a deleted service is the one that the job's result names.
+    Without a mapping, as after a deletion, the VM is that of the job's result.
     """
     vm = vms.get(job.service_id or "")
     result = job.result or {}
@@ -117,7 +117,7 @@ def run_fields(run: Run) -> dict[str, Any]:
 
 
 def event_fields(event: JobEvent) -> dict[str, Any]:
-    """Return an event in the life of a job as a dictionary with the keys of `--json`."""
+    """Return an unusual event of a job as a dictionary with the keys of `--json`."""
     return {
         "kind": event.kind,
         "text": event.text,
@@ -129,7 +129,7 @@ def event_fields(event: JobEvent) -> dict[str, Any]:
 
 
 def manual_run_fields(run: ManualRun) -> dict[str, Any]:
-    """Return a run that an operator started with the keys of `run_fields`, and who started it where."""
+    """Return a run by hand as a dictionary with the keys of `run_fields`, and with its operator and host."""
     return {
         "ident": run.ident,
         "job_id": None,

@@ -28,7 +28,7 @@ HEARTBEAT = "Heartbeat"
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """The document of `smith status --json`, and the texts of the lines that have one."""
+    """The document of `smith status --json`, and three texts that `smith status` shows instead of its fields."""
 
     document: dict[str, Any]
     pause_text: str
@@ -43,7 +43,7 @@ def read_status(session: Session, lease_s: float, *, should_count_ended: bool = 
     """
     now = utc_now()
     job_counts = queries.count_jobs(session, should_count_ended=should_count_ended)
-    # `count_jobs` returns the number of jobs in each status, and under one more key the number of due reports.
+    # `count_jobs` returns the number of jobs by status, and with the key `reports_due` the number of due reports.
     reports_due = job_counts.pop("reports_due")
     critical_jobs = queries.critical_jobs(session)
     alive = [node for node in nodes.not_stopped(session) if is_alive(node, now, lease_s)]

@@ -1,6 +1,6 @@
 """Formats values from the database as text, for the commands and the pages.
 
-Text from outside (action names, error messages, a playbook's output) is shown only after `sanitized`.
+Callers pass text from outside (action names, error messages, a playbook's output) through `sanitized`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Lists what happened to one job, in the order of time: from its arrival to FulcrumCore's answer to its report.
+"""Builds the timeline of a job: what happened to it, in the order of time, from its arrival to the end of its report.
 
-Everything is read from the database, so the timeline is the same on each machine that uses the database.
+`Run.story` has what a run has done: its Ansible tasks, the steps of its actions and its Proxmox tasks.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 from executor.database.tables import AuditEntry, Job, JobEvent, Run
 from executor.model import JobEventKind, JobStatus, ReportState
 
-#: The outcome of the Ansible task under way, as in `executor.runs.story`, which takes long to import.
+#: The outcome of an Ansible task that runs. It equals the constant of `executor.runs.story`, whose import takes long.
 RUNNING = "running"
-#: What the timeline says about an event. The event's text follows.
+#: The text of an event in the timeline, by the kind of event.
 EVENT_TEXTS = {
     JobEventKind.REQUEUED: "attempt {attempt} ended, the job gets another attempt",
     JobEventKind.REAPED: "taken from its agent for another attempt",
@@ -24,7 +24,7 @@ EVENT_TEXTS = {
     JobEventKind.REPORT_POSTPONED: "report not accepted",
     JobEventKind.RESULT_REPLACED: "FulcrumCore refused the result, a failure is reported instead",
 }
-#: What the timeline says about an ended report.
+#: The text about a report that has ended, by its state.
 REPORT_TEXTS = {
     ReportState.REPORTED: "reported to FulcrumCore",
     ReportState.OVERTAKEN: "FulcrumCore had ended the job itself",
@@ -41,15 +41,15 @@ class Entry:
     kind: str  #: `job`, `event`, `operator`, `run`, `end`, `task`, `step` or `proxmox`
     text: str
     run_ident: str | None = None  #: the run to which the entry belongs
-    is_detail: bool = False  #: says what a run has done
+    is_detail: bool = False  #: True for a part of a run
 
 
 def entries(job: Job, runs: Sequence[Run], events: Sequence[JobEvent], audit: Sequence[AuditEntry]) -> list[Entry]:
-    """Return the timeline of a job. `runs` have their stories; `audit` are the audit entries about the job."""
+    """Return the timeline of a job. `audit` are the audit entries about the job."""
     found = [*_job_entries(job), *map(_event_entry, events), *map(_audit_entry, audit)]
     for run in runs:
         found += run_entries(run)
-    return sorted(found, key=lambda entry: entry.at)  # entries of the same moment stay in the order above
+    return sorted(found, key=lambda entry: entry.at)  # entries of the same moment keep their order
 
 
 def _job_entries(job: Job) -> Iterator[Entry]:
@@ -106,7 +106,7 @@ def story_entries(run: Run) -> list[Entry]:
 
 
 def moment_of(run: Run, row: dict[str, Any]) -> datetime:
-    """Return the time of an entry of a run's story. A run begins a moment after `started_at`."""
+    """Return the time of a row of `Run.story`, whose `at` is in seconds after the start of the run."""
     return run.started_at + timedelta(seconds=row["at"])
 
 

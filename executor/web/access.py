@@ -29,7 +29,7 @@ class Access:
     proxies: tuple[str, ...] = ()  #: addresses and networks of trusted reverse proxies
     user_header: str = ""  #: name of the header in which the proxies send the name of the user
     is_server_local: bool = True  #: whether only this machine can reach the server
-    has_local_pages: bool = False  #: whether the pages for operators are shown where no login is configured
+    has_local_pages: bool = False  #: whether, without a login, the pages for operators are shown to all local users
 
     @property
     def needs_login(self) -> bool:
@@ -98,12 +98,12 @@ def is_same_origin(headers: Headers) -> bool:
 
 
 def is_cross_site_navigation(headers: Headers) -> bool:
-    """Return whether the operator has followed a link on another site, so that the browser sent no session cookie."""
+    """Return whether the operator has followed a link on another site. The browser then sends no session cookie."""
     return headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") == "navigate"
 
 
 def accepts_html(headers: Headers) -> bool:
-    """Return whether the caller is a browser."""
+    """Return whether the caller accepts HTML, as browsers do."""
     return "text/html" in headers.get("accept", "")
 
 

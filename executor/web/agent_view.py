@@ -42,7 +42,7 @@ class AgentView:
 
 
 class AgentHandle:
-    """Holds the view of the agent that the pages read. The handle is empty until `attach` is called."""
+    """Contains the view of the agent that the pages read. The handle is empty until `attach` is called."""
 
     def __init__(self) -> None:
         self._view_and_prober: tuple[AgentView, Prober] | None = None

@@ -51,8 +51,8 @@ def make_app(handle: AgentHandle, access: Access) -> Starlette:
 class _Pages:
     """The pages, with one method each.
 
-    Starlette runs a method that is not async in a thread, so a slow page does not delay other pages. The health pages
-    only read memory. They need no thread, because callers without a login can occupy all threads.
+    Starlette runs a method that is not async in a thread, so a slow page does not delay other pages. The methods of the
+    health pages are async: they only read memory, and callers without a login could occupy all threads.
     """
 
     def __init__(self, handle: AgentHandle, access: Access) -> None:
@@ -83,7 +83,7 @@ class _Pages:
 class _OperatorPages:
     """The ASGI application of the pages for operators, which is built at the first request.
 
-    Its import takes as long as that of the rest of the server, and most agents are never looked at.
+    Its import takes as long as that of the rest of the server, and the pages of most agents are never opened.
     """
 
     def __init__(self, parts: ServerParts) -> None:

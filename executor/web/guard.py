@@ -38,8 +38,8 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-#: Everything that a page uses comes from this server: no inline script or style, no other host. With the referrer
-#: policy `no-referrer`, browsers would send the origin `null` with each form.
+#: The security headers of the pages for operators. They use scripts, styles and images of this server only. With the
+#: referrer policy `no-referrer`, browsers would send the origin `null` with each form.
 PAGE_HEADERS = SECURITY_HEADERS | {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -47,7 +47,7 @@ PAGE_HEADERS = SECURITY_HEADERS | {
     ),
     "Referrer-Policy": "same-origin",
 }
-#: Shown where neither a login nor SMITH_HTTP_LOCAL_PAGES is configured.
+#: The answer if neither a login nor SMITH_HTTP_LOCAL_PAGES is configured.
 NO_LOGIN_CONFIGURED = "the pages need a login: set SMITH_HTTP_TOKEN, or SMITH_HTTP_LOCAL_PAGES for this machine only"
 PROXY_REQUIRED = "a trusted reverse proxy that names the user is required"
 #: A browser sends no session cookie when its user follows a link on another site (SameSite=Strict). This page loads
@@ -104,10 +104,10 @@ class Guard:
         has_access = not self._access.needs_login or bool(proxy_user)
         token = bearer_token(headers)
         if not has_access and self._access.token and token is not None:
-            # The right token is accepted also from an address that has sent wrong ones: several callers may share the
-            # address, and one of them must not shut out the others.
+            # The right token is accepted also from an address that has sent wrong ones, because several callers may
+            # share the address.
             has_access = self._access.is_token(token)
-            if not has_access and (wait_s := self._wrong_tokens.note(address_of(scope))):
+            if not has_access and (wait_s := self._wrong_tokens.count(address_of(scope))):
                 return _error_response(429, "too many wrong tokens", {"Retry-After": str(wait_s)})
         visitor = await self._find_session(scope["path"], headers)
         # If two users share a browser, the proxy may name another user than the one to whom the cookie belongs.

@@ -120,7 +120,7 @@ def _agent_check(view: AgentView) -> Check:
         return Check(
             name="agent", ok=False, reason="another agent uses the database: no jobs are claimed", detail=detail
         )
-    # Neither is a failure: an operator has disabled or paused the agent, and a restart would not help.
+    # An agent that an operator has disabled or paused is ready: a restart would not help.
     if state.is_disabled:
         return Check(name="agent", ok=True, reason="is disabled in FulcrumCore: no jobs are claimed")
     if state.pause is not None:

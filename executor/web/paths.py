@@ -10,7 +10,7 @@ OPEN_PATHS = frozenset({"/livez", "/readyz"})
 ALLOWED_METHODS = ("GET", "HEAD")
 #: The first part of the path of each page for operators. The overview has the empty path.
 _OPERATOR_PAGES = frozenset({"", "jobs", "vms", "executors", "settings", "audit", "doctor", "actions"})
-#: The same for what is shown without a login: the login itself, and scripts and styles.
+#: The first part of the path of what is shown without a login: login and logout, and scripts and styles.
 _PUBLIC = frozenset({"login", "logout", "static"})
 _FORMS = frozenset({"login", "logout", "actions"})
 

@@ -19,10 +19,10 @@ from executor.settings.types import is_local_address
 from executor.web.access import Access, parse_ip
 from executor.web.agent_view import AgentHandle
 from executor.web.app import make_app
-from executor.web.streams import StreamPlaces
+from executor.web.streams import StreamCounter
 from executor.web.tls import ServerCertificate, tls_protocols
 
-#: Maximum number of connections at once, of all callers and of each other machine. The difference between both is for
+#: Maximum number of connections at once: of all callers, and of all other machines together. The difference is for
 #: callers on this machine, such as the container's health check. The server closes every further connection at once.
 MAX_CONNECTIONS = 64
 MAX_CONNECTIONS_FROM_OTHER_MACHINES = 56
@@ -125,7 +125,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, streams: StreamPlaces, certificate: ServerCertificate | None = None
+        self, config: uvicorn.Config, streams: StreamCounter, certificate: ServerCertificate | None = None
     ) -> None:
         super().__init__(config)
         self._streams = streams

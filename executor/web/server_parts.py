@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from executor.web.access import Access
 from executor.web.agent_view import AgentHandle
 from executor.web.sessions import Sessions
-from executor.web.streams import StreamPlaces
+from executor.web.streams import StreamCounter
 from executor.web.wrong_tokens import WrongTokenCounter
 
 
@@ -19,4 +19,4 @@ class ServerParts:
     access: Access
     sessions: Sessions
     wrong_tokens: WrongTokenCounter
-    streams: StreamPlaces = field(default_factory=StreamPlaces)
+    streams: StreamCounter = field(default_factory=StreamCounter)

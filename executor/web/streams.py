@@ -10,8 +10,8 @@ import asyncio
 MAX_STREAMS = 20
 
 
-class StreamPlaces:
-    """Counts the streams. Only the thread of the event loop uses it."""
+class StreamCounter:
+    """Counts the streams. Only the thread of the event loop may use it."""
 
     def __init__(self) -> None:
         self._count = 0

@@ -1,4 +1,4 @@
-"""Serves the pages over TLS: the certificate, which is loaded again when its files change, and bounded handshakes."""
+"""Serves the pages over TLS: loads the certificate again when its files change, and limits the handshakes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from executor.web.access import parse_ip
 
 log = get_logger(__name__)
 
-#: How often the files are examined.
-EXAMINE_INTERVAL_S = 60.0
+#: How often it is checked whether the files of the certificate have changed.
+CHECK_INTERVAL_S = 60.0
 #: The server closes a connection whose handshake has not ended within this time.
 HANDSHAKE_TIMEOUT_S = 10
 #: Maximum number of connections whose handshakes have not ended: of all callers, of other machines, and of one address
@@ -31,23 +31,23 @@ class CertificateUnusable(Exception):
 
 
 class ServerCertificate:
-    """The certificate of the server with its key. A renewed one is used for new connections, without a restart."""
+    """The certificate of the server with its key. New connections use a renewed certificate, without a restart."""
 
     def __init__(self, certificate: Path, key: Path | None) -> None:
-        """Load the certificate. Without a key, its file has both. Raises CertificateUnusable."""
+        """Load the certificate. If `key` is None, the certificate's file has the key. Raises CertificateUnusable."""
         self._files = (certificate, key or certificate)
         self._state = self._file_state()
         self.context = self._load()
-        self._examined_at = time.monotonic()
+        self._checked_at = time.monotonic()
 
     def refresh(self) -> None:
-        """Load the certificate if EXAMINE_INTERVAL_S has passed and a file has changed."""
-        if time.monotonic() - self._examined_at >= EXAMINE_INTERVAL_S:
-            self.examine()
+        """Call `reload_if_changed` if CHECK_INTERVAL_S has passed since its last call."""
+        if time.monotonic() - self._checked_at >= CHECK_INTERVAL_S:
+            self.reload_if_changed()
 
-    def examine(self) -> None:
-        """Load the certificate if a file has changed. If it is not usable, keep the one in use, and log the reason."""
-        self._examined_at = time.monotonic()
+    def reload_if_changed(self) -> None:
+        """Load the certificate if a file has changed. If it is not usable, keep the former one, and log the reason."""
+        self._checked_at = time.monotonic()
         state = self._file_state()
         if state == self._state:
             return
@@ -85,7 +85,7 @@ class ServerCertificate:
 class TlsConnection(SSLProtocol):
     """One connection with TLS. The protocol of the pages gets it after the handshake.
 
-    Asyncio itself limits neither the number of handshakes nor their time to less than a minute.
+    Asyncio does not limit the number of handshakes, and gives each of them a minute.
     """
 
     def __init__(self, protocol: asyncio.Protocol, context: ssl.SSLContext, handshakes: set[TlsConnection]) -> None:
@@ -123,7 +123,7 @@ class TlsConnection(SSLProtocol):
         )
 
     def end_handshake(self) -> None:
-        """Count the connection no longer: the protocol of the pages counts it."""
+        """Stop counting the connection: from now on the protocol of the pages counts it."""
         self._handshakes.discard(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -21,7 +21,7 @@ class WrongTokenCounter:
         # The times of the last wrong tokens from each address. The address that sent the newest wrong token is last.
         self._times_by_address: OrderedDict[str, deque[float]] = OrderedDict()
 
-    def note(self, address: str) -> int:
+    def count(self, address: str) -> int:
         """Count a wrong token. Return for how many seconds the address gets 429; 0 if it gets 401."""
         wait_s = self.remaining_wait_s(address)
         if wait_s > 0:

@@ -136,7 +136,7 @@ def proxmox_json(data: bytes) -> None:
         for row in rows.vm_rows([{"vmid": 100, "node": "pve1", "type": "qemu"}]):
             rows.with_configuration(row, value)
         template_needs.needs_of_template(value)
-        template_needs.devices_for_root(value)
+        template_needs.root_only_devices(value)
 
 
 def markers(data: bytes) -> None:

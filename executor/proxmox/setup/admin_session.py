@@ -1,8 +1,7 @@
-"""Sends requests to Proxmox as an administrator, for `smith init`. It is the only code that changes Proxmox itself.
+"""Sends requests to Proxmox as an administrator, for `smith init`. All other changes in Proxmox are made by playbooks.
 
-Every other change is made by a playbook. The connection is accepted only with the certificate that the administrator
-has seen, so the password is sent to no other server, even before the CA of the cluster is known. The password and the
-ticket are kept in memory only.
+The server must present the certificate whose fingerprint the administrator has confirmed, so the password is sent to no
+other server, even before the CA of the cluster is known. The password and the ticket are kept in memory only.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ READ_TIMEOUT_S = 30.0
 
 
 class AdminSession(ProxmoxSession):
-    """A session of an administrator. `log_in` comes first."""
+    """A session of an administrator. Call `log_in` before any request."""
 
     def __init__(self, host: str, port: int, user: str, fingerprint: str) -> None:
         """Connect with TLS to this host, which must present the certificate with this SHA-256 fingerprint."""
@@ -54,9 +53,9 @@ class AdminSession(ProxmoxSession):
         self._pool = manager.connection_from_host(host, port, scheme="https")
 
     def log_in(self, password: str, ask_code: Callable[[], str]) -> None:
-        """Log in with the user's password, or with the secret of a token if the user is one, such as `root@pam!setup`.
+        """Log in with the password of a user, or with the secret of a token such as `root@pam!setup`.
 
-        `ask_code` is called for the code of the second factor (TOTP) if Proxmox wants one. Raises JobError.
+        If Proxmox requires a second factor (TOTP), `ask_code` is called for its code. Raises JobError.
         """
         redactor.add(password)
         user = self.connection.user
@@ -82,7 +81,7 @@ class AdminSession(ProxmoxSession):
             raise_job_error(exc)
 
     def _get_with_repeat(self, path: str, /, **query: Any) -> Any:
-        """Send a GET request once. `get` and `is_refused_as_bad_request` call this method."""
+        """Send a GET request, without a repetition. `get` and `is_refused_as_bad_request` call this method."""
         return self._send("GET", f"{path}?{urlencode(query)}" if query else path)
 
     def _send(self, method: str, path: str, *, body: str | None = None) -> Any:

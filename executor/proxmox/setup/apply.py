@@ -20,8 +20,8 @@ def apply_changes(
 ) -> Iterator[Change]:
     """Make the changes, and yield each when it is made. If one fails, the earlier ones stay. Raises JobError.
 
-    `before_token` is called before a token is made, and `store_secret` with its secret before the change is yielded:
-    Proxmox sends the secret only in this answer.
+    `before_token` is called before a token is created. `store_secret` gets the secret of the new token, which Proxmox
+    sends only once, before the change is yielded.
     """
     for change in changes:
         is_new_token = change.kind is ChangeKind.TOKEN and change.method == "POST"

@@ -1,4 +1,4 @@
-"""Reads the certificate that Proxmox presents, and finds the CA by which later connections verify it."""
+"""Reads the certificate that Proxmox presents, and finds the CA with which later connections verify it."""
 
 from __future__ import annotations
 
@@ -39,14 +39,17 @@ def normalized_fingerprint(text: str) -> str:
 
 
 def is_verified(host: str, port: int, ca_pem: str) -> bool:
-    """Return whether this CA verifies the certificate, or without one the CAs of the system. Raises JobError."""
+    """Return whether the CA verifies the certificate; if `ca_pem` is '', whether the CAs of the system do so.
+
+    Raises JobError.
+    """
     return not _problem(host, port, ca_pem or None)
 
 
 def find_ca(session: AdminSession, ca_pem: str = "") -> str:
     """Return the CA, in PEM, that verifies the certificate; '' if the system trusts the certificate already.
 
-    It is `ca_pem` if given, otherwise the cluster's own CA, which Proxmox shows to every user. Raises SetupRefused if
+    The CA is `ca_pem`; if it is '', the cluster's own CA, which Proxmox shows to every user. Raises SetupRefused if
     the certificate is not valid for the host, or signed by another CA.
     """
     connection = session.connection

@@ -1,19 +1,19 @@
-"""Reads what `smith init` compares with what it wants: roles, users, tokens, access control entries and pools."""
+"""Reads which roles, users, tokens, access control entries and pools exist in Proxmox, for `smith init`."""
 
 from __future__ import annotations
 
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import as_int, as_objects, as_text
 from executor.proxmox.setup.admin_session import AdminSession
-from executor.proxmox.setup.plan import AclEntry, Existing
+from executor.proxmox.setup.plan import AclEntry, ExistingAccess
 
 
-def read_existing(session: AdminSession, user: str) -> Existing:
+def read_existing(session: AdminSession, user: str) -> ExistingAccess:
     """Read what exists in Proxmox. `user` is the user of the agent. Raises JobError."""
-    reader = ProxmoxReader.over(session)
+    reader = ProxmoxReader.with_session(session)
     users = {as_text(row.get("userid")): bool(as_int(row.get("enable", 1))) for row in _rows(session, "/access/users")}
     tokens = _rows(session, f"/access/users/{user}/token") if user in users else []
-    return Existing(
+    return ExistingAccess(
         roles=reader.roles(),
         users=users,
         token_comments={as_text(row.get("tokenid")): as_text(row.get("comment")) for row in tokens},

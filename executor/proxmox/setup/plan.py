@@ -1,7 +1,6 @@
 """Finds which roles, users, tokens, pools and access control entries Proxmox lacks. Nothing is changed here.
 
-The privileges come from the table in `privileges.py`, as those of `deploy/pveum-role.sh` do. No change removes a
-privilege, and an existing user keeps its name, its state and its password.
+The privileges come from `privileges.py`. No change removes a privilege or changes an existing user.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ USER_COMMENT = "Agent Smith"
 
 
 class SetupRefused(SmithError):
-    """What exists in Proxmox does not fit, so an administrator must decide. Nothing was changed."""
+    """Something that exists in Proxmox prevents the set-up. Nothing was changed; an administrator must act."""
 
 
 @dataclass(frozen=True, order=True)
@@ -32,30 +31,30 @@ class AclEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Existing:
-    """What exists in Proxmox."""
+class ExistingAccess:
+    """The roles, users, tokens, access control entries and pools that exist in Proxmox."""
 
     roles: Mapping[str, frozenset[str]] = field(default_factory=dict)  #: the privileges of each role
     users: Mapping[str, bool] = field(default_factory=dict)  #: whether each user is enabled
-    token_comments: Mapping[str, str] = field(default_factory=dict)  #: of the tokens of the wanted user
+    token_comments: Mapping[str, str] = field(default_factory=dict)  #: of the agent's user, by the id of the token
     entries: frozenset[AclEntry] = frozenset()
     pools: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What the agent needs in Proxmox."""
+class NeededAccess:
+    """The user, the token, the privileges and the pool that the agent needs in Proxmox."""
 
     user: str
     token_id: str
     needs: tuple[PrivilegeNeed, ...]
     pool: str = ""
     token_comment: str = USER_COMMENT
-    makes_token: bool = True  #: whether a token is made, because no secret of it is stored; an existing one is replaced
+    makes_token: bool = True  #: create the token, and replace an existing one, because its secret is not stored here
 
 
 class ChangeKind(StrEnum):
-    """What a change makes or changes."""
+    """The kind of object that a change creates or changes."""
 
     ROLE = "role"
     USER = "user"
@@ -75,7 +74,7 @@ class Change:
     body: Mapping[str, Any] = field(default_factory=dict)
 
 
-def plan_changes(wanted: Wanted, existing: Existing) -> list[Change]:
+def plan_changes(wanted: NeededAccess, existing: ExistingAccess) -> list[Change]:
     """Return the missing changes in the order in which they must be made. Raises SetupRefused."""
     if not existing.users.get(wanted.user, True):
         remedy = shlex.join(["pveum", "user", "modify", wanted.user, "--enable", "1"])
@@ -111,7 +110,7 @@ def _role_changes(needs: Iterable[PrivilegeNeed], roles: Mapping[str, frozenset[
             )
 
 
-def _user_changes(wanted: Wanted, existing: Existing) -> Iterator[Change]:
+def _user_changes(wanted: NeededAccess, existing: ExistingAccess) -> Iterator[Change]:
     if wanted.user not in existing.users:
         body = {"userid": wanted.user, "comment": USER_COMMENT}
         yield Change(
@@ -126,7 +125,7 @@ def _pool_changes(pool: str, pools: frozenset[str]) -> Iterator[Change]:
         )
 
 
-def _token_changes(wanted: Wanted, existing: Existing) -> Iterator[Change]:
+def _token_changes(wanted: NeededAccess, existing: ExistingAccess) -> Iterator[Change]:
     if not wanted.makes_token:
         return
     full_id, path = f"{wanted.user}!{wanted.token_id}", f"/access/users/{wanted.user}/token/{wanted.token_id}"
@@ -137,10 +136,10 @@ def _token_changes(wanted: Wanted, existing: Existing) -> Iterator[Change]:
     yield Change(kind=ChangeKind.TOKEN, text=f"make token {full_id}", method="POST", path=path, body=body)
 
 
-def _acl_changes(wanted: Wanted, existing: Existing) -> Iterator[Change]:
+def _acl_changes(wanted: NeededAccess, existing: ExistingAccess) -> Iterator[Change]:
     """Yield one change for each path and role. With privilege separation, user and token both need the role."""
     token = f"{wanted.user}!{wanted.token_id}"
-    # Proxmox drops the entries of a token that is deleted.
+    # When a token is deleted, Proxmox deletes its entries.
     entries = {entry for entry in existing.entries if not (wanted.makes_token and entry.ugid == token)}
     for path, role in dict.fromkeys((need.path, need.role) for need in wanted.needs):
         members = {"users": wanted.user, "tokens": token}

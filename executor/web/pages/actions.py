@@ -1,4 +1,4 @@
-"""The actions of operators: each needs a session, the token of its form, and a confirmation, and is audited."""
+"""Executes the actions of operators. Each needs a session, the form's token and a confirmation, and is audited."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class ActionRefused(Exception):
     """The action is not possible now. The text says why."""
 
 
-#: An action: it changes something in the name of `who`, and returns the page that shows it.
+#: An action. It gets the fields of the form and the operator's name for the audit, and returns the page to show next.
 Action = Callable[[PageParts, Mapping[str, str], str], str]
 
 
 async def act(parts: PageParts, request: Request) -> Response:
-    """Do what a form asks for, and lead to the page that shows it."""
+    """Execute the action of a form, and redirect the browser to the page that shows the change."""
     name = request.path_params["name"]
     action, visitor = ACTIONS.get(name), visitor_of(request)
     form = await read_form(request)
@@ -118,9 +118,9 @@ def _repair(parts: PageParts, form: Mapping[str, str], who: str) -> str:
     raise ActionRefused("The last check has not found this difference any more.")
 
 
-def _examine(parts: PageParts, _form: Mapping[str, str], _who: str) -> str:
+def _run_checks(parts: PageParts, _form: Mapping[str, str], _who: str) -> str:
     """Run the preflight checks. They change nothing, so the audit has no entry."""
-    parts.doctor.examine()
+    parts.doctor.run()
     return "doctor"
 
 
@@ -150,7 +150,7 @@ ACTIONS: dict[str, Action] = {
     "drain": _drain,
     "resume-node": _resume_node,
     "repair": _repair,
-    "doctor": _examine,
+    "doctor": _run_checks,
 }
 #: The actions that change nothing.
 UNCONFIRMED = frozenset({"doctor"})

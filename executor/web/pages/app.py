@@ -55,7 +55,7 @@ class _StaticFiles(StaticFiles):
     """Serves scripts and styles, which browsers may keep."""
 
     def file_response(self, *args: object, **kwargs: object) -> Response:
-        """Return the file, or that it has not changed."""
+        """Return the file, or a response without content if it has not changed."""
         response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]  # passes on what it gets
         response.headers["Cache-Control"] = f"private, max-age={STATIC_MAX_AGE_S}"
         return response

@@ -1,4 +1,4 @@
-"""Draws charts as SVG in the page: nothing to download, no script, and readable without colours.
+"""Draws charts as SVG in the page. They need no download and no script, and are readable without colours.
 
 Colours come from the style sheet by class, because the pages allow no style in their text.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from executor.database.ended_jobs import HourCounts
 
-#: The size of the chart of hours, in the units of its drawing. The page scales it.
+#: The size of the chart of hours, and the gap between two bars, in units of the drawing, which the page scales.
 WIDTH, HEIGHT, BAR_GAP = 480, 120, 3
 
 

@@ -10,4 +10,4 @@ from executor.web.pages.parts import PageParts
 
 def show(parts: PageParts, request: Request) -> Response:
     """Return the results of the last checks."""
-    return parts.renderer.page(request, "doctor.html", examination=parts.doctor.last)
+    return parts.renderer.page(request, "doctor.html", check_run=parts.doctor.last)

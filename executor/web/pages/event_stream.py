@@ -1,4 +1,4 @@
-"""Sends server-sent events: a response that lasts until its events end or the browser leaves."""
+"""Sends server-sent events: a response that lasts until its events end or the browser disconnects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADERS = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
-#: Keeps a connection open on which nothing happens. Browsers ignore it.
+#: A comment, which browsers ignore. It keeps a connection open on which nothing else is sent.
 KEEP_ALIVE = b": \n\n"
 #: How long a browser waits before it connects again, in milliseconds.
 RETRY_MS = 1000
@@ -41,16 +41,16 @@ class EventStream:
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events until they end, the browser leaves, or it does not read."""
+        """Send the events until they end, or the browser disconnects or reads nothing for SEND_TIMEOUT_S."""
         sending = asyncio.ensure_future(self._send_all(send))
-        leaving = asyncio.ensure_future(_until_disconnect(receive))
+        disconnect = asyncio.ensure_future(_until_disconnect(receive))
         try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sending, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (sending, leaving):
+            for task in (sending, disconnect):
                 task.cancel()
             try:
-                await self._finish(sending, leaving)
+                await self._finish(sending, disconnect)
             finally:
                 self._on_end()
 

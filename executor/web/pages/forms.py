@@ -6,18 +6,18 @@ from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 
-#: The maximum size of a form, and of the number of its fields.
+#: The maximum size of a form in bytes, and the maximum number of its fields.
 MAX_FORM_BYTES, MAX_FORM_FIELDS = 16_384, 20
 
 
 class FormTooLarge(Exception):
-    """The form is larger than MAX_FORM_BYTES, or is no form."""
+    """The form exceeds MAX_FORM_BYTES or MAX_FORM_FIELDS."""
 
 
 async def read_form(request: Request) -> dict[str, str]:
     """Return the fields of a form, without unprintable characters.
 
-    Of a field that is sent twice, the last value counts. Raises FormTooLarge.
+    If a field is sent twice, the last value is used. Raises FormTooLarge.
     """
     body = b""
     async for chunk in request.stream():
@@ -32,5 +32,5 @@ async def read_form(request: Request) -> dict[str, str]:
 
 
 def one_line(text: str) -> str:
-    """Return a text of the browser with blanks for unprintable characters. PostgreSQL stores no NUL."""
+    """Return a text of the browser with blanks for unprintable characters: PostgreSQL refuses NUL, for example."""
     return "".join(char if char.isprintable() else " " for char in text)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 PAGE_SIZE = 50
 #: A longer text in a filter is cut to this length.
 MAX_FILTER_LENGTH = 100
-#: A number with as many digits is no number of a job.
+#: Every job number has fewer digits than this.
 MAX_FILTER_DIGITS = 18
 
 
@@ -82,7 +82,7 @@ def show(parts: PageParts, request: Request) -> Response:
 
 
 def filters_in(values: Mapping[str, str]) -> Filters:
-    """Return the filters in the query of a URL. A value that is none of the possible ones counts as missing."""
+    """Return the filters in the query of a URL. An impossible value counts as missing."""
     before = values.get("before", "")
     status = values.get("status", "")
     return Filters(

@@ -1,7 +1,7 @@
 """The live part of the page of a job: its timeline and the output of its runs, as server-sent events.
 
-All viewers of one job share one reading of the database per second. Each viewer reads the output from the position that
-it has reached, so a viewer that connects again gets each line once.
+The database is read once per second for all viewers of a job. Each viewer reads the output from the position that it
+has reached, so a viewer that connects again gets each line once.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from executor.web.pages.live_jobs import INTERVAL_S, JobReader, Snapshot
 from executor.web.pages.output_reader import OutputReader
 from executor.web.pages.parts import PageParts
 
-#: A stream ends after this time, and the browser connects again: then its session is checked again.
+#: A stream ends after this time. The browser connects again, so that its session is checked again.
 MAX_STREAM_S = 300.0
 KEEP_ALIVE_S = 15.0
-#: When a refused viewer tries again.
+#: How long a refused viewer waits before it tries again.
 RETRY_AFTER_S = 10
 
 
 async def stream(parts: PageParts, request: Request) -> ASGIApp:
-    """Return the events of a job. The 21st stream gets 503."""
-    places = parts.server.streams
-    if places.is_full:
+    """Return the events of a job, or 503 if there are too many streams."""
+    streams = parts.server.streams
+    if streams.is_full:
         headers = {"Retry-After": str(RETRY_AFTER_S)}
         return JSONResponse({"error": "too many viewers"}, status_code=503, headers=headers)
     if request.method == "HEAD":
         return Response(media_type="text/event-stream")
     position = request.headers.get("last-event-id") or request.query_params.get("after", "")
     reader = parts.live.enter(parts.agent(), parts.renderer, request.path_params["job_id"])
-    places.enter()
+    streams.enter()
 
     def leave() -> None:
-        places.leave()
+        streams.leave()
         parts.live.leave(reader)
 
     return EventStream(_events(parts, reader, position), leave)
@@ -66,7 +66,7 @@ async def _events(parts: PageParts, reader: JobReader, position: str) -> AsyncGe
 
 
 class _Viewer:
-    """What one viewer has got so far."""
+    """One viewer of a job, and what it has received."""
 
     def __init__(self, output: OutputReader) -> None:
         self._output = output
@@ -77,7 +77,7 @@ class _Viewer:
         self.has_more = False  #: whether there is more output than the last call of `news` has returned
 
     def news(self, snapshot: Snapshot) -> list[bytes]:
-        """Return the events that the viewer has not got yet; at times one that only keeps the connection open."""
+        """Return the events that the viewer has not received. If there is none for long, return KEEP_ALIVE."""
         texts = self._output.read(snapshot.outputs)
         self.has_more = bool(texts)
         events = [event("output", {"run": text.ident, "text": text.text}, event_id=text.position) for text in texts]
@@ -97,5 +97,5 @@ class _Viewer:
         return events
 
     def is_done(self, snapshot: Snapshot) -> bool:
-        """Return whether the job has ended and the viewer has got everything."""
+        """Return whether the job has ended and the viewer has received everything."""
         return snapshot.is_over and not self.has_more and (self._output.is_complete or bool(self._missing))

@@ -46,6 +46,7 @@ class JobReader:
     async def snapshot(self) -> Snapshot | None:
         """Return the job as it is now, or was up to INTERVAL_S ago; None if it does not exist."""
         async with self._lock:
+            # A little less than INTERVAL_S, because the waits of the viewers are not exact.
             if time.monotonic() - self._read_at >= INTERVAL_S * 0.9:
                 self._snapshot = await run_in_threadpool(self._read)
                 self._read_at = time.monotonic()
@@ -84,7 +85,7 @@ class LiveJobs:
         return reader
 
     def leave(self, reader: JobReader) -> None:
-        """Forget the reader with its last viewer."""
+        """Remove one viewer of the reader. Delete the reader when it has no viewer."""
         reader.viewer_count -= 1
         if not reader.viewer_count:
             del self._readers[reader.job_id]

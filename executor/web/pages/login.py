@@ -1,7 +1,7 @@
 """The login and the logout.
 
-The login takes the token, or the name of the user from a trusted reverse proxy, and sets the cookie of a session. A
-right token is never refused, however many wrong ones the same address has sent.
+The login checks the token, or accepts the user whom a trusted reverse proxy names, and sets the cookie of a session.
+The right token is accepted even from an address that has sent many wrong ones.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def show_login(parts: PageParts, request: Request) -> Response:
 
 
 async def log_in(parts: PageParts, request: Request) -> Response:
-    """Check the token of the form, start a session, and lead to the page that was asked for."""
+    """Check the token of the form, start a session, and redirect the browser to the requested page."""
     form = await read_form(request)
     user = parts.server.access.proxy_user(request.scope)
     name = user or "".join(char for char in form.get("name", "").strip() if char.isprintable())
@@ -84,7 +84,7 @@ async def log_out(parts: PageParts, request: Request) -> Response:
 
 
 def _refuse_token(parts: PageParts, request: Request, *, name: str, next_page: str) -> Response:
-    wait_s = parts.server.wrong_tokens.note(address_of(request.scope))
+    wait_s = parts.server.wrong_tokens.count(address_of(request.scope))
     if not wait_s:
         return _login_page(parts, request, _Form(name=name, next_page=next_page, error="This is not the token."), 401)
     text = f"Too many wrong tokens from this address: a wrong one is checked again in {wait_s} s."

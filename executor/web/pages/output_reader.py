@@ -1,7 +1,7 @@
-"""Reads what the runs of a job print, from a position on: each line once, also after a reconnect.
+"""Reads the output of a job's runs from a position on, so that a viewer gets each line once.
 
-A position is the ident of a run and a number of bytes of its output. It is the id of the events, so a browser that
-connects again sends the last one it has got.
+A position is the ident of a run and a number of bytes of its output. It is the id of the sent event, and a browser that
+connects again sends the id of the last event that it has received.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from executor.views.text import sanitized
 
-#: The most that one event contains, in bytes, and the most events of one reading.
+#: The maximum size of one event in bytes, and the maximum number of events of one call of `read`.
 MAX_EVENT_BYTES, MAX_EVENTS = 65_536, 16
 _POSITION = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9]{1,12})")
 
@@ -69,7 +69,7 @@ class OutputReader:
         return texts
 
     def _number(self, outputs: Sequence[RunOutput]) -> int:
-        """Return which of the outputs is read. A position in no run of the job counts as none."""
+        """Return the index of the output at the position; without a valid position, of the newest output."""
         for number, output in enumerate(outputs):
             if output.ident == self._ident:
                 return number

@@ -1,4 +1,4 @@
-"""The overview: what is wrong and what to do about it, what runs, and how the last day was."""
+"""The overview: problems with their remedies, the running jobs, and the jobs of the last day."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from executor.web.health import readiness_report
 from executor.web.pages.charts import hours_chart, percentile
 from executor.web.pages.parts import PageParts
 
-#: The hours of the chart, and the maximum number of jobs of which the times are measured.
+#: The number of hours in the chart, and the maximum number of jobs whose durations are summarised.
 HOURS, MAX_MEASURED = 24, 500
 PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Something that is wrong, and where an operator finds more about it."""
+    """Something that is wrong, with its remedy and the page that shows more about it."""
 
     text: str
     remedy: str

@@ -1,4 +1,4 @@
-"""Defines what each page for operators gets: the parts of the server, and the agent."""
+"""Defines the arguments of each page for operators: the parts of the server, and the agent."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from executor.errors import SmithError
 from executor.web.agent_view import AgentView
-from executor.web.pages.examination import Doctor
 from executor.web.pages.live_jobs import LiveJobs
+from executor.web.pages.preflight_checks import PreflightChecks
 from executor.web.pages.rendering import Renderer
 from executor.web.server_parts import ServerParts
 from executor.web.sessions import Visitor
@@ -23,11 +23,11 @@ class AgentStarting(SmithError):
 
 @dataclass(frozen=True, kw_only=True)
 class PageParts:
-    """The parts of the server, and what renders the pages."""
+    """The parts of the server, the renderer of the pages, and the state that the pages share."""
 
     server: ServerParts
     renderer: Renderer
-    doctor: Doctor = field(default_factory=Doctor)
+    doctor: PreflightChecks = field(default_factory=PreflightChecks)
     live: LiveJobs = field(default_factory=LiveJobs)
 
     def agent(self) -> AgentView:
@@ -41,11 +41,11 @@ class PageParts:
         return self.renderer.page(request, "message.html", status_code=status, title=title, text=text)
 
 
-#: A page: it reads what it shows, and returns the response.
+#: A function that returns the response with a page.
 Page = Callable[[PageParts, Request], Response]
 
 
 def visitor_of(request: Request) -> Visitor:
-    """Return the visitor, whom the guard has set."""
+    """Return the visitor, which the middleware `Guard` has put into the state of the request."""
     visitor: Visitor = request.state.visitor
     return visitor

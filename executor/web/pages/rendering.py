@@ -1,7 +1,7 @@
 """Renders the pages for operators with Jinja2.
 
-Every text is escaped for HTML, has its secrets masked, and shows control characters and invisible characters as
-escapes: names, messages and output come from customers and guests.
+Every text is escaped for HTML, because names, messages and output come from customers and guests. Its secrets are
+masked, and its control characters and invisible characters are shown as escapes.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def test_an_administrator_and_doctor_reach_proxmox_through_the_proxy(
         session = AdminSession(stand_in.host, stand_in.port, "root@pam", fingerprint)
         session.log_in(stand_in.root_password, str)
         assert find_ca(session)
-        assert certificates.examine(stand_in.host, stand_in.port, stand_in.ca_bundle).problem is None
+        assert certificates.read_tls_state(stand_in.host, stand_in.port, stand_in.ca_bundle).problem is None
         return proxy.targets
 
     assert set(connect()) == {f"{stand_in.host}:{stand_in.port}"}
@@ -105,7 +105,7 @@ def test_a_proxy_gets_its_own_login_and_its_refusal_is_an_error(monkeypatch: pyt
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
 def test_the_certificate_of_proxmox_at_an_ipv6_address_is_read(stand_in_at_ipv6: ProxmoxStandIn, host: str) -> None:
-    state = certificates.examine(host, stand_in_at_ipv6.port, stand_in_at_ipv6.ca_bundle)
+    state = certificates.read_tls_state(host, stand_in_at_ipv6.port, stand_in_at_ipv6.ca_bundle)
     assert state.problem is None
     assert state.certificate is not None
 

@@ -16,7 +16,7 @@ from executor.proxmox.setup.admin_session import AdminSession
 from executor.proxmox.setup.apply import apply_changes
 from executor.proxmox.setup.certificate import find_ca, normalized_fingerprint, read_fingerprint
 from executor.proxmox.setup.existing import read_existing
-from executor.proxmox.setup.plan import SetupRefused, Wanted, plan_changes
+from executor.proxmox.setup.plan import NeededAccess, SetupRefused, plan_changes
 from executor.shared.error_codes import ErrorCode
 
 NEEDS = (*list_needs(9, disk_storages=["local-lvm"], bridges={"vmbr0": "localnetwork"}), PLACEMENT_NEED)
@@ -50,8 +50,8 @@ def log_in(stand_in: ProxmoxStandIn, password: str = "", ask_code: Callable[[], 
     return session
 
 
-def wanted(*, makes_token: bool) -> Wanted:
-    return Wanted(user=USER, token_id=TOKEN, needs=NEEDS, pool="smith", makes_token=makes_token)
+def wanted(*, makes_token: bool) -> NeededAccess:
+    return NeededAccess(user=USER, token_id=TOKEN, needs=NEEDS, pool="smith", makes_token=makes_token)
 
 
 class Setup:
@@ -174,4 +174,4 @@ def test_fingerprints_are_compared_in_one_form() -> None:
 
 def test_the_zones_of_vnets_are_read(shared: ProxmoxStandIn) -> None:
     shared.control("vnet", name="customers", zone="dc1")
-    assert ProxmoxReader.over(log_in(shared)).vnet_zones() == {"customers": "dc1"}
+    assert ProxmoxReader.with_session(log_in(shared)).vnet_zones() == {"customers": "dc1"}

@@ -85,17 +85,17 @@ def test_a_renewed_certificate_is_used_and_an_unusable_one_is_not(authority: Cer
     certificate, key = authority.issue("smith", NAMES)
     loaded = ServerCertificate(certificate, key)
     first = loaded.context
-    loaded.examine()
+    loaded.reload_if_changed()
     assert loaded.context is first, "nothing has changed"
     certificate.write_text("no certificate")
     with capture_logs() as logs:
-        loaded.examine()
-        loaded.examine()
+        loaded.reload_if_changed()
+        loaded.reload_if_changed()
     assert [entry["event"] for entry in logs] == ["http_certificate_refused"], "once for each change"
     assert loaded.context is first
     authority.issue("smith", NAMES)
     with capture_logs() as logs:
-        loaded.examine()
+        loaded.reload_if_changed()
     assert [entry["event"] for entry in logs] == ["http_certificate_loaded"]
     assert loaded.context is not first
 
@@ -191,5 +191,5 @@ def test_the_files_are_read_again_after_a_rename(authority: CertificateAuthority
     new, new_key = authority.issue("smith", NAMES, file="new")
     os.replace(new_key, key)
     os.replace(new, certificate)
-    loaded.examine()
+    loaded.reload_if_changed()
     assert loaded.context is not first

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from executor.proxmox.privileges import list_needs, pveum_commands, unmet_needs
-from executor.proxmox.template_needs import devices_for_root, needs_of_template
+from executor.proxmox.template_needs import needs_of_template, root_only_devices
 
 
 def test_the_guest_agents_privilege_has_another_name_before_version_9() -> None:
@@ -102,7 +102,7 @@ def test_storages_may_be_given_by_an_iterator_that_is_read_once() -> None:
 )
 def test_a_template_needs_privileges_for_its_devices(config: dict[str, str], paths: list[str]) -> None:
     assert [need.path for need in needs_of_template(config)] == paths
-    assert devices_for_root(config) == []
+    assert root_only_devices(config) == []
 
 
 def test_only_root_may_clone_a_template_with_a_device_that_has_no_mapping() -> None:
@@ -112,5 +112,5 @@ def test_only_root_may_clone_a_template_with_a_device_that_has_no_mapping() -> N
         "usb0": "host=1-2",
         "usb1": "host=spice",
     }
-    assert devices_for_root(config) == ["hostpci0", "hostpci1", "usb0"]
+    assert root_only_devices(config) == ["hostpci0", "hostpci1", "usb0"]
     assert needs_of_template(config) == []

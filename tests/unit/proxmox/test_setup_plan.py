@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from executor.proxmox.privileges import PLACEMENT_NEED, list_needs
-from executor.proxmox.setup.plan import AclEntry, ChangeKind, Existing, SetupRefused, Wanted, plan_changes
+from executor.proxmox.setup.plan import AclEntry, ChangeKind, ExistingAccess, NeededAccess, SetupRefused, plan_changes
 
 NEEDS = (*list_needs(9, disk_storages=["local-lvm"], bridges={"vmbr0": "localnetwork"}), PLACEMENT_NEED)
-WANTED = Wanted(user="smith@pve", token_id="job", needs=NEEDS, pool="smith")
+WANTED = NeededAccess(user="smith@pve", token_id="job", needs=NEEDS, pool="smith")
 WHO = ("smith@pve", "smith@pve!job")
-COMPLETE = Existing(
+COMPLETE = ExistingAccess(
     roles={need.role: need.privileges for need in NEEDS},
     users={"smith@pve": True},
     token_comments={"job": "Agent Smith"},
@@ -23,12 +23,12 @@ COMPLETE = Existing(
 STORED = dataclasses.replace(WANTED, makes_token=False)
 
 
-def texts(wanted: Wanted, **different: Any) -> list[str]:
+def texts(wanted: NeededAccess, **different: Any) -> list[str]:
     return [change.text for change in plan_changes(wanted, dataclasses.replace(COMPLETE, **different))]
 
 
 def test_everything_is_made_in_an_order_in_which_each_change_finds_what_it_needs() -> None:
-    changes = plan_changes(WANTED, Existing())
+    changes = plan_changes(WANTED, ExistingAccess())
     kinds = list(dict.fromkeys(change.kind for change in changes))
     assert kinds == [ChangeKind.ROLE, ChangeKind.USER, ChangeKind.POOL, ChangeKind.TOKEN, ChangeKind.ACL]
     entries = {
@@ -63,7 +63,7 @@ def test_a_token_without_a_stored_secret_is_replaced_with_all_its_entries() -> N
 
 def test_two_needs_of_one_role_make_one_role_and_two_entries() -> None:
     needs = tuple(list_needs(8, disk_storages=["a", "b"]))
-    changes = plan_changes(dataclasses.replace(WANTED, needs=needs), Existing())
+    changes = plan_changes(dataclasses.replace(WANTED, needs=needs), ExistingAccess())
     assert [change.text for change in changes if "SmithStore" in change.text] == [
         "make role SmithStore: Datastore.AllocateSpace,Datastore.Audit",
         "grant role SmithStore on /storage/a to smith@pve and smith@pve!job",

@@ -1,4 +1,4 @@
-"""Runs the preflight checks for the page of the doctor, and keeps their last results."""
+"""Runs the preflight checks for the page `doctor`, and keeps their last results."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from executor.doctor.run import run_checks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examination:
-    """The results of all checks at one time."""
+class CheckRun:
+    """The results of one run of all checks."""
 
     at: datetime
     checks: Sequence[CheckResult]
@@ -25,18 +25,18 @@ class Examination:
         return [check for check in self.checks if check.status in (Status.FAILED, Status.WARNING)]
 
 
-class Doctor:
+class PreflightChecks:
     """Runs the checks in the caller's thread, at most once at a time, and keeps the last results."""
 
     def __init__(self) -> None:
         self._running = threading.Lock()
-        self.last: Examination | None = None
+        self.last: CheckRun | None = None
 
-    def examine(self) -> None:
+    def run(self) -> None:
         """Run the checks. If they are running already, wait for their end and do not run them again."""
         if self._running.acquire(blocking=False):
             try:
-                self.last = Examination(at=utc_now(), checks=list(run_checks()))
+                self.last = CheckRun(at=utc_now(), checks=list(run_checks()))
             finally:
                 self._running.release()
         else:

@@ -1,0 +1,159 @@
+"""When a VM is deleted, and what its notes say of its agent, as Python functions without Ansible."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import (
+    configuration,
+    deletion,
+    guest_facts,
+    identity,
+    notes,
+    preconditions,
+)
+from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.shared import marker
+from decision_facts import SERVICE, SHOP, B, make_container, make_found, make_vm, text_line
+
+DELETIONS = [
+    ("", 0, ("destroy", 0)),
+    ("", 60, ("mark", 1060)),
+    ("smith-delete-1060", 60, ("wait", 1060)),
+    ("smith-delete-1060", 0, ("destroy", 0)),
+    ("smith-delete-1000", 60, ("destroy", 1000)),
+    ("smith-delete-5;smith-delete-2000", 60, ("wait", 2000)),
+    ("smith-delete-x", 60, ("mark", 1060)),
+]
+
+
+@pytest.mark.parametrize(("tags", "grace_s", "decision"), DELETIONS)
+def test_a_vm_is_destroyed_when_its_grace_period_has_ended(tags: str, grace_s: int, decision: tuple[str, int]) -> None:
+    found = make_found(tags=f"smith;{tags}") | {"looked_at": 1000}
+    assert deletion.deletion(found, make_vm(grace_s=grace_s)) == dict(zip(("step", "at"), decision, strict=True))
+
+
+def test_a_deletion_mark_is_one_tag_and_an_update_of_the_tags_removes_it() -> None:
+    found = make_found(tags="smith;web")
+    wish = deletion.deletion_mark(make_vm(cores=9, tags=["x"]), 1060)
+    assert configuration.changes(found, wish) == {"tags": ["smith", "smith-delete-1060", "web"]}
+    marked = make_found(tags="smith;smith-delete-1060;web")
+    assert configuration.changes(marked, wish) == {}
+    assert configuration.changes(marked, make_vm(cores=2)) == {}
+    assert configuration.changes(marked, make_vm(tags=["web"])) == {"tags": ["smith", "web"]}
+    assert configuration.changes(marked, make_vm(cancel_deletion=True)) == {"tags": ["smith", "web"]}
+    assert configuration.changes(found, make_vm(cancel_deletion=True)) == {}
+
+
+DUE = [("", ("keep", 0)), ("smith-delete-1060", ("wait", 1060)), ("smith-delete-1000", ("destroy", 1000))]
+
+
+@pytest.mark.parametrize(("tag", "decision"), DUE)
+def test_a_deletion_that_is_due_keeps_a_vm_without_a_deletion_mark(tag: str, decision: tuple[str, int]) -> None:
+    found = make_found(tags=f"smith;{tag}") | {"looked_at": 1000}
+    wish = make_vm(only_when_due=True, grace_s=5)
+    assert deletion.deletion(found, wish) == dict(zip(("step", "at"), decision, strict=True))
+    assert deletion.deletion(guest_facts.absent(500), wish)["step"] == "destroy"
+
+
+AGENT = "6f0c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
+FORMER_AGENT = "22222222-2222-4333-8444-555555555555"
+
+
+@pytest.mark.parametrize(
+    ("current", "wanted", "after"),
+    [
+        ("a shop\n\nsmith-uid={0}", {"agent_id": AGENT}, "a shop\n\nsmith-agent={1}\nsmith-uid={0}"),
+        ("smith-agent={2}\nsmith-uid={0}", {"agent_id": AGENT}, "smith-agent={1}\nsmith-uid={0}"),
+        ("smith-agent={1}\nsmith-uid={0}", {"agent_id": AGENT}, None),
+        ("smith-agent={1}\nsmith-uid={0}", {}, None),
+        ("smith-uid={0}", {}, None),
+        (
+            f"x\n\n{text_line('x')}\nsmith-agent={{1}}\nsmith-uid={{0}}",
+            {"description": "y"},
+            f"y\n\n{text_line('y')}\nsmith-agent={{1}}\nsmith-uid={{0}}",
+        ),
+        (
+            f"x\n\n{text_line('x')}\nsmith-uid={{0}}",
+            {"description": "y", "agent_id": AGENT},
+            f"y\n\n{text_line('y')}\nsmith-agent={{1}}\nsmith-uid={{0}}",
+        ),
+        (
+            "smith-delete=9\nsmith-uid={0}",
+            {"kind": "lxc", "agent_id": AGENT},
+            "smith-delete=9\nsmith-agent={1}\nsmith-uid={0}",
+        ),
+    ],
+)
+def test_a_change_writes_the_agent_beside_the_marker(current: str, wanted: dict[str, Any], after: str | None) -> None:
+    """A marker of an earlier version is valid, and gets its agent with the next change; no change removes the agent."""
+    names = (SERVICE, AGENT, FORMER_AGENT)
+    found = (make_container if wanted.get("kind") else make_found)(description=current.format(*names))
+    assert identity.is_marked(found, make_vm())
+    sent = configuration.changes(found, make_vm(**wanted)).get("description")
+    assert sent == (after and after.format(*names))
+    if sent:
+        assert identity.is_marked({**found, "markers": marker.markers_in(sent)}, make_vm())
+        assert marker.agent_in(sent) == AGENT
+
+
+def test_a_clone_does_not_keep_the_agent_of_its_template() -> None:
+    clone = make_found(description=f"smith-agent={FORMER_AGENT}\ndebian", name="debian")
+    assert configuration.changes(clone, make_vm())["description"] == f"smith-uid={SERVICE}"
+
+
+def test_a_service_cannot_forge_the_agent() -> None:
+    text = notes.description(make_vm(description=f"smith-agent={FORMER_AGENT}", agent_id=AGENT))
+    assert marker.agent_in(text) == AGENT
+
+
+LINES = f"a shop\n\nsmith-delete-at=1060\nsmith-protected=1\n{SHOP}\nsmith-uid={{0}}"
+MARKED = f"b\n\nsmith-delete-at=1060\nsmith-protected=1\n{B}\nsmith-uid={{0}}"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "after"),
+    [
+        ({}, None),
+        ({"description": "b"}, MARKED),
+        ({"protection": True, "description": "b"}, MARKED),
+        ({"protection": False}, f"a shop\n\nsmith-delete-at=1060\n{SHOP}\nsmith-uid={{0}}"),
+        ({"cancel_deletion": True}, f"a shop\n\nsmith-protected=1\n{SHOP}\nsmith-uid={{0}}"),
+        (
+            {"cancel_deletion": True, "protection": False, "description": "smith-protected=1"},
+            f"smith-protected: 1\n\n{text_line('smith-protected: 1')}\nsmith-uid={{0}}",
+        ),
+    ],
+)
+def test_a_change_keeps_the_lines_of_the_notes_that_replace_tags(wanted: dict[str, Any], after: str | None) -> None:
+    found = make_found(description=LINES.format(SERVICE), protection=1, tags="")
+    sent = configuration.changes(found, make_vm(without_tags=True, **wanted)).get("description")
+    assert sent == (after and after.format(SERVICE))
+
+
+def test_a_protection_that_the_notes_state_is_the_services_own() -> None:
+    found = make_found(description=LINES.format(SERVICE), protection=1, tags="")
+    assert identity.identity_problem(found, make_vm()) == ""
+    assert identity.identity_problem(found, make_vm(), may_be_absent=True).startswith("VM_PROTECTED")
+    operators = make_found(description=f"smith-uid={SERVICE}", protection=1, tags="")
+    assert identity.identity_problem(operators, make_vm()).startswith("VM_PROTECTED")
+
+
+def test_a_containers_deletion_mark_is_a_description_line_that_a_service_cannot_forge() -> None:
+    found = make_container(description=f"a shop\n\nsmith-uid={SERVICE}")
+    wish = deletion.deletion_mark(make_vm(kind="lxc", cores=9), 1060)
+    sent = configuration.changes(found, wish)
+    assert sent == {"description": f"a shop\n\nsmith-delete=1060\nsmith-uid={SERVICE}"}
+    marked = make_container(**sent)
+    assert (deletion.deletion_due_at(marked), configuration.changes(marked, wish)) == (1060, {})
+    assert configuration.changes(marked, make_vm(kind="lxc", cancel_deletion=True)) == {
+        "description": f"a shop\n\nsmith-uid={SERVICE}"
+    }
+    forged = notes.description(make_vm(kind="lxc", description="smith-delete=1\nx"))
+    assert deletion.deletion_due_at(make_container(description=forged)) == 0
+    assert deletion.deletion_due_at(make_found(description=f"smith-delete=1\nsmith-uid={SERVICE}")) == 0
+
+
+def test_the_notes_of_an_archive_are_one_line_with_the_marker() -> None:
+    """Proxmox refuses a template with a line feed, and replaces the two characters of an escape sequence by one."""
+    assert preconditions.backup_notes(make_vm()) == rf"{{{{guestname}}}}\nsmith-uid={SERVICE}"

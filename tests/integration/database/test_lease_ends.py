@@ -1,0 +1,232 @@
+"""The job queue: leases that are renewed, reaped or released, and the crashes that count."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import Engine, select, text, update
+from support.databases import row, submit
+from support.job_steps import (
+    LEASE_S,
+    claim,
+    claimed,
+    columns_of,
+    expire_lease,
+    finish,
+    reap,
+)
+
+from executor.database import job_queue, other_leases, outbox
+from executor.database.engine import reading, transaction
+from executor.database.tables import Job, db_now
+from executor.model import MAX_CRASHES, JobResult, JobStatus
+
+
+def test_renew_extends_every_lease_of_the_owner_and_returns_cancel_requests(engine: Engine) -> None:
+    for _ in range(3):
+        submit(engine)
+    mine, cancelled, others = claimed(engine, "alice"), claimed(engine, "alice"), claimed(engine, "bob")
+    for job in (mine, cancelled, others):
+        expire_lease(engine, job.id)
+    with transaction(engine) as session:
+        assert job_queue.request_cancel(session, cancelled.id) is JobStatus.PROCESSING
+        assert job_queue.renew(session, "alice", lease_s=LEASE_S) == {mine.id: False, cancelled.id: True}
+    with reading(engine) as session:
+        lease = Job.lease_until > db_now(LEASE_S - 10), Job.lease_until <= db_now(LEASE_S)
+        assert session.execute(select(*lease).where(Job.id == mine.id)).one() == (True, True)
+    assert reap(engine) == [(others.id, JobStatus.PENDING)]
+
+
+def test_a_job_that_has_ended_has_no_lease_to_renew_and_is_not_released(engine: Engine) -> None:
+    job_id = submit(engine)
+    finish(engine, claimed(engine, "alice"))
+    before = columns_of(engine, job_id)
+    with transaction(engine) as session:
+        assert job_queue.renew(session, "alice", lease_s=LEASE_S) == {}
+        assert job_queue.release_all(session, "alice") == 0
+        assert not job_queue.release(session, job_id, "alice")
+    assert columns_of(engine, job_id) == before
+
+
+def test_a_lease_that_was_reaped_is_not_renewed(engine: Engine) -> None:
+    submit(engine)
+    job = claimed(engine, "alice")
+    expire_lease(engine, job.id)
+    reap(engine)
+    claimed(engine, "bob")
+    with transaction(engine) as session:
+        assert job_queue.renew(session, "alice", lease_s=LEASE_S) == {}
+
+
+def test_a_lease_that_has_not_expired_is_not_reaped(engine: Engine) -> None:
+    submit(engine)
+    job = claimed(engine)
+    assert reap(engine) == []
+    assert row(engine, job.id).status == "processing"
+
+
+def test_a_lease_that_was_renewed_after_it_was_read_is_not_reaped(engine: Engine) -> None:
+    submit(engine)
+    job = claimed(engine, "alice")
+    expire_lease(engine, job.id)
+    with reading(engine) as session:
+        leases = other_leases.leases_of_others(session, "bob")
+    assert [(lease.job_id, lease.owner, lease.is_expired) for lease in leases] == [(job.id, "alice", True)]
+    with transaction(engine) as session:
+        job_queue.renew(session, "alice", lease_s=LEASE_S)
+    with transaction(engine) as session:
+        assert job_queue.reap(session, leases) == []
+    assert row(engine, job.id).owner == "alice"
+
+
+def test_a_reap_on_postgresql_waits_for_no_lease_that_its_owner_is_renewing(postgres_engine: Engine) -> None:
+    submit(postgres_engine)
+    job = claimed(postgres_engine, "alice")
+    expire_lease(postgres_engine, job.id)
+    with reading(postgres_engine) as session:
+        leases = other_leases.leases_of_others(session, "bob")
+    with transaction(postgres_engine) as owner:
+        job_queue.renew(owner, "alice", lease_s=LEASE_S)
+        with transaction(postgres_engine) as session:
+            session.execute(text("SET LOCAL lock_timeout = '5s'"))
+            assert job_queue.reap(session, leases) == []
+
+
+def test_a_lease_of_another_claim_of_the_job_is_not_reaped(engine: Engine) -> None:
+    submit(engine)
+    expire_lease(engine, claimed(engine, "alice").id)
+    with reading(engine) as session:
+        leases = other_leases.leases_of_others(session, "bob")
+    reap(engine)
+    job = claimed(engine, "alice")
+    with transaction(engine) as session:
+        session.execute(update(Job).values(lease_until=leases[0].lease_until))
+        assert job_queue.reap(session, leases) == []
+    assert row(engine, job.id).epoch == job.epoch
+
+
+def test_a_sole_owner_reaps_every_other_owner_at_once(engine: Engine) -> None:
+    for _ in range(3):
+        submit(engine)
+    finish(engine, claimed(engine, "before the restart"))
+    dead, own = claimed(engine, "before the restart"), claimed(engine, "me")
+    assert reap(engine, all_owners_except="me") == [(dead.id, JobStatus.PENDING)]
+    job = row(engine, dead.id)
+    assert (job.owner, job.lease_until, job.crashes, job.epoch) == (None, None, 1, dead.epoch + 1)
+    assert (job.error_code, job.error_message, job.finished_at, job.report_state) == (None, None, None, "none")
+    assert row(engine, own.id).status == "processing"
+
+
+def test_a_job_is_quarantined_after_the_third_crash(engine: Engine) -> None:
+    job_id = submit(engine)
+    outcomes = []
+    for _ in range(3):
+        expire_lease(engine, claimed(engine).id)
+        outcomes += reap(engine)
+    assert [status for _, status in outcomes] == ["pending", "pending", "failed"]
+    job = row(engine, job_id)
+    assert (job.error_code, job.report_state, job.crashes) == ("QUARANTINED", "due", 3)
+    assert job.error_message == "QUARANTINED: the agent stopped 3 times while it worked on this job"
+    assert job.finished_at is not None
+    assert claim(engine) is None
+
+
+def test_a_job_that_ran_at_two_crashes_runs_alone_so_that_no_other_job_is_quarantined(engine: Engine) -> None:
+    on_probation, other = submit(engine, age=1), submit(engine, age=2)
+    for _ in range(2):
+        for _ in ("on_probation", "other"):
+            claimed(engine, "a")
+        reap(engine, all_owners_except="nobody")
+    fresh = submit(engine, age=0)
+    assert claimed(engine, "b").id == fresh
+    assert claim(engine, "b") is None, "it waits until no other job of the node runs"
+    assert claimed(engine, "c").id == on_probation, "on another node no job runs"
+    assert claim(engine, "c") is None, "and no other job starts while it runs"
+    assert reap(engine, all_owners_except="b") == [(on_probation, JobStatus.FAILED)]
+    assert row(engine, other).crashes == 2
+
+
+@pytest.mark.parametrize("end", ["finished", "cancelled", "quarantined"])
+def test_a_local_job_is_never_reported(engine: Engine, end: str) -> None:
+    job_id = submit(engine, is_local=True)
+    if end == "cancelled":
+        with transaction(engine) as session:
+            job_queue.request_cancel(session, job_id)
+    elif end == "finished":
+        lease = job_queue.lease_of(claimed(engine))
+        with transaction(engine) as session:
+            job_queue.finish(session, lease, JobResult(succeeded=True, vm={"vmid": 100}))
+    else:
+        for _ in range(3):
+            expire_lease(engine, claimed(engine).id)
+            reap(engine)
+    assert row(engine, job_id).report_state == "local"
+    assert row(engine, job_id).status == ("completed" if end == "finished" else "failed")
+    with reading(engine) as session:
+        assert outbox.due_reports(session, 10) == []
+
+
+def test_release_all_ends_the_leases_and_counts_no_crash(engine: Engine) -> None:
+    for _ in range(3):
+        submit(engine)
+    mine = [claimed(engine, "alice").id for _ in range(2)]
+    others = claimed(engine, "bob").id
+    with transaction(engine) as session:
+        assert job_queue.release_all(session, "alice") == 2
+    released = [row(engine, job_id) for job_id in mine]
+    assert {(job.status, job.owner, job.crashes, job.lease_until) for job in released} == {("pending", None, 0, None)}
+    assert {job.epoch for job in released} == {2}
+    assert row(engine, others).status == "processing"
+
+
+def test_release_all_leaves_the_running_jobs_to_their_owner(engine: Engine) -> None:
+    for _ in range(2):
+        submit(engine)
+    running, waiting = claimed(engine, "alice"), claimed(engine, "alice")
+    with transaction(engine) as session:
+        assert job_queue.release_all(session, "alice", running_job_ids=[running.id]) == 1
+    assert (row(engine, running.id).status, row(engine, waiting.id).status) == ("processing", "pending")
+
+
+def test_release_gives_one_job_back_and_counts_a_crash(engine: Engine) -> None:
+    for age in (1, 2):
+        submit(engine, age=age)
+    unowned, other = claimed(engine, "alice"), claimed(engine, "alice")
+    with transaction(engine) as session:
+        assert not job_queue.release(session, unowned.id, "bob")
+        assert job_queue.release(session, unowned.id, "alice") is JobStatus.PENDING
+        assert not job_queue.release(session, unowned.id, "alice")
+    job = row(engine, unowned.id)
+    assert (job.status, job.owner, job.crashes, job.epoch) == ("pending", None, 1, unowned.epoch + 1)
+    assert row(engine, other.id).status == "processing"
+
+
+def test_a_release_of_a_job_that_is_not_to_blame_counts_neither_a_crash_nor_an_attempt(engine: Engine) -> None:
+    submit(engine)
+    first = claimed(engine, "alice")
+    with transaction(engine) as session:
+        assert job_queue.release(session, first.id, "bob", counts_as_crash=False) is None
+        assert job_queue.release(session, first.id + 1, "alice", counts_as_crash=False) is None
+        assert job_queue.release(session, first.id, "alice", counts_as_crash=False) is JobStatus.PENDING
+        assert not job_queue.release(session, first.id, "alice", counts_as_crash=False)
+    second = claimed(engine, "bob")
+    assert (second.id, second.attempt, second.crashes, second.epoch) == (first.id, first.attempt, 0, first.epoch + 2)
+
+
+def test_a_job_that_is_released_again_and_again_is_quarantined(engine: Engine) -> None:
+    submit(engine)
+    statuses = []
+    for _ in range(MAX_CRASHES):
+        job = claimed(engine, "alice")
+        with transaction(engine) as session:
+            statuses.append(job_queue.release(session, job.id, "alice"))
+    assert statuses == [JobStatus.PENDING] * (MAX_CRASHES - 1) + [JobStatus.FAILED]
+    assert (row(engine, job.id).error_code, row(engine, job.id).report_state) == ("QUARANTINED", "due")
+
+
+def test_a_cancel_request_survives_a_crash_of_the_owner(engine: Engine) -> None:
+    submit(engine)
+    job = claimed(engine)
+    with transaction(engine) as session:
+        job_queue.request_cancel(session, job.id)
+    reap(engine, all_owners_except="the next one")
+    assert claimed(engine).cancel_requested

@@ -1,0 +1,208 @@
+"""Mappings of services to VMs: lists, searches, due deletions and removed rows."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import Engine, select, update
+from support.mapping_rows import OTHER, SERVICE, apply_result, reserve, reserved, row
+
+from executor.database import mappings
+from executor.database.engine import reading, transaction
+from executor.database.tables import Mapping, utc_now
+from executor.errors import DatabaseRefused
+
+
+def test_rows_of_mappings_are_removed_in_the_order_of_their_deletion_up_to_the_limit(engine: Engine) -> None:
+    ages_s = {101: 20, 102: 40, 103: 30, 104: 0}
+    mapping_ids = {vmid: reserved(engine, str(uuid.uuid4()), vmid) for vmid in ages_s}
+    current, with_volumes = reserved(engine, SERVICE, 105), reserved(engine, OTHER, 106)
+    for mapping_id in mapping_ids.values():
+        apply_result(engine, mapping_id, status="absent")
+    apply_result(engine, with_volumes, status="absent", volumes_left=["ceph:vm-106-disk-0"])
+    now = utc_now()
+    with transaction(engine) as session:
+        session.execute(update(Mapping).values(deleted_at=now - timedelta(seconds=100)))
+        for vmid, age_s in ages_s.items():
+            is_row = Mapping.id == mapping_ids[vmid]
+            session.execute(
+                update(Mapping).where(is_row).values(deleted_at=now - timedelta(seconds=age_s), note="gone")
+            )
+
+    removed = []
+    for _ in range(3):
+        with transaction(engine) as session:
+            count = mappings.prune(session, deleted_before=now - timedelta(seconds=10), limit=2)
+            left = set(session.scalars(select(Mapping.id)))
+        removed.append((count, [vmid for vmid in ages_s if mapping_ids[vmid] not in left]))
+    assert removed == [(2, [102, 103]), (1, [101, 102, 103]), (0, [101, 102, 103])]
+    assert {current, with_volumes} <= left
+
+
+def test_active_mappings_are_filtered_by_cluster_and_ordered_by_vmid(engine: Engine) -> None:
+    for vmid, cluster in ((103, "c"), (101, "c"), (102, "d")):
+        apply_result(engine, reserved(engine, str(uuid.uuid4()), vmid, cluster), status="running")
+    reserved(engine, SERVICE, 104)
+    with reading(engine) as session:
+        assert [mapping.vmid for mapping in mappings.active(session)] == [101, 102, 103]
+        assert [mapping.vmid for mapping in mappings.active(session, "c")] == [101, 103]
+        counts = mappings.count_by_state(session)
+    assert counts == {"reserved": 1, "active": 3, "pending_deletion": 0, "deleted": 0, "vm_lost": 0}
+
+
+def test_deleted_mappings_are_counted_on_request_only(engine: Engine) -> None:
+    apply_result(engine, reserved(engine), status="absent")
+    reserved(engine, OTHER, 102)
+    others = {"active": 0, "pending_deletion": 0, "vm_lost": 0}
+    with reading(engine) as session:
+        assert mappings.count_by_state(session) == {"reserved": 1, "deleted": 1} | others
+        assert mappings.count_by_state(session, should_count_deleted=False) == {"reserved": 1} | others
+
+
+def test_current_mappings_and_their_vmids_are_listed(engine: Engine) -> None:
+    deleted, first = reserved(engine, SERVICE, 101), reserved(engine, OTHER, 102)
+    second = reserved(engine, str(uuid.uuid4()), 103, "another cluster")
+    apply_result(engine, deleted, status="absent")
+    with reading(engine) as session:
+        assert {mapping.id for mapping in mappings.all_current(session)} == {first, second}
+        assert mappings.mapped_vmids(session, "c") == {102}
+
+
+def test_a_mapping_is_read_by_the_id_of_its_row(engine: Engine) -> None:
+    mapping_id, _other = reserved(engine), reserved(engine, OTHER, 102)
+    with reading(engine) as session:
+        found = mappings.get(session, mapping_id)
+        assert found is not None
+        assert (found.id, mappings.get_one(session, mapping_id).id) == (mapping_id, mapping_id)
+        assert mappings.get(session, 999) is None
+    with pytest.raises(DatabaseRefused), reading(engine) as session:
+        mappings.get_one(session, 999)
+
+
+def test_a_vm_marked_for_deletion_is_pending_deletion_until_the_mark_or_the_vm_is_gone(engine: Engine) -> None:
+    mapping_id = reserved(engine)
+    apply_result(engine, mapping_id, status="stopped", node="pve1", delete_at=1_000_000_000)
+    found = row(engine, mapping_id)
+    assert (found.state, found.delete_at, found.deleted_at) == (
+        "pending_deletion",
+        datetime(2001, 9, 9, 1, 46, 40, tzinfo=UTC),
+        None,
+    )
+    with reading(engine) as session:
+        assert [mapping.id for mapping in mappings.due_for_deletion(session, "c")] == [mapping_id]
+        assert mappings.active(session) == []  # FulcrumCore accepts no metrics of it
+        assert mappings.due_for_deletion(session, "another cluster") == []
+    apply_result(engine, mapping_id, status="stopped", delete_at=4_000_000_000)
+    with reading(engine) as session:
+        assert mappings.due_for_deletion(session, "c") == []
+    apply_result(engine, mapping_id, status="stopped", delete_at=0)
+    assert (row(engine, mapping_id).state, row(engine, mapping_id).delete_at) == ("active", None)
+
+
+def test_deletions_are_due_from_the_longest_overdue_on_up_to_the_limit(engine: Engine) -> None:
+    by_age = {}
+    for vmid, delete_at in ((101, 3_000), (102, 1_000), (103, 2_000)):
+        mapping_id = reserved(engine, str(uuid.uuid4()), vmid)
+        apply_result(engine, mapping_id, status="stopped", delete_at=delete_at)
+        by_age[delete_at] = mapping_id
+    with reading(engine) as session:
+        assert [mapping.id for mapping in mappings.due_for_deletion(session, "c")] == [
+            by_age[age] for age in sorted(by_age)
+        ]
+        assert [mapping.id for mapping in mappings.due_for_deletion(session, "c", limit=1)] == [by_age[1_000]]
+
+
+def test_a_deleted_vm_is_not_due_for_deletion_again(engine: Engine) -> None:
+    mapping_id = reserved(engine)
+    apply_result(engine, mapping_id, status="stopped", delete_at=1_000)
+    apply_result(engine, mapping_id, status="absent")
+    with reading(engine) as session:
+        assert row(engine, mapping_id).delete_at is not None
+        assert mappings.due_for_deletion(session, "c") == []
+
+
+def test_a_vm_that_is_lost_is_not_due_for_deletion(engine: Engine) -> None:
+    mapping_id = reserved(engine)
+    apply_result(engine, mapping_id, status="stopped", delete_at=1_000)
+    with transaction(engine) as session:
+        mappings.mark_vm_lost(session, mapping_id, "VM_NOT_FOUND: gone")
+        assert row(engine, mapping_id).delete_at is not None
+        assert mappings.due_for_deletion(session, "c") == []
+
+
+def test_pages_of_due_deletions_contain_each_mapping_once(engine: Engine) -> None:
+    """Mappings with the same time are ordered by their ids, so that a page neither repeats nor leaves out one."""
+    delete_times = {101: 2_000, 102: 1_000, 103: 2_000, 104: 2_000, 105: 3_000}
+    mapping_ids = {vmid: reserved(engine, str(uuid.uuid4()), vmid) for vmid in delete_times}
+    for vmid in reversed(delete_times):
+        apply_result(engine, mapping_ids[vmid], status="stopped", delete_at=delete_times[vmid])
+    pages, after = [], None
+    with reading(engine) as session:
+        for _ in range(4):
+            page = mappings.due_for_deletion(session, "c", limit=2, after=after)
+            pages.append([mapping.vmid for mapping in page])
+            after = page[-1] if page else after
+    assert pages == [[102, 101], [103, 104], [105], []]
+
+
+def test_a_list_of_mappings_has_a_limit(engine: Engine) -> None:
+    for vmid in (101, 102, 103):
+        reserved(engine, str(uuid.uuid4()), vmid)
+    with reading(engine) as session:
+        assert [mapping.vmid for mapping in mappings.list_mappings(session, limit=2)] == [103, 102]
+
+
+def test_a_vm_pending_deletion_keeps_its_vmid(engine: Engine) -> None:
+    mapping_id = reserved(engine)
+    apply_result(engine, mapping_id, status="stopped", delete_at=1_000_000_000)
+    assert reserve(engine, OTHER, 101) is None
+
+
+def test_a_container_is_mapped_as_one(engine: Engine) -> None:
+    with transaction(engine) as session:
+        made = mappings.reserve(session, service_id=SERVICE, cluster="c", vmid=101, name="db", kind="lxc")
+        assert made is not None
+        found = mappings.adopt(session, service_id=OTHER, cluster="c", vmid=102, name="x", node="pve1", kind="lxc")
+        assert found is not None
+    assert (row(engine, made.id).kind, row(engine, found.id).kind) == ("lxc", "lxc")
+    assert row(engine, reserved(engine, str(uuid.uuid4()), 103)).kind == "qemu"
+
+
+@pytest.mark.parametrize(
+    ("reference", "found"),
+    [
+        ("101", 1),
+        ("102", 0),
+        ("vm", 1),
+        (SERVICE, 1),
+        (SERVICE.upper(), 1),
+        ("0a1b", 1),
+        ("0a1c", 0),
+        ("", 0),
+        ("%", 0),
+        ("_a1b", 0),
+        ("²", 0),
+        ("9" * 30, 0),
+        ("9" * 5000, 0),
+    ],
+)
+def test_a_mapping_is_found_by_vmid_name_or_service(engine: Engine, reference: str, found: int) -> None:
+    reserved(engine)
+    with reading(engine) as session:
+        assert len(mappings.find(session, reference)) == found
+
+
+def test_at_most_the_newest_hundred_mappings_of_a_vmid_are_found(engine: Engine) -> None:
+    last = reserved(engine)
+    with transaction(engine) as session:
+        mappings.mark_deleted(session, last, "")
+        for _ in range(mappings.MAX_FOUND_MAPPINGS):
+            mapping = mappings.reserve(session, service_id=SERVICE, cluster="c", vmid=101, name="vm")
+            assert mapping is not None
+            mappings.mark_deleted(session, mapping.id, "")
+        last = mapping.id
+    with reading(engine) as session:
+        found = [mapping.id for mapping in mappings.find_by_vmid(session, 101)]
+    assert found == list(range(last, last - mappings.MAX_FOUND_MAPPINGS, -1))

@@ -19,7 +19,7 @@ from bench.baseline import CURRENT
 from bench.labs import SETTLE_S, cpu_by_process, order_and_wait
 from bench.measuring import WorkloadFailed, median
 from bench.part import Bench, Goal, Part, Table
-from executor.database import job_queue, schema
+from executor.database import job_queue, job_runs, schema
 from executor.database.engine import open_engine, transaction
 from executor.database.job_queue import NewJob
 from executor.database.tables import Run, utc_now
@@ -96,7 +96,7 @@ def _write_cpu_s(database: str, story: Json) -> float:
 
     def store() -> None:
         with transaction(engine) as session:
-            job_queue.note_run_progress(session, RUN_IDENT, story)
+            job_runs.note_run_progress(session, RUN_IDENT, story)
 
     cpu_s = _cpu_s(store)
     engine.dispose()

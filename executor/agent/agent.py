@@ -35,7 +35,7 @@ from executor.agent.scheduler import Scheduler
 from executor.agent.signal_waiter import SignalWaiter
 from executor.agent.state import AgentState
 from executor.agent.stop_signal import StopSignal
-from executor.database import job_queue, moves, nodes, notifications, schema
+from executor.database import moves, nodes, notifications, reaping, schema
 from executor.database.engine import transaction
 from executor.database.nodes import AgentProcess
 from executor.database.notifications import Listener
@@ -280,7 +280,7 @@ class Agent:
         call_in_background(self.runner.stop_warm_servers, ProgressSender().report_progress)
         running_job_ids = self.dispatcher.stop_signals().keys()  # each running job has a stop signal
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
-            if job_queue.release_all(session, owner=self.boot_id, running_job_ids=running_job_ids):
+            if reaping.release_all(session, owner=self.boot_id, running_job_ids=running_job_ids):
                 notifications.announce_jobs(session)
             if not running_job_ids:  # otherwise other agents must wait until the leases of these jobs have expired
                 nodes.note_agent_stopped(session, self.boot_id, reason)  # `nodes` has a row for each agent process

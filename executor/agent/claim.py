@@ -74,7 +74,7 @@ def require_own_claim(status_at_core: str | None, *, was_sent_before: bool, refu
     one that another executor has claimed: an executor with the same token and another database. FulcrumCore stores
     nothing that tells the two cases apart. The time of the claim does not suffice, because executors that poll the same
     list send their claims at almost the same time. If such a job were run here, it might run twice. So it is abandoned,
-    and `job_queue.reopen` reports its failure when FulcrumCore still lists it as claimed after its deadline.
+    and `reopening.reopen` reports its failure when FulcrumCore still lists it as claimed after its deadline.
     """
     require_open(status_at_core)
     if status_at_core == "Pending":

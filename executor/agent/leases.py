@@ -15,7 +15,7 @@ from executor.agent.fence import Fence, is_fencing
 from executor.agent.reaper import Reaper
 from executor.agent.state import AgentState
 from executor.agent.stop_signal import StopSignal
-from executor.database import job_queue, nodes, schema
+from executor.database import job_queue, nodes, reaping, schema
 from executor.database.engine import transaction
 from executor.log import get_logger
 
@@ -123,7 +123,7 @@ class LeaseKeeper:
         for job_row_id in ids_to_release:
             counts_as_crash = job_row_id not in fenced_ids  # an outage of the database is not the job's fault
             with transaction(self.engine) as session:
-                status = job_queue.release(session, job_row_id, self.boot_id, counts_as_crash=counts_as_crash)
+                status = reaping.release(session, job_row_id, self.boot_id, counts_as_crash=counts_as_crash)
             if status is not None:
                 log.warning("job_released", job_row_id=job_row_id, status=status)
                 self.state.dispatch_requested.set()

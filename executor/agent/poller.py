@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from executor.agent import crash_points, secret_owners
 from executor.agent.log_limiter import LogLimiter
 from executor.agent.state import AgentState
-from executor.database import job_queue, notifications, outbox, queries
+from executor.database import notifications, outbox, queries, reopening
 from executor.database.engine import reading, transaction
 from executor.database.job_queue import NewJob
 from executor.database.tables import utc_now
@@ -200,7 +200,7 @@ class Poller:
             return
         with transaction(self.engine) as session:
             now_at_core = utc_now() + timedelta(seconds=self.fulcrum.clock_offset_s)
-            count = job_queue.reopen(session, settled_ids, are_claimed=are_claimed, now_at_core=now_at_core)
+            count = reopening.reopen(session, settled_ids, are_claimed=are_claimed, now_at_core=now_at_core)
             notifications.announce_jobs(session)
         if count:
             log.warning("jobs_reopened", count=count)

@@ -19,7 +19,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from executor.agent.state import AgentState
-from executor.database import job_queue, notifications, other_leases
+from executor.database import notifications, other_leases, reaping
 from executor.database.engine import reading, transaction
 from executor.database.other_leases import OtherLease
 from executor.database.tables import utc_now
@@ -111,7 +111,7 @@ class Reaper:
         with reading(self.engine) as session:
             leases = other_leases.leases_of_others(session, self.boot_id)
         # After the read, so that no observation begins before its lease was read. That a lease has not changed until
-        # now is checked again by job_queue.reap.
+        # now is checked again by reaping.reap.
         now = self.clock()
         self._observation = observe(self._observation, map(state_of, leases), now, lease_s=self.lease_s)
         verdicts = [(lease, self._decide(lease, now)) for lease in leases]
@@ -120,7 +120,7 @@ class Reaper:
         if not to_reap:
             return
         with transaction(self.engine) as session:
-            reaped_jobs = job_queue.reap(session, to_reap)
+            reaped_jobs = reaping.reap(session, to_reap)
             notifications.announce_jobs(session)
         for job_row_id, status in reaped_jobs:
             log.warning("job_reaped", job_row_id=job_row_id, status=status)

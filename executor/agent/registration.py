@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from executor.agent.state import AgentState
-from executor.database import job_queue, nodes, other_leases
+from executor.database import nodes, other_leases, reaping
 from executor.database.engine import transaction
 from executor.database.nodes import AgentProcess
 from executor.log import get_logger
@@ -34,7 +34,7 @@ def register_agent(engine: Engine, agent: AgentProcess, state: AgentState) -> No
         if engine.dialect.name != "sqlite":
             ended_boot_ids = nodes.earlier_boot_ids(session, agent)
             leases = [lease for lease in leases if lease.owner in ended_boot_ids]
-        reaped_jobs = job_queue.reap(session, leases)
+        reaped_jobs = reaping.reap(session, leases)
     state.note_orders(is_paused=orders.is_paused, max_jobs=orders.max_jobs)
     for job_row_id, status in reaped_jobs:
         log.warning("job_reaped", job_row_id=job_row_id, status=status)

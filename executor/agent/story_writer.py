@@ -10,7 +10,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from executor.database import job_queue
+from executor.database import job_runs
 from executor.database.engine import transaction
 from executor.errors import DatabaseError
 from executor.runs.runner import Runner
@@ -36,4 +36,4 @@ class StoryWriter:
             return
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
             for run_ident, story in stories.items():
-                job_queue.note_run_progress(session, run_ident, story)
+                job_runs.note_run_progress(session, run_ident, story)

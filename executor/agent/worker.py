@@ -22,7 +22,7 @@ from executor.agent.report import with_left_out_properties
 from executor.agent.reservation import MappingFinder, ServiceMapping
 from executor.agent.resources import ResourceAllocator
 from executor.agent.stop_signal import StopSignal
-from executor.database import job_queue
+from executor.database import job_queue, job_runs
 from executor.database.engine import transaction, write_with_retry
 from executor.database.job_queue import Lease
 from executor.database.tables import Job, Mapping
@@ -167,7 +167,7 @@ class Worker:
             request = self._build_run_request(job, mapping, properties, resources.placement)
             run = plan(request, self.plan_settings)
             with transaction(self.engine) as session:
-                job_queue.note_started(session, lease, run_ident=run.ident, playbook=run.playbook.name)
+                job_runs.note_started(session, lease, run_ident=run.ident, playbook=run.playbook.name)
             crash_points.crash_if_requested("run_noted", job.service_id)
             on_start(run.ident)
             with bound_contextvars(run_ident=run.ident):
@@ -232,7 +232,7 @@ class Worker:
             "story": artifacts.story,
         }
         # The write is retried, because without it no row says what the run has changed in Proxmox.
-        write_with_retry(self.engine, lambda session: job_queue.note_run_ended(session, run.ident, **run_end))
+        write_with_retry(self.engine, lambda session: job_runs.note_run_ended(session, run.ident, **run_end))
         if result.vm and result.vm["vmid"] != mapping.vmid:
             reported_vmid = result.vm["vmid"]
             detail = f"the playbook reports VM {reported_vmid}, but VM {mapping.vmid} is mapped (run {run.ident})"
@@ -245,7 +245,7 @@ class Worker:
         log.error("run_crashed", reason=str(error))
         result = JobResult(succeeded=False, code=ErrorCode.PLAYBOOK_FAILED, detail=detail, was_killed=True)
         run_end: dict[str, Any] = {"status": RunStatus.FAILED, "rc": None, "reason": detail, "folder": "", "upids": []}
-        write_with_retry(self.engine, lambda session: job_queue.note_run_ended(session, run.ident, **run_end))
+        write_with_retry(self.engine, lambda session: job_runs.note_run_ended(session, run.ident, **run_end))
         return result
 
     # --- step 6: store the outcome --------------------------------------------------------------------------------

@@ -1,17 +1,17 @@
 """Inserts, claims and finishes jobs: steps 1, 2 and 6 of a job's processing (see ARCHITECTURE.md).
 
-Only this module changes the status of a job that has not ended. The poller submits a job. An agent process claims the
-job and so becomes its owner. The owner renews the job's lease while the job runs, and finishes the job. The column
-`owner` contains the process's `boot_id`: a random id that each agent process chooses at its start. `reap` takes a job
-from its owner after the owner has ended, or has not renewed the job's lease for too long.
+Only this module, `reaping` and `reopening` change the status of a job. The poller submits a job. An agent process
+claims the job and so becomes its owner. The owner renews the job's lease while the job runs, and finishes the job. The
+column `owner` contains the process's `boot_id`: a random id that each agent process chooses at its start.
+`reaping.reap` takes a job from its owner after the owner has ended, or has not renewed the job's lease for too long.
 
 There are two claims. `claim` changes only the database. After that, the owner also claims the job at FulcrumCore, which
 then gives the job its status Processing. `is_claimed_at_fulcrum`, the functions `note_fulcrum_claim_*` and the columns
 `claim_sent_at` and `claimed_at` are about the claim at FulcrumCore.
 
 A function with a parameter `lease` writes only while the job still has the owner and the epoch of this lease. After the
-time `lease_until`, the owner can still write, and can renew the lease. But after `reap` has raised the job's epoch, the
-writes of the earlier owner fail.
+time `lease_until`, the owner can still write, and can renew the lease. But after `reaping.reap` has raised the job's
+epoch, the writes of the earlier owner fail.
 
 `job_id` is the id of a row in the table of jobs, and `fulcrum_id` is FulcrumCore's id of a job. No function commits:
 the caller opens and commits the transaction.
@@ -19,18 +19,17 @@ the caller opens and commits the transaction.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, case, delete, func, literal_column, null, select, update
+from sqlalchemy import ColumnElement, case, delete, func, literal_column, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from executor.database import job_events, manual_runs, pauses
 from executor.database.claim_statement import MaxCreates, claim_statement
-from executor.database.other_leases import OtherLease
 from executor.database.statements import MAX_BACKOFF_S, execute_and_count, insert_into
 from executor.database.tables import (
     ENDED_LITERALS,
@@ -44,8 +43,6 @@ from executor.database.tables import (
 )
 from executor.errors import StaleJob
 from executor.model import (
-    MAX_CRASHES,
-    SETTLED_STATES,
     TRANSITIONS,
     JobEventKind,
     JobResult,
@@ -59,17 +56,13 @@ from executor.shared.error_codes import ErrorCode
 CREATE_LIMIT_LOCK = 0x534D4954
 #: Why a job that FulcrumCore lists as claimed by this agent is not processed.
 CLAIMED_ELSEWHERE = "another executor with this agent's token has claimed the job"
-#: The codes of abandoned jobs whose attempt has no result, although an earlier attempt may have started a run.
-CODES_WITHOUT_RESULT = (ErrorCode.JOB_GONE, ErrorCode.JOB_CLAIMED_ELSEWHERE)
-#: How long after the deadline of a job its executor may still report the result.
-MAX_REPORT_DELAY = timedelta(minutes=2)
 #: How often one call of `claim` tries to claim a job before it returns None.
 MAX_CLAIM_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """The right to write the row of one job. The right ends when the job's epoch is raised, for example by `reap`.
+    """The right to write the row of one job. The right ends when the job's epoch is raised, for example by `reaping.reap`.
 
     The time until which the owner has renewed the lease is in the column `lease_until`.
     """
@@ -207,7 +200,7 @@ def _lease_is_valid(lease: Lease) -> ColumnElement[bool]:
     )
 
 
-def _write(session: Session, lease: Lease, **columns: Any) -> None:
+def write_with_lease(session: Session, lease: Lease, **columns: Any) -> None:
     """Update columns of the job's row. Raises StaleJob when the lease is no longer valid."""
     stmt = update(Job).where(_lease_is_valid(lease)).values(**columns).returning(Job.id)
     if session.scalar(stmt) is None:
@@ -220,59 +213,22 @@ def note_fulcrum_claim_sent(session: Session, lease: Lease) -> None:
     If FulcrumCore's answer is lost, the next attempt of the job still knows that FulcrumCore may have accepted the
     claim.
     """
-    _write(session, lease, claim_sent_at=utc_now())
+    write_with_lease(session, lease, claim_sent_at=utc_now())
 
 
 def note_fulcrum_claim_accepted(session: Session, lease: Lease) -> None:
     """Store that FulcrumCore accepted the agent's claim of the job."""
-    _write(session, lease, claimed_at=utc_now())
+    write_with_lease(session, lease, claimed_at=utc_now())
 
 
 def note_reserved(session: Session, lease: Lease, amounts: Mapping[str, int]) -> None:
     """Store what the job adds to the usage of its tenant. The keys are the names of the fields of `usage.Amounts`."""
-    _write(session, lease, **{f"reserved_{name}": amount for name, amount in amounts.items()})
+    write_with_lease(session, lease, **{f"reserved_{name}": amount for name, amount in amounts.items()})
 
 
 def note_waiting(session: Session, lease: Lease) -> None:
     """Store that the attempt waits and has started no run. If the agent ends now, the job is not to blame."""
-    _write(session, lease, is_waiting=True)
-
-
-def note_started(session: Session, lease: Lease, *, run_ident: str, playbook: str) -> None:
-    """Store a run before it starts. So the agent can find the run's processes and artifacts after a restart."""
-    now = utc_now()
-    _write(session, lease, started_at=now, run_ident=run_ident, is_waiting=False)
-    attempt = session.scalar(select(Job.attempt).where(Job.id == lease.job_id)) or 0
-    facts = {"attempt": attempt, "playbook": playbook, "started_at": now, "node": lease.owner}
-    session.add(Run(job_id=lease.job_id, ident=run_ident, **facts))
-
-
-def note_run_ended(  # noqa: PLR0913 (one parameter for each column)
-    session: Session,
-    run_ident: str,
-    *,
-    status: str,
-    rc: int | None,
-    reason: str,
-    folder: str,
-    upids: list[str],
-    story: dict[str, Any] | None = None,
-) -> None:
-    """Store how a run ended: its status, return code, error message, artifacts folder, and ids of its Proxmox tasks.
-
-    Without `story`, what `note_run_progress` stored last stays.
-
-    The function needs no lease: an earlier owner of the job may write too, because no decision depends on these values.
-    """
-    columns = {"ended_at": utc_now(), "status": status, "rc": rc, "reason": reason, "folder": folder, "upids": upids}
-    if story is not None:
-        columns["story"] = story
-    session.execute(update(Run).where(Run.ident == run_ident).values(**columns))
-
-
-def note_run_progress(session: Session, run_ident: str, story: dict[str, Any]) -> None:
-    """Store what a run has done so far, unless it has ended."""
-    session.execute(update(Run).where(Run.ident == run_ident, Run.ended_at.is_(None)).values(story=story))
+    write_with_lease(session, lease, is_waiting=True)
 
 
 def finish(session: Session, lease: Lease, result: JobResult, report_state: ReportState = ReportState.DUE) -> None:
@@ -281,8 +237,8 @@ def finish(session: Session, lease: Lease, result: JobResult, report_state: Repo
     Raises StaleJob when the lease is no longer valid. The caller must then discard the result.
     """
     status = JobStatus.COMPLETED if result.succeeded else JobStatus.FAILED
-    _require_transition(JobStatus.PROCESSING, status)
-    _write(
+    require_transition(JobStatus.PROCESSING, status)
+    write_with_lease(
         session,
         lease,
         status=status,
@@ -292,12 +248,12 @@ def finish(session: Session, lease: Lease, result: JobResult, report_state: Repo
         operator_detail=result.operator_message or None,
         finished_at=utc_now(),
         lease_until=None,
-        report_state=_report_state_unless_local(report_state),
+        report_state=report_state_unless_local(report_state),
         report_after=None,
     )
 
 
-def _report_state_unless_local(report_state: ReportState) -> ColumnElement[str]:
+def report_state_unless_local(report_state: ReportState) -> ColumnElement[str]:
     """Return the new report state as SQL: `report_state`, but LOCAL if the job is LOCAL, so that no report is sent."""
     return case((Job.report_state == ReportState.LOCAL, ReportState.LOCAL), else_=report_state)
 
@@ -317,8 +273,8 @@ def requeue(  # noqa: PLR0913 (one parameter for each column)
 
     Without `counts_as_attempt`, the next attempt gets the number of this attempt again.
     """
-    _require_transition(JobStatus.PROCESSING, JobStatus.PENDING)
-    _write(
+    require_transition(JobStatus.PROCESSING, JobStatus.PENDING)
+    write_with_lease(
         session,
         lease,
         status=JobStatus.PENDING,
@@ -347,118 +303,7 @@ def renew(session: Session, owner: str, *, lease_s: float) -> dict[int, bool]:
     return {job_id: is_cancel_requested for job_id, is_cancel_requested in session.execute(stmt)}
 
 
-def reap(session: Session, leases: Collection[OtherLease]) -> list[tuple[int, JobStatus]]:
-    """Take the jobs with these leases from their owners. Return the ids and the new statuses of the reaped jobs.
-
-    A lease that has changed since it was read, for example because its owner has renewed it, is not reaped. A job that
-    is reaped MAX_CRASHES times fails with the code QUARANTINED, because the job probably makes the agent crash. A job
-    that only waited does not, so this is neither a crash nor an attempt of it.
-    """
-    reaped_jobs = []
-    for lease in leases:
-        is_unchanged = (
-            (Job.id == lease.job_id)
-            & (Job.owner == lease.owner)
-            & (Job.epoch == lease.epoch)
-            & Job.lease_until.is_not_distinct_from(lease.lease_until)
-            & Job.run_ident.is_not_distinct_from(lease.run_ident)  # no run has started since
-            & (Job.status == PROCESSING_LITERAL)
-        )
-        # A lease that its owner is just renewing is locked, and is skipped.
-        found = session.execute(_CRASH_COLUMNS.where(is_unchanged).with_for_update(skip_locked=True)).one_or_none()
-        if found is not None:
-            reaped_jobs.append((lease.job_id, _reap_job(session, is_unchanged, *found)))
-            text = f"the agent process {lease.owner} has ended, or has not renewed its lease"
-            job_events.record(session, lease.job_id, JobEventKind.REAPED, text)
-    return reaped_jobs
-
-
-def status_after_crash(crashes: int) -> JobStatus:
-    """Return the status of a job that was taken from its owner for the `crashes`-th time. Pure function."""
-    return JobStatus.FAILED if crashes >= MAX_CRASHES else JobStatus.PENDING
-
-
-#: The columns of a job of which `_reap_job` needs the values.
-_CRASH_COLUMNS = select(Job.crashes, Job.is_waiting)
-
-
-def _reap_job(session: Session, condition: ColumnElement[bool], earlier_crashes: int, was_waiting: bool) -> JobStatus:
-    """Take the job that the condition selects from its owner; return its new status.
-
-    Count one more crash, unless the job only waited.
-    """
-    crashes = earlier_crashes if was_waiting else earlier_crashes + 1
-    status = JobStatus.PENDING if was_waiting else status_after_crash(crashes)
-    _require_transition(JobStatus.PROCESSING, status)
-    columns = _columns_of_reaped_job(status, crashes)
-    if was_waiting:
-        columns |= {"attempt": Job.attempt - 1, "is_waiting": False}
-    session.execute(update(Job).where(condition).values(**columns))
-    return status
-
-
-def _columns_of_reaped_job(status: JobStatus, crashes: int) -> dict[str, Any]:
-    """Return the new values of the columns of a reaped job. `status` is its new status."""
-    columns: dict[str, Any] = {"status": status, "owner": None, "lease_until": None, "crashes": crashes}
-    # The process that owned the job may still exist, for example suspended. Because of the new epoch, its writes fail.
-    columns["epoch"] = Job.epoch + 1
-    if status is JobStatus.FAILED:
-        text = f"the agent stopped {crashes} times while it worked on this job"
-        quarantined = JobResult(succeeded=False, code=ErrorCode.QUARANTINED, detail=text)
-        columns |= {
-            "error_code": quarantined.code,
-            "error_message": quarantined.message,
-            "finished_at": utc_now(),
-            "report_state": _report_state_unless_local(ReportState.DUE),
-        }
-    return columns
-
-
-def release_all(session: Session, owner: str, *, running_job_ids: Collection[int] = ()) -> int:
-    """Set the jobs that a stopping agent process still owns back to pending. Return the number of these jobs.
-
-    The jobs in `running_job_ids` keep their leases, because their runs may still change their VMs. The column `crashes`
-    of the jobs does not change.
-    """
-    stmt = _release_statement(owner).where(Job.id.not_in(running_job_ids)).returning(Job.id)
-    job_ids = session.scalars(stmt).all()
-    for job_id in job_ids:
-        job_events.record(session, job_id, JobEventKind.RELEASED, f"the agent process {owner} has stopped")
-    return len(job_ids)
-
-
-def release(session: Session, job_id: int, owner: str, *, counts_as_crash: bool = True) -> JobStatus | None:
-    """Take a job from its owner whose end could not be stored. Return its new status.
-
-    The caller knows that no thread of the owner processes the job. The release counts as a crash, so that a job whose
-    end can never be stored is not processed again and again. Without `counts_as_crash`, and after an attempt that only
-    waited, the attempt is not counted either. Returns None when `owner` no longer owns the job.
-    """
-    if not counts_as_crash:
-        stmt = _release_statement(owner).where(Job.id == job_id).values(attempt=Job.attempt - 1)
-        if execute_and_count(session, stmt) == 0:
-            return None
-        _record_release(session, job_id)
-        return JobStatus.PENDING
-    is_owned = (Job.id == job_id) & (Job.owner == owner) & (Job.status == PROCESSING_LITERAL)
-    found = session.execute(_CRASH_COLUMNS.where(is_owned).with_for_update()).one_or_none()
-    if found is None:
-        return None
-    status = _reap_job(session, is_owned, *found)
-    _record_release(session, job_id)
-    return status
-
-
-def _record_release(session: Session, job_id: int) -> None:
-    job_events.record(session, job_id, JobEventKind.RELEASED, "the end of the attempt could not be stored")
-
-
-def _release_statement(owner: str) -> Update:
-    stmt = update(Job).where(Job.owner == owner, Job.status == PROCESSING_LITERAL)
-    return stmt.values(status=JobStatus.PENDING, owner=None, lease_until=None, available_at=None, epoch=Job.epoch + 1)
-
-
-def _require_transition(before: JobStatus, after: JobStatus) -> None:
+def require_transition(before: JobStatus, after: JobStatus) -> None:
     """Raise ValueError if a job may not change from the status `before` to `after`."""
     if after not in TRANSITIONS[before]:
         raise ValueError(f"a job may not change from {before} to {after}")
@@ -478,7 +323,7 @@ def request_cancel(session: Session, job_id: int) -> JobStatus | None:
             error_code=result.code,
             error_message=result.message,
             finished_at=utc_now(),
-            report_state=_report_state_unless_local(ReportState.DUE),
+            report_state=report_state_unless_local(ReportState.DUE),
             epoch=Job.epoch + 1,
         )
     )
@@ -487,84 +332,6 @@ def request_cancel(session: Session, job_id: int) -> JobStatus | None:
     is_processing = (Job.id == job_id) & (Job.status == JobStatus.PROCESSING)
     request_cancellation = update(Job).where(is_processing).values(cancel_requested=True)
     return JobStatus.PROCESSING if execute_and_count(session, request_cancellation) else None
-
-
-#: The columns of a job that has ended and gets another attempt.
-_COLUMNS_OF_NEW_ATTEMPT: dict[str, Any] = {
-    "status": JobStatus.PENDING,
-    "report_state": ReportState.NONE,
-    "finished_at": None,
-    "error_code": None,
-    "error_message": None,
-    "operator_detail": None,
-    "owner": None,
-    "lease_until": None,
-    "available_at": None,
-    "claimed_at": None,
-    "report_claimed_until": None,
-}
-
-
-def retry_now(session: Session, job_id: int) -> str:
-    """End a job's backoff: the backoff of a pending job, or the backoff of a due report.
-
-    The report of an ended job that is settled becomes due again: FulcrumCore accepts it if the job is open there, and
-    otherwise the report gets the same state again. A job that another executor has claimed gets an attempt, which
-    continues the job if it is still processing at FulcrumCore. Returns "attempt" if the job is pending, "report" if its
-    report is due now, and "" otherwise.
-    """
-    end_job_backoff = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
-    take_over = (
-        update(Job)
-        .where(Job.id == job_id, Job.report_state == ReportState.CLAIMED_ELSEWHERE)
-        .values(_COLUMNS_OF_NEW_ATTEMPT | {"claim_sent_at": utc_now(), "epoch": Job.epoch + 1})
-    )
-    if execute_and_count(session, end_job_backoff) or execute_and_count(session, take_over):
-        return "attempt"
-    states = (ReportState.DUE, ReportState.REPORTED, ReportState.OVERTAKEN)
-    has_report = (Job.id == job_id) & Job.report_state.in_(states)
-    end_report_backoff = update(Job).where(has_report).values(report_state=ReportState.DUE, report_after=None)
-    return "report" if execute_and_count(session, end_report_backoff) else ""
-
-
-def reopen(session: Session, fulcrum_ids: Collection[str], *, are_claimed: bool, now_at_core: datetime) -> int:
-    """Continue with jobs that have ended here although FulcrumCore lists them as open; return their number.
-
-    FulcrumCore may have refused them for a while, or its database was restored from a backup. A job that has a result
-    is reported again. An abandoned job without the result of a run gets another attempt. `are_claimed`: FulcrumCore
-    lists the jobs as claimed by this agent. `now_at_core` is the present time by FulcrumCore's clock.
-
-    A job that another executor has claimed gets another attempt only if FulcrumCore lists it as pending. When
-    FulcrumCore lists it as claimed after its deadline, no executor may still run it. Then its failure is reported,
-    because it would block its service for ever.
-    """
-    code = func.coalesce(Job.error_code, "")
-    is_settled = Job.fulcrum_id.in_(fulcrum_ids) & Job.report_state.in_(SETTLED_STATES)
-    is_claimed_elsewhere = code == ErrorCode.JOB_CLAIMED_ELSEWHERE
-    is_abandoned = Job.report_state.in_((ReportState.ABANDONED, ReportState.CLAIMED_ELSEWHERE))
-    has_no_result = is_abandoned & (Job.started_at.is_(None) | code.in_(CODES_WITHOUT_RESULT))
-    if are_claimed:
-        is_settled &= ~is_claimed_elsewhere | (Job.deadline_at < now_at_core - MAX_REPORT_DELAY)
-        has_no_result &= ~is_claimed_elsewhere
-    columns = {
-        # An earlier claim of this agent may still be accepted. The claim of another executor is not this agent's.
-        "claim_sent_at": case((is_claimed_elsewhere, null()), else_=Job.claim_sent_at),
-        "claimed_at": utc_now() if are_claimed else None,
-        "epoch": Job.epoch + 1,
-    }
-    requeue_jobs = (
-        update(Job).where(is_settled, has_no_result).values(_COLUMNS_OF_NEW_ATTEMPT | columns).returning(Job.id)
-    )
-    report_again = (
-        update(Job)
-        .where(is_settled)  # the statement above has changed the state of the jobs without a result
-        .values(report_state=ReportState.DUE, report_after=None, report_attempts=0, reported_at=None)
-        .returning(Job.id)
-    )
-    job_ids = [*session.scalars(requeue_jobs), *session.scalars(report_again)]
-    for job_id in job_ids:
-        job_events.record(session, job_id, JobEventKind.REOPENED, "FulcrumCore lists the job as open")
-    return len(job_ids)
 
 
 def prune(session: Session, *, ended_before: datetime, limit: int) -> tuple[int, list[str]]:

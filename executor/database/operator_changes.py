@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from executor.database import audit, job_queue, pauses, queries
+from executor.database import audit, job_queue, pauses, queries, reopening
 from executor.database.tables import Node, Pause
 from executor.model import JobStatus
 
@@ -20,7 +20,7 @@ from executor.model import JobStatus
 def retry_job(session: Session, job_id: int, *, who: str) -> str:
     """Skip a job's wait; return "attempt" or "report", or "" if the job waits for neither. Then nothing changes."""
     with _auditing_job(session, job_id, who=who, verb="retry") as change:
-        skipped_wait = job_queue.retry_now(session, job_id)
+        skipped_wait = reopening.retry_now(session, job_id)
         change.was_made = bool(skipped_wait)
     return skipped_wait
 

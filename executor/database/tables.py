@@ -103,7 +103,7 @@ class Base(DeclarativeBase):
 
 
 class Job(Base):
-    """A job. Only `job_queue` and `outbox` write this table."""
+    """A job. Only `job_queue`, `reaping`, `reopening` and `outbox` write this table."""
 
     __tablename__ = "jobs"
 

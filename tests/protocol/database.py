@@ -7,7 +7,7 @@ from protocol.world import LEASE_TICKS, Row, Slot, World, with_row
 
 from executor.agent.outcome import MappingChange, Outcome
 from executor.agent.outcome_store import report_state_after
-from executor.database.job_queue import CODES_WITHOUT_RESULT
+from executor.database.reopening import CODES_WITHOUT_RESULT
 from executor.model import SETTLED_STATES, JobResult, JobStatus, MappingState, ReportState
 from executor.shared.error_codes import ErrorCode
 

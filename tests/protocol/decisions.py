@@ -15,7 +15,7 @@ from executor.agent.claim import ClaimImpossible
 from executor.agent.outcome import AttemptEnd, Outcome
 from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
 from executor.agent.stop_signal import StopSignal
-from executor.database import job_queue
+from executor.database import reaping
 from executor.database.tables import utc_now
 from executor.errors import FulcrumUnavailable
 from executor.model import JobResult, JobStatus
@@ -100,7 +100,7 @@ class Decisions:
     is_gone: Callable[[refused_jobs.Refusals], bool] = refused_jobs.is_gone
     decide: Callable[..., Outcome] = _decide
     react_to_refusal: Callable[..., report.RefusalReaction] = report.react_to_refusal
-    status_after_crash: Callable[[int], JobStatus] = job_queue.status_after_crash
+    status_after_crash: Callable[[int], JobStatus] = reaping.status_after_crash
     is_fence_due: Callable[[int, bool], bool] = _is_fence_due
     runs_until: Callable[[bool], float] = _runs_until
     is_of_former_process: Callable[[str | None, str], bool] = _is_of_former_process

@@ -13,7 +13,7 @@ from canaries import Canary, Scanner, _written, core
 from sqlalchemy import update
 from support.cli_world import Cli, claim
 
-from executor.database import job_queue, outbox
+from executor.database import job_queue, job_runs, outbox
 from executor.database.tables import Run
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
@@ -40,7 +40,7 @@ def failed_job(smith: Cli, text: str, **wanted: Any) -> int:
     job_id = smith.submit(**wanted)
     with smith.filling() as session:
         lease = claim(session)
-        job_queue.note_started(session, lease, run_ident="create-1", playbook="create.yml")
+        job_runs.note_started(session, lease, run_ident="create-1", playbook="create.yml")
     folder = smith.data / "artifacts" / "create-1"
     folder.mkdir(parents=True)
     (folder / "stdout").write_text(f"TASK [Clone]\n{text}\n", encoding="utf-8")
@@ -48,7 +48,7 @@ def failed_job(smith: Cli, text: str, **wanted: Any) -> int:
     story = {"tasks": [task], "steps": [{"at": 0.2, "text": text}], "proxmox_tasks": []}
     with smith.filling() as session:
         end = {"status": "failed", "rc": 2, "reason": text, "folder": str(folder), "upids": []}
-        job_queue.note_run_ended(session, "create-1", **end)
+        job_runs.note_run_ended(session, "create-1", **end)
         session.execute(update(Run).values(story=story))
         job_queue.finish(session, lease, JobResult(succeeded=False, code=ErrorCode.TASK_FAILED, detail=text))
         outbox.postpone_report(session, job_id, backoff_s=1, note=text)

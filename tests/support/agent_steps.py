@@ -8,7 +8,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 from support.database_contents import CLUSTER
 
-from executor.database import job_queue, mappings, outbox
+from executor.database import job_queue, job_runs, mappings, outbox, reaping
 from executor.database.engine import reading, transaction
 from executor.database.other_leases import leases_of_others
 from executor.database.tables import Job
@@ -35,7 +35,7 @@ def take_over(engine: Engine) -> dict[int, Job]:
     with transaction(engine) as session:
         leases = leases_of_others(session, AGENT)
         assert all(lease.is_expired for lease in leases)
-        assert dict(job_queue.reap(session, leases)) == dict.fromkeys(in_flight, JobStatus.PENDING)
+        assert dict(reaping.reap(session, leases)) == dict.fromkeys(in_flight, JobStatus.PENDING)
     taken = {}
     while job := claimed(engine):
         taken[job.id] = job
@@ -55,12 +55,12 @@ def finish(engine: Engine, job: Job) -> None:
             code = ErrorCode.CANCELLED if job.cancel_requested else ErrorCode.INVALID_REQUEST
             job_queue.finish(session, lease, JobResult(succeeded=False, code=code, detail=job.defect or "by hand"))
             return
-        job_queue.note_started(session, lease, run_ident=f"upgraded-{job.id}", playbook=f"{job.action}.yml")
+        job_runs.note_started(session, lease, run_ident=f"upgraded-{job.id}", playbook=f"{job.action}.yml")
         session.flush()
         mapping = mapping_of(session, job)
         vm = {"vmid": mapping.vmid, "node": "pve2", "status": "absent" if job.action == "delete" else "stopped"}
         ended: dict[str, Any] = {"status": "successful", "rc": 0, "reason": "", "folder": "artifacts", "upids": []}
-        job_queue.note_run_ended(session, f"upgraded-{job.id}", **ended)
+        job_runs.note_run_ended(session, f"upgraded-{job.id}", **ended)
         mappings.apply_result(session, mapping.id, vm)
         job_queue.finish(session, lease, JobResult(succeeded=True, vm=vm))
 

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from support import fork_server
 from support.databases import migrated_sqlite_file
 
-from executor.database import job_queue
+from executor.database import job_queue, job_runs
 from executor.database.engine import open_engine, reading, transaction
 from executor.database.job_queue import Lease, NewJob
 from executor.database.tables import Job, Run
@@ -104,9 +104,9 @@ class Cli:
         with self.filling() as session:
             lease = claim(session)
             assert lease.job_id == job_id
-            job_queue.note_started(session, lease, run_ident=ident, playbook="create.yml")
+            job_runs.note_started(session, lease, run_ident=ident, playbook="create.yml")
             session.flush()
-            job_queue.note_run_ended(
+            job_runs.note_run_ended(
                 session, ident, status="successful", rc=0, reason="", folder=str(folder), upids=["UPID:pve1:1"]
             )
         return folder

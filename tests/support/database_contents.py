@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from support.databases import new_job
 
-from executor.database import audit, job_queue, mappings, outbox, periods
+from executor.database import audit, job_queue, job_runs, mappings, outbox, periods, reaping
 from executor.database.engine import transaction
 from executor.database.job_queue import Lease
 from executor.database.other_leases import leases_of_others
@@ -84,7 +84,7 @@ def _started(session: Session, name: str, **wanted: Any) -> tuple[Job, Lease]:
     lease = job_queue.lease_of(job)
     job_queue.note_fulcrum_claim_sent(session, lease)
     job_queue.note_fulcrum_claim_accepted(session, lease)
-    job_queue.note_started(session, lease, run_ident=f"{job.action}-{name}", playbook=f"{job.action}.yml")
+    job_runs.note_started(session, lease, run_ident=f"{job.action}-{name}", playbook=f"{job.action}.yml")
     session.flush()
     return job, lease
 
@@ -102,7 +102,7 @@ def _reserved(session: Session, job: Job, name: str, kind: str = GuestKind.QEMU)
 def _run_ended(session: Session, job: Job, name: str) -> None:
     ident = f"{job.action}-{name}"
     upids = ["UPID:pve1:0000A:0000B:0000C:qmclone:9000:smith@pve!job:"]
-    job_queue.note_run_ended(
+    job_runs.note_run_ended(
         session, ident, status="successful", rc=0, reason="", folder=f"artifacts/{ident}", upids=upids
     )
 
@@ -134,7 +134,7 @@ def _failed(session: Session, name: str, **wanted: Any) -> int:
 def _reaped(session: Session) -> None:
     """Write a job whose first agent died and whose second attempt failed. It waits for the third."""
     job = _claimed(session, "reaped")
-    assert dict(job_queue.reap(session, leases_of_others(session, "another node"))) == {job.id: JobStatus.PENDING}
+    assert dict(reaping.reap(session, leases_of_others(session, "another node"))) == {job.id: JobStatus.PENDING}
     again = job_queue.claim(session, OWNER, lease_s=EXPIRED_LEASE_S)
     assert again is not None
     job_queue.requeue(session, job_queue.lease_of(again), backoff_s=SHORT_BACKOFF_S, reason="NODE_DOWN: pve1")

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Engine, update
 from support.databases import row, submit
 
-from executor.database import job_queue, other_leases, outbox
+from executor.database import job_queue, other_leases, outbox, reaping
 from executor.database.engine import reading, transaction
 from executor.database.tables import Job, db_now
 from executor.model import JobResult, JobStatus, ReportState
@@ -43,7 +43,7 @@ def reap(engine: Engine, all_owners_except: str | None = None) -> list[tuple[int
     """Reap the jobs of all owners except one, or without one those with an expired lease."""
     with transaction(engine) as session:
         leases = other_leases.leases_of_others(session, all_owners_except or "none")
-        return job_queue.reap(session, [lease for lease in leases if all_owners_except or lease.is_expired])
+        return reaping.reap(session, [lease for lease in leases if all_owners_except or lease.is_expired])
 
 
 def expire_lease(engine: Engine, job_id: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Engine
 from support.cli_world import claim, submit
 
-from executor.database import job_events, job_queue, queries
+from executor.database import job_events, job_queue, job_runs, queries
 from executor.database.engine import transaction
 from executor.database.tables import Mapping, Run
 from executor.model import JobEventKind, JobResult, MappingState
@@ -44,7 +44,7 @@ def fill(engine: Engine, folder: Path) -> Filled:
         job_events.record(session, failed, JobEventKind.REPORT_POSTPONED, HOSTILE)
         running = submit(session, service=service, params={"cores": 2, "note": HOSTILE, "password": "hunter22"})
         lease = claim(session)
-        job_queue.note_started(session, lease, run_ident="create-1", playbook="create.yml")
+        job_runs.note_started(session, lease, run_ident="create-1", playbook="create.yml")
         add_mapping(
             session, vmid=100123, name=f"vm{HOSTILE}"[:100], service_id="5" * 8 + "-0000-4000-8000-000000000009"
         )
@@ -69,7 +69,7 @@ def end_run(engine: Engine, job_id: int, *, succeeded: bool = True) -> None:
     """End the run of a job, and the job."""
     with transaction(engine) as session:
         run = session.query(Run).filter(Run.job_id == job_id).one()
-        job_queue.note_run_ended(session, run.ident, status="successful", rc=0, reason="", folder="", upids=[])
+        job_runs.note_run_ended(session, run.ident, status="successful", rc=0, reason="", folder="", upids=[])
         lease = job_queue.lease_of(queries.get_one_job(session, job_id))
         job_queue.finish(session, lease, JobResult(succeeded=succeeded, vm={"vmid": 100124}))
 

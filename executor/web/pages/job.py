@@ -37,6 +37,6 @@ def show(parts: PageParts, request: Request) -> Response:
 
 
 def _can_retry(job: Job) -> bool:
-    """Return whether the page offers a retry. Whether it changes something is decided by `job_queue.retry_now`."""
+    """Return whether the page offers a retry. Whether it changes something is decided by `reopening.retry_now`."""
     has_report = job.report_state in (ReportState.DUE, ReportState.REPORTED, ReportState.OVERTAKEN)
     return has_report or job.status == JobStatus.PENDING or job.report_state == ReportState.CLAIMED_ELSEWHERE

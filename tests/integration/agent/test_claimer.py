@@ -23,7 +23,7 @@ from executor.agent.poller import COMPARISON_INTERVAL_S, Poller
 from executor.agent.refused_jobs import NotCertainlyGone, RefusedJobs
 from executor.agent.reporter import Reporter
 from executor.agent.state import AgentState
-from executor.database import job_queue
+from executor.database import job_queue, reopening
 from executor.database.engine import open_engine, reading, transaction
 from executor.database.tables import Job, utc_now
 from executor.errors import FulcrumUnavailable
@@ -263,7 +263,7 @@ def test_a_late_claim_of_a_job_that_was_abandoned_meanwhile_is_ours(claims: Clai
     gone = JobResult(succeeded=False, code=ErrorCode.JOB_GONE, detail="403")
     with transaction(claims.engine) as session:
         job_queue.finish(session, job_queue.lease_of(first), gone, ReportState.ABANDONED)
-        assert job_queue.reopen(session, [claims.job["id"]], are_claimed=False, now_at_core=utc_now()) == 1
+        assert reopening.reopen(session, [claims.job["id"]], are_claimed=False, now_at_core=utc_now()) == 1
     assert claims.world.agent.claim(claims.job) == 204  # the first claim arrives now
 
     second = claims.taken()
@@ -324,7 +324,7 @@ def test_a_job_that_another_executor_has_claimed_is_not_revived(claims: Claims, 
     end_as_claimed_elsewhere(claims, stored)
     with transaction(claims.engine) as session:
         now = claims.row().deadline_at
-        assert job_queue.reopen(session, [claims.job["id"]], are_claimed=True, now_at_core=now) == 0
+        assert reopening.reopen(session, [claims.job["id"]], are_claimed=True, now_at_core=now) == 0
     assert claims.row().report_state == stored
 
 
@@ -360,7 +360,7 @@ def test_an_operator_can_continue_a_job_of_another_executor(claims: Claims) -> N
     job = end_as_claimed_elsewhere(claims)
     assert claims.world.agent.claim(claims.job) == 204
     with transaction(claims.engine) as session:
-        assert job_queue.retry_now(session, job.id) == "attempt"
+        assert reopening.retry_now(session, job.id) == "attempt"
 
     again = claims.taken()
     claims.claimer().claim(again, job_queue.lease_of(again))

@@ -9,7 +9,7 @@ from smith_lab.system import wait_for
 from support.agent_parts import BOOT_ID, WITHIN_S, AgentParts
 
 from executor.agent.stop_signal import StopSignal
-from executor.database import job_queue
+from executor.database import job_queue, reaping
 from executor.database.engine import transaction
 from executor.model import JobStatus
 
@@ -112,7 +112,7 @@ def test_a_stopping_agent_keeps_the_leases_of_jobs_whose_runs_live(parts: AgentP
     parts.dispatcher.stop_all(StopSignal.AGENT_STOPPING)
 
     with transaction(parts.engine) as session:
-        job_queue.release_all(session, BOOT_ID, running_job_ids=parts.dispatcher.stop_signals().keys())
+        reaping.release_all(session, BOOT_ID, running_job_ids=parts.dispatcher.stop_signals().keys())
 
     assert (parts.job(job_id).status, parts.job(job_id).owner) == (JobStatus.PROCESSING, BOOT_ID)
     assert parts.job(claimed_only).status == JobStatus.PENDING

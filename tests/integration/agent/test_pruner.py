@@ -16,7 +16,7 @@ from support.databases import new_job, submit
 
 from executor.agent import pruner
 from executor.agent.pruner import BATCH_SIZE, Pruner
-from executor.database import job_queue, mappings, outbox
+from executor.database import job_queue, job_runs, mappings, outbox
 from executor.database.engine import reading, transaction
 from executor.database.tables import Job, Mapping, Node, Run, utc_now
 from executor.model import JobResult, ReportState
@@ -45,7 +45,7 @@ def ended(engine: Engine, ident: str, *, age_s: float, state: ReportState = Repo
         job = job_queue.claim(session, "me", lease_s=30)
         assert job is not None
         lease = job_queue.lease_of(job)
-        job_queue.note_started(session, lease, run_ident=ident, playbook="create.yml")
+        job_runs.note_started(session, lease, run_ident=ident, playbook="create.yml")
         job_queue.finish(session, lease, JobResult(succeeded=True))
         session.execute(update(Job).where(Job.id == job.id).values(finished_at=utc_now() - timedelta(seconds=age_s)))
         if state is not ReportState.DUE:

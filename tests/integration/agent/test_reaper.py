@@ -12,7 +12,7 @@ from support.job_steps import LEASE_S, claimed, expire_lease
 
 from executor.agent.reaper import KILL_TIME_S, Reaper
 from executor.agent.state import AgentState
-from executor.database import job_queue, nodes
+from executor.database import job_queue, job_runs, nodes, reaping
 from executor.database.engine import transaction
 from executor.database.nodes import AgentProcess
 from executor.database.tables import Job, Node, utc_now
@@ -62,7 +62,7 @@ def job_with_expired_lease(engine: Engine, owner: str = "alice") -> int:
 def start_run(engine: Engine, job_id: int) -> None:
     lease = job_queue.lease_of(row(engine, job_id))
     with transaction(engine) as session:
-        job_queue.note_started(session, lease, run_ident=f"create-{job_id}", playbook="create.yml")
+        job_runs.note_started(session, lease, run_ident=f"create-{job_id}", playbook="create.yml")
 
 
 def test_a_job_that_has_not_started_a_run_does_not_wait_for_its_deadline(engine: Engine) -> None:
@@ -73,7 +73,7 @@ def test_a_job_that_has_not_started_a_run_does_not_wait_for_its_deadline(engine:
     Observer(engine, clock_offset_s=deadline_since(engine, job_id, -3600)).observe_for(LEASE_S)
     assert row(engine, job_id).status == "pending"
     with pytest.raises(StaleJob), transaction(engine) as session:
-        job_queue.note_started(session, lease, run_ident="late", playbook="create.yml")
+        job_runs.note_started(session, lease, run_ident="late", playbook="create.yml")
 
 
 def test_a_job_is_not_reaped_when_its_owner_starts_a_run_after_the_leases_were_read(engine: Engine) -> None:
@@ -118,7 +118,7 @@ def test_a_job_that_waited_and_then_started_its_run_counts_as_crashed(
     if started:
         start_run(engine, job_id)
     with transaction(engine) as session:
-        assert job_queue.release(session, job_id, "alice") == "pending"
+        assert reaping.release(session, job_id, "alice") == "pending"
     assert (row(engine, job_id).crashes, row(engine, job_id).attempt) == (crashes, crashes)
 
 

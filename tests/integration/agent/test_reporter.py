@@ -15,7 +15,7 @@ from executor.agent.reporter import (
     REFUSED_REPORT_BACKOFF_S,
     SENDER_THREADS,
 )
-from executor.database import job_queue
+from executor.database import reopening
 from executor.database.engine import transaction
 from executor.database.tables import Job, utc_now
 from executor.fulcrum.vault import SecretResolver
@@ -194,7 +194,7 @@ def test_a_report_that_is_refused_while_the_job_is_processing_is_kept(outbox: Ou
     assert outbox.state.fulcrum_link.is_up
     outbox.world.sim.clear_faults()
     with transaction(outbox.engine) as session:
-        assert job_queue.retry_now(session, job_id) == "report"
+        assert reopening.retry_now(session, job_id) == "report"
     outbox.turn()
     assert outbox.row(job_id).report_state == "reported"
     assert outbox.at_core(job)["status"] == ("Completed" if result.succeeded else "Failed")
@@ -349,7 +349,7 @@ def test_failed_completions_before_an_accepted_one_do_not_count(outbox: Outbox) 
         outbox.turn()
         assert outbox.row(job_id).report_state == "reported"
         with transaction(outbox.engine) as session:
-            assert job_queue.retry_now(session, job_id) == "report"
+            assert reopening.retry_now(session, job_id) == "report"
     assert {what for what, _status in outbox.reports(job)} == {"complete"}
 
 

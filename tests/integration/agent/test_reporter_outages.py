@@ -12,7 +12,7 @@ from executor.agent.reporter import (
     BACKOFF_WAIT_S,
     SENDER_THREADS,
 )
-from executor.database import job_queue
+from executor.database import reopening
 from executor.database.engine import transaction
 from executor.database.outbox import postpone_report
 from executor.database.tables import Job, utc_now
@@ -174,7 +174,7 @@ def test_an_abandoned_report_is_sent_when_fulcrumcore_lists_the_job_again(outbox
     outbox.world.sim.clear_faults()
     with transaction(outbox.engine) as session:
         session.execute(update(Job).values(started_at=utc_now()))  # the job's result is that of a run
-        assert job_queue.reopen(session, [job["id"]], are_claimed=True, now_at_core=utc_now()) == 1
+        assert reopening.reopen(session, [job["id"]], are_claimed=True, now_at_core=utc_now()) == 1
     outbox.turn()
     assert outbox.row(job_id).report_state == "reported"
     assert outbox.at_core(job)["status"] == "Completed"

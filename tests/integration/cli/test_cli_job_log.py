@@ -13,7 +13,7 @@ import pytest
 from support.cli_world import GIVE_UP_S, Cli, claim
 from support.stories import store_story, story_of
 
-from executor.database import job_queue
+from executor.database import job_queue, job_runs
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
 
@@ -143,7 +143,7 @@ def test_following_a_job_prints_its_output_as_it_grows_and_ends_with_the_job(
         output.write("half a li")
         output.flush()
         with smith.filling() as session:
-            job_queue.note_run_ended(
+            job_runs.note_run_ended(
                 session, "create-1", status="successful", rc=0, reason="", folder=str(kept), upids=[]
             )
             job_queue.finish(session, lease, result)

@@ -16,7 +16,7 @@ import pytest
 from support.cli_world import GIVE_UP_S, Cli, claim, submit
 from support.stories import store_story, story_of
 
-from executor.database import job_queue, mappings, nodes, outbox
+from executor.database import job_queue, job_runs, mappings, nodes, outbox
 from executor.database.nodes import AgentProcess
 from executor.database.tables import Job
 from executor.model import JobResult, JobStatus, ReportState
@@ -117,7 +117,7 @@ def test_runs_can_be_limited_to_failures_and_to_a_time(smith: Cli) -> None:
     smith.add_run(job_id, "create-2")
     with smith.filling() as session:
         end = {"status": "failed", "rc": 2, "reason": "x", "folder": "", "upids": []}
-        job_queue.note_run_ended(session, "create-2", **end)
+        job_runs.note_run_ended(session, "create-2", **end)
 
     def idents(*args: str) -> list[str]:
         return [run["ident"] for run in smith.json("runs", "list", *args)]

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import update
 from support.cli_world import GIVE_UP_S, Cli, claim
 
-from executor.database import job_queue, mappings, nodes
+from executor.database import job_queue, job_runs, mappings, nodes
 from executor.database.nodes import AgentProcess
 from executor.database.tables import Node, Run
 from executor.model import JobResult
@@ -27,7 +27,7 @@ def smith(tmp_path: Path) -> Cli:
     with cli.filling() as session:
         mappings.reserve(session, service_id="s-1", cluster="default", vmid=100123, name="web-1")
         lease = claim(session)
-        job_queue.note_started(session, lease, run_ident="start-1", playbook="start.yml")
+        job_runs.note_started(session, lease, run_ident="start-1", playbook="start.yml")
         session.flush()
         upid = {"upid": "UPID:pve1:1", "at": 1, "percent": 40.0, "log": []}
         step = {"at": 1, "text": "waiting for Proxmox task UPID:pve1:1, 40 %"}

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event, func, select, text, update
 from support.databases import new_job, row, submit
 from support.job_steps import LEASE_S, claim, claimed, end_backoff, finish, requeue
 
-from executor.database import job_queue, manual_runs, other_leases, outbox, periods, queries
+from executor.database import job_queue, manual_runs, other_leases, outbox, periods, queries, reaping
 from executor.database.engine import reading, transaction
 from executor.database.statements import MAX_BACKOFF_S
 from executor.database.tables import Job, db_now
@@ -227,7 +227,7 @@ def test_no_statement_of_a_jobs_processing_is_compiled_twice(engine: Engine) -> 
         job = claimed(engine, max_creates=3)
         with transaction(engine) as session:
             job_queue.renew(session, "alice", lease_s=LEASE_S)
-            job_queue.reap(session, other_leases.leases_of_others(session, "alice"))
+            reaping.reap(session, other_leases.leases_of_others(session, "alice"))
             periods.try_start_period(session, "Poll", 1.0)
         requeue(engine, job, backoff_s=60)
         end_backoff(engine, job.id)

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 from support.databases import PostgresCluster, new_job, row, submit
 
 import executor
-from executor.database import job_queue, mappings, schema
+from executor.database import job_queue, job_runs, mappings, schema
 from executor.database.engine import (
     BUSY_TIMEOUT_MS,
     file_system_of,
@@ -209,7 +209,7 @@ def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
     with transaction(sqlite_engine) as session:
         job = job_queue.claim(session, "me", lease_s=30)
         assert job is not None
-        job_queue.note_started(session, job_queue.lease_of(job), run_ident="create-1", playbook="create.yml")
+        job_runs.note_started(session, job_queue.lease_of(job), run_ident="create-1", playbook="create.yml")
     monkeypatch.setattr(schema, "MIGRATIONS_FOLDER", migrations)
     schema.upgrade(sqlite_engine)
     with reading(sqlite_engine) as session:

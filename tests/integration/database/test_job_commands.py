@@ -21,7 +21,7 @@ from support.job_steps import (
     settle,
 )
 
-from executor.database import job_queue, outbox
+from executor.database import job_queue, job_runs, outbox, reopening
 from executor.database.engine import reading, transaction
 from executor.database.tables import Job, Run, db_now, utc_now
 from executor.model import JobResult, JobStatus, ReportState
@@ -45,7 +45,7 @@ def test_cancelling_and_retrying_change_one_job(engine: Engine) -> None:
         requeue(engine, claimed(engine), backoff_s=3600)
     before = columns_of(engine, other)
     with transaction(engine) as session:
-        assert job_queue.retry_now(session, wanted) == "attempt"
+        assert reopening.retry_now(session, wanted) == "attempt"
         assert job_queue.request_cancel(session, wanted) is JobStatus.FAILED
     assert columns_of(engine, other) == before
 
@@ -71,18 +71,18 @@ def test_a_retry_ends_the_backoff_of_an_attempt_or_of_a_report(engine: Engine) -
     waiting = submit(engine)
     requeue(engine, claimed(engine), backoff_s=3600)
     with transaction(engine) as session:
-        assert job_queue.retry_now(session, waiting) == "attempt"
+        assert reopening.retry_now(session, waiting) == "attempt"
     job = claimed(engine)
     with transaction(engine) as session:
-        assert job_queue.retry_now(session, job.id) == ""
+        assert reopening.retry_now(session, job.id) == ""
     finish(engine, job)
     with transaction(engine) as session:
         outbox.postpone_report(session, job.id, backoff_s=3600, note="")
-        assert job_queue.retry_now(session, job.id) == "report"
+        assert reopening.retry_now(session, job.id) == "report"
     assert due(engine) == [job.id]
     with transaction(engine) as session:
         outbox.note_reported(session, job.id, ReportState.REPORTED)
-        assert job_queue.retry_now(session, job.id) == "report"
+        assert reopening.retry_now(session, job.id) == "report"
     assert due(engine) == [job.id]
 
 
@@ -91,7 +91,7 @@ def test_a_result_that_fulcrumcore_does_not_expect_is_not_sent_by_a_retry(engine
     job_id = ended(engine)
     with transaction(engine) as session:
         outbox.note_reported(session, job_id, state)
-        assert job_queue.retry_now(session, job_id) == ""
+        assert reopening.retry_now(session, job_id) == ""
     assert due(engine) == []
 
 
@@ -100,7 +100,7 @@ def test_a_retry_of_a_job_that_another_executor_has_claimed_gives_it_a_new_attem
     before = columns_of(engine, other)
     with transaction(engine) as session:
         session.execute(update(Job).where(Job.id == wanted).values(claimed_at=db_now(), operator_detail="x"))
-        assert job_queue.retry_now(session, wanted) == "attempt"
+        assert reopening.retry_now(session, wanted) == "attempt"
     job = row(engine, wanted)
     assert (job.status, job.report_state, job.epoch, job.finished_at) == ("pending", "none", 1, None)
     assert (job.error_code, job.error_message, job.operator_detail, job.claimed_at) == (None, None, None, None)
@@ -111,7 +111,7 @@ def test_a_retry_of_a_job_that_another_executor_has_claimed_gives_it_a_new_attem
 def reopen(engine: Engine, *job_ids: int, are_claimed: bool = True, now_at_core: datetime | None = None) -> int:
     fulcrum_ids = [row(engine, job_id).fulcrum_id for job_id in job_ids]
     with transaction(engine) as session:
-        return job_queue.reopen(session, fulcrum_ids, are_claimed=are_claimed, now_at_core=now_at_core or utc_now())
+        return reopening.reopen(session, fulcrum_ids, are_claimed=are_claimed, now_at_core=now_at_core or utc_now())
 
 
 def settled(engine: Engine, state: ReportState, result: JobResult = BROKEN, *, was_started: bool = True) -> int:
@@ -123,7 +123,7 @@ def settled(engine: Engine, state: ReportState, result: JobResult = BROKEN, *, w
         job_queue.note_fulcrum_claim_sent(session, lease)
         job_queue.note_fulcrum_claim_accepted(session, lease)
         if was_started:
-            job_queue.note_started(session, lease, run_ident=f"run-{job_id}", playbook="create.yml")
+            job_runs.note_started(session, lease, run_ident=f"run-{job_id}", playbook="create.yml")
         job_queue.finish(session, lease, result)
         outbox.postpone_report(session, job_id, backoff_s=60, note="HTTP 503")
         outbox.note_reported(session, job_id, state)
@@ -211,7 +211,7 @@ def test_the_failure_of_a_job_of_another_executor_is_reported_after_its_deadline
 ) -> None:
     job_id = settled(engine, state, result_with(ErrorCode.JOB_CLAIMED_ELSEWHERE), was_started=was_started)
     deadline_at = row(engine, job_id).deadline_at
-    delay = job_queue.MAX_REPORT_DELAY
+    delay = reopening.MAX_REPORT_DELAY
     assert reopen(engine, job_id, now_at_core=deadline_at + delay - timedelta(seconds=1)) == 0
     assert row(engine, job_id).report_state == state
     assert reopen(engine, job_id, now_at_core=deadline_at + delay + timedelta(seconds=1)) == 1
@@ -272,13 +272,13 @@ def test_pruning_deletes_the_runs_and_returns_their_idents(engine: Engine) -> No
     job = claimed(engine)
     with transaction(engine) as session:
         for ident in ("create-1", "create-2"):
-            job_queue.note_started(session, job_queue.lease_of(job), run_ident=ident, playbook="create.yml")
+            job_runs.note_started(session, job_queue.lease_of(job), run_ident=ident, playbook="create.yml")
     finish(engine, job)
     settle(engine, job.id)
     submit(engine)
     lease = job_queue.lease_of(claimed(engine))
     with transaction(engine) as session:
-        job_queue.note_started(session, lease, run_ident="kept-1", playbook="create.yml")
+        job_runs.note_started(session, lease, run_ident="kept-1", playbook="create.yml")
     count, idents = prune(engine)
     assert (count, sorted(idents)) == (1, ["create-1", "create-2"])
     with reading(engine) as session:

@@ -8,7 +8,7 @@ from sqlalchemy import Engine, func, select, update
 from support.databases import LONG_AGO, row, submit
 from support.job_steps import BROKEN, claimed, end_backoff, ended, expire_lease, finish, reap, requeue
 
-from executor.database import job_events, job_queue, outbox
+from executor.database import job_events, job_queue, job_runs, outbox, reaping, reopening
 from executor.database.engine import reading, transaction
 from executor.database.tables import Job, JobEvent, Run, utc_now
 from executor.model import JobEventKind, ReportState
@@ -67,7 +67,7 @@ def test_a_replaced_result_and_a_reopened_job_are_events(engine: Engine) -> None
         outbox.replace_result(session, job_id, BROKEN)
         outbox.note_reported(session, job_id, ReportState.REPORTED)
         fulcrum_id = row(engine, job_id).fulcrum_id
-        assert job_queue.reopen(session, [fulcrum_id], are_claimed=True, now_at_core=utc_now()) == 1
+        assert reopening.reopen(session, [fulcrum_id], are_claimed=True, now_at_core=utc_now()) == 1
     kinds = [event.kind for event in events(engine, job_id)]
     assert kinds == [JobEventKind.RESULT_REPLACED, JobEventKind.REOPENED]
 
@@ -86,7 +86,7 @@ def test_jobs_that_a_stopping_agent_gives_back_have_an_event(engine: Engine) -> 
     job_id = submit(engine)
     claimed(engine)
     with transaction(engine) as session:
-        assert job_queue.release_all(session, "alice") == 1
+        assert reaping.release_all(session, "alice") == 1
     assert [event.kind for event in events(engine, job_id)] == [JobEventKind.RELEASED]
 
 
@@ -105,14 +105,14 @@ def test_the_story_of_a_run_is_stored_until_the_run_has_ended(engine: Engine) ->
     submit(engine)
     job = claimed(engine)
     with transaction(engine) as session:
-        job_queue.note_started(session, job_queue.lease_of(job), run_ident="run-1", playbook="create.yml")
+        job_runs.note_started(session, job_queue.lease_of(job), run_ident="run-1", playbook="create.yml")
         session.flush()
-        job_queue.note_run_progress(session, "run-1", {"steps": ["one"]})
+        job_runs.note_run_progress(session, "run-1", {"steps": ["one"]})
     assert _story(engine) == {"steps": ["one"]}
     with transaction(engine) as session:
         end = {"status": "successful", "rc": 0, "reason": "", "folder": "", "upids": []}
-        job_queue.note_run_ended(session, "run-1", **end, story={"steps": ["one", "two"]})
-        job_queue.note_run_progress(session, "run-1", {"steps": ["late"]})
+        job_runs.note_run_ended(session, "run-1", **end, story={"steps": ["one", "two"]})
+        job_runs.note_run_progress(session, "run-1", {"steps": ["late"]})
     assert _story(engine) == {"steps": ["one", "two"]}
 
 

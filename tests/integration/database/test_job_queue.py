@@ -26,7 +26,7 @@ from support.job_steps import (
     requeue,
 )
 
-from executor.database import job_queue, queries
+from executor.database import job_queue, job_runs, queries, reaping
 from executor.database.engine import reading, transaction
 from executor.database.job_queue import Lease
 from executor.database.tables import Job, db_now
@@ -113,7 +113,7 @@ Write = Callable[[Session, Lease], Any]
 WRITES: dict[str, Write] = {
     "note_fulcrum_claim_sent": job_queue.note_fulcrum_claim_sent,
     "note_fulcrum_claim_accepted": job_queue.note_fulcrum_claim_accepted,
-    "note_started": lambda session, lease: job_queue.note_started(
+    "note_started": lambda session, lease: job_runs.note_started(
         session, lease, run_ident="run-1", playbook="create.yml"
     ),
     "finish": lambda session, lease: job_queue.finish(session, lease, DONE),
@@ -151,7 +151,7 @@ def _take_over(engine: Engine, lease: Lease, how: str) -> None:
             return job_queue.finish(session, lease, BROKEN)
     if how == "a release":
         with transaction(engine) as session:
-            assert job_queue.release_all(session, lease.owner) == 1
+            assert reaping.release_all(session, lease.owner) == 1
         return None
     expire_lease(engine, lease.job_id)
     assert reap(engine) == [(lease.job_id, JobStatus.PENDING)]
@@ -309,9 +309,9 @@ def test_a_run_is_stored_before_it_starts_and_any_owner_stores_its_end(engine: E
     submit(engine)
     job = claimed(engine)
     with transaction(engine) as session:
-        job_queue.note_started(session, job_queue.lease_of(job), run_ident="create-1", playbook="create.yml")
+        job_runs.note_started(session, job_queue.lease_of(job), run_ident="create-1", playbook="create.yml")
     with transaction(engine) as session:
-        job_queue.note_run_ended(
+        job_runs.note_run_ended(
             session, "create-1", status="failed", rc=2, reason="CAPACITY: x", folder="f", upids=["UPID:a"]
         )
     with reading(engine) as session:

@@ -18,7 +18,7 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 from support.databases import migrated_sqlite_file, new_job
 
-from executor.database import job_queue, mappings, other_leases, outbox
+from executor.database import job_queue, job_runs, mappings, other_leases, outbox, reaping, reopening
 from executor.database.engine import open_engine, reading, transaction
 from executor.database.job_queue import Lease
 from executor.database.tables import Job, Mapping, db_now, utc_now
@@ -138,7 +138,7 @@ class Queue(RuleBasedStateMachine):
         elif what == "start":
             job_queue.note_fulcrum_claim_sent(session, lease)
             job_queue.note_fulcrum_claim_accepted(session, lease)
-            job_queue.note_started(session, lease, run_ident=uuid.uuid4().hex, playbook="create.yml")
+            job_runs.note_started(session, lease, run_ident=uuid.uuid4().hex, playbook="create.yml")
         else:
             job_queue.finish(session, lease, DONE if what == "finish" else BROKEN)
 
@@ -150,9 +150,9 @@ class Queue(RuleBasedStateMachine):
             session.execute(update(Job).where(*is_running).values(lease_until=db_now(-1)))
         with transaction(self.engine) as session:
             if how == "release":
-                job_queue.release_all(session, lease.owner)
+                reaping.release_all(session, lease.owner)
             leases = other_leases.leases_of_others(session, by if how == "sole owner" else "none")
-            reaped = job_queue.reap(session, [found for found in leases if how == "sole owner" or found.is_expired])
+            reaped = reaping.reap(session, [found for found in leases if how == "sole owner" or found.is_expired])
             for job_id, status in reaped:
                 job = session.get(Job, job_id)
                 assert job is not None
@@ -171,7 +171,7 @@ class Queue(RuleBasedStateMachine):
             if what == "cancel":
                 job_queue.request_cancel(session, job_id)
             elif what == "retry":
-                if job_queue.retry_now(session, job_id) == "report":  # the report is due again
+                if reopening.retry_now(session, job_id) == "report":  # the report is due again
                     self.settled.pop(job_id, None)
             elif what == "postpone":
                 outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 503")

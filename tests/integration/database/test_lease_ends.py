@@ -15,7 +15,7 @@ from support.job_steps import (
     reap,
 )
 
-from executor.database import job_queue, other_leases, outbox
+from executor.database import job_queue, other_leases, outbox, reaping
 from executor.database.engine import reading, transaction
 from executor.database.tables import Job, db_now
 from executor.model import MAX_CRASHES, JobResult, JobStatus
@@ -42,8 +42,8 @@ def test_a_job_that_has_ended_has_no_lease_to_renew_and_is_not_released(engine: 
     before = columns_of(engine, job_id)
     with transaction(engine) as session:
         assert job_queue.renew(session, "alice", lease_s=LEASE_S) == {}
-        assert job_queue.release_all(session, "alice") == 0
-        assert not job_queue.release(session, job_id, "alice")
+        assert reaping.release_all(session, "alice") == 0
+        assert not reaping.release(session, job_id, "alice")
     assert columns_of(engine, job_id) == before
 
 
@@ -74,7 +74,7 @@ def test_a_lease_that_was_renewed_after_it_was_read_is_not_reaped(engine: Engine
     with transaction(engine) as session:
         job_queue.renew(session, "alice", lease_s=LEASE_S)
     with transaction(engine) as session:
-        assert job_queue.reap(session, leases) == []
+        assert reaping.reap(session, leases) == []
     assert row(engine, job.id).owner == "alice"
 
 
@@ -88,7 +88,7 @@ def test_a_reap_on_postgresql_waits_for_no_lease_that_its_owner_is_renewing(post
         job_queue.renew(owner, "alice", lease_s=LEASE_S)
         with transaction(postgres_engine) as session:
             session.execute(text("SET LOCAL lock_timeout = '5s'"))
-            assert job_queue.reap(session, leases) == []
+            assert reaping.reap(session, leases) == []
 
 
 def test_a_lease_of_another_claim_of_the_job_is_not_reaped(engine: Engine) -> None:
@@ -100,7 +100,7 @@ def test_a_lease_of_another_claim_of_the_job_is_not_reaped(engine: Engine) -> No
     job = claimed(engine, "alice")
     with transaction(engine) as session:
         session.execute(update(Job).values(lease_until=leases[0].lease_until))
-        assert job_queue.reap(session, leases) == []
+        assert reaping.reap(session, leases) == []
     assert row(engine, job.id).epoch == job.epoch
 
 
@@ -171,7 +171,7 @@ def test_release_all_ends_the_leases_and_counts_no_crash(engine: Engine) -> None
     mine = [claimed(engine, "alice").id for _ in range(2)]
     others = claimed(engine, "bob").id
     with transaction(engine) as session:
-        assert job_queue.release_all(session, "alice") == 2
+        assert reaping.release_all(session, "alice") == 2
     released = [row(engine, job_id) for job_id in mine]
     assert {(job.status, job.owner, job.crashes, job.lease_until) for job in released} == {("pending", None, 0, None)}
     assert {job.epoch for job in released} == {2}
@@ -183,7 +183,7 @@ def test_release_all_leaves_the_running_jobs_to_their_owner(engine: Engine) -> N
         submit(engine)
     running, waiting = claimed(engine, "alice"), claimed(engine, "alice")
     with transaction(engine) as session:
-        assert job_queue.release_all(session, "alice", running_job_ids=[running.id]) == 1
+        assert reaping.release_all(session, "alice", running_job_ids=[running.id]) == 1
     assert (row(engine, running.id).status, row(engine, waiting.id).status) == ("processing", "pending")
 
 
@@ -192,9 +192,9 @@ def test_release_gives_one_job_back_and_counts_a_crash(engine: Engine) -> None:
         submit(engine, age=age)
     unowned, other = claimed(engine, "alice"), claimed(engine, "alice")
     with transaction(engine) as session:
-        assert not job_queue.release(session, unowned.id, "bob")
-        assert job_queue.release(session, unowned.id, "alice") is JobStatus.PENDING
-        assert not job_queue.release(session, unowned.id, "alice")
+        assert not reaping.release(session, unowned.id, "bob")
+        assert reaping.release(session, unowned.id, "alice") is JobStatus.PENDING
+        assert not reaping.release(session, unowned.id, "alice")
     job = row(engine, unowned.id)
     assert (job.status, job.owner, job.crashes, job.epoch) == ("pending", None, 1, unowned.epoch + 1)
     assert row(engine, other.id).status == "processing"
@@ -204,10 +204,10 @@ def test_a_release_of_a_job_that_is_not_to_blame_counts_neither_a_crash_nor_an_a
     submit(engine)
     first = claimed(engine, "alice")
     with transaction(engine) as session:
-        assert job_queue.release(session, first.id, "bob", counts_as_crash=False) is None
-        assert job_queue.release(session, first.id + 1, "alice", counts_as_crash=False) is None
-        assert job_queue.release(session, first.id, "alice", counts_as_crash=False) is JobStatus.PENDING
-        assert not job_queue.release(session, first.id, "alice", counts_as_crash=False)
+        assert reaping.release(session, first.id, "bob", counts_as_crash=False) is None
+        assert reaping.release(session, first.id + 1, "alice", counts_as_crash=False) is None
+        assert reaping.release(session, first.id, "alice", counts_as_crash=False) is JobStatus.PENDING
+        assert not reaping.release(session, first.id, "alice", counts_as_crash=False)
     second = claimed(engine, "bob")
     assert (second.id, second.attempt, second.crashes, second.epoch) == (first.id, first.attempt, 0, first.epoch + 2)
 
@@ -218,7 +218,7 @@ def test_a_job_that_is_released_again_and_again_is_quarantined(engine: Engine) -
     for _ in range(MAX_CRASHES):
         job = claimed(engine, "alice")
         with transaction(engine) as session:
-            statuses.append(job_queue.release(session, job.id, "alice"))
+            statuses.append(reaping.release(session, job.id, "alice"))
     assert statuses == [JobStatus.PENDING] * (MAX_CRASHES - 1) + [JobStatus.FAILED]
     assert (row(engine, job.id).error_code, row(engine, job.id).report_state) == ("QUARANTINED", "due")
 

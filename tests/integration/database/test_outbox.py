@@ -9,7 +9,7 @@ from sqlalchemy import Engine, update
 from support.databases import LONG_AGO, row, submit
 from support.job_steps import BROKEN, claimed, columns_of, due, ended, finish
 
-from executor.database import job_queue, outbox
+from executor.database import outbox, reopening
 from executor.database.engine import transaction
 from executor.database.statements import MAX_BACKOFF_S
 from executor.database.tables import Job, db_now
@@ -99,7 +99,7 @@ def test_a_repeated_report_waits_for_the_agent_that_is_sending_it(engine: Engine
     job_id = ended(engine)
     assert claim(engine) == [job_id]
     with transaction(engine) as session:
-        assert job_queue.retry_now(session, job_id) == "report"
+        assert reopening.retry_now(session, job_id) == "report"
     assert due(engine) == [], "an agent is sending the report"
 
 
@@ -144,7 +144,7 @@ def test_a_reset_changes_due_reports_only_and_a_retry_changes_one(engine: Engine
         for job_id in job_ids:
             outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 503")
         session.execute(update(Job).where(Job.id == job_ids[2]).values(report_state=ReportState.OVERTAKEN))
-        assert job_queue.retry_now(session, job_ids[0]) == "report"
+        assert reopening.retry_now(session, job_ids[0]) == "report"
     assert due(engine) == [job_ids[0]]
     with transaction(engine) as session:
         assert outbox.end_report_backoffs(session) == 1

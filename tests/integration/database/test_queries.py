@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from support.databases import new_job, submit
 from support.job_steps import claimed, ended, finish, requeue
 
-from executor.database import job_queue, queries
+from executor.database import job_queue, job_runs, queries
 from executor.database.engine import reading, transaction
 
 
@@ -58,7 +58,7 @@ def test_the_runs_of_a_job_are_returned_in_order_without_those_of_others(engine:
     job, other = claimed(engine), claimed(engine)
     with transaction(engine) as session:
         for ident, of in (("b-1", job), ("x-1", other), ("a-2", job)):
-            job_queue.note_started(session, job_queue.lease_of(of), run_ident=ident, playbook="create.yml")
+            job_runs.note_started(session, job_queue.lease_of(of), run_ident=ident, playbook="create.yml")
     with reading(engine) as session:
         assert [run.ident for run in queries.runs_of_job(session, job.id)] == ["b-1", "a-2"]
 

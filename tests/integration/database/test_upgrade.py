@@ -20,7 +20,7 @@ from support.table_contents import TABLES, columns, only, rows, shape, shared
 from executor.agent.refused_jobs import RefusedJobs
 from executor.agent.reporter import Reporter
 from executor.agent.state import AgentState
-from executor.database import job_queue, mappings, outbox, queries, schema
+from executor.database import mappings, outbox, queries, reopening, schema
 from executor.database.engine import open_engine, reading, transaction
 from executor.database.tables import Base, Job, Run, utc_now
 from executor.database.tables import Mapping as MappingRow
@@ -114,7 +114,7 @@ def test_after_an_upgrade_the_jobs_in_flight_and_the_pending_ones_finish_and_the
         assert job.available_at is not None
         assert job.available_at > utc_now(), "only a backoff keeps a job from being claimed"
         with transaction(upgraded) as session:
-            assert job_queue.retry_now(session, job.id) == "attempt"
+            assert reopening.retry_now(session, job.id) == "attempt"
         again = claimed(upgraded)
         assert again is not None
         assert (again.id, again.attempt) == (job.id, job.attempt + 1)
@@ -194,7 +194,7 @@ def test_after_an_upgrade_due_reports_are_sent_and_postponed_ones_keep_their_bac
     assert set(core.reports) == {job.fulcrum_id for job in due.values()}
     assert {job_row(upgraded, job_id).report_state for job_id in due} == {ReportState.REPORTED}
     with transaction(upgraded) as session:
-        assert {job_queue.retry_now(session, job_id) for job_id in set(unreported) - set(due)} <= {"report"}
+        assert {reopening.retry_now(session, job_id) for job_id in set(unreported) - set(due)} <= {"report"}
     reporter.send_due_reports()
     assert set(core.reports) == {job.fulcrum_id for job in unreported.values()}
     for job in unreported.values():

@@ -1,0 +1,48 @@
+"""Stores the runs of jobs: their start, what they have done so far, and their end. No function commits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from executor.database.job_queue import Lease, write_with_lease
+from executor.database.tables import Job, Run, utc_now
+
+
+def note_started(session: Session, lease: Lease, *, run_ident: str, playbook: str) -> None:
+    """Store a run before it starts. So the agent can find the run's processes and artifacts after a restart."""
+    now = utc_now()
+    write_with_lease(session, lease, started_at=now, run_ident=run_ident, is_waiting=False)
+    attempt = session.scalar(select(Job.attempt).where(Job.id == lease.job_id)) or 0
+    facts = {"attempt": attempt, "playbook": playbook, "started_at": now, "node": lease.owner}
+    session.add(Run(job_id=lease.job_id, ident=run_ident, **facts))
+
+
+def note_run_ended(  # noqa: PLR0913 (one parameter for each column)
+    session: Session,
+    run_ident: str,
+    *,
+    status: str,
+    rc: int | None,
+    reason: str,
+    folder: str,
+    upids: list[str],
+    story: dict[str, Any] | None = None,
+) -> None:
+    """Store how a run ended: its status, return code, error message, artifacts folder, and ids of its Proxmox tasks.
+
+    Without `story`, what `note_run_progress` stored last stays.
+
+    The function needs no lease: an earlier owner of the job may write too, because no decision depends on these values.
+    """
+    columns = {"ended_at": utc_now(), "status": status, "rc": rc, "reason": reason, "folder": folder, "upids": upids}
+    if story is not None:
+        columns["story"] = story
+    session.execute(update(Run).where(Run.ident == run_ident).values(**columns))
+
+
+def note_run_progress(session: Session, run_ident: str, story: dict[str, Any]) -> None:
+    """Store what a run has done so far, unless it has ended."""
+    session.execute(update(Run).where(Run.ident == run_ident, Run.ended_at.is_(None)).values(story=story))

@@ -1,0 +1,131 @@
+"""Takes jobs from their owners: `reap` from other agent processes, the functions `release*` from this process itself.
+
+Each of these functions raises the job's epoch, so that later writes of the earlier owner fail. No function commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import ColumnElement, Update, select, update
+from sqlalchemy.orm import Session
+
+from executor.database import job_events
+from executor.database.job_queue import report_state_unless_local, require_transition
+from executor.database.other_leases import OtherLease
+from executor.database.statements import execute_and_count
+from executor.database.tables import PROCESSING_LITERAL, Job, utc_now
+from executor.model import MAX_CRASHES, JobEventKind, JobResult, JobStatus, ReportState
+from executor.shared.error_codes import ErrorCode
+
+
+def reap(session: Session, leases: Collection[OtherLease]) -> list[tuple[int, JobStatus]]:
+    """Take the jobs with these leases from their owners. Return the ids and the new statuses of the reaped jobs.
+
+    A lease that has changed since it was read, for example because its owner has renewed it, is not reaped. A job that
+    is reaped MAX_CRASHES times fails with the code QUARANTINED, because the job probably makes the agent crash. A job
+    that only waited does not, so this is neither a crash nor an attempt of it.
+    """
+    reaped_jobs = []
+    for lease in leases:
+        is_unchanged = (
+            (Job.id == lease.job_id)
+            & (Job.owner == lease.owner)
+            & (Job.epoch == lease.epoch)
+            & Job.lease_until.is_not_distinct_from(lease.lease_until)
+            & Job.run_ident.is_not_distinct_from(lease.run_ident)  # no run has started since
+            & (Job.status == PROCESSING_LITERAL)
+        )
+        # A lease that its owner is just renewing is locked, and is skipped.
+        found = session.execute(_CRASH_COLUMNS.where(is_unchanged).with_for_update(skip_locked=True)).one_or_none()
+        if found is not None:
+            reaped_jobs.append((lease.job_id, _reap_job(session, is_unchanged, *found)))
+            text = f"the agent process {lease.owner} has ended, or has not renewed its lease"
+            job_events.record(session, lease.job_id, JobEventKind.REAPED, text)
+    return reaped_jobs
+
+
+def status_after_crash(crashes: int) -> JobStatus:
+    """Return the status of a job that was taken from its owner for the `crashes`-th time. Pure function."""
+    return JobStatus.FAILED if crashes >= MAX_CRASHES else JobStatus.PENDING
+
+
+#: The columns of a job of which `_reap_job` needs the values.
+_CRASH_COLUMNS = select(Job.crashes, Job.is_waiting)
+
+
+def _reap_job(session: Session, condition: ColumnElement[bool], earlier_crashes: int, was_waiting: bool) -> JobStatus:
+    """Take the job that the condition selects from its owner; return its new status.
+
+    Count one more crash, unless the job only waited.
+    """
+    crashes = earlier_crashes if was_waiting else earlier_crashes + 1
+    status = JobStatus.PENDING if was_waiting else status_after_crash(crashes)
+    require_transition(JobStatus.PROCESSING, status)
+    columns = _columns_of_reaped_job(status, crashes)
+    if was_waiting:
+        columns |= {"attempt": Job.attempt - 1, "is_waiting": False}
+    session.execute(update(Job).where(condition).values(**columns))
+    return status
+
+
+def _columns_of_reaped_job(status: JobStatus, crashes: int) -> dict[str, Any]:
+    """Return the new values of the columns of a reaped job. `status` is its new status."""
+    columns: dict[str, Any] = {"status": status, "owner": None, "lease_until": None, "crashes": crashes}
+    # The process that owned the job may still exist, for example suspended. Because of the new epoch, its writes fail.
+    columns["epoch"] = Job.epoch + 1
+    if status is JobStatus.FAILED:
+        text = f"the agent stopped {crashes} times while it worked on this job"
+        quarantined = JobResult(succeeded=False, code=ErrorCode.QUARANTINED, detail=text)
+        columns |= {
+            "error_code": quarantined.code,
+            "error_message": quarantined.message,
+            "finished_at": utc_now(),
+            "report_state": report_state_unless_local(ReportState.DUE),
+        }
+    return columns
+
+
+def release_all(session: Session, owner: str, *, running_job_ids: Collection[int] = ()) -> int:
+    """Set the jobs that a stopping agent process still owns back to pending. Return the number of these jobs.
+
+    The jobs in `running_job_ids` keep their leases, because their runs may still change their VMs. The column `crashes`
+    of the jobs does not change.
+    """
+    stmt = _release_statement(owner).where(Job.id.not_in(running_job_ids)).returning(Job.id)
+    job_ids = session.scalars(stmt).all()
+    for job_id in job_ids:
+        job_events.record(session, job_id, JobEventKind.RELEASED, f"the agent process {owner} has stopped")
+    return len(job_ids)
+
+
+def release(session: Session, job_id: int, owner: str, *, counts_as_crash: bool = True) -> JobStatus | None:
+    """Take a job from its owner whose end could not be stored. Return its new status.
+
+    The caller knows that no thread of the owner processes the job. The release counts as a crash, so that a job whose
+    end can never be stored is not processed again and again. Without `counts_as_crash`, and after an attempt that only
+    waited, the attempt is not counted either. Returns None when `owner` no longer owns the job.
+    """
+    if not counts_as_crash:
+        stmt = _release_statement(owner).where(Job.id == job_id).values(attempt=Job.attempt - 1)
+        if execute_and_count(session, stmt) == 0:
+            return None
+        _record_release(session, job_id)
+        return JobStatus.PENDING
+    is_owned = (Job.id == job_id) & (Job.owner == owner) & (Job.status == PROCESSING_LITERAL)
+    found = session.execute(_CRASH_COLUMNS.where(is_owned).with_for_update()).one_or_none()
+    if found is None:
+        return None
+    status = _reap_job(session, is_owned, *found)
+    _record_release(session, job_id)
+    return status
+
+
+def _record_release(session: Session, job_id: int) -> None:
+    job_events.record(session, job_id, JobEventKind.RELEASED, "the end of the attempt could not be stored")
+
+
+def _release_statement(owner: str) -> Update:
+    stmt = update(Job).where(Job.owner == owner, Job.status == PROCESSING_LITERAL)
+    return stmt.values(status=JobStatus.PENDING, owner=None, lease_until=None, available_at=None, epoch=Job.epoch + 1)

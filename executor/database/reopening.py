@@ -1,0 +1,100 @@
+"""Continues jobs: ends the backoff of a job or of its report, and continues jobs that have ended only here.
+
+No function commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import case, func, null, update
+from sqlalchemy.orm import Session
+
+from executor.database import job_events
+from executor.database.statements import execute_and_count
+from executor.database.tables import Job, utc_now
+from executor.model import SETTLED_STATES, JobEventKind, JobStatus, ReportState
+from executor.shared.error_codes import ErrorCode
+
+#: The codes of abandoned jobs whose attempt has no result, although an earlier attempt may have started a run.
+CODES_WITHOUT_RESULT = (ErrorCode.JOB_GONE, ErrorCode.JOB_CLAIMED_ELSEWHERE)
+#: How long after the deadline of a job its executor may still report the result.
+MAX_REPORT_DELAY = timedelta(minutes=2)
+#: The columns of a job that has ended and gets another attempt.
+_COLUMNS_OF_NEW_ATTEMPT: dict[str, Any] = {
+    "status": JobStatus.PENDING,
+    "report_state": ReportState.NONE,
+    "finished_at": None,
+    "error_code": None,
+    "error_message": None,
+    "operator_detail": None,
+    "owner": None,
+    "lease_until": None,
+    "available_at": None,
+    "claimed_at": None,
+    "report_claimed_until": None,
+}
+
+
+def retry_now(session: Session, job_id: int) -> str:
+    """End a job's backoff: the backoff of a pending job, or the backoff of a due report.
+
+    The report of an ended job that is settled becomes due again: FulcrumCore accepts it if the job is open there, and
+    otherwise the report gets the same state again. A job that another executor has claimed gets an attempt, which
+    continues the job if it is still processing at FulcrumCore. Returns "attempt" if the job is pending, "report" if its
+    report is due now, and "" otherwise.
+    """
+    end_job_backoff = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
+    take_over = (
+        update(Job)
+        .where(Job.id == job_id, Job.report_state == ReportState.CLAIMED_ELSEWHERE)
+        .values(_COLUMNS_OF_NEW_ATTEMPT | {"claim_sent_at": utc_now(), "epoch": Job.epoch + 1})
+    )
+    if execute_and_count(session, end_job_backoff) or execute_and_count(session, take_over):
+        return "attempt"
+    states = (ReportState.DUE, ReportState.REPORTED, ReportState.OVERTAKEN)
+    has_report = (Job.id == job_id) & Job.report_state.in_(states)
+    end_report_backoff = update(Job).where(has_report).values(report_state=ReportState.DUE, report_after=None)
+    return "report" if execute_and_count(session, end_report_backoff) else ""
+
+
+def reopen(session: Session, fulcrum_ids: Collection[str], *, are_claimed: bool, now_at_core: datetime) -> int:
+    """Continue with jobs that have ended here although FulcrumCore lists them as open; return their number.
+
+    FulcrumCore may have refused them for a while, or its database was restored from a backup. A job that has a result
+    is reported again. An abandoned job without the result of a run gets another attempt. `are_claimed`: FulcrumCore
+    lists the jobs as claimed by this agent. `now_at_core` is the present time by FulcrumCore's clock.
+
+    A job that another executor has claimed gets another attempt only if FulcrumCore lists it as pending. When
+    FulcrumCore lists it as claimed after its deadline, no executor may still run it. Then its failure is reported,
+    because it would block its service for ever.
+    """
+    code = func.coalesce(Job.error_code, "")
+    is_settled = Job.fulcrum_id.in_(fulcrum_ids) & Job.report_state.in_(SETTLED_STATES)
+    is_claimed_elsewhere = code == ErrorCode.JOB_CLAIMED_ELSEWHERE
+    is_abandoned = Job.report_state.in_((ReportState.ABANDONED, ReportState.CLAIMED_ELSEWHERE))
+    has_no_result = is_abandoned & (Job.started_at.is_(None) | code.in_(CODES_WITHOUT_RESULT))
+    if are_claimed:
+        is_settled &= ~is_claimed_elsewhere | (Job.deadline_at < now_at_core - MAX_REPORT_DELAY)
+        has_no_result &= ~is_claimed_elsewhere
+    columns = {
+        # An earlier claim of this agent may still be accepted. The claim of another executor is not this agent's.
+        "claim_sent_at": case((is_claimed_elsewhere, null()), else_=Job.claim_sent_at),
+        "claimed_at": utc_now() if are_claimed else None,
+        "epoch": Job.epoch + 1,
+    }
+    requeue_jobs = (
+        update(Job).where(is_settled, has_no_result).values(_COLUMNS_OF_NEW_ATTEMPT | columns).returning(Job.id)
+    )
+    report_again = (
+        update(Job)
+        .where(is_settled)  # the statement above has changed the state of the jobs without a result
+        .values(report_state=ReportState.DUE, report_after=None, report_attempts=0, reported_at=None)
+        .returning(Job.id)
+    )
+    job_ids = [*session.scalars(requeue_jobs), *session.scalars(report_again)]
+    for job_id in job_ids:
+        job_events.record(session, job_id, JobEventKind.REOPENED, "FulcrumCore lists the job as open")
+    return len(job_ids)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from executor.agent import crash_points
 from executor.agent.job_fields import delivered_properties, is_local, new_vm_name, require_service_id
 from executor.agent.tenant_usage import TenantUsage
-from executor.database import mappings
+from executor.database import free_vmids, mappings
 from executor.database.engine import reading, transaction
 from executor.database.tables import Job, Mapping
 from executor.errors import JobError
@@ -197,7 +197,7 @@ class MappingFinder:
         """Return a random VMID of the range that is neither mapped, nor in quarantine, nor in `used_vmids`."""
         cluster_vmid_range = (self.cluster, self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max)
         with reading(self.engine) as session:  # a unique index refuses a VMID that is mapped after this read
-            return mappings.pick_vmid(
+            return free_vmids.pick_vmid(
                 session,
                 cluster_vmid_range,
                 quarantine_s=self.settings.smith_vmid_quarantine_s,

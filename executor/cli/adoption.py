@@ -13,7 +13,7 @@ from executor.cli.ansible_playbook import Output
 from executor.cli.arguments import CommandFailed
 from executor.cli.mapping_changes import record_change, refuse_while_in_use
 from executor.cli.service_lock import ServiceLock, locked_service
-from executor.database import audit, mappings
+from executor.database import audit, mapping_queries, mappings
 from executor.database.engine import reading, transaction
 from executor.model import GuestKind, MappingState
 from executor.runs.actions import ansible_home
@@ -61,7 +61,7 @@ class Adoption:
         with reading(self.engine) as session:
             refuse_while_in_use(session, self.service_id)
             service_mapping = mappings.current(session, self.service_id)
-            for row in mappings.find_by_vmid(session, vmid):
+            for row in mapping_queries.find_by_vmid(session, vmid):
                 maps_vm_to_other_service = row.service_id != self.service_id and row.cluster == cluster
                 if maps_vm_to_other_service and row.state != MappingState.DELETED:
                     raise CommandFailed(f"VM {vmid} is mapped to service {row.service_id}: forget that mapping first")

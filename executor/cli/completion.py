@@ -117,7 +117,7 @@ def complete_action(incomplete: str) -> Iterator[Value]:
 
 def _mapped_vms(session: Session) -> list[tuple[str, str, str]]:
     """Return VMID, name and service id of the newest current mappings."""
-    from executor.database import mappings  # noqa: PLC0415 (no command needs this import)
+    from executor.database import mapping_queries  # noqa: PLC0415 (no command needs this import)
 
-    rows = mappings.list_mappings(session, limit=MAX_ROWS)
+    rows = mapping_queries.list_mappings(session, limit=MAX_ROWS)
     return [(str(row.vmid), row.name or "", row.service_id) for row in rows]

@@ -13,7 +13,7 @@ from executor.cli.lookup import find_job, find_service_id
 from executor.cli.output import show_json, show_text
 from executor.cli.store import reading_store
 from executor.cli.tables import is_terminal, show_document, show_fields, show_heading, show_rows
-from executor.database import audit, job_events, mappings, queries
+from executor.database import audit, job_events, mapping_queries, queries
 from executor.database.tables import Job, utc_now
 from executor.model import JobStatus
 from executor.views import timeline
@@ -85,7 +85,7 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
             since=since_time(since),
             limit=limit,
         )
-        vms = mappings.current_of_services(store.session, {job.service_id for job in jobs if job.service_id})
+        vms = mapping_queries.current_of_services(store.session, {job.service_id for job in jobs if job.service_id})
     fields = [summary_fields(job) | name_fields(job, vms) for job in jobs]
     if as_json:
         show_json(fields)
@@ -112,7 +112,7 @@ def show_job(reference: JobReference, as_json: AsJson = False) -> None:
         runs = queries.runs_with_stories(store.session, [job.id])
         events = job_events.of_job(store.session, job.id)
         changes = audit.list_entries(store.session, subject_id_prefix=job.fulcrum_id)
-        vms = mappings.current_of_services(store.session, [job.service_id] if job.service_id else [])
+        vms = mapping_queries.current_of_services(store.session, [job.service_id] if job.service_id else [])
     fields = name_fields(job, vms) | detail_fields(job)
     if as_json:
         rows = [run_fields(run) | {"story": run.story} for run in runs]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from executor.cli.arguments import CommandFailed, UnusableReference
 from executor.cli.service_lock import describe_obstacle
-from executor.database import audit, manual_runs, mappings, queries
+from executor.database import audit, manual_runs, mapping_queries, queries
 from executor.database.tables import Mapping
 from executor.model import JobStatus, MappingState
 
@@ -27,7 +27,7 @@ def find_mapping(session: Session, reference: str) -> Mapping:
     mapping matches.
     """
     refuse_empty_reference(reference)
-    matches = [row for row in mappings.find(session, reference) if row.state != MappingState.DELETED]
+    matches = [row for row in mapping_queries.find(session, reference) if row.state != MappingState.DELETED]
     if not matches:
         raise UnusableReference(f"no mapping matches {reference}: `smith mappings list` shows the mappings")
     if len(matches) > 1:

@@ -13,7 +13,7 @@ from executor.cli.mapping_changes import refuse_empty_reference
 from executor.cli.output import show_json
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
-from executor.database import mappings
+from executor.database import mapping_queries
 from executor.database.tables import Mapping, utc_now
 from executor.model import MappingState
 from executor.views.text import elapsed_text, short_id
@@ -64,12 +64,12 @@ def list_mappings(
 
     Ended mappings (state deleted) are listed only with --all.
     """
-    # Without states, `mappings.list_mappings` returns all mappings that are not deleted.
+    # Without states, `mapping_queries.list_mappings` returns all mappings that are not deleted.
     states = state or []
     if include_deleted and not state:
         states = list(MappingState)
     with reading_store() as store:
-        listed_mappings = mappings.list_mappings(store.session, states=states, limit=limit)
+        listed_mappings = mapping_queries.list_mappings(store.session, states=states, limit=limit)
     if as_json:
         show_json([_json_fields(mapping) for mapping in listed_mappings])
         return
@@ -95,7 +95,7 @@ def show_mapping(
     reference = reference.strip()
     refuse_empty_reference(reference)
     with reading_store() as store:
-        matches = mappings.find(store.session, reference)
+        matches = mapping_queries.find(store.session, reference)
     if not matches:
         raise UnusableReference(f"no mapping matches {reference}: `smith mappings list --all` shows the mappings")
     # A service id or a VM's name must match only one service. A VMID may match several, because the VMs of several

@@ -15,7 +15,7 @@ from executor.cli.output import show_json, show_text
 from executor.cli.run_log import NO_OUTPUT_TEXT, find_manual_run
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
-from executor.database import manual_runs, mappings, queries
+from executor.database import manual_runs, mapping_queries, queries
 from executor.database.tables import Run
 from executor.model import RunStatus
 from executor.settings.settings import Settings
@@ -78,7 +78,7 @@ def _recent_rows(
 ) -> list[dict[str, Any]]:
     """Return the newest runs of jobs and the newest runs that operators started, together at most `limit`."""
     runs = queries.recent_runs(session, limit, job_id=job_id, since=since, only_failed=only_failed)
-    vms = mappings.current_of_services(session, {job.service_id for _run, job in runs if job.service_id})
+    vms = mapping_queries.current_of_services(session, {job.service_id for _run, job in runs if job.service_id})
     rows = [run_fields(run) | {"fulcrum_id": job.fulcrum_id} | name_fields(job, vms) for run, job in runs]
     if job_id is None:
         manual = manual_runs.recent(session, limit)

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
 
-from executor.database import audit, job_events, manual_runs, mappings, queries, secret_references
+from executor.database import audit, job_events, manual_runs, queries, secret_references, volumes_left
 from executor.database.engine import sqlite_file, translating_errors
 from executor.database.statements import execute_and_count
 from executor.database.tables import AuditEntry, Job, Mapping, Run
@@ -80,7 +80,7 @@ def why_not_ended(session: Session, data: StoredData) -> str:
         return "a job is open, or its report is due"
     if any(row.state != MappingState.DELETED for row in data.mappings):
         return "the service has a mapping, so its VM may exist: delete the service, or see `smith mappings forget`"
-    if any(mappings.has_volumes_left(row) for row in data.mappings):
+    if any(volumes_left.has_volumes_left(row) for row in data.mappings):
         return "volumes of the deleted VM may exist: remove them, then `smith drift fix` removes the note about them"
     return ""
 

@@ -62,7 +62,7 @@ MAX_CLAIM_ATTEMPTS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """The right to write the row of one job. The right ends when the job's epoch is raised, for example by `reaping.reap`.
+    """The right to write the row of one job. It ends when the job's epoch is raised, for example by `reaping.reap`.
 
     The time until which the owner has renewed the lease is in the column `lease_until`.
     """

@@ -9,25 +9,27 @@ until they are removed. No function commits: the caller opens and commits the tr
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Collection, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Select, delete, func, literal, literal_column, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from executor.database.statements import execute_and_count, is_integer_text, may_begin_id
-from executor.database.tables import DELETED_LITERAL, Mapping, utc_now
-from executor.errors import JobError
+from executor.database.mapping_conditions import (
+    IS_CURRENT,
+    IS_DELETED,
+    NAMES_VOLUMES,
+    NOTE_VOLUMES_LEFT,
+    VOLUME_SEPARATOR,
+)
+from executor.database.statements import execute_and_count
+from executor.database.tables import Mapping, utc_now
 from executor.model import GuestKind, MappingState
 from executor.shared import marker
-from executor.shared.error_codes import ErrorCode
 
-#: How many random VMIDs `pick_vmid` tries before it searches the range from its start.
-RANDOM_TRIES = 64
 #: A VM's name ends with the first hexadecimal digits of the service id. This is the number of these digits.
 SERVICE_ID_PART_LENGTH = 8
 #: The maximum length of the first part of a VM's name. A dash and SERVICE_ID_PART_LENGTH digits follow this part. The
@@ -35,24 +37,8 @@ SERVICE_ID_PART_LENGTH = 8
 MAX_HOSTNAME_PART_LENGTH = 54
 #: The note of a mapping whose VM was found by its marker (see `marker.marker_for`).
 NOTE_FOUND_BY_MARKER = "found by its marker"
-#: The beginning of the note of a deleted mapping, some of whose VM's volumes still exist. Their ids follow.
-NOTE_VOLUMES_LEFT = "VOLUMES_LEFT: "
-VOLUME_SEPARATOR = ", "
 #: The maximum number of mappings that `due_for_deletion` returns by default.
 DUE_PAGE_SIZE = 100
-#: The maximum number of mappings that `find` returns.
-MAX_FOUND_MAPPINGS = 100
-
-# These conditions contain literals, so that SQLite uses the partial indexes.
-_IS_CURRENT = Mapping.state != DELETED_LITERAL
-_IS_DELETED = Mapping.state == DELETED_LITERAL
-_NAMES_VOLUMES = func.substr(
-    Mapping.note, literal_column("1"), literal_column(str(len(NOTE_VOLUMES_LEFT)))
-) == literal_column(f"'{NOTE_VOLUMES_LEFT}'")
-_HAS_VOLUMES_LEFT = _IS_DELETED & _NAMES_VOLUMES
-
-#: The name of a cluster, and the lowest and the highest VMID for new VMs on this cluster.
-ClusterVmidRange = tuple[str, int, int]
 
 
 def vm_name(hostname: str, service_id: str) -> str:
@@ -71,7 +57,7 @@ def vm_name(hostname: str, service_id: str) -> str:
 
 def current(session: Session, service_id: str) -> Mapping | None:
     """Return the service's current mapping, or None if the service has no current mapping."""
-    stmt = select(Mapping).where(Mapping.service_id == service_id, _IS_CURRENT)
+    stmt = select(Mapping).where(Mapping.service_id == service_id, IS_CURRENT)
     return session.scalar(stmt)
 
 
@@ -87,46 +73,12 @@ def get_one(session: Session, mapping_id: int) -> Mapping:
 
 def all_current(session: Session) -> Sequence[Mapping]:
     """Return all current mappings."""
-    return session.scalars(select(Mapping).where(_IS_CURRENT)).all()
+    return session.scalars(select(Mapping).where(IS_CURRENT)).all()
 
 
 def mapped_vmids(session: Session, cluster: str) -> frozenset[int]:
     """Return the VMIDs of a cluster's current mappings."""
-    return frozenset(session.scalars(select(Mapping.vmid).where(_IS_CURRENT, Mapping.cluster == cluster)))
-
-
-def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: float, used_vmids: set[int]) -> int:
-    """Return a VMID of the range that is neither mapped, nor in quarantine, nor in `used_vmids`.
-
-    `used_vmids` are the VMIDs that guests in Proxmox use. The VMID of a deleted mapping is in quarantine for
-    `quarantine_s` after the deletion, and as long as volumes of the deleted VM still exist: a new VM would find them
-    under its own names. Raises JobError CAPACITY when no VMID of the range is available.
-    """
-    _cluster, lowest, highest = vmid_range
-    unavailable = used_vmids | unavailable_vmids(session, vmid_range, quarantine_s=quarantine_s)
-    for _ in range(RANDOM_TRIES):
-        vmid = random.randint(lowest, highest)  # noqa: S311 (not for security)
-        if vmid not in unavailable:
-            return vmid
-    for vmid in range(lowest, highest + 1):
-        if vmid not in unavailable:
-            return vmid
-    text = f"no VMID is free between {lowest} and {highest}"
-    raise JobError(ErrorCode.CAPACITY, "no VMID is free", text)
-
-
-def unavailable_vmids(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: float) -> set[int]:
-    """Return the VMIDs of the range that are mapped, in quarantine, or of a deleted VM whose volumes still exist."""
-    cluster, lowest, highest = vmid_range
-    # The VMID of a mapping that was deleted after this time is in quarantine.
-    quarantine_cutoff = utc_now() - timedelta(seconds=quarantine_s)
-    in_range = select(Mapping.vmid).where(Mapping.cluster == cluster, Mapping.vmid.between(lowest, highest))
-    vmids: set[int] = set()
-    # There is one query for each partial index, because a single query with OR would read the whole table.
-    is_in_quarantine = _IS_DELETED & (Mapping.deleted_at > quarantine_cutoff)
-    for is_unavailable in (_IS_CURRENT, is_in_quarantine, _HAS_VOLUMES_LEFT):
-        vmids |= set(session.scalars(in_range.where(is_unavailable)))
-    return vmids
+    return frozenset(session.scalars(select(Mapping.vmid).where(IS_CURRENT, Mapping.cluster == cluster)))
 
 
 def reserve(  # noqa: PLR0913 (one parameter for each column)
@@ -274,13 +226,13 @@ def mark_vm_lost(session: Session, mapping_id: int, note: str) -> None:
 
 def _update(session: Session, mapping_id: int, *, now: datetime, **values: Any) -> None:
     """Update columns of a mapping. A mapping that is marked as deleted does not change."""
-    stmt = update(Mapping).where(Mapping.id == mapping_id, _IS_CURRENT)
+    stmt = update(Mapping).where(Mapping.id == mapping_id, IS_CURRENT)
     session.execute(stmt.values(updated_at=now, **values))
 
 
 def active(session: Session, cluster: str | None = None) -> Sequence[Mapping]:
     """Return the active mappings of one cluster, or of all clusters, ordered by VMID."""
-    stmt = select(Mapping).where(_IS_CURRENT, Mapping.state == MappingState.ACTIVE).order_by(Mapping.vmid)
+    stmt = select(Mapping).where(IS_CURRENT, Mapping.state == MappingState.ACTIVE).order_by(Mapping.vmid)
     return session.scalars(stmt if cluster is None else stmt.where(Mapping.cluster == cluster)).all()
 
 
@@ -291,7 +243,7 @@ def due_for_deletion(
 
     At most `limit` mappings are returned. With `after`, the first of them is the one that follows this mapping.
     """
-    stmt = select(Mapping).where(_IS_CURRENT, Mapping.state == MappingState.PENDING_DELETION)
+    stmt = select(Mapping).where(IS_CURRENT, Mapping.state == MappingState.PENDING_DELETION)
     stmt = stmt.where(Mapping.cluster == cluster)
     if after is not None:
         is_same_time_but_later_row = (Mapping.delete_at == after.delete_at) & (Mapping.id > after.id)
@@ -300,89 +252,12 @@ def due_for_deletion(
     return session.scalars(stmt).all()
 
 
-def with_volumes_left(session: Session, cluster: str) -> Sequence[Mapping]:
-    """Return the deleted mappings of a cluster, some of whose VM's volumes existed after the deletion."""
-    stmt = select(Mapping).where(_HAS_VOLUMES_LEFT, Mapping.cluster == cluster)
-    return session.scalars(stmt.order_by(Mapping.id)).all()
-
-
-def volumes_left(mapping: Mapping) -> list[str]:
-    """Return the volumes in the note of a mapping that `with_volumes_left` returns."""
-    return (mapping.note or "").removeprefix(NOTE_VOLUMES_LEFT).split(VOLUME_SEPARATOR)
-
-
-def has_volumes_left(mapping: Mapping) -> bool:
-    """Return whether the note of a mapping names volumes of its deleted VM that may still exist."""
-    return (mapping.note or "").startswith(NOTE_VOLUMES_LEFT)
-
-
-def note_volumes_removed(session: Session, mapping_id: int) -> None:
-    """Remove the note about volumes that do not exist any more."""
-    stmt = update(Mapping).where(Mapping.id == mapping_id, _HAS_VOLUMES_LEFT)
-    session.execute(stmt.values(note=None))
-
-
 def prune(session: Session, *, deleted_before: datetime, limit: int) -> int:
     """Remove at most `limit` rows of mappings that became deleted before `deleted_before`. Return their number.
 
     A row that names volumes which may still exist is kept.
     """
-    old_rows = select(Mapping.id).where(_IS_DELETED, Mapping.deleted_at < deleted_before)
-    old_rows = old_rows.where(Mapping.note.is_(None) | ~_NAMES_VOLUMES)
+    old_rows = select(Mapping.id).where(IS_DELETED, Mapping.deleted_at < deleted_before)
+    old_rows = old_rows.where(Mapping.note.is_(None) | ~NAMES_VOLUMES)
     old_ids = session.scalars(old_rows.order_by(Mapping.deleted_at).limit(limit)).all()
     return execute_and_count(session, delete(Mapping).where(Mapping.id.in_(old_ids)))
-
-
-def current_of_services(session: Session, service_ids: Collection[str]) -> dict[str, Mapping]:
-    """Return the mapping of each of these services that has one which is not deleted. The keys are the service ids."""
-    stmt = select(Mapping).where(Mapping.service_id.in_(service_ids), Mapping.state != DELETED_LITERAL)
-    return {row.service_id: row for row in session.scalars(stmt)}
-
-
-def list_mappings(session: Session, *, states: Sequence[str] = (), limit: int = 1000) -> Sequence[Mapping]:
-    """Return the mappings in these states, newest first. If `states` is empty, return the current mappings."""
-    stmt = select(Mapping).order_by(Mapping.id.desc()).limit(limit)
-    if states:
-        return session.scalars(stmt.where(Mapping.state.in_(states))).all()
-    return session.scalars(stmt.where(_IS_CURRENT)).all()
-
-
-def find(session: Session, reference: str) -> Sequence[Mapping]:
-    """Return the mappings that `reference` names, newest first. They include deleted mappings.
-
-    `reference` is a VMID, the name of a VM with or without its suffix (see `vm_name`), a service id, or the beginning
-    of a service id. A number that is not the VMID of a mapping may be a name or, if it is long, the beginning of a
-    service id.
-    """
-    if not reference:
-        return []
-    if is_integer_text(reference) and (matches := find_by_vmid(session, int(reference))):
-        return matches
-    suffix = func.substr(Mapping.service_id, 1, SERVICE_ID_PART_LENGTH)
-    has_name = (Mapping.name == reference) | (Mapping.name == literal(f"{reference}-").concat(suffix))
-    is_named = has_name
-    if may_begin_id(reference):
-        is_named |= Mapping.service_id.startswith(reference.lower(), autoescape=True)
-    return session.scalars(_newest_first().where(is_named)).all()
-
-
-def find_by_vmid(session: Session, vmid: int) -> Sequence[Mapping]:
-    """Return the mappings with this VMID, newest first. They include deleted mappings."""
-    return session.scalars(_newest_first().where(Mapping.vmid == vmid)).all()
-
-
-def _newest_first() -> Select[Mapping]:
-    return select(Mapping).order_by(Mapping.id.desc()).limit(MAX_FOUND_MAPPINGS)
-
-
-def count_by_state(session: Session, *, should_count_deleted: bool = True) -> dict[str, int]:
-    """Return the number of mappings in each state, which may be 0.
-
-    If `should_count_deleted` is False, the state deleted is left out.
-    """
-    stmt = select(Mapping.state, func.count()).group_by(Mapping.state)
-    counts = {state.value: 0 for state in MappingState}
-    if not should_count_deleted:
-        stmt = stmt.where(_IS_CURRENT)
-        del counts[MappingState.DELETED.value]
-    return counts | dict(session.execute(stmt).all())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from executor.database import mappings
+from executor.database import free_vmids
 from executor.doctor.checks import Area, CheckResult, ResultFactory
 from executor.doctor.database_reads import read_database
 from executor.doctor.deleted_vms import check_deleted_vms
@@ -106,7 +106,7 @@ def _unavailable_vmids(settings: Settings) -> set[int]:
     quarantine_s = settings.smith_vmid_quarantine_s
 
     def read(session: Session) -> set[int]:
-        return mappings.unavailable_vmids(session, vmid_range, quarantine_s=quarantine_s)
+        return free_vmids.unavailable_vmids(session, vmid_range, quarantine_s=quarantine_s)
 
     try:
         return read_database(settings, read, if_missing=set())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from executor.database import audit, mappings, queries
+from executor.database import audit, mappings, queries, volumes_left
 from executor.database.engine import transaction
 from executor.database.tables import Mapping
 from executor.drift import rows
@@ -65,7 +65,7 @@ def _mark_vm_lost(session: Session, _cluster: str, finding: Finding) -> bool:
 
 
 def _note_volumes_removed(session: Session, _cluster: str, finding: Finding) -> bool:
-    mappings.note_volumes_removed(session, _mapping_of(finding).id)
+    volumes_left.note_removed(session, _mapping_of(finding).id)
     return True
 
 

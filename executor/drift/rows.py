@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from executor.database import mappings, queries
+from executor.database import mappings, queries, volumes_left
 from executor.database.tables import Mapping
 from executor.drift.facts import MappingFacts, VolumesLeft
 
@@ -43,8 +43,8 @@ def read(session: Session, cluster: str) -> Rows:
 def read_volumes_left(session: Session, cluster: str) -> tuple[VolumesLeft, ...]:
     """Read which volumes of deleted VMs existed after the deletion."""
     return tuple(
-        VolumesLeft(mapping=mapping_facts(row), volumes=tuple(mappings.volumes_left(row)))
-        for row in mappings.with_volumes_left(session, cluster)
+        VolumesLeft(mapping=mapping_facts(row), volumes=tuple(volumes_left.volume_ids(row)))
+        for row in volumes_left.mappings_with_volumes_left(session, cluster)
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from executor.database import ended_jobs, mappings, queries
+from executor.database import ended_jobs, mapping_queries, queries
 from executor.database.tables import Job, Mapping, Run
 from executor.model import JobStatus
 from executor.settings.settings import Settings
@@ -25,7 +25,7 @@ def read_activity(session: Session, settings: Settings, now: datetime) -> dict[s
     waiting = queries.oldest_pending_jobs(session, MAX_WAITING)
     failed = ended_jobs.last_failures(session, MAX_FAILED)
     jobs = [*running, *waiting, *failed]
-    vms = mappings.current_of_services(session, {job.service_id for job in jobs if job.service_id})
+    vms = mapping_queries.current_of_services(session, {job.service_id for job in jobs if job.service_id})
     runs = {run.job_id: run for run in queries.runs_with_stories(session, [job.id for job in running])}
     return {
         "running": [_running_fields(job, runs.get(job.id), vms, now) for job in reversed(running)],

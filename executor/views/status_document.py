@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from executor.database import mappings, nodes, pauses, queries
+from executor.database import mapping_queries, nodes, pauses, queries
 from executor.database.tables import CriticalJob, Job, Node, Pause, utc_now
 from executor.views.agent_liveness import agent_state, is_alive
 from executor.views.critical_jobs import is_overdue
@@ -63,7 +63,7 @@ def read_status(session: Session, lease_s: float, *, should_count_ended: bool = 
             {"id": job.id, "action": job.action, "fulcrum_id": job.fulcrum_id, "since": job.finished_at}
             for job in queries.jobs_claimed_elsewhere(session, MAX_SHOWN_CLAIMED_ELSEWHERE)
         ],
-        "mappings": mappings.count_by_state(session),
+        "mappings": mapping_queries.count_by_state(session),
         "nodes": [agent_fields(node, now, lease_s) for node in nodes.recent(session, MAX_SHOWN_AGENTS)],
         "critical_overdue": [job.name for job in critical_jobs if is_overdue(job, now)],
         "critical_failing": [_failing_fields(job) for job in critical_jobs if job.failures],

@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from executor.agent.disk_space import BYTES_PER_MIB
-from executor.database import mappings, queries
+from executor.database import mapping_queries, queries
 from executor.database.engine import reading
 from executor.database.tables import utc_now
 from executor.errors import DatabaseError
@@ -79,7 +79,7 @@ class Gauges(Collector):
         """Yield the gauges that are read from the database. Raises DatabaseError."""
         with reading(self._view.engine) as session:
             queue_depths = queries.count_open_jobs(session) | {"report_due": queries.count_due_reports(session)}
-            mapping_counts = mappings.count_by_state(session, should_count_deleted=False)
+            mapping_counts = mapping_queries.count_by_state(session, should_count_deleted=False)
             unaccepted_counts = queries.count_unaccepted_jobs(session)
             oldest_report_at = queries.oldest_due_report_time(session)
             oldest_pending_at = queries.oldest_pending_time(session)

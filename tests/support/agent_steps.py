@@ -8,7 +8,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 from support.database_contents import CLUSTER
 
-from executor.database import job_queue, job_runs, mappings, outbox, reaping
+from executor.database import free_vmids, job_queue, job_runs, mappings, outbox, reaping
 from executor.database.engine import reading, transaction
 from executor.database.other_leases import leases_of_others
 from executor.database.tables import Job
@@ -71,7 +71,7 @@ def mapping_of(session: Session, job: Job) -> MappingRow:
     mapping = mappings.current(session, service_id)
     if mapping is None:
         assert job.run_ident is None, "a started job has its mapping"
-        vmid = mappings.pick_vmid(session, (CLUSTER, 200_000, 200_999), quarantine_s=60, used_vmids=set())
+        vmid = free_vmids.pick_vmid(session, (CLUSTER, 200_000, 200_999), quarantine_s=60, used_vmids=set())
         mapping = mappings.reserve(session, service_id=service_id, cluster=CLUSTER, vmid=vmid, name=f"new-{job.id}")
     assert mapping is not None
     assert mapping.marker == marker_for(service_id)

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from executor.database import mappings
+from executor.database import free_vmids, mappings
 from executor.database.engine import reading, transaction
 from executor.database.tables import Mapping
 
@@ -41,4 +41,4 @@ def apply_result(engine: Engine, mapping_id: int, **vm: Any) -> None:
 
 def pick(engine: Engine, low: int, high: int, *, quarantine_s: float = 3600, taken: set[int] | None = None) -> int:
     with transaction(engine) as session:
-        return mappings.pick_vmid(session, ("c", low, high), quarantine_s=quarantine_s, used_vmids=taken or set())
+        return free_vmids.pick_vmid(session, ("c", low, high), quarantine_s=quarantine_s, used_vmids=taken or set())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from executor.database import audit, job_events, mappings, queries
+from executor.database import audit, job_events, mapping_queries, queries
 from executor.database.engine import reading
 from executor.database.tables import AuditEntry, Job, JobEvent, Run, utc_now
 from executor.views import timeline
@@ -42,7 +42,7 @@ def read_story(engine: Engine, job_id: int) -> JobStory | None:
         job = queries.get_job(session, job_id)
         if job is None:
             return None
-        vms = mappings.current_of_services(session, [job.service_id] if job.service_id else [])
+        vms = mapping_queries.current_of_services(session, [job.service_id] if job.service_id else [])
         return JobStory(
             job=job,
             runs=list(queries.runs_with_stories(session, [job.id])),

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
-from executor.database import mappings, queries
+from executor.database import mapping_queries, queries
 from executor.database.engine import reading
 from executor.database.tables import utc_now
 from executor.model import JobStatus
@@ -66,7 +66,7 @@ def show(parts: PageParts, request: Request) -> Response:
                     limit=PAGE_SIZE + 1,
                 )
             )
-        vms = mappings.current_of_services(session, {job.service_id for job in jobs if job.service_id})
+        vms = mapping_queries.current_of_services(session, {job.service_id for job in jobs if job.service_id})
     now, shown = utc_now(), jobs[:PAGE_SIZE]
     rows = [summary_fields(job) | name_fields(job, vms) | {"age": elapsed_text(job.received_at, now)} for job in shown]
     older = filters.query(before=shown[-1].id) if len(jobs) > PAGE_SIZE else ""
@@ -96,5 +96,5 @@ def filters_in(values: Mapping[str, str]) -> Filters:
 
 def _services(session: Session, search: str) -> Collection[str]:
     """Return the services whose id begins with the text, or that have a VM with this VMID or name."""
-    found = {mapping.service_id for mapping in mappings.find(session, search)}
+    found = {mapping.service_id for mapping in mapping_queries.find(session, search)}
     return found | set(queries.service_ids_with_prefix(session, search))

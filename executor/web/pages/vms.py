@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from executor.database import mappings
+from executor.database import mapping_queries
 from executor.database.engine import reading
 from executor.model import MappingState
 from executor.web.pages.parts import PageParts
@@ -20,7 +20,7 @@ def show(parts: PageParts, request: Request) -> Response:
     state = request.query_params.get("state", "")
     state = state if state in set(MappingState) else ""
     with reading(view.engine) as session:
-        vms = mappings.list_mappings(session, states=[state] if state else (), limit=MAX_VMS)
+        vms = mapping_queries.list_mappings(session, states=[state] if state else (), limit=MAX_VMS)
     findings = view.list_drift()
     drift = {finding.service_id: finding for finding in findings or ()}
     return parts.renderer.page(

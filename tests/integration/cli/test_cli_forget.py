@@ -14,7 +14,7 @@ from smith_lab.system import LabSystem, running_lab
 from sqlalchemy import text, update
 from support.cli_world import Cli
 
-from executor.database import audit, erasure, mappings, outbox
+from executor.database import audit, erasure, mapping_conditions, mappings, outbox
 from executor.database.tables import Job, Mapping, Run, utc_now
 from executor.model import ReportState
 
@@ -161,7 +161,7 @@ def vm_that_may_exist(smith: Cli) -> None:
 
 def volumes_left(smith: Cli) -> None:
     with smith.filling() as session:
-        note = mappings.NOTE_VOLUMES_LEFT + "local-lvm:vm-100001-disk-0"
+        note = mapping_conditions.NOTE_VOLUMES_LEFT + "local-lvm:vm-100001-disk-0"
         session.execute(update(Mapping).where(Mapping.service_id == SERVICE).values(note=note))
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 from support.databases import migrated_sqlite_file, new_job
 
-from executor.database import job_queue, job_runs, mappings, other_leases, outbox, reaping, reopening
+from executor.database import free_vmids, job_queue, job_runs, mappings, other_leases, outbox, reaping, reopening
 from executor.database.engine import open_engine, reading, transaction
 from executor.database.job_queue import Lease
 from executor.database.tables import Job, Mapping, db_now, utc_now
@@ -211,9 +211,9 @@ class Queue(RuleBasedStateMachine):
         taken = set(session.scalars(select(Mapping.vmid)))
         if taken == {101, 102, 103}:
             with pytest.raises(JobError):
-                mappings.pick_vmid(session, ("c", 101, 103), quarantine_s=3600, used_vmids=set())
+                free_vmids.pick_vmid(session, ("c", 101, 103), quarantine_s=3600, used_vmids=set())
         else:
-            assert mappings.pick_vmid(session, ("c", 101, 103), quarantine_s=3600, used_vmids=set()) not in taken
+            assert free_vmids.pick_vmid(session, ("c", 101, 103), quarantine_s=3600, used_vmids=set()) not in taken
 
     @rule(service=SERVICES, what=st.sampled_from(["running", "absent", "release", "lose"]))
     def change_mapping(self, service: str, what: str) -> None:

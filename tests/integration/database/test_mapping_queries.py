@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, select, update
 from support.mapping_rows import OTHER, SERVICE, apply_result, reserve, reserved, row
 
-from executor.database import mappings
+from executor.database import mapping_queries, mappings
 from executor.database.engine import reading, transaction
 from executor.database.tables import Mapping, utc_now
 from executor.errors import DatabaseRefused
@@ -48,7 +48,7 @@ def test_active_mappings_are_filtered_by_cluster_and_ordered_by_vmid(engine: Eng
     with reading(engine) as session:
         assert [mapping.vmid for mapping in mappings.active(session)] == [101, 102, 103]
         assert [mapping.vmid for mapping in mappings.active(session, "c")] == [101, 103]
-        counts = mappings.count_by_state(session)
+        counts = mapping_queries.count_by_state(session)
     assert counts == {"reserved": 1, "active": 3, "pending_deletion": 0, "deleted": 0, "vm_lost": 0}
 
 
@@ -57,8 +57,8 @@ def test_deleted_mappings_are_counted_on_request_only(engine: Engine) -> None:
     reserved(engine, OTHER, 102)
     others = {"active": 0, "pending_deletion": 0, "vm_lost": 0}
     with reading(engine) as session:
-        assert mappings.count_by_state(session) == {"reserved": 1, "deleted": 1} | others
-        assert mappings.count_by_state(session, should_count_deleted=False) == {"reserved": 1} | others
+        assert mapping_queries.count_by_state(session) == {"reserved": 1, "deleted": 1} | others
+        assert mapping_queries.count_by_state(session, should_count_deleted=False) == {"reserved": 1} | others
 
 
 def test_current_mappings_and_their_vmids_are_listed(engine: Engine) -> None:
@@ -151,7 +151,7 @@ def test_a_list_of_mappings_has_a_limit(engine: Engine) -> None:
     for vmid in (101, 102, 103):
         reserved(engine, str(uuid.uuid4()), vmid)
     with reading(engine) as session:
-        assert [mapping.vmid for mapping in mappings.list_mappings(session, limit=2)] == [103, 102]
+        assert [mapping.vmid for mapping in mapping_queries.list_mappings(session, limit=2)] == [103, 102]
 
 
 def test_a_vm_pending_deletion_keeps_its_vmid(engine: Engine) -> None:
@@ -191,18 +191,18 @@ def test_a_container_is_mapped_as_one(engine: Engine) -> None:
 def test_a_mapping_is_found_by_vmid_name_or_service(engine: Engine, reference: str, found: int) -> None:
     reserved(engine)
     with reading(engine) as session:
-        assert len(mappings.find(session, reference)) == found
+        assert len(mapping_queries.find(session, reference)) == found
 
 
 def test_at_most_the_newest_hundred_mappings_of_a_vmid_are_found(engine: Engine) -> None:
     last = reserved(engine)
     with transaction(engine) as session:
         mappings.mark_deleted(session, last, "")
-        for _ in range(mappings.MAX_FOUND_MAPPINGS):
+        for _ in range(mapping_queries.MAX_FOUND_MAPPINGS):
             mapping = mappings.reserve(session, service_id=SERVICE, cluster="c", vmid=101, name="vm")
             assert mapping is not None
             mappings.mark_deleted(session, mapping.id, "")
         last = mapping.id
     with reading(engine) as session:
-        found = [mapping.id for mapping in mappings.find_by_vmid(session, 101)]
-    assert found == list(range(last, last - mappings.MAX_FOUND_MAPPINGS, -1))
+        found = [mapping.id for mapping in mapping_queries.find_by_vmid(session, 101)]
+    assert found == list(range(last, last - mapping_queries.MAX_FOUND_MAPPINGS, -1))

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, event, update
 from support.mapping_rows import OTHER, SERVICE, apply_result, pick, reserve, reserved, row
 
-from executor.database import mappings
+from executor.database import mapping_queries, mappings, volumes_left
 from executor.database.engine import reading, transaction
 from executor.database.tables import Mapping, db_now
 from executor.model import MappingState
@@ -48,13 +48,13 @@ def test_every_vm_of_a_service_stays_in_the_history(engine: Engine) -> None:
         apply_result(engine, reserved(engine, SERVICE, vmid), status="absent")
     last = reserved(engine, SERVICE, 101)
     with reading(engine) as session:
-        assert [mapping.vmid for mapping in mappings.find(session, SERVICE)] == [101, 103, 102, 101]
-        assert len(mappings.find(session, "101")) == 2
+        assert [mapping.vmid for mapping in mapping_queries.find(session, SERVICE)] == [101, 103, 102, 101]
+        assert len(mapping_queries.find(session, "101")) == 2
         current = mappings.current(session, SERVICE)
         assert current is not None
         assert current.id == last
-        assert [mapping.id for mapping in mappings.list_mappings(session)] == [last]
-        assert len(mappings.list_mappings(session, states=[MappingState.DELETED])) == 3
+        assert [mapping.id for mapping in mapping_queries.list_mappings(session)] == [last]
+        assert len(mapping_queries.list_mappings(session, states=[MappingState.DELETED])) == 3
 
 
 def test_a_mapping_of_a_lost_vm_is_still_the_services_and_keeps_its_vmid(engine: Engine) -> None:
@@ -250,15 +250,17 @@ def test_the_volumes_that_a_deleted_vm_left_are_listed_until_they_are_removed(en
         mappings.mark_deleted(session, reason, "VM_ID_TAKEN")
         mappings.mark_vm_lost(session, current, "VOLUMES_LEFT: a")
     with transaction(engine) as session:
-        found = mappings.with_volumes_left(session, "c")
+        found = volumes_left.mappings_with_volumes_left(session, "c")
         assert [mapping.id for mapping in found] == [first, second]
-        assert [mappings.volumes_left(mapping) for mapping in found] == [volumes, volumes]
+        assert [volumes_left.volume_ids(mapping) for mapping in found] == [volumes, volumes]
         for mapping_id in (first, reason, current):
-            mappings.note_volumes_removed(session, mapping_id)
-        assert [mapping.id for mapping in mappings.with_volumes_left(session, "another cluster")] == [elsewhere]
+            volumes_left.note_removed(session, mapping_id)
+        assert [mapping.id for mapping in volumes_left.mappings_with_volumes_left(session, "another cluster")] == [
+            elsewhere
+        ]
 
     assert row(engine, first).note is None
-    assert mappings.has_volumes_left(row(engine, second))
-    assert not mappings.has_volumes_left(row(engine, first))
-    assert not mappings.has_volumes_left(row(engine, reason))
+    assert volumes_left.has_volumes_left(row(engine, second))
+    assert not volumes_left.has_volumes_left(row(engine, first))
+    assert not volumes_left.has_volumes_left(row(engine, reason))
     assert (row(engine, reason).note, row(engine, current).note) == ("VM_ID_TAKEN", "VOLUMES_LEFT: a")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, update
 from support.mapping_rows import OTHER, SERVICE, apply_result, pick, reserve, reserved, row
 
-from executor.database import mappings
+from executor.database import mapping_queries, mappings, volumes_left
 from executor.database.engine import reading, transaction
 from executor.database.tables import Mapping, db_now, utc_now
 from executor.errors import JobError
@@ -91,7 +91,7 @@ def test_a_refused_reservation_leaves_the_transaction_usable(engine: Engine) -> 
         assert mappings.reserve(session, vmid=101, **wanted) is None
         assert mappings.reserve(session, vmid=102, **wanted) is not None
     with reading(engine) as session:
-        assert [mapping.vmid for mapping in mappings.list_mappings(session)] == [102, 101]
+        assert [mapping.vmid for mapping in mapping_queries.list_mappings(session)] == [102, 101]
 
 
 def test_simultaneous_creates_reserve_different_vmids(engine: Engine) -> None:
@@ -170,5 +170,5 @@ def test_a_vmid_is_not_used_while_volumes_of_its_deleted_vm_exist(engine: Engine
     with pytest.raises(JobError, match="CAPACITY"):
         pick(engine, 101, 101)
     with transaction(engine) as session:
-        mappings.note_volumes_removed(session, mapping_id)
+        volumes_left.note_removed(session, mapping_id)
     assert pick(engine, 101, 101) == 101

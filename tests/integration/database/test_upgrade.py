@@ -20,7 +20,7 @@ from support.table_contents import TABLES, columns, only, rows, shape, shared
 from executor.agent.refused_jobs import RefusedJobs
 from executor.agent.reporter import Reporter
 from executor.agent.state import AgentState
-from executor.database import mappings, outbox, queries, reopening, schema
+from executor.database import mapping_queries, mappings, outbox, queries, reopening, schema
 from executor.database.engine import open_engine, reading, transaction
 from executor.database.tables import Base, Job, Run, utc_now
 from executor.database.tables import Mapping as MappingRow
@@ -208,7 +208,7 @@ def test_after_an_upgrade_due_reports_are_sent_and_postponed_ones_keep_their_bac
 def test_after_an_upgrade_a_deleted_vm_is_purged_when_it_is_due_and_no_other(upgraded: Engine) -> None:
     with reading(upgraded) as session:
         (due,) = mappings.due_for_deletion(session, CLUSTER)
-        pending = mappings.list_mappings(session, states=[MappingState.PENDING_DELETION])
+        pending = mapping_queries.list_mappings(session, states=[MappingState.PENDING_DELETION])
     (later,) = (mapping for mapping in pending if mapping.id != due.id)
     assert due.delete_at is not None
     assert later.delete_at is not None

@@ -1,0 +1,53 @@
+"""Chooses a VMID for a new VM: one that no mapping and no guest uses, and that is not in quarantine."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from executor.database.mapping_conditions import HAS_VOLUMES_LEFT, IS_CURRENT, IS_DELETED
+from executor.database.tables import Mapping, utc_now
+from executor.errors import JobError
+from executor.shared.error_codes import ErrorCode
+
+#: How many random VMIDs `pick_vmid` tries before it searches the range from its start.
+RANDOM_TRIES = 64
+#: The name of a cluster, and the lowest and the highest VMID for new VMs on this cluster.
+ClusterVmidRange = tuple[str, int, int]
+
+
+def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: float, used_vmids: set[int]) -> int:
+    """Return a VMID of the range that is neither mapped, nor in quarantine, nor in `used_vmids`.
+
+    `used_vmids` are the VMIDs that guests in Proxmox use. The VMID of a deleted mapping is in quarantine for
+    `quarantine_s` after the deletion, and as long as volumes of the deleted VM still exist: a new VM would find them
+    under its own names. Raises JobError CAPACITY when no VMID of the range is available.
+    """
+    _cluster, lowest, highest = vmid_range
+    unavailable = used_vmids | unavailable_vmids(session, vmid_range, quarantine_s=quarantine_s)
+    for _ in range(RANDOM_TRIES):
+        vmid = random.randint(lowest, highest)  # noqa: S311 (not for security)
+        if vmid not in unavailable:
+            return vmid
+    for vmid in range(lowest, highest + 1):
+        if vmid not in unavailable:
+            return vmid
+    text = f"no VMID is free between {lowest} and {highest}"
+    raise JobError(ErrorCode.CAPACITY, "no VMID is free", text)
+
+
+def unavailable_vmids(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: float) -> set[int]:
+    """Return the VMIDs of the range that are mapped, in quarantine, or of a deleted VM whose volumes still exist."""
+    cluster, lowest, highest = vmid_range
+    # The VMID of a mapping that was deleted after this time is in quarantine.
+    quarantine_cutoff = utc_now() - timedelta(seconds=quarantine_s)
+    in_range = select(Mapping.vmid).where(Mapping.cluster == cluster, Mapping.vmid.between(lowest, highest))
+    vmids: set[int] = set()
+    # There is one query for each partial index, because a single query with OR would read the whole table.
+    is_in_quarantine = IS_DELETED & (Mapping.deleted_at > quarantine_cutoff)
+    for is_unavailable in (IS_CURRENT, is_in_quarantine, HAS_VOLUMES_LEFT):
+        vmids |= set(session.scalars(in_range.where(is_unavailable)))
+    return vmids

@@ -1,0 +1,19 @@
+"""Defines the SQL conditions by which mappings are selected, and the note that names the volumes of a deleted VM."""
+
+from __future__ import annotations
+
+from sqlalchemy import func, literal_column
+
+from executor.database.tables import DELETED_LITERAL, Mapping
+
+#: The beginning of the note of a deleted mapping, some of whose VM's volumes still exist. Their ids follow.
+NOTE_VOLUMES_LEFT = "VOLUMES_LEFT: "
+VOLUME_SEPARATOR = ", "
+
+# These conditions contain literals, so that SQLite uses the partial indexes.
+IS_CURRENT = Mapping.state != DELETED_LITERAL
+IS_DELETED = Mapping.state == DELETED_LITERAL
+NAMES_VOLUMES = func.substr(
+    Mapping.note, literal_column("1"), literal_column(str(len(NOTE_VOLUMES_LEFT)))
+) == literal_column(f"'{NOTE_VOLUMES_LEFT}'")
+HAS_VOLUMES_LEFT = IS_DELETED & NAMES_VOLUMES

@@ -1,0 +1,36 @@
+"""Reads and removes the notes of deleted mappings about volumes that still existed after the deletion of the VM.
+
+`mappings.apply_result` writes these notes. No function commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from executor.database.mapping_conditions import HAS_VOLUMES_LEFT, NOTE_VOLUMES_LEFT, VOLUME_SEPARATOR
+from executor.database.tables import Mapping
+
+
+def mappings_with_volumes_left(session: Session, cluster: str) -> Sequence[Mapping]:
+    """Return the deleted mappings of a cluster, some of whose VM's volumes existed after the deletion."""
+    stmt = select(Mapping).where(HAS_VOLUMES_LEFT, Mapping.cluster == cluster)
+    return session.scalars(stmt.order_by(Mapping.id)).all()
+
+
+def volume_ids(mapping: Mapping) -> list[str]:
+    """Return the volumes in the note of a mapping that `mappings_with_volumes_left` returns."""
+    return (mapping.note or "").removeprefix(NOTE_VOLUMES_LEFT).split(VOLUME_SEPARATOR)
+
+
+def has_volumes_left(mapping: Mapping) -> bool:
+    """Return whether the note of a mapping names volumes of its deleted VM that may still exist."""
+    return (mapping.note or "").startswith(NOTE_VOLUMES_LEFT)
+
+
+def note_removed(session: Session, mapping_id: int) -> None:
+    """Remove the note about volumes that do not exist any more."""
+    stmt = update(Mapping).where(Mapping.id == mapping_id, HAS_VOLUMES_LEFT)
+    session.execute(stmt.values(note=None))

@@ -66,9 +66,9 @@ class LeaseKeeper:
                 return
             fences = is_fencing(self.fence.mode, has_other_agents=has_other_agents)
             nodes.note_leases_renewed(session, self.boot_id, fences=fences)
-            orders = nodes.orders(session, self.boot_id)
+            limits = nodes.operator_limits(session, self.boot_id)
             self._note_schema(session)
-        self.state.note_orders(is_paused=orders.is_paused, max_jobs=orders.max_jobs)
+        self.state.note_operator_limits(is_paused=limits.is_paused, max_jobs=limits.max_jobs)
         for job_id, stop_signal in stop_signals.items():
             if job_id not in cancel_flags:  # the lease was not renewed
                 stop_signal.send(StopSignal.LEASE_LOST)

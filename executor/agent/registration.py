@@ -28,13 +28,13 @@ def register_agent(engine: Engine, agent: AgentProcess, state: AgentState) -> No
     """
     with transaction(engine) as session:
         nodes.add_agent(session, agent)
-        orders = nodes.orders(session, agent.boot_id)
+        limits = nodes.operator_limits(session, agent.boot_id)
         nodes.note_earlier_processes_ended(session, agent)
         leases = other_leases.leases_of_others(session, agent.boot_id)
         if engine.dialect.name != "sqlite":
             ended_boot_ids = nodes.earlier_boot_ids(session, agent)
             leases = [lease for lease in leases if lease.owner in ended_boot_ids]
         reaped_jobs = reaping.reap(session, leases)
-    state.note_orders(is_paused=orders.is_paused, max_jobs=orders.max_jobs)
+    state.note_operator_limits(is_paused=limits.is_paused, max_jobs=limits.max_jobs)
     for job_row_id, status in reaped_jobs:
         log.warning("job_reaped", job_row_id=job_row_id, status=status)

@@ -210,7 +210,7 @@ class AgentState:
         is_working = not self.draining.is_set() and not self.is_node_paused
         return is_usable and is_working and self.fulcrum_link.is_up
 
-    def note_orders(self, *, is_paused: bool, max_jobs: int | None) -> None:
+    def note_operator_limits(self, *, is_paused: bool, max_jobs: int | None) -> None:
         """Record what operators have ordered for this node, and log each change."""
         if is_paused != self.is_node_paused:
             self.is_node_paused = is_paused

@@ -21,13 +21,13 @@ from executor.database.tables import Allocation, CloneTarget, Node, db_now
 
 #: The key of the PostgreSQL advisory lock. The value is the ASCII text "SMIA".
 LOCK_KEY = 0x534D4941
-#: A row that is older no longer counts: its end could not be stored, and its agent has allocated nothing since.
+#: A row that is older no longer counts. Such a row exists if the end of its run could not be stored.
 MAX_AGE_S = 7200.0
 #: How long an ended allocation counts if Proxmox does not show the size of the VM.
 MAX_UNKNOWN_SIZE_S = 120.0
-#: After this time without a clone, a target no longer counts: perhaps the settings name another storage now.
+#: After this time without a clone, a target no longer counts: the settings may name another storage now.
 MAX_UNUSED_TARGET_S = 86_400.0
-#: By this, the ages that the clocks of the database and of an agent measure may differ.
+#: How much the same age may differ when the clocks of the database and of an agent measure it.
 CLOCK_TOLERANCE_S = 1.0
 
 
@@ -41,7 +41,7 @@ class Owner:
 
 
 def lock(session: Session) -> None:
-    """Let no other agent decide until this transaction has ended."""
+    """Take the lock of these tables. Other agents that call this function wait until this transaction has ended."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(select(func.pg_advisory_xact_lock(LOCK_KEY)))
 
@@ -54,7 +54,8 @@ def of_others(
 ) -> Sequence[Allocation]:
     """Return the allocations of the other running agents that Proxmox's lists do not show yet.
 
-    `lists_age_s` is the age of the lists. Without statistics of a VM, the lists do not show its size.
+    `lists_age_s` is the age of these lists of VMs. `vmids_of_unknown_size` are VMs without statistics, whose size the
+    lists do not show.
     """
     is_in_progress = and_(Allocation.ended_at.is_(None), _is_agent_running(owner))
     has_ended_since = Allocation.ended_at > db_now(-lists_age_s - CLOCK_TOLERANCE_S)
@@ -85,7 +86,7 @@ def put(  # noqa: PLR0913 (one parameter for each column)
 
 
 def end(session: Session, owner: Owner, vmid: int) -> None:
-    """Store that the run has ended for which the memory and cores of a VM were allocated, and its clone."""
+    """Store that the run for this VM has ended, and with it the allocation and the clone."""
     columns = {"ended_at": db_now(), "is_cloning": False}
     session.execute(_update_own(owner, vmid).where(Allocation.ended_at.is_(None)).values(**columns))
 
@@ -113,7 +114,7 @@ def _is_agent_running(owner: Owner) -> ColumnElement[bool]:
 
 
 def try_start_clone(session: Session, owner: Owner, *, vmid: int, target: str, max_clones: int) -> bool:
-    """Store that a clone starts on a target, unless as many clones run there as its limit allows; return whether.
+    """Store that a clone starts on a target. Return False and store nothing if the target's limit of clones is reached.
 
     The caller has called `lock`, and has stored the allocation of the VM.
     """
@@ -130,8 +131,8 @@ def try_start_clone(session: Session, owner: Owner, *, vmid: int, target: str, m
 def _use_target(session: Session, owner: Owner, target: str, max_clones: int) -> int:
     """Store that a clone needs the target; return how many clones may run there.
 
-    `max_clones` is the setting of this agent. If it is higher than that of all agents before, the operator has raised
-    it, so the limit becomes as high at once.
+    `max_clones` is the setting of this agent. If it is higher than `highest`, the highest setting so far, an operator
+    has raised it. Then it becomes the limit at once.
     """
     session.execute(delete(CloneTarget).where(CloneTarget.used_at < db_now(-MAX_UNUSED_TARGET_S)))
     columns = {"max_clones": max_clones, "highest": max_clones, "used_at": db_now()}

@@ -1,7 +1,7 @@
 """Stores which agent of FulcrumCore uses a PostgreSQL database, and for which Proxmox cluster. No function commits.
 
-The processes of one agent share its jobs. An agent of another identity would report the jobs of the first one, whose
-token alone FulcrumCore accepts for them. So only one agent at a time uses a database: the one in the table's only row.
+The processes of one agent share its jobs. Another agent cannot report these jobs: FulcrumCore accepts only the token of
+the agent that claimed them. So only one agent at a time uses a database: the agent in the table's only row.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class OtherUse(Use):
 
 
 def confirm(session: Session, use: Use) -> OtherUse | None:
-    """Store that FulcrumCore has accepted the token of this agent. Return the other use if there is one."""
+    """Store that FulcrumCore accepts this agent's token. If there is another use, return it instead."""
     if execute_and_count(session, update(DatabaseUse).where(_is_use(use)).values(confirmed_at=db_now())):
         return None
     stmt = insert_into(session, DatabaseUse).values(id=ROW_ID, confirmed_at=db_now(), **vars(use))
@@ -52,7 +52,7 @@ def other_use(session: Session, use: Use) -> OtherUse | None:
 
 
 def take_over(session: Session, use: Use, earlier: OtherUse) -> bool:
-    """Use the database instead of another agent, unless that agent has confirmed its use since; return whether."""
+    """Store `use` instead of `earlier`. Return False and store nothing if `earlier` was confirmed since it was read."""
     is_unchanged = _is_use(earlier) & (DatabaseUse.confirmed_at == earlier.confirmed_at)
     stmt = update(DatabaseUse).where(is_unchanged).values(confirmed_at=db_now(), **vars(use))
     return execute_and_count(session, stmt) == 1

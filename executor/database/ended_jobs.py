@@ -29,7 +29,7 @@ class JobTimes:
     """How long one job has waited and run."""
 
     wait_s: float  #: from its arrival to the start of its last attempt
-    run_s: float  #: from there to its end
+    run_s: float  #: from the start of its last attempt to its end
 
 
 def counts_by_hour(session: Session, now: datetime, *, hours: int) -> list[HourCounts]:
@@ -56,13 +56,13 @@ def counts_by_hour(session: Session, now: datetime, *, hours: int) -> list[HourC
 
 def last_failures(session: Session, limit: int) -> Sequence[Job]:
     """Return the jobs that failed last, the newest first."""
-    # The condition on all ended jobs selects the index, in which the jobs that ended last are next to each other.
+    # With the condition on all ended jobs, the database uses the index `ix_jobs_ended`, which is sorted by time.
     is_failed = Job.status.in_(ENDED_LITERALS) & (Job.status == JobStatus.FAILED)
     return session.scalars(select(Job).where(is_failed).order_by(Job.finished_at.desc()).limit(limit)).all()
 
 
 def last_times(session: Session, *, since: datetime, limit: int) -> Sequence[JobTimes]:
-    """Return the times of the jobs that ended last, at most `limit`, and not before `since`."""
+    """Return the times of the newest ended jobs: at most `limit` jobs, which ended at `since` or later."""
     stmt = (
         select(Job.received_at, Job.started_at, Job.finished_at)
         .where(Job.status.in_(ENDED_LITERALS), Job.finished_at >= since)

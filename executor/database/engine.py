@@ -29,8 +29,9 @@ from executor.errors import DatabaseError, DatabaseLocked, DatabaseRefused, Data
 BUSY_TIMEOUT_MS = 15_000
 #: The number of connections to SQLite that the pool keeps open, and the number that it may open in addition.
 POOL_SIZE, MAX_POOL_OVERFLOW = 20, 20
-#: The same for PostgreSQL, where a connection is a process of the server that all nodes share. With the connection of
-#: `executor.database.notifications`, a node has at most 6 connections while it is idle, and at most 12.
+#: The same numbers for PostgreSQL. There, each connection is a process of the server, and all nodes share the server.
+#: With the connection of `executor.database.notifications`, a node has at most 6 connections while it is idle, and at
+#: most 12.
 POSTGRESQL_POOL_SIZE, MAX_POSTGRESQL_POOL_OVERFLOW = 5, 6
 #: The backoff of `write_with_retry` starts with the first value, and doubles up to the second value.
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.5, 10.0
@@ -153,7 +154,7 @@ def _begin_transaction(connection: Any) -> None:
     """Start a transaction on SQLite. The execution options of the engine decide how:
 
     - `smith_busy_timeout_ms` replaces BUSY_TIMEOUT_MS, which `_sqlite_engine` sets. The timeout is set only if the last
-      transaction on the same connection had another one.
+    transaction on the same connection had another timeout.
     - `smith_migrating`, which `schema` sets, turns foreign keys off.
     - `smith_read_only`, which `reading` sets, starts the transaction without the write lock.
     """

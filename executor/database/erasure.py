@@ -122,7 +122,7 @@ def erase(session: Session, data: StoredData, *, who: str, reason: str) -> None:
 def was_erased(session: Session, service_id: str | None) -> bool:
     """Return whether the audit has an entry about the erasure of this service, or of any service if it is None.
 
-    After an erasure, no row contains the consumer of the service.
+    After an erasure, `services_of_consumer` does not find the service, because no row names its consumer any more.
     """
     entry = select(AuditEntry.id).where(AuditEntry.subject_kind == "service", AuditEntry.verb == "erase")
     if service_id is not None:

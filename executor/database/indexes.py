@@ -1,7 +1,7 @@
 """Defines the indexes of the tables. Only migrations and tests import this module.
 
-SQLAlchemy imports the packages of both databases for a partial index, and PostgreSQL's takes a tenth of the time of a
-command such as `smith status`. A statement does not need the definition of an index.
+For a partial index, SQLAlchemy imports the packages of both databases. The import of PostgreSQL's package takes a tenth
+of the time of a command such as `smith status`. Statements do not need the definitions of the indexes.
 
 Each change of an index needs a migration. A test compares the indexes with the migrations.
 """

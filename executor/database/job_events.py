@@ -1,8 +1,8 @@
-"""Stores events in the life of a job: an attempt that failed, a lost lease, a report that was not accepted.
+"""Stores unusual events of jobs: an attempt that failed, a lost lease, a report that was not accepted.
 
-The usual life of a job has no such event: the times in the rows of the job and of its runs describe it, and nothing
-more is written. An event that happens again and again, such as a report during an outage, is one row with a count. No
-function commits. The rows are deleted with their job.
+Most jobs have no unusual event. The times in the rows of a job and of its runs describe them completely. An event that
+is repeated, such as a failed report during an outage, is one row with a count. No function commits. The rows are
+deleted with their job.
 """
 
 from __future__ import annotations

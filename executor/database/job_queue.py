@@ -54,7 +54,7 @@ from executor.shared.error_codes import ErrorCode
 #: The key of the PostgreSQL advisory lock that a claim takes before it counts the running creates. The value is the
 #: ASCII text "SMIT".
 CREATE_LIMIT_LOCK = 0x534D4954
-#: Why a job that FulcrumCore lists as claimed by this agent is not processed.
+#: The error message of a job that FulcrumCore lists as claimed by this agent, although this agent has not claimed it.
 CLAIMED_ELSEWHERE = "another executor with this agent's token has claimed the job"
 #: How often one call of `claim` tries to claim a job before it returns None.
 MAX_CLAIM_ATTEMPTS = 5
@@ -89,7 +89,7 @@ class NewJob:
     tenant_id: str | None = None
     #: True if the agent has already claimed the job at FulcrumCore. Its row is missing because the database was lost.
     is_claimed_at_fulcrum: bool = False
-    #: True if another executor with this agent's token has claimed the job. The job's row only shows this.
+    #: True if another executor with this agent's token has claimed the job. `submit` then stores the job as failed.
     is_claimed_elsewhere: bool = False
     #: True if the agent created the job. FulcrumCore does not know the job, so no report is sent.
     is_local: bool = False
@@ -182,7 +182,7 @@ def _take_claim_locks(session: Session, *, is_create_limited: bool) -> None:
     session.execute(select(*locks))
 
 
-#: Finds one pending job, or none. While all agents are paused, it finds none. The pause of a node has another scope.
+#: Whether an operator has paused all agents. The pause of a single node has another scope.
 _ARE_ALL_PAUSED = select(Pause.scope).where(Pause.scope == literal_column(f"'{pauses.ALL_AGENTS}'")).exists()
 _PENDING_JOB_QUERY = select(Job.id).where(Job.status == PENDING_LITERAL, ~_ARE_ALL_PAUSED).limit(1)
 
@@ -227,7 +227,7 @@ def note_reserved(session: Session, lease: Lease, amounts: Mapping[str, int]) ->
 
 
 def note_waiting(session: Session, lease: Lease) -> None:
-    """Store that the attempt waits and has started no run. If the agent ends now, the job is not to blame."""
+    """Store that the attempt waits before its run. If the agent process ends now, this is no crash of the job."""
     write_with_lease(session, lease, is_waiting=True)
 
 
@@ -269,9 +269,8 @@ def requeue(  # noqa: PLR0913 (one parameter for each column)
 ) -> None:
     """Set the job's status back to pending. The job can be claimed again after `backoff_s`.
 
-    `operator_reason` is the reason in more detail, which no tenant may read.
-
-    Without `counts_as_attempt`, the next attempt gets the number of this attempt again.
+    `operator_reason` is a more detailed reason, which no tenant may read. Without `counts_as_attempt`, the next attempt
+    gets the number of this attempt again.
     """
     require_transition(JobStatus.PROCESSING, JobStatus.PENDING)
     write_with_lease(
@@ -291,7 +290,7 @@ def requeue(  # noqa: PLR0913 (one parameter for each column)
 def renew(session: Session, owner: str, *, lease_s: float) -> dict[int, bool]:
     """Extend every lease of this owner.
 
-    Returns a dict. Each key is the id of a job of the owner. Its value is True if an operator requested to cancel the
+    Returns a dict. Its keys are the ids of the owner's jobs. A value is True if an operator requested to cancel the
     job.
     """
     stmt = (

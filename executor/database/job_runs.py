@@ -33,7 +33,7 @@ def note_run_ended(  # noqa: PLR0913 (one parameter for each column)
 ) -> None:
     """Store how a run ended: its status, return code, error message, artifacts folder, and ids of its Proxmox tasks.
 
-    Without `story`, what `note_run_progress` stored last stays.
+    `story` is a summary of what the run did (`executor.runs.story`). Without it, the stored summary does not change.
 
     The function needs no lease: an earlier owner of the job may write too, because no decision depends on these values.
     """
@@ -44,5 +44,5 @@ def note_run_ended(  # noqa: PLR0913 (one parameter for each column)
 
 
 def note_run_progress(session: Session, run_ident: str, story: dict[str, Any]) -> None:
-    """Store what a run has done so far, unless it has ended."""
+    """Store the summary of what a run has done so far (`executor.runs.story`), unless the run has ended."""
     session.execute(update(Run).where(Run.ident == run_ident, Run.ended_at.is_(None)).values(story=story))

@@ -1,10 +1,11 @@
-"""Stores the playbook runs that operators start with commands, and prevents a job of the same service meanwhile.
+"""Stores the playbook runs that operators start with commands. During such a run, no job of the same service starts.
 
 A run that has not ended holds a lease, which its command renews. `start` refuses a run while a job or another run of
 the service is in progress, and `claim_statement` claims no job of a service with a run whose lease is valid. So an
 operator and an agent never work on one VM at the same time, also on different hosts. No function commits.
 
-A run whose lease has expired has ended: its command ends the playbook before that (`cli/service_lock.py`).
+When the lease of a run has expired, the run has ended: its command ends the playbook before that time
+(`cli/service_lock.py`).
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def is_in_progress(run: Any = ManualRun) -> ColumnElement[bool]:
 def start(session: Session, new_run: NewManualRun, *, lease_s: float) -> Job | ManualRun | None:
     """Store a run before it starts.
 
-    Returns None, or the processing job or the run in progress of the same service. Then nothing is stored.
+    Returns None if the run was stored. If a job of the same service is processing, or a run of it is in progress,
+    returns this job or run, and stores nothing.
     """
     if session.get_bind().dialect.name == "postgresql":
         session.execute(select(func.pg_advisory_xact_lock(LOCK_KEY)))
@@ -83,7 +85,7 @@ def services_in_progress(session: Session, service_id: str | None = None) -> set
 def renew(session: Session, ident: str, *, lease_s: float, output: str | None = None) -> bool:
     """Extend the lease of a run, and store its output so far, if it is given.
 
-    Return False if the run has ended, because another run or job has taken its place.
+    Return False if the run has ended or its lease has expired. Then another run or job of the service may have started.
     """
     stmt = update(ManualRun).where(ManualRun.ident == ident, is_in_progress())
     if output is not None:

@@ -20,7 +20,7 @@ from executor.database.tables import DELETED_LITERAL, Mapping, utc_now
 from executor.model import GuestKind, MappingState
 from executor.shared import marker
 
-#: The columns that are copied. The marker follows from the service.
+#: The columns that are copied. The marker is not among them, because it is computed from the service id.
 COLUMNS = (
     *("service_id", "cluster", "vmid", "node", "kind", "name", "mac_address", "state", "note", "delete_at"),
     *("tenant_id", "cores", "memory_mib", "disk_gib", "snapshots", "backups"),
@@ -30,13 +30,15 @@ IDENTITY_COLUMNS = ("service_id", "cluster", "vmid")
 #: The maximum lengths of the columns with texts.
 MAX_LENGTHS = {"service_id": 36, "cluster": 100, "node": 100, "name": 100, "mac_address": 20, "tenant_id": 36}
 MAX_NOTE_LENGTH = 4000
-#: The characters that PostgreSQL or UTF-8 does not have.
+#: The characters that PostgreSQL or UTF-8 cannot store.
 _NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
-#: The names of Proxmox's nodes, which become parts of paths in Proxmox's API. A VM that is only reserved has none.
+#: The names of Proxmox's nodes, which become parts of paths in Proxmox's API. The name is empty while the VMID is only
+#: reserved.
 _NODE_NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9.-]{0,62})?")
 NUMBERS = ("cores", "memory_mib", "disk_gib", "snapshots", "backups")
 MIN_VMID, MAX_VMID = 100, 999_999_999
-#: Numbers are less. No VM has so much of anything, and the database can add those of all VMs of a tenant.
+#: Every number is less than this. No VM needs more, and the sum of all VMs of a tenant still fits into the database's
+#: integers.
 MAX_NUMBER = 2**40
 CURRENT_STATES = [state for state in MappingState if state is not MappingState.DELETED]
 
@@ -127,7 +129,7 @@ def insert(session: Session, values: Dictionary[str, Any]) -> Mapping | None:
 
 
 def _time(text: str) -> datetime:
-    """Return the time in UTC. Raises ValueError or OverflowError if it is none, or out of the range of years."""
+    """Return the time in UTC. Raises ValueError or OverflowError if the text is no time or has an impossible year."""
     time = datetime.fromisoformat(text)
     return time.astimezone(UTC) if time.tzinfo else time
 

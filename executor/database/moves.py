@@ -1,4 +1,4 @@
-"""Seals a database that is moved to another one, so that nothing changes it any more. No function commits.
+"""Seals a database whose rows are moved to another one: a sealed database refuses every change. No function commits.
 
 A move copies every row of one database, the source, to another one, the target (`table_copy`). The table `moves` has a
 row in each of them. In the source, this row is the seal. Triggers, which are created and dropped together with it, let
@@ -26,7 +26,7 @@ from executor.model import MoveDirection
 if TYPE_CHECKING:
     from sqlalchemy import Engine, Table
 
-#: What the triggers say. The commands and the agent replace it by a text that names the other database.
+#: The error text of the triggers. The commands and the agent replace it by a text that names the other database.
 TRIGGER_TEXT = "this database was moved: smith db check names the other one"
 #: The parameters of a URL that contain a secret.
 SECRET_PARAMETERS = ("password", "sslpassword")
@@ -78,7 +78,7 @@ def refuse_sealed(engine: Engine) -> None:
 
 
 def seal(session: Session, *, target_url: str, who: str, check: Callable[[Session], None]) -> Move:
-    """Seal this database; return the move. `check` raises an exception if the database is in use.
+    """Seal this database; return the new row of the move. `check` raises an exception if the database is in use.
 
     No other transaction changes a row between `check` and the commit: on SQLite, this transaction has the write lock.
     """
@@ -95,7 +95,7 @@ def seal(session: Session, *, target_url: str, who: str, check: Callable[[Sessio
 
 
 def unseal(session: Session, *, who: str, reason: str) -> Move | None:
-    """Let this database be changed again; return the move that had sealed it, or None if none had."""
+    """Let this database be changed again; return the move that had sealed it, or None if it was not sealed."""
     move = find_seal(session)
     if move is None:
         return None

@@ -32,14 +32,14 @@ class AgentProcess:
     pid: int
     version: str
     concurrency: int  #: the maximum number of jobs that the process runs in parallel
-    fences: bool = False  #: it ends its runs before its leases expire
+    fences: bool = False  #: the process ends its runs before its leases expire
     cluster: str | None = None  #: SMITH_CLUSTER
     installation_id: str | None = None  #: the id of its data folder, which at most one process uses
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orders:
-    """What operators have ordered for one node."""
+class OperatorLimits:
+    """The limits that operators have set for one node."""
 
     is_paused: bool = False  #: the node claims no jobs
     max_jobs: int | None = None  #: the maximum number of jobs in parallel; None: the number in the settings
@@ -48,7 +48,7 @@ class Orders:
 def add_agent(session: Session, agent: AgentProcess) -> None:
     """Store the start of an agent process. A limit that an operator has set for its installation stays in force.
 
-    The row may exist already: the answer of the database to an earlier call was lost.
+    The row exists already if the database's answer to an earlier call was lost.
     """
     node = Node(id=agent.boot_id, host=agent.host, pid=agent.pid, version=agent.version, started_at=utc_now())
     node.draining = False
@@ -65,7 +65,7 @@ def add_agent(session: Session, agent: AgentProcess) -> None:
 
 
 def note_agent_probed(session: Session, boot_id: str, *, proxmox_error: str | None) -> None:
-    """Store that the agent process was running, and whether Proxmox answered it just now."""
+    """Store that the agent process is running, and Proxmox's error in the last check, None if Proxmox answered."""
     columns = {"seen_at": db_now(), "proxmox_checked_at": utc_now(), "proxmox_error": proxmox_error}
     session.execute(update(Node).where(Node.id == boot_id).values(**columns))
 
@@ -73,25 +73,25 @@ def note_agent_probed(session: Session, boot_id: str, *, proxmox_error: str | No
 def note_leases_renewed(session: Session, boot_id: str, *, fences: bool) -> None:
     """Store whether the agent process fences, and that it was running.
 
-    Call this function only in the transaction that renews the leases. So another agent that has read the earlier value
-    of `fences` finds that the leases have changed, and does not reap the jobs.
+    Call this function only in the transaction that renews the leases. Then another agent, which has read the earlier
+    value of `fences`, finds changed leases and does not reap the jobs.
     """
     session.execute(update(Node).where(Node.id == boot_id).values(seen_at=db_now(), fences=fences))
 
 
-def orders(session: Session, boot_id: str) -> Orders:
-    """Return what operators have ordered for the node of an agent process."""
+def operator_limits(session: Session, boot_id: str) -> OperatorLimits:
+    """Return the limits that operators have set for the node of an agent process."""
     scope = pauses.NODE_SCOPE_PREFIX + func.coalesce(Node.installation_id, Node.id)
     is_paused = select(Pause.scope).where(Pause.scope == scope).exists()
     row = session.execute(select(Node.concurrency_wanted, is_paused).where(Node.id == boot_id)).one_or_none()
-    return Orders() if row is None else Orders(max_jobs=row[0], is_paused=bool(row[1]))
+    return OperatorLimits() if row is None else OperatorLimits(max_jobs=row[0], is_paused=bool(row[1]))
 
 
 def set_limit(session: Session, node: Node, max_jobs: int | None) -> None:
     """Set how many jobs a node runs in parallel; None: as many as its settings allow.
 
-    The agent process follows within the time between two renewals. Later processes of the installation follow, too,
-    also with other settings.
+    The agent process reads the limit at the next renewal of its leases. Later processes of the installation read it
+    too.
     """
     scope = pauses.scope_of(node)
     session.execute(delete(NodeLimit).where(NodeLimit.scope == scope))
@@ -127,7 +127,7 @@ def earlier_boot_ids(session: Session, agent: AgentProcess) -> set[str]:
 
 
 def note_earlier_processes_ended(session: Session, agent: AgentProcess) -> None:
-    """Store that the earlier processes of this installation have ended, also those that could not store their stop."""
+    """Store the end of each earlier process of this installation that could not store its own stop."""
     columns = {"stopped_at": utc_now(), "stop_reason": STOP_REASON_KILLED, "draining": True}
     is_not_stopped = Node.stopped_at.is_(None)
     session.execute(update(Node).where(_is_earlier_process(agent), is_not_stopped).values(**columns))

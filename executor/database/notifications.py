@@ -1,4 +1,4 @@
-"""Notifies the other agents of a PostgreSQL database when jobs can be claimed, so that they need not wait for a search.
+"""Notifies the other agents of a PostgreSQL database when jobs can be claimed, so that they search for jobs at once.
 
 A lost notification delays a job only until the next search of the dispatcher. PgBouncer must not pool the sessions for
 transactions: then LISTEN has no effect, and only the searches remain.
@@ -68,7 +68,7 @@ class Listener:
         return connection
 
     def _has_notification(self, timeout_s: float) -> bool:
-        """Wait until the server has sent something, and read it. The driver itself would wake up every 0.1 s."""
+        """Wait until the server has sent something, and read it. The driver's own wait would wake up every 0.1 s."""
         driver_connection = self._connection.dbapi_connection
         readable, _, _ = select_module.select([driver_connection.fileno()], [], [], timeout_s)
         return bool(readable) and bool(list(driver_connection.notifies(timeout=0)))

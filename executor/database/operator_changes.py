@@ -18,7 +18,7 @@ from executor.model import JobStatus
 
 
 def retry_job(session: Session, job_id: int, *, who: str) -> str:
-    """Skip a job's wait; return "attempt" or "report", or "" if the job waits for neither. Then nothing changes."""
+    """End a job's backoff, and return what `reopening.retry_now` returns. If it returns "", nothing has changed."""
     with _auditing_job(session, job_id, who=who, verb="retry") as change:
         skipped_wait = reopening.retry_now(session, job_id)
         change.was_made = bool(skipped_wait)
@@ -39,7 +39,7 @@ def pause_agents(session: Session, *, who: str, reason: str) -> bool:
 
 
 def resume_agents(session: Session, *, who: str) -> Pause | None:
-    """End the pause. Return what it was, or None if nothing was paused."""
+    """End the pause of all agents. Return the ended pause, or None if there was none."""
     return _resume(session, pauses.ALL_AGENTS, who=who)
 
 
@@ -49,7 +49,7 @@ def drain_node(session: Session, node: Node, *, who: str, reason: str) -> bool:
 
 
 def resume_node(session: Session, node: Node, *, who: str) -> Pause | None:
-    """Let one node claim jobs again. Return its pause, or None if it was not drained."""
+    """Let one node claim jobs again. Return the ended pause, or None if the node was not drained."""
     return _resume(session, pauses.scope_of(node), who=who)
 
 

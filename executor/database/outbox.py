@@ -19,8 +19,8 @@ from executor.shared.error_codes import ErrorCode
 
 #: The longest claim of a report. A claim that ends later was stored before the database's clock was set back.
 MAX_CLAIM_S = 3600.0
-#: The objects of the session do not get the new values: SQLAlchemy would read their rows again.
-WITHOUT_OBJECTS = {"synchronize_session": False}
+#: An execution option: the UPDATE does not change the session's objects, so SQLAlchemy does not read their rows again.
+UPDATE_ROWS_ONLY = {"synchronize_session": False}
 _UNCLAIMED = {"report_claimed_until": None}
 
 
@@ -35,13 +35,13 @@ def due_reports(session: Session, limit: int) -> Sequence[Job]:
 def claim_due_reports(session: Session, limit: int, *, claim_s: float) -> Sequence[Job]:
     """Return the same as `due_reports`. Other agents send none of these reports for the next `claim_s` seconds.
 
-    The caller sends the reports, and then releases those that it has not sent. If it ends before, another agent sends
-    them after `claim_s`. FulcrumCore refuses a report that is sent twice.
+    The caller sends the reports, and then releases those that it has not sent. If the caller's process ends before
+    that, another agent sends them after `claim_s`. FulcrumCore refuses a report that is sent twice.
     """
     jobs = session.scalars(_due_reports_query(limit).with_for_update(skip_locked=True)).all()
     if jobs:
         claim = update(Job).where(Job.id.in_([job.id for job in jobs])).values(report_claimed_until=db_now(claim_s))
-        stored = session.execute(claim.returning(Job.id, Job.report_claimed_until), execution_options=WITHOUT_OBJECTS)
+        stored = session.execute(claim.returning(Job.id, Job.report_claimed_until), execution_options=UPDATE_ROWS_ONLY)
         ends = {job_id: claimed_until for job_id, claimed_until in stored}
         for job in jobs:
             set_committed_value(job, "report_claimed_until", ends[job.id])
@@ -49,13 +49,13 @@ def claim_due_reports(session: Session, limit: int, *, claim_s: float) -> Sequen
 
 
 def release_reports(session: Session, jobs: Collection[Job]) -> None:
-    """Let other agents send these reports, as far as they are still due. `jobs` are those that were claimed.
+    """End the claims of the reports that are still due, so that other agents can send them. `jobs` were claimed before.
 
     A report that another agent has claimed meanwhile, because the claim of this agent was over, stays claimed.
     """
     is_claim = [(Job.id == job.id) & (Job.report_claimed_until == job.report_claimed_until) for job in jobs]
     stmt = update(Job).where(or_(false(), *is_claim), Job.report_state == ReportState.DUE)
-    session.execute(stmt.values(report_claimed_until=None), execution_options=WITHOUT_OBJECTS)
+    session.execute(stmt.values(report_claimed_until=None), execution_options=UPDATE_ROWS_ONLY)
 
 
 def _due_reports_query(limit: int) -> Select[Job]:

@@ -1,4 +1,4 @@
-"""Gives new files beside the database to the owner of the database, and names files of a wrong owner.
+"""Makes the owner of the database's folder the owner of new files in it, and reports files with a wrong owner.
 
 An operator may call a command as root, for example `smith db upgrade`. The service, which runs as another user, must
 still be able to use each file that such a command creates.
@@ -33,7 +33,7 @@ def open_for_owner(file: Path, flags: int) -> int:
 
 
 def give_to(owner: os.stat_result, *files: Path) -> None:
-    """Give each existing file to this owner, if this process is root. A link itself is given, not its target."""
+    """If this process is root, give each existing file to this owner. The target of a symbolic link does not change."""
     if os.geteuid() != 0:
         return
     for file in files:
@@ -42,7 +42,7 @@ def give_to(owner: os.stat_result, *files: Path) -> None:
 
 
 def why_unusable(database: Path) -> str:
-    """Return which file of the database this user cannot write, and the command that changes it; '' if none."""
+    """Return which file of the database this user cannot write, and the remedy; '' if this user can write all files."""
     for file in (database, *(Path(f"{database}{suffix}") for suffix in COMPANION_SUFFIXES)):
         if file.exists() and not os.access(file, os.R_OK | os.W_OK):
             if os.statvfs(file).f_flag & os.ST_RDONLY:

@@ -1,8 +1,7 @@
 """Stores that all agents, or one node, claim no jobs, because an operator has paused them. No function commits.
 
-An agent that has a pending job reads the pause of all agents before each claim, so an idle agent pays nothing for it.
-It reads the pause of its own node when it renews its leases. A job that is running when the pause begins runs to its
-end.
+The claim reads the pause of all agents. An agent reads the pause of its own node when it renews its leases. A job that
+is running when the pause begins runs to its end.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from executor.redaction import redactor
 
 #: The scope of a pause of all agents that use the database.
 ALL_AGENTS = "all"
-#: The scope of a pause of one node is this and the id of its installation, or its boot id if it has none.
+#: The scope of a pause of one node is this prefix and the node's installation id, or its boot id if it has none.
 NODE_SCOPE_PREFIX = "node:"
 #: A longer reason is cut to this length.
 MAX_REASON_LENGTH = 500
@@ -40,7 +39,7 @@ def start(session: Session, *, who: str, reason: str, scope: str = ALL_AGENTS) -
 
 
 def end(session: Session, scope: str = ALL_AGENTS) -> Pause | None:
-    """End the pause. Return what it was, or None if nothing was paused."""
+    """End the pause of this scope. Return the ended pause, or None if there was none."""
     pause = current(session, scope)
     if pause is not None:
         session.execute(delete(Pause).where(Pause.scope == scope))

@@ -45,7 +45,7 @@ TCP_LIMITS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-#: What each session sets in the server.
+#: The server's settings for each session.
 SESSION_SETTINGS: Mapping[str, str] = {
     "statement_timeout": f"{STATEMENT_TIMEOUT_S}s",
     "lock_timeout": f"{LOCK_TIMEOUT_S}s",

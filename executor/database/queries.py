@@ -115,7 +115,7 @@ def find_open_job(session: Session, service_id: str) -> Job | None:
 def count_jobs(session: Session, *, should_count_ended: bool = True) -> dict[str, int]:
     """Return the number of jobs in each status. The key `reports_due` has the number of due reports.
 
-    Without `should_count_ended`, the numbers of ended jobs are 0: with many of them, they take most of the time.
+    Without `should_count_ended`, the numbers of ended jobs are 0: counting many ended jobs takes most of the time.
     """
     counts = {status.value: 0 for status in JobStatus}
     # There is one query for each partial index, because a single query for all statuses would read the whole table.
@@ -150,7 +150,7 @@ def runs_of_job(session: Session, job_id: int) -> Sequence[Run]:
 
 
 def runs_with_stories(session: Session, job_ids: Sequence[int]) -> Sequence[Run]:
-    """Return the runs of these jobs with what each has done, oldest first."""
+    """Return the runs of these jobs, each with its `story` (`executor.runs.story`), oldest first."""
     stmt = select(Run).where(Run.job_id.in_(job_ids)).options(undefer(Run.story))
     return session.scalars(stmt.order_by(Run.id)).all()
 

@@ -24,8 +24,8 @@ def reap(session: Session, leases: Collection[OtherLease]) -> list[tuple[int, Jo
     """Take the jobs with these leases from their owners. Return the ids and the new statuses of the reaped jobs.
 
     A lease that has changed since it was read, for example because its owner has renewed it, is not reaped. A job that
-    is reaped MAX_CRASHES times fails with the code QUARANTINED, because the job probably makes the agent crash. A job
-    that only waited does not, so this is neither a crash nor an attempt of it.
+    is reaped MAX_CRASHES times fails with the code QUARANTINED, because the job probably makes the agent crash. If the
+    attempt of a job only waited for a node or a clone slot, the reaping counts neither as a crash nor as an attempt.
     """
     reaped_jobs = []
     for lease in leases:
@@ -56,9 +56,9 @@ _CRASH_COLUMNS = select(Job.crashes, Job.is_waiting)
 
 
 def _reap_job(session: Session, condition: ColumnElement[bool], earlier_crashes: int, was_waiting: bool) -> JobStatus:
-    """Take the job that the condition selects from its owner; return its new status.
+    """Take the job that meets the condition from its owner; return the job's new status.
 
-    Count one more crash, unless the job only waited.
+    Count one more crash, unless the attempt only waited.
     """
     crashes = earlier_crashes if was_waiting else earlier_crashes + 1
     status = JobStatus.PENDING if was_waiting else status_after_crash(crashes)
@@ -101,11 +101,12 @@ def release_all(session: Session, owner: str, *, running_job_ids: Collection[int
 
 
 def release(session: Session, job_id: int, owner: str, *, counts_as_crash: bool = True) -> JobStatus | None:
-    """Take a job from its owner whose end could not be stored. Return its new status.
+    """Take a job from its owner, because the end of the attempt could not be stored. Return the job's new status.
 
-    The caller knows that no thread of the owner processes the job. The release counts as a crash, so that a job whose
-    end can never be stored is not processed again and again. Without `counts_as_crash`, and after an attempt that only
-    waited, the attempt is not counted either. Returns None when `owner` no longer owns the job.
+    The caller has checked that no thread of the owner processes the job. The release counts as a crash, so that a job
+    whose end can never be stored is not processed again and again. Without `counts_as_crash`, and after an attempt that
+    only waited, the release counts neither as a crash nor as an attempt. Returns None when `owner` no longer owns the
+    job.
     """
     if not counts_as_crash:
         stmt = _release_statement(owner).where(Job.id == job_id).values(attempt=Job.attempt - 1)

@@ -41,10 +41,10 @@ _COLUMNS_OF_NEW_ATTEMPT: dict[str, Any] = {
 def retry_now(session: Session, job_id: int) -> str:
     """End a job's backoff: the backoff of a pending job, or the backoff of a due report.
 
-    The report of an ended job that is settled becomes due again: FulcrumCore accepts it if the job is open there, and
-    otherwise the report gets the same state again. A job that another executor has claimed gets an attempt, which
-    continues the job if it is still processing at FulcrumCore. Returns "attempt" if the job is pending, "report" if its
-    report is due now, and "" otherwise.
+    The report of a job that is reported or overtaken becomes due again. FulcrumCore accepts this report if the job is
+    open there. If not, the report gets the same state again. A job that another executor has claimed gets an attempt,
+    which continues the job if it is still processing at FulcrumCore. Returns "attempt" if the job is pending, "report"
+    if its report is due now, and "" otherwise.
     """
     end_job_backoff = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
     take_over = (
@@ -61,15 +61,15 @@ def retry_now(session: Session, job_id: int) -> str:
 
 
 def reopen(session: Session, fulcrum_ids: Collection[str], *, are_claimed: bool, now_at_core: datetime) -> int:
-    """Continue with jobs that have ended here although FulcrumCore lists them as open; return their number.
+    """Continue jobs that have ended in this database, although FulcrumCore lists them as open. Return their number.
 
     FulcrumCore may have refused them for a while, or its database was restored from a backup. A job that has a result
-    is reported again. An abandoned job without the result of a run gets another attempt. `are_claimed`: FulcrumCore
-    lists the jobs as claimed by this agent. `now_at_core` is the present time by FulcrumCore's clock.
+    is reported again. An abandoned job without the result of a run gets another attempt. `are_claimed` is True if
+    FulcrumCore lists the jobs as claimed by this agent. `now_at_core` is the present time by FulcrumCore's clock.
 
-    A job that another executor has claimed gets another attempt only if FulcrumCore lists it as pending. When
-    FulcrumCore lists it as claimed after its deadline, no executor may still run it. Then its failure is reported,
-    because it would block its service for ever.
+    A job that another executor has claimed gets another attempt only if FulcrumCore lists it as pending. If FulcrumCore
+    still lists it as claimed after its deadline, no executor may run it any more. Then its failure is reported, because
+    an open job would block its service for ever.
     """
     code = func.coalesce(Job.error_code, "")
     is_settled = Job.fulcrum_id.in_(fulcrum_ids) & Job.report_state.in_(SETTLED_STATES)

@@ -17,7 +17,7 @@ from executor.errors import DatabaseError, SchemaTooNew
 #: The key of the PostgreSQL advisory lock that a migration holds. After an update, several agents may start at the same
 #: time, and only one of them may migrate the schema. The value is the ASCII text "SMIG".
 MIGRATION_LOCK = 0x534D4947
-#: The table in which Alembic stores the revision. It stays, empty, after a downgrade of all revisions.
+#: The table in which Alembic stores the revision. After a downgrade of all revisions, the table exists and is empty.
 ALEMBIC_TABLE = "alembic_version"
 #: The maximum number of tables that an error text names.
 MAX_TABLES = 3
@@ -37,7 +37,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
 def downgrade(
     engine: Engine, revision: str = "-1", check_in_transaction: Callable[[Session], None] | None = None
 ) -> None:
-    """Migrate the schema back to `revision`, by default by one revision. Raises the same error as `upgrade`.
+    """Migrate the schema back to `revision`, by default by one revision. Raises SchemaTooNew, like `upgrade`.
 
     `check_in_transaction` is called after other migrations have ended, and before the schema is changed. If it raises
     an exception, the schema does not change.

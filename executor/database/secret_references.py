@@ -1,8 +1,8 @@
-"""Binds references to secrets in FulcrumCore's vault to services: the service whose job names a reference first.
+"""Binds each reference to a secret in FulcrumCore's vault to one service: the first service whose job names it.
 
-FulcrumCore returns every secret to every agent, and does not say whose it is. It writes a new reference for each value
-of a secret property, so no two services of it have the same reference. The table contains the SHA-256 of a reference
-instead of the reference itself, so that the table reveals no reference. The caller commits.
+FulcrumCore returns every secret to every agent, and does not say to which service a secret belongs. It creates a new
+reference for each value of a secret property, so two services never have the same reference. The table contains the
+SHA-256 of a reference instead of the reference itself, so that the table reveals no reference. The caller commits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from executor.database.tables import DELETED_LITERAL, Job, Mapping, SecretRefere
 
 
 def bind(session: Session, service_id: str, references: Collection[str]) -> None:
-    """Bind references to a service. A reference that is bound to a service, this or another one, stays bound to it."""
+    """Bind references to a service. The binding of a reference that is bound already does not change."""
     now = utc_now()
     # All transactions insert in the same order, so that two agents on one PostgreSQL do not wait for each other.
     digests = sorted({_digest(reference) for reference in references})

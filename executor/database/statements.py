@@ -33,7 +33,7 @@ MIN_DIGITS_OF_ID = 8
 MAX_BACKOFF_S = 3600.0
 
 
-#: The tables of which rows are inserted that may exist already.
+#: The tables for which `insert_into` builds statements: an inserted row may exist already.
 InsertedTable = (
     Job | CriticalJob | SecretReference | Pause | NodeLimit | Allocation | CloneTarget | DatabaseUse | DriftCheck
 )
@@ -41,7 +41,8 @@ InsertedTable = (
 
 def insert_into(session: Session, table: type[InsertedTable]) -> postgresql.Insert | sqlite.Insert:
     """Return an INSERT statement for the session's database. Unlike `sqlalchemy.insert`, it supports ON CONFLICT."""
-    # Only the package of the session's database is imported: PostgreSQL's takes a tenth of the time of `smith status`.
+    # Only the package of the session's database is imported: the import of PostgreSQL's takes a tenth of the time of
+    # `smith status`.
     dialect = import_module(f"sqlalchemy.dialects.{session.get_bind().dialect.name}")
     return cast("postgresql.Insert | sqlite.Insert", dialect.insert(table))
 

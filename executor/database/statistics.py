@@ -17,7 +17,7 @@ def row_counts(session: Session) -> dict[str, int]:
 
 
 def sizes(session: Session) -> dict[str, Any]:
-    """Return the kind of the database, its version, and its size in bytes, also of the parts that are not in use."""
+    """Return the kind of the database, its version, its size in bytes and, for SQLite, the size of its unused pages."""
     dialect = session.get_bind().dialect.name
     if dialect == "postgresql":
         version = session.scalar(text("SHOW server_version"))

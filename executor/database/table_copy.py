@@ -110,7 +110,7 @@ def _not_empty_text(engine: Engine, filled: list[str]) -> str:
 
 
 def _wait_without_limit(connection: Connection, stack: ExitStack) -> None:
-    """Let the transaction take as long as the copy: one of both waits while the other one reads a large table."""
+    """Let the transaction of the reader or the writer wait as long as the other one works on a large table."""
     from executor.database.postgresql import without_timeouts  # noqa: PLC0415 (its driver is optional)
 
     stack.enter_context(without_timeouts(connection))
@@ -127,7 +127,7 @@ def _lock_postgresql(connection: Connection) -> None:
 def _filled_tables(connection: Connection) -> list[str]:
     inspector = inspect(connection)
     existing = [table for table in moves.moved_tables() if inspector.has_table(table.name)]
-    # One column without a table's other ones: an earlier schema may lack some of them.
+    # Only the primary key is read: an earlier schema may lack other columns.
     return [
         table.name
         for table in existing
@@ -159,7 +159,7 @@ def _content(connection: Connection, table: Table) -> TableContent:
 
 
 def _batches(connection: Connection, table: Table) -> Generator[list[Mapping[Any, Any]], None, None]:
-    """Yield the rows of a table in batches. With PostgreSQL, the server keeps the rest of the result."""
+    """Yield the rows of a table in batches. PostgreSQL's server keeps the rows that were not read yet."""
     stmt = select(table).order_by(*table.primary_key.columns)
     with translating_errors(connection.engine):
         options = {"yield_per": BATCH_ROWS}
@@ -175,7 +175,7 @@ def _canonical_text(row: Mapping[Any, Any]) -> bytes:
 
 
 def _set_sequence(connection: Connection, table: Table) -> None:
-    """Let PostgreSQL give the next row a higher number than the copied rows have."""
+    """Let PostgreSQL give the next row a higher id than each copied row has."""
     column = table.autoincrement_column
     if column is not None:
         sequence = func.pg_get_serial_sequence(table.name, column.name)

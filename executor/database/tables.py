@@ -179,7 +179,7 @@ class Run(Base):
 
 
 class JobEvent(Base):
-    """An event in the life of a job that the columns of its row would lose. Only `job_events` writes this table."""
+    """An unusual event of a job, which the job's row does not show. Only `job_events` writes this table."""
 
     __tablename__ = "job_events"
 
@@ -222,7 +222,7 @@ class ManualRun(Base):
 class Mapping(Base):
     """A mapping of a service to its VM. Only `mappings` and `mapping_transfer` write this table.
 
-    Deleted mappings stay for a time.
+    The rows of deleted mappings stay until the pruner deletes them.
     """
 
     __tablename__ = "mappings"
@@ -285,13 +285,13 @@ class Node(Base):
     concurrency: Mapped[int]  #: the maximum number of jobs that the process runs in parallel
     #: True since the process claims no more jobs. It stays True after the process has stopped.
     draining: Mapped[bool] = mapped_column(Boolean, default=False)
-    #: The process ends its runs before its leases expire (agent/fence.py). Other agents take its jobs earlier then.
+    #: The process ends its runs before its leases expire (agent/fence.py). Other agents may then reap its jobs earlier.
     fences: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     installation_id: Mapped[str | None] = mapped_column(String(32))  #: of the process's data folder
     proxmox_checked_at: Mapped[datetime | None]  #: when the process last checked whether Proxmox answers
+    proxmox_error: Mapped[str | None] = mapped_column(Text)  #: the error of that check, or None
     agent_id: Mapped[str | None] = mapped_column(String(36))  #: FulcrumCore's id of the agent, on PostgreSQL
     cluster: Mapped[str | None] = mapped_column(String(100))  #: SMITH_CLUSTER of the process
-    proxmox_error: Mapped[str | None] = mapped_column(Text)  #: the error of this check, None if Proxmox answered
 
 
 class DatabaseUse(Base):

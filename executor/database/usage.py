@@ -1,7 +1,7 @@
 """Counts what the VMs of a tenant use, and reserves for a job what it adds, within the tenant's limits.
 
-A mapping has the sizes of its VM, and an open job has what it adds. A job that ends, however it ends, no longer counts,
-so a failed job gives back what it had reserved. No function commits: the caller opens and commits the transaction.
+The row of a mapping has the sizes of its VM, and the row of an open job has what the job adds. What an ended job has
+reserved no longer counts, also after a failure. No function commits: the caller opens and commits the transaction.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MAPPING_COLUMNS = ("cores", "memory_mib", "disk_gib", "snapshots", "backups")
 
 @dataclass(frozen=True, kw_only=True)
 class Amounts:
-    """An amount of everything that is counted."""
+    """The amounts of all resources that are counted."""
 
     vms: int = 0
     cores: int = 0
@@ -78,8 +78,8 @@ def of_mapping(mapping: Mapping) -> Amounts:
 def reserve(session: Session, lease: Lease, tenant_id: str | None, growth: Amounts, limits: Amounts) -> None:
     """Reserve for a job what it adds to the usage of its tenant. Raises TenantLimitReached.
 
-    Jobs without a tenant count as those of one tenant. The tenant's jobs wait for each other here, so that two of them
-    cannot together exceed a limit.
+    All jobs without a tenant count as jobs of one tenant. Only one transaction at a time reserves for a tenant, so that
+    two jobs cannot together exceed a limit.
     """
     if session.get_bind().dialect.name == "postgresql":  # SQLite allows only one writer at a time
         session.execute(select(func.pg_advisory_xact_lock(TENANT_LOCK, func.hashtext(tenant_id or ""))))
@@ -110,7 +110,7 @@ def in_use(session: Session, tenant_id: str | None, *, except_job_id: int = 0) -
 
 
 def mappings_with(session: Session, tenant_id: str | None, column: str) -> Sequence[Mapping]:
-    """Return the tenant's counted mappings with snapshots or backups; `column` is one of these two."""
+    """Return the tenant's counted mappings with snapshots or backups. `column` is "snapshots" or "backups"."""
     stmt = select(Mapping).where(*_counted_mappings(tenant_id), getattr(Mapping, column) > 0)
     return session.scalars(stmt.order_by(Mapping.id)).all()
 
@@ -122,7 +122,7 @@ def correct(session: Session, mapping_id: int, column: str, count: int) -> None:
 
 
 def note_tenant(session: Session, mapping: Mapping, tenant_id: str | None, sizes: Amounts | None) -> None:
-    """Store whose VM a mapping is and, if they are not known yet, its sizes."""
+    """Store the tenant of a mapping and, unless they are known already, the sizes of its VM."""
     values: dict[str, Any] = {"tenant_id": tenant_id} if tenant_id else {}
     if sizes is not None and mapping.state == MappingState.ACTIVE and not mapping.cores:
         values |= {name: getattr(sizes, name) for name in ("cores", "memory_mib", "disk_gib")}

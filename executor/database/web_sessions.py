@@ -1,4 +1,4 @@
-"""Stores the logins at the pages. A row has only a digest of the session's key. No function commits."""
+"""Stores the logins at the web pages. A row has only a digest of the session's key. No function commits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_NAME_LENGTH = 60
 
 
 def stored_name(name: str) -> str:
-    """Return the name of an operator as its column holds it."""
+    """Return the name of an operator, cut to the length of its column."""
     return name[:MAX_NAME_LENGTH]
 
 

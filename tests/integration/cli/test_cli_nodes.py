@@ -11,7 +11,7 @@ from support.cli_world import Cli, claim
 
 from executor.database import nodes
 from executor.database.engine import reading
-from executor.database.nodes import AgentProcess, Orders
+from executor.database.nodes import AgentProcess, OperatorLimits
 from executor.database.tables import Node, utc_now
 
 NODES = ("alpha", "beta")
@@ -31,9 +31,9 @@ def smith(tmp_path: Path) -> Cli:
     return cli
 
 
-def orders(smith: Cli, name: str) -> Orders:
+def operator_limits(smith: Cli, name: str) -> OperatorLimits:
     with smith.engine() as engine, reading(engine) as session:
-        return nodes.orders(session, f"{name}-1-abc")
+        return nodes.operator_limits(session, f"{name}-1-abc")
 
 
 def listed(smith: Cli, *options: str) -> dict[str, dict[str, object]]:
@@ -62,26 +62,26 @@ def test_the_list_shows_jobs_slots_and_state(smith: Cli) -> None:
 def test_a_drained_node_is_paused_and_the_other_is_not(smith: Cli) -> None:
     assert smith("nodes", "drain", "alpha").returncode == 2, "a reason is needed"
     assert "no job is running there" in smith.ok("nodes", "drain", "alpha", "--reason", "new kernel")
-    assert (orders(smith, "alpha").is_paused, orders(smith, "beta").is_paused) == (True, False)
+    assert (operator_limits(smith, "alpha").is_paused, operator_limits(smith, "beta").is_paused) == (True, False)
     assert listed(smith)["alpha"]["state"] == "paused"
     assert "new kernel" in smith.ok("nodes", "list")
     assert "drained already" in smith.ok("nodes", "drain", "alpha", "--reason", "again")
     assert smith.json("status")["paused"] is None, "not all agents are paused"
     assert "resumed" in smith.ok("nodes", "resume", "alpha")
     assert "was not drained" in smith.ok("nodes", "resume", "alpha")
-    assert not orders(smith, "alpha").is_paused
+    assert not operator_limits(smith, "alpha").is_paused
     verbs = [(entry["verb"], entry["subject_kind"]) for entry in smith.json("audit", "list")]
     assert verbs == [("resume", "agents"), ("drain", "agents")]
 
 
 def test_a_limit_is_at_most_the_concurrency_of_the_node(smith: Cli) -> None:
     assert smith.json("nodes", "limit", "alpha", "3")["max_jobs"] == 3
-    assert orders(smith, "alpha").max_jobs == 3
+    assert operator_limits(smith, "alpha").max_jobs == 3
     assert "3 of 8" in smith.ok("nodes", "list")
     assert smith.json("nodes", "limit", "alpha", "30")["max_jobs"] == 8
     smith.ok("nodes", "limit", "alpha", "2")
     assert smith.json("nodes", "limit", "alpha", "--reset")["max_jobs"] == 8
-    assert orders(smith, "beta").max_jobs == 8
+    assert operator_limits(smith, "beta").max_jobs == 8
     for wrong in ((), ("4", "--reset"), ("0",)):
         assert smith("nodes", "limit", "alpha", *wrong).returncode == 2
 

@@ -11,7 +11,7 @@ from executor.agent.registration import register_agent
 from executor.agent.state import AgentState
 from executor.database import nodes, pauses
 from executor.database.engine import reading, transaction
-from executor.database.nodes import AgentProcess, Orders
+from executor.database.nodes import AgentProcess, OperatorLimits
 from executor.database.tables import Node, utc_now
 
 
@@ -90,17 +90,17 @@ def test_a_limit_and_a_pause_stay_when_the_agent_of_the_node_is_restarted(engine
         nodes.add_agent(session, agent_process("second", concurrency=6))
         nodes.add_agent(session, agent_process("other", concurrency=6, host="other"))
         nodes.add_agent(session, agent_process("without id", concurrency=6, installation_id=None))
-        found = {name: nodes.orders(session, name) for name in ("second", "other", "without id", "missing")}
-    assert found["second"] == Orders(is_paused=True, max_jobs=3)
-    assert found["without id"] == Orders(is_paused=False, max_jobs=6)
-    assert found["missing"] == Orders()
+        found = {name: nodes.operator_limits(session, name) for name in ("second", "other", "without id", "missing")}
+    assert found["second"] == OperatorLimits(is_paused=True, max_jobs=3)
+    assert found["without id"] == OperatorLimits(is_paused=False, max_jobs=6)
+    assert found["missing"] == OperatorLimits()
 
 
 def limited(engine: Engine, boot_id: str, concurrency: int) -> int | None:
     """Register a process of the installation; return how many jobs it runs in parallel."""
     with transaction(engine) as session:
         nodes.add_agent(session, agent_process(boot_id, concurrency=concurrency))
-        return nodes.orders(session, boot_id).max_jobs
+        return nodes.operator_limits(session, boot_id).max_jobs
 
 
 def test_a_limit_outlasts_other_settings_and_deleted_rows_until_it_is_reset(engine: Engine) -> None:

@@ -103,7 +103,7 @@ def test_one_node_is_drained_and_resumed(pages: PagesSite) -> None:
     assert browser.act("/actions/drain", **node, reason=" ").status == 409
     assert browser.act("/actions/drain", **node, reason="new kernel").headers["location"] == "../executors"
     with reading(pages.engine) as session:
-        assert nodes.orders(session, "boot-1").is_paused
+        assert nodes.operator_limits(session, "boot-1").is_paused
         assert pauses.current(session) is None, "only this node"
     assert "new kernel" in browser.get("/executors").text
     assert browser.act("/actions/drain", **node, reason="again").status == 409
@@ -114,7 +114,7 @@ def test_one_node_is_drained_and_resumed(pages: PagesSite) -> None:
     with reading(pages.engine) as session:
         rows = session.execute(select(AuditEntry.who, AuditEntry.verb, AuditEntry.reason))
         assert ("Ada (web)", "drain", "new kernel") in {tuple(row) for row in rows}
-        assert not nodes.orders(session, "boot-1").is_paused
+        assert not nodes.operator_limits(session, "boot-1").is_paused
 
 
 def test_a_stopped_node_cannot_be_drained(pages: PagesSite) -> None:

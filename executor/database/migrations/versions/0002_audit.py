@@ -1,4 +1,4 @@
-"""Who changed what by hand, in rows that nobody changes."""
+"""Add the audit: who changed what by hand. Triggers refuse every later change of its rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ branch_labels = None
 depends_on = None
 
 SAID = "the audit table is append-only"
-#: REPLACE deletes without asking a trigger, so a number that is taken is refused as well.
+#: REPLACE deletes a row without calling the trigger of DELETE. So an INSERT with the id of an existing row is refused.
 REFUSE = f"BEGIN SELECT RAISE(ABORT, '{SAID}'); END"
 IS_TAKEN = "EXISTS (SELECT 1 FROM audit WHERE id = NEW.id)"
 SQLITE = (

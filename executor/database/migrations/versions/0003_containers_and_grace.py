@@ -1,4 +1,4 @@
-"""What kind of guest a mapping leads to, and when a doomed one may be destroyed."""
+"""Add the kind of guest of a mapping, and when a VM that is pending deletion may be deleted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Go one step back. A VM that waits for its destruction is there, so to the older version it is active."""
+    """Go one step back. A VM that is pending deletion still exists, so the older version sees it as active."""
     op.execute("UPDATE mappings SET state = 'active' WHERE state = 'doomed'")
     op.drop_column("mappings", "delete_at")
     op.drop_column("mappings", "kind")

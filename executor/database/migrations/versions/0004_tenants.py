@@ -1,4 +1,4 @@
-"""Whose job it is, so that a burst of one consumer does not hold up the others."""
+"""Add `jobs.tenant_id`, so that many jobs of one tenant do not delay the jobs of other tenants."""
 
 from __future__ import annotations
 

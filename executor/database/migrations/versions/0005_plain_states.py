@@ -10,7 +10,7 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
-#: Table, column, earlier and new value. The audit keeps the values that were true at its time.
+#: Table, column, earlier and new value. The values in audit entries do not change.
 RENAMED = (
     ("jobs", "report_state", "orphaned", "overtaken"),
     ("mappings", "state", "doomed", "pending_deletion"),

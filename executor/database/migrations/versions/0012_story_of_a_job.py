@@ -1,4 +1,4 @@
-"""Add what a run has done so far to each run, and a table of the events in the life of a job."""
+"""Add a summary of what a run has done (`runs.story`), and a table of unusual events of jobs."""
 
 from __future__ import annotations
 

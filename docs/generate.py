@@ -183,7 +183,7 @@ error code, because another attempt repairs each single death. Twenty fixed cell
 ## Mutation tests
 
 `make mutation` changes one place at a time in `claim`, `claim_statement`, `job_queue`, `mappings`, `outbox`, `outcome`,
-`periods`, `refused_jobs`, `report`, `reporter` and `retry`, and runs the tests that cover it.
+`periods`, `refusals`, `report`, `reporter` and `retry`, and runs the tests that cover it.
 
 {mutation}
 """

@@ -21,7 +21,7 @@ from executor.agent.parts import (
     build_reconciler,
     uses_warm_runs,
 )
-from executor.agent.refused_jobs import RefusedJobs
+from executor.agent.refusals import RefusalCounter
 from executor.agent.reloadable_secrets import ReloadableSecrets
 from executor.agent.reporter import Reporter
 from executor.agent.scheduler import Scheduler
@@ -82,7 +82,7 @@ def _build_agent_and_view(
         engine=engine,
         fulcrum=fulcrum,
         proxmox=proxmox,
-        refused_jobs=RefusedJobs(fulcrum=fulcrum),
+        refusal_counter=RefusalCounter(fulcrum=fulcrum),
     )
     reconciler = build_reconciler(shared)
     meters = Meters()
@@ -98,7 +98,7 @@ def _build_agent_and_view(
         secrets=secrets,
         proxmox=proxmox,
         runner=runner,
-        reporter=Reporter(engine=engine, fulcrum=fulcrum, state=shared.state, refused_jobs=shared.refused_jobs),
+        reporter=Reporter(engine=engine, fulcrum=fulcrum, state=shared.state, refusal_counter=shared.refusal_counter),
         dispatcher=dispatcher,
         lease_keeper=build_lease_keeper(shared, dispatcher, runner),
         scheduler=scheduler,

@@ -38,7 +38,7 @@ from executor.agent.stop_signal import StopSignal
 from executor.database import moves, nodes, notifications, reaping, schema
 from executor.database.engine import transaction
 from executor.database.nodes import AgentProcess
-from executor.database.notifications import Listener
+from executor.database.notifications import NotificationListener
 from executor.errors import EXIT_FAILURE, EXIT_OK, EXIT_RESTART, DatabaseError
 from executor.log import get_logger
 from executor.processes.progress import ProgressSender
@@ -62,7 +62,7 @@ STOP_JOBS_TIMEOUT_S = 20.0
 STOP_JOBS_TIMEOUT_AFTER_QUIT_S = 6.0
 #: How long the agent, before it exits, tries to send the due reports (job results that it has not yet sent).
 REPORT_FLUSH_TIMEOUT_S = 10.0
-#: How long a loop waits for a notification of PostgreSQL before it reports that it works.
+#: How long the loop `listen` waits for a notification of PostgreSQL before its next iteration starts.
 LISTEN_TIMEOUT_S = 5.0
 #: How long a loop waits after a database error or an unexpected exception.
 LOOP_RETRY_S = 5.0
@@ -99,18 +99,18 @@ class Agent:
     _received_signals: list[int] = field(default_factory=list)
     _signal_waiter: SignalWaiter = field(default_factory=SignalWaiter)
     #: Waits for notifications of other agents. Not used on SQLite.
-    listener: Listener = field(init=False)
+    listener: NotificationListener = field(init=False)
     _is_reload_requested: bool = False  #: HUP was received, and the reload of the secrets has not started yet
 
     def __post_init__(self) -> None:
-        self.listener = Listener(engine=self.engine)
+        self.listener = NotificationListener(engine=self.engine)
 
     def run(self) -> int:
         """Work until a limit, a signal or the mode ends the agent; return the exit code.
 
-        If the database cannot be used now, or if PostgreSQL has a newer schema than this version, wait in
-        `Mode.SERVE`. Raises DatabaseError when the database is damaged or in use by another agent, or when SQLite has a
-        newer schema, and in the other modes also instead of the wait.
+        In `Mode.SERVE`, wait while the database cannot be used, and while PostgreSQL has a newer schema than this
+        version. Raises DatabaseError when the database is damaged or in use by another agent, or when SQLite has a
+        newer schema. In the other modes, raise DatabaseError instead of waiting.
         """
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(signum, lambda received, _frame: self._received_signals.append(received))
@@ -141,7 +141,7 @@ class Agent:
             log.warning("orphan_run_killed", run_ident=run_ident)
 
     def _start_warm_servers(self) -> None:
-        """Start the warm server: a process that has already imported Ansible. Each run that it forks starts sooner."""
+        """Start the warm server: a process that has already imported Ansible, and from which runs are forked."""
         if self.settings.smith_warm != "off":
             self.runner.start_warm_servers(are_required=self.settings.smith_warm == "on")
 
@@ -287,9 +287,10 @@ class Agent:
         return exit_code if have_jobs_ended else EXIT_FAILURE
 
     def _flush_reports(self) -> None:
-        """Send due reports for at most REPORT_FLUSH_TIMEOUT_S. The next agent process sends reports that are left.
+        """Send due reports for at most REPORT_FLUSH_TIMEOUT_S. The next agent process sends the remaining reports.
 
-        One request to FulcrumCore may take longer than the whole time, and the database may not answer.
+        The reports are sent in the background, because one request may take longer than this time, and the database may
+        hang.
         """
         progress = ProgressSender()
         with contextlib.suppress(DatabaseError):

@@ -17,10 +17,10 @@ REPORT_INTERVAL_S = 0.2
 def call_in_background(
     function: Callable[[], object], report_progress: Callable[[], object], *, timeout_s: float | None = None
 ) -> bool:
-    """Call `function` in another thread, and `report_progress` again and again until the function has ended.
+    """Call `function` in another thread. Meanwhile, call `report_progress` every REPORT_INTERVAL_S.
 
-    Return False when it has not ended after `timeout_s`. It then continues, as long as this process exists. An
-    exception of the function is raised here.
+    Return True when `function` has ended, and False when it has not ended after `timeout_s`. In the second case, it
+    continues in its thread. Raises the exception that `function` has raised.
     """
     errors: list[BaseException] = []
 

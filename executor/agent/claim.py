@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from executor.agent import crash_points
 from executor.agent.job_fields import is_local
-from executor.agent.refused_jobs import RefusedJobs
+from executor.agent.refusals import RefusalCounter
 from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
 from executor.database import job_queue
 from executor.database.engine import transaction
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Why a job that is gone is not processed.
-GONE = "the job was deleted in FulcrumCore, or belongs to another agent"
+#: Why a job that counts as gone is not processed.
+JOB_GONE_TEXT = "the job was deleted in FulcrumCore, or belongs to another agent"
 
 
 class ClaimImpossible(Exception):
@@ -70,11 +70,12 @@ def require_own_claim(status_at_core: str | None, *, was_sent_before: bool, refu
     Raises FulcrumUnavailable if the job can still be claimed, ClaimImpossible if another executor with the same token
     may have claimed it or if it has ended.
 
-    If the network delivers the first claim of a job twice and the agent gets only the second answer, the job looks like
-    one that another executor has claimed: an executor with the same token and another database. FulcrumCore stores
-    nothing that tells the two cases apart. The time of the claim does not suffice, because executors that poll the same
-    list send their claims at almost the same time. If such a job were run here, it might run twice. So it is abandoned,
-    and `reopening.reopen` reports its failure when FulcrumCore still lists it as claimed after its deadline.
+    Suppose that the network delivers the first claim of a job twice, and the agent gets only the second answer. Then
+    the job looks like a job that another executor has claimed: an executor with the same token and another database.
+    FulcrumCore stores nothing that distinguishes the two cases. The time of the claim does not suffice, because
+    executors that poll the same list send their claims at almost the same time. If the agent ran such a job, the job
+    might run twice. So the job is abandoned, and `reopening.reopen` reports its failure when FulcrumCore still lists it
+    as claimed after its deadline.
     """
     require_open(status_at_core)
     if status_at_core == "Pending":
@@ -89,7 +90,7 @@ class Claimer:
 
     engine: Engine
     fulcrum: FulcrumClient
-    refused_jobs: RefusedJobs
+    refusal_counter: RefusalCounter
 
     def claim(self, job: Job, lease: Lease) -> None:
         """Claim the job at FulcrumCore, unless an earlier attempt has claimed it already.
@@ -145,6 +146,6 @@ class Claimer:
         return core_job.status
 
     def _claim_impossible(self, fulcrum_id: str, *, refused_to: str) -> ClaimImpossible:
-        """Return the exception for a job that is gone. Raises FulcrumUnavailable if this is not certain."""
-        self.refused_jobs.require_gone(fulcrum_id, refused_to=refused_to)
-        return ClaimImpossible(ErrorCode.JOB_GONE, GONE)
+        """Return the exception for a job that is gone. Raises FulcrumUnavailable if the job is not certainly gone."""
+        self.refusal_counter.require_gone(fulcrum_id, refused_to=refused_to)
+        return ClaimImpossible(ErrorCode.JOB_GONE, JOB_GONE_TEXT)

@@ -20,8 +20,8 @@ from typing import Any
 #: The environment variable that contains the path of the file.
 CRASH_FILE_VARIABLE = "SMITH_CRASH_AT"
 
-#: The points in the order of a job's processing (ARCHITECTURE.md). Each comment says what has happened, and what is
-#: stored, when this process is killed at the point.
+#: The points in the order of a job's processing (ARCHITECTURE.md). Each comment says what has happened before the
+#: point, and what is stored.
 POINTS = (
     "rows_written",  # step 1: the rows of the polled jobs are stored
     "claim_noted",  # step 3: it is stored that a claim will be sent
@@ -46,7 +46,8 @@ HOLD_POLL_S = 0.02
 def crash_if_requested(point: str, subject: str | None = None) -> None:
     """Kill this process with SIGKILL if the test's file requests a crash at `point`.
 
-    `subject` is the id of the job's service, or the name of a table. It is None at a point that concerns several.
+    `subject` is the id of the job's service, or the name of a table. It is None at a point that concerns several
+    services.
     """
     file = os.environ.get(CRASH_FILE_VARIABLE)
     if file:

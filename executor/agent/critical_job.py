@@ -19,9 +19,9 @@ class CriticalJob:
     run: Callable[[], float | None]  #: executes the critical job once; may return the seconds until the next execution
     wake_requested: threading.Event = field(default_factory=threading.Event)  #: set to start an execution now
     runs_on_each_agent: bool = True  #: if False, only one of the agents that share a database executes it
-    #: Executed instead of `run` when another agent executes the job: the part that concerns only this agent's machine.
+    #: Executed instead of `run` when another agent executes the job: the work that concerns only this agent's machine.
     run_own_part: Callable[[], object] | None = None
-    #: While it returns False, this agent leaves the execution to other agents. Not used if `runs_on_each_agent`.
+    #: While this returns False, this agent leaves the execution to other agents. Not used if `runs_on_each_agent`.
     may_start: Callable[[], bool] = lambda: True
     #: If True, a set `wake_requested` starts an execution even if another agent has executed the job just before.
     starts_early_on_request: bool = False

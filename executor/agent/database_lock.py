@@ -21,7 +21,7 @@ MAX_HOLDER_CHARS = 200
 
 @contextlib.contextmanager
 def exclusive_database(url: str) -> Iterator[None]:
-    """Lock the SQLite file while the block runs. Do nothing for PostgreSQL, which several agents may share.
+    """Lock the SQLite file while the block runs. Do nothing for PostgreSQL, which several agents may use.
 
     Raises DatabaseError when another process has the lock; the text names that process. The kernel releases a process's
     lock when the process ends, even after a crash.

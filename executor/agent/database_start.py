@@ -1,10 +1,11 @@
 """Waits at the start of an agent until the database can be used.
 
-A database that is away, locked or failing over may be usable a minute later. If the agent ended, nothing would start it
-again: the supervisor, systemd and podman treat the exit code of a database error as final.
+A database that is unreachable, locked or failing over may be usable a minute later. If the agent ended instead of
+waiting, nothing would start it again, because the supervisor, systemd and podman treat the exit code of a database
+error as final.
 
-During a rolling upgrade of several agents on PostgreSQL, a newer version has migrated the schema. An agent of the
-earlier version that is restarted then waits until it is replaced, or until the schema was downgraded.
+During a rolling upgrade of several agents on PostgreSQL, a newer version has migrated the schema. If an agent of the
+earlier version is restarted then, it waits until the operator replaces it or downgrades the schema.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ CHECK_INTERVAL_S = 0.2
 def use_database_when_available(
     use: Callable[[], None], is_stop_requested: Callable[[], bool], *, waits_for_upgrade: bool = False
 ) -> bool:
-    """Call `use` until it does not raise DatabaseUnavailable; return True. Return False after a stop signal.
+    """Call `use` until it succeeds; return True. Return False after a stop signal. DatabaseUnavailable causes a wait.
 
-    With `waits_for_upgrade`, SchemaTooNew does not end the wait either. Raises every other DatabaseError.
+    With `waits_for_upgrade`, SchemaTooNew causes a wait, too. Raises every other DatabaseError.
     """
     progress, wait_s, failed_at, earlier_awaited = ProgressSender(), MIN_WAIT_S, None, ""
     awaited_errors = (DatabaseUnavailable, SchemaTooNew) if waits_for_upgrade else DatabaseUnavailable
@@ -73,7 +74,7 @@ class ProgressOfStart:
         self._started_at = time.monotonic()
 
     def report(self) -> None:
-        """Report that the main thread works, and after MAX_SILENT_START_S that the agent is ready."""
+        """Report progress, and after MAX_SILENT_START_S also that the agent is ready."""
         self._progress.report_progress()
         if time.monotonic() - self._started_at >= MAX_SILENT_START_S:
             self._progress.report_ready()

@@ -1,10 +1,10 @@
-"""Refuses a PostgreSQL database that another agent of FulcrumCore uses, and takes it over when that one has ended.
+"""Refuses a PostgreSQL database that another agent of FulcrumCore uses, and takes it over when that agent has ended.
 
-Each process of the agent that uses the database confirms this while FulcrumCore accepts its token. A process of another
-agent claims, polls and reports nothing meanwhile. It takes the database over when it has read the same confirmation for
-long while FulcrumCore accepted its own token: FulcrumCore no longer accepts the token of the first agent, because that
-one was deleted and made again, or all its processes have ended. Processes that still have the old token then claim
-nothing more, and their running jobs end.
+Call the agent that uses the database the user. Each process of the user stores a confirmation at each renewal of its
+leases, while FulcrumCore accepts the user's token. A process of another agent claims, polls and reports nothing. It
+takes the database over when FulcrumCore accepts its own token, and the user has stored no new confirmation for a time.
+The cause may be that the user was deleted and created again with another token, or that all its processes have ended.
+Processes with the old token then claim no more jobs, and their running jobs end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from executor.agent.state import AgentState
 from executor.database import database_use
-from executor.database.database_use import OtherUse, Use
+from executor.database.database_use import AgentAndCluster, OtherUser
 from executor.database.engine import transaction
 from executor.errors import DatabaseError
 from executor.log import get_logger
@@ -28,14 +28,13 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: The least time without a confirmation after which another agent takes the database over. A confirmation follows each
-#: renewal of the leases.
+#: The minimum time without a new confirmation after which another agent takes the database over.
 MIN_SILENCE_S = 60.0
 
 
 @dataclass(kw_only=True)
 class DatabaseUser:
-    """Confirms that this agent uses the database, or finds that another one does."""
+    """Confirms that this agent uses the database, or finds that another agent uses it."""
 
     engine: Engine
     state: AgentState
@@ -43,23 +42,23 @@ class DatabaseUser:
     cluster: str
     lease_s: float  #: the other agent confirms its use several times in this time
     clock: Callable[[], float] = time.monotonic
-    _is_agent_noted: bool = False  #: the row of this process names its agent
-    _awaited: OtherUse | None = None  #: the use by another agent, as it was last read
-    _awaited_since: float = 0.0  #: when `_awaited` was first read
-    _lock: threading.Lock = field(default_factory=threading.Lock)  #: only one thread at a time confirms
+    _is_agent_noted: bool = False  #: the row of this process in the table `nodes` names its agent
+    _other_user: OtherUser | None = None  #: the use by another agent, as it was last read
+    _other_user_since: float = 0.0  #: when `_other_user` was first read
+    _lock: threading.Lock = field(default_factory=threading.Lock)  #: held during each call of `confirm`
 
     def confirm(self) -> None:
         """Confirm the use if FulcrumCore accepts the token of this agent, or find the use by another agent.
 
-        Do nothing on SQLite, which only one process uses, and before the first heartbeat. If the database fails, the
-        next call tries again.
+        Do nothing on SQLite, which only one process uses. Do nothing before the first heartbeat either. If the database
+        fails, the next call tries again.
         """
         if self.engine.dialect.name == "sqlite" or not self.state.agent_id:
             return
-        use = Use(agent_id=self.state.agent_id, cluster=self.cluster)
+        use = AgentAndCluster(agent_id=self.state.agent_id, cluster=self.cluster)
         try:
             with self._lock, transaction(self.engine) as session:
-                earlier = self._awaited
+                earlier = self._other_user
                 other = self._confirm(session, use)
         except DatabaseError:
             self._is_agent_noted = False
@@ -68,17 +67,17 @@ class DatabaseUser:
             log.warning("database_taken_over", agent_id=use.agent_id, earlier_agent_id=earlier.agent_id)
         self.state.note_database_user(other.agent_id if other else "", cluster=other.cluster if other else "")
 
-    def _confirm(self, session: Session, use: Use) -> OtherUse | None:
-        if not self.state.fulcrum_link.is_up:  # FulcrumCore may refuse the token
-            self._awaited = None
+    def _confirm(self, session: Session, use: AgentAndCluster) -> OtherUser | None:
+        if not self.state.fulcrum_link.is_up:  # FulcrumCore may no longer accept this agent's token
+            self._other_user = None
             return database_use.other_use(session, use)
         if not self._is_agent_noted:
             database_use.note_agent(session, self.boot_id, use.agent_id)
             self._is_agent_noted = True
         other = database_use.confirm(session, use)
-        if other != self._awaited:
-            self._awaited, self._awaited_since = other, self.clock()
-        has_ended = self.clock() - self._awaited_since >= max(MIN_SILENCE_S, self.lease_s)
+        if other != self._other_user:
+            self._other_user, self._other_user_since = other, self.clock()
+        has_ended = self.clock() - self._other_user_since >= max(MIN_SILENCE_S, self.lease_s)
         if other is not None and has_ended and database_use.take_over(session, use, other):
             return None
         return other

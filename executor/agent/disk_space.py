@@ -45,10 +45,10 @@ class DiskSpaceChecker:
     """Checks the free space before each claim. Logs when the space becomes too low and when it is sufficient again."""
 
     folders: Mapping[str, Path]
-    _is_low: bool = False  #: the space was too low when it was last measured
+    _is_low: bool = False  #: True if the last measurement found too little space
 
     def is_space_sufficient(self) -> bool:
-        """Return whether there is space for one more job. If the space cannot be measured, repeat the last answer."""
+        """Return whether there is space for one more job. If the space cannot be measured, return the last result."""
         try:
             shortages = describe_shortages(self.folders)
         except OSError:

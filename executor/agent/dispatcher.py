@@ -101,7 +101,7 @@ class Dispatcher:
             stop_signal.send(reason)
 
     def store_ends(self) -> None:
-        """Store the ends of allocations and clones that the database could not store before, for the other agents."""
+        """Store the ends of allocations and clones that could not be stored before, so that other agents read them."""
         if self._clone_limit.shared is not None:
             self._clone_limit.shared.store_ends()
 
@@ -119,8 +119,8 @@ class Dispatcher:
         self._state.dispatch_requested.wait(max_wait_s)
         self._state.dispatch_requested.clear()
         while self._state.may_claim and not self._is_job_limit_reached() and self._has_resources():
-            # CloneLimit limits how many clones run at once on each storage; `capacity` is the sum of these limits. When
-            # that many creates run, a further create would only wait in its slot, so no create is claimed.
+            # CloneLimit limits how many clones run at once on each storage; `max_creates` is the sum of these limits.
+            # When that many creates run, a further create would occupy a slot and wait, so no create is claimed.
             with transaction(self._engine) as session:
                 job = job_queue.claim(
                     session,
@@ -145,7 +145,7 @@ class Dispatcher:
         return self.running_job_count >= limit
 
     def _start(self, job: Job) -> bool:
-        """Start a claimed job on a thread of the pool, or requeue it. Return whether it has started."""
+        """Start a claimed job on a thread of the pool, or requeue it. Return True if it has started."""
         slot = _Slot(job=job)
         with self._lock:
             obstacle = self._why_not_startable(job)
@@ -167,8 +167,8 @@ class Dispatcher:
     def _why_not_startable(self, job: Job) -> str:
         """Return why a claimed job cannot start now; '' if it can. The caller holds the lock.
 
-        If this process has lost a lease, the job's run may still change the VM until it has ended. A second run for the
-        same VM must not start beside it.
+        If this process has lost the lease of a job, the job's run may still change the VM. A second run for the same VM
+        must not start before the first one has ended.
         """
         if self._is_closed:
             return "the agent is stopping"

@@ -1,10 +1,12 @@
-"""Ends this agent's runs before other agents may take its jobs: when its leases have not been renewed for long.
+"""Ends this agent's runs when its leases were not renewed for long, before other agents may reap its jobs.
 
-An agent that cannot reach PostgreSQL cannot renew its leases. When a lease expires, another agent takes the job and
-runs its playbook. So the runs here must have ended before. If no other agent uses the database, the runs continue.
+An agent that cannot reach PostgreSQL cannot renew its leases. After a lease has expired, another agent may reap the job
+and run its playbook. So this agent's run must have ended before that. If no other agent uses the database, the runs
+continue.
 
-A suspended or blocked agent cannot end its runs. So it also writes the moment at which they must end to a file
-(`shared/run_until.py`). The guards of the runs and the actions read the file.
+A suspended or blocked agent cannot end its runs. So the agent also writes the time at which the runs must end into a
+file (`shared/run_until.py`). Two others read this file: the guard, a process that watches a run, and the action plugin
+in the run.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ log = get_logger(__name__)
 
 #: The share of a lease after which the runs are ended. The remaining time is needed to end their processes.
 FENCE_SHARE_OF_LEASE = 2 / 3
-#: The share of a lease after which the guards end the runs, and the actions change nothing more. It is larger, so that
-#: the agent itself ends the runs if it can: then it also stores which jobs are not to blame for the end of their run.
+#: The share of a lease after which the guards end the runs, and the action plugins change nothing more. It is larger
+#: than FENCE_SHARE_OF_LEASE: if the agent itself can end a run, it also records that the job did not cause this end.
 GUARD_SHARE_OF_LEASE = 3 / 4
 #: When another agent is found, the renewal that found it may have taken at most this share of a lease. After a slower
 #: renewal, the runs would have to end at once.
@@ -44,7 +46,7 @@ def must_end_runs(mode: str, since_renewal_s: float, *, lease_s: float, has_othe
 
 
 def runs_until_s(mode: str, renewed_at: float, *, lease_s: float, has_other_agents: bool) -> float:
-    """Return when the guards end the runs, as a point in the clock of `renewed_at`. Pure function."""
+    """Return when the guards end the runs, as a time of the same clock as `renewed_at`. Pure function."""
     if not is_fencing(mode, has_other_agents=has_other_agents):
         return NO_LIMIT
     return renewed_at + lease_s * GUARD_SHARE_OF_LEASE
@@ -61,9 +63,9 @@ class Fence:
     state: AgentState
     lease_s: float
     mode: str  #: SMITH_FENCE: auto, always or never
-    limit_runs: Callable[[float], None]  #: stores the moment at which the guards end the runs, a point in `boottime_s`
+    limit_runs: Callable[[float], None]  #: stores when the guards end the runs, a time of the clock `boottime_s`
     clock: Callable[[], float] = boottime_s
-    _renewed_at: float = field(init=False)  #: a point in `clock`
+    _renewed_at: float = field(init=False)  #: time of the last renewal, by `clock`
     #: At the last renewal, another agent used the database. Before the first renewal, this is assumed.
     _has_other_agents: bool = True
     _fenced_ids: set[int] = field(default_factory=set)  #: the row ids of the jobs whose runs were ended by the fence
@@ -77,7 +79,7 @@ class Fence:
         self.note_renewed(self.clock(), has_other_agents=True)
 
     def note_other_agents(self, started_at: float) -> bool:
-        """Limit the runs before the transaction commits in which this agent has found another one.
+        """Limit the runs. Called before the commit of the transaction in which this agent has found another agent.
 
         `started_at` is when the renewal began. Another agent may rely on the limit as soon as the transaction has
         committed, even if this process is suspended immediately afterwards.
@@ -92,7 +94,7 @@ class Fence:
         return True
 
     def note_renewed(self, started_at: float, *, has_other_agents: bool) -> None:
-        """Record a renewal of the leases. `started_at` is when it began, a point in `clock`."""
+        """Record a renewal of the leases. `started_at` is the time at which it began, by `clock`."""
         with self._lock:
             self._renewed_at, self._has_other_agents = started_at, has_other_agents
         self.limit_runs(runs_until_s(self.mode, started_at, lease_s=self.lease_s, has_other_agents=has_other_agents))
@@ -110,7 +112,7 @@ class Fence:
         self.state.stopping.wait(CHECK_INTERVAL_S)
 
     def take_fenced_ids(self, job_ids: set[int]) -> set[int]:
-        """Return those of `job_ids` whose runs the fence has ended, and forget them."""
+        """Return those of `job_ids` whose runs the fence has ended, and remove their records."""
         with self._lock:
             fenced_ids = job_ids & self._fenced_ids
             self._fenced_ids -= fenced_ids

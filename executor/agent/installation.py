@@ -1,10 +1,11 @@
 """Reads the id of an installation from the agent's data folder, or creates it at the first start.
 
-The id is in the row of each agent process. The data folder is locked (`runs/run_folder.py`), so at most one process on
-this host uses it. Another row with the same host and id is therefore the row of a process that has ended.
+The row of each agent process in the table `nodes` contains this id. The data folder is locked (`runs/run_folder.py`),
+so at most one process on this host uses it. So another row with the same host and id belongs to a process that has
+ended.
 
-A copy of the data folder may be used at the same time. So the file also contains its own device and inode numbers: a
-copied file does not match them, and gets another id.
+Another agent may use a copy of the data folder. So the file with the id also contains its own device and inode numbers.
+A copied file has other numbers than it contains, so it is replaced by a file with a new id.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def installation_id(data_dir: Path) -> str | None:
 
 
 def _read(file: Path) -> str:
-    """Return the id in the file; '' if there is none. No link is followed."""
+    """Return the id in the file; '' if the file is missing or invalid. A symbolic link is not followed."""
     try:
         fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:

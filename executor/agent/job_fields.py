@@ -20,8 +20,8 @@ def is_local(job: Job) -> bool:
 def require_service_id(job: Job) -> str:
     """Return the id of the job's service. Raises JobError when there is none."""
     if job.service_id is None:
-        # This is unexpected: the poller stores such a job with a `defect`. The worker fails a job that has a defect and
-        # does not call this function for it.
+        # This is unexpected: the poller stores a job without a service id with a `defect`, and the worker fails a job
+        # with a defect before it calls this function.
         raise JobError(ErrorCode.INVALID_REQUEST, "the job contains no service id")
     return job.service_id
 

@@ -42,16 +42,16 @@ class LeaseKeeper:
     state: AgentState
     boot_id: str  #: id of this agent process, the owner of its leases
     lease_s: float  #: duration of a lease
-    confirm_use: Callable[[], None]  #: confirms that this agent uses the database; it raises no DatabaseError
+    confirm_use: Callable[[], None]  #: `DatabaseUser.confirm`, which raises no DatabaseError
     store_stories: Callable[[], None]  #: stores what the current runs have done; it raises no DatabaseError
     #: The ids of the jobs that had a lease but were not running in the last check.
     _leased_ids_not_running: set[int] = field(default_factory=set)
     _known_revisions: frozenset[str] = frozenset()  #: of this version's schema; read once
 
     def maintain(self) -> None:
-        """Renew all leases once, stop jobs that were cancelled or lost their lease, then wait for the next renewal.
+        """Renew all leases once, stop jobs that were cancelled or have lost their leases, then wait.
 
-        A renewal is rolled back, and the next one is due at once, if it took long and has found the first other agent.
+        If a renewal took long and has found the first other agent, it is rolled back, and the next one is due at once.
         """
         # `stop_signals` has a key for each running job. It is read before `renew`. Otherwise, a job that is claimed
         # after `renew` would be in `stop_signals` without a renewed lease, and would be stopped.
@@ -75,9 +75,9 @@ class LeaseKeeper:
             elif cancel_flags[job_id]:
                 stop_signal.send(StopSignal.CANCELLED)
         # Another agent may already execute a job whose lease was lost, for example while this process was suspended. So
-        # the limit of all runs stays as it was until the runs of such jobs have ended.
+        # the time limit of all runs is not extended until the runs of such jobs have ended.
         if self._have_ended(stop_signals.keys() - cancel_flags.keys()):
-            # Not before the commit: until then, other agents may read in the row of this process that it fences.
+            # This follows the commit, because until the commit other agents may read that this process fences.
             self.fence.note_renewed(started_at, has_other_agents=has_other_agents)
         self._release_jobs_not_running(cancel_flags.keys())
         if cancel_flags:

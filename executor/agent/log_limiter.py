@@ -1,4 +1,4 @@
-"""Decides at a bounded rate whether a number that each answer of FulcrumCore repeats is logged again."""
+"""Limits how often a number is logged that occurs in each answer of FulcrumCore."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LogLimiter:
     _logged_at: float = float("-inf")  #: the time of the last log line, by `clock`
 
     def should_log(self, count: int) -> bool:
-        """Return whether the caller must log this number: if it has grown, and otherwise once per LOG_INTERVAL_S.
+        """Return whether the caller must log this number: the number has grown, or LOG_INTERVAL_S has passed.
 
         Returns False for 0.
         """

@@ -1,7 +1,7 @@
 """Counts jobs and measures their durations for Prometheus.
 
-The values start at 0 in each process, which Prometheus expects. No label contains the id of a job, a service or a VM,
-so the number of series stays small. The metrics of VMs, which FulcrumCore gets, are in metrics.py.
+Each process starts with the value 0, as Prometheus expects. No label contains the id of a job, a service or a VM, so
+the number of series stays small. The metrics of VMs, which FulcrumCore gets, are in metrics.py.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Meters:
 
     def note_started(self, job: Job) -> None:
         """Record how long a job has waited, at the start of its first attempt."""
-        # An attempt that ended because FulcrumCore did not answer is not counted, so the next one has the number 1 too.
+        # An attempt that ended because FulcrumCore did not answer is not counted. So the next attempt has the number 1,
+        # too.
         is_first_start = job.attempt == 1 and job.claim_sent_at is None
         if is_first_start:
             waited_s = (utc_now() - job.received_at).total_seconds()
@@ -81,7 +82,7 @@ class Meters:
             with reading(engine) as session:
                 stored_job = queries.get_job(session, job.id)
         except DatabaseError:
-            pass  # probably the end of the job could not be stored either; the attempt is counted as lost
+            pass  # the end of the job was probably not stored either; the attempt counts as lost
         action = self._action_label(job.action, stored_job)
         self._ended_attempts.labels(action=action, outcome=_outcome(stored_job)).inc()
         self._attempt_duration.labels(action=action).observe(duration_s)

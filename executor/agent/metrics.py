@@ -33,11 +33,11 @@ log = get_logger(__name__)
 
 #: Number of threads that send entries.
 SENDER_THREADS = 4
-#: Maximum rate, to limit the load of FulcrumCore. With an interval of 60 s, it suffices to send two samples of each of
-#: 5,000 VMs in two rounds.
+#: Maximum rate, to limit the load of FulcrumCore. With an interval of 60 s, this rate suffices for two samples of each
+#: of 5,000 VMs in two rounds.
 MAX_POSTS_PER_S = 110.0
-#: Share of a CPU core that sending may use. The rate is adapted to the measured CPU time of previous entries. The
-#: remainder of the 5 % that a round may use is for reading and computing the samples.
+#: Share of a CPU core that sending may use. The rate is adapted to the measured CPU time of previous entries. Reading
+#: and computing the samples uses at most another 1 %.
 POSTS_SHARE_OF_A_CORE = 0.04
 #: The CPU time of an entry is averaged over about this many entries.
 CPU_TIME_WINDOW = 20
@@ -133,7 +133,8 @@ class VmMetrics:
     def _samples(self, row: VmRow, read_at: float) -> Iterator[Sample]:
         """Yield the samples of one VM. `read_at` is the monotonic time at which `row` was read.
 
-        A share is at most 1. Proxmox 9 shows the memory that a VM takes on its node, which may be more than it has.
+        A share is limited to 1: Proxmox 9 shows the memory that a VM uses on its node, which may be more than the VM's
+        own.
         """
         yield Sample(vmid=row.vmid, type_name="vm.cpu.usage", resource_id="cpu", value=min(row.cpu_share, 1.0))
         if row.max_memory_bytes:
@@ -155,7 +156,7 @@ class VmMetrics:
     def _post_all(self, samples: list[Sample], *, deadline: float) -> None:
         """Send the samples until the deadline, or until FulcrumCore does not answer one of them.
 
-        Raises FulcrumUnavailable when at least one got no answer.
+        Raises FulcrumUnavailable when FulcrumCore did not answer at least one of them.
         """
         if not samples:
             return

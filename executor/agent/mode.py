@@ -35,7 +35,7 @@ class WorkCheck:
     _idle_at_poll_count: int | None = None
 
     def is_done(self) -> bool:
-        """Return whether the agent must end: its work is done, or it may do none. Never waits for FulcrumCore."""
+        """Return whether the agent must end: its work is done, or it is disabled. Never waits for FulcrumCore."""
         if self.mode is Mode.SERVE or self.dispatcher.running_job_count:
             return False
         if self.state.is_disabled:  # the agent neither polls nor claims jobs
@@ -46,7 +46,7 @@ class WorkCheck:
         return self.mode is Mode.ONCE or self._has_polled_twice_since_idle()
 
     def _has_open_jobs(self) -> bool:
-        """True when a job has not ended or its report is due. While the agents are paused, no pending job counts."""
+        """True when a job is open or its report is due. While the agents are paused, pending jobs do not count."""
         with reading(self.engine) as session:
             counts = queries.count_jobs(session)
             is_paused = pauses.current(session) is not None or self.state.is_node_paused
@@ -56,9 +56,9 @@ class WorkCheck:
     def _has_polled_twice_since_idle(self) -> bool:
         """True when two polls have finished since no job was open.
 
-        FulcrumCore lists the next job of a group only after it has received the report of the group's previous job. A
-        poll that runs now may have begun before FulcrumCore received the last report. The second poll has certainly
-        begun afterwards.
+        FulcrumCore lists the next job of a group only after it has received the report of the group's previous job. The
+        first poll that finishes may have begun before FulcrumCore received the last report. The second poll began after
+        that.
         """
         poll_count = self.state.finished_poll_count
         if self._idle_at_poll_count is None:

@@ -22,7 +22,7 @@ MAX_MEMORY_AGE_S = 5.0
 
 
 class Limit(StrEnum):
-    """Why an agent process claims no more jobs, waits for the end of its jobs, and ends: a limit, or a foreign change.
+    """Why an agent process claims no more jobs, waits for its running jobs, and ends.
 
     In `Mode.SERVE` (see agent.py), the supervisor then starts a new agent process.
     """

@@ -1,4 +1,4 @@
-"""Decides how an attempt to process a job ends. `decide` has no side effects; `outcome_store` stores the outcome."""
+"""Decides how an attempt to process a job ends. Has no side effects: `outcome_store` stores the outcome."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from executor.errors import DatabaseUnavailable, FulcrumUnavailable
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
 
-#: Why a job is requeued whose run could not start. The error itself may name the database's host.
+#: The reason, for tenants, of a job that is requeued because of the database. The error text may name the database's
+#: host.
 NO_DATABASE = "the agent's database did not answer before the run"
 
 
@@ -32,7 +33,7 @@ class MappingChange(StrEnum):
 
     NONE = "none"
     APPLY_RESULT = "apply_result"  #: the mapping gets the state of the VM that the result states
-    DELETE = "delete"  #: no VM of the service has the VMID, so the reservation is deleted
+    DELETE = "delete"  #: the service has no VM with the VMID, so the reservation is deleted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +45,16 @@ class Outcome:
     reason: str = ""  #: may be shown to tenants
     operator_reason: str = ""  #: the reason in more detail; '' if it is the same
     backoff_s: float = 0.0  #: wait before the next attempt, if there is one
-    counts_as_attempt: bool = True  #: False: the job is not to blame, so the attempt does not use up its attempts
+    counts_as_attempt: bool = True  #: False: the job did not cause the failure, so the attempt does not count
     mapping_change: MappingChange = MappingChange.NONE
 
 
-#: What an attempt led to: the result of a run or of an error before it, an error of FulcrumCore, or an error of the
-#: database before the run.
+#: What an attempt led to: a result (of a run, or of an error before the run), an error of FulcrumCore, or an error of
+#: the database before the run.
 AttemptEnd = JobResult | FulcrumUnavailable | ClaimImpossible | DatabaseUnavailable
 
 
-def decide(  # noqa: PLR0913 (each parameter is one fact on which the outcome depends)
+def outcome_of_attempt(  # noqa: PLR0913 (each parameter is one fact on which the outcome depends)
     job: Job,
     end: AttemptEnd,
     *,
@@ -65,10 +66,10 @@ def decide(  # noqa: PLR0913 (each parameter is one fact on which the outcome de
 ) -> Outcome:
     """Return how the attempt ends.
 
-    `stop_reason` is the reason of the stop signal, None without one. `is_reservation`: the mapping only reserves its
-    VMID, so no VM of the service is known. `has_unused_reservation`: this attempt has made the reservation, and no run
-    has started. `has_database_refused`: the database will never store the result, for example because a text is too
-    long.
+    `stop_reason` is the reason of the stop signal, None without a signal. `is_reservation` is True if the mapping only
+    reserves its VMID, so no VM of the service is known. `has_unused_reservation` is True if this attempt has made the
+    reservation, and no run has started. `has_database_refused` is True if the database never stores the result, for
+    example because a text is too long.
     """
     if stop_reason == StopSignal.LEASE_LOST:
         return Outcome(ending=Ending.DISCARD, reason="the lease was lost")
@@ -90,10 +91,10 @@ def decide(  # noqa: PLR0913 (each parameter is one fact on which the outcome de
 
 
 def _requeue_after_outage(error: FulcrumUnavailable | DatabaseUnavailable) -> Outcome:
-    """Return the outcome of an attempt that could not start its run. An outage is not the job's fault.
+    """Return the outcome of an attempt that could not start its run. An attempt that ends by an outage does not count.
 
-    A request to FulcrumCore that fails only for this job is: `vault` counts on the number of attempts to give up a
-    secret that can never be read.
+    An attempt counts if a request to FulcrumCore fails only for this job. After some attempts, `fulcrum/vault.py` stops
+    to request a secret that can never be read.
     """
     is_of_database = isinstance(error, DatabaseUnavailable)
     return Outcome(
@@ -108,7 +109,7 @@ def _requeue_after_outage(error: FulcrumUnavailable | DatabaseUnavailable) -> Ou
 def _decide_by_result(
     job: Job, result: JobResult, clock_offset_s: float, *, is_vmid_taken: bool, has_unused_reservation: bool
 ) -> Outcome:
-    if result.code is ErrorCode.LEASE_LOST:  # the agent was suspended or blocked, which is not the job's fault
+    if result.code is ErrorCode.LEASE_LOST:  # the agent was suspended or blocked; the job did not cause this
         return Outcome(
             ending=Ending.REQUEUE,
             reason=result.message,

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: The codes of a failed create after which no VM exists, unless the run has found one: nothing was requested from
-#: Proxmox, or Proxmox has removed what it had begun to make.
+#: The error codes of a failed create after which no VM exists, unless the run's result contains a VM. With these codes,
+#: nothing was requested from Proxmox, or Proxmox has removed the incomplete VM.
 CODES_WITHOUT_VM = frozenset(
     {
         ErrorCode.CANCELLED,
@@ -49,8 +49,9 @@ DecideOutcome = Callable[[bool], Outcome]
 def store(engine: Engine, decide_outcome: DecideOutcome, lease: Lease, mapping: Mapping | None) -> Outcome:
     """Decide and store how an attempt ends; return the stored outcome.
 
-    If the database refuses the outcome for good, it is decided again. Otherwise the job would be released, and its
-    playbook would run again and again. Raises StaleJob if the lease was lost, DatabaseError if nothing can be stored.
+    If the database refuses the outcome, `decide_outcome(True)` returns another outcome, which is stored instead.
+    Otherwise the job would be released, and its playbook would run again and again. Raises StaleJob if the lease was
+    lost, DatabaseError if nothing can be stored.
     """
     outcome = decide_outcome(False)
     try:
@@ -113,7 +114,7 @@ def _change_mapping(session: Session, mapping: Mapping, outcome: Outcome, job_id
 
 
 def _is_vm_absent(result: JobResult) -> bool:
-    """Return whether a failed create has certainly made no VM. Otherwise, a partial clone may exist, and counts."""
+    """Return whether it is certain that a failed create has made no VM. Otherwise, a partial clone may exist."""
     return not result.vm and not result.was_killed and result.code in CODES_WITHOUT_VM
 
 

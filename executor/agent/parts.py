@@ -22,7 +22,7 @@ from executor.agent.pruner import Pruner
 from executor.agent.purger import VmPurger
 from executor.agent.reaper import Reaper
 from executor.agent.reconciler import Reconciler
-from executor.agent.refused_jobs import RefusedJobs
+from executor.agent.refusals import RefusalCounter
 from executor.agent.reservation import MappingFinder
 from executor.agent.resources import ResourceAllocator
 from executor.agent.state import AgentState
@@ -30,7 +30,7 @@ from executor.agent.story_writer import StoryWriter
 from executor.agent.tenant_usage import TenantUsage
 from executor.agent.token_use import TokenUse
 from executor.agent.worker import Worker
-from executor.database.allocations import Owner
+from executor.database.allocations import AllocationOwner
 from executor.drift.inspector import Inspector
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.vault import SecretResolver
@@ -62,7 +62,7 @@ class SharedParts:
     engine: Engine
     fulcrum: FulcrumClient
     proxmox: ProxmoxReader
-    refused_jobs: RefusedJobs
+    refusal_counter: RefusalCounter
 
     @cached_property
     def database_user(self) -> DatabaseUser:
@@ -82,7 +82,7 @@ def _build_worker(shared: SharedParts, runner: Runner, clone_limit: CloneLimit) 
     return Worker(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
-        claimer=Claimer(engine=shared.engine, fulcrum=shared.fulcrum, refused_jobs=shared.refused_jobs),
+        claimer=Claimer(engine=shared.engine, fulcrum=shared.fulcrum, refusal_counter=shared.refusal_counter),
         mapping_finder=MappingFinder(
             engine=shared.engine,
             proxmox=shared.proxmox,
@@ -106,7 +106,7 @@ def _build_shared_allocations(shared: SharedParts) -> SharedAllocations | None:
         return None
     settings = shared.settings
     silent_s = VANISHED_AFTER_LEASES * settings.smith_lease_s
-    owner = Owner(boot_id=shared.boot_id, cluster=settings.smith_cluster, silent_s=silent_s)
+    owner = AllocationOwner(boot_id=shared.boot_id, cluster=settings.smith_cluster, silent_s=silent_s)
     return SharedAllocations(engine=shared.engine, owner=owner)
 
 
@@ -189,7 +189,7 @@ def _build_purger(shared: SharedParts) -> VmPurger:
         engine=shared.engine,
         fulcrum=shared.fulcrum,
         state=shared.state,
-        refused_jobs=shared.refused_jobs,
+        refusal_counter=shared.refusal_counter,
         cluster=shared.settings.smith_cluster,
         job_timeout_s=shared.settings.fulcrum_job_timeout_s,
         interval_s=shared.settings.smith_prune_interval_s,

@@ -33,14 +33,15 @@ PAGE_SIZE = 100
 MAX_LOGGED_REASONS = 3
 #: Number of jobs requested by the next poll when a poll has returned a full page.
 MAX_PAGE_SIZE = 1000
-#: Limits of a job's params and of its service. FulcrumCore has no such limits.
+#: Limits of the size of a job's params, and of its service. FulcrumCore itself has no such limits.
 MAX_PAYLOAD_CHARS = 256 * 1024
 MAX_DEPTH = 32
 #: Size that is counted for a value that is not a string.
 CHARS_PER_OTHER_VALUE = 8
 #: After this many polls in a row without a new job, the interval between two polls grows.
 IDLE_POLLS_BEFORE_GROWTH = 30
-#: The interval then grows linearly: this many further polls without a new job add the configured interval once.
+#: The interval then grows linearly: after each further IDLE_POLLS_PER_ADDED_INTERVAL polls without a new job, it is
+#: longer by the configured interval.
 IDLE_POLLS_PER_ADDED_INTERVAL = 10
 #: The interval grows up to this length, and to this share of the job timeout, so that enough time is left for a job.
 MAX_INTERVAL_S = 10.0
@@ -132,8 +133,9 @@ class Poller:
     def compare_claimed_jobs(self) -> None:
         """Compare the jobs that FulcrumCore lists as claimed by this agent with the rows.
 
-        A job that has ended here is continued. A job without a row was claimed by another executor with this agent's
-        token, because this agent stores each job before it claims the job. Such a job is stored only to be shown.
+        A job that has ended in this database is continued. A job without a row was claimed by another executor with
+        this agent's token, because this agent stores each job before it claims the job. Such a job is stored only to
+        show it to operators.
         """
         jobs = self._jobs_for_this_agent(self.fulcrum.own_processing_jobs(self.state.agent_id))
         self._reopen_jobs(jobs, are_claimed=True)
@@ -163,7 +165,7 @@ class Poller:
         return min(grown_interval_s, max(max_interval_s, self.interval_s))
 
     def _jobs_for_this_agent(self, jobs: list[CoreJob]) -> list[CoreJob]:
-        """Return the jobs without those of other agents, and log the number of these.
+        """Return the jobs of this agent, and log the number of the other jobs.
 
         FulcrumCore lists jobs of another agent if the token has become the token of that agent.
         """
@@ -191,7 +193,7 @@ class Poller:
         return count
 
     def _reopen_jobs(self, jobs: list[CoreJob], *, are_claimed: bool) -> None:
-        """Continue with jobs that have ended here, although FulcrumCore lists them as open."""
+        """Continue jobs that have ended in this database, although FulcrumCore lists them as open."""
         if not jobs:
             return
         with reading(self.engine) as session:
@@ -208,7 +210,7 @@ class Poller:
             self.state.report_requested.set()
 
     def _new_row(self, job: CoreJob, is_claimed_at_fulcrum: bool) -> NewJob:
-        """Return the new row of a job. Its `defect` lists what is invalid; the worker fails a job with a defect."""
+        """Return the new row of a job. `defect` says what is invalid in the job: then the worker fails the job."""
         defects = list(job.defects)
         params, problem = check_limits(job.params)
         if problem:

@@ -27,7 +27,7 @@ log = get_logger(__name__)
 
 #: Maximum number of jobs deleted in one transaction, so that other writers wait for the database only a short time.
 BATCH_SIZE = 500
-#: Wait between two such transactions, in which other writers can write.
+#: Wait between two such transactions. During this wait, other writers can write.
 BATCH_WAIT_S = 0.05
 BYTES_PER_MIB = 1024 * 1024
 #: The limit of the total size does not apply to artifacts younger than this, because their run may not have ended.
@@ -51,9 +51,9 @@ class Pruner:
     def prune(self) -> None:
         """Delete old jobs, rows of deleted mappings and artifacts, then the oldest artifacts above the size limit.
 
-        Delete the rows of references to the vault that no job and no mapping needs any more, and the rows of old runs
-        that operators started, too. Then move the artifacts that are still in the run folder, because there may be
-        space for them now.
+        Also delete the rows of vault references that no job and no mapping needs, and the rows of old runs that
+        operators started. Then move the artifacts that are still in the run folder, because there may be space for them
+        now.
         """
         deleted_jobs = self._delete_old_jobs()
         deleted_mappings = self._prune_deleted_mappings()

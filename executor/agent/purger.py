@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from executor.agent.refused_jobs import MIN_DURATION_S, MIN_REFUSALS, NotCertainlyGone, RefusedJobs
+from executor.agent.refusals import MIN_DURATION_S, MIN_REFUSALS, NotCertainlyGone, RefusalCounter
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings, queries
 from executor.database.engine import reading, transaction
@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: The wait between two reads of a service that FulcrumCore answers with 403, unless the interval of the critical job is
-#: shorter: then the execution would count as overdue.
+#: The wait between two reads of a service for which FulcrumCore answers 403. The wait is never longer than the interval
+#: of the critical job, because the execution would otherwise count as overdue.
 READ_INTERVAL_S = MIN_DURATION_S / (MIN_REFUSALS - 1)
-#: The maximum number of reads of such a service in one execution: one more than `RefusedJobs` needs for its decision.
+#: The maximum number of reads of such a service in one execution: one more than `RefusalCounter` needs for its
+#: decision.
 MAX_READS = MIN_REFUSALS + 1
 
 
@@ -45,19 +46,19 @@ class VmPurger:
     engine: Engine
     fulcrum: FulcrumClient
     state: AgentState
-    refused_jobs: RefusedJobs
+    refusal_counter: RefusalCounter
     cluster: str
     job_timeout_s: float
     interval_s: float  #: the interval of this critical job
     wait: Callable[[float], object]  #: waits for some seconds, or until the agent stops
-    #: Ids of the mappings for which it was logged that the VM is not deleted yet, because its service has not ended.
+    #: Ids of the mappings for which a withheld deletion was logged, because the service has not ended.
     _logged_mapping_ids: set[int] = field(default_factory=set)
 
     def submit_due_deletions(self) -> None:
         """Add a delete job for each VM that is due. Raises FulcrumUnavailable.
 
-        Each VM is handled by itself, so a VM that is not deleted yet does not delay the deletion of the others. A
-        service that FulcrumCore answers with 403 is read at most MAX_READS times, to be sure that it was deleted.
+        A VM whose deletion is withheld does not delay the deletion of other VMs. If FulcrumCore answers 403 for a
+        service, the service is read at most MAX_READS times to find out whether it was deleted.
         """
         if not self.state.agent_id:
             return
@@ -131,13 +132,13 @@ class VmPurger:
     def _read_service(self, service_id: str) -> CoreService | None:
         """Return the service, or None when FulcrumCore has deleted it.
 
-        FulcrumCore answers 403 for a deleted service. It also answers 403 while its database is down. `RefusedJobs`
+        FulcrumCore answers 403 for a deleted service. It also answers 403 while its database is down. `RefusalCounter`
         decides whether the service counts as deleted. Raises NotCertainlyGone when it does not.
         """
         try:
             return self.fulcrum.get_service(service_id)
         except FulcrumAuthFailing:
-            self.refused_jobs.require_service_gone(service_id)
+            self.refusal_counter.require_service_gone(service_id)
             return None
 
     def _has_terminal_status(self, service: CoreService) -> bool:
@@ -176,7 +177,7 @@ class VmPurger:
                 params=None,
                 service=None,
                 defect=None,
-                priority=0,  # below FulcrumCore's default of 1, so the jobs that users wait for come first
+                priority=0,  # below FulcrumCore's default of 1, so jobs that users wait for are claimed first
                 core_created_at=now,
                 deadline_at=now + timedelta(seconds=self.fulcrum.clock_offset_s + self.job_timeout_s),
                 is_local=True,

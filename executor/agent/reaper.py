@@ -1,12 +1,14 @@
 """Reaps the jobs of other agents that have not renewed their leases for a whole lease, on a shared database.
 
 To reap a job is to take it from its owner. The owner may still run the job's playbook, for example while it cannot
-reach the database. So an agent reaps a job only when no run of the owner is in progress: the owner fences, so it ends
-its runs before its leases expire, or the job's deadline has passed, and no run continues after the deadline, or no run
-has started. The owner stores a run before it starts, and cannot store one after the job was reaped.
+reach the database. So an agent reaps a job only when no run of the owner can be in progress. This is certain in three
+cases: 1. The owner fences: it ends its runs before its leases expire. 2. The job's deadline has passed: every run ends
+before the deadline. 3. No run is stored: the owner stores each run before the run starts, and can store none after the
+job was reaped.
 
-The reaper compares no clocks of two machines. It measures by its own monotonic clock for how long it has read the same
-lease. A reader that was itself without the database begins anew: the outage may be the reason that nothing was renewed.
+The reaper does not compare the clocks of two machines. It measures with its own monotonic clock for how long a lease
+has not changed. When the reaper itself could not read the database for a while, it starts this measurement again,
+because in such an outage the owner could not renew the lease either.
 """
 
 from __future__ import annotations
@@ -30,19 +32,20 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: The maximum share of a lease between two reads of the leases. After a longer gap, the observation begins anew.
+#: The maximum time between two reads of the leases, as a share of a lease. After a longer time, the measurement of all
+#: leases starts again.
 MAX_GAP_SHARE_OF_LEASE = 0.5
-#: The maximum of SMITH_LEASE_S, and so of another agent's lease. After this time, a lease that has not changed has
-#: expired, also if the database's clock was set back or the lease's end is far in the future for another reason.
+#: The maximum of SMITH_LEASE_S, and so of another agent's lease. A lease that has not changed for this time has
+#: expired, even if its stored end is in the future because the database's clock was set back.
 MAX_LEASE_S = 3600.0
-#: How long the processes of a run may exist after the run's timeout, which is before the job's deadline.
+#: How long the processes of a run may exist after the run's timeout. The timeout is before the job's deadline.
 KILL_TIME_S = 15.0
 
-#: What identifies one state of a lease: a renewal changes the last value, and a claim the second.
+#: Job id, epoch and end of a lease. A claim changes the epoch, and a renewal changes the end.
 LeaseState = tuple[int, int, datetime | None]
 
 
-class Verdict(StrEnum):
+class ReapDecision(StrEnum):
     """Whether a job of another agent is reaped."""
 
     KEEP = "keep"  #: the lease was renewed, or was not observed long enough
@@ -52,21 +55,21 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """For how long the reaper has read the same leases. The times are points in the reaper's monotonic clock."""
+    """Since when each lease has not changed. All times are times of the reaper's monotonic clock."""
 
     read_at: float = float("-inf")  #: when the leases were last read
     unchanged_since: Mapping[LeaseState, float] = field(default_factory=dict)  #: when each state was first read
 
 
 def state_of(lease: OtherLease) -> LeaseState:
-    """Return what a renewal or a claim of the job changes."""
+    """Return the state of a lease, which a renewal or a claim of the job changes."""
     return lease.job_id, lease.epoch, lease.lease_until
 
 
 def observe(earlier: Observation, states: Iterable[LeaseState], now: float, *, lease_s: float) -> Observation:
     """Return the observation after the leases were read again at `now`. Pure function.
 
-    After a gap of more than half a lease, every observation begins anew.
+    If the last read was more than half a lease ago, the measurement of all leases starts again at `now`.
     """
     has_gap = now - earlier.read_at > lease_s * MAX_GAP_SHARE_OF_LEASE
     since = {} if has_gap else earlier.unchanged_since
@@ -81,16 +84,16 @@ def decide(  # noqa: PLR0913 (each parameter is one fact about the lease)
     is_owner_fencing: bool,
     is_past_deadline: bool,
     has_run: bool = True,
-) -> Verdict:
-    """Decide whether a job is reaped whose lease has not changed for `unchanged_s`. Pure function.
+) -> ReapDecision:
+    """Decide whether a job is reaped. Its lease has not changed for `unchanged_s`. Pure function.
 
-    `lease_s` is the length of this agent's leases. The owner's may be longer, so its lease must also have expired.
-    `is_past_deadline`: the job's deadline and KILL_TIME_S have passed. Without `has_run`, the owner's attempt has not
-    started a run, for example because it waited for a clone slot.
+    `lease_s` is the length of this agent's leases. The owner's leases may be longer, so the job's lease must also have
+    expired. `is_past_deadline` is True when KILL_TIME_S has passed since the job's deadline. `has_run` is False when
+    the owner's attempt has not started a run, for example because it waited for a clone slot.
     """
     if unchanged_s < lease_s or not (is_expired or unchanged_s >= MAX_LEASE_S):
-        return Verdict.KEEP
-    return Verdict.REAP if is_owner_fencing or is_past_deadline or not has_run else Verdict.WAIT_FOR_DEADLINE
+        return ReapDecision.KEEP
+    return ReapDecision.REAP if is_owner_fencing or is_past_deadline or not has_run else ReapDecision.WAIT_FOR_DEADLINE
 
 
 @dataclass(kw_only=True)
@@ -104,19 +107,19 @@ class Reaper:
     get_clock_offset_s: Callable[[], float]  #: how far FulcrumCore's clock is ahead of this machine's clock
     clock: Callable[[], float] = time.monotonic
     _observation: Observation = field(default_factory=Observation)
-    _waiting: set[LeaseState] = field(default_factory=set)  #: those whose jobs wait for their deadlines
+    _waiting: set[LeaseState] = field(default_factory=set)  #: the leases of jobs that wait for their deadlines
 
     def reap(self) -> None:
         """Read the leases of the other agents once, and reap the jobs whose owners have certainly ended their runs."""
         with reading(self.engine) as session:
             leases = other_leases.leases_of_others(session, self.boot_id)
-        # After the read, so that no observation begins before its lease was read. That a lease has not changed until
-        # now is checked again by reaping.reap.
+        # The clock is read after the leases, so that no measurement starts too early. `reaping.reap` checks again that
+        # a lease has not changed.
         now = self.clock()
         self._observation = observe(self._observation, map(state_of, leases), now, lease_s=self.lease_s)
         verdicts = [(lease, self._decide(lease, now)) for lease in leases]
-        self._log_waiting([lease for lease, verdict in verdicts if verdict is Verdict.WAIT_FOR_DEADLINE])
-        to_reap = [lease for lease, verdict in verdicts if verdict is Verdict.REAP]
+        self._log_waiting([lease for lease, verdict in verdicts if verdict is ReapDecision.WAIT_FOR_DEADLINE])
+        to_reap = [lease for lease, verdict in verdicts if verdict is ReapDecision.REAP]
         if not to_reap:
             return
         with transaction(self.engine) as session:
@@ -127,7 +130,7 @@ class Reaper:
             self.state.dispatch_requested.set()
             self.state.report_requested.set()
 
-    def _decide(self, lease: OtherLease, now: float) -> Verdict:
+    def _decide(self, lease: OtherLease, now: float) -> ReapDecision:
         now_at_core = utc_now().timestamp() + self.get_clock_offset_s()
         return decide(
             now - self._observation.unchanged_since[state_of(lease)],

@@ -33,7 +33,7 @@ MAX_FINDINGS_AGE_INTERVALS = 3.0
 class Reconciler:
     """Checks for drift, applies safe repairs, and logs each finding when it appears and when it is resolved.
 
-    The findings are in the database, so all agents show the same ones, and only the first check that finds one logs it.
+    The findings are in the database. So all agents show the same findings, and each finding is logged only once.
     """
 
     inspector: Inspector
@@ -57,7 +57,7 @@ class Reconciler:
         self._store_and_log_changes([finding for finding in outcome.findings if not self._try_repair(finding)])
 
     def open_findings(self) -> list[Finding] | None:
-        """Return the open findings, or None if no agent has concluded a check recently, or the database fails."""
+        """Return the open findings; None if the database fails, or if no recent check was conclusive."""
         max_age_s = self.interval_s * MAX_FINDINGS_AGE_INTERVALS
         stored = None
         with contextlib.suppress(DatabaseError), reading(self.inspector.engine) as session:
@@ -65,7 +65,7 @@ class Reconciler:
         return None if stored is None else decode_all(stored)
 
     def count_open_findings(self) -> dict[str, int]:
-        """Return the number of open findings by kind. Empty if no agent has concluded a check recently."""
+        """Return the number of open findings of each kind; {} if `open_findings` returns None."""
         findings = self.open_findings()
         if findings is None:
             return {}

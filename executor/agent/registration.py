@@ -1,7 +1,7 @@
 """Registers an agent process in the database at its start, and reaps the jobs of processes that have ended.
 
-On SQLite, this process has locked the database, so every other process has ended. On PostgreSQL, other agents may still
-run. There, only the processes of the same installation have ended: this process has locked their data folder.
+On SQLite, this process has locked the database, so every other process has ended. On PostgreSQL, other agents may run.
+There, the earlier processes of the same installation have ended, because this process has locked their data folder.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ log = get_logger(__name__)
 def register_agent(engine: Engine, agent: AgentProcess, state: AgentState) -> None:
     """Store the row of this process, and reap the jobs of ended processes at once.
 
-    What operators have ordered for the node is read here, so that it is in force before the first claim. The caller has
-    locked the data folder and the SQLite file, and has ended the runs of the earlier processes.
+    The limits that operators have set for this node are read here, so that the first claim observes them. The caller
+    has locked the data folder and the SQLite file, and has ended the runs of the earlier processes.
     """
     with transaction(engine) as session:
         nodes.add_agent(session, agent)

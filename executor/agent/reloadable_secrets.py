@@ -55,7 +55,7 @@ class ReloadableSecrets:
         self._connection = ProxmoxConnection.from_settings(settings) if settings.proxmox_host else None
 
     def use_remote_settings(self, settings: Settings, add_remote_settings: Callable[[Settings], Settings]) -> None:
-        """Use `settings`, which include FulcrumCore's configuration, and read the configuration again at each reload.
+        """Use `settings`, which include FulcrumCore's configuration, and read this configuration again at each reload.
 
         `add_remote_settings` returns its argument with FulcrumCore's configuration added. It raises FulcrumError or
         SettingsError when the configuration cannot be read.
@@ -144,7 +144,7 @@ class ReloadableSecrets:
 
 
 def _raise_if_server_differs(old_settings: Settings, new_settings: Settings, names: tuple[str, ...]) -> None:
-    """Raise SettingsError if the server that the agent uses is not the one for which the new secrets are meant.
+    """Raise SettingsError if `new_settings` name another server for the secrets than the server that the agent uses.
 
     The agent uses the server of `old_settings` until its restart.
     """

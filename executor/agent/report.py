@@ -1,4 +1,4 @@
-"""Decides what a report contains, and how the reporter reacts when FulcrumCore refuses it. Has no side effects."""
+"""Decides what a report contains, and how the reporter reacts when FulcrumCore refuses the report. Pure functions."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def with_left_out_properties(result: JobResult, names: Iterable[str]) -> JobResu
 class RefusalReaction(StrEnum):
     """What the reporter does after FulcrumCore has refused a report."""
 
-    CLAIM_AND_SEND = "claim_and_send"  #: FulcrumCore has lost the claim, and accepts reports of claimed jobs only
-    SEND_OTHERWISE = "send_otherwise"  #: FulcrumCore does not accept what the report contains
+    CLAIM_AND_SEND = "claim_and_send"  #: FulcrumCore has lost the claim: claim the job again, then send the report
+    SEND_OTHERWISE = "send_otherwise"  #: FulcrumCore refuses the report's contents: send it with other contents
     SETTLE_AS_REPORTED = "settle_as_reported"  #: FulcrumCore had accepted an earlier report of this result
     SETTLE_AS_OVERTAKEN = "settle_as_overtaken"  #: FulcrumCore has ended the job itself: it never accepts the result
 

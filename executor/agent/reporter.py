@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from structlog.contextvars import bound_contextvars
 
 from executor.agent import crash_points
-from executor.agent.claim import GONE
-from executor.agent.refused_jobs import RefusedJobs
+from executor.agent.claim import JOB_GONE_TEXT
+from executor.agent.refusals import RefusalCounter
 from executor.agent.report import RefusalReaction, completion_arguments, react_to_refusal
 from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST, AgentState
 from executor.database import outbox
@@ -41,16 +41,17 @@ log = get_logger(__name__)
 
 #: Maximum number of reports per round.
 BATCH_SIZE = 50
-#: The same when several agents share the database, so that each of them sends some reports.
+#: Maximum number of reports per round when several agents use the database, so that each of them sends some reports.
 SHARED_BATCH_SIZE = 12
-#: How long no other agent sends the reports of a round. If an agent is killed, its reports are sent after this time.
+#: How long an agent claims the reports of a round, so that no other agent sends them. If the agent is killed, other
+#: agents send its reports after this time.
 CLAIM_S = 60.0
-#: The share of a claim after which no further report of the round starts, so that a report ends before its claim.
+#: The share of CLAIM_S after which no further report of the round starts, so that each report ends within CLAIM_S.
 START_SHARE_OF_CLAIM = 0.5
 #: Reports are sent in parallel, so that many results arrive before the job timeout even when FulcrumCore is slow.
 SENDER_THREADS = 4
 MAX_BACKOFF_S = 60.0
-#: Backoff of a report that FulcrumCore refuses although the job is processing there.
+#: Backoff of a report that FulcrumCore refuses although it shows the job as processing.
 REFUSED_REPORT_BACKOFF_S = 600.0
 TOO_MANY_REQUESTS = 429
 #: Maximum exponent of the exponential backoff, to prevent an overflow. MAX_BACKOFF_S limits the result.
@@ -63,8 +64,8 @@ BACKOFF_WAIT_S = 2.0
 IDLE_WAIT_S = 5.0
 #: Maximum wait between two rounds of a flush.
 MAX_FLUSH_WAIT_S = 1.0
-#: When FulcrumCore has answered HTTP 500 to the completion of a job this many times in a row, and answers so once more,
-#: the job is reported as failed. The most likely cause is that another service has the same instance id.
+#: When FulcrumCore answers HTTP 500 to the completion of a job more often than this in a row, the job is reported as
+#: failed. The most likely cause is that another service has the same instance id.
 MAX_FAILED_COMPLETIONS = 5
 
 
@@ -75,15 +76,15 @@ class Reporter:
     engine: Engine
     fulcrum: FulcrumClient
     state: AgentState
-    refused_jobs: RefusedJobs
-    clock: Callable[[], float] = boottime_s  #: continues while this process or its machine is suspended
+    refusal_counter: RefusalCounter
+    clock: Callable[[], float] = boottime_s  #: counts the time while this process or its machine is suspended, too
     _unanswered_rounds: int = 0  #: rounds in a row in which FulcrumCore answered no report
-    #: For each `job.id`: how many times in a row FulcrumCore has answered HTTP 500 to the completion. Kept in memory
-    #: only: after a restart, the agent tries the completion again as often.
+    #: For each `job.id`: how many times in a row FulcrumCore has answered HTTP 500 to the completion. The numbers are
+    #: only in memory: after a restart of the agent, they start at 0.
     _failed_completions: dict[int, int] = field(default_factory=dict)
     #: Threads are reused, because each thread keeps its connection to FulcrumCore open.
     _senders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(SENDER_THREADS, "report"))
-    #: Only one round runs at a time: the flush at shutdown must not send a report that the loop is sending.
+    #: Held during each round: the flush at shutdown must not send a report that the loop is sending.
     _round_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send_due_reports(self) -> float:
@@ -163,8 +164,8 @@ class Reporter:
     def _report_unless_down(self, job: Job, is_fulcrum_down: threading.Event, start_until: float) -> bool:
         """Report one job, unless FulcrumCore did not answer another report of this round, or the agent stops.
 
-        No report starts after `start_until`, a point in `clock`: this process was suspended, or FulcrumCore is slow.
-        A report that is not sent stays due. Return True when FulcrumCore answered.
+        No report starts after `start_until`, a time of `clock`. This time passes if this process was suspended, or if
+        FulcrumCore is slow. A report that is not sent stays due. Return True when FulcrumCore answered.
         """
         if is_fulcrum_down.is_set() or self.state.stopping.is_set() or self.clock() >= start_until:
             return False
@@ -191,7 +192,7 @@ class Reporter:
             return True
 
     def _postpone(self, job: Job, error: FulcrumUnavailable) -> bool:
-        """Store a backoff for the report. Return True when only this report failed: FulcrumCore answers."""
+        """Store a backoff for the report. Return True when FulcrumCore answers, so that only this report failed."""
         backoff_s = max(_backoff_s(job.report_attempts), error.retry_after_s or 0.0)
         with transaction(self.engine) as session:
             outbox.postpone_report(session, job.id, backoff_s=backoff_s, note=str(error), epoch=job.epoch)
@@ -212,13 +213,13 @@ class Reporter:
             return outcome
         except FulcrumAuthFailing:
             # If it is not certain that the job is gone, `require_gone` raises, and the report is postponed.
-            self.refused_jobs.require_gone(job.fulcrum_id, refused_to="accept the report")
-            return ReportState.ABANDONED, GONE
+            self.refusal_counter.require_gone(job.fulcrum_id, refused_to="accept the report")
+            return ReportState.ABANDONED, JOB_GONE_TEXT
         except FulcrumUnavailable as error:
             has_completion_failed = error.status == STATUS_OF_ONE_FAILED_REQUEST and job.status == JobStatus.COMPLETED
             failures_before = self._failed_completions.pop(job.id, 0)
             if has_completion_failed and failures_before >= MAX_FAILED_COMPLETIONS:
-                self._failed_completions[job.id] = failures_before  # for the case that the next request fails
+                self._failed_completions[job.id] = failures_before  # kept if the next request fails
                 outcome = self._fail_instead(job, error)
                 del self._failed_completions[job.id]
                 return outcome

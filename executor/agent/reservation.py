@@ -37,7 +37,7 @@ NAME_SUFFIX_CHARS = 9
 class ServiceMapping:
     """The mapping that a job uses."""
 
-    mapping: Mapping | None = None  #: None for a delete whose VM does not exist
+    mapping: Mapping | None = None  #: None if the job is a delete and its VM does not exist
     #: True if this call has reserved the VMID. Then no VM exists for the mapping before the job's run starts.
     is_new_reservation: bool = False
 
@@ -55,7 +55,8 @@ class MappingFinder:
     def find_or_reserve_mapping(self, job: Job) -> ServiceMapping:
         """Return the mapping of the service's VM. For a create without a mapping, reserve a VMID. Raises JobError.
 
-        What the job adds to the usage of its tenant is reserved, too. Raises TenantLimitReached beyond a limit.
+        What the job adds to the usage of its tenant is reserved, too. Raises TenantLimitReached if this exceeds a
+        limit.
         """
         with reading(self.engine) as session:
             mapping = mappings.current(session, require_service_id(job))
@@ -104,11 +105,11 @@ class MappingFinder:
         return mapping
 
     def _unmapped_vms(self) -> list[VmRow]:
-        """Return the rows of the VMs that may be an unmapped VM of the agent, with their facts.
+        """Return the rows of the VMs among which an unmapped VM of the agent may be, with their facts.
 
-        Proxmox's list lacks the name of a new VM, and of each VM of a node that sends no statistics. Such a VM may be
-        the service's. Its configuration is read, unless it is mapped, or has neither the agent's tag nor a VMID of the
-        agent. Raises JobError VM_LOCKED for a VM that has no name yet.
+        Proxmox's list lacks the name of a VM that is being created, and of each VM on a node that sends no statistics.
+        Such a VM may be the service's VM. So its configuration is read, but only if no mapping has its VMID, and if it
+        has the agent's tag or a VMID of the configured range. Raises JobError VM_LOCKED for a VM that has no name yet.
         """
         rows = self.proxmox.vms()
         unknown_rows = [row for row in rows if not row.has_statistics or row.is_being_created]

@@ -1,4 +1,4 @@
-"""Allocates what a run needs until it has ended: a node, a storage, a clone slot, or room for a VM that grows.
+"""Allocates resources to a run until it ends: a node, a storage, a clone slot, or memory and cores for a VM that grows.
 
 This is the first part of step 5 of a job's processing (ARCHITECTURE.md). CloneLimit limits how many clones
 run at the same time. A clone slot (a CloneSlot object) is the permission to run one of them.
@@ -28,14 +28,14 @@ class AllocatedResources:
     """The resources that are allocated to one run."""
 
     placement: Placement | None = None  #: the chosen node and storage; None when the run needs no placement
-    clone_slot: CloneSlot = field(default_factory=CloneSlot)  #: an unused object when the run needs no clone slot
+    clone_slot: CloneSlot = field(default_factory=CloneSlot)  #: unused when the run needs no clone slot
 
     def note_result(self, result: JobResult) -> None:
         """Store the run's result in the clone slot. The clone limit reads it there, and adapts the number of clones."""
         self.clone_slot.result = result
 
     def note_step(self, text: str) -> None:
-        """Free the clone slot when the run says that it verifies the clone: then Proxmox has made it."""
+        """Free the clone slot when the run verifies the clone. Then Proxmox has finished the clone."""
         if text.startswith(VERIFYING):
             self.clone_slot.end_clone()
 
@@ -54,10 +54,10 @@ class ResourceAllocator:
     ) -> Iterator[AllocatedResources]:
         """Allocate a placement and a clone slot while the block runs.
 
-        Only a create and a migration need a placement, and only a create needs a clone slot. For an update, the node
-        must have room for the VM's new size.
-        While all clone slots are in use, and while Proxmox does not answer, `may_wait` is called repeatedly.
-        Raises JobError when `may_wait` returns False or raises JobError, and when no node has enough resources.
+        A create needs a placement and a clone slot, a migration needs a placement. For an update, the VM's node must
+        have enough resources for the VM's new size. While all clone slots are in use, and while Proxmox does not
+        answer, `may_wait` is called repeatedly. Raises JobError when `may_wait` returns False or raises JobError, and
+        when no node has enough resources.
         """
         with self._allocate_placement(job, mapping, properties, may_wait) as placement:
             if placement is None or job.action != "create":

@@ -29,8 +29,9 @@ MAX_ATTEMPTS_AFTER_KILL = 3
 def require_time_left_s(job: Job, *, clock_offset_s: float) -> float:
     """Return how many seconds a run may take. Raises JobError when the time is too short for a run.
 
-    `clock_offset_s`: how far FulcrumCore's clock is ahead of this machine's clock. The JobError has the code and text
-    of the previous attempt's error, because that error is the cause. Without a previous error, the code is DEADLINE.
+    `clock_offset_s` is how far FulcrumCore's clock is ahead of this machine's clock. The JobError has the code and text
+    of the previous attempt's error, because that error caused the lack of time. Without a previous error, the code is
+    DEADLINE.
     """
     now_at_core = utc_now().timestamp() + clock_offset_s
     time_left_s = job.deadline_at.timestamp() - now_at_core - REPORT_MARGIN_S
@@ -48,13 +49,14 @@ def backoff_if_retried_s(
 ) -> float | None:
     """Return the backoff before the job's next attempt, None when the job must not be attempted again.
 
-    `gets_new_vmid`: the next attempt would use another VMID. Without it, an attempt after VM_ID_TAKEN would fail again.
+    `gets_new_vmid` is True if the next attempt uses another VMID. With the same VMID, an attempt after VM_ID_TAKEN
+    would fail again.
     """
     if result.succeeded or result.code is None or job.attempt >= MAX_ATTEMPTS:
         return None
     if result.was_killed and job.attempt >= MAX_ATTEMPTS_AFTER_KILL:
         return None
-    # It is unknown what a killed run has changed. CHECK: the next attempt first checks what exists.
+    # It is unknown what a killed run has changed. With CHECK, the next attempt first checks what exists.
     reaction = Reaction.CHECK if result.was_killed else reaction_to(result.code)
     if reaction is Reaction.NO or (reaction is Reaction.ONCE and job.attempt > 1):
         return None

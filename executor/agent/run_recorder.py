@@ -3,9 +3,9 @@
 A critical job is a periodic task of the agent; the name `job` in this module always means one.
 
 A database that hangs must not delay a heartbeat. So the executions of a job that every agent executes, such as
-Heartbeat, are stored after the job has called FulcrumCore, and by a thread of their own. The successful ones are stored
-together, every MAX_UNSTORED_S seconds, because GetPendingJobs runs every 2 s. A failure, and the first success after a
-failure, are stored at once. If the database cannot be written, the next execution of the job causes another attempt.
+Heartbeat, are stored after the execution, by a separate thread. Successful executions are stored together, every
+MAX_UNSTORED_S seconds, because GetPendingJobs runs every 2 s. A failure, and the first success after a failure, are
+stored at once. If the database cannot be written, the next execution of the job causes another attempt.
 
 The start of a job that only one agent executes is stored before the execution, because it decides which agent executes
 the job.
@@ -46,7 +46,7 @@ class _Executions:
     started_at: datetime | None  #: the start of the last execution
 
     def store(self, session: Session, boot_id: str) -> None:
-        """Store them, without a commit."""
+        """Store these executions, without a commit."""
         job = self.job
         if job.runs_on_each_agent and self.started_at is not None:
             periods.record_runs(
@@ -69,7 +69,7 @@ class RunRecorder:
         self._engine = engine.execution_options(smith_busy_timeout_ms=SQLITE_LOCK_TIMEOUT_MS)
         self._jobs = jobs
         self._boot_id = boot_id  #: id of this agent process
-        self._tried_names: set[str] = set()  #: the jobs of which this process has tried to start a period
+        self._tried_names: set[str] = set()  #: the jobs whose period this process has tried to start
         self._lock = threading.Lock()  #: protects the counters of the jobs
         self._wake_requested = threading.Event()
         self._stopping = threading.Event()
@@ -109,14 +109,14 @@ class RunRecorder:
                     node=self._boot_id,
                 )
         except DatabaseLocked:
-            return False  # another agent is just starting the period, or is suspended and loses the lock soon
+            return False  # another agent is starting the period, or is suspended and will soon lose the lock
         except DatabaseError:
             return True  # without the database, every agent executes the critical job
         self._tried_names.add(job.name)
         return is_started
 
     def note_run(self, job: CriticalJob) -> None:
-        """Record one execution, and have it stored if that is due."""
+        """Record one execution, and store it if that is due."""
         with self._lock:
             job.unstored_count += 1
         if not job.runs_on_each_agent:
@@ -135,13 +135,13 @@ class RunRecorder:
 
     @staticmethod
     def _must_store(job: CriticalJob) -> bool:
-        """True unless the last execution succeeded, as did the last stored one, which is not MAX_UNSTORED_S old."""
+        """True if executions must be stored: the last or the last stored one failed, or MAX_UNSTORED_S has passed."""
         has_failed = job.last_error is not None or job.stored_error is not None
         is_old = time.monotonic() - job.stored_at >= MAX_UNSTORED_S
         return job.unstored_count > 0 and (has_failed or is_old)
 
     def _store(self, *jobs: CriticalJob) -> None:
-        """Store the executions since the last stored results, in one transaction, which is the cheapest way.
+        """Store the executions since the last stored results, in one transaction.
 
         Do nothing if the database cannot be written. Two threads may call this method for one job at the same time.
         Each execution is stored by only one of them.
@@ -160,12 +160,12 @@ class RunRecorder:
         else:
             for executions in taken:
                 executions.job.stored_error, executions.job.stored_at = executions.error, time.monotonic()
-            # An execution that ended after the commit was compared with the stored result before this one.
+            # `note_run` may have compared a later execution with the previous stored result.
             if any(self._must_store(executions.job) for executions in taken):
                 self._wake_requested.set()
 
     def _take_unstored(self, jobs: Iterable[CriticalJob]) -> list[_Executions]:
-        """Return the executions of these jobs that are not stored. The caller stores them, and no other thread."""
+        """Return the executions of these jobs that are not stored. Only the caller then stores them."""
         with self._lock:
             taken = [
                 _Executions(job, job.unstored_count, job.last_error, job.last_started)

@@ -1,9 +1,9 @@
 """Runs the critical jobs at their intervals, each on its own thread, so that none delays another.
 
 A critical job is a periodic task of the agent; the name `job` in this module always means one. The `schedule` library
-decides when its next execution is due. `RunRecorder` stores the executions in the database. When several agents share
-the database, it also decides which agent executes a critical job. When the database cannot be written, the critical job
-is executed anyway.
+decides when the next execution of a job is due. `RunRecorder` stores the executions in the database. When several
+agents use the database, `RunRecorder` also decides which agent executes a critical job. When the database cannot be
+written, the critical job is executed anyway.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ MIN_WAIT_S = 0.01
 #: Minimum time from the end of an execution to the start of the next one.
 MIN_PAUSE_S = 0.05
 MAX_REASON_CHARS = 300
-#: A longer wait that FulcrumCore requests with `Retry-After` is shortened to this, because FulcrumCore marks an agent
-#: as disconnected after 30 s without a heartbeat, and a longer wait would count as overdue.
+#: The maximum wait that FulcrumCore can request with `Retry-After`. After a longer wait, FulcrumCore would mark the
+#: agent as disconnected (30 s without a heartbeat), and the execution would count as overdue.
 MAX_RETRY_AFTER_S = 20.0
 #: In an outage of FulcrumCore, each failure doubles the delay until the next execution, up to this delay. The first
-#: call that succeeds, of whichever critical job, wakes all others, so this is also the longest time until the agent
-#: finds that FulcrumCore answers again.
+#: successful call of any critical job wakes all other critical jobs. So after an outage, the agent notices within this
+#: time that FulcrumCore answers.
 MAX_OUTAGE_DELAY_S = 5.0
-#: More doublings exceed MAX_OUTAGE_DELAY_S for every interval that the settings allow.
+#: Maximum number of doublings. With this number, the delay exceeds MAX_OUTAGE_DELAY_S for every allowed interval.
 MAX_DOUBLINGS = 16
 
 
@@ -60,7 +60,7 @@ class Scheduler:
             self._start_one(name)
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """Ask all threads to end, and wait until they have ended, but not longer than `timeout_s`."""
+        """Ask all threads to end, and wait until they have ended, at most `timeout_s`."""
         self._stopping.set()
         for job in self.jobs.values():
             job.wake_requested.set()
@@ -123,7 +123,7 @@ class Scheduler:
         return time.monotonic() + remaining_s
 
     def _execute(self, job: CriticalJob, *, is_requested: bool) -> None:
-        """Execute a critical job once, unless another agent does. Then execute only the part of this machine."""
+        """Execute a critical job once. If another agent executes it, execute only `run_own_part`."""
         job.started_at, started = time.monotonic(), utc_now()
         if self._recorder.try_start_period(job, is_requested=is_requested):
             job.last_started = started
@@ -169,7 +169,7 @@ class Scheduler:
 def delay_after_failure_s(interval_s: float, failure: FulcrumUnavailable, failure_count: int = 1) -> float:
     """Return the delay until the next execution after this many failures in a row. Pure function.
 
-    It grows with each failure, and is at least the interval and the wait that FulcrumCore requests.
+    The delay grows with each failure. It is at least the interval, and at least the wait that FulcrumCore requests.
     """
     grown_interval_s = min(interval_s * 2.0 ** min(failure_count - 1, MAX_DOUBLINGS), MAX_OUTAGE_DELAY_S)
     return max(interval_s, grown_interval_s, min(failure.retry_after_s or 0.0, MAX_RETRY_AFTER_S))

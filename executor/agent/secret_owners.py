@@ -1,9 +1,9 @@
 """Binds references to FulcrumCore's vault to services, and fails a job that names the reference of another service.
 
-Without this, a tenant that knows a reference of another tenant could name it in a secret property of a service of its
-own, and would get the secret in its own VM: FulcrumCore does not say whose a secret is. The poller binds each reference
-when it stores the first job that names it. The worker binds a reference that has no row: the database was lost, or an
-earlier version stored the job.
+Without this check, a tenant that knows a reference of another tenant could write the reference into a secret property
+of its own service, and would get the secret in its own VM. FulcrumCore does not say to which service a secret belongs.
+The poller binds each reference when it stores the first job that names it. The worker binds a reference that has no
+row, because the database was lost or an earlier version stored the job.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def store_jobs(engine: Engine, secrets: SecretResolver, new_jobs: Iterable[NewJo
     """Add a row for each job that has none, and bind the references that the jobs name. Return the number of new rows.
 
     The jobs are stored in the order in which FulcrumCore created them. FulcrumCore creates a reference together with
-    the first job that names it, so of several jobs with one reference the oldest belongs to the owner of the secret.
+    the first job that names it. So if several jobs name one reference, the oldest of them belongs to the service of the
+    secret.
     """
     jobs = sorted(new_jobs, key=lambda new_job: new_job.core_created_at)
     references = _references_of_jobs(secrets, jobs)  # before the transaction, because it may ask FulcrumCore
@@ -71,7 +72,7 @@ def _references_of_jobs(secrets: SecretResolver, jobs: Iterable[NewJob]) -> dict
 
 
 def require_own_secrets(engine: Engine, job: Job, uses: Iterable[SecretUse]) -> None:
-    """Raise JobError INVALID_REQUEST if one of the references is bound to another service than the job's.
+    """Raise JobError INVALID_REQUEST if one of the references is bound to a service other than the job's.
 
     A reference that is not bound yet is bound to the job's service.
     """

@@ -15,15 +15,15 @@ READ_BYTES = 4096
 class SignalWaiter:
     """Ends a wait of the main thread when a signal with a handler arrives. Used in a `with` block.
 
-    `time.sleep` continues after the handler has run. Python writes to a socket when a signal arrives, so the wait also
-    ends if the signal arrives just before it.
+    `time.sleep` would continue after the handler has run. Python writes to a socket when a signal arrives. So a wait
+    ends at once even if the signal arrived just before the wait.
     """
 
     _reader: socket.socket
     _writer: socket.socket
 
     def __enter__(self) -> SignalWaiter:
-        """Take notice of signals from now on. Only the main thread may do this."""
+        """Let each signal from now on end a wait. Only the main thread may call this."""
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)

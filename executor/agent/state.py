@@ -14,14 +14,14 @@ log = get_logger(__name__)
 
 #: A failed call this soon after a recovery starts no new outage, because the call may have begun before the recovery.
 LATE_FAILURE_S = 2.0
-#: A FulcrumUnavailable with this HTTP status concerns one request only: FulcrumCore still answers other requests. Where
+#: A FulcrumUnavailable with this HTTP status concerns one request only: FulcrumCore still answers other requests. When
 #: the agent itself raises FulcrumUnavailable because of one refused request, it sets this status, too.
 STATUS_OF_ONE_FAILED_REQUEST = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinkEvents:
-    """Logs the outages of one outside system, each kind with an event of its own."""
+    """The functions that log the outages and recoveries of one outside system."""
 
     stopped_answering: Callable[..., object]  #: the system had answered before
     not_answering: Callable[..., object]  #: the system has not answered since the start of this process
@@ -91,7 +91,7 @@ class Link:
     def note_down(self, reason: str, *, is_login_refused: bool = False) -> None:
         """Record a failed call, and log the first one of an outage. Do nothing within LATE_FAILURE_S of a recovery.
 
-        `is_login_refused`: the system has answered that the token or the password is not valid.
+        `is_login_refused` is True if the system has answered that the token or the password is not valid.
         """
         with self._lock:
             if time.monotonic() - self._recovered_at < LATE_FAILURE_S:
@@ -113,7 +113,7 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class PauseInForce:
-    """A pause of the agents, as an operator has begun it."""
+    """A pause of all agents that an operator has started."""
 
     since: datetime
     who: str
@@ -126,10 +126,10 @@ class AgentState:
 
     fulcrum_link: Link = field(default_factory=lambda: Link(fulcrum_events()))
     agent_id: str = ""  #: FulcrumCore's id of this agent, '' until the first heartbeat
-    has_identity_changed: bool = False  #: the token belongs to another agent now: this process must be replaced
+    has_identity_changed: bool = False  #: the token belongs to another agent now, so this process must be restarted
     may_use_database: bool = True  #: False on PostgreSQL until the first confirmation, and while another agent uses it
     database_user: str = ""  #: FulcrumCore's id of another agent that uses the database; '' if none is known
-    is_schema_too_new: bool = False  #: a newer version has migrated the database: this process must be replaced
+    is_schema_too_new: bool = False  #: a newer version has migrated the database, so this process must be restarted
     is_disabled: bool = False  #: an operator has disabled the agent in FulcrumCore: it claims no jobs
     pause: PauseInForce | None = None  #: the pause that the last probe of the database has found
     draining: threading.Event = field(default_factory=threading.Event)  #: set: no more jobs are claimed
@@ -190,7 +190,7 @@ class AgentState:
             log.info("agents_resumed", reason=earlier.reason)
 
     def note_database_user(self, agent_id: str, *, cluster: str) -> None:
-        """Record the other agent that uses the database, or '' if this one uses it, and log each change."""
+        """Record the id of another agent that uses the database, or '' if this agent uses it, and log each change."""
         if agent_id and agent_id != self.database_user:
             log.error("database_of_another_agent", agent_id=agent_id, cluster=cluster)
         if not agent_id and not self.may_use_database:
@@ -211,7 +211,7 @@ class AgentState:
         return is_usable and is_working and self.fulcrum_link.is_up
 
     def note_operator_limits(self, *, is_paused: bool, max_jobs: int | None) -> None:
-        """Record what operators have ordered for this node, and log each change."""
+        """Record the limits that operators have set for this node, and log each change."""
         if is_paused != self.is_node_paused:
             self.is_node_paused = is_paused
             if is_paused:

@@ -49,7 +49,8 @@ class TenantUsage:
     def reserve_for_vm(self, job: Job, mapping: Mapping) -> None:
         """Reserve what the job adds to an existing VM, or to a VM whose VMID is reserved. Raises TenantLimitReached.
 
-        Snapshots and backups that were removed at Proxmox meanwhile are found when a limit is reached.
+        When a limit of snapshots or backups is reached, they are counted at Proxmox, because some may have been removed
+        there.
         """
         if job.action not in COUNTED_ACTIONS:
             self._note_unknown_tenant(job, mapping)
@@ -63,7 +64,7 @@ class TenantUsage:
             self._reserve(job, mapping, growth, earlier_sizes)
 
     def _note_unknown_tenant(self, job: Job, mapping: Mapping) -> None:
-        """Store whose VM it is, if this was not known: for a VM that an earlier version made, or that was adopted."""
+        """Store the tenant of a VM if it is not stored yet: an earlier version made the VM, or the VM was adopted."""
         if job.tenant_id and mapping.tenant_id is None:
             with transaction(self.engine) as session:
                 usage.note_tenant(session, mapping, job.tenant_id, _earlier_sizes(job))
@@ -91,14 +92,14 @@ class TenantUsage:
         return _sizes(vm, self._config(mapping)).growth_from(before)
 
     def _config(self, mapping: Mapping) -> MappingType[str, Any]:
-        """Return the VM's configuration at Proxmox, if a limit depends on its disks and the VM exists. Or else {}."""
+        """Return the VM's configuration at Proxmox; {} if no limit depends on its disks, or the VM does not exist."""
         if not self.settings.smith_tenant_max_disk_gib or mapping.state != MappingState.ACTIVE:
             return {}
         row = next((row for row in self.proxmox.vms() if row.vmid == mapping.vmid), None)
         return self.proxmox.vm_config(row.node, row.vmid, kind=row.kind) if row else {}
 
     def _recount(self, tenant_id: str | None, name: str) -> bool:
-        """Count the tenant's snapshots or backups at Proxmox. Return whether there are fewer than were recorded."""
+        """Count the tenant's snapshots or backups at Proxmox. Return True if there are fewer than in the database."""
         with reading(self.engine) as session:
             mappings = usage.mappings_with(session, tenant_id, name)
         fewer: dict[int, int] = {}
@@ -124,7 +125,7 @@ class TenantUsage:
 
 
 def _earlier_sizes(job: Job) -> Amounts | None:
-    """Return the sizes in the service's properties before the job; None if there are none or they are invalid."""
+    """Return the sizes in the service's properties before the job; None if the service has none or they are invalid."""
     properties = (job.service or {}).get("properties")
     if not isinstance(properties, dict) or job.action == "create":
         return None
@@ -135,15 +136,16 @@ def _earlier_sizes(job: Job) -> Amounts | None:
 
 
 def _sizes(vm: VmProperties, config: MappingType[str, Any]) -> Amounts:
-    """Return what the VM uses with these properties. `config` is its configuration at Proxmox; empty if unknown."""
+    """Return what a VM with these properties uses. `config` is its configuration at Proxmox; empty if unknown."""
     return Amounts(vms=1, cores=vm.total_cores, memory_mib=vm.memory_mib, disk_gib=_disk_gib(vm, config))
 
 
 def _disk_gib(vm: VmProperties, config: MappingType[str, Any]) -> int:
     """Return the size of all disks with these properties, in GiB.
 
-    Disks that the VM has and that the properties do not name stay, so they count, too. Without a configuration, it is
-    not known which disk is the first, so a size in `disks` counts besides `diskGb`.
+    Disks that the VM has and the properties do not name are kept, so they count, too. `diskGb` is the size of the first
+    disk. Without a configuration, the name of the first disk is unknown, so each size in `disks` counts in addition to
+    `diskGb`.
     """
     if vm.kind is GuestKind.LXC:
         return vm.disk_gib

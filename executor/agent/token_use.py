@@ -1,6 +1,6 @@
 """Warns at the start of an agent if another executor, with another database, uses the same token of FulcrumCore.
 
-Two such executors would claim each other's jobs. `smith doctor` reports it, too.
+Two such executors would claim each other's jobs. `smith doctor` reports this problem, too.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: The time within which a connected agent sends at least two heartbeats: their interval is at most 25 s. The time of
-#: its last heartbeat is stored at most this much later.
+#: A connected agent sends at least two heartbeats in this time, because their interval is at most 25 s. The database
+#: has the time of a heartbeat at most this long after the heartbeat.
 HEARTBEATS_WITHIN_S = 60.0
 #: FulcrumCore's status of an agent that sends heartbeats.
 CONNECTED = "Connected"
@@ -31,24 +31,24 @@ CONNECTED = "Connected"
 
 @dataclass(frozen=True, kw_only=True)
 class TokenUse:
-    """Compares the last heartbeat that FulcrumCore has got with the last one that is stored in our database."""
+    """Compares the last heartbeat that FulcrumCore has received with the last one that is stored in our database."""
 
     engine: Engine
     fulcrum: FulcrumClient
 
     def warn_if_used_elsewhere(self, agent: CoreAgent) -> None:
-        """Log a warning. Call it with FulcrumCore's first answer, before this process sends a heartbeat."""
+        """Log a warning if `is_used_elsewhere`. `agent` was read before this process has sent a heartbeat."""
         try:
             with reading(self.engine) as session:
                 jobs = {job.name: job.last_ok_at for job in queries.critical_jobs(session)}
         except DatabaseError:
-            return  # the next step that needs the database reports it
+            return  # the next step that needs the database reports this error
         if is_used_elsewhere(agent, jobs.get("Heartbeat"), clock_offset_s=self.fulcrum.clock_offset_s):
             log.warning("token_used_elsewhere", agent_id=agent.id, last_heartbeat_at=agent.updated_at)
 
 
 def is_used_elsewhere(agent: CoreAgent, our_last_heartbeat_at: datetime | None, *, clock_offset_s: float) -> bool:
-    """Return whether FulcrumCore has got a heartbeat just now that is not ours. Pure function, except for the time."""
+    """Return whether FulcrumCore has received a recent heartbeat that this database's agent did not send."""
     if agent.updated_at is None or agent.status != CONNECTED or not has_recent_heartbeat(agent, clock_offset_s):
         return False
     if our_last_heartbeat_at is None:
@@ -58,7 +58,7 @@ def is_used_elsewhere(agent: CoreAgent, our_last_heartbeat_at: datetime | None, 
 
 
 def has_recent_heartbeat(agent: CoreAgent, clock_offset_s: float) -> bool:
-    """Return whether FulcrumCore has changed the agent's row just now, as each heartbeat does."""
+    """Return whether FulcrumCore has changed the agent's row recently. Each heartbeat changes it."""
     if agent.updated_at is None:
         return False
     return time.time() + clock_offset_s - agent.updated_at.timestamp() < HEARTBEATS_WITHIN_S

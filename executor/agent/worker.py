@@ -17,7 +17,7 @@ from structlog.contextvars import bound_contextvars
 from executor.agent import crash_points, outcome_store, retry, secret_owners
 from executor.agent.claim import Claimer, ClaimImpossible
 from executor.agent.job_fields import delivered_properties, is_local, secret_resolver_input
-from executor.agent.outcome import AttemptEnd, Outcome, decide
+from executor.agent.outcome import AttemptEnd, Outcome, outcome_of_attempt
 from executor.agent.report import with_left_out_properties
 from executor.agent.reservation import MappingFinder, ServiceMapping
 from executor.agent.resources import ResourceAllocator
@@ -79,14 +79,14 @@ class Worker:
             except (FulcrumUnavailable, ClaimImpossible) as error:
                 end = error
             except DatabaseUnavailable as error:
-                if started_runs:  # what the run has changed must not be lost, so the lease keeper releases the job
+                if started_runs:  # the run may have changed the VM; the lease keeper releases the job
                     raise
                 end = error
             except JobError as error:
                 end = JobResult(
                     succeeded=False, code=error.code, detail=error.detail, operator_detail=error.operator_detail
                 )
-                # JobError is raised only before a run. So no VM exists yet for a VMID that this attempt has reserved.
+                # JobError is raised only before a run. So a VMID that this attempt has reserved has no VM yet.
                 has_unused_reservation = found.is_new_reservation
             self._end_attempt(
                 job, lease, found.mapping, end, stop_signal, has_unused_reservation=has_unused_reservation
@@ -122,7 +122,7 @@ class Worker:
 
     def _is_project_playbook(self, playbook: Path) -> bool:
         """True for a playbook of this project, False for one from SMITH_ACTIONS_PATH."""
-        project_folder = self.plan_settings.playbook_folders[-1]  # the folder of SMITH_ACTIONS_PATH stands before it
+        project_folder = self.plan_settings.playbook_folders[-1]  # a folder of SMITH_ACTIONS_PATH comes before it
         return playbook.parent == project_folder
 
     def _require_time_left_s(self, job: Job) -> float:
@@ -143,8 +143,7 @@ class Worker:
     ) -> JobResult:
         """Allocate resources, plan the run, store that it starts, execute it, and return the job's result.
 
-        `on_start` is called with the ident of the run just before it starts. Raises JobError before that, never
-        afterwards.
+        `on_start` is called with the ident of the run just before it starts. Raises JobError only before this call.
         """
         if mapping is None:  # the job is a delete, and its VM does not exist
             return JobResult(succeeded=True, vm={"status": "absent", "changed": False})
@@ -231,7 +230,7 @@ class Worker:
             "upids": result.vm.get("upids") or [],
             "story": artifacts.story,
         }
-        # The write is retried, because without it no row says what the run has changed in Proxmox.
+        # The write is retried, because only this row contains what the run has changed in Proxmox.
         write_with_retry(self.engine, lambda session: job_runs.note_run_ended(session, run.ident, **run_end))
         if result.vm and result.vm["vmid"] != mapping.vmid:
             reported_vmid = result.vm["vmid"]
@@ -263,7 +262,7 @@ class Worker:
         """Decide how the attempt ends, and store it. Raises StaleJob, DatabaseError."""
 
         def decide_outcome(has_database_refused: bool) -> Outcome:
-            return decide(
+            return outcome_of_attempt(
                 job,
                 end,
                 stop_reason=stop_signal.reason,

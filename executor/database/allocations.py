@@ -32,7 +32,7 @@ CLOCK_TOLERANCE_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Owner:
+class AllocationOwner:
     """The agent process that writes and reads the rows."""
 
     boot_id: str
@@ -50,7 +50,7 @@ def lock(session: Session) -> None:
 
 
 def of_others(
-    session: Session, owner: Owner, *, lists_age_s: float, vmids_of_unknown_size: Collection[int]
+    session: Session, owner: AllocationOwner, *, lists_age_s: float, vmids_of_unknown_size: Collection[int]
 ) -> Sequence[Allocation]:
     """Return the allocations of the other running agents that Proxmox's lists do not show yet.
 
@@ -66,7 +66,7 @@ def of_others(
 
 
 def put(  # noqa: PLR0913 (one parameter for each column)
-    session: Session, owner: Owner, *, vmid: int, node: str, memory_bytes: int, cores: int
+    session: Session, owner: AllocationOwner, *, vmid: int, node: str, memory_bytes: int, cores: int
 ) -> None:
     """Store an allocation for a VM. It replaces an earlier one, also that of an agent that has ended."""
     values: dict[str, Any] = {
@@ -85,13 +85,13 @@ def put(  # noqa: PLR0913 (one parameter for each column)
     session.execute(stmt.on_conflict_do_update(index_elements=["cluster", "vmid"], set_=values))
 
 
-def end(session: Session, owner: Owner, vmid: int) -> None:
+def end(session: Session, owner: AllocationOwner, vmid: int) -> None:
     """Store that the run for this VM has ended, and with it the allocation and the clone."""
     columns = {"ended_at": db_now(), "is_cloning": False}
     session.execute(_update_own(owner, vmid).where(Allocation.ended_at.is_(None)).values(**columns))
 
 
-def delete_ended(session: Session, owner: Owner, kept_vmids: Collection[int]) -> None:
+def delete_ended(session: Session, owner: AllocationOwner, kept_vmids: Collection[int]) -> None:
     """Delete the rows of this agent, except those of `kept_vmids`, and the rows of all agents that ended long ago."""
     is_own = (Allocation.boot_id == owner.boot_id) & Allocation.vmid.not_in(kept_vmids)
     is_old = or_(Allocation.ended_at < db_now(-MAX_UNKNOWN_SIZE_S), Allocation.started_at < db_now(-MAX_AGE_S))
@@ -99,12 +99,12 @@ def delete_ended(session: Session, owner: Owner, kept_vmids: Collection[int]) ->
     session.execute(delete(Allocation).where(or_(and_(is_own, func.coalesce(~is_recent, True)), is_old)))
 
 
-def _update_own(owner: Owner, vmid: int) -> Any:
+def _update_own(owner: AllocationOwner, vmid: int) -> Any:
     is_own = (Allocation.cluster == owner.cluster) & (Allocation.boot_id == owner.boot_id)
     return update(Allocation).where(is_own, Allocation.vmid == vmid)
 
 
-def _is_agent_running(owner: Owner) -> ColumnElement[bool]:
+def _is_agent_running(owner: AllocationOwner) -> ColumnElement[bool]:
     """Return the SQL condition that the process that wrote a row has not ended, and that the row is not too old."""
     is_running = (Node.id == Allocation.boot_id) & Node.stopped_at.is_(None) & (Node.seen_at > db_now(-owner.silent_s))
     return select(Node.id).where(is_running).exists() & (Allocation.started_at > db_now(-MAX_AGE_S))
@@ -113,7 +113,7 @@ def _is_agent_running(owner: Owner) -> ColumnElement[bool]:
 # --- clones -----------------------------------------------------------------------------------------------------------
 
 
-def try_start_clone(session: Session, owner: Owner, *, vmid: int, target: str, max_clones: int) -> bool:
+def try_start_clone(session: Session, owner: AllocationOwner, *, vmid: int, target: str, max_clones: int) -> bool:
     """Store that a clone starts on a target. Return False and store nothing if the target's limit of clones is reached.
 
     The caller has called `lock`, and has stored the allocation of the VM.
@@ -128,7 +128,7 @@ def try_start_clone(session: Session, owner: Owner, *, vmid: int, target: str, m
     return True
 
 
-def _use_target(session: Session, owner: Owner, target: str, max_clones: int) -> int:
+def _use_target(session: Session, owner: AllocationOwner, target: str, max_clones: int) -> int:
     """Store that a clone needs the target; return how many clones may run there.
 
     `max_clones` is the setting of this agent. If it is higher than `highest`, the highest setting so far, an operator
@@ -145,19 +145,21 @@ def _use_target(session: Session, owner: Owner, target: str, max_clones: int) ->
     return session.scalar(select(CloneTarget.max_clones).where(_is_target(owner, target))) or max_clones
 
 
-def end_clone(session: Session, owner: Owner, vmid: int) -> None:
+def end_clone(session: Session, owner: AllocationOwner, vmid: int) -> None:
     """Store that Proxmox has made the clone. The VM is now configured and started."""
     session.execute(_update_own(owner, vmid).values(is_cloning=False))
 
 
-def halve_limit(session: Session, owner: Owner, target: str) -> int:
+def halve_limit(session: Session, owner: AllocationOwner, target: str) -> int:
     """Halve the limit of a target; return the new limit. The caller has called `lock`."""
     row = session.get_one(CloneTarget, (owner.cluster, target))
     row.max_clones, row.successes = max(row.max_clones // 2, 1), 0
     return row.max_clones
 
 
-def note_success(session: Session, owner: Owner, target: str, *, max_clones: int, successes_per_raise: int) -> None:
+def note_success(
+    session: Session, owner: AllocationOwner, target: str, *, max_clones: int, successes_per_raise: int
+) -> None:
     """Count a successful clone on a target with a lowered limit, and raise the limit by one after several of them."""
     is_lowered = _is_target(owner, target) & (CloneTarget.max_clones < max_clones)
     row = session.scalar(select(CloneTarget).where(is_lowered).with_for_update())
@@ -168,7 +170,7 @@ def note_success(session: Session, owner: Owner, target: str, *, max_clones: int
         row.max_clones, row.successes = row.max_clones + 1, 0
 
 
-def max_creates(owner: Owner, max_clones: int) -> ScalarSelect[int]:
+def max_creates(owner: AllocationOwner, max_clones: int) -> ScalarSelect[int]:
     """Return the SQL expression for the number of creates that all agents together may run at the same time.
 
     It is the sum of the limits of all targets that were used lately, and the number of creates whose clone has ended.
@@ -187,5 +189,5 @@ def max_creates(owner: Owner, max_clones: int) -> ScalarSelect[int]:
     return select(func.coalesce(limits, max_clones) + past_clones).scalar_subquery()
 
 
-def _is_target(owner: Owner, target: str) -> ColumnElement[bool]:
+def _is_target(owner: AllocationOwner, target: str) -> ColumnElement[bool]:
     return (CloneTarget.cluster == owner.cluster) & (CloneTarget.name == target)

@@ -20,7 +20,7 @@ ROW_ID = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Use:
+class AgentAndCluster:
     """The agent that uses the database, and its cluster."""
 
     agent_id: str
@@ -28,13 +28,13 @@ class Use:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OtherUse(Use):
+class OtherUser(AgentAndCluster):
     """The use by another agent, or for another cluster, as it was read. A confirmation changes `confirmed_at`."""
 
     confirmed_at: datetime
 
 
-def confirm(session: Session, use: Use) -> OtherUse | None:
+def confirm(session: Session, use: AgentAndCluster) -> OtherUser | None:
     """Store that FulcrumCore accepts this agent's token. If there is another use, return it instead."""
     if execute_and_count(session, update(DatabaseUse).where(_is_use(use)).values(confirmed_at=db_now())):
         return None
@@ -43,15 +43,15 @@ def confirm(session: Session, use: Use) -> OtherUse | None:
     return other_use(session, use)
 
 
-def other_use(session: Session, use: Use) -> OtherUse | None:
+def other_use(session: Session, use: AgentAndCluster) -> OtherUser | None:
     """Return the use of the database by another agent or for another cluster, or None."""
     row = session.get(DatabaseUse, ROW_ID, populate_existing=True)
     if row is None or (row.agent_id, row.cluster) == (use.agent_id, use.cluster):
         return None
-    return OtherUse(agent_id=row.agent_id, cluster=row.cluster, confirmed_at=row.confirmed_at)
+    return OtherUser(agent_id=row.agent_id, cluster=row.cluster, confirmed_at=row.confirmed_at)
 
 
-def take_over(session: Session, use: Use, earlier: OtherUse) -> bool:
+def take_over(session: Session, use: AgentAndCluster, earlier: OtherUser) -> bool:
     """Store `use` instead of `earlier`. Return False and store nothing if `earlier` was confirmed since it was read."""
     is_unchanged = _is_use(earlier) & (DatabaseUse.confirmed_at == earlier.confirmed_at)
     stmt = update(DatabaseUse).where(is_unchanged).values(confirmed_at=db_now(), **vars(use))
@@ -63,6 +63,6 @@ def note_agent(session: Session, boot_id: str, agent_id: str) -> None:
     session.execute(update(Node).where(Node.id == boot_id).values(agent_id=agent_id))
 
 
-def _is_use(use: Use) -> ColumnElement[bool]:
+def _is_use(use: AgentAndCluster) -> ColumnElement[bool]:
     is_use = (DatabaseUse.agent_id == use.agent_id) & (DatabaseUse.cluster == use.cluster)
     return is_use & (DatabaseUse.id == ROW_ID)

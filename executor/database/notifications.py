@@ -31,7 +31,7 @@ def announce_jobs(session: Session) -> None:
 
 
 @dataclass(kw_only=True)
-class Listener:
+class NotificationListener:
     """Waits for notifications on a connection of its own, which is not one of the pool."""
 
     engine: Engine

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from executor.database import allocations
-from executor.database.allocations import Owner
+from executor.database.allocations import AllocationOwner
 from executor.database.engine import transaction
 from executor.database.tables import Allocation
 from executor.errors import DatabaseError
@@ -27,7 +27,7 @@ class Decision:
     """A choice of a node, during which no other agent chooses one."""
 
     session: Session
-    owner: Owner
+    owner: AllocationOwner
     of_others: Collection[Allocation]
     on_store: Callable[[int], None]  #: called with the VM whose allocation begins
 
@@ -42,7 +42,7 @@ class SharedAllocations:
     """The allocations of all agents that use one database."""
 
     engine: Engine
-    owner: Owner
+    owner: AllocationOwner
     #: The ends that could not be stored, in order: the VM, and whether only its clone has ended.
     _unstored_ends: dict[int, bool] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)  #: guards `_unstored_ends`

@@ -10,7 +10,7 @@ from typing import Any
 
 from protocol.world import LEASE_TICKS, TICK_S, orm_job
 
-from executor.agent import claim, fence, outcome, reaper, refused_jobs, report
+from executor.agent import claim, fence, outcome, reaper, refusals, report
 from executor.agent.claim import ClaimImpossible
 from executor.agent.outcome import AttemptEnd, Outcome
 from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
@@ -54,7 +54,7 @@ def _decide(  # noqa: PLR0917 (the facts on which the outcome depends)
     has_unused_reservation: bool,
     refused: bool,
 ) -> Outcome:
-    return outcome.decide(
+    return outcome.outcome_of_attempt(
         orm_job(job, attempt, utc_now() + timedelta(hours=1)),
         ENDS[end],
         stop_reason=StopSignal.LEASE_LOST if is_stopped else None,
@@ -96,8 +96,8 @@ class Decisions:
     first_request: Callable[..., claim.FirstRequest] = claim.first_request
     require_open: Callable[[str | None], None] = claim.require_open
     require_own_claim: Callable[..., None] = claim.require_own_claim
-    refusals_after_check: Callable[..., dict[str, refused_jobs.Refusals]] = refused_jobs.refusals_after_check
-    is_gone: Callable[[refused_jobs.Refusals], bool] = refused_jobs.is_gone
+    refusals_after_check: Callable[..., dict[str, refusals.Refusals]] = refusals.refusals_after_check
+    is_gone: Callable[[refusals.Refusals], bool] = refusals.is_gone
     decide: Callable[..., Outcome] = _decide
     react_to_refusal: Callable[..., report.RefusalReaction] = report.react_to_refusal
     status_after_crash: Callable[[int], JobStatus] = reaping.status_after_crash
@@ -106,4 +106,4 @@ class Decisions:
     is_of_former_process: Callable[[str | None, str], bool] = _is_of_former_process
     has_others_after_lost_answer: Callable[[bool, bool], bool] = _has_others_after_lost_answer
     observe: Callable[..., reaper.Observation] = reaper.observe
-    decide_reaping: Callable[..., reaper.Verdict] = reaper.decide
+    decide_reaping: Callable[..., reaper.ReapDecision] = reaper.decide

@@ -12,8 +12,8 @@ from protocol.worker import RUNNING, Transition
 from protocol.world import JOB_TIMEOUT, LEASE_TICKS, TICK_S, UNSEEN_TICKS, Agent, Row, World, with_agent, with_row
 
 from executor.agent import fence
-from executor.agent.reaper import Observation, Verdict
-from executor.agent.refused_jobs import MIN_DURATION_S, MIN_INTERVAL_S, Refusals
+from executor.agent.reaper import Observation, ReapDecision
+from executor.agent.refusals import MIN_DURATION_S, MIN_INTERVAL_S, Refusals
 from executor.model import JobStatus
 
 
@@ -144,7 +144,7 @@ def _release_and_reap(world: World, number: int, decisions: Decisions) -> World:
             is_owner_fencing=_is_row_fencing(world, row),
             is_past_deadline=_is_past_deadline(world, job),
         )
-        if verdict is Verdict.REAP:
+        if verdict is ReapDecision.REAP:
             world = take(world, job, decisions)
     return world
 

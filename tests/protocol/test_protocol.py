@@ -202,7 +202,7 @@ def test_a_job_of_an_agent_that_does_not_fence_is_not_taken_while_its_run_may_co
 
 
 def test_without_the_row_an_agent_takes_the_job_of_an_agent_that_does_not_fence() -> None:
-    def decide_without_the_row(unchanged_s: float, **facts: Any) -> reaper.Verdict:
+    def decide_without_the_row(unchanged_s: float, **facts: Any) -> reaper.ReapDecision:
         return reaper.decide(unchanged_s, **(facts | {"is_owner_fencing": True}))
 
     violation = explore_from_b_runs_alone(Decisions(decide_reaping=decide_without_the_row)).violation

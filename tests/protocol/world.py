@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from executor.agent.reaper import MAX_GAP_SHARE_OF_LEASE
-from executor.agent.refused_jobs import Refusals
+from executor.agent.refusals import Refusals
 from executor.database.tables import Job
 from executor.model import JobStatus, ReportState
 

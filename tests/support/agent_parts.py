@@ -19,7 +19,7 @@ from support.simulator_world import World
 from executor.agent.dispatcher import Dispatcher
 from executor.agent.meters import Meters
 from executor.agent.parts import SharedParts, build_dispatcher
-from executor.agent.refused_jobs import RefusedJobs
+from executor.agent.refusals import RefusalCounter
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings
 from executor.database.engine import transaction
@@ -75,7 +75,7 @@ class AgentParts:
             engine=self.engine,
             fulcrum=fulcrum,
             proxmox=ProxmoxReader(ProxmoxConnection(host="127.0.0.1", port=9, user="smith@pve")),
-            refused_jobs=RefusedJobs(fulcrum=fulcrum),
+            refusal_counter=RefusalCounter(fulcrum=fulcrum),
         )
         paths = RunnerPaths(
             ansible_home=ansible_home(), run_dir=settings.smith_run_dir, artifacts_dir=self.folder / "artifacts"

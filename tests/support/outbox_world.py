@@ -9,7 +9,7 @@ from sqlalchemy import Engine, update
 from support.databases import new_job
 from support.simulator_world import World
 
-from executor.agent.refused_jobs import RefusedJobs
+from executor.agent.refusals import RefusalCounter
 from executor.agent.reporter import (
     Reporter,
 )
@@ -46,8 +46,10 @@ class Outbox:
         """Make a new reporter, as after a crash: only the rows are kept."""
         client = FulcrumClient(self.world.sim.url, lambda: self.world.ids.agent_token, read_timeout_s=5)
         self.now = 0.0
-        self.refused_jobs = RefusedJobs(fulcrum=client, clock=lambda: self.now)
-        self.reporter = Reporter(engine=self.engine, fulcrum=client, state=self.state, refused_jobs=self.refused_jobs)
+        self.refusal_counter = RefusalCounter(fulcrum=client, clock=lambda: self.now)
+        self.reporter = Reporter(
+            engine=self.engine, fulcrum=client, state=self.state, refusal_counter=self.refusal_counter
+        )
 
     def ordered(self, *, claimed: bool = True) -> Json:
         """Order a service; return its create job, claimed at FulcrumCore."""

@@ -20,7 +20,7 @@ from support.simulator_world import World
 
 from executor.agent.claim import Claimer, ClaimImpossible, FirstRequest, first_request, require_own_claim
 from executor.agent.poller import COMPARISON_INTERVAL_S, Poller
-from executor.agent.refused_jobs import NotCertainlyGone, RefusedJobs
+from executor.agent.refusals import NotCertainlyGone, RefusalCounter
 from executor.agent.reporter import Reporter
 from executor.agent.state import AgentState
 from executor.database import job_queue, reopening
@@ -44,7 +44,7 @@ class Claims:
         service = world.order(world.group(f"group-{number}"), name=f"web-{number}")
         self.job: dict[str, Any] = world.job_of(service)
         self.fulcrum = FulcrumClient(world.sim.url, lambda: world.ids.agent_token, read_timeout_s=60)
-        self.refused_jobs = RefusedJobs(fulcrum=self.fulcrum, clock=lambda: self.now)
+        self.refusal_counter = RefusalCounter(fulcrum=self.fulcrum, clock=lambda: self.now)
         with transaction(engine) as session:
             deadline_at = utc_now() + timedelta(minutes=5)
             row = new_job(
@@ -53,7 +53,7 @@ class Claims:
             job_queue.submit(session, row)
 
     def claimer(self) -> Claimer:
-        return Claimer(engine=self.engine, fulcrum=self.fulcrum, refused_jobs=self.refused_jobs)
+        return Claimer(engine=self.engine, fulcrum=self.fulcrum, refusal_counter=self.refusal_counter)
 
     def taken(self) -> Job:
         """Claim the job in the database, as the dispatcher does."""
@@ -164,7 +164,7 @@ def test_a_job_that_was_gone_and_is_refused_again_is_not_gone_at_once(claims: Cl
     results = []
     for claims.now in (0, 40, 80, 130, 170):
         try:
-            claims.refused_jobs.require_gone(claims.job["id"], refused_to="return the job")
+            claims.refusal_counter.require_gone(claims.job["id"], refused_to="return the job")
         except NotCertainlyGone as error:
             results.append((error.status, error.retry_after_s, str(error)))
         else:
@@ -185,7 +185,7 @@ def test_a_job_that_can_be_read_is_not_gone_and_its_refusals_start_again(claims:
         claims.world.sim.clear_faults()
         claims.world.sim.add_fault("status", status=403, **fault)
         with pytest.raises(FulcrumUnavailable) as caught:
-            claims.refused_jobs.require_gone(claims.job["id"], refused_to="accept the claim")
+            claims.refusal_counter.require_gone(claims.job["id"], refused_to="accept the claim")
         return f"{caught.value.status} {caught.value}"
 
     not_gone = "500 FulcrumCore refused to accept the claim"
@@ -203,23 +203,23 @@ def test_a_job_that_can_be_read_changes_no_refusals_of_another_job(claims: Claim
     claims.world.sim.add_fault("status", status=403, path=f"/jobs/{claims.job['id']}$")
     for claims.now in (0, 40, 80):
         with pytest.raises(NotCertainlyGone):
-            claims.refused_jobs.require_gone(claims.job["id"], refused_to="accept the claim")
+            claims.refusal_counter.require_gone(claims.job["id"], refused_to="accept the claim")
     with pytest.raises(FulcrumUnavailable, match="although the agent may read the object"):
-        claims.refused_jobs.require_gone(readable_id, refused_to="accept the claim")
+        claims.refusal_counter.require_gone(readable_id, refused_to="accept the claim")
     claims.now = 130
-    claims.refused_jobs.require_gone(claims.job["id"], refused_to="accept the claim")
+    claims.refusal_counter.require_gone(claims.job["id"], refused_to="accept the claim")
 
 
 def test_a_service_that_fulcrumcore_refuses_for_minutes_is_gone(claims: Claims) -> None:
     service_id = claims.job["serviceId"]
     with pytest.raises(FulcrumUnavailable, match="return the service, although the agent may read the object"):
-        claims.refused_jobs.require_service_gone(service_id)
+        claims.refusal_counter.require_service_gone(service_id)
     claims.world.sim.add_fault("status", status=403, path=f"/services/{service_id}$")
     for claims.now in (0, 40, 80):
         with pytest.raises(NotCertainlyGone, match="FulcrumCore refused to return the service"):
-            claims.refused_jobs.require_service_gone(service_id)
+            claims.refusal_counter.require_service_gone(service_id)
     claims.now = 130
-    claims.refused_jobs.require_service_gone(service_id)
+    claims.refusal_counter.require_service_gone(service_id)
 
 
 @pytest.mark.parametrize("path", ["/jobs/[^/]+$", "/agents/me$"])
@@ -422,7 +422,7 @@ def test_a_job_whose_only_claim_arrived_twice_is_failed_after_its_deadline_and_n
     assert (row.status, row.report_state, row.started_at) == ("failed", "due", None)
 
     reporter = Reporter(
-        engine=claims.engine, fulcrum=claims.fulcrum, state=poller.state, refused_jobs=claims.refused_jobs
+        engine=claims.engine, fulcrum=claims.fulcrum, state=poller.state, refusal_counter=claims.refusal_counter
     )
     reporter.send_due_reports()
     assert claims.status() == "Failed"

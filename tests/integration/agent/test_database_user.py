@@ -129,7 +129,7 @@ def test_an_agent_that_may_not_use_the_database_sends_no_reports_and_runs_no_sha
     """FulcrumCore would refuse the reports, and the agent would conclude that the jobs were deleted."""
     shared = parts.shared
     reporter = Reporter(
-        engine=parts.engine, fulcrum=shared.fulcrum, state=parts.state, refused_jobs=shared.refused_jobs
+        engine=parts.engine, fulcrum=shared.fulcrum, state=parts.state, refusal_counter=shared.refusal_counter
     )
     jobs = build_critical_jobs(shared, Mode.SERVE, build_reconciler(shared), parts.runner)
     shared_jobs = [job for job in jobs if not job.runs_on_each_agent]

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from support.databases import new_job
 
 from executor.agent import outcome_store
-from executor.agent.outcome import Outcome, decide
+from executor.agent.outcome import Outcome, outcome_of_attempt
 from executor.database import job_queue, mappings
 from executor.database.engine import reading, transaction
 from executor.database.tables import Job, Mapping, utc_now
@@ -39,7 +39,7 @@ def reserved(engine: Engine) -> Mapping:
 
 
 def deciding(job: Job, end: Any, **facts: Any) -> Callable[[bool], Outcome]:
-    return lambda refused: decide(
+    return lambda refused: outcome_of_attempt(
         job, end, stop_reason=None, clock_offset_s=0.0, has_database_refused=refused, is_reservation=True, **facts
     )
 
@@ -87,7 +87,7 @@ def test_a_lost_lease_writes_nothing(engine: Engine) -> None:
     end = JobResult(succeeded=True, vm={"vmid": 100})
 
     def decide_outcome(refused: bool) -> Outcome:
-        return decide(job, end, stop_reason="lost", clock_offset_s=0.0, has_database_refused=refused)
+        return outcome_of_attempt(job, end, stop_reason="lost", clock_offset_s=0.0, has_database_refused=refused)
 
     with pytest.raises(StaleJob):
         outcome_store.store(engine, decide_outcome, job_queue.lease_of(job), mapping)

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, select
 from support.simulator_world import World
 
 from executor.agent.purger import VmPurger
-from executor.agent.refused_jobs import RefusedJobs
+from executor.agent.refusals import RefusalCounter
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings
 from executor.database.engine import reading, transaction
@@ -54,7 +54,7 @@ def purger(world: World, engine: Engine) -> VmPurger:
         engine=engine,
         fulcrum=client,
         state=state,
-        refused_jobs=RefusedJobs(fulcrum=client, clock=lambda: now[0]),
+        refusal_counter=RefusalCounter(fulcrum=client, clock=lambda: now[0]),
         cluster="c",
         job_timeout_s=300,
         interval_s=3600,

@@ -16,14 +16,14 @@ from sqlalchemy.orm import Session
 from support.databases import PostgresCluster, new_job, row, submit
 from support.simulator_world import World
 
-from executor.agent.refused_jobs import RefusedJobs
+from executor.agent.refusals import RefusalCounter
 from executor.agent.reporter import CLAIM_S, SHARED_BATCH_SIZE, Reporter
 from executor.agent.state import AgentState
 from executor.database import allocations, job_queue, nodes, notifications
-from executor.database.allocations import Owner
+from executor.database.allocations import AllocationOwner
 from executor.database.engine import open_engine, transaction
 from executor.database.nodes import AgentProcess
-from executor.database.notifications import Listener
+from executor.database.notifications import NotificationListener
 from executor.errors import DatabaseError, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.model import JobResult, ReportState
@@ -73,7 +73,7 @@ def store_ended_jobs(engine: Engine, world: World, count: int) -> list[int]:
 def make_reporter(engine: Engine, world: World) -> Reporter:
     client = FulcrumClient(world.sim.url, lambda: world.ids.agent_token)
     state = AgentState(agent_id=world.ids.agent_id)
-    return Reporter(engine=engine, fulcrum=client, state=state, refused_jobs=RefusedJobs(fulcrum=client))
+    return Reporter(engine=engine, fulcrum=client, state=state, refusal_counter=RefusalCounter(fulcrum=client))
 
 
 def test_two_reporters_send_each_report_once(postgres_engine: Engine, world: World) -> None:
@@ -131,7 +131,7 @@ def shared_allocations(engine: Engine, boot_id: str) -> SharedAllocations:
     """Return the allocations as an agent process sees them that has just started."""
     with transaction(engine) as session:
         nodes.add_agent(session, AgentProcess(boot_id=boot_id, host=boot_id, pid=1, version="1", concurrency=4))
-    return SharedAllocations(engine=engine, owner=Owner(boot_id=boot_id, cluster="default", silent_s=60.0))
+    return SharedAllocations(engine=engine, owner=AllocationOwner(boot_id=boot_id, cluster="default", silent_s=60.0))
 
 
 def placer(pve: ProxmoxStandIn, shared: SharedAllocations) -> Placer:
@@ -324,7 +324,7 @@ def _waits_for_lock(session: Session) -> bool:
 
 
 def test_an_agent_that_waits_is_notified_of_new_jobs(postgres_engine: Engine) -> None:
-    listener = Listener(engine=postgres_engine)
+    listener = NotificationListener(engine=postgres_engine)
     assert listener.wait(0.0), "a new connection may have missed a notification"
     assert not listener.wait(0.0)
     with transaction(postgres_engine) as session:
@@ -335,7 +335,7 @@ def test_an_agent_that_waits_is_notified_of_new_jobs(postgres_engine: Engine) ->
 
 
 def test_after_a_lost_connection_the_agent_waits_on_a_new_one(postgres_engine: Engine) -> None:
-    listener = Listener(engine=postgres_engine)
+    listener = NotificationListener(engine=postgres_engine)
     assert listener.wait(0.0)
     with transaction(postgres_engine) as session:
         end_others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"

@@ -17,7 +17,7 @@ from support.databases import PostgresCluster
 from support.recorded_databases import KINDS, file_of, replay, revisions
 from support.table_contents import TABLES, columns, only, rows, shape, shared
 
-from executor.agent.refused_jobs import RefusedJobs
+from executor.agent.refusals import RefusalCounter
 from executor.agent.reporter import Reporter
 from executor.agent.state import AgentState
 from executor.database import mapping_queries, mappings, outbox, queries, reopening, schema
@@ -187,7 +187,7 @@ def test_after_an_upgrade_due_reports_are_sent_and_postponed_ones_keep_their_bac
         engine=upgraded,
         fulcrum=client,
         state=AgentState(agent_id=AGENT_ID),
-        refused_jobs=RefusedJobs(fulcrum=client),
+        refusal_counter=RefusalCounter(fulcrum=client),
     )
 
     reporter.send_due_reports()

@@ -10,7 +10,7 @@ import pytest
 
 from executor.agent import retry
 from executor.agent.claim import ClaimImpossible
-from executor.agent.outcome import AttemptEnd, Ending, MappingChange, Outcome, decide
+from executor.agent.outcome import AttemptEnd, Ending, MappingChange, Outcome, outcome_of_attempt
 from executor.agent.outcome_store import report_state_after
 from executor.agent.stop_signal import StopSignal
 from executor.database.tables import Job, utc_now
@@ -33,7 +33,7 @@ def job(attempt: int = 1, time_left_s: float = 250) -> Job:
 
 
 def outcome(end: Any, *, of: Job | None = None, stop_reason: str | None = None, **facts: bool) -> Any:
-    return decide(of or job(), end, stop_reason=stop_reason, clock_offset_s=0.0, **facts)
+    return outcome_of_attempt(of or job(), end, stop_reason=stop_reason, clock_offset_s=0.0, **facts)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_every_field_of_the_outcome(end: Any, facts: dict[str, Any], expected: O
 def test_the_time_left_is_measured_by_fulcrumcores_clock() -> None:
     """Only the clock offset decides whether another run fits."""
     for offset_s, ending in ((0.0, Ending.REQUEUE), (230.0, Ending.FINISH)):
-        found = decide(job(), failed(ErrorCode.NODE_DOWN), stop_reason=None, clock_offset_s=offset_s)
+        found = outcome_of_attempt(job(), failed(ErrorCode.NODE_DOWN), stop_reason=None, clock_offset_s=offset_s)
         assert found.ending is ending
 
 

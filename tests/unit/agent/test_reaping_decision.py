@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from executor.agent.reaper import MAX_LEASE_S, Observation, Verdict, decide, observe
+from executor.agent.reaper import MAX_LEASE_S, Observation, ReapDecision, decide, observe
 
 LEASE_S = 30.0
 EARLIER, LATER = (datetime(2026, 11, 27, 8, minute, tzinfo=UTC) for minute in (0, 1))
@@ -50,19 +50,19 @@ def test_an_observation_begins_anew_after_a_gap_of_more_than_half_a_lease(gap_s:
 @pytest.mark.parametrize(
     ("seconds", "facts", "verdict"),
     [
-        (29.9, {}, Verdict.KEEP),
-        (30.0, {}, Verdict.REAP),
-        (30.0, {"is_expired": False}, Verdict.KEEP),
-        (MAX_LEASE_S, {"is_expired": False}, Verdict.REAP),
-        (3000.0, {"is_owner_fencing": False}, Verdict.WAIT_FOR_DEADLINE),
-        (30.0, {"is_owner_fencing": False, "is_past_deadline": True}, Verdict.REAP),
-        (29.9, {"is_owner_fencing": False, "is_past_deadline": True}, Verdict.KEEP),
-        (30.0, {"is_owner_fencing": False, "has_run": False}, Verdict.REAP),
-        (29.9, {"is_owner_fencing": False, "has_run": False}, Verdict.KEEP),
+        (29.9, {}, ReapDecision.KEEP),
+        (30.0, {}, ReapDecision.REAP),
+        (30.0, {"is_expired": False}, ReapDecision.KEEP),
+        (MAX_LEASE_S, {"is_expired": False}, ReapDecision.REAP),
+        (3000.0, {"is_owner_fencing": False}, ReapDecision.WAIT_FOR_DEADLINE),
+        (30.0, {"is_owner_fencing": False, "is_past_deadline": True}, ReapDecision.REAP),
+        (29.9, {"is_owner_fencing": False, "is_past_deadline": True}, ReapDecision.KEEP),
+        (30.0, {"is_owner_fencing": False, "has_run": False}, ReapDecision.REAP),
+        (29.9, {"is_owner_fencing": False, "has_run": False}, ReapDecision.KEEP),
     ],
 )
 def test_a_job_is_reaped_when_its_owner_has_certainly_ended_the_run(
-    seconds: float, facts: dict[str, bool], verdict: Verdict
+    seconds: float, facts: dict[str, bool], verdict: ReapDecision
 ) -> None:
     all_facts = {"is_expired": True, "is_owner_fencing": True, "is_past_deadline": False} | facts
     assert decide(seconds, lease_s=LEASE_S, **all_facts) is verdict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from executor.agent.refused_jobs import (
+from executor.agent.refusals import (
     MAX_AGE_S,
     MIN_DURATION_S,
     MIN_INTERVAL_S,

@@ -1,10 +1,10 @@
 """Decides whether a job or service that FulcrumCore refuses with 403 is gone: deleted, or given to another agent.
 
 FulcrumCore answers 403 for a job or service that does not exist or that belongs to another agent. It also answers 403
-to every request while its database is down, and some requests may succeed in between. A job that was given up too early
-would stay open in FulcrumCore and block its service, and the VM of a service that exists would be destroyed. So an
-object counts as gone only after MIN_REFUSALS refusals within at least MIN_DURATION_S, while FulcrumCore accepts the
-agent's token.
+to every request while its database is down, and some requests may succeed in between. If the agent abandoned a job that
+exists, the job would stay open in FulcrumCore and block its service. If the agent took an existing service for a
+deleted one, it would delete the service's VM. So an object counts as gone only after MIN_REFUSALS refusals within at
+least MIN_DURATION_S, while FulcrumCore accepts the agent's token.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MIN_DURATION_S = 120.0
 MIN_INTERVAL_S = 10.0
 #: How long the caller waits before its next request about a refused object.
 RETRY_AFTER_S = 30.0
-#: Refusals that are older than this are forgotten.
+#: Refusals that are older than this do not count.
 MAX_AGE_S = 3600.0
 
 
@@ -60,7 +60,8 @@ def refusals_after_check(
 ) -> dict[str, Refusals]:
     """Return the refusals of all jobs after a request about one of them was refused and was checked. Pure function.
 
-    The check is two requests: FulcrumCore accepts the agent's token or not, and then returns the job or not.
+    The check consists of two requests: the first shows whether FulcrumCore accepts the agent's token, the second
+    whether it returns the job.
     """
     if not is_agent_accepted:
         return {}  # FulcrumCore refuses every request now, so earlier refusals prove nothing
@@ -70,8 +71,8 @@ def refusals_after_check(
 
 
 @dataclass(kw_only=True)
-class RefusedJobs:
-    """The jobs and services that FulcrumCore has refused with 403. All threads of an agent use the same object."""
+class RefusalCounter:
+    """Counts FulcrumCore's refusals of jobs and services with 403. All threads of an agent use the same object."""
 
     fulcrum: FulcrumClient
     clock: Callable[[], float] = time.monotonic
@@ -81,8 +82,9 @@ class RefusedJobs:
     def require_gone(self, fulcrum_id: str, *, refused_to: str) -> None:
         """Return if the job is gone. Call this method after a request about the job was answered with 403.
 
-        Raises FulcrumUnavailable if the caller must retry its request: FulcrumCore refuses every request, or it returns
-        the job, or (NotCertainlyGone) it has not refused the job often and long enough.
+        Raises FulcrumUnavailable if the caller must retry its request: FulcrumCore refuses every request, or
+        FulcrumCore returns the job. Raises NotCertainlyGone, a subclass, if FulcrumCore has not refused the job often
+        and long enough.
         """
         self._require_gone(fulcrum_id, self.fulcrum.get_job, refused_to)
 
@@ -106,7 +108,7 @@ class RefusedJobs:
         raise FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST)
 
     def _require_enough_refusals(self, fulcrum_id: str, refused_to: str) -> None:
-        """Return if the object is gone with this refusal. Otherwise raise NotCertainlyGone."""
+        """Count this refusal. Return if the object now counts as gone. Otherwise raise NotCertainlyGone."""
         refusals = self._note_check(fulcrum_id, is_agent_accepted=True, is_job_readable=False)[fulcrum_id]
         if is_gone(refusals):
             with self._lock:

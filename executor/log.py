@@ -64,8 +64,8 @@ def configure(format: LogFormat = "auto", level: str = "info", *, stream: TextIO
     )
     logging.getLogger().handlers = [handler]
     logging.getLogger().setLevel(logging.WARNING)
-    # urllib3 logs a warning at each retry. During an outage these would be about one per second. The class
-    # `agent.state.Link` logs each outage once.
+    # urllib3 logs a warning at each retry. During an outage, this would be about one warning per second.
+    # `agent.state.Link` logs each outage once instead.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     logging.getLogger(PROGRAM_LOGGER_NAME).setLevel(level.upper())
 
@@ -92,7 +92,7 @@ class _SafeStreamHandler(logging.StreamHandler[TextIO]):
 def _should_log(record: logging.LogRecord) -> bool:
     """Return whether to log a record. A record below WARNING is logged only if it is from this program.
 
-    The levels of loggers do not ensure this, because a library may set the level of its own logger.
+    The levels of loggers do not suffice for this, because a library may set the level of its own logger.
     """
     is_from_this_program = record.name == PROGRAM_LOGGER_NAME or record.name.startswith(f"{PROGRAM_LOGGER_NAME}.")
     return is_from_this_program or record.levelno >= logging.WARNING

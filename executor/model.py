@@ -53,7 +53,7 @@ class ReportState(StrEnum):
     REPORTED = "reported"  #: FulcrumCore has acknowledged the result
     OVERTAKEN = "overtaken"  #: FulcrumCore ended the job itself; the agent's result is only in the agent's database
     ABANDONED = "abandoned"  #: never reported: FulcrumCore does not know the job, or another agent owns the job
-    #: not reported while another executor with this agent's token processes the job: the job is open in FulcrumCore
+    #: not reported, because another executor with this agent's token processes the job, which is open in FulcrumCore
     CLAIMED_ELSEWHERE = "claimed_elsewhere"
     LOCAL = "local"  #: never reported, because the agent created the job itself and FulcrumCore does not know it
 
@@ -68,12 +68,12 @@ SETTLED_STATES = (
 
 
 class JobEventKind(StrEnum):
-    """The kind of an event in the life of a job."""
+    """The kind of an unusual event of a job (`database/job_events.py`)."""
 
     REQUEUED = "requeued"  #: an attempt has ended, and the job gets another one
     REAPED = "reaped"  #: the job was taken from an agent process that had ended or had not renewed its lease
-    RELEASED = "released"  #: an agent process gave the job back when it stopped, or after a failed write
-    REOPENED = "reopened"  #: FulcrumCore lists the job as open, although it had ended here
+    RELEASED = "released"  #: an agent process has released the job, because it stopped or a write failed
+    REOPENED = "reopened"  #: FulcrumCore lists the job as open, although it has ended in this database
     REPORT_POSTPONED = "report_postponed"  #: FulcrumCore has not accepted the report
     RESULT_REPLACED = "result_replaced"  #: FulcrumCore refused the completion, so a failure is reported
 
@@ -98,8 +98,8 @@ class MappingState(StrEnum):
 class MoveDirection(StrEnum):
     """What a row of the table `moves` says about its database."""
 
-    TO = "to"  #: the database is sealed: its rows were moved, or are being moved, to another one
-    FROM = "from"  #: its rows came from another one
+    TO = "to"  #: the database is sealed: its rows were moved, or are being moved, to another database
+    FROM = "from"  #: its rows came from another database
 
 
 class RunStatus(StrEnum):
@@ -145,7 +145,7 @@ class JobResult:
     code: ErrorCode | None = None
     detail: str = ""  #: what tenants may read, see `JobError`
     operator_detail: str = ""  #: what the operator reads; '' if it is the same as `detail`
-    was_killed: bool = False  #: another process or the kernel (out of memory) killed the run, so its effect is unknown
+    was_killed: bool = False  #: another process or the kernel killed the run, so its effect is unknown
 
     @property
     def message(self) -> str:

@@ -1,6 +1,6 @@
 """Opens a TCP connection to a server, through the proxy of the environment if there is one.
 
-HTTPS_PROXY and NO_PROXY are read as the clients of FulcrumCore and Proxmox read them, which use `requests`.
+HTTPS_PROXY and NO_PROXY have the same meaning as for the clients of FulcrumCore and Proxmox, which use `requests`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,6 @@ def proxy_headers(proxy: str) -> dict[str, str]:
 
 
 def host_in_url(host: str) -> str:
-    """Return the host as in a URL, which has brackets around an IPv6 address."""
+    """Return the host in the form for a URL: with brackets around an IPv6 address."""
     name = host.strip("[]")
     return f"[{name}]" if ":" in name else name

@@ -24,7 +24,8 @@ MIN_SECRET_LENGTH = 4
 #: with the length of the text, also if text and secret consist of many equal lines. A part of a secret that has this
 #: length is masked, too.
 MAX_NEEDLE_LENGTH = 64
-#: `str.find` for each prefix is faster than a look-up at each position of the text if there are at most this many.
+#: If there are at most this many prefixes, `str.find` for each prefix is faster than a look-up at each position of the
+#: text.
 MAX_PREFIXES_TO_FIND = 100
 #: A value that is nested deeper than MAX_DEPTH is replaced by TOO_DEEP. Otherwise a hostile or circular value could
 #: exhaust the stack.
@@ -136,7 +137,7 @@ class StreamRedactor:
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
         self._withheld = ""
-        self._masked_length = 0  # of the withheld text; the mask of this part has been returned
+        self._masked_length = 0  # length of the beginning of `_withheld` whose mask was returned already
 
     def feed(self, text: str) -> str:
         """Add the next piece. Return the redacted text up to the place where a secret may have started."""
@@ -151,10 +152,10 @@ class StreamRedactor:
     def _redact_up_to(self, length: int, text: str, finder: _NeedleFinder) -> str:
         """Return the first `length` characters redacted, and withhold the others.
 
-        A secret may reach into the withheld text. Its mask is returned now, and `_masked_length` says where it ends.
+        If a secret extends into the withheld text, its mask is returned now, and `_masked_length` is set to its end.
         """
         spans = [(start, end) for start, end in finder.spans(text) if start < length]
-        mask_end = self._masked_length  # a mask at the beginning of the text has been returned before
+        mask_end = self._masked_length  # an earlier call has returned the mask of this beginning of the text
         parts: list[str] = []
         for start, end in spans:
             if start >= mask_end:
@@ -199,7 +200,7 @@ class _NeedleFinder:
     def length_before_unfinished_needle(self, text: str) -> int:
         """Return the number of characters before the first place at which an unfinished needle may start.
 
-        Of an unfinished needle, the text contains only the beginning, because the next piece of the text is missing.
+        The text contains only the beginning of an unfinished needle, because the next piece of the text is missing.
         """
         for start in range(max(0, len(text) - self._max_needle_length + 1), len(text)):
             if self._may_become_needle(text, start):
@@ -234,7 +235,7 @@ class _NeedleFinder:
     def _may_become_needle(self, text: str, start: int) -> bool:
         """Return whether the text from `start` on is the beginning of a longer needle."""
         beginning = text[start:]
-        index = bisect_right(self._sorted_needles, beginning)  # the needles that begin with it would follow it
+        index = bisect_right(self._sorted_needles, beginning)  # needles that start with it follow it
         return index < len(self._sorted_needles) and self._sorted_needles[index].startswith(beginning)
 
 
@@ -247,7 +248,7 @@ def _list_needles(secret: str) -> frozenset[str]:
 def _pieces(form: str) -> Iterator[str]:
     """Yield texts of at most MAX_NEEDLE_LENGTH characters, each of which overlaps the next one.
 
-    If the form is in a text, then the pieces cover it completely.
+    If a text contains the form, the matches of the pieces cover the form completely.
     """
     if len(form) <= MAX_NEEDLE_LENGTH:
         yield form

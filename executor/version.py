@@ -39,10 +39,11 @@ def collection_version() -> str | None:
 
 
 def collection_search_path() -> list[str]:
-    """Return the folders in which runs search for collections, as the operator who has started this process sees them.
+    """Return the folders in which runs search for collections, with the home folder of this process's user.
 
-    They are the folders of ANSIBLE_COLLECTIONS_PATH, then this Python's packages. If the variable is not set, they are
-    this Python's packages, then Ansible's default folders: the tested collection of our own environment goes first.
+    They are the folders of ANSIBLE_COLLECTIONS_PATH, then the folder of this Python's packages. If the variable is not
+    set, they are the folder of this Python's packages, then Ansible's default folders. So the collection that was
+    installed and tested together with the agent comes first.
     """
     python_packages = sysconfig.get_path("purelib")
     variable = os.environ.get("ANSIBLE_COLLECTIONS_PATH", "")

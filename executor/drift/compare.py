@@ -1,12 +1,12 @@
 """Compares the agent's mappings with Proxmox's guests and FulcrumCore's services, and returns the differences.
 
 All functions are pure. A VM or service that Proxmox or FulcrumCore does not list may still exist. So the caller of
-`compare` first calls the functions of `inconclusive.py`. And `compare` treats a VM as gone
-only when its VMID is in `Facts.vmids_without_guest`: these VMIDs are proven to have no guest.
+`compare` first calls the functions of `inconclusive.py`. And `compare` treats a VM as gone only when its VMID is in
+`Facts.vmids_without_guest`, the VMIDs for which the check has proven that no guest exists.
 
 Whether a mapping has a VM depends on the mapping's state. An active mapping, or one that is pending deletion, should
-have a VM (`should_have_vm`). A reserved mapping may have one, which its create may have made already: `may_have_vm` is
-true in all three states. In the state vm_lost, both are false.
+have a VM (`should_have_vm`). A reserved mapping may have a VM, because its create may have made it already. So
+`may_have_vm` is true in all three states. In the state vm_lost, both properties are false.
 """
 
 from __future__ import annotations

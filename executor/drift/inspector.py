@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 #: The name of each VM that the agent creates ends with this: a dash and the first eight digits of the service id.
 NAME_SUFFIX = re.compile(r"-[0-9a-f]{8}\Z")
-#: The check treats a VM as gone only if this number of searches does not find it.
+#: The check treats a VM as gone only if it was not found in this number of searches.
 SEARCH_COUNT = 2
 #: How long the check waits between two searches.
 SEARCH_INTERVAL_S = 2.0

@@ -21,7 +21,7 @@ class Rows:
     #: Services with a pending or processing job, or with a job result that is not yet sent to FulcrumCore.
     busy_services: frozenset[str]
     foreign_services: frozenset[str]  #: services with a mapping on another cluster
-    volumes_left: tuple[VolumesLeft, ...] = ()  #: by the notes of deleted mappings
+    volumes_left: tuple[VolumesLeft, ...] = ()  #: from the notes of deleted mappings
 
     def services_changed_since(self, earlier: Rows) -> frozenset[str]:
         """Return the services whose mapping was added, changed or removed between `earlier` and these rows."""

@@ -11,7 +11,7 @@ from executor.drift.facts import DriftKind, Finding, MappingFacts, Repair
 
 
 def encode(finding: Finding) -> dict[str, Any]:
-    """Return the finding as values that JSON has."""
+    """Return the finding as a dict of JSON values."""
     values = asdict(finding)
     if finding.mapping is not None:
         values["mapping"]["updated_at"] = finding.mapping.updated_at.isoformat()
@@ -19,7 +19,7 @@ def encode(finding: Finding) -> dict[str, Any]:
 
 
 def decode_all(stored: Iterable[Mapping[str, Any]]) -> list[Finding]:
-    """Return the findings, without those that another version has stored in a form that this one does not know."""
+    """Return the findings. Leave out findings that another version has stored in an unknown form."""
     found = []
     for values in stored:
         try:

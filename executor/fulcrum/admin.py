@@ -68,7 +68,7 @@ class FulcrumAdmin(FulcrumClient):
         return parse_response(CoreObject, f"POST {path}", response)
 
     def add_service_type(self, agent_type: CoreObject, service_type_id: str) -> CoreObject:
-        """Let the agents of this type provide one more type of service; return the changed agent type.
+        """Let the agents of an agent type provide one more type of service. Return the changed agent type.
 
         FulcrumCore replaces the whole list of ids, so the present ids are sent, too.
         """

@@ -1,8 +1,8 @@
 """Creates the objects that an agent needs in FulcrumCore: types, metric types, provider, agent and token.
 
-This module first reads all existing objects, so it can raise BootstrapRefused before it creates anything. It changes an
-existing object in one way only: it adds the service type to the agent type, because FulcrumCore otherwise refuses every
-order of such a service. If it runs again, it creates only those objects that are still missing.
+This module first reads all existing objects, so it can raise BootstrapRefused before it creates anything. It changes
+existing objects in one way only: it adds the service type to the agent type. Without this, FulcrumCore refuses to
+create services of this type. If it runs again, it creates only those objects that are still missing.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class BootstrapStep:
     name: str
     status: ObjectStatus
     id: str | None = None
-    #: How the existing object differs from the wanted one: the result of `find_differences`.
+    #: The result of `find_differences` for the wanted and the existing object.
     differences: list[str] = field(default_factory=list)
 
 
@@ -119,7 +119,7 @@ class Bootstrap:
 
     @property
     def needs_token(self) -> bool:
-        """Whether a token will be created: the agent has no valid token, or the request wants a new one."""
+        """True if the agent has no valid token, or if the request wants a new one. Then a token is created."""
         return self._request.wants_new_token or not self.earlier_tokens
 
     def create_missing(self, store_token: Callable[[str], object]) -> Iterator[BootstrapStep]:
@@ -224,7 +224,7 @@ class Bootstrap:
         else:
             wanted.existing = self._find_existing(wanted)
         if is_id and wanted.existing:
-            wanted.members["name"] = wanted.existing.name  # it was the id
+            wanted.members["name"] = wanted.existing.name  # the request has the id instead of the name
         may_create = self._request.may_create_provider and not is_id
         if wanted.existing is None and not may_create:
             raise BootstrapRefused(

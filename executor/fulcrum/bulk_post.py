@@ -1,8 +1,8 @@
 """Sends many small POST requests to one path with little CPU time, for metric entries.
 
-The library `requests` prepares each request anew, which takes most of the CPU time of a small request. A PreparedPost
-lets `requests` prepare one request, with the proxy and the TLS settings of the session. Then it sends this request with
-different bodies by urllib3, the library with which `requests` also sends.
+The library `requests` prepares each request separately, which takes most of the CPU time of a small request. A
+PreparedPost lets `requests` prepare one request, with the proxy and the TLS settings of the session. Then it sends this
+request many times, with different bodies, with urllib3: the library that `requests` itself uses.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class PreparedPost:
     def send(self, data: bytes, token: str, timeouts_s: tuple[float, float]) -> urllib3.BaseHTTPResponse:
         """Send the request with this body. Return the response, whose body is not read yet.
 
-        An ended connection is replaced. A redirect is returned, not followed. Raises urllib3's HTTPError.
+        If the server has closed the connection, a new one is opened. Redirects are not followed. Raises urllib3's
+        HTTPError.
         """
         connect_s, read_s = timeouts_s
         headers = {**self._headers, "Content-Length": str(len(data)), "Authorization": f"Bearer {token}"}

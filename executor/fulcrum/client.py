@@ -114,7 +114,7 @@ class FulcrumClient:
         return [job for job in jobs if job.agent_id == agent_id.lower() and job.status == "Processing"]
 
     def oldest_processing_jobs(self, agent_id: str, *, max_pages: int) -> tuple[list[CoreJob], int]:
-        """List the oldest jobs that this agent has claimed and that have not ended, and return the number of all.
+        """Return the oldest jobs that this agent has claimed and that have not ended, and the number of all such jobs.
 
         At most `max_pages` pages are read. `agent_id` is the id of this agent.
         """

@@ -11,7 +11,8 @@ def find_differences(wanted: Any, existing: Any, path: str = "") -> list[str]:
 
     A difference is the path of a member, such as `schema.cpu.type`, or a text such as `tags lacks proxmox`. A missing
     member counts as equal to an empty one. Top-level members, tags and service types that only the existing object has
-    are no differences. `path` is the path of the two values in the whole object; it is empty for the whole object.
+    do not count as differences. `path` is the path of the two values in the whole object; it is empty for the whole
+    object.
     """
     if isinstance(wanted, Mapping) and isinstance(existing, Mapping):
         compared_names = {**wanted, **existing} if path else wanted

@@ -1,6 +1,6 @@
-"""Restricts a service type to what the provider offers, so that FulcrumCore refuses other orders. Pure functions.
+"""Restricts a service type to what the provider offers, so that FulcrumCore refuses other requests. Pure functions.
 
-The agent refuses them, too: FulcrumCore's service types are no protection, because an administrator may change them.
+The agent refuses such requests, too, because an administrator may change the service types in FulcrumCore.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ JsonObject = dict[str, Any]
 def offered_service_type(service_type: JsonObject, settings: Settings) -> JsonObject:
     """Return the service type with only those templates, bridges, VLANs and tags that the settings allow.
 
-    If the settings allow some tags only, the type allows every tag, and the agent refuses the others.
+    If the settings allow only some tags, the returned type allows every tag, and the agent refuses the other tags.
 
-    Without PROXMOX_TEMPLATES, the type is not changed: the settings are not those of the provider's agent.
+    Without PROXMOX_TEMPLATES, the type is not changed, because then the settings are not those of an agent.
     """
     if not settings.proxmox_templates:
         return service_type
@@ -45,10 +45,10 @@ def _enum(values: Iterable[str]) -> JsonObject:
 
 
 def _restrict_vlan(network: JsonObject, vlans: Collection[str]) -> None:
-    """Set the highest VLAN, or remove the property if no VLAN is offered.
+    """Limit the property `vlan` to the highest offered VLAN, or remove it if no VLAN is offered.
 
-    The lowest value stays 0, which removes the VLAN of a VM, so a list of VLANs has no lower bound. The agent refuses
-    the VLANs below and between those that are offered. If every VLAN is offered, the property keeps its own bounds.
+    The lowest value stays 0, because 0 removes the VLAN of a VM. The agent refuses the values from 1 to the highest
+    VLAN that are not offered. If every VLAN is offered, the property keeps its own bounds.
     """
     highest = max((_last_vlan(text) for text in vlans if text != ANY), default=0)
     if highest:

@@ -102,9 +102,9 @@ def _apply_values(settings: Settings, values: dict[str, Any]) -> Settings:
 
 
 def _accepted_values(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values without those that must not override local settings, see the top of this module.
+    """Return the values that may override local settings. The docstring of this module has the rules.
 
-    Raises SettingsError if the address of Proxmox is known from FulcrumCore only, without a token secret.
+    Raises SettingsError if only FulcrumCore has the address of Proxmox, and has no token secret.
     """
     ignored: set[str] = set()
     if "proxmox_token_secret" not in values:
@@ -126,7 +126,7 @@ def _accepted_values(settings: Settings, values: dict[str, Any]) -> dict[str, An
 
 
 def _is_local(settings: Settings, attribute: str) -> bool:
-    """Return whether this machine sets the setting, as opposed to its default."""
+    """Return whether a source on this machine sets the setting, so that it is not the default."""
     return attribute in settings.model_fields_set
 
 
@@ -148,7 +148,7 @@ def _problem_lines(problems: Mapping[str, str], values: Mapping[str, Any]) -> It
 
 
 class _Backoff:
-    """Waits after each failed attempt, each time longer."""
+    """Waits after each failed attempt. Each wait is longer than the previous one, up to a maximum."""
 
     def __init__(self, sleep: Callable[[float], None], on_wait: Callable[[str], None]) -> None:
         self._sleep = sleep

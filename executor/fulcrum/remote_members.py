@@ -20,7 +20,7 @@ from executor.settings.types import MIN_VMID
 
 log = get_logger(__name__)
 
-#: The words in the text of a problem that say where a value comes from.
+#: The part of a problem's text that says where the value comes from.
 FROM_FULCRUMCORE = "from FulcrumCore's configuration"
 #: The name of the file in SMITH_DATA_DIR to which the CA certificates are written.
 CA_FILE = "proxmox-ca-from-fulcrumcore.pem"

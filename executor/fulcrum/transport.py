@@ -149,8 +149,8 @@ class Transport:
         FulcrumCore acknowledges with status 204 or with JSON. Other content, such as HTML, is from a proxy, and
         FulcrumCore may not have received the request. So this method then raises FulcrumUnavailable.
 
-        With `is_bulk`, which is for many small POST requests to one path, sending takes less CPU time, and the response
-        is not used to estimate FulcrumCore's clock.
+        `is_bulk` is for many small POST requests to one path: sending them takes less CPU time. The response is then
+        not used to estimate FulcrumCore's clock.
         """
         response = self._send(method, path, None, body, is_bulk=is_bulk)
         if response.status == 204:
@@ -289,7 +289,7 @@ def _valid_token(token: str) -> str:
 
 def _read_up_to(response: urllib3.BaseHTTPResponse, max_bytes: int) -> bytes:
     """Return the body. Raises OSError if the body exceeds `max_bytes`."""
-    # One buffer that grows: a list of small pieces would leave gaps in the memory that are too small for the JSON.
+    # The body is collected in one buffer that grows. A list of small pieces would fragment the memory.
     body = io.BytesIO()
     while chunk := response.read1(CHUNK_BYTES, decode_content=True):
         body.write(chunk)

@@ -51,7 +51,7 @@ Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 
 
 class CoreModel(BaseModel):
-    """Base of FulcrumCore's objects. A member that is missing, null or invalid gets its default. `id` is required."""
+    """Base of FulcrumCore's objects. A member except `id` gets its default if it is missing, null or invalid."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
     defect_prefix: ClassVar[str] = ""  #: the text before the name of a member in `defects`
@@ -80,9 +80,9 @@ class CoreModel(BaseModel):
         return model
 
     def _defects_after_validation(self) -> list[str]:
-        """Return a defect for each missing and each contradictory member. Subclasses override this method.
+        """Return the defects that only the whole object shows: missing or contradictory members. For subclasses.
 
-        The validation of single members does not find these defects.
+        The validation of single members cannot find these defects.
         """
         return []
 

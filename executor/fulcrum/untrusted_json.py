@@ -34,7 +34,7 @@ _LIST_START = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\[")
 _QUOTE, _COMMA, _OPENING = ord('"'), ord(","), frozenset(b"[{")
 #: Like _STRING_OR_BRACKET. It also matches a comma outside of strings.
 _STRING_OR_COMMA = re.compile(r'"(?:[^"\\]|\\.)*+(")?|[\[{\]},]', re.DOTALL)
-#: The same for bytes.
+#: Like _STRING_OR_COMMA, for bytes.
 _STRING_OR_PUNCTUATION = re.compile(rb'"(?:[^"\\]|\\.)*+(")?|[\[{\]},]', re.DOTALL)
 
 
@@ -92,7 +92,7 @@ def _parse_item(content: bytes, start: int, end: int, value_count: int) -> Any:
 def _item_positions(content: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield the start, the end and the number of values of each item of a list.
 
-    Raises ValueError if the text is not a list. An item may still be no JSON.
+    Raises ValueError if the text is not a list. The items are not parsed, so an item may be invalid JSON.
     """
     if not _LIST_START.match(content):
         raise ValueError("JSON that is not a list")

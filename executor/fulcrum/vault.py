@@ -79,7 +79,7 @@ class SecretResolver:
     def uses_in(self, job: JobFacts, properties: dict[str, Any]) -> list[SecretUse]:
         """Return the uses of references in the secret properties. Raises JobError SECRET_MISSING, FulcrumUnavailable.
 
-        A text whose id is no UUID is left out, because it names no secret.
+        A reference whose id is not a UUID is left out, because no secret has such an id.
         """
         if not _has_reference(properties):
             return []
@@ -121,7 +121,7 @@ class SecretResolver:
         return tuple(dict.fromkeys(secret_texts))  # without duplicates
 
     def _replace_reference(self, job: JobFacts, container: Any, key: Any, on_left_out: Callable[[str], None]) -> None:
-        """Replace the reference `container[key]` with its secret, or delete it. Keep a value that is no reference."""
+        """Replace the reference `container[key]` with its secret, or delete it. Other values do not change."""
         reference = container[key]
         if not _is_reference(reference):
             return
@@ -134,8 +134,8 @@ class SecretResolver:
             is_new_service = job.action == "create" and (job.service or {}).get("status") == "New"
             if is_new_service:
                 raise JobError(ErrorCode.SECRET_MISSING, f"the vault no longer has a secret for {key}") from None
-            # FulcrumCore deletes the secret of a create after its first attempt. If the create is repeated and makes
-            # the VM, the VM lacks the secret, and only this line and the service's instance data name it.
+            # FulcrumCore deletes the secret of a create after its first attempt. If a later attempt creates the VM, the
+            # VM lacks the secret. Only this log line and the service's instance data say so.
             log.warning("secret_left_out", property=str(key), action=job.action)
             on_left_out(str(key))
             del container[key]

@@ -36,17 +36,17 @@ class PlacementRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A choice of a node. Its facts were read, except the allocations of the placer."""
+    """The facts for one choice of a node. The placer adds its allocations and chooses."""
 
     snapshot: ClusterSnapshot
-    options: Placement | PlacementConstraints  #: the placement if only one is possible, or what the VM needs
+    options: Placement | PlacementConstraints  #: the only possible placement, or what the VM needs
     bridges_by_node: Mapping[str, frozenset[str]] = field(default_factory=dict)
     migrating_vm: VmRow | None = None  #: the VM that migrates; None for a new VM, and if Proxmox does not list the VM
 
 
 @dataclass(frozen=True)
 class ChoiceReader:
-    """Reads facts. Several threads may use it. It raises JobError if Proxmox does not answer or the wait is ended."""
+    """Reads the facts of choices. It is thread-safe. Raises JobError if Proxmox or `may_wait` ends the wait."""
 
     proxmox: ProxmoxReader
     settings: Settings
@@ -64,7 +64,7 @@ class ChoiceReader:
     def _placement_or_constraints(
         self, request: PlacementRequest, snapshot: ClusterSnapshot, may_wait: MayWait
     ) -> Placement | PlacementConstraints:
-        """Return the placement of a new VM if only one node is possible, or else what the VM needs from its node."""
+        """Return the placement of a new VM if only one node is possible; otherwise what the VM needs from its node."""
         if not request.image:
             return self._without_template(request, snapshot, may_wait)
         template_rows = self._template_rows(request.image, snapshot, may_wait)
@@ -118,12 +118,12 @@ class ChoiceReader:
     def read_growth(
         self, vmid: int, memory_mib: int, cores: int, may_wait: MayWait
     ) -> tuple[VmRow, PlacementConstraints, ClusterSnapshot] | None:
-        """Return the VM, what it needs from its node for its new size, and the lists; None if it does not grow.
+        """Return the VM's row, what its new size needs from its node, and the snapshot; None if the VM does not grow.
 
-        In the result, the memory or the cores are 0 if they do not grow.
+        In the constraints, the memory or the cores are 0 if they do not grow.
         """
         snapshot = self.cluster.snapshot(may_wait)
-        if snapshot.find_vm(vmid) is None:  # the lists may be older than the VM
+        if snapshot.find_vm(vmid) is None:  # the snapshot may be older than the VM
             snapshot = self.cluster.snapshot(may_wait, max_age_s=0)
         row = snapshot.find_vm(vmid)
         if row is None:
@@ -138,7 +138,7 @@ class ChoiceReader:
 
     def read_migration_choice(self, vmid: int, node: str, may_wait: MayWait) -> Choice:
         """Read the facts for the choice of the target node of a migration. `node` is the node in the VM's mapping."""
-        # The lists must be new, because the operator may have put a node into maintenance seconds ago.
+        # The snapshot must be new, because an operator may have put a node into maintenance seconds ago.
         snapshot = self.cluster.snapshot(may_wait, max_age_s=0)
         row = snapshot.find_vm(vmid)
         if row is None:
@@ -174,7 +174,7 @@ class ChoiceReader:
     def _template_rows(self, image: str, snapshot: ClusterSnapshot, may_wait: MayWait) -> list[VmRow]:
         """Return the templates of an image.
 
-        If the list lacks the facts of some VMs, the configurations of those are read that may be the image's template.
+        If Proxmox's list lacks the facts of a VM that may be a template of the image, the VM's configuration is read.
         If there is no template, raises JobError NOT_FOUND, or PVE_PERMISSION if the token may not see all VMs.
         """
         rows: list[VmRow] = list(snapshot.vms)

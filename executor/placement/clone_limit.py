@@ -65,8 +65,8 @@ class CloneLimit:
     _targets: dict[str, _Target] = field(default_factory=dict)
     #: Guards `_targets`, and is notified when a clone ends.
     _condition: threading.Condition = field(default_factory=threading.Condition)
-    _shared_max_creates: Any = None  #: always the same object, because the statement of a claim is cached for it
-    _ended_clone_count: int = 0  #: the number of `with` blocks whose clone has ended
+    _shared_max_creates: Any = None  #: always the same object, because `claim_statement` uses it as a key of its cache
+    _ended_clone_count: int = 0  #: the number of unfinished `with` blocks whose clone has ended
 
     def __post_init__(self) -> None:
         if self.shared is not None:

@@ -1,4 +1,4 @@
-"""Chooses the node for a new VM or a migration: rejects nodes that do not fit, and chooses by score among the others.
+"""Chooses the node for a new VM or a migration: rejects the nodes that do not fit, and scores the other nodes.
 
 All functions are pure.
 """
@@ -92,7 +92,7 @@ class Placement:
     template_vmid: int
     reason: str
     #: The storage on which `CloneLimit` limits how many clones run at the same time: the name of a shared storage, or
-    #: `<storage>@<node>`. `decide` leaves it empty. The placer sets it for a new VM, but not for a migration.
+    #: `<storage>@<node>`. `choose_node` leaves it empty. The placer sets it for a new VM, but not for a migration.
     clone_target: str = ""
 
     def add_to_result(self, vm_result: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Placement:
         return {**vm_result, "placement": placement} if vm_result else {}
 
 
-def decide(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules: PlacementRules) -> Placement:
+def choose_node(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules: PlacementRules) -> Placement:
     """Choose the node for a new VM.
 
     Raises JobError when no node fits, with one of these codes. If several codes apply, the first is used.
@@ -126,14 +126,14 @@ def decide(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules:
     )
 
 
-def decide_migration(
+def choose_migration_node(
     current: str, constraints: PlacementConstraints, nodes: Sequence[NodeFacts], rules: PlacementRules
 ) -> Placement:
     """Choose the node for a VM that is on the node `current`.
 
     Another node is chosen only if `current` does not fit, or if the score of the other node is higher by at least
     MIN_MIGRATION_GAIN. The allocated memory and cores in `nodes` must not include the memory and cores of the VM
-    itself. Raises the same errors as `decide`.
+    itself. Raises the same errors as `choose_node`.
     """
     fitting_nodes, rejections = _fitting_nodes(nodes, constraints, rules)
     chosen = _best(fitting_nodes, constraints, rules)
@@ -150,8 +150,8 @@ def decide_migration(
 def require_capacity(node: NodeFacts, constraints: PlacementConstraints, rules: PlacementRules) -> None:
     """Raise JobError CAPACITY if a VM that grows does not fit on its node.
 
-    The constraints have the new memory and cores of the VM, or 0 for the one that does not grow. The allocated memory
-    and cores in `node` must not include those of the VM itself.
+    The constraints have the new memory and cores of the VM. A value that does not grow is 0. The allocated memory and
+    cores in `node` must not include those of the VM itself.
     """
     if rejection := _capacity_rejection(node, constraints, rules):
         code, text = rejection
@@ -215,8 +215,7 @@ def _union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
 def _capacity_rejection(node: NodeFacts, constraints: PlacementConstraints, rules: PlacementRules) -> Rejection | None:
     """Return the rejection of a node with too little free memory or too few free cores, or None if it has enough.
 
-    If the token may not read the memory or the cores of the node, this value is not checked, and neither is one of
-    which nothing is requested.
+    A value is not checked if the token may not read it, or if the VM requests 0 of it.
     """
     free_bytes = _free_memory_bytes(node, rules)
     if node.total_memory_bytes and constraints.memory_mib and free_bytes < constraints.memory_mib * MIB:

@@ -1,10 +1,10 @@
 """Chooses the node for each new VM and for each migration.
 
-All facts are read from Proxmox before the placer takes its lock. So a request that Proxmox does not answer delays no
-other placement, and a database that does not answer delays no end of a run. While a VM is being created or migrated,
-its memory and cores count as used on the chosen node, although Proxmox does not show them yet. Otherwise, many create
-jobs at the same time would all get the same node. Agents that share a database count each other's VMs, too
-(`shared_allocations.py`).
+All facts are read from Proxmox before the placer takes its lock. So a request that Proxmox does not answer does not
+delay other placements. And while the database does not answer, the end of a run does not wait for the placer's lock.
+While a VM is being created or migrated, its memory and cores count as used on the chosen node, although Proxmox does
+not show them yet. Otherwise, many create jobs at the same time would all get the same node. Agents that share a
+database count each other's VMs, too (`shared_allocations.py`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from executor.placement.decide import (
     NodeFacts,
     Placement,
     PlacementRules,
-    decide,
-    decide_migration,
+    choose_migration_node,
+    choose_node,
     require_capacity,
 )
 from executor.placement.shared_allocations import SharedAllocations
@@ -61,8 +61,8 @@ class Placer:
     _newest_snapshot: ClusterSnapshot | None = None  #: the newest lists that a choice has used
     #: Guards the three fields above. It is not held while Proxmox or the database is called.
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    #: Lets one thread after the other choose a node and store its choice. It is not held while facts are read from
-    #: Proxmox, and the end of an allocation does not need it.
+    #: Held while a thread chooses a node and stores its choice. It is not held while facts are read from Proxmox, and
+    #: the end of an allocation does not need it.
     _choice_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ class Placer:
     def allocate_growth(self, vmid: int, memory_mib: int, cores: int, *, may_wait: MayWait = always) -> Iterator[None]:
         """Check that a VM can grow to this size on its node. The size counts as used until the `with` block ends.
 
-        A VM that does not grow is not checked, nor is one that Proxmox does not list. Raises the same errors as
+        If the VM does not grow, or if Proxmox does not list it, nothing is checked. Raises the same errors as
         `allocate`.
         """
         growth = self._reader.read_growth(vmid, memory_mib, cores, may_wait)
@@ -133,10 +133,11 @@ class Placer:
 
     @contextmanager
     def _deciding(self, snapshot: ClusterSnapshot, vmid: int) -> Iterator[Callable[[str, int, int], None]]:
-        """Yield a function that adds the VM's allocation: node, memory in bytes, cores. The block holds the lock.
+        """Yield a function that adds the VM's allocation (node, memory in bytes, cores). The block holds the lock.
 
-        On a shared database, no other agent chooses a node while the block runs, and the allocations of the others are
-        counted, too. An allocation of the same VM belongs to an agent that has lost the job. Raises DatabaseError.
+        On a shared database, no other agent chooses a node while the block runs, and the allocations of the other
+        agents count, too. Another agent's allocation of the same VM does not count, because that agent has lost the
+        job. Raises DatabaseError.
         """
         added: dict[int, _Allocation] = {}
 
@@ -204,8 +205,8 @@ class Placer:
             return choice.options
         nodes = self._nodes(snapshot, choice.bridges_by_node, excluded_vmids={vm.vmid} if vm else ())
         if vm is None:
-            return decide(choice.options, nodes, self._rules())
-        return decide_migration(vm.node, choice.options, nodes, self._rules())
+            return choose_node(choice.options, nodes, self._rules())
+        return choose_migration_node(vm.node, choice.options, nodes, self._rules())
 
     def _clone_target(self, node: str, snapshot: ClusterSnapshot) -> str:
         """Return the name of the clone target for clones to this node: a shared storage, or `<storage>@<node>`.

@@ -1,6 +1,7 @@
-"""Shows the allocations of this agent to the other agents of its database, and theirs to it.
+"""Stores the allocations of this agent in the database, and reads the allocations of the other agents.
 
-`Placer` and `CloneLimit` use an object of this class on PostgreSQL. On SQLite no other agent exists, and they use none.
+`Placer` and `CloneLimit` use an object of this class on PostgreSQL. On SQLite, no other agent exists, so they use no
+such object.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Decision:
     session: Session
     owner: AllocationOwner
     of_others: Collection[Allocation]
-    on_store: Callable[[int], None]  #: called with the VM whose allocation begins
+    on_store: Callable[[int], None]  #: called with the VMID before an allocation is stored
 
     def store(self, vmid: int, node: str, memory_bytes: int, cores: int) -> None:
         """Store the chosen node and what the VM needs there."""
@@ -43,7 +44,8 @@ class SharedAllocations:
 
     engine: Engine
     owner: AllocationOwner
-    #: The ends that could not be stored, in order: the VM, and whether only its clone has ended.
+    #: The ends that could not be stored, in order. The keys are VMIDs. A value is True if only the VM's clone has
+    #: ended.
     _unstored_ends: dict[int, bool] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)  #: guards `_unstored_ends`
 
@@ -53,7 +55,7 @@ class SharedAllocations:
     ) -> Iterator[Decision]:
         """Let no other agent choose a node while the block runs. Raises DatabaseError.
 
-        `own_vmids` are the VMs of the allocations that this agent counts.
+        `own_vmids` are the VMIDs of this agent's own allocations.
         """
         self.store_ends()
         with transaction(self.engine) as session:
@@ -63,22 +65,22 @@ class SharedAllocations:
                 session, self.owner, lists_age_s=lists_age_s, vmids_of_unknown_size=vmids_of_unknown_size
             )
             # The end of an earlier attempt that could not be stored must not end the new allocation.
-            yield Decision(session=session, owner=self.owner, of_others=others, on_store=self._forget_end)
+            yield Decision(session=session, owner=self.owner, of_others=others, on_store=self._discard_end)
 
     def end(self, vmid: int) -> None:
         """Store the end of an allocation. If the database cannot be written, `store_ends` stores it later."""
         self._note_end(vmid, is_only_clone=False)
 
     def store_ends(self) -> None:
-        """Store the ends that could not be stored. Without this, clones that have ended would count for long."""
+        """Try again to store the ends that could not be stored. Until then, ended clones count as running."""
         with self._lock:
             unstored_ends = list(self._unstored_ends.items())
         with contextlib.suppress(DatabaseError):
             for vmid, is_only_clone in unstored_ends:
                 self._store_end(vmid, is_only_clone=is_only_clone)
-                self._forget_end(vmid)
+                self._discard_end(vmid)
 
-    def _forget_end(self, vmid: int) -> None:
+    def _discard_end(self, vmid: int) -> None:
         with self._lock:
             self._unstored_ends.pop(vmid, None)
 
@@ -94,7 +96,7 @@ class SharedAllocations:
             (allocations.end_clone if is_only_clone else allocations.end)(session, self.owner, vmid)
 
     def try_start_clone(self, vmid: int, target: str, max_clones: int) -> bool:
-        """Start a clone unless as many run on the target as its limit allows; return whether. Raises DatabaseError."""
+        """Store that a clone starts. Return False if the target's limit of clones is reached. Raises DatabaseError."""
         with transaction(self.engine) as session:
             allocations.lock(session)
             return allocations.try_start_clone(session, self.owner, vmid=vmid, target=target, max_clones=max_clones)

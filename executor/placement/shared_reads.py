@@ -1,4 +1,4 @@
-"""Reads each value once for all threads that need it at the same time, and shares a failure as well as a value.
+"""Reads each value once for all threads that need it at the same time. They share the value, or the failure.
 
 A read runs in a thread of its own pool. So a caller that waits for a read can be stopped, although the request to
 Proxmox itself cannot be interrupted.
@@ -18,7 +18,7 @@ from executor.shared.error_codes import ErrorCode
 
 #: While a thread waits for a read, it calls `may_wait` at this interval.
 CHECK_INTERVAL_S = 0.5
-#: A failure is also the answer for calls that begin at most this long after its end.
+#: A failed read is also the result of calls that begin at most this long after the failure.
 MAX_FAILURE_AGE_S = 1.0
 #: The number of reads that run at the same time.
 READER_THREADS = 4
@@ -42,7 +42,7 @@ class _Read:
 
 @dataclass(kw_only=True)
 class SharedReads:
-    """Values that were read, by key. All threads use the same object."""
+    """The latest read of each key. All threads use the same object."""
 
     clock: Callable[[], float] = time.monotonic
     _reads: dict[Hashable, _Read] = field(default_factory=dict)
@@ -53,8 +53,9 @@ class SharedReads:
     def get(self, key: Hashable, read: Callable[[], T], *, not_before: float, may_wait: Callable[[], bool]) -> T:
         """Return the result of a `read` that started at `not_before` or later, or raise its error.
 
-        If such a read has ended or runs, it is used. Otherwise a new one starts. During the wait, `may_wait` is called
-        repeatedly. When it returns False, raises JobError CANCELLED. An error in `may_wait` also ends the wait.
+        If such a read has ended or is running, its result is used. Otherwise a new read starts. During the wait,
+        `may_wait` is called repeatedly. When it returns False, raises JobError CANCELLED. An error in `may_wait` also
+        ends the wait.
         """
         called_at = self.clock()
         while True:

@@ -1,4 +1,4 @@
-"""Reads the facts about the cluster that placement needs, and caches lists for 5 s and details for a minute.
+"""Reads the facts about the cluster that placement needs. Caches lists for 5 s, and details for a minute.
 
 The lists are Proxmox's lists of the nodes, guests and storages of the cluster. The details are the bridges of a node,
 the volumes of a storage and the configuration of a template.

@@ -80,8 +80,8 @@ def find_templates(
 def possible_templates(image: str, vmid_by_image: Mapping[str, int], rows: Sequence[VmRow]) -> list[VmRow]:
     """Return the rows without facts whose VMs may be templates of an image.
 
-    They are all such rows, unless the image has a VMID, or a row with facts, or a row with the image's tag: tags are
-    always current.
+    If PROXMOX_TEMPLATES has a VMID for the image, only this row is returned. If a row with facts has the image's name,
+    none is. If rows have the image's tag, only these are, because tags are always current.
     """
     unknown_rows = [row for row in rows if not row.has_statistics and row.kind == "qemu"]
     if image in vmid_by_image:

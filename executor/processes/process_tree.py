@@ -1,8 +1,7 @@
 """Finds and ends all processes that a run, or the agent, has started.
 
-Killing a process group is not enough: ansible-core's workers call setsid, so a killed ansible-playbook leaves its
-worker, the module and the module's children alive, and they continue to change VMs. Three mechanisms find such
-processes:
+Killing a process group is not enough: ansible-core's workers call setsid, so after a kill of ansible-playbook, its
+worker, the module and the module's children still run and change VMs. Three mechanisms find such processes:
 
 * Each run has a parent process, its guard, which executes the function `guard`. The guard is a child subreaper: a
   descendant whose parent ends becomes the guard's child. So every process of the run stays a descendant of the guard.
@@ -170,9 +169,9 @@ class SignalPipe:
 def guard(command: list[str]) -> int:
     """Run `command` until it ends or must end. Then end all processes of the command.
 
-    The command must end when standard input closes, when TERM is received, or when the leases of the agent were not
-    renewed in time. Standard input is a pipe from the agent, so it closes even when the agent is killed.
-    Returns the command's exit code (128 + n for signal n), EXIT_ENDED_BY_GUARD or EXIT_LEASE_LOST.
+    The command must end when standard input closes, when TERM is received, or when the agent has not renewed its leases
+    in time. Standard input is a pipe from the agent, so it closes even when the agent is killed. Returns the command's
+    exit code (128 + n for signal n), EXIT_ENDED_BY_GUARD or EXIT_LEASE_LOST.
     """
     from executor.shared.run_until import run_until_of  # noqa: PLC0415  the script finds it only after its start
 
@@ -195,8 +194,8 @@ def wait_for_child(
 ) -> int:
     """Wait for a child's end and return its exit code. Return earlier when the child must be ended.
 
-    The exit code is then EXIT_ENDED_BY_GUARD, because TERM was received or the parent closed its pipe, or
-    EXIT_LEASE_LOST, because the moment of `run_until` is over. `signal_pipe` must include CHLD and TERM. `parent_fd` is
+    In the second case, the exit code is EXIT_ENDED_BY_GUARD (TERM was received, or the parent closed its pipe) or
+    EXIT_LEASE_LOST (the time limit `run_until` has passed). `signal_pipe` must include CHLD and TERM. `parent_fd` is
     this process's end of a pipe from the parent. The parent writes nothing to the pipe, so `parent_fd` becomes readable
     only when the parent closes its end.
     """

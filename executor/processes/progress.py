@@ -1,8 +1,9 @@
 """Sends progress messages from the agent to the supervisor through a pipe.
 
-The agent writes one byte per iteration of its main loop. It writes a line when it is ready or its status changes.
-The supervisor forwards the lines to the service manager (systemd, podman). An agent without a supervisor sends them to
-the service manager itself. Without a service manager, nothing is sent. This module uses the standard library only.
+The agent writes one byte per iteration of its main loop. It writes a line when it is ready or its status changes. The
+supervisor forwards the lines to the service manager (systemd, podman). An agent without a supervisor sends its messages
+to the service manager directly. If there is no service manager, nothing is sent. This module uses the standard library
+only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Starts the agent, restarts it when it requests a restart or dies, and kills orphan processes.
 
-The supervisor is the root of the process tree, PID 1 in the container. It has one thread and no stored state, and uses
+The supervisor is the root of the process tree: PID 1 in the container. It has one thread and no stored state, and uses
 the standard library only. It is a child subreaper: a descendant whose parent has ended becomes the supervisor's child.
 Each signal is written as a byte to a pipe. One loop reads the pipe, and starts and ends agents in these steps:
 
@@ -35,8 +35,8 @@ FINAL_EXIT_CODES = frozenset({EXIT_OK, EXIT_USAGE, EXIT_SETTINGS, EXIT_DATABASE}
 #: (docs/promises.md): after a kill of the agent, jobs are claimed again within 10 s.
 MIN_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
-#: Maximum backoff after the death of an agent that was ready. Its start works, so a short backoff is enough. With it,
-#: promise R5 holds even after ten kills in a row.
+#: Maximum backoff after the death of an agent that was ready. Such an agent can start, so a short backoff is enough.
+#: With this backoff, promise R5 holds even after ten kills in a row.
 MAX_BACKOFF_AFTER_READY_S = 4.0
 #: When the agent has run for this long, the backoff starts again at its minimum.
 STABLE_RUNTIME_S = 60.0
@@ -87,7 +87,7 @@ def supervise(
     `stop_timeout_s` after the first signal is killed. HUP and USR1 are forwarded to the agent.
 
     When an agent has reported no progress for `stall_timeout_s`, the supervisor sends it USR1, so that it writes the
-    stacks of its threads. Then the supervisor kills it and starts another one. With 0 as `stall_timeout_s`, the
+    stacks of its threads. Then the supervisor kills it and starts another one. If `stall_timeout_s` is 0, the
     supervisor does not check the progress.
     """
     os.umask(0o077)  # new files are readable for this user only

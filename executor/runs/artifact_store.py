@@ -65,7 +65,7 @@ class ArtifactStore:
             self._retry_lock.release()
 
     def _move(self, artifacts: Path, ident: str) -> Path:
-        """Raise OSError or shutil.Error when the artifacts cannot be copied. Then the original is unchanged."""
+        """Move a run's artifacts; return their new folder. Raises OSError or shutil.Error, and then moves nothing."""
         target, partial_copy = self._artifacts_dir / ident, self._artifacts_dir / f".{ident}.part"
         self._artifacts_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         for path in (partial_copy, target):

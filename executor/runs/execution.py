@@ -4,7 +4,7 @@ A cold run is a new ansible-playbook process. A warm run is a fork of a server p
 Ansible. In this module, the guard of a run is the process that the agent starts for the run. The guard's standard input
 is a pipe from the agent. When the agent closes the pipe or dies, the run's whole process tree is ended. For a cold run,
 the guard is `process_tree.guard`, which ends the tree itself. For a warm run, it is `warm/client.py`, which asks a
-process of the server to end the tree. (The modules in `warm/` call that process the guard.)
+process of the server to end the tree. In the modules of `warm/`, the word guard means that process of the server.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ READ_BYTES = 16 * 1024
 
 #: The run folder is full when it has less free space than this.
 FULL_BELOW_BYTES = 64 * 1024
-#: A run that prints nothing for this time after the run folder was full is ended.
+#: After the run folder was full, a run that prints nothing for this time is ended.
 STANDSTILL_S = 60.0
 
 #: Matches the UUID of an event. The UUID becomes part of a file name, so it must not contain `/` or `.`, with which the
@@ -89,7 +89,7 @@ class Execution:
     def execute(self, deadline: float, should_cancel: Callable[[], bool]) -> tuple[RunStatus, int]:
         """Execute the run until it ends, then end all its processes. Return its status and its exit code.
 
-        `deadline` is a point in `time.monotonic()`.
+        `deadline` is a time of the clock `time.monotonic()`.
         """
         # `runner_config` sets the mode "subprocess". In this mode, ansible-runner passes these pipes to the guard and
         # waits until the guard has ended.
@@ -215,7 +215,7 @@ class Execution:
         # `rc` is None if the guard could not be started. This case has no exit code of its own: the run gets the exit
         # code that a guard returns when it has ended a run.
         rc = process_tree.EXIT_ENDED_BY_GUARD if self._runner.rc is None else int(self._runner.rc)
-        if rc == 0:  # a cancelled run has this exit code if it succeeded before the cancellation took effect
+        if rc == 0:  # a run that succeeded before its cancellation took effect has this exit code, too
             return RunStatus.SUCCESSFUL, 0
         if self._cancel_status is not None:
             return self._cancel_status, process_tree.EXIT_ENDED_BY_GUARD

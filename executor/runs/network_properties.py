@@ -68,7 +68,7 @@ class Properties(BaseModel):
 class AddressProperties(Properties):
     """The properties by which a NIC gets its IP addresses. The subclasses define `mode`."""
 
-    MODE_MAY_BE_ELSEWHERE: ClassVar[bool] = False  #: the property `network` may contain the mode of this NIC
+    MODE_MAY_BE_ELSEWHERE: ClassVar[bool] = False  #: True: the property `network` may contain the mode of this NIC
 
     ipv4_cidr: str | None = None
     ipv4_gateway: str | None = None

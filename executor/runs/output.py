@@ -30,7 +30,7 @@ MAX_EVENT_BYTES = 1024 * 1024
 #: In an event that is too large, longer strings are truncated to this length.
 MAX_STRING_LENGTH = 8 * 1024
 
-#: Space in the run folder that is reserved for the essential events of a run, in case that the run folder becomes full.
+#: Space in the run folder that is reserved for the essential events of a run. It is used when the folder is full.
 RESERVE_BYTES = 128 * 1024
 
 LEFT_OUT_TEXT = "[left out: too large]"

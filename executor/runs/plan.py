@@ -1,7 +1,7 @@
 """Step 5 of a job's processing (ARCHITECTURE.md): decides which playbook runs for a job, and with which extra var `vm`.
 
-The functions change nothing, and read only the folders of the playbooks. Text from FulcrumCore is used only as a value
-in `vm`, never as a path, a template or a part of a shell command.
+The functions change nothing. The only files that they read are in the folders of the playbooks. Text from FulcrumCore
+is used only as a value in `vm`, never as a path, a template or a part of a shell command.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def remove_private_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for subfolder in [path for path in folder.iterdir() if is_own_folder(path)]:
             shutil.rmtree(subfolder, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)  # last, with the stamp: the next sweep removes what is left after a crash
+    shutil.rmtree(folder, ignore_errors=True)  # last, with STAMP_FILE: after a crash, the next agent removes the rest
     if folder.exists():
         log.error("private_folder_not_removed", folder=str(folder))
 

@@ -36,7 +36,7 @@ class PlanSettings:
     address_timeout_s: float = 10.0  #: how long a start waits until the guest agent reports an IP address
     #: maps the name of each OS template (for containers) to its volume
     os_templates: Mapping[str, str] = field(default_factory=dict)
-    full_clones: bool = True  #: False to make linked clones of templates
+    full_clones: bool = True  #: False: the clones of templates are linked clones
     backup_storage: str = ""  #: the storage of backups; '' if none is set
     delete_grace_s: float = 0.0  #: how long a VM is kept, marked for deletion, before it is destroyed; 0 for no time
     final_backup: bool = False  #: make a backup in `backup_storage` before a VM is deleted

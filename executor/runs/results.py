@@ -38,7 +38,7 @@ TENANT_DETAILS: dict[ErrorCode, str] = {
     ErrorCode.NOT_FOUND: "a thing that the job needs does not exist",
 }
 
-#: Matches the text about a property that names or figures in parentheses explain to operators. Group 1 is for tenants.
+#: Matches an error text about a property. Group 1 is for tenants. The parentheses after it are only for operators.
 TEXT_ABOUT_PROPERTY = re.compile(r"(property [a-z_]+: [^()]+?)(?: \([^()]*\))?\Z")
 #: Matches the text about a snapshot of the tenant's own VM, which tenants may read.
 TEXT_ABOUT_SNAPSHOT = re.compile(r"VM \d+ has no snapshot")
@@ -107,8 +107,8 @@ def _result_of_success(vm: dict[str, Any] | None, artifacts: RunArtifacts) -> Jo
 def _kill_text(artifacts: RunArtifacts) -> str | None:
     """Return how the run was killed; None if the run ended by itself, or if the agent ended it.
 
-    A run whose Ansible task has neither succeeded nor failed counts as killed: Ansible's process for this task was
-    killed, for example because memory ran out, so it is unknown what the run has changed.
+    A run whose last Ansible task has no result counts as killed: the process of this task was killed, for example
+    because memory ran out. So it is unknown what the run has changed.
     """
     if artifacts.status is not RunStatus.FAILED:
         return None

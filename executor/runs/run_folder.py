@@ -36,11 +36,11 @@ log = get_logger(__name__)
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 #: If the name of the run folder is not usable, `-2` to `-9` are appended to it.
 MAX_NAME_NUMBER = 9
-#: How long a lock is awaited: an agent process that was just killed keeps its locks for a moment.
+#: How long the agent waits for a lock: an agent process that was just killed keeps its locks for a moment.
 LOCK_WAIT_S = 2.0
 LOCK_RETRY_S = 0.05
 MAX_RECORD_BYTES = 65_536
-#: Errors for which another attempt gives the same result, until an operator acts.
+#: Errors after which another attempt fails, too, until an operator acts.
 _FINAL_ERRORS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
 
@@ -80,7 +80,7 @@ class RunFolder:
         with self._lock:
             if self._run_until is None:
                 self._run_until = RunUntilFile(path / RUN_UNTIL_FILE)
-                self._run_until.limit(NO_LIMIT)  # replaces the moment of an earlier agent process
+                self._run_until.limit(NO_LIMIT)  # replaces the limit of an earlier agent process
             return self._run_until
 
     def _open(self) -> Path:
@@ -187,7 +187,8 @@ class RunFolder:
 def open_and_lock(path: Path) -> int:
     """Open and lock a folder of this user, restrict access to this user, and return the descriptor.
 
-    Nothing of another user is changed. Raises RunFolderNotUsable, and FileNotFoundError when nothing has this path.
+    A folder of another user is not changed. Raises RunFolderNotUsable, or FileNotFoundError when the path does not
+    exist.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -28,9 +28,10 @@ class RunUntilFile:
         self._lock = threading.Lock()
 
     def limit(self, until_s: float) -> None:
-        """Set the moment at which the runs must end, a point in `boottime_s()`.
+        """Set the time at which the runs must end, a time of the clock `boottime_s()`.
 
-        An error is only logged: the runs then end at the moment that was written last, and no new run starts.
+        If the file cannot be written, this is logged. Then the runs end at the time that was written last, and no run
+        starts.
         """
         with self._lock:
             self._until_s = until_s
@@ -44,7 +45,7 @@ class RunUntilFile:
                 self._is_error_logged = False
 
     def require_written(self) -> None:
-        """Write the file if it does not contain the current moment. Raises OSError.
+        """Write the file if it does not contain the time of the last call of `limit`. Raises OSError.
 
         A program that cleans temporary folders may have removed the file.
         """
@@ -57,7 +58,7 @@ class RunUntilFile:
                 self._write()
 
     def _write(self) -> None:
-        """Write one record after the other, so that one of them is always complete."""
+        """Write the same record twice, one after the other, so that one of the two is always complete."""
         fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             for start in (0, RECORD_BYTES):

@@ -42,7 +42,7 @@ from executor.runs.story import RunStory
 from executor.runs.warm.compatibility import why_warm_runs_unavailable
 from executor.runs.warm.servers import WarmServers
 
-#: The time that a playbook keeps for its last look-up and for the end of ansible-playbook, before the runner ends it.
+#: The part of a run's time that a playbook reserves for its last look-up and for the end of ansible-playbook.
 LAST_LOOK_UP_S = 5.0
 #: Name of the private folder of the servers for warm runs. A server has the same environment as a run, except that the
 #: paths in the environment begin with this folder instead of the run's private folder.
@@ -91,7 +91,7 @@ class Runner:
         return self._run_folder.run_until
 
     def limit_runs(self, until_s: float) -> None:
-        """Make the guards end all runs at this moment, a point in `boottime_s()`. Each call replaces the moment."""
+        """Make the guards end all runs at this time of the clock `boottime_s()`. Each call replaces the time."""
         self._run_until.limit(until_s)
 
     def start_warm_servers(self, *, are_required: bool = False) -> None:
@@ -153,7 +153,7 @@ class Runner:
         )
 
     def changed_stories(self) -> dict[str, dict[str, Any]]:
-        """Return what each current run has done so far, by its ident, without runs that have done nothing new."""
+        """Return each story of a current run that has changed since the last call. The keys are the runs' idents."""
         documents = {ident: execution.story.changed_document() for ident, execution in [*self._executions.items()]}
         return {ident: document for ident, document in documents.items() if document is not None}
 
@@ -176,7 +176,7 @@ class Runner:
         return idents
 
     def _sweep(self, run_dir: Path) -> list[str]:
-        """End the runs in a locked run folder, and remove what an agent has made in it. Nothing else is removed."""
+        """End the runs in a locked run folder, and remove only what an agent has made in this folder."""
         process_tree.end_processes(lambda: processes_of_runs_in(run_dir))
         idents = []
         for folder in sorted(path for path in run_dir.iterdir() if is_private_folder_of_run(path)):
@@ -237,10 +237,10 @@ class Runner:
 
 
 def _deadline_monotonic_s(run: PlaybookRun) -> float:
-    """Return when the playbook must end by itself, by the clock of `time.monotonic`: before the runner ends it.
+    """Return when the playbook must end by itself, a time of the clock `time.monotonic`. The runner ends it later.
 
-    Then the error message of the playbook states the true cause, such as a Proxmox task that has not ended. On Linux,
-    all processes have the same monotonic clock, and it does not jump.
+    A playbook that ends by itself states the true cause in its error message, such as a Proxmox task that has not
+    ended. On Linux, all processes have the same monotonic clock, and it does not jump.
     """
     return time.monotonic() + run.timeout_s - min(LAST_LOOK_UP_S, run.timeout_s / 4)
 

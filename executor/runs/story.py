@@ -19,7 +19,7 @@ from typing import Any
 
 from executor.redaction import Redactor
 
-#: Maximum number of entries in each list. Of later ones, only the newest is kept, in the place of the last.
+#: Maximum number of entries in each list. When a list is full, each new entry replaces the last one.
 MAX_ENTRIES = 60
 #: A longer text is cut to this length.
 MAX_TEXT_LENGTH = 300
@@ -29,7 +29,8 @@ MAX_LINE_LENGTH = 4000
 MAX_DURATION_S = 10 * 365 * 24 * 3600.0
 #: Number of lines of a Proxmox task's log that are kept.
 MAX_LOG_LINES = 8
-#: The outcome of an Ansible task, by the kind of the event that reports it. The Ansible task under way is `running`.
+#: The outcome of an Ansible task, by the kind of the event that reports it. The Ansible task that is running now has
+#: the outcome RUNNING.
 OUTCOME_BY_KIND = {
     "runner_on_ok": "ok",
     "runner_on_failed": "failed",
@@ -37,7 +38,7 @@ OUTCOME_BY_KIND = {
     "runner_on_unreachable": "unreachable",
 }
 RUNNING = "running"
-#: A progress line of an action (plugins/plugin_utils/progress.py), maybe with a colour.
+#: Matches a progress line of an action plugin (plugins/plugin_utils/progress.py). It may begin with a colour code.
 _PROGRESS_LINE = re.compile(r"(?:\x1b\[[0-9;]*m)?VM [0-9]+ \([^()]*\): (?P<text>.+) \[[0-9]+\.[0-9] s\]")
 #: The parts of a progress line about Proxmox tasks: each UPID, the percentage, and the end of the log.
 _UPID = re.compile(r"UPID:[^\s,]+")
@@ -76,7 +77,7 @@ class RunStory:
                 step_texts = [found["text"] for line in lines if (found := _PROGRESS_LINE.match(line))]
                 for text in step_texts:
                     self._add_step(text)
-        for text in step_texts:  # without the lock: the call may write to the database, which may be slow
+        for text in step_texts:  # after the lock is released, because the call may write to a slow database
             self._on_step(text)
 
     def document(self) -> dict[str, Any]:
@@ -91,7 +92,7 @@ class RunStory:
         return self.document() if self._has_changed else None
 
     def end(self) -> dict[str, Any]:
-        """Return the story of the ended run. An Ansible task that is still under way was interrupted."""
+        """Return the story of the ended run. An Ansible task without an outcome was interrupted."""
         with self._lock:
             for task in self._tasks:
                 if task["outcome"] == RUNNING:
@@ -158,7 +159,7 @@ class RunStory:
 
 
 def _rounded(duration_s: object) -> float | None:
-    """Return a duration of an event, or None if it is no number that JSON has."""
+    """Return the duration of an event, or None if it is not a number that JSON can contain."""
     if isinstance(duration_s, int | float) and 0 <= duration_s <= MAX_DURATION_S:
         return round(float(duration_s), 1)
     return None

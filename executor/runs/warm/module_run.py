@@ -99,7 +99,7 @@ def _restored_process() -> Iterator[None]:
 def _module_side_of_ansible() -> Iterator[None]:
     """Give Ansible's module_utils the state that they have in a module's own process; restore their state afterwards.
 
-    In ansible-playbook, the same code writes warnings to the display, for example, and not into the module's result.
+    With their usual state in ansible-playbook, they would write warnings to the display, not into the module's result.
     """
     module_state: _State = [
         (patches.IS_CONTROLLER, False),

@@ -1,10 +1,9 @@
 """Starts, checks and replaces the server of warm runs, and makes the command of each run.
 
 A warm run is a fork of a server process that has already imported Ansible: the playbook server. A cold run is a new
-ansible-playbook process. When the server does not work, a new one is started, and runs wait for it, because a cold run
-needs as much CPU time as the start of a server, and many cold runs would delay the start. If the new server does not
-start, runs are cold and `warm_unavailable` is logged once for each reason. After RESTART_BACKOFF_S, a server is started
-again.
+ansible-playbook process. When the server does not work, a new server is started, and runs wait for it. The runs are not
+cold meanwhile, because a cold run needs as much CPU time as the start of a server. If the new server does not start,
+runs are cold and `warm_unavailable` is logged once for each reason. After RESTART_BACKOFF_S, a server is started again.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ from typing import Any
 from executor.runs.warm import patches
 
 #: How long a play waits between two polls for the result of an Ansible task. It replaces Ansible's setting
-#: `internal_poll_interval`, whose default is meant for forks and is too long: usually the first poll finds the result.
+#: `internal_poll_interval`, whose default is for forks. Here it is too long, because usually the first poll finds the
+#: result.
 RESULT_POLL_S = 0.001
 
 

@@ -17,8 +17,8 @@ from executor.placement.decide import (
     Placement,
     PlacementConstraints,
     PlacementRules,
-    decide,
-    decide_migration,
+    choose_migration_node,
+    choose_node,
 )
 from executor.placement.snapshot import ClusterSnapshot, node_facts
 from executor.proxmox.rows import NodeRow, StorageRow, VmRow
@@ -75,7 +75,7 @@ PVE1, PVE2, PVE3 = node("pve1"), node("pve2"), node("pve3")
     ],
 )
 def test_the_fitting_node_with_the_highest_score_is_chosen(nodes: list[NodeFacts], chosen: str) -> None:
-    assert decide(constraints(), nodes, PlacementRules()).node == chosen
+    assert choose_node(constraints(), nodes, PlacementRules()).node == chosen
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_when_no_node_fits_the_code_is_the_one_that_a_retry_helps_most(
     nodes: list[NodeFacts], wanted: PlacementConstraints, rules: PlacementRules, code: str, text: str
 ) -> None:
     with pytest.raises(JobError) as caught:
-        decide(wanted, nodes, rules)
+        choose_node(wanted, nodes, rules)
     assert caught.value.code == code
     assert text in caught.value.operator_detail
     assert "pve" not in caught.value.detail, "tenants read no names of nodes"
@@ -127,16 +127,16 @@ def test_when_no_node_fits_the_code_is_the_one_that_a_retry_helps_most(
 
 def test_overcommit_raises_the_capacity() -> None:
     full = replace(PVE1, allocated_memory_bytes=64 * GIB)
-    assert decide(constraints(), [full], PlacementRules(memory_overcommit=1.5)).node == "pve1"
+    assert choose_node(constraints(), [full], PlacementRules(memory_overcommit=1.5)).node == "pve1"
 
 
 def test_only_the_nodes_of_the_rules_are_considered() -> None:
-    assert decide(constraints(), [PVE1, PVE2, PVE3], PlacementRules(nodes=("pve2", "pve3"))).node == "pve2"
+    assert choose_node(constraints(), [PVE1, PVE2, PVE3], PlacementRules(nodes=("pve2", "pve3"))).node == "pve2"
 
 
 def test_the_template_of_the_chosen_node_is_returned() -> None:
     wanted = replace(constraints(), template_vmid_by_node={"pve1": 9000, "pve2": 9002})
-    assert decide(wanted, [replace(PVE1, jobs_in_progress=3), PVE2], PlacementRules()).template_vmid == 9002
+    assert choose_node(wanted, [replace(PVE1, jobs_in_progress=3), PVE2], PlacementRules()).template_vmid == 9002
 
 
 def test_the_reason_names_the_load_of_the_node_and_why_others_were_rejected() -> None:
@@ -145,37 +145,39 @@ def test_the_reason_names_the_load_of_the_node_and_why_others_were_rejected() ->
         replace(PVE2, jobs_in_progress=1, cpu_share=0.25),
         replace(PVE3, is_online=False),
     ]
-    reason = decide(constraints(), nodes, PlacementRules()).reason
+    reason = choose_node(constraints(), nodes, PlacementRules()).reason
     assert reason.startswith("pve2: 94% of memory and 97% of cores stay free, 25% of CPU in use, 1 other jobs")
     assert reason.endswith("not pve1: is in maintenance; not pve3: is offline")
 
 
 def test_without_visible_capacity_the_templates_node_is_chosen_and_the_reason_says_so() -> None:
     hidden = [replace(each, total_memory_bytes=0, cores=0) for each in (PVE1, PVE2, PVE3)]
-    placed = decide(constraints("pve2", "pve1"), hidden, PlacementRules())
+    placed = choose_node(constraints("pve2", "pve1"), hidden, PlacementRules())
     assert placed.node == "pve2"
     assert LOAD_UNKNOWN in placed.reason
-    placed = decide(constraints("pve2", "pve1"), [hidden[0], replace(hidden[1], is_online=False)], PlacementRules())
+    placed = choose_node(
+        constraints("pve2", "pve1"), [hidden[0], replace(hidden[1], is_online=False)], PlacementRules()
+    )
     assert placed.node == "pve1"
 
 
 def test_without_visible_capacity_the_reason_names_no_template_if_another_node_or_none_is_preferred() -> None:
     hidden = [replace(each, total_memory_bytes=0, cores=0) for each in (PVE1, PVE2)]
-    without_template = decide(constraints("pve1", "pve2", preferred_node=""), hidden, PlacementRules())
-    other_node = decide(constraints("pve1", preferred_node="pve2"), hidden, PlacementRules())
+    without_template = choose_node(constraints("pve1", "pve2", preferred_node=""), hidden, PlacementRules())
+    other_node = choose_node(constraints("pve1", preferred_node="pve2"), hidden, PlacementRules())
     for placed in (without_template, other_node):
         assert placed.reason.startswith(f"pve1: fits, but {LOAD_UNKNOWN}")
 
 
 def test_of_equal_nodes_the_first_in_alphabetical_order_is_chosen() -> None:
     nodes = [replace(PVE1, name="pve10"), PVE1]
-    assert decide(constraints("pve1", "pve10", preferred_node=""), nodes, PlacementRules()).node == "pve1"
+    assert choose_node(constraints("pve1", "pve10", preferred_node=""), nodes, PlacementRules()).node == "pve1"
 
 
 def test_a_burst_of_creates_does_not_land_on_one_node() -> None:
     nodes = {each.name: each for each in (PVE1, PVE2, PVE3)}
     for _ in range(12):
-        chosen = nodes[decide(constraints(), list(nodes.values()), PlacementRules()).node]
+        chosen = nodes[choose_node(constraints(), list(nodes.values()), PlacementRules()).node]
         nodes[chosen.name] = replace(
             chosen,
             jobs_in_progress=chosen.jobs_in_progress + 1,
@@ -217,13 +219,13 @@ def test_a_vm_is_moved_only_to_a_much_better_node(
         preferred_node="pve1",
         source_text="its disks",
     )
-    assert decide_migration("pve1", wanted, nodes, PlacementRules(**rules)).node == node
+    assert choose_migration_node("pve1", wanted, nodes, PlacementRules(**rules)).node == node
 
 
 def test_the_error_for_a_vm_that_fits_nowhere_says_why() -> None:
     wanted = replace(constraints("pve1"), preferred_node="pve1", source_text="its disks")
     with pytest.raises(JobError, match=r"NODE_DOWN: .*pve1 is in maintenance; pve2 has no access to its disks"):
-        decide_migration("pve1", wanted, [replace(PVE1, in_maintenance=True), PVE2], PlacementRules())
+        choose_migration_node("pve1", wanted, [replace(PVE1, in_maintenance=True), PVE2], PlacementRules())
 
 
 any_node = st.builds(
@@ -247,7 +249,7 @@ any_node = st.builds(
 def test_no_vm_is_placed_where_it_does_not_fit(nodes: list[NodeFacts], usable: set[str]) -> None:
     wanted = replace(constraints(), template_vmid_by_node=dict.fromkeys(sorted(usable), 9000), preferred_node="pve1")
     try:
-        placed = decide(wanted, nodes, PlacementRules())
+        placed = choose_node(wanted, nodes, PlacementRules())
     except JobError as error:
         assert error.code in ("NODE_DOWN", "CAPACITY", "NOT_FOUND")  # noqa: PT017 (both outcomes are right)
         return

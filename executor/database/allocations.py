@@ -21,7 +21,7 @@ from executor.database.tables import Allocation, CloneTarget, Node, db_now
 
 #: The key of the PostgreSQL advisory lock. The value is the ASCII text "SMIA".
 LOCK_KEY = 0x534D4941
-#: A row that is older no longer counts. Such a row exists if the end of its run could not be stored.
+#: How long after its start an allocation counts at most. An older row exists only if the end of its run was not stored.
 MAX_AGE_S = 7200.0
 #: How long an ended allocation counts if Proxmox does not show the size of the VM.
 MAX_UNKNOWN_SIZE_S = 120.0
@@ -92,10 +92,12 @@ def end(session: Session, owner: AllocationOwner, vmid: int) -> None:
 
 
 def delete_ended(session: Session, owner: AllocationOwner, kept_vmids: Collection[int]) -> None:
-    """Delete the rows of this agent, except those of `kept_vmids`, and the rows of all agents that ended long ago."""
+    """Delete old rows, and this agent's rows that other agents no longer need, except those of `kept_vmids`."""
     is_own = (Allocation.boot_id == owner.boot_id) & Allocation.vmid.not_in(kept_vmids)
     is_old = or_(Allocation.ended_at < db_now(-MAX_UNKNOWN_SIZE_S), Allocation.started_at < db_now(-MAX_AGE_S))
-    is_recent = Allocation.ended_at > db_now(-MAX_UNKNOWN_SIZE_S)  # other agents may have older lists
+    is_recent = Allocation.ended_at > db_now(
+        -MAX_UNKNOWN_SIZE_S
+    )  # other agents may use older lists
     session.execute(delete(Allocation).where(or_(and_(is_own, func.coalesce(~is_recent, True)), is_old)))
 
 
@@ -174,7 +176,7 @@ def max_creates(owner: AllocationOwner, max_clones: int) -> ScalarSelect[int]:
     """Return the SQL expression for the number of creates that all agents together may run at the same time.
 
     It is the sum of the limits of all targets that were used lately, and the number of creates whose clone has ended.
-    `max_clones` is the setting of this agent, which it never exceeds.
+    `max_clones` is the setting of this agent. A higher limit of a target counts as this number.
     """
     is_used = (CloneTarget.cluster == owner.cluster) & (CloneTarget.used_at >= db_now(-MAX_UNUSED_TARGET_S))
     limit = case((CloneTarget.max_clones > max_clones, max_clones), else_=CloneTarget.max_clones)

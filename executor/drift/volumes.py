@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from executor.drift.facts import VolumesLeft
+from executor.drift.facts import MappingFacts, VolumesLeft
 from executor.errors import JobError
 from executor.proxmox.client import ProxmoxReader
 
 
-def existing_volumes(proxmox: ProxmoxReader, left: VolumesLeft) -> VolumesLeft:
+def existing_volumes(proxmox: ProxmoxReader, volumes_left: VolumesLeft) -> VolumesLeft:
     """Return those volumes of a deleted VM that still exist. A volume is gone only if its storage can be read."""
-    return replace(left, volumes=tuple(volume for volume in left.volumes if _may_exist(proxmox, left, volume)))
+    mapping, volumes = volumes_left.mapping, volumes_left.volumes
+    existing = tuple(volume for volume in volumes if _may_exist(proxmox, mapping, volume))
+    return replace(volumes_left, volumes=existing)
 
 
-def _may_exist(proxmox: ProxmoxReader, left: VolumesLeft, volume: str) -> bool:
+def _may_exist(proxmox: ProxmoxReader, mapping: MappingFacts, volume: str) -> bool:
     try:
-        listed = proxmox.volumes(left.mapping.node, volume.partition(":")[0], vmid=left.mapping.vmid)
+        listed = proxmox.volumes(mapping.node, volume.partition(":")[0], vmid=mapping.vmid)
     except JobError:
         return True
     return volume in listed

@@ -2,7 +2,7 @@
 
 This module first reads all existing objects, so it can raise BootstrapRefused before it creates anything. It changes
 existing objects in one way only: it adds the service type to the agent type. Without this, FulcrumCore refuses to
-create services of this type. If it runs again, it creates only those objects that are still missing.
+create services of this type. A repeated call creates only those objects that are still missing.
 """
 
 from __future__ import annotations

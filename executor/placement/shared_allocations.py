@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """A choice of a node, during which no other agent chooses one."""
+    """One choice of a node. Until it is stored, no other agent chooses a node."""
 
     session: Session
     owner: AllocationOwner
-    of_others: Collection[Allocation]
+    of_others: Collection[Allocation]  #: the allocations of the other agents
     on_store: Callable[[int], None]  #: called with the VMID before an allocation is stored
 
     def store(self, vmid: int, node: str, memory_bytes: int, cores: int) -> None:

@@ -136,7 +136,7 @@ class Dispatcher:
         return self._disk_space_checker.is_space_sufficient() and self._admission.may_start_run(self.running_job_count)
 
     def _is_job_limit_reached(self) -> bool:
-        """True when every slot that may be used is used, or when this process has claimed SMITH_MAX_JOBS jobs."""
+        """True when as many jobs run as are allowed, or when this process has claimed SMITH_MAX_JOBS jobs."""
         settings = self._settings
         if settings.smith_max_jobs and self._state.claimed_job_count >= settings.smith_max_jobs:
             return True
@@ -174,7 +174,9 @@ class Dispatcher:
             return "the agent is stopping"
         for slot in self._slots.values():
             if slot.job.id == job.id or (job.service_id is not None and slot.job.service_id == job.service_id):
-                slot.stop_signal.send(StopSignal.LEASE_LOST)  # otherwise, the new job could not have been claimed
+                slot.stop_signal.send(
+                    StopSignal.LEASE_LOST
+                )  # this slot's job has lost its lease, or `job` could not have been claimed
                 return "an earlier run of the service has not ended yet"
         return ""
 

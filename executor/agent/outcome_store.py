@@ -1,4 +1,4 @@
-"""Stores how an attempt to process a job ends. Only this module ends a job that was claimed, or requeues it."""
+"""Stores how an attempt to process a job ends: the job ends with a result, or is requeued."""
 
 from __future__ import annotations
 

@@ -95,9 +95,7 @@ def delete_ended(session: Session, owner: AllocationOwner, kept_vmids: Collectio
     """Delete old rows, and this agent's rows that other agents no longer need, except those of `kept_vmids`."""
     is_own = (Allocation.boot_id == owner.boot_id) & Allocation.vmid.not_in(kept_vmids)
     is_old = or_(Allocation.ended_at < db_now(-MAX_UNKNOWN_SIZE_S), Allocation.started_at < db_now(-MAX_AGE_S))
-    is_recent = Allocation.ended_at > db_now(
-        -MAX_UNKNOWN_SIZE_S
-    )  # other agents may use older lists
+    is_recent = Allocation.ended_at > db_now(-MAX_UNKNOWN_SIZE_S)  # other agents may use older lists
     session.execute(delete(Allocation).where(or_(and_(is_own, func.coalesce(~is_recent, True)), is_old)))
 
 

@@ -1,7 +1,7 @@
 """Copies every row of a sealed database to an empty one, and compares the rows of both.
 
-The target is changed by one transaction. A copy that is killed leaves an empty target, so it starts again from the
-beginning. The rows are read and written in batches, so that the memory does not grow with the database.
+The target is changed by one transaction. If the copy is killed, the target stays empty, and the next copy starts again
+from the beginning. The rows are read and written in batches, so that the memory does not grow with the database.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def copy_tables(
     """Copy every row, compare both databases, and commit; return what each table contains.
 
     `on_progress` is called after each batch, with the name of the table and the number of its copied rows. Raises
-    DatabaseError if the target is not empty, refuses a row, or contains other rows afterwards. Then it is unchanged.
+    DatabaseError if the target is not empty, refuses a row, or contains other rows afterwards. After this error, the
+    target is unchanged.
     """
     read_only_source = source.execution_options(smith_read_only=True)
     with (

@@ -119,7 +119,9 @@ def _accepted_values(settings: Settings, values: dict[str, Any]) -> dict[str, An
         ignored.update(TLS_SETTINGS)
     elif _is_local(settings, "proxmox_validate_certs"):
         ignored.add("proxmox_validate_certs")
-    changing = [member.name for member in MEMBERS if member.attribute in ignored and _changes(settings, values, member)]
+    changing = [
+        member.name for member in MEMBERS if member.attribute in ignored and _changes_setting(settings, values, member)
+    ]
     if changing:
         log.warning("remote_configuration_members_ignored", members=changing)
     return {attribute: value for attribute, value in values.items() if attribute not in ignored}
@@ -130,7 +132,7 @@ def _is_local(settings: Settings, attribute: str) -> bool:
     return attribute in settings.model_fields_set
 
 
-def _changes(settings: Settings, values: Mapping[str, Any], member: Member) -> bool:
+def _changes_setting(settings: Settings, values: Mapping[str, Any], member: Member) -> bool:
     """Return whether the member would change the value of its setting."""
     attribute = member.attribute
     return attribute in values and values[attribute] != getattr(settings, attribute)

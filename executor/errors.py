@@ -3,14 +3,20 @@
 The class of an exception tells the caller how to react. This tree shows the reactions. Where a subclass has a reaction
 of its own, this reaction replaces the reaction of the base class.
 
-SmithError ├── SettingsError        an operator must act: exit with code 3 ├── DatabaseError        an operator must
-act: exit with code 6 │   ├── DatabaseUnavailable  try again later │   │   └── DatabaseLocked       the same, but
-without periodic work: another process is doing it │   ├── DatabaseRefused      never send the same statement again │
-└── SchemaTooNew         on PostgreSQL, wait until this agent was upgraded ├── FulcrumError │   ├── FulcrumUnavailable
-try again later │   │   └── FulcrumAuthFailing  retry with a backoff, and never exit │   └── FulcrumRefused
-never send the same request again │       └── FulcrumNotFound     the requested object does not exist, or was deleted
-├── JobError(code, detail)      end this job as failed, with `code` as its error code └── StaleJob
-another owner or an operator changed the job first: skip it
+SmithError
+├── SettingsError        an operator must act: exit with code 3
+├── DatabaseError        an operator must act: exit with code 6
+│   ├── DatabaseUnavailable  try again later
+│   │   └── DatabaseLocked       the same, without periodic work: another process is doing it
+│   ├── DatabaseRefused      never send the same statement again
+│   └── SchemaTooNew         on PostgreSQL, wait until this agent was upgraded
+├── FulcrumError
+│   ├── FulcrumUnavailable      try again later
+│   │   └── FulcrumAuthFailing  retry with a backoff, and never exit
+│   └── FulcrumRefused          never send the same request again
+│       └── FulcrumNotFound     the requested object does not exist, or was deleted
+├── JobError(code, detail)      end this job as failed, with `code` as its error code
+└── StaleJob                    another owner or an operator changed the job first: skip it
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Refuses a PostgreSQL database that another agent of FulcrumCore uses, and takes it over when that agent has ended.
 
-Call the agent that uses the database the user. Each process of the user stores a confirmation at each renewal of its
-leases, while FulcrumCore accepts the user's token. A process of another agent claims, polls and reports nothing. It
-takes the database over when FulcrumCore accepts its own token, and the user has stored no new confirmation for a time.
-The cause may be that the user was deleted and created again with another token, or that all its processes have ended.
-Processes with the old token then claim no more jobs, and their running jobs end.
+In this text, the user is the agent of FulcrumCore that uses the database. Each process of the user stores a
+confirmation at each renewal of its leases, while FulcrumCore accepts the user's token. A process of another agent
+claims, polls and reports nothing. It takes the database over when FulcrumCore accepts its own token, and the user has
+stored no new confirmation for a time. The cause may be that the user was deleted and created again with another token,
+or that all its processes have ended. Processes with the old token then claim no more jobs, and their running jobs end.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Placer:
     shared: SharedAllocations | None = None  #: None on SQLite, where no other agent uses the database
     _reader: ChoiceReader = field(init=False)
     _allocations: dict[int, _Allocation] = field(default_factory=dict)  #: the keys are VMIDs
-    _other_allocations: dict[int, _Allocation] = field(default_factory=dict)  #: those of other agents; keys: VMIDs
+    _other_allocations: dict[int, _Allocation] = field(default_factory=dict)  #: of other agents; the keys are VMIDs
     _newest_snapshot: ClusterSnapshot | None = None  #: the newest lists that a choice has used
     #: Guards the three fields above. It is not held while Proxmox or the database is called.
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -133,7 +133,7 @@ class Placer:
 
     @contextmanager
     def _deciding(self, snapshot: ClusterSnapshot, vmid: int) -> Iterator[Callable[[str, int, int], None]]:
-        """Yield a function that adds the VM's allocation (node, memory in bytes, cores). The block holds the lock.
+        """Yield a function that adds the VM's allocation (node, memory in bytes, cores). The block holds both locks.
 
         On a shared database, no other agent chooses a node while the block runs, and the allocations of the other
         agents count, too. Another agent's allocation of the same VM does not count, because that agent has lost the
@@ -159,7 +159,7 @@ class Placer:
             with self._lock:
                 if decision is not None:
                     rows = [row for row in decision.of_others if row.vmid != vmid]
-                    self._other_allocations = {row.vmid: _of_other(row, self.clock()) for row in rows}
+                    self._other_allocations = {row.vmid: _allocation_of_other_agent(row, self.clock()) for row in rows}
                 yield add
             for item in added.values():
                 if decision is not None:
@@ -267,7 +267,7 @@ class Placer:
         )
 
 
-def _of_other(row: Allocation, now: float) -> _Allocation:
+def _allocation_of_other_agent(row: Allocation, now: float) -> _Allocation:
     """Return the allocation of another agent. `now` is the time of the placer's clock."""
     ended_at = None if row.ended_at is None else now
     return _Allocation(node=row.node, memory_bytes=row.memory_bytes, cores=row.cores, ended_at=ended_at)

@@ -80,8 +80,9 @@ def find_templates(
 def possible_templates(image: str, vmid_by_image: Mapping[str, int], rows: Sequence[VmRow]) -> list[VmRow]:
     """Return the rows without facts whose VMs may be templates of an image.
 
-    If PROXMOX_TEMPLATES has a VMID for the image, only this row is returned. If a row with facts has the image's name,
-    none is. If rows have the image's tag, only these are, because tags are always current.
+    If PROXMOX_TEMPLATES has a VMID for the image, return only the row with this VMID. If a row with facts has the
+    image's name, return no row. If rows have the image's tag, return only these rows, because tags are always current.
+    Otherwise, return all rows without facts.
     """
     unknown_rows = [row for row in rows if not row.has_statistics and row.kind == "qemu"]
     if image in vmid_by_image:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from executor.database import ownership
+from executor.database import file_ownership
 from executor.database.engine import sqlite_file
 from executor.errors import DatabaseError
 
@@ -47,9 +47,9 @@ def exclusive_database(url: str) -> Iterator[None]:
 def open_lock_file(lock_path: Path) -> TextIO:
     """Open the lock file for appending and reading; create it for the owner of its folder. Raises DatabaseError."""
     try:
-        return os.fdopen(ownership.open_for_owner(lock_path, os.O_RDWR | os.O_APPEND), "a+", encoding="utf-8")
+        return os.fdopen(file_ownership.open_for_owner(lock_path, os.O_RDWR | os.O_APPEND), "a+", encoding="utf-8")
     except OSError as error:
-        reason = ownership.why_unusable(lock_path) or f"{lock_path}: {error.strerror}"
+        reason = file_ownership.why_unusable(lock_path) or f"{lock_path}: {error.strerror}"
         raise DatabaseError(f"cannot lock the database: {reason}") from error
 
 

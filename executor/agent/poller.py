@@ -43,7 +43,8 @@ IDLE_POLLS_BEFORE_GROWTH = 30
 #: The interval then grows linearly: after each further IDLE_POLLS_PER_ADDED_INTERVAL polls without a new job, it is
 #: longer by the configured interval.
 IDLE_POLLS_PER_ADDED_INTERVAL = 10
-#: The interval grows up to this length, and to this share of the job timeout, so that enough time is left for a job.
+#: The interval grows up to the smaller of MAX_INTERVAL_S and this share of the job timeout, so that enough time is left
+#: for a job.
 MAX_INTERVAL_S = 10.0
 MAX_INTERVAL_SHARE = 0.1
 #: Time between two comparisons of the jobs that FulcrumCore lists as claimed by this agent with the rows.

@@ -16,7 +16,7 @@ from executor.database.engine import reading, transaction
 from executor.drift.facts import AUTOMATIC_REPAIRS, DriftKind, Finding
 from executor.drift.inspector import Inspector
 from executor.drift.repair import apply_repair
-from executor.drift.stored_findings import decode_all, encode
+from executor.drift.stored_findings import decode_findings, encode_finding
 from executor.errors import DatabaseError
 from executor.log import get_logger
 
@@ -62,7 +62,7 @@ class Reconciler:
         stored = None
         with contextlib.suppress(DatabaseError), reading(self.inspector.engine) as session:
             stored = drift_checks.latest(session, self.inspector.cluster, max_age_s=max_age_s)
-        return None if stored is None else decode_all(stored)
+        return None if stored is None else decode_findings(stored)
 
     def count_open_findings(self) -> dict[str, int]:
         """Return the number of open findings of each kind; {} if `open_findings` returns None."""
@@ -101,9 +101,9 @@ class Reconciler:
         """Store the open findings. Log each finding that is new, and each earlier finding that is resolved."""
         open_findings = {finding.key: finding for finding in findings}
         with transaction(self.inspector.engine) as session:
-            encoded = [encode(finding) for finding in open_findings.values()]
+            encoded = [encode_finding(finding) for finding in open_findings.values()]
             earlier = drift_checks.replace(session, self.inspector.cluster, encoded)
-        earlier_findings = {finding.key: finding for finding in decode_all(earlier)}
+        earlier_findings = {finding.key: finding for finding in decode_findings(earlier)}
         for key in open_findings.keys() - earlier_findings.keys():
             log.warning("drift_found", **open_findings[key].shown_values)
         for key in earlier_findings.keys() - open_findings.keys():

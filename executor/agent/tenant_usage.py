@@ -112,7 +112,7 @@ class TenantUsage:
             log.warning("tenant_usage_not_counted", tenant_id=tenant_id, counted=name, reason=str(error))
         with transaction(self.engine) as session:
             for mapping_id, count in fewer.items():
-                usage.correct(session, mapping_id, name, count)
+                usage.lower_count(session, mapping_id, name, count)
         return bool(fewer)
 
     def _count(self, mapping: Mapping, name: str) -> int:

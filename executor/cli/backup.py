@@ -22,7 +22,7 @@ from executor.cli.output import show_outcome
 from executor.cli.store import open_database
 from executor.database import moves, schema
 from executor.database.engine import open_engine, sqlite_file
-from executor.database.ownership import give_to
+from executor.database.file_ownership import give_to
 from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
 from executor.settings.settings import Settings
 

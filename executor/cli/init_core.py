@@ -18,7 +18,7 @@ from executor.cli.bootstrap import (
 )
 from executor.cli.init_files import SecretFile
 from executor.errors import SmithError
-from executor.fulcrum.admin import Collection, CoreToken, FulcrumAdmin
+from executor.fulcrum.admin import ApiCollection, CoreToken, FulcrumAdmin
 from executor.fulcrum.bootstrap import (
     AGENT_TYPE_FILE,
     SERVICE_TYPE_FILE,
@@ -128,7 +128,7 @@ def provider_exists(settings: Settings, admin_token: str, name_or_id: str) -> bo
     """Return whether FulcrumCore has a participant of this name or id. Raises FulcrumError."""
     with explaining_refused_token():
         admin: FulcrumAdmin = create_admin_client(settings, admin_token)
-        participants = admin.list_objects(Collection.PARTICIPANTS)
+        participants = admin.list_objects(ApiCollection.PARTICIPANTS)
     return any(name_or_id in (item.name, item.id) for item in participants)
 
 

@@ -22,7 +22,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InternalError, Operational
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from executor.database import ownership
+from executor.database import file_ownership
 from executor.errors import DatabaseError, DatabaseLocked, DatabaseRefused, DatabaseUnavailable
 
 #: How long a transaction on SQLite waits for the write lock of the database before it fails.
@@ -96,10 +96,10 @@ def _prepare_sqlite_file(file: Path) -> None:
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not file.exists():
-            os.close(ownership.open_for_owner(file, os.O_WRONLY))
+            os.close(file_ownership.open_for_owner(file, os.O_WRONLY))
     except OSError as error:
         raise DatabaseError(f"cannot write the database {file}: {_explain(error, file.parent)}") from error
-    if reason := ownership.why_unusable(file):
+    if reason := file_ownership.why_unusable(file):
         raise DatabaseError(f"cannot use the database: {reason}")
     file_system = file_system_of(file)
     if file_system in NETWORK_FILE_SYSTEMS:

@@ -115,7 +115,7 @@ def mappings_with(session: Session, tenant_id: str | None, column: str) -> Seque
     return session.scalars(stmt.order_by(Mapping.id)).all()
 
 
-def correct(session: Session, mapping_id: int, column: str, count: int) -> None:
+def lower_count(session: Session, mapping_id: int, column: str, count: int) -> None:
     """Lower the number of a VM's snapshots or backups to the number that exists."""
     stmt = update(Mapping).where(Mapping.id == mapping_id, getattr(Mapping, column) > count)
     session.execute(stmt.values({column: count}))

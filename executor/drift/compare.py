@@ -38,14 +38,16 @@ def compare(facts: Facts) -> tuple[Finding, ...]:
     )
 
 
-def _volumes_finding(left: VolumesLeft) -> Finding:
+def _volumes_finding(volumes_left: VolumesLeft) -> Finding:
     """Return the finding for the volumes of a deleted VM: an operator must remove them, or they are gone now."""
     kind = DriftKind.VOLUMES_LEFT
-    if not left.volumes:
-        return _finding(left.mapping, kind, "the VM's last volumes are removed", repair=Repair.NOTE_VOLUMES_REMOVED)
-    volumes = ", ".join(left.volumes)
+    if not volumes_left.volumes:
+        return _finding(
+            volumes_left.mapping, kind, "the VM's last volumes are removed", repair=Repair.NOTE_VOLUMES_REMOVED
+        )
+    volumes = ", ".join(volumes_left.volumes)
     text = f"the VM is deleted, but {volumes} still exist: remove them by hand (`pvesm free VOLUME`)"
-    return _finding(left.mapping, kind, text)
+    return _finding(volumes_left.mapping, kind, text)
 
 
 def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:

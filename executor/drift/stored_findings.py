@@ -10,7 +10,7 @@ from typing import Any
 from executor.drift.facts import DriftKind, Finding, MappingFacts, Repair
 
 
-def encode(finding: Finding) -> dict[str, Any]:
+def encode_finding(finding: Finding) -> dict[str, Any]:
     """Return the finding as a dict of JSON values."""
     values = asdict(finding)
     if finding.mapping is not None:
@@ -18,7 +18,7 @@ def encode(finding: Finding) -> dict[str, Any]:
     return values
 
 
-def decode_all(stored: Iterable[Mapping[str, Any]]) -> list[Finding]:
+def decode_findings(stored: Iterable[Mapping[str, Any]]) -> list[Finding]:
     """Return the findings. Leave out findings that another version has stored in an unknown form."""
     found = []
     for values in stored:

@@ -17,7 +17,7 @@ from executor.fulcrum.client import FulcrumClient, parse_response
 from executor.fulcrum.types import CoreId, CoreModel
 
 
-class Collection(StrEnum):
+class ApiCollection(StrEnum):
     """A collection of FulcrumCore's API: all objects of one kind. The value is the collection's path in the API."""
 
     SERVICE_TYPES = "service-types"
@@ -53,11 +53,11 @@ class CoreToken(CoreModel):
 class FulcrumAdmin(FulcrumClient):
     """Calls FulcrumCore's API with an administrator's token. It raises the same exceptions as FulcrumClient."""
 
-    def list_objects(self, collection: Collection) -> list[CoreObject]:
+    def list_objects(self, collection: ApiCollection) -> list[CoreObject]:
         """List all objects of one kind."""
         return list(self._list_all(CoreObject, f"/{collection}", {"sort": "name"}))
 
-    def create_object(self, collection: Collection, members: dict[str, Any]) -> CoreObject:
+    def create_object(self, collection: ApiCollection, members: dict[str, Any]) -> CoreObject:
         """Create one object.
 
         FulcrumUnavailable may mean that an object of this name exists. So the caller must list the objects before this
@@ -72,7 +72,7 @@ class FulcrumAdmin(FulcrumClient):
 
         FulcrumCore replaces the whole list of ids, so the present ids are sent, too.
         """
-        path = f"/{Collection.AGENT_TYPES}/{agent_type.id}"
+        path = f"/{ApiCollection.AGENT_TYPES}/{agent_type.id}"
         present_ids = agent_type.other_members.get("serviceTypeIds") or []
         response = self._http.request_json("PATCH", path, body={"serviceTypeIds": [*present_ids, service_type_id]})
         return parse_response(CoreObject, f"PATCH {path}", response)

@@ -17,7 +17,7 @@ from typing import Any
 
 from executor.deploy_files import deploy_file
 from executor.errors import FulcrumUnavailable, SmithError
-from executor.fulcrum.admin import Collection, CoreObject, CoreToken, FulcrumAdmin
+from executor.fulcrum.admin import ApiCollection, CoreObject, CoreToken, FulcrumAdmin
 from executor.fulcrum.differences import find_differences
 from executor.fulcrum.types import METRIC_TYPES, UUID_TEXT
 
@@ -76,7 +76,7 @@ class _WantedObject:
     """
 
     kind: str
-    collection: Collection
+    collection: ApiCollection
     members: JsonObject
     existing: CoreObject | None = None
 
@@ -99,15 +99,15 @@ class Bootstrap:
         """Find all objects that exist already. Raises FulcrumError, BootstrapRefused."""
         self._core = core
         self._request = request
-        self._service_type = self._look_up_object("service type", Collection.SERVICE_TYPES, request.service_type)
-        self._agent_type = self._look_up_object("agent type", Collection.AGENT_TYPES, request.agent_type)
+        self._service_type = self._look_up_object("service type", ApiCollection.SERVICE_TYPES, request.service_type)
+        self._agent_type = self._look_up_object("agent type", ApiCollection.AGENT_TYPES, request.agent_type)
         self._metric_types = [
-            self._look_up_object("metric type", Collection.METRIC_TYPES, {"name": name, "entityType": "Resource"})
+            self._look_up_object("metric type", ApiCollection.METRIC_TYPES, {"name": name, "entityType": "Resource"})
             for name in METRIC_TYPES
         ]
         self._provider = self._look_up_provider()  # the search for the agent uses it
         self._agent = self._look_up_object(
-            "agent", Collection.AGENTS, {"name": request.agent_name, "tags": list(request.tags)}
+            "agent", ApiCollection.AGENTS, {"name": request.agent_name, "tags": list(request.tags)}
         )
         #: The tokens that the agent has already and that have not expired.
         self.earlier_tokens = self._list_valid_tokens(self._agent.id) if self._agent.id else []
@@ -202,7 +202,7 @@ class Bootstrap:
         status = status_if_needed if self.needs_token else ObjectStatus.FOUND
         return BootstrapStep(kind="agent token", name=self._request.agent_name, status=status)
 
-    def _look_up_object(self, kind: str, collection: Collection, members: JsonObject) -> _WantedObject:
+    def _look_up_object(self, kind: str, collection: ApiCollection, members: JsonObject) -> _WantedObject:
         """Return a wanted object together with the existing object of the same name, if there is one."""
         wanted = _WantedObject(kind=kind, collection=collection, members=dict(members))
         wanted.existing = self._find_existing(wanted)
@@ -215,7 +215,7 @@ class Bootstrap:
         """
         id_or_name = self._request.provider_name_or_id
         wanted = _WantedObject(
-            kind="provider", collection=Collection.PARTICIPANTS, members={"name": id_or_name, "status": "Enabled"}
+            kind="provider", collection=ApiCollection.PARTICIPANTS, members={"name": id_or_name, "status": "Enabled"}
         )
         is_id = UUID_TEXT.fullmatch(id_or_name) is not None
         if is_id:
@@ -238,7 +238,7 @@ class Bootstrap:
         An agent is searched only among the provider's agents, because other providers may have an agent of this name.
         """
         objects = self._core.list_objects(wanted.collection)
-        if wanted.collection is Collection.AGENTS:
+        if wanted.collection is ApiCollection.AGENTS:
             objects = [item for item in objects if item.other_members.get("providerId") == self._provider.id]
         return _find_by_name(wanted.name, wanted.kind, objects)
 

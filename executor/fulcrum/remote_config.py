@@ -4,8 +4,8 @@ Each member of the configuration is the value of one setting. The value is check
 the setting. An invalid member raises SettingsError. Unknown and empty members are ignored. If FulcrumCore or its vault
 does not answer at the start of the agent, the agent retries, because an outage must not make the start fail.
 
-FulcrumCore must not get a secret of this machine. So an address of Proxmox, and how its certificate is verified, are
-accepted only together with a token secret from FulcrumCore. A local TLS setting always takes precedence.
+FulcrumCore must not be able to send a local secret to another server. So it can set the address of Proxmox, and how
+Proxmox's certificate is verified, only together with a token secret. A local TLS setting always takes precedence.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from executor.errors import FulcrumError, SettingsError
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.remote_members import FROM_FULCRUMCORE, MEMBERS, Member, MemberReader
+from executor.fulcrum.remote_members import CONFIGURATION_MEMBERS, FROM_FULCRUMCORE, ConfigurationMember, MemberReader
 from executor.log import get_logger
 from executor.processes.progress import ProgressSender
 from executor.settings.problems import problems_in
@@ -96,7 +96,7 @@ def _apply_values(settings: Settings, values: dict[str, Any]) -> Settings:
         lines = _problem_lines(problems_in(error), values)
         raise SettingsError("\n".join(lines)) from None  # without pydantic's exception, whose text shows values
     new_settings.require_proxmox()
-    names = sorted(member.name for member in MEMBERS if member.attribute in values)
+    names = sorted(member.name for member in CONFIGURATION_MEMBERS if member.attribute in values)
     log.info("remote_configuration_applied", members=names)
     return new_settings
 
@@ -120,7 +120,9 @@ def _accepted_values(settings: Settings, values: dict[str, Any]) -> dict[str, An
     elif _is_local(settings, "proxmox_validate_certs"):
         ignored.add("proxmox_validate_certs")
     changing = [
-        member.name for member in MEMBERS if member.attribute in ignored and _changes_setting(settings, values, member)
+        member.name
+        for member in CONFIGURATION_MEMBERS
+        if member.attribute in ignored and _changes_setting(settings, values, member)
     ]
     if changing:
         log.warning("remote_configuration_members_ignored", members=changing)
@@ -132,7 +134,7 @@ def _is_local(settings: Settings, attribute: str) -> bool:
     return attribute in settings.model_fields_set
 
 
-def _changes_setting(settings: Settings, values: Mapping[str, Any], member: Member) -> bool:
+def _changes_setting(settings: Settings, values: Mapping[str, Any], member: ConfigurationMember) -> bool:
     """Return whether the member would change the value of its setting."""
     attribute = member.attribute
     return attribute in values and values[attribute] != getattr(settings, attribute)
@@ -142,7 +144,7 @@ def _problem_lines(problems: Mapping[str, str], values: Mapping[str, Any]) -> It
     """Yield one line for each problem. The keys of `problems` are the names of settings."""
     remote_setting_names = ", ".join(sorted(attribute.upper() for attribute in values))
     for name, problem in problems.items():
-        member = next((member for member in MEMBERS if member.attribute == name.lower()), None)
+        member = next((member for member in CONFIGURATION_MEMBERS if member.attribute == name.lower()), None)
         if member is not None and member.attribute in values:
             yield f"{member.name} {FROM_FULCRUMCORE} (the setting {name}) {problem}"
         else:  # a local setting that does not fit the values from FulcrumCore

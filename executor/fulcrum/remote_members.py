@@ -50,7 +50,7 @@ class MemberReader:
             log.warning("remote_configuration_empty", agent_id=agent.id)
         values: dict[str, Any] = {}
         problems: list[str] = []
-        for member in MEMBERS:
+        for member in CONFIGURATION_MEMBERS:
             value = _look_up(agent.configuration, member.name)
             if value in (None, "", [], {}):
                 continue
@@ -166,7 +166,7 @@ def _replace_private_file(file: Path, text: str) -> Path:
 
 
 @dataclass(frozen=True)
-class Member:
+class ConfigurationMember:
     """One member of the configuration in FulcrumCore, and the setting that gets its value."""
 
     name: str
@@ -175,24 +175,24 @@ class Member:
 
 
 #: Every member that the agent reads. The agent type in deploy/ declares the same members; a test compares both.
-MEMBERS = (
-    Member("apiHost", "proxmox_host", MemberReader.read_text),
-    Member("apiPort", "proxmox_port", MemberReader.read_number),
-    Member("apiUser", "proxmox_user", MemberReader.read_text),
-    Member("apiTokenId", "proxmox_token_id", MemberReader.read_text),
-    Member("apiTokenSecret", "proxmox_token_secret", MemberReader.fetch_secret),
-    Member("verifyTls", "proxmox_validate_certs", MemberReader.read_boolean),
-    Member("caBundle", "proxmox_ca_bundle", MemberReader.write_certificates),
-    Member("nodes", "proxmox_nodes", MemberReader.read_names),
-    Member("storage", "proxmox_storage", MemberReader.read_text),
-    Member("bridge", "proxmox_bridge", MemberReader.read_text),
-    Member("resourcePool", "proxmox_pool", MemberReader.read_text),
-    Member("vmidRange.min", "proxmox_vmid_min", MemberReader.read_number),
-    Member("vmidRange.max", "proxmox_vmid_max", MemberReader.read_number),
-    Member("images", "proxmox_templates", MemberReader.read_images),
-    Member("pollIntervalSeconds", "fulcrum_poll_interval_s", MemberReader.read_number),
-    Member("heartbeatIntervalSeconds", "fulcrum_heartbeat_interval_s", MemberReader.read_number),
-    Member("metricsIntervalSeconds", "smith_metrics_interval_s", MemberReader.read_number),
-    Member("maxConcurrentJobs", "smith_concurrency", MemberReader.read_number),
-    Member("jobDeadlineSeconds", "fulcrum_job_timeout_s", MemberReader.read_number),
+CONFIGURATION_MEMBERS = (
+    ConfigurationMember("apiHost", "proxmox_host", MemberReader.read_text),
+    ConfigurationMember("apiPort", "proxmox_port", MemberReader.read_number),
+    ConfigurationMember("apiUser", "proxmox_user", MemberReader.read_text),
+    ConfigurationMember("apiTokenId", "proxmox_token_id", MemberReader.read_text),
+    ConfigurationMember("apiTokenSecret", "proxmox_token_secret", MemberReader.fetch_secret),
+    ConfigurationMember("verifyTls", "proxmox_validate_certs", MemberReader.read_boolean),
+    ConfigurationMember("caBundle", "proxmox_ca_bundle", MemberReader.write_certificates),
+    ConfigurationMember("nodes", "proxmox_nodes", MemberReader.read_names),
+    ConfigurationMember("storage", "proxmox_storage", MemberReader.read_text),
+    ConfigurationMember("bridge", "proxmox_bridge", MemberReader.read_text),
+    ConfigurationMember("resourcePool", "proxmox_pool", MemberReader.read_text),
+    ConfigurationMember("vmidRange.min", "proxmox_vmid_min", MemberReader.read_number),
+    ConfigurationMember("vmidRange.max", "proxmox_vmid_max", MemberReader.read_number),
+    ConfigurationMember("images", "proxmox_templates", MemberReader.read_images),
+    ConfigurationMember("pollIntervalSeconds", "fulcrum_poll_interval_s", MemberReader.read_number),
+    ConfigurationMember("heartbeatIntervalSeconds", "fulcrum_heartbeat_interval_s", MemberReader.read_number),
+    ConfigurationMember("metricsIntervalSeconds", "smith_metrics_interval_s", MemberReader.read_number),
+    ConfigurationMember("maxConcurrentJobs", "smith_concurrency", MemberReader.read_number),
+    ConfigurationMember("jobDeadlineSeconds", "fulcrum_job_timeout_s", MemberReader.read_number),
 )

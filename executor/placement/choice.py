@@ -35,7 +35,7 @@ class PlacementRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class ChoiceFacts:
     """The facts for one choice of a node. The placer adds its allocations and chooses."""
 
     snapshot: ClusterSnapshot
@@ -46,20 +46,20 @@ class Choice:
 
 @dataclass(frozen=True)
 class ChoiceReader:
-    """Reads the facts of choices. It is thread-safe. Raises JobError if Proxmox or `may_wait` ends the wait."""
+    """Reads the facts of choices. Thread-safe. Raises JobError if Proxmox does not answer or `may_wait` ends it."""
 
     proxmox: ProxmoxReader
     settings: Settings
     cluster: ClusterCache
 
-    def read_choice(self, request: PlacementRequest, may_wait: MayWait) -> Choice:
+    def read_choice(self, request: PlacementRequest, may_wait: MayWait) -> ChoiceFacts:
         """Read the facts for the choice of the node of a new VM."""
         snapshot = self.cluster.snapshot(may_wait)
         found = self._placement_or_constraints(request, snapshot, may_wait)
         if isinstance(found, Placement):
-            return Choice(snapshot=snapshot, options=found)
+            return ChoiceFacts(snapshot=snapshot, options=found)
         bridges_by_node = self._bridges_by_node(snapshot, may_wait) if found.bridge else {}
-        return Choice(snapshot=snapshot, options=found, bridges_by_node=bridges_by_node)
+        return ChoiceFacts(snapshot=snapshot, options=found, bridges_by_node=bridges_by_node)
 
     def _placement_or_constraints(
         self, request: PlacementRequest, snapshot: ClusterSnapshot, may_wait: MayWait
@@ -136,16 +136,16 @@ class ChoiceReader:
         )
         return (row, constraints, snapshot) if constraints.memory_mib or constraints.cores else None
 
-    def read_migration_choice(self, vmid: int, node: str, may_wait: MayWait) -> Choice:
+    def read_migration_choice(self, vmid: int, node: str, may_wait: MayWait) -> ChoiceFacts:
         """Read the facts for the choice of the target node of a migration. `node` is the node in the VM's mapping."""
         # The snapshot must be new, because an operator may have put a node into maintenance seconds ago.
         snapshot = self.cluster.snapshot(may_wait, max_age_s=0)
         row = snapshot.find_vm(vmid)
         if row is None:
-            return Choice(snapshot=snapshot, options=_placement_on(node, "Proxmox does not list the VM"))
+            return ChoiceFacts(snapshot=snapshot, options=_placement_on(node, "Proxmox does not list the VM"))
         return self._migration_choice(row, snapshot, may_wait)
 
-    def _migration_choice(self, row: VmRow, snapshot: ClusterSnapshot, may_wait: MayWait) -> Choice:
+    def _migration_choice(self, row: VmRow, snapshot: ClusterSnapshot, may_wait: MayWait) -> ChoiceFacts:
         """Read the facts for the choice among the nodes that have access to the VM's disks and bridges."""
         config = self.proxmox.vm_config(row.node, row.vmid, kind=row.kind)
         nodes_with_disks = templates.nodes_for_clone(
@@ -164,7 +164,7 @@ class ChoiceReader:
             preferred_node=row.node,
             source_text="its disks or its network",
         )
-        return Choice(snapshot=snapshot, options=constraints, migrating_vm=row)
+        return ChoiceFacts(snapshot=snapshot, options=constraints, migrating_vm=row)
 
     def _may_have_bridges(self, node: str, needed_bridges: set[str], may_wait: MayWait) -> bool:
         """Return whether a node has these bridges, or may have them because the token may not read its bridges."""

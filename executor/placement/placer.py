@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from executor.database.tables import Allocation
 from executor.log import get_logger
-from executor.placement.choice import Choice, ChoiceReader, PlacementRequest
+from executor.placement.choice import ChoiceFacts, ChoiceReader, PlacementRequest
 from executor.placement.decide import (
     MIB,
     NodeFacts,
@@ -29,7 +29,7 @@ from executor.placement.decide import (
     require_capacity,
 )
 from executor.placement.shared_allocations import SharedAllocations
-from executor.placement.snapshot import ClusterCache, ClusterSnapshot, MayWait, always, node_facts
+from executor.placement.snapshot import ClusterCache, ClusterSnapshot, MayWait, may_always_wait, node_facts
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import NodeRow
 from executor.settings.settings import Settings
@@ -69,7 +69,7 @@ class Placer:
         self._reader = ChoiceReader(self.proxmox, self.settings, ClusterCache(proxmox=self.proxmox, clock=self.clock))
 
     @contextmanager
-    def allocate(self, request: PlacementRequest, *, may_wait: MayWait = always) -> Iterator[Placement]:
+    def allocate(self, request: PlacementRequest, *, may_wait: MayWait = may_always_wait) -> Iterator[Placement]:
         """Choose the node for a new VM. Its memory and cores count as used on the node until the `with` block ends.
 
         While Proxmox does not answer, `may_wait` is called repeatedly. Raises JobError when no node fits, when facts
@@ -86,12 +86,12 @@ class Placer:
 
     def preview(self, request: PlacementRequest) -> Placement:
         """Return the node that `allocate` would choose now, and allocate nothing. Raises the same errors."""
-        choice = self._reader.read_choice(request, always)
+        choice = self._reader.read_choice(request, may_always_wait)
         with self._lock:
             return self._decide(choice)
 
     @contextmanager
-    def allocate_migration(self, vmid: int, node: str, *, may_wait: MayWait = always) -> Iterator[Placement]:
+    def allocate_migration(self, vmid: int, node: str, *, may_wait: MayWait = may_always_wait) -> Iterator[Placement]:
         """Choose the target node of a migration. The VM counts as a guest of that node until the `with` block ends.
 
         `node` is the node in the VM's mapping. It is chosen if Proxmox does not list the VM. Raises the same errors as
@@ -108,7 +108,9 @@ class Placer:
             yield placement
 
     @contextmanager
-    def allocate_growth(self, vmid: int, memory_mib: int, cores: int, *, may_wait: MayWait = always) -> Iterator[None]:
+    def allocate_growth(
+        self, vmid: int, memory_mib: int, cores: int, *, may_wait: MayWait = may_always_wait
+    ) -> Iterator[None]:
         """Check that a VM can grow to this size on its node. The size counts as used until the `with` block ends.
 
         If the VM does not grow, or if Proxmox does not list it, nothing is checked. Raises the same errors as
@@ -198,7 +200,7 @@ class Placer:
 
     # --- decisions ------------------------------------------------------------------------------------------------
 
-    def _decide(self, choice: Choice) -> Placement:
+    def _decide(self, choice: ChoiceFacts) -> Placement:
         """Choose the node. The caller holds the lock."""
         snapshot, vm = self._use_newest_snapshot(choice.snapshot), choice.migrating_vm
         if isinstance(choice.options, Placement):

@@ -32,7 +32,7 @@ D = TypeVar("D")
 MayWait = Callable[[], bool]
 
 
-def always() -> bool:
+def may_always_wait() -> bool:
     """Return True: the caller may wait as long as Proxmox needs."""
     return True
 

@@ -170,12 +170,12 @@ class Runner:
         folders are removed. Call this method once, before the first run. Raises SettingsError when no run folder can be
         used.
         """
-        idents = self._sweep(self._run_dir)
+        idents = self._end_runs_in(self._run_dir)
         for earlier_run_dir in self._run_folder.unused_earlier_paths():
-            idents += self._sweep(earlier_run_dir)
+            idents += self._end_runs_in(earlier_run_dir)
         return idents
 
-    def _sweep(self, run_dir: Path) -> list[str]:
+    def _end_runs_in(self, run_dir: Path) -> list[str]:
         """End the runs in a locked run folder, and remove only what an agent has made in this folder."""
         process_tree.end_processes(lambda: processes_of_runs_in(run_dir))
         idents = []

@@ -84,12 +84,12 @@ def test_a_file_of_another_user_is_named_with_the_command_that_gives_it_back() -
 
 
 def test_a_file_that_its_owner_cannot_write_names_chmod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from executor.database import ownership  # noqa: PLC0415 (only this test calls it directly)
+    from executor.database import file_ownership  # noqa: PLC0415 (only this test calls it directly)
 
     file = tmp_path / "smith.db"
     file.touch()
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may always write
-    assert ownership.why_unusable(file) == f"{file} is not readable and writable for its owner: chmod 600 {file}"
+    assert file_ownership.why_unusable(file) == f"{file} is not readable and writable for its owner: chmod 600 {file}"
 
 
 def test_the_database_of_another_program_is_not_migrated(smith: Cli) -> None:

@@ -25,7 +25,7 @@ from executor.agent.reloadable_secrets import ReloadableSecrets
 from executor.errors import SettingsError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.remote_config import fetch_remote_settings, wait_for_remote_settings
-from executor.fulcrum.remote_members import CA_FILE, MEMBERS, MemberReader
+from executor.fulcrum.remote_members import CA_FILE, CONFIGURATION_MEMBERS, MemberReader
 from executor.redaction import redactor
 from executor.settings.display import setting_rows
 from executor.settings.settings import FIELDS, Settings, load_settings
@@ -134,7 +134,7 @@ def test_every_member_overrides_file_and_environment(world: World, start: Start,
     assert settings.proxmox_ca_bundle == tmp_path / "data" / CA_FILE
     assert settings.proxmox_ca_bundle.read_text() == pem
     assert settings.proxmox_ca_bundle.stat().st_mode & 0o777 == 0o600
-    assert {origin(settings, member.attribute.upper()) for member in MEMBERS} == {"FulcrumCore"}
+    assert {origin(settings, member.attribute.upper()) for member in CONFIGURATION_MEMBERS} == {"FulcrumCore"}
 
 
 def test_the_agent_type_declares_the_same_members() -> None:
@@ -145,7 +145,7 @@ def test_the_agent_type_declares_the_same_members() -> None:
         for name, definition in properties.items()
         for inner in definition.get("properties", {"": None})
     }
-    assert named - KNOWN_BEFORE == {member.name for member in MEMBERS}
+    assert named - KNOWN_BEFORE == {member.name for member in CONFIGURATION_MEMBERS}
 
 
 def bounds_of_member(definition: dict[str, Any]) -> tuple[int, int]:
@@ -166,7 +166,11 @@ def test_the_agent_type_has_the_bounds_of_the_settings() -> None:
     """FulcrumCore then refuses a number that the agent would not accept, when an administrator enters it."""
     definitions = load_type("agent-type-proxmox.json")["configurationSchema"]["properties"]
     definitions |= {f"vmidRange.{name}": inner for name, inner in definitions["vmidRange"]["properties"].items()}
-    numbers = {member.name: member.attribute.upper() for member in MEMBERS if member.read is MemberReader.read_number}
+    numbers = {
+        member.name: member.attribute.upper()
+        for member in CONFIGURATION_MEMBERS
+        if member.read is MemberReader.read_number
+    }
     assert {name for name, definition in definitions.items() if definition["type"] == "integer"} == set(numbers)
     declared = {name: bounds_of_member(definitions[name]) for name in numbers}
     assert declared == {name: bounds_of_setting(setting) for name, setting in numbers.items()}
@@ -177,7 +181,7 @@ def test_the_agent_type_has_the_defaults_of_the_settings() -> None:
     definitions = load_type("agent-type-proxmox.json")["configurationSchema"]["properties"]
     definitions |= {f"vmidRange.{name}": inner for name, inner in definitions["vmidRange"]["properties"].items()}
     declared = {name: item["default"] for name, item in definitions.items() if item.get("default") not in (None, {})}
-    settings = {member.name: FIELDS[member.attribute.upper()].default for member in MEMBERS}
+    settings = {member.name: FIELDS[member.attribute.upper()].default for member in CONFIGURATION_MEMBERS}
     assert declared == {name: settings[name] for name in declared}
     assert {"pollIntervalSeconds", "maxConcurrentJobs", "jobDeadlineSeconds"} <= declared.keys()
 

@@ -1,9 +1,9 @@
 """Runs the critical jobs at their intervals, each on its own thread, so that none delays another.
 
 A critical job is a periodic task of the agent; the name `job` in this module always means one. The `schedule` library
-decides when the next execution of a job is due. `RunRecorder` stores the executions in the database. When several
-agents use the database, `RunRecorder` also decides which agent executes a critical job. When the database cannot be
-written, the critical job is executed anyway.
+decides when the next execution of a job is due. `ExecutionRecorder` stores the executions in the database. When several
+agents use the database, `ExecutionRecorder` also decides which agent executes a critical job. When the database cannot
+be written, the critical job is executed anyway.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import schedule
 
 from executor.agent.critical_job import CriticalJob
-from executor.agent.run_recorder import RunRecorder
+from executor.agent.execution_recorder import ExecutionRecorder
 from executor.database.tables import utc_now
 from executor.errors import FulcrumAuthFailing, FulcrumUnavailable, SmithError
 from executor.log import get_logger
@@ -48,7 +48,7 @@ class Scheduler:
     """Starts, checks and stops the threads of the critical jobs."""
 
     def __init__(self, engine: Engine, jobs: Sequence[CriticalJob], boot_id: str = "") -> None:
-        self._recorder = RunRecorder(engine, jobs, boot_id)
+        self._recorder = ExecutionRecorder(engine, jobs, boot_id)
         self._stopping = threading.Event()
         self._threads: dict[str, threading.Thread] = {}
         self.jobs = {job.name: job for job in jobs}
@@ -129,7 +129,7 @@ class Scheduler:
             job.last_started = started
             job.requested_delay_s = None
             self._call(job, job.run)
-            self._recorder.note_run(job)
+            self._recorder.note_execution(job)
         elif job.run_own_part is not None:
             self._call(job, job.run_own_part)
         job.finished_at = time.monotonic()

@@ -20,9 +20,9 @@ from executor.model import JobStatus
 def retry_job(session: Session, job_id: int, *, who: str) -> str:
     """End a job's backoff, and return what `reopening.retry_now` returns. If it returns "", nothing has changed."""
     with _auditing_job(session, job_id, who=who, verb="retry") as change:
-        skipped_wait = reopening.retry_now(session, job_id)
-        change.was_made = bool(skipped_wait)
-    return skipped_wait
+        continued = reopening.retry_now(session, job_id)
+        change.was_made = bool(continued)
+    return continued
 
 
 def cancel_job(session: Session, job_id: int, *, who: str, reason: str) -> JobStatus | None:

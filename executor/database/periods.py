@@ -1,4 +1,4 @@
-"""Divides time into periods for each critical job, so that only one agent runs the job in each period.
+"""Divides time into periods for each critical job, so that only one agent executes the job in each period.
 
 A critical job is periodic work of the agent, such as Heartbeat. No function commits.
 """
@@ -15,7 +15,7 @@ from executor.database.statements import execute_and_count, insert_into
 from executor.database.tables import CriticalJob, db_now, utc_now
 
 #: A period lasts for this share of the job's interval. If a period lasted for the whole interval, an agent whose timer
-#: fires a little early would skip a run, because the previous period would not be over yet.
+#: fires a little early would skip an execution, because the previous period would not be over yet.
 PERIOD_SHARE = 0.8
 #: For how many intervals an agent that cannot execute the job leaves the period to other agents.
 INTERVALS_FOR_OTHERS = 2.0
@@ -33,8 +33,8 @@ def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start e
 ) -> bool:
     """Start the next period of a critical job if its previous period is over.
 
-    Returns True if this call started the period. The caller must then run the job. If several agents call this function
-    at the same time, only one of the calls returns True.
+    Returns True if this call started the period. The caller must then execute the job. If several agents call this
+    function at the same time, only one of the calls returns True.
 
     `is_first` is True in an agent's first call after its start: then a changed interval starts the period at once. With
     `is_requested`, the period starts although the previous one is not over. With `yields_to_others`, it starts only
@@ -68,26 +68,26 @@ def _is_period_over(interval_s: float, delay_s: float) -> ColumnElement[bool]:
 
 
 def record_period_result(session: Session, name: str, *, error: str | None) -> None:
-    """Store that a run of a critical job ended. `error` is None if the run succeeded."""
+    """Store that an execution of a critical job ended. `error` is None if it succeeded."""
     session.execute(update(CriticalJob).where(CriticalJob.name == name).values(**_result_columns(1, error)))
 
 
-def record_runs(  # noqa: PLR0913 (one parameter for each stored value)
+def record_executions(  # noqa: PLR0913 (one parameter for each stored value)
     session: Session,
     name: str,
     interval_s: float,
     *,
     started_at: datetime,
-    run_count: int,
+    execution_count: int,
     error: str | None,
     node: str = "",
 ) -> None:
-    """Store the last `run_count` runs of a critical job that every agent runs. At most the last of them has failed.
+    """Store the last executions of a critical job that every agent executes. At most the last of them has failed.
 
-    `started_at` and `error` are those of the last run.
+    `started_at` and `error` are those of the last execution.
     """
     _insert_if_missing(session, name, interval_s)
-    columns = _result_columns(run_count, error)
+    columns = _result_columns(execution_count, error)
     columns |= {"due_at": db_now(interval_s * PERIOD_SHARE), "interval_s": interval_s, "last_started_at": started_at}
     columns["node"] = node or None
     session.execute(update(CriticalJob).where(CriticalJob.name == name).values(**columns))
@@ -98,10 +98,10 @@ def _insert_if_missing(session: Session, name: str, interval_s: float) -> None:
     session.execute(insert_into(session, CriticalJob).values(new_row).on_conflict_do_nothing(index_elements=["name"]))
 
 
-def _result_columns(run_count: int, error: str | None) -> dict[str, Any]:
-    """Return the new values of the columns after `run_count` runs. `error` is the error of the last run, or None."""
+def _result_columns(execution_count: int, error: str | None) -> dict[str, Any]:
+    """Return the new values of the columns after these executions. `error` is the error of the last one, or None."""
     now = utc_now()
-    columns: dict[str, Any] = {"last_finished_at": now, "runs": CriticalJob.runs + run_count, "last_error": error}
+    columns: dict[str, Any] = {"last_finished_at": now, "runs": CriticalJob.runs + execution_count, "last_error": error}
     if error is None:
         return columns | {"last_ok_at": now, "failures": 0}
     return columns | {"failures": CriticalJob.failures + 1}

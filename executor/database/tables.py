@@ -261,10 +261,10 @@ class CriticalJob(Base):
     due_at: Mapped[datetime | None]  #: when the current period ends, so that the next one may start
     last_started_at: Mapped[datetime | None]
     last_finished_at: Mapped[datetime | None]
-    last_ok_at: Mapped[datetime | None]  #: when a run last succeeded
+    last_ok_at: Mapped[datetime | None]  #: when an execution last succeeded
     last_error: Mapped[str | None] = mapped_column(Text)
-    failures: Mapped[int] = mapped_column(Integer, default=0)  #: consecutive failed runs
-    runs: Mapped[int] = mapped_column(Integer, default=0)
+    failures: Mapped[int] = mapped_column(Integer, default=0)  #: consecutive failed executions
+    runs: Mapped[int] = mapped_column(Integer, default=0)  #: the number of executions
     node: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that last executed it
 
 

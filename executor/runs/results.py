@@ -114,7 +114,7 @@ def _kill_text(artifacts: RunArtifacts) -> str | None:
         return None
     if artifacts.rc == EXIT_LEASE_LOST:
         return f"{ErrorCode.LEASE_LOST}: the run was ended, because its lease was not renewed in time"
-    if artifacts.rc == EXIT_ENDED_BY_GUARD:  # the agent's own reasons have the status CANCELED or TIMEOUT
+    if artifacts.rc == EXIT_ENDED_BY_GUARD:  # if the agent itself ended the run, the status is CANCELED or TIMEOUT
         return "the playbook was ended from outside, or could not be started"
     signal_number = artifacts.rc - SIGNAL_EXIT_CODE_BASE
     if not 0 < signal_number < signal.NSIG:

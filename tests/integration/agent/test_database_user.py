@@ -10,10 +10,10 @@ from support.agent_parts import AgentParts
 
 from executor.agent.critical_job import CriticalJob
 from executor.agent.database_user import MIN_SILENCE_S, DatabaseUser
+from executor.agent.execution_recorder import ExecutionRecorder
 from executor.agent.mode import Mode
 from executor.agent.parts import build_critical_jobs, build_reconciler
 from executor.agent.reporter import IDLE_WAIT_S, Reporter
-from executor.agent.run_recorder import RunRecorder
 from executor.agent.state import AgentState
 from executor.database import drift_checks, nodes
 from executor.database.engine import reading, transaction
@@ -146,11 +146,11 @@ def test_the_row_of_a_critical_job_names_the_process_that_executes_it(engine: En
         job = CriticalJob(
             name=f"each {runs_on_each_agent}", interval_s=60, run=lambda: None, runs_on_each_agent=runs_on_each_agent
         )
-        recorder = RunRecorder(engine, [job], "this process")
+        recorder = ExecutionRecorder(engine, [job], "this process")
         recorder.start()
         assert recorder.try_start_period(job)
         job.last_started = utc_now()
-        recorder.note_run(job)
+        recorder.note_execution(job)
         recorder.stop(60)
         with reading(engine) as session:
             assert session.get_one(CriticalJobRow, job.name).node == "this process"

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, event
 from support.databases import PostgresCluster
 
 from executor.agent.critical_job import CriticalJob
-from executor.agent.run_recorder import MAX_UNSTORED_S, RunRecorder
+from executor.agent.execution_recorder import MAX_UNSTORED_S, ExecutionRecorder
 from executor.agent.scheduler import MAX_OUTAGE_DELAY_S, MAX_RETRY_AFTER_S, Scheduler, delay_after_failure_s
 from executor.agent.state import Link, fulcrum_events
 from executor.database import periods, queries
@@ -515,7 +515,7 @@ def test_the_end_of_a_failure_is_logged_even_if_an_outage_came_between(make_sche
 def test_an_execution_that_two_threads_store_at_shutdown_is_counted_once(sqlite_engine: Engine) -> None:
     """The thread of the job begins to store the execution when the recorder stops and stores all executions."""
     job = CriticalJob(name="Prune", interval_s=NEVER_S, run=FakeJob(), runs_on_each_agent=False)
-    recorder = RunRecorder(sqlite_engine, [job])
+    recorder = ExecutionRecorder(sqlite_engine, [job])
     recorder.start()
     assert recorder.try_start_period(job)
     begun, release = threading.Event(), threading.Event()
@@ -526,7 +526,7 @@ def test_an_execution_that_two_threads_store_at_shutdown_is_counted_once(sqlite_
             release.wait(WITHIN_S)
 
     event.listen(sqlite_engine, "before_cursor_execute", hold)
-    storing = threading.Thread(target=recorder.note_run, args=(job,))
+    storing = threading.Thread(target=recorder.note_execution, args=(job,))
     storing.start()
     assert begun.wait(WITHIN_S)
     recorder.stop(WITHIN_S)

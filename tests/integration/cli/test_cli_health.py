@@ -61,7 +61,9 @@ def test_status_counts_jobs_reports_and_vms(smith: Cli) -> None:
 def record_heartbeats(smith: Cli, *errors: str | None) -> None:
     with smith.filling() as session:
         for error in errors:
-            periods.record_runs(session, "Heartbeat", 10.0, started_at=datetime.now(UTC), run_count=1, error=error)
+            periods.record_executions(
+                session, "Heartbeat", 10.0, started_at=datetime.now(UTC), execution_count=1, error=error
+            )
 
 
 def test_status_shows_an_outage_of_fulcrumcore_with_its_error_and_its_begin(smith: Cli) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from support.databases import PostgresCluster, submit
 
 from executor.agent.critical_job import CriticalJob
-from executor.agent.run_recorder import RunRecorder
+from executor.agent.execution_recorder import ExecutionRecorder
 from executor.database import allocations, job_queue, manual_runs, periods, usage
 from executor.database.engine import transaction
 from executor.database.job_queue import CREATE_LIMIT_LOCK
@@ -98,7 +98,7 @@ def test_a_period_whose_row_another_process_has_locked_is_left_to_it(open_engine
     with transaction(suspended) as session:
         periods.record_period_result(session, job.name, error=None)
         session.flush()
-        assert not RunRecorder(waiting, [job]).try_start_period(job, is_requested=True)
+        assert not ExecutionRecorder(waiting, [job]).try_start_period(job, is_requested=True)
 
 
 def test_the_limits_fit_together() -> None:

@@ -122,8 +122,8 @@ def test_several_runs_of_every_agent_are_stored_at_once(engine: Engine, error: s
     started_at = utc_now() - timedelta(minutes=1)
     with transaction(engine) as session:
         for name in ("beat", "poll"):
-            periods.record_runs(session, name, 10, started_at=started_at, run_count=3, error="no route")
-        periods.record_runs(session, "beat", 1000, started_at=started_at, run_count=2, error=error)
+            periods.record_executions(session, name, 10, started_at=started_at, execution_count=3, error="no route")
+        periods.record_executions(session, "beat", 1000, started_at=started_at, execution_count=2, error=error)
         is_due = select(CriticalJob.due_at <= db_now(801), CriticalJob.due_at <= db_now(790))
         assert session.execute(is_due.where(CriticalJob.name == "beat")).one() == (True, False)
     with reading(engine) as session:

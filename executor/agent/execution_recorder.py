@@ -5,7 +5,7 @@ A critical job is a periodic task of the agent; the name `job` in this module al
 A database that hangs must not delay a heartbeat. So the executions of a job that every agent executes, such as
 Heartbeat, are stored after the execution, by a separate thread. Successful executions are stored together, every
 MAX_UNSTORED_S seconds, because GetPendingJobs runs every 2 s. A failure, and the first success after a failure, are
-stored at once. If the database cannot be written, the next execution of the job causes another attempt.
+stored at once. If the database cannot be written, these executions are stored together with the next one.
 
 The start of a job that only one agent executes is stored before the execution, because it decides which agent executes
 the job.
@@ -49,12 +49,12 @@ class _Executions:
         """Store these executions, without a commit."""
         job = self.job
         if job.runs_on_each_agent and self.started_at is not None:
-            periods.record_runs(
+            periods.record_executions(
                 session,
                 job.name,
                 job.interval_s,
                 started_at=self.started_at,
-                run_count=self.count,
+                execution_count=self.count,
                 error=self.error,
                 node=boot_id,
             )
@@ -62,7 +62,7 @@ class _Executions:
             periods.record_period_result(session, job.name, error=self.error)
 
 
-class RunRecorder:
+class ExecutionRecorder:
     """Stores the executions of critical jobs."""
 
     def __init__(self, engine: Engine, jobs: Collection[CriticalJob], boot_id: str = "") -> None:
@@ -115,7 +115,7 @@ class RunRecorder:
         self._tried_names.add(job.name)
         return is_started
 
-    def note_run(self, job: CriticalJob) -> None:
+    def note_execution(self, job: CriticalJob) -> None:
         """Record one execution, and store it if that is due."""
         with self._lock:
             job.unstored_count += 1
@@ -160,7 +160,7 @@ class RunRecorder:
         else:
             for executions in taken:
                 executions.job.stored_error, executions.job.stored_at = executions.error, time.monotonic()
-            # `note_run` may have compared a later execution with the previous stored result.
+            # `note_execution` may have compared a later execution with the previous stored result.
             if any(self._must_store(executions.job) for executions in taken):
                 self._wake_requested.set()
 

@@ -12,16 +12,15 @@ from typing import Any, TypeVar
 
 import requests
 import urllib3
-from requests.auth import AuthBase
 from requests.structures import CaseInsensitiveDict
-from urllib3.util.retry import Retry
 
 from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.bulk_post import PreparedPost
 from executor.fulcrum.clock import ClockOffset
+from executor.fulcrum.http_session import RETRY, BearerAuth, new_session
 from executor.fulcrum.responses import Response, build_error, describe_connection_failure, mask_secrets
 from executor.fulcrum.untrusted_json import parse_json, parse_json_list
-from executor.shared.bounded_http import CHUNK_BYTES, BoundedAdapter
+from executor.shared.bounded_http import CHUNK_BYTES
 
 Parsed = TypeVar("Parsed")
 
@@ -33,62 +32,6 @@ MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 #: Maximum number of characters of a Content-Type that an error text quotes.
 MAX_CONTENT_TYPE_LENGTH = 80
-
-
-class _BearerAuth(AuthBase):
-    """Adds the token to a request.
-
-    If the token were only set as a header, the library `requests` could replace it by a password from the file .netrc.
-    """
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-
-class _Session(requests.Session):
-    """A session that ignores redirects.
-
-    The option `allow_redirects=False` does not suffice: the library `requests` would still parse the target.
-    """
-
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        """Return None, which means that the response is not a redirect."""
-
-
-class _Retry(Retry):
-    """Retries as configured, but never after a read timeout, because the caller cannot wait for several of them."""
-
-    def increment(  # type: ignore[override]  # the other arguments are passed on unchanged
-        self, method: str | None = None, url: str | None = None, **kwargs: Any
-    ) -> Retry:
-        """Count one failed attempt. Raise the error of the attempt if the request must not be retried."""
-        if isinstance(error := kwargs.get("error"), urllib3.exceptions.ReadTimeoutError):
-            raise error
-        return super().increment(method, url, **kwargs)
-
-
-#: The rules for retries. The numbers are the maximum numbers of retries of a request, in total and for each kind of
-#: failure. `read` counts connections that end before the response. A read timeout is never retried, see _Retry.
-RETRY = _Retry(
-    total=2,
-    connect=1,
-    read=1,
-    redirect=0,
-    status=2,
-    other=0,
-    # A request with another method may change something, so it is retried only if no connection was made.
-    allowed_methods=("GET",),
-    status_forcelist=(500, 502, 503, 504),
-    backoff_factor=0.2,
-    backoff_jitter=0.2,
-    backoff_max=2,
-    raise_on_status=False,
-    respect_retry_after_header=False,  # the loops of the agent wait instead, and can be stopped while they wait
-)
 
 
 class Transport:
@@ -206,7 +149,7 @@ class Transport:
             params=query,
             data=data,
             headers={"Content-Type": "application/json"} if data is not None else None,
-            auth=_BearerAuth(token),
+            auth=BearerAuth(token),
             timeout=self._timeouts_s,
             allow_redirects=False,  # a redirect must never send the token to another host
             stream=True,
@@ -246,19 +189,7 @@ class Transport:
         A forked child process creates its own session, because two processes must never share a socket.
         """
         if getattr(self._local, "pid", None) != os.getpid():
-            session = _Session()
-            # The proxies are read from the environment here, once. The library `requests` would read them at each
-            # request, which takes a fifth of the time of a request.
-            session.trust_env = False
-            session.proxies = dict(requests.utils.get_environ_proxies(self._url))
-            session.headers["Accept"] = "application/json"
-            session.headers["User-Agent"] = "agent-smith"
-            # The body is read by `_read_body`, which knows how long it may be.
-            adapter = BoundedAdapter(
-                max_bytes=None, max_raw_bytes=MAX_RESPONSE_BYTES, pool_connections=1, pool_maxsize=1, max_retries=RETRY
-            )
-            session.mount("http://", adapter)
-            session.mount("https://", adapter)
+            session = new_session(self._url, max_raw_bytes=MAX_RESPONSE_BYTES)
             self._local.session = session
             self._local.posts = {}  # the prepared POST requests, for each path
             self._local.pid = os.getpid()

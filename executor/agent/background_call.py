@@ -1,4 +1,4 @@
-"""Calls a function in a thread of its own while the main thread reports progress to the supervisor.
+"""Calls a function in a new thread while the main thread reports progress to the supervisor.
 
 The supervisor kills an agent whose main thread reports no progress for long. So the main thread calls functions that
 may take long, such as a migration of the database, through this module.

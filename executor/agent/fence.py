@@ -56,7 +56,7 @@ def runs_until_s(mode: str, renewed_at: float, *, lease_s: float, has_other_agen
 class Fence:
     """Compares the time since the last renewal of the leases with the length of a lease.
 
-    A thread of its own calls `check`, because the thread that renews the leases may wait for the database.
+    A separate thread calls `check`, because the thread that renews the leases may wait for the database.
     """
 
     dispatcher: Dispatcher

@@ -90,7 +90,8 @@ class VmMetrics:
     #: For each VMID: the monotonic time of the last round, and the VM's row in that round.
     _previous_rows: dict[int, tuple[float, VmRow]] = field(default_factory=dict)
     _logged_missing_types: set[str] = field(default_factory=set)  #: metric types that were logged as missing
-    #: The VM with which the next round starts: that of the first sample that the last round dropped, or 0 for none.
+    #: The VM with which the next round starts: the VM of the first dropped sample of the last round. 0 if none was
+    #: dropped.
     _first_vmid: int = 0
     _has_dropped_samples: bool = False  #: the last round dropped samples
     #: For each VMID whose instance id FulcrumCore does not know: the monotonic time until which no samples are sent.

@@ -34,8 +34,7 @@ log = get_logger(__name__)
 #: The wait between two reads of a service for which FulcrumCore answers 403. The wait is never longer than the interval
 #: of the critical job, because the execution would otherwise count as overdue.
 READ_INTERVAL_S = MIN_DURATION_S / (MIN_REFUSALS - 1)
-#: The maximum number of reads of such a service in one execution: one more than `RefusalCounter` needs for its
-#: decision.
+#: The maximum number of reads of such a service in one execution. `RefusalCounter` needs one less for its decision.
 MAX_READS = MIN_REFUSALS + 1
 
 

@@ -45,8 +45,8 @@ def react_to_refusal(
 ) -> RefusalReaction:
     """Return how the reporter reacts to a refused report. The job's status at FulcrumCore determines the reaction.
 
-    After the job timeout, FulcrumCore itself fails a job, with an error message of its own. It completes a job only
-    when this agent reports the job as completed.
+    After the job timeout, FulcrumCore itself fails a job, with another error message than the agent's. It completes a
+    job only when this agent reports the job as completed.
     """
     if status_at_core == "Pending":
         return RefusalReaction.CLAIM_AND_SEND

@@ -88,7 +88,7 @@ class TenantUsage:
         except JobError:
             if job.action != "resize":
                 raise
-            return Amounts()  # a provider's own resize may have properties of its own
+            return Amounts()  # a provider's own resize may have other properties
         return _sizes(vm, self._config(mapping)).growth_from(before)
 
     def _config(self, mapping: Mapping) -> MappingType[str, Any]:

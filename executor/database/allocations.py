@@ -68,7 +68,7 @@ def of_others(
 def put(  # noqa: PLR0913 (one parameter for each column)
     session: Session, owner: AllocationOwner, *, vmid: int, node: str, memory_bytes: int, cores: int
 ) -> None:
-    """Store an allocation for a VM. It replaces an earlier one, also that of an agent that has ended."""
+    """Store an allocation for a VM. Replace an earlier allocation of the VM, also if another agent has stored it."""
     values: dict[str, Any] = {
         "cluster": owner.cluster,
         "vmid": vmid,
@@ -173,7 +173,7 @@ def note_success(
 def max_creates(owner: AllocationOwner, max_clones: int) -> ScalarSelect[int]:
     """Return the SQL expression for the number of creates that all agents together may run at the same time.
 
-    It is the sum of the limits of all targets that were used lately, and the number of creates whose clone has ended.
+    It is the sum of the limits of all recently used targets, plus the number of creates whose clone has ended.
     `max_clones` is the setting of this agent. A higher limit of a target counts as this number.
     """
     is_used = (CloneTarget.cluster == owner.cluster) & (CloneTarget.used_at >= db_now(-MAX_UNUSED_TARGET_S))

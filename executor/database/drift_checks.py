@@ -17,7 +17,7 @@ Findings = list[dict[str, Any]]
 
 
 def replace(session: Session, cluster: str, findings: Findings) -> Findings:
-    """Store the findings of a check. Return those of the check before."""
+    """Store the findings of a check. Return the findings of the previous check."""
     earlier = session.scalar(select(DriftCheck.findings).where(DriftCheck.cluster == cluster).with_for_update())
     columns: dict[str, Any] = {"concluded_at": db_now(), "findings": findings}
     stmt = insert_into(session, DriftCheck).values(cluster=cluster, **columns)

@@ -1,4 +1,4 @@
-"""Counts and measures the jobs that ended lately, for the overview page. Each query reads an index of ended jobs."""
+"""Counts and measures the recently ended jobs, for the overview page. Each query reads an index of ended jobs."""
 
 from __future__ import annotations
 

@@ -241,7 +241,7 @@ def due_for_deletion(
 ) -> Sequence[Mapping]:
     """Return the mappings that are pending deletion and whose VM may be deleted now, in the order of `delete_at`.
 
-    At most `limit` mappings are returned. With `after`, the first of them is the one that follows this mapping.
+    At most `limit` mappings are returned. With `after`, only mappings that follow this mapping are returned.
     """
     stmt = select(Mapping).where(IS_CURRENT, Mapping.state == MappingState.PENDING_DELETION)
     stmt = stmt.where(Mapping.cluster == cluster)

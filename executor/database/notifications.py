@@ -32,7 +32,7 @@ def announce_jobs(session: Session) -> None:
 
 @dataclass(kw_only=True)
 class NotificationListener:
-    """Waits for notifications on a connection of its own, which is not one of the pool."""
+    """Waits for notifications on a separate connection, outside of the engine's pool."""
 
     engine: Engine
     _connection: Any = None  #: None before the first wait and after an error

@@ -33,7 +33,7 @@ def due_reports(session: Session, limit: int) -> Sequence[Job]:
 
 
 def claim_due_reports(session: Session, limit: int, *, claim_s: float) -> Sequence[Job]:
-    """Return the same as `due_reports`. Other agents send none of these reports for the next `claim_s` seconds.
+    """Claim and return the reports that `due_reports` returns. For `claim_s`, no other agent sends these reports.
 
     The caller sends the reports, and then releases those that it has not sent. If the caller's process ends before
     that, another agent sends them after `claim_s`. FulcrumCore refuses a report that is sent twice.
@@ -75,7 +75,7 @@ def has_due_reports(session: Session) -> bool:
 
 
 def _is_due(job_id: int, epoch: int | None) -> ColumnElement[bool]:
-    """Return the SQL condition that the job's report is due, and that its result is the one of this epoch.
+    """Return the SQL condition that the job's report is due, and that the job still has this epoch.
 
     FulcrumCore may list an ended job as open again. Its next attempt then has another epoch, and another result, which
     an answer to an earlier report does not concern. Without `epoch`, the condition is true for each result.

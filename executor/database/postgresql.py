@@ -79,7 +79,7 @@ class LimitedConnection(psycopg.Connection[Any]):
             while True:
                 ready_events = yield awaited_event
                 if ready_events == waiting.READY_NONE and self._is_overdue(started_at):
-                    self.pgconn.finish()  # so that a late answer is not taken for that of the next request
+                    self.pgconn.finish()  # a late answer must not become the answer to the next request
                     raise psycopg.OperationalError(f"the server did not answer within {self.response_timeout_s:g} s")
                 awaited_event = request.send(ready_events)
         except StopIteration as end:

@@ -258,7 +258,7 @@ def oldest_pending_time(session: Session) -> datetime | None:
 
 
 def oldest_pending_jobs(session: Session, limit: int) -> Sequence[Job]:
-    """Return at most `limit` pending jobs, the one that was received first is first."""
+    """Return at most `limit` pending jobs, in the order in which they were received."""
     stmt = select(Job).where(Job.status == PENDING_LITERAL).order_by(Job.received_at, Job.id)
     return session.scalars(stmt.limit(limit)).all()
 

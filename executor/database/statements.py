@@ -68,7 +68,7 @@ def is_integer_text(text: str) -> bool:
 def may_begin_id(text: str) -> bool:
     """Return whether an operator's reference may be the beginning of a UUID.
 
-    A short number is always a job number or a VMID. If there is none of this number, it must not name another object
-    whose id happens to begin with these digits: `smith jobs cancel 17` would cancel the wrong job.
+    A short number is always a job number or a VMID. If no job or VM has this number, the number must not name another
+    object whose id begins with these digits. Otherwise, `smith jobs cancel 17` might cancel the wrong job.
     """
     return bool(text) and not (text.isdecimal() and len(text) < MIN_DIGITS_OF_ID)

@@ -1,4 +1,4 @@
-"""Counts what the VMs of a tenant use, and reserves for a job what it adds, within the tenant's limits.
+"""Counts what the VMs of a tenant use. Reserves what a job adds to this usage, within the tenant's limits.
 
 The row of a mapping has the sizes of its VM, and the row of an open job has what the job adds. What an ended job has
 reserved no longer counts, also after a failure. No function commits: the caller opens and commits the transaction.

@@ -34,7 +34,8 @@ SETTING_ORIGIN = "FulcrumCore"
 SERVER_SETTINGS = ("proxmox_host", "proxmox_port", "proxmox_validate_certs", "proxmox_ca_bundle")
 #: The settings that determine how the certificate of this server is verified.
 TLS_SETTINGS = ("proxmox_validate_certs", "proxmox_ca_bundle")
-#: The first and the longest wait between two attempts to read the configuration. Each wait is twice the one before.
+#: The first and the longest wait between two attempts to read the configuration. Each wait is twice as long as the
+#: previous wait.
 MIN_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
 #: Maximum number of doublings. The wait reaches MAX_BACKOFF_S after five. Without a maximum, a long outage would raise

@@ -95,7 +95,7 @@ class ChoiceReader:
     def _without_template(
         self, request: PlacementRequest, snapshot: ClusterSnapshot, may_wait: MayWait
     ) -> Placement | PlacementConstraints:
-        """Return the same as `_placement_or_constraints`, for a new VM that is not cloned from a template."""
+        """Return the result of `_placement_or_constraints` for a new VM that is not cloned from a template."""
         existing_guest = snapshot.find_vm(request.vmid)
         if existing_guest is not None:
             return _placement_on(existing_guest.node, "the VM exists there already")

@@ -17,7 +17,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def process_tree_memory_mib(root_pid: int, *, include_root: bool = True) -> float:
-    """Return the memory of the descendants of a process in MiB, and with `include_root` that of the process itself."""
+    """Return the memory of the descendants of a process in MiB. With `include_root`, include the process itself."""
     pids = process_tree.descendants(root_pid) | ({root_pid} if include_root else set())
     return sum(_memory_bytes(pid) for pid in pids) / BYTES_PER_MIB
 

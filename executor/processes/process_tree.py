@@ -234,7 +234,7 @@ def spawn(command: list[str], env: Mapping[str, str]) -> int:
 
 
 def exec_killed_with_parent(parent: int, command: list[str]) -> NoReturn:
-    """Replace this process by `command`, in a session of its own. The kernel kills it when `parent` dies."""
+    """Start a new session, and replace this process by `command`. The kernel kills it when `parent` dies."""
     _start_session()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent has died before prctl was called

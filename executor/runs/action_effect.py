@@ -12,7 +12,7 @@ from executor.runs.actions import Action
 from executor.shared.error_codes import ErrorCode
 
 #: The actions that destroy data: a VM with its disks, or what was written since a snapshot. A provider's action with
-#: one of these names destroys data, whatever its schema says.
+#: one of these names counts as destroying, even if its schema names another effect.
 DESTROYING_ACTIONS = ("delete", "rollback")
 
 

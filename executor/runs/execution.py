@@ -37,7 +37,7 @@ CHECK_INTERVAL_S = 0.2
 #: The guard ends the run's processes with TERM, and after a grace period with KILL. The agent waits for this time in
 #: addition to the grace period, and then kills processes that still exist.
 GUARD_MARGIN_S = 2.0
-#: ansible-runner's display callback writes each event to a file of its own. A larger file is not parsed.
+#: ansible-runner's display callback writes one file for each event. A larger file than this is not parsed.
 MAX_EVENT_FILE_BYTES = 4 * 1024 * 1024
 #: Maximum size of the part of the output that one call of `_read` reads.
 READ_BYTES = 16 * 1024
@@ -128,7 +128,7 @@ class Execution:
             self._guard_input_writer.close()
 
     def _run_guard(self) -> None:
-        """Start the guard and wait for its end. This method is called in a thread of its own."""
+        """Start the guard and wait for its end. A separate thread calls this method."""
         try:
             self._runner.run()
         except OSError as error:  # the disk is full or no process can be started: the run fails
@@ -212,8 +212,8 @@ class Execution:
 
         If a signal killed the guard, the exit code is 128 plus the number of the signal, as in a shell.
         """
-        # `rc` is None if the guard could not be started. This case has no exit code of its own: the run gets the exit
-        # code that a guard returns when it has ended a run.
+        # `rc` is None if the guard could not be started. Then the run gets the exit code that a guard returns when it
+        # has ended a run.
         rc = process_tree.EXIT_ENDED_BY_GUARD if self._runner.rc is None else int(self._runner.rc)
         if rc == 0:  # a run that succeeded before its cancellation took effect has this exit code, too
             return RunStatus.SUCCESSFUL, 0

@@ -216,7 +216,7 @@ class Runner:
         return [*process_tree.guard_prefix(), *config.command]
 
     def _server_environment(self, folder: Path) -> dict[str, str]:
-        """Return the environment of the server of warm runs: that of a run whose private folder is `folder`."""
+        """Return the environment of the server of warm runs, as if `folder` were the private folder of a run."""
         placeholder_run = PlaybookRun(ident="warm", action="", playbook=Path("none.yml"), vm={}, timeout_s=0)
         return dict(self._config(folder, placeholder_run).env)
 

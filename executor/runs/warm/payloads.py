@@ -127,6 +127,6 @@ def _find_installed_file(name: str) -> Path | None:
 
 @cache
 def _import_folders() -> Iterable[Path]:
-    """Return the folders in which Ansible finds collections, and those of the import path with Ansible itself."""
+    """Return the folders of the search paths that contain `ansible_collections` or the package `ansible`."""
     folders = [Path(entry) for entry in (*patches.COLLECTIONS_PATHS.get_value(), *sys.path) if entry]
     return [folder for folder in folders if (folder / "ansible_collections").is_dir() or (folder / "ansible").is_dir()]

@@ -201,7 +201,7 @@ def _import_what_runs_need() -> None:
 
 @contextlib.contextmanager
 def _installed_collection_finder() -> Iterator[None]:
-    """Make Python import from collections during the block. Each run installs a finder of its own."""
+    """Make Python import from collections during the block. Each run later installs another finder."""
     finder = patches.COLLECTION_FINDER.get_value()(paths=[*patches.COLLECTIONS_PATHS.get_value()])
     finder._install()
     try:

@@ -12,7 +12,7 @@ depends_on = None
 
 AMOUNTS = ("cores", "memory_mib", "disk_gib", "snapshots", "backups")
 RESERVED = ("reserved_vms", *(f"reserved_{name}" for name in AMOUNTS))
-#: The tenant of a mapping is the one that its service's newest job names.
+#: A mapping gets the tenant of the newest job of its service.
 FILL_TENANTS = """
 UPDATE mappings SET tenant_id = (
     SELECT jobs.tenant_id FROM jobs

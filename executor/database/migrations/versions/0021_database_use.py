@@ -1,4 +1,4 @@
-"""Add which agent of FulcrumCore uses the database, which node works on what, and the last drift check."""
+"""Add the tables of the database's user and of drift checks, and columns about the agent of a process."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ IDLE_POLLS_PER_ADDED_INTERVAL = 10
 #: for a job.
 MAX_INTERVAL_S = 10.0
 MAX_INTERVAL_SHARE = 0.1
-#: Time between two comparisons of the jobs that FulcrumCore lists as claimed by this agent with the rows.
+#: How often the poller compares the table of jobs with the jobs that FulcrumCore lists as claimed by this agent.
 COMPARISON_INTERVAL_S = 300.0
 #: A job's priority is limited to the range from -MAX_PRIORITY to MAX_PRIORITY.
 MAX_PRIORITY = 1000
@@ -132,7 +132,7 @@ class Poller:
         return recovered_count
 
     def compare_claimed_jobs(self) -> None:
-        """Compare the jobs that FulcrumCore lists as claimed by this agent with the rows.
+        """Compare the table of jobs with the jobs that FulcrumCore lists as claimed by this agent.
 
         A job that has ended in this database is continued. A job without a row was claimed by another executor with
         this agent's token, because this agent stores each job before it claims the job. Such a job is stored only to
@@ -149,7 +149,7 @@ class Poller:
         self._note_claimed_elsewhere(jobs)
 
     def _note_claimed_elsewhere(self, processing_jobs: list[CoreJob]) -> None:
-        """Store which jobs another executor has claimed, and log how many jobs FulcrumCore does not accept as ended.
+        """Store which jobs another executor has claimed; log how many jobs are open in FulcrumCore, but not here.
 
         `processing_jobs` are all jobs that FulcrumCore lists as claimed by this agent.
         """

@@ -110,7 +110,7 @@ class Pruner:
         )
 
     def _prune_secret_references(self) -> int:
-        """Remove the rows that bind references to services without a job and a current mapping; return their number."""
+        """Remove the bindings of services that have neither a job nor a current mapping; return their number."""
         return self._delete_in_batches(lambda session: secret_references.prune(session, limit=BATCH_SIZE))
 
     def _prune_manual_runs(self) -> int:

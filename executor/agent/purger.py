@@ -107,9 +107,9 @@ class VmPurger:
     def _has_service_ended(self, mapping: Mapping) -> bool:
         """Return whether the mapping's service has ended in FulcrumCore.
 
-        Logs a warning when the service has not ended, or when it cannot be read for another reason. A service has
-        not ended if, for example, FulcrumCore has failed its delete job after the job timeout. Raises NotCertainlyGone
-        when the service must be read again, and FulcrumUnavailable when FulcrumCore answers no request.
+        Logs a warning when the service has not ended, or when FulcrumCore does not return it. A service has not ended
+        if, for example, FulcrumCore has failed its delete job after the job timeout. Raises NotCertainlyGone when the
+        service must be read again, and FulcrumUnavailable when FulcrumCore answers no request.
         """
         try:
             service = self._read_service(mapping.service_id)

@@ -24,7 +24,7 @@ MAX_MEMORY_AGE_S = 5.0
 class Limit(StrEnum):
     """Why an agent process claims no more jobs, waits for its running jobs, and ends.
 
-    In `Mode.SERVE` (see agent.py), the supervisor then starts a new agent process.
+    In `Mode.SERVE` (see mode.py), the supervisor then starts a new agent process.
     """
 
     JOBS = "jobs"  #: SMITH_MAX_JOBS

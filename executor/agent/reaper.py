@@ -2,9 +2,11 @@
 
 To reap a job is to take it from its owner. The owner may still run the job's playbook, for example while it cannot
 reach the database. So an agent reaps a job only when no run of the owner can be in progress. This is certain in three
-cases: 1. The owner fences: it ends its runs before its leases expire. 2. The job's deadline has passed: every run ends
-before the deadline. 3. No run is stored: the owner stores each run before the run starts, and can store none after the
-job was reaped.
+cases:
+
+1. The owner fences: it ends its runs before its leases expire.
+2. The job's deadline has passed: every run ends before the deadline.
+3. No run is stored: the owner stores each run before the run starts, and can store none after the job was reaped.
 
 The reaper does not compare the clocks of two machines. It measures with its own monotonic clock for how long a lease
 has not changed. When the reaper itself could not read the database for a while, it starts this measurement again,

@@ -14,10 +14,10 @@ from typing import Any
 
 from executor.placement.templates import Template, marked_template_text, template_facts
 from executor.proxmox.client import ProxmoxReader
-from executor.proxmox.privileges import LOCAL_ZONE
 from executor.proxmox.rows import StorageRow, as_text, assume_available
 from executor.proxmox.template_needs import host_cd_drives, root_only_devices
 from executor.shared.marker import markers_in
+from executor.shared.sdn_zones import LOCAL_ZONE
 
 DEFAULT_POOL = "agent-smith"
 #: A name that can be a key of PROXMOX_TEMPLATES, and a value that needs no quotes in a file of settings.

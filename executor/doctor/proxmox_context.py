@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from executor.errors import JobError
 from executor.placement import templates
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import NodeRow, StorageConfig, StorageRow, VmRow, assume_available
 from executor.settings.settings import Settings
 from executor.settings.types import ANY
+from executor.shared.sdn_zones import LOCAL_ZONE
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,9 @@ class ProxmoxContext:
         return {node.name: self.reader.bridges(node.name) for node in self.allowed_nodes if node.is_online}
 
     @cached_property
-    def vnet_zones(self) -> dict[str, str]:
-        """The SDN zone of each VNet on which the token has SDN.Audit; empty if Proxmox has no SDN."""
-        with contextlib.suppress(JobError):
-            return self.reader.vnet_zones()
-        return {}
+    def zone_by_bridge(self) -> dict[str, str]:
+        """The SDN zone of each bridge that a VM may have. That of a VNet is known without a privilege on it."""
+        return {bridge: self.reader.vnet_zone(bridge) or LOCAL_ZONE for bridge in self.bridges}
 
     @cached_property
     def template_configs(self) -> list[tuple[str, dict[str, Any]]]:

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 
 from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line, setting_line
 from executor.doctor.proxmox_context import ProxmoxContext
-from executor.doctor.proxmox_privileges import vnet_commands
-from executor.proxmox.privileges import privilege_for_bridge
+from executor.doctor.proxmox_privileges import grant_commands
+from executor.proxmox.privileges import PrivilegeNeed, privilege_for_bridge
 from executor.settings.types import ANY
+from executor.shared.sdn_zones import LOCAL_ZONE
 
 _RESULT = ResultFactory(Area.PROXMOX)
+#: The command that applies the changes of SDN on all nodes.
+APPLY_SDN = "pvesh set /cluster/sdn"
 #: The command that ends the maintenance of a node, without the node's name.
 MAINTENANCE_OFF = ("ha-manager", "crm-command", "node-maintenance", "disable")
 
@@ -76,11 +79,23 @@ def _check_bridge(bridge: str, context: ProxmoxContext) -> CheckResult:
     hints = [f"on {nodes_without_bridge[0]}: {command_line('ip', 'link', 'show', bridge)}"]
     if len(nodes_without_bridge) < len(bridges_by_node):
         return _RESULT.warn("bridge", problem, *hints)
-    hints = [*_other_bridge(bridge, context), *hints, *vnet_commands(context, bridge)]
-    if "SDN.Use" not in context.reader.permissions(privilege_for_bridge(bridge).path):
+    hints = [*_other_bridge(bridge, context), *hints]
+    zone = context.zone_by_bridge[bridge]
+    need = privilege_for_bridge(bridge, zone)
+    may_use = "SDN.Use" in context.reader.permissions(need.path)
+    if zone != LOCAL_ZONE:
+        return _vnet_problem(context, need, f"VNet {bridge} of the zone {zone}", may_use=may_use)
+    if not may_use:
         return _RESULT.fail("bridge", problem, *hints)
     unknown = f"Proxmox lists no {bridge} on {', '.join(nodes_without_bridge)}: unknown whether the nodes have it"
     return _RESULT.warn("bridge", f"{unknown}; without it VMs do not start", *hints)
+
+
+def _vnet_problem(context: ProxmoxContext, need: PrivilegeNeed, vnet: str, *, may_use: bool) -> CheckResult:
+    if may_use:
+        nodes = ", ".join(context.bridges_by_node)
+        return _RESULT.fail("bridge", f"the {vnet} is not on {nodes}: apply it, or extend its zone", APPLY_SDN)
+    return _RESULT.fail("bridge", f"the token may not use the {vnet} (SDN.Use)", *grant_commands(context, need))
 
 
 def _other_bridge(bridge: str, context: ProxmoxContext) -> list[str]:

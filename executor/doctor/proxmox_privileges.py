@@ -14,7 +14,7 @@ _RESULT = ResultFactory(Area.PROXMOX)
 
 def check_privileges(context: ProxmoxContext) -> Iterator[CheckResult]:
     """Check that the token has each privilege that the actions need with these settings."""
-    needs = needs_of_settings(context, {bridge: _zone_of(context, bridge) for bridge in context.bridges})
+    needs = needs_of_settings(context, context.zone_by_bridge)
     granted_by_path = {path: context.reader.permissions(path) for path in dict.fromkeys(need.path for need in needs)}
     missing_privileges_by_need = privileges.unmet_needs(needs, granted_by_path)
     if all(missing_privileges_by_need.get(need) == need.privileges for need in needs):
@@ -23,7 +23,7 @@ def check_privileges(context: ProxmoxContext) -> Iterator[CheckResult]:
     for need in needs:
         if need in missing_privileges_by_need:
             text = f"{', '.join(sorted(missing_privileges_by_need[need]))} missing on {need.path}, {need.purpose}"
-            yield _RESULT.fail("privileges", text, *_grant_commands(context, need))
+            yield _RESULT.fail("privileges", text, *grant_commands(context, need))
     if not missing_privileges_by_need:
         yield _RESULT.ok("privileges", f"the token has all needed privileges on {', '.join(granted_by_path)}")
     if len(context.allowed_nodes) > 1 and "Sys.Audit" not in context.reader.permissions("/nodes"):
@@ -37,7 +37,7 @@ def _no_privileges(context: ProxmoxContext, needs: list[privileges.PrivilegeNeed
     text = "the token has none of the needed privileges on VMs, storages and bridges"
     if context.settings.proxmox_token_id:
         text += ": a token with privilege separation needs entries of its own"
-    commands = [command for need in needs for command in _grant_commands(context, need)]
+    commands = [command for need in needs for command in grant_commands(context, need)]
     return _RESULT.fail("privileges", text, *dict.fromkeys(commands))
 
 
@@ -61,41 +61,8 @@ def needs_of_settings(context: ProxmoxContext, zone_by_bridge: Mapping[str, str]
     return list(dict.fromkeys(needs))
 
 
-def _zone_of(context: ProxmoxContext, bridge: str) -> str:
-    """Return the SDN zone of a bridge or VNet.
-
-    Bridges are in the local zone. Only a token with SDN.Audit may read the zone of a VNet. For another token, a zone is
-    returned in which the token has SDN.Use on this VNet, or else on the whole zone; or else the local zone.
-    """
-    if zone := context.vnet_zones.get(bridge):
-        return zone
-    parts = [path.split("/")[3:] for path in context.reader.sdn_paths()]
-    zones = [zone for zone, *below in parts if below[:1] == [bridge]]
-    zones.append(privileges.LOCAL_ZONE)
-    if any(bridge in bridges for bridges in context.bridges_by_node.values()):
-        zones += [zone for zone, *below in parts if not below]
-    for zone in zones:
-        if "SDN.Use" in context.reader.permissions(privileges.privilege_for_bridge(bridge, zone).path):
-            return zone
-    return privileges.LOCAL_ZONE
-
-
-def _grant_commands(context: ProxmoxContext, need: privileges.PrivilegeNeed) -> list[str]:
+def grant_commands(context: ProxmoxContext, need: privileges.PrivilegeNeed) -> list[str]:
     """Return the `pveum` commands that grant the token the needed privileges."""
-    local_zone = f"/sdn/zones/{privileges.LOCAL_ZONE}/"
-    commands = _pveum_commands(context, need)
-    if need.path.startswith(local_zone):
-        return [*commands, *vnet_commands(context, need.path.removeprefix(local_zone))]
-    return commands
-
-
-def vnet_commands(context: ProxmoxContext, bridge: str) -> list[str]:
-    """Return the commands that grant SDN.Use on `bridge` if it is a VNet. `<zone>` stands for its unknown zone."""
-    commands = _pveum_commands(context, privileges.privilege_for_bridge(bridge, "ZONE"))
-    return [f"for a VNet: {command.replace('/ZONE/', '/<zone>/')}" for command in commands]
-
-
-def _pveum_commands(context: ProxmoxContext, need: privileges.PrivilegeNeed) -> list[str]:
     settings = context.settings
     return privileges.pveum_commands(
         [need], context.reader.roles(), user=settings.proxmox_user, token_id=settings.proxmox_token_id

@@ -34,6 +34,7 @@ from executor.proxmox.rows import (
 from executor.settings.types import MAX_VMID, MIN_VMID
 from executor.shared.error_codes import ErrorCode
 from executor.shared.marker import markers_in, service_in
+from executor.shared.sdn_zones import VNET_NAME, zone_in_refusal
 
 #: Matches the name of a storage. A name that matches is safe in a URL's path.
 STORAGE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
@@ -255,10 +256,14 @@ class ProxmoxReader:
         rows = as_objects(self._session.get("/cluster/sdn/vnets"))
         return {as_text(row.get("vnet")): as_text(row.get("zone")) for row in rows if row.get("zone")}
 
-    def sdn_paths(self) -> list[str]:
-        """List the paths of SDN zones, and of bridges in them, on which an entry grants SDN.Use to the token."""
-        granted = as_object(self._session.get("/access/permissions"))
-        return [path for path, rights in granted.items() if path.startswith("/sdn/zones/") and "SDN.Use" in rights]
+    def vnet_zone(self, name: str) -> str:
+        """Return the SDN zone of the VNet of this name; '' if there is none, or if Proxmox does not say it."""
+        if not VNET_NAME.fullmatch(name):
+            return ""
+        try:
+            return as_text(as_object(self._session.get(f"/cluster/sdn/vnets/{name}")).get("zone"))
+        except JobError as error:
+            return zone_in_refusal(str(error))
 
     def roles(self) -> dict[str, frozenset[str]]:
         """Return the privileges of each role. The request needs no privilege."""

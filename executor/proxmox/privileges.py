@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from executor.shared.sdn_zones import LOCAL_ZONE
+
 #: The first major version of Proxmox VE in which the privileges VM.GuestAgent.* replace VM.Monitor.
 GUEST_AGENT_PRIVILEGES_SINCE_MAJOR = 9
 #: The needed privileges on VMs, except those whose name depends on the version of Proxmox VE.
@@ -35,8 +37,6 @@ VM_PRIVILEGES = (
 STORAGE_WRITE_PRIVILEGES = frozenset({"Datastore.AllocateSpace", "Datastore.Audit"})
 #: The privileges on a storage from which the agent only reads.
 STORAGE_READ_PRIVILEGES = frozenset({"Datastore.Audit"})
-#: Proxmox's name for the zone of all local bridges. A virtual network (VNet) belongs to another zone.
-LOCAL_ZONE = "localnetwork"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ class ActionModule(VmAction):
         is_needed = is_rollback or name not in complete_snapshots(facts)
         if is_needed:
             self.refuse(lock_problem(facts), snapshot_problem(facts, name, state), suspended_problem(facts))
-        if is_needed and not is_rollback and not self.cluster.has_snapshot_feature(facts["node"], facts["vmid"]):
+        if is_needed and not is_rollback and not self.cluster.has_feature(facts["node"], facts["vmid"], "snapshot"):
             self.refuse(snapshot_support_problem(facts))
         if is_rollback:
             self.refuse(rollback_problem(self.cluster, facts, name))

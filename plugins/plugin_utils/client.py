@@ -17,6 +17,7 @@ __all__ = [
     "connect",
     "error_text",
     "is_final",
+    "listed_rows",
     "login_name",
 ]
 
@@ -89,3 +90,13 @@ def is_final(exc: BaseException) -> bool:
     Return False if the answer was lost or Proxmox had an internal error.
     """
     return isinstance(exc, AuthenticationError) or getattr(exc, "status_code", 599) < 500
+
+
+def listed_rows(resource: Any, **parameters: Any) -> list[dict[str, Any]]:
+    """Return the rows of a list; none if the login may not read it."""
+    try:
+        return list(resource.get(**parameters))
+    except ResourceException as exc:
+        if getattr(exc, "status_code", 0) != 403:
+            raise
+        return []

@@ -295,15 +295,9 @@ class Cluster:
             self._rows["node"] = list(self.api.nodes.get())
         return self._rows["node"]
 
-    def may_use_bridge(self, zone: str, bridge: str, vlan: str = "") -> bool:
-        """Return whether the login may connect a guest to a bridge of an SDN zone, or to one VLAN on it."""
-        path = f"/sdn/zones/{zone}/{bridge}" + (f"/{vlan}" if vlan else "")
-        rights = self.api.access.permissions.get(path=path)
-        return any("SDN.Use" in privileges for privileges in rights.values())
-
-    def has_snapshot_feature(self, node: str, vmid: int) -> bool:
-        """Return whether Proxmox can make a snapshot of the guest: each disk's storage and format must support it."""
-        return is_yes(self.guest(node, vmid).feature.get(feature="snapshot").get("hasFeature"))
+    def has_feature(self, node: str, vmid: int, feature: str) -> bool:
+        """Return whether Proxmox can make a `snapshot` or a linked `clone`: each disk's storage must support it."""
+        return is_yes(self.guest(node, vmid).feature.get(feature=feature).get("hasFeature"))
 
     def disk_storages(self, node: str) -> set[str]:
         """Return the node's storages that may contain disks of guests, as far as the login has a privilege on them."""

@@ -15,11 +15,10 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from . import container, disks, nics
-from .allowed import ANY
-from .client import FAILED_CALL, ResourceException, error_text
+from . import disks
+from .bridges import bridge_problem
+from .client import FAILED_CALL, error_text, listed_rows
 from .creation import is_blank
-from .guest_facts import NIC_KEY
 from .identity import kind_of
 from .request_values import is_yes
 
@@ -31,10 +30,6 @@ Facts = dict[str, Any]
 FILE_STORAGES = ("dir", "nfs", "cifs", "glusterfs")
 #: The content that a storage needs for the disks of a guest, by its kind.
 DISK_CONTENT = {"qemu": "images", "lxc": "rootdir"}
-#: Proxmox's name for the SDN zone of all bridges of the nodes. A VNet belongs to another zone.
-LOCAL_ZONE = "localnetwork"
-#: The type of a VNet in Proxmox's list of bridges.
-VNET = "vnet"
 #: Proxmox's error text about a storage that does not exist.
 NO_STORAGE = re.compile(r"storage '[^']*' does not exist")
 
@@ -58,7 +53,7 @@ def _problems(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is
         yield _cpu_model_problem(cluster, node, source, vm, is_new)
     elif int(vm.get("cores") or 0) > (0 if is_new else source["cores"] or math.inf):
         yield _container_cores_problem(cluster, node, int(vm["cores"]))
-    yield _bridge_problem(cluster, node, source, vm, is_new)
+    yield bridge_problem(cluster, node, source, vm, is_new)
     for storage in sorted(_requested_storages(source, vm, is_new)):
         yield _storage_problem(cluster, node, storage, vm)
 
@@ -118,65 +113,10 @@ def _cpu_model_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str,
     current = str(source["config"].get("cpu") or "").partition(",")[0].removeprefix("cputype=")
     if not model or model.startswith("custom-") or (model == current and not is_new):
         return ""
-    names = {str(row.get("name")) for row in _listed(cluster.api.nodes(node).capabilities.qemu.cpu)}
+    names = {str(row.get("name")) for row in listed_rows(cluster.api.nodes(node).capabilities.qemu.cpu)}
     if not names or model in names:
         return ""
     return f"INVALID_REQUEST: property cpu_type: Proxmox knows no such CPU model ({model})"
-
-
-def _requested_networks(source: Facts, vm: dict[str, Any], is_new: bool) -> tuple[set[tuple[str, str]], set[str]]:
-    """Return (bridge, VLAN) of each NIC that changes, and the bridges that are new to a NIC. No VLAN is ''."""
-    values = (container if kind_of(vm) == "lxc" else nics).nic_values(source, vm)
-    current = {name: str(source["config"].get(name, "")) for name in values}
-    changed = [name for name in values if is_new or {*values[name].split(",")} != {*current[name].split(",")}]
-    networks = {name: (nics.option_of(values[name], "bridge"), nics.option_of(values[name], "tag")) for name in changed}
-    bridges = {
-        networks[name][0] for name in changed if is_new or networks[name][0] != nics.option_of(current[name], "bridge")
-    }
-    return {(bridge, vlan) for bridge, vlan in networks.values() if bridge}, bridges - {""}
-
-
-def _bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is_new: bool) -> str:
-    """Return why the guest cannot be connected to a bridge that the request names.
-
-    Proxmox lists only VNets and the bridges of /etc/network/interfaces, but it accepts every bridge that the node has.
-    So a bridge that is not listed is accepted if the guest has it already, or if the provider offers it by its name.
-
-    A listed bridge may be refused, because its listing needs only SDN.Audit. To change a NIC, the login needs SDN.Use
-    on the NIC's bridge, even if the bridge does not change.
-    """
-    networks, new_bridges = _requested_networks(source, vm, is_new)
-    if not networks:
-        return ""
-    types = {str(row.get("iface")): str(row.get("type")) for row in _bridge_rows(cluster, node)}
-    offered = {*((vm.get("allowed") or {}).get("bridges") or ())} - {ANY}
-    current = {nics.option_of(str(value), "bridge") for key, value in source["config"].items() if NIC_KEY.match(key)}
-    known = offered | (current if source.get("node") == node else set())
-    missing = sorted(new_bridges - types.keys() - known) if types else []
-    if missing:
-        what = f"Proxmox lists no {', '.join(missing)} on {node}"
-        hint = "if it is not defined in /etc/network/interfaces, name it in PROXMOX_BRIDGES, or else grant SDN.Use"
-        return f"NOT_FOUND: property bridge: it does not exist ({what}; {hint})"
-    vnets = {name for name in types if types[name] == VNET}
-    if refused := sorted({bridge for bridge, vlan in networks if not _may_use(cluster, bridge, vlan, bridge in vnets)}):
-        return f"PVE_PERMISSION: property bridge: the login may not use it (SDN.Use on {', '.join(refused)})"
-    return ""
-
-
-def _may_use(cluster: Cluster, bridge: str, vlan: str, is_vnet: bool) -> bool:
-    """Return whether the login may connect a guest to the bridge, or to one VLAN of it; True if that is unknown.
-
-    Only a login with SDN.Audit may read the zone of a VNet. A login without SDN.Audit sees only VNets that it may use.
-    """
-    if not is_vnet:
-        return cluster.may_use_bridge(LOCAL_ZONE, bridge, vlan)
-    rows = _listed(cluster.api.cluster.sdn.vnets)
-    zone = next((str(row.get("zone") or "") for row in rows if row.get("vnet") == bridge), "")
-    return not zone or cluster.may_use_bridge(zone, bridge, vlan)
-
-
-def _bridge_rows(cluster: Cluster, node: str) -> list[dict[str, Any]]:
-    return _listed(cluster.api.nodes(node).network, type="any_bridge")
 
 
 def _requested_storages(source: Facts, vm: dict[str, Any], is_new: bool) -> set[str]:
@@ -208,13 +148,3 @@ def _storage_problem(cluster: Cluster, node: str, storage: str, vm: dict[str, An
         if getattr(exc, "status_code", 0) != 403:
             raise
     return ""
-
-
-def _listed(resource: Any, **parameters: Any) -> list[dict[str, Any]]:
-    """Return the rows of a list; none if the login may not read it."""
-    try:
-        return list(resource.get(**parameters))
-    except ResourceException as exc:
-        if getattr(exc, "status_code", 0) != 403:
-            raise
-        return []

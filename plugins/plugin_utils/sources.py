@@ -25,6 +25,10 @@ def template_problem(cluster: Cluster, template: Facts, vm: dict[str, Any]) -> s
     """Return why the template cannot be cloned to the requested node now."""
     if template.get("lock"):
         return f"VM_LOCKED: the template {template['vmid']} is locked ({template['lock']})"
+    is_linked = not is_yes(vm.get("full_clone", True))
+    if is_linked and not cluster.has_feature(template["node"], template["vmid"], "clone"):
+        storages = ", ".join(sorted(_disk_storages(template)))
+        return f"INVALID_REQUEST: property full_clone: a disk of the template allows no linked clone (on {storages})"
     node = str(vm.get("node") or template["node"])
     if node == template["node"]:
         return ""
@@ -36,6 +40,10 @@ def template_problem(cluster: Cluster, template: Facts, vm: dict[str, Any]) -> s
     return (
         f"INVALID_REQUEST: property node: {why} (the template is on {template['node']}; not shared: {', '.join(local)})"
     )
+
+
+def _disk_storages(template: Facts) -> set[str]:
+    return {str(disk.get("storage") or "") for disk in template["disks"].values()} - {""}
 
 
 def _storages(template: Facts, vm: dict[str, Any]) -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,41 +26,6 @@ def small_nodes(bench: Bench) -> Iterator[None]:
     bench.pve.control("revoke", path="/nodes", privilege="Sys.Audit")
 
 
-@contextmanager
-def only_networks(bench: Bench, *networks: str) -> Iterator[None]:
-    """Let the login use only these bridges, and VLANs of them such as `vmbr5/7`."""
-    zone = "/sdn/zones/localnetwork"
-    bench.pve.control("revoke", path=zone, privilege="SDN.Use")
-    for network in networks:
-        bench.pve.control("grant", path=f"{zone}/{network}", privilege="SDN.Use")
-    try:
-        yield
-    finally:
-        for network in networks:
-            bench.pve.control("revoke", path=f"{zone}/{network}", privilege="SDN.Use")
-        bench.pve.control("grant", path=zone, privilege="SDN.Use")
-
-
-@contextmanager
-def seen_networks(bench: Bench, *networks: str) -> Iterator[None]:
-    """Let the login see these bridges and VNets, named `ZONE/BRIDGE`, but not use them. The bridges exist."""
-    zones = dict(network.split("/")[::-1] for network in networks)
-    vnets = {name: zone for name, zone in zones.items() if zone != "localnetwork"}
-    bench.pve.control("bridges", bridges=["vmbr0", "vmbr1", *(zones.keys() - vnets.keys())])
-    for name, zone in vnets.items():
-        bench.pve.control("vnet", name=name, zone=zone)
-    for network in networks:
-        bench.pve.control("grant", path=f"/sdn/zones/{network}", privilege="SDN.Audit")
-    try:
-        yield
-    finally:
-        for network in networks:
-            for privilege in ("SDN.Audit", "SDN.Use"):
-                bench.pve.control("revoke", path=f"/sdn/zones/{network}", privilege=privilege)
-        for name in vnets:
-            bench.pve.control("vnet", name=name, zone="")
-
-
 @pytest.mark.usefixtures("small_nodes")
 def test_more_vcpus_than_the_node_has_cpus_are_refused_before_any_change(bench: Bench, pve_version: str) -> None:
     for action, vm in (
@@ -82,84 +46,6 @@ def test_more_vcpus_than_the_node_has_cpus_are_refused_before_any_change(bench: 
 def test_without_the_privilege_to_read_its_cpus_a_node_has_no_limit(bench: Bench, pve_version: str) -> None:
     bench.pve.control("node", node="pve1", maxcpu=8)
     assert bench.play("create", bench.vm(cores=16)).rc == 0, pve_version
-
-
-@pytest.mark.proxmox(
-    behaviour="a bridge that does not exist is accepted in a configuration, and the start fails in its task",
-    versions="8, 9",
-    source="pve-common: PVE/Network.pm, read_bridge_mtu",
-    reaction="reads the node's bridges before the first change (`NOT_FOUND`); those that a guest has are not checked",
-)
-def test_a_bridge_that_does_not_exist_is_refused_before_any_change(bench: Bench, pve_version: str) -> None:
-    container = bench.container(node="pve1", storage="ceph", os_template=bench.place.os_template)
-    for action, vm in (
-        ("create", bench.vm(bridge="vmbr9")),
-        ("create", bench.vm(networks=[{}, {"bridge": "vmbr9"}])),
-        ("create", {**container, "bridge": "vmbr9"}),
-        ("update", {**bench.add_vm(), "network": {"bridge": "vmbr9"}}),
-        ("update", {**bench.add_container(), "networks": [{}, {"bridge": "vmbr9"}]}),
-    ):
-        done = refused(bench, action, vm)
-        assert (done.code, "property bridge" in done.message) == ("NOT_FOUND", True), (pve_version, done.message)
-    on_vmbr9 = {"net0": "virtio=BC:24:11:00:11:22,bridge=vmbr9"}
-    assert bench.play("update", {**bench.add_vm(config=on_vmbr9), "networks": [{}, {"bridge": "vmbr9"}]}).rc == 0
-    old = bench.add_vm(config=on_vmbr9)
-    assert bench.play("update", {**old, "cores": 4, "network": {"bridge": "vmbr9"}}).rc == 0, "it has the bridge"
-    assert "bridge 'vmbr9' does not exist" in bench.play("start", old).message
-
-
-@pytest.mark.proxmox(
-    behaviour="a bridge of /etc/network/interfaces.d is not listed, but VMs and containers can use it",
-    versions="8, 9",
-    source="pve-manager: PVE/API2/Network.pm, index; pve-common: PVE/Network.pm, tap_plug",
-    reaction="checks only SDN.Use for a bridge that the guest has, or that `PROXMOX_BRIDGES` names; doctor warns",
-)
-def test_a_bridge_that_proxmox_does_not_list_is_used_if_the_provider_offers_it(bench: Bench, pve_version: str) -> None:
-    bench.pve.control("bridges", unlisted=["vmbr5"])
-    allowed = {"allowed": {"bridges": ["vmbr5"], "vlans": ["7"], "tags": ["web"]}}
-    vm = {**bench.vm(networks=[{}, {"bridge": "vmbr5"}]), **allowed}
-    for action in ("create", "start"):
-        done = bench.play(action, vm)
-        assert done.rc == 0, (pve_version, done.output)
-    assert bench.play("update", {**bench.add_container(), "bridge": "vmbr5", **allowed}).rc == 0
-    in_vlan = {**bench.vm(networks=[{}, {"bridge": "vmbr5", "vlan": 7}]), **allowed}
-    with only_networks(bench, "vmbr0", "vmbr5/7"):
-        done = refused(bench, "create", {**vm, **bench.vm()})
-        assert bench.play("create", in_vlan).rc == 0
-    assert (done.code, "SDN.Use on vmbr5" in done.message) == ("PVE_PERMISSION", True), done.message
-
-
-@pytest.mark.proxmox(
-    behaviour="a bridge is listed with SDN.Audit or a privilege on a VLAN of it, but a change of a NIC needs SDN.Use",
-    versions="8, 9",
-    source="pve-access-control: PVE/RPCEnvironment.pm, check_sdn_bridge; pve-guest-common: PVE/GuestHelpers.pm",
-    reaction="reads the privileges on each network before the first change (`PVE_PERMISSION`)",
-)
-def test_a_bridge_that_the_login_sees_but_may_not_use_is_refused_before_any_change(
-    bench: Bench, pve_version: str
-) -> None:
-    container = bench.container(node="pve1", storage="ceph", os_template=bench.place.os_template)
-    on_vnet7 = {"net0": "virtio=BC:24:11:00:11:22,bridge=vnet7"}
-    grown = {"disk_gib": 9}
-    with seen_networks(bench, "tenants/vnet7", "localnetwork/vmbr5"), only_networks(bench, "vmbr0", "vmbr1/7"):
-        for action, vm in (
-            ("create", bench.vm(bridge="vnet7")),
-            ("create", bench.vm(networks=[{}, {"bridge": "vmbr5"}])),
-            ("create", bench.vm(networks=[{}, {"bridge": "vmbr1"}])),
-            ("create", bench.vm(networks=[{}, {"bridge": "vmbr1", "vlan": 8}])),
-            ("create", bench.vm(template_vmid=None, blank=True, node="pve1", storage="ceph", bridge="vnet7")),
-            ("create", {**container, "bridge": "vnet7"}),
-            ("update", {**bench.add_vm(), "network": {"bridge": "vnet7"}, **grown}),
-            ("update", {**bench.add_vm(config=on_vnet7), "network": {"vlan": 7}, **grown}),
-            ("update", {**bench.add_container(), "networks": [{}, {"bridge": "vnet7"}]}),
-        ):
-            done = refused(bench, action, vm)
-            assert (done.code, "SDN.Use on v" in done.message) == ("PVE_PERMISSION", True), (pve_version, done.message)
-        assert bench.play("create", bench.vm(networks=[{}, {"bridge": "vmbr1", "vlan": 7}])).rc == 0
-        keeps_its_nic = {**bench.add_vm(config=on_vnet7), "cores": 4, "network": {"bridge": "vnet7"}}
-        assert bench.play("update", keeps_its_nic).rc == 0
-        bench.pve.control("grant", path="/sdn/zones/tenants/vnet7", privilege="SDN.Use")
-        assert bench.play("create", bench.vm(bridge="vnet7")).rc == 0
 
 
 @pytest.mark.proxmox(

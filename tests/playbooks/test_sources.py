@@ -12,8 +12,8 @@ from play_bench import Bench
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZv"
 MARKER = f"smith-uid={uuid.UUID(int=7)}"
 BLANK = {"template_vmid": None, "node": "pve1", "storage": "ceph"}
-#: The VMIDs of the templates: on local storage, on shared storage, with a marker, and without a cloud-init drive.
-LOCAL, SHARED, MARKED, BARE, LOCKED = range(9070, 9075)
+#: The VMIDs of the templates: on local and on shared storage, with a marker, without a cloud-init drive, and so on.
+LOCAL, SHARED, MARKED, BARE, LOCKED, RAW = range(9070, 9076)
 
 #: Each source with a request for a guest of it, and the code.
 IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
@@ -34,6 +34,7 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
         "INVALID_REQUEST",
     ),
     "a template whose disk is larger": ({"template_vmid": LOCAL, "disk_gib": 4}, "INVALID_REQUEST"),
+    "a template without linked clones": ({"template_vmid": RAW, "full_clone": False}, "INVALID_REQUEST"),
     "a locked template": ({"template_vmid": LOCKED}, "VM_LOCKED"),
     "an ISO image that does not exist": ({**BLANK, "iso": "local:iso/nosuch.iso"}, "NOT_FOUND"),
     "an ISO image on a storage that the login may not see": ({**BLANK, "iso": "nosuch:iso/a.iso"}, "PVE_PERMISSION"),
@@ -44,10 +45,13 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.fixture(scope="module", autouse=True)
 def templates(session_bench: Bench) -> None:
     pve = session_bench.pve
-    for vmid, storage in ((LOCAL, "local-lvm"), (SHARED, "ceph"), (MARKED, "ceph"), (BARE, "ceph"), (LOCKED, "ceph")):
+    for vmid in (LOCAL, SHARED, MARKED, BARE, LOCKED, RAW):
+        storage = "local-lvm" if vmid == LOCAL else "ceph"
         pve.control("add_template", vmid=vmid, name=f"source-{vmid}", node="pve1", storage=storage)
     pve.control("configure", vmid=MARKED, values={"description": MARKER})
     pve.control("configure", vmid=BARE, values={"ide2": None})
+    pve.control("add_storage", storage="raw", type="dir", content="images,rootdir", avail=100 * 1024**3)
+    pve.control("configure", vmid=RAW, values={"scsi1": f"raw:{RAW}/vm-{RAW}-disk-1.raw"})
     pve.control("lock", vmid=LOCKED, lock="backup")
 
 
@@ -109,6 +113,7 @@ def test_what_is_possible_of_the_same_sources_is_created(bench: Bench, pve_versi
         {"template_vmid": SHARED, "node": "pve2", "storage": "ceph"},
         {"template_vmid": BARE, "network": {"mode": "dhcp"}},
         {"template_vmid": LOCAL, "node": "pve1"},
+        {"template_vmid": LOCAL, "full_clone": False},
         {**BLANK, "iso": "local:iso/debian-12.iso"},
     ):
         done = play("create", bench.vm(**request))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from support.setups import BrokenSystem
 
 #: What stands before a command and says where or when it is executed.
-PREFIX = re.compile(r"^(on [\w.-]+|for a VNet|or): ")
+PREFIX = re.compile(r"^(on [\w.-]+|or): ")
 SETTING = re.compile(r"([A-Z][A-Z_]+)=(.*)")
 CALL = re.compile(r"PATCH (/\S+) (\{.*\}|with the file \S+)")
 #: The programs of this machine that a remedy may call.

@@ -168,9 +168,12 @@ def test_a_second_factor_is_asked_for_and_a_disabled_user_refused(stand_in: Prox
 
 
 def test_the_ca_and_the_vnets_can_be_read(stand_in: ProxmoxStandIn, root: Any) -> None:
-    stand_in.control("vnet", name="customers", zone="dc1")
-    assert [(row["vnet"], row["zone"]) for row in root.cluster.sdn.vnets.get()] == [("customers", "dc1")]
-    stand_in.control("vnet", name="customers", zone="")
+    stand_in.control("vnet", name="custom", zone="dc1")
+    assert [(row["vnet"], row["zone"]) for row in root.cluster.sdn.vnets.get()] == [("custom", "dc1")]
+    assert root.cluster.sdn.vnets("custom").get()["zone"] == "dc1"
+    stand_in.control("vnet", name="custom", zone="")
+    assert refused(root.cluster.sdn.vnets("custom").get) == (500, "sdn vnet 'custom' does not exist")
+    assert refused(root.cluster.sdn.vnets("vmbr0.5").get)[0] == 400
     by_name = {row["filename"]: row for row in root.nodes("pve1").certificates.info.get()}
     assert by_name["pve-root-ca.pem"]["pem"] == stand_in.ca_bundle.read_text()
     assert by_name["pve-ssl.pem"]["fingerprint"].count(":") == 31

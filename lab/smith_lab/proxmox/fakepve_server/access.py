@@ -16,14 +16,14 @@ from typing import Any
 from aiohttp import web
 from fakepve.qemu import drives_of, volume_ref
 from fakepve.routing import die
-from fakepve.server import USER, FakePve, ok
+from fakepve.server import USER, ok
+
+from smith_lab.proxmox.fakepve_server.bridge_access import BridgeAccess
 
 GIB = 1024**3
 #: The capacity and use of a node for which no test has set other values by the control port. The capacity is so large
 #: that the VMs of all tests fit.
 DEFAULT_NODE_STATS = {"cpu": 0.02, "maxcpu": 64, "mem": 8 * GIB, "maxmem": 4096 * GIB}
-#: The bridges of every node, unless a test sets others.
-DEFAULT_BRIDGES = ("vmbr0", "vmbr1")
 #: The members of a node's row that Proxmox sends only to a caller with Sys.Audit on this node.
 NODE_STATISTICS = ("uptime", "cpu", "maxcpu", "mem", "maxmem", "disk", "maxdisk")
 #: Joins privileges of which one suffices. Proxmox's error joins them in the same way.
@@ -34,19 +34,13 @@ CLOUD_INIT_KEYS = ("ciuser", "cipassword", "sshkeys", "nameserver", "searchdomai
 _IS_START_UNCHECKED: ContextVar[bool] = ContextVar("is_start_unchecked", default=False)
 
 
-class AccessChecks(FakePve):
+class AccessChecks(BridgeAccess):
     """Checks the privileges that Proxmox checks and fakepve does not check. Completes the answers about nodes and HA.
 
     `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
     `request[USER]` is the caller: the user or token that sent the request. `die` makes the exception for an error
     answer. fakepve's methods `_qm_…` work on VMs.
     """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.bridges: set[str] = set(DEFAULT_BRIDGES)
-        self.unlisted_bridges: set[str] = set()  #: bridges that exist although /etc/network/interfaces lacks them
-        self.vnets: dict[str, str] = {}  #: the SDN zone of each VNet; `do_vnet` in verbs_cluster.py adds them
 
     async def _permissions(self, v: dict[str, Any], user: str) -> dict[str, dict[str, int]]:
         """Return one entry for the requested path, as Proxmox does. Without a path, return an entry for each path.
@@ -151,18 +145,6 @@ class AccessChecks(FakePve):
     def allowed(self, user: str, path: str, privilege: str) -> bool:
         """Return whether a caller has a privilege on a path, or one of several that ANY_OF joins."""
         return any(super(AccessChecks, self).allowed(user, path, each) for each in privilege.split(ANY_OF))
-
-    def _check_bridges(self, user: str, values: dict[str, Any]) -> None:
-        """Require the privilege SDN.Use on each bridge, or on its VLAN, that a NIC in these values uses."""
-        for key, value in values.items():
-            bridge_match = re.search(r"bridge=([^,]+)", str(value))  # as in `virtio,bridge=vmbr0,tag=7`
-            if re.fullmatch(r"net\d+", key) and bridge_match:
-                tag_match = re.search(r"tag=(\d+)", str(value))
-                vlan = f"/{tag_match.group(1)}" if tag_match else ""
-                self.require(user, f"{self._path_of_bridge(bridge_match.group(1))}{vlan}", "SDN.Use")
-
-    def _path_of_bridge(self, bridge: str) -> str:
-        return f"/sdn/zones/{self.vnets.get(bridge, 'localnetwork')}/{bridge}"
 
     def granted_paths(self, user: str) -> set[str]:
         """Return the paths on which entries grant privileges to a user, or to a token and its user."""

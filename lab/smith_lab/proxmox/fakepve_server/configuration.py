@@ -51,6 +51,8 @@ class ConfigurationChanges(AccessChecks):
             await self._wait_for_config_lock(vm)
         self._check_bridges(user, updates)
         self._check_lock(vm)
+        changed = {*updates, *split_list(updates.get("delete"))}
+        self._check_bridges(user, {key: value for key, value in vm.config.items() if key in changed})
         for key in list(updates):
             if DRIVE_KEY.match(key):
                 self._qm_check_drive(user, vm.vmid, pool=None, key=key, value=updates[key], default=None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Says whether a guest can have snapshots (qemu-server: PVE/QemuConfig.pm, has_feature; pve-container likewise)."""
+"""Says whether a guest can have snapshots or linked clones (qemu-server: PVE/QemuConfig.pm, has_feature; pve-container likewise)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 from fakepve.lxc import SNAPSHOT_STORAGE
 from fakepve.model import PveError
+from fakepve.qemu import drives_of
 
 from smith_lab.proxmox.fakepve_server.access import AccessChecks
 
 
 class Features(AccessChecks):
-    """Answers the request whether Proxmox can make a snapshot of a guest. Other features are not simulated."""
+    """Answers the requests whether Proxmox can make a snapshot of a guest, or a linked clone of a VM."""
 
     def _routes_features(self) -> list[tuple[str, str, Any]]:
         return [
@@ -22,6 +23,9 @@ class Features(AccessChecks):
 
     async def _feature_of_vm(self, v: dict[str, Any], user: str) -> dict[str, Any]:
         vm = self.find(v["node"], v["vmid"])
+        if v["feature"] == "clone":
+            volumes = [volume for _key, volume, _props in drives_of(vm.config, skip_cdrom=True)]
+            return self._feature(v, user, all("base-" in volume for volume in volumes))
         return self._snapshot_feature(v, user, self._qm_can_snapshot(vm.config))
 
     async def _feature_of_container(self, v: dict[str, Any], user: str) -> dict[str, Any]:
@@ -30,7 +34,10 @@ class Features(AccessChecks):
         return self._snapshot_feature(v, user, all(each in SNAPSHOT_STORAGE for each in types))
 
     def _snapshot_feature(self, v: dict[str, Any], user: str, has_feature: bool) -> dict[str, Any]:
-        self.require(user, f"/vms/{v['vmid']}", "VM.Audit")
         if v["feature"] != "snapshot":
             raise PveError(501, f"the stand-in does not know the feature {v['feature']}")
+        return self._feature(v, user, has_feature)
+
+    def _feature(self, v: dict[str, Any], user: str, has_feature: bool) -> dict[str, Any]:
+        self.require(user, f"/vms/{v['vmid']}", "VM.Audit")
         return {"hasFeature": int(has_feature), "nodes": sorted(self.nodes)}

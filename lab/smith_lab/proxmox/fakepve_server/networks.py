@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Lists the bridges and the CPU models of a node, and refuses to start a guest on a bridge that does not exist.
+"""Lists bridges, VNets and CPU models, and refuses to start a guest on a bridge that does not exist.
 
 Sources: pve-manager: PVE/API2/Network.pm, index; pve-access-control: PVE/RPCEnvironment.pm, check_sdn_bridge;
-qemu-server: PVE/API2/Qemu/CPU.pm, index; pve-common: PVE/Network.pm, read_bridge_mtu.
+pve-network: PVE/API2/Network/SDN/Vnets.pm, index and read; qemu-server: PVE/API2/Qemu/CPU.pm, index; pve-common:
+PVE/Network.pm, read_bridge_mtu.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from typing import Any
 
 from fakepve.model import TaskError
+from fakepve.routing import die
 
 from smith_lab.proxmox.fakepve_server.access import ANY_OF, AccessChecks
 
@@ -18,6 +20,8 @@ from smith_lab.proxmox.fakepve_server.access import ANY_OF, AccessChecks
 CPU_MODELS = ("host", "max", "kvm64", "qemu64", "x86-64-v2-AES", "x86-64-v3", "x86-64-v4", "EPYC", "Skylake-Server")
 #: The privileges of which one suffices to see a bridge.
 SEEN_WITH = ANY_OF.join(("SDN.Use", "SDN.Audit"))
+#: The privileges of which one suffices to read a VNet.
+VNET_READ_WITH = ANY_OF.join(("SDN.Audit", "SDN.Allocate"))
 BRIDGE = re.compile(r"(?:^|,)bridge=([^,]+)")
 
 
@@ -28,6 +32,8 @@ class Networks(AccessChecks):
         """Return the routes of the requests. fakepve calls every method whose name starts with `_routes_`."""
         return [
             ("GET", "/nodes/{node}/network", self._networks),
+            ("GET", "/cluster/sdn/vnets", self._vnet_list),
+            ("GET", "/cluster/sdn/vnets/{vnet}", self._vnet),
             ("GET", "/nodes/{node}/capabilities/qemu/cpu", self._cpu_models),
         ]
 
@@ -41,6 +47,23 @@ class Networks(AccessChecks):
         path = self._path_of_bridge(bridge)
         paths = {path, *(each for each in self.granted_paths(user) if each.startswith(f"{path}/"))}
         return any(self.allowed(user, each, SEEN_WITH) for each in paths)
+
+    async def _vnet_list(self, _v: dict[str, Any], user: str) -> list[dict[str, Any]]:
+        """List the VNets that the caller may read."""
+        return [
+            self._row_of(name) for name in self.vnets if self.allowed(user, self._path_of_bridge(name), VNET_READ_WITH)
+        ]
+
+    async def _vnet(self, v: dict[str, Any], user: str) -> dict[str, Any]:
+        """Return one VNet. The refusal names the zone of a VNet that exists, also to a caller without a privilege."""
+        name = str(v["vnet"])
+        if name not in self.vnets:
+            raise die(f"sdn vnet '{name}' does not exist")
+        self.require(user, self._path_of_bridge(name), VNET_READ_WITH)
+        return self._row_of(name)
+
+    def _row_of(self, vnet: str) -> dict[str, Any]:
+        return {"vnet": vnet, "zone": self.vnets[vnet], "type": "vnet", "digest": "0" * 40}
 
     async def _cpu_models(self, v: dict[str, Any], user: str) -> list[dict[str, Any]]:
         return [{"name": name, "custom": 0, "vendor": "default"} for name in CPU_MODELS]

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Answers the requests for the certificates of a node and for the VNets of the cluster.
+"""Answers the requests for the certificates of a node.
 
-The sources are pve-manager: PVE/API2/Certificates.pm, pve-common: PVE/Certificate.pm, and pve-network:
-PVE/API2/Network/SDN/Vnets.pm.
+The sources are pve-manager: PVE/API2/Certificates.pm and pve-common: PVE/Certificate.pm.
 """
 
 from __future__ import annotations
@@ -25,22 +24,11 @@ class SetupReads(AccessChecks):
 
     def _routes_setup(self) -> list[tuple[str, str, Any]]:
         """Return the routes of the requests. fakepve calls every method whose name starts with `_routes_`."""
-        return [
-            ("GET", "/nodes/{node}/certificates/info", self._certificates),
-            ("GET", "/cluster/sdn/vnets", self._vnet_list),
-        ]
+        return [("GET", "/nodes/{node}/certificates/info", self._certificates)]
 
     async def _certificates(self, _v: dict[str, Any], _user: str) -> list[dict[str, Any]]:
         """Describe the CA of the cluster and the certificate of the node. Every user may read them."""
         return [_describe(name, file.read_bytes()) for name, file in self.certificate_files.items()]
-
-    async def _vnet_list(self, _v: dict[str, Any], user: str) -> list[dict[str, Any]]:
-        """List the VNets on which the caller has SDN.Audit or SDN.Allocate."""
-        return [
-            {"vnet": name, "zone": zone, "type": "vnet", "digest": "0" * 40}
-            for name, zone in self.vnets.items()
-            if self.allowed(user, f"/sdn/zones/{zone}/{name}", "SDN.Audit|SDN.Allocate")
-        ]
 
 
 def _describe(name: str, pem: bytes) -> dict[str, Any]:

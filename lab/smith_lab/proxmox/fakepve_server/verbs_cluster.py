@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from smith_lab.proxmox.fakepve_server.access import DEFAULT_BRIDGES
+from smith_lab.proxmox.fakepve_server.bridge_access import DEFAULT_BRIDGES
 from smith_lab.proxmox.fakepve_server.cluster import Cluster
 
 #: The privilege for the guest agent's data in version 9, and in version 8.

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Checks whether a caller may connect a guest to a bridge or VNet (pve-guest-common: PVE/GuestHelpers.pm)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fakepve.server import FakePve
+
+#: The bridges of every node, unless a test sets others.
+DEFAULT_BRIDGES = ("vmbr0", "vmbr1")
+
+
+class BridgeAccess(FakePve):
+    """Knows the bridges and VNets of the cluster."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.bridges: set[str] = set(DEFAULT_BRIDGES)
+        self.unlisted_bridges: set[str] = set()  #: bridges that exist although /etc/network/interfaces lacks them
+        self.vnets: dict[str, str] = {}  #: the SDN zone of each VNet; `do_vnet` in verbs_cluster.py adds them
+
+    def _check_bridges(self, user: str, values: dict[str, Any]) -> None:
+        """Require SDN.Use for each NIC in these values."""
+        for key, value in values.items():
+            if re.fullmatch(r"net\d+", key):
+                self._check_bridge(user, str(value))
+
+    def _check_bridge(self, user: str, nic: str) -> None:
+        """Require SDN.Use for one NIC, of a VM or a container (pve-guest-common: check_vnet_access).
+
+        A NIC with a VLAN tag or with trunks needs it on each of these VLANs, another NIC on its bridge.
+        """
+        options = dict(part.partition("=")[::2] for part in nic.split(","))
+        if "bridge" in options:
+            vlans = [vlan for vlan in (options.get("tag"), *_vlans_of_trunks(options.get("trunks", ""))) if vlan]
+            for below in [f"/{vlan}" for vlan in vlans] or [""]:
+                self.require(user, f"{self._path_of_bridge(options['bridge'])}{below}", "SDN.Use")
+
+    def _path_of_bridge(self, bridge: str) -> str:
+        return f"/sdn/zones/{self.vnets.get(bridge, 'localnetwork')}/{bridge}"
+
+
+def _vlans_of_trunks(trunks: str) -> list[str]:
+    """Return the VLANs that trunks such as `4;10-12` name, in the order in which Proxmox checks them."""
+    vlans: set[str] = set()
+    for trunk in filter(None, trunks.split(";")):
+        first, _, last = trunk.partition("-")
+        vlans |= {str(vlan) for vlan in range(int(first), max(int(last or first), int(first)) + 1)}
+    return sorted(vlans)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refuses the bridges and VNets that a node does not have, or that the login may not use.
+
+Proxmox checks them only when it changes the NICs, which is after the clone, or when it starts the guest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import container, nics
+from .allowed import ANY
+from .client import ResourceException, listed_rows
+from .guest_facts import NIC_KEY
+from .identity import kind_of
+from .shared.sdn_zones import LOCAL_ZONE, VNET_NAME, zone_in_refusal
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+
+Facts = dict[str, Any]
+#: The type of a VNet in Proxmox's list of bridges.
+VNET = "vnet"
+#: The status with which Proxmox says that it has no SDN, and how it words that no VNet has a name.
+NO_SDN_STATUS, NO_VNET = 501, "does not exist"
+
+
+class Network(NamedTuple):
+    """What a NIC is connected to: a bridge, and VLANs on it if the NIC has a tag or trunks."""
+
+    bridge: str
+    tag: str
+    trunks: str
+
+
+def bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is_new: bool) -> str:
+    """Return why the guest cannot be connected to a bridge that the request names.
+
+    Proxmox lists the bridges of /etc/network/interfaces and the VNets, but it uses every bridge that the node has. So
+    one that it does not list is not refused if the guest has it already, or if the provider offers it by its name. A
+    VNet that the node has and that the login may use is always listed.
+
+    It also lists those on which the login has only SDN.Audit, or a privilege on one VLAN. To set a NIC of any bridge,
+    the login needs SDN.Use on its former and its new network, even if the bridge does not change.
+    """
+    networks, new_bridges = _changed_networks(source, vm, is_new)
+    if not networks:
+        return ""
+    rows = listed_rows(cluster.api.nodes(node).network, type="any_bridge")
+    types = {str(row.get("iface")): str(row.get("type")) for row in rows}
+    zones = {bridge: _zone_of(cluster, bridge, types.get(bridge, VNET)) for bridge, _tag, _trunks in networks}
+    unlisted = {bridge for bridge in new_bridges - types.keys() if types and bridge not in _known(source, vm, node)}
+    missing = {bridge for bridge in unlisted if zones[bridge] != LOCAL_ZONE or bridge not in _offered(vm)}
+    usable = [network for network in networks if zones[network.bridge] != LOCAL_ZONE or network.bridge not in missing]
+    if refused := {_refused_path(cluster, zones[network.bridge], network) for network in usable} - {""}:
+        return f"PVE_PERMISSION: property bridge: the login may not use it (SDN.Use on {', '.join(sorted(refused))})"
+    if missing:
+        what = f"Proxmox lists no {', '.join(sorted(missing))} on {node}"
+        hint = "if it is not defined in /etc/network/interfaces, name it in PROXMOX_BRIDGES, or else grant SDN.Use"
+        return f"NOT_FOUND: property bridge: it does not exist ({what}; {hint})"
+    return ""
+
+
+def _changed_networks(source: Facts, vm: dict[str, Any], is_new: bool) -> tuple[set[Network], set[str]]:
+    """Return the former and the new networks of the NICs that change, and the bridges that are new to a NIC.
+
+    Of a clone, Proxmox has checked the former networks in the request to clone the template.
+    """
+    values = (container if kind_of(vm) == "lxc" else nics).nic_values(source, vm)
+    current = {} if is_new else {name: str(source["config"].get(name, "")) for name in values}
+    changed = [name for name in values if {*values[name].split(",")} != {*current.get(name, "").split(",")}]
+    new = {name: _network_of(values[name]) for name in changed}
+    former = {name: _network_of(current.get(name, "")) for name in changed}
+    bridges = {new[name].bridge for name in changed if new[name].bridge != former[name].bridge}
+    networks = {*new.values(), *former.values()}
+    return {network for network in networks if network.bridge}, bridges - {""}
+
+
+def _network_of(nic: str) -> Network:
+    return Network(*(nics.option_of(nic, option) for option in ("bridge", "tag", "trunks")))
+
+
+def _offered(vm: dict[str, Any]) -> set[str]:
+    return {*((vm.get("allowed") or {}).get("bridges") or ())} - {ANY}
+
+
+def _known(source: Facts, vm: dict[str, Any], node: str) -> set[str]:
+    """Return the bridges that the guest, or its template, has on this node."""
+    if source.get("node") != node:
+        return set()
+    return {nics.option_of(str(value), "bridge") for key, value in source["config"].items() if NIC_KEY.match(key)}
+
+
+def _zone_of(cluster: Cluster, bridge: str, listed_type: str) -> str:
+    """Return the SDN zone of a bridge: that of the VNet of this name, or else the zone of the nodes' own bridges.
+
+    The refusal of a request for a VNet on which the login has no privilege names the VNet's zone.
+    """
+    if listed_type != VNET or not VNET_NAME.fullmatch(bridge):
+        return LOCAL_ZONE
+    try:
+        return str(cluster.api.cluster.sdn.vnets(bridge).get().get("zone") or LOCAL_ZONE)
+    except ResourceException as exc:
+        if exc.status_code not in (403, NO_SDN_STATUS) and NO_VNET not in str(exc):
+            raise
+        return zone_in_refusal(str(exc)) or LOCAL_ZONE
+
+
+def _refused_path(cluster: Cluster, zone: str, network: Network) -> str:
+    """Return the first path of the network, of its bridge or of a VLAN on it, on which the login lacks SDN.Use."""
+    path = f"/sdn/zones/{zone}/{network.bridge}"
+    vlans = [network.tag] if network.tag else []
+    if network.trunks and not _rights(cluster, path).get("SDN.Use"):
+        vlans += _vlans_of(network.trunks)
+    paths = [f"{path}/{vlan}" for vlan in vlans] or ([] if network.trunks else [path])
+    return next((each for each in paths if "SDN.Use" not in _rights(cluster, each)), "")
+
+
+def _rights(cluster: Cluster, path: str) -> dict[str, Any]:
+    """Return the login's privileges on a path, each with whether it also applies to the paths below."""
+    return dict(cluster.api.access.permissions.get(path=path).get(path) or {})
+
+
+def _vlans_of(trunks: str) -> list[str]:
+    """Return the VLANs that trunks such as `4;10-12` name."""
+    vlans: set[int] = set()
+    for trunk in filter(None, trunks.split(";")):
+        first, _, last = trunk.partition("-")
+        vlans.update(range(int(first), int(last or first) + 1))
+    return [str(vlan) for vlan in sorted(vlans)]

@@ -56,7 +56,7 @@ class ActionModule(VmAction):
         storage = str(self.vm.get("final_backup") or "")
         self.refuse(deletion.ha_managed_problem(facts, self.vm))
         if facts["exists"] and storage:
-            backup.require_backup_possible(self, facts, storage)
+            backup.require_backup_possible(self, facts, storage, is_stopped_before=True)
         stopped = steps.ensure_power(self, facts, "stopped")
         archived = steps.unchanged(stopped.facts)
         if facts["exists"] and storage:

@@ -4,14 +4,22 @@
 from __future__ import annotations
 
 from . import node_limits, preconditions, request
+from .identity import kind_of
 from .steps import Step
 from .vm_action import Facts, VmAction
 
 
-def require_backup_possible(action: VmAction, facts: Facts, storage: str) -> None:
-    """Raise Refused if the guest cannot be backed up to this storage."""
+def require_backup_possible(action: VmAction, facts: Facts, storage: str, *, is_stopped_before: bool = False) -> None:
+    """Raise Refused if Proxmox would make no archive of the guest on this storage.
+
+    To back up a VM that is stopped, also by `is_stopped_before` or by the backup itself, Proxmox starts it.
+    """
     action.refuse(preconditions.backup_problem(facts, action.vm, storage))
-    action.refuse(node_limits.backup_problem(action.cluster, facts["node"], storage))
+    action.refuse(node_limits.backup_problem(action.cluster, facts["node"], storage, int(action.vm["vmid"])))
+    is_started = is_stopped_before or facts["status"] != "running" or action.vm.get("backup_mode") == "stop"
+    if is_started and kind_of(action.vm) == "qemu":
+        vcpus = facts["cores"] * facts["sockets"]
+        action.refuse(node_limits.vcpus_problem(action.cluster, facts["node"], vcpus))
 
 
 def ensure_backup(action: VmAction, facts: Facts, before: Facts, storage: str) -> Step:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import disks
 from .bridges import bridge_problem
@@ -32,6 +32,14 @@ FILE_STORAGES = ("dir", "nfs", "cifs", "glusterfs")
 DISK_CONTENT = {"qemu": "images", "lxc": "rootdir"}
 #: Proxmox's error text about a storage that does not exist.
 NO_STORAGE = re.compile(r"storage '[^']*' does not exist")
+
+
+class Content(NamedTuple):
+    """What a storage has to take: its name at Proxmox, the member of the request, and a text for messages."""
+
+    name: str
+    member: str
+    text: str
 
 
 def request_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], *, is_new: bool) -> str:
@@ -55,7 +63,9 @@ def _problems(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is
         yield _container_cores_problem(cluster, node, int(vm["cores"]))
     yield bridge_problem(cluster, node, source, vm, is_new)
     for storage in sorted(_requested_storages(source, vm, is_new)):
-        yield _storage_problem(cluster, node, storage, vm)
+        content = Content(DISK_CONTENT[kind_of(vm)], "storage", "disks of guests")
+        yield _content_problem(cluster, node, storage, int(vm["vmid"]), content)
+    yield _snippet_problem(cluster, node, source, vm)
 
 
 def vcpus_problem(cluster: Cluster, node: str, vcpus: int) -> str:
@@ -84,12 +94,9 @@ def _cpus_of(cluster: Cluster, node: str) -> int:
     return next((int(row.get("maxcpu") or 0) for row in cluster.node_rows() if row.get("node") == node), 0)
 
 
-def backup_problem(cluster: Cluster, node: str, storage: str) -> str:
-    """Return why Proxmox would refuse to write an archive to the storage."""
-    row = cluster.storage_rows(node).get(storage, {"content": "backup"})
-    if "backup" in str(row.get("content", "backup")).split(","):
-        return ""
-    return f"INVALID_REQUEST: property backup_storage: it takes no backups ({storage})"
+def backup_problem(cluster: Cluster, node: str, storage: str, vmid: int) -> str:
+    """Return why Proxmox would write no archive to the storage. Raises one of FAILED_CALL if it is not usable now."""
+    return _content_problem(cluster, node, storage, vmid, Content("backup", "backup_storage", "backups"))
 
 
 def disk_format(cluster: Cluster, node: str, storage: str) -> str | None:
@@ -129,22 +136,35 @@ def _requested_storages(source: Facts, vm: dict[str, Any], is_new: bool) -> set[
     return storages - {""}
 
 
-def _storage_problem(cluster: Cluster, node: str, storage: str, vm: dict[str, Any]) -> str:
-    """Return why the guest cannot have a disk on the storage. Raises one of FAILED_CALL if it is not usable now.
+def _snippet_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any]) -> str:
+    """Return why the storage of a snippet, which the guest does not have yet, is the wrong one.
+
+    Proxmox reads the snippet when the guest starts. It lists snippets only to those with Datastore.Allocate.
+    """
+    snippet = str((vm.get("cloud_init") or {}).get("vendor_snippet") or "")
+    if not snippet or f"vendor={snippet}" in str(source["config"].get("cicustom", "")).split(","):
+        return ""
+    content = Content("snippets", "cloud_init.vendor_snippet", "snippets")
+    return _content_problem(cluster, node, snippet.partition(":")[0], int(vm["vmid"]), content)
+
+
+def _content_problem(cluster: Cluster, node: str, storage: str, vmid: int, content: Content) -> str:
+    """Return why the storage cannot have this content. Raises one of FAILED_CALL if it is not usable now.
 
     Proxmox lists only the storages on which the login has a privilege. For another storage, the error of a request
     shows whether it exists.
     """
     row = cluster.storage_rows(node).get(storage)
     if row is not None:
-        needed = DISK_CONTENT[kind_of(vm)]
-        is_usable = needed in str(row.get("content", needed)).split(",")
-        return "" if is_usable else f"INVALID_REQUEST: property storage: it takes no disks of guests ({storage})"
+        is_usable = content.name in str(row.get("content", content.name)).split(",")
+        return (
+            "" if is_usable else f"INVALID_REQUEST: property {content.member}: it takes no {content.text} ({storage})"
+        )
     try:
-        cluster.volumes(node, storage, int(vm["vmid"]))
+        cluster.volumes(node, storage, vmid)
     except FAILED_CALL as exc:
         if NO_STORAGE.search(error_text(exc)):
-            return f"NOT_FOUND: property storage: it does not exist ({storage})"
+            return f"NOT_FOUND: property {content.member}: it does not exist ({storage})"
         if getattr(exc, "status_code", 0) != 403:
             raise
     return ""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from both_ways import Play
-from play_bench import Bench
+from play_bench import ACTIONS, Bench
 
 NOISE = [f"line {n}" for n in range(100)]
 MIGRATION_ERROR = "2026-11-27 04:00:01 ERROR: migration aborted (duration 00:00:01): storage 'ceph' is not online"
@@ -123,23 +123,51 @@ def test_a_start_whose_proxmox_task_vanishes_from_the_list_succeeds(bench: Bench
     assert (done.rc, bench.guest(vm)["status"]) == (0, "running"), done.output
 
 
-def test_the_failed_task_of_another_token_is_not_the_error_of_a_start(bench: Bench) -> None:
+#: The type of the Proxmox task that each action starts first.
+TASK_TYPES = {
+    **{"create": "qmclone", "start": "qmstart", "stop": "qmshutdown", "restart": "qmreboot", "update": "qmmove"},
+    **{"resize": "resize", "migrate": "qmigrate", "snapshot": "qmsnapshot", "rollback": "qmrollback"},
+    **{"backup": "vzdump", "delete": "qmdestroy"},
+}
+REQUESTS: dict[str, dict[str, Any]] = {
+    "update": {"disks": [{"disk": "scsi0", "storage": "ceph"}]},
+    "resize": {"disk_gib": 9},
+    "migrate": {"target_node": "pve2", "with_local_disks": True},
+    "rollback": {"snapshot": "before"},
+    "backup": {"backup_storage": "backups"},
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_the_failed_task_of_another_token_is_not_the_error_of_an_action(
+    bench: Bench, pve_version: str, action: str
+) -> None:
     """A login with Sys.Audit sees the Proxmox tasks of every user and token."""
-    vm = bench.add_vm()
+    vm = (
+        bench.vm()
+        if action == "create"
+        else bench.add_vm(status="running" if action in ("stop", "restart") else "stopped")
+    )
+    if action == "rollback":
+        assert bench.play("snapshot", {**vm, "snapshot": "before"}).rc == 0
+    of_guest = 9000 if action == "create" else vm["vmid"]  # the task of a clone names the template
     bench.pve.control("grant", path="/nodes", privilege="Sys.Audit")
     bench.pve.control("hold_change", number=1)
     try:
         with ThreadPoolExecutor() as pool:
-            started = pool.submit(bench.play, "start", vm)
+            started = pool.submit(bench.play, action, {**vm, **REQUESTS.get(action, {})})
             while not bench.pve.is_holding():
                 time.sleep(0.02)
             for user in ("smith@pve!other", "root@pam"):
-                bench.pve.control("add_task", vmid=vm["vmid"], type="qmstart", user=user, exitstatus="start failed: x")
+                bench.pve.control(
+                    "add_task", vmid=of_guest, type=TASK_TYPES[action], user=user, exitstatus="start failed: x"
+                )
             bench.pve.control("clear_faults")
             done = started.result()
     finally:
         bench.pve.control("revoke", path="/nodes", privilege="Sys.Audit")
-    assert (done.rc, [upid.split(":")[7] for upid in done.result["upids"]]) == (0, ["smith@pve!job"]), done.output
+    assert done.rc == 0, (pve_version, done.output)
+    assert {upid.split(":")[7] for upid in done.result["upids"]} == {"smith@pve!job"}
 
 
 def test_a_start_task_on_the_old_node_of_a_vm_that_moved_is_found_there(bench: Bench) -> None:

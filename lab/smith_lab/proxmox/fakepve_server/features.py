@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Says whether a guest can have snapshots or linked clones (qemu-server: PVE/QemuConfig.pm, has_feature; pve-container likewise)."""
+"""Says whether a guest can have snapshots or linked clones.
+
+Source: qemu-server: PVE/QemuConfig.pm, has_feature; pve-container likewise.
+"""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ def seed(cluster: Cluster, settings: dict[str, Any]) -> None:
     cluster.storages["local-lvm"].update(avail=2000 * GIB, total=2100 * GIB, volumes={})
     cluster.add_ceph_storage("ceph", "vms")
     cluster.storages["ceph"].update(avail=5000 * GIB, total=6000 * GIB, volumes={})
+    cluster.storages["local"]["content"] += ",snippets"
     cluster.storages["local"]["files"].add("debian-12.iso")
     container_template = {"content": "vztmpl", "format": "tzst", "size": 120 * MIB, "ctime": int(time.time())}
     local_volumes = cluster.storages["local"].setdefault("volumes", {})

@@ -61,6 +61,8 @@ class TaskRequests(TimedTasks):
         async def checked_body() -> Any:
             if ttype == "qmstart" and vm is not None:
                 self._check_vcpus(vm)
+            if ttype == "vzdump" and isinstance(vm, FakeVm) and vm.status == "stopped":
+                self._start_for_backup(vm)
             if ttype == "qmdestroy" and vm is not None and vm.template:
                 self._check_linked_clones(vm)
             if ttype == "qmdestroy" and vm is not None:
@@ -76,6 +78,14 @@ class TaskRequests(TimedTasks):
         allowed = int(self.nodes[vm.node].get("stats", {}).get("maxcpu") or DEFAULT_NODE_STATS["maxcpu"])
         if int(vm.config.get("sockets") or 1) * int(vm.config.get("cores") or 1) > allowed:
             raise TaskError(f"MAX {allowed} vcpus allowed per VM on this node")
+
+    def _start_for_backup(self, vm: FakeVm) -> None:
+        """Start a stopped VM without its CPUs running, as a backup does (qemu-server: PVE/VZDump/QemuServer.pm)."""
+        try:
+            self._check_vcpus(vm)
+        except TaskError as exc:
+            self._log_of("vzdump", str(vm.vmid)).append(f"ERROR: Backup of VM {vm.vmid} failed - {exc}")
+            raise TaskError("job errors") from exc
 
     def _check_linked_clones(self, template: FakeVm) -> None:
         """Raise TaskError if a volume of the template has linked clones. LVM-thin does not know of them."""

@@ -1,0 +1,279 @@
+"""What Proxmox would refuse, or would ignore: for each action a request for it, or why the action cannot ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from play_bench import Bench
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZv"
+CLOUD_INIT = {"ide2": "local-lvm:vm-1-cloudinit,media=cdrom"}
+BALLOON, RAW, CPUS = 9080, "raw", 8
+Vm = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A request that cannot be fulfilled, and the code of its refusal."""
+
+    code: str
+    vm: Callable[[Bench], Vm]
+
+
+def new(code: str, **request: Any) -> Wish:
+    return Wish(code, lambda bench: bench.vm(**request))
+
+
+def blank(code: str, **request: Any) -> Wish:
+    return new(code, **{"template_vmid": None, "blank": True, "node": "pve1", "storage": "ceph", **request})
+
+
+def existing(code: str, config: Vm | None = None, status: str = "stopped", **request: Any) -> Wish:
+    return Wish(code, lambda bench: {**bench.add_vm(config=config or {}, status=status), **request})
+
+
+def new_container(code: str, **request: Any) -> Wish:
+    place = {"node": "pve1", "storage": "ceph", "os_template": Bench.place.os_template}
+    return Wish(code, lambda bench: {**bench.container(**place), **request})
+
+
+def existing_container(code: str, config: Vm | None = None, **request: Any) -> Wish:
+    return Wish(code, lambda bench: {**bench.add_container(config=config or {}), **request})
+
+
+def hibernated(code: str = "VM_STATE", **request: Any) -> Wish:
+    """Return a request for a hibernated VM with a snapshot."""
+
+    def add(bench: Bench) -> Vm:
+        vm = with_snapshot(bench)
+        bench.pve.control("lock", vmid=vm["vmid"], lock="suspended")
+        return {**vm, **request}
+
+    return Wish(code, add)
+
+
+def with_snapshot(bench: Bench) -> Vm:
+    vm = bench.add_vm()
+    assert bench.play("snapshot", {**vm, "snapshot": "before"}).rc == 0
+    return vm
+
+
+def on_raw_file(bench: Bench) -> Vm:
+    """Return a VM with a disk that can have no snapshots."""
+    vm = bench.add_vm()
+    bench.pve.control("configure", vmid=vm["vmid"], values={"scsi1": f"{RAW}:{vm['vmid']}/vm-{vm['vmid']}-disk-1.raw"})
+    return vm
+
+
+#: The actions that take no configuration, and so cannot ask for a value of it.
+NO_CONFIGURATION = dict.fromkeys(
+    ("start", "stop", "restart", "migrate", "snapshot", "rollback", "backup", "delete"), "it takes no configuration"
+)
+ONLY_GROWS = {"resize": "it only grows the disks that a VM has"}
+NINE = {"cores": CPUS + 1}
+MOVED = {"disks": [{"disk": "scsi0", "storage": "nosuch"}]}
+ADDED = {"disks": [{"disk": "scsi1", "size_gib": 1, "storage": "nosuch"}]}
+SNIPPET = {"cloud_init": {"vendor_snippet": "nosuch:snippets/vendor.yml"}}
+OTHER_SNIPPET = {"cloud_init": {"vendor_snippet": "ceph:snippets/vendor.yml"}}
+BAD_KEY, TWO_SIZES = {"cloud_init": {"ssh_public_keys": [KEY[:-4]]}}, {"disks": [{"disk": "scsi0", "size_gib": 30}]}
+NO_MODE = {"network": {"ipv4_cidr": "192.0.2.9/24"}}
+OUTSIDE = {"network": {"mode": "static", "ipv4_cidr": "192.0.2.9/24", "ipv4_gateway": "198.51.100.1"}}
+NO_PREFIX = {"network": {"mode": "static", "ipv4_cidr": "192.0.2.9"}}
+
+Row = dict[str, Wish | list[Wish] | str]
+WISHES: dict[str, Row] = {
+    "more vCPUs than the node has CPUs": {
+        "create": [new("CAPACITY", **NINE), new("CAPACITY", cores=3, sockets=3), new_container("CAPACITY", **NINE)],
+        "update": [existing("CAPACITY", **NINE), existing_container("CAPACITY", **NINE)],
+        "start": existing("CAPACITY", NINE),
+        "restart": existing("CAPACITY", NINE, "running"),
+        "migrate": existing("CAPACITY", NINE, "running", target_node="pve2"),
+        "backup": existing("CAPACITY", NINE, backup_storage="backups"),
+        "delete": existing("CAPACITY", NINE, final_backup="backups"),
+        "stop": "it starts no VM",
+        "resize": "it takes no CPUs, and starts no VM",
+        "snapshot": "it takes no CPUs, and starts no VM",
+        "rollback": "the VM is stopped afterwards, and the start is refused",
+    },
+    "an SSH key that Proxmox refuses": {
+        "create": [new("INVALID_REQUEST", **BAD_KEY), new_container("INVALID_REQUEST", **BAD_KEY)],
+        "update": existing("INVALID_REQUEST", CLOUD_INIT, **BAD_KEY),
+        "resize": "it takes no login",
+        **NO_CONFIGURATION,
+    },
+    "a balloon above the memory": {
+        "create": [
+            new("INVALID_REQUEST", memory_mib=1024, balloon_mib=2048),
+            new("INVALID_REQUEST", template_vmid=BALLOON, memory_mib=1024),
+            blank("INVALID_REQUEST", memory_mib=1024, balloon_mib=2048),
+        ],
+        "update": [
+            existing("INVALID_REQUEST", balloon_mib=4096),
+            existing("INVALID_REQUEST", {"balloon": 2048}, memory_mib=1024),
+        ],
+        "resize": "it takes no memory",
+        **NO_CONFIGURATION,
+    },
+    "two sizes of one disk": {
+        "create": [new("INVALID_REQUEST", **TWO_SIZES), blank("INVALID_REQUEST", **TWO_SIZES)],
+        "update": existing("INVALID_REQUEST", disk_gib=20, **TWO_SIZES),
+        "resize": existing("INVALID_REQUEST", disk_gib=20, **TWO_SIZES),
+        **NO_CONFIGURATION,
+    },
+    "a disk that would shrink": {
+        "create": new("INVALID_REQUEST", disk_gib=4),
+        "update": existing("INVALID_REQUEST", disk_gib=4),
+        "resize": existing("INVALID_REQUEST", disk_gib=4),
+        **NO_CONFIGURATION,
+    },
+    "an address that contradicts its mode": {
+        "create": [new("INVALID_REQUEST", **NO_MODE), new_container("INVALID_REQUEST", **NO_MODE)],
+        "update": [
+            existing("INVALID_REQUEST", CLOUD_INIT, **NO_MODE),
+            existing_container("INVALID_REQUEST", **NO_MODE),
+        ],
+        "resize": "it takes no addresses",
+        **NO_CONFIGURATION,
+    },
+    "a gateway outside the network": {
+        "create": [new("INVALID_REQUEST", **OUTSIDE), new_container("INVALID_REQUEST", **OUTSIDE)],
+        "update": [
+            existing("INVALID_REQUEST", CLOUD_INIT, **OUTSIDE),
+            existing_container("INVALID_REQUEST", **OUTSIDE),
+        ],
+        "resize": "it takes no addresses",
+        **NO_CONFIGURATION,
+    },
+    "an address without its prefix length": {
+        "create": [new("INVALID_REQUEST", **NO_PREFIX), new_container("INVALID_REQUEST", **NO_PREFIX)],
+        "update": [
+            existing("INVALID_REQUEST", CLOUD_INIT, **NO_PREFIX),
+            existing_container("INVALID_REQUEST", **NO_PREFIX),
+        ],
+        "resize": "it takes no addresses",
+        **NO_CONFIGURATION,
+    },
+    "name servers for a VM without a cloud-init drive": {
+        "create": blank("INVALID_REQUEST", network={"dns_servers": ["192.0.2.53"]}),
+        "update": existing("INVALID_REQUEST", network={"dns_servers": ["192.0.2.53"]}),
+        "resize": "it takes no name servers",
+        **NO_CONFIGURATION,
+    },
+    "a move of a disk that has snapshots": {
+        "create": "a new VM has no snapshots",
+        "update": Wish(
+            "VM_STATE",
+            lambda bench: {**with_snapshot(bench), "disks": [{"disk": "scsi0", "storage": "ceph"}], "cores": 4},
+        ),
+        "resize": "it moves no disks",
+        **NO_CONFIGURATION,
+        "migrate": "it takes no storage",
+    },
+    "a change of a hibernated VM": {
+        "create": hibernated(cores=4),
+        "update": hibernated(cores=4),
+        "resize": hibernated(disk_gib=9),
+        "migrate": hibernated(target_node="pve2"),
+        "snapshot": hibernated(snapshot="more"),
+        "rollback": hibernated(snapshot="before"),
+        "backup": hibernated(backup_storage="backups"),
+        "delete": [hibernated(final_backup="backups"), hibernated(grace_s=3600)],
+        "restart": hibernated("VM_NOT_RUNNING"),
+        "start": "Proxmox starts a hibernated VM",
+        "stop": "a hibernated VM is stopped, so nothing changes",
+    },
+    "a bridge that does not exist": {
+        "create": [
+            new("NOT_FOUND", bridge="vmbr9"),
+            blank("NOT_FOUND", bridge="vmbr9"),
+            new_container("NOT_FOUND", bridge="vmbr9"),
+        ],
+        "update": [
+            existing("NOT_FOUND", network={"bridge": "vmbr9"}),
+            existing_container("NOT_FOUND", networks=[{}, {"bridge": "vmbr9"}]),
+        ],
+        "resize": "it takes no bridge",
+        **NO_CONFIGURATION,
+        "start": "a bridge that the VM has may exist although Proxmox does not list it: the error is that of the start",
+        "restart": "as for a start",
+        "migrate": "as for a start",
+        "backup": "as for a start",
+        "delete": "as for a start",
+    },
+    "a storage of disks that does not exist": {
+        "create": [
+            new("NOT_FOUND", storage="nosuch"),
+            new("NOT_FOUND", **ADDED),
+            blank("NOT_FOUND", storage="nosuch"),
+            new_container("NOT_FOUND", storage="nosuch"),
+        ],
+        "update": [existing("NOT_FOUND", **ADDED), existing("NOT_FOUND", **MOVED)],
+        "resize": existing("INVALID_REQUEST", **MOVED),
+        **NO_CONFIGURATION,
+    },
+    "a storage of backups that does not exist": {
+        "backup": [
+            existing("NOT_FOUND", backup_storage="nosuch"),
+            existing_container("NOT_FOUND", backup_storage="nosuch"),
+        ],
+        "delete": [
+            existing("NOT_FOUND", status="running", final_backup="nosuch"),
+            existing_container("NOT_FOUND", final_backup="nosuch"),
+        ],
+        **dict.fromkeys(
+            ("create", "update", "start", "stop", "restart", "resize", "migrate", "snapshot", "rollback"),
+            "it makes no backup",
+        ),
+    },
+    "a storage of other content": {
+        "create": [new("INVALID_REQUEST", storage="backups"), new_container("INVALID_REQUEST", storage="backups")],
+        "update": existing("INVALID_REQUEST", disks=[{"disk": "scsi0", "storage": "backups"}]),
+        "backup": existing("INVALID_REQUEST", backup_storage="local-lvm"),
+        "delete": existing("INVALID_REQUEST", status="running", final_backup="local-lvm"),
+        "resize": existing("INVALID_REQUEST", disks=[{"disk": "scsi0", "storage": "backups"}]),
+        **dict.fromkeys(("start", "stop", "restart", "migrate", "snapshot", "rollback"), "it takes no storage"),
+    },
+    "a snippet on a storage that does not exist": {
+        "create": new("NOT_FOUND", **SNIPPET),
+        "update": existing("NOT_FOUND", CLOUD_INIT, **SNIPPET),
+        "resize": "it takes no snippet",
+        **NO_CONFIGURATION,
+    },
+    "a snippet on a storage of other content": {
+        "create": new("INVALID_REQUEST", **OTHER_SNIPPET),
+        "update": existing("INVALID_REQUEST", CLOUD_INIT, **OTHER_SNIPPET),
+        "resize": "it takes no snippet",
+        **NO_CONFIGURATION,
+    },
+    "a snapshot of a disk that can have none": {
+        "snapshot": [
+            Wish("VM_STATE", on_raw_file),
+            existing_container("VM_STATE", {"rootfs": f"{RAW}:1/vm-1-disk-0.raw,size=4G"}),
+        ],
+        "rollback": Wish("NOT_FOUND", on_raw_file),
+        **dict.fromkeys(
+            ("create", "update", "start", "stop", "restart", "resize", "migrate", "backup", "delete"),
+            "it takes no snapshot",
+        ),
+    },
+    "an unknown CPU model": {
+        "create": [new("INVALID_REQUEST", cpu_type="Pentium9"), blank("INVALID_REQUEST", cpu_type="Pentium9")],
+        "update": existing("INVALID_REQUEST", cpu_type="Pentium9"),
+        "resize": "it takes no CPU model",
+        **NO_CONFIGURATION,
+    },
+    "a node that does not exist": {
+        "create": [
+            blank("NOT_FOUND", node="pve9"),
+            new_container("NOT_FOUND", node="pve9"),
+            new("NOT_FOUND", node="pve9"),
+        ],
+        "migrate": existing("NOT_FOUND", target_node="pve9"),
+        **dict.fromkeys(
+            ("update", "start", "stop", "restart", "resize", "snapshot", "rollback", "backup", "delete"),
+            "the node is a hint",
+        ),
+    },
+}

@@ -1,0 +1,53 @@
+"""Each action refuses each impossible wish before the first change. `impossible_wishes.py` has the wishes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from impossible_wishes import BALLOON, CPUS, RAW, WISHES, Wish
+from play_bench import ACTIONS, Bench
+from test_refusals import GIB, refused
+
+ASKED = [
+    (behaviour, action, number)
+    for behaviour, row in WISHES.items()
+    for action, wishes in row.items()
+    if not isinstance(wishes, str)
+    for number in range(len(wishes) if isinstance(wishes, list) else 1)
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(session_bench: Bench) -> Iterator[None]:
+    """The login may see the CPUs of the nodes, and which storages exist."""
+    pve = session_bench.pve
+    pve.control("add_template", vmid=BALLOON, name="balloon", node="pve1")
+    pve.control("configure", vmid=BALLOON, values={"balloon": 4096})
+    pve.control("add_storage", storage=RAW, type="dir", content="images,rootdir", avail=100 * GIB)
+    grants = (("/nodes", "Sys.Audit"), ("/storage", "Datastore.AllocateSpace"), ("/storage", "Datastore.Audit"))
+    for path, privilege in grants:
+        pve.control("grant", path=path, privilege=privilege)
+    yield
+    for path, privilege in grants:
+        pve.control("revoke", path=path, privilege=privilege)
+
+
+def test_for_each_action_a_wish_is_refused_or_cannot_be_asked() -> None:
+    for behaviour, row in WISHES.items():
+        assert {*row} == {*ACTIONS}, behaviour
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "action", "number"), ASKED, ids=[f"{action}-{what}-{number}" for what, action, number in ASKED]
+)
+def test_an_impossible_wish_is_refused_before_any_change(
+    bench: Bench, pve_version: str, behaviour: str, action: str, number: int
+) -> None:
+    wishes = WISHES[behaviour][action]
+    wish = wishes[number] if isinstance(wishes, list) else wishes
+    assert isinstance(wish, Wish)
+    for node in ("pve1", "pve2"):
+        bench.pve.control("node", node=node, maxcpu=CPUS)
+    done = refused(bench, action, wish.vm(bench))
+    assert done.code == wish.code, (pve_version, done.message)

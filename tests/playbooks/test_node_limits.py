@@ -125,9 +125,16 @@ def test_a_node_whose_name_has_upper_case_letters_is_used(tmp_path: Path) -> Non
         pve.control("add_template", vmid=9060, name="shared", node="pve1", storage="ceph")
         bench = Bench(pve=pve, folder=tmp_path)
         vm = bench.vm(node="PVE-A", template_vmid=9060, disk_gib=10)
-        for action in ("create", "delete"):
-            done = bench.play(action, vm)
-            assert (done.rc, done.result["node"]) == (0, "PVE-A"), done.output
+        for action, request, node in (
+            ("create", {}, "PVE-A"),
+            ("start", {}, "PVE-A"),
+            ("update", {"cores": 4}, "PVE-A"),
+            ("migrate", {"target_node": "pve1"}, "pve1"),
+            ("migrate", {"target_node": "PVE-A"}, "PVE-A"),
+            ("delete", {}, "PVE-A"),
+        ):
+            done = bench.play(action, {**vm, **request})
+            assert (done.rc, done.result["node"]) == (0, node), (action, done.output)
         assert Settings(proxmox_nodes="PVE-A,pve1").proxmox_nodes == ("PVE-A", "pve1")
 
 

@@ -165,6 +165,21 @@ def test_an_empty_list_removes_name_servers_and_the_vlan_0_removes_the_vlan(
     assert (again.rc, changes) == (0, []), again.output
 
 
+def test_a_create_removes_the_name_servers_and_the_vlan_of_its_template(bench: Bench, pve_version: str) -> None:
+    bench.pve.control("add_template", vmid=9052, name="named", node="pve1")
+    named = {"nameserver": "192.0.2.53", "searchdomain": "example.net"}
+    nic = {"net0": "virtio=BC:24:11:00:11:24,bridge=vmbr0,tag=7"}
+    bench.pve.control("configure", vmid=9052, values={**named, **nic})
+    vm = bench.vm(template_vmid=9052, network={"dns_servers": [], "search_domains": [], "vlan": 0})
+    done = bench.play("create", vm)
+    assert done.rc == 0, (pve_version, done.output)
+    made = bench.guest(vm)["config"]
+    assert not {*named} & {*made}
+    assert "tag=" not in made["net0"]
+    again, changes = bench.changing_requests(lambda: bench.play("create", vm))
+    assert (again.rc, changes) == (0, []), again.output
+
+
 def test_an_empty_list_removes_the_name_servers_of_a_container(bench: Bench, pve_version: str) -> None:
     vm = bench.add_container(config={"nameserver": "192.0.2.53"})
     assert bench.play("update", {**vm, "network": {"dns_servers": []}}).rc == 0, pve_version
@@ -185,5 +200,16 @@ RARE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("what", RARE)
 def test_what_is_rare_but_possible_is_made(bench: Bench, pve_version: str, action: str, what: str) -> None:
     vm = bench.vm() if action == "create" else bench.add_vm(config=CLOUD_INIT)
+    done = bench.play(action, {**vm, **RARE[what]})
+    assert done.rc == 0, (pve_version, done.output)
+
+
+@pytest.mark.parametrize("action", ["create", "update"])
+@pytest.mark.parametrize("what", ["a host route", "a network of two addresses", "several NICs"])
+def test_what_is_rare_but_possible_is_made_of_a_container(
+    bench: Bench, pve_version: str, action: str, what: str
+) -> None:
+    new = bench.container(node="pve1", storage="ceph", os_template=bench.place.os_template)
+    vm = new if action == "create" else bench.add_container()
     done = bench.play(action, {**vm, **RARE[what]})
     assert done.rc == 0, (pve_version, done.output)

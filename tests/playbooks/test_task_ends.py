@@ -150,22 +150,22 @@ def test_the_failed_task_of_another_token_is_not_the_error_of_an_action(
     )
     if action == "rollback":
         assert bench.play("snapshot", {**vm, "snapshot": "before"}).rc == 0
-    of_guest = 9000 if action == "create" else vm["vmid"]  # the task of a clone names the template
+    # The task of a clone names the template.
+    foreign = {"vmid": 9000 if action == "create" else vm["vmid"], "type": TASK_TYPES[action], "node": "pve1"}
     bench.pve.control("grant", path="/nodes", privilege="Sys.Audit")
     bench.pve.control("hold_change", number=1)
-    try:
-        with ThreadPoolExecutor() as pool:
-            started = pool.submit(bench.play, action, {**vm, **REQUESTS.get(action, {})})
+    with ThreadPoolExecutor() as pool:
+        started = pool.submit(bench.play, action, {**vm, **REQUESTS.get(action, {})})
+        try:
             while not bench.pve.is_holding():
+                assert not started.done(), started.result().output
                 time.sleep(0.02)
             for user in ("smith@pve!other", "root@pam"):
-                bench.pve.control(
-                    "add_task", vmid=of_guest, type=TASK_TYPES[action], user=user, exitstatus="start failed: x"
-                )
+                bench.pve.control("add_task", **foreign, user=user, exitstatus="start failed: x")
+        finally:
             bench.pve.control("clear_faults")
-            done = started.result()
-    finally:
-        bench.pve.control("revoke", path="/nodes", privilege="Sys.Audit")
+        done = started.result()
+    bench.pve.control("revoke", path="/nodes", privilege="Sys.Audit")
     assert done.rc == 0, (pve_version, done.output)
     assert {upid.split(":")[7] for upid in done.result["upids"]} == {"smith@pve!job"}
 

@@ -71,6 +71,40 @@ def test_a_backup_removes_the_oldest_archive_that_the_storage_does_not_keep(
     assert (len(kept), first in kept) == (ARCHIVE_LIMIT, False)
 
 
+@pytest.mark.proxmox(
+    behaviour="a backup starts a VM that is stopped, so it fails if the VM has more vCPUs than its node has CPUs",
+    versions="8, 9",
+    source="qemu-server: PVE/VZDump/QemuServer.pm, enforce_vm_running_for_backup",
+    reaction="compares both before a backup, and before the stop of a deletion with a final backup (`CAPACITY`)",
+)
+@pytest.mark.parametrize("version", ["8.4.1", "9.0.10"])
+def test_a_backup_starts_a_stopped_vm(stand_in: ProxmoxStandIn, node: Any, version: str) -> None:
+    stand_in.control("version", version=version)
+    stand_in.control("configure", vmid=VMID, values={"cores": 100})
+    assert back_up(node)[0] == "OK", "a running VM is not started"
+    stand_in.control("power", vmid=VMID, status="stopped")
+    status, log = back_up(node)
+    assert (status, log[-1]) == (
+        "job errors",
+        f"ERROR: Backup of VM {VMID} failed - MAX 64 vcpus allowed per VM on this node",
+    )
+
+
+@pytest.mark.proxmox(
+    behaviour="a linked clone is refused if a disk of the template allows none; `feature` reports it before",
+    versions="8, 9",
+    source="qemu-server: PVE/API2/Qemu.pm, vm_feature and clone_vm",
+    reaction="asks before the clone (`INVALID_REQUEST`)",
+)
+def test_the_linked_clones_of_a_template(stand_in: ProxmoxStandIn, node: Any) -> None:
+    stand_in.control("add_template", vmid=9055, name="linked", node="pve1")
+    assert node.qemu(9055).feature.get(feature="clone")["hasFeature"] == 1
+    stand_in.control("configure", vmid=9055, values={"scsi1": "local:9055/vm-9055-disk-1.raw"})
+    assert node.qemu(9055).feature.get(feature="clone")["hasFeature"] == 0
+    with pytest.raises(proxmoxer.ResourceException, match="Linked clone feature is not supported"):
+        node.qemu(9055).clone.post(newid=701, full=0)
+
+
 def test_without_remove_a_backup_fails_at_the_limit_of_the_storage(stand_in: ProxmoxStandIn, node: Any) -> None:
     """PVE/VZDump.pm, exec_backup_task: the cause is in the log only."""
     stand_in.control("storage", storage="backups", **{"prune-backups": f"keep-last={ARCHIVE_LIMIT}"})

@@ -102,9 +102,12 @@ class GuestVerbs:
         guest.status = guest.qmpstatus = status
         guest.started_at = time.time() if status == "running" else None
 
-    def do_add_task(self, vmid: int, type: str, exitstatus: str = "OK", user: str = "") -> str:
-        """Add an ended Proxmox task of a guest, started by `user`; by default by another client of the API token."""
-        node, user = self._find_guest(vmid).node, user or next(iter(self.cluster.apitokens))
+    def do_add_task(self, vmid: int, type: str, exitstatus: str = "OK", user: str = "", node: str = "") -> str:
+        """Add an ended Proxmox task of a guest, started by `user`; by default by another client of the API token.
+
+        `node` is only needed if the guest does not exist any more.
+        """
+        node, user = node or self._find_guest(vmid).node, user or next(iter(self.cluster.apitokens))
         upid, pid, start = self.cluster._upid(node, type, vmid, user)
         task = {"upid": upid, "node": node, "pid": pid, "pstart": pid * 7, "starttime": start, "endtime": start}
         task |= {"type": type, "id": str(vmid), "user": user, "status": "stopped", "exitstatus": exitstatus, "log": []}

@@ -27,8 +27,8 @@ def template_problem(cluster: Cluster, template: Facts, vm: dict[str, Any]) -> s
         return f"VM_LOCKED: the template {template['vmid']} is locked ({template['lock']})"
     is_linked = not is_yes(vm.get("full_clone", True))
     if is_linked and not cluster.has_feature(template["node"], template["vmid"], "clone"):
-        storages = ", ".join(sorted(_disk_storages(template)))
-        return f"INVALID_REQUEST: property full_clone: a disk of the template allows no linked clone (on {storages})"
+        where = ", ".join(sorted(_disk_storages(template)))
+        return f"INVALID_REQUEST: property full_clone: a disk of the template allows no linked clone (on {where})"
     node = str(vm.get("node") or template["node"])
     if node == template["node"]:
         return ""

@@ -10,7 +10,7 @@ from .vm_action import Facts, VmAction
 
 
 def require_backup_possible(action: VmAction, facts: Facts, storage: str, *, is_stopped_before: bool = False) -> None:
-    """Raise Refused if Proxmox would make no archive of the guest on this storage.
+    """Raise Refused if the guest cannot be backed up to this storage.
 
     To back up a VM that is stopped, also by `is_stopped_before` or by the backup itself, Proxmox starts it.
     """

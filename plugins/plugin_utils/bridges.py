@@ -36,12 +36,12 @@ class Network(NamedTuple):
 def bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is_new: bool) -> str:
     """Return why the guest cannot be connected to a bridge that the request names.
 
-    Proxmox lists the bridges of /etc/network/interfaces and the VNets, but it uses every bridge that the node has. So
-    one that it does not list is not refused if the guest has it already, or if the provider offers it by its name. A
+    Proxmox lists only VNets and the bridges of /etc/network/interfaces, but it accepts every bridge that the node has.
+    So a bridge that is not listed is accepted if the guest has it already, or if the provider offers it by its name. A
     VNet that the node has and that the login may use is always listed.
 
-    It also lists those on which the login has only SDN.Audit, or a privilege on one VLAN. To set a NIC of any bridge,
-    the login needs SDN.Use on its former and its new network, even if the bridge does not change.
+    A listed bridge may be refused, because its listing needs only SDN.Audit. To change a NIC, the login needs SDN.Use
+    on the NIC's former and new network, even if the bridge does not change.
     """
     networks, new_bridges = _changed_networks(source, vm, is_new)
     if not networks:

@@ -95,7 +95,7 @@ def _cpus_of(cluster: Cluster, node: str) -> int:
 
 
 def backup_problem(cluster: Cluster, node: str, storage: str, vmid: int) -> str:
-    """Return why Proxmox would write no archive to the storage. Raises one of FAILED_CALL if it is not usable now."""
+    """Return why Proxmox would refuse to write an archive to the storage. Raises one of FAILED_CALL."""
     return _content_problem(cluster, node, storage, vmid, Content("backup", "backup_storage", "backups"))
 
 

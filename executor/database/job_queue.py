@@ -154,8 +154,8 @@ def claim(session: Session, owner: str, *, lease_s: float, max_creates: MaxCreat
 
     No job can be claimed while an operator has paused the agents (`executor.database.pauses`). A job cannot be claimed
     while another job of its service is processing, or while an operator runs a playbook for the service by hand.
-    `max_creates` limits how many creates all
-    agents together run at the same time, because parallel clones compete for the lock of the storage.
+    `max_creates` limits how many creates all agents together run at the same time, because parallel clones compete for
+    the lock of the storage.
     """
     if session.get_bind().dialect.name == "postgresql":
         _take_claim_locks(session, is_create_limited=max_creates is not None)

@@ -182,9 +182,8 @@ class Facts:
     #: Services with a pending or processing job, or with a due report (a job result that is not yet sent to
     #: FulcrumCore). Their differences are not drift, because the job or the report will end the differences.
     busy_services: frozenset[str] = frozenset()
-    services_with_recent_job: frozenset[str] = (
-        frozenset()
-    )  #: the power of their VMs may be out of date in Proxmox's list
+    #: Services whose job has ended recently: Proxmox's list may still show the earlier power state of their VMs.
+    services_with_recent_job: frozenset[str] = frozenset()
     foreign_services: frozenset[str] = frozenset()  #: services with a mapping on another cluster
     #: The services of other agents that FulcrumCore lists. The keys are their ids, the values the ids of their agents.
     agent_by_foreign_service: Mapping[str, str] = field(default_factory=dict)
@@ -208,7 +207,8 @@ class Facts:
     def is_foreign(self, guest: GuestFacts) -> bool:
         """Return whether a marked guest belongs to another agent, another cluster's mapping or another FulcrumCore.
 
-        The service decides. Only if FulcrumCore does not know the service, the agent id beside the marker decides.
+        This depends on the service. Only if FulcrumCore does not know the service, it depends on the agent id that the
+        agent has written next to the marker.
         """
         if not self.foreign_services.isdisjoint(guest.markers):
             return True

@@ -63,6 +63,14 @@ def test_the_templates_are_on_two_nodes(api: Any) -> None:
     assert found[9001] == ("ubuntu-24.04", "pve2", 1)
 
 
+def test_a_guest_that_another_client_has_deleted_leaves_no_volume(stand_in: ProxmoxStandIn, api: Any) -> None:
+    before = stand_in.storages()
+    clone(api, 701)
+    assert stand_in.storages() != before
+    stand_in.control("remove", vmid=701)
+    assert stand_in.storages() == before
+
+
 def test_the_certificate_is_verified_against_the_generated_ca(stand_in: ProxmoxStandIn) -> None:
     url = f"https://{stand_in.host}:{stand_in.port}/api2/json/version"
     with pytest.raises(requests.exceptions.SSLError):

@@ -156,7 +156,7 @@ class TimedTasks(FakePve):
         self._qm_lock(guest, lock)
 
     def _remove_guest(self, guest: Any) -> None:
-        """Remove a guest whose creation failed, and its volumes, as Proxmox does."""
+        """Remove a guest and its volumes, as Proxmox does."""
         for _key, volume, _props in drives_of(guest.config):
             if f"vm-{guest.vmid}-" in volume and volume not in self.unremovable_volumes:
                 self._qm_free(volume)

@@ -29,10 +29,8 @@ class GuestVerbs:
         self.cluster._qm_lock(self._find_guest(vmid), lock)
 
     def do_remove(self, vmid: int) -> None:
-        """Remove a VM or container without a Proxmox task, as if another client had deleted it."""
-        guest = self._find_guest(vmid)
-        guests = self.cluster.vms if guest in self.cluster.vms else self.cluster.cts
-        guests.remove(guest)
+        """Remove a VM or container with its volumes, without a Proxmox task, as if another client had deleted it."""
+        self.cluster._remove_guest(self._find_guest(vmid))
 
     def do_add(
         self,

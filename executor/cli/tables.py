@@ -1,6 +1,6 @@
-"""Prints tables, fields, headings and documents for operators with rich. Text is never parsed as rich's markup.
+"""Prints tables, fields, headings and documents for operators. Text is never parsed as the markup of rich.
 
-Each function imports rich itself, because its import takes long, and the help and `--json` do not need rich.
+Each function imports rich itself, because its import takes long. Only text for a terminal needs rich.
 """
 
 from __future__ import annotations
@@ -104,26 +104,33 @@ def _print_plain_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, s
 
 def show_fields(fields: Mapping[str, Any]) -> None:
     """Print one line for each field that has a value, with the field's name and the value."""
+    shown = {name.replace("_", " "): value for name, value in fields.items() if value not in NO_VALUES}
+    label_width = max(map(len, shown), default=0) + GAP
+    width = terminal_width()
+    if width is None:
+        for label, value in shown.items():
+            sys.stdout.write(f"{label.ljust(label_width)}{cell_string(value)}\n")
+        return
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     table = Table(box=None, padding=CELL_PADDING, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True, style="bold")
     table.add_column(no_wrap=True)
-    shown = {name.replace("_", " "): cell_text(value) for name, value in fields.items() if value not in NO_VALUES}
-    width = terminal_width()
-    label_width = max(map(len, shown), default=0) + GAP
-    for label, text in shown.items():
-        is_wrapped = width is not None and text.cell_len > width - label_width
-        table.add_row(Text(label), wrapped(text, (width or 0) - label_width) if is_wrapped else text)
+    for label, value in shown.items():
+        text, left = cell_text(value), width - label_width
+        table.add_row(Text(label), wrapped(text, left) if text.cell_len > left else text)
     print_renderable(table)
 
 
 def show_heading(text: str) -> None:
     """Print a title with an empty line before it."""
+    show_text("")
+    if not is_terminal():
+        sys.stdout.write(f"{sanitized(text)}\n")
+        return
     from rich.text import Text  # noqa: PLC0415
 
-    show_text("")
     print_renderable(Text(sanitized(text), style="bold"))
 
 

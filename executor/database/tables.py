@@ -2,9 +2,10 @@
 
 Each change of a table needs a migration. A test compares the tables with the migrations. `executor.database.indexes`
 defines the indexes.
-"""
 
-from __future__ import annotations
+This module does not postpone the evaluation of annotations: SQLAlchemy would compile each one again, at the start of
+every command that reads the database.
+"""
 
 from datetime import UTC, datetime
 from typing import Any, ClassVar

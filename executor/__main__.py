@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from typing import NoReturn
 
 from executor.cli.garbage import pause_collection
+
+#: The variable by which pydantic looks for no plug-ins. It would read the metadata of all installed packages, and a
+#: plug-in would see the values of the settings.
+NO_PYDANTIC_PLUGINS = ("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
 def main() -> NoReturn:
     """Run the command that the command-line arguments name, and end the process with its exit code."""
     pause_collection()
+    os.environ.setdefault(*NO_PYDANTIC_PLUGINS)
     from executor.cli.app import main as run_command_line  # noqa: PLC0415 (after the pause: this imports typer)
 
     run_command_line()

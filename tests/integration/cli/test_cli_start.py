@@ -264,10 +264,7 @@ def test_a_missing_dependency_of_the_lab_is_named_in_one_line(command: str, smit
 
 def test_another_distribution_can_add_a_command(smith: Cli) -> None:
     (smith.folder / "added_command.py").write_text("def hello():\n    print('hello')\n")
-    folder = smith.folder / "added-1.0.dist-info"
-    folder.mkdir()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
-    (folder / "entry_points.txt").write_text("[smith.commands]\nhello = added_command:hello\n")
+    _install_entry_point(smith, "smith.commands", "added_command:hello")
     assert smith.ok("hello", PYTHONPATH=str(smith.folder)) == "hello\n"
 
 
@@ -276,11 +273,32 @@ def test_a_command_runs_with_the_garbage_collector(smith: Cli) -> None:
     (smith.folder / "added_command.py").write_text(
         "import gc\ndef hello():\n    print(gc.isenabled(), gc.get_freeze_count() > 0)\n"
     )
+    _install_entry_point(smith, "smith.commands", "added_command:hello")
+    assert smith.ok("hello", PYTHONPATH=str(smith.folder)) == "True True\n"
+
+
+def test_no_plug_in_of_pydantic_is_loaded(smith: Cli) -> None:
+    """It would see the settings, and the search for plug-ins takes time."""
+    (smith.folder / "plug_in.py").write_text("print('loaded')\nhello = None\n")
+    _install_entry_point(smith, "pydantic", "plug_in:hello")
+    smith.submit()
+    done = subprocess.run(
+        smith.command("jobs", "list", "--json"),
+        env=smith.environment(PYTHONPATH=str(smith.folder)),
+        capture_output=True,
+        text=True,
+        timeout=GIVE_UP_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout[:1]) == (0, "["), done
+
+
+def _install_entry_point(smith: Cli, group: str, function: str) -> None:
+    """Make a distribution that Python finds if the folder is on its path."""
     folder = smith.folder / "added-1.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
-    (folder / "entry_points.txt").write_text("[smith.commands]\nhello = added_command:hello\n")
-    assert smith.ok("hello", PYTHONPATH=str(smith.folder)) == "True True\n"
+    (folder / "entry_points.txt").write_text(f"[{group}]\nhello = {function}\n")
 
 
 def test_a_closed_pipe_gives_no_traceback(smith: Cli) -> None:

@@ -182,4 +182,6 @@ class TimedTasks(FakePve):
             "ctime": int(time.time()),
         }
         self.storages[storage].setdefault("volumes", {})[name] = volume
+        if "avail" in self.storages[storage]:
+            self.storages[storage]["avail"] -= CLOUD_INIT_BYTES
         return f"{storage}:{name}"

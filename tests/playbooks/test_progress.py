@@ -49,8 +49,7 @@ def test_a_long_wait_names_the_proxmox_task_and_its_progress(bench: Bench) -> No
     done = bench.play("create", vm)
     assert done.rc == 0, done.output
     waits = [step for step in steps_in(done.output, vm) if step.startswith("waiting")]
-    assert waits
-    assert TASK.fullmatch(waits[0]), waits
+    assert any(map(TASK.fullmatch, waits)), waits  # the first may be without a percentage, if the machine is slow
 
 
 def test_each_step_is_an_event_of_the_agents_run(bench: Bench, warm_executor: ExecutorBench) -> None:

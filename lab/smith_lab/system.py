@@ -21,7 +21,9 @@ from executor.settings.settings import Settings
 from executor.shared.marker import markers_in
 from smith_lab.fulcrum_setup import AdminClient, CreatedObjects, bootstrap
 from smith_lab.log_reader import LogReader
+from smith_lab.proxmox import stand_in
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
+from smith_lab.simulator import server as simulator_server
 from smith_lab.simulator.control import SimulatorThread, running_simulator
 
 Json = dict[str, Any]
@@ -62,6 +64,8 @@ class LabSystem:
     python: str = sys.executable  #: the interpreter that runs the executor; the benchmarks run an earlier version, too
     #: The settings that the executor knows, or None for all. An earlier version refuses to start with others.
     known_settings: frozenset[str] | None = None
+    #: A command that starts the executor, whose arguments follow it; empty for none. Its process becomes the executor.
+    launcher: tuple[str, ...] = ()
     _simulator: SimulatorThread | None = None
     _executor: subprocess.Popen[bytes] | None = None
     _log: LogReader = field(default_factory=LogReader)
@@ -120,7 +124,7 @@ class LabSystem:
         """Start `smith run` with these arguments, and return its process. Its log goes to `log_file`."""
         with self.log_file.open("ab") as log:
             self._executor = subprocess.Popen(
-                [self.python, "-m", "executor", "run", *arguments],
+                [*self.launcher, self.python, "-m", "executor", "run", *arguments],
                 env=self.environment(),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -252,7 +256,9 @@ def running_lab(
     *,
     time_scale: float = 0.0,
     settings: Mapping[str, str] | None = None,
+    core_host: str = simulator_server.HOST,
     core_port: int = 0,
+    proxmox_host: str = stand_in.HOST,
     proxmox_port: int = 0,
     core_url: str | None = None,
     is_restricted: bool = False,
@@ -260,18 +266,18 @@ def running_lab(
     """Run a simulator and a stand-in for the `with` block, and create in the simulator what an executor needs.
 
     `time_scale` is the number of real seconds for each second of simulated Proxmox time; with 0, Proxmox tasks take no
-    time. With `core_url`, the lab uses this FulcrumCore instead of a simulator; it must be a new one. With
-    `is_restricted`, the service types offer only what the lab's settings allow; tests also order other things, to see
-    that the executor refuses them. The caller starts the executor. This function stops the executor at the end of the
-    block.
+    time. `core_host` and `proxmox_host` are the addresses on which simulator and stand-in listen. With `core_url`, the
+    lab uses this FulcrumCore instead of a simulator; it must be a new one. With `is_restricted`, the service types
+    offer only what the lab's settings allow; tests also order other things, to see that the executor refuses them. The
+    caller starts the executor. This function stops the executor at the end of the block.
     """
     with ExitStack() as stack:
-        simulator = None if core_url else stack.enter_context(running_simulator(port=core_port))
+        simulator = None if core_url else stack.enter_context(running_simulator(host=core_host, port=core_port))
         core_url = simulator.url if simulator else str(core_url)
         stand_in_folder = folder / "proxmox"
         stand_in_folder.mkdir(parents=True, exist_ok=True)
         proxmox = stack.enter_context(
-            running_stand_in(time_scale=time_scale, folder=stand_in_folder, port=proxmox_port)
+            running_stand_in(time_scale=time_scale, folder=stand_in_folder, host=proxmox_host, port=proxmox_port)
         )
         admin = stack.enter_context(AdminClient(core_url))
         ids = bootstrap(admin, offered=_lab_offer() if is_restricted else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import json
@@ -28,6 +27,7 @@ Json = dict[str, Any]
 T = TypeVar("T")
 #: How long a test waits for all jobs to end after its fault.
 IDLE_TIMEOUT_S = 200.0
+LOOPBACK = "127.0.0.1"
 #: VMs of other owners inside our VMID range. Nothing may change them.
 FOREIGN_VMIDS = (100_100, 150_000, 199_900)
 
@@ -225,14 +225,17 @@ class SystemUnderTest:
         open_rows = "SELECT 1 FROM jobs WHERE status IN ('pending', 'processing') OR report_state = 'due'"
         return not self.rows(open_rows)
 
-    def facts(self, calls: list[Json] | None = None) -> Json:
-        """Return the state of each side, for `history.violations`. Without `calls`, the simulator's history is used."""
+    def facts(self, calls: list[Json] | None = None, requests: list[Json] | None = None) -> Json:
+        """Return the state of each side, for `history.violations`.
+
+        Without `calls`, the simulator's history is used; without `requests`, the stand-in's log.
+        """
         return {
             "core": {"services": self.lab.admin.list_services(), "jobs": self.lab.admin.list_all("jobs")},
             "calls": self.lab.core.history(method="POST") if calls is None else calls,
             "rows": {name: self.rows(f"SELECT * FROM {name}") for name in ("jobs", "mappings")},  # noqa: S608
             "guests": self.lab.proxmox.guests(),
-            "requests": self.lab.proxmox.request_log(),
+            "requests": self.lab.proxmox.request_log() if requests is None else requests,
             "foreign_vmids": {*FOREIGN_VMIDS, *self.recycled},
         }
 
@@ -245,16 +248,30 @@ def _engine(url: str) -> Engine:
 
 @contextmanager
 def running_system(
-    folder: Path, *, time_scale: float = 0.0, core_url: str | None = None, **settings: str
+    folder: Path,
+    *,
+    time_scale: float = 0.0,
+    core_url: str | None = None,
+    core_host: str = LOOPBACK,
+    proxmox_host: str = LOOPBACK,
+    **settings: str,
 ) -> Iterator[SystemUnderTest]:
     """Run simulator and stand-in with VMs of other owners inside our VMID range; the caller starts the executor.
 
-    With `core_url`, this new FulcrumCore is used instead of a simulator.
+    Simulator and stand-in listen on `core_host` and `proxmox_host`. With `core_url`, this new FulcrumCore is used
+    instead of a simulator.
     """
     crash_file = folder / "crash.json"
     crash_file.write_text("[]")
     wanted = {crash_points.CRASH_FILE_VARIABLE: str(crash_file), **settings}
-    with running_lab(folder, time_scale=time_scale, settings=wanted, core_url=core_url) as lab:
+    with running_lab(
+        folder,
+        time_scale=time_scale,
+        settings=wanted,
+        core_url=core_url,
+        core_host=core_host,
+        proxmox_host=proxmox_host,
+    ) as lab:
         for vmid in FOREIGN_VMIDS:
             lab.proxmox.control("add", vmid=vmid, name=f"foreign-{vmid}", status="running", config={"cores": 1})
         try:
@@ -267,9 +284,8 @@ def running_system(
 def second_executor(system: SystemUnderTest, name: str = "second", **settings: str) -> Iterator[SystemUnderTest]:
     """Run a second executor on the same database, with these settings."""
     folder = system.lab.folder / name
-    folder.mkdir()
     own = {"SMITH_DATA_DIR": str(folder / "data"), "SMITH_RUN_DIR": str(folder / "run")}
-    lab = dataclasses.replace(system.lab, folder=folder, settings=system.lab.settings | own | settings, _executor=None)
+    lab = system.lab.for_another_executor(folder, **own | settings)
     node = SystemUnderTest(lab=lab)
     node.start()
     try:

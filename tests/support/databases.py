@@ -50,17 +50,18 @@ def postgres_binaries() -> Path | None:
 
 @dataclass
 class PostgresCluster:
-    """A running server that listens on a socket in its folder only."""
+    """A running server that listens on a socket in its folder, and on `address` if there is one."""
 
     folder: Path
     binaries: Path
     options: tuple[str, ...] = FAST
+    address: str = ""  #: every client that reaches it may connect, so it belongs to a network namespace of the test
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
         settings = itertools.chain.from_iterable(("-c", setting) for setting in self.options)
-        place = ["-D", self.folder / "data", "-k", self.folder, "-c", "listen_addresses="]
+        place = ["-D", self.folder / "data", "-k", self.folder, "-c", f"listen_addresses={self.address}"]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*_ends_with_this_process(), self.binaries / "postgres", *place, *settings],
@@ -107,7 +108,7 @@ class PostgresCluster:
 
     def url(self, name: str) -> str:
         """Return SQLAlchemy's address of one of its databases."""
-        return f"postgresql+psycopg://smith@/{name}?host={self.folder}"
+        return f"postgresql+psycopg://smith@/{name}?host={self.address or self.folder}"
 
     def execute(self, *statements: str) -> None:
         """Run statements that no transaction may hold, as the cluster's owner."""
@@ -144,23 +145,26 @@ class PostgresCluster:
 
 
 @contextlib.contextmanager
-def postgres_cluster(binaries: Path) -> Iterator[PostgresCluster]:
-    """Start a server with the migrated template, on a socket in its own folder; stop it by its pid."""
-    with empty_cluster(binaries) as cluster:
+def postgres_cluster(binaries: Path, *, address: str = "") -> Iterator[PostgresCluster]:
+    """Start a server with the migrated template; stop it by its pid."""
+    with empty_cluster(binaries, address=address) as cluster:
         _make_template(cluster)
         yield cluster
 
 
 @contextlib.contextmanager
-def empty_cluster(binaries: Path, options: tuple[str, ...] = FAST) -> Iterator[PostgresCluster]:
+def empty_cluster(binaries: Path, options: tuple[str, ...] = FAST, *, address: str = "") -> Iterator[PostgresCluster]:
     """Start a server with these options and without a database of ours; stop it by its pid."""
     in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  mkdtemp creates the folder
     folder = Path(tempfile.mkdtemp(prefix="smith-pg-", dir=in_memory))
-    cluster = PostgresCluster(folder, binaries, options)
+    cluster = PostgresCluster(folder, binaries, options, address)
     try:
         initdb = [binaries / "initdb", "--username=smith", "--auth=trust", "--no-sync", "--locale=C.UTF-8"]
         owner = _as_server_user(folder)
         subprocess.run([*initdb, "-D", folder / "data"], check=True, stdout=subprocess.DEVNULL, cwd=folder, **owner)
+        if address:
+            with (folder / "data" / "pg_hba.conf").open("a") as rules:
+                rules.write("host all all all trust\n")
         cluster.start()
         yield cluster
     finally:

@@ -160,9 +160,10 @@ class ProxmoxStandIn:
         return dict(self._read("storages"))
 
     def request_log(self) -> list[dict[str, Any]]:
-        """Return the method, path and params of every API request since the start, or since `reset_request_log`.
+        """Return every API request since the start, or since `reset_request_log`.
 
-        Secrets in the params are replaced by stars.
+        Each has the members `method`, `path`, `params` with stars in place of secrets, `time` (of its arrival, in
+        seconds since 1970) and `client` (the address from which it was sent).
         """
         return list(self._read("requests"))
 
@@ -299,6 +300,7 @@ def running_stand_in(
     *,
     time_scale: float = 0.0,
     folder: Path | None = None,
+    host: str = HOST,
     port: int = 0,
     control_port: int = 0,
     has_user: bool = True,
@@ -308,6 +310,7 @@ def running_stand_in(
         stand_in = ProxmoxStandIn(
             folder or Path(temporary),
             time_scale=time_scale,
+            host=host,
             port=port,
             control_port=control_port,
             has_user=has_user,

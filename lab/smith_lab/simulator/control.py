@@ -20,7 +20,7 @@ from typing import Any
 import requests
 
 from smith_lab.simulator.history import LabState
-from smith_lab.simulator.server import SimulatorServer
+from smith_lab.simulator.server import HOST, SimulatorServer
 from smith_lab.simulator.store import ServerOptions, Store
 
 CALL_TIMEOUT_S = 10.0
@@ -170,14 +170,14 @@ class SimulatorThread(SimulatorControl):
 
 @contextmanager
 def running_simulator(
-    *, port: int = 0, new_service_id: Callable[[], str] | None = None, **options: Any
+    *, host: str = HOST, port: int = 0, new_service_id: Callable[[], str] | None = None, **options: Any
 ) -> Iterator[SimulatorThread]:
     """Run a new simulator for the `with` block. `options` are members of `simulator.store.ServerOptions`.
 
     `new_service_id` returns the id of each new service. Without it, the ids are random.
     """
     store = Store(options=ServerOptions(**options), new_service_id=new_service_id)
-    server = SimulatorServer(store, LabState(), port=port)
+    server = SimulatorServer(store, LabState(), host=host, port=port)
     server.start()
     try:
         yield SimulatorThread(server)

@@ -24,6 +24,7 @@ class HistoryEntry:
     method: str
     path: str
     query: str
+    client: str | None = None  #: the address from which the call was sent
     body: Any = None
     token_name: str | None = None
     role: str | None = None
@@ -59,6 +60,7 @@ class LabState:
             method=scope["method"],
             path=scope["path"],
             query=scope["query_string"].decode("latin-1"),
+            client=scope["client"][0] if scope.get("client") else None,
         )
         self.history.append(entry)
         return entry

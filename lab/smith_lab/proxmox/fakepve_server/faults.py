@@ -7,6 +7,7 @@ import asyncio
 import base64
 import fnmatch
 import re
+import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -43,8 +44,9 @@ class RequestFaults(FakePve):
         fakepve calls this method for every request. `handler`, `generic` and `path_node` are only passed on.
         """
         path = request.path.removeprefix(API)
+        arrival = {"time": time.time(), "client": request.remote}
         self.request_log.append(
-            {"method": request.method, "path": path, "params": await _params_without_secrets(request)}
+            {"method": request.method, "path": path, "params": await _params_without_secrets(request), **arrival}
         )
         await asyncio.sleep(self.answer_delay_s)
         fault = self._use_fault(request.method, path)

@@ -96,7 +96,7 @@ def _contradictory(facts: Json, allowed: Allowed) -> Iterator[str]:
     """Yield jobs reported with two outcomes, and those whose outcome differs between the three sides."""
     taken: dict[str, list[str]] = defaultdict(list)
     for call in facts["calls"]:
-        if (match := REPORT.search(call["path"])) and _had_effect(call):
+        if (match := REPORT.search(call["path"])) and had_effect(call):
             taken[match[1]].append(match[2])
     for job_id, outcomes in taken.items():
         if len(set(outcomes)) > 1:
@@ -114,7 +114,8 @@ def _contradictory(facts: Json, allowed: Allowed) -> Iterator[str]:
     yield from _power_differs(facts, allowed)
 
 
-def _had_effect(call: Json) -> bool:
+def had_effect(call: Json) -> bool:
+    """Return whether FulcrumCore has processed a POST, also if its answer was lost."""
     if call["status"] is None:  # the response was lost
         return call["fault"] in ("drop_after", "truncate")
     return 200 <= call["status"] < 300 and call["fault"] not in WITHOUT_EFFECT

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -115,15 +116,42 @@ def processes_of_folder(folder: Path, *, with_servers: bool = False) -> list[psu
 def run_idents(folder: Path) -> set[str]:
     """Return the idents of the runs that had a process at one moment. Their credentials are in `folder`.
 
-    Runs whose agent or supervisor has ended are among them. The idents are read one after the other, so a process
-    counts only if it is alive after the last of them.
+    Runs whose agent or supervisor has ended are among them.
     """
-    idents = {process: environment(process).get(RUN_VARIABLE, "") for process in processes_of_folder(folder)}
-    return {ident for process, ident in idents.items() if ident and _is_alive(process)}
+    return {run.ident for run in live_runs(folder)}
 
 
-def _is_alive(process: psutil.Process) -> bool:
+@dataclass(frozen=True, kw_only=True)
+class LiveRun:
+    """A run that had processes at one moment."""
+
+    ident: str
+    credentials: Path  #: the file with its credentials
+    is_suspended: bool  #: all its processes were
+
+
+def live_runs(folder: Path) -> list[LiveRun]:
+    """Return the runs that had a process at one moment. Their credentials are in `folder`.
+
+    The processes are read one after the other, so a process counts only if it is alive after the last of them.
+    """
+    values = {process: environment(process) for process in processes_of_folder(folder)}
+    statuses: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for process, of_process in values.items():
+        ident = of_process.get(RUN_VARIABLE)
+        status = _status(process)
+        if ident and status is not None:
+            statuses[ident, of_process[CREDENTIALS_VARIABLE]].add(status)
+    return [
+        LiveRun(ident=ident, credentials=Path(file), is_suspended=found == {psutil.STATUS_STOPPED})
+        for (ident, file), found in statuses.items()
+    ]
+
+
+def _status(process: psutil.Process) -> str | None:
+    """Return the status of a process; None if it has ended."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        status: str = process.status()
+        return status if process.is_running() and status != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
-        return False
+        return None

@@ -70,7 +70,7 @@ def make_room(system: SystemUnderTest) -> None:
 
 @dataclass
 class Load:
-    """Orders services and requests actions, so that MAX_OPEN_SERVICES of them have an open job."""
+    """Orders services and requests actions, so that `max_open` of them have an open job."""
 
     system: SystemUnderTest
     rng: random.Random
@@ -79,6 +79,7 @@ class Load:
     actions: Mapping[str, Mapping[str, int]] = field(default_factory=lambda: ACTIONS)
     properties: Mapping[str, Any] = field(default_factory=dict)  #: of each ordered service, besides those of all
     max_services: int = MAX_SERVICES
+    max_open: int = MAX_OPEN_SERVICES
     requested: int = 0
     _groups: list[str] = field(default_factory=list)
 
@@ -90,7 +91,7 @@ class Load:
     def _request_jobs(self) -> None:
         services, busy = self.read_services()
         existing = sum(service.status != "Deleted" for service in services)
-        while self.requested < self.wanted and len(busy) < MAX_OPEN_SERVICES:
+        while self.requested < self.wanted and len(busy) < self.max_open:
             idle = [service for service in services if service.id not in busy and service.status in self.actions]
             if idle and (existing >= self.max_services or self.rng.random() < 0.7):
                 service = self.rng.choice(idle)

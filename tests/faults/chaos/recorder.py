@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
+from faults.calls import EndedCalls, is_job_call
 from faults.processes import run_idents
 from faults.system import SystemUnderTest
 
@@ -17,15 +18,11 @@ SAMPLE_INTERVAL_S = 0.25
 
 
 class Recorder:
-    """Copies the calls that the check needs from FulcrumCore's history, whose length may be limited.
-
-    `entries` returns the calls after the one with this sequence number, oldest first.
-    """
+    """Records calls and runs, each in its turns. `entries` is that of `EndedCalls`."""
 
     def __init__(self, system: SystemUnderTest, entries: Callable[[int], list[Json]]) -> None:
         self._system = system
-        self._entries = entries
-        self._seen = 0
+        self._ended_calls = EndedCalls(entries)
         self._next_sample_at = 0.0
         self._run_pairs: Counter[tuple[str, str]] = Counter()  #: idents of runs that had live processes at once
         self.idents_seen: set[str] = set()  #: the idents of the runs that were seen with a live process
@@ -42,11 +39,8 @@ class Recorder:
             self._next_sample_at = time.monotonic() + SAMPLE_INTERVAL_S
 
     def _record_calls(self) -> None:
-        for entry in self._entries(self._seen):
-            if entry["status"] is None and entry["duration_s"] is None:
-                break  # still in progress: read again in the next turn
-            self._seen = entry["seq"]
-            if entry["method"] == "POST" and "/jobs/" in entry["path"]:
+        for entry in self._ended_calls.new():
+            if is_job_call(entry):
                 self.calls.append(entry)
             elif entry["path"].endswith("/agents/me/status"):
                 self.heartbeat_times.append(entry["time"])

@@ -1,0 +1,35 @@
+"""Copies the ended calls from FulcrumCore's history, whose length may be limited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Json = dict[str, Any]
+
+
+@dataclass
+class EndedCalls:
+    """Returns each call once, after it has ended, and in the order of arrival.
+
+    `entries` returns the calls after the one with this sequence number, oldest first.
+    """
+
+    entries: Callable[[int], list[Json]]
+    _seen: int = 0
+
+    def new(self) -> list[Json]:
+        """Return the calls that have ended since the last time."""
+        found = []
+        for entry in self.entries(self._seen):
+            if entry["status"] is None and entry["duration_s"] is None:
+                break  # still in progress: read again the next time
+            self._seen = entry["seq"]
+            found.append(entry)
+        return found
+
+
+def is_job_call(entry: Json) -> bool:
+    """Return whether a call claims or reports a job."""
+    return entry["method"] == "POST" and "/jobs/" in entry["path"]

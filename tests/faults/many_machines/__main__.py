@@ -1,0 +1,85 @@
+"""Runs creates on three machines and one PostgreSQL, while the machines are killed, suspended and cut off.
+
+    PYTHONPATH=tests python -m faults.many_machines --jobs 300 [--seed N] [--check FILE]
+
+Each machine is a network namespace with the real executor. Simulator, stand-in and PostgreSQL run in a namespace of
+their own. The history is written to a file, which `--check` checks again without a run. The seed determines the faults;
+the operating system schedules the processes, so a replay is similar, not identical. Exit code 0: no promise was
+violated, at least 80 % of the jobs completed and, with leases of 30 s, jobs of killed machines were taken over in time.
+Exit code 3: the trial cannot run on this machine, for the reason that is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import sys
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from faults.chaos.__main__ import ROOT, print_line, progress_printer
+from faults.many_machines import network, recorder
+from faults.many_machines.check import takeover_problems
+from faults.many_machines.report import Report, make_report
+from faults.many_machines.run import Size, run
+from support.databases import postgres_binaries
+
+CANNOT_RUN = 3
+DEFAULT_LEASE_S = 30.0
+#: With so many creates for each fault, some are running at most times.
+JOBS_PER_FAULT = 6
+
+
+def main() -> int:
+    """Run the trial or check a history, print the report and write it to bench/results."""
+    wanted = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the networks are removed
+    if wanted.check:
+        report = make_report(
+            recorder.read(wanted.check), [], seed=wanted.seed or 0, lease_s=wanted.lease, took_s=0, faults={}
+        )
+        return _result(report)
+    reason = network.enter() or ("" if postgres_binaries() else "there is no PostgreSQL server on this machine")
+    if reason:
+        print_line(f"NOT TESTED: several machines: {reason}")
+        return CANNOT_RUN
+    seed = random.SystemRandom().randrange(10**6) if wanted.seed is None else wanted.seed
+    faults = wanted.faults or max(1, wanted.jobs // JOBS_PER_FAULT)
+    size = Size(jobs=wanted.jobs, faults=faults, seed=seed, lease_s=wanted.lease, time_scale=wanted.time_scale)
+    print_line(f"seed {seed}: `make many-machines JOBS={size.jobs} SEED={seed}` repeats this run")
+    history_file = wanted.record.with_suffix(".jsonl")
+    history_file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="many-machines-") as folder:
+        report = run(Path(folder), size, history_file, progress_printer())
+    wanted.record.write_text(json.dumps(report.record(), indent=1) + "\n", encoding="utf-8")
+    print_line(f"written: {wanted.record}, {history_file}")
+    return _result(report)
+
+
+def _arguments() -> Any:
+    name = f"many-machines-{datetime.now():%Y%m%d-%H%M%S}.json"  # noqa: DTZ005 (a file's name, in local time)
+    parser = argparse.ArgumentParser(prog="make many-machines", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=300, help="creates to request (300)")
+    parser.add_argument("--faults", type=int, default=None, help="faults to inject (one for six creates)")
+    parser.add_argument("--seed", type=int, default=None, help="seed of the random choices (default: a new one)")
+    parser.add_argument("--lease", type=float, default=DEFAULT_LEASE_S, help="SMITH_LEASE_S (30)")
+    parser.add_argument("--time-scale", type=float, default=1.0, help="seconds for a second of Proxmox (1)")
+    parser.add_argument("--record", type=Path, default=ROOT / "bench" / "results" / name, help="file of the report")
+    parser.add_argument("--check", type=Path, default=None, help="check this recorded history only")
+    return parser.parse_args()
+
+
+def _result(report: Report) -> int:
+    print_line(f"\n{report.text()}")
+    slow = takeover_problems(report.takeovers) if report.lease_s == DEFAULT_LEASE_S else []
+    for text in slow:
+        print_line(text)
+    return 0 if report.is_passed and not slow else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

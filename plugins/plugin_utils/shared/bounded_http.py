@@ -3,6 +3,10 @@
 
 The timeout of the library `requests` applies to each single read, so a server that sends its answer byte by byte could
 occupy a thread for ever. `requests` does not limit the size of an answer either.
+
+In a run, the delivery of a request is bounded, too. While a machine is cut off from Proxmox, its kernel sends a request
+again and again, also after the process has ended. It must not arrive after the run must have ended (`run_until.py`):
+then another agent may already process the job.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import math
+import os
 import socket
 import threading
 import time
@@ -19,6 +25,8 @@ from typing import Any
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+
+from .run_until import RunUntil, run_until_of
 
 #: Maximum size of an answer of Proxmox after decoding. The list of 10,000 guests has 5 MB. As Python objects, an answer
 #: takes up to 33 times its size.
@@ -31,6 +39,8 @@ TIME_FACTOR = 4.0
 DEFAULT_TIMEOUT_S = 30.0
 #: The number of bytes that are decoded at a time. Decoding may multiply them by a thousand.
 CHUNK_BYTES = 16 * 1024
+#: The maximum of the kernel's limit, whose type is an int.
+MAX_DELIVERY_MS = 2**31 - 1
 
 
 class AnswerTooLarge(requests.RequestException):
@@ -52,7 +62,8 @@ class BoundedAdapter(HTTPAdapter):
         **options: Any,
     ) -> None:
         self._max_bytes = max_bytes
-        self._pool_classes = _pool_classes(max_raw_bytes + MAX_HEADER_BYTES, time_factor)
+        run_until = run_until_of(os.environ)
+        self._pool_classes = _pool_classes(max_raw_bytes + MAX_HEADER_BYTES, time_factor, run_until)
         super().__init__(**options)
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
@@ -141,13 +152,39 @@ class _BoundedSocket:
         return io.BufferedReader(self._file)
 
 
-def _pool_classes(max_bytes: int, time_factor: float) -> dict[str, type[urllib3.HTTPConnectionPool]]:
-    """Return the classes of pools whose connections bound each answer, by the scheme of a URL."""
+def _limit_delivery(sock: socket.socket, run_until: RunUntil | None) -> None:
+    """Let the kernel end the connection if the other side has not received what was sent when the run must have ended.
+
+    Without a limit, the kernel repeats it for a quarter of an hour.
+    """
+    left_s = math.inf if run_until is None else run_until.left_s()
+    if left_s == math.inf or not hasattr(socket, "TCP_USER_TIMEOUT"):
+        return
+    timeout_ms = int(min(max(left_s * 1000, 1), MAX_DELIVERY_MS))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+
+
+def _pool_classes(
+    max_bytes: int, time_factor: float, run_until: RunUntil | None
+) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    """Return the classes of pools whose connections bound each request and each answer, by the scheme of a URL."""
 
     class _Bounded:
-        """Makes a connection read each answer from a file that is bounded."""
+        """Makes a connection limit the delivery of each request, and read each answer from a file that is bounded."""
 
         timeout: Any  #: of one read; `urllib3` sets it before each answer
+        sock: Any  #: None before the connection is made
+
+        def connect(self) -> None:
+            """Make the connection."""
+            super().connect()  # type: ignore[misc]
+            _limit_delivery(self.sock, run_until)
+
+        def putrequest(self, *arguments: Any, **options: Any) -> None:
+            """Begin a request, on a connection that may exist already."""
+            if self.sock is not None:
+                _limit_delivery(self.sock, run_until)
+            super().putrequest(*arguments, **options)  # type: ignore[misc]
 
         def response_class(self, sock: Any, *arguments: Any, **options: Any) -> http.client.HTTPResponse:
             """Return an answer that is read from the socket. `http.client` calls this before it reads the header."""

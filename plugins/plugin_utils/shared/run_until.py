@@ -66,12 +66,16 @@ class RunUntil:
 
     def is_over(self) -> bool:
         """Read the file. True if its moment is over."""
+        return self.left_s() <= 0
+
+    def left_s(self) -> float:
+        """Read the file. Return the time until its moment, in seconds; it is negative if the moment is over."""
         for _ in range(_READ_ATTEMPTS):
             until_s = self._read()
             if until_s is not None:
                 self._until_s = until_s
                 break
-        return boottime_s() >= self._until_s
+        return self._until_s - boottime_s()
 
     def _read(self) -> float | None:
         try:

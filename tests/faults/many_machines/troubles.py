@@ -18,7 +18,7 @@ from faults.system import SystemUnderTest
 
 #: The time between two faults, if enough machines work.
 PAUSE_S = (1.0, 8.0)
-#: The kinds of faults, each with its weight. Each is injected once before any is injected twice.
+#: The kinds of faults, each with its weight.
 KINDS = {
     "killed": 5,
     "killed and started at once": 1,
@@ -28,6 +28,8 @@ KINDS = {
     "cut from FulcrumCore": 2,
     "cut from all": 3,
 }
+#: Each of these is injected once, in any order, before other faults.
+FIRST = ("killed", "paused", "cut from the database", "cut from Proxmox", "cut from FulcrumCore")
 CUTS = {
     "cut from the database": ("database",),
     "cut from Proxmox": ("Proxmox",),
@@ -63,7 +65,7 @@ class Troubles:
     _killed_at: dict[str, float] = field(default_factory=dict)  #: the last kill of each machine
 
     def __post_init__(self) -> None:
-        first = self.rng.sample(list(KINDS), len(KINDS))
+        first = self.rng.sample(FIRST, len(FIRST))
         more = self.rng.choices(list(KINDS), weights=list(KINDS.values()), k=max(0, self.faults - len(first)))
         self._plan = [*first, *more][: self.faults]
 

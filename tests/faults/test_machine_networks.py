@@ -1,0 +1,178 @@
+"""Several machines in network namespaces: a short trial, what a cut does, and what is left of a killed trial."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults import many_machines
+from faults.many_machines import network
+from faults.many_machines.__main__ import CANNOT_RUN
+from faults.many_machines.troubles import FIRST
+from smith_lab.system import wait_for
+
+TESTS = Path(many_machines.__file__).parents[2]
+SEED = "4711"
+ENTER = "import sys\nfrom faults.many_machines import network\nreason = network.enter()\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks_are_possible() -> None:
+    """Skip these tests with the reason where no network can be made. CI runs as root, so it must be possible there."""
+    reason = run_python(ENTER + "print(reason)").stdout.strip()
+    if reason:
+        assert os.environ.get("CI") != "true", reason
+        pytest.skip(f"NOT TESTED: several machines: {reason}")
+
+
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=True, timeout=120)
+
+
+@pytest.mark.timeout(900)
+def test_machines_that_are_killed_suspended_and_cut_off_violate_no_promise(
+    tmp_path: Path, figure: Callable[[str], None]
+) -> None:
+    """Each kind of fault once. The time of takeovers is limited in the long run, `make many-machines`."""
+    record = tmp_path / "record.json"
+    amount = ["--jobs", "12", "--faults", "5", "--lease", "6", "--time-scale", "0.2", "--seed", SEED]
+    ended = subprocess.run(
+        [sys.executable, "-m", "faults.many_machines", *amount, "--record", str(record)],
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    output = ended.stdout + ended.stderr
+    assert ended.returncode != CANNOT_RUN, output
+    assert record.exists(), output
+    found = json.loads(record.read_text())
+    assert found["violations"] == [], output
+    assert sum(found["jobs"].values()) >= 12
+    assert found["jobs"]["Completed"] >= 6
+    assert found["faults"] == dict.fromkeys(FIRST, 1)
+    assert record.with_suffix(".jsonl").exists()
+    figure(f"three machines: {sum(found['jobs'].values())} creates, {found['violation_counts']}")
+
+
+LEFT = """
+import subprocess
+with network.networks(1) as (machine,):
+    process = subprocess.Popen([*machine.launcher, "sleep", "600"])
+    print(machine.name, process.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+def start_and_kill(signum: signal.Signals) -> tuple[str, int]:
+    """Kill a process that has made a network; return the network's name and the pid of a process in it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", ENTER + LEFT], cwd=TESTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        name, pid = process.stdout.readline().split()
+        assert name in network.namespaces()
+        process.send_signal(signum)
+        process.wait(60)
+    return name, int(pid)
+
+
+def is_running(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists() and "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+
+
+def test_an_interrupted_trial_leaves_no_network_and_no_process() -> None:
+    name, pid = start_and_kill(signal.SIGINT)
+    assert name not in network.namespaces()
+    assert not is_running(pid)
+
+
+def test_the_networks_of_a_killed_trial_are_removed_by_the_next_one() -> None:
+    name, pid = start_and_kill(signal.SIGKILL)
+    assert name in network.namespaces()
+    assert is_running(pid)
+    network.remove_leftovers()
+    assert name not in network.namespaces()
+    wait_for(lambda: not is_running(pid), 20, "the process to end")
+
+
+SERVER = """
+import subprocess, threading, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from executor.runs.run_until_file import RunUntilFile
+from executor.shared.run_until import NO_LIMIT, boottime_s
+
+folder, client, got = Path(sys.argv[1]), sys.argv[2], []
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        got.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self.send_response(204)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+
+def wait_until(check):
+    limit = time.monotonic() + 60
+    while not check():
+        if time.monotonic() > limit:
+            sys.exit(f"waited in vain; received: {got}")
+        time.sleep(0.05)
+
+server = ThreadingHTTPServer((network.SERVERS["Proxmox"], 0), Handler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+with network.networks(2) as machines:
+    until = [RunUntilFile(folder / machine.name) for machine in machines]
+    clients = []
+    for machine, file in zip(machines, until):
+        file.limit(NO_LIMIT)
+        command = [*machine.launcher, sys.executable, "-c", client, str(server.server_port), str(file.path)]
+        clients.append(subprocess.Popen(command, stdin=subprocess.PIPE))
+    wait_until(lambda: sorted(got) == ["1 first", "2 first"])
+    for machine in machines:
+        machine.cut("Proxmox")
+    until[0].limit(boottime_s() + 2)
+    for process in clients:
+        process.communicate(b"\\n")
+    time.sleep(2)
+    for machine in machines:
+        machine.restore()
+    wait_until(lambda: "2 second" in got)
+    time.sleep(5)
+print(sorted(got))
+"""
+CLIENT = """
+import os, sys
+os.environ["SMITH_RUN_UNTIL_FILE"] = sys.argv[2]
+import requests
+from executor.shared.bounded_http import BoundedAdapter
+from faults.many_machines.network import SERVERS
+session, number = requests.Session(), sys.argv[2][-1]
+session.mount("http://", BoundedAdapter())
+url = f"http://{SERVERS['Proxmox']}:{sys.argv[1]}/"
+session.post(url, data=f"{number} first", timeout=20)
+sys.stdin.readline()
+try:
+    session.post(url, data=f"{number} second", timeout=1)
+except requests.RequestException:
+    sys.exit(1)
+"""
+
+
+@pytest.mark.timeout(200)
+def test_a_request_of_a_cut_off_machine_does_not_arrive_after_its_run_must_have_ended(tmp_path: Path) -> None:
+    """The kernel sends a request again when the cut is over, also after the process has ended, but not after a limit.
+
+    The run of the first machine must have ended meanwhile; that of the second one may continue.
+    """
+    received = run_python(ENTER + SERVER, str(tmp_path), CLIENT).stdout.strip()
+    assert received == "['1 first', '2 first', '2 second']"

@@ -15,7 +15,7 @@ COSTS := .pytest_cache/costs.jsonl
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab man test contract slowest browser-test collection-test check security format bench chaos real-core kill-matrix explore strangers mutation fuzz image image-test lab-test release release-test constraints clean
+.PHONY: help setup demo lab man test contract slowest browser-test collection-test check security format bench chaos real-core kill-matrix many-machines explore strangers mutation fuzz image image-test lab-test release release-test constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ real-core: $(STAMP) ## run jobs on your FulcrumCore (FULCRUM_BINARY) while it an
 
 kill-matrix: $(STAMP) ## kill each kind of process at each point of a create, start, update and delete (MATRIX_ARGS=--help)
 	@PYTHONPATH=tests $(BIN)/python -m faults.kill_matrix $(MATRIX_ARGS)
+
+many-machines: $(STAMP) ## run creates on three machines that are killed, suspended and cut off (JOBS, SEED); needs root and iproute2
+	@PYTHONPATH=tests $(BIN)/python -m faults.many_machines --jobs $(or $(JOBS),300) $(if $(SEED),--seed $(SEED))
 
 strangers: $(STAMP) ## run every action while VMs move, vanish and lock and answers are lost (RUNS, SEED); records in .cache
 	@STRANGER_RUNS=$(or $(RUNS),500) STRANGER_SEED=$(or $(SEED),0) STRANGER_RECORD=$(CURDIR)/.cache/strangers.jsonl \

@@ -26,6 +26,8 @@ CHAOS = TESTS / "data" / "chaos.md"
 REAL_CORE = TESTS / "data" / "real-core.md"
 #: The recorded result of the last run of `make kill-matrix`, written by hand.
 KILL_MATRIX = TESTS / "data" / "kill-matrix.md"
+#: The recorded result of the last long run of `make many-machines`, written by hand.
+MANY_MACHINES = TESTS / "data" / "many-machines.md"
 #: The recorded result of the last run of `make strangers`, written by hand.
 STRANGERS = TESTS / "data" / "strangers.md"
 #: The counts of Proxmox's error texts, written by tests/proxmox_texts.py.
@@ -159,6 +161,35 @@ in FulcrumCore's place is part of `make test`.
 
 {real_core}
 
+`make many-machines` runs creates on three machines and one PostgreSQL. Each machine is a network namespace with the
+real executor, a host name and folders of its own; simulator, stand-in and PostgreSQL run in a fourth one, each on an
+address of its own. `JOBS` and `SEED` set the number of creates and the seed, which is printed. At random, a machine
+
+- is killed as by a loss of power: its link is removed, then all its processes end at once, and its run folder is lost.
+  It starts again after about two leases, or at once;
+- is suspended for longer than a lease, with all its processes;
+- is cut off from the database, from Proxmox, from FulcrumCore or from all three for longer than a lease: every packet
+  is dropped, in both directions.
+
+Two of the three may be in trouble at a time. The history has each call of FulcrumCore and each request that changes
+Proxmox with the machine that sent it, each change of a job's owner, epoch, status and report (a trigger of PostgreSQL
+records it), and each run with its processes. A checker (`tests/faults/many_machines/check.py`) reads only the history,
+and a test alters a correct history in each way that it must refuse (`tests/faults/test_machine_history.py`). It fails
+if a job is lost or a VM doubled, and
+
+- overlapping runs: two runs of one VM have processes at the same time that are not suspended, or a machine sends a
+  request that changes a VM and does not own the VM's job. When a suspended machine continues, its run may have
+  processes for another ten seconds, until their guard has ended them, but may send nothing;
+- stale reports: FulcrumCore accepts a report of a job from a machine that has not claimed the report of its present
+  epoch, or one that is not the job's result;
+- takeovers: from the kill of a machine until another one has claimed its job, with leases of 30 s, at most 37 s in the
+  median and 45 s at most. A job whose machines were killed twice is on probation: another machine claims it only when
+  it has no other job, so for such a job the time counts until it is taken from its owner.
+
+A short run with shorter leases is part of `make test`; the time of takeovers is only checked in the long one.
+
+{many_machines}
+
 `make kill-matrix` kills each kind of process at each point of a create, a start, an update and a delete, one per job.
 The points are the durable steps of the agent (`executor/agent/crash_points.py`) and each kind of request to Proxmox
 that a job without faults sends; the job is held at the point. The kinds are those of the process tree at that moment.
@@ -282,6 +313,7 @@ def faults_page() -> str:
     """Return docs/faults.md, from the names and first lines of the tests."""
     rows = [f"| {ident} | {fault} | {expected} | `{name}` |" for ident, fault, expected, name in sorted(fault_tests())]
     records = {"chaos": CHAOS, "real_core": REAL_CORE, "kill_matrix": KILL_MATRIX, "mutation": MUTATION}
+    records |= {"many_machines": MANY_MACHINES}
     texts = {name: file.read_text(encoding="utf-8").strip() for name, file in records.items()}
     return FAULTS.format(note=NOTE, rows="\n".join(rows), **texts)
 

@@ -51,6 +51,12 @@ SESSION_SETTINGS: Mapping[str, str] = {
     "lock_timeout": f"{LOCK_TIMEOUT_S}s",
     "idle_in_transaction_session_timeout": f"{IDLE_TRANSACTION_TIMEOUT_S}s",
     "timezone": "UTC",
+    # The same limits as above, for the server: it ends the session of a machine that has disappeared within half a
+    # minute. With its defaults, it would keep the session's locks and its place in `max_connections` for two hours.
+    "tcp_keepalives_idle": "10s",
+    "tcp_keepalives_interval": "5s",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "25s",
 }
 #: The parameter of SMITH_DATABASE_URL that says after how many executions a statement is prepared in the server. With
 #: the value `none` no statement is prepared, as PgBouncer needs it if it cannot track prepared statements.

@@ -33,7 +33,7 @@ def networks_are_possible() -> None:
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=True, timeout=120)
+    return subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=True, timeout=200)
 
 
 @pytest.mark.timeout(900)
@@ -176,3 +176,42 @@ def test_a_request_of_a_cut_off_machine_does_not_arrive_after_its_run_must_have_
     """
     received = run_python(ENTER + SERVER, str(tmp_path), CLIENT).stdout.strip()
     assert received == "['1 first', '2 first', '2 second']"
+
+
+SESSIONS = """
+import subprocess, time
+from support.databases import postgres_binaries, postgres_cluster
+
+def sessions():
+    query = "SELECT count(*) FROM pg_stat_activity WHERE client_addr IS NOT NULL AND pid <> pg_backend_pid()"
+    with engine.connect() as connection:
+        return connection.execute(text(query)).scalar()
+
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
+address = network.SERVERS["database"]
+with network.networks(1) as (machine,), postgres_cluster(postgres_binaries(), address=address) as cluster:
+    engine = create_engine(cluster.url("postgres"), poolclass=NullPool)
+    command = [*machine.launcher, sys.executable, "-c", sys.argv[1], cluster.url("postgres")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        print(sessions())
+        machine.power_off()
+    limit = time.monotonic() + 120
+    while sessions() and time.monotonic() < limit:
+        time.sleep(1)
+    print(sessions())
+"""
+SESSION = """
+import sys, time
+from executor.database.engine import open_engine
+connection = open_engine(sys.argv[1]).connect()
+print("connected", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_postgresql_ends_the_session_of_a_machine_that_has_disappeared() -> None:
+    """With its own settings, PostgreSQL would keep the session for two hours."""
+    assert run_python(ENTER + SESSIONS, SESSION).stdout.split() == ["1", "0"]

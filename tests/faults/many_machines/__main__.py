@@ -31,7 +31,7 @@ from support.databases import postgres_binaries
 CANNOT_RUN = 3
 DEFAULT_LEASE_S = 30.0
 #: With so many creates for each fault, some are running at most times.
-JOBS_PER_FAULT = 6
+JOBS_PER_FAULT = 8
 
 
 def main() -> int:
@@ -64,7 +64,7 @@ def _arguments() -> Any:
     name = f"many-machines-{datetime.now():%Y%m%d-%H%M%S}.json"  # noqa: DTZ005 (a file's name, in local time)
     parser = argparse.ArgumentParser(prog="make many-machines", description=__doc__)
     parser.add_argument("--jobs", type=int, default=300, help="creates to request (300)")
-    parser.add_argument("--faults", type=int, default=None, help="faults to inject (one for six creates)")
+    parser.add_argument("--faults", type=int, default=None, help="faults to inject (one for eight creates)")
     parser.add_argument("--seed", type=int, default=None, help="seed of the random choices (default: a new one)")
     parser.add_argument("--lease", type=float, default=DEFAULT_LEASE_S, help="SMITH_LEASE_S (30)")
     parser.add_argument("--time-scale", type=float, default=1.0, help="seconds for a second of Proxmox (1)")

@@ -30,6 +30,8 @@ class Sizes:
     job_counts: tuple[int, ...] = _size((1, 10, 100, 1000), (1, 3), "numbers of jobs at once in the part jobs")
     row_counts: tuple[int, ...] = _size((1_000, 10_000, 100_000, 1_000_000), (1_000, 5_000), "rows in the part rows")
     row_repeats: int = _size(200, 25, "how often each operation is measured in the part rows")
+    claim_rows: tuple[int, ...] = _size((10_000, 1_000_000), (1_000, 4_000), "rows in the part claims")
+    claim_repeats: int = _size(300, 20, "how often a claim is measured in the part claims, for each number of rows")
     vm_counts: tuple[int, ...] = _size((10, 100, 1_000, 5_000), (10,), "numbers of VMs in the part vms")
     metrics_interval_s: float = _size(60.0, 5.0, "seconds between two turns of metrics in the part vms")
     page_jobs: int = _size(100_000, 1_000, "jobs in the database in the part pages")

@@ -22,6 +22,16 @@ def _partial_index(name: str, *columns: Any, only: str, unique: bool = False) ->
 
 _partial_index("ix_jobs_one_processing_per_service", Job.service_id, unique=True, only="status = 'processing'")
 _partial_index("ix_jobs_to_claim", text("priority DESC"), Job.core_created_at, Job.id, only="status = 'pending'")
+# On SQLite, Alembic cannot copy an index with an expression: a migration that rebuilds the table `jobs` must create it
+# again.
+_partial_index(
+    "ix_jobs_to_claim_of_tenant",
+    text("priority DESC"),
+    text("coalesce(tenant_id, '')"),
+    Job.core_created_at,
+    Job.id,
+    only="status = 'pending'",
+)
 _partial_index("ix_jobs_to_report", Job.finished_at, only="report_state = 'due'")
 _partial_index("ix_jobs_claimed_elsewhere", Job.finished_at, only="report_state = 'claimed_elsewhere'")
 _partial_index("ix_jobs_ended", Job.finished_at, Job.status, only="status IN ('completed', 'failed')")

@@ -1,0 +1,163 @@
+"""Measures the duration of a claim with few and with many rows in the table of jobs, on both database engines.
+
+The databases of one engine exist at the same time and are measured in turns, so that the load of the machine concerns
+all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from sqlalchemy import Engine
+
+from bench.measuring import median, percentile
+from bench.part import Bench, Goal, Part, Table, in_turns, ratio
+from executor.database import job_queue, schema
+from executor.database.engine import open_engine, transaction
+from executor.database.postgresql import without_timeouts
+from executor.model import JobResult
+
+Json = dict[str, Any]
+OWNER_ID = "bench"
+#: One job of this number is pending. The others have ended and are reported, with a result.
+ROWS_PER_PENDING_JOB = 20
+#: The tenants whose jobs are pending, and the number of jobs that are processing during a claim.
+TENANTS, PROCESSING_JOBS = 50, 8
+WARM_UP_REPEATS = 10
+MAX_RATIO, MAX_P99_MS = 1.5, 50.0
+#: The options of the PostgreSQL server. It writes to memory, but waits for each commit as in production.
+SERVER_OPTIONS = ("max_connections=80", "max_wal_size=4GB")
+#: The rows are made by the database itself, because a million INSERTs would take minutes. The parts in braces are
+#: written differently for each engine.
+FILL = """
+INSERT INTO jobs (
+    fulcrum_id, service_id, tenant_id, action, service, priority, status, report_state, core_created_at, received_at,
+    deadline_at, finished_at, reported_at, result, epoch, attempt, crashes, cancel_requested, report_attempts,
+    is_waiting)
+SELECT 'job-' || n, 'service-' || n, 'tenant-' || (n / {interval} % {tenants}), 'start',
+    {service}, 1,
+    CASE WHEN n % {interval} = 0 THEN 'pending' ELSE 'completed' END,
+    CASE WHEN n % {interval} = 0 THEN 'none' ELSE 'reported' END,
+    {created_at}, {created_at}, {created_at},
+    CASE WHEN n % {interval} = 0 THEN NULL ELSE {created_at} END,
+    CASE WHEN n % {interval} = 0 THEN NULL ELSE {created_at} END,
+    CASE WHEN n % {interval} = 0 THEN NULL ELSE {result} END,
+    0, 0, 0, {false}, 0, {false}
+FROM {numbers}
+"""
+SERVICE = '{"name": "web-1", "properties": {"cores": 2, "memoryMb": 2048, "diskGb": 10, "image": "debian"}}'
+RESULT = '{"vmid": 1001, "node": "pve1", "name": "web-1", "status": "running", "addresses": ["192.0.2.7"]}'
+
+
+def _measure(bench: Bench) -> Json:
+    """Return the durations for SQLite, and for PostgreSQL if it is installed."""
+    counts = bench.sizes.claim_rows
+    urls = {count: f"sqlite:///{bench.folder / f'claims-{count}.db'}" for count in counts}
+    figures = {"SQLite": _measure_engine(urls, bench.sizes.claim_repeats)}
+    with _postgresql_urls(counts) as postgresql_urls:
+        if postgresql_urls:
+            figures["PostgreSQL"] = _measure_engine(postgresql_urls, bench.sizes.claim_repeats)
+    return figures
+
+
+def _measure_engine(urls: dict[int, str], repeats: int) -> Json:
+    engines = {count: _filled(url, count) for count, url in urls.items()}
+    processing: dict[int, deque[job_queue.Lease]] = {count: deque() for count in engines}
+    durations_ms: dict[int, list[float]] = {count: [] for count in engines}
+    for number in range(WARM_UP_REPEATS + repeats):
+        for count in in_turns(list(engines), number):
+            durations_ms[count].append(_claim(engines[count], processing[count]))
+    for engine in engines.values():
+        engine.dispose()
+    measured = {count: durations[WARM_UP_REPEATS:] for count, durations in durations_ms.items()}
+    return {
+        str(count): {"p50_ms": median(durations), "p99_ms": percentile(durations, 0.99)}
+        for count, durations in measured.items()
+    }
+
+
+def _claim(engine: Engine, processing: deque[job_queue.Lease]) -> float:
+    """Claim a job and return the duration in milliseconds, with its transaction. Then end the oldest processing job."""
+    started = time.perf_counter()
+    with transaction(engine) as session:
+        job = job_queue.claim(session, OWNER_ID, lease_s=30, max_creates=8)
+    duration_ms = 1000 * (time.perf_counter() - started)
+    if job is None:
+        raise RuntimeError("no pending job is left")
+    processing.append(job_queue.lease_of(job))
+    if len(processing) > PROCESSING_JOBS:
+        with transaction(engine) as session:
+            job_queue.finish(session, processing.popleft(), JobResult(succeeded=True, vm={"vmid": 100}))
+    return duration_ms
+
+
+def _filled(url: str, count: int) -> Engine:
+    """Open a new database and add `count` jobs, which were created one second apart."""
+    engine = open_engine(url)
+    schema.upgrade(engine)
+    facts = {"interval": ROWS_PER_PENDING_JOB, "tenants": TENANTS}
+    if engine.dialect.name == "sqlite":
+        numbers = "(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {}) SELECT n FROM c)"
+        created_at = f"strftime('%Y-%m-%d %H:%M:%f000', 'now', (n - {count}) || ' seconds')"
+        facts |= {"service": f"'{SERVICE}'", "result": f"'{RESULT}'", "false": "0", "numbers": numbers.format(count)}
+        with engine.begin() as connection:
+            connection.exec_driver_sql(FILL.format(**facts, created_at=created_at))
+        return engine
+    facts |= {"service": f"CAST('{SERVICE}' AS json)", "result": f"CAST('{RESULT}' AS json)", "false": "false"}
+    facts["created_at"] = f"now() - make_interval(secs => {count} - n)"
+    facts["numbers"] = f"generate_series(1, {count}) AS n"
+    with engine.begin() as connection, without_timeouts(connection):
+        connection.exec_driver_sql(FILL.format(**facts).replace("%", "%%"))
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("SET statement_timeout = 0")
+        connection.connection.driver_connection.response_timeout_s = None  # type: ignore[union-attr]
+        connection.exec_driver_sql("VACUUM ANALYZE")  # in production, autovacuum does this
+    engine.dispose()  # this session has no limits
+    return engine
+
+
+@contextmanager
+def _postgresql_urls(counts: tuple[int, ...]) -> Iterator[dict[int, str]]:
+    """Yield the URL of a new database for each number of rows, and nothing when PostgreSQL is not installed."""
+    from support import databases  # noqa: PLC0415  a helper module of the tests; bench/baseline.py adds its folder
+
+    binaries = databases.postgres_binaries()
+    with ExitStack() as stack:
+        if binaries is None:
+            yield {}
+            return
+        cluster = stack.enter_context(databases.empty_cluster(binaries, SERVER_OPTIONS))
+        cluster.execute(*(f"CREATE DATABASE rows_{count}" for count in counts))
+        yield {count: cluster.url(f"rows_{count}") for count in counts}
+
+
+def _tables(figures: Json) -> list[Table]:
+    rows = []
+    for database, of_counts in figures.items():
+        base_ms = next(iter(of_counts.values()))["p50_ms"]
+        for count, durations in of_counts.items():
+            pending = f"{int(count) // ROWS_PER_PENDING_JOB:,}"
+            shown = (f"{durations['p50_ms']:.1f}", ratio(durations["p50_ms"], base_ms), f"{durations['p99_ms']:.1f}")
+            rows.append((database, f"{int(count):,}", pending, *shown))
+    headings = ("database", "rows", "pending", "median ms", "of that at fewest rows", "p99 ms")
+    title = f"A claim, with pending jobs of {TENANTS} tenants and {PROCESSING_JOBS} processing jobs"
+    return [Table(title=title, headings=headings, rows=rows)]
+
+
+def _goals(figures: Json) -> list[Goal]:
+    goals = []
+    for database, of_counts in figures.items():
+        fewest, most = min(of_counts, key=int), max(of_counts, key=int)
+        of_fewest = of_counts[most]["p50_ms"] / of_counts[fewest]["p50_ms"]
+        text = f"a claim at {int(most):,} rows, of that at {int(fewest):,} ({database})"
+        goals.append(Goal(text=text, limit=MAX_RATIO, measured=of_fewest))
+        text = f"99th percentile of a claim at {int(most):,} rows ({database})"
+        goals.append(Goal(text=text, limit=MAX_P99_MS, measured=of_counts[most]["p99_ms"], unit="ms"))
+    return goals
+
+
+PART = Part(help="a claim with few and with many rows", measure=_measure, tables=_tables, goals=_goals)

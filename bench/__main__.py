@@ -40,6 +40,7 @@ from bench import (
     nodes,
     pages,
     report,
+    scale,
     slots,
     soak,
     story,
@@ -65,10 +66,11 @@ PARTS: dict[str, Part] = {
     "story": story.PART,
     "growth": growth.PART,
     "nodes": nodes.PART,
+    "scale": scale.PART,
     "soak": soak.PART,
 }
-#: The parts that run without `--only`. The part nodes is for docs/planning.md.
-DEFAULT_PARTS = [name for name in PARTS if name not in ("soak", "nodes")]
+#: The parts that run without `--only`. The parts nodes and scale are for docs/planning.md.
+DEFAULT_PARTS = [name for name in PARTS if name not in ("soak", "nodes", "scale")]
 #: The width of the tables when the output is not a terminal.
 LOG_WIDTH_CHARACTERS = 140
 #: With --quick, the greatest CPU time of an action, as a ratio to plain. It is far from the goals, because a quick run
@@ -109,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description=__doc__,
-        epilog=f"parts:\n{parts}\n\nAll parts but soak and nodes run by default.",
+        epilog=f"parts:\n{parts}\n\nAll parts but soak, nodes and scale run by default.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

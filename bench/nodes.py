@@ -74,7 +74,7 @@ def _measure(bench: Bench) -> Json:
 
 def _measure_agents(bench: Bench, agent_count: int) -> Json:
     jobs, window_s = bench.sizes.node_jobs, bench.sizes.node_window_s
-    with _running_world(bench, agent_count) as world:
+    with running_world(bench, agent_count) as world:
         order_and_wait(world.lab, ["first"])  # its VM stays stopped; the first run after a start has more requests
         time.sleep(SETTLE_S)
         idle = world.counts_during(window_s)
@@ -97,8 +97,8 @@ def _measure_agents(bench: Bench, agent_count: int) -> Json:
 
 
 @contextmanager
-def _running_world(bench: Bench, agent_count: int) -> Iterator[World]:
-    """Run agents on one new PostgreSQL server that logs every statement."""
+def running_world(bench: Bench, agent_count: int, *, clone_s: float = 0.0, **agent_settings: str) -> Iterator[World]:
+    """Run agents with these settings on one new PostgreSQL server that logs every statement."""
     from support import databases  # noqa: PLC0415  a helper module of the tests; bench/baseline.py adds its folder
 
     binaries = databases.postgres_binaries()
@@ -114,7 +114,8 @@ def _running_world(bench: Bench, agent_count: int) -> Iterator[World]:
             "SMITH_METRICS_INTERVAL_S": f"{METRICS_INTERVAL_S:g}",
             "FULCRUM_POLL_INTERVAL_S": POLL_INTERVAL_S,
         }
-        lab = stack.enter_context(running_lab_of(variant, bench.folder, **settings))
+        settings |= agent_settings
+        lab = stack.enter_context(running_lab_of(variant, bench.folder, clone_s=clone_s, **settings))
         for number in range(agent_count):
             folder = lab.folder / f"node-{number}"
             node = lab.for_another_executor(folder, SMITH_RUN_DIR=f"{lab.settings['SMITH_RUN_DIR']}/{number}")

@@ -17,7 +17,7 @@ Json = dict[str, Any]
 PAGE = ROOT / "docs" / "performance.md"
 PLANNING_PAGE = ROOT / "docs" / "planning.md"
 #: The parts whose figures are on PLANNING_PAGE. They are counts, which do not depend on how quiet the machine was.
-PLANNING_PARTS = ("nodes",)
+PLANNING_PARTS = ("nodes", "scale")
 #: The figures of a page are between these lines.
 PAGE_BEGIN, PAGE_END = "<!-- figures: generated -->", "<!-- end -->"
 #: With more CPU time of other processes, the wall times do not count as those of a quiet machine.

@@ -42,6 +42,9 @@ class Sizes:
     node_counts: tuple[int, ...] = _size((1, 3), (1, 2), "numbers of agents on one PostgreSQL in the part nodes")
     node_jobs: int = _size(12, 2, "VMs that are created, and then started, in the part nodes")
     node_window_s: float = _size(30.0, 4.0, "seconds without jobs that the part nodes measures")
+    scale_counts: tuple[int, ...] = _size((1, 2, 3), (1, 2), "numbers of agents on one PostgreSQL in the part scale")
+    scale_creates: int = _size(24, 4, "creates for each agent in the part scale")
+    scale_clone_s: float = _size(10.0, 1.0, "seconds of a clone in the part scale")
     soak_runs: int = _size(10_000, 40, "runs in the part soak")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from bench import planning
+from bench import planning, scale
 from bench.nodes import KINDS
 
 
@@ -42,3 +44,21 @@ def test_the_table_has_a_row_for_each_scenario() -> None:
     (table,) = planning.planning_tables(FIGURES)
     assert len(table.rows) == len(planning.SCENARIOS)
     assert all(len(row) == len(table.headings) for row in table.rows)
+
+
+def scale_figures(own_share: float) -> dict[str, Any]:
+    figures = {"creates": 24, "clone_s": 10.0, "own_share": own_share, "others_share": 0.1}
+    return {
+        "1": {**figures, "jobs_per_min": 20.0, "statements_per_job": 50.0},
+        "3": {**figures, "jobs_per_min": 57.0, "statements_per_job": 52.0},
+    }
+
+
+def test_the_rate_of_several_agents_is_compared_with_that_of_one_for_each() -> None:
+    assert scale.share_of_linear(scale_figures(0.3), "3") == pytest.approx(0.95)
+    assert [goal.is_reached for goal in scale.PART.goals(scale_figures(0.3))] == [True, True]
+
+
+def test_a_rate_that_the_cores_have_limited_is_no_goal() -> None:
+    (goal,) = scale.PART.goals(scale_figures(0.8))
+    assert goal.text == "statements a job with 3 agents, of those with one"

@@ -1,0 +1,109 @@
+"""Measures how many jobs a minute one, two and three agents on one PostgreSQL complete, and what a job asks of it.
+
+Each agent has few slots and each clone takes some seconds, so that a job mostly waits. The agents share the cores of
+this machine with PostgreSQL, the simulators and the bench: the table shows how busy the cores were.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from bench.labs import SETTLE_S, order_and_wait
+from bench.measuring import machine_facts, measure_cpu_use
+from bench.nodes import running_world
+from bench.part import Bench, Goal, Part, Table
+
+Json = dict[str, Any]
+#: How many jobs an agent runs in parallel.
+SLOTS = 4
+#: The least rate, as a share of the rate of one agent times the number of agents.
+MIN_SHARE = 0.9
+#: How much the statements of a job may differ from those with one agent.
+MAX_STATEMENTS_RATIO = 1.1
+#: With a busier machine, its cores limit the rate.
+MAX_BUSY_SHARE = 0.8
+
+
+def _measure(bench: Bench) -> Json:
+    """Return the figures for each number of agents. Raises RuntimeError without a PostgreSQL server."""
+    return {str(count): _measure_agents(bench, count) for count in bench.sizes.scale_counts}
+
+
+def _measure_agents(bench: Bench, agent_count: int) -> Json:
+    creates, clone_s = bench.sizes.scale_creates * agent_count, bench.sizes.scale_clone_s
+    with running_world(bench, agent_count, clone_s=clone_s, SMITH_CONCURRENCY=f"{SLOTS}") as world:
+        order_and_wait(world.lab, [f"first-{number}" for number in range(agent_count)])  # first runs fill caches
+        time.sleep(SETTLE_S)
+        window_s = bench.sizes.node_window_s
+        idle = world.counts_during(window_s)
+        before, started = world.counts(), time.monotonic()
+        with measure_cpu_use() as use:
+            jobs = order_and_wait(world.lab, [f"vm-{number}" for number in range(creates)])
+            busy_for_s = time.monotonic() - started
+        time.sleep(SETTLE_S)
+        counts, took_s = world.counts() - before, time.monotonic() - started
+        statements = counts["statements"] - idle["statements"] * took_s / window_s
+        first_claim_at = min(job.claimed_at or 0.0 for job in jobs)
+        lasted_s = max(job.completed_at or 0.0 for job in jobs) - first_claim_at
+        cores = int(str(machine_facts()["cores"]))
+        return {
+            "creates": creates,
+            "clone_s": clone_s,
+            "jobs_per_min": 60 * creates / lasted_s,
+            "statements_per_job": max(0.0, statements) / creates,
+            "own_share": use.own_s / (cores * busy_for_s),
+            "others_share": use.others_share,
+        }
+
+
+def share_of_linear(figures: Json, count: str) -> float:
+    """Return the rate of this number of agents, as a share of the rate of the fewest agents times their number."""
+    fewest = min(figures, key=int)
+    linear = figures[fewest]["jobs_per_min"] * int(count) / int(fewest)
+    return float(figures[count]["jobs_per_min"] / linear)
+
+
+def _statements_ratio(figures: Json, count: str) -> float:
+    fewest = min(figures, key=int)
+    return float(figures[count]["statements_per_job"] / figures[fewest]["statements_per_job"])
+
+
+def _tables(figures: Json) -> list[Table]:
+    rows = [
+        (
+            count,
+            f"{of_count['creates']}",
+            f"{of_count['jobs_per_min']:.1f}",
+            f"{share_of_linear(figures, count):.2f}",
+            f"{of_count['statements_per_job']:.1f}",
+            f"{_statements_ratio(figures, count):.2f}",
+            f"{of_count['own_share']:.0%}",
+            f"{of_count['others_share']:.0%}",
+        )
+        for count, of_count in figures.items()
+    ]
+    clone_s = next(iter(figures.values()))["clone_s"]
+    headings = (
+        *("agents", "creates", "jobs/min", "of linear", "statements a job", "of those with one agent"),
+        *("CPU of the bench", "CPU of others"),
+    )
+    title = f"Measured: agents with {SLOTS} slots each, and clones of {clone_s:g} s"
+    return [Table(title=title, headings=headings, rows=rows)]
+
+
+def _goals(figures: Json) -> list[Goal]:
+    """Return the goals of each number of agents; that of the rate only while the cores were not the limit."""
+    goals = []
+    for count, of_count in figures.items():
+        if count == min(figures, key=int):
+            continue
+        if of_count["own_share"] + of_count["others_share"] <= MAX_BUSY_SHARE:
+            text, share = f"jobs a minute with {count} agents, of linear", share_of_linear(figures, count)
+            goals.append(Goal(text=text, limit=MIN_SHARE, measured=share, is_minimum=True))
+        text = f"statements a job with {count} agents, of those with one"
+        goals.append(Goal(text=text, limit=MAX_STATEMENTS_RATIO, measured=_statements_ratio(figures, count)))
+    return goals
+
+
+PART = Part(help="jobs a minute of agents on one PostgreSQL", measure=_measure, tables=_tables, goals=_goals)

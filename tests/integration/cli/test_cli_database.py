@@ -136,6 +136,15 @@ def test_an_unreachable_database_gives_exit_code_6_without_its_password(smith: C
     assert done.stderr.count("\n") == 1
 
 
+def test_postgresql_without_its_driver_says_what_to_install(smith: Cli) -> None:
+    """None in sys.modules makes an import fail as that of a module that is not installed."""
+    (smith.folder / "sitecustomize.py").write_text("import sys\nsys.modules['psycopg'] = None\n")
+    url = "postgresql://smith@127.0.0.1:9/smith"
+    done = smith("jobs", "list", SMITH_DATABASE_URL=url, PYTHONPATH=str(smith.folder))
+    said = "smith: PostgreSQL needs the driver psycopg: install agent-smith[postgres]\n"
+    assert (done.returncode, done.stderr) == (6, said)
+
+
 def test_a_query_does_not_wait_for_a_writer(smith: Cli) -> None:
     """An agent's transaction is open, and stays open: a question that waited would end in `database is locked`."""
     job_id = smith.submit()

@@ -23,7 +23,7 @@ import pytest
 
 #: Prefixes of paths of test files below tests/, those with the longest groups first (`make slowest`).
 LONGEST_FIRST = (
-    *("security/test_canary", "integration/runs/test_warm.py", "faults/test_f23", "faults/test_f15", "faults/test_f01"),
+    *("security/test_canary", "integration/runs/test_warm", "faults/test_f23", "faults/test_f15", "faults/test_f01"),
     *("integration/cli/test_cli_drift", "faults/", "e2e/", "playbooks/", "security/", "integration/cli/test_play"),
     *("integration/cli/", "integration/fulcrum/test_bootstrap", "integration/"),
 )

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from integration.runs.test_warm import normal
+from support.warm_site import Site, debug, events_of, eventually, is_alive, run_dir, said
 
 from executor.model import RunArtifacts, RunStatus
-from tests.integration.runs.test_warm import Site, debug, events_of, eventually, is_alive, normal, run_dir, said
 
 __all__ = ["run_dir"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from integration.runs.test_warm import TOKEN, WHICH, Site, debug, run_dir, said, was_warm
+from support.warm_site import TOKEN, WHICH, Site, debug, run_dir, said, was_warm
 
 from executor.model import PlaybookRun
 from executor.runs.runner import WARM_FOLDER

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from integration.runs.test_warm import Site, debug, events_of, run_dir, said
+from support.warm_site import Site, debug, events_of, run_dir, said
 
 from executor.model import PlaybookRun, RunArtifacts, RunStatus
 

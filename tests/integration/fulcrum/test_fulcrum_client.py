@@ -1,21 +1,19 @@
-"""The FulcrumCore client against the simulator: each call, in the states that FulcrumCore distinguishes."""
+"""The client of FulcrumCore against the simulator: agent, jobs, secrets and metrics."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from smith_lab.fulcrum_setup import METRIC_TYPES, AdminClient, CreatedObjects, add_agent, bootstrap
 from smith_lab.simulator.control import SimulatorThread, running_simulator
+from support.client_jobs import only_job, order
 
 from executor.errors import FulcrumAuthFailing, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import CoreJob
 
 UNKNOWN_ID = "ffffffff-ffff-4fff-8fff-ffffffffffff"
-PROPERTIES = {"cores": 2, "memoryMb": 2048, "diskGb": 20, "image": "debian-12"}
 
 
 @pytest.fixture(scope="module")
@@ -45,23 +43,6 @@ def core(admin: AdminClient) -> CreatedObjects:
 @pytest.fixture
 def client(simulator: SimulatorThread, core: CreatedObjects) -> FulcrumClient:
     return FulcrumClient(simulator.url, lambda: core.agent_token, read_timeout_s=5)
-
-
-def order(admin: AdminClient, core: CreatedObjects, name: str = "web-1", **more: Any) -> dict[str, Any]:
-    """Create a service in its own group."""
-    properties = PROPERTIES | more.pop("properties", {})
-    return admin.create_service(
-        group_id=admin.create_group(core.consumer_id, f"group of {name}"),
-        service_type_id=core.service_type_id,
-        agent_id=more.pop("agent_id", core.agent_id),
-        name=name,
-        properties=properties,
-    )
-
-
-def only_job(client: FulcrumClient) -> CoreJob:
-    (job,) = client.pending_jobs().jobs
-    return job
 
 
 # The agent
@@ -327,112 +308,3 @@ def test_a_metric_is_stored_for_a_known_vm_and_not_found_otherwise(
         client.post_metric(agent_instance_id="a/1", resource_id="cpu", type_name="vm.unknown", value=0.25)
     with pytest.raises(FulcrumRefused):
         client.post_metric(agent_instance_id="a/1", resource_id="", type_name="vm.cpu.usage", value=0.25)
-
-
-# Outages
-
-
-def test_a_revoked_token_and_a_database_outage_are_the_same_temporary_error(
-    client: FulcrumClient, simulator: SimulatorThread, admin: AdminClient, core: CreatedObjects
-) -> None:
-    simulator.set_switches(database_down=True)
-    with pytest.raises(FulcrumAuthFailing):
-        client.get_self()
-    simulator.set_switches(database_down=False)
-    assert client.get_self().id == core.agent_id
-    simulator.revoke_tokens(agent_id=core.agent_id)
-    with pytest.raises(FulcrumAuthFailing) as caught:
-        client.get_self()
-    assert core.agent_token not in str(caught.value)
-
-
-def test_a_rotated_token_is_used_without_a_new_client(
-    simulator: SimulatorThread, admin: AdminClient, core: CreatedObjects
-) -> None:
-    token = [core.agent_token]
-    client = FulcrumClient(simulator.url, lambda: token[0])
-    client.get_self()
-    simulator.revoke_tokens(agent_id=core.agent_id)
-    with pytest.raises(FulcrumAuthFailing):
-        client.get_self()
-    token[0] = admin.create_token("smith-dc1", "agent", core.agent_id)["value"]
-    assert client.get_self().id == core.agent_id
-
-
-def test_requests_work_again_after_an_outage(client: FulcrumClient, simulator: SimulatorThread) -> None:
-    client.get_self()
-    simulator.pause()
-    try:
-        with pytest.raises(FulcrumUnavailable) as caught:
-            client.get_self()
-        assert caught.value.status is None
-    finally:
-        simulator.resume()
-    assert client.get_self().name == "smith-dc1"
-
-
-@pytest.mark.parametrize("kind", ["html", "empty", "wrong_json", "truncate", "drop_before", "drop_after"])
-def test_every_broken_response_to_a_poll_is_unavailable(
-    client: FulcrumClient, simulator: SimulatorThread, kind: str
-) -> None:
-    simulator.add_fault(kind, path="/jobs/pending")
-    with pytest.raises(FulcrumUnavailable):
-        client.pending_jobs()
-    simulator.clear_faults()
-    assert client.pending_jobs().jobs == []
-
-
-@pytest.mark.parametrize("status", [500, 502, 503, 504])
-def test_a_poll_is_retried_after_a_server_error(client: FulcrumClient, simulator: SimulatorThread, status: int) -> None:
-    simulator.add_fault("status", path="/jobs/pending", status=status, times=2)
-    simulator.clear_history()
-    assert client.pending_jobs().jobs == []
-    assert len(simulator.history(path_end="/jobs/pending")) == 3
-
-
-def test_a_claim_whose_response_was_lost_shows_in_the_job(
-    client: FulcrumClient, simulator: SimulatorThread, admin: AdminClient, core: CreatedObjects
-) -> None:
-    order(admin, core)
-    job = only_job(client)
-    simulator.add_fault("drop_after", path="/claim$", times=1)
-    simulator.clear_history()
-    with pytest.raises(FulcrumUnavailable):
-        client.claim_job(job.id)
-    assert len(simulator.history(path_end="/claim")) == 1
-    assert client.get_job(job.id).status == "Processing"
-    with pytest.raises(FulcrumRefused):
-        client.claim_job(job.id)
-
-
-def test_the_offset_of_fulcrumcores_clock_is_measured(client: FulcrumClient, simulator: SimulatorThread) -> None:
-    assert client.clock_offset_s == 0.0
-    simulator.advance(3600)
-    client.get_self()
-    assert abs(client.clock_offset_s - 3600) < 30
-    simulator.advance(-7200)
-    client.get_self()
-    assert abs(client.clock_offset_s + 3600) < 30
-
-
-def test_many_threads_share_one_client(client: FulcrumClient, admin: AdminClient, core: CreatedObjects) -> None:
-    for number in range(12):
-        order(admin, core, f"web-{number}")
-    jobs = client.pending_jobs().jobs
-    failures: list[BaseException] = []
-
-    def process(mine: list[CoreJob]) -> None:
-        try:
-            for job in mine:
-                client.claim_job(job.id)
-                client.complete_job(job.id, agent_instance_id=job.id)
-        except BaseException as exc:  # asserted by the main thread
-            failures.append(exc)
-
-    threads = [threading.Thread(target=process, args=(jobs[start::4],)) for start in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    assert {client.get_job(job.id).status for job in jobs} == {"Completed"}

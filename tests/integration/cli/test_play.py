@@ -1,4 +1,4 @@
-"""`smith play`: one action with plain ansible-playbook, against the Proxmox stand-in; the result is the executor's."""
+"""`smith play`: an action by hand, on a stand-in."""
 
 from __future__ import annotations
 
@@ -270,60 +270,6 @@ def shown_by(parent: psutil.Process) -> set[str]:
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
     return found
-
-
-def test_on_a_terminal_missing_members_are_asked_for(smith: Cli, pve: ProxmoxStandIn) -> None:
-    vmid = next(NUMBERS)
-    answers = {"service_id": "", "vmid": f"x\n{vmid}", "name": "", "cores": "2", "memory_mib": "512", "disk_gib": "8"}
-    answers |= {"template": "debian-12"}
-    shown, rc = on_a_terminal(smith, ["play", "create", "--yes"], answers)
-    assert rc == 0, shown
-    assert "vmid must be a whole number" in shown
-    guest = pve.guest(vmid)
-    assert guest is not None
-    assert f"smith-uid={guest['config']['description'].strip().partition('=')[2]}" in guest["config"]["description"]
-    assert guest["name"].startswith("vm-")
-
-
-def test_on_a_terminal_a_deletion_shows_its_plan_and_asks(smith: Cli, pve: ProxmoxStandIn) -> None:
-    vm = mapped(smith, made(pve, status="running"))
-    question = f"Run delete on VM {vm['vmid']} ({vm['name']}) of service {vm['service_id']}?"
-    arguments = ["play", "delete", "--service", vm["name"]]
-    shown, rc = on_a_terminal(smith, arguments, {question: "n"})
-    assert (rc, pve.guest(vm["vmid"])["status"]) == (1, "running"), shown  # type: ignore[index]
-    assert "the VM will be destroyed with its disks" in shown
-    assert "PLAY RECAP" not in shown
-    shown, rc = on_a_terminal(smith, arguments, {question: "y"})
-    assert (rc, pve.guest(vm["vmid"])) == (0, None), shown
-    assert "PLAY RECAP" in shown
-
-
-def test_on_a_terminal_every_action_that_changes_something_shows_its_plan_and_asks(
-    smith: Cli, pve: ProxmoxStandIn
-) -> None:
-    vm = made(pve)
-    question = f"Run start on VM {vm['vmid']} ({vm['name']}) of service {vm['service_id']}?"
-    arguments = ["play", "start", "--vmid", str(vm["vmid"])]
-    shown, rc = on_a_terminal(smith, arguments, {question: "n"})
-    assert (rc, pve.guest(vm["vmid"])["status"]) == (1, "stopped"), shown  # type: ignore[index]
-    assert "the VM will be started" in shown
-    shown, rc = on_a_terminal(smith, arguments, {question: "y"})
-    assert (rc, pve.guest(vm["vmid"])["status"]) == (0, "running"), shown  # type: ignore[index]
-    shown, rc = on_a_terminal(smith, arguments, {})  # the VM is running already, so there is nothing to ask
-    assert (rc, "nothing would be changed" in shown, "Run start" in shown) == (0, True, False), shown
-    pve.control("configure", vmid=vm["vmid"], values={"lock": "backup"})
-    shown, rc = on_a_terminal(smith, ["play", "stop", "--vmid", str(vm["vmid"])], {})
-    assert (rc, "VM_LOCKED" in shown, "with --yes it runs without a plan" in shown) == (1, True, True), shown
-
-
-def test_on_a_terminal_the_plan_of_several_vms_is_shown_before_the_question(smith: Cli, pve: ProxmoxStandIn) -> None:
-    vms = [made(pve), made(pve)]
-    for vm in vms:
-        pve.control("configure", vmid=vm["vmid"], values={"tags": "smith;asked"})
-    arguments = ["play", "start", "--hosts", "tag_asked"]
-    shown, rc = on_a_terminal(smith, arguments, {"Run start on these 2 VMs?": "n"})
-    assert (rc, shown.count("the VM will be started"), "PLAY RECAP" in shown) == (1, 2, False), shown
-    assert [pve.guest(vm["vmid"])["status"] for vm in vms] == ["stopped", "stopped"]  # type: ignore[index]
 
 
 OWN_ACTION = """---

@@ -1,11 +1,10 @@
-"""Pipelines reserve their ranges in one lab, and the sweeper removes what a killed pipeline has left."""
+"""Ranges of VMIDs in a lab: who reserves one, extends it and waits for it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 from smith_lab.lab_test import sweeper
@@ -14,9 +13,8 @@ from smith_lab.lab_test.judge import GRACE_S
 from smith_lab.lab_test.reservation import REMOVAL_S, NoFreeRange, acquire, release, reserve, reserve_when_free
 from smith_lab.lab_test.reserved_range import ReservedRange, lease_in
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
+from support.lab_guests import add_vm, sweep, vmids_in_lab
 from support.lab_settings import FIRST, SIZE, lab_settings
-
-from executor.shared.marker import marker_for
 
 ARCHIVE = "backup/vzdump-qemu-{}-2026_11_27-08_00_00.vma.zst"
 
@@ -41,37 +39,6 @@ def stand_in(server: ProxmoxStandIn) -> Iterator[ProxmoxStandIn]:
 @pytest.fixture
 def cluster(stand_in: ProxmoxStandIn) -> LabCluster:
     return LabCluster(lab_settings(stand_in))
-
-
-def add_vm(
-    stand_in: ProxmoxStandIn, reserved: ReservedRange, position: int = 1, *, is_locked: bool = False, **more: Any
-) -> int:
-    """Add a VM as a test of the run makes one; return its VMID."""
-    service_id = reserved.new_service_id()
-    config = {"description": marker_for(service_id), **more.pop("config", {})}
-    vmid = reserved.vmids[position]
-    name = f"{reserved.prefix}-web-{service_id[:8]}"
-    stand_in.control("add", **{"vmid": vmid, "name": name, "node": "pve2", "config": config} | more)
-    if is_locked:
-        stand_in.control("lock", vmid=vmid, lock="clone")
-    return vmid
-
-
-def back_up(cluster: LabCluster, vmid: int) -> None:
-    """Write a backup, whose notes are those that our action writes."""
-    guest = cluster.guest(vmid)
-    assert guest
-    notes = {"notes-template": f"{guest.name}\n{guest.notes}"}
-    cluster.wait_for_task("pve2", cluster.api.nodes("pve2").vzdump.post(vmid=vmid, storage="backups", **notes))
-
-
-def vmids_in_lab(stand_in: ProxmoxStandIn) -> list[int]:
-    return sorted(guest["vmid"] for guest in stand_in.guests() if FIRST <= guest["vmid"] < FIRST + 3 * SIZE)
-
-
-def sweep(cluster: LabCluster) -> dict[str, str]:
-    """Sweep the lab; return the problem of each removal."""
-    return {each.finding.name: each.problem for each in sweeper.sweep(cluster, sweeper.inspect(cluster))}
 
 
 def test_runs_that_start_together_reserve_different_ranges(stand_in: ProxmoxStandIn) -> None:
@@ -134,20 +101,6 @@ def test_a_run_that_cannot_remove_a_guest_keeps_its_lease(stand_in: ProxmoxStand
     assert stand_in.guest(reserved.vmids[0])
 
 
-def test_the_sweeper_removes_an_expired_run_and_leaves_the_rest(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
-    expired, live = reserve(cluster, time.time() - GRACE_S), reserve(cluster, time.time() + 600)
-    removed = [expired.vmids[0], add_vm(stand_in, expired, status="running")]
-    removed.append(add_vm(stand_in, expired, 2, config={"description": "Debian 12"}))
-    add_vm(stand_in, live)
-    before = vmids_in_lab(stand_in)
-    stand_in.reset_request_log()
-    problems = sweep(cluster)
-    assert (len(problems), set(problems.values())) == (3, {""})
-    assert vmids_in_lab(stand_in) == sorted(set(before) - set(removed))
-    touched = {entry["path"].split("/")[4] for entry in stand_in.changing_requests()}
-    assert touched == {str(vmid) for vmid in removed}
-
-
 def test_a_new_run_removes_what_an_expired_run_has_left_in_its_range(
     stand_in: ProxmoxStandIn, cluster: LabCluster
 ) -> None:
@@ -159,28 +112,6 @@ def test_a_new_run_removes_what_an_expired_run_has_left_in_its_range(
     reserved = reserve(cluster, time.time() + 600)
     assert (reserved.vmids, stand_in.guest(vmid)) == (expired.vmids, None)
     assert reserved.lease.former == (expired.lease.token,)
-
-
-def test_the_sweeper_keeps_a_lease_as_long_as_proxmox_has_locked_a_clone_of_its_run(
-    stand_in: ProxmoxStandIn, cluster: LabCluster
-) -> None:
-    """The clone has no marker yet, so that only the lease says whose it is."""
-    expired = reserve(cluster, time.time() - GRACE_S)
-    vmid = add_vm(stand_in, expired, config={"description": ""}, is_locked=True)
-    assert list(sweeper.sweep(cluster, sweeper.inspect(cluster), reserve_s=-GRACE_S)) == []
-    assert stand_in.guest(vmid)
-    stand_in.control("lock", vmid=vmid, lock=None)
-    assert set(sweep(cluster).values()) == {""}
-    assert (stand_in.guest(vmid), stand_in.guest(expired.vmids[0])) == (None, None)
-
-
-def test_the_sweeper_removes_the_backups_of_an_expired_run(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
-    expired = reserve(cluster, time.time() - GRACE_S)
-    vmid = add_vm(stand_in, expired)
-    back_up(cluster, vmid)
-    (volume,) = [each.volume for each in cluster.archives() if each.vmid == vmid]
-    assert sweep(cluster)[volume] == ""
-    assert [each for each in cluster.archives() if each.vmid == vmid] == []
 
 
 def test_a_lease_that_somebody_uses_is_neither_taken_over_nor_removed(
@@ -280,36 +211,6 @@ def test_a_range_is_not_reserved_if_another_run_has_just_reserved_a_part_of_it(s
         stand_in.control("statistics", lag_s=0.5)
     assert [other.vmids[0] in leases for other in others] == [True]
     assert vmids_in_lab(stand_in) == [FIRST + 5, others[0].vmids[0]]
-
-
-def test_a_sweeper_with_a_prefix_that_begins_anothers_leaves_the_other_run(stand_in: ProxmoxStandIn) -> None:
-    longer, shorter = (LabCluster(lab_settings(stand_in, name_prefix=prefix)) for prefix in ("ci-2", "ci"))
-    expired = reserve(longer, time.time() - GRACE_S)
-    vmid = add_vm(stand_in, expired)
-    back_up(longer, vmid)
-    assert (sweep(shorter), len(longer.archives())) == ({}, 1)
-    assert set(sweep(longer).values()) == {""}
-    assert (stand_in.guest(vmid), longer.archives()) == (None, [])
-
-
-def test_a_guest_that_cannot_be_read_stops_neither_a_run_nor_the_sweeper(
-    stand_in: ProxmoxStandIn, cluster: LabCluster
-) -> None:
-    expired = reserve(cluster, time.time() - GRACE_S)
-    vmid = add_vm(stand_in, expired, node="pve1")
-    stand_in.control("add", vmid=FIRST + 6, name="unreadable", node="pve2")
-    stand_in.control("fail", method="GET", path=f"*/qemu/{FIRST + 6}/config", status=595, times=100)
-    try:
-        reserved = reserve(cluster, time.time() + 600)
-        assert release(cluster, reserved) == []
-        findings = {finding.vmid: finding for finding in sweeper.inspect(cluster)}
-        assert "cannot be read" in findings[FIRST + 6].reason
-        assert not findings[FIRST + 6].is_removable
-        sweep(cluster)
-    finally:
-        stand_in.control("clear_faults")
-    assert stand_in.guest(vmid) is None
-    assert stand_in.guest(FIRST + 6)
 
 
 def test_a_lease_that_proxmox_has_locked_is_left_out(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:

@@ -1,4 +1,4 @@
-"""The drift comparison: every kind of difference, every inconclusive answer, and what is no drift."""
+"""The comparison of FulcrumCore, database and Proxmox: each difference has its kind and its repair."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.databases import LONG_AGO
+from support.drift_facts import ACTIVE, RESERVED, VM_LOST, A, mapping
 
 from executor.drift.compare import compare
 from executor.drift.facts import (
     AUTOMATIC_REPAIRS,
-    ClusterState,
     DriftKind,
     Facts,
     GuestFacts,
@@ -21,19 +20,11 @@ from executor.drift.facts import (
     ServiceFacts,
     VolumesLeft,
 )
-from executor.drift.inconclusive import why_fulcrum_is_inconclusive, why_proxmox_is_inconclusive
 from executor.model import MappingState
 
-A = "aaaaaaaa-0000-4000-8000-000000000001"
 B = "bbbbbbbb-0000-4000-8000-000000000002"
 AGENT = "6f0c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
-ACTIVE, RESERVED, VM_LOST = MappingState.ACTIVE, MappingState.RESERVED, MappingState.VM_LOST
 PENDING_DELETION = MappingState.PENDING_DELETION
-
-
-def mapping(**changes: Any) -> MappingFacts:
-    values: dict[str, Any] = {"service_id": A, "vmid": 100, "node": "pve1", "name": "web", "state": ACTIVE}
-    return MappingFacts(**({"id": 1, "updated_at": LONG_AGO} | values | changes))
 
 
 def guest(**changes: Any) -> GuestFacts:
@@ -58,8 +49,6 @@ def facts(**changes: Any) -> Facts:
 def summary(compared: Facts) -> list[tuple[DriftKind, int | None, Repair | None]]:
     return [(finding.kind, finding.vmid, finding.repair) for finding in compare(compared)]
 
-
-# --- findings -----------------------------------------------------------------------------------------------------
 
 UNMARKED, OTHER, BOTH = frozenset[str](), frozenset({B}), frozenset({A, B})
 GONE: dict[str, Any] = {"guests": (), "vmids_without_guest": frozenset({100})}
@@ -347,78 +336,3 @@ def test_no_repair_is_proposed_without_proof(
             assert not any(each.vmid == found.vmid for each in mappings if each.service_id != finding.service_id)
         if finding.repair is Repair.CORRECT_NODE:
             assert any(each.belongs_to(finding.service_id) and each.node == finding.node for each in guests)
-
-
-# --- inconclusive answers -----------------------------------------------------------------------------------------
-
-
-def several(count: int, **changes: Any) -> tuple[MappingFacts, ...]:
-    return tuple(mapping(id=n, service_id=f"{n:08x}", vmid=100 + n, **changes) for n in range(count))
-
-
-def cluster(count: int = 0, **changes: Any) -> ClusterState:
-    """Return a cluster whose list has the first `count` VMIDs and a template."""
-    listed = {100 + n: "pve1" for n in range(count)} | {9000: "pve1"}
-    return ClusterState(**({"is_quorate": True, "may_see_all_vms": True, "node_by_vmid": listed} | changes))
-
-
-ANSWERS: list[tuple[str, ClusterState, tuple[MappingFacts, ...], str]] = [
-    ("every mapped VM is listed", cluster(10), several(10), ""),
-    ("nothing is mapped", cluster(0, node_by_vmid={}), (), ""),
-    ("no quorum", cluster(10, is_quorate=False), several(10), "no quorum"),
-    ("no quorum, nothing mapped", cluster(0, is_quorate=False), (), "no quorum"),
-    ("no privilege", cluster(10, may_see_all_vms=False), several(10), "lacks VM.Audit"),
-    ("node of mappings offline", cluster(10, offline_nodes=frozenset({"pve1"})), several(10), "pve1 is offline"),
-    ("another node offline", cluster(10, offline_nodes=frozenset({"pve9"})), several(10), ""),
-    (
-        "moved to a node that is offline now",
-        cluster(0, node_by_vmid={100: "pve2", 101: "pve1"}, offline_nodes=frozenset({"pve2"})),
-        several(2),
-        "pve2 is offline",
-    ),
-    (
-        "offline node with mappings of lost VMs only",
-        cluster(2, offline_nodes=frozenset({"pve1"})),
-        several(2, state=VM_LOST),
-        "",
-    ),
-    ("an empty list", cluster(0, node_by_vmid={}), several(1), "lists no guest at all"),
-    ("one of one gone, others there", cluster(0), several(1), ""),
-    ("three of three gone", cluster(0), several(3), ""),
-    ("four of four gone", cluster(0), several(4), "4 of 4 mapped VMs"),
-    ("three of ten gone", cluster(7), several(10), ""),
-    ("four of ten gone", cluster(6), several(10), "4 of 10 mapped VMs"),
-    ("30 % of 100", cluster(70), several(100), ""),
-    ("31 % of 100", cluster(69), several(100), "31 of 100 mapped VMs"),
-    ("reserved VMs may be missing", cluster(0), several(10, state=RESERVED), ""),
-]
-
-
-@pytest.mark.parametrize(("answer", "mappings", "text"), [row[1:] for row in ANSWERS], ids=[row[0] for row in ANSWERS])
-def test_no_conclusion_is_drawn_from_unreliable_answers(
-    answer: ClusterState, mappings: tuple[MappingFacts, ...], text: str
-) -> None:
-    reason = why_proxmox_is_inconclusive(answer, mappings)
-    assert text in reason
-    assert bool(reason) == bool(text)
-
-
-@pytest.mark.parametrize(("listed", "count", "is_inconclusive"), [(6, 10, False), (0, 10, False), (0, 0, False)])
-def test_the_operator_can_confirm_a_short_list(listed: int, count: int, is_inconclusive: bool) -> None:
-    assert bool(why_proxmox_is_inconclusive(cluster(listed), several(count), believe_list=True)) is is_inconclusive
-
-
-@pytest.mark.parametrize("wrong", [{"is_quorate": False}, {"may_see_all_vms": False}, {"offline_nodes": {"pve1"}}])
-def test_the_operator_cannot_override_quorum_privilege_and_offline_nodes(wrong: dict[str, Any]) -> None:
-    assert why_proxmox_is_inconclusive(cluster(10, **wrong), several(10), believe_list=True)
-
-
-@pytest.mark.parametrize(
-    ("count", "listed", "text"),
-    [(0, 0, ""), (3, 0, ""), (4, 0, "4 of 4 mapped services"), (10, 7, ""), (10, 6, "4 of 10 mapped services")],
-)
-def test_no_conclusion_is_drawn_from_a_short_list_of_fulcrumcore(count: int, listed: int, text: str) -> None:
-    mappings = several(count)
-    reason = why_fulcrum_is_inconclusive(mappings, {each.service_id for each in mappings[:listed]})
-    assert text in reason
-    assert bool(reason) == bool(text)

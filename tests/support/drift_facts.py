@@ -1,0 +1,20 @@
+"""Mappings, guests and services that are compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from support.databases import LONG_AGO
+
+from executor.drift.facts import (
+    MappingFacts,
+)
+from executor.model import MappingState
+
+A = "aaaaaaaa-0000-4000-8000-000000000001"
+ACTIVE, RESERVED, VM_LOST = MappingState.ACTIVE, MappingState.RESERVED, MappingState.VM_LOST
+
+
+def mapping(**changes: Any) -> MappingFacts:
+    values: dict[str, Any] = {"service_id": A, "vmid": 100, "node": "pve1", "name": "web", "state": ACTIVE}
+    return MappingFacts(**({"id": 1, "updated_at": LONG_AGO} | values | changes))

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import ssl
+import threading
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from smith_lab.fulcrum_setup import AdminClient, CreatedObjects, bootstrap
+from smith_lab.proxmox.certificates import make_certificates
 from smith_lab.simulator.control import SimulatorThread, running_simulator
 from sqlalchemy import Engine
 from support.agent_parts import AgentParts
+from support.claims_world import Claims
 from support.databases import migrated_sqlite_file
+from support.metrics_world import Cluster, Row, map_vm
 from support.outbox_world import Outbox
-from support.simulator_world import World
+from support.scheduled_jobs import WITHIN_S, MakeScheduler
+from support.simulator_world import VM, World
 
+from executor.agent.critical_job import CriticalJob
+from executor.agent.metrics import (
+    VmMetrics,
+)
+from executor.agent.scheduler import Scheduler
+from executor.agent.state import AgentState
 from executor.database.engine import open_engine
+from executor.fulcrum.client import FulcrumClient
+from executor.proxmox.client import ProxmoxReader
+from executor.proxmox.connection import ProxmoxConnection
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +69,117 @@ def outbox(sim: SimulatorThread, template: Path, tmp_path: Path) -> Iterator[Out
     yield Outbox(world, engine)
     world.close()
     engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Path]]:
+    """Run one Proxmox for the module; its list is emptied for every test."""
+    folder = tmp_path_factory.mktemp("proxmox")
+    certificate, key = make_certificates(folder, "127.0.0.1")
+    server = Cluster()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield server, folder / "ca.pem"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def core() -> Iterator[tuple[SimulatorThread, AdminClient, CreatedObjects]]:
+    """Run one FulcrumCore for the module. It has a service for the VM 101."""
+    with running_simulator() as simulator, AdminClient(simulator.url) as admin:
+        world = bootstrap(admin)
+        admin.create_service(
+            group_id=admin.create_group(world.consumer_id, "acme"),
+            service_type_id=world.service_type_id,
+            agent_id=world.agent_id,
+            name="web-1",
+            properties=VM,
+        )
+        fulcrum = FulcrumClient(simulator.url, lambda: world.agent_token)
+        (job,) = fulcrum.pending_jobs().jobs
+        fulcrum.claim_job(job.id)
+        fulcrum.complete_job(job.id, agent_instance_id=f"{world.agent_id}/101")
+        yield simulator, admin, world
+
+
+@pytest.fixture
+def pve(cluster: tuple[Cluster, Path]) -> Cluster:
+    """Return a Proxmox without VMs."""
+    server = cluster[0]
+    server.rows, server.status, server.calls = [], 200, []
+    return server
+
+
+@pytest.fixture
+def metrics(
+    sqlite_engine: Engine,
+    cluster: tuple[Cluster, Path],
+    pve: Cluster,
+    core: tuple[SimulatorThread, AdminClient, CreatedObjects],
+) -> VmMetrics:
+    """Return metrics of an agent with one VM, 101, which is mapped."""
+    simulator, _, world = core
+    simulator.clear_faults()
+    simulator.clear_history()
+    connection = ProxmoxConnection(
+        host="127.0.0.1",
+        port=pve.server_address[1],
+        user="smith@pve",
+        token_id="job",
+        token_secret=str(uuid.uuid4()),
+        verify=cluster[1],
+    )
+    map_vm(sqlite_engine, 101)
+    return VmMetrics(
+        engine=sqlite_engine,
+        fulcrum=FulcrumClient(simulator.url, lambda: world.agent_token),
+        proxmox=ProxmoxReader(connection),
+        state=AgentState(agent_id=world.agent_id),
+        cluster="default",
+        interval_s=60.0,
+    )
+
+
+@pytest.fixture
+def posted(metrics: VmMetrics, core: tuple[SimulatorThread, AdminClient, CreatedObjects]) -> Callable[[], list[Row]]:
+    """Return a function that reports once and returns the bodies that FulcrumCore received."""
+    simulator = core[0]
+
+    def report() -> list[Row]:
+        simulator.clear_history()
+        metrics.report()
+        return [call["body"] for call in simulator.history(method="POST", path_end="/metric-entries")]
+
+    return report
+
+
+@pytest.fixture
+def claims(sim: SimulatorThread, template: Path, tmp_path: Path) -> Iterator[Claims]:
+    shutil.copyfile(template, tmp_path / "smith.db")
+    engine, world = open_engine(f"sqlite:///{tmp_path / 'smith.db'}"), World(sim)
+    yield Claims(world, engine)
+    world.close()
+    engine.dispose()
+
+
+@pytest.fixture
+def make_scheduler(sqlite_engine: Engine) -> Iterator[MakeScheduler]:
+    """Return a maker of running schedulers; they are stopped at the end.
+
+    A test names it after its engine, so that they are stopped before the connections of the engine are closed.
+    """
+    made: list[Scheduler] = []
+
+    def make(*jobs: CriticalJob, engine: Engine = sqlite_engine) -> Scheduler:
+        made.append(Scheduler(engine, jobs))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for scheduler in made:
+        scheduler.stop(timeout_s=WITHIN_S)

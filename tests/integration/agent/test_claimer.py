@@ -1,102 +1,26 @@
-"""How jobs are claimed at FulcrumCore when its answers come late, twice or wrongly, and when jobs are gone."""
+"""Claims: which jobs are ours after each answer of FulcrumCore."""
 
 from __future__ import annotations
 
-import itertools
-import shutil
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
-from smith_lab.simulator.control import SimulatorThread, running_simulator
 from smith_lab.system import wait_for
-from sqlalchemy import Engine, delete, update
-from support.databases import migrated_sqlite_file, new_job
-from support.simulator_world import World
+from sqlalchemy import update
+from support.claims_world import NUMBERS, Claims, poller_of
 
-from executor.agent.claim import Claimer, ClaimImpossible, FirstRequest, first_request, require_own_claim
-from executor.agent.poller import COMPARISON_INTERVAL_S, Poller
-from executor.agent.refusals import NotCertainlyGone, RefusalCounter
+from executor.agent.claim import ClaimImpossible, FirstRequest, first_request, require_own_claim
+from executor.agent.refusals import NotCertainlyGone
 from executor.agent.reporter import Reporter
-from executor.agent.state import AgentState
 from executor.database import job_queue, reopening
-from executor.database.engine import open_engine, reading, transaction
+from executor.database.engine import transaction
 from executor.database.tables import Job, utc_now
 from executor.errors import FulcrumUnavailable
-from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.vault import SecretResolver
 from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode
-
-NUMBERS = itertools.count()
-
-
-class Claims:
-    """A FulcrumCore with one job, our row of it, and the claimer."""
-
-    def __init__(self, world: World, engine: Engine) -> None:
-        self.world, self.engine, self.now = world, engine, 0.0
-        number = next(NUMBERS)
-        service = world.order(world.group(f"group-{number}"), name=f"web-{number}")
-        self.job: dict[str, Any] = world.job_of(service)
-        self.fulcrum = FulcrumClient(world.sim.url, lambda: world.ids.agent_token, read_timeout_s=60)
-        self.refusal_counter = RefusalCounter(fulcrum=self.fulcrum, clock=lambda: self.now)
-        with transaction(engine) as session:
-            deadline_at = utc_now() + timedelta(minutes=5)
-            row = new_job(
-                fulcrum_id=self.job["id"], service_id=self.job["serviceId"], action="create", deadline_at=deadline_at
-            )
-            job_queue.submit(session, row)
-
-    def claimer(self) -> Claimer:
-        return Claimer(engine=self.engine, fulcrum=self.fulcrum, refusal_counter=self.refusal_counter)
-
-    def taken(self) -> Job:
-        """Claim the job in the database, as the dispatcher does."""
-        with transaction(self.engine) as session:
-            job = job_queue.claim(session, "me", lease_s=300)
-        assert job is not None
-        return job
-
-    def put_back(self, job: Job) -> None:
-        with transaction(self.engine) as session:
-            job_queue.requeue(session, job_queue.lease_of(job), backoff_s=0)
-
-    def status(self) -> str:
-        return str(self.world.admin.call("GET", f"/jobs/{self.job['id']}")["status"])
-
-    def calls(self) -> list[int | None]:
-        """Return the statuses of the claims that FulcrumCore has answered."""
-        history = self.world.sim.history(method="POST")
-        return [call["status"] for call in history if call["path"].endswith(f"/{self.job['id']}/claim")]
-
-    def row(self) -> Job:
-        with reading(self.engine) as session:
-            return session.query(Job).filter_by(fulcrum_id=self.job["id"]).one()
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[SimulatorThread]:
-    with running_simulator() as simulator:
-        yield simulator
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return migrated_sqlite_file(tmp_path_factory.mktemp("claims"))
-
-
-@pytest.fixture
-def claims(sim: SimulatorThread, template: Path, tmp_path: Path) -> Iterator[Claims]:
-    shutil.copyfile(template, tmp_path / "smith.db")
-    engine, world = open_engine(f"sqlite:///{tmp_path / 'smith.db'}"), World(sim)
-    yield Claims(world, engine)
-    world.close()
-    engine.dispose()
 
 
 def test_a_claim_that_arrives_after_the_next_attempt_began_is_ours(claims: Claims) -> None:
@@ -269,136 +193,6 @@ def test_a_late_claim_of_a_job_that_was_abandoned_meanwhile_is_ours(claims: Clai
     second = claims.taken()
     claims.claimer().claim(second, job_queue.lease_of(second))
     assert claims.row().claimed_at is not None
-
-
-@pytest.mark.parametrize("is_claimed", [False, True])
-def test_an_abandoned_job_that_fulcrumcore_lists_is_processed(claims: Claims, is_claimed: bool) -> None:
-    job = claims.taken()
-    gone = JobResult(succeeded=False, code=ErrorCode.JOB_GONE, detail="403")
-    with transaction(claims.engine) as session:
-        job_queue.finish(session, job_queue.lease_of(job), gone, ReportState.ABANDONED)
-    if is_claimed:
-        assert claims.world.agent.claim(claims.job) == 204
-    state = AgentState(agent_id=claims.world.ids.agent_id)
-    poller = Poller(
-        engine=claims.engine,
-        fulcrum=claims.fulcrum,
-        secrets=SecretResolver(claims.fulcrum),
-        state=state,
-        job_timeout_s=300,
-        interval_s=2,
-    )
-    poller.recover_claimed_jobs() if is_claimed else poller.poll()
-
-    row = claims.row()
-    assert (row.status, row.report_state, row.error_code) == ("pending", "none", None)
-    assert (row.claimed_at is not None) is is_claimed
-    claimed = claims.taken()
-    claims.claimer().claim(claimed, job_queue.lease_of(claimed))
-    assert claims.status() == "Processing"
-
-
-def end_as_claimed_elsewhere(claims: Claims, report_state: ReportState = ReportState.CLAIMED_ELSEWHERE) -> Job:
-    """Store that another executor has claimed the job; return its row."""
-    job = claims.taken()
-    elsewhere = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
-    with transaction(claims.engine) as session:
-        job_queue.finish(session, job_queue.lease_of(job), elsewhere, report_state)
-    return job
-
-
-def poller_of(claims: Claims) -> Poller:
-    state = AgentState(agent_id=claims.world.ids.agent_id)
-    return Poller(
-        engine=claims.engine,
-        fulcrum=claims.fulcrum,
-        secrets=SecretResolver(claims.fulcrum),
-        state=state,
-        job_timeout_s=300,
-        interval_s=2,
-    )
-
-
-@pytest.mark.parametrize("stored", [ReportState.CLAIMED_ELSEWHERE, ReportState.ABANDONED])
-def test_a_job_that_another_executor_has_claimed_is_not_revived(claims: Claims, stored: ReportState) -> None:
-    end_as_claimed_elsewhere(claims, stored)
-    with transaction(claims.engine) as session:
-        now = claims.row().deadline_at
-        assert reopening.reopen(session, [claims.job["id"]], are_claimed=True, now_at_core=now) == 0
-    assert claims.row().report_state == stored
-
-
-@pytest.mark.parametrize("stored", [ReportState.CLAIMED_ELSEWHERE, ReportState.ABANDONED])
-@pytest.mark.parametrize("is_first_poll", [True, False])
-def test_a_job_of_another_executor_is_shown_until_it_has_ended_in_fulcrumcore(
-    claims: Claims, stored: ReportState, is_first_poll: bool
-) -> None:
-    end_as_claimed_elsewhere(claims, stored)
-    assert claims.world.agent.claim(claims.job) == 204
-    poller = poller_of(claims)
-    compare = poller.recover_claimed_jobs if is_first_poll else poller.compare_claimed_jobs
-
-    compare()
-    assert (claims.row().status, claims.row().report_state) == ("failed", "claimed_elsewhere")
-    assert claims.world.agent.fail(claims.job, "CAPACITY: full").status_code == 204
-    compare()
-    assert claims.row().report_state == "abandoned"
-
-
-def test_a_job_of_another_executor_that_is_pending_again_is_processed(claims: Claims) -> None:
-    end_as_claimed_elsewhere(claims)
-    poller_of(claims).poll()
-
-    row = claims.row()
-    assert (row.status, row.report_state, row.error_code, row.claimed_at) == ("pending", "none", None, None)
-    claimed = claims.taken()
-    claims.claimer().claim(claimed, job_queue.lease_of(claimed))
-    assert claims.status() == "Processing"
-
-
-def test_an_operator_can_continue_a_job_of_another_executor(claims: Claims) -> None:
-    job = end_as_claimed_elsewhere(claims)
-    assert claims.world.agent.claim(claims.job) == 204
-    with transaction(claims.engine) as session:
-        assert reopening.retry_now(session, job.id) == "attempt"
-
-    again = claims.taken()
-    claims.claimer().claim(again, job_queue.lease_of(again))
-    assert claims.row().claimed_at is not None
-    assert claims.calls() == [204], "only the other executor has sent a claim"
-
-
-def test_a_claimed_job_without_a_row_is_shown_and_not_processed(
-    claims: Claims, caplog: pytest.LogCaptureFixture
-) -> None:
-    with transaction(claims.engine) as session:
-        session.execute(delete(Job))
-    assert claims.world.agent.claim(claims.job) == 204
-    poller = poller_of(claims)
-
-    for _ in range(3):
-        poller.compare_claimed_jobs()
-
-    row = claims.row()
-    assert (row.status, row.report_state, row.error_code) == ("failed", "claimed_elsewhere", "JOB_CLAIMED_ELSEWHERE")
-    with transaction(claims.engine) as session:
-        assert job_queue.claim(session, "me", lease_s=30) is None
-    lines = [record.msg for record in caplog.records if "unaccepted_jobs" in str(record.msg)]
-    assert len(lines) == 1
-    assert "'claimed_elsewhere': 1" in str(lines[0])
-
-
-def test_the_poller_compares_claimed_jobs_at_its_interval(claims: Claims) -> None:
-    poller = poller_of(claims)
-    poller.poll_if_allowed()
-    end_as_claimed_elsewhere(claims)
-    assert claims.world.agent.claim(claims.job) == 204
-    assert claims.world.agent.fail(claims.job, "CAPACITY: full").status_code == 204
-    poller.poll_if_allowed()
-    assert claims.row().report_state == "claimed_elsewhere"
-    poller._compared_at -= COMPARISON_INTERVAL_S
-    poller.poll_if_allowed()
-    assert claims.row().report_state == "abandoned"
 
 
 def test_a_job_whose_only_claim_arrived_twice_is_failed_after_its_deadline_and_never_run(claims: Claims) -> None:

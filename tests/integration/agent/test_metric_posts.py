@@ -1,0 +1,244 @@
+"""Metrics of VMs: what is asked of Proxmox, and what is sent to FulcrumCore."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from smith_lab.fulcrum_setup import AdminClient, CreatedObjects
+from smith_lab.simulator.control import SimulatorThread
+from sqlalchemy import Engine
+from support.metrics_world import RATES, Cluster, Row, map_vm, values, vm
+
+from executor.agent.heartbeat import Heartbeat
+from executor.agent.metrics import (
+    CPU_TIME_WINDOW,
+    MAX_POSTS_PER_S,
+    POSTS_SHARE_OF_A_CORE,
+    SENDER_THREADS,
+    VmMetrics,
+    _Pace,
+)
+from executor.database import mappings
+from executor.database.engine import transaction
+from executor.errors import FulcrumError, FulcrumUnavailable, JobError
+from executor.shared.error_codes import ErrorCode
+
+
+def said(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(str(record.msg) for record in caplog.records)
+
+
+def reported_vmids(entries: list[Row]) -> set[int]:
+    return {int(entry["agentInstanceId"].rpartition("/")[2]) for entry in entries}
+
+
+def test_all_vms_need_one_request_to_proxmox(
+    pve: Cluster, sqlite_engine: Engine, posted: Callable[[], list[Row]]
+) -> None:
+    for vmid in range(200, 220):
+        map_vm(sqlite_engine, vmid)
+    pve.rows = [vm(vmid) for vmid in range(200, 220)]
+    assert len(posted()) == 40
+    assert len(pve.calls) == 1
+
+
+def test_no_request_is_sent_without_mappings_or_agent_id(
+    pve: Cluster, metrics: VmMetrics, sqlite_engine: Engine, posted: Callable[[], list[Row]]
+) -> None:
+    pve.rows = [vm()]
+    metrics.state.agent_id = ""
+    assert posted() == []
+    metrics.state.agent_id = str(uuid.uuid4())
+    with transaction(sqlite_engine) as session:
+        mappings.mark_deleted(session, mappings.active(session)[0].id, "gone")
+    assert (posted(), pve.calls) == ([], [])
+
+
+def test_a_vm_that_is_mapped_in_another_cluster_has_no_metrics(
+    pve: Cluster, sqlite_engine: Engine, posted: Callable[[], list[Row]]
+) -> None:
+    """The database may be shared by agents of several clusters, which may use the same VMIDs."""
+    map_vm(sqlite_engine, 102, cluster="another cluster")
+    pve.rows = [vm(101), vm(102)]
+    assert {body["agentInstanceId"].rpartition("/")[2] for body in posted()} == {"101"}
+
+
+def test_a_metric_type_missing_in_fulcrumcore_is_not_sent_and_logged_once(
+    pve: Cluster,
+    posted: Callable[[], list[Row]],
+    core: tuple[SimulatorThread, AdminClient, CreatedObjects],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    admin = core[1]
+    (lacking,) = (kind for kind in admin.list_all("metric-types") if kind["name"] == "vm.cpu.usage")
+    admin.call("PATCH", f"/metric-types/{lacking['id']}", {"name": "renamed"})
+    try:
+        pve.rows = [vm()]
+        assert ["vm.cpu.usage" in values(posted()) for _ in range(2)] == [False, False]
+    finally:
+        admin.call("PATCH", f"/metric-types/{lacking['id']}", {"name": "vm.cpu.usage"})
+    assert said(caplog).count("metric_types_missing") == 1
+    assert "vm.cpu.usage" in values(posted())
+
+
+def test_entries_of_a_service_unknown_to_fulcrumcore_are_no_failure(
+    pve: Cluster,
+    posted: Callable[[], list[Row]],
+    core: tuple[SimulatorThread, AdminClient, CreatedObjects],
+    sqlite_engine: Engine,
+) -> None:
+    map_vm(sqlite_engine, 404)
+    pve.rows = [vm(404)]
+    assert len(posted()) == 2
+    assert {call["status"] for call in core[0].history(method="POST", path_end="/metric-entries")} == {404}
+
+
+def test_a_vm_that_fulcrumcore_does_not_know_is_left_out_for_a_while(
+    pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]], sqlite_engine: Engine
+) -> None:
+    map_vm(sqlite_engine, 404)
+    pve.rows = [vm(), vm(404)]
+    assert reported_vmids(posted()) == {101, 404}
+    assert reported_vmids(posted()) == {101}
+    metrics._unknown_until[404] = 0.0
+    assert reported_vmids(posted()) == {101, 404}
+
+
+def test_a_vm_with_one_accepted_sample_is_known_to_fulcrumcore(
+    pve: Cluster, posted: Callable[[], list[Row]], core: tuple[SimulatorThread, AdminClient, CreatedObjects]
+) -> None:
+    """A metric type that was deleted a moment ago is answered with 404 too."""
+    pve.rows = [vm()]
+    core[0].add_fault("status", status=404, path="/metric-entries", method="POST", times=1)
+    assert reported_vmids(posted()) == {101}
+    assert reported_vmids(posted()) == {101}
+
+
+@pytest.mark.parametrize("fault", [{"kind": "status", "status": 403}, {"kind": "status", "status": 503}])
+def test_the_first_post_that_gets_no_answer_ends_the_round(
+    pve: Cluster,
+    metrics: VmMetrics,
+    core: tuple[SimulatorThread, AdminClient, CreatedObjects],
+    caplog: pytest.LogCaptureFixture,
+    fault: dict[str, Any],
+) -> None:
+    """The sender threads may each have begun one post when the first answer arrives."""
+    for vmid in range(500, 530):
+        map_vm(metrics.engine, vmid)
+    pve.rows = [vm(vmid) for vmid in range(500, 530)]
+    core[0].add_fault(path="/metric-entries", method="POST", **fault)
+    with pytest.raises(FulcrumUnavailable):
+        metrics.report()
+    posts = core[0].history(method="POST", path_end="/metric-entries")
+    assert 1 <= len(posts) <= SENDER_THREADS
+    assert "metrics_need_several_rounds" not in said(caplog)
+    core[0].clear_faults()
+    metrics.report()
+    assert len(core[0].history(method="POST", path_end="/metric-entries")) >= 60
+
+
+def test_an_unavailable_fulcrumcore_raises(
+    pve: Cluster, metrics: VmMetrics, core: tuple[SimulatorThread, AdminClient, CreatedObjects]
+) -> None:
+    pve.rows = [vm()]
+    core[0].add_fault("status", status=503, path="/metric-entries", method="POST")
+    with pytest.raises(FulcrumUnavailable):
+        metrics.report()
+
+
+def test_a_proxmox_error_is_a_job_error_and_the_counters_are_kept(
+    pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]
+) -> None:
+    pve.rows = [vm()]
+    posted()
+    pve.status = 500
+    with pytest.raises(JobError) as caught:
+        metrics.report()
+    assert caught.value.code is ErrorCode.PVE_API_ERROR
+    pve.status = 200
+    pve.rows = [vm(uptime=160)]
+    assert set(values(posted())) >= RATES
+
+
+def test_samples_that_do_not_fit_are_sent_first_in_the_next_turn(
+    pve: Cluster,
+    metrics: VmMetrics,
+    posted: Callable[[], list[Row]],
+    sqlite_engine: Engine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """FulcrumCore sets the timestamps, so no sample is sent late; no VM is left out for ever; it is logged once."""
+    vmids = set(range(500, 540))
+    for vmid in vmids:
+        map_vm(sqlite_engine, vmid)
+    pve.rows = [vm(vmid) for vmid in sorted(vmids)]
+    metrics.interval_s = 0.8  # enough for about twenty of eighty posts
+    turns: list[set[int]] = []
+    for _ in range(60):
+        turns.append(reported_vmids(posted()))
+        if set().union(*turns) >= vmids:
+            break
+    turns = [turn for turn in turns if turn]  # a busy machine sends nothing in a short turn
+    assert set().union(*turns) >= vmids, "a VM was left out in every turn"
+    assert len(turns) > 1, "all of them fitted: nothing was tested"
+    assert min(turns[1]) >= max(turns[0])
+    assert said(caplog).count("metrics_need_several_rounds") == 1
+
+
+def test_posts_are_spread_within_the_rate_limits() -> None:
+    now = time.monotonic()
+    many = _Pace(100_000, now + 60)
+    pauses = [many.plan_next_entry() for _ in range(100)]
+    assert pauses == sorted(pauses)
+    assert 98 / MAX_POSTS_PER_S < pauses[-1] < 101 / MAX_POSTS_PER_S
+    few = _Pace(3, now + 60)
+    assert [round(few.plan_next_entry(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
+    over = _Pace(10, now - 1)
+    assert over.plan_next_entry() == 0.0
+    assert over.is_deadline_passed()
+
+
+def test_more_expensive_posts_get_larger_gaps() -> None:
+    pace = _Pace(100_000, time.monotonic() + 600)
+    for _ in range(10 * CPU_TIME_WINDOW):
+        pace.note_cpu_time(0.01)
+    pauses = [pace.plan_next_entry() for _ in range(101)]
+    assert (pauses[-1] - pauses[0]) / 100 == pytest.approx(0.01 / POSTS_SHARE_OF_A_CORE, rel=0.05)
+    cheap = _Pace(3, time.monotonic() + 60)
+    cheap.note_cpu_time(0.0001)
+    assert [round(cheap.plan_next_entry(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
+
+
+def test_heartbeats_polls_and_job_requests_pass_stalled_metric_posts(
+    pve: Cluster, metrics: VmMetrics, core: tuple[SimulatorThread, AdminClient, CreatedObjects]
+) -> None:
+    simulator = core[0]
+    simulator.add_fault("delay", path="/metric-entries", method="POST", delay_s=120)
+    pve.rows = [vm()]
+    reporting = threading.Thread(target=metrics.report)
+    reporting.start()
+    try:
+        limit = time.monotonic() + 30
+        while not any(thread.name.startswith("metric") for thread in threading.enumerate()):
+            assert time.monotonic() < limit, "no post was started"
+            time.sleep(0.01)
+        Heartbeat(fulcrum=metrics.fulcrum, state=metrics.state).send()
+        assert metrics.fulcrum.pending_jobs().jobs == []
+        with pytest.raises(FulcrumError):  # there is no such job: FulcrumCore has answered the report
+            metrics.fulcrum.complete_job(str(uuid.uuid4()))
+        assert metrics.state.heartbeat_at > 0
+        assert reporting.is_alive(), "the posts were not stalled"
+    finally:
+        simulator.clear_faults()
+        reporting.join()
+
+
+def test_a_stopping_agent_sends_nothing(pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]) -> None:
+    pve.rows = [vm()]
+    metrics.state.stopping.set()
+    assert posted() == []

@@ -1,0 +1,238 @@
+"""The scheduler and its database: turns that several agents share, and when results are stored."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from contextlib import closing
+from typing import Any
+
+import structlog
+from sqlalchemy import Engine, event
+from support.databases import PostgresCluster
+from support.scheduled_jobs import NEVER_S, OFTEN_S, WITHIN_S, FakeJob, MakeScheduler, facts, wait_for
+
+from executor.agent.critical_job import CriticalJob
+from executor.agent.execution_recorder import MAX_UNSTORED_S, ExecutionRecorder
+from executor.agent.scheduler import Scheduler
+from executor.database import periods
+from executor.database.engine import transaction
+from executor.errors import FulcrumUnavailable
+
+
+def test_a_shared_job_runs_on_one_node_only(engine: Engine, make_scheduler: MakeScheduler) -> None:
+    shared, own = [FakeJob(), FakeJob()], [FakeJob(), FakeJob()]
+    for number in range(2):
+        make_scheduler(
+            CriticalJob(name="shared", interval_s=NEVER_S, run=shared[number], runs_on_each_agent=False),
+            CriticalJob(name="own", interval_s=NEVER_S, run=own[number]),
+            engine=engine,
+        )
+    wait_for(lambda: [fake.turns for fake in own] == [1, 1], "each node's own turn")
+    wait_for(lambda: (row := facts(engine, "shared")) and row.runs == 1, "the shared turn")
+    assert sum(fake.turns for fake in shared) == 1
+
+
+def test_the_other_nodes_run_their_own_part_of_a_shared_job(engine: Engine, make_scheduler: MakeScheduler) -> None:
+    """Each machine has artifacts of its own, which only its own agent can delete."""
+    whole, part = [FakeJob(), FakeJob()], [FakeJob(), FakeJob()]
+    for number in range(2):
+        make_scheduler(
+            CriticalJob(
+                name="shared",
+                interval_s=NEVER_S,
+                run=whole[number],
+                run_own_part=part[number],
+                runs_on_each_agent=False,
+            ),
+            engine=engine,
+        )
+    wait_for(lambda: sum(fake.turns for fake in whole + part) == 2, "one turn of each node")
+    assert sorted((whole[number].turns, part[number].turns) for number in range(2)) == [(0, 1), (1, 0)]
+
+
+def test_a_node_that_may_not_start_leaves_a_shared_job_to_the_others(
+    engine: Engine, make_scheduler: MakeScheduler
+) -> None:
+    """A draining node must not take the poll, and then not poll."""
+    draining, other = FakeJob(), FakeJob()
+    shared = {"name": "shared", "interval_s": NEVER_S, "runs_on_each_agent": False}
+    scheduler = make_scheduler(CriticalJob(run=draining, may_start=lambda: False, **shared), engine=engine)
+    wait_for(lambda: scheduler.jobs["shared"].finished_at > scheduler.jobs["shared"].started_at, "a turn without work")
+    make_scheduler(CriticalJob(run=other, **shared), engine=engine)
+    wait_for(lambda: other.turns == 1, "the turn of the other node")
+    assert draining.turns == 0
+
+
+def test_a_requested_turn_of_a_shared_job_starts_at_once(engine: Engine, make_scheduler: MakeScheduler) -> None:
+    """After a report, FulcrumCore may offer the group's next job: the node that has reported polls at once."""
+    fakes = [FakeJob(), FakeJob()]
+    schedulers = [
+        make_scheduler(
+            CriticalJob(
+                name="shared", interval_s=NEVER_S, run=fake, runs_on_each_agent=False, starts_early_on_request=True
+            ),
+            engine=engine,
+        )
+        for fake in fakes
+    ]
+    wait_for(lambda: sum(fake.turns for fake in fakes) == 1, "the first turn")
+    for fake, scheduler in zip(fakes, schedulers, strict=True):
+        turns = fake.turns
+        scheduler.jobs["shared"].wake_requested.set()
+        wait_for(lambda fake=fake, turns=turns: fake.turns == turns + 1, "the requested turn")
+
+
+def test_a_hung_server_delays_no_job_of_each_agent(
+    postgres: PostgresCluster, postgres_engine: Engine, make_scheduler: MakeScheduler
+) -> None:
+    """The first start, too, is stored only after the execution."""
+    fake = FakeJob()
+    with postgres.suspended():
+        scheduler = make_scheduler(CriticalJob(name="fake", interval_s=OFTEN_S, run=fake), engine=postgres_engine)
+        wait_for(lambda: fake.turns >= 3, "three turns")
+        scheduler.jobs["fake"].run = FakeJob(OSError("full"))  # a failure is stored at once
+        wait_for(lambda: scheduler.jobs["fake"].last_error, "the failure")
+        scheduler.jobs["fake"].run = later = FakeJob()
+        wait_for(lambda: later.turns >= 3, "turns after the failure")
+    wait_for(lambda: facts(postgres_engine, "fake"), "the row")
+
+
+def test_a_locked_database_stops_no_job(sqlite_engine: Engine, make_scheduler: MakeScheduler) -> None:
+    """Nor does it delay one by the usual lock timeout of 15 s: after 30 s FulcrumCore gives the agent up."""
+    fake = FakeJob()
+    with closing(sqlite3.connect(str(sqlite_engine.url.database), isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        make_scheduler(CriticalJob(name="fake", interval_s=OFTEN_S, run=fake))
+        wait_for(lambda: fake.turns >= 3, "three turns")
+        assert facts(sqlite_engine, "fake") is None
+        holder.execute("ROLLBACK")
+    wait_for(lambda: facts(sqlite_engine, "fake"), "the row")
+
+
+def test_the_start_of_a_turn_that_only_one_agent_takes_is_stored_before_it(
+    make_scheduler: MakeScheduler, sqlite_engine: Engine
+) -> None:
+    seen = []
+
+    def look() -> None:
+        row = facts(sqlite_engine, "fake")
+        seen.append((row.last_started_at is not None, row.last_finished_at, row.runs))
+
+    make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=FakeJob(look), runs_on_each_agent=False))
+    wait_for(lambda: seen, "the turn")
+    assert seen == [(True, None, 0)]
+
+
+def test_a_changed_interval_takes_effect_at_once(engine: Engine, make_scheduler: MakeScheduler) -> None:
+    with transaction(engine) as session:
+        periods.try_start_period(session, "fake", NEVER_S)
+    fake = FakeJob()
+    make_scheduler(CriticalJob(name="fake", interval_s=60.0, run=fake, runs_on_each_agent=False), engine=engine)
+    wait_for(lambda: fake.turns == 1, "the turn")
+
+
+class Writes:
+    """Counts the transactions that write to the database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.count = 0
+        event.listen(engine, "before_cursor_execute", self._note)
+
+    def _note(self, _connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        self.count += statement == "BEGIN IMMEDIATE"
+
+
+def wake_until(scheduler: Scheduler, fake: FakeJob, turns: int) -> None:
+    while fake.turns < turns:
+        before = fake.turns
+        scheduler.jobs["fake"].wake_requested.set()
+        wait_for(lambda before=before: fake.turns > before, "a turn")
+
+
+def test_successful_turns_in_a_short_time_are_stored_together(sqlite_engine: Engine) -> None:
+    """An idle agent polls every 2 s; each write to SQLite waits for the disk."""
+    fake, writes = FakeJob(), Writes(sqlite_engine)
+    scheduler = Scheduler(sqlite_engine, [CriticalJob(name="fake", interval_s=NEVER_S, run=fake)])
+    scheduler.start()
+    wait_for(lambda: (row := facts(sqlite_engine, "fake")) and row.runs == 1, "the first result")
+    assert writes.count == 1
+    wake_until(scheduler, fake, 6)
+    assert (writes.count, facts(sqlite_engine, "fake").runs) == (1, 1)
+    started_before = facts(sqlite_engine, "fake").last_started_at
+    scheduler.stop(timeout_s=WITHIN_S)
+    row = facts(sqlite_engine, "fake")
+    assert (writes.count, row.runs, row.failures, row.last_error) == (2, 6, 0, None)
+    assert row.last_started_at > started_before
+
+
+def test_a_result_that_is_too_old_is_stored_in_one_transaction(
+    sqlite_engine: Engine, make_scheduler: MakeScheduler
+) -> None:
+    fake, writes = FakeJob(), Writes(sqlite_engine)
+    scheduler = make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=fake))
+    wait_for(lambda: (row := facts(sqlite_engine, "fake")) and row.runs == 1, "the first result")
+    wake_until(scheduler, fake, 3)
+    scheduler.jobs["fake"].stored_at -= MAX_UNSTORED_S
+    wake_until(scheduler, fake, 4)
+    wait_for(lambda: facts(sqlite_engine, "fake").runs == 4, "the result")
+    assert writes.count == 2
+
+
+def test_a_failure_and_the_success_after_it_are_stored_at_once(
+    sqlite_engine: Engine, make_scheduler: MakeScheduler
+) -> None:
+    fake = FakeJob(None, None, OSError("full"), None)
+    scheduler = make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=fake))
+    wait_for(lambda: fake.turns == 1, "the first turn")
+    wake_until(scheduler, fake, 3)
+    wait_for(lambda: (row := facts(sqlite_engine, "fake")) and row.failures == 1, "the failure")
+    assert (facts(sqlite_engine, "fake").runs, facts(sqlite_engine, "fake").last_error) == (3, "full")
+    wake_until(scheduler, fake, 4)
+    wait_for(lambda: facts(sqlite_engine, "fake").failures == 0, "the success")
+    assert (facts(sqlite_engine, "fake").runs, facts(sqlite_engine, "fake").last_error) == (4, None)
+
+
+def test_a_turn_that_only_one_agent_takes_is_stored_at_once(
+    sqlite_engine: Engine, make_scheduler: MakeScheduler
+) -> None:
+    """Its start decides which agent runs it."""
+    fake = FakeJob()
+    make_scheduler(CriticalJob(name="fake", interval_s=OFTEN_S, run=fake, runs_on_each_agent=False))
+    wait_for(lambda: (row := facts(sqlite_engine, "fake")) and row.runs >= 3, "three stored turns")
+
+
+def test_the_end_of_a_failure_is_logged_even_if_an_outage_came_between(make_scheduler: MakeScheduler) -> None:
+    fake = FakeJob(OSError("full"), FulcrumUnavailable("no route"), OSError("full"), FulcrumUnavailable("no route"))
+    with structlog.testing.capture_logs() as logs:
+        scheduler = make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=fake))
+        wait_for(lambda: fake.turns == 1, "the first turn")
+        wake_until(scheduler, fake, 6)
+        scheduler.stop(timeout_s=WITHIN_S)
+    events = [entry["event"] for entry in logs if entry["event"].startswith("critical_job")]
+    assert events == ["critical_job_failed", "critical_job_recovered"]
+
+
+def test_an_execution_that_two_threads_store_at_shutdown_is_counted_once(sqlite_engine: Engine) -> None:
+    """The thread of the job begins to store the execution when the recorder stops and stores all executions."""
+    job = CriticalJob(name="Prune", interval_s=NEVER_S, run=FakeJob(), runs_on_each_agent=False)
+    recorder = ExecutionRecorder(sqlite_engine, [job])
+    recorder.start()
+    assert recorder.try_start_period(job)
+    begun, release = threading.Event(), threading.Event()
+
+    def hold(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if statement == "BEGIN IMMEDIATE" and threading.current_thread() is storing:
+            begun.set()
+            release.wait(WITHIN_S)
+
+    event.listen(sqlite_engine, "before_cursor_execute", hold)
+    storing = threading.Thread(target=recorder.note_execution, args=(job,))
+    storing.start()
+    assert begun.wait(WITHIN_S)
+    recorder.stop(WITHIN_S)
+    release.set()
+    storing.join()
+
+    assert facts(sqlite_engine, "Prune").runs == 1
+    assert job.unstored_count == 0

@@ -1,0 +1,79 @@
+"""A database and the claimer that works on it."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Engine
+from support.databases import new_job
+from support.simulator_world import World
+
+from executor.agent.claim import Claimer
+from executor.agent.poller import Poller
+from executor.agent.refusals import RefusalCounter
+from executor.agent.state import AgentState
+from executor.database import job_queue
+from executor.database.engine import reading, transaction
+from executor.database.tables import Job, utc_now
+from executor.fulcrum.client import FulcrumClient
+from executor.fulcrum.vault import SecretResolver
+
+NUMBERS = itertools.count()
+
+
+class Claims:
+    """A FulcrumCore with one job, our row of it, and the claimer."""
+
+    def __init__(self, world: World, engine: Engine) -> None:
+        self.world, self.engine, self.now = world, engine, 0.0
+        number = next(NUMBERS)
+        service = world.order(world.group(f"group-{number}"), name=f"web-{number}")
+        self.job: dict[str, Any] = world.job_of(service)
+        self.fulcrum = FulcrumClient(world.sim.url, lambda: world.ids.agent_token, read_timeout_s=60)
+        self.refusal_counter = RefusalCounter(fulcrum=self.fulcrum, clock=lambda: self.now)
+        with transaction(engine) as session:
+            deadline_at = utc_now() + timedelta(minutes=5)
+            row = new_job(
+                fulcrum_id=self.job["id"], service_id=self.job["serviceId"], action="create", deadline_at=deadline_at
+            )
+            job_queue.submit(session, row)
+
+    def claimer(self) -> Claimer:
+        return Claimer(engine=self.engine, fulcrum=self.fulcrum, refusal_counter=self.refusal_counter)
+
+    def taken(self) -> Job:
+        """Claim the job in the database, as the dispatcher does."""
+        with transaction(self.engine) as session:
+            job = job_queue.claim(session, "me", lease_s=300)
+        assert job is not None
+        return job
+
+    def put_back(self, job: Job) -> None:
+        with transaction(self.engine) as session:
+            job_queue.requeue(session, job_queue.lease_of(job), backoff_s=0)
+
+    def status(self) -> str:
+        return str(self.world.admin.call("GET", f"/jobs/{self.job['id']}")["status"])
+
+    def calls(self) -> list[int | None]:
+        """Return the statuses of the claims that FulcrumCore has answered."""
+        history = self.world.sim.history(method="POST")
+        return [call["status"] for call in history if call["path"].endswith(f"/{self.job['id']}/claim")]
+
+    def row(self) -> Job:
+        with reading(self.engine) as session:
+            return session.query(Job).filter_by(fulcrum_id=self.job["id"]).one()
+
+
+def poller_of(claims: Claims) -> Poller:
+    state = AgentState(agent_id=claims.world.ids.agent_id)
+    return Poller(
+        engine=claims.engine,
+        fulcrum=claims.fulcrum,
+        secrets=SecretResolver(claims.fulcrum),
+        state=state,
+        job_timeout_s=300,
+        interval_s=2,
+    )

@@ -1,4 +1,4 @@
-"""The schema and its migrations, transactions, and the errors of a database that cannot be used."""
+"""The database: its file, errors, transactions and repeated writes, on both engines."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy import Engine, event, func, inspect, select, text
+from sqlalchemy import Engine, event, func, select, text
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
-from support.databases import PostgresCluster, new_job, row, submit
+from support.databases import PostgresCluster, new_job, submit
 
 import executor
-from executor.database import job_queue, job_runs, mappings, schema
+from executor.database import job_queue, schema
 from executor.database.engine import (
     BUSY_TIMEOUT_MS,
     file_system_of,
@@ -34,7 +32,6 @@ from executor.database.engine import (
     transaction,
     write_with_retry,
 )
-from executor.database.indexes import METADATA
 from executor.database.tables import Job, Run, db_now, utc_now
 from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable, StaleJob
 
@@ -43,206 +40,9 @@ NOBODY = 65534
 
 
 @pytest.fixture
-def opened() -> Iterator[Callable[[str], Engine]]:
-    """Open engines that are closed at the end of the test."""
-    engines: list[Engine] = []
-
-    def opened(url: str) -> Engine:
-        engines.append(open_engine(url))
-        return engines[-1]
-
-    yield opened
-    for engine in engines:
-        engine.dispose()
-
-
-@pytest.fixture
-def unopened(tmp_path: Path, opened: Callable[[str], Engine]) -> Engine:
-    """Return an engine for a file that does not exist yet."""
-    return opened(f"sqlite:///{tmp_path / 'new' / 'smith.db'}")
-
-
-@pytest.fixture
 def engine_without_busy_timeout(sqlite_engine: Engine) -> Engine:
     """Return an engine that fails at once on a locked database, without the wait of 15 s."""
     return sqlite_engine.execution_options(smith_busy_timeout_ms=0)
-
-
-def tables(engine: Engine) -> set[str]:
-    return set(inspect(engine).get_table_names()) - {"alembic_version"}
-
-
-@pytest.fixture
-def own_postgres_engine(postgres: PostgresCluster) -> Iterator[Engine]:
-    """Open a PostgreSQL database for this test alone, because the test changes the schema."""
-    with postgres.fresh_database() as url:
-        engine = open_engine(url)
-        yield engine
-        engine.dispose()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def own_engine(request: pytest.FixtureRequest) -> Engine:
-    """Open an SQLite or PostgreSQL database for this test alone."""
-    name = "sqlite_engine" if request.param == "sqlite" else "own_postgres_engine"
-    found: Engine = request.getfixturevalue(name)
-    return found
-
-
-# --- migrations ---------------------------------------------------------------------------------------------------
-
-
-def test_an_empty_database_is_migrated_to_the_newest_schema(unopened: Engine) -> None:
-    engine = unopened
-    assert (schema.current_revision(engine), len(schema.check(engine))) == (None, 1)
-    schema.upgrade(engine)
-    assert (schema.current_revision(engine), schema.check(engine)) == (schema.head_revision(), [])
-    assert tables(engine) == set(METADATA.tables)
-
-
-def test_the_schema_migrates_in_both_directions_and_keeps_its_rows(own_engine: Engine) -> None:
-    """From the newest schema one step back, back to an empty database, and forwards again."""
-    job_id = submit(own_engine)
-    schema.upgrade(own_engine)
-    assert row(own_engine, job_id).status == "pending"
-    schema.downgrade(own_engine)
-    assert schema.current_revision(own_engine) != schema.head_revision()
-    with own_engine.connect() as connection:
-        assert connection.scalar(text("SELECT count(*) FROM jobs")) == 1
-    schema.downgrade(own_engine, "base")
-    assert (schema.current_revision(own_engine), tables(own_engine)) == (None, set())
-    schema.upgrade(own_engine)
-    assert schema.check(own_engine) == []
-    submit(own_engine)
-
-
-def test_a_mapping_pending_deletion_is_active_for_a_version_without_a_grace_period(own_engine: Engine) -> None:
-    with transaction(own_engine) as session:
-        mapping = mappings.reserve(session, service_id="s", cluster="c", vmid=100, name="n", kind="lxc")
-        assert mapping is not None
-        mappings.apply_result(session, mapping.id, {"status": "stopped", "delete_at": 4_000_000_000})
-    schema.downgrade(own_engine, "0002")
-    with own_engine.connect() as connection:
-        assert connection.scalar(text("SELECT state FROM mappings")) == "active"
-    schema.upgrade(own_engine)
-    with reading(own_engine) as session:
-        assert mappings.active(session)[0].kind == "qemu"  # the older version has no such column, so the kind is lost
-
-
-def test_the_migrations_create_the_tables_of_the_models(own_engine: Engine) -> None:
-    with own_engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        different = compare_metadata(context, METADATA)
-    # On SQLite Alembic cannot read an index with an expression; the next test compares all of them.
-    assert [change for change in different if "ix_jobs_to_claim" not in str(change)] == []
-
-
-def test_the_migrations_create_the_indexes_of_the_models(own_engine: Engine) -> None:
-    """Alembic compares neither conditions nor expressions of indexes, and our claims depend on them."""
-    migrated = index_definitions(own_engine)
-    schema.downgrade(own_engine, "base")
-    METADATA.create_all(own_engine)
-    assert index_definitions(own_engine) == migrated
-    assert "ix_jobs_one_processing_per_service" in migrated
-
-
-def index_definitions(engine: Engine) -> dict[str, str]:
-    asked = {
-        "sqlite": "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL",
-        "postgresql": "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'",
-    }[engine.dialect.name]
-    with engine.connect() as connection:
-        found = {name: " ".join(sql.split()) for name, sql in connection.execute(text(asked))}
-    return {name: sql for name, sql in found.items() if not name.startswith("alembic_version")}
-
-
-def test_a_schema_of_a_newer_version_is_refused_and_not_changed(own_engine: Engine) -> None:
-    with own_engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    for refused in (schema.upgrade, schema.downgrade, schema.refuse_unknown_schema, schema.check):
-        with pytest.raises(DatabaseError, match=r"has schema 9999, which this version .* does not know: run the newer"):
-            refused(own_engine)
-    assert schema.current_revision(own_engine) == "9999"
-
-
-def test_the_check_of_an_old_schema_names_the_command(own_engine: Engine) -> None:
-    schema.downgrade(own_engine, "base")
-    assert schema.check(own_engine) == [
-        f"schema is empty, this version needs {schema.head_revision()}: run `smith db upgrade`"
-    ]
-
-
-def test_nodes_that_start_at_once_migrate_once(own_engine: Engine) -> None:
-    schema.downgrade(own_engine, "base")
-    barrier = threading.Barrier(4)
-    failures: list[BaseException] = []
-
-    def start() -> None:
-        barrier.wait()
-        try:
-            schema.upgrade(own_engine)
-        except BaseException as error:  # the main thread must see it
-            failures.append(error)
-
-    threads = [threading.Thread(target=start) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (failures, schema.check(own_engine)) == ([], [])
-
-
-def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
-    sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """On SQLite Alembic changes a column by dropping the table: with foreign keys on, that deletes every run."""
-    migrations = tmp_path / "migrations"
-    shutil.copytree(schema.MIGRATIONS_FOLDER, migrations, ignore=shutil.ignore_patterns("__pycache__"))
-    (migrations / "versions" / "9000_rebuild.py").write_text(
-        f"from alembic import op\nimport sqlalchemy as sa\n"
-        f"revision, down_revision = '9000', {schema.head_revision()!r}\n"
-        "def upgrade():\n    with op.batch_alter_table('jobs', recreate='always') as batch:\n"
-        "        batch.alter_column('action', type_=sa.String(120))\n"
-        "def downgrade():\n    pass\n"
-    )
-    submit(sqlite_engine)
-    with transaction(sqlite_engine) as session:
-        job = job_queue.claim(session, "me", lease_s=30)
-        assert job is not None
-        job_runs.note_started(session, job_queue.lease_of(job), run_ident="create-1", playbook="create.yml")
-    monkeypatch.setattr(schema, "MIGRATIONS_FOLDER", migrations)
-    schema.upgrade(sqlite_engine)
-    with reading(sqlite_engine) as session:
-        assert session.scalars(select(Run.ident)).all() == ["create-1"]
-        assert session.scalar(text("PRAGMA foreign_keys")) == 1
-    assert schema.check(sqlite_engine) == []
-
-
-def test_a_renamed_critical_job_keeps_its_row_and_replaces_one_of_another_version(
-    own_engine: Engine,
-) -> None:
-    def critical_jobs() -> list[tuple[str, int]]:
-        with own_engine.connect() as connection:
-            return [(name, runs) for name, runs in connection.execute(text("SELECT name, runs FROM critical_jobs"))]
-
-    def insert(name: str, runs: int) -> None:
-        statement = "INSERT INTO critical_jobs (name, interval_s, failures, runs) VALUES (:name, 60, 0, :runs)"
-        with own_engine.begin() as connection:
-            connection.execute(text(statement), {"name": name, "runs": runs})
-
-    schema.downgrade(own_engine, "0004")
-    insert("DestroyDoomed", 3)
-    schema.upgrade(own_engine)
-    assert critical_jobs() == [("PurgeDeletedVms", 3)]
-    insert("DestroyDoomed", 4)
-    schema.downgrade(own_engine, "0004")
-    assert critical_jobs() == [("DestroyDoomed", 3)]
-    insert("PurgeDeletedVms", 5)
-    schema.upgrade(own_engine)
-    assert critical_jobs() == [("PurgeDeletedVms", 3)]
-
-
-# --- a database that cannot be opened ---------------------------------------------------------------------------------
 
 
 def test_a_folder_instead_of_the_file_is_named(tmp_path: Path) -> None:
@@ -324,9 +124,6 @@ def test_an_invalid_url_is_refused_and_not_shown(url: str) -> None:
     assert "open-sesame" not in str(caught.value)
 
 
-# --- the file -----------------------------------------------------------------------------------------------------
-
-
 def test_only_the_owner_may_read_the_database_and_its_companion_files(tmp_path: Path, unopened: Engine) -> None:
     shutil.rmtree(tmp_path / "new")
     before = os.umask(0)
@@ -368,9 +165,6 @@ def test_the_busy_timeout_is_set_only_when_it_changes(sqlite_engine: Engine) -> 
 
 def test_the_type_of_a_file_system_is_known() -> None:
     assert file_system_of(Path("/proc/self/status")) == "proc"
-
-
-# --- transactions -------------------------------------------------------------------------------------------------
 
 
 def holds_write_lock(file: str) -> bool:
@@ -477,9 +271,6 @@ def test_other_errors_in_a_block_are_not_translated(engine: Engine) -> None:
 )
 def test_only_sqlite_has_a_file(url: str, file: Path | None) -> None:
     assert sqlite_file(url) == file
-
-
-# --- write_with_retry ---------------------------------------------------------------------------------------------
 
 
 def test_a_retried_write_succeeds_when_the_lock_is_free(

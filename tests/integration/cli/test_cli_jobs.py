@@ -1,29 +1,20 @@
-"""`smith jobs`: lists, one job, and the operator's verbs."""
+"""`smith jobs list` and `smith jobs show`, and the lists of runs."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import shlex
-import signal
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from support.cli_world import GIVE_UP_S, Cli, claim, submit
+from support.cli_results import BAD, GOOD
+from support.cli_world import Cli, claim
 from support.stories import store_story, story_of
 
-from executor.database import job_queue, job_runs, mappings, nodes, outbox
-from executor.database.nodes import AgentProcess
+from executor.database import job_queue, job_runs, mappings, outbox
 from executor.database.tables import Job
-from executor.model import JobResult, JobStatus, ReportState
+from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode
-
-BAD = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="no space on local-zfs (run create-1)")
-GOOD = JobResult(succeeded=True, vm={"vmid": 100123, "node": "pve1", "status": "running"})
 
 
 @pytest.fixture
@@ -268,168 +259,3 @@ def test_a_job_is_shown_as_a_timeline_of_its_attempts_tasks_and_reports(smith: C
     document = smith.json("jobs", "show", str(job_id))
     assert [event["kind"] for event in document["events"]] == ["requeued", "report_postponed"]
     assert document["runs"][0]["story"]["tasks"][1]["outcome"] == "failed"
-
-
-def test_retry_skips_the_wait_for_the_next_attempt(smith: Cli) -> None:
-    job_id = smith.submit()
-    with smith.filling() as session:
-        job_queue.requeue(session, claim(session), backoff_s=3600, reason="VM_LOCKED: later")
-    assert smith.row(job_id).available_at is not None
-    assert "next attempt" in smith.ok("jobs", "retry", str(job_id))
-    assert smith.row(job_id).available_at is None
-
-
-def test_retry_skips_the_wait_for_the_next_report(smith: Cli) -> None:
-    job_id = smith.finished(GOOD)
-    with smith.filling() as session:
-        outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 502")
-    assert "report to FulcrumCore" in smith.ok("jobs", "retry", str(job_id))
-    assert smith.row(job_id).report_after is None
-
-
-def test_retry_explains_why_there_is_nothing_to_retry(smith: Cli) -> None:
-    abandoned = smith.finished(BAD)
-    with smith.filling() as session:
-        outbox.note_reported(session, abandoned, ReportState.ABANDONED)
-    ended = smith("jobs", "retry", str(abandoned))
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert "FulcrumCore does not expect its result; repeat the action in FulcrumCore" in ended.stderr
-    assert f"/api/v1/services/{smith.row(abandoned).service_id}/create" in ended.stderr
-    assert smith.row(abandoned).status == JobStatus.FAILED
-    running = smith.submit()
-    with smith.filling() as session:
-        claim(session)
-    hostile = smith.submit(action="start; touch x #")
-    with smith.filling() as session:
-        job_queue.finish(session, claim(session), BAD)
-        outbox.note_reported(session, hostile, ReportState.ABANDONED)
-    command = smith("jobs", "retry", str(hostile)).stderr.partition("creates a new job: ")[2].partition(" (with a")[0]
-    assert shlex.split(command)[-1].endswith("/start%3B%20touch%20x%20%23")
-    busy = smith("jobs", "retry", str(running))
-    assert busy.returncode == 1
-    assert "is running" in busy.stderr
-
-
-@pytest.mark.parametrize("state", [ReportState.REPORTED, ReportState.OVERTAKEN])
-def test_retry_sends_the_result_of_an_ended_job_again(smith: Cli, state: ReportState) -> None:
-    """FulcrumCore may have lost the result, for example if its database was restored from a backup."""
-    reported = smith.finished(BAD)
-    with smith.filling() as session:
-        outbox.note_reported(session, reported, state)
-    service_id = smith.row(reported).service_id
-    shown = smith.ok("jobs", "retry", str(reported), FULCRUM_API_URL="https://core.example.net")
-    assert "its report to FulcrumCore is due now" in shown
-    assert f"https://core.example.net/api/v1/services/{service_id}/create" in shown, "how the action is repeated"
-    assert '-H @<(echo "Authorization: Bearer $TOKEN")' in shown, "the token is in no argument list"
-    row = smith.row(reported)
-    assert (row.status, row.report_state) == (JobStatus.FAILED, ReportState.DUE)
-
-
-def test_cancel_needs_yes_without_a_terminal(smith: Cli) -> None:
-    job_id = smith.submit()
-    done = smith("jobs", "cancel", str(job_id), stdin="y\n")
-    assert done.returncode == 2
-    assert "--yes" in done.stderr
-    assert smith.row(job_id).status == JobStatus.PENDING
-
-
-def test_cancel_ends_a_pending_job_at_once_and_requests_the_end_of_a_running_one(smith: Cli) -> None:
-    running = smith.submit()
-    with smith.filling() as session:
-        claim(session)
-    waiting = smith.submit()
-    assert "is cancelled" in smith.ok("jobs", "cancel", str(waiting), "--yes")
-    assert smith.row(waiting).error_code == ErrorCode.CANCELLED
-    assert smith.row(waiting).report_state == ReportState.DUE
-    assert "has a cancel request" in smith.ok("jobs", "cancel", str(running), "--yes")
-    assert smith.row(running).cancel_requested
-    assert smith.row(running).status == JobStatus.PROCESSING
-
-
-def test_cancel_says_whether_an_agent_runs_that_will_end_the_job(smith: Cli) -> None:
-    running = smith.submit()
-    with smith.filling() as session:
-        claim(session)
-    assert "no agent is running" in smith.ok("jobs", "cancel", str(running), "--yes")
-    with smith.filling() as session:
-        agent = AgentProcess(boot_id="a", host="pve-host", pid=1, version="1", concurrency=1)
-        nodes.add_agent(session, agent)
-    assert "stops the playbook within seconds" in smith.ok("jobs", "cancel", str(running), "--yes")
-
-
-def test_a_job_that_has_ended_cannot_be_cancelled(smith: Cli) -> None:
-    job_id = smith.finished(GOOD)
-    done = smith("jobs", "cancel", str(job_id), "--yes")
-    assert done.returncode == 1
-    assert "has ended already: it is completed" in done.stderr
-    assert smith.row(job_id).status == JobStatus.COMPLETED
-
-
-@pytest.mark.parametrize(
-    ("answer", "code", "status"), [("y\n", 0, JobStatus.FAILED), ("n\n", 1, JobStatus.PENDING), ("", 1, None)]
-)
-def test_cancel_asks_on_a_terminal(answer: str, code: int, status: JobStatus | None, smith: Cli) -> None:
-    """An end of input (Ctrl-D) is no yes."""
-    job_id = smith.submit()
-    with _asked(smith, "jobs", "cancel", str(job_id)) as (process, terminal):
-        os.write(terminal, answer.encode() or b"\x04")
-        ended = process.wait(GIVE_UP_S)
-    assert ended == (130 if status is None else code)
-    assert smith.row(job_id).status == (status or JobStatus.PENDING)
-
-
-def test_an_interrupt_at_the_question_exits_with_130(smith: Cli) -> None:
-    job_id = smith.submit()
-    with _asked(smith, "jobs", "cancel", str(job_id)) as (process, _terminal):
-        assert _interrupt(process) == 130
-    assert smith.row(job_id).status == JobStatus.PENDING
-
-
-def test_a_job_claimed_during_the_question_gets_a_cancel_request(smith: Cli) -> None:
-    """No transaction is open while the person thinks: an agent claims the job before the answer."""
-    job_id = smith.submit()
-    with _asked(smith, "jobs", "cancel", str(job_id)) as (process, terminal):
-        with smith.filling() as session:
-            claim(session)
-            submit(session)
-        os.write(terminal, b"y\n")
-        assert process.wait(GIVE_UP_S) == 0
-    assert smith.row(job_id).cancel_requested
-
-
-def _interrupt(process: subprocess.Popen[bytes]) -> int:
-    """Press Ctrl-C, again if nothing happens; return the exit code.
-
-    Between its last check for signals and its wait for input, Python notices a signal only with the next one.
-    """
-    for _ in range(GIVE_UP_S // 5):
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            return process.wait(5)
-    raise AssertionError("the command does not end")
-
-
-@contextmanager
-def _asked(smith: Cli, *args: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Start a command on a terminal, and wait until it has asked."""
-    master, slave = os.openpty()
-    process = subprocess.Popen(
-        smith.command(*args),
-        env=smith.environment(),
-        cwd=smith.folder,
-        stdin=slave,
-        stdout=slave,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    os.close(slave)
-    try:
-        shown = b""
-        while b"[y/N]" not in shown:
-            shown += os.read(master, 4096)
-        yield process, master
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait(GIVE_UP_S)
-        os.close(master)

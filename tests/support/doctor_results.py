@@ -1,0 +1,33 @@
+"""Results of `smith doctor`, for its tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from executor.doctor.checks import CheckResult, Status, exit_code
+
+
+@dataclass
+class Results:
+    """The checks of one `smith doctor`."""
+
+    checks: list[CheckResult]
+
+    @property
+    def code(self) -> int:
+        return exit_code(self.checks)
+
+    def named(self, name: str, *statuses: Status) -> list[CheckResult]:
+        return [check for check in self.checks if check.name == name and (not statuses or check.status in statuses)]
+
+    def only(self, name: str) -> CheckResult:
+        (check,) = self.named(name)
+        return check
+
+    @property
+    def failed(self) -> set[tuple[str, str]]:
+        return {(check.area.value, check.name) for check in self.checks if check.status is Status.FAILED}
+
+
+Doctor = Callable[..., Results]

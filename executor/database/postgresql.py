@@ -2,7 +2,7 @@
 
 Several limits work together. CONNECT_TIMEOUT_S limits a new connection. The server itself ends a statement after
 STATEMENT_TIMEOUT_S, and the wait for a lock after LOCK_TIMEOUT_S. It ends the session of a process that is suspended
-within a transaction after IDLE_TRANSACTION_TIMEOUT_S, so that the other processes get its locks. TCP keepalives and
+within a transaction after IDLE_TRANSACTION_TIMEOUT_S, so that the processes that wait get its locks. TCP keepalives and
 `tcp_user_timeout` end a connection to a machine that has disappeared. None of them ends the wait for a server that is
 suspended, because its machine still acknowledges each packet. So the client closes a connection that has not answered
 for RESPONSE_TIMEOUT_S.
@@ -28,11 +28,11 @@ from executor.errors import DatabaseError
 CONNECT_TIMEOUT_S = 5
 #: PostgreSQL cancels a statement that takes longer than this.
 STATEMENT_TIMEOUT_S = 15
-#: A statement that waits longer for the lock of another process fails. The wait is shorter than the limit below, so the
-#: first statements that meet the lock of a suspended process fail, and later ones succeed.
-LOCK_TIMEOUT_S = 5
 #: PostgreSQL ends a session whose transaction is open, but in which its process sends no statement for this time.
-IDLE_TRANSACTION_TIMEOUT_S = 10
+IDLE_TRANSACTION_TIMEOUT_S = 5
+#: A statement that waits longer for the lock of another process fails. The wait is longer than the limit above, so a
+#: statement that waits for the lock of a process that was suspended, or whose machine has disappeared, succeeds.
+LOCK_TIMEOUT_S = 6
 #: The client closes a connection when the answer takes longer than this. It is longer than STATEMENT_TIMEOUT_S, so a
 #: server that works reports a slow statement itself, and the connection stays usable.
 RESPONSE_TIMEOUT_S = 17.0
@@ -48,8 +48,8 @@ TCP_LIMITS = {
 #: The server's settings for each session.
 SESSION_SETTINGS: Mapping[str, str] = {
     "statement_timeout": f"{STATEMENT_TIMEOUT_S}s",
-    "lock_timeout": f"{LOCK_TIMEOUT_S}s",
     "idle_in_transaction_session_timeout": f"{IDLE_TRANSACTION_TIMEOUT_S}s",
+    "lock_timeout": f"{LOCK_TIMEOUT_S}s",
     "timezone": "UTC",
     # The same limits as above, for the server: it ends the session of a machine that has disappeared within half a
     # minute. With its defaults, it would keep the session's locks and its place in `max_connections` for two hours.

@@ -71,9 +71,12 @@ def test_the_wait_for_the_lock_of_another_process_ends(
             use(session)
 
 
-def test_a_process_that_is_suspended_within_a_transaction_loses_its_locks(open_engine_with: OpenEngine) -> None:
-    """Otherwise no other agent could claim a job until it continues."""
-    suspended, other = open_engine_with(idle_in_transaction_session_timeout="100ms"), open_engine_with()
+@pytest.mark.parametrize("limits", [{"idle_in_transaction_session_timeout": "100ms"}, {}], ids=["short", "of agents"])
+def test_a_process_that_is_suspended_within_a_transaction_loses_its_locks(
+    open_engine_with: OpenEngine, limits: dict[str, str]
+) -> None:
+    """Otherwise no other agent could claim a job until it continues. The claim of another one waits, and succeeds."""
+    suspended, other = open_engine_with(**limits), open_engine_with()
     job_id = submit(other)
 
     def hold_locks() -> None:
@@ -102,6 +105,6 @@ def test_a_period_whose_row_another_process_has_locked_is_left_to_it(open_engine
 
 
 def test_the_limits_fit_together() -> None:
-    """A waiting statement fails before the server ends it, and before the leases of its agent expire."""
+    """A statement waits until the server has ended the session of a suspended process, and not for a whole lease."""
     seconds = {name: int(value.removesuffix("s")) for name, value in SESSION_SETTINGS.items() if value.endswith("s")}
-    assert seconds["lock_timeout"] < seconds["idle_in_transaction_session_timeout"] < seconds["statement_timeout"]
+    assert seconds["idle_in_transaction_session_timeout"] < seconds["lock_timeout"] < seconds["statement_timeout"]

@@ -14,8 +14,8 @@ Json = dict[str, Any]
 ACTIONS = ("create", "update", "start", "stop", "delete")
 #: What the update changes.
 UPDATED_MEMBERS = {"cores": 4, "memory_mib": 4096}
-#: The most CPU time of an action, as a ratio to that of plain ansible-runner. An update reads and compares the whole
-#: configuration, and a delete proves with more requests that it deletes the right VM.
+#: Goals: the maximum CPU time of an action, as a ratio to that of plain ansible-runner. An update compares the whole
+#: configuration, and a delete sends more requests, which verify that it deletes the right VM.
 MAX_RATIOS_TO_PLAIN = {"create": 0.08, "start": 0.08, "stop": 0.08, "update": 0.12, "delete": 0.12}
 
 

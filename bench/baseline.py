@@ -36,7 +36,7 @@ class BaselineMissing(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One of the things that a part of the bench compares."""
+    """One installation that the bench compares with others."""
 
     name: str
     root: Path  #: the checkout with its playbooks
@@ -84,7 +84,7 @@ def current_only() -> list[Variant]:
 def inherited_environment() -> dict[str, str]:
     """Return the environment variables of this process that a process of any variant may inherit.
 
-    Without PYTHONDONTWRITEBYTECODE, because each process would compile its modules again.
+    PYTHONDONTWRITEBYTECODE is not inherited, because each process would then compile its modules again.
     """
     excluded = (*SETTING_PREFIXES, "PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "ANSIBLE_")
     return {name: value for name, value in os.environ.items() if not name.startswith(excluded)}

@@ -24,7 +24,7 @@ from executor.shared.error_rules import classify_own_failure
 from executor.shared.marker import agent_in, markers_in, without_forged_lines
 
 Json = dict[str, Any]
-#: A tenfold text may take this many times the CPU time, divided by ten. The rest is noise and the effect of caches.
+#: Goal: the maximum growth. It is more than 1 because of noise and caches.
 MAX_GROWTH = 3.0
 #: A measurement is repeated until it has taken at least this much CPU time.
 MIN_MEASURED_CPU_S = 0.02
@@ -105,7 +105,7 @@ def _tell_story(text: str) -> None:
 
 
 REDACTOR = _make_redactor()
-#: In front of a text for the parser of JSON, so that it limits the depth.
+#: The beginning of a text for the parser of JSON that is nested deeper than the limit.
 DEEP = "[" * 65
 CASES = (
     Case(

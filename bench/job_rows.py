@@ -22,7 +22,7 @@ from executor.model import JobResult, JobStatus, ReportState
 
 #: The owner of the claimed jobs.
 OWNER_ID = "bench"
-#: Of this number of jobs, one is pending. All other jobs have ended.
+#: One of this number of jobs is pending. All other jobs have ended.
 ROWS_PER_PENDING_JOB = 20
 #: Number of rows that one INSERT adds.
 ROWS_PER_INSERT = 5_000
@@ -33,7 +33,7 @@ WARM_UP_REPEATS = 5
 #: The number of service groups to which the jobs belong.
 GROUPS = 97
 #: The measured operations. `list rare` lists the jobs in the status Processing, which very few jobs have. `list failed`
-#: lists the failed jobs, of which there are none, so every other job could be read in vain.
+#: lists the failed jobs, of which there are none: without an index, it would read every job.
 OPERATIONS = ("submit", "claim", "finish", "report", "renew", "list newest", "list rare", "list failed")
 
 

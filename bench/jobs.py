@@ -15,7 +15,7 @@ from bench.part import Bench, Part, Table, ratio
 from bench.seeding import ServiceWithVm, add_services_with_vms
 
 Json = dict[str, Any]
-#: Up to this number of jobs at once, the measurement is repeated `rounds` times. More jobs are their own repetition.
+#: Up to this number of jobs at once, the measurement is repeated `rounds` times. For more jobs, one suffices.
 MAX_REPEATED_JOBS = 10
 
 

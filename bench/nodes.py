@@ -1,4 +1,4 @@
-"""Counts what agents on one PostgreSQL ask of it, of FulcrumCore and of Proxmox: without jobs, for each job, each VM.
+"""Counts the requests of agents to their PostgreSQL, FulcrumCore and Proxmox: without jobs, for each job, for each VM.
 
 Only counts are measured, so other programs on the machine change nothing. `bench.planning` computes from them what more
 nodes and more VMs mean.
@@ -23,7 +23,7 @@ from bench.part import POLL_INTERVAL_S, Bench, Part, Table
 from bench.planning import planning_tables
 
 Json = dict[str, Any]
-#: What is counted. A transaction is a COMMIT or a ROLLBACK, which are no statements here.
+#: The kinds of requests that are counted. COMMIT and ROLLBACK count as transactions, not as statements.
 KINDS = ("statements", "transactions", "polls", "heartbeats", "other calls", "metric posts", "proxmox requests")
 #: The interval of metrics. It is half of the default, so that the bench takes less time.
 METRICS_INTERVAL_S = 30.0
@@ -33,7 +33,7 @@ BEGINNINGS, ENDS = frozenset({"BEGIN"}), frozenset({"COMMIT", "ROLLBACK"})
 
 
 @dataclass(kw_only=True)
-class World:
+class LabWithDatabase:
     """A lab with several agents, and the log of their PostgreSQL."""
 
     lab: LabSystem
@@ -74,19 +74,19 @@ def _measure(bench: Bench) -> Json:
 
 def _measure_agents(bench: Bench, agent_count: int) -> Json:
     jobs, window_s = bench.sizes.node_jobs, bench.sizes.node_window_s
-    with running_world(bench, agent_count) as world:
-        order_and_wait(world.lab, ["first"])  # its VM stays stopped; the first run after a start has more requests
+    with running_lab(bench, agent_count) as running:
+        order_and_wait(running.lab, ["first"])  # its VM stays stopped; the first run after a start has more requests
         time.sleep(SETTLE_S)
-        idle = world.counts_during(window_s)
-        started, before = time.monotonic(), world.counts()
-        created = order_and_wait(world.lab, [f"vm-{number}" for number in range(jobs)])
+        idle = running.counts_during(window_s)
+        started, before = time.monotonic(), running.counts()
+        created = order_and_wait(running.lab, [f"vm-{number}" for number in range(jobs)])
         for job in created:
-            world.lab.admin.start_action(job.service_id, "start")
-        wait_for_jobs(world.lab)
+            running.lab.admin.start_action(job.service_id, "start")
+        wait_for_jobs(running.lab)
         time.sleep(SETTLE_S)
-        with_jobs, took_s = world.counts() - before, time.monotonic() - started
+        with_jobs, took_s = running.counts() - before, time.monotonic() - started
         time.sleep(METRICS_INTERVAL_S)  # a VM has fewer values in its first round
-        metrics = world.counts_during(METRICS_INTERVAL_S)
+        metrics = running.counts_during(METRICS_INTERVAL_S)
         return {
             "per_s": {kind: idle[kind] / window_s for kind in KINDS},
             "per_job": {
@@ -97,7 +97,9 @@ def _measure_agents(bench: Bench, agent_count: int) -> Json:
 
 
 @contextmanager
-def running_world(bench: Bench, agent_count: int, *, clone_s: float = 0.0, **agent_settings: str) -> Iterator[World]:
+def running_lab(
+    bench: Bench, agent_count: int, *, clone_s: float = 0.0, **agent_settings: str
+) -> Iterator[LabWithDatabase]:
     """Run agents with these settings on one new PostgreSQL server that logs every statement."""
     from support import databases  # noqa: PLC0415  a helper module of the tests; bench/baseline.py adds its folder
 
@@ -122,7 +124,7 @@ def running_world(bench: Bench, agent_count: int, *, clone_s: float = 0.0, **age
             stack.callback(node.stop_executor)
             node.start_executor()
             wait_for(lambda node=node: node.log_events("agent_ready"), START_TIMEOUT_S, "the agent to be ready")
-        yield World(lab=lab, database_log=cluster.folder / "log")
+        yield LabWithDatabase(lab=lab, database_log=cluster.folder / "log")
 
 
 def _tables(figures: Json) -> list[Table]:
@@ -140,6 +142,4 @@ def _tables(figures: Json) -> list[Table]:
     return [measured, *planning_tables(figures)]
 
 
-PART = Part(
-    help="what agents on one PostgreSQL ask of it, of FulcrumCore and of Proxmox", measure=_measure, tables=_tables
-)
+PART = Part(help="requests of agents to one PostgreSQL, FulcrumCore and Proxmox", measure=_measure, tables=_tables)

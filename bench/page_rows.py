@@ -15,13 +15,13 @@ from executor.model import JobStatus, MappingState, ReportState
 Json = dict[str, Any]
 #: Number of rows that one INSERT adds.
 ROWS_PER_INSERT = 5_000
-#: Of this number of jobs, one has failed.
+#: One of this number of jobs has failed.
 JOBS_PER_FAILURE = 10
-#: Of this number of jobs, one has a mapping of its service.
+#: One of this number of jobs has a mapping of its service.
 JOBS_PER_MAPPING = 20
-#: How long a job of the earlier jobs is newer than the one before: 100,000 jobs fill about two weeks.
+#: The time between two jobs: 100,000 jobs fill about two weeks.
 JOB_INTERVAL_S = 12
-#: The VMID of a job's VM is this and the job's number.
+#: The VMID of a job's VM is the sum of this and the job's number.
 VMID_OFFSET = 200_000
 
 

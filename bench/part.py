@@ -1,4 +1,4 @@
-"""What every part of the bench consists of: a measurement, tables of its figures, and goals."""
+"""Defines a part of the bench: a measurement, tables of its figures, and goals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Computes from the counts of the part `nodes` what more nodes and VMs mean for the database, FulcrumCore and Proxmox.
+"""Computes from the counts of the part `nodes` the load of database, FulcrumCore and Proxmox with more nodes and VMs.
 
 Pure functions, without a simulation: each figure is a sum of products. `bench.report` writes the tables into
 docs/planning.md.
@@ -17,7 +17,7 @@ Json = dict[str, Any]
 SCENARIOS = ((1, 1_000), (3, 10_000), (10, 100_000), (100, 1_000_000))
 #: The assumed number of jobs of a VM in a day: one in a week is started, stopped, resized, created or deleted.
 JOBS_PER_VM_AND_DAY = 1 / 7
-#: The jobs of an hour in which everybody works, of those of an average hour.
+#: The number of jobs in the busiest hour, as a multiple of that in an average hour.
 BUSY_HOUR = 5.0
 #: The default of SMITH_METRICS_INTERVAL_S.
 METRICS_INTERVAL_S = 60.0
@@ -30,13 +30,13 @@ CALLS = ("polls", "heartbeats", "other calls")
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What a number of nodes and VMs asks of the other systems, in the busiest hour."""
+    """The load of the other systems in the busiest hour."""
 
     jobs_per_s: float
     statements_per_s: float
     transactions_per_s: float
     core_calls_per_s: float  #: without metrics
-    metric_posts_per_s: float  #: that all VMs would need in each interval
+    metric_posts_per_s: float  #: the rate with which the metrics of all VMs could be sent in each interval
     metrics_round_s: float  #: how long a round of metrics takes at the agent's own limit
     proxmox_requests_per_s: float
 

@@ -1,6 +1,6 @@
 """Draws the plots of docs/performance.md as SVG files.
 
-Two kinds of plots are needed, so this module draws them itself, and no plotting library is.
+There are only two kinds of plots, so a plotting library is not needed.
 """
 
 from __future__ import annotations

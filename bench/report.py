@@ -20,7 +20,7 @@ PLANNING_PAGE = ROOT / "docs" / "planning.md"
 PLANNING_PARTS = ("nodes", "scale")
 #: The figures of a page are between these lines.
 PAGE_BEGIN, PAGE_END = "<!-- figures: generated -->", "<!-- end -->"
-#: With more CPU time of other processes, the wall times do not count as those of a quiet machine.
+#: The maximum share of the CPU that other processes may use on a machine that is called quiet.
 MAX_QUIET_SHARE = 0.05
 
 
@@ -38,8 +38,8 @@ def show(results: Json, parts: Mapping[str, Part], console: Console) -> None:
 def write_page(all_results: Sequence[Json], parts: Mapping[str, Part]) -> None:
     """Replace the generated figures of docs/performance.md with its plots, and of docs/planning.md.
 
-    The results may be of several runs of the bench. A part that was run several times counts in its last results. A
-    page without results does not change.
+    The results may be of several runs of the bench. If a part was run several times, its last results are used. A page
+    without results does not change.
     """
     figures_by_part = {name: part for results in all_results for name, part in results["parts"].items()}
     for page in (PAGE, PLANNING_PAGE):

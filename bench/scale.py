@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.labs import SETTLE_S, order_and_wait
 from bench.measuring import machine_facts, measure_cpu_use
-from bench.nodes import running_world
+from bench.nodes import running_lab
 from bench.part import Bench, Goal, Part, Table
 
 Json = dict[str, Any]
@@ -32,17 +32,17 @@ def _measure(bench: Bench) -> Json:
 
 def _measure_agents(bench: Bench, agent_count: int) -> Json:
     creates, clone_s = bench.sizes.scale_creates * agent_count, bench.sizes.scale_clone_s
-    with running_world(bench, agent_count, clone_s=clone_s, SMITH_CONCURRENCY=f"{SLOTS}") as world:
-        order_and_wait(world.lab, [f"first-{number}" for number in range(agent_count)])  # first runs fill caches
+    with running_lab(bench, agent_count, clone_s=clone_s, SMITH_CONCURRENCY=f"{SLOTS}") as running:
+        order_and_wait(running.lab, [f"first-{number}" for number in range(agent_count)])  # first runs fill caches
         time.sleep(SETTLE_S)
         window_s = bench.sizes.node_window_s
-        idle = world.counts_during(window_s)
-        before, started = world.counts(), time.monotonic()
+        idle = running.counts_during(window_s)
+        before, started = running.counts(), time.monotonic()
         with measure_cpu_use() as use:
-            jobs = order_and_wait(world.lab, [f"vm-{number}" for number in range(creates)])
+            jobs = order_and_wait(running.lab, [f"vm-{number}" for number in range(creates)])
             busy_for_s = time.monotonic() - started
         time.sleep(SETTLE_S)
-        counts, took_s = world.counts() - before, time.monotonic() - started
+        counts, took_s = running.counts() - before, time.monotonic() - started
         statements = counts["statements"] - idle["statements"] * took_s / window_s
         first_claim_at = min(job.claimed_at or 0.0 for job in jobs)
         lasted_s = max(job.completed_at or 0.0 for job in jobs) - first_claim_at

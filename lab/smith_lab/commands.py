@@ -14,7 +14,7 @@ from executor.cli.arguments import AsJson
 from executor.cli.help_text import examples, examples_section
 from executor.cli.lazy import TYPER_ARGUMENTS
 from executor.cli.output import show_json
-from smith_lab import playground
+from smith_lab import lab_command
 from smith_lab.demo import main as run_demo
 from smith_lab.lab_faults import FAULTS, begin_fault, clear_faults
 from smith_lab.orders import Customer
@@ -78,7 +78,7 @@ def run_lab(
 ) -> None:
     """Run a FulcrumCore simulator and a Proxmox stand-in, and order services."""
     if context.invoked_subcommand is None:
-        raise typer.Exit(playground.main(folder=folder, core_port=core_port, proxmox_port=proxmox_port))
+        raise typer.Exit(lab_command.main(folder=folder, core_port=core_port, proxmox_port=proxmox_port))
 
 
 @lab.command(

@@ -49,7 +49,7 @@ LAB_SETTINGS = {
 
 @dataclass(kw_only=True)
 class LabSystem:
-    """Holds the running simulator, stand-in and executor, and makes the calls of a customer or an operator.
+    """The running simulator, stand-in and executor, with the calls that a customer or an operator makes.
 
     FulcrumCore calls a customer a consumer.
     """

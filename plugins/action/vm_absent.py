@@ -27,7 +27,8 @@ class ActionModule(VmAction):
         self.refuse(allowed.backup_problem(self.vm, final_backup))
         facts = self.identify(may_be_absent=True, backup_storage=final_backup)
         decision = deletion.deletion(facts, self.vm)
-        done = {"mark": self._mark, "destroy": self._destroy}.get(decision["step"], self._keep)(facts, decision["at"])
+        execute_step = {"mark": self._mark, "destroy": self._destroy}.get(decision["step"], self._keep)
+        done = execute_step(facts, decision["at"])
         return self.document(
             done.facts,
             delete_at=decision["at"] if decision["step"] in ("mark", "wait") else 0,

@@ -46,7 +46,7 @@ def _problems(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> Itera
     for number, nic in requested_nics(vm).items():
         yield from _nic_problems(vm, nic, str(config.get(f"net{number}", "")))
     yield from _disk_problems(source, vm)
-    if is_new or vm.get("storage") != default_storage(source, {}):
+    if is_new or vm.get("storage") != default_storage(source, {}):  # the guest's own storage is allowed
         yield _storage_problem(vm, str(vm.get("storage") or ""))
     if is_new:
         yield _storage_problem(vm, _storage_of(vm.get("iso")))

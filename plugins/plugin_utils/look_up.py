@@ -255,6 +255,7 @@ class LookUp:
             "migrated": is_migrated and are_ended,
             "restarted": is_restarted and are_ended and facts["status"] == "running",
         }
+        # The other values of `wait_for`, `running` and `stopped`, are statuses of a guest.
         return conditions.get(self.query.wait_for, facts["status"] == self.query.wait_for and are_ended)
 
     def _cannot_be_reached(self, facts: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:

@@ -41,6 +41,7 @@ def nic_values(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
     values = {}
     for number, nic in requested_nics(vm).items():
         current = str(config.get(f"net{number}", ""))
+        # A new NIC in the list `networks` gets the default bridge, unless it names another one.
         asked = nic if current or number >= len(vm.get("networks") or []) else {"bridge": bridge, **nic}
         value = nic_value(current, asked)
         if value:

@@ -24,7 +24,7 @@ VOLUME_KEY = re.compile(r"(?:scsi|virtio|sata|ide|efidisk|tpmstate|unused|mp)\d+
 #: A key whose volume the guest does not use. `qm rescan` adds such a key for each volume with the VMID that it finds on
 #: the storages; this volume may belong to another cluster.
 UNUSED_KEY = re.compile(r"unused\d+\Z")
-#: A volume of a guest, in one part of such a value. Group 1 is its id, group 2 the VMID of its owner.
+#: A volume of a guest, in one of the comma-separated parts of a value. Group 1: its id. Group 2: the VMID of its owner.
 _VOLUME = re.compile(
     r"(?:file=|volume=)?([A-Za-z][\w.-]*:(?:(?!iso/|vztmpl/)\S*/)?(?:vm|base|subvol|basevol)-(\d+)-\S+)\Z"
 )
@@ -79,9 +79,9 @@ def volumes_left(
 def volumes_left_by_earlier(cluster: Cluster, vmid: int, upid: str) -> tuple[list[str], list[str], list[str]]:
     """Return what is left of a guest that the Proxmox task `upid` deleted some time ago.
 
-    The first list has the volumes that its log names and that still exist, the second the VMID's other volumes on the
-    node of the task: those that only a snapshot named, but on a shared storage also those of another cluster. The third
-    has the storages that cannot be read.
+    Return three lists: the volumes that the task's log names and that still exist; the VMID's other volumes on the node
+    of the task; and the storages that cannot be read. The other volumes are those that only a snapshot named, but on a
+    shared storage they may belong to another cluster.
     """
     node = upid.split(":")[1]
     logged = set(volumes_left_in(cluster.log(upid)))
@@ -90,7 +90,7 @@ def volumes_left_by_earlier(cluster: Cluster, vmid: int, upid: str) -> tuple[lis
 
 
 def _on_storages_of(unreadable: Iterable[str], named: Iterable[str]) -> set[str]:
-    """Return those of the volumes `named` whose storage is among the problems `unreadable`, each `STORAGE: reason`."""
+    """Return the volumes in `named` on unreadable storages. `unreadable` has texts of the form `STORAGE: reason`."""
     names = {problem.partition(":")[0] for problem in unreadable}
     return {volume for volume in named if volume.partition(":")[0] in names}
 

@@ -33,4 +33,4 @@ def vmids_in_lab(stand_in: ProxmoxStandIn) -> list[int]:
 
 def sweep(cluster: LabCluster) -> dict[str, str]:
     """Sweep the lab; return the problem of each removal."""
-    return {each.finding.name: each.problem for each in sweeper.sweep(cluster, sweeper.inspect(cluster))}
+    return {each.finding.name: each.problem for each in sweeper.sweep(cluster, sweeper.list_findings(cluster))}

@@ -57,7 +57,7 @@ class Guest:
     digest: str = ""  #: of the configuration
     is_template: bool = False
     is_protected: bool = False
-    is_used: bool = False  #: of a VM with the name of a lease: it runs, or has a disk
+    is_used: bool = False  #: whether a VM with the name of a lease runs or has a disk; False for other guests
     problem: str = ""  #: why the configuration could not be read; then only VMID, node, kind and lock are known
 
 
@@ -132,7 +132,7 @@ class LabCluster:
     def _guest(self, row: VmRow) -> Guest | None:
         """Return a listed guest with its configuration; None if it was moved or removed after the list was read.
 
-        A guest of a node that does not answer must not stop all others, so it has a `problem`.
+        If the guest's node does not answer, the guest is returned with a `problem`, so that others can be processed.
         """
         try:
             config = self.reader.vm_config(row.node, row.vmid, kind=row.kind)
@@ -179,7 +179,7 @@ class LabCluster:
         self.wait_for_task(self.lab.node, upid)
 
     def replace_name_and_notes(self, guest: Guest, name: str, notes: str) -> None:
-        """Change a VM with one request. Raises ChangedMeanwhile unless the VM still is as it was read."""
+        """Change a VM with one request. Raises ChangedMeanwhile if the VM has changed since it was read."""
         config = self.api.nodes(guest.node).qemu(guest.vmid).config
         try:
             _requested(lambda: config.put(name=name, description=notes, digest=guest.digest))

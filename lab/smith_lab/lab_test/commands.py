@@ -22,7 +22,7 @@ from executor.redaction import redactor
 from executor.settings.settings import load_settings
 from smith_lab.lab_test import sweeper
 from smith_lab.lab_test.cluster import LabCluster
-from smith_lab.lab_test.fitness import check_lab, is_fit
+from smith_lab.lab_test.lab_checks import check_lab, is_usable
 from smith_lab.lab_test.lab_settings import LabSettings, is_configured, refuse_production_range
 from smith_lab.lab_test.open_lab import LabRun, open_lab, reserved_run
 from smith_lab.lab_test.reserved_range import utc_text
@@ -95,7 +95,7 @@ def _test(request: LabTestRequest) -> int:
             show_text("lab: a stand-in for Proxmox")
         checks = check_lab(lab)
         show_checks(checks)
-        if not is_fit(checks):
+        if not is_usable(checks):
             show_error("the lab is not fit for the tests")
             return EXIT_NOT_RUN
         with reserved_run(
@@ -135,7 +135,7 @@ def lab_sweep(
     redactor.add(lab.token_secret)
     refuse_production_range(lab, load_settings())
     cluster = LabCluster(lab)
-    findings = sweeper.inspect(cluster)
+    findings = sweeper.list_findings(cluster)
     problems = {}
     if apply:
         problems = {each.finding: each.problem for each in sweeper.sweep(cluster, findings)}

@@ -18,16 +18,16 @@ from executor.runs import actions
 from executor.runs.actions import Action, ansible_home
 from executor.settings.settings import Settings
 from smith_lab.lab_test.cluster import LabCluster, LabError
-from smith_lab.lab_test.judge import token_of_guest
 from smith_lab.lab_test.lab_settings import IMAGE
 from smith_lab.lab_test.open_lab import CLEANUP_S, LabRun
+from smith_lab.lab_test.removal_rules import token_of_guest
 
 #: How long the actions of a test may take. A test may pass another `timeout_s`.
 TIMEOUTS = {"timeout_s": 300, "shutdown_timeout_s": 20}
 CONTAINER_DISK_GIB = 4
 #: A label is a part of a guest's name, which is a DNS name of at most 63 characters.
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?")
-#: The members of `vm` that identify a guest. The others are what a new guest is requested to be.
+#: The members of `vm` that identify a guest. The other members describe the requested configuration.
 IDENTITY = ("service_id", "vmid", "name", "node", "kind", "cluster")
 
 
@@ -37,7 +37,7 @@ class GuestActions:
 
     run: LabRun
     actions_folder: Path | None = None  #: the provider's own actions
-    #: Of several pytest workers, the number of this one and of all: each uses VMIDs of its own.
+    #: The index of this pytest worker, and the number of all workers. Each worker uses VMIDs of its own.
     worker: tuple[int, int] = (0, 1)
 
     @cached_property

@@ -16,11 +16,11 @@ from smith_lab.lab_test.reservation import extend, release, reserve_when_free
 from smith_lab.lab_test.reserved_range import Lease, ReservedRange
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 
-#: With this variable, a process works in a range that another process has reserved: token, expiry, first and last VMID.
+#: The variable with the range that another process has reserved for this one: token, expiry, first and last VMID.
 RESERVED_VARIABLE = f"{PREFIX}RESERVED"
 #: With this variable, guests are kept until the reservation expires.
 KEEP_VARIABLE = f"{PREFIX}KEEP"
-#: The last part of a reservation, in which no test runs: the run ends what still runs, and removes its guests.
+#: The last part of a reservation, in which no test runs: the run ends its processes, and removes its guests.
 CLEANUP_S = 300
 
 
@@ -86,9 +86,9 @@ def reserved_run(
 
 
 def _release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
-    """Release a range, for the second time if another process still worked on its guests.
+    """Release a range. If something could not be removed, because another process still works on it, try once more.
 
-    A signal does not interrupt this: what a run leaves stays until its reservation has expired.
+    Signals are ignored, because what a run leaves stays until its reservation has expired.
     """
     with _signals_ignored():
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from executor.errors import JobError
 from smith_lab.lab_test.cluster import LabCluster, LabError
-from smith_lab.lab_test.judge import Finding, judge_guests, lease_of_archive, lease_of_vm, token_of_guest
+from smith_lab.lab_test.removal_rules import Finding, check_guests, lease_of_archive, lease_of_vm, token_of_guest
 from smith_lab.lab_test.reserved_range import ReservedRange
 
 
@@ -22,20 +22,22 @@ class Removal:
 def remove_leftovers(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
     """Remove the guests of expired runs from a range that the caller has reserved."""
     guests = cluster.guests(reserved.vmids)
-    findings = judge_guests(guests, cluster.lab, cluster.now(), reserved.lease.token)
+    findings = check_guests(guests, cluster.lab, cluster.now(), reserved.lease.token)
     return [remove_guest(cluster, finding) for finding in findings if finding.is_removable and not finding.is_lease]
 
 
-def remove_all_of_run(cluster: LabCluster, reserved: ReservedRange, still_holds: Callable[[], bool]) -> list[Removal]:
+def remove_all_of_run(
+    cluster: LabCluster, reserved: ReservedRange, has_reservation: Callable[[], bool]
+) -> list[Removal]:
     """Remove the caller's own guests and backups, and then its lease. Return what could not be removed.
 
     If something could not be removed, the lease stays. After it has expired, `smith lab-sweep` removes what is left and
-    the lease. `still_holds` returns whether the caller still has the reservation. It is called before each removal; if
-    it returns False, nothing more is removed, because the range may belong to another run.
+    the lease. `has_reservation` returns whether the caller still has the reservation. It is called before each removal.
+    If it returns False, nothing more is removed, because the range may belong to another run.
     """
     removals: list[Removal] = []
     for finding in _own_findings(cluster, reserved):
-        if not still_holds():
+        if not has_reservation():
             return [*problems_of(removals), problem_with(reserved, "another process has taken the reservation over")]
         remove = remove_guest if finding.guest is not None else remove_archive
         removals.append(remove(cluster, finding))
@@ -88,15 +90,15 @@ def remove_lease(cluster: LabCluster, reserved: ReservedRange) -> Removal:
 
 
 def remove_guest(cluster: LabCluster, finding: Finding) -> Removal:
-    """Read the guest of a finding again, and remove it if it still is the one that was judged."""
+    """Read the guest of a finding again, and remove it if it has not changed."""
 
     def remove() -> None:
-        judged, current = finding.guest, cluster.guest(finding.vmid)
-        if current is None or judged is None:
+        checked, current = finding.guest, cluster.guest(finding.vmid)
+        if current is None or checked is None:
             return
         if current.problem:
             raise LabError(f"its configuration cannot be read: {current.problem}")
-        if (current.name, current.notes, current.kind) != (judged.name, judged.notes, judged.kind):
+        if (current.name, current.notes, current.kind) != (checked.name, checked.notes, checked.kind):
             raise LabError("it has changed since it was read")
         cluster.remove(current)
 

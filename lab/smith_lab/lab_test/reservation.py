@@ -1,8 +1,8 @@
 """Reserves a range of VMIDs for one run of lab tests, among pipelines that share nothing but the lab.
 
-A range is reserved by a stopped VM at its first VMID. Of two processes that create this VM, Proxmox refuses one. An
-expired reservation is taken over by one request with the digest of the configuration that was read: of two processes
-that do this, Proxmox refuses one. Its owner extends it in the same way.
+A range is reserved by a stopped VM at its first VMID. If two processes create this VM, Proxmox refuses the second. An
+expired reservation is taken over by a request with the digest of the VM's configuration. If two processes send this
+request, Proxmox refuses the second, because the digest has changed. The owner extends its reservation in the same way.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from smith_lab.lab_test.cluster import TASK_TIMEOUT_S, ChangedMeanwhile, Guest, LabCluster, LabError, NoAnswer
-from smith_lab.lab_test.judge import is_expired, judge_guests, lease_of_vm, leased_vmids
 from smith_lab.lab_test.lab_settings import MIN_RANGE_SIZE
 from smith_lab.lab_test.removal import Removal, remove_all_of_run, remove_lease, remove_leftovers
+from smith_lab.lab_test.removal_rules import check_guests, is_expired, lease_of_vm, leased_vmids
 from smith_lab.lab_test.reserved_range import Lease, ReservedRange, new_lease, token_in_name
 
-#: A removal takes at most so long: a guest is stopped and destroyed. Before it, the reservation is extended if needed.
+#: Maximum duration of a removal, which stops and destroys a guest. The reservation is extended first if it is shorter.
 REMOVAL_S = 2 * TASK_TIMEOUT_S + 60
 #: How long a process waits before it tries again to reserve a range. A random part of it is added.
 WAIT_INTERVAL_S = 10.0
@@ -91,7 +91,7 @@ def _candidates(cluster: LabCluster, guests: Sequence[Guest], now: float) -> lis
     """Return the ranges that no other run has reserved, and with enough VMIDs that no guest of others has."""
     lab = cluster.lab
     reserved = leased_vmids(guests, now)
-    kept = {finding.vmid for finding in judge_guests(guests, lab, now) if not finding.is_removable}
+    kept = {finding.vmid for finding in check_guests(guests, lab, now) if not finding.is_removable}
     usable = [
         vmids
         for vmids in lab.ranges()
@@ -151,12 +151,12 @@ def _acquired(cluster: LabCluster, vmid: int, lease: Lease, request: Callable[[]
     except ChangedMeanwhile:
         return None
     except NoAnswer:
-        if not is_held(cluster, vmid, lease):
+        if not has_lease(cluster, vmid, lease):
             raise
     return lease
 
 
-def is_held(cluster: LabCluster, vmid: int, lease: Lease) -> bool:
+def has_lease(cluster: LabCluster, vmid: int, lease: Lease) -> bool:
     """Return whether the VM that reserves a range still has a lease of this run. Raises LabError if it is unknown."""
     return _held(cluster, vmid, lease) is not None
 
@@ -186,7 +186,7 @@ def release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
     """Remove the caller's own guests and backups, and then its lease. Return what could not be removed."""
     held = reserved
 
-    def still_holds() -> bool:
+    def has_reservation() -> bool:
         nonlocal held
         now = cluster.now()
         if held.lease.until - now >= REMOVAL_S:
@@ -195,4 +195,4 @@ def release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
         held = extended or held
         return extended is not None
 
-    return remove_all_of_run(cluster, reserved, still_holds)
+    return remove_all_of_run(cluster, reserved, has_reservation)

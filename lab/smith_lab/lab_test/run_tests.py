@@ -16,7 +16,7 @@ from executor.errors import JobError
 from executor.processes.process_tree import killed_with_parent_prefix
 from smith_lab.lab_test.cluster import LabCluster, LabError
 from smith_lab.lab_test.open_lab import CLEANUP_S, KEEP_VARIABLE, LabRun
-from smith_lab.lab_test.reservation import is_held
+from smith_lab.lab_test.reservation import has_lease
 from smith_lab.lab_test.suite import suite_arguments
 
 #: The plugin with the fixtures. Its entry point has the name of its module, so that pytest loads it once.
@@ -81,7 +81,7 @@ class TimeLimit:
         try:
             if self.cluster.now() >= lease.until - CLEANUP_S:
                 return "the reservation ends"
-            return "" if is_held(self.cluster, first, lease) else f"VM {first} no longer reserves VMIDs for this run"
+            return "" if has_lease(self.cluster, first, lease) else f"VM {first} no longer reserves VMIDs for this run"
         except (LabError, JobError):  # Proxmox does not answer at the moment
             return ""
 

@@ -1,4 +1,4 @@
-"""Removes what runs of lab tests have left in the lab, such as after the kill of a pipeline."""
+"""The sweeper: removes what ended or killed runs of lab tests have left in the lab."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from smith_lab.lab_test.cluster import LabCluster, LabError
-from smith_lab.lab_test.judge import Finding, judge_archives, judge_guests
 from smith_lab.lab_test.removal import Removal, remove_archive, remove_guest, remove_lease
+from smith_lab.lab_test.removal_rules import Finding, check_archives, check_guests
 from smith_lab.lab_test.reservation import acquire
 from smith_lab.lab_test.reserved_range import ReservedRange
 
@@ -15,11 +15,11 @@ from smith_lab.lab_test.reserved_range import ReservedRange
 SWEEP_S = 900
 
 
-def inspect(cluster: LabCluster) -> list[Finding]:
+def list_findings(cluster: LabCluster) -> list[Finding]:
     """Return what a sweep would do with each guest in the lab's VMIDs, and with each backup of a run."""
     lab, now = cluster.lab, cluster.now()
     guests = cluster.guests(range(lab.vmid_min, lab.vmid_max + 1))
-    return [*judge_guests(guests, lab, now), *judge_archives(cluster.archives(), guests, lab, now)]
+    return [*check_guests(guests, lab, now), *check_archives(cluster.archives(), guests, lab, now)]
 
 
 def sweep(cluster: LabCluster, findings: Sequence[Finding], reserve_s: float = SWEEP_S) -> Iterator[Removal]:

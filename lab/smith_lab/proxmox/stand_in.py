@@ -191,7 +191,7 @@ class ProxmoxStandIn:
         self.control("fail", method=method, path=path, status=status, text=text, times=times, **options)
 
     def is_holding(self) -> bool:
-        """Return True while the stand-in delays the answer that the verb `hold` or `hold_change` has named."""
+        """Return True while the stand-in delays an answer because of the verb `hold` or `hold_change`."""
         return bool(self._read("holding"))
 
     def fail_task(self, task_type: str, text: str, *, times: int = 1, vmid: int | None = None, **options: Any) -> None:

@@ -30,7 +30,7 @@ _PAGE_AND_SORT_PARAMETERS = ("page", "pageSize", "sort")
 
 @dataclass(frozen=True)
 class Listing:
-    """Answers the requests that list one collection. Holds the filters and the sort fields that a request may use."""
+    """Answers the requests that list one collection. Has the filters and the sort fields that a request may use."""
 
     filters: Mapping[str, Filter] = field(default_factory=dict)  #: maps the name of a query parameter to its filter
     #: Maps the name of a sort field to a function that returns the value by which a row is sorted.

@@ -173,7 +173,7 @@ class ServicePoolSet(Row):
 
 @dataclass(kw_only=True)
 class Pool(Row):
-    """The base class of pools. A pool holds values that a generator gives to properties."""
+    """The base class of pools. A pool contains values that a generator gives to properties."""
 
     name: str
     type: str  #: the name by which a generator refers to this pool

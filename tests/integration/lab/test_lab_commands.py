@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from smith_lab.lab_command import LabIsRunning, main
 from smith_lab.lab_faults import FAULTS, UnknownFault, begin_fault, clear_faults
-from smith_lab.playground import LabRuns, main
 from smith_lab.running_lab import NoLab, RunningLab, find_lab, read_lab
 from smith_lab.system import running_lab, wait_for
 
@@ -101,7 +101,7 @@ def test_doctor_has_no_warning_in_a_new_lab_and_the_tour_wraps_no_path(lab: Lab)
     assert "What to do" not in found
     assert "TOKEN=" not in (lab.folder / ".lab" / "lab.env").read_text()
     assert "SMITH_LOG_FORMAT" not in (lab.folder / ".lab" / "lab.env").read_text()
-    with pytest.raises(LabRuns):
+    with pytest.raises(LabIsRunning):
         main(folder=lab.folder / ".lab")
     lab.process.terminate()
     assert lab.process.stdout is not None

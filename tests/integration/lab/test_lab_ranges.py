@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from smith_lab.lab_test import sweeper
 from smith_lab.lab_test.cluster import LabCluster
-from smith_lab.lab_test.judge import GRACE_S
+from smith_lab.lab_test.removal_rules import GRACE_S
 from smith_lab.lab_test.reservation import REMOVAL_S, NoFreeRange, acquire, release, reserve, reserve_when_free
 from smith_lab.lab_test.reserved_range import ReservedRange, lease_in
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
@@ -129,7 +129,7 @@ def test_a_lease_that_somebody_uses_is_neither_taken_over_nor_removed(
         reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix="smith-lab")
         (problem,) = release(cluster, reserved)
         assert "so it is in use" in problem.problem
-    assert {finding.reason for finding in sweeper.inspect(cluster) if finding.vmid in (FIRST, FIRST + SIZE)} == {
+    assert {finding.reason for finding in sweeper.list_findings(cluster) if finding.vmid in (FIRST, FIRST + SIZE)} == {
         "it has the name of a reservation, but runs or has a disk"
     }
     assert sweep(cluster) == {}

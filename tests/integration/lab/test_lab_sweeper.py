@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from smith_lab.lab_test import sweeper
 from smith_lab.lab_test.cluster import LabCluster
-from smith_lab.lab_test.judge import GRACE_S
+from smith_lab.lab_test.removal_rules import GRACE_S
 from smith_lab.lab_test.reservation import release, reserve
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from support.lab_guests import add_vm, sweep, vmids_in_lab
@@ -65,7 +65,7 @@ def test_the_sweeper_keeps_a_lease_as_long_as_proxmox_has_locked_a_clone_of_its_
     """The clone has no marker yet, so that only the lease says whose it is."""
     expired = reserve(cluster, time.time() - GRACE_S)
     vmid = add_vm(stand_in, expired, config={"description": ""}, is_locked=True)
-    assert list(sweeper.sweep(cluster, sweeper.inspect(cluster), reserve_s=-GRACE_S)) == []
+    assert list(sweeper.sweep(cluster, sweeper.list_findings(cluster), reserve_s=-GRACE_S)) == []
     assert stand_in.guest(vmid)
     stand_in.control("lock", vmid=vmid, lock=None)
     assert set(sweep(cluster).values()) == {""}
@@ -101,7 +101,7 @@ def test_a_guest_that_cannot_be_read_stops_neither_a_run_nor_the_sweeper(
     try:
         reserved = reserve(cluster, time.time() + 600)
         assert release(cluster, reserved) == []
-        findings = {finding.vmid: finding for finding in sweeper.inspect(cluster)}
+        findings = {finding.vmid: finding for finding in sweeper.list_findings(cluster)}
         assert "cannot be read" in findings[FIRST + 6].reason
         assert not findings[FIRST + 6].is_removable
         sweep(cluster)

@@ -26,11 +26,11 @@ GIB = 1024**3
 DEFAULT_NODE_STATS = {"cpu": 0.02, "maxcpu": 64, "mem": 8 * GIB, "maxmem": 4096 * GIB}
 #: The members of a node's row that Proxmox sends only to a caller with Sys.Audit on this node.
 NODE_STATISTICS = ("uptime", "cpu", "maxcpu", "mem", "maxmem", "disk", "maxdisk")
-#: Joins privileges of which one suffices. Proxmox's error joins them in the same way.
+#: The separator between privileges of which one suffices, as in Proxmox's error texts.
 ANY_OF = "|"
 CLOUD_INIT_KEYS = ("ciuser", "cipassword", "sshkeys", "nameserver", "searchdomain", "citype", "ciupgrade", "cicustom")
 
-#: Whether the request under way starts a guest without a check of VM.PowerMgmt.
+#: Whether the current request starts a guest without a check of VM.PowerMgmt.
 _IS_START_UNCHECKED: ContextVar[bool] = ContextVar("is_start_unchecked", default=False)
 
 

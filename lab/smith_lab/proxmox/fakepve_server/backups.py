@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Performs the request vzdump, which fakepve answers without an effect.
 
-As in Proxmox, the answer to a request is mostly the UPID of a Proxmox task, and what is wrong is this task's error: the
-storage, a missing guest, a missing privilege on the guest, its lock.
+As in Proxmox, the answer to a request is usually the UPID of a Proxmox task. A wrong storage, a missing guest, a lock
+of the guest and a missing privilege on it are errors of this task.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Backups(TimedTasks):
         return await self.task(v["node"], "vzdump", vmid, user, back_up, vm=guest)
 
     def _check_backup_storage(self, storage: str) -> None:
-        """Raise TaskError if the storage does not exist or cannot hold backups."""
+        """Raise TaskError if the storage does not exist or does not accept backups."""
         if storage not in self.storages:
             raise TaskError(f"could not activate storage '{storage}': storage '{storage}' does not exist")
         if "backup" not in split_list(self.storages[storage].get("content")):

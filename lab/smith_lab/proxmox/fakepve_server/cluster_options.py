@@ -19,7 +19,7 @@ OPTIONS_PERMISSIONS = schema.load().paths["/cluster/options"]["GET"].get("permis
 
 
 class ClusterOptions(ConfigurationChanges):
-    """Knows the options of the cluster, of which `user-tag-access` and `registered-tags` concern tags."""
+    """Stores the options of the cluster. `user-tag-access` and `registered-tags` decide which tags may be changed."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

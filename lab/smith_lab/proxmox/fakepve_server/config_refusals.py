@@ -88,7 +88,7 @@ class ConfigRefusals(ConfigurationChanges):
             raise param_error(hookscript=f"script '{volume}' does not exist")
 
     def _kept_devices(self, vm: FakeVm, updates: dict[str, Any]) -> dict[str, Any]:
-        """Take the devices that a running guest does not release out of a change; return their new values.
+        """Remove from a change the devices that a running guest does not release; return their new values.
 
         The new value of a removed device is None. A NIC with another model or MAC address is unplugged, too.
         """

@@ -51,11 +51,11 @@ class Rollbacks(FakePve):
     def _require_newest_snapshot(self, guest: Any, name: str) -> None:
         names = list(guest.snapshots)  # oldest first
         newer = names[names.index(name) + 1 :] if name in names else []
-        for volume in self._volumes_of_a_line(guest.snapshots.get(name, {})):
-            if any(volume in self._volumes_of_a_line(guest.snapshots[other]) for other in newer):
+        for volume in self._newest_only_volumes(guest.snapshots.get(name, {})):
+            if any(volume in self._newest_only_volumes(guest.snapshots[other]) for other in newer):
                 raise TaskError(f"can't rollback, '{name}' is not most recent snapshot on '{volume}'")
 
-    def _volumes_of_a_line(self, snapshot: dict[str, Any]) -> list[str]:
+    def _newest_only_volumes(self, snapshot: dict[str, Any]) -> list[str]:
         """Return the volumes of a snapshot whose storages roll back to the newest snapshot only."""
         of_vm = [volume for _key, volume, _props in drives_of(snapshot, skip_cdrom=True)]
         of_container = [

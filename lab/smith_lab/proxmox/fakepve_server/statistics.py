@@ -3,7 +3,7 @@
 
 In the list `/cluster/resources` only the identity of a guest, its lock, tags, pool and HA state are current. The
 broadcasts of pvestatd provide its name, its status, whether it is a template, and its numbers (pve-manager:
-PVE/API2Tools.pm). Proxmox sends a broadcast every 10 s, and forgets it after 5 minutes (pve-cluster: pmxcfs, status.c).
+PVE/API2Tools.pm). Proxmox sends a broadcast every 10 s, and drops it after 5 minutes (pve-cluster: pmxcfs, status.c).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CURRENT_MEMBERS = ("id", "type", "node", "vmid", "pool", "lock", "tags", "hastat
 CURRENT_NODE_MEMBERS = ("id", "type", "node", "ssl_fingerprint")
 #: The members of a storage's row that come from a broadcast.
 STORAGE_STATISTICS = ("disk", "maxdisk")
-#: A round of broadcasts may use this share of the time. With thousands of guests the rounds become less frequent.
+#: Maximum share of the time that the broadcasts may use. With thousands of guests they become less frequent.
 MAX_LOAD = 0.05
 ROOT = "root@pam"
 
@@ -70,7 +70,7 @@ class Statistics(AccessChecks):
         return node not in self.silent_nodes and bool(self.nodes[node].get("online", True))
 
     def forget_statistics(self, node: str) -> None:
-        """Forget what a node has sent, as Proxmox does 5 minutes after the last broadcast."""
+        """Drop the statistics that a node has sent, as Proxmox does 5 minutes after the last broadcast."""
         self._reporting_nodes.discard(node)
         for guest in [*self.vms, *self.cts]:
             if guest.node == node:

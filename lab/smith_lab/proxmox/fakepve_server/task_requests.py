@@ -17,7 +17,7 @@ from fakepve.server import USER, ok
 from smith_lab.proxmox.fakepve_server.access import DEFAULT_NODE_STATS
 from smith_lab.proxmox.fakepve_server.tasks import TimedTasks
 
-#: The Proxmox task of each action that Proxmox begins without a look at the VM.
+#: The type of the Proxmox task, by action, for the actions that Proxmox starts without reading the VM first.
 TASKS_OF_ACTIONS = {"start": "qmstart", "stop": "qmstop", "shutdown": "qmshutdown"}
 
 
@@ -107,6 +107,6 @@ class TaskRequests(TimedTasks):
 
 
 def _keep_volumes_of_snapshots(vm: FakeVm) -> None:
-    """Forget the drives of a VM's snapshots. A destroy removes only the volumes that the configuration itself names."""
+    """Drop the drives of a VM's snapshots: a destroy removes only the volumes that the configuration itself names."""
     for name, snapshot in vm.snapshots.items():
         vm.snapshots[name] = {key: value for key, value in snapshot.items() if not DRIVE_KEY.match(key)}

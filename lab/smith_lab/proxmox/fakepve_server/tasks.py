@@ -27,7 +27,7 @@ COPYING_TASKS = ("qmclone", "qmmove")
 #: Types of Proxmox tasks that make a guest, and of those that allocate a disk.
 CREATING_TASKS = ("qmclone", "qmcreate", "vzcreate")
 ALLOCATING_TASKS = (*CREATING_TASKS, "qmmove")
-#: How Proxmox words that a storage's lock was not free in time (pve-cluster: PVE/Cluster.pm, cfs_lock; pve-storage).
+#: Proxmox's error texts about a storage's lock that was not free in time (pve-cluster: PVE/Cluster.pm, cfs_lock).
 LOCK_TIMEOUTS = (
     "cfs-lock 'storage-local-lvm' error: got lock request timeout",
     "'storage-local-lvm'-locked command timed out - aborting",
@@ -114,7 +114,7 @@ class TimedTasks(FakePve):
         return next(task["log"] for task in reversed(self.tasklog) if (task["type"], task["id"]) == (ttype, tid))
 
     def _raise_lock_timeout(self, ttype: str, vm: Any) -> None:
-        """Raise TaskError for each n-th allocation, with the words of Proxmox for a storage's lock in turn."""
+        """Raise TaskError for each `lock_timeout_interval`-th allocation, with each text of LOCK_TIMEOUTS in turn."""
         if not self.lock_timeout_interval or ttype not in ALLOCATING_TASKS:
             return
         self.allocations += 1

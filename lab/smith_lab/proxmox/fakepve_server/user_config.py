@@ -4,8 +4,8 @@
 The sources are pve-access-control: PVE/AccessControl.pm (roles, add_role_privs, check_path) and PVE/RPCEnvironment.pm
 (permissions, which intersects the privileges of a token with those of its user).
 
-The privileges that the control port grants (`do_grant`, and those of the first user and token) are no entries here.
-They come in addition, and `GET /access/acl` does not list them.
+The privileges that the control port grants (`do_grant`), and those of the first user and token, apply in addition to
+these entries, and `GET /access/acl` does not list them.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class ClusterVerbs:
         self.cluster.task_faults.append({**fault, "log": list(log), "leaves_lock": leaves_lock, "after": after})
 
     def do_storage_locks(self, every: int) -> None:
-        """Let each `every`-th Proxmox task that allocates a disk wait in vain for the storage's lock. 0: none."""
+        """Make each `every`-th Proxmox task that allocates a disk fail to get the storage's lock in time. 0: none."""
         self.cluster.lock_timeout_interval, self.cluster.allocations = every, 0
 
     def do_disturb(self, disturbances: list[dict[str, Any]]) -> None:
@@ -154,7 +154,7 @@ class ClusterVerbs:
     def do_statistics(self, lag_s: float | None = None, silent_nodes: Sequence[str] = ()) -> None:
         """Set the interval of the statistics in real seconds, and the nodes that send none.
 
-        What these nodes have sent is forgotten, as Proxmox does after 5 minutes.
+        The statistics that these nodes have sent are dropped, as Proxmox does after 5 minutes.
         """
         if lag_s is not None:
             self.cluster.statistics_lag_s = lag_s

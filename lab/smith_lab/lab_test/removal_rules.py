@@ -1,6 +1,7 @@
-"""Decides which guests and backups of lab tests may be removed. Has no side effects.
+"""Decides which guests and backups of lab tests may be removed. Pure functions.
 
-The sweeper removes only what lies in the lab's VMIDs, and has a name and the marker of a run whose lease has expired.
+A guest may be removed only if its VMID is one of the lab, and its name and marker are those of a run whose lease has
+expired.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from smith_lab.lab_test.cluster import Guest
 from smith_lab.lab_test.lab_settings import LabSettings
 from smith_lab.lab_test.reserved_range import Lease, lease_in, lease_of_service, token_in_name, utc_text
 
-#: The clocks of a cluster's nodes may differ by so much: a lease counts as expired only so long after its expiry.
+#: How much the clocks of a cluster's nodes may differ. A lease counts as expired only this long after its expiry.
 GRACE_S = 120
 
 
@@ -30,7 +31,7 @@ class Finding:
     is_lease: bool = False  #: whether the guest is a VM that reserves a range
 
 
-def judge_guests(guests: Sequence[Guest], lab: LabSettings, now: float, own_token: str = "") -> list[Finding]:
+def check_guests(guests: Sequence[Guest], lab: LabSettings, now: float, own_token: str = "") -> list[Finding]:
     """Decide for each guest in the lab's VMIDs whether it may be removed.
 
     Nothing may be removed from a range that another run has reserved. `own_token` is the token of the caller's lease.
@@ -41,7 +42,7 @@ def judge_guests(guests: Sequence[Guest], lab: LabSettings, now: float, own_toke
     findings = []
     for guest in guests:
         range_lease = next((leases.get(vmids[0]) for vmids in lab.ranges() if guest.vmid in vmids), None)
-        is_removable, reason = _judge_guest(guest, lab, until_by_token, now)
+        is_removable, reason = _check_guest(guest, lab, until_by_token, now)
         if is_removable and range_lease and range_lease.token != own_token and not is_expired(range_lease, now):
             is_removable, reason = False, f"its range is reserved until {utc_text(range_lease.until)}"
         findings.append(
@@ -57,7 +58,7 @@ def judge_guests(guests: Sequence[Guest], lab: LabSettings, now: float, own_toke
     return findings
 
 
-def judge_archives(
+def check_archives(
     archives: Iterable[ArchiveRow], guests: Sequence[Guest], lab: LabSettings, now: float
 ) -> list[Finding]:
     """Decide for each backup of a run's guest whether it may be removed. Other backups are left out."""
@@ -76,7 +77,7 @@ def judge_archives(
 
 
 def lease_of_archive(archive: ArchiveRow, lab: LabSettings) -> Lease | None:
-    """Return the lease of the run that made a backup; None if the notes have not a name and the marker of one run."""
+    """Return the lease of the run that made a backup; None unless the notes have a name and the marker of one run."""
     lease = lease_of_service(service_in(archive.notes))
     name = archive.notes.lstrip().partition("\n")[0].strip()
     return lease if lease is not None and token_in_name(name, lab.name_prefix) == lease.token else None
@@ -109,9 +110,9 @@ def is_expired(lease: Lease, now: float) -> bool:
 
 
 def token_of_guest(guest: Guest, lab: LabSettings) -> str:
-    """Return the token of the run that made a guest; '' if name and marker do not say the same run.
+    """Return the token of the run that made a guest; '' if the name and the marker name different runs.
 
-    A clone has no marker until its configuration is changed: then its name counts.
+    A clone has no marker until its configuration is changed; its name alone then identifies the run.
     """
     token = "" if guest.is_used else token_in_name(guest.name, lab.name_prefix)
     if not markers_in(guest.notes):
@@ -121,7 +122,7 @@ def token_of_guest(guest: Guest, lab: LabSettings) -> str:
 
 
 def _foreign_reason(guest: Guest, lab: LabSettings) -> str:
-    """Return why a guest is none of a run, whatever its marker says; '' if it may be one."""
+    """Return why a guest cannot have been made by a run, whatever its marker is; '' if it may have been."""
     if guest.problem:
         return f"its configuration cannot be read: {guest.problem}"
     if not lab.vmid_min <= guest.vmid <= lab.vmid_max or not token_in_name(guest.name, lab.name_prefix):
@@ -131,8 +132,8 @@ def _foreign_reason(guest: Guest, lab: LabSettings) -> str:
     return "it is a template" if guest.is_template else ""
 
 
-def _judge_guest(guest: Guest, lab: LabSettings, until_by_token: Mapping[str, int], now: float) -> tuple[bool, str]:
-    """Return whether a guest may be removed, and why. Whose range it is in makes no difference here."""
+def _check_guest(guest: Guest, lab: LabSettings, until_by_token: Mapping[str, int], now: float) -> tuple[bool, str]:
+    """Return whether a guest may be removed, and why. The caller has checked the reservation of its range."""
     if reason := _foreign_reason(guest, lab):
         return False, reason
     until = _expiry_of(guest, lab, until_by_token)

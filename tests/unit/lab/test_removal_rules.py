@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from smith_lab.lab_test.cluster import Guest
-from smith_lab.lab_test.judge import GRACE_S, judge_archives, judge_guests
+from smith_lab.lab_test.removal_rules import GRACE_S, check_archives, check_guests
 from smith_lab.lab_test.reserved_range import (
     Lease,
     ReservedRange,
@@ -42,8 +42,8 @@ def vm(reserved: ReservedRange, **more: Any) -> Guest:
     return Guest(**{"node": "pve1", "kind": "qemu", **values, **more})
 
 
-def judge(*guests: Guest, own_token: str = "") -> list[bool]:
-    return [finding.is_removable for finding in judge_guests(guests, LAB, NOW, own_token)]
+def removable(*guests: Guest, own_token: str = "") -> list[bool]:
+    return [finding.is_removable for finding in check_guests(guests, LAB, NOW, own_token)]
 
 
 def test_a_service_id_of_the_lab_names_its_lease_and_is_a_valid_id() -> None:
@@ -79,8 +79,8 @@ def test_a_name_of_the_lab_contains_prefix_and_token() -> None:
 @pytest.mark.parametrize(("until", "is_removable"), [(EXPIRED, True), (LIVE, False)])
 def test_a_run_is_removed_only_after_its_expiry(until: int, is_removable: bool) -> None:
     reserved = run(until)
-    assert judge(lease_vm(reserved), vm(reserved)) == [is_removable, is_removable]
-    assert judge(vm(reserved)) == [is_removable]  # without its lease
+    assert removable(lease_vm(reserved), vm(reserved)) == [is_removable, is_removable]
+    assert removable(vm(reserved)) == [is_removable]  # without its lease
 
 
 def test_what_lacks_the_range_the_name_or_the_marker_is_kept() -> None:
@@ -102,15 +102,15 @@ def test_what_lacks_the_range_the_name_or_the_marker_is_kept() -> None:
         lease_vm(reserved, is_used=True),
         vm(reserved, problem="595 No route to host"),
     ]
-    assert [judge(guest) for guest in kept] == [[False]] * len(kept)
+    assert [removable(guest) for guest in kept] == [[False]] * len(kept)
 
 
 def test_a_clone_without_a_marker_is_the_runs_if_its_lease_names_the_run() -> None:
     former, live = run(EXPIRED), run(LIVE)
-    assert judge(lease_vm(former), vm(former, notes="Debian 12"))[1]
-    assert not judge(lease_vm(live), vm(live, notes="Debian 12"))[1]
+    assert removable(lease_vm(former), vm(former, notes="Debian 12"))[1]
+    assert not removable(lease_vm(live), vm(live, notes="Debian 12"))[1]
     taken_over = run(EXPIRED, former=(former.lease.token,))
-    assert judge(lease_vm(taken_over), vm(former, notes=""))[1]
+    assert removable(lease_vm(taken_over), vm(former, notes=""))[1]
 
 
 def test_a_lease_that_was_extended_keeps_the_guests_that_were_made_before() -> None:
@@ -118,14 +118,14 @@ def test_a_lease_that_was_extended_keeps_the_guests_that_were_made_before() -> N
     extended = ReservedRange(
         vmids=VMIDS, lease=Lease(token=reserved.lease.token, until=LIVE), base_prefix=LAB.name_prefix
     )
-    assert judge(lease_vm(extended), vm(reserved)) == [False, False]
+    assert removable(lease_vm(extended), vm(reserved)) == [False, False]
 
 
 def test_only_the_owner_of_a_reserved_range_removes_from_it() -> None:
     former, live = run(EXPIRED), run(LIVE)
     guests = [lease_vm(live), vm(former), vm(live)]
-    assert judge(*guests) == [False, False, False]
-    assert judge(*guests, own_token=live.lease.token) == [False, True, False]
+    assert removable(*guests) == [False, False, False]
+    assert removable(*guests, own_token=live.lease.token) == [False, True, False]
 
 
 def test_backups_of_expired_runs_are_removed() -> None:
@@ -142,7 +142,7 @@ def test_backups_of_expired_runs_are_removed() -> None:
         ArchiveRow(volume="backups:outside", vmid=FIRST - 1, notes=notes),
         ArchiveRow(volume="backups:foreign", vmid=FIRST + 1, notes="web"),
     ]
-    found = {each.name: each.is_removable for each in judge_archives(archives, [], LAB, NOW)}
+    found = {each.name: each.is_removable for each in check_archives(archives, [], LAB, NOW)}
     assert found == {"backups:expired": True, "backups:live": False}
     holder = lease_vm(ReservedRange(vmids=VMIDS, lease=extended, base_prefix=LAB.name_prefix))
-    assert not any(each.is_removable for each in judge_archives(archives, [holder], LAB, NOW))
+    assert not any(each.is_removable for each in check_archives(archives, [holder], LAB, NOW))

@@ -51,14 +51,14 @@ Ctrl-C ends the lab.
 """
 
 
-class LabRuns(SmithError):
+class LabIsRunning(SmithError):
     """Another lab is running in the folder."""
 
 
 def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int = 0, proxmox_port: int = 0) -> int:
     """Run the lab until Ctrl-C or SIGTERM; return the exit code. Remove the files of an earlier lab in `folder`.
 
-    `time_scale` is the number of real seconds for each second of simulated Proxmox time. Raises LabRuns.
+    `time_scale` is the number of real seconds for each second of simulated Proxmox time. Raises LabIsRunning.
     """
     stop_requested = threading.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
@@ -90,7 +90,7 @@ def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int 
 def _remove_earlier_lab(folder: Path) -> None:
     """Remove the files of an ended lab: its services are unknown to the new lab's FulcrumCore."""
     if read_lab(folder) is not None:
-        raise LabRuns(f"a lab is running in {folder}: end it with Ctrl-C, or choose another --folder")
+        raise LabIsRunning(f"a lab is running in {folder}: end it with Ctrl-C, or choose another --folder")
     if (folder / "lab.env").exists() or (folder / "admin-token").exists():
         shutil.rmtree(folder / "data", ignore_errors=True)
     _remove_addresses(folder)

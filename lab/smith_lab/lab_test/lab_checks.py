@@ -1,4 +1,4 @@
-"""Checks before a run whether the lab is fit for it, with the preflight checks of `smith doctor`."""
+"""Checks before a run whether the lab can be used, with the preflight checks of `smith doctor`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from executor.proxmox.connection import ProxmoxConnection
 from smith_lab.lab_test.lab_settings import PREFIX, LabSettings
 
 _RESULT = ResultFactory(Area.PROXMOX)
-#: Checks of `smith doctor` that concern a production only.
+#: Checks of `smith doctor` that make no sense for a lab.
 LEFT_OUT = frozenset({"vmid range", "deleted vms"})
 
 
@@ -25,7 +25,7 @@ def check_lab(lab: LabSettings) -> list[CheckResult]:
     return [_with_lab_variables(check) for check in checks]
 
 
-def is_fit(checks: list[CheckResult]) -> bool:
+def is_usable(checks: list[CheckResult]) -> bool:
     """Return whether no check has failed."""
     return all(check.status is not Status.FAILED for check in checks)
 

@@ -121,7 +121,7 @@ def _why_not_erasable(session: Session, data: StoredData, settings: Settings) ->
 
 
 def _erasable_at(data: StoredData, settings: Settings) -> datetime | None:
-    """Return when the retention of the service ends. None if the database knows no end of the service."""
+    """Return when the retention of the service ends; None if the database does not contain when the service ended."""
     kept_s = max(settings.smith_job_retention_s, settings.smith_vmid_quarantine_s)
     return data.ended_at and data.ended_at + timedelta(seconds=kept_s)
 

@@ -16,7 +16,7 @@ class ActionModule(VmAction):
     def execute(self) -> dict[str, Any]:
         storage = str(self.vm.get("backup_storage") or "")
         facts = self.identify(backup_storage=storage)
-        step = ensure_backup(self, facts, facts, storage)
+        step = ensure_backup(self, facts, before=facts, storage=storage)
         self.diff = {"before": {}, "after": {"backup": storage}}
         return self.document(
             step.facts,

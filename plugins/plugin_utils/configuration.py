@@ -89,7 +89,7 @@ def _identity(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tags(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[str] | None:
-    """Return all new tags, or None if the tags need not change, or if Proxmox refuses them.
+    """Return the complete list of the requested tags, or None if it is the current one or if Proxmox refuses tags.
 
     Only the tags of the service and our own are added or removed. Those that an operator has set stay. The module for
     containers can set one tag only, so a container that has tags keeps them.
@@ -117,7 +117,7 @@ def _tags(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[s
 
 
 def _services_tags(vm: dict[str, Any], member: str) -> set[str]:
-    """Return the tags in a member of the request. A service must not set or remove tags with our prefix."""
+    """Return the tags in a member of the request, without those with our prefix, which a service must not change."""
     tags = {str(tag).lower() for tag in vm.get(member) or []}
     return {tag for tag in tags if tag != TAG and not tag.startswith(f"{TAG}-")}
 

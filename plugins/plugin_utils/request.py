@@ -17,8 +17,8 @@ from .vm_action import Refused, VmAction
 def send(action: VmAction, method: str, path: str, **parameters: Any) -> dict[str, Any]:
     """Send a request, such as PUT `nodes/pve1/qemu/100/cloudinit`. Return Proxmox's answer as `data`.
 
-    If the outcome of the request is unknown, return `failed` and `msg`, as a module does; the next look-up then finds
-    out. Raises Refused if Proxmox refused the request, or if no change may be made any more.
+    If it is unknown whether Proxmox has carried out the request, return `failed` and `msg`, as a module does; the next
+    look-up then shows it. Raises Refused if Proxmox refused the request, or if no change may be made any more.
     """
     action.require_change_allowed()
     action.requests.append(f"{method} {path}")

@@ -1,4 +1,4 @@
-"""Runs a FulcrumCore simulator and the real agent, which works in the range of a run in the lab."""
+"""Runs a FulcrumCore simulator, and the real agent with the VMIDs that a run of lab tests has reserved."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from smith_lab.system import LabSystem
 
 
 class LabFulcrum(LabSystem):
-    """A FulcrumCore for tests of a provider, whose jobs the agent runs in the lab."""
+    """A FulcrumCore simulator whose jobs the agent runs in the lab, for tests of a provider."""
 
     # `running_fulcrum` sets these attributes.
     run: LabRun
     template_disk_gib: int
 
     def order_service(self, name: str, **properties: Any) -> str:
-        """Order a VM of the lab's template; return the service's id. The names of run and service make the VM's."""
+        """Order a VM of the lab's template; return the service's id. The name of the service begins with the run's."""
         wanted: dict[str, Any] = {"image": IMAGE, "cores": 1, "memoryMb": 512, "diskGb": self.template_disk_gib}
         return super().order_service(f"{self.run.reserved.prefix}-{name}", **wanted | properties)
 
 
 class _Login:
-    """What LabSystem needs of a Proxmox: the settings of the login."""
+    """Replaces ProxmoxStandIn in LabSystem: returns the settings of the login for the lab's Proxmox."""
 
     def __init__(self, run: LabRun) -> None:
         self._run = run

@@ -67,7 +67,7 @@ class Interruption:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeLimit:
-    """Until when the tests may run: until the time limit, and as long as the run has its reservation."""
+    """Decides whether the tests must end: at the time limit, or because the run has lost its reservation."""
 
     cluster: LabCluster
     run: LabRun

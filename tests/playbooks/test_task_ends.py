@@ -132,7 +132,7 @@ TASK_TYPES = {
 REQUESTS: dict[str, dict[str, Any]] = {
     "update": {"disks": [{"disk": "scsi0", "storage": "ceph"}]},
     "resize": {"disk_gib": 9},
-    "migrate": {"target_node": "pve2", "with_local_disks": True},
+    "migrate": {"target_node": "pve2"},
     "rollback": {"snapshot": "before"},
     "backup": {"backup_storage": "backups"},
 }

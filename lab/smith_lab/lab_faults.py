@@ -11,7 +11,6 @@ from smith_lab.running_lab import find_lab
 #: The requests that only an agent makes, as a regular expression. Commands of the lab must reach FulcrumCore.
 AGENT_REQUESTS = r"/agents/me|/jobs/pending|/jobs/[^/]+/(claim|complete|fail)$"
 GIB = 1024**3
-FREE_BYTES = 2000 * GIB  #: the free space of the storage local-lvm in a new stand-in
 
 
 class UnknownFault(SmithError):
@@ -71,8 +70,8 @@ FAULTS = (
         "storage-full",
         "the storage local-lvm has 1 GiB left",
         "smith lab order full-1; smith jobs list --failed",
-        begin=Verb("storage", {"storage": "local-lvm", "avail": GIB}),
-        end=Verb("storage", {"storage": "local-lvm", "avail": FREE_BYTES}),
+        begin=Verb("fill", {"storage": "local-lvm", "left": GIB}),
+        end=Verb("end_fill", {"storage": "local-lvm"}),
     ),
     Fault(
         "clone-fails",

@@ -48,6 +48,7 @@ class TimedTasks(FakePve):
         self.task_faults: list[dict[str, Any]] = []  #: `do_fail_task` in verbs_cluster.py adds them
         self.task_seconds = dict(TASK_SECONDS)
         self.unremovable_volumes: set[str] = set()  #: ids of volumes that Proxmox cannot remove
+        self.filled_bytes: dict[str, int] = {}  #: the size of the data of another client, by storage (`do_fill`)
         self.lock_timeout_interval = 0  #: each such allocation does not get the storage's lock in time; 0: none
         self.allocations = 0  #: number of Proxmox tasks that have allocated a disk since the interval was set
 

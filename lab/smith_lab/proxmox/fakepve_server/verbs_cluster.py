@@ -213,6 +213,17 @@ class ClusterVerbs:
         """Set values of a storage, such as `avail` (its free bytes) or `active`."""
         self.cluster.storages[storage].update(values)
 
+    def do_fill(self, storage: str, left: int) -> None:
+        """Fill a storage with data of another client, so that `left` bytes are free, until `do_end_fill`."""
+        self.do_end_fill(storage)
+        values = self.cluster.storages[storage]
+        self.cluster.filled_bytes[storage] = values["avail"] - left
+        values["avail"] = left
+
+    def do_end_fill(self, storage: str) -> None:
+        """Remove the data with which `do_fill` has filled a storage."""
+        self.cluster.storages[storage]["avail"] += self.cluster.filled_bytes.pop(storage, 0)
+
     def do_unremovable(self, volume: str) -> None:
         """Make a volume stay when its VM is destroyed, as on a storage where it is still in use."""
         self.cluster.unremovable_volumes.add(volume)

@@ -1,7 +1,7 @@
 """Opens, finds and ends the sessions of operators who have logged in at the pages.
 
 The browser keeps the session's key, a random text, in a cookie. The database has an HMAC of this key with the
-configured token. So nobody can use a session with a copy of the database alone, and a new token ends all sessions.
+configured token. So a copy of the database is not enough to use a session, and a new token ends all sessions.
 """
 
 from __future__ import annotations

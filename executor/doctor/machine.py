@@ -6,13 +6,14 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from executor.agent.disk_space import BYTES_PER_MIB, MIN_FREE_MIB, free_bytes
 from executor.database.engine import file_system_of
 from executor.doctor import certificates
 from executor.doctor.certificates import MIN_DAYS_LEFT
-from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line
+from executor.doctor.checks import CLOCK_HINT, Area, CheckResult, ResultFactory, command_line
 from executor.doctor.folders import mount_point, nearest_existing_folder
 from executor.runs.run_folder import MEMORY_FILE_SYSTEMS, why_not_usable
 from executor.settings.settings import Settings
@@ -119,6 +120,10 @@ def _check_pages_certificate(certificate: Path, key: Path) -> CheckResult:
         return _RESULT.fail(name, f"{certificate} with the key {key} cannot be used: {error}")
     if found.days_left < 0:
         return _RESULT.fail(name, f"{certificate} expired on {found.valid_until:%Y-%m-%d %H:%M}Z", hint)
+    if found.valid_from > datetime.now(UTC):
+        return _RESULT.fail(
+            name, f"{certificate} is valid only from {found.valid_from:%Y-%m-%d %H:%M}Z", hint, CLOCK_HINT
+        )
     text = f"{certificate}: {certificates.describe_validity(found)}"
     if found.days_left < MIN_DAYS_LEFT:
         return _RESULT.warn(name, text, hint)

@@ -43,6 +43,13 @@ def test_the_days_of_the_pages_certificate_are_checked(
     assert str(certificate) in result.text
 
 
+def test_a_certificate_that_is_not_valid_yet_fails(tmp_path: Path) -> None:
+    certificate, key = CertificateAuthority(tmp_path).issue("pages.example", ["pages.example"], from_day=2)
+    (result,) = check(tmp_path, smith_http_tls_certificate=certificate, smith_http_tls_key=key)
+    assert result.status is Status.FAILED
+    assert "is valid only from" in result.text
+
+
 def test_a_certificate_with_a_foreign_key_fails(tmp_path: Path) -> None:
     authority = CertificateAuthority(tmp_path)
     certificate, _ = authority.issue("pages.example", ["pages.example"])

@@ -135,7 +135,7 @@ def test_a_job_that_ran_at_two_crashes_runs_alone_so_that_no_other_job_is_quaran
     for _ in range(2):
         for _ in ("on_probation", "other"):
             claimed(engine, "a")
-        reap(engine, all_owners_except="nobody")
+        reap(engine, all_owners_except="no-agent")
     fresh = submit(engine, age=0)
     assert claimed(engine, "b").id == fresh
     assert claim(engine, "b") is None, "it waits until no other job of the node runs"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from faults.many_machines import recorder
+from faults.many_machines.__main__ import NO_HISTORY, main
 from faults.many_machines.check import RESUME_GRACE_S, problems, takeover_problems, takeovers
 from faults.many_machines.report import make_report
 
@@ -302,3 +303,15 @@ def test_a_stored_history_is_checked_with_the_same_result(tmp_path: Path) -> Non
     assert not report.is_passed
     assert report.takeover_s == (35, 35)
     assert (report.jobs, report.runs_seen, report.reports) == ({"Completed": 1}, 2, 1)
+
+
+@pytest.mark.parametrize("content", [None, "no JSON"])
+def test_a_history_that_cannot_be_read_ends_with_a_message(
+    tmp_path: Path, content: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "history.jsonl"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setattr("sys.argv", ["make many-machines", "--check", str(file)])
+    assert main() == NO_HISTORY
+    assert capsys.readouterr().out.startswith(f"no history can be read from {file}: ")

@@ -6,7 +6,8 @@ Each machine is a network namespace with the real executor. Simulator, stand-in 
 their own. The history is written to a file, which `--check` checks again without a run. The seed determines the faults;
 the operating system schedules the processes, so a replay is similar, not identical. Exit code 0: no promise was
 violated, at least 80 % of the jobs completed and, with leases of 30 s, jobs of killed machines were taken over in time.
-Exit code 3: the trial cannot run on this machine, for the reason that is printed.
+Exit code 2: the history for `--check` cannot be read. Exit code 3: the trial cannot run on this machine, for the reason
+that is printed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from faults.many_machines.report import Report, make_report
 from faults.many_machines.run import Size, run
 from support.databases import postgres_binaries
 
-CANNOT_RUN = 3
+NO_HISTORY, CANNOT_RUN = 2, 3
 DEFAULT_LEASE_S = 30.0
 #: With so many creates for each fault, some are running at most times.
 JOBS_PER_FAULT = 8
@@ -37,12 +38,14 @@ JOBS_PER_FAULT = 8
 def main() -> int:
     """Run the trial or check a history, print the report and write it to bench/results."""
     wanted = _arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the networks are removed
     if wanted.check:
-        report = make_report(
-            recorder.read(wanted.check), [], seed=wanted.seed or 0, lease_s=wanted.lease, took_s=0, faults={}
-        )
-        return _result(report)
+        try:
+            history = recorder.read(wanted.check)
+        except (OSError, ValueError) as error:
+            print_line(f"no history can be read from {wanted.check}: {error}")
+            return NO_HISTORY
+        return _result(make_report(history, [], seed=wanted.seed or 0, lease_s=wanted.lease, took_s=0, faults={}))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the networks are removed
     reason = network.enter() or ("" if postgres_binaries() else "there is no PostgreSQL server on this machine")
     if reason:
         print_line(f"NOT TESTED: several machines: {reason}")
@@ -62,7 +65,9 @@ def main() -> int:
 
 def _arguments() -> Any:
     name = f"many-machines-{datetime.now():%Y%m%d-%H%M%S}.json"  # noqa: DTZ005 (a file's name, in local time)
-    parser = argparse.ArgumentParser(prog="make many-machines", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="make many-machines", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--jobs", type=int, default=300, help="creates to request (300)")
     parser.add_argument("--faults", type=int, default=None, help="faults to inject (one for eight creates)")
     parser.add_argument("--seed", type=int, default=None, help="seed of the random choices (default: a new one)")

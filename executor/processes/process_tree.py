@@ -36,8 +36,8 @@ if TYPE_CHECKING:  # not imported at run time, because the script must start fas
 SCRIPT = os.path.abspath(__file__)
 #: The folder that contains the package `executor`. The script does not find the package without it.
 _FOLDER_OF_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(SCRIPT)))
-#: Time between TERM and KILL. It keeps promise R7 (docs/promises.md): 5 s after a run has ended, none of its processes
-#: is alive.
+#: Time between TERM and KILL. It is short enough for promise R7 (docs/promises.md): 5 s after a run has ended, none of
+#: its processes is alive.
 GRACE_S = 3.0
 #: Exit code of `guard` when it has ended the run, because it received TERM or the agent has died.
 EXIT_ENDED_BY_GUARD = 254

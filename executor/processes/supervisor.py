@@ -83,8 +83,8 @@ def supervise(
     """Keep an agent running until it exits with a final code or a stop signal is received; return the exit code.
 
     The first TERM (or INT: Ctrl-C) makes the agent drain: it claims no more jobs and waits for its running jobs. The
-    second TERM or INT makes it cancel its jobs, and QUIT makes it exit within seconds. An agent that is still running
-    `stop_timeout_s` after the first signal is killed. HUP and USR1 are forwarded to the agent.
+    second TERM or INT makes it stop its running jobs and requeue them, and QUIT makes it exit within seconds. An agent
+    that is still running `stop_timeout_s` after the first signal is killed. HUP and USR1 are forwarded to the agent.
 
     When an agent has reported no progress for `stall_timeout_s`, the supervisor sends it USR1, so that it writes the
     stacks of its threads. Then the supervisor kills it and starts another one. If `stall_timeout_s` is 0, the

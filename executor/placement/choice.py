@@ -1,4 +1,4 @@
-"""Reads from Proxmox the facts on which the choice of a node depends, before the placer takes its lock."""
+"""Reads from Proxmox the facts on which the choice of a node depends. `placer.py` then chooses the node."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ class PlacementRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceFacts:
-    """The facts for one choice of a node. The placer adds its allocations and chooses."""
+    """The facts for one choice of a node.
+
+    They lack the memory and cores of VMs that are being created or migrated, because Proxmox does not show these yet.
+    The placer adds them.
+    """
 
     snapshot: ClusterSnapshot
     options: Placement | PlacementConstraints  #: the only possible placement, or what the VM needs
@@ -46,7 +50,11 @@ class ChoiceFacts:
 
 @dataclass(frozen=True)
 class ChoiceReader:
-    """Reads the facts of choices. Thread-safe. Raises JobError if Proxmox does not answer or `may_wait` ends it."""
+    """Reads the facts of choices. Several threads may use it.
+
+    While a method waits for Proxmox, it calls `may_wait` repeatedly. It raises JobError if `may_wait` returns False or
+    raises JobError, or if Proxmox does not answer.
+    """
 
     proxmox: ProxmoxReader
     settings: Settings

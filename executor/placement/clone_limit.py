@@ -3,7 +3,8 @@
 A clone target is a shared storage, or the local storage of one node. Parallel clones compete for the lock and the disks
 of the storage, and some storages can run more of them than others. So each target has its own limit, which adapts to
 the storage. When Proxmox reports a lock timeout, the limit is halved. After SUCCESSES_PER_RAISE successful clones, the
-limit is raised by one, up to its initial value. Agents that share a database share the limits and the running clones.
+limit is raised by one, up to its initial value. If several agents share a database, the clones of all of them count,
+and each target has the same limit for all of them.
 """
 
 from __future__ import annotations
@@ -76,8 +77,9 @@ class CloneLimit:
     def max_creates(self) -> Any:
         """The number of creates that may run at the same time on all targets that were used so far.
 
-        A create whose clone has ended does not count against the limits. As long as no target was used, this is the
-        initial limit of one target. On a shared database, this is an SQL expression for that number.
+        This is the sum of the limits, plus the number of creates whose clone has ended, because these no longer count
+        against a limit. As long as no target was used, the initial limit of one target is used as the sum. On a shared
+        database, the property is an SQL expression for the number.
         """
         if self._shared_max_creates is not None:
             return self._shared_max_creates
@@ -88,11 +90,12 @@ class CloneLimit:
     def acquire(self, target_name: str, *, may_wait: Callable[[], bool], vmid: int = 0) -> Iterator[CloneSlot]:
         """Wait until fewer clones than the limit run on the target. The `with` block counts as one more clone.
 
-        On a shared database, the clones of all agents count, and `vmid` is the VM that the placer has allocated.
+        On a shared database, the clones of all agents count, and `vmid` is the VM for which the placer has stored an
+        allocation.
 
-        `end_clone` of the yielded object ends the clone earlier. During the wait, `may_wait` is called repeatedly. When
-        it returns False, raises JobError CANCELLED. An error in `may_wait` also ends the wait, and is raised to the
-        caller.
+        After a call of the yielded object's `end_clone`, the block no longer counts as a clone. During the wait,
+        `may_wait` is called repeatedly. When it returns False, raises JobError CANCELLED. An error in `may_wait` also
+        ends the wait, and is raised to the caller.
         """
         self._wait_for_slot(target_name, may_wait, vmid)
         is_running = True

@@ -45,11 +45,13 @@ class NodeFacts:
     cores: int = 0  #: 0 if the token may not read this number
     total_memory_bytes: int = 0  #: 0 if the token may not read this number
     own_memory_bytes: int = 0  #: the memory that the processes of the node itself use, without its guests
-    #: The configured memory of its guests, and of VMs that this agent creates on the node or migrates to it.
+    #: The configured memory of its guests. For a VM that a job is creating on the node, migrating to it, or making
+    #: larger on it, the memory that the VM will have.
     allocated_memory_bytes: int = 0
     allocated_cores: int = 0  #: the configured cores of the same guests and VMs
     cpu_share: float = 0.0  #: the share of the CPU that is in use, from 0 to 1
-    jobs_in_progress: int = 0  #: how many jobs of this agent are creating a VM on the node or migrating one to it
+    #: How many jobs are creating a VM on the node, migrating a VM to it, or making a VM on it larger.
+    jobs_in_progress: int = 0
     storages: frozenset[str] = frozenset()
     bridges: frozenset[str] = frozenset()
 
@@ -64,7 +66,7 @@ class PlacementConstraints:
     """What a VM needs from its node."""
 
     memory_mib: int
-    cores: int  #: Proxmox starts no VM with more cores than the node has CPUs, and gives a container no more
+    cores: int  #: a VM with more cores than its node has CPUs cannot start, and a container cannot use more than these
     storage: str = ""
     bridge: str = ""
     #: The keys are the nodes that have access to the VM's source. For a new VM, the source is the template, or the

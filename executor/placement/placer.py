@@ -1,10 +1,12 @@
 """Chooses the node for each new VM and for each migration.
 
-All facts are read from Proxmox before the placer takes its lock. So a request that Proxmox does not answer does not
-delay other placements. And while the database does not answer, the end of a run does not wait for the placer's lock.
+All facts are read from Proxmox before the placer takes a lock. So a request that Proxmox does not answer does not delay
+other placements. The lock that the end of a run needs is not held during a call to the database either, so a database
+that does not answer does not delay the end of a run by this lock.
+
 While a VM is being created or migrated, its memory and cores count as used on the chosen node, although Proxmox does
-not show them yet. Otherwise, many create jobs at the same time would all get the same node. Agents that share a
-database count each other's VMs, too (`shared_allocations.py`).
+not show them yet. This is called an allocation. Without allocations, many create jobs at the same time would all get
+the same node. Agents that share a database count each other's allocations, too (`shared_allocations.py`).
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ log = get_logger(__name__)
 
 @dataclass(kw_only=True)
 class _Allocation:
-    """The memory and cores of a new or migrating VM. They are counted until Proxmox's list of VMs shows them."""
+    """The memory and cores of a new, migrating or growing VM. They count until Proxmox's list of VMs shows them."""
 
     node: str
     memory_bytes: int
@@ -166,13 +168,13 @@ class Placer:
             for item in added.values():
                 if decision is not None:
                     decision.store(vmid, item.node, item.memory_bytes, item.cores)
-            stack.close()  # commits
+            stack.close()  # commits the transaction of `decision`
             with self._lock:
                 self._allocations |= added
 
     @contextmanager
     def _end_allocation_on_exit(self, vmid: int) -> Iterator[None]:
-        """Mark the allocation of a VM as ended when the `with` block ends. `_decide` removes the allocation later."""
+        """Mark the allocation of a VM as ended when the `with` block ends. `_use_newest_snapshot` removes it later."""
         try:
             yield
         finally:

@@ -1,5 +1,8 @@
 """Stores the allocations of this agent in the database, and reads the allocations of the other agents.
 
+An allocation is the memory and cores that a new, migrating or growing VM needs on its node. It counts as used until
+Proxmox's list of VMs shows it.
+
 `Placer` and `CloneLimit` use an object of this class on PostgreSQL. On SQLite, no other agent exists, so they use no
 such object.
 """
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """One choice of a node. Until it is stored, no other agent chooses a node."""
+    """One choice of a node. No other agent chooses a node until the transaction of `session` has ended."""
 
     session: Session
     owner: AllocationOwner
@@ -44,8 +47,8 @@ class SharedAllocations:
 
     engine: Engine
     owner: AllocationOwner
-    #: The ends that could not be stored, in order. The keys are VMIDs. A value is True if only the VM's clone has
-    #: ended.
+    #: The ends of allocations and clones that could not be stored, in order. The keys are VMIDs. A value is True if
+    #: only the VM's clone has ended.
     _unstored_ends: dict[int, bool] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)  #: guards `_unstored_ends`
 
@@ -55,7 +58,9 @@ class SharedAllocations:
     ) -> Iterator[Decision]:
         """Let no other agent choose a node while the block runs. Raises DatabaseError.
 
-        `own_vmids` are the VMIDs of this agent's own allocations.
+        `own_vmids` are the VMIDs of this agent's own allocations. `lists_age_s` is the age of Proxmox's lists of VMs.
+        Another agent's allocation that has ended still counts if it ended after these lists were read, or if its VM is
+        one of `vmids_of_unknown_size`, whose size the lists do not show.
         """
         self.store_ends()
         with transaction(self.engine) as session:
@@ -64,7 +69,8 @@ class SharedAllocations:
             others = allocations.of_others(
                 session, self.owner, lists_age_s=lists_age_s, vmids_of_unknown_size=vmids_of_unknown_size
             )
-            # The end of an earlier attempt that could not be stored must not end the new allocation.
+            # If the end of an earlier allocation of the same VM is still unstored, it is discarded: it must not end the
+            # new allocation.
             yield Decision(session=session, owner=self.owner, of_others=others, on_store=self._discard_end)
 
     def end(self, vmid: int) -> None:

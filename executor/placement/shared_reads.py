@@ -1,7 +1,7 @@
 """Reads each value once for all threads that need it at the same time. They share the value, or the failure.
 
-A read runs in a thread of its own pool. So a caller that waits for a read can be stopped, although the request to
-Proxmox itself cannot be interrupted.
+Each read runs in a thread of a pool, not in the thread of its caller. So a caller that waits for a read can be stopped,
+although the request to Proxmox itself cannot be interrupted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ class _Read:
     future: Future[Any] = field(default_factory=Future)
 
     def is_usable(self, *, not_before: float, called_at: float) -> bool:
-        """Return whether this ended read answers a call that needs a value that was read after `not_before`."""
+        """Return whether a call can use this read, which has ended.
+
+        The call began at `called_at`, and needs a value that was read at `not_before` or later.
+        """
         if self.future.exception() is not None:
             return self.ended_at >= called_at - MAX_FAILURE_AGE_S
         return self.started_at >= not_before

@@ -84,7 +84,10 @@ class ClusterCache:
         )
 
     def with_facts(self, row: VmRow, may_wait: MayWait) -> VmRow:
-        """Return the row of a VM with its facts. Raises JobError if the row lacks them and they cannot be read."""
+        """Return the row of a VM with its facts (name, status and size). Raises JobError if they cannot be read.
+
+        Proxmox's list lacks the facts of a VM whose node sends no statistics. They are read from its configuration.
+        """
         if row.has_statistics:
             return row
         not_before = self.clock() - MAX_DETAIL_AGE_S
@@ -149,7 +152,7 @@ class ClusterCache:
 
 
 class _DetailMissing(Exception):
-    """A detail could not be read. An error of `may_wait` is never of this class, so it ends the wait of the job."""
+    """A detail could not be read. An error of `may_wait` is never of this class, so it is raised to the caller."""
 
 
 def node_facts(row: NodeRow, snapshot: ClusterSnapshot, excluded_vmids: Collection[int]) -> NodeFacts:

@@ -78,8 +78,9 @@ def find_templates(
 
 
 def possible_templates(image: str, vmid_by_image: Mapping[str, int], rows: Sequence[VmRow]) -> list[VmRow]:
-    """Return the rows without facts whose VMs may be templates of an image.
+    """Return the rows without facts (name and status) whose VMs may be templates of an image.
 
+    Proxmox's list lacks the facts of a VM whose node sends no statistics.
     If PROXMOX_TEMPLATES has a VMID for the image, return only the row with this VMID. If a row with facts has the
     image's name, return no row. If rows have the image's tag, return only these rows, because tags are always current.
     Otherwise, return all rows without facts.

@@ -52,13 +52,15 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Interval of the main loop, which is also the interval of the messages to the supervisor. A signal ends the wait.
+#: Interval of the main loop, which is also the interval of the messages to the supervisor. A signal ends the wait
+#: between two iterations at once.
 MAIN_LOOP_INTERVAL_S = 1.0
 #: Interval of the main loop when the agent waits for the end of its jobs, and in the modes that end by themselves.
 SHORT_INTERVAL_S = 0.2
-#: How long the agent, before it exits, waits for running jobs to end after it has asked them to end.
+#: Before the agent exits, it asks the running jobs to end, and waits at most this time until they have ended.
 STOP_JOBS_TIMEOUT_S = 20.0
-#: The same wait after QUIT. It must be shorter than the time from QUIT until the supervisor kills the agent (8 s).
+#: The maximum of the same wait after the signal QUIT. It must be shorter than the time from QUIT until the supervisor
+#: kills the agent (8 s).
 STOP_JOBS_TIMEOUT_AFTER_QUIT_S = 6.0
 #: How long the agent, before it exits, tries to send the due reports (job results that it has not yet sent).
 REPORT_FLUSH_TIMEOUT_S = 10.0
@@ -106,7 +108,7 @@ class Agent:
         self.listener = NotificationListener(engine=self.engine)
 
     def run(self) -> int:
-        """Work until a limit, a signal or the mode ends the agent; return the exit code.
+        """Work until a limit is reached, a signal arrives, or the work of the mode is done; return the exit code.
 
         In `Mode.SERVE`, wait while the database cannot be used, and while PostgreSQL has a newer schema than this
         version. Raises DatabaseError when the database is damaged or in use by another agent, or when SQLite has a
@@ -148,7 +150,8 @@ class Agent:
     def _prepare_database(self) -> None:
         """Migrate the schema, register this process, and reap the jobs of ended processes.
 
-        To reap a job is to take it from its owner. Raises DatabaseError for a sealed database.
+        To reap a job is to take it from its owner. Raises DatabaseError for a sealed database, whose rows `smith db
+        migrate` has moved to another database.
         """
         moves.refuse_sealed(self.engine)
         schema.upgrade(self.engine)
@@ -158,7 +161,8 @@ class Agent:
             pid=os.getpid(),
             version=VERSION,
             concurrency=self.settings.smith_concurrency,
-            # Until the first renewal of the leases, the fence assumes that other agents use the database.
+            # The fence ends the runs of an agent that cannot renew its leases while other agents use the database.
+            # Until the first renewal, the fence assumes that other agents use the database.
             fences=is_fencing(self.settings.smith_fence, has_other_agents=True),
             cluster=self.settings.smith_cluster,
             installation_id=installation_id(self.settings.smith_data_dir),
@@ -282,8 +286,10 @@ class Agent:
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
             if reaping.release_all(session, owner=self.boot_id, running_job_ids=running_job_ids):
                 notifications.announce_jobs(session)
-            if not running_job_ids:  # otherwise other agents must wait until the leases of these jobs have expired
-                nodes.note_agent_stopped(session, self.boot_id, reason)  # `nodes` has a row for each agent process
+            # `nodes` has a row for each agent process. While jobs still run, this process is not stored as stopped:
+            # other agents must count the resources of these jobs as used, and must wait until their leases expire.
+            if not running_job_ids:
+                nodes.note_agent_stopped(session, self.boot_id, reason)
         return exit_code if have_jobs_ended else EXIT_FAILURE
 
     def _flush_reports(self) -> None:

@@ -41,11 +41,11 @@ class ClaimImpossible(Exception):
 
 
 class FirstRequest(StrEnum):
-    """What an attempt first asks FulcrumCore about its job."""
+    """The first request to FulcrumCore in an attempt to process a job."""
 
-    NONE = "none"  #: FulcrumCore has accepted the claim
-    READ_JOB = "read_job"  #: FulcrumCore may have accepted a claim whose answer did not arrive
-    SEND_CLAIM = "send_claim"  #: no claim was sent
+    NONE = "none"  #: no request is needed, because FulcrumCore has accepted the claim
+    READ_JOB = "read_job"  #: read the job, because FulcrumCore may have accepted a claim whose answer did not arrive
+    SEND_CLAIM = "send_claim"  #: send the claim, because none was sent
 
 
 def first_request(*, is_claim_sent: bool, is_claim_accepted: bool) -> FirstRequest:
@@ -74,8 +74,8 @@ def require_own_claim(status_at_core: str | None, *, was_sent_before: bool, refu
     the job looks like a job that another executor has claimed: an executor with the same token and another database.
     FulcrumCore stores nothing that distinguishes the two cases. The time of the claim does not suffice, because
     executors that poll the same list send their claims at almost the same time. If the agent ran such a job, the job
-    might run twice. So the job is abandoned, and `reopening.reopen` reports its failure when FulcrumCore still lists it
-    as claimed after its deadline.
+    might run twice. So the job is abandoned: it ends here without a report. If FulcrumCore still lists the job as
+    claimed after its deadline, `reopening.reopen` lets the agent report it as failed.
     """
     require_open(status_at_core)
     if status_at_core == "Pending":
@@ -102,7 +102,8 @@ class Claimer:
         try:
             self._claim_once(job, lease)
         except FulcrumRefused as refusal:
-            # FulcrumCore refuses no request to read a job or the agent, so a proxy or a fault has caused this answer.
+            # FulcrumCore never refuses to read a job or the agent. So a proxy or a fault has caused this answer, and
+            # the job is retried.
             raise FulcrumUnavailable(str(refusal), status=STATUS_OF_ONE_FAILED_REQUEST) from None
 
     def _claim_once(self, job: Job, lease: Lease) -> None:
@@ -146,6 +147,6 @@ class Claimer:
         return core_job.status
 
     def _claim_impossible(self, fulcrum_id: str, *, refused_to: str) -> ClaimImpossible:
-        """Return the exception for a job that is gone. Raises FulcrumUnavailable if the job is not certainly gone."""
+        """Return the exception for a job that is gone. Raises FulcrumUnavailable if the job may still exist."""
         self.refusal_counter.require_gone(fulcrum_id, refused_to=refused_to)
         return ClaimImpossible(ErrorCode.JOB_GONE, JOB_GONE_TEXT)

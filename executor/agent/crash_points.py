@@ -1,8 +1,9 @@
 """Kills this process at a named point when a test requests it, to simulate a crash there, or holds a thread there.
 
-This module does nothing unless SMITH_CRASH_AT contains the path of an existing file. Only tests write such a file. It
-contains a JSON list of `{"point": …, "subject": …, "times": …, "hold": …}`. `subject` is the id of a service, or the
-name of a table. An entry without a subject applies to all services and tables. Each crash decrements `times`. An entry
+A point is a place in the code that calls `crash_if_requested` with the point's name. This module does nothing unless
+SMITH_CRASH_AT contains the path of an existing file. Only tests write such a file. It contains a JSON list of entries
+`{"point": …, "subject": …, "times": …, "hold": …}`. `subject` is the id of a service, or the name of a table. An entry
+without a subject applies to all services and tables. Each crash and each hold decrements the entry's `times`. An entry
 whose `times` is 0 has no effect. With `hold`, the path of a file, no process is killed: the file is created, and the
 thread waits until the test deletes it.
 """
@@ -32,7 +33,8 @@ POINTS = (
     "job_finished",  # step 6: the job's result and its mapping are stored; the result was not sent to FulcrumCore yet
     "report_accepted",  # step 7: FulcrumCore has accepted the report, but that is not stored
 )
-#: The points of `smith db migrate`, in their order. The subject of `rows_copied` is the name of the table.
+#: The points of `smith db migrate`, in their order. The command seals the source (the old database), so that it refuses
+#: writes, and copies its rows to the target (the new database). The subject of `rows_copied` is the name of the table.
 MOVE_POINTS = (
     "source_sealed",  # the seal of the source is stored; the target is empty
     "rows_copied",  # the target's open transaction contains a batch of rows of the table
@@ -44,7 +46,7 @@ HOLD_POLL_S = 0.02
 
 
 def crash_if_requested(point: str, subject: str | None = None) -> None:
-    """Kill this process with SIGKILL if the test's file requests a crash at `point`.
+    """If the test's file requests it at `point`, kill this process with SIGKILL, or hold this thread.
 
     `subject` is the id of the job's service, or the name of a table. It is None at a point that concerns several
     services.

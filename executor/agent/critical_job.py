@@ -23,7 +23,7 @@ class CriticalJob:
     run_own_part: Callable[[], object] | None = None
     #: While this returns False, this agent leaves the execution to other agents. Not used if `runs_on_each_agent`.
     may_start: Callable[[], bool] = lambda: True
-    #: If True, a set `wake_requested` starts an execution even if another agent has executed the job just before.
+    #: If True, `wake_requested` starts an execution even if another agent has executed the job within this interval.
     starts_early_on_request: bool = False
     #: Records whether FulcrumCore answers. The scheduler records failures in it, and `run` records successes.
     link: Link | None = None

@@ -45,7 +45,10 @@ def exclusive_database(url: str) -> Iterator[None]:
 
 
 def open_lock_file(lock_path: Path) -> TextIO:
-    """Open the lock file for appending and reading; create it for the owner of its folder. Raises DatabaseError."""
+    """Open the lock file for appending and reading. Raises DatabaseError.
+
+    If the file does not exist, it is created. If root creates it, it belongs to the owner of its folder.
+    """
     try:
         return os.fdopen(file_ownership.open_for_owner(lock_path, os.O_RDWR | os.O_APPEND), "a+", encoding="utf-8")
     except OSError as error:

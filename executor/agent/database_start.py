@@ -4,8 +4,9 @@ A database that is unreachable, locked or failing over may be usable a minute la
 waiting, nothing would start it again, because the supervisor, systemd and podman treat the exit code of a database
 error as final.
 
-During a rolling upgrade of several agents on PostgreSQL, a newer version has migrated the schema. If an agent of the
-earlier version is restarted then, it waits until the operator replaces it or downgrades the schema.
+During a rolling upgrade of several agents on PostgreSQL, the first agent of the newer version migrates the schema. If
+an agent of the earlier version is restarted after that, it waits until the operator replaces it or downgrades the
+schema.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ log = get_logger(__name__)
 #: The wait before the second attempt. Each further wait is twice as long, up to MAX_WAIT_S.
 MIN_WAIT_S, MAX_WAIT_S = 0.5, 10.0
 #: When the preparation of the database takes longer than this, for example because a large table is migrated, the agent
-#: reports that it is ready. systemd and podman would end an agent that does not report its start in time.
+#: already reports that it is ready. Otherwise systemd or podman would end it, because its start takes too long.
 MAX_SILENT_START_S = 10.0
 #: How often the wait reports progress to the supervisor and checks for a stop signal.
 CHECK_INTERVAL_S = 0.2
@@ -32,9 +33,10 @@ CHECK_INTERVAL_S = 0.2
 def use_database_when_available(
     use: Callable[[], None], is_stop_requested: Callable[[], bool], *, waits_for_upgrade: bool = False
 ) -> bool:
-    """Call `use` until it succeeds; return True. Return False after a stop signal. DatabaseUnavailable causes a wait.
+    """Call `use` until it succeeds; return True. Return False after a stop signal.
 
-    With `waits_for_upgrade`, SchemaTooNew causes a wait, too. Raises every other DatabaseError.
+    After DatabaseUnavailable, wait and call `use` again. With `waits_for_upgrade`, do the same after SchemaTooNew.
+    Raises every other DatabaseError.
     """
     progress, wait_s, failed_at, earlier_awaited = ProgressSender(), MIN_WAIT_S, None, ""
     awaited_errors = (DatabaseUnavailable, SchemaTooNew) if waits_for_upgrade else DatabaseUnavailable

@@ -3,8 +3,9 @@
 In this text, the user is the agent of FulcrumCore that uses the database. Each process of the user stores a
 confirmation at each renewal of its leases, while FulcrumCore accepts the user's token. A process of another agent
 claims, polls and reports nothing. It takes the database over when FulcrumCore accepts its own token, and the user has
-stored no new confirmation for a time. The cause may be that the user was deleted and created again with another token,
-or that all its processes have ended. Processes with the old token then claim no more jobs, and their running jobs end.
+stored no new confirmation for a time. The user stores none if it was deleted and created again with another token, or
+if all its processes have ended. After the takeover, processes with the old token claim no more jobs, and their running
+jobs end.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ class DatabaseUser:
     _lock: threading.Lock = field(default_factory=threading.Lock)  #: held during each call of `confirm`
 
     def confirm(self) -> None:
-        """Confirm the use if FulcrumCore accepts the token of this agent, or find the use by another agent.
+        """Store a confirmation that this agent uses the database, unless another agent uses it. Record the user's id.
 
-        Do nothing on SQLite, which only one process uses. Do nothing before the first heartbeat either. If the database
-        fails, the next call tries again.
+        A confirmation is stored only while FulcrumCore accepts this agent's token. Do nothing on SQLite, which only one
+        process uses, and before the first heartbeat. If the database fails, the next call tries again.
         """
         if self.engine.dialect.name == "sqlite" or not self.state.agent_id:
             return

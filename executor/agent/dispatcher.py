@@ -174,9 +174,8 @@ class Dispatcher:
             return "the agent is stopping"
         for slot in self._slots.values():
             if slot.job.id == job.id or (job.service_id is not None and slot.job.service_id == job.service_id):
-                slot.stop_signal.send(
-                    StopSignal.LEASE_LOST
-                )  # this slot's job has lost its lease, or `job` could not have been claimed
+                # The slot's job must have lost its lease: otherwise `job` could not have been claimed.
+                slot.stop_signal.send(StopSignal.LEASE_LOST)
                 return "an earlier run of the service has not ended yet"
         return ""
 

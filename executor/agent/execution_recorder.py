@@ -69,7 +69,7 @@ class ExecutionRecorder:
         self._engine = engine.execution_options(smith_busy_timeout_ms=SQLITE_LOCK_TIMEOUT_MS)
         self._jobs = jobs
         self._boot_id = boot_id  #: id of this agent process
-        self._tried_names: set[str] = set()  #: the jobs whose period this process has tried to start
+        self._tried_names: set[str] = set()  #: the jobs for which `try_start_period` has had an answer of the database
         self._lock = threading.Lock()  #: protects the counters of the jobs
         self._wake_requested = threading.Event()
         self._stopping = threading.Event()
@@ -91,7 +91,7 @@ class ExecutionRecorder:
 
         A period is the time in which only one agent executes the critical job. It is a little shorter than an interval.
         While `job.link` is down, this agent leaves the period to an agent that reaches FulcrumCore. If another agent
-        holds the lock of the row for long, this agent leaves the period to the others, too.
+        holds the lock of the job's row for long, this agent leaves the period to the others, too.
         """
         if job.runs_on_each_agent:
             return True
@@ -160,12 +160,16 @@ class ExecutionRecorder:
         else:
             for executions in taken:
                 executions.job.stored_error, executions.job.stored_at = executions.error, time.monotonic()
-            # `note_execution` may have compared a later execution with the previous stored result.
+            # `note_execution` may have compared a later execution with the previous stored result. So this check is
+            # repeated here.
             if any(self._must_store(executions.job) for executions in taken):
                 self._wake_requested.set()
 
     def _take_unstored(self, jobs: Iterable[CriticalJob]) -> list[_Executions]:
-        """Return the executions of these jobs that are not stored. Only the caller then stores them."""
+        """Return the executions of these jobs that are not stored. No other call returns them again.
+
+        The caller stores them, or adds their number to `unstored_count` again.
+        """
         with self._lock:
             taken = [
                 _Executions(job, job.unstored_count, job.last_error, job.last_started)

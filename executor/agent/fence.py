@@ -5,8 +5,8 @@ and run its playbook. So this agent's run must have ended before that. If no oth
 continue.
 
 A suspended or blocked agent cannot end its runs. So the agent also writes the time at which the runs must end into a
-file (`shared/run_until.py`). Two others read this file: the guard, a process that watches a run, and the action plugin
-in the run.
+file (`shared/run_until.py`). Two other processes read this file. The guard, which watches a run, ends the run at this
+time. The action plugin in the run changes nothing after this time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ log = get_logger(__name__)
 #: The share of a lease after which the runs are ended. The remaining time is needed to end their processes.
 FENCE_SHARE_OF_LEASE = 2 / 3
 #: The share of a lease after which the guards end the runs, and the action plugins change nothing more. It is larger
-#: than FENCE_SHARE_OF_LEASE: if the agent itself can end a run, it also records that the job did not cause this end.
+#: than FENCE_SHARE_OF_LEASE, so that an agent that can end its runs ends them first. The agent then also records that
+#: the job did not cause this end.
 GUARD_SHARE_OF_LEASE = 3 / 4
 #: When another agent is found, the renewal that found it may have taken at most this share of a lease. After a slower
 #: renewal, the runs would have to end at once.
@@ -56,13 +57,14 @@ def runs_until_s(mode: str, renewed_at: float, *, lease_s: float, has_other_agen
 class Fence:
     """Compares the time since the last renewal of the leases with the length of a lease.
 
-    A separate thread calls `check`, because the thread that renews the leases may wait for the database.
+    A separate thread calls `check`, because the thread that renews the leases may wait for the database. To limit the
+    runs means to store the time at which their guards end them.
     """
 
     dispatcher: Dispatcher
     state: AgentState
     lease_s: float
-    mode: str  #: SMITH_FENCE: auto, always or never
+    mode: str  #: SMITH_FENCE: always, never, or auto (only while another agent uses the database)
     limit_runs: Callable[[float], None]  #: stores when the guards end the runs, a time of the clock `boottime_s`
     clock: Callable[[], float] = boottime_s
     _renewed_at: float = field(init=False)  #: time of the last renewal, by `clock`
@@ -75,11 +77,11 @@ class Fence:
         self._renewed_at = self.clock()
 
     def start(self) -> None:
-        """Limit the runs until the first renewal. Call this method before the first run."""
+        """Limit the runs as if the leases were renewed now, until the first renewal. Call this before the first run."""
         self.note_renewed(self.clock(), has_other_agents=True)
 
     def note_other_agents(self, started_at: float) -> bool:
-        """Limit the runs. Called before the commit of the transaction in which this agent has found another agent.
+        """Limit the runs. Called in the transaction in which this agent has found another agent, before the commit.
 
         `started_at` is when the renewal began. Another agent may rely on the limit as soon as the transaction has
         committed, even if this process is suspended immediately afterwards.

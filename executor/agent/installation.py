@@ -5,7 +5,7 @@ so at most one process on this host uses it. So another row with the same host a
 ended.
 
 Another agent may use a copy of the data folder. So the file with the id also contains its own device and inode numbers.
-A copied file has other numbers than it contains, so it is replaced by a file with a new id.
+A copy of the file has other numbers than those written in it, so the copy is replaced by a file with a new id.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Renews the leases of running jobs, and releases jobs that no thread processes. Then lets the reaper reap jobs.
+"""Renews the leases of running jobs, and releases jobs that no thread processes. Then calls the reaper.
 
-A lease is the time-limited ownership of a job by one agent process.
+A lease is the time-limited ownership of a job by one agent process. The reaper takes jobs from other agents whose
+leases have expired (`reaper.py`). If this agent cannot renew its leases, the fence ends its runs before the leases
+expire (`fence.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ log = get_logger(__name__)
 
 #: A lease is renewed this many times within its duration, so that several renewals may fail before it expires.
 RENEWALS_PER_LEASE = 6
-#: How often the lease keeper checks whether the runs of jobs without a lease have ended.
+#: How often the lease keeper checks whether the runs of jobs that have lost their leases have ended.
 END_CHECK_INTERVAL_S = 0.05
 
 
@@ -46,12 +48,13 @@ class LeaseKeeper:
     store_stories: Callable[[], None]  #: stores what the current runs have done; it raises no DatabaseError
     #: The ids of the jobs that had a lease but were not running in the last check.
     _leased_ids_not_running: set[int] = field(default_factory=set)
-    _known_revisions: frozenset[str] = frozenset()  #: of this version's schema; read once
+    _known_revisions: frozenset[str] = frozenset()  #: the schema revisions that this version knows; read once
 
     def maintain(self) -> None:
         """Renew all leases once, stop jobs that were cancelled or have lost their leases, then wait.
 
-        If a renewal took long and has found the first other agent, it is rolled back, and the next one is due at once.
+        If a renewal finds another agent where the previous renewal found none, and has taken too long, the renewal is
+        rolled back, and the next one is due at once.
         """
         # `stop_signals` has a key for each running job. It is read before `renew`. Otherwise, a job that is claimed
         # after `renew` would be in `stop_signals` without a renewed lease, and would be stopped.
@@ -77,7 +80,8 @@ class LeaseKeeper:
         # Another agent may already execute a job whose lease was lost, for example while this process was suspended. So
         # the time limit of all runs is not extended until the runs of such jobs have ended.
         if self._have_ended(stop_signals.keys() - cancel_flags.keys()):
-            # This follows the commit, because until the commit other agents may read that this process fences.
+            # This may extend the time limit, so it follows the commit. Until the commit, other agents may read that
+            # this process fences, and may rely on the earlier limit.
             self.fence.note_renewed(started_at, has_other_agents=has_other_agents)
         self._release_jobs_not_running(cancel_flags.keys())
         if cancel_flags:
@@ -86,7 +90,7 @@ class LeaseKeeper:
         self.confirm_use()
         if self.reaper is not None:
             self.reaper.reap()
-        # After a slow renewal, little of the lease is left. So the time that it took is a part of the wait.
+        # After a slow renewal, little of the lease is left. So the wait is shorter by the time that the renewal took.
         took_s = self.fence.clock() - started_at
         self.state.stopping.wait(max(0.0, self.lease_s / RENEWALS_PER_LEASE - took_s))
 
@@ -121,7 +125,8 @@ class LeaseKeeper:
         self._leased_ids_not_running = ids_not_running
         fenced_ids = self.fence.take_fenced_ids(ids_to_release)
         for job_row_id in ids_to_release:
-            counts_as_crash = job_row_id not in fenced_ids  # an outage of the database is not the job's fault
+            # The fence has ended the runs of the jobs in `fenced_ids`. These jobs have not caused the end.
+            counts_as_crash = job_row_id not in fenced_ids
             with transaction(self.engine) as session:
                 status = reaping.release(session, job_row_id, self.boot_id, counts_as_crash=counts_as_crash)
             if status is not None:

@@ -1,4 +1,4 @@
-"""Limits how often a number is logged that occurs in each answer of FulcrumCore."""
+"""Limits how often a log line repeats a number, for example the number of invalid jobs in FulcrumCore's answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOG_INTERVAL_S = 3600.0
 
 @dataclass(kw_only=True)
 class LogLimiter:
-    """Limits the log lines about a number. A number that only varies is not logged again."""
+    """Limits the log lines about a number. A number that falls and then rises to its old value is not logged again."""
 
     clock: Callable[[], float] = time.monotonic
     _logged_count: int = 0  #: the number in the last log line

@@ -1,7 +1,7 @@
 """Counts jobs and measures their durations for Prometheus.
 
-Each process starts with the value 0, as Prometheus expects. No label contains the id of a job, a service or a VM, so
-the number of series stays small. The metrics of VMs, which FulcrumCore gets, are in metrics.py.
+In a new process, each counter starts at 0, as Prometheus expects. No label contains the id of a job, a service or a VM,
+so the number of series stays small. The metrics of VMs, which are sent to FulcrumCore, are in metrics.py.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Meters:
 
     def note_started(self, job: Job) -> None:
         """Record how long a job has waited, at the start of its first attempt."""
-        # An attempt that ended because FulcrumCore did not answer is not counted. So the next attempt has the number 1,
-        # too.
+        # An attempt that ended because FulcrumCore did not answer is not counted, so the next attempt has the number 1,
+        # too. If its claim was sent before, it is not the first.
         is_first_start = job.attempt == 1 and job.claim_sent_at is None
         if is_first_start:
             waited_s = (utc_now() - job.received_at).total_seconds()

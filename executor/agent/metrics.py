@@ -33,8 +33,8 @@ log = get_logger(__name__)
 
 #: Number of threads that send entries.
 SENDER_THREADS = 4
-#: Maximum rate, to limit the load of FulcrumCore. With an interval of 60 s, this rate suffices for two samples of each
-#: of 5,000 VMs in two rounds.
+#: Maximum rate, to limit the load of FulcrumCore. With an interval of 60 s, this rate suffices to send two samples of
+#: each of 5,000 VMs within two rounds.
 MAX_POSTS_PER_S = 110.0
 #: Share of a CPU core that sending may use. The rate is adapted to the measured CPU time of previous entries. Reading
 #: and computing the samples uses at most another 1 %.
@@ -46,7 +46,7 @@ CPU_TIME_WINDOW = 20
 MIN_POSTS_PER_S = 20.0
 #: Share of the interval in which entries are sent.
 SENDING_SHARE_OF_INTERVAL = 0.8
-#: How long no samples of a VM are sent after FulcrumCore has answered 404 to each of them.
+#: How long no samples of a VM are sent after FulcrumCore has answered 404 to all samples of this VM.
 UNKNOWN_VM_BACKOFF_S = 600.0
 #: Metrics in bytes per second: metric type, resource id, and the counter of VmRow from which the rate is computed.
 RATES = (
@@ -134,8 +134,8 @@ class VmMetrics:
     def _samples(self, row: VmRow, read_at: float) -> Iterator[Sample]:
         """Yield the samples of one VM. `read_at` is the monotonic time at which `row` was read.
 
-        A share is limited to 1: Proxmox 9 shows the memory that a VM uses on its node, which may be more than the VM's
-        own.
+        A share is limited to 1: Proxmox 9 shows how much memory of the node a VM uses, which may be more than the VM's
+        configured memory.
         """
         yield Sample(vmid=row.vmid, type_name="vm.cpu.usage", resource_id="cpu", value=min(row.cpu_share, 1.0))
         if row.max_memory_bytes:

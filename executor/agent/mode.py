@@ -54,7 +54,7 @@ class WorkCheck:
         return bool(open_job_count + counts["reports_due"])
 
     def _has_polled_twice_since_idle(self) -> bool:
-        """True when two polls have finished since no job was open.
+        """True when two polls have finished since the first call that found no open job.
 
         FulcrumCore lists the next job of a group only after it has received the report of the group's previous job. The
         first poll that finishes may have begun before FulcrumCore received the last report. The second poll began after

@@ -27,11 +27,11 @@ class Limit(StrEnum):
     In `Mode.SERVE` (see mode.py), the supervisor then starts a new agent process.
     """
 
-    JOBS = "jobs"  #: SMITH_MAX_JOBS
-    MEMORY = "memory"  #: SMITH_MAX_MEMORY_MIB, for the agent and all its descendants
-    RUNTIME = "runtime"  #: SMITH_MAX_RUNTIME_S
+    JOBS = "jobs"  #: this process has claimed SMITH_MAX_JOBS jobs
+    MEMORY = "memory"  #: this process and all its descendants use SMITH_MAX_MEMORY_MIB of memory
+    RUNTIME = "runtime"  #: this process has run for SMITH_MAX_RUNTIME_S
     SCHEMA = "schema"  #: a newer version has migrated the schema; the new process waits for its upgrade
-    IDENTITY = "identity"  #: FulcrumCore's token belongs to another agent than at the start
+    IDENTITY = "identity"  #: the token for FulcrumCore now belongs to another agent than at the start of this process
 
 
 @dataclass(kw_only=True)

@@ -14,8 +14,8 @@ from executor.errors import DatabaseUnavailable, FulcrumUnavailable
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
 
-#: The reason, for tenants, of a job that is requeued because of the database. The error text may name the database's
-#: host.
+#: The reason that tenants read if a job is requeued because of the database. The text of the error is not used for
+#: this, because it may name the database's host.
 NO_DATABASE = "the agent's database did not answer before the run"
 
 
@@ -41,9 +41,9 @@ class Outcome:
     """How an attempt ends."""
 
     ending: Ending
-    result: JobResult | None = None  #: the job's result, if it ends
-    reason: str = ""  #: may be shown to tenants
-    operator_reason: str = ""  #: the reason in more detail; '' if it is the same
+    result: JobResult | None = None  #: the job's result, if the job ends
+    reason: str = ""  #: the reason for this outcome, in a text that may be shown to tenants
+    operator_reason: str = ""  #: the reason in more detail, for operators; '' if it is the same as `reason`
     backoff_s: float = 0.0  #: wait before the next attempt, if there is one
     counts_as_attempt: bool = True  #: False: the job did not cause the failure, so the attempt does not count
     mapping_change: MappingChange = MappingChange.NONE
@@ -68,8 +68,8 @@ def outcome_of_attempt(  # noqa: PLR0913 (each parameter is one fact on which th
 
     `stop_reason` is the reason of the stop signal, None without a signal. `is_reservation` is True if the mapping only
     reserves its VMID, so no VM of the service is known. `has_unused_reservation` is True if this attempt has made the
-    reservation, and no run has started. `has_database_refused` is True if the database never stores the result, for
-    example because a text is too long.
+    reservation, and no run has started. `has_database_refused` is True if the database has refused to store the result
+    and would refuse it again, for example because a text is too long.
     """
     if stop_reason == StopSignal.LEASE_LOST:
         return Outcome(ending=Ending.DISCARD, reason="the lease was lost")
@@ -93,8 +93,8 @@ def outcome_of_attempt(  # noqa: PLR0913 (each parameter is one fact on which th
 def _requeue_after_outage(error: FulcrumUnavailable | DatabaseUnavailable) -> Outcome:
     """Return the outcome of an attempt that could not start its run. An attempt that ends by an outage does not count.
 
-    An attempt counts if a request to FulcrumCore fails only for this job. After some attempts, `fulcrum/vault.py` stops
-    to request a secret that can never be read.
+    An attempt counts if a request to FulcrumCore fails only for this job, for example the request for a secret. After
+    MAX_VAULT_ATTEMPTS counted attempts, `fulcrum/vault.py` fails such a job, because the secret can never be read.
     """
     is_of_database = isinstance(error, DatabaseUnavailable)
     return Outcome(

@@ -49,9 +49,9 @@ DecideOutcome = Callable[[bool], Outcome]
 def store(engine: Engine, decide_outcome: DecideOutcome, lease: Lease, mapping: Mapping | None) -> Outcome:
     """Decide and store how an attempt ends; return the stored outcome.
 
-    If the database refuses the outcome, `decide_outcome(True)` returns another outcome, which is stored instead.
-    Otherwise the job would be released, and its playbook would run again and again. Raises StaleJob if the lease was
-    lost, DatabaseError if nothing can be stored.
+    If the database refuses the outcome, `decide_outcome(True)` returns another outcome, which is stored instead. If
+    none were stored, the job would be released, and its playbook would run again and again. Raises StaleJob if the
+    lease was lost, DatabaseError if nothing can be stored.
     """
     outcome = decide_outcome(False)
     try:

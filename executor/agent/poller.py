@@ -149,9 +149,10 @@ class Poller:
         self._note_claimed_elsewhere(jobs)
 
     def _note_claimed_elsewhere(self, processing_jobs: list[CoreJob]) -> None:
-        """Store which jobs another executor has claimed; log how many jobs are open in FulcrumCore, but not here.
+        """Store which jobs another executor has claimed. Log their number, and the number of reports that have failed.
 
-        `processing_jobs` are all jobs that FulcrumCore lists as claimed by this agent.
+        `processing_jobs` are all jobs that FulcrumCore lists as claimed by this agent. FulcrumCore does not distinguish
+        executors that use the same token.
         """
         with transaction(self.engine) as session:
             outbox.note_claimed_elsewhere(session, [job.id for job in processing_jobs])

@@ -40,7 +40,7 @@ class Pruner:
 
     engine: Engine
     settings: Settings
-    #: Tries again to move the artifacts that are still in the run folder.
+    #: Tries again to move artifacts to the data folder that are still in the run folder, because space was lacking.
     retry_unmoved: Callable[[], object] = lambda: None
 
     @property
@@ -49,11 +49,10 @@ class Pruner:
         return self.settings.smith_data_dir / "artifacts"
 
     def prune(self) -> None:
-        """Delete old jobs, rows of deleted mappings and artifacts, then the oldest artifacts above the size limit.
+        """Delete old jobs, old rows of deleted mappings, old artifacts, and the oldest artifacts above the size limit.
 
         Also delete the rows of vault references that no job and no mapping needs, and the rows of old runs that
-        operators started. Then move the artifacts that are still in the run folder, because there may be space for them
-        now.
+        operators started. Then call `retry_unmoved`, because there may be enough space now.
         """
         deleted_jobs = self._delete_old_jobs()
         deleted_mappings = self._prune_deleted_mappings()
@@ -101,7 +100,7 @@ class Pruner:
     def _prune_deleted_mappings(self) -> int:
         """Remove the rows of mappings that were deleted long ago; return their number.
 
-        The row of a mapping stays as long as its VMID is in quarantine.
+        The row of a mapping stays as long as its VMID is in quarantine, in which no new VM gets the VMID.
         """
         kept_s = max(self.settings.smith_job_retention_s, self.settings.smith_vmid_quarantine_s)
         oldest_kept_time = utc_now() - timedelta(seconds=kept_s)
@@ -110,7 +109,10 @@ class Pruner:
         )
 
     def _prune_secret_references(self) -> int:
-        """Remove the bindings of services that have neither a job nor a current mapping; return their number."""
+        """Remove the rows that bind vault references to a service that has neither a job nor a current mapping.
+
+        Returns the number of removed rows.
+        """
         return self._delete_in_batches(lambda session: secret_references.prune(session, limit=BATCH_SIZE))
 
     def _prune_manual_runs(self) -> int:

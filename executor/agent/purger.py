@@ -34,7 +34,7 @@ log = get_logger(__name__)
 #: The wait between two reads of a service for which FulcrumCore answers 403. The wait is never longer than the interval
 #: of the critical job, because the execution would otherwise count as overdue.
 READ_INTERVAL_S = MIN_DURATION_S / (MIN_REFUSALS - 1)
-#: The maximum number of reads of such a service in one execution. `RefusalCounter` needs one less for its decision.
+#: The maximum number of reads of such a service in one execution: one more than `RefusalCounter` needs to decide.
 MAX_READS = MIN_REFUSALS + 1
 
 
@@ -50,7 +50,7 @@ class VmPurger:
     job_timeout_s: float
     interval_s: float  #: the interval of this critical job
     wait: Callable[[float], object]  #: waits for some seconds, or until the agent stops
-    #: Ids of the mappings for which a withheld deletion was logged, because the service has not ended.
+    #: Ids of the mappings for which it was logged that the VM is not deleted, because the service has not ended.
     _logged_mapping_ids: set[int] = field(default_factory=set)
 
     def submit_due_deletions(self) -> None:
@@ -94,7 +94,7 @@ class VmPurger:
         return uncertain
 
     def _due_mappings(self) -> Iterator[Mapping]:
-        """Yield every mapping whose VM is due. The mappings are read in pages."""
+        """Yield every mapping whose VM is due for deletion. The mappings are read in pages."""
         last: Mapping | None = None
         while True:
             with reading(self.engine) as session:

@@ -1,8 +1,8 @@
-"""Reaps the jobs of other agents that have not renewed their leases for a whole lease, on a shared database.
+"""Reaps the jobs of other agents on a shared database, if their leases were not renewed for the length of a lease.
 
-To reap a job is to take it from its owner. The owner may still run the job's playbook, for example while it cannot
-reach the database. So an agent reaps a job only when no run of the owner can be in progress. This is certain in three
-cases:
+A lease is the time-limited ownership of a job. To reap a job is to take it from its owner. The owner may still run the
+job's playbook, for example while it cannot reach the database. So an agent reaps a job only when no run of the owner
+can be in progress. This is certain in three cases:
 
 1. The owner fences: it ends its runs before its leases expire.
 2. The job's deadline has passed: every run ends before the deadline.
@@ -43,7 +43,7 @@ MAX_LEASE_S = 3600.0
 #: How long the processes of a run may exist after the run's timeout. The timeout is before the job's deadline.
 KILL_TIME_S = 15.0
 
-#: Job id, epoch and end of a lease. A claim changes the epoch, and a renewal changes the end.
+#: Job id, epoch (fencing token) and end of a lease. A claim changes the epoch, and a renewal changes the end.
 LeaseState = tuple[int, int, datetime | None]
 
 

@@ -39,7 +39,9 @@ class Reconciler:
     inspector: Inspector
     state: AgentState
     interval_s: float
-    _inconclusive_reason: str = ""  #: why the last check was inconclusive; '' after a conclusive check
+    #: Why the last check was inconclusive: the lists that it read from Proxmox or FulcrumCore may have been incomplete.
+    #: '' after a conclusive check.
+    _inconclusive_reason: str = ""
 
     def check_and_repair(self) -> None:
         """Check once, repair what is safe, and log new and resolved findings. Raises FulcrumUnavailable, JobError."""

@@ -23,8 +23,8 @@ log = get_logger(__name__)
 def register_agent(engine: Engine, agent: AgentProcess, state: AgentState) -> None:
     """Store the row of this process, and reap the jobs of ended processes at once.
 
-    The limits that operators have set for this node are read here, so that the first claim observes them. The caller
-    has locked the data folder and the SQLite file, and has ended the runs of the earlier processes.
+    The limits that operators have set for this agent process are read here, so that the first claim observes them. The
+    caller has locked the data folder and the SQLite file, and has ended the runs of the earlier processes.
     """
     with transaction(engine) as session:
         nodes.add_agent(session, agent)

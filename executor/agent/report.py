@@ -26,7 +26,7 @@ INSTANCE_DATA_KEYS = (
 
 
 def with_left_out_properties(result: JobResult, names: Iterable[str]) -> JobResult:
-    """Return the result with the names of the properties whose secret the vault no longer has."""
+    """Return the result, with the names of the properties added whose secret the vault no longer has."""
     unique_names = sorted(set(names))
     return replace(result, vm=result.vm | {"left_out_properties": unique_names}) if unique_names else result
 

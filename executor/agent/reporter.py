@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Maximum number of reports per round.
+#: Maximum number of reports per round. A round is one call of `send_due_reports`.
 BATCH_SIZE = 50
 #: Maximum number of reports per round when several agents use the database, so that each of them sends some reports.
 SHARED_BATCH_SIZE = 12
@@ -106,7 +106,7 @@ class Reporter:
             with reading(self.engine) as session:
                 return BACKOFF_WAIT_S if outbox.has_due_reports(session) else IDLE_WAIT_S
         is_fulcrum_down = threading.Event()
-        # After this time, another agent may soon send the reports that this one has claimed.
+        # No report starts after this time, because another agent may soon send the reports that this one has claimed.
         start_until = started_at + CLAIM_S * START_SHARE_OF_CLAIM if self._shares_database else float("inf")
         answered_flags = list(
             self._senders.map(lambda job: self._report_unless_down(job, is_fulcrum_down, start_until), due_jobs)
@@ -150,7 +150,7 @@ class Reporter:
     def _end_all_backoffs(self) -> None:
         """End the backoff of all postponed reports, because FulcrumCore answers again after an outage.
 
-        The event is set again after a database error, so that the next round tries again.
+        After a database error, the event `fulcrum_recovered` is set again, so that the next round tries again.
         """
         self.state.fulcrum_recovered.clear()
         try:
@@ -196,7 +196,8 @@ class Reporter:
         backoff_s = max(_backoff_s(job.report_attempts), error.retry_after_s or 0.0)
         with transaction(self.engine) as session:
             outbox.postpone_report(session, job.id, backoff_s=backoff_s, note=str(error), epoch=job.epoch)
-        # With HTTP 429, FulcrumCore answers, and the wait that it requests must not end when another request succeeds.
+        # HTTP 429 is no outage, because FulcrumCore answers. If it were recorded as one, the next successful request
+        # would end it, and with it the wait that FulcrumCore has requested.
         concerns_only_this_report = error.status in (STATUS_OF_ONE_FAILED_REQUEST, TOO_MANY_REQUESTS)
         if not concerns_only_this_report:
             is_login_refused = isinstance(error, FulcrumAuthFailing)

@@ -38,7 +38,7 @@ class ServiceMapping:
     """The mapping that a job uses."""
 
     mapping: Mapping | None = None  #: None if the job is a delete and its VM does not exist
-    #: True if this call has reserved the VMID. Then no VM exists for the mapping before the job's run starts.
+    #: True if this attempt has reserved the VMID. Then no VM exists for the mapping before the job's run starts.
     is_new_reservation: bool = False
 
 
@@ -105,11 +105,12 @@ class MappingFinder:
         return mapping
 
     def _unmapped_vms(self) -> list[VmRow]:
-        """Return the rows of the VMs among which an unmapped VM of the agent may be, with their facts.
+        """Return Proxmox's list of VMs, prepared for the search for an unmapped VM of the agent.
 
         Proxmox's list lacks the name of a VM that is being created, and of each VM on a node that sends no statistics.
-        Such a VM may be the service's VM. So its configuration is read, but only if no mapping has its VMID, and if it
-        has the agent's tag or a VMID of the configured range. Raises JobError VM_LOCKED for a VM that has no name yet.
+        Such a VM may be the service's VM. So its configuration is read if no mapping has its VMID, and if it has the
+        agent's tag or a VMID of the configured range. Other VMs without a name are left out. Raises JobError VM_LOCKED
+        if a VM whose configuration was read has no name yet.
         """
         rows = self.proxmox.vms()
         unknown_rows = [row for row in rows if not row.has_statistics or row.is_being_created]

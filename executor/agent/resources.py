@@ -35,7 +35,7 @@ class AllocatedResources:
         self.clone_slot.result = result
 
     def note_step(self, text: str) -> None:
-        """Free the clone slot when the run verifies the clone. Then Proxmox has finished the clone."""
+        """Free the clone slot when the run starts to verify the clone, because Proxmox has then finished the clone."""
         if text.startswith(VERIFYING):
             self.clone_slot.end_clone()
 
@@ -70,7 +70,10 @@ class ResourceAllocator:
     def _allocate_placement(
         self, job: Job, mapping: Mapping, properties: dict[str, Any], may_wait: Callable[[], bool]
     ) -> Iterator[Placement | None]:
-        """Choose a placement for a create or a migration. Its resources count as used while the block runs."""
+        """Choose a placement for a create or a migration. For an update, check that the VM's node has enough resources.
+
+        The allocated resources count as used while the block runs.
+        """
         if job.action == "migrate":
             with self.placer.allocate_migration(mapping.vmid, mapping.node or "", may_wait=may_wait) as placement:
                 yield placement

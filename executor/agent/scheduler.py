@@ -136,7 +136,7 @@ class Scheduler:
 
     @staticmethod
     def _call(job: CriticalJob, run: Callable[[], object]) -> None:
-        """Call a function of a critical job; note and log its error, and note the delay that it requests."""
+        """Call a function of a critical job. Record and log its error, and record the delay that it requests."""
         error: str | None = None
         try:
             delay_s = run()

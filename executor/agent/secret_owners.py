@@ -2,8 +2,9 @@
 
 Without this check, a tenant that knows a reference of another tenant could write the reference into a secret property
 of its own service, and would get the secret in its own VM. FulcrumCore does not say to which service a secret belongs.
-The poller binds each reference when it stores the first job that names it. The worker binds a reference that has no
-row, because the database was lost or an earlier version stored the job.
+To bind a reference is to store in the database to which service it belongs. The poller binds each reference when it
+stores the first job that names it. The worker binds a reference that has no row, because the database was lost or an
+earlier version stored the job.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def store_jobs(engine: Engine, secrets: SecretResolver, new_jobs: Iterable[NewJo
     secret.
     """
     jobs = sorted(new_jobs, key=lambda new_job: new_job.core_created_at)
-    references = _references_of_jobs(secrets, jobs)  # before the transaction, because it may ask FulcrumCore
+    # This call precedes the transaction, because it may send requests to FulcrumCore.
+    references = _references_of_jobs(secrets, jobs)
     count = 0
     with transaction(engine) as session:
         for new_job in jobs:

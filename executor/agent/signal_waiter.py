@@ -15,8 +15,8 @@ READ_BYTES = 4096
 class SignalWaiter:
     """Ends a wait of the main thread when a signal with a handler arrives. Used in a `with` block.
 
-    `time.sleep` would continue after the handler has run. Python writes to a socket when a signal arrives. So a wait
-    ends at once even if the signal arrived just before the wait.
+    `time.sleep` would continue after the handler has run. Here, Python writes a byte to a socket when a signal arrives,
+    and `wait` waits for this byte. So a wait ends at once even if the signal arrived just before the wait.
     """
 
     _reader: socket.socket

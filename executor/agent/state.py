@@ -113,7 +113,7 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class PauseInForce:
-    """A pause of all agents that an operator has started."""
+    """The pause of all agents that use the database. An operator has started the pause."""
 
     since: datetime
     who: str
@@ -144,7 +144,9 @@ class AgentState:
     heartbeat_at: float = 0.0  #: Unix time of the last accepted heartbeat; 0 before the first
     #: The monotonic start time of each loop's last iteration. The key is the name of the loop.
     iteration_started_at: dict[str, float] = field(default_factory=dict)
-    is_node_paused: bool = False  #: an operator has paused this node (`smith nodes drain`): it claims no jobs
+    #: An operator has paused this agent process with `smith nodes drain`: it claims no jobs. The table `nodes` and the
+    #: command `smith nodes` call an agent process a node. A Proxmox node is not meant.
+    is_node_paused: bool = False
     max_jobs: int | None = None  #: the maximum number of parallel jobs that an operator has set; None: no limit
     claimed_job_count: int = 0  #: how many jobs this process has claimed
     ended_job_count: int = 0  #: how many jobs have ended in this process
@@ -211,7 +213,7 @@ class AgentState:
         return is_usable and is_working and self.fulcrum_link.is_up
 
     def note_operator_limits(self, *, is_paused: bool, max_jobs: int | None) -> None:
-        """Record the limits that operators have set for this node, and log each change."""
+        """Record the limits that operators have set for this agent process, and log each change."""
         if is_paused != self.is_node_paused:
             self.is_node_paused = is_paused
             if is_paused:

@@ -1,7 +1,8 @@
 """Stores what the current runs of this agent have done so far, so that other processes and machines can read it.
 
-The lease keeper calls this after it has renewed the leases, so a run that is shorter than a renewal interval causes no
-additional write, and an agent without a running job none at all. The worker stores the end of a run.
+The summary of what a run has done (its Ansible tasks, steps and Proxmox tasks) is called its story. The lease keeper
+calls `store_changed` after it has renewed the leases. So a run that is shorter than a renewal interval causes no
+additional write, and an agent without a running job causes no write at all. The worker stores the end of a run.
 """
 
 from __future__ import annotations

@@ -41,7 +41,10 @@ class TenantUsage:
     settings: Settings
 
     def reserve_for_new_vm(self, session: Session, job: Job) -> None:
-        """Reserve a new VM with its sizes, in the transaction that reserves its VMID. Raises TenantLimitReached."""
+        """Reserve one VM and its cores, memory and disks for the tenant. Raises TenantLimitReached.
+
+        `session` is the transaction that also reserves the VMID.
+        """
         vm = read_properties(delivered_properties(job))
         amounts = _sizes(vm, {})
         usage.reserve(session, job_queue.lease_of(job), job.tenant_id, amounts, usage.limits_of(self.settings))
@@ -88,7 +91,7 @@ class TenantUsage:
         except JobError:
             if job.action != "resize":
                 raise
-            return Amounts()  # a provider's own resize may have other properties
+            return Amounts()  # a provider's own playbook for `resize` may use properties that we cannot read
         return _sizes(vm, self._config(mapping)).growth_from(before)
 
     def _config(self, mapping: Mapping) -> MappingType[str, Any]:
@@ -125,7 +128,7 @@ class TenantUsage:
 
 
 def _earlier_sizes(job: Job) -> Amounts | None:
-    """Return the sizes in the service's properties before the job; None if the service has none or they are invalid."""
+    """Return the sizes in the properties that the service has before the job; None if they are missing or invalid."""
     properties = (job.service or {}).get("properties")
     if not isinstance(properties, dict) or job.action == "create":
         return None

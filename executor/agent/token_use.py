@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: A connected agent sends at least two heartbeats in this time, because their interval is at most 25 s. The database
-#: has the time of a heartbeat at most this long after the heartbeat.
+#: A connected agent sends at least two heartbeats in this time, because their interval is at most 25 s. The time of a
+#: heartbeat is stored in the database at most this long after the heartbeat.
 HEARTBEATS_WITHIN_S = 60.0
 #: FulcrumCore's status of an agent that sends heartbeats.
 CONNECTED = "Connected"

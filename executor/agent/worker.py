@@ -79,7 +79,8 @@ class Worker:
             except (FulcrumUnavailable, ClaimImpossible) as error:
                 end = error
             except DatabaseUnavailable as error:
-                if started_runs:  # the run may have changed the VM; the lease keeper releases the job
+                # If a run has started, it may have changed the VM. Then the lease keeper releases the job.
+                if started_runs:
                     raise
                 end = error
             except JobError as error:
@@ -97,7 +98,7 @@ class Worker:
     def _check_and_resolve_properties(self, job: Job, left_out_names: list[str]) -> dict[str, Any]:
         """Check the job; return its properties, with secrets instead of references to the vault.
 
-        Adds the names of the properties whose secret the vault no longer has to `left_out_names`. Raises JobError when
+        Appends to `left_out_names` the name of each property whose secret the vault no longer has. Raises JobError when
         the job cannot run.
         """
         if job.cancel_requested:

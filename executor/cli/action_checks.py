@@ -30,8 +30,9 @@ TASK_FILE_MODULES = ("import_tasks", "include_tasks")
 BLOCK_SECTIONS = ("block", "rescue", "always")
 #: The beginning of the full names of the built-in roles and actions.
 COLLECTION_PREFIX = "agent_smith.proxmox."
-#: The built-in roles and action plugins that verify the VM's identity and publish a result. Both have the same
-#: names, but vm_identity is only an action plugin. The action plugin vm_info is not listed, because it does neither.
+#: The built-in roles and action plugins that verify the VM's identity and publish a result. A role has the name of the
+#: action plugin that it runs; there is no role vm_identity. The action plugin vm_info is not listed, because it neither
+#: verifies an identity nor publishes a result.
 VERIFYING_NAMES = (
     *("vm_absent", "vm_backed_up", "vm_configured", "vm_identity", "vm_placed", "vm_power", "vm_present"),
     "vm_snapshot",
@@ -111,14 +112,15 @@ def read_playbook(playbook: Path) -> PlaybookContents:
 def read_vm_options(playbook: Path) -> dict[str, dict[str, Any]]:
     """Return the options of the variable `vm`, as the playbook's roles and actions describe them.
 
-    The keys of the returned dictionary are the names of the options. The specs are those of the built-in roles and
-    actions, and the argument_specs of the roles in the folder `roles` beside the playbook. An option is required if at
-    least one of the roles and actions requires it.
+    The keys of the returned dictionary are the names of the options. The options are those of the built-in roles and
+    action plugins that the playbook uses, and those in the argument_specs of the roles in the folder `roles` beside the
+    playbook. An option is required if at least one of these roles and action plugins requires it.
     """
     contents = read_playbook(playbook)
     specs = [_builtin_options(name) for name in _verifying_names(contents)]
     for role in contents.roles:
-        # A role need not have specs, so an error goes into a new PlaybookContents, which is not used.
+        # A role without argument_specs is no problem, so the error about the missing file is discarded: it is added to
+        # a new PlaybookContents that is not read.
         document = _read_yaml(playbook.parent / "roles" / role / "meta" / "argument_specs.yml", PlaybookContents())
         specs.append(_dictionary_at(document, "argument_specs", "main", "options", "vm", "options"))
     options_by_name: dict[str, dict[str, Any]] = {}
@@ -154,7 +156,7 @@ def _dictionary_at(document: Any, *keys: str) -> dict[str, Any]:
 
 
 def _find_play_problems(play: dict[str, Any], contents: PlaybookContents) -> Iterator[str]:
-    """Yield one text for each reason why this play cannot work in the executor."""
+    """Yield one text for each reason why the executor cannot run this play."""
     if play.get("hosts") not in ALLOWED_HOSTS:
         yield f"hosts is {play.get('hosts')!r}: it must be proxmox, which is the only host in the inventory"
     if play.get("gather_facts") is not False:

@@ -1,10 +1,14 @@
-"""Contains the files that `smith actions new` writes: playbook, schema, role with argument specs, and tests."""
+"""Contains the files that `smith actions new` writes: playbook, schema, role with argument specs, and tests.
+
+Below, the provider is the organisation that runs this agent, and the provider's folder is SMITH_ACTIONS_PATH.
+"""
 
 from __future__ import annotations
 
 from executor.runs.actions import SCHEMA_SUFFIX
 
-#: The placeholders of the templates: the name of the action, and the name of its role and variables.
+#: The placeholders in the templates below. The first is replaced by the name of the action. The second is replaced by
+#: the name of the action's role; the names of the role's variables begin with it.
 NAME, ROLE = "ACTION-NAME", "ACTION_ROLE"
 
 PLAYBOOK = """\
@@ -99,7 +103,7 @@ def test_ACTION_ROLE_refuses_the_vm_of_another_service(lab_vm, run_action):
     result = run_action("ACTION-NAME", lab_vm, service_id=stranger, properties=PROPERTIES)
     assert result.code == "VM_IDENTITY_MISMATCH", result.operator_message
 """
-#: The folder of the tests in the provider's folder.
+#: The folder of the tests, relative to the provider's folder.
 TESTS_FOLDER = "tests"
 
 
@@ -117,7 +121,7 @@ def new_action_files(name: str) -> dict[str, str]:
 
 
 def role_name(name: str) -> str:
-    """Return the name of the role of an action, which also begins the names of its variables."""
+    """Return the name of an action's role. The names of the role's variables begin with this name."""
     return name.replace("-", "_")
 
 

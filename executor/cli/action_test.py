@@ -20,11 +20,11 @@ LAB_COMMAND, LAB_DISTRIBUTION = "lab-test", "agent-smith-lab"
 
 
 class LabNotInstalled(SmithError):
-    """The distribution with the lab is not installed."""
+    """The Python distribution that contains the lab is not installed."""
 
 
 class TestsMissing(SmithError):
-    """The action has no tests where `smith actions new` writes them."""
+    """The file in which `smith actions new` writes the tests of the action does not exist."""
 
 
 @examples(
@@ -43,9 +43,9 @@ def run_tests(
 ) -> None:
     """Run the tests of one of your own actions in a lab.
 
-    The lab is the Proxmox of LAB_PROXMOX_*, or a stand-in without them. The tests are in tests/ in the folder
-    SMITH_ACTIONS_PATH, where `smith actions new` writes them. The command does what `smith lab-test` does with this
-    file, and has its exit codes.
+    The lab is the Proxmox server that the variables LAB_PROXMOX_* name. If they are not set, the lab is a Proxmox
+    stand-in on this machine. The tests are in tests/ in the folder SMITH_ACTIONS_PATH, where `smith actions new` writes
+    them. The command runs `smith lab-test` with the file of the tests, and has the same exit codes.
     """
     file = _find_test_file(name)
     lab_test = find_command(LAB_COMMAND)
@@ -62,7 +62,7 @@ def _find_test_file(name: str) -> Path:
     action, folder = find_action(name), open_settings().smith_actions_path
     if action.is_ours:
         raise typer.BadParameter(f"{name} is a built-in action: `smith lab-test -k {name}` tests it")
-    if folder is None:  # find_action has found the action in this folder
+    if folder is None:  # cannot happen, because find_action has found the action in this folder
         raise ActionsFolderNotSet("SMITH_ACTIONS_PATH is not set")
     file = folder / test_file(name)
     if not file.is_file():

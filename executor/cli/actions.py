@@ -1,4 +1,8 @@
-"""`smith actions`: lists the actions, checks the provider's own actions, and writes a new action."""
+"""`smith actions`: lists the actions, checks the provider's own actions, and writes a new action.
+
+An action is a playbook that runs for the FulcrumCore jobs with the action's name. The provider is the organisation that
+runs this agent.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,8 @@ from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX, Action, ListedA
 from executor.views.text import sanitized
 
 COLUMNS = {"name": "ACTION", "source": "SOURCE", "effect": "EFFECT", "schema": "SCHEMA", "note": "NOTE"}
-#: The modes of new files and folders, whatever the umask is: the executor refuses an action that others can write to.
+#: The modes of new files and folders. The umask is not applied, because the executor refuses an action that other users
+#: can write to.
 FILE_MODE, FOLDER_MODE = 0o644, 0o755
 
 
@@ -82,8 +87,8 @@ def new(
 ) -> None:
     """Write a new action into the folder SMITH_ACTIONS_PATH.
 
-    It consists of a playbook, a JSON schema for the service's properties, a role, to which you add your tasks, and the
-    action's tests, which `smith actions test` runs.
+    The action consists of a playbook, a JSON schema for the service's properties, a role to which you add your Ansible
+    tasks, and tests, which `smith actions test` runs.
     """
     folder = open_settings().smith_actions_path
     if folder is None:
@@ -104,7 +109,7 @@ def new(
 
 
 def _json_fields(action: ListedAction) -> dict[str, Any]:
-    """Return an action as a dictionary with the keys of `--json`. In the keys, `ours` means the built-in actions."""
+    """Return an action as a dictionary with the keys of `--json`. In a key, `ours` means a built-in action."""
     return {
         "name": action.name,
         "is_ours": action.is_ours,
@@ -127,7 +132,7 @@ def _effect_of(action: ListedAction) -> str | None:
 
 
 def _table_fields(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the table's columns that differ from the `--json` fields. `row` has the `--json` fields."""
+    """Return the values of the columns that the table shows in another form. `row` has the fields of `--json`."""
     source = "built-in" if row["is_ours"] else Path(row["playbook"]).parent
     note = "replaces the built-in action" if row["replaces_ours"] else ""
     if row["problem"]:
@@ -147,13 +152,13 @@ def action_folders() -> tuple[Path, ...]:
 
 
 def find_action(name: str) -> Action:
-    """Return the action with this name. Raises JobError, with a hint, when there is none or when it is refused."""
+    """Return the action with this name. Raises JobError if it does not exist (with a hint) or if it is refused."""
     folders = action_folders()
     try:
         return actions.find(name, folders)
     except JobError as error:
         names = [action.name for action in actions.list_all(folders)]
-        if name in names:  # it exists and is refused
+        if name in names:  # the action exists, but it is refused
             raise
         similar_names = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {similar_names[0]}? " if similar_names else ""

@@ -77,12 +77,12 @@ class Adoption:
         return False
 
     def execute(self, reason: str, *, is_mapped_to_this_vm: bool) -> None:
-        """Map the VM, and write the marker if the VM has none. `reason` is stored in the audit.
+        """Map the VM, and write the marker if the VM has none. `reason` is stored in the audit log.
 
-        `is_mapped_to_this_vm` is the result of `check_mappings`. A new mapping is stored before the marker is written,
-        as in a create job. An existing mapping to this VM is updated with the VM's name and node. If the marker cannot
-        be written, a mapping that this call has created is ended, and CommandFailed is raised. Meanwhile no agent works
-        on the VM.
+        `is_mapped_to_this_vm` is the result of `check_mappings`. If it is False, a new mapping is stored before the
+        marker is written, as in a create job. If it is True, the existing mapping is updated with the VM's name and
+        node after the marker is written. If the marker cannot be written, a mapping that this call has created is
+        marked as deleted, and CommandFailed is raised. While the marker is written, no agent runs a job of the service.
         """
         if self.has_marker:
             with transaction(self.engine) as session:
@@ -102,7 +102,7 @@ class Adoption:
                 raise
 
     def _store_mapping(self, reason: str) -> None:
-        """Create or update the mapping, and write the change into the audit.
+        """Create or update the mapping, and write the change into the audit log.
 
         Raises CommandFailed if the VM or the service has another mapping.
         """
@@ -123,7 +123,7 @@ class Adoption:
             record_change(session, "adopt", row, before, reason)
 
     def _end_mapping(self, failure: str) -> None:
-        """End the mapping that `_store_mapping` has stored. `failure` is stored as the reason."""
+        """Mark the mapping that `_store_mapping` has stored as deleted. `failure` is stored as the reason."""
         with transaction(self.engine) as session:
             row = mappings.current(session, self.service_id)
             if row is not None and row.vmid == self.vm.vmid:
@@ -148,7 +148,7 @@ class Adoption:
             )
 
     def _build_vm_variable(self) -> dict[str, Any]:
-        """Return the extra variable `vm` for the playbook `create`. With a size of 0, the VM keeps its size."""
+        """Return the extra variable `vm` for the playbook `create`. A size of 0 means that the VM keeps its size."""
         vm: dict[str, Any] = {
             "service_id": self.service_id,
             "vmid": self.vm.vmid,
@@ -161,6 +161,6 @@ class Adoption:
             "memory_mib": 0,
             "disk_gib": 0,
         }
-        if self.vm.kind == GuestKind.LXC:  # No tags: the playbook itself sets a container's tags.
+        if self.vm.kind == GuestKind.LXC:  # Without `tags`: the playbook sets a container's tags itself.
             return vm | {"kind": self.vm.kind}
         return vm | {"tags": sorted(self.vm.tags)}

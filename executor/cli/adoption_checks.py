@@ -26,8 +26,8 @@ class VmNotFound(UnusableReference):
 def canonical_service_id(clients: Clients, service_id: str) -> str:
     """Return the service's id in FulcrumCore's spelling.
 
-    Raises ServiceEnded when FulcrumCore does not know the service or has deleted it, and UnusableReference when it
-    belongs to another agent.
+    Raises ServiceEnded when FulcrumCore does not know the service or has deleted it, and UnusableReference when the
+    service belongs to another agent or `service_id` is not the id of a service.
     """
     try:
         fulcrum_service = clients.fulcrum.get_service(service_id.strip())
@@ -48,13 +48,14 @@ def canonical_service_id(clients: Clients, service_id: str) -> str:
 def find_vm(clients: Clients, rows: Sequence[VmRow], vmid: int) -> VmToAdopt:
     """Return the VM with this VMID. `rows` are the VMs that Proxmox lists.
 
-    Raises VmNotFound when Proxmox does not list the VM for our API token, and UnusableReference when it is a template.
+    Raises VmNotFound when Proxmox does not list the VM for our API token, and UnusableReference when the VM is a
+    template.
     """
     vm_row = next((row for row in rows if row.vmid == vmid), None)
     if vm_row is None:
         raise VmNotFound(f"Proxmox shows no VM {vmid} to our token")
     config = clients.proxmox.vm_config(vm_row.node, vmid, kind=vm_row.kind)
-    vm_row = with_configuration(vm_row, config)  # the facts of the list may be missing or out of date
+    vm_row = with_configuration(vm_row, config)  # the list may lack values or show old ones
     if vm_row.is_template:
         raise UnusableReference(f"{vmid} ({vm_row.name}) is a template, which no service can have")
     description = str(config.get("description") or "")

@@ -1,7 +1,8 @@
 """Reads pairs of services and VMIDs for `smith mappings adopt --from`: from CSV, JSON, or the PHP agent's SQLite file.
 
-The PHP agent's table `job_service_mappings` has the columns `job_service_id` and `vmid`. It is unique only on the pair,
-so a service may have several rows, and a VMID may belong to several services. Nothing in a file is trusted.
+The PHP agent is an earlier agent for FulcrumCore. Its table `job_service_mappings` has the columns `job_service_id` and
+`vmid`. Only the pair of both values is unique there, so a service may have several rows, and a VMID may belong to
+several services. The content of a file is not trusted: each value is checked.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from executor.cli.arguments import CommandFailed
 #: The first bytes of every SQLite file.
 SQLITE_MAGIC = b"SQLite format 3\0"
 PHP_TABLE = "job_service_mappings"
-#: The names of the column with a service's id, and of the column with its VMID.
+#: The possible names of the column with the service's id, and the name of the column with the VMID.
 SERVICE_COLUMNS = ("service_id", "job_service_id", "service")
 VMID_COLUMN = "vmid"
 MIN_VMID, MAX_VMID = 100, 999_999_999
-#: A larger file or a longer list is refused, because it is no list of VMs.
+#: The maximum size of a file and of the list in it. A file that exceeds them is refused: it cannot be a list of VMs.
 MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_ROWS = 100_000
-#: A broken value is quoted up to this length.
+#: Each value is cut to this length, which is longer than any valid value. Error texts quote the shortened value.
 MAX_QUOTED_LENGTH = 60
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRow:
-    """A pair of the file. `problem` says why it is broken; then the id or the VMID may be unusable."""
+    """The service id and the VMID of one row of the file. If one of them is not valid, `problem` says why."""
 
     service_id: str
     vmid: int | None
@@ -44,7 +45,10 @@ class SourceRow:
 
 
 def read_rows(file: Path) -> list[SourceRow]:
-    """Return the distinct pairs of the file, in its order. Raises CommandFailed if the file cannot be read."""
+    """Return each different pair of the file once, in the file's order.
+
+    Raises CommandFailed if the file cannot be read.
+    """
     try:
         if file.stat().st_size > MAX_FILE_BYTES:
             raise CommandFailed(f"{file} is too large for a list of VMs")
@@ -91,7 +95,7 @@ def _read_text(file: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _source_row(service_id: Any, vmid: Any) -> SourceRow:
-    """Return the pair with its problem, if it is broken."""
+    """Check the two values of a row. Return them, with the problem if one of them is not valid."""
     id_text, vmid_text = _text(service_id).lower(), _text(vmid)
     number = int(vmid_text) if vmid_text.isascii() and vmid_text.isdecimal() and len(vmid_text) <= 9 else None
     problem = ""
@@ -103,5 +107,5 @@ def _source_row(service_id: Any, vmid: Any) -> SourceRow:
 
 
 def _text(value: Any) -> str:
-    """Return a value of the file as a short text without spaces around it."""
+    """Return a value of the file as a text without spaces around it, cut to MAX_QUOTED_LENGTH."""
     return "" if value is None or isinstance(value, bool) else str(value).strip()[:MAX_QUOTED_LENGTH]

@@ -35,8 +35,8 @@ from executor.views.text import sanitized
 
 #: The folder with the callback plugin `smith_events`, which writes the events that `results.read` needs.
 CALLBACK_PLUGINS = Path(__file__).parent / "callbacks"
-#: The prefixes of the names of our settings. ansible-playbook does not get these environment variables, because some of
-#: them are secrets. It reads Proxmox's login from a file instead.
+#: The prefixes of the environment variables that are our settings. ansible-playbook does not get these variables,
+#: because some are secrets. It reads Proxmox's login from a file instead.
 _SETTING_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
 #: Matches a terminal control sequence that sets a colour. Because of the group, `split` also returns the sequences.
 _COLOUR_SEQUENCE = re.compile(r"(\x1b\[[0-9;]*m)")
@@ -70,7 +70,7 @@ class PlaybookRequest:
 
 
 class Stopper:
-    """Ends the playbooks that several threads run. A playbook that starts later is ended at once."""
+    """Ends the playbooks that several threads run. A playbook that is started after `stop` is ended at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -85,7 +85,7 @@ class Stopper:
                 _end_by_guard(process)
 
     def stop(self) -> None:
-        """End all playbooks. This takes seconds; `run` returns afterwards."""
+        """Make the guards end all playbooks. This takes seconds; `run` returns when its playbook has ended."""
         with self._lock:
             self.is_stopped = True
             for process in self._processes:
@@ -101,8 +101,8 @@ def run(
 ) -> JobResult:
     """Run the playbook, copy its output to `output`, and return the result that the executor would store.
 
-    Check mode needs no `lock`, because it changes nothing. A caller that runs several playbooks at once passes a
-    `stopper` to end them all.
+    `lock` prevents that an agent runs a job of the same service meanwhile. Check mode needs no `lock`, because it
+    changes nothing. A caller that runs several playbooks at once passes one `stopper`, with which it can end them all.
     """
     stopper = stopper or Stopper()
     started_at = time.time()
@@ -115,7 +115,7 @@ def run(
             "ANSIBLE_CALLBACKS_ENABLED": "smith_events",
             "SMITH_EVENTS_FILE": str(events_file),
         }
-        if lock is not None and lock.ident:
+        if lock is not None and lock.ident:  # The run has a lease: the guard ends the run before the lease expires.
             run_until_file = RunUntilFile(folder / RUN_UNTIL_FILE)
             lock.limit_run_with(run_until_file.limit)
             variables[RUN_UNTIL_VARIABLE] = str(run_until_file.path)
@@ -159,7 +159,8 @@ def build_environment(folder: Path, settings: Settings | None) -> dict[str, str]
     """Return the environment for ansible-playbook: this process's environment without our settings.
 
     Ansible creates its own files in `folder`. With `settings`, the environment also has the path of Proxmox's CA bundle
-    and the path of the file in `folder` with Proxmox's login. Without `settings`, the path of this file is empty.
+    and the path of the file in `folder` with Proxmox's login. Without `settings`, the variable for the latter path is
+    empty.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith(_SETTING_PREFIXES)}
     env |= {
@@ -177,7 +178,7 @@ def build_environment(folder: Path, settings: Settings | None) -> dict[str, str]
 
 @contextmanager
 def temporary_private_folder() -> Iterator[Path]:
-    """Create a folder that only our user can read, and delete it after the block. It is on tmpfs if possible."""
+    """Create a folder that only our user can read, on tmpfs if possible. Delete it at the end of the `with` block."""
     tmpfs = Path("/dev/shm")  # noqa: S108 (mkdtemp creates a folder with mode 0700 in it)
     parent_folder = str(tmpfs) if tmpfs.is_dir() and os.access(tmpfs, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="smith-play-", dir=parent_folder) as folder:
@@ -202,9 +203,9 @@ def _run_command(  # noqa: PLR0913, PLR0917 (three of the values receive the out
 ) -> int:
     """Run the command, print its sanitized output to `output` and `excerpt`, and return the command's exit code.
 
-    A line that contains an error is also appended to `events_file`. The command has a guard, which ends all processes
-    of the command when this process ends or is interrupted. The guard has a session of its own, so that Ctrl-C reaches
-    only this process.
+    A line that contains an error is also appended to `events_file`. The command is started by a guard process. The
+    guard ends all processes of the command when this process ends or is interrupted. The guard and the command are in
+    another session than this process, so Ctrl-C in the terminal interrupts only this process.
     """
     if output.isatty():
         env = env | {"ANSIBLE_FORCE_COLOR": "1"}
@@ -264,7 +265,7 @@ def _write_error_event(events_file: Path, line: str) -> None:
 
 
 def sanitized_except_colours(line: str) -> str:
-    """Return the line without secrets and without terminal control sequences; only colour sequences stay."""
+    """Return the line without secrets, and without terminal control sequences except those that set a colour."""
     parts = _COLOUR_SEQUENCE.split(line)
     # With keep_lines, `sanitized` also keeps the tabs.
     return "".join(part if _COLOUR_SEQUENCE.fullmatch(part) else sanitized(part, keep_lines=True) for part in parts)

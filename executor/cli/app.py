@@ -45,8 +45,8 @@ HELP_WIDTH = 110
 
 def build() -> TopLevelGroup:
     """Return the command line with all commands. A command's module is imported only when the command is called."""
-    # TYPER_ARGUMENTS are the arguments of every typer.Typer. Only this one has the options --install-completion and
-    # --show-completion.
+    # TYPER_ARGUMENTS are for every typer.Typer, and disable completion. It is enabled only here, so that only `smith`
+    # itself has the options --install-completion and --show-completion.
     typer_arguments = TYPER_ARGUMENTS | {"add_completion": True}
     app = typer.Typer(
         name="smith",
@@ -97,7 +97,7 @@ def main() -> NoReturn:
     except SystemExit as system_exit:
         if isinstance(system_exit.code, int):
             _end_process(system_exit.code)
-        # Besides an exit code, Python accepts a text, which means failure, and None, which means success.
+        # SystemExit may also have a text instead of an exit code, which means failure, or None, which means success.
         _end_process(EXIT_FAILURE if system_exit.code else 0)
     except SmithError as error:
         _show_smith_error(error)
@@ -128,7 +128,7 @@ def _show_os_error(error: OSError) -> None:
 
 def _show_smith_error(error: SmithError) -> None:
     """Print the error on stderr."""
-    from executor.cli.output import show_error  # noqa: PLC0415 (`smith --help` does not need the redactor)
+    from executor.cli.output import show_error  # noqa: PLC0415 (slow; `smith --help` needs no redactor)
 
     # A SettingsError has one line for each setting. Any other error is printed in one line: line breaks, which an error
     # text from a database driver may contain, are replaced by spaces.

@@ -1,4 +1,4 @@
-"""Finds the archives (backups) at Proxmox that belong to a service. They are listed, and never changed."""
+"""Finds the archives (backups) at Proxmox that belong to a service. No archive is changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from executor.shared.marker import markers_in
 
 
 def list_archives(proxmox: ProxmoxReader) -> list[ArchiveRow]:
-    """Return the archives of all storages that accept backups and that the token may see. Raises JobError."""
+    """Return the archives that the API token may see, from all storages that accept backups. Raises JobError."""
     archives = {
         archive.volume: archive
         for storage in _storages_to_read(proxmox.storages())
@@ -23,7 +23,7 @@ def list_archives(proxmox: ProxmoxReader) -> list[ArchiveRow]:
 
 
 def _storages_to_read(storages: Iterable[StorageRow]) -> Iterator[StorageRow]:
-    """Yield the storages for backups. A shared storage is read on one node, because each node shows the same data."""
+    """Yield each available storage for backups. A shared one is yielded once, because each node shows the same data."""
     read_shared_storages = set()
     for storage in storages:
         if "backup" not in storage.content or not storage.is_available or storage.name in read_shared_storages:
@@ -36,7 +36,10 @@ def _storages_to_read(storages: Iterable[StorageRow]) -> Iterator[StorageRow]:
 def archives_of_service(
     archives: Sequence[ArchiveRow], service_id: str, mappings: Sequence[Mapping]
 ) -> list[dict[str, Any]]:
-    """Return one row for each archive that names the service, or that was made while the service had its VMID."""
+    """Return one row for each archive whose notes name the service, or that was created from a VM of the service.
+
+    A VM was the service's when the archive was created if a mapping assigned the archive's VMID to the service then.
+    """
     rows = []
     for archive in archives:
         if service_id in markers_in(archive.notes):

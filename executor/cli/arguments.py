@@ -33,7 +33,7 @@ MappingReference = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-#: The option --since.
+#: The option --since, which limits a list to the entries after a time.
 Since = Annotated[
     str | None,
     typer.Option("--since", metavar="TIME", help="Only from then on: 90s, 30m, 2h, 7d, or 2026-11-27T08:00 (UTC)."),
@@ -43,7 +43,7 @@ UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
 def since_time(text: str | None) -> datetime | None:
-    """Return the time that the option --since names: a duration before now, or a point in time. Raises BadParameter."""
+    """Return the time of the option --since, which names a duration before now or a time. Raises BadParameter."""
     if text is None:
         return None
     now, number, unit = datetime.now(UTC), text.strip()[:-1], text.strip()[-1:]
@@ -65,13 +65,13 @@ class UnusableReference(SmithError):
 
 
 class CommandFailed(SmithError):
-    """The command is not possible in the present state of the job or VM, or a playbook that it started has failed."""
+    """The job or VM is in a state that does not permit the command, or a playbook that the command started failed."""
 
 
 def confirm(question: str, *, yes: bool) -> None:
     """Ask the operator the question, unless `yes` (the option --yes) is set.
 
-    Raises typer.BadParameter if stdin is not a terminal, and typer.Exit if the operator answers no or interrupts.
+    Raises typer.BadParameter if stdin is not a terminal, and typer.Exit if the operator answers no or presses Ctrl-C.
     """
     if yes:
         return

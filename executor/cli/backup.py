@@ -104,9 +104,10 @@ def restore(
 
 
 def _refuse_sealed(file: Path) -> None:
-    """Raise DatabaseError if the database in the file is sealed, because `smith db migrate` has moved its rows.
+    """Raise DatabaseError if the database in the file is sealed.
 
-    A restore would remove the seal. A file that is no usable database is not refused.
+    `smith db migrate` seals a database, so that it refuses all changes, when its rows are moved to another database. A
+    restore would remove the seal. A file that is no usable database is not refused.
     """
     if not file.exists():
         return
@@ -124,7 +125,7 @@ def _refuse_sealed(file: Path) -> None:
 def _require_sqlite_file(settings: Settings, postgresql_command: str) -> Path:
     """Return the path of the SQLite database.
 
-    With PostgreSQL, DatabaseError is raised. Its text recommends `postgresql_command`.
+    Raises DatabaseError if the database is PostgreSQL. The error text recommends `postgresql_command`.
     """
     file = sqlite_file(settings.smith_database_url)
     if file is None:
@@ -136,7 +137,7 @@ def _require_sqlite_file(settings: Settings, postgresql_command: str) -> Path:
 
 
 def _copy_database(source: sqlite3.Connection, target: Path) -> int:
-    """Copy the database into one file, check the copy, flush it to the disk, and return its size in bytes.
+    """Copy the database into one file, check the copy, flush the copy to the disk, and return the copy's size in bytes.
 
     All pages are copied in one step (`pages=-1`), which blocks no writer in WAL mode. With several steps, each write by
     another process would restart the copy.
@@ -165,7 +166,7 @@ def _copy_backup(file: Path, new_file: Path) -> str:
 
     Raises DatabaseError if `file` is not a database of Agent Smith, or has a schema that this version does not know.
     """
-    _delete_database(new_file)  # An interrupted restore may have left it.
+    _delete_database(new_file)  # An interrupted restore may have left this file.
     with _raising_database_error(file), contextlib.closing(_open_read_only(file)) as source:
         _copy_database(source, new_file)
     engine = open_engine(f"sqlite:///{new_file}")
@@ -215,7 +216,7 @@ def _replace_database(target: Path, new_file: Path) -> Path | None:
 
 
 def _checkpoint(target: Path) -> None:
-    """Write the content of the -wal file into the database. SQLite errors are ignored: the database may be damaged."""
+    """Write the content of the -wal file into the database. Errors are ignored, because the database may be damaged."""
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(target)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -237,7 +238,7 @@ def _flush_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _raising_database_error(file: Path) -> Iterator[None]:
-    """Raise DatabaseError with a one-line text when SQLite or the file system reports an error in the block."""
+    """Raise DatabaseError with a one-line text when SQLite or the file system reports an error in the `with` block."""
     try:
         yield
     except sqlite3.Error as error:

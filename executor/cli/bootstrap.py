@@ -91,8 +91,8 @@ def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     FULCRUM_API_URL is FulcrumCore's address. The administrator's token is read from a file or from the environment, and
     is not stored.
 
-    Existing objects of the same name are not changed, except that the service type is added to the agent type;
-    differences are shown. A second run creates only what is missing.
+    An existing object with the same name is not changed; the command shows how it differs. There is one exception: the
+    service type is added to an existing agent type. A second run creates only what is missing.
     """
     if remove_old_tokens and not new_token:
         raise typer.BadParameter("--remove-old-tokens needs --new-token")
@@ -128,7 +128,7 @@ def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
 def _execute_steps(
     bootstrap: Bootstrap, destination: TokenDestination, *, dry_run: bool, show_table: bool
 ) -> list[BootstrapStep]:
-    """Execute all steps, show them, and return them. If a step fails, the earlier steps are shown.
+    """Execute all steps, show them, and return them. If a step fails, the steps before it are still shown.
 
     With `dry_run`, a step only compares the object in FulcrumCore with the wanted object, and creates nothing.
     """
@@ -136,7 +136,7 @@ def _execute_steps(
     try:
         if not dry_run:
             destination.reserve()
-        # Each iteration executes one step. If a step fails, `steps` still has the earlier steps, which are then shown.
+        # Each iteration executes one step. If a step fails, `steps` has the steps before it, which are then shown.
         step_iterator = bootstrap.dry_run() if dry_run else bootstrap.create_missing(destination.store)
         for step in step_iterator:
             steps.append(step)
@@ -162,7 +162,7 @@ def _table_row(step: BootstrapStep) -> dict[str, Any]:
 
 
 def _earlier_tokens_text(tokens: list[CoreToken], *, dry_run: bool, are_removed: bool) -> str:
-    """Return what became of the agent's other tokens, or would become of them without `dry_run`."""
+    """Return a text that says whether the agent's other tokens are still valid, are deleted, or would be deleted."""
     shown = ", ".join(f"{token.id} (until {token.expire_at:%Y-%m-%d})" for token in tokens)
     if are_removed:
         return f"{'would be deleted' if dry_run else 'deleted'}: the agent's other tokens: {shown}"
@@ -250,7 +250,7 @@ def _tls_arguments(settings: Settings) -> dict[str, Any]:
 
 @contextmanager
 def explaining_refused_token() -> Iterator[None]:
-    """Add the likely cause to the error when FulcrumCore refuses the administrator's token in the block."""
+    """Add the likely cause to the error when FulcrumCore refuses the administrator's token in the `with` block."""
     try:
         yield
     except FulcrumAuthFailing as error:
@@ -259,7 +259,7 @@ def explaining_refused_token() -> Iterator[None]:
 
 
 def _read_service_type(file: Path | None, settings: Settings) -> dict[str, Any]:
-    """Return the operator's service type, or the built-in one with only what the settings offer."""
+    """Return the type in the operator's file, or the built-in type, restricted to what the settings allow."""
     service_type = _read_type(file, "service")
     return service_type if file else offered_service_type(service_type, settings)
 

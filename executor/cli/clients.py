@@ -44,7 +44,7 @@ def connect() -> Clients:
 
 
 def open_proxmox(settings: Settings) -> ProxmoxReader:
-    """Return the client of Proxmox. FulcrumCore is called only if its configuration has the settings for Proxmox."""
+    """Return the client of Proxmox. FulcrumCore is called only if the settings for Proxmox may be stored there."""
     if settings.smith_remote_config:
         return connect().proxmox
     settings.require_proxmox()

@@ -1,7 +1,7 @@
 """Completes job references, run idents, VMs, services and actions in a shell.
 
 Each function returns the values that begin with what the operator has typed, each with a help text that some shells
-show. A completion never fails: without settings or a database there is nothing to complete.
+show. A completion never fails: without settings or without a database, no value is returned.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from executor.views.text import sanitized
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session
 
+#: A value that every shell reads as one word.
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9._@:+-]+")
-#: The number of rows that are read, the newest first.
+#: The maximum number of rows that are read from the database, the newest first.
 MAX_ROWS = 200
 #: A value, and its help.
 Value = tuple[str, str]
@@ -26,9 +27,10 @@ Complete = Callable[[str], list[Value]]
 
 
 def _matching(values_of: Callable[[str], Iterable[Value]]) -> Complete:
-    """Return a function that keeps the values with the typed beginning, and that returns none after an error.
+    """Return a function that returns those results of `values_of` that begin with the typed text.
 
-    A value from outside that is not one plain word is left out: a shell may read it as several, or as a command.
+    After an error, the returned function returns no values. A value that does not match _PLAIN_WORD, such as a VM's
+    name with spaces, is omitted, because a shell may read it as several words or as a command.
     """
 
     @wraps(values_of)
@@ -48,9 +50,9 @@ def _matching(values_of: Callable[[str], Iterable[Value]]) -> Complete:
 
 @_matching
 def complete_job(incomplete: str) -> Iterator[Value]:
-    """Complete our job numbers and, if something is typed, FulcrumCore's ids."""
-    from executor.cli.store import reading_store  # noqa: PLC0415 (no command needs this import)
-    from executor.database import queries  # noqa: PLC0415 (no command needs this import)
+    """Complete our job numbers and, if something is typed, FulcrumCore's ids of the jobs."""
+    from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
+    from executor.database import queries  # noqa: PLC0415 (only completion needs this import)
 
     with reading_store() as store:
         for job in queries.list_jobs(store.session, limit=MAX_ROWS):
@@ -63,8 +65,8 @@ def complete_job(incomplete: str) -> Iterator[Value]:
 @_matching
 def complete_run(incomplete: str) -> Iterator[Value]:
     """Complete the idents of runs."""
-    from executor.cli.store import reading_store  # noqa: PLC0415 (no command needs this import)
-    from executor.database import queries  # noqa: PLC0415 (no command needs this import)
+    from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
+    from executor.database import queries  # noqa: PLC0415 (only completion needs this import)
 
     with reading_store() as store:
         for run, job in queries.recent_runs(store.session, MAX_ROWS):
@@ -74,7 +76,7 @@ def complete_run(incomplete: str) -> Iterator[Value]:
 @_matching
 def complete_mapping(incomplete: str) -> Iterator[Value]:
     """Complete VMIDs and names of mapped VMs and, if something is typed, the ids of their services."""
-    from executor.cli.store import reading_store  # noqa: PLC0415 (no command needs this import)
+    from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
 
     with reading_store() as store:
         for vmid, name, service_id in _mapped_vms(store.session):
@@ -88,7 +90,7 @@ def complete_mapping(incomplete: str) -> Iterator[Value]:
 @_matching
 def complete_vmid(incomplete: str) -> Iterator[Value]:
     """Complete the VMIDs of mapped VMs."""
-    from executor.cli.store import reading_store  # noqa: PLC0415 (no command needs this import)
+    from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
 
     with reading_store() as store:
         for vmid, name, _service_id in _mapped_vms(store.session):
@@ -98,7 +100,7 @@ def complete_vmid(incomplete: str) -> Iterator[Value]:
 @_matching
 def complete_service(incomplete: str) -> Iterator[Value]:
     """Complete the ids of mapped services."""
-    from executor.cli.store import reading_store  # noqa: PLC0415 (no command needs this import)
+    from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
 
     with reading_store() as store:
         for vmid, name, service_id in _mapped_vms(store.session):
@@ -108,16 +110,16 @@ def complete_service(incomplete: str) -> Iterator[Value]:
 @_matching
 def complete_action(incomplete: str) -> Iterator[Value]:
     """Complete the names of the built-in actions and of the operator's own actions."""
-    from executor.cli.actions import action_folders  # noqa: PLC0415 (no command needs this import)
-    from executor.runs import actions  # noqa: PLC0415 (no command needs this import)
+    from executor.cli.actions import action_folders  # noqa: PLC0415 (only completion needs this import)
+    from executor.runs import actions  # noqa: PLC0415 (only completion needs this import)
 
     for action in actions.list_all(action_folders()):
         yield action.name, action.problem
 
 
 def _mapped_vms(session: Session) -> list[tuple[str, str, str]]:
-    """Return VMID, name and service id of the newest current mappings."""
-    from executor.database import mapping_queries  # noqa: PLC0415 (no command needs this import)
+    """Return VMID, name and service id of the newest mappings that are not deleted."""
+    from executor.database import mapping_queries  # noqa: PLC0415 (only completion needs this import)
 
     rows = mapping_queries.list_mappings(session, limit=MAX_ROWS)
     return [(str(row.vmid), row.name or "", row.service_id) for row in rows]

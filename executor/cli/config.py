@@ -78,7 +78,7 @@ def _read_settings() -> tuple[list[SettingRow], list[str], list[str]]:
 def _read_without_validation(invalid_setting_lines: list[str]) -> tuple[list[SettingRow], Settings]:
     """Return one row for each setting with its unvalidated value, and unvalidated settings.
 
-    Called when a setting is invalid, so that `smith config show` also shows the valid settings. Each line of
+    Called when a setting is invalid, so that `smith config show` can still show the other settings. Each line of
     `invalid_setting_lines` begins with the name of an invalid setting.
     """
     sources = gather_values(names=FIELDS, secret_names=SECRET_NAMES, environ=os.environ, env_file=ENV_FILE)

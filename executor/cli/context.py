@@ -12,7 +12,7 @@ PRIVATE_UMASK = 0o077
 
 
 def open_settings() -> Settings:
-    """Read the settings, and register their secrets with the redactor. Raises SettingsError."""
+    """Read the settings, and register their secrets with the redactor. Raises SettingsError if a setting is invalid."""
     settings = load_settings()
     redactor.add(*secret_values(settings))
     return settings

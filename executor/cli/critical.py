@@ -35,7 +35,8 @@ COLUMNS = {
 def list_critical(as_json: AsJson = False) -> None:
     """List the critical jobs.
 
-    The list shows the last execution, the failures since the last success, and whether the critical job is overdue.
+    The critical jobs are the agent's periodic tasks. For each, the list shows the last execution, the failures since
+    the last success, and whether the next execution is overdue.
     """
     with reading_store() as store:
         jobs = queries.critical_jobs(store.session)
@@ -48,7 +49,7 @@ def list_critical(as_json: AsJson = False) -> None:
 
 
 def _table_fields(job: CriticalJob, now: datetime) -> dict[str, Any]:
-    """Return the columns of the table that are not fields of `--json`."""
+    """Return the values of the table that differ from those of `--json`."""
     state = "failing" if job.failures else "ok"
     if is_overdue(job, now):
         state = "overdue"

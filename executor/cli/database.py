@@ -72,8 +72,9 @@ def downgrade(
         moves.refuse_sealed(engine)
         before = schema.current_revision(engine)
         confirm(f"Downgrade the schema from {before}? Data that the older schema cannot store is lost.", yes=yes)
-        # An agent may have started since the check of `refusing_while_agent_runs`, for example while this command
-        # waited for another migration. With SQLite, the lock prevents this.
+        # With PostgreSQL, an agent may start after the check of `refusing_while_agent_runs`, for example while this
+        # command waits for another migration. So the check is repeated in the transaction of the downgrade. With
+        # SQLite, no agent can start, because this command holds the database's lock.
         is_postgresql = engine.dialect.name == "postgresql"
         check = partial(refuse_running_agent, settings=settings) if is_postgresql else None
         with refusing_while_agent_runs(engine, settings), _explaining_rejected_revision():
@@ -126,10 +127,10 @@ def _explaining_rejected_revision() -> Iterator[None]:
 
 @contextmanager
 def refusing_while_agent_runs(engine: Engine, settings: Settings) -> Iterator[None]:
-    """Raise DatabaseError, and do not execute the block, when an agent uses the database.
+    """Raise DatabaseError, and do not execute the `with` block, when an agent uses the database.
 
-    With SQLite, the lock of the database is held for the block, so no agent can start in the meantime. With PostgreSQL
-    there is no such lock, and the running agents are found by their rows in the table `nodes`.
+    With SQLite, the lock of the database is held during the block, so no agent can start in the meantime. With
+    PostgreSQL there is no such lock, and the running agents are found by their rows in the table `nodes`.
     """
     if engine.dialect.name == "sqlite" and engine.url.database:
         with holding_database_lock(Path(f"{engine.url.database}.lock")):
@@ -150,11 +151,11 @@ def refuse_running_agent(session: Session, settings: Settings) -> None:
 
 @contextmanager
 def holding_database_lock(file: Path) -> Iterator[None]:
-    """Hold the lock of the SQLite database for the block, so that no agent uses the database meanwhile.
+    """Hold the lock of the SQLite database during the `with` block, so that no agent uses the database meanwhile.
 
-    `file` is the database's lock file, which each agent locks while it runs (`agent.database_lock`). This process is
-    written to the file, because the error of an agent that starts meanwhile names it. Raises DatabaseError when an
-    agent is running.
+    `file` is the database's lock file, which each agent locks while it runs (`agent.database_lock`). The file also says
+    which process holds the lock. An agent that is started meanwhile names this process in its error. Raises
+    DatabaseError when an agent is running.
     """
     with open_lock_file(file) as lock_file:
         try:

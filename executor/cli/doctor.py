@@ -19,7 +19,8 @@ from executor.doctor.checks import CheckResult, exit_code
 from executor.doctor.run import run_checks
 
 COLUMNS = {"area": "AREA", "name": "CHECK", "status": "STATUS", "text": "FOUND"}
-#: The widths of the columns, in characters. The results are printed before the longest ones are known.
+#: The widths of the columns, in characters. They are fixed, because each result is printed before the later results,
+#: which may be longer, are known.
 WIDTHS = {"area": 8, "name": 18, "status": 7, "text": 60}
 
 
@@ -37,7 +38,7 @@ def show(
 ) -> None:
     """Check settings, FulcrumCore, Proxmox, database and tools.
 
-    Each result is printed as soon as it is known, and each problem with its remedy.
+    Each result is printed as soon as it is known. The remedies of the problems are printed at the end.
     The exit code names the first area that failed: 3 settings, 4 FulcrumCore, 5 Proxmox, 6 database, 1 this machine.
     """
     if as_service:
@@ -62,9 +63,10 @@ def show_checks(results: Iterable[CheckResult]) -> list[CheckResult]:
 
 
 def _show_hints(checks: list[CheckResult]) -> None:
-    """Print the remedies, which the checks have as `hints`, below the names of their checks.
+    """Print the remedies (the `hints` of the checks), each below the names of the checks that have this remedy.
 
-    A common remedy is printed once. Each is a line of its own, so that an operator can copy a command.
+    A remedy that several checks have is printed once. Each remedy has a line of its own, so that an operator can copy a
+    command.
     """
     names_by_hint: dict[str, list[str]] = {}
     for check in checks:

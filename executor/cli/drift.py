@@ -45,7 +45,7 @@ BelieveList = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class _Comparison:
-    """The outcome of a comparison. The repairs also need the open database and the cluster's name."""
+    """The outcome of a comparison, with the open database and the cluster's name, which the repairs need."""
 
     outcome: DriftCheckOutcome
     engine: Engine
@@ -82,8 +82,9 @@ def fix(
 ) -> None:
     """Repair our mappings; no VM is changed.
 
-    A moved VM's mapping is updated, a missing VM's mapping is ended, and an unmapped VM with our marker is adopted.
-    The exit code is 1 while a difference remains that an operator must resolve.
+    The mapping of a VM on another node is updated. The mapping of a VM that does not exist is marked as lost, or as
+    deleted if the service does not exist either. A VM that has a service's marker but no mapping gets a mapping.
+    The exit code is 1 if a difference remains that an operator must resolve.
     """
     with _compare(believe_list) as comparison:
         selected = [
@@ -104,7 +105,7 @@ def fix(
 
 @contextmanager
 def _compare(believe_list: bool) -> Iterator[_Comparison]:
-    """Compare the mappings with Proxmox and FulcrumCore once, and keep the database open for the block."""
+    """Compare the mappings with Proxmox and FulcrumCore once, and keep the database open during the `with` block."""
     clients = connect()
     cluster = clients.settings.smith_cluster
     with open_database(clients.settings) as engine:
@@ -116,7 +117,7 @@ def _compare(believe_list: bool) -> Iterator[_Comparison]:
 def _repair_all(comparison: _Comparison, selected: Sequence[Finding], reason: str) -> list[Finding]:
     """Repair the selected findings, and return the findings that were repaired.
 
-    A finding is skipped if the service has an open job or a due report, or if the mapping has changed since the
+    A finding is not repaired if the service has an open job or a due report, or if the mapping has changed since the
     comparison.
     """
     who = audit.operator_name()

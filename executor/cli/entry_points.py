@@ -1,7 +1,7 @@
 """Finds the commands that other Python distributions add to `smith`.
 
-Such a distribution declares an entry point `name = "module:function"` in the group `smith.commands`. The object may
-also be a `typer.Typer`, for a group of commands.
+Such a distribution declares an entry point `name = "module:function"` in the group `smith.commands`. For a group of
+commands, the entry point names a `typer.Typer` instead of a function.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class DependencyMissing(SmithError):
 
 
 def find_command(name: str) -> Callable[..., Any] | None:
-    """Import and return the function or the group of the entry point with this name, or None if there is none.
+    """Import and return the function or the group of the entry point with this name. Return None if there is none.
 
-    Raises DependencyMissing.
+    Raises DependencyMissing if a Python module that it needs is not installed.
     """
     for entry_point in entry_points(group=GROUP, name=name):
         return _import_object(entry_point)
@@ -33,7 +33,7 @@ def find_command(name: str) -> Callable[..., Any] | None:
 def _import_object(entry_point: EntryPoint) -> Callable[..., Any]:
     """Import and return the function or the group.
 
-    Raises DependencyMissing if a module that it needs is not installed.
+    Raises DependencyMissing if a Python module that the command needs is not installed.
     """
     try:
         found: Callable[..., Any] = entry_point.load()

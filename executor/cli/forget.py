@@ -54,9 +54,10 @@ def forget(  # noqa: PLR0913, PLR0917 (one parameter for each option)
 ) -> None:
     """Erase what we store about a customer's ended services.
 
-    Jobs, runs, artifacts and mappings are deleted. Audit entries keep who did what and when; their values and reasons
-    are erased. A service is erased only after its retention (SMITH_JOB_RETENTION_S and SMITH_VMID_QUARANTINE_S, as this
-    command reads them). A service without a VM has ended, also if its create failed.
+    Jobs, runs, artifacts and mappings are deleted. Audit entries still say who did what and when; their values and
+    reasons are erased. A service can be erased only after its retention, the longer of SMITH_JOB_RETENTION_S and
+    SMITH_VMID_QUARANTINE_S in the settings of this command. A service that has no VM counts as ended, for example if
+    its create failed.
 
     Archives (backups) at Proxmox are listed and not changed. Backups of our database are not changed either.
     """
@@ -69,7 +70,8 @@ def forget(  # noqa: PLR0913, PLR0917 (one parameter for each option)
             reasons = {data.service_id: _why_not_erasable(session, data, settings) for data in found}
             was_erased = erasure.was_erased(session, service or None)
         erasable = [data for data in found if not reasons[data.service_id]]
-        if was_erased and not erasable:  # an earlier command may have been interrupted before this step
+        # An earlier command may have erased the rows, and may have been interrupted before this step.
+        if was_erased and not erasable:
             erasure.overwrite_unused_parts(engine)
         if not found:
             raise UnusableReference(f"the database contains nothing about {consumer or service}")
@@ -78,7 +80,7 @@ def forget(  # noqa: PLR0913, PLR0917 (one parameter for each option)
         ]
         if not erasable:
             _refuse(left, as_json=as_json)
-        # The archives are read before the rows are erased, because the rows name the VMIDs.
+        # The archives are searched before the rows are erased, because the search needs the VMIDs in the mappings.
         archives = None if without_archives else _find_archives(settings, erasable)
         confirm(_question(erasable), yes=yes)
         for data in erasable:
@@ -111,7 +113,7 @@ def _refuse(left: Sequence[dict[str, Any]], *, as_json: bool) -> NoReturn:
 
 
 def _why_not_erasable(session: Session, data: StoredData, settings: Settings) -> str:
-    """Return why a service may not be erased now, or '' if it may."""
+    """Return why a service may not be erased now, or '' if it may be erased."""
     if why := erasure.why_not_ended(session, data):
         return why
     erasable_at = _erasable_at(data, settings)
@@ -121,7 +123,7 @@ def _why_not_erasable(session: Session, data: StoredData, settings: Settings) ->
 
 
 def _erasable_at(data: StoredData, settings: Settings) -> datetime | None:
-    """Return when the retention of the service ends; None if the database does not contain when the service ended."""
+    """Return when the retention of the service ends, or None if the database does not say when the service ended."""
     kept_s = max(settings.smith_job_retention_s, settings.smith_vmid_quarantine_s)
     return data.ended_at and data.ended_at + timedelta(seconds=kept_s)
 
@@ -152,7 +154,10 @@ def _question(erasable: Sequence[StoredData]) -> str:
 
 
 def _erase_service(engine: Engine, settings: Settings, service_id: str, reason: str) -> None:
-    """Delete the artifacts of a service, then its rows. If the command is interrupted, it can be repeated."""
+    """Delete the artifacts of a service, then its rows.
+
+    The rows name the artifacts. So they are deleted last, and an interrupted command can be repeated.
+    """
     with reading(engine) as session:
         runs = erasure.find(session, service_id).runs
     for run in runs:
@@ -182,7 +187,7 @@ def _show_outcome(
     *,
     as_json: bool,
 ) -> None:
-    """Print what was erased. `archives` is None if Proxmox was not asked for them."""
+    """Print what was erased. `archives` is None if the archives at Proxmox were not searched."""
     counts = [
         {
             "service_id": data.service_id,

@@ -1,7 +1,7 @@
 """Pauses Python's garbage collector while a command's modules are imported, and skips its work at the process's end.
 
-Imports create many objects and hardly any garbage. Searching these objects again and again would take a quarter of the
-CPU time of a short command.
+Imports create many objects and hardly any garbage. The garbage collector would search these objects again and again,
+which would take a quarter of the CPU time of a short command.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ def pause_collection() -> None:
 
 
 def resume_collection() -> None:
-    """Turn the garbage collector on if it is paused. It never searches the objects that exist now, those of modules."""
+    """Turn the garbage collector on if it is paused. It will ignore all objects that exist now (those of modules)."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
 
 
 def skip_last_collection() -> None:
-    """Make the garbage collector ignore all objects, which Python would otherwise search at the process's end."""
+    """Make the garbage collector ignore all objects. Otherwise Python would search them at the end of the process."""
     gc.freeze()

@@ -1,7 +1,7 @@
 """`smith health`: asks the agent on this machine whether it is alive and ready.
 
-A container's HEALTHCHECK calls `python -m executor.cli.health`. This module and its imports use only the standard
-library, so that this call needs a fraction of the time of `smith health`.
+A container's HEALTHCHECK runs `python -m executor.cli.health`. This module and the modules that it imports use only the
+standard library, so this command needs a fraction of the time of `smith health`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from executor.cli.help_text import examples
 from executor.settings.sources import DEFAULT_HTTP_ADDR, gather_values
 
 ADDRESS_SETTING = "SMITH_HTTP_ADDR"
-#: If it is set, the pages are served with TLS.
+#: The setting with the certificate of the agent's HTTP server. If it is set, the server uses TLS.
 CERTIFICATE_SETTING = "SMITH_HTTP_TLS_CERTIFICATE"
 TIMEOUT_S = 5.0
 MAX_ANSWER_BYTES = 65_536
@@ -69,9 +69,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _read_agent_address() -> tuple[tuple[str, int], ssl.SSLContext | None]:
-    """Return the host and the port of the agent's HTTP server, and how to connect with TLS; None without TLS.
+    """Return the host and the port of the agent's HTTP server, and the TLS settings of a connection (None without TLS).
 
-    Only the settings of this address are read, so this command also works when another setting is invalid.
+    Only the two settings of the HTTP server are read, so this command also works when another setting is invalid.
     """
     names = (ADDRESS_SETTING, CERTIFICATE_SETTING)
     sources = gather_values(names=names, secret_names=(), environ=os.environ, env_file=Path(".env"))
@@ -85,7 +85,7 @@ def _read_agent_address() -> tuple[tuple[str, int], ssl.SSLContext | None]:
 
 
 def _unverified() -> ssl.SSLContext:
-    """Return the settings of a connection to the agent on this machine.
+    """Return the TLS settings of a connection to the agent on this machine.
 
     The certificate is not verified: it does not name a loopback address, and an expired certificate must not make the
     agent look unhealthy. Nothing secret is sent.
@@ -98,8 +98,8 @@ def _unverified() -> ssl.SSLContext:
 def _read_status(address: tuple[str, int], page: str, context: ssl.SSLContext | None) -> str:
     """Return the status that the page /livez or /readyz reports. Raises Unhealthy.
 
-    http.client ignores the proxy in the environment (HTTP_PROXY), which could not connect to a loopback address of this
-    machine.
+    http.client ignores a proxy in the environment (HTTP_PROXY). This is needed: a proxy on another machine cannot reach
+    a loopback address of this machine.
     """
     connection: http.client.HTTPConnection
     if context is None:

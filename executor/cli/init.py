@@ -1,4 +1,4 @@
-"""`smith init`: sets up Proxmox, FulcrumCore, the settings and the service of one agent, in one command."""
+"""`smith init`: sets up Proxmox, FulcrumCore, the settings and the systemd or container unit of one agent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from executor.cli.init_setup import Setup
 from executor.cli.init_units import UnitKind
 from executor.cli.output import show_text
 
-#: The folder of the settings of an agent that root sets up, and of one that another user sets up.
+#: The default of --folder if root runs the command, and if another user runs it.
 ROOT_FOLDER, USER_FOLDER = Path("/etc/agent-smith"), Path("~/.config/agent-smith")
 
 
@@ -93,9 +93,10 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
 ) -> None:
     """Set up Proxmox, FulcrumCore, the settings and the service of an agent.
 
-    It makes a role, a user, a token, a pool and permissions in Proxmox, the agent with its types and token in
-    FulcrumCore, and the files of the settings. The administrators' logins are not stored. A second run changes nothing,
-    and a run after an interruption makes the rest. It ends with `smith doctor` and the command that starts the agent.
+    The command creates a role, a user, a token, a pool and permissions in Proxmox, the agent with its types and token
+    in FulcrumCore, and the files with the settings. The administrators' logins are not stored. A second run changes
+    nothing. After an interruption, a second run makes the changes that are still missing. At its end, the command runs
+    the checks of `smith doctor` and shows the command that starts the agent.
     """
     answers = Answers(accepts_defaults=yes)
     files = SetupFolder(folder or (ROOT_FOLDER if os.geteuid() == 0 else USER_FOLDER))

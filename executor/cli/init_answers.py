@@ -1,6 +1,7 @@
 """Gets the values that `smith init` needs: from options, files, variables and earlier runs, else from the operator.
 
-A secret is never an argument, because every user of the machine can read arguments.
+The variables are environment variables. No option has a secret as its value, because every user of the machine can read
+the arguments of a process.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from executor.views.text import sanitized
 
 
 class Answers:
-    """Asks on a terminal. Without a terminal, or with --yes, it takes the default, or names the missing option."""
+    """Asks the operator on the terminal. Without a terminal, or with --yes, it uses the default without a question.
+
+    A value without a default is asked for even with --yes. If there is no terminal, typer.BadParameter is raised; its
+    text names the missing option.
+    """
 
     def __init__(self, *, accepts_defaults: bool) -> None:
         """`accepts_defaults` is the option --yes."""
@@ -32,7 +37,7 @@ class Answers:
         return self._has_terminal and not self._accepts_defaults
 
     def text(self, question: str, *, option: str, given: str | None, default: str = "") -> str:
-        """Return the value of the option if given, otherwise the operator's answer or the default."""
+        """Return `given` (the option's value) if it is not None, otherwise the operator's answer or the default."""
         if given is not None:
             return given
         if self.asks:
@@ -40,12 +45,16 @@ class Answers:
         return default or self._answer_without_default(question, option)
 
     def optional_text(self, question: str, *, default: str) -> str:
-        """Return the operator's answer, which may be empty (`-`)."""
+        """Return the operator's answer, or '' if the operator answers `-`."""
         answer = _prompt(f"{question} (- for none)", default=default or "-")
         return "" if answer == "-" else answer
 
     def choice(self, question: str, choices: tuple[str, ...], *, option: str, given: str | None, default: str) -> str:
-        """Return the value of the option, or an answer that is one of the choices. Raises typer.BadParameter."""
+        """Return the value of the option, or an answer that is one of the choices.
+
+        Another answer is asked for again. Raises typer.BadParameter if the value of the option, or a default that is
+        used without a question, is not one of the choices.
+        """
         while True:
             answer = self.text(f"{question} ({', '.join(choices)})", option=option, given=given, default=default)
             if answer in choices:
@@ -62,9 +71,9 @@ class Answers:
         option: str,
         secrets_in: Callable[[str], Iterable[str]] = lambda text: [text],
     ) -> str:
-        """Return the secret in the file, in the variable, or typed without echo.
+        """Return the secret from the file or the environment variable; otherwise ask the operator, without echo.
 
-        The redactor then masks the texts that `secrets_in` returns, by default the whole secret.
+        The texts that `secrets_in` finds in the secret (by default the whole secret) are registered with the redactor.
         """
         secret = read_secret_file(file) if file is not None else os.environ.get(variable, "").strip()
         if not secret and not self._has_terminal:
@@ -81,7 +90,7 @@ class Answers:
         return _prompt("Code of the second factor (TOTP)")
 
     def agree(self, question: str, *, by_default: bool = True) -> bool:
-        """Return the operator's yes or no; without a terminal or with --yes, the default."""
+        """Return whether the operator answers yes. Without a terminal or with --yes, return the default."""
         if not self.asks:
             return by_default
         try:

@@ -1,6 +1,7 @@
-"""Makes the agent, its types and its token in FulcrumCore for `smith init`, as `smith bootstrap core` does.
+"""Creates the agent, its types and its token in FulcrumCore for `smith init`, as `smith bootstrap core` does.
 
-A token that an interrupted run has made, and whose value was not written, is deleted and made again.
+If a run of `smith init` was interrupted after it created a token, and before it stored the token's value, the next run
+deletes this token and creates a new one.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from executor.settings.settings import Settings
 
 
 class TokenInUse(SmithError):
-    """A token exists whose secret is not stored here, so an administrator must decide. Nothing was changed."""
+    """A token exists whose secret is not stored here, so another installation may use it. Nothing was changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CoreAnswers:
-    """The answers about FulcrumCore."""
+    """The operator's answers to the questions of `smith init` about FulcrumCore."""
 
     admin_token: str
     agent: str
@@ -52,7 +53,7 @@ class CoreSetup:
     def __init__(
         self, settings: Settings, answers: CoreAnswers, token_file: SecretFile, *, replaces_token: bool
     ) -> None:
-        """Read what exists. Raises FulcrumError, BootstrapRefused, and TokenInUse."""
+        """Read what exists in FulcrumCore. Raises FulcrumError, BootstrapRefused and TokenInUse."""
         self._settings, self._token_file, self._replaces_token = settings, token_file, replaces_token
         self._admin = create_admin_client(settings, answers.admin_token)
         request = BootstrapRequest(
@@ -66,19 +67,23 @@ class CoreSetup:
         )
         with explaining_refused_token():
             self._bootstrap = Bootstrap(self._admin, request)
+            #: The tokens that `run` deletes before it creates a new one.
             self.removed_tokens = self._tokens_to_remove()
             if self._makes_token():
                 self._bootstrap = Bootstrap(self._admin, replace(request, wants_new_token=True))
 
     def planned(self) -> list[str]:
-        """Return the text of each change."""
+        """Return one text for each change that `run` makes."""
         texts = [f"delete token {token.id}, whose value is not stored" for token in self.removed_tokens]
         for step in self._bootstrap.dry_run():
             texts += _texts_of(step)
         return texts
 
     def differences(self) -> list[str]:
-        """Return a text for each object whose content differs. It stays, because the change may be intended."""
+        """Return one text for each object whose content in FulcrumCore is not the content that `run` would create.
+
+        `run` does not change such an object, because an administrator may have changed it on purpose.
+        """
         return [
             f"{step.kind} {step.name} differs, and is not changed: {', '.join(step.differences)}"
             for step in self._bootstrap.dry_run()
@@ -86,12 +91,13 @@ class CoreSetup:
         ]
 
     def run(self) -> Iterator[str]:
-        """Make what is missing, and yield the text of each change when it is made. Raises FulcrumError."""
+        """Create what is missing, and yield a text about each change after the change is made. Raises FulcrumError."""
         removed = {token.id for token in self.removed_tokens}
         for token in self.removed_tokens:
             self._admin.delete_token(token.id)
             yield f"delete token {token.id}"
         if self._bootstrap.needs_token:
+            # If this run is interrupted, the next one deletes every token of the agent that is not among these tokens.
             known = [token.id for token in self._bootstrap.earlier_tokens if token.id not in removed]
             self._token_file.begin({"known_tokens": known})
         for step in self._bootstrap.create_missing(self._token_file.store):
@@ -99,7 +105,7 @@ class CoreSetup:
                 yield from _texts_of(step)
 
     def _makes_token(self) -> bool:
-        """Return whether a token must be made: no valid token is stored, or an earlier run was interrupted."""
+        """Return whether a token must be created, because no valid one is stored or an earlier run was interrupted."""
         stored = self._token_file.read()
         is_valid = bool(stored and self._bootstrap.agent_id and self._is_own(stored))
         return not is_valid or self._token_file.pending() is not None
@@ -108,7 +114,10 @@ class CoreSetup:
         return is_token_of_agent(self._settings, token, self._bootstrap.agent_id)
 
     def _tokens_to_remove(self) -> list[CoreToken]:
-        """Return the tokens of the agent that an interrupted run has made, or that are replaced. Raises TokenInUse."""
+        """Return the agent's tokens that an interrupted run has created or that --replace-tokens replaces.
+
+        Raises TokenInUse if a token must be created, but the agent has one that is neither of these.
+        """
         earlier_tokens = self._bootstrap.earlier_tokens
         if not self._makes_token() or not earlier_tokens:
             return []

@@ -1,6 +1,7 @@
 """Reads and writes the files of `smith init`: the settings, the secrets, the CA and the answers that are no settings.
 
-Each file is replaced in one step, so that an interrupted run leaves no incomplete file.
+The CA is the one that verifies Proxmox's certificate. Each file is replaced in one step, so that an interrupted run
+leaves no incomplete file.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from executor.redaction import redactor
 from executor.settings.settings import FIELDS
 from executor.settings.sources import gather_values, read_secret_file
 
-#: A value that needs no quotes: podman, docker, systemd and a shell read the file in different ways.
+#: A value that needs no quotes in the settings file. Only such values are written, because the file is read by podman,
+#: docker, systemd and shells, and each of them treats quotes in another way.
 _PLAIN_VALUE = re.compile(r"[A-Za-z0-9._,:/=@+*\[\]-]*")
 
 
@@ -34,7 +36,7 @@ class SetupFolder:
         self._answers_file = self.path / "init.json"
 
     def make(self) -> None:
-        """Create the folders. Only the owner may enter the one with the secrets."""
+        """Create the folder and the folder for the secrets. Only the owner can open the latter."""
         make_folder(self.path)
         self.secrets.mkdir(mode=0o700, exist_ok=True)
 
@@ -48,7 +50,7 @@ class SetupFolder:
     def write_settings(self, values: Mapping[str, str]) -> bool:
         """Set these settings, and keep every other line of the file; return whether the file was changed.
 
-        A setting whose value is empty is not written, and a line that has the value already is not changed. Raises
+        If a value is empty, the setting's line is removed. A line that has the value already is not changed. Raises
         SettingsError for a new value that would need quotes.
         """
         changed = self.changed_settings(values)
@@ -58,7 +60,10 @@ class SetupFolder:
         return bool(changed)
 
     def changed_settings(self, values: Mapping[str, str]) -> dict[str, str]:
-        """Return the settings in `values` that the file lacks. Raises SettingsError, as `write_settings` does."""
+        """Return the settings whose value in `values` is not their value in the file ('' if it is not in the file).
+
+        Raises SettingsError, as `write_settings` does.
+        """
         existing = self.read_settings()
         changed = {name: value for name, value in values.items() if value != existing.get(name, "")}
         for name, value in changed.items():
@@ -75,17 +80,18 @@ class SetupFolder:
         return {str(name): str(value) for name, value in answers.items()} if isinstance(answers, dict) else {}
 
     def write_answers(self, answers: Mapping[str, str]) -> None:
-        """Write the answers for a later run."""
+        """Write the answers, which a later run uses as defaults."""
         if self.read_answers() != answers:
             write_file(self._answers_file, json.dumps(answers, indent=2) + "\n", mode=0o600)
 
 
 class SecretFile:
-    """The file of one secret, and a record beside it while the secret is being made.
+    """The file with the secret of one token, and a second file, the record, while the token is being created.
 
-    FulcrumCore and Proxmox show a secret only once. So `begin` writes the record before the request, and `store`
-    removes it when the secret is in its file. A record without a secret belongs to an interrupted run: what that run
-    has made is deleted and made again.
+    FulcrumCore and Proxmox show a secret only once, in their answer to the request that creates the token. So `begin`
+    writes the record before this request, and `store` removes the record after the secret is in its file. If `pending`
+    returns a record, an earlier run of `smith init` was interrupted. The next run then deletes the token that the
+    interrupted run created, and creates a new one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,7 +99,10 @@ class SecretFile:
         self._record = path.with_name(f"{path.name}.pending")
 
     def read(self) -> str:
-        """Return the secret, which is then redacted; '' if there is none. Raises SettingsError for an unusable file."""
+        """Return the secret, or '' if there is no file, and register the secret with the redactor.
+
+        Raises SettingsError if the file cannot be used.
+        """
         if not self.path.exists():
             return ""
         secret = read_secret_file(self.path)
@@ -101,7 +110,7 @@ class SecretFile:
         return secret
 
     def pending(self) -> dict[str, Any] | None:
-        """Return the record of an interrupted run; None if there is none."""
+        """Return the record that an interrupted run has left, or None if there is none."""
         try:
             record = json.loads(self._record.read_text("utf-8"))
         except (OSError, ValueError):
@@ -109,7 +118,7 @@ class SecretFile:
         return record if isinstance(record, dict) else None
 
     def begin(self, record: Mapping[str, Any]) -> None:
-        """Write the record, which lets a later run recognize what this run makes."""
+        """Write the record. If this run is interrupted, a later run finds the token of this run with the record."""
         write_file(self._record, json.dumps(record), mode=0o600)
 
     def store(self, secret: str) -> None:
@@ -120,9 +129,9 @@ class SecretFile:
 
 
 def make_folder(folder: Path) -> None:
-    """Create the folder, and those above it. Each new one may be entered by all users, whatever the umask is.
+    """Create the folder and the missing folders above it. All users can enter each new folder, whatever the umask is.
 
-    The user of the service must be able to read the CA in the folder of the settings.
+    Otherwise the system user that runs the agent could not read the CA, which is in the folder of the settings.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):
@@ -131,7 +140,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, text: str, *, mode: int) -> None:
-    """Write a file in one step, and flush it to the disk. An existing file keeps its owner."""
+    """Write a file in one step, and flush it to the disk. If root replaces a file, the new file has the same owner."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -147,7 +156,10 @@ def write_file(path: Path, text: str, *, mode: int) -> None:
 
 
 def _with_values(text: str, values: Mapping[str, str]) -> str:
-    """Return the text with these values: lines of the same name are replaced, other settings are added at the end."""
+    """Return the text of the settings file with these values.
+
+    The line of a setting is replaced, or removed if the value is empty. A setting that has no line is added at the end.
+    """
     lines = text.splitlines()
     for name, value in values.items():
         numbers = [number for number, line in enumerate(lines) if re.match(rf"(export\s+)?{name}\s*=", line)]

@@ -1,7 +1,7 @@
 """Proposes which nodes, storages, bridges and templates the agent may use, from what exists in Proxmox.
 
-Everything but `read_cluster` is pure. Besides the first bridge only VNets are proposed, because another bridge may lead
-to the management network.
+Only `read_cluster` calls Proxmox; the other functions are pure. One bridge is proposed, vmbr0 if it exists. All other
+proposed networks are VNets (virtual networks of Proxmox's SDN), because a bridge may lead to the management network.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from executor.shared.marker import markers_in
 from executor.shared.sdn_zones import LOCAL_ZONE
 
 DEFAULT_POOL = "agent-smith"
-#: A name that can be a key of PROXMOX_TEMPLATES, and a value that needs no quotes in a file of settings.
+#: The name of a template that can be a key of PROXMOX_TEMPLATES, and that needs no quotes in the settings file.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -34,7 +34,7 @@ class FoundTemplate:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What exists in Proxmox."""
+    """The nodes, storages, bridges, VNets and VM templates that exist in Proxmox."""
 
     nodes: tuple[str, ...]  #: the online nodes
     storages: tuple[StorageRow, ...]
@@ -58,7 +58,7 @@ class Cluster:
         return sorted(name for name, nodes in nodes_by_storage.items() if nodes >= set(self.nodes))
 
     def zone_of(self, bridge: str) -> str:
-        """Return the SDN zone of a bridge or VNet."""
+        """Return the SDN zone of a VNet. An ordinary bridge belongs to Proxmox's zone for bridges, LOCAL_ZONE."""
         return self.zone_by_vnet.get(bridge, LOCAL_ZONE)
 
 
@@ -118,6 +118,6 @@ def propose(cluster: Cluster) -> dict[str, str]:
 
 
 def _main_storage(templates: Sequence[Template], storages: Sequence[str]) -> str:
-    """Return the storage that most templates use, if it is in `storages`; otherwise the first of `storages`."""
+    """Return the one of `storages` that most templates use. If several are used equally, return the first by name."""
     uses = Counter(storage for template in templates for storage in template.storages if storage in storages)
     return min(storages, key=lambda name: (-uses[name], name), default="")

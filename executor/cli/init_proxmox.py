@@ -45,18 +45,18 @@ class AdminLogin:
 
 @dataclass
 class ProxmoxSetup:
-    """The administrator's session, and what it has read. Nothing of the login is stored."""
+    """Reads from Proxmox in the administrator's session, and plans the changes. The login is not stored."""
 
     session: AdminSession
     ca_pem: str  #: '' if the system trusts the certificate
 
     @cached_property
     def cluster(self) -> Cluster:
-        """What exists in Proxmox."""
+        """What exists in Proxmox. It is read once."""
         return read_cluster(ProxmoxReader.with_session(self.session))
 
     def needs(self, settings: Settings) -> tuple[PrivilegeNeed, ...]:
-        """Return the privileges that the agent needs with these settings, from the table that doctor uses."""
+        """Return the privileges that the agent needs with these settings. `smith doctor` checks the same privileges."""
         context = ProxmoxContext(settings, ProxmoxReader.with_session(self.session))
         needs = needs_of_settings(context, {bridge: self.cluster.zone_of(bridge) for bridge in context.bridges})
         return (*needs, PLACEMENT_NEED) if len(context.allowed_nodes) > 1 else tuple(needs)
@@ -76,12 +76,16 @@ class ProxmoxSetup:
         return True
 
     def changes(self, settings: Settings, secret: SecretFile, *, replaces_token: bool) -> TokenPlan:
-        """Plan what Proxmox lacks. Raises JobError, SetupRefused, and TokenInUse for a token with an unknown secret."""
+        """Plan the changes that create what Proxmox lacks.
+
+        Raises JobError, SetupRefused, and TokenInUse if the token exists and its secret is not stored here.
+        """
         existing = read_existing(self.session, settings.proxmox_user)
         token_id, comments = settings.proxmox_token_id, existing.token_comments
         full_id, pending = f"{settings.proxmox_user}!{token_id}", secret.pending()
         is_own = token_id in comments and self._is_secret_of(full_id, secret.read())
-        # With a pending record, an earlier run was interrupted: the stored secret may be that of an earlier token.
+        # A pending record means that an earlier run was interrupted while it created a token. The stored secret may
+        # belong to the token that existed before, so a token is created again.
         makes_token = pending is not None or not is_own
         is_of_interrupted_run = pending is not None and comments.get(token_id) == pending.get("comment")
         if makes_token and token_id in comments and not (replaces_token or is_own or is_of_interrupted_run):
@@ -103,15 +107,15 @@ class ProxmoxSetup:
 
 @dataclass(frozen=True)
 class TokenPlan:
-    """The planned changes, and the file for the secret of the token among them."""
+    """The planned changes in Proxmox, and the file for the secret of the new token, if one of them creates a token."""
 
     session: AdminSession
     changes: list[Change]
     secret: SecretFile
-    comment: str  #: of the token; it lets a later run recognize a token of this run
+    comment: str  #: the comment of a new token, by which a later run recognizes a token of this run
 
     def run(self) -> Iterator[str]:
-        """Make the changes, and yield the text of each when it is made. Raises JobError."""
+        """Make the changes, and yield the text of each change after it is made. Raises JobError."""
         for change in apply_changes(
             self.session,
             self.changes,
@@ -124,8 +128,8 @@ class TokenPlan:
 def log_in(answers: Answers, host: str, port: int, login: AdminLogin, stored_ca: Path) -> ProxmoxSetup:
     """Show the certificate, log in as administrator, and find the CA. Raises JobError and SetupRefused.
 
-    The certificate is accepted if the operator names its fingerprint or agrees, or if the system, `--ca-file` or the CA
-    of an earlier run verifies it.
+    The certificate is accepted if its fingerprint is the one of --fingerprint. Without this option, it is accepted if
+    the CA of --ca-file, of an earlier run or of the system verifies it, or if the operator confirms it.
     """
     ca_pem = login.ca_file.read_text("utf-8") if login.ca_file else ""
     fingerprint = read_fingerprint(host, port)

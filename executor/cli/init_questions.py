@@ -1,4 +1,4 @@
-"""Asks what `smith init` must know, and shows what it has found in Proxmox."""
+"""Asks the operator for the values that `smith init` needs, and shows what exists in Proxmox."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from executor.proxmox.connection import DEFAULT_PORT
 
 @dataclass(frozen=True, kw_only=True)
 class CoreOptions:
-    """The options about FulcrumCore."""
+    """The command-line options of `smith init` about FulcrumCore."""
 
     url: str | None
     admin_token_file: Path | None
@@ -29,7 +29,7 @@ class CoreOptions:
 
 
 def ask_address(answers: Answers, given: str | None, settings: InitSettings) -> tuple[str, int]:
-    """Return the host and the port of Proxmox."""
+    """Return the host and the port of Proxmox: the option, or the operator's answer."""
     earlier = settings.get("PROXMOX_HOST")
     if earlier and settings.get("PROXMOX_PORT"):
         earlier = f"{earlier}:{settings.get('PROXMOX_PORT')}"
@@ -38,7 +38,7 @@ def ask_address(answers: Answers, given: str | None, settings: InitSettings) -> 
 
 
 def ask_proposals(answers: Answers, settings: InitSettings, cluster: Cluster) -> None:
-    """Show what Proxmox has, and let the operator change what the agent may use of it."""
+    """Show what exists in Proxmox and what the agent may use of it, and let the operator change the latter."""
     show_heading("Proxmox has")
     bridges = [f"{name} ({cluster.zone_of(name)})" for name in cluster.common_bridges]
     lines = {

@@ -1,4 +1,4 @@
-"""Collects the settings that `smith init` writes: those of an earlier run, of the options, and the proposed ones."""
+"""Collects the settings that `smith init` writes: those of an earlier run, those of options, and proposed ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class InitSettings:
     names = frozenset(FIELDS)
 
     def __init__(self, earlier: Mapping[str, str], given: Mapping[str, str]) -> None:
-        """`earlier` are those in the file of an earlier run, `given` those of the option --set."""
+        """`earlier` are the settings in the file of an earlier run. `given` are the settings of the option --set."""
         self._values = {**earlier, **given}
         self._given = frozenset(given)
 
@@ -36,7 +36,10 @@ class InitSettings:
         self._values.update(values)
 
     def set_connection(self, *, host: str, port: int, user: str | None, token_id: str | None) -> None:
-        """Set the connection of the agent to Proxmox. Without a user or token, those of an earlier run stay."""
+        """Set the agent's connection to Proxmox.
+
+        If `user` or `token_id` is None, the value of an earlier run is kept. If there is none, the default is used.
+        """
         self.update(
             {
                 "PROXMOX_HOST": host,
@@ -47,16 +50,19 @@ class InitSettings:
         )
 
     def proposed(self, proposal: Mapping[str, str]) -> dict[str, str]:
-        """Return the proposal, but with the values of an earlier run and of the option --set.
+        """Return the proposal, in which the values of an earlier run and of the option --set replace the proposed ones.
 
-        A setting that the file of an earlier run lacks stays empty, because the operator has left it empty.
+        A setting that is not in the file of an earlier run is empty: the operator has chosen an empty value.
         """
         is_first_run = not any(name in self._values for name in proposal if name not in self._given)
         defaults = proposal if is_first_run else dict.fromkeys(proposal, "")
         return {name: self._values.get(name, defaults[name]) for name in proposal}
 
     def validated(self) -> Settings:
-        """Return the settings, without files that do not exist yet. Raises SettingsError."""
+        """Return the validated settings without those in FILE_NAMES, whose files may not exist yet.
+
+        Raises SettingsError if a setting is not valid.
+        """
         without_files = {name: value for name, value in self._values.items() if name not in FILE_NAMES}
         return load_settings(env_file=None, environ=without_files)
 
@@ -64,7 +70,8 @@ class InitSettings:
         """Return the settings for the file that the agent reads."""
         ca_file = container_path(files.ca_file) if kind.is_container else files.ca_file
         values = {**self._values, "PROXMOX_CA_BUNDLE": str(ca_file) if has_ca else ""}
-        # A unit sets these folders itself. Those of an operator stay.
+        # Without a unit, the settings must name these folders. A unit names them itself, so the paths that an earlier run
+        # without a unit has written are removed. A path that an operator has set is kept.
         for name, path in (("SMITH_SECRETS_DIR", files.secrets), ("SMITH_DATA_DIR", files.path / "data")):
             if kind is UnitKind.NONE:
                 values[name] = values.get(name) or str(path)
@@ -73,14 +80,14 @@ class InitSettings:
         return values
 
     def on_this_machine(self, files: SetupFolder, kind: UnitKind, *, has_ca: bool) -> dict[str, str]:
-        """Return the settings with which `smith doctor` checks the same agent on this machine."""
+        """Return the settings of the same agent for the checks of `smith doctor`, which run outside a container."""
         values = self.of_agent(files, UnitKind.NONE, has_ca=has_ca)
         if kind is UnitKind.SYSTEMD:
             values["SMITH_DATA_DIR"] = SYSTEMD_DATA_FOLDER
         return {name: value for name, value in values.items() if value}
 
 
-#: The settings that name files of this command.
+#: The settings whose values are paths of files and folders that `smith init` creates.
 FILE_NAMES = frozenset({"PROXMOX_CA_BUNDLE", "SMITH_SECRETS_DIR", "SMITH_DATA_DIR"})
 
 
@@ -98,7 +105,10 @@ def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
 
 
 def parse_address(text: str, default_port: int) -> tuple[str, int]:
-    """Return host and port of `HOST[:PORT]`. An IPv6 address with a port has brackets. Raises typer.BadParameter."""
+    """Return the host and the port of `HOST[:PORT]`. An IPv6 address with a port must have brackets.
+
+    Raises typer.BadParameter if the port is out of range.
+    """
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdecimal() or (":" in host and not host.endswith("]")):
         return text, default_port

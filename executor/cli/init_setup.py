@@ -21,9 +21,9 @@ from executor.errors import SettingsError
 
 
 class Setup:
-    """The planned changes of one run, and their execution."""
+    """The changes of one run of `smith init`: plans them, shows them and makes them."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 (what the questions have found out)
+    def __init__(  # noqa: PLR0913, PLR0917 (the results of the questions)
         self,
         files: SetupFolder,
         settings: InitSettings,
@@ -33,7 +33,7 @@ class Setup:
         unit_folder: Path | None,
         replaces_tokens: bool,
     ) -> None:
-        """Read what exists, and plan what is missing."""
+        """Read what exists in Proxmox and FulcrumCore, and plan the changes that create what is missing."""
         self._files, self._settings, self._kind, self._ca_pem = files, settings, kind, proxmox.ca_pem
         self._answers = {"agent": core.agent, "provider": core.provider, "unit": str(kind)}
         if unit_folder is not None:
@@ -47,7 +47,7 @@ class Setup:
         self._core = CoreSetup(planned, core, files.fulcrum_token, replaces_token=replaces_tokens)
 
     def show_plan(self) -> bool:
-        """Show every change; return whether there is one."""
+        """Show every planned change. Return whether there is at least one."""
         parts = {
             "Proxmox": [change.text for change in self._proxmox.changes],
             "FulcrumCore": self._core.planned(),
@@ -63,7 +63,7 @@ class Setup:
         return any(parts.values())
 
     def run(self) -> None:
-        """Make the changes. The settings come first, so that a later run has their values as defaults."""
+        """Make the changes. The settings are written first: a run after an interruption uses them as defaults."""
         self._files.make()
         if self._ca_pem:
             self._write(self._files.ca_file, self._ca_pem, mode=0o644)
@@ -84,7 +84,8 @@ class Setup:
         inherited = {name: value for name, value in os.environ.items() if name not in self._settings.names}
         environ = inherited | self._settings.on_this_machine(self._files, self._kind, has_ca=bool(self._ca_pem))
         checks = list(run_checks(env_file=None, environ=environ))
-        if self._kind.is_container:  # the machine and the database are those of the container
+        # Checks of this machine say nothing about an agent in a container, which has its own file system and database.
+        if self._kind.is_container:
             checks = [check for check in checks if check.area not in (Area.DATABASE, Area.MACHINE)]
         show_checks(checks)
         show_heading("Start it")
@@ -108,7 +109,7 @@ class Setup:
 
 
 def _require_writable(folders: Iterable[Path]) -> None:
-    """Raise SettingsError if a folder cannot be written. It is checked before anything is changed."""
+    """Raise SettingsError if this process may not create files in a folder. Called before anything is changed."""
     for folder in folders:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         if not os.access(existing, os.W_OK | os.X_OK):

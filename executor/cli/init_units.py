@@ -1,4 +1,4 @@
-"""Makes the file that starts the agent: a systemd unit, a podman quadlet or a compose file, from those of `deploy/`."""
+"""Makes the unit that starts the agent (a systemd unit, podman quadlet or compose file) from the files in `deploy/`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from pathlib import Path
 from executor.deploy_files import deploy_file
 from executor.errors import SettingsError
 
-#: The folder of the settings in the files of `deploy/`, and in a container.
+#: The folder of the settings that the files in `deploy/` name, and that the settings have in a container.
 DEFAULT_FOLDER = Path("/etc/agent-smith")
 #: The user id of the agent in a container.
 CONTAINER_UID = 10001
+#: The path of `smith`, and the volume with the CA, in the files in `deploy/`.
 _PROGRAM = "/opt/agent-smith/bin/smith"
 _CA_VOLUME = f"{DEFAULT_FOLDER}/proxmox-ca.pem:{DEFAULT_FOLDER}/proxmox-ca.pem:ro"
 
 
 #: A path without characters that systemd, podman, docker or a shell would interpret.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9._/@+-]+")
-#: The folders that a service of systemd does not see: ProtectHome and PrivateTmp hide them.
+#: The folders that the agent cannot see if systemd starts it: the unit's options ProtectHome and PrivateTmp hide them.
 _HIDDEN_FOLDERS = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 (nothing is written there)
 
 
@@ -33,7 +34,7 @@ class UnitKind(StrEnum):
     SYSTEMD = "systemd"
     QUADLET = "quadlet"
     COMPOSE = "compose"
-    NONE = "none"  #: by a command
+    NONE = "none"  #: the operator starts the agent with a command
 
     @property
     def is_container(self) -> bool:
@@ -43,14 +44,18 @@ class UnitKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """The files that start the agent, and the command that an operator runs."""
+    """The files with which the agent is started, and the command with which the operator starts it."""
 
     files: Mapping[Path, str]
     start_command: str
 
 
 def make_unit(kind: UnitKind, folder: Path, unit_folder: Path | None, *, has_ca: bool) -> Unit:
-    """Return the unit of an agent whose settings are in the folder. `unit_folder` replaces the usual one."""
+    """Return the unit of an agent whose settings are in `folder`.
+
+    The unit's files are for `unit_folder`. If it is None, they are for the folder in which systemd or podman looks for
+    units; the compose file is then for `folder`.
+    """
     if kind is UnitKind.SYSTEMD:
         place = unit_folder or Path("/etc/systemd/system")
         text = _systemd_unit(folder)
@@ -74,7 +79,7 @@ def make_unit(kind: UnitKind, folder: Path, unit_folder: Path | None, *, has_ca:
 
 
 def require_startable(kind: UnitKind, folder: Path) -> None:
-    """Raise SettingsError if the unit could not start an agent whose settings are in the folder."""
+    """Raise SettingsError if the unit cannot start an agent whose settings are in the folder."""
     if kind is UnitKind.NONE:
         return
     paths = [folder] if kind.is_container else [folder, _own_program()]
@@ -87,7 +92,7 @@ def require_startable(kind: UnitKind, folder: Path) -> None:
 
 
 def container_path(path: Path) -> Path:
-    """Return the path in a container of a file in the folder of the settings."""
+    """Return the path that a file in the folder of the settings has in the container."""
     return DEFAULT_FOLDER / path.name
 
 
@@ -104,7 +109,7 @@ def _systemd_unit(folder: Path) -> str:
 
 
 def _quadlet(folder: Path, *, has_ca: bool) -> str:
-    """Return the quadlet, which mounts the folder of the secrets instead of podman's own secrets."""
+    """Return the quadlet of `deploy/`, but with the folder of the secrets mounted instead of podman's own secrets."""
     lines = []
     for line in _deploy_text("quadlet/agent-smith.container").splitlines():
         if line.startswith("Secret=proxmox_token_secret"):
@@ -117,7 +122,7 @@ def _quadlet(folder: Path, *, has_ca: bool) -> str:
 
 
 def _compose(folder: Path, *, has_ca: bool) -> str:
-    """Return the compose file with the service of one agent only."""
+    """Return the compose file of `deploy/` with only the service of one agent."""
     text = _deploy_text("compose.yaml")
     agent, _, rest = text.partition("\n# Each node has a host name")
     services = rest.partition("\nservices:\n")[2].partition("\n  node-1:\n")[0]

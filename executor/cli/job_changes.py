@@ -1,4 +1,4 @@
-"""`smith jobs retry` and `smith jobs cancel`: change one job, and write the change into the audit."""
+"""`smith jobs retry` and `smith jobs cancel`: change one job, and write the change into the audit log."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from executor.views.text import sanitized
 def retry(reference: JobReference, as_json: AsJson = False) -> None:
     """Skip a job's wait before its next attempt or its next report.
 
-    The result of an ended job is sent to FulcrumCore again. A job that another executor with this agent's token has
-    claimed is continued here: stop the other executor first.
+    If the job has ended, its result is sent to FulcrumCore again. If another executor with this agent's token has
+    claimed the job, this agent continues the job: stop the other executor first.
     """
     with writing_store() as store:
         job = find_job(store.session, reference)
         label, status, was_reported = job_label(job), job.status, job.report_state in SETTLED_STATES
         repeat_text = _repeat_text(job, store.settings)
-        # The value is "attempt", "report", or "" if the job waits for neither of them.
+        # The value is "attempt", "report", or "" if the job waits neither for an attempt nor for a report.
         skipped_wait_before = operator_changes.retry_job(store.session, job.id, who=audit.operator_name())
     if not skipped_wait_before:
         raise CommandFailed(_no_retry_text(label, status, repeat_text))
@@ -61,7 +61,7 @@ def cancel(
 ) -> None:
     """End a job as CANCELLED.
 
-    A running playbook is stopped; its changes so far stay.
+    A running playbook is stopped. What it has changed so far is not undone.
     """
     with reading_store() as store:
         job = find_job(store.session, reference)
@@ -87,7 +87,10 @@ def cancel(
 
 
 def _repeat_text(job: Job, settings: Settings) -> str:
-    """Return how the owner of the service repeats the action: FulcrumCore creates a new job, this agent cannot."""
+    """Return the request to FulcrumCore with which the owner of the service repeats the action.
+
+    FulcrumCore then creates a new job. The agent cannot create jobs.
+    """
     url = f"{settings.fulcrum_api_url or 'https://FULCRUM_API_URL'}/api/v1/services/{job.service_id}"
     login = '-H @<(echo "Authorization: Bearer $TOKEN")'  # an argument would show the token to other users
     if job.action == "update":

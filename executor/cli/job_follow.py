@@ -24,7 +24,7 @@ from executor.views import artifacts, timeline
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
-#: How often the database and the output are read.
+#: The seconds between two readings of the database and of the output.
 INTERVAL_S = 0.5
 
 
@@ -67,7 +67,7 @@ class JobFollower:
             self._show(entry, outputs)
         for run in runs:
             self._show_output(run.ident, outputs[run.ident], is_ended=run.ended_at is not None)
-        sys.stdout.flush()  # the reader of a pipe follows the job, too
+        sys.stdout.flush()  # a program that reads from a pipe gets the lines at once
         return timeline.is_over(job)
 
     def _output_file(self, run: Run) -> Path | None:
@@ -79,18 +79,20 @@ class JobFollower:
 
     def _show(self, entry: timeline.Entry, outputs: dict[str, Path | None]) -> None:
         """Print an entry once. A detail of a run is not printed if the run's output, which contains it, is printed."""
-        if entry in self._shown:  # a later attempt has entries with the same texts
+        # The time of an entry is compared, too, because a later attempt has entries with the same texts.
+        if entry in self._shown:
             return
         has_output = entry.run_ident is not None and outputs.get(entry.run_ident) is not None
         if entry.is_detail and has_output:
             return
+        # The rest of a run's output is printed before the line about the end of the run.
         if entry.kind == "end" and entry.run_ident is not None and has_output:
             self._show_output(entry.run_ident, outputs[entry.run_ident], is_ended=True)
         self._shown.add(entry)
         show_text(f"{entry.at:%H:%M:%S}Z {entry.text}")
 
     def _show_output(self, ident: str, file: Path | None, *, is_ended: bool) -> None:
-        """Print the complete lines that the run has printed since the last call; after its end, also the last line."""
+        """Print the run's output since the last call: only complete lines, or everything if the run has ended."""
         if file is None:
             return
         try:

@@ -143,7 +143,7 @@ def _select_run(session: Session, job: Job, ident: str | None) -> Run:
 
 
 def _no_run_text(job: Job) -> str:
-    """Return the error text for a job without a run: its error if it has one."""
+    """Return the error text for a job without a run. It contains the job's own error if there is one."""
     error = job.operator_detail or job.error_message
     if timeline.is_over(job):
         return f"{job_label(job)} has ended without a run: {error or job.status}"

@@ -38,7 +38,7 @@ COLUMNS = {
 TIMELINE_COLUMNS = {"time": "TIME", "after": "AFTER", "text": "WHAT"}
 #: The fields of a job that contain a dictionary. `smith jobs show` prints each as JSON under a heading of its own.
 DICTIONARY_FIELDS = ("params", "service", "result")
-#: The fields of a job that the timeline shows.
+#: The fields of a job that the timeline shows. `smith jobs show` does not print them a second time.
 TIMELINE_FIELDS = ("received_at", "claim_sent_at", "claimed_at", "started_at", "finished_at", "reported_at")
 #: The maximum length of an error message in the list of jobs on a terminal.
 MAX_SHOWN_ERROR_LENGTH = 80

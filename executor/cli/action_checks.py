@@ -39,7 +39,7 @@ VERIFYING_NAMES = (
 )
 #: The maximum number of nested blocks and includes. A playbook that exceeds it is reported as including itself.
 MAX_NESTING_DEPTH = 20
-#: The maximum length of YAML's error message in a problem.
+#: The maximum length of the YAML parser's error message in the text of a problem.
 MAX_YAML_ERROR_LENGTH = 300
 
 
@@ -191,7 +191,7 @@ def _find_hints(contents: PlaybookContents) -> Iterator[str]:
 
 
 def _add_tasks(tasks: list[Any], file: Path, contents: PlaybookContents, depth: int) -> None:
-    """Add the Ansible tasks of `file`, and the roles and files that they include, to the contents.
+    """Add `tasks`, the Ansible tasks of `file`, to `contents`, with the roles and files that these tasks include.
 
     `depth` is the number of blocks and includes around these Ansible tasks.
     """

@@ -55,7 +55,7 @@ class Adoption:
         """Check that the adoption is possible, and return whether the service is mapped to this VM already.
 
         Raises CommandFailed when the service is mapped to another VM that still exists, when the VM is mapped to
-        another service, or when the service is in use.
+        another service, or while a job or a command runs a playbook for the service.
         """
         cluster, vmid = self.settings.smith_cluster, self.vm.vmid
         with reading(self.engine) as session:

@@ -38,7 +38,7 @@ def archives_of_service(
 ) -> list[dict[str, Any]]:
     """Return one row for each archive whose notes name the service, or that was created from a VM of the service.
 
-    A VM was the service's when the archive was created if a mapping assigned the archive's VMID to the service then.
+    The latter is the case if a mapping assigned the archive's VMID to the service when the archive was created.
     """
     rows = []
     for archive in archives:

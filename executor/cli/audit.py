@@ -49,8 +49,8 @@ def list_audit(
 ) -> None:
     """List the changes that operators and the agent made, the newest first.
 
-    Entries are never deleted. `smith forget` erases the old and new values and the reason in entries about ended
-    services.
+    Entries are never deleted. `smith forget` erases the old values, the new values and the reasons of entries
+    about ended services.
     """
     with reading_store() as store:
         entries = audit.list_entries(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9._@:+-]+")
 #: The maximum number of rows that are read from the database, the newest first.
 MAX_ROWS = 200
-#: A value, and its help.
+#: A value, and the help text that some shells show beside it.
 Value = tuple[str, str]
 Complete = Callable[[str], list[Value]]
 

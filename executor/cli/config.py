@@ -76,7 +76,7 @@ def _read_settings() -> tuple[list[SettingRow], list[str], list[str]]:
 
 
 def _read_without_validation(invalid_setting_lines: list[str]) -> tuple[list[SettingRow], Settings]:
-    """Return one row for each setting with its unvalidated value, and unvalidated settings.
+    """Return one row for each setting with its unvalidated value, and a Settings object with unvalidated values.
 
     Called when a setting is invalid, so that `smith config show` can still show the other settings. Each line of
     `invalid_setting_lines` begins with the name of an invalid setting.

@@ -52,8 +52,8 @@ class Answers:
     def choice(self, question: str, choices: tuple[str, ...], *, option: str, given: str | None, default: str) -> str:
         """Return the value of the option, or an answer that is one of the choices.
 
-        Another answer is asked for again. Raises typer.BadParameter if the value of the option, or a default that is
-        used without a question, is not one of the choices.
+        If an answer is not one of the choices, the question is asked again. Raises typer.BadParameter if the value of
+        the option, or a default that is used without a question, is not one of the choices.
         """
         while True:
             answer = self.text(f"{question} ({', '.join(choices)})", option=option, given=given, default=default)

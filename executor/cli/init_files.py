@@ -60,9 +60,9 @@ class SetupFolder:
         return bool(changed)
 
     def changed_settings(self, values: Mapping[str, str]) -> dict[str, str]:
-        """Return the settings whose value in `values` is not their value in the file ('' if it is not in the file).
+        """Return those settings in `values` that have another value in the file.
 
-        Raises SettingsError, as `write_settings` does.
+        A setting that is not in the file counts as empty. Raises SettingsError, as `write_settings` does.
         """
         existing = self.read_settings()
         changed = {name: value for name, value in values.items() if value != existing.get(name, "")}
@@ -118,7 +118,7 @@ class SecretFile:
         return record if isinstance(record, dict) else None
 
     def begin(self, record: Mapping[str, Any]) -> None:
-        """Write the record. If this run is interrupted, a later run finds the token of this run with the record."""
+        """Write the record. If this run is interrupted, a later run recognizes the token of this run by the record."""
         write_file(self._record, json.dumps(record), mode=0o600)
 
     def store(self, secret: str) -> None:

@@ -58,7 +58,7 @@ class Cluster:
         return sorted(name for name, nodes in nodes_by_storage.items() if nodes >= set(self.nodes))
 
     def zone_of(self, bridge: str) -> str:
-        """Return the SDN zone of a VNet. An ordinary bridge belongs to Proxmox's zone for bridges, LOCAL_ZONE."""
+        """Return the SDN zone of a VNet or bridge. All bridges belong to one zone of Proxmox, LOCAL_ZONE."""
         return self.zone_by_vnet.get(bridge, LOCAL_ZONE)
 
 

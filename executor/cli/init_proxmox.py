@@ -62,7 +62,7 @@ class ProxmoxSetup:
         return (*needs, PLACEMENT_NEED) if len(context.allowed_nodes) > 1 else tuple(needs)
 
     def _is_secret_of(self, full_id: str, secret: str) -> bool:
-        """Return whether Proxmox accepts the secret for this token. Raises JobError for any other failure."""
+        """Return whether Proxmox accepts the secret for this token. Raises JobError if Proxmox cannot be asked."""
         if not secret:
             return False
         connection = self.session.connection

@@ -38,7 +38,7 @@ def ask_address(answers: Answers, given: str | None, settings: InitSettings) -> 
 
 
 def ask_proposals(answers: Answers, settings: InitSettings, cluster: Cluster) -> None:
-    """Show what exists in Proxmox and what the agent may use of it, and let the operator change the latter."""
+    """Show what exists in Proxmox and the proposed settings for it, and let the operator change these settings."""
     show_heading("Proxmox has")
     bridges = [f"{name} ({cluster.zone_of(name)})" for name in cluster.common_bridges]
     lines = {

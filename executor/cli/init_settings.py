@@ -70,8 +70,8 @@ class InitSettings:
         """Return the settings for the file that the agent reads."""
         ca_file = container_path(files.ca_file) if kind.is_container else files.ca_file
         values = {**self._values, "PROXMOX_CA_BUNDLE": str(ca_file) if has_ca else ""}
-        # Without a unit, the settings must name these folders. A unit names them itself, so the paths that an earlier run
-        # without a unit has written are removed. A path that an operator has set is kept.
+        # Without a unit, the settings must name these folders. A unit names them itself, so the paths that an earlier
+        # run without a unit has written are removed. A path that an operator has set is kept.
         for name, path in (("SMITH_SECRETS_DIR", files.secrets), ("SMITH_DATA_DIR", files.path / "data")):
             if kind is UnitKind.NONE:
                 values[name] = values.get(name) or str(path)

@@ -97,7 +97,7 @@ def container_path(path: Path) -> Path:
 
 
 def _own_program() -> Path:
-    """Return the command `smith` of this installation."""
+    """Return the path of the program `smith` of this installation."""
     return Path(sys.executable).parent / "smith"
 
 

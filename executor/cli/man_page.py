@@ -1,4 +1,4 @@
-"""Writes the manual page smith(1) from the commands and their help, in the language of man(7)."""
+"""Writes the manual page smith(1) from the commands and their help, in the markup that man(7) describes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from executor.cli.app import HELP_EPILOG, build
 from executor.cli.commands import EXTENSIONS
 
-#: Commands of other distributions, which have a documentation of their own.
+#: The names of the commands that the page leaves out: other distributions provide and document them.
 LEFT_OUT = frozenset(extension.name for extension in EXTENSIONS)
-#: typer keeps the line breaks of a paragraph after this mark.
+#: If the first line of a paragraph of a help text is only this character, typer keeps the paragraph's line breaks.
 KEEP_LINES = "\b"
 HEADER = """\
 .\\" Generated from the commands by docs/generate.py. Do not edit.
@@ -30,7 +30,7 @@ Settings are read from environment variables, from files of secrets and from the
 
 
 def man_page() -> str:
-    """Return the text of the page."""
+    """Return the text of the manual page."""
     command_line: Any = build()
     context = command_line.make_context("smith", [], resilient_parsing=True)
     lines = [".SH DESCRIPTION", *_paragraphs(command_line.help or ""), ".SH OPTIONS", *_options(command_line, context)]
@@ -66,7 +66,7 @@ def _options(command: Any, context: Any) -> Iterator[str]:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Yield the lines of a help text; those after KEEP_LINES are not filled."""
+    """Yield the lines of a help text. Line breaks are kept only in a paragraph that begins with KEEP_LINES."""
     for paragraph in text.split("\n\n"):
         lines = paragraph.strip("\n").splitlines()
         if lines and lines[0] == KEEP_LINES:
@@ -76,6 +76,6 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _escaped(text: str) -> str:
-    """Escape what man(7) would interpret."""
+    """Return the text with an escape before each character that would be markup of man(7)."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-")
     return f"\\&{escaped}" if escaped[:1] in (".", "'") else escaped

@@ -1,4 +1,4 @@
-"""Finds a mapping, refuses to change it while its service is in use, and writes the change into the audit."""
+"""Finds a mapping, refuses to change it while its service is in use, and writes an audit entry about the change."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def refuse_while_in_use(session: Session, service_id: str) -> None:
 
 
 def record_change(session: Session, verb: str, row: Mapping, before: dict[str, Any] | None, reason: str) -> None:
-    """Write the change of the mapping `row` into the audit.
+    """Write an audit entry about the change of the mapping `row`.
 
     `verb` names the change, for example adopt. `before` has the mapping's columns before the change, or is None if the
     change has created the mapping.

@@ -33,7 +33,7 @@ COLUMNS = {
 }
 #: An additional column of the table, shown if a listed VM has a scheduled deletion.
 PENDING_DELETION_COLUMN = {"deleted_in": "DELETED IN"}
-#: The columns of the history of a mapping, in the same form.
+#: The columns of the table `History` of `smith mappings show`, in the form of COLUMNS.
 HISTORY_COLUMNS = {
     "vmid": "VMID",
     "name": "NAME",

@@ -1,7 +1,7 @@
-"""`smith mappings adopt --from FILE`: adopts many VMs, for example those of the PHP agent.
+"""`smith mappings adopt --from FILE`: adopts many VMs, for example those of the earlier agent that is written in PHP.
 
-Each pair of the file gets an outcome. A pair is adopted only if it contradicts no other pair that could be adopted, so
-that a service never gets one of several VMs by chance.
+Each row of the file is a pair of a service and a VMID, and gets an outcome. If the file names several existing VMs for
+one service, or several services for one VM, these pairs are refused: an operator must choose the right one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Outcome(StrEnum):
     ADOPT = "would be adopted"
     ADOPTED = "adopted"
     UNCHANGED = "adopted before"
-    LEFT_OUT = "left out"  #: the service or the VM has ended
+    LEFT_OUT = "left out"  #: FulcrumCore has deleted the service or does not know it, or Proxmox does not list the VM
     REFUSED = "refused"  #: the operator must decide, or repair something
 
 
@@ -58,7 +58,7 @@ class Candidate:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The fields of a row of the table, which are also those of `--json`."""
+        """The values of the pair's row in the table, which are also its fields in `--json`."""
         name = self.adoption.vm.name if self.adoption is not None else None
         identity = {"service_id": self.row.service_id, "vmid": self.row.vmid, "name": name}
         return identity | {"outcome": self.outcome.value, "why": self.why or None}
@@ -97,7 +97,7 @@ def _check_all(clients: Clients, engine: Engine, rows: Sequence[SourceRow], *, a
 
 
 def _check(clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row: SourceRow, output: Any) -> Candidate:
-    """Return one pair with its outcome, without regard to the other pairs."""
+    """Return one pair with its outcome. Contradictions to other pairs are not checked here."""
     if row.problem or row.vmid is None:
         return Candidate(row=row, outcome=Outcome.REFUSED, why=row.problem)
     try:
@@ -122,7 +122,10 @@ def _check(clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row: Sour
 
 
 def _is_up_to_date(engine: Engine, adoption: Adoption) -> bool:
-    """Return whether the mapping of the service has the VM's name, or is to be deleted: then it stays as it is."""
+    """Return whether an adoption would change nothing in the service's mapping.
+
+    This is so if the mapping is active and has the VM's name, or if the deletion of the VM is scheduled.
+    """
     with reading(engine) as session:
         mapping = mappings.current(session, adoption.service_id)
     if mapping is None:
@@ -132,7 +135,7 @@ def _is_up_to_date(engine: Engine, adoption: Adoption) -> bool:
 
 
 def _refuse_contradictions(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Refuse the pairs of a service with several existing VMs, and of a VM with several services in use."""
+    """Refuse each pair whose service has several existing VMs in the file, or whose VM has several services in it."""
     usable = [candidate for candidate in candidates if candidate.adoption is not None]
     vm_counts = Counter(candidate.row.service_id for candidate in usable)
     service_counts = Counter(candidate.row.vmid for candidate in usable)
@@ -152,7 +155,7 @@ def _refuse_contradictions(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _execute(candidate: Candidate, reason: str) -> Candidate:
-    """Adopt the VM of a pair, if it is to be adopted. A failure is the outcome of this pair only."""
+    """Adopt the VM of a pair with the outcome ADOPT. A failure becomes the outcome of this pair; nothing is raised."""
     if candidate.outcome is not Outcome.ADOPT or candidate.adoption is None:
         return candidate
     try:

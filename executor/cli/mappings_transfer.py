@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
-#: What identifies a file of `smith mappings export`.
+#: The value of the key `format` in a file of `smith mappings export`. Other files are refused.
 FORMAT = "agent-smith-mappings-1"
 MAX_FILE_BYTES = 256 * 1024 * 1024
 COLUMNS = {
@@ -41,7 +41,7 @@ REFUSED, TO_IMPORT, IMPORTED, UNCHANGED = "refused", "would be imported", "impor
 
 
 class _RollBack(Exception):
-    """Ends a transaction without a change."""
+    """Raised at the end of a dry run, so that its transaction is rolled back."""
 
 
 @examples(
@@ -84,7 +84,8 @@ def import_mappings(
     """Insert the mappings that `smith mappings export` has written on another host.
 
     Proxmox and FulcrumCore are not called; `smith drift` compares the mappings with both. The agent of the other host
-    must be stopped. A mapping that contradicts one in this database is refused. A second run changes nothing.
+    must be stopped. A mapping is refused if this database has another mapping of its service or its VMID. A second run
+    changes nothing.
     """
     entries = _read(file)
     with open_database(open_settings()) as engine:
@@ -116,9 +117,9 @@ def _read(file: Path) -> list[dict[str, Any]]:
 
 
 def _import(engine: Engine, entries: list[dict[str, Any]], reason: str, *, is_dry_run: bool) -> list[dict[str, Any]]:
-    """Insert all mappings in one transaction, and return the row of each for the table.
+    """Insert all mappings in one transaction, and return a row of the printed table for each mapping.
 
-    A dry run inserts them too, so that it finds the same contradictions, and then rolls the transaction back.
+    A dry run inserts the mappings, too, so that it refuses the same ones. Then it rolls the transaction back.
     """
     rows: list[dict[str, Any]] = []
     try:

@@ -1,7 +1,7 @@
 """`smith db migrate` moves all rows to another database and seals this one; `smith db unseal` removes the seal.
 
-The URL of the other database may contain a password, so it is read from a file, a variable or the terminal. An argument
-could be read by every user of the machine.
+A sealed database refuses every change. The URL of the other database may contain a password, so it is read from a file,
+an environment variable or the terminal: every user of the machine could read a password in an argument.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     from sqlalchemy import Engine
     from sqlalchemy.orm import Session
 
-#: The variable that contains the URL of the other database.
+#: The environment variable that contains the URL of the other database.
 TARGET_VARIABLE = "MIGRATE_TO_URL"
 CONTINUATION = "repeat this command, which starts the copy again; or let `smith db unseal` undo the seal"
 
@@ -115,7 +115,10 @@ def unseal(
 
 
 def _read_target_url(to: str | None, file: Path | None) -> str:
-    """Return the URL of the other database, and register its passwords with the redactor. Raises BadParameter."""
+    """Return the URL of the other database, and register its passwords with the redactor.
+
+    Raises BadParameter if --to and --to-file are both given, or if the URL in --to contains a password.
+    """
     if to is None:
         return Answers(accepts_defaults=False).secret(
             "URL of the other database",
@@ -135,7 +138,10 @@ def _read_target_url(to: str | None, file: Path | None) -> str:
 
 @contextmanager
 def _opened_target(url: str) -> Iterator[Engine]:
-    """Open the other database with the schema of this version. On SQLite, no agent starts during the block."""
+    """Open the other database, and create the schema of this version in it if it is missing.
+
+    If it is a SQLite database, its lock is held during the block, so that no agent uses the database.
+    """
     engine = open_engine(url)
     file = sqlite_file(url)
     with ExitStack() as stack:
@@ -151,14 +157,17 @@ def _opened_target(url: str) -> Iterator[Engine]:
 
 
 def _refuse_other_schema(source: Engine) -> None:
-    """Raise DatabaseError if this database has not the schema of this version."""
+    """Raise DatabaseError if the schema of this database is older or newer than that of this version."""
     schema.refuse_unknown_schema(source)
     if schema.current_revision(source) != schema.head_revision():
         raise DatabaseError("the database has an older schema: run `smith db upgrade` first")
 
 
 def _find_move(source: Engine, target_url: str) -> Move | None:
-    """Return the move to the target that an earlier call has begun, or None. Raises DatabaseError for another one."""
+    """Return the move to this target that an earlier call has begun, or None if this database is not sealed.
+
+    Raises DatabaseError if this database is sealed for a move to another target.
+    """
     with reading(source) as session:
         move = moves.find_seal(session)
     if move is not None and move.url != target_url:
@@ -174,7 +183,7 @@ def _refuse_use(session: Session, settings: Settings) -> None:
 
 
 def _copy_rows(source: Engine, target: Engine, move: Move, *, quiet: bool) -> dict[str, int]:
-    """Copy the rows, unless an earlier call has done that; return the number of rows of each table."""
+    """Copy the rows, and return the number of rows of each table. Return {} if an earlier call has copied them."""
 
     def report(table: str, row_count: int) -> None:
         crash_if_requested("rows_copied", table)

@@ -48,8 +48,8 @@ def list_nodes(
 ) -> None:
     """List the agent processes that use this database.
 
-    A process is `vanished` if it has stored neither its stop nor, for two lease durations, that it is running. Other
-    processes then continue its jobs.
+    A running process updates its row in the database regularly. A process is `vanished` if it has not done so for two
+    lease durations, and has not stored that it stopped. Other processes then continue its jobs.
     """
     with reading_store() as store:
         found = nodes.recent(store.session, MAX_SHOWN_NODES) if show_all else nodes.not_stopped(store.session)
@@ -76,7 +76,7 @@ def drain(
 ) -> None:
     """Let one node claim no more jobs, until `smith nodes resume`.
 
-    A restart of its agent does not end this.
+    The node claims no jobs after a restart of its agent, either.
     """
     who = audit.operator_name()
     with writing_store() as store:
@@ -146,7 +146,7 @@ def _find(store: Store, reference: str) -> Node:
     matches = [node for node in running if reference and (node.host == reference or node.id.startswith(reference))]
     lease_s = store.settings.smith_lease_s
     alive = [node for node in matches if is_alive(node, utc_now(), lease_s)]
-    matches = alive or matches  # an earlier process of the host may have vanished
+    matches = alive or matches  # Vanished processes, such as an earlier one of the host, count only if none is alive.
     if len(matches) == 1:
         return matches[0]
     if not matches:
@@ -164,7 +164,7 @@ def _fields(node: Node, pause: Pause | None, now: datetime, lease_s: float) -> d
 
 
 def _table_fields(row: dict[str, Any], now: datetime) -> dict[str, Any]:
-    """Return the columns of the table that are not fields of `--json`."""
+    """Return the values of those columns of the table that are not fields of `--json`."""
     wanted, most = row["concurrency_wanted"], row["concurrency"]
     slots = str(most) if wanted >= most else f"{wanted} of {most}"
     pause = row["paused"]

@@ -1,4 +1,7 @@
-"""Collects the output of a run by hand for the database: its first and its last lines, so that its size is limited."""
+"""Collects the output of a run that an operator started, for the database: only its first and last lines are kept.
+
+This limits the size of the stored text.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ class OutputExcerpt:
         self._has_changed = False
 
     def add(self, line: str) -> None:
-        """Add a line, which contains no secrets."""
+        """Add a line. The caller has removed all secrets from it."""
         line = line[:MAX_LINE_LENGTH]
         with self._lock:
             self._has_changed = True
@@ -47,5 +50,5 @@ class OutputExcerpt:
             return "".join(f"{line}\n" for line in (*self._head, *note, *self._tail))
 
     def changed_text(self) -> str | None:
-        """Return the text, or None if no line was added since it was last returned."""
+        """Return `text()`, or None if no line was added since the last call of `text` or of this method."""
         return self.text() if self._has_changed else None

@@ -42,7 +42,8 @@ def pause(
 ) -> None:
     """Let the agents claim no more jobs, until `smith resume`.
 
-    Heartbeats, polls and reports continue. FulcrumCore fails a pending job when its job timeout has passed.
+    Heartbeats, polls and reports continue. FulcrumCore fails a job that stays pending longer than FulcrumCore's job
+    timeout.
     """
     with writing_store() as store:
         is_new = operator_changes.pause_agents(store.session, who=audit.operator_name(), reason=reason)
@@ -74,7 +75,7 @@ def resume(as_json: AsJson = False) -> None:
 
 
 def _wait_for_jobs(timeout_s: float, *, quiet: bool) -> int:
-    """Wait until no job is running, or the timeout (0: none) has passed. Return how many are running."""
+    """Wait until no job is running, or the timeout has passed (0: no timeout). Return how many jobs are running."""
     deadline = time.monotonic() + timeout_s if timeout_s else float("inf")
     shown: list[str] = []
     with open_database(open_settings()) as engine:

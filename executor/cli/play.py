@@ -1,4 +1,4 @@
-"""`smith play`: runs one action with ansible-playbook, and shows the result as the executor would store it.
+"""`smith play`: runs one action with ansible-playbook, and shows the result as an agent would store it.
 
 The playbook gets one extra variable, the dictionary `vm`. A member of `vm` is a key with its value, such as cores=4.
 """
@@ -84,9 +84,9 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
 ) -> None:
     """Run an action's playbook with ansible-playbook.
 
-    The command shows which VM of which service is concerned. On a terminal it asks for missing members of vm, and
-    before an action changes something it shows a plan and asks. Elsewhere an action that destroys data needs --yes.
-    Then the playbook's output is shown while the playbook runs, and at its end the result.
+    The command shows which VM of which service is concerned. On a terminal, it asks for missing members of vm. Before
+    an action that changes something, it shows a plan and asks for confirmation. Without a terminal, an action that
+    destroys data needs --yes. The playbook's output is shown while the playbook runs, and the result at its end.
 
     While an agent works on the VM, the command is refused. While the command works on the VM, jobs of its service wait.
     """
@@ -123,6 +123,7 @@ def _run(  # noqa: PLR0913 (each value is needed for the run, or for what is sto
 ) -> tuple[JobResult, str, bool]:
     """Run the playbook and store its result. Return the result, the run's ident, and whether the mapping was updated.
 
+    In check mode nothing is stored, and the ident is empty.
     With --json, the playbook's output goes to stderr.
     """
     output = sys.stderr if as_json else sys.stdout

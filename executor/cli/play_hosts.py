@@ -17,7 +17,7 @@ from executor.settings.settings import Settings
 #: The inventory plugin of community.proxmox. It reads only files whose names end with `proxmox.yml`.
 INVENTORY_PLUGIN = "community.proxmox.proxmox"
 INVENTORY_FILE = "smith.proxmox.yml"
-#: Longer than the inventory of a large cluster takes: three requests for each VM.
+#: The maximum time for reading the inventory. A large cluster needs less, although each VM takes three requests.
 INVENTORY_TIMEOUT_S = 600.0
 #: The maximum length of Ansible's error in a message.
 MAX_ERROR_LENGTH = 300

@@ -38,12 +38,12 @@ INTERRUPTED = "not run, because the command was interrupted"
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What the operator has chosen for a run on several VMs."""
+    """The options of the operator for a run on several VMs."""
 
     pattern: str  #: the Ansible pattern that selects the VMs
     parallel: int  #: on how many VMs the action runs at the same time
     check: bool
-    asks: bool  #: whether the plan is shown and the operator is asked
+    asks: bool  #: whether the plan is shown, and the operator is asked for confirmation
     reason: str
 
 
@@ -63,14 +63,14 @@ class Outcome:
 
 
 class PrefixedOutput(io.TextIOBase):
-    """Writes whole lines to a stream that several threads share, each with the name of its VM before it."""
+    """Writes whole lines to a stream that several threads share. Each line begins with the name of its VM."""
 
     def __init__(self, stream: IO[str], prefix: str, lock: threading.Lock) -> None:
         self._stream, self._prefix, self._lock = stream, prefix, lock
         self._unfinished_line = ""
 
     def write(self, text: str) -> int:
-        """Write the lines of the text that are complete."""
+        """Write the complete lines of the text. The rest of the text is written when its line is complete."""
         *lines, self._unfinished_line = (self._unfinished_line + text).split("\n")
         with self._lock:
             for line in lines:
@@ -111,7 +111,7 @@ def play(  # noqa: PLR0913 (each value is needed for the requests, or for the ru
 
 
 def _confirm(action: Action, requests: list[PlaybookRequest], settings: Settings, choices: Choices) -> None:
-    """Show the plan of check mode for each VM, and ask. Raises typer.Exit if the operator does not agree."""
+    """Show for each VM what would be changed, and ask. Raises typer.Exit if the operator does not agree."""
     show_text("\nchecking what would be changed …")
     check_requests = [replace(request, is_check_mode=True) for request in requests]
     stopper = Stopper()
@@ -150,7 +150,7 @@ def _run_all(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
     stopper: Stopper,
     output: IO[str],
 ) -> list[Outcome]:
-    """Run all requests, and return their outcomes. Ctrl-C ends the running playbooks, and the others do not start."""
+    """Run all requests, and return their outcomes. Ctrl-C ends the running playbooks, and then no more are started."""
     output_lock = threading.Lock()
 
     def run(request: PlaybookRequest) -> Outcome:
@@ -181,7 +181,7 @@ def _run_one(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
     stopper: Stopper,
     output: Output,
 ) -> Outcome:
-    """Run one request under the lock of its service. An error is the outcome of this VM only."""
+    """Run one request, and hold the lock of its service meanwhile. An error is returned as the outcome of this VM."""
     try:
         if request.is_check_mode:
             return Outcome(vm=dict(request.vm), result=ansible_playbook.run(request, settings, output, stopper=stopper))
@@ -204,7 +204,7 @@ def _show(outcomes: list[Outcome], *, is_check_mode: bool, as_json: bool) -> Non
 
 
 def _document(outcome: Outcome, *, is_check_mode: bool) -> dict[str, Any]:
-    """Return the document of one VM, whose member `vm` has at least the VM's identity."""
+    """Return the JSON document of one VM. It contains the VM's identity even if the playbook did not run."""
     result = outcome.result or JobResult(succeeded=False, code=None, detail=outcome.problem)
     document = play_result.document(result, run_ident=outcome.run_ident, is_check_mode=is_check_mode, is_stored=False)
     identity: dict[str, Any] = {name: outcome.vm[name] for name in ("vmid", "name", "service_id") if name in outcome.vm}

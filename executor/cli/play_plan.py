@@ -1,4 +1,7 @@
-"""Shows what `smith play` is about to do, and on a terminal asks before an action changes something."""
+"""Shows what `smith play` is about to do, and on a terminal asks before an action changes something.
+
+The plan of an action is the member `planned` of the result of its playbook in check mode: a dictionary of the changes.
+"""
 
 from __future__ import annotations
 
@@ -28,21 +31,21 @@ from executor.settings.settings import Settings
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
-#: What an action would do, for the value of the member `status` in the plan of check mode.
+#: What an action would do, keyed by the value of the member `status` in the plan.
 STATUS_TEXTS = {
     "running": "the VM will be started",
     "stopped": "the VM will be stopped",
     "restarted": "the VM will be restarted",
     "absent": "the VM will be destroyed with its disks",
 }
-#: What an action would do, for other members of the plan.
+#: What an action would do, keyed by the name of another member of the plan. `{}` is replaced by the member's value.
 MEMBER_TEXTS = {
     "rolled_back_to": "the VM will be rolled back to the snapshot {}: everything written since then is lost",
     "snapshot": "the snapshot {} will be created",
     "backup": "a backup will be written to the storage {}",
     "node": "the VM will be moved to the node {}",
 }
-#: What check mode cannot know of an action that is not ours.
+#: Shown with the plan of an action of the provider: the plan may be incomplete.
 OWN_ACTION_NOTE = "(check mode skips Ansible tasks that do not support it, so the action may change more)"
 
 
@@ -56,7 +59,7 @@ def require_answerable(action: Action, effect: ActionEffect, *, is_check_mode: b
 
 
 def must_ask(effect: ActionEffect, *, is_check_mode: bool, yes: bool, as_json: bool) -> bool:
-    """Return whether the operator is shown the plan and is asked."""
+    """Return whether the operator is shown the plan and is asked for confirmation."""
     return effect != ActionEffect.READS and not (is_check_mode or yes or as_json) and sys.stdin.isatty()
 
 
@@ -91,8 +94,9 @@ def _newest_job(engine: Engine, service_id: str) -> Job | None:
 
 
 def confirm(action: Action, effect: ActionEffect, request: PlaybookRequest, settings: Settings) -> None:
-    """Show the plan of check mode, and ask. If our action would change nothing, do not ask.
+    """Run the playbook in check mode, show the plan, and ask for confirmation.
 
+    The operator is not asked if the plan of one of our actions is empty, and the action destroys no data.
     Raises typer.Exit if the operator does not agree, or if the playbook fails in check mode.
     """
     show_text("\nchecking what would be changed …")
@@ -115,14 +119,14 @@ def confirm(action: Action, effect: ActionEffect, request: PlaybookRequest, sett
 
 
 def _target_text(vm: Mapping[str, Any]) -> str:
-    """Return the VM and its service for the question. An action of a provider may need no VM."""
+    """Return the VM and its service as text for the question, or '' for a provider's action that needs no VM."""
     name = f" ({vm['name']})" if vm.get("name") else ""
     vm_text = f" on VM {vm['vmid']}{name}" if vm.get("vmid") else ""
     return vm_text + (f" of service {vm['service_id']}" if vm.get("service_id") else "")
 
 
 def describe(planned: Mapping[str, Any]) -> Iterator[str]:
-    """Yield one sentence for each change in the plan of check mode."""
+    """Yield one sentence for each change in the plan."""
     if not planned:
         yield "nothing would be changed"
         return

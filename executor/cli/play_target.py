@@ -44,7 +44,7 @@ def find_target(  # noqa: PLR0913 (three options select the VM)
     vmid: int | None,
     name: str | None,
 ) -> Target:
-    """Return the VM that one of the options selects. Without any, the operator's members of `vm` identify the VM.
+    """Return the VM that one of the options selects. Without an option, the operator's members of `vm` identify the VM.
 
     The VM of the action `create` does not exist yet, so its VMID and its name are only members of `vm`.
     """
@@ -70,7 +70,7 @@ def _find_service_mapping(engine: Engine | None, settings: Settings, reference: 
 
 
 def refuse_while_job_runs(engine: Engine, service_id: str) -> None:
-    """Raise CommandFailed while a job of the service is running. The service's lock checks it again later."""
+    """Raise CommandFailed while a job of the service is running. `service_lock` checks this again before the run."""
     with reading(engine) as session:
         jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_ids=[service_id], limit=1)
     if jobs:

@@ -31,8 +31,8 @@ GENERAL_MEMBERS = ("properties", "allowed")
 def refuse_unknown_members(members: Mapping[str, Any], options: VmOptions, inside: str = "") -> None:
     """Raise typer.BadParameter for a member that no role and no action of the playbook describes.
 
-    `inside` is the name of the member that contains these members. If nothing describes its members, each is accepted,
-    for example those of `properties`.
+    `inside` is the name of the member that contains these members. If `options` is empty, no argument_specs describe
+    these members, for example those of `properties`, and all of them are accepted.
     """
     if not options:
         return
@@ -103,7 +103,7 @@ def _set_member(vm: dict[str, Any], names: list[str], text: str, options: VmOpti
 
 
 def _is_secret(names: list[str], option: Mapping[str, Any]) -> bool:
-    """Return whether a member is a secret. If argument_specs do not describe it, its name decides.
+    """Return whether a member is a secret. If no argument_specs describe the member, its name decides.
 
     A dictionary with no_log is no secret itself: only some of its members are, for example cloud_init.password.
     """
@@ -143,7 +143,8 @@ def parse_value(text: str, option_type: str) -> Any:
 def secrets_in(members: Mapping[str, Any], options: VmOptions) -> list[str]:
     """Return the values of the members that are secrets, so that the caller can redact them.
 
-    A member is a secret if its option has `no_log`, or if its name is one of a secret, at any depth.
+    A member is a secret if its option has `no_log`, or if its name matches SECRET_KEY_PATTERN. Members inside members
+    are searched, too.
     """
     secrets: list[str] = []
     for name, value in members.items():

@@ -44,7 +44,7 @@ def complete_vm_variable(
             value = sanitized(str(operator_members[name]))
             raise typer.BadParameter(f"the VM's {name} is {identity[name]}, not {value}")
     vm = {**_members_from_settings(action, settings, operator_members), **operator_members, **identity}
-    vm["allowed"] = allowed_values(settings)  # an operator changes it in the settings only, as for the agent's runs
+    vm["allowed"] = allowed_values(settings)  # not from the operator's members: the limits of the agent's runs apply
     required_options = {name: option for name, option in options.items() if option.get("required")}
     # The members that are missing in `vm`: the option of each, keyed by its name.
     missing_members = {name: option for name, option in required_options.items() if vm.get(name) is None}
@@ -59,7 +59,7 @@ def complete_vm_variable(
 
 
 def _members_from_settings(action: Action, settings: Settings, operator_members: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the members that the executor sets from the settings for a job with this action."""
+    """Return the members that an agent sets from the settings for a job with this action."""
     members: dict[str, Any] = {
         "cluster": settings.smith_cluster,
         "timeout_s": int(settings.smith_playbook_timeout_s),
@@ -96,7 +96,7 @@ def _resolve_template_names(vm: dict[str, Any], settings: Settings) -> dict[str,
     """Replace the name of a template by the value from the settings.
 
     PROXMOX_TEMPLATES has the VMIDs of VM templates, and PROXMOX_OS_TEMPLATES has the volumes of container templates.
-    Raises JobError for another template, unless PROXMOX_ANY_TEMPLATE is set.
+    Raises JobError for a template that is in neither of them, unless PROXMOX_ANY_TEMPLATE is set.
     """
     if vm.get("os_template"):
         vm["os_template"] = find_os_template(

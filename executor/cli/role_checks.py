@@ -1,4 +1,7 @@
-"""Checks the argument specs of the roles in a provider's folder: Ansible checks a role's arguments only with specs."""
+"""Checks the argument specs of the roles in a provider's folder.
+
+Without argument specs, Ansible does not check the arguments of a role.
+"""
 
 from __future__ import annotations
 

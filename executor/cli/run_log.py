@@ -17,7 +17,7 @@ from executor.database.tables import ManualRun
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session
 
-#: What is shown of a run by hand without stored output.
+#: Shown in place of the output if a run that an operator started has no stored output.
 NO_OUTPUT_TEXT = "nothing is stored of what the playbook of this run printed"
 
 
@@ -28,8 +28,8 @@ def show_log(
 ) -> None:
     """Show what a run's playbook printed.
 
-    The database has the beginning and the end of the output of a run by hand, and while it is in progress, what it
-    has printed up to a few seconds ago.
+    For a run that was started by hand, the database has the beginning and the end of the output. While such a run is
+    in progress, its newest lines are missing for a few seconds.
     """
     with reading_store() as store:
         text = _read_output(store, ident)

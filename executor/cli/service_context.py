@@ -1,4 +1,4 @@
-"""Runs a command as the service of this machine runs: with its user, its environment and its view of the disks."""
+"""Runs a command in the context of the agent's systemd service: with its user, environment and mount namespace."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from pathlib import Path
 
 from executor.errors import SmithError
 
-#: The unit in deploy/systemd.
+#: The systemd unit of the agent, from deploy/systemd.
 UNIT = "agent-smith.service"
-#: The variables that the command gets from the service: settings, and those of Ansible, Python and its libraries.
+#: The environment variables that the command gets from the service: the settings, and variables that Ansible, Python
+#: and Python's libraries read.
 KEPT_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_", "ANSIBLE_", "LC_", "REQUESTS_", "CURL_", "SSL_")
 KEPT_NAMES = ("PATH", "HOME", "LANG", "TZ", "CREDENTIALS_DIRECTORY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 TIMEOUT_S = 30.0
 
 
 class NoService(SmithError):
-    """The service cannot be found, or this user may not act as it."""
+    """The service cannot be found, or the caller may not run a command in its context."""
 
 
 def run_as_service(arguments: Sequence[str]) -> int:
     """Run `smith` with these arguments in the context of the running service; return its exit code. Raises NoService.
 
-    The program enters the mount namespace of the service, in which systemd has mounted its secrets and folders.
+    The command enters the mount namespace of the service, in which systemd has mounted the service's secrets and
+    folders.
     """
     if os.geteuid() != 0:
         raise NoService("--as-service needs root: sudo smith doctor --as-service")
@@ -58,7 +60,7 @@ def _id_of(pid: int, kind: str) -> str:
 
 
 def _environment(pid: int) -> dict[str, str]:
-    """Return the settings of the service and what Python and Ansible need, from its environment."""
+    """Return those environment variables of the process that KEPT_PREFIXES or KEPT_NAMES contain."""
     pairs = [text.partition("=") for text in Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")]
     return {
         name: value

@@ -2,7 +2,8 @@
 
 Before a command runs a playbook that changes a service's VM, it stores the run in the database (`manual_runs`), and
 renews the run's lease until the playbook has ended. Meanwhile no agent claims a job of the service. If the lease cannot
-be renewed, the guard of the playbook ends it before the lease expires, also if the command is suspended.
+be renewed, the guard of the playbook, a process of its own, ends the playbook before the lease expires. The guard does
+this even while the command itself is suspended.
 
 Without a database there is no agent that could work on the VM, so nothing is stored.
 """
@@ -37,7 +38,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 LEASE_S = 60.0
 #: How often a lease is renewed.
 RENEWAL_INTERVAL_S = 10.0
-#: The share of a lease after which the guard ends the playbook. The rest is needed to end its processes.
+#: The share of a lease after which the guard ends the playbook. The playbook's processes end in the rest of the lease.
 GUARD_SHARE_OF_LEASE = 3 / 4
 #: How long a command tries to store the end of a run. After that, the lease expires by itself.
 END_TIMEOUT_S = 10.0
@@ -68,7 +69,7 @@ class ServiceLock:
         limit_run(self._runs_until_s)
 
     def set_result(self, result: JobResult) -> None:
-        """Set what is stored at the end of the block. Without a result, the run has been interrupted."""
+        """Set the result that `end` stores. A run for which no result is set is stored as interrupted."""
         self._result = result
 
     def note_renewed(self, started_at: float) -> None:
@@ -88,11 +89,11 @@ class ServiceLock:
             except DatabaseError:
                 pass  # the guard ends the playbook if no renewal succeeds in time
             else:
-                if not is_renewed:
+                if not is_renewed:  # the lease had expired or was ended, so the playbook must end now
                     self._limit_run(started_at)
                     return
                 self.note_renewed(started_at)
-            # After a slow renewal, little of the lease is left. So the time that it took is a part of the wait.
+            # After a slow renewal, little of the lease is left. So the next wait is shorter by the renewal's duration.
             wait_s = max(0.0, RENEWAL_INTERVAL_S - (boottime_s() - started_at))
 
     def end(self, engine: Engine) -> None:
@@ -120,7 +121,7 @@ def locked_service(
 ) -> Iterator[ServiceLock]:
     """Store the run of an action, and hold the run's lease during the block.
 
-    With `audit_reason`, an entry `play` of the audit is stored, too; other commands write an entry of their own.
+    With `audit_reason`, an audit entry with the verb `play` is stored, too. Callers without it write their own entry.
 
     Raises CommandFailed while a job or another command works on the service.
     """
@@ -156,7 +157,7 @@ def lock_for(
 
 
 def _store_start(engine: Engine, new_run: NewManualRun, audit_reason: str | None) -> None:
-    """Store the run, and an entry of the audit in the same transaction.
+    """Store the run, and with `audit_reason` an audit entry in the same transaction.
 
     Raises CommandFailed if the service is in use.
     """

@@ -49,9 +49,9 @@ def writing_store() -> Iterator[Store]:
 def open_database(settings: Settings, *, may_create: bool = False) -> Iterator[Engine]:
     """Open the database for the block. Raises DatabaseError when there is no database.
 
-    When a statement of the block fails, and the database is sealed, or its schema is older or newer than this version
-    needs, the DatabaseError describes that and not the statement. With `may_create`, a SQLite file that does not exist
-    is created.
+    A statement of the block may fail because the database is sealed (its rows were moved to another database), or
+    because its schema is older or newer than this version needs. Then the DatabaseError names this cause, and not the
+    statement. With `may_create`, a SQLite file that does not exist is created.
     """
     if not may_create:
         _require_existing_sqlite_file(settings.smith_database_url)
@@ -69,7 +69,7 @@ def open_database(settings: Settings, *, may_create: bool = False) -> Iterator[E
 
 @contextmanager
 def open_database_if_used(settings: Settings) -> Iterator[Engine | None]:
-    """Open the database for the block, or yield None if there is no SQLite file: then no agent has used it."""
+    """Open the database for the block, or yield None if its SQLite file is missing, because no agent has run yet."""
     file = sqlite_file(settings.smith_database_url)
     if file is not None and not file.exists():
         yield None
@@ -92,9 +92,9 @@ def _require_existing_sqlite_file(url: str) -> None:
 
 
 def _find_cause(engine: Engine) -> DatabaseError | None:
-    """Return an error if the database is sealed, or its schema is older or newer than this version needs, or None.
+    """Return an error if the database is sealed, or if its schema is older or newer than this version needs.
 
-    Called after a failed statement, because this is often the cause.
+    Returns None if neither is so. Called after a failed statement, because one of the two is often the cause.
     """
     try:
         moves.refuse_sealed(engine)

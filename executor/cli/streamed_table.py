@@ -11,9 +11,10 @@ from executor.cli.tables import CELL_PADDING, cell_text, print_renderable, termi
 
 
 class StreamedTable:
-    """A table whose rows are printed at once. A cell that is wider than its column moves the rest of its row.
+    """A table that prints each row when it is added.
 
-    The last column may have free text, which is wrapped on a terminal.
+    A cell that is wider than its column moves the following cells of its row to the right. The last column may have
+    free text, which is wrapped on a terminal.
     """
 
     def __init__(self, columns: Mapping[str, str], widths: Mapping[str, int]) -> None:
@@ -23,7 +24,7 @@ class StreamedTable:
         self._has_heading = False
 
     def show(self, row: Mapping[str, Any]) -> None:
-        """Print one row; before the first one, the headings."""
+        """Print one row. The headings are printed before the first row."""
         from rich.table import Table  # noqa: PLC0415
 
         table = Table(

@@ -50,7 +50,8 @@ def support(
     file = output or Path(f"smith-support-{utc_now():%Y%m%dT%H%M%SZ}.tar.gz")
     if file.exists():
         raise CommandFailed(f"{file} exists: choose another name with --output")
-    # The parts of a file were redacted one by one; a secret may extend over two parts, so the whole is redacted, too.
+    # `collect` has redacted the parts of each file one by one. A secret may extend over two parts, so the whole text is
+    # redacted, too.
     files = {name: redactor.redact(text) for name, text in collect(settings, log_files or [], with_doctor=doctor)}
     if not as_json:
         rows = [{"name": name, "bytes": len(text.encode("utf-8", "replace"))} for name, text in files.items()]

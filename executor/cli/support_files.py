@@ -34,7 +34,7 @@ MAX_FAILED_JOBS = 20
 #: The maximum number of bytes that are collected from the end of a run's output, and of a log file.
 MAX_OUTPUT_BYTES = 64 * 1024
 MAX_LOG_BYTES = 2 * 1024 * 1024
-#: The fields of a job that a customer has filled in.
+#: The fields of a job that may contain values of a customer. They are left out.
 CUSTOMER_FIELDS = ("params", "service", "result")
 
 
@@ -126,7 +126,7 @@ def _failed_jobs(store: Store) -> list[dict[str, Any]]:
 
 
 def _outputs(engine: Engine, settings: Settings) -> Iterator[tuple[str, str]]:
-    """Yield the end of the output of the newest run of each failed job whose artifacts are on this machine."""
+    """Yield the end of the output of each failed job's newest run, if the run's artifacts are on this machine."""
     try:
         with reading(engine) as session:
             jobs = queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOBS)

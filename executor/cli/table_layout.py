@@ -54,9 +54,9 @@ def columns_that_fit(
 ) -> tuple[list[str], int | None]:
     """Return the keys of the columns that are shown, and the width of the table, None for its natural width.
 
-    `natural_widths` has the width of the widest cell of each column. Those of `empty` have no value in any row, and are
-    left out first. If even the columns that always stay are wider
-    than the terminal, the table is, too: the terminal then wraps its lines, but no cell is cut.
+    `natural_widths` has the width of the widest cell of each column. The columns in `empty` have no value in any row,
+    and are left out first. If even the MIN_COLUMNS columns that always stay are wider than the terminal, the table is
+    wider, too: the terminal then wraps the table's lines, but no cell is cut.
     """
     shown = list(natural_widths)
     if terminal_width is None:
@@ -66,7 +66,7 @@ def columns_that_fit(
         without_value = [key for key in reversed(shown[1:]) if key in empty]
         left_out.append(without_value[0] if without_value else _least_important(shown))
         shown.remove(left_out[-1])
-    for key in reversed(left_out):  # one wide column may have made room for narrow ones
+    for key in reversed(left_out):  # After a wide column was left out, narrow ones that were left out before may fit.
         more = [each for each in natural_widths if each in shown or each == key]
         if _min_width(more, natural_widths) <= terminal_width:
             shown = more
@@ -95,7 +95,7 @@ def _least_important(shown: list[str]) -> str:
 
 
 def _min_width(shown: list[str], natural_widths: Mapping[str, int]) -> int:
-    """Return the width of the table when its flexible columns are as narrow as they may be."""
+    """Return the width of the table when each flexible column has at most MIN_FLEXIBLE_WIDTH characters."""
     widths = [
         min(natural_widths[key], MIN_FLEXIBLE_WIDTH) if key in FLEXIBLE_COLUMNS else natural_widths[key]
         for key in shown

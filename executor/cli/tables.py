@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-#: The line width in characters for rich. It is so large that rich wraps no line: texts are wrapped before.
+#: The line width in characters for rich. It is so large that rich wraps no line, because `wrapped` wraps texts.
 MAX_WIDTH = 100_000
 #: The spaces at the end of a line, also before a colour sequence.
 _TRAILING_SPACES = re.compile(r" +(?=(?:\x1b\[[0-9;]*m| )*$)")
@@ -64,9 +64,9 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
     """Print a table, or `if_empty` if there are no rows. `columns` has the headings, keyed by the keys of the rows.
 
     On a terminal, only free text (FLEXIBLE_COLUMNS) is wrapped, and `table_layout.columns_that_fit` decides which
-    columns are left out. A word that is wider than its column, such as the id of a Proxmox task, is not broken: its
-    column comes last, and the terminal continues the line. Without a terminal, nothing is wrapped and no column is left
-    out.
+    columns are left out. A word that is wider than its column, such as the id of a Proxmox task, is not broken. The
+    column of such a word is moved to the right end of the table, so that the terminal can wrap it. Without a terminal,
+    nothing is wrapped and no column is left out.
     """
     if not rows:
         show_text(if_empty)

@@ -23,7 +23,7 @@ CLEAR_SCREEN = "\x1b[2J"
 
 
 class _TerminalText(io.StringIO):
-    """A text that is written to the terminal later. Tables format it as they do for the terminal."""
+    """Collects a view that is written to the terminal later. `isatty` makes tables use the layout for a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -32,7 +32,7 @@ class _TerminalText(io.StringIO):
 def watch_store(show: Callable[[Store], None]) -> None:
     """Call `show` every INTERVAL_S seconds until Ctrl-C. On a terminal, each view replaces the one before it.
 
-    While the database cannot be used, the error is shown, and the next view follows.
+    While the database cannot be used, the error is shown in place of the view.
     """
     settings = open_settings()
     is_terminal = sys.stdout.isatty()

@@ -1,12 +1,13 @@
 """Compares the agent's mappings with Proxmox's guests and FulcrumCore's services, and returns the differences.
 
 All functions are pure. A VM or service that Proxmox or FulcrumCore does not list may still exist. So the caller of
-`compare` first calls the functions of `inconclusive.py`. And `compare` treats a VM as gone only when its VMID is in
-`Facts.vmids_without_guest`, the VMIDs for which the check has proven that no guest exists.
+`compare` first calls the functions of `inconclusive.py`, which decide whether these lists can be relied on. And
+`compare` treats a VM as gone only when its VMID is in `Facts.vmids_without_guest`, the VMIDs for which the check has
+proven that no guest exists.
 
 Whether a mapping has a VM depends on the mapping's state. An active mapping, or one that is pending deletion, should
-have a VM (`should_have_vm`). A reserved mapping may have a VM, because its create may have made it already. So
-`may_have_vm` is true in all three states. In the state vm_lost, both properties are false.
+have a VM (`should_have_vm`). A reserved mapping may have a VM, because its create job may have created the VM already.
+So `may_have_vm` is true in all three states. In the state vm_lost, both properties are false.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ def compare(facts: Facts) -> tuple[Finding, ...]:
 
 
 def _volumes_finding(volumes_left: VolumesLeft) -> Finding:
-    """Return the finding for the volumes of a deleted VM: an operator must remove them, or they are gone now."""
+    """Return the finding about volumes that existed after the deletion of a VM.
+
+    If some of them still exist, an operator must remove them. If none exists any more, the repair removes the note.
+    """
     kind = DriftKind.VOLUMES_LEFT
     if not volumes_left.volumes:
         return _finding(

@@ -39,8 +39,8 @@ class DriftKind(StrEnum):
     VOLUMES_LEFT = "volumes_left"  #: volumes of a VM that was deleted still exist
     UNMAPPED_VM = "unmapped_vm"  #: a VM has the marker of a service, but no mapping names this VM
     SERVICE_WITHOUT_VM = "service_without_vm"  #: FulcrumCore has an instance id, but neither VM nor mapping exists
-    #: The service is deleted or unknown, but its VM exists. Or its VM is gone too, but a mapping exists that is not
-    #: active. (If the mapping is active, the kind is VM_GONE.)
+    #: The service is deleted or unknown, but its VM exists. Or neither of them exists, but a mapping that is not active
+    #: does. (If neither exists and the mapping is active, the kind is VM_GONE.)
     VM_WITHOUT_SERVICE = "vm_without_service"
     #: FulcrumCore does not know what the mapping says, because the result of a create or delete did not reach it: the
     #: service has no instance id or another one, or a VM is pending deletion although its service is not deleted.
@@ -56,7 +56,7 @@ class Repair(StrEnum):
     """What the agent can do about a finding. A repair changes a mapping, never a VM."""
 
     CORRECT_NODE = "correct_node"  #: store the VM's node in the mapping
-    NOTE_VOLUMES_REMOVED = "note_volumes_removed"  #: remove the note about volumes that are gone
+    NOTE_VOLUMES_REMOVED = "note_volumes_removed"  #: remove the mapping's note about volumes that are gone
     MARK_VM_LOST = "mark_vm_lost"  #: keep the mapping, and set its state to vm_lost
     FORGET = "forget"  #: mark the mapping as deleted, because neither its VM nor its service exists
     ADOPT = "adopt"  #: create a mapping for the VM that has the service's marker
@@ -69,7 +69,7 @@ AUTOMATIC_REPAIRS = frozenset({Repair.CORRECT_NODE, Repair.MARK_VM_LOST, Repair.
 
 @dataclass(frozen=True, kw_only=True)
 class MappingFacts:
-    """Columns of a mapping that is not deleted. `id` is the id of its row."""
+    """Columns of a mapping, which is deleted only in `VolumesLeft`. `id` is the id of the mapping's row."""
 
     id: int
     service_id: str
@@ -87,7 +87,10 @@ class MappingFacts:
 
     @property
     def may_have_vm(self) -> bool:
-        """True when the mapping is active, pending deletion or reserved. A create may have made a reserved VM."""
+        """True when the mapping is active, pending deletion or reserved.
+
+        The VM of a reserved mapping exists if its create job has created it already.
+        """
         return self.should_have_vm or self.state == MappingState.RESERVED
 
 
@@ -98,7 +101,7 @@ class GuestFacts:
     vmid: int
     node: str
     name: str
-    markers: frozenset[str] = frozenset()  #: the service ids in its description; a service's VM has exactly one
+    markers: frozenset[str] = frozenset()  #: the service ids in its markers; a service's VM has exactly one
     agent_id: str = ""  #: the id of the agent that wrote the marker; '' for a marker of an earlier version
     is_template: bool = False
     is_running: bool | None = None  #: None if Proxmox's list does not contain the guest
@@ -107,7 +110,7 @@ class GuestFacts:
 
     @property
     def is_half_destroyed(self) -> bool:
-        """True for a guest whose deletion was interrupted. Its configuration has only this lock, so no marker."""
+        """True for a guest whose deletion was interrupted. Its configuration has only this lock, and no marker."""
         return self.lock == "destroyed"
 
     def belongs_to(self, service_id: str) -> bool:
@@ -179,8 +182,9 @@ class Facts:
     vmids_without_guest: frozenset[int] = frozenset()  #: the VMIDs that are proven to have no guest
     services: Sequence[ServiceFacts] = ()
     volumes_left: Sequence[VolumesLeft] = ()
-    #: Services with a pending or processing job, or with a due report (a job result that is not yet sent to
-    #: FulcrumCore). Their differences are not drift, because the job or the report will end the differences.
+    #: Services with a pending or processing job, with a due report (a job result that is not yet sent to FulcrumCore),
+    #: or with a run that an operator has started. Their differences are not drift, because the job, the report or the
+    #: run will end the differences.
     busy_services: frozenset[str] = frozenset()
     #: Services whose job has ended recently: Proxmox's list may still show the earlier power state of their VMs.
     services_with_recent_job: frozenset[str] = frozenset()
@@ -207,8 +211,8 @@ class Facts:
     def is_foreign(self, guest: GuestFacts) -> bool:
         """Return whether a marked guest belongs to another agent, another cluster's mapping or another FulcrumCore.
 
-        This depends on the service. Only if FulcrumCore does not know the service, it depends on the agent id that the
-        agent has written next to the marker.
+        The service in the marker decides this. Only if neither FulcrumCore nor a mapping has the service, the agent id
+        decides that an agent has written next to the marker.
         """
         if not self.foreign_services.isdisjoint(guest.markers):
             return True
@@ -250,7 +254,7 @@ class Finding:
 
     @property
     def needs_attention(self) -> bool:
-        """False for a harmless difference that the agent repairs."""
+        """False for a harmless difference that the agent itself repairs."""
         return self.kind is not DriftKind.VM_MOVED and self.repair is not Repair.NOTE_VOLUMES_REMOVED
 
     @property

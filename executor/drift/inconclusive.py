@@ -1,4 +1,7 @@
-"""Decides whether a drift check can rely on the answers of Proxmox and FulcrumCore. All functions are pure."""
+"""Decides whether a drift check can rely on the answers of Proxmox and FulcrumCore. All functions are pure.
+
+If it cannot, the check is inconclusive: it has a reason, but no findings.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +59,6 @@ def _offline_nodes_with_vms(cluster: ClusterState, mappings: Sequence[MappingFac
 
 
 def _missing_text(missing_count: int, expected_count: int, problem: str) -> str:
-    """Return a text about the missing VMs or services, or '' when few enough are missing."""
+    """Return a text about the missing VMs or services, or '' when their number is within the limit."""
     max_missing = max(MAX_MISSING, expected_count * MAX_MISSING_SHARE)
     return f"{missing_count} of {expected_count} {problem}" if missing_count > max_missing else ""

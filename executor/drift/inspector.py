@@ -38,8 +38,8 @@ NAME_SUFFIX = re.compile(r"-[0-9a-f]{8}\Z")
 SEARCH_COUNT = 2
 #: How long the check waits between two searches.
 SEARCH_INTERVAL_S = 2.0
-#: Proxmox's list of guests shows a change of a guest's power up to about ten seconds late, and later on a busy node. So
-#: the power of a VM is not compared if a job of its service ended within this time.
+#: Proxmox's list of guests shows the start or stop of a guest up to about ten seconds late, and even later if the node
+#: is busy. So a check does not compare whether a VM is running if a job of its service ended within this time.
 MAX_LIST_AGE = timedelta(seconds=60)
 
 
@@ -73,7 +73,8 @@ class Inspector:
 
         `believe_list` is True when the operator has confirmed that every VM that is not in Proxmox's list is gone. The
         mappings are read before and after the requests to Proxmox and FulcrumCore. If a mapping has changed
-        meanwhile, its service counts as busy. Raises FulcrumUnavailable, or JobError for an error of Proxmox.
+        meanwhile, its service counts as busy (`Facts.busy_services`), so that the check reports nothing about it.
+        Raises FulcrumUnavailable, or JobError for an error of Proxmox.
         """
         recent_jobs_since = utc_now() - MAX_LIST_AGE
         with reading(self.engine) as session:

@@ -1,4 +1,4 @@
-"""Applies the repair of a finding: it changes the mapping, never a VM, and writes an audit entry."""
+"""Applies the repair that a finding of a drift check proposes. It changes a mapping, never a VM, and is audited."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def apply_repair(engine: Engine, cluster: str, finding: Finding, *, who: str, reason: str = "") -> bool:
     """Apply the repair that a finding proposes. Return whether the repair was applied.
 
-    `who` and `reason` are stored in the audit entry. The repair is not applied if the service is busy, or if its
-    mapping has changed since the comparison.
+    `who` and `reason` are stored in the audit entry. The repair is not applied if the service is busy (see
+    `Facts.busy_services`), or if its mapping has changed since the drift check.
     """
     if finding.repair is None:
         return False

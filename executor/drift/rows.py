@@ -18,10 +18,11 @@ class Rows:
     """The facts that `read` reads from the database in one transaction."""
 
     mappings: tuple[MappingFacts, ...]
-    #: Services with a pending or processing job, or with a job result that is not yet sent to FulcrumCore.
+    #: Services with a pending or processing job, with a job result that is not yet sent to FulcrumCore, or with a run
+    #: that an operator has started.
     busy_services: frozenset[str]
     foreign_services: frozenset[str]  #: services with a mapping on another cluster
-    volumes_left: tuple[VolumesLeft, ...] = ()  #: from the notes of deleted mappings
+    volumes_left: tuple[VolumesLeft, ...] = ()  #: named in the column `note` of deleted mappings
 
     def services_changed_since(self, earlier: Rows) -> frozenset[str]:
         """Return the services whose mapping was added, changed or removed between `earlier` and these rows."""
@@ -41,7 +42,7 @@ def read(session: Session, cluster: str) -> Rows:
 
 
 def read_volumes_left(session: Session, cluster: str) -> tuple[VolumesLeft, ...]:
-    """Read which volumes of deleted VMs existed after the deletion."""
+    """Read which volumes of deleted VMs still existed after the deletion, from the notes of the deleted mappings."""
     return tuple(
         VolumesLeft(mapping=mapping_facts(row), volumes=tuple(volumes_left.volume_ids(row)))
         for row in volumes_left.mappings_with_volumes_left(session, cluster)

@@ -30,7 +30,7 @@ def mask_passwords(url: str) -> str:
 
 
 def passwords_in(url: str) -> Iterator[str]:
-    """Yield each password in a database URL, before and after percent-decoding.
+    """Yield each password in a database URL, as it is written in the URL and percent-decoded.
 
     The password may be before the host, or in the parameter `password` of the query.
     """

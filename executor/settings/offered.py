@@ -1,4 +1,4 @@
-"""Reads from the settings what the provider offers: bridges, VLANs, storages, tags and templates of services.
+"""Reads from the settings which bridges, VLANs, storages, tags and templates the provider offers to services.
 
 The actions check a request against `allowed_values` (`plugins/plugin_utils/allowed.py`).
 """
@@ -37,7 +37,7 @@ def allowed_values(settings: Settings) -> dict[str, list[str]]:
 def template_not_offered(template: str, configured: Iterable[str], setting: str = "PROXMOX_TEMPLATES") -> JobError:
     """Return the error of a job whose template is not configured, while PROXMOX_ANY_TEMPLATE is false.
 
-    The tenant reads the same text as for a template that does not exist.
+    The tenant reads the same text as for a template that does not exist. Only the operator's text names the settings.
     """
     names = ", ".join(sorted(configured)[:MAX_NAMED_TEMPLATES]) or "none"
     text = f"{setting} has no template {template} (it has: {names}), and PROXMOX_ANY_TEMPLATE is not set"

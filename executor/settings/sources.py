@@ -257,7 +257,7 @@ def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
 
 
 def _why_writable_by_others(path: Path) -> str:
-    """Return why users other than root and this one may have written the `.env` file; '' if they have not.
+    """Return why a user other than root and the present user may have written the `.env` file; '' if none can have.
 
     The file is read from the working directory, which may belong to another user. Its settings decide to which servers
     the secrets are sent. The owner of a symbolic link is checked, too. Raises OSError.

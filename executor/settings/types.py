@@ -153,7 +153,7 @@ def _check_vlans(text: str) -> str:
 
 
 def _check_any_is_alone(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse `*` together with other values, which would have no effect."""
+    """Refuse `*` together with other values, because the other values would have no effect."""
     if ANY in values and len(values) > 1:
         raise ValueError("is wrong, `*` allows everything, so it must be the only value")
     return values

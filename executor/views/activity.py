@@ -1,4 +1,7 @@
-"""Reads from the database what the agents are doing now, for `smith top` and the overview page."""
+"""Reads from the database what the agents are doing now, for `smith top` and the overview page.
+
+The column `story` of a run summarises what the run has done: its Ansible tasks, steps and Proxmox tasks.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ MAX_RUNNING, MAX_WAITING, MAX_FAILED = 64, 5, 5
 
 
 def read_activity(session: Session, settings: Settings, now: datetime) -> dict[str, Any]:
-    """Return running jobs with their present steps, the oldest waiting jobs, the last failures, and limits."""
+    """Return running jobs with their present steps, the oldest waiting jobs, the last failures, and restart limits."""
     running = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], limit=MAX_RUNNING)
     waiting = queries.oldest_pending_jobs(session, MAX_WAITING)
     failed = ended_jobs.last_failures(session, MAX_FAILED)
@@ -42,10 +45,13 @@ def read_activity(session: Session, settings: Settings, now: datetime) -> dict[s
 
 
 def _running_fields(job: Job, run: Run | None, vms: dict[str, Mapping], now: datetime) -> dict[str, Any]:
-    """Return a running job with its present step. `for` is the time since the start of its run."""
+    """Return a running job with its present step.
+
+    `for` is the time since the start of its run, or since the job was received if no run is in progress.
+    """
     if run is not None and (run.ended_at is not None or run.attempt != job.attempt):
-        run = None  # the run of an earlier attempt, or one whose result is being stored
-    story = (run.story if run else None) or {}  # what the run has done: the lists of `executor.runs.story`
+        run = None  # it is the run of an earlier attempt, or it has ended and its result is being stored
+    story = (run.story if run else None) or {}
     tasks, steps, proxmox_tasks = (story.get(name, ()) for name in ("tasks", "steps", "proxmox_tasks"))
     step = steps[-1]["text"] if steps else tasks[-1]["task"] if tasks else ""
     percent = proxmox_tasks[-1]["percent"] if proxmox_tasks and step.startswith("waiting") else None

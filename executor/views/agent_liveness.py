@@ -11,8 +11,8 @@ from executor.database.tables import Node
 #: An agent process has vanished if it has not updated its row in the table `nodes` for this many lease durations. A
 #: running agent updates the row six times in each lease duration.
 VANISHED_AFTER_LEASES = 2.0
-#: The same for a process of this host whose process id does not exist any more. Two updates must be missing, too: an
-#: agent in a container may have the same host name, but other process ids.
+#: The same for a process whose row names this host, and whose process id does not exist here. Two missing updates are
+#: required, too, because the process may run in a container: with the same host name, but with other process ids.
 SILENT_AFTER_LEASES = 1 / 3
 
 

@@ -35,7 +35,7 @@ class ArtifactsMissing(SmithError):
 def artifacts_folder(run: Run, settings: Settings) -> Path:
     """Return the folder with the artifacts of a run. Raises ArtifactsMissing.
 
-    During the run, the artifacts are in the run folder. After the run, the executor moves them to
+    During the run, the artifacts are in the run folder. After the run, the agent moves them to
     SMITH_DATA_DIR/artifacts, and then stores the folder's path in the database.
     """
     candidates = _possible_folders(run, settings)
@@ -75,7 +75,7 @@ def read_stdout(folder: Path) -> str:
 def read_events(folder: Path) -> list[dict[str, Any]]:
     """Return one row for each Ansible task, with its time, outcome, role, host, duration and message.
 
-    The Ansible task under way has the outcome `running`. After a run that was killed, it has the outcome `interrupted`.
+    An Ansible task that has not ended has the outcome `running`, or `interrupted` if the run itself has ended.
     """
     rows: list[dict[str, Any]] = []
     started: dict[str, Any] | None = None

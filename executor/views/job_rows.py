@@ -45,9 +45,9 @@ def summary_fields(job: Job) -> dict[str, Any]:
 
 
 def name_fields(job: Job, vms: Mapping[str, MappingRow]) -> dict[str, Any]:
-    """Return the names of the job's service and VM. `vms` has the mappings of services, by service id.
+    """Return the names of the job's service and VM. `vms` has the mappings of services, keyed by service id.
 
-    Without a mapping, as after a deletion, the VM is that of the job's result.
+    If the service has no mapping, for example after a deletion, the VM in the job's result is returned.
     """
     vm = vms.get(job.service_id or "")
     result = job.result or {}
@@ -129,7 +129,10 @@ def event_fields(event: JobEvent) -> dict[str, Any]:
 
 
 def manual_run_fields(run: ManualRun) -> dict[str, Any]:
-    """Return a run by hand as a dictionary with the keys of `run_fields`, and with its operator and host."""
+    """Return a run that an operator started as a dictionary with the keys of `run_fields`, and more keys.
+
+    The additional keys are the service, the VMID, the operator and the host of the run.
+    """
     return {
         "ident": run.ident,
         "job_id": None,

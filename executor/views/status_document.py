@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 MAX_SHOWN_AGENTS = 10
 #: The maximum number of postponed reports that are shown. Those of the jobs that ended first are shown.
 MAX_SHOWN_REPORTS = 10
-#: The maximum number of jobs claimed by another executor that are shown. The oldest are shown.
+#: The maximum number of shown jobs that another executor has claimed with this agent's token. The oldest are shown.
 MAX_SHOWN_CLAIMED_ELSEWHERE = 10
 #: The name of the critical job that sends the heartbeat.
 HEARTBEAT = "Heartbeat"

@@ -41,7 +41,7 @@ class Entry:
     kind: str  #: `job`, `event`, `operator`, `run`, `end`, `task`, `step` or `proxmox`
     text: str
     run_ident: str | None = None  #: the run to which the entry belongs
-    is_detail: bool = False  #: True for a part of a run
+    is_detail: bool = False  #: True for what a run has done: an Ansible task, a step or a Proxmox task
 
 
 def entries(job: Job, runs: Sequence[Run], events: Sequence[JobEvent], audit: Sequence[AuditEntry]) -> list[Entry]:

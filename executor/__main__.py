@@ -7,8 +7,8 @@ from typing import NoReturn
 
 from executor.cli.garbage import pause_collection
 
-#: The variable by which pydantic looks for no plug-ins. It would read the metadata of all installed packages, and a
-#: plug-in would see the values of the settings.
+#: The environment variable that turns off pydantic's plug-ins, and its value. To find plug-ins, pydantic would read the
+#: metadata of all installed packages, and a plug-in could read the values of the settings.
 NO_PYDANTIC_PLUGINS = ("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 

@@ -77,7 +77,7 @@ def _build_agent_and_view(
     shared = SharedParts(
         settings=settings,
         boot_id=new_boot_id(),
-        # On PostgreSQL, another agent of FulcrumCore may use the database.
+        # False on PostgreSQL until the agent has checked that the database belongs to no other FulcrumCore agent.
         state=AgentState(may_use_database=engine.dialect.name == "sqlite"),
         engine=engine,
         fulcrum=fulcrum,

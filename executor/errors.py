@@ -7,7 +7,7 @@ SmithError
 ├── SettingsError        an operator must act: exit with code 3
 ├── DatabaseError        an operator must act: exit with code 6
 │   ├── DatabaseUnavailable  try again later
-│   │   └── DatabaseLocked       the same, without periodic work: another process is doing it
+│   │   └── DatabaseLocked       try again later; skip periodic work, because another process does it
 │   ├── DatabaseRefused      never send the same statement again
 │   └── SchemaTooNew         on PostgreSQL, wait until this agent was upgraded
 ├── FulcrumError
@@ -47,7 +47,7 @@ class SettingsError(SmithError):
 
 
 class DatabaseError(SmithError):
-    """The database cannot be used: it is too new, damaged, denies access, or is in use by another agent."""
+    """The database cannot be used: its schema is too new, it is damaged, it denies access, or another agent uses it."""
 
 
 class DatabaseUnavailable(DatabaseError):
@@ -104,9 +104,9 @@ class FulcrumNotFound(FulcrumRefused):
 class JobError(SmithError):
     """The caller ends the job as failed with the error code `code`.
 
-    `detail` is sent to FulcrumCore, which shows it to tenants: it is short, contains no secret, and names no node,
-    template or free room that the job itself does not name. `operator_detail`, if it is not empty, is the text with
-    these names, for the log and for `smith jobs show`.
+    `detail` is sent to FulcrumCore, which shows it to tenants. It is short and contains no secret. It names a node or a
+    template only if the job itself names it, and does not say how much space is free. `operator_detail`, if it is not
+    empty, is the text with these facts, for the log and for `smith jobs show`.
     """
 
     def __init__(self, code: ErrorCode | str, detail: str, operator_detail: str = "") -> None:

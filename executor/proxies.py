@@ -1,6 +1,6 @@
-"""Opens a TCP connection to a server, through the proxy of the environment if there is one.
+"""Opens a TCP connection to a server, through a proxy if the environment variable HTTPS_PROXY names one.
 
-HTTPS_PROXY and NO_PROXY have the same meaning as for the clients of FulcrumCore and Proxmox, which use `requests`.
+HTTPS_PROXY and NO_PROXY have the same meaning as in `requests`, which our clients of FulcrumCore and Proxmox use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from requests.utils import get_environ_proxies, select_proxy
 
 
 def proxy_of(host: str, port: int) -> str:
-    """Return the URL of the proxy through which a server is reached with TLS; '' without a proxy."""
+    """Return the URL of the proxy for TLS connections to a server, or '' if there is none."""
     url = f"https://{host_in_url(host)}:{port}"
     proxy = str(select_proxy(url, get_environ_proxies(url)) or "")
     return proxy if not proxy or "://" in proxy else f"http://{proxy}"
@@ -37,7 +37,7 @@ def open_connection(host: str, port: int, timeout_s: float) -> socket.socket:
 
 
 def proxy_headers(proxy: str) -> dict[str, str]:
-    """Return the header with the login at the proxy, if its URL has a user."""
+    """Return the header that authenticates the client at the proxy, or {} if the proxy's URL contains no user."""
     parts = urlsplit(proxy)
     if not parts.username:
         return {}

@@ -21,8 +21,8 @@ MASK = "********"
 #: if it were masked, it would also be masked in unrelated texts, and a reader could infer it from the masked places.
 MIN_SECRET_LENGTH = 4
 #: A longer form of a secret is searched in pieces of this length, which overlap. So the time of a search grows linearly
-#: with the length of the text, also if text and secret consist of many equal lines. A part of a secret that has this
-#: length is masked, too.
+#: with the length of the text, also if text and secret consist of many equal lines. If a text contains only one piece
+#: of a secret, this piece is masked, too.
 MAX_NEEDLE_LENGTH = 64
 #: If there are at most this many prefixes, `str.find` for each prefix is faster than a look-up at each position of the
 #: text.
@@ -39,7 +39,7 @@ class Redactor:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._add_counts: Counter[str] = Counter()  # how many times each secret was added
-        self._forms: dict[str, frozenset[str]] = {}  # the written forms of each secret, long ones in pieces
+        self._forms: dict[str, frozenset[str]] = {}  # the written forms of each secret, the long forms as pieces
         self._finder = _NeedleFinder(())  # finds every form of every secret
 
     def __repr__(self) -> str:
@@ -235,7 +235,7 @@ class _NeedleFinder:
     def _may_become_needle(self, text: str, start: int) -> bool:
         """Return whether the text from `start` on is the beginning of a longer needle."""
         beginning = text[start:]
-        index = bisect_right(self._sorted_needles, beginning)  # needles that start with it follow it
+        index = bisect_right(self._sorted_needles, beginning)  # needles that start with `beginning` follow it
         return index < len(self._sorted_needles) and self._sorted_needles[index].startswith(beginning)
 
 

@@ -1,6 +1,7 @@
 """Finds how long the certificates of FulcrumCore, Proxmox and the pages are valid, and why a TLS connection fails.
 
-It makes a connection of its own after the client of FulcrumCore or Proxmox has failed to verify a certificate.
+To read the certificate of FulcrumCore or Proxmox, this module opens a TLS connection in addition to the connections of
+the agent's clients. The certificate of the pages is read from its file.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from executor.proxies import open_connection
 
 #: How long a connection may take.
 TIMEOUT_S = 5.0
-#: A certificate that is valid for fewer days than this is a warning.
+#: The checks warn if a certificate is valid for fewer days than this.
 MIN_DAYS_LEFT = 14
-#: Names of the own machine. Proxmox's certificates contain them, but other machines cannot use them.
+#: Names by which a machine reaches itself. Proxmox's certificates contain them, but other machines cannot use them.
 LOCAL_NAMES = ("localhost", "127.0.0.1", "0:0:0:0:0:0:0:1", "::1")
 #: OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which the module `ssl` does not name.
 _NO_CHECK_TIME = 0x200000
-#: OpenSSL's codes of failed verifications (X509_V_ERR_…) whose cause is the time or the host.
+#: OpenSSL's error codes (X509_V_ERR_…) for certificates that are not valid now, or not for the requested host.
 _NOT_YET_VALID, _EXPIRED, _WRONG_HOST, _WRONG_ADDRESS = 9, 10, 62, 64
 
 
@@ -50,7 +51,7 @@ class Certificate:
 
     @property
     def best_name(self) -> str:
-        """The name that a client on another machine should use; '' if there is none."""
+        """The first name that other machines can use, or else the first name; '' if there are no names."""
         return next((name for name in self.names if name not in LOCAL_NAMES), self.names[0] if self.names else "")
 
     @property
@@ -61,14 +62,14 @@ class Certificate:
 
 @dataclass(frozen=True)
 class TlsState:
-    """The result of a TLS connection."""
+    """The result of an attempt to open a TLS connection."""
 
     problem: TlsProblem | None  #: None if the connection succeeded
     certificate: Certificate | None = None  #: None if it cannot be read
 
 
 def read_tls_state(host: str, port: int, ca_bundle: Path | None) -> TlsState:
-    """Connect to a server with TLS, and verify its certificate with the CA bundle; None: with the CAs of the system."""
+    """Connect with TLS, and verify the server's certificate with the CA bundle; None means the CAs of the system."""
     context = ssl.create_default_context(cafile=str(ca_bundle) if ca_bundle else None)
     try:
         _handshake(host, port, context)
@@ -83,7 +84,7 @@ def read_tls_state(host: str, port: int, ca_bundle: Path | None) -> TlsState:
 
 
 def read_certificate(host: str, port: int) -> Certificate | None:
-    """Return the certificate of a server, also if it is not valid. Return None if it cannot be read."""
+    """Return the certificate of a server, even if it is not valid. Return None if it cannot be read."""
     try:
         return _read(lambda context: _handshake(host, port, context))
     except (OSError, ValueError, KeyError):
@@ -91,7 +92,7 @@ def read_certificate(host: str, port: int) -> Certificate | None:
 
 
 def read_certificate_file(certificate: Path, key: Path) -> Certificate:
-    """Return the certificate in a file, also if it is not valid now.
+    """Return the certificate in a file, even if it is not valid now.
 
     Raises OSError or ValueError if a server cannot use the certificate with this key. ssl.SSLError is an OSError.
     """
@@ -100,12 +101,13 @@ def read_certificate_file(certificate: Path, key: Path) -> Certificate:
     return _read(lambda context: _handshake_in_memory(server, context))
 
 
-#: Does a handshake with the server as a client with this context. Returns the certificate, encoded and decoded.
+#: A function that does a TLS handshake with a server, as a client that uses the given context. It returns the server's
+#: certificate twice: as DER bytes, and decoded (empty if the context does not verify certificates).
 _Handshake = Callable[[ssl.SSLContext], tuple[bytes, dict[str, Any]]]
 
 
 def _read(handshake: _Handshake) -> Certificate:
-    """Return the certificate that a server shows. Raises OSError, ValueError or KeyError."""
+    """Return the certificate that the server sends in the handshake. Raises OSError, ValueError or KeyError."""
     unverified = ssl.create_default_context()
     unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
     encoded, _ = handshake(unverified)
@@ -126,11 +128,11 @@ def _handshake(host: str, port: int, context: ssl.SSLContext) -> tuple[bytes, di
 
 
 def _handshake_in_memory(server_context: ssl.SSLContext, context: ssl.SSLContext) -> tuple[bytes, dict[str, Any]]:
-    """Do a handshake with a server in this process: `ssl` cannot decode a certificate in a file."""
+    """Do a handshake with a server in this process, because `ssl` decodes only certificates received in a handshake."""
     to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = context.wrap_bio(to_client, to_server)
     server = server_context.wrap_bio(to_server, to_client, server_side=True)
-    # In TLS 1.3, the client has the certificate after the first step of the server.
+    # These three steps suffice: in TLS 1.3, the server sends its certificate in its first step.
     for side in (client, server, client):
         with contextlib.suppress(ssl.SSLWantReadError):
             side.do_handshake()
@@ -158,7 +160,7 @@ def _time(text: object) -> datetime:
 
 
 def describe_problem(host: str, state: TlsState) -> str:
-    """Return a text about the problem of a certificate; '' for any other problem."""
+    """Return a text that says what is wrong with the server's certificate; '' if something else is wrong."""
     certificate = state.certificate
     if certificate is None:
         return ""
@@ -173,7 +175,7 @@ def describe_problem(host: str, state: TlsState) -> str:
 
 
 def describe_validity(certificate: Certificate) -> str:
-    """Return until when a certificate is valid, with the days that are left."""
+    """Return a text with the date until which a certificate is valid, and the number of days left."""
     return f"the certificate is valid until {certificate.valid_until:%Y-%m-%d}, {certificate.days_left} days left"
 
 

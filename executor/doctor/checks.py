@@ -1,4 +1,8 @@
-"""Defines the result of a preflight check of `smith doctor`, and the exit code that results from all checks."""
+"""Defines the result of a preflight check of `smith doctor`, and the exit code that results from all checks.
+
+A remedy is what an operator can do about a problem: a command, a setting or a short instruction. Each result shows its
+remedies as hints.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +60,7 @@ class CheckResult:
     name: str
     status: Status
     text: str = ""
-    hints: tuple[str, ...] = ()  #: commands or settings that the operator can copy
+    hints: tuple[str, ...] = ()  #: the remedies; most of them are commands or settings that the operator can copy
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def command_line(*words: object) -> str:
 
 
 def setting_line(name: str, value: object) -> str:
-    """Return the line of a remedy that sets a setting. It is valid in a shell and in a file of settings."""
+    """Return the line `NAME=value` of a remedy. The operator can use it in a shell and in a settings file."""
     text = str(value)
     return f"{name}={_quoted(text) if text else ''}"
 

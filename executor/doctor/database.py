@@ -1,4 +1,4 @@
-"""Checks the database: whether it can be read and written, its schema, its integrity and its owner."""
+"""Checks the database: whether it can be read and written, its schema, its integrity, and the owner of its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RESULT = ResultFactory(Area.DATABASE)
 #: How long the check waits for the write lock. No transaction of an agent takes that long.
 MAX_LOCK_WAIT_S = 2.0
 RESTORE_HINT = "smith db restore <backup>"
-#: The remedy of each failure of the database, by a part of the failure's text.
+#: The remedies for failures of the database. Each key is a part of the error text for which its remedy is shown.
 HINTS = {
     "which this version (newest": "run the newer Agent Smith; or, with the newer version: smith db downgrade",
     "tables of another program": "SMITH_DATABASE_URL=sqlite:///<file>",
@@ -48,7 +48,7 @@ def check_database(settings: Settings) -> Iterator[CheckResult]:
 
 
 def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResult]:
-    """Check the lock, the schema and the integrity. Raises DatabaseError."""
+    """Check that no other program holds the lock, and check schema, integrity and pause. Raises DatabaseError."""
     engine = open_engine(settings.smith_database_url)
     try:
         if not can_lock(engine, within_s=MAX_LOCK_WAIT_S):
@@ -65,7 +65,7 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
     finally:
         engine.dispose()
     for problem in problems:
-        if problem.startswith("schema is "):  # the schema is old, and the agent upgrades it at its start
+        if problem.startswith("schema is "):  # an old schema is only a warning: the agent upgrades it when it starts
             yield _RESULT.warn("schema", problem, "smith db upgrade")
         elif problem == seal_problem:
             yield _RESULT.fail("usable", problem, "SMITH_DATABASE_URL=<the other database>; or smith db unseal")
@@ -86,12 +86,12 @@ def _hints(text: str, file: Path | None) -> list[str]:
 
 
 def _check_owner(folder: Path) -> Iterator[CheckResult]:
-    """Check that each file of the data folder has the owner of the folder, who is the user of the service."""
+    """Check that each file of the data folder has the same owner as the folder: the system user of the agent."""
     try:
         owner = folder.stat().st_uid
         files = {file: file.lstat().st_uid for file in sorted(folder.iterdir())}
     except OSError:
-        return  # the folder does not exist, or the other checks name why it cannot be read
+        return  # the folder does not exist, or it cannot be read, which the other checks report
     for file, uid in files.items():
         if uid != owner:
             text = (

@@ -1,4 +1,4 @@
-"""Checks whether interrupted deletions have left guests that have only a lock, or volumes."""
+"""Checks what deletions did not remove: guests whose configuration has only a lock, and volumes of deleted VMs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from executor.model import GuestKind
 from executor.settings.settings import Settings
 
 _RESULT = ResultFactory(Area.PROXMOX)
-#: The lock that Proxmox sets at the end of a deletion. If the deletion is then interrupted, the lock stays.
+#: The lock that Proxmox sets near the end of a deletion. If the deletion is interrupted after that, the lock stays.
 DESTROYED = "destroyed"
 
 
@@ -47,7 +47,10 @@ def _volumes_left(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def _recorded_volumes(settings: Settings) -> tuple[VolumesLeft, ...]:
-    """Return the volumes in the database; none if it cannot be read, which the check of the database reports."""
+    """Return the volumes that existed after the deletion of their VM, as the database records them.
+
+    Returns none if the database cannot be read, because the check of the database reports that.
+    """
     try:
         return read_database(
             settings, lambda session: rows.read_volumes_left(session, settings.smith_cluster), if_missing=()

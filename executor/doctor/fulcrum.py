@@ -28,7 +28,7 @@ def check_fulcrum(settings: Settings) -> Generator[CheckResult, None, Settings |
     If `smith_remote_config` is set, the agent's configuration in FulcrumCore is part of the effective settings. Returns
     None if this configuration cannot be read.
     """
-    # The effective settings if a request to FulcrumCore fails.
+    # Without a connection to FulcrumCore, the effective settings are known only if FulcrumCore provides none of them.
     settings_without_fulcrum = None if settings.smith_remote_config else settings
     client = FulcrumClient(
         settings.fulcrum_api_url,

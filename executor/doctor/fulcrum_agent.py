@@ -1,4 +1,7 @@
-"""Checks the agent of the token: whether it is enabled, and whether another executor uses it with another database."""
+"""Checks the agent to which the token belongs: whether it is enabled, its clock, and who else uses the token.
+
+An executor is one installation of Agent Smith. Several executors may use one token only if they share one database.
+"""
 
 from __future__ import annotations
 
@@ -57,15 +60,16 @@ def _check_clock(client: FulcrumClient) -> CheckResult:
 
 
 def _check_same_agent(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
-    """Compare the agent with the jobs and the running agent processes in the database.
+    """Warn if the database has jobs of another agent, or if an executor with another database uses the token.
 
-    A token belongs to one database: two executors with two databases would claim each other's jobs.
+    The latter is likely if FulcrumCore has a recent heartbeat of the agent, although the database has no row of a
+    running agent process. Executors with two databases and one token would claim each other's jobs.
     """
     try:
         earlier_agent_id = read_database(settings, queries.newest_agent_id, if_missing=None)
         is_running = read_database(settings, lambda session: _is_running(session, settings), if_missing=False)
     except DatabaseError:
-        return  # the check of the database names the problem
+        return  # no result here, because the check of the database reports this error
     if earlier_agent_id not in (None, agent.id):
         text = f"the jobs in the database are those of agent {earlier_agent_id}, but the token is that of {agent.id}"
         token_hint = f"FULCRUM_API_TOKEN_FILE=<file with the token of agent {earlier_agent_id}>"

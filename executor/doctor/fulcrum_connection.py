@@ -1,4 +1,4 @@
-"""Checks the connection to FulcrumCore and the token, and names the remedy of each failure."""
+"""Checks the connection to FulcrumCore and the token, and returns remedies for each failure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RENEW_HINT = "renew the certificate of FulcrumCore or of the proxy in front of i
 
 
 def check_connection(client: FulcrumClient, settings: Settings) -> Generator[CheckResult, None, CoreAgent | None]:
-    """Check the connection, its encryption and the token. Return the agent of the token, or None if a check fails."""
+    """Check the connection, its encryption and the token. Return the token's agent, or None if it cannot be read."""
     try:
         agent = client.get_self()
     except FulcrumAuthFailing as error:
@@ -40,7 +40,10 @@ def check_connection(client: FulcrumClient, settings: Settings) -> Generator[Che
 
 
 def _check_tls(settings: Settings) -> Iterator[CheckResult]:
-    """Check that the connection is encrypted, and that the certificate is verified. Call it after the handshake."""
+    """Check that the connection is encrypted, and that the client verifies the certificate.
+
+    It is called only after FulcrumCore has answered a request, so a verified certificate was valid.
+    """
     url = urlsplit(settings.fulcrum_api_url)
     if url.scheme == "https" and not settings.fulcrum_verify_tls:
         yield _RESULT.warn("tls", "the certificate is not verified", "FULCRUM_VERIFY_TLS=true")
@@ -53,9 +56,9 @@ def _check_tls(settings: Settings) -> Iterator[CheckResult]:
 
 
 def _check_validity(settings: Settings) -> CheckResult:
-    """Check for how many days the certificate, which the client has verified, is still valid."""
+    """Check for how many days the certificate is still valid. The client has already verified it."""
     certificate = certificates.read_certificate(*_address(settings))
-    if certificate is None:  # for example because the connection needs a proxy
+    if certificate is None:  # the second connection, which reads the certificate, has failed
         return _RESULT.ok("tls", "verified")
     text = f"verified; {certificates.describe_validity(certificate)}"
     if certificate.days_left < MIN_DAYS_LEFT:
@@ -64,7 +67,10 @@ def _check_validity(settings: Settings) -> CheckResult:
 
 
 def _check_refused_token(client: FulcrumClient, refusal: FulcrumAuthFailing) -> CheckResult:
-    """Return the cause of a refused token, found by a request for metric types, which every valid token may send."""
+    """Return why FulcrumCore refused the token.
+
+    To find the cause, this function requests the metric types, which every valid token may read.
+    """
     try:
         client.metric_types()
     except FulcrumError:
@@ -76,7 +82,7 @@ def _check_refused_token(client: FulcrumClient, refusal: FulcrumAuthFailing) -> 
 
 
 def _explain_failure(settings: Settings, error: FulcrumError) -> Iterator[CheckResult]:
-    """Yield why a request failed for another reason than its token."""
+    """Yield why a request failed. The cause is not a refused token, which the caller handles."""
     url = urlsplit(settings.fulcrum_api_url)
     state = _tls_state(settings, error)
     if error.status is not None:  # the server has answered, so the TLS handshake has succeeded
@@ -92,10 +98,10 @@ def _explain_failure(settings: Settings, error: FulcrumError) -> Iterator[CheckR
 
 
 def _tls_state(settings: Settings, error: FulcrumError) -> TlsState:
-    """Return what is wrong with TLS: nothing if the server has answered the request in a way that excludes it.
+    """Return the problem with TLS. If the server's response to the request excludes such a problem, do not connect.
 
-    An answer to a request by https excludes it, and so does one by http with another status than 400, with which a
-    server answers if it expects TLS.
+    Every response by https excludes it. A response by http excludes it unless its status is 400: a server that expects
+    TLS answers a request by http with this status.
     """
     is_https = settings.fulcrum_api_url.startswith("https:")
     if (is_https and error.status is not None) or (not is_https and error.status not in (None, 400)):
@@ -125,7 +131,7 @@ def _explain_tls_failure(settings: Settings, state: TlsState, error: FulcrumErro
 def _hints_for(settings: Settings, error: FulcrumError) -> list[str]:
     """Return what the operator can do about a request that failed for another reason than TLS or its token."""
     url = urlsplit(settings.fulcrum_api_url)
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):  # the system knows the CA, but the client does not use its bundle
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):  # the system knows the CA, but the client used another CA bundle
         return [setting_line("FULCRUM_CA_BUNDLE", certificates.system_bundle())]
     if "cannot be resolved" in str(error):
         hint = f"FULCRUM_API_URL={url.scheme}://{_with_port('<host>', url.port)}"
@@ -140,7 +146,7 @@ def _hints_for(settings: Settings, error: FulcrumError) -> list[str]:
 
 
 def _with_port(host: str, port: int | str | None) -> str:
-    """Return the host and the port as in a URL, which has brackets around an IPv6 address."""
+    """Return the host and the port in the form for a URL: with brackets around an IPv6 address."""
     return f"{host_in_url(host)}:{port}" if port else host_in_url(host)
 
 

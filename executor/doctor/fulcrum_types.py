@@ -21,7 +21,7 @@ _RESULT = ResultFactory(Area.FULCRUM)
 REQUIRED_PROPERTIES = ("cores", "memoryMb", "diskGb")
 #: The name of the property for a VM's password. A service type should mark this property as secret.
 PASSWORD_PROPERTY = "ciPassword"  # noqa: S105  (a name, not a password)
-#: Properties that a provider may leave out of the shipped types, because it offers no values for them.
+#: Properties of the shipped service types that a provider may remove, if the provider offers no values for them.
 OPTIONAL_PROPERTIES = frozenset({"tags"})
 
 
@@ -66,7 +66,7 @@ def _check_actions(service_type: ServiceType, playbook_folders: Any) -> Iterator
 
 
 def _check_age(service_type: ServiceType) -> Iterator[CheckResult]:
-    """Warn when a type has the name of a shipped type, but lacks actions or properties of this version."""
+    """Warn if a service type has the name of a type in the folder `deploy`, but lacks actions or properties of it."""
     shipped = _shipped_type(service_type)
     if shipped.get("name") != service_type.name:
         return
@@ -98,9 +98,10 @@ def _check_properties(service_type: ServiceType) -> Iterator[CheckResult]:
 
 
 def _check_backup(service_type: ServiceType, settings: Settings) -> Iterator[CheckResult]:
-    """Warn when a service type has the action backup, but every backup would fail.
+    """Warn if a service type has the action backup, but every backup would fail.
 
-    A backup needs PROXMOX_BACKUP_STORAGE, unless the folder of the operator's own playbooks has a `backup.yml`.
+    A backup needs PROXMOX_BACKUP_STORAGE, unless the operator's folder SMITH_ACTIONS_PATH has a `backup.yml`, which
+    replaces the playbook of Agent Smith.
     """
     if "backup" not in _action_names(service_type.lifecycle_schema) or settings.proxmox_backup_storage:
         return
@@ -112,7 +113,7 @@ def _check_backup(service_type: ServiceType, settings: Settings) -> Iterator[Che
 
 
 def check_metric_types(client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
-    """Check that FulcrumCore has the metric types, without which it refuses metrics. Raises FulcrumError."""
+    """Check that FulcrumCore has all metric types, because it refuses metrics of other types. Raises FulcrumError."""
     if settings.smith_metrics_interval_s == 0:
         yield _RESULT.ok("metric types", "not used, because SMITH_METRICS_INTERVAL_S is 0")
         return

@@ -67,7 +67,7 @@ def _space_hints(name: str, folder: Path) -> list[str]:
 
 
 def _check_run_folder(settings: Settings) -> Iterator[CheckResult]:
-    """Warn if the path of the run folder is too long, cannot be used, or is not in memory."""
+    """Warn if the run folder cannot be used, if its path is too long, or if it is not in memory."""
     folder = settings.smith_run_dir
     if reason := why_not_usable(folder):
         text = f"{folder} cannot be used: {reason}. The agent uses another name in the same folder, if it is in memory"
@@ -98,8 +98,8 @@ def _check_ansible() -> Iterator[CheckResult]:
 def _check_collection() -> Iterator[CheckResult]:
     installed_version, (minimum, too_new) = collection_version(), COLLECTION_RANGE
     version_range = f">={_version_text(minimum)},<{_version_text(too_new)}"
-    # The command installs into the folder that runs search first, because a version in a later folder would not be
-    # used. Without ANSIBLE_COLLECTIONS_PATH, this folder is the one of this Python's packages.
+    # Ansible uses the collection in the first folder of its search path that has it, so the command installs into the
+    # first folder. If ANSIBLE_COLLECTIONS_PATH is not set, this is the folder with the packages of this Python.
     programs, folder = Path(sys.executable).parent, collection_search_path()[0]
     words = (programs / "ansible-galaxy", "collection", "install", "--force", "-p", folder)
     install_command = command_line(*words, f"community.proxmox:{version_range}")

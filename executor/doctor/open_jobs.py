@@ -18,12 +18,13 @@ from executor.settings.settings import Settings
 
 _RESULT = ResultFactory(Area.FULCRUM)
 NAME = "open jobs"
-#: The maximum number of pages of processing jobs that are read, and the maximum number of offered jobs.
+#: The maximum number of pages of processing jobs that are read, and the maximum number of offered jobs that are read.
+#: Offered jobs are the pending jobs that FulcrumCore lists for this agent to claim.
 MAX_PAGES = 5
 MAX_OFFERED_JOBS = 500
 #: The maximum number of jobs for which a result is shown.
 MAX_SHOWN_JOBS = 5
-#: The cause for a job that is not in the database. CLAIMED_ELSEWHERE is a text about another executor.
+#: Why a processing job may have no row in the agent's database. CLAIMED_ELSEWHERE is a text about another executor.
 NO_ROW = (
     f"the agent's database has no row of it: {CLAIMED_ELSEWHERE}, or the database was lost, and the agent stores the "
     "job again when it starts"
@@ -60,7 +61,8 @@ def check_open_jobs(client: FulcrumClient, agent_id: str, settings: Settings) ->
 def cause_of(core_job: CoreJob, row: Job | None) -> str:
     """Return why the agent does not process a job that is open in FulcrumCore; '' if it does. Pure function.
 
-    `row` is the job's row in the agent's database. A pending job without a row is received by the next poll.
+    `row` is the job's row in the agent's database. A pending job without a row is no problem, because the agent
+    receives it with its next poll.
     """
     if row is None:
         return NO_ROW if core_job.status == "Processing" else ""

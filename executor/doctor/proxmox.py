@@ -80,7 +80,10 @@ def _check_quorum(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def _check_vmid_range(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Check that the range has free VMIDs: no guest and no service has them, and they are not in quarantine."""
+    """Check that the range has free VMIDs, which no guest and no service has, and which are not in quarantine.
+
+    A VMID is in quarantine for SMITH_VMID_QUARANTINE_S after the deletion of its VM. It is not used again in this time.
+    """
     lowest, highest = context.settings.proxmox_vmid_min, context.settings.proxmox_vmid_max
     vmid_count = highest - lowest + 1
     guest_vmids = {row.vmid for row in context.guests if lowest <= row.vmid <= highest}
@@ -101,7 +104,10 @@ def _check_vmid_range(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def _unavailable_vmids(settings: Settings) -> set[int]:
-    """Return the VMIDs of services and of the quarantine; none if the database cannot be read (see its check)."""
+    """Return the VMIDs of services and the VMIDs in quarantine.
+
+    Returns none if the database cannot be read, because the check of the database reports that.
+    """
     vmid_range = (settings.smith_cluster, settings.proxmox_vmid_min, settings.proxmox_vmid_max)
     quarantine_s = settings.smith_vmid_quarantine_s
 

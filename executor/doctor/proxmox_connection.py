@@ -1,4 +1,4 @@
-"""Checks the connection to Proxmox: the certificate, the login and the version. Names the remedy of each failure."""
+"""Checks the connection to Proxmox: certificate, login and version. Returns remedies for each failure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def explain_failure(error: JobError, settings: Settings) -> CheckResult:
 
 
 def _refused_login(settings: Settings) -> CheckResult:
-    """Return the result for a login that Proxmox refuses. Only Proxmox's log names the cause, not its answer."""
+    """Return the result for a login that Proxmox refuses. Only Proxmox's log names the cause, the response does not."""
     log_hint = "the cause is in the log of the node: journalctl -u pveproxy --since -1h | grep 'authentication failure'"
     user, token = settings.proxmox_user, settings.proxmox_token_id
     user_hint = command_line("pveum", "user", "modify", user, "--enable", "1", "--expire", "0")
@@ -73,7 +73,7 @@ def renew_hint(settings: Settings) -> str:
 
 
 def _connection_hints(error: JobError) -> list[str]:
-    if error.code is ErrorCode.PVE_TLS:  # the system knows the CA, but the client does not use its bundle
+    if error.code is ErrorCode.PVE_TLS:  # the system knows the CA, but the client used another CA bundle
         return [setting_line("PROXMOX_CA_BUNDLE", certificates.system_bundle())]
     host_hint = "PROXMOX_HOST=<name or address of a node>"
     if "cannot be resolved" in str(error):
@@ -82,7 +82,7 @@ def _connection_hints(error: JobError) -> list[str]:
 
 
 def check_connection(version: str, settings: Settings) -> Iterator[CheckResult]:
-    """Check the certificate and the version. Call it after a request that has succeeded."""
+    """Check the certificate and the version. It is called only after a request to Proxmox has succeeded."""
     yield _RESULT.ok("reachable", _address(settings))
     yield _check_tls(settings)
     if version.partition(".")[0] in TESTED_MAJOR_VERSIONS:

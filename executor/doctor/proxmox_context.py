@@ -16,7 +16,10 @@ from executor.shared.sdn_zones import LOCAL_ZONE
 
 @dataclass(frozen=True)
 class ProxmoxContext:
-    """The settings, the client that reads from Proxmox, and its answers, each requested when a check first needs it."""
+    """The settings, the client that reads from Proxmox, and Proxmox's answers.
+
+    Each answer is requested when a check first needs it, and then kept for the other checks.
+    """
 
     settings: Settings
     reader: ProxmoxReader
@@ -51,12 +54,12 @@ class ProxmoxContext:
 
     @cached_property
     def zone_by_bridge(self) -> dict[str, str]:
-        """The SDN zone of each bridge that a VM may have. That of a VNet is known without a privilege on it."""
+        """The SDN zone of each bridge that a VM may have. Reading the zone of a VNet needs no privilege on the VNet."""
         return {bridge: self.reader.vnet_zone(bridge) or LOCAL_ZONE for bridge in self.bridges}
 
     @cached_property
     def template_configs(self) -> list[tuple[str, dict[str, Any]]]:
-        """The image and the configuration of each VM in PROXMOX_TEMPLATES that the token may see."""
+        """The name of the image and the configuration, for each VM in PROXMOX_TEMPLATES that the token may see."""
         row_by_vmid = {row.vmid: row for row in self.guests}
         rows = [(image, row_by_vmid.get(vmid)) for image, vmid in self.settings.proxmox_templates.items()]
         return [(image, self.reader.vm_config(row.node, row.vmid, kind=row.kind)) for image, row in rows if row]
@@ -84,20 +87,20 @@ class ProxmoxContext:
         return [name for name in self.settings.proxmox_storages if name != ANY]
 
     def storage_rows(self, storage: str) -> dict[str, StorageRow]:
-        """Return the rows of a storage, by the names of the nodes."""
+        """Return the row of this storage on each node, by node name."""
         return {row.node: row for row in self.storages if row.name == storage}
 
     @property
     def storage_names(self) -> frozenset[str]:
-        """The names of the storages that a node has and that the token may see."""
+        """The names of the storages that at least one node has and that the token may see."""
         return frozenset(row.name for row in self.storages)
 
     @cached_property
     def storage_configs(self) -> dict[str, StorageConfig]:
-        """The configuration of each storage that the token may see, also of disabled ones, by its name."""
+        """The configuration of each storage that the token may see, including disabled ones, by storage name."""
         return self.reader.storage_configs()
 
     @cached_property
     def storages(self) -> list[StorageRow]:
-        """The storages that the token may see. Those of a node that sends no statistics count as available."""
+        """The storages that the token may see. The storages of a node without statistics count as available."""
         return assume_available(self.reader.storages(), self.nodes)

@@ -17,10 +17,13 @@ _RESULT = ResultFactory(Area.PROXMOX)
 
 
 def check_placement(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Choose a node for the smallest VM of each template in PROXMOX_TEMPLATES, as a create does. Allocate nothing."""
+    """For each template in PROXMOX_TEMPLATES, choose a node for a VM that needs no memory and no cores.
+
+    The node is chosen in the same way as for a create, but nothing is allocated on it.
+    """
     placer = Placer(context.reader, context.settings)
     images = [image for image, config in context.template_configs if is_template(config)]
-    for image in images:  # the check of the templates reports VMs that are no templates
+    for image in images:  # without VMs that are no templates, which the check of the templates reports
         try:
             placer.preview(_request(context, image))
         except JobError as error:
@@ -35,16 +38,15 @@ def _request(context: ProxmoxContext, image: str) -> PlacementRequest:
 
 
 def _hints(context: ProxmoxContext, image: str, error: JobError) -> list[str]:
-    """Return the settings with which a VM of the image can be placed."""
+    """Return settings with which the placement would find a node for a VM of the image."""
     if error.code is not ErrorCode.NOT_FOUND:
         return ["see the checks nodes and storage"]
     row = next(row for row in context.guests if row.vmid == context.settings.proxmox_templates[image])
     template = templates.template_facts(row, dict(context.template_configs)[image])
     shared_storages = {row.name for row in context.storages if row.is_shared and row.accepts_disks}
     hints = []
-    if (
-        template.storages and template.storages <= shared_storages
-    ):  # only PROXMOX_STORAGE prevents a clone to another node
+    # If all disks of the template are on shared storages, only PROXMOX_STORAGE can prevent a clone to another node.
+    if template.storages and template.storages <= shared_storages:
         hints.append(setting_line("PROXMOX_STORAGE", min(template.storages)))
     hints.append(setting_line("PROXMOX_NODES", ",".join(sorted({*context.settings.proxmox_nodes, row.node}))))
     return hints

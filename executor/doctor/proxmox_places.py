@@ -14,7 +14,7 @@ from executor.shared.sdn_zones import LOCAL_ZONE
 _RESULT = ResultFactory(Area.PROXMOX)
 #: The command that applies the changes of SDN on all nodes.
 APPLY_SDN = "pvesh set /cluster/sdn"
-#: The command that ends the maintenance of a node, without the node's name.
+#: The command that ends the maintenance of a node. The name of the node is its last argument, which is added later.
 MAINTENANCE_OFF = ("ha-manager", "crm-command", "node-maintenance", "disable")
 
 
@@ -57,7 +57,7 @@ def _check_state_of_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def check_bridges(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Check that the bridges which a VM may have exist on the nodes."""
+    """Check that the bridges that a VM may have exist on the nodes."""
     if not context.bridges_by_node:
         yield _RESULT.skip("bridge", "no node of PROXMOX_NODES is online", "see the check nodes")
         return
@@ -66,10 +66,10 @@ def check_bridges(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def _check_bridge(bridge: str, context: ProxmoxContext) -> CheckResult:
-    """Check that each node has a bridge.
+    """Check that the bridge exists on each node.
 
-    Proxmox lists only bridges of /etc/network/interfaces, although a VM can use others. So if the token may use the
-    bridge, it is unknown whether it exists.
+    Proxmox lists only the bridges in /etc/network/interfaces, although a VM can use other bridges, too. So a bridge may
+    exist although no node lists it. If the token may use this bridge, the result is only a warning.
     """
     bridges_by_node = context.bridges_by_node
     nodes_without_bridge = [node for node, bridges in bridges_by_node.items() if bridge not in bridges]
@@ -99,7 +99,10 @@ def _vnet_problem(context: ProxmoxContext, need: PrivilegeNeed, vnet: str, *, ma
 
 
 def _other_bridge(bridge: str, context: ProxmoxContext) -> list[str]:
-    """Return PROXMOX_BRIDGE with a bridge that each node has, or PROXMOX_BRIDGES without `bridge`."""
+    """Return a setting without `bridge`: PROXMOX_BRIDGE with a bridge that each node has, or a shorter PROXMOX_BRIDGES.
+
+    Returns no setting if the nodes have no bridge in common.
+    """
     existing = sorted(frozenset.intersection(*context.bridges_by_node.values()))
     settings = context.settings
     if not existing:

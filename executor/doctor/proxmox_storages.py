@@ -17,7 +17,7 @@ RowsByNode = Mapping[str, StorageRow]
 
 
 def check_storages(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Check that all storages of the settings exist and can be used: for disks, for services to name, for backups."""
+    """Check that the storages for disks, the storages that services may choose, and the backup storage can be used."""
     for storage in sorted(context.disk_storages):
         yield _check_storage(storage, context)
     if not context.disk_storages:
@@ -44,7 +44,7 @@ def _check_storage(storage: str, context: ProxmoxContext) -> CheckResult:
 
 
 def _check_nodes_of_storage(storage: str, row_by_node: RowsByNode, context: ProxmoxContext) -> CheckResult:
-    """Check on which of the online nodes the storage is available, and its free space there."""
+    """Check that the storage is available on each online node and has free space there."""
     online_nodes = [node.name for node in context.allowed_nodes if node.is_online]
     if not online_nodes:
         return _RESULT.skip("storage", f"{storage}: no node of PROXMOX_NODES is online", "see the check nodes")
@@ -104,7 +104,10 @@ def _check_backup_storage(storage: str, context: ProxmoxContext) -> CheckResult:
 
 
 def _missing_storage(name: str, subject: str, storage: str, context: ProxmoxContext) -> CheckResult:
-    """Return a failure. Proxmox does not say whether the storage is missing or the token may not see it."""
+    """Return a failed check for a storage that Proxmox does not list.
+
+    The storage does not exist, or the token may not see it: Proxmox's response is the same in both cases.
+    """
     content, purpose = ("backup", "backups") if name == "backup storage" else ("images", "disks")
     visible = sorted({row.name for row in context.storages if content in row.content})
     seen = f"; for {purpose} it sees {', '.join(visible)}" if visible else ""
@@ -123,7 +126,10 @@ def _other_storage(storage: str, context: ProxmoxContext, content: str) -> str:
 
 
 def _content_command(storage: str, row_by_node: RowsByNode, content: str) -> str:
-    """Return the command that adds a kind of content. `pvesm set` replaces the whole list."""
+    """Return the command with which the storage accepts one more kind of content.
+
+    The command contains the present kinds, too, because `pvesm set` replaces the whole list.
+    """
     kinds = {content}.union(*(row.content for row in row_by_node.values()))
     return command_line("pvesm", "set", storage, "--content", ",".join(sorted(kinds)))
 

@@ -37,7 +37,7 @@ def check_tags(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def _option_commands(options: Mapping[str, Any]) -> list[str]:
-    """Return the commands that change the options which forbid tags."""
+    """Return the commands that change the cluster's options so that they no longer forbid tags."""
     access, registered = options.get("user-tag-access"), list(options.get("registered-tags") or ())
     if not isinstance(access, Mapping):
         return [FREE_TAGS_COMMAND]
@@ -50,7 +50,10 @@ def _option_commands(options: Mapping[str, Any]) -> list[str]:
 
 
 def _grant_commands(context: ProxmoxContext) -> list[str]:
-    """Return the commands that grant the privilege for every tag, as the alternative to a change of the options."""
+    """Return the hint with the commands that grant the privilege for every tag.
+
+    This is an alternative to a change of the cluster's options.
+    """
     settings = context.settings
     commands = privileges.pveum_commands(
         [TAG_NEED], context.reader.roles(), user=settings.proxmox_user, token_id=settings.proxmox_token_id

@@ -17,13 +17,16 @@ from executor.shared.marker import markers_in
 _RESULT = ResultFactory(Area.PROXMOX)
 #: The maximum number of templates that a text names.
 MAX_NAMED = 10
-#: The drives at which the remedy may add a cloud-init drive.
+#: The keys of a VM's configuration under which the remedy may add a cloud-init drive, in the order of preference.
 CLOUD_INIT_KEYS = ("ide2", "ide0", "sata5", "scsi30")
 _DRIVE = re.compile(r"(ide|sata|scsi)[0-9]+")
 
 
 def check_templates(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Check that each template of PROXMOX_TEMPLATES can be cloned, or that there are templates to choose from."""
+    """Check that each template in PROXMOX_TEMPLATES can be cloned.
+
+    If the setting is empty, check instead that Proxmox has templates, provided that jobs may use any template.
+    """
     vmid_by_image = context.settings.proxmox_templates
     if not vmid_by_image and not context.settings.proxmox_any_template:
         hint = "PROXMOX_TEMPLATES=debian-12=9000,… (or PROXMOX_ANY_TEMPLATE=true)"
@@ -66,7 +69,7 @@ def _has_volume(context: ProxmoxContext, volume: str) -> bool:
 
 
 def _os_template_volumes(context: ProxmoxContext, storage: str) -> frozenset[str]:
-    """Return the container templates on a storage, of all nodes."""
+    """Return the container templates that the nodes have on this storage."""
     rows = [row for row in context.storages if row.is_available and row.name == storage]
     return frozenset().union(*(context.reader.volumes(row.node, storage, "vztmpl") for row in rows))
 
@@ -81,7 +84,7 @@ def _os_template_hints(context: ProxmoxContext, image: str, volume: str) -> list
 
 
 def _setting(name: str, values: Mapping[str, object], image: str, value: object) -> str:
-    """Return the setting with another value for one image."""
+    """Return the line of a setting such as PROXMOX_TEMPLATES, in which the entry of one image has the new value."""
     return setting_line(name, ",".join(f"{key}={text}" for key, text in {**values, image: value}.items()))
 
 

@@ -1,4 +1,7 @@
-"""Runs all preflight checks of `smith doctor`, and skips those of FulcrumCore or Proxmox if settings are missing."""
+"""Runs all preflight checks of `smith doctor`.
+
+The checks of FulcrumCore are skipped if settings for FulcrumCore are missing, and likewise the checks of Proxmox.
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ JsonObject = dict[str, Any]
 
 
 class BootstrapRefused(SmithError):
-    """FulcrumCore's objects do not fit the request, so an administrator must decide. Nothing was created."""
+    """FulcrumCore's objects do not fit the request. An administrator must change one of both. Nothing was created."""
 
 
 class ObjectStatus(StrEnum):
@@ -105,7 +105,7 @@ class Bootstrap:
             self._look_up_object("metric type", ApiCollection.METRIC_TYPES, {"name": name, "entityType": "Resource"})
             for name in METRIC_TYPES
         ]
-        self._provider = self._look_up_provider()  # the search for the agent uses it
+        self._provider = self._look_up_provider()  # before the agent, which is searched among the provider's agents
         self._agent = self._look_up_object(
             "agent", ApiCollection.AGENTS, {"name": request.agent_name, "tags": list(request.tags)}
         )
@@ -154,7 +154,7 @@ class Bootstrap:
         yield self._token_step(ObjectStatus.MISSING)
 
     def remove_earlier_tokens(self) -> None:
-        """Delete `earlier_tokens` in FulcrumCore. The caller has stored the new token."""
+        """Delete `earlier_tokens` in FulcrumCore. The caller must have stored the new token before this call."""
         for token in self.earlier_tokens:
             self._core.delete_token(token.id)
 
@@ -165,7 +165,10 @@ class Bootstrap:
         return existing is not None and self._service_type.id not in present_ids
 
     def _attached_step(self) -> BootstrapStep:
-        """Return the step of the agent type, with the differences that the service type does not remove."""
+        """Return the step of the agent type to which the service type was added.
+
+        The missing service type is no longer one of its differences. The other differences remain.
+        """
         step = _compare(self._agent_type)
         differences = [text for text in step.differences if not text.startswith("serviceTypeIds lacks")]
         return replace(step, status=ObjectStatus.ATTACHED, differences=differences)

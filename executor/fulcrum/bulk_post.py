@@ -1,8 +1,9 @@
 """Sends many small POST requests to one path with little CPU time, for metric entries.
 
 The library `requests` prepares each request separately, which takes most of the CPU time of a small request. A
-PreparedPost lets `requests` prepare one request, with the proxy and the TLS settings of the session. Then it sends this
-request many times, with different bodies, with urllib3: the library that `requests` itself uses.
+PreparedPost lets `requests` prepare one request only, with the proxy and the TLS settings of the session. The
+PreparedPost then sends this request many times, each time with another body. For this it uses urllib3, the library
+that `requests` itself uses.
 """
 
 from __future__ import annotations

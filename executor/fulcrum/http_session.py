@@ -1,4 +1,4 @@
-"""Makes the sessions of the library `requests` over which the agent talks to FulcrumCore: token, redirects, retries."""
+"""Creates the sessions of the library `requests` for requests to FulcrumCore: with token, retries, and no redirects."""
 
 from __future__ import annotations
 

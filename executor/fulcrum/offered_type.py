@@ -18,9 +18,9 @@ JsonObject = dict[str, Any]
 def offered_service_type(service_type: JsonObject, settings: Settings) -> JsonObject:
     """Return the service type with only those templates, bridges, VLANs and tags that the settings allow.
 
-    If the settings allow only some tags, the returned type allows every tag, and the agent refuses the other tags.
-
-    Without PROXMOX_TEMPLATES, the type is not changed, because then the settings are not those of an agent.
+    There are two exceptions. If the settings allow only some tags, the returned type allows every tag, and the agent
+    refuses the tags that the settings do not allow. If PROXMOX_TEMPLATES is empty, the type is returned unchanged,
+    because then the settings are not those of an agent.
     """
     if not settings.proxmox_templates:
         return service_type
@@ -45,10 +45,11 @@ def _enum(values: Iterable[str]) -> JsonObject:
 
 
 def _restrict_vlan(network: JsonObject, vlans: Collection[str]) -> None:
-    """Limit the property `vlan` to the highest offered VLAN, or remove it if no VLAN is offered.
+    """Limit the property `vlan` to the highest offered VLAN, or remove the property if no VLAN is offered.
 
-    The lowest value stays 0, because 0 removes the VLAN of a VM. The agent refuses the values from 1 to the highest
-    VLAN that are not offered. If every VLAN is offered, the property keeps its own bounds.
+    The lowest value stays 0, because 0 removes the VLAN of a VM. Between 1 and the highest VLAN, the property still
+    allows values that are not offered, but the agent refuses them. If every VLAN is offered (ANY), the property does not
+    change.
     """
     highest = max((_last_vlan(text) for text in vlans if text != ANY), default=0)
     if highest:

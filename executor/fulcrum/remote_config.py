@@ -67,7 +67,7 @@ def wait_for_remote_settings(
         try:
             agent = fulcrum.get_self()
             values = MemberReader(settings, fulcrum).read_values(agent)
-        except FulcrumError as error:  # also FulcrumNotFound: an administrator may be replacing a secret
+        except FulcrumError as error:  # even FulcrumNotFound, because an administrator may just be replacing a secret
             backoff.wait_after(error)
             continue
         return _apply_values(settings, values)
@@ -105,7 +105,7 @@ def _apply_values(settings: Settings, values: dict[str, Any]) -> Settings:
 def _accepted_values(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
     """Return the values that may override local settings. The docstring of this module has the rules.
 
-    Raises SettingsError if only FulcrumCore has the address of Proxmox, and has no token secret.
+    Raises SettingsError if the address of Proxmox is set only in FulcrumCore, and FulcrumCore has no token secret.
     """
     ignored: set[str] = set()
     if "proxmox_token_secret" not in values:
@@ -178,7 +178,7 @@ def _sleep_with_progress(seconds: float) -> None:
     """Sleep, and report progress to the supervisor meanwhile. Otherwise the supervisor would restart the agent."""
     progress = ProgressSender()
     deadline = time.monotonic() + seconds
-    progress.report_ready()  # systemd would end an agent that does not report its start, and an outage may last a day
+    progress.report_ready()  # systemd ends an agent that is not ready in time, but an outage may last a day
     progress.report_status("waiting for FulcrumCore's configuration")
     while (remaining_s := deadline - time.monotonic()) > 0:
         progress.report_progress()

@@ -78,7 +78,7 @@ def _error_class(response: Response) -> type[FulcrumError]:
 def _is_from_core(content: bytes) -> bool:
     """Return whether FulcrumCore, and not a proxy, sent a 404 with this body.
 
-    FulcrumCore sends an empty body or a JSON object. A proxy's 404 may be temporary.
+    FulcrumCore sends an empty body or a JSON object. A proxy's 404 may be temporary, so the request is repeated later.
     """
     try:
         return not content or isinstance(parse_json(content), dict)

@@ -65,7 +65,8 @@ class Transport:
     def request_json_list(self, path: str, *, query: dict[str, Any], max_items: int) -> tuple[list[Any], int]:
         """Send a GET request and return the first items of the list in the response, and the number of the other items.
 
-        An item that cannot be parsed is a ValueError. Raises FulcrumUnavailable if the response is not a list.
+        In place of an item that cannot be parsed, the list has a ValueError. Raises FulcrumUnavailable if the response
+        is not a list.
         """
 
         def parse(content: bytes) -> tuple[list[Any], int]:
@@ -140,7 +141,7 @@ class Transport:
     ) -> Response:
         """Send a request, read the response, and use its `Date` header to estimate FulcrumCore's clock.
 
-        The library `requests` sends the request again as RETRY defines.
+        After some failures, the library `requests` sends the request again. RETRY defines which and how often.
         """
         sent_at = time.time()
         with self._session().request(

@@ -80,9 +80,9 @@ class CoreModel(BaseModel):
         return model
 
     def _defects_after_validation(self) -> list[str]:
-        """Return the defects that only the whole object shows: missing or contradictory members. For subclasses.
+        """Return the defects that the validation of single members cannot find. Subclasses override this method.
 
-        The validation of single members cannot find these defects.
+        Such defects are missing members, and members that contradict each other.
         """
         return []
 

@@ -59,7 +59,7 @@ def parse_json(content: bytes) -> Any:
 def parse_json_list(content: bytes, max_items: int) -> tuple[list[Any], int]:
     """Parse a JSON list. Return its first `max_items` items, and the number of the other items, which are not parsed.
 
-    An item is a ValueError in place of the parsed value if it is not JSON or too large. A large list is parsed item by
+    In place of an item that is not JSON or is too large, the result has a ValueError. A large list is parsed item by
     item, so that one item cannot hide the others, or exhaust the memory. Raises ValueError if the text is not a list.
     """
     if len(content) <= MAX_ITEM_BYTES and not _may_have_too_many_values(content):
@@ -118,7 +118,7 @@ def _item_positions(content: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _may_have_too_many_values(content: bytes) -> bool:
-    """Return whether there are more than MAX_JSON_VALUES commas and opening brackets, also inside of strings."""
+    """Return whether there are more than MAX_JSON_VALUES commas and opening brackets, including those in strings."""
     if len(content) <= MAX_JSON_VALUES:
         return False
     return content.count(b",") + content.count(b"[") + content.count(b"{") > MAX_JSON_VALUES

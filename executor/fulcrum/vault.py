@@ -134,8 +134,8 @@ class SecretResolver:
             is_new_service = job.action == "create" and (job.service or {}).get("status") == "New"
             if is_new_service:
                 raise JobError(ErrorCode.SECRET_MISSING, f"the vault no longer has a secret for {key}") from None
-            # FulcrumCore deletes the secret of a create after its first attempt. If a later attempt creates the VM, the
-            # VM lacks the secret. Only this log line and the service's instance data say so.
+            # FulcrumCore deletes the secrets of a create after the first attempt of the create. If a later attempt
+            # creates the VM, the VM lacks the secret. Only this log line and the service's instance data show that.
             log.warning("secret_left_out", property=str(key), action=job.action)
             on_left_out(str(key))
             del container[key]

@@ -69,7 +69,7 @@ RETRY = _Retry(
 
 
 def new_session(url: str, *, max_raw_bytes: int) -> requests.Session:
-    """Return a session for requests to `url`. `max_raw_bytes` limits the received bytes of a response."""
+    """Return a session for requests to `url`. `max_raw_bytes` limits the bytes of a response before decompression."""
     session = _Session()
     # The proxies are read from the environment only once, here. By default, `requests` reads them at each request,
     # which takes a fifth of the time of a request.

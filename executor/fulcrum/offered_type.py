@@ -48,8 +48,8 @@ def _restrict_vlan(network: JsonObject, vlans: Collection[str]) -> None:
     """Limit the property `vlan` to the highest offered VLAN, or remove the property if no VLAN is offered.
 
     The lowest value stays 0, because 0 removes the VLAN of a VM. Between 1 and the highest VLAN, the property still
-    allows values that are not offered, but the agent refuses them. If every VLAN is offered (ANY), the property does not
-    change.
+    allows values that are not offered, but the agent refuses them. If the only entry of `vlans` is ANY, the property is
+    not changed.
     """
     highest = max((_last_vlan(text) for text in vlans if text != ANY), default=0)
     if highest:

@@ -83,14 +83,15 @@ class ProxmoxReader:
     def vms(self) -> list[VmRow]:
         """List the VMs, containers and templates of the cluster that the token may see.
 
-        A row may lack facts, or have those of a former VM with the same VMID: see `with_facts`.
+        A row may lack facts, such as the name, or still have the facts of a deleted VM that had the same VMID.
+        `with_facts` corrects such rows.
         """
         return vm_rows(self._session.get("/cluster/resources", type="vm"))
 
     def with_facts(self, rows: Iterable[VmRow]) -> list[VmRow]:
-        """Return the rows, with the facts of the configuration of each VM whose row lacks them.
+        """Return the rows. If a row lacks facts, they are read from the configuration of its VM.
 
-        The configuration of a VM that is being created is read, too, because its row may have a placeholder as name.
+        The configuration is also read for a VM that is being created, because the name in its row may be a placeholder.
         Raises JobError if a configuration cannot be read: PVE_CONFLICT if the VM has moved, NODE_DOWN if its node does
         not answer.
         """
@@ -116,7 +117,7 @@ class ProxmoxReader:
         return storage_rows(self._session.get("/cluster/resources", type="storage"))
 
     def storage_configs(self) -> dict[str, StorageConfig]:
-        """Return the configuration of each storage that the token may see, also of disabled ones, by its name."""
+        """Return the configuration of each storage that the token may see, including disabled ones, by storage name."""
         return storage_configs(self._session.get("/storage"))
 
     def volumes(self, node: str, storage: str, content: str = "", *, vmid: int = 0) -> frozenset[str]:
@@ -158,8 +159,9 @@ class ProxmoxReader:
         return sum(as_text(row.get("name")) not in ("", "current") for row in rows)
 
     def is_vmid_free(self, vmid: int) -> bool:
-        """Return whether no guest of the cluster has the VMID, also no guest that the token may not see."""
-        _require_valid_vmid(vmid)  # Proxmox answers 400 to a VMID that is in use, and also to an invalid one
+        """Return whether no guest of the cluster has the VMID. Guests that the token may not see count, too."""
+        # Proxmox answers 400 to a VMID that is in use, and also to an invalid one, so an invalid one is refused here.
+        _require_valid_vmid(vmid)
         return not self._session.is_refused_as_bad_request("/cluster/nextid", vmid=vmid)
 
     def is_quorate(self) -> bool:
@@ -180,19 +182,19 @@ class ProxmoxReader:
         return all(as_float(row.get("quorate")) for row in clusters)
 
     def may_see_all_vms(self) -> bool:
-        """Return whether the token may see every VM, which means that it has VM.Audit on `/vms`.
+        """Return whether the token may see every VM, which means that the token has VM.Audit on `/vms`.
 
-        If it may not, a VM that is missing from the list may still exist.
+        Otherwise, a VM that is missing from the list may still exist.
         """
         return "VM.Audit" in self.permissions("/vms")
 
     def find_by_marker(self, rows: Iterable[VmRow], service_id: str, *, name_suffix: str) -> VmRow | None:
         """Return the VM among `rows` whose description has the marker of the service; None if no VM has this marker.
 
-        The rows must have their facts (`with_facts`). `name_suffix` contains the first digits of the service's id. The
-        agent gives each VM a name with such a suffix, so only the configurations of VMs whose name ends with
-        `name_suffix` are read. Raises JobError VM_IDENTITY_MISMATCH if several VMs have the marker. Then an operator
-        must decide which one is the service's VM.
+        The caller must have passed the rows through `with_facts`. `name_suffix` contains the first digits of the
+        service's id. The agent gives each VM a name with such a suffix, so only the configurations of VMs whose name
+        ends with `name_suffix` are read. Raises JobError VM_IDENTITY_MISMATCH if several VMs have the marker. Then an
+        operator must decide which one is the service's VM.
         """
         candidates = [row for row in rows if self._is_candidate(row, name_suffix)]
         configured = [(row, self._read_config(row)) for row in candidates]
@@ -209,10 +211,11 @@ class ProxmoxReader:
     def find_partial_clone(self, rows: Iterable[VmRow], name: str, vmids: range) -> VmRow | None:
         """Return the VM among `rows` that is a partial clone; None if there is none.
 
-        A VM is a partial clone if it is the only VM that has this name and one of these VMIDs, and if it has no marker.
-        Proxmox gives a clone its name when its first drive is copied. The clone keeps the description of its template,
-        which has no marker, until it is configured. A container is never returned, because it is created with its
-        marker. The rows must have their facts (`with_facts`).
+        A partial clone is a clone whose configuration was not finished. A VM counts as one if it is the only VM that
+        has this name and one of these VMIDs, and if it has no marker. Proxmox gives a clone its name when the first
+        drive has been copied. Until the clone is configured, it keeps the description of its template, which has no
+        marker. A container is never returned, because it is created with its marker. The caller must have passed the
+        rows through `with_facts`.
         """
         vms = [row for row in rows if row.kind == GuestKind.QEMU and row.name == name and row.vmid in vmids]
         clones = [row for row in vms if not row.is_template]
@@ -233,8 +236,8 @@ class ProxmoxReader:
         except JobError as error:
             if error.code is not ErrorCode.PVE_CONFLICT:
                 raise
-            # The VM was moved or removed after the list was read, so it is unknown whether it has the marker. The job
-            # must be retried with a new list. If it ignored this VM, it could create a second VM for the service.
+            # The VM was moved or removed after the list was read, so it is unknown whether the VM has the marker. The
+            # job must be retried with a new list. A job that ignored this VM could create a second VM for the service.
             raise JobError(ErrorCode.PVE_CONFLICT, f"VM {row.vmid} was moved or removed during the search") from error
 
     def cluster_options(self) -> dict[str, Any]:
@@ -257,7 +260,10 @@ class ProxmoxReader:
         return {as_text(row.get("vnet")): as_text(row.get("zone")) for row in rows if row.get("zone")}
 
     def vnet_zone(self, name: str) -> str:
-        """Return the SDN zone of the VNet of this name; '' if there is none, or if Proxmox does not say it."""
+        """Return the SDN zone of the VNet of this name; '' if there is no such VNet, or if its zone is not known.
+
+        If Proxmox refuses the request, the zone is taken from the text of the refusal.
+        """
         if not VNET_NAME.fullmatch(name):
             return ""
         try:

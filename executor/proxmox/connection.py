@@ -125,7 +125,7 @@ class ProxmoxSession:
         return _get_once(self._api(), path, query)
 
     def _repeat_while_refused(self, path: str, query: dict[str, Any]) -> Any:
-        """Repeat a request that got a 401: Proxmox also answers so while it temporarily cannot check any token."""
+        """Repeat a request that got a 401, because Proxmox also answers 401 while it cannot check any token."""
         time.sleep(PAUSES_S[0])
         return repeat_while_refused(lambda: _get_once(self._api(), path, query), _is_login_refused, PAUSES_S[1:])
 

@@ -2,8 +2,9 @@
 
 Some privileges have different names in Proxmox VE 8 and 9, and `pveum role add` fails for an unknown name. The script
 `deploy/pveum-role.sh` grants the same privileges. `tests/security/test_least_privilege.py` checks that all of them are
-necessary. Some that seem to be missing are not needed: for resource pools VM.Allocate on /vms suffices, for a rollback
-VM.Snapshot, and VM.Config.CDROM is needed only to change an existing CD drive.
+necessary. Some privileges are not in the list, although they seem to be needed: privileges on resource pools, because
+VM.Allocate on /vms suffices; VM.Snapshot.Rollback, because VM.Snapshot suffices; and VM.Config.CDROM, because it is
+needed only to change an existing CD drive.
 """
 
 from __future__ import annotations
@@ -46,10 +47,11 @@ class PrivilegeNeed:
     path: str  #: such as `/storage/local-lvm`
     role: str
     privileges: frozenset[str]
-    purpose: str  #: the end of a sentence, such as `for the VMs' disks`
+    purpose: str  #: why they are needed, as the end of a sentence, such as `for the VMs' disks`
 
 
-#: The need without which each new VM is placed on the node of its template, and not on the node with most free memory.
+#: An optional need. If it is not met, each new VM is placed on the node of its template. Otherwise, the VM is placed on
+#: the node with the most free memory.
 PLACEMENT_NEED = PrivilegeNeed(
     path="/nodes", role="SmithNodes", privileges=frozenset({"Sys.Audit"}), purpose="to read the load of the nodes"
 )
@@ -65,8 +67,8 @@ def list_needs(
 ) -> list[PrivilegeNeed]:
     """Return the needed privileges for each path. `major_version` is the major version of Proxmox VE.
 
-    `disk_storages` contain the disks of VMs, and `image_storages` contain ISO images and container templates. `bridges`
-    maps each bridge or VNet to its SDN zone.
+    `disk_storages` are the storages for the disks of VMs. `image_storages` are those with ISO images and container
+    templates. `bridges` maps each bridge or VNet to its SDN zone.
     """
     guest_agent_privilege = (
         "VM.GuestAgent.Audit" if major_version >= GUEST_AGENT_PRIVILEGES_SINCE_MAJOR else "VM.Monitor"
@@ -139,10 +141,11 @@ def _acl_commands(need: PrivilegeNeed, user: str, token_id: str) -> Iterator[str
 
 
 def are_tags_restricted(options: Mapping[str, Any], tags: Collection[str], seen_tags: Collection[str]) -> bool:
-    """Return whether Proxmox refuses that a token without Sys.Modify on `/` sets some of `tags`, or a new tag.
+    """Return whether a token without Sys.Modify on `/` may not set one of `tags`, or may not set new tags.
 
-    `options` are those of the cluster, and `seen_tags` the tags of all VMs that the token may see. Without Sys.Audit on
-    `/`, only the option `allowed-tags` is known; if all tags are allowed, it contains all of `seen_tags`.
+    `options` are the options of the cluster. `seen_tags` are the tags of all VMs that the token may see. A token
+    without Sys.Audit on `/` can read only the option `allowed-tags`. If every tag is allowed, this option contains all
+    of `seen_tags`.
     """
     access = options.get("user-tag-access")
     user_allow = access.get("user-allow", "free") if isinstance(access, Mapping) else "free"

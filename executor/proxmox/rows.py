@@ -28,8 +28,9 @@ _TAG_SEPARATORS = re.compile(r"[;,\s]+")
 class VmRow:
     """One VM or container in the cluster's list of resources.
 
-    Only the VMID, node, kind, tags and lock are current. All other values come from the statistics of the VM's node,
-    which are up to 10 s old. A new VM has no statistics: its other values have their defaults, but are unknown.
+    Only the VMID, node, kind, tags and lock are current. All other values come from the statistics that the VM's node
+    sends, which are up to 10 s old. For a new VM, there are no statistics yet: the other values are unknown, and have
+    their defaults.
     """
 
     vmid: int
@@ -81,7 +82,7 @@ class StorageRow:
     node: str
     is_shared: bool = False  #: whether the nodes that use this storage see the same data
     is_available: bool = False
-    content: frozenset[str] = frozenset()  #: what it accepts, such as `images` (disks of VMs), `rootdir` and `backup`
+    content: frozenset[str] = frozenset()  #: the accepted kinds, such as `images` (VM disks), `rootdir` and `backup`
     free_bytes: int | None = None  #: None if the node sends no statistics of the storage
 
     @property
@@ -92,7 +93,7 @@ class StorageRow:
 
 @dataclass(frozen=True)
 class StorageConfig:
-    """A storage in the configuration of the cluster, also a disabled one, which the list of storages lacks."""
+    """A storage in the configuration of the cluster. Unlike a StorageRow, it may be disabled."""
 
     name: str
     is_disabled: bool = False
@@ -144,7 +145,7 @@ def _vm_row(row: dict[str, Any]) -> VmRow:
 
 
 def with_configuration(row: VmRow, config: dict[str, Any]) -> VmRow:
-    """Return the row with the facts of the VM's configuration in place of unknown or outdated ones."""
+    """Return the row. Facts from the VM's configuration replace those that are unknown or may be outdated."""
     return replace(
         row,
         name=as_text(config.get("name") or config.get("hostname")),
@@ -163,8 +164,9 @@ def is_template(config: dict[str, Any]) -> bool:
 def node_rows(data: Any) -> list[NodeRow]:
     """Parse the answer to `GET /nodes`.
 
-    A node is offline if the cluster does not reach it, and unknown if the cluster reaches it, but the node's daemon
-    `pvestatd` has sent no statistics for five minutes. Proxmox sends no numbers of such nodes.
+    The status of a node is `offline` if the cluster does not reach the node. The status is `unknown` if the cluster
+    reaches the node, but the node's daemon `pvestatd` has sent no statistics for five minutes. In both cases, Proxmox
+    sends no numbers for the node.
     """
     return [
         NodeRow(
@@ -198,7 +200,7 @@ def storage_rows(data: Any) -> list[StorageRow]:
 
 
 def storage_configs(data: Any) -> dict[str, StorageConfig]:
-    """Parse the answer to `GET /storage`, by the names of the storages."""
+    """Parse the answer to `GET /storage`. The keys of the result are the names of the storages."""
     configs = [
         StorageConfig(
             name=as_text(row.get("storage")),
@@ -225,7 +227,7 @@ def archive_rows(data: Any) -> list[ArchiveRow]:
 
 
 def assume_available(storages: Sequence[StorageRow], nodes: Sequence[NodeRow]) -> list[StorageRow]:
-    """Return the storages. Those of a node that sends no statistics, whose state is unknown, count as available."""
+    """Return the storages. A storage counts as available if its state is unknown: its node sends no statistics."""
     nodes_without_statistics = {node.name for node in nodes if node.is_online and not node.has_statistics}
     return [
         replace(storage, is_available=storage.is_available or storage.node in nodes_without_statistics)

@@ -20,7 +20,10 @@ _CUSTOM_CPU = re.compile(r"(?:^|,)(?:cputype=)?custom-([A-Za-z0-9_.-]+)")
 
 
 def needs_of_template(config: Mapping[str, Any]) -> list[PrivilegeNeed]:
-    """Return the privileges that a clone of the template with this configuration needs besides those of every clone."""
+    """Return the additional privileges for a clone of the template with this configuration.
+
+    The privileges that every clone needs are not among them.
+    """
     needs = {need.path: need for key in config for need in _needs_of_value(key, as_text(config[key]))}
     return list(needs.values())
 
@@ -35,7 +38,7 @@ def root_only_devices(config: Mapping[str, Any]) -> list[str]:
 
 
 def host_cd_drives(config: Mapping[str, Any]) -> list[str]:
-    """Return the keys of the CD drives that use the drive of the host. A clone of them needs Sys.Console on `/`."""
+    """Return the keys of the CD drives that use the host's drive. To clone them, a token needs Sys.Console on `/`."""
     return sorted(key for key in config if _is_host_cd_drive(key, as_text(config[key])))
 
 

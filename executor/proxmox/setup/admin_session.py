@@ -1,4 +1,4 @@
-"""Sends requests to Proxmox as an administrator, for `smith init`. All other changes in Proxmox are made by playbooks.
+"""Sends requests to Proxmox as an administrator, for `smith init`. Other changes in Proxmox are made by playbooks only.
 
 The server must present the certificate whose fingerprint the administrator has confirmed, so the password is sent to no
 other server, even before the CA of the cluster is known. The password and the ticket are kept in memory only.
@@ -81,7 +81,7 @@ class AdminSession(ProxmoxSession):
             raise_job_error(exc)
 
     def _get_with_repeat(self, path: str, /, **query: Any) -> Any:
-        """Send a GET request, without a repetition. `get` and `is_refused_as_bad_request` call this method."""
+        """Send a GET request once. The methods `get` and `is_refused_as_bad_request` of the base class call this."""
         return self._send("GET", f"{path}?{urlencode(query)}" if query else path)
 
     def _send(self, method: str, path: str, *, body: str | None = None) -> Any:
@@ -110,7 +110,7 @@ class AdminSession(ProxmoxSession):
 
 
 def _errors(content: bytes) -> Any:
-    """Return the messages of an error answer about parameters; None if there are none."""
+    """Return the member `errors` of an error answer: the messages about single parameters; None if there are none."""
     try:
         return json.loads(content).get("errors")
     except (ValueError, AttributeError):

@@ -18,10 +18,10 @@ def apply_changes(
     before_token: Callable[[], object],
     store_secret: Callable[[str], object],
 ) -> Iterator[Change]:
-    """Make the changes, and yield each when it is made. If one fails, the earlier ones stay. Raises JobError.
+    """Make the changes, and yield each change after it was made. If one fails, the earlier ones are not undone.
 
-    `before_token` is called before a token is created. `store_secret` gets the secret of the new token, which Proxmox
-    sends only once, before the change is yielded.
+    `before_token` is called before a token is created. Proxmox sends the secret of a new token only once, so
+    `store_secret` is called with the secret before the change is yielded. Raises JobError.
     """
     for change in changes:
         is_new_token = change.kind is ChangeKind.TOKEN and change.method == "POST"

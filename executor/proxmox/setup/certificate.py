@@ -1,4 +1,4 @@
-"""Reads the certificate that Proxmox presents, and finds the CA with which later connections verify it."""
+"""Reads the certificate that Proxmox presents, and finds the CA with which later connections verify the certificate."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def normalized_fingerprint(text: str) -> str:
 
 
 def is_verified(host: str, port: int, ca_pem: str) -> bool:
-    """Return whether the CA verifies the certificate; if `ca_pem` is '', whether the CAs of the system do so.
+    """Return whether the certificate can be verified with this CA, or with the system's CAs if `ca_pem` is ''.
 
     Raises JobError.
     """
@@ -47,10 +47,11 @@ def is_verified(host: str, port: int, ca_pem: str) -> bool:
 
 
 def find_ca(session: AdminSession, ca_pem: str = "") -> str:
-    """Return the CA, in PEM, that verifies the certificate; '' if the system trusts the certificate already.
+    """Return the CA, in PEM, with which the certificate can be verified; '' if the system's CAs suffice.
 
-    The CA is `ca_pem`; if it is '', the cluster's own CA, which Proxmox shows to every user. Raises SetupRefused if
-    the certificate is not valid for the host, or signed by another CA.
+    If `ca_pem` is given, this CA is tried. Otherwise the system's CAs are tried first, and then the cluster's own CA,
+    which Proxmox shows to every user. Raises SetupRefused if the certificate is not valid for the host, or if another
+    CA has signed it.
     """
     connection = session.connection
     if not ca_pem and is_verified(connection.host, connection.port, ""):
@@ -73,7 +74,7 @@ def _cluster_ca(session: AdminSession) -> str:
 
 
 def _problem(host: str, port: int, ca_pem: str | None) -> str:
-    """Return why the certificate cannot be verified by this CA, or by the system's if it is None; '' if it can."""
+    """Return why the certificate cannot be verified; '' if it can. If `ca_pem` is None, the system's CAs are used."""
     try:
         context = ssl.create_default_context(cadata=ca_pem)
         _certificate(host, port, context)
@@ -87,7 +88,7 @@ def _problem(host: str, port: int, ca_pem: str | None) -> str:
 
 
 def _certificate(host: str, port: int, context: ssl.SSLContext) -> bytes:
-    """Return the certificate that the server presents, in DER. Raises OSError, also if it cannot be verified."""
+    """Return the server's certificate in DER. Raises OSError, also if the context cannot verify the certificate."""
     with open_connection(host, port, CONNECT_TIMEOUT_S) as plain:
         plain.settimeout(CONNECT_TIMEOUT_S)
         connection: Any

@@ -1,6 +1,6 @@
-"""Finds which roles, users, tokens, pools and access control entries Proxmox lacks. Nothing is changed here.
+"""Finds which roles, users, tokens, pools and access control entries Proxmox lacks. This module changes nothing.
 
-The privileges come from `privileges.py`. No change removes a privilege or changes an existing user.
+The list of privileges comes from `privileges.py`. No planned change removes a privilege or changes an existing user.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class ExistingAccess:
 
     roles: Mapping[str, frozenset[str]] = field(default_factory=dict)  #: the privileges of each role
     users: Mapping[str, bool] = field(default_factory=dict)  #: whether each user is enabled
-    token_comments: Mapping[str, str] = field(default_factory=dict)  #: of the agent's user, by the id of the token
+    #: The comment of each token of the agent's user. The keys are the ids of the tokens.
+    token_comments: Mapping[str, str] = field(default_factory=dict)
     entries: frozenset[AclEntry] = frozenset()
     pools: frozenset[str] = frozenset()
 
@@ -50,7 +51,7 @@ class NeededAccess:
     needs: tuple[PrivilegeNeed, ...]
     pool: str = ""
     token_comment: str = USER_COMMENT
-    makes_token: bool = True  #: create the token, and replace an existing one, because its secret is not stored here
+    makes_token: bool = True  #: create the token; one that exists is replaced, because its secret is not known here
 
 
 class ChangeKind(StrEnum):
@@ -75,7 +76,7 @@ class Change:
 
 
 def plan_changes(wanted: NeededAccess, existing: ExistingAccess) -> list[Change]:
-    """Return the missing changes in the order in which they must be made. Raises SetupRefused."""
+    """Return the necessary changes in the order in which they must be made. Raises SetupRefused."""
     if not existing.users.get(wanted.user, True):
         remedy = shlex.join(["pveum", "user", "modify", wanted.user, "--enable", "1"])
         raise SetupRefused(f"the user {wanted.user} is disabled in Proxmox: {remedy}")
@@ -139,7 +140,7 @@ def _token_changes(wanted: NeededAccess, existing: ExistingAccess) -> Iterator[C
 def _acl_changes(wanted: NeededAccess, existing: ExistingAccess) -> Iterator[Change]:
     """Yield one change for each path and role. With privilege separation, user and token both need the role."""
     token = f"{wanted.user}!{wanted.token_id}"
-    # When a token is deleted, Proxmox deletes its entries.
+    # When an existing token is replaced, Proxmox deletes its access control entries, so these must be made again.
     entries = {entry for entry in existing.entries if not (wanted.makes_token and entry.ugid == token)}
     for path, role in dict.fromkeys((need.path, need.role) for need in wanted.needs):
         members = {"users": wanted.user, "tokens": token}

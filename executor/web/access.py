@@ -1,4 +1,4 @@
-"""Defines who may read the pages, and reads from a request who sent it."""
+"""Defines who may read the pages, and reads from the headers and the address of a request who sent it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Access:
     proxies: tuple[str, ...] = ()  #: addresses and networks of trusted reverse proxies
     user_header: str = ""  #: name of the header in which the proxies send the name of the user
     is_server_local: bool = True  #: whether only this machine can reach the server
-    has_local_pages: bool = False  #: whether, without a login, the pages for operators are shown to all local users
+    has_local_pages: bool = False  #: if no login is required: whether local users may see the pages for operators
 
     @property
     def needs_login(self) -> bool:
@@ -58,7 +58,7 @@ def address_of(scope: Scope) -> str:
 def parse_ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """Parse an IP address; return None if the text is not an IP address.
 
-    A socket for both IPv6 and IPv4 shows the address 192.0.2.1 as ::ffff:192.0.2.1. It is returned as 192.0.2.1.
+    A socket for both IPv6 and IPv4 shows the address 192.0.2.1 as ::ffff:192.0.2.1. This function returns 192.0.2.1.
     """
     try:
         parsed = ipaddress.ip_address(address)
@@ -87,8 +87,9 @@ def is_local_host_header(headers: Headers) -> bool:
 def is_same_origin(headers: Headers) -> bool:
     """Return whether a browser sent the request from one of our own pages.
 
-    Each browser sends Origin with a POST. Sec-Fetch-Site is sent over TLS and on localhost, and does not depend on the
-    host name that a reverse proxy passes on.
+    The header Sec-Fetch-Site decides if the request has it, because it does not depend on the host name that a reverse
+    proxy passes on. Browsers send it only over TLS and on localhost. Without it, the header Origin must name our host.
+    Every browser sends Origin with a POST.
     """
     site = headers.get("sec-fetch-site")
     if site is not None:
@@ -98,7 +99,7 @@ def is_same_origin(headers: Headers) -> bool:
 
 
 def is_cross_site_navigation(headers: Headers) -> bool:
-    """Return whether the operator has followed a link on another site. The browser then sends no session cookie."""
+    """Return whether the operator has followed a link on another site. Such a request has no session cookie."""
     return headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") == "navigate"
 
 

@@ -37,7 +37,7 @@ class AgentView:
     #: Returns how many differences (drift) of each kind there are between mappings, Proxmox and FulcrumCore. The dict
     #: is empty if the last comparison is not recent. The default function returns an empty dict.
     count_drift: Callable[[], dict[str, int]] = dict
-    #: Returns these differences; None if the last comparison is not recent.
+    #: Returns the differences themselves; None if the last comparison is not recent.
     list_drift: Callable[[], Sequence[Finding] | None] = lambda: None
 
 
@@ -51,7 +51,7 @@ class AgentHandle:
 
     @property
     def view_and_prober(self) -> tuple[AgentView, Prober] | None:
-        """The view of the agent, and the prober of its dependencies; None before `attach`."""
+        """The view of the agent, and the prober that checks Proxmox, database and disk space; None before `attach`."""
         return self._view_and_prober
 
     def note_waiting(self, reason: str) -> None:

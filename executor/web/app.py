@@ -49,10 +49,11 @@ def make_app(handle: AgentHandle, access: Access) -> Starlette:
 
 
 class _Pages:
-    """The pages, with one method each.
+    """The pages for programs. Each method returns one page.
 
     Starlette runs a method that is not async in a thread, so a slow page does not delay other pages. The methods of the
-    health pages are async: they only read memory, and callers without a login could occupy all threads.
+    health pages are async, so they need no thread: they only read memory, and callers without a login could otherwise
+    occupy all threads.
     """
 
     def __init__(self, handle: AgentHandle, access: Access) -> None:
@@ -83,7 +84,7 @@ class _Pages:
 class _OperatorPages:
     """The ASGI application of the pages for operators, which is built at the first request.
 
-    Its import takes as long as that of the rest of the server, and the pages of most agents are never opened.
+    Importing these pages takes as long as importing the rest of the server, and most agents never need them.
     """
 
     def __init__(self, parts: ServerParts) -> None:
@@ -91,7 +92,7 @@ class _OperatorPages:
         self._app: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request. A program that requests the overview gets the list of the pages for programs."""
+        """Answer a request. If a request for `/` does not accept HTML, return the list of the pages for programs."""
         path = scope["path"]
         if not is_page(path):
             raise HTTPException(404)

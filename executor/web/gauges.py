@@ -33,7 +33,8 @@ class Gauges(Collector):
     def describe(self) -> Iterator[Metric]:
         """Return no descriptions.
 
-        Without this method, the registry would call `collect` when the collector is registered, and query the database.
+        If this method were missing, the registry would call `collect` when the collector is registered, and so cause
+        queries of the database.
         """
         return iter(())
 

@@ -38,8 +38,9 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-#: The security headers of the pages for operators. They use scripts, styles and images of this server only. With the
-#: referrer policy `no-referrer`, browsers would send the origin `null` with each form.
+#: The security headers of the pages for operators. The pages use scripts, styles and images of this server only. The
+#: referrer policy is not `no-referrer`, because browsers would then send the origin `null` with each form, and the
+#: guard would refuse the form.
 PAGE_HEADERS = SECURITY_HEADERS | {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -58,8 +59,8 @@ _REPEAT_PAGE = '<!doctype html><meta http-equiv="refresh" content="0"><title>Age
 class Guard:
     """ASGI middleware that refuses requests of callers who may not read the page.
 
-    In the state of each request, it sets `may_see_details`, whether the page may show details to the caller, and
-    `visitor`.
+    In the state of each request, it sets `may_see_details` (whether the page may show details to the caller) and
+    `visitor` (the caller, see `Visitor`).
     """
 
     def __init__(self, app: ASGIApp, parts: ServerParts) -> None:
@@ -104,13 +105,14 @@ class Guard:
         has_access = not self._access.needs_login or bool(proxy_user)
         token = bearer_token(headers)
         if not has_access and self._access.token and token is not None:
-            # The right token is accepted also from an address that has sent wrong ones, because several callers may
+            # The right token is accepted even from an address that has sent wrong tokens, because several callers may
             # share the address.
             has_access = self._access.is_token(token)
             if not has_access and (wait_s := self._wrong_tokens.count(address_of(scope))):
                 return _error_response(429, "too many wrong tokens", {"Retry-After": str(wait_s)})
         visitor = await self._find_session(scope["path"], headers)
-        # If two users share a browser, the proxy may name another user than the one to whom the cookie belongs.
+        # If two users share a browser, the proxy may name another user than the one to whom the session belongs. The
+        # session is then ignored.
         if visitor is not None and proxy_user and visitor.name != stored_name(proxy_user):
             visitor = None
         state = scope.setdefault("state", {})
@@ -123,7 +125,7 @@ class Guard:
         return self._refusal_without_login()
 
     def _refusal_of_form(self, scope: Scope, headers: Headers) -> Response | None:
-        """Refuse every method that may change something, except in a form of our own pages."""
+        """Refuse every method that may change something, except a POST of a form by one of our own pages."""
         if scope["method"] in ALLOWED_METHODS:
             return None
         if scope["method"] != "POST" or not is_form(scope["path"]):
@@ -131,7 +133,10 @@ class Guard:
         return None if is_same_origin(headers) else _error_response(403, "the form was sent by another site")
 
     async def _find_session(self, path: str, headers: Headers) -> Visitor | None:
-        """Return the visitor if the request has the cookie of a session. Health pages never wait for the database."""
+        """Return the visitor if the request has the cookie of a session.
+
+        Return None for the health pages, which must never wait for the database.
+        """
         key = session_key_in(headers)
         if not key or path in OPEN_PATHS:
             return None
@@ -143,7 +148,10 @@ class Guard:
     def _refusal_of_page(
         self, scope: Scope, headers: Headers, *, has_access: bool, has_session: bool
     ) -> Response | None:
-        """Refuse a page for operators unless the caller is logged in, or the settings show it to all local users."""
+        """Refuse a page for operators unless the caller is logged in, or the settings show it to all local users.
+
+        An action needs a session.
+        """
         access, path = self._access, scope["path"]
         may_read = has_session or (has_access and (access.needs_login or access.has_local_pages))
         is_action = scope["method"] == "POST" and not is_public(path)

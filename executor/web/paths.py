@@ -1,4 +1,4 @@
-"""Names the paths of the pages, and which of them are open, public or forms."""
+"""Defines the paths of the pages: which need no login (open or public), and to which forms are sent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ OPEN_PATHS = frozenset({"/livez", "/readyz"})
 ALLOWED_METHODS = ("GET", "HEAD")
 #: The first part of the path of each page for operators. The overview has the empty path.
 _OPERATOR_PAGES = frozenset({"", "jobs", "vms", "executors", "settings", "audit", "doctor", "actions"})
-#: The first part of the path of what is shown without a login: login and logout, and scripts and styles.
+#: The first part of each public path, which needs no login: login and logout, and the folder of scripts and styles.
 _PUBLIC = frozenset({"login", "logout", "static"})
 _FORMS = frozenset({"login", "logout", "actions"})
 

@@ -77,7 +77,7 @@ class Prober:
     @property
     def probes(self) -> dict[str, Callable[[], None]]:
         """The probes by name."""
-        # The probe of the database stores the result of the probe before it.
+        # The order matters: the probe of the database stores the result of the probe of Proxmox.
         return {"proxmox": self._probe_proxmox, "database": self._probe_database, "disk": self._probe_disk}
 
     def result(self, name: str) -> ProbeResult:

@@ -22,8 +22,8 @@ from executor.web.app import make_app
 from executor.web.streams import StreamCounter
 from executor.web.tls import ServerCertificate, tls_protocols
 
-#: Maximum number of connections at once: of all callers, and of all other machines together. The difference is for
-#: callers on this machine, such as the container's health check. The server closes every further connection at once.
+#: Maximum number of connections at once: of all callers, and of all other machines together. The difference is reserved
+#: for callers on this machine, such as the container's health check. The server closes each further connection at once.
 MAX_CONNECTIONS = 64
 MAX_CONNECTIONS_FROM_OTHER_MACHINES = 56
 #: Maximum number of connections from one address of another machine. A trusted reverse proxy may have more.
@@ -42,7 +42,7 @@ TICK_S = 1.0
 class _BoundedProtocol(H11Protocol):
     """Limits the number of connections, and closes connections on which no complete request arrives.
 
-    Without this class, uvicorn would keep a connection open for ever on which only a part of a request has arrived.
+    If only a part of a request has arrived on a connection, uvicorn itself would keep this connection open for ever.
     """
 
     #: The addresses and networks of trusted reverse proxies. `make_server` sets them in a subclass.
@@ -62,7 +62,7 @@ class _BoundedProtocol(H11Protocol):
             self._start_request_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Process data from the caller. The time for the rest of a request continues to run."""
+        """Process data from the caller. A part of a request does not restart the timer for the whole request."""
         super().data_received(data)
         if self._is_request_running():
             self._stop_request_timer()
@@ -76,7 +76,7 @@ class _BoundedProtocol(H11Protocol):
             self._start_request_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Release what belongs to the connection."""
+        """Stop the timer of the connection."""
         self._stop_request_timer()
         super().connection_lost(exc)
 

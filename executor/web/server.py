@@ -111,7 +111,7 @@ class _ServerThread:
         # The import takes a third of a second. In this thread, the import does not delay the agent's start.
         from executor.web.serve import make_server  # noqa: PLC0415
 
-        # At a lower level, uvicorn would log a line for each bad request.
+        # At a log level below ERROR, uvicorn would log a line for each bad request.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         self._server = make_server(self._settings, self._handle, self._certificate)
         if not self._stopping:

@@ -30,7 +30,7 @@ KEY_BYTES, KEY_LENGTH = 32, 43
 class Visitor:
     """The caller of a page."""
 
-    name: str = ""  #: the name of the session, or the user that a reverse proxy names; '' if neither is known
+    name: str = ""  #: the name given at the login, or the user that a reverse proxy names; '' if neither is known
     session_key: str = field(default="", repr=False)  #: '' without a session: then the caller may only read
 
     @property
@@ -58,7 +58,7 @@ class Sessions:
     def start(self, name: str) -> str:
         """Store a new session and return its key. Raises DatabaseError. The agent must be attached."""
         key = secrets.token_urlsafe(KEY_BYTES)
-        assert self._handle.view_and_prober is not None  # noqa: S101 (the caller shows the login only then)
+        assert self._handle.view_and_prober is not None  # noqa: S101 (the caller has checked this)
         with transaction(self._handle.view_and_prober[0].engine) as session:
             web_sessions.add(session, digest=self._digest(key), name=name, lifetime=LIFETIME)
         return key

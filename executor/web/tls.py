@@ -83,9 +83,10 @@ class ServerCertificate:
 
 
 class TlsConnection(SSLProtocol):
-    """One connection with TLS. The protocol of the pages gets it after the handshake.
+    """One connection with TLS. Its data is passed to the HTTP protocol of the pages after the handshake.
 
-    Asyncio does not limit the number of handshakes, and gives each of them a minute.
+    This class limits the number and the duration of handshakes. Asyncio itself does not limit their number, and lets
+    each handshake take a minute.
     """
 
     def __init__(self, protocol: asyncio.Protocol, context: ssl.SSLContext, handshakes: set[TlsConnection]) -> None:
@@ -123,11 +124,11 @@ class TlsConnection(SSLProtocol):
         )
 
     def end_handshake(self) -> None:
-        """Stop counting the connection: from now on the protocol of the pages counts it."""
+        """Stop counting the connection, because from now on the HTTP protocol of the pages counts it."""
         self._handshakes.discard(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Release what belongs to the connection."""
+        """Stop counting the connection if its handshake has not ended."""
         self.end_handshake()
         super().connection_lost(exc)
 
@@ -135,7 +136,10 @@ class TlsConnection(SSLProtocol):
 def tls_protocols(
     make_protocol: Callable[..., Any], certificate: ServerCertificate
 ) -> Callable[..., asyncio.BaseProtocol]:
-    """Return a function that makes the protocol of a connection with TLS around one of the pages."""
+    """Return a function that creates a connection with TLS.
+
+    `make_protocol` creates the HTTP protocol of the pages, which gets the decrypted data of the connection.
+    """
     handshakes: set[TlsConnection] = set()
 
     def make(**arguments: Any) -> asyncio.BaseProtocol:

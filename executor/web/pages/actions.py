@@ -1,4 +1,8 @@
-"""Executes the actions of operators. Each needs a session, the form's token and a confirmation, and is audited."""
+"""Executes the actions that operators request with a form.
+
+Each action needs a session and the form token, which shows that a page of this session has sent the form. An action
+that changes something also needs a confirmation, and is audited.
+"""
 
 from __future__ import annotations
 
@@ -152,5 +156,5 @@ ACTIONS: dict[str, Action] = {
     "repair": _repair,
     "doctor": _run_checks,
 }
-#: The actions that change nothing.
+#: The actions that need no confirmation, because they change nothing.
 UNCONFIRMED = frozenset({"doctor"})

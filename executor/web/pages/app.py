@@ -19,7 +19,8 @@ from executor.web.pages.rendering import Renderer
 from executor.web.server_parts import ServerParts
 
 STATIC = Path(__file__).parents[1] / "static"
-#: How long a browser may keep scripts and styles without asking again. Their addresses contain our version.
+#: How long a browser may keep scripts and styles without asking again. Their URLs contain our version, so a browser
+#: loads the files of a new version at once.
 STATIC_MAX_AGE_S = 3600
 #: The pages that are only read, by their paths.
 PAGES: dict[str, Page] = {

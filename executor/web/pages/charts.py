@@ -1,6 +1,6 @@
 """Draws charts as SVG in the page. They need no download and no script, and are readable without colours.
 
-Colours come from the style sheet by class, because the pages allow no style in their text.
+Colours come from the style sheet by class, because the pages' Content-Security-Policy forbids inline styles.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from executor.database.ended_jobs import HourCounts
 
-#: The size of the chart of hours, and the gap between two bars, in units of the drawing, which the page scales.
+#: The size of the chart of hours, and the gap between two bars, in SVG user units. The page scales the whole chart.
 WIDTH, HEIGHT, BAR_GAP = 480, 120, 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One bar: its place, the heights of its parts, and its text."""
+    """The bar of one hour: its position, the heights of its two parts, and its text."""
 
     x: float
     width: float
@@ -30,10 +30,10 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """What the template draws."""
+    """The values from which the template draws a chart."""
 
     bars: Sequence[Bar]
-    highest: int  #: the number of jobs that the whole height stands for
+    highest: int  #: the largest number of jobs in one hour; a bar of this number has the full height
     width: int = WIDTH
     height: int = HEIGHT
 
@@ -61,7 +61,10 @@ def _bar(count: HourCounts, x: float, slot: float, highest: int) -> Bar:
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Return the smallest value that is at least as large as this percentage of the values; None without values."""
+    """Return the smallest of the values such that at least `percent` % of the values are not larger (nearest rank).
+
+    Return None if there are no values.
+    """
     if not values:
         return None
     return sorted(values)[max(math.ceil(len(values) * percent / 100) - 1, 0)]

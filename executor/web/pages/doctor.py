@@ -1,4 +1,4 @@
-"""The preflight checks: the page shows the last results."""
+"""The page with the last results of the preflight checks."""
 
 from __future__ import annotations
 

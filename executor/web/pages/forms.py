@@ -32,5 +32,5 @@ async def read_form(request: Request) -> dict[str, str]:
 
 
 def one_line(text: str) -> str:
-    """Return a text of the browser with blanks for unprintable characters: PostgreSQL refuses NUL, for example."""
+    """Return the text with a blank in place of each unprintable character. PostgreSQL, for example, refuses NUL."""
     return "".join(char if char.isprintable() else " " for char in text)

@@ -12,9 +12,9 @@ from executor.views.text import json_text
 from executor.web.pages.job_story import read_story
 from executor.web.pages.parts import PageParts
 
-#: The fields that the page shows as JSON, below their names.
+#: The fields whose values the page shows as JSON.
 DOCUMENTS = ("params", "service", "result")
-#: The fields that the timeline shows.
+#: The fields that the page leaves out of its list of fields, because the timeline shows them.
 TIMELINE_FIELDS = ("received_at", "claim_sent_at", "claimed_at", "started_at", "finished_at", "reported_at")
 
 
@@ -37,6 +37,6 @@ def show(parts: PageParts, request: Request) -> Response:
 
 
 def _can_retry(job: Job) -> bool:
-    """Return whether the page offers a retry. Whether it changes something is decided by `reopening.retry_now`."""
+    """Return whether the page offers a retry. `reopening.retry_now` later decides whether a retry changes something."""
     has_report = job.report_state in (ReportState.DUE, ReportState.REPORTED, ReportState.OVERTAKEN)
     return has_report or job.status == JobStatus.PENDING or job.report_state == ReportState.CLAIMED_ELSEWHERE

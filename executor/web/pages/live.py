@@ -1,7 +1,8 @@
 """The live part of the page of a job: its timeline and the output of its runs, as server-sent events.
 
-The database is read once per second for all viewers of a job. Each viewer reads the output from the position that it
-has reached, so a viewer that connects again gets each line once.
+A viewer is a browser that shows the page of a job. The database is read once per second for all viewers of a job
+together. The output is read for each viewer separately, from the position up to which the viewer has received it. So a
+viewer that connects again gets each line once.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from executor.web.pages.parts import PageParts
 
 #: A stream ends after this time. The browser connects again, so that its session is checked again.
 MAX_STREAM_S = 300.0
+#: If a viewer has received nothing for this time, it gets KEEP_ALIVE.
 KEEP_ALIVE_S = 15.0
 #: How long a refused viewer waits before it tries again.
 RETRY_AFTER_S = 10
@@ -77,7 +79,7 @@ class _Viewer:
         self.has_more = False  #: whether there is more output than the last call of `news` has returned
 
     def news(self, snapshot: Snapshot) -> list[bytes]:
-        """Return the events that the viewer has not received. If there is none for long, return KEEP_ALIVE."""
+        """Return the events that the viewer has not received. After KEEP_ALIVE_S without events, return KEEP_ALIVE."""
         texts = self._output.read(snapshot.outputs)
         self.has_more = bool(texts)
         events = [event("output", {"run": text.ident, "text": text.text}, event_id=text.position) for text in texts]

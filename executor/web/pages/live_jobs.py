@@ -1,4 +1,4 @@
-"""Reads the jobs that operators watch, once per second for all viewers of a job."""
+"""Reads each job that operators watch once per second, for all of its viewers (browsers) together."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ INTERVAL_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What the viewers of a job see."""
+    """The state of a job that its viewers see, at one point in time."""
 
     story: str  #: the timeline as HTML
-    present: str  #: what an open job is doing
+    present: str  #: what an open job is doing now; '' for an ended job
     is_over: bool
     outputs: tuple[RunOutput, ...]
 
@@ -44,9 +44,9 @@ class JobReader:
         self.viewer_count = 0
 
     async def snapshot(self) -> Snapshot | None:
-        """Return the job as it is now, or was up to INTERVAL_S ago; None if it does not exist."""
+        """Return the state of the job, which is at most INTERVAL_S old; None if the job does not exist."""
         async with self._lock:
-            # A little less than INTERVAL_S, because the waits of the viewers are not exact.
+            # The limit is a little less than INTERVAL_S, because the viewers wait for INTERVAL_S, but not exactly.
             if time.monotonic() - self._read_at >= INTERVAL_S * 0.9:
                 self._snapshot = await run_in_threadpool(self._read)
                 self._read_at = time.monotonic()
@@ -79,13 +79,13 @@ class LiveJobs:
         self._readers: dict[int, JobReader] = {}
 
     def enter(self, view: AgentView, renderer: Renderer, job_id: int) -> JobReader:
-        """Return the reader of a job, for one more viewer."""
+        """Count one more viewer of a job, and return the job's reader."""
         reader = self._readers.setdefault(job_id, JobReader(view, renderer, job_id))
         reader.viewer_count += 1
         return reader
 
     def leave(self, reader: JobReader) -> None:
-        """Remove one viewer of the reader. Delete the reader when it has no viewer."""
+        """Count one viewer less. Delete the reader if it has no viewer left."""
         reader.viewer_count -= 1
         if not reader.viewer_count:
             del self._readers[reader.job_id]

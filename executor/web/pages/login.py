@@ -22,13 +22,13 @@ from executor.web.sessions import COOKIE_NAME, LIFETIME
 
 log = get_logger(__name__)
 
-#: A page that may follow the login. A URL of another site has another form.
+#: Matches a page to which the login may redirect the browser. It does not match a URL of another site.
 _NEXT_PAGE = re.compile(r"[a-z]+(/[0-9a-f-]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Form:
-    """What the form of the login shows."""
+    """The values that the form of the login shows."""
 
     name: str = ""
     next_page: str = ""
@@ -58,7 +58,8 @@ async def log_in(parts: PageParts, request: Request) -> Response:
     log.info("operator_logged_in", name=stored_name(name), address=address_of(request.scope))
     target = next_page if _NEXT_PAGE.fullmatch(next_page) else "./"
     response = RedirectResponse(target, status_code=303)
-    # Without a path, the cookie belongs to the folder of this page, also behind a reverse proxy with a prefix.
+    # Without a path, the browser sends the cookie to all URLs in the folder of this page. This is right even if a
+    # reverse proxy serves the pages under a prefix.
     response.set_cookie(
         COOKIE_NAME,
         key,

@@ -1,7 +1,8 @@
 """Reads the output of a job's runs from a position on, so that a viewer gets each line once.
 
-A position is the ident of a run and a number of bytes of its output. It is the id of the sent event, and a browser that
-connects again sends the id of the last event that it has received.
+A position is the ident of a run, and the number of bytes of its output that were sent. Each event has the position
+after its text as its id. A browser that connects again sends the id of the last event that it has received, so the
+reader continues there.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class RunOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A part of an output, and the position after it."""
+    """A part of a run's output, and the position after this part."""
 
     ident: str
     text: str
@@ -42,17 +43,17 @@ class Text:
 
 
 class OutputReader:
-    """Reads the outputs of a job's runs one after the other. It begins with the newest run, or at a position."""
+    """Reads the outputs of a job's runs one after the other. It begins at `position`, or else with the newest run."""
 
     def __init__(self, position: str = "") -> None:
         match = _POSITION.fullmatch(position)
         self._ident = match[1] if match else ""
         self._offset = int(match[2]) if match else 0
-        self.is_complete = False  #: whether the last call of `read` has reached the end of all ended runs
-        self.missing: str = ""  #: the present run, if its output is not on this machine
+        self.is_complete = False  #: whether `read` has reached the end of all outputs, and all runs have ended
+        self.missing: str = ""  #: the ident of the run at the position, if its output is not on this machine
 
     def read(self, outputs: Sequence[RunOutput]) -> list[Text]:
-        """Return what is new. `outputs` are those of all runs of the job, the oldest first."""
+        """Return the texts after the position. `outputs` are those of all runs of the job, the oldest first."""
         texts: list[Text] = []
         self.is_complete, self.missing = not outputs, ""
         while outputs and len(texts) < MAX_EVENTS:
@@ -77,7 +78,7 @@ class OutputReader:
         return len(outputs) - 1
 
     def _read_one(self, output: RunOutput) -> Text | None:
-        """Return the next complete lines of an output; after the end of the run, also its last line."""
+        """Return the next complete lines of an output. After the end of the run, the last line may be incomplete."""
         if output.file is None:
             self.missing = output.ident
             return None
@@ -96,7 +97,7 @@ class OutputReader:
 
 
 def _end_of_lines(data: bytes, *, is_ended: bool) -> int:
-    """Return how many bytes to show: complete lines, or a part of a line that is too long for one event."""
+    """Return the number of bytes for one event: complete lines, or a part of a line that is too long for one event."""
     if is_ended and len(data) < MAX_EVENT_BYTES:
         return len(data)
     end = data.rfind(b"\n") + 1

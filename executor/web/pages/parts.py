@@ -18,7 +18,7 @@ from executor.web.sessions import Visitor
 
 
 class AgentStarting(SmithError):
-    """There is no agent yet, so there is nothing to show."""
+    """The agent does not exist yet, because it is starting. So the page has nothing to show."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Renders the pages for operators with Jinja2.
 
-Every text is escaped for HTML, because names, messages and output come from customers and guests. Its secrets are
-masked, and its control characters and invisible characters are shown as escapes.
+Every text is escaped for HTML, because names, messages and output come from customers and guests. In each text, secrets
+are masked, and control characters and invisible characters are shown as escapes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from executor.views.text import elapsed_text, iso_utc, sanitized
 from executor.web.paths import base_of, first_part
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
-#: The links of each page: the path and its name.
+#: The links in the menu of each page. The keys are paths, and the values are the shown names.
 MENU = {
     "": "Overview",
     "jobs": "Jobs",
@@ -76,7 +76,7 @@ def moment(value: datetime | None) -> Markup:
 
 
 def ago(value: datetime | None) -> Markup:
-    """Return how long ago a time was, with the time itself as its title."""
+    """Return how long ago a time was. The title of the element (its tooltip) is the time itself."""
     if value is None:
         return Markup("never")
     shown = f"{elapsed_text(value, utc_now())} ago"
@@ -84,5 +84,5 @@ def ago(value: datetime | None) -> Markup:
 
 
 def lines(value: str) -> Markup:
-    """Return a text of several lines, for an element that keeps line breaks."""
+    """Return a text of several lines as HTML, for an element such as `pre` that shows line breaks."""
     return escape(sanitized(value, keep_lines=True))

@@ -15,7 +15,7 @@ MAX_VMS = 500
 
 
 def show(parts: PageParts, request: Request) -> Response:
-    """Return the list of VMs. Without a state, the deleted VMs are left out."""
+    """Return the list of VMs. If the request selects no state, deleted VMs are left out."""
     view = parts.agent()
     state = request.query_params.get("state", "")
     state = state if state in set(MappingState) else ""

@@ -76,6 +76,8 @@ class DatabaseUser:
             database_use.note_agent(session, self.boot_id, use.agent_id)
             self._is_agent_noted = True
         other = database_use.confirm(session, use)
+        # Each new confirmation of the other agent changes `other`. If `other` has not changed for long enough, the
+        # other agent has ended.
         if other != self._other_user:
             self._other_user, self._other_user_since = other, self.clock()
         has_ended = self.clock() - self._other_user_since >= max(MIN_SILENCE_S, self.lease_s)

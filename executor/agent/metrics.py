@@ -237,7 +237,7 @@ class _Pace:
         self._deadline = deadline
         self._next_entry_at = now  #: planned time of the next entry
         self._min_gap_s = min(max(even_gap_s, 1 / MAX_POSTS_PER_S), 1 / MIN_POSTS_PER_S)
-        self._gap_s = self._min_gap_s  #: time between two entries
+        self._gap_s = self._min_gap_s  #: time between two entries; longer than `_min_gap_s` if CPU time limits the rate
         self._average_cpu_s = 0.0  #: CPU time of one entry
         self._lock = threading.Lock()
 

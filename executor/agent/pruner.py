@@ -1,6 +1,6 @@
 """Runs the critical job PruneCompletedJobs: deletes old jobs with their runs, and limits the size of the artifacts.
 
-The artifacts of a run are the files that ansible-runner has left, in one folder per run.
+The artifacts of a run are the files that ansible-runner has written during the run, in one folder per run.
 """
 
 from __future__ import annotations

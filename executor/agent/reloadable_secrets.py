@@ -102,6 +102,7 @@ class ReloadableSecrets:
         failure = ""
         try:
             new_settings = self._load_settings()
+            # The token for FulcrumCore is replaced first, because FulcrumCore's configuration is read with it.
             changed_names = self._replace_secrets(FULCRUM_SECRETS, new_settings)
             if self._add_remote_settings:
                 new_settings = self._add_remote_settings(new_settings)

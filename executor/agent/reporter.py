@@ -207,7 +207,10 @@ class Reporter:
         return concerns_only_this_report
 
     def _report(self, job: Job) -> tuple[ReportState, str]:
-        """Report the job; return its report state and a note. Raises FulcrumError when the report must be retried."""
+        """Report the job; return its report state and a note for operators.
+
+        Raises FulcrumError when the report must be retried.
+        """
         try:
             outcome = self._send_or_handle_refusal(job)
             self._failed_completions.pop(job.id, None)

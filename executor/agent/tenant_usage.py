@@ -84,6 +84,7 @@ class TenantUsage:
         if job.action == "backup":
             return Amounts(backups=1)
         before = usage.of_mapping(mapping)
+        # For a VM without stored sizes (adopted, or made by an earlier version), the properties before the job count.
         if mapping.state == MappingState.ACTIVE and not mapping.cores and (sizes := _earlier_sizes(job)):
             before = replace(sizes, vms=1)
         try:
@@ -146,12 +147,13 @@ def _sizes(vm: VmProperties, config: MappingType[str, Any]) -> Amounts:
 def _disk_gib(vm: VmProperties, config: MappingType[str, Any]) -> int:
     """Return the size of all disks with these properties, in GiB.
 
-    Disks that the VM has and the properties do not name are kept, so they count, too. `diskGb` is the size of the first
-    disk. Without a configuration, the name of the first disk is unknown, so each size in `disks` counts in addition to
+    A disk of the VM that the properties do not name is kept, so it counts, too. `diskGb` is the size of the first disk.
+    Without a configuration, the name of the first disk is unknown, so each size in `disks` counts in addition to
     `diskGb`.
     """
     if vm.kind is GuestKind.LXC:
         return vm.disk_gib
+    # -(-a // b) is a / b, rounded up.
     existing = {name: -(-disk["bytes"] // guest_disks.GIB) for name, disk in guest_disks.disks_of(dict(config)).items()}
     first_disk = guest_disks.boot_disk(dict(config)) or "first"
     requested = {first_disk: vm.disk_gib}

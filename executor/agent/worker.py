@@ -154,6 +154,7 @@ class Worker:
         def may_wait() -> bool:
             nonlocal is_wait_stored
             self._require_time_left_s(job)
+            # This is stored once: if the agent process ends during the wait, the job does not count as its cause.
             if not is_wait_stored:
                 with suppress(DatabaseError), transaction(self.engine) as session:
                     job_queue.note_waiting(session, lease)

@@ -126,6 +126,8 @@ class CloneLimit:
 
     def _wait_for_slot(self, target_name: str, may_wait: Callable[[], bool], vmid: int) -> None:
         started_at = time.monotonic()
+        # The clones of this agent are counted first, in memory. On a shared database, those of all agents are counted
+        # after that, in the database.
         with self._condition:
             target = self._targets.setdefault(target_name, _Target(self.max_limit))
             while target.running >= target.limit:

@@ -1,8 +1,8 @@
 """Reads the id of an installation from the agent's data folder, or creates it at the first start.
 
-The row of each agent process in the table `nodes` contains this id. The data folder is locked (`runs/run_folder.py`),
-so at most one process on this host uses it. So another row with the same host and id belongs to a process that has
-ended.
+An installation is a data folder on one host, with the agent processes that use it one after the other. The row of each
+agent process in the table `nodes` contains the installation's id. The data folder is locked (`runs/run_folder.py`), so
+at most one process uses it at a time. So another row with the same host and id belongs to a process that has ended.
 
 Another agent may use a copy of the data folder. So the file with the id also contains its own device and inode numbers.
 A copy of the file has other numbers than those written in it, so the copy is replaced by a file with a new id.

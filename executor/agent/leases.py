@@ -113,7 +113,7 @@ class LeaseKeeper:
         return True
 
     def _release_jobs_not_running(self, leased_job_ids: Collection[int]) -> None:
-        """Release jobs that have a lease of this process but are not running.
+        """Release (give back) jobs that have a lease of this process but are not running.
 
         A job keeps its lease when the database failed while the end of the job was being stored. Without this release,
         the lease keeper would renew the job's lease for ever. A job is released only when it is not running in two

@@ -1,4 +1,7 @@
-"""Decides how an attempt to process a job ends. Has no side effects: `outcome_store` stores the outcome."""
+"""Decides how an attempt to process a job ends. Has no side effects: `outcome_store` stores the outcome.
+
+A mapping says which VM serves which service. A reservation is a mapping whose VM is not created yet.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Stores how an attempt to process a job ends: the job ends with a result, or is requeued."""
+"""Stores how an attempt to process a job ends: the job ends with a result, or is requeued.
+
+It also stores what has happened to the job's VM in the mapping, the row that says which VM serves which service.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +117,10 @@ def _change_mapping(session: Session, mapping: Mapping, outcome: Outcome, job_id
 
 
 def _is_vm_absent(result: JobResult) -> bool:
-    """Return whether it is certain that a failed create has made no VM. Otherwise, a partial clone may exist."""
+    """Return whether it is certain that a failed create has made no VM.
+
+    Otherwise, a partial clone may exist: a clone whose configuration was not finished.
+    """
     return not result.vm and not result.was_killed and result.code in CODES_WITHOUT_VM
 
 

@@ -1,4 +1,7 @@
-"""Decides what a report contains, and how the reporter reacts when FulcrumCore refuses the report. Pure functions."""
+"""Decides what a report contains, and how the reporter reacts when FulcrumCore refuses the report. Pure functions.
+
+A report is the request that sends the result of an ended job to FulcrumCore.
+"""
 
 from __future__ import annotations
 

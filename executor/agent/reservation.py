@@ -196,7 +196,10 @@ class MappingFinder:
                 return ServiceMapping(mapping=mapping, is_new_reservation=is_new_reservation)
 
     def _pick_vmid(self, used_vmids: set[int]) -> int:
-        """Return a random VMID of the range that is neither mapped, nor in quarantine, nor in `used_vmids`."""
+        """Return a random VMID of the configured range that is neither mapped nor in `used_vmids`.
+
+        The VMID of a deleted VM is in quarantine for some time, and is not returned then.
+        """
         cluster_vmid_range = (self.cluster, self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max)
         with reading(self.engine) as session:  # a unique index refuses a VMID that is mapped after this read
             return free_vmids.pick_vmid(

@@ -1,7 +1,8 @@
 """Processes one job: claims it at FulcrumCore, runs its playbook, stores its result. `process_job` shows the order.
 
 These are steps 3 to 6 of a job's processing (ARCHITECTURE.md). When a step raises JobError, step 6 stores a failed
-JobResult. When FulcrumCore does not answer, the job is requeued, because its failure could not be reported.
+JobResult. When FulcrumCore does not answer, the job is requeued, because its failure could not be reported. A mapping
+says which VM serves which service.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Finds the templates of an image, and the nodes on which a clone of a template can be created.
 
-All functions are pure. The node of the template executes the clone operation. The new VM can be created on another node
-only if every volume of the template is on a storage that both nodes share.
+A service names an image. The new VM is a clone of one of the image's templates. The node of the template executes the
+clone operation. The new VM can be created on another node only if every volume of the template is on a storage that
+both nodes share. All functions are pure.
 """
 
 from __future__ import annotations

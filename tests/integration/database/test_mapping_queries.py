@@ -13,6 +13,7 @@ from executor.database import mapping_queries, mappings
 from executor.database.engine import reading, transaction
 from executor.database.tables import Mapping, utc_now
 from executor.errors import DatabaseRefused
+from executor.shared.marker import marker_for
 
 
 def test_rows_of_mappings_are_removed_in_the_order_of_their_deletion_up_to_the_limit(engine: Engine) -> None:
@@ -192,6 +193,58 @@ def test_a_mapping_is_found_by_vmid_name_or_service(engine: Engine, reference: s
     reserved(engine)
     with reading(engine) as session:
         assert len(mapping_queries.find(session, reference)) == found
+
+
+@pytest.mark.parametrize(
+    ("reference", "vmids"),
+    [
+        ("web-0a1b2c3d", [101]),
+        ("web", [101]),
+        ("web-", []),
+        ("we", []),
+        ("web-0a1b2c3", []),
+        ("web-00000000", [102]),
+        ("web-ffffffff", []),
+        ("cafe", [104, 103]),
+        ("CAFE", [103]),
+    ],
+)
+def test_a_mapping_is_found_by_its_name_without_the_suffix_of_its_service(
+    engine: Engine, reference: str, vmids: list[int]
+) -> None:
+    """The name of a service's VM is a reference too if it may be the beginning of a service id, such as cafe."""
+    names = {
+        101: (SERVICE, mappings.vm_name("Web", SERVICE)),
+        102: (OTHER, "web-00000000"),  # this suffix is not that of the service, so `web` does not name this VM
+        103: ("cafe0000-1111-4000-8000-000000000001", "other"),
+        104: ("0000cafe-1111-4000-8000-000000000001", "cafe"),
+    }
+    with transaction(engine) as session:
+        for vmid, (service_id, name) in names.items():
+            assert mappings.reserve(session, service_id=service_id, cluster="c", vmid=vmid, name=name) is not None
+        assert [mapping.vmid for mapping in mapping_queries.find(session, reference)] == vmids
+
+
+def test_the_current_mappings_of_services_do_not_include_deleted_ones(engine: Engine) -> None:
+    deleted = reserved(engine, SERVICE, 101)
+    apply_result(engine, deleted, status="absent")
+    again, only_deleted = reserved(engine, SERVICE, 102), reserved(engine, OTHER, 103)
+    apply_result(engine, only_deleted, status="absent")
+    unasked = str(uuid.uuid4())
+    reserved(engine, unasked, 104)
+    with reading(engine) as session:
+        found = mapping_queries.current_of_services(session, [SERVICE, OTHER, str(uuid.uuid4())])
+        assert {service_id: mapping.id for service_id, mapping in found.items()} == {SERVICE: again}
+        assert mapping_queries.current_of_services(session, []) == {}
+
+
+def test_a_reservation_has_the_marker_and_the_tenant_of_its_service(engine: Engine) -> None:
+    with transaction(engine) as session:
+        made = mappings.reserve(session, service_id=SERVICE, cluster="c", vmid=101, name="web", tenant_id="tenant-1")
+        assert made is not None
+    found = row(engine, made.id)
+    assert (found.state, found.tenant_id, found.marker) == ("reserved", "tenant-1", marker_for(SERVICE))
+    assert row(engine, reserved(engine, OTHER, 102)).tenant_id is None
 
 
 def test_at_most_the_newest_hundred_mappings_of_a_vmid_are_found(engine: Engine) -> None:

@@ -51,6 +51,8 @@ def test_claimed_reports_are_not_due_for_others(engine: Engine) -> None:
     with transaction(engine) as session:
         outbox.note_reported(session, first, ReportState.REPORTED)
         outbox.postpone_report(session, second, backoff_s=0, note="HTTP 500")
+    assert due(engine) == [second], "a postponed report is no longer claimed"
+    with transaction(engine) as session:
         outbox.release_reports(session, claimed_jobs)
     assert claim(engine) == [second, third]
     assert row(engine, first).report_claimed_until is None

@@ -237,6 +237,16 @@ INVALID = failed(ErrorCode.INVALID_REQUEST)
             Outcome(ending=Ending.REQUEUE, reason="no secret"),
         ),
         (
+            DatabaseUnavailable("postgresql://db.internal does not answer"),
+            {},
+            Outcome(
+                ending=Ending.REQUEUE,
+                reason="the agent's database did not answer before the run",
+                operator_reason="postgresql://db.internal does not answer",
+                counts_as_attempt=False,
+            ),
+        ),
+        (
             FulcrumUnavailable("bad gateway", status=502),
             {"has_database_refused": True},
             Outcome(ending=Ending.REQUEUE, reason="bad gateway", counts_as_attempt=False),

@@ -113,6 +113,7 @@ class Claimer:
         )
         if request is FirstRequest.NONE or is_local(job):
             return
+        # If a claim was sent before and the job is not pending, FulcrumCore has accepted that claim.
         was_sent_before = request is FirstRequest.READ_JOB
         if not was_sent_before or self._status_at_core(job.fulcrum_id) == "Pending":
             with transaction(self.engine) as session:

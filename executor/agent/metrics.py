@@ -176,6 +176,7 @@ class VmMetrics:
 
         The usual cause is that FulcrumCore does not have the VM's instance id. `smith drift` shows such a VM.
         """
+        # The key is True for the VMs of samples to which FulcrumCore has answered 404. A VM may be in both sets.
         vmids_by_outcome: dict[bool, set[int]] = {True: set(), False: set()}
         for sample, outcome in zip(samples, outcomes, strict=True):
             vmids_by_outcome[outcome is _Outcome.UNKNOWN].add(sample.vmid)

@@ -117,7 +117,8 @@ class Reporter:
         if any(answered_flags):
             self._unanswered_rounds = 0
             self.state.fulcrum_link.note_up()
-            self.state.poll_requested.set()  # FulcrumCore may list the group's next job now
+            # FulcrumCore lists the next job of a group of services only after the report of the group's previous job.
+            self.state.poll_requested.set()
             return 0.0
         self._unanswered_rounds += 1
         return _backoff_s(self._unanswered_rounds)

@@ -3,8 +3,11 @@
 Each agent counts its own allocations in memory (`placement/placer.py`, `placement/clone_limit.py`). The rows show them
 to the other agents. On SQLite, no other agent exists, and the tables stay empty.
 
-A row counts only while the agent process that wrote it is running. No function commits. A caller that reads and then
-writes calls `lock` first, so that two agents do not decide at the same time.
+The row of a run in progress counts only while the agent process that wrote the row is running. A clone target, or
+target for short, is the storage on which a clone is created: a shared storage, or the local storage of one node.
+
+No function commits. A caller that reads and then writes calls `lock` first, so that two agents do not decide at the
+same time.
 """
 
 from __future__ import annotations
@@ -21,13 +24,15 @@ from executor.database.tables import Allocation, CloneTarget, Node, db_now
 
 #: The key of the PostgreSQL advisory lock. The value is the ASCII text "SMIA".
 LOCK_KEY = 0x534D4941
-#: How long after its start an allocation counts at most. An older row exists only if the end of its run was not stored.
+#: The maximum time after its start for which an allocation counts. An older row exists only if the end of its run was
+#: not stored.
 MAX_AGE_S = 7200.0
-#: How long an ended allocation counts if Proxmox does not show the size of the VM.
+#: How long an allocation still counts after its end if Proxmox does not show the size of the VM.
 MAX_UNKNOWN_SIZE_S = 120.0
-#: After this time without a clone, a target no longer counts: the settings may name another storage now.
+#: If no clone was requested for a target for this time, its limit no longer counts: the settings may name another
+#: storage now.
 MAX_UNUSED_TARGET_S = 86_400.0
-#: How much the same age may differ when the clocks of the database and of an agent measure it.
+#: The maximum difference between an age that the database's clock measures and the same age by an agent's clock.
 CLOCK_TOLERANCE_S = 1.0
 
 
@@ -52,10 +57,10 @@ def lock(session: Session) -> None:
 def of_others(
     session: Session, owner: AllocationOwner, *, lists_age_s: float, vmids_of_unknown_size: Collection[int]
 ) -> Sequence[Allocation]:
-    """Return the allocations of the other running agents that Proxmox's lists do not show yet.
+    """Return the allocations of the other agents that this agent cannot see in its lists of Proxmox's VMs.
 
-    `lists_age_s` is the age of these lists of VMs. `vmids_of_unknown_size` are VMs without statistics, whose size the
-    lists do not show.
+    `lists_age_s` is the age of these lists. `vmids_of_unknown_size` are the VMs whose size the lists do not show,
+    because the VMs have no statistics yet.
     """
     is_in_progress = and_(Allocation.ended_at.is_(None), _is_agent_running(owner))
     has_ended_since = Allocation.ended_at > db_now(-lists_age_s - CLOCK_TOLERANCE_S)
@@ -86,16 +91,20 @@ def put(  # noqa: PLR0913 (one parameter for each column)
 
 
 def end(session: Session, owner: AllocationOwner, vmid: int) -> None:
-    """Store that the run for this VM has ended, and with it the allocation and the clone."""
+    """Store that the run for this VM has ended. Its allocation and its clone end at the same time."""
     columns = {"ended_at": db_now(), "is_cloning": False}
     session.execute(_update_own(owner, vmid).where(Allocation.ended_at.is_(None)).values(**columns))
 
 
 def delete_ended(session: Session, owner: AllocationOwner, kept_vmids: Collection[int]) -> None:
-    """Delete old rows, and this agent's rows that other agents no longer need, except those of `kept_vmids`."""
+    """Delete all old rows. Of this agent's own rows, also delete those that are neither in `kept_vmids` nor recent.
+
+    A row is recent if it ended less than MAX_UNKNOWN_SIZE_S ago. `kept_vmids` are the VMIDs of the allocations that
+    this agent still counts.
+    """
     is_own = (Allocation.boot_id == owner.boot_id) & Allocation.vmid.not_in(kept_vmids)
     is_old = or_(Allocation.ended_at < db_now(-MAX_UNKNOWN_SIZE_S), Allocation.started_at < db_now(-MAX_AGE_S))
-    is_recent = Allocation.ended_at > db_now(-MAX_UNKNOWN_SIZE_S)  # other agents may use older lists
+    is_recent = Allocation.ended_at > db_now(-MAX_UNKNOWN_SIZE_S)  # other agents may use lists from before the end
     session.execute(delete(Allocation).where(or_(and_(is_own, func.coalesce(~is_recent, True)), is_old)))
 
 
@@ -105,7 +114,7 @@ def _update_own(owner: AllocationOwner, vmid: int) -> Any:
 
 
 def _is_agent_running(owner: AllocationOwner) -> ColumnElement[bool]:
-    """Return the SQL condition that the process that wrote a row has not ended, and that the row is not too old."""
+    """Return the SQL condition that the agent process of a row is running, and that the row is not too old."""
     is_running = (Node.id == Allocation.boot_id) & Node.stopped_at.is_(None) & (Node.seen_at > db_now(-owner.silent_s))
     return select(Node.id).where(is_running).exists() & (Allocation.started_at > db_now(-MAX_AGE_S))
 
@@ -131,8 +140,8 @@ def try_start_clone(session: Session, owner: AllocationOwner, *, vmid: int, targ
 def _use_target(session: Session, owner: AllocationOwner, target: str, max_clones: int) -> int:
     """Store that a clone needs the target; return how many clones may run there.
 
-    `max_clones` is the setting of this agent. If it is higher than `highest`, the highest setting so far, an operator
-    has raised it. Then it becomes the limit at once.
+    `max_clones` is the setting of this agent. The column `highest` has the highest setting of an agent so far. If
+    `max_clones` is higher, an operator has raised the setting. Then `max_clones` becomes the target's limit at once.
     """
     session.execute(delete(CloneTarget).where(CloneTarget.used_at < db_now(-MAX_UNUSED_TARGET_S)))
     columns = {"max_clones": max_clones, "highest": max_clones, "used_at": db_now()}
@@ -160,7 +169,10 @@ def halve_limit(session: Session, owner: AllocationOwner, target: str) -> int:
 def note_success(
     session: Session, owner: AllocationOwner, target: str, *, max_clones: int, successes_per_raise: int
 ) -> None:
-    """Count a successful clone on a target with a lowered limit, and raise the limit by one after several of them."""
+    """Count a successful clone on a target whose limit is lowered.
+
+    After every `successes_per_raise` successful clones, raise the limit by one.
+    """
     is_lowered = _is_target(owner, target) & (CloneTarget.max_clones < max_clones)
     row = session.scalar(select(CloneTarget).where(is_lowered).with_for_update())
     if row is None:
@@ -173,8 +185,8 @@ def note_success(
 def max_creates(owner: AllocationOwner, max_clones: int) -> ScalarSelect[int]:
     """Return the SQL expression for the number of creates that all agents together may run at the same time.
 
-    It is the sum of the limits of all recently used targets, plus the number of creates whose clone has ended.
-    `max_clones` is the setting of this agent. A higher limit of a target counts as this number.
+    It is the sum of the limits of all recently used targets, plus the number of running creates whose clone has ended.
+    `max_clones` is the setting of this agent. If the limit of a target is higher, `max_clones` is counted instead.
     """
     is_used = (CloneTarget.cluster == owner.cluster) & (CloneTarget.used_at >= db_now(-MAX_UNUSED_TARGET_S))
     limit = case((CloneTarget.max_clones > max_clones, max_clones), else_=CloneTarget.max_clones)

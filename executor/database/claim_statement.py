@@ -13,7 +13,8 @@ from executor.database.statements import MAX_BACKOFF_S, is_wait_over
 from executor.database.tables import PENDING_LITERAL, PROCESSING_LITERAL, Job, ManualRun, db_now
 from executor.model import PROBATION_CRASHES, JobStatus
 
-#: A number, or an SQL expression for it. The same object is used for each claim, because it is a key of the cache.
+#: The maximum number of creates: a number, or an SQL expression for it. Each claim passes the same object, because
+#: `claim_statement` finds its cached result by this object.
 MaxCreates = int | ScalarSelect[int]
 
 
@@ -52,17 +53,18 @@ def _next_job_id(max_creates: MaxCreates | None) -> Select[int]:
     """Return a query for the id of the next job, by the three rules of `job_queue.claim`.
 
     The rules are: the highest priority, the tenant with the fewest processing jobs, and the oldest job. First the query
-    selects the tenant, and then its oldest job. Each step reads the first entries of a part of an index, so a claim
-    costs as much with many pending jobs as with few.
+    selects the tenant, and then its oldest job. Each step reads only the first entries of a part of an index, so a
+    claim takes as long with many pending jobs as with few.
     """
     tenant = _next_tenant(max_creates).subquery("next_tenant")
-    # The oldest job is selected again, because an agent on PostgreSQL skips a job that another transaction has locked.
+    # `_next_tenant` has found the tenant's oldest job already. It is selected again here to lock it: if another
+    # transaction on PostgreSQL has locked the job, SKIP LOCKED selects the tenant's next job instead.
     oldest_job_id = _oldest_job_id(tenant.c.priority, tenant.c.tenant_key, max_creates)
     return select(oldest_job_id.with_for_update(skip_locked=True).scalar_subquery()).select_from(tenant)
 
 
 def _next_tenant(max_creates: MaxCreates | None) -> Select[int, str]:
-    """Return a query for the highest priority of a claimable job, and for the tenant whose job is the next one."""
+    """Return a query for two values: the highest priority of a claimable job, and the tenant whose job comes next."""
     tenants = _tenants_with_pending_jobs(max_creates)
     oldest_job_id = _oldest_job_id(tenants.c.priority, tenants.c.tenant_key, max_creates).scalar_subquery()
     oldest = select(tenants.c.priority, tenants.c.tenant_key, oldest_job_id.label("job_id")).subquery("oldest")
@@ -100,9 +102,10 @@ def _oldest_job_id(
 
 
 def _tenants_with_pending_jobs(max_creates: MaxCreates | None) -> CTE:
-    """Return the tenants that have a pending job of the highest priority. The last row has NULL instead of a tenant.
+    """Return the tenants that have a pending job with the highest priority of a claimable job.
 
     The recursion reads one entry of the index `ix_jobs_to_claim_of_tenant` for each tenant, and not one for each job.
+    It ends with a row that has NULL instead of a tenant.
     """
     claimable_job = aliased(Job)
     highest = (
@@ -118,7 +121,7 @@ def _tenants_with_pending_jobs(max_creates: MaxCreates | None) -> CTE:
 
 
 def _first_tenant_key(priority: ColumnElement[int], after: ColumnElement[str] | None = None) -> ScalarSelect[str]:
-    """Return the first key of a tenant that has a pending job with this priority, or the first one after `after`."""
+    """Return the lowest tenant key of the pending jobs with this priority. With `after`, only keys after it count."""
     job = aliased(Job)
     query = select(_tenant_key(job)).where(job.status == PENDING_LITERAL, job.priority == priority)
     if after is not None:
@@ -129,7 +132,7 @@ def _first_tenant_key(priority: ColumnElement[int], after: ColumnElement[str] | 
 def _tenant_key(job_alias: Any) -> ColumnElement[str]:
     """Return the tenant of a job as SQL, with the empty text for jobs without a tenant.
 
-    It is the expression of the index `ix_jobs_to_claim_of_tenant`, so its text must stay the same.
+    The database uses the index `ix_jobs_to_claim_of_tenant` only for this text, so the text must stay the same.
     """
     return func.coalesce(job_alias.tenant_id, literal_column("''"))
 

@@ -1,7 +1,8 @@
 """Stores which agent of FulcrumCore uses a PostgreSQL database, and for which Proxmox cluster. No function commits.
 
-The processes of one agent share its jobs. Another agent cannot report these jobs: FulcrumCore accepts only the token of
-the agent that claimed them. So only one agent at a time uses a database: the agent in the table's only row.
+The agent and the cluster together are called the use of the database. All processes of one agent share its jobs.
+Another agent cannot report these jobs: FulcrumCore accepts only the token of the agent that claimed them. So only one
+agent at a time uses a database: the agent in the table's only row.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ROW_ID = 1
 
 @dataclass(frozen=True, kw_only=True)
 class AgentAndCluster:
-    """The agent that uses the database, and its cluster."""
+    """A use of the database: the agent that uses it, and the agent's cluster."""
 
     agent_id: str
     cluster: str
@@ -29,13 +30,19 @@ class AgentAndCluster:
 
 @dataclass(frozen=True, kw_only=True)
 class OtherUser(AgentAndCluster):
-    """The use by another agent, or for another cluster, as it was read. A confirmation changes `confirmed_at`."""
+    """A use by another agent or for another cluster, at the time when the row was read.
+
+    The other agent changes `confirmed_at` in the row each time that it calls `confirm`.
+    """
 
     confirmed_at: datetime
 
 
 def confirm(session: Session, use: AgentAndCluster) -> OtherUser | None:
-    """Store that FulcrumCore accepts this agent's token. If there is another use, return it instead."""
+    """Confirm this use: store that FulcrumCore accepts this agent's token now.
+
+    If the database has another use, do not store anything, and return the other use.
+    """
     if execute_and_count(session, update(DatabaseUse).where(_is_use(use)).values(confirmed_at=db_now())):
         return None
     stmt = insert_into(session, DatabaseUse).values(id=ROW_ID, confirmed_at=db_now(), **vars(use))
@@ -52,14 +59,17 @@ def other_use(session: Session, use: AgentAndCluster) -> OtherUser | None:
 
 
 def take_over(session: Session, use: AgentAndCluster, earlier: OtherUser) -> bool:
-    """Store `use` instead of `earlier`. Return False and store nothing if `earlier` was confirmed since it was read."""
+    """Replace the use `earlier` with `use`. Return whether this was done.
+
+    If the other agent has confirmed `earlier` since it was read, nothing is stored.
+    """
     is_unchanged = _is_use(earlier) & (DatabaseUse.confirmed_at == earlier.confirmed_at)
     stmt = update(DatabaseUse).where(is_unchanged).values(confirmed_at=db_now(), **vars(use))
     return execute_and_count(session, stmt) == 1
 
 
 def note_agent(session: Session, boot_id: str, agent_id: str) -> None:
-    """Store which agent of FulcrumCore an agent process is."""
+    """Store to which agent of FulcrumCore an agent process belongs."""
     session.execute(update(Node).where(Node.id == boot_id).values(agent_id=agent_id))
 
 

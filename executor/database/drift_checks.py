@@ -1,6 +1,6 @@
 """Stores the findings of the last drift check that could compare everything. All agents of a database show them.
 
-No function commits.
+A drift check searches for differences between the mappings, Proxmox and FulcrumCore. No function commits.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class JobTimes:
 
 
 def counts_by_hour(session: Session, now: datetime, *, hours: int) -> list[HourCounts]:
-    """Return the counts of the last hours, the oldest first. The last hour is the present one."""
+    """Return the counts of the last hours, the oldest first. The last one is the current hour, which is not over."""
     first = now.replace(minute=0, second=0, microsecond=0) - HOUR * (hours - 1)
     starts = [first + HOUR * number for number in range(hours)]
     # There is one part for each hour, because the two databases have no common function that rounds a time.
@@ -56,7 +56,8 @@ def counts_by_hour(session: Session, now: datetime, *, hours: int) -> list[HourC
 
 def last_failures(session: Session, limit: int) -> Sequence[Job]:
     """Return the jobs that failed last, the newest first."""
-    # With the condition on all ended jobs, the database uses the index `ix_jobs_ended`, which is sorted by time.
+    # The condition on all ended jobs excludes no failed job. It is there because the database uses the index
+    # `ix_jobs_ended`, which is sorted by time, only for a statement with this condition.
     is_failed = Job.status.in_(ENDED_LITERALS) & (Job.status == JobStatus.FAILED)
     return session.scalars(select(Job).where(is_failed).order_by(Job.finished_at.desc()).limit(limit)).all()
 

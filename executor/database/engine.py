@@ -29,13 +29,14 @@ from executor.errors import DatabaseError, DatabaseLocked, DatabaseRefused, Data
 BUSY_TIMEOUT_MS = 15_000
 #: The number of connections to SQLite that the pool keeps open, and the number that it may open in addition.
 POOL_SIZE, MAX_POOL_OVERFLOW = 20, 20
-#: The same numbers for PostgreSQL. There, each connection is a process of the server, and all nodes share the server.
-#: With the connection of `executor.database.notifications`, a node has at most 6 connections while it is idle, and at
-#: most 12.
+#: The same numbers for PostgreSQL. There, each connection is a process of the server, and all agent processes share the
+#: server. With the connection of `executor.database.notifications`, an agent process has at most 12 connections, and
+#: at most 6 of them stay open while it is idle.
 POSTGRESQL_POOL_SIZE, MAX_POSTGRESQL_POOL_OVERFLOW = 5, 6
 #: The backoff of `write_with_retry` starts with the first value, and doubles up to the second value.
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.5, 10.0
-#: PostgreSQL's code of the error after `lock_timeout` (`executor.database.postgresql`).
+#: PostgreSQL's code of the error of a statement that waited for a lock longer than the setting `lock_timeout` allows
+#: (`executor.database.postgresql`).
 LOCK_NOT_AVAILABLE = "55P03"
 #: Parts of SQLite's errors about a damaged file, and the hint that follows them.
 DAMAGE_WORDS = ("malformed", "file is not a database", "disk I/O error")

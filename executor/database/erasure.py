@@ -3,8 +3,8 @@
 The rows that bind references to FulcrumCore's vault to the service are erased, too, and the rows of the runs that
 operators started.
 
-Audit entries stay, because they prove what was done. Their columns `before`, `after` and `reason` become NULL: these
-are the columns that may contain a customer's names. The triggers of the table allow this change and no other one.
+Audit entries stay, because they prove what was done. Only their values are erased: the columns `before`, `after` and
+`reason`, which may contain a customer's names, become NULL. The triggers of the table allow this change and no other.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def find(session: Session, service_id: str) -> StoredData:
 
 
 def why_not_ended(session: Session, data: StoredData) -> str:
-    """Return why a service has not ended, or '' if it has ended and nothing here is still needed."""
+    """Return why a service has not ended; '' if it has ended, and none of its rows is needed any more."""
     if manual_runs.in_progress(session, data.service_id) is not None:
         return "a run that an operator started is in progress"
     if queries.busy_services(session, data.service_id):
@@ -120,9 +120,9 @@ def erase(session: Session, data: StoredData, *, who: str, reason: str) -> None:
 
 
 def was_erased(session: Session, service_id: str | None) -> bool:
-    """Return whether the audit has an entry about the erasure of this service, or of any service if it is None.
+    """Return whether the audit has an entry about the erasure of this service. With None, any service counts.
 
-    After an erasure, `services_of_consumer` does not find the service, because no row names its consumer any more.
+    `services_of_consumer` cannot answer this: after an erasure, no row names the consumer of the service any more.
     """
     entry = select(AuditEntry.id).where(AuditEntry.subject_kind == "service", AuditEntry.verb == "erase")
     if service_id is not None:

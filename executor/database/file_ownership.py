@@ -1,6 +1,6 @@
 """Makes the owner of the database's folder the owner of new files in it, and reports files with a wrong owner.
 
-An operator may call a command as root, for example `smith db upgrade`. The service, which runs as another user, must
+An operator may call a command as root, for example `smith db upgrade`. The agent, which runs as another user, must
 still be able to use each file that such a command creates.
 """
 
@@ -11,15 +11,16 @@ import pwd
 import shlex
 from pathlib import Path
 
-#: The suffixes of the files that SQLite and we keep beside a database: the log, its index, and the lock of the agent.
+#: The suffixes of the files beside a database: SQLite's write-ahead log, the index of this log, and the file that an
+#: agent locks while it uses the database.
 COMPANION_SUFFIXES = ("-wal", "-shm", ".lock")
 
 
 def open_for_owner(file: Path, flags: int) -> int:
-    """Open the file and create it if it does not exist; return the descriptor. Raises OSError, also for a link.
+    """Open the file and create it if it does not exist; return the descriptor. Raises OSError.
 
-    If root creates a file, it belongs to the owner of its folder. A link is not followed, because the owner of the
-    folder could otherwise make root change another file.
+    If root creates the file, the file gets the owner of its folder. A symbolic link is refused with OSError, because
+    otherwise the owner of the folder could make root change any other file.
     """
     descriptor = os.open(file, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:

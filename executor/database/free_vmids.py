@@ -23,8 +23,9 @@ def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: f
     """Return a VMID of the range that is neither mapped, nor in quarantine, nor in `used_vmids`.
 
     `used_vmids` are the VMIDs that guests in Proxmox use. The VMID of a deleted mapping is in quarantine for
-    `quarantine_s` after the deletion, and as long as volumes of the deleted VM still exist: a new VM would find them
-    under its own names. Raises JobError CAPACITY when no VMID of the range is available.
+    `quarantine_s` after the deletion, and as long as volumes of the deleted VM still exist. The names of volumes
+    contain the VMID, so these volumes would have the names of a new VM's volumes. Raises JobError CAPACITY when no VMID
+    of the range is available.
     """
     _cluster, lowest, highest = vmid_range
     unavailable = used_vmids | unavailable_vmids(session, vmid_range, quarantine_s=quarantine_s)

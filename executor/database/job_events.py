@@ -1,8 +1,8 @@
 """Stores unusual events of jobs: an attempt that failed, a lost lease, a report that was not accepted.
 
-Most jobs have no unusual event. The times in the rows of a job and of its runs describe them completely. An event that
-is repeated, such as a failed report during an outage, is one row with a count. No function commits. The rows are
-deleted with their job.
+Most jobs have no unusual event: the times in the rows of the job and of its runs describe such a job completely. An
+event that is repeated, such as a failed report during an outage, is one row with a count. No function commits. The rows
+are deleted with their job.
 """
 
 from __future__ import annotations

@@ -87,7 +87,8 @@ class NewJob:
     core_created_at: datetime
     deadline_at: datetime
     tenant_id: str | None = None
-    #: True if the agent has already claimed the job at FulcrumCore. Its row is missing because the database was lost.
+    #: True if the agent has already claimed the job at FulcrumCore. This happens only if the database was lost, and the
+    #: row of the job with it.
     is_claimed_at_fulcrum: bool = False
     #: True if another executor with this agent's token has claimed the job. `submit` then stores the job as failed.
     is_claimed_elsewhere: bool = False
@@ -227,7 +228,10 @@ def note_reserved(session: Session, lease: Lease, amounts: Mapping[str, int]) ->
 
 
 def note_waiting(session: Session, lease: Lease) -> None:
-    """Store that the attempt waits before its run. If the agent process ends now, this is no crash of the job."""
+    """Store that the attempt waits for a node or a clone slot before its run starts.
+
+    If the agent process ends during this wait, this does not count as a crash of the job.
+    """
     write_with_lease(session, lease, is_waiting=True)
 
 
@@ -254,7 +258,7 @@ def finish(session: Session, lease: Lease, result: JobResult, report_state: Repo
 
 
 def report_state_unless_local(report_state: ReportState) -> ColumnElement[str]:
-    """Return the new report state as SQL: `report_state`, but LOCAL if the job is LOCAL, so that no report is sent."""
+    """Return the new report state as SQL: `report_state`, or LOCAL if the job has this state, so no report is sent."""
     return case((Job.report_state == ReportState.LOCAL, ReportState.LOCAL), else_=report_state)
 
 

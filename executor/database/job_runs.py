@@ -35,7 +35,8 @@ def note_run_ended(  # noqa: PLR0913 (one parameter for each column)
 
     `story` is a summary of what the run did (`executor.runs.story`). Without it, the stored summary does not change.
 
-    The function needs no lease: an earlier owner of the job may write too, because no decision depends on these values.
+    The function needs no lease: an agent process that is no longer the owner of the job may call it, too, because no
+    decision depends on these values.
     """
     columns = {"ended_at": utc_now(), "status": status, "rc": rc, "reason": reason, "folder": folder, "upids": upids}
     if story is not None:

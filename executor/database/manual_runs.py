@@ -22,10 +22,11 @@ from executor.database.statements import execute_and_count
 from executor.database.tables import PROCESSING_LITERAL, Job, ManualRun, db_now, utc_now
 from executor.model import RunStatus
 
-#: The key of the PostgreSQL advisory lock that `start` takes alone, and that claims share. Without it, a claim and a
-#: start at the same time would not see each other's row. The value is the ASCII text "SMIM".
+#: The key of the PostgreSQL advisory lock that `start` takes exclusively, and that claims take as a shared lock.
+#: Without it, a claim and a start at the same time would not see each other's row. The value is the ASCII text "SMIM".
 LOCK_KEY = 0x534D494D
-#: A lease that ends later than this was written before the database's clock was set back, and counts as expired.
+#: The maximum duration of a lease. A lease that ends more than this after now counts as expired: it was written before
+#: the database's clock was set back.
 MAX_LEASE_S = 3600.0
 #: The error message of a run whose command has not stored the run's end.
 REASON_LOST = "the command ended without storing the end of the run"
@@ -53,8 +54,8 @@ def is_in_progress(run: Any = ManualRun) -> ColumnElement[bool]:
 def start(session: Session, new_run: NewManualRun, *, lease_s: float) -> Job | ManualRun | None:
     """Store a run before it starts.
 
-    Returns None if the run was stored. If a job of the same service is processing, or a run of it is in progress,
-    returns this job or run, and stores nothing.
+    Returns None if the run was stored. If a job of the same service is processing, or another run that an operator
+    started for the service is in progress, returns this job or run, and stores nothing.
     """
     if session.get_bind().dialect.name == "postgresql":
         session.execute(select(func.pg_advisory_xact_lock(LOCK_KEY)))

@@ -1,4 +1,4 @@
-"""Defines the SQL conditions by which mappings are selected, and the note that names the volumes of a deleted VM."""
+"""Defines the SQL conditions by which mappings are selected, and the form of notes that name a deleted VM's volumes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sqlalchemy import func, literal_column
 
 from executor.database.tables import DELETED_LITERAL, Mapping
 
-#: The beginning of the note of a deleted mapping, some of whose VM's volumes still exist. Their ids follow.
+#: How the note of a deleted mapping begins if volumes of the deleted VM still exist. The ids of these volumes follow.
 NOTE_VOLUMES_LEFT = "VOLUMES_LEFT: "
 VOLUME_SEPARATOR = ", "
 

@@ -35,8 +35,8 @@ def find(session: Session, reference: str) -> Sequence[Mapping]:
     """Return the mappings that `reference` names, newest first. They include deleted mappings.
 
     `reference` is a VMID, the name of a VM with or without its suffix (see `vm_name`), a service id, or the beginning
-    of a service id. A number that is not the VMID of a mapping may be a name or, if it is long, the beginning of a
-    service id.
+    of a service id. If no mapping has the VMID, a number is searched as a name and, if it has enough digits (see
+    `may_begin_id`), as the beginning of a service id.
     """
     if not reference:
         return []
@@ -60,7 +60,7 @@ def _newest_first() -> Select[Mapping]:
 
 
 def count_by_state(session: Session, *, should_count_deleted: bool = True) -> dict[str, int]:
-    """Return the number of mappings in each state, which may be 0.
+    """Return the number of mappings in each state. The keys are all states, also those that no mapping has.
 
     If `should_count_deleted` is False, the state deleted is left out.
     """

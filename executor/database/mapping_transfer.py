@@ -25,33 +25,33 @@ COLUMNS = (
     *("service_id", "cluster", "vmid", "node", "kind", "name", "mac_address", "state", "note", "delete_at"),
     *("tenant_id", "cores", "memory_mib", "disk_gib", "snapshots", "backups"),
 )
-#: The columns whose values are compared to find a mapping that was imported before.
+#: The columns by which `is_imported` recognizes a mapping that was imported before.
 IDENTITY_COLUMNS = ("service_id", "cluster", "vmid")
 #: The maximum lengths of the columns with texts.
 MAX_LENGTHS = {"service_id": 36, "cluster": 100, "node": 100, "name": 100, "mac_address": 20, "tenant_id": 36}
 MAX_NOTE_LENGTH = 4000
-#: The characters that PostgreSQL or UTF-8 cannot store.
+#: Matches a character that a database cannot store: PostgreSQL refuses NUL, and UTF-8 cannot encode surrogates.
 _NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
-#: The names of Proxmox's nodes, which become parts of paths in Proxmox's API. The name is empty while the VMID is only
-#: reserved.
+#: Matches the name of a Proxmox node. The name becomes a part of paths in Proxmox's API, so other characters are
+#: refused. The name is empty while the VMID is only reserved.
 _NODE_NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9.-]{0,62})?")
 NUMBERS = ("cores", "memory_mib", "disk_gib", "snapshots", "backups")
 MIN_VMID, MAX_VMID = 100, 999_999_999
-#: Every number is less than this. No VM needs more, and the sum of all VMs of a tenant still fits into the database's
+#: A number must be less than this. No VM needs more, and the sum for all VMs of a tenant still fits into the database's
 #: integers.
 MAX_NUMBER = 2**40
 CURRENT_STATES = [state for state in MappingState if state is not MappingState.DELETED]
 
 
 def exported(session: Session) -> list[dict[str, Any]]:
-    """Return the current mappings as values that JSON has, ordered by cluster and VMID."""
+    """Return the columns of the current mappings as values for JSON, ordered by cluster and VMID."""
     order = (Mapping.cluster, Mapping.vmid)
     rows = session.scalars(select(Mapping).where(Mapping.state != DELETED_LITERAL).order_by(*order))
     return [{name: _json_value(getattr(row, name)) for name in COLUMNS} for row in rows]
 
 
 def problem_of(values: Dictionary[str, Any]) -> str:
-    """Return why the values are not those of a current mapping; '' if they are. Pure function."""
+    """Return why these values cannot be the columns of a current mapping; '' if they can. Pure function."""
     return next(_problems(values), "")
 
 
@@ -99,7 +99,7 @@ def _delete_at_problem(delete_at: Any, state: str) -> str:
 
 
 def is_imported(session: Session, values: Dictionary[str, Any]) -> bool:
-    """Return whether the service has this VM already."""
+    """Return whether the service already has a current mapping to this VM."""
     row = mappings.current(session, values["service_id"])
     return row is not None and all(getattr(row, name) == values[name] for name in IDENTITY_COLUMNS)
 

@@ -1,9 +1,9 @@
 """Seals a database whose rows are moved to another one: a sealed database refuses every change. No function commits.
 
 A move copies every row of one database, the source, to another one, the target (`table_copy`). The table `moves` has a
-row in each of them. In the source, this row is the seal. Triggers, which are created and dropped together with it, let
-the database itself refuse every change of its other tables, also by an agent that was suspended during the move, and by
-a command of an earlier version.
+row in both databases. In the source, this row is the seal. Triggers are created together with the seal and dropped
+together with it. With these triggers, the database itself refuses every change of its other tables. So the change is
+also refused to an agent that was suspended during the move, and to a command of an earlier version.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from executor.model import MoveDirection
 if TYPE_CHECKING:
     from sqlalchemy import Engine, Table
 
-#: The error text of the triggers. The commands and the agent replace it by a text that names the other database.
+#: The error text of the triggers. The commands and the agent show a text that names the other database instead.
 TRIGGER_TEXT = "this database was moved: smith db check names the other one"
 #: The parameters of a URL that contain a secret.
 SECRET_PARAMETERS = ("password", "sslpassword")
@@ -51,14 +51,14 @@ def moved_tables() -> list[Table]:
 
 
 def find_seal(session: Session) -> Move | None:
-    """Return the move that has sealed this database, or None. An earlier schema has no table of moves."""
+    """Return the move that has sealed this database, or None. A schema without the table of moves has no seal."""
     if not inspect(session.connection()).has_table(Move.__tablename__):
         return None
     return session.scalar(select(Move).where(Move.direction == MoveDirection.TO))
 
 
 def seal_problem(engine: Engine) -> str:
-    """Return why this database must not be changed, and what an operator does about it; '' if it is not sealed."""
+    """Return why this database must not be changed, and what the operator can do; '' if it is not sealed."""
     with reading(engine) as session:
         move = find_seal(session)
     if move is None:
@@ -80,7 +80,8 @@ def refuse_sealed(engine: Engine) -> None:
 def seal(session: Session, *, target_url: str, who: str, check: Callable[[Session], None]) -> Move:
     """Seal this database; return the new row of the move. `check` raises an exception if the database is in use.
 
-    No other transaction changes a row between `check` and the commit: on SQLite, this transaction has the write lock.
+    No other transaction changes a row between `check` and the commit: on SQLite, this transaction has the write lock,
+    and on PostgreSQL, it locks the tables.
     """
     if session.get_bind().dialect.name == "postgresql":
         names = ", ".join(table.name for table in moved_tables())
@@ -133,7 +134,7 @@ def _creating_triggers(session: Session) -> Iterator[str]:
         for name, table_name, operation in _sqlite_triggers():
             yield f"CREATE TRIGGER {name} BEFORE {operation} ON {table_name} {refusal}"
         return
-    # With this code, the driver raises ProgrammingError: a repetition does not help.
+    # For this error code, the driver raises ProgrammingError. It becomes DatabaseRefused, so callers do not retry.
     raise_text = f"RAISE EXCEPTION '{TRIGGER_TEXT}' USING ERRCODE = 'insufficient_privilege'"
     yield f"CREATE FUNCTION {_FUNCTION}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {raise_text}; END $$"
     for table in moved_tables():

@@ -2,6 +2,9 @@
 
 A row of this table is not a Proxmox node. The id of a row is the `boot_id` of the process: a random id that the process
 chooses at its start. The same id is in the column `owner` of each job that the process owns.
+
+An operator can limit or pause a node. This applies to the installation (the data folder) of the agent process, so it
+also applies to the processes that are started later.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ class AgentProcess:
     concurrency: int  #: the maximum number of jobs that the process runs in parallel
     fences: bool = False  #: the process ends its runs before its leases expire
     cluster: str | None = None  #: SMITH_CLUSTER
-    installation_id: str | None = None  #: the id of its data folder, which at most one process uses
+    installation_id: str | None = None  #: the id of the process's data folder, which at most one process uses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,7 @@ class OperatorLimits:
 def add_agent(session: Session, agent: AgentProcess) -> None:
     """Store the start of an agent process. A limit that an operator has set for its installation stays in force.
 
-    The row exists already if the database's answer to an earlier call was lost.
+    If the row exists already, because the database's answer to an earlier call was lost, it is updated.
     """
     node = Node(id=agent.boot_id, host=agent.host, pid=agent.pid, version=agent.version, started_at=utc_now())
     node.draining = False
@@ -65,16 +68,19 @@ def add_agent(session: Session, agent: AgentProcess) -> None:
 
 
 def note_agent_probed(session: Session, boot_id: str, *, proxmox_error: str | None) -> None:
-    """Store that the agent process is running, and Proxmox's error in the last check, None if Proxmox answered."""
+    """Store that the agent process is running, and whether Proxmox answered its last check.
+
+    `proxmox_error` is the error of this check, or None if Proxmox answered.
+    """
     columns = {"seen_at": db_now(), "proxmox_checked_at": utc_now(), "proxmox_error": proxmox_error}
     session.execute(update(Node).where(Node.id == boot_id).values(**columns))
 
 
 def note_leases_renewed(session: Session, boot_id: str, *, fences: bool) -> None:
-    """Store whether the agent process fences, and that it was running.
+    """Store that the agent process was running, and whether it ends its runs before its leases expire (`fences`).
 
-    Call this function only in the transaction that renews the leases. Then another agent, which has read the earlier
-    value of `fences`, finds changed leases and does not reap the jobs.
+    Call this function only in the transaction that renews the leases. Then an agent that has read the earlier value of
+    `fences` finds that the leases have changed since, and does not reap the jobs.
     """
     session.execute(update(Node).where(Node.id == boot_id).values(seen_at=db_now(), fences=fences))
 
@@ -134,7 +140,10 @@ def note_earlier_processes_ended(session: Session, agent: AgentProcess) -> None:
 
 
 def _is_earlier_process(agent: AgentProcess) -> ColumnElement[bool]:
-    """Return the SQL condition that a row is of an earlier process of this installation. Without an id, none is."""
+    """Return the SQL condition that a row is of an earlier process of this installation.
+
+    If this process has no installation id, the condition is false for each row.
+    """
     is_same_installation = (Node.host == agent.host) & (Node.installation_id == agent.installation_id)
     return (Node.id != agent.boot_id) & is_same_installation & Node.installation_id.is_not(None)
 

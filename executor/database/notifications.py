@@ -1,7 +1,7 @@
 """Notifies the other agents of a PostgreSQL database when jobs can be claimed, so that they search for jobs at once.
 
-A lost notification delays a job only until the next search of the dispatcher. PgBouncer must not pool the sessions for
-transactions: then LISTEN has no effect, and only the searches remain.
+A lost notification delays a job only until the dispatcher searches for jobs again, which it does regularly. With a
+PgBouncer in the mode "transaction", LISTEN has no effect: then the agents find jobs only by these regular searches.
 """
 
 from __future__ import annotations
@@ -61,14 +61,17 @@ class NotificationListener:
     def _connect(self) -> Any:
         with translating_errors(self.engine):
             connection = self.engine.raw_connection()
-            connection.detach()  # the pool may open another connection instead
+            connection.detach()  # from the pool, which may then open another connection in its place
             driver_connection: Any = connection.dbapi_connection
             driver_connection.autocommit = True
             driver_connection.execute(f"LISTEN {CHANNEL}")
         return connection
 
     def _has_notification(self, timeout_s: float) -> bool:
-        """Wait until the server has sent something, and read it. The driver's own wait would wake up every 0.1 s."""
+        """Wait until the server has sent something, and read it. Return whether it was a notification.
+
+        This method waits with `select`, because the driver's own wait would wake up every 0.1 s.
+        """
         driver_connection = self._connection.dbapi_connection
         readable, _, _ = select_module.select([driver_connection.fileno()], [], [], timeout_s)
         return bool(readable) and bool(list(driver_connection.notifies(timeout=0)))

@@ -18,7 +18,7 @@ from executor.model import JobStatus
 
 
 def retry_job(session: Session, job_id: int, *, who: str) -> str:
-    """End a job's backoff, and return what `reopening.retry_now` returns. If it returns "", nothing has changed."""
+    """End a job's backoff. Return "attempt" or "report" (see `reopening.retry_now`), or "" if nothing has changed."""
     with _auditing_job(session, job_id, who=who, verb="retry") as change:
         continued = reopening.retry_now(session, job_id)
         change.was_made = bool(continued)
@@ -44,12 +44,12 @@ def resume_agents(session: Session, *, who: str) -> Pause | None:
 
 
 def drain_node(session: Session, node: Node, *, who: str, reason: str) -> bool:
-    """Let one node claim no more jobs. Return False, and change nothing, if it is drained already."""
+    """Pause one node: it claims no more jobs. Return False, and change nothing, if the node is drained already."""
     return _pause(session, pauses.scope_of(node), who=who, verb="drain", reason=reason)
 
 
 def resume_node(session: Session, node: Node, *, who: str) -> Pause | None:
-    """Let one node claim jobs again. Return the ended pause, or None if the node was not drained."""
+    """End the pause of one node: it claims jobs again. Return the ended pause, or None if the node was not drained."""
     return _resume(session, pauses.scope_of(node), who=who)
 
 

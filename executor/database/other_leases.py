@@ -13,17 +13,20 @@ from executor.database.tables import PROCESSING_LITERAL, Job, Node, Run, db_now
 
 @dataclass(frozen=True, kw_only=True)
 class OtherLease:
-    """The lease of a job that another agent process owns, as it was read. A renewal changes `lease_until`."""
+    """The lease of a job that another agent process owns, at the time when the row was read.
+
+    If the owner renews the lease later, `lease_until` in the row changes.
+    """
 
     job_id: int
     owner: str
     epoch: int
     lease_until: datetime | None
-    deadline_at: datetime  #: of the job, by FulcrumCore's clock
-    is_expired: bool  #: by the database's clock
-    is_owner_fencing: bool  #: the owner ends its runs before its leases expire (`nodes.fences`)
-    run_ident: str | None  #: of the latest run, also of an earlier attempt
-    has_run: bool  #: a run of the present attempt was stored before it started, so it may be in progress
+    deadline_at: datetime  #: the deadline of the job, by FulcrumCore's clock
+    is_expired: bool  #: whether the lease has expired, by the database's clock
+    is_owner_fencing: bool  #: whether the owner ends its runs before its leases expire (`nodes.fences`)
+    run_ident: str | None  #: the ident of the job's latest run, which may be a run of an earlier attempt
+    has_run: bool  #: whether the present attempt has stored a run; it stores a run before it starts the run
 
 
 def leases_of_others(session: Session, boot_id: str) -> list[OtherLease]:

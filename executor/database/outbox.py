@@ -17,7 +17,8 @@ from executor.database.tables import CLAIMED_ELSEWHERE_LITERAL, DUE_LITERAL, Job
 from executor.model import JobEventKind, JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 
-#: The longest claim of a report. A claim that ends later was stored before the database's clock was set back.
+#: The maximum duration of a claim of a report. A claim that ends more than this after now counts as over: it was stored
+#: before the database's clock was set back.
 MAX_CLAIM_S = 3600.0
 #: An execution option: the UPDATE does not change the session's objects, so SQLAlchemy does not read their rows again.
 UPDATE_ROWS_ONLY = {"synchronize_session": False}
@@ -33,10 +34,11 @@ def due_reports(session: Session, limit: int) -> Sequence[Job]:
 
 
 def claim_due_reports(session: Session, limit: int, *, claim_s: float) -> Sequence[Job]:
-    """Claim and return the reports that `due_reports` returns. For `claim_s`, no other agent sends these reports.
+    """Claim and return the jobs that `due_reports` returns. For `claim_s`, no other agent sends their reports.
 
-    The caller sends the reports, and then releases those that it has not sent. If the caller's process ends before
-    that, another agent sends them after `claim_s`. FulcrumCore refuses a report that is sent twice.
+    The caller sends the reports, and then releases those that it has not sent (`release_reports`). If the caller's
+    process ends before that, another agent sends the reports after `claim_s`. FulcrumCore refuses a report that is sent
+    twice.
     """
     jobs = session.scalars(_due_reports_query(limit).with_for_update(skip_locked=True)).all()
     if jobs:
@@ -49,9 +51,10 @@ def claim_due_reports(session: Session, limit: int, *, claim_s: float) -> Sequen
 
 
 def release_reports(session: Session, jobs: Collection[Job]) -> None:
-    """End the claims of the reports that are still due, so that other agents can send them. `jobs` were claimed before.
+    """End this agent's claims of the reports that are still due, so that other agents can send them.
 
-    A report that another agent has claimed meanwhile, because the claim of this agent was over, stays claimed.
+    `jobs` are jobs that `claim_due_reports` returned. If this agent's claim of a report was over, and another agent has
+    claimed the report since, the report stays claimed.
     """
     is_claim = [(Job.id == job.id) & (Job.report_claimed_until == job.report_claimed_until) for job in jobs]
     stmt = update(Job).where(or_(false(), *is_claim), Job.report_state == ReportState.DUE)
@@ -77,8 +80,9 @@ def has_due_reports(session: Session) -> bool:
 def _is_due(job_id: int, epoch: int | None) -> ColumnElement[bool]:
     """Return the SQL condition that the job's report is due, and that the job still has this epoch.
 
-    FulcrumCore may list an ended job as open again. Its next attempt then has another epoch, and another result, which
-    an answer to an earlier report does not concern. Without `epoch`, the condition is true for each result.
+    FulcrumCore may list an ended job as open again. Then the next attempt of the job has another epoch and another
+    result. FulcrumCore's answer to the report of the earlier result must not change the state of the new one. Without
+    `epoch`, the epoch is not compared.
     """
     is_due = (Job.id == job_id) & (Job.report_state == ReportState.DUE)
     return is_due if epoch is None else is_due & (Job.epoch == epoch)
@@ -133,9 +137,11 @@ def replace_result(session: Session, job_id: int, result: JobResult, *, epoch: i
 
 
 def note_claimed_elsewhere(session: Session, processing_ids: Collection[str]) -> None:
-    """Store which of the jobs that another executor has claimed are still open.
+    """Store which of the jobs that another executor with this agent's token has claimed are still open.
 
-    `processing_ids` are the ids of all jobs that FulcrumCore lists as claimed by this agent.
+    `processing_ids` are the ids of all jobs that FulcrumCore lists as claimed by this agent. FulcrumCore knows only the
+    token, so the jobs of the other executor are among them. A job of the other executor has the report state
+    CLAIMED_ELSEWHERE while FulcrumCore lists it, and ABANDONED otherwise.
     """
     has_code = Job.error_code == ErrorCode.JOB_CLAIMED_ELSEWHERE
     is_abandoned = Job.fulcrum_id.in_(processing_ids) & has_code & (Job.report_state == ReportState.ABANDONED)

@@ -47,7 +47,7 @@ def end(session: Session, scope: str = ALL_AGENTS) -> Pause | None:
 
 
 def current(session: Session, scope: str = ALL_AGENTS) -> Pause | None:
-    """Return the pause of all agents, or of one node, or None if they are not paused."""
+    """Return the pause of this scope, or None if there is none."""
     return session.get(Pause, scope)
 
 

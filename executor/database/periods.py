@@ -17,7 +17,8 @@ from executor.database.tables import CriticalJob, db_now, utc_now
 #: A period lasts for this share of the job's interval. If a period lasted for the whole interval, an agent whose timer
 #: fires a little early would skip an execution, because the previous period would not be over yet.
 PERIOD_SHARE = 0.8
-#: For how many intervals an agent that cannot execute the job leaves the period to other agents.
+#: If an agent cannot execute the job now, it waits for this number of intervals before it starts a period that is due,
+#: so that another agent can start the period first.
 INTERVALS_FOR_OTHERS = 2.0
 
 
@@ -36,10 +37,10 @@ def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start e
     Returns True if this call started the period. The caller must then execute the job. If several agents call this
     function at the same time, only one of the calls returns True.
 
-    `is_first` is True in an agent's first call after its start: then a changed interval starts the period at once. With
-    `is_requested`, the period starts although the previous one is not over. With `yields_to_others`, it starts only
-    some intervals later, so that an agent for which the job succeeds can start it before. `node` is the boot id of the
-    agent process.
+    `is_first` is True in an agent's first call after its start: if the interval has changed in the settings, the period
+    then starts at once. With `is_requested`, the period starts although the previous one is not over. With
+    `yields_to_others`, this agent starts the period only INTERVALS_FOR_OTHERS intervals after it is due, so that an
+    agent for which the job succeeds can start the period first. `node` is the boot id of the agent process.
     """
     # If two agents insert the row at the same time, only one row is stored. Then both run the UPDATE below. The first
     # UPDATE sets `due_at`, so the second one finds that the job is not due.
@@ -57,7 +58,8 @@ def _is_period_over(interval_s: float, delay_s: float) -> ColumnElement[bool]:
     """Return the SQL condition that the period of a critical job has been over for `delay_s`.
 
     The agents may have different intervals. `due_at` results from the interval of the agent that started the period. An
-    agent with a shorter interval does not wait until then: for it, the period ends as if it had started the period.
+    agent with a shorter interval does not wait until `due_at`: for this agent, the period ends at the time at which it
+    would end if this agent had started the period.
     """
     stored_interval_s = CriticalJob.interval_s
     is_shorter = stored_interval_s > interval_s
@@ -82,7 +84,7 @@ def record_executions(  # noqa: PLR0913 (one parameter for each stored value)
     error: str | None,
     node: str = "",
 ) -> None:
-    """Store the last executions of a critical job that every agent executes. At most the last of them has failed.
+    """Store the last executions of a critical job that every agent executes. Only the last of them may have failed.
 
     `started_at` and `error` are those of the last execution.
     """

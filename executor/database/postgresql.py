@@ -1,11 +1,11 @@
 """Opens PostgreSQL so that a server that stops answering never blocks a thread for long.
 
 Several limits work together. CONNECT_TIMEOUT_S limits a new connection. The server itself ends a statement after
-STATEMENT_TIMEOUT_S, and the wait for a lock after LOCK_TIMEOUT_S. It ends the session of a process that is suspended
-within a transaction after IDLE_TRANSACTION_TIMEOUT_S, so that the processes that wait get its locks. TCP keepalives and
-`tcp_user_timeout` end a connection to a machine that has disappeared. None of them ends the wait for a server that is
-suspended, because its machine still acknowledges each packet. So the client closes a connection that has not answered
-for RESPONSE_TIMEOUT_S.
+STATEMENT_TIMEOUT_S, and the wait for a lock after LOCK_TIMEOUT_S. If a client process is suspended within a
+transaction, the server ends its session after IDLE_TRANSACTION_TIMEOUT_S, so that other processes get its locks. TCP
+keepalives and `tcp_user_timeout` end a connection to a machine that has disappeared. None of these limits ends the wait
+for a server process that is suspended: the kernel of its machine still acknowledges each packet. So the client closes a
+connection on which no answer has arrived for RESPONSE_TIMEOUT_S.
 
 This module is imported only for a PostgreSQL database, because the driver psycopg is optional.
 """
@@ -28,13 +28,14 @@ from executor.errors import DatabaseError
 CONNECT_TIMEOUT_S = 5
 #: PostgreSQL cancels a statement that takes longer than this.
 STATEMENT_TIMEOUT_S = 15
-#: PostgreSQL ends a session whose transaction is open, but in which its process sends no statement for this time.
+#: PostgreSQL ends a session with an open transaction in which the client sends no statement for this time.
 IDLE_TRANSACTION_TIMEOUT_S = 5
-#: A statement that waits longer for the lock of another process fails. The wait is longer than the limit above, so a
-#: statement that waits for the lock of a process that was suspended, or whose machine has disappeared, succeeds.
+#: A statement that waits longer than this for a lock fails. The time is longer than IDLE_TRANSACTION_TIMEOUT_S: if the
+#: process that has the lock was suspended, or its machine has disappeared, the server first ends the session of this
+#: process, and the statement that waits succeeds.
 LOCK_TIMEOUT_S = 6
-#: The client closes a connection when the answer takes longer than this. It is longer than STATEMENT_TIMEOUT_S, so a
-#: server that works reports a slow statement itself, and the connection stays usable.
+#: The client closes a connection when an answer takes longer than this. The time is longer than STATEMENT_TIMEOUT_S, so
+#: a server that is not suspended ends a slow statement itself before, and the connection stays usable.
 RESPONSE_TIMEOUT_S = 17.0
 #: The kernel ends a connection when the server's machine acknowledges nothing: after 5 s without data it sends a probe
 #: every 2 s, and gives up after 3 probes. Data that is not acknowledged within 10 s ends the connection, too.
@@ -51,22 +52,23 @@ SESSION_SETTINGS: Mapping[str, str] = {
     "idle_in_transaction_session_timeout": f"{IDLE_TRANSACTION_TIMEOUT_S}s",
     "lock_timeout": f"{LOCK_TIMEOUT_S}s",
     "timezone": "UTC",
-    # The same limits as above, for the server: it ends the session of a machine that has disappeared within half a
-    # minute. With its defaults, it would keep the session's locks and its place in `max_connections` for two hours.
+    # The limits that TCP_LIMITS sets for the client, here for the server: within half a minute, it ends the session of
+    # a client whose machine has disappeared. With its defaults, the server would keep the session's locks, and its
+    # place in `max_connections`, for two hours.
     "tcp_keepalives_idle": "10s",
     "tcp_keepalives_interval": "5s",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "25s",
 }
 #: The parameter of SMITH_DATABASE_URL that says after how many executions a statement is prepared in the server. With
-#: the value `none` no statement is prepared, as PgBouncer needs it if it cannot track prepared statements.
+#: the value `none`, no statement is prepared. A PgBouncer that cannot track prepared statements needs this value.
 PREPARE_PARAMETER = "prepare_threshold"
 
 _Result = TypeVar("_Result")
 
 
 class LimitedConnection(psycopg.Connection[Any]):
-    """A connection that is closed when the server does not answer in time. The call then raises OperationalError."""
+    """A connection that is closed when the server does not answer in time. The driver then raises OperationalError."""
 
     response_timeout_s: float | None = None  #: None: no limit
 

@@ -87,8 +87,8 @@ def list_jobs(  # noqa: PLR0913 (one parameter for each filter)
         due_job = aliased(Job)
         stmt = stmt.where(Job.id.in_(select(due_job.id).where(due_job.report_state == DUE_LITERAL)))
     if since is not None:
-        # Rows are inserted in the order of their arrival. So the scan for the newest earlier one reads no more rows
-        # than the list has, and the list needs no index of the time.
+        # Rows are inserted in the order in which the jobs arrive. So the search for the newest job before `since` reads
+        # only the rows that are listed, and the column `received_at` needs no index.
         newest_earlier = select(Job.id).where(Job.received_at < since).order_by(Job.id.desc()).limit(1)
         stmt = stmt.where(Job.id > (session.scalar(newest_earlier) or 0))
     return session.scalars(stmt).all()
@@ -241,7 +241,7 @@ def jobs_by_fulcrum_id(session: Session, fulcrum_ids: Sequence[str]) -> dict[str
 
 
 def newest_agent_id(session: Session) -> str | None:
-    """Return the id of the FulcrumCore agent of the newest job that FulcrumCore has delivered; None if unknown."""
+    """Return FulcrumCore's id of the agent to which it delivered the newest job; None if no job has such an id."""
     newest = select(Job.service).where(Job.service.is_not(None)).order_by(Job.id.desc()).limit(1)
     service = session.scalar(newest) or {}
     return str(service["agentId"]).lower() if service.get("agentId") else None
@@ -270,7 +270,7 @@ def services_of_jobs_ended_since(session: Session, moment: datetime) -> frozense
 
 
 def busy_services(session: Session, service_id: str | None = None) -> frozenset[str]:
-    """Return the ids of the services with an open job, a due report, or a run by hand in progress.
+    """Return the ids of the services with an open job, a due report, or a run in progress that an operator started.
 
     With `service_id`, check only this service.
     """

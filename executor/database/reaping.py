@@ -23,9 +23,10 @@ from executor.shared.error_codes import ErrorCode
 def reap(session: Session, leases: Collection[OtherLease]) -> list[tuple[int, JobStatus]]:
     """Take the jobs with these leases from their owners. Return the ids and the new statuses of the reaped jobs.
 
-    A lease that has changed since it was read, for example because its owner has renewed it, is not reaped. A job that
-    is reaped MAX_CRASHES times fails with the code QUARANTINED, because the job probably makes the agent crash. If the
-    attempt of a job only waited for a node or a clone slot, the reaping counts neither as a crash nor as an attempt.
+    If a lease has changed since it was read, for example because its owner has renewed it, its job is not reaped. A job
+    that is reaped MAX_CRASHES times fails with the code QUARANTINED, because the job probably makes the agent crash. If
+    the attempt only waited for a node or a clone slot, the reaping does not count as a crash, and the next attempt gets
+    the same number.
     """
     reaped_jobs = []
     for lease in leases:
@@ -47,11 +48,11 @@ def reap(session: Session, leases: Collection[OtherLease]) -> list[tuple[int, Jo
 
 
 def status_after_crash(crashes: int) -> JobStatus:
-    """Return the status of a job that was taken from its owner for the `crashes`-th time. Pure function."""
+    """Return the new status of a job whose counter `crashes` now has this value. Pure function."""
     return JobStatus.FAILED if crashes >= MAX_CRASHES else JobStatus.PENDING
 
 
-#: The columns of a job of which `_reap_job` needs the values.
+#: Reads the columns of a job whose values `_reap_job` needs.
 _CRASH_COLUMNS = select(Job.crashes, Job.is_waiting)
 
 
@@ -73,7 +74,8 @@ def _reap_job(session: Session, condition: ColumnElement[bool], earlier_crashes:
 def _columns_of_reaped_job(status: JobStatus, crashes: int) -> dict[str, Any]:
     """Return the new values of the columns of a reaped job. `status` is its new status."""
     columns: dict[str, Any] = {"status": status, "owner": None, "lease_until": None, "crashes": crashes}
-    # The process that owned the job may still exist, for example suspended. Because of the new epoch, its writes fail.
+    # The process that owned the job may still exist, for example because it is only suspended. With the new epoch, its
+    # later writes fail.
     columns["epoch"] = Job.epoch + 1
     if status is JobStatus.FAILED:
         text = f"the agent stopped {crashes} times while it worked on this job"

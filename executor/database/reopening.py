@@ -1,4 +1,4 @@
-"""Continues jobs: ends the backoff of a job or of its report, and continues jobs that have ended only here.
+"""Continues jobs: ends the backoff of a job or of its report, and continues ended jobs that FulcrumCore lists as open.
 
 No function commits.
 """
@@ -18,9 +18,10 @@ from executor.database.tables import Job, utc_now
 from executor.model import SETTLED_STATES, JobEventKind, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 
-#: The codes of abandoned jobs whose attempt has no result, although an earlier attempt may have started a run.
+#: The error codes of abandoned jobs whose last attempt ended before its run, so the job has no result of a run.
+#: `started_at` may be set nevertheless, by an earlier attempt.
 CODES_WITHOUT_RESULT = (ErrorCode.JOB_GONE, ErrorCode.JOB_CLAIMED_ELSEWHERE)
-#: How long after the deadline of a job its executor may still report the result.
+#: For this time after the deadline of a job, the executor that runs the job may still report its result.
 MAX_REPORT_DELAY = timedelta(minutes=2)
 #: The columns of a job that has ended and gets another attempt.
 _COLUMNS_OF_NEW_ATTEMPT: dict[str, Any] = {
@@ -41,10 +42,10 @@ _COLUMNS_OF_NEW_ATTEMPT: dict[str, Any] = {
 def retry_now(session: Session, job_id: int) -> str:
     """End a job's backoff: the backoff of a pending job, or the backoff of a due report.
 
-    The report of a job that is reported or overtaken becomes due again. FulcrumCore accepts this report if the job is
-    open there. If not, the report gets the same state again. A job that another executor has claimed gets an attempt,
-    which continues the job if it is still processing at FulcrumCore. Returns "attempt" if the job is pending, "report"
-    if its report is due now, and "" otherwise.
+    If the report state is REPORTED or OVERTAKEN, the report becomes due again. FulcrumCore accepts this report if the
+    job is open there. If not, the report gets the same state again. A job that another executor has claimed gets a new
+    attempt here, which continues the job if FulcrumCore still lists it as processing. Returns "attempt" if the job is
+    pending now, "report" if its report is due now, and "" otherwise.
     """
     end_job_backoff = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
     take_over = (
@@ -63,9 +64,10 @@ def retry_now(session: Session, job_id: int) -> str:
 def reopen(session: Session, fulcrum_ids: Collection[str], *, are_claimed: bool, now_at_core: datetime) -> int:
     """Continue jobs that have ended in this database, although FulcrumCore lists them as open. Return their number.
 
-    FulcrumCore may have refused them for a while, or its database was restored from a backup. A job that has a result
-    is reported again. An abandoned job without the result of a run gets another attempt. `are_claimed` is True if
-    FulcrumCore lists the jobs as claimed by this agent. `now_at_core` is the present time by FulcrumCore's clock.
+    This happens if FulcrumCore refused requests about the jobs for a while, or if its database was restored from a
+    backup. A job that has a result is reported again. An abandoned job without the result of a run gets another
+    attempt. `are_claimed` is True if FulcrumCore lists the jobs as claimed by this agent. `now_at_core` is the present
+    time by FulcrumCore's clock.
 
     A job that another executor has claimed gets another attempt only if FulcrumCore lists it as pending. If FulcrumCore
     still lists it as claimed after its deadline, no executor may run it any more. Then its failure is reported, because
@@ -80,7 +82,8 @@ def reopen(session: Session, fulcrum_ids: Collection[str], *, are_claimed: bool,
         is_settled &= ~is_claimed_elsewhere | (Job.deadline_at < now_at_core - MAX_REPORT_DELAY)
         has_no_result &= ~is_claimed_elsewhere
     columns = {
-        # An earlier claim of this agent may still be accepted. The claim of another executor is not this agent's.
+        # This agent's own claim stays stored, because FulcrumCore may have accepted it. If another executor has claimed
+        # the job, the column is cleared: then the claim was not this agent's.
         "claim_sent_at": case((is_claimed_elsewhere, null()), else_=Job.claim_sent_at),
         "claimed_at": utc_now() if are_claimed else None,
         "epoch": Job.epoch + 1,
@@ -90,7 +93,7 @@ def reopen(session: Session, fulcrum_ids: Collection[str], *, are_claimed: bool,
     )
     report_again = (
         update(Job)
-        .where(is_settled)  # the statement above has changed the state of the jobs without a result
+        .where(is_settled)  # without the jobs that `requeue_jobs` has changed: their report state is NONE now
         .values(report_state=ReportState.DUE, report_after=None, report_attempts=0, reported_at=None)
         .returning(Job.id)
     )

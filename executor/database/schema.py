@@ -114,7 +114,8 @@ def _refuse_tables_of_another_program(engine: Engine) -> None:
     """Raise DatabaseError when the SQLite file has tables, although no version of Agent Smith has migrated it."""
     with translating_errors(engine), engine.connect() as connection:
         tables = sorted(inspect(connection).get_table_names())
-    # Another process may just have created our tables. It creates Alembic's table in the same transaction.
+    # If another process has just created our tables, Alembic's table exists, too: the process creates all of them in
+    # one transaction.
     if tables and ALEMBIC_TABLE not in tables:
         raise DatabaseError(
             f"the database {engine.url.database} has the tables of another program ({', '.join(tables[:MAX_TABLES])}): "

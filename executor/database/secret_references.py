@@ -1,8 +1,8 @@
 """Binds each reference to a secret in FulcrumCore's vault to one service: the first service whose job names it.
 
-FulcrumCore returns every secret to every agent, and does not say to which service a secret belongs. It creates a new
-reference for each value of a secret property, so two services never have the same reference. The table contains the
-SHA-256 of a reference instead of the reference itself, so that the table reveals no reference. The caller commits.
+FulcrumCore returns every secret to every agent, and does not say to which service a secret belongs. FulcrumCore creates
+a new reference for each value of a secret property, so two services never have the same reference. The table contains
+the SHA-256 of a reference instead of the reference itself, so that the table reveals no reference. The caller commits.
 """
 
 from __future__ import annotations

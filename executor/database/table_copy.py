@@ -26,7 +26,8 @@ from executor.model import MoveDirection
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-#: The number of rows that are read and written at once. A row has at most some 100 KiB, the output of a run by hand.
+#: The number of rows that are read and written at once. The largest rows have about 100 KiB: those with the output of a
+#: run that an operator started.
 BATCH_ROWS = 200
 #: The key of the PostgreSQL advisory lock of a copy to a database. The value is the ASCII text "SMIV".
 COPY_LOCK = 0x534D4956
@@ -35,7 +36,7 @@ _DIGEST_MODULUS = 2**256
 
 @dataclass(frozen=True, kw_only=True)
 class TableContent:
-    """How many rows a table has, and a digest of them, which does not depend on their order."""
+    """How many rows a table has, and a digest of the rows. The digest does not depend on the order of the rows."""
 
     row_count: int = 0
     digest: int = 0
@@ -54,7 +55,10 @@ def filled_tables(engine: Engine) -> list[str]:
 
 
 def has_arrived(engine: Engine, move_id: str) -> bool:
-    """Return whether this database contains the rows of a move. They are committed together with the move's row."""
+    """Return whether this database contains the rows of a move.
+
+    The row of the move shows this, because it is committed together with the other rows.
+    """
     with translating_errors(engine), engine.execution_options(smith_read_only=True).connect() as connection:
         if not inspect(connection).has_table(Move.__tablename__):
             return False
@@ -111,14 +115,17 @@ def _not_empty_text(engine: Engine, filled: list[str]) -> str:
 
 
 def _wait_without_limit(connection: Connection, stack: ExitStack) -> None:
-    """Let the transaction of the reader or the writer wait as long as the other one works on a large table."""
+    """Remove the time limits of this connection: the reader and the writer wait for each other during a large table."""
     from executor.database.postgresql import without_timeouts  # noqa: PLC0415 (its driver is optional)
 
     stack.enter_context(without_timeouts(connection))
 
 
 def _lock_postgresql(connection: Connection) -> None:
-    """Let no other copy and no agent write to the target until the transaction ends. Raises DatabaseError."""
+    """Lock the target, so that no other copy and no agent writes to it until the transaction ends.
+
+    Raises DatabaseError if another copy to the target is running.
+    """
     if not connection.scalar(select(func.pg_try_advisory_xact_lock(COPY_LOCK))):
         raise DatabaseError("another command copies rows to the target now: wait for its end")
     names = ", ".join(table.name for table in moves.moved_tables())
@@ -176,7 +183,7 @@ def _canonical_text(row: Mapping[Any, Any]) -> bytes:
 
 
 def _set_sequence(connection: Connection, table: Table) -> None:
-    """Let PostgreSQL give the next row a higher id than each copied row has."""
+    """Set the sequence of the ids in PostgreSQL, so that the next row gets a higher id than every copied row."""
     column = table.autoincrement_column
     if column is not None:
         sequence = func.pg_get_serial_sequence(table.name, column.name)

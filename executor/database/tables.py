@@ -3,8 +3,8 @@
 Each change of a table needs a migration. A test compares the tables with the migrations. `executor.database.indexes`
 defines the indexes.
 
-This module does not postpone the evaluation of annotations: SQLAlchemy would compile each one again, at the start of
-every command that reads the database.
+This module has no `from __future__ import annotations`: with it, the annotations would be texts, and SQLAlchemy would
+compile each of these texts at the start of every command that reads the database.
 """
 
 from datetime import UTC, datetime
@@ -120,8 +120,9 @@ class Job(Base):
     defect: Mapped[str | None] = mapped_column(Text)  #: why the job cannot run
     priority: Mapped[int] = mapped_column(Integer, default=1)
     status: Mapped[str] = mapped_column(String(20), default=JobStatus.PENDING)
-    attempt: Mapped[int] = mapped_column(Integer, default=0)  #: the number of times that the job got an owner
-    crashes: Mapped[int] = mapped_column(Integer, default=0)  #: the number of times that the job was reaped
+    #: The number of times that the job got an owner. An attempt that does not count (see `requeue`) is subtracted.
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    crashes: Mapped[int] = mapped_column(Integer, default=0)  #: how often `reaping` has counted a crash of the job
     cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
     available_at: Mapped[datetime | None]  #: when the backoff of a pending job ends
     core_created_at: Mapped[datetime]  #: when FulcrumCore created the job
@@ -253,7 +254,7 @@ class Mapping(Base):
 
 
 class CriticalJob(Base):
-    """A critical job: periodic work of the agent, such as Heartbeat. Only `periods` writes this table."""
+    """A critical job: a periodic task of the agent, such as Heartbeat. Only `periods` writes this table."""
 
     __tablename__ = "critical_jobs"
 
@@ -288,7 +289,7 @@ class Node(Base):
     draining: Mapped[bool] = mapped_column(Boolean, default=False)
     #: The process ends its runs before its leases expire (agent/fence.py). Other agents may then reap its jobs earlier.
     fences: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
-    installation_id: Mapped[str | None] = mapped_column(String(32))  #: of the process's data folder
+    installation_id: Mapped[str | None] = mapped_column(String(32))  #: the id of the process's data folder
     proxmox_checked_at: Mapped[datetime | None]  #: when the process last checked whether Proxmox answers
     proxmox_error: Mapped[str | None] = mapped_column(Text)  #: the error of that check, or None
     agent_id: Mapped[str | None] = mapped_column(String(36))  #: FulcrumCore's id of the agent, on PostgreSQL
@@ -307,7 +308,7 @@ class DatabaseUse(Base):
 
 
 class DriftCheck(Base):
-    """The result of the last drift check that was conclusive. Only `drift_checks` writes this table."""
+    """The result of the last drift check that could compare everything. Only `drift_checks` writes this table."""
 
     __tablename__ = "drift_checks"
 
@@ -317,7 +318,7 @@ class DriftCheck(Base):
 
 
 class Allocation(Base):
-    """What an agent has allocated to the run for one VM, for the other agents. Only `allocations` writes this table."""
+    """What an agent has allocated to the run for one VM. Other agents read it. Only `allocations` writes this table."""
 
     __tablename__ = "allocations"
 
@@ -343,11 +344,11 @@ class CloneTarget(Base):
     max_clones: Mapped[int]
     successes: Mapped[int]  #: the number of successful clones since the last change of `max_clones`
     highest: Mapped[int]  #: the highest SMITH_CLONES_PER_STORAGE of an agent that has used the target
-    used_at: Mapped[datetime]  #: when a clone last started there
+    used_at: Mapped[datetime]  #: when a clone was last requested there
 
 
 class Pause(Base):
-    """A pause, which an operator has begun: all agents, or one node, claim no jobs. Only `pauses` writes this table."""
+    """A pause by an operator, in which all agents, or one node, claim no jobs. Only `pauses` writes this table."""
 
     __tablename__ = "pauses"
 
@@ -390,7 +391,8 @@ class SecretReference(Base):
 
     __tablename__ = "secret_references"
 
-    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)  #: of the reference, in hexadecimal digits
+    #: The SHA-256 of the reference, in hexadecimal digits.
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
     service_id: Mapped[str] = mapped_column(String(36))
     bound_at: Mapped[datetime]
 
@@ -414,7 +416,7 @@ class Move(Base):
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)  #: the same in both databases
     direction: Mapped[str] = mapped_column(String(4))  #: a `MoveDirection`; with `to`, this database is sealed
-    url: Mapped[str] = mapped_column(Text)  #: of the other database, without a password
+    url: Mapped[str] = mapped_column(Text)  #: the URL of the other database, without a password
     who: Mapped[str] = mapped_column(String(100))  #: the operator, as in the audit
     started_at: Mapped[datetime]
     completed_at: Mapped[datetime | None]

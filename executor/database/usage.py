@@ -1,7 +1,8 @@
 """Counts what the VMs of a tenant use. Reserves what a job adds to this usage, within the tenant's limits.
 
-The row of a mapping has the sizes of its VM, and the row of an open job has what the job adds. What an ended job has
-reserved no longer counts, also after a failure. No function commits: the caller opens and commits the transaction.
+The row of a mapping has the sizes of its VM, and the row of an open job has what the job adds. When a job has ended,
+also by a failure, what the job reserved no longer counts. No function commits: the caller opens and commits the
+transaction.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ LIMIT_TEXTS = {
     "snapshots": "snapshots",
     "backups": "backups",
 }
-#: Columns of a mapping that have the usage of its VM.
+#: The columns of a mapping that contain what its VM uses.
 MAPPING_COLUMNS = ("cores", "memory_mib", "disk_gib", "snapshots", "backups")
 
 
@@ -49,7 +50,7 @@ class Amounts:
     backups: int = 0
 
     def growth_from(self, before: Amounts) -> Amounts:
-        """Return by how much each amount is larger than before; 0 for one that is not larger."""
+        """Return by how much each amount is larger than in `before`; 0 for an amount that is not larger."""
         grown = {field.name: max(getattr(self, field.name) - getattr(before, field.name), 0) for field in fields(self)}
         return Amounts(**grown)
 
@@ -70,7 +71,11 @@ def limits_of(settings: Settings) -> Amounts:
 
 
 def of_mapping(mapping: Mapping) -> Amounts:
-    """Return what the VM of a mapping uses. A reserved VMID counts only if its VM may exist."""
+    """Return what the VM of a mapping uses.
+
+    A mapping in another state than active or pending deletion counts as a VM only if it has sizes: then its VM may
+    exist.
+    """
     is_counted = mapping.cores > 0 or mapping.state in (MappingState.ACTIVE, MappingState.PENDING_DELETION)
     return Amounts(vms=int(is_counted), **{name: getattr(mapping, name) for name in MAPPING_COLUMNS})
 
@@ -116,7 +121,7 @@ def mappings_with(session: Session, tenant_id: str | None, column: str) -> Seque
 
 
 def lower_count(session: Session, mapping_id: int, column: str, count: int) -> None:
-    """Lower the number of a VM's snapshots or backups to the number that exists."""
+    """Lower the stored number of a VM's snapshots or backups to `count`, the number that exists."""
     stmt = update(Mapping).where(Mapping.id == mapping_id, getattr(Mapping, column) > count)
     session.execute(stmt.values({column: count}))
 
@@ -142,9 +147,9 @@ def apply(session: Session, job_id: int, mapping_id: int) -> None:
 
 
 def note_actual_sizes(session: Session, mapping_id: int, vm: MappingType[str, Any]) -> None:
-    """Store the cores and the memory in a run's result, if it has them.
+    """Store the cores and the memory that a run's result contains.
 
-    A VM with snapshots keeps counting with its largest sizes, because a rollback restores them.
+    If the VM has snapshots, a stored size is never lowered, because a rollback may restore it.
     """
     sizes = {name: vm.get(name) for name in ("cores", "memory_mib")}
     values: dict[str, Any] = {}

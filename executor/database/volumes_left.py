@@ -15,7 +15,7 @@ from executor.database.tables import Mapping
 
 
 def mappings_with_volumes_left(session: Session, cluster: str) -> Sequence[Mapping]:
-    """Return the deleted mappings of a cluster, some of whose VM's volumes existed after the deletion."""
+    """Return the deleted mappings of a cluster whose note names volumes that existed after the deletion of the VM."""
     stmt = select(Mapping).where(HAS_VOLUMES_LEFT, Mapping.cluster == cluster)
     return session.scalars(stmt.order_by(Mapping.id)).all()
 

@@ -1,6 +1,7 @@
-"""Determines what an action does to a VM, so that `smith play` knows when to show a plan and to ask.
+"""Determines what an action does to a VM, so that `smith play` knows when to show a plan and to ask the operator.
 
-The schema of a provider's action may name the effect with the keyword `x-smith-effect`. The agent does not use it.
+The schema of a provider's action may name the effect with the keyword `x-smith-effect`. Only commands such as
+`smith play` use the effect; the agent does not.
 """
 
 from __future__ import annotations

@@ -22,13 +22,13 @@ from executor.shared.error_codes import ErrorCode
 
 #: A larger schema is refused, because the schema is read again for each job.
 MAX_SCHEMA_BYTES = 256 * 1024
-#: Maximum number of wrong members that one error message names.
+#: Maximum number of wrong properties that one error message names.
 MAX_PROBLEMS = 8
 #: Maximum length of an error message, in characters.
 MAX_MESSAGE_LENGTH = 400
 #: Maximum length of a schema keyword's value in an error message.
 MAX_EXPECTED_LENGTH = 120
-#: Maximum length of a member's name in an error message.
+#: Maximum length of a property's name in an error message.
 MAX_NAME_LENGTH = 60
 
 #: The keyword with which a schema may name the effect of its action, an `ActionEffect`.
@@ -88,7 +88,7 @@ def read_schema(file: Path) -> Validator:
     """
     try:
         content = file.read_bytes()
-        # None for a file that is too large, which is not parsed, and for a file that contains only null.
+        # `schema` is None for a file that is too large and so is not parsed, and for a file that contains only null.
         schema = json.loads(content) if len(content) <= MAX_SCHEMA_BYTES else None
     except OSError as error:
         raise UnusableSchemaError(f"{file.name} cannot be read: {error.strerror}") from error
@@ -131,7 +131,7 @@ def _find_references(schema: Any) -> Iterator[str]:
 
 
 def _has_target(schema: Any, reference: str) -> bool:
-    """True when the target of the reference exists. The reference has the form `#/a/b` or `#name`."""
+    """True when the schema contains the part to which the reference points. Its form is `#/a/b` or `#name`."""
     pointer = unquote(reference[1:])
     if pointer and not pointer.startswith("/"):  # the name of an anchor, which "$anchor" or "$dynamicAnchor" declares
         # The replacement makes "$dynamicAnchor" end like "$anchor", so that one search finds both keywords.

@@ -61,7 +61,7 @@ class ListedAction:
 def ansible_home() -> Path:
     """Return the folder of our Ansible collection: it contains `playbooks`, `roles`, `plugins` and `ansible.cfg`.
 
-    In an installed package it is a subfolder of the package, in a checkout the root.
+    For an installed package, it is a subfolder of the package. In a checkout, it is the root of the repository.
     """
     package_folder = Path(__file__).resolve().parents[1]
     installed_folder = package_folder.joinpath(*INSTALLED_COLLECTION)

@@ -17,7 +17,7 @@ log = get_logger(__name__)
 
 #: Folder in the run folder with the artifacts that could not be moved, one folder per run.
 UNMOVED_FOLDER = ".kept"
-#: Unmoved artifacts younger than this are neither moved nor deleted: the agent may not have read the result yet.
+#: Unmoved artifacts that are younger than this stay where they are: the agent may still have to read the result.
 MIN_AGE_S = 60.0
 #: Maximum size of all unmoved artifacts. The oldest are deleted first, because the run folder is in memory.
 MAX_UNMOVED_BYTES = 8 * 1024 * 1024

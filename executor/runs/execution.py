@@ -37,14 +37,15 @@ CHECK_INTERVAL_S = 0.2
 #: The guard ends the run's processes with TERM, and after a grace period with KILL. The agent waits for this time in
 #: addition to the grace period, and then kills processes that still exist.
 GUARD_MARGIN_S = 2.0
-#: ansible-runner's display callback writes one file for each event. A larger file than this is not parsed.
+#: ansible-runner's display callback writes one file for each event. If such a file is larger than this, it is not
+#: parsed.
 MAX_EVENT_FILE_BYTES = 4 * 1024 * 1024
 #: Maximum size of the part of the output that one call of `_read` reads.
 READ_BYTES = 16 * 1024
 
-#: The run folder is full when it has less free space than this.
+#: The run folder counts as full when its file system has less free space than this.
 FULL_BELOW_BYTES = 64 * 1024
-#: After the run folder was full, a run that prints nothing for this time is ended.
+#: If the run folder was full during a run, and the run prints nothing for this time afterwards, the run is ended.
 STANDSTILL_S = 60.0
 
 #: Matches the UUID of an event. The UUID becomes part of a file name, so it must not contain `/` or `.`, with which the
@@ -184,7 +185,7 @@ class Execution:
         """End all processes of the run, even if its guard was killed."""
         self._close_guard_pipe()
         guard_thread.join(process_tree.GRACE_S + GUARD_MARGIN_S)
-        # If the guard still exists, it has not ended the processes during its own grace period.
+        # If the guard still exists, its own grace period is over, so the processes get no second one.
         grace_s = 0 if guard_thread.is_alive() else process_tree.GRACE_S
         if orphans := process_tree.end_processes(self._find_processes, grace_s=grace_s):
             log.warning("orphan_processes_killed", run_ident=self._config.ident, process_count=len(orphans))
@@ -223,7 +224,7 @@ class Execution:
         return RunStatus.FAILED, exit_code
 
     def _on_event_mark(self, mark: dict[str, Any]) -> None:
-        """Let ansible-runner read the file of an event, when the event's mark was found in the output.
+        """Let ansible-runner read the file of an event. Called when the event's mark was found in the output.
 
         ansible-runner's display callback writes each event to a file, and a mark with the event's UUID to the output.
         The output may also contain text from a guest or from Proxmox that looks like a mark. So only a few members of
@@ -236,7 +237,7 @@ class Execution:
         used_members = ("uuid", "counter", "stdout", "start_line", "end_line")
         event = {key: mark[key] for key in used_members if key in mark}
         # "event" is the event's kind. An event without a file, such as a line of plain output, has the kind "verbose".
-        # For an event with a file, `event_callback` replaces this kind by the kind in the file.
+        # If the event has a file, `event_callback` overwrites this kind with the kind in the file.
         event |= {"event": "verbose"}
         try:
             if event_file.exists() and event_file.stat().st_size > MAX_EVENT_FILE_BYTES:

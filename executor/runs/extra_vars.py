@@ -52,7 +52,7 @@ def update_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
     properties = _read_request_properties(request)
     members = _configuration(properties, request)
     if request.kind == GuestKind.QEMU and (removed := _removed_tags(request)):
-        members["previous_tags"] = removed
+        members["previous_tags"] = removed  # only those that the service no longer has, which the playbook removes
     if _has_changed(request, "network"):
         members["network"] = _network(properties, settings)
     if _has_changed(request, "networks"):
@@ -86,8 +86,8 @@ def bridge_of_first_nic(properties: VmProperties, settings: PlanSettings) -> str
 def find_os_template(name_or_volume: str, settings: PlanSettings) -> str:
     """Return the volume of a container's OS template, such as `local:vztmpl/debian.tar.zst`.
 
-    Raises JobError NOT_FOUND when PROXMOX_OS_TEMPLATES has no template with the given name, and for a volume that it
-    does not have, unless PROXMOX_ANY_TEMPLATE is set.
+    Raises JobError NOT_FOUND for a name that PROXMOX_OS_TEMPLATES does not contain. A volume that
+    PROXMOX_OS_TEMPLATES does not contain is accepted only if PROXMOX_ANY_TEMPLATE is set.
     """
     os_templates = settings.os_templates
     if name_or_volume in os_templates:
@@ -135,7 +135,7 @@ def _has_changed(request: RunRequest, name: str) -> bool:
 
 
 def _removed_tags(request: RunRequest) -> list[str]:
-    """Return the tags that the service had before the update and has no more."""
+    """Return the tags that the service had before the update, and that it no longer has."""
     previous = request.previous_properties.get("tags")
     previous = previous if isinstance(previous, list) else []
     current = {tag for tag in request.properties.get("tags") or () if isinstance(tag, str)}
@@ -191,7 +191,7 @@ def _network(properties: VmProperties, settings: PlanSettings) -> dict[str, Any]
 
 
 def _nics(properties: VmProperties) -> list[dict[str, Any]]:
-    """Return all NICs. The first one gets the mode of its address from `network` if it has none."""
+    """Return all NICs. If the first NIC has an address but no mode, its mode is taken from the property `network`."""
     nics = [nic.model_dump(include=set(NicProperties.model_fields), exclude_none=True) for nic in properties.networks]
     for mode, cidr, _gateway in MODES_OF_NIC:
         if nics and cidr in nics[0] and mode not in nics[0]:

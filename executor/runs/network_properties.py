@@ -20,9 +20,9 @@ Address = TypeVar("Address")
 
 
 def _read_address(make_address: Callable[[str], Address], value: str) -> Address:
-    """Return the address that `make_address`, a class or function of `ipaddress`, makes from the value.
+    """Return `make_address(value)`. `make_address` is a class or a function of the module `ipaddress`.
 
-    Raises a ValueError whose text does not quote the value. The text of `ipaddress` would quote it.
+    Raises a ValueError whose text does not quote the value, which the error text of `ipaddress` would do.
     """
     try:
         return make_address(value)
@@ -41,7 +41,7 @@ def _refuse_zone(value: str) -> str:
 
 
 def _valid_cidr(cidr: str, version: int) -> str:
-    """Return the address with its prefix length. Raises ValueError if a guest cannot have it."""
+    """Return `cidr`, an address with its prefix length. Raises ValueError if a guest cannot have this address."""
     if problem := cidr_problem(cidr, version):
         raise ValueError(problem)
     return cidr

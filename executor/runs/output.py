@@ -30,7 +30,8 @@ MAX_EVENT_BYTES = 1024 * 1024
 #: In an event that is too large, longer strings are truncated to this length.
 MAX_STRING_LENGTH = 8 * 1024
 
-#: Space in the run folder that is reserved for the essential events of a run. It is used when the folder is full.
+#: Space that a run reserves in its file system for its essential events. When the file system is full, the space is
+#: freed, so that these events can be written.
 RESERVE_BYTES = 128 * 1024
 
 LEFT_OUT_TEXT = "[left out: too large]"
@@ -63,7 +64,7 @@ class RunOutput:
             os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
         self._stdout = _OutputFile(folder / "stdout")
         self._events = _OutputFile(folder / "events.jsonl")
-        self.has_lost_essentials = False  #: an essential event, or the outcome, could not be written
+        self.has_lost_essentials = False  #: an essential event, `rc` or `status` could not be written
         self._total_events_bytes = 0
         self._left_out_count = 0
         self._left_out_text_count = 0
@@ -72,7 +73,8 @@ class RunOutput:
     def write(self, text: str) -> None:
         """Add text to `stdout`.
 
-        The caller passes whole lines or whole events. A secret that was split between two calls would not be masked.
+        The caller passes whole lines, or the whole text of one event, because a secret that is split between two calls
+        would not be masked.
         """
         if not self._is_text_ignored:
             self._write_text(self._redactor.redact(text))
@@ -80,7 +82,8 @@ class RunOutput:
     def ignore_further_text(self) -> None:
         """Ignore all text from now on, but still add events.
 
-        The caller calls this when it has dropped output, because the next text may start in the middle of a secret.
+        The caller calls this method when it has dropped a part of the output: the next text may then start in the
+        middle of a secret, which would not be masked.
         """
         if not self._is_text_ignored:
             self._is_text_ignored = True
@@ -137,7 +140,8 @@ class RunOutput:
     def _max_total_bytes(self, event: dict[str, Any]) -> int:
         """Return the size of `events.jsonl` above which this kind of event is left out."""
         if event.get("event") == _FINAL_KIND:
-            # This size leaves space for one final event. It limits the output of a run that imitates final events.
+            # Above the limit for essential events, this size leaves space for one final event. It is a limit, too,
+            # because the output of a run may imitate final events.
             return MAX_TOTAL_EVENTS_BYTES_FOR_ESSENTIAL + MAX_EVENT_BYTES
         return MAX_TOTAL_EVENTS_BYTES_FOR_ESSENTIAL if _is_essential(event) else MAX_TOTAL_EVENTS_BYTES
 
@@ -154,7 +158,7 @@ class RunOutput:
 class _OutputFile:
     """A new file to which texts are appended, each as a whole or not at all. Writing to it never raises OSError.
 
-    The file is not buffered: a buffer would keep text that cannot be written, and lose it when the file is closed.
+    The file is not buffered: `append` could not report text that stays in a buffer and cannot be written later.
     """
 
     def __init__(self, path: Path) -> None:

@@ -18,9 +18,9 @@ from executor.runs.request import PlanSettings, RunRequest
 from executor.runs.vm_properties import read_properties
 from executor.shared.error_codes import ErrorCode
 
-#: Our actions that configure the VM from the service's properties.
+#: The actions of Agent Smith that configure the VM from the service's properties.
 CONFIGURING_ACTIONS = frozenset({"create", "update"})
-#: All our actions that read the service's properties. `resize` reads only the sizes of the disks.
+#: All actions of Agent Smith that read the service's properties. `resize` reads only the sizes of the disks.
 ACTIONS_WITH_PROPERTIES = CONFIGURING_ACTIONS | {"resize"}
 #: A run's ident contains at most this many characters of the action's name. The length is limited, because the ident is
 #: the name of the run's folder, ansible-core 2.21 opens a socket in this folder, and the path of a socket may have at
@@ -80,7 +80,7 @@ def _common_members(request: RunRequest, settings: PlanSettings, timeout_s: floa
 def _action_members(request: RunRequest, settings: PlanSettings, *, is_ours: bool) -> dict[str, Any]:
     """Return the members of `vm` that only this action gets.
 
-    A provider's action with the same name also gets them, except the members for `resize`.
+    If a provider's own action replaces the action of Agent Smith, it gets the same members, except those for `resize`.
     """
     if request.action == "create":
         return extra_vars.create_vars(request, settings)
@@ -101,10 +101,7 @@ def _action_members(request: RunRequest, settings: PlanSettings, *, is_ours: boo
 
 
 def _delete_members(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
-    """Return the members for `delete`, with the names that our actions give them.
-
-    The caller removes members that are '' or False.
-    """
+    """Return the members of `vm` for `delete`. The caller removes the members that are '' or False."""
     return {
         "grace_s": int(settings.delete_grace_s) or "",
         "only_when_due": request.only_if_grace_period_ended,

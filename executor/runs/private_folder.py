@@ -35,7 +35,8 @@ IDENT_VARIABLE = "SMITH_RUN_IDENT"
 #: The members of the credentials that are secret.
 SECRET_CREDENTIALS = ("api_token_secret", "api_password")
 
-#: File in each private folder that an agent has made. At its start, an agent removes only folders with this file.
+#: Name of a file that an agent writes to each private folder that it makes. At its start, an agent removes only folders
+#: that contain this file.
 STAMP_FILE = ".agent-smith"
 #: Matches a run's ident: up to 128 letters, digits and dashes, the first of which is not a dash.
 _IDENT_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,127}\Z")
@@ -98,7 +99,9 @@ def remove_private_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for subfolder in [path for path in folder.iterdir() if is_own_folder(path)]:
             shutil.rmtree(subfolder, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)  # last, with STAMP_FILE: after a crash, the next agent removes the rest
+    # The folder itself is removed last, with STAMP_FILE. If the agent crashes before, the next agent recognizes the
+    # folder by this file and removes the rest.
+    shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         log.error("private_folder_not_removed", folder=str(folder))
 

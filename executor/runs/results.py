@@ -31,14 +31,16 @@ SIGNAL_EXIT_CODE_BASE = 128
 FAILURE_KINDS = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed"})
 
 
-#: What tenants read instead of Proxmox's text, which may name nodes, templates, storages and their free room.
+#: What tenants read instead of Proxmox's text, which may name nodes, templates and storages, and how much of them is
+#: free.
 TENANT_DETAILS: dict[ErrorCode, str] = {
     ErrorCode.CAPACITY: "there is not enough room for this",
     ErrorCode.NODE_DOWN: "a node does not answer",
     ErrorCode.NOT_FOUND: "a thing that the job needs does not exist",
 }
 
-#: Matches an error text about a property. Group 1 is for tenants. The parentheses after it are only for operators.
+#: Matches an error text about a property. Group 1 is the part that tenants may read. Only operators may read the text
+#: in parentheses after it.
 TEXT_ABOUT_PROPERTY = re.compile(r"(property [a-z_]+: [^()]+?)(?: \([^()]*\))?\Z")
 #: Matches the text about a snapshot of the tenant's own VM, which tenants may read.
 TEXT_ABOUT_SNAPSHOT = re.compile(r"VM \d+ has no snapshot")
@@ -171,8 +173,8 @@ def _printable_with_run_ident(detail: str, artifacts: RunArtifacts) -> str:
 def _find_document_and_failure(artifacts: RunArtifacts) -> tuple[dict[str, Any] | None, ClassifiedFailure | None]:
     """Return the last result document, and the last failure that was not ignored.
 
-    The document or the failure is None if the artifacts do not contain it. An invalid playbook fails before its first
-    Ansible task. Then the failure is the error message that ansible-playbook wrote to its output.
+    The document or the failure is None if the artifacts do not contain it. If a playbook is invalid, ansible-playbook
+    fails before the first Ansible task. Then the failure is the error message in the output of ansible-playbook.
     """
     document, failure, output_error = None, None, None
     for event in _read_events(artifacts):

@@ -51,8 +51,9 @@ class RunFolderNotUsable(Exception):
 class RunFolder:
     """The run folder of one agent process. It is opened and locked at the first access to `path`.
 
-    `configured_path` is the value of SMITH_RUN_DIR. `data_dir` is None if no agent process uses the folder: then the
-    names are not written to a file. The locks end when this object is deleted, or when the process ends.
+    `configured_path` is the value of SMITH_RUN_DIR. `data_dir` is the agent's data folder, to which RECORD_FILE is
+    written. It is None if a command and not an agent process uses the folder: then no RECORD_FILE is written. The locks
+    end when this object is deleted, or when the process ends.
     """
 
     def __init__(self, configured_path: Path, data_dir: Path | None) -> None:
@@ -96,9 +97,10 @@ class RunFolder:
         return path
 
     def unused_earlier_paths(self) -> Iterator[Path]:
-        """Yield the run folders of earlier agent processes, except the one in use. Remove each one if it is then empty.
+        """Yield the run folders of earlier agent processes, except the folder that this agent process uses.
 
-        A folder that is now used by another agent, or is no longer a folder of this user, is not yielded.
+        After the caller has processed a folder, the folder is removed if it is empty. A folder that another agent uses
+        now, or that no longer belongs to this user, is not yielded.
         """
         current_path = self.path
         for path in [path for path in self._earlier_paths if path != current_path]:
@@ -205,7 +207,7 @@ def open_and_lock(path: Path) -> int:
 
 
 def why_not_usable(path: Path) -> str:
-    """Return why the path cannot be a run folder, apart from a lock; '' if it can be one, or does not exist."""
+    """Return why the path cannot be a run folder; '' if it can be one, or does not exist. Its lock is not checked."""
     try:
         status = path.lstat()
     except OSError:

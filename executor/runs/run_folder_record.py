@@ -1,4 +1,7 @@
-"""Reads the names of the run folders that an agent uses or has used. Its few imports keep the reading commands fast."""
+"""Reads the names of the run folders that an agent uses or has used.
+
+It is a module of its own with few imports, so that commands that only read something start fast.
+"""
 
 from __future__ import annotations
 

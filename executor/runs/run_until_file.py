@@ -1,5 +1,6 @@
-"""Writes until when the runs of this agent process may continue, to the file that `shared/run_until.py` reads.
+"""Writes the time at which the runs of this agent process must end. The guards of the runs read it from a file.
 
+A guard is the process that ends the processes of a run (`execution.py`). It reads the file with `shared/run_until.py`.
 The file has a fixed size and is overwritten in place, so that it can also be written when the run folder is full.
 """
 

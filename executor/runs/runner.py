@@ -56,7 +56,7 @@ class RunnerPaths:
     """The folders that runs read from and write to."""
 
     ansible_home: Path  #: contains playbooks/, roles/, inventory/ and ansible.cfg
-    run_dir: Path  #: the run folder, if its name can be used (see run_folder.py)
+    run_dir: Path  #: SMITH_RUN_DIR; if it cannot be used, a folder with another name is used (see run_folder.py)
     artifacts_dir: Path  #: contains the redacted artifacts of ended runs
     data_dir: Path | None = None  #: the agent's data folder; None if the runs are not those of an agent process
 
@@ -91,7 +91,10 @@ class Runner:
         return self._run_folder.run_until
 
     def limit_runs(self, until_s: float) -> None:
-        """Make the guards end all runs at this time of the clock `boottime_s()`. Each call replaces the time."""
+        """Make the guards end all runs at this time of the clock `boottime_s()`. Each call sets a new time.
+
+        A guard is the process that ends the processes of a run (`execution.py`).
+        """
         self._run_until.limit(until_s)
 
     def start_warm_servers(self, *, are_required: bool = False) -> None:
@@ -237,7 +240,7 @@ class Runner:
 
 
 def _deadline_monotonic_s(run: PlaybookRun) -> float:
-    """Return when the playbook must end by itself, a time of the clock `time.monotonic`. The runner ends it later.
+    """Return when the playbook must end by itself: a time of the clock `time.monotonic`, before the run's timeout.
 
     A playbook that ends by itself states the true cause in its error message, such as a Proxmox task that has not
     ended. On Linux, all processes have the same monotonic clock, and it does not jump.

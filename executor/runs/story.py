@@ -1,8 +1,8 @@
 """Collects what a run does, for the database: its Ansible tasks, its steps and its Proxmox tasks.
 
-The story of a run is a small JSON document. `smith jobs show`, `smith jobs log` and the web pages of every machine read
-it in the database. Its times are seconds since the start of the run. The artifacts of the run contain the same and much
-more, but only on the machine that executed the run, and only until they are pruned.
+The story of a run is a small JSON document in the database, which `smith jobs show`, `smith jobs log` and the web pages
+show on every machine. Its times are seconds since the start of the run. The artifacts of the run contain the same and
+much more, but only on the machine that executed the run, and only until they are pruned.
 
     {"tasks": [{"task": "Create the VM", "at": 0.4, "seconds": 12.3, "outcome": "changed", "message": ""}],
      "steps": [{"at": 1.2, "text": "cloning the template 9000"}],
@@ -25,7 +25,7 @@ MAX_ENTRIES = 60
 MAX_TEXT_LENGTH = 300
 #: A longer line is cut to this length before it is searched.
 MAX_LINE_LENGTH = 4000
-#: A longer duration of an Ansible task is not stored. It is ten years.
+#: Ten years. A longer duration of an Ansible task is not stored, because it cannot be true.
 MAX_DURATION_S = 10 * 365 * 24 * 3600.0
 #: Number of lines of a Proxmox task's log that are kept.
 MAX_LOG_LINES = 8

@@ -8,9 +8,9 @@ that it does not support. Then the guard supervises the run as `process_tree.gua
 whole process tree when the run has ended, when the client has closed the connection, or when the agent has not renewed
 its leases in time. A run whose guard exists does not need the server any more.
 
-After a fork, /proc/<pid>/environ of the new process shows the server's environment. The guard replaces this text by
-the variables of the request that SHOWN_VARIABLES names, and the run inherits the replaced text. So the agent finds the
-processes of a warm run by their environment, as it finds the processes of a cold run.
+After a fork, /proc/<pid>/environ of the new process shows the server's environment. The guard replaces this text with
+the request's values of SHOWN_VARIABLES, and the run inherits the new text. So the agent finds the processes of a warm
+run by their environment, as it finds the processes of a cold run.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ ExecuteRun = Callable[[Request], int]
 def serve(path: str, check_request: CheckRequest, execute_run: ExecuteRun) -> None:
     """Accept clients on the socket `path` until the agent closes the server's standard input or dies.
 
-    Runs that have started continue after the server's end.
+    When the server ends, the runs that it has started continue.
     """
     signal_pipe = process_tree.SignalPipe([signal.SIGCHLD])
     listener = protocol.listen(path)

@@ -4,9 +4,10 @@ A warm run is a fork of a server process that has already imported Ansible and t
 which replaces a method of Ansible's local connection plugin. A connection plugin of our own is not used, because it
 would need another name, and this name would appear in every event.
 
-Only a module whose payload consists of the installed files runs here; every other module runs as Ansible runs it. A
-module may change the state of its process. What AnsibleModule and community.proxmox change is restored afterwards. If a
-module ends its process or does not return, the process of its run ends or is ended, and no other run is affected.
+A payload is a zip file of a module and the files that the module imports. Only a module whose payload consists of the
+installed files runs here; every other module runs as Ansible runs it. A module may change the state of its process.
+What AnsibleModule and community.proxmox change is restored afterwards. If a module ends its process or does not return,
+the process of its run ends or is ended, and no other run is affected.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def install(payloads: Payloads) -> None:
 
 
 def run_module(call: ModuleCall, cwd: str) -> Outcome:
-    """Run a module in this process as a new Python process would run it; return its exit code and its output."""
+    """Run a module in this process as a new Python process would run it; return the module's exit code and output."""
     output, error_output = _text_file(), _text_file()
     with (
         _restored_process(),
@@ -99,7 +100,8 @@ def _restored_process() -> Iterator[None]:
 def _module_side_of_ansible() -> Iterator[None]:
     """Give Ansible's module_utils the state that they have in a module's own process; restore their state afterwards.
 
-    With their usual state in ansible-playbook, they would write warnings to the display, not into the module's result.
+    In ansible-playbook, the module_utils have another state, with which they would write the warnings of a module to
+    the display and not into the module's result.
     """
     module_state: _State = [
         (patches.IS_CONTROLLER, False),

@@ -21,7 +21,7 @@ SEARCHED_BYTES = 2048
 #: The beginning of the last line of a module script. This line calls the script's main function.
 MAIN_CALL = b"_ansiballz_main("
 #: The names of the arguments with which a module script must call its main function. Another release of Ansible may
-#: generate a script with other arguments. Such a script is not understood.
+#: generate a script with other arguments. For such a script, `read_module_call` returns None.
 MAIN_ARGUMENTS = {
     *("zip_data", "ansible_module", "module_fqn", "params", "profile", "date_time", "extensions", "rlimit_nofile"),
 }
@@ -51,8 +51,8 @@ class ModuleCall:
 def read_module_call(command: str, script: bytes) -> ModuleCall | None:
     """Return the module that a shell command would run with a module script as its standard input.
 
-    Return None for another command, another interpreter, the module of another collection, or a script with options
-    that only coverage, debuggers or limits of open files need.
+    Return None if the command has another form, if the interpreter or the module's collection is another one, or if the
+    script has an option for coverage, a debugger or a limit of open files.
     """
     if SCRIPT_TEXT not in script[:SEARCHED_BYTES] or PROXMOX_MODULE_TEXT not in script:
         return None
@@ -82,7 +82,8 @@ def read_command(command: str) -> tuple[str, dict[str, str]] | None:
     """Return the interpreter and the environment variables in a shell command of the form `/bin/sh -c 'A=1 python'`.
 
     With pipelining, Ansible runs each module with such a command. Return None for a command of another form. To prove
-    that a shell would read the same variables, the command is made again from the result and compared.
+    that a shell would read the same variables, the function makes a command from the result, and compares it with the
+    given command.
     """
     try:
         shell, option, line = shlex.split(command)

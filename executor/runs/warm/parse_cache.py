@@ -1,4 +1,4 @@
-"""Shares parsed YAML documents and compiled templates between warm runs, so that each run need not make them again.
+"""Shares parsed YAML and compiled templates between warm runs, so that each run need not parse and compile them again.
 
 A warm run is a fork of a server process that has already imported Ansible. A document is stored under a key that
 contains the file's name and text, so a changed file is parsed again. The byte code of a template is stored under a key
@@ -50,7 +50,7 @@ class ParsedDocuments:
         self._parsed_documents: dict[Key, Any] = {}
 
     def parse_all(self, files: Iterable[Path]) -> None:
-        """Parse and store `files` and the other documents, with the same calls of Ansible's functions as in a run."""
+        """Parse `files` and the other documents with the same functions of Ansible as in a run, and store them."""
         data_loader_class = patches.DATA_LOADER.get_value()
         patches.YAML_LOAD.set_value(self._parse_and_store)
         for file in files:
@@ -179,8 +179,8 @@ class CompiledTemplates:
             return (kind, type(env).__qualname__, str(source), escapes_backslashes, *syntax)
 
         def compile_template(env: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
-            # For an expression, `source` is a syntax tree, from which no key can be made. `compile_expression` has made
-            # the key from the text of the expression.
+            # For an expression, `source` is a syntax tree, from which no key can be made. So `compile_expression` below
+            # has made the key from the text of the expression, and has stored it in `_expression_key`.
             key = self._expression_key
             if isinstance(source, str) and not args and not kwargs:
                 key = make_key(env, "template", source)

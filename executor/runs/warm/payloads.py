@@ -1,8 +1,8 @@
-"""Makes the payloads of the modules that our actions call once, before the fork, for all warm runs.
+"""Makes the payloads of the modules that our actions call: once for all warm runs, before the fork.
 
 A warm run is a fork of a server process that has already imported Ansible. A payload is a zip file of a module and the
-files that the module imports. Ansible makes a module's payload in each run (0.2 s of CPU time) and keeps it in the
-run's temporary folder. The server makes the payloads of our modules at its start (0.7 s of CPU time), and each run
+files that the module imports. By default, Ansible makes a module's payload in each run (0.2 s of CPU time) and keeps it
+in the run's temporary folder. Instead, the server makes the payloads at its start (0.7 s of CPU time), and each run
 links them into its temporary folder.
 """
 
@@ -81,7 +81,7 @@ class Payloads:
 
 @contextlib.contextmanager
 def _parsing_each_file_once() -> Iterator[None]:
-    """Make Ansible parse a file that several modules import only once, which needs half of the CPU time."""
+    """Make Ansible parse each file only once, even if several modules import it. This halves the CPU time."""
     original = patches.COMPILE_MODULE_AST.get_value()
     patches.COMPILE_MODULE_AST.set_value(cache(original))
     try:
@@ -127,6 +127,6 @@ def _find_installed_file(name: str) -> Path | None:
 
 @cache
 def _import_folders() -> Iterable[Path]:
-    """Return the folders of the search paths that contain `ansible_collections` or the package `ansible`."""
+    """Return those folders of the search paths in which there is `ansible_collections` or the package `ansible`."""
     folders = [Path(entry) for entry in (*patches.COLLECTIONS_PATHS.get_value(), *sys.path) if entry]
     return [folder for folder in folders if (folder / "ansible_collections").is_dir() or (folder / "ansible").is_dir()]

@@ -41,7 +41,7 @@ TEMPORARY_FOLDER_TYPES = ("tmp", "temppath", "tmppath")
 PLUGIN_PACKAGES = tuple(f"ansible.plugins.{kind}" for kind in ("become", "connection", "shell", "vars"))
 #: Our files that runs read, as patterns relative to the working directory.
 OUR_FILES = ("playbooks/*.yml", "roles/*/*/*.yml", "inventory/**/*.yml")
-#: The package with the plugins of our collection, and those of its folders whose modules runs import by name.
+#: The package with the plugins of our collection, and the folders in it from which runs import modules by name.
 OUR_PLUGINS = "ansible_collections.agent_smith.proxmox.plugins"
 OUR_PLUGIN_FOLDERS = ("action", "filter")
 #: Python modules that runs of our playbooks import. They are imported before the fork. A module that the installed
@@ -213,8 +213,7 @@ def _installed_collection_finder() -> Iterator[None]:
 def _import_from_collections() -> None:
     """Import our actions and filters, and the modules that the actions call.
 
-    Ansible's collection loader compiles the source of a plugin in each process that imports it, which a fork need not
-    do again.
+    Otherwise, Ansible's collection loader would compile the source of these plugins in each run.
     """
     for folder in OUR_PLUGIN_FOLDERS:
         for file in sorted(Path.cwd().glob(f"plugins/{folder}/*.py")):

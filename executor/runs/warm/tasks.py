@@ -22,8 +22,8 @@ from typing import Any
 from executor.runs.warm import patches
 
 #: How long a play waits between two polls for the result of an Ansible task. It replaces Ansible's setting
-#: `internal_poll_interval`, whose default is for forks. Here it is too long, because usually the first poll finds the
-#: result.
+#: `internal_poll_interval`. The default of this setting suits tasks that run in forks. Here the default is too long,
+#: because the result usually exists at the first poll.
 RESULT_POLL_S = 0.001
 
 
@@ -61,7 +61,7 @@ def install() -> None:
             """Do nothing. The original method would close the standard output, to which this run still writes."""
 
         def _hard_exit(self, e: str) -> None:
-            """Report the error `e` and set the exit code, so that the play fails. The original method ends the fork."""
+            """Show the error `e` and set the exit code, so that the play fails. Ansible's method would end the fork."""
             patches.WORKER_DISPLAY.get_value().error(e)
             self.exitcode = 1
 

@@ -69,7 +69,10 @@ class TlsState:
 
 
 def read_tls_state(host: str, port: int, ca_bundle: Path | None) -> TlsState:
-    """Connect with TLS, and verify the server's certificate with the CA bundle; None means the CAs of the system."""
+    """Connect with TLS, and return whether this failed and why, with the server's certificate.
+
+    The certificate is verified with the CA bundle, or with the system's CAs if `ca_bundle` is None.
+    """
     context = ssl.create_default_context(cafile=str(ca_bundle) if ca_bundle else None)
     try:
         _handshake(host, port, context)

@@ -1,4 +1,4 @@
-"""Checks the agent to which the token belongs: whether it is enabled, its clock, and who else uses the token.
+"""Checks the agent to which the token belongs, whether another executor uses the token, and FulcrumCore's clock.
 
 An executor is one installation of Agent Smith. Several executors may use one token only if they share one database.
 """
@@ -62,8 +62,8 @@ def _check_clock(client: FulcrumClient) -> CheckResult:
 def _check_same_agent(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
     """Warn if the database has jobs of another agent, or if an executor with another database uses the token.
 
-    The latter is likely if FulcrumCore has a recent heartbeat of the agent, although the database has no row of a
-    running agent process. Executors with two databases and one token would claim each other's jobs.
+    An executor with another database probably exists if FulcrumCore has a recent heartbeat of the agent, although the
+    database has no row of a running agent process. Two such executors would claim each other's jobs.
     """
     try:
         earlier_agent_id = read_database(settings, queries.newest_agent_id, if_missing=None)

@@ -42,7 +42,7 @@ def check_connection(client: FulcrumClient, settings: Settings) -> Generator[Che
 def _check_tls(settings: Settings) -> Iterator[CheckResult]:
     """Check that the connection is encrypted, and that the client verifies the certificate.
 
-    It is called only after FulcrumCore has answered a request, so a verified certificate was valid.
+    It is called only after FulcrumCore has answered a request. So if the client verifies the certificate, it is valid.
     """
     url = urlsplit(settings.fulcrum_api_url)
     if url.scheme == "https" and not settings.fulcrum_verify_tls:

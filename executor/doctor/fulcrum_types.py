@@ -66,7 +66,10 @@ def _check_actions(service_type: ServiceType, playbook_folders: Any) -> Iterator
 
 
 def _check_age(service_type: ServiceType) -> Iterator[CheckResult]:
-    """Warn if a service type has the name of a type in the folder `deploy`, but lacks actions or properties of it."""
+    """Warn if a service type has the name of a shipped type, but lacks some of the actions or properties in its file.
+
+    The files of the shipped types are in the folder `deploy`.
+    """
     shipped = _shipped_type(service_type)
     if shipped.get("name") != service_type.name:
         return
@@ -113,7 +116,10 @@ def _check_backup(service_type: ServiceType, settings: Settings) -> Iterator[Che
 
 
 def check_metric_types(client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
-    """Check that FulcrumCore has all metric types, because it refuses metrics of other types. Raises FulcrumError."""
+    """Check that FulcrumCore has all metric types of the agent, because it refuses metrics without a type.
+
+    Raises FulcrumError.
+    """
     if settings.smith_metrics_interval_s == 0:
         yield _RESULT.ok("metric types", "not used, because SMITH_METRICS_INTERVAL_S is 0")
         return

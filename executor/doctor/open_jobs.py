@@ -59,10 +59,10 @@ def check_open_jobs(client: FulcrumClient, agent_id: str, settings: Settings) ->
 
 
 def cause_of(core_job: CoreJob, row: Job | None) -> str:
-    """Return why the agent does not process a job that is open in FulcrumCore; '' if it does. Pure function.
+    """Return why the agent neither processes nor reports a job that is open in FulcrumCore; '' if it does.
 
     `row` is the job's row in the agent's database. A pending job without a row is no problem, because the agent
-    receives it with its next poll.
+    receives it with its next poll. Pure function.
     """
     if row is None:
         return NO_ROW if core_job.status == "Processing" else ""

@@ -79,7 +79,7 @@ def _check_secrets(settings: Settings) -> Iterator[CheckResult]:
 
 
 def _has_secret(name: str, settings: Settings) -> bool:
-    """Return whether the value of the setting is secret. It is, except for a database URL that names an SQLite file."""
+    """Return whether the value of this setting is secret. Only the database URL of an SQLite file is not."""
     return name != "SMITH_DATABASE_URL" or sqlite_file(settings.smith_database_url) is None
 
 

@@ -29,7 +29,10 @@ JsonObject = dict[str, Any]
 
 
 class BootstrapRefused(SmithError):
-    """FulcrumCore's objects do not fit the request. An administrator must change one of both. Nothing was created."""
+    """The objects in FulcrumCore do not fit the request. An administrator must change some of them, or the request.
+
+    Nothing was created.
+    """
 
 
 class ObjectStatus(StrEnum):

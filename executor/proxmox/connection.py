@@ -103,7 +103,8 @@ class ProxmoxSession:
         """Send a GET request. Send it again if Proxmox refuses it and `reload_connection` returns new credentials.
 
         After a login with a password, proxmoxer sends a ticket with each request. If the ticket may have expired, this
-        method logs in again and repeats the request.
+        method logs in again and repeats the request. If Proxmox refuses a token with 401, and there are no new
+        credentials, `_repeat_while_refused` repeats the request.
         """
         had_api_before = self._has_api()
         used_connection = self.connection
@@ -130,13 +131,13 @@ class ProxmoxSession:
         return repeat_while_refused(lambda: _get_once(self._api(), path, query), _is_login_refused, PAUSES_S[1:])
 
     def _has_api(self) -> bool:
-        """Return whether this thread has an API object that this process created with the present credentials."""
+        """Return whether this thread has a ProxmoxAPI object that this process created with the present credentials."""
         is_from_this_process = getattr(self._local, "pid", None) == os.getpid()
         has_present_credentials = getattr(self._local, "connection", None) == self.connection
         return is_from_this_process and has_present_credentials and self._local.api is not None
 
     def _api(self) -> ProxmoxAPI:
-        """Return the API object of this thread, which keeps a TCP connection open. Create the object if there is none.
+        """Return this thread's ProxmoxAPI object, which keeps a TCP connection open. Create it if there is none.
 
         A forked child process creates its own object, because two processes must never share a socket.
         """
@@ -153,7 +154,7 @@ def _is_login_refused(exc: Exception) -> bool:
 
 
 def _connect(connection: ProxmoxConnection, timeout_s: tuple[float, float]) -> ProxmoxAPI:
-    """Return a new API object. With a password, this function logs in. With a token, it sends no request."""
+    """Return a new ProxmoxAPI object. With a password, this function logs in. With a token, it sends no request."""
     if connection.token_secret:
         credentials = {"token_name": connection.token_id, "token_value": connection.token_secret}
     else:

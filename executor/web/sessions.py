@@ -44,7 +44,7 @@ class Visitor:
         return hmac.new(self.session_key.encode(), b"form", hashlib.sha256).hexdigest() if self.session_key else ""
 
     def is_form_token(self, token: str) -> bool:
-        """Return whether a form of this session has sent this token."""
+        """Return whether this is the form token of the session; False without a session."""
         return self.may_act and hmac.compare_digest(token.encode(), self.form_token.encode())
 
 

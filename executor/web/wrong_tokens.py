@@ -22,7 +22,7 @@ class WrongTokenCounter:
         self._times_by_address: OrderedDict[str, deque[float]] = OrderedDict()
 
     def count(self, address: str) -> int:
-        """Count a wrong token. Return for how many seconds the address gets 429; 0 if it gets 401."""
+        """Return for how many seconds wrong tokens from this address get 429. If it is 0, count one: it gets 401."""
         wait_s = self.remaining_wait_s(address)
         if wait_s > 0:
             return int(wait_s) + 1

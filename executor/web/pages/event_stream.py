@@ -34,7 +34,7 @@ def event(name: str, data: Any, *, event_id: str = "") -> bytes:
 
 
 class EventStream:
-    """An ASGI response with these events."""
+    """A response that sends these events, as an ASGI application. It calls `on_end` when it has ended."""
 
     def __init__(self, events: AsyncGenerator[bytes, None], on_end: Callable[[], None]) -> None:
         self._events = events

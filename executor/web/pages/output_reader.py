@@ -50,7 +50,7 @@ class OutputReader:
         self._ident = match[1] if match else ""
         self._offset = int(match[2]) if match else 0
         self.is_complete = False  #: whether `read` has reached the end of all outputs, and all runs have ended
-        self.missing: str = ""  #: the ident of the run at the position, if its output is not on this machine
+        self.missing: str = ""  #: the ident of a run whose output is not on this machine, if `read` has found one
 
     def read(self, outputs: Sequence[RunOutput]) -> list[Text]:
         """Return the texts after the position. `outputs` are those of all runs of the job, the oldest first."""

@@ -22,7 +22,10 @@ class WrongTokenCounter:
         self._times_by_address: OrderedDict[str, deque[float]] = OrderedDict()
 
     def count(self, address: str) -> int:
-        """Return for how many seconds wrong tokens from this address get 429. If it is 0, count one: it gets 401."""
+        """Count a wrong token, unless its address gets 429 at the moment.
+
+        Return for how many seconds the address gets 429 for wrong tokens; 0 if this token gets 401.
+        """
         wait_s = self.remaining_wait_s(address)
         if wait_s > 0:
             return int(wait_s) + 1

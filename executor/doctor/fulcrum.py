@@ -1,4 +1,4 @@
-"""Runs the checks of FulcrumCore, and reads the configuration that the agent has there."""
+"""Runs the checks of FulcrumCore, and reads the configuration that FulcrumCore holds for the agent."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def _get_once(api: ProxmoxAPI, path: str, query: dict[str, Any]) -> Any:
 
     If the answer is not JSON, proxmoxer returns a dict whose member `errors` is the answer as bytes.
     """
-    with bounded_sessions():  # proxmoxer may log in again, in a session of its own
+    with bounded_sessions():  # proxmoxer may log in again, and opens another session for this
         answer = api(path.strip("/")).get(**query)
     if isinstance(answer, dict) and isinstance(answer.get("errors"), bytes):
         raise ValueError("the answer is not JSON")

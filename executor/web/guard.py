@@ -174,7 +174,9 @@ class Guard:
 def _add_security_headers(headers: MutableHeaders) -> None:
     is_html = headers.get("content-type", "").startswith("text/html")
     for name, value in (PAGE_HEADERS if is_html else SECURITY_HEADERS).items():
-        if name != "Cache-Control" or name not in headers:  # the pages' own scripts and styles may be cached
+        if (
+            name != "Cache-Control" or name not in headers
+        ):  # scripts and styles allow caching with a header of their own
             headers[name] = value
 
 

@@ -13,7 +13,7 @@ from executor.web.wrong_tokens import WrongTokenCounter
 
 @dataclass(frozen=True, kw_only=True)
 class ServerParts:
-    """The parts of one server."""
+    """The parts of one HTTP server that the guard and the pages use."""
 
     handle: AgentHandle
     access: Access

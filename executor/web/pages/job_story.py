@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 @dataclass(frozen=True, kw_only=True)
 class JobStory:
-    """What the database has about one job."""
+    """What the database has about one job: its row, runs, events, and changes by operators, and names to show."""
 
     job: Job
     runs: list[Run]

@@ -1,4 +1,4 @@
-"""The pages that are one list each: executors with critical jobs, settings, and the audit."""
+"""The pages that show one list each: executors (agent processes, with critical jobs), settings, and the audit."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def find_mapping(session: Session, reference: str) -> Mapping:
 
 
 def refuse_while_in_use(session: Session, service_id: str) -> None:
-    """Raise CommandFailed while a worker processes a job of the service, or a command runs a playbook for it."""
+    """Raise CommandFailed while a job of the service is running, or a command runs a playbook for the service."""
     jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_ids=[service_id], limit=1)
     obstacle = jobs[0] if jobs else manual_runs.in_progress(session, service_id)
     if obstacle is not None:

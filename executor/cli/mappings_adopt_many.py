@@ -97,7 +97,7 @@ def _check_all(clients: Clients, engine: Engine, rows: Sequence[SourceRow], *, a
 
 
 def _check(clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row: SourceRow, output: Any) -> Candidate:
-    """Return one pair with its outcome. Contradictions to other pairs are not checked here."""
+    """Return one pair with its outcome. Contradictions between pairs are not checked here."""
     if row.problem or row.vmid is None:
         return Candidate(row=row, outcome=Outcome.REFUSED, why=row.problem)
     try:
@@ -135,7 +135,7 @@ def _is_up_to_date(engine: Engine, adoption: Adoption) -> bool:
 
 
 def _refuse_contradictions(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Refuse each pair whose service has several existing VMs in the file, or whose VM has several services in it."""
+    """Refuse each pair if the file has several existing VMs for its service, or several services for its VM."""
     usable = [candidate for candidate in candidates if candidate.adoption is not None]
     vm_counts = Counter(candidate.row.service_id for candidate in usable)
     service_counts = Counter(candidate.row.vmid for candidate in usable)

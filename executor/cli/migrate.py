@@ -138,7 +138,7 @@ def _read_target_url(to: str | None, file: Path | None) -> str:
 
 @contextmanager
 def _opened_target(url: str) -> Iterator[Engine]:
-    """Open the other database, and create the schema of this version in it if it is missing.
+    """Open the other database. If its schema is missing or older than that of this version, upgrade the schema.
 
     If it is a SQLite database, its lock is held during the block, so that no agent uses the database.
     """

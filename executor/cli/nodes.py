@@ -117,8 +117,8 @@ def limit(
 ) -> None:
     """Limit how many jobs a node runs in parallel.
 
-    A node never runs more than SMITH_CONCURRENCY. The limit stays until `--reset`, also after a restart of the agent
-    and with another SMITH_CONCURRENCY.
+    A node never runs more than SMITH_CONCURRENCY. The limit stays until `--reset`, also if the agent restarts or its
+    SMITH_CONCURRENCY changes.
     """
     if reset == (jobs is not None):
         raise typer.BadParameter("give either the number of jobs or --reset")
@@ -141,7 +141,10 @@ def limit(
 
 
 def _find(store: Store, reference: str) -> Node:
-    """Return the node with this id, beginning of an id, or host. Raises CommandFailed if none or several match."""
+    """Return the node whose host is `reference`, or whose id begins with it.
+
+    Raises CommandFailed if none or several match.
+    """
     running = nodes.not_stopped(store.session)
     matches = [node for node in running if reference and (node.host == reference or node.id.startswith(reference))]
     lease_s = store.settings.smith_lease_s

@@ -63,7 +63,7 @@ def find_vmids(settings: Settings, pattern: str) -> list[int]:
 
 
 def _write_inventory(file: Path, settings: Settings) -> None:
-    """Write our inventory with the login of the settings into a file that only our user can read."""
+    """Write our inventory with the Proxmox login of the settings into a file that only this process's user can read."""
     inventory = yaml.safe_load((ansible_home() / "inventory" / INVENTORY_FILE).read_text(encoding="utf-8"))
     inventory |= {
         "url": f"https://{host_in_url(settings.proxmox_host)}:{settings.proxmox_port}",

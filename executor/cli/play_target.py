@@ -46,7 +46,7 @@ def find_target(  # noqa: PLR0913 (three options select the VM)
 ) -> Target:
     """Return the VM that one of the options selects. Without an option, the operator's members of `vm` identify the VM.
 
-    The VM of the action `create` does not exist yet, so its VMID and its name are only members of `vm`.
+    The VM of the action `create` does not exist yet, so the options --vmid and --name only set members of `vm`.
     """
     if service is not None:
         mapping = _find_service_mapping(engine, settings, service)

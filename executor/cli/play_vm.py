@@ -46,7 +46,7 @@ def complete_vm_variable(
     vm = {**_members_from_settings(action, settings, operator_members), **operator_members, **identity}
     vm["allowed"] = allowed_values(settings)  # not from the operator's members: the limits of the agent's runs apply
     required_options = {name: option for name, option in options.items() if option.get("required")}
-    # The members that are missing in `vm`: the option of each, keyed by its name.
+    # The option of each member that is missing in `vm`, keyed by the member's name.
     missing_members = {name: option for name, option in required_options.items() if vm.get(name) is None}
     if action.name == "create" and not any(vm.get(source) for source in CREATE_SOURCES):
         missing_members["template"] = options.get("template", {})

@@ -55,7 +55,7 @@ class ServiceLock:
 
     engine: Engine | None
     ident: str  #: the name of the run; empty if it is not stored
-    #: Sets the moment at which the guard must end the playbook, a point in `boottime_s`.
+    #: Sets the moment at which the guard must end the playbook, as a value of `boottime_s`.
     _limit_run: Callable[[float], None] = lambda _until_s: None
     _runs_until_s: float = NO_LIMIT
     #: What the playbook has printed, for the database.

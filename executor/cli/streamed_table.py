@@ -18,7 +18,7 @@ class StreamedTable:
     """
 
     def __init__(self, columns: Mapping[str, str], widths: Mapping[str, int]) -> None:
-        """Choose the columns. `columns` has the headings and `widths` the widths, by the keys of the rows' values."""
+        """Choose the columns that fit. `columns` has the heading, and `widths` the width, for each key of a row."""
         self._columns, self._widths = columns, widths
         self._shown, self._width = columns_that_fit(widths, terminal_width())
         self._has_heading = False

@@ -52,7 +52,7 @@ GAP = 2
 def columns_that_fit(
     natural_widths: Mapping[str, int], terminal_width: int | None, *, empty: Collection[str] = ()
 ) -> tuple[list[str], int | None]:
-    """Return the keys of the columns that are shown, and the width of the table, None for its natural width.
+    """Return the keys of the columns that are shown, and the width of the table (None: as wide as its cells need).
 
     `natural_widths` has the width of the widest cell of each column. The columns in `empty` have no value in any row,
     and are left out first. If even the MIN_COLUMNS columns that always stay are wider than the terminal, the table is
@@ -74,7 +74,7 @@ def columns_that_fit(
 
 
 def flexible_widths(shown: list[str], natural_widths: Mapping[str, int], width: int) -> dict[str, int]:
-    """Return the width of each shown column with free text, in a table of this width."""
+    """Return the width of each shown column with free text, if the whole table has the width `width`."""
     flexible = sorted((key for key in shown if key in FLEXIBLE_COLUMNS), key=lambda key: natural_widths[key])
     left = width - GAP * (len(shown) - 1) - sum(natural_widths[key] for key in shown if key not in flexible)
     widths: dict[str, int] = {}

@@ -1,6 +1,6 @@
 """Prints tables, fields, headings and documents for operators. Text is never parsed as the markup of rich.
 
-Each function imports rich itself, because its import takes long. Only text for a terminal needs rich.
+The functions import rich, and not the module, because the import takes long. Only text for a terminal needs rich.
 """
 
 from __future__ import annotations

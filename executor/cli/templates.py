@@ -72,7 +72,7 @@ def template_rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, A
 
 
 def _vms_with_facts(reader: ProxmoxReader) -> list[VmRow]:
-    """Return the rows of the VMs whose facts are known. A row whose VM cannot be read is left out."""
+    """Return the rows of the VMs with the facts of their configurations. A VM that cannot be read is left out."""
     rows: list[VmRow] = []
     for row in reader.vms():
         if row.kind != GuestKind.QEMU:

@@ -52,7 +52,7 @@ def show(
 ) -> None:
     """Show running jobs with their steps, the queue, and the last failures.
 
-    The steps are up to 5 s old (a sixth of SMITH_LEASE_S).
+    The steps are up to 5 s old (a sixth of SMITH_LEASE_S, whose default is 30 s).
     """
     if not (once or as_json):
         watch_store(lambda store: _print(_status(store), _read(store)))

@@ -209,10 +209,10 @@ class Facts:
         return {mapping.service_id: mapping for mapping in self.mappings}
 
     def is_foreign(self, guest: GuestFacts) -> bool:
-        """Return whether a marked guest belongs to another agent, another cluster's mapping or another FulcrumCore.
+        """Return whether a marked guest belongs to another agent, a mapping of another cluster or another FulcrumCore.
 
         The service in the marker decides this. Only if neither FulcrumCore nor a mapping has the service, the agent id
-        decides that an agent has written next to the marker.
+        next to the marker decides. It is the id of the agent that wrote the marker.
         """
         if not self.foreign_services.isdisjoint(guest.markers):
             return True

@@ -24,7 +24,7 @@ _TEXT_BY_ERROR_TYPE: dict[str, str] = {
     "greater_than_equal": "must be at least {ge:.15g}",
     "less_than_equal": "must be at most {le:.15g}",
 }
-#: A longer description of a setting is shortened in a problem.
+#: If the description of a setting is longer than this, a problem shows only its beginning.
 _MAX_PURPOSE_LENGTH = 300
 #: A problem shows at most this many characters of a wrong value.
 _MAX_SHOWN_CHARACTERS = 40

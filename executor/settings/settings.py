@@ -58,7 +58,7 @@ class Settings(
         return "given" if name.lower() in self.model_fields_set else "default"
 
     def insecure_settings(self) -> list[tuple[str, str]]:
-        """Return the name of each setting that turns off the protection by TLS, and what this makes possible."""
+        """Return the name of each setting that turns off the protection by TLS, and the danger of this value."""
         url = urlsplit(self.fulcrum_api_url)
         insecure = []
         if url.scheme == "http" and not is_local_address(f"{url.hostname}:0"):  # the port is ignored

@@ -9,7 +9,7 @@ from typing import Any
 from executor.database.tables import AuditEntry
 from executor.views.text import sanitized
 
-#: A time in the values of an entry.
+#: Matches a time in the values of an audit entry.
 _STORED_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}(\.[0-9]{6})?\+[0-9]{2}:[0-9]{2}")
 
 

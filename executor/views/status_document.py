@@ -18,7 +18,8 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 #: The maximum number of agent processes that are shown. Running and ended processes are shown, the last seen first.
 MAX_SHOWN_AGENTS = 10
-#: The maximum number of postponed reports that are shown. Those of the jobs that ended first are shown.
+#: The maximum number of postponed reports (results that FulcrumCore has not accepted) that are shown. Those of the jobs
+#: that ended first are shown.
 MAX_SHOWN_REPORTS = 10
 #: The maximum number of shown jobs that another executor has claimed with this agent's token. The oldest are shown.
 MAX_SHOWN_CLAIMED_ELSEWHERE = 10
@@ -28,7 +29,7 @@ HEARTBEAT = "Heartbeat"
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """The document of `smith status --json`, and three texts that `smith status` shows instead of its fields."""
+    """The document of `smith status --json`, and three texts that `smith status` shows in place of some fields."""
 
     document: dict[str, Any]
     pause_text: str

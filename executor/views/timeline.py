@@ -1,6 +1,6 @@
-"""Builds the timeline of a job: what happened to it, in the order of time, from its arrival to the end of its report.
+"""Builds the timeline of a job: what happened to it, in the order of time, from its arrival until it is reported.
 
-`Run.story` has what a run has done: its Ansible tasks, the steps of its actions and its Proxmox tasks.
+`Run.story` lists what a run has done: its Ansible tasks, the steps of its action and its Proxmox tasks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EVENT_TEXTS = {
     JobEventKind.REPORT_POSTPONED: "report not accepted",
     JobEventKind.RESULT_REPLACED: "FulcrumCore refused the result, a failure is reported instead",
 }
-#: The text about a report that has ended, by its state.
+#: The text about the end of a job's report, by the report's state.
 REPORT_TEXTS = {
     ReportState.REPORTED: "reported to FulcrumCore",
     ReportState.OVERTAKEN: "FulcrumCore had ended the job itself",

@@ -20,7 +20,7 @@ class JobStatus(StrEnum):
 
 
 #: The statuses that may follow each status. A job changes from processing back to pending if its lease expires, or if
-#: its agent releases it for another attempt.
+#: its agent requeues it for another attempt or releases it.
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.PENDING: frozenset({JobStatus.PROCESSING, JobStatus.FAILED}),
     JobStatus.PROCESSING: frozenset({JobStatus.PENDING, JobStatus.COMPLETED, JobStatus.FAILED}),
@@ -91,7 +91,8 @@ class MappingState(StrEnum):
     RESERVED = "reserved"  #: the VMID is reserved; the VM does not exist yet, or is not completely configured
     ACTIVE = "active"  #: the VM exists
     PENDING_DELETION = "pending_deletion"  #: the service was deleted; its VM is stopped and marked for deletion
-    DELETED = "deleted"  #: the VM was deleted; for SMITH_VMID_QUARANTINE_S no new VM gets its VMID
+    #: the mapping has ended, usually with the deletion of its VM; for SMITH_VMID_QUARANTINE_S no new VM gets its VMID
+    DELETED = "deleted"
     VM_LOST = "vm_lost"  #: the VM does not exist any more, and no job of the agent deleted it
 
 

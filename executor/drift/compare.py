@@ -42,7 +42,8 @@ def compare(facts: Facts) -> tuple[Finding, ...]:
 def _volumes_finding(volumes_left: VolumesLeft) -> Finding:
     """Return the finding about volumes that existed after the deletion of a VM.
 
-    If some of them still exist, an operator must remove them. If none exists any more, the repair removes the note.
+    If some of them still exist, an operator must remove them. If none exists any more, the repair of the finding
+    removes the mapping's note about them.
     """
     kind = DriftKind.VOLUMES_LEFT
     if not volumes_left.volumes:

@@ -69,7 +69,7 @@ AUTOMATIC_REPAIRS = frozenset({Repair.CORRECT_NODE, Repair.MARK_VM_LOST, Repair.
 
 @dataclass(frozen=True, kw_only=True)
 class MappingFacts:
-    """Columns of a mapping, which is deleted only in `VolumesLeft`. `id` is the id of the mapping's row."""
+    """Columns of a mapping's row, including the row's `id`. Only the mapping of a `VolumesLeft` is deleted."""
 
     id: int
     service_id: str

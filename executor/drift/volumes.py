@@ -10,7 +10,7 @@ from executor.proxmox.client import ProxmoxReader
 
 
 def existing_volumes(proxmox: ProxmoxReader, volumes_left: VolumesLeft) -> VolumesLeft:
-    """Return those volumes of a deleted VM that still exist. If a storage cannot be read, all of its volumes stay."""
+    """Return the volumes of a deleted VM that may still exist: without those that their storage no longer lists."""
     mapping, volumes = volumes_left.mapping, volumes_left.volumes
     existing = tuple(volume for volume in volumes if _may_exist(proxmox, mapping, volume))
     return replace(volumes_left, volumes=existing)

@@ -16,10 +16,13 @@ from ..plugin_utils.volume_removal import own_rows, remove_volumes
 
 
 class ActionModule(VmAction):
-    """Stops the guest; then marks it for a later deletion, or makes a final archive and deletes it with its disks."""
+    """Stops the guest. Then either marks it for a later deletion, or deletes it with its disks.
+
+    If the request names a storage for a final archive, the guest is backed up before it is deleted.
+    """
 
     archive = ""  #: the volume of the final archive
-    volumes_left: Sequence[str] = ()  #: the volumes that still exist after the deletion of the VM
+    volumes_left: Sequence[str] = ()  #: the VM's volumes that still exist after the deletion of the VM
     other_volumes: Sequence[str] = ()  #: the volumes in `volumes_left` that may belong to another VM
 
     def execute(self) -> dict[str, Any]:
@@ -73,7 +76,8 @@ class ActionModule(VmAction):
     def _delete(self, facts: Facts) -> steps.Step:
         """Delete the guest.
 
-        The identity is verified again before the deletion, because the shutdown may have taken minutes.
+        The identity is verified again right before the deletion: the shutdown may have taken minutes, so the guest may
+        have changed since the first check.
         """
         self.refuse(identity_problem(facts, self.vm, True), lock_problem(facts))
         self.diff = {"before": {"status": facts["status"]}, "after": {"status": "absent"}}
@@ -99,10 +103,13 @@ class ActionModule(VmAction):
         return steps.Step(facts=after, is_changed=True, upids=after["upids"])
 
     def _deleted_before(self, facts: Facts) -> steps.Step:
-        """Warn of the volumes that an earlier, interrupted run has left."""
+        """Find what is left of a guest that an earlier, interrupted run has deleted. Changes nothing.
+
+        A warning follows if volumes of the guest still exist, or if this is unknown.
+        """
         try:
             is_known = self._find_volumes_of_last_deletion()
-        except FAILED_CALL as exc:  # not a failure of the action: the absence of the VM is proven
+        except FAILED_CALL as exc:  # the action succeeds: it is proven that the VM is absent
             self._warn_of_unknown_volumes(error_text(exc))
         else:
             if not is_known:
@@ -112,8 +119,9 @@ class ActionModule(VmAction):
     def _find_volumes_of_last_deletion(self) -> bool:
         """Find the volumes that the last deletion of the VM has left.
 
-        Return False if no deletion was found, but a node that may have made it is offline. All nodes are searched for
-        the Proxmox task of the deletion, because the VM may have moved after its node was stored.
+        Return False if no deletion was found and a node that may have deleted the VM is offline. The Proxmox task of
+        the deletion is searched for on all nodes, because the VM may have moved to another node than the one that the
+        request names.
         """
         vmid, types = int(self.vm["vmid"]), task_types("absent", kind_of(self.vm))
         tasks, is_complete = self.cluster.tasks_on_all_nodes(vmid)
@@ -126,7 +134,10 @@ class ActionModule(VmAction):
         return True
 
     def _removable(self, node: str, used: set[str]) -> dict[str, dict[str, Any]]:
-        """Return, before the deletion, the rows of the volumes that the action may remove if Proxmox leaves them."""
+        """Return Proxmox's list entries of the volumes that the action may remove if Proxmox does not remove them.
+
+        This is called before the deletion, when it is still known which volumes the guest uses.
+        """
         if not is_yes(self.vm.get("remove_volumes_left", False)):
             return {}
         try:
@@ -138,9 +149,9 @@ class ActionModule(VmAction):
     def _find_volumes_left(
         self, node: str, expected: set[str], removable: dict[str, dict[str, Any]], upids: list[str]
     ) -> None:
-        """Find the volumes that Proxmox has left, and remove those that are `removable`.
+        """Find the volumes that Proxmox has not removed, and remove those of them that are in `removable`.
 
-        The guest is deleted, so neither a volume that is left nor a request that fails now makes the action fail.
+        The guest itself is deleted, so the action succeeds even if a volume still exists or a request fails now.
         """
         try:
             vmid = int(self.vm["vmid"])

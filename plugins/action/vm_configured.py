@@ -11,7 +11,7 @@ from ..plugin_utils.vm_action import VmAction
 
 
 class ActionModule(VmAction):
-    """Configures the guest, and restarts it if pending values need a restart and the request allows it."""
+    """Configures the guest, and restarts it if new values need a restart and the request allows a restart."""
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {"only_grows": {"type": "bool", "default": False}}
 

@@ -9,7 +9,7 @@ from ..plugin_utils.vm_action import VmAction
 
 
 class ActionModule(VmAction):
-    """Looks the guest up, verifies its identity and returns its facts, for the playbooks of a provider."""
+    """Looks the guest up, verifies its identity and returns its facts. A provider's own playbooks use this action."""
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {
         "may_be_absent": {"type": "bool", "default": False},

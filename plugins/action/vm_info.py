@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action `vm_info`: reads one guest's facts, and may wait for a state. Changes nothing."""
+"""The action `vm_info`: reads one guest's facts, and can first wait until the guest has a state. Changes nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from ..plugin_utils.failures import own_failure, proxmox_failure
 from ..plugin_utils.login import LoginError, login_variable
 from ..plugin_utils.look_up import LookUp, Query
 
-#: What the action can wait for: the members of `look_up.WAITS` except those that need a change of the same action.
+#: What the action can wait for: the members of `look_up.WAITS` except `created`, `cloned` and `migrated`, which follow
+#: a change of the same action.
 STATES = ("nothing", "unlocked", "running", "stopped", "absent", "idle", "quiet", "restarted")
 ARGUMENTS: dict[str, Any] = {
     "vmid": {"type": "int", "required": True},
@@ -42,7 +43,7 @@ class ActionModule(ActionBase):
     _supports_async = False
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the facts as `vm`. Their keys are those of `LookUp.run`."""
+        """Return the guest's facts as `vm`, in the form in which `LookUp.run` returns them."""
         super().run(tmp, task_vars)
         try:
             _result, arguments = self.validate_argument_spec(ARGUMENTS)

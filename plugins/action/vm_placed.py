@@ -34,7 +34,10 @@ class ActionModule(VmAction):
         )
 
     def _migrate(self, facts: Facts, target: str) -> Facts:
-        """Migrate the VM. The look-up waits for the end, because the module does not notice a failed migration."""
+        """Migrate the VM.
+
+        The module does not notice that a migration fails. So the look-up below waits until the migration has ended.
+        """
         self.progress.step(f"migrating from {facts['node']} to {target}")
         answer = self.change(
             "proxmox_kvm",

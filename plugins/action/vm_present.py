@@ -11,12 +11,12 @@ from ..plugin_utils.request_values import is_yes
 from ..plugin_utils.shared.required_members import REQUIRED_MEMBERS
 from ..plugin_utils.vm_action import Facts, VmAction
 
-#: Module parameters that a new VM without a template can get.
+#: Optional parameters of the module proxmox_kvm for a new VM that is not cloned from a template.
 BLANK_PARAMETERS = (
     *("description", "tags", "cores", "sockets", "memory", "balloon", "cpu", "onboot", "protection", "boot", "agent"),
     *("net", "scsi", "virtio", "sata", "ide"),
 )
-#: Module parameters that a new container can get.
+#: Optional parameters of the module `proxmox` for a new container.
 CONTAINER_PARAMETERS = (
     *("description", "tags", "cores", "memory", "swap", "onboot", "netif", "nameserver", "searchdomain"),
 )
@@ -36,7 +36,7 @@ class ActionModule(VmAction):
         before = self.look_up(
             template_vmid=int(vm.get("template_vmid") or 0), template=str(vm.get("template") or ""), wait_for="unlocked"
         )
-        # Every refusal comes before the first change.
+        # The whole request is checked before the first change.
         self.refuse(reservation_problem(before, vm), lock_problem(before), creation.request_problem(before, vm))
         if not before["exists"]:
             self.refuse(self._node_problem(before))
@@ -59,19 +59,19 @@ class ActionModule(VmAction):
         )
 
     def _volumes_problem(self, template: dict[str, Any]) -> str:
-        """Return why the free VMID must not be used: a former guest has left volumes on the new guest's storages."""
+        """Return a problem if a former guest with this VMID has left volumes on the new guest's storages; '' if not."""
         node = self._node(template)
         storages = volumes.storages_of_new_guest(self.vm, template)
         return volumes.reuse_problem(self.cluster, node, int(self.vm["vmid"]), storages)
 
     def _source_problem(self, template: dict[str, Any]) -> str:
-        """Return why Proxmox cannot create a guest from the template or the image now."""
+        """Return why Proxmox cannot create a guest from the template or the image now; '' if it can."""
         if self._is_clone():
             return sources.template_problem(self.cluster, template, self.vm)
         return sources.image_problem(self.cluster, self.vm)
 
     def _node_problem(self, before: Facts) -> str:
-        """Return why the node cannot give the new guest the requested hardware or networks."""
+        """Return why the node cannot give the new guest the requested hardware or networks; '' if it can."""
         source = before["template"] if self._is_clone() else before
         node = self._node(before["template"])
         return node_limits.request_problem(self.cluster, node, source, self.vm, is_new=True)
@@ -107,7 +107,10 @@ class ActionModule(VmAction):
         return steps.Step(facts=after, is_changed=True, upids=after["upids"])
 
     def _clone(self, template: dict[str, Any]) -> dict[str, Any]:
-        """Clone the template. The look-up waits for the end, because the module does not notice a failed clone."""
+        """Clone the template.
+
+        The module does not notice that a clone fails. So the look-up of the caller waits until the clone has ended.
+        """
         vm, is_full = self.vm, is_yes(self.vm.get("full_clone", True))
         node, storage = str(vm.get("node") or ""), str(vm.get("storage") or "") if is_full else ""
         self.progress.step(f"cloning the template {template['vmid']} on {template['node']}")
@@ -128,7 +131,10 @@ class ActionModule(VmAction):
         )
 
     def _create_blank(self, before: Facts, vm: dict[str, Any]) -> dict[str, Any]:
-        """Create a VM without a template. One request also configures it, so it has its marker from the start."""
+        """Create a VM without a template.
+
+        The request that creates the VM also configures it, so the VM has its marker from the start.
+        """
         storages = creation.storages(before, vm)
         formats = {storage: node_limits.disk_format(self.cluster, vm["node"], storage) for storage in storages}
         requested = creation.blank(before, vm, formats)
@@ -147,7 +153,10 @@ class ActionModule(VmAction):
         )
 
     def _create_container(self, before: Facts, vm: dict[str, Any]) -> dict[str, Any]:
-        """Create a container. One request also configures it, so it has its marker from the start."""
+        """Create a container.
+
+        The request that creates the container also configures it, so the container has its marker from the start.
+        """
         requested = creation.blank(before, vm)
         guest_login = vm.get("cloud_init") or {}
         self.progress.step(f"creating a container from {vm['os_template']} on {vm['node']}")

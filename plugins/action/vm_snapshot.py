@@ -44,7 +44,10 @@ class ActionModule(VmAction):
         )
 
     def _change(self, facts: Facts, name: str, state: str) -> Facts:
-        """Create the snapshot or roll back. The look-up waits, because the module does not notice a failed task."""
+        """Create the snapshot or roll back to it.
+
+        The module does not notice that the Proxmox task fails. So the look-up below waits until the task has ended.
+        """
         self.progress.step(f"rolling back to {name}" if state == "rolled_back" else f"creating the snapshot {name}")
         answer = self.change(
             "proxmox_snap",
@@ -57,6 +60,7 @@ class ActionModule(VmAction):
         after = self.look_up_after(
             facts, "idle", "rolled_back" if state == "rolled_back" else "snapshot", with_snapshots=True
         )
-        # After both changes the snapshot must exist, which is the precondition of a rollback.
+        # The snapshot must exist after its creation and after a rollback to it. With `rolled_back`, the function checks
+        # this.
         self.verify(outcome_problem(after, answer, state), snapshot_problem(after, name, "rolled_back"))
         return after

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    """Ansible reads DOCUMENTATION. `docs/generate.py` writes argument specs from it."""
+    """Ansible reads DOCUMENTATION. `docs/generate.py` writes `shared/vm_arguments.py` from the same text."""
 
     DOCUMENTATION = r"""
 options:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides whether the requested addresses, gateways and name servers of a guest are valid.
 
-`vm` is the request (docs/actions.md). Proxmox checks an address only when it changes the configuration, which is after
-the clone of a new VM, and it ignores an address whose mode is not static. All functions are pure.
+`vm` is the request (docs/actions.md). Proxmox checks an address only when it changes a configuration, so for a new VM
+only after the clone. It ignores an address whose mode is not static. So these functions check the addresses before the
+first change. All functions are pure.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ MEMBERS = {4: ("mode", "ipv4_cidr", "ipv4_gateway"), 6: ("ipv6_mode", "ipv6_cidr
 
 
 def address_problems(vm: dict[str, Any]) -> Iterator[str]:
-    """Yield a problem, or an empty text, for each IP version of each NIC, and a problem of the name servers."""
+    """Yield the problems of the requested addresses, gateways and name servers.
+
+    For an IP version of a NIC that has no problem, an empty text is yielded.
+    """
     for number, nic in requested_nics(vm).items():
         name = "network" if number == 0 else f"networks[{number}]"
         for version in MEMBERS:

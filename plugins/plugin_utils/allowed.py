@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides whether a request names only bridges, VLANs, storages and tags that the provider offers.
 
-`vm` is the request (docs/actions.md). Its member `allowed` lists what a request may name. Without this member, there is
-no limit. `source` contains the facts of the guest or, before a clone, of the template. A value that the guest already
-has is not checked, so that a shorter list does not make the updates of existing guests impossible. All functions are
-pure.
+`vm` is the request (docs/actions.md). Its member `allowed` lists what a request may name. Without this member, a
+request may name everything. `source` contains the facts of the guest or, before a clone, of the template. A value that
+the guest already has is not checked. Otherwise, after the provider has removed a value from the list, guests with this
+value could not be updated any more. All functions are pure.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _problems(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> Itera
     for number, nic in requested_nics(vm).items():
         yield from _nic_problems(vm, nic, str(config.get(f"net{number}", "")))
     yield from _disk_problems(source, vm)
-    if is_new or vm.get("storage") != default_storage(source, {}):  # the guest's own storage is allowed
+    if is_new or vm.get("storage") != default_storage(source, {}):  # the storage that the guest already uses is allowed
         yield _storage_problem(vm, str(vm.get("storage") or ""))
     if is_new:
         yield _storage_problem(vm, _storage_of(vm.get("iso")))
@@ -58,7 +58,8 @@ def _problems(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> Itera
 def _tag_problem(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> str:
     """Return which requested tag is not offered.
 
-    The tags of a new clone, which has no marker yet, are those of its template, so they do not count as its own.
+    A guest without a marker is a new clone. It still has the tags of its template, and these do not count as tags that
+    the guest already has.
     """
     current = set() if is_new or not source.get("markers") else set(source.get("tags") or ())
     for tag in {str(tag).lower() for tag in vm.get("tags") or []} - current:
@@ -79,7 +80,7 @@ def _nic_problems(vm: dict[str, Any], nic: dict[str, Any], current: str) -> Iter
     is_moved = bridge not in ("", current_bridge)
     if is_moved and not _is_allowed(bridge, vm["allowed"].get("bridges")):
         yield f"INVALID_REQUEST: the bridge {bridge} is not offered"
-    # A VLAN is checked together with its bridge: the same number is another network on another bridge.
+    # A VLAN is checked together with its bridge: on another bridge, the same VLAN number means another network.
     vlan = int(current_vlan or 0) if nic.get("vlan") is None else int(nic["vlan"])
     is_same_network = not is_moved and str(vlan) == current_vlan
     if vlan and not is_same_network and not _is_allowed_vlan(vlan, vm["allowed"].get("vlans")):

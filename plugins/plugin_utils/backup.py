@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The step that makes an archive of a guest, and its preconditions."""
+"""The step that backs up a guest to an archive, and the checks before this step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from .vm_action import Facts, VmAction
 def require_backup_possible(action: VmAction, facts: Facts, storage: str, *, is_stopped_before: bool = False) -> None:
     """Raise Refused if the guest cannot be backed up to this storage.
 
-    To back up a VM that is stopped, also by `is_stopped_before` or by the backup itself, Proxmox starts it.
+    To back up a stopped VM, Proxmox starts the VM, so the node must have enough CPUs for the VM. A VM is stopped during
+    the backup if it does not run now, if the action stops it before (`is_stopped_before`), or if the backup mode is
+    `stop`.
     """
     action.refuse(preconditions.backup_problem(facts, action.vm, storage))
     action.refuse(node_limits.backup_problem(action.cluster, facts["node"], storage, int(action.vm["vmid"])))
@@ -25,14 +27,15 @@ def require_backup_possible(action: VmAction, facts: Facts, storage: str, *, is_
 def ensure_backup(action: VmAction, facts: Facts, before: Facts, storage: str) -> Step:
     """Make a new archive of the guest.
 
-    `before` are the facts before the backup; their `backups` are the archives that existed then.
+    `before` contains the facts before the backup; its member `backups` lists the archives that existed then.
     """
     require_backup_possible(action, facts, storage)
     if action.is_check_mode:
         return Step(facts=facts, is_changed=True)
     action.progress.step(f"backing up to the storage {storage}")
-    # The module proxmox_backup cannot send `remove`. Proxmox would then remove archives of this VMID by the storage's
-    # retention, also those of a former guest of another service.
+    # Without `remove=0`, Proxmox would remove archives of this VMID by the storage's retention, also archives of a
+    # former guest of another service. The module proxmox_backup cannot send `remove`, so the action sends this request
+    # itself.
     answer = request.send(
         action,
         "POST",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits the memory and the time that an answer of Proxmox may take in a module of community.proxmox."""
+"""Limits how much memory and time a module of community.proxmox may use for an answer of Proxmox."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 with contextlib.suppress(ImportError):  # `client.connect` reports a missing library before a module is executed
     from .shared.bounded_http import bounded_sessions
 
-#: How much more memory than this process a module may use.
+#: How much memory a module may use in addition to the memory that this process uses now.
 MODULE_MEMORY_BYTES = 300 * 1024 * 1024
 _PROCESS_STATUS = Path("/proc/self/status")
 
@@ -20,8 +20,9 @@ _PROCESS_STATUS = Path("/proc/self/status")
 def bounded_module() -> Iterator[None]:
     """Limit the modules that are executed in the `with` block.
 
-    For a module in this process, the HTTP answers are limited. A module in a process of its own inherits a limit of its
-    memory, and is ended with the run.
+    If Ansible executes a module in this process, the size and the duration of its HTTP answers are limited. If Ansible
+    starts a process for the module, this process inherits a limit of its memory; its time needs no limit, because the
+    process is ended together with the run.
     """
     used_bytes = _data_bytes()
     if not used_bytes:  # not Linux
@@ -39,7 +40,7 @@ def bounded_module() -> Iterator[None]:
 
 
 def _data_bytes() -> int:
-    """Return how many bytes of this process count towards RLIMIT_DATA; 0 if the kernel does not say it."""
+    """Return how many bytes of this process count towards RLIMIT_DATA; 0 if the kernel does not report it."""
     try:
         lines = _PROCESS_STATUS.read_text(encoding="ascii").splitlines()
     except OSError:

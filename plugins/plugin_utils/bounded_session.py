@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ends the requests of a client at the deadline of an action, and repeats those whose token Proxmox refuses.
+"""Ends the requests of an action at the action's deadline, and repeats a request whose API token Proxmox refuses.
 
-Otherwise the runner would kill the playbook while it waits for an answer, and the cause of the failure would be lost.
+Without the deadline, the runner would kill the playbook while a request waits for its answer, and the cause of the
+failure would be lost. `shared/login_repeats.py` explains why a refused request is repeated.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from .shared.login_repeats import LOGIN_NOT_REPEATED, PAUSES_S, repeat_while_ref
 
 #: How long a request may wait for its answer.
 REQUEST_TIMEOUT_S = 30.0
-#: How long after the deadline the requests of the last look-up may take. The runner waits a little longer.
+#: How long the requests of the last look-up may continue after the deadline. The runner waits a little longer before it
+#: kills the playbook.
 AFTER_DEADLINE_S = 2.0
 #: Minimum time that a request waits for its answer, even after the deadline.
 MIN_REQUEST_TIMEOUT_S = 1.0
@@ -23,19 +25,23 @@ REFUSAL_DELAY_S = 3.0
 
 
 class BoundedSession:
-    """The session of a client of proxmoxer, with a deadline. It replaces the method `request` of the session."""
+    """Gives the HTTP session of a proxmoxer client a deadline, by replacing the method `request` of the session."""
 
     def __init__(self, session: Any, *, repeats_refused_logins: bool) -> None:
-        """Replace the session's method. Logins with a password are not repeated: that may lock the account."""
+        """Replace the session's method `request`.
+
+        `repeats_refused_logins` is false for a login with a password, because repeated logins may lock the account.
+        """
         self.deadline_monotonic_s = float("inf")
         self._send = session.request
         self._repeats_refused_logins = repeats_refused_logins
         session.request = self.request
 
     def request(self, *arguments: Any, **options: Any) -> Any:
-        """Send a request and return the answer, which is a refusal (401) only after all repetitions.
+        """Send a request and return the answer.
 
-        Raises TooLittleTime if Proxmox refused the login, and the deadline was too near for all repetitions.
+        If refused logins are repeated, an answer 401 is returned only after all repetitions. Raises TooLittleTime if
+        Proxmox refused the login and the deadline was too near for all repetitions.
         """
         left_s = self.deadline_monotonic_s - time.monotonic()
         options["timeout"] = max(MIN_REQUEST_TIMEOUT_S, min(REQUEST_TIMEOUT_S, left_s + AFTER_DEADLINE_S))
@@ -58,14 +64,17 @@ class BoundedSession:
 
 
 def _pauses_within_s(left_s: float) -> tuple[float, ...]:
-    """Return the pauses before those repetitions that can end within `left_s`. Proxmox delays each refusal."""
+    """Return the pauses before those repetitions whose answers can arrive within `left_s`.
+
+    Proxmox delays each refusal by REFUSAL_DELAY_S.
+    """
     durations_s = accumulate((pause_s + REFUSAL_DELAY_S for pause_s in PAUSES_S), initial=REFUSAL_DELAY_S)
     count = sum(duration_s <= left_s for duration_s in durations_s) - 1
     return PAUSES_S[: max(count, 0)]
 
 
 class TooLittleTime(OSError):
-    """Proxmox refused the login, and too little time was left to send the request as often as it must be sent."""
+    """Proxmox refused the login, and too little time was left for all repetitions, so the refusal may be temporary."""
 
 
 class _LoginRefused(Exception):

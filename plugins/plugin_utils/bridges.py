@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refuses the bridges and VNets that a node does not have, or that the login may not use.
 
-Proxmox checks them only when it changes the NICs, which is after the clone, or when it starts the guest.
+Proxmox checks a bridge only when it changes the NICs, which is after the clone, or when it starts the guest. So the
+actions check the bridges before the first change.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 Facts = dict[str, Any]
 #: The type of a VNet in Proxmox's list of bridges.
 VNET = "vnet"
-#: The status with which Proxmox says that it has no SDN, and how it words that no VNet has a name.
+#: The HTTP status of Proxmox's answer if it has no SDN, and a part of its error text if no VNet has the requested name.
 NO_SDN_STATUS, NO_VNET = 501, "does not exist"
 
 
@@ -37,11 +38,12 @@ def bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any
     """Return why the guest cannot be connected to a bridge that the request names.
 
     Proxmox lists only VNets and the bridges of /etc/network/interfaces, but it accepts every bridge that the node has.
-    So a bridge that is not listed is accepted if the guest has it already, or if the provider offers it by its name. A
-    VNet that the node has and that the login may use is always listed.
+    So a bridge that is not listed is accepted here if the guest has it already, or if the provider's list of bridges
+    contains its name. VNets need no such exception: Proxmox lists each VNet that the node has and that the login may
+    use.
 
-    A listed bridge may be refused, because its listing needs only SDN.Audit. To change a NIC, the login needs SDN.Use
-    on the NIC's former and new network, even if the bridge does not change.
+    A listed bridge may be refused, too: the login sees it in the list if it has SDN.Audit, but to change a NIC it needs
+    SDN.Use on the NIC's former and new network, even if the bridge does not change.
     """
     networks, new_bridges = _changed_networks(source, vm, is_new)
     if not networks:
@@ -64,7 +66,7 @@ def bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any
 def _changed_networks(source: Facts, vm: dict[str, Any], is_new: bool) -> tuple[set[Network], set[str]]:
     """Return the former and the new networks of the NICs that change, and the bridges that are new to a NIC.
 
-    Of a clone, Proxmox has checked the former networks in the request to clone the template.
+    For a new guest there are no former networks: Proxmox checks those of the template when it clones the template.
     """
     values = (container if kind_of(vm) == "lxc" else nics).nic_values(source, vm)
     current = {} if is_new else {name: str(source["config"].get(name, "")) for name in values}
@@ -92,9 +94,10 @@ def _known(source: Facts, vm: dict[str, Any], node: str) -> set[str]:
 
 
 def _zone_of(cluster: Cluster, bridge: str, listed_type: str) -> str:
-    """Return the SDN zone of a bridge: that of the VNet of this name, or else the zone of the nodes' own bridges.
+    """Return the SDN zone of a bridge: the zone of the VNet with this name, or LOCAL_ZONE if there is no such VNet.
 
-    The refusal of a request for a VNet on which the login has no privilege names the VNet's zone.
+    If the login has no privilege on the VNet, Proxmox refuses to return it, but the text of this refusal names the
+    zone.
     """
     if listed_type != VNET or not VNET_NAME.fullmatch(bridge):
         return LOCAL_ZONE
@@ -107,7 +110,10 @@ def _zone_of(cluster: Cluster, bridge: str, listed_type: str) -> str:
 
 
 def _refused_path(cluster: Cluster, zone: str, network: Network) -> str:
-    """Return the first path of the network, of its bridge or of a VLAN on it, on which the login lacks SDN.Use."""
+    """Return the first path on which the login lacks SDN.Use for this network; '' if it lacks none.
+
+    A path is that of the bridge, or of one VLAN on the bridge.
+    """
     path = f"/sdn/zones/{zone}/{network.bridge}"
     vlans = [network.tag] if network.tag else []
     if network.trunks and not _rights(cluster, path).get("SDN.Use"):
@@ -117,7 +123,7 @@ def _refused_path(cluster: Cluster, zone: str, network: Network) -> str:
 
 
 def _rights(cluster: Cluster, path: str) -> dict[str, Any]:
-    """Return the login's privileges on a path, each with whether it also applies to the paths below."""
+    """Return the login's privileges on a path. The value of each is true if it also applies to the paths below."""
     return dict(cluster.api.access.permissions.get(path=path).get(path) or {})
 
 

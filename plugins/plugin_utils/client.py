@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the API client for a login, and knows the exceptions of its requests."""
+"""Creates the API client for a login, and defines which exceptions a failed request raises."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class LibraryMissing(Exception):
 def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
     """Return an API client for the login `connection`.
 
-    The keys of `connection` are parameter names of community.proxmox's modules. If the login has a password and a
-    token, the password is used, as the modules do. Raises LibraryMissing or LoginError.
+    The keys of `connection` are parameter names of community.proxmox's modules. If the login has both a password and a
+    token, the password is used, because the modules do the same. Raises LibraryMissing or LoginError.
     """
     if IMPORT_PROBLEM:
         raise LibraryMissing(f"PLAYBOOK_FAILED: install proxmoxer and requests for {sys.executable}: {IMPORT_PROBLEM}")
@@ -74,7 +74,7 @@ def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
 
 
 def login_name(connection: dict[str, Any]) -> str:
-    """Return the user or the token of a login, such as `smith@pve!job`. `connect` prefers the password."""
+    """Return the user of a login with a password, or else the token, such as `smith@pve!job`."""
     user = str(connection.get("api_user", ""))
     return user if connection.get("api_password") else f"{user}!{connection.get('api_token_id', '')}"
 
@@ -93,7 +93,7 @@ def is_final(exc: BaseException) -> bool:
 
 
 def listed_rows(resource: Any, **parameters: Any) -> list[dict[str, Any]]:
-    """Return the rows of a list; none if the login may not read it."""
+    """Return the rows of a list; no rows if the login may not read the list."""
     try:
         return list(resource.get(**parameters))
     except ResourceException as exc:

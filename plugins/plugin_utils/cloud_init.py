@@ -37,14 +37,20 @@ def requested_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str,
 
 
 def removed_keys(facts: dict[str, Any], vm: dict[str, Any]) -> list[str]:
-    """Return the keys of the configuration that the request empties: name servers and search domains."""
+    """Return the keys of the configuration that the request removes.
+
+    An empty list of name servers or of search domains removes their key.
+    """
     network, config = vm.get("network") or {}, facts["config"]
     members = {"nameserver": "dns_servers", "searchdomain": "search_domains"}
     return [key for key, member in members.items() if network.get(member) == [] and config.get(key)]
 
 
 def keys_in(parameters: dict[str, Any]) -> set[str]:
-    """Return the keys in Proxmox's configuration of those cloud-init parameters of proxmox_kvm that are not None."""
+    """Return the keys in Proxmox's configuration that these parameters of proxmox_kvm set.
+
+    Only keys of cloud-init values are returned. A parameter that is None sets nothing.
+    """
     keys = {key for name, key in KEYS.items() if parameters.get(name) is not None}
     return keys | set(parameters.get("ipconfig") or {})
 
@@ -99,7 +105,7 @@ def _set_address(parts: dict[str, str], key: str, gateway_key: str, address: str
 
 
 def login(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters of the guest's login, except the password, and of the vendor's cloud-init snippet."""
+    """Return the parameters that set the guest's login, except the password, and the vendor's cloud-init snippet."""
     cloud_init = vm.get("cloud_init") or {}
     keys, snippet = ssh_keys(cloud_init.get("ssh_public_keys")), cloud_init.get("vendor_snippet")
     custom = None
@@ -120,7 +126,7 @@ def ssh_keys(keys: Any) -> list[str]:
 def login_problems(vm: dict[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the requested login of a VM or a container.
 
-    Proxmox ignores an empty value and reports success, so a login cannot be removed.
+    A request to empty a value of the login is a problem: Proxmox would ignore the empty value and report success.
     """
     cloud_init = vm.get("cloud_init") or {}
     for name in ("user", "password", "ssh_public_keys", "vendor_snippet"):

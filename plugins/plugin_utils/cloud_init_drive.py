@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generates the cloud-init drive of a running VM again after its cloud-init values were changed.
 
-Proxmox applies cloud-init values to a running VM's configuration at once, and they are never pending. But the VM's
-cloud-init drive gets them only when Proxmox starts the VM, or by a request. Without the request, a guest that reboots
-by itself would read the old values. In both cases the guest reads them only at its next boot.
+Proxmox writes new cloud-init values into a running VM's configuration at once; they are never pending. But the VM's
+cloud-init drive contains them only after Proxmox has started the VM again, or after a request to generate the drive.
+Without this request, a guest that reboots by itself would read the old values from the drive. A guest reads the drive
+only when it boots.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ FAILURES: tuple[type[Exception], ...] = (Refused, *FAILED_CALL)
 def update_drive(action: VmAction, facts: Facts, vm: dict[str, Any], changed: set[str]) -> Facts:
     """Generate the drive of a running VM again if it lacks requested values.
 
-    Return the facts; `cloud_init_pending` are the keys that the drive lacked. `changed` are the keys of the cloud-init
-    values that the action has changed or removed; Proxmox's list of lacking values omits a changed `ipconfigN`. If the
-    action has changed none, Proxmox's list shows what an interrupted run has changed.
+    Return the facts, in which `cloud_init_pending` lists the keys whose values the drive lacked. `changed` contains the
+    keys of the cloud-init values that this action has changed or removed. If there are such keys, they are used,
+    because Proxmox's list of the values that the drive lacks omits a changed `ipconfigN`. If there are none, Proxmox's
+    list is used: it shows what an interrupted run has changed.
     """
     requested = cloud_init.keys_in(cloud_init.requested_parameters(facts, vm)) | changed
     if not requested or not facts["has_cloud_init"] or facts["status"] != "running":
@@ -38,7 +40,7 @@ def update_drive(action: VmAction, facts: Facts, vm: dict[str, Any], changed: se
 
 
 def _lacking(action: VmAction, facts: Facts) -> set[str]:
-    """Return the keys whose values Proxmox says the drive lacks."""
+    """Return the keys whose values the drive lacks, as Proxmox reports them."""
     return set(action.cluster.cloud_init_pending(facts["node"], facts["vmid"]))
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads from one Proxmox cluster. Changes nothing.
 
-If Proxmox's list of guests does not contain a guest, this does not prove that the guest does not exist. `absence`
-states whether the absence is proven, and if not, why.
+If Proxmox's list of guests does not contain a guest, this does not prove that the guest does not exist.
+`Cluster.absence` returns whether the absence is proven and, if not, why.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ from .proxmox_tasks import as_listed, error_with_cause, is_started_by, needs_log
 from .request_values import is_yes
 from .shared.error_rules import is_not_here
 
-#: The exceptions that an answer in an unexpected form raises. The guest agent's answer comes from inside the guest.
+#: The exceptions that are raised while an answer of an unexpected form is read. The guest agent's answer may have any
+#: form, because it comes from inside the guest.
 BAD_ANSWER: tuple[type[Exception], ...] = (AttributeError, TypeError, ValueError, KeyError, RecursionError)
-#: A percentage in a line of a Proxmox task's log, such as `transferred 3.2 GiB of 8.0 GiB (40.00%)`. Group 1: the whole
-#: number.
+#: A percentage in a line of a Proxmox task's log, such as `transferred 3.2 GiB of 8.0 GiB (40.00%)`. Group 1: the
+#: percentage without its decimals.
 PERCENT = re.compile(r"\b(\d{1,3})(?:\.\d+)?\s?%")
 #: Number of lines of a log that are read in one request. A full clone writes one line for each percent, a long
 #: migration one line each second. Without a limit, Proxmox returns the first 50 lines.
 LOG_PAGE_LINES = 5000
 #: Maximum number of such requests for one log.
 MAX_LOG_PAGES = 20
-#: Maximum number of Proxmox tasks that are listed. Proxmox lists the clone tasks of all jobs under their template.
+#: Maximum number of Proxmox tasks of one guest that are requested. A template has many: Proxmox lists the clone tasks
+#: of all jobs under it.
 MAX_LISTED_TASKS = 500
-#: The kinds of content of a storage that are disks of guests. Archives of a VMID's former guests are not.
+#: The types of a storage's content that are disks of guests. Other types are ignored, such as backup archives, which
+#: may be of a former guest with the same VMID.
 DISK_CONTENT = ("images", "rootdir")
-#: Maximum number of characters of a line, and of all lines of a log that are read.
+#: Maximum number of characters of one line of a log, and of all its lines that are read.
 MAX_LOG_LINE = 10_000
 MAX_LOG_CHARACTERS = 16 * 1024 * 1024
 #: Number of lines at the end of a log that progress lines quote.
@@ -63,7 +66,7 @@ def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -
 class Cluster:
     """Sends requests to one Proxmox cluster. `kind` is `qemu` for virtual machines, `lxc` for containers."""
 
-    session: BoundedSession  #: the session of the requests, which has the deadline
+    session: BoundedSession  #: sends the requests, and ends them at the action's deadline
 
     def __init__(self, api: Any, kind: str, login: str) -> None:
         """Prepare the requests. `login` is the user or the token of the login, such as `smith@pve!job`."""
@@ -123,7 +126,7 @@ class Cluster:
     def find(self, vmid: int, hint: str, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         """Return the VM's facts. First try the node `hint`, then the node that the list of guests states.
 
-        `rows` is a current list of guests. If it is None, read the list when it is needed.
+        `rows` is a current list of guests. If it is None, the list is read when it is needed.
         """
         try:
             found = self.facts(hint, vmid) if hint else None
@@ -136,7 +139,7 @@ class Cluster:
                 raise  # the VM is still on the node that does not answer
         if found:
             return found
-        # A VM may move between two requests, so its row may already be wrong. Then a new list names its node.
+        # A VM may move between two requests, so the node in its row may already be wrong. Then a new list is read.
         for known_rows in (rows, None):
             row = self.row_of(vmid, known_rows)
             if row is None:
@@ -174,10 +177,10 @@ class Cluster:
         """Return for each node whether it is online, and whether the cluster is quorate.
 
         `cluster/status` reports the quorum, but it needs the privilege Sys.Audit on `/`, which our token need not have.
-        Without this privilege, the cluster counts as quorate if more than half of its nodes are online. A node that
-        sends no statistics is `unknown`, but online: Proxmox calls a node that it does not reach `offline`. The count
-        does not include a witness device, so a quorate cluster may count as not quorate. This is safe, because then the
-        absence is not proven.
+        Without this privilege, the cluster counts as quorate if more than half of its nodes are online. A node with the
+        status `unknown` sends no statistics, but is online: a node that Proxmox does not reach has the status
+        `offline`. A witness device has a vote, but it is not counted here, so a quorate cluster may count as not
+        quorate. This is safe: the absence of a VM is then not proven.
         """
         try:
             rows = self.api.cluster.status.get()
@@ -202,8 +205,8 @@ class Cluster:
     def tasks(self, node: str, vmid: int) -> list[dict[str, Any]]:
         """Return the Proxmox tasks on a node that this login has started for the VM, newest first.
 
-        Proxmox's list is filtered, because it also has the Proxmox tasks of other users and tokens if the login has
-        Sys.Audit, and those of all tokens of a user who logs in with a password.
+        Other Proxmox tasks are removed from Proxmox's list. For a login with Sys.Audit, the list also has the tasks of
+        other users and tokens. For a login with a password, it also has the tasks of all tokens of the user.
         """
         try:
             tasks = self.api.nodes(node).tasks.get(vmid=vmid, source="all", limit=MAX_LISTED_TASKS) if node else []
@@ -220,9 +223,10 @@ class Cluster:
         return newest_first(tasks), all(is_online.values())
 
     def task(self, upid: str) -> dict[str, Any]:
-        """Return one Proxmox task in the form of the list, from the node that its UPID names.
+        """Return one Proxmox task in the form in which Proxmox lists tasks.
 
-        A Proxmox task stays on the node where it was started, also if the VM moves to another node.
+        The Proxmox task is read from the node that its UPID names. A Proxmox task stays on the node where it was
+        started, also if the VM moves to another node.
         """
         try:
             return as_listed({"upid": upid, **self.api.nodes(upid.split(":")[1]).tasks(upid).status.get()})
@@ -249,19 +253,19 @@ class Cluster:
         return lines
 
     def percent_of(self, upid: str) -> str:
-        """Return the progress that a running Proxmox task's log states last, such as `40`; '' if none."""
+        """Return the last percentage in the log of a running Proxmox task, such as `40`; '' if the log has none."""
         try:
             lines = self.log(upid)
         except FAILED_CALL:
-            return ""  # the wait itself reports a failure of Proxmox
+            return ""  # the wait that shows this progress handles failed requests itself
         percents = [found.group(1) for line in lines if (found := PERCENT.search(line))]
         return percents[-1] if percents else ""
 
     def snapshots(self, node: str, vmid: int) -> list[dict[str, Any]]:
         """Return the VM's snapshots, oldest first.
 
-        The fact `unfinished` is `prepare` or `delete` if the making or the deletion of the snapshot has not ended, also
-        if it was interrupted; '' for a complete snapshot.
+        The member `unfinished` is '' for a complete snapshot. It is `prepare` while Proxmox creates the snapshot and
+        `delete` while Proxmox deletes it; it stays so if the creation or the deletion is interrupted.
         """
         rows = [row for row in self.guest(node, vmid).snapshot.get() if row.get("name") != "current"]
         rows.sort(key=lambda row: int(row.get("snaptime") or 0))
@@ -279,7 +283,7 @@ class Cluster:
         return [str(row["volid"]) for row in self.volume_rows(node, storage, vmid)]
 
     def volume_rows(self, node: str, storage: str, vmid: int) -> list[dict[str, Any]]:
-        """Return the rows of the VMID's disks on a storage. Some storages say in `ctime` when a disk was made."""
+        """Return the rows of the VMID's disks on a storage. Some storages state in `ctime` when a disk was created."""
         rows = self.api.nodes(node).storage(storage).content.get(vmid=vmid)
         return [row for row in rows if row.get("content", "images") in DISK_CONTENT]
 
@@ -290,13 +294,16 @@ class Cluster:
         return {str(row["storage"]): row for row in self._rows["storage"] if row.get("node") == node}
 
     def node_rows(self) -> list[dict[str, Any]]:
-        """Return the rows of all nodes, which have `maxcpu` only for a login with Sys.Audit."""
+        """Return the rows of all nodes. They contain `maxcpu` only if the login has Sys.Audit."""
         if "node" not in self._rows:
             self._rows["node"] = list(self.api.nodes.get())
         return self._rows["node"]
 
     def has_feature(self, node: str, vmid: int, feature: str) -> bool:
-        """Return whether Proxmox can make a `snapshot` or a linked `clone`: each disk's storage must support it."""
+        """Return whether the guest supports the feature `snapshot`, or `clone` (a linked clone).
+
+        A guest supports a feature if the storage of each of its disks does.
+        """
         return is_yes(self.guest(node, vmid).feature.get(feature=feature).get("hasFeature"))
 
     def disk_storages(self, node: str) -> set[str]:
@@ -330,8 +337,8 @@ class Cluster:
     def addresses(self, node: str, vmid: int, macs: list[str]) -> list[str] | None:
         """Return the IP addresses of the NICs with these MAC addresses.
 
-        Return [] if the guest has not reported any yet, None if it will not report any. No answer of the guest raises
-        an exception, because an action may succeed without addresses.
+        Return [] if the guest has not reported any yet, None if it will not report any. An unexpected answer of the
+        guest raises no exception, because an action may succeed without addresses.
         """
         try:
             if self.kind == "lxc":

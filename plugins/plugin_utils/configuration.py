@@ -37,9 +37,9 @@ def changes(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) 
 
 
 def planned(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
-    """Return what a run would change, for operators. It is the result of `changes`, and a text for each disk.
+    """Return what a run would change, in a form for operators.
 
-    The password is replaced by `(set)`.
+    This is the result of `changes`, and a text for each disk that would change. The password is replaced by `(set)`.
     """
     plan = changes(facts, vm, is_create)
     if "cipassword" in plan:
@@ -89,10 +89,10 @@ def _identity(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tags(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[str] | None:
-    """Return the complete list of the requested tags, or None if it is the current one or if Proxmox refuses tags.
+    """Return all tags that the guest is to have; None if the request changes no tags or Proxmox refuses them.
 
-    Only the tags of the service and our own are added or removed. Those that an operator has set stay. The module for
-    containers can set one tag only, so a container that has tags keeps them.
+    Only tags of the service and our own tags are added or removed. Tags that an operator has set stay. The module for
+    containers can set one tag only, so the tags of a container that has some are not changed.
     """
     is_container_with_tags = kind_of(vm) == "lxc" and _written_tags(facts)
     if vm.get(WITHOUT_TAGS) or is_container_with_tags:
@@ -117,13 +117,16 @@ def _tags(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[s
 
 
 def _services_tags(vm: dict[str, Any], member: str) -> set[str]:
-    """Return the tags in a member of the request, without those with our prefix, which a service must not change."""
+    """Return the tags in the member `tags` or `previous_tags` of the request.
+
+    Tags with our prefix are left out, because a service must not change them.
+    """
     tags = {str(tag).lower() for tag in vm.get(member) or []}
     return {tag for tag in tags if tag != TAG and not tag.startswith(f"{TAG}-")}
 
 
 def _written_tags(facts: dict[str, Any]) -> list[str]:
-    """Return the guest's tags as its configuration has them."""
+    """Return the guest's tags as they are written in its configuration. Upper and lower case are kept."""
     return sorted(filter(None, re.split(r"[,; ]+", str(facts["config"].get("tags") or ""))), key=str.lower)
 
 
@@ -174,7 +177,8 @@ def _parts(text: Any) -> set[str]:
 def configuration_problem(after: dict[str, Any], vm: dict[str, Any], changes_made: list[dict[str, Any]]) -> str:
     """Return what still differs from the request after a configuration, or the error that Proxmox or a module reported.
 
-    `after` contains the facts after the configuration, `changes_made` the results of the modules that made it.
+    `after` contains the facts after the configuration, and `changes_made` the results of the modules that changed the
+    guest. The text is empty if nothing differs.
     """
     differing = sorted({*changes(after, vm, is_create=True), *cloud_init.removed_keys(after, vm)} - {"cipassword"})
     differing += [f"{step['disk']} ({disks.describe_disk_step(step)})" for step in disk_steps(after, vm)]
@@ -196,6 +200,6 @@ def hotplug_problem(answer: dict[str, Any]) -> str:
 
 
 def growth_only(vm: dict[str, Any]) -> dict[str, Any]:
-    """Return the request `vm` reduced to the growth of the VM's disks."""
+    """Return a request that only grows disks: it has the identity and the disk sizes of the request `vm`."""
     sizes = {key: vm[key] for key in ("disk_gib", "disks") if vm.get(key)}
     return {**only_identity(vm), **sizes, "only_grows": True}

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Translates the requested configuration of a container to parameters of the module community.proxmox.proxmox.
 
-`vm` is the request (docs/actions.md), and `facts` contains the facts of the container, as `LookUp.run` returns
-them. The module can create a container from an OS template, and set its cores, memory, swap, NICs, name servers, search
-domains and `onboot`. No module of the collection resizes or moves a container's volumes, so such requests are refused.
-No function sends a request. The version of the installed collection is read from a file.
+`vm` is the request (docs/actions.md), and `facts` contains the facts of the container, as `LookUp.run` returns them.
+The module can create a container from an OS template, and set its cores, memory, swap, NICs, name servers, search
+domains and `onboot`. No module of community.proxmox resizes or moves a container's volumes, so a request for this is
+refused. No function here sends a request to Proxmox. The version of community.proxmox is read from a file of the
+installed collection.
 """
 
 from __future__ import annotations
@@ -95,10 +96,10 @@ def _problems(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> Ite
 
 
 def console_mode(facts: dict[str, Any]) -> str:
-    """Return the current console mode, which an update must pass to leave it unchanged; or an empty text.
+    """Return the console mode that an update must pass so that the current one stays; '' if it must pass none.
 
-    If no console mode is given, community.proxmox 2.0 sends the value `default`, which Proxmox refuses. Older versions
-    of the collection do not have the parameter, so for them the text is empty.
+    If an update passes no console mode, community.proxmox 2.0 sends the value `default`, which Proxmox refuses. Older
+    versions of the collection do not have the parameter, so an update must not pass it.
     """
     return str(facts["config"].get("cmode") or "tty") if _collection_major() >= CMODE_REQUIRED_SINCE else ""
 

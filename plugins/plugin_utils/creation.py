@@ -59,10 +59,11 @@ def storages(facts: dict[str, Any], vm: dict[str, Any]) -> set[str]:
 
 
 def blank(facts: dict[str, Any], vm: dict[str, Any], formats: Mapping[str, str | None] | None = None) -> dict[str, Any]:
-    """Return the parameters of proxmox_kvm that create a VM without a template, including its marker and its disks.
+    """Return the parameters that create a VM without a template, including its marker and its disks.
 
-    The VM boots from its first disk. While this disk is empty, it boots from the ISO image. `formats` has the format of
-    new disks by storage; without it, the storage determines the format.
+    They are parameters of proxmox_kvm; for a container, they are parameters of the module `proxmox`. The VM boots from
+    its first disk. While this disk is empty, the VM boots from the ISO image. `formats` contains the format of new
+    disks, by storage; on other storages, Proxmox chooses the format.
     """
     if kind_of(vm) == "lxc":
         return changes(facts, vm, True)

@@ -2,7 +2,7 @@
 """Decides the next step of a deletion, which may have a grace period.
 
 `vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
-returns them.
+returns them. A function whose name ends in `_problem` returns `CODE: reason`, or an empty text if there is no problem.
 All functions are pure.
 """
 
@@ -18,9 +18,10 @@ from .request_values import is_yes
 DELETION_TAG = re.compile(r"smith-delete-(\d{1,12})")
 #: The member that an action adds to the request after Proxmox has refused the tags of this VM.
 WITHOUT_TAGS = "without_tags"
-#: The deletion mark as a line of the description, by the kind of guest: for a container, because it can have only one
-#: tag, and for a VM whose tags Proxmox refuses. A VM's line has another name, because earlier versions did not remove
-#: the line `smith-delete` from the text of a service.
+#: The deletion mark as a line of the description, by the kind of guest. A container's mark is a line, because a
+#: container can have only one tag. A VM's mark is a line only if Proxmox refuses the tags of the VM. The line of a VM
+#: has another name, because earlier versions did not remove a line `smith-delete` from the text of a service, so the
+#: description of a VM may contain such a line that is no mark.
 DELETION_LINES = {
     "lxc": re.compile(r"^smith-delete=(\d{1,12})\s*?$", re.MULTILINE),
     "qemu": re.compile(r"^smith-delete-at=(\d{1,12})\s*?$", re.MULTILINE),
@@ -28,12 +29,12 @@ DELETION_LINES = {
 
 
 def deletion(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
-    """Return the next step of a deletion, and `at`: when the VM may be destroyed.
+    """Return the next step of a deletion as `step`, and as `at` the time from which the VM may be destroyed.
 
     Without a grace period the step is `destroy`. With a grace period it is first `mark`, then `wait` until the time
-    `at` has come, then `destroy`. The time is stored in the VM's deletion mark: operators see it, and it survives a
-    loss of the agent's database. After an operator has removed the mark, a `delete` with `only_when_due` has the step
-    `keep`.
+    `at` has come, then `destroy`. The time is stored in the VM's deletion mark, where operators see it, and where it
+    survives a loss of the agent's database. After an operator has removed the mark, a `delete` with `only_when_due` has
+    the step `keep`.
     """
     at = deletion_due_at(facts) if facts["exists"] else 0
     is_due = 0 < at <= facts.get("looked_at", 0)

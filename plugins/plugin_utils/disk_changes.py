@@ -15,7 +15,7 @@ DISK_VERBS = {"present": "adding", "moved": "moving", "resized": "growing"}
 
 
 def move_problem(action: VmAction, facts: Facts, disk_steps: list[dict[str, Any]]) -> str:
-    """Return why Proxmox would not move a disk: a snapshot needs its volume."""
+    """Return a problem if Proxmox would refuse to move a disk because a snapshot needs its volume; '' if not."""
     moved = [step["disk"] for step in disk_steps if step["state"] == "moved"]
     needed = volumes.snapshot_volumes(action.cluster, facts["node"], facts["vmid"]) if moved else set()
     disk = next((disk for disk in moved if str(facts["config"][disk]).partition(",")[0] in needed), "")

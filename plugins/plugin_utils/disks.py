@@ -24,7 +24,7 @@ def requested_disks(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, dict
     """Return the requested size and storage of each disk, by the disk's name.
 
     In the request, `disk_gib` is the size of the first disk, and `disks` is a list of disks with their names. Size 0
-    means that no size is requested, an empty storage that no storage is requested.
+    means that no size is requested, and an empty storage means that no storage is requested.
     """
     asked: dict[str, dict[str, Any]] = {}
     if vm.get("disk_gib"):
@@ -86,7 +86,7 @@ def disk_problems(source: dict[str, Any], vm: dict[str, Any], is_blank: bool) ->
 
 
 def _contradiction(source: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Return why `disk_gib` and `disks` cannot both be satisfied: they name two sizes of the first disk."""
+    """Return why `disk_gib` and `disks` cannot both be satisfied: they request different sizes of the first disk."""
     first, disk_gib = source.get("disk") or FIRST_DISK, int(vm.get("disk_gib") or 0)
     sizes = [int(disk.get("size_gib") or 0) for disk in vm.get("disks") or [] if str(disk.get("disk")) == first]
     if disk_gib and any(size not in (0, disk_gib) for size in sizes):
@@ -95,7 +95,7 @@ def _contradiction(source: dict[str, Any], vm: dict[str, Any]) -> str:
 
 
 def growth_problem(source: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Return why a resize is impossible: it may only grow disks, not add or move them."""
+    """Return why a resize is impossible, or ''. A resize may only grow disks, not add or move them."""
     if not requested_disks(source, vm):
         return "INVALID_REQUEST: a resize needs disk_gib or disks"
     others = [step["disk"] for step in disk_steps(source, vm) if step["state"] != "resized"]

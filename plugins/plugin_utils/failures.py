@@ -17,14 +17,15 @@ from .shared.reactions import Outcome, outcome_of
 HOTPLUG_PROBLEM = re.compile(r"hotplug problem - |unable to hotplug \w{1,40}: ")
 #: The beginning of a module's text about a Proxmox task that has done its work with warnings. Proxmox's text follows.
 TASK_WITH_WARNINGS = re.compile(r"\AError occurred on task execution: WARNINGS: \d")
-#: The key of an answer whose module ended by an exception.
+#: The key that `with_message` adds to the answer of a module that ended with an exception.
 ENDED_BY_EXCEPTION = "ended_by_exception"
 
 
 def failure(result: dict[str, Any]) -> str:
     """Return the error of a failed Ansible task as `CODE: text`. `result` is the value that Ansible registers.
 
-    A code that the text begins with is used, unless the result is from a module that sends requests to Proxmox.
+    If the text begins with an error code, this code is used. This is not so for the result of a module that sends
+    requests to Proxmox, because its text may be Proxmox's.
     """
     failed = [item for item in result.get("results") or [] if item.get("failed")]
     result = failed[0] if failed else result  # a loop's own message does not contain the item's error
@@ -46,15 +47,15 @@ def task_failure(text: str) -> str:
 
 
 def own_failure(text: str) -> str:
-    """Return the error of an action, which begins with a code, as `CODE: text`."""
+    """Return an error that an action reports, and whose text begins with a code, as `CODE: text`."""
     return _code_and_text(classify_own_failure(text))
 
 
 def with_message(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer of a module with the text of its exception as `msg`, if the module ended by an exception.
+    """Return the answer of a module with the text of its exception as `msg`, if the module ended with an exception.
 
     Such an answer has no `msg` but an `exception`, which Ansible has made from the module's traceback. Some modules do
-    not catch the exceptions of their reading requests. Before such an exception, the module may have made its change.
+    not catch the exceptions of requests that only read. Before such a request, the module may have made its change.
     """
     if not answer.get("failed") or answer.get("msg"):
         return answer
@@ -73,7 +74,7 @@ def _code_and_text(classified: ClassifiedFailure) -> str:
 
 
 def location_of(exc: BaseException) -> str:
-    """Return the type of an unexpected exception and where it was raised. Its text may contain a secret."""
+    """Return the type and the place of an unexpected exception, without its text, which may contain a secret."""
     frame = traceback.extract_tb(exc.__traceback__)[-1]
     return f"{type(exc).__name__} in {os.path.basename(frame.filename)}:{frame.lineno}"
 
@@ -82,7 +83,8 @@ def is_outcome_unknown(result: dict[str, Any], *, is_single_request: bool = Fals
     """Return True if a failed change may have been made. The action must then read the VM's state again.
 
     The table in `shared/reactions.py` has the outcome of each error code; an unknown text has a code with an unknown
-    outcome. `is_single_request` is true if the action sent the request itself; a module sends several.
+    outcome. `is_single_request` is true if the action sent the request itself. A module sends several requests, so one
+    of them may have changed something before another one failed.
     """
     if not result.get("failed"):
         return False
@@ -97,14 +99,15 @@ def is_outcome_unknown(result: dict[str, Any], *, is_single_request: bool = Fals
 def failure_after_look_up(answer: dict[str, Any]) -> str:
     """Return the error of a change whose outcome was unknown, after a look-up has found that it was not made.
 
-    Proxmox has accepted the login of the look-up, so a refused login was temporary.
+    For the look-up, Proxmox has accepted the login. So an earlier refusal of the login was temporary, and gets the code
+    PVE_UNREACHABLE, after which the agent retries the job.
     """
     code, _, reason = proxmox_failure(answer).partition(": ")
     return f"{'PVE_UNREACHABLE' if code == 'PVE_AUTH' else code}: {reason}"
 
 
 def created_guest_problem(problem: str, change: dict[str, Any]) -> str:
-    """Return `problem`, with a code other than VM_ID_TAKEN if Proxmox has accepted the creation.
+    """Return `problem`, with another code than VM_ID_TAKEN if Proxmox has accepted the creation of the guest.
 
     `change` is the answer to the creation. VM_ID_TAKEN would make the agent create another guest with another VMID.
     After an accepted creation, the guest on this VMID is the new one, so an operator must look at it.
@@ -127,7 +130,7 @@ def outcome_problem(facts: dict[str, Any], change: dict[str, Any], wanted: str) 
     if problem := ha_problem(facts):
         return problem
     module_error = str(change.get("msg", "")) if is_outcome_unknown(change) else ""
-    has_timed_out = "Reached timeout" in module_error  # no reason for a failure: many modules do not wait for the end
+    has_timed_out = "Reached timeout" in module_error  # no cause: the action gives many modules no time to wait
     text = facts.get("task_error") or ("" if has_timed_out else module_error)
     if not text and facts.get("running_tasks"):
         return f"TASK_TIMEOUT: Proxmox task {facts['running_tasks'][0]} has not ended in time"

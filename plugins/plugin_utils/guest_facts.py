@@ -172,7 +172,7 @@ def _objects(value: Any) -> list[dict[str, Any]]:
 
 
 def _usable_address(text: Any) -> str:
-    """Return an IP address in its usual form; '' for another text, and for an address that others cannot reach.
+    """Return an IP address in its usual form; '' for another text, and for an address that other hosts cannot reach.
 
     An IPv6 address with a zone is ignored, because a zone may be any text.
     """

@@ -53,9 +53,9 @@ def _problems(source: dict[str, Any], vm: dict[str, Any], is_blank: bool) -> Ite
 
 
 def _balloon_problem(source: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Return why Proxmox would refuse the memory: the minimum for ballooning is larger.
+    """Return a problem if the minimum memory for ballooning is larger than the memory; '' if not.
 
-    A minimum that is not requested is that of the VM or its template.
+    Proxmox would refuse this. If the request contains no minimum, the minimum of the VM or its template is compared.
     """
     if vm.get("balloon_mib") is None and not vm.get("memory_mib"):
         return ""

@@ -26,7 +26,7 @@ UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def identity_problem(facts: dict[str, Any], vm: dict[str, Any], may_be_absent: bool = False) -> str:
-    """Return why this VM must not be changed; empty only for an unprotected VM that belongs to the service.
+    """Return why this VM must not be changed; '' only for an unprotected VM that belongs to the service.
 
     `may_be_absent` is true for a deletion: then a VM that does not exist is no problem.
     """
@@ -51,7 +51,7 @@ def identity_problem(facts: dict[str, Any], vm: dict[str, Any], may_be_absent: b
 
 
 def is_half_destroyed(facts: dict[str, Any]) -> bool:
-    """Return True if a deletion has removed the guest's disks and everything of its configuration but a lock.
+    """Return True if a deletion has removed the guest's disks and its whole configuration except for a lock.
 
     Proxmox writes this lock before it removes the access rights and the backup jobs of the guest. If one of these steps
     fails, only the lock is left, and Proxmox never removes it.
@@ -92,8 +92,8 @@ def is_partial_clone(facts: dict[str, Any], vm: dict[str, Any]) -> bool:
 def is_unnamed_clone(facts: dict[str, Any]) -> bool:
     """Return True if Proxmox is creating the guest and has not written its name yet.
 
-    A full clone has neither name nor notes until its first drive is copied. On a VMID that is reserved for the service,
-    it is the service's own.
+    A full clone has neither name nor notes until its first drive is copied. If its VMID is reserved for the service,
+    the clone belongs to the service.
     """
     return facts.get("lock") in UNFINISHED_LOCKS and not facts["name"] and not facts["markers"]
 
@@ -101,8 +101,8 @@ def is_unnamed_clone(facts: dict[str, Any]) -> bool:
 def is_protected_from_us(facts: dict[str, Any], is_deletion: bool) -> bool:
     """Return True if Proxmox's protection flag of the VM forbids this action.
 
-    A flag that an operator has set forbids every change. A flag that the service has requested, which PROTECTED_TAG or
-    PROTECTED_LINE states, forbids only the deletion. So an update can remove the flag.
+    A flag that an operator has set forbids every change. A flag that the service has requested forbids only the
+    deletion, so an update can remove the flag. PROTECTED_TAG or PROTECTED_LINE shows that the service has requested it.
     """
     is_requested = PROTECTED_TAG in facts["tags"] or has_protected_line(facts)
     return bool(facts["is_protected"] and (is_deletion or not is_requested))
@@ -123,7 +123,7 @@ def absence_problem(facts: dict[str, Any], vmid: int, may_be_absent: bool) -> st
 
 
 def reservation_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Return why a `create` must not use this VMID: a guest has it that is not the service's VM or partial clone.
+    """Return why a `create` must not use this VMID: its guest is neither the VM nor a partial clone of the service.
 
     A clone has the description of the template until its first configuration, so a partial clone has no marker. Its
     name identifies it, because the name was reserved for this service alone.
@@ -154,7 +154,10 @@ def ha_problem(facts: dict[str, Any]) -> str:
 
 
 def lock_problem(facts: dict[str, Any]) -> str:
-    """Return why a change must wait: the VM is locked. The lock of a suspended VM is no reason to wait."""
+    """Return why a change must wait: the VM is locked.
+
+    The lock of a suspended VM is no reason to wait, because it does not end by itself (`suspended_problem`).
+    """
     if is_half_destroyed(facts):
         return half_destroyed_problem(facts)
     if facts.get("lock") and facts["lock"] != "suspended":

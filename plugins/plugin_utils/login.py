@@ -14,7 +14,7 @@ import yaml
 #: Environment variable with the path of the credentials file.
 CREDENTIALS_VARIABLE = "SMITH_CREDENTIALS_FILE"
 #: The variable with which an operator can give all actions of a play their login, for example from a file of Ansible
-#: Vault. It has the members of CONNECTION and `ca_bundle`. The executor does not set it.
+#: Vault. Its value is a dictionary with members of CONNECTION and `ca_bundle`. The executor does not set it.
 LOGIN_VARIABLE = "smith_login"
 #: The login parameters of community.proxmox's modules, and the environment variable for each. The variables are used
 #: only if there is no credentials file.
@@ -95,8 +95,8 @@ def module_environment(bundle: str) -> dict[str, str]:
     """Return the environment of module processes.
 
     community.proxmox 1.4 reads the path of the CA file only from environment variables. The API timeout, which the
-    collection reads since version 1.6, is 30 s. The default of 5 s is too short, because a request that changes a
-    configuration may wait 10 s for Proxmox's lock.
+    collection reads since version 1.6, is set to 30 s. The default of 5 s is too short, because a request that changes
+    a configuration may wait 10 s for Proxmox's lock.
     """
     environment = {"PROXMOX_API_TIMEOUT": "30"}
     return environment | ({"REQUESTS_CA_BUNDLE": bundle, "PROXMOX_CA_PATH": bundle} if bundle else {})

@@ -20,15 +20,16 @@ from .proxmox_tasks import failed, is_end_unknown, is_running, newest_first
 from .templates import find_template
 
 #: What a look-up can wait for. `unlocked`: the guest has no lock of a creation or a deletion, or does not exist.
-#: `idle`: the Proxmox tasks of the change have succeeded. `quiet`: they have ended, and the guest has no such lock.
+#: `idle`: the Proxmox tasks of the change have succeeded. `quiet`: these tasks have ended, successfully or not, and the
+#: guest has no lock of a creation.
 WAITS = (
     *("nothing", "unlocked", "created", "cloned", "running", "stopped", "absent", "idle", "quiet", "migrated"),
     "restarted",
 )
 #: How long the guest may need to reach its new state after its Proxmox task ended successfully.
 SETTLE_S = 5.0
-#: How long a rebooted VM may need. The Proxmox task of a reboot ends when the VM is off. Another Proxmox task starts
-#: the VM, and Proxmox does not list it for our API token.
+#: How long a VM may need to run again after a reboot. The Proxmox task of the reboot ends when the VM is off. Another
+#: Proxmox task then starts the VM, but Proxmox does not list this task for our API token.
 REBOOT_SETTLE_S = 60.0
 #: Maximum time without an answer from Proxmox during a wait. After it the look-up fails.
 MAX_OUTAGE_S = 30.0
@@ -36,7 +37,7 @@ MAX_OUTAGE_S = 30.0
 MAX_CLONE_INVISIBLE_S = 20.0
 #: The lock that Proxmox sets at the end of a deletion, after it has removed the disks.
 DESTROYED = "destroyed"
-#: How long a guest may have this lock: Proxmox then waits for the lock of its list of users.
+#: How long a guest may have this lock during a deletion. Meanwhile Proxmox waits for the lock of its list of users.
 MAX_DESTROYED_S = 12.0
 #: Types of Proxmox tasks that restart a guest. A container is restarted by a stop and a start (`vzstart`).
 REBOOTS = ("qmreboot", "qmreset", "vzstart")
@@ -60,7 +61,7 @@ class Query:
     prove_absence: bool = False
     with_snapshots: bool = False
     backup_storage: str = ""  #: the storage whose archives of the guest are listed
-    target_node: str = ""  #: the node of which the look-up reads whether it exists and is online
+    target_node: str = ""  #: the look-up reads whether this node exists and is online
     wait_for: str = "nothing"  #: one of WAITS
     known_tasks: Collection[str] | None = None  #: UPIDs of the Proxmox tasks that existed before the change
     task_types: Collection[str] | None = None  #: types of the Proxmox tasks of the change; None: any type
@@ -77,8 +78,8 @@ class LookUp:
         self.query = query
         self.report = report
         self.started = time.monotonic()
-        #: When Proxmox last answered (monotonic time). `-inf` makes a wait for `unlocked` fail when its first answer is
-        #: lost.
+        #: When Proxmox last answered (monotonic time). A wait for `unlocked` begins with `-inf`, so that it fails if
+        #: its first answer is lost.
         self.answered_at = float("-inf") if query.wait_for == "unlocked" else self.started
         self.busy_at = self.started  #: when a Proxmox task of the change was last seen running
         self.template: dict[str, Any] = {}
@@ -90,9 +91,9 @@ class LookUp:
     def run(self) -> dict[str, Any]:
         """Look up the guest, wait for the requested state, and return the guest's facts.
 
-        The facts are those of `guest_facts.absent`, and: `template` (the facts of the template), `reached` (whether
-        the guest has the requested state), `task_error` (the error of a failed Proxmox task of the change), `upids`
-        (the Proxmox tasks of the change), `running_tasks` (those that have not ended), `known_tasks` (all Proxmox
+        The facts are those of `guest_facts.absent`, and: `template` (the facts of the template), `reached` (whether the
+        guest has the requested state), `task_error` (the error of a failed Proxmox task of the change), `upids` (the
+        Proxmox tasks of the change), `running_tasks` (those of them that have not ended), `known_tasks` (all Proxmox
         tasks until now) and `looked_at` (seconds since 1970). `snapshots`, `backups` and `target` are contained if the
         query requests them. Raises one of FAILED_CALL.
         """
@@ -144,9 +145,10 @@ class LookUp:
     def _known_tasks(self, facts: dict[str, Any]) -> list[str]:
         """Return the UPIDs of the Proxmox tasks that exist now.
 
-        The query of the next look-up contains them, so that it can recognise the Proxmox tasks that are new.
+        They become `known_tasks` of the next look-up's query. So this look-up recognises the Proxmox tasks that are
+        new.
         """
-        if self.query.wait_for == "cloned":  # Proxmox lists the tasks of the next change under the clone's VMID
+        if self.query.wait_for == "cloned":  # Proxmox lists later tasks under the clone's VMID, not the template's
             return [task["upid"] for task in self.cluster.tasks(facts["node"], self.query.vmid)]
         if self.query.known_tasks is None:
             return [task["upid"] for task in self._listed_tasks(facts)]
@@ -155,9 +157,9 @@ class LookUp:
     def _new_tasks(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the Proxmox tasks of the change.
 
-        They are those whose UPIDs the answer to the change contained. If it contained none, they are those that did
-        not exist before the change and have a type that the change creates. A task of another type belongs to another
-        client of the same user.
+        If the answer to the change contained UPIDs, their Proxmox tasks are returned. If it contained none, those
+        Proxmox tasks are returned that did not exist before the change and whose type is one that the change creates. A
+        new task of another type was started by another client of the same user.
         """
         if self.query.upids:
             return newest_first([self.cluster.task(upid) for upid in self.query.upids])
@@ -177,8 +179,8 @@ class LookUp:
     def _listed_tasks(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the guest's Proxmox tasks. Proxmox lists a clone task as a task of the template, not of the clone.
 
-        Proxmox lists a task only on the node where it was started. If the VM has moved, that may be its old or its new
-        node.
+        Proxmox lists a task only on the node where it was started. If the VM has moved, this may be the VM's old node
+        or its new one.
         """
         if self.template.get("exists") and (self.query.wait_for == "cloned" or not facts["exists"]):
             return self.cluster.tasks(self.template["node"], self.template["vmid"])
@@ -208,16 +210,16 @@ class LookUp:
         while True:
             is_past_deadline = time.monotonic() >= self.query.deadline_monotonic_s
             try:
-                # After the deadline, the last poll always reads all facts, because it reads the Proxmox tasks'
-                # outcomes.
+                # The last poll, after the deadline, always reads everything, because the result needs the outcomes of
+                # the Proxmox tasks.
                 if is_past_deadline or not self._is_still_being_cloned(facts):
-                    # Read the Proxmox tasks first: if one has ended, the guest that it has made is then found.
+                    # Read the Proxmox tasks before the guest: if a task has ended, the guest that it has created is
+                    # then found.
                     tasks = self._new_tasks(facts)
                     facts = self._read()
             except FAILED_CALL as exc:
                 # After a lost answer, the next poll repeats the request, so the look-up does not fail. A wait for
-                # `unlocked` is an exception: it is made before the first change, so it may fail, and the agent retries
-                # the job.
+                # `unlocked` may fail: it comes before the first change, so the agent can retry the job.
                 if is_past_deadline or is_final(exc) or time.monotonic() - self.answered_at > MAX_OUTAGE_S:
                     raise
             else:
@@ -232,7 +234,10 @@ class LookUp:
             poll_interval_s = min(poll_interval_s * 1.5, MAX_POLL_S)
 
     def _is_still_being_cloned(self, facts: dict[str, Any]) -> bool:
-        """Return True while a clone has its lock. Only the lock is read, because no other fact changes until then."""
+        """Return True while a clone is locked.
+
+        Only the lock is read, because no other fact changes while the clone is locked.
+        """
         is_begun = self.query.wait_for == "cloned" and facts["exists"] and facts["lock"] in UNFINISHED_LOCKS
         return is_begun and self.cluster.is_being_created(facts["node"], self.query.vmid)
 
@@ -289,9 +294,9 @@ class LookUp:
         return self.query.wait_for == "cloned" and (len(tasks) > 1 or not facts["exists"])
 
     def _own(self, tasks: list[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the Proxmox tasks of this change: of clone tasks, those whose log names our VMID.
+        """Return the Proxmox tasks of this change. A clone task is one of them if its log names our VMID.
 
-        A single clone task is also ours if its log names no other new VM, because Proxmox 8 does not always name it.
+        A single clone task is also ours if its log names no VMID of a new VM, because Proxmox 8 does not always log it.
         """
         if not self._may_be_foreign(tasks, facts):
             return tasks
@@ -300,7 +305,9 @@ class LookUp:
         return tasks if len(tasks) == 1 and not self.named[tasks[0]["upid"]] else own
 
     def _read_clone_logs(self, tasks: list[dict[str, Any]]) -> None:
-        """Read which VMIDs the logs of these clone tasks name, of at most MAX_LOGS_READ tasks; the failed ones first.
+        """Read which VMIDs the logs of these clone tasks name.
+
+        At most MAX_LOGS_READ logs are read, those of failed tasks first.
 
         A log that has named a VMID is not read again.
         """

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refuses what a node or its cluster cannot give to a guest: CPUs, bridges, storages and CPU models.
 
-Proxmox checks these only when it starts the guest, or after it has cloned the template. A fact is read only if a
-request names a value that the guest does not have yet. A fact that the login may not read is no reason to refuse.
+Proxmox checks these only when it starts the guest, or after it has cloned the template, so the actions check them
+before the first change. A fact is read only if a request names a value that the guest does not have yet. If the login
+may not read a fact, the request is not refused for this fact.
 
-A problem is `CODE: property NAME: text (names and figures)`. Tenants read it without the part in parentheses, which is
-for operators.
+A problem is `CODE: property NAME: text (names and figures)`. The part in parentheses is only for operators; tenants
+read the problem without it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ NO_STORAGE = re.compile(r"storage '[^']*' does not exist")
 
 
 class Content(NamedTuple):
-    """What a storage has to take: its name at Proxmox, the member of the request, and a text for messages."""
+    """What a storage must accept: Proxmox's name of the content, the member of the request, and words for messages."""
 
     name: str
     member: str
@@ -79,7 +80,7 @@ def vcpus_problem(cluster: Cluster, node: str, vcpus: int) -> str:
 def _container_cores_problem(cluster: Cluster, node: str, cores: int) -> str:
     """Return why a container would not get its cores: the node has fewer.
 
-    Proxmox accepts such a number, so only a new or larger number is refused, not that of an existing container.
+    Proxmox accepts such a number, so an existing container may have it. Only a new or larger number is refused.
     """
     cpus = _cpus_of(cluster, node)
     if not cpus or cores <= cpus:
@@ -100,7 +101,7 @@ def backup_problem(cluster: Cluster, node: str, storage: str, vmid: int) -> str:
 
 
 def disk_format(cluster: Cluster, node: str, storage: str) -> str | None:
-    """Return the format of a new disk, so that it can have snapshots; None to use the default of the storage."""
+    """Return the format in which a new disk on a storage of files can have snapshots; None on any other storage."""
     row = cluster.storage_rows(node).get(storage, {})
     is_file_storage = row.get("plugintype") in FILE_STORAGES and "images" in str(row.get("content", "")).split(",")
     return "qcow2" if is_file_storage else None
@@ -137,9 +138,10 @@ def _requested_storages(source: Facts, vm: dict[str, Any], is_new: bool) -> set[
 
 
 def _snippet_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any]) -> str:
-    """Return why the storage of a snippet, which the guest does not have yet, is the wrong one.
+    """Return why the storage of the requested snippet cannot contain snippets.
 
-    Proxmox reads the snippet when the guest starts. It lists snippets only to those with Datastore.Allocate.
+    A snippet that the guest already has is not checked. Whether a snippet exists is not checked either, because Proxmox
+    lists snippets only to a login with Datastore.Allocate; Proxmox reads the snippet when the guest starts.
     """
     snippet = str((vm.get("cloud_init") or {}).get("vendor_snippet") or "")
     if not snippet or f"vendor={snippet}" in str(source["config"].get("cicustom", "")).split(","):
@@ -149,7 +151,7 @@ def _snippet_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, A
 
 
 def _content_problem(cluster: Cluster, node: str, storage: str, vmid: int, content: Content) -> str:
-    """Return why the storage cannot have this content. Raises one of FAILED_CALL if it is not usable now.
+    """Return why the storage cannot have this content. Raises one of FAILED_CALL if the storage is not usable now.
 
     Proxmox lists only the storages on which the login has a privilege. For another storage, the error of a request
     shows whether it exists.

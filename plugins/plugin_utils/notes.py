@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a guest's description: the service's text, then our lines. The lines of other authors stay as they are.
 
-Our lines are the marks that replace refused tags, the line `smith-text`, the agent and the marker. The line
-`smith-text` has the fingerprint of the service's text: its number of lines and a digest. A later change uses it to find
-this text, and so replaces nothing that another author has written.
+Our lines are: the marks for deletion and protection, if the guest cannot have them as tags; the line `smith-text`; the
+line `smith-agent` with the agent's id; and the marker. The line `smith-text` has the fingerprint of the service's text:
+its number of lines and a digest. A later change finds the service's former text by this fingerprint, so it replaces
+nothing that another author has written.
 
 `vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
 returns them. All functions are pure.
@@ -22,17 +23,18 @@ from .shared.marker import MARKER_LINE, OUR_LINES, agent_in, marker_for, without
 
 #: The line with the fingerprint of the service's text. Group 1 is the fingerprint.
 TEXT_LINE = re.compile(r"^[ \t]*smith-text[ \t]*=[ \t]*(\d{1,4}-[0-9a-f]{12})[ \t\r]*$", re.MULTILINE | re.IGNORECASE)
-#: How many digits of the digest the line has.
+#: How many hexadecimal digits of the digest the fingerprint has.
 DIGEST_LENGTH = 12
 
 Lines = list[str]
 
 
 def description(vm: dict[str, Any], marks: str = "", current: str = "") -> str:
-    """Return the description of a guest without a marker: the service's text, then our lines; `marks` come first.
+    """Return the new description of a guest that has no marker yet: the service's text, then our lines, `marks` first.
 
     A part of the service's text that imitates one of our lines is altered. If the text equals the `current`
-    description, it is the text of the operator whose VM is adopted, so it gets no line `smith-text`.
+    description, an operator has written it in a VM that is now adopted. Then there is no line `smith-text`, so that a
+    later change does not replace the operator's text.
     """
     text = _text_lines(vm)
     above = [*text, ""] if text else []
@@ -123,8 +125,8 @@ def _written_fingerprint(current: str) -> str:
 def _with_text(others: tuple[Lines, Lines], written: str, text: Lines) -> tuple[tuple[Lines, Lines], str]:
     """Return the lines with the service's new text in place of its former one, and the fingerprint of the new text.
 
-    `written` is the fingerprint of the former text; '' if an earlier version wrote it. A text that another author has
-    changed is not found, and stays.
+    `written` is the fingerprint of the former text; '' if an earlier version wrote it. A former text that another
+    author has changed is not found, so it stays beside the new text.
     """
     above, below = others
     for part, is_above in ((above, True), (below, False)):

@@ -57,8 +57,9 @@ def _unfinished_by_name(facts: dict[str, Any]) -> dict[str, str]:
 def snapshot_problem(facts: dict[str, Any], name: str, state: str) -> str:
     """Return why a snapshot cannot be created or rolled back to.
 
-    Old versions of the module report success for a rollback to a snapshot that does not exist. A snapshot that is not
-    complete may be one whose Proxmox task has just begun, so its code is one that is retried.
+    Old versions of the module report success for a rollback to a snapshot that does not exist. Proxmox may be creating
+    or deleting a snapshot that is not complete, so its problem has the code VM_LOCKED, after which the agent retries
+    the job.
     """
     if unfinished := _unfinished_by_name(facts).get(name):
         remedy = f"if no Proxmox task works on it, remove it with `qm delsnapshot {facts['vmid']} {name} --force`"
@@ -72,7 +73,7 @@ def snapshot_problem(facts: dict[str, Any], name: str, state: str) -> str:
 
 
 def snapshot_support_problem(facts: dict[str, Any]) -> str:
-    """Return the problem of a guest that has a disk without support of snapshots."""
+    """Return the problem of a guest with a disk that cannot have snapshots."""
     disks = ", ".join(f"{key} on {disk['storage']}" for key, disk in sorted(facts["disks"].items()))
     return f"VM_STATE: property snapshot: the storage or the format of a disk supports no snapshots ({disks})"
 
@@ -98,14 +99,17 @@ def backup_notes(vm: dict[str, Any]) -> str:
 
 
 def backup_start_problem(facts: dict[str, Any], answer: dict[str, Any]) -> str:
-    """Return why Proxmox started no backup. It answers OK without a Proxmox task if the guest is on another node."""
+    """Return why Proxmox started no backup; '' if it did.
+
+    If the guest is on another node, Proxmox answers OK and starts no Proxmox task.
+    """
     if answer.get("data") != "OK":
         return ""
     return f"PVE_CONFLICT: VM {facts['vmid']} is not on node {facts['node']} any more, so no backup was started"
 
 
 def backup_made(after: dict[str, Any], before: dict[str, Any]) -> str:
-    """Return the archive that is new in the facts `after` a backup; an empty text if no archive is new."""
+    """Return the archive that is in the facts `after` a backup and not in those `before` it; '' if there is none."""
     known = before.get("backups") or []
     return next((str(volume) for volume in reversed(after.get("backups") or []) if volume not in known), "")
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the progress of an action: one line for each step, and for a long wait one line every few seconds.
 
-In a run by hand, the lines are part of Ansible's output. In a run of the agent, each is an event in the artifacts.
+If an operator runs the playbook by hand, the lines are part of Ansible's output. In a run of the agent, each line is an
+event in the artifacts.
 """
 
 from __future__ import annotations

@@ -42,13 +42,13 @@ _KEPT_VOLUME = re.compile(
 )
 
 
-#: The status of a Proxmox task whose end is unknown: its worker was killed, or its log was removed.
+#: The status of a Proxmox task whose outcome is unknown: its worker was killed, or its log was removed.
 _UNKNOWN_END = re.compile(
     r"unexpected status|interrupted by signal|received interrupt|unable to get last line from task log|no such task"
 )
 #: The codes of a status that does not name the cause of a failure, such as `migration aborted` or `job errors`.
 _CODES_WITHOUT_CAUSE = ("TASK_FAILED", "PLAYBOOK_FAILED", "PVE_TIMEOUT")
-#: How many lines before the end of a log may name the cause. Earlier lines belong to steps that succeeded.
+#: How many lines at the end of a log are searched for the cause. Earlier lines belong to steps that succeeded.
 _CAUSE_LINES = 30
 #: The time at the beginning of a line, which only some types of Proxmox tasks write.
 _TIMESTAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
@@ -57,8 +57,8 @@ _TIMESTAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
 _CAUSE_LINE = re.compile(r"^(?:ERROR: |kvm: (?!(?:.*: )?warning: )|lxc-start: |lxc: |command '[^']+' failed)")
 #: The part of such a line that only repeats that the Proxmox task failed.
 _CAUSE_PREFIX = re.compile(r"^ERROR: (?:migration aborted \([^)]*\): |Backup of VM \d+ failed - )?")
-#: The status of a Proxmox task that failed because a program failed. The last lines of its log are what the program
-#: wrote, without a beginning that tells errors from other lines.
+#: The status of a Proxmox task that failed because a program failed. The last lines of its log are the output of the
+#: program, in which lines about errors have no special beginning.
 _FAILED_PROGRAM = re.compile(r"command '.{1,300}' failed: exit code|startup for container '\d+' failed")
 #: The beginning of a program's line that is not about an error.
 _NO_ERROR = re.compile(r"(?:INFO|WARN|WARNING): ")
@@ -97,8 +97,9 @@ def needs_log(status: str) -> bool:
 def error_with_cause(status: str, log: list[str]) -> str:
     """Return the error text of a failed Proxmox task: its status, and the cause that the end of its log names.
 
-    Of several causes, the last one whose text has an error code of its own is used. Only a line about an error is a
-    cause: if a log was cut off and has only lines about steps, the end of the Proxmox task stays unknown.
+    If there are several causes, the last one whose text alone determines an error code is used. Only a line about an
+    error is a cause. So if a log was cut off and has only lines about steps, the outcome of the Proxmox task stays
+    unknown.
     """
     lines = [_TIMESTAMP.sub("", line).strip() for line in log[-_CAUSE_LINES:]]
     lines = [line for line in lines if not line.startswith("TASK ")]
@@ -108,7 +109,7 @@ def error_with_cause(status: str, log: list[str]) -> str:
     programs_lines = [line for line in lines if not _NO_ERROR.match(line)] if has_programs_lines else []
     known = [cause for cause in causes or programs_lines if not needs_log(cause)]
     if known and _UNKNOWN_END.match(status):
-        return known[-1]  # the end is known after all
+        return known[-1]  # the log shows how the task ended, although the status does not
     cause = known[-1] if known else causes[-1] if causes else ""
     return f"{status}: {cause}" if cause else status
 
@@ -142,7 +143,7 @@ def vmids_in(log: list[str]) -> set[int]:
     """Return the VMIDs that the log of a clone task names.
 
     Proxmox 9 logs `creating a clone of VM … with ID …`. Proxmox 8 logs only the names of volumes, such as
-    `vm-123-disk-0`, and with some storages none. Other numbers in a log are sizes and percentages.
+    `vm-123-disk-0`; with some storages it logs no such name. Other numbers in a log are sizes and percentages.
     """
     return {int(vmid) for line in log for pair in _NAMED_VMID.findall(line) for vmid in pair if vmid}
 

@@ -18,7 +18,7 @@ def send(action: VmAction, method: str, path: str, **parameters: Any) -> dict[st
     """Send a request, such as PUT `nodes/pve1/qemu/100/cloudinit`. Return Proxmox's answer as `data`.
 
     If it is unknown whether Proxmox has carried out the request, return `failed` and `msg`, as a module does; the next
-    look-up then shows it. Raises Refused if Proxmox refused the request, or if no change may be made any more.
+    look-up then shows the outcome. Raises Refused if Proxmox refused the request, or if no change may be made any more.
     """
     action.require_change_allowed()
     action.requests.append(f"{method} {path}")

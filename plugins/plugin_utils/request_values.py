@@ -31,7 +31,11 @@ def given_members(validated: Any, given: Any) -> Any:
 
 
 def argument_spec(required_members: Collection[str], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return Ansible's argument spec of an action with these required members of `vm` and these own arguments."""
+    """Return Ansible's argument spec of an action.
+
+    `required_members` are the members of `vm` that the action requires, and `arguments` are its arguments beside `vm`
+    and the login.
+    """
     members = {name: {**VM_ARGUMENTS[name], "required": True} for name in required_members}
     return {
         "vm": {"type": "dict", "required": True, "options": {**VM_ARGUMENTS, **members}},

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 Facts = dict[str, Any]
-#: The types of storages on ZFS: of the node, and over iSCSI.
+#: The types of storages on ZFS: a pool of the node, and ZFS over iSCSI.
 ZFS_TYPES = ("zfspool", "zfs")
 #: The option of a storage whose snapshots are volumes, each of which needs the one before it.
 CHAIN = "snapshot-as-volume-chain"
@@ -28,8 +28,8 @@ NOT_ROLLED_BACK = ("vmstate", "unused")
 def rollback_problem(cluster: Cluster, facts: Facts, name: str) -> str:
     """Return why Proxmox would refuse the rollback to the snapshot: newer snapshots have the same volume.
 
-    Two cases are unknown and not refused: newer snapshots that only the storage has, and two snapshots of the same
-    second of which neither is the parent of the other.
+    Two cases cannot be recognised and are not refused: newer snapshots that exist on the storage only, and two
+    snapshots of the same second of which neither is an ancestor of the other.
     """
     node, vmid = facts["node"], facts["vmid"]
     rows = {str(row["name"]): row for row in cluster.guest(node, vmid).snapshot.get() if row.get("name") != "current"}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refuses a template, an ISO image or an OS template from which Proxmox cannot create a guest.
 
-`creation.py` checks what the facts of the template alone show. A fact that the login may not read is no reason to
-refuse.
+`creation.py` makes the checks that need only the facts of the template. If the login may not read a fact, the request
+is not refused for this fact.
 """
 
 from __future__ import annotations

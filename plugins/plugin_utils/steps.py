@@ -20,9 +20,9 @@ from .identity import kind_of, lock_problem, suspended_problem
 from .request_values import is_yes
 from .vm_action import Facts, Refused, VmAction
 
-#: How long a guest may need to shut down if the request does not say it.
+#: How long a guest may need to shut down if the request contains no limit.
 DEFAULT_SHUTDOWN_S = 60
-#: How long a started guest may need to report an address if the request does not say it.
+#: How long a started guest may need to report an address if the request contains no limit.
 DEFAULT_ADDRESS_TIMEOUT_S = 10
 #: The values of the parameter `state` of proxmox_kvm and proxmox, by the requested state.
 MODULE_STATES = {"running": "started", "stopped": "stopped", "restarted": "restarted"}
@@ -63,8 +63,8 @@ def ensure_power(action: VmAction, facts: Facts, state: str) -> Step:
     if state == "stopped":
         action.require_time(shutdown_s, "the guest's shutdown")
     action.progress.step(f"requesting the state {state}")
-    # The module does not notice a failed Proxmox task, so it does not wait for a start or a restart. The timeout of a
-    # stop is the guest's shutdown timeout, after which Proxmox switches the VM off.
+    # The module does not notice a failed Proxmox task, so it is given no time to wait for a start or a restart: the
+    # look-up waits. The timeout of a stop is the guest's shutdown timeout, after which Proxmox switches the VM off.
     answer = action.change(
         "proxmox_kvm",
         state=MODULE_STATES[state],
@@ -76,7 +76,10 @@ def ensure_power(action: VmAction, facts: Facts, state: str) -> Step:
 
 
 def _shutdown_timeout_s(action: VmAction) -> int:
-    """Return how long the guest may need to shut down: at most half of the action's time, as in the agent's runs."""
+    """Return how long the guest may need to shut down. It is at most half of the action's time.
+
+    The agent limits the time in the same way (`executor/runs/plan.py`).
+    """
     requested = action.vm.get("shutdown_timeout_s")
     requested_s = DEFAULT_SHUTDOWN_S if requested is None else int(requested)
     return min(requested_s, max(1, int(action.timeout_s / 2)))
@@ -85,8 +88,8 @@ def _shutdown_timeout_s(action: VmAction) -> int:
 def _container_power(action: VmAction, facts: Facts, state: str) -> Step:
     """Bring a container into `state`.
 
-    The module restarts by a stop and a start and does not notice when one of them fails, so this function does the two
-    itself. Proxmox's shutdown timeout for containers is 60 s; the module cannot change it.
+    The module restarts by a stop and a start and does not notice when one of them fails. So this function makes the
+    stop and the start itself. Proxmox's shutdown timeout for containers is 60 s; the module cannot change it.
     """
     if state == "restarted":
         is_forced = is_yes(action.vm.get("force", False))
@@ -115,7 +118,10 @@ def _power_verified(action: VmAction, before: Facts, state: str, answer: dict[st
 
 
 def _with_addresses(action: VmAction, facts: Facts) -> Facts:
-    """Return the facts of a running guest with its addresses. It may need as long to report them as after a start."""
+    """Return the facts of a running guest with its addresses.
+
+    The guest gets as much time to report them as after a start.
+    """
     if action.is_check_mode or not facts["exists"]:
         return facts
     action.progress.step("the guest is running, reading its addresses")
@@ -179,7 +185,7 @@ def ensure_configured(
 def change_with_tags(
     action: VmAction, vm: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Make a change that may set tags; return the request and the answer. If Proxmox refuses a tag, set no tags.
+    """Make a change that may set tags; without tags if Proxmox refuses one. Return the request and the answer.
 
     Proxmox refuses registered tags, and any tag if the option `user-tag-access` of the cluster is not `free`. A refused
     request has changed nothing. A guest needs no tags, because the marker in its description identifies it.

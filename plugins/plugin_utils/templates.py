@@ -34,7 +34,7 @@ def find_template(cluster: Cluster, rows: list[Row], vmid: int, name: str, prefe
 
 
 def _candidates(rows: list[Row], vmid: int, name: str, preferred_node: str) -> Iterator[Row]:
-    """Yield the rows that may be the template's: those of the preferred node first, those without facts last."""
+    """Yield the rows that may be the template's: those on the preferred node first, those without a name last."""
     rows = [row for row in rows if row.get("type") == "qemu"]
     if vmid:
         rows = [row for row in rows if int(row["vmid"]) == vmid]

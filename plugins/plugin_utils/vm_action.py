@@ -112,7 +112,7 @@ class VmAction(ActionBase):
         return bool(self._task.check_mode)
 
     def look_up(self, **query: Any) -> Facts:
-        """Look up the guest of the request, and wait as the query says. Members of `Query` may be given."""
+        """Look up the guest of the request, and wait as the query says. The arguments are members of `Query`."""
         usual = {
             "vmid": int(self.vm["vmid"]),
             "node": str(self.vm.get("node") or ""),
@@ -164,7 +164,8 @@ class VmAction(ActionBase):
     def change(self, module: str, **parameters: Any) -> dict[str, Any]:
         """Execute a module of community.proxmox with the parameters that are not None; return its answer.
 
-        Raises Refused if the module failed, unless it may have made its change: then the next look-up decides.
+        Raises Refused if the module failed and has certainly not made its change. If it may have made the change, the
+        next look-up shows whether it has.
         """
         self.require_change_allowed()
         self.modules.append(f"community.proxmox.{module}")
@@ -216,7 +217,7 @@ class VmAction(ActionBase):
             raise Refused(f"TASK_TIMEOUT: no time is left for {purpose} ({needed_s:.0f} s)")
 
     def publish(self, facts: Facts, **members: Any) -> None:
-        """Keep a result document for the case that the action fails after this point."""
+        """Keep a result document, which is returned if the action fails after this point."""
         self.vm_result = result(facts, self.vm, **members)
 
     def document(self, facts: Facts, **members: Any) -> dict[str, Any]:

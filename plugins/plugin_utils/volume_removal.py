@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Removes volumes of a deleted guest that Proxmox could not remove, if the operator allows it.
 
-Proxmox removes a volume without a check whether a guest uses it. So a volume is removed only if each of these facts is
-known: the deleted guest's disks or snapshots used the volume; it was not replaced since the deletion; its name has the
-VMID; no new guest has this VMID; no other guest names the volume in its configuration or in a snapshot.
+Proxmox does not check whether a guest uses a volume before it removes the volume. So the action removes a volume only
+if each of these facts is known: the deleted guest's disks or snapshots used the volume; it was not replaced since the
+deletion; its name has the VMID; no new guest has this VMID; no other guest names the volume in its configuration or in
+a snapshot.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def remove_volumes(action: VmAction, node: str, rows: dict[str, Row]) -> None:
 
 
 def _users_of(action: VmAction, names: Iterable[str]) -> dict[str, str]:
-    """Return the volumes that a guest names, each with a text about this guest.
+    """Return those of the volumes that the configuration of a guest names, each with a text about this guest.
 
     Two storages may show the same volumes, so volumes are compared by their names without the storage. Raises one of
     FAILURES if a configuration cannot be read.
@@ -91,7 +92,11 @@ def _values_of(cluster: Cluster, row: Row) -> Iterator[str]:
 
 
 def _reuse_problem(cluster: Cluster, node: str, volume: str, before: Row) -> str:
-    """Return why the volume may be another guest's now: its VMID has a guest again, or it was made after `before`."""
+    """Return why the volume may be another guest's now, or ''.
+
+    It may be another guest's if its VMID has a guest again, or if the volume was created after its row `before` was
+    read.
+    """
     vmid = int(before["vmid"])
     now = own_rows(cluster, node, vmid, [volume]).get(volume)
     if now is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the volumes of a deleted guest that still exist, after its deletion and before a new guest gets its VMID.
+"""Finds volumes of a deleted guest that still exist: after its deletion, and again before a new guest gets the VMID.
 
 Proxmox deletes a guest even if it cannot remove one of its disks, and it does not remove a volume that only a snapshot
 names. A volume that is left may be a cloud-init drive, which contains the hash of a password.
@@ -45,7 +45,7 @@ def snapshot_volumes(cluster: Cluster, node: str, vmid: int) -> set[str]:
 
 
 def list_volumes(cluster: Cluster, node: str, storages: Iterable[str], vmid: int) -> tuple[set[str], list[str]]:
-    """Return the VMID's volumes on these storages, and for each storage that cannot be read `STORAGE: reason`."""
+    """Return the VMID's volumes on these storages, and a text `STORAGE: reason` for each that cannot be read."""
     found: set[str] = set()
     unreadable = []
     for storage in sorted(storages):
@@ -68,8 +68,8 @@ def volumes_left(
 ) -> tuple[list[str], list[str]]:
     """Return the volumes of a deleted guest that still exist, and the storages that cannot be read.
 
-    The volumes are those of `expected` that their storage lists, and those that the logs of the Proxmox tasks `upids`
-    name.
+    `expected` contains the guest's volumes before the deletion. The result has those of them that their storage still
+    lists, and the volumes that the Proxmox tasks `upids` could not remove, as the logs of these tasks state.
     """
     logged = volumes_left_in([line for upid in upids for line in cluster.log(upid)])
     listed, unreadable = list_volumes(cluster, node, storages_of(expected), vmid)
@@ -110,10 +110,11 @@ def storages_of_new_guest(vm: dict[str, Any], template: dict[str, Any]) -> set[s
 
 
 def reuse_problem(cluster: Cluster, node: str, vmid: int, storages: Iterable[str]) -> str:
-    """Return why a free VMID must not be used: its former guest has left volumes on one of these storages.
+    """Return a problem if the former guest of a free VMID has left volumes on one of these storages; '' if not.
 
-    Their names would make them volumes of the new guest. Raises one of FAILED_CALL if a storage cannot be read. A
-    storage on which the login has no privilege is not checked, because Proxmox refuses to create a volume there.
+    By the VMID in their names, these would become volumes of a new guest. Raises one of FAILED_CALL if a storage cannot
+    be read. A storage on which the login has no privilege is not checked, because Proxmox refuses to create a volume
+    there.
     """
     found = []
     for storage in sorted(storages):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 
-#: The prefix length of a network with only one address. Some providers use such networks, with a gateway outside.
+#: The prefix length of a network with only one address. Some providers use such networks; their gateway is outside the
+#: network.
 HOST_PREFIX_LENGTH = {4: 32, 6: 128}
 
 
@@ -38,8 +39,8 @@ def _interface(cidr: str) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface |
 def gateway_problem(gateway: str, cidr: str, version: int) -> str:
     """Return why the guest with the valid address `cidr` cannot use this gateway; '' if it can.
 
-    A link-local gateway is outside the network of an IPv6 address, and so is every gateway of a network with one
-    address.
+    A gateway outside the network of the address is accepted in two cases: a link-local gateway of an IPv6 address, and
+    any gateway of a network with only one address.
     """
     try:
         address = ipaddress.ip_address(gateway)

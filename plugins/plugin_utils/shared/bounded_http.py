@@ -4,9 +4,9 @@
 The timeout of the library `requests` applies to each single read, so a server that sends its answer byte by byte could
 occupy a thread for ever. `requests` does not limit the size of an answer either.
 
-In a run, the delivery of a request is bounded, too. While a machine is cut off from Proxmox, its kernel sends a request
-again and again, also after the process has ended. It must not arrive after the run must have ended (`run_until.py`):
-then another agent may already process the job.
+In a run, the time for the delivery of a request is limited, too. While a machine is cut off from Proxmox, its kernel
+sends the data of a request again and again, even after the process has ended. The request must not arrive after the
+moment at which the run must have ended (`run_until.py`), because then another agent may already process the job.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TIME_FACTOR = 4.0
 DEFAULT_TIMEOUT_S = 30.0
 #: The number of bytes that are decoded at a time. Decoding may multiply them by a thousand.
 CHUNK_BYTES = 16 * 1024
-#: The maximum of the kernel's limit, whose type is an int.
+#: The largest time that can be given to the kernel as the limit of a delivery: its type is a C int.
 MAX_DELIVERY_MS = 2**31 - 1
 
 
@@ -80,7 +80,7 @@ class BoundedAdapter(HTTPAdapter):
     def send(self, request: requests.PreparedRequest, *arguments: Any, **options: Any) -> requests.Response:
         """Send a request and return the answer, with its body if there is a limit for the body.
 
-        Raises AnswerTooLarge, and as other adapters the exceptions of `requests` and `urllib3`.
+        Raises AnswerTooLarge and, like other adapters, the exceptions of `requests` and `urllib3`.
         """
         answer = super().send(request, *arguments, **options)
         if self._max_bytes is not None:
@@ -153,9 +153,9 @@ class _BoundedSocket:
 
 
 def _limit_delivery(sock: socket.socket, run_until: RunUntil | None) -> None:
-    """Let the kernel end the connection if the other side has not received what was sent when the run must have ended.
+    """Make the kernel end the connection if what was sent has not arrived when the run must have ended.
 
-    Without a limit, the kernel repeats it for a quarter of an hour.
+    Without a limit, the kernel sends it again and again for a quarter of an hour.
     """
     left_s = math.inf if run_until is None else run_until.left_s()
     if left_s == math.inf or not hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -167,13 +167,13 @@ def _limit_delivery(sock: socket.socket, run_until: RunUntil | None) -> None:
 def _pool_classes(
     max_bytes: int, time_factor: float, run_until: RunUntil | None
 ) -> dict[str, type[urllib3.HTTPConnectionPool]]:
-    """Return the classes of pools whose connections bound each request and each answer, by the scheme of a URL."""
+    """Return the classes of connection pools that limit each request and each answer, by the scheme of a URL."""
 
     class _Bounded:
-        """Makes a connection limit the delivery of each request, and read each answer from a file that is bounded."""
+        """Makes a connection limit the delivery of each request, and read each answer from a `_BoundedFile`."""
 
-        timeout: Any  #: of one read; `urllib3` sets it before each answer
-        sock: Any  #: None before the connection is made
+        timeout: Any  #: the timeout of one read; `urllib3` sets it before each answer
+        sock: Any  #: the socket; None before the connection is made
 
         def connect(self) -> None:
             """Make the connection."""
@@ -187,7 +187,7 @@ def _pool_classes(
             super().putrequest(*arguments, **options)  # type: ignore[misc]
 
         def response_class(self, sock: Any, *arguments: Any, **options: Any) -> http.client.HTTPResponse:
-            """Return an answer that is read from the socket. `http.client` calls this before it reads the header."""
+            """Return the object that reads the answer. `http.client` calls this method before it reads the header."""
             timeout_s = self.timeout if isinstance(self.timeout, int | float) else DEFAULT_TIMEOUT_S
             bounded: Any = _BoundedSocket(sock, time.monotonic() + timeout_s * time_factor, max_bytes)
             return http.client.HTTPResponse(bounded, *arguments, **options)
@@ -212,7 +212,7 @@ def _pool_classes(
 
 
 class _DefaultAdapter:
-    """The class of the adapters that `requests` gives to a new session, which `bounded_sessions` replaces."""
+    """Replaces the class of the adapters that `requests` gives to each new session. `bounded_sessions` uses this."""
 
     def __init__(self) -> None:
         self._module: Any = requests.sessions
@@ -240,9 +240,9 @@ _default_adapter = _DefaultAdapter()
 
 @contextlib.contextmanager
 def bounded_sessions() -> Iterator[None]:
-    """Bound the answers of every session that is made in the `with` block, also by other libraries in this process.
+    """Limit the answers of every session that is created in the `with` block, also by other libraries in this process.
 
-    proxmoxer makes a session of its own for a login with a password, and so does a module that runs in this process.
+    proxmoxer creates a session of its own for a login with a password, and so does a module that runs in this process.
     """
     _default_adapter.replace()
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replaces the errors of Python's libraries about connections by texts for operators. All functions are pure."""
+"""Replaces the error texts of Python's libraries about failed connections by texts for operators. Pure functions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ERROR_NUMBER = re.compile(r"\[Errno -?\d+\] ")
 def plain_text(text: str) -> str:
     """Return a text for operators. It begins with the host and the port if the library's text names them.
 
-    A text about another failure than that of a connection stays as it is, except for error numbers.
+    A text about another failure is not replaced; only error numbers are removed from it.
     """
     cause = next((cause for pattern, cause in CAUSES if pattern.search(text)), "")
     if not cause:

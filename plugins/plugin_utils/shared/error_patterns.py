@@ -3,7 +3,8 @@
 
 The fixed words are those of Proxmox VE 8 and 9, and of community.proxmox. tests/data/proxmox_failures.jsonl has texts
 for each rule, with the file of Proxmox that contains them. Every pattern is valid in Python and in RE2 (the regular
-expressions of Go), and every repetition in it has a limit, so that the time for a text grows with its length only.
+expressions of Go), and every repetition in it has a limit, so that the time to match a text is proportional to its
+length.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from .login_repeats import LOGIN_NOT_REPEATED
 
 #: Matches the error text of a request or a Proxmox task that did not get a lock in time: the lock file of a guest, the
-#: lock of a storage in the whole cluster, or that of a backup.
+#: cluster-wide lock of a storage, or the lock of a backup.
 LOCK_TIMEOUT = (
     r"can't (lock file|acquire lock)|cfs-lock '[^']{1,100}' error|got lock (request )?timeout|-locked command timed out"
     r"|failed: got timeout|can't get cfs lock"
@@ -56,8 +57,8 @@ RULES: tuple[tuple[str, str], ...] = (
         r"no quorum|(unable to open file|unable to write|closing file) '[^']{1,300}\.tmp\."
         r"|close \(rename\) atomic file '/etc/pve/",
     ),
-    # The second line has the status of a Proxmox task that was killed, or whose log was removed; the third has a
-    # request that may have started a Proxmox task whose UPID is unknown.
+    # The second line of the pattern matches the status of a Proxmox task that was killed, or whose log was removed. The
+    # third line matches the answer to a request that may have started a Proxmox task whose UPID is unknown.
     (
         "PVE_TIMEOUT",
         r"\b59[6-9] |Read timed out|ConnectTimeout|interrupted by (unexpected )?signal|received interrupt"
@@ -80,9 +81,10 @@ RULES: tuple[tuple[str, str], ...] = (
         r"|trying to remove .{1,40} lock|lock changed unexpectedly|config lock, aborting",
     ),
     # A guest that has moved to another node is not found on its former one. So this is never VM_NOT_FOUND: a retry
-    # looks the guest up again, and proves its absence if it does not exist. A container is `not running` there, without
-    # a check of its configuration. An action does not request the power state that its look-up has found, so
-    # `not running` and `already running` say that the guest has changed or moved since then.
+    # looks the guest up again, and proves its absence if it does not exist. On its former node, a container is reported
+    # as `not running`, because Proxmox does not check there whether its configuration exists. An action never requests
+    # the power state that its look-up has found. So `not running` and `already running` mean that the guest has changed
+    # or moved since the look-up.
     (
         "PVE_CONFLICT",
         rf"{NOT_HERE}|checksum miss?match|detected modified configuration|An error occurred: 'name'"
@@ -98,7 +100,7 @@ RULES: tuple[tuple[str, str], ...] = (
         r"|(can't|cannot) find (any )?free (ip|IP)|No free IP left"
         r"|no available instances of|could not find a free device|vgpu type '[^']{1,100}' not available",
     ),
-    # A storage that does not exist is not one that is unavailable: a retry would not find it.
+    # A storage that does not exist has another code than one that is unavailable, because a retry would not find it.
     ("NOT_FOUND", r"storage '[^']{1,100}' does not exist|^Storage \S{1,100} does not exist in the cluster"),
     (
         "STORAGE_UNAVAILABLE",
@@ -136,9 +138,9 @@ RULES: tuple[tuple[str, str], ...] = (
         r"|replicated (VM|container)|overwrite running|restart mode|in use by (running )?VMID|reserved for use by VMID"
         r"|while CT is running|cannot suspend|No QEMU guest agent|guest agent is not running",
     ),
-    # A running guest that did not apply new values: they are stored, and apply at its next start.
+    # A running guest did not apply new values. They are stored, and take effect at its next start.
     ("VM_STATE", r"hotplug problem - |unable to hotplug \w{1,40}: "),
-    # A guest's storage, disk or device that cannot do what the action needs.
+    # A storage, a disk or a device of the guest does not support what the action needs.
     (
         "VM_STATE",
         r"which uses local (devices|resources)|uses local resources|local (cdrom image|file/device)|owned by other"
@@ -149,7 +151,8 @@ RULES: tuple[tuple[str, str], ...] = (
         r"|snapshots as a volume chain|do(es)? not support (snapshots|subvol quotas|mediated)|quotas are currently not"
         r"|working with qcow2 format only|no export formats for",
     ),
-    # QEMU's monitor, and a program that Proxmox has run: the command may still be executed.
+    # A command for QEMU's monitor, or a program that Proxmox has run, failed or took too long. It may still be
+    # executed.
     (
         "PVE_TIMEOUT",
         r"command '[^']{1,300}' failed - (got timeout|unable to connect|client closed)|- timeout after \d{1,9} retries"

@@ -20,7 +20,8 @@ from .reactions import TABLE, Reaction, reaction_to
 PROXMOX_MODULES = ("community.proxmox.", "community.general.proxmox")
 #: Maximum length of the text in a ClassifiedFailure, in characters.
 MAX_TEXT_LENGTH = 300
-#: Maximum number of characters of a text that the patterns are applied to, because the text may be any program's.
+#: Maximum number of characters of a text that the patterns are applied to. A text may be long, because any program may
+#: have written it.
 MAX_MATCHED_LENGTH = 10_000
 
 
@@ -43,8 +44,9 @@ _CODE_AND_TEXT = re.compile(r"\A([A-Z][A-Z_]+): ?(.*)\Z", re.DOTALL)
 #: What proxmoxer adds to a text if the body of Proxmox's answer is empty, as it is in every answer 401.
 _EMPTY_BODY = re.compile(r" ?- \{'errors': b''\}")
 _WHITE_SPACE = re.compile(r"\s+")
-#: Matches the text of a module that has waited too long for a Proxmox task, if the log line that it quotes after group
-#: 1 is not the last one of the Proxmox task (`TASK ERROR: …`). Other lines say nothing about the outcome.
+#: Matches the text of a module that has waited too long for a Proxmox task. After group 1, the text quotes a line of
+#: the task's log. A text that quotes the last line of the log (`TASK ERROR: …`) does not match: only this line states
+#: the outcome, so the other lines are removed.
 _TIMEOUT_WITH_LOG = re.compile(
     r"\A(Reached timeout.{0,200}?) ?Last line in task before timeout: (?!\[\{[^}]{0,40}'t': ['\"]TASK ERROR: ).*",
     re.DOTALL,

@@ -39,7 +39,7 @@ def is_cdrom(drive: str) -> bool:
 
 
 def is_cloud_init(drive: str) -> bool:
-    """Return True for a cloud-init drive. The name of its storage may be any."""
+    """Return True for a cloud-init drive. Its storage may have any name."""
     return CLOUD_INIT_VOLUME.search(drive.partition(",")[0]) is not None
 
 

@@ -33,9 +33,9 @@ def marker_for(service_id: str) -> str:
 
 
 def markers_in(description: str) -> list[str]:
-    """Return the values of all markers in a description, in lower case and sorted, also of those without a valid id.
+    """Return the values of all markers in a description, in lower case and sorted, even if they are no valid ids.
 
-    A guest with a marker of another value than the service's id is never changed, whatever the value is.
+    If a guest has a marker whose value is not the service's id, the guest is never changed, whatever the value is.
     """
     return sorted(_values(MARKER_LINE, description))
 
@@ -52,7 +52,7 @@ def service_in(description: str) -> str:
 def with_agent(description: str, agent_id: str) -> str:
     """Return the description with a line that names the agent before the marker. An earlier such line is removed.
 
-    A description without a marker stays as it is, and so does every description if `agent_id` is ''.
+    A description without a marker is returned unchanged. If `agent_id` is '', every description is returned unchanged.
     """
     if not agent_id or not MARKER_LINE.search(description):
         return description

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of reactions: what happens after a failure with each error code.
 
-By this table the executor decides whether it retries a job, and an action whether it looks up the VM. docs/errors.md
-shows the table.
+By this table, the executor decides whether it retries a job, and an action decides whether it looks up the VM.
+docs/errors.md shows the table.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ TABLE: dict[str, CodeRow] = {
     "PVE_TIMEOUT": CodeRow(Reaction.CHECK, Outcome.UNKNOWN),
     "PVE_UNREACHABLE": CodeRow(Reaction.LATER, Outcome.UNKNOWN),
     "PVE_CONFLICT": CodeRow(Reaction.LATER),
-    # The codes of unknown texts: of an answer of Proxmox, of a Proxmox task that has ended, and of anything else.
+    # The codes of texts that no more specific rule matches: PVE_API_ERROR for an answer of Proxmox, TASK_FAILED for a
+    # Proxmox task that has ended, and PLAYBOOK_FAILED for any other text.
     "PVE_API_ERROR": CodeRow(Reaction.ONCE, Outcome.UNKNOWN),
     "TASK_FAILED": CodeRow(Reaction.ONCE),
     "PLAYBOOK_FAILED": CodeRow(Reaction.ONCE, Outcome.UNKNOWN),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads until when the runs of an agent may continue, from the file that the agent writes.
+"""Reads, from a file that an agent writes, until when the runs of this agent may continue.
 
 The leases of an agent expire if the agent does not renew them, and then another agent may process its jobs. A suspended
 or blocked agent cannot end its runs itself. So with each renewal it writes to a file the moment at which its runs must
@@ -25,7 +25,7 @@ NO_LIMIT = math.inf
 _MOMENT_BYTES = 20
 _CHECKSUM_DIGITS = 8
 RECORD_BYTES = _MOMENT_BYTES + 1 + _CHECKSUM_DIGITS + 1
-#: How often a file without a valid record is read in one check.
+#: How often the file is read in one check if it has no valid record.
 _READ_ATTEMPTS = 2
 
 
@@ -41,7 +41,7 @@ def encode(until_s: float) -> bytes:
 
 
 def decode(content: bytes) -> float | None:
-    """Return the moment in the content of the file: that of the first valid record; None if no record is valid."""
+    """Return the moment of the first valid record in the content of the file; None if no record is valid."""
     for start in (0, RECORD_BYTES):
         record = content[start : start + RECORD_BYTES]
         try:
@@ -56,7 +56,8 @@ def decode(content: bytes) -> float | None:
 class RunUntil:
     """Decides whether the runs of the agent must have ended.
 
-    If the file cannot be read, the moment that was read last still counts. If it was never readable, the runs must end.
+    If the file cannot be read now, the moment that was read last still applies. If the file was never readable, the
+    runs must end.
     """
 
     def __init__(self, path: str) -> None:
@@ -65,11 +66,11 @@ class RunUntil:
         self.is_over()
 
     def is_over(self) -> bool:
-        """Read the file. True if its moment is over."""
+        """Read the file. Return True if its moment has passed."""
         return self.left_s() <= 0
 
     def left_s(self) -> float:
-        """Read the file. Return the time until its moment, in seconds; it is negative if the moment is over."""
+        """Read the file. Return the time until its moment, in seconds; it is negative if the moment has passed."""
         for _ in range(_READ_ATTEMPTS):
             until_s = self._read()
             if until_s is not None:

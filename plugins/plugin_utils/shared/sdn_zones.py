@@ -16,8 +16,8 @@ _VNET_PATH = re.compile(r"\(/sdn/zones/([^/,()]+)/")
 def zone_in_refusal(text: str) -> str:
     """Return the zone of a VNet that the login may not read; '' if the text is not the refusal of such a request.
 
-    Proxmox refuses it with the path of the missing privilege, and this path contains the zone. It refuses a request for
-    a name that no VNet has with another text (pve-network: PVE/API2/Network/SDN/Vnets.pm, read).
+    Proxmox's refusal names the path on which the privilege is missing, and this path contains the zone. If no VNet has
+    the requested name, Proxmox refuses with another text (read in pve-network: PVE/API2/Network/SDN/Vnets.pm).
     """
     found = _VNET_PATH.search(text)
     return found.group(1) if found else ""

@@ -59,7 +59,7 @@ def is_public_key(line: str) -> bool:
 
 
 def _has_expected_fields(key_type: str, fields: list[bytes]) -> bool:
-    """Return True if the fields have the number and the sizes of this type; an unknown type may have any."""
+    """Return True if the fields have the number and the sizes of this type of key. An unknown type may have any."""
     if len(fields) != _FIELD_COUNTS.get(key_type, len(fields)) or not all(fields[1:]):
         return False
     if key_type not in _FIELD_COUNTS:
@@ -82,7 +82,7 @@ def _is_on_curve(curve: bytes, point: bytes) -> bool:
 
 
 def _fields_of(data: bytes) -> list[bytes]:
-    """Return the fields of a key, each of which has its size before it. Raises ValueError if one is cut off."""
+    """Return the fields in the data of a key. Each field follows its size. Raises ValueError if a field is cut off."""
     fields = []
     while data:
         size = int.from_bytes(data[:4], "big")

@@ -1,8 +1,8 @@
-"""Stores audit entries: each says who changed which job or mapping, and why.
+"""Stores audit entries: each says who changed what, for example a job, a mapping or a pause, and why.
 
-There is one entry for each change that an operator's command makes, and for each automatic correction. The change and
-its entry are written in the same transaction, so that the database stores either both or neither. Entries are never
-deleted. Only `executor.database.erasure` erases the values of an entry.
+There is one entry for each change that an operator makes, and for each automatic correction. The change and its entry
+are written in the same transaction, so that the database stores either both or neither. Entries are never deleted. Only
+`executor.database.erasure` erases the values of an entry.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def record(  # noqa: PLR0913 (one parameter for each column)
     after: Mapping[str, Any] | None = None,
     reason: str = "",
 ) -> None:
-    """Add an entry: `who` made the change `verb` (for example "cancel") to one job or mapping.
+    """Add an entry: `who` made the change `verb` (for example "cancel") to one subject.
 
     `subject_kind` is "job", "mapping", "service", "agents" or "database". `subject_id` is the `fulcrum_id` of the
     job, the service id, the scope of a pause of agents, or the id of a move of the database.
@@ -96,7 +96,7 @@ def list_entries(
     """Return the newest entries, newest first.
 
     With `subject_id_prefix`, return only entries whose `subject_id` begins with it. With `verb`, return only entries
-    with this verb; with `since`, those that were made at or after it.
+    with this verb. With `since`, return only entries that were made at this time or later.
     """
     stmt = select(AuditEntry).order_by(AuditEntry.id.desc()).limit(limit)
     if subject_id_prefix:

@@ -26,6 +26,6 @@ def replace(session: Session, cluster: str, findings: Findings) -> Findings:
 
 
 def latest(session: Session, cluster: str, *, max_age_s: float) -> Findings | None:
-    """Return the findings of the last check, or None if it was longer ago than `max_age_s`."""
+    """Return the findings of the last check; None if there is none, or if it is older than `max_age_s`."""
     is_recent = (DriftCheck.cluster == cluster) & (DriftCheck.concluded_at >= db_now(-max_age_s))
     return session.scalar(select(DriftCheck.findings).where(is_recent))

@@ -36,7 +36,7 @@ def counts_by_hour(session: Session, now: datetime, *, hours: int) -> list[HourC
     """Return the counts of the last hours, the oldest first. The last one is the current hour, which is not over."""
     first = now.replace(minute=0, second=0, microsecond=0) - HOUR * (hours - 1)
     starts = [first + HOUR * number for number in range(hours)]
-    # There is one part for each hour, because the two databases have no common function that rounds a time.
+    # There is one query for each hour, because SQLite and PostgreSQL have no common function that rounds a time.
     parts = [
         select(literal(number), Job.status, func.count())
         .where(Job.status.in_(ENDED_LITERALS), Job.finished_at >= start, Job.finished_at < start + HOUR)

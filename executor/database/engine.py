@@ -38,7 +38,7 @@ MIN_BACKOFF_S, MAX_BACKOFF_S = 0.5, 10.0
 #: PostgreSQL's code of the error of a statement that waited for a lock longer than the setting `lock_timeout` allows
 #: (`executor.database.postgresql`).
 LOCK_NOT_AVAILABLE = "55P03"
-#: Parts of SQLite's errors about a damaged file, and the hint that follows them.
+#: Parts of SQLite's error texts about a damaged file, and the hint that is appended to such a text.
 DAMAGE_WORDS = ("malformed", "file is not a database", "disk I/O error")
 RESTORE_HINT = "; restore a backup: smith db restore FILE"
 #: The error text for a URL that cannot be parsed.

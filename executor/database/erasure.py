@@ -48,7 +48,10 @@ class StoredData:
 
 
 def services_of_consumer(session: Session, consumer_id: str) -> list[str]:
-    """Return the ids of the services whose jobs name this consumer. A service whose jobs were pruned is not found."""
+    """Return the ids of the services whose jobs name this consumer, FulcrumCore's participant that uses a service.
+
+    A service whose jobs were pruned is not found.
+    """
     stmt = select(Job.service_id).where(Job.tenant_id == consumer_id, Job.service_id.is_not(None)).distinct()
     return [service_id for service_id in session.scalars(stmt.limit(MAX_SERVICES)) if service_id]
 
@@ -147,7 +150,8 @@ def _has_values(session: Session, service_id: str) -> ColumnElement[bool]:
 def overwrite_unused_parts(engine: Engine) -> None:
     """Rewrite an SQLite file, so that its unused parts and its WAL contain no earlier rows. Writers wait meanwhile.
 
-    PostgreSQL does this by its own autovacuum. Raises DatabaseUnavailable if the file is in use for too long.
+    For PostgreSQL, this function does nothing, because autovacuum does the same. Raises DatabaseUnavailable if the file
+    is in use for too long.
     """
     if sqlite_file(engine.url.render_as_string(hide_password=False)) is None:
         return

@@ -34,7 +34,7 @@ def open_for_owner(file: Path, flags: int) -> int:
 
 
 def give_to(owner: os.stat_result, *files: Path) -> None:
-    """If this process is root, give each existing file to this owner. The target of a symbolic link does not change."""
+    """If this process is root, give each existing file to this owner. The target of a symbolic link keeps its owner."""
     if os.geteuid() != 0:
         return
     for file in files:
@@ -43,7 +43,7 @@ def give_to(owner: os.stat_result, *files: Path) -> None:
 
 
 def why_unusable(database: Path) -> str:
-    """Return which file of the database this user cannot write, and the remedy; '' if this user can write all files."""
+    """Return which file of the database this user cannot read and write, and the remedy; '' if there is none."""
     for file in (database, *(Path(f"{database}{suffix}") for suffix in COMPANION_SUFFIXES)):
         if file.exists() and not os.access(file, os.R_OK | os.W_OK):
             if os.statvfs(file).f_flag & os.ST_RDONLY:

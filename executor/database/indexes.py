@@ -1,7 +1,8 @@
 """Defines the indexes of the tables. Only migrations and tests import this module.
 
 For a partial index, SQLAlchemy imports the packages of both databases. The import of PostgreSQL's package takes a tenth
-of the time of a command such as `smith status`. Statements do not need the definitions of the indexes.
+of the time of a command such as `smith status`. Statements do not need the definitions of the indexes, so they are in
+this module and not in `tables`.
 
 Each change of an index needs a migration. A test compares the indexes with the migrations.
 """

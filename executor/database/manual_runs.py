@@ -46,7 +46,7 @@ class NewManualRun:
 
 
 def is_in_progress(run: Any = ManualRun) -> ColumnElement[bool]:
-    """Return the SQL condition that a run has not ended and that its lease is valid. `run` may be an alias."""
+    """Return the SQL condition that a run has not ended and that its lease is valid. `run` is the table or an alias."""
     has_valid_lease = (run.lease_until > db_now()) & (run.lease_until <= db_now(MAX_LEASE_S))
     return and_(run.ended_at.is_(None), has_valid_lease)
 
@@ -84,7 +84,7 @@ def services_in_progress(session: Session, service_id: str | None = None) -> set
 
 
 def renew(session: Session, ident: str, *, lease_s: float, output: str | None = None) -> bool:
-    """Extend the lease of a run, and store its output so far, if it is given.
+    """Extend the lease of a run. If `output`, the output of the run so far, is given, also store it.
 
     Return False if the run has ended or its lease has expired. Then another run or job of the service may have started.
     """

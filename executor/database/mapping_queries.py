@@ -34,9 +34,9 @@ def list_mappings(session: Session, *, states: Sequence[str] = (), limit: int = 
 def find(session: Session, reference: str) -> Sequence[Mapping]:
     """Return the mappings that `reference` names, newest first. They include deleted mappings.
 
-    `reference` is a VMID, the name of a VM with or without its suffix (see `vm_name`), a service id, or the beginning
-    of a service id. If no mapping has the VMID, a number is searched as a name and, if it has enough digits (see
-    `may_begin_id`), as the beginning of a service id.
+    `reference` is a VMID, a VM's name with or without its suffix (see `mappings.vm_name`), a service id, or the
+    beginning of a service id. If no mapping has the VMID, a number is searched as a name and, if it has enough digits
+    (see `may_begin_id`), as the beginning of a service id.
     """
     if not reference:
         return []

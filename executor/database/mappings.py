@@ -35,7 +35,7 @@ SERVICE_ID_PART_LENGTH = 8
 #: The maximum length of the first part of a VM's name. A dash and SERVICE_ID_PART_LENGTH digits follow this part. The
 #: whole name must be a DNS label, which has at most 63 characters.
 MAX_HOSTNAME_PART_LENGTH = 54
-#: The note of a mapping whose VM was found by its marker (see `marker.marker_for`).
+#: The note of a mapping whose VM was found by its marker, the line in its description that names the service.
 NOTE_FOUND_BY_MARKER = "found by its marker"
 #: The maximum number of mappings that `due_for_deletion` returns by default.
 DUE_PAGE_SIZE = 100
@@ -209,7 +209,7 @@ def mark_deleted(session: Session, mapping_id: int, note: str) -> None:
 def delete_reservation(session: Session, mapping_id: int, note: str) -> None:
     """Mark a reserved mapping as deleted, and store the reason in its `note`.
 
-    A mapping in another state does not change, because it has a VM, which would then belong to no service.
+    A mapping in another state does not change: it has a VM, which would belong to no service without the mapping.
     """
     now = utc_now()
     stmt = update(Mapping).where(Mapping.id == mapping_id, Mapping.state == MappingState.RESERVED)

@@ -40,7 +40,7 @@ class NotificationListener:
     def wait(self, timeout_s: float) -> bool:
         """Wait for a notification, at most `timeout_s`. Return whether one has arrived. Raises DatabaseError.
 
-        Also return True for a new connection, because a notification may have been sent before.
+        Also return True for a new connection, because a notification may have been sent before it was opened.
         """
         if self._connection is None:
             self._connection = self._connect()

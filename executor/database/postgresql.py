@@ -77,7 +77,7 @@ class LimitedConnection(psycopg.Connection[Any]):
         return super().wait(self._limited(gen), *arguments, **options)
 
     def _limited(self, request: Generator[Any, Any, _Result]) -> Generator[Any, Any, _Result]:
-        """Pass the driver's events on to `request`, and raise OperationalError when the limit has passed.
+        """Pass the driver's events on to `request`, and raise OperationalError when `response_timeout_s` has passed.
 
         The driver sends READY_NONE every 0.1 s while the server sends nothing.
         """

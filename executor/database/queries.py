@@ -65,8 +65,8 @@ def list_jobs(  # noqa: PLR0913 (one parameter for each filter)
 ) -> Sequence[Job]:
     """Return the newest jobs that match all filters.
 
-    With `unreported`, return only jobs whose report is due; with `since`, those that were received at or after it; with
-    `before`, those whose row id is lower.
+    With `unreported`, return only jobs whose report is due. With `since`, return only jobs that were received at this
+    time or later. With `before`, return only jobs whose row id is lower than this id.
     """
     stmt = select(Job).order_by(Job.id.desc()).limit(limit)
     if statuses:
@@ -74,7 +74,7 @@ def list_jobs(  # noqa: PLR0913 (one parameter for each filter)
         if set(statuses) <= _OPEN_LITERALS.keys():
             stmt = stmt.where(Job.id.in_(_ids_of_open_jobs(statuses)))
         elif set(statuses) == {JobStatus.FAILED}:
-            ended_job = aliased(Job)  # the index of ended jobs contains their status, so no other row is read
+            ended_job = aliased(Job)  # the index of ended jobs contains the status: no row of another job is read
             is_failed = ended_job.status.in_(ENDED_LITERALS) & (ended_job.status == JobStatus.FAILED)
             stmt = stmt.where(Job.id.in_(select(ended_job.id).where(is_failed)))
     if action:
@@ -115,7 +115,7 @@ def find_open_job(session: Session, service_id: str) -> Job | None:
 def count_jobs(session: Session, *, should_count_ended: bool = True) -> dict[str, int]:
     """Return the number of jobs in each status. The key `reports_due` has the number of due reports.
 
-    Without `should_count_ended`, the numbers of ended jobs are 0: counting many ended jobs takes most of the time.
+    Without `should_count_ended`, the numbers of ended jobs are 0. This is much faster if there are many ended jobs.
     """
     counts = {status.value: 0 for status in JobStatus}
     # There is one query for each partial index, because a single query for all statuses would read the whole table.
@@ -175,7 +175,8 @@ def recent_runs(
 ) -> Sequence[tuple[Run, Job]]:
     """Return the newest runs, each with its job. With `job_id`, return only runs of this job.
 
-    With `since`, return only runs that started at or after it; with `only_failed`, those that did not succeed.
+    With `since`, return only runs that started at this time or later. With `only_failed`, return only runs that have
+    ended without success.
     """
     stmt = select(Run, Job).join(Job, Job.id == Run.job_id).order_by(Run.id.desc()).limit(limit)
     if job_id is not None:

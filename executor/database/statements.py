@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 #: Every number with at most this many digits fits into an INTEGER column. PostgreSQL refuses a comparison with a number
 #: that does not fit.
 MAX_INTEGER_DIGITS = 9
-#: A number with fewer digits is never the beginning of a UUID. Tables show the first eight characters of a UUID.
+#: A number with fewer digits is not taken as the beginning of a UUID. Tables show the first eight characters of a UUID.
 MIN_DIGITS_OF_ID = 8
-#: The longest backoff of a job or a report: FulcrumCore's header `Retry-After` is limited to this.
+#: The maximum backoff of a job or a report. A longer backoff, which FulcrumCore may request with the header
+#: `Retry-After`, is shortened to this.
 MAX_BACKOFF_S = 3600.0
 
 
-#: The tables for which `insert_into` builds statements: an inserted row may exist already.
+#: The tables for which `insert_into` builds statements: those into which a row is inserted that may exist already.
 InsertedTable = (
     Job | CriticalJob | SecretReference | Pause | NodeLimit | Allocation | CloneTarget | DatabaseUse | DriftCheck
 )

@@ -56,7 +56,7 @@ class Amounts:
 
 
 class TenantLimitReached(JobError):
-    """A request would exceed a limit of its tenant. `name` is the field of Amounts."""
+    """A request would exceed a limit of its tenant. `name` is the name of a field of Amounts."""
 
     def __init__(self, name: str, *, limit: int, used: int, requested: int) -> None:
         text = f"the limit of {limit} {LIMIT_TEXTS[name]} is reached"
@@ -115,7 +115,10 @@ def in_use(session: Session, tenant_id: str | None, *, except_job_id: int = 0) -
 
 
 def mappings_with(session: Session, tenant_id: str | None, column: str) -> Sequence[Mapping]:
-    """Return the tenant's counted mappings with snapshots or backups. `column` is "snapshots" or "backups"."""
+    """Return the tenant's mappings with snapshots or backups, without deleted mappings and mappings to lost VMs.
+
+    `column` is "snapshots" or "backups".
+    """
     stmt = select(Mapping).where(*_counted_mappings(tenant_id), getattr(Mapping, column) > 0)
     return session.scalars(stmt.order_by(Mapping.id)).all()
 
@@ -127,7 +130,7 @@ def lower_count(session: Session, mapping_id: int, column: str, count: int) -> N
 
 
 def note_tenant(session: Session, mapping: Mapping, tenant_id: str | None, sizes: Amounts | None) -> None:
-    """Store the tenant of a mapping and, unless they are known already, the sizes of its VM."""
+    """Store the tenant of a mapping. Also store `sizes`, the sizes of its VM, if no sizes are stored yet."""
     values: dict[str, Any] = {"tenant_id": tenant_id} if tenant_id else {}
     if sizes is not None and mapping.state == MappingState.ACTIVE and not mapping.cores:
         values |= {name: getattr(sizes, name) for name in ("cores", "memory_mib", "disk_gib")}
@@ -137,7 +140,7 @@ def note_tenant(session: Session, mapping: Mapping, tenant_id: str | None, sizes
 
 
 def apply(session: Session, job_id: int, mapping_id: int) -> None:
-    """Add what an ending job has reserved to the usage of its VM."""
+    """Add the amounts that an ending job has reserved to what the VM of the mapping uses."""
     columns = [getattr(Job, f"reserved_{name}") for name in MAPPING_COLUMNS]
     reserved = dict(zip(MAPPING_COLUMNS, session.execute(select(*columns).where(Job.id == job_id)).one(), strict=True))
     if any(reserved.values()):

@@ -131,7 +131,7 @@ def _find_references(schema: Any) -> Iterator[str]:
 
 
 def _has_target(schema: Any, reference: str) -> bool:
-    """True when the schema contains the part to which the reference points. Its form is `#/a/b` or `#name`."""
+    """True when the schema contains the part to which the reference, such as `#/a/b` or `#name`, points."""
     pointer = unquote(reference[1:])
     if pointer and not pointer.startswith("/"):  # the name of an anchor, which "$anchor" or "$dynamicAnchor" declares
         # The replacement makes "$dynamicAnchor" end like "$anchor", so that one search finds both keywords.

@@ -110,8 +110,8 @@ def _find_schema(playbook: Path, *, is_ours: bool) -> Path | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# These functions decide whether an action is safe to run. Each file in a provider's folder may use the credentials of
-# the agent.
+# These functions decide whether an action is safe to run. The code in each file of a provider's folder can use the
+# credentials of the agent.
 
 
 def _why_refused(folder: Path, name: str, *, is_ours: bool) -> str:

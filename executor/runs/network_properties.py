@@ -66,7 +66,7 @@ class Properties(BaseModel):
 
 
 class AddressProperties(Properties):
-    """The properties by which a NIC gets its IP addresses. The subclasses define `mode`."""
+    """The properties by which a NIC gets its IP addresses. The subclasses define `mode`, which is the mode of IPv4."""
 
     MODE_MAY_BE_ELSEWHERE: ClassVar[bool] = False  #: True: the property `network` may contain the mode of this NIC
 

@@ -22,7 +22,7 @@ class PlanSettings:
     cluster: str  #: the name of the Proxmox cluster
     templates: Mapping[str, int]  #: maps the name of each template to its VMID
     storage: str  #: the storage of new disks; '' to use the storage of the template
-    #: What a request may name: the values of the member `allowed` of the extra var `vm`.
+    #: The bridges, VLANs, storages and tags that a request may name. It becomes the member `allowed` of `vm`.
     allowed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     may_use_any_template: bool = False  #: whether a service may use templates that are not configured
     bridge: str  #: the bridge of a NIC whose properties name no bridge

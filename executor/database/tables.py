@@ -141,7 +141,8 @@ class Job(Base):
     report_state: Mapped[str] = mapped_column(String(20), default=ReportState.NONE)
     report_attempts: Mapped[int] = mapped_column(Integer, default=0)
     report_after: Mapped[datetime | None]  #: when the backoff of a due report ends
-    #: Until when an agent process is sending the due report. It is NULL on SQLite, which only one agent uses.
+    #: Until this time, only the agent process that has claimed the due report sends it (see `outbox`). The column is
+    #: NULL on SQLite, which only one agent uses.
     report_claimed_until: Mapped[datetime | None]
     report_note: Mapped[str | None] = mapped_column(Text)  #: FulcrumCore's answer to the report
     error_code: Mapped[str | None] = mapped_column(String(40))

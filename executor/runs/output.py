@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from executor.redaction import Redactor
 
-#: Output after this many bytes is not stored in `stdout`, but its event marks are read, so its events are still stored.
+#: Output after this many bytes is not stored in `stdout`. The event marks in it are read, so events are still stored.
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 #: When `events.jsonl` is larger than this, only essential events are added: failures, results and the final event.
 MAX_TOTAL_EVENTS_BYTES = 16 * 1024 * 1024
@@ -30,8 +30,8 @@ MAX_EVENT_BYTES = 1024 * 1024
 #: In an event that is too large, longer strings are truncated to this length.
 MAX_STRING_LENGTH = 8 * 1024
 
-#: Space that a run reserves in its file system for its essential events. When the file system is full, the space is
-#: freed, so that these events can be written.
+#: Space in the run folder's file system that a run reserves for its essential events. When the file system is full, the
+#: space is freed, so that these events can be written.
 RESERVE_BYTES = 128 * 1024
 
 LEFT_OUT_TEXT = "[left out: too large]"
@@ -158,7 +158,7 @@ class RunOutput:
 class _OutputFile:
     """A new file to which texts are appended, each as a whole or not at all. Writing to it never raises OSError.
 
-    The file is not buffered: `append` could not report text that stays in a buffer and cannot be written later.
+    The file is not buffered. With a buffer, `append` could return True for text that later cannot be written.
     """
 
     def __init__(self, path: Path) -> None:

@@ -84,7 +84,8 @@ def run_environment(folder: Path, run: PlaybookRun, ansible_home: Path, ca_bundl
         "LC_ALL": "C.UTF-8",
         "ANSIBLE_CONFIG": str(ansible_home / "ansible.cfg"),
         "ANSIBLE_HOME": str(folder / "home" / ".ansible"),
-        # HOME is the run's own folder, so `~` in ansible.cfg would not be the operator's home.
+        # The search path of collections is set here, because HOME is the run's own folder: `~` in ansible.cfg would
+        # not be the operator's home.
         "ANSIBLE_COLLECTIONS_PATH": os.pathsep.join([*_own_collections(ansible_home), *collection_search_path()]),
         "ANSIBLE_LOCAL_TEMP": tmp,
         "ANSIBLE_REMOTE_TEMP": tmp,
@@ -104,8 +105,9 @@ def run_environment(folder: Path, run: PlaybookRun, ansible_home: Path, ca_bundl
 
 
 def _own_collections(ansible_home: Path) -> list[str]:
-    """Return the folders that make `ansible_home` a collection, in a checkout and in an installed package.
+    """Return the search paths by which Ansible finds `ansible_home` as a collection.
 
-    They are the first two folders of `collections_path` in ansible.cfg.
+    The first one is for a checkout, the second one for an installed package. They are the first two folders of
+    `collections_path` in ansible.cfg.
     """
     return [str(ansible_home / ".collections"), str((ansible_home / "../../..").resolve())]

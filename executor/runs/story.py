@@ -62,7 +62,7 @@ class RunStory:
         self._has_changed = False
 
     def add_event(self, event: dict[str, Any]) -> None:
-        """Add one event of ansible-runner. An event of another kind, or with members of a wrong type, adds nothing."""
+        """Add one event of ansible-runner. Ignore events that the story does not need, and members of a wrong type."""
         kind = str(event.get("event"))
         data = event.get("event_data")
         data = data if isinstance(data, dict) else {}

@@ -141,8 +141,8 @@ class PlaybookRunner:
     def _is_our_playbook(self, request: Request) -> bool:
         """True for our playbooks, False for a playbook of the provider, the organisation that operates the agent.
 
-        A provider's playbook uses no document, template or payload of the server, because its folder may contain
-        modules and plugins.
+        A provider's playbook uses no document, template or payload of the server, because modules and plugins in the
+        provider's folder may replace those from which the server has made them.
         """
         return os.path.dirname(request.argv[-1]) == os.path.join(os.fsdecode(request.cwd), "playbooks")
 

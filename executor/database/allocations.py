@@ -57,7 +57,7 @@ def lock(session: Session) -> None:
 def of_others(
     session: Session, owner: AllocationOwner, *, lists_age_s: float, vmids_of_unknown_size: Collection[int]
 ) -> Sequence[Allocation]:
-    """Return the allocations of the other agents that this agent cannot see in its lists of Proxmox's VMs.
+    """Return the other agents' allocations that this agent's lists of Proxmox's VMs do not show yet.
 
     `lists_age_s` is the age of these lists. `vmids_of_unknown_size` are the VMs whose size the lists do not show,
     because the VMs have no statistics yet.

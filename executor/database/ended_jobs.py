@@ -28,8 +28,8 @@ class HourCounts:
 class JobTimes:
     """How long one job has waited and run."""
 
-    wait_s: float  #: from its arrival to the start of its last attempt
-    run_s: float  #: from the start of its last attempt to its end
+    wait_s: float  #: from the arrival of the job to the start of its last run
+    run_s: float  #: from the start of its last run to the end of the job
 
 
 def counts_by_hour(session: Session, now: datetime, *, hours: int) -> list[HourCounts]:

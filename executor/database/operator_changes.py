@@ -1,4 +1,4 @@
-"""Changes that operators make with commands and pages. Each is written with its audit entry, in one transaction.
+"""Makes the changes that operators request with commands and pages. Adds the audit entry in the same transaction.
 
 No function commits.
 """

@@ -1,7 +1,7 @@
 """Stores that all agents, or one node, claim no jobs, because an operator has paused them. No function commits.
 
-The claim reads the pause of all agents. An agent reads the pause of its own node when it renews its leases. A job that
-is running when the pause begins runs to its end.
+`job_queue.claim` reads the pause of all agents. An agent reads the pause of its own node when it renews its leases. A
+job that is running when the pause begins runs to its end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Stores the logins at the web pages. A row has only a digest of the session's key. No function commits."""
+"""Stores the logins at the web pages. No function commits.
+
+A row contains only a digest of the session's key. The key itself is only in the operator's browser.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ DESTROYING_ACTIONS = ("delete", "rollback")
 
 
 def find_effect(action: Action) -> ActionEffect:
-    """Return the effect of the action. An action whose schema names none changes its VM.
+    """Return the effect of the action. It is CHANGES if the action has no schema, or if the schema names no effect.
 
     Raises JobError UNSUPPORTED_ACTION if the schema cannot be used.
     """

@@ -7,7 +7,8 @@ checked with the open descriptor. If it cannot be used, a folder with another na
 The names of the run folders that an agent uses are written to the file RECORD_FILE in its data folder. So the next
 agent process ends the runs of an earlier one even if SMITH_RUN_DIR was changed meanwhile.
 
-The run folder also contains the file RUN_UNTIL_FILE, which limits all runs of the agent (`run_until_file.py`).
+The run folder also contains the file RUN_UNTIL_FILE with the time at which all runs of the agent must end
+(`run_until_file.py`).
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class RunFolder:
 
     @property
     def run_until(self) -> RunUntilFile:
-        """The file in the run folder that limits all runs of this agent process."""
+        """The file in the run folder with the time at which all runs of this agent process must end."""
         path = self.path
         with self._lock:
             if self._run_until is None:
@@ -121,7 +122,7 @@ class RunFolder:
         self._write_record(current_path)
 
     def _lock_record(self) -> list[Path]:
-        """Lock the record and return the run folders in it. Raises SettingsError when another agent has the lock."""
+        """Lock RECORD_FILE and return the run folders in it. Raises SettingsError when another agent has the lock."""
         if self._record_path is None:
             return []
         self._record_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -39,7 +39,7 @@ def runner_config(
     """Return ansible-runner's configuration for a run whose private folder is `folder`.
 
     `ansible_home` is the folder with ansible.cfg and our playbooks. It is not the run's HOME. `run_until_file` is the
-    file that limits the run.
+    file with the time at which the run must end.
 
     `RunnerConfig.prepare` copies the agent's whole environment, which may contain secrets, and `Runner.run` writes the
     environment to a file. So after `prepare` the environment is replaced: the run gets only the result of

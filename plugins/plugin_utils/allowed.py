@@ -33,7 +33,7 @@ def backup_problem(vm: dict[str, Any], storage: str) -> str:
 
 
 def may_name_tag(vm: dict[str, Any], tag: str) -> bool:
-    """Return whether the request may set or remove this tag. The provider's own tags must not be removed."""
+    """Return whether the request may set or remove this tag. It must not remove the provider's own tags."""
     return "allowed" not in vm or any(_is_allowed_tag(tag, entry) for entry in vm["allowed"].get("tags") or ())
 
 
@@ -56,7 +56,7 @@ def _problems(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> Itera
 
 
 def _tag_problem(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> str:
-    """Return which requested tag is not offered.
+    """Return a problem if a requested tag is not offered; '' if all are.
 
     A guest without a marker is a new clone. It still has the tags of its template, and these do not count as tags that
     the guest already has.

@@ -35,7 +35,7 @@ class Network(NamedTuple):
 
 
 def bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is_new: bool) -> str:
-    """Return why the guest cannot be connected to a bridge that the request names.
+    """Return why the guest cannot be connected to a bridge that the request names; '' if it can.
 
     Proxmox lists only VNets and the bridges of /etc/network/interfaces, but it accepts every bridge that the node has.
     So a bridge that is not listed is accepted here if the guest has it already, or if the provider's list of bridges

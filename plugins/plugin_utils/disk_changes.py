@@ -25,7 +25,7 @@ def move_problem(action: VmAction, facts: Facts, disk_steps: list[dict[str, Any]
 
 
 def change_disks(action: VmAction, facts: Facts, disk_steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add, move or grow disks one by one; return the answers."""
+    """Add, move or grow disks one by one; return the answers of the module."""
     answers = []
     for step in disk_steps:
         action.progress.step(f"{DISK_VERBS[step['state']]} the disk {step['disk']}: {disks.describe_disk_step(step)}")

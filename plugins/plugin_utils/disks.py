@@ -86,7 +86,7 @@ def disk_problems(source: dict[str, Any], vm: dict[str, Any], is_blank: bool) ->
 
 
 def _contradiction(source: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Return why `disk_gib` and `disks` cannot both be satisfied: they request different sizes of the first disk."""
+    """Return a problem if `disk_gib` and `disks` request different sizes of the first disk; '' if not."""
     first, disk_gib = source.get("disk") or FIRST_DISK, int(vm.get("disk_gib") or 0)
     sizes = [int(disk.get("size_gib") or 0) for disk in vm.get("disks") or [] if str(disk.get("disk")) == first]
     if disk_gib and any(size not in (0, disk_gib) for size in sizes):

@@ -120,7 +120,7 @@ def created_guest_problem(problem: str, change: dict[str, Any]) -> str:
 
 
 def outcome_problem(facts: dict[str, Any], change: dict[str, Any], wanted: str) -> str:
-    """Return why the VM is not in the state `wanted` after a change. `change` is the answer of the module.
+    """Return why the VM is not in the state `wanted` after a change; '' if it is. `change` is the answer of the module.
 
     The first of these that is known is returned: the error of the Proxmox task, the error of the module, a Proxmox task
     that still runs, the timeout of the module, the VM's lock, the VM's status.

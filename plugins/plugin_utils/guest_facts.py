@@ -19,7 +19,7 @@ from .shared.marker import markers_in
 
 #: Locks that a guest has while Proxmox is creating it.
 UNFINISHED_LOCKS = ("clone", "create")
-#: Maximum number of addresses in the facts. A result document may contain 64.
+#: Maximum number of addresses in the facts. A result document must not contain more.
 MAX_ADDRESSES = 64
 NIC_KEY = re.compile(r"net\d+\Z")
 MAC = re.compile(r"=((?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})")

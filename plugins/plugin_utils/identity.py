@@ -83,8 +83,8 @@ def is_partial_clone(facts: dict[str, Any], vm: dict[str, Any]) -> bool:
     """Return True if the VM is a partial clone: a `create` has made the VM, but has not yet set its marker.
 
     Only a `delete` with `half_made` in its request can find a partial clone. `half_made` states that the VMID is
-    reserved, but that its `create` has not succeeded. The VM has no marker, so its name identifies it: the name was
-    reserved for this service alone.
+    reserved for the service, and that the `create` with this VMID has not succeeded. The VM has no marker, so its name
+    identifies it: the name was reserved for this service alone.
     """
     return is_yes(vm.get("half_made", False)) and not facts["markers"] and facts["name"] == vm["name"]
 

@@ -29,7 +29,8 @@ WAITS = (
 #: How long the guest may need to reach its new state after its Proxmox task ended successfully.
 SETTLE_S = 5.0
 #: How long a VM may need to run again after a reboot. The Proxmox task of the reboot ends when the VM is off. Another
-#: Proxmox task then starts the VM, but Proxmox does not list this task for our API token.
+#: Proxmox task then starts the VM, but Proxmox does not list this task for our API token, so the look-up waits for the
+#: status of the VM.
 REBOOT_SETTLE_S = 60.0
 #: Maximum time without an answer from Proxmox during a wait. After it the look-up fails.
 MAX_OUTAGE_S = 30.0
@@ -145,8 +146,7 @@ class LookUp:
     def _known_tasks(self, facts: dict[str, Any]) -> list[str]:
         """Return the UPIDs of the Proxmox tasks that exist now.
 
-        They become `known_tasks` of the next look-up's query. So this look-up recognises the Proxmox tasks that are
-        new.
+        The next look-up gets them as `known_tasks`, and so recognises the Proxmox tasks that are new.
         """
         if self.query.wait_for == "cloned":  # Proxmox lists later tasks under the clone's VMID, not the template's
             return [task["upid"] for task in self.cluster.tasks(facts["node"], self.query.vmid)]
@@ -296,7 +296,8 @@ class LookUp:
     def _own(self, tasks: list[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the Proxmox tasks of this change. A clone task is one of them if its log names our VMID.
 
-        A single clone task is also ours if its log names no VMID of a new VM, because Proxmox 8 does not always log it.
+        A single clone task is also ours if its log names no VMID of a new VM, because Proxmox 8 does not always log the
+        VMID.
         """
         if not self._may_be_foreign(tasks, facts):
             return tasks

@@ -70,7 +70,7 @@ def _problems(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is
 
 
 def vcpus_problem(cluster: Cluster, node: str, vcpus: int) -> str:
-    """Return why Proxmox would not start a VM with this number of vCPUs: it is more than the node has CPUs."""
+    """Return a problem if Proxmox would not start a VM with so many vCPUs: the node has fewer CPUs; '' if not."""
     cpus = _cpus_of(cluster, node)
     if not cpus or vcpus <= cpus:
         return ""
@@ -78,7 +78,7 @@ def vcpus_problem(cluster: Cluster, node: str, vcpus: int) -> str:
 
 
 def _container_cores_problem(cluster: Cluster, node: str, cores: int) -> str:
-    """Return why a container would not get its cores: the node has fewer.
+    """Return a problem if the node has fewer CPUs than the container's cores; '' if not.
 
     Proxmox accepts such a number, so an existing container may have it. Only a new or larger number is refused.
     """
@@ -96,7 +96,7 @@ def _cpus_of(cluster: Cluster, node: str) -> int:
 
 
 def backup_problem(cluster: Cluster, node: str, storage: str, vmid: int) -> str:
-    """Return why Proxmox would refuse to write an archive to the storage. Raises one of FAILED_CALL."""
+    """Return why Proxmox would refuse to write an archive to the storage, or ''. Raises one of FAILED_CALL."""
     return _content_problem(cluster, node, storage, vmid, Content("backup", "backup_storage", "backups"))
 
 

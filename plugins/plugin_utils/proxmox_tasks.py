@@ -53,7 +53,7 @@ _CAUSE_LINES = 30
 #: The time at the beginning of a line, which only some types of Proxmox tasks write.
 _TIMESTAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
 #: The beginning of a line about an error: of a backup, a migration, QEMU, or a container's start. Other lines describe
-#: steps, even if a rule for errors matches them, as it matches `starting online/live migration on …`.
+#: steps, even if a rule for errors matches them: one matches `starting online/live migration on …`.
 _CAUSE_LINE = re.compile(r"^(?:ERROR: |kvm: (?!(?:.*: )?warning: )|lxc-start: |lxc: |command '[^']+' failed)")
 #: The part of such a line that only repeats that the Proxmox task failed.
 _CAUSE_PREFIX = re.compile(r"^ERROR: (?:migration aborted \([^)]*\): |Backup of VM \d+ failed - )?")
@@ -149,5 +149,5 @@ def vmids_in(log: list[str]) -> set[int]:
 
 
 def volumes_left_in(log: list[str]) -> list[str]:
-    """Return the volumes that a qmdestroy task could not remove, by its log."""
+    """Return the volumes that a qmdestroy task could not remove, as its log states."""
     return [volume for line in log for volume in _KEPT_VOLUME.findall(line)]

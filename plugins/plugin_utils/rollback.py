@@ -26,7 +26,7 @@ NOT_ROLLED_BACK = ("vmstate", "unused")
 
 
 def rollback_problem(cluster: Cluster, facts: Facts, name: str) -> str:
-    """Return why Proxmox would refuse the rollback to the snapshot: newer snapshots have the same volume.
+    """Return a problem if Proxmox would refuse the rollback because newer snapshots have the same volume; '' if not.
 
     Two cases cannot be recognised and are not refused: newer snapshots that exist on the storage only, and two
     snapshots of the same second of which neither is an ancestor of the other.

@@ -22,7 +22,7 @@ Facts = dict[str, Any]
 
 
 def template_problem(cluster: Cluster, template: Facts, vm: dict[str, Any]) -> str:
-    """Return why the template cannot be cloned to the requested node now."""
+    """Return why the template cannot be cloned to the requested node now; '' if it can."""
     if template.get("lock"):
         return f"VM_LOCKED: the template {template['vmid']} is locked ({template['lock']})"
     is_linked = not is_yes(vm.get("full_clone", True))
@@ -55,10 +55,10 @@ def _storages(template: Facts, vm: dict[str, Any]) -> set[str]:
 
 
 def image_problem(cluster: Cluster, vm: dict[str, Any]) -> str:
-    """Return why no guest can be created from the ISO image or the OS template: its storage does not have it.
+    """Return a problem if the storage of the requested ISO image or OS template does not have it; '' if it does.
 
-    Raises one of FAILED_CALL if the storage is not usable now, or if the login may not read it; a creation would fail
-    for the same reason.
+    Raises one of FAILED_CALL if the storage is not usable now, or if the login may not read it; in both cases, a
+    creation would fail, too.
     """
     member, content = ("os_template", "vztmpl") if kind_of(vm) == "lxc" else ("iso", "iso")
     volume = str(vm.get(member) or "")

@@ -105,7 +105,8 @@ def _container_power(action: VmAction, facts: Facts, state: str) -> Step:
 def _change_container(action: VmAction, state: str, is_forced: bool) -> dict[str, Any]:
     """Run the module for a container's power state.
 
-    Without `hostname`, the module reads the container's name from Proxmox's list, which lacks it for a new container.
+    Without `hostname`, the module would read the container's name from Proxmox's list, but this list lacks the name of
+    a new container.
     """
     vm = action.vm
     return action.change("proxmox", state=state, vmid=vm["vmid"], hostname=vm["name"], force=is_forced, timeout=0)

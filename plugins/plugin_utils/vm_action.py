@@ -2,9 +2,9 @@
 """The base class of the actions on one guest: look up, refuse, change, verify, return the result document.
 
 An action plugin runs in the process of ansible-playbook. So a look-up needs no module process, and all requests of an
-action share one connection. A change is made by a module of community.proxmox, which Ansible executes as it executes
-the module of a task, or by `request.send` if no module can make it. The answer to a change is not trusted: the action
-looks the guest up again.
+action share one connection. A change is made by a module of community.proxmox, which Ansible executes in the same way
+as the module of an Ansible task, or by `request.send` if no module can make it. The answer to a change is not trusted:
+the action looks the guest up again.
 """
 
 from __future__ import annotations

@@ -24,21 +24,24 @@ from .vm_action import Refused, VmAction
 POLL_S = 0.5
 #: The exceptions after which a volume may still exist.
 FAILURES: tuple[type[Exception], ...] = (Refused, *FAILED_CALL)
-#: Keys of a configuration with the texts of people, which may name a volume without using it.
+#: Keys of a configuration whose values people write. Such a text may name a volume that the guest does not use.
 TEXT_KEYS = ("description", "name", "hostname", "tags")
 
 Row = dict[str, Any]
 
 
 def own_rows(cluster: Cluster, node: str, vmid: int, used: Iterable[str]) -> dict[str, Row]:
-    """Return the rows of the volumes in `used` that exist and that Proxmox assigns to the VMID, by volume."""
+    """Return the rows of the volumes in `used` that exist and that Proxmox assigns to the VMID, by volume.
+
+    A row is an entry of Proxmox's list of the volumes of a storage.
+    """
     used = set(used)
     rows = [row for storage in volumes.storages_of(used) for row in cluster.volume_rows(node, storage, vmid)]
     return {str(row["volid"]): row for row in rows if row["volid"] in used and int(row.get("vmid") or 0) == vmid}
 
 
 def remove_volumes(action: VmAction, node: str, rows: dict[str, Row]) -> None:
-    """Remove these volumes of the deleted guest. `rows` are their rows before its deletion.
+    """Remove these volumes of the deleted guest. `rows` contains their rows, as they were before the deletion.
 
     A volume that is not removed causes only a warning, because the guest is deleted in any case.
     """

@@ -17,7 +17,7 @@ from .proxmox_tasks import volumes_left_in
 if TYPE_CHECKING:
     from .cluster import Cluster
 
-#: The code of the warning.
+#: The code at the beginning of the warning about volumes that still exist.
 VOLUMES_LEFT = "VOLUMES_LEFT"
 #: The keys of a configuration whose values name volumes.
 VOLUME_KEY = re.compile(r"(?:scsi|virtio|sata|ide|efidisk|tpmstate|unused|mp)\d+\Z|rootfs\Z|vmstate\Z")

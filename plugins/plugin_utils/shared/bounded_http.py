@@ -37,7 +37,7 @@ MAX_HEADER_BYTES = 1024 * 1024
 TIME_FACTOR = 4.0
 #: The timeout of one read if a request has none.
 DEFAULT_TIMEOUT_S = 30.0
-#: The number of bytes that are decoded at a time. Decoding may multiply them by a thousand.
+#: The number of bytes that are decoded at a time. The decoded text may be a thousand times as long.
 CHUNK_BYTES = 16 * 1024
 #: The largest time that can be given to the kernel as the limit of a delivery: its type is a C int.
 MAX_DELIVERY_MS = 2**31 - 1

@@ -28,7 +28,7 @@ class ErrorCode(StrEnum):
     PVE_PERMISSION = "PVE_PERMISSION"  #: the token lacks a privilege
     PVE_TLS = "PVE_TLS"  #: Proxmox's certificate could not be verified
     PVE_NO_QUORUM = "PVE_NO_QUORUM"  #: the cluster has no quorum
-    PVE_TIMEOUT = "PVE_TIMEOUT"  #: Proxmox did not answer in time, or its task vanished; the outcome is unknown
+    PVE_TIMEOUT = "PVE_TIMEOUT"  #: Proxmox did not answer in time, or the Proxmox task vanished; the outcome is unknown
     PVE_UNREACHABLE = "PVE_UNREACHABLE"  #: the agent cannot connect to Proxmox
     PVE_CONFLICT = "PVE_CONFLICT"  #: another client changed the VM at the same time
     PVE_API_ERROR = "PVE_API_ERROR"  #: Proxmox answered with an error that has no other code

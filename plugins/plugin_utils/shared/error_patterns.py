@@ -19,8 +19,8 @@ LOCK_TIMEOUT = (
 )
 
 #: A text about a guest that is not on the node that the request named, or not in the list of guests. No such text
-#: proves that the guest does not exist: it may have moved, or the list may be out of date. `Cluster.absence` (in the
-#: actions) and `MappingFinder` (for a service without a mapping) prove it.
+#: proves that the guest does not exist: the guest may have moved, or the list may be out of date. The proof is made by
+#: `Cluster.absence` (in the actions) and by `MappingFinder` (for a service without a mapping).
 NOT_HERE = (
     r"VM with (vmid|VMID) \d{1,9} does not exist in cluster"
     r"|Configuration file 'nodes/[^/]{1,100}/(qemu-server|lxc)/\d{1,9}\.conf' does not exist"
@@ -43,8 +43,9 @@ RULES: tuple[tuple[str, str], ...] = (
         r"\b401 Unauthorized|Couldn't authenticate user|No valid authentication credentials|invalid (PVE )?ticket"
         r"|invalid csrf token|required: api_password, api_token_id",
     ),
-    # Proxmox answers 595 if it could not send a request to its node. It answers 596 to 599 if it sent the request and
-    # got no complete answer, so the work may continue. A migration fails early if its node cannot reach the target.
+    # Proxmox answers 595 if it could not send a request on to the node that the request names. It answers 596 to 599 if
+    # it sent the request and got no complete answer, so the work may continue. A migration fails early if its node
+    # cannot reach the target.
     (
         "NODE_DOWN",
         r"\b595 |No route to host|hostname lookup '[^']{1,300}' failed|did not find any IP address"
@@ -80,7 +81,7 @@ RULES: tuple[tuple[str, str], ...] = (
         rf"(VM|CT) is locked|{LOCK_TIMEOUT}|missing snapshot lock|migration lock|got wrong lock|invalid lock"
         r"|trying to remove .{1,40} lock|lock changed unexpectedly|config lock, aborting",
     ),
-    # A guest that has moved to another node is not found on its former one. So this is never VM_NOT_FOUND: a retry
+    # A guest that has moved to another node is not found on its former node. So this is never VM_NOT_FOUND: a retry
     # looks the guest up again, and proves its absence if it does not exist. On its former node, a container is reported
     # as `not running`, because Proxmox does not check there whether its configuration exists. An action never requests
     # the power state that its look-up has found. So `not running` and `already running` mean that the guest has changed

@@ -24,7 +24,7 @@ class Reaction(StrEnum):
 class Outcome(StrEnum):
     """What is known about a request to Proxmox that failed with a code."""
 
-    KNOWN = "known"  #: Proxmox refused the request, or its task ended with an error: the action fails at once
+    KNOWN = "known"  #: Proxmox refused the request, or the Proxmox task failed: the action fails at once
     UNKNOWN = "unknown"  #: the change may have been made: the action looks up the VM, and fails only if it was not made
     UNSENT = "unsent"  #: this request changed nothing; but a module sends several, so the action looks up the VM
 

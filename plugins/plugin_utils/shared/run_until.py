@@ -2,8 +2,9 @@
 """Reads, from a file that an agent writes, until when the runs of this agent may continue.
 
 The leases of an agent expire if the agent does not renew them, and then another agent may process its jobs. A suspended
-or blocked agent cannot end its runs itself. So with each renewal it writes to a file the moment at which its runs must
-end. After this moment the guard process of each run ends the run, and an action changes nothing more at Proxmox.
+or blocked agent cannot end its runs itself. So with each renewal of its leases, an agent writes to a file the moment at
+which its runs must end. After this moment the guard process of each run ends the run, and an action changes nothing
+more at Proxmox.
 
 The moment is a time of CLOCK_BOOTTIME, which is the same for all processes of a machine and continues while the machine
 is suspended. This module imports the standard library only, because the guard of a run must start fast.

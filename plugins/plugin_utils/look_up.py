@@ -56,11 +56,11 @@ class Query:
     vmid: int
     deadline_monotonic_s: float  #: the end of every wait, by the clock of `time.monotonic`
     node: str = ""  #: where the guest is expected; if empty, Proxmox's list of guests is read
-    template_vmid: int = 0
+    template_vmid: int = 0  #: the VMID of the template of a clone; 0 if it is found by its name
     template: str = ""  #: the name of the template, used if `template_vmid` is 0
     template_node: str = ""  #: the node where an earlier look-up found the template
-    prove_absence: bool = False
-    with_snapshots: bool = False
+    prove_absence: bool = False  #: if the guest is not found, read whether it is proven that it does not exist
+    with_snapshots: bool = False  #: also read the guest's snapshots
     backup_storage: str = ""  #: the storage whose archives of the guest are listed
     target_node: str = ""  #: the look-up reads whether this node exists and is online
     wait_for: str = "nothing"  #: one of WAITS
@@ -83,7 +83,7 @@ class LookUp:
         #: its first answer is lost.
         self.answered_at = float("-inf") if query.wait_for == "unlocked" else self.started
         self.busy_at = self.started  #: when a Proxmox task of the change was last seen running
-        self.template: dict[str, Any] = {}
+        self.template: dict[str, Any] = {}  #: the facts of the template; empty if the query names none
         self.named: dict[str, set[int]] = {}  #: the VMIDs that the logs of clone tasks name, by UPID
         self.seen: set[str] = set()  #: UPIDs of all Proxmox tasks that Proxmox has listed, also of other changes
         self.running: set[str] = set()  #: UPIDs of the Proxmox tasks of the change that have not ended yet

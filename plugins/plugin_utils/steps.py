@@ -32,9 +32,9 @@ MODULE_STATES = {"running": "started", "stopped": "stopped", "restarted": "resta
 class Step:
     """What a step did."""
 
-    facts: Facts
-    is_changed: bool = False
-    upids: list[str] = field(default_factory=list)
+    facts: Facts  #: the facts after the step
+    is_changed: bool = False  #: in check mode: whether the step would change something
+    upids: list[str] = field(default_factory=list)  #: the Proxmox tasks of the step
 
 
 def unchanged(facts: Facts) -> Step:

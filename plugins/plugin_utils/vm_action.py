@@ -59,7 +59,7 @@ class VmAction(ActionBase):
     connection: dict[str, Any]  #: the login, as parameters of community.proxmox's modules
     timeout_s: float  #: the time that the action has from its start
     addresses: list[str]  #: the guest's IP addresses at the first look-up
-    progress: Progress
+    progress: Progress  #: writes the progress lines
     cluster: Cluster  #: the requests to the cluster
     modules: list[str]  #: the modules that the action has executed
     requests: list[str]  #: the changing requests that the action has sent itself, such as `POST nodes/pve1/vzdump`

@@ -1,6 +1,6 @@
 """Defines the commands `smith demo` and `smith lab`.
 
-The lab's package declares both as entry points in the group `smith.commands`, by which `smith` finds them.
+The lab's package declares both as entry points in the group `smith.commands`. `smith` loads the commands of this group.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the job
 Cores = Annotated[int | None, typer.Option("--cores", min=1, help="Number of cores.")]
 MemoryMb = Annotated[int | None, typer.Option("--memory-mb", min=1, help="Memory in MiB.")]
 DiskGb = Annotated[int | None, typer.Option("--disk-gb", min=1, help="Size of the disk in GiB.")]
-#: The actions of a service that need nothing but its name, each with its help line.
+#: The actions that need no option besides the service's name. The values are the help lines of their commands.
 SIMPLE_ACTIONS = {
     "start": "Start the VM of a service.",
     "stop": "Shut down the VM of a service.",
@@ -146,10 +146,10 @@ def list_services(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> N
 
 @lab.command(epilog=examples_section("smith lab fault storage-full", "smith lab fault clear"))
 def fault(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A fault, or clear to end all.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The fault's name, or clear.")] = None,
     folder: Folder = DEFAULT_FOLDER,
 ) -> None:
-    """Cause a fault, to see its remedy; or list the faults."""
+    """Start a fault, to see what it causes and how it ends. clear ends all faults. Without a name, list the faults."""
     if name is None:
         for each in FAULTS:
             print(f"{each.name:<16} {each.text}")

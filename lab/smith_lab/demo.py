@@ -65,7 +65,7 @@ def main(*, service_count: int = 6, as_json: bool = False, keep_folder: bool = F
     console.print(
         f"[bold]Agent Smith demo[/]: {service_count} services, FulcrumCore simulator, Proxmox stand-in, real executor"
     )
-    with running_lab(folder, time_scale=TIME_SCALE, is_restricted=True) as lab:
+    with running_lab(folder, time_scale=TIME_SCALE, has_restricted_offer=True) as lab:
         lab.start_executor()
         try:
             rows = _run_phases(lab, console, service_count)

@@ -21,12 +21,14 @@ from smith_lab.private_file import write_private
 from smith_lab.running_lab import FILE_NAME, FOLDER_VARIABLE, RunningLab, read_lab
 from smith_lab.system import SETTING_PREFIXES, LabSystem, running_lab
 
-#: Secrets among the settings. `lab.env` names their files, which a container can mount.
+#: The settings that are secrets. `lab.env` contains the paths of files with their values, because a container can
+#: mount these files.
 SECRET_SETTINGS = ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET")
-#: Settings for which `lab.env` leaves the default: the console log on a terminal, and a run folder in memory.
+#: Settings that `lab.env` does not set, so that their defaults apply: the console log on a terminal, and a run folder
+#: in memory.
 DEFAULT_SETTINGS = ("SMITH_LOG_FORMAT", "SMITH_RUN_DIR")
 BACKUP_STORAGE = "backups"
-#: What `smith lab` prints. The commands work in this order, the first two in shells of their own.
+#: What `smith lab` prints. The commands work in this order. `smith run` needs a shell of its own until it ends.
 TOUR = """\
 FulcrumCore simulator  {core_url}
 Proxmox stand-in       https://{host}:{port}
@@ -75,7 +77,7 @@ def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int 
                 settings={"PROXMOX_BACKUP_STORAGE": BACKUP_STORAGE, "SMITH_HTTP_ADDR": f"127.0.0.1:{_free_port()}"},
                 core_port=core_port,
                 proxmox_port=proxmox_port,
-                is_restricted=True,
+                has_restricted_offer=True,
             )
         )
         # With this privilege the token may read the load of the nodes and the allowed tags.
@@ -88,7 +90,7 @@ def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int 
 
 
 def _remove_earlier_lab(folder: Path) -> None:
-    """Remove the files of an ended lab: its services are unknown to the new lab's FulcrumCore."""
+    """Remove the files of a lab that has ended, because the new lab's FulcrumCore does not know its services."""
     if read_lab(folder) is not None:
         raise LabIsRunning(f"a lab is running in {folder}: end it with Ctrl-C, or choose another --folder")
     if (folder / "lab.env").exists() or (folder / "admin-token").exists():
@@ -103,7 +105,7 @@ def _remove_addresses(folder: Path) -> None:
 
 
 def _free_port() -> int:
-    """Return a port that is free now, for the agent's HTTP server: `smith health` must know it."""
+    """Return a port that is free now, for the agent's HTTP server. `smith health` reads the port from the settings."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from executor.errors import SmithError
 from smith_lab.running_lab import find_lab
 
-#: The requests that only an agent makes, as a regular expression. Commands of the lab must reach FulcrumCore.
+#: A regular expression for the paths that only an agent requests. The commands of the lab request other paths, so they
+#: still reach FulcrumCore during a fault.
 AGENT_REQUESTS = r"/agents/me|/jobs/pending|/jobs/[^/]+/(claim|complete|fail)$"
 GIB = 1024**3
 
@@ -18,7 +19,7 @@ class UnknownFault(SmithError):
 
 
 class Verb(NamedTuple):
-    """A call of the stand-in's control port."""
+    """A request to the stand-in's control port: the name of an operation there (a verb), and its arguments."""
 
     name: str
     values: dict[str, Any]
@@ -35,7 +36,7 @@ class Fault(NamedTuple):
     #: The rule for the simulator; `fault_rules.py` explains the members.
     rule: dict[str, Any] | None = None
     begin: Verb | None = None
-    #: What ends the fault, if the verb `clear_faults` does not.
+    #: The request that ends the fault; None if the verb `clear_faults` ends it.
     end: Verb | None = None
 
 
@@ -103,7 +104,7 @@ def begin_fault(folder: Path, name: str) -> Fault:
         known = ", ".join(fault.name for fault in FAULTS)
         raise UnknownFault(f"there is no fault {name}; faults: {known}; `smith lab fault clear` ends all")
     lab = find_lab(folder)
-    # Begins from a lab without this fault: a template that has been removed cannot be removed again.
+    # If the fault has already begun, it is ended first: the stand-in cannot remove a template twice.
     _end_in_stand_in(folder, fault)
     if fault.rule is not None:
         lab.simulator().add_fault(**fault.rule)

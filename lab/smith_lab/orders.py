@@ -19,7 +19,7 @@ OPEN_STATUSES = ("Pending", "Processing")
 POLL_INTERVAL_S = 0.2
 #: After this time without a claim, the command says that an agent is needed.
 HINT_DELAY_S = 5.0
-#: FulcrumCore's job timeout. After it, the simulator ends the job as failed.
+#: Longer than FulcrumCore's job timeout of 300 s, after which the simulator ends the job as failed.
 WAIT_LIMIT_S = 330.0
 Json = dict[str, Any]
 
@@ -99,7 +99,7 @@ class Customer:
             raise OrderRefused(f"FulcrumCore refuses it: {error}") from error
 
     def _report(self, name: str, service_id: str) -> int:
-        """Wait until the service's jobs have ended and print the outcome, or print the job's id without a wait."""
+        """Print the id of the service's newest job. If the customer must wait, then wait for its end and print that."""
         job = self._admin.list_jobs(service_id)[-1]
         print(f"{name}: FulcrumCore has created the job {job['id']} ({job['action']})", flush=True)
         return self._wait(name, service_id, str(job["id"])) if self._must_wait else EXIT_OK

@@ -261,14 +261,14 @@ def running_lab(
     proxmox_host: str = stand_in.HOST,
     proxmox_port: int = 0,
     core_url: str | None = None,
-    is_restricted: bool = False,
+    has_restricted_offer: bool = False,
 ) -> Iterator[LabSystem]:
     """Run a simulator and a stand-in for the `with` block, and create in the simulator what an executor needs.
 
     `time_scale` is the number of real seconds for each second of simulated Proxmox time; with 0, Proxmox tasks take no
     time. `core_host` and `proxmox_host` are the addresses on which simulator and stand-in listen. With `core_url`, the
-    lab uses this FulcrumCore instead of a simulator; it must be a new one. With `is_restricted`, the service types
-    offer only what the lab's settings allow; tests also order other things, to see that the executor refuses them. The
+    lab uses this FulcrumCore instead of a simulator; it must be a new one. With `has_restricted_offer`, the service
+    types offer only what the lab's settings allow. Without it, tests can also order what the executor must refuse. The
     caller starts the executor. This function stops the executor at the end of the block.
     """
     with ExitStack() as stack:
@@ -280,7 +280,7 @@ def running_lab(
             running_stand_in(time_scale=time_scale, folder=stand_in_folder, host=proxmox_host, port=proxmox_port)
         )
         admin = stack.enter_context(AdminClient(core_url))
-        ids = bootstrap(admin, offered=_lab_offer() if is_restricted else None)
+        ids = bootstrap(admin, offered=_lab_offer() if has_restricted_offer else None)
         lab = LabSystem(
             folder=folder,
             core_url=core_url,

@@ -1,4 +1,8 @@
-"""Reads the guests of the lab's ranges, and makes the few changes that need no playbook: leases, and removals."""
+"""Reads the guests with the lab's VMIDs, and makes the changes that need no playbook.
+
+These changes are to write leases and to remove guests. A lease is a stopped VM without a disk. It reserves a range of
+VMIDs for one run of lab tests.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ GIB = 1024**3
 #: The keys of a VM's configuration that name a disk. A drive without a medium is no disk.
 _DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide|efidisk|tpmstate|unused)\d+")
 _NO_DISK = ("none", "cdrom")
-#: The end of the name of each VM that reserves a range, whatever its prefix is.
+#: The name of each lease: the name prefix of its lab, the token of its run and `lease`.
 _LEASE_NAME = re.compile(r".+-[0-9a-f]{6}-lease")
 
 
@@ -46,7 +50,7 @@ class NoAnswer(LabError):
 
 @dataclass(frozen=True, kw_only=True)
 class Guest:
-    """A VM or container in the lab's VMIDs, from its configuration."""
+    """A VM or container with one of the lab's VMIDs, as its configuration describes it."""
 
     vmid: int
     node: str
@@ -57,7 +61,9 @@ class Guest:
     digest: str = ""  #: of the configuration
     is_template: bool = False
     is_protected: bool = False
-    is_used: bool = False  #: whether a VM with the name of a lease runs or has a disk; False for other guests
+    is_used: bool = (
+        False  #: whether a VM with a lease's name runs or has a disk, so is no lease; False for other guests
+    )
     problem: str = ""  #: why the configuration could not be read; then only VMID, node, kind and lock are known
 
 
@@ -86,11 +92,13 @@ class LabCluster:
     # --- reading ---
 
     def now(self) -> float:
-        """Return the time of the lab's Proxmox. All pipelines compare expiries with this clock, never with their own.
+        """Return the time of the lab's Proxmox.
+
+        All runs that share the lab compare expiries with this clock, and not with the clocks of their machines.
 
         Raises NoAnswer.
         """
-        answer = _requested(lambda: self.session.get(f"{self.lab.url}/api2/json/version", timeout=TIMEOUT_S))
+        answer = _send(lambda: self.session.get(f"{self.lab.url}/api2/json/version", timeout=TIMEOUT_S))
         try:
             return parsedate_to_datetime(answer.headers["Date"]).timestamp()
         except (KeyError, TypeError, ValueError) as exc:
@@ -106,7 +114,7 @@ class LabCluster:
         return next(iter(self.guests(range(vmid, vmid + 1))), None)
 
     def disk_gib(self, template: int) -> int:
-        """Return the size of a template's first disk. Raises LabError if the template is not there."""
+        """Return the size of a template's first disk, rounded up. Raises LabError if the token sees no template."""
         row = next((row for row in self.reader.vms() if row.vmid == template), None)
         if row is None:
             raise LabError(f"the template {template} does not exist, or the token may not see it")
@@ -115,7 +123,8 @@ class LabCluster:
     def leases_and_guests(self, vmids: range) -> list[Guest]:
         """Return the guests with these VMIDs, and all VMs of the cluster with the name of a lease.
 
-        The list has no name of a new VM yet, so the configuration of such a VM is read, too.
+        Proxmox's list does not contain the name of a new VM yet. So the configuration of each guest without statistics
+        is read, too.
         """
         rows = [
             row
@@ -158,7 +167,7 @@ class LabCluster:
     def _is_running(self, row: VmRow) -> bool:
         """Return whether a VM runs. The list of guests may still have an earlier status. Raises ChangedMeanwhile."""
         try:
-            status = _requested(getattr(self.api.nodes(row.node), row.kind)(row.vmid).status.current.get)
+            status = _send(getattr(self.api.nodes(row.node), row.kind)(row.vmid).status.current.get)
         except LabError as error:
             if "does not exist" in str(error):
                 raise ChangedMeanwhile(str(error)) from error
@@ -171,7 +180,7 @@ class LabCluster:
         """Create a VM without disks, and do not start it. Raises ChangedMeanwhile if the VMID is in use."""
         node = self.api.nodes(self.lab.node)
         try:
-            upid = _requested(lambda: node.qemu.post(vmid=vmid, name=name, description=notes))
+            upid = _send(lambda: node.qemu.post(vmid=vmid, name=name, description=notes))
         except LabError as error:
             if "already exists" in str(error):
                 raise ChangedMeanwhile(str(error)) from error
@@ -179,10 +188,10 @@ class LabCluster:
         self.wait_for_task(self.lab.node, upid)
 
     def replace_name_and_notes(self, guest: Guest, name: str, notes: str) -> None:
-        """Change a VM with one request. Raises ChangedMeanwhile if the VM has changed since it was read."""
+        """Replace both with one request. Raises ChangedMeanwhile if the VM has changed since `guest` was read."""
         config = self.api.nodes(guest.node).qemu(guest.vmid).config
         try:
-            _requested(lambda: config.put(name=name, description=notes, digest=guest.digest))
+            _send(lambda: config.put(name=name, description=notes, digest=guest.digest))
         except LabError as error:
             if "checksum mis" in str(error) or "does not exist" in str(error):
                 raise ChangedMeanwhile(str(error)) from error
@@ -192,30 +201,30 @@ class LabCluster:
         """Remove a VM without stopping it: Proxmox refuses this if the VM runs. Raises LabError."""
         vm = self.api.nodes(guest.node).qemu(guest.vmid)
         if guest.is_protected:
-            _requested(lambda: vm.config.put(protection=0))
-        self.wait_for_task(guest.node, _requested(vm.delete))
+            _send(lambda: vm.config.put(protection=0))
+        self.wait_for_task(guest.node, _send(vm.delete))
 
     def remove(self, guest: Guest) -> None:
         """Stop the guest if it runs, and remove it with its disks. Raises LabError."""
         api = getattr(self.api.nodes(guest.node), guest.kind)(guest.vmid)
         if guest.is_protected:
-            _requested(lambda: api.config.put(protection=0))
-        if _requested(api.status.current.get).get("status") == "running":
-            self.wait_for_task(guest.node, _requested(api.status.stop.post))
-        self.wait_for_task(guest.node, _requested(api.delete))
+            _send(lambda: api.config.put(protection=0))
+        if _send(api.status.current.get).get("status") == "running":
+            self.wait_for_task(guest.node, _send(api.status.stop.post))
+        self.wait_for_task(guest.node, _send(api.delete))
 
     def remove_archive(self, volume: str) -> None:
         """Remove the backup with this volume. Raises LabError."""
         storage = self.api.nodes(self.lab.node).storage(self.lab.backup_storage)
-        self.wait_for_task(self.lab.node, _requested(storage.content(volume).delete))
+        self.wait_for_task(self.lab.node, _send(storage.content(volume).delete))
 
     def wait_for_task(self, node: str, upid: Any) -> None:
-        """Wait until a Proxmox task has ended. Raises LabError if it failed. An answer without a task needs no wait."""
+        """Wait until a Proxmox task has ended. Raises LabError if it failed. Return at once if `upid` is no UPID."""
         if not str(upid or "").startswith("UPID:"):
             return
         deadline = time.monotonic() + TASK_TIMEOUT_S
         while True:
-            status = _requested(self.api.nodes(node).tasks(upid).status.get)
+            status = _send(self.api.nodes(node).tasks(upid).status.get)
             if status.get("status") != "running":
                 break
             if time.monotonic() > deadline:
@@ -226,8 +235,8 @@ class LabCluster:
             raise LabError(f"the Proxmox task {upid} has failed: {outcome}")
 
 
-def _requested(request: Callable[[], Any]) -> Any:
-    """Send a request and return its data. Raises LabError with Proxmox's text."""
+def _send(request: Callable[[], Any]) -> Any:
+    """Send a request and return the data of the answer. Raises NoAnswer, or LabError with Proxmox's text."""
     try:
         return request()
     except ResourceException as exc:

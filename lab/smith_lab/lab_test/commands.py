@@ -30,7 +30,8 @@ from smith_lab.lab_test.run_tests import LabTestRequest, run_tests
 
 #: How long `smith lab-test` waits for a free range.
 DEFAULT_WAIT_S = 600
-#: pytest's exit code for a wrong use: the lab is not configured, not fit, or has no free range. No test has run.
+#: The exit code if no test has run, because the lab is not configured, cannot be used or has no free range. pytest has
+#: the same exit code for wrong arguments.
 EXIT_NOT_RUN = 4
 COLUMNS = {"vmid": "VMID", "name": "NAME", "outcome": "OUTCOME", "reason": "REASON"}
 
@@ -47,10 +48,11 @@ def lab_test(  # noqa: PLR0917 (typer passes all by name)
     ] = None,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write a JUnit report.")] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write an HTML report.")] = None,
-    keyword: Annotated[str, typer.Option("-k", metavar="EXPRESSION", help="Only these tests, as pytest's -k.")] = "",
+    keyword: Annotated[str, typer.Option("-k", metavar="EXPRESSION", help="Only matching tests, as in pytest.")] = "",
     keep: Annotated[bool, typer.Option("--keep", help="Keep the guests until the reservation expires.")] = False,
     time_limit_s: Annotated[
-        int, typer.Option("--time-limit", metavar="SECONDS", min=60, max=86_400, help="Then the tests are ended.")
+        int,
+        typer.Option("--time-limit", metavar="SECONDS", min=60, max=86_400, help="After this, the tests are ended."),
     ] = 3600,
     wait_s: Annotated[
         int,
@@ -61,8 +63,9 @@ def lab_test(  # noqa: PLR0917 (typer passes all by name)
 ) -> None:
     """Test playbooks in a lab: the Proxmox that LAB_PROXMOX_* names, or a stand-in without them.
 
-    The command checks the lab, reserves VMIDs and a name prefix, runs pytest there, and removes what the tests made.
-    Other runs in the same lab do not matter. The exit code is pytest's; 4 also if the lab cannot be used.
+    The command checks the lab, reserves VMIDs and a name prefix, runs pytest with them, and removes the guests and
+    backups of the tests. Several runs can use one lab at once. The exit code is pytest's. It is 4 also if the lab
+    cannot be used.
     """
     request = LabTestRequest(
         paths=paths or (),
@@ -73,7 +76,7 @@ def lab_test(  # noqa: PLR0917 (typer passes all by name)
         time_limit_s=time_limit_s,
         wait_s=wait_s,
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the reservation ends, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the reservation is released
     try:
         exit_code = _test(request)
     except SmithError as error:
@@ -83,7 +86,7 @@ def lab_test(  # noqa: PLR0917 (typer passes all by name)
 
 
 def _test(request: LabTestRequest) -> int:
-    if isinstance(sys.stdout, io.TextIOWrapper):  # before the output of pytest, which writes to the same file
+    if isinstance(sys.stdout, io.TextIOWrapper):  # else pytest's output comes first
         sys.stdout.reconfigure(line_buffering=True)
     with ExitStack() as stack:
         lab = stack.enter_context(open_lab(os.environ))
@@ -108,7 +111,7 @@ def _test(request: LabTestRequest) -> int:
 
 
 def _show_end(run: LabRun, request: LabTestRequest, exit_code: int) -> int:
-    """Print what is left in the lab, and return the exit code: a run that leaves something has failed."""
+    """Print what is left in the lab, and return the exit code. A run fails if it could not remove all its guests."""
     if request.keep and is_configured(os.environ):
         until = utc_text(run.reserved.lease.until)
         show_text(f"kept: guests with {run.reserved.prefix} until {until}; then `smith lab-sweep` removes them")
@@ -127,8 +130,9 @@ def lab_sweep(
 ) -> None:
     """Remove what ended or killed runs of `smith lab-test` have left in the lab of LAB_PROXMOX_*.
 
-    Only guests and backups with the lab's VMIDs, name prefix and marker, and whose reservation has expired. The command
-    is refused if the lab's VMIDs meet PROXMOX_VMID_MIN to PROXMOX_VMID_MAX. Exit code 1: something was not removed.
+    Only guests and backups are removed that have the lab's VMIDs, name prefix and marker, and whose reservation has
+    expired. The command is refused if one of the lab's VMIDs is between PROXMOX_VMID_MIN and PROXMOX_VMID_MAX. Exit
+    code 1: something was not removed.
     """
     lab = LabSettings.from_environment(os.environ)
     lab.require_range()

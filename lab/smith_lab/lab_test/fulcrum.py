@@ -17,14 +17,14 @@ from smith_lab.system import LabSystem
 
 
 class LabFulcrum(LabSystem):
-    """A FulcrumCore simulator whose jobs the agent runs in the lab, for tests of a provider."""
+    """A FulcrumCore simulator, and an agent that runs its jobs in the lab. A provider's tests order services in it."""
 
     # `running_fulcrum` sets these attributes.
     run: LabRun
     template_disk_gib: int
 
     def order_service(self, name: str, **properties: Any) -> str:
-        """Order a VM of the lab's template; return the service's id. The name of the service begins with the run's."""
+        """Order a VM of the lab's template; return the service's id. Its name begins with the run's prefix."""
         wanted: dict[str, Any] = {"image": IMAGE, "cores": 1, "memoryMb": 512, "diskGb": self.template_disk_gib}
         return super().order_service(f"{self.run.reserved.prefix}-{name}", **wanted | properties)
 
@@ -41,7 +41,9 @@ class _Login:
 
 @contextmanager
 def running_fulcrum(guests: GuestActions, folder: Path, *, keep: bool = False) -> Iterator[LabFulcrum]:
-    """Run a simulator and an agent for the `with` block. Then remove the guests of its services, unless `keep` is set.
+    """Run a simulator and an agent for the `with` block. Then remove the guests of the simulator's services.
+
+    With `keep`, these guests are not removed.
 
     The agent uses the VMIDs of `guests`.
     """

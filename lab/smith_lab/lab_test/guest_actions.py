@@ -33,7 +33,10 @@ IDENTITY = ("service_id", "vmid", "name", "node", "kind", "cluster")
 
 @dataclass
 class GuestActions:
-    """Makes guests in the range of a run, runs actions and playbooks on them, and removes them."""
+    """Makes guests in the range of a run, runs actions and playbooks on them, and removes them.
+
+    `vm` is the variable that each action gets: it describes the guest.
+    """
 
     run: LabRun
     actions_folder: Path | None = None  #: the provider's own actions
@@ -79,7 +82,7 @@ class GuestActions:
         return self.cluster.disk_gib(self.run.settings.template)
 
     def new_vm(self, label: str = "vm", **members: Any) -> dict[str, Any]:
-        """Return the variable `vm` of a guest that does not exist yet, with an identity of this run.
+        """Return the variable `vm` of a guest that does not exist yet: with a service id, VMID and name of this run.
 
         Raises LabError if the label cannot be a part of a name, or if no VMID is free.
         """
@@ -101,22 +104,25 @@ class GuestActions:
         return {name: vm[name] for name in (*IDENTITY, *TIMEOUTS) if name in vm} | {"node": result.vm["node"]}
 
     def run_action(self, name: str, vm: Mapping[str, Any], *, check: bool = False, **members: Any) -> JobResult:
-        """Run an action, the provider's own first, with more members of `vm`; return the result."""
+        """Run an action with `members` added to `vm`; return the result.
+
+        If the provider and Agent Smith both have an action of this name, the provider's action is run.
+        """
         builtin = ansible_home() / "playbooks"
         folders = (self.actions_folder, builtin) if self.actions_folder else (builtin,)
         return self._run(actions.find(name, folders), {**vm, **members}, check=check)
 
     def run_playbook(self, playbook: Path, vm: Mapping[str, Any], *, check: bool = False, **members: Any) -> JobResult:
-        """Run any playbook with the variable `vm`, and the login as an action has it; return the result.
+        """Run any playbook with the variable `vm` and with Proxmox's login, as actions get both; return the result.
 
-        A playbook that publishes no result fails with RESULT_INVALID, as it would in the executor.
+        A playbook that returns no result to the executor fails with RESULT_INVALID, as an action does.
         """
         action = Action(name=playbook.stem, playbook=playbook.resolve(), schema=None, is_ours=False)
         return self._run(action, {**vm, **members}, check=check)
 
     def _run(self, action: Action, vm: dict[str, Any], *, check: bool) -> JobResult:
         if self.cluster.now() >= self.run.reserved.lease.until - CLEANUP_S:
-            raise LabError("the reservation of this run ends, and then its VMIDs may be another run's")
+            raise LabError("the reservation of this run ends soon: then another run may reserve its VMIDs")
         options = action_checks.read_vm_options(action.playbook)
         complete = complete_vm_variable(vm, action, self.settings, {}, options)
         request = build_request(action, complete, options, is_check_mode=check)

@@ -14,14 +14,14 @@ from smith_lab.lab_test.lab_settings import PREFIX, LabSettings
 
 _RESULT = ResultFactory(Area.PROXMOX)
 #: Checks of `smith doctor` that make no sense for a lab.
-LEFT_OUT = frozenset({"vmid range", "deleted vms"})
+SKIPPED_CHECKS = frozenset({"vmid range", "deleted vms"})
 
 
 def check_lab(lab: LabSettings) -> list[CheckResult]:
     """Check the lab. The remedies name the variables of the lab instead of the settings of an executor."""
-    checks = [check for check in check_proxmox(lab.executor_settings()) if check.name not in LEFT_OUT]
+    checks = [check for check in check_proxmox(lab.executor_settings()) if check.name not in SKIPPED_CHECKS]
     if checks and checks[0].status is not Status.FAILED:
-        checks += _check_places(lab)
+        checks += _check_nodes_and_storage(lab)
     return [_with_lab_variables(check) for check in checks]
 
 
@@ -30,7 +30,7 @@ def is_usable(checks: list[CheckResult]) -> bool:
     return all(check.status is not Status.FAILED for check in checks)
 
 
-def _check_places(lab: LabSettings) -> Iterator[CheckResult]:
+def _check_nodes_and_storage(lab: LabSettings) -> Iterator[CheckResult]:
     """Check what only the tests need: the node of the template, and a storage that both nodes share."""
     reader = ProxmoxReader(ProxmoxConnection.from_settings(lab.executor_settings()))
     try:
@@ -48,7 +48,8 @@ def _check_places(lab: LabSettings) -> Iterator[CheckResult]:
     for name in ("second_node", "backup_storage", "os_template"):
         if not getattr(lab, name):
             variable = f"{PREFIX}{name.upper()}"
-            yield _RESULT.skip(name.replace("_", " "), f"{variable} is not set: its tests are skipped", f"{variable}=…")
+            text = f"{variable} is not set: the tests that need it are skipped"
+            yield _RESULT.skip(name.replace("_", " "), text, f"{variable}=…")
 
 
 def _with_lab_variables(check: CheckResult) -> CheckResult:

@@ -21,7 +21,8 @@ NO = ("0", "false", "no", "off")
 IMAGE = "lab"
 #: The smallest range of VMIDs for one run: the VMID of the lease, and ten for guests.
 MIN_RANGE_SIZE = 11
-#: The longest prefix. A name has at most 63 characters, of which a prefix, a token and the name of a test are a part.
+#: The maximum length of a name prefix. A guest's name has at most 63 characters: the prefix, the run's token, a label
+#: that the test chooses, and a part of the service id.
 MAX_PREFIX_LENGTH = 20
 
 
@@ -72,7 +73,7 @@ class LabSettings:
             raise SettingsError(f"{PREFIX}NAME_PREFIX must be {text}, without a hyphen at its beginning or end")
         if re.search(r"(^|-)[0-9a-f]{6}(-|$)", self.name_prefix):
             raise SettingsError(
-                f"{PREFIX}NAME_PREFIX must have no part of six hexadecimal digits, as tokens of runs are"
+                f"{PREFIX}NAME_PREFIX must have no part of six hexadecimal digits: such a part is the token of a run"
             )
 
     @property
@@ -81,14 +82,14 @@ class LabSettings:
         return f"https://{host_in_url(self.host)}:{self.port}"
 
     def require_range(self) -> None:
-        """Raise SettingsError if the lab's VMIDs have no range of LAB_PROXMOX_RANGE_SIZE."""
+        """Raise SettingsError if LAB_PROXMOX_RANGE_SIZE is too small, or if the lab has fewer VMIDs than that."""
         if self.range_size < MIN_RANGE_SIZE:
             raise SettingsError(f"{PREFIX}RANGE_SIZE must be at least {MIN_RANGE_SIZE}")
         if not self.ranges():
             raise SettingsError(f"between {PREFIX}VMID_MIN and {PREFIX}VMID_MAX must be {self.range_size} VMIDs")
 
     def ranges(self) -> list[range]:
-        """Divide the lab's VMIDs into the ranges of single runs. VMIDs that are too few for a range stay unused."""
+        """Divide the lab's VMIDs into ranges, each for one run. If the last VMIDs are too few, they stay unused."""
         count = (self.vmid_max - self.vmid_min + 1) // self.range_size
         starts = [self.vmid_min + number * self.range_size for number in range(count)]
         return [range(start, start + self.range_size) for start in starts]
@@ -130,7 +131,7 @@ class LabSettings:
 
 
 def is_configured(environ: Mapping[str, str]) -> bool:
-    """Return whether the environment names a lab. Without one, the tests run against the stand-in."""
+    """Return whether the environment names a lab. If it does not, the tests run against a stand-in."""
     return bool(environ.get(f"{PREFIX}HOST"))
 
 
@@ -140,7 +141,7 @@ def missing_variables(environ: Mapping[str, str]) -> list[str]:
 
 
 def refuse_production_range(lab: LabSettings, production: Settings) -> None:
-    """Raise SettingsError if the lab's VMIDs meet those of the production: PROXMOX_VMID_MIN to PROXMOX_VMID_MAX."""
+    """Raise SettingsError if a VMID of the lab is also one of the production: PROXMOX_VMID_MIN to PROXMOX_VMID_MAX."""
     first, last = production.proxmox_vmid_min, production.proxmox_vmid_max
     if lab.vmid_min <= last and first <= lab.vmid_max:
         raise SettingsError(

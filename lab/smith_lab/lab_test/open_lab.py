@@ -1,4 +1,7 @@
-"""Opens the lab for one run: the cluster that LAB_PROXMOX_* names, or a stand-in; and reserves a range in it."""
+"""Prepares the lab for one run of tests: connects to the cluster that LAB_PROXMOX_* names, or starts a stand-in.
+
+Then it reserves a range of VMIDs there.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class LabRun:
     def variables(self) -> dict[str, str]:
         """Return the environment variables with which another process works in the range of this run.
 
-        LAB_PROXMOX_VMID_MIN and LAB_PROXMOX_VMID_MAX are then the VMIDs for guests.
+        Their LAB_PROXMOX_VMID_MIN and LAB_PROXMOX_VMID_MAX are the first and the last VMID for guests of this run.
         """
         lease, vmids = self.reserved.lease, self.reserved.vmids
         guests = {
@@ -75,7 +78,7 @@ def reserved_run(
     """
     cluster, duration_s = LabCluster(lab), time_limit_s + CLEANUP_S
     reserved = reserve_when_free(cluster, duration_s, wait_s, report)
-    if reserved.lease.until - cluster.now() < duration_s - CLEANUP_S / 2:  # to remove leftovers has taken long
+    if reserved.lease.until - cluster.now() < duration_s - CLEANUP_S / 2:  # removing old guests took long
         reserved = extend(cluster, reserved, cluster.now() + duration_s) or reserved
     run = LabRun(settings=lab, reserved=reserved)
     try:
@@ -88,7 +91,7 @@ def reserved_run(
 def _release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
     """Release a range. If something could not be removed, because another process still works on it, try once more.
 
-    Signals are ignored, because what a run leaves stays until its reservation has expired.
+    Ctrl-C and TERM are ignored meanwhile: guests that are not removed here stay until the reservation has expired.
     """
     with _signals_ignored():
         try:
@@ -109,7 +112,7 @@ def _signals_ignored() -> Iterator[None]:
 
 
 def run_of_parent(environ: Mapping[str, str]) -> LabRun | None:
-    """Return the run whose range this process has from the process that started it; None if there is none."""
+    """Return the run of `smith lab-test`, if it started this process and passed its range in RESERVED_VARIABLE."""
     text = environ.get(RESERVED_VARIABLE, "")
     if not text:
         return None
@@ -117,14 +120,14 @@ def run_of_parent(environ: Mapping[str, str]) -> LabRun | None:
         token, until, first, last = text.split()
         lease, vmids = Lease(token=token, until=int(until)), range(int(first), int(last) + 1)
     except ValueError as exc:
-        raise LabError(f"{RESERVED_VARIABLE} is for the processes of `smith lab-test` only") from exc
+        raise LabError(f"{RESERVED_VARIABLE} has a wrong value: only `smith lab-test` may set it") from exc
     settings = LabSettings.from_environment(environ)
     reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix=settings.name_prefix)
     return LabRun(settings=settings, reserved=reserved)
 
 
 def stand_in_settings(stand_in: ProxmoxStandIn) -> LabSettings:
-    """Return the settings of a lab that is a stand-in. Its VMIDs are not those of the executor's defaults."""
+    """Return the settings of a lab that is a stand-in. Its VMIDs are outside the executor's default range."""
     first = Settings().proxmox_vmid_min // 10
     return LabSettings(
         host=stand_in.host,

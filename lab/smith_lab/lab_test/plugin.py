@@ -1,6 +1,6 @@
-"""pytest's plugin of the lab: fixtures for tests of playbooks. docs/lab_test.md describes them.
+"""The lab's pytest plugin: fixtures for tests of playbooks. docs/lab_test.md describes them.
 
-Every pytest loads the plugin in whose environment the lab is installed. So it imports the lab only in fixtures.
+If the lab is installed, pytest loads the plugin also for unrelated tests. So only fixtures import the lab's modules.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def proxmox(lab_guests: GuestActions) -> ProxmoxReader:
 def fulcrum_core(lab_guests: GuestActions, tmp_path: Path) -> Iterator[LabFulcrum]:
     """A FulcrumCore simulator, and an agent that runs its jobs in the lab.
 
-    `order_service`, `wait_for_jobs`, `run_action` and `update_service` are what a customer does.
+    Its methods `order_service`, `wait_for_jobs`, `run_action` and `update_service` do what a customer does.
     """
     from smith_lab.lab_test.fulcrum import running_fulcrum  # noqa: PLC0415
     from smith_lab.lab_test.open_lab import KEEP_VARIABLE  # noqa: PLC0415

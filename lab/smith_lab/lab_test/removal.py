@@ -1,4 +1,7 @@
-"""Removes the guests and backups of one run of lab tests, and the VM that reserves its range of VMIDs: the lease."""
+"""Removes the guests and backups of one run of lab tests, and the VM that reserves its range of VMIDs: the lease.
+
+A finding is a guest or a backup, with the decision whether it may be removed. removal_rules.py makes the findings.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,7 @@ def _own_findings(cluster: LabCluster, reserved: ReservedRange) -> list[Finding]
 def remove_lease(cluster: LabCluster, reserved: ReservedRange) -> Removal:
     """Remove the VM that reserves the range, if it still has the caller's lease and is not in use.
 
-    It is not stopped before: if it was started in the meantime, Proxmox refuses to remove it.
+    The VM is not stopped first. So if it was started in the meantime, Proxmox refuses to remove it.
     """
     finding = problem_with(reserved, "").finding
 
@@ -119,7 +122,7 @@ def _attempt(finding: Finding, remove: Callable[[], None]) -> Removal:
 
 
 def problem_with(reserved: ReservedRange, problem: str) -> Removal:
-    """Return a problem with the reservation itself."""
+    """Return the outcome for the VM that reserves the range: it was not removed because of this problem."""
     finding = Finding(
         name=reserved.lease_name, vmid=reserved.vmids[0], is_removable=True, reason="of this run", is_lease=True
     )

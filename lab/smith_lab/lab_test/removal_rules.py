@@ -1,7 +1,8 @@
 """Decides which guests and backups of lab tests may be removed. Pure functions.
 
 A guest may be removed only if its VMID is one of the lab, and its name and marker are those of a run whose lease has
-expired.
+expired. The marker is a line in the guest's notes, with a service id from which the run can be read
+(reserved_range.py). A lease is a VM that reserves a range of VMIDs, and what its notes say about the reservation.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def check_guests(guests: Sequence[Guest], lab: LabSettings, now: float, own_toke
     Nothing may be removed from a range that another run has reserved. `own_token` is the token of the caller's lease.
     """
     leases = {guest.vmid: lease for guest in guests if (lease := lease_of_vm(guest, lab)) is not None}
+    # A run whose lease was taken over has expired: 0 is before each time.
     until_by_token = {token: 0 for lease in leases.values() for token in lease.former}
     until_by_token |= {lease.token: lease.until for lease in leases.values()}
     findings = []
@@ -61,8 +63,8 @@ def check_guests(guests: Sequence[Guest], lab: LabSettings, now: float, own_toke
 def check_archives(
     archives: Iterable[ArchiveRow], guests: Sequence[Guest], lab: LabSettings, now: float
 ) -> list[Finding]:
-    """Decide for each backup of a run's guest whether it may be removed. Other backups are left out."""
-    live_tokens = {
+    """Decide for each backup that a run has made whether it may be removed. Other backups are not in the list."""
+    unexpired_tokens = {
         lease.token for guest in guests if (lease := lease_of_vm(guest, lab)) is not None and not is_expired(lease, now)
     }
     findings = []
@@ -70,14 +72,14 @@ def check_archives(
         lease = lease_of_archive(archive, lab)
         if lease is None or not lab.vmid_min <= archive.vmid <= lab.vmid_max:
             continue
-        is_live = lease.token in live_tokens or not is_expired(lease, now)
-        reason = f"reserved until {utc_text(lease.until)}" if is_live else "backup of an expired run"
-        findings.append(Finding(name=archive.volume, vmid=archive.vmid, is_removable=not is_live, reason=reason))
+        is_reserved = lease.token in unexpired_tokens or not is_expired(lease, now)
+        reason = f"reserved until {utc_text(lease.until)}" if is_reserved else "backup of an expired run"
+        findings.append(Finding(name=archive.volume, vmid=archive.vmid, is_removable=not is_reserved, reason=reason))
     return findings
 
 
 def lease_of_archive(archive: ArchiveRow, lab: LabSettings) -> Lease | None:
-    """Return the lease of the run that made a backup; None unless the notes have a name and the marker of one run."""
+    """Return the lease of the run that made a backup; None unless its notes have a name and a marker of one run."""
     lease = lease_of_service(service_in(archive.notes))
     name = archive.notes.lstrip().partition("\n")[0].strip()
     return lease if lease is not None and token_in_name(name, lab.name_prefix) == lease.token else None
@@ -95,7 +97,7 @@ def lease_of_vm(guest: Guest, lab: LabSettings) -> Lease | None:
 
 
 def leased_vmids(guests: Iterable[Guest], now: float, own_token: str = "") -> list[range]:
-    """Return the VMIDs that other runs have reserved, whatever their prefix and the size of their ranges are."""
+    """Return the VMIDs that other runs have reserved, also runs with another name prefix or ranges of another size."""
     leases = [(guest, lease) for guest in guests if (lease := lease_in(guest.notes)) is not None]
     return [
         range(guest.vmid, max(guest.vmid, lease.last) + 1)
@@ -121,8 +123,8 @@ def token_of_guest(guest: Guest, lab: LabSettings) -> str:
     return token if lease is not None and lease.token == token else ""
 
 
-def _foreign_reason(guest: Guest, lab: LabSettings) -> str:
-    """Return why a guest cannot have been made by a run, whatever its marker is; '' if it may have been."""
+def _why_not_of_a_run(guest: Guest, lab: LabSettings) -> str:
+    """Return why no run can have made this guest; '' if a run may have made it. The marker is not checked here."""
     if guest.problem:
         return f"its configuration cannot be read: {guest.problem}"
     if not lab.vmid_min <= guest.vmid <= lab.vmid_max or not token_in_name(guest.name, lab.name_prefix):
@@ -133,8 +135,8 @@ def _foreign_reason(guest: Guest, lab: LabSettings) -> str:
 
 
 def _check_guest(guest: Guest, lab: LabSettings, until_by_token: Mapping[str, int], now: float) -> tuple[bool, str]:
-    """Return whether a guest may be removed, and why. The caller has checked the reservation of its range."""
-    if reason := _foreign_reason(guest, lab):
+    """Return whether a guest may be removed, and why. The caller then checks whether its range is reserved."""
+    if reason := _why_not_of_a_run(guest, lab):
         return False, reason
     until = _expiry_of(guest, lab, until_by_token)
     if until is None:
@@ -147,7 +149,10 @@ def _check_guest(guest: Guest, lab: LabSettings, until_by_token: Mapping[str, in
 
 
 def _expiry_of(guest: Guest, lab: LabSettings, until_by_token: Mapping[str, int]) -> int | None:
-    """Return when the run of a guest expires, by its lease and by the guest's marker; None if it is not the lab's."""
+    """Return when the run of a guest expires: the later time of the run's lease and the guest's marker.
+
+    None if neither is known, so that the guest is not one of the lab.
+    """
     if lease := lease_of_vm(guest, lab):
         return lease.until
     token = token_of_guest(guest, lab)

@@ -1,8 +1,9 @@
-"""Reserves a range of VMIDs for one run of lab tests, among pipelines that share nothing but the lab.
+"""Reserves a range of VMIDs for one run of lab tests. The runs may be on machines that share only the lab's Proxmox.
 
-A range is reserved by a stopped VM at its first VMID. If two processes create this VM, Proxmox refuses the second. An
-expired reservation is taken over by a request with the digest of the VM's configuration. If two processes send this
-request, Proxmox refuses the second, because the digest has changed. The owner extends its reservation in the same way.
+A range is reserved by a stopped VM with the range's first VMID. If two processes create this VM, Proxmox refuses the
+second. An expired reservation is taken over by a request with the digest of the VM's configuration. If two processes
+send this request, Proxmox refuses the second, because the digest has changed. The owner extends its reservation in the
+same way. The notes of the VM contain the lease: the token of the run, and when the reservation expires.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ WAIT_INTERVAL_S = 10.0
 
 
 class NoFreeRange(LabError):
-    """Every range of the lab is reserved, or in use by guests of others."""
+    """Every range of the lab is reserved, or has too few VMIDs that other guests do not use."""
 
     def __init__(self, text: str, *, may_become_free: bool) -> None:
-        """Store whether a range becomes free when a run ends."""
+        """`may_become_free` is true if a range can become free because its run ends."""
         super().__init__(text)
         self.may_become_free = may_become_free
 
@@ -55,10 +56,10 @@ def reserve_when_free(
 
 
 def reserve(cluster: LabCluster, until: float) -> ReservedRange:
-    """Reserve a range until `until`, and remove what an expired run has left in it. Raises NoFreeRange.
+    """Reserve a range until `until`, and remove the guests of expired runs from it. Raises NoFreeRange.
 
-    Ranges without guests come first, in random order, so that pipelines that start together seldom try the same one. A
-    range for which Proxmox refuses a request is left out.
+    Ranges without guests are tried first. The order is random, so that runs that start together seldom try the same
+    range. If Proxmox refuses a request for a range, the next range is tried.
     """
     lab, refusal = cluster.lab, ""
     guests = cluster.leases_and_guests(range(lab.vmid_min, lab.vmid_max + 1))
@@ -74,7 +75,7 @@ def reserve(cluster: LabCluster, until: float) -> ReservedRange:
         if lease is None:
             continue
         reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix=lab.name_prefix)
-        if _meets_another(cluster, reserved):
+        if _overlaps_another(cluster, reserved):
             remove_lease(cluster, reserved)
             continue
         remove_leftovers(cluster, reserved)
@@ -88,42 +89,48 @@ def reserve(cluster: LabCluster, until: float) -> ReservedRange:
 
 
 def _candidates(cluster: LabCluster, guests: Sequence[Guest], now: float) -> list[range]:
-    """Return the ranges that no other run has reserved, and with enough VMIDs that no guest of others has."""
+    """Return the ranges that no other run has reserved, and that have enough VMIDs for guests.
+
+    The VMIDs of guests that must not be removed do not count.
+    """
     lab = cluster.lab
     reserved = leased_vmids(guests, now)
-    kept = {finding.vmid for finding in check_guests(guests, lab, now) if not finding.is_removable}
+    kept_vmids = {finding.vmid for finding in check_guests(guests, lab, now) if not finding.is_removable}
     usable = [
         vmids
         for vmids in lab.ranges()
-        if not any(_meet(vmids, other) for other in reserved)
-        and sum(vmid not in kept for vmid in vmids[1:]) >= MIN_RANGE_SIZE - 1
+        if not any(_overlap(vmids, other) for other in reserved)
+        and sum(vmid not in kept_vmids for vmid in vmids[1:]) >= MIN_RANGE_SIZE - 1
     ]
     random.shuffle(usable)
     return sorted(usable, key=lambda vmids: sum(guest.vmid in vmids for guest in guests))
 
 
-def _meets_another(cluster: LabCluster, reserved: ReservedRange) -> bool:
-    """Return whether another run has reserved a part of a new range at the same time, with ranges of another size.
+def _overlaps_another(cluster: LabCluster, reserved: ReservedRange) -> bool:
+    """Return whether another run has reserved a part of the caller's new range at the same time.
 
-    Every configuration in the lab is read: for some seconds, the list shows a new lease with the name of the former
-    guest of its VMID.
+    This can happen if the ranges of the other run have another size. The configuration of every guest in the lab is
+    read, because for some seconds Proxmox's list shows a new lease with the name of the former guest of its VMID.
     """
     guests = cluster.leases_and_guests(range(cluster.lab.vmid_min, cluster.lab.vmid_max + 1))
     others = leased_vmids(guests, cluster.now(), own_token=reserved.lease.token)
-    return any(_meet(reserved.vmids, other) for other in others)
+    return any(_overlap(reserved.vmids, other) for other in others)
 
 
-def _meet(one: range, other: range) -> bool:
+def _overlap(one: range, other: range) -> bool:
     return one.start < other.stop and other.start < one.stop
 
 
 def acquire(cluster: LabCluster, vmids: range, guests: Sequence[Guest], until: float) -> Lease | None:
-    """Reserve one range, of which `guests` were read; return the lease, or None if the range cannot be reserved."""
+    """Reserve one range; return the lease, or None if another guest or a lease that is valid has its first VMID.
+
+    `guests` are guests that were read before, among them those of the range. `holder` is the VM with the first VMID.
+    """
     holder = next((guest for guest in guests if guest.vmid == vmids[0]), None)
     if holder is None:
         lease = new_lease(until, vmids[-1])
         name = f"{cluster.lab.name_prefix}-{lease.token}-lease"
-        return _acquired(cluster, vmids[0], lease, lambda: cluster.create_stopped_vm(vmids[0], name, lease.notes()))
+        return _write_lease(cluster, vmids[0], lease, lambda: cluster.create_stopped_vm(vmids[0], name, lease.notes()))
     expired = lease_of_vm(holder, cluster.lab)
     if expired is None or not is_expired(expired, cluster.now()):
         return None
@@ -132,19 +139,24 @@ def acquire(cluster: LabCluster, vmids: range, guests: Sequence[Guest], until: f
 
 
 def take_over(cluster: LabCluster, holder: Guest, lease: Lease) -> Lease | None:
-    """Replace the lease that was read; return the new lease, or None if another process was faster."""
+    """Replace the lease of the VM `holder` by `lease`; return `lease`, or None if another process changed it first."""
     name = f"{cluster.lab.name_prefix}-{lease.token}-lease"
-    return _acquired(cluster, holder.vmid, lease, lambda: cluster.replace_name_and_notes(holder, name, lease.notes()))
+    return _write_lease(
+        cluster, holder.vmid, lease, lambda: cluster.replace_name_and_notes(holder, name, lease.notes())
+    )
 
 
 def _former_tokens(cluster: LabCluster, vmids: range, guests: Sequence[Guest], expired: Lease) -> tuple[str, ...]:
-    """Return the tokens of earlier runs that may have guests in a range. A clone has no name at first."""
+    """Return the tokens of earlier runs that may have guests in a range.
+
+    A clone has no name at first, so a guest without a name may be of each of these runs.
+    """
     names = [guest.name for guest in guests if guest.vmid in vmids[1:]]
     found = {token_in_name(name, cluster.lab.name_prefix) for name in names}
     return (*(token for token in expired.former if token in found or "" in names), expired.token)
 
 
-def _acquired(cluster: LabCluster, vmid: int, lease: Lease, request: Callable[[], None]) -> Lease | None:
+def _write_lease(cluster: LabCluster, vmid: int, lease: Lease, request: Callable[[], None]) -> Lease | None:
     """Send the request that writes a lease; return the lease if the VM has it, also if the answer was lost."""
     try:
         request()
@@ -158,11 +170,11 @@ def _acquired(cluster: LabCluster, vmid: int, lease: Lease, request: Callable[[]
 
 def has_lease(cluster: LabCluster, vmid: int, lease: Lease) -> bool:
     """Return whether the VM that reserves a range still has a lease of this run. Raises LabError if it is unknown."""
-    return _held(cluster, vmid, lease) is not None
+    return _own_lease(cluster, vmid, lease) is not None
 
 
-def _held(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Guest, Lease] | None:
-    """Return the VM that reserves a range, and its present lease; None if it is not a lease of this run."""
+def _own_lease(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Guest, Lease] | None:
+    """Return the VM that reserves the range, and its present lease; None if this lease is not of the caller's run."""
     holder = cluster.guest(vmid) or cluster.guest(vmid)  # it may have moved to another node after the list was read
     if holder is None:
         return None
@@ -173,26 +185,29 @@ def _held(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Guest, Lease] |
 
 
 def extend(cluster: LabCluster, reserved: ReservedRange, until: float) -> ReservedRange | None:
-    """Extend the caller's reservation; return it, or None if the caller has lost it."""
-    held = _held(cluster, reserved.vmids[0], reserved.lease)
-    if held is None:
+    """Extend the caller's reservation; return it, or None if the VM no longer reserves the range for the caller."""
+    found = _own_lease(cluster, reserved.vmids[0], reserved.lease)
+    if found is None:
         return None
-    holder, lease = held
+    holder, lease = found
     extended = take_over(cluster, holder, replace(lease, until=int(until)))
     return replace(reserved, lease=extended) if extended is not None else None
 
 
 def release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
-    """Remove the caller's own guests and backups, and then its lease. Return what could not be removed."""
-    held = reserved
+    """Remove the caller's own guests and backups, and then its lease. Return what could not be removed.
+
+    If the reservation would expire during a removal, it is extended first.
+    """
+    current = reserved
 
     def has_reservation() -> bool:
-        nonlocal held
+        nonlocal current
         now = cluster.now()
-        if held.lease.until - now >= REMOVAL_S:
+        if current.lease.until - now >= REMOVAL_S:
             return True
-        extended = extend(cluster, held, now + 2 * REMOVAL_S)
-        held = extended or held
+        extended = extend(cluster, current, now + 2 * REMOVAL_S)
+        current = extended or current
         return extended is not None
 
     return remove_all_of_run(cluster, reserved, has_reservation)

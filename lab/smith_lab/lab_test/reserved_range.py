@@ -34,7 +34,7 @@ _FORMER_LINE = re.compile(rf"^smith-lab-former=([0-9a-f]{{{TOKEN_LENGTH}}})[ \t]
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """The reservation of a range for one run, as the notes of the range's first VM say it."""
+    """The reservation of a range for one run, as written in the notes of the VM with the range's first VMID."""
 
     token: str  #: identifies the run
     until: int  #: when the reservation expires, in seconds since 1970 by the clock of the lab's Proxmox

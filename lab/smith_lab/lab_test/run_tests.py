@@ -1,4 +1,4 @@
-"""Runs pytest in a reserved range of the lab, and ends it in time."""
+"""Runs pytest in a reserved range of the lab, and interrupts it before the reservation ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from smith_lab.lab_test.open_lab import CLEANUP_S, KEEP_VARIABLE, LabRun
 from smith_lab.lab_test.reservation import has_lease
 from smith_lab.lab_test.suite import suite_arguments
 
-#: The plugin with the fixtures. Its entry point has the name of its module, so that pytest loads it once.
+#: The plugin with the fixtures. Its entry point has the same name, so pytest does not load it a second time.
 PLUGIN = "smith_lab.lab_test.plugin"
 #: How long pytest may take to write its reports after it was interrupted.
 INTERRUPT_TIMEOUT_S = 60
@@ -46,7 +46,7 @@ class Interruption:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         """Store the process of pytest."""
         self._process = process
-        self.since: float | None = None
+        self.since: float | None = None  #: when pytest was interrupted, by the monotonic clock
 
     def interrupt(self, *_arguments: object) -> None:
         """Interrupt pytest, which then removes what it can and writes its reports."""
@@ -89,8 +89,8 @@ class TimeLimit:
 def run_tests(run: LabRun, request: LabTestRequest) -> int:
     """Run pytest, and return its exit code.
 
-    pytest is interrupted after Ctrl-C or TERM, at the time limit, and if this run has lost its reservation: then its
-    VMIDs may be another run's.
+    pytest is interrupted after Ctrl-C or TERM, at the time limit, and if this run has lost its reservation, because
+    another run may then use the same VMIDs.
     """
     process = subprocess.Popen(
         [*killed_with_parent_prefix(os.getpid()), *pytest_command(request)],
@@ -105,7 +105,8 @@ def run_tests(run: LabRun, request: LabTestRequest) -> int:
 
 
 def _pytest_variables(request: LabTestRequest) -> dict[str, str]:
-    # The tests may lie in the folder of a provider's actions, of which every file must have a safe mode.
+    # The tests may be in the folder of a provider's actions. The executor checks the mode of every file there, so
+    # Python must not write bytecode files into it.
     return {"PYTHONDONTWRITEBYTECODE": "1", **({KEEP_VARIABLE: "1"} if request.keep else {})}
 
 

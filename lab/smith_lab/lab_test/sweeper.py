@@ -1,4 +1,8 @@
-"""The sweeper: removes what ended or killed runs of lab tests have left in the lab."""
+"""The sweeper: removes the guests and backups that runs of lab tests left in the lab when they ended or were killed.
+
+A range of VMIDs is reserved by its lease: a stopped VM with the first VMID of the range. The sweeper also removes
+expired leases.
+"""
 
 from __future__ import annotations
 
@@ -11,42 +15,43 @@ from smith_lab.lab_test.removal_rules import Finding, check_archives, check_gues
 from smith_lab.lab_test.reservation import acquire
 from smith_lab.lab_test.reserved_range import ReservedRange
 
-#: How long a sweeper reserves a range whose guests it removes.
-SWEEP_S = 900
+#: Seconds for which the sweeper reserves a range of VMIDs while it removes the guests in the range.
+RESERVATION_S = 900
 
 
 def list_findings(cluster: LabCluster) -> list[Finding]:
-    """Return what a sweep would do with each guest in the lab's VMIDs, and with each backup of a run."""
+    """Return what a sweep would do with each guest in the lab's VMIDs, and with each backup that a run has made."""
     lab, now = cluster.lab, cluster.now()
     guests = cluster.guests(range(lab.vmid_min, lab.vmid_max + 1))
     return [*check_guests(guests, lab, now), *check_archives(cluster.archives(), guests, lab, now)]
 
 
-def sweep(cluster: LabCluster, findings: Sequence[Finding], reserve_s: float = SWEEP_S) -> Iterator[Removal]:
+def sweep(cluster: LabCluster, findings: Sequence[Finding], reserve_s: float = RESERVATION_S) -> Iterator[Removal]:
     """Remove what is removable, and yield each outcome.
 
     The sweeper reserves each range first, as a run does, so that it and a run never work on one range at once.
     """
-    guests = [finding for finding in findings if finding.guest and finding.is_removable]
+    removable_guests = [finding for finding in findings if finding.guest and finding.is_removable]
     for vmids in cluster.lab.ranges():
-        if any(finding.vmid in vmids for finding in guests):
+        if any(finding.vmid in vmids for finding in removable_guests):
             yield from _sweep_range(cluster, vmids, findings, reserve_s)
-    in_ranges = {vmid for vmids in cluster.lab.ranges() for vmid in vmids}
-    yield from (remove_guest(cluster, finding) for finding in guests if finding.vmid not in in_ranges)
+    vmids_in_ranges = {vmid for vmids in cluster.lab.ranges() for vmid in vmids}
+    yield from (remove_guest(cluster, each) for each in removable_guests if each.vmid not in vmids_in_ranges)
     yield from (remove_archive(cluster, each) for each in findings if each.guest is None and each.is_removable)
 
 
 def _sweep_range(cluster: LabCluster, vmids: range, findings: Sequence[Finding], reserve_s: float) -> Iterator[Removal]:
     """Remove the removable guests of one range, and then its lease.
 
-    A range whose first VMID another guest has is never reserved, so that its guests are removed without a lease.
+    If the guest with the first VMID is not a lease, no run can reserve the range. Its guests are then removed without
+    a reservation.
     """
     inside = [finding for finding in findings if finding.guest and finding.vmid in vmids]
     removable = [finding for finding in inside if finding.is_removable]
-    others = [finding for finding in removable if not finding.is_lease]
-    is_first_foreign = any(finding.vmid == vmids[0] and not finding.is_lease for finding in inside)
-    if is_first_foreign:
-        yield from (remove_guest(cluster, finding) for finding in others)
+    removable_without_lease = [finding for finding in removable if not finding.is_lease]
+    is_first_vmid_taken = any(finding.vmid == vmids[0] and not finding.is_lease for finding in inside)
+    if is_first_vmid_taken:
+        yield from (remove_guest(cluster, finding) for finding in removable_without_lease)
         return
     problem = "another process has reserved its range"
     try:
@@ -56,12 +61,13 @@ def _sweep_range(cluster: LabCluster, vmids: range, findings: Sequence[Finding],
     if lease is None:
         yield from (Removal(finding=each, problem=problem) for each in removable)
         return
-    removals = [remove_guest(cluster, finding) for finding in others]
+    removals = [remove_guest(cluster, finding) for finding in removable_without_lease]
     yield from removals
     remaining = [finding for finding in inside if not finding.is_lease and not finding.is_removable]
-    is_emptied = not any(removal.problem for removal in removals)
-    # A clone that is still locked has no marker, so the notes of the lease must keep the token of its run.
-    if is_emptied and not any(finding.guest and finding.guest.lock for finding in remaining):
+    are_all_removed = not any(removal.problem for removal in removals)
+    # If a guest is locked, the lease is kept. A clone has no marker while it is locked, and then only the token in the
+    # notes of the lease shows that a run has made it.
+    if are_all_removed and not any(finding.guest and finding.guest.lock for finding in remaining):
         reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix=cluster.lab.name_prefix)
         removed = remove_lease(cluster, reserved)
         yield from (replace(removed, finding=finding) for finding in removable if finding.is_lease)

@@ -15,7 +15,7 @@ for each second of simulated Proxmox time, `statistics_lag_s` the number of real
 statistics. If a port is 0, the operating system chooses the port. Once both ports answer, the server writes their
 numbers to the file that `ready` names. The server stops when its standard input closes. The standard input also closes
 when the process that started the server ends. If `changes_file` names a file, the server then adds a line to it: how
-many changing requests it has accepted with each version of Proxmox VE.
+many requests that change something it has accepted with each version of Proxmox VE.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ async def serve(settings: dict[str, Any]) -> None:
     await cluster.stop()
     if settings["changes_file"]:
         with Path(settings["changes_file"]).open("a") as file:
-            file.write(json.dumps(cluster.accepted_changes) + "\n")  # one write: several servers append
+            file.write(
+                json.dumps(cluster.accepted_changes) + "\n"
+            )  # a single write, because several servers append to this file
 
 
 def write_ports(path: Path, ports: dict[str, int]) -> None:

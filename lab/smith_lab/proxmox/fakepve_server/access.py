@@ -21,7 +21,7 @@ from fakepve.server import USER, ok
 from smith_lab.proxmox.fakepve_server.bridge_access import BridgeAccess
 
 GIB = 1024**3
-#: The capacity and use of a node for which no test has set other values by the control port. The capacity is so large
+#: The capacity and use of a node for which no test has set other values. The capacity is so large
 #: that the VMs of all tests fit.
 DEFAULT_NODE_STATS = {"cpu": 0.02, "maxcpu": 64, "mem": 8 * GIB, "maxmem": 4096 * GIB}
 #: The members of a node's row that Proxmox sends only to a caller with Sys.Audit on this node.
@@ -57,7 +57,7 @@ class AccessChecks(BridgeAccess):
         return {v["path"]: all_privileges}
 
     def _check(self, user: str, check: list[Any], values: dict[str, Any], declared: Any = None) -> tuple[bool, str]:
-        """Evaluate a permission rule of fakepve, which has the rules of version 9."""
+        """Evaluate a permission rule. fakepve has the rules of version 9; for version 8 the privileges are replaced."""
         if check[0] == "perm" and self.version.startswith("8."):
             check = [*check[:2], _privileges_of_version_8(check[2]), *check[3:]]
         is_allowed, refusal = super()._check(user, check, values, declared)
@@ -97,7 +97,7 @@ class AccessChecks(BridgeAccess):
         return ok(visible_rows)
 
     def _use_of_storage(self, name: str) -> dict[str, int]:
-        """Return the used and the total bytes of a storage, as its statistics do."""
+        """Return the used and the total bytes of a storage. Values that a test has set for the storage come first."""
         storage = self.storages[name]
         if "avail" not in storage or "total" not in storage:
             total, used, _free = self._space(storage)
@@ -147,12 +147,15 @@ class AccessChecks(BridgeAccess):
         return any(super(AccessChecks, self).allowed(user, path, each) for each in privilege.split(ANY_OF))
 
     def granted_paths(self, user: str) -> set[str]:
-        """Return the paths on which entries grant privileges to a user, or to a token and its user."""
+        """Return the paths on which access control entries grant privileges to a user, or to a token and its user."""
         owners = (user, user.partition("!")[0])
         return {path for owner in owners for path, _privileges in (self.acl or {}).get(owner, [])}
 
     def _qm_perm(self, user: str, vmid: int, pool: Any, *privileges: str) -> None:
-        """Check privileges on a VM that is created. Proxmox wants VM.Config.CDROM only to change a VM that exists."""
+        """Check the privileges for a new VM.
+
+        VM.Config.CDROM is not among them: Proxmox requires it only for changes of a VM that exists.
+        """
         needed = [privilege for privilege in privileges if privilege != "VM.Config.CDROM"]
         if needed:
             super()._qm_perm(user, vmid, pool, *needed)
@@ -162,9 +165,9 @@ class AccessChecks(BridgeAccess):
         return str(await super()._qm_create(v, user))
 
     def _check_source_of_clone(self, user: str, config: dict[str, Any]) -> None:
-        """Require what Proxmox requires for devices, CD drives and the storage for states of a VM that is cloned."""
+        """Require the privileges for the source's devices, CD drives and storage of saved states, as Proxmox does."""
         for key, value in config.items():
-            for path, privilege in _needed_for(key, str(value)):
+            for path, privilege in _needed_to_clone(key, str(value)):
                 self.require(user, path, privilege)
 
     async def _qm_clone(self, v: dict[str, Any], user: str) -> str:
@@ -188,8 +191,8 @@ class AccessChecks(BridgeAccess):
         return bool(self.storages.get(storage or "", {}).get("shared"))
 
 
-def _needed_for(key: str, value: str) -> list[tuple[str, str]]:
-    """Return the paths and privileges that a clone of a VM with this value needs.
+def _needed_to_clone(key: str, value: str) -> list[tuple[str, str]]:
+    """Return the privileges, each with its path, that are needed to clone a VM with this value in its configuration.
 
     Raises an error for a device of the host without a mapping: only root@pam may clone it.
     """
@@ -211,6 +214,7 @@ def _needed_for(key: str, value: str) -> list[tuple[str, str]]:
 
 @contextmanager
 def _unchecked_start(*, is_unchecked: bool) -> Iterator[None]:
+    """During the block, do not check VM.PowerMgmt if `is_unchecked` is true."""
     token = _IS_START_UNCHECKED.set(is_unchecked)
     try:
         yield
@@ -219,6 +223,9 @@ def _unchecked_start(*, is_unchecked: bool) -> Iterator[None]:
 
 
 def _privileges_of_version_8(privileges: list[str]) -> list[str]:
-    """Return the privileges that version 8 requires instead of these: it has VM.Monitor, and no VM.GuestAgent.*."""
+    """Return the privileges that version 8 requires instead of these.
+
+    Version 8 has no privileges VM.GuestAgent.* and requires VM.Monitor instead.
+    """
     others = [privilege for privilege in privileges if not privilege.startswith("VM.GuestAgent.")]
     return privileges if others == privileges else others or ["VM.Monitor"]

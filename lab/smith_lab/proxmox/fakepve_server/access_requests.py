@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Answers the requests that read and change users, API tokens, roles and access control entries.
 
-The sources are pve-access-control: PVE/API2/Role.pm, User.pm, ACL.pm and AccessControl.pm. fakepve checks the
-parameters and the permissions of these requests by Proxmox's schema before it calls the methods.
+The sources are pve-access-control: PVE/API2/Role.pm, User.pm, ACL.pm and AccessControl.pm. Before fakepve calls a
+method of this module, it checks the parameters and the permissions of the request by the schema of Proxmox's API.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from smith_lab.proxmox.fakepve_server.user_config import UserConfig
 
 USER_MEMBERS = ("expire", "firstname", "lastname", "email", "comment", "keys")
 _NAME = r"[A-Za-z0-9._-]+"
-#: What `check_path` accepts: the paths that may have entries.
+#: The paths that may have access control entries, as in Proxmox's function `check_path`.
 _ACL_PATH = re.compile(
     rf"/|/access(?:/groups|/realm)?|/access/(?:groups|realm)/{_NAME}|/nodes(?:/{_NAME})?|/pool(?:/{_NAME}){{0,3}}|/sdn"
     rf"|/sdn/(?:controllers|dns|fabrics|ipams)(?:/{_NAME})?|/sdn/zones(?:/{_NAME}){{0,2}}"
@@ -71,7 +71,7 @@ class AccessRequests(UserConfig):
 
     async def _role_create(self, v: dict[str, Any], _user: str) -> None:
         role = v["roleid"]
-        privileges = self._valid_list(v.get("privs"))
+        privileges = self._privileges_in(v.get("privs"))
         if role.upper().startswith("PVE"):
             raise param_error(roleid="cannot use role ID starting with the (case-insensitive) 'PVE' namespace")
         self.need_quorum()
@@ -80,7 +80,7 @@ class AccessRequests(UserConfig):
         self.roles[role] = privileges
 
     async def _role_update(self, v: dict[str, Any], _user: str) -> None:
-        role, privileges = v["roleid"], self._valid_list(v.get("privs"))
+        role, privileges = v["roleid"], self._privileges_in(v.get("privs"))
         self._refuse_special(role, "modified")
         self.need_quorum()
         self._require_role(role, "update role failed: ")
@@ -92,8 +92,8 @@ class AccessRequests(UserConfig):
         self._require_role(v["roleid"], "delete role failed: ")
         del self.roles[v["roleid"]]
 
-    def _valid_list(self, text: Any) -> frozenset[str]:
-        """Return the privileges in a list. Raises an error for a privilege that this version does not have."""
+    def _privileges_in(self, text: Any) -> frozenset[str]:
+        """Return the privileges in a list as text. Raises an error for a privilege that this version does not have."""
         privileges = split_list(text)
         for privilege in privileges:
             if privilege not in self.valid_privileges():

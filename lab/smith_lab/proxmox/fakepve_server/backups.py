@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Performs the request vzdump, which fakepve answers without an effect.
+"""Performs the request vzdump. fakepve itself answers this request, but makes no backup.
 
-As in Proxmox, the answer to a request is usually the UPID of a Proxmox task. A wrong storage, a missing guest, a lock
-of the guest and a missing privilege on it are errors of this task.
+As in Proxmox, the answer to a request is usually the UPID of a Proxmox task. If the storage is wrong, or the guest is
+missing, locked or one that the caller may not back up, the request succeeds and this task fails.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Backups(TimedTasks):
         return TaskError("job errors")
 
     def _check_backup_limit(self, guest: Any, storage: str, *, is_removing: bool) -> None:
-        """Raise TaskError if the storage keeps no more archives of the guest and none may be removed."""
+        """Raise TaskError if the storage has its maximum number of archives of the guest and none may be removed."""
         limit = self._backup_limit(storage)
         if limit and not is_removing and len(self._archives_of(guest.vmid, storage)) >= limit:
             text = (
@@ -84,7 +84,7 @@ class Backups(TimedTasks):
             raise self._backup_error(guest.vmid, text)
 
     def _backup_limit(self, storage: str) -> int:
-        """Return how many archives of a guest the storage's retention `keep-last=N` keeps; 0 if all."""
+        """Return how many archives of a guest the storage's retention `keep-last=N` keeps; 0 if it keeps all."""
         found = re.fullmatch(r"keep-last=(\d+)", str(self.storages[storage].get("prune-backups") or ""))
         return int(found.group(1)) if found else 0
 

@@ -30,13 +30,14 @@ class BridgeAccess(FakePve):
     def _check_bridge(self, user: str, nic: str) -> None:
         """Require SDN.Use for one NIC, of a VM or a container (pve-guest-common: check_vnet_access).
 
-        A NIC with a VLAN tag or with trunks needs it on each of these VLANs, another NIC on its bridge.
+        A NIC with a VLAN tag or with trunks needs the privilege on the path of each of these VLANs. Every other NIC
+        needs it on the path of its bridge.
         """
         options = dict(part.partition("=")[::2] for part in nic.split(","))
         if "bridge" in options:
             vlans = [vlan for vlan in (options.get("tag"), *_vlans_of_trunks(options.get("trunks", ""))) if vlan]
-            for below in [f"/{vlan}" for vlan in vlans] or [""]:
-                self.require(user, f"{self._path_of_bridge(options['bridge'])}{below}", "SDN.Use")
+            for suffix in [f"/{vlan}" for vlan in vlans] or [""]:
+                self.require(user, f"{self._path_of_bridge(options['bridge'])}{suffix}", "SDN.Use")
 
     def _path_of_bridge(self, bridge: str) -> str:
         return f"/sdn/zones/{self.vnets.get(bridge, 'localnetwork')}/{bridge}"

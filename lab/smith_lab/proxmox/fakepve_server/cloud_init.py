@@ -17,7 +17,7 @@ from smith_lab.proxmox.fakepve_server.configuration import HIDDEN_PASSWORD, Conf
 
 #: Keys whose changes Proxmox records for the cloud-init drive.
 RECORDED_KEY = re.compile(rf"(?:{'|'.join(CLOUD_INIT_KEYS)}|name|ipconfig\d+|net\d+)")
-#: A recorded key that the configuration of a running VM gets at once. A NIC may stay pending.
+#: The recorded keys whose new values become part of a running VM's configuration at once. A NIC's may stay pending.
 APPLIED_AT_ONCE = re.compile(rf"(?:{'|'.join(CLOUD_INIT_KEYS)}|ipconfig\d+)")
 
 

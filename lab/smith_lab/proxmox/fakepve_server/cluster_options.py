@@ -30,7 +30,10 @@ class ClusterOptions(ConfigurationChanges):
         return [("GET", "/cluster/options", self._cluster_options)]
 
     def check_permissions(self, user: str, perms: Any, values: dict[str, Any], declared: Any = None) -> None:
-        """Check fakepve's rule for a request. Its rule for the cluster's options is wrong: every user may read them."""
+        """Check the permissions of a request by fakepve's rule.
+
+        For the cluster's options, nothing is checked: every user may read them, and fakepve's rule is wrong.
+        """
         if perms is None or perms is not OPTIONS_PERMISSIONS:
             super().check_permissions(user, perms, values, declared)
 

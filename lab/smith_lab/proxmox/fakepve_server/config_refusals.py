@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Refuses changes of a guest's configuration as Proxmox does, in Proxmox's order.
+"""Refuses changes of a guest's configuration as Proxmox does. The checks are made in the same order as in Proxmox.
 
 Sources: qemu-server: PVE/API2/Qemu.pm; pve-container: PVE/LXC/Config.pm.
 """
@@ -35,7 +35,7 @@ class ConfigRefusals(ConfigurationChanges):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.vmids_that_keep_devices: set[int] = set()  #: VMIDs of guests that do not release a device
+        self.vmids_that_keep_devices: set[int] = set()  #: guests from which no device can be unplugged
 
     async def _apply_config(self, vm: FakeVm, user: str, changes: dict[str, Any]) -> None:
         updates = dict(changes)
@@ -47,7 +47,7 @@ class ConfigRefusals(ConfigurationChanges):
                     raise param_error(**{name: f"unknown option '{option}'"})
         self._check_values(vm, user, updates)
         if "startup" in {*updates, *split_list(updates.get("delete"))}:
-            self.require(user, "/", "Sys.Modify")  # the order of starts concerns the whole node
+            self.require(user, "/", "Sys.Modify")  # the order in which a node starts its guests
         for option in reverted:
             vm.pending.pop(option, None)
         kept = self._kept_devices(vm, updates)
@@ -88,9 +88,10 @@ class ConfigRefusals(ConfigurationChanges):
             raise param_error(hookscript=f"script '{volume}' does not exist")
 
     def _kept_devices(self, vm: FakeVm, updates: dict[str, Any]) -> dict[str, Any]:
-        """Remove from a change the devices that a running guest does not release; return their new values.
+        """Remove from `updates` the changes of devices that a running guest does not release; return these changes.
 
-        The new value of a removed device is None. A NIC with another model or MAC address is unplugged, too.
+        For a device that is removed, the value is None. A NIC that gets another model or MAC address would also be
+        unplugged.
         """
         if vm.status != "running" or vm.vmid not in self.vmids_that_keep_devices:
             return {}
@@ -103,7 +104,10 @@ class ConfigRefusals(ConfigurationChanges):
 
 
 def _refuse_devices_of_the_host(updates: dict[str, Any]) -> None:
-    """Raise PveError if a value names a device of the host, unless by a mapping: only root@pam may use one."""
+    """Raise PveError if a value names a device of the host directly, which only root@pam may do.
+
+    A value may name such a device by a resource mapping.
+    """
     for option, value in updates.items():
         kind, device = option.rstrip("0123456789"), str(value).partition(",")[0].removeprefix("host=")
         if kind == "parallel":
@@ -150,7 +154,7 @@ def is_ssh_key(line: str) -> bool:
 
 
 def _fields_of(data: bytes) -> list[bytes]:
-    """Return the fields of a key, each of which has its length before it. Raises ValueError if one is cut off."""
+    """Return the fields of a key. In the data, the length of each field precedes it. Raises ValueError for a short one."""
     fields = []
     while data:
         size = int.from_bytes(data[:4], "big")

@@ -76,7 +76,8 @@ class ConfigurationChanges(AccessChecks):
         """Wait until no other request changes the configuration, so that the digest is compared with the newest one.
 
         fakepve compares the digest before it waits. Proxmox compares it while it has the lock (qemu-server:
-        `update_vm_api` in PVE/API2/Qemu.pm). No other coroutine runs between the release here and fakepve's comparison.
+        `update_vm_api` in PVE/API2/Qemu.pm). No other coroutine runs between the release here and fakepve's
+        comparison, so the configuration cannot change in between.
         """
         try:
             await self.acquire(vm, "digest")
@@ -106,7 +107,7 @@ class ConfigurationChanges(AccessChecks):
 
     @staticmethod
     def _apply_hotplug(vm: FakeVm) -> None:
-        """Apply pending values and removals that can be hot-plugged. Drop pending values that are the current ones."""
+        """Apply pending values and removals that can be hot-plugged. Drop pending values equal to current ones."""
         hotplug_kinds = split_list(vm.config.get("hotplug", "network,disk,usb"))
         for key, value in list(vm.pending.items()):
             can_hotplug = (

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Serves the control port, by which tests and the demo read and change the cluster.
+"""Serves the control port, through which tests and the demo read and change the cluster.
 
-The port accepts JSON over HTTP, on the loopback interface only.
+The port accepts JSON over HTTP, on the loopback interface only. A verb is the name of a change that it can make, such
+as `fail`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ MAX_REQUEST_BYTES = 64 * 1024 * 1024
 class ControlPort(ClusterVerbs, GuestVerbs):
     """Handles the requests of the control port. GET /<collection> reads data. POST /<verb> calls `do_<verb>`.
 
-    After each verb the nodes send their statistics, as if the change had been made long ago. With `is_new`, nothing is
-    sent for the guest that the verb names.
+    After each verb the nodes send their statistics at once, so that lists show the change as if it was made long ago.
+    With `is_new`, they send nothing for the guest that the verb names, as if it was created just now.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -77,7 +78,7 @@ class ControlPort(ClusterVerbs, GuestVerbs):
             return web.json_response({"error": f"{type(exc).__name__}: {exc}"}, status=400)
 
     def do_clock(self, shift_s: float) -> None:
-        """Let the `Date` of answers differ by so many seconds from this machine's clock."""
+        """Make the header `Date` of all answers differ by `shift_s` seconds from this machine's clock."""
         self.cluster.clock_shift_s = shift_s
 
     def _guests(self) -> list[dict[str, Any]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Changes a guest, or makes a request fail, at a moment that a test names by the number of requests until then."""
+"""Changes a guest, or makes a request fail, when as many requests have arrived as a test has named."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ FAILURES: dict[str, tuple[int, str, bool]] = {
 
 
 class Disturbances(RequestFaults, TaskAnswers, Statistics):
-    """Applies the disturbances that `do_disturb` has named. Each has `kind`, `vmid` and `requests`.
+    """Applies the disturbances that the verb `disturb` adds. Each has `kind`, `vmid` and `requests`.
 
-    A disturbance is applied before the request whose number from now on is `requests`.
+    A disturbance is applied before the n-th request after it was added is answered; n is `requests`.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.disturbances: list[dict[str, Any]] = []
-        self.hidden_vmids: set[int] = set()  #: guests that the list of guests lacks
+        self.hidden_vmids: set[int] = set()  #: guests that the list of resources leaves out
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
         for disturbance in list(self.disturbances):
@@ -69,4 +69,4 @@ class Disturbances(RequestFaults, TaskAnswers, Statistics):
         elif kind == "unlock" and guest.lock == "backup":
             self._qm_lock(guest, None)
         elif kind == "lose_name":
-            self.forget_statistics(guest.node)
+            self.forget_statistics(guest.node)  # the list of resources has a guest's name only from these statistics

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Logs every request, and applies the faults that tests add by the control port."""
+"""Logs every request, and applies the faults that tests add through the control port."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fakepve.server import API, FakePve, error, params
 
 #: Parameters of requests, and keys of configurations, that `hide_secrets` replaces with stars.
 SECRET_PARAMS = ("cipassword", "password")
-#: Time between two checks whether an answer may be sent that is held.
+#: Seconds between two checks whether a held answer may be sent.
 HOLD_POLL_S = 0.05
 
 
@@ -33,9 +33,9 @@ class RequestFaults(FakePve):
         self.answer_delay_s = 0.0  #: delay of every answer, in real seconds
         self.faults: list[dict[str, Any]] = []  #: `do_fail` in verbs_cluster.py adds them and explains their keys
         self.request_log: list[dict[str, Any]] = []
-        self.changes_until_hold = 0  #: number of changing requests until one is held; 0: none is held
+        self.changes_until_hold = 0  #: the answer to the n-th POST, PUT or DELETE from now is held; 0: none
         self.request_to_hold: tuple[str, str] | None = None  #: `do_hold` in verbs_cluster.py sets and explains it
-        self.accepted_changes: Counter[str] = Counter()  #: the changing requests that were accepted, by version
+        self.accepted_changes: Counter[str] = Counter()  #: how many POST, PUT and DELETE succeeded, by version
         self.is_holding = False  #: a processed request waits for its answer until `do_clear_faults`
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
@@ -99,7 +99,7 @@ class RequestFaults(FakePve):
 
 
 async def _send_body(request: web.Request, fault: dict[str, Any]) -> web.StreamResponse:
-    """Answer with the bytes of a fault. If they are cut, close the connection before the last of them."""
+    """Answer with the body of a fault. With `is_cut`, send only its first half and close the connection."""
     body = base64.b64decode(fault["body"])
     answer = web.StreamResponse(status=fault["status"], headers={"Content-Type": "application/json"})
     answer.content_length = len(body)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Says whether a guest can have snapshots or linked clones.
+"""Answers whether Proxmox can make a snapshot of a guest, or a linked clone of a VM.
 
-Source: qemu-server: PVE/QemuConfig.pm, has_feature; pve-container likewise.
+Sources: qemu-server: PVE/QemuConfig.pm, has_feature; the function of the same name in pve-container.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from smith_lab.proxmox.fakepve_server.access import AccessChecks
 
 
 class Features(AccessChecks):
-    """Answers the requests whether Proxmox can make a snapshot of a guest, or a linked clone of a VM."""
+    """Handles the requests below `feature`, with the values `snapshot` and `clone` of their parameter `feature`."""
 
     def _routes_features(self) -> list[tuple[str, str, Any]]:
         return [

@@ -14,7 +14,7 @@ from fakepve.server import FakePve
 GUEST_AGENT_SECONDS = 5
 #: By how many bytes the counters of a running VM grow in a second.
 BYTES_PER_SECOND = {"netin": 2000, "netout": 900, "diskread": 4000, "diskwrite": 7000}
-#: The requests whose answers are rows of VMs, or one such row.
+#: The requests that Proxmox answers with the states of VMs, or with the state of one VM.
 VM_STATES = ("/nodes/{node}/qemu", "/nodes/{node}/qemu/{vmid}/status/current")
 
 

@@ -38,7 +38,7 @@ class Networks(AccessChecks):
         ]
 
     async def _networks(self, _v: dict[str, Any], user: str) -> list[dict[str, Any]]:
-        """List the bridges and VNets that the caller may see, as `type=any_bridge` does."""
+        """List the bridges and VNets that the caller may see, as Proxmox does with `type=any_bridge`."""
         names = [name for name in (*sorted(self.bridges), *self.vnets) if self._is_visible(user, name)]
         return [{"iface": name, "type": "vnet" if name in self.vnets else "bridge", "active": 1} for name in names]
 
@@ -55,7 +55,7 @@ class Networks(AccessChecks):
         ]
 
     async def _vnet(self, v: dict[str, Any], user: str) -> dict[str, Any]:
-        """Return one VNet. The refusal names the zone of a VNet that exists, also to a caller without a privilege."""
+        """Return one VNet. If the caller has no privilege on it, the error still names the VNet's zone, as in Proxmox."""
         name = str(v["vnet"])
         if name not in self.vnets:
             raise die(f"sdn vnet '{name}' does not exist")

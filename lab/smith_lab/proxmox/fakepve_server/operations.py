@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Performs the requests resize, migrate, move_disk and unlink, which fakepve answers without an effect."""
+"""Performs the requests resize, migrate, move_disk and unlink. fakepve itself answers them, but changes nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
     """
 
     def _routes_stand_in(self) -> list[tuple[str, str, Any]]:
-        """Return the routes of the requests that this class handles. Without them, fakepve answers without an effect.
+        """Return the routes of the requests that this class handles.
 
         fakepve calls every method whose name starts with `_routes_`, and adds the routes that it returns.
         """
@@ -39,7 +39,7 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
         ]
 
     async def _resize(self, v: dict[str, Any], user: str) -> str:
-        """Enlarge a disk. Every error but a missing quorum is the error of the Proxmox task."""
+        """Enlarge a disk. A missing quorum makes the request fail. Every other error makes its Proxmox task fail."""
         disk, size = v["disk"], str(v["size"])
         self.need_quorum()
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Hides the configuration of a clone until its first drive is copied (qemu-server: PVE/API2/Qemu.pm, clone_vm).
 
-Until then the file contains a comment and the lock, so the clone has neither a name nor tags nor drives.
+Until then, the configuration file contains only a comment and the lock, so the clone has no name, no tags and no
+drives.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from fakepve.qemu import DRIVE_KEY, is_cdrom, split_drive, volume_ref
 
 from smith_lab.proxmox.fakepve_server.tasks import CLOUD_INIT_VOLUME, TimedTasks
 
-#: The configuration of a clone whose first drive is being copied. A comment of the file is the description.
+#: The configuration of a clone whose first drive is being copied. Proxmox reads the comment as the description.
 TEMPORARY = {"description": " qmclone temporary file", "lock": "clone"}
 
 
 class PartialClones(TimedTasks):
-    """Shows a clone's configuration only after the first drive. Drives are copied in the order of their keys."""
+    """Shows a clone's configuration only after its first drive is copied. The drives are copied in order of their keys."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -64,7 +65,7 @@ def _hide(vm: FakeVm) -> Callable[[], None]:
 
 
 def _share_of_first_drive(config: dict[str, Any]) -> float:
-    """Return the share of the clone's time that the first drive takes; 0 if it is a cloud-init drive."""
+    """Return which share of the whole duration of a clone its first drive takes; 0 if this is a cloud-init drive."""
     drives = [split_drive(value) for key, value in sorted(config.items()) if DRIVE_KEY.match(key)]
     copied = [volume for volume, props in drives if _is_cloud_init(volume) or not is_cdrom(volume, props)]
     return 0.0 if not copied or _is_cloud_init(copied[0]) else 1 / len(copied)

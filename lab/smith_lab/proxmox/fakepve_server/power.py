@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Answers requests for power states as Proxmox does where fakepve does not: HA resources, and a VM on another node."""
+"""Answers requests for power states as Proxmox does in two cases in which fakepve's answers differ.
+
+The cases are a guest whose HA resource has the state `error`, and a VM on another node.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from aiohttp import web
 from fakepve.model import FakeVm, PveError, TaskError
 from fakepve.server import FakePve
 
-#: The actions for which Proxmox first asks whether the VM runs on this node.
+#: The actions for which Proxmox first checks whether the VM runs on this node.
 ACTIONS_ON_A_RUNNING_VM = ("reboot", "reset", "suspend", "resume")
 #: The HA state in which the HA manager accepts no request.
 ERROR_STATE = "error"
@@ -19,7 +22,7 @@ class PowerRequests(FakePve):
     """Handles requests for power states. The methods `_ha_request` and `_ct_ha` are fakepve's."""
 
     async def _status_action(self, request: web.Request) -> web.Response:
-        """Handle an action. For some actions, the error for a VM on another node has other words."""
+        """Handle an action. For some actions, Proxmox's error for a VM on another node has another text than fakepve's."""
         try:
             return await super()._status_action(request)
         except PveError as exc:

@@ -18,19 +18,19 @@ LOGIN_PATH = "/access/ticket"
 
 
 class RefusedRequests(FakePve):
-    """Handles the requests that Proxmox refuses before it knows what they ask for."""
+    """Handles the requests that Proxmox refuses before it calls the function for their path."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.login_delay_s = 0.0  #: how long an answer 401 is delayed, in real seconds; in Proxmox 3
+        self.login_delay_s = 0.0  #: real seconds by which an answer 401 is delayed; Proxmox: 3
         self.default_login_delay_s = 0.0
-        self.is_user_list_missing = False  #: as while pmxcfs restarts: Proxmox refuses every login
+        self.is_user_list_missing = False  #: if true, every login is refused, as while pmxcfs restarts
         #: Users that are disabled, and tokens that have expired. Proxmox refuses both, and tokens of such users.
         self.unusable_logins: set[str] = set()
 
     @web.middleware
     async def _middleware(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        """Handle a request. An answer 401 is delayed and has no body; its reason does not name the cause."""
+        """Handle a request. An answer 401 is delayed and has no body. Its reason phrase does not name the cause."""
         answer: web.StreamResponse = await super()._middleware(request, handler)
         if answer.status != 401:
             return answer

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Refuses a rollback to an older snapshot on a storage that rolls back to its newest snapshot only.
+"""Refuses a rollback to an older snapshot on a storage that can roll a volume back only to its newest snapshot.
 
 Sources: pve-guest-common: PVE/AbstractConfig.pm, snapshot_rollback; pve-storage: volume_rollback_is_possible in
 PVE/Storage/ZFSPoolPlugin.pm and, for the option `snapshot-as-volume-chain` of version 9, PVE/Storage/Plugin.pm.
@@ -20,7 +20,7 @@ ROLLBACK_TASKS = ("qmrollback", "vzrollback")
 ZFS_TYPES = ("zfspool", "zfs")
 CHAIN = "snapshot-as-volume-chain"
 
-#: The name of the snapshot of the rollback that is requested.
+#: The name of the snapshot to which the current request rolls a guest back.
 _SNAPSHOT: ContextVar[str] = ContextVar("snapshot", default="")
 
 
@@ -56,20 +56,21 @@ class Rollbacks(FakePve):
                 raise TaskError(f"can't rollback, '{name}' is not most recent snapshot on '{volume}'")
 
     def _newest_only_volumes(self, snapshot: dict[str, Any]) -> list[str]:
-        """Return the volumes of a snapshot whose storages roll back to the newest snapshot only."""
+        """Return the volumes of a snapshot whose storages can roll back only to the newest snapshot."""
         of_vm = [volume for _key, volume, _props in drives_of(snapshot, skip_cdrom=True)]
         of_container = [
             str(value).partition(",")[0] for key, value in snapshot.items() if key.startswith(("rootfs", "mp"))
         ]
-        return [volume for volume in (*of_vm, *of_container) if self._is_line(volume.partition(":")[0])]
+        return [volume for volume in (*of_vm, *of_container) if self._is_newest_only(volume.partition(":")[0])]
 
-    def _is_line(self, storage: str) -> bool:
+    def _is_newest_only(self, storage: str) -> bool:
         values = self.storages.get(storage, {})
         return values.get("type") in ZFS_TYPES or bool(values.get(CHAIN))
 
 
 @contextmanager
 def _to_snapshot(name: str) -> Iterator[None]:
+    """Set the name of the snapshot for the block, in which fakepve starts the Proxmox task."""
     token = _SNAPSHOT.set(name)
     try:
         yield

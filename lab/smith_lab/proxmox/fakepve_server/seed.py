@@ -23,7 +23,7 @@ STORAGE_PRIVILEGES = ["Datastore.AllocateSpace", "Datastore.Audit"]
 def seed(cluster: Cluster, settings: dict[str, Any]) -> None:
     """Add two nodes, storages, two VM templates, a container template, a pool, and a user with a token.
 
-    Without a user, the cluster is as `smith init` finds it: there is neither a pool, nor a token, nor a role of ours.
+    Without a user, the cluster is in the state before `smith init`: Agent Smith has no pool, no token and no role.
     """
     for node in ("pve1", "pve2"):
         cluster.add_node(node)

@@ -20,7 +20,7 @@ class SetupReads(AccessChecks):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.certificate_files: dict[str, Path] = {}  #: the PEM file of each of Proxmox's file names
+        self.certificate_files: dict[str, Path] = {}  #: our PEM files, by the file names in Proxmox
 
     def _routes_setup(self) -> list[tuple[str, str, Any]]:
         """Return the routes of the requests. fakepve calls every method whose name starts with `_routes_`."""

@@ -34,11 +34,11 @@ class Statistics(AccessChecks):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.statistics_lag_s = 0.0  #: interval of the broadcasts in real seconds
+        self.statistics_lag_s = 0.0  #: real seconds between two broadcasts, by which the lists may lag
         self.default_statistics_lag_s = 0.0
         self.silent_nodes: set[str] = set()  #: nodes whose pvestatd sends nothing
-        self._of_guests: dict[int, dict[str, Any]] = {}
-        self._reporting_nodes: set[str] = set()
+        self._sent_by_vmid: dict[int, dict[str, Any]] = {}  #: the newest statistics that were sent for each guest
+        self._reporting_nodes: set[str] = set()  #: the nodes that have sent the newest broadcast
 
     async def send_statistics_repeatedly(self) -> None:
         """Send a broadcast of every node at the interval, until the caller cancels."""
@@ -62,7 +62,7 @@ class Statistics(AccessChecks):
         self._reporting_nodes = {name for name in self.nodes if self._is_reporting(name)}
         for row in self._guest_statistics():
             if row["node"] in self._reporting_nodes and row["vmid"] != without:
-                self._of_guests[row["vmid"]] = {
+                self._sent_by_vmid[row["vmid"]] = {
                     name: value for name, value in row.items() if name not in CURRENT_MEMBERS
                 }
 
@@ -74,7 +74,7 @@ class Statistics(AccessChecks):
         self._reporting_nodes.discard(node)
         for guest in [*self.vms, *self.cts]:
             if guest.node == node:
-                self._of_guests.pop(guest.vmid, None)
+                self._sent_by_vmid.pop(guest.vmid, None)
 
     def _guest_statistics(self) -> list[dict[str, Any]]:
         vms = [
@@ -106,10 +106,10 @@ class Statistics(AccessChecks):
 
     def _guest_row(self, row: dict[str, Any]) -> dict[str, Any]:
         current = {name: row[name] for name in CURRENT_MEMBERS if name in row}
-        return {**current, "status": "unknown", **self._of_guests.get(row["vmid"], {})}
+        return {**current, "status": "unknown", **self._sent_by_vmid.get(row["vmid"], {})}
 
     def _node_row(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return the row of a node. It is offline if the cluster does not reach it, unknown without a broadcast."""
+        """Return the row of a node. Its status is unknown if the node is not offline but has sent no broadcast."""
         if row["node"] in self._reporting_nodes or row["status"] == "offline":
             return row
         current = {name: row[name] for name in CURRENT_NODE_MEMBERS if name in row}

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Answers requests about Proxmox tasks as Proxmox does (pve-manager: PVE/API2/Tasks.pm).
 
-A running Proxmox task of a token names the whole token as its user, an ended one names the user and the token's id.
+The row of a Proxmox task that a token started names its user. While the task runs, this is the whole token
+(`user!tokenid`). After its end, user and token id are two members.
 """
 
 from __future__ import annotations

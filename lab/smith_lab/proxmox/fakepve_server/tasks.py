@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Runs Proxmox tasks that take time, and that fail if a test added a fault for them by the control port."""
+"""Runs Proxmox tasks that take time, and that fail if a test added a fault for them through the control port."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TASK_SECONDS = {
 }
 #: Types of Proxmox tasks that copy a disk and log how much is done.
 COPYING_TASKS = ("qmclone", "qmmove")
-#: Types of Proxmox tasks that make a guest, and of those that allocate a disk.
+#: Types of Proxmox tasks that create a guest. ALLOCATING_TASKS: types of those that allocate a disk.
 CREATING_TASKS = ("qmclone", "qmcreate", "vzcreate")
 ALLOCATING_TASKS = (*CREATING_TASKS, "qmmove")
 #: Proxmox's error texts about a storage's lock that was not free in time (pve-cluster: PVE/Cluster.pm, cfs_lock).
@@ -49,7 +49,7 @@ class TimedTasks(FakePve):
         self.task_seconds = dict(TASK_SECONDS)
         self.unremovable_volumes: set[str] = set()  #: ids of volumes that Proxmox cannot remove
         self.filled_bytes: dict[str, int] = {}  #: the size of the data of another client, by storage (`do_fill`)
-        self.lock_timeout_interval = 0  #: each such allocation does not get the storage's lock in time; 0: none
+        self.lock_timeout_interval = 0  #: every n-th allocation fails to lock the storage in time; 0: none does
         self.allocations = 0  #: number of Proxmox tasks that have allocated a disk since the interval was set
 
     async def task(  # noqa: PLR0917 - the signature is fakepve's
@@ -140,7 +140,10 @@ class TimedTasks(FakePve):
         return None
 
     def _fail(self, fault: dict[str, Any], ttype: str, tid: Any, vm: Any) -> None:
-        """Write the fault's lines to the log of the Proxmox task, leave its lock, and raise TaskError with its text."""
+        """Write the fault's lines to the log of the Proxmox task, and raise TaskError with the fault's text.
+
+        If the fault names a lock, the guest keeps this lock. Otherwise a guest that the task was creating is removed.
+        """
         self._log_of(ttype, str(tid)).extend(fault.get("log") or [])
         if lock := fault.get("leaves_lock"):
             self._leave_lock(vm, lock)
@@ -149,7 +152,7 @@ class TimedTasks(FakePve):
         raise TaskError(fault["text"])
 
     def _leave_lock(self, guest: Any, lock: str) -> None:
-        """Leave a guest with a lock. `destroyed` is the lock that a deletion sets after it has removed the disks."""
+        """Set a guest's lock. With the lock `destroyed`, also remove the disks, as a deletion does before it sets it."""
         if lock == "destroyed":
             for _key, volume, _props in drives_of(guest.config):
                 self._qm_free(volume)

@@ -4,10 +4,10 @@
 
 The API is at <origin>/api/v1, as in the real server. FULCRUM_API_URL is the origin, without /api/v1. A new server
 accepts one token, the admin's token `change-me`, which is valid for a day. `smith_lab.fulcrum_setup` uses this token to
-create the objects that an agent needs. The server keeps its state in memory. It does not simulate OAuth and the
+create the objects that an agent needs. The server keeps its state in memory. It simulates neither OAuth nor the
 health port.
 
-The server also has lab endpoints, by which tests and the demo control it. The lab endpoints use JSON, need no token and
+The server also has lab endpoints, with which tests and the demo control it. They use JSON, need no token and
 answer only clients on loopback. A fault rule changes the answers to chosen API calls, for example to errors. The
 history records every API call. Fault rules and history ignore calls of lab endpoints. The lab endpoints are:
 

@@ -36,7 +36,7 @@ from smith_lab.simulator.web import Endpoint, authenticate, error_response, star
 API_PREFIX = "/api/v1"
 #: The characters besides letters and digits that Go does not escape in a path.
 UNESCAPED_CHARACTERS = "$&+,/:;=@-_.~"
-#: The parameters of a path that may be empty because another part follows.
+#: The parameters in the paths of endpoints that may be empty in a call, because another part of the path follows.
 _PARTS_WITH_PARAMETER = ("{id}/", "{token}/")
 
 _ENDPOINT_MODULES = (
@@ -109,7 +109,7 @@ def _routes(store: Store, endpoints: Iterable[Endpoint]) -> list[Route]:
     """Return the routes of the endpoints. A collection such as `/agents` also has the route `/agents/`.
 
     FulcrumCore's router also accepts an empty part of the path in place of an id that is not the last part, such as in
-    `/jobs//claim`. Then the call has no id, so most of these calls end like a Go panic.
+    `/jobs//claim`. Then the call has no id. FulcrumCore answers most of these calls as after a panic of the Go program.
     """
     routes = []
     for endpoint in endpoints:

@@ -33,7 +33,7 @@ def decode(raw_body: bytes, fields: Fields) -> Json:
     if not isinstance(value, dict):
         raise bad_request(f"json: cannot unmarshal {type(value).__name__} into an object")
     body: Json = {}
-    # Go ignores case in member names. If the names of two members differ only in case, the last member counts.
+    # Go ignores case in member names. If the names of two members differ only in case, the last member is used.
     names_by_lower_case = {name.lower(): name for name in fields}
     for key, member in value.items():
         name = key if key in fields else names_by_lower_case.get(key.lower())
@@ -50,7 +50,7 @@ def as_go_value(value: Any) -> Any:
         return [as_go_value(item) for item in value]
     if isinstance(value, int | float) and not isinstance(value, bool):
         number = float(value)
-        # The shortest decimal number that is read as this float, as Go writes it: 12345678901234567890 loses digits.
+        # Go writes the shortest decimal number that is read as this float. So 12345678901234567890 loses digits.
         return int(Decimal(repr(number))) if number.is_integer() else number
     return value
 

@@ -1,7 +1,7 @@
-"""Brings the schemas of types into the form in which FulcrumCore stores them.
+"""Brings the schemas of service types and agent types into the form in which FulcrumCore stores them.
 
 FulcrumCore decodes a schema into Go structs. So members that it does not know are lost, and some members that the
-request omitted come back with the empty value of their Go type.
+request omitted are returned with the zero value of their Go type, such as `false`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _stored_entries(entries: list[Json] | None) -> list[Json] | None:
 
 
 def _stored_entry(entry: Json) -> Json:
-    """Return a validator, authorizer or generator."""
+    """Return a validator, authorizer or generator as FulcrumCore stores it."""
     return {"type": entry.get("type"), "config": entry.get("config")}
 
 

@@ -1,4 +1,4 @@
-"""Renders rows as the JSON of FulcrumCore's internal objects, whose changes the events contain.
+"""Renders rows as the JSON of FulcrumCore's internal objects (entities). An event contains the changes of this JSON.
 
 This JSON differs from the JSON of the API: it has no times of creation and change, and other members are embedded.
 """
@@ -27,7 +27,7 @@ from smith_lab.simulator.rows import (
 )
 
 
-def entity(row: Row) -> Json:
+def entity_json(row: Row) -> Json:
     """Return the JSON of a row's internal object."""
     members = _MEMBERS[type(row)](row)
     return {"id": row.id, **{name: value for name, value in members.items() if value is not None}}

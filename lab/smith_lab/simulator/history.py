@@ -1,4 +1,4 @@
-"""Keeps the state that FulcrumCore does not have: the active fault rules and the history of API calls."""
+"""Keeps the state that only the simulator has, for tests: the active fault rules and the history of API calls."""
 
 from __future__ import annotations
 

@@ -18,8 +18,7 @@ _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{\]}]', re.DOTALL)
 
 
 def limit_depth(text: str) -> str:
-    """Return the text with each value of its first JSON value that is too deep to be kept replaced by `null`.
-
+    """Return the text. In its first JSON value, `null` replaces each value that is deeper than MAX_KEPT_DEPTH.
     Raises ValueError if the first JSON value is deeper than MAX_GO_DEPTH. The syntax of replaced values is not checked.
     """
     if text.count("[") + text.count("{") <= MAX_KEPT_DEPTH:

@@ -1,4 +1,7 @@
-"""Computes the difference between two JSON objects as an invertible JSON patch, as FulcrumCore's events contain it."""
+"""Computes the difference between two JSON objects as FulcrumCore's events contain it: as an invertible JSON patch.
+
+The patch also contains the old values, so that a program can undo it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Implements the lab endpoints, by which tests and the demo control the simulator.
+"""Implements the lab endpoints, with which tests and the demo control the simulator.
 
 Each action is a function that gets a call and the call's JSON body, and returns the JSON to answer. It runs under the
 store's lock. The docstring of `smith_lab.simulator.__main__` lists the endpoints.

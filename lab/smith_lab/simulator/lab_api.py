@@ -1,6 +1,6 @@
 """Serves the lab endpoints, which are below /lab, need no token and answer only clients on loopback.
 
-Tests and the demo control the simulator by these endpoints. `smith_lab.simulator.__main__` documents each endpoint.
+Tests and the demo control the simulator with these endpoints. `smith_lab.simulator.__main__` documents each endpoint.
 """
 
 from __future__ import annotations

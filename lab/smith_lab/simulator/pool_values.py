@@ -10,12 +10,12 @@ from typing import Any
 from smith_lab.simulator.rows import Json, Pool, PoolValue
 
 
-class PoolExhausted(Exception):
+class AllocationFailed(Exception):
     """The pool has no free value, or its configuration is invalid."""
 
 
 def allocate(table: dict[str, PoolValue], pool: Pool, owner_id: str, property_name: str, now: float) -> Any:
-    """Allocate a value of the pool to a service or an agent; return the value. Raises PoolExhausted."""
+    """Allocate a value of the pool to a service or an agent; return the value. Raises AllocationFailed."""
     values = [row for row in table.values() if row.pool_id == pool.id]
     if pool.generator_type == "subnet":
         row = _new_address(pool, values, now)
@@ -23,26 +23,27 @@ def allocate(table: dict[str, PoolValue], pool: Pool, owner_id: str, property_na
     else:
         free_values = sorted((row for row in values if row.owner_id is None), key=lambda row: row.name)
         if not free_values:
-            raise PoolExhausted("no available values in pool")
+            raise AllocationFailed("no available values in pool")
         row = free_values[0]
     row.owner_id, row.property_name, row.allocated_at = owner_id, property_name, now
     return row.value
 
 
 def _new_address(pool: Pool, values: Iterable[PoolValue], now: float) -> PoolValue:
-    """Return a row for the first address of the pool's subnet that has no row. Released addresses keep their row.
+    """Return a row for the first address of the pool's subnet that has no row.
 
-    As in the real server, `excludeFirst` and `excludeLast` have no effect.
+    A released address keeps its row, so it is never allocated again. As in the real server, `excludeFirst` and
+    `excludeLast` have no effect.
     """
     config: Json = pool.generator_config or {}
     used = {row.value for row in values}
     try:
         addresses = (str(address) for address in ipaddress.ip_network(config.get("cidr") or "", strict=False))
     except ValueError as exc:
-        raise PoolExhausted("invalid CIDR in generator config") from exc
+        raise AllocationFailed("invalid CIDR in generator config") from exc
     address = next((address for address in addresses if address not in used), None)
     if address is None:
-        raise PoolExhausted("subnet exhausted: no available IPs in pool")
+        raise AllocationFailed("subnet exhausted: no available IPs in pool")
     return PoolValue(
         id=str(uuid.uuid4()),
         created_at=now,

@@ -9,7 +9,10 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def parse(raw_query: bytes) -> list[tuple[str, str]]:
-    """Return names and values. A pair with `;` or with a malformed escape is omitted, so that a filter is ignored."""
+    """Return the names and values of the parameters.
+
+    As in Go, a parameter with `;` or with a malformed escape is omitted. If it is a filter, it has no effect.
+    """
     pairs = [pair for pair in raw_query.decode("latin-1").split("&") if pair]
     return [
         (unquote_plus(name), unquote_plus(value))

@@ -13,7 +13,7 @@ from typing import Any
 
 from smith_lab.simulator import pool_values
 from smith_lab.simulator.clock import SimulatorClock
-from smith_lab.simulator.entities import entity
+from smith_lab.simulator.entities import entity_json
 from smith_lab.simulator.json_patch import diff
 from smith_lab.simulator.rows import (
     Agent,
@@ -68,8 +68,8 @@ class Switches:
     """Wrong behaviours and failures of the server, which tests turn on and off by POST /lab/switches."""
 
     two_claims_win: bool = False  #: a second claim of a job is answered 204, as if two agents claimed it at once
-    #: Of simultaneous claims, reports, actions and changes of properties, several are accepted. The server reads the
-    #: rows when a request arrives, and changes them RACE_WINDOW_S later, as the real server does without a lock.
+    #: Several simultaneous claims, reports, actions or changes of properties of one row are accepted. The server reads
+    #: the row when a request arrives, and changes it RACE_WINDOW_S later. The real server takes no lock in between.
     simultaneous_requests_win: bool = False
     database_down: bool = False  #: tokens cannot be looked up, so every call is answered 403
     vault_off: bool = False  #: there is no vault key, so reading a secret is answered 500 without a body
@@ -183,7 +183,7 @@ class Store:
     def find_token(self, value: str) -> Token | None:
         """Return the token with this value, or None if it does not exist or has expired.
 
-        If several tokens have this value, only the token with the lowest id counts.
+        If several tokens have this value, only the token with the lowest id is checked.
         """
         tokens = self.tokens_by_value.get(value)
         if not tokens or self.switches.database_down:
@@ -276,13 +276,13 @@ class Store:
         )
 
 
-def changes(before: Json, row: Any) -> Json:
-    """Return the payload of an event about a change. `before` is the row's `entity` before the change."""
-    return {"diff": list(diff(before, entity(row))) or None}
+def change_payload(before: Json, row: Any) -> Json:
+    """Return the payload of an event about a change. `before` is `entity_json(row)` from before the change."""
+    return {"diff": list(diff(before, entity_json(row))) or None}
 
 
 def new_secret() -> str:
-    """Return a random secret of 44 characters, as the values of FulcrumCore's tokens are."""
+    """Return a random secret of 44 characters. The values of FulcrumCore's tokens have the same form."""
     return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
 
 

@@ -18,7 +18,7 @@ from smith_lab.simulator.rows import Json
 
 #: How many characters of a wrong value an error text contains at most.
 MAX_SHOWN_CHARACTERS = 40
-#: FulcrumCore converts an integer to Go's int64 to see whether it changes.
+#: The greatest integer that FulcrumCore accepts: a greater one changes when it is converted to Go's int64.
 MAX_INT64 = 2**63 - 1
 
 

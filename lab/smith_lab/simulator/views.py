@@ -49,7 +49,7 @@ def participant(row: Participant) -> Json:
 
 
 def _participant_or_none(store: Store, participant_id: str | None) -> Json | None:
-    """Render a participant, or return None if it was deleted: rows that belong to it may outlive it."""
+    """Render a participant, or return None if it was deleted: other rows may still contain its id."""
     row = store.participants.get(participant_id or "")
     return participant(row) if row else None
 
@@ -266,7 +266,7 @@ def event(store: Store, row: Event) -> Json:
 
 
 def bare_event(row: Event) -> Json:
-    """Render an event as in a lease."""
+    """Render an event without these objects, as in the answer to a request for a lease."""
     body = _row_body(
         row,
         {

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from smith_lab.simulator import decoding, query_string
 from smith_lab.simulator.problems import ErrorAnswer, bad_request, forbidden, internal_error, panic_answer, unauthorized
 from smith_lab.simulator.rows import Job, Json, Service, Token
-from smith_lab.simulator.store import Store, changes
+from smith_lab.simulator.store import Store, change_payload
 
 #: How long a call waits between its read and its change if the switch `simultaneous_requests_win` is on.
 RACE_WINDOW_S = 0.2
@@ -70,7 +70,7 @@ class Call:
 
     @property
     def id(self) -> str:
-        """The `{id}` in the path. Raises the answer to a Go panic if the path has an empty part in its place."""
+        """The `{id}` in the path. If this part of the path is empty, raises the answer of the real server's panic."""
         if "id" not in self.path_params:
             raise panic_answer()
         return self.path_params["id"]
@@ -111,8 +111,8 @@ class Call:
         self.store.add_event(self.caller_token, event_type, row)
 
     def record_change(self, event_type: str, before: Json, row: Any) -> None:
-        """Add an event about a change of this row. `before` is the row's `entity` before the change."""
-        self.store.add_event(self.caller_token, event_type, row, changes(before, row))
+        """Add an event about a change of this row. `before` is `entity_json(row)` from before the change."""
+        self.store.add_event(self.caller_token, event_type, row, change_payload(before, row))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from smith_lab.simulator import go_template, schema_check, views
 from smith_lab.simulator.definitions import EMPTY_LIFECYCLE, EMPTY_SCHEMA, stored_schema
-from smith_lab.simulator.entities import entity
+from smith_lab.simulator.entities import entity_json
 from smith_lab.simulator.go_template_parser import TemplateError
 from smith_lab.simulator.paging import Listing, contains, sort_by
 from smith_lab.simulator.problems import bad_request
@@ -60,7 +60,7 @@ def _patch_agent_type(call: Call) -> Reply:
     )
     _save_agent_type(call.store, changed_row)
     call.store.mark_updated(changed_row)
-    call.record_change("agent_type.updated", entity(row), changed_row)
+    call.record_change("agent_type.updated", entity_json(row), changed_row)
     return Reply(body=_answer_to_change(changed_row))
 
 

@@ -1,4 +1,7 @@
-"""Handles the calls by which admins and participants manage agents, and the calls of an agent to /agents/me."""
+"""Handles the calls by which admins and participants manage agents, and the calls of an agent to /agents/me.
+
+The scope of an object names the participants and agents whose tokens may access the object.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from typing import Any
 
 from smith_lab.simulator import pool_values, properties, views
 from smith_lab.simulator.endpoints.tokens import scope_of_agent
-from smith_lab.simulator.entities import entity
+from smith_lab.simulator.entities import entity_json
 from smith_lab.simulator.paging import Listing, contains, equals_enum, equals_uuid, sort_by
-from smith_lab.simulator.pool_values import PoolExhausted
+from smith_lab.simulator.pool_values import AllocationFailed
 from smith_lab.simulator.problems import PropertyErrors, bad_request, internal_error, not_found
 from smith_lab.simulator.rows import Agent, Json
 from smith_lab.simulator.store import Store
@@ -54,7 +57,7 @@ def _get(call: Call) -> Reply:
 def _create(call: Call) -> Reply:
     """Create an agent with the status Disconnected.
 
-    If the request has no configuration, the agent has no configuration, even if the schema has required members.
+    If the request has no configuration, the agent gets none, even if the schema of its agent type has required members.
     """
     store, body = call.store, call.body
     if body.get("providerId") not in store.participants:
@@ -64,7 +67,7 @@ def _create(call: Call) -> Reply:
     pool_set_id = body.get("servicePoolSetId")
     if pool_set_id is not None and pool_set_id not in store.service_pool_sets:
         raise bad_request("service pool set does not exist")
-    _refuse_foreign_pool_set(store, pool_set_id, body["providerId"])
+    _refuse_pool_set_of_another_provider(store, pool_set_id, body["providerId"])
     new_row_fields = store.new_row_fields()
     agent = Agent(
         **new_row_fields,
@@ -92,7 +95,7 @@ def _check_name_and_tags(agent: Agent) -> None:
         raise bad_request(f"a tag must have 1 to {MAX_TAG_BYTES} characters")
 
 
-def _refuse_foreign_pool_set(store: Store, pool_set_id: str | None, provider_id: str) -> None:
+def _refuse_pool_set_of_another_provider(store: Store, pool_set_id: str | None, provider_id: str) -> None:
     if pool_set_id is not None and store.service_pool_sets[pool_set_id].provider_id != provider_id:
         raise bad_request("service pool set belongs to another provider")
 
@@ -111,7 +114,7 @@ def _process_configuration(store: Store, agent: Agent, requested: Json) -> Json:
             raise property_error(f"{name}: failed to find config pool with type {pool_type!r}")
         try:
             return pool_values.allocate(store.config_pool_values, pool, agent.id, name, store.clock.now())
-        except PoolExhausted as exc:
+        except AllocationFailed as exc:
             raise property_error(f"{name}: {exc}") from exc
 
     is_update = agent.configuration is not None
@@ -130,7 +133,7 @@ def _patch(call: Call) -> Reply:
     if "servicePoolSetId" in body and pool_set_id not in store.service_pool_sets:
         raise not_found()
     if "servicePoolSetId" in body:
-        _refuse_foreign_pool_set(store, pool_set_id, agent.provider_id)
+        _refuse_pool_set_of_another_provider(store, pool_set_id, agent.provider_id)
     changed_agent = replace(
         agent,
         name=body.get("name", agent.name),
@@ -146,7 +149,7 @@ def _patch(call: Call) -> Reply:
         changed_agent.last_status_at = store.clock.now()
     store.agents[agent.id] = changed_agent
     store.mark_updated(changed_agent)
-    call.record_change("agent.updated", entity(agent), changed_agent)
+    call.record_change("agent.updated", entity_json(agent), changed_agent)
     return Reply(body=views.agent(store, changed_agent))
 
 
@@ -182,7 +185,7 @@ def _put_my_status(call: Call) -> Reply:
     """Handle a heartbeat. As in the real server, an agent may report any status at any time, even Disabled."""
     agent = _find_calling_agent(call)
     _check_status(call.body.get("status", ""))
-    before = entity(agent)
+    before = entity_json(agent)
     agent.status = call.body["status"]
     agent.last_status_at = call.store.clock.now()
     call.store.mark_updated(agent)

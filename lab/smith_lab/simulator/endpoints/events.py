@@ -1,4 +1,8 @@
-"""Serves the event log to admins and participants, and leases it to a program that reads every event."""
+"""Serves the event log to admins and participants.
+
+A subscriber is a program that reads every event, and may run in several instances. One of them at a time has a lease:
+only it may acknowledge events until the lease expires.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,7 @@ def _lease(call: Call) -> Reply:
     _require(body.get("subscriberId"), "subscriberId")
     instance_id = _require(body.get("instanceId"), "instanceId")
     subscription = store.subscriptions.setdefault(body["subscriberId"], Subscription(**store.new_row_fields()))
-    if _has_lease(call, subscription) and subscription.instance_id != instance_id:
+    if _is_lease_valid(call, subscription) and subscription.instance_id != instance_id:
         raise _conflict("Lease Conflict")
     duration_s = min(max(body.get("leaseDurationSeconds", DEFAULT_LEASE_S), MIN_LEASE_S), MAX_LEASE_S)
     limit = min(max(body.get("limit", DEFAULT_EVENTS), MIN_EVENTS), MAX_EVENTS)
@@ -65,14 +69,14 @@ def _acknowledge(call: Call) -> Reply:
     subscription = call.store.subscriptions.get(body["subscriberId"])
     if subscription is None:
         raise not_found()
-    is_owner = _has_lease(call, subscription) and subscription.instance_id == body["instanceId"]
+    is_owner = _is_lease_valid(call, subscription) and subscription.instance_id == body["instanceId"]
     if not is_owner or number <= subscription.last_sequence_number:
         raise _conflict("Acknowledgement Conflict")
     subscription.last_sequence_number = number
     return Reply(body={"lastEventSequenceProcessed": number})
 
 
-def _has_lease(call: Call, subscription: Subscription) -> bool:
+def _is_lease_valid(call: Call, subscription: Subscription) -> bool:
     return subscription.lease_expires_at > call.store.clock.now()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smith_lab.simulator import views
-from smith_lab.simulator.entities import entity
+from smith_lab.simulator.entities import entity_json
 from smith_lab.simulator.paging import Listing, contains, equals_uuid, sort_by
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.row_checks import refuse_if_in_use
@@ -54,7 +54,7 @@ def _patch_group(call: Call) -> Reply:
     group = call.store.groups[call.id]
     if call.body.get("name", group.name) == "":
         raise bad_request("service group name cannot be empty")
-    before = entity(group)
+    before = entity_json(group)
     group.name = call.body.get("name", group.name)
     call.store.mark_updated(group)
     call.record_change("service_group.updated", before, group)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 from smith_lab.simulator import lifecycle, pool_values, properties, views
-from smith_lab.simulator.entities import entity
+from smith_lab.simulator.entities import entity_json
 from smith_lab.simulator.lookups import ServiceLookups
 from smith_lab.simulator.paging import Listing, equals, equals_enum, equals_uuid, sort_by
 from smith_lab.simulator.problems import PropertyErrors, bad_request, internal_error
@@ -89,7 +89,7 @@ def _complete(call: Call) -> Reply:
     store, job = call.store, call.store.jobs[call.id]
     _refuse_unless_processing(call.read_job(job), "complete")
     service = copy.copy(call.read_service(store.services[job.service_id]))
-    before = entity(service)
+    before = entity_json(service)
     service_type = store.service_types[service.service_type_id]
     if call.body.get("properties"):
         service.properties = _merge_properties(store, service, service_type, call.body["properties"])
@@ -111,7 +111,7 @@ def _complete(call: Call) -> Reply:
     if is_terminal_state:
         pool_values.release(store.service_pool_values, service.id)
     if job.action != "update":
-        before["properties"] = service.properties  # the real server's event does not show properties of the agent
+        before["properties"] = service.properties  # as in the real server, the event does not contain this change
     call.record_change("service.transitioned", before, service)
     return NO_CONTENT
 
@@ -170,7 +170,7 @@ def _fail(call: Call) -> Reply:
     store, job = call.store, call.store.jobs[call.id]
     _refuse_unless_processing(call.read_job(job), "fail")
     service = copy.copy(call.read_service(store.services[job.service_id]))
-    before = entity(service)
+    before = entity_json(service)
     service_type = store.service_types[service.service_type_id]
     message = call.body.get("errorMessage", "")
     try:

@@ -1,4 +1,7 @@
-"""Summarizes metric entries for admins and participants: the names of resources, and aggregates over time."""
+"""Summarizes metric entries for admins and participants: the names of resources, and aggregates over time.
+
+An aggregate has one value for each bucket, such as the average of each hour.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from smith_lab.simulator.endpoints.metrics import ENTRY_LISTING, may_access_entr
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.web import USERS, Call, Endpoint, Reply
 
-#: Maps the name of a bucket to the longest time that an aggregate with this bucket may cover.
+#: Maps the name of a bucket to the longest time range of a request with this bucket.
 MAX_RANGES = {
     "minute": timedelta(hours=24),
     "hour": timedelta(days=7),
@@ -34,7 +37,7 @@ def _list_resource_ids(call: Call) -> Reply:
 
 
 def _aggregate(call: Call) -> Reply:
-    query = dict(reversed(call.query))
+    query = dict(reversed(call.query))  # the first value of each parameter
     service_id, type_id = _read_path_id(call, "serviceId"), _read_path_id(call, "typeId")
     aggregate = _read_name(query.get("aggregateType") or "min", _AGGREGATES)
     bucket = _read_name(query.get("bucket") or "hour", MAX_RANGES)
@@ -44,9 +47,9 @@ def _aggregate(call: Call) -> Reply:
         raise bad_request("time range is negative or exceeds the maximum of the bucket")
     values: dict[str, list[float]] = defaultdict(list)
     for entry in call.store.metric_entries:
-        is_asked = (entry.service_id, entry.type_id) == (service_id, type_id)
-        is_asked = is_asked and entry.resource_id == call.path_params["resourceId"]
-        if is_asked and start <= entry.created_at <= end and may_access_entry(call, entry):
+        is_requested = (entry.service_id, entry.type_id) == (service_id, type_id)
+        is_requested = is_requested and entry.resource_id == call.path_params["resourceId"]
+        if is_requested and start <= entry.created_at <= end and may_access_entry(call, entry):
             values[_bucket_time(entry.created_at, bucket)].append(entry.value)
     data = [[time, as_go_value(_AGGREGATES[aggregate](values[time]))] for time in sorted(values)]
     times = {"start": time_to_text(start), "end": time_to_text(end)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smith_lab.simulator import views
-from smith_lab.simulator.entities import entity
+from smith_lab.simulator.entities import entity_json
 from smith_lab.simulator.paging import Listing, contains, equals_uuid, sort_by
 from smith_lab.simulator.problems import bad_request, internal_error, not_found
 from smith_lab.simulator.row_checks import find_row, refuse_duplicate, require_name
@@ -50,7 +50,7 @@ def _patch_metric_type(call: Call) -> Reply:
     refuse_duplicate(call.store.metric_types, changed_row)
     call.store.metric_types[row.id] = changed_row
     call.store.mark_updated(changed_row)
-    call.record_change("metric_type.updated", entity(row), changed_row)
+    call.record_change("metric_type.updated", entity_json(row), changed_row)
     return Reply(body=views.metric_type(changed_row))
 
 
@@ -107,7 +107,7 @@ def _find_measured_service(call: Call) -> Service:
 
 
 def may_access_entry(call: Call, entry: MetricEntry) -> bool:
-    """Return whether the entry's service is the caller's: the provider or the consumer may read it."""
+    """Return whether the caller may read the entry, as the provider and the consumer of its service may."""
     return call.may_access(Scope(participant_ids=(entry.provider_id, entry.consumer_id)))
 
 

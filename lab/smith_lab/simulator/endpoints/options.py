@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from smith_lab.simulator import views
-from smith_lab.simulator.entities import entity
+from smith_lab.simulator.entities import entity_json
 from smith_lab.simulator.paging import Listing, contains, equals, equals_bool, equals_uuid, sort_by
 from smith_lab.simulator.problems import bad_request, not_found
 from smith_lab.simulator.row_checks import find_row, refuse_duplicate, refuse_if_in_use, require_name
@@ -53,7 +53,7 @@ def _create_option_type(call: Call) -> Reply:
 
 def _patch_option_type(call: Call) -> Reply:
     row = find_row(call.store.option_types, call)
-    before = entity(row)
+    before = entity_json(row)
     row.name = require_name({"name": row.name, **call.body})
     row.description = call.body.get("description", row.description)
     call.store.mark_updated(row)
@@ -113,7 +113,7 @@ def _create_option(call: Call) -> Reply:
 
 def _patch_option(call: Call) -> Reply:
     row, body = call.store.service_options[call.id], call.body
-    before = entity(row)
+    before = entity_json(row)
     row.name = require_name({"name": row.name, **body})
     row.value = body.get("value", row.value)
     row.enabled = body.get("enabled", row.enabled)

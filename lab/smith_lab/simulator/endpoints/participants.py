@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smith_lab.simulator import views
-from smith_lab.simulator.entities import entity
+from smith_lab.simulator.entities import entity_json
 from smith_lab.simulator.paging import Listing, contains, equals_enum, sort_by
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.row_checks import refuse_if_in_use
@@ -53,7 +53,7 @@ def _patch_participant(call: Call) -> Reply:
     _check_participant(changed_row)
     call.store.participants[row.id] = changed_row
     call.store.mark_updated(changed_row)
-    call.record_change("participant.updated", entity(row), changed_row)
+    call.record_change("participant.updated", entity_json(row), changed_row)
     return Reply(body=views.participant(changed_row))
 
 

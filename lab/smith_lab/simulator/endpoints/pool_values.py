@@ -1,4 +1,7 @@
-"""Handles the values of service pools and config pools. A value that is allocated cannot be deleted."""
+"""Handles the values of service pools and config pools, which `pools` explains.
+
+A value that is allocated to a service or an agent cannot be deleted.
+"""
 
 from __future__ import annotations
 

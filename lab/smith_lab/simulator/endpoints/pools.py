@@ -1,7 +1,8 @@
-"""Handles pools and their values. A generator in a schema takes the value of a property from a pool.
+"""Handles pools and pool sets. A generator in a schema takes the value of a property from a pool.
 
 Service pools give values to the properties of services, and belong to a pool set that an agent uses. Config pools give
-values to the configurations of agents. An invalid pool or value is answered 500, as in the real server.
+values to the configurations of agents. As in the real server, a request with an invalid pool or pool set is answered
+500.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from smith_lab.simulator import views
-from smith_lab.simulator.entities import entity
+from smith_lab.simulator.entities import entity_json
 from smith_lab.simulator.paging import Listing, contains, equals, equals_uuid, sort_by
 from smith_lab.simulator.problems import bad_request, internal_error, not_found
 from smith_lab.simulator.row_checks import refuse_if_in_use
@@ -70,7 +71,7 @@ def _create_set(call: Call) -> Reply:
 
 def _patch_set(call: Call) -> Reply:
     row = call.store.service_pool_sets[call.id]
-    before = entity(row)
+    before = entity_json(row)
     name = call.body.get("name", row.name)
     _refuse_if(not name, "pool set name cannot be empty")
     row.name = name
@@ -157,7 +158,7 @@ def _patch_service_pool(call: Call) -> Reply:
 
 
 def _patch_pool(call: Call, row: Pool, event_type: str) -> None:
-    before = entity(row)
+    before = entity_json(row)
     _refuse_if(call.body.get("name", row.name) == "", "pool name cannot be empty")
     row.name = call.body.get("name", row.name)
     row.generator_config = call.body.get("generatorConfig", row.generator_config)

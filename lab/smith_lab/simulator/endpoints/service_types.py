@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smith_lab.simulator import lifecycle, schema_check, views
 from smith_lab.simulator.definitions import stored_lifecycle, stored_schema
-from smith_lab.simulator.entities import entity
+from smith_lab.simulator.entities import entity_json
 from smith_lab.simulator.paging import Listing, contains, sort_by
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.row_checks import find_row, refuse_duplicate, refuse_if_in_use
@@ -48,7 +48,7 @@ def _patch_service_type(call: Call) -> Reply:
     )
     _save_service_type(call.store, changed_row)
     call.store.mark_updated(changed_row)
-    call.record_change("service_type.updated", entity(row), changed_row)
+    call.record_change("service_type.updated", entity_json(row), changed_row)
     return Reply(body=views.service_type(changed_row))
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from smith_lab.simulator import lifecycle, pool_values, properties, views
 from smith_lab.simulator.endpoints.jobs import scope_of_job_or_service
-from smith_lab.simulator.entities import entity
+from smith_lab.simulator.entities import entity_json
 from smith_lab.simulator.lookups import ServiceLookups
 from smith_lab.simulator.paging import Listing, contains, equals, sort_by
-from smith_lab.simulator.pool_values import PoolExhausted
+from smith_lab.simulator.pool_values import AllocationFailed
 from smith_lab.simulator.problems import (
     PropertyErrors,
     bad_request,
@@ -41,7 +41,7 @@ def _find_service_scope(call: Call) -> Scope | None:
 
 
 def _new_service_scope(call: Call) -> Scope | None:
-    """Return the scope of the group in which the service is created: only the group's consumer owns the group."""
+    """Return the scope of the group in which the service is created: it consists of the group's consumer only."""
     group = call.store.groups.get(call.body.get("groupId", ""))
     return Scope(participant_ids=(group.consumer_id,)) if group else None
 
@@ -96,9 +96,9 @@ def _select_agent(call: Call) -> Agent:
 
 def _new_service(call: Call, agent: Agent, service_type: ServiceType) -> Service:
     group = call.store.groups[call.body["groupId"]]
-    own_id = {"id": call.store.new_service_id()} if call.store.new_service_id else {}
+    given_id = {"id": call.store.new_service_id()} if call.store.new_service_id else {}  # replaces a random id
     return Service(
-        **call.store.new_row_fields() | own_id,
+        **call.store.new_row_fields() | given_id,
         provider_id=agent.provider_id,
         consumer_id=group.consumer_id,
         agent_id=agent.id,
@@ -145,7 +145,7 @@ def _allocate(store: Store, service: Service, pool_type: str, name: str) -> Any:
         raise property_error(f"{name}: no pool found with type {pool_type!r} in pool set")
     try:
         return pool_values.allocate(store.service_pool_values, pools[0], service.id, name, store.clock.now())
-    except PoolExhausted as exc:
+    except AllocationFailed as exc:
         raise property_error(f"{name}: {exc}") from exc
 
 
@@ -163,7 +163,7 @@ def _patch(call: Call) -> Reply:
         params = _process_properties(store, read_service, service_type, call.body["properties"], is_update=True)
         _start_action(call, service, service_type, "update", params)
     if "name" in call.body:
-        before = entity(service)
+        before = entity_json(service)
         service.name = call.body["name"]
         store.mark_updated(service)
         call.record_change("service.updated", before, service)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smith_lab.simulator import views
-from smith_lab.simulator.entities import entity
+from smith_lab.simulator.entities import entity_json
 from smith_lab.simulator.paging import Listing, contains, equals, equals_uuid, sort_by
 from smith_lab.simulator.problems import bad_request, forbidden, internal_error
 from smith_lab.simulator.rows import Agent, Token
@@ -83,7 +83,7 @@ def _patch_token(call: Call) -> Reply:
     token = call.store.tokens[call.id]
     if call.body.get("name", token.name) == "":
         raise internal_error("token name cannot be empty")
-    before = entity(token)
+    before = entity_json(token)
     token.name = call.body.get("name", token.name)
     token.expire_at = call.body.get("expireAt", token.expire_at)
     call.store.mark_updated(token)

@@ -19,7 +19,8 @@ from smith_lab.simulator.control import SimulatorControl
 
 #: The environment variable with the folder of a running lab. `lab.env` sets it.
 FOLDER_VARIABLE = "LAB_FOLDER"
-#: The folder, relative to the current one, in which commands look without FOLDER_VARIABLE. `make lab` uses it.
+#: The folder in which commands look for a lab if FOLDER_VARIABLE is not set, relative to the current folder. `make lab`
+#: uses the same folder.
 DEFAULT_FOLDER = Path(".lab")
 FILE_NAME = "lab.json"
 ANSWER_TIMEOUT_S = 2.0
@@ -34,7 +35,7 @@ class RunningLab:
     """What another process needs to use a running lab. The members are those of `lab.json`."""
 
     core_url: str  #: the URL of the simulator, without /api/v1
-    control_port: int  #: the port that changes the stand-in's cluster
+    control_port: int  #: the stand-in's control port, through which its cluster is changed
     consumer_id: str
     agent_id: str
     service_type_id: str

@@ -64,7 +64,7 @@ class LabSystem:
     python: str = sys.executable  #: the interpreter that runs the executor; the benchmarks run an earlier version, too
     #: The settings that the executor knows, or None for all. An earlier version refuses to start with others.
     known_settings: frozenset[str] | None = None
-    #: A command that starts the executor, whose arguments follow it; empty for none. Its process becomes the executor.
+    #: A command to which the executor's command line is appended, and whose process becomes the executor; empty: none.
     launcher: tuple[str, ...] = ()
     _simulator: SimulatorThread | None = None
     _executor: subprocess.Popen[bytes] | None = None
@@ -295,7 +295,7 @@ def running_lab(
 
 
 def _lab_offer() -> Settings:
-    """Return the settings of the lab's executor that decide what services may name."""
+    """Return the settings of the lab's executor that decide which templates and storages a service may use."""
     texts: Json = {
         "proxmox_templates": VM_TEMPLATES,
         "proxmox_os_templates": CONTAINER_TEMPLATES,

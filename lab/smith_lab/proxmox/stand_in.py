@@ -4,8 +4,8 @@ The process runs `smith_lab.proxmox.fakepve_server`. That package extends fakepv
 API. The package is under the AGPL, so this module starts it as a process and never imports it. Each stand-in uses TLS
 with a certificate that the stand-in's own CA signs. Clients must verify the certificate, as with a real cluster.
 
-The stand-in has two ports. One serves the Proxmox API. The other is the control port, by which tests and the demo read
-and change the cluster.
+The stand-in has two ports. One serves the Proxmox API. The other is the control port, through which tests and the demo
+read and change the cluster.
 """
 
 from __future__ import annotations
@@ -198,8 +198,9 @@ class ProxmoxStandIn:
         """Make the next `times` Proxmox tasks of a type (qmclone, qmstart, resize, ...) fail with this error text.
 
         With `vmid`, only Proxmox tasks for this VM or container fail. `options` may contain `log` (lines that the
-        failed Proxmox task writes to its log), `leaves_lock` (a lock that the guest keeps; of a guest with the lock
-        `destroyed`, nothing else is left) and `after=True` (the Proxmox task does its work, then it fails).
+        failed Proxmox task writes to its log), `leaves_lock` (a lock that the guest keeps; with the lock `destroyed`,
+        the guest also loses its configuration and disks) and `after=True` (the Proxmox task does its work, then it
+        fails).
         """
         self.control("fail_task", type=task_type, text=text, times=times, vmid=vmid, **options)
 
@@ -208,8 +209,8 @@ class ProxmoxStandIn:
     ) -> None:
         """Present another certificate in new connections. `names` are the hosts for which it is valid.
 
-        The arguments `from_day` and `until_day` are numbers of days from now. With `is_ca_new`, the CA is one that no
-        client knows.
+        It is valid from `from_day` to `until_day`, which are numbers of days from now. With `is_ca_new`, a new CA signs
+        it, which no client knows.
         """
         if self._authority is None:
             raise StandInError("the stand-in was not started")
@@ -226,13 +227,9 @@ class ProxmoxStandIn:
     def control(self, verb: str, **values: Any) -> Any:
         """Call a verb of the control port with these values; return the verb's result. Raises StandInError.
 
-        Each verb names a change of the cluster. The verbs are lock, node, quorum, slow, remove, recycle, rename,
-        protect, configure, storage, behave, power, add_task, move, add, add_container, add_template, revoke, grant,
-        time_scale, task_seconds, token_secret, unremovable, version, fail, fail_task, storage_locks, forget_tasks,
-        logins, user, token, certificate, hold, hold_change, clear_faults, reset_requests, disturb, add_volume,
-        remove_volume, statistics, options, vnet, bridges, add_pool, remove_pool, add_storage, remove_storage,
-        add_node, add_user and second_factor. After each verb the statistics of all guests are current; with `is_new`,
-        the guest of the verb has none yet. The methods `do_<verb>` in fakepve_server/verbs_*.py implement them.
+        Each verb names a change of the cluster, such as `lock` or `add_template`. The methods `do_<verb>` in
+        fakepve_server/verbs_cluster.py, verbs_guests.py and control.py implement and explain the verbs. After each
+        verb, the statistics of all guests are current. With `is_new`, the guest that the verb names has none yet.
         """
         answer = requests.post(f"{self.control_url}/{verb}", json=values, timeout=CONTROL_TIMEOUT_S)
         body = answer.json()

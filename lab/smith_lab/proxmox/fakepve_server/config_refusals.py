@@ -154,7 +154,10 @@ def is_ssh_key(line: str) -> bool:
 
 
 def _fields_of(data: bytes) -> list[bytes]:
-    """Return the fields of a key. In the data, the length of each field precedes it. Raises ValueError for a short one."""
+    """Return the fields of a key. In the data, the length of each field precedes it.
+
+    Raises ValueError if the data end before the end of a field.
+    """
     fields = []
     while data:
         size = int.from_bytes(data[:4], "big")

@@ -55,7 +55,7 @@ class Networks(AccessChecks):
         ]
 
     async def _vnet(self, v: dict[str, Any], user: str) -> dict[str, Any]:
-        """Return one VNet. If the caller has no privilege on it, the error still names the VNet's zone, as in Proxmox."""
+        """Return one VNet. As in Proxmox, the error for a caller without a privilege names the zone of the VNet."""
         name = str(v["vnet"])
         if name not in self.vnets:
             raise die(f"sdn vnet '{name}' does not exist")

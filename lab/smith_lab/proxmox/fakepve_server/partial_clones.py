@@ -21,7 +21,7 @@ TEMPORARY = {"description": " qmclone temporary file", "lock": "clone"}
 
 
 class PartialClones(TimedTasks):
-    """Shows a clone's configuration only after its first drive is copied. The drives are copied in order of their keys."""
+    """Shows a clone's configuration when its first drive is copied. The drives are copied in order of their keys."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -22,7 +22,7 @@ class PowerRequests(FakePve):
     """Handles requests for power states. The methods `_ha_request` and `_ct_ha` are fakepve's."""
 
     async def _status_action(self, request: web.Request) -> web.Response:
-        """Handle an action. For some actions, Proxmox's error for a VM on another node has another text than fakepve's."""
+        """Handle an action. If the VM is on another node, the error has Proxmox's text for some actions."""
         try:
             return await super()._status_action(request)
         except PveError as exc:

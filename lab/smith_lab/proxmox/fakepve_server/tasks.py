@@ -152,7 +152,7 @@ class TimedTasks(FakePve):
         raise TaskError(fault["text"])
 
     def _leave_lock(self, guest: Any, lock: str) -> None:
-        """Set a guest's lock. With the lock `destroyed`, also remove the disks, as a deletion does before it sets it."""
+        """Set a guest's lock. Before the lock `destroyed`, also remove the disks, as a deletion does."""
         if lock == "destroyed":
             for _key, volume, _props in drives_of(guest.config):
                 self._qm_free(volume)

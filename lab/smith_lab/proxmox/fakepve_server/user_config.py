@@ -18,7 +18,7 @@ from fakepve.shapes import PRIVILEGES, ROLES
 from smith_lab.proxmox.fakepve_server.access import ANY_OF, AccessChecks
 
 ROOT = "root@pam"
-#: The paths for which `GET /access/permissions` answers, besides those of entries.
+#: The paths in the answer to `GET /access/permissions`, besides the paths of access control entries.
 TOP_PATHS = ("/", "/access", "/access/groups", "/nodes", "/pool", "/sdn", "/storage", "/vms")
 #: An entry: the path, the kind (user or token), the id of the user or token, and the role.
 AclKey = tuple[str, str, str, str]
@@ -61,7 +61,10 @@ class UserConfig(AccessChecks):
         return super().granted_paths(user) | {path for path, _kind, owner, _role in self.acl_entries if owner in owners}
 
     def privileges_by_roles(self, user_or_token: str, path: str) -> frozenset[str]:
-        """Return the privileges of a user or token on a path. A token with separation needs those of its user, too."""
+        """Return the privileges of a user or token on a path.
+
+        A token with privilege separation has only the privileges that its user has, too.
+        """
         user, _, token = user_or_token.partition("!")
         if user == ROOT:
             return self.valid_privileges()
@@ -79,15 +82,19 @@ class UserConfig(AccessChecks):
         return frozenset().union(*(self.roles.get(role, frozenset()) for role in roles))
 
     def _roles_on(self, ugid: str, kind: str, path: str) -> set[str]:
-        """Return the roles on a path: those of the longest path with entries, and those of the pool of a guest."""
+        """Return the roles of a user or token on a path.
+
+        They are the roles in the entries of the path, or of the nearest path above it that has entries for the user or
+        token. The roles on a pool that contains the guest or storage are added.
+        """
         roles: set[str] = set()
-        for start in _paths_down_to(path):
-            at_start = {
+        for each_path in _paths_down_to(path):
+            roles_here = {
                 role
                 for (entry_path, entry_kind, entry_id, role), propagates in self.acl_entries.items()
-                if (entry_path, entry_kind, entry_id) == (start, kind, ugid) and (propagates or start == path)
+                if (entry_path, entry_kind, entry_id) == (each_path, kind, ugid) and (propagates or each_path == path)
             }
-            roles = at_start or roles
+            roles = roles_here or roles
         if "NoAccess" in roles:
             return set()
         for pool in self._pools_with(path):
@@ -101,17 +108,17 @@ class UserConfig(AccessChecks):
         return [name for name, info in self.pool_info.items() if path != storage and storage in info["storage"]]
 
     async def _permissions(self, v: dict[str, Any], user: str) -> dict[str, dict[str, int]]:
-        """Return the privileges by role besides those that the control port has granted."""
+        """Return the privileges that roles grant, and those that the control port has granted."""
         granted = await super()._permissions(v, user)
-        who = v.get("userid") or user
+        user_or_token = v.get("userid") or user
         paths = [v["path"]] if v.get("path") else [*TOP_PATHS, *(key[0] for key in self.acl_entries)]
         for path in dict.fromkeys(paths):
-            if by_roles := self.privileges_by_roles(who, path):
+            if by_roles := self.privileges_by_roles(user_or_token, path):
                 granted[path] = {**granted.get(path, {}), **dict.fromkeys(sorted(by_roles), 1)}
         return granted
 
 
 def _paths_down_to(path: str) -> list[str]:
-    """Return `/`, and each beginning of the path that ends at a slash, and the path."""
+    """Return `/`, then each path above the path, and last the path itself."""
     parts = [part for part in path.split("/") if part]
     return ["/", *("/" + "/".join(parts[: count + 1]) for count in range(len(parts)))]

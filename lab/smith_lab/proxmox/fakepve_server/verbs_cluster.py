@@ -33,8 +33,9 @@ class ClusterVerbs:
     ) -> None:
         """Answer the next `times` matching requests with an error, or close the connection if `status` is 0.
 
-        With `after`, each request is processed before the error is sent. `path` may contain shell wildcards. `body` is
-        the body of the answer in base64, in place of the error's; with `is_cut`, the connection closes before its end.
+        With `after`, each request is processed before the error is sent. `path` may contain shell wildcards. `body`
+        (base64) replaces the body of the error. With `is_cut`, only the first half of the body is sent; then the
+        connection closes.
         """
         fault = {"method": method, "path": path, "status": status, "text": text, "times": times}
         self.cluster.faults.append({**fault, "after": after, "delay_s": delay_s, "body": body, "is_cut": is_cut})
@@ -59,11 +60,14 @@ class ClusterVerbs:
         self.cluster.task_faults.append({**fault, "log": list(log), "leaves_lock": leaves_lock, "after": after})
 
     def do_storage_locks(self, every: int) -> None:
-        """Make each `every`-th Proxmox task that allocates a disk fail to get the storage's lock in time. 0: none."""
+        """Make every n-th Proxmox task that allocates a disk fail with a timeout of the storage's lock; n is `every`.
+
+        With 0, none fails for this reason.
+        """
         self.cluster.lock_timeout_interval, self.cluster.allocations = every, 0
 
     def do_disturb(self, disturbances: list[dict[str, Any]]) -> None:
-        """Apply disturbances at later requests. `disturbances.py` explains their members and kinds."""
+        """Replace the disturbances, which are applied before later requests. `disturbances.py` explains them."""
         self.cluster.disturbances = [dict(disturbance) for disturbance in disturbances]
 
     def do_forget_tasks(self, vmid: int) -> None:
@@ -71,7 +75,10 @@ class ClusterVerbs:
         self.cluster.forget_tasks(vmid)
 
     def do_logins(self, accepted: bool = True, delay_s: float | None = None) -> None:
-        """Set whether Proxmox can check logins, and the delay of a refusal. While pmxcfs restarts, it refuses all."""
+        """Set whether logins are accepted, and by how many seconds the answer to a refused login is delayed.
+
+        If they are not accepted, every login is refused, as while Proxmox's daemon pmxcfs restarts.
+        """
         self.cluster.is_user_list_missing = not accepted
         if delay_s is not None:
             self.cluster.login_delay_s = delay_s
@@ -107,7 +114,10 @@ class ClusterVerbs:
             self.cluster.grant(user_or_token, f"/storage/{storage}", "Datastore.AllocateSpace", "Datastore.Audit")
 
     def do_hold_change(self, number: int) -> None:
-        """Process the `number`-th changing request from now, and do not answer it before `do_clear_faults`."""
+        """Process the n-th POST, PUT or DELETE from now, but do not answer it before `do_clear_faults`.
+
+        n is `number`.
+        """
         self.cluster.changes_until_hold = number
 
     def do_hold(self, *, method: str, path: str) -> None:
@@ -152,9 +162,10 @@ class ClusterVerbs:
         self.cluster.add_node(node)
 
     def do_statistics(self, lag_s: float | None = None, silent_nodes: Sequence[str] = ()) -> None:
-        """Set the interval of the statistics in real seconds, and the nodes that send none.
+        """Set after how many real seconds nodes send their statistics again, and which nodes send none.
 
-        The statistics that these nodes have sent are dropped, as Proxmox does after 5 minutes.
+        The lists lag by up to this interval. The statistics that the silent nodes have sent are dropped at once. In
+        Proxmox, they are dropped after 5 minutes.
         """
         if lag_s is not None:
             self.cluster.statistics_lag_s = lag_s
@@ -163,7 +174,7 @@ class ClusterVerbs:
             self.cluster.forget_statistics(node)
 
     def do_vnet(self, name: str, zone: str) -> None:
-        """Add a VNet, which belongs to an SDN zone. Without a zone, remove it."""
+        """Add a VNet to an SDN zone. If `zone` is empty, remove the VNet."""
         self.cluster.vnets[name] = zone
         if not zone:
             del self.cluster.vnets[name]
@@ -189,7 +200,8 @@ class ClusterVerbs:
     def do_bridges(self, bridges: Sequence[str] = DEFAULT_BRIDGES, unlisted: Sequence[str] = ()) -> None:
         """Set the bridges of every node.
 
-        Proxmox does not list those of `unlisted`, as it does not list those that /etc/network/interfaces.d defines.
+        The bridges in `unlisted` exist, but are not in the list of bridges. In Proxmox, this is so for a bridge that is
+        defined in /etc/network/interfaces.d.
         """
         self.cluster.bridges, self.cluster.unlisted_bridges = set(bridges), set(unlisted)
 
@@ -202,7 +214,7 @@ class ClusterVerbs:
         self.cluster.answer_delay_s = seconds
 
     def do_time_scale(self, scale: float) -> None:
-        """Set how many real seconds a Proxmox second takes. With 0, every Proxmox task ends at once."""
+        """Set how many real seconds a Proxmox second takes: a second of simulated time. With 0, tasks end at once."""
         self.cluster.time_scale = scale
 
     def do_task_seconds(self, type: str, seconds: float) -> None:
@@ -225,11 +237,15 @@ class ClusterVerbs:
         self.cluster.storages[storage]["avail"] += self.cluster.filled_bytes.pop(storage, 0)
 
     def do_unremovable(self, volume: str) -> None:
-        """Make a volume stay when its VM is destroyed, as on a storage where it is still in use."""
+        """Make a volume stay when its VM is destroyed, as Proxmox does if the storage reports it as in use."""
         self.cluster.unremovable_volumes.add(volume)
 
     def do_version(self, version: str) -> None:
-        """Set the version of Proxmox VE, and the privileges that `deploy/pveum-role.sh` grants with this version."""
+        """Set the version of Proxmox VE.
+
+        Where a privilege for the guest agent's data is granted, it becomes the one of this version, as
+        `deploy/pveum-role.sh` grants it.
+        """
         self.cluster.version = version
         absent, present = GUEST_AGENT_PRIVILEGES if version.startswith("8.") else reversed(GUEST_AGENT_PRIVILEGES)
         for _path, privileges in [entry for entries in (self.cluster.acl or {}).values() for entry in entries]:

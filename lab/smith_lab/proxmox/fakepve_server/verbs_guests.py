@@ -101,7 +101,7 @@ class GuestVerbs:
         guest.started_at = time.time() if status == "running" else None
 
     def do_add_task(self, vmid: int, type: str, exitstatus: str = "OK", user: str = "", node: str = "") -> str:
-        """Add an ended Proxmox task of a guest, started by `user`; by default by another client of the API token.
+        """Add an ended Proxmox task of a guest. Without `user`, the owner of the first API token has started it.
 
         `node` is only needed if the guest does not exist any more.
         """
@@ -120,9 +120,9 @@ class GuestVerbs:
     def do_behave(self, vmid: int, **attributes: Any) -> None:
         """Set how a guest behaves.
 
-        The attribute `agent` says whether a guest agent runs, `keeps_devices` whether the running guest refuses to
-        release a device. All other attributes are attributes of fakepve's class
-        FakeVm: acpi, shutdown_secs, start_secs, stop_secs, start_error, ha_state, agent_hangs.
+        The attribute `agent` sets whether a guest agent runs. `keeps_devices` sets whether the running guest refuses to
+        release a device. All other attributes are attributes of fakepve's class FakeVm: acpi, shutdown_secs,
+        start_secs, stop_secs, start_error, ha_state, agent_hangs.
         """
         guest = self._find_guest(vmid)
         if "agent" in attributes:

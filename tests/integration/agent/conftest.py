@@ -1,4 +1,8 @@
-"""A dispatcher with all its parts on an empty SQLite database, and a FulcrumCore simulator for each module."""
+"""Fixtures of the agent's tests: parts of an agent on an empty SQLite database, and FulcrumCore simulators.
+
+The tests of one module share a simulator. There are three: `sim` for `outbox` and `claims`, `sim_of_parts` for `parts`,
+and `core` for `metrics`. pytest starts each of them when a test of the module first needs it.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +46,7 @@ def sim_of_parts() -> Iterator[SimulatorThread]:
 
 @pytest.fixture
 def parts(sim_of_parts: SimulatorThread, sqlite_engine: Engine, tmp_path: Path) -> Iterator[AgentParts]:
-    """Return the parts. At the end, wait until no job runs."""
+    """Return a dispatcher with its worker and runner. At the end, wait until no job runs."""
     world = World(sim_of_parts)
     parts = AgentParts(tmp_path, sqlite_engine, world)
     yield parts
@@ -59,6 +63,7 @@ def sim() -> Iterator[SimulatorThread]:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an SQLite file with all migrations. Each test gets a copy, which is faster than migrating a new file."""
     return migrated_sqlite_file(tmp_path_factory.mktemp("outbox"))
 
 
@@ -73,7 +78,7 @@ def outbox(sim: SimulatorThread, template: Path, tmp_path: Path) -> Iterator[Out
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Path]]:
-    """Run one Proxmox for the module; its list is emptied for every test."""
+    """Run one Proxmox server for the module. The fixture `pve` empties its list of VMs for each test."""
     folder = tmp_path_factory.mktemp("proxmox")
     certificate, key = make_certificates(folder, "127.0.0.1")
     server = Cluster()
@@ -122,7 +127,7 @@ def metrics(
     pve: Cluster,
     core: tuple[SimulatorThread, AdminClient, CreatedObjects],
 ) -> VmMetrics:
-    """Return metrics of an agent with one VM, 101, which is mapped."""
+    """Return the critical job that reports metrics, for an agent with one mapped VM, 101."""
     simulator, _, world = core
     simulator.clear_faults()
     simulator.clear_history()
@@ -169,9 +174,10 @@ def claims(sim: SimulatorThread, template: Path, tmp_path: Path) -> Iterator[Cla
 
 @pytest.fixture
 def make_scheduler(sqlite_engine: Engine) -> Iterator[MakeScheduler]:
-    """Return a maker of running schedulers; they are stopped at the end.
+    """Return a function that starts a scheduler. All these schedulers are stopped at the end of the test.
 
-    A test names it after its engine, so that they are stopped before the connections of the engine are closed.
+    In the parameters of a test, this fixture follows the fixture of the engine. pytest ends the last fixture first, so
+    the schedulers are stopped before the connections of the engine are closed.
     """
     made: list[Scheduler] = []
 

@@ -1,4 +1,7 @@
-"""Claims: jobs that were abandoned, or that another executor has claimed."""
+"""Jobs that the agent has abandoned (it will send no report), and jobs that another executor has claimed.
+
+The other executor uses the same token. So FulcrumCore lists its jobs as claimed by this agent.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def end_as_claimed_elsewhere(claims: Claims, report_state: ReportState = ReportS
 
 
 @pytest.mark.parametrize("stored", [ReportState.CLAIMED_ELSEWHERE, ReportState.ABANDONED])
-def test_a_job_that_another_executor_has_claimed_is_not_revived(claims: Claims, stored: ReportState) -> None:
+def test_a_job_that_another_executor_has_claimed_is_not_reopened(claims: Claims, stored: ReportState) -> None:
     end_as_claimed_elsewhere(claims, stored)
     with transaction(claims.engine) as session:
         now = claims.row().deadline_at
@@ -63,7 +66,7 @@ def test_a_job_that_another_executor_has_claimed_is_not_revived(claims: Claims, 
 
 @pytest.mark.parametrize("stored", [ReportState.CLAIMED_ELSEWHERE, ReportState.ABANDONED])
 @pytest.mark.parametrize("is_first_poll", [True, False])
-def test_a_job_of_another_executor_is_shown_until_it_has_ended_in_fulcrumcore(
+def test_a_job_of_another_executor_is_marked_claimed_elsewhere_until_it_has_ended_in_fulcrumcore(
     claims: Claims, stored: ReportState, is_first_poll: bool
 ) -> None:
     end_as_claimed_elsewhere(claims, stored)
@@ -101,7 +104,7 @@ def test_an_operator_can_continue_a_job_of_another_executor(claims: Claims) -> N
     assert claims.calls() == [204], "only the other executor has sent a claim"
 
 
-def test_a_claimed_job_without_a_row_is_shown_and_not_processed(
+def test_a_claimed_job_without_a_row_is_stored_as_claimed_elsewhere_and_not_processed(
     claims: Claims, caplog: pytest.LogCaptureFixture
 ) -> None:
     with transaction(claims.engine) as session:

@@ -1,4 +1,4 @@
-"""Claims: which jobs are ours after each answer of FulcrumCore."""
+"""Claims at FulcrumCore: whether a job is ours after each answer. It is ours if FulcrumCore has accepted our claim."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode
 
 
-def test_a_claim_that_arrives_after_the_next_attempt_began_is_ours(claims: Claims) -> None:
-    """The first claim gets no answer and is processed while the second is under way, which gets 400."""
+def test_a_job_is_ours_if_its_first_claim_arrives_during_the_second_attempt(claims: Claims) -> None:
+    """The first claim gets no answer. FulcrumCore accepts it later, and then answers the second claim with 400."""
     claims.world.sim.add_fault("drop_before", path="/claim$", times=1)
     first = claims.taken()
     with pytest.raises(FulcrumUnavailable):
@@ -62,7 +62,7 @@ def test_a_claim_processed_twice_is_answered_with_400_by_the_simulator(claims: C
     assert claims.status() == "Processing"
 
 
-def test_a_deleted_job_is_given_up_after_minutes(claims: Claims) -> None:
+def test_a_deleted_job_is_given_up_after_two_minutes_of_refusals(claims: Claims) -> None:
     claims.world.sim.delete_job(claims.job["id"])
     errors: list[Exception] = []
     for claims.now in (0, 40, 80, 130):
@@ -83,7 +83,7 @@ def test_a_deleted_job_is_given_up_after_minutes(claims: Claims) -> None:
     ]
 
 
-def test_a_job_that_was_gone_and_is_refused_again_is_not_gone_at_once(claims: Claims) -> None:
+def test_after_a_job_was_found_to_be_gone_its_refusals_are_counted_from_one_again(claims: Claims) -> None:
     claims.world.sim.delete_job(claims.job["id"])
     results = []
     for claims.now in (0, 40, 80, 130, 170):
@@ -103,7 +103,7 @@ def test_a_job_that_was_gone_and_is_refused_again_is_not_gone_at_once(claims: Cl
     ]
 
 
-def test_a_job_that_can_be_read_is_not_gone_and_its_refusals_start_again(claims: Claims) -> None:
+def test_a_job_that_can_be_read_is_not_gone_and_its_refusals_are_counted_from_one_again(claims: Claims) -> None:
     def refused_at(now: float, **fault: Any) -> str:
         claims.now = now
         claims.world.sim.clear_faults()
@@ -121,7 +121,7 @@ def test_a_job_that_can_be_read_is_not_gone_and_its_refusals_start_again(claims:
     assert refused_at(200, path="/jobs/") == f"{not_gone} (1 refusals in 0 s)"
 
 
-def test_a_job_that_can_be_read_changes_no_refusals_of_another_job(claims: Claims) -> None:
+def test_reading_a_job_does_not_reset_the_count_of_refusals_of_another_job(claims: Claims) -> None:
     service = claims.world.order(claims.world.group(f"group-{next(NUMBERS)}"), name="readable")
     readable_id = claims.world.job_of(service)["id"]
     claims.world.sim.add_fault("status", status=403, path=f"/jobs/{claims.job['id']}$")
@@ -156,7 +156,7 @@ def test_a_refusal_to_return_the_job_or_the_agent_requeues_the_job(
     job = claims.taken()
     with pytest.raises(FulcrumUnavailable) as caught:
         claims.claimer().claim(job, job_queue.lease_of(job))
-    assert caught.value.status == 500, "only this request has failed"
+    assert caught.value.status == 500, "500 means that only this request has failed"
     claims.put_back(job)
 
     again = claims.taken()
@@ -165,7 +165,7 @@ def test_a_refusal_to_return_the_job_or_the_agent_requeues_the_job(
     assert claims.status() == "Processing"
 
 
-def test_a_window_of_403_gives_up_no_job(claims: Claims) -> None:
+def test_no_job_is_given_up_while_fulcrumcore_answers_every_request_with_403(claims: Claims) -> None:
     claims.world.sim.add_fault("status", status=403, path="^/api/")
     for claims.now in range(0, 600, 30):
         job = claims.taken()
@@ -208,7 +208,7 @@ def test_a_job_whose_only_claim_arrived_twice_is_failed_after_its_deadline_and_n
     poller = poller_of(claims)
 
     poller.compare_claimed_jobs()
-    assert claims.row().report_state == "claimed_elsewhere", "its executor may still run it"
+    assert claims.row().report_state == "claimed_elsewhere", "the other executor may still run it"
     with transaction(claims.engine) as session:
         session.execute(update(Job).values(deadline_at=utc_now() - timedelta(minutes=5)))
     poller.compare_claimed_jobs()
@@ -264,7 +264,7 @@ def test_the_first_request_depends_on_what_is_known_of_an_earlier_claim(
     assert first_request(is_claim_sent=is_claim_sent, is_claim_accepted=is_claim_accepted) is expected
 
 
-def test_a_refused_claim_is_ours_only_if_an_earlier_one_was_sent() -> None:
+def test_a_job_whose_claim_is_refused_is_ours_only_if_an_earlier_claim_was_sent() -> None:
     require_own_claim("Processing", was_sent_before=True, refusal="the job is claimed")
     with pytest.raises(ClaimImpossible, match=r"^another executor with this agent's token has claimed") as caught:
         require_own_claim("Processing", was_sent_before=False, refusal="the job is claimed")
@@ -275,7 +275,7 @@ def test_a_refused_claim_is_ours_only_if_an_earlier_one_was_sent() -> None:
 def test_a_refused_claim_of_a_pending_job_is_retried(was_sent_before: bool) -> None:
     with pytest.raises(FulcrumUnavailable, match=r"^the job is locked$") as caught:
         require_own_claim("Pending", was_sent_before=was_sent_before, refusal="the job is locked")
-    assert caught.value.status == 500, "only this request has failed"
+    assert caught.value.status == 500, "500 means that only this request has failed"
 
 
 @pytest.mark.parametrize("was_sent_before", [True, False])

@@ -1,4 +1,8 @@
-"""Which agent of FulcrumCore uses a PostgreSQL database, and when another one takes it over."""
+"""Which agent of FulcrumCore uses a PostgreSQL database, and when another one takes it over.
+
+The processes of the agent that uses the database confirm this use regularly. Another agent takes the database over when
+MIN_SILENCE_S have passed without a new confirmation. The user of the database is the agent, not a PostgreSQL role.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +58,7 @@ class Process:
             nodes.add_agent(session, agent)
 
     def may_claim_after(self, seconds: float = 0.0) -> bool:
+        """Advance the clock, confirm the use of the database, and return whether this process may claim jobs."""
         self.now += seconds
         self.user.confirm()
         return self.state.may_claim
@@ -79,7 +84,7 @@ def test_another_agent_waits_while_fulcrumcore_accepts_the_token_of_the_first_on
         assert one.may_claim_after()
 
 
-def test_an_agent_that_was_made_again_takes_over_and_the_old_token_claims_nothing_more(
+def test_an_agent_that_was_recreated_in_fulcrumcore_takes_over_and_the_old_token_claims_nothing_more(
     postgres_engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     old, new = Process(postgres_engine, "first", "old"), Process(postgres_engine, "second", "new")
@@ -95,8 +100,8 @@ def test_an_agent_that_was_made_again_takes_over_and_the_old_token_claims_nothin
     assert not old.may_claim_after()
 
 
-def test_nobody_takes_over_because_of_an_outage_of_fulcrumcore(postgres_engine: Engine) -> None:
-    """After the outage, the first heartbeat may be that of another agent."""
+def test_no_agent_takes_over_because_of_an_outage_of_fulcrumcore(postgres_engine: Engine) -> None:
+    """After the outage, the other agent's heartbeat may be accepted first. It must not take over for this reason."""
     one, other = Process(postgres_engine, "first", "one"), Process(postgres_engine, "second", "other")
     assert (one.may_claim_after(), other.may_claim_after()) == (True, False)
     for process in (one, other):
@@ -126,7 +131,7 @@ def test_on_sqlite_nothing_is_stored(sqlite_engine: Engine) -> None:
 def test_an_agent_that_may_not_use_the_database_sends_no_reports_and_runs_no_shared_critical_job(
     parts: AgentParts,
 ) -> None:
-    """FulcrumCore would refuse the reports, and the agent would conclude that the jobs were deleted."""
+    """Otherwise FulcrumCore would refuse the reports, and the agent would conclude that the jobs were deleted."""
     shared = parts.shared
     reporter = Reporter(
         engine=parts.engine, fulcrum=shared.fulcrum, state=parts.state, refusal_counter=shared.refusal_counter
@@ -156,10 +161,8 @@ def test_the_row_of_a_critical_job_names_the_process_that_executes_it(engine: En
             assert session.get_one(CriticalJobRow, job.name).node == "this process"
 
 
-def test_the_findings_of_a_drift_check_are_those_of_all_agents(
-    parts: AgentParts, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Whichever agent checks, a finding is logged when it appears, and shown by each of them."""
+def test_all_agents_share_the_findings_of_a_drift_check(parts: AgentParts, caplog: pytest.LogCaptureFixture) -> None:
+    """Only the agent whose check first has a finding logs it. Every agent shows it."""
     one, other = build_reconciler(parts.shared), build_reconciler(parts.shared)
     mapping = MappingFacts(
         id=1, service_id="s", vmid=100, node="pve1", name="web", state="active", updated_at=utc_now()
@@ -176,10 +179,10 @@ def test_the_findings_of_a_drift_check_are_those_of_all_agents(
     other._store_and_log_changes([])
     assert one.open_findings() == []
     one._store_and_log_changes([finding])
-    assert caplog.text.count("drift_found") == 2, "it was resolved in between"
+    assert caplog.text.count("drift_found") == 2, "the finding was resolved in between"
 
 
 def test_a_finding_that_another_version_has_stored_is_not_shown(parts: AgentParts) -> None:
     with transaction(parts.engine) as session:
-        drift_checks.replace(session, parts.shared.settings.smith_cluster, [{"kind": "unheard"}])
+        drift_checks.replace(session, parts.shared.settings.smith_cluster, [{"kind": "unknown"}])
     assert build_reconciler(parts.shared).open_findings() == []

@@ -1,4 +1,4 @@
-"""How claimed jobs start: never beside an earlier run of the service, and never after the agent has begun to stop."""
+"""How claimed jobs start: never while an earlier run of the service lives, never after the agent has begun to stop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def start_count(parts: AgentParts) -> int:
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
-def started(parts: AgentParts) -> int:
+def start_job(parts: AgentParts) -> int:
     """Submit and start a job; return the id of its row."""
     job_id = parts.submit(parts.add_started_service())
     parts.dispatch()
@@ -40,8 +40,8 @@ def started(parts: AgentParts) -> int:
 
 
 def test_a_job_does_not_start_while_its_earlier_run_lives(parts: AgentParts) -> None:
-    job_id = started(parts)
-    parts.take_from_owner(job_id)  # another agent has reaped it and given it back
+    job_id = start_job(parts)
+    parts.take_from_owner(job_id)  # another agent has reaped the job, which is pending again
 
     parts.dispatch()
 
@@ -57,7 +57,9 @@ def test_a_job_does_not_start_while_its_earlier_run_lives(parts: AgentParts) -> 
     assert parts.job(job_id).status == JobStatus.COMPLETED
 
 
-def test_a_job_does_not_start_while_a_lost_run_of_another_job_of_its_service_lives(parts: AgentParts) -> None:
+def test_a_job_does_not_start_while_a_run_of_another_job_that_lost_its_lease_uses_the_service(
+    parts: AgentParts,
+) -> None:
     core_job = parts.add_started_service()
     job_id = parts.submit(core_job)
     parts.dispatch()
@@ -93,7 +95,7 @@ def test_a_job_whose_thread_cannot_start_is_requeued_and_runs_later(
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)  # as Python does at the operating system's limit
+        patch.setattr(threading.Thread, "start", refuse)  # as when the operating system allows no more threads
         parts.dispatch()
     assert (parts.job(job_id).status, parts.dispatcher.running_job_count) == (JobStatus.PENDING, 0)
 
@@ -105,8 +107,8 @@ def test_a_job_whose_thread_cannot_start_is_requeued_and_runs_later(
 
 
 def test_a_stopping_agent_keeps_the_leases_of_jobs_whose_runs_live(parts: AgentParts) -> None:
-    job_id = started(parts)
-    claimed_only = parts.submit(parts.add_started_service(1))
+    job_id = start_job(parts)
+    id_without_run = parts.submit(parts.add_started_service(1))
     with transaction(parts.engine) as session:
         assert job_queue.claim(session, BOOT_ID, lease_s=30) is not None
     parts.dispatcher.stop_all(StopSignal.AGENT_STOPPING)
@@ -115,4 +117,4 @@ def test_a_stopping_agent_keeps_the_leases_of_jobs_whose_runs_live(parts: AgentP
         reaping.release_all(session, BOOT_ID, running_job_ids=parts.dispatcher.stop_signals().keys())
 
     assert (parts.job(job_id).status, parts.job(job_id).owner) == (JobStatus.PROCESSING, BOOT_ID)
-    assert parts.job(claimed_only).status == JobStatus.PENDING
+    assert parts.job(id_without_run).status == JobStatus.PENDING

@@ -1,4 +1,8 @@
-"""How long the runs of an agent may continue after each renewal of its leases, and the end of a run by its guard."""
+"""How long the runs of an agent may continue after each renewal of its leases, and the end of a run by its guard.
+
+The guard is a process that watches one run. An agent fences if it limits its runs: it stores the time (the limit) at
+which the guards end them. The row of the agent in the table `nodes` says whether it fences.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +49,11 @@ def add_agent(engine: Engine, boot_id: str) -> None:
 
 
 def limit_in_file(parts: AgentParts) -> float | None:
+    """Return the time at which the guards end the runs, from the file that they read."""
     return decode((parts.folder / "run" / RUN_UNTIL_FILE).read_bytes())
 
 
-def test_runs_have_a_limit_before_the_first_renewal_and_with_other_agents(
+def test_runs_have_a_limit_before_the_first_renewal_and_while_other_agents_use_the_database(
     parts: AgentParts, keeper: LeaseKeeper
 ) -> None:
     longest_s = keeper.lease_s * GUARD_SHARE_OF_LEASE
@@ -66,6 +71,7 @@ def test_the_limit_is_set_before_the_renewal_commits_and_is_removed_after_it(
     parts: AgentParts, keeper: LeaseKeeper
 ) -> None:
     """Another agent relies on the limit as soon as the database has the renewal."""
+    #: For each change of the limit: whether the runs are limited, and whether the database has the renewal.
     limits: list[tuple[bool, bool]] = []
 
     def note_limit(until_s: float) -> None:
@@ -117,9 +123,8 @@ def test_the_row_of_an_agent_says_after_each_renewal_whether_it_fences(
 def test_an_agent_fences_before_its_row_says_so_and_until_its_row_says_that_it_does_not(
     parts: AgentParts, keeper: LeaseKeeper
 ) -> None:
-    limits: list[
-        tuple[bool, bool]
-    ] = []  #: whether the runs are limited, and whether the row says that the agent fences
+    #: For each change of the limit: whether the runs are limited, and whether the row says that the agent fences.
+    limits: list[tuple[bool, bool]] = []
     keeper.fence.limit_runs = lambda until_s: limits.append((until_s < NO_LIMIT, does_row_fence(parts.engine)))
     keeper.maintain()
     limits.clear()
@@ -153,10 +158,10 @@ def test_a_job_whose_run_was_ended_by_its_guard_is_requeued_and_its_attempt_does
     assert (job.status, job.attempt) == ("completed", 1)
 
 
-def test_the_limit_of_the_runs_stays_until_the_run_of_a_lost_job_has_ended(
+def test_the_limit_is_not_extended_until_the_run_of_a_job_that_lost_its_lease_has_ended(
     parts: AgentParts, keeper: LeaseKeeper
 ) -> None:
-    """Another agent may already execute the job: this process may have been suspended for longer than its lease."""
+    """This process may have been suspended for longer than its lease. So another agent may already execute the job."""
     parts.write_playbook(WAITING.format(folder=parts.folder))
     job_id = parts.submit(parts.add_started_service())
     parts.dispatch()
@@ -177,7 +182,7 @@ def test_the_limit_of_the_runs_stays_until_the_run_of_a_lost_job_has_ended(
 
 @dataclass
 class SlowClock:
-    """A clock in which the first renewal takes `slow_s` seconds, and the others take no time."""
+    """A clock by which the first renewal takes `slow_s` seconds, and the others take no time."""
 
     slow_s: float
     calls: int = 0
@@ -208,7 +213,7 @@ def test_a_slow_renewal_that_finds_another_agent_is_repeated_instead_of_ending_t
 
 
 @pytest.mark.parametrize(("share_of_interval", "share_waited"), [(0.0, 1.0), (0.25, 0.75), (1.0, 0.0), (3.0, 0.0)])
-def test_the_time_of_a_renewal_is_a_part_of_the_wait_for_the_next_one(
+def test_the_wait_for_the_next_renewal_is_shorter_by_the_time_that_the_last_one_took(
     parts: AgentParts, keeper: LeaseKeeper, share_of_interval: float, share_waited: float
 ) -> None:
     interval_s = keeper.lease_s / RENEWALS_PER_LEASE

@@ -1,4 +1,4 @@
-"""The heartbeat against the simulator: the agent's identity."""
+"""What the agent learns from its first heartbeats: to which agent of FulcrumCore its token belongs, and who uses it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def world(sim: SimulatorThread) -> Iterator[World]:
     world.close()
 
 
-def test_a_token_of_another_agent_ends_the_claims_of_this_process(world: World) -> None:
+def test_a_process_whose_new_token_belongs_to_another_agent_claims_no_more_jobs(world: World) -> None:
     """The agent was deleted and created again in FulcrumCore, and its new token was written to the token file."""
     tokens = [world.ids.agent_token]
     state = AgentState()
@@ -53,9 +53,9 @@ def test_a_token_of_another_agent_ends_the_claims_of_this_process(world: World) 
     assert (state.has_identity_changed, state.may_claim) == (True, False)
 
 
-def test_a_token_that_another_executor_uses_is_named_once_at_the_start(world: World, tmp_path: Path) -> None:
+def test_one_warning_is_logged_at_the_start_if_another_executor_uses_the_token(world: World, tmp_path: Path) -> None:
     client = FulcrumClient(world.sim.url, lambda: world.ids.agent_token)
-    client.put_status("Connected")  # the other executor, whose database is not ours
+    client.put_status("Connected")  # sent by the other executor, which has another database
     engine = open_engine(f"sqlite:///{migrated_sqlite_file(tmp_path)}")
     token_use = TokenUse(engine=engine, fulcrum=client)
     heartbeat = Heartbeat(fulcrum=client, state=AgentState(), on_identified=token_use.warn_if_used_elsewhere)

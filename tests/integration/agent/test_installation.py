@@ -1,4 +1,8 @@
-"""The id of an installation, in the file system."""
+"""The file in the agent's data folder that contains the id of the installation.
+
+An installation is a data folder on one host. The file also contains its own device and inode numbers, so that a copy
+of it is recognised.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +35,14 @@ def test_a_copy_of_the_data_folder_is_another_installation(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("content", ["", "x\n", "a" * 32 + "\n", "a" * 32 + " 1 2\n", "\xff" * 300])
-def test_a_file_with_other_content_is_replaced(tmp_path: Path, content: str) -> None:
+def test_a_file_with_invalid_content_is_replaced(tmp_path: Path, content: str) -> None:
     (tmp_path / INSTALLATION_FILE).write_text(content, encoding="latin-1")
     first = installation_id(tmp_path)
     assert first not in (None, "a" * 32)
     assert installation_id(tmp_path) == first
 
 
-def test_a_draft_that_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
+def test_a_temporary_file_that_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / f"{INSTALLATION_FILE}.new").write_text("a")
     assert installation_id(tmp_path) is not None
     assert [path.name for path in tmp_path.iterdir()] == [INSTALLATION_FILE]

@@ -1,4 +1,7 @@
-"""Measurements of the machine in a real control group, and admission."""
+"""The agent's measurements of its machine (also in a real control group), and its admission of runs.
+
+Admission is the decision whether the machine has the memory and CPU for one more run.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +30,19 @@ print(json.dumps([machine.usable_cores(), machine.usable_memory_mib(), concurren
 
 
 def own_group(controller: str) -> Path:
-    """Return this process's control group of the controller."""
+    """Return this process's control group for a controller, for example `memory`."""
     return next(iter(machine._cgroups(controller)))
 
 
-Inside = Callable[[dict[str, str]], list[float]]
+MeasureWithLimits = Callable[[dict[str, str]], list[float]]
 
 
 @pytest.fixture
-def inside() -> Iterator[Inside]:
-    """Run a process in control groups with these limits; return its measurements."""
+def measure_with_limits() -> Iterator[MeasureWithLimits]:
+    """Return a function that runs a process in control groups with the given limits, and returns what it measures.
+
+    These are the usable cores, the usable memory in MiB, and the default concurrency.
+    """
     made: list[Path] = []
 
     def run(limits: dict[str, str]) -> list[float]:
@@ -64,33 +70,34 @@ def is_version_two() -> bool:
     return (machine.CGROUPS / "cgroup.controllers").exists()
 
 
-def test_without_limits_the_machines_own_values_count() -> None:
+def test_without_limits_the_values_of_the_machine_are_used() -> None:
     assert machine.usable_memory_mib() <= psutil.virtual_memory().total / machine.BYTES_PER_MIB
     assert 0.5 <= machine.usable_cores() <= len(os.sched_getaffinity(0))
     assert 0 < machine.available_memory_mib() <= machine.usable_memory_mib()
 
 
-def test_the_memory_limit_of_a_control_group_bounds_the_concurrency(inside: Inside) -> None:
-    _cores, memory_mib, concurrency = inside(
+def test_the_memory_limit_of_a_control_group_bounds_the_concurrency(measure_with_limits: MeasureWithLimits) -> None:
+    _cores, memory_mib, concurrency = measure_with_limits(
         {"memory.max" if is_version_two() else "memory.limit_in_bytes": str(512 * 1024 * 1024)}
     )
     assert memory_mib == 512
-    room = (512 * 0.8 - machine.AGENT_MEMORY_MIB[True]) / machine.RUN_MEMORY_MIB[True]
-    assert concurrency == max(int(room), machine.MIN_CONCURRENCY)
+    memory_for_runs_mib = 512 * machine.USABLE_MEMORY_SHARE - machine.AGENT_MEMORY_MIB[True]
+    max_runs = int(memory_for_runs_mib / machine.RUN_MEMORY_MIB[True])
+    assert concurrency == max(max_runs, machine.MIN_CONCURRENCY)
 
 
-def test_the_cpu_quota_of_a_control_group_bounds_the_concurrency(inside: Inside) -> None:
+def test_the_cpu_quota_of_a_control_group_bounds_the_concurrency(measure_with_limits: MeasureWithLimits) -> None:
     share = {"cpu.max": "50000 100000"} if is_version_two() else {"cpu.cfs_quota_us": "50000"}
-    cores, _memory, concurrency = inside(share)
+    cores, _memory, concurrency = measure_with_limits(share)
     assert cores == 0.5
-    assert concurrency == 16
+    assert concurrency == 16  # half of MAX_RUNS_PER_CORE for warm runs
 
 
 def test_a_few_runs_are_always_admitted_and_a_busy_machine_admits_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     admission = admission_module.Admission(uses_warm_runs=True)
-    monkeypatch.setitem(machine.RUN_MEMORY_MIB, True, 10**9)  # no machine has that much left
+    monkeypatch.setitem(machine.RUN_MEMORY_MIB, True, 10**9)  # no machine has that much free memory
     assert admission.may_start_run(0)
     assert not admission.may_start_run(1000)
     monkeypatch.setitem(machine.RUN_MEMORY_MIB, True, 0)
@@ -103,13 +110,14 @@ def test_a_few_runs_are_always_admitted_and_a_busy_machine_admits_no_more(
     )
 
 
-def test_a_long_hold_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_time_without_admission_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     admission = admission_module.Admission(uses_warm_runs=True)
 
-    def logged(*running: int) -> list[str]:
+    def logged(*run_counts: int) -> list[str]:
+        """Ask for admission with each of these numbers of current runs; return the logged events."""
         with structlog.testing.capture_logs() as logs:
-            for number in running:
-                admission.may_start_run(number)
+            for run_count in run_counts:
+                admission.may_start_run(run_count)
         return [entry["event"] for entry in logs]
 
     monkeypatch.setitem(machine.RUN_MEMORY_MIB, True, 10**9)
@@ -134,6 +142,7 @@ def test_a_busy_process_is_counted_at_once() -> None:
     assert sorted(counts)[100] >= 2  # the busy process and the test itself
 
 
+#: Allocates 64 MiB, and starts four forks, which share this memory.
 SHARING = """
 import os, sys, time
 memory = bytearray(os.urandom(1)) * (64 * 1024 * 1024)

@@ -1,4 +1,7 @@
-"""Metrics of VMs: what is asked of Proxmox, and what is sent to FulcrumCore."""
+"""Metrics of VMs: the requests to Proxmox, and the posts to FulcrumCore.
+
+In a round, the agent reads all VMs once and posts their samples. A sample is one metric of one VM.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ from executor.errors import FulcrumError, FulcrumUnavailable, JobError
 from executor.shared.error_codes import ErrorCode
 
 
-def said(caplog: pytest.LogCaptureFixture) -> str:
+def log_text(caplog: pytest.LogCaptureFixture) -> str:
     return "\n".join(str(record.msg) for record in caplog.records)
 
 
@@ -75,18 +78,18 @@ def test_a_metric_type_missing_in_fulcrumcore_is_not_sent_and_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     admin = core[1]
-    (lacking,) = (kind for kind in admin.list_all("metric-types") if kind["name"] == "vm.cpu.usage")
-    admin.call("PATCH", f"/metric-types/{lacking['id']}", {"name": "renamed"})
+    (cpu_type,) = (kind for kind in admin.list_all("metric-types") if kind["name"] == "vm.cpu.usage")
+    admin.call("PATCH", f"/metric-types/{cpu_type['id']}", {"name": "renamed"})
     try:
         pve.rows = [vm()]
         assert ["vm.cpu.usage" in values(posted()) for _ in range(2)] == [False, False]
     finally:
-        admin.call("PATCH", f"/metric-types/{lacking['id']}", {"name": "vm.cpu.usage"})
-    assert said(caplog).count("metric_types_missing") == 1
+        admin.call("PATCH", f"/metric-types/{cpu_type['id']}", {"name": "vm.cpu.usage"})
+    assert log_text(caplog).count("metric_types_missing") == 1
     assert "vm.cpu.usage" in values(posted())
 
 
-def test_entries_of_a_service_unknown_to_fulcrumcore_are_no_failure(
+def test_a_404_for_a_service_that_fulcrumcore_does_not_know_is_no_failure(
     pve: Cluster,
     posted: Callable[[], list[Row]],
     core: tuple[SimulatorThread, AdminClient, CreatedObjects],
@@ -98,7 +101,7 @@ def test_entries_of_a_service_unknown_to_fulcrumcore_are_no_failure(
     assert {call["status"] for call in core[0].history(method="POST", path_end="/metric-entries")} == {404}
 
 
-def test_a_vm_that_fulcrumcore_does_not_know_is_left_out_for_a_while(
+def test_a_vm_that_fulcrumcore_does_not_know_is_left_out_of_the_next_rounds(
     pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]], sqlite_engine: Engine
 ) -> None:
     map_vm(sqlite_engine, 404)
@@ -109,10 +112,10 @@ def test_a_vm_that_fulcrumcore_does_not_know_is_left_out_for_a_while(
     assert reported_vmids(posted()) == {101, 404}
 
 
-def test_a_vm_with_one_accepted_sample_is_known_to_fulcrumcore(
+def test_a_vm_with_one_accepted_sample_is_not_left_out_because_of_a_404(
     pve: Cluster, posted: Callable[[], list[Row]], core: tuple[SimulatorThread, AdminClient, CreatedObjects]
 ) -> None:
-    """A metric type that was deleted a moment ago is answered with 404 too."""
+    """FulcrumCore also answers 404 for a sample whose metric type was deleted a moment ago."""
     pve.rows = [vm()]
     core[0].add_fault("status", status=404, path="/metric-entries", method="POST", times=1)
     assert reported_vmids(posted()) == {101}
@@ -120,14 +123,14 @@ def test_a_vm_with_one_accepted_sample_is_known_to_fulcrumcore(
 
 
 @pytest.mark.parametrize("fault", [{"kind": "status", "status": 403}, {"kind": "status", "status": 503}])
-def test_the_first_post_that_gets_no_answer_ends_the_round(
+def test_the_first_post_that_fails_ends_the_round(
     pve: Cluster,
     metrics: VmMetrics,
     core: tuple[SimulatorThread, AdminClient, CreatedObjects],
     caplog: pytest.LogCaptureFixture,
     fault: dict[str, Any],
 ) -> None:
-    """The sender threads may each have begun one post when the first answer arrives."""
+    """Each sender thread may have begun one post when the first answer arrives."""
     for vmid in range(500, 530):
         map_vm(metrics.engine, vmid)
     pve.rows = [vm(vmid) for vmid in range(500, 530)]
@@ -136,7 +139,7 @@ def test_the_first_post_that_gets_no_answer_ends_the_round(
         metrics.report()
     posts = core[0].history(method="POST", path_end="/metric-entries")
     assert 1 <= len(posts) <= SENDER_THREADS
-    assert "metrics_need_several_rounds" not in said(caplog)
+    assert "metrics_need_several_rounds" not in log_text(caplog)
     core[0].clear_faults()
     metrics.report()
     assert len(core[0].history(method="POST", path_end="/metric-entries")) >= 60
@@ -165,56 +168,59 @@ def test_a_proxmox_error_is_a_job_error_and_the_counters_are_kept(
     assert set(values(posted())) >= RATES
 
 
-def test_samples_that_do_not_fit_are_sent_first_in_the_next_turn(
+def test_vms_whose_samples_did_not_fit_into_a_round_come_first_in_the_next_round(
     pve: Cluster,
     metrics: VmMetrics,
     posted: Callable[[], list[Row]],
     sqlite_engine: Engine,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """FulcrumCore sets the timestamps, so no sample is sent late; no VM is left out for ever; it is logged once."""
+    """Samples that do not fit are dropped, not sent later: FulcrumCore sets the timestamp when it receives a sample.
+
+    The next round starts with the VMs of these samples, so no VM is left out for ever. This is logged once.
+    """
     vmids = set(range(500, 540))
     for vmid in vmids:
         map_vm(sqlite_engine, vmid)
     pve.rows = [vm(vmid) for vmid in sorted(vmids)]
     metrics.interval_s = 0.8  # enough for about twenty of eighty posts
-    turns: list[set[int]] = []
+    rounds: list[set[int]] = []  #: for each round, the VMIDs whose samples were sent
     for _ in range(60):
-        turns.append(reported_vmids(posted()))
-        if set().union(*turns) >= vmids:
+        rounds.append(reported_vmids(posted()))
+        if set().union(*rounds) >= vmids:
             break
-    turns = [turn for turn in turns if turn]  # a busy machine sends nothing in a short turn
-    assert set().union(*turns) >= vmids, "a VM was left out in every turn"
-    assert len(turns) > 1, "all of them fitted: nothing was tested"
-    assert min(turns[1]) >= max(turns[0])
-    assert said(caplog).count("metrics_need_several_rounds") == 1
+    rounds = [sent for sent in rounds if sent]  # a busy machine may send nothing in a short round
+    assert set().union(*rounds) >= vmids, "a VM was left out in every round"
+    assert len(rounds) > 1, "all samples fitted into one round: nothing was tested"
+    assert min(rounds[1]) >= max(rounds[0])
+    assert log_text(caplog).count("metrics_need_several_rounds") == 1
 
 
 def test_posts_are_spread_within_the_rate_limits() -> None:
     now = time.monotonic()
     many = _Pace(100_000, now + 60)
-    pauses = [many.plan_next_entry() for _ in range(100)]
-    assert pauses == sorted(pauses)
-    assert 98 / MAX_POSTS_PER_S < pauses[-1] < 101 / MAX_POSTS_PER_S
+    waits_s = [many.plan_next_entry() for _ in range(100)]
+    assert waits_s == sorted(waits_s)
+    assert 98 / MAX_POSTS_PER_S < waits_s[-1] < 101 / MAX_POSTS_PER_S
     few = _Pace(3, now + 60)
     assert [round(few.plan_next_entry(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
-    over = _Pace(10, now - 1)
-    assert over.plan_next_entry() == 0.0
-    assert over.is_deadline_passed()
+    after_deadline = _Pace(10, now - 1)
+    assert after_deadline.plan_next_entry() == 0.0
+    assert after_deadline.is_deadline_passed()
 
 
-def test_more_expensive_posts_get_larger_gaps() -> None:
+def test_posts_that_need_more_cpu_time_get_larger_gaps() -> None:
     pace = _Pace(100_000, time.monotonic() + 600)
     for _ in range(10 * CPU_TIME_WINDOW):
         pace.note_cpu_time(0.01)
-    pauses = [pace.plan_next_entry() for _ in range(101)]
-    assert (pauses[-1] - pauses[0]) / 100 == pytest.approx(0.01 / POSTS_SHARE_OF_A_CORE, rel=0.05)
+    waits_s = [pace.plan_next_entry() for _ in range(101)]
+    assert (waits_s[-1] - waits_s[0]) / 100 == pytest.approx(0.01 / POSTS_SHARE_OF_A_CORE, rel=0.05)
     cheap = _Pace(3, time.monotonic() + 60)
     cheap.note_cpu_time(0.0001)
     assert [round(cheap.plan_next_entry(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
 
 
-def test_heartbeats_polls_and_job_requests_pass_stalled_metric_posts(
+def test_stalled_metric_posts_do_not_delay_heartbeats_polls_and_job_requests(
     pve: Cluster, metrics: VmMetrics, core: tuple[SimulatorThread, AdminClient, CreatedObjects]
 ) -> None:
     simulator = core[0]

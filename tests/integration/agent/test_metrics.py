@@ -1,4 +1,8 @@
-"""Metrics of VMs: what is measured."""
+"""Metrics of VMs: which values are computed from Proxmox's list of VMs, and for which VMs.
+
+The agent reads the list once in each round. The list has shares (CPU, memory, disk) and counters (network, disk
+accesses). A rate is computed from a counter in two rounds.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from executor.agent.metrics import (
 from executor.fulcrum.types import METRIC_TYPES
 
 
-def test_the_first_sample_of_a_vm_has_shares_and_no_rates(pve: Cluster, posted: Callable[[], list[Row]]) -> None:
+def test_in_its_first_round_a_vm_has_shares_and_no_rates(pve: Cluster, posted: Callable[[], list[Row]]) -> None:
     pve.rows = [vm()]
     assert values(posted()) == {"vm.cpu.usage": 0.25, "vm.memory.usage": 0.25}
 
@@ -38,22 +42,22 @@ def test_an_entry_names_the_instance_and_a_constant_resource(
     assert {entry["typeName"] for entry in entries} == set(METRIC_TYPES)
 
 
-def test_rates_are_computed_from_the_second_sample_on(
+def test_rates_are_computed_from_the_second_round_on(
     pve: Cluster, metrics: VmMetrics, posted: Callable[[], list[Row]]
 ) -> None:
-    """Of the time between the two looks, which is moved here instead of waited for."""
+    """A rate is per second between two rounds. The test sets the time of the first round back instead of waiting."""
     pve.rows = [vm()]
     posted()
-    then, row = metrics._previous_rows[101]
-    metrics._previous_rows[101] = (then - 10_000.0, row)
+    read_at, row = metrics._previous_rows[101]
+    metrics._previous_rows[101] = (read_at - 10_000.0, row)
     pve.rows = [vm(netin=1000 + 10_000, netout=1000, diskread=1000 + 20_000, diskwrite=1000 + 5000, uptime=10_100)]
     rates = {name: value for name, value in values(posted()).items() if name in RATES}
     expected = {"vm.network.in": 1.0, "vm.network.out": 0.0, "vm.disk.read": 2.0, "vm.disk.write": 0.5}
     assert rates == pytest.approx(expected, rel=0.01)
 
 
-def test_a_restarted_vm_has_no_rates_until_the_next_sample(pve: Cluster, posted: Callable[[], list[Row]]) -> None:
-    """Its counters began again at zero, so what is between them is no traffic, however it compares."""
+def test_a_restarted_vm_has_no_rates_until_the_next_round(pve: Cluster, posted: Callable[[], list[Row]]) -> None:
+    """Its counters began again at zero. So their difference from the last round is no rate, even if it is positive."""
     pve.rows = [vm(uptime=5000)]
     posted()
     pve.rows = [vm(uptime=3, netin=9_999_999)]
@@ -63,14 +67,14 @@ def test_a_restarted_vm_has_no_rates_until_the_next_sample(pve: Cluster, posted:
 
 
 def test_a_counter_that_decreased_gives_no_rate(pve: Cluster, posted: Callable[[], list[Row]]) -> None:
-    """A NIC was replaced, or the VM moved: the others still count."""
+    """For example, a NIC was replaced, or the VM was moved. The other counters still give rates."""
     pve.rows = [vm()]
     posted()
     pve.rows = [vm(netin=10, uptime=160)]
     assert RATES & set(values(posted())) == RATES - {"vm.network.in"}
 
 
-def test_a_vm_that_was_missing_for_a_turn_starts_again_without_rates(
+def test_a_vm_that_was_missing_in_one_round_has_no_rates_in_the_next_one(
     pve: Cluster, posted: Callable[[], list[Row]]
 ) -> None:
     pve.rows = [vm()]
@@ -93,7 +97,7 @@ def test_only_running_mapped_vms_are_reported_and_no_templates(
 
 
 @pytest.mark.parametrize(
-    ("odd", "expected"),
+    ("members", "expected"),
     [
         ({"maxmem": ...}, {"vm.cpu.usage": 0.25}),
         ({"maxmem": 0}, {"vm.cpu.usage": 0.25}),
@@ -107,8 +111,8 @@ def test_only_running_mapped_vms_are_reported_and_no_templates(
     ],
     ids=str,
 )
-def test_a_missing_value_gives_no_entry_or_0(
-    pve: Cluster, posted: Callable[[], list[Row]], odd: Row, expected: dict[str, float]
+def test_missing_and_invalid_values_give_no_entry_or_0_and_a_share_is_at_most_1(
+    pve: Cluster, posted: Callable[[], list[Row]], members: Row, expected: dict[str, float]
 ) -> None:
-    pve.rows = [vm(**odd)]
+    pve.rows = [vm(**members)]
     assert values(posted()) == expected

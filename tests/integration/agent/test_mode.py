@@ -1,4 +1,8 @@
-"""When an agent ends by itself. The check never waits, so that the main loop can report progress meanwhile."""
+"""When an agent ends by itself, in each mode. The check never waits, because the main loop must report its progress.
+
+In the mode `serve` it never ends. In the mode `once` it ends after the jobs of one poll, and in the mode `until idle`
+when no job is left.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +48,7 @@ def test_until_idle_needs_two_more_polls_after_the_last_report(parts: AgentParts
     assert work.is_done()
 
 
-def test_a_job_that_arrives_meanwhile_starts_the_count_of_polls_again(parts: AgentParts) -> None:
+def test_a_job_that_arrives_between_two_polls_starts_the_count_of_polls_again(parts: AgentParts) -> None:
     work = check(parts, Mode.UNTIL_IDLE)
     parts.state.finished_poll_count = 1
     assert not work.is_done()
@@ -57,7 +61,7 @@ def test_a_job_that_arrives_meanwhile_starts_the_count_of_polls_again(parts: Age
     assert work.is_done()
 
 
-def test_pending_jobs_do_not_count_while_the_agents_are_paused(parts: AgentParts) -> None:
+def test_an_agent_does_not_wait_for_pending_jobs_while_the_agents_are_paused(parts: AgentParts) -> None:
     parts.submit(parts.add_started_service())
     work = check(parts, Mode.ONCE)
     parts.state.finished_poll_count = 1

@@ -1,6 +1,6 @@
-"""A rolling upgrade on PostgreSQL: what agents do whose database a newer version has migrated.
+"""A rolling upgrade on PostgreSQL: what agents do after a newer version has migrated their database.
 
-The newer version is this one and one migration that only this test has.
+The newer version is this version with one more migration, which exists only in this test.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AsNewerVersion = Callable[[Callable[[], None]], None]
 
 @pytest.fixture
 def postgres_database(postgres: PostgresCluster) -> Iterator[Engine]:
-    """Open a database of one's own, because the test changes its schema."""
+    """Open a database for one test only, because the test changes its schema."""
     with postgres.fresh_database() as url:
         engine = open_engine(url)
         yield engine
@@ -39,7 +39,7 @@ def postgres_database(postgres: PostgresCluster) -> Iterator[Engine]:
 
 @pytest.fixture
 def as_newer_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsNewerVersion:
-    """Return a function that calls another one as the newer version would."""
+    """Return a function that calls another function with the migrations of the newer version."""
     folder = newer_migrations(tmp_path / "migrations")
 
     def call(function: Callable[[], None]) -> None:
@@ -78,6 +78,7 @@ def test_a_restarted_agent_waits_until_it_knows_the_schema_again(
     checks: list[int] = []
 
     def downgrade_later() -> bool:
+        """Downgrade the schema in the second check for a stop signal; return that there was no signal."""
         checks.append(1)
         if len(checks) == 2:
             as_newer_version(lambda: schema.downgrade(postgres_database))

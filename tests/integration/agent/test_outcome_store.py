@@ -22,7 +22,7 @@ from executor.shared.error_codes import ErrorCode
 SERVICE = "00000000-0000-4000-8000-00000000000a"
 
 
-def started(engine: Engine) -> Job:
+def claim_new_job(engine: Engine) -> Job:
     with transaction(engine) as session:
         row = new_job(service_id=SERVICE, action="create", deadline_at=utc_now() + timedelta(seconds=250))
         job_queue.submit(session, row)
@@ -31,14 +31,15 @@ def started(engine: Engine) -> Job:
     return job
 
 
-def reserved(engine: Engine) -> Mapping:
+def reserve_vmid(engine: Engine) -> Mapping:
     with transaction(engine) as session:
         mapping = mappings.reserve(session, service_id=SERVICE, cluster="default", vmid=100, name="web")
     assert mapping is not None
     return mapping
 
 
-def deciding(job: Job, end: Any, **facts: Any) -> Callable[[bool], Outcome]:
+def decision_of(job: Job, end: Any, **facts: Any) -> Callable[[bool], Outcome]:
+    """Return a function that decides the outcome. Its argument: whether the database has refused the result."""
     return lambda refused: outcome_of_attempt(
         job, end, stop_reason=None, clock_offset_s=0.0, has_database_refused=refused, is_reservation=True, **facts
     )
@@ -49,7 +50,7 @@ def row(engine: Engine, job: Job) -> Job:
         return session.get_one(Job, job.id)
 
 
-#: Results that PostgreSQL refuses. SQLite stores them. The runner rejects most of them before.
+#: Results that PostgreSQL refuses and SQLite stores. In the agent, the runner already rejects most of them.
 HOSTILE = [
     {"vmid": 100, "mac_address": "BC:24:11:00:00:01,BC:24:11:00:00:02"},
     {"vmid": 100, "node": "x" * 300},
@@ -59,10 +60,10 @@ HOSTILE = [
 
 @pytest.mark.parametrize("vm", HOSTILE)
 def test_a_result_that_the_database_refuses_ends_the_job(engine: Engine, vm: dict[str, Any]) -> None:
-    job, mapping = started(engine), reserved(engine)
+    job, mapping = claim_new_job(engine), reserve_vmid(engine)
     result = JobResult(succeeded=True, vm=vm)
 
-    outcome_store.store(engine, deciding(job, result), job_queue.lease_of(job), mapping)
+    outcome_store.store(engine, decision_of(job, result), job_queue.lease_of(job), mapping)
 
     stored = row(engine, job)
     assert stored.finished_at is not None
@@ -71,11 +72,11 @@ def test_a_result_that_the_database_refuses_ends_the_job(engine: Engine, vm: dic
     assert (stored.status, stored.error_code) == (("failed", "INTERNAL") if is_refused else ("completed", None))
 
 
-def test_a_taken_vmid_releases_only_a_reservation(engine: Engine) -> None:
-    job, mapping = started(engine), reserved(engine)
+def test_a_taken_vmid_ends_the_reservation_and_the_job_is_retried(engine: Engine) -> None:
+    job, mapping = claim_new_job(engine), reserve_vmid(engine)
     taken = JobResult(succeeded=False, code=ErrorCode.VM_ID_TAKEN, detail="VM 100 belongs to another guest")
 
-    outcome_store.store(engine, deciding(job, taken), job_queue.lease_of(job), mapping)
+    outcome_store.store(engine, decision_of(job, taken), job_queue.lease_of(job), mapping)
 
     with reading(engine) as session:
         assert session.get_one(Mapping, mapping.id).state == "deleted"
@@ -83,7 +84,7 @@ def test_a_taken_vmid_releases_only_a_reservation(engine: Engine) -> None:
 
 
 def test_a_lost_lease_writes_nothing(engine: Engine) -> None:
-    job, mapping = started(engine), reserved(engine)
+    job, mapping = claim_new_job(engine), reserve_vmid(engine)
     end = JobResult(succeeded=True, vm={"vmid": 100})
 
     def decide_outcome(refused: bool) -> Outcome:
@@ -96,8 +97,8 @@ def test_a_lost_lease_writes_nothing(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(("counts", "next_attempt"), [(True, 2), (False, 1)])
-def test_a_requeue_may_leave_the_number_of_attempts(engine: Engine, counts: bool, next_attempt: int) -> None:
-    job = started(engine)
+def test_a_requeue_counts_as_an_attempt_or_not(engine: Engine, counts: bool, next_attempt: int) -> None:
+    job = claim_new_job(engine)
     with transaction(engine) as session:
         job_queue.requeue(session, job_queue.lease_of(job), backoff_s=0, counts_as_attempt=counts)
         again = job_queue.claim(session, "me", lease_s=300)

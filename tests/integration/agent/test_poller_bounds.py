@@ -1,4 +1,4 @@
-"""How the poller stores FulcrumCore's jobs: every job can be stored, whatever it contains, within limits."""
+"""How the poller stores FulcrumCore's jobs: each job with an id gets a row, without the values that exceed a limit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def core() -> Iterator[tuple[SimulatorThread, CreatedObjects]]:
 
 @pytest.fixture
 def poller(engine: Engine, core: tuple[SimulatorThread, CreatedObjects]) -> Poller:
-    """Return the agent's poller on an empty database, and nothing that FulcrumCore has for it."""
+    """Return the agent's poller with an empty database. FulcrumCore has no pending job for it."""
     simulator, world = core
     simulator.clear_pending()
     client = FulcrumClient(simulator.url, lambda: world.agent_token)
@@ -55,12 +55,12 @@ def poller(engine: Engine, core: tuple[SimulatorThread, CreatedObjects]) -> Poll
 
 @pytest.fixture
 def simulator(core: tuple[SimulatorThread, CreatedObjects]) -> SimulatorThread:
-    """Return the FulcrumCore that the poller asks."""
+    """Return the FulcrumCore simulator that the poller polls."""
     return core[0]
 
 
 def raw_job(poller: Poller | None = None, **members: Any) -> dict[str, Any]:
-    """Return a job as FulcrumCore writes it; a value of ... leaves the member out."""
+    """Return a job as FulcrumCore sends it. A member with the value `...` is left out."""
     service_id = str(uuid.uuid4())
     service = {"id": service_id, "name": "web", "status": "New", "properties": {"cores": 2}}
     job: dict[str, Any] = {
@@ -77,7 +77,7 @@ def raw_job(poller: Poller | None = None, **members: Any) -> dict[str, Any]:
 
 
 def stored(poller: Poller, simulator: SimulatorThread, **members: Any) -> Any:
-    """Let FulcrumCore list one job, poll, and return its row."""
+    """Let FulcrumCore list one job with these members, poll, and return the job's row."""
     job = raw_job(poller, **members)
     simulator.inject_pending(job)
     poller.poll()
@@ -178,7 +178,7 @@ def test_a_priority_is_kept_within_bounds(
 def test_an_invalid_job_is_stored_with_its_defect(
     poller: Poller, simulator: SimulatorThread, members: dict[str, Any], defect: str
 ) -> None:
-    """It must be claimed to be failed: a job that is ignored stays Pending and blocks its group."""
+    """To fail the job, the agent must claim it. If the agent ignored it, it would stay Pending and block its group."""
     found = stored(poller, simulator, **members)
     assert defect in found.defect
     assert len(found.defect) <= 500
@@ -206,12 +206,14 @@ def test_an_actions_text_is_short_and_printable(
 
 
 @pytest.mark.parametrize("created", [None, ..., "yesterday", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59+14:00", 5])
-def test_a_time_that_cannot_be_is_taken_for_now(poller: Poller, simulator: SimulatorThread, created: Any) -> None:
+def test_an_impossible_creation_time_is_replaced_by_now(
+    poller: Poller, simulator: SimulatorThread, created: Any
+) -> None:
     before = utc_now()
     assert before <= stored(poller, simulator, createdAt=created).core_created_at <= utc_now()
 
 
-def test_one_poisoned_job_does_not_hide_the_others(poller: Poller, simulator: SimulatorThread) -> None:
+def test_invalid_jobs_do_not_prevent_the_storage_of_a_valid_job(poller: Poller, simulator: SimulatorThread) -> None:
     good = raw_job(poller)
     simulator.inject_pending(
         "text", None, [], {}, {"id": "no-uuid"}, raw_job(poller, params={"a": "\x00"}), nested(200), good, good
@@ -223,7 +225,7 @@ def test_one_poisoned_job_does_not_hide_the_others(poller: Poller, simulator: Si
     assert good["id"] in {found.fulcrum_id for found in rows}
 
 
-def test_a_job_of_another_agent_is_not_ours(poller: Poller, simulator: SimulatorThread) -> None:
+def test_a_job_of_another_agent_is_not_stored(poller: Poller, simulator: SimulatorThread) -> None:
     simulator.inject_pending(raw_job(poller, agentId=str(uuid.uuid4())), raw_job(poller, agentId=None))
     poller.poll()
     with reading(poller.engine) as session:
@@ -239,16 +241,18 @@ def test_polling_the_same_job_twice_writes_one_row(poller: Poller, simulator: Si
     assert poller.state.dispatch_requested.is_set()
 
 
-def test_polling_slows_down_when_nothing_comes_and_not_for_ever(poller: Poller, simulator: SimulatorThread) -> None:
-    pauses = [poller.poll() for _ in range(130)]
-    assert pauses[:30] == [2.0] * 30
-    assert pauses == sorted(pauses)
-    assert pauses[-1] == 10.0
+def test_the_wait_between_polls_grows_up_to_a_maximum_while_no_job_arrives(
+    poller: Poller, simulator: SimulatorThread
+) -> None:
+    waits_s = [poller.poll() for _ in range(130)]
+    assert waits_s[:30] == [2.0] * 30
+    assert waits_s == sorted(waits_s)
+    assert waits_s[-1] == 10.0
     simulator.inject_pending(raw_job(poller))
     assert poller.poll() == 2.0
 
 
-def test_an_agent_that_does_not_know_itself_asks_for_nothing(poller: Poller, simulator: SimulatorThread) -> None:
+def test_an_agent_that_does_not_know_its_id_does_not_poll(poller: Poller, simulator: SimulatorThread) -> None:
     poller.state.agent_id = ""
     simulator.clear_history()
     assert poller.poll() == 2.0
@@ -264,22 +268,22 @@ ANYTHING = st.recursive(
 
 
 @given(st.dictionaries(MEMBERS, ANYTHING))
-def test_any_job_with_an_id_makes_a_row_that_a_database_takes(members: dict[str, Any]) -> None:
+def test_any_job_with_an_id_becomes_a_row_that_a_database_accepts(members: dict[str, Any]) -> None:
     poller = Poller(
-        engine=None,  # type: ignore[arg-type]  only the row is made
+        engine=None,  # type: ignore[arg-type]  the test stores no row
         fulcrum=None,
         secrets=SecretResolver(None),  # type: ignore[arg-type]
         state=AgentState(),
         job_timeout_s=JOB_TIMEOUT_S,
         interval_s=2.0,
     )
-    made = poller._new_row(CoreJob.parse(raw_job() | members), False)
-    stored = json.dumps([made.action, made.defect, made.params, made.service], allow_nan=False, ensure_ascii=False)
-    assert r"\u0000" not in stored.encode().decode()
-    assert 1 <= len(made.action) <= 100
-    assert made.action.isprintable()
-    assert -1000 <= made.priority <= 1000
-    assert made.deadline_at > made.core_created_at
+    new = poller._new_row(CoreJob.parse(raw_job() | members), False)
+    values = json.dumps([new.action, new.defect, new.params, new.service], allow_nan=False, ensure_ascii=False)
+    assert r"\u0000" not in values.encode().decode()
+    assert 1 <= len(new.action) <= 100
+    assert new.action.isprintable()
+    assert -1000 <= new.priority <= 1000
+    assert new.deadline_at > new.core_created_at
 
 
 def test_jobs_without_an_id_are_counted_in_one_log_line_at_a_bounded_rate(

@@ -1,4 +1,4 @@
-"""What the pruner deletes by age and by size, and what it keeps."""
+"""What the pruner deletes by age and by size (rows of the database, and artifacts of runs), and what it keeps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MakePruner = Callable[..., Pruner]
 
 @pytest.fixture
 def make_pruner(engine: Engine, tmp_path: Path) -> MakePruner:
-    """Return a maker of pruners that keep everything for an hour, and artifacts of any size."""
+    """Return a function that makes a pruner. By default, everything is kept for an hour, and artifacts of any size."""
 
     def make(**changed: Any) -> Pruner:
         kept = {"smith_job_retention_s": RETENTION_S, "smith_artifacts_max_mib": 0, "smith_data_dir": tmp_path}
@@ -38,7 +38,7 @@ def make_pruner(engine: Engine, tmp_path: Path) -> MakePruner:
     return make
 
 
-def ended(engine: Engine, ident: str, *, age_s: float, state: ReportState = ReportState.REPORTED) -> int:
+def store_ended_job(engine: Engine, ident: str, *, age_s: float, state: ReportState = ReportState.REPORTED) -> int:
     """Store a job that ended the given time ago, with one run."""
     submit(engine)
     with transaction(engine) as session:
@@ -53,8 +53,8 @@ def ended(engine: Engine, ident: str, *, age_s: float, state: ReportState = Repo
     return job.id
 
 
-def artifacts(tmp_path: Path, ident: str, *, age_s: float, mib: float = 0.0) -> Path:
-    """Create a run's folder of the given age, as the runner leaves it."""
+def create_artifacts(tmp_path: Path, ident: str, *, age_s: float, mib: float = 0.0) -> Path:
+    """Create the folder that a run has left, with the given age and size."""
     folder = tmp_path / "artifacts" / ident
     folder.mkdir(parents=True)
     for name in ("events.jsonl", "stdout", "rc", "status"):
@@ -65,12 +65,12 @@ def artifacts(tmp_path: Path, ident: str, *, age_s: float, mib: float = 0.0) -> 
     return folder
 
 
-def rows(engine: Engine) -> dict[str, int]:
+def row_counts(engine: Engine) -> dict[str, int]:
     with reading(engine) as session:
         return {table.__name__: session.scalar(select(func.count()).select_from(table)) or 0 for table in (Job, Run)}
 
 
-def deleted_mapping(engine: Engine, vmid: int, *, age_s: float) -> None:
+def store_deleted_mapping(engine: Engine, vmid: int, *, age_s: float) -> None:
     with transaction(engine) as session:
         mapping = mappings.reserve(session, service_id=str(uuid.uuid4()), cluster="c", vmid=vmid, name="web")
         assert mapping is not None
@@ -86,8 +86,8 @@ def mapped_vmids(engine: Engine) -> list[int]:
 
 def test_the_rows_of_mappings_that_were_deleted_long_ago_are_removed(engine: Engine, make_pruner: MakePruner) -> None:
     for number in range(BATCH_SIZE + 1):
-        deleted_mapping(engine, 1000 + number, age_s=RETENTION_S + 60)
-    deleted_mapping(engine, 101, age_s=RETENTION_S - 60)
+        store_deleted_mapping(engine, 1000 + number, age_s=RETENTION_S + 60)
+    store_deleted_mapping(engine, 101, age_s=RETENTION_S - 60)
     with transaction(engine) as session:
         mappings.reserve(session, service_id=str(uuid.uuid4()), cluster="c", vmid=100, name="web")
         session.execute(update(Mapping).where(Mapping.vmid == 100).values(created_at=utc_now() - timedelta(days=999)))
@@ -96,7 +96,7 @@ def test_the_rows_of_mappings_that_were_deleted_long_ago_are_removed(engine: Eng
 
 
 def test_the_row_of_a_mapping_stays_while_its_vmid_is_in_quarantine(engine: Engine, make_pruner: MakePruner) -> None:
-    deleted_mapping(engine, 101, age_s=RETENTION_S + 60)
+    store_deleted_mapping(engine, 101, age_s=RETENTION_S + 60)
     make_pruner(smith_vmid_quarantine_s=RETENTION_S + 120).prune()
     assert mapped_vmids(engine) == [101]
 
@@ -104,43 +104,46 @@ def test_the_row_of_a_mapping_stays_while_its_vmid_is_in_quarantine(engine: Engi
 def test_an_old_job_is_deleted_with_its_run_and_artifacts(
     engine: Engine, make_pruner: MakePruner, tmp_path: Path
 ) -> None:
-    ended(engine, "old", age_s=RETENTION_S + 60)
-    ended(engine, "young", age_s=RETENTION_S - 60)
-    old, young = (artifacts(tmp_path, ident, age_s=5) for ident in ("old", "young"))
+    store_ended_job(engine, "old", age_s=RETENTION_S + 60)
+    store_ended_job(engine, "young", age_s=RETENTION_S - 60)
+    old, young = (create_artifacts(tmp_path, ident, age_s=5) for ident in ("old", "young"))
     make_pruner().prune()
-    assert (rows(engine), old.exists(), young.exists()) == ({"Job": 1, "Run": 1}, False, True)
+    assert (row_counts(engine), old.exists(), young.exists()) == ({"Job": 1, "Run": 1}, False, True)
 
 
-def test_a_report_that_is_due_is_never_deleted_nor_its_artifacts(
+def test_a_job_whose_report_is_due_is_never_deleted_nor_are_its_artifacts(
     engine: Engine, make_pruner: MakePruner, tmp_path: Path
 ) -> None:
-    ended(engine, "due", age_s=999_999, state=ReportState.DUE)
-    folder = artifacts(tmp_path, "due", age_s=5)
+    store_ended_job(engine, "due", age_s=999_999, state=ReportState.DUE)
+    folder = create_artifacts(tmp_path, "due", age_s=5)
     make_pruner().prune()
-    assert (rows(engine), folder.exists()) == ({"Job": 1, "Run": 1}, True)
+    assert (row_counts(engine), folder.exists()) == ({"Job": 1, "Run": 1}, True)
 
 
 @pytest.mark.parametrize("state", [ReportState.OVERTAKEN, ReportState.ABANDONED])
-def test_overtaken_and_abandoned_jobs_are_deleted_too(
+def test_jobs_whose_report_is_overtaken_or_abandoned_are_deleted_too(
     engine: Engine, make_pruner: MakePruner, state: ReportState
 ) -> None:
-    ended(engine, "old", age_s=RETENTION_S + 60, state=state)
+    store_ended_job(engine, "old", age_s=RETENTION_S + 60, state=state)
     make_pruner().prune()
-    assert rows(engine) == {"Job": 0, "Run": 0}
+    assert row_counts(engine) == {"Job": 0, "Run": 0}
 
 
-def test_one_turn_deletes_several_slices(
+def test_one_execution_deletes_several_batches(
     engine: Engine, make_pruner: MakePruner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruner, "BATCH_SIZE", 2)
     for number in range(5):
-        ended(engine, f"old-{number}", age_s=RETENTION_S + 60)
+        store_ended_job(engine, f"old-{number}", age_s=RETENTION_S + 60)
     make_pruner().prune()
-    assert rows(engine) == {"Job": 0, "Run": 0}
+    assert row_counts(engine) == {"Job": 0, "Run": 0}
 
 
 def test_artifacts_without_rows_are_deleted_by_age(engine: Engine, make_pruner: MakePruner, tmp_path: Path) -> None:
-    old, young = artifacts(tmp_path, "old", age_s=RETENTION_S + 60), artifacts(tmp_path, "young", age_s=60)
+    old, young = (
+        create_artifacts(tmp_path, "old", age_s=RETENTION_S + 60),
+        create_artifacts(tmp_path, "young", age_s=60),
+    )
     make_pruner().prune()
     assert (old.exists(), young.exists()) == (False, True)
 
@@ -149,27 +152,27 @@ def test_the_oldest_artifacts_over_the_size_limit_are_deleted_first(
     engine: Engine, make_pruner: MakePruner, tmp_path: Path
 ) -> None:
     ages = {"a": 3000, "b": 2400, "c": 1800, "d": 1200}
-    folders = {name: artifacts(tmp_path, name, age_s=age_s, mib=0.5) for name, age_s in ages.items()}
+    folders = {name: create_artifacts(tmp_path, name, age_s=age_s, mib=0.5) for name, age_s in ages.items()}
     make_pruner(smith_artifacts_max_mib=1).prune()
     assert [name for name, folder in folders.items() if folder.exists()] == ["c", "d"]
 
 
-def test_the_size_limit_spares_artifacts_of_unfinished_runs(
+def test_the_size_limit_does_not_apply_to_young_artifacts_whose_run_may_not_have_ended(
     engine: Engine, make_pruner: MakePruner, tmp_path: Path
 ) -> None:
-    written = artifacts(tmp_path, "written", age_s=5, mib=3)
+    young = create_artifacts(tmp_path, "young", age_s=5, mib=3)
     make_pruner(smith_artifacts_max_mib=1).prune()
-    assert written.exists()
+    assert young.exists()
 
 
 def test_a_size_limit_of_0_means_no_limit(engine: Engine, make_pruner: MakePruner, tmp_path: Path) -> None:
-    folder = artifacts(tmp_path, "large", age_s=1200, mib=3)
+    folder = create_artifacts(tmp_path, "large", age_s=1200, mib=3)
     make_pruner(smith_artifacts_max_mib=0).prune()
     assert folder.exists()
 
 
-def test_files_and_links_are_kept(engine: Engine, make_pruner: MakePruner, tmp_path: Path) -> None:
-    """A file, and a link: what it points to is not ours."""
+def test_files_and_the_targets_of_links_are_kept(engine: Engine, make_pruner: MakePruner, tmp_path: Path) -> None:
+    """The artifacts of a run are a folder. So a file is not deleted, and a link is not followed."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "precious").write_bytes(b"x" * 2 * MIB)
@@ -186,10 +189,12 @@ def test_files_and_links_are_kept(engine: Engine, make_pruner: MakePruner, tmp_p
 def test_pruning_without_anything_to_prune_does_no_harm(engine: Engine, make_pruner: MakePruner) -> None:
     make_pruner().prune()
     make_pruner().prune()
-    assert rows(engine) == {"Job": 0, "Run": 0}
+    assert row_counts(engine) == {"Job": 0, "Run": 0}
 
 
-def test_rows_of_old_agent_starts_are_deleted(engine: Engine, make_pruner: MakePruner) -> None:
+def test_rows_of_agent_processes_that_were_last_seen_long_ago_are_deleted(
+    engine: Engine, make_pruner: MakePruner
+) -> None:
     now = utc_now()
     with transaction(engine) as session:
         for name, age_s in (("old", RETENTION_S + 60), ("living", 5)):
@@ -201,15 +206,15 @@ def test_rows_of_old_agent_starts_are_deleted(engine: Engine, make_pruner: MakeP
         assert session.scalars(select(Node.id)).all() == ["living"]
 
 
-def test_other_writers_can_write_between_two_slices(
+def test_other_writers_can_write_between_two_batches(
     sqlite_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The poller writes while a million rows are pruned: no slice may hold the lock until the next."""
+    """The poller must be able to write while a million rows are pruned. So no batch keeps the lock until the next."""
     monkeypatch.setattr(pruner, "BATCH_SIZE", 1)
     monkeypatch.setattr(pruner, "BATCH_WAIT_S", 0)
     for number in range(3):
-        ended(sqlite_engine, f"old-{number}", age_s=RETENTION_S + 60)
-        artifacts(tmp_path, f"old-{number}", age_s=5)
+        store_ended_job(sqlite_engine, f"old-{number}", age_s=RETENTION_S + 60)
+        create_artifacts(tmp_path, f"old-{number}", age_s=5)
     written = []
 
     def write_between(path: Path, **_: Any) -> None:

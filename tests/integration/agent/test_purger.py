@@ -1,4 +1,8 @@
-"""Which VMs pending deletion get a local delete job: only those whose service has ended in the simulator."""
+"""Which VMs pending deletion get a local delete job: only those whose service has ended in FulcrumCore.
+
+A service has ended if it is in a terminal state of its type, or if FulcrumCore does not know it. A local job is added
+by the agent: FulcrumCore does not know the job and gets no report. A VM is pending deletion during its grace period.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +46,7 @@ def engine(sqlite_engine: Engine) -> Engine:
 
 @pytest.fixture
 def purger(world: World, engine: Engine) -> VmPurger:
+    """Return the purger. It waits by a clock that only these waits advance."""
     state = AgentState()
     state.agent_id = world.ids.agent_id
     client = FulcrumClient(world.sim.url, lambda: world.ids.agent_token, read_timeout_s=5)
@@ -62,7 +67,7 @@ def purger(world: World, engine: Engine) -> VmPurger:
     )
 
 
-def pending_deletion(engine: Engine, service_id: str, delete_at: int = PAST, vmid: int = 100_000) -> None:
+def store_vm_pending_deletion(engine: Engine, service_id: str, delete_at: int = PAST, vmid: int = 100_000) -> None:
     with transaction(engine) as session:
         mapping = mappings.reserve(session, service_id=service_id, cluster="c", vmid=vmid, name="web")
         assert mapping is not None
@@ -74,7 +79,8 @@ def jobs(engine: Engine) -> list[Job]:
         return list(session.scalars(select(Job)))
 
 
-def ended(world: World) -> str:
+def end_service(world: World) -> str:
+    """Create a service, and delete it in FulcrumCore; return its id."""
     service = world.created()
     world.admin.delete_service(service["id"])
     world.agent.complete(world.claimed(service))
@@ -83,8 +89,8 @@ def ended(world: World) -> str:
 
 
 def test_a_vm_whose_service_has_ended_gets_one_local_delete_job(world: World, engine: Engine, purger: VmPurger) -> None:
-    service_id = ended(world)
-    pending_deletion(engine, service_id)
+    service_id = end_service(world)
+    store_vm_pending_deletion(engine, service_id)
     purger.submit_due_deletions()
     purger.submit_due_deletions()
     (job,) = jobs(engine)
@@ -93,19 +99,19 @@ def test_a_vm_whose_service_has_ended_gets_one_local_delete_job(world: World, en
 
 
 def test_a_vm_within_its_grace_period_is_kept(world: World, engine: Engine, purger: VmPurger) -> None:
-    pending_deletion(engine, ended(world), FUTURE)
+    store_vm_pending_deletion(engine, end_service(world), FUTURE)
     purger.submit_due_deletions()
     assert jobs(engine) == []
 
 
 def test_a_service_that_has_not_ended_keeps_its_vm(world: World, engine: Engine, purger: VmPurger) -> None:
-    pending_deletion(engine, world.created()["id"])
+    store_vm_pending_deletion(engine, world.created()["id"])
     purger.submit_due_deletions()
     assert jobs(engine) == []
 
 
 def test_a_service_that_fulcrum_does_not_know_has_ended(engine: Engine, purger: VmPurger) -> None:
-    pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
+    store_vm_pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
     purger.submit_due_deletions()
     assert len(jobs(engine)) == 1
 
@@ -113,18 +119,18 @@ def test_a_service_that_fulcrum_does_not_know_has_ended(engine: Engine, purger: 
 def test_a_single_403_is_no_proof_that_the_service_has_ended(world: World, engine: Engine, purger: VmPurger) -> None:
     """FulcrumCore answers 403 also while its database is down."""
     service = world.created()
-    pending_deletion(engine, service["id"])
+    store_vm_pending_deletion(engine, service["id"])
     world.sim.add_fault("status", method="GET", path=f".*/services/{service['id']}$", times=1, status=403)
     purger.submit_due_deletions()
     assert jobs(engine) == []
 
 
-def test_a_window_of_403_in_which_the_agent_is_accepted_deletes_no_vm(
+def test_several_403_for_a_service_delete_no_vm_if_fulcrumcore_then_returns_the_service(
     world: World, engine: Engine, purger: VmPurger
 ) -> None:
     """While FulcrumCore's database fails over, it may refuse a service several times and accept the token."""
     service = world.created()
-    pending_deletion(engine, service["id"])
+    store_vm_pending_deletion(engine, service["id"])
     world.sim.add_fault("status", method="GET", path=f".*/services/{service['id']}$", times=5, status=403)
     purger.submit_due_deletions()
     assert jobs(engine) == []
@@ -135,14 +141,14 @@ def test_a_refused_service_is_read_again_until_it_counts_as_deleted(
 ) -> None:
     gone = ["99999999-0000-4000-8000-000000000001", "99999999-0000-4000-8000-000000000002"]
     for number, service_id in enumerate(gone):
-        pending_deletion(engine, service_id, vmid=100_001 + number)
-    ended_service = ended(world)
-    pending_deletion(engine, ended_service)
-    started_jobs: list[int] = []
+        store_vm_pending_deletion(engine, service_id, vmid=100_001 + number)
+    ended_service = end_service(world)
+    store_vm_pending_deletion(engine, ended_service)
+    job_counts: list[int] = []  #: the number of delete jobs at each wait
     wait = purger.wait
-    purger.wait = lambda seconds: (started_jobs.append(len(jobs(engine))), wait(seconds))
+    purger.wait = lambda seconds: (job_counts.append(len(jobs(engine))), wait(seconds))
     purger.submit_due_deletions()
-    assert started_jobs == [1, 1, 1], "the VM of the ended service does not wait for the others"
+    assert job_counts == [1, 1, 1], "the VM of the ended service does not wait for the others"
     assert {job.service_id for job in jobs(engine)} == {*gone, ended_service}
 
 
@@ -150,7 +156,7 @@ def test_an_execution_with_a_short_interval_does_not_wait_longer_than_the_interv
     engine: Engine, purger: VmPurger
 ) -> None:
     purger.interval_s = 1
-    pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
+    store_vm_pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
     waits: list[float] = []
     wait = purger.wait
     purger.wait = lambda seconds: (waits.append(seconds), wait(seconds))
@@ -162,8 +168,8 @@ def test_an_execution_with_a_short_interval_does_not_wait_longer_than_the_interv
     assert executions > 20
 
 
-def test_a_stopping_agent_reads_a_refused_service_no_more(engine: Engine, purger: VmPurger) -> None:
-    pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
+def test_a_stopping_agent_does_not_read_a_refused_service_again(engine: Engine, purger: VmPurger) -> None:
+    store_vm_pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
     purger.wait = lambda _seconds: purger.state.stopping.set()
     purger.submit_due_deletions()
     assert jobs(engine) == []
@@ -171,7 +177,7 @@ def test_a_stopping_agent_reads_a_refused_service_no_more(engine: Engine, purger
 
 @pytest.mark.parametrize("status", [403, 500, 502])
 def test_nothing_is_deleted_while_fulcrum_is_down(world: World, engine: Engine, purger: VmPurger, status: int) -> None:
-    pending_deletion(engine, ended(world))
+    store_vm_pending_deletion(engine, end_service(world))
     world.sim.add_fault("status", method="GET", path=".*", times=100, status=status)
     with pytest.raises(FulcrumUnavailable):
         purger.submit_due_deletions()
@@ -183,16 +189,18 @@ def test_nothing_is_deleted_while_fulcrum_is_down(world: World, engine: Engine, 
 def test_an_unexpected_status_is_no_proof_that_the_service_has_ended(
     world: World, engine: Engine, purger: VmPurger, status: int
 ) -> None:
-    pending_deletion(engine, ended(world))
+    store_vm_pending_deletion(engine, end_service(world))
     world.sim.add_fault("status", method="GET", path=".*/services/.*", times=2, status=status)
     purger.submit_due_deletions()
     assert jobs(engine) == []
 
 
-def test_every_terminal_state_of_the_service_type_is_an_end(world: World, engine: Engine, purger: VmPurger) -> None:
+def test_a_service_has_ended_in_every_terminal_state_of_its_type(
+    world: World, engine: Engine, purger: VmPurger
+) -> None:
     service = world.order_with({"properties": {"a": {"type": "string"}}}, {"a": "x"}).json()
     world.agent.complete(world.claimed(service), agentInstanceId="x/100000")
-    pending_deletion(engine, service["id"])
+    store_vm_pending_deletion(engine, service["id"])
     purger.submit_due_deletions()
     assert jobs(engine) == []
     world.admin.delete_service(service["id"])
@@ -205,9 +213,9 @@ def test_every_terminal_state_of_the_service_type_is_an_end(world: World, engine
 def test_one_service_that_fulcrum_cannot_return_does_not_delay_the_deletion_of_other_vms(
     world: World, engine: Engine, purger: VmPurger
 ) -> None:
-    broken, ended_service = ended(world), ended(world)
-    pending_deletion(engine, broken, PAST, vmid=100_000)
-    pending_deletion(engine, ended_service, PAST + 1, vmid=100_001)
+    broken, ended_service = end_service(world), end_service(world)
+    store_vm_pending_deletion(engine, broken, PAST, vmid=100_000)
+    store_vm_pending_deletion(engine, ended_service, PAST + 1, vmid=100_001)
     world.sim.add_fault("status", method="GET", path=f".*/services/{broken}$", times=100, status=500)
     purger.submit_due_deletions()
     world.sim.clear_faults()
@@ -221,28 +229,28 @@ def test_many_vms_that_are_kept_do_not_delay_the_deletion_of_a_later_one(
     world.sim.add_fault("status", method="GET", path=".*/services/99999999-.*", times=1000, status=400)
     for number in range(mappings.DUE_PAGE_SIZE + 5):
         kept = f"99999999-0000-4000-8000-{number:012}"
-        pending_deletion(engine, kept, PAST + number // 50, vmid=100_001 + number)
-    ended_service = ended(world)
-    pending_deletion(engine, ended_service, PAST + 100, vmid=100_000)
+        store_vm_pending_deletion(engine, kept, PAST + number // 50, vmid=100_001 + number)
+    ended_service = end_service(world)
+    store_vm_pending_deletion(engine, ended_service, PAST + 100, vmid=100_000)
     purger.submit_due_deletions()
     world.sim.clear_faults()
     assert [job.service_id for job in jobs(engine)] == [ended_service]
 
 
 def test_a_local_job_is_never_reported(world: World, engine: Engine, purger: VmPurger) -> None:
-    pending_deletion(engine, ended(world))
+    store_vm_pending_deletion(engine, end_service(world))
     purger.submit_due_deletions()
     (job,) = jobs(engine)
     with transaction(engine) as session:
         job_queue.request_cancel(session, job.id)
     (job,) = jobs(engine)
     assert (job.status, job.report_state) == ("failed", ReportState.LOCAL)
-    purger.submit_due_deletions()  # a cancelled job is repeated: only `smith mappings recall` keeps the VM
+    purger.submit_due_deletions()  # adds a new job: only `smith mappings recall` keeps the VM
     assert [each.status for each in jobs(engine)] == ["failed", "pending"]
 
 
 def test_nothing_is_done_before_the_agent_id_is_known(engine: Engine, purger: VmPurger) -> None:
     purger.state.agent_id = ""
-    pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
+    store_vm_pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
     purger.submit_due_deletions()
     assert jobs(engine) == []

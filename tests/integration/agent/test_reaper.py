@@ -1,4 +1,8 @@
-"""The reaper with the rows of other agents, on SQLite and on PostgreSQL."""
+"""When the reaper takes jobs from other agents, on SQLite and on PostgreSQL.
+
+The reaper observes the leases: it measures with its own clock for how long a lease has not changed. An agent that
+fences ends its runs before its leases expire. The reaper (agent `bob`) takes the jobs of agent `alice`.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +43,7 @@ class Observer:
         )
 
     def observe_for(self, seconds: float) -> None:
+        """Read the leases now, and every five seconds until the clock has advanced by `seconds`."""
         self.reaper.reap()
         end = self.now + seconds
         while self.now < end:
@@ -65,12 +70,12 @@ def start_run(engine: Engine, job_id: int) -> None:
         job_runs.note_started(session, lease, run_ident=f"create-{job_id}", playbook="create.yml")
 
 
-def test_a_job_that_has_not_started_a_run_does_not_wait_for_its_deadline(engine: Engine) -> None:
-    """Its owner, which does not fence, cannot start one any more: it would first have to store it."""
+def test_a_job_without_a_run_is_reaped_before_its_deadline(engine: Engine) -> None:
+    """The owner does not fence. But it must store a run before it starts the run, and after the reaping it cannot."""
     add_agent(engine, "alice", fences=False)
     job_id = job_with_expired_lease(engine)
     lease = job_queue.lease_of(row(engine, job_id))
-    Observer(engine, clock_offset_s=deadline_since(engine, job_id, -3600)).observe_for(LEASE_S)
+    Observer(engine, clock_offset_s=offset_after_deadline(engine, job_id, -3600)).observe_for(LEASE_S)
     assert row(engine, job_id).status == "pending"
     with pytest.raises(StaleJob), transaction(engine) as session:
         job_runs.note_started(session, lease, run_ident="late", playbook="create.yml")
@@ -80,10 +85,10 @@ def test_a_job_is_not_reaped_when_its_owner_starts_a_run_after_the_leases_were_r
     add_agent(engine, "alice", fences=False)
     job_id = job_with_expired_lease(engine)
     observer = Observer(engine)
-    offset_s = deadline_since(engine, job_id, -3600)
+    offset_s = offset_after_deadline(engine, job_id, -3600)
 
     def start_and_return_offset() -> float:
-        """Act as the owner between the reaper's read and its write, when it asks for FulcrumCore's time."""
+        """Start a run as the owner does. The reaper calls this function after it read the leases, before it writes."""
         if observer.now >= end:
             start_run(engine, job_id)
         return offset_s
@@ -97,8 +102,8 @@ def test_a_job_is_not_reaped_when_its_owner_starts_a_run_after_the_leases_were_r
     assert row(engine, job_id).run_ident is not None
 
 
-def test_a_job_that_only_waited_is_not_to_blame_for_the_end_of_its_agent(engine: Engine) -> None:
-    """Otherwise all creates that wait for a clone slot would be in quarantine after their nodes were restarted."""
+def test_the_end_of_an_agent_does_not_count_as_a_crash_of_a_job_that_only_waited(engine: Engine) -> None:
+    """Otherwise several restarts of agents would quarantine all create jobs that wait for a clone slot."""
     add_agent(engine, "alice", fences=True)
     job_id = job_with_expired_lease(engine)
     with transaction(engine) as session:
@@ -109,7 +114,7 @@ def test_a_job_that_only_waited_is_not_to_blame_for_the_end_of_its_agent(engine:
 
 
 @pytest.mark.parametrize(("started", "crashes"), [(False, 0), (True, 1)])
-def test_a_job_that_waited_and_then_started_its_run_counts_as_crashed(
+def test_a_released_job_that_waited_counts_as_crashed_only_if_it_then_started_its_run(
     engine: Engine, started: bool, crashes: int
 ) -> None:
     job_id = job_with_expired_lease(engine)
@@ -122,8 +127,8 @@ def test_a_job_that_waited_and_then_started_its_run_counts_as_crashed(
     assert (row(engine, job_id).crashes, row(engine, job_id).attempt) == (crashes, crashes)
 
 
-def deadline_since(engine: Engine, job_id: int, seconds: float) -> float:
-    """Return the clock offset with which the job's deadline passed `seconds` ago at FulcrumCore."""
+def offset_after_deadline(engine: Engine, job_id: int, seconds: float) -> float:
+    """Return an offset of FulcrumCore's clock at which the job's deadline passed `seconds` ago (< 0: not yet)."""
     return (row(engine, job_id).deadline_at + timedelta(seconds=seconds) - utc_now()).total_seconds()
 
 
@@ -155,13 +160,13 @@ def test_a_job_of_an_agent_that_does_not_fence_is_reaped_after_its_deadline_and_
         add_agent(engine, "alice", fences=False)
     job_id = job_with_expired_lease(engine)
     start_run(engine, job_id)
-    observer = Observer(engine, clock_offset_s=deadline_since(engine, job_id, -3600))
+    observer = Observer(engine, clock_offset_s=offset_after_deadline(engine, job_id, -3600))
     observer.observe_for(3 * LEASE_S)
     assert [record.message.count("reaping_waits_for_deadline") for record in caplog.records] == [1]
-    observer.clock_offset_s = deadline_since(engine, job_id, KILL_TIME_S - 5)
+    observer.clock_offset_s = offset_after_deadline(engine, job_id, KILL_TIME_S - 5)
     observer.observe_for(5)
     assert row(engine, job_id).owner == "alice"
-    observer.clock_offset_s = deadline_since(engine, job_id, KILL_TIME_S + 1)
+    observer.clock_offset_s = offset_after_deadline(engine, job_id, KILL_TIME_S + 1)
     observer.observe_for(5)
     assert row(engine, job_id).status == "pending"
 
@@ -172,7 +177,7 @@ def test_a_job_is_not_reaped_when_its_owner_renews_and_stops_fencing_after_the_l
     observer = Observer(engine)
 
     def renew_and_stop_fencing() -> float:
-        """Act as the owner between the reaper's read and its write, when it asks for FulcrumCore's time."""
+        """Renew as the owner does. The reaper calls this function after it read the leases, before it writes."""
         with transaction(engine) as session:
             job_queue.renew(session, "alice", lease_s=LEASE_S)
             nodes.note_leases_renewed(session, "alice", fences=False)

@@ -1,4 +1,8 @@
-"""What the reporter sends: the content of reports, and what it does when FulcrumCore refuses one."""
+"""What the reporter sends: the content of reports, and what it does when FulcrumCore refuses one.
+
+`outbox.ended` stores the result of a job. In a round (`outbox.turn`), the reporter sends the due reports once. `made`
+returns the successful result of a create. A report is overtaken if FulcrumCore itself has ended the job before.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +34,8 @@ def test_a_success_is_reported_with_instance_data_and_properties(outbox: Outbox)
     vmid = result.vm["vmid"]
     service = outbox.world.admin.get_service(job["serviceId"])
     assert service["agentInstanceId"] == f"{outbox.world.ids.agent_id}/{vmid}"
-    made_as = {"vmid": vmid, "node": "pve1", "name": "web-1", "mac_address": "BC:24:11:00:00:01"}
-    assert service["agentInstanceData"] == made_as | {"ip_addresses": ["192.0.2.7"], "snapshot": "smith-1"}
+    vm_data = {"vmid": vmid, "node": "pve1", "name": "web-1", "mac_address": "BC:24:11:00:00:01"}
+    assert service["agentInstanceData"] == vm_data | {"ip_addresses": ["192.0.2.7"], "snapshot": "smith-1"}
     reported = {"vmid": vmid, "node": "pve1", "macAddress": "BC:24:11:00:00:01", "ipAddresses": ["192.0.2.7"]}
     assert (reported | {"lastSnapshot": "smith-1"}).items() <= service["properties"].items()
     row = outbox.row(job_id)
@@ -54,13 +58,13 @@ def test_a_success_is_reported_with_instance_data_and_properties(outbox: Outbox)
     ],
 )
 def test_the_members_of_a_completion_depend_on_action_and_vm(action: str, vm: Json, members: set[str]) -> None:
-    """After an update FulcrumCore sets the properties to the job's params; a deleted VM has none."""
+    """After an update, FulcrumCore itself sets the properties to the job's params. A deleted VM has no properties."""
     sent = completion_arguments(Job(action=action, result=vm), "agent")
     assert set(sent) == members
     assert sent.get("agent_instance_data", {}) == {name: vm[name] for name in vm if name != "status"} or not members
 
 
-def test_the_instance_data_names_the_properties_whose_secret_is_gone(outbox: Outbox) -> None:
+def test_the_instance_data_names_the_properties_that_were_left_out_of_the_run(outbox: Outbox) -> None:
     job = outbox.ordered()
     outbox.ended(job, with_left_out_properties(made(), ["ciPassword", "password", "ciPassword"]))
     outbox.turn()
@@ -83,12 +87,12 @@ def test_a_failure_is_reported_with_our_error_message(outbox: Outbox) -> None:
     assert outbox.at_core(job)["errorMessage"] == "CAPACITY: the storage is full (run create-1)"
 
 
-def test_without_due_reports_the_next_turn_follows_soon(outbox: Outbox) -> None:
+def test_without_due_reports_the_reporter_waits_for_the_idle_time(outbox: Outbox) -> None:
     assert outbox.turn() == IDLE_WAIT_S
     assert not outbox.state.poll_requested.is_set()
 
 
-def test_many_reports_are_sent_in_one_turn(outbox: Outbox) -> None:
+def test_many_reports_are_sent_in_one_round(outbox: Outbox) -> None:
     jobs = [outbox.ordered() for _ in range(3 * SENDER_THREADS)]
     for job in jobs:
         outbox.ended(job, made())
@@ -97,7 +101,9 @@ def test_many_reports_are_sent_in_one_turn(outbox: Outbox) -> None:
 
 
 @pytest.mark.parametrize("result", [made(), FAILED], ids=["success", "failure"])
-def test_a_report_whose_response_was_lost_is_settled_by_get_job(outbox: Outbox, result: JobResult) -> None:
+def test_a_report_whose_response_was_lost_is_found_to_be_accepted_by_reading_the_job(
+    outbox: Outbox, result: JobResult
+) -> None:
     job = outbox.ordered()
     outbox.world.sim.add_fault("drop_after", method="POST", path=r"/(complete|fail)$", times=1)
     job_id = outbox.ended(job, result)
@@ -108,7 +114,9 @@ def test_a_report_whose_response_was_lost_is_settled_by_get_job(outbox: Outbox, 
 
 
 @pytest.mark.parametrize("result", [made(), FAILED], ids=["success", "failure"])
-def test_a_job_that_fulcrumcore_timed_out_keeps_our_outcome_as_overtaken(outbox: Outbox, result: JobResult) -> None:
+def test_a_job_that_fulcrumcore_has_timed_out_keeps_our_result_and_is_overtaken(
+    outbox: Outbox, result: JobResult
+) -> None:
     job = outbox.ordered()
     outbox.world.sim.expire_job(job["id"])
     job_id = outbox.ended(job, result)
@@ -162,7 +170,7 @@ def test_a_completion_that_is_refused_without_properties_too_becomes_a_failure(o
 @pytest.mark.parametrize("member", ["error", "status", "errors"])
 @pytest.mark.parametrize("status", [400, 409, 422, 500])
 def test_no_text_of_fulcrumcore_is_sent_back_to_it(outbox: Outbox, status: int, member: str) -> None:
-    """Consumers can read an error message, and a text of FulcrumCore may have SQL, paths, or an error code."""
+    """Consumers can read the error message, and FulcrumCore's texts may contain SQL, paths, or an error code."""
     text = "CAPACITY: duplicate key (SQLSTATE 23505) INSERT INTO services /srv/core/db.go"
     body = {"errors": [{"path": text, "message": text}]} if member == "errors" else {member: text}
     outbox.world.sim.add_fault("status", status=status, body=body, method="POST", path="/complete$")
@@ -180,7 +188,7 @@ def test_no_text_of_fulcrumcore_is_sent_back_to_it(outbox: Outbox, status: int, 
 
 @pytest.mark.parametrize("result", [made(), FAILED])
 def test_a_report_that_is_refused_while_the_job_is_processing_is_kept(outbox: Outbox, result: JobResult) -> None:
-    """The service type no longer allows the action's end. After its repair, the report is accepted."""
+    """The service type no longer allows the end of the action. After the repair of the type, the report is accepted."""
     job = outbox.ordered()
     outbox.world.sim.add_fault("status", status=400, method="POST", path=r"/(complete|fail)$")
     job_id = outbox.ended(job, result)
@@ -276,12 +284,12 @@ def test_a_claim_that_is_refused_is_retried(outbox: Outbox) -> None:
     row = outbox.row(job_id)
     assert (row.report_state, row.report_attempts) == ("due", 1)
     assert "the job is locked" in str(row.report_note)
-    assert outbox.state.fulcrum_link.is_up, "it answered, about this job"
+    assert outbox.state.fulcrum_link.is_up, "FulcrumCore has answered, so there is no outage"
     outbox.turn()
     assert (outbox.row(job_id).report_state, outbox.row(job_id).report_note) == ("reported", None)
 
 
-def test_each_report_is_logged_and_an_overtaken_one_is_an_error(outbox: Outbox) -> None:
+def test_each_report_is_logged_and_an_overtaken_one_as_an_error(outbox: Outbox) -> None:
     job, overtaken = outbox.ordered(), outbox.ordered()
     assert outbox.world.agent.complete(overtaken).status_code == 204
     outbox.ended(job, made())
@@ -299,14 +307,14 @@ def test_each_report_is_logged_and_an_overtaken_one_is_an_error(outbox: Outbox) 
 
 
 def test_an_instance_id_of_another_service_becomes_a_failure_after_several_attempts(outbox: Outbox) -> None:
-    """FulcrumCore always answers 500: instance ids are unique in its whole database."""
+    """FulcrumCore answers each completion with 500, because instance ids are unique in its whole database."""
     result = made()
     outbox.world.created(f"{outbox.world.ids.agent_id}/{result.vm['vmid']}")
     job = outbox.ordered()
     job_id = outbox.ended(job, result)
     outbox.turn(MAX_FAILED_COMPLETIONS)
     assert (outbox.row(job_id).report_state, outbox.row(job_id).report_attempts) == ("due", MAX_FAILED_COMPLETIONS)
-    assert outbox.state.fulcrum_link.is_up, "it answered, about this job"
+    assert outbox.state.fulcrum_link.is_up, "FulcrumCore has answered, so there is no outage"
     outbox.turn()
     row = outbox.row(job_id)
     assert (row.status, row.error_code, row.report_state) == ("failed", "RESULT_REFUSED", "reported")

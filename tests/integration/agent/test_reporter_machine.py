@@ -1,4 +1,4 @@
-"""The reporter in any order of reports, outages and lost answers."""
+"""The reporter in random orders of reports, outages and lost answers, which Hypothesis chooses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from executor.model import JobStatus
 
 
 class Reports(RuleBasedStateMachine):
-    """Jobs end, FulcrumCore loses responses, times jobs out and fails, and the reporter is restarted at any time."""
+    """At any time, a job ends, FulcrumCore fails, loses a response or times a job out, or the reporter is restarted."""
 
     sim: SimulatorThread
     folder: Path
@@ -99,12 +99,12 @@ class Reports(RuleBasedStateMachine):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _for_the_machine(sim: SimulatorThread, template: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _set_up_the_state_machine(sim: SimulatorThread, template: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     Reports.sim, Reports.template, Reports.folder = sim, template, tmp_path_factory.mktemp("machine")
 
 
 class TestReports(Reports.TestCase):  # type: ignore[name-defined,misc]
-    """Hypothesis's test, limited to a few seconds."""
+    """The test of Hypothesis, with so few examples that it takes some seconds."""
 
     settings = settings(
         max_examples=12,

@@ -1,4 +1,7 @@
-"""The reporter while FulcrumCore is down, refuses the token or has lost jobs."""
+"""The reporter while FulcrumCore is down, refuses the token or has lost jobs.
+
+In a round (`outbox.turn`), the reporter sends the due reports once. An abandoned job gets no report.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def test_in_an_outage_the_backoff_grows_to_a_minute(outbox: Outbox) -> None:
 
 
 @pytest.mark.parametrize("seen_by", ["reporter", "another part"])
-def test_after_an_outage_the_waits_between_rounds_start_at_the_shortest(outbox: Outbox, seen_by: str) -> None:
+def test_after_an_outage_the_waits_between_rounds_start_again_at_the_minimum(outbox: Outbox, seen_by: str) -> None:
     outbox.ended(outbox.ordered(), made())
     outbox.world.sim.add_fault("status", status=503)
     outbox.turn(4)
@@ -62,7 +65,7 @@ def test_after_an_outage_the_waits_between_rounds_start_at_the_shortest(outbox: 
 
 
 @pytest.mark.parametrize("status", [403, 503])
-def test_the_first_report_that_gets_no_answer_ends_the_round(outbox: Outbox, status: int) -> None:
+def test_the_first_report_that_fails_ends_the_round(outbox: Outbox, status: int) -> None:
     """Each sender may have begun one report when the first answer arrives."""
     jobs = [outbox.ordered() for _ in range(3 * SENDER_THREADS)]
     job_ids = [outbox.ended(job, made()) for job in jobs]
@@ -144,7 +147,7 @@ def test_a_job_that_fulcrumcore_has_deleted_is_abandoned(outbox: Outbox) -> None
     assert outbox.state.fulcrum_link.is_up
 
 
-def test_403_windows_in_which_some_requests_succeed_abandon_no_job(outbox: Outbox) -> None:
+def test_no_job_is_abandoned_if_some_requests_between_the_403_succeed(outbox: Outbox) -> None:
     """FulcrumCore's database is down for a moment at each report, but never at the requests in between."""
     job = outbox.ordered()
     job_id = outbox.ended(job, made())
@@ -173,14 +176,14 @@ def test_an_abandoned_report_is_sent_when_fulcrumcore_lists_the_job_again(outbox
     assert outbox.row(job_id).report_state == "abandoned"
     outbox.world.sim.clear_faults()
     with transaction(outbox.engine) as session:
-        session.execute(update(Job).values(started_at=utc_now()))  # the job's result is that of a run
+        session.execute(update(Job).values(started_at=utc_now()))  # the result is reported, because it comes from a run
         assert reopening.reopen(session, [job["id"]], are_claimed=True, now_at_core=utc_now()) == 1
     outbox.turn()
     assert outbox.row(job_id).report_state == "reported"
     assert outbox.at_core(job)["status"] == "Completed"
 
 
-def test_a_token_that_every_request_refuses_abandons_no_job(outbox: Outbox) -> None:
+def test_no_job_is_abandoned_while_fulcrumcore_refuses_the_token_for_every_request(outbox: Outbox) -> None:
     job_id = outbox.ended(outbox.ordered(), made())
     outbox.world.sim.add_fault("status", status=403, path="^/api/")
     outbox.turn()

@@ -1,4 +1,8 @@
-"""The scheduler: when critical jobs take their turns, and what happens to one that hangs."""
+"""The scheduler: when critical jobs are executed, and what happens to one that hangs.
+
+Each execution of a critical job is a turn. A `FakeJob` counts its turns. Its arguments are the values that it returns,
+calls or raises in its first turns.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from executor.errors import FulcrumUnavailable, JobError
 from executor.shared.error_codes import ErrorCode
 
 
-def test_every_job_takes_its_first_turn_at_once_and_repeats(make_scheduler: MakeScheduler) -> None:
+def test_every_job_is_executed_at_once_and_then_at_its_interval(make_scheduler: MakeScheduler) -> None:
     often, rarely = FakeJob(), FakeJob()
     make_scheduler(
         CriticalJob(name="often", interval_s=OFTEN_S, run=often),
@@ -51,7 +55,7 @@ def test_a_job_that_hangs_delays_no_other(make_scheduler: MakeScheduler) -> None
     ],
     ids=lambda failure: type(failure).__name__,
 )
-def test_a_failed_turn_is_stored_and_the_next_one_follows(
+def test_a_failed_execution_is_stored_and_the_next_one_follows(
     make_scheduler: MakeScheduler, sqlite_engine: Engine, failure: Exception
 ) -> None:
     fake = FakeJob(failure, failure)
@@ -76,7 +80,7 @@ def test_a_job_that_cannot_reach_fulcrumcore_sets_the_link_down(make_scheduler: 
     assert link.reason == "no route"
 
 
-def test_waking_a_job_starts_a_turn_at_once(make_scheduler: MakeScheduler) -> None:
+def test_waking_a_job_executes_it_at_once(make_scheduler: MakeScheduler) -> None:
     fake = FakeJob()
     scheduler = make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=fake))
     for turn in range(1, 4):
@@ -84,7 +88,7 @@ def test_waking_a_job_starts_a_turn_at_once(make_scheduler: MakeScheduler) -> No
         scheduler.jobs["fake"].wake_requested.set()
 
 
-def test_a_wake_during_a_turn_starts_another_turn_after_it(make_scheduler: MakeScheduler) -> None:
+def test_waking_a_job_during_an_execution_starts_another_execution_after_it(make_scheduler: MakeScheduler) -> None:
     release = threading.Event()
     fake = FakeJob(release.wait)
     scheduler = make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=fake))
@@ -94,7 +98,7 @@ def test_a_wake_during_a_turn_starts_another_turn_after_it(make_scheduler: MakeS
     wait_for(lambda: fake.turns == 2, "the second turn")
 
 
-def test_turns_of_one_job_never_overlap(make_scheduler: MakeScheduler) -> None:
+def test_executions_of_one_job_never_overlap(make_scheduler: MakeScheduler) -> None:
     fake = FakeJob(*[lambda: time.sleep(0.002)] * 50)
     scheduler = make_scheduler(CriticalJob(name="fake", interval_s=0.001, run=fake))
     wake = scheduler.jobs["fake"].wake_requested
@@ -107,17 +111,17 @@ def test_turns_of_one_job_never_overlap(make_scheduler: MakeScheduler) -> None:
     assert fake.most_at_once == 1
 
 
-def test_a_job_may_request_an_earlier_turn(make_scheduler: MakeScheduler) -> None:
-    """Sooner than its interval; 0 means at once, not "after the interval"."""
-    soon, at_once = FakeJob(OFTEN_S, OFTEN_S, OFTEN_S), FakeJob(0.0, 0.0, 0.0)
+def test_a_job_may_request_an_earlier_execution(make_scheduler: MakeScheduler) -> None:
+    """A job may return the wait for its next execution in place of its interval. 0 means at once."""
+    soon, immediate = FakeJob(OFTEN_S, OFTEN_S, OFTEN_S), FakeJob(0.0, 0.0, 0.0)
     make_scheduler(
         CriticalJob(name="soon", interval_s=NEVER_S, run=soon),
-        CriticalJob(name="at once", interval_s=NEVER_S, run=at_once),
+        CriticalJob(name="immediate", interval_s=NEVER_S, run=immediate),
     )
-    wait_for(lambda: (soon.turns, at_once.turns) == (4, 4), "three early turns")
+    wait_for(lambda: (soon.turns, immediate.turns) == (4, 4), "three early turns")
 
 
-def test_a_job_may_request_a_later_turn(make_scheduler: MakeScheduler) -> None:
+def test_a_job_may_request_a_later_execution(make_scheduler: MakeScheduler) -> None:
     patient, other = FakeJob(NEVER_S), FakeJob()
     make_scheduler(
         CriticalJob(name="patient", interval_s=0.001, run=patient),
@@ -127,7 +131,7 @@ def test_a_job_may_request_a_later_turn(make_scheduler: MakeScheduler) -> None:
     assert patient.turns == 1
 
 
-def test_a_wait_that_fulcrumcore_requests_delays_the_next_turn(make_scheduler: MakeScheduler) -> None:
+def test_a_wait_that_fulcrumcore_requests_delays_the_next_execution(make_scheduler: MakeScheduler) -> None:
     limited = FakeJob(FulcrumUnavailable("HTTP 429", status=429, retry_after_s=NEVER_S))
     other = FakeJob(FulcrumUnavailable("HTTP 503", status=503))
     make_scheduler(
@@ -156,15 +160,15 @@ def test_the_delay_doubles_with_each_failure_in_an_outage_up_to_a_bound() -> Non
 def test_failures_in_a_row_are_counted_and_the_first_answer_wakes_the_others(make_scheduler: MakeScheduler) -> None:
     link = Link(fulcrum_events())
     down = [FulcrumUnavailable("no route") for _ in range(3)]
-    polling, beating = FakeJob(*down), FakeJob(*down)
-    poll = CriticalJob(name="poll", interval_s=OFTEN_S, run=polling, link=link)
-    heartbeat = CriticalJob(name="heartbeat", interval_s=NEVER_S, run=beating, link=link)
+    poll_work, heartbeat_work = FakeJob(*down), FakeJob(*down)
+    poll = CriticalJob(name="poll", interval_s=OFTEN_S, run=poll_work, link=link)
+    heartbeat = CriticalJob(name="heartbeat", interval_s=NEVER_S, run=heartbeat_work, link=link)
     link.recovery_events.append(heartbeat.wake_requested)
     make_scheduler(poll, heartbeat)
-    wait_for(lambda: polling.turns >= 4 and poll.outage_failure_count == 0, "a poll that succeeds")
-    assert beating.turns == 1
+    wait_for(lambda: poll_work.turns >= 4 and poll.outage_failure_count == 0, "a poll that succeeds")
+    assert heartbeat_work.turns == 1
     link.note_up()
-    wait_for(lambda: beating.turns == 2, "the heartbeat after the recovery")
+    wait_for(lambda: heartbeat_work.turns == 2, "the heartbeat after the recovery")
 
 
 @pytest.mark.usefixtures("zone")
@@ -193,7 +197,7 @@ def zone() -> Iterator[None]:
     time.tzset()
 
 
-def test_a_job_that_takes_its_turns_is_not_overdue(make_scheduler: MakeScheduler) -> None:
+def test_a_job_that_is_executed_at_its_interval_is_not_overdue(make_scheduler: MakeScheduler) -> None:
     fake = FakeJob()
     scheduler = make_scheduler(CriticalJob(name="fake", interval_s=OFTEN_S, run=fake))
     wait_for(lambda: fake.turns >= 3, "three turns")
@@ -207,7 +211,10 @@ def test_a_stuck_job_is_overdue_and_gets_a_new_thread(make_scheduler: MakeSchedu
         CriticalJob(name="stuck", interval_s=0.001, run=fake),
         CriticalJob(name="other", interval_s=0.001, run=other),
     )
-    wait_for(lambda: "stuck" in scheduler.overdue_critical_jobs(max_intervals=1, slack_s=0.2), "the finding")
+    wait_for(
+        lambda: "stuck" in scheduler.overdue_critical_jobs(max_intervals=1, slack_s=0.2),
+        "the detection of the stuck job",
+    )
     old = scheduler._threads["stuck"]
     scheduler.restart("stuck")
     wait_for(lambda: fake.turns >= 2, "turns of the new thread")

@@ -1,4 +1,8 @@
-"""The scheduler and its database: turns that several agents share, and when results are stored."""
+"""The scheduler and its database: jobs that only one of several agents executes, and when executions are stored.
+
+A job is a critical job here. A shared job has `runs_on_each_agent=False`: one agent executes it for all. A `FakeJob`
+counts its executions (`turns`).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from executor.database.engine import transaction
 from executor.errors import FulcrumUnavailable
 
 
-def test_a_shared_job_runs_on_one_node_only(engine: Engine, make_scheduler: MakeScheduler) -> None:
+def test_a_shared_job_is_executed_by_one_agent_only(engine: Engine, make_scheduler: MakeScheduler) -> None:
     shared, own = [FakeJob(), FakeJob()], [FakeJob(), FakeJob()]
     for number in range(2):
         make_scheduler(
@@ -28,13 +32,13 @@ def test_a_shared_job_runs_on_one_node_only(engine: Engine, make_scheduler: Make
             CriticalJob(name="own", interval_s=NEVER_S, run=own[number]),
             engine=engine,
         )
-    wait_for(lambda: [fake.turns for fake in own] == [1, 1], "each node's own turn")
+    wait_for(lambda: [fake.turns for fake in own] == [1, 1], "one turn of each agent")
     wait_for(lambda: (row := facts(engine, "shared")) and row.runs == 1, "the shared turn")
     assert sum(fake.turns for fake in shared) == 1
 
 
-def test_the_other_nodes_run_their_own_part_of_a_shared_job(engine: Engine, make_scheduler: MakeScheduler) -> None:
-    """Each machine has artifacts of its own, which only its own agent can delete."""
+def test_the_other_agents_execute_their_own_part_of_a_shared_job(engine: Engine, make_scheduler: MakeScheduler) -> None:
+    """For example, each machine has artifacts of its own, which only the agent on this machine can delete."""
     whole, part = [FakeJob(), FakeJob()], [FakeJob(), FakeJob()]
     for number in range(2):
         make_scheduler(
@@ -47,25 +51,25 @@ def test_the_other_nodes_run_their_own_part_of_a_shared_job(engine: Engine, make
             ),
             engine=engine,
         )
-    wait_for(lambda: sum(fake.turns for fake in whole + part) == 2, "one turn of each node")
+    wait_for(lambda: sum(fake.turns for fake in whole + part) == 2, "one turn of each agent")
     assert sorted((whole[number].turns, part[number].turns) for number in range(2)) == [(0, 1), (1, 0)]
 
 
-def test_a_node_that_may_not_start_leaves_a_shared_job_to_the_others(
+def test_an_agent_that_may_not_start_a_shared_job_leaves_it_to_the_others(
     engine: Engine, make_scheduler: MakeScheduler
 ) -> None:
-    """A draining node must not take the poll, and then not poll."""
+    """For example, a draining agent must not record that it polls, and then not poll."""
     draining, other = FakeJob(), FakeJob()
     shared = {"name": "shared", "interval_s": NEVER_S, "runs_on_each_agent": False}
     scheduler = make_scheduler(CriticalJob(run=draining, may_start=lambda: False, **shared), engine=engine)
     wait_for(lambda: scheduler.jobs["shared"].finished_at > scheduler.jobs["shared"].started_at, "a turn without work")
     make_scheduler(CriticalJob(run=other, **shared), engine=engine)
-    wait_for(lambda: other.turns == 1, "the turn of the other node")
+    wait_for(lambda: other.turns == 1, "the turn of the other agent")
     assert draining.turns == 0
 
 
-def test_a_requested_turn_of_a_shared_job_starts_at_once(engine: Engine, make_scheduler: MakeScheduler) -> None:
-    """After a report, FulcrumCore may offer the group's next job: the node that has reported polls at once."""
+def test_a_requested_execution_of_a_shared_job_starts_at_once(engine: Engine, make_scheduler: MakeScheduler) -> None:
+    """After a report, FulcrumCore may list the group's next job. So the agent that has reported polls at once."""
     fakes = [FakeJob(), FakeJob()]
     schedulers = [
         make_scheduler(
@@ -83,10 +87,10 @@ def test_a_requested_turn_of_a_shared_job_starts_at_once(engine: Engine, make_sc
         wait_for(lambda fake=fake, turns=turns: fake.turns == turns + 1, "the requested turn")
 
 
-def test_a_hung_server_delays_no_job_of_each_agent(
+def test_a_hung_server_delays_no_job_that_each_agent_executes(
     postgres: PostgresCluster, postgres_engine: Engine, make_scheduler: MakeScheduler
 ) -> None:
-    """The first start, too, is stored only after the execution."""
+    """Of such a job, even the first start is stored only after the execution."""
     fake = FakeJob()
     with postgres.suspended():
         scheduler = make_scheduler(CriticalJob(name="fake", interval_s=OFTEN_S, run=fake), engine=postgres_engine)
@@ -99,7 +103,7 @@ def test_a_hung_server_delays_no_job_of_each_agent(
 
 
 def test_a_locked_database_stops_no_job(sqlite_engine: Engine, make_scheduler: MakeScheduler) -> None:
-    """Nor does it delay one by the usual lock timeout of 15 s: after 30 s FulcrumCore gives the agent up."""
+    """A job is not even delayed by the lock timeout of 15 s: after 30 s, FulcrumCore marks the agent disconnected."""
     fake = FakeJob()
     with closing(sqlite3.connect(str(sqlite_engine.url.database), isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
@@ -110,16 +114,16 @@ def test_a_locked_database_stops_no_job(sqlite_engine: Engine, make_scheduler: M
     wait_for(lambda: facts(sqlite_engine, "fake"), "the row")
 
 
-def test_the_start_of_a_turn_that_only_one_agent_takes_is_stored_before_it(
+def test_the_start_of_a_shared_job_is_stored_before_its_execution(
     make_scheduler: MakeScheduler, sqlite_engine: Engine
 ) -> None:
     seen = []
 
-    def look() -> None:
+    def read_row() -> None:
         row = facts(sqlite_engine, "fake")
         seen.append((row.last_started_at is not None, row.last_finished_at, row.runs))
 
-    make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=FakeJob(look), runs_on_each_agent=False))
+    make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=FakeJob(read_row), runs_on_each_agent=False))
     wait_for(lambda: seen, "the turn")
     assert seen == [(True, None, 0)]
 
@@ -144,14 +148,15 @@ class Writes:
 
 
 def wake_until(scheduler: Scheduler, fake: FakeJob, turns: int) -> None:
+    """Wake the job again and again, until it has had this number of turns."""
     while fake.turns < turns:
         before = fake.turns
         scheduler.jobs["fake"].wake_requested.set()
         wait_for(lambda before=before: fake.turns > before, "a turn")
 
 
-def test_successful_turns_in_a_short_time_are_stored_together(sqlite_engine: Engine) -> None:
-    """An idle agent polls every 2 s; each write to SQLite waits for the disk."""
+def test_successful_executions_in_a_short_time_are_stored_together(sqlite_engine: Engine) -> None:
+    """An idle agent polls every 2 s, and each write to SQLite waits for the disk. So not every execution is written."""
     fake, writes = FakeJob(), Writes(sqlite_engine)
     scheduler = Scheduler(sqlite_engine, [CriticalJob(name="fake", interval_s=NEVER_S, run=fake)])
     scheduler.start()
@@ -166,7 +171,7 @@ def test_successful_turns_in_a_short_time_are_stored_together(sqlite_engine: Eng
     assert row.last_started_at > started_before
 
 
-def test_a_result_that_is_too_old_is_stored_in_one_transaction(
+def test_results_that_were_not_stored_for_long_are_stored_in_one_transaction(
     sqlite_engine: Engine, make_scheduler: MakeScheduler
 ) -> None:
     fake, writes = FakeJob(), Writes(sqlite_engine)
@@ -193,10 +198,8 @@ def test_a_failure_and_the_success_after_it_are_stored_at_once(
     assert (facts(sqlite_engine, "fake").runs, facts(sqlite_engine, "fake").last_error) == (4, None)
 
 
-def test_a_turn_that_only_one_agent_takes_is_stored_at_once(
-    sqlite_engine: Engine, make_scheduler: MakeScheduler
-) -> None:
-    """Its start decides which agent runs it."""
+def test_an_execution_of_a_shared_job_is_stored_at_once(sqlite_engine: Engine, make_scheduler: MakeScheduler) -> None:
+    """The stored start decides which agent executes the job."""
     fake = FakeJob()
     make_scheduler(CriticalJob(name="fake", interval_s=OFTEN_S, run=fake, runs_on_each_agent=False))
     wait_for(lambda: (row := facts(sqlite_engine, "fake")) and row.runs >= 3, "three stored turns")

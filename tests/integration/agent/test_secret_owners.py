@@ -112,7 +112,7 @@ def run_jobs(parts: AgentParts, core_ids: list[str]) -> list[Job]:
 
 
 def in_vm(parts: AgentParts, vmid: int) -> str | None:
-    """Return secret and note that the playbook wrote for the VM, or None if no playbook ran."""
+    """Return the secret and the note that the playbook has written for the VM, or None if no playbook has run."""
     file = parts.folder / f"secret-{vmid}"
     return file.read_text() if file.exists() else None
 
@@ -138,7 +138,7 @@ def test_a_service_that_names_the_secret_of_another_service_does_not_get_it(
 
 
 def test_a_stored_job_of_the_owner_binds_the_reference_before_it_runs(parts: AgentParts, poller: Poller) -> None:
-    """The attacker's job is started first, from the same poll."""
+    """The reference is bound when the owner's job is stored. The job itself starts later than the attacker's job."""
     type_id = parts.world.type_with(SCHEMA, LIFECYCLE)
     owner = add_service(parts, type_id, OWNER_VMID, password=SECRET)
     parts.world.admin.start_action(owner["id"], "start")
@@ -169,7 +169,7 @@ def test_a_service_gets_its_own_secret_in_every_job(parts: AgentParts, poller: P
 
 
 def test_a_reference_without_a_row_is_bound_when_it_is_resolved(parts: AgentParts, poller: Poller) -> None:
-    """An earlier version stored the job, or the database was lost."""
+    """This happens if an earlier version has stored the job, or if the database was lost."""
     type_id = parts.world.type_with(SCHEMA, LIFECYCLE)
     owner = add_service(parts, type_id, OWNER_VMID, password=SECRET)
     reference = owner["properties"]["password"]

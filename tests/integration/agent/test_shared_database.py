@@ -1,4 +1,8 @@
-"""Parts of two agents on one PostgreSQL database: what one of them does, the other does not do, too."""
+"""Parts of two agents that share one PostgreSQL database.
+
+Each report is sent by one of the agents only, and the allocations and clones of both agents count against one limit. An
+allocation is the memory and cores that a VM needs on its node, until Proxmox's lists show the VM.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,7 @@ from executor.proxmox.connection import ProxmoxConnection
 from executor.settings.settings import load_settings
 from executor.shared.error_codes import ErrorCode
 
-#: More than both agents send in one round.
+#: More reports than both agents together send in one round. In a round, a reporter sends the reports that are due.
 JOB_COUNT = 2 * SHARED_BATCH_SIZE + 6
 GIB = 1024**3
 LOCK_TIMED_OUT = JobResult(
@@ -90,22 +94,24 @@ def test_two_reporters_send_each_report_once(postgres_engine: Engine, world: Wor
 
 
 def test_reports_that_a_round_does_not_send_are_left_to_others(postgres_engine: Engine, world: World) -> None:
-    """After the first report that FulcrumCore does not answer, the round sends no more."""
+    """After the first report that FulcrumCore does not answer, the round sends no further reports."""
     job_ids = store_ended_jobs(postgres_engine, world, 8)
     cut_off = make_reporter(postgres_engine, world)
     cut_off.fulcrum = FulcrumClient("http://127.0.0.1:9", lambda: "token")
     cut_off.send_due_reports()
     assert make_reporter(postgres_engine, world).flush(60.0) is True
     states = [row(postgres_engine, job_id).report_state for job_id in job_ids]
-    assert states.count(ReportState.REPORTED) >= len(job_ids) - 4, "all but those that had a backoff"
+    assert states.count(ReportState.REPORTED) >= len(job_ids) - 4, (
+        "all reports except those that the first reporter had begun to send"
+    )
 
 
 def test_a_round_that_was_suspended_leaves_its_reports_to_others(postgres_engine: Engine, world: World) -> None:
-    """Its claim may be over, so another agent may have sent the reports, and the jobs may have other results."""
+    """Its claim of the reports may have ended, so another agent may have sent them, and jobs may have other results."""
     job_ids = store_ended_jobs(postgres_engine, world, 3)
     suspended = make_reporter(postgres_engine, world)
     times = iter([1000.0])
-    suspended.clock = lambda: next(times, 1000.0 + CLAIM_S)  # the process continues after the claim was stored
+    suspended.clock = lambda: next(times, 1000.0 + CLAIM_S)  # suspended until its claim has ended
     suspended.send_due_reports()
     assert [call for call in world.sim.history(method="POST") if call["path"].endswith("/fail")] == []
     assert make_reporter(postgres_engine, world).flush(60.0) is True
@@ -128,7 +134,7 @@ def pve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxmoxStandIn]:
 
 
 def shared_allocations(engine: Engine, boot_id: str) -> SharedAllocations:
-    """Return the allocations as an agent process sees them that has just started."""
+    """Register a new agent process; return the allocations as this process sees them."""
     with transaction(engine) as session:
         nodes.add_agent(session, AgentProcess(boot_id=boot_id, host=boot_id, pid=1, version="1", concurrency=4))
     return SharedAllocations(engine=engine, owner=AllocationOwner(boot_id=boot_id, cluster="default", silent_s=60.0))
@@ -152,7 +158,7 @@ def test_the_memory_that_another_agent_has_allocated_is_not_free(postgres_engine
         with pytest.raises(JobError, match="CAPACITY"), other.allocate(large_vm(150_001)):
             pass
     with pytest.raises(JobError, match="CAPACITY"), other.allocate(large_vm(150_001)):
-        pass  # the allocation has ended after Proxmox's lists were read, which may not show the new VM
+        pass  # the ended allocation still counts: Proxmox's lists were read before, so they may lack the new VM
 
 
 def test_the_allocations_of_an_agent_that_has_ended_do_not_count(postgres_engine: Engine, pve: ProxmoxStandIn) -> None:
@@ -165,7 +171,7 @@ def test_the_allocations_of_an_agent_that_has_ended_do_not_count(postgres_engine
 
 
 def test_another_agent_takes_over_the_allocation_of_a_vm(postgres_engine: Engine, pve: ProxmoxStandIn) -> None:
-    """It continues the job of an agent whose end it has seen before the agent's row shows the end."""
+    """It continues the job of an agent that has ended, although the row of that agent does not show this yet."""
     one, other = (placer(pve, shared_allocations(postgres_engine, name)) for name in ("one", "other"))
     with one.allocate(large_vm(150_000)), other.allocate(large_vm(150_000)) as placed:
         assert placed.node == "pve1"
@@ -185,7 +191,7 @@ def test_a_choice_that_fails_allocates_nothing(postgres_engine: Engine, pve: Pro
 
 
 def clone_limit(engine: Engine, boot_id: str, *vmids: int, max_limit: int = 1) -> CloneLimit:
-    """Return the clone limit of an agent that has allocated the memory of these VMs."""
+    """Return the clone limit of a new agent that has allocated memory and a core for these VMs."""
     shared = shared_allocations(engine, boot_id)
     with transaction(engine) as session:
         for vmid in vmids:
@@ -193,7 +199,7 @@ def clone_limit(engine: Engine, boot_id: str, *vmids: int, max_limit: int = 1) -
     return CloneLimit(max_limit=max_limit, shared=shared)
 
 
-def test_the_clones_of_all_agents_count_against_the_limit_of_a_target(postgres_engine: Engine) -> None:
+def test_the_clones_of_all_agents_count_against_the_limit_of_a_target_storage(postgres_engine: Engine) -> None:
     one, other = clone_limit(postgres_engine, "one", 1), clone_limit(postgres_engine, "other", 2)
     with one.acquire("ceph", may_wait=lambda: False, vmid=1) as slot:
         with pytest.raises(JobError, match="CANCELLED"), other.acquire("ceph", may_wait=lambda: False, vmid=2):
@@ -215,10 +221,13 @@ def test_a_clone_of_an_agent_that_has_ended_does_not_count(postgres_engine: Engi
             pass
 
 
-def test_a_clone_whose_end_could_not_be_stored_ends_with_the_next_renewal(
+def test_a_clone_whose_end_could_not_be_stored_counts_until_the_agent_stores_its_ends_again(
     postgres: PostgresCluster, postgres_engine: Engine
 ) -> None:
-    """Otherwise all agents would wait until this one places another VM, which a drained node never does."""
+    """The agent does this at each renewal. Otherwise all agents would wait until this agent places another VM.
+
+    A draining agent places no more VMs.
+    """
     one, other = clone_limit(postgres_engine, "one", 1), clone_limit(postgres_engine, "other", 2)
     shared = one.shared
     assert shared is not None
@@ -235,7 +244,7 @@ def test_a_clone_whose_end_could_not_be_stored_ends_with_the_next_renewal(
         pass
 
 
-def test_a_setting_that_was_raised_is_in_force_at_once_and_an_unused_target_does_not_count(
+def test_a_raised_limit_applies_at_once_and_a_target_storage_that_was_not_used_for_long_does_not_count(
     postgres_engine: Engine,
 ) -> None:
     low = clone_limit(postgres_engine, "low", 1)
@@ -249,14 +258,14 @@ def test_a_setting_that_was_raised_is_in_force_at_once_and_an_unused_target_does
     high = clone_limit(postgres_engine, "high", 2, 3, max_limit=2)
     with high.acquire("ceph", may_wait=lambda: False, vmid=2), high.acquire("ceph", may_wait=lambda: False, vmid=3):
         pass
-    creates_past_clone = 3
+    creates_with_ended_clone = 3  # the allocations of the VMs 1, 2 and 3 have not ended
     with transaction(postgres_engine) as session:
-        most = [session.scalar(select(limit.max_creates)) for limit in (low, high)]
-    assert most == [1 + creates_past_clone, 2 + creates_past_clone]
+        max_creates = [session.scalar(select(limit.max_creates)) for limit in (low, high)]
+    assert max_creates == [1 + creates_with_ended_clone, 2 + creates_with_ended_clone]
 
 
 def test_a_limit_that_one_agent_lowers_is_lower_for_all(postgres_engine: Engine) -> None:
-    """Otherwise the throttled agent would get no more creates, and the others would go on as before."""
+    """Otherwise this agent would start fewer clones, and the others would still start too many."""
     one = clone_limit(postgres_engine, "one", 1, max_limit=2)
     other = clone_limit(postgres_engine, "other", 2, 3, max_limit=2)
     with one.acquire("ceph", may_wait=lambda: False, vmid=1) as slot:
@@ -272,8 +281,8 @@ def test_a_limit_that_one_agent_lowers_is_lower_for_all(postgres_engine: Engine)
         pass
 
 
-def test_all_agents_together_claim_as_many_creates_as_the_targets_allow(postgres_engine: Engine) -> None:
-    """A create whose clone has ended makes room for another one, whichever agent works on it."""
+def test_all_agents_together_claim_as_many_creates_as_the_target_storages_allow(postgres_engine: Engine) -> None:
+    """When the clone of a create has ended, each agent may claim another create."""
     limits = [clone_limit(postgres_engine, "one", 1), clone_limit(postgres_engine, "other", 2)]
     for _ in range(4):
         submit(postgres_engine)
@@ -289,10 +298,10 @@ def test_all_agents_together_claim_as_many_creates_as_the_targets_allow(postgres
         assert [claim(limits[1], "other"), claim(limits[0], "one")] == [True, False]
 
 
-def test_an_allocation_ends_while_the_database_lets_no_agent_choose_a_node(
+def test_an_allocation_ends_while_another_transaction_holds_the_lock_of_the_allocations(
     postgres_engine: Engine, pve: ProxmoxStandIn
 ) -> None:
-    """The thread of a run that has ended must not wait for the choice of another thread."""
+    """The thread of a run that has ended must not wait while another thread chooses a node."""
     one = placer(pve, shared_allocations(postgres_engine, "one"))
     results: list[str] = []
 
@@ -338,11 +347,11 @@ def test_after_a_lost_connection_the_agent_waits_on_a_new_one(postgres_engine: E
     listener = NotificationListener(engine=postgres_engine)
     assert listener.wait(0.0)
     with transaction(postgres_engine) as session:
-        end_others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
-        session.execute(text(end_others))
+        end_listeners = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
+        session.execute(text(end_listeners))
 
     def wait_several_times() -> None:
-        for _ in range(3):  # the server says why it ends the connection, and then ends it
+        for _ in range(3):  # the server first sends the reason, and then closes the connection
             listener.wait(60.0)
 
     with pytest.raises(DatabaseError, match="was lost"):

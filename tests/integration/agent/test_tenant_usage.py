@@ -1,4 +1,4 @@
-"""The limits of a tenant, on both databases and with the Proxmox stand-in: what jobs reserve and give back."""
+"""The limits of a tenant: what jobs reserve of them and give back, on both databases and with the Proxmox stand-in."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def pve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxmoxStandIn]:
 
 
 class Tenants:
-    """The jobs of tenants. Each job is claimed, gets its mapping, and ends, as in the worker, but without a run."""
+    """The jobs of tenants. As in the worker, each job is claimed, gets its mapping and ends, but it has no run."""
 
     def __init__(self, engine: Engine, pve: ProxmoxStandIn, **limits: str) -> None:
         self.engine = engine
@@ -77,6 +77,7 @@ class Tenants:
         return job
 
     def find(self, job: Job) -> Any:
+        """Return the job's mapping, or reserve a new one. This also reserves what the job needs of the limits."""
         return self.finder.find_or_reserve_mapping(job).mapping
 
     def end(self, job: Job, *, code: ErrorCode | None = None, **vm: Any) -> None:
@@ -87,7 +88,7 @@ class Tenants:
         outcome = Outcome(ending=Ending.FINISH, result=result, mapping_change=MappingChange.APPLY_RESULT)
         outcome_store.store(self.engine, lambda _: outcome, job_queue.lease_of(job), mapping)
 
-    def refuse(self, job: Job) -> None:
+    def end_without_mapping(self, job: Job) -> None:
         """End a job that has no mapping, as after a JobError."""
         result = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="no")
         outcome = Outcome(ending=Ending.FINISH, result=result)
@@ -100,15 +101,16 @@ class Tenants:
         return str(job.service_id)
 
     def refused(self, action: str, params: JSON | None = None, service_id: str = "") -> TenantLimitReached:
-        """Return the error of a job that its tenant's limit refuses."""
+        """Begin and end a job that exceeds a limit of its tenant; return the error."""
         job = self.job(action, params, service_id)
         with pytest.raises(TenantLimitReached) as caught:
             self.find(job)
-        self.refuse(job)
+        self.end_without_mapping(job)
         assert caught.value.code is ErrorCode.CAPACITY
         return caught.value
 
     def used(self, tenant: str | None = TENANT) -> Amounts:
+        """Return what the VMs and jobs of the tenant use."""
         with reading(self.engine) as session:
             return usage.in_use(session, tenant)
 
@@ -134,12 +136,12 @@ def tenants(engine: Engine, pve: ProxmoxStandIn) -> MakeTenants:
 def test_of_two_creates_at_once_exactly_one_exceeds_the_limit(tenants: MakeTenants, limit: dict[str, str]) -> None:
     ours = tenants(**limit)
     jobs = [ours.job("create", SMALL) for _ in range(2)]
-    together, refused, made = threading.Barrier(2), [], []
+    start, refused, reserved = threading.Barrier(2), [], []
 
     def reserve(job: Job) -> None:
-        together.wait()
+        start.wait()
         try:
-            made.append(ours.find(job))
+            reserved.append(ours.find(job))
         except TenantLimitReached as error:
             refused.append(error)
 
@@ -148,17 +150,17 @@ def test_of_two_creates_at_once_exactly_one_exceeds_the_limit(tenants: MakeTenan
         thread.start()
     for thread in threads:
         thread.join()
-    assert (len(made), [error.code for error in refused]) == (1, [ErrorCode.CAPACITY])
+    assert (len(reserved), [error.code for error in refused]) == (1, [ErrorCode.CAPACITY])
     assert ours.used() == Amounts(vms=1, cores=2, memory_mib=1024, disk_gib=10)
 
 
 def test_of_two_updates_at_once_exactly_one_exceeds_the_limit(tenants: MakeTenants) -> None:
     ours = tenants(SMITH_TENANT_MAX_CORES="6")
     jobs = [ours.job("update", SMALL | {"cores": 4}, ours.create()) for _ in range(2)]
-    together, refused = threading.Barrier(2), []
+    start, refused = threading.Barrier(2), []
 
     def reserve(job: Job) -> None:
-        together.wait()
+        start.wait()
         try:
             ours.find(job)
         except TenantLimitReached as error:
@@ -211,7 +213,9 @@ def test_a_failed_create_whose_vm_may_exist_counts_until_it_is_deleted(tenants: 
     ours.create()
 
 
-def test_an_update_that_fails_or_shrinks_gives_back_and_one_that_grows_is_checked(tenants: MakeTenants) -> None:
+def test_an_update_that_fails_or_shrinks_the_vm_gives_back_and_one_that_grows_it_is_checked(
+    tenants: MakeTenants,
+) -> None:
     ours = tenants(SMITH_TENANT_MAX_MEMORY_MIB="2048")
     service_id = ours.create()
     assert ours.refused("update", SMALL | {"memoryMb": 2049}, service_id).name == "memory_mib"
@@ -229,10 +233,10 @@ def test_an_update_that_fails_or_shrinks_gives_back_and_one_that_grows_is_checke
 def test_disks_that_an_update_no_longer_names_still_count(tenants: MakeTenants, pve: ProxmoxStandIn) -> None:
     ours = tenants(SMITH_TENANT_MAX_DISK_GIB="40")
     service_id = ours.create()
-    (mapping,) = [ours.find(ours.job("start", service_id=service_id))]
+    mapping = ours.find(ours.job("start", service_id=service_id))
     config = {"scsi0": "ceph:a,size=10G", "scsi1": "ceph:b,size=20G", "boot": "order=scsi0", "ide2": "ceph:cloudinit"}
     pve.control("add", vmid=mapping.vmid, name="web", node="pve1", config=config)
-    _end_processing(ours)
+    _end_processing_jobs(ours)
     more = SMALL | {"disks": [{"disk": "scsi2", "sizeGb": 11, "storage": "ceph"}]}
     assert ours.refused("update", more, service_id).name == "disk_gib"
     named_first = SMALL | {"disks": [{"disk": "scsi0", "sizeGb": 20}]}  # the first disk counts once
@@ -241,7 +245,7 @@ def test_disks_that_an_update_no_longer_names_still_count(tenants: MakeTenants, 
     pve.control("remove", vmid=mapping.vmid)
 
 
-def _end_processing(ours: Tenants) -> None:
+def _end_processing_jobs(ours: Tenants) -> None:
     with transaction(ours.engine) as session:
         for job in session.query(Job).where(Job.status == "processing"):
             result = JobResult(succeeded=True, vm={})
@@ -266,7 +270,7 @@ ARCHIVES = ("backup/vzdump-qemu-{}-2026_11_27-08_00_00.vma.zst", "backup/vm/{}/2
     [("snapshot", "snapshots", ""), *(("backup", "backups", volume) for volume in ARCHIVES)],
     ids=["snapshot", "backup on a directory", "backup on a backup server"],
 )
-def test_snapshots_and_backups_are_limited_and_those_that_were_removed_do_not_count(
+def test_snapshots_and_backups_are_limited_and_removed_ones_do_not_count(
     tenants: MakeTenants, pve: ProxmoxStandIn, action: str, name: str, volume: str
 ) -> None:
     ours = tenants(**{f"SMITH_TENANT_MAX_{name.upper()}": "1"})
@@ -275,7 +279,7 @@ def test_snapshots_and_backups_are_limited_and_those_that_were_removed_do_not_co
     vmid = ours.find(job).vmid
     pve.control("add", vmid=vmid, name="web", node="pve1", config={"memory": "1024"})
     ours.end(job)
-    _keep_one(pve, action, vmid, volume.format(vmid))
+    _add_to_proxmox(pve, action, vmid, volume.format(vmid))
     assert ours.refused(action, service_id=service_id).detail == f"the limit of 1 {name} is reached"
     pve.control("remove", vmid=vmid)
     pve.control("add", vmid=vmid, name="web", node="pve1", config={"memory": "1024"})
@@ -286,8 +290,8 @@ def test_snapshots_and_backups_are_limited_and_those_that_were_removed_do_not_co
     pve.control("remove", vmid=vmid)
 
 
-def _keep_one(pve: ProxmoxStandIn, action: str, vmid: int, volume: str) -> None:
-    """Make the snapshot or the backup at Proxmox."""
+def _add_to_proxmox(pve: ProxmoxStandIn, action: str, vmid: int, volume: str) -> None:
+    """Create the snapshot or the backup in Proxmox."""
     if action == "snapshot":
         env = pve.env()
         url = f"https://{env['PROXMOX_HOST']}:{env['PROXMOX_PORT']}/api2/json/nodes/pve1/qemu/{vmid}/snapshot"

@@ -1,4 +1,7 @@
-"""What the worker does when the runner itself fails: the job is attempted again."""
+"""What the worker stores of a run, and that a job gets another attempt when the runner itself or the database fails.
+
+The story of a run is a summary of what the run has done: its Ansible tasks and their outcomes.
+"""
 
 from __future__ import annotations
 
@@ -73,11 +76,11 @@ def test_the_story_of_a_run_is_stored_with_its_end(parts: AgentParts) -> None:
 
 
 def test_the_lease_keeper_stores_what_a_current_run_has_done(parts: AgentParts) -> None:
-    go_on = parts.folder / "go-on"
+    go_file = parts.folder / "go-on"
     parts.write_playbook(f"""
 - name: Wait for the test
   ansible.builtin.wait_for:
-    path: {go_on}
+    path: {go_file}
 """)
     job_id = parts.submit(parts.add_started_service())
     parts.runner.end_earlier_runs()
@@ -92,7 +95,7 @@ def test_the_lease_keeper_stores_what_a_current_run_has_done(parts: AgentParts) 
         return [row["task"] for story in stories for row in story.get("tasks", ())]
 
     wait_for(lambda: stored_tasks() == ["Wait for the test"], WITHIN_S, "the story of the current run")
-    go_on.touch()
+    go_file.touch()
     parts.wait_until_idle()
     assert parts.job(job_id).status == JobStatus.COMPLETED
 
@@ -112,8 +115,10 @@ def test_a_job_whose_runner_always_fails_ends_after_a_few_attempts(parts: AgentP
     assert len(runs(parts)) == MAX_ATTEMPTS_AFTER_KILL
 
 
-def test_a_job_whose_start_the_database_cannot_store_is_requeued_and_not_to_blame(parts: AgentParts) -> None:
-    """As when another process holds a lock for which the job waits before its run."""
+def test_a_job_whose_run_the_database_cannot_store_is_requeued_and_the_attempt_does_not_count(
+    parts: AgentParts,
+) -> None:
+    """For example, another process holds a lock that is needed to store the run."""
     parts.write_playbook(NOTHING)
     job_id = parts.submit(parts.add_started_service())
     parts.runner.end_earlier_runs()

@@ -1,4 +1,4 @@
-"""Databases that a test may damage."""
+"""Databases of one test, which the test may damage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from executor.database.engine import (
 
 @pytest.fixture
 def opened() -> Iterator[Callable[[str], Engine]]:
-    """Open engines that are closed at the end of the test."""
+    """Return a function that opens an engine. All these engines are closed at the end of the test."""
     engines: list[Engine] = []
 
     def opened(url: str) -> Engine:

@@ -1,4 +1,4 @@
-"""The audit: the entries of operators' commands, and that no entry can be changed or deleted."""
+"""The audit: which entries the operators' commands add, and that the database lets no entry be changed or deleted."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_command_that_changed_nothing_adds_no_entry(smith: Cli) -> None:
     assert smith.ok("audit", "list") == "no changes match\n"
 
 
-def test_the_list_can_be_of_one_subject_and_shows_the_differences(smith: Cli) -> None:
+def test_the_list_can_be_limited_to_one_subject_and_shows_the_differences(smith: Cli) -> None:
     first, second = smith.submit(), smith.submit()
     for job_id in (first, second):
         smith.ok("jobs", "cancel", str(job_id), "--yes")

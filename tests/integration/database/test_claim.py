@@ -1,4 +1,7 @@
-"""Which job a claim takes, on SQLite and on PostgreSQL."""
+"""Which job a claim takes, on SQLite and on PostgreSQL.
+
+`age` is the job's creation time, in minutes after a fixed time. So a job with a smaller `age` was created earlier.
+"""
 
 from __future__ import annotations
 
@@ -46,19 +49,19 @@ def test_tenants_with_equally_many_running_jobs_take_turns_by_age(engine: Engine
     assert [claimed(engine).id for _ in range(6)] == [first[0], second[0], first[1], second[1], first[2], second[2]]
 
 
-def test_a_higher_priority_comes_before_fairness(engine: Engine) -> None:
+def test_a_higher_priority_takes_precedence_over_fairness_between_tenants(engine: Engine) -> None:
     urgent = [submit(engine, age=9, priority=5, tenant_id="a") for _ in range(2)]
     other = submit(engine, age=1, priority=1, tenant_id="b")
     assert [claimed(engine).id for _ in range(3)] == [*urgent, other]
 
 
-def test_fairness_respects_the_limit_of_creates_and_claims_other_actions(engine: Engine) -> None:
+def test_with_tenants_the_limit_of_creates_holds_and_other_actions_are_claimed(engine: Engine) -> None:
     submit(engine, age=1, tenant_id="a")
     submit(engine, age=2, tenant_id="b")
     stop = submit(engine, age=3, action="stop", tenant_id="a")
     with transaction(engine) as session:
-        creates = [job_queue.claim(session, "me", lease_s=LEASE_S, max_creates=1) for _ in range(3)]
-    assert [job.id if job else None for job in creates][1:] == [stop, None]
+        jobs = [job_queue.claim(session, "me", lease_s=LEASE_S, max_creates=1) for _ in range(3)]
+    assert [job.id if job else None for job in jobs][1:] == [stop, None]
 
 
 def test_a_claim_stores_owner_and_attempt_and_starts_a_lease(engine: Engine) -> None:
@@ -95,7 +98,7 @@ def test_the_database_refuses_a_second_processing_job_of_a_service(engine: Engin
         session.execute(update(Job).where(Job.id == second).values(status=JobStatus.PROCESSING))
 
 
-def test_no_more_creates_than_allowed_run_at_once_but_other_actions_do(engine: Engine) -> None:
+def test_creates_run_up_to_their_limit_and_other_actions_run_beyond_it(engine: Engine) -> None:
     creates = [submit(engine, action="create", age=age) for age in range(3)]
     stop = submit(engine, action="stop", age=9)
     running = [claimed(engine, max_creates=2) for _ in range(3)]
@@ -141,7 +144,7 @@ def test_a_job_is_not_claimed_during_its_backoff(engine: Engine) -> None:
 
 @pytest.mark.parametrize("set_back_s", [4000, 86_400])
 def test_after_the_clock_was_set_back_a_job_in_backoff_is_claimed(engine: Engine, set_back_s: float) -> None:
-    """The end of its backoff is then later than the longest backoff allows."""
+    """Then `available_at` is later than any backoff can end, so it is ignored."""
     job_id = submit(engine)
     requeue(engine, claimed(engine), backoff_s=10)
     with transaction(engine) as session:
@@ -149,7 +152,7 @@ def test_after_the_clock_was_set_back_a_job_in_backoff_is_claimed(engine: Engine
     assert claimed(engine).id == job_id
 
 
-def test_a_longer_backoff_than_the_longest_one_is_shortened(engine: Engine) -> None:
+def test_a_backoff_above_the_maximum_is_shortened_to_it(engine: Engine) -> None:
     submit(engine)
     requeue(engine, claimed(engine), backoff_s=86_400)
     assert claim(engine) is None
@@ -302,7 +305,7 @@ def test_a_tie_is_decided_by_the_id_also_after_the_first_job_was_requeued(engine
     assert [claimed(engine).id for _ in range(2)] == [first, second]
 
 
-def test_a_claim_on_postgresql_waits_for_no_job_that_another_agent_is_claiming(postgres_engine: Engine) -> None:
+def test_a_claim_on_postgresql_skips_a_job_that_another_agent_is_claiming(postgres_engine: Engine) -> None:
     first, second = submit(postgres_engine, age=1), submit(postgres_engine, age=2)
     with transaction(postgres_engine) as other:
         job = job_queue.claim(other, "alice", lease_s=LEASE_S)
@@ -316,12 +319,12 @@ def test_a_claim_on_postgresql_waits_for_no_job_that_another_agent_is_claiming(p
 
 
 @pytest.mark.parametrize(("max_creates", "locked"), [(None, 0), (3, 1)])
-def test_a_claim_on_postgresql_locks_the_limit_of_creates_alone_and_shares_the_lock_of_runs_by_hand(
+def test_a_claim_on_postgresql_takes_the_create_limit_lock_exclusively_and_the_manual_runs_lock_shared(
     postgres_engine: Engine, max_creates: int | None, locked: int
 ) -> None:
     submit(postgres_engine, action="create")
     with transaction(postgres_engine) as session:
         job_queue.claim(session, "alice", lease_s=LEASE_S, max_creates=max_creates)
         found = session.execute(text("SELECT objid, mode FROM pg_locks WHERE locktype = 'advisory'")).all()
-    alone = [(job_queue.CREATE_LIMIT_LOCK, "ExclusiveLock")] * locked
-    assert sorted(map(tuple, found)) == [(manual_runs.LOCK_KEY, "ShareLock"), *alone]
+    exclusive = [(job_queue.CREATE_LIMIT_LOCK, "ExclusiveLock")] * locked
+    assert sorted(map(tuple, found)) == [(manual_runs.LOCK_KEY, "ShareLock"), *exclusive]

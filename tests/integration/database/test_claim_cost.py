@@ -1,4 +1,4 @@
-"""A claim reads as little with many rows and many pending jobs as with few.
+"""With many rows and many pending jobs, a claim reads as little as with few.
 
 The work of a claim is counted and not timed: on SQLite in steps of its virtual machine, on PostgreSQL in pages.
 """
@@ -17,7 +17,7 @@ from executor.database.engine import transaction
 from executor.database.tables import Job
 from executor.model import JobStatus, ReportState
 
-#: The most that a claim may cost with more jobs, as a ratio to its cost with fewer jobs.
+#: The maximum ratio of the cost of a claim with MANY more jobs to its cost with FEW jobs.
 MAX_RATIO = 1.5
 #: SQLite calls the handler that counts its steps once for this number of steps.
 STEPS_PER_CALL = 10
@@ -25,7 +25,7 @@ FEW, MANY = 300, 6_000
 
 
 def add_jobs(engine: Engine, count: int, *, tenants: int, pending_of_ten: int) -> None:
-    """Insert jobs that end in turns with pending ones; the tenants take turns, too."""
+    """Insert jobs of several tenants. `pending_of_ten` of each ten jobs are pending, the others have ended."""
     rows = []
     for number in range(count):
         values = vars(new_job(service_id=None, tenant_id=f"tenant-{number % tenants}", action="start", age=number))
@@ -41,7 +41,7 @@ def add_jobs(engine: Engine, count: int, *, tenants: int, pending_of_ten: int) -
 
 
 def cost_of_a_claim(engine: Engine) -> int:
-    """Claim a job and return what it cost. Two jobs are processing, one of them of the first tenant."""
+    """Claim a job and return the cost: steps on SQLite, pages on PostgreSQL."""
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("VACUUM ANALYZE jobs")
@@ -101,7 +101,7 @@ def test_a_claim_skips_the_backlog_of_a_tenant_whose_jobs_are_processing(engine:
     late = [submit(engine, age=MANY + number, tenant_id="late") for number in range(2)]
     with_few = cost_of_a_claim(engine)
     add_jobs(engine, MANY, tenants=1, pending_of_ten=10)
-    with transaction(engine) as session:  # the late tenant has no processing job again
+    with transaction(engine) as session:  # so that the late tenant has no processing job, as before
         columns = {"status": JobStatus.PENDING, "owner": None, "lease_until": None}
         session.execute(update(Job).where(Job.id.in_(late)).values(**columns))
 

@@ -1,4 +1,4 @@
-"""How many connections one node opens to PostgreSQL."""
+"""How many connections one agent opens to PostgreSQL."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from sqlalchemy import Engine, text
 from executor.database.engine import MAX_POSTGRESQL_POOL_OVERFLOW, POSTGRESQL_POOL_SIZE, transaction
 
 THREADS = 30
-MOST_BUSY = POSTGRESQL_POOL_SIZE + MAX_POSTGRESQL_POOL_OVERFLOW
-#: With the connection that listens for notifications, a node has 6 connections while it is idle, and at most 12.
-assert (POSTGRESQL_POOL_SIZE, MOST_BUSY) == (5, 11)
+MAX_POOL_CONNECTIONS = POSTGRESQL_POOL_SIZE + MAX_POSTGRESQL_POOL_OVERFLOW
+#: With the connection that listens for notifications, an agent has 6 connections while it is idle, and at most 12.
+assert (POSTGRESQL_POOL_SIZE, MAX_POOL_CONNECTIONS) == (5, 11)
 COUNT = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
 
 
 def test_many_threads_share_few_connections(postgres_engine: Engine) -> None:
-    """The server has one process for each connection, and all nodes share its limit of connections."""
+    """The server has one process for each connection, and all agents share its limit of connections."""
     counts: list[int] = []
 
     def count_connections() -> None:
@@ -30,5 +30,5 @@ def test_many_threads_share_few_connections(postgres_engine: Engine) -> None:
     for thread in threads:
         thread.join()
     assert len(counts) == THREADS
-    assert max(counts) <= MOST_BUSY
+    assert max(counts) <= MAX_POOL_CONNECTIONS
     assert postgres_engine.pool.checkedin() <= POSTGRESQL_POOL_SIZE  # type: ignore[attr-defined]

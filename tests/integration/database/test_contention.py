@@ -17,7 +17,8 @@ from executor.database import job_queue, queries
 from executor.database.engine import reading, transaction
 from executor.database.tables import Job
 
-#: More creates than there are jobs. With a limit, claims on PostgreSQL wait for each other, as those of agents do.
+#: A limit of creates that is never reached here. Agents claim with a limit, and on PostgreSQL such claims wait for each
+#: other.
 MAX_CREATES = 1000
 
 
@@ -62,7 +63,7 @@ def _has_pending_job(engine: Engine) -> bool:
 
 
 def test_agents_that_claim_together_start_no_job_before_one_of_a_higher_priority(engine: Engine) -> None:
-    """The order is that in which the agents note their claims, so each other agent may be one job behind."""
+    """An agent records a job a moment after its claim. So in the recorded order, a job may be one place too late."""
     agents = 2
     priorities = submit_jobs(engine, [str(uuid.uuid4()) for _ in range(160)])
     claimed: list[int] = []

@@ -1,4 +1,4 @@
-"""The database: its file, errors, transactions and repeated writes, on both engines."""
+"""The database: its file, errors, transactions and repeated writes, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from executor.database.engine import (
 from executor.database.tables import Job, Run, db_now, utc_now
 from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable, StaleJob
 
-#: The uid and gid of a user without rights.
+#: The uid and gid of the user `nobody`, which has no rights.
 NOBODY = 65534
 
 
@@ -45,12 +45,12 @@ def engine_without_busy_timeout(sqlite_engine: Engine) -> Engine:
     return sqlite_engine.execution_options(smith_busy_timeout_ms=0)
 
 
-def test_a_folder_instead_of_the_file_is_named(tmp_path: Path) -> None:
+def test_the_error_about_a_folder_in_the_place_of_the_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match=rf"cannot write the database {tmp_path}: Is a directory"):
         open_engine(f"sqlite:///{tmp_path}")
 
 
-def test_a_file_instead_of_the_folder_is_named(tmp_path: Path) -> None:
+def test_the_error_about_a_file_in_the_place_of_the_folder_names_it(tmp_path: Path) -> None:
     (tmp_path / "data").touch()
     with pytest.raises(DatabaseError, match=r"cannot write the database .*data/smith.db: .*SMITH_DATA_DIR"):
         open_engine(f"sqlite:///{tmp_path / 'data' / 'smith.db'}")
@@ -59,15 +59,15 @@ def test_a_file_instead_of_the_folder_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"this is no database, and it is longer than a header " * 100, b"SQLite format 3\x00"]
 )
-def test_a_file_that_is_no_database_is_named_and_not_changed(
+def test_the_error_about_a_file_that_is_no_database_names_it_and_the_file_does_not_change(
     tmp_path: Path, opened: Callable[[str], Engine], content: bytes
 ) -> None:
     file = tmp_path / "smith.db"
     file.write_bytes(content)
     engine = opened(f"sqlite:///{file}")
-    for refused in (schema.upgrade, schema.check, schema.current_revision):
+    for use_database in (schema.upgrade, schema.check, schema.current_revision):
         with pytest.raises(DatabaseError, match=rf"the database sqlite:///{file} cannot be used: "):
-            refused(engine)
+            use_database(engine)
     assert file.read_bytes() == content
 
 
@@ -87,16 +87,16 @@ def test_a_damaged_database_is_found_by_check(sqlite_engine: Engine) -> None:
     assert problems
 
 
-def test_a_folder_of_another_user_is_named_with_our_uid(tmp_path: Path) -> None:
+def test_the_error_about_a_folder_of_another_user_contains_our_uid(tmp_path: Path) -> None:
     """Root can write everywhere, so as root the test runs a process of the user `nobody`."""
     if os.getuid() == 0:
         (tmp_path / "closed").mkdir(mode=0o700)
-        place, asking_uid = tmp_path / "closed" / "smith.db", NOBODY
+        file, our_uid = tmp_path / "closed" / "smith.db", NOBODY
         code = f"import os; os.setgid({NOBODY}); os.setuid({NOBODY})"
     else:
         (tmp_path / "closed").mkdir(mode=0o500)
-        place, asking_uid, code = tmp_path / "closed" / "smith.db", os.getuid(), "pass"
-    code = f"from executor.database.engine import open_engine; {code}; open_engine('sqlite:///{place}')"
+        file, our_uid, code = tmp_path / "closed" / "smith.db", os.getuid(), "pass"
+    code = f"from executor.database.engine import open_engine; {code}; open_engine('sqlite:///{file}')"
     answer = subprocess.run(
         [sys.executable, "-c", code],
         cwd=Path(executor.__file__).parents[1],
@@ -106,11 +106,11 @@ def test_a_folder_of_another_user_is_named_with_our_uid(tmp_path: Path) -> None:
     )
     last = answer.stderr.strip().splitlines()[-1]
     assert answer.returncode == 1
-    assert last.startswith(f"executor.errors.DatabaseError: cannot write the database {place}: Permission denied")
-    assert f"must belong to uid {asking_uid}" in last
+    assert last.startswith(f"executor.errors.DatabaseError: cannot write the database {file}: Permission denied")
+    assert f"must belong to uid {our_uid}" in last
 
 
-def test_an_unreachable_server_is_named_without_its_password(tmp_path: Path) -> None:
+def test_the_error_about_an_unreachable_server_does_not_contain_the_password(tmp_path: Path) -> None:
     engine = open_engine(f"postgresql://smith:open-sesame@/smith?host={tmp_path}")
     with pytest.raises(DatabaseError, match=r"cannot be used: .*No such file") as caught:
         schema.current_revision(engine)
@@ -199,7 +199,7 @@ def test_a_reader_neither_takes_the_lock_nor_waits_for_a_writer(sqlite_engine: E
 
 
 def test_the_check_of_a_database_does_not_wait_for_a_writer(sqlite_engine: Engine) -> None:
-    """The check of a large file takes long: with the lock, it would stop an agent that is running."""
+    """The check of a large file takes long. If it took the lock, an agent that is running could not write meanwhile."""
     checking = sqlite_engine.execution_options(smith_busy_timeout_ms=1)
     with transaction(sqlite_engine):
         assert schema.check(checking) == []
@@ -224,16 +224,18 @@ def test_a_run_without_its_job_is_refused(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("offset_s", [0.0, 30.5, -3600.0])
-def test_the_databases_clock_is_utc_and_compares_with_stored_times(engine: Engine, offset_s: float) -> None:
+def test_the_clock_of_the_database_is_utc_and_can_be_compared_with_stored_times(
+    engine: Engine, offset_s: float
+) -> None:
     with transaction(engine) as session:
         before = utc_now().timestamp()
-        asked = session.scalar(select(db_now(offset_s)))
+        database_time = session.scalar(select(db_now(offset_s)))
         after = utc_now().timestamp()
         job_id = job_queue.submit(session, new_job(core_created_at=utc_now()))
-        is_past = select(Job.core_created_at < db_now(3600), Job.core_created_at > db_now(-3600))
-        assert session.execute(is_past.where(Job.id == job_id)).one() == (True, True)
-    assert asked is not None
-    assert before - 0.002 <= asked.timestamp() - offset_s <= after + 0.002  # SQLite's clock counts milliseconds
+        is_near = select(Job.core_created_at < db_now(3600), Job.core_created_at > db_now(-3600))
+        assert session.execute(is_near.where(Job.id == job_id)).one() == (True, True)
+    assert database_time is not None
+    assert before - 0.002 <= database_time.timestamp() - offset_s <= after + 0.002  # SQLite's clock counts milliseconds
 
 
 @pytest.mark.parametrize("open_session", [transaction, reading])
@@ -321,7 +323,7 @@ def test_an_exception_of_the_write_function_is_not_retried(engine: Engine) -> No
 
 
 def test_a_write_is_retried_on_a_standby_that_refuses_writes(own_postgres_engine: Engine) -> None:
-    """After a failover PostgreSQL answers with another class of error than for a lock."""
+    """After a failover, the server may be a standby. Its error is of another class than the error about a lock."""
     attempts = 0
 
     def write(session: Session) -> None:
@@ -336,7 +338,7 @@ def test_a_write_is_retried_on_a_standby_that_refuses_writes(own_postgres_engine
         assert (session.scalar(select(func.count()).select_from(Job)), attempts) == (1, 2)
 
 
-def test_a_write_is_retried_on_a_new_connection_when_the_server_closed_it(
+def test_a_write_is_retried_on_a_new_connection_if_the_server_has_closed_the_first_one(
     own_postgres_engine: Engine, postgres: PostgresCluster
 ) -> None:
     attempts = 0

@@ -1,4 +1,4 @@
-"""The counts and times of the jobs that ended lately."""
+"""The counts and the durations (wait and run) of the jobs that have ended recently."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from executor.model import JobStatus
 NOW = datetime(2026, 11, 27, 10, 20, tzinfo=UTC)
 
 
-def _end(engine: Engine, *, at: datetime, status: JobStatus, wait_s: float = 0, run_s: float = 0) -> None:
+def _store_ended_job(engine: Engine, *, at: datetime, status: JobStatus, wait_s: float = 0, run_s: float = 0) -> None:
     with transaction(engine) as session:
         job_id = submit(session)
         started = at - timedelta(seconds=run_s)
@@ -24,10 +24,10 @@ def _end(engine: Engine, *, at: datetime, status: JobStatus, wait_s: float = 0, 
 
 
 def test_ended_jobs_are_counted_by_hour_and_status(engine: Engine) -> None:
-    _end(engine, at=NOW, status=JobStatus.COMPLETED)
-    _end(engine, at=NOW.replace(minute=0), status=JobStatus.FAILED)
-    _end(engine, at=NOW.replace(hour=9, minute=59), status=JobStatus.COMPLETED)
-    _end(engine, at=NOW - timedelta(hours=3), status=JobStatus.COMPLETED)
+    _store_ended_job(engine, at=NOW, status=JobStatus.COMPLETED)
+    _store_ended_job(engine, at=NOW.replace(minute=0), status=JobStatus.FAILED)
+    _store_ended_job(engine, at=NOW.replace(hour=9, minute=59), status=JobStatus.COMPLETED)
+    _store_ended_job(engine, at=NOW - timedelta(hours=3), status=JobStatus.COMPLETED)
     with reading(engine) as session:
         counts = ended_jobs.counts_by_hour(session, NOW, hours=3)
     assert [(count.start.hour, count.completed, count.failed) for count in counts] == [(8, 0, 0), (9, 1, 0), (10, 1, 1)]
@@ -35,15 +35,15 @@ def test_ended_jobs_are_counted_by_hour_and_status(engine: Engine) -> None:
 
 def test_the_last_failures_are_those_of_the_jobs_that_failed_last(engine: Engine) -> None:
     for number, status in enumerate((JobStatus.FAILED, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.FAILED)):
-        _end(engine, at=NOW - timedelta(minutes=number), status=status)
+        _store_ended_job(engine, at=NOW - timedelta(minutes=number), status=status)
     with reading(engine) as session:
         assert [job.id for job in ended_jobs.last_failures(session, 2)] == [1, 3]
 
 
-def test_the_last_times_are_those_of_the_jobs_that_ended_last(engine: Engine) -> None:
+def test_the_last_durations_are_those_of_the_jobs_that_ended_last(engine: Engine) -> None:
     for number in range(3):
         at = NOW - timedelta(minutes=number)
-        _end(engine, at=at, status=JobStatus.COMPLETED, wait_s=number, run_s=10 + number)
+        _store_ended_job(engine, at=at, status=JobStatus.COMPLETED, wait_s=number, run_s=10 + number)
     with reading(engine) as session:
         times = ended_jobs.last_times(session, since=NOW - timedelta(minutes=9), limit=2)
         assert [(time.wait_s, time.run_s) for time in times] == [(0, 10), (1, 11)]

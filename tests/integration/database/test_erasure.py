@@ -1,4 +1,4 @@
-"""Erasing a service's rows, and what the triggers of the audit table allow, on both databases."""
+"""Erasing a service's data in the rows, and what the triggers of the audit table allow, on both databases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from executor.database.tables import Job, utc_now
 SERVICE = "aaaa1111-0000-4000-8000-000000000000"
 
 
-def test_the_rows_are_erased_in_both_databases(engine: Engine) -> None:
+def test_the_rows_of_a_service_are_erased_and_its_audit_entries_lose_their_values(engine: Engine) -> None:
     with transaction(engine) as session:
         job_id = submit(session, service_id=SERVICE)
         session.execute(update(Job).where(Job.id == job_id).values(status="failed", finished_at=utc_now()))

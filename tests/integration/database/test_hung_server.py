@@ -1,4 +1,4 @@
-"""A PostgreSQL server that does not answer, or that a pooler stands in front of."""
+"""A PostgreSQL server that does not answer, or that is used through a connection pooler."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ WITHIN_S = 30.0
 
 
 @pytest.fixture
-def impatient_engine(postgres: PostgresCluster) -> Iterator[Engine]:
-    """Open an empty PostgreSQL database with a short limit of the client."""
+def short_limit_engine(postgres: PostgresCluster) -> Iterator[Engine]:
+    """Open an empty PostgreSQL database with a client that waits at most RESPONSE_LIMIT_S for a response."""
     url = make_url(postgres.emptied_database())
     engine = open_postgresql_engine(url, pool_size=2, max_overflow=2, response_timeout_s=RESPONSE_LIMIT_S)
     yield engine
@@ -35,29 +35,29 @@ def select_one(engine: Engine) -> int | None:
 
 
 def test_a_statement_fails_when_the_server_is_suspended_and_succeeds_afterwards(
-    impatient_engine: Engine, postgres: PostgresCluster
+    short_limit_engine: Engine, postgres: PostgresCluster
 ) -> None:
     failing = pytest.raises(DatabaseUnavailable, match="did not answer within 1 s")
-    with failing, transaction(impatient_engine) as session:
+    with failing, transaction(short_limit_engine) as session:
         session.execute(text("SELECT 1"))
         with postgres.suspended():
             session.execute(text("SELECT 1"))
-    assert select_one(impatient_engine) == 1
+    assert select_one(short_limit_engine) == 1
 
 
 def test_an_unused_connection_fails_when_the_server_is_suspended(
-    impatient_engine: Engine, postgres: PostgresCluster
+    short_limit_engine: Engine, postgres: PostgresCluster
 ) -> None:
-    assert select_one(impatient_engine) == 1
+    assert select_one(short_limit_engine) == 1
     with postgres.suspended(), pytest.raises(DatabaseUnavailable):
-        select_one(impatient_engine)
-    assert select_one(impatient_engine) == 1
+        select_one(short_limit_engine)
+    assert select_one(short_limit_engine) == 1
 
 
-def test_a_migration_may_take_longer_than_a_statement(impatient_engine: Engine) -> None:
-    with schema._migrating(impatient_engine) as connection:
+def test_a_migration_may_take_longer_than_a_statement(short_limit_engine: Engine) -> None:
+    with schema._migrating(short_limit_engine) as connection:
         connection.execute(text("SELECT pg_sleep(2)"))
-    with pytest.raises(DatabaseUnavailable), transaction(impatient_engine) as session:
+    with pytest.raises(DatabaseUnavailable), transaction(short_limit_engine) as session:
         session.execute(text("SELECT pg_sleep(2)"))
 
 
@@ -67,13 +67,13 @@ def test_a_server_that_works_ends_a_slow_statement_before_the_client_gives_up(po
         assert session.scalar(text("SHOW statement_timeout")) == f"{STATEMENT_TIMEOUT_S}s"
 
 
-def test_two_threads_do_not_share_the_limit(impatient_engine: Engine) -> None:
-    """A thread that waits for a slow answer does not end the request of another one."""
+def test_two_threads_do_not_share_the_limit(short_limit_engine: Engine) -> None:
+    """When the limit of one thread's statement has passed, the statements of the other threads do not fail."""
     errors: list[BaseException] = []
 
     def sleep_in_database() -> None:
         try:
-            with transaction(impatient_engine) as session:
+            with transaction(short_limit_engine) as session:
                 session.execute(text("SELECT pg_sleep(5)"))
         except DatabaseUnavailable as error:
             errors.append(error)
@@ -82,7 +82,7 @@ def test_two_threads_do_not_share_the_limit(impatient_engine: Engine) -> None:
     thread.start()
     limit = time.monotonic() + WITHIN_S
     while thread.is_alive():
-        assert select_one(impatient_engine) == 1
+        assert select_one(short_limit_engine) == 1
         assert time.monotonic() < limit
     assert len(errors) == 1
 
@@ -101,6 +101,6 @@ def test_statements_are_prepared_in_the_server_unless_the_url_forbids_it(
 
 
 @pytest.mark.parametrize("value", ["-1", "yes", "1.5"])
-def test_a_wrong_threshold_of_prepared_statements_is_refused(value: str) -> None:
+def test_an_invalid_threshold_of_prepared_statements_is_refused(value: str) -> None:
     with pytest.raises(DatabaseError, match="prepare_threshold"):
         open_engine(f"postgresql://smith@db.example.net/smith?prepare_threshold={value}")

@@ -1,4 +1,8 @@
-"""The job queue: cancelled, retried, reopened and pruned jobs."""
+"""The job queue: cancelled, retried, reopened and pruned jobs.
+
+A job is reopened when FulcrumCore lists it as open although it has ended here: its result is reported again, or it gets
+another attempt.
+"""
 
 from __future__ import annotations
 
@@ -39,18 +43,18 @@ def test_cancelling_a_pending_job_fails_it_at_once(engine: Engine) -> None:
     assert claim(engine) is None
 
 
-def test_cancelling_and_retrying_change_one_job(engine: Engine) -> None:
-    wanted, other = submit(engine, age=1), submit(engine, age=2)
+def test_cancelling_and_retrying_change_only_the_given_job(engine: Engine) -> None:
+    given, other = submit(engine, age=1), submit(engine, age=2)
     for _ in range(2):
         requeue(engine, claimed(engine), backoff_s=3600)
     before = columns_of(engine, other)
     with transaction(engine) as session:
-        assert reopening.retry_now(session, wanted) == "attempt"
-        assert job_queue.request_cancel(session, wanted) is JobStatus.FAILED
+        assert reopening.retry_now(session, given) == "attempt"
+        assert job_queue.request_cancel(session, given) is JobStatus.FAILED
     assert columns_of(engine, other) == before
 
 
-def test_cancelling_a_running_job_requests_it_of_the_owner(engine: Engine) -> None:
+def test_cancelling_a_running_job_requests_the_cancellation_from_its_owner(engine: Engine) -> None:
     submit(engine)
     job = claimed(engine)
     with transaction(engine) as session:
@@ -96,12 +100,12 @@ def test_a_result_that_fulcrumcore_does_not_expect_is_not_sent_by_a_retry(engine
 
 
 def test_a_retry_of_a_job_that_another_executor_has_claimed_gives_it_a_new_attempt(engine: Engine) -> None:
-    wanted, other = (submit(engine, is_claimed_elsewhere=True) for _ in range(2))
+    given, other = (submit(engine, is_claimed_elsewhere=True) for _ in range(2))
     before = columns_of(engine, other)
     with transaction(engine) as session:
-        session.execute(update(Job).where(Job.id == wanted).values(claimed_at=db_now(), operator_detail="x"))
-        assert reopening.retry_now(session, wanted) == "attempt"
-    job = row(engine, wanted)
+        session.execute(update(Job).where(Job.id == given).values(claimed_at=db_now(), operator_detail="x"))
+        assert reopening.retry_now(session, given) == "attempt"
+    job = row(engine, given)
     assert (job.status, job.report_state, job.epoch, job.finished_at) == ("pending", "none", 1, None)
     assert (job.error_code, job.error_message, job.operator_detail, job.claimed_at) == (None, None, None, None)
     assert job.claim_sent_at is not None, "the worker reads the job at FulcrumCore before it sends a claim"
@@ -115,7 +119,7 @@ def reopen(engine: Engine, *job_ids: int, are_claimed: bool = True, now_at_core:
 
 
 def settled(engine: Engine, state: ReportState, result: JobResult = BROKEN, *, was_started: bool = True) -> int:
-    """End a job whose report has the state; return its id. Each column that another attempt clears has a value."""
+    """Store an ended job with this report state; return its id. Each column that a new attempt clears has a value."""
     job_id = submit(engine, deadline_at=utc_now())
     job = claimed(engine)
     with transaction(engine) as session:
@@ -127,8 +131,8 @@ def settled(engine: Engine, state: ReportState, result: JobResult = BROKEN, *, w
         job_queue.finish(session, lease, result)
         outbox.postpone_report(session, job_id, backoff_s=60, note="HTTP 503")
         outbox.note_reported(session, job_id, state)
-        past = {"report_after": db_now(60), "lease_until": db_now(60), "available_at": db_now(60)}
-        session.execute(update(Job).where(Job.id == job_id).values(claimed_at=LONG_AGO, operator_detail="x", **past))
+        times = {"report_after": db_now(60), "lease_until": db_now(60), "available_at": db_now(60)}
+        session.execute(update(Job).where(Job.id == job_id).values(claimed_at=LONG_AGO, operator_detail="x", **times))
     return job_id
 
 
@@ -168,7 +172,7 @@ def test_a_result_that_fulcrumcore_has_lost_is_due_again(
         (result_with(ErrorCode.JOB_GONE), False),
     ],
 )
-def test_an_abandoned_job_without_a_result_gets_another_attempt(
+def test_an_abandoned_job_without_a_result_of_a_run_gets_another_attempt(
     engine: Engine, result: JobResult, was_started: bool, are_claimed: bool
 ) -> None:
     job_id = settled(engine, ReportState.ABANDONED, result, was_started=was_started)
@@ -185,7 +189,9 @@ def test_an_abandoned_job_without_a_result_gets_another_attempt(
 
 
 @pytest.mark.parametrize("are_claimed", [True, False])
-def test_only_ended_jobs_that_fulcrumcore_lists_continue(engine: Engine, are_claimed: bool) -> None:
+def test_only_jobs_that_fulcrumcore_lists_and_that_have_no_due_report_are_reopened(
+    engine: Engine, are_claimed: bool
+) -> None:
     reported = settled(engine, ReportState.REPORTED)
     abandoned = settled(engine, ReportState.ABANDONED, was_started=False)
     is_due, local, listed = ended(engine), ended(engine, is_local=True), settled(engine, ReportState.REPORTED)
@@ -219,6 +225,7 @@ def test_the_failure_of_a_job_of_another_executor_is_reported_after_its_deadline
 
 
 def prune(engine: Engine, limit: int = 100, in_s: float = 60) -> tuple[int, list[str]]:
+    """Prune jobs that ended before the time `in_s` seconds from now; return their number and their runs' idents."""
     with transaction(engine) as session:
         return job_queue.prune(session, ended_before=utc_now() + timedelta(seconds=in_s), limit=limit)
 
@@ -251,7 +258,7 @@ def test_open_and_recently_ended_jobs_are_not_pruned(engine: Engine) -> None:
         assert session.scalar(select(func.count()).select_from(Job)) == 2
 
 
-def test_pruning_deletes_the_oldest_first_up_to_the_limit(engine: Engine) -> None:
+def test_pruning_deletes_at_most_as_many_jobs_as_the_limit(engine: Engine) -> None:
     job_ids = [ended(engine) for _ in range(5)]
     settle(engine, *job_ids)
     assert [prune(engine, limit=2)[0] for _ in range(4)] == [2, 2, 1, 0]

@@ -1,4 +1,7 @@
-"""The events in the life of a job, on SQLite and on PostgreSQL."""
+"""The stored events of a job, such as a requeue or a postponed report, on SQLite and on PostgreSQL.
+
+Only unusual events are stored. The story of a run is a summary of what the run has done.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def events(engine: Engine, job_id: int) -> Sequence[JobEvent]:
         return job_events.of_job(session, job_id)
 
 
-def test_the_usual_life_of_a_job_writes_no_event(engine: Engine) -> None:
+def test_a_job_that_is_claimed_ended_and_reported_once_has_no_event(engine: Engine) -> None:
     submit(engine)
     job = claimed(engine)
     finish(engine, job)
@@ -50,7 +53,7 @@ def test_an_event_that_repeats_is_one_row_with_a_count(engine: Engine) -> None:
     assert [(event.text, event.count) for event in events(engine, job_id)] == [("HTTP 503", 3), ("HTTP 502", 1)]
 
 
-def test_the_events_of_a_job_are_bounded(engine: Engine) -> None:
+def test_the_number_and_the_length_of_the_events_of_a_job_are_bounded(engine: Engine) -> None:
     job_id = ended(engine)
     with transaction(engine) as session:
         for number in range(job_events.MAX_EVENTS_PER_JOB + 5):
@@ -72,7 +75,7 @@ def test_a_replaced_result_and_a_reopened_job_are_events(engine: Engine) -> None
     assert kinds == [JobEventKind.RESULT_REPLACED, JobEventKind.REOPENED]
 
 
-def test_a_report_that_is_not_due_gets_no_event(engine: Engine) -> None:
+def test_a_report_that_is_not_due_cannot_be_changed_and_gets_no_event(engine: Engine) -> None:
     job_id = ended(engine)
     with transaction(engine) as session:
         outbox.note_reported(session, job_id, ReportState.REPORTED)
@@ -82,7 +85,7 @@ def test_a_report_that_is_not_due_gets_no_event(engine: Engine) -> None:
     assert events(engine, job_id) == []
 
 
-def test_jobs_that_a_stopping_agent_gives_back_have_an_event(engine: Engine) -> None:
+def test_jobs_that_a_stopping_agent_releases_have_an_event(engine: Engine) -> None:
     job_id = submit(engine)
     claimed(engine)
     with transaction(engine) as session:
@@ -101,7 +104,7 @@ def test_events_are_pruned_with_their_job(engine: Engine) -> None:
         assert session.scalar(select(func.count()).select_from(JobEvent)) == 0
 
 
-def test_the_story_of_a_run_is_stored_until_the_run_has_ended(engine: Engine) -> None:
+def test_the_story_of_a_run_does_not_change_after_the_end_of_the_run(engine: Engine) -> None:
     submit(engine)
     job = claimed(engine)
     with transaction(engine) as session:

@@ -56,7 +56,7 @@ def test_a_second_submit_changes_nothing_of_a_job_that_ended(engine: Engine) -> 
     assert columns_of(engine, job_id) == before
 
 
-def test_two_pollers_at_once_write_one_row(engine: Engine) -> None:
+def test_simultaneous_pollers_write_one_row_for_each_job(engine: Engine) -> None:
     jobs = [new_job() for _ in range(20)]
     start = threading.Barrier(4, timeout=60)
 
@@ -131,12 +131,12 @@ def test_the_owner_of_the_lease_may_write(engine: Engine, write: Write) -> None:
     assert columns_of(engine, job.id) != {column.key: getattr(job, column.key) for column in Job.__table__.columns}
 
 
-@pytest.mark.parametrize("taken_by", ["another owner", "the same owner again", "a reap", "a release", "a finish"])
+@pytest.mark.parametrize("lost_by", ["another owner", "the same owner again", "a reap", "a release", "a finish"])
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
-def test_a_stale_owner_writes_nothing(engine: Engine, write: Write, taken_by: str) -> None:
+def test_an_owner_whose_lease_was_lost_writes_nothing(engine: Engine, write: Write, lost_by: str) -> None:
     submit(engine)
     stale = job_queue.lease_of(claimed(engine, "alice"))
-    _take_over(engine, stale, taken_by)
+    _lose_lease(engine, stale, lost_by)
     before = columns_of(engine, stale.job_id)
     with pytest.raises(StaleJob), transaction(engine) as session:
         write(session, stale)
@@ -145,7 +145,7 @@ def test_a_stale_owner_writes_nothing(engine: Engine, write: Write, taken_by: st
         assert queries.runs_of_job(session, stale.job_id) == []
 
 
-def _take_over(engine: Engine, lease: Lease, how: str) -> None:
+def _lose_lease(engine: Engine, lease: Lease, how: str) -> None:
     if how == "a finish":
         with transaction(engine) as session:
             return job_queue.finish(session, lease, BROKEN)
@@ -181,7 +181,7 @@ def test_an_unclaimed_row_has_no_lease(engine: Engine) -> None:
 
 
 def test_an_owner_may_finish_after_its_lease_expired_if_it_was_not_reaped(engine: Engine) -> None:
-    """Only a new epoch ends the right to write; until then no other owner can have a result."""
+    """Only a new epoch ends the right to write. Until there is one, no other owner can store a result."""
     submit(engine)
     job = claimed(engine)
     expire_lease(engine, job.id)
@@ -202,7 +202,7 @@ PAIRS = [(before, after) for before in JobStatus for after in JobStatus]
 
 
 def _lease_in(engine: Engine, status: JobStatus) -> Lease:
-    """Bring a job to a status; return its lease from the time when it was processed."""
+    """Bring a job to a status; return the lease that the job had while it was processing."""
     submit(engine)
     job = claimed(engine, "alice")
     lease = job_queue.lease_of(job)
@@ -229,7 +229,7 @@ def test_an_allowed_transition_succeeds(engine: Engine, before: JobStatus, after
 def test_a_transition_that_is_not_allowed_is_refused(engine: Engine, before: JobStatus, after: JobStatus) -> None:
     """Each function that leads to the status is called. The row does not change."""
     lease = _lease_in(engine, before)
-    was = columns_of(engine, lease.job_id)
+    columns_before = columns_of(engine, lease.job_id)
     for (_, leads_to), function in TRANSITION_FUNCTIONS.items():
         if leads_to is not after or (before, leads_to) in TRANSITION_FUNCTIONS:
             continue
@@ -238,8 +238,8 @@ def test_a_transition_that_is_not_allowed_is_refused(engine: Engine, before: Job
                 function(session, lease)
             except StaleJob:
                 continue
-    now = columns_of(engine, lease.job_id)
-    assert now | {"cancel_requested": False} == was | {"cancel_requested": False}
+    columns_after = columns_of(engine, lease.job_id)  # a refused cancellation may leave its request
+    assert columns_after | {"cancel_requested": False} == columns_before | {"cancel_requested": False}
 
 
 def test_finish_stores_the_result(engine: Engine) -> None:
@@ -252,7 +252,7 @@ def test_finish_stores_the_result(engine: Engine) -> None:
     assert bad.error_message == "CAPACITY: no space"
     assert {good.report_state, bad.report_state} == {"due"}
     assert good.finished_at is not None
-    assert (good.lease_until, good.owner) == (None, "alice")  # the owner stays as history
+    assert (good.lease_until, good.owner) == (None, "alice")  # the row keeps its last owner
 
 
 def test_the_end_of_a_job_stores_the_detail_for_the_operator_and_ends_the_backoff_of_a_report(engine: Engine) -> None:
@@ -305,7 +305,7 @@ def test_a_requeued_job_stores_the_reason_for_the_tenant_and_for_the_operator(
     assert (stored.error_message, stored.operator_detail) == ("busy", operator_detail)
 
 
-def test_a_run_is_stored_before_it_starts_and_any_owner_stores_its_end(engine: Engine) -> None:
+def test_a_run_is_stored_before_it_starts_and_its_end_is_stored_without_a_lease(engine: Engine) -> None:
     submit(engine)
     job = claimed(engine)
     with transaction(engine) as session:

@@ -1,4 +1,7 @@
-"""Claims, crashes, operators' commands and reports in any order, with the invariants that hold after every step."""
+"""Claims, crashes, operators' commands and reports in random orders, and the invariants that hold after every step.
+
+Hypothesis chooses the orders. A report is settled if no report is sent any more.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +46,9 @@ REFUSED = JobResult(succeeded=False, code=ErrorCode.INVALID_REQUEST, detail="ref
 SETTLED = (ReportState.REPORTED, ReportState.OVERTAKEN, ReportState.ABANDONED)
 #: The columns of a result.
 RESULT = ("status", "result", "error_code", "error_message", "finished_at")
-#: The columns of a result and of FulcrumCore's answer.
+#: The columns of a result and of FulcrumCore's answer to its report.
 ANSWER = (*RESULT, "report_state", "report_note", "reported_at", "report_attempts")
-#: In memory if possible: thousands of commits, and no test of the disk.
+#: A folder in memory if possible, because the test commits thousands of times and does not test the disk.
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  mkdtemp creates a folder with a name of its own
 
 
@@ -98,7 +101,7 @@ class Queue(RuleBasedStateMachine):
             running = session.scalar(creates) or 0
             ours = select(Job.crashes).where(Job.status == JobStatus.PROCESSING, Job.owner == owner)
             crashes = session.scalars(ours).all()
-        assert len(crashes) <= 1 or max(crashes) < PROBATION_CRASHES, "a job on probation runs alone"
+        assert len(crashes) <= 1 or max(crashes) < PROBATION_CRASHES, "a job with PROBATION_CRASHES crashes runs alone"
         if job is None:
             return multiple()
         assert job.action != "create" or max_creates is None or running <= max_creates
@@ -144,7 +147,11 @@ class Queue(RuleBasedStateMachine):
 
     @rule(target=leases, lease=leases, by=OWNERS, how=st.sampled_from(["lease", "sole owner", "release"]))
     def lose(self, lease: Lease, by: str, how: str) -> Any:
-        """Take the job from its owner in one of three ways, then let an agent claim, perhaps the same one."""
+        """Take the job from its owner, then let an agent claim a job. The agent may be the same one.
+
+        The owner loses its lease because the lease has expired, because `by` is the sole owner (which reaps the jobs of
+        all other owners at once), or because the owner releases its jobs.
+        """
         with transaction(self.engine) as session:
             is_running = (Job.id == lease.job_id, Job.status == JobStatus.PROCESSING)
             session.execute(update(Job).where(*is_running).values(lease_until=db_now(-1)))
@@ -158,7 +165,7 @@ class Queue(RuleBasedStateMachine):
                 assert job is not None
                 assert (job.status, job.crashes == MAX_CRASHES) == (status, status is JobStatus.FAILED)
         newer = self.claim(by, None)
-        self.write(lease, "requeue")  # the earlier owner continues
+        self.write(lease, "requeue")  # the earlier owner tries to write
         return newer
 
     # --- operators and the reporter -------------------------------------------------------------------------------
@@ -176,12 +183,12 @@ class Queue(RuleBasedStateMachine):
             elif what == "postpone":
                 outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 503")
             elif what == "replace":
-                # The one exception: while its report is due, a completion may become a failure.
+                # The only allowed change of a result: while the report is due, a completion may become a failure.
                 outbox.replace_result(session, job_id, REFUSED)
                 if job_id not in self.settled:
                     self.ended.pop(job_id, None)
             else:
-                outbox.note_reported(session, job_id, ReportState(what), "said")
+                outbox.note_reported(session, job_id, ReportState(what), "a note")
         return None
 
     def _prune(self) -> None:
@@ -262,7 +269,7 @@ def _template(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 class TestQueue(Queue.TestCase):  # type: ignore[name-defined,misc]
-    """Hypothesis's test, limited to a few seconds."""
+    """The test of Hypothesis, with so few examples that it takes some seconds."""
 
     settings = settings(
         max_examples=20,

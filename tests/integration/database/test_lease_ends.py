@@ -1,4 +1,4 @@
-"""The job queue: leases that are renewed, reaped or released, and the crashes that count."""
+"""The job queue: leases that are renewed, reaped or released, and when their end counts as a crash of the job."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_renew_extends_every_lease_of_the_owner_and_returns_cancel_requests(engi
         assert job_queue.request_cancel(session, cancelled.id) is JobStatus.PROCESSING
         assert job_queue.renew(session, "alice", lease_s=LEASE_S) == {mine.id: False, cancelled.id: True}
     with reading(engine) as session:
-        lease = Job.lease_until > db_now(LEASE_S - 10), Job.lease_until <= db_now(LEASE_S)
-        assert session.execute(select(*lease).where(Job.id == mine.id)).one() == (True, True)
+        in_range = Job.lease_until > db_now(LEASE_S - 10), Job.lease_until <= db_now(LEASE_S)
+        assert session.execute(select(*in_range).where(Job.id == mine.id)).one() == (True, True)
     assert reap(engine) == [(others.id, JobStatus.PENDING)]
 
 
@@ -78,7 +78,7 @@ def test_a_lease_that_was_renewed_after_it_was_read_is_not_reaped(engine: Engine
     assert row(engine, job.id).owner == "alice"
 
 
-def test_a_reap_on_postgresql_waits_for_no_lease_that_its_owner_is_renewing(postgres_engine: Engine) -> None:
+def test_a_reap_on_postgresql_skips_a_lease_that_its_owner_is_renewing(postgres_engine: Engine) -> None:
     submit(postgres_engine)
     job = claimed(postgres_engine, "alice")
     expire_lease(postgres_engine, job.id)
@@ -91,7 +91,7 @@ def test_a_reap_on_postgresql_waits_for_no_lease_that_its_owner_is_renewing(post
             assert reaping.reap(session, leases) == []
 
 
-def test_a_lease_of_another_claim_of_the_job_is_not_reaped(engine: Engine) -> None:
+def test_a_lease_of_a_later_claim_of_the_job_is_not_reaped(engine: Engine) -> None:
     submit(engine)
     expire_lease(engine, claimed(engine, "alice").id)
     with reading(engine) as session:
@@ -130,7 +130,7 @@ def test_a_job_is_quarantined_after_the_third_crash(engine: Engine) -> None:
     assert claim(engine) is None
 
 
-def test_a_job_that_ran_at_two_crashes_runs_alone_so_that_no_other_job_is_quarantined(engine: Engine) -> None:
+def test_a_job_with_two_crashes_runs_alone_so_that_its_third_crash_quarantines_no_other_job(engine: Engine) -> None:
     on_probation, other = submit(engine, age=1), submit(engine, age=2)
     for _ in range(2):
         for _ in ("on_probation", "other"):
@@ -138,9 +138,9 @@ def test_a_job_that_ran_at_two_crashes_runs_alone_so_that_no_other_job_is_quaran
         reap(engine, all_owners_except="no-agent")
     fresh = submit(engine, age=0)
     assert claimed(engine, "b").id == fresh
-    assert claim(engine, "b") is None, "it waits until no other job of the node runs"
-    assert claimed(engine, "c").id == on_probation, "on another node no job runs"
-    assert claim(engine, "c") is None, "and no other job starts while it runs"
+    assert claim(engine, "b") is None, "it waits until its agent runs no other job"
+    assert claimed(engine, "c").id == on_probation, "this agent runs no other job"
+    assert claim(engine, "c") is None, "no other job of this agent starts while it runs"
     assert reap(engine, all_owners_except="b") == [(on_probation, JobStatus.FAILED)]
     assert row(engine, other).crashes == 2
 
@@ -187,20 +187,20 @@ def test_release_all_leaves_the_running_jobs_to_their_owner(engine: Engine) -> N
     assert (row(engine, running.id).status, row(engine, waiting.id).status) == ("processing", "pending")
 
 
-def test_release_gives_one_job_back_and_counts_a_crash(engine: Engine) -> None:
+def test_release_makes_one_job_pending_and_counts_a_crash(engine: Engine) -> None:
     for age in (1, 2):
         submit(engine, age=age)
-    unowned, other = claimed(engine, "alice"), claimed(engine, "alice")
+    released, other = claimed(engine, "alice"), claimed(engine, "alice")
     with transaction(engine) as session:
-        assert not reaping.release(session, unowned.id, "bob")
-        assert reaping.release(session, unowned.id, "alice") is JobStatus.PENDING
-        assert not reaping.release(session, unowned.id, "alice")
-    job = row(engine, unowned.id)
-    assert (job.status, job.owner, job.crashes, job.epoch) == ("pending", None, 1, unowned.epoch + 1)
+        assert not reaping.release(session, released.id, "bob")
+        assert reaping.release(session, released.id, "alice") is JobStatus.PENDING
+        assert not reaping.release(session, released.id, "alice")
+    job = row(engine, released.id)
+    assert (job.status, job.owner, job.crashes, job.epoch) == ("pending", None, 1, released.epoch + 1)
     assert row(engine, other.id).status == "processing"
 
 
-def test_a_release_of_a_job_that_is_not_to_blame_counts_neither_a_crash_nor_an_attempt(engine: Engine) -> None:
+def test_a_release_that_does_not_count_as_a_crash_does_not_count_as_an_attempt(engine: Engine) -> None:
     submit(engine)
     first = claimed(engine, "alice")
     with transaction(engine) as session:
@@ -228,5 +228,5 @@ def test_a_cancel_request_survives_a_crash_of_the_owner(engine: Engine) -> None:
     job = claimed(engine)
     with transaction(engine) as session:
         job_queue.request_cancel(session, job.id)
-    reap(engine, all_owners_except="the next one")
+    reap(engine, all_owners_except="the next agent")
     assert claimed(engine).cancel_requested

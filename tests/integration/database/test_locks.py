@@ -1,4 +1,4 @@
-"""What an agent does while another process of its PostgreSQL database is suspended within a transaction."""
+"""What an agent does while another process that uses the same PostgreSQL database is suspended within a transaction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OpenEngine = Callable[..., Engine]
 
 @pytest.fixture
 def open_engine_with(postgres: PostgresCluster) -> Iterator[OpenEngine]:
-    """Return a function that opens the same empty database with other limits."""
+    """Return a function that opens the same empty database, with the given limits in place of those of agents."""
     url = make_url(postgres.emptied_database())
     with ExitStack() as stack:
 
@@ -61,7 +61,7 @@ def reserve(session: Session) -> None:
         ((usage.TENANT_LOCK, func.hashtext("")), reserve),
     ],
 )
-def test_the_wait_for_the_lock_of_another_process_ends(
+def test_the_wait_for_the_lock_of_another_process_ends_with_an_error(
     open_engine_with: OpenEngine, key: tuple[Any, ...], use: Callable[[Session], None]
 ) -> None:
     suspended, waiting = open_engine_with(), open_engine_with(lock_timeout="100ms")
@@ -75,7 +75,7 @@ def test_the_wait_for_the_lock_of_another_process_ends(
 def test_a_process_that_is_suspended_within_a_transaction_loses_its_locks(
     open_engine_with: OpenEngine, limits: dict[str, str]
 ) -> None:
-    """Otherwise no other agent could claim a job until it continues. The claim of another one waits, and succeeds."""
+    """Otherwise no other agent could claim a job until this process continues. The other claim waits, and succeeds."""
     suspended, other = open_engine_with(**limits), open_engine_with()
     job_id = submit(other)
 
@@ -92,7 +92,7 @@ def test_a_process_that_is_suspended_within_a_transaction_loses_its_locks(
         hold_locks()
 
 
-def test_a_period_whose_row_another_process_has_locked_is_left_to_it(open_engine_with: OpenEngine) -> None:
+def test_an_agent_starts_no_period_whose_row_another_process_has_locked(open_engine_with: OpenEngine) -> None:
     """Otherwise each agent would poll, prune and send metrics while one of them is suspended."""
     suspended, waiting = open_engine_with(), open_engine_with(lock_timeout="100ms")
     job = CriticalJob(name="PruneCompletedJobs", interval_s=60, run=lambda: None, runs_on_each_agent=False)
@@ -104,7 +104,7 @@ def test_a_period_whose_row_another_process_has_locked_is_left_to_it(open_engine
         assert not ExecutionRecorder(waiting, [job]).try_start_period(job, is_requested=True)
 
 
-def test_the_limits_fit_together() -> None:
-    """A statement waits until the server has ended the session of a suspended process, and not for a whole lease."""
+def test_each_limit_of_a_session_is_longer_than_the_limit_that_must_end_first() -> None:
+    """A statement waits for a lock until the server has ended the session of a suspended process, but not longer."""
     seconds = {name: int(value.removesuffix("s")) for name, value in SESSION_SETTINGS.items() if value.endswith("s")}
     assert seconds["idle_in_transaction_session_timeout"] < seconds["lock_timeout"] < seconds["statement_timeout"]

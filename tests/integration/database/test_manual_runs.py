@@ -1,4 +1,4 @@
-"""Runs that operators start, and jobs of the same service, on both databases: one waits or is refused, never both."""
+"""Runs that operators start never overlap with jobs of the same service: one waits or is refused. On both databases."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ NEW_RUN = NewManualRun(ident="start-1", service_id=SERVICE, vmid=100, action="st
 
 
 def start(engine: Engine, ident: str = "start-1", service_id: str = SERVICE) -> Job | ManualRun | None:
+    """Start a run. Return None, or the job or run of the service that prevents the start."""
     new_run = replace(NEW_RUN, ident=ident, service_id=service_id)
     with transaction(engine) as session:
         return manual_runs.start(session, new_run, lease_s=LEASE_S)
@@ -42,6 +43,7 @@ def end(engine: Engine, ident: str = "start-1") -> None:
 
 
 def set_lease(engine: Engine, offset_s: float) -> None:
+    """Let the leases of all runs end this number of seconds from now."""
     with transaction(engine) as session:
         session.execute(update(ManualRun).values(lease_until=db_now(offset_s)))
 
@@ -76,7 +78,7 @@ def test_a_second_run_of_the_service_is_refused_and_of_another_service_is_not(en
 
 @pytest.mark.parametrize("lease_s", [-1, MAX_LEASE_S + 60])
 def test_a_run_whose_lease_has_expired_blocks_neither_a_job_nor_a_run(engine: Engine, lease_s: float) -> None:
-    """The second case is a lease from before the database's clock was set back."""
+    """The second lease ends later than a lease can: it was stored before the database's clock was set back."""
     job_id = submit(engine, service_id=SERVICE)
     assert start(engine) is None
     set_lease(engine, lease_s)
@@ -121,7 +123,7 @@ def test_the_output_is_stored_with_a_renewal_and_at_the_end(engine: Engine) -> N
     assert output() == "ok"
 
 
-def test_the_end_of_a_run_that_another_has_replaced_changes_nothing(engine: Engine) -> None:
+def test_the_end_of_a_run_that_another_run_has_replaced_changes_nothing(engine: Engine) -> None:
     assert start(engine) is None
     set_lease(engine, -1)
     assert start(engine, "start-2") is None
@@ -133,7 +135,7 @@ def test_the_end_of_a_run_that_another_has_replaced_changes_nothing(engine: Engi
         ]
 
 
-def test_a_service_with_a_run_in_progress_is_left_out_of_the_drift(engine: Engine) -> None:
+def test_a_service_with_a_run_in_progress_is_left_out_of_a_drift_check(engine: Engine) -> None:
     def busy() -> tuple[bool, bool]:
         with reading(engine) as session:
             return SERVICE in queries.busy_services(session), SERVICE in queries.busy_services(session, SERVICE)
@@ -166,7 +168,7 @@ def test_of_a_claim_and_a_start_at_the_same_time_exactly_one_succeeds(engine: En
 
 
 def test_on_postgresql_a_start_waits_for_a_claim_that_is_not_committed(postgres_engine: Engine) -> None:
-    """Without the wait, the start would see no processing job, and the claim has seen no run."""
+    """Without the wait, both would succeed: neither transaction can see what the other one has not committed."""
     submit(postgres_engine, service_id=SERVICE)
     with transaction(postgres_engine) as claiming:
         assert job_queue.claim(claiming, "alice", lease_s=LEASE_S) is not None
@@ -181,7 +183,7 @@ def start_within(engine: Engine, lock_timeout: str) -> None:
         manual_runs.start(session, NEW_RUN, lease_s=LEASE_S)
 
 
-def test_the_database_refuses_a_second_run_without_an_end(engine: Engine) -> None:
+def test_the_database_refuses_a_second_run_of_a_service_before_the_first_one_has_ended(engine: Engine) -> None:
     assert start(engine) is None
     values = {"service_id": SERVICE, "action": "stop", "who": "", "host": "", "pid": 1}
     second = ManualRun(ident="stop-2", started_at=utc_now(), lease_until=utc_now(), **values)
@@ -197,8 +199,8 @@ def test_old_runs_are_pruned_and_a_run_in_progress_is_kept(engine: Engine, tmp_p
     end(engine, "start-3")
     with transaction(engine) as session:
         long_ago = utc_now() - timedelta(days=400)
-        not_old = ManualRun.ident != "start-3"
-        session.execute(update(ManualRun).where(not_old).values(started_at=long_ago))
+        is_old = ManualRun.ident != "start-3"
+        session.execute(update(ManualRun).where(is_old).values(started_at=long_ago))
     settings = Settings(smith_data_dir=tmp_path, smith_run_dir=tmp_path / "run")
     Pruner(engine=engine, settings=settings).prune()
     with reading(engine) as session:

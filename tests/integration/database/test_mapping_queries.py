@@ -1,4 +1,4 @@
-"""Mappings of services to VMs: lists, searches, due deletions and removed rows."""
+"""Mappings of services to VMs: lists, searches, due deletions, and rows that are removed after a deletion."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_mapping_is_read_by_the_id_of_its_row(engine: Engine) -> None:
         mappings.get_one(session, 999)
 
 
-def test_a_vm_marked_for_deletion_is_pending_deletion_until_the_mark_or_the_vm_is_gone(engine: Engine) -> None:
+def test_a_vm_with_a_time_of_deletion_is_pending_deletion_until_the_time_is_removed(engine: Engine) -> None:
     mapping_id = reserved(engine)
     apply_result(engine, mapping_id, status="stopped", node="pve1", delete_at=1_000_000_000)
     found = row(engine, mapping_id)
@@ -93,7 +93,7 @@ def test_a_vm_marked_for_deletion_is_pending_deletion_until_the_mark_or_the_vm_i
     )
     with reading(engine) as session:
         assert [mapping.id for mapping in mappings.due_for_deletion(session, "c")] == [mapping_id]
-        assert mappings.active(session) == []  # FulcrumCore accepts no metrics of it
+        assert mappings.active(session) == []  # FulcrumCore accepts no metrics of the VM
         assert mappings.due_for_deletion(session, "another cluster") == []
     apply_result(engine, mapping_id, status="stopped", delete_at=4_000_000_000)
     with reading(engine) as session:
@@ -102,17 +102,17 @@ def test_a_vm_marked_for_deletion_is_pending_deletion_until_the_mark_or_the_vm_i
     assert (row(engine, mapping_id).state, row(engine, mapping_id).delete_at) == ("active", None)
 
 
-def test_deletions_are_due_from_the_longest_overdue_on_up_to_the_limit(engine: Engine) -> None:
-    by_age = {}
+def test_due_deletions_are_listed_from_the_longest_overdue_on_up_to_the_limit(engine: Engine) -> None:
+    ids_by_time = {}
     for vmid, delete_at in ((101, 3_000), (102, 1_000), (103, 2_000)):
         mapping_id = reserved(engine, str(uuid.uuid4()), vmid)
         apply_result(engine, mapping_id, status="stopped", delete_at=delete_at)
-        by_age[delete_at] = mapping_id
+        ids_by_time[delete_at] = mapping_id
     with reading(engine) as session:
         assert [mapping.id for mapping in mappings.due_for_deletion(session, "c")] == [
-            by_age[age] for age in sorted(by_age)
+            ids_by_time[delete_at] for delete_at in sorted(ids_by_time)
         ]
-        assert [mapping.id for mapping in mappings.due_for_deletion(session, "c", limit=1)] == [by_age[1_000]]
+        assert [mapping.id for mapping in mappings.due_for_deletion(session, "c", limit=1)] == [ids_by_time[1_000]]
 
 
 def test_a_deleted_vm_is_not_due_for_deletion_again(engine: Engine) -> None:
@@ -134,7 +134,7 @@ def test_a_vm_that_is_lost_is_not_due_for_deletion(engine: Engine) -> None:
 
 
 def test_pages_of_due_deletions_contain_each_mapping_once(engine: Engine) -> None:
-    """Mappings with the same time are ordered by their ids, so that a page neither repeats nor leaves out one."""
+    """Mappings with the same time are ordered by their ids, so that no page repeats or leaves out a mapping."""
     delete_times = {101: 2_000, 102: 1_000, 103: 2_000, 104: 2_000, 105: 3_000}
     mapping_ids = {vmid: reserved(engine, str(uuid.uuid4()), vmid) for vmid in delete_times}
     for vmid in reversed(delete_times):
@@ -161,13 +161,13 @@ def test_a_vm_pending_deletion_keeps_its_vmid(engine: Engine) -> None:
     assert reserve(engine, OTHER, 101) is None
 
 
-def test_a_container_is_mapped_as_one(engine: Engine) -> None:
+def test_the_mapping_of_a_container_has_the_kind_lxc(engine: Engine) -> None:
     with transaction(engine) as session:
-        made = mappings.reserve(session, service_id=SERVICE, cluster="c", vmid=101, name="db", kind="lxc")
-        assert made is not None
-        found = mappings.adopt(session, service_id=OTHER, cluster="c", vmid=102, name="x", node="pve1", kind="lxc")
-        assert found is not None
-    assert (row(engine, made.id).kind, row(engine, found.id).kind) == ("lxc", "lxc")
+        new = mappings.reserve(session, service_id=SERVICE, cluster="c", vmid=101, name="db", kind="lxc")
+        assert new is not None
+        adopted = mappings.adopt(session, service_id=OTHER, cluster="c", vmid=102, name="x", node="pve1", kind="lxc")
+        assert adopted is not None
+    assert (row(engine, new.id).kind, row(engine, adopted.id).kind) == ("lxc", "lxc")
     assert row(engine, reserved(engine, str(uuid.uuid4()), 103)).kind == "qemu"
 
 

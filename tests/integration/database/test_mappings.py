@@ -1,4 +1,4 @@
-"""Mappings of services to VMs: the states of a mapping."""
+"""Mappings of services to VMs: how the state of a mapping changes. A VM is lost if Proxmox no longer has it."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_every_vm_of_a_service_stays_in_the_history(engine: Engine) -> None:
         assert len(mapping_queries.list_mappings(session, states=[MappingState.DELETED])) == 3
 
 
-def test_a_mapping_of_a_lost_vm_is_still_the_services_and_keeps_its_vmid(engine: Engine) -> None:
-    """A later delete must find it, and no other service may get its VMID while the VM may still exist."""
+def test_the_mapping_of_a_lost_vm_stays_that_of_its_service_and_keeps_its_vmid(engine: Engine) -> None:
+    """A later delete must find the mapping, and no other service may get the VMID while the VM may still exist."""
     mapping_id = reserved(engine)
     apply_result(engine, mapping_id, status="running")
     with transaction(engine) as session:
@@ -90,7 +90,7 @@ def adopt(engine: Engine, vmid: int, service_id: str = SERVICE, cluster: str = "
         return None if mapping is None else mapping.id
 
 
-def lost(engine: Engine, *args: Any) -> int:
+def mapping_of_lost_vm(engine: Engine, *args: Any) -> int:
     mapping_id = reserved(engine, *args)
     with transaction(engine) as session:
         mappings.mark_vm_lost(session, mapping_id, "gone")
@@ -99,7 +99,7 @@ def lost(engine: Engine, *args: Any) -> int:
 
 
 def test_adopting_a_lost_vm_that_exists_again_takes_its_present_name(engine: Engine) -> None:
-    mapping_id = lost(engine)
+    mapping_id = mapping_of_lost_vm(engine)
     before = row(engine, mapping_id)
 
     assert adopt(engine, 101) == mapping_id
@@ -111,14 +111,14 @@ def test_adopting_a_lost_vm_that_exists_again_takes_its_present_name(engine: Eng
 
 
 def test_adopting_another_vmid_deletes_the_mapping_of_the_lost_vm(engine: Engine) -> None:
-    old = lost(engine)
+    old = mapping_of_lost_vm(engine)
 
     new = adopt(engine, 102)
 
     assert new not in {None, old}
-    ended, new_row = row(engine, old), row(engine, new or 0)
-    assert (ended.state, ended.note) == ("deleted", "the VM was found on VMID 102")
-    assert ended.deleted_at is not None
+    old_row, new_row = row(engine, old), row(engine, new or 0)
+    assert (old_row.state, old_row.note) == ("deleted", "the VM was found on VMID 102")
+    assert old_row.deleted_at is not None
     assert (new_row.state, new_row.vmid, new_row.node, new_row.name) == ("active", 102, "pve2", "found")
 
 
@@ -134,7 +134,7 @@ def test_another_vm_is_not_adopted_while_the_service_has_one(engine: Engine, vmi
 
 
 def test_a_vmid_of_another_service_is_not_adopted_and_the_lost_vms_mapping_stays(engine: Engine) -> None:
-    mapping_id = lost(engine)
+    mapping_id = mapping_of_lost_vm(engine)
     reserved(engine, OTHER, 102)
 
     assert adopt(engine, 102) is None
@@ -155,7 +155,7 @@ def test_the_node_of_a_vm_is_stored(engine: Engine) -> None:
 
 
 def test_a_vmid_is_picked_with_an_index_for_each_reason_why_a_vmid_is_not_available(engine: Engine) -> None:
-    """A scan of the whole table would take longer with every VM that was ever deleted."""
+    """A scan of the whole table would take longer with each VM that is deleted, because the rows are kept."""
     statements: list[tuple[str, Any]] = []
 
     def record(_conn: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
@@ -238,22 +238,22 @@ def test_a_mapping_that_is_set_to_active_has_no_note_and_no_scheduled_deletion(e
     assert row(engine, other).state == "reserved"
 
 
-def test_the_volumes_that_a_deleted_vm_left_are_listed_until_they_are_removed(engine: Engine) -> None:
+def test_volumes_that_still_exist_after_a_deletion_are_listed_until_they_are_removed(engine: Engine) -> None:
     volumes = ["ceph:vm-101-disk-0", "ceph:vm-101-cloudinit"]
     first, second = reserved(engine), reserved(engine, OTHER, 102)
     elsewhere = reserved(engine, str(uuid.uuid4()), 101, "another cluster")
-    reason = reserved(engine, str(uuid.uuid4()), 103)
+    with_reason = reserved(engine, str(uuid.uuid4()), 103)
     current = reserved(engine, str(uuid.uuid4()), 104)
     for mapping_id in (second, first, elsewhere):
         apply_result(engine, mapping_id, status="absent", volumes_left=volumes)
     with transaction(engine) as session:
-        mappings.mark_deleted(session, reason, "VM_ID_TAKEN")
+        mappings.mark_deleted(session, with_reason, "VM_ID_TAKEN")
         mappings.mark_vm_lost(session, current, "VOLUMES_LEFT: a")
     with transaction(engine) as session:
         found = volumes_left.mappings_with_volumes_left(session, "c")
         assert [mapping.id for mapping in found] == [first, second]
         assert [volumes_left.volume_ids(mapping) for mapping in found] == [volumes, volumes]
-        for mapping_id in (first, reason, current):
+        for mapping_id in (first, with_reason, current):
             volumes_left.note_removed(session, mapping_id)
         assert [mapping.id for mapping in volumes_left.mappings_with_volumes_left(session, "another cluster")] == [
             elsewhere
@@ -262,5 +262,5 @@ def test_the_volumes_that_a_deleted_vm_left_are_listed_until_they_are_removed(en
     assert row(engine, first).note is None
     assert volumes_left.has_volumes_left(row(engine, second))
     assert not volumes_left.has_volumes_left(row(engine, first))
-    assert not volumes_left.has_volumes_left(row(engine, reason))
-    assert (row(engine, reason).note, row(engine, current).note) == ("VM_ID_TAKEN", "VOLUMES_LEFT: a")
+    assert not volumes_left.has_volumes_left(row(engine, with_reason))
+    assert (row(engine, with_reason).note, row(engine, current).note) == ("VM_ID_TAKEN", "VOLUMES_LEFT: a")

@@ -1,4 +1,7 @@
-"""The rows of agent processes, on SQLite and on PostgreSQL."""
+"""The rows of agent processes in the table `nodes`, on SQLite and on PostgreSQL.
+
+A node is the machine of an agent here, not a Proxmox node. An installation is a data folder on one machine.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from executor.database.nodes import AgentProcess, OperatorLimits
 from executor.database.tables import Node, utc_now
 
 
-def test_nodes_are_pruned_by_the_time_they_were_last_seen(engine: Engine) -> None:
+def test_rows_of_agent_processes_are_pruned_by_the_time_they_were_last_seen(engine: Engine) -> None:
     now = utc_now()
     with transaction(engine) as session:
         for name, seen_at in (("old", now - timedelta(days=9)), ("new", now)):
@@ -48,16 +51,16 @@ def test_the_earlier_processes_of_an_installation_are_those_of_its_host_with_its
         agent_process("without id", installation_id=None),
     ]
     with transaction(engine) as session:
-        for agent in (agent_process("killed"), agent_process("left"), *others):
+        for agent in (agent_process("killed"), agent_process("stopped"), *others):
             nodes.add_agent(session, agent)
-        nodes.note_agent_stopped(session, "left", "signal")
+        nodes.note_agent_stopped(session, "stopped", "signal")
         restarted = agent_process("restarted")
         nodes.add_agent(session, restarted)
-        assert nodes.earlier_boot_ids(session, restarted) == {"killed", "left"}
+        assert nodes.earlier_boot_ids(session, restarted) == {"killed", "stopped"}
         nodes.note_earlier_processes_ended(session, restarted)
     with reading(engine) as session:
         reasons = {node.id: node.stop_reason for node in session.scalars(select(Node))}
-        assert {name: reason for name, reason in reasons.items() if reason} == {"killed": "killed", "left": "signal"}
+        assert {name: reason for name, reason in reasons.items() if reason} == {"killed": "killed", "stopped": "signal"}
         assert {node.id for node in nodes.not_stopped(session)} == {"restarted", *(other.boot_id for other in others)}
 
 
@@ -68,8 +71,8 @@ def test_a_process_without_an_installation_id_has_no_earlier_processes(engine: E
         assert nodes.earlier_boot_ids(session, agent_process("second", installation_id=None)) == set()
 
 
-def test_the_time_at_which_an_agent_was_seen_is_that_of_the_database(engine: Engine) -> None:
-    """The clocks of the machines may differ, and each agent fences only while it sees another one."""
+def test_the_time_at_which_an_agent_was_last_seen_is_a_time_of_the_databases_clock(engine: Engine) -> None:
+    """The clocks of the machines may differ, and each agent fences only while it sees another agent."""
     with transaction(engine) as session:
         nodes.add_agent(session, agent_process("a", fences=True))
         session.execute(update(Node).values(seen_at=utc_now() - timedelta(days=1)))
@@ -96,34 +99,34 @@ def test_a_limit_and_a_pause_stay_when_the_agent_of_the_node_is_restarted(engine
     assert found["missing"] == OperatorLimits()
 
 
-def limited(engine: Engine, boot_id: str, concurrency: int) -> int | None:
-    """Register a process of the installation; return how many jobs it runs in parallel."""
+def register_and_read_limit(engine: Engine, boot_id: str, concurrency: int) -> int | None:
+    """Register a process of the installation; return how many jobs the process may run in parallel."""
     with transaction(engine) as session:
         nodes.add_agent(session, agent_process(boot_id, concurrency=concurrency))
         return nodes.operator_limits(session, boot_id).max_jobs
 
 
-def test_a_limit_outlasts_other_settings_and_deleted_rows_until_it_is_reset(engine: Engine) -> None:
+def test_a_limit_of_an_operator_outlasts_other_settings_and_deleted_rows_until_it_is_removed(engine: Engine) -> None:
     """A machine with less memory chooses a lower concurrency, and the pruner deletes rows of ended processes."""
-    assert limited(engine, "first", 8) == 8
+    assert register_and_read_limit(engine, "first", 8) == 8
     with transaction(engine) as session:
         nodes.set_limit(session, session.get_one(Node, "first"), 4)
-    assert limited(engine, "small", 2) == 2
+    assert register_and_read_limit(engine, "small", 2) == 2
     with transaction(engine) as session:
         assert nodes.prune(session, seen_before=utc_now() + timedelta(days=1)) == 2
-    assert limited(engine, "again", 8) == 4
+    assert register_and_read_limit(engine, "again", 8) == 4
     with transaction(engine) as session:
         nodes.set_limit(session, session.get_one(Node, "again"), None)
-    assert limited(engine, "last", 8) == 8
+    assert register_and_read_limit(engine, "last", 8) == 8
 
 
-def test_a_process_whose_registration_was_stored_without_an_answer_registers_again(engine: Engine) -> None:
-    assert [limited(engine, "first", 8), limited(engine, "first", 8)] == [8, 8]
+def test_a_process_whose_registration_was_stored_but_got_no_answer_can_register_again(engine: Engine) -> None:
+    assert [register_and_read_limit(engine, "first", 8), register_and_read_limit(engine, "first", 8)] == [8, 8]
     with reading(engine) as session:
         assert session.scalars(select(Node.id)).all() == ["first"]
 
 
-def test_the_orders_for_a_node_are_in_force_before_its_agent_can_claim(engine: Engine) -> None:
+def test_the_limit_and_the_pause_of_a_node_apply_before_its_agent_can_claim(engine: Engine) -> None:
     with transaction(engine) as session:
         nodes.add_agent(session, agent_process("first", concurrency=8))
         node = session.get_one(Node, "first")

@@ -1,4 +1,8 @@
-"""The reports that are due, on SQLite and on PostgreSQL."""
+"""The reports that are due, on SQLite and on PostgreSQL.
+
+On a shared database, an agent claims reports before it sends them, so that no other agent sends them until the claim
+ends. A report is settled if it is not sent any more.
+"""
 
 from __future__ import annotations
 
@@ -63,13 +67,13 @@ def test_the_reports_of_an_agent_that_was_killed_are_due_again_later(engine: Eng
     assert claim(engine) == [job_id]
     with transaction(engine) as session:
         assert outbox.end_report_backoffs(session) == 0
-    assert due(engine) == [], "the end of an outage ends no claim"
+    assert due(engine) == [], "ending the backoffs, as after an outage, does not end a claim"
     end_claims(engine)
     assert claim(engine) == [job_id]
 
 
 def test_an_agent_that_was_suspended_does_not_release_the_reports_that_another_one_has_claimed(engine: Engine) -> None:
-    """A third agent would send them, too."""
+    """Otherwise a third agent would claim these reports and send them a second time."""
     ended(engine)
     with transaction(engine) as session:
         claimed_jobs = outbox.claim_due_reports(session, 50, claim_s=60)
@@ -80,8 +84,8 @@ def test_an_agent_that_was_suspended_does_not_release_the_reports_that_another_o
     assert claim(engine) == []
 
 
-def test_an_answer_about_an_earlier_result_does_not_concern_the_present_one(engine: Engine) -> None:
-    """FulcrumCore has listed the job as open again while an agent was suspended that was sending its report."""
+def test_an_answer_about_an_earlier_result_does_not_change_the_present_one(engine: Engine) -> None:
+    """While the agent that sends the report was suspended, FulcrumCore has listed the job as open again."""
     job_id = ended(engine)
     earlier_epoch = row(engine, job_id).epoch
     with transaction(engine) as session:
@@ -113,7 +117,7 @@ def test_agents_that_claim_at_the_same_time_get_different_reports(postgres_engin
     assert (ones, others) == (job_ids[:2], job_ids[2:])
 
 
-def test_a_postponed_report_waits_until_its_backoff_is_reset(engine: Engine) -> None:
+def test_a_postponed_report_is_not_due_until_its_backoff_is_ended(engine: Engine) -> None:
     job_id = ended(engine)
     with transaction(engine) as session:
         outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 503")
@@ -126,21 +130,21 @@ def test_a_postponed_report_waits_until_its_backoff_is_reset(engine: Engine) -> 
 
 
 def test_after_the_clock_was_set_back_a_report_in_backoff_is_due(engine: Engine) -> None:
-    """The end of its backoff is then later than the longest backoff allows."""
+    """Then `report_after` is later than any backoff can end, so it is ignored."""
     job_id = ended(engine)
     with transaction(engine) as session:
         outbox.postpone_report(session, job_id, backoff_s=86_400, note="HTTP 503")
-    assert due(engine) == [], "a longer backoff than the longest one is shortened"
+    assert due(engine) == [], "a backoff above the maximum is shortened to it"
     with transaction(engine) as session:
         session.execute(update(Job).values(report_after=db_now(MAX_BACKOFF_S + 10)))
     assert due(engine) == [job_id]
 
 
-def test_the_longest_backoff_includes_the_longest_wait_that_fulcrumcore_may_request() -> None:
+def test_the_maximum_backoff_is_not_shorter_than_the_maximum_wait_that_fulcrumcore_may_request() -> None:
     assert MAX_RETRY_AFTER_S <= MAX_BACKOFF_S
 
 
-def test_a_reset_changes_due_reports_only_and_a_retry_changes_one(engine: Engine) -> None:
+def test_ending_the_backoffs_changes_no_settled_report_and_a_retry_changes_one_report(engine: Engine) -> None:
     job_ids = [ended(engine) for _ in range(3)]
     with transaction(engine) as session:
         for job_id in job_ids:
@@ -154,18 +158,18 @@ def test_a_reset_changes_due_reports_only_and_a_retry_changes_one(engine: Engine
 
 
 @pytest.mark.parametrize("state", [ReportState.REPORTED, ReportState.OVERTAKEN, ReportState.ABANDONED])
-def test_an_acknowledged_report_does_not_change(engine: Engine, state: ReportState) -> None:
+def test_a_settled_report_does_not_change(engine: Engine, state: ReportState) -> None:
     job_id = ended(engine)
     with transaction(engine) as session:
-        outbox.note_reported(session, job_id, state, "said")
+        outbox.note_reported(session, job_id, state, "first note")
     settled = columns_of(engine, job_id)
     with transaction(engine) as session:
-        outbox.note_reported(session, job_id, ReportState.OVERTAKEN, "said again")
+        outbox.note_reported(session, job_id, ReportState.OVERTAKEN, "second note")
         outbox.postpone_report(session, job_id, backoff_s=1, note="late")
         outbox.replace_result(session, job_id, BROKEN)
         assert outbox.end_report_backoffs(session) == 0
     assert columns_of(engine, job_id) == settled
-    assert (settled["report_state"], settled["report_note"], due(engine)) == (state, "said", [])
+    assert (settled["report_state"], settled["report_note"], due(engine)) == (state, "first note", [])
 
 
 def test_the_acknowledgement_of_a_report_ends_its_backoff_and_has_no_note_by_default(engine: Engine) -> None:
@@ -179,18 +183,20 @@ def test_the_acknowledgement_of_a_report_ends_its_backoff_and_has_no_note_by_def
     assert due(engine) == [other]
 
 
-def test_jobs_of_another_executor_are_open_while_fulcrumcore_lists_them(engine: Engine) -> None:
+def test_jobs_of_another_executor_are_claimed_elsewhere_while_fulcrumcore_lists_them_and_abandoned_afterwards(
+    engine: Engine,
+) -> None:
     elsewhere = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
-    states: dict[str, int] = {}
+    job_ids: dict[str, int] = {}
     for state in (ReportState.CLAIMED_ELSEWHERE, ReportState.ABANDONED):
         for listing in ("listed", "unlisted"):
-            states[f"{state} {listing}"] = _settled(engine, elsewhere, state)
-    states["other code"] = _settled(engine, BROKEN, ReportState.ABANDONED)
-    states["reported"] = _settled(engine, elsewhere, ReportState.REPORTED)
-    listed = [row(engine, job_id).fulcrum_id for name, job_id in states.items() if not name.endswith("unlisted")]
+            job_ids[f"{state} {listing}"] = _end_and_settle(engine, elsewhere, state)
+    job_ids["other code"] = _end_and_settle(engine, BROKEN, ReportState.ABANDONED)
+    job_ids["reported"] = _end_and_settle(engine, elsewhere, ReportState.REPORTED)
+    listed = [row(engine, job_id).fulcrum_id for name, job_id in job_ids.items() if not name.endswith("unlisted")]
     with transaction(engine) as session:
         outbox.note_claimed_elsewhere(session, listed)
-    assert {name: row(engine, job_id).report_state for name, job_id in states.items()} == {
+    assert {name: row(engine, job_id).report_state for name, job_id in job_ids.items()} == {
         "claimed_elsewhere listed": "claimed_elsewhere",
         "claimed_elsewhere unlisted": "abandoned",
         "abandoned listed": "claimed_elsewhere",
@@ -200,7 +206,7 @@ def test_jobs_of_another_executor_are_open_while_fulcrumcore_lists_them(engine: 
     }
 
 
-def _settled(engine: Engine, result: JobResult, state: ReportState) -> int:
+def _end_and_settle(engine: Engine, result: JobResult, state: ReportState) -> int:
     submit(engine)
     job = claimed(engine)
     finish(engine, job, result)

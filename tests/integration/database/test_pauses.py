@@ -1,4 +1,4 @@
-"""Pauses: no agent claims a job while an operator has paused them, on SQLite and on PostgreSQL."""
+"""Pauses: no agent claims a job while an operator has paused the agents, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_running_job_ends_while_the_agents_are_paused(engine: Engine) -> None:
     finish(engine, job)
 
 
-def test_a_second_pause_changes_nothing_and_a_second_resume_neither(engine: Engine) -> None:
+def test_a_second_pause_and_a_second_resume_change_nothing(engine: Engine) -> None:
     assert pause(engine, "first")
     assert not pause(engine, "second")
     with reading(engine) as session:
@@ -58,8 +58,8 @@ def test_a_reason_with_a_secret_is_stored_masked(engine: Engine) -> None:
     assert found.reason == "password ********"
 
 
-def test_a_pause_of_one_node_lets_the_other_nodes_claim(engine: Engine) -> None:
-    """The agent of the node reads its own pause when it renews its leases."""
+def test_the_pause_of_one_node_does_not_prevent_the_claims_of_other_nodes(engine: Engine) -> None:
+    """A node is the machine of an agent. The agent reads the pause of its node when it renews its leases."""
     submit(engine)
     with transaction(engine) as session:
         assert pauses.start(session, who="root", reason="new kernel", scope="node:alpha")

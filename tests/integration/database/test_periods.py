@@ -1,4 +1,8 @@
-"""The periods of critical jobs, on SQLite and on PostgreSQL."""
+"""The periods of critical jobs, on SQLite and on PostgreSQL.
+
+A period of a critical job starts with an execution, and ends when the next execution is due. If several agents try to
+start the same period, one of them succeeds, and only this agent executes the job.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +36,7 @@ def test_a_period_ends_a_little_early_for_timers_that_fire_early(engine: Engine)
 
 
 def test_after_the_clock_was_set_back_a_period_starts(engine: Engine) -> None:
-    """The end of the earlier period is then later than a whole interval."""
+    """Then the earlier period would end more than a whole interval from now, so its end is ignored."""
     with transaction(engine) as session:
         periods.try_start_period(session, "prune", 1000)
         session.execute(update(CriticalJob).values(due_at=db_now(1100)))
@@ -48,12 +52,12 @@ def test_a_period_with_a_new_interval_starts_at_once(engine: Engine) -> None:
 
 
 def move_end(session: Session, seconds: float) -> None:
-    """Let the period of `prune` end this much later, or earlier with a negative number."""
+    """Let the current period end this number of seconds from now; with a negative number, it has already ended."""
     session.execute(update(CriticalJob).values(due_at=db_now(seconds)))
 
 
 def test_with_different_intervals_each_period_still_starts_once(engine: Engine) -> None:
-    """Two agents whose settings differ do not start a period each time that they ask in turn."""
+    """If two agents with different intervals call in turns, not each of their calls starts a period."""
     with transaction(engine) as session:
         assert periods.try_start_period(session, "prune", 600)
         assert not periods.try_start_period(session, "prune", 60)
@@ -77,29 +81,29 @@ def test_an_agent_that_fails_leaves_the_period_to_the_others(engine: Engine) -> 
         move_end(session, -150)
         assert not periods.try_start_period(session, "poll", 100, yields_to_others=True)
         assert periods.try_start_period(session, "poll", 100)
-        move_end(session, -250)  # no other agent exists, or all fail
+        move_end(session, -250)  # so long ago that no other agent exists, or that all fail
         assert periods.try_start_period(session, "poll", 100, yields_to_others=True)
 
 
 def test_of_simultaneous_callers_one_starts_the_period(engine: Engine) -> None:
-    """Also for the first period, when the row does not exist yet: every node starts with it."""
+    """This holds for the first period, too, whose row does not exist yet: agents may start at the same time."""
     start = threading.Barrier(6, timeout=60)
 
-    def race(_: int) -> list[bool]:
-        won = []
+    def start_periods(_: int) -> list[bool]:
+        started = []
         for name in ("one", "two", "three", "four"):
             start.wait()
             with transaction(engine) as session:
-                won.append(periods.try_start_period(session, name, 3600))
-        return won
+                started.append(periods.try_start_period(session, name, 3600))
+        return started
 
     with ThreadPoolExecutor(6) as pool:
-        won = list(pool.map(race, range(6)))
-    assert [sum(rows) for rows in zip(*won, strict=True)] == [1, 1, 1, 1]
+        started = list(pool.map(start_periods, range(6)))
+    assert [sum(of_period) for of_period in zip(*started, strict=True)] == [1, 1, 1, 1]
 
 
 def test_a_first_period_does_not_depend_on_this_machines_clock(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node whose clock is an hour ahead of the database's must not wait an hour."""
+    """An agent whose clock is an hour ahead of the database's clock must not wait an hour."""
     monkeypatch.setattr(periods, "utc_now", lambda: utc_now() + timedelta(hours=1))
     with transaction(engine) as session:
         assert periods.try_start_period(session, "prune", 3600)
@@ -117,8 +121,8 @@ def test_results_of_periods_are_counted(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("error", [None, "refused"])
-def test_several_runs_of_every_agent_are_stored_at_once(engine: Engine, error: str | None) -> None:
-    """Only the last run may have failed."""
+def test_several_executions_of_one_agent_are_stored_together(engine: Engine, error: str | None) -> None:
+    """Only the last of these executions may have failed."""
     started_at = utc_now() - timedelta(minutes=1)
     with transaction(engine) as session:
         for name in ("beat", "poll"):

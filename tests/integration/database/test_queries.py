@@ -42,10 +42,10 @@ def test_without_a_processing_job_the_open_job_of_a_service_is_its_oldest_pendin
         found = queries.find_open_job(session, service_id)
     assert found is not None
     assert found.id == waiting[0]
-    late = claimed(engine)
-    requeue(engine, late, backoff_s=3600)
+    requeued = claimed(engine)
+    requeue(engine, requeued, backoff_s=3600)
     running = claimed(engine)
-    assert (late.id, running.id) == (waiting[0], waiting[1])
+    assert (requeued.id, running.id) == (waiting[0], waiting[1])
     with reading(engine) as session:
         found = queries.find_open_job(session, service_id)
     assert found is not None
@@ -57,8 +57,8 @@ def test_the_runs_of_a_job_are_returned_in_order_without_those_of_others(engine:
         submit(engine)
     job, other = claimed(engine), claimed(engine)
     with transaction(engine) as session:
-        for ident, of in (("b-1", job), ("x-1", other), ("a-2", job)):
-            job_runs.note_started(session, job_queue.lease_of(of), run_ident=ident, playbook="create.yml")
+        for ident, job_of_run in (("b-1", job), ("x-1", other), ("a-2", job)):
+            job_runs.note_started(session, job_queue.lease_of(job_of_run), run_ident=ident, playbook="create.yml")
     with reading(engine) as session:
         assert [run.ident for run in queries.runs_of_job(session, job.id)] == ["b-1", "a-2"]
 
@@ -74,7 +74,7 @@ OTHER = "12345678-bbbb-4000-8000-000000000002"
         (FOUND, FOUND),
         (FOUND.upper(), FOUND),
         ("12345678-a", FOUND),
-        ("12345678", None),  # the beginning of two
+        ("12345678", None),  # the beginning of both ids
         ("12345678-c", None),
         ("%", None),
         ("12345678-a%", None),
@@ -169,7 +169,7 @@ def test_a_list_has_the_newest_jobs_that_match(engine: Engine) -> None:
 def test_a_list_of_open_or_unreported_jobs_is_read_from_a_partial_index(
     sqlite_engine: Engine, read: Callable[[Session], object], index: str
 ) -> None:
-    """A list by the primary key reads every ended job when there are fewer matches than the limit."""
+    """A list that is read by the primary key would read every ended job if fewer jobs match than the limit."""
     statements: list[tuple[str, Any]] = []
 
     def record(_connection: Any, _cursor: Any, statement: str, values: Any, *_rest: Any) -> None:

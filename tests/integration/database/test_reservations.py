@@ -45,7 +45,7 @@ DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
         ("9000", "9000-0a1b2c3d"),
     ],
 )
-def test_a_host_becomes_a_dns_label(host: str, expected: str) -> None:
+def test_a_host_name_becomes_a_dns_label(host: str, expected: str) -> None:
     assert mappings.vm_name(host, SERVICE) == expected
 
 
@@ -70,7 +70,7 @@ def test_a_reservation_is_written_with_its_marker(engine: Engine) -> None:
     ("service_id", "vmid", "cluster", "is_reserved"),
     [
         (OTHER, 101, "c", False),  # another service has the VMID
-        (SERVICE, 102, "c", False),  # the service has one
+        (SERVICE, 102, "c", False),  # the service has a VMID
         (SERVICE, 101, "c", False),
         (OTHER, 102, "c", True),
         (OTHER, 101, "another cluster", True),
@@ -109,7 +109,7 @@ def test_simultaneous_creates_reserve_different_vmids(engine: Engine) -> None:
         assert sorted(pool.map(create, range(6))) == [101, 102, 103, 104, 105, 106]
 
 
-def test_one_of_two_simultaneous_creates_of_a_service_reserves(engine: Engine) -> None:
+def test_one_of_several_simultaneous_creates_of_a_service_reserves_a_vmid(engine: Engine) -> None:
     start = threading.Barrier(4, timeout=60)
 
     def create(number: int) -> bool:
@@ -161,7 +161,7 @@ def test_a_freed_vmid_is_in_quarantine_before_it_is_used_again(engine: Engine, h
 
 
 def test_a_vmid_is_not_used_while_volumes_of_its_deleted_vm_exist(engine: Engine) -> None:
-    """A new VM on this VMID would have the disks of a former customer under its own names."""
+    """Otherwise a new VM with this VMID would own volumes of a former customer, by their names."""
     mapping_id = reserved(engine)
     apply_result(engine, mapping_id, vmid=101, status="absent", volumes_left=["ceph:vm-101-disk-0"])
     with transaction(engine) as session:

@@ -1,4 +1,4 @@
-"""The migrations of the schema, on both engines."""
+"""The migrations of the schema, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tables(engine: Engine) -> set[str]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def own_engine(request: pytest.FixtureRequest) -> Engine:
-    """Open an SQLite or PostgreSQL database for this test alone."""
+    """Open an SQLite or PostgreSQL database for one test only."""
     name = "sqlite_engine" if request.param == "sqlite" else "own_postgres_engine"
     found: Engine = request.getfixturevalue(name)
     return found
@@ -89,21 +89,21 @@ def test_the_migrations_create_the_indexes_of_the_models(own_engine: Engine) -> 
 
 
 def index_definitions(engine: Engine) -> dict[str, str]:
-    asked = {
+    query = {
         "sqlite": "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL",
         "postgresql": "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'",
     }[engine.dialect.name]
     with engine.connect() as connection:
-        found = {name: " ".join(sql.split()) for name, sql in connection.execute(text(asked))}
+        found = {name: " ".join(sql.split()) for name, sql in connection.execute(text(query))}
     return {name: sql for name, sql in found.items() if not name.startswith("alembic_version")}
 
 
 def test_a_schema_of_a_newer_version_is_refused_and_not_changed(own_engine: Engine) -> None:
     with own_engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    for refused in (schema.upgrade, schema.downgrade, schema.refuse_unknown_schema, schema.check):
+    for use_schema in (schema.upgrade, schema.downgrade, schema.refuse_unknown_schema, schema.check):
         with pytest.raises(DatabaseError, match=r"has schema 9999, which this version .* does not know: run the newer"):
-            refused(own_engine)
+            use_schema(own_engine)
     assert schema.current_revision(own_engine) == "9999"
 
 
@@ -114,7 +114,7 @@ def test_the_check_of_an_old_schema_names_the_command(own_engine: Engine) -> Non
     ]
 
 
-def test_nodes_that_start_at_once_migrate_once(own_engine: Engine) -> None:
+def test_agents_that_start_at_the_same_time_migrate_the_database_once(own_engine: Engine) -> None:
     schema.downgrade(own_engine, "base")
     barrier = threading.Barrier(4)
     failures: list[BaseException] = []
@@ -123,7 +123,7 @@ def test_nodes_that_start_at_once_migrate_once(own_engine: Engine) -> None:
         barrier.wait()
         try:
             schema.upgrade(own_engine)
-        except BaseException as error:  # the main thread must see it
+        except BaseException as error:  # the main thread checks it
             failures.append(error)
 
     threads = [threading.Thread(target=start) for _ in range(4)]
@@ -137,7 +137,7 @@ def test_nodes_that_start_at_once_migrate_once(own_engine: Engine) -> None:
 def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
     sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """On SQLite Alembic changes a column by dropping the table: with foreign keys on, that deletes every run."""
+    """On SQLite, Alembic drops a table to change a column. With foreign keys on, this would delete every run."""
     migrations = tmp_path / "migrations"
     shutil.copytree(schema.MIGRATIONS_FOLDER, migrations, ignore=shutil.ignore_patterns("__pycache__"))
     (migrations / "versions" / "9000_rebuild.py").write_text(
@@ -160,7 +160,7 @@ def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
     assert schema.check(sqlite_engine) == []
 
 
-def test_a_renamed_critical_job_keeps_its_row_and_replaces_one_of_another_version(
+def test_a_renamed_critical_job_keeps_its_row_and_replaces_the_row_of_another_version(
     own_engine: Engine,
 ) -> None:
     def critical_jobs() -> list[tuple[str, int]]:

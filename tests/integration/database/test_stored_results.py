@@ -1,4 +1,4 @@
-"""Results of runs in the database."""
+"""That texts in the results of runs can be stored in each database."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from executor.database.engine import transaction
 
 @pytest.mark.parametrize("words", ["nul\x00", "half \ud800 a character", "\x1b[31mred", "two\nlines", "\u202eevil"])
 def test_text_from_outside_can_be_stored_and_shown(tmp_path: Path, engine: Engine, words: str) -> None:
-    """No database stores a NUL or half a character: the job could never be finished."""
+    """No database stores a NUL or half a character. If a result contained one, the job could never be finished."""
     job_id = submit(engine)
     result = read(tmp_path, early(name=words), failed(f"VM_STATE: {words}"))
     with transaction(engine) as session:

@@ -1,4 +1,7 @@
-"""The seal of a database, and the copy of its rows to another engine."""
+"""The move of a database from SQLite to PostgreSQL or back: the seal of the source, and the copy of its rows.
+
+A sealed database refuses every change, so that no change is made to the source after the copy.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,15 @@ from executor.errors import DatabaseError, DatabaseRefused
 from executor.model import MoveDirection
 
 TARGET_URL = "postgresql+psycopg://smith@db.example.net/smith"
-#: Rows of this size, and more of them than fit into MAX_MEMORY_BYTES.
+#: The copied rows have this size, and there are more of them than fit into MAX_MEMORY_BYTES.
 LARGE_TEXT_CHARS, LARGE_ROW_COUNT, MAX_MEMORY_BYTES = 20_000, 4 * table_copy.BATCH_ROWS, 12 * 2**20
 
 
 @pytest.fixture
-def both(request: pytest.FixtureRequest, tmp_path: Path, postgres: PostgresCluster) -> Iterator[tuple[Engine, Engine]]:
-    """Open an SQLite file and a PostgreSQL database, both migrated; the first one of the direction is the source."""
+def source_and_target(
+    request: pytest.FixtureRequest, tmp_path: Path, postgres: PostgresCluster
+) -> Iterator[tuple[Engine, Engine]]:
+    """Open an SQLite file and a PostgreSQL database, both migrated. The parameter says which one is the target."""
     with postgres.fresh_database() as url:
         engines = [open_engine(f"sqlite:///{tmp_path / 'smith.db'}"), open_engine(url)]
         schema.upgrade(engines[0])
@@ -40,42 +45,42 @@ def both(request: pytest.FixtureRequest, tmp_path: Path, postgres: PostgresClust
             engine.dispose()
 
 
-both_ways = pytest.mark.parametrize("both", ["to postgresql", "to sqlite"], indirect=True)
+in_both_directions = pytest.mark.parametrize("source_and_target", ["to postgresql", "to sqlite"], indirect=True)
 
 
 def no_check(_session: Any) -> None:
     """Accept any use of the database."""
 
 
-def sealed(engine: Engine) -> Move:
+def seal(engine: Engine) -> Move:
     with transaction(engine) as session:
         return moves.seal(session, target_url=TARGET_URL, who="root", check=no_check)
 
 
-def copied(source: Engine, target: Engine, on_progress: Callable[[str, int], None] = lambda *_: None) -> Move:
-    move = sealed(source)
+def seal_and_copy(source: Engine, target: Engine, on_progress: Callable[[str, int], None] = lambda *_: None) -> Move:
+    move = seal(source)
     table_copy.copy_tables(source, target, move, on_progress)
     return move
 
 
-@both_ways
-def test_every_row_of_every_table_arrives(both: tuple[Engine, Engine]) -> None:
-    source, target = both
+@in_both_directions
+def test_every_row_of_every_table_is_copied(source_and_target: tuple[Engine, Engine]) -> None:
+    source, target = source_and_target
     fill_busily(source)
-    move = copied(source, target)
+    move = seal_and_copy(source, target)
     found = all_rows(target)
     assert found == all_rows(source)
-    assert [name for name, table_rows in found.items() if not table_rows] == [], "each table is tested"
+    assert [name for name, table_rows in found.items() if not table_rows] == [], "each table must have a row here"
     assert set(found) | {"moves", schema.ALEMBIC_TABLE} == set(inspect(source).get_table_names())
     assert table_copy.has_arrived(target, move.id)
     assert not table_copy.has_arrived(source, move.id)
 
 
-@both_ways
-def test_new_rows_have_higher_numbers_than_the_copied_ones(both: tuple[Engine, Engine]) -> None:
-    source, target = both
+@in_both_directions
+def test_new_rows_have_higher_numbers_than_the_copied_ones(source_and_target: tuple[Engine, Engine]) -> None:
+    source, target = source_and_target
     fill_busily(source)
-    copied(source, target)
+    seal_and_copy(source, target)
     highest = {name: table_rows[-1] for name, table_rows in all_rows(target).items()}
     assert highest
     with reading(target) as session:
@@ -94,27 +99,27 @@ def test_new_rows_have_higher_numbers_than_the_copied_ones(both: tuple[Engine, E
                 assert connection.scalar(text(f"SELECT nextval(pg_get_serial_sequence('{table.name}', 'id'))")) > 1
 
 
-@both_ways
-def test_a_target_with_a_row_is_refused_and_not_changed(both: tuple[Engine, Engine]) -> None:
-    source, target = both
+@in_both_directions
+def test_a_target_with_a_row_is_refused_and_not_changed(source_and_target: tuple[Engine, Engine]) -> None:
+    source, target = source_and_target
     fill_busily(source)
     job_id = submit(target)
     with pytest.raises(DatabaseError, match=r"is not empty \(rows in jobs\)"):
-        copied(source, target)
+        seal_and_copy(source, target)
     assert [row[0] for row in all_rows(target)["jobs"]] == [job_id]
     assert table_copy.filled_tables(target) == ["jobs"]
 
 
-@both_ways
-def test_a_copy_that_fails_leaves_an_empty_target(both: tuple[Engine, Engine]) -> None:
+@in_both_directions
+def test_a_copy_that_fails_leaves_an_empty_target(source_and_target: tuple[Engine, Engine]) -> None:
     def fail_at_audit(table: str, _row_count: int) -> None:
         if table == "audit":
             raise DatabaseError("the connection was lost")
 
-    source, target = both
+    source, target = source_and_target
     fill_busily(source)
     with pytest.raises(DatabaseError, match="the connection was lost"):
-        copied(source, target, fail_at_audit)
+        seal_and_copy(source, target, fail_at_audit)
     assert table_copy.filled_tables(target) == []
     with reading(source) as session:
         move = moves.find_seal(session)
@@ -123,9 +128,9 @@ def test_a_copy_that_fails_leaves_an_empty_target(both: tuple[Engine, Engine]) -
     assert all_rows(target) == all_rows(source)
 
 
-@pytest.mark.parametrize("both", ["to postgresql"], indirect=True)
-def test_rows_that_the_target_changes_are_found(both: tuple[Engine, Engine]) -> None:
-    source, target = both
+@pytest.mark.parametrize("source_and_target", ["to postgresql"], indirect=True)
+def test_rows_that_the_target_changes_during_the_copy_are_detected(source_and_target: tuple[Engine, Engine]) -> None:
+    source, target = source_and_target
     fill_busily(source)
     with target.begin() as connection:
         body = "BEGIN NEW.operator_detail = 'changed'; RETURN NEW; END"
@@ -133,23 +138,25 @@ def test_rows_that_the_target_changes_are_found(both: tuple[Engine, Engine]) -> 
         each = "FOR EACH ROW WHEN (NEW.id = 3) EXECUTE FUNCTION change()"
         connection.execute(text(f"CREATE TRIGGER change BEFORE INSERT ON jobs {each}"))
     with pytest.raises(DatabaseError, match="the rows of the table jobs differ"):
-        copied(source, target)
+        seal_and_copy(source, target)
     assert table_copy.filled_tables(target) == []
 
 
-@pytest.mark.parametrize("both", ["to postgresql"], indirect=True)
-def test_a_value_that_the_target_refuses_is_named_by_its_table(both: tuple[Engine, Engine]) -> None:
-    source, target = both
+@pytest.mark.parametrize("source_and_target", ["to postgresql"], indirect=True)
+def test_the_error_about_a_value_that_the_target_refuses_names_the_table(
+    source_and_target: tuple[Engine, Engine],
+) -> None:
+    source, target = source_and_target
     submit(source, fulcrum_id="x" * 60)  # SQLite does not limit the length of a text
     with pytest.raises(DatabaseError, match=r"the target refused rows of the table jobs: .*too long"):
-        copied(source, target)
+        seal_and_copy(source, target)
 
 
-@both_ways
-def test_a_second_copy_to_the_same_database_is_refused(both: tuple[Engine, Engine]) -> None:
-    source, target = both
+@in_both_directions
+def test_a_second_copy_to_the_same_database_is_refused(source_and_target: tuple[Engine, Engine]) -> None:
+    source, target = source_and_target
     if target.dialect.name == "sqlite":
-        return  # the command holds the lock of the file
+        return  # the lock of the SQLite file, which the command takes, already prevents a second copy
     submit(source)
 
     def copy_again(_table: str, _row_count: int) -> None:
@@ -159,12 +166,12 @@ def test_a_second_copy_to_the_same_database_is_refused(both: tuple[Engine, Engin
         with pytest.raises(DatabaseError, match="another command copies rows"):
             table_copy.copy_tables(source, target, move, lambda *_: None)
 
-    copied(source, target, copy_again)
+    seal_and_copy(source, target, copy_again)
 
 
-@both_ways
-def test_a_copy_needs_little_memory(both: tuple[Engine, Engine]) -> None:
-    source, target = both
+@in_both_directions
+def test_a_copy_needs_little_memory(source_and_target: tuple[Engine, Engine]) -> None:
+    source, target = source_and_target
     row = {"service_id": "s", "action": "a", "who": "w", "host": "h", "pid": 1, "output": "x" * LARGE_TEXT_CHARS}
     times = {"started_at": utc_now(), "lease_until": utc_now(), "ended_at": utc_now()}
     with transaction(source) as session:
@@ -174,29 +181,29 @@ def test_a_copy_needs_little_memory(both: tuple[Engine, Engine]) -> None:
         )
     tracemalloc.start()
     try:
-        copied(source, target)
+        seal_and_copy(source, target)
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert LARGE_TEXT_CHARS * LARGE_ROW_COUNT > MAX_MEMORY_BYTES > peak_bytes
 
 
-@both_ways
-def test_a_copy_may_take_longer_than_postgresqls_limits(both: tuple[Engine, Engine]) -> None:
-    def hurried(engine: Engine) -> Engine:
+@in_both_directions
+def test_a_copy_may_take_longer_than_postgresqls_limits(source_and_target: tuple[Engine, Engine]) -> None:
+    def with_short_limit(engine: Engine) -> Engine:
         if engine.dialect.name == "sqlite":
             return engine
         settings = {**SESSION_SETTINGS, "idle_in_transaction_session_timeout": "200ms"}
         return open_postgresql_engine(engine.url, pool_size=1, max_overflow=1, session_settings=settings)
 
-    source, target = both
+    source, target = source_and_target
     fill_busily(source)
-    move, waits = sealed(source), iter([0.6])
-    hurried_source, hurried_target = hurried(source), hurried(target)
-    table_copy.copy_tables(hurried_source, hurried_target, move, lambda *_: time.sleep(next(waits, 0.0)))
+    move, waits = seal(source), iter([0.6])
+    short_source, short_target = with_short_limit(source), with_short_limit(target)
+    table_copy.copy_tables(short_source, short_target, move, lambda *_: time.sleep(next(waits, 0.0)))
     assert all_rows(target) == all_rows(source)
-    hurried_source.dispose()
-    hurried_target.dispose()
+    short_source.dispose()
+    short_target.dispose()
 
 
 # --- the seal ---------------------------------------------------------------------------------------------------------
@@ -205,7 +212,7 @@ def test_a_copy_may_take_longer_than_postgresqls_limits(both: tuple[Engine, Engi
 def test_a_sealed_database_refuses_every_change_of_every_table(engine: Engine) -> None:
     before, shape_before = schema.check(engine), shape(engine)
     fill_busily(engine)
-    sealed(engine)
+    seal(engine)
     contents = all_rows(engine)
     for table in Base.metadata.sorted_tables:
         if table.name == "moves":
@@ -218,7 +225,7 @@ def test_a_sealed_database_refuses_every_change_of_every_table(engine: Engine) -
     (problem,) = schema.check(engine)
     assert TARGET_URL in problem
     with transaction(engine) as session:
-        move = moves.unseal(session, who="root", reason="the move is put off")
+        move = moves.unseal(session, who="root", reason="the move is postponed")
     assert move is not None
     assert schema.check(engine) == before
     assert shape(engine) == shape_before
@@ -230,13 +237,13 @@ def test_a_sealed_database_refuses_every_change_of_every_table(engine: Engine) -
 
 
 def test_an_agent_that_was_suspended_during_the_seal_changes_nothing(postgres_engine: Engine) -> None:
-    """Its open connection and the row of its process are older than the seal."""
+    """The connection of the agent and the row of its process existed before the seal."""
     agent = AgentProcess(boot_id="old", host="h", pid=1, version="1", concurrency=1)
     with transaction(postgres_engine) as session:
         nodes.add_agent(session, agent)
     submit(postgres_engine)
     try:
-        sealed(postgres_engine)
+        seal(postgres_engine)
         with pytest.raises(DatabaseRefused), transaction(postgres_engine) as session:
             job_queue.claim(session, "old", lease_s=30)
         with pytest.raises(DatabaseRefused), transaction(postgres_engine) as session:
@@ -248,7 +255,7 @@ def test_an_agent_that_was_suspended_during_the_seal_changes_nothing(postgres_en
 
 def test_the_seal_waits_for_a_transaction_that_changes_the_database(engine: Engine) -> None:
     moved: list[Move] = []
-    thread = threading.Thread(target=lambda: moved.append(sealed(engine)))
+    thread = threading.Thread(target=lambda: moved.append(seal(engine)))
     with transaction(engine) as session:
         job_id = job_queue.submit(session, new_job())
         thread.start()

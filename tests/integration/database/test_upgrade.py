@@ -29,14 +29,14 @@ from executor.model import JobStatus, MappingState, ReportState
 
 AGENT_ID = "2c5ea4c0-4067-11e9-8bad-9b1deb4d3b7d"
 RECORDS = [(revision, kind) for revision in revisions() for kind in KINDS]
-#: Records of versions that know deleted VMs which still exist, to be purged later.
+#: Records of versions with a grace period: a deleted VM still exists until it is purged.
 RECORDS_WITH_PURGES = [record for record in RECORDS if record[0] >= "0003"]
 with_purges = pytest.mark.parametrize("recorded", RECORDS_WITH_PURGES, ids="-".join, indirect=True)
 
 
 @pytest.fixture(params=RECORDS, ids="-".join)
 def recorded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Engine]]:
-    """Open a database as it was recorded, with its revision."""
+    """Open a database as it was recorded; return the revision of its schema and an engine."""
     revision, kind = request.param
     if kind == "sqlite":
         yield from _replayed(f"sqlite:///{tmp_path / 'smith.db'}", revision)
@@ -62,36 +62,36 @@ def upgraded(recorded: tuple[str, Engine]) -> Engine:
 
 def test_an_upgrade_keeps_every_row_and_so_do_a_step_back_and_another_upgrade(recorded: tuple[str, Engine]) -> None:
     revision, engine = recorded
-    before, shape_before, known = rows(engine), shape(engine), columns(engine)
+    before, shape_before, old_columns = rows(engine), shape(engine), columns(engine)
     assert {row["status"] for row in before["jobs"]} == set(JobStatus)
     assert OWNER in {row["owner"] for row in before["jobs"]}
 
     schema.upgrade(engine)
     assert schema.check(engine) == []
-    assert rows(engine, known) == before
+    assert rows(engine, old_columns) == before
     use(engine)
-    worked, newest_shape = rows(engine, known), shape(engine)
-    assert JobStatus.PROCESSING in {row["status"] for row in worked["jobs"]}, "jobs are in flight in every step"
+    after_use, newest_shape = rows(engine, old_columns), shape(engine)
+    assert JobStatus.PROCESSING in {row["status"] for row in after_use["jobs"]}, "jobs must be in flight in every step"
 
     schema.downgrade(engine)
-    kept = shared(known, columns(engine))
-    assert set(kept) == set(known)
-    assert rows(engine, kept) == only(worked, kept)
+    kept = shared(old_columns, columns(engine))
+    assert set(kept) == set(old_columns)
+    assert rows(engine, kept) == only(after_use, kept)
     schema.upgrade(engine)
-    assert (rows(engine, kept), schema.check(engine)) == (only(worked, kept), [])
+    assert (rows(engine, kept), schema.check(engine)) == (only(after_use, kept), [])
     assert shape(engine) == newest_shape
 
     if revision == schema.head_revision():
-        return  # recorded with today's schema: that one step was the downgrade to an earlier version
+        return  # the newest schema was recorded: the step back above was the downgrade to an earlier version
     schema.downgrade(engine, revision)
-    assert rows(engine) == worked
-    assert shape(engine) == shape_before, "the earlier version finds the schema that it made"
+    assert rows(engine) == after_use
+    assert shape(engine) == shape_before, "the earlier version must find the schema that it had created"
     schema.upgrade(engine)
-    assert (rows(engine, known), schema.check(engine)) == (worked, [])
+    assert (rows(engine, old_columns), schema.check(engine)) == (after_use, [])
 
 
 def use(engine: Engine) -> None:
-    """Report what is due, claim every job, and finish one that had started."""
+    """Mark the due reports as sent, claim every job, and finish one whose run had started."""
     due = due_reports(engine)
     assert due
     with transaction(engine) as session:
@@ -132,7 +132,7 @@ def test_after_an_upgrade_the_jobs_in_flight_and_the_pending_ones_finish_and_the
 
 
 class Core(ThreadingHTTPServer):
-    """FulcrumCore, which accepts every report and keeps it."""
+    """A FulcrumCore that accepts and records every report."""
 
     daemon_threads = True
 
@@ -168,7 +168,7 @@ def core() -> Iterator[Core]:
 
 
 def expected_report(job: Job) -> tuple[str, dict[str, Any]]:
-    """Return what FulcrumCore receives about an ended job, as far as its outcome is concerned."""
+    """Return the call that reports an ended job, and the members that its body must at least contain."""
     if job.status == JobStatus.FAILED:
         return "fail", {"errorMessage": job.error_message}
     return "complete", {"agentInstanceId": f"{AGENT_ID}/{(job.result or {})['vmid']}"}

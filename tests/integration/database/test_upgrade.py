@@ -1,4 +1,7 @@
-"""R14: a database of an earlier version, with jobs in flight, is upgraded, used, and downgraded by one step."""
+"""A database of an earlier version, with jobs in flight, is upgraded, used, and downgraded by one step.
+
+This is promise R14 of `docs/promises.md`.
+"""
 
 from __future__ import annotations
 

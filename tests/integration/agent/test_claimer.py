@@ -179,7 +179,7 @@ def test_no_job_is_given_up_while_fulcrumcore_answers_every_request_with_403(cla
     assert claims.status() == "Processing"
 
 
-def test_a_late_claim_of_a_job_that_was_abandoned_meanwhile_is_ours(claims: Claims) -> None:
+def test_a_job_that_was_abandoned_is_ours_if_its_first_claim_is_accepted_later(claims: Claims) -> None:
     claims.world.sim.add_fault("drop_before", path="/claim$", times=1)
     first = claims.taken()
     with pytest.raises(FulcrumUnavailable):

@@ -115,7 +115,7 @@ def test_no_agent_takes_over_because_of_an_outage_of_fulcrumcore(postgres_engine
     assert not other.may_claim_after(MIN_SILENCE_S)
 
 
-def test_the_same_agent_with_another_cluster_is_refused(postgres_engine: Engine) -> None:
+def test_the_same_agent_with_another_proxmox_cluster_is_refused(postgres_engine: Engine) -> None:
     one, other = Process(postgres_engine, "first", "one"), Process(postgres_engine, "first", "other", cluster="north")
     assert (one.may_claim_after(), other.may_claim_after()) == (True, False)
 
@@ -162,7 +162,7 @@ def test_the_row_of_a_critical_job_names_the_process_that_executes_it(engine: En
 
 
 def test_all_agents_share_the_findings_of_a_drift_check(parts: AgentParts, caplog: pytest.LogCaptureFixture) -> None:
-    """Only the agent whose check first has a finding logs it. Every agent shows it."""
+    """A finding is logged by the agent whose check has it first, and shown by every agent."""
     one, other = build_reconciler(parts.shared), build_reconciler(parts.shared)
     mapping = MappingFacts(
         id=1, service_id="s", vmid=100, node="pve1", name="web", state="active", updated_at=utc_now()

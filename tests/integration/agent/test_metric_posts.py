@@ -145,7 +145,7 @@ def test_the_first_post_that_fails_ends_the_round(
     assert len(core[0].history(method="POST", path_end="/metric-entries")) >= 60
 
 
-def test_an_unavailable_fulcrumcore_raises(
+def test_an_unavailable_fulcrumcore_raises_an_error(
     pve: Cluster, metrics: VmMetrics, core: tuple[SimulatorThread, AdminClient, CreatedObjects]
 ) -> None:
     pve.rows = [vm()]

@@ -1,7 +1,7 @@
 """Metrics of VMs: which values are computed from Proxmox's list of VMs, and for which VMs.
 
 The agent reads the list once in each round. The list has shares (CPU, memory, disk) and counters (network, disk
-accesses). A rate is computed from a counter in two rounds.
+accesses). A rate is computed from the values of a counter in two rounds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """When an agent ends by itself, in each mode. The check never waits, because the main loop must report its progress.
 
-In the mode `serve` it never ends. In the mode `once` it ends after the jobs of one poll, and in the mode `until idle`
+In the mode `serve` it never ends. In the mode `once` it ends after the jobs of one poll, and in the mode `until-idle`
 when no job is left.
 """
 

@@ -46,7 +46,7 @@ def engine(sqlite_engine: Engine) -> Engine:
 
 @pytest.fixture
 def purger(world: World, engine: Engine) -> VmPurger:
-    """Return the purger. It waits by a clock that only these waits advance."""
+    """Return the purger. Its waits take no time, but they advance the clock by which refusals are counted."""
     state = AgentState()
     state.agent_id = world.ids.agent_id
     client = FulcrumClient(world.sim.url, lambda: world.ids.agent_token, read_timeout_s=5)
@@ -225,7 +225,7 @@ def test_one_service_that_fulcrum_cannot_return_does_not_delay_the_deletion_of_o
 def test_many_vms_that_are_kept_do_not_delay_the_deletion_of_a_later_one(
     world: World, engine: Engine, purger: VmPurger
 ) -> None:
-    """More kept VMs than one query returns. Some of them are due at the same time."""
+    """There are more kept VMs than one query returns. Some of them are due at the same time."""
     world.sim.add_fault("status", method="GET", path=".*/services/99999999-.*", times=1000, status=400)
     for number in range(mappings.DUE_PAGE_SIZE + 5):
         kept = f"99999999-0000-4000-8000-{number:012}"

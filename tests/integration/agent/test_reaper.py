@@ -71,7 +71,7 @@ def start_run(engine: Engine, job_id: int) -> None:
 
 
 def test_a_job_without_a_run_is_reaped_before_its_deadline(engine: Engine) -> None:
-    """The owner does not fence. But it must store a run before it starts the run, and after the reaping it cannot."""
+    """The owner does not fence. But it must store a run before the run starts, and cannot do so after the reaping."""
     add_agent(engine, "alice", fences=False)
     job_id = job_with_expired_lease(engine)
     lease = job_queue.lease_of(row(engine, job_id))
@@ -128,7 +128,7 @@ def test_a_released_job_that_waited_counts_as_crashed_only_if_it_then_started_it
 
 
 def offset_after_deadline(engine: Engine, job_id: int, seconds: float) -> float:
-    """Return an offset of FulcrumCore's clock at which the job's deadline passed `seconds` ago (< 0: not yet)."""
+    """Return an offset of FulcrumCore's clock with which the deadline was `seconds` ago (negative: it is to come)."""
     return (row(engine, job_id).deadline_at + timedelta(seconds=seconds) - utc_now()).total_seconds()
 
 

@@ -89,7 +89,7 @@ def test_retry_after_is_respected(outbox: Outbox) -> None:
 
 
 @pytest.mark.parametrize("seen_by", ["heartbeat", "poller"])
-def test_the_first_part_that_sees_fulcrumcore_answer_again_ends_the_backoff_of_every_report(
+def test_the_first_part_of_the_agent_that_gets_an_answer_again_ends_the_backoff_of_every_report(
     outbox: Outbox, seen_by: str
 ) -> None:
     job = outbox.ordered()

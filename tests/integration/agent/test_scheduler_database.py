@@ -156,7 +156,7 @@ def wake_until(scheduler: Scheduler, fake: FakeJob, turns: int) -> None:
 
 
 def test_successful_executions_in_a_short_time_are_stored_together(sqlite_engine: Engine) -> None:
-    """An idle agent polls every 2 s, and each write to SQLite waits for the disk. So not every execution is written."""
+    """An idle agent polls every 2 s, and each write to SQLite waits for the disk. So executions are stored together."""
     fake, writes = FakeJob(), Writes(sqlite_engine)
     scheduler = Scheduler(sqlite_engine, [CriticalJob(name="fake", interval_s=NEVER_S, run=fake)])
     scheduler.start()

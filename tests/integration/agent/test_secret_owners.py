@@ -47,7 +47,7 @@ LIFECYCLE: dict[str, Any] = {
         },
     ],
 }
-#: Writes the secret that the playbook gets to a file of its VM, as a create writes it into its VM.
+#: Writes the secret into a file for the VM. (A create would write it into the VM itself.)
 WRITE_SECRET = """
 - name: Write the secret
   ansible.builtin.copy:

@@ -129,7 +129,7 @@ def pve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxmoxStandIn]:
         running.control("node", node="pve1", maxmem=8 * GIB, mem=0)
         running.control("node", node="pve2", online=False)
         for path in ("/", "/nodes"):
-            running.control("grant", path=path, privilege="Sys.Audit")  # shows the load of the nodes
+            running.control("grant", path=path, privilege="Sys.Audit")  # allows the load of the nodes to be read
         yield running
 
 

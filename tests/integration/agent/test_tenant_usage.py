@@ -261,7 +261,7 @@ def test_a_vm_with_snapshots_counts_with_its_largest_sizes(tenants: MakeTenants)
     ours.refused("create", SMALL)
 
 
-#: The volume of a backup on a directory, and on a Proxmox Backup Server.
+#: The name of a backup's volume on a directory storage, and on a Proxmox Backup Server.
 ARCHIVES = ("backup/vzdump-qemu-{}-2026_11_27-08_00_00.vma.zst", "backup/vm/{}/2026-11-27T08:00:00Z")
 
 

@@ -1,4 +1,4 @@
-"""Erasing a service's data in the rows, and what the triggers of the audit table allow, on both databases."""
+"""Erasing the data of a service, and which changes the triggers of the audit table allow, on both databases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that operators start never overlap with jobs of the same service: one waits or is refused. On both databases."""
+"""Runs that operators start never overlap with jobs of the same service: one of the two waits or is refused."""
 
 from __future__ import annotations
 

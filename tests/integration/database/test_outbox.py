@@ -34,6 +34,7 @@ def test_due_reports_are_ordered_by_the_jobs_end(engine: Engine) -> None:
 
 
 def claim(engine: Engine, limit: int = 50, claim_s: float = 60.0) -> list[int]:
+    """Claim due reports; return the ids of their jobs."""
     with transaction(engine) as session:
         return [job.id for job in outbox.claim_due_reports(session, limit, claim_s=claim_s)]
 

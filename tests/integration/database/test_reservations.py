@@ -161,7 +161,7 @@ def test_a_freed_vmid_is_in_quarantine_before_it_is_used_again(engine: Engine, h
 
 
 def test_a_vmid_is_not_used_while_volumes_of_its_deleted_vm_exist(engine: Engine) -> None:
-    """Otherwise a new VM with this VMID would own volumes of a former customer, by their names."""
+    """Otherwise a new VM with this VMID would own volumes of a former customer: their names contain the VMID."""
     mapping_id = reserved(engine)
     apply_result(engine, mapping_id, vmid=101, status="absent", volumes_left=["ceph:vm-101-disk-0"])
     with transaction(engine) as session:

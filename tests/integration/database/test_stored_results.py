@@ -1,4 +1,4 @@
-"""That texts in the results of runs can be stored in each database."""
+"""Texts in the results of runs, which each database must be able to store."""
 
 from __future__ import annotations
 

@@ -42,9 +42,12 @@ class Outbox:
         self.state = AgentState(agent_id=world.ids.agent_id)
         self.restart()
 
-    def restart(self) -> None:
-        """Make a new reporter, as after a crash: only the rows are kept."""
-        client = FulcrumClient(self.world.sim.url, lambda: self.world.ids.agent_token, read_timeout_s=5)
+    def restart(self, url: str | None = None) -> None:
+        """Make a new reporter, as after a crash: only the rows are kept.
+
+        The reporter sends its reports to `url`, or to the simulator if `url` is None.
+        """
+        client = FulcrumClient(url or self.world.sim.url, lambda: self.world.ids.agent_token, read_timeout_s=5)
         self.now = 0.0
         self.refusal_counter = RefusalCounter(fulcrum=client, clock=lambda: self.now)
         self.reporter = Reporter(

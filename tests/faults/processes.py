@@ -23,6 +23,7 @@ CREDENTIALS_VARIABLE = "SMITH_CREDENTIALS_FILE"
 NAMES = {
     "executor": "supervisor",
     "agent-process": "agent",
+    "agent-process, fork 1": "new child of the agent",
     "playbook_server": "playbook server",
     "playbook_server, fork 1": "warm guard",
     "playbook_server, fork 2": "warm run",

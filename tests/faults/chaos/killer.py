@@ -22,6 +22,8 @@ PAUSE_S = (0.0, 4.0)
 #: How long an agent may take to be ready again, including the longest outage of its database and of its disks.
 READY_TIMEOUT_S = 240.0
 CRASH_TIMEOUT_S = 5.0
+#: The kills after which another agent starts.
+KILLS_OF_THE_AGENT = frozenset({"agent", "agent at a named point", "agent without database", "supervisor"})
 
 
 @dataclass
@@ -60,7 +62,7 @@ class Killer:
         if not killed:
             return
         self.done[killed] += 1
-        if killed.startswith(("agent", "supervisor")):
+        if killed in KILLS_OF_THE_AGENT:
             self._wait_until_ready(ready + 1)
             if killed != "agent without database":
                 self.recovery_s.append(time.monotonic() - started)

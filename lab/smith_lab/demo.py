@@ -146,7 +146,7 @@ def _progress_table(lab: LabSystem) -> Table:
     table = Table(title="FulcrumCore", title_justify="left")
     for heading in ("service", "state", "job", "VMID"):
         table.add_column(heading)
-    # The jobs are sorted by age, so the newest job of each service stays in the dict.
+    # The jobs are sorted by age, oldest first, so the dict keeps the newest job of each service.
     newest_jobs = {job["serviceId"]: job for job in lab.admin.list_all("jobs", sort="createdAt")}
     for service in lab.admin.list_services():
         job = newest_jobs.get(service["id"], {})

@@ -61,8 +61,8 @@ class LabSystem:
     proxmox: ProxmoxStandIn
     #: Environment variables for the executor, set by the creator of this object. They override the lab's own settings.
     settings: dict[str, str] = field(default_factory=dict)
-    python: str = sys.executable  #: the interpreter that runs the executor; the benchmarks run an earlier version, too
-    #: The settings that the executor knows, or None for all. An earlier version refuses to start with others.
+    python: str = sys.executable  #: the Python that runs the executor; benchmarks also use one with an earlier version
+    #: The settings that the executor knows; None: all. An earlier version refuses to start with settings of later ones.
     known_settings: frozenset[str] | None = None
     #: A command to which the executor's command line is appended, and whose process becomes the executor; empty: none.
     launcher: tuple[str, ...] = ()

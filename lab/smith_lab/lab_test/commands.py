@@ -115,9 +115,9 @@ def _show_end(run: LabRun, request: LabTestRequest, exit_code: int) -> int:
     if request.keep and is_configured(os.environ):
         until = utc_text(run.reserved.lease.until)
         show_text(f"kept: guests with {run.reserved.prefix} until {until}; then `smith lab-sweep` removes them")
-    for removal in run.problems:
+    for removal in run.failed_removals:
         show_error(f"{removal.finding.vmid} {removal.finding.name} was not removed: {removal.problem}")
-    return exit_code or (EXIT_FAILURE if run.problems else 0)
+    return exit_code or (EXIT_FAILURE if run.failed_removals else 0)
 
 
 @examples(

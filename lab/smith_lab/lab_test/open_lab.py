@@ -14,7 +14,7 @@ from executor.errors import JobError
 from executor.settings.settings import Settings
 from smith_lab.lab_test.cluster import LabCluster, LabError
 from smith_lab.lab_test.lab_settings import PREFIX, LabSettings, is_configured
-from smith_lab.lab_test.removal import Removal, problem_with
+from smith_lab.lab_test.removal import Removal, lease_finding
 from smith_lab.lab_test.reservation import extend, release, reserve_when_free
 from smith_lab.lab_test.reserved_range import Lease, ReservedRange
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
@@ -33,8 +33,8 @@ class LabRun:
 
     settings: LabSettings
     reserved: ReservedRange
-    #: What could not be removed at the end of the run.
-    problems: list[Removal] = field(default_factory=list)
+    #: The removals that have failed at the end of the run.
+    failed_removals: list[Removal] = field(default_factory=list)
 
     def variables(self) -> dict[str, str]:
         """Return the environment variables with which another process works in the range of this run.
@@ -74,7 +74,7 @@ def reserved_run(
     """Reserve a range for the `with` block. Then remove the guests of the run, unless `keep` is set.
 
     If all ranges are reserved, `report` is called with a text, and the caller waits up to `wait_s`. Raises NoFreeRange.
-    What cannot be removed is added to the `problems` of the run.
+    What cannot be removed is added to the `failed_removals` of the run.
     """
     cluster, duration_s = LabCluster(lab), time_limit_s + CLEANUP_S
     reserved = reserve_when_free(cluster, duration_s, wait_s, report)
@@ -85,7 +85,7 @@ def reserved_run(
         yield run
     finally:
         if not keep:
-            run.problems.extend(_release(cluster, reserved))
+            run.failed_removals.extend(_release(cluster, reserved))
 
 
 def _release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
@@ -97,7 +97,8 @@ def _release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
         try:
             return release(cluster, reserved) and release(cluster, reserved)
         except (LabError, JobError) as error:
-            return [problem_with(reserved, f"the guests of this run cannot be removed: {error}")]
+            problem = f"the guests of this run cannot be removed: {error}"
+            return [Removal(finding=lease_finding(reserved), problem=problem)]
 
 
 @contextmanager

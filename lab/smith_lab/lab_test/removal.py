@@ -41,16 +41,17 @@ def remove_all_of_run(
     removals: list[Removal] = []
     for finding in _own_findings(cluster, reserved):
         if not has_reservation():
-            return [*problems_of(removals), problem_with(reserved, "another process has taken the reservation over")]
+            problem = "another process has taken the reservation over"
+            return [*failed(removals), Removal(finding=lease_finding(reserved), problem=problem)]
         remove = remove_guest if finding.guest is not None else remove_archive
         removals.append(remove(cluster, finding))
-    if not problems_of(removals):
+    if not failed(removals):
         removals.append(remove_lease(cluster, reserved))
-    return problems_of(removals)
+    return failed(removals)
 
 
-def problems_of(removals: list[Removal]) -> list[Removal]:
-    """Return what could not be removed."""
+def failed(removals: list[Removal]) -> list[Removal]:
+    """Return the removals that have failed."""
     return [removal for removal in removals if removal.problem]
 
 
@@ -77,7 +78,6 @@ def remove_lease(cluster: LabCluster, reserved: ReservedRange) -> Removal:
 
     The VM is not stopped first. So if it was started in the meantime, Proxmox refuses to remove it.
     """
-    finding = problem_with(reserved, "").finding
 
     def remove() -> None:
         guest = cluster.guest(reserved.vmids[0])
@@ -89,7 +89,7 @@ def remove_lease(cluster: LabCluster, reserved: ReservedRange) -> Removal:
         elif guest.is_used and guest.name == reserved.lease_name:
             raise LabError("it runs or has a disk, so it is in use")
 
-    return _attempt(finding, remove)
+    return _attempt(lease_finding(reserved), remove)
 
 
 def remove_guest(cluster: LabCluster, finding: Finding) -> Removal:
@@ -121,9 +121,8 @@ def _attempt(finding: Finding, remove: Callable[[], None]) -> Removal:
     return Removal(finding=finding)
 
 
-def problem_with(reserved: ReservedRange, problem: str) -> Removal:
-    """Return the outcome for the VM that reserves the range: it was not removed because of this problem."""
-    finding = Finding(
+def lease_finding(reserved: ReservedRange) -> Finding:
+    """Return the finding for the VM that reserves the caller's range."""
+    return Finding(
         name=reserved.lease_name, vmid=reserved.vmids[0], is_removable=True, reason="of this run", is_lease=True
     )
-    return Removal(finding=finding, problem=problem)

@@ -114,7 +114,7 @@ def is_expired(lease: Lease, now: float) -> bool:
 def token_of_guest(guest: Guest, lab: LabSettings) -> str:
     """Return the token of the run that made a guest; '' if the name and the marker name different runs.
 
-    A clone has no marker until its configuration is changed; its name alone then identifies the run.
+    A clone has no marker until its configuration is changed. Until then, only its name identifies the run.
     """
     token = "" if guest.is_used else token_in_name(guest.name, lab.name_prefix)
     if not markers_in(guest.notes):

@@ -37,7 +37,7 @@ class NoFreeRange(LabError):
 def reserve_when_free(
     cluster: LabCluster, duration_s: float, wait_s: float, report: Callable[[str], None]
 ) -> ReservedRange:
-    """Reserve a range for `duration_s`. If all are reserved, say so with `report`, and wait up to `wait_s` for one.
+    """Reserve a range for `duration_s`. If all are reserved, pass this to `report`, and wait up to `wait_s` for one.
 
     Raises NoFreeRange.
     """
@@ -122,9 +122,10 @@ def _overlap(one: range, other: range) -> bool:
 
 
 def acquire(cluster: LabCluster, vmids: range, guests: Sequence[Guest], until: float) -> Lease | None:
-    """Reserve one range; return the lease, or None if another guest or a lease that is valid has its first VMID.
+    """Reserve one range; return the lease.
 
-    `guests` are guests that were read before, among them those of the range. `holder` is the VM with the first VMID.
+    Return None if another guest or a valid lease has its first VMID, or if another process was faster. `guests` are
+    guests that were read before, among them those of the range. `holder` is the VM with the first VMID.
     """
     holder = next((guest for guest in guests if guest.vmid == vmids[0]), None)
     if holder is None:

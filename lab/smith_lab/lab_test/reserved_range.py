@@ -1,8 +1,8 @@
 """Defines how the guests of a run of lab tests are recognized: by range, by name and by marker. Has no side effects.
 
-The lab's marker is a service id of a special form in the marker that each guest has (`smith-uid=<service id>`). A
-guest has this marker from the first change of its configuration on, and no later change removes it. A service id of
-the lab contains the run's token and the time at which the run's lease expires:
+The marker of a guest is a line in its notes: `smith-uid=<service id>`. A guest has it from the first change of its
+configuration on, and no later change removes it. A service id of the lab has a special form, and contains the run's
+token and the time at which the run's lease expires:
 
     8f2c0a11-1ab0-8a1b-bc2d-6929e0105b7e
     |        |     |    |   |       random

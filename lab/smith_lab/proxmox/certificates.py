@@ -89,7 +89,7 @@ def _new_builder(
     from_day: float = -1,
     until_day: float = LIFETIME / DAY,
 ) -> x509.CertificateBuilder:
-    """Return a builder of a certificate, to which the caller adds extensions before it signs the certificate."""
+    """Return a builder of a certificate. The caller adds more extensions and then signs the certificate."""
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()

@@ -26,7 +26,7 @@ GIB = 1024**3
 DEFAULT_NODE_STATS = {"cpu": 0.02, "maxcpu": 64, "mem": 8 * GIB, "maxmem": 4096 * GIB}
 #: The members of a node's row that Proxmox sends only to a caller with Sys.Audit on this node.
 NODE_STATISTICS = ("uptime", "cpu", "maxcpu", "mem", "maxmem", "disk", "maxdisk")
-#: The separator between privileges of which one suffices, as in Proxmox's error texts.
+#: Joins privileges if one of them suffices. Proxmox's error texts use the same separator.
 ANY_OF = "|"
 CLOUD_INIT_KEYS = ("ciuser", "cipassword", "sshkeys", "nameserver", "searchdomain", "citype", "ciupgrade", "cicustom")
 

@@ -2,7 +2,7 @@
 """Performs the request vzdump. fakepve itself answers this request, but makes no backup.
 
 As in Proxmox, the answer to a request is usually the UPID of a Proxmox task. If the storage is wrong, or the guest is
-missing, locked or one that the caller may not back up, the request succeeds and this task fails.
+missing, locked or one that the caller may not back up, the request succeeds and this Proxmox task fails.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class ConfigRefusals(ConfigurationChanges):
             raise param_error(**{option: text.format(option) for option in kept})
 
     def _apply(self, ct: Any, selection: Any = None, running: bool = False) -> None:
-        """Apply the pending values of a container. Those of a NIC that the running container keeps stay pending."""
+        """Apply the pending values of a container, except those of a NIC that the container does not release."""
         if not running or ct.vmid not in self.vmids_that_keep_devices:
             super()._apply(ct, selection, running)
             return

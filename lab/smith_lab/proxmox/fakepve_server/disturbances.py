@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Changes a guest, or makes a request fail, when as many requests have arrived as a test has named."""
+"""Changes a guest, or makes a request fail, after a number of requests that a test has set."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FAILURES: dict[str, tuple[int, str, bool]] = {
 class Disturbances(RequestFaults, TaskAnswers, Statistics):
     """Applies the disturbances that the verb `disturb` adds. Each has `kind`, `vmid` and `requests`.
 
-    A disturbance is applied before the n-th request after it was added is answered; n is `requests`.
+    A disturbance is applied just before the answer to the n-th request after it was added; n is `requests`.
     """
 
     def __init__(self, **kwargs: Any) -> None:

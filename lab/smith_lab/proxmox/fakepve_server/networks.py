@@ -18,9 +18,9 @@ from smith_lab.proxmox.fakepve_server.access import ANY_OF, AccessChecks
 
 #: Some of the CPU models that Proxmox lists.
 CPU_MODELS = ("host", "max", "kvm64", "qemu64", "x86-64-v2-AES", "x86-64-v3", "x86-64-v4", "EPYC", "Skylake-Server")
-#: The privileges of which one suffices to see a bridge.
+#: One of these privileges suffices to see a bridge.
 SEEN_WITH = ANY_OF.join(("SDN.Use", "SDN.Audit"))
-#: The privileges of which one suffices to read a VNet.
+#: One of these privileges suffices to read a VNet.
 VNET_READ_WITH = ANY_OF.join(("SDN.Audit", "SDN.Allocate"))
 BRIDGE = re.compile(r"(?:^|,)bridge=([^,]+)")
 

@@ -30,7 +30,7 @@ class PartialClones(TimedTasks):
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
     ) -> str:
-        """Start a Proxmox task. During a task `qmclone`, the configuration of the clone `vm` is hidden at first."""
+        """Start a Proxmox task. During a `qmclone`, the configuration of the clone `vm` is hidden at first."""
         if ttype != "qmclone" or vm is None or not self.time_scale:
             return str(await super().task(node, ttype, tid, user, body, vm=vm, **kwargs))
         source = self.vm(int(tid))

@@ -45,7 +45,7 @@ class TaskAnswers(FakePve):
         return task
 
     async def _task_log(self, request: web.Request) -> web.Response:
-        """Return the log of a task. The log of a task that was removed has one line, which says that it is missing."""
+        """Return the log of a Proxmox task. If the task was removed, its log is one line: that the file is missing."""
         try:
             answer: web.Response = await super()._task_log(request)
         except PveError as exc:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Answers some requests with a Proxmox task that fails, where fakepve answers with an error.
 
-For these requests, Proxmox starts the task before it reads the guest. So the request succeeds, and the task fails
-(qemu-server: PVE/API2/Qemu.pm).
+For these requests, Proxmox starts the Proxmox task before it reads the guest. So the request succeeds, and the Proxmox
+task fails (qemu-server: PVE/API2/Qemu.pm).
 """
 
 from __future__ import annotations

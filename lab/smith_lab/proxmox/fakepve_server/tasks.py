@@ -24,8 +24,9 @@ TASK_SECONDS = {
 }
 #: Types of Proxmox tasks that copy a disk and log how much is done.
 COPYING_TASKS = ("qmclone", "qmmove")
-#: Types of Proxmox tasks that create a guest. ALLOCATING_TASKS: types of those that allocate a disk.
+#: Types of Proxmox tasks that create a guest.
 CREATING_TASKS = ("qmclone", "qmcreate", "vzcreate")
+#: Types of Proxmox tasks that allocate a disk.
 ALLOCATING_TASKS = (*CREATING_TASKS, "qmmove")
 #: Proxmox's error texts about a storage's lock that was not free in time (pve-cluster: PVE/Cluster.pm, cfs_lock).
 LOCK_TIMEOUTS = (

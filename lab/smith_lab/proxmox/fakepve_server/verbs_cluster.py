@@ -214,7 +214,10 @@ class ClusterVerbs:
         self.cluster.answer_delay_s = seconds
 
     def do_time_scale(self, scale: float) -> None:
-        """Set how many real seconds a Proxmox second takes: a second of simulated time. With 0, tasks end at once."""
+        """Set how many real seconds a Proxmox second (a second of simulated time) takes.
+
+        With 0, every Proxmox task ends at once.
+        """
         self.cluster.time_scale = scale
 
     def do_task_seconds(self, type: str, seconds: float) -> None:

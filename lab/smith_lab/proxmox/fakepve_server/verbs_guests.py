@@ -101,7 +101,7 @@ class GuestVerbs:
         guest.started_at = time.time() if status == "running" else None
 
     def do_add_task(self, vmid: int, type: str, exitstatus: str = "OK", user: str = "", node: str = "") -> str:
-        """Add an ended Proxmox task of a guest. Without `user`, the owner of the first API token has started it.
+        """Add an ended Proxmox task of a guest, as if `user` had started it; by default, the first API token.
 
         `node` is only needed if the guest does not exist any more.
         """

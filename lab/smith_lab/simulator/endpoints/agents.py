@@ -41,7 +41,7 @@ def find_agent_scope(call: Call) -> Scope | None:
 
 
 def _new_agent_scope(call: Call) -> Scope:
-    """Return the scope that the new agent will have."""
+    """Return the scope of the new agent for this check: its provider may access it."""
     return Scope(participant_ids=(call.body.get("providerId"),))
 
 

@@ -25,7 +25,7 @@ def _find_group_scope(call: Call) -> Scope | None:
 
 
 def _new_group_scope(call: Call) -> Scope:
-    """Return the scope that the new group will have."""
+    """Return the scope of the new group: its consumer may access it."""
     return Scope(participant_ids=(call.body.get("consumerId"),))
 
 

@@ -1,4 +1,8 @@
-"""Handles jobs: lists them, and lets agents claim, complete and fail them, as the real server does."""
+"""Handles jobs: lists them, and lets agents claim, complete and fail them, as the real server does.
+
+`call.read_job` and `call.read_service` return a row. If a test simulates simultaneous calls, the row is in the state in
+which it was when the call arrived.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ _LISTING = Listing(
 
 
 def scope_of_job_or_service(row: Job | Service) -> Scope:
-    """Return the scope of a job or service: its provider, its consumer and its agent."""
+    """Return the scope of a job or service: its provider, its consumer and its agent may access it."""
     return Scope(participant_ids=(row.provider_id, row.consumer_id), agent_id=row.agent_id)
 
 

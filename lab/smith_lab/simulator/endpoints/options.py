@@ -75,7 +75,7 @@ def _find_option_scope(call: Call) -> Scope | None:
 
 
 def _new_option_scope(call: Call) -> Scope:
-    """Return the scope that the new option will have."""
+    """Return the scope of the new option: its provider may access it."""
     return Scope(participant_ids=(call.body.get("providerId"),))
 
 

@@ -1,6 +1,7 @@
 """Handles services, and creates a job for each creation, deletion, action and change of properties.
 
-The service's state changes when the job ends.
+The service's state changes when the job ends. `call.read_service` and `call.read_active_job` return rows. If a test
+simulates simultaneous calls, a row is in the state in which it was when the call arrived.
 """
 
 from __future__ import annotations

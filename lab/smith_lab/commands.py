@@ -149,7 +149,7 @@ def fault(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="The fault's name, or clear.")] = None,
     folder: Folder = DEFAULT_FOLDER,
 ) -> None:
-    """Start a fault, to see what it causes and how it ends. clear ends all faults. Without a name, list the faults."""
+    """Start a fault, to see what it causes and how to end it; clear ends all. Without a name, list the faults."""
     if name is None:
         for each in FAULTS:
             print(f"{each.name:<16} {each.text}")

@@ -61,9 +61,8 @@ class Guest:
     digest: str = ""  #: of the configuration
     is_template: bool = False
     is_protected: bool = False
-    is_used: bool = (
-        False  #: whether a VM with a lease's name runs or has a disk, so is no lease; False for other guests
-    )
+    #: Whether a VM that has the name of a lease runs or has a disk, so that it is no lease. False for other guests.
+    is_used: bool = False
     problem: str = ""  #: why the configuration could not be read; then only VMID, node, kind and lock are known
 
 
@@ -114,7 +113,7 @@ class LabCluster:
         return next(iter(self.guests(range(vmid, vmid + 1))), None)
 
     def disk_gib(self, template: int) -> int:
-        """Return the size of a template's first disk, rounded up. Raises LabError if the token sees no template."""
+        """Return the size of a template's first disk, rounded up. Raises LabError if it cannot be seen."""
         row = next((row for row in self.reader.vms() if row.vmid == template), None)
         if row is None:
             raise LabError(f"the template {template} does not exist, or the token may not see it")

@@ -52,7 +52,9 @@ def lab_test(  # noqa: PLR0917 (typer passes all by name)
     keep: Annotated[bool, typer.Option("--keep", help="Keep the guests until the reservation expires.")] = False,
     time_limit_s: Annotated[
         int,
-        typer.Option("--time-limit", metavar="SECONDS", min=60, max=86_400, help="After this, the tests are ended."),
+        typer.Option(
+            "--time-limit", metavar="SECONDS", min=60, max=86_400, help="Time for the tests; then they are ended."
+        ),
     ] = 3600,
     wait_s: Annotated[
         int,

@@ -2,7 +2,8 @@
 
 A guest may be removed only if its VMID is one of the lab, and its name and marker are those of a run whose lease has
 expired. The marker is a line in the guest's notes, with a service id from which the run can be read
-(reserved_range.py). A lease is a VM that reserves a range of VMIDs, and what its notes say about the reservation.
+(reserved_range.py). A lease is a VM that reserves a range of VMIDs. The class Lease is what its notes say about this
+reservation.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def token_of_guest(guest: Guest, lab: LabSettings) -> str:
 
 
 def _why_not_of_a_run(guest: Guest, lab: LabSettings) -> str:
-    """Return why no run can have made this guest; '' if a run may have made it. The marker is not checked here."""
+    """Return why a guest is not treated as one of a run, whatever its marker is; '' if its marker decides."""
     if guest.problem:
         return f"its configuration cannot be read: {guest.problem}"
     if not lab.vmid_min <= guest.vmid <= lab.vmid_max or not token_in_name(guest.name, lab.name_prefix):

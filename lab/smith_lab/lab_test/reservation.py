@@ -19,7 +19,8 @@ from smith_lab.lab_test.removal import Removal, remove_all_of_run, remove_lease,
 from smith_lab.lab_test.removal_rules import check_guests, is_expired, lease_of_vm, leased_vmids
 from smith_lab.lab_test.reserved_range import Lease, ReservedRange, new_lease, token_in_name
 
-#: Maximum duration of a removal, which stops and destroys a guest. The reservation is extended first if it is shorter.
+#: Maximum duration of one removal, which stops and destroys a guest. If less time of the reservation is left, the
+#: reservation is extended before the removal.
 REMOVAL_S = 2 * TASK_TIMEOUT_S + 60
 #: How long a process waits before it tries again to reserve a range. A random part of it is added.
 WAIT_INTERVAL_S = 10.0

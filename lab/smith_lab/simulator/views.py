@@ -266,7 +266,7 @@ def event(store: Store, row: Event) -> Json:
 
 
 def bare_event(row: Event) -> Json:
-    """Render an event without these objects, as in the answer to a request for a lease."""
+    """Render an event without provider, agent and consumer, as in the answer to a request for a lease."""
     body = _row_body(
         row,
         {

@@ -32,7 +32,11 @@ _ACL_PATH = re.compile(
 
 
 class AccessRequests(UserConfig):
-    """Handles requests below `/access`."""
+    """Handles requests below `/access`.
+
+    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
+    `die` makes the exception for an error answer.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -25,6 +25,7 @@ class CloudInitDrives(ConfigurationChanges):
     """Records the changes of cloud-init values, and answers the requests for them.
 
     The record of a VM maps each changed key to the value on the drive, or to None if the drive does not have the key.
+    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
     """
 
     def __init__(self, **kwargs: Any) -> None:

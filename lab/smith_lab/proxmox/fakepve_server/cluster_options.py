@@ -19,7 +19,10 @@ OPTIONS_PERMISSIONS = schema.load().paths["/cluster/options"]["GET"].get("permis
 
 
 class ClusterOptions(ConfigurationChanges):
-    """Stores the options of the cluster. `user-tag-access` and `registered-tags` decide which tags may be changed."""
+    """Stores the options of the cluster. `user-tag-access` and `registered-tags` decide which tags may be changed.
+
+    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -16,7 +16,10 @@ from smith_lab.proxmox.fakepve_server.access import AccessChecks
 
 
 class Features(AccessChecks):
-    """Handles the requests below `feature`, with the values `snapshot` and `clone` of their parameter `feature`."""
+    """Handles the requests below `feature`, with the values `snapshot` and `clone` of their parameter `feature`.
+
+    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
+    """
 
     def _routes_features(self) -> list[tuple[str, str, Any]]:
         return [

@@ -26,7 +26,11 @@ BRIDGE = re.compile(r"(?:^|,)bridge=([^,]+)")
 
 
 class Networks(AccessChecks):
-    """Answers the requests for bridges and CPU models, and checks bridges when a guest starts."""
+    """Answers the requests for bridges and CPU models, and checks bridges when a guest starts.
+
+    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
+    `ttype` is the type of a Proxmox task, such as `qmstart`.
+    """
 
     def _routes_networks(self) -> list[tuple[str, str, Any]]:
         """Return the routes of the requests. fakepve calls every method whose name starts with `_routes_`."""

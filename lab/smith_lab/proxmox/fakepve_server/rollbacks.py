@@ -25,7 +25,11 @@ _SNAPSHOT: ContextVar[str] = ContextVar("snapshot", default="")
 
 
 class Rollbacks(FakePve):
-    """Checks in the Proxmox task of a rollback whether each volume can be rolled back, before it changes anything."""
+    """Checks in the Proxmox task of a rollback whether each volume can be rolled back, before it changes anything.
+
+    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
+    `ttype` is the type of a Proxmox task, such as `qmrollback`.
+    """
 
     async def _qm_rollback(self, v: dict[str, Any], user: str) -> str:
         with _to_snapshot(v["snapname"]):

@@ -16,7 +16,10 @@ from smith_lab.proxmox.fakepve_server.access import AccessChecks
 
 
 class SetupReads(AccessChecks):
-    """Handles requests that only `smith init` sends."""
+    """Handles requests that only `smith init` sends.
+
+    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

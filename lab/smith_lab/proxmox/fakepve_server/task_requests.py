@@ -22,7 +22,10 @@ TASKS_OF_ACTIONS = {"start": "qmstart", "stop": "qmstop", "shutdown": "qmshutdow
 
 
 class TaskRequests(TimedTasks):
-    """Handles power requests for missing and stopped VMs, and the checks that Proxmox makes inside its tasks."""
+    """Handles power requests for missing and stopped VMs, and the checks that Proxmox makes inside its tasks.
+
+    `ttype` is the type of a Proxmox task, such as `qmstart`.
+    """
 
     async def _status_action(self, request: web.Request) -> web.Response:
         """Handle an action. A missing VM, or one on another node, makes the Proxmox task fail."""

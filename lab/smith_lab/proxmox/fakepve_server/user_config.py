@@ -25,7 +25,10 @@ AclKey = tuple[str, str, str, str]
 
 
 class UserConfig(AccessChecks):
-    """The content of Proxmox's file user.cfg."""
+    """The content of Proxmox's file user.cfg.
+
+    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -179,13 +179,13 @@ def make_scheduler(sqlite_engine: Engine) -> Iterator[MakeScheduler]:
     In the parameters of a test, this fixture follows the fixture of the engine. pytest ends the last fixture first, so
     the schedulers are stopped before the connections of the engine are closed.
     """
-    made: list[Scheduler] = []
+    schedulers: list[Scheduler] = []
 
     def make(*jobs: CriticalJob, engine: Engine = sqlite_engine) -> Scheduler:
-        made.append(Scheduler(engine, jobs))
-        made[-1].start()
-        return made[-1]
+        schedulers.append(Scheduler(engine, jobs))
+        schedulers[-1].start()
+        return schedulers[-1]
 
     yield make
-    for scheduler in made:
+    for scheduler in schedulers:
         scheduler.stop(timeout_s=WITHIN_S)

@@ -240,11 +240,11 @@ def test_a_job_whose_claim_was_accepted_is_claimed_only_once(claims: Claims) -> 
         assert row.claim_sent_at is not None
         assert row.claimed_at is not None
         claims.put_back(first)
-        requests = len(claims.world.sim.history())
+        request_count = len(claims.world.sim.history())
 
         second = claims.taken()
         claims.claimer().claim(second, job_queue.lease_of(second))
-    assert len(claims.world.sim.history()) == requests, "FulcrumCore is not asked again"
+    assert len(claims.world.sim.history()) == request_count, "FulcrumCore is not asked again"
     assert claims.row().claimed_at == row.claimed_at
     assert logs == [{"event": "job_claimed", "log_level": "info", "attempt": 1}]
 

@@ -43,26 +43,26 @@ def measure_with_limits() -> Iterator[MeasureWithLimits]:
 
     These are the usable cores, the usable memory in MiB, and the default concurrency.
     """
-    made: list[Path] = []
+    groups: list[Path] = []
 
     def run(limits: dict[str, str]) -> list[float]:
         for file, value in limits.items():
             controller = file.partition(".")[0]
             group = own_group(controller) / f"smith-test-{os.getpid()}"
             try:
-                if group not in made:
+                if group not in groups:
                     group.mkdir()
-                    made.append(group)
+                    groups.append(group)
                 (group / file).write_text(value)
             except OSError as error:
                 pytest.skip(f"NOT TESTED IN A CONTROL GROUP: {error}")
-        enter = "".join(f"echo $$ > {group}/cgroup.procs; " for group in made)
+        enter = "".join(f"echo $$ > {group}/cgroup.procs; " for group in groups)
         shell = ["/bin/sh", "-c", f'{enter} exec "$0" -c "$1"', sys.executable, MEASURE]
         done = subprocess.run(shell, capture_output=True, check=True, text=True)
         return list(json.loads(done.stdout))
 
     yield run
-    for group in made:
+    for group in groups:
         group.rmdir()
 
 

@@ -74,9 +74,9 @@ def test_a_result_that_the_database_refuses_ends_the_job(engine: Engine, vm: dic
 
 def test_a_taken_vmid_ends_the_reservation_and_the_job_is_retried(engine: Engine) -> None:
     job, mapping = claim_new_job(engine), reserve_vmid(engine)
-    taken = JobResult(succeeded=False, code=ErrorCode.VM_ID_TAKEN, detail="VM 100 belongs to another guest")
+    vmid_taken = JobResult(succeeded=False, code=ErrorCode.VM_ID_TAKEN, detail="VM 100 belongs to another guest")
 
-    outcome_store.store(engine, decision_of(job, taken), job_queue.lease_of(job), mapping)
+    outcome_store.store(engine, decision_of(job, vmid_taken), job_queue.lease_of(job), mapping)
 
     with reading(engine) as session:
         assert session.get_one(Mapping, mapping.id).state == "deleted"

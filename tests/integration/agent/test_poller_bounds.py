@@ -186,7 +186,7 @@ def test_an_invalid_job_is_stored_with_its_defect(
 
 
 @pytest.mark.parametrize(
-    ("action", "shown"),
+    ("action", "stored_action"),
     [
         ("create", "create"),
         ("../../x", "../../x"),
@@ -200,9 +200,9 @@ def test_an_invalid_job_is_stored_with_its_defect(
     ],
 )
 def test_an_actions_text_is_short_and_printable(
-    poller: Poller, simulator: SimulatorThread, action: Any, shown: str
+    poller: Poller, simulator: SimulatorThread, action: Any, stored_action: str
 ) -> None:
-    assert stored(poller, simulator, action=action).action == shown
+    assert stored(poller, simulator, action=action).action == stored_action
 
 
 @pytest.mark.parametrize("created", [None, ..., "yesterday", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59+14:00", 5])

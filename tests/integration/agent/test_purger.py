@@ -139,8 +139,8 @@ def test_several_403_for_a_service_delete_no_vm_if_fulcrumcore_then_returns_the_
 def test_a_refused_service_is_read_again_until_it_counts_as_deleted(
     world: World, engine: Engine, purger: VmPurger
 ) -> None:
-    gone = ["99999999-0000-4000-8000-000000000001", "99999999-0000-4000-8000-000000000002"]
-    for number, service_id in enumerate(gone):
+    unknown_ids = ["99999999-0000-4000-8000-000000000001", "99999999-0000-4000-8000-000000000002"]
+    for number, service_id in enumerate(unknown_ids):
         store_vm_pending_deletion(engine, service_id, vmid=100_001 + number)
     ended_service = end_service(world)
     store_vm_pending_deletion(engine, ended_service)
@@ -149,7 +149,7 @@ def test_a_refused_service_is_read_again_until_it_counts_as_deleted(
     purger.wait = lambda seconds: (job_counts.append(len(jobs(engine))), wait(seconds))
     purger.submit_due_deletions()
     assert job_counts == [1, 1, 1], "the VM of the ended service does not wait for the others"
-    assert {job.service_id for job in jobs(engine)} == {*gone, ended_service}
+    assert {job.service_id for job in jobs(engine)} == {*unknown_ids, ended_service}
 
 
 def test_an_execution_with_a_short_interval_does_not_wait_longer_than_the_interval(

@@ -25,14 +25,14 @@ from executor.errors import FulcrumUnavailable
 
 
 def test_a_shared_job_is_executed_by_one_agent_only(engine: Engine, make_scheduler: MakeScheduler) -> None:
-    shared, own = [FakeJob(), FakeJob()], [FakeJob(), FakeJob()]
+    shared, of_each_agent = [FakeJob(), FakeJob()], [FakeJob(), FakeJob()]
     for number in range(2):
         make_scheduler(
             CriticalJob(name="shared", interval_s=NEVER_S, run=shared[number], runs_on_each_agent=False),
-            CriticalJob(name="own", interval_s=NEVER_S, run=own[number]),
+            CriticalJob(name="own", interval_s=NEVER_S, run=of_each_agent[number]),
             engine=engine,
         )
-    wait_for(lambda: [fake.turns for fake in own] == [1, 1], "one turn of each agent")
+    wait_for(lambda: [fake.turns for fake in of_each_agent] == [1, 1], "one turn of each agent")
     wait_for(lambda: (row := facts(engine, "shared")) and row.runs == 1, "the shared turn")
     assert sum(fake.turns for fake in shared) == 1
 

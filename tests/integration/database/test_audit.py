@@ -44,9 +44,9 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         return
     cluster: PostgresCluster = request.getfixturevalue("postgres")
     with cluster.fresh_database() as url:
-        made = open_engine(url)
-        yield made
-        made.dispose()
+        opened = open_engine(url)
+        yield opened
+        opened.dispose()
 
 
 def record(engine: Engine, **more: Any) -> None:
@@ -160,7 +160,7 @@ def test_the_list_can_be_limited_to_one_subject_and_shows_the_differences(smith:
     first, second = smith.submit(), smith.submit()
     for job_id in (first, second):
         smith.ok("jobs", "cancel", str(job_id), "--yes")
-    wanted = smith.row(first).fulcrum_id
-    assert [entry["subject_id"] for entry in smith.json("audit", "list", "--subject", wanted[:8])] == [wanted]
+    fulcrum_id = smith.row(first).fulcrum_id
+    assert [entry["subject_id"] for entry in smith.json("audit", "list", "--subject", fulcrum_id[:8])] == [fulcrum_id]
     assert len(smith.json("audit", "list", "--limit", "1")) == 1
     assert "status: pending -> failed" in smith.ok("audit", "list")

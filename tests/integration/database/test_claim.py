@@ -39,8 +39,8 @@ def test_a_burst_of_one_tenant_does_not_delay_the_others(engine: Engine) -> None
     burst = [submit(engine, age=number, tenant_id="burst") for number in range(6)]
     late = [submit(engine, age=50 + number, tenant_id="late") for number in range(2)]
     without_tenant = submit(engine, age=70)
-    taken = [claimed(engine).id for _ in range(9)]
-    assert taken == [burst[0], late[0], without_tenant, burst[1], late[1], *burst[2:]]
+    claimed_ids = [claimed(engine).id for _ in range(9)]
+    assert claimed_ids == [burst[0], late[0], without_tenant, burst[1], late[1], *burst[2:]]
 
 
 def test_tenants_with_equally_many_running_jobs_take_turns_by_age(engine: Engine) -> None:
@@ -129,8 +129,8 @@ def test_simultaneous_claims_respect_the_limit_of_creates(engine: Engine) -> Non
         return sum(claim(engine, f"node-{owner}", max_creates=3) is not None for _ in range(2))
 
     with ThreadPoolExecutor(8) as pool:
-        taken = list(pool.map(claim_twice, range(8)))
-    assert sum(taken) == 3
+        claim_counts = list(pool.map(claim_twice, range(8)))
+    assert sum(claim_counts) == 3
 
 
 def test_a_job_is_not_claimed_during_its_backoff(engine: Engine) -> None:
@@ -184,7 +184,7 @@ def test_eight_threads_claim_every_job_once_and_never_two_of_a_service(engine: E
             job_queue.submit(session, new_job(service_id=services[number % 40], action="stop", age=number))
     lock, start = threading.Lock(), threading.Barrier(8, timeout=60)
     running: dict[str, int] = {}
-    taken: list[int] = []
+    claimed_ids: list[int] = []
     overlaps: list[str] = []
 
     def work(owner: str) -> None:
@@ -197,7 +197,7 @@ def test_eight_threads_claim_every_job_once_and_never_two_of_a_service(engine: E
             with lock:
                 overlaps.extend([service] if service in running else [])
                 running[service] = job.id
-                taken.append(job.id)
+                claimed_ids.append(job.id)
             stored = row(engine, job.id)
             overlaps.extend([service] if stored.owner != owner else [])
             with lock:
@@ -207,7 +207,7 @@ def test_eight_threads_claim_every_job_once_and_never_two_of_a_service(engine: E
     with ThreadPoolExecutor(8) as pool:
         for future in [pool.submit(work, f"node-{number}") for number in range(8)]:
             future.result()
-    assert (len(taken), len(set(taken)), overlaps) == (160, 160, [])
+    assert (len(claimed_ids), len(set(claimed_ids)), overlaps) == (160, 160, [])
     with reading(engine) as session:
         assert queries.count_jobs(session)["completed"] == 160
         assert session.scalar(select(func.max(Job.attempt))) == 1

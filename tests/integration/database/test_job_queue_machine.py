@@ -196,9 +196,9 @@ class Queue(RuleBasedStateMachine):
             is_kept = ~Job.status.in_(ENDED_STATUSES) | (Job.report_state == ReportState.DUE)
             kept = set(session.scalars(select(Job.id).where(is_kept)))
             job_queue.prune(session, ended_before=utc_now() + timedelta(hours=1), limit=2)
-            left = set(session.scalars(select(Job.id)))
-        assert kept <= left
-        for pruned in set(self.ended) - left:
+            remaining = set(session.scalars(select(Job.id)))
+        assert kept <= remaining
+        for pruned in set(self.ended) - remaining:
             del self.ended[pruned], self.settled[pruned]
 
     # --- mappings -------------------------------------------------------------------------------------------------
@@ -209,18 +209,22 @@ class Queue(RuleBasedStateMachine):
             in_use = (Mapping.service_id == service) | (Mapping.vmid == vmid)
             is_free = session.scalar(select(Mapping.id).where(in_use, Mapping.state != MappingState.DELETED)) is None
             wanted = {"service_id": service, "cluster": "c", "vmid": vmid, "name": "vm"}
-            made = mappings.insert_active(session, node="n", **wanted) if adopt else mappings.reserve(session, **wanted)
-            assert (made is not None) == is_free
+            mapping = (
+                mappings.insert_active(session, node="n", **wanted) if adopt else mappings.reserve(session, **wanted)
+            )
+            assert (mapping is not None) == is_free
             self._pick_vmid(session)
 
     @staticmethod
     def _pick_vmid(session: Session) -> None:
-        taken = set(session.scalars(select(Mapping.vmid)))
-        if taken == {101, 102, 103}:
+        mapped_vmids = set(session.scalars(select(Mapping.vmid)))
+        if mapped_vmids == {101, 102, 103}:
             with pytest.raises(JobError):
                 free_vmids.pick_vmid(session, ("c", 101, 103), quarantine_s=3600, used_vmids=set())
         else:
-            assert free_vmids.pick_vmid(session, ("c", 101, 103), quarantine_s=3600, used_vmids=set()) not in taken
+            assert (
+                free_vmids.pick_vmid(session, ("c", 101, 103), quarantine_s=3600, used_vmids=set()) not in mapped_vmids
+            )
 
     @rule(service=SERVICES, what=st.sampled_from(["running", "absent", "release", "lose"]))
     def change_mapping(self, service: str, what: str) -> None:

@@ -108,10 +108,10 @@ def test_a_sole_owner_reaps_every_other_owner_at_once(engine: Engine) -> None:
     for _ in range(3):
         submit(engine)
     finish(engine, claimed(engine, "before the restart"))
-    dead, own = claimed(engine, "before the restart"), claimed(engine, "me")
-    assert reap(engine, all_owners_except="me") == [(dead.id, JobStatus.PENDING)]
-    job = row(engine, dead.id)
-    assert (job.owner, job.lease_until, job.crashes, job.epoch) == (None, None, 1, dead.epoch + 1)
+    earlier, own = claimed(engine, "before the restart"), claimed(engine, "me")
+    assert reap(engine, all_owners_except="me") == [(earlier.id, JobStatus.PENDING)]
+    job = row(engine, earlier.id)
+    assert (job.owner, job.lease_until, job.crashes, job.epoch) == (None, None, 1, earlier.epoch + 1)
     assert (job.error_code, job.error_message, job.finished_at, job.report_state) == (None, None, None, "none")
     assert row(engine, own.id).status == "processing"
 

@@ -36,10 +36,10 @@ def test_rows_of_mappings_are_removed_in_the_order_of_their_deletion_up_to_the_l
     for _ in range(3):
         with transaction(engine) as session:
             count = mappings.prune(session, deleted_before=now - timedelta(seconds=10), limit=2)
-            left = set(session.scalars(select(Mapping.id)))
-        removed.append((count, [vmid for vmid in ages_s if mapping_ids[vmid] not in left]))
+            remaining = set(session.scalars(select(Mapping.id)))
+        removed.append((count, [vmid for vmid in ages_s if mapping_ids[vmid] not in remaining]))
     assert removed == [(2, [102, 103]), (1, [101, 102, 103]), (0, [101, 102, 103])]
-    assert {current, with_volumes} <= left
+    assert {current, with_volumes} <= remaining
 
 
 def test_active_mappings_are_filtered_by_cluster_and_ordered_by_vmid(engine: Engine) -> None:
@@ -240,9 +240,9 @@ def test_the_current_mappings_of_services_do_not_include_deleted_ones(engine: En
 
 def test_a_reservation_has_the_marker_and_the_tenant_of_its_service(engine: Engine) -> None:
     with transaction(engine) as session:
-        made = mappings.reserve(session, service_id=SERVICE, cluster="c", vmid=101, name="web", tenant_id="tenant-1")
-        assert made is not None
-    found = row(engine, made.id)
+        mapping = mappings.reserve(session, service_id=SERVICE, cluster="c", vmid=101, name="web", tenant_id="tenant-1")
+        assert mapping is not None
+    found = row(engine, mapping.id)
     assert (found.state, found.tenant_id, found.marker) == ("reserved", "tenant-1", marker_for(SERVICE))
     assert row(engine, reserved(engine, OTHER, 102)).tenant_id is None
 

@@ -100,15 +100,15 @@ def use(engine: Engine) -> None:
     with transaction(engine) as session:
         for job_id in due:
             outbox.note_reported(session, job_id, ReportState.REPORTED)
-    taken = take_over(engine)
-    finish(engine, next(job for job in taken.values() if job.run_ident and not job.cancel_requested))
+    claimed_jobs = take_over(engine)
+    finish(engine, next(job for job in claimed_jobs.values() if job.run_ident and not job.cancel_requested))
 
 
 def test_after_an_upgrade_the_jobs_in_flight_and_the_pending_ones_finish_and_their_reports_are_due(
     upgraded: Engine,
 ) -> None:
-    taken = take_over(upgraded)
-    for job in taken.values():
+    claimed_jobs = take_over(upgraded)
+    for job in claimed_jobs.values():
         finish(upgraded, job)
     with reading(upgraded) as session:
         waiting = queries.list_jobs(session, statuses=[JobStatus.PENDING])
@@ -125,7 +125,7 @@ def test_after_an_upgrade_the_jobs_in_flight_and_the_pending_ones_finish_and_the
     with reading(upgraded) as session:
         assert queries.count_jobs(session)[JobStatus.PENDING] == 0
         new_runs = set(session.scalars(select(Run.job_id).where(Run.ident.startswith("upgraded-"))))
-    ended = taken | {job.id: job for job in waiting}
+    ended = claimed_jobs | {job.id: job for job in waiting}
     local = {job_id for job_id, job in ended.items() if job.report_state == ReportState.LOCAL}
     assert set(ended) - local <= set(due_reports(upgraded))
     assert local.isdisjoint(due_reports(upgraded))
@@ -216,16 +216,16 @@ def test_after_an_upgrade_a_deleted_vm_is_purged_when_it_is_due_and_no_other(upg
     assert due.delete_at is not None
     assert later.delete_at is not None
     assert due.delete_at < utc_now() < later.delete_at
-    taken = take_over(upgraded)
-    (purge,) = (job for job in taken.values() if job.service_id == due.service_id)
+    claimed_jobs = take_over(upgraded)
+    (purge,) = (job for job in claimed_jobs.values() if job.service_id == due.service_id)
     assert (purge.action, purge.report_state) == ("delete", ReportState.LOCAL)
 
     finish(upgraded, purge)
     with reading(upgraded) as session:
-        gone, kept = session.get_one(MappingRow, due.id), session.get_one(MappingRow, later.id)
+        purged, kept = session.get_one(MappingRow, due.id), session.get_one(MappingRow, later.id)
         assert mappings.due_for_deletion(session, CLUSTER) == []
-    assert gone.state == MappingState.DELETED
-    assert gone.deleted_at is not None
+    assert purged.state == MappingState.DELETED
+    assert purged.deleted_at is not None
     assert (kept.state, kept.delete_at) == (MappingState.PENDING_DELETION, later.delete_at)
     ended = job_row(upgraded, purge.id)
     assert (ended.status, ended.report_state) == (JobStatus.COMPLETED, ReportState.LOCAL)

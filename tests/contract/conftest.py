@@ -1,4 +1,4 @@
-"""Chooses the server that the contract is checked with: the simulator, or a real FulcrumCore that an option names."""
+"""Chooses the server on which the contract tests run: the simulator, or the real FulcrumCore named by an option."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--job-timeout", metavar="S", help="seconds until FulcrumCore has failed a job that is not reported"
     )
     group.addoption("--restart-command", metavar="COMMAND", help="shell command that restarts FulcrumCore")
-    group.addoption("--record", action="store_true", help="write the answers into tests/contract/answers")
+    group.addoption("--record", action="store_true", help="store the server's answers in tests/contract/answers")
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,13 @@ from support.conversation import Conversation, load, read_answers, requests_of, 
 
 FOLDER = Path(__file__).parent
 CONVERSATIONS = FOLDER / "conversations"
+#: The conversation that creates the types, participants and agents of every other one, so it comes before each of them.
 WORLD = CONVERSATIONS / "world.yaml"
 MIN_REQUESTS = 300
 
 
-def hold(conversation: Conversation, steps: list[dict[str, Any]], server: Server) -> list[dict[str, Any]]:
-    """Take every step of a conversation; return the facts of the answers."""
+def take_steps(conversation: Conversation, steps: list[dict[str, Any]], server: Server) -> list[dict[str, Any]]:
+    """Take the steps of a conversation in order: send a request, or wait. Return the facts of the answers."""
     answers = []
     for step in steps:
         if "wait" in step:
@@ -35,19 +36,19 @@ def test_the_server_answers_as_recorded(
     script = load(CONVERSATIONS / f"{name}.yaml")
     missing = [need for need in script.get("needs", []) if not server.can(need)]
     if missing:
-        pytest.skip(f"this FulcrumCore cannot be asked for {missing}")
+        pytest.skip(f"the conversation needs {missing}, which this server does not have")
     conversation = Conversation(server.api_url, server.admin_token)
     try:
         if name != WORLD.stem:
-            hold(conversation, load(WORLD)["steps"], server)
-        answers = hold(conversation, script["steps"], server)
+            take_steps(conversation, load(WORLD)["steps"], server)
+        answers = take_steps(conversation, script["steps"], server)
     finally:
-        left = conversation.remove_created()
+        not_removed = conversation.remove_created()
         conversation.close()
     file = FOLDER / "answers" / f"{name}.jsonl"
     if request.config.getoption("--record", False):
         write_answers(file, answers)
-    record_property("figure", f"{name}: {len(answers)} requests; FulcrumCore keeps {len(left)} objects")
+    record_property("figure", f"{name}: {len(answers)} requests; FulcrumCore keeps {len(not_removed)} objects")
     assert not differences(read_answers(file), answers)
 
 
@@ -66,7 +67,7 @@ def differences(expected: list[dict[str, Any]], answers: list[dict[str, Any]]) -
     return texts
 
 
-def test_a_third_of_the_recorded_answers_are_refusals() -> None:
+def test_every_request_has_a_recorded_answer_and_at_least_a_third_are_refusals() -> None:
     answers = [answer for file in (FOLDER / "answers").glob("*.jsonl") for answer in read_answers(file)]
     refusals = Counter(answer["status"] >= 400 for answer in answers)
     assert len(answers) == len(list(requests_of(CONVERSATIONS))) >= MIN_REQUESTS

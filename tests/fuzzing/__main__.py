@@ -1,8 +1,8 @@
-"""Fuzzes one parser with atheris: python -m fuzzing PARSER SECONDS. Keeps the inputs that reach new code.
+"""Fuzzes one parser with atheris: python -m fuzzing PARSER SECONDS. Adds the inputs that reach new code to the corpus.
 
-Run by deploy/fuzz.sh, in a virtual environment that has atheris. Ends with an error at the first input that the parser
-does not survive: it raises what it must not raise, or takes more than a second of CPU time for 100 kB. The input is
-written to `.cache/fuzzing/PARSER/`.
+Run by deploy/fuzz.sh, in a virtual environment that has atheris. An input has at most 100 kB. Fuzzing ends with an
+error at the first input for which the parser raises an unexpected error or takes more than a second of CPU time. This
+input is written to `.cache/fuzzing/PARSER/`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_MEMORY_MIB = 1024
 
 
 def fuzz(parser: str, seconds: int) -> int:
-    """Fuzz in a child process, then keep the fewest inputs that reach the same code. Return the exit code."""
+    """Fuzz in a child process, then store the fewest inputs that reach the same code. Return the exit code."""
     work = Path(".cache/fuzzing") / parser
     found, merged = work / "found", work / "merged"
     for folder in (found, merged):
@@ -48,7 +48,7 @@ def fuzz(parser: str, seconds: int) -> int:
 
 
 def _run(parser: str, *arguments: object) -> int:
-    """Run libFuzzer, which starts itself again by the name of its program, so this is a script that can be executed."""
+    """Run libFuzzer. It starts itself again by executing its `argv[0]`, so `argv[0]` is the path of a shell script."""
     script = Path(".cache/fuzzing") / parser / "fuzz"
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fuzzing --one {parser} "$0" "$@"\n', "ascii")
     script.chmod(0o700)

@@ -1,4 +1,4 @@
-"""The corpus of each parser: the inputs that fuzzing found to reach different code, one per line, in base64."""
+"""The corpus of each parser: the inputs with which fuzzing reached different code, one per line, in base64."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from fuzzing.seeds import SEEDS
 
 FOLDER = Path(__file__).parent / "corpus"
-#: The limits of what is kept. Longer inputs reach the same code as short ones.
+#: The limits of a stored corpus. Longer inputs reach the same code as short ones.
 MAX_KEPT_BYTES = 1024
 MAX_KEPT_INPUTS = 120
 
 
 def read_corpus(parser: str) -> list[bytes]:
-    """Return the inputs of a parser: its seeds, and what fuzzing has kept."""
+    """Return the inputs of a parser: its seeds, and those that fuzzing has stored."""
     kept = [base64.b64decode(line) for line in (FOLDER / f"{parser}.txt").read_text("ascii").splitlines()]
     return [*SEEDS[parser], *kept]
 

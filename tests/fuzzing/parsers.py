@@ -1,7 +1,8 @@
-"""The parsers of outside text as functions of bytes, for `make fuzz` and for the replay of its corpus.
+"""The parsers of text from outside as functions of bytes, for `make fuzz` and for the replay of its corpus.
 
-Each function calls a parser as the executor or the collection calls it, and passes on only what the parser must not
-raise: an error that the caller does not expect, or a violated promise (AssertionError).
+Each function calls a parser as the executor or the collection calls it, and catches the errors that this caller
+handles. Any other exception shows a defect of the parser: an unexpected error, or an AssertionError because the parsed
+value breaks a guarantee. The docstring names the text and the guarantee.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _text(data: bytes) -> str:
 
 
 def _json(data: bytes) -> Any:
-    """Return JSON as the client of FulcrumCore returns it, or None if it refuses the text."""
+    """Return JSON as the client of FulcrumCore returns it, or None if this client refuses the text."""
     try:
         return check_storable(parse_json(data))
     except ValueError:
@@ -190,7 +191,7 @@ def error_texts(data: bytes) -> None:
 
 
 def run_output(data: bytes) -> None:
-    """The output of a playbook, with event marks, and the result that is concluded from it."""
+    """The output of a playbook with the escape sequences that hold its events, and the result concluded from it."""
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
         output = RunOutput(Path(folder) / "run", Redactor())
         event_filter = OutputEventFilter(output, output.add_event, suppress_ansible_output=True)
@@ -263,7 +264,7 @@ def adoption_file(data: bytes) -> None:
 
 
 def mapping_export(data: bytes) -> None:
-    """A file of `smith mappings export` of another host: each entry has a problem or can be stored."""
+    """A file that `smith mappings export` wrote on another host: each entry has a problem or can be stored."""
     file = FOLDER / "fuzzed.mappings"
     file.write_bytes(data)
     with contextlib.suppress(CommandFailed):
@@ -284,7 +285,7 @@ def action_schema(data: bytes) -> None:
 
 
 def http_requests(data: bytes) -> None:
-    """A request to our pages: no error of the server, and no page without the token except health."""
+    """A request to the agent's HTTP server: no server error; without the token only the health pages answer 200."""
     first_line, *header_lines = data.split(b"\n")
     method, _, target = first_line.partition(b" ")
     path, _, query = target.partition(b"?")

@@ -1,4 +1,4 @@
-"""The corpus that `make fuzz` has kept is parsed again: no parser raises what it must not raise."""
+"""Parses the corpus that `make fuzz` has stored again: no parser raises an unexpected error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fuzzing.seeds import SEEDS
 
 
 @pytest.mark.parametrize("parser", PARSERS)
-def test_a_parser_of_outside_text_survives_its_corpus(parser: str) -> None:
+def test_a_parser_raises_no_unexpected_error_for_its_corpus(parser: str) -> None:
     for data in read_corpus(parser):
         PARSERS[parser](data)
 

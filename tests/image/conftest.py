@@ -1,4 +1,4 @@
-"""Tests of the built image. They need one, so `make image-test` runs them and `make test` does not."""
+"""Fixtures for tests of the built image, which `make image-test` builds. `make test` ignores these tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ collect_ignore_glob = [] if IMAGE else ["test_*.py"]
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
-    """Simulator and stand-in, reachable from the container. A clone takes long enough to be interrupted."""
+    """The simulator and the stand-in, reachable from the container. A clone takes long enough to be interrupted."""
     with running_lab(tmp_path_factory.mktemp("lab"), time_scale=0.3, settings={"SMITH_CONCURRENCY": "4"}) as system:
         yield system
 

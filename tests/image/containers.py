@@ -1,8 +1,8 @@
 """Runs the image under test as an operator does: with podman, or with chroot where no container can run.
 
-`make image-test` (deploy/image/test.sh) builds the image, makes a network namespace, and runs the tests inside it with
-podman's settings in the environment. The container shares the namespace, so it reaches simulator and stand-in at
-127.0.0.1.
+`make image-test` (deploy/image/test.sh) builds the image, creates a network namespace, and runs the tests inside it,
+with podman's settings in the environment. The container shares this namespace, so it reaches the simulator of
+FulcrumCore and the stand-in of Proxmox at 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ COMMAND_LIMIT_S = 120.0
 STOP_LIMIT_S = 60
 
 
-#: The network is shared with the container of the other tests, which has the port for HTTP.
-PODMAN_OF_THE_TESTS = """\
+#: A script that an install command runs as `podman`: podman with the image under test and the tests' network. HTTP is
+#: off, because the container of the other tests uses the HTTP port of this network.
+PODMAN_WRAPPER = """\
 #!/bin/sh
 set -eu
 [ "$1" = run ]
@@ -60,7 +61,7 @@ exec {podman} run --network=ns:{network} --no-healthcheck --env=SMITH_HTTP_ADDR=
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """The files of an operator: settings, secret files with the CA, and a data folder."""
+    """What an operator prepares for a container: settings, a folder with the secrets and the CA, and a data folder."""
 
     environment: Mapping[str, str]
     secrets: Path
@@ -68,7 +69,7 @@ class Site:
 
 
 def prepare_site(folder: Path, environment: Mapping[str, str], ca_bundle: Path | None = None) -> Site:
-    """Write the secrets of the environment to files that only the container's user can read; make the data folder."""
+    """Write the secrets of the environment to files that only the container's user can read; add the data folder."""
     secrets, data = folder / "secrets", folder / "data"
     secrets.mkdir(mode=0o500, parents=True)
     os.chown(secrets, USER_ID, USER_ID)
@@ -87,7 +88,7 @@ def prepare_site(folder: Path, environment: Mapping[str, str], ca_bundle: Path |
 
 
 def site_of_lab(lab: LabSystem) -> Site:
-    """Return the files that a container needs to reach the lab."""
+    """Prepare the settings and files with which a container reaches the lab."""
     settings = {
         name: value for name, value in lab.environment().items() if name.startswith(("FULCRUM_", "PROXMOX_", "SMITH_"))
     }
@@ -180,7 +181,7 @@ class Chroot:
 
     def run_to_completion(self, *command: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         """Run a command and wait for its end."""
-        assert not options, "chroot has no options"
+        assert not options, "options of podman have no effect in a chroot"
         before = len(self.logs())
         self.start(command=command)
         assert self._process
@@ -243,7 +244,7 @@ class Chroot:
 
 
 class Container(Protocol):
-    """The interface of both."""
+    """The interface that `Podman` and `Chroot` have in common."""
 
     site: Site
 
@@ -259,7 +260,7 @@ class Container(Protocol):
 
 @contextlib.contextmanager
 def container_of(site: Site) -> Iterator[Container]:
-    """Return a container, not started; remove it at the end of the block."""
+    """Yield a container that is not started yet; remove it at the end of the block."""
     container: Container = Podman(site=site) if MODE == "podman" else Chroot(site=site)
     try:
         yield container
@@ -271,14 +272,12 @@ def container_of(site: Site) -> Iterator[Container]:
 def started_by_install_command(command: str, folder: Path, *, name: str, volume: str) -> Iterator[Podman]:
     """Run an install command in the folder, as an operator does; yield the container, and remove it with its volume.
 
-    `name` and `volume` are those in the command. Of podman's arguments, only the image is replaced by the one under
-    test; added are the network of the tests and what this network needs.
+    The command names its container `name` and its volume `volume`. podman gets the arguments of the command, but the
+    image under test instead of the released one, and in addition options for the network of the tests.
     """
     programs = folder / "bin"
     programs.mkdir()
-    (programs / "podman").write_text(
-        PODMAN_OF_THE_TESTS.format(podman=shutil.which("podman"), network=NETWORK, image=IMAGE)
-    )
+    (programs / "podman").write_text(PODMAN_WRAPPER.format(podman=shutil.which("podman"), network=NETWORK, image=IMAGE))
     (programs / "podman").chmod(0o755)
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
     container = Podman(site=Site(environment={}, secrets=folder, data=folder), name=name)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(MODE != "podman" or not COMPOSE.is_file(), reaso
 
 @contextmanager
 def composed(folder: Path, service: str, *, lab: bool = False, **changes: Any) -> Iterator[Podman]:
-    """Start one service of the file in the network namespace of the test; yield its container."""
+    """Start one service of deploy/compose.yaml in the network namespace of the test; yield its container."""
     shutil.copy(PROJECT / "deploy" / "compose.yaml", folder)
     override = {"services": {service: {"network_mode": "host", **changes}}}
     (folder / "override.yaml").write_text(yaml.safe_dump(override))
@@ -50,7 +50,7 @@ def composed(folder: Path, service: str, *, lab: bool = False, **changes: Any) -
         container.remove()
 
 
-def test_the_service_runs_with_the_files_restrictions_and_drains(tmp_path: Path) -> None:
+def test_the_service_runs_with_the_restrictions_of_the_file_and_drains_when_stopped(tmp_path: Path) -> None:
     site = prepare_site(tmp_path / "site", UNREACHABLE)
     site.secrets.rename(tmp_path / "secrets")
     (tmp_path / "agent-smith.env").write_text("".join(f"{name}={text}\n" for name, text in site.environment.items()))

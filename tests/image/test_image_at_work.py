@@ -1,4 +1,4 @@
-"""The executor in a hardened container with simulator and stand-in: jobs, limits, kill, stop, restart."""
+"""The executor in a hardened container, between simulator and stand-in: jobs, limits, kill, stop, restart."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_no_job_is_lost_or_done_twice_when_the_agent_is_killed(lab: LabSystem, r
     assert len(lab.reports(job["id"])) == 1
 
 
-def test_a_stop_waits_for_the_running_playbook_and_reports_it(lab: LabSystem, running: Container) -> None:
+def test_a_stop_waits_for_the_running_playbook_and_reports_its_result(lab: LabSystem, running: Container) -> None:
     service_id, job = _create_service_until_clone(lab, "stopped")
     assert running.stop() == 0, running.logs()[-3000:]
     assert lab.last_job(service_id)["id"] == job["id"]
@@ -134,7 +134,7 @@ def test_a_stop_waits_for_the_running_playbook_and_reports_it(lab: LabSystem, ru
     assert len(lab.guests_of(service_id)) == 1
 
 
-def test_a_start_with_the_same_volume_has_the_old_mappings(lab: LabSystem, running: Container) -> None:
+def test_a_container_started_again_has_the_mappings_in_its_volume(lab: LabSystem, running: Container) -> None:
     """Starts the VM of the previous test."""
     (service_id,) = [service["id"] for service in lab.admin.list_services() if service["name"] == "stopped"]
     assert service_id in {mapping["service_id"] for mapping in smith(running, "mappings", "list")}
@@ -152,7 +152,7 @@ def test_no_secret_is_in_output_or_environment(lab: LabSystem, running: Containe
 
 
 def test_the_image_works_with_only_the_settings_of_the_install_command(tmp_path: Path) -> None:
-    """FulcrumCore renders these settings from our agent type; all others are in the agent's configuration there."""
+    """FulcrumCore renders these settings from our agent type. The agent reads all others from FulcrumCore."""
     with running_lab(tmp_path / "lab") as lab:
         store_configuration(lab)
         install = lab.admin.call("POST", f"/agents/{lab.ids.agent_id}/install-command")
@@ -195,7 +195,7 @@ def test_the_rendered_install_command_starts_a_working_executor(tmp_path: Path) 
 
 
 @needs_podman
-def test_with_a_writable_root_only_data_is_written(tmp_path: Path) -> None:
+def test_with_a_writable_root_file_system_only_the_data_folder_is_written(tmp_path: Path) -> None:
     site = prepare_site(tmp_path, dict(UNREACHABLE))
     container = Podman(site=site)
     try:
@@ -219,7 +219,7 @@ def test_another_user_gets_a_one_line_error_about_the_data_folder(tmp_path: Path
     _assert_one_line_error(done.returncode, done.stderr, "12345")
 
 
-def test_a_data_folder_of_root_is_a_one_line_error(tmp_path: Path) -> None:
+def test_a_data_folder_owned_by_root_gives_a_one_line_error(tmp_path: Path) -> None:
     site = prepare_site(tmp_path, dict(UNREACHABLE))
     os.chown(site.data, 0, 0)
     with container_of(site) as container:

@@ -84,7 +84,7 @@ def test_the_image_contains_the_licences_of_its_parts(root: Path, packages: Path
 
 
 def test_all_files_of_a_layer_have_the_time_of_the_commit(root: Path) -> None:
-    """The same sources give the same image."""
+    """So two builds of the same sources give the same image."""
     for layer in ((root / "opt/venv").rglob("*"), (root / "data", root / "etc/passwd")):
         assert len({int(path.lstat().st_mtime) for path in layer}) == 1
     assert not list((root / "var/log").iterdir())

@@ -24,7 +24,7 @@ PREFIX = re.compile(r"(?:^|\. )((?:C\([a-z]+\)(?:, )?)+): ")
 
 
 def takes(action: str) -> str:
-    """Return the members of `vm` that an action uses: those in actions.yml, and those whose description names it."""
+    """Return the members of `vm` that actions.yml lists for an action, and those whose description names it."""
     if action == "create":
         return "what the action [vm_present](../plugins/modules/vm_present.py) documents"
     configured = ACTIONS[action].get("takes", [])
@@ -35,7 +35,7 @@ def takes(action: str) -> str:
 
 
 def _named_by(option: dict[str, Any]) -> set[str]:
-    """Return what a description names before a colon, as `C(stop), C(delete): seconds …` names two actions."""
+    """Return the actions that a description names before a colon: two in `C(stop), C(delete): seconds …`."""
     groups = PREFIX.findall(option["description"])
     return {name for group in groups for name in re.findall(r"C\(([a-z]+)\)", group)}
 
@@ -54,7 +54,7 @@ def _member_rows(options: dict[str, Any], prefix: str) -> Iterator[str]:
 
 
 def effects() -> str:
-    """Return the table of what is true after each action, and what it takes."""
+    """Return the table of what is true after each action, and of the members of `vm` that the action uses."""
     lines = [
         "| action | true afterwards | module runs (changing; again) | takes, besides the identity |",
         "|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Runs an action as an operator does or as the agent does, with the same result for the test."""
+"""Runs an action by hand, with ansible-playbook, or as the agent does. The test gets the same facts from both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Attempt:
     result: dict[str, Any]  #: the result document; empty if the action published none
 
 
-#: Runs an action with the extra var `vm`.
+#: A function that runs an action with the extra var `vm`.
 Play = Callable[[str, Mapping[str, Any]], Attempt]
 
 

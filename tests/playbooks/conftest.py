@@ -1,4 +1,4 @@
-"""One stand-in for the session. Faults and settings of a test end with the test."""
+"""Fixtures of the playbook tests. All share one stand-in of Proxmox; its faults are cleared after each test."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def lab_bench(tmp_path_factory: pytest.TempPathFactory) -> LabBench:
 
 @pytest.fixture
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """Where a test runs its playbooks: the stand-in, or for the mark `lab` a real Proxmox if one is configured.
+    """Runs a test's playbooks on the stand-in, or, for the mark `lab` and with a configured lab, on a real Proxmox.
 
     A test with the mark `by_hand` runs `ansible-playbook`; the others use the servers of warm runs.
 
-    Afterwards faults are cleared on the stand-in; its VMs stay, as no other test uses them. In a lab they are deleted.
+    Afterwards faults are cleared on the stand-in; its VMs stay, as no other test uses them. A lab's VMs are deleted.
     """
     if is_configured(os.environ) and request.node.get_closest_marker("lab"):
         real: LabBench = request.getfixturevalue("lab_bench")
@@ -81,9 +81,9 @@ def pve_version(request: pytest.FixtureRequest, bench: Bench) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def warm_executor(stand_in: ProxmoxStandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExecutorBench]:
-    """The executor's runner with warm runs, for tests that need many plays."""
-    executor = ExecutorBench.at(stand_in, tmp_path_factory.mktemp("warm-executor"))
+def shared_executor(stand_in: ProxmoxStandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExecutorBench]:
+    """The executor's runner, shared by all tests. It starts warm runs, which cost less CPU than new processes."""
+    executor = ExecutorBench.at(stand_in, tmp_path_factory.mktemp("shared-executor"))
     executor.warm_up()
     yield executor
     executor.runner.stop_warm_servers()
@@ -91,5 +91,5 @@ def warm_executor(stand_in: ProxmoxStandIn, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(params=WAYS)
 def play(request: pytest.FixtureRequest, bench: Bench) -> Play:
-    """The test's way to run an action. The test runs once for each way."""
-    return by_hand(bench) if request.param == WAYS[0] else by_the_agent(request.getfixturevalue("warm_executor"))
+    """A function that runs an action. The test runs twice: with actions run by hand, and run by the agent."""
+    return by_hand(bench) if request.param == WAYS[0] else by_the_agent(request.getfixturevalue("shared_executor"))

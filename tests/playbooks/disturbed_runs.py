@@ -1,4 +1,4 @@
-"""Runs of every action during which the cluster changes at random moments, and the checks that hold in all of them."""
+"""Runs every action while the cluster changes at random moments, and checks what must hold in each such run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ KINDS = (
 )
 #: The disturbance that undoes another one, a few requests later.
 UNDOING = {"hide": "show", "lock": "unlock", "move": "move"}
+#: The types of Proxmox tasks that end with warnings if a run has the disturbance `warnings`.
 TASKS = ("qmclone", "qmstart", "qmshutdown", "qmreboot", "qmconfig", "resize", "qmigrate", "qmsnapshot", "qmrollback")
+#: What each action requests, besides the identity of its VM.
 REQUESTS: dict[str, dict[str, Any]] = {
     "create": {"template_vmid": 9000, "storage": STORAGE},
     "update": {"cores": 4, "memory_mib": 4096},
@@ -92,7 +94,7 @@ def _new_vm(bench: Bench, action: str, rng: random.Random) -> dict[str, Any]:
 
 def execute(run: DisturbedRun, bench: Bench, executor: ExecutorBench) -> None:
     """Execute the run and its repetitions; add to `problems` what must never happen."""
-    foreign_before = _foreign_guests(bench, run)
+    others_before = _other_guests(bench, run)
     bench.pve.reset_request_log()
     if "warnings" in run.kinds:
         for task in TASKS:
@@ -105,8 +107,8 @@ def execute(run: DisturbedRun, bench: Bench, executor: ExecutorBench) -> None:
     result = _repeat(run, bench, executor)
     bench.pve.control("clear_faults")
     _check(run, bench, result)
-    if _foreign_guests(bench, run) != foreign_before:
-        run.problems.append("a foreign guest was changed")
+    if _other_guests(bench, run) != others_before:
+        run.problems.append("a guest of another service was changed")
 
 
 def _repeat(run: DisturbedRun, bench: Bench, executor: ExecutorBench) -> JobResult:
@@ -125,7 +127,7 @@ def _repeat(run: DisturbedRun, bench: Bench, executor: ExecutorBench) -> JobResu
 
 
 def _check(run: DisturbedRun, bench: Bench, result: JobResult) -> None:
-    guests = [guest for guest in bench.pve.guests() if _is_of(run, guest)]
+    guests = [guest for guest in bench.pve.guests() if _is_guest_of(run, guest)]
     if len(guests) > 1:
         run.problems.append("a second VM of the service exists")
     clones = [entry for entry in bench.pve.changing_requests() if entry["path"].endswith("/clone")]
@@ -140,15 +142,15 @@ def _check(run: DisturbedRun, bench: Bench, result: JobResult) -> None:
             f"volume {name} was left, and the result does not name it" for name in left if name not in reported
         ]
         run.problems += ["the VM exists after its deletion"] if guests else []
-    run.problems += [f"foreign request {path}" for path in _foreign_requests(run, bench)]
+    run.problems += [f"a request for another guest: {path}" for path in _requests_for_other_guests(run, bench)]
 
 
-def _is_of(run: DisturbedRun, guest: dict[str, Any]) -> bool:
+def _is_guest_of(run: DisturbedRun, guest: dict[str, Any]) -> bool:
     has_marker = f"smith-uid={run.vm['service_id']}" in str(guest["config"].get("description", ""))
     return has_marker or guest["name"] == run.vm["name"]
 
 
-def _foreign_requests(run: DisturbedRun, bench: Bench) -> list[str]:
+def _requests_for_other_guests(run: DisturbedRun, bench: Bench) -> list[str]:
     vmid, paths = str(run.vm["vmid"]), []
     for entry in bench.pve.changing_requests():
         parameters = (str(entry["params"].get(name)) for name in ("newid", "vmid"))
@@ -157,5 +159,5 @@ def _foreign_requests(run: DisturbedRun, bench: Bench) -> list[str]:
     return paths
 
 
-def _foreign_guests(bench: Bench, run: DisturbedRun) -> list[dict[str, Any]]:
+def _other_guests(bench: Bench, run: DisturbedRun) -> list[dict[str, Any]]:
     return [guest for guest in bench.pve.guests() if guest["vmid"] != run.vm["vmid"]]

@@ -1,4 +1,4 @@
-"""Runs playbooks as the executor does: plan, ansible-runner, result; against the same stand-in as manual runs."""
+"""Runs playbooks with the executor's runner, on the stand-in of Proxmox that the manual runs of the tests use too."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from executor.runs import results
 from executor.runs.request import PlanSettings
 from executor.runs.runner import Runner, RunnerPaths
 
+#: Within this time the servers of warm runs must have started.
 WARM_WITHIN_S = 60.0
 
 
@@ -34,14 +35,15 @@ class ExecutorBench:
     @classmethod
     def at(cls, pve: ProxmoxStandIn, folder: Path) -> ExecutorBench:
         login = credentials_of(pve)
-        # A short path: ansible-core 2.21 has a socket in a run's folder, whose whole path may have 107 characters.
+        # A short path: ansible-core 2.21 creates a socket in a run's folder, and the path of a socket has a maximum
+        # length of 107 characters.
         run_dir = Path(tempfile.mkdtemp(prefix="smith-"))
         paths = RunnerPaths(ansible_home=ROOT, run_dir=run_dir, artifacts_dir=folder / "artifacts")
         atexit.register(shutil.rmtree, run_dir, ignore_errors=True)
         return cls(pve=pve, runner=Runner(paths, lambda: login, ca_bundle=pve.ca_bundle, redactor=Redactor()))
 
     def warm_up(self) -> None:
-        """Fork all further runs from warm servers, which cost less CPU."""
+        """Start the servers of warm runs. All further runs are forks of these servers and cost less CPU."""
         self.runner.start_warm_servers(are_required=True)
         limit = time.monotonic() + WARM_WITHIN_S
         while not self.runner.warm_server_pid():

@@ -1,4 +1,4 @@
-"""What Proxmox would refuse, or would ignore: for each action a request for it, or why the action cannot ask for it."""
+"""Requests that Proxmox would refuse or ignore: for each action some requests, or why none exists for this action."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ from play_bench import Bench
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZv"
 CLOUD_INIT = {"ide2": "local-lvm:vm-1-cloudinit,media=cdrom"}
+#: On the stand-in: the VMID of a template with a balloon, a storage of raw files, and the number of CPUs of each node.
 BALLOON, RAW, CPUS = 9080, "raw", 8
 Vm = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Wish:
-    """A request that cannot be fulfilled, and the code of its refusal."""
+    """A request that cannot be fulfilled: its variable `vm`, and the code of its refusal."""
 
     code: str
     vm: Callable[[Bench], Vm]
 
 
 def new(code: str, **request: Any) -> Wish:
+    """Return a request for a VM from a template."""
     return Wish(code, lambda bench: bench.vm(**request))
 
 
 def blank(code: str, **request: Any) -> Wish:
+    """Return a request for a VM without a template."""
     return new(code, **{"template_vmid": None, "blank": True, "node": "pve1", "storage": "ceph", **request})
 
 
 def existing(code: str, config: Vm | None = None, status: str = "stopped", **request: Any) -> Wish:
+    """Return a request for an existing VM with this configuration and status."""
     return Wish(code, lambda bench: {**bench.add_vm(config=config or {}, status=status), **request})
 
 
@@ -67,11 +71,10 @@ def on_raw_file(bench: Bench) -> Vm:
     return vm
 
 
-#: The actions that take no configuration, and so cannot ask for a value of it.
+#: Why these actions cannot make such a request: it is about a member of `vm` that they do not use.
 NO_CONFIGURATION = dict.fromkeys(
     ("start", "stop", "restart", "migrate", "snapshot", "rollback", "backup", "delete"), "it takes no configuration"
 )
-ONLY_GROWS = {"resize": "it only grows the disks that a VM has"}
 NINE = {"cores": CPUS + 1}
 MOVED = {"disks": [{"disk": "scsi0", "storage": "nosuch"}]}
 ADDED = {"disks": [{"disk": "scsi1", "size_gib": 1, "storage": "nosuch"}]}
@@ -82,6 +85,7 @@ NO_MODE = {"network": {"ipv4_cidr": "192.0.2.9/24"}}
 OUTSIDE = {"network": {"mode": "static", "ipv4_cidr": "192.0.2.9/24", "ipv4_gateway": "198.51.100.1"}}
 NO_PREFIX = {"network": {"mode": "static", "ipv4_cidr": "192.0.2.9"}}
 
+#: For each action: requests, or the reason why there is none.
 Row = dict[str, Wish | list[Wish] | str]
 WISHES: dict[str, Row] = {
     "more vCPUs than the node has CPUs": {
@@ -196,7 +200,7 @@ WISHES: dict[str, Row] = {
         ],
         "resize": "it takes no bridge",
         **NO_CONFIGURATION,
-        "start": "a bridge that the VM has may exist although Proxmox does not list it: the error is that of the start",
+        "start": "a bridge of the VM may exist although Proxmox does not list it, so only the start itself can fail",
         "restart": "as for a start",
         "migrate": "as for a start",
         "backup": "as for a start",
@@ -273,7 +277,7 @@ WISHES: dict[str, Row] = {
         "migrate": existing("NOT_FOUND", target_node="pve9"),
         **dict.fromkeys(
             ("update", "start", "stop", "restart", "resize", "snapshot", "rollback", "backup", "delete"),
-            "the node is a hint",
+            "`node` is only a hint where to look for the VM",
         ),
     },
 }

@@ -32,12 +32,12 @@ def record(tmp_path: Path) -> Iterator[list[str]]:
 
 @pytest.mark.timeout(TIMEOUT_S)
 def test_no_vm_is_lost_doubled_or_left_while_the_cluster_changes(
-    bench: Bench, warm_executor: ExecutorBench, record: list[str]
+    bench: Bench, shared_executor: ExecutorBench, record: list[str]
 ) -> None:
     failed: list[DisturbedRun] = []
     for seed in range(SEED, SEED + RUNS):
         run = prepare(bench, seed)
-        execute(run, bench, warm_executor)
+        execute(run, bench, shared_executor)
         record.append(run.as_text())
         failed += [run] if run.problems else []
     assert [run.as_text() for run in failed] == []

@@ -76,12 +76,12 @@ WISHES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def played(bench: Bench, warm_executor: ExecutorBench) -> Callable[[dict[str, dict[str, Any]]], dict[str, JobResult]]:
+def played(bench: Bench, shared_executor: ExecutorBench) -> Callable[[dict[str, dict[str, Any]]], dict[str, JobResult]]:
     """Return a function that runs each action on its VM, several in parallel."""
 
     def play(cases: dict[str, dict[str, Any]]) -> dict[str, JobResult]:
         with ThreadPoolExecutor(MAX_PARALLEL) as pool:
-            results = pool.map(lambda case: warm_executor.play(*case), cases.items())
+            results = pool.map(lambda case: shared_executor.play(*case), cases.items())
             return dict(zip(cases, results, strict=True))
 
     return play

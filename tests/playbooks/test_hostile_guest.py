@@ -62,10 +62,10 @@ def play_all(bench: Bench, executor: ExecutorBench, name: str, actions: tuple[st
 
 
 def test_every_action_works_and_reports_only_addresses_whatever_the_guest_answers(
-    bench: Bench, warm_executor: ExecutorBench
+    bench: Bench, shared_executor: ExecutorBench
 ) -> None:
     with ThreadPoolExecutor(MAX_PARALLEL) as pool:
-        problems = list(pool.map(lambda case: play_all(bench, warm_executor, *case), CASES))
+        problems = list(pool.map(lambda case: play_all(bench, shared_executor, *case), CASES))
     assert {name: found for (name, _actions), found in zip(CASES, problems, strict=True) if found} == {}
 
 
@@ -87,11 +87,11 @@ CONTAINER_ANSWERS = {
 
 @pytest.mark.parametrize("name", CONTAINER_ANSWERS)
 def test_a_container_is_deleted_whatever_its_interfaces_are(
-    bench: Bench, warm_executor: ExecutorBench, name: str
+    bench: Bench, shared_executor: ExecutorBench, name: str
 ) -> None:
     container = bench.add_container(status="running")
     path = f"/nodes/*/lxc/{container['vmid']}/interfaces"
     give(bench, path, GuestAnswer(body=json.dumps({"data": CONTAINER_ANSWERS[name]}).encode()))
     for action in ("snapshot", "delete"):
-        assert problem(action, warm_executor.play(action, {**container, "snapshot": "first"})) == ""
+        assert problem(action, shared_executor.play(action, {**container, "snapshot": "first"})) == ""
     assert bench.pve.guest(container["vmid"]) is None

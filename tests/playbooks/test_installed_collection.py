@@ -101,14 +101,14 @@ def play_with_smith(bench: Bench, folder: Path, action: str, vm: dict[str, Any])
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_r16_four_ways_have_the_same_result(
-    bench: Bench, installed: Path, warm_executor: ExecutorBench, tmp_path: Path, action: str
+    bench: Bench, installed: Path, shared_executor: ExecutorBench, tmp_path: Path, action: str
 ) -> None:
     """By hand from the checkout, by full name from the installed collection, by `smith play`, by the agent's runner."""
     guests = [{**add_copy(bench, action, "qemu"), "node": "pve1"} for _ in range(4)]
     requests = [{**identity(vm), **REQUESTS.get(action, {})} for vm in guests]
     from_checkout = bench.play(action, requests[0])
     by_full_name = play_by_full_name(bench, installed, tmp_path, action, requests[1])
-    by_agent = warm_executor.play(action, requests[3])
+    by_agent = shared_executor.play(action, requests[3])
     assert from_checkout.rc == 0, from_checkout.output
     assert by_full_name.rc == 0, by_full_name.output
     assert by_agent.succeeded, by_agent.message

@@ -15,17 +15,17 @@ MAX_REQUESTS = 12
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["lost_answer", "move"])
 def test_a_restart_that_lost_any_one_answer_completes_at_its_repetition(
-    kind: str, bench: Bench, warm_executor: ExecutorBench
+    kind: str, bench: Bench, shared_executor: ExecutorBench
 ) -> None:
     """The module that restarts a VM catches no exception of the request that reads the VM's state."""
     unexpected = []
     for requests in range(1, MAX_REQUESTS + 1):
         vm = bench.add_vm(status="running") | {"timeout_s": 15}
         bench.pve.control("disturb", disturbances=[{"kind": kind, "vmid": vm["vmid"], "requests": requests}])
-        results = [warm_executor.play("restart", vm)]
+        results = [shared_executor.play("restart", vm)]
         bench.pve.control("clear_faults")
         if not results[0].succeeded and reaction_to(str(results[0].code)) is not Reaction.NO:
-            results.append(warm_executor.play("restart", vm))
+            results.append(shared_executor.play("restart", vm))
         if not results[-1].succeeded:
             unexpected.append((requests, [result.message for result in results]))
     assert unexpected == []

@@ -52,10 +52,10 @@ def test_a_long_wait_names_the_proxmox_task_and_its_progress(bench: Bench) -> No
     assert any(map(TASK.fullmatch, waits)), waits  # the first may be without a percentage, if the machine is slow
 
 
-def test_each_step_is_an_event_of_the_agents_run(bench: Bench, warm_executor: ExecutorBench) -> None:
+def test_each_step_is_an_event_of_the_agents_run(bench: Bench, shared_executor: ExecutorBench) -> None:
     vm = bench.vm()
     run = PlaybookRun(ident="create-progress", action="create", playbook=PLAYBOOK, vm=vm, timeout_s=60)
-    artifacts = warm_executor.runner.run(run)
+    artifacts = shared_executor.runner.run(run)
     events = [json.loads(line) for line in (artifacts.folder / "events.jsonl").read_text().splitlines()]
     text = "\n".join(str(event.get("stdout", "")) for event in events if event["event"] == "verbose")
     assert [step.split()[0] for step in steps_in(text, vm)] == [
@@ -82,12 +82,12 @@ def test_an_action_ends_at_its_deadline_with_the_true_cause(bench: Bench) -> Non
     )
 
 
-def test_an_action_ends_before_its_run_if_proxmox_does_not_answer(bench: Bench, warm_executor: ExecutorBench) -> None:
+def test_an_action_ends_before_its_run_if_proxmox_does_not_answer(bench: Bench, shared_executor: ExecutorBench) -> None:
     """Otherwise the runner ends the playbook, and the job's error is only that the playbook timed out."""
     vm = {**bench.add_vm(), "node": "pve1", "timeout_s": 12}
     path = f"/nodes/pve1/qemu/{vm['vmid']}/*"
     bench.pve.fail("GET", path, status=0, delay_s=60, times=-1)
-    assert warm_executor.play("start", vm).code == "PVE_TIMEOUT"
+    assert shared_executor.play("start", vm).code == "PVE_TIMEOUT"
 
 
 def test_a_deadline_that_has_passed_changes_nothing(bench: Bench) -> None:

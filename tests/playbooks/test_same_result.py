@@ -74,14 +74,14 @@ PlayBoth = Callable[..., tuple[Outcome, JobResult]]
 
 
 @pytest.fixture
-def play_both(bench: Bench, warm_executor: ExecutorBench) -> PlayBoth:
+def play_both(bench: Bench, shared_executor: ExecutorBench) -> PlayBoth:
     """Return a function that runs one job by hand and a copy through the executor, in parallel, each on its own VM."""
 
     def play(action: str, ones: dict[str, Any], others: dict[str, Any], **decided: Any) -> tuple[Outcome, JobResult]:
         runs = [plan(make_request(action, vm), plan_settings(**decided)) for vm in (ones, others)]
         with ThreadPoolExecutor() as pool:
             by_hand = pool.submit(bench.play, action, runs[0].vm)
-            by_executor = pool.submit(warm_executor.execute, runs[1])
+            by_executor = pool.submit(shared_executor.execute, runs[1])
             return by_hand.result(), by_executor.result()
 
     return play

@@ -121,12 +121,12 @@ def privileges(session_bench: Bench) -> Iterator[None]:
 )
 @given(steps=STEPS, status=st.sampled_from(["running", "stopped"]), version=st.sampled_from(["8.4.1", "9.0.10"]))
 def test_what_an_operator_has_written_survives_any_order_of_actions(
-    session_bench: Bench, warm_executor: ExecutorBench, steps: list[tuple[Any, ...]], status: str, version: str
+    session_bench: Bench, shared_executor: ExecutorBench, steps: list[tuple[Any, ...]], status: str, version: str
 ) -> None:
     session_bench.pve.control("version", version=version)
     shared = {"scsi0": f"ceph:vm-{uuid.uuid4().hex[:6]}-disk-0,size=8G", "ide2": "ceph:vm-1-cloudinit,media=cdrom"}
     vm = {**session_bench.add_vm(status=status, config=shared), "disk_gib": 9}
-    guest = Guest(session_bench, warm_executor, vm)
+    guest = Guest(session_bench, shared_executor, vm)
     guest.write(["#first line"], {"prod"})
     guest.play("snapshot")  # so that every rollback has one
     for step, *arguments in steps:

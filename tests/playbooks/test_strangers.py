@@ -71,14 +71,14 @@ def foreign_guest(rng: random.Random, bench: Bench) -> tuple[str, dict[str, Any]
 
 
 @pytest.mark.timeout(900)
-def test_no_playbook_changes_a_guest_of_another_owner(bench: Bench, warm_executor: ExecutorBench) -> None:
+def test_no_playbook_changes_a_guest_of_another_owner(bench: Bench, shared_executor: ExecutorBench) -> None:
     rng = random.Random(4711)  # noqa: S311 - the same cases in every run
     cases = [foreign_guest(rng, bench) for _ in range(PLAYS)]
     before = {guest["vmid"]: guest for guest in bench.pve.guests()}
     bench.pve.reset_request_log()
 
     with ThreadPoolExecutor(MAX_PARALLEL) as pool:
-        played = list(pool.map(lambda case: warm_executor.play(*case), cases))
+        played = list(pool.map(lambda case: shared_executor.play(*case), cases))
 
     assert bench.pve.changing_requests() == []
     assert {guest["vmid"]: guest for guest in bench.pve.guests()} == before

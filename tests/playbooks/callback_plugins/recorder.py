@@ -1,4 +1,4 @@
-"""Records a play as JSON lines in the file PLAY_RECORD: one line per Ansible task, and the result."""
+"""Records a play as JSON lines in the file PLAY_RECORD: one line per Ansible task, and one with the custom stats."""
 
 from __future__ import annotations
 

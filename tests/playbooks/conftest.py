@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from both_ways import WAYS, Play, by_hand, by_the_agent
 from executor_bench import ExecutorBench
-from lab_bench import LabBench, problem
+from lab_bench import LabBench, problem_of_settings
 from play_bench import Bench
 from smith_lab.lab_test.lab_settings import is_configured
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
@@ -18,7 +18,7 @@ from warm_plays import WarmPlays
 
 def pytest_collection_modifyitems(config: pytest.Config) -> None:
     """Refuse `-m lab` without a lab: otherwise the tests would silently run on the stand-in."""
-    if config.getoption("markexpr", "") == "lab" and (missing := problem()):
+    if config.getoption("markexpr", "") == "lab" and (missing := problem_of_settings()):
         raise pytest.UsageError(missing)
 
 

@@ -1,7 +1,7 @@
 """Runs the tests with the mark `lab` on the Proxmox cluster that LAB_PROXMOX_* names, and deletes what they created.
 
-The plays reach Proxmox through a loopback proxy that records the requests, so that a test can check that none changes
-something, as on the stand-in. Tests that inject faults have no such mark, as a real cluster cannot inject them.
+The plays reach Proxmox through a loopback proxy that records the requests. So a test can check here too that a play
+has sent no changing request. Tests that inject faults do not have the mark `lab`: a real cluster cannot inject them.
 Settings: CONTRIBUTING.md.
 """
 
@@ -28,12 +28,12 @@ from smith_lab.lab_test.open_lab import KEEP_VARIABLE, run_of_parent
 from smith_lab.proxmox.certificates import make_certificates
 
 API = "/api2/json"
-SECRET = ("password", "cipassword", "ssh-public-keys")
+SECRET_PARAMETERS = ("password", "cipassword", "ssh-public-keys")
 TIMEOUT_S = 60
 
 
-def problem() -> str:
-    """Return which variables are missing, '' if none."""
+def problem_of_settings() -> str:
+    """Return a text about the settings that are missing; '' if the lab is configured."""
     missing = missing_variables(os.environ)
     return f"-m lab needs {', '.join(missing)} (CONTRIBUTING.md)" if missing else ""
 
@@ -94,9 +94,9 @@ class LabProxmox:
         guest = getattr(self.api.nodes(row["node"]), row["type"])(vmid)
         current = guest.config.get(current=1) if row["type"] == "qemu" else guest.config.get()
         status = guest.status.current.get()
-        taken = [one["name"] for one in guest.snapshot.get() if one["name"] != "current"]
-        told = {"vmid": vmid, "node": row["node"], "status": status["status"], "lock": status.get("lock")}
-        return {**told, "config": current, "pool": row.get("pool"), "snapshots": taken}
+        snapshots = [one["name"] for one in guest.snapshot.get() if one["name"] != "current"]
+        facts = {"vmid": vmid, "node": row["node"], "status": status["status"], "lock": status.get("lock")}
+        return {**facts, "config": current, "pool": row.get("pool"), "snapshots": snapshots}
 
     def rows(self) -> list[dict[str, Any]]:
         return list(self.api.cluster.resources.get(type="vm"))
@@ -116,10 +116,16 @@ def handler_of(upstream: str, verify: bool | str, log: list[dict[str, Any]]) -> 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def pass_on(self) -> None:
+        def forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             path, _mark, query = self.path.partition("?")
-            log.append({"method": self.command, "path": path.removeprefix(API), "params": shown(query, body.decode())})
+            log.append(
+                {
+                    "method": self.command,
+                    "path": path.removeprefix(API),
+                    "params": parameters_without_secrets(query, body.decode()),
+                }
+            )
             kept = {name: text for name, text in self.headers.items() if name.lower() not in ("host", "content-length")}
             answer = session.request(
                 self.command,
@@ -136,7 +142,7 @@ def handler_of(upstream: str, verify: bool | str, log: list[dict[str, Any]]) -> 
             self.end_headers()
             self.wfile.write(answer.content)
 
-        do_GET = do_POST = do_PUT = do_DELETE = pass_on
+        do_GET = do_POST = do_PUT = do_DELETE = forward
 
         def log_message(self, *_arguments: Any) -> None:
             """Log nothing."""
@@ -144,10 +150,10 @@ def handler_of(upstream: str, verify: bool | str, log: list[dict[str, Any]]) -> 
     return Handler
 
 
-def shown(*encoded: str) -> dict[str, str]:
+def parameters_without_secrets(*encoded: str) -> dict[str, str]:
     """Return a request's parameters with masked secrets."""
     found = [pair for text in encoded for pair in urllib.parse.parse_qsl(text)]
-    return {name: "***" if name in SECRET else value for name, value in found}
+    return {name: "***" if name in SECRET_PARAMETERS else value for name, value in found}
 
 
 class LabBench(Bench):
@@ -156,10 +162,10 @@ class LabBench(Bench):
     def __init__(self, folder: Path) -> None:
         self.cluster = LabProxmox(folder)
         self.run = run_of_parent(os.environ)
-        super().__init__(pve=self.cluster, folder=folder, numbers=self.free_vmids(), place=self.found_place())  # type: ignore[arg-type]
-        self.described: list[Mapping[str, Any]] = []
+        super().__init__(pve=self.cluster, folder=folder, numbers=self.free_vmids(), place=self.place_of_lab())  # type: ignore[arg-type]
+        self.requested_guests: list[Mapping[str, Any]] = []
 
-    def found_place(self) -> Place:
+    def place_of_lab(self) -> Place:
         lab = self.cluster.lab
         return Place(
             node=lab.node,
@@ -177,7 +183,7 @@ class LabBench(Bench):
         )
 
     def free_vmids(self) -> Iterator[int]:
-        """Yield free VMIDs of the range again and again, as each test frees its own.
+        """Yield the free VMIDs of the lab's range, repeatedly, because each test frees those that it used.
 
         Raises LabError if all are in use.
         """
@@ -194,13 +200,13 @@ class LabBench(Bench):
             yield vmid
 
     def vm(self, **more: Any) -> dict[str, Any]:
-        """Return the variables of a new VM; in a reserved range, with the name and the service id of the run."""
+        """Return the variables of a new VM; in a run of `smith lab-test`, with its prefix and its service id."""
         if self.run is not None:
             service_id = self.run.reserved.new_service_id()
             name = f"{self.run.reserved.prefix}-web-{service_id[:8]}"
             more = {"service_id": service_id, "name": name, **more}
         vm = super().vm(**more)
-        self.described.append(vm)
+        self.requested_guests.append(vm)
         return vm
 
     def add_vm(self, **more: Any) -> dict[str, Any]:
@@ -225,16 +231,16 @@ class LabBench(Bench):
     def clear(self) -> None:
         """Destroy the guests of the test, unless `smith lab-test --keep` keeps them.
 
-        Raises RuntimeError after the last one if some could not be destroyed.
+        Raises RuntimeError, after trying all of them, if some could not be destroyed.
         """
         failures = []
         if os.environ.get(KEEP_VARIABLE):
-            self.described.clear()
-        for vm in self.described:
+            self.requested_guests.clear()
+        for vm in self.requested_guests:
             try:
                 self.cluster.destroy(int(vm["vmid"]), str(vm["service_id"]))
             except LabError as exc:
                 failures.append(f"VM {vm['vmid']}: {exc}")
-        self.described.clear()
+        self.requested_guests.clear()
         if failures:
             raise RuntimeError("; ".join(failures))

@@ -1,4 +1,4 @@
-"""Runs playbooks as an operator does: `ansible-playbook` with PROXMOX_* set, against a stand-in."""
+"""Runs playbooks as an operator does: `ansible-playbook` with PROXMOX_* set, on a stand-in of Proxmox."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from warm_plays import WarmPlays
 
 T = TypeVar("T")
-#: The folder of the collection: the checkout, or its part in the installed executor.
+#: The folder of the collection: the checkout, or the copy in the installed executor.
 ROOT = ansible_home()
-#: The ansible-playbook to test. TEST_ANSIBLE_PLAYBOOK names that of another Ansible.
+#: The ansible-playbook to test. TEST_ANSIBLE_PLAYBOOK may name that of another version of Ansible.
 ANSIBLE_PLAYBOOK = os.environ.get("TEST_ANSIBLE_PLAYBOOK", str(Path(sys.executable).with_name("ansible-playbook")))
 ACTIONS = (
     "create",
@@ -53,7 +53,7 @@ _Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("!unsa
 
 @dataclass
 class Outcome:
-    """The record of one run."""
+    """What one play has done, as the callback plugin `recorder` has recorded it."""
 
     rc: int
     output: str
@@ -82,6 +82,7 @@ class Outcome:
 
     @property
     def changed(self) -> int:
+        """The number of Ansible tasks that made a change."""
         return sum(task["changed"] for task in self.tasks)
 
 
@@ -92,26 +93,27 @@ class Place:
     node: str = "pve1"
     second_node: str = "pve2"  #: '' in a lab of one node
     template: int = 9000  #: VMID of a template on `node` with a cloud-init drive
-    disk_gib: int = 8  #: of its first disk
+    disk_gib: int = 8  #: the size of the template's first disk
     storage: str = "local-lvm"
-    other_storage: str = "ceph"  #: may be the same, and is shared if there is a second node
+    other_storage: str = "ceph"  #: may be `storage` itself; is shared if there is a second node
     other_bridge: str = "vmbr1"
     backup_storage: str = "backups"
     os_template: str = "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
     timeout_s: int = 60
     shutdown_s: int = 5
-    is_real: bool = False
+    is_real: bool = False  #: whether this is a lab, not the stand-in
 
 
 @dataclass
 class Bench:
-    """Runs playbooks against a stand-in. Each VM has its own VMID and service."""
+    """Runs playbooks on a stand-in. Each VM has its own VMID and service."""
 
     pve: ProxmoxStandIn
     folder: Path
+    #: The VMIDs of the next guests.
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(20_000))
     place: Place = Place()
-    warm: WarmPlays | None = None  #: runs the plays, unless they have to run as an operator's
+    warm: WarmPlays | None = None  #: runs the plays; None: ansible-playbook runs them
 
     def vm(self, **more: Any) -> dict[str, Any]:
         """Return the variables of a new VM, as the executor passes them."""
@@ -140,7 +142,7 @@ class Bench:
         return vm
 
     def add_container(self, **more: Any) -> dict[str, Any]:
-        """Add a container of a service in the same way."""
+        """Add a container of a service to the stand-in without a playbook; return its variables."""
         vm = self.container()
         config = {
             **{"description": f"smith-uid={vm['service_id']}", "tags": "smith", "cores": 1, "memory": 512},
@@ -157,11 +159,13 @@ class Bench:
         return found
 
     def command(self, action: str, vm: dict[str, Any], *arguments: str, folder: Path = ROOT / "playbooks") -> list[str]:
+        """Return the command that runs an action's playbook with the extra var `vm`."""
         variables = self.folder / f"{uuid.uuid4().hex}.yml"
         variables.write_text(yaml.dump({"vm": vm}, Dumper=_Dumper))
         return [ANSIBLE_PLAYBOOK, "-e", f"@{variables}", *arguments, str(folder / f"{action}.yml")]
 
     def environment(self, **more: str) -> dict[str, str]:
+        """Return the environment of such a command, with the login and a new file for the recorder."""
         return {
             **{name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},
             **{"ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).parent / "callback_plugins")},
@@ -173,7 +177,7 @@ class Bench:
     def play(
         self, action: str, vm: dict[str, Any], *arguments: str, folder: Path = ROOT / "playbooks", **environment: str
     ) -> Outcome:
-        """Run a playbook to its end; by `ansible-playbook` if it has its own folder or environment."""
+        """Run a playbook to its end; always with `ansible-playbook` if `folder` or `environment` is given."""
         command = self.command(action, vm, *arguments, folder=folder)
         if self.warm and folder == ROOT / "playbooks" and not environment:
             return self.warm.play(command)
@@ -195,12 +199,14 @@ def needs(what: object, name: str) -> None:
 
 
 def read_record(path: Path, rc: int, output: str) -> Outcome:
+    """Return the outcome of a play from the file that the recorder has written."""
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     custom = next((line["custom"] for line in lines if "custom" in line), {})
     return Outcome(rc=rc, output=output, tasks=[line for line in lines if "action" in line], custom=custom)
 
 
 def load(path: Path) -> ModuleType:
+    """Import a Python file that is in no package."""
     spec = importlib.util.spec_from_file_location(f"under_test_{path.stem}", path)
     assert spec
     assert spec.loader

@@ -1,4 +1,4 @@
-"""A module of community.proxmox has bounds for the answers of Proxmox, in its own process and in that of a warm run."""
+"""A module of community.proxmox has limits for Proxmox's answers: its memory, or in a warm run the size of answers."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.bounded_module
 )
 from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.shared.bounded_http import BoundedAdapter
 
-#: As much memory as this process may have in addition to a module's.
+#: At least the memory of this process, by which the limit of a module's process is higher than MODULE_MEMORY_BYTES.
 THIS_PROCESS_BYTES = 2 * 1024**3
 
 
-def allocates(size: int) -> bool:
-    """Return whether a process that is started now can use so much memory."""
+def can_allocate(size: int) -> bool:
+    """Return whether a process that is started now can use this many bytes of memory."""
     return (
         subprocess.run([sys.executable, "-c", f"bytearray({size})"], stderr=subprocess.DEVNULL, check=False).returncode
         == 0
     )
 
 
-def test_the_process_of_a_module_has_a_limit_of_its_memory() -> None:
+def test_the_process_of_a_module_has_a_memory_limit() -> None:
     before = resource.getrlimit(resource.RLIMIT_DATA)
     with bounded_module():
-        assert allocates(MODULE_MEMORY_BYTES // 2)
-        assert not allocates(MODULE_MEMORY_BYTES + THIS_PROCESS_BYTES)
+        assert can_allocate(MODULE_MEMORY_BYTES // 2)
+        assert not can_allocate(MODULE_MEMORY_BYTES + THIS_PROCESS_BYTES)
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
-def test_the_sessions_of_a_module_in_this_process_are_bounded() -> None:
+def test_the_http_sessions_of_a_module_in_this_process_limit_the_size_of_answers() -> None:
     with bounded_module():
         assert isinstance(requests.Session().get_adapter("https://pve1"), BoundedAdapter)
     assert not isinstance(requests.Session().get_adapter("https://pve1"), BoundedAdapter)

@@ -47,7 +47,7 @@ def seen_networks(bench: Bench, *networks: str) -> Iterator[None]:
 
 @contextmanager
 def unseen_vnet(bench: Bench, network: str) -> Iterator[None]:
-    """Make the VNet `ZONE/VNET`, on which the login has no privilege."""
+    """Create the VNet `ZONE/VNET`, on which the login has no privilege."""
     zone, name = network.split("/")
     bench.pve.control("vnet", name=name, zone=zone)
     bench.pve.control("grant", path="/sdn/zones/others", privilege="SDN.Use")
@@ -147,7 +147,7 @@ def test_a_bridge_that_the_login_sees_but_may_not_use_is_refused_before_any_chan
 def test_a_vnet_that_the_login_does_not_see_is_refused_although_the_provider_offers_it(
     bench: Bench, pve_version: str
 ) -> None:
-    """The login has SDN.Use on the whole zone of the nodes' bridges and on another zone, but not on the VNet's."""
+    """The login has SDN.Use on the zone of the nodes' bridges and on another zone, but not on the zone of the VNet."""
     offered = {"allowed": {"bridges": ["vnet7"], "vlans": ["7"], "storages": ["ceph"], "tags": ["web"]}}
     new = {"template_vmid": None, "blank": True, "node": "pve1", "storage": "ceph"}
     container = bench.container(node="pve1", storage="ceph", os_template=bench.place.os_template)

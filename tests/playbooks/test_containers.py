@@ -29,7 +29,7 @@ def test_a_container_is_created_changed_and_deleted(bench: Bench) -> None:
     again, changes = bench.changing_requests(lambda: bench.play("create", vm))
     assert (again.rc, again.result["adopted"], changes) == (0, True, []), again.output
     assert bench.play("start", {**vm, "kind": "qemu"}).code == "VM_IDENTITY_MISMATCH"
-    wish = {key: vm[key] for key in ("service_id", "vmid", "name", "kind", "timeout_s")}
+    identity = {key: vm[key] for key in ("service_id", "vmid", "name", "kind", "timeout_s")}
     for action, more, status in (
         ("start", {}, "running"),
         ("restart", {}, "running"),
@@ -39,7 +39,7 @@ def test_a_container_is_created_changed_and_deleted(bench: Bench) -> None:
         ("rollback", {}, "stopped"),
         ("delete", {"final_backup": place.backup_storage}, "absent"),
     ):
-        ran = bench.play(action, {**wish, **more})
+        ran = bench.play(action, {**identity, **more})
         assert (ran.rc, ran.result["status"], ran.result["changed"]) == (0, status, True), (action, ran.output)
     assert bench.pve.guest(vm["vmid"]) is None
 

@@ -1,7 +1,8 @@
 """A play is killed after any of its changes at Proxmox: the next run completes the request.
 
-The next run knows only Proxmox and the same variables, so only requests that change Proxmox matter. The stand-in holds
-the answer to the n-th of them; the play is killed while it waits for that answer, and run again.
+The next run knows only the state of Proxmox and the same variables. So it is enough to kill a play after each request
+that changes Proxmox: the stand-in holds back the answer to the n-th such request, the play is killed while it waits for
+this answer, and then a new play runs.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def comparable(guest: Guest, vm: dict[str, Any]) -> str:
     return re.sub(r"([0-9A-F]{2}:){5}[0-9A-F]{2}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "?", text)
 
 
-def wish(bench: Bench, action: str) -> dict[str, Any]:
+def request(bench: Bench, action: str) -> dict[str, Any]:
+    """Return the variables of a request that needs several changes; except for create, of a VM that is added here."""
     nic = [{"bridge": "vmbr1", "mac": "BC:24:11:0A:0B:0C"}]
     disks = [{"disk": "scsi1", "size_gib": 1, "storage": "ceph"}, {"disk": "scsi2", "size_gib": 1, "storage": "ceph"}]
     if action == "create":
@@ -74,13 +76,13 @@ CHANGES = {"create": 5, "update": 5, "delete": 3}
 
 @pytest.mark.parametrize("action", CHANGES)
 def test_a_play_killed_after_any_change_is_completed_by_the_next_run(bench: Bench, action: str) -> None:
-    whole = wish(bench, action)
-    done, changes = bench.changing_requests(lambda: bench.play(action, whole))
+    uninterrupted = request(bench, action)
+    done, changes = bench.changing_requests(lambda: bench.play(action, uninterrupted))
     assert (done.rc, len(changes)) == (0, CHANGES[action]), changes
-    requested = comparable(bench.pve.guest(whole["vmid"]), whole)
+    requested = comparable(bench.pve.guest(uninterrupted["vmid"]), uninterrupted)
     states = set()
     for number in range(1, len(changes) + 1):
-        vm = wish(bench, action)
+        vm = request(bench, action)
         states.add(comparable(kill_after_change(bench, action, vm, number), vm))
         again = bench.play(action, vm)
         assert again.rc == 0, (changes[number - 1], again.output)

@@ -1,4 +1,4 @@
-"""The decisions of the roles, as Python functions without Ansible: what is allowed, whose the VM is, what changes."""
+"""The functions that decide for the actions what is allowed, which service owns a VM, and what changes."""
 
 from __future__ import annotations
 
@@ -80,13 +80,14 @@ def test_ten_thousand_vms_of_other_owners_are_refused() -> None:
     """A VM with any combination of mismatches is never accepted as the service's."""
     rng = random.Random(4711)  # noqa: S311 - the same cases in every run
     for _ in range(10_000):
-        found, is_ours = foreign_guest(rng)
+        found, is_ours = random_guest(rng)
         problem = identity.identity_problem(found, make_vm())
         assert (problem == "") is is_ours, (found, problem)
         assert is_ours or problem.split(":")[0] in ("VM_IDENTITY_MISMATCH", "VM_PROTECTED")
 
 
-def foreign_guest(rng: random.Random) -> tuple[dict[str, Any], bool]:
+def random_guest(rng: random.Random) -> tuple[dict[str, Any], bool]:
+    """Return the facts of a guest, and whether it is the service's VM and neither a template nor protected."""
     marker = rng.choice([SERVICE, SERVICE.upper(), OTHER, str(uuid.UUID(int=rng.getrandbits(128))), SERVICE[:-1], ""])
     name = rng.choice(["web-0f7e2c1a", "web-0f7e2c1b", "web", "WEB-0F7E2C1A", ""])
     prefix = rng.choice(["", "text\n", "smith-uid= \n", f"see smith-uid={OTHER}\n"])
@@ -132,6 +133,7 @@ def test_a_vm_whose_deletion_was_interrupted_has_a_code_of_its_own(may_be_absent
     assert identity.reservation_problem(found, make_vm()).startswith("VM_ID_TAKEN")
 
 
+#: What has the reserved VMID: a description, the facts, and the code of the refusal.
 RESERVATIONS = [
     ("free", guest_facts.absent(500), ""),
     ("ours by its marker", make_found(name="renamed"), ""),
@@ -157,6 +159,7 @@ def test_an_equal_configuration_needs_no_change() -> None:
     assert disks.disk_steps(found, wanted) == []
 
 
+#: The requested members of `vm`, and the options that are sent for them.
 DIFFERENCES = [
     ({"cores": 4}, {"cores": 4}),
     ({"cores": "4"}, {"cores": 4}),  # -e k=v by hand
@@ -246,6 +249,7 @@ def test_the_login_of_a_variable_is_resolved_and_must_be_a_dictionary() -> None:
         login.login_variable({"smith_login": "text"}, str)
 
 
+#: The requested tags, the offered ones, whether the VM is new, and the tag that is refused.
 TAG_CASES = [
     (["gold"], [], True, "gold"),
     (["customer-a"], ["gold", "customer-*"], True, ""),
@@ -262,7 +266,7 @@ TAG_CASES = [
 def test_only_offered_tags_may_be_requested(
     requested: list[str], offered: list[str], is_new: bool, refused: str
 ) -> None:
-    """A VM keeps the tags that it has. A template's tags are not those of its clone."""
+    """A request may name the tags that the VM has already. A new VM does not have the tags of its template."""
     vm = make_vm(tags=requested, allowed={"tags": offered})
     source = {**make_found(), "tags": ["web", "smith"]}
     problem = f"INVALID_REQUEST: the tag {refused} is not offered" if refused else ""

@@ -1,4 +1,4 @@
-"""When a VM is deleted, and what its notes say of its agent, as Python functions without Ansible."""
+"""The functions that decide when a VM is deleted, and which lines of its notes state its agent and its deletion."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import (
 from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.shared import marker
 from decision_facts import SERVICE, SHOP, B, make_container, make_found, make_vm, text_line
 
+#: The VM's tags, the requested grace period, and the decision at the time 1000: the step, and when the deletion is due.
 DELETIONS = [
     ("", 0, ("destroy", 0)),
     ("", 60, ("mark", 1060)),
@@ -45,11 +46,14 @@ def test_a_deletion_mark_is_one_tag_and_an_update_of_the_tags_removes_it() -> No
     assert configuration.changes(found, make_vm(cancel_deletion=True)) == {}
 
 
+#: The VM's tag, and the decision at the time 1000 if only a deletion that is due may be done.
 DUE = [("", ("keep", 0)), ("smith-delete-1060", ("wait", 1060)), ("smith-delete-1000", ("destroy", 1000))]
 
 
 @pytest.mark.parametrize(("tag", "decision"), DUE)
-def test_a_deletion_that_is_due_keeps_a_vm_without_a_deletion_mark(tag: str, decision: tuple[str, int]) -> None:
+def test_a_request_for_due_deletions_only_keeps_a_vm_without_a_deletion_mark(
+    tag: str, decision: tuple[str, int]
+) -> None:
     found = make_found(tags=f"smith;{tag}") | {"looked_at": 1000}
     wish = make_vm(only_when_due=True, grace_s=5)
     assert deletion.deletion(found, wish) == dict(zip(("step", "at"), decision, strict=True))
@@ -86,7 +90,7 @@ FORMER_AGENT = "22222222-2222-4333-8444-555555555555"
     ],
 )
 def test_a_change_writes_the_agent_beside_the_marker(current: str, wanted: dict[str, Any], after: str | None) -> None:
-    """A marker of an earlier version is valid, and gets its agent with the next change; no change removes the agent."""
+    """A marker without an agent (of an earlier version) is valid. The next change adds the agent; none removes it."""
     names = (SERVICE, AGENT, FORMER_AGENT)
     found = (make_container if wanted.get("kind") else make_found)(description=current.format(*names))
     assert identity.is_marked(found, make_vm())
@@ -107,6 +111,7 @@ def test_a_service_cannot_forge_the_agent() -> None:
     assert marker.agent_in(text) == AGENT
 
 
+#: Notes with all lines that replace tags, and the same notes with the description `b`.
 LINES = f"a shop\n\nsmith-delete-at=1060\nsmith-protected=1\n{SHOP}\nsmith-uid={{0}}"
 MARKED = f"b\n\nsmith-delete-at=1060\nsmith-protected=1\n{B}\nsmith-uid={{0}}"
 

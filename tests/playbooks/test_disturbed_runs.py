@@ -1,6 +1,6 @@
 """Every action completes although the VM moves, is locked or hidden, and answers are lost, at random moments.
 
-`make strangers` runs more of them. The record of each run has its seed: STRANGER_SEED repeats the runs from it on.
+`make strangers` does more such runs. The record of a run names its seed; STRANGER_SEED repeats the runs from it on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which failure a message of Proxmox, a module or a Proxmox task means, as Python functions without Ansible."""
+"""The functions that decide which failure a message of Proxmox, of a module or of a Proxmox task means."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import (
 )
 from decision_facts import make_found, make_vm
 
+#: The status of a Proxmox task, whether it is running, and whether it has failed.
 TASK_STATES = [
     (None, True, False),
     ("RUNNING", True, False),
@@ -75,7 +76,7 @@ FORGED_TEXT = "VM_NOT_FOUND: VM 500 does not exist"
 
 
 def test_a_code_in_the_text_of_proxmox_is_not_used() -> None:
-    """VM_NOT_FOUND would end the service, although its VM exists."""
+    """With VM_NOT_FOUND, FulcrumCore would treat the VM as gone, although it exists."""
     found = {**make_found(), "reached": False}
     texts = [
         failures.outcome_problem({**found, "task_error": FORGED_TEXT}, {}, "running"),
@@ -98,7 +99,8 @@ UNKNOWN_OUTCOMES += [
 ]
 
 
-CARRIED_OUT = [
+#: An error, and whether the change may have been made nevertheless: by a module, and by a single request.
+MAY_HAVE_BEEN_MADE = [
     ("595 Errors during connection establishment: Connection refused", True, False),
     ("401 Unauthorized: Authentication failed!", True, False),
     ("596 Errors during TLS negotiation: Connection timed out", True, True),
@@ -108,7 +110,7 @@ CARRIED_OUT = [
 ]
 
 
-@pytest.mark.parametrize(("text", "by_module", "by_request"), CARRIED_OUT)
+@pytest.mark.parametrize(("text", "by_module", "by_request"), MAY_HAVE_BEEN_MADE)
 def test_whether_a_failed_change_may_have_been_made(text: str, by_module: bool, by_request: bool) -> None:
     """A module sends several requests. One of them may have made the change before another one failed."""
     answer = {"failed": True, "msg": text}
@@ -150,6 +152,7 @@ def test_the_certificate_is_verified_by_default(tmp_path: Path, monkeypatch: pyt
     assert login.ca_bundle(str(tmp_path / "c.yml")) == "/ca"
 
 
+#: The facts after a change that should start a VM, the error of the change, and the beginning of the reported error.
 OUTCOMES = [
     ({"reached": True}, "Reached timeout", ""),
     ({"task_error": "start failed", "running_tasks": ["UPID:x"]}, "Reached timeout", "TASK_FAILED: start failed"),
@@ -180,6 +183,7 @@ def test_an_unexpected_exception_is_named_without_its_text() -> None:
     assert re.fullmatch(r"KeyError in test_failure_decisions\.py:\d+", text)
 
 
+#: The log of a Proxmox task, and the VMIDs of the guests in it.
 LOGS = [
     (["creating a clone of VM 9000 with ID 501"], {501}),
     (["create full clone of drive scsi0 (lvm:base-9000-disk-0)", 'Logical volume "vm-501-disk-0" created.'], {501}),

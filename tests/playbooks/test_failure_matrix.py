@@ -62,11 +62,11 @@ def ready(bench: Bench, action: str, kind: str = "qemu") -> dict[str, Any]:
     status = "stopped" if action in ("start", "rollback") else "running"
     vm = bench.add_container(status=status) if kind == "lxc" else bench.add_vm(status=status, config=ON_SHARED)
     identity = {key: vm[key] for key in ("service_id", "vmid", "name", "kind", "timeout_s") if key in vm}
-    return {**identity, "shutdown_timeout_s": 3, "address_timeout_s": 0, **WISHES.get(action, {})}
+    return {**identity, "shutdown_timeout_s": 3, "address_timeout_s": 0, **REQUESTED.get(action, {})}
 
 
 ON_SHARED = {"scsi0": "ceph:vm-1-disk-0,size=8G"}
-WISHES: dict[str, dict[str, Any]] = {
+REQUESTED: dict[str, dict[str, Any]] = {
     "update": {"cores": 8, "disks": [{"disk": "scsi1", "size_gib": 1, "storage": "ceph"}]},
     "resize": {"disk_gib": 9},
     "migrate": {"target_node": "pve2"},
@@ -91,7 +91,7 @@ Play = Callable[[dict[str, dict[str, Any]]], dict[str, JobResult]]
 
 
 def prepared(bench: Bench, played: Play, actions: Iterator[str] | list[str], kind: str = "qemu") -> dict[str, Any]:
-    """Return a VM for each action; the one to roll back has a snapshot."""
+    """Return a VM for each action; the VM for a rollback has a snapshot."""
     cases = {action: ready(bench, action, kind) for action in actions}
     if "rollback" in cases:
         assert played({"snapshot": {**cases["rollback"], "snapshot": "before"}})["snapshot"].succeeded

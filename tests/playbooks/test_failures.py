@@ -1,4 +1,4 @@
-"""Failures: each action ends with its code, and nothing is changed that should not be."""
+"""Actions that fail: each ends with the right error code, and changes nothing that it must not change."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_failed_start_reports_its_cause(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("text", ["VM_NOT_FOUND: VM 7 does not exist", "CANCELLED: no", "VM_ID_TAKEN: no"])
-def test_a_task_of_proxmox_cannot_choose_the_error_code(bench: Bench, text: str) -> None:
+def test_the_text_of_a_proxmox_task_cannot_choose_the_error_code(bench: Bench, text: str) -> None:
     vm = bench.add_vm()
     bench.pve.fail_task("qmstart", text, vmid=vm["vmid"])
     assert bench.play("start", vm).message == f"TASK_FAILED: {text}"
@@ -165,7 +165,7 @@ def test_without_quorum_an_action_ends_in_pve_no_quorum(bench: Bench) -> None:
 
 
 def test_a_rollback_to_a_missing_snapshot_ends_in_not_found(bench: Bench) -> None:
-    """The old module says "ok, unchanged" here."""
+    """The module proxmox_snap returns "ok, unchanged" in this case."""
     vm = bench.add_vm()
     done, changes = bench.changing_requests(lambda: bench.play("rollback", {**vm, "snapshot": "never"}))
     assert (done.code, changes) == ("NOT_FOUND", [])
@@ -255,7 +255,7 @@ def test_a_refused_login_is_not_final_if_too_little_time_is_left_to_repeat_it(be
 )
 @pytest.mark.parametrize("status", [595, 596, 599, 0])
 def test_a_start_whose_answer_is_lost_by_a_proxy_of_proxmox_succeeds(bench: Bench, play: Play, status: int) -> None:
-    """The request was carried out. The module gets an answer that does not say it."""
+    """The request was executed, but the module gets an answer that does not show this."""
     vm = bench.add_vm()
     bench.pve.fail("POST", f"/nodes/pve1/qemu/{vm['vmid']}/status/start", status=status, text="x", after=True)
     done = play("start", vm)
@@ -267,7 +267,7 @@ def test_missing_settings_end_in_pve_auth(bench: Bench) -> None:
 
 
 def test_a_certificate_of_an_unknown_ca_ends_in_pve_tls(bench: Bench) -> None:
-    """The old modules do not verify certificates by default."""
+    """The modules of community.proxmox do not verify certificates by default."""
     done, changes = bench.changing_requests(
         lambda: bench.play("start", bench.add_vm(), PROXMOX_CA_BUNDLE="", PROXMOX_VALIDATE_CERTS="")
     )
@@ -278,7 +278,7 @@ def test_a_closed_port_ends_in_pve_unreachable(bench: Bench) -> None:
     assert bench.play("start", bench.add_vm(), PROXMOX_PORT="1").code == "PVE_UNREACHABLE"
 
 
-def test_a_proxmox_task_of_another_user_is_not_one_of_the_change(bench: Bench) -> None:
+def test_a_proxmox_task_of_another_user_is_not_taken_for_one_of_the_change(bench: Bench) -> None:
     vm = bench.add_vm()
     env = bench.pve.env()
     root = {"api_host": env["PROXMOX_HOST"], "api_port": env["PROXMOX_PORT"], "api_user": "root@pam"}

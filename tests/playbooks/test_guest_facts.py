@@ -1,4 +1,4 @@
-"""Playbooks on a cluster whose lists are late or incomplete, and on guests in states that only Proxmox explains."""
+"""Playbooks on a cluster whose lists are late or incomplete, and on guests that move, have no name yet or use HA."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ LAG_S = 10
 
 
 def creation_of(bench: Bench, kind: str) -> dict[str, Any]:
+    """Return the variables for the creation of a VM or a container."""
     if kind == "qemu":
         return bench.vm()
     return bench.container(node="pve1", storage="ceph", os_template=bench.place.os_template)
@@ -30,7 +31,7 @@ def test_a_vm_is_created_while_no_node_sends_statistics(bench: Bench, play: Play
 
 
 @pytest.mark.parametrize("kind", ["qemu", "lxc"])
-def test_every_action_works_on_a_guest_without_a_row_of_facts(bench: Bench, kind: str) -> None:
+def test_every_action_works_on_a_guest_without_statistics(bench: Bench, kind: str) -> None:
     bench.pve.control("statistics", lag_s=LAG_S, silent_nodes=ALL_NODES)
     vm = creation_of(bench, kind)
     backup = {**vm, "backup_storage": bench.place.backup_storage}
@@ -55,7 +56,7 @@ def test_a_missing_vm_is_proven_absent_while_no_node_sends_statistics(bench: Ben
     assert play("start", vm).code == "VM_NOT_FOUND"
 
 
-def test_a_vm_on_a_vmid_that_shows_the_former_guest_is_not_taken_for_it(bench: Bench, play: Play) -> None:
+def test_a_new_vm_is_not_taken_for_the_former_guest_that_the_list_shows_with_its_vmid(bench: Bench, play: Play) -> None:
     former = bench.add_vm(status="running")
     bench.pve.control("statistics", lag_s=LAG_S)
     bench.pve.control("remove", vmid=former["vmid"])
@@ -131,7 +132,7 @@ def slow_clone(bench: Bench) -> dict[str, Any]:
     return bench.vm(template_vmid=9200, timeout_s=8)  # the runner waits 2 s longer than the action
 
 
-def test_a_clone_that_has_no_name_yet_is_waited_for(bench: Bench, play: Play) -> None:
+def test_a_clone_that_has_no_name_yet_is_neither_cloned_again_nor_deleted(bench: Bench, play: Play) -> None:
     vm = slow_clone(bench)
     try:
         first = play("create", vm)
@@ -235,7 +236,7 @@ def test_a_grace_deletion_without_tags_is_marked_in_the_notes(bench: Bench, play
     assert play("update", {**vm, "cancel_deletion": True}).message == ""
     assert "smith-delete" not in bench.guest(vm)["config"]["description"]
     play("delete", {**vm, "grace_s": 1})
-    bench.pve.control("configure", vmid=vm["vmid"], values={"description": due(vm)})
+    bench.pve.control("configure", vmid=vm["vmid"], values={"description": notes_of_due_deletion(vm)})
     assert play("delete", {**vm, "only_when_due": True}).message == ""
     assert bench.pve.guest(vm["vmid"]) is None
 
@@ -260,5 +261,5 @@ def test_the_protection_of_a_vm_is_removed_although_proxmox_refuses_its_tags(
     assert play("delete", vm).message == ""
 
 
-def due(vm: dict[str, Any]) -> str:
+def notes_of_due_deletion(vm: dict[str, Any]) -> str:
     return f"smith-delete-at=1\nsmith-uid={vm['service_id']}"

@@ -1,4 +1,4 @@
-"""Which options, NICs and disks an action sends to Proxmox, as Python functions without Ansible."""
+"""The functions that decide which options, NICs and disks an action sends to Proxmox."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import (
 )
 from decision_facts import SERVICE, make_container, make_found, make_vm
 
+#: The requested members of `vm`, the configuration of the VM, and the options that are sent.
 OPTIONS = [
     ({"sockets": 2}, {}, {"sockets": 2}),
     ({"cores": 2, "sockets": 2}, {}, {"sockets": 2}),
@@ -56,6 +57,7 @@ def test_an_option_is_sent_when_it_differs(asked: dict[str, Any], config: dict[s
     assert configuration.changes(found, make_vm(**asked)) == sent
 
 
+#: The value of net0, the requested NIC, and the value that is sent; None: nothing is sent.
 NICS = [
     ("virtio=BC:24:11:00:00:01,bridge=vmbr0", {"vlan": 5}, "virtio=BC:24:11:00:00:01,bridge=vmbr0,tag=5"),
     ("virtio=BC:24:11:00:00:01,bridge=vmbr0,tag=5", {"vlan": 0}, "virtio=BC:24:11:00:00:01,bridge=vmbr0"),
@@ -86,6 +88,7 @@ def test_a_new_nic_uses_the_bridge_of_the_first_nic() -> None:
     }
 
 
+#: The value of ipconfig0, the requested addresses, and the new value.
 ADDRESSES = [
     ("", {"mode": "dhcp"}, "ip=dhcp"),
     ("ip=dhcp", {"ipv6_mode": "slaac"}, "ip=dhcp,ip6=auto"),
@@ -128,7 +131,7 @@ def test_a_disk_is_added_moved_and_grown(requested: list[dict[str, Any]], steps:
     assert disks.disk_steps(make_found(), make_vm(disks=requested)) == steps
 
 
-IMPOSSIBLE = [
+REFUSED = [
     {"disks": [{"disk": "scsi0", "size_gib": 7}]},
     {"disks": [{"disk": "scsi31", "size_gib": 7}]},
     {"disks": [{"disk": "scsi1"}]},
@@ -165,12 +168,12 @@ IMPOSSIBLE = [
 ]
 
 
-@pytest.mark.parametrize("asked", IMPOSSIBLE, ids=str)
+@pytest.mark.parametrize("asked", REFUSED, ids=str)
 def test_an_impossible_request_is_refused(asked: dict[str, Any]) -> None:
     assert creation.request_problem(make_found(), make_vm(**asked)).startswith("INVALID_REQUEST")
 
 
-RARE = [
+RARE_BUT_POSSIBLE = [
     {"network": {"mode": "static", "ipv4_cidr": "192.0.2.9/32", "ipv4_gateway": "198.51.100.1"}},
     {"network": {"mode": "static", "ipv4_cidr": "192.0.2.8/31", "ipv4_gateway": "192.0.2.9"}},
     {"network": {"ipv6_mode": "static", "ipv6_cidr": "2001:db8::9/128", "ipv6_gateway": "2001:db9::1"}},
@@ -182,7 +185,7 @@ RARE = [
 ]
 
 
-@pytest.mark.parametrize("asked", RARE, ids=str)
+@pytest.mark.parametrize("asked", RARE_BUT_POSSIBLE, ids=str)
 def test_a_rare_but_possible_request_is_accepted(asked: dict[str, Any]) -> None:
     assert creation.request_problem(make_found(), make_vm(**asked)) == ""
 
@@ -207,7 +210,7 @@ COMMENTS = ["", " me@host", " a+b/c%20@host", " Zoë Ω 鍵", " with\ttab and  b
 
 
 def test_fifty_ssh_keys_with_unusual_comments_are_read_back_unchanged() -> None:
-    """The module encodes them, a look-up decodes them."""
+    """The module proxmox_kvm encodes the keys for Proxmox, and a look-up decodes them."""
     keys = [f"ssh-ed25519 AAAA{number:04d}+/=={COMMENTS[number % len(COMMENTS)]}" for number in range(50)]
     sent = configuration.changes(
         make_found(tags="smith"), make_vm(cloud_init={"ssh_public_keys": [f"{k}\r\n" for k in keys]})
@@ -240,6 +243,7 @@ def test_a_resize_only_grows_existing_disks(asked: dict[str, Any], is_refused: b
     assert creation.request_problem(make_found(), wish).startswith("INVALID_REQUEST") is is_refused
 
 
+#: What a request for a VM without a template must contain.
 BLANK: dict[str, Any] = {"node": "pve1", "storage": "ceph", "cores": 2, "memory_mib": 512, "disk_gib": 4}
 
 

@@ -1,6 +1,6 @@
-"""A guest that answers the request for its addresses with anything: every action works, and nothing of it is reported.
+"""A guest agent that returns arbitrary data as its addresses: every action works, and reports only valid addresses.
 
-Each answer is given during one or two actions, and then during a deletion of the running VM.
+The guest agent gives each of these answers during one or two actions, and then during a deletion of the running VM.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
 CASES = [(name, sequence) for name, sequence in zip(GUEST_ANSWERS, itertools.cycle(SEQUENCES), strict=False)]
 
 
-def give(bench: Bench, path: str, answer: GuestAnswer) -> None:
+def override_answer(bench: Bench, path: str, answer: GuestAnswer) -> None:
+    """Let Proxmox answer each request for this path so, as if the guest had caused it."""
     body = base64.b64encode(answer.body).decode()
     options = {"body": body, "is_cut": answer.is_cut, "delay_s": answer.delay_s}
     bench.pve.fail("GET", path, status=answer.status, text=answer.reason, times=-1, **options)
@@ -54,7 +55,7 @@ def play_all(bench: Bench, executor: ExecutorBench, name: str, actions: tuple[st
     """Play the actions and a deletion on a new VM whose guest gives this answer; return the first problem."""
     config = {"scsi0": "ceph:vm-1-disk-0,size=8G"}
     vm = {**bench.add_vm(status="running", config=config), "address_timeout_s": 1}
-    give(bench, f"/nodes/*/qemu/{vm['vmid']}/agent/network-get-interfaces", GUEST_ANSWERS[name])
+    override_answer(bench, f"/nodes/*/qemu/{vm['vmid']}/agent/network-get-interfaces", GUEST_ANSWERS[name])
     for action in (*actions, "delete"):
         if found := problem(action, executor.play(action, {**vm, **REQUESTS.get(action, {})})):
             return found
@@ -86,12 +87,12 @@ CONTAINER_ANSWERS = {
 
 
 @pytest.mark.parametrize("name", CONTAINER_ANSWERS)
-def test_a_container_is_deleted_whatever_its_interfaces_are(
+def test_a_container_is_deleted_whatever_addresses_it_returns(
     bench: Bench, shared_executor: ExecutorBench, name: str
 ) -> None:
     container = bench.add_container(status="running")
     path = f"/nodes/*/lxc/{container['vmid']}/interfaces"
-    give(bench, path, GuestAnswer(body=json.dumps({"data": CONTAINER_ANSWERS[name]}).encode()))
+    override_answer(bench, path, GuestAnswer(body=json.dumps({"data": CONTAINER_ANSWERS[name]}).encode()))
     for action in ("snapshot", "delete"):
         assert problem(action, shared_executor.play(action, {**container, "snapshot": "first"})) == ""
     assert bench.pve.guest(container["vmid"]) is None

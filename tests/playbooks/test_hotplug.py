@@ -1,4 +1,4 @@
-"""Values that a running guest does not apply: they are pending until its next start."""
+"""Values that a running guest does not apply: Proxmox keeps them as pending until the guest is started again."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_a_value_that_the_running_container_does_not_apply_needs_a_reboot(bench:
     assert MAC in bench.guest(container)["pending"]["net0"]
 
 
-def test_by_itself_a_hotplug_problem_is_not_an_error_of_the_request() -> None:
-    """Playbooks of operators classify the answer of a module, which no action has looked at."""
+def test_the_answer_hotplug_problem_is_not_classified_as_an_invalid_request() -> None:
+    """An operator's playbook classifies a module's answer with this function, without the look-up of an action."""
     for text in ("hotplug problem - still busy in guest?", "unable to hotplug net0: exit code 2"):
         failed = {"failed": True, "msg": f"400 Bad Request: Parameter verification failed. - {{'net0': '{text}'}}"}
         assert failures.proxmox_failure(failed).startswith("VM_STATE: ")

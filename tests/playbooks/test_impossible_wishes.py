@@ -1,4 +1,4 @@
-"""Each action refuses each impossible wish before the first change. `impossible_wishes.py` has the wishes."""
+"""Each action refuses each of its requests in `impossible_wishes.py` before the first change."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from impossible_wishes import BALLOON, CPUS, RAW, WISHES, Wish
 from play_bench import ACTIONS, Bench
 from test_refusals import GIB, refused
 
+#: What is impossible, the action, and the number of the request among the action's requests for it.
 ASKED = [
     (behaviour, action, number)
     for behaviour, row in WISHES.items()
@@ -20,7 +21,7 @@ ASKED = [
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(session_bench: Bench) -> Iterator[None]:
-    """The login may see the CPUs of the nodes, and which storages exist."""
+    """Add what the requests name, and let the login see the CPUs of the nodes and which storages exist."""
     pve = session_bench.pve
     pve.control("add_template", vmid=BALLOON, name="balloon", node="pve1")
     pve.control("configure", vmid=BALLOON, values={"balloon": 4096})
@@ -33,7 +34,7 @@ def cluster(session_bench: Bench) -> Iterator[None]:
         pve.control("revoke", path=path, privilege=privilege)
 
 
-def test_for_each_action_a_wish_is_refused_or_cannot_be_asked() -> None:
+def test_every_action_has_requests_or_a_reason_why_it_has_none() -> None:
     for behaviour, row in WISHES.items():
         assert {*row} == {*ACTIONS}, behaviour
 
@@ -41,7 +42,7 @@ def test_for_each_action_a_wish_is_refused_or_cannot_be_asked() -> None:
 @pytest.mark.parametrize(
     ("behaviour", "action", "number"), ASKED, ids=[f"{action}-{what}-{number}" for what, action, number in ASKED]
 )
-def test_an_impossible_wish_is_refused_before_any_change(
+def test_an_impossible_request_is_refused_before_any_change(
     bench: Bench, pve_version: str, behaviour: str, action: str, number: int
 ) -> None:
     wishes = WISHES[behaviour][action]

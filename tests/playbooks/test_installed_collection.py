@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a chec
 FULL_NAME = "agent_smith.proxmox"
 #: Contains community.proxmox.
 SITE_PACKAGES = sysconfig.get_path("purelib")
-#: What an action needs beside the identity of the guest.
+#: What an action needs in addition to the identity of the guest.
 REQUESTS: dict[str, dict[str, Any]] = {
     "create": {"template_vmid": 9000, "cores": 2, "memory_mib": 2048, "disk_gib": 9, "tags": ["web"]},
     "update": {"cores": 4, "allow_reboot": True},
@@ -100,10 +100,10 @@ def play_with_smith(bench: Bench, folder: Path, action: str, vm: dict[str, Any])
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_r16_four_ways_have_the_same_result(
+def test_an_action_run_in_four_ways_has_the_same_result(
     bench: Bench, installed: Path, shared_executor: ExecutorBench, tmp_path: Path, action: str
 ) -> None:
-    """By hand from the checkout, by full name from the installed collection, by `smith play`, by the agent's runner."""
+    """From the checkout, by its full name in the installed collection, with `smith play`, by the agent's runner."""
     guests = [{**add_copy(bench, action, "qemu"), "node": "pve1"} for _ in range(4)]
     requests = [{**identity(vm), **REQUESTS.get(action, {})} for vm in guests]
     from_checkout = bench.play(action, requests[0])

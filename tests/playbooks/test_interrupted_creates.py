@@ -1,4 +1,4 @@
-"""Creates that were interrupted, or whose answers were lost: there is one VM or none."""
+"""Creates that were interrupted, or whose answers were lost: afterwards there is one VM or none, never two."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_failed_clone_reports_the_message_of_its_proxmox_task(bench: Bench) ->
 
 
 def test_a_clone_made_by_an_interrupted_run_is_adopted_by_its_name(bench: Bench) -> None:
-    """Its description and tags are the template's: only the name, reserved for this service, is ours."""
+    """It has the template's description and tags. Only its name, reserved for this service, shows its owner."""
     vm = bench.add_vm(config={"description": "debian-12 cloud image", "tags": "image", "cores": 1})
     done, changes = bench.changing_requests(lambda: bench.play("create", vm))
     assert (done.rc, done.result["adopted"], done.result["cores"]) == (0, True, 2)
@@ -142,7 +142,7 @@ def test_a_create_after_its_earlier_clone_was_removed_succeeds(bench: Bench) -> 
 
 
 def test_a_lost_clone_request_is_not_explained_by_the_clone_of_another_job(bench: Bench) -> None:
-    """Another job clones the same template after our first look-up, so its Proxmox task is new, as ours would be."""
+    """Another job clones the same template after our first look-up. Its Proxmox task is as new as ours would be."""
     other, vm = bench.vm(), bench.vm(timeout_s=10)
     bench.pve.control("task_seconds", type="qmclone", seconds=15)
     bench.pve.control("time_scale", scale=1)

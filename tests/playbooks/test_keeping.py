@@ -37,7 +37,7 @@ def test_migrate_keeps_the_power_state_and_skips_a_vm_on_its_target_node(bench: 
     assert (again.rc, again.result["changed"], changes) == (0, False, []), again.output
 
 
-def test_an_impossible_migration_ends_in_its_code(bench: Bench) -> None:
+def test_an_impossible_migration_ends_with_the_code_of_its_cause(bench: Bench) -> None:
     vm = bench.add_vm(status="running")
     assert bench.play("migrate", {**vm, "target_node": "pve2"}).code == "VM_STATE"  # its disk is local
     bench.pve.control("power", vmid=vm["vmid"], status="stopped")
@@ -64,7 +64,7 @@ def test_a_failed_backup_reports_its_cause(bench: Bench) -> None:
 
 
 def test_a_backup_removes_no_archive(bench: Bench) -> None:
-    """Proxmox would remove archives by VMID, which may be those of a former guest of another service."""
+    """Proxmox would remove the oldest archives of the VMID, which may belong to a former guest of another service."""
     vm = {**bench.add_vm(), "backup_storage": "backups"}
     bench.pve.control("storage", storage="backups", **{"prune-backups": "keep-last=2"})
     try:
@@ -85,7 +85,7 @@ def test_the_notes_of_an_archive_name_the_service(bench: Bench, play: Play, kind
     assert notes == f"{guest['name']}\nsmith-uid={guest['service_id']}"
 
 
-def test_a_backup_knows_its_proxmox_task_by_the_answer(bench: Bench) -> None:
+def test_a_backup_identifies_its_proxmox_task_by_the_answer_of_its_request(bench: Bench) -> None:
     """A second backup of the same VM by another client is not taken for the action's own."""
     vm = {**bench.add_vm(), "backup_storage": "backups"}
     bench.pve.control("hold_change", number=1)
@@ -93,10 +93,10 @@ def test_a_backup_knows_its_proxmox_task_by_the_answer(bench: Bench) -> None:
         played = pool.submit(bench.play, "backup", vm)
         while not bench.pve.is_holding():
             time.sleep(0.02)
-        foreign = bench.pve.control("add_task", vmid=vm["vmid"], type="vzdump", exitstatus="interrupted by signal")
+        others = bench.pve.control("add_task", vmid=vm["vmid"], type="vzdump", exitstatus="interrupted by signal")
         bench.pve.control("clear_faults")
         done = played.result()
-    assert (done.rc, len(done.result["upids"]), foreign in done.result["upids"]) == (0, 1, False), done.output
+    assert (done.rc, len(done.result["upids"]), others in done.result["upids"]) == (0, 1, False), done.output
 
 
 def test_a_vm_is_deleted_only_after_its_final_backup(bench: Bench) -> None:
@@ -157,9 +157,11 @@ def test_a_repeated_deletion_finds_the_disks_left_also_if_the_job_names_another_
     assert (repeated.rc, repeated.result["volumes_left"]) == (0, [volume]), repeated.output
 
 
-def test_the_deletion_of_an_absent_vm_says_if_an_offline_node_may_have_deleted_it(bench: Bench) -> None:
+def test_the_deletion_of_an_absent_vm_warns_if_an_offline_node_may_have_deleted_it(bench: Bench) -> None:
     vm = bench.vm(node="")
-    bench.pve.control("grant", path="/", privilege="Sys.Audit")  # only with it Proxmox says that it is quorate
+    bench.pve.control(
+        "grant", path="/", privilege="Sys.Audit"
+    )  # without it, Proxmox does not report whether it is quorate
     bench.pve.control("node", node="pve2", online=False)
     try:
         done = bench.play("delete", vm)

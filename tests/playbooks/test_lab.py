@@ -1,4 +1,4 @@
-"""`-m lab` on a cluster named by LAB_PROXMOX_*: here a stand-in, used as a black box."""
+"""`pytest -m lab` runs the lab tests on the cluster that LAB_PROXMOX_* names. Here this cluster is a stand-in."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_lab_mark_without_a_lab_is_a_usage_error() -> None:
 def test_the_lab_tests_run_against_the_named_cluster_and_leave_no_guest(tmp_path: Path) -> None:
     with running_stand_in(folder=tmp_path) as cluster:
         cluster.control("add_template", vmid=9200, name="lab", node="pve1", storage="ceph")
-        cluster.control("add", vmid=990_001, name="somebody-elses", node="pve1")
+        cluster.control("add", vmid=990_001, name="of-another-owner", node="pve1")
         before = cluster.guests()
         login = {name.removeprefix("PROXMOX_"): value for name, value in cluster.env().items()}
         place = {"NODE": "pve1", "TEMPLATE": "9200", "STORAGE": "ceph", "VMID_MIN": "990000", "VMID_MAX": "990003"}
@@ -56,7 +56,7 @@ PLACE = {"NODE": "pve1", "TEMPLATE": "9000", "STORAGE": "local-lvm", "VMID_MIN":
 def test_a_running_guest_that_the_list_calls_stopped_is_destroyed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Proxmox's list of guests has a new guest's status only after the next broadcast of its statistics."""
+    """Proxmox's list of guests has a new guest's status only after the next broadcast of statistics."""
     with running_stand_in(folder=tmp_path / "pve") as cluster:
         login = {name.removeprefix("PROXMOX_"): value for name, value in cluster.env().items()}
         for name, value in (login | PLACE).items():

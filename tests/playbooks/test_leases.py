@@ -1,4 +1,7 @@
-"""An action changes nothing more at Proxmox when the leases of the agent were not renewed in time."""
+"""An action changes nothing more at Proxmox when the leases of the agent were not renewed in time.
+
+The agent writes to a file the moment until which its runs may change something (`RunUntilFile`).
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,11 @@ def variable(file: RunUntilFile) -> dict[str, str]:
     return {RUN_UNTIL_VARIABLE: str(file.path)}
 
 
-@pytest.mark.parametrize("damage", [lambda file: file.limit(1.0), lambda file: file.path.write_bytes(b"x")])
-def test_after_the_moment_or_without_a_readable_one_an_action_sends_no_change(
-    bench: Bench, file: RunUntilFile, damage: Callable[[RunUntilFile], Any]
+@pytest.mark.parametrize("expire_or_damage", [lambda file: file.limit(1.0), lambda file: file.path.write_bytes(b"x")])
+def test_after_the_moment_in_the_file_or_with_an_unreadable_file_an_action_sends_no_change(
+    bench: Bench, file: RunUntilFile, expire_or_damage: Callable[[RunUntilFile], Any]
 ) -> None:
-    damage(file)
+    expire_or_damage(file)
     vm = bench.add_vm()
 
     done, changes = bench.changing_requests(lambda: bench.play("start", vm, **variable(file)))
@@ -42,7 +45,9 @@ def test_after_the_moment_or_without_a_readable_one_an_action_sends_no_change(
 
 
 @pytest.mark.parametrize("time_left_s", [math.inf, 86_400])
-def test_until_the_moment_an_action_sends_its_changes(bench: Bench, file: RunUntilFile, time_left_s: float) -> None:
+def test_until_the_moment_in_the_file_an_action_sends_its_changes(
+    bench: Bench, file: RunUntilFile, time_left_s: float
+) -> None:
     file.limit(boottime_s() + time_left_s)
 
     done = bench.play("start", bench.add_vm(), **variable(file))

@@ -78,10 +78,10 @@ def test_the_wait_for_a_clone_polls_its_lock_only(bench: Bench) -> None:
     done = bench.play("create", vm)
     asked = [entry["path"] for entry in bench.pve.request_log()]
     guest = f"/nodes/{node}/qemu/{vm['vmid']}"
-    whole_looks, locks = asked.count(f"{guest}/pending"), asked.count(f"{guest}/status/current")
+    look_ups, lock_polls = asked.count(f"{guest}/pending"), asked.count(f"{guest}/status/current")
     assert done.rc == 0, done.output
-    assert whole_looks <= 3, "at the clone's beginning, at its end, after the configuration"
-    assert locks >= whole_looks + 3
+    assert look_ups <= 3, "at the clone's beginning, at its end, after the configuration"
+    assert lock_polls >= look_ups + 3
     assert done.result["upids"][0].split(":")[5] == "qmclone"
 
 

@@ -1,4 +1,4 @@
-"""A restart during which one request, each in turn, gets no answer, or finds that the VM has moved."""
+"""A restart during which one request gets no answer or finds that the VM has moved: each request in turn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_REQUESTS = 12
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["lost_answer", "move"])
-def test_a_restart_that_lost_any_one_answer_completes_at_its_repetition(
+def test_a_restart_disturbed_at_any_one_request_completes_at_the_latest_when_repeated(
     kind: str, bench: Bench, shared_executor: ExecutorBench
 ) -> None:
     """The module that restarts a VM catches no exception of the request that reads the VM's state."""

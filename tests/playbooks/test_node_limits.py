@@ -1,4 +1,4 @@
-"""What a node or its cluster cannot give is refused before the first change, and its figures are for operators only."""
+"""A request that a node or its cluster cannot fulfil is refused before any change. Tenants read no figures of it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_guest_that_can_have_no_snapshot_is_refused_before_any_change(bench: B
 
 @pytest.mark.usefixtures("small_nodes")
 def test_more_cores_than_the_node_has_are_refused_for_a_container(bench: Bench, pve_version: str) -> None:
-    """Proxmox accepts them, but gives the container those of its node only. One that has them is still changed."""
+    """Proxmox accepts them, but the container can use only its node's. A container that has more is still changed."""
     new = {**bench.container(node="pve1", storage="ceph", os_template=bench.place.os_template), "cores": 9}
     for action, vm in (("create", new), ("update", {**bench.add_container(), "cores": 9})):
         assert refused(bench, action, vm).code == "CAPACITY", pve_version
@@ -158,7 +158,7 @@ def test_a_disk_with_snapshots_is_not_moved(bench: Bench, pve_version: str) -> N
 
 
 def test_a_new_disk_on_a_storage_of_files_can_have_snapshots(bench: Bench, pve_version: str) -> None:
-    """A raw file cannot, and without a request Proxmox makes one."""
+    """A raw file cannot have snapshots, and without a requested format Proxmox creates a raw file."""
     bench.pve.control("add_storage", storage="files", type="dir", content="images", avail=100 * GIB)
     added = {**bench.add_vm(), "disks": [{"disk": "scsi1", "size_gib": 1, "storage": "files"}]}
     moved = {**bench.add_vm(), "disks": [{"disk": "scsi0", "storage": "files"}]}

@@ -1,4 +1,4 @@
-"""The progress lines of an action, by hand and in the artifacts of a run, and the end of an action at its deadline."""
+"""Progress lines of an action, in the output of a manual run and in the artifacts of the agent's run; its deadline."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ def test_an_action_ends_at_its_deadline_with_the_true_cause(bench: Bench) -> Non
     )
 
 
-def test_an_action_ends_before_its_run_if_proxmox_does_not_answer(bench: Bench, shared_executor: ExecutorBench) -> None:
+def test_an_action_fails_before_the_timeout_of_its_run_if_proxmox_does_not_answer(
+    bench: Bench, shared_executor: ExecutorBench
+) -> None:
     """Otherwise the runner ends the playbook, and the job's error is only that the playbook timed out."""
     vm = {**bench.add_vm(), "node": "pve1", "timeout_s": 12}
     path = f"/nodes/pve1/qemu/{vm['vmid']}/*"
@@ -90,7 +92,7 @@ def test_an_action_ends_before_its_run_if_proxmox_does_not_answer(bench: Bench, 
     assert shared_executor.play("start", vm).code == "PVE_TIMEOUT"
 
 
-def test_a_deadline_that_has_passed_changes_nothing(bench: Bench) -> None:
+def test_an_action_whose_deadline_has_passed_changes_nothing(bench: Bench) -> None:
     vm = bench.vm()
     done, changes = bench.changing_requests(
         lambda: bench.play("create", {**vm, "deadline_monotonic_s": time.monotonic() - 1})

@@ -10,8 +10,8 @@ import pytest
 from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import cluster, look_up, proxmox_tasks
 from play_bench import Bench
 
-#: A Proxmox task that no test here starts by itself.
-FOREIGN_TYPE = "qmdelsnapshot"
+#: The type of the Proxmox tasks of another client in these tests. No action here starts one.
+OTHER_CLIENTS_TYPE = "qmdelsnapshot"
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,10 @@ def test_no_change_of_a_guest_creates_the_proxmox_task_of_another_kind_of_guest(
         assert not [name for name in types if name.startswith(prefix) and name != "vzdump"], (change, kind)
 
 
-def after_foreign_task(bench: Bench, vm: dict[str, Any], types: tuple[str, ...] | None) -> dict[str, Any]:
-    """Return the facts of a look-up that waits for a running VM after a foreign Proxmox task has failed."""
+def facts_after_failed_task_of_another_client(
+    bench: Bench, vm: dict[str, Any], types: tuple[str, ...] | None
+) -> dict[str, Any]:
+    """Return the facts of a look-up that waits for a running VM after another client's Proxmox task has failed."""
     login = bench.pve.env()
     connection = {
         "api_host": login["PROXMOX_HOST"],
@@ -47,7 +49,7 @@ def after_foreign_task(bench: Bench, vm: dict[str, Any], types: tuple[str, ...] 
         "api_token_secret": login["PROXMOX_TOKEN_SECRET"],
     }
     opened, _login = cluster.open_cluster(connection, login["PROXMOX_CA_BUNDLE"], "qemu")
-    bench.pve.control("add_task", vmid=vm["vmid"], type=FOREIGN_TYPE, exitstatus="snapshot 'x' does not exist")
+    bench.pve.control("add_task", vmid=vm["vmid"], type=OTHER_CLIENTS_TYPE, exitstatus="snapshot 'x' does not exist")
     query = look_up.Query(
         vmid=vm["vmid"],
         node="pve1",
@@ -61,23 +63,23 @@ def after_foreign_task(bench: Bench, vm: dict[str, Any], types: tuple[str, ...] 
 
 def test_a_failed_task_of_another_type_is_not_the_error_of_a_start(bench: Bench) -> None:
     vm = bench.add_vm()
-    facts = after_foreign_task(bench, vm, proxmox_tasks.task_types("running", "qemu"))
+    facts = facts_after_failed_task_of_another_client(bench, vm, proxmox_tasks.task_types("running", "qemu"))
     assert (facts["reached"], facts["task_error"], facts["upids"]) == (False, "", [])
 
 
 def test_a_look_up_without_types_finds_the_proxmox_tasks_of_every_type(bench: Bench) -> None:
-    """A playbook of a provider may make any change."""
+    """A provider's playbook may make any change, so its look-up cannot know the types."""
     vm = bench.add_vm()
-    facts = after_foreign_task(bench, vm, None)
+    facts = facts_after_failed_task_of_another_client(bench, vm, None)
     assert facts["task_error"] == "snapshot 'x' does not exist"
-    assert [upid.split(":")[5] for upid in facts["upids"]] == [FOREIGN_TYPE]
+    assert [upid.split(":")[5] for upid in facts["upids"]] == [OTHER_CLIENTS_TYPE]
 
 
-def test_a_known_foreign_task_stays_known(bench: Bench) -> None:
+def test_the_proxmox_task_of_another_client_is_known_after_the_look_up(bench: Bench) -> None:
     """Otherwise a later change of the same action whose Proxmox tasks have that type would take it for its own."""
     vm = bench.add_vm()
-    facts = after_foreign_task(bench, vm, proxmox_tasks.task_types("running", "qemu"))
-    assert [upid.split(":")[5] for upid in facts["known_tasks"]] == [FOREIGN_TYPE]
+    facts = facts_after_failed_task_of_another_client(bench, vm, proxmox_tasks.task_types("running", "qemu"))
+    assert [upid.split(":")[5] for upid in facts["known_tasks"]] == [OTHER_CLIENTS_TYPE]
 
 
 def test_a_start_returns_no_proxmox_task_of_another_client(bench: Bench) -> None:
@@ -87,7 +89,9 @@ def test_a_start_returns_no_proxmox_task_of_another_client(bench: Bench) -> None
         started = pool.submit(bench.play, "start", vm)
         while not bench.pve.is_holding():
             time.sleep(0.02)
-        bench.pve.control("add_task", vmid=vm["vmid"], type=FOREIGN_TYPE, exitstatus="snapshot 'x' does not exist")
+        bench.pve.control(
+            "add_task", vmid=vm["vmid"], type=OTHER_CLIENTS_TYPE, exitstatus="snapshot 'x' does not exist"
+        )
         bench.pve.control("clear_faults")
         done = started.result()
     assert (done.rc, [upid.split(":")[5] for upid in done.result["upids"]]) == (0, ["qmstart"]), done.output

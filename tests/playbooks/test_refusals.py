@@ -57,7 +57,7 @@ def test_a_contradiction_in_a_request_for_a_container_is_refused_before_any_chan
     assert refused(bench, "create", {**vm, **CONTRADICTIONS[what]}).code == "INVALID_REQUEST", pve_version
 
 
-#: What each action refuses of an existing guest: its kind and status, the request, and the code.
+#: What an action refuses: the action, the guest's kind and status, the request, and the code of the refusal.
 REFUSED: list[tuple[str, str, str, dict[str, Any], str]] = [
     ("resize", "qemu", "stopped", {"disk_gib": 4}, "INVALID_REQUEST"),
     ("resize", "qemu", "running", {"disk_gib": None}, "INVALID_REQUEST"),
@@ -89,7 +89,9 @@ def test_every_action_refuses_what_is_impossible_before_any_change(bench: Bench,
         assert done.code == code, (pve_version, action, request, done.message)
 
 
-def test_every_action_refuses_a_protected_and_a_foreign_vm_before_any_change(bench: Bench, pve_version: str) -> None:
+def test_every_action_refuses_a_protected_vm_and_another_services_vm_before_any_change(
+    bench: Bench, pve_version: str
+) -> None:
     requests: dict[str, dict[str, Any]] = {
         "start": {},
         "stop": {},
@@ -106,8 +108,8 @@ def test_every_action_refuses_a_protected_and_a_foreign_vm_before_any_change(ben
     vm = bench.add_vm(status="running")
     protected = bench.add_vm(status="running", config={"protection": 1})
     for action, request in requests.items():
-        foreign = {**vm, "service_id": str(uuid.uuid4()), **request}
-        assert refused(bench, action, foreign).code == "VM_IDENTITY_MISMATCH", (pve_version, action)
+        others = {**vm, "service_id": str(uuid.uuid4()), **request}
+        assert refused(bench, action, others).code == "VM_IDENTITY_MISMATCH", (pve_version, action)
         assert refused(bench, action, {**protected, **request}).code == "VM_PROTECTED", (pve_version, action)
     assert refused(bench, "create", {**bench.vm(), "vmid": vm["vmid"]}).code == "VM_ID_TAKEN", pve_version
 
@@ -186,7 +188,7 @@ def test_an_empty_list_removes_the_name_servers_of_a_container(bench: Bench, pve
     assert "nameserver" not in bench.guest(vm)["config"]
 
 
-RARE: dict[str, dict[str, Any]] = {
+RARE_BUT_POSSIBLE: dict[str, dict[str, Any]] = {
     "a host route": {"network": {"mode": "static", "ipv4_cidr": "192.0.2.9/32", "ipv4_gateway": "198.51.100.1"}},
     "a network of two addresses": {"network": {"mode": "static", "ipv4_cidr": "192.0.2.8/31"}},
     "several NICs": {"networks": [{}, {"bridge": "vmbr1"}, {"bridge": "vmbr1", "vlan": 7}, {"bridge": "vmbr0"}]},
@@ -197,19 +199,19 @@ RARE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("action", ["create", "update"])
-@pytest.mark.parametrize("what", RARE)
-def test_what_is_rare_but_possible_is_made(bench: Bench, pve_version: str, action: str, what: str) -> None:
+@pytest.mark.parametrize("what", RARE_BUT_POSSIBLE)
+def test_a_rare_but_possible_request_is_fulfilled(bench: Bench, pve_version: str, action: str, what: str) -> None:
     vm = bench.vm() if action == "create" else bench.add_vm(config=CLOUD_INIT)
-    done = bench.play(action, {**vm, **RARE[what]})
+    done = bench.play(action, {**vm, **RARE_BUT_POSSIBLE[what]})
     assert done.rc == 0, (pve_version, done.output)
 
 
 @pytest.mark.parametrize("action", ["create", "update"])
 @pytest.mark.parametrize("what", ["a host route", "a network of two addresses", "several NICs"])
-def test_what_is_rare_but_possible_is_made_of_a_container(
+def test_a_rare_but_possible_request_for_a_container_is_fulfilled(
     bench: Bench, pve_version: str, action: str, what: str
 ) -> None:
     new = bench.container(node="pve1", storage="ceph", os_template=bench.place.os_template)
     vm = new if action == "create" else bench.add_container()
-    done = bench.play(action, {**vm, **RARE[what]})
+    done = bench.play(action, {**vm, **RARE_BUT_POSSIBLE[what]})
     assert done.rc == 0, (pve_version, done.output)

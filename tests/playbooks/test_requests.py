@@ -1,4 +1,4 @@
-"""The actions change something at Proxmox only by modules, and by the requests that docs/actions.md lists."""
+"""The actions change something at Proxmox only with modules, and with the requests that docs/actions.md lists."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ ROW = re.compile(r"^\| `([a-z_.]+)` \| `([A-Z]+ [^`]+)` \| ([^|]+) \|", re.MULTI
 
 
 def listed_requests() -> list[tuple[str, str, str]]:
+    """Return the rows of the table in docs/actions.md."""
     section = action_docs.PAGE.read_text().partition("### Changes without a module")[2].partition("\n#")[0]
     return ROW.findall(section)
 

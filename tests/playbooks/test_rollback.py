@@ -1,4 +1,4 @@
-"""A rollback that Proxmox would refuse is refused before the first change, and every other one is made."""
+"""A rollback that Proxmox would refuse is refused before the first change, and every other rollback is done."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def test_a_rollback_that_newer_snapshots_block_is_refused_before_any_change(
     shown = detail_for_tenants(ErrorCode.VM_STATE, done.message.partition(": ")[2])
     assert shown.endswith("; remove first: second, third"), shown
     assert bench.play("rollback", {**guest, "snapshot": "third"}).rc == 0
-    assert bench.play("rollback", {**guest, "snapshot": ""}).rc == 0, "without a name, it is the newest"
+    assert bench.play("rollback", {**guest, "snapshot": ""}).rc == 0, "without a name, the newest snapshot is used"
 
 
 @pytest.mark.parametrize("volume", ["local-lvm:vm-{}-disk-0", "ceph:vm-{}-disk-0"])
-def test_a_rollback_to_an_older_snapshot_is_made_where_the_storage_can(
+def test_a_rollback_to_an_older_snapshot_succeeds_where_the_storage_supports_it(
     bench: Bench, pve_version: str, volume: str
 ) -> None:
-    """On ZFS, a disk that only newer snapshots have does not block a rollback of the others."""
+    """A disk on ZFS that only newer snapshots contain does not block a rollback of the other disks."""
     vm = with_snapshots(bench, volume)
     bench.pve.control("configure", vmid=vm["vmid"], values={"scsi1": f"tank:vm-{vm['vmid']}-disk-1,size=1G"})
     assert bench.play("snapshot", {**vm, "snapshot": "with-a-disk"}).rc == 0
@@ -71,7 +71,7 @@ def test_a_rollback_to_an_older_snapshot_is_made_where_the_storage_can(
 
 
 def test_a_rollback_that_a_snapshot_of_the_storage_blocks_has_the_same_code(bench: Bench, pve_version: str) -> None:
-    """A snapshot that only the storage has, such as one of a backup program, is not visible before."""
+    """A snapshot that only the storage has, such as one of a backup program, is not visible before the rollback."""
     vm = with_snapshots(bench, "tank:vm-{}-disk-0")
     text = f"can't rollback, 'third' is not most recent snapshot on 'tank:vm-{vm['vmid']}-disk-0'"
     bench.pve.control("fail_task", type="qmrollback", text=text)

@@ -1,4 +1,4 @@
-"""R16: an action run by hand and by the executor has the same result document and the same error."""
+"""An action that is run by hand and by the executor has the same result document, or the same error (promise R16)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SOURCES = {
 
 
 def add_copy(bench: Bench, action: str, kind: str) -> dict[str, Any]:
-    """Add one more VM of the same configuration; for a create, only reserve its VMID."""
+    """Add a VM with the same configuration as every other copy; for a create, only reserve its VMID."""
     status = "stopped" if action in ("start", "rollback", "update") else "running"
     if action == "create":
         return {**bench.vm(), "kind": kind}
@@ -60,9 +60,9 @@ def make_request(action: str, vm: dict[str, Any]) -> RunRequest:
 
 def comparable(document: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     """Return a result without the values that differ between two VMs or two moments."""
-    told = {**document, "upids": [upid.split(":")[5] for upid in document["upids"]]}
-    told["delete_at"] = bool(document["delete_at"])
-    text = json.dumps(told)
+    compared = {**document, "upids": [upid.split(":")[5] for upid in document["upids"]]}
+    compared["delete_at"] = bool(document["delete_at"])
+    text = json.dumps(compared)
     for own in (vm["service_id"], vm["name"]):
         text = text.replace(own, "-")
     text = re.sub(rf"\b{vm['vmid']}\b", "0", text)
@@ -75,10 +75,12 @@ PlayBoth = Callable[..., tuple[Outcome, JobResult]]
 
 @pytest.fixture
 def play_both(bench: Bench, shared_executor: ExecutorBench) -> PlayBoth:
-    """Return a function that runs one job by hand and a copy through the executor, in parallel, each on its own VM."""
+    """Return a function that runs an action by hand on one VM and through the executor on another VM, in parallel."""
 
-    def play(action: str, ones: dict[str, Any], others: dict[str, Any], **decided: Any) -> tuple[Outcome, JobResult]:
-        runs = [plan(make_request(action, vm), plan_settings(**decided)) for vm in (ones, others)]
+    def play(
+        action: str, manual_vm: dict[str, Any], executors_vm: dict[str, Any], **settings: Any
+    ) -> tuple[Outcome, JobResult]:
+        runs = [plan(make_request(action, vm), plan_settings(**settings)) for vm in (manual_vm, executors_vm)]
         with ThreadPoolExecutor() as pool:
             by_hand = pool.submit(bench.play, action, runs[0].vm)
             by_executor = pool.submit(shared_executor.execute, runs[1])
@@ -95,19 +97,19 @@ CASES += [(action, "lxc") for action in ("create", "start", "update", "delete")]
 def test_the_result_of_a_manual_run_equals_the_executors(
     bench: Bench, play_both: PlayBoth, action: str, kind: str
 ) -> None:
-    ones, others = add_copy(bench, action, kind), add_copy(bench, action, kind)
-    by_hand, by_executor = play_both(action, ones, others, final_backup=True)
+    manual_vm, executors_vm = add_copy(bench, action, kind), add_copy(bench, action, kind)
+    by_hand, by_executor = play_both(action, manual_vm, executors_vm, final_backup=True)
     assert by_hand.rc == 0, by_hand.output
     assert by_executor.succeeded, by_executor.message
     assert by_hand.result["changed"]
-    assert comparable(by_hand.result, ones) == comparable(by_executor.vm, others)
+    assert comparable(by_hand.result, manual_vm) == comparable(by_executor.vm, executors_vm)
 
 
 def test_a_deletion_with_a_grace_period_has_the_same_result_in_both_runs(bench: Bench, play_both: PlayBoth) -> None:
-    ones, others = add_copy(bench, "delete", "qemu"), add_copy(bench, "delete", "qemu")
-    by_hand, by_executor = play_both("delete", ones, others, delete_grace_s=3600)
+    manual_vm, executors_vm = add_copy(bench, "delete", "qemu"), add_copy(bench, "delete", "qemu")
+    by_hand, by_executor = play_both("delete", manual_vm, executors_vm, delete_grace_s=3600)
     assert by_hand.result["delete_at"]
-    assert comparable(by_hand.result, ones) == comparable(by_executor.vm, others)
+    assert comparable(by_hand.result, manual_vm) == comparable(by_executor.vm, executors_vm)
 
 
 def message_of(result: JobResult) -> str:
@@ -125,9 +127,9 @@ def test_the_error_of_a_manual_run_equals_the_executors(bench: Bench, play_both:
 
 
 def test_a_failed_start_leaves_the_same_early_result_in_both_runs(bench: Bench, play_both: PlayBoth) -> None:
-    ones, others = add_copy(bench, "start", "qemu"), add_copy(bench, "start", "qemu")
-    for vm in (ones, others):
+    manual_vm, executors_vm = add_copy(bench, "start", "qemu"), add_copy(bench, "start", "qemu")
+    for vm in (manual_vm, executors_vm):
         bench.pve.control("behave", vmid=vm["vmid"], start_error="start failed: QEMU exited with code 1")
-    by_hand, by_executor = play_both("start", ones, others)
+    by_hand, by_executor = play_both("start", manual_vm, executors_vm)
     assert by_hand.message == message_of(by_executor) == "TASK_FAILED: start failed: QEMU exited with code 1"
-    assert comparable(by_hand.result, ones) == comparable(by_executor.vm, others)
+    assert comparable(by_hand.result, manual_vm) == comparable(by_executor.vm, executors_vm)

@@ -1,4 +1,4 @@
-"""The notes and the tags of a guest, which its service, this collection and operators write."""
+"""The notes and tags of a guest, which its service, this collection and operators write: none removes another's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SERVICE = "0f7e2c1a-1111-4222-8333-944455556666"
 VM: dict[str, Any] = {"service_id": SERVICE, "vmid": 500, "name": "web-0f7e2c1a"}
 TEXT = "ESCALATION: call the night shift, not the customer"
 
-#: Lines that an operator writes. None begins with one of our names, and none is a line of a service below.
+#: Lines that an operator writes. All begin with `#`, so none is a line of ours, or of a service text below.
 LINES = st.lists(st.text("op \t.=:éß", min_size=1, max_size=12).map(lambda text: f"#{text}"), min_size=1, max_size=4)
 SERVICE_TEXTS = st.sampled_from(["", "web", "a shop", "two\nlines", "smith-uid=forged", "two\n\nparagraphs\n"])
 TAGS = st.lists(st.sampled_from(["web", "db", "prod"]), max_size=3, unique=True)
@@ -38,7 +38,7 @@ def facts_of(config: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def applied(config: dict[str, Any], request: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Return the configuration after a request, as Proxmox keeps it."""
+    """Return the configuration after a request, as Proxmox stores it. A second run must change nothing."""
     vm = {**VM, **request} if kind == "qemu" else {**VM, **request, "kind": kind}
     is_create = bool(vm.pop("is_create", False))
     if "delete_at" in request:
@@ -98,7 +98,9 @@ def test_notes_of_an_earlier_version_keep_every_line() -> None:
     old = {"name": VM["name"], "description": f"s4\n\n{TEXT}\n\nsmith-uid={SERVICE}", "tags": "smith;web"}
     assert configuration.changes(facts_of(old, "qemu"), {**VM, "description": "s4", "tags": ["web"]}) == {}
     after = applied(old, {"description": "s5"}, "qemu")["description"].split("\n")
-    assert (after[0], TEXT in after, "s4" in after) == ("s5", True, True), "nobody knows whose line s4 is"
+    assert (after[0], TEXT in after, "s4" in after) == ("s5", True, True), (
+        "who wrote the line s4 is unknown, so it stays"
+    )
 
 
 def test_the_notes_of_an_adopted_vm_stay_those_of_its_operator() -> None:

@@ -1,7 +1,7 @@
-"""Any order of actions on one VM, between the changes of an operator: the operator's notes and tags survive.
+"""An operator's notes and tags survive any order of actions on a VM, also if the operator changes them in between.
 
-`test_shared_fields.py` tests the decision hundreds of times. Here each step is a real run of a playbook, which costs a
-third of a CPU second, so the number of examples is small, and a failing one is not made smaller.
+`test_shared_fields.py` tests the functions that decide, with hundreds of examples. Here each step is a real run of a
+playbook, which costs a third of a CPU second. So there are few examples, and Hypothesis does not shrink a failing one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from support.custom_action import EXAMPLES
 
 from executor.model import JobResult, PlaybookRun
 
-#: What a play may end with: a VM of another state is refused, and its fields survive that, too.
+#: The codes with which a play may end. An action may refuse the state of the VM; notes and tags survive this too.
 ACCEPTED = {None, "VM_STATE", "VM_NOT_RUNNING", "NOT_FOUND"}
 CUSTOM, DELETE_ANOTHER = "attach-iso", "delete another VM"
 REQUESTS: dict[str, dict[str, Any]] = {
@@ -105,7 +105,7 @@ class Guest:
 
 @pytest.fixture
 def privileges(session_bench: Bench) -> Iterator[None]:
-    """What the custom action needs."""
+    """Grant the privilege that the custom action needs."""
     session_bench.pve.control("time_scale", scale=0)
     session_bench.pve.control("grant", path="/vms", privilege="VM.Config.CDROM")
     yield
@@ -128,6 +128,6 @@ def test_what_an_operator_has_written_survives_any_order_of_actions(
     vm = {**session_bench.add_vm(status=status, config=shared), "disk_gib": 9}
     guest = Guest(session_bench, shared_executor, vm)
     guest.write(["#first line"], {"prod"})
-    guest.play("snapshot")  # so that every rollback has one
+    guest.play("snapshot")  # so that every rollback has a snapshot
     for step, *arguments in steps:
         (guest.write if step == "write" else guest.play)(*arguments)

@@ -1,4 +1,4 @@
-"""A template or an image of which no guest can be made is refused before the first change, by hand and by the agent."""
+"""A template or image from which no guest can be created is refused before any change, by hand and by the agent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BLANK = {"template_vmid": None, "node": "pve1", "storage": "ceph"}
 #: The VMIDs of the templates: on local and on shared storage, with a marker, without a cloud-init drive, and so on.
 LOCAL, SHARED, MARKED, BARE, LOCKED, RAW = range(9070, 9076)
 
-#: Each source with a request for a guest of it, and the code.
+#: For each source, a request for a guest of it, and the code of the refusal.
 IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     "a template that does not exist": ({"template_vmid": 9999}, "NOT_FOUND"),
     "a template that does not exist, by its name": ({"template_vmid": None, "template": "nosuch"}, "NOT_FOUND"),
@@ -56,7 +56,7 @@ def templates(session_bench: Bench) -> None:
 
 
 def refused(bench: Bench, play: Play, vm: dict[str, Any]) -> Attempt:
-    """Run a create; return its end. No changing request may have reached the stand-in."""
+    """Run a create; return its outcome. No changing request may have reached the stand-in."""
     attempt, changes = bench.changing_requests(lambda: play("create", vm))
     assert (bool(attempt.code), changes) == (True, []), attempt.message
     return attempt
@@ -71,7 +71,7 @@ def test_an_impossible_source_is_refused_before_any_change(
     assert done.code == code, (pve_version, done.message)
 
 
-def test_a_vm_that_is_no_template_is_no_source(bench: Bench, pve_version: str, play: Play) -> None:
+def test_a_vm_that_is_no_template_is_refused_as_a_source(bench: Bench, pve_version: str, play: Play) -> None:
     vm = bench.add_vm()
     by_vmid = refused(bench, play, bench.vm(template_vmid=vm["vmid"]))
     by_name = refused(bench, play, bench.vm(template_vmid=None, template=vm["name"]))
@@ -97,7 +97,7 @@ def test_an_impossible_os_template_is_refused_before_any_change(
 def test_an_image_on_a_storage_that_does_not_exist_is_refused_before_any_change(
     bench: Bench, pve_version: str, member: str
 ) -> None:
-    """Proxmox says so only to a login with a privilege on all storages."""
+    """Proxmox tells only a login with a privilege on all storages that a storage does not exist."""
     bench.pve.control("grant", path="/storage", privilege="Datastore.Audit")
     container = bench.container(node="pve1", storage="ceph", os_template="nosuch:vztmpl/a.tar.zst")
     vm = bench.vm(**BLANK, iso="nosuch:iso/a.iso") if member == "iso" else container
@@ -108,7 +108,7 @@ def test_an_image_on_a_storage_that_does_not_exist_is_refused_before_any_change(
     assert (done.code, f"property {member}" in done.message) == ("NOT_FOUND", True), (pve_version, done.message)
 
 
-def test_what_is_possible_of_the_same_sources_is_created(bench: Bench, pve_version: str, play: Play) -> None:
+def test_a_possible_request_for_the_same_sources_is_fulfilled(bench: Bench, pve_version: str, play: Play) -> None:
     for request in (
         {"template_vmid": SHARED, "node": "pve2", "storage": "ceph"},
         {"template_vmid": BARE, "network": {"mode": "dhcp"}},

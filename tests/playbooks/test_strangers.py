@@ -1,7 +1,7 @@
-"""Many guests of other owners, and the real playbooks: no guest is changed.
+"""The real playbooks run on many guests of other owners: no guest is changed.
 
-`test_decisions.py` tests the decision ten thousand times. Here each case is a real run of a playbook on a guest of the
-stand-in, whose request log shows that no run requested a change.
+`test_decisions.py` tests the function that decides with ten thousand cases. Here each case is a real run of a playbook
+on a guest of the stand-in. The stand-in's request log shows that no run requested a change.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from executor.model import JobResult
 PLAYS = int(os.environ.get("STRANGER_PLAYS", "40"))
 MAX_PARALLEL = 4
 REFUSALS = {"VM_IDENTITY_MISMATCH", "VM_PROTECTED", "VM_ID_TAKEN"}
-WISHES: dict[str, dict[str, Any]] = {
+REQUESTED: dict[str, dict[str, Any]] = {
     "create": {"template_vmid": 9000, "cores": 2, "memory_mib": 2048, "disk_gib": 8},
     "update": {"cores": 8, "tags": ["taken"], "allow_reboot": True},
     "resize": {"disk_gib": 9},
@@ -33,8 +33,8 @@ WISHES: dict[str, dict[str, Any]] = {
 }
 
 
-def foreign_guest(rng: random.Random, bench: Bench) -> tuple[str, dict[str, Any]]:
-    """Add a guest with one mismatch or several; return an action, and the variables of the VM that its job expects."""
+def add_guest_of_another_owner(rng: random.Random, bench: Bench) -> tuple[str, dict[str, Any]]:
+    """Add a guest that is not the VM which a job expects; return the job's action and the variables of that VM."""
     wanted = bench.vm()
     action = rng.choice(ACTIONS)
     others = str(uuid.UUID(int=rng.getrandbits(128), version=4))
@@ -46,13 +46,13 @@ def foreign_guest(rng: random.Random, bench: Bench) -> tuple[str, dict[str, Any]
         kind = rng.choice(["qemu", "qemu", "qemu", "lxc"])
         is_marked = marker.lower() == wanted["service_id"] and not second
         is_ours = is_marked and name == wanted["name"] and kind == "qemu" and not is_template and not is_protected
-        # For a create the reserved name alone identifies the service's clone, and so does the marker alone.
-        is_creates = (
+        # A create also adopts the service's clone: only the marker is right, or only the name without a marker.
+        is_clone_of_service = (
             kind == "qemu"
             and not is_template
             and ((is_marked and not is_protected) or (not marker and not second and name == wanted["name"]))
         )
-        if not (is_creates if action == "create" else is_ours):
+        if not (is_clone_of_service if action == "create" else is_ours):
             break
     description = f"foreign\nsmith-uid={marker}{second}" if marker else f"foreign{second}"
     config = {"description": description, "tags": "smith;web", "memory": "2048", "protection": int(is_protected)}
@@ -67,13 +67,13 @@ def foreign_guest(rng: random.Random, bench: Bench) -> tuple[str, dict[str, Any]
         config=config | drive | template,
     )
     identity = {key: wanted[key] for key in ("service_id", "vmid", "name", "timeout_s")}
-    return action, {**identity, "node": rng.choice(["", "pve1", "pve2"]), **WISHES.get(action, {})}
+    return action, {**identity, "node": rng.choice(["", "pve1", "pve2"]), **REQUESTED.get(action, {})}
 
 
 @pytest.mark.timeout(900)
 def test_no_playbook_changes_a_guest_of_another_owner(bench: Bench, shared_executor: ExecutorBench) -> None:
     rng = random.Random(4711)  # noqa: S311 - the same cases in every run
-    cases = [foreign_guest(rng, bench) for _ in range(PLAYS)]
+    cases = [add_guest_of_another_owner(rng, bench) for _ in range(PLAYS)]
     before = {guest["vmid"]: guest for guest in bench.pve.guests()}
     bench.pve.reset_request_log()
 
@@ -83,7 +83,7 @@ def test_no_playbook_changes_a_guest_of_another_owner(bench: Bench, shared_execu
     assert bench.pve.changing_requests() == []
     assert {guest["vmid"]: guest for guest in bench.pve.guests()} == before
     ended = list(zip(cases, played, strict=True))
-    assert [described(case, result) for case, result in ended if not refused(case, result)] == []
+    assert [as_text(case, result) for case, result in ended if not refused(case, result)] == []
     assert {action for action, _vm in cases} == set(ACTIONS)
 
 
@@ -92,5 +92,5 @@ def refused(case: tuple[str, dict[str, Any]], result: JobResult) -> bool:
     return not result.succeeded and result.code in REFUSALS and str(case[1]["vmid"]) in result.message
 
 
-def described(case: tuple[str, dict[str, Any]], result: JobResult) -> str:
+def as_text(case: tuple[str, dict[str, Any]], result: JobResult) -> str:
     return f"{case[0]} of {case[1]['vmid']}: {result.message or 'succeeded'}"

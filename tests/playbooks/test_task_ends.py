@@ -1,4 +1,4 @@
-"""How an action understands the end of its Proxmox task, by hand and in a run of the agent."""
+"""What an action concludes from the end of its Proxmox task, run by hand and by the agent."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ENDS: list[tuple[str, dict[str, Any], str, str, list[str], str]] = [
         "VM_LOCKED",
     ),
     ("start", {}, "qmstart", "unexpected status", [], "PVE_TIMEOUT"),
-    # These lines have the words of an error, but they are about a step.
+    # These lines contain words of an error, but they report a step, not the cause of the end.
     *(
         (action, more, task_type, "unexpected status", [line], "PVE_TIMEOUT")
         for action, more, task_type, line in (
@@ -83,7 +83,7 @@ def test_a_move_of_a_disk_that_ends_with_warnings_succeeds(bench: Bench, play: P
     assert (done.message, bench.guest(vm)["config"]["scsi0"].partition(":")[0]) == ("", "ceph")
 
 
-def test_an_action_on_a_vm_whose_deletion_was_interrupted(bench: Bench, play: Play) -> None:
+def test_a_repeated_deletion_of_a_vm_whose_deletion_was_interrupted_has_its_own_code(bench: Bench, play: Play) -> None:
     vm = bench.add_vm()
     text = "cfs-lock 'file-user_cfg' error: got lock request timeout"
     bench.pve.fail_task("qmdestroy", text, vmid=vm["vmid"], leaves_lock="destroyed")
@@ -91,8 +91,8 @@ def test_an_action_on_a_vm_whose_deletion_was_interrupted(bench: Bench, play: Pl
     assert play("delete", vm).code == "VM_HALF_DESTROYED"
 
 
-def test_a_storage_lock_that_is_not_free_in_time_is_waited_for_by_the_next_attempt(bench: Bench, play: Play) -> None:
-    """Proxmox has four wordings, and removes the clone. The job is repeated with the same VMID."""
+def test_a_create_that_does_not_get_the_storages_lock_in_time_can_be_repeated(bench: Bench, play: Play) -> None:
+    """Proxmox has four texts for this, and removes the clone. So the job can be repeated with the same VMID."""
     bench.pve.control("storage_locks", every=1)
     vm = bench.vm()
     assert [play("create", vm).code for _ in range(4)] == ["VM_LOCKED"] * 4
@@ -100,8 +100,8 @@ def test_a_storage_lock_that_is_not_free_in_time_is_waited_for_by_the_next_attem
     assert play("create", vm).message == ""
 
 
-def test_a_failed_clone_of_version_8_is_found_by_the_only_task(bench: Bench, play: Play) -> None:
-    """Version 8 does not log which VM a clone task makes."""
+def test_a_failed_clone_of_proxmox_8_is_found_if_it_is_the_only_new_proxmox_task(bench: Bench, play: Play) -> None:
+    """Proxmox 8 does not log which VM the Proxmox task of a clone creates."""
     bench.pve.control("version", version="8.4.1")
     try:
         bench.pve.fail_task("qmclone", "clone failed: No space left on device")
@@ -117,7 +117,7 @@ def test_a_start_whose_proxmox_task_vanishes_from_the_list_succeeds(bench: Bench
         started = pool.submit(bench.play, "start", vm)
         while not [task for task in bench.pve.tasks() if task["id"] == str(vm["vmid"])]:
             time.sleep(0.02)
-        time.sleep(1)  # the look-up has seen the task
+        time.sleep(1)  # the look-up has read the Proxmox task
         bench.pve.control("forget_tasks", vmid=vm["vmid"])
         done = started.result()
     assert (done.rc, bench.guest(vm)["status"]) == (0, "running"), done.output
@@ -139,7 +139,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_the_failed_task_of_another_token_is_not_the_error_of_an_action(
+def test_the_failed_proxmox_task_of_another_token_is_not_the_error_of_an_action(
     bench: Bench, pve_version: str, action: str
 ) -> None:
     """A login with Sys.Audit sees the Proxmox tasks of every user and token."""
@@ -150,8 +150,8 @@ def test_the_failed_task_of_another_token_is_not_the_error_of_an_action(
     )
     if action == "rollback":
         assert bench.play("snapshot", {**vm, "snapshot": "before"}).rc == 0
-    # The task of a clone names the template.
-    foreign = {"vmid": 9000 if action == "create" else vm["vmid"], "type": TASK_TYPES[action], "node": "pve1"}
+    # The Proxmox task of a clone has the VMID of the template.
+    other_task = {"vmid": 9000 if action == "create" else vm["vmid"], "type": TASK_TYPES[action], "node": "pve1"}
     bench.pve.control("grant", path="/nodes", privilege="Sys.Audit")
     bench.pve.control("hold_change", number=1)
     with ThreadPoolExecutor() as pool:
@@ -161,7 +161,7 @@ def test_the_failed_task_of_another_token_is_not_the_error_of_an_action(
                 assert not started.done(), started.result().output
                 time.sleep(0.02)
             for user in ("smith@pve!other", "root@pam"):
-                bench.pve.control("add_task", **foreign, user=user, exitstatus="start failed: x")
+                bench.pve.control("add_task", **other_task, user=user, exitstatus="start failed: x")
         finally:
             bench.pve.control("clear_faults")
         done = started.result()
@@ -170,7 +170,7 @@ def test_the_failed_task_of_another_token_is_not_the_error_of_an_action(
     assert {upid.split(":")[7] for upid in done.result["upids"]} == {"smith@pve!job"}
 
 
-def test_a_start_task_on_the_old_node_of_a_vm_that_moved_is_found_there(bench: Bench) -> None:
+def test_the_proxmox_task_of_a_start_is_found_on_the_old_node_of_a_vm_that_moved(bench: Bench) -> None:
     """A Proxmox task stays on the node that its UPID names."""
     vm = {**bench.add_vm(), "node": "pve1"}
     bench.pve.control("time_scale", scale=1)
@@ -186,7 +186,7 @@ def test_a_start_task_on_the_old_node_of_a_vm_that_moved_is_found_there(bench: B
 
 
 @pytest.mark.parametrize(("action", "task_type"), [("start", "vzstart"), ("delete", "vzdestroy")])
-def test_a_task_whose_upid_the_answer_has_is_not_searched_in_the_list(
+def test_a_proxmox_task_whose_upid_is_in_the_answer_is_not_searched_in_the_list(
     bench: Bench, play: Play, action: str, task_type: str
 ) -> None:
     """Of community.proxmox's modules, only that for containers returns the UPID."""
@@ -202,7 +202,7 @@ def test_a_task_whose_upid_the_answer_has_is_not_searched_in_the_list(
     assert "/nodes/pve1/tasks" not in paths
 
 
-def test_a_failed_action_returns_the_tasks_that_it_has_started(bench: Bench, play: Play) -> None:
+def test_a_failed_action_returns_the_proxmox_tasks_that_it_has_started(bench: Bench, play: Play) -> None:
     vm = bench.add_vm()
     bench.pve.fail_task("qmstart", "start failed: QEMU exited with code 1", vmid=vm["vmid"])
     failed = play("start", vm)

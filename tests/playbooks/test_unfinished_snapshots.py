@@ -55,7 +55,7 @@ def test_a_new_snapshot_does_not_get_the_name_of_an_unfinished_one(bench: Bench)
     assert bench.play("snapshot", vm).result["snapshot"] == "smith-2"
 
 
-def test_a_snapshot_that_an_earlier_attempt_is_still_making_is_waited_for(bench: Bench) -> None:
+def test_a_snapshot_that_an_earlier_attempt_is_still_creating_is_vm_locked_until_it_is_complete(bench: Bench) -> None:
     vm = vm_with_snapshots(bench, mine="prepare")
     bench.pve.control("lock", vmid=vm["vmid"], lock="snapshot")
     assert bench.play("snapshot", {**vm, "snapshot": "mine"}).message == "VM_LOCKED: VM is locked (snapshot)"

@@ -15,8 +15,8 @@ from play_bench import ACTIONS, Bench
 GIB = 1024**3
 
 
-def deleted(bench: Bench, vm: dict[str, Any], **requested: Any) -> tuple[list[str], list[str]]:
-    """Delete a VM whose first disk Proxmox cannot remove; return the volumes left, and those of the storage."""
+def delete_and_leave_a_volume(bench: Bench, vm: dict[str, Any], **requested: Any) -> tuple[list[str], list[str]]:
+    """Delete a VM whose first disk Proxmox cannot remove; return the volumes left, and the storage's volumes."""
     volume = bench.guest(vm)["config"]["scsi0"].partition(",")[0]
     bench.pve.control("unremovable", volume=volume)
     done = bench.play("delete", {**vm, **requested})
@@ -33,14 +33,14 @@ def deleted(bench: Bench, vm: dict[str, Any], **requested: Any) -> tuple[list[st
 def test_only_with_the_setting_a_left_volume_is_removed(bench: Bench, pve_version: str) -> None:
     vm = bench.vm()
     assert bench.play("create", vm).rc == 0
-    left, existing = deleted(bench, vm)
+    left, existing = delete_and_leave_a_volume(bench, vm)
     assert len(left) == 1, pve_version
     assert left[0].partition(":")[2] in existing
     other = bench.vm()
     assert bench.play("create", other).rc == 0
     bench.pve.control("grant", path="/storage/local-lvm", privilege="Datastore.Allocate")
     try:
-        left, existing = deleted(bench, other, remove_volumes_left=True)
+        left, existing = delete_and_leave_a_volume(bench, other, remove_volumes_left=True)
     finally:
         bench.pve.control("revoke", path="/storage/local-lvm", privilege="Datastore.Allocate")
     assert left == []
@@ -63,23 +63,23 @@ def test_a_volume_whose_storage_cannot_be_read_counts_as_existing(bench: Bench) 
 def test_without_the_privilege_the_volume_stays_and_is_named(bench: Bench, pve_version: str) -> None:
     vm = bench.vm()
     assert bench.play("create", vm).rc == 0
-    left, existing = deleted(bench, vm, remove_volumes_left=True)
+    left, existing = delete_and_leave_a_volume(bench, vm, remove_volumes_left=True)
     assert [volume.partition(":")[2] in existing for volume in left] == [True], pve_version
 
 
 @pytest.fixture
 def may_remove(bench: Bench) -> Iterator[None]:
-    """Let the token remove every volume of the storage, as Proxmox does then."""
+    """Grant the privilege with which the token may remove every volume of the storage."""
     bench.pve.control("grant", path="/storage/local-lvm", privilege="Datastore.Allocate")
     yield
     bench.pve.control("revoke", path="/storage/local-lvm", privilege="Datastore.Allocate")
 
 
-def user_of(bench: Bench, volume: str, how: str) -> None:
+def add_guest_that_uses(bench: Bench, volume: str, usage: str) -> None:
     """Add another guest that uses the volume of a VM."""
     name = volume.partition(":")[2]
     other = bench.vm()
-    path = {"lxc": "add_container"}.get(how, "add")
+    path = {"lxc": "add_container"}.get(usage, "add")
     configs: dict[str, dict[str, Any]] = {
         "attached": {"scsi3": f"{volume},size=8G"},
         "unused": {"unused0": volume},
@@ -90,8 +90,8 @@ def user_of(bench: Bench, volume: str, how: str) -> None:
         "snapshot": {"scsi3": f"{volume},size=8G"},
         "lxc": {"mp0": f"{volume},mp=/srv"},
     }
-    bench.pve.control(path, vmid=other["vmid"], name=other["name"], node="pve2", config=configs[how])
-    if how == "snapshot":
+    bench.pve.control(path, vmid=other["vmid"], name=other["name"], node="pve2", config=configs[usage])
+    if usage == "snapshot":
         bench.pve.control("configure", vmid=other["vmid"], values={"description": f"smith-uid={other['service_id']}"})
         assert bench.play("snapshot", {**other, "snapshot": "before"}).rc == 0
         bench.pve.control("configure", vmid=other["vmid"], values={"scsi3": None})
@@ -99,14 +99,15 @@ def user_of(bench: Bench, volume: str, how: str) -> None:
 
 @pytest.mark.usefixtures("may_remove")
 @pytest.mark.parametrize(
-    "how", ["attached", "unused", "other storage", "linked clone", "linked clone of a file", "args", "snapshot", "lxc"]
+    "usage",
+    ["attached", "unused", "other storage", "linked clone", "linked clone of a file", "args", "snapshot", "lxc"],
 )
-def test_a_left_volume_that_another_guest_names_is_not_removed(bench: Bench, how: str) -> None:
+def test_a_left_volume_that_another_guest_names_is_not_removed(bench: Bench, usage: str) -> None:
     vm = bench.add_vm()
     volume = f"local-lvm:vm-{vm['vmid']}-disk-0"
     add_disk(bench, vm)
-    user_of(bench, volume, how)
-    left, existing = deleted(bench, vm, remove_volumes_left=True)
+    add_guest_that_uses(bench, volume, usage)
+    left, existing = delete_and_leave_a_volume(bench, vm, remove_volumes_left=True)
     assert left == [volume]
     assert volume.partition(":")[2] in existing
 
@@ -123,21 +124,21 @@ def test_a_text_that_names_a_left_volume_does_not_keep_it(bench: Bench) -> None:
     add_disk(bench, vm)
     config = {"description": f"local-lvm:vm-{vm['vmid']}-disk-0", "scsi0": f"local-lvm:vm-{vm['vmid']}1-disk-0,size=1G"}
     bench.pve.control("add", vmid=other["vmid"], name=other["name"], config=config)
-    assert deleted(bench, vm, remove_volumes_left=True)[0] == []
+    assert delete_and_leave_a_volume(bench, vm, remove_volumes_left=True)[0] == []
 
 
 @pytest.mark.usefixtures("may_remove")
 def test_a_left_volume_that_the_vm_did_not_use_is_not_removed(bench: Bench) -> None:
-    """A search of the storages gives a VM the volumes of another cluster with its VMID, as unused disks."""
+    """`qm rescan` adds volumes of another cluster to a VM with the same VMID, as unused disks."""
     vm = bench.add_vm()
-    foreign = f"local-lvm:vm-{vm['vmid']}-disk-7"
+    others_volume = f"local-lvm:vm-{vm['vmid']}-disk-7"
     add_disk(bench, vm)
-    bench.pve.control("add_volume", storage="local-lvm", volume=foreign[10:], vmid=vm["vmid"], size=GIB)
-    bench.pve.control("configure", vmid=vm["vmid"], values={"unused0": foreign})
-    bench.pve.control("unremovable", volume=foreign)
-    left, existing = deleted(bench, vm, remove_volumes_left=True)
-    assert left == [foreign]
-    assert foreign.partition(":")[2] in existing
+    bench.pve.control("add_volume", storage="local-lvm", volume=others_volume[10:], vmid=vm["vmid"], size=GIB)
+    bench.pve.control("configure", vmid=vm["vmid"], values={"unused0": others_volume})
+    bench.pve.control("unremovable", volume=others_volume)
+    left, existing = delete_and_leave_a_volume(bench, vm, remove_volumes_left=True)
+    assert left == [others_volume]
+    assert others_volume.partition(":")[2] in existing
 
 
 @pytest.mark.usefixtures("may_remove")
@@ -148,7 +149,9 @@ def test_a_left_volume_stays_while_it_is_unknown_who_uses_it(bench: Bench, path:
     add_disk(bench, vm)
     bench.pve.fail("GET", f"/nodes/pve2/qemu/9001/{path}", status=status, text="x", times=9)
     try:
-        assert deleted(bench, vm, remove_volumes_left=True)[0] == [f"local-lvm:vm-{vm['vmid']}-disk-0"]
+        assert delete_and_leave_a_volume(bench, vm, remove_volumes_left=True)[0] == [
+            f"local-lvm:vm-{vm['vmid']}-disk-0"
+        ]
     finally:
         bench.pve.control("clear_faults")
 
@@ -159,14 +162,14 @@ def test_without_the_privilege_to_see_every_guest_a_left_volume_stays(bench: Ben
     add_disk(bench, vm)
     audit = {"path": "/vms", "privilege": "VM.Audit"}
     try:
-        left = once_it_is_absent(bench, vm, lambda: bench.pve.control("revoke", **audit))
+        left = delete_with_change_once_absent(bench, vm, lambda: bench.pve.control("revoke", **audit))
         assert left == [f"local-lvm:vm-{vm['vmid']}-disk-0"]
     finally:
         bench.pve.control("grant", path="/vms", privilege="VM.Audit")
 
 
-def once_it_is_absent(bench: Bench, vm: dict[str, Any], change: Callable[[], object]) -> list[str]:
-    """Delete a VM, make a change of the cluster once its absence is proven, and return the volumes left."""
+def delete_with_change_once_absent(bench: Bench, vm: dict[str, Any], change: Callable[[], object]) -> list[str]:
+    """Delete a VM, call `change` once the VM's absence is proven, and return the volumes left."""
     bench.pve.control("unremovable", volume=f"local-lvm:vm-{vm['vmid']}-disk-0")
     bench.pve.control("hold", method="GET", path="/cluster/nextid")
     with ThreadPoolExecutor() as pool:
@@ -189,28 +192,30 @@ def test_a_left_volume_whose_vmid_has_a_new_guest_is_not_removed(bench: Bench, n
     volume = f"local-lvm:vm-{vm['vmid']}-disk-0"
     config = {"scsi0": f"{volume},size=8G"} if names_it else {}
     add = {"vmid": vm["vmid"], "name": "another", "config": config}
-    assert once_it_is_absent(bench, vm, lambda: bench.pve.control("add", **add)) == [volume]
+    assert delete_with_change_once_absent(bench, vm, lambda: bench.pve.control("add", **add)) == [volume]
     assert volume.partition(":")[2] in bench.pve.storages()["local-lvm"]["volumes"]
 
 
 @pytest.mark.usefixtures("may_remove")
 def test_a_volume_that_was_made_after_the_deletion_is_not_removed(bench: Bench) -> None:
-    """Another cluster that uses the storage has made it."""
+    """Another cluster that uses the storage has created it."""
     vm = bench.add_vm()
     add_disk(bench, vm)
-    time.sleep(1.1)  # Proxmox says in whole seconds when a volume was made
-    assert once_it_is_absent(bench, vm, lambda: add_disk(bench, vm)) == [f"local-lvm:vm-{vm['vmid']}-disk-0"]
+    time.sleep(1.1)  # Proxmox states in whole seconds when a volume was created
+    assert delete_with_change_once_absent(bench, vm, lambda: add_disk(bench, vm)) == [
+        f"local-lvm:vm-{vm['vmid']}-disk-0"
+    ]
 
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_volume_of_another_cluster_survives_every_action(bench: Bench, play: Play, action: str) -> None:
-    """Several clusters may use one storage: a volume may have a VMID that is another guest's elsewhere."""
+    """Several clusters may use one storage, so a volume with this VMID may belong to another cluster's guest."""
     status = "running" if action in ("stop", "restart") else "stopped"
     vm = bench.vm(node="pve1") if action == "create" else bench.add_vm(status=status)
     if action == "rollback":
         assert play("snapshot", {**vm, "snapshot": "before"}).message == ""
-    foreign = f"vm-{vm['vmid']}-disk-0"
-    bench.pve.control("add_volume", storage="ceph", volume=foreign, vmid=vm["vmid"], size=GIB)
+    others_volume = f"vm-{vm['vmid']}-disk-0"
+    bench.pve.control("add_volume", storage="ceph", volume=others_volume, vmid=vm["vmid"], size=GIB)
     bench.pve.control("grant", path="/storage/ceph", privilege="Datastore.Allocate")
     requested: dict[str, dict[str, Any]] = {
         "update": {"cores": 4, "disks": [{"disk": "scsi1", "size_gib": 1, "storage": "ceph"}]},
@@ -224,7 +229,7 @@ def test_a_volume_of_another_cluster_survives_every_action(bench: Bench, play: P
         assert play(action, {**vm, **requested.get(action, {})}).message == ""
     finally:
         bench.pve.control("revoke", path="/storage/ceph", privilege="Datastore.Allocate")
-    assert foreign in bench.pve.storages()["ceph"]["volumes"]
+    assert others_volume in bench.pve.storages()["ceph"]["volumes"]
 
 
 @pytest.mark.parametrize("action", ["create", "update", "delete"])
@@ -232,17 +237,17 @@ def test_a_volume_of_another_cluster_survives_actions_on_containers(bench: Bench
     container = bench.container(node="pve1", storage="local-lvm", os_template=bench.place.os_template)
     if action != "create":
         container = bench.add_container(config={"rootfs": f"local-lvm:vm-{container['vmid']}-disk-0,size=4G"})
-    foreign = f"vm-{container['vmid']}-disk-0"
-    bench.pve.control("add_volume", storage="ceph", volume=foreign, vmid=container["vmid"], size=GIB)
+    others_volume = f"vm-{container['vmid']}-disk-0"
+    bench.pve.control("add_volume", storage="ceph", volume=others_volume, vmid=container["vmid"], size=GIB)
     assert play(action, {**container, "memory_mib": 1024, "remove_volumes_left": action == "delete"}).message == ""
-    assert foreign in bench.pve.storages()["ceph"]["volumes"]
+    assert others_volume in bench.pve.storages()["ceph"]["volumes"]
 
 
 def test_a_create_that_would_use_a_volume_of_another_cluster_is_refused(bench: Bench, play: Play) -> None:
-    """The new VM would have the volume under its own name, and its deletion would remove it."""
+    """The volume would count as the new VM's, and a deletion of the new VM would remove it."""
     vm = bench.vm(node="pve1", storage="ceph")
-    foreign = f"vm-{vm['vmid']}-disk-0"
-    bench.pve.control("add_volume", storage="ceph", volume=foreign, vmid=vm["vmid"], size=GIB)
+    others_volume = f"vm-{vm['vmid']}-disk-0"
+    bench.pve.control("add_volume", storage="ceph", volume=others_volume, vmid=vm["vmid"], size=GIB)
     refused, changes = bench.changing_requests(lambda: play("create", vm))
     assert (refused.code, changes) == ("VM_ID_TAKEN", [])
-    assert foreign in bench.pve.storages()["ceph"]["volumes"]
+    assert others_volume in bench.pve.storages()["ceph"]["volumes"]

@@ -1,4 +1,4 @@
-"""What the roles read of a configuration and of the guest agent, as Python functions without Ansible."""
+"""The functions that read facts from a guest's configuration, and from answers of the guest agent and of Proxmox."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def test_pending_values_count_as_the_configuration() -> None:
     assert configuration.is_restart_needed(found)
 
 
+#: A configuration, and the boot disk in it.
 BOOT_DISKS = [
     ({"boot": "order=virtio0;scsi0", "scsi0": "a:1,size=1G", "virtio0": "a:2,size=2G"}, "virtio0"),
     ({"boot": "order=ide2;net0", "ide2": "a:iso,media=cdrom", "scsi1": "a:1,size=1G"}, "scsi1"),
@@ -60,7 +61,7 @@ def test_only_addresses_of_the_vms_nics_are_reported_in_nic_order() -> None:
     assert guest_facts.usable_addresses(guest, macs) == ["192.0.2.7", "198.51.100.7", "2001:db8::2", "2001:db8::7"]
 
 
-def test_what_a_guest_reports_is_no_address_if_it_is_not_one() -> None:
+def test_a_limited_number_of_valid_addresses_is_used_of_what_a_guest_reports() -> None:
     """The guest agent's answer comes from inside the guest."""
     reported = ["<script>", "192.0.2.7", "999.1.1.1", "2001:db8::7", *(f"198.51.100.{n}" for n in range(200))]
     nic = {
@@ -81,6 +82,7 @@ def test_an_answer_without_a_proxmox_task_is_no_backup() -> None:
         assert preconditions.backup_start_problem({"vmid": 500, "node": "pve1"}, answer) == ""
 
 
+#: A configuration, and the number of volumes of VMID 500 in it.
 VOLUMES = [
     ({"scsi0": "local-lvm:vm-500-disk-0,size=8G", "ide2": "local-lvm:vm-500-cloudinit,media=cdrom"}, 2),
     ({"unused0": "files:500/vm-500-disk-1.qcow2", "efidisk0": "ceph:vm-500-disk-2,size=1M"}, 2),

@@ -1,7 +1,8 @@
 """Runs playbooks as `Bench.play` does, forked from warm servers: 0.4 CPU seconds per play instead of 1.5 to 4.
 
-The command line is an operator's; the process is forked as the executor's, with the executor's environment and the
-tests' recorder. `test_same_result.py` checks that both ways have the same result.
+The command line is that of an operator. The process is forked as in a run of the executor, with the executor's
+environment and the recorder of the tests. `test_same_result.py` checks that a forked play and a play run by hand have
+the same result.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from executor.runs.private_folder import write_credentials
 from executor.runs.runner_config import run_environment
 from executor.runs.warm.servers import WarmServers
 
+#: Within this time the servers must have started.
 START_WITHIN_S = 300.0
 
 
 class WarmPlays:
-    """The servers, and a private folder for each play."""
+    """Runs plays with servers of warm runs. Each play has a private folder."""
 
     def __init__(self, pve: ProxmoxStandIn) -> None:
         self._pve = pve
@@ -55,7 +57,7 @@ class WarmPlays:
         with self._private_folder() as folder:
             env = self._environment(folder, folder.name)
             write_credentials(folder / "credentials.yml", credentials_of(self._pve))
-            lifeline, end = os.pipe()  # when it closes, the play is ended
+            lifeline, end = os.pipe()  # when `end` is closed, the play is ended
             with open(lifeline, "rb") as stdin, open(end, "wb"):
                 ran = subprocess.run(
                     self._servers.command(command, env["PATH"]),

@@ -1,4 +1,4 @@
-"""Tests of single modules and actions, with the fixtures of pytest-ansible. `make test` runs them with its plugin."""
+"""Fixtures for tests of single modules and actions. `make test` runs them separately, with pytest-ansible's plugin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from module_runner import ModuleRunner
 from play_bench import Bench
 from plugin_sources import LINKED_CHECKOUT
 
-#: What pytest-ansible 26.10 and its use of Ansible cause in every test.
+#: The warnings that pytest-ansible 26.10 and its use of Ansible cause in every test.
 EXPECTED_WARNINGS = (
     "ignore:Host management is deprecated and will be removed in a future release:DeprecationWarning",
     "ignore:AnsibleCollectionFinder has already been configured:UserWarning",
@@ -28,14 +28,14 @@ def _is_active(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Ignore the warnings of the plugin, in its own run only."""
+    """Ignore the plugin's warnings, only in a run that has the plugin."""
     if _is_active(config):
         for line in EXPECTED_WARNINGS:
             config.addinivalue_line("filterwarnings", line)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Ignore these tests in a run without the plugin, which has no fixtures for them."""
+    """Ignore these tests in a run without the plugin: their fixtures are missing there."""
     return None if _is_active(config) else True
 
 
@@ -48,7 +48,7 @@ def no_linked_checkout() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def warm_plays() -> None:
-    """Replace the servers of warm runs: the tests here play no playbook."""
+    """Start no servers of warm runs, because the tests of this folder run no playbook."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Guests on which a module or an action works, and what they show afterwards. For the stand-in and for a lab."""
+"""Prepares guests for a module or an action, and checks their state afterwards. On the stand-in and in a lab."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def running_container(bench: Bench, _modules: ModuleRunner) -> Vm:
     return bench.add_container(status="running")
 
 
-# ---------------------------------------------------------------------- what a guest shows
+# ---------------------------------------------------------------------- the state of a guest
 
 
 def marker(vm: Vm) -> str:
@@ -111,7 +111,7 @@ def has_snapshot(_bench: Bench, _vm: Vm, guest: Guest) -> bool:
 
 
 def has_archive(bench: Bench, vm: Vm, _guest: Guest) -> bool:
-    """Whether the backup storage of the stand-in has an archive of the VM. In a lab only the answer is checked."""
+    """Whether the stand-in's backup storage has an archive of the VM. A lab only checks the answer: always True."""
     if bench.place.is_real:
         return True
     volumes = bench.pve.storages()[bench.place.backup_storage]["volumes"]

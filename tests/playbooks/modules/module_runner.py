@@ -46,7 +46,7 @@ def _check_mode() -> Iterator[None]:
 
     pytest-ansible cannot do that: it ignores its own option `--check`. Before each module it parses the command line of
     the command `ansible`, and Ansible takes the check mode from the parsed arguments. A `--check` on that command line
-    would have no effect, because a process of Ansible keeps the arguments that it has parsed first.
+    would have no effect, because an Ansible process keeps the arguments of its first parse.
     """
 
     class CheckModeCLI(AdHocCLI):

@@ -1,4 +1,4 @@
-"""What our actions do by modules of community.proxmox: parameters, request and effect of each operation."""
+"""The operations for which our actions use modules of community.proxmox: parameters, request and effect of each."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def _calls_of_change(tree: ast.AST) -> Iterator[ast.Call]:
 
 
 def _texts(argument: ast.expr) -> Iterator[str]:
-    """Yield the module names of an argument: a text, or two of them with a condition."""
+    """Yield the module names in an argument: one text, or the two texts of a conditional expression."""
     if isinstance(argument, ast.IfExp):
         yield from _texts(argument.body)
         yield from _texts(argument.orelse)

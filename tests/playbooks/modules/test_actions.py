@@ -1,4 +1,4 @@
-"""The actions of agent_smith.proxmox, each executed alone: it succeeds, it fails, and it plans in check mode."""
+"""Each action of agent_smith.proxmox, executed alone: it succeeds, it refuses another service's guest, it plans."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Case:
     modules: list[str]  #: the modules that it executes
     requests: list[str] = field(default_factory=list)  #: the changing requests that it sends without a module
     is_done: Callable[[Bench, Vm, Guest], bool]
-    wish: Mapping[str, Any] = field(default_factory=dict)  #: members of `vm` beside those of `prepare`
-    arguments: Mapping[str, Any] = field(default_factory=dict)  #: arguments beside `vm`
+    requested: Mapping[str, Any] = field(default_factory=dict)  #: members of `vm` in addition to those of `prepare`
+    arguments: Mapping[str, Any] = field(default_factory=dict)  #: arguments in addition to `vm`
     refusal: str = "VM_IDENTITY_MISMATCH"  #: the error code if the VMID belongs to another service
 
 
@@ -53,7 +53,7 @@ CASES = (
         action="vm_configured",
         name="cores",
         prepare=guests.stopped_vm,
-        wish={"cores": 4},
+        requested={"cores": 4},
         modules=[KVM],
         is_done=lambda bench, vm, guest: guests.cores(guest) == 4,
     ),
@@ -92,7 +92,7 @@ CASES = (
         action="vm_snapshot",
         name="present",
         prepare=guests.stopped_vm,
-        wish={"snapshot": guests.SNAPSHOT},
+        requested={"snapshot": guests.SNAPSHOT},
         modules=["community.proxmox.proxmox_snap"],
         is_done=guests.has_snapshot,
     ),
@@ -120,6 +120,7 @@ CASES = (
         is_done=guests.is_absent,
     ),
 )
+#: The actions that only read.
 READING = ("vm_identity", "vm_info")
 each_case = pytest.mark.parametrize("case", [pytest.param(case, id=f"{case.action}-{case.name}") for case in CASES])
 
@@ -127,7 +128,7 @@ each_case = pytest.mark.parametrize("case", [pytest.param(case, id=f"{case.actio
 def run(bench: Bench, runner: Any, case: Case, vm: Vm) -> tuple[dict[str, Any], list[str]]:
     """Execute an action with a method of ModuleRunner; return its answer and its changing requests."""
     bench.pve.reset_request_log()
-    answer = runner(case.action, vm={**vm, **case.wish}, **case.arguments)
+    answer = runner(case.action, vm={**vm, **case.requested}, **case.arguments)
     return answer, [f"{entry['method']} {entry['path']}" for entry in bench.pve.changing_requests()]
 
 

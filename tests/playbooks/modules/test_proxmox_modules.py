@@ -1,6 +1,6 @@
 """The modules of community.proxmox that our actions call: each operation succeeds, fails, and runs in check mode.
 
-Answers that are wrong are in tests/playbooks/test_modules.py.
+tests/playbooks/test_modules.py shows in which cases the answer of such a module is wrong.
 """
 
 from __future__ import annotations

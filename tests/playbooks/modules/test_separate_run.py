@@ -1,4 +1,4 @@
-"""pytest-ansible is off in every run but that of these tests, because its plugin would link the checkout."""
+"""Only the separate run of these tests has pytest-ansible's plugin, because the plugin could link the checkout."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def run(*command: str | Path, folder: Path, **variables: str) -> str:
 
 @contextmanager
 def measured(what: str, figures: list[str]) -> Iterator[None]:
-    """Add what the block takes to the figures."""
+    """Add the CPU time and the duration of the block to the figures."""
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     yield
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -65,7 +65,7 @@ def measured(what: str, figures: list[str]) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def figures() -> list[str]:
-    """What was measured in this module."""
+    """The texts of what the tests of this module have measured."""
     return []
 
 
@@ -91,9 +91,9 @@ def machine(dist: Path, tmp_path_factory: pytest.TempPathFactory, figures: list[
     commands = found[1].replace("python3.11-x86_64", archive.stem.split("-offline-")[1])
     commands = commands.replace("/opt/agent-smith", str(folder / "agent-smith"))
     with measured("installing the bundle", figures):
-        said = run(*NO_NETWORK, "bash", "-euc", commands, folder=folder, PYTHON=sys.executable)
-    assert f"agent-smith         {VERSION}\n" in said
-    assert "not found" not in said
+        output = run(*NO_NETWORK, "bash", "-euc", commands, folder=folder, PYTHON=sys.executable)
+    assert f"agent-smith         {VERSION}\n" in output
+    assert "not found" not in output
     return folder
 
 
@@ -106,7 +106,7 @@ def bundle(machine: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def venv(machine: Path) -> Path:
-    """Return the virtual environment that install.sh has made."""
+    """Return the virtual environment that install.sh has created."""
     return machine / "agent-smith"
 
 
@@ -168,7 +168,7 @@ def test_ansible_doc_finds_both_installed_collections_without_network(venv: Path
     assert {name: bool(found[name]["doc"]["short_description"]) for name in names} == dict.fromkeys(names, True)
 
 
-def test_a_second_run_adds_the_lab(
+def test_a_second_run_of_install_sh_adds_the_lab(
     venv: Path, bundle: Path, tmp_path: Path, figures: list[str], figure: Callable[[str], None]
 ) -> None:
     (packages,) = venv.glob("lib/python*/site-packages")
@@ -199,8 +199,8 @@ def pipeline(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_pipeline_tests_the_example_repository_with_the_bundle(pipeline: Path) -> None:
     _install, test = shell_steps(PIPELINE)["test"]
-    said = run(*SHELLS[PIPELINE], test, folder=pipeline)
-    assert said.startswith("lab: a stand-in for Proxmox\n")
+    output = run(*SHELLS[PIPELINE], test, folder=pipeline)
+    assert output.startswith("lab: a stand-in for Proxmox\n")
     (suite,) = ET.parse(pipeline / "report.xml").getroot().iter("testsuite")  # noqa: S314 (pytest wrote it)
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors"), suite.get("skipped")) == (
         "4",
@@ -213,10 +213,10 @@ def test_a_pipeline_tests_the_example_repository_with_the_bundle(pipeline: Path)
 def test_a_pipeline_sweeps_the_lab_with_the_bundle(pipeline: Path) -> None:
     _install, sweep = shell_steps(PIPELINE)["sweep"]
     with running_stand_in(folder=pipeline / "pve") as lab:
-        said = run(*SHELLS[PIPELINE], sweep, folder=pipeline, **stand_in_settings(lab).variables())
-    assert "nothing is in the lab's VMIDs" in said
+        output = run(*SHELLS[PIPELINE], sweep, folder=pipeline, **stand_in_settings(lab).variables())
+    assert "nothing is in the lab's VMIDs" in output
 
 
 def test_the_bundle_has_our_own_lab_tests(pipeline: Path) -> None:
-    said = run(pipeline / ".smith" / "bin" / "smith", "lab-test", "-k", "second_start", folder=pipeline)
-    assert "1 passed" in said
+    output = run(pipeline / ".smith" / "bin" / "smith", "lab-test", "-k", "second_start", folder=pipeline)
+    assert "1 passed" in output

@@ -40,7 +40,7 @@ JINJA = (
     "{{ hostvars['proxmox']['smith_proxmox'] }}",
     "{{ vars }}",
     "{{ 7 * 7 }}",
-    "{{ undefined_variable_of_nobody }}",
+    "{{ an_undefined_variable }}",
     "{{ 1 / 0 }}",
     "{{",
     "}}",

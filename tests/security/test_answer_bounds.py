@@ -24,8 +24,9 @@ from executor.proxmox.connection import ProxmoxConnection
 
 ROOT = Path(__file__).parents[2]
 MIB = 1024 * 1024
+#: The limit for the peak of the reader's memory.
 MAX_MIB = 300
-#: Larger ones than any limit, and the worst ones below a limit. Compressed, none has more than some 100 kB.
+#: Bodies that are larger than any limit, or the worst below a limit. Compressed, each has at most about 100 kB.
 BODIES: dict[str, bytes] = {
     "blanks": b" " * 64 * MIB,
     "lists": b'{"data":[' + b"[]," * 11 * MIB + b"[]]}",
@@ -52,7 +53,7 @@ def answers() -> list[Reply]:
 def test_an_answer_of_any_size_costs_a_limited_amount_of_memory(
     kind: str, answers: list[Reply], tls: ssl.SSLContext, tmp_path: Path
 ) -> None:
-    """The reader is a process of its own. Its peak is that of the worst answer."""
+    """The reader is a process of its own that reads all answers: the peak of its memory is that of the worst answer."""
     paths = os.pathsep.join(str(ROOT / folder) for folder in (".", "tests", "lab", ".collections"))
     with WireServer(*answers, tls=tls) as server:
         port = server.url.rpartition(":")[2]
@@ -90,7 +91,7 @@ def endless() -> Iterator[threading.Event]:
 def test_an_answer_of_proxmox_that_never_ends_is_a_timeout(  # noqa: PLR0917 (two of them are columns)
     tls: ssl.SSLContext, tmp_path: Path, endless: threading.Event, beginning: bytes, piece: bytes, login: dict[str, str]
 ) -> None:
-    """Each byte restarts the timeout of a read."""
+    """Each byte restarts the timeout of a read, so the wait needs a limit of its own."""
 
     def send_slowly(wire: ssl.SSLSocket) -> None:
         wire.sendall(beginning or b"HTTP/1.1 100 Continue\r\n\r\n")

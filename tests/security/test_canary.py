@@ -1,4 +1,4 @@
-"""R12: twelve kinds of secret are in use while a system works; afterwards none is found where it must not be.
+"""Twelve kinds of secret are in use while a system works; afterwards none is where it must not be (promise R12).
 
 One lab, three starts of the executor: with secrets from files and SQLite (create, update, a failing create, a leaking
 action, an agent killed during a run), with a configuration from FulcrumCore and PostgreSQL, and with an unreachable
@@ -37,6 +37,7 @@ from executor.runs.runner import Runner, RunnerPaths
 pytestmark = [pytest.mark.xdist_group("canary"), pytest.mark.timeout(1200)]
 
 LEAK = Path(__file__).parent / "leak.yml"
+#: How long the jobs of a service may take.
 PATIENCE_S = 280.0
 #: Services that run the leaking action, and the error message that FulcrumCore gets.
 LEAKING = ("nasty", "base64", "lines", "long")
@@ -75,10 +76,14 @@ class Evidence:
     processes: dict[int, str] = field(default_factory=dict)
     shown: dict[str, bytes] = field(default_factory=dict)  #: pages and output of commands
     while_running: set[Hit] = field(default_factory=set)  #: in data and log, with the write-ahead log not yet merged
-    in_killed_run: set[Hit] = field(default_factory=set)  #: in run folders, while a run goes on
-    told: str = ""  #: what FulcrumCore knows of our jobs
-    outcomes: dict[str, str] = field(default_factory=dict)  #: how jobs ended, by service, as FulcrumCore has it
-    arrived: dict[str, str] = field(default_factory=dict)  #: passwords as Proxmox has them
+    in_killed_run: set[Hit] = field(default_factory=set)  #: in run folders, right after the agent was killed
+    jobs_at_fulcrumcore: str = ""  #: all jobs, as FulcrumCore returns them
+    outcomes: dict[str, str] = field(
+        default_factory=dict
+    )  #: by service, the error or the status of its last job at FulcrumCore
+    passwords_at_proxmox: dict[str, str] = field(
+        default_factory=dict
+    )  #: by service, the password in the VM's configuration
 
     @property
     def scanner(self) -> Scanner:
@@ -109,10 +114,10 @@ class Evidence:
                 request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
                 try:
                     with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310  (the test's own address)
-                        said = str(answer.headers).encode() + answer.read()
+                        output = str(answer.headers).encode() + answer.read()
                 except urllib.error.HTTPError as error:
-                    said = str(error.headers).encode() + error.read()
-                self.shown[f"GET {path} {'with' if headers else 'without'} token ({len(self.shown)})"] = said
+                    output = str(error.headers).encode() + error.read()
+                self.shown[f"GET {path} {'with' if headers else 'without'} token ({len(self.shown)})"] = output
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +152,8 @@ def _prepare(lab: LabSystem) -> Evidence:
     actions.mkdir(mode=0o755)
     (actions / "leak.yml").write_text(LEAK.read_text())
     (actions / "leak.yml").chmod(0o644)
-    own = {name: lab.folder / name for name in ("home", "tmp")}
-    for place in own.values():
+    private = {name: lab.folder / name for name in ("home", "tmp")}
+    for place in private.values():
         place.mkdir(mode=0o700)
     lab.settings |= {
         "FULCRUM_API_TOKEN": "",
@@ -157,8 +162,8 @@ def _prepare(lab: LabSystem) -> Evidence:
         "SMITH_ACTIONS_PATH": str(actions),
         "SMITH_CONCURRENCY": "3",
         "SMITH_LOG_LEVEL": "debug",
-        "HOME": str(own["home"]),
-        "TMPDIR": str(own["tmp"]),
+        "HOME": str(private["home"]),
+        "TMPDIR": str(private["tmp"]),
         "HTTPS_PROXY": f"http://user:{proxy}@127.0.0.1:9",
         "NO_PROXY": "127.0.0.1",
     }
@@ -169,7 +174,7 @@ def _prepare(lab: LabSystem) -> Evidence:
         Canary("HTTP token", http_token, (http_token,)),
         Canary("proxy password", proxy, (proxy,)),
     ]
-    return Evidence(canaries, lab, [lab.data_dir, lab.folder / "run", lab.log_file, *own.values()])
+    return Evidence(canaries, lab, [lab.data_dir, lab.folder / "run", lab.log_file, *private.values()])
 
 
 def _offer_leaking_action(lab: LabSystem) -> None:
@@ -210,11 +215,11 @@ def _first_start(found: Evidence, vms: dict[str, Canary]) -> None:
         found.browse(found.canaries[2].value)
         _run_commands(found, services)
     found.outcomes |= {name: _outcome(lab, services[name]) for name in (*LEAKING, "update")}
-    found.arrived = {
+    found.passwords_at_proxmox = {
         name: str(vm["config"].get("cipassword", "")) for name in services for vm in lab.guests_of(services[name])
     }
     lab.stop_executor()
-    found.told = json.dumps(lab.admin.list_all("jobs"))
+    found.jobs_at_fulcrumcore = json.dumps(lab.admin.list_all("jobs"))
 
 
 def _fail_a_create(found: Evidence, password: Canary) -> None:
@@ -340,7 +345,7 @@ def test_every_kind_of_secret_was_in_use(evidence: Evidence) -> None:
     kinds = {canary.kind for canary in evidence.canaries}
     assert len(kinds) >= 12, sorted(kinds)
     for name in ("nasty", "base64", "lines", "short", "long", "update"):
-        assert evidence.arrived[name], f"no password reached the VM {name}"
+        assert evidence.passwords_at_proxmox[name], f"no password reached the VM {name}"
     outcomes = evidence.outcomes
     assert [outcomes[name] for name in ("update", "crash", "remote")] == ["Completed"] * 3
     assert {outcomes[name][: len(LEAKED)] for name in LEAKING} == {LEAKED}
@@ -362,13 +367,13 @@ def test_no_secret_is_in_arguments_or_environments_of_the_executors_processes(ev
 
 
 def test_no_secret_is_in_http_responses_or_command_output(evidence: Evidence) -> None:
-    hits = {hit for where, said in evidence.shown.items() for hit in evidence.scanner.look(said, where)}
+    hits = {hit for where, output in evidence.shown.items() for hit in evidence.scanner.look(output, where)}
     assert hits == set()
-    assert all(evidence.shown.values()), [where for where, said in evidence.shown.items() if not said]
+    assert all(evidence.shown.values()), [where for where, output in evidence.shown.items() if not output]
 
 
 def test_no_secret_is_in_the_jobs_at_fulcrumcore(evidence: Evidence) -> None:
-    assert evidence.scanner.look(evidence.told, "jobs at FulcrumCore") == set()
+    assert evidence.scanner.look(evidence.jobs_at_fulcrumcore, "jobs at FulcrumCore") == set()
 
 
 def test_a_killed_run_leaves_secrets_in_its_private_folder_and_the_sweep_removes_them(evidence: Evidence) -> None:

@@ -22,17 +22,18 @@ async def _page(scope: Scope, receive: Receive, send: Send) -> None:
     await JSONResponse({"jobs": 3})(scope, receive, send)
 
 
-def status_for(host: str | None, *, token: str = "", shown: str = "", is_local: bool = True) -> int:
+def status_for(host: str | None, *, token: str = "", sent_token: str = "", is_local: bool = True) -> int:
+    """Return the status for a Host header, if the agent has the token `token` and the client sends `sent_token`."""
     headers = [(b"host", host.encode())] if host is not None else []
-    headers += [(b"authorization", f"Bearer {shown}".encode())] if shown else []
+    headers += [(b"authorization", f"Bearer {sent_token}".encode())] if sent_token else []
     scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": headers, "client": ("127.0.0.1", 5)}
-    sent: list[Message] = []
+    messages: list[Message] = []
 
     async def receive() -> Message:
         return {"type": "http.request"}
 
     async def send(message: Message) -> None:
-        sent.append(message)
+        messages.append(message)
 
     access = Access(token=token, is_server_local=is_local)
     handle = AgentHandle()
@@ -41,7 +42,7 @@ def status_for(host: str | None, *, token: str = "", shown: str = "", is_local: 
     )
     guard = Guard(_page, parts)
     asyncio.run(guard(scope, receive, send))
-    return int(sent[0]["status"])
+    return int(messages[0]["status"])
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,6 @@ def test_requests_with_any_other_host_header_are_refused(host: str) -> None:
 
 def test_with_a_token_any_host_header_is_accepted() -> None:
     """A rebinding page does not know the token, and a reverse proxy may pass on the client's Host header."""
-    assert status_for("metrics.example", token=TOKEN, shown=TOKEN) == 200
+    assert status_for("metrics.example", token=TOKEN, sent_token=TOKEN) == 200
     assert status_for("metrics.example", token=TOKEN) == 401
-    assert status_for("metrics.example", token=TOKEN, shown=TOKEN, is_local=False) == 200
+    assert status_for("metrics.example", token=TOKEN, sent_token=TOKEN, is_local=False) == 200

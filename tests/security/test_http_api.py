@@ -1,4 +1,4 @@
-"""S8: no HTTP request to a running agent causes a server error or a change, and pages need the token.
+"""No HTTP request to a running agent causes a server error or a change, and pages need the token.
 
 Schemathesis generates requests from the OpenAPI description that the agent serves.
 """
@@ -45,7 +45,7 @@ class Api:
             connection.close()
 
     def examine(self, description: dict[str, Any], *options: str, token: str = "") -> subprocess.CompletedProcess[str]:
-        """Let Schemathesis compare the pages with a description."""
+        """Let Schemathesis compare the responses of the agent with a description."""
         config, file = self.folder / "schemathesis.toml", self.folder / "openapi.json"
         config.write_text(f'[headers]\nAuthorization = "Bearer {token}"\n' if token else "")
         file.write_text(json.dumps(description))
@@ -63,9 +63,9 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         served = wait_for(lambda: lab.log_events("http_served"), WITHIN_S, "the port")
         found = Api(folder, served[-1]["port"], lab.log_file)
         wait_for(lambda: found.ask("GET", "/readyz", {})[0] == 200, WITHIN_S, "the agent to be ready")
-        status, said = found.ask("GET", "/openapi.json", {"Authorization": f"Bearer {TOKEN}"})
+        status, body = found.ask("GET", "/openapi.json", {"Authorization": f"Bearer {TOKEN}"})
         assert status == 200
-        yield replace(found, description=json.loads(said))
+        yield replace(found, description=json.loads(body))
 
 
 def test_every_response_matches_the_openapi_description(api: Api) -> None:
@@ -101,7 +101,7 @@ def test_arbitrary_requests_cause_no_server_error_and_no_change(
 
 
 def test_a_wrong_openapi_description_is_detected(api: Api) -> None:
-    """Otherwise the other tests would show nothing."""
+    """Without this, the success of the other tests would prove nothing."""
     wrong = copy.deepcopy(api.description)
     wrong["paths"]["/metrics"]["get"]["responses"]["200"]["content"] = {"application/json": {"schema": {}}}
     wrong["paths"]["/livez"]["get"]["responses"]["200"]["content"]["application/json"]["schema"] = {"type": "array"}

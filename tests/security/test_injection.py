@@ -1,4 +1,4 @@
-"""R13: text of a service is never evaluated: in no text field, by Ansible or Proxmox."""
+"""Text of a service is never evaluated: in no text field, and neither by Ansible nor by Proxmox (promise R13)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MINIMAL = {"cores": 2, "memoryMb": 2048, "diskGb": 10, "image": "debian-12"}
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZv"
 #: Codes by which a property may be refused before anything runs.
 REFUSALS = frozenset({ErrorCode.INVALID_REQUEST, ErrorCode.NOT_FOUND, ErrorCode.UNSUPPORTED_ACTION})
-#: Writes its input to a file, after each way in which a playbook might evaluate it by mistake.
+#: A playbook that uses its input in each way in which Ansible might evaluate it, and then writes it to a file.
 ECHO = """---
 - name: Echo the input
   hosts: all
@@ -72,7 +72,7 @@ def text_fields(schema: dict[str, Any], path: str = "") -> Iterator[str]:
 
 
 FIELDS = tuple(dict.fromkeys(text_fields(VmProperties.model_json_schema(by_alias=True))))
-#: Other members that a field needs to be validated.
+#: For a field: the other members without which each value of the field is refused.
 BESIDE: dict[str, dict[str, Any]] = {
     "network.ipv4Cidr": {"mode": "static"},
     "network.ipv4Gateway": {"mode": "static", "ipv4Cidr": "192.0.2.9/24"},
@@ -82,7 +82,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "disks[].storage": {"disk": "scsi1", "sizeGb": 8},
     "disks[].disk": {"sizeGb": 8},
 }
-#: Not in the plan, which contains the template's VMID and the reserved name instead.
+#: Fields that are not in the plan: it contains the template's VMID and the reserved name instead.
 NOT_PLANNED = frozenset({"image", "hostname"})
 
 
@@ -94,6 +94,7 @@ def properties_with(field: str, text: str) -> dict[str, Any]:
 
 
 def listed(name: str, value: Any) -> dict[str, Any]:
+    """Return a member with this value, which becomes a list if the name ends with `[]`."""
     return {name.removesuffix("[]"): [value] if name.endswith("[]") else value}
 
 
@@ -123,11 +124,11 @@ def witness(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def plan_settings(tmp_path: Path) -> PlanSettings:
-    """Return the settings with a provider's own action `custom`, which gets every property unchanged."""
-    own = tmp_path / "actions"
-    own.mkdir(mode=0o755)
-    (own / "custom.yml").write_text("---\n[]\n")
-    (own / "custom.yml").chmod(0o644)
+    """Return settings with an action `custom` of a provider, which gets every property unchanged."""
+    actions = tmp_path / "actions"
+    actions.mkdir(mode=0o755)
+    (actions / "custom.yml").write_text("---\n[]\n")
+    (actions / "custom.yml").chmod(0o644)
     return PlanSettings(
         cluster="default",
         templates={"debian-12": 9000},
@@ -135,7 +136,7 @@ def plan_settings(tmp_path: Path) -> PlanSettings:
         bridge="vmbr0",
         pool="",
         node="",
-        playbook_folders=(own, ansible_home() / "playbooks"),
+        playbook_folders=(actions, ansible_home() / "playbooks"),
         playbook_timeout_s=240.0,
         shutdown_timeout_s=60.0,
     )
@@ -157,11 +158,11 @@ def planned(plan_settings: PlanSettings, texts: list[str]) -> tuple[list[dict[st
     """Plan a VM for each text in each field. Return the variables for Ansible and the refused fields."""
     cases, refused = [], []
     for text in texts:
-        wishes = {field: properties_with(field, text) for field in FIELDS}
-        wishes["comment of a key"] = {"sshPublicKeys": [f"{KEY} {text}"]}
-        for field, wish in wishes.items():
+        requested = {field: properties_with(field, text) for field in FIELDS}
+        requested["comment of a key"] = {"sshPublicKeys": [f"{KEY} {text}"]}
+        for field, properties in requested.items():
             try:
-                vm = plan(make_request("create", MINIMAL | wish, name=text), plan_settings).vm
+                vm = plan(make_request("create", MINIMAL | properties, name=text), plan_settings).vm
             except JobError as error:
                 if error.code not in REFUSALS:
                     raise
@@ -192,11 +193,15 @@ def test_no_payload_in_any_field_is_evaluated_by_ansible(
     cases, refused = planned(plan_settings, texts)
     distinct = list({json.dumps(case): case for case in cases}.values())
     assert len(distinct) > len(texts)
-    assert {*refused} == {*FIELDS, "comment of a key"} - {"ciPassword"}, "all but passwords are checked"
+    assert {*refused} == {*FIELDS, "comment of a key"} - {"ciPassword"}, (
+        "each field but the password refuses some texts"
+    )
     paths = RunnerPaths(ansible_home=ansible_home(), run_dir=tmp_path / "run", artifacts_dir=tmp_path / "artifacts")
     playbook = tmp_path / "echo.yml"
     playbook.write_text(ECHO)
-    runner = Runner(paths, lambda: {"api_host": "pve.example", "api_token_secret": "nobody's"}, redactor=Redactor())
+    runner = Runner(
+        paths, lambda: {"api_host": "pve.example", "api_token_secret": "unused-secret"}, redactor=Redactor()
+    )
     run = PlaybookRun(ident="echo-1", action="echo", playbook=playbook, vm={"cases": distinct}, timeout_s=600)
 
     artifacts = runner.run(run)

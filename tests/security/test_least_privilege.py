@@ -1,4 +1,4 @@
-"""S10: each privilege of the table is needed, and an action without its privilege ends in PVE_PERMISSION.
+"""Each privilege that we document is needed, and an action without its privilege ends in PVE_PERMISSION.
 
 Each test revokes one privilege of the token and runs the action that needs it. The VM must neither be changed nor
 treated as deleted.
@@ -34,6 +34,7 @@ from executor.shared.error_codes import ErrorCode
 
 pytestmark = pytest.mark.timeout(900)
 
+#: How long the jobs of a service may take.
 PATIENCE_S = 250.0
 STORAGE = "local-lvm"
 BACKUP_STORAGE = "backups"
@@ -47,7 +48,8 @@ ALL_NEEDS = list_needs(
 )
 #: The first need of each role. The storage for backups has the role of the storages for disks.
 NEEDS = {need.role: need for need in reversed(ALL_NEEDS)}
-WISHES = {"template_vmid": 9000, "cores": 2, "memory_mib": 2048, "disk_gib": 8, "tags": ["web"]}
+#: What a create or an update requests unless the case says otherwise.
+DEFAULT_REQUEST = {"template_vmid": 9000, "cores": 2, "memory_mib": 2048, "disk_gib": 8, "tags": ["web"]}
 WITHOUT_TEMPLATE = {"iso": "local:iso/debian-12.iso", "storage": STORAGE, "bridge": "vmbr0", "template_vmid": None}
 #: By role and privilege, an action with its variables that needs the privilege.
 NEEDED_FOR: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
@@ -96,7 +98,7 @@ class Place:
     runner: Runner
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(20_000))
 
-    def vm(self, action: str, wishes: dict[str, Any]) -> dict[str, Any]:
+    def vm(self, action: str, requested: dict[str, Any]) -> dict[str, Any]:
         """Add a VM that the action would change; return its variables."""
         service_id, vmid = str(uuid.uuid4()), next(self.numbers)
         vm = {"service_id": service_id, "vmid": vmid, "name": f"web-{service_id[:8]}", "node": "pve1"}
@@ -110,11 +112,12 @@ class Place:
             }
             status = "running" if action in ("resize", "migrate", "snapshot") else "stopped"
             self.pve.control("add", vmid=vmid, name=vm["name"], config=config, status=status)
-        asked = {**vm, **(WISHES if action in ("create", "update") else {}), **wishes}
+        asked = {**vm, **(DEFAULT_REQUEST if action in ("create", "update") else {}), **requested}
         return {name: value for name, value in asked.items() if value is not None}
 
     @contextmanager
     def without(self, role: str, privilege: str, path: str = "") -> Iterator[None]:
+        """Revoke a privilege of the token while the block runs."""
         path = path or GRANTED_ON.get(role, NEEDS[role].path)
         self.pve.control("revoke", path=path, privilege=privilege)
         try:
@@ -156,8 +159,8 @@ def test_every_privilege_of_the_table_is_tested() -> None:
 
 @pytest.mark.parametrize(("role", "privilege"), NEEDED_FOR, ids=lambda part: part)
 def test_an_action_without_its_privilege_ends_in_pve_permission(place: Place, role: str, privilege: str) -> None:
-    action, wishes = NEEDED_FOR[role, privilege]
-    vm = place.vm(action, wishes)
+    action, requested = NEEDED_FOR[role, privilege]
+    vm = place.vm(action, requested)
     before = place.pve.guest(vm["vmid"])
     with place.without(role, privilege):
         done = place.play(action, vm)
@@ -168,7 +171,7 @@ def test_an_action_without_its_privilege_ends_in_pve_permission(place: Place, ro
 
 
 def test_a_backup_needs_space_on_its_storage(place: Place) -> None:
-    """Datastore.Audit on it is for the doctor and the lists of archives: Proxmox's backup itself does not check it."""
+    """Proxmox's backup does not check Datastore.Audit. The doctor and the lists of archives need this privilege."""
     privilege = "Datastore.AllocateSpace"
     (need,) = [need for need in ALL_NEEDS if need.path == f"/storage/{BACKUP_STORAGE}"]
     assert privilege in need.privileges
@@ -249,7 +252,7 @@ def test_a_clone_of_a_template_with_an_unmapped_device_is_refused_before_any_cha
 
 
 def test_a_bridge_and_a_vnet_need_only_their_own_privilege(place: Place) -> None:
-    """The privilege on the zone is not needed, and a VNet's privilege is in its own zone."""
+    """The privilege on the whole zone is not needed. That for a VNet is granted below the VNet's own zone."""
     place.pve.control("vnet", name="vnet7", zone="tenants")
     with place.without("SmithNet", "SDN.Use"):
         for bridge, path in (("vmbr0", "/sdn/zones/localnetwork/vmbr0"), ("vnet7", "/sdn/zones/tenants/vnet7")):

@@ -1,4 +1,4 @@
-"""S12: no text becomes code, an object or a shell command, and no other process reads the agent's environment."""
+"""No text becomes code, an object or a shell command, and no other process reads the agent's environment."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ KNOWN = {
     ("executor/cli/action_checks.py", "yaml.load"),
 }
 
-#: Becomes user `nobody`, sets itself undumpable or not; a child of the same user reads its environment. Without exec,
-#: because `nobody` cannot read our Python.
-PEEP = """
+#: A program that becomes the user `nobody` and makes itself undumpable, or not. Its child, of the same user, tries to
+#: read its environment. The child is forked without exec, because `nobody` cannot read our Python files.
+READ_ENVIRONMENT_OF_PARENT = """
 import ctypes, os, sys
 sys.path.insert(0, {root!r})
 from executor.processes import process_tree
@@ -58,6 +58,7 @@ def sources() -> list[Path]:
 
 
 def dangers(tree: ast.AST) -> Iterator[str]:
+    """Yield the forbidden modules and calls in a source."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names if name.name.partition(".")[0] in FORBIDDEN_MODULES)
@@ -87,11 +88,11 @@ def test_the_search_finds_each_dangerous_construct(source: str) -> None:
     assert list(dangers(ast.parse(source)))
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which takes root")
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which only root can do")
 @pytest.mark.parametrize(("hidden", "outcome"), [(True, "Permission denied"), (False, "seen")])
 def test_a_process_of_the_same_user_cannot_read_the_environment_of_an_undumpable_process(
     hidden: bool, outcome: str
 ) -> None:
-    source = PEEP.format(root=str(ROOT), hidden=hidden)
+    source = READ_ENVIRONMENT_OF_PARENT.format(root=str(ROOT), hidden=hidden)
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False, timeout=60)
     assert outcome in done.stdout, done.stderr

@@ -1,4 +1,4 @@
-"""Secrets change while the agent works: it uses the new ones, and no job fails."""
+"""Secrets change while the agent works: the agent uses the new secrets, and no job fails."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
 
 pytestmark = [pytest.mark.xdist_group("rotation"), pytest.mark.timeout(900)]
 
+#: How long the jobs of a service may take.
 PATIENCE_S = 250.0
 NEW_PROXMOX_SECRET = "rotated-secret-of-proxmox-1"
 
@@ -30,7 +31,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
             "FULCRUM_API_TOKEN": "",
             "PROXMOX_TOKEN_SECRET": "",
             "SMITH_SECRETS_DIR": str(mounted),
-            "SMITH_METRICS_INTERVAL_S": "1",  # metrics need Proxmox: the agent notices the refusal
+            "SMITH_METRICS_INTERVAL_S": "1",  # to send them, the agent asks Proxmox, and so notices a refusal
         }
         system.start_executor()
         yield system
@@ -45,6 +46,7 @@ def service(lab: LabSystem) -> str:
 
 
 def reloads(lab: LabSystem, name: str) -> int:
+    """Return how often the agent has loaded this secret again."""
     return sum(name in event["variables"] for event in lab.log_events("secrets_reloaded"))
 
 
@@ -90,21 +92,21 @@ def test_sighup_reloads_the_secrets_and_an_unusable_secret_is_logged_and_not_loa
 ) -> None:
     file = lab.folder / "secrets" / "fulcrum_api_token"
     token = new_token(lab, "third")
-    before, good = reloads(lab, "FULCRUM_API_TOKEN"), file.read_text()
+    before, former_token = reloads(lab, "FULCRUM_API_TOKEN"), file.read_text()
     agent = agent_of(lab).pid
 
     file.write_text("")
     os.kill(lab.executor.pid, signal.SIGHUP)
-    told = wait_for(lambda: lab.log_events("secrets_not_reloaded"), 60, "the event secrets_not_reloaded")
-    assert "FULCRUM_API_TOKEN" in told[-1]["reason"]
-    assert told[-1]["all_old_values_kept"] is True
+    events = wait_for(lambda: lab.log_events("secrets_not_reloaded"), 60, "the event secrets_not_reloaded")
+    assert "FULCRUM_API_TOKEN" in events[-1]["reason"]
+    assert events[-1]["all_old_values_kept"] is True
     file.write_text(token)
     os.kill(lab.executor.pid, signal.SIGHUP)
 
     wait_for(lambda: reloads(lab, "FULCRUM_API_TOKEN") == before + 1, 60, "the token to be loaded")
     assert agent_of(lab).pid == agent
     assert token not in lab.log_file.read_text()
-    lab.core.revoke_tokens(value=good)
+    lab.core.revoke_tokens(value=former_token)
     assert outcome_of(lab.run_action(service, "start", PATIENCE_S)) == "Completed"
 
 

@@ -1,4 +1,4 @@
-"""`smith support`: what is in the archive, that it has no secret, and that it is made while much is broken."""
+"""`smith support`: the archive has what a bug report needs and no secret, and can be written if much is broken."""
 
 from __future__ import annotations
 

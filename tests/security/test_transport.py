@@ -1,4 +1,4 @@
-"""S4: an invalid certificate is refused with its remedy; disabled TLS is logged at each start."""
+"""An invalid certificate is refused with a text that names the remedy; disabled TLS is logged at each start."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Endpoint:
 
 
 def certify(folder: Path, *, address: str = "127.0.0.1", ends: datetime.datetime = NOW + DAY) -> Path:
-    """Write `ca.pem` and a certificate signed by it with its key; return the certificate's file."""
+    """Write `ca.pem`, and a file with a certificate signed by this CA and its private key; return the second file."""
     folder.mkdir(exist_ok=True)
     ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"CA of {folder.name}")])
@@ -89,7 +89,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_invalid_certificate_is_refused_with_its_remedy(tmp_path: Path, case: str) -> None:
+def test_an_invalid_certificate_is_refused_with_a_text_that_names_the_remedy(tmp_path: Path, case: str) -> None:
     certificate, (fulcrum_remedy, proxmox_remedy) = CASES[case]
     with endpoint(tmp_path / "server", **certificate) as server:
         certify(tmp_path / "other")

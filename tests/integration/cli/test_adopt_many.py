@@ -1,4 +1,8 @@
-"""`smith mappings adopt --from`: the PHP agent's database, CSV and JSON, with ended, doubled and broken rows."""
+"""`smith mappings adopt --from FILE`: adopts the VMs that a file lists, each with its service.
+
+The file is the database of the PHP agent (the predecessor of Agent Smith), CSV or JSON. Rows may name deleted services,
+contradict each other or be malformed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ import pytest
 from smith_lab.system import LabSystem, running_lab
 from support.drift_world import VMIDS, World, empty_world, end_service
 
-#: The schema of the PHP agent (Laravel's migration).
+#: The table of the PHP agent that says which VM serves which service, as its Laravel migration creates it.
 PHP_SCHEMA = """
 CREATE TABLE job_service_mappings (
   "id" integer primary key autoincrement not null,
@@ -49,41 +53,42 @@ def php_database(folder: Path, pairs: Sequence[tuple[Any, Any]]) -> Path:
 
 
 def outcomes(world: World, file: Path, *more: str, code: int) -> dict[tuple[str, Any], tuple[str, str]]:
+    """Run the command, which must exit with `code`. Return the outcome and the reason of each (service id, VMID)."""
     done = world.cli("mappings", "adopt", "--from", str(file), "--json", *more)
     assert done.returncode == code, done.stderr
     return {(row["service_id"], row["vmid"]): (row["outcome"], row["why"] or "") for row in json.loads(done.stdout)}
 
 
-def test_the_database_of_the_php_agent_is_adopted_whole_and_a_second_run_changes_nothing(world: World) -> None:
-    plain, marked, moved, reused, ended, torn, rival, other_rival = (world.service(None) for _ in range(8))
+def test_all_valid_rows_of_the_php_agents_database_are_adopted_and_a_second_run_changes_nothing(world: World) -> None:
+    plain, marked, moved, reused, ended, split, first_rival, second_rival = (world.service(None) for _ in range(8))
     end_service(world.lab, ended)
-    vm = {name: world.add_vm() for name in ("plain", "moved", "reused", "torn 1", "torn 2", "rivals", "other's")}
+    vm = {name: world.add_vm() for name in ("plain", "moved", "reused", "split 1", "split 2", "rivals", "other's")}
     vm["marked"] = world.add_vm(marked)
-    stranger = str(uuid.uuid4())
+    other_service = str(uuid.uuid4())
     world.lab.proxmox.control(
-        "configure", vmid=vm["other's"], values={"description": f"smith-uid={stranger}", "tags": "smith"}
+        "configure", vmid=vm["other's"], values={"description": f"smith-uid={other_service}", "tags": "smith"}
     )
     gone = next(VMIDS)
     expected = {
         (plain, vm["plain"]): ("would be adopted", ""),
         (marked, vm["marked"]): ("would be adopted", ""),
-        (moved, gone): ("left out", f"Proxmox shows no VM {gone}"),  # two rows of a service, and one VM is left
+        (moved, gone): ("left out", f"Proxmox shows no VM {gone}"),  # of the service's two VMs, one exists
         (moved, vm["moved"]): ("would be adopted", ""),
-        (ended, vm["reused"]): ("left out", "is Deleted in FulcrumCore"),  # two services of a VMID, and one is left
+        (ended, vm["reused"]): ("left out", "is Deleted in FulcrumCore"),  # of the VM's two services, one exists
         (reused, vm["reused"]): ("would be adopted", ""),
-        (stranger, vm["plain"]): ("left out", "FulcrumCore knows no service"),
-        (torn, vm["torn 1"]): ("refused", "several existing VMs for this service"),
-        (torn, vm["torn 2"]): ("refused", "several existing VMs for this service"),
-        (rival, vm["rivals"]): ("refused", "several services for this VM"),
-        (other_rival, vm["rivals"]): ("refused", "several services for this VM"),
-        (plain, vm["other's"]): ("refused", f"has the marker of {stranger}"),
+        (other_service, vm["plain"]): ("left out", "FulcrumCore knows no service"),
+        (split, vm["split 1"]): ("refused", "several existing VMs for this service"),
+        (split, vm["split 2"]): ("refused", "several existing VMs for this service"),
+        (first_rival, vm["rivals"]): ("refused", "several services for this VM"),
+        (second_rival, vm["rivals"]): ("refused", "several services for this VM"),
+        (plain, vm["other's"]): ("refused", f"has the marker of {other_service}"),
         (plain, 9000): ("refused", "is a template"),
         ("not-a-uuid", vm["plain"]): ("refused", "is not the id of a service"),
         (plain, None): ("refused", "is not a VMID"),
         (plain, 12): ("refused", "is not a VMID"),
     }
-    broken = [(plain.upper(), "many"), (b"\xff\xfe", 100)]
-    file = php_database(world.cli.folder, [*expected, *broken])
+    malformed = [(plain.upper(), "many"), (b"\xff\xfe", 100)]
+    file = php_database(world.cli.folder, [*expected, *malformed])
     before = file.read_bytes()
     world.lab.proxmox.reset_request_log()
 
@@ -114,23 +119,23 @@ def test_the_database_of_the_php_agent_is_adopted_whole_and_a_second_run_changes
     assert file.read_bytes() == before
 
 
-def test_a_vm_that_cannot_be_read_is_one_refused_row(world: World) -> None:
-    lost, plain = world.service(None), world.service(None)
+def test_a_vm_that_cannot_be_read_is_refused_and_the_other_rows_are_adopted(world: World) -> None:
+    unreadable_service, plain = world.service(None), world.service(None)
     unreadable, vmid = world.add_vm(), world.add_vm()
-    file = php_database(world.cli.folder, [(lost, unreadable), (plain, vmid)])
+    file = php_database(world.cli.folder, [(unreadable_service, unreadable), (plain, vmid)])
     world.lab.proxmox.control("fail", method="GET", path=f"*/qemu/{unreadable}/config", status=595, times=100)
     try:
         done = outcomes(world, file, "--yes", code=7)
     finally:
         world.lab.proxmox.control("clear_faults")
     assert {pair: outcome for pair, (outcome, _why) in done.items()} == {
-        (lost, unreadable): "refused",
+        (unreadable_service, unreadable): "refused",
         (plain, vmid): "adopted",
     }
 
 
 @pytest.mark.parametrize("form", ["csv", "semicolons", "json"])
-def test_a_list_is_adopted_from_csv_and_json(world: World, form: str) -> None:
+def test_the_vms_in_a_csv_or_json_file_are_adopted(world: World, form: str) -> None:
     service_id = world.service(None)
     vmid = world.add_vm(service_id)
     texts = {
@@ -147,7 +152,7 @@ def test_a_list_is_adopted_from_csv_and_json(world: World, form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected_error"),
     [
         ("service,ident\na,b\n", "needs the columns service_id and vmid"),
         ("{}", "must be a JSON list"),
@@ -157,21 +162,23 @@ def test_a_list_is_adopted_from_csv_and_json(world: World, form: str) -> None:
         ("\udcff", "cannot be read"),
     ],
 )
-def test_a_file_that_is_no_list_is_refused(world: World, content: str, said: str) -> None:
+def test_a_file_without_the_columns_or_the_form_of_a_list_is_refused(
+    world: World, content: str, expected_error: str
+) -> None:
     file = world.cli.folder / "list"
     file.write_bytes(content.encode(errors="surrogateescape"))
     done = world.cli("mappings", "adopt", "--from", str(file), "--yes")
-    assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+    assert (done.returncode, expected_error in done.stderr) == (1, True), done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_sqlite_file_without_the_table_is_refused(world: World) -> None:
+def test_a_sqlite_file_without_the_php_agents_table_is_refused(world: World) -> None:
     done = world.cli("mappings", "adopt", "--from", str(world.cli.file), "--yes")
     assert done.returncode == 1
     assert "has no table job_service_mappings" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [[], ["--service", "x"], ["--from", "list", "--vmid", "100"]])
-def test_a_file_or_one_vm_must_be_named(world: World, arguments: list[str]) -> None:
+def test_either_a_file_or_one_service_with_its_vmid_must_be_given(world: World, arguments: list[str]) -> None:
     (world.cli.folder / "list").write_text("[]")
     assert world.cli("mappings", "adopt", *arguments).returncode == 2

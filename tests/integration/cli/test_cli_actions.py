@@ -1,4 +1,8 @@
-"""`smith actions`: what is listed, what a check finds, and what a new one begins with."""
+"""`smith actions`: the list of the actions, the check of an action (`validate`), and the files of a new one (`new`).
+
+Actions are playbooks: ours, and those that a provider (the organisation that runs the agent) adds in the folder
+SMITH_ACTIONS_PATH.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +39,13 @@ def write(folder: Path, name: str, text: str) -> None:
 
 
 def problems(smith: Cli, name: str) -> str:
-    """What `validate` has against one action; it must have something."""
+    """Return the output of `validate` for an action in which it must find problems."""
     done = smith("actions", "validate", name)
     assert done.returncode == 1, done.stdout
     return done.stdout
 
 
-def test_our_actions_and_the_providers_are_listed_with_the_refused_ones(smith: Cli, folder: Path) -> None:
+def test_our_actions_and_the_providers_are_listed_and_refused_ones_show_their_problem(smith: Cli, folder: Path) -> None:
     write(folder, "stop.yml", HEAD)
     write(folder, "attach-iso.yml", HEAD)
     write(folder, "attach-iso.schema.json", '{"x-smith-effect": "destroys"}')
@@ -116,20 +120,22 @@ def test_a_new_action_needs_the_folder_setting(smith: Cli) -> None:
     ],
     ids=["yaml", "no-plays", "no-result", "localhost", "facts", "login", "prompt", "syntax"],
 )
-def test_a_problem_is_found_without_a_run(smith: Cli, folder: Path, playbook: str, problem: str) -> None:
+def test_validate_finds_a_problem_without_running_the_playbook(
+    smith: Cli, folder: Path, playbook: str, problem: str
+) -> None:
     write(folder, "odd.yml", playbook)
     assert problem in problems(smith, "odd")
 
 
-def test_an_unsafe_action_gets_a_hint(smith: Cli, folder: Path) -> None:
-    write(folder, "bold.yml", HEAD + LOGIN + "  tasks:\n" + RESULT)
-    (found,) = smith.json("actions", "validate", "bold")
+def test_an_action_without_identity_check_and_rescue_gets_hints(smith: Cli, folder: Path) -> None:
+    write(folder, "unsafe.yml", HEAD + LOGIN + "  tasks:\n" + RESULT)
+    (found,) = smith.json("actions", "validate", "unsafe")
     assert found["problems"] == []
     assert "does not use the action agent_smith.proxmox.vm_identity" in " ".join(found["hints"])
     assert "no rescue" in " ".join(found["hints"])
 
 
-def test_a_result_that_an_included_file_or_a_role_publishes_counts(smith: Cli, folder: Path) -> None:
+def test_a_result_may_be_published_by_an_imported_file_or_a_role(smith: Cli, folder: Path) -> None:
     (folder / "roles" / "mine" / "tasks").mkdir(parents=True)
     (folder / "tasks").mkdir()
     for path in (folder / "roles", folder / "roles" / "mine", folder / "roles" / "mine" / "tasks", folder / "tasks"):
@@ -161,7 +167,7 @@ def test_a_result_that_an_included_file_or_a_role_publishes_counts(smith: Cli, f
         ('{"x-smith-effect": 1}', "x-smith-effect must be one of"),
     ],
 )
-def test_a_schema_that_cannot_be_used_is_a_problem(smith: Cli, folder: Path, schema: str, problem: str) -> None:
+def test_validate_finds_an_invalid_schema(smith: Cli, folder: Path, schema: str, problem: str) -> None:
     write(folder, "odd.yml", HEAD + "  tasks:\n" + RESULT)
     write(folder, "odd.schema.json", schema)
     assert problem in problems(smith, "odd")

@@ -1,4 +1,4 @@
-"""`smith db backup` and `restore` beside a process that writes, and a power loss at any moment of its work."""
+"""`smith db backup` and `restore` while another process writes to the database, and a power loss while it writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from support.cli_world import GIVE_UP_S, Cli
 
 from executor.model import JobResult
 
-#: Writes jobs, their claims and results; prints each id after its commit. Large rows make checkpoints frequent.
+#: A program that stores jobs, claims and finishes them. After each commit, it prints what it did, and the job's id.
+#: Its rows are large, so that SQLite often moves the content of the WAL file into the database (a checkpoint).
 WRITER = """
 import sys, uuid
 from executor.database import job_queue
@@ -43,7 +44,8 @@ while True:
         job_queue.finish(session, job_queue.lease_of(job), JobResult(succeeded=True, vm={"vmid": 100}))
     print("completed", job_id, flush=True)
 """
-MOMENTS = 20
+#: How many power losses are simulated.
+POWER_LOSSES = 20
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def smith(tmp_path: Path) -> Cli:
 
 
 class Writer:
-    """A process that commits as fast as it can, and what it has acknowledged."""
+    """A process that commits as fast as it can, and the commits that it has acknowledged on its output."""
 
     def __init__(self, file: Path) -> None:
         self.acknowledged: dict[str, str] = {}
@@ -62,7 +64,7 @@ class Writer:
         self._rest = b""
 
     def read(self, *, within_s: float = 0) -> int:
-        """Read its output so far; return the number of all commits that it has acknowledged."""
+        """Read the output of the process so far; return the number of all jobs that the output has named."""
         while select.select([self._pipe], [], [], within_s)[0]:
             chunk = os.read(self._pipe, 65536)
             assert chunk, "the writer has ended"
@@ -78,7 +80,7 @@ class Writer:
             pass
 
     def pause(self) -> None:
-        """Stop it between two instructions, wherever that is, and wait until it stands."""
+        """Suspend the process between any two of its instructions, and wait until it is suspended."""
         self._process.send_signal(signal.SIGSTOP)
         while Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
             pass
@@ -103,15 +105,15 @@ def writer(smith: Cli) -> Iterator[Writer]:
 
 
 def jobs_in(file: Path) -> dict[str, str]:
-    """Return the status of every job by FulcrumCore's id, of a file that SQLite itself finds sound."""
+    """Return the status of every job in this database, by `fulcrum_id`. Fails if SQLite finds an error in the file."""
     with contextlib.closing(sqlite3.connect(file)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
         return dict(connection.execute("SELECT fulcrum_id, status FROM jobs").fetchall())
 
 
-def assert_holds(found: dict[str, str], acknowledged: dict[str, str]) -> None:
-    """Everything acknowledged is there; a job that was submitted may have been completed without our hearing it."""
+def assert_acknowledged_commits_are_in(found: dict[str, str], acknowledged: dict[str, str]) -> None:
+    """Fail if an acknowledged commit is missing. A job may be completed although only its submission was read."""
     assert acknowledged.keys() <= found.keys()
     assert {job for job, word in acknowledged.items() if word == "completed"} <= {
         job for job, status in found.items() if status == "completed"
@@ -119,8 +121,8 @@ def assert_holds(found: dict[str, str], acknowledged: dict[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def agent_at_work(smith: Cli) -> Iterator[None]:
-    """Hold the lock that an executor holds on its file."""
+def agent_lock_held(smith: Cli) -> Iterator[None]:
+    """Hold the lock that an agent holds on its database file while it runs."""
     with Path(f"{smith.file}.lock").open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -132,9 +134,12 @@ def agent_at_work(smith: Cli) -> Iterator[None]:
 def test_f32_a_power_loss_at_any_moment_loses_no_acknowledged_commit(
     smith: Cli, writer: Writer, tmp_path: Path
 ) -> None:
-    """Power is lost while the database is written → it opens, sound, and every acknowledged commit is there."""
-    logs = []
-    for moment in range(MOMENTS):
+    """Power is lost while the database is written → it can be opened without errors, and has each acknowledged commit.
+
+    A copy of the database and its WAL file, made while the writer is suspended, stands for the disk after the loss.
+    """
+    wal_sizes = []
+    for moment in range(POWER_LOSSES):
         writer.wait_for(len(writer.acknowledged) + random.randint(1, 12))  # noqa: S311 (any moment will do)
         writer.pause()
         writer.read()
@@ -144,14 +149,14 @@ def test_f32_a_power_loss_at_any_moment_loses_no_acknowledged_commit(
         for name in (smith.file.name, f"{smith.file.name}-wal"):
             shutil.copyfile(smith.file.with_name(name), folder / name)
         writer.resume()
-        logs.append((folder / f"{smith.file.name}-wal").stat().st_size)
-        assert_holds(jobs_in(folder / smith.file.name), acknowledged)
+        wal_sizes.append((folder / f"{smith.file.name}-wal").stat().st_size)
+        assert_acknowledged_commits_are_in(jobs_in(folder / smith.file.name), acknowledged)
         shutil.rmtree(folder)
-    assert max(logs) > 0
+    assert max(wal_sizes) > 0
 
 
 def test_a_truncated_wal_file_leaves_a_valid_database(smith: Cli, writer: Writer, tmp_path: Path) -> None:
-    """The tail of the log had not reached the disk: what is lost is the newest, and never half of anything."""
+    """The end of the WAL file had not reached the disk: only the newest transactions are lost, each one completely."""
     writer.wait_for(30)
     writer.pause()
     content = Path(f"{smith.file}-wal").read_bytes()
@@ -180,7 +185,7 @@ def test_a_backup_beside_a_writing_agent_is_complete_and_delays_no_writer(
 
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert [path.name for path in tmp_path.glob("backup.db*")] == ["backup.db"]
-    assert_holds(jobs_in(file), acknowledged)
+    assert_acknowledged_commits_are_in(jobs_in(file), acknowledged)
     writer.wait_for(writer.read() + 5)
 
 
@@ -211,7 +216,9 @@ def test_a_damaged_database_makes_no_backup(smith: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("verb", "tool"), [("backup", "pg_dump"), ("restore", "pg_restore")])
-def test_postgresql_is_refused_with_a_hint_at_its_own_tools(verb: str, tool: str, smith: Cli, tmp_path: Path) -> None:
+def test_backup_and_restore_of_postgresql_are_refused_and_its_own_tools_named(
+    verb: str, tool: str, smith: Cli, tmp_path: Path
+) -> None:
     pytest.importorskip("psycopg")
     file = tmp_path / "file"
     if verb == "restore":
@@ -225,8 +232,8 @@ def test_postgresql_is_refused_with_a_hint_at_its_own_tools(verb: str, tool: str
 # --- restore ------------------------------------------------------------------------------------------------------
 
 
-def backed_up(smith: Cli, tmp_path: Path) -> tuple[Path, int]:
-    """A backup with one job, and a database with another one since then."""
+def backup_and_newer_job(smith: Cli, tmp_path: Path) -> tuple[Path, int]:
+    """Make a backup of a database with one job, then add a second job. Return the backup and the first job's id."""
     first, file = smith.submit(), tmp_path / "backup.db"
     smith.ok("db", "backup", str(file))
     smith.finished(JobResult(succeeded=True, vm={"vmid": 100}))
@@ -234,7 +241,7 @@ def backed_up(smith: Cli, tmp_path: Path) -> tuple[Path, int]:
 
 
 def test_a_restore_replaces_the_database_and_keeps_the_old_one(smith: Cli, tmp_path: Path) -> None:
-    file, first = backed_up(smith, tmp_path)
+    file, first = backup_and_newer_job(smith, tmp_path)
 
     said = smith.ok("db", "restore", str(file), "--yes")
 
@@ -250,11 +257,12 @@ def test_a_restore_replaces_the_database_and_keeps_the_old_one(smith: Cli, tmp_p
 
 
 def test_the_old_wal_file_is_kept_and_not_applied_to_the_new_database(smith: Cli, tmp_path: Path) -> None:
-    """An agent was killed: its log stands beside the file. Anything in the file's place would read it."""
-    file, first = backed_up(smith, tmp_path)
+    """A killed agent leaves its WAL file beside the database. SQLite would apply it to the restored database, too."""
+    file, first = backup_and_newer_job(smith, tmp_path)
     with contextlib.closing(sqlite3.connect(smith.file, isolation_level=None)) as reader:
         reader.execute("BEGIN")
-        reader.execute("SELECT count(*) FROM jobs").fetchall()  # keeps the log from being taken in
+        # During this transaction, SQLite cannot move the content of the WAL file into the database file.
+        reader.execute("SELECT count(*) FROM jobs").fetchall()
         newest = smith.submit()
         assert Path(f"{smith.file}-wal").stat().st_size > 0
         smith.ok("db", "restore", str(file), "--yes")
@@ -264,9 +272,9 @@ def test_the_old_wal_file_is_kept_and_not_applied_to_the_new_database(smith: Cli
 
 
 def test_a_restore_is_refused_while_an_agent_uses_the_database(smith: Cli, tmp_path: Path) -> None:
-    file, _first = backed_up(smith, tmp_path)
+    file, _first = backup_and_newer_job(smith, tmp_path)
     before = smith.file.read_bytes()
-    with agent_at_work(smith):
+    with agent_lock_held(smith):
         done = smith("db", "restore", str(file), "--yes")
     assert (done.returncode, done.stdout) == (6, "")
     assert "an agent uses this database" in done.stderr
@@ -274,7 +282,7 @@ def test_a_restore_is_refused_while_an_agent_uses_the_database(smith: Cli, tmp_p
 
 
 def test_a_restore_needs_a_confirmation(smith: Cli, tmp_path: Path) -> None:
-    file, _first = backed_up(smith, tmp_path)
+    file, _first = backup_and_newer_job(smith, tmp_path)
     done = smith("db", "restore", str(file))
     assert done.returncode == 2
     assert "--yes" in done.stderr
@@ -282,35 +290,37 @@ def test_a_restore_needs_a_confirmation(smith: Cli, tmp_path: Path) -> None:
     assert not list(smith.data.glob("*.restoring*"))
 
 
-def garbage(file: Path) -> None:
+def replace_by_garbage(file: Path) -> None:
     file.write_bytes(b"this is no database, and it is longer than a header " * 100)
 
 
-def empty(file: Path) -> None:
+def make_empty(file: Path) -> None:
     file.write_bytes(b"")
 
 
-def foreign(file: Path) -> None:
+def replace_by_other_programs_database(file: Path) -> None:
     file.unlink()
     with contextlib.closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("CREATE TABLE songs (name TEXT)")
 
 
-def newer(file: Path) -> None:
+def set_newer_schema(file: Path) -> None:
     with contextlib.closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
 
 
-def torn(file: Path) -> None:
+def cut_in_half(file: Path) -> None:
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
 
 
-@pytest.mark.parametrize("spoil", [garbage, empty, foreign, newer, torn])
-def test_a_file_that_is_no_backup_is_not_restored(spoil: object, smith: Cli, tmp_path: Path) -> None:
-    file, _first = backed_up(smith, tmp_path)
-    assert callable(spoil)
-    spoil(file)
+@pytest.mark.parametrize(
+    "damage", [replace_by_garbage, make_empty, replace_by_other_programs_database, set_newer_schema, cut_in_half]
+)
+def test_a_file_that_is_no_usable_backup_is_not_restored(damage: object, smith: Cli, tmp_path: Path) -> None:
+    file, _first = backup_and_newer_job(smith, tmp_path)
+    assert callable(damage)
+    damage(file)
     done = smith("db", "restore", str(file), "--yes")
     assert (done.returncode, done.stdout) == (6, "")
     assert done.stderr.count("\n") == 1
@@ -319,8 +329,8 @@ def test_a_file_that_is_no_backup_is_not_restored(spoil: object, smith: Cli, tmp
 
 
 def test_a_damaged_or_missing_database_is_replaced(smith: Cli, tmp_path: Path) -> None:
-    file, first = backed_up(smith, tmp_path)
-    garbage(smith.file)
+    file, first = backup_and_newer_job(smith, tmp_path)
+    replace_by_garbage(smith.file)
     assert smith("jobs", "list").returncode == 6
     smith.ok("db", "restore", str(file), "--yes")
     assert [job["id"] for job in smith.json("jobs", "list")] == [first]

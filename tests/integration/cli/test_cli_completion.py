@@ -1,4 +1,4 @@
-"""Completion in a shell: job numbers, run idents, VMIDs, names, services and actions; and `-h`."""
+"""Completion in a shell: job numbers, run idents, VMIDs, names of VMs, services and actions; and the option `-h`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from executor.cli.commands import COMMANDS
 from executor.database import mappings
 
 SERVICE_ID = "0a1b2c3d-0000-4000-8000-000000000001"
+#: Returns the words that the shell would propose for the last word of a command line.
 Complete = Callable[..., list[str]]
 
 

@@ -1,4 +1,4 @@
-"""`smith config`: what is set, from where, and what is missing or wrong."""
+"""`smith config`: the value of each setting, where it comes from, and which settings are missing or invalid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from support.cli_world import Cli
 
-COMPLETE = {
+#: All settings that have no default.
+REQUIRED = {
     "FULCRUM_API_URL": "https://core.example.net",
     "FULCRUM_API_TOKEN": "a-token-that-nobody-may-see",
     "PROXMOX_HOST": "pve1.example.net",
@@ -28,7 +29,7 @@ def rows(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_every_setting_is_shown_with_its_source_and_secrets_are_masked(smith: Cli) -> None:
-    found = smith.json("config", "show", **COMPLETE)
+    found = smith.json("config", "show", **REQUIRED)
     assert found["problems"] == []
     settings = rows(found)
     assert settings["PROXMOX_HOST"]["value"] == "pve1.example.net"
@@ -36,7 +37,7 @@ def test_every_setting_is_shown_with_its_source_and_secrets_are_masked(smith: Cl
     assert settings["SMITH_CONCURRENCY"]["origin"] == "default"
     assert settings["FULCRUM_JOB_TIMEOUT_S"]["unit"] == "s"
     assert set(settings["PROXMOX_HOST"]) == {"name", "value", "origin", "unit", "default", "description"}
-    for shown in (json.dumps(found), smith.ok("config", "show", **COMPLETE)):
+    for shown in (json.dumps(found), smith.ok("config", "show", **REQUIRED)):
         assert "nobody-may-see" not in shown
     assert settings["FULCRUM_API_TOKEN"]["value"] == "********"
 
@@ -55,12 +56,12 @@ def test_missing_settings_are_shown_as_missing_and_explained(smith: Cli) -> None
 
 
 def test_a_password_makes_a_token_unnecessary(smith: Cli) -> None:
-    assert rows(smith.json("config", "show", **COMPLETE))["PROXMOX_TOKEN_ID"]["value"] == ""
+    assert rows(smith.json("config", "show", **REQUIRED))["PROXMOX_TOKEN_ID"]["value"] == ""
 
 
 def test_invalid_settings_are_reported_beside_the_valid_ones_with_exit_code_3(smith: Cli) -> None:
     wrong = {"SMITH_CONCURRENCY": "many", "SMITH_CONCURENCY": "8", "PROXMOX_VMID_MIN": "300000"}
-    env = {**COMPLETE, **wrong, "FULCRUM_API_URL": "https://me:hunter2pass@core.example.net"}
+    env = {**REQUIRED, **wrong, "FULCRUM_API_URL": "https://me:hunter2pass@core.example.net"}
     done = smith("config", "show", "--json", **env)
     assert (done.returncode, done.stderr) == (3, "")
     found = json.loads(done.stdout)
@@ -71,22 +72,22 @@ def test_invalid_settings_are_reported_beside_the_valid_ones_with_exit_code_3(sm
     assert settings["FULCRUM_API_TOKEN"]["value"] == "********"
     for name in ("SMITH_CONCURRENCY", "SMITH_CONCURENCY", "PROXMOX_VMID_MAX", "FULCRUM_API_URL"):
         assert any(line.startswith(name) for line in found["problems"]), name
-    people = smith("config", "show", **env)
-    assert people.returncode == 3
-    assert "did you mean SMITH_CONCURRENCY?" in people.stderr
-    for shown in (done.stdout, people.stdout, people.stderr):
+    table = smith("config", "show", **env)
+    assert table.returncode == 3
+    assert "did you mean SMITH_CONCURRENCY?" in table.stderr
+    for shown in (done.stdout, table.stdout, table.stderr):
         assert "hunter2pass" not in shown
         assert "nobody-may-see" not in shown
 
 
-def test_the_env_file_of_the_folder_is_read(smith: Cli) -> None:
+def test_the_env_file_in_the_current_folder_is_read(smith: Cli) -> None:
     (smith.folder / ".env").write_text("PROXMOX_HOST=from-the-file.example.net\n")
     row = rows(smith.json("config", "show"))["PROXMOX_HOST"]
     assert (row["value"], row["origin"]) == ("from-the-file.example.net", ".env")
 
 
 def test_the_example_is_a_valid_env_file(smith: Cli) -> None:
-    """Every value in it is a valid one, so a person has to change only what is theirs."""
+    """Every value in the example is valid, so an operator changes only the values that differ in their installation."""
     (smith.folder / ".env").write_text(smith.ok("config", "example"))
     found = smith.json("config", "show")
     assert found["problems"] == []

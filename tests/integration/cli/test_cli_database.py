@@ -1,4 +1,4 @@
-"""`smith db`, and the message of every command about a database that it cannot use."""
+"""`smith db`, and what each command prints if it cannot use the database."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from executor.database.tables import Node, utc_now
 from executor.errors import DatabaseError
 
 #: One command of every kind that needs a database.
-NEEDY = (
+NEEDS_DATABASE = (
     ("status",),
     ("jobs", "list"),
     ("jobs", "retry", "1"),
@@ -42,7 +42,7 @@ def smith(tmp_path: Path) -> Cli:
     return Cli(tmp_path)
 
 
-@pytest.mark.parametrize("args", NEEDY)
+@pytest.mark.parametrize("args", NEEDS_DATABASE)
 def test_a_query_creates_no_database(args: tuple[str, ...], smith: Cli) -> None:
     done = smith(*args)
     assert (done.returncode, done.stdout) == (6, "")
@@ -71,9 +71,9 @@ def test_downgrade_needs_a_confirmation_and_upgrade_reverts_it(smith: Cli) -> No
     assert f"schema was {newest} and is now" in smith.ok("db", "downgrade", "--yes")
     assert smith.json("db", "current")["current"] != newest
     smith.ok("db", "downgrade", "--to", "0001", "--yes")
-    question = smith("audit", "list")  # whose table 0002 makes
-    assert question.returncode == 6
-    assert "run `smith db upgrade`" in question.stderr
+    audit_list = smith("audit", "list")  # reads a table that only revision 0002 creates
+    assert audit_list.returncode == 6
+    assert "run `smith db upgrade`" in audit_list.stderr
     checked = smith("db", "check")
     assert checked.returncode == 6
     assert "run `smith db upgrade`" in checked.stderr
@@ -91,7 +91,9 @@ def test_an_unknown_revision_gives_a_message_of_one_line(smith: Cli) -> None:
 
 
 @pytest.mark.parametrize("args", [("jobs", "list"), ("db", "check"), ("db", "upgrade"), ("db", "downgrade", "--yes")])
-def test_a_newer_schema_is_refused_and_not_changed(args: tuple[str, ...], smith: Cli) -> None:
+def test_a_database_with_the_schema_of_a_newer_version_is_refused_and_not_changed(
+    args: tuple[str, ...], smith: Cli
+) -> None:
     smith.submit()
     with contextlib.closing(sqlite3.connect(smith.file)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
@@ -137,7 +139,7 @@ def test_an_unreachable_database_gives_exit_code_6_without_its_password(smith: C
 
 
 def test_postgresql_without_its_driver_says_what_to_install(smith: Cli) -> None:
-    """None in sys.modules makes an import fail as that of a module that is not installed."""
+    """With None in sys.modules, an import fails as if the module were not installed."""
     (smith.folder / "sitecustomize.py").write_text("import sys\nsys.modules['psycopg'] = None\n")
     url = "postgresql://smith@127.0.0.1:9/smith"
     done = smith("jobs", "list", SMITH_DATABASE_URL=url, PYTHONPATH=str(smith.folder))
@@ -146,7 +148,7 @@ def test_postgresql_without_its_driver_says_what_to_install(smith: Cli) -> None:
 
 
 def test_a_query_does_not_wait_for_a_writer(smith: Cli) -> None:
-    """An agent's transaction is open, and stays open: a question that waited would end in `database is locked`."""
+    """The transaction of an agent stays open; a query that waited for its end would fail with `database is locked`."""
     job_id = smith.submit()
     with contextlib.closing(sqlite3.connect(smith.file, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
@@ -168,7 +170,7 @@ def test_an_agent_that_finds_the_database_locked_by_a_command_names_the_commands
         pass
 
 
-def test_a_downgrade_of_postgresql_finds_a_running_agent_behind_many_killed_ones(
+def test_a_downgrade_of_postgresql_finds_one_running_agent_among_many_stopped_ones(
     smith: Cli, postgres: PostgresCluster
 ) -> None:
     with postgres.fresh_database() as url:
@@ -188,7 +190,7 @@ def test_a_downgrade_of_postgresql_finds_a_running_agent_behind_many_killed_ones
         assert "and is now" in smith.ok("db", "downgrade", "--yes", SMITH_DATABASE_URL=url)
 
 
-def test_a_downgrade_is_refused_if_an_agent_has_started_while_it_waited(postgres: PostgresCluster) -> None:
+def test_a_downgrade_is_refused_if_an_agent_starts_while_it_waits_for_its_lock(postgres: PostgresCluster) -> None:
     def refuse(session: Session) -> None:
         assert nodes.not_stopped(session) == []
         raise DatabaseError("an agent has started")

@@ -1,4 +1,7 @@
-"""The output of `smith doctor`: each result at once, and a run in the context of the service."""
+"""`smith doctor`: prints each result at once, and runs with the settings of agent-smith.service (`--as-service`).
+
+"Service" means the systemd unit of the agent in this file, not a service of FulcrumCore.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-UNIT_PROGRAM = "#!/bin/sh\necho {pid}\n"
-SERVICE = "import time; print(flush=True); time.sleep(600)"
+#: Takes the place of systemctl, and prints the process id of the service.
+SYSTEMCTL = "#!/bin/sh\necho {pid}\n"
+SERVICE_PROGRAM = "import time; print(flush=True); time.sleep(600)"
 
 
 def smith(*arguments: str, path: Path, **settings: str) -> subprocess.Popen[str]:
@@ -27,20 +31,20 @@ def smith(*arguments: str, path: Path, **settings: str) -> subprocess.Popen[str]
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Path]:
-    """A process with other settings, which `systemctl` names as that of the service."""
+    """Start a process with its own settings that `systemctl` shows as the service; yield the folder of `systemctl`."""
     env = {"SMITH_DATA_DIR": "/dev/shm/data-of-the-service", "PATH": os.environ["PATH"], "CORE_ADMIN_TOKEN": "secret"}  # noqa: S108
-    with subprocess.Popen([sys.executable, "-c", SERVICE], env=env, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", SERVICE_PROGRAM], env=env, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         program = tmp_path / "systemctl"
-        program.write_text(UNIT_PROGRAM.format(pid=process.pid))
+        program.write_text(SYSTEMCTL.format(pid=process.pid))
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         yield tmp_path
         process.kill()
 
 
 def test_doctor_prints_each_result_before_the_next_check_ends(tmp_path: Path) -> None:
-    """FulcrumCore accepts the connection, and does not answer: the results of the settings are there before."""
+    """FulcrumCore accepts the connection and does not answer: its check waits, and the settings are printed already."""
     import socket  # noqa: PLC0415
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -52,7 +56,7 @@ def test_doctor_prints_each_result_before_the_next_check_ends(tmp_path: Path) ->
             FULCRUM_API_TOKEN="not-a-real-token",
             SMITH_DATA_DIR=str(tmp_path / "data"),
         )
-        connection, _ = listener.accept()  # the check of FulcrumCore waits now
+        connection, _ = listener.accept()  # the check of FulcrumCore now waits for a response
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(2)]
         connection.close()
@@ -71,9 +75,9 @@ def test_doctor_as_service_uses_the_settings_of_the_service(service: Path) -> No
     assert ("settings", "readable") not in checks
 
 
-def test_doctor_as_service_without_a_service_says_so(tmp_path: Path) -> None:
+def test_doctor_as_service_fails_without_a_running_service_or_without_root(tmp_path: Path) -> None:
     program = tmp_path / "systemctl"
-    program.write_text(UNIT_PROGRAM.format(pid=0))
+    program.write_text(SYSTEMCTL.format(pid=0))
     program.chmod(0o700)
     process = smith("doctor", "--as-service", path=tmp_path)
     _, errors = process.communicate()

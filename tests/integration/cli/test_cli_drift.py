@@ -1,4 +1,4 @@
-"""`smith drift` and `smith mappings adopt|forget`: simulator and stand-in over real sockets, no agent beside them."""
+"""`smith drift` and `smith mappings adopt|forget`, with a FulcrumCore simulator, a Proxmox stand-in and no agent."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 
 @pytest.fixture
 def world(lab: LabSystem, tmp_path: Path) -> Iterator[World]:
-    """Services of earlier tests are gone, and so are their VMs."""
+    """Yield a world without the services and VMs of earlier tests."""
     with empty_world(lab, tmp_path) as made:
         yield made
 
@@ -61,10 +61,10 @@ def test_every_difference_is_shown_and_nothing_is_changed(world: World) -> None:
     control("move", vmid=moved[1], node="pve2")
     control("rename", vmid=renamed[1], name="other")
     control("recycle", vmid=recycled[1])
-    orphan = world.add_vm(unmapped := world.service(next(VMIDS)))
-    stray = world.add_vm(str(uuid.uuid4()))
-    lost = next(VMIDS)
-    world.service(lost)
+    unmapped_vm = world.add_vm(unmapped_service := world.service(next(VMIDS)))
+    unknown_service_vm = world.add_vm(str(uuid.uuid4()))
+    missing_vmid = next(VMIDS)
+    world.service(missing_vmid)
     before = world.cli.json("mappings", "list")
     world.lab.proxmox.reset_request_log()
 
@@ -76,25 +76,25 @@ def test_every_difference_is_shown_and_nothing_is_changed(world: World) -> None:
             ("vm_moved", moved[1]),
             ("vm_renamed", renamed[1]),
             ("vm_recycled", recycled[1]),
-            ("unmapped_vm", orphan),
-            ("vm_without_service", stray),
-            ("service_without_vm", lost),
+            ("unmapped_vm", unmapped_vm),
+            ("vm_without_service", unknown_service_vm),
+            ("service_without_vm", missing_vmid),
         ]
     )
     assert world.lab.proxmox.changing_requests() == []
     assert world.cli.json("mappings", "list") == before
     assert world.audit() == []
-    assert unmapped in {each["service_id"] for each in world.drift(code=1)["findings"]}
+    assert unmapped_service in {each["service_id"] for each in world.drift(code=1)["findings"]}
 
 
 def test_vms_of_another_agent_and_of_another_fulcrumcore_are_counted_without_findings(world: World) -> None:
-    """The list of services, which contains those of other agents, is read once, and no single service."""
+    """FulcrumCore's list of services contains those of other agents. It is read once, and no service is read alone."""
     lab, ids = world.lab, world.lab.ids
-    sibling_id, _token = add_agent(
+    other_agent_id, _token = add_agent(
         lab.admin, name=f"dc-{uuid.uuid4().hex[:8]}", provider_id=ids.provider_id, agent_type_id=ids.agent_type_id
     )
     world.in_order()
-    world.add_vm(service_of_agent(world, sibling_id))
+    world.add_vm(service_of_agent(world, other_agent_id))
     world.add_vm(description=f"smith-uid={uuid.uuid4()}\nsmith-agent={uuid.uuid4()}", tags="smith")
     lab.core.clear_history()
     assert world.drift(code=0)["foreign"] == 2
@@ -128,7 +128,7 @@ def test_a_vm_whose_power_differs_from_its_services_status_is_shown(world: World
         submit(session, service_id=service_id, action="start")
         job_queue.finish(session, claim(session), JobResult(succeeded=True))
         session.execute(update(Job).values(report_state="reported"))
-    assert world.kinds(code=0) == [], "Proxmox's list may be older than the job"
+    assert world.kinds(code=0) == [], "a job has just ended: Proxmox's list may be older and is not compared"
 
 
 def test_a_moved_vm_is_shown_and_the_exit_code_is_0(world: World) -> None:
@@ -175,13 +175,13 @@ def test_a_vm_that_came_back_is_adopted_and_a_vm_without_service_is_left_alone(w
     world.lab.proxmox.control("remove", vmid=vmid)
     world.drift("fix", "--yes", code=0)
     world.lab.proxmox.control("add", vmid=vmid, name=guest["name"], config=guest["config"])
-    stray = world.add_vm(str(uuid.uuid4()))
+    unknown_service_vm = world.add_vm(str(uuid.uuid4()))
 
     world.drift("fix", "--yes", code=1)
 
     assert world.state(service_id)[0] == "active"
-    assert world.kinds() == [("vm_without_service", stray)]
-    assert world.lab.proxmox.guest(stray) is not None
+    assert world.kinds() == [("vm_without_service", unknown_service_vm)]
+    assert world.lab.proxmox.guest(unknown_service_vm) is not None
 
 
 def test_a_service_with_an_open_job_is_no_drift(world: World) -> None:
@@ -192,28 +192,31 @@ def test_a_service_with_an_open_job_is_no_drift(world: World) -> None:
     assert world.kinds(code=0) == []
 
 
-def freeze_quorum(world: World) -> None:
+def lose_quorum(world: World) -> None:
     world.lab.proxmox.control("quorum", quorate=False)
 
 
-def freeze_privilege(world: World) -> None:
+def revoke_privilege(world: World) -> None:
     for path in ("/", "/vms"):
         world.lab.proxmox.control("revoke", path=path, privilege="VM.Audit")
 
 
-def freeze_node(world: World) -> None:
-    world.lab.proxmox.control("grant", path="/", privilege="Sys.Audit")  # or one of two nodes would be no quorum
+def stop_node(world: World) -> None:
+    # Without this privilege, the token cannot read the state of the quorum, and one online node of two counts as none.
+    world.lab.proxmox.control("grant", path="/", privilege="Sys.Audit")
     world.lab.proxmox.control("node", node="pve1", online=False)
 
 
 @pytest.mark.parametrize(
-    ("freeze", "said"),
-    [(freeze_quorum, "quorum"), (freeze_privilege, "VM.Audit"), (freeze_node, "pve1 is offline")],
+    ("make_inconclusive", "said"),
+    [(lose_quorum, "quorum"), (revoke_privilege, "VM.Audit"), (stop_node, "pve1 is offline")],
 )
-def test_an_inconclusive_answer_of_proxmox_gives_no_finding_and_no_repair(world: World, freeze: Any, said: str) -> None:
+def test_an_inconclusive_answer_of_proxmox_gives_no_finding_and_no_repair(
+    world: World, make_inconclusive: Any, said: str
+) -> None:
     service_id, vmid = world.in_order()
     world.lab.proxmox.control("remove", vmid=vmid)
-    freeze(world)
+    make_inconclusive(world)
     found = world.drift("fix", "--yes", code=5)
     assert said in found["frozen"]
     assert (found["findings"], found["repaired"]) == ([], [])
@@ -235,7 +238,7 @@ def test_a_much_shorter_vm_list_is_inconclusive_without_believe_list(world: Worl
 
 
 def test_a_vm_missing_only_from_the_list_is_not_gone(world: World) -> None:
-    """Even a list that a person believes proves nothing: the VM's own configuration on every node does."""
+    """`--believe-list` accepts a short list. Still, a VM is gone only if no node has its configuration."""
     service_id, vmid = world.in_order()
     world.lab.proxmox.control("move", vmid=vmid, node="pve2")
     world.lab.proxmox.fail("GET", "/cluster/resources", status=200, text="nothing", times=-1)
@@ -294,9 +297,9 @@ def test_an_unmarked_vm_gets_the_marker_and_keeps_everything_else(world: World) 
     assert world.state(service_id) == ("active", "pve1", "legacy-db")
 
 
-def test_a_lost_marker_is_written_again_under_the_same_mapping(world: World) -> None:
+def test_adopting_a_mapped_vm_writes_its_lost_marker_and_keeps_the_mapping(world: World) -> None:
     service_id, vmid = world.in_order()
-    world.lab.proxmox.control("configure", vmid=vmid, values={"description": "somebody tidied up"})
+    world.lab.proxmox.control("configure", vmid=vmid, values={"description": "cleaned up"})
     assert world.kinds() == [("vm_recycled", vmid)]
     done = world.cli("mappings", "adopt", "--service", service_id, "--vmid", str(vmid), "--set-marker", "--yes")
     assert done.returncode == 0, done.stderr
@@ -316,7 +319,7 @@ def test_a_marker_that_cannot_be_written_leaves_no_mapping(world: World) -> None
     assert world.cli.json("mappings", "list") == []
 
 
-def test_adopting_again_stores_the_vms_new_name(world: World) -> None:
+def test_adopting_a_renamed_vm_again_stores_its_new_name(world: World) -> None:
     service_id, vmid = world.in_order()
     world.lab.proxmox.control("rename", vmid=vmid, name="shop-blue")
     assert world.kinds() == [("vm_renamed", vmid)]
@@ -325,20 +328,20 @@ def test_adopting_again_stores_the_vms_new_name(world: World) -> None:
     assert world.kinds(code=0) == []
 
 
-def test_an_adoption_is_refused_with_its_reason(world: World) -> None:
+def test_a_refused_adoption_shows_the_reason(world: World) -> None:
     service_id, other = world.service(None), str(uuid.uuid4())
     mapped_service, mapped_vm = world.in_order()
-    free = world.add_vm(service_id)
-    both = world.add_vm(description=f"smith-uid={service_id}\nsmith-uid={other}")
+    unmapped_vm = world.add_vm(service_id)
+    two_markers = world.add_vm(description=f"smith-uid={service_id}\nsmith-uid={other}")
     cases = [
         (service_id, 9000, "is a template"),
         (service_id, 4711, "shows no VM 4711 to our token"),
         (service_id, world.add_vm(other), f"has the marker of {other}"),
-        (service_id, both, "has the marker of"),
+        (service_id, two_markers, "has the marker of"),
         (service_id, mapped_vm, f"has the marker of {mapped_service}"),
         (mapped_service, world.add_vm(mapped_service), f"is mapped to VM {mapped_vm} already"),
-        (other, free, "knows no service"),
-        ("no-uuid", free, "is not the id of a service"),
+        (other, unmapped_vm, "knows no service"),
+        ("no-uuid", unmapped_vm, "is not the id of a service"),
     ]
     for service, vmid, said in cases:
         done = world.cli("mappings", "adopt", "--service", service, "--vmid", str(vmid), "--set-marker", "--yes")
@@ -382,7 +385,7 @@ def test_a_mapping_with_a_running_job_is_not_forgotten(world: World) -> None:
 
 
 def test_volumes_of_a_deleted_vm_are_drift_until_they_are_removed(world: World) -> None:
-    """The next VM on the VMID would have the volumes of another customer beside its own."""
+    """Otherwise the next VM with this VMID, which may belong to another customer, would also have these volumes."""
     world.lab.proxmox.control("add_storage", storage="files", type="dir", content="images")
     vmid = world.delete_leaving("files:{0}/vm-{0}-disk-0.raw")
     volume = f"{vmid}/vm-{vmid}-disk-0.raw"
@@ -392,6 +395,7 @@ def test_volumes_of_a_deleted_vm_are_drift_until_they_are_removed(world: World) 
     assert (finding["vmid"], finding["repair"]) == (vmid, None)
     assert f"files:{volume}" in finding["text"]
     world.lab.proxmox.control("storage", storage="files", volumes={})
-    repaired = world.drift("fix", "--yes", code=1)["repaired"]  # the service still exists in FulcrumCore: a problem
+    # The exit code stays 1, because the service still exists in FulcrumCore although its VM is deleted.
+    repaired = world.drift("fix", "--yes", code=1)["repaired"]
     assert [(each["kind"], each["vmid"]) for each in repaired] == [("volumes_left", vmid)]
     assert "volumes_left" not in [kind for kind, _vmid in world.kinds()]

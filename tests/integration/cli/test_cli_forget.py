@@ -23,7 +23,7 @@ OTHER_SERVICE = "bbbb2222-0000-4000-8000-000000000000"
 CONSUMER = "cccc3333-0000-4000-8000-000000000000"
 #: Texts of the customer. None of them may be found in the data folder afterwards.
 CUSTOMER_TEXTS = ("acme-shop", "Anna Example", "acme-printed", "acme-audited")
-#: Longer than every retention of the default settings.
+#: Longer than every retention in the default settings: data of services that ended before that may be erased.
 LONG_AGO = timedelta(days=1000)
 
 
@@ -106,17 +106,20 @@ def test_the_audit_keeps_who_did_what_and_has_an_entry_about_the_erasure(smith: 
 
 @pytest.mark.parametrize("has_other_service", [False, True])
 @pytest.mark.parametrize("reference", [(SERVICE,), ("--consumer", CONSUMER)])
-def test_a_repeated_command_rewrites_the_file_if_the_first_one_ended_before(
+def test_a_repeated_command_removes_erased_data_from_the_file_that_a_killed_one_has_left(
     smith: Cli, reference: tuple[str, ...], has_other_service: bool
 ) -> None:
-    """The consumer's other service may not be erased yet."""
+    """SQLite may keep the content of deleted rows in its file until the command rewrites the file.
+
+    With `has_other_service`, the consumer has a second service, which may not be erased yet.
+    """
     folder = end_service(smith, SERVICE)
     shutil.rmtree(folder)
     with smith.filling() as session:
         session.execute(update(Job).values(error_message="acme-erased"))
     if has_other_service:
         end_service(smith, OTHER_SERVICE, vmid=100_002, age=timedelta(minutes=1))
-    with smith.filling() as session:  # the command has erased the rows and was killed
+    with smith.filling() as session:  # as if the first command was killed after it deleted the rows
         session.execute(text("PRAGMA secure_delete = OFF"))  # some builds of SQLite overwrite deleted rows at once
         erasure.erase(session, erasure.find(session, SERVICE), who="alice", reason="")
     assert files_with(smith, ("acme-erased",)) != []
@@ -145,21 +148,21 @@ def test_a_service_is_not_erased_before_its_retention_ends(smith: Cli) -> None:
     assert counts(smith) == {"jobs": 1, "runs": 1, "mappings": 1}
 
 
-def open_job(smith: Cli) -> None:
+def add_open_job(smith: Cli) -> None:
     smith.submit(service_id=SERVICE)
 
 
-def due_report(smith: Cli) -> None:
+def add_due_report(smith: Cli) -> None:
     with smith.filling() as session:
         session.execute(update(Job).where(Job.service_id == SERVICE).values(report_state=ReportState.DUE))
 
 
-def vm_that_may_exist(smith: Cli) -> None:
+def reserve_vm(smith: Cli) -> None:
     with smith.filling() as session:
         assert mappings.reserve(session, service_id=SERVICE, cluster="default", vmid=100_009, name="new")
 
 
-def volumes_left(smith: Cli) -> None:
+def note_volumes(smith: Cli) -> None:
     with smith.filling() as session:
         note = mapping_conditions.NOTE_VOLUMES_LEFT + "local-lvm:vm-100001-disk-0"
         session.execute(update(Mapping).where(Mapping.service_id == SERVICE).values(note=note))
@@ -168,10 +171,10 @@ def volumes_left(smith: Cli) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (open_job, "a job is open, or its report is due"),
-        (due_report, "a job is open, or its report is due"),
-        (vm_that_may_exist, "the service has a mapping, so its VM may exist: "),
-        (volumes_left, "volumes of the deleted VM may exist: remove them, then `smith drift fix` removes the note"),
+        (add_open_job, "a job is open, or its report is due"),
+        (add_due_report, "a job is open, or its report is due"),
+        (reserve_vm, "the service has a mapping, so its VM may exist: "),
+        (note_volumes, "volumes of the deleted VM may exist: remove them, then `smith drift fix` removes the note"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -237,7 +240,9 @@ def test_without_a_terminal_and_without_yes_nothing_is_erased(smith: Cli) -> Non
     assert counts(smith)["jobs"] == 1
 
 
-def test_a_foreign_folder_that_the_database_names_is_not_deleted(smith: Cli, tmp_path: Path) -> None:
+def test_a_folder_outside_the_data_folder_is_not_deleted_even_if_the_database_names_it(
+    smith: Cli, tmp_path: Path
+) -> None:
     end_service(smith, SERVICE)
     foreign = tmp_path / "foreign"
     foreign.mkdir()

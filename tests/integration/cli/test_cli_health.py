@@ -1,4 +1,4 @@
-"""`smith status`, `smith critical` and `smith runs`: is it working, and what has it done?"""
+"""`smith status`, `smith critical` and `smith runs`: whether the agent works, and what it has done."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from executor.database.tables import CriticalJob, Node
 from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode
 
+#: Longer than an agent may be silent before it counts as vanished.
 LONG = timedelta(days=1)
 
 
@@ -59,6 +60,7 @@ def test_status_counts_jobs_reports_and_vms(smith: Cli) -> None:
 
 
 def record_heartbeats(smith: Cli, *errors: str | None) -> None:
+    """Store one execution of the critical job Heartbeat for each error; None is a successful heartbeat."""
     with smith.filling() as session:
         for error in errors:
             periods.record_executions(
@@ -66,7 +68,7 @@ def record_heartbeats(smith: Cli, *errors: str | None) -> None:
             )
 
 
-def test_status_shows_an_outage_of_fulcrumcore_with_its_error_and_its_begin(smith: Cli) -> None:
+def test_status_shows_a_failing_heartbeat_with_its_error_and_the_last_success(smith: Cli) -> None:
     with smith.filling() as session:
         session.add(_node("alive", datetime.now(UTC)))
     record_heartbeats(smith, None)
@@ -99,10 +101,10 @@ def test_status_shows_whether_proxmox_answered_the_agent(smith: Cli) -> None:
 
 
 def test_a_killed_agent_of_this_host_has_vanished_after_two_missed_updates(smith: Cli) -> None:
-    """Its process id does not exist any more; without that, it could be slow, or be in a container."""
+    """Its process id no longer exists on this host. An agent that is only silent may be slow, or on another host."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    seen_at = datetime.now(UTC) - timedelta(seconds=15)  # with a lease of 30 s, an update is due every 5 s
+    seen_at = datetime.now(UTC) - timedelta(seconds=15)  # with a lease of 30 s, an agent writes every 5 s
     host = socket.gethostname()
     with smith.filling() as session:
         session.add(_node("killed", seen_at, host=host, pid=ended.pid))
@@ -112,7 +114,7 @@ def test_a_killed_agent_of_this_host_has_vanished_after_two_missed_updates(smith
     assert states == {"killed": "vanished", "slow": "running", "elsewhere": "running"}
 
 
-def test_watching_the_status_replaces_the_view_until_an_interrupt(smith: Cli) -> None:
+def test_status_with_watch_is_shown_again_until_an_interrupt(smith: Cli) -> None:
     smith.submit()
     assert smith("status", "--watch", "--json").returncode == 2
     master, slave = os.openpty()
@@ -170,7 +172,7 @@ def test_status_shows_running_stopped_and_vanished_agents(smith: Cli) -> None:
     assert "vanished" in smith.ok("status")
 
 
-def test_a_killed_agent_of_this_host_has_vanished_before_its_leases_are_over(smith: Cli) -> None:
+def test_a_killed_agent_of_this_host_has_vanished_before_its_leases_expire(smith: Cli) -> None:
     silent = datetime.now(UTC) - timedelta(seconds=15)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -194,8 +196,8 @@ def test_a_critical_job_without_an_agent_is_overdue(smith: Cli) -> None:
         heartbeat = session.get(CriticalJob, "Heartbeat")
         assert heartbeat is not None
         heartbeat.last_started_at = heartbeat.last_finished_at = datetime.now(UTC) - timedelta(seconds=120)
-    found = {duty["name"]: duty for duty in smith.json("critical", "list")}
-    assert {name: duty["overdue"] for name, duty in found.items()} == {
+    found = {job["name"]: job for job in smith.json("critical", "list")}
+    assert {name: job["overdue"] for name, job in found.items()} == {
         "GetPendingJobs": False,
         "Heartbeat": True,
         "PruneCompletedJobs": False,
@@ -255,5 +257,6 @@ def test_an_unknown_run_fails_with_a_hint(smith: Cli) -> None:
 
 
 def _node(name: str, seen_at: datetime, **more: object) -> Node:
+    """Return the row of an agent process that last wrote to the database at `seen_at`."""
     values = {"host": "pve-host", "pid": 1, "version": "0.1.0", "concurrency_wanted": 8, "concurrency": 8} | more
     return Node(id=name, started_at=seen_at, seen_at=seen_at, **values)

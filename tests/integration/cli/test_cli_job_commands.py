@@ -42,7 +42,7 @@ def test_retry_skips_the_wait_for_the_next_report(smith: Cli) -> None:
     assert smith.row(job_id).report_after is None
 
 
-def test_retry_explains_why_there_is_nothing_to_retry(smith: Cli) -> None:
+def test_retry_of_an_abandoned_or_a_running_job_fails_and_says_why(smith: Cli) -> None:
     abandoned = smith.finished(BAD)
     with smith.filling() as session:
         outbox.note_reported(session, abandoned, ReportState.ABANDONED)
@@ -75,7 +75,9 @@ def test_retry_sends_the_result_of_an_ended_job_again(smith: Cli, state: ReportS
     shown = smith.ok("jobs", "retry", str(reported), FULCRUM_API_URL="https://core.example.net")
     assert "its report to FulcrumCore is due now" in shown
     assert f"https://core.example.net/api/v1/services/{service_id}/create" in shown, "how the action is repeated"
-    assert '-H @<(echo "Authorization: Bearer $TOKEN")' in shown, "the token is in no argument list"
+    assert '-H @<(echo "Authorization: Bearer $TOKEN")' in shown, (
+        "curl reads the token from its input, so no argument shows it"
+    )
     row = smith.row(reported)
     assert (row.status, row.report_state) == (JobStatus.FAILED, ReportState.DUE)
 
@@ -124,9 +126,9 @@ def test_a_job_that_has_ended_cannot_be_cancelled(smith: Cli) -> None:
     ("answer", "code", "status"), [("y\n", 0, JobStatus.FAILED), ("n\n", 1, JobStatus.PENDING), ("", 1, None)]
 )
 def test_cancel_asks_on_a_terminal(answer: str, code: int, status: JobStatus | None, smith: Cli) -> None:
-    """An end of input (Ctrl-D) is no yes."""
+    """An end of input (Ctrl-D) does not confirm the question."""
     job_id = smith.submit()
-    with _asked(smith, "jobs", "cancel", str(job_id)) as (process, terminal):
+    with _waiting_for_answer(smith, "jobs", "cancel", str(job_id)) as (process, terminal):
         os.write(terminal, answer.encode() or b"\x04")
         ended = process.wait(GIVE_UP_S)
     assert ended == (130 if status is None else code)
@@ -135,15 +137,15 @@ def test_cancel_asks_on_a_terminal(answer: str, code: int, status: JobStatus | N
 
 def test_an_interrupt_at_the_question_exits_with_130(smith: Cli) -> None:
     job_id = smith.submit()
-    with _asked(smith, "jobs", "cancel", str(job_id)) as (process, _terminal):
+    with _waiting_for_answer(smith, "jobs", "cancel", str(job_id)) as (process, _terminal):
         assert _interrupt(process) == 130
     assert smith.row(job_id).status == JobStatus.PENDING
 
 
 def test_a_job_claimed_during_the_question_gets_a_cancel_request(smith: Cli) -> None:
-    """No transaction is open while the person thinks: an agent claims the job before the answer."""
+    """No transaction is open while the command waits for the answer, so an agent can claim the job before it."""
     job_id = smith.submit()
-    with _asked(smith, "jobs", "cancel", str(job_id)) as (process, terminal):
+    with _waiting_for_answer(smith, "jobs", "cancel", str(job_id)) as (process, terminal):
         with smith.filling() as session:
             claim(session)
             submit(session)
@@ -153,9 +155,9 @@ def test_a_job_claimed_during_the_question_gets_a_cancel_request(smith: Cli) -> 
 
 
 def _interrupt(process: subprocess.Popen[bytes]) -> int:
-    """Press Ctrl-C, again if nothing happens; return the exit code.
+    """Send SIGINT, as Ctrl-C does, until the command ends; return the exit code.
 
-    Between its last check for signals and its wait for input, Python notices a signal only with the next one.
+    One signal may not be enough: one that arrives just before Python waits for input is noticed only with the next one.
     """
     for _ in range(GIVE_UP_S // 5):
         process.send_signal(signal.SIGINT)
@@ -165,8 +167,8 @@ def _interrupt(process: subprocess.Popen[bytes]) -> int:
 
 
 @contextmanager
-def _asked(smith: Cli, *args: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Start a command on a terminal, and wait until it has asked."""
+def _waiting_for_answer(smith: Cli, *args: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Start a command on a terminal and wait for its question; yield its process and the terminal."""
     master, slave = os.openpty()
     process = subprocess.Popen(
         smith.command(*args),

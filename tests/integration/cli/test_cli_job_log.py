@@ -48,12 +48,12 @@ def test_a_missing_log_is_explained(smith: Cli) -> None:
     assert "has printed nothing yet" in early.stderr
 
 
-def test_the_log_of_a_running_playbook_is_shown(smith: Cli) -> None:
+def test_the_log_of_a_playbook_that_still_runs_is_shown(smith: Cli) -> None:
     job_id = smith.submit()
     smith.add_run(job_id, "create-2")
-    kept = smith.folder / "run" / "create-2" / "kept"
-    kept.mkdir(parents=True)
-    (kept / "stdout").write_text("half way\n")
+    output_folder = smith.folder / "run" / "create-2" / "kept"  # in the run's private folder, until the run has ended
+    output_folder.mkdir(parents=True)
+    (output_folder / "stdout").write_text("half way\n")
     assert smith.ok("jobs", "log", str(job_id)) == "half way\n"
 
 
@@ -99,7 +99,7 @@ def test_a_running_job_shows_what_it_is_doing(smith: Cli) -> None:
     assert smith.json("jobs", "log", str(job_id), "--events")[0]["outcome"] == "running"
 
 
-def test_the_log_of_a_run_on_another_machine_is_its_story(smith: Cli) -> None:
+def test_the_log_of_a_run_on_another_machine_shows_its_story_from_the_database(smith: Cli) -> None:
     job_id = smith.submit()
     smith.add_run(job_id, "create-2")
     store_story(smith, "create-2", story_of("Create the VM", steps=("cloning",)))
@@ -108,14 +108,14 @@ def test_the_log_of_a_run_on_another_machine_is_its_story(smith: Cli) -> None:
     assert "Create the VM: ok in 1.5 s" in shown
 
 
-def test_the_log_of_a_job_that_ended_without_a_run_is_its_error(smith: Cli) -> None:
+def test_the_log_of_a_job_that_ended_without_a_run_shows_its_error(smith: Cli) -> None:
     job_id = smith.finished(BAD)
     done = smith("jobs", "log", str(job_id))
     assert done.returncode == 1
     assert "has ended without a run: CAPACITY: no space on local-zfs" in done.stderr
 
 
-def test_the_events_include_the_ansible_task_under_way(smith: Cli) -> None:
+def test_the_events_include_the_ansible_task_that_is_running(smith: Cli) -> None:
     job_id = smith.submit()
     start = {"event": "playbook_on_task_start", "event_data": {"task": "Wait"}, "created": "2026-11-27T10:00:00.1"}
     folder = smith.run_of(job_id, "create-1", events=[_event("runner_on_ok", "Clone"), start])
@@ -133,9 +133,9 @@ def test_following_a_job_prints_its_output_as_it_grows_and_ends_with_the_job(
     with smith.filling() as session:
         lease = claim(session)
     smith.add_run(job_id, "create-1")
-    kept = smith.folder / "run" / "create-1" / "kept"
-    kept.mkdir(parents=True)
-    output = (kept / "stdout").open("a", buffering=1)
+    output_folder = smith.folder / "run" / "create-1" / "kept"
+    output_folder.mkdir(parents=True)
+    output = (output_folder / "stdout").open("a", buffering=1)
     with output, _following(smith, job_id) as process:
         assert process.stdout is not None
         output.write("TASK [Clone]\n")
@@ -144,7 +144,7 @@ def test_following_a_job_prints_its_output_as_it_grows_and_ends_with_the_job(
         output.flush()
         with smith.filling() as session:
             job_runs.note_run_ended(
-                session, "create-1", status="successful", rc=0, reason="", folder=str(kept), upids=[]
+                session, "create-1", status="successful", rc=0, reason="", folder=str(output_folder), upids=[]
             )
             job_queue.finish(session, lease, result)
         rest = process.stdout.read()
@@ -195,7 +195,7 @@ def test_following_a_job_shows_the_same_steps_of_a_later_attempt_again(smith: Cl
         _read_until(process, "Create the VM: ok in 1.5 s")
 
 
-def test_the_times_of_events_have_their_zone(smith: Cli) -> None:
+def test_the_times_of_events_include_the_time_zone(smith: Cli) -> None:
     job_id = smith.submit()
     events = [
         {**_event("runner_on_ok", "Clone"), "created": "2026-11-27T10:00:00.123456+00:00"},
@@ -214,6 +214,7 @@ def test_the_times_of_events_have_their_zone(smith: Cli) -> None:
 
 @contextmanager
 def _following(smith: Cli, job_id: int) -> Iterator[subprocess.Popen[str]]:
+    """Run `smith jobs log -f`, which prints the output of a job until the job ends."""
     process = subprocess.Popen(
         smith.command("jobs", "log", str(job_id), "-f"),
         env=smith.environment(),
@@ -239,4 +240,5 @@ def _read_until(process: subprocess.Popen[str], text: str) -> None:
 
 
 def _event(kind: str, task: str, **data: object) -> dict[str, object]:
+    """Return an event of ansible-runner about an Ansible task."""
     return {"event": kind, "created": "2026-01-01T10:00:00.123456+00:00", "event_data": {"task": task, **data}}

@@ -1,4 +1,4 @@
-"""`smith jobs list` and `smith jobs show`, and the lists of runs."""
+"""`smith jobs list`, `smith jobs show` and `smith runs list`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def smith(tmp_path: Path) -> Cli:
     return Cli(tmp_path)
 
 
-def test_the_list_has_the_newest_first_with_stable_fields(smith: Cli) -> None:
+def test_the_list_begins_with_the_newest_job_and_has_exactly_these_fields(smith: Cli) -> None:
     older, newer = smith.submit(action="create"), smith.submit(action="start")
     found = smith.json("jobs", "list")
     assert [job["id"] for job in found] == [newer, older]
@@ -69,7 +69,7 @@ def test_the_list_can_be_filtered(smith: Cli) -> None:
     assert ids("--service", service_id[:8]) == [done]
 
 
-def test_the_list_names_services_and_vms_also_of_deleted_ones(smith: Cli) -> None:
+def test_the_list_shows_the_names_of_services_and_vms_even_if_they_were_deleted(smith: Cli) -> None:
     job_id = smith.submit(service={"name": "web shop"}, service_id="s-1")
     with smith.filling() as session:
         mappings.reserve(session, service_id="s-1", cluster="default", vmid=100123, name="web-1")
@@ -188,7 +188,7 @@ def test_a_short_number_is_never_the_beginning_of_an_id(smith: Cli) -> None:
 
 
 @pytest.mark.parametrize("reference", ["%", "_", "", " ", "' OR 1=1 --", "99999999999999999999999", "²"])
-def test_malformed_references_fit_no_job(reference: str, smith: Cli) -> None:
+def test_a_malformed_reference_matches_no_job(reference: str, smith: Cli) -> None:
     smith.submit()
     done = smith("jobs", "show", reference)
     assert (done.returncode, done.stdout) == (1, "")
@@ -240,8 +240,8 @@ def test_a_job_is_shown_as_a_timeline_of_its_attempts_tasks_and_reports(smith: C
         outbox.postpone_report(session, job_id, backoff_s=0, note="HTTP 502")
         outbox.postpone_report(session, job_id, backoff_s=0, note="HTTP 502")
         outbox.note_reported(session, job_id, ReportState.REPORTED)
-    lines = smith.ok("jobs", "show", str(job_id)).partition("Timeline\n")[2].splitlines()
-    told = [line.split(None, 3)[3] for line in lines[1:] if line]
+    timeline = smith.ok("jobs", "show", str(job_id)).partition("Timeline\n")[2].splitlines()
+    lines_without_time = [line.split(None, 3)[3] for line in timeline[1:] if line]
     for first, later in itertools.pairwise(
         [
             "received from FulcrumCore",
@@ -251,11 +251,13 @@ def test_a_job_is_shown_as_a_timeline_of_its_attempts_tasks_and_reports(smith: C
             "reported to FulcrumCore",
         ]
     ):
-        assert told.index(first) < told.index(later)
-    assert "Create the VM: failed in 1.5 s" in told
-    assert "cloning" in told
-    assert "UPID:pve1:0001:qmclone 40 %: transferred 4 GiB" in told
-    assert any(line.startswith("report not accepted (2 times") and line.endswith("HTTP 502") for line in told)
+        assert lines_without_time.index(first) < lines_without_time.index(later)
+    assert "Create the VM: failed in 1.5 s" in lines_without_time
+    assert "cloning" in lines_without_time
+    assert "UPID:pve1:0001:qmclone 40 %: transferred 4 GiB" in lines_without_time
+    assert any(
+        line.startswith("report not accepted (2 times") and line.endswith("HTTP 502") for line in lines_without_time
+    )
     document = smith.json("jobs", "show", str(job_id))
     assert [event["kind"] for event in document["events"]] == ["requeued", "report_postponed"]
     assert document["runs"][0]["story"]["tasks"][1]["outcome"] == "failed"

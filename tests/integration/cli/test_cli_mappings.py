@@ -1,4 +1,4 @@
-"""`smith mappings`: which VM serves which service, now and before."""
+"""`smith mappings list` and `show`: which VM serves which service now, and which ones did earlier."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECOND = "aaaa2222-0000-4000-8000-000000000000"
 
 @pytest.fixture
 def smith(tmp_path: Path) -> Cli:
-    """A VMID that served one service, and serves another one now."""
+    """Return a command line whose database has two mappings of one VMID: a deleted and an active one."""
     cli = Cli(tmp_path)
     with cli.filling() as session:
         old = mappings.reserve(session, service_id=FIRST, cluster="default", vmid=100001, name="web-aaaa1111")
@@ -28,7 +28,7 @@ def smith(tmp_path: Path) -> Cli:
     return cli
 
 
-def test_the_list_has_the_mappings_that_are_not_deleted(smith: Cli) -> None:
+def test_the_list_shows_only_mappings_that_are_not_deleted(smith: Cli) -> None:
     found = smith.json("mappings", "list")
     assert [(row["vmid"], row["service_id"], row["state"], row["node"]) for row in found] == [
         (100001, SECOND, MappingState.ACTIVE, "pve2")
@@ -52,7 +52,7 @@ def test_the_list_has_the_mappings_that_are_not_deleted(smith: Cli) -> None:
     assert "db-aaaa2222" in smith.ok("mappings", "list")
 
 
-def test_the_list_has_deleted_mappings_with_all(smith: Cli) -> None:
+def test_the_list_shows_deleted_mappings_with_the_option_all_or_state(smith: Cli) -> None:
     def services(*args: str) -> list[str]:
         return [row["service_id"] for row in smith.json("mappings", "list", *args)]
 
@@ -79,7 +79,7 @@ def test_a_service_with_a_deleted_vm_is_found(smith: Cli) -> None:
     assert (found["state"], found["history"]) == (MappingState.DELETED, [])
 
 
-def test_an_ambiguous_beginning_names_both_services(smith: Cli) -> None:
+def test_the_beginning_of_two_service_ids_fails_and_both_are_named(smith: Cli) -> None:
     done = smith("mappings", "show", "aaaa")
     assert done.returncode == 1
     assert FIRST in done.stderr

@@ -1,4 +1,8 @@
-"""`smith db migrate` and `smith db unseal`: killed, repeated, refused; and what a sealed database refuses."""
+"""`smith db migrate`, which moves all rows to another database, and `smith db unseal`.
+
+A move seals its source: from then on, the source refuses every change, so that no agent continues to use it.
+`smith db unseal` makes the source usable again. The tests also kill, repeat and refuse moves.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +30,14 @@ from executor.database.tables import ManualRun, Node, utc_now
 #: A password that the test's server does not check.
 PASSWORD = "hunter2-never-shown"
 #: Commands that write to the database.
-WRITING = (
+WRITING_COMMANDS = (
     ("pause", "--reason", "x"),
     ("resume",),
     ("db", "upgrade"),
     ("db", "downgrade", "--yes"),
 )
-AGENT = {
+#: The settings that `smith run` requires.
+AGENT_SETTINGS = {
     "FULCRUM_API_URL": "http://127.0.0.1:9",
     "FULCRUM_API_TOKEN": "token",
     "PROXMOX_HOST": "127.0.0.1",
@@ -46,7 +51,7 @@ AGENT = {
 
 @dataclass(frozen=True)
 class Move:
-    """A source that is full, an empty target, and the command line whose settings name the source."""
+    """A source with rows in all tables, an empty target, and the command line whose settings name the source."""
 
     smith: Cli
     source_url: str
@@ -66,6 +71,7 @@ class Move:
             engine.dispose()
 
     def shown_target(self) -> str:
+        """Return the URL of the target as messages show it: without its password."""
         return moves.url_without_password(open_engine(self.target_url).url)
 
 
@@ -104,11 +110,17 @@ def test_a_move_keeps_every_row_and_the_way_back_does_too(move: Move, tmp_path: 
     engine.dispose()
 
 
-KILLED = [("source_sealed", None), ("rows_copied", "nodes"), ("rows_copied", "audit"), ("rows_copied", "runs")]
+#: Where the command kills itself before the target is committed: the crash point, and the table that it copies then.
+KILLED_BEFORE_COMMIT = [
+    ("source_sealed", None),
+    ("rows_copied", "nodes"),
+    ("rows_copied", "audit"),
+    ("rows_copied", "runs"),
+]
 
 
-@pytest.mark.parametrize(("point", "table"), [*KILLED, ("target_committed", None)])
-def test_a_killed_move_is_repeated(point: str, table: str | None, move: Move, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("point", "table"), [*KILLED_BEFORE_COMMIT, ("target_committed", None)])
+def test_a_killed_move_can_be_repeated(point: str, table: str | None, move: Move, tmp_path: Path) -> None:
     assert point in MOVE_POINTS
     crash_file = tmp_path / "crash.json"
     crash_file.write_text(json.dumps([{"point": point, "subject": table, "times": 1}]))
@@ -139,14 +151,14 @@ def test_after_a_move_the_agent_and_writing_commands_refuse_the_source(move: Mov
     contents, target = move.rows_of(move.source_url), move.shown_target()
     pending = move.smith.json("jobs", "list", "--status", "pending")[0]["id"]
     commands = [
-        *WRITING,
+        *WRITING_COMMANDS,
         ("jobs", "cancel", str(pending), "--yes"),
         ("run", "--once"),
         ("run", "--once", "--no-supervisor"),
         ("db", "check"),
     ]
     for command in commands:
-        done = move.smith(*command, **AGENT)
+        done = move.smith(*command, **AGENT_SETTINGS)
         assert done.returncode == 6, (command, done.stdout, done.stderr)
         shown = done.stdout + done.stderr
         assert f"was moved to {target}" in shown, (command, shown)
@@ -157,7 +169,7 @@ def test_after_a_move_the_agent_and_writing_commands_refuse_the_source(move: Mov
     assert f"was moved to {target}" in doctor.stdout
 
 
-def test_unseal_lets_the_source_be_used_again(move: Move) -> None:
+def test_after_unseal_the_source_can_be_used_again(move: Move) -> None:
     assert move.migrate()[0] == 0
     assert move.smith("db", "unseal").returncode == 2, "there is no terminal to ask on"
     done = move.smith.json("db", "unseal", "--yes", "--reason", "put off")
@@ -183,14 +195,14 @@ def test_a_target_with_rows_is_refused_before_the_seal(move: Move) -> None:
     assert move.smith.ok("resume").startswith("resumed"), "the source is not sealed"
 
 
-def test_a_move_to_another_database_than_the_first_call_named_is_refused(move: Move, tmp_path: Path) -> None:
+def test_a_repeated_move_to_another_target_is_refused(move: Move, tmp_path: Path) -> None:
     assert move.migrate()[0] == 0
     code, printed = move.migrate(**{TARGET_VARIABLE: f"sqlite:///{tmp_path / 'other.db'}"})
     assert code == 6
     assert f"a move to {move.shown_target()} has sealed this database" in printed
 
 
-def test_a_running_agent_and_a_run_by_hand_are_refused(move: Move) -> None:
+def test_a_move_is_refused_during_a_run_by_hand_or_while_an_agent_runs(move: Move) -> None:
     engine = open_engine(move.source_url)
     if engine.dialect.name == "sqlite":
         with exclusive_database(move.source_url):

@@ -1,4 +1,4 @@
-"""`smith nodes`: what the list shows, and what drain, resume and limit store for the agents."""
+"""`smith nodes`: what `list` shows of the agents' processes, and what `drain`, `resume` and `limit` store for them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_drained_node_is_paused_and_the_other_is_not(smith: Cli) -> None:
     assert verbs == [("resume", "agents"), ("drain", "agents")]
 
 
-def test_a_limit_is_at_most_the_concurrency_of_the_node(smith: Cli) -> None:
+def test_a_limit_above_the_nodes_concurrency_is_lowered_to_it(smith: Cli) -> None:
     assert smith.json("nodes", "limit", "alpha", "3")["max_jobs"] == 3
     assert operator_limits(smith, "alpha").max_jobs == 3
     assert "3 of 8" in smith.ok("nodes", "list")

@@ -1,4 +1,7 @@
-"""What is shown of data from outside: no control sequence, no markup, nothing invisible."""
+"""How commands print text from outside (FulcrumCore, Proxmox, playbooks), and how output looks on a terminal.
+
+Text from outside is printed without control sequences and invisible characters, and its markup is not interpreted.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,14 @@ from executor.database.schema import head_revision
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
 
-#: Clears the screen, sets the title, hides text, turns its direction around, and forges a line.
+#: A text that a terminal would obey: it clears the screen, sets the title and colours, reverses the direction of text,
+#: has an invisible character, and forges a line of `smith`.
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m[bold red]x[/]\u202egnp.exe\u200b\nsmith: all is well\r"
 
 
 @pytest.fixture
 def smith(tmp_path: Path) -> Cli:
-    """Hostile text wherever it may come from."""
+    """Return a command line whose database and artifacts contain hostile text in every field from outside."""
     cli = Cli(tmp_path)
     job_id = cli.submit(action=HOSTILE, params={HOSTILE: HOSTILE}, service={"name": HOSTILE})
     event = {"event": "runner_on_ok", "created": HOSTILE, "event_data": {"task": HOSTILE, "res": {"msg": HOSTILE}}}
@@ -45,17 +49,18 @@ COMMANDS = (
     ("jobs", "retry", "1"),
     ("jobs", "show", HOSTILE),
 )
-PRINTED_BY_PLAYBOOK = (("jobs", "log", "1"), ("runs", "show", "create-1"))
+#: The commands that print the output of a playbook, which may contain any lines.
+SHOW_PLAYBOOK_OUTPUT = (("jobs", "log", "1"), ("runs", "show", "create-1"))
 
 
 @pytest.mark.parametrize("args", COMMANDS)
-def test_hostile_text_is_shown_harmless(args: tuple[str, ...], smith: Cli) -> None:
+def test_hostile_text_is_shown_without_control_characters(args: tuple[str, ...], smith: Cli) -> None:
     done = smith(*args)
     shown = done.stdout + done.stderr
     assert all(char.isprintable() or char == "\n" for char in shown), ascii(shown)
     assert "all is well" in shown or args[0] == "runs"
-    if args not in PRINTED_BY_PLAYBOOK:
-        # Only what a playbook printed may have lines of its own; elsewhere a forged one would look like ours.
+    if args not in SHOW_PLAYBOOK_OUTPUT:
+        # Elsewhere, a line break in the text must not begin a new line, which would look like a message of `smith`.
         assert "\nsmith: all is well" not in shown
 
 
@@ -69,11 +74,11 @@ def test_hostile_text_is_ascii_in_json_and_unchanged_when_parsed(args: tuple[str
         assert found[1]["action"] == HOSTILE
 
 
-def test_markup_in_data_is_shown_as_it_is(smith: Cli) -> None:
+def test_markup_in_data_is_printed_and_not_interpreted(smith: Cli) -> None:
     assert "[bold red]x[/]" in smith.ok("jobs", "list")
 
 
-def test_a_terminal_gets_colours_without_no_color(smith: Cli) -> None:
+def test_a_terminal_gets_colours_unless_no_color_is_set(smith: Cli) -> None:
     coloured, plain = _on_terminal(smith), _on_terminal(smith, NO_COLOR="1")
     assert "\x1b[31m" in coloured
     assert "\x1b[31m" not in plain
@@ -83,7 +88,7 @@ def test_a_terminal_gets_colours_without_no_color(smith: Cli) -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
-def test_on_a_terminal_idents_never_break_and_columns_give_way(width: int, tmp_path: Path) -> None:
+def test_on_a_narrow_terminal_columns_are_left_out_and_idents_are_not_broken(width: int, tmp_path: Path) -> None:
     smith = Cli(tmp_path)
     result = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="no space on local-zfs (run create-1) " * 5)
     job_id = smith.finished(result, service={"name": "shop-frontend"})
@@ -101,8 +106,8 @@ def test_on_a_terminal_idents_never_break_and_columns_give_way(width: int, tmp_p
 
 
 @pytest.mark.parametrize("width", [60, 80])
-def test_a_long_id_in_a_text_is_not_broken(width: int, tmp_path: Path) -> None:
-    """The terminal continues the line, so that the id can be copied."""
+def test_a_long_id_in_a_text_is_printed_without_a_line_break(width: int, tmp_path: Path) -> None:
+    """The terminal itself wraps the long line, so that the id can be copied in one piece."""
     smith = Cli(tmp_path)
     upid = "UPID:pve1:000003E8:00001B58:6B09E761:qmclone:9000:smith@pve!job:"
     (tmp_path / ("x" * 70)).mkdir()
@@ -116,12 +121,12 @@ def test_a_long_id_in_a_text_is_not_broken(width: int, tmp_path: Path) -> None:
     assert shown.count(upid) == 3, shown
     coloured = _on_terminal(smith, "jobs", "show", str(job_id), COLUMNS=str(width))
     heading = next(line for line in coloured.splitlines() if "AFTER" in line)
-    assert len(re.sub(r"\x1b\[[0-9;]*m", "", heading)) < width, "spaces would continue in the next line"
+    assert len(re.sub(r"\x1b\[[0-9;]*m", "", heading)) < width, "trailing spaces would be wrapped to an empty line"
     assert "x" * 70 in _on_terminal(smith, "config", "show", COLUMNS=str(width), NO_COLOR="1")
 
 
-def test_a_pipe_is_not_cut_if_the_terminal_is_called_dumb(tmp_path: Path) -> None:
-    """In a cron job and in an editor's shell, TERM is `dumb`, for which rich assumes 80 columns."""
+def test_piped_output_is_not_cut_if_the_variable_term_is_dumb(tmp_path: Path) -> None:
+    """In cron jobs and in the shell of an editor, TERM is `dumb`, and the library rich then assumes 80 columns."""
     smith = Cli(tmp_path)
     smith.finished(JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="x" * 300), action="a" * 100)
     shown = smith.ok("jobs", "list", TERM="dumb", COLUMNS="40")
@@ -129,7 +134,7 @@ def test_a_pipe_is_not_cut_if_the_terminal_is_called_dumb(tmp_path: Path) -> Non
     assert "a" * 100 in shown
 
 
-def test_an_error_is_cut_on_a_terminal_only(tmp_path: Path) -> None:
+def test_a_long_error_is_shortened_on_a_terminal_only(tmp_path: Path) -> None:
     smith = Cli(tmp_path)
     smith.finished(JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="x" * 300))
     assert "x" * 300 in smith.ok("jobs", "list")
@@ -137,6 +142,7 @@ def test_an_error_is_cut_on_a_terminal_only(tmp_path: Path) -> None:
 
 
 def _on_terminal(smith: Cli, *args: str, **env: str) -> str:
+    """Return what a command (by default `smith jobs list`) prints on a pseudo-terminal."""
     master, slave = os.openpty()
     process = subprocess.Popen(
         smith.command(*(args or ("jobs", "list"))),
@@ -152,23 +158,23 @@ def _on_terminal(smith: Cli, *args: str, **env: str) -> str:
         while piece := os.read(master, 4096):
             shown += piece
     except OSError:
-        pass  # Linux: the other end is closed
+        pass  # on Linux, a read fails when the command has closed the terminal
     finally:
         os.close(master)
     assert process.wait(GIVE_UP_S) == 0
     return shown.decode()
 
 
-#: Commands without facts to print: they work until a signal, print a file, write reports, or are for people only.
+#: The commands without the option --json: they run until a signal, print a file, write reports, or ask an operator.
 WITHOUT_JSON = {
     *("run", "agent-process", "lab", "config example", "lab-test", "actions test", "init"),
     *(f"lab {name}" for name in ("order", "start", "stop", "restart", "update", "delete", "fault")),
 }
 
 
-def test_every_command_has_json() -> None:
-    silent = {path for path, command in _commands(build(), ()) if "--json" not in _options(command)}
-    assert silent <= WITHOUT_JSON
+def test_every_other_command_has_the_option_json() -> None:
+    without_option = {path for path, command in _commands(build(), ()) if "--json" not in _options(command)}
+    assert without_option <= WITHOUT_JSON
 
 
 def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
@@ -182,7 +188,7 @@ def _options(command: Any) -> set[str]:
     return {option for parameter in command.params for option in parameter.opts}
 
 
-def test_a_change_is_printed_as_facts_with_json(smith: Cli) -> None:
+def test_a_command_that_changes_something_describes_the_change_in_json(smith: Cli) -> None:
     job_id = smith.submit()
     cancelled = smith.json("jobs", "cancel", str(job_id), "--yes")
     assert (cancelled["job"], cancelled["status"], cancelled["has_ended"]) == (job_id, "failed", True)

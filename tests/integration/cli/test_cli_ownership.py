@@ -1,4 +1,7 @@
-"""Commands that root calls leave the service's database usable, and each unusable file is named with its remedy."""
+"""Who owns the database's files: commands that root runs must leave them usable for the user of the agent.
+
+If a command or the agent cannot use a file, its message names the file and the command that repairs it.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from support.cli_world import Cli
 
 import executor
 
+#: The user and group id of `nobody`, which stands for the user that the agent runs as.
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 
@@ -31,11 +35,11 @@ def owners(folder: Path) -> dict[str, int]:
 
 
 def open_as_nobody(file: Path) -> str:
-    """Open the database as the user `nobody`, if this process is root; return the last line of the errors."""
-    leave = f"os.setgid({NOBODY}); os.setuid({NOBODY})" if os.geteuid() == 0 else "pass"
+    """Open the database in a process; as the user `nobody` if the test runs as root. Return its last line on stderr."""
+    change_user = f"os.setgid({NOBODY}); os.setuid({NOBODY})" if os.geteuid() == 0 else "pass"
     imports = "import os, sqlite3; from executor.database.engine import open_engine"
     done = subprocess.run(
-        [sys.executable, "-c", f"{imports}; {leave}; open_engine('sqlite:///{file}')"],
+        [sys.executable, "-c", f"{imports}; {change_user}; open_engine('sqlite:///{file}')"],
         cwd=Path(executor.__file__).parents[1],
         capture_output=True,
         text=True,
@@ -58,7 +62,7 @@ def test_files_that_root_creates_belong_to_the_owner_of_the_folder(smith: Cli, t
 
 
 @as_root
-def test_root_follows_no_link_that_the_owner_of_the_folder_has_left(smith: Cli, tmp_path: Path) -> None:
+def test_root_does_not_follow_a_symbolic_link_in_the_folder_of_another_user(smith: Cli, tmp_path: Path) -> None:
     smith.ok("db", "upgrade")
     (tmp_path / "target").write_text("of another program")
     smith.data.joinpath("smith.db.lock").unlink(missing_ok=True)
@@ -69,7 +73,7 @@ def test_root_follows_no_link_that_the_owner_of_the_folder_has_left(smith: Cli, 
 
 
 @as_root
-def test_a_file_of_another_user_is_named_with_the_command_that_gives_it_back() -> None:
+def test_a_file_of_another_user_is_named_with_the_chown_command_that_repairs_it() -> None:
     with tempfile.TemporaryDirectory() as folder:  # other users may not enter the folders of pytest
         data = Path(folder)
         os.chown(data, NOBODY, NOBODY)
@@ -83,7 +87,9 @@ def test_a_file_of_another_user_is_named_with_the_command_that_gives_it_back() -
             assert f"as root: chown {NOBODY}:{NOBODY} {data / name}" in last
 
 
-def test_a_file_that_its_owner_cannot_write_names_chmod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_its_owner_cannot_write_is_named_with_the_chmod_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from executor.database import file_ownership  # noqa: PLC0415 (only this test calls it directly)
 
     file = tmp_path / "smith.db"
@@ -103,7 +109,7 @@ def test_the_database_of_another_program_is_not_migrated(smith: Cli) -> None:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("bookmarks",)]
 
 
-def test_a_damaged_database_names_the_command_that_restores_a_backup(smith: Cli) -> None:
+def test_the_message_about_a_damaged_database_names_the_command_that_restores_a_backup(smith: Cli) -> None:
     smith.file.write_text("this is not a database" * 100)
     done = smith("status")
     assert done.returncode == 6

@@ -1,4 +1,4 @@
-"""`smith pause` and `smith resume`."""
+"""`smith pause`, during which no agent of the database starts a job, and `smith resume`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_paused(smith: Cli) -> bool:
         return pauses.current(session) is not None
 
 
-def test_a_pause_has_a_reason_and_the_operators_name_and_is_audited(smith: Cli) -> None:
+def test_a_pause_needs_a_reason_and_is_audited(smith: Cli) -> None:
     assert smith("pause").returncode == 2
     shown = smith.ok("pause", "--reason", "update of pve2")
     assert "update of pve2" in shown
@@ -54,7 +54,7 @@ def test_a_pause_is_shown_by_doctor(smith: Cli) -> None:
     assert "smith resume" in done.stdout
 
 
-def test_waiting_shows_the_running_jobs_and_ends_with_the_last(smith: Cli) -> None:
+def test_pause_with_wait_shows_the_running_jobs_and_ends_after_the_last_one(smith: Cli) -> None:
     with smith.filling() as session:
         lease = claim(session)
     late = smith("pause", "--reason", "x", "--wait", "--timeout", "0.1")

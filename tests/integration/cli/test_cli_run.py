@@ -1,4 +1,4 @@
-"""`smith run`: settings first, then a supervised agent that ends well."""
+"""`smith run`: checks the settings, then runs an agent below a supervisor until a signal stops it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import psutil
 import pytest
 from support.cli_world import GIVE_UP_S, Cli
 
-#: Nobody listens on these ports; an agent lives without FulcrumCore, too.
+#: No server listens on these ports: an agent also runs while FulcrumCore and Proxmox cannot be reached.
 SETTINGS = {
     "FULCRUM_API_URL": "http://127.0.0.1:9",
     "FULCRUM_API_TOKEN": "a-token-that-nobody-may-see",
@@ -36,7 +36,7 @@ def smith(tmp_path: Path) -> Cli:
 
 
 class Running:
-    """`smith run` as a process, its output in a file."""
+    """`smith run` as a process whose output is written to a file."""
 
     def __init__(self, smith: Cli, *args: str) -> None:
         self.log = smith.folder / "log"
@@ -56,17 +56,17 @@ class Running:
         lines = self.log.read_text().split("\n")[:-1]
         return [json.loads(line) for line in lines]
 
-    def wait_until_it_works(self) -> None:
-        """Wait until the database has a run of the agent's critical jobs."""
+    def wait_for_critical_jobs(self) -> None:
+        """Wait until the database has an execution of the critical jobs Heartbeat and GetPendingJobs."""
         limit = time.monotonic() + GIVE_UP_S
         while time.monotonic() < limit:
-            if {"Heartbeat", "GetPendingJobs"} <= self._duties():
+            if {"Heartbeat", "GetPendingJobs"} <= self._critical_jobs():
                 return
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.1)
-        raise AssertionError(f"the agent never began:\n{self.log.read_text()}")
+        raise AssertionError(f"the agent has executed no critical job:\n{self.log.read_text()}")
 
-    def _duties(self) -> set[str]:
+    def _critical_jobs(self) -> set[str]:
         if not self.file.exists():
             return set()
         with contextlib.closing(sqlite3.connect(self.file)) as connection:
@@ -85,7 +85,7 @@ def running(smith: Cli, request: pytest.FixtureRequest) -> Iterator[Running]:
         running.process.wait(GIVE_UP_S)
 
 
-def test_missing_settings_end_a_run_with_3_before_anything_is_created(smith: Cli) -> None:
+def test_a_run_with_missing_settings_exits_with_3_and_creates_nothing(smith: Cli) -> None:
     done = smith("run")
     assert done.returncode == 3
     assert done.stdout == ""
@@ -96,7 +96,7 @@ def test_missing_settings_end_a_run_with_3_before_anything_is_created(smith: Cli
     assert not smith.data.exists()
 
 
-def test_a_wrong_setting_ends_a_run_with_3_and_is_not_shown_if_it_may_be_secret(smith: Cli) -> None:
+def test_a_run_with_an_invalid_setting_exits_with_3_and_does_not_show_a_value_that_may_be_secret(smith: Cli) -> None:
     done = smith("run", **SETTINGS | {"FULCRUM_API_URL": "https://me:hunter2@core.example.net"})
     assert done.returncode == 3
     assert "FULCRUM_API_URL" in done.stderr
@@ -111,14 +111,14 @@ def test_once_and_until_idle_exclude_each_other(smith: Cli) -> None:
 
 @pytest.mark.parametrize("running", [(), ("--no-supervisor",), ("--until-idle",)], indirect=True)
 def test_a_run_works_until_a_signal_stops_it(running: Running) -> None:
-    running.wait_until_it_works()
+    running.wait_for_critical_jobs()
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(GIVE_UP_S) == 0
     assert any(event["event"] == "agent_stopped" for event in running.events())
 
 
-def test_the_supervisor_gives_the_agent_its_mode_and_no_secret_in_an_argument(running: Running) -> None:
-    running.wait_until_it_works()
+def test_the_arguments_of_the_agent_process_contain_its_mode_and_no_secret(running: Running) -> None:
+    running.wait_for_critical_jobs()
     agents = psutil.Process(running.process.pid).children()
     assert len(agents) == 1
     command = agents[0].cmdline()
@@ -127,8 +127,8 @@ def test_the_supervisor_gives_the_agent_its_mode_and_no_secret_in_an_argument(ru
 
 
 def test_the_files_of_a_run_are_private_and_have_no_secret(smith: Cli, running: Running) -> None:
-    """The process was started with a umask that lets everybody read."""
-    running.wait_until_it_works()
+    """The process was started with a umask with which other users could read new files."""
+    running.wait_for_critical_jobs()
     running.process.send_signal(signal.SIGTERM)
     running.process.wait(GIVE_UP_S)
     written = [path for path in (*smith.data.rglob("*"), *(smith.folder / "run").rglob("*")) if path.is_file()]
@@ -139,23 +139,23 @@ def test_the_files_of_a_run_are_private_and_have_no_secret(smith: Cli, running: 
         assert not any(secret.encode() in path.read_bytes() for path in [*written, running.log])
 
 
-def test_a_database_locked_by_another_agent_ends_a_run_with_6(smith: Cli, running: Running) -> None:
-    running.wait_until_it_works()
+def test_a_run_exits_with_6_if_another_agent_has_locked_the_database(smith: Cli, running: Running) -> None:
+    running.wait_for_critical_jobs()
     second = smith("run", **SETTINGS)
     assert second.returncode == 6
     assert "in use by pid" in second.stderr
 
 
 def test_queries_work_while_an_agent_runs(smith: Cli, running: Running) -> None:
-    running.wait_until_it_works()
+    running.wait_for_critical_jobs()
     found = smith.json("status")
     assert [node["state"] for node in found["nodes"]] == ["running"]
-    assert {duty["name"] for duty in smith.json("critical", "list")} >= {"Heartbeat", "GetPendingJobs"}
+    assert {job["name"] for job in smith.json("critical", "list")} >= {"Heartbeat", "GetPendingJobs"}
     assert running.process.poll() is None
 
 
 def test_a_downgrade_is_refused_while_an_agent_runs(smith: Cli, running: Running) -> None:
-    running.wait_until_it_works()
+    running.wait_for_critical_jobs()
     done = smith("db", "downgrade", "--yes")
     assert done.returncode == 6
     assert "stop it first" in done.stderr
@@ -163,7 +163,7 @@ def test_a_downgrade_is_refused_while_an_agent_runs(smith: Cli, running: Running
 
 
 def test_the_agent_process_ends_when_its_supervisor_is_killed(running: Running) -> None:
-    running.wait_until_it_works()
+    running.wait_for_critical_jobs()
     agent = psutil.Process(running.process.pid).children()[0]
     os.kill(running.process.pid, signal.SIGKILL)
     running.process.wait(GIVE_UP_S)

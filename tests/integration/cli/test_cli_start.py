@@ -1,4 +1,4 @@
-"""`smith` itself: help, versions, exit codes, and a quick start."""
+"""`smith` itself: help, versions, exit codes, commands of other distributions, and a short start time (few imports)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from support.cli_world import GIVE_UP_S, Cli
 
-from executor.cli.commands import COMMANDS as COMMANDS_OF_TABLE
+from executor.cli.commands import COMMANDS as REGISTERED_COMMANDS
 from executor.database import mappings
 
-#: pydantic is missing here: typer itself imports it to show an option's type.
+#: Modules whose import takes long, so that help and completion must not import them. pydantic is not in this list,
+#: because typer itself imports it to show an option's type.
 HEAVY = (
     "sqlalchemy",
     "requests",
@@ -48,7 +49,7 @@ UNUSED_BY_READERS = (
     "executor.agent.agent",
     "executor.web.server",
 )
-COMMAND_MODULES = tuple(sorted({f"executor.cli.{row.module}" for row in COMMANDS_OF_TABLE}))
+COMMAND_MODULES = tuple(sorted({f"executor.cli.{row.module}" for row in REGISTERED_COMMANDS}))
 #: Runs the command in this interpreter and prints which of the watched modules it has imported.
 PRINT_IMPORTS = """
 import sys
@@ -120,13 +121,13 @@ def test_help_and_completion_import_nothing_heavy(args: tuple[str, ...], smith: 
 
 
 @pytest.mark.parametrize(("words", "offered"), [("smith ma", "mappings"), ("smith mappings re", "recall")])
-def test_names_are_completed_from_the_table(words: str, offered: str, smith: Cli) -> None:
+def test_names_of_commands_are_completed_without_importing_their_modules(words: str, offered: str, smith: Cli) -> None:
     env = {"_SMITH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     assert _imported(smith, (), **env) == (f"{offered}\n", [])
 
 
 def test_a_groups_help_loads_only_its_own_module(smith: Cli) -> None:
-    """`smith drift` has options of its own, which only its module knows."""
+    """`smith drift` is a group and a command with options, which are defined in its module."""
     assert [name for name in _imported(smith, ("drift", "--help"))[1] if name in COMMAND_MODULES] == [
         "executor.cli.drift"
     ]
@@ -165,7 +166,7 @@ def test_a_mistyped_command_imports_nothing_heavy(args: tuple[str, ...], smith: 
 def _imported(
     smith: Cli, args: tuple[str, ...], watched: tuple[str, ...] = (*HEAVY, *COMMAND_MODULES), **env: str
 ) -> tuple[str, list[str]]:
-    """Run the command; return what it completed, and which of the watched modules it imported."""
+    """Run the command; return its completions (if `args` is empty), and the watched modules that it imported."""
     code = f"import sys; sys.watched_modules = {watched!r}; sys.argv = ['smith', *{list(args)!r}]\n{PRINT_IMPORTS}"
     env |= {"SHELL": "/bin/bash", "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     done = subprocess.run(
@@ -220,7 +221,7 @@ def test_version_shows_the_versions_for_a_bug_report(smith: Cli) -> None:
     assert all(found.values()), found
 
 
-def test_the_version_option_says_the_same_as_the_command(smith: Cli) -> None:
+def test_the_version_option_prints_the_same_as_the_command(smith: Cli) -> None:
     assert smith.ok("--version") == smith.ok("version")
 
 
@@ -242,8 +243,8 @@ def test_run_refuses_to_start_without_the_collection(smith: Cli) -> None:
 
 
 @pytest.mark.parametrize("command", ["demo", "lab"])
-def test_without_the_lab_its_commands_say_what_to_install(command: str, smith: Cli) -> None:
-    """Entry points that cannot be found stand for an environment without the lab's distribution."""
+def test_without_the_labs_distribution_its_commands_say_what_to_install(command: str, smith: Cli) -> None:
+    """The test replaces the search for entry points by one that finds none, as if the distribution were missing."""
     (smith.folder / "sitecustomize.py").write_text("import importlib.metadata as m\nm.entry_points = lambda **_: ()\n")
     done = smith(command, PYTHONPATH=str(smith.folder))
     assert done.returncode == 1
@@ -255,7 +256,7 @@ def test_without_the_lab_its_commands_say_what_to_install(command: str, smith: C
 
 @pytest.mark.parametrize("command", ["demo", "lab"])
 def test_a_missing_dependency_of_the_lab_is_named_in_one_line(command: str, smith: Cli) -> None:
-    """None in sys.modules makes an import fail as that of a module that is not installed."""
+    """With None in sys.modules, an import fails as if the module were not installed."""
     (smith.folder / "sitecustomize.py").write_text("import sys\nsys.modules['uvicorn'] = None\n")
     done = smith(command, PYTHONPATH=str(smith.folder))
     needs = "needs the Python module uvicorn, which is not installed: pip install agent-smith-lab"
@@ -268,8 +269,8 @@ def test_another_distribution_can_add_a_command(smith: Cli) -> None:
     assert smith.ok("hello", PYTHONPATH=str(smith.folder)) == "hello\n"
 
 
-def test_a_command_runs_with_the_garbage_collector(smith: Cli) -> None:
-    """The collector is paused only for the imports; it then ignores the objects of the modules."""
+def test_the_garbage_collector_is_enabled_while_a_command_runs(smith: Cli) -> None:
+    """It is off only during the imports. Afterwards, it ignores the objects that the imports created (gc.freeze)."""
     (smith.folder / "added_command.py").write_text(
         "import gc\ndef hello():\n    print(gc.isenabled(), gc.get_freeze_count() > 0)\n"
     )
@@ -278,7 +279,7 @@ def test_a_command_runs_with_the_garbage_collector(smith: Cli) -> None:
 
 
 def test_no_plug_in_of_pydantic_is_loaded(smith: Cli) -> None:
-    """It would see the settings, and the search for plug-ins takes time."""
+    """A plug-in could read the settings, which contain secrets, and the search for plug-ins takes time."""
     (smith.folder / "plug_in.py").write_text("print('loaded')\nhello = None\n")
     _install_entry_point(smith, "pydantic", "plug_in:hello")
     smith.submit()
@@ -294,7 +295,7 @@ def test_no_plug_in_of_pydantic_is_loaded(smith: Cli) -> None:
 
 
 def _install_entry_point(smith: Cli, group: str, function: str) -> None:
-    """Make a distribution that Python finds if the folder is on its path."""
+    """Write the metadata of a distribution with this entry point. Python finds it if `smith.folder` is on its path."""
     folder = smith.folder / "added-1.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
@@ -321,7 +322,7 @@ def test_a_closed_pipe_gives_no_traceback(smith: Cli) -> None:
     assert "BrokenPipe" not in errors
 
 
-def test_a_full_disk_is_one_line_and_a_closed_stdout_none(smith: Cli) -> None:
+def test_a_full_disk_gives_one_error_line_and_a_closed_stdout_gives_none(smith: Cli) -> None:
     smith.submit()
     for redirection, code, lines in ((">/dev/full", 1, ["smith: No space left on device"]), (">&-", 0, [])):
         command = f"{shlex.join(smith.command('jobs', 'list'))} {redirection}"
@@ -337,8 +338,8 @@ def test_a_full_disk_is_one_line_and_a_closed_stdout_none(smith: Cli) -> None:
         assert (done.returncode, done.stderr.splitlines()) == (code, lines), redirection
 
 
-def test_an_error_of_the_operating_system_is_one_line_with_the_file(smith: Cli) -> None:
-    """A folder in place of a file: permissions would not stop the tests' user."""
+def test_an_error_of_the_operating_system_gives_one_line_that_names_the_file(smith: Cli) -> None:
+    """The file .env is a folder. A file without read permission would not do, because root can read it."""
     (smith.folder / ".env").mkdir()
     done = smith("status")
     assert done.returncode in (1, 3)
@@ -347,7 +348,7 @@ def test_an_error_of_the_operating_system_is_one_line_with_the_file(smith: Cli) 
     assert ".env" in done.stderr
 
 
-def test_a_terminal_without_utf8_ends_no_command(smith: Cli) -> None:
+def test_no_command_fails_on_a_terminal_without_utf8(smith: Cli) -> None:
     smith.submit(action="créer-☃")
     shown = smith.ok("jobs", "list", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert r"cr\xe9er-\u2603" in shown

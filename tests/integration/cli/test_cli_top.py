@@ -1,4 +1,4 @@
-"""`smith top`: the running jobs with their steps, the queue, the outbox and the last failures."""
+"""`smith top`: the running jobs with their steps, the waiting jobs, the unreported results and the last failures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from executor.shared.error_codes import ErrorCode
 
 @pytest.fixture
 def smith(tmp_path: Path) -> Cli:
-    """One failed job, one that runs and waits for a Proxmox task, and one that waits for its next attempt."""
+    """Return a command line whose database has a failed job, a running one, and one that waits for its next attempt."""
     cli = Cli(tmp_path)
     cli.finished(JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="no space on local-zfs"))
     cli.submit(service={"name": "web shop"}, service_id="s-1", action="start")

@@ -1,4 +1,4 @@
-"""`smith health` against a real agent's pages, and against whatever else may be there."""
+"""`smith health`, with the health pages of a real agent, with fixed responses, and without an agent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from smith_lab.system import LabSystem, running_lab, wait_for
 from support import fork_server
 from support.cli_world import GIVE_UP_S, Cli
 
-#: What a fast answer does without.
+#: Modules whose import takes long. `smith health` is called every few seconds and must not import them.
 HEAVY = ("typer", "rich", "pydantic", "requests", "sqlalchemy", "structlog", "urllib3")
 
 
@@ -29,7 +29,7 @@ def smith(tmp_path: Path) -> Cli:
 
 @contextmanager
 def answering(*answers: tuple[int, bytes]) -> Iterator[str]:
-    """Answer one request after the other with these; yields the address."""
+    """Serve these responses (status and body), one to each request; yield the address of the server."""
     left = list(answers)
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -64,17 +64,17 @@ def health(smith: Cli, *args: str, **env: str) -> tuple[int, str]:
     return done.returncode, done.stdout.strip()
 
 
-def test_alive_and_ready_is_code_0(smith: Cli) -> None:
+def test_the_exit_code_of_an_agent_that_is_alive_and_ready_is_0(smith: Cli) -> None:
     with answering((200, page("alive")), (200, page("ready"))) as address:
         assert health(smith, SMITH_HTTP_ADDR=address) == (0, "alive and ready")
 
 
-def test_live_asks_one_page_only(smith: Cli) -> None:
+def test_with_the_option_live_only_one_page_is_requested(smith: Cli) -> None:
     with answering((200, page("alive"))) as address:
         assert health(smith, "--live", SMITH_HTTP_ADDR=address) == (0, "alive")
 
 
-def test_the_failed_checks_are_on_the_one_line(smith: Cli) -> None:
+def test_the_failed_checks_are_named_in_one_line(smith: Cli) -> None:
     good, bad = (
         {"name": "disk", "ok": True},
         {"name": "proxmox", "ok": False, "reason": "is silent", "detail": "a\nb\x1b"},
@@ -83,13 +83,13 @@ def test_the_failed_checks_are_on_the_one_line(smith: Cli) -> None:
         assert health(smith, SMITH_HTTP_ADDR=address) == (1, "not ready: proxmox is silent a b")
 
 
-def test_a_stalled_loop_is_reported_before_readiness_is_asked(smith: Cli) -> None:
+def test_a_stalled_loop_is_reported_without_a_request_for_readiness(smith: Cli) -> None:
     stuck = page("stuck", {"name": "dispatch", "ok": False, "reason": "no progress for 200 s"})
     with answering((503, stuck)) as address:
         assert health(smith, SMITH_HTTP_ADDR=address) == (1, "stuck: dispatch no progress for 200 s")
 
 
-def test_no_server_is_code_1(smith: Cli) -> None:
+def test_without_a_server_the_exit_code_is_1(smith: Cli) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     code, line = health(smith, SMITH_HTTP_ADDR=f"127.0.0.1:{port}")
@@ -101,7 +101,7 @@ def test_no_server_is_code_1(smith: Cli) -> None:
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"status": 7}', b"\xff"])
-def test_another_server_on_the_port_is_code_1(body: bytes, smith: Cli) -> None:
+def test_the_exit_code_is_1_if_another_program_answers_on_the_port(body: bytes, smith: Cli) -> None:
     with answering((503, body)) as address:
         code, line = health(smith, SMITH_HTTP_ADDR=address)
     assert (code, line.endswith("/livez is not Agent Smith")) == (1, True)
@@ -113,7 +113,7 @@ def test_without_an_http_server_the_agent_is_not_healthy(address: str, smith: Cl
     assert (code, line) == (1, f"the agent has no HTTP server to ask, because SMITH_HTTP_ADDR is {address}")
 
 
-def test_a_wildcard_address_is_asked_on_loopback_without_a_proxy(smith: Cli) -> None:
+def test_an_agent_that_listens_on_all_addresses_is_called_on_loopback_without_a_proxy(smith: Cli) -> None:
     with answering((200, page("alive"))) as address:
         everywhere = f"0.0.0.0:{address.rpartition(':')[2]}"
         found = health(smith, "--live", SMITH_HTTP_ADDR=everywhere, http_proxy="http://127.0.0.1:9", HTTP_PROXY="x")
@@ -121,7 +121,7 @@ def test_a_wildcard_address_is_asked_on_loopback_without_a_proxy(smith: Cli) -> 
 
 
 def test_other_settings_may_be_invalid_or_missing(smith: Cli) -> None:
-    """Health is a question about the process, not about this shell's variables."""
+    """The command concerns the process of the agent, and needs no setting but SMITH_HTTP_ADDR."""
     with answering((200, page("alive"))) as address:
         (smith.folder / ".env").write_text(f"SMITH_HTTP_ADDR={address}\nPROXMOX_PORT=nonsense\nSMITH_TYPO=1\n")
         assert health(smith, "--live") == (0, "alive")
@@ -147,7 +147,7 @@ def test_the_module_imports_nothing_heavy(smith: Cli) -> None:
     assert done.stdout.splitlines() == ["alive", "0", "[]"]
 
 
-# With a real agent
+# --- with a real agent --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

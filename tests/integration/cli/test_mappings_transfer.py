@@ -1,4 +1,4 @@
-"""`smith mappings export` and `import`: a new host gets the mappings of the old one."""
+"""`smith mappings export` and `import`, with which a new host gets the mappings of the old one."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from executor.model import MappingState
 
 SERVICES = [f"aaaa111{number}-0000-4000-8000-000000000000" for number in range(4)]
 #: The columns that the import sets itself.
-OWN_COLUMNS = {"created_at", "updated_at"}
+COLUMNS_SET_BY_IMPORT = {"created_at", "updated_at"}
 
 
 @pytest.fixture
 def old(tmp_path: Path) -> Cli:
-    """A host with a mapping in each state, one of them ended."""
+    """Return the old host: it has a reserved, an active, a pending and a deleted mapping."""
     (tmp_path / "old").mkdir()
     cli = Cli(tmp_path / "old")
     with cli.filling() as session:
@@ -44,6 +44,7 @@ def old(tmp_path: Path) -> Cli:
 
 @pytest.fixture
 def new(tmp_path: Path) -> Cli:
+    """Return the new host, whose database is empty."""
     (tmp_path / "new").mkdir()
     cli = Cli(tmp_path / "new")
     with cli.filling():
@@ -52,7 +53,8 @@ def new(tmp_path: Path) -> Cli:
 
 
 def contents(cli: Cli) -> list[dict[str, Any]]:
-    columns = [column.name for column in Mapping.__table__.columns if column.name not in {"id", *OWN_COLUMNS}]
+    """Return the mappings that are not deleted, by VMID, without the columns that the import sets itself."""
+    columns = [column.name for column in Mapping.__table__.columns if column.name not in {"id", *COLUMNS_SET_BY_IMPORT}]
     with cli.filling() as session:
         rows = sorted(mappings.all_current(session), key=lambda row: row.vmid)
         return [{name: getattr(row, name) for name in columns} for row in rows]
@@ -100,9 +102,9 @@ def test_a_mapping_that_contradicts_another_is_refused_and_the_others_are_import
         lambda row: row.pop("name"),
         lambda row: row.update(vmid="100"),
         lambda row: row.update(vmid=True),
-        lambda row: row.update(service_id="nobody"),
+        lambda row: row.update(service_id="not-a-uuid"),
         lambda row: row.update(state=MappingState.DELETED),
-        lambda row: row.update(state="unheard"),
+        lambda row: row.update(state="unknown"),
         lambda row: row.update(state={"a": 1}),
         lambda row: row.update(kind=7),
         lambda row: row.update(cores=-1),
@@ -126,7 +128,9 @@ def test_a_mapping_that_contradicts_another_is_refused_and_the_others_are_import
         lambda row: row.update(state=MappingState.PENDING_DELETION, delete_at="0001-01-01T00:00:00+23:00"),
     ],
 )
-def test_a_broken_row_is_refused_with_its_reason(old: Cli, new: Cli, change: Callable[[dict[str, Any]], Any]) -> None:
+def test_a_row_with_an_invalid_value_is_refused_with_a_reason(
+    old: Cli, new: Cli, change: Callable[[dict[str, Any]], Any]
+) -> None:
     file = old.folder / "mappings.json"
     old.ok("mappings", "export", str(file))
     document = json.loads(file.read_text())
@@ -142,7 +146,7 @@ def test_a_broken_row_is_refused_with_its_reason(old: Cli, new: Cli, change: Cal
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "agent-smith-mappings-1", "mappings": [1]}'])
-def test_another_file_is_refused(new: Cli, text: str) -> None:
+def test_a_file_that_the_export_did_not_write_is_refused(new: Cli, text: str) -> None:
     file = new.folder / "file"
     file.write_text(text)
     done = new("mappings", "import", str(file), "--yes")

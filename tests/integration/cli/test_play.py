@@ -1,4 +1,4 @@
-"""`smith play`: an action by hand, on a stand-in."""
+"""`smith play`: an operator runs an action by hand, here on a Proxmox stand-in."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from executor.runs.private_folder import module_credentials
 from executor.runs.runner import Runner, RunnerPaths
 from executor.settings.settings import load_settings
 
+#: Contains an expression of Jinja, which must not be evaluated.
 PASSWORD = "hunter2-{{ 7 * 7 }}"
 
 
@@ -39,7 +40,7 @@ def smith(tmp_path: Path, pve: ProxmoxStandIn) -> Iterator[Cli]:
 
 
 def played(smith: Cli, *arguments: str) -> dict[str, Any]:
-    """Play with --json; stdout must be one document."""
+    """Run `smith play` with --json, and return the document on stdout. The playbook's output must be on stderr."""
     done = smith("play", *arguments, "--json")
     assert done.stdout, done.stderr
     assert "PLAY RECAP" in done.stderr
@@ -65,27 +66,31 @@ def test_a_create_from_a_file_creates_the_vm_and_prints_its_result(smith: Cli, p
 
 
 @pytest.mark.parametrize(
-    ("member", "text"),
+    ("member", "error"),
     [
         ("network.bridge=vmbr9", "INVALID_REQUEST: the bridge vmbr9 is not offered"),
         ("network.vlan=99", "INVALID_REQUEST: the VLAN 99 is not offered"),
         ("storage=ceph", "INVALID_REQUEST: the storage ceph is not offered"),
-        ("allowed={bridges: ['*'], vlans: ['*']}", ""),
+        ("allowed={bridges: ['*'], vlans: ['*']}", ""),  # a run by hand cannot extend what is allowed
         ("template=ubuntu-24.04", "NOT_FOUND: PROXMOX_TEMPLATES has no template ubuntu-24.04"),
         ("template_vmid=9001", "NOT_FOUND: PROXMOX_TEMPLATES has no template 9001"),
     ],
 )
-def test_a_run_by_hand_names_only_what_is_offered(smith: Cli, pve: ProxmoxStandIn, member: str, text: str) -> None:
-    vm = new_vm(network={"vlan": 99} if not text else {})
+def test_a_run_by_hand_is_refused_if_it_requests_what_the_settings_do_not_offer(
+    smith: Cli, pve: ProxmoxStandIn, member: str, error: str
+) -> None:
+    vm = new_vm(network={"vlan": 99} if not error else {})
     done = smith("play", "create", "--vars", vars_file(smith.folder, vm), "-e", member)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert (text or "INVALID_REQUEST: the VLAN 99 is not offered") in done.stderr
-    if "is not offered" in text:
+    assert (error or "INVALID_REQUEST: the VLAN 99 is not offered") in done.stderr
+    if "is not offered" in error:
         assert "set what may be requested" in done.stderr
     assert pve.guest(vm["vmid"]) is None
 
 
-def test_a_run_by_hand_backs_up_only_to_an_offered_storage(smith: Cli, pve: ProxmoxStandIn) -> None:
+def test_a_run_by_hand_cannot_back_up_to_a_storage_that_the_settings_do_not_offer(
+    smith: Cli, pve: ProxmoxStandIn
+) -> None:
     vm = made(pve, status="running")
     done = smith("play", "backup", "--vmid", str(vm["vmid"]), "-e", "backup_storage=backups")
     assert "INVALID_REQUEST: the storage backups is not offered" in done.stderr
@@ -94,10 +99,10 @@ def test_a_run_by_hand_backs_up_only_to_an_offered_storage(smith: Cli, pve: Prox
     assert pve.guest(vm["vmid"])["status"] == "running"
 
 
-def test_the_result_is_the_one_that_the_executor_stores(
+def test_the_result_of_a_run_by_hand_is_the_same_as_that_of_an_agents_run(
     smith: Cli, pve: ProxmoxStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_hand, by_executor = made(pve), made(pve)
+    by_hand, by_runner = made(pve), made(pve)
     shown = played(smith, "start", "--vmid", str(by_hand["vmid"]))
     for name, value in smith.env.items():
         monkeypatch.setenv(name, value)
@@ -113,7 +118,7 @@ def test_the_result_is_the_one_that_the_executor_stores(
         ident="start-1",
         action="start",
         playbook=ansible_home() / "playbooks" / "start.yml",
-        vm={**by_executor, "timeout_s": 60},
+        vm={**by_runner, "timeout_s": 60},
         timeout_s=60,
     )
     stored = results.read(runner.run(run)).vm
@@ -126,7 +131,7 @@ def test_the_result_is_the_one_that_the_executor_stores(
     assert len(shown["vm"]["upids"]) == len(stored["upids"]) == 1
 
 
-def test_with_json_one_document_is_all_of_stdout(smith: Cli, pve: ProxmoxStandIn) -> None:
+def test_with_json_stdout_contains_only_one_document(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = made(pve)
     shown = played(smith, "start", "--vmid", str(vm["vmid"]))
     assert shown["vm"]["status"] == "running"
@@ -148,7 +153,7 @@ def test_check_shows_the_plan_and_changes_nothing(smith: Cli, pve: ProxmoxStandI
     assert "nothing was changed" in done.stdout
 
 
-def test_with_a_service_its_mapping_is_updated(smith: Cli, pve: ProxmoxStandIn) -> None:
+def test_a_run_that_names_a_service_updates_its_mapping(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = mapped(smith, made(pve, node="pve2"))
     shown = played(smith, "start", "--service", vm["service_id"][:13])
     assert (shown["succeeded"], shown["mapping_updated"]) == (True, True)
@@ -160,7 +165,7 @@ def test_with_a_service_its_mapping_is_updated(smith: Cli, pve: ProxmoxStandIn) 
     assert pve.guest(vm["vmid"]) is None
 
 
-def test_without_a_service_no_mapping_is_changed(smith: Cli, pve: ProxmoxStandIn) -> None:
+def test_a_run_that_names_a_vmid_changes_no_mapping(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = mapped(smith, made(pve))
     assert smith("play", "delete", "--yes", "--vmid", str(vm["vmid"])).returncode == 0
     assert smith.json("mappings", "show", str(vm["vmid"]))["state"] == "reserved"
@@ -179,7 +184,7 @@ def test_a_service_with_a_running_job_is_refused(smith: Cli, pve: ProxmoxStandIn
 
 def test_a_failure_prints_its_code_and_exits_with_1(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = made(pve)
-    pve.control("recycle", vmid=vm["vmid"], name="somebody-else")
+    pve.control("recycle", vmid=vm["vmid"], name="other-vm")
     done = smith("play", "delete", "--yes", "--vars", vars_file(smith.folder, vm))
     assert done.returncode == 1
     assert "smith: VM_IDENTITY_MISMATCH: " in done.stderr
@@ -188,7 +193,7 @@ def test_a_failure_prints_its_code_and_exits_with_1(smith: Cli, pve: ProxmoxStan
 
 def test_a_vmid_without_our_marker_is_refused_before_any_playbook(smith: Cli, pve: ProxmoxStandIn) -> None:
     vmid = next(NUMBERS)
-    pve.control("add", vmid=vmid, name="stranger", config={"cores": 1})
+    pve.control("add", vmid=vmid, name="unmarked", config={"cores": 1})
     done = smith("play", "delete", "--yes", "--vmid", str(vmid))
     assert done.returncode == 1
     assert "has no marker of Agent Smith" in done.stderr
@@ -196,7 +201,7 @@ def test_a_vmid_without_our_marker_is_refused_before_any_playbook(smith: Cli, pv
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "error"),
     [
         (["create", "-e", "cores=2"], "service_id: UUID of the service"),
         (["create", "-e", "cores=many"], "cores must be a whole number"),
@@ -214,12 +219,12 @@ def test_a_vmid_without_our_marker_is_refused_before_any_playbook(smith: Cli, pv
     ],
 )
 def test_a_usage_error_is_reported_before_proxmox_is_called(
-    smith: Cli, pve: ProxmoxStandIn, arguments: list[str], said: str
+    smith: Cli, pve: ProxmoxStandIn, arguments: list[str], error: str
 ) -> None:
     pve.reset_request_log()
     done = smith("play", *arguments)
     assert done.returncode == 2
-    assert said in " ".join(done.stderr.replace("│", " ").split())
+    assert error in " ".join(done.stderr.replace("│", " ").split())
     assert pve.request_log() == []
 
 
@@ -230,7 +235,7 @@ def test_an_identity_that_contradicts_the_mapping_is_refused(smith: Cli, pve: Pr
     assert pve.guest(vm["vmid"])["status"] == "stopped"  # type: ignore[index]
 
 
-def test_an_unknown_action_and_a_broken_playbook_exit_with_1(smith: Cli) -> None:
+def test_an_unknown_action_and_a_playbook_that_cannot_start_exit_with_1(smith: Cli) -> None:
     done = smith("play", "fly")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("smith: UNSUPPORTED_ACTION: ")
@@ -245,7 +250,7 @@ def test_an_unknown_action_and_a_broken_playbook_exit_with_1(smith: Cli) -> None
     assert "smith: PLAYBOOK_FAILED: " in broken.stderr
 
 
-def test_no_process_of_a_play_shows_a_secret(smith: Cli, pve: ProxmoxStandIn) -> None:
+def test_no_process_of_a_run_by_hand_shows_a_secret(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = new_vm(cloud_init={"user": "ops", "password": PASSWORD})
     arguments = ["play", "create", "--vars", vars_file(smith.folder, vm)]
     seen: set[str] = set()
@@ -255,14 +260,14 @@ def test_no_process_of_a_play_shows_a_secret(smith: Cli, pve: ProxmoxStandIn) ->
         parent = psutil.Process(process.pid)
         assert process.stdout is not None
         for _line in process.stdout:
-            seen |= shown_by(parent)
+            seen |= arguments_and_environments_below(parent)
         assert process.wait(GIVE_UP_S) == 0
     assert any("ansible-playbook" in text for text in seen)
     assert not [text for text in seen if PASSWORD in text or pve.token_secret in text]
 
 
-def shown_by(parent: psutil.Process) -> set[str]:
-    """What every process below shows to others: arguments and environment."""
+def arguments_and_environments_below(parent: psutil.Process) -> set[str]:
+    """Return the arguments and the environment of each descendant process, which other processes can read."""
     found = set()
     for child in parent.children(recursive=True):
         try:
@@ -272,7 +277,8 @@ def shown_by(parent: psutil.Process) -> set[str]:
     return found
 
 
-OWN_ACTION = """---
+#: The playbook of an action that a provider (the organisation that runs the agent) has added.
+PROVIDERS_ACTION = """---
 - hosts: proxmox
   gather_facts: false
   tasks:
@@ -284,7 +290,7 @@ OWN_ACTION = """---
 """
 
 
-def test_a_new_action_of_a_provider_runs_as_it_was_written(smith: Cli, pve: ProxmoxStandIn) -> None:
+def test_a_new_action_written_by_smith_actions_new_runs_unchanged(smith: Cli, pve: ProxmoxStandIn) -> None:
     folder = smith.folder / "actions"
     folder.mkdir(mode=0o755)
     smith.env["SMITH_ACTIONS_PATH"] = str(folder)
@@ -300,13 +306,13 @@ def test_a_new_action_of_a_provider_runs_as_it_was_written(smith: Cli, pve: Prox
 @pytest.mark.parametrize(
     ("effect", "is_asked", "needs_yes"), [("reads", False, False), (None, True, False), ("destroys", True, True)]
 )
-def test_the_schema_of_a_providers_action_decides_whether_it_is_asked_about(
+def test_the_effect_in_the_schema_decides_whether_the_command_asks_and_needs_yes(
     smith: Cli, effect: str | None, is_asked: bool, needs_yes: bool
 ) -> None:
     folder = smith.folder / "actions"
     folder.mkdir(mode=0o755)
     schema = {} if effect is None else {"x-smith-effect": effect}
-    for name, text in {"own.yml": OWN_ACTION, "own.schema.json": json.dumps(schema)}.items():
+    for name, text in {"own.yml": PROVIDERS_ACTION, "own.schema.json": json.dumps(schema)}.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o644)
     smith.env["SMITH_ACTIONS_PATH"] = str(folder)
@@ -318,7 +324,7 @@ def test_the_schema_of_a_providers_action_decides_whether_it_is_asked_about(
     assert (rc, "Run own?" in shown, "check mode skips Ansible tasks" in shown) == (0, is_asked, is_asked), shown
 
 
-def test_a_vm_is_found_by_its_name_and_a_mapping_without_the_suffix_of_the_name(
+def test_a_mapping_is_found_by_a_name_without_its_suffix_and_a_vm_by_its_whole_name(
     smith: Cli, pve: ProxmoxStandIn
 ) -> None:
     vm = mapped(smith, made(pve))
@@ -326,40 +332,41 @@ def test_a_vm_is_found_by_its_name_and_a_mapping_without_the_suffix_of_the_name(
     assert (shown["vm"]["vmid"], shown["mapping_updated"]) == (vm["vmid"], True)
     shown = played(smith, "stop", "--name", vm["name"])
     assert (shown["vm"]["vmid"], shown["mapping_updated"]) == (vm["vmid"], False)
-    done = smith("play", "stop", "--name", "nobody")
-    assert (done.returncode, "Proxmox shows no VM nobody" in done.stderr) == (1, True)
+    done = smith("play", "stop", "--name", "no-such-vm")
+    assert (done.returncode, "Proxmox shows no VM no-such-vm" in done.stderr) == (1, True)
 
 
-def test_an_action_runs_on_all_vms_of_a_group_and_says_which_failed(smith: Cli, pve: ProxmoxStandIn) -> None:
-    copper, also_copper, other = made(pve), made(pve), made(pve)
-    for vm in (copper, also_copper):
+def test_an_action_runs_on_all_vms_of_a_group_and_shows_which_failed(smith: Cli, pve: ProxmoxStandIn) -> None:
+    in_group, locked_in_group, other = made(pve), made(pve), made(pve)
+    for vm in (in_group, locked_in_group):
         pve.control("configure", vmid=vm["vmid"], values={"tags": "smith;copper"})
-    pve.control("configure", vmid=also_copper["vmid"], values={"lock": "backup"})
+    pve.control("configure", vmid=locked_in_group["vmid"], values={"lock": "backup"})
     done = smith("play", "start", "--hosts", "tag_copper", "--parallel", "2")
     assert done.returncode == 7, done.stdout + done.stderr
-    assert f"{copper['name']} | PLAY RECAP" in done.stdout
+    assert f"{in_group['name']} | PLAY RECAP" in done.stdout
     assert "1 succeeded, 1 failed" in done.stdout
-    states = [pve.guest(vm["vmid"])["status"] for vm in (copper, also_copper, other)]  # type: ignore[index]
+    states = [pve.guest(vm["vmid"])["status"] for vm in (in_group, locked_in_group, other)]  # type: ignore[index]
     assert states == ["running", "stopped", "stopped"]
     done = smith("play", "start", "--hosts", "tag_copper", "--json")
     outcomes = {vm["vmid"]: (vm["succeeded"], vm["error_code"]) for vm in json.loads(done.stdout)["vms"]}
-    assert outcomes == {copper["vmid"]: (True, None), also_copper["vmid"]: (False, "VM_LOCKED")}
-    pve.control("configure", vmid=also_copper["vmid"], values={"lock": ""})
+    assert outcomes == {in_group["vmid"]: (True, None), locked_in_group["vmid"]: (False, "VM_LOCKED")}
+    pve.control("configure", vmid=locked_in_group["vmid"], values={"lock": ""})
     done = smith("play", "start", "--hosts", "tag_copper", "--check")
     assert (done.returncode, "the VM will be started" in done.stdout) == (0, True), done.stdout + done.stderr
-    assert pve.guest(also_copper["vmid"])["status"] == "stopped"  # type: ignore[index]
+    assert pve.guest(locked_in_group["vmid"])["status"] == "stopped"  # type: ignore[index]
     for pattern in ("no_such_group", "-x"):
         done = smith("play", "start", f"--hosts={pattern}")
         assert (done.returncode, f"no VM matches the pattern {pattern}" in done.stderr) == (1, True), done.stderr
 
 
-def test_a_linked_clone_does_not_need_the_storage_of_the_settings(smith: Cli) -> None:
+def test_a_linked_clone_does_not_need_the_storage_in_the_settings(smith: Cli) -> None:
     """With linked clones, PROXMOX_STORAGE does not limit the nodes on which a template can be cloned."""
-    known = {}
+    storages_are_known = {}
     for full_clones in ("true", "false"):
         env = {"PROXMOX_STORAGE": "no-such-storage", "PROXMOX_FULL_CLONES": full_clones}
         rows = smith.json("templates", "list", **env)
-        known[full_clones] = [row["storages_are_known"] for row in rows if row["kind"] == "qemu" and row["storages"]]
-    assert known["true"]
-    assert not any(known["true"])
-    assert all(known["false"])
+        vm_templates = [row for row in rows if row["kind"] == "qemu" and row["storages"]]
+        storages_are_known[full_clones] = [row["storages_are_known"] for row in vm_templates]
+    assert storages_are_known["true"]
+    assert not any(storages_are_known["true"])
+    assert all(storages_are_known["false"])

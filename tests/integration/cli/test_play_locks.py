@@ -1,4 +1,8 @@
-"""A run by hand and the agent's jobs on one VM: one waits or is refused, also after an interruption or a kill."""
+"""A run by hand (`smith play`) and a job of the agent never run for one service at the same time.
+
+A job waits for a run by hand; a run by hand is refused while another one or a job runs. This also holds after the
+command was interrupted, killed or suspended.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +30,9 @@ from executor.processes.process_tree import descendants, processes_with_variable
 from executor.runs.private_folder import CREDENTIALS_VARIABLE
 from executor.shared.run_until import RUN_UNTIL_VARIABLE, encode
 
-#: The folder of the private folders of runs by hand.
+#: The folder in which each run by hand creates its private folder.
 PRIVATE_FOLDERS = "/dev/shm"  # noqa: S108 (only compared)
-#: The content of a file whose moment is over since the start of the machine.
+#: The content of the file that limits a run, if the run had to end when the machine started.
 EXPIRED_RECORDS = encode(0.0) * 2
 
 
@@ -51,7 +55,7 @@ def smith(tmp_path: Path, pve: ProxmoxStandIn) -> Cli:
 
 @contextmanager
 def holding(smith: Cli, vm: dict[str, Any], target: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
-    """Run the waiting action by hand; the block begins when its playbook is running."""
+    """Run the action `hold`, which waits for a file, by hand. Yield the process when the playbook is running."""
     target = target or ["--service", vm["name"]]
     arguments = ["play", "hold", *target, "-e", f"properties.folder={smith.folder}", "--json"]
     process = subprocess.Popen(
@@ -79,6 +83,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def claimed_id(smith: Cli) -> int | None:
+    """Claim a job as an agent does; return its id, or None if no job can be claimed."""
     with smith.engine() as engine, transaction(engine) as session:
         job = job_queue.claim(session, OWNER, lease_s=30)
         return None if job is None else job.id
@@ -90,8 +95,8 @@ def only_run(smith: Cli) -> ManualRun:
         return run
 
 
-def processes() -> set[int]:
-    """The processes of all runs by hand of this machine's user."""
+def playbook_processes() -> set[int]:
+    """Return the ids of the processes of all runs by hand of this user."""
     return processes_with_variable(CREDENTIALS_VARIABLE, f"{PRIVATE_FOLDERS}/smith-play-")
 
 
@@ -124,7 +129,7 @@ def test_a_job_waits_for_a_run_by_hand_and_another_run_is_refused(smith: Cli, pv
 def test_ctrl_c_ends_the_playbook_and_releases_the_service(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = mapped(smith, made(pve))
     with holding(smith, vm) as process:
-        assert processes()
+        assert playbook_processes()
         process.send_signal(signal.SIGINT)
         _stdout, stderr = process.communicate(timeout=GIVE_UP_S)
         assert process.returncode == 130
@@ -137,14 +142,14 @@ def test_ctrl_c_ends_the_playbook_and_releases_the_service(smith: Cli, pve: Prox
     assert claimed_id(smith) == job_id
 
 
-def test_ctrl_c_ends_the_playbooks_of_all_vms_and_starts_no_more(smith: Cli, pve: ProxmoxStandIn) -> None:
+def test_ctrl_c_ends_the_running_playbooks_of_several_vms_and_starts_no_more(smith: Cli, pve: ProxmoxStandIn) -> None:
     vms = [made(pve), made(pve)]
     for vm in vms:
         pve.control("configure", vmid=vm["vmid"], values={"tags": "smith;many"})
     with smith.engine():
         pass  # an empty database
-    hosts = ["--hosts", "tag_many", "--parallel", "1"]
-    with holding(smith, vms[0], hosts) as process:
+    targets = ["--hosts", "tag_many", "--parallel", "1"]
+    with holding(smith, vms[0], targets) as process:
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=GIVE_UP_S)
         assert process.returncode == 130, stderr
@@ -155,13 +160,15 @@ def test_ctrl_c_ends_the_playbooks_of_all_vms_and_starts_no_more(smith: Cli, pve
     assert only_run(smith).ended_at is not None
 
 
-def test_a_vm_that_disappears_after_the_inventory_was_read_is_one_failed_row(smith: Cli, pve: ProxmoxStandIn) -> None:
+def test_a_vm_that_disappears_after_the_inventory_was_read_fails_and_the_others_run(
+    smith: Cli, pve: ProxmoxStandIn
+) -> None:
     there, gone = made(pve), made(pve)
     for vm in (there, gone):
-        pve.control("configure", vmid=vm["vmid"], values={"tags": "smith;fleeting"})
+        pve.control("configure", vmid=vm["vmid"], values={"tags": "smith;two"})
     pve.control("hold", method="GET", path=f"/nodes/.*/qemu/{gone['vmid']}/snapshot")
     with ThreadPoolExecutor() as pool:
-        running = pool.submit(smith, "play", "start", "--hosts", "tag_fleeting", "--json")
+        running = pool.submit(smith, "play", "start", "--hosts", "tag_two", "--json")
         wait_until(pve.is_holding)
         pve.control("remove", vmid=gone["vmid"])
         pve.control("clear_faults")
@@ -176,9 +183,9 @@ def test_a_killed_command_ends_its_playbook_and_blocks_the_service_until_its_lea
 ) -> None:
     vm = mapped(smith, made(pve))
     with holding(smith, vm) as process:
-        before = processes() & descendants(process.pid)
+        before = playbook_processes() & descendants(process.pid)
         process.kill()
-        wait_until(lambda: not before & processes())
+        wait_until(lambda: not before & playbook_processes())
     job_id = smith.submit(action="stop", service_id=vm["service_id"])
     assert claimed_id(smith) is None
     with smith.filling() as session:
@@ -186,16 +193,16 @@ def test_a_killed_command_ends_its_playbook_and_blocks_the_service_until_its_lea
     assert claimed_id(smith) == job_id
 
 
-def test_a_suspended_command_cannot_continue_its_playbook_after_its_lease(smith: Cli, pve: ProxmoxStandIn) -> None:
-    """The guard of the playbook ends it, because the moment in the file of the run is over."""
+def test_the_playbook_of_a_suspended_command_is_ended_before_its_lease_expires(smith: Cli, pve: ProxmoxStandIn) -> None:
+    """The playbook's guard, a process of its own, ends it at the time in the run's file (`shared/run_until`)."""
     vm = mapped(smith, made(pve))
     with holding(smith, vm) as process:
-        before = processes() & descendants(process.pid)
+        before = playbook_processes() & descendants(process.pid)
         (file,) = {found for pid in before if (found := run_until_file(pid))}
         assert b"inf" not in Path(file).read_bytes()
         os.kill(process.pid, signal.SIGSTOP)
         Path(file).write_bytes(EXPIRED_RECORDS)
-        wait_until(lambda: not before & processes())
+        wait_until(lambda: not before & playbook_processes())
         os.kill(process.pid, signal.SIGCONT)
         stdout, _stderr = process.communicate(timeout=GIVE_UP_S)
         assert process.returncode == 1
@@ -203,7 +210,7 @@ def test_a_suspended_command_cannot_continue_its_playbook_after_its_lease(smith:
 
 
 def run_until_file(pid: int) -> str:
-    """Return the path of the file that limits the run of a process."""
+    """Return the path of the file that says when the run of this process must end; "" if the process has none."""
     try:
         entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
     except OSError:
@@ -211,7 +218,7 @@ def run_until_file(pid: int) -> str:
     return next((entry.partition("=")[2] for entry in entries if entry.startswith(f"{RUN_UNTIL_VARIABLE}=")), "")
 
 
-def test_check_mode_runs_beside_a_job(smith: Cli, pve: ProxmoxStandIn) -> None:
+def test_check_mode_is_possible_while_a_job_of_the_service_runs(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = mapped(smith, made(pve))
     with smith.filling() as session:
         submit(session, action="start", service_id=vm["service_id"])
@@ -245,7 +252,7 @@ def test_a_run_by_hand_is_listed_and_audited(smith: Cli, pve: ProxmoxStandIn) ->
     assert (change["before"]["state"], change["after"]["state"]) == ("reserved", "active")
 
 
-def test_without_a_database_a_run_by_hand_works_and_names_no_run(smith: Cli, pve: ProxmoxStandIn) -> None:
+def test_without_a_database_a_run_by_hand_works_and_shows_no_run_ident(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = made(pve)
     done = smith("play", "start", "--vmid", str(vm["vmid"]))
     assert (done.returncode, smith.file.exists()) == (0, False), done.stderr

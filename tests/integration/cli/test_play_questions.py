@@ -1,4 +1,4 @@
-"""`smith play` on a terminal: what it asks, and the plan that it shows before."""
+"""`smith play` on a terminal: it asks for missing members of `vm`, shows its plan, and asks before it changes a VM."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def smith(tmp_path: Path, pve: ProxmoxStandIn) -> Iterator[Cli]:
     pve.control("clear_faults")
 
 
-def test_on_a_terminal_missing_members_are_asked_for(smith: Cli, pve: ProxmoxStandIn) -> None:
+def test_on_a_terminal_the_command_asks_for_missing_members_of_vm(smith: Cli, pve: ProxmoxStandIn) -> None:
     vmid = next(NUMBERS)
     answers = {"service_id": "", "vmid": f"x\n{vmid}", "name": "", "cores": "2", "memory_mib": "512", "disk_gib": "8"}
     answers |= {"template": "debian-12"}

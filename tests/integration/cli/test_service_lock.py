@@ -1,4 +1,4 @@
-"""The renewals of the lease of a run by hand."""
+"""How a run by hand renews its lease, which keeps other runs and jobs of the service away."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from executor.cli import service_lock
 from executor.cli.service_lock import GUARD_SHARE_OF_LEASE, LEASE_S, RENEWAL_INTERVAL_S, locked_service
 
 
-def test_the_time_of_a_renewal_is_a_part_of_the_wait_for_the_next_one(
+def test_the_wait_for_the_next_renewal_is_shorter_by_the_duration_of_the_last_one(
     sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a slow renewal, the next one begins at once, because little of the lease is left."""
     limits: list[float] = []
     with locked_service(sqlite_engine, action="start", service_id="s-1", vmid=100) as lock:
         lock._is_over.set()  # ends the thread that renews the lease
-        # Two clock readings for each renewal: before and after it. The renewals take 4 s, 50 s and no time.
+        # The clock is read before and after each renewal. The three renewals take 4 s, 50 s and 0 s.
         clock = iter([1000.0, 1004.0, 1010.0, 1060.0, 1060.0, 1060.0])
         monkeypatch.setattr(service_lock, "boottime_s", lambda: next(clock))
         lock._limit_run = limits.append

@@ -1,4 +1,4 @@
-"""docs/ansible.md: each of its commands is run as it stands, with the checkout as collection, at the stand-in."""
+"""docs/ansible.md: its commands are run unchanged, with the checkout as the collection, on a Proxmox stand-in."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pve(tmp_path: Path) -> Iterator[ProxmoxStandIn]:
 
 @dataclass(kw_only=True)
 class Reader:
-    """Who follows the page in an empty folder: writes its files, and runs its commands in its order."""
+    """Does what the page says in an empty folder: writes its files, and runs its commands in their order."""
 
     folder: Path
     pve: ProxmoxStandIn
@@ -53,7 +53,7 @@ class Reader:
     def _write(self, text: str) -> None:
         name = text.splitlines()[0].removeprefix("# ")
         document = yaml.safe_load(text)
-        if "smith_login" in document:  # the reader's own cluster
+        if "smith_login" in document:  # a reader writes the login of their own cluster; here it is the stand-in's
             settings = self.pve.env()
             document["smith_login"] |= {
                 "api_host": settings["PROXMOX_HOST"],
@@ -71,7 +71,7 @@ class Reader:
             name, _, value = arguments[0].partition("=")
             self.env[name] = value.replace("~", str(self.folder))
             return
-        if program in ("ansible-galaxy", "python"):  # an installation: test_installed_collection.py
+        if program in ("ansible-galaxy", "python"):  # an installation, which test_installed_collection.py tests
             return
         done = subprocess.run(
             [str(PROGRAMS / program), *arguments],
@@ -94,22 +94,22 @@ def test_the_five_tasks_of_the_page_work_with_a_login_from_ansible_vault(tmp_pat
     env = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
     env |= {"HOME": str(folder), "ANSIBLE_COLLECTIONS_PATH": f"{ROOT / '.collections'}:{sysconfig.get_path('purelib')}"}
     reader = Reader(folder=folder, pve=pve, env=env)
-    seen = {}
+    states = {}
     for command in reader.follow():
         guest = pve.guest(VMID)
-        seen[command] = None if guest is None else (guest["status"], str(guest["config"]["cores"]))
+        states[command] = None if guest is None else (guest["status"], str(guest["config"]["cores"]))
     assert (folder / "login.yml").read_text().startswith("$ANSIBLE_VAULT;")
     play = "ansible-playbook agent_smith.proxmox.{} -e @login.yml -e @{}.yml{}".format
     check = " --check --diff"
-    assert {command: state for command, state in seen.items() if command.startswith("ansible-playbook")} == {
+    assert {command: state for command, state in states.items() if command.startswith("ansible-playbook")} == {
         play("create", "web", check): None,
         play("create", "web", ""): ("stopped", "1"),
         play("start", "web", ""): ("running", "1"),
         play("update", "bigger", check): ("running", "1"),
         play("update", "bigger", ""): ("running", "2"),
         play("snapshot", "snapshot", ""): ("running", "2"),
-        play("rollback", "snapshot", ""): seen[play("rollback", "snapshot", "")],
-        play("delete", "web", check): seen[play("rollback", "snapshot", "")],
+        play("rollback", "snapshot", ""): states[play("rollback", "snapshot", "")],
+        play("delete", "web", check): states[play("rollback", "snapshot", "")],
         play("delete", "web", ""): None,
     }
     assert re.search(r"^\+.*cores\W+2", reader.outputs[play("update", "bigger", check)], re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The shell commands of docs/install.md, run against FulcrumCore's simulator and in a new virtual environment."""
+"""The shell commands of docs/install.md, run with the FulcrumCore simulator and in a new virtual environment."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from smith_lab.fulcrum_setup import METRIC_TYPES, SEED_TOKEN, AdminClient
 from smith_lab.simulator.control import SimulatorThread, running_simulator
 
 PROJECT = Path(__file__).resolve().parents[3]
-#: A virtual environment is filled from the package index in it.
-TYPE_LIMIT_S = 280
+#: The time limit of a block of commands. One of them installs packages from the package index.
+COMMANDS_LIMIT_S = 280
 
 
 @pytest.fixture
@@ -29,14 +29,14 @@ def core() -> Iterator[SimulatorThread]:
 
 
 def _block(name: str) -> str:
-    """Return the page's shell lines that begin with `# install:<name>`."""
+    """Return the shell commands of the block of the page whose first line is `# install:<name>`."""
     page = (PROJECT / "docs" / "install.md").read_text(encoding="utf-8")
     found = re.search(rf"```sh\n# install:{name}\n(.*?)```", page, re.DOTALL)
     assert found
     return found[1]
 
 
-def _type(lines: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def _run_lines(lines: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}", "HOME": os.environ["HOME"]}
     return subprocess.run(
         [shutil.which("bash") or "bash", "-euo", "pipefail", "-c", lines],
@@ -45,13 +45,13 @@ def _type(lines: str, folder: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=TYPE_LIMIT_S,
+        timeout=COMMANDS_LIMIT_S,
     )
 
 
 def test_the_commands_for_fulcrumcore_create_an_agent_that_can_log_in(core: SimulatorThread, tmp_path: Path) -> None:
     (tmp_path / "admin-token").write_text(SEED_TOKEN)
-    done = _type(_block("core").replace("https://core.example.net", core.url), tmp_path)
+    done = _run_lines(_block("core").replace("https://core.example.net", core.url), tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     file = tmp_path / "fulcrum_api_token"
     assert file.stat().st_mode & 0o777 == 0o600
@@ -67,16 +67,16 @@ def test_the_commands_for_fulcrumcore_create_an_agent_that_can_log_in(core: Simu
 
 
 def test_the_commands_for_a_virtual_environment_create_one_that_works_outside_the_checkout(tmp_path: Path) -> None:
-    """From zero, as an operator who has only what is committed; not editable, so nothing of the checkout is in it."""
+    """Only committed files are installed, as an operator has them. The installation must not need the checkout."""
     source, elsewhere, venv = tmp_path / "source", tmp_path / "elsewhere", tmp_path / "agent-smith"
     listed = subprocess.run(
         [shutil.which("git") or "git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=True
     )
     for name in filter(None, listed.stdout.split("\0")):
-        if (PROJECT / name).exists():  # one that was removed and not committed yet is listed, too
+        if (PROJECT / name).exists():  # git also lists a file that was removed without a commit
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, source / name, follow_symlinks=False)
-    done = _type(_block("venv").replace("/opt/agent-smith", str(venv)), source)
+    done = _run_lines(_block("venv").replace("/opt/agent-smith", str(venv)), source)
     assert done.returncode == 0, done.stderr
     facts = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line)
     assert "not found" not in facts.values()
@@ -86,7 +86,7 @@ def test_the_commands_for_a_virtual_environment_create_one_that_works_outside_th
     elsewhere.mkdir()
 
     def smith(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return _type(shlex.join([str(venv / "bin" / "smith"), *arguments]), elsewhere)
+        return _run_lines(shlex.join([str(venv / "bin" / "smith"), *arguments]), elsewhere)
 
     settings = json.loads(smith("config", "show", "--json").stdout)
     assert settings
@@ -94,11 +94,11 @@ def test_the_commands_for_a_virtual_environment_create_one_that_works_outside_th
     assert {"create", "delete"} <= {action["name"] for action in actions}
     assert all(Path(action["playbook"]).is_relative_to(venv) for action in actions)
     assert smith("play", "--help").returncode == 0
-    for arguments, code, said in (
+    for arguments, code, expected_text in (
         (("doctor",), 3, "FULCRUM_API_URL is missing"),
         (("run",), 3, "FULCRUM_API_URL is missing"),
         (("demo",), 1, "pip install agent-smith-lab"),
     ):
         done = smith(*arguments)
         assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
-        assert said in done.stdout + done.stderr
+        assert expected_text in done.stdout + done.stderr

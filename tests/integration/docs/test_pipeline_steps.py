@@ -1,6 +1,7 @@
-"""The shell steps of the pipelines in deploy/ci/, run as they stand, with the Proxmox stand-in as the lab.
+"""The shell steps of the example pipelines in deploy/ci/, run unchanged, with the Proxmox stand-in as the lab.
 
-The bundle that they install is made here: its install.sh links this environment. tests/release tests the real bundle.
+The pipelines install Agent Smith from a bundle. Here, the bundle's install.sh only links the `smith` of this
+environment; tests/release tests the real bundle.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ set -eu
 mkdir -p "$1/bin"
 ln -sf {SMITH} "$1/bin/smith"
 """
-#: A test of a provider. In its repository would be playbooks, too.
+#: A test that a provider (the organisation that runs the agent) has in its repository, beside its playbooks.
 PROVIDERS_TEST = """
 def test_the_lab_has_its_template(lab_run, proxmox):
     assert lab_run.settings.template in {row.vmid for row in proxmox.vms()}
@@ -36,7 +37,7 @@ TIMEOUT_S = 240
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """Return a provider's repository."""
+    """Return the folder of a provider's repository."""
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_lab.py").write_text(PROVIDERS_TEST)
     return tmp_path
@@ -44,7 +45,7 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Return the environment of a pipeline without a lab. Its bundle is in a file."""
+    """Return the environment variables of a pipeline that has no lab and gets its bundle from a file."""
     folder = tmp_path_factory.mktemp("bundle")
     script = folder / "install.sh"
     script.write_text(INSTALL)
@@ -57,8 +58,8 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return env | {"AGENT_SMITH_BUNDLE_URL": bundle.as_uri(), "AGENT_SMITH_BUNDLE_SHA256": digest}
 
 
-def run(name: str, step: str, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a step in the shell in which the system runs it."""
+def run_step(name: str, step: str, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a step in the shell that the CI system uses for it."""
     return subprocess.run(
         [*SHELLS[name], step], env=env, cwd=folder, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
     )
@@ -69,7 +70,7 @@ def test_the_steps_of_a_pipeline_install_test_and_report(
     name: str, repository: Path, variables: dict[str, str]
 ) -> None:
     for step in shell_steps(name)["test"]:
-        done = run(name, step, repository, variables)
+        done = run_step(name, step, repository, variables)
         assert done.returncode == 0, done.stdout + done.stderr
     assert "lab: a stand-in for Proxmox" in done.stdout
     (suite,) = ET.parse(repository / "report.xml").getroot().iter("testsuite")  # noqa: S314 (pytest wrote it)
@@ -82,15 +83,17 @@ def test_a_bundle_with_another_checksum_is_not_installed(
     name: str, repository: Path, variables: dict[str, str]
 ) -> None:
     install, *_further = shell_steps(name)["test"]
-    assert run(name, install, repository, variables | {"AGENT_SMITH_BUNDLE_SHA256": "0" * 64}).returncode != 0
+    assert run_step(name, install, repository, variables | {"AGENT_SMITH_BUNDLE_SHA256": "0" * 64}).returncode != 0
     assert not (repository / ".smith").exists()
 
 
-def test_the_sweep_of_a_pipeline_works_in_the_lab(repository: Path, variables: dict[str, str]) -> None:
+def test_the_sweep_step_of_a_pipeline_finds_an_empty_lab_and_changes_nothing(
+    repository: Path, variables: dict[str, str]
+) -> None:
     with running_stand_in(folder=repository / "pve") as lab:
         env = variables | stand_in_settings(lab).variables()
         for step in shell_steps("Jenkinsfile")["sweep"]:
-            done = run("Jenkinsfile", step, repository, env)
+            done = run_step("Jenkinsfile", step, repository, env)
             assert done.returncode == 0, done.stdout + done.stderr
         assert "nothing is in the lab's VMIDs" in done.stdout
         assert lab.changing_requests() == []

@@ -1,4 +1,4 @@
-"""A lab, and `smith doctor` in it."""
+"""Fixtures of these tests: a lab (FulcrumCore simulator and Proxmox stand-in), and `smith doctor` with its settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 
 @pytest.fixture
 def doctor(lab: LabSystem, tmp_path: Path) -> Doctor:
-    """Return a function that runs the checks with the lab's settings and the given ones; an empty value removes one."""
+    """Return a function that runs all checks with the settings of the lab and the given ones.
+
+    An empty value removes a setting.
+    """
 
     def run(**variables: str) -> Results:
         environ = lab.environment() | {"SMITH_DATA_DIR": str(tmp_path / "data")} | variables

@@ -1,4 +1,4 @@
-"""`smith doctor`: settings, database, machine, its output and its exit code."""
+"""`smith doctor`: the checks of the settings, the database and the machine, the output and the exit code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GIVE_UP_S = 120
 
 
 @pytest.fixture(autouse=True)
-def repaired(lab: LabSystem) -> Iterator[None]:
+def restored_lab(lab: LabSystem) -> Iterator[None]:
     yield
     lab.core.clear_faults()
     lab.core.set_switches(database_down=False, vault_off=False)
@@ -92,7 +92,7 @@ def test_an_outdated_schema_is_a_warning_because_the_agents_start_migrates_it(do
     assert (results.code, results.only("schema").status) == (0, Status.WARNING)
 
 
-def test_a_full_disk_and_missing_tools_fail_in_the_area_machine(
+def test_too_little_space_and_a_missing_collection_fail_in_the_area_machine(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(space.MIN_FREE_MIB, "data", 10**12)
@@ -104,16 +104,16 @@ def test_a_full_disk_and_missing_tools_fail_in_the_area_machine(
     assert ("machine", "community.proxmox") in results.failed
 
 
-def test_the_minimum_versions_are_those_that_are_declared() -> None:
+def test_doctor_checks_for_the_versions_that_the_project_files_declare() -> None:
     declared = re.search(r'"ansible-core>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
     assert declared is not None
     assert declared[1] == ".".join(map(str, MIN_ANSIBLE_CORE))
-    (least_major, least_minor), (below_major, _) = COLLECTION_RANGE
-    wanted = f'version: ">={least_major}.{least_minor}.0,<{below_major}.0.0"'
+    (min_major, min_minor), (first_unsupported_major, _) = COLLECTION_RANGE
+    wanted = f'version: ">={min_major}.{min_minor}.0,<{first_unsupported_major}.0.0"'
     assert wanted in (ROOT / "requirements.yml").read_text()
 
 
-# Codes and the command
+# The exit code and the command
 
 
 def test_the_exit_code_is_that_of_the_first_failed_area(doctor: Doctor) -> None:
@@ -138,6 +138,6 @@ def _smith(lab: LabSystem, env: dict[str, Any], *arguments: str) -> subprocess.C
     return fork_server.run(["doctor", *arguments], env=env, cwd=lab.folder, timeout=GIVE_UP_S)
 
 
-def test_this_interpreter_has_the_tools() -> None:
-    """The other tests assume this."""
+def test_ansible_playbook_is_installed_beside_this_interpreter() -> None:
+    """Otherwise, the checks of the machine in the other tests would fail."""
     assert shutil.which("ansible-playbook", path=str(Path(sys.executable).parent)) is not None

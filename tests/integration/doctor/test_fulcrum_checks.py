@@ -1,4 +1,4 @@
-"""What `smith doctor` finds at FulcrumCore."""
+"""The checks of `smith doctor` that concern FulcrumCore. Each test breaks something there and reads the findings."""
 
 from __future__ import annotations
 
@@ -16,14 +16,11 @@ from executor.settings.settings import Settings
 
 
 @pytest.fixture(autouse=True)
-def repaired(lab: LabSystem) -> Iterator[None]:
+def restored_lab(lab: LabSystem) -> Iterator[None]:
     yield
     lab.core.clear_faults()
     lab.core.set_switches(database_down=False, vault_off=False)
     lab.proxmox.control("clear_faults")
-
-
-# FulcrumCore
 
 
 def test_a_wrong_token_fails_and_proxmox_is_still_checked(doctor: Doctor) -> None:
@@ -39,12 +36,12 @@ def test_an_unreachable_fulcrumcore_fails(doctor: Doctor) -> None:
 
 
 def fulcrum_checks(**variables: Any) -> Results:
-    """Return the checks of FulcrumCore alone."""
+    """Run only the checks of FulcrumCore; return their results."""
     return Results(list(check_fulcrum(Settings(**variables))))
 
 
 @pytest.mark.parametrize("role", ["admin", "participant"])
-def test_a_valid_token_that_is_not_an_agents_is_named_with_the_remedy(lab: LabSystem, role: str) -> None:
+def test_a_token_of_an_administrator_or_participant_fails_with_a_remedy(lab: LabSystem, role: str) -> None:
     token = SEED_TOKEN
     if role == "participant":
         token = lab.admin.create_token("participant", "participant", lab.ids.provider_id)["value"]
@@ -55,14 +52,14 @@ def test_a_valid_token_that_is_not_an_agents_is_named_with_the_remedy(lab: LabSy
     assert "FULCRUM_API_TOKEN_FILE" in check.hints[1]
 
 
-def test_a_token_that_every_request_refuses_has_a_remedy(lab: LabSystem) -> None:
+def test_a_token_that_fulcrumcore_refuses_has_a_remedy(lab: LabSystem) -> None:
     check = fulcrum_checks(fulcrum_api_url=lab.core.url, fulcrum_api_token="not-the-token").only("token")
     assert "wrong, revoked or expired" in check.text
     assert "--new-token" in check.hints[0]
     assert any("database" in hint for hint in check.hints)
 
 
-def test_https_to_a_server_without_tls_is_named_and_tls_is_not_verified(lab: LabSystem) -> None:
+def test_https_to_a_server_without_tls_fails_and_the_certificate_is_not_checked(lab: LabSystem) -> None:
     url = lab.core.url.replace("http://", "https://")
     results = fulcrum_checks(fulcrum_api_url=url, fulcrum_api_token=lab.ids.agent_token)
     assert results.named("tls") == [], "without a handshake, nothing is known of the certificate"
@@ -72,7 +69,7 @@ def test_https_to_a_server_without_tls_is_named_and_tls_is_not_verified(lab: Lab
     assert check.hints == (f"FULCRUM_API_URL={lab.core.url}",)
 
 
-def test_a_wrong_path_or_port_has_the_form_of_the_url_as_its_remedy(lab: LabSystem) -> None:
+def test_the_remedy_for_a_wrong_path_or_port_is_the_right_form_of_the_url(lab: LabSystem) -> None:
     remedies = {f"{lab.core.url}/fulcrum": lab.core.url, "http://127.0.0.1:9": "http://127.0.0.1:<port>"}
     for url, right_url in remedies.items():
         check = fulcrum_checks(fulcrum_api_url=url, fulcrum_api_token=lab.ids.agent_token).only("reachable")
@@ -81,7 +78,7 @@ def test_a_wrong_path_or_port_has_the_form_of_the_url_as_its_remedy(lab: LabSyst
 
 
 def test_each_failed_check_of_fulcrumcore_has_a_remedy(lab: LabSystem) -> None:
-    """An agent type without service types, and a service type without actions and properties."""
+    """The agent type of this agent has no service types, so several checks fail at once."""
     path = f"/agent-types/{lab.ids.agent_type_id}"
     before = lab.admin.call("GET", path)["serviceTypeIds"]
     lab.admin.call("PATCH", path, {"serviceTypeIds": []})
@@ -140,7 +137,9 @@ def test_missing_metric_types_are_a_warning_with_the_call_that_creates_them(doct
     assert off.status is Status.OK
 
 
-def test_proxmox_is_checked_with_fulcrumcores_configuration(doctor: Doctor, lab: LabSystem) -> None:
+def test_proxmox_is_checked_with_the_configuration_that_fulcrumcore_stores_for_the_agent(
+    doctor: Doctor, lab: LabSystem
+) -> None:
     lab.admin.call("PATCH", f"/agents/{lab.ids.agent_id}", {"configuration": {"apiHost": "127.0.0.2", "apiPort": 9}})
     results = doctor(SMITH_REMOTE_CONFIG="true")
     assert results.only("configuration").status is Status.OK
@@ -148,5 +147,5 @@ def test_proxmox_is_checked_with_fulcrumcores_configuration(doctor: Doctor, lab:
     assert results.code == 5
     lab.core.set_switches(vault_off=True)
     results = doctor(SMITH_REMOTE_CONFIG="true")
-    # The check fails at once and does not wait for the vault.
+    # FulcrumCore has no vault, so the secrets in the configuration cannot be read: the check fails without a retry.
     assert (results.code, results.only("configuration").status) == (4, Status.FAILED)

@@ -27,6 +27,7 @@ from executor.settings.settings import Settings
 from executor.shared.error_codes import ErrorCode
 
 NUMBERS = itertools.count()
+#: The results of a job for which a storage had no space, and of a job that another executor has claimed.
 FULL = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="full")
 ELSEWHERE = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
 
@@ -46,6 +47,7 @@ class Jobs:
         return self.world.claimed(service) if claimed else self.world.job_of(service)
 
     def stored(self, job: dict[str, Any]) -> int:
+        """Add the row of this job to the agent's database; return the row's id."""
         with transaction(self.engine) as session:
             row = new_job(fulcrum_id=job["id"], service_id=job["serviceId"], action="create")
             job_id = job_queue.submit(session, row)
@@ -53,6 +55,7 @@ class Jobs:
         return job_id
 
     def ended(self, job: dict[str, Any], result: JobResult, state: ReportState = ReportState.DUE) -> int:
+        """Add a row of this job that has ended with this result; return the row's id."""
         self.stored(job)
         with transaction(self.engine) as session:
             row = job_queue.claim(session, "me", lease_s=30)
@@ -138,12 +141,14 @@ def test_a_job_whose_report_is_refused_is_shown_with_the_cause(jobs: Jobs) -> No
 
 @pytest.mark.parametrize("claimed", [True, False])
 @pytest.mark.parametrize("state", [ReportState.REPORTED, ReportState.OVERTAKEN, ReportState.ABANDONED])
-def test_a_job_that_has_ended_here_only_is_shown(jobs: Jobs, claimed: bool, state: ReportState) -> None:
+def test_a_job_that_has_ended_in_the_database_but_not_in_fulcrumcore_is_shown(
+    jobs: Jobs, claimed: bool, state: ReportState
+) -> None:
     jobs.ended(jobs.ordered(claimed=claimed), FULL, state)
     assert "it has ended here as failed; an agent that runs continues it" in jobs.warning().text
 
 
-def test_the_number_of_requests_and_of_shown_jobs_is_bounded(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_requests_and_of_shown_jobs_is_limited(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "PAGE_SIZE", 4)
     monkeypatch.setattr(open_jobs, "MAX_PAGES", 2)
     ordered = [jobs.ordered() for _ in range(10)]

@@ -1,4 +1,7 @@
-"""What `smith doctor` finds at Proxmox."""
+"""The checks of `smith doctor` that concern Proxmox. Each test breaks something there and reads the findings.
+
+A check is skipped if the token may not read what the check needs: its result is then unknown.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,12 @@ from executor.doctor.checks import Status
 from executor.proxmox.privileges import PrivilegeNeed, list_needs
 
 STORAGE = "local-lvm"
+#: The privileges that the token needs on each path.
 NEEDS = list_needs(9, disk_storages=[STORAGE], bridges={"vmbr0": "localnetwork"})
 
 
 @pytest.fixture(autouse=True)
-def repaired(lab: LabSystem) -> Iterator[None]:
+def restored_lab(lab: LabSystem) -> Iterator[None]:
     yield
     lab.core.clear_faults()
     lab.core.set_switches(database_down=False, vault_off=False)
@@ -49,9 +53,6 @@ def test_a_token_without_the_backup_privilege_fails_with_a_hint(doctor: Doctor, 
     (check,) = results.named("privileges", Status.FAILED)
     assert "VM.Backup" in check.text
     assert any("SmithBackup" in hint for hint in check.hints)
-
-
-# Proxmox
 
 
 def test_an_unknown_certificate_fails_with_a_hint(doctor: Doctor) -> None:
@@ -117,10 +118,10 @@ def test_what_a_create_needs_must_exist(variables: dict[str, str], name: str, te
     assert text in check.text
 
 
-def test_a_bridge_that_proxmox_does_not_list_is_unknown_to_a_token_that_may_use_it(
+def test_a_bridge_that_proxmox_does_not_list_is_a_warning_if_the_token_may_use_all_bridges(
     doctor: Doctor, lab: LabSystem
 ) -> None:
-    """Proxmox does not list a bridge of /etc/network/interfaces.d, but VMs can use it."""
+    """It may exist: Proxmox does not list a bridge of /etc/network/interfaces.d, but VMs can use such a bridge."""
     (check,) = doctor(PROXMOX_BRIDGES="vmbr8").named("bridge", Status.WARNING)
     assert "Proxmox lists no vmbr8 on pve1, pve2" in check.text
     lab.proxmox.control("revoke", path="/sdn/zones/localnetwork", privilege="SDN.Use")
@@ -131,7 +132,7 @@ def test_a_bridge_that_proxmox_does_not_list_is_unknown_to_a_token_that_may_use_
     assert "vmbr8 does not exist on pve1, pve2" in check.text
 
 
-def test_a_bridge_without_a_node_is_unknown(doctor: Doctor) -> None:
+def test_bridge_and_storage_are_not_checked_if_no_configured_node_exists(doctor: Doctor) -> None:
     results = doctor(PROXMOX_NODES="pve7", PROXMOX_STORAGE=STORAGE)
     assert [check.status for check in results.named("bridge")] == [Status.SKIPPED]
     assert [check.status for check in results.named("storage")] == [Status.SKIPPED]
@@ -149,7 +150,7 @@ def test_a_storage_for_backups_must_exist_and_accept_them(doctor: Doctor) -> Non
     assert doctor(PROXMOX_BACKUP_STORAGE="backups").only("backup storage").status is Status.OK
 
 
-def test_a_pool_is_missing_or_unknown(doctor: Doctor, lab: LabSystem) -> None:
+def test_a_pool_is_checked_only_if_the_token_may_read_pools(doctor: Doctor, lab: LabSystem) -> None:
     unknown = doctor(PROXMOX_POOL="smith").only("pool")
     assert (unknown.status, "Pool.Audit on /pool/smith" in unknown.text) == (Status.SKIPPED, True)
     lab.proxmox.control("grant", path="/pool", privilege="Pool.Audit")
@@ -172,8 +173,10 @@ def test_a_node_in_maintenance_or_without_statistics_is_a_warning(doctor: Doctor
     assert maintained.hints == ("ha-manager crm-command node-maintenance disable pve2",)
 
 
-def test_what_a_template_lacks_is_found(doctor: Doctor, lab: LabSystem) -> None:
-    """A device that only root may pass, one whose mapping the token may not use, a marker, and no cloud-init drive."""
+def test_templates_that_cannot_be_cloned_or_lack_a_cloud_init_drive_are_found(doctor: Doctor, lab: LabSystem) -> None:
+    """The four templates have: a host device that only root may pass through; a host device by a mapping that the token
+    may not use; a service's marker; no cloud-init drive.
+    """
     values = {
         7001: {"hostpci0": "0000:01:00.0"},
         7002: {"hostpci0": "mapping=gpu"},
@@ -212,7 +215,7 @@ def test_a_vnet_needs_its_privilege_in_its_own_zone(doctor: Doctor, lab: LabSyst
     assert "/sdn/zones/tenants/vnet7" in granted.only("privileges").text
 
 
-def test_a_vnet_that_the_token_may_only_see_lacks_its_privilege(doctor: Doctor, lab: LabSystem) -> None:
+def test_a_vnet_that_the_token_may_see_and_not_use_fails(doctor: Doctor, lab: LabSystem) -> None:
     lab.proxmox.control("vnet", name="vnet7", zone="tenants")
     lab.proxmox.control("grant", path="/sdn/zones/tenants", privilege="SDN.Audit")
     (problem,) = doctor(PROXMOX_BRIDGES="vnet7").named("privileges", Status.FAILED)
@@ -221,7 +224,7 @@ def test_a_vnet_that_the_token_may_only_see_lacks_its_privilege(doctor: Doctor, 
     assert problem.text.startswith("SDN.Use missing on /sdn/zones/tenants/vnet7")
 
 
-def test_one_bridge_needs_no_privilege_on_its_zone(doctor: Doctor, lab: LabSystem) -> None:
+def test_a_privilege_on_the_bridge_itself_is_enough(doctor: Doctor, lab: LabSystem) -> None:
     lab.proxmox.control("revoke", path="/sdn/zones/localnetwork", privilege="SDN.Use")
     lab.proxmox.control("grant", path="/sdn/zones/localnetwork/vmbr0", privilege="SDN.Use")
     results = doctor()
@@ -230,7 +233,9 @@ def test_one_bridge_needs_no_privilege_on_its_zone(doctor: Doctor, lab: LabSyste
     assert results.failed == set()
 
 
-def test_tags_are_unknown_restricted_or_free(doctor: Doctor, lab: LabSystem) -> None:
+def test_restricted_tags_are_a_warning_and_are_checked_only_if_the_token_may_read_the_option(
+    doctor: Doctor, lab: LabSystem
+) -> None:
     """Only a token with Sys.Audit on `/` may read the cluster's option for tags."""
     assert doctor().only("tags").status is Status.SKIPPED
     lab.proxmox.control("options", user_allow="none")
@@ -263,12 +268,14 @@ def test_a_vm_instead_of_a_template_fails(doctor: Doctor, lab: LabSystem) -> Non
     assert "qemu 7000 (just-a-vm) is not a VM template" in results.only("templates").text
 
 
-def test_one_offline_node_is_a_warning_and_all_offline_is_a_failure(doctor: Doctor, lab: LabSystem) -> None:
+def test_one_offline_node_is_a_warning_and_a_failure_if_it_is_the_only_configured_node(
+    doctor: Doctor, lab: LabSystem
+) -> None:
     lab.proxmox.control("node", node="pve2", online=False)
-    some, one = doctor(), doctor(PROXMOX_NODES="pve2")
+    one_of_two, the_only_one = doctor(), doctor(PROXMOX_NODES="pve2")
     lab.proxmox.control("node", node="pve2", online=True)
-    assert some.only("nodes").status is Status.WARNING
-    assert one.only("nodes").status is Status.FAILED
+    assert one_of_two.only("nodes").status is Status.WARNING
+    assert the_only_one.only("nodes").status is Status.FAILED
 
 
 def test_nodes_without_statistics_are_a_warning_and_nothing_else_fails(doctor: Doctor, lab: LabSystem) -> None:
@@ -294,7 +301,7 @@ def test_a_template_with_a_marker_fails(doctor: Doctor, lab: LabSystem) -> None:
 
 @pytest.mark.parametrize("options", [{"user_allow": "existing"}, {"registered_tags": ["smith"]}])
 @pytest.mark.parametrize("may_read_options", [True, False])
-def test_tags_that_proxmox_refuses_are_a_warning(
+def test_a_tag_of_ours_that_proxmox_refuses_is_a_warning(
     doctor: Doctor, lab: LabSystem, options: dict[str, Any], may_read_options: bool
 ) -> None:
     lab.proxmox.control("add", vmid=9301, name="tagged", config={"tags": "smith"})

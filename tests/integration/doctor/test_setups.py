@@ -1,4 +1,4 @@
-"""Each broken set-up of tests/data/setups.yml is named by `smith doctor`, and cured by the remedy that it prints."""
+"""`smith doctor` names the problem of each broken set-up in tests/data/setups.yml; its remedy repairs the system."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from support.small_disks import enter_mount_namespace
 from executor.doctor.checks import CheckResult
 from executor.redaction import redactor
 
-#: The steps that change FulcrumCore or Proxmox.
+#: The steps of setups.yml that change FulcrumCore, and those that change Proxmox. Both must be restored afterwards.
 CORE_STEPS = {"core_call", "core_clock", "token", "other_executor", "older_service_type", "action_without_playbook"}
 PROXMOX_STEPS = {"proxmox", "certificate", "no_privileges"}
 SETUPS = Path(__file__).parents[2] / "data" / "setups.yml"
 
 
 def _rows() -> Iterator[Any]:
-    """Yield each set-up, and those with a list once for each member of the list."""
+    """Yield each set-up of the file. One that has `for_each` is yielded once for each member of its list."""
     for row in yaml.safe_load(SETUPS.read_text(encoding="utf-8")):
         ((name, members),) = row.get("for_each", {"": ""}).items()
         for member in LISTS.get(members, [""]):
@@ -46,7 +46,7 @@ def system(lab: LabSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         yield broken
 
 
-def test_a_sound_system_has_no_findings(system: BrokenSystem) -> None:
+def test_a_system_that_is_not_broken_has_no_findings(system: BrokenSystem) -> None:
     left = system.findings()
     assert left == [], left
 
@@ -56,25 +56,25 @@ def test_there_are_at_least_45_set_ups() -> None:
 
 
 @pytest.mark.parametrize(("row", "member"), list(_rows()))
-def test_a_broken_set_up_is_named_and_its_remedy_cures_it(
+def test_doctor_names_the_problem_of_a_broken_set_up_and_its_remedy_repairs_it(
     row: dict[str, Any], member: dict[str, str], system: BrokenSystem
 ) -> None:
     steps = {name for step in row["broken_by"] for name in step}
-    act = _in_mount_namespace if "small_disk" in steps else _call
+    call = _in_mount_namespace if "small_disk" in steps else _call
     try:
-        act(lambda: _break_and_cure(row, member, system))
+        call(lambda: _break_and_repair(row, member, system))
     finally:  # the next set-ups use the same lab
         system.restore(core=bool(steps & CORE_STEPS), proxmox=bool(steps & PROXMOX_STEPS))
 
 
-def _break_and_cure(row: dict[str, Any], member: dict[str, str], system: BrokenSystem) -> None:
+def _break_and_repair(row: dict[str, Any], member: dict[str, str], system: BrokenSystem) -> None:
     def filled(value: Any) -> Any:
         return _filled(value, {**system.values(), **member})
 
     for step in row["broken_by"]:
         _execute(filled(step), system)
     findings = system.findings()
-    finding = _named(findings, row["check"], filled(row["found"]))
+    finding = _the_finding(findings, row["check"], filled(row["found"]))
     remedy = finding.hints if row["remedy"] == "all" else filled(row["remedy"])
     assert set(remedy) <= set(finding.hints), f"the hints are {finding.hints}"
     if "done_by" in row:
@@ -87,7 +87,7 @@ def _break_and_cure(row: dict[str, Any], member: dict[str, str], system: BrokenS
     assert left == [], left
 
 
-def _named(findings: list[CheckResult], check: list[str], text: str) -> CheckResult:
+def _the_finding(findings: list[CheckResult], check: list[str], text: str) -> CheckResult:
     """Return the finding with this area, name, status and text. There must be one."""
     found = [each for each in findings if [each.area, each.name, each.status] == check and text in each.text]
     assert len(found) == 1, findings
@@ -114,11 +114,11 @@ def _without_placeholders(hint: str, values: dict[str, str]) -> str:
     return hint
 
 
-def _call(act: Callable[[], None]) -> None:
-    act()
+def _call(function: Callable[[], None]) -> None:
+    function()
 
 
-def _in_mount_namespace(act: Callable[[], None]) -> None:
+def _in_mount_namespace(function: Callable[[], None]) -> None:
     """Call a function in a thread with a mount namespace of its own. Skip the test if there can be none."""
     failures: list[BaseException] = []
 
@@ -127,7 +127,7 @@ def _in_mount_namespace(act: Callable[[], None]) -> None:
             failures.append(pytest.skip.Exception(reason))
             return
         try:
-            act()
+            function()
         except BaseException as failure:
             failures.append(failure)
 

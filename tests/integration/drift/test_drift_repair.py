@@ -1,4 +1,4 @@
-"""Repairs of drift: each changes the mapping and writes an audit entry, or does nothing when the facts are outdated."""
+"""Repairs of drift: each changes a mapping and writes an audit entry, or does nothing if the facts are outdated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ACTIVE, VM_LOST = MappingState.ACTIVE, MappingState.VM_LOST
 
 
 def insert(engine: Engine, state: MappingState = ACTIVE, **changes: Any) -> MappingFacts:
-    """Insert a mapping and return it as a check reads it."""
+    """Insert a mapping, and return it as the comparison reads it."""
     values = {"service_id": A, "cluster": "c", "vmid": 100, "name": "web"} | changes
     with transaction(engine) as session:
         row = mappings.reserve(session, **values)
@@ -43,6 +43,7 @@ def audit_entries(engine: Engine) -> list[tuple[str, str, Any, Any]]:
 
 
 def finding(mapping: MappingFacts | None, action: Repair, **changes: Any) -> Finding:
+    """Return a finding of the comparison about this mapping, with a repair."""
     values: dict[str, Any] = {
         "kind": DriftKind.VM_GONE,
         "service_id": A,
@@ -127,7 +128,7 @@ def test_a_repair_does_nothing_while_the_service_is_busy(engine: Engine, open_as
     assert apply_repair(engine, "c", finding(row, Repair.MARK_VM_LOST), who="alice")
 
 
-def test_services_mapped_on_another_cluster_are_foreign(engine: Engine) -> None:
+def test_services_mapped_on_another_cluster_are_read_as_foreign_services(engine: Engine) -> None:
     insert(engine)
     with transaction(engine) as session:
         mappings.reserve(session, service_id=B, cluster="elsewhere", vmid=100, name="db")

@@ -134,16 +134,14 @@ def agent_lock_held(smith: Cli) -> Iterator[None]:
 def test_f32_a_power_loss_at_any_moment_loses_no_acknowledged_commit(
     smith: Cli, writer: Writer, tmp_path: Path
 ) -> None:
-    """Power is lost while the database is written → it can be opened without errors, and has each acknowledged commit.
-
-    A copy of the database and its WAL file, made while the writer is suspended, stands for the disk after the loss.
-    """
+    """Power is lost while the database is written → it can be opened without errors, and has each acknowledged commit."""
     wal_sizes = []
     for moment in range(POWER_LOSSES):
         writer.wait_for(len(writer.acknowledged) + random.randint(1, 12))  # noqa: S311 (any moment will do)
         writer.pause()
         writer.read()
         acknowledged = dict(writer.acknowledged)
+        # This copy, made while the writer is suspended, stands for the disk after the power loss.
         folder = tmp_path / f"moment-{moment}"
         folder.mkdir()
         for name in (smith.file.name, f"{smith.file.name}-wal"):

@@ -1,4 +1,4 @@
-"""`smith lab`: the commands of README.md work, and faults begin and end."""
+"""`smith lab`: the commands of README.md work in it, and each of its faults can be begun and ended."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMAND_LIMIT_S = 120
 
 @dataclass(kw_only=True)
 class Lab:
-    """A lab as `smith lab` starts it, and a shell that has read its lab.env."""
+    """A running `smith lab`, and a shell that has read the file with its settings, lab.env."""
 
     folder: Path
     process: subprocess.Popen[str]
@@ -95,7 +95,7 @@ def test_a_newcomer_orders_the_first_vm_with_the_commands_of_readme(lab: Lab) ->
     assert "web-1" in lab.shell("smith lab list")
 
 
-def test_doctor_has_no_warning_in_a_new_lab_and_the_tour_wraps_no_path(lab: Lab) -> None:
+def test_doctor_has_no_warning_in_a_new_lab_and_the_lab_prints_paths_without_a_line_break(lab: Lab) -> None:
     found = lab.shell("smith doctor")
     assert [line for line in found.splitlines() if re.search(r"  (warning|failed|skipped)  ", line)] == []
     assert "What to do" not in found
@@ -105,15 +105,15 @@ def test_doctor_has_no_warning_in_a_new_lab_and_the_tour_wraps_no_path(lab: Lab)
         main(folder=lab.folder / ".lab")
     lab.process.terminate()
     assert lab.process.stdout is not None
-    tour = lab.process.stdout.read()
-    assert f". {lab.folder / '.lab' / 'lab.env'} && smith run" in tour
+    printed = lab.process.stdout.read()  # the commands to try in the lab
+    assert f". {lab.folder / '.lab' / 'lab.env'} && smith run" in printed
     assert lab.process.wait(START_LIMIT_S) == 0
     assert read_lab(lab.folder / ".lab") is None
     with pytest.raises(NoLab, match="start `smith lab`"):
         find_lab(lab.folder / ".lab")
 
 
-def test_each_fault_begins_twice_and_ends(tmp_path: Path) -> None:
+def test_each_fault_can_be_begun_twice_and_clearing_restores_the_lab(tmp_path: Path) -> None:
     with running_lab(tmp_path) as system:
         ids = system.ids
         RunningLab(

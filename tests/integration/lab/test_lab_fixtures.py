@@ -1,4 +1,7 @@
-"""What the lab's fixtures do with VMIDs, labels and the end of a reservation, in a stand-in as the lab."""
+"""The fixture `guests` of lab tests, which makes VMs in the VMID range of a run, with a stand-in as the lab.
+
+The tests cover how workers share the range, the labels in names of VMs, and the end of the range's reservation.
+"""
 
 from __future__ import annotations
 
@@ -34,21 +37,21 @@ def test_each_worker_uses_vmids_of_its_own(guests: GuestActions) -> None:
 
 
 def test_a_test_that_needs_a_vmid_fails_if_all_are_in_use(stand_in: ProxmoxStandIn, guests: GuestActions) -> None:
-    few = replace(guests, worker=(0, 6))
-    for vmid in few.vmids:
-        assert few.new_vm()["vmid"] == vmid
+    one_of_six = replace(guests, worker=(0, 6))
+    for vmid in one_of_six.vmids:
+        assert one_of_six.new_vm()["vmid"] == vmid
         stand_in.control("add", vmid=vmid, name="used", node="pve1")
     with pytest.raises(LabError, match="all are in use"):
-        few.new_vm()
+        one_of_six.new_vm()
 
 
 @pytest.mark.parametrize("label", ["", "-x", "Web", "a b", "a.b", "x" * 21, "ü", "{{ 7 * 7 }}"])
-def test_a_label_that_is_no_part_of_a_name_is_refused(guests: GuestActions, label: str) -> None:
+def test_a_label_that_cannot_be_a_part_of_a_vms_name_is_refused(guests: GuestActions, label: str) -> None:
     with pytest.raises(LabError, match="label"):
         guests.new_vm(label)
 
 
-def test_no_action_begins_when_the_reservation_ends(stand_in: ProxmoxStandIn, guests: GuestActions) -> None:
+def test_no_action_begins_shortly_before_the_reservation_ends(stand_in: ProxmoxStandIn, guests: GuestActions) -> None:
     vm = replace(guests, worker=(5, 6)).new_vm()
     stand_in.control("clock", shift_s=600 - CLEANUP_S)
     stand_in.reset_request_log()

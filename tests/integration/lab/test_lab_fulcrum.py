@@ -1,4 +1,7 @@
-"""The simulator gives the services of a run of lab tests ids with the lab's marker."""
+"""In a run of lab tests, the simulator gives each new service an id that contains the run's token and expiry.
+
+By this id in a VM's marker, the VM is recognized as one of the run.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Ranges of VMIDs in a lab: who reserves one, extends it and waits for it."""
+"""Ranges of VMIDs in a lab: how a run of lab tests reserves a range, extends the reservation, waits and releases it.
+
+A run reserves a range by its lease: a VM without disks that has the first VMID of the range. The notes of the lease say
+which run has reserved the range, and until when.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from support.lab_guests import add_vm, sweep, vmids_in_lab
 from support.lab_settings import FIRST, SIZE, lab_settings
 
+#: The name of a backup archive of a VM, without its storage.
 ARCHIVE = "backup/vzdump-qemu-{}-2026_11_27-08_00_00.vma.zst"
 
 
@@ -27,7 +32,7 @@ def server() -> Iterator[ProxmoxStandIn]:
 
 @pytest.fixture
 def stand_in(server: ProxmoxStandIn) -> Iterator[ProxmoxStandIn]:
-    """The stand-in, with a foreign VM in the lab's range."""
+    """Yield the stand-in, with a VM of another user in the first of the lab's three ranges."""
     server.control("add", vmid=FIRST + 5, name="foreign", node="pve1")
     server.reset_request_log()
     yield server
@@ -51,7 +56,9 @@ def test_runs_that_start_together_reserve_different_ranges(stand_in: ProxmoxStan
         reserve(clusters[0], time.time() + 600)
 
 
-def test_proxmox_refuses_the_second_of_two_that_create_one_lease(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
+def test_of_two_runs_that_create_the_same_lease_proxmox_refuses_the_second(
+    stand_in: ProxmoxStandIn, cluster: LabCluster
+) -> None:
     """Both have read that the first VMID is free."""
     vmids = range(FIRST, FIRST + SIZE)
     with ThreadPoolExecutor() as pool:
@@ -62,7 +69,7 @@ def test_proxmox_refuses_the_second_of_two_that_create_one_lease(stand_in: Proxm
     assert stand_in.guest(FIRST)["status"] == "stopped"  # type: ignore[index]
 
 
-def test_proxmox_refuses_the_second_of_two_that_take_one_lease_over(
+def test_of_two_runs_that_take_over_the_same_expired_lease_proxmox_refuses_the_second(
     stand_in: ProxmoxStandIn, cluster: LabCluster
 ) -> None:
     """Both have read the same expired lease; each sends one request, with the digest that it has read."""
@@ -114,7 +121,7 @@ def test_a_new_run_removes_what_an_expired_run_has_left_in_its_range(
     assert reserved.lease.former == (expired.lease.token,)
 
 
-def test_a_lease_that_somebody_uses_is_neither_taken_over_nor_removed(
+def test_a_lease_that_runs_or_has_a_disk_is_neither_taken_over_nor_removed(
     stand_in: ProxmoxStandIn, cluster: LabCluster
 ) -> None:
     for number, use in enumerate(({"status": "running"}, {"config": {"scsi0": "ceph:vm-1-disk-0,size=8G"}})):
@@ -154,7 +161,7 @@ def test_expiry_is_judged_by_the_clock_of_the_lab(
 
 
 @pytest.mark.parametrize("size", [40, 30])
-def test_a_range_of_another_size_or_prefix_that_meets_a_reserved_one_is_not_reserved(
+def test_a_range_that_overlaps_a_reserved_one_of_another_size_and_prefix_is_not_reserved(
     stand_in: ProxmoxStandIn, cluster: LabCluster, size: int
 ) -> None:
     other = LabCluster(lab_settings(stand_in, range_size=SIZE, name_prefix="ci"))
@@ -172,7 +179,9 @@ def test_a_range_of_another_size_or_prefix_that_meets_a_reserved_one_is_not_rese
     assert reserve(large, time.time() + 600)
 
 
-def test_runs_that_start_together_with_ranges_of_other_sizes_never_meet(stand_in: ProxmoxStandIn) -> None:
+def test_runs_that_start_together_with_ranges_of_different_sizes_reserve_no_vmid_twice(
+    stand_in: ProxmoxStandIn,
+) -> None:
     def try_to_reserve(size: int) -> set[int]:
         lab = LabCluster(lab_settings(stand_in, range_size=size, name_prefix=f"ci-{size}"))
         try:
@@ -186,7 +195,7 @@ def test_runs_that_start_together_with_ranges_of_other_sizes_never_meet(stand_in
 
 
 def test_a_range_is_not_reserved_if_another_run_has_just_reserved_a_part_of_it(stand_in: ProxmoxStandIn) -> None:
-    """The list still shows the lease of the other run with the name of the former guest of its VMID."""
+    """Proxmox's list is old: at the other lease's VMID, it still shows the name of the VMID's former guest."""
     others: list[ReservedRange] = []
 
     class OvertakenCluster(LabCluster):
@@ -198,7 +207,8 @@ def test_a_range_is_not_reserved_if_another_run_has_just_reserved_a_part_of_it(s
             super().create_stopped_vm(vmid, name, notes)
 
     large = OvertakenCluster(lab_settings(stand_in, range_size=3 * SIZE))
-    leases = (FIRST + SIZE, FIRST + 2 * SIZE)  # one of them is used: the first range has a foreign VM
+    # The other run reserves one of these two ranges, because a VM of another user is in the first range.
+    leases = (FIRST + SIZE, FIRST + 2 * SIZE)
     for vmid in leases:
         stand_in.control("add", vmid=vmid, name="former", node="pve1")
     stand_in.control("statistics", lag_s=600)
@@ -213,24 +223,26 @@ def test_a_range_is_not_reserved_if_another_run_has_just_reserved_a_part_of_it(s
     assert vmids_in_lab(stand_in) == [FIRST + 5, others[0].vmids[0]]
 
 
-def test_a_lease_that_proxmox_has_locked_is_left_out(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
+def test_a_range_whose_expired_lease_is_locked_is_not_reserved(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
     for vmids in cluster.lab.ranges():
         assert acquire(cluster, vmids, [], time.time() - GRACE_S)
         if vmids != cluster.lab.ranges()[1]:
             stand_in.control("lock", vmid=vmids[0], lock="backup")
-    for vmid in (FIRST + SIZE + 1, FIRST + SIZE + 2):  # so that the range without a lock is tried last
+    for vmid in (FIRST + SIZE + 1, FIRST + SIZE + 2):  # VMs of others, so that this range is tried last
         stand_in.control("add", vmid=vmid, name="foreign", node="pve1")
     assert reserve(cluster, time.time() + 600).vmids == cluster.lab.ranges()[1]
 
 
-def test_a_range_is_reserved_although_the_answer_was_lost(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
+def test_a_range_is_reserved_although_the_response_to_the_request_was_lost(
+    stand_in: ProxmoxStandIn, cluster: LabCluster
+) -> None:
     stand_in.control("fail", method="POST", path="/nodes/*/qemu", status=0, after=True)
     reserved = reserve(cluster, time.time() + 600)
     assert stand_in.guest(reserved.vmids[0])["name"] == reserved.lease_name  # type: ignore[index]
     assert release(cluster, reserved) == []
 
 
-def test_the_owner_extends_its_reservation_before_it_expires_during_the_removal(
+def test_a_run_extends_its_reservation_before_it_removes_its_guests(
     stand_in: ProxmoxStandIn, cluster: LabCluster
 ) -> None:
     reserved = reserve(cluster, time.time() + 60)
@@ -256,15 +268,15 @@ def test_a_run_that_has_lost_its_reservation_removes_nothing(stand_in: ProxmoxSt
     assert lease_in(cluster.guest(reserved.vmids[0]).notes) == taken  # type: ignore[union-attr]
 
 
-def test_a_lease_forgets_earlier_runs_that_have_no_guests_in_its_range(
+def test_a_lease_names_only_earlier_runs_that_have_guests_in_its_range(
     stand_in: ProxmoxStandIn, cluster: LabCluster
 ) -> None:
-    """Proxmox limits the length of notes, and each run of a range may have been killed."""
+    """Each earlier run may have been killed and may have left guests, but Proxmox limits the length of the notes."""
     vmids = cluster.lab.ranges()[1]
     first = acquire(cluster, vmids, [], time.time() - GRACE_S)
     assert first
-    named = f"smith-lab-{first.token}-web"
-    stand_in.control("add", vmid=vmids[1], name=named, node="pve1")
+    name_of_first_run = f"smith-lab-{first.token}-web"
+    stand_in.control("add", vmid=vmids[1], name=name_of_first_run, node="pve1")
     for _ in range(2):
         assert acquire(cluster, vmids, cluster.guests(vmids), time.time() - GRACE_S)
     third = lease_in(cluster.guest(vmids[0]).notes)  # type: ignore[union-attr]
@@ -278,30 +290,30 @@ def test_a_lease_forgets_earlier_runs_that_have_no_guests_in_its_range(
 
 def test_a_run_waits_until_another_run_has_ended(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
     runs = [reserve(cluster, time.time() + 600) for _ in range(3)]
-    said: list[str] = []
+    messages: list[str] = []
 
     def end_one(text: str) -> None:
-        said.append(text)
+        messages.append(text)
         assert release(cluster, runs[0]) == []
 
     assert reserve_when_free(cluster, 600, 120, end_one).vmids == runs[0].vmids
-    assert len(said) == 1
-    assert "waiting up to 120 s for a free range" in said[0]
+    assert len(messages) == 1
+    assert "waiting up to 120 s for a free range" in messages[0]
     with pytest.raises(NoFreeRange):
-        reserve_when_free(cluster, 600, 0, said.append)
-    assert len(said) == 1
+        reserve_when_free(cluster, 600, 0, messages.append)
+    assert len(messages) == 1
 
 
-def test_a_run_does_not_wait_if_no_run_is_there_that_could_end(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
+def test_a_run_does_not_wait_if_no_other_run_has_a_reservation(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
     for vmids in cluster.lab.ranges():
         stand_in.control("add", vmid=vmids[0], name="foreign", node="pve1")
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(NoFreeRange):
-        reserve_when_free(cluster, 600, 3600, said.append)
-    assert said == []
+        reserve_when_free(cluster, 600, 3600, messages.append)
+    assert messages == []
 
 
-def test_a_range_whose_vmids_others_use_is_not_reserved(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
+def test_a_range_in_which_others_use_many_vmids_is_not_reserved(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
     for vmid in [*range(FIRST + 6, FIRST + 15), *range(FIRST + SIZE + 1, FIRST + SIZE + 11)]:
         stand_in.control("add", vmid=vmid, name="foreign", node="pve1")
     starts = {reserve(cluster, time.time() + 600).vmids[0]}

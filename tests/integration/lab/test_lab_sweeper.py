@@ -1,4 +1,7 @@
-"""The sweeper of a lab removes what expired runs have left, and nothing else."""
+"""The sweeper of a lab (`smith lab-sweep`) removes the guests, backups and leases that runs of lab tests have left.
+
+It removes only those of a run whose reservation (its lease, a VM at the first VMID of a range) has expired.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def server() -> Iterator[ProxmoxStandIn]:
 
 @pytest.fixture
 def stand_in(server: ProxmoxStandIn) -> Iterator[ProxmoxStandIn]:
-    """The stand-in, with a foreign VM in the lab's range."""
+    """Yield the stand-in, with a VM of another user in the first of the lab's ranges."""
     server.control("add", vmid=FIRST + 5, name="foreign", node="pve1")
     server.reset_request_log()
     yield server
@@ -38,7 +41,7 @@ def cluster(stand_in: ProxmoxStandIn) -> LabCluster:
 
 
 def back_up(cluster: LabCluster, vmid: int) -> None:
-    """Write a backup, whose notes are those that our action writes."""
+    """Make a backup with the same notes as the action `backup` writes."""
     guest = cluster.guest(vmid)
     assert guest
     notes = {"notes-template": f"{guest.name}\n{guest.notes}"}
@@ -55,14 +58,14 @@ def test_the_sweeper_removes_an_expired_run_and_leaves_the_rest(stand_in: Proxmo
     problems = sweep(cluster)
     assert (len(problems), set(problems.values())) == (3, {""})
     assert vmids_in_lab(stand_in) == sorted(set(before) - set(removed))
-    touched = {entry["path"].split("/")[4] for entry in stand_in.changing_requests()}
-    assert touched == {str(vmid) for vmid in removed}
+    changed_vmids = {entry["path"].split("/")[4] for entry in stand_in.changing_requests()}
+    assert changed_vmids == {str(vmid) for vmid in removed}
 
 
 def test_the_sweeper_keeps_a_lease_as_long_as_proxmox_has_locked_a_clone_of_its_run(
     stand_in: ProxmoxStandIn, cluster: LabCluster
 ) -> None:
-    """The clone has no marker yet, so that only the lease says whose it is."""
+    """The clone has no marker yet: only the lease says which run made the clone."""
     expired = reserve(cluster, time.time() - GRACE_S)
     vmid = add_vm(stand_in, expired, config={"description": ""}, is_locked=True)
     assert list(sweeper.sweep(cluster, sweeper.list_findings(cluster), reserve_s=-GRACE_S)) == []
@@ -81,7 +84,7 @@ def test_the_sweeper_removes_the_backups_of_an_expired_run(stand_in: ProxmoxStan
     assert [each for each in cluster.archives() if each.vmid == vmid] == []
 
 
-def test_a_sweeper_with_a_prefix_that_begins_anothers_leaves_the_other_run(stand_in: ProxmoxStandIn) -> None:
+def test_a_sweeper_with_the_prefix_ci_does_not_remove_a_run_with_the_prefix_ci_2(stand_in: ProxmoxStandIn) -> None:
     longer, shorter = (LabCluster(lab_settings(stand_in, name_prefix=prefix)) for prefix in ("ci-2", "ci"))
     expired = reserve(longer, time.time() - GRACE_S)
     vmid = add_vm(stand_in, expired)

@@ -1,4 +1,7 @@
-"""Agents in the simulator: agents/me, statuses, configuration, the disconnect sweep and the install flow."""
+"""Agents in the FulcrumCore simulator: /agents/me, statuses, configuration, disconnecting silent agents, installation.
+
+FulcrumCore offers an install command, which downloads the agent's configuration from a URL with a short-lived token.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ def world(sim: SimulatorThread) -> Iterator[World]:
     world.close()
 
 
-def test_me_holds_participant_type_and_a_configuration_with_defaults_and_references(world: World) -> None:
+def test_agents_me_returns_provider_type_and_a_configuration_with_defaults_and_secret_references(world: World) -> None:
     me = world.agent.get("/agents/me").json()
     configuration = me["configuration"]
     assert (me["status"], me["tags"], me["participant"]["name"]) == ("Disconnected", ["proxmox"], "Northwind Cloud")
@@ -46,11 +49,11 @@ def test_every_status_may_follow_every_other(world: World, first: str, second: s
 
 
 @pytest.mark.parametrize("body", [{}, {"state": "Connected"}, {"status": "connected"}, {"status": ""}, {"status": 1}])
-def test_other_statuses_are_400(world: World, body: dict[str, Any]) -> None:
+def test_a_body_without_a_known_status_is_400(world: World, body: dict[str, Any]) -> None:
     assert world.agent.send("PUT", "/agents/me/status", body).status_code == 400
 
 
-def test_a_sweep_disconnects_silent_connected_agents_only(world: World) -> None:
+def test_the_maintenance_disconnects_only_connected_agents_without_a_heartbeat(world: World) -> None:
     world.sim.set_options(agent_maintenance=True)
     world.sim.freeze()
     _, other_agent = world.other_agent()
@@ -73,7 +76,7 @@ def test_polling_does_not_count_as_a_heartbeat(world: World) -> None:
     assert world.agent.get("/agents/me").json()["status"] == "Disconnected"
 
 
-def test_unknown_configuration_members_are_dropped_and_missing_ones_counted(world: World) -> None:
+def test_a_configuration_without_required_members_is_400_and_unknown_members_are_dropped(world: World) -> None:
     body = {"name": "a", "providerId": world.ids.provider_id, "agentTypeId": world.ids.agent_type_id}
     answer = world.admin_caller.post("/agents", {**body, "configuration": {"apiHost": "h", "other": 1}})
     assert (answer.status_code, error_of(answer)["status"]) == (400, "Invalid request")
@@ -102,7 +105,7 @@ def test_a_configuration_is_merged_and_a_new_secret_deletes_the_old_reference(wo
     assert world.agent.get(f"/vault/secrets/{new}").json() == {"value": "new"}
 
 
-# The install flow
+# The install command
 
 
 @pytest.fixture
@@ -111,14 +114,16 @@ def path(world: World) -> str:
 
 
 def _url_path(body: dict[str, Any]) -> str:
+    """Return the path of the URL from which the install command downloads the configuration."""
     return str(body["url"].split("/api/v1", 1)[1])
 
 
 def _bearer(body: dict[str, Any]) -> str:
+    """Return the token with which the install command downloads the configuration."""
     return str(body["installCommand"].split("Bearer ", 1)[1].split("'", 1)[0])
 
 
-def test_an_install_command_delivers_a_rendered_configuration(world: World, path: str) -> None:
+def test_the_url_of_an_install_command_delivers_the_agents_settings(world: World, path: str) -> None:
     answer = world.admin_caller.post(path)
     body = answer.json()
     installer = world.caller(_bearer(body))
@@ -179,14 +184,14 @@ def test_the_first_revocation_is_204_and_the_second_404(world: World, path: str)
     assert world.admin_caller.send("DELETE", path).status_code == 404
 
 
-def test_a_missing_secret_is_answered_with_the_404_of_an_unknown_url(world: World, path: str) -> None:
+def test_the_url_is_404_if_a_secret_of_the_configuration_is_missing(world: World, path: str) -> None:
     body = world.admin_caller.post(path).json()
     world.sim.delete_all_secrets()
     assert world.agent.get(_url_path(body)).status_code == 404
     assert world.agent.get("/agents/install/unknown/config").status_code == 404
 
 
-def test_a_type_without_templates_has_no_install_flow(world: World) -> None:
+def test_an_agent_whose_type_has_no_templates_has_no_install_command(world: World) -> None:
     kind = {**load_type("agent-type-proxmox.json"), "name": "plain", "configTemplate": "", "cmdTemplate": ""}
     type_id = world.admin.create("agent-types", **kind)["id"]
     agent = world.admin.create("agents", name="p", providerId=world.ids.provider_id, agentTypeId=type_id)

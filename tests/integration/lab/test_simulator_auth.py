@@ -1,4 +1,7 @@
-"""Authentication and authorization in the simulator: which calls get 401, 403, 400 or 404."""
+"""Authentication and authorization in the FulcrumCore simulator: which calls get 401, 403, 400 or 404.
+
+The scope of a caller is what its token may see: an agent or a participant sees only objects of its own participant.
+"""
 
 from __future__ import annotations
 
@@ -76,10 +79,10 @@ def test_the_token_of_a_deleted_agent_is_403(world: World) -> None:
 
 
 def test_a_database_outage_is_answered_like_an_unknown_token(world: World) -> None:
-    bad = error_of(world.caller("nonsense").get("/agents/me"))
+    unknown_token_error = error_of(world.caller("nonsense").get("/agents/me"))
     world.sim.set_switches(database_down=True)
     outage = world.agent.get("/agents/me")
-    assert (outage.status_code, error_of(outage)) == (403, bad)
+    assert (outage.status_code, error_of(outage)) == (403, unknown_token_error)
     world.sim.set_switches(database_down=False)
     assert world.agent.get("/agents/me").status_code == 200
 
@@ -106,7 +109,7 @@ def test_admins_cannot_make_the_calls_of_agents(world: World, method: str, path:
 
 
 @pytest.mark.parametrize("verb", ["claim", "complete", "fail"])
-def test_admins_and_participants_cannot_end_jobs(world: World, verb: str) -> None:
+def test_admins_and_participants_cannot_claim_complete_or_fail_jobs(world: World, verb: str) -> None:
     job = world.job_of(world.order())
     assert world.admin_caller.post(f"/jobs/{job['id']}/{verb}", {}).status_code == 403
     assert world.participant(world.ids.consumer_id).post(f"/jobs/{job['id']}/{verb}", {}).status_code == 403
@@ -157,7 +160,7 @@ def test_agents_cannot_write_services(world: World) -> None:
 
 
 @pytest.mark.parametrize("path", ["/jobs/{}", "/agents/{}", "/services/{}"])
-def test_an_unknown_scoped_id_is_403_not_404(world: World, path: str) -> None:
+def test_an_unknown_id_of_a_job_agent_or_service_is_403_not_404(world: World, path: str) -> None:
     assert world.agent.get(path.format(UNKNOWN_ID)).status_code == 403
     assert world.admin_caller.get(path.format(UNKNOWN_ID)).status_code == 403
 
@@ -167,12 +170,12 @@ def test_an_unknown_token_id_is_403_even_for_an_admin(world: World) -> None:
 
 
 @pytest.mark.parametrize("verb", ["claim", "complete", "fail"])
-def test_an_unknown_job_is_403_for_every_verb(world: World, verb: str) -> None:
+def test_claiming_completing_or_failing_an_unknown_job_is_403(world: World, verb: str) -> None:
     assert world.agent.post(f"/jobs/{UNKNOWN_ID}/{verb}", {}).status_code == 403
 
 
 @pytest.mark.parametrize("collection", ["service-types", "agent-types", "metric-types", "service-option-types"])
-def test_an_unknown_type_without_scope_is_404(world: World, collection: str) -> None:
+def test_an_unknown_id_of_a_type_is_404_because_all_callers_may_read_types(world: World, collection: str) -> None:
     answer = world.agent.get(f"/{collection}/{UNKNOWN_ID}")
     assert (answer.status_code, error_of(answer)) == (404, {"status": "Resource not found"})
 
@@ -187,12 +190,12 @@ def test_a_malformed_id_is_400_before_the_role_is_checked(world: World) -> None:
     assert world.admin_caller.post("/jobs/nonsense/claim").status_code == 400
 
 
-def test_the_role_is_checked_before_a_jobs_body(world: World) -> None:
+def test_the_role_is_checked_before_the_body(world: World) -> None:
     job = world.job_of(world.order())
     assert world.admin_caller.raw("POST", f"/jobs/{job['id']}/fail", b"{").status_code == 403
 
 
-def test_a_jobs_body_is_checked_before_its_scope(world: World) -> None:
+def test_the_body_is_checked_before_the_scope_of_the_job(world: World) -> None:
     assert world.agent.raw("POST", f"/jobs/{UNKNOWN_ID}/fail", b"{").status_code == 400
 
 
@@ -207,20 +210,20 @@ def test_another_agent_of_the_provider_may_read_claim_and_end_the_job(world: Wor
 @pytest.mark.parametrize("verb", ["claim", "complete", "fail"])
 def test_an_agent_of_another_provider_gets_403(world: World, verb: str) -> None:
     job = world.job_of(world.order())
-    _, foreigner = world.agent_of_other_provider()
-    assert foreigner.post(f"/jobs/{job['id']}/{verb}", {}).status_code == 403
-    assert foreigner.get(f"/jobs/{job['id']}").status_code == 403
+    _, other_providers_agent = world.agent_of_other_provider()
+    assert other_providers_agent.post(f"/jobs/{job['id']}/{verb}", {}).status_code == 403
+    assert other_providers_agent.get(f"/jobs/{job['id']}").status_code == 403
 
 
 def test_lists_contain_the_objects_of_all_agents_of_the_provider(world: World) -> None:
     service = world.order()
     _, other_agent = world.other_agent()
-    _, foreigner = world.agent_of_other_provider()
+    _, other_providers_agent = world.agent_of_other_provider()
     assert [row["id"] for row in other_agent.get("/services").json()["items"]] == [service["id"]]
     assert len(other_agent.get("/jobs").json()["items"]) == 1
     assert len(other_agent.get("/agents").json()["items"]) == 2
-    assert foreigner.get("/services").json()["items"] == []
-    assert foreigner.get("/jobs").json()["items"] == []
+    assert other_providers_agent.get("/services").json()["items"] == []
+    assert other_providers_agent.get("/jobs").json()["items"] == []
 
 
 def test_the_pending_list_contains_only_jobs_of_the_agent(world: World) -> None:

@@ -1,4 +1,8 @@
-"""The ends of the simulator's jobs: completions, failures, and the states that follow."""
+"""How jobs end in the FulcrumCore simulator: completions, failures, and the state of the service afterwards.
+
+The lifecycle of a service type says which state follows an action: after a success, or after an error whose message
+matches a regular expression (`onError`, `onErrorRegexp`).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ def world(sim: SimulatorThread) -> Iterator[World]:
     world.close()
 
 
-# Calls that do not fit the status
+# Calls that the job's status does not allow
 
 
 @pytest.mark.parametrize("verb", ["complete", "fail"])
@@ -100,7 +104,7 @@ def test_undeclared_properties_are_dropped_without_an_error(world: World) -> Non
     assert (properties["vmid"], "uptime" in properties) == (5, False)
 
 
-def test_a_refused_property_rolls_the_completion_back(world: World) -> None:
+def test_a_refused_property_changes_neither_the_job_nor_the_service(world: World) -> None:
     service = world.order()
     job = world.claimed(service)
     answer = world.agent.complete(job, agentInstanceId="agent/1", properties={"vmid": 5, "cores": 8})
@@ -111,7 +115,7 @@ def test_a_refused_property_rolls_the_completion_back(world: World) -> None:
     assert world.agent.complete(job, properties={"vmid": 5}).status_code == 204
 
 
-def test_a_duplicate_instance_id_is_500_across_types_and_providers_and_rolls_back(world: World) -> None:
+def test_an_instance_id_of_any_other_service_is_500_and_changes_nothing(world: World) -> None:
     world.created(instance="agent/100")
     schema = {"properties": {"size": {"type": "integer"}}}
     other = world.order_with(schema, {"size": 1}).json()
@@ -135,16 +139,20 @@ def test_a_service_may_report_its_instance_id_again(world: World) -> None:
     assert world.agent.complete(world.claimed(service), agentInstanceId="agent/1").status_code == 204
 
 
-def test_a_terminal_completion_frees_the_instance_id_and_keeps_the_data(world: World) -> None:
+def test_completing_a_deletion_removes_the_instance_id_and_keeps_the_instance_data(world: World) -> None:
     service = world.created(instance="agent/1")
     world.admin.delete_service(service["id"])
     world.agent.complete(world.claimed(service), agentInstanceData={"vmid": 1})
-    gone = world.service(service)
-    assert (gone["status"], "agentInstanceId" in gone, gone["agentInstanceData"]) == ("Deleted", False, {"vmid": 1})
+    deleted = world.service(service)
+    assert (deleted["status"], "agentInstanceId" in deleted, deleted["agentInstanceData"]) == (
+        "Deleted",
+        False,
+        {"vmid": 1},
+    )
     assert world.created(instance="agent/1")["agentInstanceId"] == "agent/1"
 
 
-def test_a_terminal_failure_keeps_the_instance_id_and_persistent_secrets(world: World) -> None:
+def test_a_failure_that_leads_to_a_terminal_state_keeps_the_instance_id_and_persistent_secrets(world: World) -> None:
     lifecycle: dict[str, Any] = {
         **SIMPLE_LIFECYCLE,
         "actions": [
@@ -202,7 +210,7 @@ def test_the_error_message_may_be_missing_or_empty(world: World, body: dict[str,
     assert world.service(service)["status"] == "CreateFailed"
 
 
-def test_a_failure_without_a_matching_transition_keeps_the_state_and_is_204(world: World) -> None:
+def test_a_failure_without_a_matching_transition_is_204_and_keeps_the_services_state(world: World) -> None:
     service = world.created()
     world.admin.start_action(service["id"], "start")
     assert world.agent.fail(world.claimed(service), "PVE_TIMEOUT: no answer").status_code == 204
@@ -229,7 +237,7 @@ def test_the_first_matching_error_regexp_determines_the_state(world: World, mess
     assert world.service(service)["status"] == state
 
 
-def test_an_error_regexp_may_match_anywhere_and_the_first_one_counts(world: World) -> None:
+def test_an_error_regexp_may_match_anywhere_in_the_message_and_the_first_match_decides(world: World) -> None:
     lifecycle = {
         **SIMPLE_LIFECYCLE,
         "actions": [
@@ -250,16 +258,18 @@ def test_an_error_regexp_may_match_anywhere_and_the_first_one_counts(world: Worl
 
 
 @pytest.mark.parametrize("verb", ["complete", "fail"])
-def test_an_action_removed_from_the_lifecycle_is_400_and_the_job_stays(world: World, verb: str) -> None:
+def test_ending_a_job_whose_action_was_removed_from_the_lifecycle_is_400_and_it_stays_processing(
+    world: World, verb: str
+) -> None:
     service = world.order_with({"properties": {"a": {"type": "string"}}}, {}).json()
     job = world.claimed(service)
-    left = {**SIMPLE_LIFECYCLE, "actions": SIMPLE_LIFECYCLE["actions"][1:]}
-    world.admin.call("PATCH", f"/service-types/{service['serviceTypeId']}", {"lifecycleSchema": left})
+    without_create = {**SIMPLE_LIFECYCLE, "actions": SIMPLE_LIFECYCLE["actions"][1:]}
+    world.admin.call("PATCH", f"/service-types/{service['serviceTypeId']}", {"lifecycleSchema": without_create})
     assert world.agent.post(f"/jobs/{job['id']}/{verb}", {}).status_code == 400
     assert world.job_of(service)["status"] == "Processing"
 
 
-def test_a_success_without_a_transition_is_400_and_the_job_stays(world: World) -> None:
+def test_completing_a_job_without_a_transition_for_success_is_400_and_it_stays_processing(world: World) -> None:
     lifecycle = {
         **SIMPLE_LIFECYCLE,
         "actions": [{"name": "create", "transitions": [{"from": "New", "to": "Gone", "onError": True}]}],

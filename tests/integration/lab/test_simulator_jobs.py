@@ -1,4 +1,4 @@
-"""The simulator's jobs: which are listed, and who may claim one."""
+"""Jobs of the FulcrumCore simulator: which ones the pending list contains, and which claims succeed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def world(sim: SimulatorThread) -> Iterator[World]:
 # The pending list
 
 
-def test_pending_is_a_bare_array_and_empty_when_idle(world: World) -> None:
+def test_the_pending_list_is_an_empty_json_array_without_jobs(world: World) -> None:
     assert world.agent.pending() == []
 
 
@@ -48,7 +48,7 @@ def test_a_single_job_embeds_agent_provider_and_consumer(world: World) -> None:
     assert (full["provider"]["name"], full["consumer"]["name"]) == ("Northwind Cloud", "Acme Corp")
 
 
-def test_the_next_job_contains_a_reported_instance(world: World) -> None:
+def test_a_later_job_contains_the_instance_id_that_an_earlier_one_reported(world: World) -> None:
     service = world.created(instance="agent/7")
     world.admin.start_action(service["id"], "start")
     assert world.agent.pending()[0]["service"]["agentInstanceId"] == "agent/7"
@@ -79,21 +79,21 @@ def test_a_group_with_a_processing_job_is_not_listed(world: World) -> None:
 
 
 def test_a_job_of_another_agent_does_not_hide_the_group(world: World) -> None:
-    sibling_id, other_agent = world.other_agent()
+    other_agent_id, other_agent = world.other_agent()
     group = world.group()
-    theirs = world.admin.create_service(
+    other_service = world.admin.create_service(
         group_id=group,
         service_type_id=world.ids.service_type_id,
-        agent_id=sibling_id,
-        name="theirs",
+        agent_id=other_agent_id,
+        name="other",
         properties={"cores": 1, "memoryMb": 512, "diskGb": 5, "image": "x"},
     )
-    ours = world.order(group)
-    assert other_agent.claim(world.job_of(theirs)) == 204
-    assert [job["serviceId"] for job in world.agent.pending()] == [ours["id"]]
+    own_service = world.order(group)
+    assert other_agent.claim(world.job_of(other_service)) == 204
+    assert [job["serviceId"] for job in world.agent.pending()] == [own_service["id"]]
 
 
-def test_pending_is_sorted_by_group_id_not_by_age(world: World) -> None:
+def test_the_pending_list_is_sorted_by_group_id_and_not_by_age(world: World) -> None:
     groups = [world.group(f"g{number}") for number in range(6)]
     for number, group in enumerate(groups):
         world.order(group, name=f"web-{number}")
@@ -124,14 +124,14 @@ def test_a_second_claim_is_400(world: World) -> None:
     assert world.agent.claim(job) == 400
 
 
-def test_of_eight_claims_at_once_one_succeeds(world: World) -> None:
+def test_of_eight_simultaneous_claims_of_a_job_one_succeeds(world: World) -> None:
     job = world.job_of(world.order())
     with ThreadPoolExecutor(8) as pool:
         statuses = list(pool.map(lambda _: world.caller(world.ids.agent_token).claim(job), range(8)))
     assert sorted(statuses) == [204] + [400] * 7
 
 
-def test_two_claims_succeed_when_the_race_is_switched_on(world: World) -> None:
+def test_a_second_claim_succeeds_while_the_switch_two_claims_win_is_on(world: World) -> None:
     world.sim.set_switches(two_claims_win=True)
     job = world.job_of(world.order())
     assert [world.agent.claim(job), world.agent.claim(job)] == [204, 204]
@@ -139,7 +139,7 @@ def test_two_claims_succeed_when_the_race_is_switched_on(world: World) -> None:
     assert world.agent.claim(job) == 400
 
 
-def test_a_second_job_of_a_group_can_be_claimed_by_id(world: World) -> None:
+def test_a_second_job_of_a_group_is_not_listed_and_can_be_claimed(world: World) -> None:
     group = world.group()
     first, second = world.order(group), world.order(group, name="web-2")
     world.claimed(first)
@@ -154,7 +154,7 @@ def test_a_disabled_agent_still_polls_and_claims(world: World) -> None:
     assert world.agent.complete(job).status_code == 204
 
 
-def test_simultaneous_requests_all_win_while_the_switch_is_on(world: World) -> None:
+def test_all_simultaneous_claims_succeed_while_the_switch_simultaneous_requests_win_is_on(world: World) -> None:
     job = world.job_of(world.order())
     callers = [world.caller(world.ids.agent_token) for _ in range(4)]
     world.sim.set_switches(simultaneous_requests_win=True)
@@ -164,7 +164,9 @@ def test_simultaneous_requests_all_win_while_the_switch_is_on(world: World) -> N
     assert world.agent.claim(job) == 400
 
 
-def test_simultaneous_actions_make_several_jobs_while_the_switch_is_on(world: World) -> None:
+def test_simultaneous_actions_create_several_jobs_while_the_switch_simultaneous_requests_win_is_on(
+    world: World,
+) -> None:
     service = world.created()
     callers = [world.caller(world.ids.admin_token) for _ in range(3)]
     world.sim.set_switches(simultaneous_requests_win=True)

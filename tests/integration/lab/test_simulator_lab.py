@@ -1,4 +1,7 @@
-"""The simulator's lab endpoints: faults, history, clock, changes; pause and resume; the simulator as a process."""
+"""The FulcrumCore simulator's own endpoints for tests: faults, the history of calls, the clock, changes of its objects.
+
+Also its pause and resume, and the simulator as a process.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def world(sim: SimulatorThread) -> Iterator[World]:
 # Faults
 
 
-def test_a_rule_applies_as_often_as_times_says(world: World) -> None:
+def test_a_fault_applies_to_as_many_calls_as_its_parameter_times_says(world: World) -> None:
     world.sim.add_fault("status", status=503, path="/jobs/pending$", times=2)
     statuses = [world.agent.get("/jobs/pending").status_code for _ in range(3)]
     assert statuses == [503, 503, 200]
@@ -41,7 +44,7 @@ def test_an_injected_status_has_the_shape_of_a_real_error(world: World) -> None:
     assert set(error_of(world.agent.get("/jobs"))) == {"status", "error"}
 
 
-def test_a_rule_may_skip_calls_and_select_a_method(world: World) -> None:
+def test_a_fault_may_skip_calls_and_apply_to_one_method_only(world: World) -> None:
     world.sim.add_fault("status", status=500, method="PUT", path="status$", skip=1)
     sent = [world.agent.send("PUT", "/agents/me/status", {"status": "Connected"}).status_code for _ in range(3)]
     assert sent == [200, 500, 500]
@@ -49,7 +52,7 @@ def test_a_rule_may_skip_calls_and_select_a_method(world: World) -> None:
     assert world.agent.send("PUT", "/agents/me/status", {"status": "Connected"}).status_code == 200
 
 
-def test_an_html_page_an_empty_body_and_wrong_json(world: World) -> None:
+def test_a_fault_may_send_an_html_page_an_empty_body_or_other_json(world: World) -> None:
     world.sim.add_fault("html", times=1)
     world.sim.add_fault("empty", times=1)
     world.sim.add_fault("wrong_json", times=1)
@@ -61,7 +64,7 @@ def test_an_html_page_an_empty_body_and_wrong_json(world: World) -> None:
     assert chosen.json() == {"items": 5}
 
 
-def test_headers_can_be_added(world: World) -> None:
+def test_a_fault_may_add_headers(world: World) -> None:
     world.sim.add_fault("status", status=429, times=1, headers={"Retry-After": "7"})
     answer = world.agent.get("/jobs")
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
@@ -93,7 +96,7 @@ def test_a_completion_repeated_after_a_lost_answer_is_400(world: World) -> None:
     assert world.agent.get(f"/jobs/{job['id']}").json()["status"] == "Completed"
 
 
-def test_a_processed_call_may_get_a_wrong_answer(world: World) -> None:
+def test_with_the_parameter_effect_the_call_is_processed_before_the_fault_answers(world: World) -> None:
     service = world.order()
     world.sim.add_fault("status", status=502, path="/claim$", times=1, effect=True)
     assert world.agent.claim(world.job_of(service)) == 502
@@ -162,10 +165,10 @@ def test_a_call_with_an_unknown_token_has_no_role_in_the_history(world: World) -
     assert (entry["status"], entry["role"]) == (403, None)
 
 
-# Changes
+# Changes of the simulator's objects by a test
 
 
-def test_raw_items_are_in_the_pending_list_until_they_are_deleted(world: World) -> None:
+def test_items_of_any_form_can_be_added_to_the_pending_list_and_removed(world: World) -> None:
     world.order()
     world.sim.inject_pending({"id": 5}, "nonsense", None, [])
     assert world.agent.pending()[1:] == [{"id": 5}, "nonsense", None, []]
@@ -173,7 +176,7 @@ def test_raw_items_are_in_the_pending_list_until_they_are_deleted(world: World) 
     assert len(world.agent.pending()) == 1
 
 
-def test_a_job_delivered_with_other_members_can_be_claimed(world: World) -> None:
+def test_a_job_can_be_delivered_with_changed_members_and_still_be_claimed(world: World) -> None:
     job = world.job_of(world.order())
     world.sim.override_job(job["id"], remove=("params",), action="../../evil", priority="high")
     delivered = world.agent.pending()[0]
@@ -224,10 +227,10 @@ def test_the_clock_can_be_frozen_and_advanced(world: World) -> None:
     before = world.sim.now()
     world.sim.advance(100)
     assert world.sim.now() == before + 100
-    unfrozen = time.monotonic()
+    unfrozen_at = time.monotonic()
     world.sim.freeze(frozen=False)
     now = world.sim.now()
-    assert before + 100 <= now <= before + 101 + (time.monotonic() - unfrozen)
+    assert before + 100 <= now <= before + 101 + (time.monotonic() - unfrozen_at)
 
 
 def test_a_reset_restores_the_state_of_a_new_server(world: World) -> None:
@@ -242,7 +245,9 @@ def test_a_reset_restores_the_state_of_a_new_server(world: World) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "words"), [("switches", {"x": 1}, "unknown"), ("tokens/revoke", {}, "at least one of")]
 )
-def test_the_lab_refuses_unknown_members(world: World, path: str, body: object, words: str) -> None:
+def test_an_unknown_or_missing_member_of_a_lab_request_is_refused(
+    world: World, path: str, body: object, words: str
+) -> None:
     with pytest.raises(requests.HTTPError, match=words):
         world.sim.call_lab("POST", path, body)
 
@@ -260,16 +265,16 @@ def test_a_paused_server_refuses_connections_and_keeps_its_state(world: World) -
     assert [job["serviceId"] for job in world.agent.pending()] == [service["id"]]
 
 
-def test_each_restart_adds_a_seed_token_and_the_lowest_id_counts(world: World) -> None:
+def test_each_restart_adds_a_seed_token_and_only_the_one_with_the_lowest_id_is_checked(world: World) -> None:
     for _ in range(8):
         world.sim.advance(86_400 + 1)
         world.sim.pause()
         world.sim.resume()
     rows = [token for token in world.sim.state()["tokens"] if token["name"] == "Bootstrap Admin Token"]
     lowest = min(rows, key=lambda row: row["id"])
-    alive = lowest["expireAt"] > world.sim.call_lab("GET", "clock")["text"]
+    is_valid = lowest["expireAt"] > world.sim.call_lab("GET", "clock")["text"]
     assert len(rows) == 9
-    assert (world.caller("change-me").get("/tokens").status_code == 200) is alive
+    assert (world.caller("change-me").get("/tokens").status_code == 200) is is_valid
 
 
 def test_two_simulators_share_no_state(world: World) -> None:

@@ -1,4 +1,7 @@
-"""Timeout and retention in the simulator, with its clock set by the test."""
+"""The maintenance of the FulcrumCore simulator (a sweep): it fails jobs after their timeout, and deletes old jobs.
+
+The tests set the simulator's clock.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ def test_a_service_with_a_timed_out_job_accepts_a_new_action(world: World) -> No
     assert [job["action"] for job in world.agent.pending()] == ["delete"]
 
 
-def test_a_timeout_frees_the_group(world: World) -> None:
+def test_after_a_timeout_the_next_job_of_the_group_is_listed(world: World) -> None:
     group = world.group()
     first, second = world.order(group), world.order(group, name="web-2")
     world.sim.expire_job(world.claimed(first)["id"])
@@ -82,13 +85,13 @@ def test_a_job_removed_by_retention_is_403(world: World) -> None:
     assert world.admin_caller.get(f"/jobs/{job['id']}").status_code == 403
 
 
-def test_without_a_sweep_no_job_times_out(world: World) -> None:
+def test_no_job_times_out_without_maintenance(world: World) -> None:
     service = world.order()
     world.sim.advance(10_000)
     assert world.job_of(service)["status"] == "Pending"
 
 
-def test_the_server_can_sweep_at_an_interval() -> None:
+def test_the_simulator_can_run_its_maintenance_at_an_interval() -> None:
     with running_simulator(maintenance_interval_s=0.02, job_timeout_s=5.0) as sim:
         world = World(sim)
         service = world.order()

@@ -1,4 +1,8 @@
-"""The simulator's property engine: actors, states, immutability, defaults, nesting, secrets."""
+"""How the FulcrumCore simulator validates and stores the properties of services, by the schema of their type.
+
+An authorizer in the schema says which actor (user or agent) may set a property, and in which states of the service. A
+property may be immutable, have a default, contain other properties, or be a secret, which is stored in the vault.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,7 @@ def _schema(**properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def _validator(kind: str, **config: Any) -> dict[str, Any]:
+    """Return a validator or an authorizer; both have the same form."""
     return {"type": kind, "config": config}
 
 
@@ -69,7 +74,9 @@ def test_values_must_be_of_the_declared_type(world: World, kind: str, good: list
         ("array", _validator("maxItems", value=1), [[1]], [[1, 2]]),
     ],
 )
-def test_validators(world: World, kind: str, validator: dict[str, Any], good: list[Any], bad: list[Any]) -> None:
+def test_values_must_satisfy_the_validators(
+    world: World, kind: str, validator: dict[str, Any], good: list[Any], bad: list[Any]
+) -> None:
     type_id = world.type_with(_schema(a={"type": kind, "validators": [validator]}))
     statuses = [
         world.admin_caller.post("/services", world.order_body(type_id, {"a": value})).status_code
@@ -78,7 +85,7 @@ def test_validators(world: World, kind: str, validator: dict[str, Any], good: li
     assert statuses == [201] * len(good) + [400] * len(bad)
 
 
-def test_null_means_not_given(world: World) -> None:
+def test_a_property_that_is_null_counts_as_not_given(world: World) -> None:
     answer = world.order_with(
         _schema(a={"type": "string", "default": "d"}, b={"type": "string"}), {"a": None, "b": None}
     )
@@ -91,7 +98,7 @@ def test_a_required_property_needs_a_value_a_default_or_an_old_value(world: Worl
     assert world.order_with(_schema(a={**required, "default": "d"}), {}).status_code == 201
 
 
-def test_defaults_inside_an_object_apply_only_when_it_is_given(world: World) -> None:
+def test_defaults_inside_an_object_apply_only_if_the_object_is_given(world: World) -> None:
     inner = {"x": {"type": "integer", "default": 5}, "y": {"type": "string"}}
     schema = _schema(
         a={"type": "object", "properties": inner}, b={"type": "object", "properties": inner, "default": {}}
@@ -108,7 +115,7 @@ def test_items_of_arrays_are_validated_and_processed(world: World) -> None:
     assert world.order_with(schema, {"a": [None]}).status_code == 400
 
 
-def test_a_nested_problem_is_reported_under_the_top_level_name(world: World) -> None:
+def test_a_problem_in_a_nested_property_is_reported_for_the_top_level_property(world: World) -> None:
     body = world.order_body(
         world.ids.service_type_id,
         {"cores": 1, "memoryMb": 512, "diskGb": 5, "image": "x", "network": {"mode": "magic"}},
@@ -129,7 +136,7 @@ def test_without_an_actor_authorizer_users_and_agents_may_set_a_property(world: 
     assert world.service(service)["properties"] == {"a": "agent"}
 
 
-def test_a_state_authorizer_applies_to_updates_and_to_agents(world: World) -> None:
+def test_a_state_authorizer_applies_to_updates_and_agents_and_not_to_the_creation(world: World) -> None:
     up_only = {"type": "string", "authorizers": [_validator("state", allowedStates=["Up"])]}
     service = world.order_with(_schema(a=up_only), {"a": "at creation"}).json()
     job = world.claimed(service)
@@ -138,7 +145,7 @@ def test_a_state_authorizer_applies_to_updates_and_to_agents(world: World) -> No
     world.admin.patch_service(service["id"], {"a": "in Up"})
 
 
-def test_cores_change_only_in_stopped_and_disk_also_in_started(world: World) -> None:
+def test_cores_can_be_changed_only_while_stopped_and_the_disk_also_while_started(world: World) -> None:
     service = world.created()
     world.admin.start_action(service["id"], "start")
     world.agent.complete(world.claimed(service))
@@ -148,7 +155,7 @@ def test_cores_change_only_in_stopped_and_disk_also_in_started(world: World) -> 
     assert world.admin_caller.send("PATCH", path, {"properties": {"diskGb": 30}}).status_code == 200
 
 
-def test_immutable_text_may_be_sent_again_but_not_changed(world: World) -> None:
+def test_an_immutable_text_may_be_sent_again_unchanged_only(world: World) -> None:
     service = world.created()
     path = f"/services/{service['id']}"
     assert world.admin_caller.send("PATCH", path, {"properties": {"image": "other"}}).status_code == 400
@@ -156,7 +163,9 @@ def test_immutable_text_may_be_sent_again_but_not_changed(world: World) -> None:
 
 
 @pytest.mark.parametrize(("kind", "value"), [("integer", 5), ("number", 1.5), ("json", {"a": [1]}), ("array", [1])])
-def test_an_immutable_number_cannot_be_sent_again(world: World, kind: str, value: Any) -> None:
+def test_an_immutable_value_other_than_text_cannot_even_be_sent_again_unchanged(
+    world: World, kind: str, value: Any
+) -> None:
     service = world.order_with(_schema(a={"type": kind, "immutable": True}, b={"type": "string"}), {"a": value}).json()
     world.agent.complete(world.claimed(service))
     path = f"/services/{service['id']}"
@@ -213,7 +222,7 @@ def test_a_pool_property_is_400_for_an_agent_without_a_pool_set(world: World) ->
     assert world.order_with(_schema(a=generated), {}).status_code == 400
 
 
-def test_a_completion_keeps_a_nested_old_object(world: World) -> None:
+def test_a_completion_keeps_the_other_members_of_a_nested_object(world: World) -> None:
     inner = {"x": {"type": "integer"}, "y": {"type": "integer"}}
     service = world.order_with(_schema(a={"type": "object", "properties": inner}), {"a": {"x": 1}}).json()
     world.agent.complete(world.claimed(service), properties={"a": {"y": 2}})
@@ -223,30 +232,31 @@ def test_a_completion_keeps_a_nested_old_object(world: World) -> None:
 # Secrets
 
 
-def _lookup(world: World, reference: str) -> int:
+def _status_of_secret(world: World, reference: str) -> int:
+    """Return the HTTP status of a request for the secret: 200, or 404 if it was deleted."""
     return world.agent.get(f"/vault/secrets/{reference.removeprefix('vault://')}").status_code
 
 
 def test_the_first_completion_deletes_an_ephemeral_secret(world: World) -> None:
     service = world.order(ciPassword="pass-word-1")
     reference = service["properties"]["ciPassword"]
-    assert _lookup(world, reference) == 200
+    assert _status_of_secret(world, reference) == 200
     world.agent.complete(world.claimed(service))
-    assert _lookup(world, reference) == 404
+    assert _status_of_secret(world, reference) == 404
     assert world.service(service)["properties"]["ciPassword"] == reference
 
 
 def test_a_failed_create_deletes_an_ephemeral_secret(world: World) -> None:
     service = world.order(ciPassword="pass-word-1")
     world.agent.fail(world.claimed(service))
-    assert _lookup(world, service["properties"]["ciPassword"]) == 404
+    assert _status_of_secret(world, service["properties"]["ciPassword"]) == 404
 
 
 def test_a_refused_completion_keeps_the_secret(world: World) -> None:
     service = world.order(ciPassword="pass-word-1")
     job = world.claimed(service)
     assert world.agent.complete(job, properties={"cores": 9}).status_code == 400
-    assert _lookup(world, service["properties"]["ciPassword"]) == 200
+    assert _status_of_secret(world, service["properties"]["ciPassword"]) == 200
 
 
 def test_the_completion_into_a_terminal_state_deletes_a_persistent_secret(world: World) -> None:
@@ -263,13 +273,13 @@ def test_the_completion_into_a_terminal_state_deletes_a_persistent_secret(world:
     service = world.order_with(schema, {"key": "k", "disks": [{"key": "d"}]}).json()
     references = [service["properties"]["key"], service["properties"]["disks"][0]["key"]]
     world.agent.complete(world.claimed(service))
-    assert [_lookup(world, reference) for reference in references] == [200, 200]
+    assert [_status_of_secret(world, reference) for reference in references] == [200, 200]
     world.admin.delete_service(service["id"])
     world.agent.complete(world.claimed(service))
-    assert [_lookup(world, reference) for reference in references] == [404, 404]
+    assert [_status_of_secret(world, reference) for reference in references] == [404, 404]
 
 
-def _with_key(world: World) -> dict[str, Any]:
+def _service_with_secret(world: World) -> dict[str, Any]:
     schema = _schema(key={"type": "string", "secret": {"type": "persistent"}}, a={"type": "string"})
     service = world.order_with(schema, {"key": "old"}).json()
     world.agent.complete(world.claimed(service))
@@ -277,27 +287,31 @@ def _with_key(world: World) -> dict[str, Any]:
 
 
 def test_a_request_with_a_new_secret_deletes_the_old_one(world: World) -> None:
-    service = _with_key(world)
+    service = _service_with_secret(world)
     world.admin.patch_service(service["id"], {"key": "new"})
     job = world.job_of(service)
-    assert _lookup(world, job["service"]["properties"]["key"]) == 404
-    assert _lookup(world, job["params"]["key"]) == 200
+    assert _status_of_secret(world, job["service"]["properties"]["key"]) == 404
+    assert _status_of_secret(world, job["params"]["key"]) == 200
     world.agent.fail(world.claimed(service))
     assert world.service(service)["properties"]["key"] == service["properties"]["key"]
 
 
 def test_a_refused_request_with_a_new_secret_deletes_the_old_one(world: World) -> None:
-    service = _with_key(world)
+    service = _service_with_secret(world)
     world.admin.delete_service(service["id"])
     answer = world.admin_caller.send("PATCH", f"/services/{service['id']}", {"properties": {"key": "new"}})
     assert answer.status_code == 400
-    assert _lookup(world, service["properties"]["key"]) == 404
+    assert _status_of_secret(world, service["properties"]["key"]) == 404
 
 
 def test_a_value_that_starts_with_vault_is_stored_without_validation(world: World) -> None:
-    short = {"type": "string", "secret": {"type": "persistent"}, "validators": [_validator("maxLength", value=3)]}
+    short_secret = {
+        "type": "string",
+        "secret": {"type": "persistent"},
+        "validators": [_validator("maxLength", value=3)],
+    }
     given = {"key": "vault://any", "text": "vault://x"}
-    assert world.order_with(_schema(key=short, text={"type": "string"}), given).json()["properties"] == given
+    assert world.order_with(_schema(key=short_secret, text={"type": "string"}), given).json()["properties"] == given
 
 
 def test_a_secret_of_any_primitive_type_or_json_is_returned_unchanged(world: World) -> None:
@@ -310,8 +324,8 @@ def test_a_secret_of_any_primitive_type_or_json_is_returned_unchanged(world: Wor
 
 def test_agents_read_any_secret_and_users_read_none(world: World) -> None:
     reference = world.sim.add_secret("s").removeprefix("vault://")
-    _, foreigner = world.agent_of_other_provider()
-    assert foreigner.get(f"/vault/secrets/{reference}").json() == {"value": "s"}
+    _, other_providers_agent = world.agent_of_other_provider()
+    assert other_providers_agent.get(f"/vault/secrets/{reference}").json() == {"value": "s"}
     assert world.admin_caller.get(f"/vault/secrets/{reference}").status_code == 403
 
 

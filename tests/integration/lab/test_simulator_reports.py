@@ -1,4 +1,7 @@
-"""Metric entries, metric types, service options and pools in the simulator."""
+"""Metric entries, metric types, service options and pools in the FulcrumCore simulator.
+
+Service options are values that a provider offers for a property, such as the names of images.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +35,12 @@ def _without(name: str, **members: Any) -> dict[str, Any]:
     return {key: value for key, value in _entry(**members).items() if key != name}
 
 
-def test_the_set_up_creates_our_metric_types(world: World) -> None:
+def test_the_set_up_creates_all_metric_types_of_the_agent(world: World) -> None:
     names = {row["name"] for row in world.agent.get("/metric-types", pageSize=100).json()["items"]}
     assert names == set(METRIC_TYPES)
 
 
-def test_an_entry_is_201_with_the_entry_and_the_servers_time(world: World) -> None:
+def test_a_new_metric_entry_is_201_and_has_the_servers_time(world: World) -> None:
     service = world.created(instance="agent/1")
     world.sim.freeze()
     world.sim.set_clock("2026-11-24T03:04:05Z")
@@ -48,14 +51,14 @@ def test_an_entry_is_201_with_the_entry_and_the_servers_time(world: World) -> No
     assert (entry["createdAt"], entry["resourceId"]) == ("2026-11-24T03:04:05Z", "cpu")
 
 
-def test_a_service_id_has_priority_and_is_not_scope_checked(world: World) -> None:
+def test_a_service_id_has_priority_over_the_instance_id_and_may_be_of_another_provider(world: World) -> None:
     service = world.created(instance="agent/1")
-    _, foreigner = world.agent_of_other_provider()
-    answer = foreigner.post("/metric-entries", _entry(agentInstanceId="unknown", serviceId=service["id"]))
+    _, other_providers_agent = world.agent_of_other_provider()
+    answer = other_providers_agent.post("/metric-entries", _entry(agentInstanceId="unknown", serviceId=service["id"]))
     assert answer.status_code == 201
 
 
-def test_an_instance_is_looked_up_among_the_agents_own_services(world: World) -> None:
+def test_an_instance_id_is_searched_only_among_the_services_of_the_agent(world: World) -> None:
     world.created(instance="agent/1")
     _, other_agent = world.other_agent()
     assert other_agent.post("/metric-entries", _entry()).status_code == 404
@@ -90,19 +93,19 @@ def test_an_entry_for_an_unknown_service_or_type_is_404(world: World, body: dict
     assert (answer.status_code, error_of(answer)) == (404, {"status": "Resource not found"})
 
 
-def test_a_missing_value_is_zero(world: World) -> None:
+def test_an_entry_without_a_value_has_the_value_zero(world: World) -> None:
     world.created(instance="agent/1")
     assert world.agent.post("/metric-entries", _without("value")).json()["value"] == 0
 
 
-def test_a_deleted_services_instance_is_404(world: World) -> None:
+def test_an_entry_for_the_instance_of_a_deleted_service_is_404(world: World) -> None:
     service = world.created(instance="agent/1")
     world.admin.delete_service(service["id"])
     world.agent.complete(world.claimed(service))
     assert world.agent.post("/metric-entries", _entry()).status_code == 404
 
 
-def test_users_list_entries_and_cannot_send_them(world: World) -> None:
+def test_users_can_list_metric_entries_and_cannot_send_them(world: World) -> None:
     world.created(instance="agent/1")
     world.agent.post("/metric-entries", _entry())
     assert len(world.admin_caller.get("/metric-entries").json()["items"]) == 1
@@ -147,11 +150,11 @@ def test_an_agent_publishes_options_of_its_own_provider_only(world: World) -> No
     type_id = _image_type(world)
     made = world.agent.post("/service-options", _option(world, type_id))
     path = f"/service-options/{made.json()['id']}"
-    _, foreigner = world.agent_of_other_provider()
+    _, other_providers_agent = world.agent_of_other_provider()
     assert made.status_code == 201
-    assert foreigner.post("/service-options", _option(world, type_id)).status_code == 403
-    assert foreigner.get(path).status_code == 403
-    assert foreigner.get("/service-options").json()["items"] == []
+    assert other_providers_agent.post("/service-options", _option(world, type_id)).status_code == 403
+    assert other_providers_agent.get(path).status_code == 403
+    assert other_providers_agent.get("/service-options").json()["items"] == []
     assert world.agent.send("PATCH", path, {"enabled": False}).json()["enabled"] is False
     assert world.agent.get("/service-options", enabled="false").json()["totalItems"] == 1
     assert world.agent.send("DELETE", path).status_code == 204
@@ -174,7 +177,7 @@ def test_only_the_value_of_an_enabled_option_is_accepted(world: World) -> None:
     assert world.admin_caller.post("/services", order).status_code == 201
 
 
-def test_the_type_of_an_option_type_has_letters_digits_and_underscores(world: World) -> None:
+def test_a_service_option_type_with_a_space_is_400_and_agents_cannot_create_one(world: World) -> None:
     assert world.admin_caller.post("/service-option-types", {"name": "x", "type": "os image"}).status_code == 400
     assert world.agent.post("/service-option-types", {"name": "x", "type": "ok"}).status_code == 403
 

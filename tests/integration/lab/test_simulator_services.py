@@ -1,4 +1,4 @@
-"""Services in the simulator: the job of each request, when an action is allowed, what a running job changes."""
+"""Services in the FulcrumCore simulator: which job each request creates, and in which states a request is allowed."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_delete_is_204_and_the_service_row_stays(world: World) -> None:
     assert [row["id"] for row in world.admin.list_services()] == [service["id"]]
 
 
-def test_a_repeated_create_has_no_params(world: World) -> None:
+def test_a_create_that_is_repeated_after_a_failure_has_no_params(world: World) -> None:
     service = world.order()
     world.agent.fail(world.claimed(service))
     world.admin.start_action(service["id"], "create")
@@ -133,7 +133,7 @@ def test_an_action_without_a_transition_from_the_state_is_400(world: World, acti
     assert (answer.status_code, error_of(answer)["status"]) == (400, "Invalid request")
 
 
-def test_an_error_transition_is_enough_to_allow_an_action(world: World) -> None:
+def test_an_action_is_allowed_in_a_state_from_which_it_has_only_an_error_transition(world: World) -> None:
     actions: list[Any] = [
         *SIMPLE_LIFECYCLE["actions"],
         {"name": "check", "transitions": [{"from": "Up", "to": "New", "onError": True}]},
@@ -167,10 +167,10 @@ def test_a_service_in_a_terminal_state_accepts_only_a_new_name(world: World) -> 
     assert world.admin_caller.post(f"{path}/start").status_code == 400
     assert world.admin_caller.send("DELETE", path).status_code == 400
     assert world.admin_caller.send("PATCH", path, {"properties": {"tags": ["a"]}}).status_code == 400
-    assert world.admin_caller.send("PATCH", path, {"name": "the late"}).json()["name"] == "the late"
+    assert world.admin_caller.send("PATCH", path, {"name": "renamed"}).json()["name"] == "renamed"
 
 
-def test_lists_and_single_reads_contain_agent_and_type(world: World) -> None:
+def test_a_service_contains_its_agent_and_type_in_lists_and_alone(world: World) -> None:
     service = world.created()
     for body in (world.agent.get("/services").json()["items"][0], world.agent.get(f"/services/{service['id']}").json()):
         assert body["agent"]["configuration"]["apiHost"] == "pve.test"
@@ -182,7 +182,7 @@ def test_an_agent_with_services_cannot_be_deleted(world: World) -> None:
     assert world.admin_caller.send("DELETE", f"/agents/{world.ids.agent_id}").status_code == 500
 
 
-def test_events_are_listed_for_users(world: World) -> None:
+def test_users_can_list_events_in_both_orders(world: World) -> None:
     world.created()
     kinds = [row["type"] for row in world.admin_caller.get("/events", sort="-createdAt", pageSize=100).json()["items"]]
     assert kinds[:2] == ["service.transitioned", "service.created"]

@@ -1,4 +1,4 @@
-"""Service types and agent types that the simulator accepts or refuses, among them ours from deploy/."""
+"""Which service types and agent types the FulcrumCore simulator accepts; it must accept ours, which are in deploy/."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def world(sim: SimulatorThread) -> Iterator[World]:
 
 
 def _post(world: World, **changes: Any) -> int:
+    """Create a valid service type with these changes; return the HTTP status."""
     body = {
         "name": "t",
         "propertySchema": {"properties": {"a": {"type": "string"}}},
@@ -38,20 +39,20 @@ def _post(world: World, **changes: Any) -> int:
 
 def test_our_types_are_stored_in_the_form_of_fulcrumcore(world: World) -> None:
     service_type = load_type("service-type-vm.json")
-    kept = world.admin.call("GET", f"/service-types/{world.ids.service_type_id}")
-    assert (kept["propertySchema"], kept["lifecycleSchema"]) == (
+    stored = world.admin.call("GET", f"/service-types/{world.ids.service_type_id}")
+    assert (stored["propertySchema"], stored["lifecycleSchema"]) == (
         stored_schema(service_type["propertySchema"]),
         stored_lifecycle(service_type["lifecycleSchema"]),
     )
     agent_type = load_type("agent-type-proxmox.json")
-    kept = world.admin.call("GET", f"/agent-types/{world.ids.agent_type_id}")
-    assert kept["configurationSchema"] == stored_schema(agent_type["configurationSchema"])
-    assert {name: kept[name] for name in ("configTemplate", "cmdTemplate")} == {
+    stored = world.admin.call("GET", f"/agent-types/{world.ids.agent_type_id}")
+    assert stored["configurationSchema"] == stored_schema(agent_type["configurationSchema"])
+    assert {name: stored[name] for name in ("configTemplate", "cmdTemplate")} == {
         name: agent_type[name] for name in ("configTemplate", "cmdTemplate")
     }
 
 
-def test_a_type_needs_a_name_and_both_schemas(world: World) -> None:
+def test_a_service_type_needs_a_unique_name_and_both_schemas(world: World) -> None:
     assert _post(world) == 201
     assert _post(world) == 500
     assert _post(world, name="") == 400
@@ -89,7 +90,7 @@ def test_a_type_needs_a_name_and_both_schemas(world: World) -> None:
         {"type": "string", "required": "yes"},
     ],
 )
-def test_an_unknown_name_or_a_wrong_definition_is_400(world: World, definition: dict[str, Any]) -> None:
+def test_an_invalid_definition_of_a_property_is_400(world: World, definition: dict[str, Any]) -> None:
     assert _post(world, propertySchema={"properties": {"a": definition}}) == 400
 
 
@@ -108,7 +109,7 @@ def test_an_unknown_name_or_a_wrong_definition_is_400(world: World, definition: 
         {"type": "string", "label": "x", "helpText": "unknown members are ignored"},
     ],
 )
-def test_a_valid_definition_is_accepted(world: World, definition: dict[str, Any]) -> None:
+def test_a_valid_definition_of_a_property_is_accepted(world: World, definition: dict[str, Any]) -> None:
     assert _post(world, propertySchema={"properties": {"a": definition}}) == 201
 
 
@@ -120,7 +121,9 @@ def test_a_valid_definition_is_accepted(world: World, definition: dict[str, Any]
         {"type": "uniqueValues", "config": {}},
     ],
 )
-def test_a_cross_field_validator_must_be_known_and_name_two_properties(world: World, validator: dict[str, Any]) -> None:
+def test_a_validator_of_several_properties_must_be_known_and_name_at_least_two(
+    world: World, validator: dict[str, Any]
+) -> None:
     schema = {"properties": {"a": {"type": "string"}, "b": {"type": "string"}}, "validators": [validator]}
     assert _post(world, propertySchema=schema) == 400
 
@@ -155,6 +158,7 @@ def test_duplicate_transitions_and_missing_create_are_not_checked(world: World) 
 
 
 def _post_agent_type(world: World, **changes: Any) -> int:
+    """Create our agent type with another name and these changes; return the HTTP status."""
     body = {**copy.deepcopy(load_type("agent-type-proxmox.json")), "name": "other", **changes}
     return world.admin_caller.post("/agent-types", body).status_code
 
@@ -186,7 +190,7 @@ def _post_agent_type(world: World, **changes: Any) -> int:
         },
     ],
 )
-def test_a_wrong_agent_type_is_400(world: World, changes: dict[str, Any]) -> None:
+def test_an_invalid_agent_type_is_400(world: World, changes: dict[str, Any]) -> None:
     assert _post_agent_type(world, **changes) == 400
 
 

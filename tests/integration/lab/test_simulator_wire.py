@@ -1,4 +1,7 @@
-"""The simulator's HTTP: bodies, errors, content types, unknown paths, pages, filters."""
+"""The HTTP interface of the FulcrumCore simulator: bodies, errors, content types, unknown paths, pages and filters.
+
+The simulator must answer exactly as FulcrumCore does, also where this is unusual (an error labelled as plain text).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def world(sim: SimulatorThread) -> Iterator[World]:
     world.close()
 
 
-def test_errors_are_json_labelled_as_plain_text(world: World) -> None:
+def test_errors_are_json_with_the_content_type_plain_text(world: World) -> None:
     answer = world.agent.get("/jobs/nonsense")
     assert set(error_of(answer)) == {"status", "error"}
 
@@ -38,7 +41,7 @@ def test_a_refused_service_lists_every_problem(world: World) -> None:
     assert all(set(item) == {"path", "message"} for item in error["errors"])
 
 
-def test_a_cross_field_problem_has_an_empty_path(world: World) -> None:
+def test_a_problem_of_several_properties_has_an_empty_path(world: World) -> None:
     schema = {
         "properties": {"a": {"type": "string"}, "b": {"type": "string"}},
         "validators": [{"type": "exactlyOne", "config": {"properties": ["a", "b"]}}],
@@ -47,7 +50,7 @@ def test_a_cross_field_problem_has_an_empty_path(world: World) -> None:
     assert [item["path"] for item in error["errors"]] == [""]
 
 
-def test_a_refused_property_in_complete_is_a_plain_400(world: World) -> None:
+def test_a_refused_property_in_a_completion_is_400_with_a_text_and_no_list_of_problems(world: World) -> None:
     job = world.claimed(world.order())
     one = world.agent.complete(job, properties={"cores": 4})
     two = world.agent.complete(job, properties={"cores": 4, "memoryMb": 1})
@@ -88,7 +91,9 @@ def test_text_after_the_first_json_value_is_ignored(world: World) -> None:
 
 @pytest.mark.parametrize("brackets", ["[]", "{}"])
 @pytest.mark.parametrize(("depth", "status"), [(500, 200), (10_000, 200), (10_001, 400)])
-def test_json_is_read_up_to_the_depth_that_go_reads(world: World, brackets: str, depth: int, status: int) -> None:
+def test_json_is_accepted_up_to_the_nesting_depth_of_gos_decoder(
+    world: World, brackets: str, depth: int, status: int
+) -> None:
     opening, closing = ('{"a":', "}") if brackets == "{}" else brackets
     nested = opening * (depth - 1) + "1" + closing * (depth - 1)
     body = f'{{"unknown": {nested}, "status": "Connected"}} {"[" * 20_000}'.encode()
@@ -107,7 +112,7 @@ def test_unknown_members_are_ignored(world: World) -> None:
     assert world.agent.send("PUT", "/agents/me/status", {"status": "Error", "state": 1}).json()["status"] == "Error"
 
 
-def test_null_is_an_absent_body(world: World) -> None:
+def test_a_body_of_null_counts_as_an_empty_object(world: World) -> None:
     job = world.claimed(world.order())
     assert world.agent.raw("POST", f"/jobs/{job['id']}/fail", b"null").status_code == 204
 
@@ -124,7 +129,7 @@ def test_null_is_an_absent_body(world: World) -> None:
         {"properties": "text"},
     ],
 )
-def test_members_of_a_wrong_type_are_400_and_the_job_stays(world: World, body: dict[str, object]) -> None:
+def test_members_of_a_wrong_type_are_400_and_the_job_stays_processing(world: World, body: dict[str, object]) -> None:
     service = world.order()
     job = world.claimed(service)
     assert world.agent.complete(job, **body).status_code == 400
@@ -156,23 +161,23 @@ def test_other_paths_with_a_trailing_slash_are_404(world: World) -> None:
     assert world.agent.get("/agents/me/").status_code == 404
 
 
-def test_health_is_not_on_the_api_port(world: World) -> None:
+def test_the_health_page_is_not_served_on_the_port_of_the_api(world: World) -> None:
     assert world.agent.send("GET", "/../../healthz").status_code == 404
 
 
-def test_a_panic_is_an_empty_500(world: World) -> None:
+def test_a_request_for_a_secret_without_a_vault_is_an_empty_500(world: World) -> None:
     world.sim.set_switches(vault_off=True)
     answer = world.agent.get("/vault/secrets/anything")
     assert (answer.status_code, answer.content) == (500, b"")
 
 
-def test_no_content_has_no_body(world: World) -> None:
+def test_a_response_204_has_no_body(world: World) -> None:
     job = world.job_of(world.order())
     answer = world.agent.post(f"/jobs/{job['id']}/claim")
     assert (answer.status_code, answer.content) == (204, b"")
 
 
-def test_success_is_json_with_times_in_whole_utc_seconds(world: World) -> None:
+def test_a_successful_response_is_json_with_times_in_whole_utc_seconds(world: World) -> None:
     world.sim.freeze()
     world.sim.set_clock("2026-01-02T03:04:05.678Z")
     world.order()
@@ -260,9 +265,9 @@ def test_a_duplicate_name_of_a_type_is_500(world: World) -> None:
 
 
 def test_absent_members_are_left_out_and_unset_tags_are_null(world: World) -> None:
-    bare = world.admin_caller.post(
+    agent = world.admin_caller.post(
         "/agents", {"name": "bare", "providerId": world.ids.provider_id, "agentTypeId": world.ids.agent_type_id}
     ).json()
-    assert bare["tags"] is None
-    assert not {"configuration", "servicePoolSetId"} & set(bare)
+    assert agent["tags"] is None
+    assert not {"configuration", "servicePoolSetId"} & set(agent)
     assert None not in world.order().values()

@@ -1,4 +1,4 @@
-"""The Proxmox stand-in behaves as Proxmox where fakepve does not. The tests use its API with the lab's token."""
+"""The Proxmox stand-in (built on fakepve) behaves as Proxmox where fakepve does not. The tests call its API."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def api(stand_in: ProxmoxStandIn) -> Any:
 
 @pytest.fixture
 def vm(stand_in: ProxmoxStandIn, api: Any) -> Iterator[int]:
-    """A new clone of the template on pve1, VMID 700."""
+    """Yield the VMID of a new clone of the template 9000 on pve1."""
     clone(api, 700)
     yield 700
     stand_in.control("clear_faults")
@@ -50,10 +50,14 @@ def connect(stand_in: ProxmoxStandIn, secret: str | None = None) -> Any:
 
 
 def clone(api: Any, vmid: int, **more: Any) -> str:
-    return wait(api, "pve1", api.nodes("pve1").qemu(9000).clone.post(newid=vmid, name=f"vm-{vmid}", full=1, **more))
+    """Clone the template 9000; return how the Proxmox task ended."""
+    return end_of_task(
+        api, "pve1", api.nodes("pve1").qemu(9000).clone.post(newid=vmid, name=f"vm-{vmid}", full=1, **more)
+    )
 
 
-def wait(api: Any, node: str, upid: str) -> str:
+def end_of_task(api: Any, node: str, upid: str) -> str:
+    """Return how the Proxmox task ended: "OK" or its error."""
     return str(api.nodes(node).tasks(upid).status.get()["exitstatus"])
 
 
@@ -94,28 +98,28 @@ def test_the_token_has_only_the_granted_privileges(stand_in: ProxmoxStandIn, api
         stand_in.control("grant", path="/vms", privilege="VM.PowerMgmt")
 
 
-def test_permissions_are_those_of_the_requested_path(api: Any, vm: int) -> None:
+def test_the_permissions_of_a_path_are_listed_under_this_path(api: Any, vm: int) -> None:
     assert "VM.Audit" in api.access.permissions.get(path=f"/vms/{vm}")[f"/vms/{vm}"]
 
 
-def test_resize_changes_the_size_and_takes_the_space(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
-    assert wait(api, "pve1", api.nodes("pve1").qemu(vm).resize.set(disk="scsi0", size="20G")) == "OK"
+def test_resize_changes_the_size_of_the_disk(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+    assert end_of_task(api, "pve1", api.nodes("pve1").qemu(vm).resize.set(disk="scsi0", size="20G")) == "OK"
     assert "size=20G" in api.nodes("pve1").qemu(vm).config.get()["scsi0"]
 
 
 def test_resize_refuses_to_shrink(api: Any, vm: int) -> None:
     upid = api.nodes("pve1").qemu(vm).resize.set(disk="scsi0", size="1G")
-    assert wait(api, "pve1", upid) == "shrinking disks is not supported"
+    assert end_of_task(api, "pve1", upid) == "shrinking disks is not supported"
 
 
 def test_resize_fails_on_a_locked_vm(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
     stand_in.control("lock", vmid=vm, lock="backup")
     upid = api.nodes("pve1").qemu(vm).resize.set(disk="scsi0", size="20G")
-    assert wait(api, "pve1", upid) == "VM is locked (backup)"
+    assert end_of_task(api, "pve1", upid) == "VM is locked (backup)"
 
 
 def test_migrate_moves_the_vm(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
-    assert wait(api, "pve1", api.nodes("pve1").qemu(vm).migrate.post(target="pve2")) == "OK"
+    assert end_of_task(api, "pve1", api.nodes("pve1").qemu(vm).migrate.post(target="pve2")) == "OK"
     guest = stand_in.guest(vm)
     assert guest
     assert guest["node"] == "pve2"
@@ -123,7 +127,7 @@ def test_migrate_moves_the_vm(stand_in: ProxmoxStandIn, api: Any, vm: int) -> No
 
 def test_move_disk_changes_the_storage(api: Any, vm: int) -> None:
     upid = api.nodes("pve1").qemu(vm).move_disk.post(disk="scsi0", storage="ceph", delete=1)
-    assert wait(api, "pve1", upid) == "OK"
+    assert end_of_task(api, "pve1", upid) == "OK"
     assert api.nodes("pve1").qemu(vm).config.get()["scsi0"].startswith("ceph:")
 
 
@@ -136,7 +140,9 @@ def test_a_new_disk_is_allocated_and_a_removed_one_is_kept_as_unused(api: Any, v
     assert "unused0" in config.get()
 
 
-def test_pending_values_are_merged_unless_current_is_asked_for(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+def test_the_configuration_contains_pending_values_unless_the_current_one_is_requested(
+    stand_in: ProxmoxStandIn, api: Any, vm: int
+) -> None:
     qemu = api.nodes("pve1").qemu(vm)
     qemu.status.start.post()
     qemu.config.set(cores=4)
@@ -155,7 +161,7 @@ def test_setting_a_pending_value_back_leaves_nothing_pending(stand_in: ProxmoxSt
 
 def test_a_clone_has_its_own_cloud_init_drive(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
     assert f"vm-{vm}-cloudinit" in api.nodes("pve1").qemu(vm).config.get()["ide2"]
-    wait(api, "pve1", api.nodes("pve1").qemu.delete(vm))
+    end_of_task(api, "pve1", api.nodes("pve1").qemu.delete(vm))
     template = stand_in.guest(9000)
     assert template
     assert "vm-9000-cloudinit" in template["config"]["ide2"]
@@ -179,7 +185,9 @@ def test_the_password_is_shown_as_stars(stand_in: ProxmoxStandIn, api: Any, vm: 
     assert "swordfish" not in str(stand_in.request_log()) + str(stand_in.guests()) + str(qemu.pending.get())
 
 
-def test_an_injected_error_is_answered_once_and_changes_nothing(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+def test_an_injected_error_answers_one_request_which_changes_nothing(
+    stand_in: ProxmoxStandIn, api: Any, vm: int
+) -> None:
     stand_in.fail("PUT", "/nodes/*/qemu/700/config", status=502, text="Bad Gateway")
     with pytest.raises(proxmoxer.ResourceException, match="502"):
         api.nodes("pve1").qemu(vm).config.set(cores=8)
@@ -188,20 +196,22 @@ def test_an_injected_error_is_answered_once_and_changes_nothing(stand_in: Proxmo
     assert api.nodes("pve1").qemu(vm).config.get()["cores"] == 8
 
 
-def test_a_request_without_an_answer_was_processed(stand_in: ProxmoxStandIn, api: Any, vm: int) -> None:
+def test_with_the_parameter_after_a_request_is_processed_and_not_answered(
+    stand_in: ProxmoxStandIn, api: Any, vm: int
+) -> None:
     stand_in.fail("PUT", "/nodes/*/qemu/700/config", status=0, after=True)
     with pytest.raises(requests.ConnectionError):
         api.nodes("pve1").qemu(vm).config.set(cores=8)
     assert api.nodes("pve1").qemu(vm).config.get()["cores"] == 8
 
 
-def test_a_failed_clone_leaves_nothing(stand_in: ProxmoxStandIn, api: Any) -> None:
+def test_a_failed_clone_leaves_no_vm(stand_in: ProxmoxStandIn, api: Any) -> None:
     stand_in.fail_task("qmclone", "clone failed: No space left on device")
     assert "No space left" in clone(api, 701)
     assert stand_in.guest(701) is None
 
 
-def test_a_recycled_vmid_holds_a_vm_without_our_marker(stand_in: ProxmoxStandIn, vm: int) -> None:
+def test_after_recycle_the_vmid_has_another_vm_without_a_marker(stand_in: ProxmoxStandIn, vm: int) -> None:
     stand_in.control("recycle", vmid=vm, name="theirs")
     guest = stand_in.guest(vm)
     assert guest
@@ -250,8 +260,8 @@ def test_a_held_request_is_processed_and_answered_when_faults_are_cleared(
 ) -> None:
     stand_in.control("hold", method="POST", path="/nodes/[^/]+/qemu/[0-9]+/status/start")
     with ThreadPoolExecutor() as pool:
-        other = pool.submit(api.nodes("pve1").qemu(vm).status.current.get)
-        assert other.result(30)["vmid"] == vm
+        status_request = pool.submit(api.nodes("pve1").qemu(vm).status.current.get)
+        assert status_request.result(30)["vmid"] == vm
         assert not stand_in.is_holding()
         started = pool.submit(api.nodes("pve1").qemu(vm).status.start.post)
         wait_for(stand_in.is_holding, 30, "the held request")

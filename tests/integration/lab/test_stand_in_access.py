@@ -1,4 +1,4 @@
-"""The Proxmox stand-in keeps users, tokens, roles and access control entries, and applies them, as Proxmox does."""
+"""The Proxmox stand-in stores users, tokens, roles and access control entries, and applies them as Proxmox does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def running() -> Iterator[ProxmoxStandIn]:
 
 @pytest.fixture
 def stand_in(running: ProxmoxStandIn) -> Iterator[ProxmoxStandIn]:
-    """A cluster without users and roles of ours."""
+    """Yield a stand-in without roles and tokens of Agent Smith. Afterwards, remove those that the test has made."""
     yield running
     root = log_in(running)
     running.control("version", version="9.0.10")
@@ -61,18 +61,19 @@ def with_token(stand_in: ProxmoxStandIn, secret: str) -> Any:
 
 
 def make_token(root: Any) -> str:
-    with contextlib.suppress(ResourceException):  # an earlier test has made the user
+    with contextlib.suppress(ResourceException):  # fails if an earlier test has made the user
         root.access.users.post(userid=USER)
     return str(root.access.users(USER).token(TOKEN).post(comment="Agent Smith")["value"])
 
 
 def refused(request: Any, **values: Any) -> tuple[int, str]:
+    """Send a request that must be refused; return the status and the text of the response."""
     with pytest.raises(ResourceException) as refusal:
         request(**values)
     return refusal.value.status_code, str(refusal.value)
 
 
-def test_a_role_is_made_and_extended_but_never_twice(root: Any) -> None:
+def test_a_role_can_be_made_once_and_then_extended_or_replaced(root: Any) -> None:
     root.access.roles.post(roleid="SmithNet", privs="SDN.Use")
     root.access.roles("SmithNet").put(privs="SDN.Audit", append=1)
     assert root.access.roles("SmithNet").get() == {"SDN.Audit": 1, "SDN.Use": 1}
@@ -82,20 +83,22 @@ def test_a_role_is_made_and_extended_but_never_twice(root: Any) -> None:
     assert root.access.roles("SmithNet").get() == {"SDN.Use": 1}
 
 
-def test_a_privilege_of_the_other_version_is_refused(stand_in: ProxmoxStandIn, root: Any) -> None:
+def test_a_privilege_that_only_another_version_has_is_refused(stand_in: ProxmoxStandIn, root: Any) -> None:
     assert refused(root.access.roles.post, roleid="SmithVM", privs="VM.Monitor")[0] == 400
     stand_in.control("version", version="8.4.1")
     assert "VM.GuestAgent.Audit" in refused(root.access.roles.post, roleid="SmithVM", privs="VM.GuestAgent.Audit")[1]
     root.access.roles.post(roleid="SmithVM", privs="VM.Monitor")
 
 
-def test_names_and_auto_generated_roles_of_proxmox_are_protected(root: Any) -> None:
+def test_a_role_name_beginning_with_pve_and_changes_of_proxmoxs_own_roles_are_refused(root: Any) -> None:
     assert refused(root.access.roles.post, roleid="pveSmith", privs="VM.Audit")[0] == 400
     assert "cannot be modified" in refused(root.access.roles("Administrator").put, privs="VM.Audit")[1]
     assert "cannot be deleted" in refused(root.access.roles("PVEAuditor").delete)[1]
 
 
-def test_a_token_is_made_once_and_its_secret_is_in_that_answer_only(stand_in: ProxmoxStandIn, root: Any) -> None:
+def test_a_token_can_be_made_once_and_only_that_response_contains_its_secret(
+    stand_in: ProxmoxStandIn, root: Any
+) -> None:
     secret = make_token(root)
     assert with_token(stand_in, secret).version.get()["release"] == "9.0"
     assert refused(root.access.users(USER).token(TOKEN).post)[0] == 400
@@ -105,7 +108,7 @@ def test_a_token_is_made_once_and_its_secret_is_in_that_answer_only(stand_in: Pr
     assert "no such token 'job' for user 'smith@pve'" in refused(root.access.users(USER).token(TOKEN).delete)[1]
 
 
-def test_a_token_has_only_what_its_user_has_too(stand_in: ProxmoxStandIn, root: Any) -> None:
+def test_a_token_has_only_privileges_that_its_user_also_has(stand_in: ProxmoxStandIn, root: Any) -> None:
     api = with_token(stand_in, make_token(root))
     root.access.roles.post(roleid="SmithVM", privs="VM.Audit,VM.Clone")
     root.access.acl.put(path="/vms", roles="SmithVM", tokens=f"{USER}!{TOKEN}")
@@ -116,7 +119,7 @@ def test_a_token_has_only_what_its_user_has_too(stand_in: ProxmoxStandIn, root: 
     assert [(row["type"], row["path"]) for row in root.access.acl.get()] == [("user", "/vms")]
 
 
-def test_entries_on_a_longer_path_replace_those_above(stand_in: ProxmoxStandIn, root: Any) -> None:
+def test_entries_on_a_path_replace_the_entries_that_it_would_inherit(stand_in: ProxmoxStandIn, root: Any) -> None:
     api = with_token(stand_in, make_token(root))
     both = {"users": USER, "tokens": f"{USER}!{TOKEN}"}
     root.access.roles.post(roleid="SmithVM", privs="VM.Audit,VM.Clone")
@@ -149,7 +152,7 @@ def test_without_quorum_and_without_privileges_nothing_changes(stand_in: Proxmox
     assert "Realm.AllocateUser" in refused(auditor.access.users.post, userid="x@pve")[1]
 
 
-def test_a_second_factor_is_asked_for_and_a_disabled_user_refused(stand_in: ProxmoxStandIn) -> None:
+def test_a_login_without_the_second_factor_or_of_a_disabled_user_is_refused(stand_in: ProxmoxStandIn) -> None:
     stand_in.control("second_factor", code="123456")
     try:
         with pytest.raises(AuthenticationError):
@@ -167,7 +170,7 @@ def test_a_second_factor_is_asked_for_and_a_disabled_user_refused(stand_in: Prox
     assert log_in(stand_in, "former@pve", "password").version.get()["release"] == "9.0"
 
 
-def test_the_ca_and_the_vnets_can_be_read(stand_in: ProxmoxStandIn, root: Any) -> None:
+def test_root_can_read_the_ca_certificate_and_the_vnets(stand_in: ProxmoxStandIn, root: Any) -> None:
     stand_in.control("vnet", name="custom", zone="dc1")
     assert [(row["vnet"], row["zone"]) for row in root.cluster.sdn.vnets.get()] == [("custom", "dc1")]
     assert root.cluster.sdn.vnets("custom").get()["zone"] == "dc1"

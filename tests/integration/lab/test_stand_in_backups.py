@@ -10,6 +10,7 @@ import pytest
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 
 VMID = 700
+#: How many archives of a guest the storage keeps in these tests.
 ARCHIVE_LIMIT = 2
 
 
@@ -21,7 +22,7 @@ def stand_in() -> Iterator[ProxmoxStandIn]:
 
 @pytest.fixture
 def node(stand_in: ProxmoxStandIn) -> Any:
-    """The API resource of the node pve1, which has a running VM with a cloud-init drive."""
+    """Return the API of the node pve1, which has a running VM with a cloud-init drive."""
     api = proxmoxer.ProxmoxAPI(
         stand_in.host,
         port=stand_in.port,
@@ -61,7 +62,7 @@ def back_up(node: Any, **more: Any) -> tuple[str, list[str]]:
 def test_a_backup_removes_the_oldest_archive_that_the_storage_does_not_keep(
     stand_in: ProxmoxStandIn, node: Any
 ) -> None:
-    """PVE/VZDump.pm: `remove` is 1 by default, and archives are removed by VMID."""
+    """`remove` is 1 if the request does not give it. The archives of a VMID are counted. Source: PVE/VZDump.pm."""
     stand_in.control("storage", storage="backups", **{"prune-backups": f"keep-last={ARCHIVE_LIMIT}"})
     for _ in range(ARCHIVE_LIMIT):
         back_up(node)
@@ -75,7 +76,7 @@ def test_a_backup_removes_the_oldest_archive_that_the_storage_does_not_keep(
     behaviour="a backup starts a VM that is stopped, so it fails if the VM has more vCPUs than its node has CPUs",
     versions="8, 9",
     source="qemu-server: PVE/VZDump/QemuServer.pm, enforce_vm_running_for_backup",
-    reaction="compares both before a backup, and before the stop of a deletion with a final backup (`CAPACITY`)",
+    reaction="compares the two numbers before a backup and before a deletion with a final backup (`CAPACITY`)",
 )
 @pytest.mark.parametrize("version", ["8.4.1", "9.0.10"])
 def test_a_backup_starts_a_stopped_vm(stand_in: ProxmoxStandIn, node: Any, version: str) -> None:
@@ -89,12 +90,12 @@ def test_a_backup_starts_a_stopped_vm(stand_in: ProxmoxStandIn, node: Any, versi
 
 
 @pytest.mark.proxmox(
-    behaviour="a linked clone is refused if a disk of the template allows none; `feature` reports it before",
+    behaviour="a linked clone is refused if a disk of the template allows none; `GET …/feature` says whether it does",
     versions="8, 9",
     source="qemu-server: PVE/API2/Qemu.pm, vm_feature and clone_vm",
-    reaction="asks before the clone (`INVALID_REQUEST`)",
+    reaction="requests `feature` before the clone (`INVALID_REQUEST`)",
 )
-def test_the_linked_clones_of_a_template(stand_in: ProxmoxStandIn, node: Any) -> None:
+def test_a_linked_clone_needs_a_template_all_of_whose_disks_allow_it(stand_in: ProxmoxStandIn, node: Any) -> None:
     stand_in.control("add_template", vmid=9055, name="linked", node="pve1")
     assert node.qemu(9055).feature.get(feature="clone")["hasFeature"] == 1
     stand_in.control("configure", vmid=9055, values={"scsi1": "local:9055/vm-9055-disk-1.raw"})
@@ -103,18 +104,20 @@ def test_the_linked_clones_of_a_template(stand_in: ProxmoxStandIn, node: Any) ->
         node.qemu(9055).clone.post(newid=701, full=0)
 
 
-def test_without_remove_a_backup_fails_at_the_limit_of_the_storage(stand_in: ProxmoxStandIn, node: Any) -> None:
-    """PVE/VZDump.pm, exec_backup_task: the cause is in the log only."""
+def test_with_remove_0_a_backup_fails_if_the_storage_has_its_maximum_of_archives(
+    stand_in: ProxmoxStandIn, node: Any
+) -> None:
+    """Only the log of the Proxmox task names the cause. Source: PVE/VZDump.pm, exec_backup_task."""
     stand_in.control("storage", storage="backups", **{"prune-backups": f"keep-last={ARCHIVE_LIMIT}"})
     for _ in range(ARCHIVE_LIMIT):
         assert back_up(node, remove=0)[0] == "OK"
-    end, log = back_up(node, remove=0)
-    assert end == "job errors"
+    status, log = back_up(node, remove=0)
+    assert status == "job errors"
     assert any(line.startswith(f"ERROR: Backup of VM {VMID} failed - There is a max backup limit") for line in log)
     assert len(archives(node)) == ARCHIVE_LIMIT
 
 
-def test_an_archive_has_the_notes_of_the_template(node: Any) -> None:
+def test_an_archive_has_the_notes_of_the_notes_template(node: Any) -> None:
     back_up(node, **{"notes-template": r"{{guestname}} {{vmid}}\nsmith-uid=x"})
     assert [archive["notes"] for archive in archives(node)] == [f"web {VMID}\nsmith-uid=x"]
 
@@ -125,8 +128,10 @@ def test_an_archive_has_the_notes_of_the_template(node: Any) -> None:
     source="pve-manager: PVE/API2/VZDump.pm",
     reaction="`PVE_CONFLICT`: repeats the job, which looks the guest up",
 )
-def test_a_backup_of_a_vm_on_another_node_is_answered_by_ok(stand_in: ProxmoxStandIn, node: Any) -> None:
-    """PVE/API2/VZDump.pm: it ends without a Proxmox task."""
+def test_a_backup_of_a_vm_on_another_node_is_answered_with_ok_and_makes_no_archive(
+    stand_in: ProxmoxStandIn, node: Any
+) -> None:
+    """No Proxmox task is started. Source: PVE/API2/VZDump.pm."""
     stand_in.control("move", vmid=VMID, node="pve2")
     assert node.vzdump.post(vmid=VMID, storage="backups") == "OK"
     assert archives(node) == []
@@ -158,7 +163,7 @@ def test_an_impossible_backup_is_a_failed_proxmox_task(stand_in: ProxmoxStandIn,
 
 
 def cloud_init(node: Any) -> dict[str, dict[str, Any]]:
-    """Return what the cloud-init drive lacks, by the key."""
+    """Return the values that the cloud-init drive does not contain yet, by their key."""
     rows = node.qemu(VMID).cloudinit.get()
     return {row.pop("key"): row for row in rows if "pending" in row or row.get("delete")}
 
@@ -167,7 +172,7 @@ def cloud_init(node: Any) -> dict[str, dict[str, Any]]:
     behaviour="cloud-init values of a running VM are applied to its configuration at once and never pending",
     versions="8, 9",
     source="qemu-server: PVE/QemuServer.pm, vmconfig_hotplug_pending",
-    reaction="asks which values the cloud-init drive lacks, and says `reboot_required`",
+    reaction="reads which values the cloud-init drive lacks, and reports `reboot_required`",
 )
 def test_cloud_init_values_of_a_running_vm_are_never_pending(stand_in: ProxmoxStandIn, node: Any) -> None:
     node.qemu(VMID).config.set(ciuser="ops", ipconfig0="ip=192.0.2.9/24")
@@ -176,7 +181,7 @@ def test_cloud_init_values_of_a_running_vm_are_never_pending(stand_in: ProxmoxSt
     assert (guest["config"]["ciuser"], guest["config"]["ipconfig0"], guest["pending"]) == ("ops", "ip=192.0.2.9/24", {})
 
 
-def test_the_drive_lacks_what_was_changed_since_the_start(node: Any) -> None:
+def test_the_drive_lacks_the_values_that_were_changed_since_the_start(node: Any) -> None:
     node.qemu(VMID).config.set(ciuser="ops", nameserver="192.0.2.53", cipassword="swordfish")
     assert cloud_init(node) == {
         "ciuser": {"value": "admin", "pending": "ops"},
@@ -193,8 +198,8 @@ def test_the_drive_lacks_what_was_changed_since_the_start(node: Any) -> None:
     source="qemu-server: PVE/API2/Qemu.pm, cloudinit_pending",
     reaction="remembers what the action has changed",
 )
-def test_a_changed_address_is_not_listed_but_an_added_one_is(node: Any) -> None:
-    """PVE/API2/Qemu.pm, cloudinit_pending: it compares only the options of its own list."""
+def test_a_changed_address_is_not_listed_and_an_added_one_is(node: Any) -> None:
+    """Proxmox compares only the options of a fixed list. Source: PVE/API2/Qemu.pm, cloudinit_pending."""
     node.qemu(VMID).config.set(ipconfig0="ip=192.0.2.9/24", ipconfig1="ip=dhcp")
     assert cloud_init(node) == {"ipconfig1": {"pending": "ip=dhcp"}}
 
@@ -205,21 +210,21 @@ def test_a_changed_address_is_not_listed_but_an_added_one_is(node: Any) -> None:
     source="qemu-server: PVE/API2/Qemu.pm, cloudinit_update",
     reaction="generates the drive again after a change on a running VM",
 )
-def test_a_new_drive_contains_every_value(node: Any) -> None:
+def test_a_drive_that_was_generated_again_contains_every_value(node: Any) -> None:
     node.qemu(VMID).config.set(ciuser="ops")
     node.qemu(VMID).cloudinit.put()
     assert cloud_init(node) == {}
     assert node.qemu(VMID).config.get()["ciuser"] == "ops"
 
 
-def test_a_start_generates_the_drive(node: Any) -> None:
+def test_a_start_generates_the_drive_again(node: Any) -> None:
     node.qemu(VMID).config.set(ciuser="ops")
     node.qemu(VMID).status.shutdown.post(forceStop=1)
     node.qemu(VMID).status.start.post()
     assert cloud_init(node) == {}
 
 
-def test_a_locked_vm_keeps_its_drive(stand_in: ProxmoxStandIn, node: Any) -> None:
+def test_the_drive_of_a_locked_vm_cannot_be_generated(stand_in: ProxmoxStandIn, node: Any) -> None:
     stand_in.control("lock", vmid=VMID, lock="backup")
     with pytest.raises(proxmoxer.ResourceException, match=r"VM is locked \(backup\)"):
         node.qemu(VMID).cloudinit.put()

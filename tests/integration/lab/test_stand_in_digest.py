@@ -1,4 +1,7 @@
-"""The Proxmox stand-in compares the digest of a change with the configuration that the change meets."""
+"""A change may contain the digest of the configuration that its sender has read.
+
+The Proxmox stand-in refuses the change if the configuration has another digest when the change is applied.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +37,14 @@ def new_api(stand_in: ProxmoxStandIn) -> Any:
     behaviour="of two changes with one `digest`, the second is refused: checksum mismatch (file change by other user?)",
     versions="8, 9",
     source="qemu-server: PVE/API2/Qemu.pm, update_vm_api",
-    reaction="a lease of lab tests is taken over with the digest that was read; who is refused tries another range",
+    reaction="a run of lab tests takes over a lease with the digest it has read; if refused, it tries another range",
 )
-def test_of_two_changes_with_one_digest_that_wait_for_the_lock_one_is_refused(stand_in: ProxmoxStandIn) -> None:
+def test_of_two_changes_with_the_same_digest_that_wait_for_the_lock_one_is_refused(stand_in: ProxmoxStandIn) -> None:
     stand_in.control("add", vmid=VMID, name="leased", node="pve1")
     config = new_api(stand_in).nodes("pve1").qemu(VMID).config
     digest = config.get()["digest"]
     stand_in.control("time_scale", scale=0.2)
-    new_api(stand_in).nodes("pve1").qemu(VMID).status.start.post()  # has the configuration's lock until it has ended
+    new_api(stand_in).nodes("pve1").qemu(VMID).status.start.post()  # holds the lock of the configuration until its end
 
     def change(text: str) -> str:
         vm = new_api(stand_in).nodes("pve1").qemu(VMID)

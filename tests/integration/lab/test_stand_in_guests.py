@@ -1,4 +1,7 @@
-"""The Proxmox stand-in shows guests and nodes as Proxmox does: late, and with facts missing or out of date."""
+"""The Proxmox stand-in shows guests and nodes as Proxmox does: late, and with missing or outdated facts.
+
+A row is a member of the list `GET /cluster/resources`, which Proxmox makes from statistics that each node sends.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ import pytest
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 
 VMID = 700
+#: How old the statistics in the rows are.
 LAG_S = 10.0
 MAX_WAIT_S = 30
+#: The row of a guest without statistics.
 IDENTITY = {"id": f"qemu/{VMID}", "type": "qemu", "node": "pve1", "vmid": VMID, "status": "unknown"}
 
 
@@ -51,7 +56,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.proxmox(
-    behaviour="the row of a guest just made has only id, type, node, vmid and `status: unknown`, for up to 10 s",
+    behaviour="for up to 10 s, the row of a new guest has only id, type, node, vmid and `status: unknown`",
     versions="8, 9",
     source="pve-manager: PVE/API2Tools.pm, extract_vm_stats",
     reaction="reads a missing fact from the guest's configuration; a missing fact is never taken as no",
@@ -66,7 +71,7 @@ def test_a_new_guests_row_has_only_its_identity(stand_in: ProxmoxStandIn, api: A
 
 
 @pytest.mark.proxmox(
-    behaviour="the row of a new container has no name, which the module of community.proxmox reads there",
+    behaviour="the row of a new container has no name, but the module of community.proxmox reads the name there",
     versions="8, 9",
     source="pve-manager: PVE/API2Tools.pm, extract_vm_stats",
     reaction="passes the name to the module, and repeats a job that fails because of it",
@@ -98,7 +103,7 @@ def test_a_reused_vmid_shows_the_former_guest(stand_in: ProxmoxStandIn, api: Any
     source="pve-manager: PVE/API2Tools.pm, extract_node_stats",
     reaction="counts an unknown node as online for the quorum, and reads configurations instead of rows",
 )
-def test_a_node_without_statistics_is_unknown(stand_in: ProxmoxStandIn, api: Any) -> None:
+def test_a_node_without_statistics_has_the_status_unknown(stand_in: ProxmoxStandIn, api: Any) -> None:
     stand_in.control("statistics", silent_nodes=["pve1"])
     assert row_of(api, 9000) == {**IDENTITY, "id": "qemu/9000", "vmid": 9000, "tags": "image"}
     assert row_of(api, 9001)["name"] == "ubuntu-24.04"
@@ -174,7 +179,9 @@ def test_a_clone_has_no_name_before_its_first_drive_is_copied(stand_in: ProxmoxS
     stand_in.control("remove", vmid=9100)
 
 
-def test_a_clone_whose_cloud_init_drive_comes_first_is_named_at_once(stand_in: ProxmoxStandIn, api: Any) -> None:
+def test_a_clone_whose_first_drive_is_its_cloud_init_drive_has_its_name_at_once(
+    stand_in: ProxmoxStandIn, api: Any
+) -> None:
     stand_in.control("time_scale", scale=0.1)
     api.nodes("pve1").qemu(9000).clone.post(newid=VMID, name="web", full=1)
     config = api.nodes("pve1").qemu(VMID).config.get()
@@ -194,7 +201,7 @@ def test_a_moved_vms_configuration_does_not_exist_on_its_old_node(stand_in: Prox
 
 
 @pytest.mark.proxmox(
-    behaviour="a restart of a VM that moved: `unable to find configuration file for VM N on node 'pve1'`",
+    behaviour="a restart of a moved VM on its old node: `unable to find configuration file for VM N on node 'pve1'`",
     versions="8, 9",
     source="qemu-server: PVE/QemuConfig.pm, assert_config_exists_on_node",
     reaction="looks the VM up again; only a proven absence is VM_NOT_FOUND",
@@ -209,7 +216,7 @@ def test_a_moved_vm_cannot_be_restarted_on_its_old_node(stand_in: ProxmoxStandIn
 
 
 @pytest.mark.proxmox(
-    behaviour="a container is `not running` on any node but its own, whether it exists there or not",
+    behaviour="a stop of a container on another node than its own fails with `not running`, as if it were stopped",
     versions="8, 9",
     source="pve-container: PVE/API2/LXC/Status.pm, vm_stop",
     reaction="`PVE_CONFLICT`: repeats the job, which looks the container up",
@@ -225,7 +232,7 @@ def test_a_moved_container_is_not_running_on_its_old_node(stand_in: ProxmoxStand
 
 
 @pytest.mark.proxmox(
-    behaviour="a start or stop of an HA resource is a task that ends at once; the HA manager acts later",
+    behaviour="a start or stop of an HA resource is a Proxmox task that ends at once; the HA manager acts later",
     versions="8, 9",
     source="qemu-server: PVE/API2/Qemu.pm, vm_start",
     reaction="waits for the state of the guest, and reads its HA state",
@@ -243,7 +250,7 @@ def test_the_task_of_an_ha_request_ends_before_the_guest_starts(stand_in: Proxmo
 
 
 @pytest.mark.proxmox(
-    behaviour="the HA manager refuses requests for a resource in error state; only the task's log names the cause",
+    behaviour="the HA manager refuses a request for a resource in error state; only the Proxmox task's log says why",
     versions="8, 9",
     source="pve-ha-manager: PVE/API2/HA/Resources.pm",
     reaction="VM_STATE",
@@ -264,7 +271,7 @@ def test_the_ha_manager_refuses_a_resource_in_error_state(stand_in: ProxmoxStand
     source="pve-manager: PVE/API2/Cluster.pm, get_options",
     reaction="doctor compares the agent's tags with it",
 )
-def test_the_options_contain_only_the_allowed_tags(stand_in: ProxmoxStandIn, api: Any) -> None:
+def test_the_options_without_sys_audit_contain_only_the_allowed_tags(stand_in: ProxmoxStandIn, api: Any) -> None:
     assert api.cluster.options.get() == {"allowed-tags": ["image"]}
     stand_in.control("options", user_allow="list", user_allow_list=["web"])
     assert api.cluster.options.get() == {"allowed-tags": ["web"]}

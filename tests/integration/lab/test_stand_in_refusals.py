@@ -1,4 +1,4 @@
-"""The Proxmox stand-in answers bad requests as Proxmox does: at once, or with a Proxmox task that fails."""
+"""The Proxmox stand-in refuses invalid requests as Proxmox does: at once, or by a Proxmox task that fails."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def api(stand_in: ProxmoxStandIn) -> Iterator[Any]:
 
 @pytest.fixture
 def vm(stand_in: ProxmoxStandIn, api: Any) -> Iterator[Any]:
-    """A stopped clone of the template on pve1."""
-    wait(api, api.nodes("pve1").qemu(9000).clone.post(newid=VMID, name="web", full=1))
+    """Yield the API of a VM: a stopped clone of the template on pve1."""
+    end_of_task(api, api.nodes("pve1").qemu(9000).clone.post(newid=VMID, name="web", full=1))
     yield api.nodes("pve1").qemu(VMID)
     stand_in.control("behave", vmid=VMID, keeps_devices=False)
     stand_in.control("remove", vmid=VMID)
@@ -49,12 +49,13 @@ def connect(stand_in: ProxmoxStandIn, secret: str | None = None) -> Any:
     )
 
 
-def wait(api: Any, upid: str) -> str:
+def end_of_task(api: Any, upid: str) -> str:
+    """Return how the Proxmox task ended: "OK" or its error."""
     return str(api.nodes(upid.split(":")[1]).tasks(upid).status.get()["exitstatus"])
 
 
 def refused(request: Any, **values: Any) -> tuple[int, str]:
-    """Return the status and the text of a refused request."""
+    """Send a request that must be refused; return the status and the text of the response."""
     with pytest.raises(proxmoxer.ResourceException) as refusal:
         request(**values)
     return refusal.value.status_code, str(refusal.value)
@@ -98,10 +99,10 @@ def test_a_login_is_refused_while_the_cluster_file_system_restarts(stand_in: Pro
     reaction="reads the end of the Proxmox task; no text of Proxmox proves that a VM does not exist",
 )
 @pytest.mark.parametrize("action", ["start", "stop", "shutdown", "resize"])
-def test_a_request_for_a_missing_vm_fails_in_its_task(api: Any, action: str) -> None:
+def test_a_request_for_a_missing_vm_fails_in_its_proxmox_task(api: Any, action: str) -> None:
     guest = api.nodes("pve1").qemu(MISSING)
     request = guest.resize.put(disk="scsi0", size="9G") if action == "resize" else guest.status(action).post()
-    assert wait(api, request) == f"Configuration file 'nodes/pve1/qemu-server/{MISSING}.conf' does not exist"
+    assert end_of_task(api, request) == f"Configuration file 'nodes/pve1/qemu-server/{MISSING}.conf' does not exist"
 
 
 @pytest.mark.proxmox(
@@ -113,8 +114,10 @@ def test_a_request_for_a_missing_vm_fails_in_its_task(api: Any, action: str) -> 
 @pytest.mark.parametrize(
     ("disk", "text"), [("scsi7", "disk 'scsi7' does not exist"), ("ide2", "you can't resize a cdrom")]
 )
-def test_a_resize_of_what_is_no_disk_fails_in_its_task(api: Any, vm: Any, disk: str, text: str) -> None:
-    assert wait(api, vm.resize.put(disk=disk, size="20G")) == text
+def test_a_resize_of_a_missing_disk_or_a_cdrom_fails_in_its_proxmox_task(
+    api: Any, vm: Any, disk: str, text: str
+) -> None:
+    assert end_of_task(api, vm.resize.put(disk=disk, size="20G")) == text
 
 
 @pytest.mark.proxmox(
@@ -124,24 +127,24 @@ def test_a_resize_of_what_is_no_disk_fails_in_its_task(api: Any, vm: Any, disk: 
     reaction="sends no request if the VM is stopped already",
 )
 def test_a_shutdown_of_a_stopped_vm_ends_with_ok(api: Any, vm: Any) -> None:
-    assert wait(api, vm.status.shutdown.post()) == "OK"
+    assert end_of_task(api, vm.status.shutdown.post()) == "OK"
 
 
 @pytest.mark.proxmox(
     behaviour="a guest agent request for a stopped VM is refused because the VM is not running",
     versions="8, 9",
     source="qemu-server: PVE/QemuServer/Agent.pm, assert_agent_available",
-    reaction="asks again until the time for addresses has passed; the addresses never fail an action",
+    reaction="repeats the request until the time limit for addresses; missing addresses never fail an action",
 )
-def test_the_guest_agent_of_a_stopped_vm_is_not_asked(vm: Any) -> None:
+def test_a_guest_agent_request_for_a_stopped_vm_is_refused(vm: Any) -> None:
     assert "VM 700 is not running" in refused(vm.agent("network-get-interfaces").get)[1]
 
 
 @pytest.mark.proxmox(
-    behaviour="a cloud-init value needs VM.Config.Cloudinit or VM.Config.Network; its drive's generation Cloudinit",
+    behaviour="cloud-init values need VM.Config.Cloudinit or VM.Config.Network; generating the drive needs Cloudinit",
     versions="8, 9",
     source="qemu-server: PVE/API2/Qemu.pm, check_vm_modify_config_perm, cloudinit_update",
-    reaction="changes the values with either; without Cloudinit it warns that the drive was not generated again",
+    reaction="changes the values with either one; without Cloudinit, warns that the drive was not generated again",
 )
 def test_a_cloud_init_value_needs_one_of_two_privileges(stand_in: ProxmoxStandIn, vm: Any) -> None:
     def revoke(privilege: str) -> None:
@@ -169,24 +172,24 @@ def test_a_cloud_init_value_needs_one_of_two_privileges(stand_in: ProxmoxStandIn
     reaction="succeeds without addresses; doctor and `pveum-role.sh` require the privilege of the version",
 )
 @pytest.mark.parametrize(
-    ("version", "privilege", "named"),
+    ("version", "privilege", "required"),
     [
         ("8.4.1", "VM.Monitor", "VM.Monitor"),
         ("9.0.10", "VM.GuestAgent.Audit", "VM.GuestAgent.Audit|VM.GuestAgent.Unrestricted"),
     ],
 )
 def test_the_guest_agents_data_need_the_privilege_of_the_version(
-    stand_in: ProxmoxStandIn, vm: Any, version: str, privilege: str, named: str
+    stand_in: ProxmoxStandIn, vm: Any, version: str, privilege: str, required: str
 ) -> None:
     stand_in.control("version", version=version)
     addresses = vm.agent("network-get-interfaces")
-    assert "VM 700 is not running" in refused(addresses.get)[1]  # with the privilege
+    assert "VM 700 is not running" in refused(addresses.get)[1]  # not refused for a lack of privileges
     stand_in.control("revoke", path="/vms", privilege=privilege)
     try:
         status, text = refused(addresses.get)
     finally:
         stand_in.control("grant", path="/vms", privilege=privilege)
-    assert (status, f"Permission check failed (/vms/700, {named})" in text) == (403, True)
+    assert (status, f"Permission check failed (/vms/700, {required})" in text) == (403, True)
 
 
 @pytest.mark.proxmox(
@@ -197,10 +200,10 @@ def test_the_guest_agents_data_need_the_privilege_of_the_version(
 def test_a_vm_with_more_cpus_than_its_node_does_not_start(stand_in: ProxmoxStandIn, api: Any, vm: Any) -> None:
     stand_in.control("node", node="pve1", maxcpu=2)
     vm.config.put(cores=2, sockets=2)
-    assert wait(api, vm.status.start.post()) == "MAX 2 vcpus allowed per VM on this node"
+    assert end_of_task(api, vm.status.start.post()) == "MAX 2 vcpus allowed per VM on this node"
 
 
-#: A change of the configuration, the status of the answer and its text.
+#: A change of the configuration, and the status and the text of the response.
 CONFIG_REFUSALS = [
     ({"delete": "nosuch"}, 400, "unknown option 'nosuch'"),
     ({"revert": "nosuch"}, 400, "unknown option 'nosuch'"),
@@ -293,7 +296,7 @@ def test_a_device_that_the_guest_keeps_stays_pending(stand_in: ProxmoxStandIn, v
     source="qemu-server: PVE/API2/Qemu.pm, move_vm_disk",
     reaction="sends no request if the disk is on its storage already",
 )
-def test_a_disk_is_not_moved_to_its_own_storage(vm: Any) -> None:
+def test_a_move_of_a_disk_to_its_own_storage_is_refused(vm: Any) -> None:
     refusal = refused(vm.move_disk.post, disk="scsi0", storage="local-lvm")
     assert (refusal[0], "you can't move to the same storage with same format" in refusal[1]) == (500, True)
 
@@ -304,8 +307,8 @@ def test_a_disk_is_not_moved_to_its_own_storage(vm: Any) -> None:
     source="qemu-server: PVE/API2/Qemu.pm, move_vm_disk",
     reaction="`VM_STATE`",
 )
-def test_a_disk_with_snapshots_is_not_moved_away(api: Any, vm: Any) -> None:
-    assert wait(api, vm.snapshot.post(snapname="s1")) == "OK"
+def test_a_move_of_a_disk_with_snapshots_is_refused_if_its_source_is_to_be_deleted(api: Any, vm: Any) -> None:
+    assert end_of_task(api, vm.snapshot.post(snapname="s1")) == "OK"
     text = refused(vm.move_disk.post, disk="scsi0", storage="ceph", delete=1)[1]
     assert "you can't move a disk with snapshots and delete the source" in text
 
@@ -340,19 +343,19 @@ def test_a_clone_to_an_unknown_node_is_refused(api: Any) -> None:
     versions="8, 9",
     source="qemu-server: PVE/QemuServer.pm, destroy_vm",
 )
-def test_a_template_with_linked_clones_is_not_deleted(stand_in: ProxmoxStandIn, api: Any) -> None:
+def test_the_deletion_of_a_template_with_linked_clones_fails(stand_in: ProxmoxStandIn, api: Any) -> None:
     stand_in.control("add_storage", storage="files", type="dir", content="images", avail=100 * GIB)
     pve1 = api.nodes("pve1")
-    wait(api, pve1.qemu.post(vmid=710, name="base", scsi0="files:1,format=qcow2"))
+    end_of_task(api, pve1.qemu.post(vmid=710, name="base", scsi0="files:1,format=qcow2"))
     pve1.qemu(710).template.post()
-    assert wait(api, pve1.qemu(710).clone.post(newid=711, name="linked", full=0)) == "OK"
-    assert "is still in use by linked cloned" in wait(api, pve1.qemu(710).delete())
-    wait(api, pve1.qemu(711).delete())
-    assert wait(api, pve1.qemu(710).delete()) == "OK"
+    assert end_of_task(api, pve1.qemu(710).clone.post(newid=711, name="linked", full=0)) == "OK"
+    assert "is still in use by linked cloned" in end_of_task(api, pve1.qemu(710).delete())
+    end_of_task(api, pve1.qemu(711).delete())
+    assert end_of_task(api, pve1.qemu(710).delete()) == "OK"
 
 
 @pytest.mark.proxmox(
-    behaviour="a new disk on a dir storage is raw unless its format is given, and then has no snapshots",
+    behaviour="a new disk on a dir storage is raw unless its format is given, and a raw disk there has no snapshots",
     versions="8, 9",
     source="pve-storage: PVE/Storage/Plugin.pm, default_format",
 )
@@ -360,7 +363,7 @@ def test_a_new_disk_on_a_dir_storage_is_raw_and_has_no_snapshots(stand_in: Proxm
     stand_in.control("add_storage", storage="files", type="dir", content="images", avail=100 * GIB)
     vm.config.put(scsi1="files:1")
     assert vm.config.get()["scsi1"].startswith("files:700/vm-700-disk-0.raw")
-    assert wait(api, vm.snapshot.post(snapname="s1")) == "snapshot feature is not available"
+    assert end_of_task(api, vm.snapshot.post(snapname="s1")) == "snapshot feature is not available"
 
 
 @pytest.mark.proxmox(
@@ -370,10 +373,10 @@ def test_a_new_disk_on_a_dir_storage_is_raw_and_has_no_snapshots(stand_in: Proxm
     reaction="`NODE_DOWN`: a name that cannot be resolved may be a node that is away",
 )
 @pytest.mark.parametrize("path", ["nodes/nosuch/qemu/100/config", "nodes/nosuch/tasks", "nodes/nosuch/qemu"])
-def test_an_unknown_node_cannot_be_looked_up(api: Any, path: str) -> None:
+def test_a_request_for_an_unknown_node_is_500(api: Any, path: str) -> None:
     status, text = refused(api(path).get)
     assert (status, "hostname lookup 'nosuch' failed" in text) == (500, True)
 
 
-def test_an_unknown_path_is_not_implemented(api: Any) -> None:
+def test_a_request_for_an_unknown_path_is_501(api: Any) -> None:
     assert refused(api("nosuch").get)[0] == 501

@@ -1,4 +1,4 @@
-"""The Proxmox stand-in's tasks: who sees them, what their logs contain, and how they end."""
+"""The stand-in's Proxmox tasks: which users see them, what their logs contain, and how they end."""
 
 from __future__ import annotations
 
@@ -42,10 +42,12 @@ def pve1(api: Any) -> Any:
 
 
 def clone(pve1: Any) -> str:
+    """Clone the template 9000 to VMID; return the id (UPID) of the Proxmox task."""
     return str(pve1.qemu(9000).clone.post(newid=VMID, name="web", full=1))
 
 
 def end_of(pve1: Any, upid: str) -> str:
+    """Return how the Proxmox task ended: "OK", its warnings or its error."""
     return str(pve1.tasks(upid).status.get()["exitstatus"])
 
 
@@ -74,7 +76,7 @@ def test_an_iso_image_is_not_removed_with_its_drive_or_vm(
 
 
 @pytest.mark.proxmox(
-    behaviour="a task's log has its first 50 lines unless `limit` is given, and the cause of a failure is at its end",
+    behaviour="without `limit`, only the first 50 lines of a log are returned; the cause of a failure is at its end",
     versions="8, 9",
     source="pve-manager: PVE/API2/Tasks.pm, read_task_log",
     reaction="reads the end of the log of each failed task whose status does not name the cause",
@@ -89,13 +91,15 @@ def test_a_log_ends_after_50_lines_unless_more_are_requested(stand_in: ProxmoxSt
 
 
 @pytest.mark.proxmox(
-    behaviour="a destroy that cannot remove a disk removes the VM; it ends with OK in 8 and with `WARNINGS: n` in 9",
+    behaviour="a destroy removes the VM even if a disk cannot be removed; it ends with OK in 8, `WARNINGS: n` in 9",
     versions="8, 9",
     source="qemu-server: PVE/QemuServer.pm, destroy_vm",
     reaction="completes the delete with the warning `VOLUMES_LEFT`",
 )
 @pytest.mark.parametrize(("version", "status"), [("8.4.1", "OK"), ("9.0.10", "WARNINGS: 1")])
-def test_a_destroy_with_a_disk_that_stays(stand_in: ProxmoxStandIn, pve1: Any, version: str, status: str) -> None:
+def test_a_destroy_removes_the_vm_although_a_disk_cannot_be_removed(
+    stand_in: ProxmoxStandIn, pve1: Any, version: str, status: str
+) -> None:
     stand_in.control("version", version=version)
     clone(pve1)
     volume = pve1.qemu(VMID).config.get()["scsi0"].partition(",")[0]
@@ -107,24 +111,26 @@ def test_a_destroy_with_a_disk_that_stays(stand_in: ProxmoxStandIn, pve1: Any, v
 
 
 @pytest.mark.proxmox(
-    behaviour="only 9 names the template and the new VMID in the log of a clone",
+    behaviour="only version 9 names the template and the new VMID in the log of a clone",
     versions="8, 9",
     source="qemu-server: PVE/API2/Qemu.pm, clone_vm",
-    reaction="with 8, finds its clone's task by the volumes in the log, or by being the only one",
+    reaction="with 8, finds the Proxmox task of its clone by the volumes in the log, or because there is only one",
 )
 @pytest.mark.parametrize(("version", "is_named"), [("8.4.1", False), ("9.0.10", True)])
-def test_the_log_of_a_clone(stand_in: ProxmoxStandIn, pve1: Any, version: str, is_named: bool) -> None:
+def test_the_log_of_a_clone_names_the_new_vmid_in_version_9_only(
+    stand_in: ProxmoxStandIn, pve1: Any, version: str, is_named: bool
+) -> None:
     stand_in.control("version", version=version)
     assert (f"creating a clone of VM 9000 with ID {VMID}" in log_of(pve1, clone(pve1))) is is_named
 
 
 @pytest.mark.proxmox(
-    behaviour="a storage's lock that is not free in time has several wordings; the clone is removed again",
+    behaviour="the error of a storage's lock that is not free in time has several wordings; the clone is removed again",
     versions="8, 9",
     source="pve-storage: PVE/Storage/Plugin.pm, cluster_lock_storage",
     reaction="`VM_LOCKED`: repeats the job, and runs fewer clones on this storage",
 )
-def test_the_timeout_of_a_storage_lock_has_several_wordings(stand_in: ProxmoxStandIn, pve1: Any) -> None:
+def test_the_error_of_a_storage_lock_timeout_has_several_wordings(stand_in: ProxmoxStandIn, pve1: Any) -> None:
     stand_in.control("storage_locks", every=1)
     texts = [end_of(pve1, clone(pve1)) for _ in range(4)]
     assert len({text.partition(":")[2] or text for text in texts}) == 4
@@ -167,12 +173,12 @@ def test_an_interrupted_destroy_leaves_only_a_lock(stand_in: ProxmoxStandIn, pve
 
 
 @pytest.mark.proxmox(
-    behaviour="a task that loses the quorum cannot write a temporary file, and leaves its lock",
+    behaviour="if the quorum is lost, a Proxmox task cannot write its temporary file, and leaves its lock on the guest",
     versions="8, 9",
     source="pve-common: PVE/Tools.pm, file_set_contents",
-    reaction="`PVE_NO_QUORUM`: repeats the job, which looks first",
+    reaction="`PVE_NO_QUORUM`: repeats the job, which first looks the VM up",
 )
-def test_a_task_that_loses_the_quorum_leaves_its_lock(stand_in: ProxmoxStandIn, pve1: Any) -> None:
+def test_a_proxmox_task_that_ends_for_lack_of_quorum_leaves_its_lock(stand_in: ProxmoxStandIn, pve1: Any) -> None:
     text = f"unable to open file '/etc/pve/nodes/pve1/qemu-server/{VMID}.conf.tmp.1' - Permission denied"
     stand_in.fail_task("qmclone", text, leaves_lock="clone")
     assert end_of(pve1, clone(pve1)) == text
@@ -180,19 +186,19 @@ def test_a_task_that_loses_the_quorum_leaves_its_lock(stand_in: ProxmoxStandIn, 
 
 
 @pytest.mark.proxmox(
-    behaviour="a task whose log was removed is 400 `no such task`, and its log is one line without an error",
+    behaviour="if a Proxmox task's log was removed, its status is 400 `no such task`, its log one line with status 200",
     versions="8, 9",
     source="pve-manager: PVE/API2/Tasks.pm, read_task_status",
-    reaction="`PVE_TIMEOUT`: the outcome is unknown, so it looks at the VM",
+    reaction="`PVE_TIMEOUT`: the outcome is unknown, so the job looks the VM up",
 )
 @pytest.mark.parametrize(("upid", "text"), [(UNKNOWN_UPID, "no such task"), ("nosuch", "unable to parse worker upid")])
-def test_a_task_that_proxmox_does_not_know(pve1: Any, upid: str, text: str) -> None:
+def test_the_status_of_a_proxmox_task_without_a_log_is_400(pve1: Any, upid: str, text: str) -> None:
     with pytest.raises(proxmoxer.ResourceException, match=text) as refusal:
         pve1.tasks(upid).status.get()
     assert refusal.value.status_code == 400
 
 
-def test_the_log_of_a_task_that_vanished_has_one_line(stand_in: ProxmoxStandIn, pve1: Any) -> None:
+def test_the_log_of_a_proxmox_task_whose_log_was_removed_has_one_line(stand_in: ProxmoxStandIn, pve1: Any) -> None:
     clone(pve1)
     upid = pve1.qemu(VMID).status.start.post()
     stand_in.control("forget_tasks", vmid=VMID)
@@ -201,12 +207,12 @@ def test_the_log_of_a_task_that_vanished_has_one_line(stand_in: ProxmoxStandIn, 
 
 
 @pytest.mark.proxmox(
-    behaviour="a login with Sys.Audit on /nodes sees the tasks of every user; only an ended task has `tokenid`",
+    behaviour="a login with Sys.Audit on /nodes sees the Proxmox tasks of every user; only an ended one has `tokenid`",
     versions="8, 9",
     source="pve-manager: PVE/API2/Tasks.pm, node_tasks",
-    reaction="counts only tasks of the same token as its own",
+    reaction="takes only Proxmox tasks of the same token for its own",
 )
-def test_a_token_with_sys_audit_sees_the_tasks_of_others(stand_in: ProxmoxStandIn, pve1: Any) -> None:
+def test_only_a_token_with_sys_audit_sees_the_proxmox_tasks_of_other_users(stand_in: ProxmoxStandIn, pve1: Any) -> None:
     stand_in.control("time_scale", scale=0.1)
     clone(pve1)
     running = next(task for task in pve1.tasks.get(vmid=9000, source="all") if task["status"] == "RUNNING")

@@ -1,4 +1,7 @@
-"""The record of the versions with which the tests have run, and the page that shows it."""
+"""The record of the versions of Proxmox, Ansible and Python with which the tests have run, and docs/support.md.
+
+docs/support.md shows the record. It counts the changing requests that each version of the stand-in has accepted.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,16 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from support import support_record
 
 ROOT = Path(__file__).parents[3]
-ROW = {"ansible_core": "2.19.1", "community_proxmox": "1.4.0", "python": "3.11.2"}
+#: The versions that form one environment; Proxmox is the fourth member of a row.
+ENVIRONMENT = {"ansible_core": "2.19.1", "community_proxmox": "1.4.0", "python": "3.11.2"}
 
 
-def test_a_run_replaces_the_rows_of_its_environment(tmp_path: Path) -> None:
+def test_a_test_run_replaces_only_the_rows_of_its_own_environment(tmp_path: Path) -> None:
     file = tmp_path / "support.json"
-    former = [{"proxmox": "8.4.1", "kind": "stand-in", **ROW, "changes": 9}]
-    other = [{"proxmox": "9.0.10", "kind": "stand-in", **ROW, "python": "3.13.1", "changes": 8}]
-    real = [{"proxmox": "9.2.11", "kind": "real", **ROW, "tests": 31}]
-    for rows in (former, other, real, [{"proxmox": "9.0.10", "kind": "stand-in", **ROW, "changes": 7}]):
+    former = [{"proxmox": "8.4.1", "kind": "stand-in", **ENVIRONMENT, "changes": 9}]
+    other = [{"proxmox": "9.0.10", "kind": "stand-in", **ENVIRONMENT, "python": "3.13.1", "changes": 8}]
+    real = [{"proxmox": "9.2.11", "kind": "real", **ENVIRONMENT, "tests": 31}]
+    for rows in (former, other, real, [{"proxmox": "9.0.10", "kind": "stand-in", **ENVIRONMENT, "changes": 7}]):
         support_record.write_rows(file, rows)
     assert [(row["proxmox"], row["python"]) for row in support_record.read_rows(file)] == [
         ("9.2.11", "3.11.2"),
@@ -52,8 +56,8 @@ def _clone(pve: ProxmoxStandIn, vmid: int) -> int:
     return answer.status_code
 
 
-def test_a_session_writes_the_record(tmp_path: Path) -> None:
-    test = "tests/integration/lab/test_support_record.py::test_a_run_replaces_the_rows_of_its_environment"
+def test_a_test_run_with_the_option_support_record_writes_the_record(tmp_path: Path) -> None:
+    test = "tests/integration/lab/test_support_record.py::test_a_test_run_replaces_only_the_rows_of_its_own_environment"
     file = tmp_path / "support.json"
     command = [
         sys.executable,
@@ -74,7 +78,7 @@ def test_a_session_writes_the_record(tmp_path: Path) -> None:
 
 
 def test_the_page_of_supported_versions_is_up_to_date() -> None:
-    """If this fails: python docs/generate.py."""
+    """If this test fails, run `python docs/generate.py`."""
     pages = runpy.run_path(str(ROOT / "docs" / "generate.py"))["PAGES"]
     page = (ROOT / "docs" / "support.md").read_text(encoding="utf-8")
     assert page == pages["support.md"]()

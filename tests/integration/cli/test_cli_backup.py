@@ -134,7 +134,7 @@ def agent_lock_held(smith: Cli) -> Iterator[None]:
 def test_f32_a_power_loss_at_any_moment_loses_no_acknowledged_commit(
     smith: Cli, writer: Writer, tmp_path: Path
 ) -> None:
-    """Power is lost while the database is written → it can be opened without errors, and has each acknowledged commit."""
+    """Power is lost while the database is written → it opens without errors, and has each acknowledged commit."""
     wal_sizes = []
     for moment in range(POWER_LOSSES):
         writer.wait_for(len(writer.acknowledged) + random.randint(1, 12))  # noqa: S311 (any moment will do)

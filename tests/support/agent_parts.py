@@ -1,6 +1,7 @@
 """The parts of an agent for tests: a dispatcher with its worker and runner, a FulcrumCore simulator, and no Proxmox.
 
-The jobs have the action `start` and a mapped VM. They run a playbook of the test, which calls nothing in Proxmox.
+Each job has the action `start`, and its service has a mapping to a VM. The job runs the playbook that the test has
+written. This playbook sends no request to Proxmox.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class AgentParts:
         self.dispatcher = build_dispatcher(self.shared, self.runner, Meters())
 
     def write_playbook(self, tasks: str) -> None:
-        """Write the playbook of the action `start`: these tasks, and one that publishes the result."""
+        """Write the playbook of the action `start`: these Ansible tasks, then one that publishes the result."""
         playbook = self.folder / "actions" / "start.yml"
         playbook.write_text(PLAYBOOK_HEAD + textwrap.indent(textwrap.dedent(tasks), "    ") + PUBLISH)
         playbook.chmod(0o644)

@@ -40,7 +40,8 @@ def take_over(engine: Engine) -> dict[int, Job]:
     while job := claimed(engine):
         taken[job.id] = job
     assert set(in_flight) < set(taken), "pending jobs are claimed, too"
-    assert all(job.epoch > epochs[job_id] for job_id, job in taken.items()), "the earlier owner can write nothing"
+    epochs_have_grown = all(job.epoch > epochs[job_id] for job_id, job in taken.items())
+    assert epochs_have_grown, "the earlier owner could still write results"
     return taken
 
 
@@ -66,7 +67,7 @@ def finish(engine: Engine, job: Job) -> None:
 
 
 def mapping_of(session: Session, job: Job) -> MappingRow:
-    """Return the service's mapping; of a job that has not started, a reserved one."""
+    """Return the mapping of the job's service. Reserve one if there is none, as before the job has started."""
     service_id = str(job.service_id)
     mapping = mappings.current(session, service_id)
     if mapping is None:

@@ -1,4 +1,4 @@
-"""A database with rows in every table, as after months of work: what a move to another database must keep."""
+"""Fills a database with rows in every table, as after months of work. A move to another database must keep them all."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def fill_busily(engine: Engine) -> None:
 
 
 def _any_row(table: Table) -> dict[str, Any]:
-    """Return a row with a value in each column, for a table whose rows say nothing about the others."""
+    """Return a row with a value in each column, for a table that refers to no other table."""
     values = {bool: True, int: 1 << 30, float: 0.1, str: "zé"}
-    # The type of times names no type of Python.
+    # A type that is not in `values` is that of a time.
     return {
         column.name: {"text": STRANGE}
         if isinstance(column.type, JSON)
@@ -47,6 +47,7 @@ def _any_row(table: Table) -> dict[str, Any]:
 
 
 def _stories(session: Session) -> None:
+    """Give each job an event and parameters, and each run a story: the summary of what the run has done."""
     for job in session.scalars(select(Job)):
         job_events.record(session, job.id, JobEventKind.REQUEUED, STRANGE)
         job.params = {"text": STRANGE, "numbers": [0, -1, 1.5, 10**30, True, None], "empty": {}}

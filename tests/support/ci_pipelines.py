@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "ci"
-#: The shell in which each of the systems runs a step.
+#: The command with which each CI system runs the text of a step.
 BASH = ("bash", "-e", "-o", "pipefail", "-c")
 SHELLS = {"github-actions.yml": BASH, "gitlab-ci.yml": BASH, "Jenkinsfile": ("sh", "-xe", "-c")}
 #: A step of a declarative pipeline of Jenkins.

@@ -1,4 +1,4 @@
-"""A database and the claimer that works on it."""
+"""A job at a FulcrumCore simulator, the job's row in a database, and the claimer that claims it at FulcrumCore."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUMBERS = itertools.count()
 
 
 class Claims:
-    """A FulcrumCore with one job, our row of it, and the claimer."""
+    """A FulcrumCore with one job, the row of this job in our database, and claimers for it."""
 
     def __init__(self, world: World, engine: Engine) -> None:
         self.world, self.engine, self.now = world, engine, 0.0
@@ -58,7 +58,7 @@ class Claims:
         return str(self.world.admin.call("GET", f"/jobs/{self.job['id']}")["status"])
 
     def calls(self) -> list[int | None]:
-        """Return the statuses of the claims that FulcrumCore has answered."""
+        """Return the HTTP status of each claim of the job at FulcrumCore, oldest first; None without an answer."""
         history = self.world.sim.history(method="POST")
         return [call["status"] for call in history if call["path"].endswith(f"/{self.job['id']}/claim")]
 

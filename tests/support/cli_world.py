@@ -42,7 +42,7 @@ class Cli:
         self.env: dict[str, str] = {"SMITH_DATA_DIR": str(self.data), "SMITH_RUN_DIR": str(folder / "run")}
 
     def __call__(self, *args: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run `smith` to its end; `env` adds to the variables."""
+        """Run `smith` to its end. `env` are environment variables in addition to those of `self.env`."""
         return fork_server.run(args, env=self.environment(**env), cwd=self.folder, stdin=stdin, timeout=GIVE_UP_S)
 
     def command(self, *args: str) -> list[str]:
@@ -58,12 +58,12 @@ class Cli:
         return done.stdout
 
     def json(self, *args: str, **env: str) -> Any:
-        """Run a command with `--json` and read its one document."""
+        """Run a command with `--json`; return the JSON document that it printed."""
         return json.loads(self.ok(*args, "--json", **env))
 
     @contextmanager
     def engine(self) -> Iterator[Engine]:
-        """Open the database, made and migrated when it is not there yet."""
+        """Open the database. Create and migrate it first if it does not exist."""
         if not self.file.exists():
             self.data.mkdir(parents=True, exist_ok=True)
             self.file.write_bytes(_empty_database())
@@ -96,7 +96,7 @@ class Cli:
             return job_id
 
     def run_of(self, job_id: int, ident: str, *, stdout: str = "", events: list[dict[str, Any]] | None = None) -> Path:
-        """Write a run of a pending job, with its artifacts; return their folder. The job is processing then."""
+        """Claim a pending job and write a run of it, with artifacts; return their folder. The job stays processing."""
         folder = self.data / "artifacts" / ident
         folder.mkdir(parents=True)
         (folder / "stdout").write_text(stdout, encoding="utf-8")
@@ -120,13 +120,13 @@ class Cli:
 
 @functools.cache
 def _empty_database() -> bytes:
-    """Migrate one file for all tests of this process: they need what is in it, not the migration."""
+    """Return a migrated database file. It is migrated once for all tests of this process, because that takes long."""
     with tempfile.TemporaryDirectory() as folder:
         return migrated_sqlite_file(Path(folder)).read_bytes()
 
 
 def submit(session: Session, **wanted: Any) -> int:
-    """Write a pending job; `wanted` sets only what matters to the test."""
+    """Write a pending job. `wanted` are the values that matter to the test; the others have defaults."""
     now, number = datetime.now(UTC), next(_numbers)
     values: dict[str, Any] = {
         "fulcrum_id": f"{number:08x}-0000-4000-8000-000000000001",

@@ -16,7 +16,7 @@ TIMEOUT_S = 30.0
 
 @dataclass
 class ConnectProxy:
-    """The address of the proxy, and the targets of the tunnels and the logins at the proxy, oldest first."""
+    """The address of the proxy. Of each request for a tunnel, oldest first: the target, and the login at the proxy."""
 
     url: str
     targets: list[str] = field(default_factory=list)
@@ -25,7 +25,7 @@ class ConnectProxy:
 
 @contextmanager
 def connect_proxy(*, refuses: bool = False) -> Iterator[ConnectProxy]:
-    """Run a proxy for the block. It may refuse every tunnel."""
+    """Run a proxy while the block runs. With `refuses`, it refuses every tunnel."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_CONNECT(self) -> None:

@@ -19,24 +19,25 @@ from support.conversation import HEADERS, TIME, UUID, load, parse_request, read_
 FOLDER = Path(__file__).parents[1] / "contract"
 #: The callers of the conversations that are agents.
 AGENTS = ("agent", "sibling", "foreign")
-#: Members whose content the service type, the agent type or the agent decides.
+#: Members whose content is not compared, because the service type, the agent type or the agent decides it.
 FREE = frozenset(
     {
         "agentInstanceData", "configTemplate", "configuration", "configurationSchema", "lifecycleSchema", "params",
         "properties", "propertySchema",
     }
 )  # fmt: skip
-#: Members that are absent for as long as there is nothing to say.
+#: Members that FulcrumCore leaves out as long as they have no value.
 OPTIONAL = frozenset({"agentInstanceId", "agentInstanceData", "claimedAt", "completedAt", "errorMessage", "params"})
+#: Matches the part of a conversation's path that stands for an identifier; `nonsense` is an invalid one.
 _PART = re.compile(r"\$\{\w+\}|nonsense")
-#: Matches what a conversation writes in the place of an identifier.
+#: Matches the text, such as `<job>`, that replaces an identifier in a recorded answer.
 _NAME = re.compile(r"<(?!text>|time>|number>|url>|not compared>|run>)[a-z_]+( \d+)?>")
 _NO_BODY = object()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A recorded request with its answer. `body` is _NO_BODY without one."""
+    """A recorded request with its answer. `body` is _NO_BODY if the request had no body."""
 
     is_of_agent: bool
     query: frozenset[str]
@@ -51,13 +52,13 @@ class ContractRules:
     examples: dict[tuple[str, str], list[Example]] = field(default_factory=lambda: defaultdict(list))
 
     def problems(self, method: str, path: str, query: str, body: Any, answer: dict[str, Any] | None) -> list[str]:
-        """Return what differs from every example. `answer` has `status`, `headers` and `body`; None without an answer.
+        """Return how a request and its answer differ from all recorded examples. The path is without /api/v1.
 
-        The path is without /api/v1.
+        `answer` has `status`, `headers` and `body`. It is None if no answer has arrived.
         """
         examples = self.examples.get((method, template_of(path)), [])
         if not any(example.is_of_agent and example.answer["status"] < 300 for example in examples):
-            return ["no conversation has this request of an agent with success"]
+            return ["no conversation has this request of an agent with an answer of success"]
         found = list(_request_problems(examples, query, body))
         if answer is not None:
             found += _answer_problems(examples, answer)

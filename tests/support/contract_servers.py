@@ -27,7 +27,7 @@ class Server(Protocol):
         """Return whether this server can do what a conversation needs, `restart` or `time_out`."""
 
     def do(self, need: str) -> None:
-        """Restart, or wait until a job that was created just now has failed by the job time-out."""
+        """`restart`: restart the server. `time_out`: wait until a job that was created just now has timed out."""
 
 
 class SimulatedServer:

@@ -25,9 +25,9 @@ HEADERS = ("Content-Type", "Allow", "Cache-Control", "Vary", "X-Content-Type-Opt
 HEADER_PREFIXES = ("Access-Control-",)
 #: Members of an answer whose text FulcrumCore may change. The contract compares only that there is a text.
 TEXT_MEMBERS = ("error", "message", "errorMessage")
-#: The text in a body that the member `nested` of a step replaces by this many nested lists.
+#: The text in a body that is replaced by nested lists. The member `nested` of the step is their number.
 NESTED = "<nested>"
-#: Members of an answer that count through the whole database, so their value depends on earlier runs.
+#: Members of an answer that are counters of the whole database, so their value depends on earlier runs.
 COUNTER_MEMBERS = ("sequenceNumber", "lastEventSequenceProcessed")
 #: Lists whose order differs in each run, because FulcrumCore reads them from PostgreSQL without an order.
 UNORDERED_MEMBERS = ("serviceTypeIds",)
@@ -96,12 +96,12 @@ class Conversation:
             body = self._fill(step.get("body", {}))
             data = json.dumps({**members, **body} if isinstance(body, dict) else body)
         if "nested" in step and data:
-            # The number of brackets counts, not their content, and Python cannot write such a value.
+            # json.dumps cannot write lists that are nested so deeply, so the brackets are inserted as text.
             brackets = "[" * step["nested"] + "]" * step["nested"]
             data = data.replace(json.dumps(NESTED), brackets)
         request = requests.Request(method, self._api_url, headers=headers, data=data and data.encode())
         prepared = self._session.prepare_request(request)
-        # requests would decode and encode the path again. The contract is also about the path as it was sent.
+        # The library requests would decode and encode the path again, but exactly this path is to be tested.
         prepared.url = self._api_url + path[path.index("/api/v1") + 7 :] if "/api/v1/" in path else self._api_url + path
         return self._session.send(prepared, timeout=TIMEOUT_S)
 

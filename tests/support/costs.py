@@ -1,7 +1,7 @@
 """What each test costs: CPU seconds of its whole process tree, and wall time.
 
-`pytest --costs FILE` adds a line for each test to FILE (JSON: name, CPU seconds, wall seconds). A process that outlives
-a test, such as a module's lab, counts for the test during which it worked.
+`pytest --costs FILE` adds a line for each test to FILE (JSON: name, CPU seconds, wall seconds). If a process
+outlives a test, as the lab of a module does, each test gets the CPU seconds that the process used during this test.
 
 `python tests/support/costs.py FILE` prints the sums by file; with `--write DOCUMENT` it also puts the table of the
 slowest tests between the markers of that document.
@@ -21,7 +21,8 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-#: Prefixes of paths of test files below tests/, those with the longest groups first (`make slowest`).
+#: Prefixes of the paths of test files, relative to tests/: those with the longest groups of tests come first, because
+#: they are started first. `make slowest` measures the tests.
 LONGEST_FIRST = (
     *("security/test_canary", "integration/runs/test_warm", "faults/test_f23", "faults/test_f15", "faults/test_f01"),
     *("integration/cli/test_cli_drift", "faults/", "e2e/", "playbooks/", "security/", "integration/cli/test_play"),
@@ -41,7 +42,7 @@ class Cost(NamedTuple):
 
 
 class Recorder:
-    """The plugin that measures."""
+    """The plugin of pytest that measures each test, and adds a line for it to the file."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -54,11 +55,11 @@ class Recorder:
         finally:
             line = [item.nodeid.partition("@")[0], tree_cpu_s() - cpu_s, time.monotonic() - wall_s]
             with self._file.open("a") as out:
-                out.write(json.dumps(line) + "\n")  # one write: several workers append
+                out.write(json.dumps(line) + "\n")  # one write, because several workers append to the file
 
 
 def tree_cpu_s() -> float:
-    """Return the CPU seconds of this process and of all below it, those that have ended included."""
+    """Return the CPU seconds of this process and of all its descendants, including those that have ended."""
     own = os.times()
     total = own.user + own.system + own.children_user + own.children_system
     for process in psutil.Process().children(recursive=True):

@@ -24,7 +24,7 @@ def copy_action(folder: Path) -> Path:
 
 
 def offer_action(lab: LabSystem) -> None:
-    """Put the ISO image into the stand-in, and make the lab's services of a type that has the action."""
+    """Add the ISO image to the stand-in, and let the lab order its services with a service type that has the action."""
     lab.proxmox.control("grant", path="/storage/local", privilege="Datastore.Audit")
     lab.proxmox.control("grant", path="/vms", privilege="VM.Config.CDROM")
     image = {"content": "iso", "format": "iso", "size": 1024**2, "ctime": 0}

@@ -25,11 +25,11 @@ OWNER = "node-of-then"
 CLUSTER = "pve"
 #: The agent ended without releasing its jobs: their leases have expired.
 EXPIRED_LEASE_S = -60.0
-#: Longer than the rows take to be written on a busy machine, because the job must not be claimed meanwhile.
+#: Longer than it takes to write all rows on a busy machine, because no later claim here may return the job.
 SHORT_BACKOFF_S = 120.0
-#: A backoff that no later test sees the end of.
+#: A backoff that ends after every test that restores the recorded database.
 LONG_BACKOFF_S = 3650 * 86_400.0
-#: When deleted VMs may be purged: at once, and not during any test.
+#: Unix times from which deleted VMs may be purged: one that has passed, and one after every test.
 LONG_PAST, FAR_AHEAD = 1_000_000_000, 4_000_000_000
 TENANT, OTHER_TENANT = "6f9619ff-8b86-4d01-8b42-00cf4fc964ff", "9a3f2c4e-1111-4222-8333-444455556666"
 CRITICAL_JOBS = ("GetPendingJobs", "PruneCompletedJobs", "PurgeDeletedVms", "ReportMetric", "Reconcile")
@@ -70,7 +70,7 @@ def _submitted(session: Session, name: str, **wanted: Any) -> int:
 
 
 def _claimed(session: Session, name: str, **wanted: Any) -> Job:
-    """Submit a job whose service has that name, and claim it."""
+    """Submit a job whose service has this name, and claim it."""
     job_id = _submitted(session, name, **wanted)
     job = job_queue.claim(session, OWNER, lease_s=EXPIRED_LEASE_S)
     assert job is not None
@@ -79,7 +79,7 @@ def _claimed(session: Session, name: str, **wanted: Any) -> Job:
 
 
 def _started(session: Session, name: str, **wanted: Any) -> tuple[Job, Lease]:
-    """Claim a job, here and at FulcrumCore, and start its run."""
+    """Claim a job, record that FulcrumCore has accepted the claim, and record the start of its run."""
     job = _claimed(session, name, **wanted)
     lease = job_queue.lease_of(job)
     job_queue.note_fulcrum_claim_sent(session, lease)
@@ -141,7 +141,7 @@ def _reaped(session: Session) -> None:
 
 
 def _ended(session: Session) -> None:
-    """Write active mappings, of a VM and a container, one whose VM is lost, and jobs with every acknowledgement."""
+    """Write mappings of a VM, a container and a lost VM, and ended jobs in each state of a report that is settled."""
     for name, kind in (("reported", GuestKind.QEMU), ("container", GuestKind.LXC), ("vm-lost", GuestKind.QEMU)):
         job, mapping = _created(session, name, kind, tenant_id=TENANT)
         outbox.note_reported(session, job.id, ReportState.REPORTED)
@@ -161,7 +161,7 @@ def _reports(session: Session) -> None:
 
 
 def _deleted(session: Session) -> None:
-    """Write VMs that are gone, and deleted ones that still exist: one to purge now, one much later."""
+    """Write services whose VM no longer exists, and deleted VMs that still exist: one to purge now, one much later."""
     for name, delete_at in (("deleted", None), ("purged", LONG_PAST), ("purge-now", LONG_PAST), ("later", FAR_AHEAD)):
         create, mapping = _created(session, name)
         outbox.note_reported(session, create.id, ReportState.REPORTED)
@@ -194,7 +194,9 @@ def _purged(session: Session, mapping: Mapping) -> None:
 
 
 def _in_flight(session: Session) -> None:
-    """Write creates whose playbook runs, one of them cancelled by an operator, and claims at two earlier steps."""
+    """Write two creates whose playbook runs, one of them cancelled by an operator, and two jobs that were only claimed.
+
+    The claim of one of these was not sent to FulcrumCore yet. That of the other was sent, but not answered."""
     _reserved(session, _started(session, "cloning", tenant_id=TENANT)[0], "cloning")
     cancelled, _ = _started(session, "cancelled")
     _reserved(session, cancelled, "cancelled")
@@ -204,6 +206,7 @@ def _in_flight(session: Session) -> None:
 
 
 def _pending(session: Session) -> None:
+    """Write two requeued jobs, a start, a job with a defect, and one that an earlier agent claimed at FulcrumCore."""
     for name, pause_s in (("requeued", SHORT_BACKOFF_S), ("requeued-for-long", LONG_BACKOFF_S)):
         lease = job_queue.lease_of(_claimed(session, name))
         job_queue.requeue(session, lease, backoff_s=pause_s, reason="PVE_UNREACHABLE: no connection")

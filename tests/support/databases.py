@@ -1,6 +1,7 @@
 """Databases for tests: a migrated SQLite file, and a PostgreSQL cluster of our own that lives as long as the session.
 
-Each is migrated once; a test gets a copy (SQLite) or the emptied tables (PostgreSQL), which costs milliseconds.
+The schema is created once for each of them. A test gets a copy of the file (SQLite) or the emptied tables (PostgreSQL),
+which takes milliseconds.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class PostgresCluster:
     folder: Path
     binaries: Path
     options: tuple[str, ...] = FAST
-    address: str = ""  #: every client that reaches it may connect, so it belongs to a network namespace of the test
+    address: str = ""  #: in a network namespace of the test, because every client that reaches it may connect
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -73,7 +74,7 @@ class PostgresCluster:
         _wait_until_it_answers(self, self.process)
 
     def stop(self, signum: signal.Signals = signal.SIGQUIT) -> None:
-        """Cut every connection and end the server. SIGINT keeps what was committed; by default nothing need be kept."""
+        """Cut every connection and end the server. SIGINT keeps what was committed; the default may lose it."""
         if self.process is not None:
             self.process.send_signal(signum)
             self.process.wait(timeout=START_WITHIN_S)
@@ -107,18 +108,18 @@ class PostgresCluster:
                     process.resume()
 
     def url(self, name: str) -> str:
-        """Return SQLAlchemy's address of one of its databases."""
+        """Return the address, for SQLAlchemy, of the database with this name."""
         return f"postgresql+psycopg://smith@/{name}?host={self.address or self.folder}"
 
     def execute(self, *statements: str) -> None:
-        """Run statements that no transaction may hold, as the cluster's owner."""
+        """Run statements that PostgreSQL refuses in a transaction, such as CREATE DATABASE, as the cluster's owner."""
         engine = create_engine(self.url("postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool)
         with engine.connect() as connection:
             for statement in statements:
                 connection.execute(text(statement))
 
     def emptied_database(self) -> str:
-        """Return the address of the database that all tests share, empty and with nobody connected."""
+        """Empty the database that all tests share, and cut the connections to it; return its address."""
         engine = create_engine(self.url(SHARED), isolation_level="AUTOCOMMIT", poolclass=NullPool)
         others = (
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name AND pid <> pg_backend_pid()"
@@ -126,15 +127,16 @@ class PostgresCluster:
         tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
         with engine.connect() as connection:
             connection.execute(text(others), {"name": SHARED})
-            connection.execute(text("SET session_replication_role = replica"))  # the audit's triggers refuse it
+            # This disables the triggers of the audit, which refuse TRUNCATE.
+            connection.execute(text("SET session_replication_role = replica"))
             connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY"))
         return self.url(SHARED)
 
     @contextlib.contextmanager
     def fresh_database(self, template: str = TEMPLATE) -> Iterator[str]:
-        """Yield the address of a migrated database of one's own, for tests that change the schema; drop it after.
+        """Create a database for one test, such as one that changes the schema; yield its address, then drop it.
 
-        With the template `template0` it is empty.
+        It has the current schema; with the template `template0`, it is empty.
         """
         name = f"test_{uuid.uuid4().hex}"
         self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
@@ -154,7 +156,7 @@ def postgres_cluster(binaries: Path, *, address: str = "") -> Iterator[PostgresC
 
 @contextlib.contextmanager
 def empty_cluster(binaries: Path, options: tuple[str, ...] = FAST, *, address: str = "") -> Iterator[PostgresCluster]:
-    """Start a server with these options and without a database of ours; stop it by its pid."""
+    """Start a server with these options, in which no database of an agent exists; stop it by its pid."""
     in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  mkdtemp creates the folder
     folder = Path(tempfile.mkdtemp(prefix="smith-pg-", dir=in_memory))
     cluster = PostgresCluster(folder, binaries, options, address)
@@ -173,7 +175,7 @@ def empty_cluster(binaries: Path, options: tuple[str, ...] = FAST, *, address: s
 
 
 def _as_server_user(folder: Path) -> dict[str, Any]:
-    """Return the user for the server's processes. PostgreSQL refuses to run as root, so root uses another user."""
+    """Return the arguments of `subprocess` that set the server's user. PostgreSQL refuses to run as root."""
     if os.getuid() != 0:
         return {}
     user = next(user for user in pwd.getpwall() if user.pw_name in ("postgres", "nobody") and user.pw_uid)

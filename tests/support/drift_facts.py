@@ -1,4 +1,4 @@
-"""Mappings, guests and services that are compared."""
+"""The facts of a mapping that the tests of drift compare with guests and services."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class World:
         self.made: list[int] = []
 
     def add_vm(self, service_id: str = "", *, name: str = "", vmid: int = 0, **config: Any) -> int:
-        """Put a VM there, with a service's marker if one is named."""
+        """Add a VM to the stand-in, with the marker of the service if `service_id` is given."""
         vmid = vmid or next(VMIDS)
         values: dict[str, Any] = {"cores": 2, "sockets": 2, "memory": "512", "description": "Acme's shop"}
         if service_id:
@@ -41,7 +41,7 @@ class World:
         return vmid
 
     def delete_leaving(self, volume: str) -> int:
-        """Delete a VM of a service as an agent does, whose volume Proxmox could not remove; return its VMID."""
+        """Delete the VM of a new service as an agent does, but let this volume stay in Proxmox; return the VMID."""
         service_id, vmid = self.in_order()
         self.lab.proxmox.control("remove", vmid=vmid)
         result = {"status": "absent", "volumes_left": [volume.format(vmid)]}
@@ -52,7 +52,9 @@ class World:
         return vmid
 
     def service(self, vmid: int | None) -> str:
-        """Order a service and complete its create as an agent does, for a VM on this VMID."""
+        """Order a service, and complete its create job as an agent does; return the service's id.
+
+        The service gets a VM with this VMID. With None, the create job stays pending."""
         service_id = self.lab.order_service(f"s-{uuid.uuid4().hex[:8]}")
         if vmid is None:
             return service_id
@@ -68,7 +70,7 @@ class World:
             assert mappings.insert_active(session, service_id=service_id, vmid=vmid, **values)
 
     def in_order(self) -> tuple[str, int]:
-        """A service, its VM and its mapping, as after a create."""
+        """Add a service, its VM and its mapping, as a create leaves them; return the service's id and the VMID."""
         vmid = next(VMIDS)
         service_id = self.service(vmid)
         self.add_vm(service_id, vmid=vmid)

@@ -2,8 +2,7 @@
 
 Each command is a process of its own, with its own arguments, environment, working directory, standard streams, umask,
 session and exit code. Only the imports are shared. A command whose environment changes what the interpreter reads at
-its start (locale, `PYTHON…`, time zone) gets a new interpreter; so does every test of the start itself, which does not
-come here.
+its start (locale, `PYTHON…`, time zone) gets a new interpreter. Tests of an interpreter's start do not use this module.
 
 The server is `python -m support.fork_server FD`; it ends when the other end of FD closes.
 """
@@ -33,9 +32,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-#: Variables that the interpreter, or the C library on its behalf, reads once.
+#: Prefixes of the variables that the interpreter or the C library reads only when a process starts.
 READ_AT_START = ("PYTHON", "LC_", "LANG", "TZ", "LD_")
-#: Programs of their own: two of them need Ansible, one needs Alembic's context.
+#: Modules that the server does not import: the entry point of the command, which each fork executes; the programs of
+#: warm runs, which need Ansible; and the migrations, which need Alembic's context.
 NOT_IMPORTED = ("executor.__main__", "executor.runs.warm.", "executor.database.migrations.")
 #: Longer than any command's arguments and environment.
 MESSAGE_BYTES = 128 * 1024
@@ -77,7 +77,7 @@ class ForkedCommand:
         self.send_signal(signal.SIGKILL)
 
     def _read_end(self) -> int:
-        global used_cpu_s  # noqa: PLW0603  counted here alone
+        global used_cpu_s  # noqa: PLW0603  changed here only
         with self._connection:
             said = self._connection.recv(MESSAGE_BYTES)
         if not said:
@@ -88,7 +88,7 @@ class ForkedCommand:
 
 
 class ForkServer:
-    """The server process, and the way to ask it."""
+    """The server process, and the connection over which it gets the requests to start commands."""
 
     def __init__(self) -> None:
         self.environment = dict(os.environ)
@@ -116,7 +116,7 @@ class ForkServer:
         return ForkedCommand(ours, json.loads(started)["pid"])
 
     def starts_alike(self, env: Mapping[str, str]) -> bool:
-        """True when an interpreter that starts with `env` would start as the server's did."""
+        """Return whether the variables that are read at the start are the same in `env` as at the server's start."""
         return _read_at_start(env) == _read_at_start(self.environment)
 
     def stop(self) -> None:
@@ -161,7 +161,7 @@ def run_new_interpreter(
     stdin: str | None = None,
     timeout: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Do the same with an interpreter of the command's own."""
+    """Do the same as `run`, but in a new interpreter."""
     given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
     command = [sys.executable, "-m", "executor", *arguments]
     return subprocess.run(
@@ -171,7 +171,7 @@ def run_new_interpreter(
 
 @functools.cache
 def server() -> ForkServer:
-    """Start this process's server when the first command is asked for."""
+    """Return the server of this process. The first call starts it."""
     return ForkServer()
 
 
@@ -180,7 +180,7 @@ def _read_at_start(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def _umask() -> int:
-    """Return this process's umask without changing it: a thread may be making a file."""
+    """Return this process's umask. `os.umask` would change it for a moment, in which a thread may create a file."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
 
@@ -221,7 +221,7 @@ def _read_both(output: Any, errors: Any, timeout: float | None) -> list[bytes]:
 
 
 def main(control_fd: int) -> None:
-    """Import, then fork for each request until the other end closes. A fork returns from here as the command."""
+    """Import all modules, then fork a command for each request, until the test process closes the connection."""
     _import_all()
     gc.collect()
     gc.freeze()  # forks share these pages as long as no process writes to them
@@ -268,7 +268,7 @@ def _report_ended(connections: dict[int, socket.socket]) -> None:
         if pid == 0:
             return
         ending = {"code": os.waitstatus_to_exitcode(status), "cpu_s": usage.ru_utime + usage.ru_stime}
-        with connections.pop(pid) as connection, contextlib.suppress(OSError):  # the test may not wait
+        with connections.pop(pid) as connection, contextlib.suppress(OSError):  # the test may have closed it
             connection.send(json.dumps(ending).encode())
 
 
@@ -276,7 +276,7 @@ def _report_ended(connections: dict[int, socket.socket]) -> None:
 
 
 def _become_command(wanted: dict[str, Any], streams: list[int]) -> NoReturn:
-    """Be `python -m executor ARGUMENTS`."""
+    """Do in this fork what `python -m executor ARGUMENTS` does, and exit."""
     code = 1
     try:
         _take_surroundings(wanted, streams)
@@ -296,7 +296,7 @@ def _become_command(wanted: dict[str, Any], streams: list[int]) -> NoReturn:
 
 
 def _take_surroundings(wanted: dict[str, Any], streams: list[int]) -> None:
-    """Become as a process that was just started: streams, signals, folder, environment, umask, and no other file."""
+    """Set streams, signals, folder, environment and umask as in a new process; close all other files."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
@@ -315,7 +315,7 @@ def _take_surroundings(wanted: dict[str, Any], streams: list[int]) -> None:
 
 
 def _exit_code(stop: SystemExit) -> int:
-    """Return the exit code that the interpreter would make of it."""
+    """Return the exit code with which the interpreter would end; print the message of SystemExit as it would."""
     if stop.code is None:
         return 0
     if isinstance(stop.code, int):
@@ -325,7 +325,7 @@ def _exit_code(stop: SystemExit) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """Do what the interpreter does at its end, but for the destruction of modules that all forks share."""
+    """Do what the interpreter does at its end, but do not destroy the modules: all forks share their memory."""
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()

@@ -15,7 +15,7 @@ from typing import Any
 from smith_lab.simulator.history import HistoryEntry
 
 ANSWER_TIMEOUT_S = 60.0
-#: Headers that belong to one connection. The forwarder has two.
+#: Headers that describe one connection. They are not forwarded, because the other connection differs.
 OF_CONNECTION = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "host"})
 
 
@@ -29,13 +29,13 @@ class Exchange(HistoryEntry):
 
 @dataclass
 class Forwarder:
-    """Forwards the requests to one port. Without an answer, it ends the caller's connection without one, too.
+    """Forwards the requests to one port. If no answer arrives, it ends the caller's connection without an answer.
 
-    It makes one connection for each request and repeats none, so that a request arrives at most once.
+    It opens one connection for each request and repeats no request, so that a request arrives at most once.
     """
 
     target: int
-    #: Called with each exchange that has ended, by any thread. Then the answer's body is forgotten, as it may be large.
+    #: Called with each exchange when it ends, in any thread. Then the answer's body, which may be large, is dropped.
     on_end: Callable[[Exchange], None] = lambda _exchange: None
     exchanges: list[Exchange] = field(default_factory=list)
     port: int = 0
@@ -46,7 +46,7 @@ class Forwarder:
         return [dict(vars(exchange)) for exchange in self.exchanges[since:]]
 
     def forward(self, method: str, target: str, headers: dict[str, str], data: bytes) -> tuple[Exchange, bytes]:
-        """Send a request; return the exchange and the answer's body. Raises OSError or HTTPException without answer."""
+        """Send a request; return the exchange and the answer's body. Raises OSError or HTTPException without one."""
         exchange = self._arrived(method, target, data)
         started = time.monotonic()
         try:

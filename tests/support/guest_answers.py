@@ -22,7 +22,7 @@ class GuestAnswer:
     body: bytes
     status: int = 200
     reason: str = "OK"
-    is_cut: bool = False
+    is_cut: bool = False  #: the connection closes before the end of the body
     delay_s: float = 0.0
 
 
@@ -36,7 +36,7 @@ def _nics(*nics: Any) -> GuestAnswer:
 
 
 def _nic(**members: Any) -> dict[str, Any]:
-    """Return an interface of the VM with a valid address, in which these members are replaced."""
+    """Return an interface of the VM with a valid address. `members` replace its members."""
     named = {name.replace("_", "-"): value for name, value in members.items()}
     return {"name": "eth0", "hardware-address": MAC, "ip-addresses": [{"ip-address": ADDRESSES[0]}]} | named
 

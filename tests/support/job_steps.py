@@ -40,7 +40,7 @@ def requeue(engine: Engine, job: Job, backoff_s: float = 0) -> None:
 
 
 def reap(engine: Engine, all_owners_except: str | None = None) -> list[tuple[int, JobStatus]]:
-    """Reap the jobs of all owners except one, or without one those with an expired lease."""
+    """Reap the jobs of all owners except the named one. If none is named, reap the jobs whose lease has expired."""
     with transaction(engine) as session:
         leases = other_leases.leases_of_others(session, all_owners_except or "none")
         return reaping.reap(session, [lease for lease in leases if all_owners_except or lease.is_expired])
@@ -63,6 +63,7 @@ def columns_of(engine: Engine, job_id: int) -> dict[str, Any]:
 
 
 def ended(engine: Engine, **wanted: Any) -> int:
+    """Submit a job, and claim and finish it; return its id."""
     job_id = submit(engine, **wanted)
     job = claimed(engine)
     assert job.id == job_id
@@ -71,11 +72,13 @@ def ended(engine: Engine, **wanted: Any) -> int:
 
 
 def due(engine: Engine, limit: int = 50) -> list[int]:
+    """Return the ids of the jobs whose reports must be sent now."""
     with reading(engine) as session:
         return [job.id for job in outbox.due_reports(session, limit)]
 
 
 def settle(engine: Engine, *job_ids: int) -> None:
+    """Record that FulcrumCore has acknowledged the reports of these jobs."""
     with transaction(engine) as session:
         for job_id in job_ids:
             outbox.note_reported(session, job_id, ReportState.REPORTED)

@@ -1,4 +1,4 @@
-"""Guests and leases in a lab."""
+"""Adds guests to a lab, lists them and sweeps them, for the tests of `smith lab-test`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from executor.shared.marker import marker_for
 def add_vm(
     stand_in: ProxmoxStandIn, reserved: ReservedRange, position: int = 1, *, is_locked: bool = False, **more: Any
 ) -> int:
-    """Add a VM as a test of the run makes one; return its VMID."""
+    """Add a VM as a test creates one in its reserved range of VMIDs; return its VMID."""
     service_id = reserved.new_service_id()
     config = {"description": marker_for(service_id), **more.pop("config", {})}
     vmid = reserved.vmids[position]

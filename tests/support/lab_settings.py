@@ -11,7 +11,7 @@ FIRST, SIZE = 90_000, 20
 
 
 def lab_settings(stand_in: ProxmoxStandIn | None = None, **more: Any) -> LabSettings:
-    """Return the settings of a lab with three ranges. Without a stand-in, it has an address that no test uses."""
+    """Return the settings of a lab with three ranges of VMIDs. Without a stand-in, no test uses its address."""
     values: dict[str, Any] = {
         "host": stand_in.host if stand_in else "proxmox.invalid",
         "port": stand_in.port if stand_in else 8006,

@@ -1,4 +1,4 @@
-"""A cluster of one answer, and what the tests of metrics read of the entries."""
+"""A Proxmox server that answers each request with one list of VMs, and what the tests of metrics read of entries."""
 
 from __future__ import annotations
 

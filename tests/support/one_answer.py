@@ -1,8 +1,8 @@
-"""Reads answers of a server in turn, and prints by how much the memory of this process has grown, and the errors.
+"""Reads COUNT answers of a server, one after the other; prints the errors and the growth of this process's memory.
 
     python -m support.one_answer KIND PORT CA COUNT
 
-It is a process of its own, because the peak of a process never falls.
+The growth is that of the peak. The peak of a process never falls, so each measurement needs a process of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ READ_TIMEOUT_S = 5.0
 
 
 def peak_mib() -> float:
-    """Return the peak of the memory of this process. That of `getrusage` includes the process before `exec`."""
+    """Return the peak of this process's memory. That of `getrusage` would include the memory before `exec`."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 

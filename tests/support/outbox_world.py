@@ -24,11 +24,12 @@ from executor.shared.error_codes import ErrorCode
 Json = dict[str, Any]
 VMIDS = itertools.count(100_000)
 FAILED = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="the storage is full (run create-1)")
-#: Refused by the service type, whose schema defines macAddress as a string.
+#: A fact of a VM that FulcrumCore refuses, because the schema of the service type defines macAddress as a string.
 INVALID_MAC = {"mac_address": 7}
 
 
 def made(**more: Any) -> JobResult:
+    """Return the result of a create that has succeeded."""
     vm = {"vmid": next(VMIDS), "node": "pve1", "name": "web-1", "status": "stopped", "mac_address": "BC:24:11:00:00:01"}
     return JobResult(succeeded=True, vm=vm | more)
 
@@ -61,7 +62,7 @@ class Outbox:
         return self.world.claimed(service) if claimed else self.world.job_of(service)
 
     def ended(self, job: Json, result: JobResult) -> int:
-        """Store the job's end; return our id."""
+        """Store the job and this result of it; return the id of its row."""
         with transaction(self.engine) as session:
             submitted = new_job(fulcrum_id=job["id"], service_id=job["serviceId"], action=job["action"])
             job_queue.submit(session, submitted)
@@ -75,7 +76,7 @@ class Outbox:
             return session.get_one(Job, job_id)
 
     def turn(self, times: int = 1) -> float:
-        """Let the reporter take turns without a backoff between them."""
+        """Let the reporter send its due reports this many times, without backoff; return how long it would wait."""
         wait_s = 0.0
         for _ in range(times):
             with transaction(self.engine) as session:

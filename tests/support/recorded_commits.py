@@ -18,7 +18,7 @@ FILE = PROJECT / "tests" / "data" / "recorded_commits.json"
 
 
 class CommitMissing(Exception):
-    """The commit cannot be read here. `history_is_complete` tells a wrong file from a clone without its history."""
+    """The commit is not in this clone. If its history is complete, the file probably names a wrong commit."""
 
     def __init__(self, message: str, *, history_is_complete: bool) -> None:
         super().__init__(message)

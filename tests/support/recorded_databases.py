@@ -1,6 +1,7 @@
 """Databases of earlier versions, as SQL text in tests/data/databases: what an upgrade finds at a provider.
 
-The database of each schema is recorded before a release, with jobs in flight. Nobody changes the files afterwards:
+The database of each schema is recorded before a release, with jobs in flight. The files are never changed afterwards.
+This command
 
     python tests/support/recorded_databases.py "Release 1.2.0"
 
@@ -20,7 +21,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]  # for a call by hand; pytest has both already
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]  # for a call from a shell; pytest adds both itself
 
 from support.database_contents import fill  # noqa: E402 (see above)
 from support.databases import postgres_binaries, postgres_cluster  # noqa: E402 (see above)

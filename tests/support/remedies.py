@@ -17,7 +17,7 @@ from support import fork_server
 if TYPE_CHECKING:
     from support.setups import BrokenSystem
 
-#: What stands before a command and says where or when it is executed.
+#: The words before a command: `on NODE:` says where it is executed, `or:` that it is an alternative.
 PREFIX = re.compile(r"^(on [\w.-]+|or): ")
 SETTING = re.compile(r"([A-Z][A-Z_]+)=(.*)")
 CALL = re.compile(r"PATCH (/\S+) (\{.*\}|with the file \S+)")
@@ -122,15 +122,15 @@ def _collection(words: list[str], system: BrokenSystem) -> None:
 
 
 def _new_token(words: list[str], system: BrokenSystem) -> None:
-    """Give the token of the stand-in, which has one, a new secret."""
+    """Set the secret of the stand-in's token again. The stand-in has a token already, so none is added."""
     system.proxmox("token_secret", secret=system.lab.proxmox.token_secret)
 
 
 def _nothing(words: list[str], system: BrokenSystem) -> None:
-    """Do nothing, as another command has done everything at the stand-in."""
+    """Do nothing, because another command of the remedy has made the whole change at the stand-in."""
 
 
-#: What a command does in the lab, by its first words: those of Proxmox at the stand-in.
+#: What a command does in the lab, by its first words. The commands of Proxmox change the stand-in.
 LAB_COMMANDS: dict[tuple[str, ...], Callable[[list[str], BrokenSystem], None]] = {
     ("pveum", "role"): _role,
     ("pveum", "acl", "modify"): _acl,

@@ -111,7 +111,7 @@ def events_of(artifacts: RunArtifacts) -> list[dict[str, Any]]:
 
 
 def result_of(artifacts: RunArtifacts) -> Any:
-    """Return the `vm_result` of the last event that has one."""
+    """Return the `vm_result` of the run's final event, or else that of the first `set_stats`."""
     data = [event.get("event_data", {}) for event in events_of(artifacts)]
     found = [item["artifact_data"]["vm_result"] for item in data if "artifact_data" in item]
     found += [
@@ -121,7 +121,7 @@ def result_of(artifacts: RunArtifacts) -> Any:
 
 
 def process_of(site: Site, word: str) -> psutil.Process | None:
-    """Return the oldest process of the site's run with this text at the start of its command line."""
+    """Return the first process of the site's runs that has this text in the first five words of its command line."""
     for process in psutil.process_iter():
         try:
             mark = process.environ().get("SMITH_CREDENTIALS_FILE", "")

@@ -34,7 +34,7 @@ from executor.doctor.run import run_checks
 from executor.fulcrum.bootstrap import SERVICE_TYPE_FILE, load_type
 from executor.proxmox.privileges import list_needs
 
-#: The variables of the lab that are files in a sound system.
+#: The variables of the lab that contain a secret. The sound system sets the files with the secrets instead.
 SECRETS = ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET")
 STORAGE = "local-lvm"
 PAST = "2020-01-01T00:00:00Z"
@@ -42,7 +42,7 @@ _NEEDS = list_needs(9, disk_storages=[STORAGE, "ceph"], image_storages=["local"]
 #: The paths and privileges that the token of the stand-in has.
 PRIVILEGES = [(need.path, privilege) for need in _NEEDS for privilege in sorted(need.privileges)]
 PRIVILEGES.append(("/sdn/zones/localnetwork", "SDN.Use"))
-#: Lists of which each member breaks a system of its own.
+#: Lists for the setups with `for_each`: each member is used to break another system.
 LISTS = {
     "vm_privileges": sorted({*list_needs(9, disk_storages=[])[0].privileges, "VM.Backup"}),
     "storage_privileges": sorted(list_needs(9, disk_storages=[STORAGE])[1].privileges),

@@ -114,11 +114,11 @@ class World:
         return job
 
     def job_of(self, service: dict[str, Any]) -> dict[str, Any]:
-        """Return the service's newest job, as in the list."""
+        """Return the service's newest job, in the form in which FulcrumCore lists jobs."""
         return self.admin.list_jobs(service["id"])[-1]
 
     def created(self, instance: str = "agent/100000", **properties: Any) -> dict[str, Any]:
-        """Create a service and complete its create job; return the service, Stopped."""
+        """Create a service and complete its create job; return the service, whose status is then Stopped."""
         service = self.order(self.group(f"group-{instance}"), **properties)
         assert self.agent.complete(self.claimed(service), agentInstanceId=instance).status_code == 204
         return self.admin.get_service(service["id"])

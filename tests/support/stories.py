@@ -1,4 +1,4 @@
-"""Stories of runs, as an agent stores them while a playbook runs."""
+"""Stories, as an agent stores them: what a run has done so far, in Ansible tasks, steps and Proxmox tasks."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def wait():
         time.sleep(0.05)
 
 def leave_orphans():
-    '''A child, and one in a session of its own without its parent and without an environment; they ignore TERM.'''
+    '''Start a child, and an orphan in a session of its own, without environment variables; both ignore TERM.'''
     script = 'trap "" TERM; echo $$ > "$0.new"; mv "$0.new" "$0"; sleep 600'
     subprocess.Popen(["sh", "-c", script, str(folder / "child.pid")])
     path = folder / "lost.pid"
@@ -97,7 +97,7 @@ class Supervised:
         return [line for line in self.events if line["event"] == event]
 
     def has(self, name: str) -> Path | None:
-        """Return the path of a note that the agent has written, None before."""
+        """Return the path of the file that the agent has written with `note`, None if it has not."""
         return self.folder / name if (self.folder / name).exists() else None
 
     def end(self) -> None:

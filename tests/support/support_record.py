@@ -1,9 +1,9 @@
 """Records with which versions the tests have run: `pytest --support-record tests/data/support.json`.
 
 Each row of the file is a version of Proxmox VE, with ansible-core, community.proxmox and Python, and the number of
-changing requests that this Proxmox accepted. The Proxmox stand-in counts them and says of which version it was. Tests
-with the mark `lab` run on a real Proxmox; their row has the number of tests instead. A run replaces the rows of its
-ansible-core, community.proxmox and Python. docs/generate.py writes docs/support.md from the file.
+changing requests that this Proxmox accepted. The Proxmox stand-in counts them, and says which version it imitates.
+Tests with the mark `lab` run on a real Proxmox; their row has the number of tests instead. A run replaces the rows with
+its own versions of ansible-core, community.proxmox and Python. docs/generate.py writes docs/support.md from the file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ENVIRONMENT = ("ansible_core", "community_proxmox", "python")
 
 
 class SupportRecorder:
-    """The plugin that writes the record at the end of the session."""
+    """The plugin of pytest that writes the rows at the end of the session."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -1,7 +1,7 @@
-"""Where tests run, made the same everywhere: environment, signals, umask, locale and time zone.
+"""Gives the tests the same environment variables, signals, umask, locale and time zone wherever they run.
 
-A developer's shell, a CI system, `nohup`, a service manager or a cron job leave other things behind. Each process that
-a test starts inherits what stands here.
+A developer's shell, a CI system, `nohup`, a service manager and a cron job set them differently. Each process that a
+test starts inherits what this module sets.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ UMASK = 0o022
 
 
 def reset_process() -> None:
-    """Let processes started from here have the signals and the umask of a terminal. Call it in the main thread.
+    """Give the processes that this one starts the signals and the umask of a terminal. Call it in the main thread.
 
-    A signal that is ignored (by nohup, for a shell's background job) stays without effect here, but a process that is
-    started inherits the default instead: a handler does not outlive exec.
+    An ignored signal (as after nohup, or in a shell's background job) gets a handler that does nothing. So it has no
+    effect on this process, but its default effect on a process that is started, because exec removes all handlers.
     """
     os.umask(UMASK)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -27,7 +27,7 @@ class TerminalProgram:
             os.execvpe(command[0], list(command), dict(env))  # noqa: S606  the terminal is the child's own
 
     def expect(self, text: str) -> None:
-        """Wait until the program shows the text after what earlier calls have found. Raises AssertionError."""
+        """Wait until the program shows the text, later than the texts of earlier calls. Raises AssertionError."""
         deadline = time.monotonic() + TIMEOUT_S
         while text not in self.shown[self._read_to :]:
             assert self._read(deadline - time.monotonic()), f"no {text!r} in:\n{self.shown}"

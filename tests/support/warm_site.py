@@ -1,4 +1,4 @@
-"""A folder of playbooks and a runner for it that starts a server of warm runs."""
+"""A folder of playbooks, and a runner with a warm server: a process that has imported Ansible and forks the runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from executor.redaction import Redactor
 from executor.runs.runner import Runner, RunnerPaths
 
 TOKEN = "canary-token-Zt7Kq2"
-#: A template for the command line of the play's process: the server's, or that of ansible-playbook.
+#: A Jinja template for the command line of the process that runs the play: the warm server's, or ansible-playbook's.
 WHICH = "{{ lookup('ansible.builtin.pipe', 'cat /proc/$PPID/cmdline | tr \"\\\\0\" \" \"') }}"
 STUBBORN = """
 - name: Start processes that ignore TERM

@@ -2,7 +2,7 @@
 
 Three variants run in turns in the same run, on the same machine: `plain`, the playbooks of the recorded version, run by
 ansible-runner alone; `baseline`, the recorded version; `current`, this checkout. The recorded version is installed from
-git's history into .cache/bench, once. Without it in the history, as in a shallow clone, the comparison is left out.
+git's history into .cache/bench, once. If the history lacks it, as in a shallow clone, the comparison is left out.
 
 CPU is the user and system time of a whole process tree. The stand-in for Proxmox is not part of it. Wall times depend
 on the machine. The exit code is 1 if a job fails, and with --quick also if an action costs as much as with plain
@@ -89,7 +89,9 @@ def main() -> int:
     if arguments.page:
         report.write_page([json.loads(file.read_text(encoding="utf-8")) for file in arguments.page], PARTS)
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # so that all processes end and folders go
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED)
+    )  # so that all processes end and all folders are removed
     results: Json = {"machine": machine_facts(), "quick": arguments.quick, "parts": {}}
     file = _results_file(quick=arguments.quick)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, ExitStack() as stack:
@@ -98,7 +100,7 @@ def main() -> int:
         have_all_ended = True
         for name in arguments.only:
             have_all_ended &= _run_part(name, bench, results, console)
-            file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")  # an hour's figures are not lost
+            file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")  # kept if a later part fails
     report.show(results, PARTS, console)
     console.print(f"written: {file.relative_to(ROOT)}")
     if arguments.quick and _has_absurd_ratio(results, console):

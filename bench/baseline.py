@@ -24,9 +24,9 @@ BASELINE_COMMIT = "242702f196e0bb3ceab041ed5c4dfed2fd98e460"
 CACHE_FOLDER = ROOT / ".cache" / "bench"
 #: The settings of the agent. The processes that the bench starts do not inherit them.
 SETTING_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
-#: The file of a checkout that names all settings; each secret with _FILE behind its name.
+#: The file of a checkout that names all settings. The name of a secret ends with _FILE there.
 SETTINGS_EXAMPLE = Path("deploy/agent-smith.env.example")
-#: How much of the end is shown of the output of an installation or an agent that failed.
+#: If an installation or an agent fails, this much of the end of its output is shown.
 MAX_SHOWN_CHARACTERS = 3000
 
 
@@ -105,7 +105,7 @@ def _install(commit: str) -> Path:
     export_tree(commit, folder)
     _run([sys.executable, "-m", "venv", ".venv"], folder)
     pip = [".venv/bin/python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    # The warm-up of each part compiles the modules that are used. To compile all would take as long as to install all.
+    # Nothing is compiled here, which would double the time: the warm-up of each part compiles the modules that it uses.
     _run([*pip, "install", "--no-compile", "-c", "constraints.txt", "-e", "."], folder)
     _run([*pip, "download", "--no-deps", "-c", "constraints.txt", "-d", "wheels", "ansible"], folder)
     (wheel,) = (folder / "wheels").glob("ansible-*.whl")

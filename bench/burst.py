@@ -1,6 +1,6 @@
 """Measures a burst: creates that are ordered at the same time, from the orders to the end of all jobs.
 
-Plain ansible-runner runs a smaller burst, without agent and FulcrumCore, in as many slots as give its best rate.
+Plain ansible-runner runs a smaller burst, without agent and FulcrumCore, in the number of slots that is fastest for it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _run_plain(bench: Bench, variant: Variant) -> Json:
     creates = bench.sizes.plain_creates
     process = next(process for process in bench.playbook_processes() if process.variant == variant)
     set_clone_duration(process.stand_in, 0)
-    create_first([process], bench.sizes.warm_up_rounds)  # the agents' first VM is created before their bursts, too
+    create_first([process], bench.sizes.warm_up_rounds)  # as `running_agent` creates a first VM before a burst
     set_clone_duration(process.stand_in, bench.sizes.burst_clone_s)
     with measure_cpu_use() as use:
         costs = create_in_parallel(process, creates, bench.sizes.plain_slots)

@@ -23,11 +23,12 @@ from executor.model import JobResult
 
 Json = dict[str, Any]
 OWNER_ID = "bench"
-#: One job of this number is pending. The others have ended and are reported, with a result.
+#: Of this many jobs, one is pending. The others have ended and are reported, with a result.
 ROWS_PER_PENDING_JOB = 20
 #: The tenants whose jobs are pending, and the number of jobs that are processing during a claim.
 TENANTS, PROCESSING_JOBS = 50, 8
 WARM_UP_REPEATS = 10
+#: Goals: the median duration at the most rows, as a ratio to that at the fewest rows, and the 99th percentile.
 MAX_RATIO, MAX_P99_MS = 1.5, 50.0
 #: The options of the PostgreSQL server. It writes to memory, but waits for each commit as in production.
 SERVER_OPTIONS = ("max_connections=80", "max_wal_size=4GB")
@@ -116,13 +117,13 @@ def _filled(url: str, count: int) -> Engine:
         connection.exec_driver_sql("SET statement_timeout = 0")
         connection.connection.driver_connection.response_timeout_s = None  # type: ignore[union-attr]
         connection.exec_driver_sql("VACUUM ANALYZE")  # in production, autovacuum does this
-    engine.dispose()  # this session has no limits
+    engine.dispose()  # closes this connection, which has no time limits
     return engine
 
 
 @contextmanager
 def _postgresql_urls(counts: tuple[int, ...]) -> Iterator[dict[int, str]]:
-    """Yield the URL of a new database for each number of rows, and nothing when PostgreSQL is not installed."""
+    """Yield the URL of a new database for each number of rows; an empty dict if PostgreSQL is not installed."""
     from support import databases  # noqa: PLC0415  a helper module of the tests; bench/baseline.py adds its folder
 
     binaries = databases.postgres_binaries()

@@ -32,7 +32,7 @@ MIN_MEASURED_CPU_S = 0.02
 REPEATS = 3
 #: The size of the pieces in which a text arrives at a parser of a stream.
 PIECE_CHARACTERS = 4096
-#: The secret of which the texts for the redactor contain many lines. It has the maximum length of a secret.
+#: The secret of the redactor consists of this line, repeated up to the maximum length of a secret. So do the texts.
 SECRET_LINE = "key: value\n"  # noqa: S105
 SECRET_CHARACTERS = 16_384
 MAC = "BC:24:11:00:11:22"
@@ -100,12 +100,12 @@ def _decode_output(data: bytes) -> None:
         decoder.feed(data[start : start + PIECE_CHARACTERS])
 
 
-def _tell_story(text: str) -> None:
+def _read_progress(text: str) -> None:
     RunStory(REDACTOR).add_event({"event": "verbose", "stdout": text})
 
 
 REDACTOR = _make_redactor()
-#: The beginning of a text for the parser of JSON that is nested deeper than the limit.
+#: The beginning of a JSON text that is nested more deeply than the parser accepts.
 DEEP = "[" * 65
 CASES = (
     Case(
@@ -181,13 +181,13 @@ CASES = (
         parser="story of a run",
         text="one progress line",
         make_input=_repeated("VM 1 (a): a [1.1 s", before="VM 1 (a): "),
-        parse=_tell_story,
+        parse=_read_progress,
     ),
     Case(
         parser="story of a run",
         text="progress lines",
         make_input=_repeated("VM 1 (a): UPID:a, 5 %, log: a | b [1.1 s]\n"),
-        parse=_tell_story,
+        parse=_read_progress,
     ),
     Case(
         parser="redactor",

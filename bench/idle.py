@@ -104,7 +104,7 @@ def _tables(figures: Json) -> list[Table]:
         for command in COMMANDS
         for name, idle in figures.items()
         for cpu_s in [idle["commands_cpu_s"].get(command)]
-        if cpu_s is not None  # as in results of a bench without this command
+        if cpu_s is not None  # None in the results of an older bench without this command
     ]
     idle_headings = ("variant", "of a core", "of baseline", "MiB, servers included")
     command_headings = ("command", "variant", "CPU-s", "of baseline")

@@ -22,7 +22,7 @@ from executor.model import JobResult, JobStatus, ReportState
 
 #: The owner of the claimed jobs.
 OWNER_ID = "bench"
-#: One of this number of jobs is pending. All other jobs have ended.
+#: Of this many jobs, one is pending. All other jobs have ended.
 ROWS_PER_PENDING_JOB = 20
 #: Number of rows that one INSERT adds.
 ROWS_PER_INSERT = 5_000

@@ -26,7 +26,7 @@ def measure(bench: Bench) -> Json:
     }
     (variant,) = [variant for variant in bench.variants if variant.name == CURRENT]
     with running_lab_of(variant, bench.folder) as lab:
-        # Before the agent starts, because the agent would claim the create jobs of these services.
+        # The services are added before the agent starts, because the agent would claim their create jobs.
         services = add_services_with_vms(lab, 1 + sum(count * repeats for count, repeats in repeats_by_count.items()))
         start_agent(lab)
         _start_all(lab, [services.pop()])  # the first run after a start fills caches

@@ -38,7 +38,7 @@ _lab_numbers = itertools.count()
 def running_agent(variant: Variant, folder: Path, *, clone_s: float = 0.0, **settings: str) -> Iterator[LabSystem]:
     """Run a lab with the agent of a variant, whose data folder and run folder are used by nothing else.
 
-    The first VM was created before the block, because the first run after a start fills caches. `lab.executor` is the
+    A first VM is created before the block runs, because the first run after a start fills caches. `lab.executor` is the
     supervisor, of which the agent is a child.
     """
     with running_lab_of(variant, folder, clone_s=clone_s, **settings) as lab:

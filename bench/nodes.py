@@ -1,7 +1,7 @@
 """Counts the requests of agents to their PostgreSQL, FulcrumCore and Proxmox: without jobs, for each job, for each VM.
 
-Only counts are measured, so other programs on the machine change nothing. `bench.planning` computes from them what more
-nodes and more VMs mean.
+Only counts are measured, so other programs on the machine change nothing. `bench.planning` computes from the counts the
+load with more nodes and more VMs.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ KINDS = ("statements", "transactions", "polls", "heartbeats", "other calls", "me
 METRICS_INTERVAL_S = 30.0
 #: A line of PostgreSQL's log about a statement that a client has sent.
 LOGGED_STATEMENT = re.compile(r" LOG:  (?:statement|execute [^:]+): (\w+)")
+#: The statements that begin and end a transaction.
 BEGINNINGS, ENDS = frozenset({"BEGIN"}), frozenset({"COMMIT", "ROLLBACK"})
 
 

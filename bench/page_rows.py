@@ -15,9 +15,9 @@ from executor.model import JobStatus, MappingState, ReportState
 Json = dict[str, Any]
 #: Number of rows that one INSERT adds.
 ROWS_PER_INSERT = 5_000
-#: One of this number of jobs has failed.
+#: Of this many jobs, one has failed.
 JOBS_PER_FAILURE = 10
-#: One of this number of jobs has a mapping of its service.
+#: Of this many jobs, one has a mapping for its service.
 JOBS_PER_MAPPING = 20
 #: The time between two jobs: 100,000 jobs fill about two weeks.
 JOB_INTERVAL_S = 12

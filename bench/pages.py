@@ -25,11 +25,12 @@ Json = dict[str, Any]
 TOKEN = "a-token-of-the-bench"  # noqa: S105
 #: How often each page is requested before the measurement.
 WARM_UP_REPEATS = 3
+#: Goals: the median duration of a page, and the share of a core that all viewers together cost.
 MAX_MEDIAN_MS, MAX_VIEWERS_SHARE = 200.0, 0.05
 VIEWERS = 20
 #: The clone of the watched job lasts longer than both windows.
 WATCHED_CLONE_S = 600.0
-#: Longer than the jobs are old: none is pruned while the pages are measured.
+#: Longer than the age of the oldest job, so that no job is pruned while the pages are measured.
 RETENTION_S = str(90 * 24 * 3600)
 TIMEOUT_S = 60.0
 

@@ -17,7 +17,7 @@ from bench.playbooks import PlaybookProcess, open_process
 from bench.sizes import Sizes
 
 Json = dict[str, Any]
-#: The agent's default.
+#: The default of FULCRUM_POLL_INTERVAL_S.
 POLL_INTERVAL_S = "2"
 
 
@@ -73,7 +73,7 @@ class Bench:
     def idle_labs(self) -> dict[str, LabSystem]:
         """Return a lab with an idle agent for each executor. The first call starts them. All Proxmox tasks are instant.
 
-        The agents poll in their default interval. Without this setting, a lab sets a shorter one.
+        The agents poll at their default interval, for which a setting is needed: otherwise, a lab sets a shorter one.
         """
         if not self._idle_labs:
             for variant in self.executors():

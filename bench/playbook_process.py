@@ -40,7 +40,7 @@ def main(variant: str, root: str, folder: str) -> None:
     # A process whose parent has ended stays in this process's tree, so the bench measures its CPU time.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # so that the output of Ansible cannot get between the answers
+    os.dup2(2, 1)  # so that the output of Ansible does not mix with the answers
     open_variant = {"plain": _plain, "baseline": _baseline_executor, "current": _current_executor}[variant]
     with open_variant(Path(root), Path(folder)) as run_playbook:
         answers.write("ready\n")
@@ -69,7 +69,7 @@ def _run_batch(run_playbook: RunPlaybook, batch: Json) -> Json:
 @contextmanager
 def _plain(root: Path, folder: Path) -> Iterator[RunPlaybook]:
     """Yield a function that runs a playbook as the introduction of ansible-runner's documentation does it."""
-    import ansible_runner  # noqa: PLC0415  only this variant pays for it
+    import ansible_runner  # noqa: PLC0415  the other variants do not import it
 
     environment = {name: value for name, value in os.environ.items() if name.startswith("PROXMOX_")}
 

@@ -1,4 +1,4 @@
-"""Measures how many jobs a minute one, two and three agents on one PostgreSQL complete, and what a job asks of it.
+"""Measures how many jobs a minute one, two and three agents on one PostgreSQL complete, and the statements of a job.
 
 Each agent has few slots and each clone takes some seconds, so that a job mostly waits. The agents share the cores of
 this machine with PostgreSQL, the simulators and the bench: the table shows how busy the cores were.
@@ -21,7 +21,7 @@ SLOTS = 4
 MIN_SHARE = 0.9
 #: How much the statements of a job may differ from those with one agent.
 MAX_STATEMENTS_RATIO = 1.1
-#: With a busier machine, its cores limit the rate.
+#: The goal of the rate is only checked up to this busy share of the cores. Above it, the cores limit the rate.
 MAX_BUSY_SHARE = 0.8
 
 

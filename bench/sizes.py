@@ -18,7 +18,7 @@ class Sizes:
     """The sizes of all parts."""
 
     rounds: int = _size(5, 1, "how often each variant is measured, in turns; the figures are medians")
-    warm_up_rounds: int = _size(1, 0, "rounds before them that are not measured")
+    warm_up_rounds: int = _size(1, 0, "rounds before the measured ones, to fill caches")
     slots: int = _size(8, 1, "playbooks that run in parallel, in the parts slots and memory")
     slot_creates: int = _size(24, 1, "creates in a round of the part slots")
     memory_clone_s: float = _size(8.0, 1.0, "seconds of a clone in the part memory")

@@ -1,4 +1,4 @@
-"""Measures what the story of a job costs: reading its run's events, and storing what the run has done so far.
+"""Measures what the story of a job costs: to read the events of its run, and to store what the run has done so far.
 
 The events are those of a real create. An agent without a running job collects no story and writes none, so the story
 costs it nothing.

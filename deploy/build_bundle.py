@@ -1,8 +1,8 @@
 """Build the bundle for machines without network in the folder of a release: build_bundle.py DIST [--without-image].
 
 DIST contains wheels, source archive, collection and image. The bundle adds the distributions that they need, for the
-Python that runs this script, from the package index and at the versions of constraints.txt. The same parts give the
-same file.
+Python that runs this script, from the package index and at the versions of constraints.txt. The same input
+files give the same bundle, byte for byte.
 Prints the paths of the bundle and of its SBOM.
 """
 
@@ -39,7 +39,7 @@ def bundle_name(version: str) -> str:
 
 
 def download(*requirements: str, target: Path, options: tuple[str, ...] = ()) -> None:
-    """Download the wheels of the requirements and of what they need. Never builds one from a source archive."""
+    """Download the wheels of the requirements and of what they need. No wheel is built from a source archive."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     fixed = ["--only-binary=:all:", "--constraint", str(PROJECT / "constraints.txt"), "--dest", str(target)]
     subprocess.run([*pip, "download", *fixed, *options, *requirements], check=True)
@@ -57,7 +57,7 @@ def collect_wheels(dist: Path, version: str, bundle: Path) -> None:
 
 
 def collect_collections(dist: Path, version: str, bundle: Path) -> None:
-    """Fill the folder `collections`: the archive of ours, and community.proxmox from the `ansible` wheel."""
+    """Fill the folder `collections`: the archive of our collection, and community.proxmox from the `ansible` wheel."""
     shutil.copy(dist / f"agent_smith-proxmox-{version}.tar.gz", bundle / "collections")
     with tempfile.TemporaryDirectory() as folder:
         download("ansible", target=Path(folder), options=("--no-deps",))

@@ -1,8 +1,8 @@
 """Build the archive of the collection agent_smith.proxmox from the tracked files: build_collection.py FOLDER.
 
-galaxy.yml names which files belong to the collection, such as `playbooks/*.yml`. Building in a copy of the tracked
-files keeps out a file of such a name that is not in git. With SOURCE_DATE_EPOCH set, the same files give the same
-archive. Prints the path of the archive.
+galaxy.yml names which files belong to the collection, such as `playbooks/*.yml`. The archive is built in a copy of
+the tracked files, so that it gets no file with such a name that is not in git. With SOURCE_DATE_EPOCH set, the same
+files give the same archive. Prints the path of the archive.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def build(source: Path, target: Path) -> Path:
 
 
 def set_time(archive: Path, time: int) -> None:
-    """Write the archive again with one time, in place of those that ansible-galaxy and the copy have put into it."""
+    """Write the archive again, with this time for each file in place of the time of the build."""
     copy = archive.with_suffix(".new")
     with (
         tarfile.open(archive) as source,

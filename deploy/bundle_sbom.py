@@ -46,7 +46,7 @@ def describe_wheel(file: Path) -> dict[str, Any]:
 
 
 def describe_collection(file: Path) -> dict[str, Any]:
-    """Return the component of a collection: ours is what ansible-galaxy builds, the other what the wheel contains."""
+    """Return the component of a collection: of ours, a tar archive, or of community.proxmox, a zip archive."""
     if file.suffix == ".zip":
         with zipfile.ZipFile(file) as archive:
             manifest = next(name for name in archive.namelist() if name.endswith("/MANIFEST.json"))

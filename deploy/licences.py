@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 #: Distribution and extra: what an operator installs.
 SHIPPED = (("agent-smith", ""), ("agent-smith", "postgres"), ("agent-smith", "collections"))
-#: What developers install, and who tries the lab.
+#: Distribution and extra: what developers and users of the lab install.
 OTHER = (("agent-smith", "dev"), ("agent-smith-lab", ""))
 OURS = ("agent-smith", "agent-smith-lab")
 
@@ -31,9 +31,9 @@ KINDS = (
         r"|zope|\bwtfpl|\bblueoak",
     ),
 )
-#: Accepted in every distribution that an operator installs.
+#: Kinds that are accepted for every distribution that an operator installs.
 FREE = frozenset({"permissive", "mpl"})
-#: Accepted there for these distributions only, with the reason.
+#: A kind that is accepted for one distribution that an operator installs, with the reason.
 EXCEPTIONS = {
     (
         "ansible-core",

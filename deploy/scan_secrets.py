@@ -1,6 +1,6 @@
-"""Search the files that git tracks for secrets: scan_secrets.py [FILE...]. Exit code 1: found. Never prints a secret.
+"""Search the files that git tracks for secrets: scan_secrets.py [FILE...]. The exit code is 1 if one is found.
 
-A line with a made-up secret contains the text `not-a-secret`.
+A secret that is found is not printed. A line with a made-up secret contains the text `not-a-secret`.
 """
 
 from __future__ import annotations

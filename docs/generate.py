@@ -62,9 +62,9 @@ a value is removed:
 A line of `.env` is `NAME=value`. Nothing in a value is expanded, so a secret may hold a `$`. In single quotes a value
 has no escapes, in double quotes it has `\\n`, `\\t`, `\\"`, `\\$` and `\\\\`; without quotes it ends at ` #`.
 
-A name that begins with `FULCRUM_`, `PROXMOX_` or `SMITH_` and is not a setting is an error, because a typo would
-otherwise mean the default. Exceptions are `PROXMOX_CA_PATH`, `PROXMOX_API_TIMEOUT`, `PROXMOX_OTP` and `PROXMOX_URL`,
-which the Ansible collection reads, and the variables that Kubernetes sets for its services (such as
+A variable with the prefix `FULCRUM_`, `PROXMOX_` or `SMITH_` that is not a setting is an error. Otherwise a typo in a
+name would leave the setting at its default. Exceptions are `PROXMOX_CA_PATH`, `PROXMOX_API_TIMEOUT`, `PROXMOX_OTP` and
+`PROXMOX_URL`, which the Ansible collection reads, and the variables that Kubernetes sets for its services (such as
 `SMITH_SERVICE_HOST`).
 
 With `SMITH_REMOTE_CONFIG=true` the configuration that FulcrumCore holds for the agent overrides all of these, in the
@@ -131,7 +131,7 @@ also prints the measured values of R5 to R7 ([promises.md](promises.md)).
 - it kills the agent at random times, at named points and while its database is away, and any process of the running
   tree: supervisor, agent, servers of warm runs, guards, runs, Ansible's workers and modules;
 - it pauses the agent, cuts and delays its connections, drops answers, processes claims after the agent has given up
-  waiting, repeats reports, and answers for a time everything with 403 but some requests;
+  waiting, repeats reports, and for a time answers all but some requests with 403;
 - it lets Proxmox's requests and tasks fail, and times jobs out in FulcrumCore;
 - it hangs the database (PostgreSQL's processes are suspended, SQLite's file is locked) or stops PostgreSQL;
 - it fills the data folder and the run folder. Both are small file systems that the run mounts in a mount namespace of
@@ -175,16 +175,16 @@ Two of the three may be in trouble at a time. The history has each call of Fulcr
 Proxmox with the machine that sent it, each change of a job's owner, epoch, status and report (a trigger of PostgreSQL
 records it), and each run with its processes. A checker (`tests/faults/many_machines/check.py`) reads only the history,
 and a test alters a correct history in each way that it must refuse (`tests/faults/test_machine_history.py`). It fails
-if a job is lost or a VM doubled, and
+if a job is lost or a VM was created twice, and in these cases:
 
 - overlapping runs: two runs of one VM have processes at the same time that are not suspended, or a machine sends a
   request that changes a VM and does not own the VM's job. When a suspended machine continues, its run may have
   processes for another ten seconds, until their guard has ended them, but may send nothing;
 - stale reports: FulcrumCore accepts a report of a job from a machine that has not claimed the report of its present
-  epoch, or one that is not the job's result;
-- takeovers: from the kill of a machine until another one has claimed its job, with leases of 30 s, at most 37 s in the
-  median and 45 s at most. A job whose machines were killed twice is on probation: another machine claims it only when
-  it has no other job, so for such a job the time counts until it is taken from its owner.
+  epoch, or a report that is not the job's result;
+- late takeovers: with leases of 30 s, the time from the kill of a machine until another one has claimed its job is more
+  than 37 s in the median, or once more than 45 s. A job whose machines were killed twice is on probation: another
+  machine claims it only when it has no other job. So the time of such a job ends when it is taken from its owner.
 
 A short run with shorter leases is part of `make test`; the time of takeovers is only checked in the long one.
 
@@ -193,7 +193,7 @@ A short run with shorter leases is part of `make test`; the time of takeovers is
 `make kill-matrix` kills each kind of process at each point of a create, a start, an update and a delete, one per job.
 The points are the durable steps of the agent (`executor/agent/crash_points.py`) and each kind of request to Proxmox
 that a job without faults sends; the job is held at the point. The kinds are those of the process tree at that moment.
-Each of these cells must end like this:
+A combination of a process and a point is a cell. Each cell must end like this:
 
 | killed | job at FulcrumCore | processes |
 |---|---|---|
@@ -203,7 +203,8 @@ Each of these cells must end like this:
 | server of warm runs | `Completed`; a run that has started is not affected | at most one new server |
 
 The service has one VM, or none after a delete, and the mapping agrees. No cell may end with a failed job, even with an
-error code, because another attempt repairs each single death. Twenty fixed cells are part of `make test` (F35).
+error code, because another attempt completes the job after a single kill. Twenty fixed cells are part of `make test`
+(F35).
 
 {kill_matrix}
 

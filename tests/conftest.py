@@ -1,4 +1,4 @@
-"""Every test starts from the same environment: none of this program's variables, and a home of its own."""
+"""Gives every test the same environment: no variables of this program, and a home folder of the test session."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from support.support_record import SupportRecorder
 
 from executor.redaction import redactor
 
-# How long an example takes says more of the machine than of the code.
+# Hypothesis sets no time limit for an example: its duration depends more on the machine than on the code.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
 
-# The lab's commands start as forks of one process that has imported everything.
+# The lab starts `smith` commands as forks of one process that has imported everything.
 system.run_smith_command = fork_server.run
 
 surroundings.reset_process()
@@ -59,7 +59,10 @@ def secrets_end_with_the_test() -> Iterator[None]:
 
 @pytest.fixture
 def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Have a measured figure printed at the end of the whole run. No test asserts how long something took."""
+    """Return a function whose texts, with measured figures, are printed at the end of the whole run.
+
+    Durations are printed in this way, because no test asserts how long something took.
+    """
     return lambda text: record_property("figure", text)
 
 
@@ -79,7 +82,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     The longest tests start first, so that no worker is left with a long group at the end.
     """
-    items.sort(key=_position_in_longest_first)  # a stable sort: otherwise in the order of collection
+    items.sort(key=_position_in_longest_first)  # a stable sort: the other tests stay in the order of collection
     for item in items:
         if item.get_closest_marker("xdist_group") is None and _shares_a_fixture(item):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))

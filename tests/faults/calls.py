@@ -1,4 +1,4 @@
-"""Copies the ended calls from FulcrumCore's history, whose length may be limited."""
+"""Copies the calls that have ended from the simulator's history, which may keep only the newest calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class EndedCalls:
     _seen: int = 0
 
     def new(self) -> list[Json]:
-        """Return the calls that have ended since the last time."""
+        """Return the calls that have ended since this method was called last."""
         found = []
         for entry in self.entries(self._seen):
             if entry["status"] is None and entry["duration_s"] is None:

@@ -1,4 +1,6 @@
-"""Fault tests: real processes, real sockets, a real database; each ends with a check that all sides agree."""
+"""Fault tests with real processes, sockets and databases. Each ends with a check that FulcrumCore, our rows and Proxmox
+agree.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ MakeSystem = Callable[..., SystemUnderTest]
 
 @pytest.fixture
 def make_system(tmp_path: Path) -> Iterator[MakeSystem]:
-    """Start systems with the test's own settings. The test starts the executor."""
+    """Return a function that starts a system with the test's settings. The test starts the executor of the system."""
     with ExitStack() as stack:
         count = 0
 

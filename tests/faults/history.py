@@ -1,4 +1,4 @@
-"""Finds violated promises in the recorded state and history of all sides. Pure functions.
+"""Finds violated promises (docs/promises.md) in the recorded state and history of all sides. Pure functions.
 
 `facts` contains FulcrumCore's services and jobs, each POST that it received, our job and mapping rows, Proxmox's
 guests, each request that Proxmox received, and the VMIDs of other owners.
@@ -81,7 +81,7 @@ def _duplicated(facts: Json, allowed: Allowed) -> Iterator[str]:
 
 
 def _vmids_by_marker(guests: list[Json]) -> dict[str, list[int]]:
-    """Return the VMIDs that have each service's marker."""
+    """Return, by service id, the VMIDs of the guests with the marker of the service."""
     found: dict[str, list[int]] = defaultdict(list)
     for guest in guests:
         for marker in MARKER.findall(str(guest["config"].get("description", ""))):
@@ -151,7 +151,7 @@ def _foreign_vms_changed(facts: Json) -> Iterator[str]:
         vmid = int(match[1]) if match else 0
         is_clone = request["path"].endswith("/clone")
         if request["method"] != "GET" and vmid in (*facts["foreign_vmids"], *TEMPLATES) and not is_clone:
-            # Requests for a VMID before its reuse are legitimate: the test resets the log at the reuse.
+            # Requests before a VMID is reused are allowed. They are not in the log: the test empties it at the reuse.
             yield f"R4 the wrong VM: {request['method']} {request['path']}"
     for vmid in facts["foreign_vmids"]:
         guest = guests.get(vmid)

@@ -1,5 +1,7 @@
 """The kill matrix: kills each kind of process at each point of a create, a start, an update and a delete.
 
+A cell is an action, a point and a kind of process. A lane is a running system that tests one cell after the other.
+
     PYTHONPATH=tests python tests/faults/kill_matrix.py [--lanes N] [--minutes N] [--seed N]
 
 The points are those that one job of each action shows without a fault, and the kinds those of the tree that runs while
@@ -30,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODES = ("auto", "off")
 #: These processes do not depend on whether runs are warm or cold, so they are killed in one of the two modes only.
 KINDS_OF_EVERY_MODE = frozenset({"supervisor", "agent"})
-#: How often a cell is tried whose process did not run at the point when the job was held there again.
+#: How often a cell is tried. A try fails if no process of the kind runs when the next job is held at the point.
 TRIES = 2
 
 Work = tuple[str, str, Point]

@@ -1,8 +1,8 @@
 """One system in which the kill matrix tests one cell after the other.
 
-A cell is an action, a point of its job and a kind of process. The job is held at the point, every process of the kind
-that belongs to it is looked up in the running tree, one is killed with SIGKILL, and the job is released. Then the job
-must end as `expected_outcome` says, and all sides must agree.
+A cell is an action, a point of its job and a kind of process. The job is held at the point, the processes of the
+kind are looked up in the running tree, one of them is killed with SIGKILL, and the job is released. Then the job must
+end as `expected_outcome` says, and FulcrumCore, our database and Proxmox must agree.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from smith_lab.system import outcome_of, wait_for
 
 Json = dict[str, Any]
 ACTIONS = ("create", "start", "update", "delete")
-#: Duties that send requests to Proxmox run seldom, so that the held request is one of the job.
+#: The agent's periodic tasks that send requests to Proxmox run rarely, so that the held request is one of the job.
 SETTINGS = {
     "SMITH_RECONCILE_INTERVAL_S": "3600",
     "SMITH_METRICS_INTERVAL_S": "3600",
@@ -63,14 +63,14 @@ def expected_outcome(_cell: Cell) -> str:
     """Return how the cell's job must end.
 
     Each job is attempted again after any single kill, and its second attempt finds what the first one has changed. So
-    no cell may fail, even with an honest code.
+    no job may fail, even with a correct error code.
     """
     return "Completed"
 
 
 @dataclass
 class Lane:
-    """A running system, its services by the action that they are ready for, and the kinds at each visited point."""
+    """A running system, and its services without an open job, by their status."""
 
     system: SystemUnderTest
     rng: random.Random
@@ -111,7 +111,7 @@ class Lane:
         return kinds, victim_kind, self._deviations(action, point, victim_kind, service_id)
 
     def _ensure_warm(self) -> None:
-        """Restart the executor if it has no server of warm runs now: it would start one after a backoff only."""
+        """Restart the executor if it has no server of warm runs: it would start one only after a backoff."""
         if self.system.lab.settings["SMITH_WARM"] == "off":
             return
         with contextlib.suppress(TimeoutError):
@@ -125,7 +125,7 @@ class Lane:
     # --- the job ------------------------------------------------------------------------------------------------------
 
     def _service_for(self, action: str) -> str | None:
-        """Return a service that the action can be requested for; None for a create. Make one if there is none."""
+        """Return a service that the action can be requested for; create it if there is none. None for a create."""
         if action == "create":
             return None
         wanted = {"start": ("Stopped",), "update": ("Stopped", "Started"), "delete": ("Started",)}[action]

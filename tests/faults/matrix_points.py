@@ -1,7 +1,7 @@
-"""The points of a job at which the kill matrix kills a process, as a job that runs without faults shows them.
+"""The points of a job at which the kill matrix kills a process. They are found with a job that runs without faults.
 
-A point is a step of the agent that is durable (`crash_points`), or a kind of request to Proxmox. At each point the job
-is held: the agent's thread waits, or Proxmox has processed the request and does not answer yet.
+A point is a durable step of the agent (`crash_points`), which a crash does not undo, or a kind of request to Proxmox.
+At each point the job is held: the agent's thread waits, or Proxmox has processed the request and does not answer yet.
 """
 
 from __future__ import annotations

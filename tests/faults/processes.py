@@ -1,7 +1,7 @@
-"""Names the kind of each process in the executor's process tree, as the running tree shows it.
+"""Names the kind of each process in the executor's running process tree.
 
 A kind follows from the command line: the module, the script or the program that the process executes. A fork has the
-command line of its parent, so its kind also has the number of forks since the program was started.
+command line of its parent, so its kind also tells how many forks were made from the start of the program to it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RUN_VARIABLE = "SMITH_RUN_IDENT"
 WARM_SERVERS_IDENT = "warm"
 #: The variable with the path of the run's credentials file, which is in the run folder of the executor.
 CREDENTIALS_VARIABLE = "SMITH_CREDENTIALS_FILE"
-#: Names of kinds, by what the command line shows. A kind without an entry keeps the name that the command line shows.
+#: Names of kinds, by program and number of forks. A kind without an entry has these two as its name.
 NAMES = {
     "executor": "supervisor",
     "agent-process": "agent",
@@ -81,7 +81,8 @@ def _program(command: list[str]) -> str:
 def _forks(process: psutil.Process) -> int:
     """Return how many processes were forked one from another, from the start of the program to this process.
 
-    The server of warm runs has an ident of its own, so a fork of it whose server has ended is still found to be a fork.
+    If the server of warm runs has ended, a fork of it has lost its parent. It is then recognised by the run's ident,
+    because the server has an ident of its own.
     """
     command, forks = process.cmdline(), 0
     is_of_run = environment(process).get(RUN_VARIABLE) not in (None, WARM_SERVERS_IDENT)
@@ -128,7 +129,7 @@ class LiveRun:
 
     ident: str
     credentials: Path  #: the file with its credentials
-    is_suspended: bool  #: all its processes were
+    is_suspended: bool  #: whether all its processes were suspended
 
 
 def live_runs(folder: Path) -> list[LiveRun]:

@@ -17,7 +17,7 @@ SLOWEST_S = 0.2
 
 
 class Proxy:
-    """Forwards one listening port to a port, or to a Unix socket. Any thread may change `mode` at any time."""
+    """Forwards connections to a port, or to a Unix socket. Any thread may change `mode` at any time."""
 
     def __init__(self, target: int | Path) -> None:
         self.port = 0

@@ -1,4 +1,4 @@
-"""The system under test: simulator, stand-in and executor, with fault injection and a final check of all sides."""
+"""The system under test: simulator, stand-in and executor. It can inject faults, and make the final check of a test."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class SystemUnderTest:
         return job
 
     def act_near_the_deadline(self, service_id: str, action: str) -> None:
-        """Request an action as if four and a half minutes ago: half a minute of its timeout is left."""
+        """Request an action whose job is four and a half minutes old for FulcrumCore, so that half a minute is left."""
         self.lab.core.advance(-270)
         self.lab.admin.start_action(service_id, action)
         self.lab.core.advance(270)
@@ -96,7 +96,7 @@ class SystemUnderTest:
         self.lost.add(service_id)
         if recycle:
             self.recycled.add(vmid)
-            self.lab.proxmox.reset_request_log()  # earlier requests for this VMID were legitimate
+            self.lab.proxmox.reset_request_log()  # earlier requests for this VMID were allowed
         return vmid
 
     def drift(self) -> Json:
@@ -194,7 +194,7 @@ class SystemUnderTest:
         self.lab.proxmox.control("clear_faults")
         self.set_crashes()
 
-    # --- the final check --------------------------------------------------------------------------------------------
+    # --- the final check: FulcrumCore, our database and Proxmox must agree --------------------------------------------
 
     def rows(self, query: str, *values: Any) -> list[Json]:
         """Query the executor's database; others may write to it meanwhile."""

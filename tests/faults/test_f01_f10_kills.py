@@ -1,4 +1,4 @@
-"""F1 to F10: the agent crashes at each step of the walk, and the next agent continues from the rows."""
+"""F1 to F10: the agent crashes at each step of a job, and the next agent continues from the rows of the database."""
 
 from __future__ import annotations
 

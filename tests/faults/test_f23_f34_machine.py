@@ -54,7 +54,7 @@ def test_f23_only_the_playbook_processes_are_killed(make_system: MakeSystem, war
 
 
 def ansible_worker(system: SystemUnderTest) -> psutil.Process | None:
-    """Return the process that executes the Ansible task of the only run: a fork of its parent.
+    """Return the process that executes the Ansible task of the only run: a fork with its parent's command line.
 
     In a cold run it is a worker process of ansible-playbook. A warm run executes its tasks in the playbook's process.
     """
@@ -117,7 +117,7 @@ def test_f23_the_oom_killer_prefers_runs_to_the_agent(system: SystemUnderTest) -
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 300 MiB. Only root can."""
+    """Mount a file system of 300 MiB, for which root is needed."""
     place = tmp_path / "small"
     place.mkdir()
     mount, unmount = shutil.which("mount"), shutil.which("umount")
@@ -345,7 +345,7 @@ def test_f28_the_run_of_a_suspended_agent_ends_before_another_node_starts_the_jo
     postgres: PostgresCluster, make_system: MakeSystem, warm: str
 ) -> None:
     """Only the agent process is suspended, so it cannot end its run, and another agent takes its job
-    → the guard of the run ends it before; one clone.
+    → the guard of the run has ended the run before; one clone.
     """
     with ExitStack() as stack:
         url = stack.enter_context(postgres.fresh_database())
@@ -423,7 +423,7 @@ def test_f28_a_single_node_keeps_its_runs_during_an_outage_of_its_database(
 
 
 def runs_until_s(system: SystemUnderTest) -> float:
-    """Return until when the runs of the agent may continue."""
+    """Return the time until which the runs of the agent may continue, as the agent has written it to its file."""
     until_s = decode((system.lab.folder / "run" / RUN_UNTIL_FILE).read_bytes())
     assert until_s is not None
     return until_s
@@ -432,8 +432,8 @@ def runs_until_s(system: SystemUnderTest) -> float:
 def test_f28_a_job_of_a_node_that_does_not_fence_stays_with_it(
     postgres: PostgresCluster, make_system: MakeSystem
 ) -> None:
-    """An agent cannot reach PostgreSQL since before another agent has started
-    → it continues its run, and the other one leaves the job to it.
+    """An agent cannot reach PostgreSQL, and then another agent starts
+    → the first agent continues its run, and the other one does not take its job.
     """
     with ExitStack() as stack:
         url = stack.enter_context(postgres.fresh_database())
@@ -470,7 +470,7 @@ def stopping_the_executor(system: SystemUnderTest) -> Iterator[None]:
 def suspended(system: SystemUnderTest) -> Iterator[None]:
     """Suspend every process of the executor while the block runs.
 
-    A process can end or start another one before it is suspended. The list is read again until it has no new process.
+    Before a process is suspended, it can start another one. So the list is read again until it has no new process.
     """
     supervisor = psutil.Process(system.lab.executor.pid)
     suspended_processes: list[psutil.Process] = []

@@ -1,4 +1,4 @@
-"""Several machines in network namespaces: a short trial, what a cut does, and what is left of a killed trial."""
+"""Several machines in network namespaces: a short trial, the effect of a cut, and the removal of killed trials."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ except requests.RequestException:
 
 @pytest.mark.timeout(200)
 def test_a_request_of_a_cut_off_machine_does_not_arrive_after_its_run_must_have_ended(tmp_path: Path) -> None:
-    """The kernel sends a request again when the cut is over, also after the process has ended, but not after a limit.
+    """When a cut is over, the kernel sends a request again, even if the process has ended; after a limit, it does not.
 
     The run of the first machine must have ended meanwhile; that of the second one may continue.
     """

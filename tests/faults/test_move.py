@@ -1,4 +1,4 @@
-"""The database moves while jobs are in flight: from SQLite to PostgreSQL and back. Agents then finish their jobs."""
+"""The database moves while jobs are in flight, from SQLite to PostgreSQL and back. After each move, an agent ends them."""
 
 from __future__ import annotations
 

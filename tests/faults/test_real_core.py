@@ -129,7 +129,7 @@ def test_an_answer_unlike_the_recorded_ones_is_a_problem(
 
 
 def exchanges_of(*calls: tuple[str, int | None], at: float = 1000.0) -> list[Exchange]:
-    """Return one exchange a second: what was done with the job, and the status of the answer."""
+    """Return exchanges, one a second, each from the verb of a request about the job and the status of its answer."""
     return [
         Exchange(
             seq=number,

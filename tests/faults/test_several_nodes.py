@@ -80,7 +80,7 @@ def test_a_node_that_is_terminated_starts_no_job_and_the_other_one_continues(
 
 @contextmanager
 def postgresql_away(postgres: PostgresCluster) -> Iterator[None]:
-    """Stop the server for the block."""
+    """Stop the server while the block runs."""
     postgres.stop(signal.SIGINT)
     try:
         yield
@@ -90,7 +90,7 @@ def postgresql_away(postgres: PostgresCluster) -> Iterator[None]:
 
 @contextmanager
 def sqlite_locked(system: SystemUnderTest) -> Iterator[None]:
-    """Hold SQLite's lock for writes during the block, from outside."""
+    """Hold SQLite's write lock in this process while the block runs."""
     connection = sqlite3.connect(system.lab.data_dir / "smith.db", timeout=30, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -104,7 +104,7 @@ def sqlite_locked(system: SystemUnderTest) -> Iterator[None]:
 def test_jobs_that_end_while_the_database_is_away_for_longer_than_a_lease_end_once(
     make_system: MakeSystem, request: pytest.FixtureRequest, kind: str, nodes: int
 ) -> None:
-    """With one node, runs end during the outage and are not repeated. Two nodes end their runs before the leases."""
+    """With one node, runs end during the outage and are not repeated. Two nodes end their runs before leases expire."""
     with ExitStack() as stack:
         settings = {"SMITH_LEASE_S": f"{LEASE_S:g}", "SMITH_CONCURRENCY": f"{JOBS // nodes}"}
         postgres = request.getfixturevalue("postgres") if kind == "postgresql" else None

@@ -2,7 +2,8 @@
 
     PYTHONPATH=tests python -m faults.chaos --jobs 2000 --kills 300 [--seed N] [--database postgresql]
 
-Simulator, stand-in and the real executor run as in the other fault tests; the executor reaches both through proxies.
+FulcrumCore simulator, Proxmox stand-in and the real executor run as in the other fault tests. The executor reaches
+simulator and stand-in through proxies.
 The seed determines the load and the faults. The operating system schedules the processes, so a replay is similar, not
 identical. Exit code 0: no promise was violated, and at least 80 % of the jobs completed.
 """

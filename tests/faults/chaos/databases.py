@@ -23,7 +23,7 @@ class Database(Protocol):
         """Leave requests without an answer. Return False if that is not possible now."""
 
     def take_away(self) -> bool:
-        """Refuse connections, as far as the database can. Return False if that is not possible now."""
+        """Refuse connections, or hang if the database cannot refuse them. Return False if that is not possible now."""
 
     def bring_back(self) -> None:
         """Answer again."""

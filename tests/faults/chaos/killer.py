@@ -17,7 +17,7 @@ from faults.system import SystemUnderTest
 
 from executor.agent import crash_points
 
-#: The wait before the next kill, after the agent is ready again.
+#: Minimum and maximum of the wait before the next kill, after the agent is ready again.
 PAUSE_S = (0.0, 4.0)
 #: How long an agent may take to be ready again, including the longest outage of its database and of its disks.
 READY_TIMEOUT_S = 240.0
@@ -34,9 +34,10 @@ class Killer:
     rng: random.Random
     troubles: Troubles
     kills: int
-    meanwhile: Callable[[], None]  #: called in waits, because runs of a killed agent may overlap with the next one's
-    done: Counter[str] = field(default_factory=Counter)  #: kills by the kind of the process and the way
-    recovery_s: list[float] = field(default_factory=list)  #: without those during an outage of the database
+    meanwhile: Callable[[], None]  #: called repeatedly during waits, to record runs
+    done: Counter[str] = field(default_factory=Counter)  #: kills by what was killed, and how
+    #: The time from each kill until an agent was ready, without kills during an outage of the database.
+    recovery_s: list[float] = field(default_factory=list)
     _next_at: float = 0.0
 
     @property
@@ -44,7 +45,7 @@ class Killer:
         return sum(self.done.values())
 
     def turn(self, share_done: float) -> None:
-        """Kill the process that is due. If it was the agent's, wait until an agent is ready again."""
+        """Kill a process if a kill is due. After a kill of agent or supervisor, wait until an agent is ready again."""
         if self.killed < self.kills * share_done and time.monotonic() >= self._next_at:
             self._kill()
             self._next_at = time.monotonic() + self.rng.uniform(*PAUSE_S)
@@ -68,7 +69,7 @@ class Killer:
                 self.recovery_s.append(time.monotonic() - started)
 
     def _wait_until_ready(self, count: int) -> None:
-        """Wait for an agent that is ready; faults whose time is over end meanwhile. Raises TimeoutError."""
+        """Wait until an agent is ready. Meanwhile, end the faults whose time is over. Raises TimeoutError."""
         deadline = time.monotonic() + READY_TIMEOUT_S
         while len(self.system.lab.log_events("agent_ready")) < count:
             self.troubles.end_due()

@@ -1,4 +1,4 @@
-"""Requests the jobs of a chaos run: orders services, and requests actions of the existing ones."""
+"""Requests the jobs of a chaos run: orders services, and requests actions for the existing ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def services_in_simulator(system: SystemUnderTest) -> Callable[[], Services]:
 
 
 def services_over_api(admin: AdminClient) -> Callable[[], Services]:
-    """Return a function that reads the services with requests, as any FulcrumCore answers them."""
+    """Return a function that reads the services with requests to the API, which any FulcrumCore answers."""
 
     def read() -> Services:
         # The jobs are read first: a service whose job ends meanwhile is only seen later as one without an open job.
@@ -70,14 +70,14 @@ def make_room(system: SystemUnderTest) -> None:
 
 @dataclass
 class Load:
-    """Orders services and requests actions, so that `max_open` of them have an open job."""
+    """Orders services and requests actions, so that `max_open` services have an open job."""
 
     system: SystemUnderTest
     rng: random.Random
     wanted: int
     read_services: Callable[[], Services]
     actions: Mapping[str, Mapping[str, int]] = field(default_factory=lambda: ACTIONS)
-    properties: Mapping[str, Any] = field(default_factory=dict)  #: of each ordered service, besides those of all
+    properties: Mapping[str, Any] = field(default_factory=dict)  #: of each service, in addition to the default ones
     max_services: int = MAX_SERVICES
     max_open: int = MAX_OPEN_SERVICES
     requested: int = 0

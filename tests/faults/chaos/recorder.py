@@ -18,7 +18,7 @@ SAMPLE_INTERVAL_S = 0.25
 
 
 class Recorder:
-    """Records calls and runs, each in its turns. `entries` is that of `EndedCalls`."""
+    """Records calls and runs at each `turn`. `entries` is passed to `EndedCalls`."""
 
     def __init__(self, system: SystemUnderTest, entries: Callable[[int], list[Json]]) -> None:
         self._system = system
@@ -46,7 +46,7 @@ class Recorder:
                 self.heartbeat_times.append(entry["time"])
 
     def overlapping_runs(self) -> list[str]:
-        """Return a text for each two runs of one service that were seen at the same time. Call this at the end."""
+        """Return a text for each pair of runs of one service that were seen at the same time. Call this at the end."""
         rows = self._system.rows("SELECT runs.ident, jobs.service_id FROM runs JOIN jobs ON jobs.id = runs.job_id")
         return overlapping_runs(self._run_pairs, {row["ident"]: row["service_id"] for row in rows})
 

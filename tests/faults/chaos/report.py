@@ -9,7 +9,7 @@ from typing import Any
 
 from faults.chaos.recorder import Recorder
 
-#: The name under which violations are counted, by the start of their text. The first that fits counts.
+#: The name under which violations are counted, by the start of their text. The first start that matches is used.
 KINDS = {
     "R2 overlapping": "overlapping runs on one VM",
     "R1 lost: FulcrumCore's job": "stuck",
@@ -20,7 +20,7 @@ KINDS = {
     "R7": "orphan processes",
     "contract": "contract with FulcrumCore",
 }
-#: The share of the jobs that must complete, so that the run has tested the whole way of a job often enough.
+#: The share of the jobs that must complete, so that enough jobs have passed through all steps.
 MIN_COMPLETED_SHARE = 0.8
 MAX_LISTED = 50
 
@@ -41,7 +41,7 @@ class Report:
     recovery_p50_s: float
     recovery_max_s: float
     heartbeat_gap_p99_s: float
-    runs_seen: int  #: runs that were seen with a live process; only between them an overlap is found
+    runs_seen: int  #: runs that were seen with a live process; overlaps are found between these only
 
     @property
     def violation_counts(self) -> dict[str, int]:

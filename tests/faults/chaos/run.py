@@ -1,4 +1,5 @@
-"""Runs the load of a chaos run under its faults, waits until all jobs have ended, and checks all sides."""
+"""Runs the load of a chaos run under its faults, waits until all jobs have ended, and makes the final check:
+FulcrumCore, our database and Proxmox must agree."""
 
 from __future__ import annotations
 
@@ -46,13 +47,13 @@ class Size:
     kills: int
     seed: int
     database: str = "sqlite"
-    #: Why no file system can be mounted; '' if it can. Then the run folder and the data folder are filled, too.
+    #: Why no small file systems can be mounted; '' if they can. Then a full data or run folder is a fault, too.
     why_no_small_disks: str = ""
 
 
 @dataclass(frozen=True)
 class _Surroundings:
-    """The system under test, and what stands between it and the other sides."""
+    """The system under test, and what faults are injected with: proxies, the database and small disks."""
 
     system: SystemUnderTest
     core: Proxy
@@ -93,7 +94,7 @@ def run(folder: Path, size: Size, progress: Callable[[str], None] = lambda _text
 
 
 def _run_load(load: Load, recorder: Recorder, killer: Killer, size: Size, progress: Callable[[str], None]) -> list[str]:
-    """Request the jobs under faults until all jobs are requested and all kills done; return why it ended early."""
+    """Request the jobs under faults until all jobs are requested and all kills done; return why if it ends early."""
     executor = load.system.lab
     while load.requested < size.jobs or killer.killed < size.kills:
         load.turn()
@@ -101,7 +102,7 @@ def _run_load(load: Load, recorder: Recorder, killer: Killer, size: Size, progre
         killer.turn(load.requested / size.jobs)
         recorder.turn()
         if load.requested >= size.jobs and killer.killed < size.kills:
-            load.wanted = load.requested + 1  # kills need running jobs
+            load.wanted = load.requested + 1  # a kill needs running jobs
         progress(f"{load.requested} jobs requested, {killer.killed} kills")
         if executor.executor.poll() is not None:
             return [f"R1 lost: the executor ended by itself with code {executor.executor.returncode}"]
@@ -133,7 +134,7 @@ def _surroundings(folder: Path, size: Size) -> Iterator[_Surroundings]:
 
 
 def _stop(system: SystemUnderTest, database: Database) -> None:
-    database.bring_back()  # without its database, the executor waits for it before it ends
+    database.bring_back()  # without its database, the executor would not end
     if system.lab._executor is not None:
         system.lab.stop_executor(60)
 

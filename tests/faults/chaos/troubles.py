@@ -1,4 +1,4 @@
-"""Injects the faults of a chaos run that kill nothing: errors, delays, lost answers, partitions, full disks, outages.
+"""Injects the faults of a chaos run other than kills: errors, delays, lost answers, partitions, full disks, outages.
 
 Most faults last until the next one. A fault in `_ends` lasts longer, while others are injected.
 """
@@ -23,7 +23,7 @@ from support.small_disks import SmallDisk
 PAUSE_S = (0.5, 3.0)
 #: The longest time after which FulcrumCore still processes a claim: longer than the executor waits for an answer.
 LATEST_CLAIM_S = 45.0
-#: How long everything is answered 403, apart from some requests.
+#: How long all but some requests are answered with 403.
 WINDOW_OF_403_S = (3.0, 30.0)
 DATABASE_OUTAGE_S = (2.0, 25.0)
 FULL_DISK_S = (3.0, 15.0)
@@ -137,7 +137,7 @@ class Troubles:
         self._rules_stay_until = time.monotonic() + delay_s
 
     def _repeated_report(self) -> None:
-        """Process a report twice, as a proxy might. A repeated claim is refused: it looks like another executor's."""
+        """Process a report twice, as a proxy might. A repeated claim would look like that of another executor."""
         self.system.lab.core.add_fault("twice", method="POST", path=r"/(complete|fail)$", times=2)
 
     def _time_out(self) -> None:

@@ -31,7 +31,7 @@ from support.databases import postgres_binaries
 
 NO_HISTORY, CANNOT_RUN = 2, 3
 DEFAULT_LEASE_S = 30.0
-#: With so many creates for each fault, some are running at most times.
+#: So many creates are requested for each fault that some are running almost always.
 JOBS_PER_FAULT = 8
 
 

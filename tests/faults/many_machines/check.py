@@ -4,7 +4,7 @@ A history is a list of records, oldest first. Each has `kind`, `at` (seconds sin
 
 - `machine`: `what` happened to the machine: started, killed, paused, resumed, cut or restored;
 - `job`: a row of our table of jobs was changed: `job` (FulcrumCore's id), `service`, `status`, `epoch`, `run`,
-  `crashes`, and `is_report_claimed`: the node has claimed the report;
+  `crashes`, and `is_report_claimed`: the node has claimed the report, so that it alone sends it;
 - `call`: FulcrumCore received a POST: `path`, `status` and `fault`, as in the simulator's history;
 - `request`: Proxmox received a request that is not a GET: `method`, `path` and `params`;
 - `run`: the processes of a run were seen to be `running`, `suspended` or `ended` (`state`);
@@ -28,7 +28,7 @@ from executor.model import PROBATION_CRASHES
 Json = dict[str, Any]
 #: The statuses of our row by the report that FulcrumCore accepted.
 STATUS_OF_REPORT = {"complete": "completed", "fail": "failed"}
-#: How long the processes of a run may exist after its machine continues from a suspension. Their guard then ends them.
+#: How long the processes of a run may exist after its machine continues from a suspension, until their guard ends them.
 #: They may send no request in this time, as `_changes_without_ownership` checks.
 RESUME_GRACE_S = 10.0
 #: Limits of the time from the kill of a machine to the claim of its job by another one, with leases of 30 s.
@@ -64,7 +64,7 @@ def problems(history: Sequence[Json]) -> list[str]:
 
 
 def facts_of(history: Sequence[Json]) -> Json | None:
-    """Return the state of each side at the end with the recorded calls and requests; None without an end."""
+    """Return the state of each side at the end with the recorded calls and requests; None without `facts`."""
     ends = [record for record in history if record["kind"] == "facts"]
     if not ends:
         return None
@@ -111,7 +111,7 @@ def _two_guests_of_one_name(facts: Json) -> Iterator[str]:
 
 
 def _overlapping_runs(history: Sequence[Json]) -> Iterator[str]:
-    """Yield pairs of runs of one service whose processes were not suspended at the same time."""
+    """Yield pairs of runs of one service that both had a process, not suspended, at the same time."""
     service_of = {record["run"]: record["service"] for record in _of_kind(history, "job") if record["run"]}
     by_service: dict[str, list[tuple[str, float, float]]] = defaultdict(list)
     for run, started_at, ended_at in _running_times(history):
@@ -124,7 +124,9 @@ def _overlapping_runs(history: Sequence[Json]) -> Iterator[str]:
 
 
 def _running_times(history: Sequence[Json]) -> Iterator[tuple[str, float, float]]:
-    """Yield each time in which a run was running: the run, begin and end. A resumed run begins after RESUME_GRACE_S."""
+    """Yield each period in which a run was running: the run, begin and end.
+
+    After a suspension, a period begins RESUME_GRACE_S later than the machine continues."""
     began: dict[str, float] = {}
     suspended: set[str] = set()
     for record in _of_kind(history, "run"):
@@ -230,7 +232,7 @@ def _takeovers_after(kill: Json, before: Sequence[Json], after: Sequence[Json]) 
 def takeover_problems(found: Sequence[Takeover]) -> list[str]:
     """Return a text if no job was taken over, and for each limit that the takeovers exceed.
 
-    A job on probation waits until a machine has no other job. So its limit is one for the reap.
+    A job on probation waits until a machine has no other job. So only the time until it was reaped is limited.
     """
     measured = [item.seconds for item in found if not item.is_on_probation]
     texts = [] if measured else ["slow takeover: no job was taken over"]

@@ -26,7 +26,7 @@ class Machine:
     is_killed: bool = False
 
     def start(self) -> None:
-        """Start the executor, on a machine that may just have got power again."""
+        """Start the executor. If the machine was killed, give it a network again before."""
         if self.is_killed:
             self.network.create()
             self.is_killed = False
@@ -75,7 +75,7 @@ class Machine:
 
 @contextmanager
 def machines(system: SystemUnderTest, count: int) -> Iterator[list[Machine]]:
-    """Make so many machines on the system's database. The caller starts and stops their executors.
+    """Create this number of machines on the system's database. The caller starts and stops their executors.
 
     All their processes and their networks are removed at the end, also after an error.
     """

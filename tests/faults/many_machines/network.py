@@ -1,8 +1,9 @@
 """Networks of machines, made of network namespaces: each machine reaches three servers, until it is cut off from one.
 
 The process that calls `enter` gets a namespace of its own, in which it runs the servers, each on an address of its own.
-Each machine has a namespace whose only link leads there. A cut drops every packet between a machine and a server, in
-both directions and without an answer, as a broken cable does. Nothing outside these namespaces is changed.
+Each machine has another namespace, whose only link leads to that of the servers. A cut drops every packet between a
+machine and a server, in both directions and without an answer, as a broken cable does. Nothing outside these namespaces
+is changed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ CLONE_NEWNET = 0x40000000
 #: Addresses for examples and tests (RFC 5737). Outside these namespaces no machine has them.
 SERVERS = {"FulcrumCore": "198.51.100.1", "Proxmox": "198.51.100.2", "database": "198.51.100.3"}
 LINK_NETWORK = "192.0.2"
-#: The names of our namespaces contain the pid of the process that has made them, and the machine's name.
+#: The name of our namespaces: it contains the pid of the process that has created them, and the machine's number.
 NAME = re.compile(r"smith-trial-(\d+)-[a-z0-9-]+")
 #: The table of local addresses is asked first by default. The rules of the cuts must come before it.
 CUT_PRIORITY, LOCAL_PRIORITY = "10", "100"
@@ -123,7 +124,7 @@ class Network:
         return _processes_of(self.name)
 
     def suspend(self) -> None:
-        """Suspend every process, also one that another one starts meanwhile."""
+        """Suspend every process, also those that are started meanwhile."""
         suspended: set[int] = set()
         while new := [process for process in self.processes() if process.pid not in suspended]:
             _signal(new, signal.SIGSTOP)
@@ -140,7 +141,7 @@ class Network:
 
 @contextmanager
 def networks(count: int) -> Iterator[list[Network]]:
-    """Make the networks of so many machines, and remove them at the end, with all processes in them."""
+    """Create the networks of this number of machines; at the end, remove them with all processes in them."""
     remove_leftovers()
     made = [Network(name=f"smith-trial-{os.getpid()}-{number}", number=number) for number in range(1, count + 1)]
     try:
@@ -161,7 +162,7 @@ def remove_leftovers() -> None:
 
 
 def namespaces() -> list[str]:
-    """Return the names of all network namespaces that have one."""
+    """Return the names of all network namespaces that have a name."""
     return [line.split()[0] for line in _ip("netns", "list").splitlines() if line.strip()]
 
 

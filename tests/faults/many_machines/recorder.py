@@ -19,7 +19,7 @@ SAMPLE_INTERVAL_S = 0.25
 
 
 class Recorder:
-    """Records what happens to machines, calls and runs as it happens; `history` adds what is read at the end.
+    """Records machines, calls and runs during the trial. `history` adds what can be read at its end.
 
     `names` has the name of each machine by the address from which its requests come.
     """

@@ -11,7 +11,7 @@ from typing import Any
 from faults.chaos.report import MAX_LISTED, MIN_COMPLETED_SHARE, listed
 from faults.many_machines.check import MAX_MEDIAN_TAKEOVER_S, MAX_TAKEOVER_S, Takeover, problems, takeovers
 
-#: The name under which violations are counted, by the start of their text. The first that fits counts.
+#: The name under which violations are counted, by the start of their text. The first start that matches is used.
 KINDS = {
     "R1": "lost",
     "R2 overlapping": "overlapping runs on one VM",

@@ -1,4 +1,4 @@
-"""Runs creates on several machines while these fail, waits until all jobs have ended, and checks the history."""
+"""Runs creates on several machines while the machines fail, waits until all jobs have ended, and checks the history."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Kills, suspends and cuts off machines, in an order that a seed determines. Two of three may be in trouble at a time.
+"""Kills, suspends and cuts off machines, in an order that a seed determines. Two of three may have a fault at a time.
 
-After a kill, one machine that has worked since before stays untroubled until it has taken over the jobs: the trial also
-measures how long that takes.
+After a kill, at least one machine that worked before it gets no fault until the jobs of the killed machine have been
+taken over, because the trial also measures how long that takes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CUTS = {
     "cut from FulcrumCore": ("FulcrumCore",),
     "cut from all": tuple(SERVERS),
 }
-#: How long a fault lasts, as shares of a lease. All but the quick start last longer than a lease.
+#: How long a fault lasts, as shares of a lease. All but `killed and started at once` last longer than a lease.
 DURATIONS = {"killed": (1.7, 2.2), "killed and started at once": (0.1, 0.5)}
 DURATION = (1.15, 1.8)
 #: After this share of a lease, the jobs of a killed machine have been claimed by others.
@@ -48,7 +48,7 @@ CHECK_INTERVAL_S = 0.5
 
 @dataclass
 class Troubles:
-    """Injects so many faults, one after the other."""
+    """Injects faults, as many as `faults` says, one after the other."""
 
     system: SystemUnderTest
     machines: list[Machine]
@@ -60,7 +60,8 @@ class Troubles:
     _plan: list[str] = field(default_factory=list)
     _next_at: float = 0.0
     _next_check_at: float = 0.0
-    _ends: dict[str, tuple[float, Callable[[], None]]] = field(default_factory=dict)  #: by machine in trouble
+    #: By machine with a fault: when the fault ends, and the function that ends it.
+    _ends: dict[str, tuple[float, Callable[[], None]]] = field(default_factory=dict)
     _working_since: dict[str, float] = field(default_factory=dict)
     _killed_at: dict[str, float] = field(default_factory=dict)  #: the last kill of each machine
 
@@ -100,7 +101,7 @@ class Troubles:
         return len(self._working_since) == len(self.machines)
 
     def _note_working(self) -> None:
-        """Note since when each machine works: it is not in trouble, and has renewed its leases."""
+        """Note since when each machine works. A machine works if it has no fault and has renewed its leases."""
         query = "SELECT DISTINCT host FROM nodes WHERE seen_at > clock_timestamp() - make_interval(secs => ?)"
         hosts = {row["host"] for row in self.system.rows(query, self.lease_s * RENEWED_SHARE)}
         for machine in self.machines:
@@ -127,7 +128,7 @@ class Troubles:
         self._next_at = time.monotonic() + self.rng.uniform(*PAUSE_S)
 
     def _may_trouble(self, machine: Machine) -> bool:
-        """Return whether enough machines work without this one."""
+        """Return whether the machine works, and another one has worked since before each recent kill."""
         now = time.monotonic()
         others = {name: since for name, since in self._working_since.items() if name != machine.name}
         recent_kills = [at for at in self._killed_at.values() if now - at < TAKEOVER_SHARE * self.lease_s]

@@ -24,7 +24,7 @@ CALL_TIMEOUT_S = 10.0
 #: The database keeps every commit when its processes are killed. It need not survive a crash of the machine.
 DATABASE_OPTIONS = ("fsync=off", "full_page_writes=off", "max_connections=80")
 DATABASE = "fulcrum_db"
-#: The seconds after which FulcrumCore fails a job, which is its default, and between two looks at the jobs.
+#: The age at which FulcrumCore fails a job (its default), and how often it looks for such jobs.
 JOB_TIMEOUT = "5m"
 JOB_MAINTENANCE_INTERVAL = "10s"
 
@@ -82,7 +82,7 @@ class RealCore:
             self._wait_until_it_answers()
 
     def _wait_until_it_answers(self) -> None:
-        """Wait until FulcrumCore reads its database: without it, it answers every token with 403."""
+        """Wait until FulcrumCore reads its database. Without the database, FulcrumCore answers every token with 403."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._knows_tokens():
             if time.monotonic() > deadline or (self._process and self._process.poll() is not None):
@@ -90,7 +90,7 @@ class RealCore:
             time.sleep(0.1)
 
     def _knows_tokens(self) -> bool:
-        """Return whether FulcrumCore finds the token with which every database of it begins."""
+        """Return whether FulcrumCore accepts the token that each new database of FulcrumCore contains."""
         headers = {"Authorization": f"Bearer {SEED_TOKEN}"}
         with contextlib.suppress(requests.RequestException):
             answer = requests.get(f"{self.url}/api/v1/metric-types", headers=headers, timeout=CALL_TIMEOUT_S)
@@ -106,7 +106,7 @@ class RealCore:
 
 @dataclass
 class SimulatedCore:
-    """The simulator in the place of a binary. It refuses connections, or answers 403 as without its database."""
+    """The simulator in the place of a binary. A kill lets it refuse connections, or answer 403 as without a database."""
 
     simulator: SimulatorThread
     parts: tuple[str, ...] = ("database", "process")
@@ -117,7 +117,7 @@ class SimulatedCore:
 
     def kill(self, part: str) -> None:
         if part == "database":
-            # What FulcrumCore does at this moment may be stored although it has no answer.
+            # The call that FulcrumCore processes at this moment may be stored although it gets no answer.
             self.simulator.add_fault("drop_after", path=r"/jobs/", times=1)
             self.simulator.add_fault("status", status=403, path="^/api/")
         else:

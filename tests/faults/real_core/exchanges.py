@@ -20,7 +20,7 @@ from support.forwarder import Exchange
 API = "/api/v1"
 JOB_CALL = re.compile(r"/jobs/([0-9a-f-]{36})/(claim|complete|fail)$")
 SECRET = "/vault/secrets/"
-#: After a restart of PostgreSQL, FulcrumCore still has connections to the killed server, and finds out one by one.
+#: After a restart of PostgreSQL, FulcrumCore still has connections to the killed server, which fail one by one.
 RECOVERY_S = 5.0
 #: What FulcrumCore answers while its database is away.
 STATUSES_OF_OUTAGE = (403, 500)
@@ -87,7 +87,7 @@ def _wrong_forms(log: ExchangeLog, exchanges: list[Exchange], outages: list[Outa
 
 def _unforeseen_errors(exchanges: list[Exchange], outages: list[Outage], timed_out: set[str]) -> Iterator[str]:
     unknown: set[str] = set()  # jobs with a request whose effect the agent does not know
-    read: set[str] = set()  # paths of secrets that were read; FulcrumCore deletes most when a job of the service ends
+    read: set[str] = set()  # paths of secrets that were read; FulcrumCore deletes most of them when a job ends
     for exchange in exchanges:
         call = JOB_CALL.search(exchange.path)
         status = exchange.status

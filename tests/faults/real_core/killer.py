@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from faults.real_core.core import Core
 from faults.real_core.exchanges import Outage
 
-#: The time between the return of FulcrumCore and the next kill.
+#: The time from the restart of FulcrumCore to the next kill.
 PAUSE_S = (1.0, 8.0)
 #: The time between a kill and the start of what was killed.
 OUTAGE_S = (1.0, 8.0)
@@ -34,7 +34,7 @@ class CoreKiller:
         return sum(self.done.values())
 
     def turn(self, share_done: float) -> None:
-        """Start what was killed long enough ago, or kill what is due."""
+        """Start what was killed if its outage is over, or kill something if a kill is due."""
         if time.monotonic() < self._next_at:
             return
         if self._killed:

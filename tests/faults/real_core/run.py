@@ -23,7 +23,7 @@ from smith_lab.simulator.maintenance import TIMEOUT_MESSAGE
 from support.custom_action import ISO, copy_action, offer_action
 from support.forwarder import Exchange, Forwarder, running_forwarder
 
-#: The time between two turns. Each reads all services and open jobs from FulcrumCore.
+#: The time between two turns of the load. Each turn reads all services and open jobs from FulcrumCore.
 TURN_S = 0.5
 MAX_SERVICES = 40
 SETTINGS = {
@@ -55,12 +55,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a run, with what the report of a chaos run does not have."""
+    """The result of a run: the report of a chaos run, and what only this kind of run has."""
 
     report: Report
     actions: dict[str, int]  #: jobs by action
     timed_out: int  #: jobs that FulcrumCore has failed because they were too old
-    exchanges: dict[str, dict[str, int]]  #: the number of each answer, by request
+    exchanges: dict[str, dict[str, int]]  #: how often each status was answered, by request
 
 
 def run(
@@ -96,7 +96,7 @@ def run(
 
 
 def _random(size: Size, use: str) -> random.Random:
-    """Return random choices of their own for each use, so that the load's timing does not change the kills."""
+    """Return a generator for this use only, so that the number of choices of the load does not change the kills."""
     return random.Random(f"{size.seed} {use}")  # noqa: S311 (not for secrets)
 
 
@@ -123,7 +123,7 @@ def _run_load(
             killer.turn(load.requested / size.jobs)
             recorder.turn()
             if load.requested >= size.jobs and killer.killed < size.kills:
-                load.wanted = load.requested + 1  # kills need running jobs
+                load.wanted = load.requested + 1  # a kill needs running jobs
             progress(f"{load.requested} jobs requested, {killer.killed} kills")
             if lab.executor.poll() is not None:
                 return [f"R1 lost: the executor ended by itself with code {lab.executor.returncode}"]
@@ -155,7 +155,7 @@ def _stop(system: SystemUnderTest) -> None:
 
 
 def _recoveries(outages: list[Outage], exchanges: list[Exchange]) -> Iterator[float]:
-    """Yield for each outage how long the agent's first successful request took from its end."""
+    """Yield, for each outage, the time from its end to the agent's first successful request."""
     for outage in outages:
         answered = (
             item.time - outage.ended for item in exchanges if item.time >= outage.ended and (item.status or 500) < 300

@@ -1,4 +1,4 @@
-"""A fixed part of the kill matrix: one process is killed at a point of a job. `make kill-matrix` kills at all points."""
+"""A fixed part of the kill matrix: one process is killed at a point of a job. `make kill-matrix` tests all points."""
 
 from __future__ import annotations
 

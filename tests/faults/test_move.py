@@ -1,4 +1,4 @@
-"""The database moves while jobs are in flight, from SQLite to PostgreSQL and back. After each move, an agent ends them."""
+"""The database moves from SQLite to PostgreSQL and back while jobs are in flight. Then they are finished."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Explores more faults and events than the tests do: python -m protocol FAULTS DEPTH."""
+"""Explores the model with more faults and events than the tests do: python -m protocol FAULTS DEPTH.
+
+FAULTS is the greatest number of faults, DEPTH that of events. A broken promise is printed with a shortest history.
+"""
 
 from __future__ import annotations
 

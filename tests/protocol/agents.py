@@ -1,4 +1,4 @@
-"""What else may happen: agents poll and claim, time passes, and processes and connections fail."""
+"""All events of the model. Here are polls, claims, failures and restarts; other modules have the other kinds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def transitions(world: World, decisions: Decisions) -> Iterator[Transition]:
 
 
 def _suspended(world: World, number: int, decisions: Decisions) -> Iterator[Transition]:
-    """Yield what may happen to the runs of a suspended agent: they and their guards are other processes."""
+    """Yield what may happen to the runs of a suspended agent. Runs and guards are other processes, which continue."""
     for slot in world.agents[number].slots:
         if slot.step == RUNNING:
             yield from worker.ends_by_guard(world, number, slot, decisions)
@@ -42,7 +42,8 @@ def _suspended(world: World, number: int, decisions: Decisions) -> Iterator[Tran
 def _claim(world: World, number: int, decisions: Decisions) -> Iterator[Transition]:
     """Claim a job in the database, unless another job of the service is processing.
 
-    An agent whose runs end at once until it renews its leases would only requeue the job, with a backoff.
+    An agent that has not renewed its leases for so long that its runs would end at once claims nothing. In the code, it
+    would only requeue the job, with a backoff.
     """
     agent = world.agents[number]
     is_idle = not agent.is_connected or worker.is_limit_over(agent, agent.since_renewal, decisions)

@@ -1,4 +1,4 @@
-"""What the statements of `job_queue`, `outbox` and `mappings` do with a row."""
+"""The model of the database: what the statements of `job_queue`, `outbox` and `mappings` do with a row."""
 
 from __future__ import annotations
 

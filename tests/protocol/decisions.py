@@ -1,4 +1,4 @@
-"""The decisions of the model: the code's own pure functions. A test may replace one of them by another policy."""
+"""The decisions in the model are made by the pure functions of the code. A test may replace one by a wrong decision."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _failed(code: ErrorCode, **fields: Any) -> JobResult:
     return JobResult(succeeded=False, code=code, detail="failed", **fields)
 
 
-#: What an attempt may lead to.
+#: How an attempt at a job may end.
 ENDS: dict[str, AttemptEnd] = {
     "success": JobResult(succeeded=True, vm={"vmid": 100}),
     "failure": _failed(ErrorCode.INVALID_REQUEST),
@@ -82,16 +82,16 @@ def _is_of_former_process(owner: str | None, agent: str) -> bool:
 
 
 def _has_others_after_lost_answer(earlier: bool, found: bool) -> bool:
-    """Return whether an agent fences whose renewal was stored, but that did not receive the database's answer.
+    """Return whether an agent fences after its renewal was stored, if the answer of the database did not reach it.
 
-    It begins to fence before the commit (`Fence.note_other_agents`), and ends after the answer.
+    An agent begins to fence before the commit (`Fence.note_other_agents`), but stops to fence only after the answer.
     """
     return earlier or found
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """What the agents decide with."""
+    """The functions with which the agents of the model decide."""
 
     first_request: Callable[..., claim.FirstRequest] = claim.first_request
     require_open: Callable[[str | None], None] = claim.require_open

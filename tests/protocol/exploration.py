@@ -1,4 +1,4 @@
-"""Explores every order of events, breadth first. So the first violation that it finds has a shortest history."""
+"""Explores every order of events, breadth first, so that the first violation that is found has a shortest history."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from protocol.promises import broken_promise, is_settled
 from protocol.worker import Transition
 from protocol.world import World, canonical
 
-#: So many events without a fault are enough to settle every job.
+#: This many events without a fault are enough to settle every job.
 MAX_EVENTS_TO_SETTLE = 400
 
 
@@ -113,7 +113,7 @@ class Explorer:
         return events[::-1]
 
     def _obstacle(self, world: World) -> str:
-        """Return "" if all jobs are settled when no more faults occur. Otherwise return the events that do not."""
+        """Return "" if further events without faults settle all jobs; otherwise these events, and why they end."""
         current, path, stories = world._replace(faults_left=0), [], []
         while current not in self._verdicts:
             path.append(current)

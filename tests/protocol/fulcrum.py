@@ -1,4 +1,4 @@
-"""What FulcrumCore does with a request, and what may happen to the request and its answer."""
+"""The model of FulcrumCore and of the network: how it handles a request, and how request or answer may get lost."""
 
 from __future__ import annotations
 

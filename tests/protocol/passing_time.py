@@ -18,7 +18,7 @@ from executor.model import JobStatus
 
 
 def pass_time(world: World, decisions: Decisions) -> Iterator[Transition]:
-    """Let one tick pass. The runs that were asked to stop end before, and those that a guard ends."""
+    """Let one tick pass. It passes only after the end of runs that must stop, or that a guard ends within the tick."""
     for agent in world.agents:
         is_limit_over = agent.is_suspended and worker.is_limit_over(agent, agent.since_renewal + 1, decisions)
         if any(slot.step == RUNNING and (slot.is_stopped or is_limit_over) for slot in agent.slots):
@@ -39,7 +39,7 @@ def pass_time(world: World, decisions: Decisions) -> Iterator[Transition]:
 
 
 def _pass_time_with_lost_answer(older: World, decisions: Decisions) -> Iterator[Transition]:
-    """Let one agent lose the database, or be suspended, after it has stored its renewal and before the answer."""
+    """Let one agent lose the database, or be suspended, after its renewal is stored and before the answer."""
     for number, agent in enumerate(older.agents):
         if not _is_renewing(agent):
             continue
@@ -85,7 +85,7 @@ def _older_agent(agent: Agent) -> Agent:
 
 
 def _older(refusals: Refusals) -> Refusals:
-    """Return the refusals one tick later. Only the bounds of `is_gone` and `add_refusal` matter."""
+    """Return the refusals one tick later. Ages above the bounds of `is_gone` and `add_refusal` make no difference."""
     return Refusals(
         count=refusals.count,
         first_at=max(refusals.first_at - TICK_S, -MIN_DURATION_S),

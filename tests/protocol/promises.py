@@ -1,4 +1,4 @@
-"""The promises that hold after every event. The numbers R1 to R5 are those of the project's list of promises."""
+"""The promises that must hold after every event. R1 to R5 are their numbers in docs/promises.md."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _is_given_up_until_deadline(row: Row) -> bool:
 
 
 def is_settled(world: World) -> bool:
-    """Return whether every job has ended at FulcrumCore and here, and FulcrumCore has the result, if it wants it."""
+    """Return whether every job has ended at FulcrumCore, and each row's report is settled."""
     return all(
         (row is None or row.report in SETTLED_STATES) and core_job.status not in OPEN
         for row, core_job in zip(world.rows, world.core, strict=True)

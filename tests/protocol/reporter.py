@@ -14,7 +14,8 @@ from executor.agent.reporter import MAX_FAILED_COMPLETIONS
 from executor.model import JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 
-#: The step after an accepted request, and after a request that FulcrumCore refuses with 400. "" postpones the report.
+#: By step: the next step if FulcrumCore accepts the request, and if it refuses the request with 400. "": the report is
+#: postponed.
 NEXT_STEPS = {
     "send": ("note", "read"),
     "claim": ("resend", ""),

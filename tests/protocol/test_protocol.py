@@ -1,4 +1,6 @@
-"""Every order of events in which two agents process two jobs of one service, with faults at every step.
+"""Explores a model: every order of events in which two agents process two jobs of one service, with faults anywhere.
+
+Most tests replace a decision of the code by a wrong one, and assert that the exploration then finds a broken promise.
 
 `make explore` explores more faults than these tests do.
 """
@@ -58,7 +60,7 @@ def test_two_answers_403_are_too_few_to_give_up_a_job() -> None:
     )
 
 
-def test_a_late_claim_of_an_agent_is_not_another_executors_claim() -> None:
+def test_an_agent_must_not_take_its_own_late_claim_for_that_of_another_executor() -> None:
     def require_own_claim(status_at_core: str, *, was_sent_before: bool, refusal: str) -> None:
         claim.require_own_claim(status_at_core, was_sent_before=False, refusal=refusal)
 
@@ -136,7 +138,7 @@ def test_a_run_that_a_resumed_agent_starts_too_late_ends_before_it_changes_the_v
 
 
 def test_a_job_whose_run_the_guard_has_ended_is_processed_again() -> None:
-    """A job of a resumed agent that no other agent has taken is settled, too."""
+    """All jobs are settled even if no other agent has taken the job before its agent is resumed."""
     story = "Agent A, job 1 (create): the guard ends its run after it has changed the VM"
     world = world_after(*A_RUNS, "Agent A is suspended", "10 s pass", "10 s pass", story, "Agent A is resumed")
     found = Explorer(faults=0, max_depth=10, start=world).explore()
@@ -156,7 +158,7 @@ def test_a_restarted_agent_must_take_the_jobs_of_its_killed_process_at_once() ->
     ]
 
 
-#: FulcrumCore has answered 500 to the completion of job 1 until agent A reports a failure.
+#: Agent A is about to report the completion of job 1. The tests then let FulcrumCore answer 500, once too often.
 COMPLETION_FAILS = (
     *A_RUNS,
     "Agent A, job 1 (create): its run succeeds",
@@ -173,7 +175,7 @@ def test_a_completion_that_is_answered_with_500_too_often_is_settled_with_one_re
     assert found.violation is None, found.violation.story
 
 
-#: Agent B does not fence, because it has not seen agent A for long, and runs job 1.
+#: Agent B runs job 1. It does not fence, because it has not seen agent A for long.
 B_RUNS_ALONE = (
     "Agent A is killed",
     "10 s pass",
@@ -190,7 +192,7 @@ B_RUNS_ALONE = (
 
 
 def explore_from_b_runs_alone(decisions: Decisions) -> Exploration:
-    """Explore one fault more after this history."""
+    """Explore one more fault after B_RUNS_ALONE."""
     return Explorer(decisions, faults=1, max_depth=13, start=world_after(*B_RUNS_ALONE)).explore()
 
 
@@ -201,7 +203,7 @@ def test_a_job_of_an_agent_that_does_not_fence_is_not_taken_while_its_run_may_co
     assert found.depth == 13
 
 
-def test_without_the_row_an_agent_takes_the_job_of_an_agent_that_does_not_fence() -> None:
+def test_an_agent_that_ignores_that_the_owner_does_not_fence_takes_its_job_too_early() -> None:
     def decide_without_the_row(unchanged_s: float, **facts: Any) -> reaper.ReapDecision:
         return reaper.decide(unchanged_s, **(facts | {"is_owner_fencing": True}))
 
@@ -239,7 +241,7 @@ def test_an_agent_must_fence_before_the_commit_that_tells_others_that_it_fences(
 
 
 def test_an_agent_that_is_suspended_before_it_knows_of_the_other_must_have_limited_its_runs_before() -> None:
-    """Its row says that it fences as soon as its renewal is stored."""
+    """The row of the suspended agent says that it fences, from the moment at which its renewal is stored."""
     history = (*B_RUNS_ALONE, "Agent A is started again", "Agent B is suspended after it has renewed its leases")
     late = Decisions(has_others_after_lost_answer=lambda earlier, _found: earlier)
     violation = Explorer(late, faults=0, max_depth=7, start=world_after(*history, decisions=late)).explore().violation

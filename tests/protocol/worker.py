@@ -72,7 +72,7 @@ def transitions(world: World, number: int, slot: Slot, decisions: Decisions) -> 
 
 
 def _after_reply(reply: Reply, number: int, slot: Slot, step: str, told: str) -> Transition:
-    """Continue with the step, or end the attempt because FulcrumCore did not answer, or answered 500."""
+    """Continue with the step. Without a step, end the attempt, because FulcrumCore did not answer or answered 500."""
     end = "one failed request" if reply.answer == "500" else "no answer"
     new = slot._replace(step=step) if step else slot._replace(step="store", end=end)
     return Transition(told + reply.story, with_slot(reply.world, number, slot, new), reply.is_fault)
@@ -202,12 +202,12 @@ def _start(agent: Agent, slot: Slot, decisions: Decisions) -> Slot:
 
 
 def is_limit_over(agent: Agent, since_renewal: int, decisions: Decisions) -> bool:
-    """Return whether the guards have ended the agent's runs, so many ticks after its last renewal."""
+    """Return whether the guards end the agent's runs when `since_renewal` ticks have passed since its renewal."""
     return decisions.runs_until(agent.has_others) <= since_renewal * TICK_S
 
 
 def ends_by_guard(world: World, number: int, slot: Slot, decisions: Decisions) -> Iterator[Transition]:
-    """Yield how the guard ends a run whose limit is over before the next tick, although its agent is suspended."""
+    """Yield how the guard ends a run of a suspended agent, if the run's time ends within the next tick."""
     agent = world.agents[number]
     if slot.step != RUNNING or not is_limit_over(agent, agent.since_renewal + 1, decisions):
         return
@@ -219,7 +219,7 @@ def ends_by_guard(world: World, number: int, slot: Slot, decisions: Decisions) -
 
 
 def _run(world: World, number: int, slot: Slot, subject: str) -> Iterator[Transition]:
-    """End the run. A create has created the VM, or has not if it was killed or has failed."""
+    """End the run. A create that succeeds has created the VM. One that is killed may have created it."""
     changed = world._replace(vms=max(world.vms, 1)) if ACTIONS[slot.job] == "create" else world
 
     def ended(before: World, end: str, story: str, *, is_fault: bool) -> Transition:

@@ -15,7 +15,7 @@ from executor.model import JobStatus, ReportState
 TICK_S = 10.0
 #: The length of a lease, SMITH_LEASE_S, in ticks.
 LEASE_TICKS = 3
-#: After this many ticks without a renewal, an agent is no longer seen by the others. In the code it is twice as long.
+#: After this many ticks without a renewal, an agent counts as ended for the others. In the code it is twice as long.
 UNSEEN_TICKS = LEASE_TICKS
 #: The actions of the two jobs, which belong to one service.
 ACTIONS = ("create", "start")
@@ -78,7 +78,7 @@ class Agent(NamedTuple):
 
     name: str
     is_alive: bool = True
-    is_connected: bool = True  #: it reaches the database
+    is_connected: bool = True  #: whether it reaches the database
     is_suspended: bool = False  #: its process is stopped; the processes of its runs are not
     since_renewal: int = 0  #: ticks, at most UNSEEN_TICKS
     has_others: bool = True  #: at its last renewal, another agent used the database; so it fences
@@ -126,12 +126,12 @@ def with_row(world: World, job: int, row: Row) -> World:
 
 
 def orm_job(job: int, attempt: int, deadline: Any) -> Job:
-    """Return the row as the code's own functions expect it."""
+    """Return a job as the functions of the code expect it, with what their decisions depend on."""
     return Job(id=job, action=ACTIONS[job], attempt=attempt, deadline_at=deadline)
 
 
 def canonical(world: World) -> tuple[object, ...]:
-    """Return what distinguishes the state from others. States with the same value have the same future.
+    """Return what distinguishes the state from others. From two states with the same value, the same events may follow.
 
     The numbers of epochs and the agents' names do not matter. Without further faults, neither do attempts, nor refusals
     of jobs that exist.

@@ -106,7 +106,7 @@ class RealCore:
 
 @dataclass
 class SimulatedCore:
-    """The simulator in the place of a binary. A kill lets it refuse connections, or answer 403 as without a database."""
+    """The simulator in the place of a binary. A kill makes it refuse connections, or answer 403 as without database."""
 
     simulator: SimulatorThread
     parts: tuple[str, ...] = ("database", "process")

@@ -19,7 +19,7 @@ from executor.database.engine import open_engine
 def test_agents_are_upgraded_one_after_the_other(
     postgres: PostgresCluster, make_system: MakeSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A newer version migrates the schema while two agents work: they end their jobs and wait. A newer one works."""
+    """A newer version migrates the schema while two agents work: they end their jobs and wait; a newer agent works."""
     with ExitStack() as stack:
         url = stack.enter_context(postgres.fresh_database())
         system = make_system(time_scale=0.5, SMITH_DATABASE_URL=url, SMITH_LEASE_S="6")

@@ -79,10 +79,10 @@ class ForkedCommand:
     def _read_end(self) -> int:
         global used_cpu_s  # noqa: PLW0603  changed here only
         with self._connection:
-            said = self._connection.recv(MESSAGE_BYTES)
-        if not said:
+            message = self._connection.recv(MESSAGE_BYTES)
+        if not message:
             raise RuntimeError("the fork server has ended")
-        ending = json.loads(said)
+        ending = json.loads(message)
         used_cpu_s += ending["cpu_s"]
         return int(ending["code"])
 
@@ -144,12 +144,12 @@ def run(
         output_end.close()
         errors_end.close()
         try:
-            said = _read_both(output, errors, timeout)
+            contents = _read_both(output, errors, timeout)
             code = command.wait(timeout)
         except subprocess.TimeoutExpired:
             command.kill()
             raise
-    texts = [io.TextIOWrapper(io.BytesIO(part), encoding="utf-8").read() for part in said]
+    texts = [io.TextIOWrapper(io.BytesIO(part), encoding="utf-8").read() for part in contents]
     return subprocess.CompletedProcess(["smith", *arguments], code, *texts)
 
 
@@ -202,19 +202,19 @@ def _pipe(stack: contextlib.ExitStack) -> tuple[Any, Any]:
 def _read_both(output: Any, errors: Any, timeout: float | None) -> list[bytes]:
     """Read both streams to their ends. Raises TimeoutExpired."""
     limit = None if timeout is None else time.monotonic() + timeout
-    said: dict[Any, bytes] = {output: b"", errors: b""}
+    contents: dict[Any, bytes] = {output: b"", errors: b""}
     with selectors.DefaultSelector() as selector:
-        for stream in said:
+        for stream in contents:
             selector.register(stream, selectors.EVENT_READ)
         while selector.get_map():
             if limit is not None and time.monotonic() > limit:
                 raise subprocess.TimeoutExpired("smith", timeout or 0)
             for key, _ in selector.select(1.0):
                 if data := key.fileobj.read(65536):  # type: ignore[union-attr]
-                    said[key.fileobj] += data
+                    contents[key.fileobj] += data
                 else:
                     selector.unregister(key.fileobj)
-    return list(said.values())
+    return list(contents.values())
 
 
 # --- the server -----------------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def _become_command(wanted: dict[str, Any], streams: list[int]) -> NoReturn:
     """Do in this fork what `python -m executor ARGUMENTS` does, and exit."""
     code = 1
     try:
-        _take_surroundings(wanted, streams)
+        _imitate_new_process(wanted, streams)
         sys.argv = ["smith", *wanted["arguments"]]
         sys.modules.pop("__main__")
         runpy.run_module("executor", run_name="__main__", alter_sys=True)
@@ -292,10 +292,10 @@ def _become_command(wanted: dict[str, Any], streams: list[int]) -> NoReturn:
     except BaseException:
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
     finally:
-        _leave(code)
+        _exit_as_interpreter(code)
 
 
-def _take_surroundings(wanted: dict[str, Any], streams: list[int]) -> None:
+def _imitate_new_process(wanted: dict[str, Any], streams: list[int]) -> None:
     """Set streams, signals, folder, environment and umask as in a new process; close all other files."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -324,7 +324,7 @@ def _exit_code(stop: SystemExit) -> int:
     return 1
 
 
-def _leave(code: int) -> NoReturn:
+def _exit_as_interpreter(code: int) -> NoReturn:
     """Do what the interpreter does at its end, but do not destroy the modules: all forks share their memory."""
     try:
         threading._shutdown()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""A lab without any finding of `smith doctor`, which the steps in tests/data/setups.yml break one after the other."""
+"""A sound lab: `smith doctor` finds nothing in it. The steps in tests/data/setups.yml break it one after the other."""
 
 from __future__ import annotations
 

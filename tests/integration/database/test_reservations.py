@@ -130,7 +130,7 @@ def test_a_full_range_is_a_capacity_error(engine: Engine) -> None:
     reserved(engine, OTHER, 102)
     with pytest.raises(JobError, match="no VMID is free between 101 and 103") as caught:
         pick(engine, 101, 103, taken={103})
-    assert caught.value.code is ErrorCode.CAPACITY
+    assert (caught.value.code, caught.value.detail) == (ErrorCode.CAPACITY, "no VMID is free")
 
 
 def test_vmids_of_other_clusters_and_ranges_are_ignored(engine: Engine) -> None:

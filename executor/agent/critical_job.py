@@ -20,7 +20,7 @@ class CriticalJob:
     wake_requested: threading.Event = field(default_factory=threading.Event)  #: set to start an execution now
     runs_on_each_agent: bool = True  #: if False, only one of the agents that share a database executes it
     #: Executed instead of `run` when another agent executes the job: the work that concerns only this agent's machine.
-    run_own_part: Callable[[], object] | None = None
+    run_on_this_machine: Callable[[], object] | None = None
     #: While this returns False, this agent leaves the execution to other agents. Not used if `runs_on_each_agent`.
     may_start: Callable[[], bool] = lambda: True
     #: If True, `wake_requested` starts an execution even if another agent has executed the job within this interval.

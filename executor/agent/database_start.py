@@ -45,7 +45,11 @@ def use_database_when_available(
             call_in_background(use, ProgressOfStart(progress).report)
         except awaited_errors as error:
             failed_at = failed_at or time.monotonic()
-            awaited = "its own upgrade" if isinstance(error, SchemaTooNew) else "the database"
+            awaited = (
+                "an upgrade of this agent, because the database has a newer schema"
+                if isinstance(error, SchemaTooNew)
+                else "the database"
+            )
             if awaited != earlier_awaited:
                 earlier_awaited = awaited
                 _log_wait(error)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from executor.agent.state import AgentState
 from executor.database import database_use
-from executor.database.database_use import AgentAndCluster, OtherUser
+from executor.database.database_use import AgentAndCluster, OtherUse
 from executor.database.engine import transaction
 from executor.errors import DatabaseError
 from executor.log import get_logger
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 #: The minimum time without a new confirmation after which another agent takes the database over.
-MIN_SILENCE_S = 60.0
+MIN_UNCONFIRMED_S = 60.0
 
 
 @dataclass(kw_only=True)
@@ -44,7 +44,7 @@ class DatabaseUser:
     lease_s: float  #: the other agent confirms its use several times in this time
     clock: Callable[[], float] = time.monotonic
     _is_agent_noted: bool = False  #: the row of this process in the table `nodes` names its agent
-    _other_user: OtherUser | None = None  #: the use by another agent, as it was last read
+    _other_user: OtherUse | None = None  #: the use by another agent, as it was last read
     _other_user_since: float = 0.0  #: when `_other_user` was first read
     _lock: threading.Lock = field(default_factory=threading.Lock)  #: held during each call of `confirm`
 
@@ -59,16 +59,16 @@ class DatabaseUser:
         use = AgentAndCluster(agent_id=self.state.agent_id, cluster=self.cluster)
         try:
             with self._lock, transaction(self.engine) as session:
-                earlier = self._other_user
+                other_before = self._other_user
                 other = self._confirm(session, use)
         except DatabaseError:
             self._is_agent_noted = False
             return
-        if other is None and earlier is not None and not self.state.may_use_database:
-            log.warning("database_taken_over", agent_id=use.agent_id, earlier_agent_id=earlier.agent_id)
+        if other is None and other_before is not None and not self.state.may_use_database:
+            log.warning("database_taken_over", agent_id=use.agent_id, earlier_agent_id=other_before.agent_id)
         self.state.note_database_user(other.agent_id if other else "", cluster=other.cluster if other else "")
 
-    def _confirm(self, session: Session, use: AgentAndCluster) -> OtherUser | None:
+    def _confirm(self, session: Session, use: AgentAndCluster) -> OtherUse | None:
         if not self.state.fulcrum_link.is_up:  # FulcrumCore may no longer accept this agent's token
             self._other_user = None
             return database_use.other_use(session, use)
@@ -80,7 +80,7 @@ class DatabaseUser:
         # other agent has ended.
         if other != self._other_user:
             self._other_user, self._other_user_since = other, self.clock()
-        has_ended = self.clock() - self._other_user_since >= max(MIN_SILENCE_S, self.lease_s)
+        has_ended = self.clock() - self._other_user_since >= max(MIN_UNCONFIRMED_S, self.lease_s)
         if other is not None and has_ended and database_use.take_over(session, use, other):
             return None
         return other

@@ -57,7 +57,7 @@ RATES = (
 )
 
 
-class _Outcome(StrEnum):
+class _SampleOutcome(StrEnum):
     """What happened to one sample."""
 
     SENT = "sent"
@@ -164,14 +164,14 @@ class VmMetrics:
         pace = _Pace(len(samples), deadline)
         with ThreadPoolExecutor(max_workers=SENDER_THREADS, thread_name_prefix="metric") as pool:
             outcomes = list(pool.map(lambda sample: self._post_one(sample, pace), samples))
-        refused_count = outcomes.count(_Outcome.REFUSED) + outcomes.count(_Outcome.UNKNOWN)
-        log.debug("metrics_posted", sent=outcomes.count(_Outcome.SENT), refused=refused_count)
+        refused_count = outcomes.count(_SampleOutcome.REFUSED) + outcomes.count(_SampleOutcome.UNKNOWN)
+        log.debug("metrics_posted", sent=outcomes.count(_SampleOutcome.SENT), refused=refused_count)
         self._note_unknown_vms(samples, outcomes)
         self._note_dropped(samples, outcomes)
-        if _Outcome.UNANSWERED in outcomes:
+        if _SampleOutcome.UNANSWERED in outcomes:
             raise FulcrumUnavailable("FulcrumCore did not answer when metric entries were sent")
 
-    def _note_unknown_vms(self, samples: list[Sample], outcomes: list[_Outcome]) -> None:
+    def _note_unknown_vms(self, samples: list[Sample], outcomes: list[_SampleOutcome]) -> None:
         """Send no samples of a VM for a while if FulcrumCore answered 404 to all its samples.
 
         The usual cause is that FulcrumCore does not have the VM's instance id. `smith drift` shows such a VM.
@@ -179,32 +179,32 @@ class VmMetrics:
         # The key is True for the VMs of samples to which FulcrumCore has answered 404. A VM may be in both sets.
         vmids_by_outcome: dict[bool, set[int]] = {True: set(), False: set()}
         for sample, outcome in zip(samples, outcomes, strict=True):
-            vmids_by_outcome[outcome is _Outcome.UNKNOWN].add(sample.vmid)
+            vmids_by_outcome[outcome is _SampleOutcome.UNKNOWN].add(sample.vmid)
         unknown_vmids = vmids_by_outcome[True] - vmids_by_outcome[False]
         until = time.monotonic() + UNKNOWN_VM_BACKOFF_S
         self._unknown_until |= dict.fromkeys(unknown_vmids, until)
         if unknown_vmids:
             log.info("metrics_of_unknown_vms", vmids=sorted(unknown_vmids), backoff_s=UNKNOWN_VM_BACKOFF_S)
 
-    def _note_dropped(self, samples: list[Sample], outcomes: list[_Outcome]) -> None:
+    def _note_dropped(self, samples: list[Sample], outcomes: list[_SampleOutcome]) -> None:
         """Let the next round start with the first dropped sample. Log once that samples are dropped."""
-        dropped_count = outcomes.count(_Outcome.DROPPED)
-        self._first_vmid = samples[outcomes.index(_Outcome.DROPPED)].vmid if dropped_count else 0
-        if _Outcome.UNANSWERED in outcomes:
+        dropped_count = outcomes.count(_SampleOutcome.DROPPED)
+        self._first_vmid = samples[outcomes.index(_SampleOutcome.DROPPED)].vmid if dropped_count else 0
+        if _SampleOutcome.UNANSWERED in outcomes:
             return  # the samples were dropped because of an outage, not because one round is too short for them
         if dropped_count and not self._has_dropped_samples and not self.state.stopping.is_set():
             required_rounds = len(samples) / max(len(samples) - dropped_count, 1)
             log.warning("metrics_need_several_rounds", rounds=round(required_rounds, 1), interval_s=self.interval_s)
         self._has_dropped_samples = bool(dropped_count)
 
-    def _post_one(self, sample: Sample, pace: _Pace) -> _Outcome:
+    def _post_one(self, sample: Sample, pace: _Pace) -> _SampleOutcome:
         """Wait until the sample's planned time, then send it.
 
         Drop it if the deadline has passed, the agent stops, or FulcrumCore did not answer an earlier sample.
         """
         is_stopping = self.state.stopping.wait(pace.plan_next_entry())
         if is_stopping or pace.is_deadline_passed():
-            return _Outcome.DROPPED
+            return _SampleOutcome.DROPPED
         cpu_time_before_s = time.thread_time()
         try:
             self.fulcrum.post_metric(
@@ -215,15 +215,15 @@ class VmMetrics:
             )
         except FulcrumNotFound:
             # FulcrumCore knows a VM's instance id only between the completed create and the deletion of the service.
-            return _Outcome.UNKNOWN
+            return _SampleOutcome.UNKNOWN
         except FulcrumRefused:
-            return _Outcome.REFUSED
+            return _SampleOutcome.REFUSED
         except FulcrumUnavailable:
             pace.end()  # the other entries would get no answer either
-            return _Outcome.UNANSWERED
+            return _SampleOutcome.UNANSWERED
         finally:
             pace.note_cpu_time(time.thread_time() - cpu_time_before_s)
-        return _Outcome.SENT
+        return _SampleOutcome.SENT
 
 
 class _Pace:

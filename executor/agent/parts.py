@@ -108,8 +108,8 @@ def _build_shared_allocations(shared: SharedParts) -> SharedAllocations | None:
     if shared.engine.dialect.name == "sqlite":
         return None
     settings = shared.settings
-    silent_s = VANISHED_AFTER_LEASES * settings.smith_lease_s
-    owner = AllocationOwner(boot_id=shared.boot_id, cluster=settings.smith_cluster, silent_s=silent_s)
+    vanished_after_s = VANISHED_AFTER_LEASES * settings.smith_lease_s
+    owner = AllocationOwner(boot_id=shared.boot_id, cluster=settings.smith_cluster, vanished_after_s=vanished_after_s)
     return SharedAllocations(engine=shared.engine, owner=owner)
 
 
@@ -252,7 +252,7 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
             name="PruneCompletedJobs",
             interval_s=prune_interval_s,
             run=pruner.prune,
-            run_own_part=pruner.prune_own_artifacts,
+            run_on_this_machine=pruner.prune_own_artifacts,
             runs_on_each_agent=False,
             may_start=may_use_database,
         ),

@@ -79,8 +79,10 @@ class Poller:
     def may_poll(self) -> bool:
         """True while the agent accepts new jobs."""
         has_polled = self.state.finished_poll_count > 0
-        is_willing = not self.state.draining.is_set() and not self.state.is_disabled and self.state.may_use_database
-        return bool(self.state.agent_id) and is_willing and not (self.polls_only_once and has_polled)
+        may_accept_jobs = (
+            not self.state.draining.is_set() and not self.state.is_disabled and self.state.may_use_database
+        )
+        return bool(self.state.agent_id) and may_accept_jobs and not (self.polls_only_once and has_polled)
 
     def poll_if_allowed(self) -> float | None:
         """Poll, unless the agent accepts no new jobs. Return the seconds until the next call.

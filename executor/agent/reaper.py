@@ -119,9 +119,9 @@ class Reaper:
         # a lease has not changed.
         now = self.clock()
         self._observation = observe(self._observation, map(state_of, leases), now, lease_s=self.lease_s)
-        verdicts = [(lease, self._decide(lease, now)) for lease in leases]
-        self._log_waiting([lease for lease, verdict in verdicts if verdict is ReapDecision.WAIT_FOR_DEADLINE])
-        to_reap = [lease for lease, verdict in verdicts if verdict is ReapDecision.REAP]
+        decisions = [(lease, self._decide(lease, now)) for lease in leases]
+        self._log_waiting([lease for lease, decision in decisions if decision is ReapDecision.WAIT_FOR_DEADLINE])
+        to_reap = [lease for lease, decision in decisions if decision is ReapDecision.REAP]
         if not to_reap:
             return
         with transaction(self.engine) as session:

@@ -40,7 +40,9 @@ def require_time_left_s(job: Job, *, clock_offset_s: float) -> float:
         if previous_detail and previous_code in set(ErrorCode):
             operator_detail = (job.operator_detail or "").partition(": ")[2]
             raise JobError(ErrorCode(previous_code), previous_detail, operator_detail)
-        raise JobError(ErrorCode.DEADLINE, f"only {max(time_left_s, 0):.0f} s are left, which is too short for a run")
+        raise JobError(
+            ErrorCode.DEADLINE, f"only {max(time_left_s, 0):.0f} s are left before the job timeout, too few for a run"
+        )
     return time_left_s
 
 

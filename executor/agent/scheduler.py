@@ -123,15 +123,15 @@ class Scheduler:
         return time.monotonic() + remaining_s
 
     def _execute(self, job: CriticalJob, *, is_requested: bool) -> None:
-        """Execute a critical job once. If another agent executes it, execute only `run_own_part`."""
+        """Execute a critical job once. If another agent executes it, execute only `run_on_this_machine`."""
         job.started_at, started = time.monotonic(), utc_now()
         if self._recorder.try_start_period(job, is_requested=is_requested):
             job.last_started = started
             job.requested_delay_s = None
             self._call(job, job.run)
             self._recorder.note_execution(job)
-        elif job.run_own_part is not None:
-            self._call(job, job.run_own_part)
+        elif job.run_on_this_machine is not None:
+            self._call(job, job.run_on_this_machine)
         job.finished_at = time.monotonic()
 
     @staticmethod

@@ -172,7 +172,7 @@ class AgentState:
         if self.draining.is_set():
             activity = "draining"
         elif self.database_user:
-            activity = "refused, because another agent uses the database"
+            activity = "waiting, because another agent uses the database"
         elif self.is_disabled:
             activity = "disabled in FulcrumCore"
         elif self.pause is not None or self.is_node_paused:

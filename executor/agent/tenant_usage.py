@@ -58,7 +58,7 @@ class TenantUsage:
         there.
         """
         if job.action not in COUNTED_ACTIONS:
-            self._note_unknown_tenant(job, mapping)
+            self._store_missing_tenant(job, mapping)
             return
         growth, earlier_sizes = self._growth(job, mapping), _earlier_sizes(job)
         try:
@@ -68,7 +68,7 @@ class TenantUsage:
                 raise
             self._reserve(job, mapping, growth, earlier_sizes)
 
-    def _note_unknown_tenant(self, job: Job, mapping: Mapping) -> None:
+    def _store_missing_tenant(self, job: Job, mapping: Mapping) -> None:
         """Store the tenant of a VM if it is not stored yet: an earlier version made the VM, or the VM was adopted."""
         if job.tenant_id and mapping.tenant_id is None:
             with transaction(self.engine) as session:

@@ -42,7 +42,7 @@ class AllocationOwner:
 
     boot_id: str
     cluster: str
-    silent_s: float  #: another agent process that has not renewed its leases for this time counts as ended
+    vanished_after_s: float  #: another agent process that has not renewed its leases for this time counts as ended
 
 
 def lock(session: Session) -> None:
@@ -115,7 +115,9 @@ def _update_own(owner: AllocationOwner, vmid: int) -> Any:
 
 def _is_agent_running(owner: AllocationOwner) -> ColumnElement[bool]:
     """Return the SQL condition that the agent process of a row is running, and that the row is not too old."""
-    is_running = (Node.id == Allocation.boot_id) & Node.stopped_at.is_(None) & (Node.seen_at > db_now(-owner.silent_s))
+    is_running = (
+        (Node.id == Allocation.boot_id) & Node.stopped_at.is_(None) & (Node.seen_at > db_now(-owner.vanished_after_s))
+    )
     return select(Node.id).where(is_running).exists() & (Allocation.started_at > db_now(-MAX_AGE_S))
 
 
@@ -191,14 +193,14 @@ def max_creates(owner: AllocationOwner, max_clones: int) -> ScalarSelect[int]:
     is_used = (CloneTarget.cluster == owner.cluster) & (CloneTarget.used_at >= db_now(-MAX_UNUSED_TARGET_S))
     limit = case((CloneTarget.max_clones > max_clones, max_clones), else_=CloneTarget.max_clones)
     limits = select(func.sum(limit)).where(is_used).scalar_subquery()
-    is_past_clone = Allocation.clone_target.is_not(None) & ~Allocation.is_cloning & Allocation.ended_at.is_(None)
-    past_clones = (
+    has_cloned = Allocation.clone_target.is_not(None) & ~Allocation.is_cloning & Allocation.ended_at.is_(None)
+    creates_after_clone = (
         select(func.count())
         .select_from(Allocation)
-        .where(Allocation.cluster == owner.cluster, is_past_clone, _is_agent_running(owner))
+        .where(Allocation.cluster == owner.cluster, has_cloned, _is_agent_running(owner))
         .scalar_subquery()
     )
-    return select(func.coalesce(limits, max_clones) + past_clones).scalar_subquery()
+    return select(func.coalesce(limits, max_clones) + creates_after_clone).scalar_subquery()
 
 
 def _is_target(owner: AllocationOwner, target: str) -> ColumnElement[bool]:

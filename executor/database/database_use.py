@@ -29,7 +29,7 @@ class AgentAndCluster:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OtherUser(AgentAndCluster):
+class OtherUse(AgentAndCluster):
     """A use by another agent or for another cluster, at the time when the row was read.
 
     The other agent changes `confirmed_at` in the row each time that it calls `confirm`.
@@ -38,7 +38,7 @@ class OtherUser(AgentAndCluster):
     confirmed_at: datetime
 
 
-def confirm(session: Session, use: AgentAndCluster) -> OtherUser | None:
+def confirm(session: Session, use: AgentAndCluster) -> OtherUse | None:
     """Confirm this use: store that FulcrumCore accepts this agent's token now.
 
     If the database has another use, do not store anything, and return the other use.
@@ -50,15 +50,15 @@ def confirm(session: Session, use: AgentAndCluster) -> OtherUser | None:
     return other_use(session, use)
 
 
-def other_use(session: Session, use: AgentAndCluster) -> OtherUser | None:
+def other_use(session: Session, use: AgentAndCluster) -> OtherUse | None:
     """Return the use of the database by another agent or for another cluster, or None."""
     row = session.get(DatabaseUse, ROW_ID, populate_existing=True)
     if row is None or (row.agent_id, row.cluster) == (use.agent_id, use.cluster):
         return None
-    return OtherUser(agent_id=row.agent_id, cluster=row.cluster, confirmed_at=row.confirmed_at)
+    return OtherUse(agent_id=row.agent_id, cluster=row.cluster, confirmed_at=row.confirmed_at)
 
 
-def take_over(session: Session, use: AgentAndCluster, earlier: OtherUser) -> bool:
+def take_over(session: Session, use: AgentAndCluster, earlier: OtherUse) -> bool:
     """Replace the use `earlier` with `use`. Return whether this was done.
 
     If the other agent has confirmed `earlier` since it was read, nothing is stored.

@@ -37,13 +37,13 @@ def counts_by_hour(session: Session, now: datetime, *, hours: int) -> list[HourC
     first = now.replace(minute=0, second=0, microsecond=0) - HOUR * (hours - 1)
     starts = [first + HOUR * number for number in range(hours)]
     # There is one query for each hour, because SQLite and PostgreSQL have no common function that rounds a time.
-    parts = [
+    queries = [
         select(literal(number), Job.status, func.count())
         .where(Job.status.in_(ENDED_LITERALS), Job.finished_at >= start, Job.finished_at < start + HOUR)
         .group_by(Job.status)
         for number, start in enumerate(starts)
     ]
-    counts = {(number, status): count for number, status, count in session.execute(union_all(*parts))}
+    counts = {(number, status): count for number, status, count in session.execute(union_all(*queries))}
     return [
         HourCounts(
             start=start,

@@ -65,7 +65,7 @@ def seal_problem(engine: Engine) -> str:
         return ""
     this = url_without_password(engine.url)
     if move.completed_at is None:
-        remedy = "repeat `smith db migrate`, or let `smith db unseal` undo this"
+        remedy = "run `smith db migrate` again to complete the move, or `smith db unseal` to use this database again"
         return f"the database {this} is sealed, because its move to {move.url} has not ended: {remedy}"
     since = f"{move.started_at:%Y-%m-%d %H:%M}Z by {move.who}"
     return f"the database {this} was moved to {move.url} ({since}): set SMITH_DATABASE_URL to that database"

@@ -67,7 +67,7 @@ def add_agent(session: Session, agent: AgentProcess) -> None:
     session.execute(update(Node).where(Node.id == agent.boot_id).values(seen_at=db_now()))
 
 
-def note_agent_probed(session: Session, boot_id: str, *, proxmox_error: str | None) -> None:
+def note_proxmox_checked(session: Session, boot_id: str, *, proxmox_error: str | None) -> None:
     """Store that the agent process is running, and whether Proxmox answered its last check.
 
     `proxmox_error` is the error of this check, or None if Proxmox answered.

@@ -241,7 +241,7 @@ def jobs_by_fulcrum_id(session: Session, fulcrum_ids: Sequence[str]) -> dict[str
     return {job.fulcrum_id: job for job in jobs}
 
 
-def newest_agent_id(session: Session) -> str | None:
+def agent_id_of_newest_job(session: Session) -> str | None:
     """Return FulcrumCore's id of the agent to which it delivered the newest job; None if no job has such an id."""
     newest = select(Job.service).where(Job.service.is_not(None)).order_by(Job.id.desc()).limit(1)
     service = session.scalar(newest) or {}

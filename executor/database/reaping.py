@@ -39,7 +39,9 @@ def reap(session: Session, leases: Collection[OtherLease]) -> list[tuple[int, Jo
             & (Job.status == PROCESSING_LITERAL)
         )
         # A lease that its owner is just renewing is locked, and is skipped.
-        found = session.execute(_CRASH_COLUMNS.where(is_unchanged).with_for_update(skip_locked=True)).one_or_none()
+        found = session.execute(
+            _SELECT_CRASH_COLUMNS.where(is_unchanged).with_for_update(skip_locked=True)
+        ).one_or_none()
         if found is not None:
             reaped_jobs.append((lease.job_id, _reap_job(session, is_unchanged, *found)))
             text = f"the agent process {lease.owner} has ended, or has not renewed its lease"
@@ -53,7 +55,7 @@ def status_after_crash(crashes: int) -> JobStatus:
 
 
 #: Reads the columns of a job whose values `_reap_job` needs.
-_CRASH_COLUMNS = select(Job.crashes, Job.is_waiting)
+_SELECT_CRASH_COLUMNS = select(Job.crashes, Job.is_waiting)
 
 
 def _reap_job(session: Session, condition: ColumnElement[bool], earlier_crashes: int, was_waiting: bool) -> JobStatus:
@@ -117,7 +119,7 @@ def release(session: Session, job_id: int, owner: str, *, counts_as_crash: bool 
         _record_release(session, job_id)
         return JobStatus.PENDING
     is_owned = (Job.id == job_id) & (Job.owner == owner) & (Job.status == PROCESSING_LITERAL)
-    found = session.execute(_CRASH_COLUMNS.where(is_owned).with_for_update()).one_or_none()
+    found = session.execute(_SELECT_CRASH_COLUMNS.where(is_owned).with_for_update()).one_or_none()
     if found is None:
         return None
     status = _reap_job(session, is_owned, *found)

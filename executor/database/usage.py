@@ -139,7 +139,7 @@ def note_tenant(session: Session, mapping: Mapping, tenant_id: str | None, sizes
         session.execute(stmt.values(values))
 
 
-def apply(session: Session, job_id: int, mapping_id: int) -> None:
+def add_reserved(session: Session, job_id: int, mapping_id: int) -> None:
     """Add the amounts that an ending job has reserved to what the VM of the mapping uses."""
     columns = [getattr(Job, f"reserved_{name}") for name in MAPPING_COLUMNS]
     reserved = dict(zip(MAPPING_COLUMNS, session.execute(select(*columns).where(Job.id == job_id)).one(), strict=True))

@@ -30,7 +30,7 @@ def has_volumes_left(mapping: Mapping) -> bool:
     return (mapping.note or "").startswith(NOTE_VOLUMES_LEFT)
 
 
-def note_removed(session: Session, mapping_id: int) -> None:
+def remove_note(session: Session, mapping_id: int) -> None:
     """Remove the note about volumes that do not exist any more."""
     stmt = update(Mapping).where(Mapping.id == mapping_id, HAS_VOLUMES_LEFT)
     session.execute(stmt.values(note=None))

@@ -66,7 +66,7 @@ def _check_same_agent(agent: CoreAgent, client: FulcrumClient, settings: Setting
     database has no row of a running agent process. Two such executors would claim each other's jobs.
     """
     try:
-        earlier_agent_id = read_database(settings, queries.newest_agent_id, if_missing=None)
+        earlier_agent_id = read_database(settings, queries.agent_id_of_newest_job, if_missing=None)
         is_running = read_database(settings, lambda session: _is_running(session, settings), if_missing=False)
     except DatabaseError:
         return  # no result here, because the check of the database reports this error

@@ -65,7 +65,7 @@ def _mark_vm_lost(session: Session, _cluster: str, finding: Finding) -> bool:
 
 
 def _note_volumes_removed(session: Session, _cluster: str, finding: Finding) -> bool:
-    volumes_left.note_removed(session, _mapping_of(finding).id)
+    volumes_left.remove_note(session, _mapping_of(finding).id)
     return True
 
 

@@ -78,7 +78,7 @@ class Placer:
         cannot be read, and when `may_wait` returns False or raises JobError.
         """
         choice = self._reader.read_choice(request, may_wait)
-        with self._deciding(choice.snapshot, request.vmid) as allocate:
+        with self._locked_choice(choice.snapshot, request.vmid) as allocate:
             placement = self._decide(choice)
             placement = replace(placement, clone_target=self._clone_target(placement.node, choice.snapshot))
             allocate(placement.node, request.memory_mib * MIB, request.cores)
@@ -101,7 +101,7 @@ class Placer:
         """
         choice = self._reader.read_migration_choice(vmid, node, may_wait)
         vm = choice.migrating_vm
-        with self._deciding(choice.snapshot, vmid) as allocate:
+        with self._locked_choice(choice.snapshot, vmid) as allocate:
             placement = self._decide(choice)
             memory_bytes, cores = (vm.max_memory_bytes, vm.cores) if vm else (0, 0)
             allocate(placement.node, memory_bytes, cores)
@@ -123,7 +123,7 @@ class Placer:
             yield
             return
         vm, constraints, snapshot = growth
-        with self._deciding(snapshot, vmid) as allocate:
+        with self._locked_choice(snapshot, vmid) as allocate:
             snapshot = self._use_newest_snapshot(snapshot)
             for row in snapshot.nodes:
                 if row.name == vm.node:
@@ -136,7 +136,7 @@ class Placer:
     # --- allocations ----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _deciding(self, snapshot: ClusterSnapshot, vmid: int) -> Iterator[Callable[[str, int, int], None]]:
+    def _locked_choice(self, snapshot: ClusterSnapshot, vmid: int) -> Iterator[Callable[[str, int, int], None]]:
         """Yield a function that adds the VM's allocation (node, memory in bytes, cores). The block holds both locks.
 
         On a shared database, no other agent chooses a node while the block runs, and the allocations of the other

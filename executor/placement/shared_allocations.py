@@ -33,11 +33,11 @@ class Decision:
     session: Session
     owner: AllocationOwner
     of_others: Collection[Allocation]  #: the allocations of the other agents
-    on_store: Callable[[int], None]  #: called with the VMID before an allocation is stored
+    discard_unstored_end: Callable[[int], None]  #: called with the VMID before an allocation is stored
 
     def store(self, vmid: int, node: str, memory_bytes: int, cores: int) -> None:
         """Store the chosen node and what the VM needs there."""
-        self.on_store(vmid)
+        self.discard_unstored_end(vmid)
         allocations.put(self.session, self.owner, vmid=vmid, node=node, memory_bytes=memory_bytes, cores=cores)
 
 
@@ -71,7 +71,7 @@ class SharedAllocations:
             )
             # If the end of an earlier allocation of the same VM is still unstored, it is discarded: it must not end the
             # new allocation.
-            yield Decision(session=session, owner=self.owner, of_others=others, on_store=self._discard_end)
+            yield Decision(session=session, owner=self.owner, of_others=others, discard_unstored_end=self._discard_end)
 
     def end(self, vmid: int) -> None:
         """Store the end of an allocation. If the database cannot be written, `store_ends` stores it later."""

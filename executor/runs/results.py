@@ -34,9 +34,9 @@ FAILURE_KINDS = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_
 #: What tenants read instead of Proxmox's text, which may name nodes, templates and storages, and how much of them is
 #: free.
 TENANT_DETAILS: dict[ErrorCode, str] = {
-    ErrorCode.CAPACITY: "there is not enough room for this",
+    ErrorCode.CAPACITY: "there is not enough free capacity for this request",
     ErrorCode.NODE_DOWN: "a node does not answer",
-    ErrorCode.NOT_FOUND: "a thing that the job needs does not exist",
+    ErrorCode.NOT_FOUND: "an object that the job needs, such as a template, does not exist",
 }
 
 #: Matches an error text about a property. Group 1 is the part that tenants may read. Only operators may read the text

@@ -130,7 +130,7 @@ class Prober:
         error = None if proxmox is None or proxmox.ok else redactor.redact(proxmox.detail or proxmox.reason)
         try:
             with transaction(self.engine) as session:
-                nodes.note_agent_probed(session, self.boot_id, proxmox_error=error)
+                nodes.note_proxmox_checked(session, self.boot_id, proxmox_error=error)
                 pause = pauses.current(session)
                 found = None if pause is None else PauseInForce(since=pause.since, who=pause.who, reason=pause.reason)
         except DatabaseError as error:

@@ -177,7 +177,7 @@ def test_an_update_that_fails_on_a_full_storage_leaves_the_size_of_the_vm(lab: L
     lab.proxmox.fail("PUT", f"/nodes/pve1/qemu/{vmid}/resize", status=500, text=full, times=-1)
     job = lab.update_service(service_id, cores=4, memoryMb=8192, diskGb=20)
     lab.proxmox.control("clear_faults")
-    assert outcome_of(job).startswith("Failed: CAPACITY: there is not enough room for this")
+    assert outcome_of(job).startswith("Failed: CAPACITY: there is not enough free capacity for this request")
     assert lab.guests_of(service_id)[0]["config"] == before
 
 

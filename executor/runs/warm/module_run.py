@@ -49,7 +49,7 @@ def run_module(call: ModuleCall, cwd: str) -> Outcome:
     output, error_output = _text_file(), _text_file()
     with (
         _restored_process(),
-        _module_side_of_ansible(),
+        _module_utils_as_in_module_process(),
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(error_output),
         warnings.catch_warnings(),
@@ -97,7 +97,7 @@ def _restored_process() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _module_side_of_ansible() -> Iterator[None]:
+def _module_utils_as_in_module_process() -> Iterator[None]:
     """Give Ansible's module_utils the state that they have in a module's own process; restore their state afterwards.
 
     In ansible-playbook, the module_utils have another state, with which they would write the warnings of a module to

@@ -1,7 +1,7 @@
 """Which agent of FulcrumCore uses a PostgreSQL database, and when another one takes it over.
 
 The processes of the agent that uses the database confirm this use regularly. Another agent takes the database over when
-MIN_SILENCE_S have passed without a new confirmation. The user of the database is the agent, not a PostgreSQL role.
+MIN_UNCONFIRMED_S have passed without a new confirmation. The user of the database is the agent, not a PostgreSQL role.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from support.agent_parts import AgentParts
 
 from executor.agent.critical_job import CriticalJob
-from executor.agent.database_user import MIN_SILENCE_S, DatabaseUser
+from executor.agent.database_user import MIN_UNCONFIRMED_S, DatabaseUser
 from executor.agent.execution_recorder import ExecutionRecorder
 from executor.agent.mode import Mode
 from executor.agent.parts import build_critical_jobs, build_reconciler
@@ -80,7 +80,7 @@ def test_another_agent_waits_while_fulcrumcore_accepts_the_token_of_the_first_on
     one, other = Process(postgres_engine, "first", "one"), Process(postgres_engine, "second", "other")
     one.may_claim_after()
     for _ in range(5):
-        assert not other.may_claim_after(MIN_SILENCE_S / 2)
+        assert not other.may_claim_after(MIN_UNCONFIRMED_S / 2)
         assert one.may_claim_after()
 
 
@@ -91,7 +91,7 @@ def test_an_agent_that_was_recreated_in_fulcrumcore_takes_over_and_the_old_token
     assert (old.may_claim_after(), new.may_claim_after()) == (True, False)
     old.state.fulcrum_link.note_down("HTTP 401", is_login_refused=True)
     old.may_claim_after()
-    assert not new.may_claim_after(MIN_SILENCE_S - 1)
+    assert not new.may_claim_after(MIN_UNCONFIRMED_S - 1)
     assert new.may_claim_after(1)
     old.may_claim_after()
     assert (old.state.may_use_database, old.state.database_user) == (False, "second")
@@ -106,13 +106,13 @@ def test_no_agent_takes_over_because_of_an_outage_of_fulcrumcore(postgres_engine
     assert (one.may_claim_after(), other.may_claim_after()) == (True, False)
     for process in (one, other):
         process.state.fulcrum_link.note_down("no answer")
-        process.may_claim_after(10 * MIN_SILENCE_S)
+        process.may_claim_after(10 * MIN_UNCONFIRMED_S)
     assert one.state.may_use_database
     other.state.fulcrum_link.note_up()
     assert not other.may_claim_after()
     one.state.fulcrum_link.note_up()
     assert one.may_claim_after()
-    assert not other.may_claim_after(MIN_SILENCE_S)
+    assert not other.may_claim_after(MIN_UNCONFIRMED_S)
 
 
 def test_the_same_agent_with_another_proxmox_cluster_is_refused(postgres_engine: Engine) -> None:

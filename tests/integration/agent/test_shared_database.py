@@ -137,7 +137,9 @@ def shared_allocations(engine: Engine, boot_id: str) -> SharedAllocations:
     """Register a new agent process; return the allocations as this process sees them."""
     with transaction(engine) as session:
         nodes.add_agent(session, AgentProcess(boot_id=boot_id, host=boot_id, pid=1, version="1", concurrency=4))
-    return SharedAllocations(engine=engine, owner=AllocationOwner(boot_id=boot_id, cluster="default", silent_s=60.0))
+    return SharedAllocations(
+        engine=engine, owner=AllocationOwner(boot_id=boot_id, cluster="default", vanished_after_s=60.0)
+    )
 
 
 def placer(pve: ProxmoxStandIn, shared: SharedAllocations) -> Placer:

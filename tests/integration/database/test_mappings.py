@@ -254,7 +254,7 @@ def test_volumes_that_still_exist_after_a_deletion_are_listed_until_they_are_rem
         assert [mapping.id for mapping in found] == [first, second]
         assert [volumes_left.volume_ids(mapping) for mapping in found] == [volumes, volumes]
         for mapping_id in (first, with_reason, current):
-            volumes_left.note_removed(session, mapping_id)
+            volumes_left.remove_note(session, mapping_id)
         assert [mapping.id for mapping in volumes_left.mappings_with_volumes_left(session, "another cluster")] == [
             elsewhere
         ]

@@ -56,13 +56,13 @@ def test_the_shortest_time_for_a_run() -> None:
 @pytest.mark.parametrize(
     ("error_message", "code", "detail"),
     [
-        (None, "DEADLINE", "only 5 s are left, which is too short for a run"),
-        ("", "DEADLINE", "only 5 s are left, which is too short for a run"),
+        (None, "DEADLINE", "only 5 s are left before the job timeout, too few for a run"),
+        ("", "DEADLINE", "only 5 s are left before the job timeout, too few for a run"),
         ("NODE_DOWN: pve1 does not answer", "NODE_DOWN", "pve1 does not answer"),
         ("TASK_FAILED: clone: no space: 5 GB", "TASK_FAILED", "clone: no space: 5 GB"),
-        ("NODE_DOWN: ", "DEADLINE", "only 5 s are left, which is too short for a run"),
-        ("the agent is stopping", "DEADLINE", "only 5 s are left, which is too short for a run"),
-        ("GET /jobs: no answer", "DEADLINE", "only 5 s are left, which is too short for a run"),
+        ("NODE_DOWN: ", "DEADLINE", "only 5 s are left before the job timeout, too few for a run"),
+        ("the agent is stopping", "DEADLINE", "only 5 s are left before the job timeout, too few for a run"),
+        ("GET /jobs: no answer", "DEADLINE", "only 5 s are left before the job timeout, too few for a run"),
     ],
 )
 def test_a_job_without_time_fails_with_the_error_of_its_previous_attempt(
@@ -93,7 +93,7 @@ def test_the_operator_reads_the_detail_of_the_previous_attempt(operator_detail: 
 def test_a_job_after_its_deadline_has_no_negative_time_left() -> None:
     with pytest.raises(JobError) as caught:
         retry.require_time_left_s(job(-100), clock_offset_s=0)
-    assert caught.value.detail == "only 0 s are left, which is too short for a run"
+    assert caught.value.detail == "only 0 s are left before the job timeout, too few for a run"
 
 
 # --- another attempt ----------------------------------------------------------------------------------------------

@@ -152,9 +152,12 @@ def test_the_last_failure_is_the_reason_because_earlier_ones_were_rescued(tmp_pa
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("CAPACITY: not enough free space in thin pool 'pve/data', 3 GiB left", "there is not enough room for this"),
+        (
+            "CAPACITY: not enough free space in thin pool 'pve/data', 3 GiB left",
+            "there is not enough free capacity for this request",
+        ),
         ("NODE_DOWN: node pve2 is offline", "a node does not answer"),
-        ("NOT_FOUND: no such cluster node 'pve2'", "a thing that the job needs does not exist"),
+        ("NOT_FOUND: no such cluster node 'pve2'", "an object that the job needs, such as a template, does not exist"),
         ("NOT_FOUND: VM 101 has no snapshot daily", "VM 101 has no snapshot daily"),
         ("VM_LOCKED: VM is locked", "VM is locked"),
     ],

@@ -109,15 +109,15 @@ def test_a_missing_vm_is_accepted_only_if_allowed_and_proven_absent() -> None:
 
 
 def test_a_partial_clone_without_a_marker_is_accepted_for_deletion_by_its_name() -> None:
-    clone, wish = make_found(description="debian-12"), make_vm(half_made=True)
-    assert identity.identity_problem(clone, wish, True) == ""
+    clone, request = make_found(description="debian-12"), make_vm(half_made=True)
+    assert identity.identity_problem(clone, request, True) == ""
     for found, vm, may_be_absent in (
-        (clone, wish, False),  # every other action
+        (clone, request, False),  # every other action
         (clone, make_vm(), True),
-        (make_found(description="debian-12", name="web"), wish, True),
-        (make_found(description=f"smith-uid={OTHER}"), wish, True),
-        (make_found(description="debian-12", template=1), wish, True),
-        (make_found(description="debian-12", protection=1), wish, True),
+        (make_found(description="debian-12", name="web"), request, True),
+        (make_found(description=f"smith-uid={OTHER}"), request, True),
+        (make_found(description="debian-12", template=1), request, True),
+        (make_found(description="debian-12", protection=1), request, True),
     ):
         assert identity.identity_problem(found, vm, may_be_absent).startswith(("VM_IDENTITY_MISMATCH", "VM_PROTECTED"))
 

@@ -36,10 +36,10 @@ def test_a_vm_is_destroyed_when_its_grace_period_has_ended(tags: str, grace_s: i
 
 def test_a_deletion_mark_is_one_tag_and_an_update_of_the_tags_removes_it() -> None:
     found = make_found(tags="smith;web")
-    wish = deletion.deletion_mark(make_vm(cores=9, tags=["x"]), 1060)
-    assert configuration.changes(found, wish) == {"tags": ["smith", "smith-delete-1060", "web"]}
+    request = deletion.deletion_mark(make_vm(cores=9, tags=["x"]), 1060)
+    assert configuration.changes(found, request) == {"tags": ["smith", "smith-delete-1060", "web"]}
     marked = make_found(tags="smith;smith-delete-1060;web")
-    assert configuration.changes(marked, wish) == {}
+    assert configuration.changes(marked, request) == {}
     assert configuration.changes(marked, make_vm(cores=2)) == {}
     assert configuration.changes(marked, make_vm(tags=["web"])) == {"tags": ["smith", "web"]}
     assert configuration.changes(marked, make_vm(cancel_deletion=True)) == {"tags": ["smith", "web"]}
@@ -55,9 +55,9 @@ def test_a_request_for_due_deletions_only_keeps_a_vm_without_a_deletion_mark(
     tag: str, decision: tuple[str, int]
 ) -> None:
     found = make_found(tags=f"smith;{tag}") | {"looked_at": 1000}
-    wish = make_vm(only_when_due=True, grace_s=5)
-    assert deletion.deletion(found, wish) == dict(zip(("step", "at"), decision, strict=True))
-    assert deletion.deletion(guest_facts.absent(500), wish)["step"] == "destroy"
+    request = make_vm(only_when_due=True, grace_s=5)
+    assert deletion.deletion(found, request) == dict(zip(("step", "at"), decision, strict=True))
+    assert deletion.deletion(guest_facts.absent(500), request)["step"] == "destroy"
 
 
 AGENT = "6f0c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
@@ -146,11 +146,11 @@ def test_a_protection_that_the_notes_state_is_the_services_own() -> None:
 
 def test_a_containers_deletion_mark_is_a_description_line_that_a_service_cannot_forge() -> None:
     found = make_container(description=f"a shop\n\nsmith-uid={SERVICE}")
-    wish = deletion.deletion_mark(make_vm(kind="lxc", cores=9), 1060)
-    sent = configuration.changes(found, wish)
+    request = deletion.deletion_mark(make_vm(kind="lxc", cores=9), 1060)
+    sent = configuration.changes(found, request)
     assert sent == {"description": f"a shop\n\nsmith-delete=1060\nsmith-uid={SERVICE}"}
     marked = make_container(**sent)
-    assert (deletion.deletion_due_at(marked), configuration.changes(marked, wish)) == (1060, {})
+    assert (deletion.deletion_due_at(marked), configuration.changes(marked, request)) == (1060, {})
     assert configuration.changes(marked, make_vm(kind="lxc", cancel_deletion=True)) == {
         "description": f"a shop\n\nsmith-uid={SERVICE}"
     }

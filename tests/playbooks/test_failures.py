@@ -18,13 +18,13 @@ CHANGING = tuple(action for action in ACTIONS if action != "create")
 def ready_for(bench: Bench, action: str, **more: Any) -> dict[str, Any]:
     """Return a VM on which the action would change something."""
     vm = bench.add_vm(status="stopped" if action == "start" else "running", **more)
-    wishes = {
+    requests = {
         "update": {"cores": 8},
         "resize": {"disk_gib": 9},
         "migrate": {"target_node": "pve2"},
         "backup": {"backup_storage": "backups"},
     }
-    return {**vm, **wishes.get(action, {})}
+    return {**vm, **requests.get(action, {})}
 
 
 @pytest.mark.parametrize("action", CHANGING)
@@ -69,8 +69,8 @@ def test_a_vm_with_two_markers_belongs_to_no_service(bench: Bench) -> None:
 
 def test_a_partial_clone_without_a_marker_is_deleted_by_its_reserved_name_only(bench: Bench) -> None:
     vm = ready_for(bench, "delete", config={"description": "debian-12 cloud image", "tags": "image"})
-    for wish in (vm, {**vm, "half_made": True, "name": "web-00000000"}):
-        done, changes = bench.changing_requests(lambda wish=wish: bench.play("delete", wish))
+    for request in (vm, {**vm, "half_made": True, "name": "web-00000000"}):
+        done, changes = bench.changing_requests(lambda request=request: bench.play("delete", request))
         assert (done.code, changes) == ("VM_IDENTITY_MISMATCH", [])
     refused, changes = bench.changing_requests(lambda: bench.play("stop", {**vm, "half_made": True}))
     assert (refused.code, changes) == ("VM_IDENTITY_MISMATCH", [])

@@ -238,9 +238,9 @@ def test_only_protection_by_an_operator_prevents_an_update() -> None:
     ],
 )
 def test_a_resize_only_grows_existing_disks(asked: dict[str, Any], is_refused: bool) -> None:
-    wish = configuration.growth_only(make_vm(cores=9, **asked))
-    assert "cores" not in wish
-    assert creation.request_problem(make_found(), wish).startswith("INVALID_REQUEST") is is_refused
+    request = configuration.growth_only(make_vm(cores=9, **asked))
+    assert "cores" not in request
+    assert creation.request_problem(make_found(), request).startswith("INVALID_REQUEST") is is_refused
 
 
 #: What a request for a VM without a template must contain.
@@ -248,10 +248,10 @@ BLANK: dict[str, Any] = {"node": "pve1", "storage": "ceph", "cores": 2, "memory_
 
 
 def test_a_vm_without_a_template_is_created_with_its_marker_and_disks() -> None:
-    wish = make_vm(**BLANK, iso="local:iso/d.iso", disks=[{"disk": "virtio1", "size_gib": 2}], bridge="vmbr0")
+    request = make_vm(**BLANK, iso="local:iso/d.iso", disks=[{"disk": "virtio1", "size_gib": 2}], bridge="vmbr0")
     found = guest_facts.absent(500) | {"template": {}}
-    assert creation.request_problem(found, wish) == ""
-    made = creation.blank(found, wish)
+    assert creation.request_problem(found, request) == ""
+    made = creation.blank(found, request)
     assert (made["scsi"], made["virtio"]) == ({"scsi0": "ceph:4"}, {"virtio1": "ceph:2"})
     assert (made["ide"], made["boot"]) == ({"ide2": "local:iso/d.iso,media=cdrom"}, "order=scsi0;ide2")
     assert (made["net"], made["tags"]) == ({"net0": "virtio,bridge=vmbr0"}, ["smith"])
@@ -271,8 +271,8 @@ def test_a_vm_without_a_template_is_created_with_its_marker_and_disks() -> None:
     ids=str,
 )
 def test_an_invalid_request_for_a_vm_without_a_template_is_refused(wrong: dict[str, Any]) -> None:
-    wish = make_vm(**{**BLANK, "iso": "local:iso/d.iso", **wrong})
-    assert creation.request_problem(guest_facts.absent(500) | {"template": {}}, wish).startswith("INVALID_REQUEST")
+    request = make_vm(**{**BLANK, "iso": "local:iso/d.iso", **wrong})
+    assert creation.request_problem(guest_facts.absent(500) | {"template": {}}, request).startswith("INVALID_REQUEST")
 
 
 CONTAINER_CHANGES = [
@@ -322,8 +322,8 @@ def test_a_containers_addresses_exclude_loopback_link_local_and_other_nics() -> 
 
 
 def test_a_containers_login_is_set_at_its_creation_only_and_its_migration_is_refused() -> None:
-    wish = make_vm(kind="lxc", cloud_init={"password": "swordfish"}, target_node="pve2")
-    assert creation.request_problem(make_container(), wish, True) == ""
-    assert creation.request_problem(make_container(), wish, False).startswith("INVALID_REQUEST")
-    assert preconditions.migration_problem(make_container(), wish).startswith("INVALID_REQUEST")
+    request = make_vm(kind="lxc", cloud_init={"password": "swordfish"}, target_node="pve2")
+    assert creation.request_problem(make_container(), request, True) == ""
+    assert creation.request_problem(make_container(), request, False).startswith("INVALID_REQUEST")
+    assert preconditions.migration_problem(make_container(), request).startswith("INVALID_REQUEST")
     assert creation.request_problem(make_container(), make_vm(kind="lxc", tags=["a"])).startswith("INVALID_REQUEST")

@@ -1,21 +1,21 @@
-"""Each action refuses each of its requests in `impossible_wishes.py` before the first change."""
+"""Each action refuses each of its requests in `impossible_requests.py` before the first change."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from impossible_wishes import BALLOON, CPUS, RAW, WISHES, Wish
+from impossible_requests import BALLOON, CPUS, IMPOSSIBLE_REQUESTS, RAW, ImpossibleRequest
 from play_bench import ACTIONS, Bench
 from test_refusals import GIB, refused
 
 #: What is impossible, the action, and the number of the request among the action's requests for it.
 ASKED = [
     (behaviour, action, number)
-    for behaviour, row in WISHES.items()
-    for action, wishes in row.items()
-    if not isinstance(wishes, str)
-    for number in range(len(wishes) if isinstance(wishes, list) else 1)
+    for behaviour, row in IMPOSSIBLE_REQUESTS.items()
+    for action, requests in row.items()
+    if not isinstance(requests, str)
+    for number in range(len(requests) if isinstance(requests, list) else 1)
 ]
 
 
@@ -35,7 +35,7 @@ def cluster(session_bench: Bench) -> Iterator[None]:
 
 
 def test_every_action_has_requests_or_a_reason_why_it_has_none() -> None:
-    for behaviour, row in WISHES.items():
+    for behaviour, row in IMPOSSIBLE_REQUESTS.items():
         assert {*row} == {*ACTIONS}, behaviour
 
 
@@ -45,10 +45,10 @@ def test_every_action_has_requests_or_a_reason_why_it_has_none() -> None:
 def test_an_impossible_request_is_refused_before_any_change(
     bench: Bench, pve_version: str, behaviour: str, action: str, number: int
 ) -> None:
-    wishes = WISHES[behaviour][action]
-    wish = wishes[number] if isinstance(wishes, list) else wishes
-    assert isinstance(wish, Wish)
+    requests = IMPOSSIBLE_REQUESTS[behaviour][action]
+    request = requests[number] if isinstance(requests, list) else requests
+    assert isinstance(request, ImpossibleRequest)
     for node in ("pve1", "pve2"):
         bench.pve.control("node", node=node, maxcpu=CPUS)
-    done = refused(bench, action, wish.vm(bench))
-    assert done.code == wish.code, (pve_version, done.message)
+    done = refused(bench, action, request.vm(bench))
+    assert done.code == request.code, (pve_version, done.message)

@@ -1,4 +1,4 @@
-"""Requests that Proxmox would refuse or ignore: for each action some requests, or why none exists for this action."""
+"""Requests that Proxmox would refuse or ignore: for each action some such requests, or the reason why it has none."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ Vm = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Wish:
+class ImpossibleRequest:
     """A request that cannot be fulfilled: its variable `vm`, and the code of its refusal."""
 
     code: str
     vm: Callable[[Bench], Vm]
 
 
-def new(code: str, **request: Any) -> Wish:
+def new(code: str, **request: Any) -> ImpossibleRequest:
     """Return a request for a VM from a template."""
-    return Wish(code, lambda bench: bench.vm(**request))
+    return ImpossibleRequest(code, lambda bench: bench.vm(**request))
 
 
-def blank(code: str, **request: Any) -> Wish:
+def blank(code: str, **request: Any) -> ImpossibleRequest:
     """Return a request for a VM without a template."""
     return new(code, **{"template_vmid": None, "blank": True, "node": "pve1", "storage": "ceph", **request})
 
 
-def existing(code: str, config: Vm | None = None, status: str = "stopped", **request: Any) -> Wish:
+def existing(code: str, config: Vm | None = None, status: str = "stopped", **request: Any) -> ImpossibleRequest:
     """Return a request for an existing VM with this configuration and status."""
-    return Wish(code, lambda bench: {**bench.add_vm(config=config or {}, status=status), **request})
+    return ImpossibleRequest(code, lambda bench: {**bench.add_vm(config=config or {}, status=status), **request})
 
 
-def new_container(code: str, **request: Any) -> Wish:
+def new_container(code: str, **request: Any) -> ImpossibleRequest:
     place = {"node": "pve1", "storage": "ceph", "os_template": Bench.place.os_template}
-    return Wish(code, lambda bench: {**bench.container(**place), **request})
+    return ImpossibleRequest(code, lambda bench: {**bench.container(**place), **request})
 
 
-def existing_container(code: str, config: Vm | None = None, **request: Any) -> Wish:
-    return Wish(code, lambda bench: {**bench.add_container(config=config or {}), **request})
+def existing_container(code: str, config: Vm | None = None, **request: Any) -> ImpossibleRequest:
+    return ImpossibleRequest(code, lambda bench: {**bench.add_container(config=config or {}), **request})
 
 
-def hibernated(code: str = "VM_STATE", **request: Any) -> Wish:
+def hibernated(code: str = "VM_STATE", **request: Any) -> ImpossibleRequest:
     """Return a request for a hibernated VM with a snapshot."""
 
     def add(bench: Bench) -> Vm:
@@ -55,7 +55,7 @@ def hibernated(code: str = "VM_STATE", **request: Any) -> Wish:
         bench.pve.control("lock", vmid=vm["vmid"], lock="suspended")
         return {**vm, **request}
 
-    return Wish(code, add)
+    return ImpossibleRequest(code, add)
 
 
 def with_snapshot(bench: Bench) -> Vm:
@@ -75,27 +75,31 @@ def on_raw_file(bench: Bench) -> Vm:
 NO_CONFIGURATION = dict.fromkeys(
     ("start", "stop", "restart", "migrate", "snapshot", "rollback", "backup", "delete"), "it takes no configuration"
 )
-NINE = {"cores": CPUS + 1}
-MOVED = {"disks": [{"disk": "scsi0", "storage": "nosuch"}]}
-ADDED = {"disks": [{"disk": "scsi1", "size_gib": 1, "storage": "nosuch"}]}
+TOO_MANY_CORES = {"cores": CPUS + 1}
+MOVED_TO_NO_STORAGE = {"disks": [{"disk": "scsi0", "storage": "nosuch"}]}
+ADDED_ON_NO_STORAGE = {"disks": [{"disk": "scsi1", "size_gib": 1, "storage": "nosuch"}]}
 SNIPPET = {"cloud_init": {"vendor_snippet": "nosuch:snippets/vendor.yml"}}
 OTHER_SNIPPET = {"cloud_init": {"vendor_snippet": "ceph:snippets/vendor.yml"}}
 BAD_KEY, TWO_SIZES = {"cloud_init": {"ssh_public_keys": [KEY[:-4]]}}, {"disks": [{"disk": "scsi0", "size_gib": 30}]}
-NO_MODE = {"network": {"ipv4_cidr": "192.0.2.9/24"}}
-OUTSIDE = {"network": {"mode": "static", "ipv4_cidr": "192.0.2.9/24", "ipv4_gateway": "198.51.100.1"}}
-NO_PREFIX = {"network": {"mode": "static", "ipv4_cidr": "192.0.2.9"}}
+ADDRESS_WITHOUT_MODE = {"network": {"ipv4_cidr": "192.0.2.9/24"}}
+GATEWAY_OUTSIDE = {"network": {"mode": "static", "ipv4_cidr": "192.0.2.9/24", "ipv4_gateway": "198.51.100.1"}}
+ADDRESS_WITHOUT_PREFIX = {"network": {"mode": "static", "ipv4_cidr": "192.0.2.9"}}
 
 #: For each action: requests, or the reason why there is none.
-Row = dict[str, Wish | list[Wish] | str]
-WISHES: dict[str, Row] = {
+Row = dict[str, ImpossibleRequest | list[ImpossibleRequest] | str]
+IMPOSSIBLE_REQUESTS: dict[str, Row] = {
     "more vCPUs than the node has CPUs": {
-        "create": [new("CAPACITY", **NINE), new("CAPACITY", cores=3, sockets=3), new_container("CAPACITY", **NINE)],
-        "update": [existing("CAPACITY", **NINE), existing_container("CAPACITY", **NINE)],
-        "start": existing("CAPACITY", NINE),
-        "restart": existing("CAPACITY", NINE, "running"),
-        "migrate": existing("CAPACITY", NINE, "running", target_node="pve2"),
-        "backup": existing("CAPACITY", NINE, backup_storage="backups"),
-        "delete": existing("CAPACITY", NINE, final_backup="backups"),
+        "create": [
+            new("CAPACITY", **TOO_MANY_CORES),
+            new("CAPACITY", cores=3, sockets=3),
+            new_container("CAPACITY", **TOO_MANY_CORES),
+        ],
+        "update": [existing("CAPACITY", **TOO_MANY_CORES), existing_container("CAPACITY", **TOO_MANY_CORES)],
+        "start": existing("CAPACITY", TOO_MANY_CORES),
+        "restart": existing("CAPACITY", TOO_MANY_CORES, "running"),
+        "migrate": existing("CAPACITY", TOO_MANY_CORES, "running", target_node="pve2"),
+        "backup": existing("CAPACITY", TOO_MANY_CORES, backup_storage="backups"),
+        "delete": existing("CAPACITY", TOO_MANY_CORES, final_backup="backups"),
         "stop": "it starts no VM",
         "resize": "it takes no CPUs, and starts no VM",
         "snapshot": "it takes no CPUs, and starts no VM",
@@ -133,28 +137,34 @@ WISHES: dict[str, Row] = {
         **NO_CONFIGURATION,
     },
     "an address that contradicts its mode": {
-        "create": [new("INVALID_REQUEST", **NO_MODE), new_container("INVALID_REQUEST", **NO_MODE)],
+        "create": [
+            new("INVALID_REQUEST", **ADDRESS_WITHOUT_MODE),
+            new_container("INVALID_REQUEST", **ADDRESS_WITHOUT_MODE),
+        ],
         "update": [
-            existing("INVALID_REQUEST", CLOUD_INIT, **NO_MODE),
-            existing_container("INVALID_REQUEST", **NO_MODE),
+            existing("INVALID_REQUEST", CLOUD_INIT, **ADDRESS_WITHOUT_MODE),
+            existing_container("INVALID_REQUEST", **ADDRESS_WITHOUT_MODE),
         ],
         "resize": "it takes no addresses",
         **NO_CONFIGURATION,
     },
     "a gateway outside the network": {
-        "create": [new("INVALID_REQUEST", **OUTSIDE), new_container("INVALID_REQUEST", **OUTSIDE)],
+        "create": [new("INVALID_REQUEST", **GATEWAY_OUTSIDE), new_container("INVALID_REQUEST", **GATEWAY_OUTSIDE)],
         "update": [
-            existing("INVALID_REQUEST", CLOUD_INIT, **OUTSIDE),
-            existing_container("INVALID_REQUEST", **OUTSIDE),
+            existing("INVALID_REQUEST", CLOUD_INIT, **GATEWAY_OUTSIDE),
+            existing_container("INVALID_REQUEST", **GATEWAY_OUTSIDE),
         ],
         "resize": "it takes no addresses",
         **NO_CONFIGURATION,
     },
     "an address without its prefix length": {
-        "create": [new("INVALID_REQUEST", **NO_PREFIX), new_container("INVALID_REQUEST", **NO_PREFIX)],
+        "create": [
+            new("INVALID_REQUEST", **ADDRESS_WITHOUT_PREFIX),
+            new_container("INVALID_REQUEST", **ADDRESS_WITHOUT_PREFIX),
+        ],
         "update": [
-            existing("INVALID_REQUEST", CLOUD_INIT, **NO_PREFIX),
-            existing_container("INVALID_REQUEST", **NO_PREFIX),
+            existing("INVALID_REQUEST", CLOUD_INIT, **ADDRESS_WITHOUT_PREFIX),
+            existing_container("INVALID_REQUEST", **ADDRESS_WITHOUT_PREFIX),
         ],
         "resize": "it takes no addresses",
         **NO_CONFIGURATION,
@@ -167,7 +177,7 @@ WISHES: dict[str, Row] = {
     },
     "a move of a disk that has snapshots": {
         "create": "a new VM has no snapshots",
-        "update": Wish(
+        "update": ImpossibleRequest(
             "VM_STATE",
             lambda bench: {**with_snapshot(bench), "disks": [{"disk": "scsi0", "storage": "ceph"}], "cores": 4},
         ),
@@ -209,12 +219,12 @@ WISHES: dict[str, Row] = {
     "a storage of disks that does not exist": {
         "create": [
             new("NOT_FOUND", storage="nosuch"),
-            new("NOT_FOUND", **ADDED),
+            new("NOT_FOUND", **ADDED_ON_NO_STORAGE),
             blank("NOT_FOUND", storage="nosuch"),
             new_container("NOT_FOUND", storage="nosuch"),
         ],
-        "update": [existing("NOT_FOUND", **ADDED), existing("NOT_FOUND", **MOVED)],
-        "resize": existing("INVALID_REQUEST", **MOVED),
+        "update": [existing("NOT_FOUND", **ADDED_ON_NO_STORAGE), existing("NOT_FOUND", **MOVED_TO_NO_STORAGE)],
+        "resize": existing("INVALID_REQUEST", **MOVED_TO_NO_STORAGE),
         **NO_CONFIGURATION,
     },
     "a storage of backups that does not exist": {
@@ -253,10 +263,10 @@ WISHES: dict[str, Row] = {
     },
     "a snapshot of a disk that can have none": {
         "snapshot": [
-            Wish("VM_STATE", on_raw_file),
+            ImpossibleRequest("VM_STATE", on_raw_file),
             existing_container("VM_STATE", {"rootfs": f"{RAW}:1/vm-1-disk-0.raw,size=4G"}),
         ],
-        "rollback": Wish("NOT_FOUND", on_raw_file),
+        "rollback": ImpossibleRequest("NOT_FOUND", on_raw_file),
         **dict.fromkeys(
             ("create", "update", "start", "stop", "restart", "resize", "migrate", "backup", "delete"),
             "it takes no snapshot",

@@ -17,7 +17,7 @@ CREATED = {"method": "POST", "path": f"/api/v1/jobs/{JOB}/complete", "status": 2
 
 
 def consistent_facts() -> Json:
-    """Return one created and started service, consistent on all three sides, and a VM of another owner."""
+    """Return one started service, about which FulcrumCore, rows and Proxmox agree, and a VM of another owner."""
     vm = {"vmid": 500, "name": "web-0f7e2c1a", "status": "running", "config": {"description": f"smith-uid={SERVICE}"}}
     foreign = {"vmid": 700, "name": "other", "status": "running", "config": {}}
     service = {"id": SERVICE, "name": "web", "status": "Started", "agentInstanceId": "agent/500"}

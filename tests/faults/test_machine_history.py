@@ -260,7 +260,7 @@ def test_each_altered_history_is_refused_with_its_own_text(what: str) -> None:
     assert any(text in item for item in texts), texts
 
 
-def test_a_suspended_run_may_end_when_its_machine_continues_but_change_nothing() -> None:
+def test_a_suspended_run_may_have_processes_for_a_short_time_after_its_machine_continues() -> None:
     history = correct_history()
     suspend_first_machine(history, RESUME_GRACE_S - 1)
     assert problems(sorted(history, key=lambda record: float(record["at"]))) == []
@@ -275,7 +275,7 @@ def test_a_job_that_its_own_machine_continues_is_no_takeover() -> None:
     assert takeovers(history) == []
 
 
-def test_of_a_job_on_probation_the_reap_must_be_in_time() -> None:
+def test_a_job_on_probation_must_be_reaped_in_time() -> None:
     history = correct_history()
     for record in history:
         if record["kind"] == "job" and record["epoch"] > 1:

@@ -25,7 +25,7 @@ def migrate(system: SystemUnderTest, target: str) -> bool:
     return "jobs: " in system.lab.run_smith_text("db", "migrate", "--yes", "--to", target, exit_codes=(0, 6))
 
 
-def test_jobs_in_flight_are_finished_after_a_move_and_after_the_way_back(make_system: MakeSystem) -> None:
+def test_jobs_in_flight_are_finished_after_a_move_and_after_the_move_back(make_system: MakeSystem) -> None:
     system = make_system(time_scale=0.3)
     back = f"sqlite:///{system.lab.folder / 'back.db'}"
     with running_postgres() as (url, _server):

@@ -1,4 +1,4 @@
-"""End-to-end tests: simulator, stand-in and `smith run`, connected by real sockets."""
+"""End-to-end tests: the FulcrumCore simulator, the stand-in for Proxmox and `smith run`, connected by real sockets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MakeLab = Callable[..., LabSystem]
 
 @pytest.fixture
 def make_lab(tmp_path: Path) -> Iterator[MakeLab]:
-    """Start labs with the test's own settings. The test starts the executor."""
+    """Return a function that starts a lab with the given settings. The test itself starts the executor."""
     with ExitStack() as stack:
         count = 0
 
@@ -30,7 +30,7 @@ def make_lab(tmp_path: Path) -> Iterator[MakeLab]:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
-    """One running system for all tests of a module. Each test orders its own services."""
+    """One lab with a running executor for all tests of a module. Each test orders services of its own."""
     with running_lab(tmp_path_factory.mktemp("lab")) as system:
         system.start_executor()
         yield system

@@ -15,7 +15,7 @@ from support.cli_world import Cli
 ROOT = Path(__file__).parents[2]
 TASKS = "roles/say_hello/tasks/main.yml"
 PUBLISH = "- name: Publish the result"
-#: A task of a provider that fails with a code.
+#: An Ansible task that fails with an error code. A test inserts it into the provider's role.
 FAILING_TASK = """\
 - name: Fail
   ansible.builtin.fail:
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def smith(tmp_path: Path, folder: Path) -> Cli:
-    """The command in an environment without a lab."""
+    """`smith` without the settings of a lab, so that `smith actions test` starts a stand-in."""
     cli = Cli(tmp_path)
     cli.env["SMITH_ACTIONS_PATH"] = str(folder)
     return cli
@@ -72,7 +72,7 @@ def test_a_new_action_is_valid_and_its_tests_pass_until_it_is_broken(smith: Cli,
     assert (code, "AssertionError: CAPACITY: the greeting is too long" in shown) == (1, True), shown
 
 
-def test_only_an_own_action_with_tests_can_be_tested(smith: Cli, folder: Path) -> None:
+def test_only_an_action_of_the_provider_that_has_tests_can_be_tested(smith: Cli, folder: Path) -> None:
     smith.ok("actions", "new", "say-hello")
     (folder / "tests" / "test_say_hello.py").unlink()
     assert "say-hello has no tests" in smith("actions", "test", "say-hello").stderr
@@ -84,7 +84,7 @@ def test_only_an_own_action_with_tests_can_be_tested(smith: Cli, folder: Path) -
     assert (done.returncode, "is writable by all users" in done.stderr) == (1, True)
 
 
-def test_without_the_lab_the_command_says_what_to_install(smith: Cli, tmp_path: Path) -> None:
+def test_without_the_lab_package_the_command_names_the_package_to_install(smith: Cli, tmp_path: Path) -> None:
     smith.ok("actions", "new", "say-hello")
     packages = tmp_path / "packages"
     packages.mkdir()

@@ -1,6 +1,7 @@
-"""Malformed jobs from FulcrumCore: each ends with its code and changes nothing, and the agent keeps working.
+"""Malformed and unusual jobs from FulcrumCore: each ends with the right error code, and the agent keeps working.
 
-All services are ordered while polling fails; then their jobs are altered and delivered; the tests check the outcomes.
+The fixture `outcomes` orders all services while the agent's polls fail, so that it can alter the jobs before the agent
+receives them. The tests check how the jobs ended.
 """
 
 from __future__ import annotations
@@ -12,31 +13,33 @@ from typing import Any
 import pytest
 from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
 
-#: All tests share one fixture: in one group it runs once.
+#: All tests share the fixture `outcomes`. Tests of one group run in one process, so the fixture is set up once.
 pytestmark = pytest.mark.xdist_group("bad-input")
 
 GOOD = {"cores": 1, "memoryMb": 512, "diskGb": 8, "image": "debian-12"}
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZv"
 PRIVATE_KEY = "-----BEGIN OPENSSH PRIVATE KEY-----"
-SUCCESS = ""
+SUCCESS = ""  #: the error code of a job that completes
 
 
 @dataclass(frozen=True)
 class Case:
-    """One malformed job and the code with which it must end."""
+    """One altered job, and the error code with which it must end (`SUCCESS` if it must complete)."""
 
     name: str
     code: str
-    members: dict[str, Any] = field(default_factory=dict)  #: of the job, as delivered
-    service: dict[str, Any] = field(default_factory=dict)  #: of the job's service, as delivered
+    members: dict[str, Any] = field(default_factory=dict)  #: replaced in the job
+    service: dict[str, Any] = field(default_factory=dict)  #: replaced in the job's service
 
 
 def params(code: str, name: str, **changes: Any) -> Case:
+    """Return a case whose job has these params: `GOOD` with the changes. A property with the value `...` is removed."""
     wanted = {key: value for key, value in (GOOD | changes).items() if value is not ...}
     return Case(name, code, {"params": wanted})
 
 
 def deep(levels: int) -> Any:
+    """Return objects that are nested this many levels deep."""
     value: Any = "bottom"
     for _ in range(levels):
         value = {"in": value}
@@ -86,16 +89,20 @@ CASES = [
     params("INVALID_REQUEST", "user with Jinja", ciUser="{{ 7*7 }}"),
     params("INVALID_REQUEST", "private key", sshPublicKeys=[PRIVATE_KEY]),
     params("INVALID_REQUEST", "key over two lines", sshPublicKeys=[f"{KEY}\nssh-rsa AAAA"]),
-    params("INVALID_REQUEST", "key that is none", sshPublicKeys=["hello"]),
+    params("INVALID_REQUEST", "text that is no key", sshPublicKeys=["hello"]),
     params("INVALID_REQUEST", "51 keys", sshPublicKeys=[KEY] * 51),
     params("INVALID_REQUEST", "static without address", network={"mode": "static"}),
     params("INVALID_REQUEST", "mode unknown", network={"mode": "carrier-pigeon"}),
     params("INVALID_REQUEST", "address out of range", network={"mode": "static", "ipv4Cidr": "300.1.1.1/24"}),
     params("INVALID_REQUEST", "network address", network={"mode": "static", "ipv4Cidr": "192.0.2.0/24"}),
-    params("INVALID_REQUEST", "address v6 where v4 goes", network={"mode": "static", "ipv4Cidr": "2001:db8::1/64"}),
     params(
         "INVALID_REQUEST",
-        "gateway outside",
+        "IPv6 address in the property for IPv4",
+        network={"mode": "static", "ipv4Cidr": "2001:db8::1/64"},
+    ),
+    params(
+        "INVALID_REQUEST",
+        "gateway outside the network",
         network={"mode": "static", "ipv4Cidr": "192.0.2.5/24", "ipv4Gateway": "198.51.100.1"},
     ),
     params("INVALID_REQUEST", "DNS server a name", network={"mode": "dhcp", "dnsServers": ["dns.example.net"]}),
@@ -105,7 +112,7 @@ CASES = [
     params("INVALID_REQUEST", "tags a text", tags="gold"),
     params("SECRET_MISSING", "secret not in the vault", ciPassword="vault://0b6f3a52-0000-4000-8000-000000000000"),
     params(SUCCESS, "unknown members", nonsense={"a": [1]}, __proto__="x"),
-    params(SUCCESS, "YAML in a tag's place", hostname="yes"),
+    params(SUCCESS, "hostname that YAML reads as a boolean", hostname="yes"),
     params(SUCCESS, "key with colon in the comment and CRLF", sshPublicKeys=[f"{KEY} me: at=home #1\r\n"]),
     Case("name Jinja", SUCCESS, {"params": GOOD}, {"name": "{{ lookup('env', 'HOME') }}{% raw %}"}),
     Case("name YAML tags", SUCCESS, {"params": GOOD}, {"name": "!unsafe !vault | &a *a"}),
@@ -117,6 +124,7 @@ CASES = [
     Case("priority absurd", "INVALID_REQUEST", {"params": GOOD, "priority": 10**30}),
     Case("createdAt missing", SUCCESS, {"params": GOOD, "createdAt": None}),
 ]
+#: Entries of the list of pending jobs from which no job can be made.
 UNUSABLE = [
     {"action": "create"},
     {"id": "not-a-uuid", "action": "create", "service": {}},
@@ -129,7 +137,7 @@ UNUSABLE = [
 
 @dataclass
 class Outcome:
-    """The job of a case, and the VMs of its service in Proxmox."""
+    """The job of a case after its end, and the VMs of its service in Proxmox."""
 
     job: dict[str, Any]
     vms: list[dict[str, Any]]
@@ -166,6 +174,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Out
 
 
 def deliver(lab: LabSystem, case: Case, service_id: str) -> None:
+    """Let FulcrumCore's list of pending jobs show the service's job as the case alters it."""
     job = lab.last_job(service_id)
     members = dict(case.members)
     if case.service:
@@ -185,7 +194,9 @@ def all_ended(lab: LabSystem, services: Any) -> bool:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_each_malformed_job_ends_with_its_code_and_changes_nothing(case: Case, outcomes: dict[str, Outcome]) -> None:
+def test_each_altered_job_ends_as_expected_and_a_failed_one_creates_no_vm(
+    case: Case, outcomes: dict[str, Outcome]
+) -> None:
     outcome = outcomes[case.name]
     message = outcome.job.get("errorMessage", "")
 

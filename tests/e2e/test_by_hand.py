@@ -1,4 +1,4 @@
-"""A one-off action by hand while a running agent has a job for the same VM."""
+"""An operator runs an action with `smith play` while the agent has a job for the same VM."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_agents_job_waits_until_the_action_by_hand_has_ended(make_lab: MakeL
         try:
             wait_for((tmp_path / "running").exists, 120, "the playbook by hand")
             lab.admin.start_action(service_id, "start")
-            # The agent works on other services meanwhile, so it has polled the waiting job, too.
+            # The agent completes a job of another service meanwhile, so it has also polled the job that waits.
             assert outcome_of(lab.run_action(other_id, "start")) == "Completed"
             job = lab.last_job(service_id)
             assert job["status"] == "Pending"

@@ -1,4 +1,4 @@
-"""Offers besides cloned VMs, end to end: containers, VMs from an ISO image, backups and migrations."""
+"""What the agent does besides cloning VMs, end to end: containers, VMs from an ISO image, backups and migrations."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def test_a_containers_metrics_are_sent_and_it_is_not_reported_as_drift(lab: LabS
     def measured() -> bool:
         calls = lab.core.history(method="POST", path_end="/metric-entries")
         vmid = container_of(lab, service_id)["vmid"]
-        told = {call["body"]["typeName"] for call in calls if call["body"]["agentInstanceId"].endswith(f"/{vmid}")}
-        return {"vm.cpu.usage", "vm.memory.usage"} <= told
+        sent = {call["body"]["typeName"] for call in calls if call["body"]["agentInstanceId"].endswith(f"/{vmid}")}
+        return {"vm.cpu.usage", "vm.memory.usage"} <= sent
 
     wait_for(measured, 60, "the container's metrics")
     assert [found for found in lab.run_smith_json("drift")["findings"] if found["service_id"] == service_id] == []
@@ -107,7 +107,7 @@ def test_a_container_with_an_unknown_os_template_is_refused_and_can_be_deleted(l
 
 @pytest.fixture(scope="module")
 def bare_type(lab: LabSystem) -> str:
-    """Create a VM service type with an ISO image or an empty disk in place of the template; return its id."""
+    """Create a service type for bare VMs: with an ISO image or an empty disk in place of a template. Return its id."""
     service_type = copy.deepcopy(load_type(SERVICE_TYPE_FILE)) | {"name": "proxmox-bare-vm"}
     properties = service_type["propertySchema"]["properties"]
     del properties["image"]
@@ -118,7 +118,7 @@ def bare_type(lab: LabSystem) -> str:
     return type_id
 
 
-def bare(lab: LabSystem, type_id: str, name: str, **source: Any) -> str:
+def order_bare_vm(lab: LabSystem, type_id: str, name: str, **source: Any) -> str:
     service_id = lab.order_service(name, service_type_id=type_id, image=None, **source)
     lab.wait_for_jobs(service_id)
     return service_id
@@ -126,8 +126,8 @@ def bare(lab: LabSystem, type_id: str, name: str, **source: Any) -> str:
 
 def test_a_vm_is_created_from_an_iso_image_or_with_an_empty_disk(lab: LabSystem, bare_type: str) -> None:
     services = {
-        "iso": bare(lab, bare_type, "from-iso", iso="local:iso/debian-12.iso"),
-        "blank": bare(lab, bare_type, "blank", blank=True),
+        "iso": order_bare_vm(lab, bare_type, "from-iso", iso="local:iso/debian-12.iso"),
+        "blank": order_bare_vm(lab, bare_type, "blank", blank=True),
     }
     for name, service_id in services.items():
         assert outcome_of(lab.last_job(service_id)) == "Completed"
@@ -138,11 +138,11 @@ def test_a_vm_is_created_from_an_iso_image_or_with_an_empty_disk(lab: LabSystem,
 
 
 def test_a_missing_iso_image_and_a_wrong_number_of_sources_are_refused(lab: LabSystem, bare_type: str) -> None:
-    missing = bare(lab, bare_type, "missing", iso="local:iso/none.iso")
+    missing = order_bare_vm(lab, bare_type, "missing", iso="local:iso/none.iso")
     assert lab.last_job(missing)["errorMessage"].startswith("NOT_FOUND: no node fits")
-    both = bare(lab, bare_type, "both", iso="local:iso/debian-12.iso", blank=True)
+    both = order_bare_vm(lab, bare_type, "both", iso="local:iso/debian-12.iso", blank=True)
     assert lab.last_job(both)["errorMessage"].startswith("INVALID_REQUEST: iso and blank exclude each other")
-    neither = bare(lab, bare_type, "neither")
+    neither = order_bare_vm(lab, bare_type, "neither")
     assert lab.last_job(neither)["errorMessage"].startswith("INVALID_REQUEST: image is missing")
 
 
@@ -169,15 +169,15 @@ def test_backups_and_the_final_backup_go_to_the_configured_storage(lab: LabSyste
     assert lab.guests_of(service_id) == []
 
 
-def test_a_migration_leaves_a_node_in_maintenance_and_is_skipped_otherwise(lab: LabSystem) -> None:
+def test_migrate_moves_a_vm_off_a_node_in_maintenance_and_otherwise_changes_nothing(lab: LabSystem) -> None:
     service_id = lab.order_service("moving", diskGb=8)
     lab.wait_for_jobs(service_id)
     lab.run_action(service_id, "start")
     (before,) = lab.guests_of(service_id)
     stays = lab.run_action(service_id, "migrate")
     assert (stays["status"], lab.guests_of(service_id)[0]["node"]) == ("Completed", before["node"])
-    told = lab.run_smith_json("jobs", "show", stays["id"])["result"]
-    assert (told["changed"], "no other node is much better" in told["placement"]["reason"]) == (False, True)
+    result = lab.run_smith_json("jobs", "show", stays["id"])["result"]
+    assert (result["changed"], "no other node is much better" in result["placement"]["reason"]) == (False, True)
 
     other = "pve2" if before["node"] == "pve1" else "pve1"
     lab.proxmox.control("node", node=before["node"], maintenance=True)

@@ -1,4 +1,4 @@
-"""The critical jobs: heartbeats, metrics and pruning."""
+"""The critical jobs, which are periodic tasks of the agent: heartbeats, metrics and pruning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from smith_lab.system import LabSystem, wait_for
 MakeLab = Callable[..., LabSystem]
 
 
-def posted(lab: LabSystem) -> dict[str, int]:
+def accepted_entries(lab: LabSystem) -> dict[str, int]:
     """Return the number of accepted metric entries by metric type."""
     found: dict[str, int] = {}
     for call in lab.core.history(method="POST", path_end="/metric-entries"):
@@ -30,15 +30,15 @@ def test_metrics_of_each_mapped_vm_are_sent_and_a_missing_metric_type_is_logged_
     lab.run_action(service_id, "start")
 
     wanted = {"vm.cpu.usage", "vm.memory.usage", "vm.network.in", "vm.disk.read", "vm.disk.write"}
-    wait_for(lambda: wanted <= posted(lab).keys(), 60, "a round of every kind")
-    wait_for(lambda: posted(lab)["vm.cpu.usage"] >= 3, 60, "a third round")
+    wait_for(lambda: wanted <= accepted_entries(lab).keys(), 60, "an entry of every metric type")
+    wait_for(lambda: accepted_entries(lab)["vm.cpu.usage"] >= 3, 60, "a third entry of one metric type")
 
     calls = lab.core.history(method="POST", path_end="/metric-entries")
     instance = lab.admin.get_service(service_id)["agentInstanceId"]
     assert {call["body"]["agentInstanceId"] for call in calls} == {instance}
     assert "vm.network.out" not in {call["body"]["typeName"] for call in calls}
-    (said,) = lab.log_events("metric_types_missing")
-    assert said["names"] == ["vm.network.out"]
+    (logged,) = lab.log_events("metric_types_missing")
+    assert logged["names"] == ["vm.network.out"]
 
 
 def test_old_jobs_are_pruned_with_their_artifacts_even_if_they_failed(make_lab: MakeLab) -> None:
@@ -49,7 +49,7 @@ def test_old_jobs_are_pruned_with_their_artifacts_even_if_they_failed(make_lab: 
     lab.wait_for_jobs(bad)
     wait_for(lambda: not lab.run_smith_json("jobs", "list", "--unreported"), 30, "both reports")
     artifacts = lab.data_dir / "artifacts"
-    assert len(list(artifacts.iterdir())) == 1
+    assert len(list(artifacts.iterdir())) == 1  # the refused job has failed before a run
     lab.stop_executor()
 
     with sqlite3.connect(lab.data_dir / "smith.db") as database:
@@ -63,8 +63,8 @@ def test_old_jobs_are_pruned_with_their_artifacts_even_if_they_failed(make_lab: 
 
 
 def test_the_critical_jobs_are_listed_with_their_last_runs(make_lab: MakeLab) -> None:
-    every = ("FULCRUM_HEARTBEAT", "SMITH_METRICS", "SMITH_PRUNE", "SMITH_RECONCILE")
-    lab = make_lab(**{f"{name}_INTERVAL_S": "1" for name in every})
+    prefixes = ("FULCRUM_HEARTBEAT", "SMITH_METRICS", "SMITH_PRUNE", "SMITH_RECONCILE")
+    lab = make_lab(**{f"{name}_INTERVAL_S": "1" for name in prefixes})
     lab.start_executor()
 
     wait_for(lambda: lab.log_events("agent_ready"), 60, "the executor")

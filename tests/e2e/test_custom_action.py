@@ -34,6 +34,7 @@ def order(lab: LabSystem, name: str, **properties: object) -> str:
 
 
 def drive_of(lab: LabSystem, service_id: str) -> str:
+    """Return the VM's CD drive `ide3`. No change of the VM may wait for a restart."""
     (vm,) = lab.guests_of(service_id)
     assert vm["pending"] == {}
     return str(vm["config"].get("ide3", ""))

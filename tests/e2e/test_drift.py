@@ -49,7 +49,7 @@ def logged(lab: LabSystem, event: str, service_id: str) -> list[Json]:
     return [entry for entry in lab.log_events(event) if entry.get("service_id") == service_id]
 
 
-def runs(lab: LabSystem) -> int:
+def check_count(lab: LabSystem) -> int:
     """Return how many checks have run."""
     return int(next(row["runs"] for row in lab.run_smith_json("critical", "list") if row["name"] == "Reconcile"))
 
@@ -63,7 +63,7 @@ def drift_metric(lab: LabSystem) -> dict[str, float]:
     return {kind: float(value) for kind, value in found if float(value)}
 
 
-def test_changes_in_proxmox_are_repaired_or_logged_once_and_again_when_resolved(lab: LabSystem) -> None:
+def test_drift_is_corrected_or_logged_once_and_its_end_is_logged_too(lab: LabSystem) -> None:
     vms = create(lab, "kept", "gone", "moved", "renamed", "recycled")
     (kept, _), (gone, gone_vmid), (moved, moved_vmid) = vms["kept"], vms["gone"], vms["moved"]
     (renamed, renamed_vmid), (recycled, recycled_vmid) = vms["renamed"], vms["recycled"]
@@ -74,7 +74,7 @@ def test_changes_in_proxmox_are_repaired_or_logged_once_and_again_when_resolved(
     lab.proxmox.control("remove", vmid=gone_vmid)
     lab.proxmox.control("move", vmid=moved_vmid, node=target)
     lab.proxmox.control("rename", vmid=renamed_vmid, name="operators-choice")
-    lab.proxmox.control("recycle", vmid=recycled_vmid)
+    lab.proxmox.control("recycle", vmid=recycled_vmid)  # another VM has the VMID now
 
     wait_for(lambda: mapping_of(lab, gone)["state"] == "vm_lost", 120, "the mapping of the removed VM to be vm_lost")
     wait_for(lambda: mapping_of(lab, moved)["node"] == target, 120, "the node of the moved VM to be corrected")
@@ -82,7 +82,7 @@ def test_changes_in_proxmox_are_repaired_or_logged_once_and_again_when_resolved(
     wait_for(lambda: logged(lab, "drift_found", recycled), 120, "the recycled VM to be logged")
     wait_for(lambda: logged(lab, "drift_found", gone), 120, "the service without its VM to be logged")
     code, found = drift(lab)
-    assert (code, found["frozen"]) == (1, None)
+    assert (code, found["frozen"]) == (1, None)  # `frozen` is the reason why a check is inconclusive
     assert {(each["kind"], each["vmid"]) for each in found["findings"]} == {
         ("service_without_vm", gone_vmid),
         ("vm_renamed", renamed_vmid),
@@ -126,8 +126,8 @@ def test_jobs_in_progress_are_not_reported_as_drift(lab: LabSystem) -> None:
     services = [service_id for service_id, _vmid in create(lab, "brief-1", "brief-2").values()]
     for service_id in services:
         assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
-    seen = runs(lab)
-    wait_for(lambda: runs(lab) > seen + 1, 120, "one more complete check")
+    seen = check_count(lab)
+    wait_for(lambda: check_count(lab) > seen + 1, 120, "one more complete check")
     for event in ("drift_found", "drift_corrected"):
         assert [logged(lab, event, service_id) for service_id in services] == [[], []]
     assert lab.log_events("critical_job_crashed") == []

@@ -19,7 +19,7 @@ GRACE_S = 3600
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
-    """A system that keeps deleted VMs for an hour, and checks every second which are due."""
+    """A system that keeps deleted VMs for an hour, and checks every second whose grace period has ended."""
     settings = {
         "SMITH_DELETE_GRACE_S": str(GRACE_S),
         "SMITH_PRUNE_INTERVAL_S": "1",
@@ -31,7 +31,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
         yield system
 
 
-def deleted(lab: LabSystem, name: str) -> tuple[str, int]:
+def order_and_delete(lab: LabSystem, name: str) -> tuple[str, int]:
     """Order a service, start it and delete it; return its id and VMID."""
     service_id = lab.order_service(name)
     lab.wait_for_jobs(service_id)
@@ -48,7 +48,7 @@ def mapping_of(lab: LabSystem, service_id: str) -> dict[str, Any]:
 
 
 def make_due(lab: LabSystem, vmid: int) -> None:
-    """End the grace period: in Proxmox, whose tag decides, and in the mapping."""
+    """End the grace period: in the VM's tag, which decides, and in the mapping, which says when the tag is read."""
     lab.proxmox.control("configure", vmid=vmid, values={"tags": "smith;smith-delete-1"})
     set_deletion_due(lab, vmid)
 
@@ -64,7 +64,7 @@ def lab_drift(lab: LabSystem) -> list[dict[str, Any]]:
 
 
 def test_a_deleted_vm_is_backed_up_and_purged_when_its_grace_period_ends(lab: LabSystem) -> None:
-    service_id, vmid = deleted(lab, "deleted")
+    service_id, vmid = order_and_delete(lab, "deleted")
 
     service = lab.admin.get_service(service_id)
     assert (service["status"], service.get("agentInstanceId")) == ("Deleted", None)
@@ -77,8 +77,8 @@ def test_a_deleted_vm_is_backed_up_and_purged_when_its_grace_period_ends(lab: La
     assert mapping_of(lab, service_id)["state"] == "pending_deletion"
     assert lab_drift(lab) == []
     lab.proxmox.reset_request_log()
-    turns = purge_runs(lab)
-    wait_for(lambda: purge_runs(lab) > turns + 1, 30, "one more run of PurgeDeletedVms")
+    runs_before = purge_runs(lab)
+    wait_for(lambda: purge_runs(lab) > runs_before + 1, 30, "one more run of PurgeDeletedVms")
     assert lab.proxmox.changing_requests() == []
 
     assert lab.stop_executor() == 0
@@ -100,7 +100,7 @@ def purge_runs(lab: LabSystem) -> int:
 
 
 def test_a_scheduled_deletion_can_be_cancelled(lab: LabSystem) -> None:
-    service_id, vmid = deleted(lab, "regretted")
+    service_id, vmid = order_and_delete(lab, "regretted")
     assert "kept" in lab.run_smith_text("mappings", "recall", str(vmid), "--reason", "by mistake")
 
     assert mapping_of(lab, service_id)["state"] == "active"
@@ -121,18 +121,18 @@ def test_a_scheduled_deletion_can_be_cancelled(lab: LabSystem) -> None:
 
 
 def test_removing_the_deletion_tag_in_proxmox_cancels_the_deletion(lab: LabSystem) -> None:
-    service_id, vmid = deleted(lab, "untagged")
+    service_id, vmid = order_and_delete(lab, "untagged")
     lab.proxmox.control("configure", vmid=vmid, values={"tags": "smith"})
     lab.proxmox.control("power", vmid=vmid, status="running")
     set_deletion_due(lab, vmid)
 
-    wait_for(lambda: mapping_of(lab, service_id)["state"] == "active", 60, "the mapping to follow")
+    wait_for(lambda: mapping_of(lab, service_id)["state"] == "active", 60, "the mapping to be active again")
 
     assert lab.guests_of(service_id)[0]["status"] == "running"
 
 
 def test_a_vm_whose_service_still_exists_is_kept_until_the_service_is_deleted_again(lab: LabSystem) -> None:
-    """FulcrumCore timed out the delete job, so its service still exists, and the customer still owns the VM."""
+    """FulcrumCore timed out the delete job, so the service still exists, and the customer still owns the VM."""
     service_id = lab.order_service("timed-out")
     lab.wait_for_jobs(service_id)
     (vm,) = lab.guests_of(service_id)
@@ -142,7 +142,7 @@ def test_a_vm_whose_service_still_exists_is_kept_until_the_service_is_deleted_ag
     lab.core.expire_job(lab.last_job(service_id)["id"])
     lab.core.clear_faults()
     lab.wait_for_jobs(service_id)
-    wait_for(lambda: lab.run_smith_json("jobs", "list", "--unreported") == [], 60, "the late report to be settled")
+    wait_for(lambda: lab.run_smith_json("jobs", "list", "--unreported") == [], 60, "no unreported job to be left")
     assert lab.admin.get_service(service_id)["status"] == "Stopped"
 
     make_due(lab, vm["vmid"])

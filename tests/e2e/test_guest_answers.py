@@ -1,4 +1,4 @@
-"""Nothing that a guest answers reaches FulcrumCore, unless it is an address."""
+"""Of all that a guest agent answers, only addresses reach FulcrumCore."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from smith_lab.system import LabSystem, outcome_of
 from support.guest_answers import ADDRESSES, FORGED, GUEST_ANSWERS, MAC
 
-#: The interfaces of all answers of the table in one answer.
+#: The network interfaces of all answers in `GUEST_ANSWERS`, as one list.
 INTERFACES = [
     interface
     for answer in GUEST_ANSWERS.values()
@@ -19,11 +19,12 @@ INTERFACES = [
 
 
 def everything_at_core(lab: LabSystem, service_id: str) -> str:
+    """Return as text the service in FulcrumCore and all requests that FulcrumCore has received."""
     service: dict[str, Any] = lab.admin.call("GET", f"/services/{service_id}")
     return json.dumps([service, *lab.core.history()])
 
 
-def test_nothing_that_a_guest_answers_reaches_fulcrumcore_but_addresses(lab: LabSystem) -> None:
+def test_only_the_addresses_in_a_guest_agents_answer_reach_fulcrumcore(lab: LabSystem) -> None:
     service_id = lab.order_service("hostile")
     lab.wait_for_jobs(service_id)
     (vm,) = lab.guests_of(service_id)

@@ -1,4 +1,4 @@
-"""`smith init`: from a new Proxmox and a new FulcrumCore to the first VM, also if it is killed at each step."""
+"""`smith init`: from a new Proxmox and a new FulcrumCore to the first VM, also if it is killed after each change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from executor.proxmox.setup.existing import read_existing
 
 pytestmark = pytest.mark.timeout(600)
 
-#: The questions of a first run with the answers that are not the proposed ones. docs/install.md has their number.
+#: How many questions a first run asks before it shows the planned changes. docs/install.md states this number.
 QUESTIONS = 11
 
 
@@ -47,7 +47,7 @@ class World:
         return {**inherited, "COLUMNS": "200", "TERM": "dumb", **variables}
 
     def command(self, *more: str) -> list[str]:
-        """Return a call that asks no question."""
+        """Return a call of `smith init` that asks no question."""
         return [
             *(sys.executable, "-m", "executor", "init", "--yes", "--folder", str(self.folder)),
             *("--proxmox", self.address, "--fingerprint", read_fingerprint(self.proxmox.host, self.proxmox.port)),
@@ -70,12 +70,12 @@ class World:
         )
 
     def changes(self) -> list[str]:
-        """Return the requests that have changed Proxmox or FulcrumCore since `forget`, without logins."""
+        """Return the requests that have changed Proxmox or FulcrumCore since `forget_requests`, without logins."""
         at_proxmox = [request["path"] for request in self.proxmox.changing_requests()]
         at_core = [call["path"] for call in self.core.history() if call["method"] != "GET"]
         return [path for path in at_proxmox + at_core if path != "/access/ticket"]
 
-    def forget(self) -> None:
+    def forget_requests(self) -> None:
         self.proxmox.reset_request_log()
         self.core.clear_history()
 
@@ -171,7 +171,7 @@ def _order_first_vm(world: World, start_command: str, tmp_path: Path) -> None:
         agent.wait(120)
 
 
-def test_a_dry_run_changes_nothing_and_a_second_run_neither(world: World) -> None:
+def test_neither_a_dry_run_nor_a_second_run_changes_anything(world: World) -> None:
     planned = world.run("--dry-run")
     assert planned.returncode == 0, planned.stderr
     assert (world.changes(), world.folder.exists()) == ([], False)
@@ -180,19 +180,19 @@ def test_a_dry_run_changes_nothing_and_a_second_run_neither(world: World) -> Non
     done = [line.removeprefix("  done: ") for line in first.stdout.splitlines() if line.startswith("  done: ")]
     assert [text for text in done if f"  {text}\n" not in planned.stdout] == []
     files = world.files()
-    world.forget()
+    world.forget_requests()
     second = world.run()
     assert (second.returncode, world.changes(), world.files() == files) == (0, [], True)
     assert "nothing is changed" in second.stdout
 
 
-def test_a_run_that_is_killed_after_each_change_is_continued_by_the_next_one(world: World) -> None:
+def test_runs_that_are_each_killed_after_one_change_are_continued_by_the_next_run(world: World) -> None:
     killed = 0
     while _is_killed_at_its_first_change(world):
         killed += 1
         assert killed < 60
-    assert killed >= 12, "it has not made its changes one by one"
-    world.forget()
+    assert killed >= 12, "a run has made several changes before it reported one"
+    world.forget_requests()
     last = world.run()
     assert (last.returncode, world.changes()) == (0, []), last.stdout + last.stderr
     (agent,) = world.admin.list_all("agents")
@@ -200,7 +200,7 @@ def test_a_run_that_is_killed_after_each_change_is_continued_by_the_next_one(wor
 
 
 def _is_killed_at_its_first_change(world: World) -> bool:
-    """Run it, and kill it when it reports its first change. Return False if it has made none."""
+    """Run `smith init`, and kill it when it reports its first change. Return False if it ends without a change."""
     environment = world.environment(PYTHONUNBUFFERED="1", **world.logins())
     program = subprocess.Popen(
         world.command(), env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
@@ -216,8 +216,8 @@ def _is_killed_at_its_first_change(world: World) -> bool:
 
 
 @pytest.mark.parametrize("place", ["Proxmox", "FulcrumCore"])
-def test_a_token_whose_secret_was_lost_is_deleted_and_made_again(world: World, place: str) -> None:
-    """The run is killed after the token was made, and before its secret was written."""
+def test_a_token_whose_secret_was_lost_is_deleted_and_created_again(world: World, place: str) -> None:
+    """The run ends after the token was created and before its secret was stored: killed, or without a response."""
     if place == "Proxmox":
         world.proxmox.control("hold", method="POST", path=r"/access/users/smith@pve/token/job")
     else:
@@ -230,7 +230,7 @@ def test_a_token_whose_secret_was_lost_is_deleted_and_made_again(world: World, p
         stderr=subprocess.DEVNULL,
     )
     if place == "Proxmox":
-        wait_for(world.proxmox.is_holding, 400, "the token to be made")
+        wait_for(world.proxmox.is_holding, 400, "the token to be created")
         program.kill()
     assert program.wait(400) != 0
     world.proxmox.control("clear_faults")
@@ -241,10 +241,14 @@ def test_a_token_whose_secret_was_lost_is_deleted_and_made_again(world: World, p
 
 
 def test_a_stored_secret_is_used_only_if_it_is_the_secret_of_the_token(world: World) -> None:
-    """A second run without options keeps user and token; a lost secret or a record without its end is found."""
+    """A second run without options keeps the user and the token of the first run.
+
+    With a wrong secret it is refused. If the record of an unfinished creation (`.pending`) exists, it creates the token
+    again.
+    """
     options = ("--user", "ops@pve", "--token", "dc1")
     assert world.run(*options).returncode == 0
-    world.forget()
+    world.forget_requests()
     again = world.run()
     assert (again.returncode, world.changes()) == (0, []), again.stdout + again.stderr
     secret = world.folder / "secrets" / "proxmox_token_secret"
@@ -256,16 +260,16 @@ def test_a_stored_secret_is_used_only_if_it_is_the_secret_of_the_token(world: Wo
     secret.write_text(right)
     comment = world.token_comments("ops@pve")["dc1"]
     secret.with_name("proxmox_token_secret.pending").write_text(json.dumps({"comment": comment}))
-    made_again = world.run()
-    assert made_again.returncode == 0, made_again.stdout + made_again.stderr
-    assert "done: make token ops@pve!dc1" in made_again.stdout
+    created_again = world.run()
+    assert created_again.returncode == 0, created_again.stdout + created_again.stderr
+    assert "done: make token ops@pve!dc1" in created_again.stdout
     assert secret.read_text() != right
 
 
 def test_a_token_of_another_installation_is_kept(world: World, tmp_path: Path) -> None:
     assert world.run().returncode == 0
     world.folder = tmp_path / "other"
-    world.forget()
+    world.forget_requests()
     refused = world.run()
     assert refused.returncode == 1
     assert "--replace-tokens" in refused.stderr

@@ -1,4 +1,4 @@
-"""FulcrumCore's install command with our agent type: it fetches settings and starts a container that works."""
+"""FulcrumCore's install command for our agent type: it fetches the settings and starts a container of our image."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def image_settings() -> dict[str, str]:
 
 
 def test_the_install_command_starts_an_executor_that_processes_jobs(lab: LabSystem, tmp_path: Path) -> None:
-    """The container gets no setting but those of the image and of the fetched file."""
+    """The executor gets only the settings of the image, of the fetched file, and a data folder and port of the test."""
     done = run_install_command(lab, tmp_path, lab.ids.agent_id)
     assert done.returncode == 0, done.stderr
     file = tmp_path / "agent-smith.env"
@@ -65,11 +65,11 @@ def test_the_install_command_starts_an_executor_that_processes_jobs(lab: LabSyst
 
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PROXMOX_", "SMITH_"))}
     (tmp_path / "data").mkdir()
-    own = {"SMITH_DATA_DIR": str(tmp_path / "data"), "SMITH_HTTP_ADDR": LAB_SETTINGS["SMITH_HTTP_ADDR"]}
+    of_the_test = {"SMITH_DATA_DIR": str(tmp_path / "data"), "SMITH_HTTP_ADDR": LAB_SETTINGS["SMITH_HTTP_ADDR"]}
     executor = subprocess.Popen(
         [sys.executable, "-m", "executor", "run"],
         cwd=tmp_path,
-        env=inherited | image_settings() | fetched | own,
+        env=inherited | image_settings() | fetched | of_the_test,
         stdout=subprocess.DEVNULL,
     )
     try:
@@ -82,7 +82,7 @@ def test_the_install_command_starts_an_executor_that_processes_jobs(lab: LabSyst
         executor.wait(120)
 
 
-def test_the_install_command_runs_the_image_as_it_is_documented(lab: LabSystem, tmp_path: Path) -> None:
+def test_the_install_command_runs_the_image_with_the_documented_options(lab: LabSystem, tmp_path: Path) -> None:
     lab.admin.call("DELETE", f"/agents/{lab.ids.agent_id}/install-command")
     done = run_install_command(lab, tmp_path, lab.ids.agent_id)
     assert done.returncode == 0, done.stderr
@@ -123,8 +123,8 @@ def test_without_a_token_in_the_configuration_the_install_command_names_the_reme
     assert not (tmp_path / "arguments.json").exists()
 
 
-def test_every_type_that_is_shipped_is_used_by_the_lab(lab: LabSystem) -> None:
-    """The tests of actions run with the service types that the lab creates from these files."""
+def test_the_lab_uses_every_shipped_service_type_and_agent_type(lab: LabSystem) -> None:
+    """The tests of actions run with the types that the lab creates from the files in deploy/."""
     shipped = {json.loads(file.read_text())["name"] for file in (ROOT / "deploy").glob("*-type-*.json")}
     kinds = lab.admin.list_all("service-types") + lab.admin.list_all("agent-types")
     assert shipped == {kind["name"] for kind in kinds}

@@ -1,4 +1,4 @@
-"""A failed job does not delete the mapping of an existing VM: only a reservation is deleted."""
+"""A failed job keeps the mapping of an existing VM. It deletes only a reservation, which has no VM yet."""
 
 from __future__ import annotations
 

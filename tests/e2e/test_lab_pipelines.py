@@ -1,4 +1,7 @@
-"""Two pipelines test in one lab at once, one is killed, and the sweeper removes what it has left."""
+"""Pipelines that run `smith lab-test` in one lab at the same time.
+
+If one is killed, the sweeper (`smith lab-sweep`) removes the guests that it has left behind, and no others.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,10 @@ from support.lab_settings import FIRST, SIZE, lab_settings
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "lab"
 TIMEOUT_S = 240.0
-#: A run's time limit, the time to remove its guests, and the sweeper's grace, together.
+#: After this time the sweeper removes the guests of a run: its time limit, the time that it has to remove its guests
+#: itself, and the sweeper's grace period.
 EXPIRED_AFTER_S = 600 + 300 + 120
-#: A test of a provider that waits, with its VM, for the end of the other pipeline.
+#: A provider's test that has a VM and waits. It creates a file in the folder SIGNS, and ends when `go` exists there.
 WAITING_TEST = """
 import os, pathlib, time
 
@@ -39,7 +43,7 @@ def test_a_vm_is_there(lab_vm, proxmox):
         time.sleep(0.1)
     assert proxmox.vm_config(lab_vm["node"], lab_vm["vmid"])["name"] == lab_vm["name"]
 """
-#: A test of a provider that shows the secret in its output and in its failure.
+#: A provider's test that shows the lab's secret in its output and in its failure.
 SHOWING_TEST = """
 def test_it_shows_all(lab_run):
     print("printed", lab_run.settings.token_secret)
@@ -49,7 +53,7 @@ def test_it_shows_all(lab_run):
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Iterator[ProxmoxStandIn]:
-    """A stand-in as the lab of several pipelines, with a foreign VM in the lab's VMIDs."""
+    """A stand-in as the lab of several pipelines. A VM that belongs to none of them has one of the lab's VMIDs."""
     with running_stand_in(folder=tmp_path / "pve") as running:
         running.control("add", vmid=FIRST + 5, name="smith-lab-0123ab-web-8f2c0a11", node="pve1")
         running.reset_request_log()
@@ -87,7 +91,7 @@ def sweep(stand_in: ProxmoxStandIn, folder: Path, *arguments: str, **env: str) -
 
 
 def report_counts(report: Path) -> tuple[str | None, ...]:
-    """Return how many tests ran, failed, and were skipped, by a JUnit report."""
+    """Return how many tests ran, failed, and were skipped, according to a JUnit report."""
     suite = ET.parse(report).find("testsuite")  # noqa: S314 (pytest has just written it)
     assert suite is not None
     return tuple(suite.get(name) for name in ("tests", "failures", "skipped"))
@@ -118,13 +122,13 @@ def test_a_killed_pipeline_is_swept_and_nothing_else_is_touched(stand_in: Proxmo
     left = lab_vmids(stand_in) - before
     assert (len(all_vmids), len(left)) == (4, 2)  # each pipeline had a lease and a VM
 
-    dry = sweep(stand_in, tmp_path, "--apply")
-    assert {row["outcome"] for row in dry} == {"kept"}
+    early = sweep(stand_in, tmp_path, "--apply")
+    assert {row["outcome"] for row in early} == {"kept"}
     assert lab_vmids(stand_in) == before | left
     (tmp_path / "shift").write_text(str(EXPIRED_AFTER_S))
     ahead = {"LD_PRELOAD": str(library), "CLOCK_SHIFT_FILE": str(tmp_path / "shift")}
-    dry = sweep(stand_in, tmp_path, "--apply", **ahead)  # on a machine whose clock is ahead
-    assert {row["outcome"] for row in dry} == {"kept"}
+    early = sweep(stand_in, tmp_path, "--apply", **ahead)  # on a machine whose clock is ahead
+    assert {row["outcome"] for row in early} == {"kept"}
     stand_in.control("clock", shift_s=EXPIRED_AFTER_S)
     dry = sweep(stand_in, tmp_path)
     assert {row["vmid"] for row in dry if row["outcome"] == "would be removed"} == left
@@ -144,7 +148,7 @@ def test_a_killed_pipeline_is_swept_and_nothing_else_is_touched(stand_in: Proxmo
 
 def test_the_example_of_the_documentation_passes_without_a_lab(tmp_path: Path) -> None:
     reports = ["--junit", str(tmp_path / "report.xml"), "--html", str(tmp_path / "report.html")]
-    production = {"PROXMOX_VMID_MIN": "100"}  # its VMIDs contain the stand-in's
+    production = {"PROXMOX_VMID_MIN": "100"}  # the production's VMIDs contain the stand-in's
     run = start(["lab-test", "tests", *reports], environment(None, **production), EXAMPLE)
     output, _none = run.communicate(timeout=TIMEOUT_S)
     assert run.returncode == 0, output
@@ -153,7 +157,7 @@ def test_the_example_of_the_documentation_passes_without_a_lab(tmp_path: Path) -
 
 
 def test_our_own_tests_skip_nothing_on_a_stand_in(tmp_path: Path) -> None:
-    """These are the tests that a lab without a second node, a backup storage or a template of containers skips."""
+    """A lab without a second node, a backup storage or a container template skips the tests that are run here."""
     optional = "(check_mode_changes and (migrate or backup)) or (test_containers and not keeps)"
     run = start(["lab-test", "-k", optional, "--junit", str(tmp_path / "report.xml")], environment(None), tmp_path)
     output, _none = run.communicate(timeout=TIMEOUT_S)
@@ -206,7 +210,7 @@ def test_a_cancelled_pipeline_writes_its_report_and_leaves_nothing(
 def test_a_pipeline_whose_reservation_was_taken_ends_its_tests_and_removes_nothing(
     stand_in: ProxmoxStandIn, tmp_path: Path
 ) -> None:
-    """Its machine was suspended, so that its reservation has expired."""
+    """As after a suspension of its machine: its reservation has expired, and another run has taken the VMIDs."""
     cluster = LabCluster(lab_settings(stand_in))
     with waiting_pipeline(stand_in, tmp_path) as pipeline:
         holder = next(guest for guest in cluster.guests(range(FIRST, FIRST + 3 * SIZE)) if "-lease" in guest.name)

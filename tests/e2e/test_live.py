@@ -1,4 +1,4 @@
-"""What an operator sees of a job while it runs and afterwards, and a pause of the agent."""
+"""What `smith jobs show` reports about a create, and a pause of the agent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from smith_lab.system import LabSystem, outcome_of, wait_for
 pytestmark = pytest.mark.xdist_group("live")
 
 
-def test_the_story_of_a_create_has_its_tasks_steps_and_proxmox_tasks(lab: LabSystem) -> None:
+def test_jobs_show_lists_the_ansible_tasks_steps_and_proxmox_tasks_of_a_create(lab: LabSystem) -> None:
     service_id = lab.order_service("story")
     lab.wait_for_jobs(service_id)
     shown = lab.run_smith_json("jobs", "show", lab.last_job(service_id)["id"])
@@ -28,7 +28,7 @@ def test_a_paused_agent_claims_nothing_until_it_is_resumed(lab: LabSystem) -> No
     lab.run_smith_json("pause", "--reason", "maintenance", "--wait")
     try:
         service_id = lab.order_service("later")
-        wait_for(lambda: lab.run_smith_json("status")["jobs"]["pending"], 60, "the poll")
+        wait_for(lambda: lab.run_smith_json("status")["jobs"]["pending"], 60, "the agent to have polled the job")
         job = lab.last_job(service_id)
         assert (job["status"], lab.run_smith_json("status")["paused"]["reason"]) == ("Pending", "maintenance")
     finally:

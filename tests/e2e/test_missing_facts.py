@@ -1,4 +1,7 @@
-"""Jobs on a cluster whose lists lack facts of guests: nothing is taken for missing, and no second VM is created."""
+"""Jobs on a cluster whose lists of guests lack names and other facts, as when nodes send no statistics.
+
+No existing VM or template counts as missing, and no second VM is created.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,9 @@ def test_a_vm_is_created_started_and_deleted_while_no_node_sends_statistics(lab:
 
 
 @pytest.mark.parametrize("tags", ["smith", ""])
-def test_an_unmapped_vm_is_found_by_its_marker_although_its_row_has_no_name(lab: LabSystem, tags: str) -> None:
+def test_an_unmapped_vm_is_found_by_its_marker_although_the_list_of_guests_lacks_its_name(
+    lab: LabSystem, tags: str
+) -> None:
     service_id = lab.order_service("found")
     config = {"cores": 1, "memory": "512", "tags": tags, "description": f"smith-uid={service_id}"}
     config |= {"scsi0": f"ceph:vm-{VMID}-disk-0,size=10G", "net0": "virtio=BC:24:11:00:11:22,bridge=vmbr0"}
@@ -50,7 +55,7 @@ def test_a_clone_without_a_name_delays_the_search_for_an_unmapped_vm(lab: LabSys
     service_id = lab.order_service("waiting")
     lab.start_executor()
 
-    wait_for(lambda: lab.log_events("job_requeued"), 60, "a job that waits")
+    wait_for(lambda: lab.log_events("job_requeued"), 60, "the job to be requeued")
     assert "VM_LOCKED" in lab.log_events("job_requeued")[0]["reason"]
     assert lab.guests_of(service_id) == []
 

@@ -1,4 +1,4 @@
-"""`smith run` with options that end it, and with settings that prevent its start."""
+"""`smith run` with `--once` and `--until-idle`, after which it ends by itself, and with invalid settings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_an_invalid_setting_is_named_and_prevents_the_start(make_lab: MakeLab, s
 
     assert lab.start_executor().wait(60) == 3
 
-    said = lab.log_file.read_text()
-    assert setting in said
-    assert "Traceback" not in said
+    log = lab.log_file.read_text()
+    assert setting in log
+    assert "Traceback" not in log
     assert not lab.data_dir.exists()

@@ -1,4 +1,7 @@
-"""What a tenant may name, end to end: bridges, VLANs, storages and templates that the provider does not offer."""
+"""Requests of tenants that are refused, end to end.
+
+They name a bridge, VLAN, storage, tag or template that the provider does not offer, or a size that no node has.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ from smith_lab.system import LabSystem, outcome_of, running_lab
 #: A VM template and an OS template that exist at Proxmox, but are not in PROXMOX_TEMPLATES and PROXMOX_OS_TEMPLATES.
 OTHER_TEMPLATE, OTHER_OS_TEMPLATE = "internal-tools", "local:vztmpl/internal.tar.zst"
 GIB = 1024**3
-#: The names of nodes, templates and storages that no message to a tenant may contain.
+#: The names of nodes and templates, and a text about free memory, that no message to a tenant may contain.
 HIDDEN_NAMES = ("pve1", "pve2", "ubuntu-24.04", "debian-12-standard", "MiB of memory free")
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
-    """A system whose service type lets tenants write every property, with a short list of what is offered."""
+    """A system whose service type lets tenants write every property, while the provider offers few values."""
     settings = {
         "PROXMOX_BRIDGES": "vmbr1",
         "PROXMOX_VLANS": "20,100-199",
@@ -56,6 +59,7 @@ def _with_open_service_type(lab: LabSystem) -> Any:
     return replace(lab.ids, service_type_id=service_type["id"])
 
 
+#: By the name of the case: properties with a value that is not offered, and the text of the refusal.
 NOT_OFFERED: dict[str, tuple[dict[str, Any], str]] = {
     "bridge": ({"network": {"bridge": "vmbr9"}}, "the bridge vmbr9 is not offered"),
     "bridge-of-another-nic": ({"networks": [{}, {"bridge": "vmbr9"}]}, "the bridge vmbr9 is not offered"),
@@ -78,7 +82,7 @@ OFFERED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", NOT_OFFERED)
-def test_a_create_that_names_what_is_not_offered_makes_no_vm(lab: LabSystem, name: str) -> None:
+def test_a_create_that_names_what_is_not_offered_creates_no_vm(lab: LabSystem, name: str) -> None:
     properties, text = NOT_OFFERED[name]
     service_id = lab.order_service(f"not-offered-{name}", **properties)
     lab.wait_for_jobs(service_id)
@@ -88,7 +92,7 @@ def test_a_create_that_names_what_is_not_offered_makes_no_vm(lab: LabSystem, nam
     assert lab.guests_of(service_id) == []
 
 
-def test_an_iso_image_on_a_storage_that_is_not_offered_makes_no_vm(lab: LabSystem) -> None:
+def test_an_iso_image_on_a_storage_that_is_not_offered_creates_no_vm(lab: LabSystem) -> None:
     service_id = lab.order_service("iso", image=None, iso="local:iso/debian-12.iso")
     lab.wait_for_jobs(service_id)
     assert "INVALID_REQUEST: the storage local is not offered" in outcome_of(lab.last_job(service_id))
@@ -111,7 +115,7 @@ def test_an_update_that_names_what_is_not_offered_changes_nothing(lab: LabSystem
 
 
 @pytest.mark.parametrize("image", [OTHER_TEMPLATE, "no-such-template"])
-def test_a_template_that_is_not_listed_is_used_by_no_service_and_is_not_told_from_a_missing_one(
+def test_a_template_that_is_not_offered_is_refused_with_the_message_for_a_missing_template(
     lab: LabSystem, image: str
 ) -> None:
     service_id = lab.order_service(f"unlisted-{image}", image=image)
@@ -124,7 +128,7 @@ def test_a_template_that_is_not_listed_is_used_by_no_service_and_is_not_told_fro
     assert shown["error_message"] == job["errorMessage"]
 
 
-def test_a_container_template_that_is_not_listed_is_used_by_no_service(lab: LabSystem) -> None:
+def test_a_container_template_that_is_not_offered_is_refused(lab: LabSystem) -> None:
     service_id = lab.order_service("unlisted", image=None, osTemplate=OTHER_OS_TEMPLATE)
     lab.wait_for_jobs(service_id)
     assert "NOT_FOUND: no template is called local:vztmpl/internal.tar.zst" in outcome_of(lab.last_job(service_id))
@@ -151,10 +155,10 @@ def test_updates_cannot_take_more_memory_than_the_node_has(lab: LabSystem) -> No
     assert [job["status"] for job in jobs] == ["Completed", "Failed", "Failed"]
     assert [lab.guests_of(service_id)[0]["config"]["memory"] for service_id in services] == ["40960", "1024", "1024"]
     for job in jobs[1:]:
-        told = "CAPACITY: the VM's node has not enough memory or cores for its new size"
-        assert outcome_of(job) == f"Failed: {told}"
+        message = "CAPACITY: the VM's node has not enough memory or cores for its new size"
+        assert outcome_of(job) == f"Failed: {message}"
         assert "pve1 has" in lab.run_smith_json("jobs", "show", job["id"])["operator_detail"]
-    for service_id in services:  # what does not grow is not refused
+    for service_id in services:  # an update to less memory is not refused
         assert outcome_of(lab.update_service(service_id, memoryMb=512)) == "Completed"
         lab.run_action(service_id, "delete")
 
@@ -168,7 +172,7 @@ def test_updates_cannot_take_more_cores_than_the_node_has(lab: LabSystem) -> Non
     assert lab.guests_of(service_id)[0]["config"] == before
 
 
-def test_an_update_that_fails_on_a_full_storage_leaves_the_size_of_the_vm(lab: LabSystem) -> None:
+def test_an_update_that_fails_on_a_full_storage_does_not_change_the_vm(lab: LabSystem) -> None:
     service_id = lab.order_service("full-storage", cores=1, memoryMb=1024)
     lab.wait_for_jobs(service_id)
     before = lab.guests_of(service_id)[0]["config"]

@@ -44,7 +44,7 @@ def test_f11_fulcrumcore_outages_at_the_start_and_during_a_job_lose_nothing(make
 
 
 def test_a_heartbeat_follows_each_outage_at_once(make_lab: MakeLab) -> None:
-    """FulcrumCore calls an agent disconnected after 30 s without one, and short outages may cover several in a row."""
+    """FulcrumCore marks an agent as disconnected after 30 s without a heartbeat, and several could fail in a row."""
     lab = make_lab(FULCRUM_HEARTBEAT_INTERVAL_S="25", FULCRUM_POLL_INTERVAL_S="0.5")
     lab.start_executor()
     wait_for(lambda: lab.core.history(path_end="/agents/me/status"), 30, "the first heartbeat")

@@ -1,4 +1,4 @@
-"""The placement of VMs on a cluster of two nodes: the placer against the stand-in, and jobs from end to end."""
+"""The placement of VMs on a cluster of two nodes: first the placer alone against the stand-in, then jobs end to end."""
 
 from __future__ import annotations
 
@@ -136,7 +136,9 @@ def test_a_template_on_local_storage_keeps_the_vm_on_its_node(pve: ProxmoxStandI
         assert (placed.node, placed.template_vmid) == ("pve2", 9101)
 
 
-def test_a_node_that_is_set_but_cannot_use_the_template_ends_in_not_found(pve: ProxmoxStandIn) -> None:
+def test_if_the_only_allowed_node_cannot_use_the_template_the_placement_fails_with_not_found(
+    pve: ProxmoxStandIn,
+) -> None:
     fixed = placer(pve, PROXMOX_NODES="pve2")
     refused = pytest.raises(JobError, match="NOT_FOUND: no clone of debian-12 can be created on pve2")
     with refused, fixed.allocate(request(image="debian-12", node="pve2")):
@@ -163,7 +165,7 @@ def test_a_vm_without_a_template_is_placed_where_its_volume_is(pve: ProxmoxStand
         assert placed.node in ("pve1", "pve2")
 
 
-def test_a_vm_that_fits_on_no_node_ends_in_capacity(pve: ProxmoxStandIn) -> None:
+def test_the_placement_of_a_vm_that_fits_on_no_node_fails_with_capacity(pve: ProxmoxStandIn) -> None:
     for node in ("pve1", "pve2"):
         pve.control("node", node=node, maxmem=8 * GIB, mem=6 * GIB)
     refused = pytest.raises(JobError, match="CAPACITY: no node fits 4096 MiB and 2 cores: pve1 has 2048 MiB")
@@ -185,7 +187,7 @@ def test_a_vm_that_is_newer_than_the_lists_cannot_outgrow_its_node(pve: ProxmoxS
     try:
         for memory_mib, cores in ((17 * 1024, 1), (1024, 17)):
             with pytest.raises(JobError, match="CAPACITY: pve1 has"), ours.allocate_growth(152_100, memory_mib, cores):
-                pytest.fail("the VM may grow")
+                pytest.fail("the VM was allowed to grow")
         with ours.allocate_growth(152_100, 12 * 1024, 2), ours.allocate(request(memory_mib=8192)) as placed:
             assert placed.node == "pve2", "the new size counts during the update"
         with ours.allocate_growth(152_100, 512, 1), ours.allocate_growth(152_999, 10**6, 1):
@@ -201,7 +203,7 @@ def test_a_vm_is_placed_on_the_only_node_with_its_bridge(pve: ProxmoxStandIn) ->
         assert "not pve2: has no bridge vmbr0" in placed.reason
 
 
-def test_without_visible_load_the_templates_node_is_chosen(pve: ProxmoxStandIn) -> None:
+def test_without_the_privilege_to_see_the_load_the_templates_node_is_chosen(pve: ProxmoxStandIn) -> None:
     pve.control("node", node="pve1", maxmem=16 * GIB, mem=12 * GIB)
     for path in ("/", "/nodes"):
         pve.control("revoke", path=path, privilege="Sys.Audit")
@@ -282,7 +284,7 @@ def test_placements_at_the_same_time_share_one_attempt_to_reach_proxmox(pve: Pro
     assert request_count_of(16) == request_count_of(1) > 0
 
 
-def test_a_stopped_placement_ends_while_proxmox_does_not_answer(pve: ProxmoxStandIn) -> None:
+def test_a_placement_that_may_no_longer_wait_ends_while_proxmox_is_unavailable(pve: ProxmoxStandIn) -> None:
     pve.fail("GET", "/nodes", status=503, text="overloaded", delay_s=3, times=-1)
     cancelled = pytest.raises(JobError, match="CANCELLED")
     with cancelled, placer(pve).allocate(request(), may_wait=lambda: False):

@@ -69,7 +69,7 @@ def test_a_schema_downgrade_and_upgrade_during_a_create_loses_nothing(make_lab: 
 
     done = fork_server.run(["db", "downgrade", "--yes"], env=lab.environment(), cwd=lab.folder)
     assert (done.returncode, done.stderr) == (0, "")
-    lab.start_executor()  # the newer version again: it upgrades by itself
+    lab.start_executor()  # the newer version again, which upgrades the schema itself
 
     assert lab.wait_for_jobs(service_id, 200)["status"] == "Stopped"
     assert len(clones(lab)) == 1

@@ -1,4 +1,7 @@
-"""Volumes of deleted VMs: drift names them, and no new VM gets their VMID. Two VMIDs are available."""
+"""Volumes that are left of a deleted VM: a drift check reports them, and no new VM gets the VMID of the deleted VM.
+
+The agent may use two VMIDs only, so that the tests see which one is taken.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ def vmid_of(lab: LabSystem, service_id: str) -> int:
 
 
 def volume_findings(lab: LabSystem) -> list[int]:
+    """Return the VMIDs of the deleted VMs of which a drift check finds volumes."""
     findings = lab.run_smith_json("drift", exit_codes=(0, 1))["findings"]
     return [finding["vmid"] for finding in findings if finding["kind"] == "volumes_left"]
 
@@ -50,7 +54,7 @@ def test_a_vmid_is_used_again_only_when_the_volumes_of_its_deleted_vm_are_remove
 
 
 def test_a_create_whose_vmid_has_unknown_volumes_is_repeated_with_another_vmid(lab: LabSystem) -> None:
-    """Another client, or an agent with another database, has deleted the former VM."""
+    """Another client has deleted the former VM, or an agent with another database: this agent has no row of it."""
     lab.proxmox.control("add_volume", storage="local-lvm", volume=f"vm-{FIRST}-disk-0", vmid=FIRST, size=1)
     lab.start_executor()
     assert vmid_of(lab, lab.order_service("new")) == SECOND

@@ -1,4 +1,4 @@
-"""FulcrumCore accepts several of simultaneous requests for one service: the agent processes their jobs in order."""
+"""FulcrumCore may accept two simultaneous requests for one service. The agent processes their jobs one by one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 
 def request_twice(lab: LabSystem, service_id: str, action: str) -> None:
     """Request an action twice at the same time; both requests are accepted."""
-
     both_ready = threading.Barrier(2)
 
     def request(_number: int) -> None:
@@ -54,7 +53,7 @@ def test_both_jobs_of_an_action_that_may_be_repeated_complete(lab: LabSystem) ->
 
 
 @pytest.mark.parametrize(("action", "status"), [("start", "Started"), ("delete", "Deleted")])
-def test_the_second_job_whose_result_fulcrumcore_does_not_accept_fails_with_its_own_code(
+def test_a_second_job_whose_result_fulcrumcore_does_not_accept_fails_with_result_refused(
     lab: LabSystem, action: str, status: str
 ) -> None:
     service_id = lab.order_service(action)

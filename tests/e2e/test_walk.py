@@ -100,7 +100,7 @@ def test_deleting_a_vm_that_no_longer_exists_succeeds(lab: LabSystem) -> None:
     assert lab.admin.get_service(service_id)["status"] == "Deleted"
 
 
-def test_starting_a_vm_that_no_longer_exists_moves_the_service_to_lost(lab: LabSystem) -> None:
+def test_starting_a_vm_that_no_longer_exists_sets_the_service_to_lost(lab: LabSystem) -> None:
     service_id = lab.order_service("lost")
     lab.wait_for_jobs(service_id)
     lab.proxmox.control("remove", vmid=lab.guests_of(service_id)[0]["vmid"])
@@ -113,7 +113,7 @@ def test_starting_a_vm_that_no_longer_exists_moves_the_service_to_lost(lab: LabS
     assert outcome_of(lab.run_action(service_id, "delete")) == "Completed"
 
 
-def test_another_vm_on_the_services_vmid_is_never_changed(lab: LabSystem) -> None:
+def test_another_vm_with_the_services_vmid_is_never_changed(lab: LabSystem) -> None:
     service_id = lab.order_service("recycled")
     lab.wait_for_jobs(service_id)
     vmid = lab.guests_of(service_id)[0]["vmid"]
@@ -148,7 +148,7 @@ def test_shrinking_a_disk_is_refused_before_any_change(lab: LabSystem) -> None:
     assert str(config["cores"]) == "2"
 
 
-def test_an_unknown_template_ends_in_not_found_and_creates_no_vm(lab: LabSystem) -> None:
+def test_a_create_with_an_unknown_template_fails_with_not_found_and_creates_no_vm(lab: LabSystem) -> None:
     service_id = lab.order_service("no-template", image="windows-3.11")
 
     service = lab.wait_for_jobs(service_id)
@@ -181,8 +181,8 @@ def test_the_password_is_stored_in_the_vm_only(lab: LabSystem) -> None:
     assert not any((lab.folder / "run").glob("*/*vars*"))
 
 
-def test_the_instance_data_names_a_password_that_was_gone_when_the_create_was_repeated(lab: LabSystem) -> None:
-    """FulcrumCore deletes an ephemeral secret after the first attempt."""
+def test_the_instance_data_lists_a_password_that_a_repeated_create_could_not_set(lab: LabSystem) -> None:
+    """FulcrumCore deletes an ephemeral secret after the first attempt, so the second create has no password."""
     lab.proxmox.fail_task("qmclone", "no space left on device")
     service_id = lab.order_service("forgetful", ciUser="ops", ciPassword="correct-horse-battery")
     lab.wait_for_jobs(service_id)

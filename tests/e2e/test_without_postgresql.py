@@ -1,4 +1,4 @@
-"""One machine with SQLite needs no package of PostgreSQL."""
+"""An executor whose database is SQLite needs no package for PostgreSQL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from e2e.conftest import MakeLab
 from smith_lab.system import outcome_of
 from support.deploy_files import PROJECT
 
-#: Imports of these fail, as if they were not installed. SQLAlchemy knows all drivers of PostgreSQL.
+#: The drivers that SQLAlchemy can use for PostgreSQL. Their imports fail here, as if they were not installed.
 DRIVERS = ("psycopg", "psycopg_binary", "psycopg_pool", "psycopg2", "asyncpg", "pg8000")
 
 
@@ -21,7 +21,7 @@ def test_no_package_of_postgresql_is_required() -> None:
 
 
 def test_the_executor_runs_jobs_without_a_driver_of_postgresql(make_lab: MakeLab, tmp_path: Path) -> None:
-    """None in sys.modules makes an import fail as that of a module that is not installed."""
+    """`None` in `sys.modules` makes the import of this module fail, as if it were not installed."""
     lines = [f"sys.modules[{name!r}] = None" for name in DRIVERS]
     (tmp_path / "sitecustomize.py").write_text("\n".join(["import sys", *lines, ""]))
     lab = make_lab(PYTHONPATH=str(tmp_path))

@@ -16,7 +16,7 @@ from bench.measuring import WorkloadFailed
 from executor.settings.settings import Settings
 
 
-def test_a_shallow_clone_measures_without_the_comparison(tmp_path: Path) -> None:
+def test_in_a_shallow_clone_the_benchmarks_run_without_the_comparison(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     command = ["git", "clone", "-q", "--depth", "1", f"file://{PROJECT}", str(clone)]
     subprocess.run(command, check=True)
@@ -48,7 +48,7 @@ def test_the_lab_gives_the_recorded_version_only_settings_that_it_knows(tmp_path
         assert names <= variant.known_settings(), variant.name
 
 
-def test_an_agent_that_ends_before_it_polls_is_told_with_its_log(tmp_path: Path) -> None:
+def test_the_failure_of_an_agent_that_ends_before_it_polls_contains_its_log(tmp_path: Path) -> None:
     (current,) = current_only()
     with running_lab_of(current, tmp_path, PROXMOX_PORT="none") as lab, pytest.raises(WorkloadFailed) as failure:
         start_agent(lab)

@@ -1,4 +1,4 @@
-"""`smith bootstrap core` against the FulcrumCore simulator: empty, complete and incomplete, and what it refuses."""
+"""`smith bootstrap core` against the FulcrumCore simulator, which has none, some or all of the objects."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_missing_objects_are_created_beside_existing_ones(smith: Cli, admin: Adm
 def test_the_service_type_is_added_to_an_agent_type_that_exists(
     smith: Cli, core: SimulatorThread, admin: AdminClient, tmp_path: Path
 ) -> None:
-    """Without it, FulcrumCore refuses every order of such a service. The present service types stay."""
+    """FulcrumCore refuses orders of a service type that the agent type does not list. The listed ones are kept."""
     other = admin.create("service-types", **load_type(SERVICE_TYPE_FILE) | {"name": "other"})
     agent_type = admin.create("agent-types", **load_type(AGENT_TYPE_FILE) | {"serviceTypeIds": [other["id"]]})
     admin.create("participants", name=PROVIDER, status="Enabled")
@@ -140,7 +140,7 @@ def test_the_service_type_is_added_to_an_agent_type_that_exists(
     assert again["agent type"] == "found"
 
 
-def test_a_new_token_names_the_other_valid_ones_and_removes_them_on_request(
+def test_with_a_new_token_the_other_valid_tokens_are_listed_and_deleted_on_request(
     smith: Cli, admin: AdminClient, tmp_path: Path
 ) -> None:
     admin.create("participants", name=PROVIDER, status="Enabled")
@@ -158,7 +158,7 @@ def test_a_new_token_names_the_other_valid_ones_and_removes_them_on_request(
     assert agent_tokens[0]["id"] not in [token["id"] for token in output["other_tokens"]]
 
 
-def test_old_tokens_are_removed_only_together_with_a_new_one(smith: Cli) -> None:
+def test_old_tokens_are_deleted_only_when_a_new_one_is_created(smith: Cli) -> None:
     ended = smith(*arguments("--remove-old-tokens"))
     assert ended.returncode == 2
     assert "needs --new-token" in ended.stderr
@@ -276,7 +276,7 @@ def test_a_second_run_completes_a_run_that_failed_half_way(smith: Cli, core: Sim
     assert read_agent(core, file.read_text().strip())["name"] == AGENT
 
 
-def test_differences_ignore_members_that_fulcrumcore_adds_and_empty_ones() -> None:
+def test_empty_members_and_members_that_fulcrumcore_adds_are_no_differences() -> None:
     wanted = {"schema": {"a": {"type": "integer", "required": True}, "list": [{"value": 1}, {"value": 2}]}}
     existing = copy.deepcopy(wanted) | {"id": "1", "createdAt": "now"}
     assert find_differences(wanted, existing) == []

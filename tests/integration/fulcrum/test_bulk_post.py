@@ -1,4 +1,4 @@
-"""A metric is posted by a shorter path than other requests. On the wire and in its errors, it is the same request."""
+"""Metrics are posted by a shorter code path (`is_bulk`): it sends the same request and raises the same errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BODY = {"agentInstanceId": "a/101", "resourceId": "cpu", "typeName": "vm.cpu.usa
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Return a function that starts a WireServer with these replies; it ends with the test."""
+    """Return a function that starts a WireServer with the given replies. The server ends with the test."""
     with ExitStack() as stack:
         yield lambda *replies, **more: stack.enter_context(WireServer(*replies, **more))
 
@@ -37,7 +37,7 @@ def post(transport: Transport, *, is_bulk: bool, body: Any = None) -> None:
     transport.request_acknowledgement("POST", PATH, body=BODY if body is None else body, is_bulk=is_bulk)
 
 
-def _sent_and_closed(answer: bytes) -> Callable[[socket.socket], None]:
+def _send_and_close(answer: bytes) -> Callable[[socket.socket], None]:
     def send(sock: socket.socket) -> None:
         sock.sendall(answer)
         sock.shutdown(socket.SHUT_RDWR)
@@ -94,7 +94,7 @@ def test_both_paths_raise_the_same_error_and_send_no_second_request(
     errors: list[FulcrumError] = []
     request_counts = []
     for is_bulk in (False, True):
-        server = serve(answer if answer.endswith((b"}", b">", b"\n")) else _sent_and_closed(answer))
+        server = serve(answer if answer.endswith((b"}", b">", b"\n")) else _send_and_close(answer))
         with pytest.raises(FulcrumError) as caught:
             post(transport_to(server.url), is_bulk=is_bulk)
         errors.append(caught.value)

@@ -48,7 +48,7 @@ def client(simulator: SimulatorThread, core: CreatedObjects) -> FulcrumClient:
 # The agent
 
 
-def test_the_agent_reads_itself(client: FulcrumClient, core: CreatedObjects) -> None:
+def test_an_agent_reads_its_own_row(client: FulcrumClient, core: CreatedObjects) -> None:
     agent = client.get_self()
     assert (agent.id, agent.name, agent.provider_id) == (core.agent_id, "smith-dc1", core.provider_id)
     assert agent.agent_type
@@ -115,7 +115,7 @@ def test_a_job_goes_from_pending_to_failed(client: FulcrumClient, admin: AdminCl
     assert client.get_service(service["id"]).status == "CreateFailed"
 
 
-def test_a_completion_without_values_keeps_those_of_fulcrumcore(
+def test_a_completion_without_values_keeps_the_values_in_fulcrumcore(
     client: FulcrumClient, admin: AdminClient, core: CreatedObjects
 ) -> None:
     service = order(admin, core)
@@ -159,10 +159,10 @@ def test_properties_that_violate_the_schema_are_refused_and_the_job_stays_proces
     client.complete_job(job.id)
 
 
-def test_a_duplicate_instance_id_is_unavailable(
+def test_a_duplicate_instance_id_raises_the_error_of_an_outage(
     client: FulcrumClient, admin: AdminClient, core: CreatedObjects
 ) -> None:
-    """FulcrumCore answers 500, so only the reporter can decide to stop retrying."""
+    """FulcrumCore answers 500, as in an outage, so the client retries. Only the reporter can decide to stop."""
     order(admin, core, "web-1")
     order(admin, core, "web-2")
     first, second = client.pending_jobs().jobs
@@ -294,7 +294,7 @@ def test_the_metric_types_are_listed(client: FulcrumClient) -> None:
     assert sorted(str(metric.name) for metric in client.metric_types()) == sorted(METRIC_TYPES)
 
 
-def test_a_metric_is_stored_for_a_known_vm_and_not_found_otherwise(
+def test_a_metric_with_a_known_vm_and_type_is_stored_and_others_are_not(
     client: FulcrumClient, admin: AdminClient, core: CreatedObjects
 ) -> None:
     order(admin, core)

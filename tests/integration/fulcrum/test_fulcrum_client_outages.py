@@ -105,7 +105,7 @@ def test_a_poll_is_retried_after_a_server_error(client: FulcrumClient, simulator
     assert len(simulator.history(path_end="/jobs/pending")) == 3
 
 
-def test_a_claim_whose_response_was_lost_shows_in_the_job(
+def test_after_a_lost_response_to_a_claim_the_job_is_processing(
     client: FulcrumClient, simulator: SimulatorThread, admin: AdminClient, core: CreatedObjects
 ) -> None:
     order(admin, core)
@@ -136,9 +136,9 @@ def test_many_threads_share_one_client(client: FulcrumClient, admin: AdminClient
     jobs = client.pending_jobs().jobs
     failures: list[BaseException] = []
 
-    def process(mine: list[CoreJob]) -> None:
+    def process(share: list[CoreJob]) -> None:
         try:
-            for job in mine:
+            for job in share:
                 client.claim_job(job.id)
                 client.complete_job(job.id, agent_instance_id=job.id)
         except BaseException as exc:  # asserted by the main thread

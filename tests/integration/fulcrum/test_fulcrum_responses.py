@@ -1,4 +1,4 @@
-"""Responses of FulcrumCore, proxies and broken servers, and the error that each becomes."""
+"""Responses of FulcrumCore, proxies and broken servers, and the error that each raises."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECRET_REFERENCE = "vault://97d12a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Return a function that starts a WireServer with these replies; it ends with the test."""
+    """Return a function that starts a WireServer with the given replies. The server ends with the test."""
     with ExitStack() as stack:
         yield lambda *replies, **more: stack.enter_context(WireServer(*replies, **more))
 
@@ -66,7 +66,7 @@ def client_of(server: WireServer, **more: Any) -> FulcrumClient:
     ],
     ids=["json", "empty"],
 )
-def test_each_status_becomes_the_error_named_after_the_reaction(
+def test_each_http_status_raises_the_error_class_that_decides_the_reaction(
     serve: Serve, status: int, kind: type[FulcrumError], answer: dict[str, Any]
 ) -> None:
     server = serve(reply(status, **answer))
@@ -81,7 +81,7 @@ def test_each_status_becomes_the_error_named_after_the_reaction(
 
 @pytest.mark.parametrize("body", [b"404 page not found\n", b"<html><h1>Not here</h1></html>"])
 def test_a_404_of_a_proxy_is_unavailable(serve: Serve, body: bytes) -> None:
-    """A proxy sends it while FulcrumCore is replaced. As FulcrumRefused, it would lose a report."""
+    """A proxy sends it while FulcrumCore is replaced. If it raised FulcrumRefused, the report would not be repeated."""
     with pytest.raises(FulcrumUnavailable):
         client_of(serve(reply(404, body, kind="text/html"))).fail_job(JOB_ID, "INTERNAL: x")
 
@@ -269,7 +269,7 @@ def test_a_very_slow_response_is_aborted_at_the_time_limit(serve: Serve) -> None
 
 @pytest.mark.parametrize("piece", [b"X", b"X: y\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
 def test_a_header_that_never_ends_is_aborted_at_the_time_limit(serve: Serve, piece: bytes) -> None:
-    """Each byte restarts the read timeout. Many informational answers may precede the final one."""
+    """Each byte restarts the read timeout, so the header and the answers with 1xx before it have a time limit too."""
     stop = threading.Event()
 
     def send_slowly(wire: socket.socket) -> None:

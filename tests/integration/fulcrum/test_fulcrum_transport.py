@@ -27,7 +27,7 @@ AGENT_ID = "6f0c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Return a function that starts a WireServer with these replies; it ends with the test."""
+    """Return a function that starts a WireServer with the given replies. The server ends with the test."""
     with ExitStack() as stack:
         yield lambda *replies, **more: stack.enter_context(WireServer(*replies, **more))
 
@@ -89,7 +89,7 @@ def test_each_call_sends_the_body_of_fulcrumcores_api(serve: Serve) -> None:
 
 
 def test_nul_characters_are_removed_from_bodies(serve: Serve) -> None:
-    """FulcrumCore answers 500 to NUL, so the report would be retried for ever."""
+    """FulcrumCore answers 500 to a body with NUL, so the report would be retried for ever."""
     server = serve(reply(204))
     client_of(server).fail_job(JOB_ID, "TASK_FAILED: a\x00b \\u0000")
     client_of(server).complete_job(JOB_ID, agent_instance_data={"a\x00": ["b\x00"]})
@@ -99,7 +99,7 @@ def test_nul_characters_are_removed_from_bodies(serve: Serve) -> None:
     ]
 
 
-def test_a_body_that_json_cannot_hold_is_refused_unsent(serve: Serve) -> None:
+def test_a_body_that_cannot_be_written_as_json_is_refused_and_not_sent(serve: Serve) -> None:
     server = serve(reply(204))
     endless: list[Any] = []
     endless.append(endless)
@@ -260,7 +260,7 @@ def test_tls_is_verified_unless_verify_tls_is_false(serve: Serve, certificates: 
 def test_a_ca_bundle_in_the_environment_does_not_override_the_setting(
     serve: Serve, certificates: tuple[ssl.SSLContext, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is used if the settings name no bundle."""
+    """The bundle that the environment names is used only if the settings name none."""
     context, ca_bundle = certificates
     other = tmp_path / "other"
     other.mkdir()
@@ -279,7 +279,7 @@ def test_a_missing_ca_bundle_is_unavailable(serve: Serve, tmp_path: Path) -> Non
         FulcrumClient("https://127.0.0.1:1", lambda: TOKEN, ca_bundle=tmp_path / "none.pem").pending_jobs()
 
 
-def test_no_log_line_holds_the_token(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_log_line_contains_the_token(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     client_of(serve(b"", reply(200, []))).pending_jobs()
     assert TOKEN not in caplog.text

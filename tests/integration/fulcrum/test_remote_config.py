@@ -1,4 +1,7 @@
-"""The configuration that FulcrumCore stores for an agent: what it overrides, and what it may not."""
+"""The configuration that FulcrumCore stores for an agent: which local settings it overrides, and which it does not.
+
+A member is one value of this configuration, for example `apiHost`. The agent type declares the members.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,8 @@ from executor.redaction import redactor
 from executor.settings.display import setting_rows
 from executor.settings.settings import FIELDS, Settings, load_settings
 
-#: Members of the agent type that are not read: the agent must know them before it can ask FulcrumCore.
-KNOWN_BEFORE = {"fulcrumApiUrl", "fulcrumToken"}
+#: Members that the agent does not read from FulcrumCore, because it needs them to connect to FulcrumCore.
+NEEDED_TO_CONNECT = {"fulcrumApiUrl", "fulcrumToken"}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def world(simulator: SimulatorThread) -> Iterator[World]:
 
 @pytest.fixture
 def start(world: World, tmp_path: Path) -> Start:
-    """Return a function that loads the settings of these variables and applies FulcrumCore's configuration."""
+    """Return a function that loads settings from the given variables and applies FulcrumCore's configuration."""
 
     def settings_at_start(sleep: Callable[[float], None] | None = None, **variables: str) -> Settings:
         environ = {
@@ -66,10 +69,12 @@ def start(world: World, tmp_path: Path) -> Start:
 
 
 def origin(settings: Settings, name: str) -> str:
+    """Return where the value of a setting comes from."""
     return next(row.origin for row in setting_rows(settings) if row.name == name)
 
 
 def problems(start: Start, **variables: str) -> list[str]:
+    """Return the lines of the error with which the start fails."""
     with pytest.raises(SettingsError) as caught:
         start(**variables)
     assert SECRET not in str(caught.value)
@@ -121,7 +126,7 @@ def test_every_member_overrides_file_and_environment(world: World, start: Start,
     assert {origin(settings, member.attribute.upper()) for member in CONFIGURATION_MEMBERS} == {"FulcrumCore"}
 
 
-def test_the_agent_type_declares_the_same_members() -> None:
+def test_the_agent_type_declares_the_members_that_the_agent_reads() -> None:
     """A member that the agent type lacks cannot be set; a member that the agent does not read has no effect."""
     properties = load_type("agent-type-proxmox.json")["configurationSchema"]["properties"]
     named = {
@@ -129,7 +134,7 @@ def test_the_agent_type_declares_the_same_members() -> None:
         for name, definition in properties.items()
         for inner in definition.get("properties", {"": None})
     }
-    assert named - KNOWN_BEFORE == {member.name for member in CONFIGURATION_MEMBERS}
+    assert named - NEEDED_TO_CONNECT == {member.name for member in CONFIGURATION_MEMBERS}
 
 
 def bounds_of_member(definition: dict[str, Any]) -> tuple[int, int]:
@@ -147,7 +152,7 @@ def bounds_of_setting(name: str) -> tuple[int, int]:
 
 
 def test_the_agent_type_has_the_bounds_of_the_settings() -> None:
-    """FulcrumCore then refuses a number that the agent would not accept, when an administrator enters it."""
+    """An administrator then cannot enter a number in FulcrumCore that the agent would not accept."""
     definitions = load_type("agent-type-proxmox.json")["configurationSchema"]["properties"]
     definitions |= {f"vmidRange.{name}": inner for name, inner in definitions["vmidRange"]["properties"].items()}
     numbers = {
@@ -161,7 +166,7 @@ def test_the_agent_type_has_the_bounds_of_the_settings() -> None:
 
 
 def test_the_agent_type_has_the_defaults_of_the_settings() -> None:
-    """FulcrumCore fills in the agent type's defaults, which override the settings."""
+    """FulcrumCore fills in the agent type's defaults, which override the settings, so both must be equal."""
     definitions = load_type("agent-type-proxmox.json")["configurationSchema"]["properties"]
     definitions |= {f"vmidRange.{name}": inner for name, inner in definitions["vmidRange"]["properties"].items()}
     declared = {name: item["default"] for name, item in definitions.items() if item.get("default") not in (None, {})}
@@ -235,18 +240,18 @@ def withdraw_token(world: World, **members: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "own",
+    "local",
     [
         {"PROXMOX_TOKEN_ID": "ours", "PROXMOX_TOKEN_SECRET": "local-secret-canary"},
         {"PROXMOX_PASSWORD": "local-secret-canary"},
     ],
 )
 def test_a_local_secret_is_not_sent_to_an_address_from_fulcrumcore(
-    own: dict[str, str], world: World, start: Start, caplog: pytest.LogCaptureFixture
+    local: dict[str, str], world: World, start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
     withdraw_token(world, apiHost="attacker.test", apiPort=9, verifyTls=False)
-    settings = start(PROXMOX_HOST="pve1.local", PROXMOX_USER="smith@pve", **own)
+    settings = start(PROXMOX_HOST="pve1.local", PROXMOX_USER="smith@pve", **local)
     assert (settings.proxmox_host, settings.proxmox_port) == ("pve1.local", 8006)
     assert settings.proxmox_validate_certs
     assert ["apiHost", "apiPort", "verifyTls"] in [
@@ -261,12 +266,12 @@ def test_without_a_local_address_the_secret_of_this_machine_is_not_used(world: W
 
 
 @pytest.mark.parametrize(
-    "own",
+    "local",
     [{"PROXMOX_VALIDATE_CERTS": "true"}, {"PROXMOX_CA_BUNDLE": "/etc/ssl/certs/ca-certificates.crt"}],
 )
-def test_a_local_tls_setting_takes_precedence(own: dict[str, str], world: World, start: Start) -> None:
+def test_a_local_tls_setting_takes_precedence(local: dict[str, str], world: World, start: Start) -> None:
     configure(world, verifyTls=False, apiTokenSecret=SECRET)
-    settings = start(**own)
+    settings = start(**local)
     assert settings.proxmox_validate_certs
     assert settings.proxmox_host == "pve.test", "the address belongs to the token from FulcrumCore"
 
@@ -347,7 +352,7 @@ def test_a_local_setting_that_conflicts_with_a_member_is_named_with_both_sources
 def test_an_agent_without_remote_configuration_uses_the_local_settings(world: World, start: Start) -> None:
     agent_id, _caller = world.other_agent()
     token = world.admin.create_token("bare", "agent", agent_id)["value"]
-    own = {"PROXMOX_HOST": "pve1.local", "PROXMOX_USER": "smith@pve", "PROXMOX_PASSWORD": "the-password"}
-    assert start(FULCRUM_API_TOKEN=token, **own).proxmox_host == "pve1.local"
+    local = {"PROXMOX_HOST": "pve1.local", "PROXMOX_USER": "smith@pve", "PROXMOX_PASSWORD": "the-password"}
+    assert start(FULCRUM_API_TOKEN=token, **local).proxmox_host == "pve1.local"
     (line,) = problems(start, FULCRUM_API_TOKEN=token, PROXMOX_USER="smith@pve", PROXMOX_PASSWORD="the-password")
     assert line.startswith("PROXMOX_HOST is missing")

@@ -41,7 +41,7 @@ def world(simulator: SimulatorThread) -> Iterator[World]:
 
 @pytest.fixture
 def start(world: World, tmp_path: Path) -> Start:
-    """Return a function that loads the settings of these variables and applies FulcrumCore's configuration."""
+    """Return a function that loads settings from the given variables and applies FulcrumCore's configuration."""
 
     def settings_at_start(sleep: Callable[[float], None] | None = None, **variables: str) -> Settings:
         environ = {
@@ -61,7 +61,7 @@ def start(world: World, tmp_path: Path) -> Start:
 
 
 class RecordedSleeps:
-    """Records the waits, and calls `then` after some of them."""
+    """Replaces `sleep`: records each wait, and calls `then` at the wait with the number `after`."""
 
     def __init__(self, then: Callable[[], None], after: int = 3) -> None:
         self.slept_s: list[float] = []
@@ -85,7 +85,7 @@ def test_the_request_is_retried_with_a_growing_backoff_while_fulcrumcore_is_down
 
 
 def test_the_request_is_retried_after_a_refused_token(world: World, start: Start) -> None:
-    """FulcrumCore answers the same while its database is down."""
+    """FulcrumCore refuses a valid token while its database is down."""
     world.sim.set_switches(database_down=True)
     sleeps = RecordedSleeps(lambda: world.sim.set_switches(database_down=False))
     assert start(sleep=sleeps).proxmox_host == "pve.test"
@@ -107,12 +107,12 @@ def test_the_request_is_retried_and_logged_once_while_the_vault_lacks_the_secret
 def test_each_new_reason_is_logged_once(world: World, start: Start, caplog: pytest.LogCaptureFixture) -> None:
     world.sim.set_switches(database_down=True)
     sleeps = RecordedSleeps(lambda: None)
-    turn = {3: lambda: (world.sim.set_switches(database_down=False), world.sim.set_switches(vault_off=True))}
-    turn[6] = lambda: world.sim.set_switches(vault_off=False)
+    changes = {3: lambda: (world.sim.set_switches(database_down=False), world.sim.set_switches(vault_off=True))}
+    changes[6] = lambda: world.sim.set_switches(vault_off=False)
 
     def sleep(seconds: float) -> None:
         sleeps(seconds)
-        turn.get(len(sleeps.slept_s), lambda: None)()
+        changes.get(len(sleeps.slept_s), lambda: None)()
 
     with caplog.at_level(logging.WARNING, logger="executor"):
         start(sleep=sleep)

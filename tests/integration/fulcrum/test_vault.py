@@ -24,7 +24,8 @@ from executor.shared.error_codes import ErrorCode
 
 GONE = "vault://0b6f3a52-0000-4000-8000-000000000000"
 SECRET = {"type": "persistent"}
-#: Added to our own secret property: one that may be any JSON, one in objects of an array, and one that is not secret.
+#: Properties that the tests add to the service type: a secret that may be any JSON, one that is not secret, and an
+#: array of objects with a secret.
 PROPERTIES = {
     "anything": {"type": "json", "secret": SECRET},
     "note": {"type": "string"},
@@ -40,7 +41,7 @@ PROPERTIES = {
 
 @pytest.fixture(scope="module")
 def core() -> Iterator[tuple[SimulatorThread, CreatedObjects, str]]:
-    """Return a FulcrumCore with a service type that has these properties."""
+    """Return a FulcrumCore and the id of a service type with `PROPERTIES`."""
     with running_simulator() as simulator, AdminClient(simulator.url) as admin:
         offered = copy.deepcopy(load_type(SERVICE_TYPE_FILE)) | {"name": "vm-with-secrets"}
         offered["propertySchema"]["properties"] |= PROPERTIES
@@ -125,13 +126,13 @@ def test_other_actions_omit_a_property_whose_secret_does_not_exist(
     assert resolver.resolve(job, properties, on_left_out=names.append) == {"users": [{}, {"name": "b"}]}
     assert sorted(names) == ["ciPassword", "password", "password"]
     left_out = [record.msg["property"] for record in caplog.records if "secret_left_out" in str(record.msg)]
-    assert sorted(left_out) == ["ciPassword", "password", "password"], "a new VM without its password is not silent"
+    assert sorted(left_out) == ["ciPassword", "password", "password"], "each omitted password is logged"
 
 
 def test_an_update_does_not_request_a_secret_that_it_does_not_change(
     resolver: SecretResolver, simulator: SimulatorThread, type_id: str
 ) -> None:
-    """The vault may no longer have its value: the VM keeps the password that it has."""
+    """The vault may no longer have the value of the old reference. The VM keeps its password."""
     old, new = simulator.add_secret("old"), simulator.add_secret("new")
     before = {"ciPassword": old, "anything": old}
     job = job_of(type_id, before | {"anything": new}, action="update", status="Started", before=before)
@@ -235,6 +236,7 @@ def test_any_value_of_the_vault_is_returned_unchanged(
     assert resolver.resolve(job_of(type_id, properties), properties)["anything"] == value
 
 
+#: Prints every secret of the run in a way that Ansible writes to the artifacts.
 LEAK = """---
 - name: Tell everything
   hosts: all
@@ -267,7 +269,7 @@ def test_a_secret_that_is_an_object_is_masked_in_the_artifacts_of_a_run(
             secrets=resolver.secret_values(job, filled),
         )
     )
-    said = "".join(file.read_text() for file in artifacts.folder.rglob("*") if file.is_file())
-    assert MASK in said
+    written = "".join(file.read_text() for file in artifacts.folder.rglob("*") if file.is_file())
+    assert MASK in written
     for secret in ("918273645", "and the other", "key-material-7", "it's"):
-        assert secret not in said
+        assert secret not in written

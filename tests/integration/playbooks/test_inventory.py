@@ -1,4 +1,4 @@
-"""The inventory for people who run Ansible on the VMs, read by the installed collection from the stand-in."""
+"""The inventory for operators who run Ansible on the VMs. The installed collection reads it from the stand-in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 
 ROOT = Path(__file__).resolve().parents[3]
 INVENTORY = ROOT / "inventory" / "smith.proxmox.yml"
-#: The same test runs on another ansible when this names its ansible-playbook.
+#: To test another Ansible installation, the variable names its ansible-playbook.
 ANSIBLE_PLAYBOOK = os.environ.get("TEST_ANSIBLE_PLAYBOOK", str(Path(sys.executable).with_name("ansible-playbook")))
 SERVICE = "0d5d5bd1-2f7e-4b8a-9e0c-7f5a2c1b3d4e"
 
@@ -33,11 +33,11 @@ def pve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxmoxStandIn]:
 
 
 def inventory(pve: ProxmoxStandIn, **env: str) -> dict[str, Any]:
-    own = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     more = {"ANSIBLE_INVENTORY_ENABLED": "community.proxmox.proxmox", "REQUESTS_CA_BUNDLE": str(pve.ca_bundle)}
     done = subprocess.run(
         [str(Path(ANSIBLE_PLAYBOOK).with_name("ansible-inventory")), "-i", str(INVENTORY), "--list"],
-        env=own | more | pve.env() | env,
+        env=inherited | more | pve.env() | env,
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -49,7 +49,7 @@ def inventory(pve: ProxmoxStandIn, **env: str) -> dict[str, Any]:
 
 
 def plain(value: dict[str, Any]) -> Any:
-    """Values from Proxmox are marked as no templates."""
+    """Return a value without the mark by which Ansible does not evaluate it as a template."""
     return value.get("__ansible_unsafe", value)
 
 
@@ -66,23 +66,23 @@ def test_our_vms_are_listed_by_node_tag_and_status(pve: ProxmoxStandIn) -> None:
     assert (hosts(found, "status_running"), hosts(found, "status_stopped")) == ([shop], [idle])
     facts = found["_meta"]["hostvars"][shop]
     assert (facts["smith_service_id"], facts["proxmox_vmid"], facts["ansible_host"]) == (SERVICE, 700, "192.0.2.10")
-    nameless = found["_meta"]["hostvars"][idle]
-    assert (nameless["smith_service_id"], nameless["ansible_host"]) == ("", idle)
+    unmarked = found["_meta"]["hostvars"][idle]
+    assert (unmarked["smith_service_id"], unmarked["ansible_host"]) == ("", idle)
 
 
-def test_the_list_changes_nothing_and_shows_no_secret(pve: ProxmoxStandIn) -> None:
+def test_reading_the_inventory_changes_nothing_and_shows_no_secret(pve: ProxmoxStandIn) -> None:
     pve.reset_request_log()
     found = inventory(pve)
     assert pve.changing_requests() == []
     assert pve.token_secret not in json.dumps(found)
 
 
-def test_a_certificate_that_nobody_vouches_for_is_not_accepted(pve: ProxmoxStandIn) -> None:
+def test_a_certificate_of_an_unknown_ca_is_not_accepted(pve: ProxmoxStandIn) -> None:
     with pytest.raises(AssertionError, match="CERTIFICATE_VERIFY_FAILED"):
         inventory(pve, REQUESTS_CA_BUNDLE="")
 
 
-def test_the_inventory_reads_the_same_service_of_a_marker_as_the_executor(pve: ProxmoxStandIn) -> None:
+def test_the_inventory_reads_the_service_from_a_marker_as_the_executor_does(pve: ProxmoxStandIn) -> None:
     cases = json.loads((ROOT / "tests" / "data" / "markers.json").read_text())
     for number, case in enumerate(cases):
         config = {"description": case["description"], "tags": "smith"}

@@ -24,7 +24,7 @@ from executor.settings.settings import load_settings
 from executor.shared.login_repeats import PAUSES_S
 
 
-def test_the_connection_of_the_settings_works(stand_in: ProxmoxStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_from_the_settings_works(stand_in: ProxmoxStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in stand_in.env().items():
         monkeypatch.setenv(name, value)
     connection = ProxmoxConnection.from_settings(load_settings(env_file=None))
@@ -128,7 +128,7 @@ def test_many_threads_get_their_own_answers(reader: ProxmoxReader, vm: int) -> N
     assert wrong == []
 
 
-# A password
+# Logins with a password
 
 
 def with_password(stand_in: ProxmoxStandIn) -> ProxmoxConnection:
@@ -215,7 +215,7 @@ Serve = Callable[..., FixedServer]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Return a function that starts a server with a fixed answer; it ends with the test."""
+    """Return a function that starts a server with a fixed answer. The server ends with the test."""
     running: list[tuple[FixedServer, threading.Thread]] = []
     make_certificates(tmp_path, "127.0.0.1")
 

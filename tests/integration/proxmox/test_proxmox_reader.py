@@ -27,7 +27,7 @@ def test_the_configuration_of_a_vm_has_its_marker(reader: ProxmoxReader, vm: int
 
 
 def test_a_vm_that_is_not_on_the_node_may_have_moved(reader: ProxmoxReader, vm: int) -> None:
-    """It is not VM_NOT_FOUND, because a missing configuration proves nothing."""
+    """The error is not VM_NOT_FOUND, because the VM may exist on another node."""
     with failing("PVE_CONFLICT"):
         reader.vm_config("pve1", vm)
 

@@ -1,4 +1,7 @@
-"""`smith init` makes its roles, user, token, pool and entries once, and sends the password to the shown server only."""
+"""`smith init` creates its roles, user, token, pool and ACL entries in Proxmox once.
+
+It sends the administrator's password only to the server whose certificate it has shown.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def stand_in() -> Iterator[ProxmoxStandIn]:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[ProxmoxStandIn]:
-    """A cluster in which no test makes anything of ours."""
+    """A cluster that tests share, because none of them creates the user or the roles of `smith init` in it."""
     with running_stand_in(has_user=False) as running:
         yield running
 
@@ -64,7 +67,7 @@ class Setup:
         self.lost: list[str] = []  #: the paths of the requests whose answer was lost
 
     def run(self) -> list[str]:
-        """Make what is missing; return the texts of the changes."""
+        """Create what is missing; return the texts of the changes."""
         changes = plan_changes(wanted(makes_token=not self.secret), read_existing(self.session, USER))
         for change in apply_changes(self.session, changes, before_token=list, store_secret=self._store):
             self.made.append(change.text)
@@ -75,6 +78,7 @@ class Setup:
 
 
 def lost_tokens(setup: Setup) -> int:
+    """Return how often the answer with the secret of a new token was lost."""
     return setup.lost.count(TOKEN_PATH)
 
 
@@ -134,7 +138,7 @@ def test_the_password_goes_only_to_the_server_with_the_shown_certificate(shared:
     assert shared.request_log() == []
 
 
-def test_a_wrong_password_is_named_and_a_second_factor_asked_for(shared: ProxmoxStandIn) -> None:
+def test_a_wrong_password_is_reported_and_a_second_factor_is_asked_for(shared: ProxmoxStandIn) -> None:
     with pytest.raises(JobError) as refusal:
         log_in(shared, "wrong-password")
     assert refusal.value.code is ErrorCode.PVE_AUTH

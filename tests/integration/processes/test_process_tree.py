@@ -1,4 +1,4 @@
-"""Real processes: a guard ends every process of its command, and reads /proc only if a process is left."""
+"""The guard of a run, with real processes: it ends all that its command leaves, and lists /proc only to find them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ sys.exit(code)
 LEAVE_GRANDCHILD = """setsid sh -c 'echo $$ > "$0.new"; mv "$0.new" "$0"; exec sleep 600' "$0" > /dev/null &
 while [ ! -e "$0" ]; do sleep 0.02; done; exit 7
 """
-#: Ends when its orphaned grandchild has ended.
+#: Waits until its orphaned grandchild has ended, then ends.
 LEAVE_ZOMBIE = """(setsid sh -c 'exit 0' & echo $! > "$0")
 read pid < "$0"
 while [ -e /proc/$pid ] && ! grep -q ') Z' /proc/$pid/stat 2> /dev/null; do sleep 0.02; done; exit 0
@@ -42,7 +42,7 @@ def run_guard(folder: Path, *command: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(("script", "expected_code"), [("exit 0", 0), ("exit 3", 3), ("kill -KILL $$", 128 + 9)])
-def test_a_guard_without_a_remaining_process_does_not_read_proc(
+def test_a_guard_without_a_remaining_process_does_not_list_proc(
     tmp_path: Path, script: str, expected_code: int
 ) -> None:
     assert run_guard(tmp_path, "sh", "-c", script) == (expected_code, 0)
@@ -56,6 +56,6 @@ def test_a_guard_ends_a_daemonised_grandchild(tmp_path: Path) -> None:
     assert not psutil.pid_exists(int(pid_file.read_text()))
 
 
-def test_a_guard_does_not_read_proc_for_a_grandchild_that_has_ended(tmp_path: Path) -> None:
+def test_a_guard_does_not_list_proc_for_a_grandchild_that_has_ended(tmp_path: Path) -> None:
     """The ended grandchild is a zombie, and a child of the guard, until the guard reaps it."""
     assert run_guard(tmp_path, "sh", "-c", LEAVE_ZOMBIE, str(tmp_path / "pid")) == (0, 0)

@@ -1,4 +1,4 @@
-"""The messages that a service manager receives, on a real datagram socket."""
+"""The messages to the service manager (systemd), which the tests receive on a real datagram socket."""
 
 from __future__ import annotations
 

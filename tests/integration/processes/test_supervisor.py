@@ -1,4 +1,7 @@
-"""The supervisor: ends and restarts of the agent, orphan processes, and the agent's surroundings."""
+"""The supervisor: ends and restarts of the agent, orphan processes, and the agent's environment.
+
+The tests give the code of the agent as text. In it, `life` is 1 at the first start of the agent, 2 at the second, etc.
+"""
 
 from __future__ import annotations
 

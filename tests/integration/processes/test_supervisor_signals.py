@@ -22,6 +22,7 @@ def supervised(tmp_path: Path) -> Iterator[Supervised]:
     supervised.end()
 
 
+#: An agent that writes the names of the received signals to the file `got`. It exits with CODE after WANTED signals.
 COUNTING = """
 got = []
 for signum in (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1):
@@ -36,12 +37,12 @@ sys.exit(CODE)
 """
 
 
-def _counting(wanted: int, code: int = 0) -> str:
+def _agent_that_counts_signals(wanted: int, code: int = 0) -> str:
     return COUNTING.replace("WANTED", str(wanted)).replace("CODE", str(code))
 
 
 def test_r8_a_first_term_reaches_the_agent_and_the_supervisor_exits_with_its_code(supervised: Supervised) -> None:
-    supervised.start(_counting(1, code=1))
+    supervised.start(_agent_that_counts_signals(1, code=1))
     eventually(lambda: supervised.has("ready"))
     supervised.send(signal.SIGTERM)
 
@@ -54,7 +55,7 @@ def test_r8_a_first_term_reaches_the_agent_and_the_supervisor_exits_with_its_cod
 def test_a_second_stop_signal_reaches_the_agent_as_a_second_term(
     supervised: Supervised, signum: signal.Signals
 ) -> None:
-    supervised.start(_counting(2))
+    supervised.start(_agent_that_counts_signals(2))
     eventually(lambda: supervised.has("ready"))
     supervised.send(signum)
     eventually(lambda: "SIGTERM" in (supervised.folder / "got").read_text())
@@ -65,7 +66,7 @@ def test_a_second_stop_signal_reaches_the_agent_as_a_second_term(
 
 
 def test_quit_hup_and_usr1_are_forwarded(supervised: Supervised) -> None:
-    supervised.start(_counting(3))
+    supervised.start(_agent_that_counts_signals(3))
     eventually(lambda: supervised.has("ready"))
     for number, signum in enumerate((signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT), start=1):
         supervised.send(signum)
@@ -106,7 +107,7 @@ def test_a_stop_signal_during_the_backoff_ends_the_supervisor_at_once(supervised
 
 
 def test_a_restart_request_after_a_stop_signal_is_ignored(supervised: Supervised) -> None:
-    supervised.start(_counting(1, code=10))
+    supervised.start(_agent_that_counts_signals(1, code=10))
     eventually(lambda: supervised.has("ready"))
     supervised.send(signal.SIGTERM)
 
@@ -160,7 +161,7 @@ def test_f28_suspending_supervisor_and_agent_together_is_no_stall(supervised: Su
 
 
 def test_progress_without_a_supervisor_writes_to_no_other_file(tmp_path: Path) -> None:
-    """The variable may be inherited without its pipe: another file with that descriptor must not be written to."""
+    """SMITH_PROGRESS_FD may be inherited without the pipe: its number may then be that of another open file."""
     script = "import os\nfrom executor.processes.progress import ProgressSender\nProgressSender().report_progress()\n"
     victim = tmp_path / "database"
     with victim.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Artifacts that cannot be moved to their folder stay in the run folder, are moved later, and have a maximum size."""
+"""Artifacts that cannot be moved to their folder stay in the run folder, up to a maximum size, and are moved later."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LONG_AGO = 1_000_000_000.0
 
 
 class Folders:
-    """A run folder, and a folder of artifacts that cannot be made yet, because a file has its name."""
+    """A run folder, and a folder of artifacts that cannot be created until `free_name`, because a file has its name."""
 
     def __init__(self, folder: Path) -> None:
         self.run_dir, self.artifacts_dir = folder / "run", folder / "artifacts"
@@ -34,7 +34,7 @@ class Folders:
             os.utime(stored, (mtime, mtime))
         return stored
 
-    def give_space(self) -> None:
+    def free_name(self) -> None:
         self.artifacts_dir.unlink()
 
 
@@ -48,7 +48,7 @@ def test_unmoved_artifacts_are_moved_by_a_retry(folders: Folders) -> None:
     assert stored == folders.unmoved / "run-1"
     folders.store.retry_unmoved()
     assert stored.is_dir()
-    folders.give_space()
+    folders.free_name()
 
     folders.store.retry_unmoved()
 
@@ -58,16 +58,16 @@ def test_unmoved_artifacts_are_moved_by_a_retry(folders: Folders) -> None:
 
 def test_unmoved_artifacts_are_moved_when_those_of_a_later_run_can_be_moved(folders: Folders) -> None:
     folders.store_run("run-1", mtime=LONG_AGO)
-    folders.give_space()
+    folders.free_name()
 
     folders.store_run("run-2")
 
     assert {path.name for path in folders.artifacts_dir.iterdir()} == {"run-1", "run-2"}
 
 
-def test_artifacts_whose_result_may_be_unread_stay_where_they_are(folders: Folders) -> None:
+def test_artifacts_of_a_recent_run_are_not_moved_because_their_result_may_be_unread(folders: Folders) -> None:
     stored = folders.store_run("run-1")
-    folders.give_space()
+    folders.free_name()
 
     folders.store.retry_unmoved()
 
@@ -88,7 +88,7 @@ def test_the_oldest_unmoved_artifacts_above_the_maximum_size_are_deleted(
 
 
 def test_a_failed_copy_leaves_nothing_in_the_folder_of_artifacts(folders: Folders) -> None:
-    folders.give_space()
+    folders.free_name()
     artifacts = folders.run_dir / "run-1" / "kept"
     artifacts.mkdir(parents=True)
     (artifacts / "stdout").write_text("")

@@ -15,7 +15,8 @@ from executor.model import PlaybookRun
 from executor.runs.run_until_file import RUN_UNTIL_FILE
 from executor.runs.runner import Runner, RunnerPaths
 
-#: Mounts the tmpfs, and executes the playbook. Arguments: folder, size of the tmpfs, warm or cold, standstill limit.
+#: Mounts the tmpfs, and executes the playbook. Arguments: folder, size of the tmpfs, warm or cold, time limit
+#: in seconds for a run that makes no progress after the folder was full.
 SCRIPT = """
 import json, subprocess, sys, threading, time
 from pathlib import Path
@@ -82,7 +83,7 @@ PLAY = """---
 
 
 def execute(folder: Path, mode: str, command: str, *, size: str = "4m", standstill_s: float = 60) -> dict[str, Any]:
-    """Execute the playbook in a new mount namespace. Skip the test if this process may not make one."""
+    """Execute the playbook in a new mount namespace. Skip the test if this process may not create one."""
     if subprocess.run(["/usr/bin/env", "unshare", "-m", "true"], capture_output=True, check=False).returncode:
         pytest.skip("only root can mount a file system")
     home = folder / "ansible"
@@ -120,7 +121,7 @@ def test_a_run_that_stands_still_after_its_folder_was_full_is_ended_and_counts_a
 
 
 @pytest.mark.parametrize("mode", ["cold", "warm"])
-def test_a_run_whose_folder_is_full_can_still_be_limited(tmp_path: Path, mode: str) -> None:
+def test_a_run_whose_folder_is_full_can_still_be_ended_by_its_agent(tmp_path: Path, mode: str) -> None:
     answer = execute(tmp_path, mode, FILL + "; touch '{folder}/end runs'; sleep 90")
 
     assert (answer["status"], answer["rc"], answer["killed"]) == ("failed", 253, True)

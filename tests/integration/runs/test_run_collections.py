@@ -1,4 +1,4 @@
-"""Runs search for collections where `smith doctor` does, although their HOME is a folder of their own."""
+"""Runs search for collections in the same folders as `smith doctor`, although each run has a HOME of its own."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def test_a_run_finds_collections_of_the_user_and_of_the_variable(
     assert "acme.tools.hello" in done.stdout, done.stderr
 
 
-def test_a_run_searches_first_in_our_own_collection_as_ansible_cfg_says() -> None:
+def test_a_run_searches_first_in_the_folders_that_ansible_cfg_names() -> None:
     config = configparser.ConfigParser()
     config.read(ansible_home() / "ansible.cfg")
-    own = config["defaults"]["collections_path"].split(":")[:2]
+    configured = config["defaults"]["collections_path"].split(":")[:2]
     searched = environment(Path("/run"))["ANSIBLE_COLLECTIONS_PATH"].split(os.pathsep)
-    assert searched[:2] == [os.path.normpath(ansible_home() / folder) for folder in own]
+    assert searched[:2] == [os.path.normpath(ansible_home() / folder) for folder in configured]
     assert searched[2:] == collection_search_path()
 
 
-def test_the_tested_collection_of_our_own_environment_precedes_that_of_the_user(
+def test_the_collection_of_the_python_environment_precedes_that_of_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed = collection_version()

@@ -1,4 +1,4 @@
-"""The run folder: its name, its lock, and what the sweep of an agent's start removes. With real processes."""
+"""The run folder: its name, its lock, and what an agent removes from it at its start. With real processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from executor.runs.private_folder import STAMP_FILE
 from executor.runs.run_folder_record import RECORD_FILE, recorded_run_folders
 from executor.runs.runner import Runner, RunnerPaths
 
-#: Starts a process with the mark of a run, in a private folder, and waits. Arguments: run folder, data folder.
+#: Starts a process with the environment variable by which an agent finds the processes of a run, and waits.
+#: Arguments: run folder, data folder.
 AGENT = """
 import os, subprocess, sys, time
 from pathlib import Path
@@ -38,7 +39,7 @@ with private_folder(run_folder.path, "run-1") as folder:
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
-    """Return a new folder in memory."""
+    """Return a new folder on a tmpfs."""
     with tempfile.TemporaryDirectory(prefix="smith-test-", dir="/dev/shm") as folder:
         yield Path(folder)
 
@@ -86,7 +87,7 @@ def runner_in(run_dir: Path, data_dir: Path | None) -> Runner:
     )
 
 
-def test_two_agents_of_one_user_with_the_same_run_folder_get_two_and_keep_their_runs(
+def test_two_agents_of_one_user_with_one_run_folder_setting_get_two_folders_and_keep_their_runs(
     memory: Path, tmp_path: Path, other: OtherAgent
 ) -> None:
     with capture_logs() as logs:
@@ -140,41 +141,41 @@ def test_an_earlier_run_folder_that_another_agent_uses_now_is_not_touched(
 
 
 @pytest.mark.parametrize("kind", ["link", "broken link", "file", "folder of another user", "folder open to others"])
-def test_what_another_user_has_planted_is_not_touched_and_another_name_is_used(
+def test_a_path_that_is_not_a_private_folder_is_not_touched_and_another_name_is_used(
     memory: Path, tmp_path: Path, kind: str
 ) -> None:
-    planted, target = memory / "run", tmp_path / "target"
+    existing, target = memory / "run", tmp_path / "target"
     if kind.endswith("link"):
-        planted.symlink_to(target)
+        existing.symlink_to(target)
     if kind in {"link"}:
         (target / "run-1" / "kept").mkdir(parents=True)
         (target / "run-1" / STAMP_FILE).touch()
     elif kind == "file":
-        planted.write_text("planted")
+        existing.write_text("existing")
     elif kind.startswith("folder"):
-        (planted / "run-1").mkdir(parents=True)
-        (planted / "run-1" / STAMP_FILE).touch()
-        planted.chmod(0o777)
+        (existing / "run-1").mkdir(parents=True)
+        (existing / "run-1" / STAMP_FILE).touch()
+        existing.chmod(0o777)
         if kind == "folder of another user":
             if os.geteuid() != 0:
                 pytest.skip("only root can make a folder of another user")
-            os.chown(planted, 12345, 12345)
-    before = planted.lstat()
+            os.chown(existing, 12345, 12345)
+    before = existing.lstat()
 
     with capture_logs() as logs:
-        assert runner_in(planted, tmp_path / "data").end_earlier_runs() == []
+        assert runner_in(existing, tmp_path / "data").end_earlier_runs() == []
 
     assert "run_folder_not_usable" in {entry["event"] for entry in logs}
-    after = planted.lstat()
+    after = existing.lstat()
     assert (after.st_mode, after.st_uid, after.st_mtime_ns) == (before.st_mode, before.st_uid, before.st_mtime_ns)
     assert kind != "link" or (target / "run-1" / STAMP_FILE).exists()
-    assert not kind.startswith("folder") or (planted / "run-1" / STAMP_FILE).exists()
+    assert not kind.startswith("folder") or (existing / "run-1" / STAMP_FILE).exists()
     used = memory / "run-2"
     assert used.stat().st_mode & 0o777 == 0o700
     assert recorded_run_folders(tmp_path / "data") == [used]
 
 
-def test_beside_a_run_folder_on_a_disk_no_other_folder_is_used(tmp_path: Path) -> None:
+def test_an_unusable_run_folder_on_a_disk_is_not_replaced_by_another_one(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(tmp_path / "target")
 
     with pytest.raises(SettingsError, match=r"SMITH_RUN_DIR .*/run cannot be used: it is a link"):
@@ -191,7 +192,7 @@ def test_a_run_folder_on_a_disk_is_used_with_a_warning(tmp_path: Path) -> None:
     assert [entry["folder"] for entry in logs if entry["event"] == "run_folder_on_disk"] == [str(tmp_path / "run")]
 
 
-def test_a_sweep_removes_only_what_an_agent_has_made(memory: Path, tmp_path: Path) -> None:
+def test_an_agents_start_removes_only_what_an_agent_has_created(memory: Path, tmp_path: Path) -> None:
     run_dir = memory / "run"
     for name in ("run-1", "run-without-stamp", "not a run", ".warm"):
         (run_dir / name).mkdir(parents=True)
@@ -209,7 +210,7 @@ def test_a_sweep_removes_only_what_an_agent_has_made(memory: Path, tmp_path: Pat
     assert (tmp_path / "target" / STAMP_FILE).exists()
 
 
-def test_the_lock_ends_with_the_agent(memory: Path, tmp_path: Path, other: OtherAgent) -> None:
+def test_the_lock_of_a_run_folder_ends_with_its_agent(memory: Path, tmp_path: Path, other: OtherAgent) -> None:
     other.kill()
 
     assert runner_in(memory / "run", tmp_path / "data").end_earlier_runs() == ["run-1"]

@@ -1,4 +1,4 @@
-"""What runs print and which events are read of it."""
+"""The output of runs: how it is stored, truncated and redacted, and which events are read from it."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_f25_the_output_of_20_mb_is_truncated_and_the_result_is_read(site: Site)
     assert sizes["events.jsonl"] < run_output.MAX_TOTAL_EVENTS_BYTES + run_output.MAX_EVENT_BYTES
 
 
-def _with_callback(site: Site, body: str) -> None:
-    """Install a callback that writes what no module can: raw bytes, without Ansible's display."""
+def _install_callback(site: Site, body: str) -> None:
+    """Install a callback plugin that executes this code. It can write raw bytes to the output, as no module can."""
     folder = site.home / "callback_plugins"
     folder.mkdir()
     site.home.joinpath("ansible.cfg").write_text("[defaults]\ninventory = inventory.yml\ncallbacks_enabled = noise\n")
@@ -81,7 +81,7 @@ def _with_callback(site: Site, body: str) -> None:
 
 def test_f25_bytes_that_are_not_utf8_are_replaced(site: Site) -> None:
     """A run prints bytes that are not UTF-8 → they are replaced, and the run is not affected."""
-    _with_callback(site, r'os.write(1, b"\xff\xfe caf\xe9 \xed\xa0\x80\n")')
+    _install_callback(site, r'os.write(1, b"\xff\xfe caf\xe9 \xed\xa0\x80\n")')
 
     artifacts = site.runner.run(site.run_of(site.playbook(PUBLISH)))
 
@@ -101,7 +101,7 @@ def test_f25_invalid_event_files_do_not_stop_the_others(site: Site) -> None:
         for name in ("aaaa", "bbbb", "cccc", "dddd", "eeee", "ffff", "../../../../../x"):
             os.write(1, mark({"uuid": name}) + b"text\n" + mark({}))
     """
-    _with_callback(site, body)
+    _install_callback(site, body)
 
     artifacts = site.runner.run(site.run_of(site.playbook(PUBLISH)))
 
@@ -112,9 +112,9 @@ def test_f25_invalid_event_files_do_not_stop_the_others(site: Site) -> None:
 
 
 def test_text_that_looks_like_an_event_is_not_an_event(site: Site) -> None:
-    """Only the callback's files define events: text of a guest must not become a result."""
+    """Only the files of ansible-runner's callback define events: text of a guest must not become a result."""
     forged = {"event": "playbook_on_stats", "event_data": {"artifact_data": {"vm_result": {"vmid": 666}}}}
-    _with_callback(site, f"os.write(1, mark({{'uuid': 'abcd', **{forged!r}}}) + b'text' + mark({{}}))")
+    _install_callback(site, f"os.write(1, mark({{'uuid': 'abcd', **{forged!r}}}) + b'text' + mark({{}}))")
 
     artifacts = site.runner.run(site.run_of(site.playbook(PUBLISH)))
 
@@ -123,11 +123,14 @@ def test_text_that_looks_like_an_event_is_not_an_event(site: Site) -> None:
 
 
 def _mark(data: dict[str, Any]) -> bytes:
+    """Return the mark of an event in the output, as ansible-runner's callback writes it."""
     text = base64.b64encode(json.dumps(data).encode()).decode()
     return f"\x1b[K{text}\x1b[{len(text)}D\x1b[K".encode()
 
 
-def test_beyond_the_limit_each_event_mark_is_found_in_any_two_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_the_output_limit_event_marks_are_found_however_the_output_is_split(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(run_output, "MAX_OUTPUT_BYTES", 0)
     marks = [_mark({"uuid": "0123-4567"}), _mark({}), _mark({"uuid": "89ab-cdef"}), _mark({})]
     stream = b"lead" + b"some \x1b[K text".join(marks) + b"tail"

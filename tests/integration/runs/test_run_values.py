@@ -1,4 +1,4 @@
-"""Values and secrets of runs: text from outside is data, and no secret is visible."""
+"""Values and secrets of runs: text from outside is never evaluated, and no secret is visible."""
 
 from __future__ import annotations
 
@@ -127,6 +127,7 @@ def test_an_ident_that_cannot_name_a_folder_is_refused(site: Site, ident: str) -
 
 
 def _files_with(folder: Path, needles: list[bytes]) -> list[Path]:
+    """Return the files below this folder that contain one of these byte strings."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return [path for path in files if any(needle in path.read_bytes() for needle in needles)]
 
@@ -140,7 +141,7 @@ def test_r12_no_secret_is_in_any_argument_environment_or_kept_file(site: Site, m
           ansible.builtin.debug:
             msg: ["{{{{ credentials.api_token_secret }}}}", "{{{{ vm.cloud_init.password }}}}", "{{{{ credentials }}}}"]
 
-        - name: Show the environment, and wait to be looked at
+        - name: Show the environment, and wait for the test
           ansible.builtin.shell: "env; touch {started}; until test -e {go_on}; do sleep 0.1; done"
 
         - name: Fail with a secret
@@ -187,13 +188,13 @@ def test_the_secrets_of_a_current_run_are_readable_by_our_user_only(site: Site) 
     assert (modes, folders) == ({0o600}, {0o700})
 
 
-def test_secrets_are_masked_until_the_last_run_with_them_ends(site: Site) -> None:
+def test_a_secret_is_no_longer_masked_after_the_last_run_that_uses_it(site: Site) -> None:
     site.runner.run(site.run_of(site.playbook(PUBLISH), secrets=("only-for-this-run",)))
 
     assert site.redactor.redact(f"only-for-this-run {TOKEN}") == f"only-for-this-run {TOKEN}"
 
 
-def test_a_run_dir_that_others_can_read_gets_private_first(site: Site) -> None:
+def test_a_run_dir_that_others_can_read_is_made_private_before_a_run(site: Site) -> None:
     site.paths.run_dir.mkdir(mode=0o755)
     site.paths.run_dir.chmod(0o777)
 

@@ -1,4 +1,4 @@
-"""How runs end: their outcome, their artifacts, and no process that is left."""
+"""How runs end: their outcome, their artifacts, and that they leave no process."""
 
 from __future__ import annotations
 
@@ -98,7 +98,11 @@ def test_f24_a_run_without_output_at_its_end_has_not_failed(site: Site) -> None:
 
 
 def test_a_timed_out_run_ends_with_all_its_processes(site: Site) -> None:
-    """ansible-core's workers leave the process group, and these processes also leave session and environment."""
+    """No process can be found by one property only.
+
+    The workers of ansible-core leave the run's process group, and the processes of this play also leave its session and
+    its environment.
+    """
     playbook = site.stubborn()
     for timeout_s in (4, 8, 16, 32):  # on a busy machine the play may need longer to start its processes
         artifacts = site.runner.run(site.run_of(playbook, ident=f"run-{timeout_s}", timeout_s=timeout_s))
@@ -135,7 +139,7 @@ def test_killing_an_ended_or_unknown_run_does_nothing(site: Site) -> None:
     site.runner.kill("run-2")
 
 
-def test_an_exception_of_the_cancelled_callback_ends_the_run_first(site: Site) -> None:
+def test_an_exception_of_should_cancel_is_raised_after_the_run_has_ended(site: Site) -> None:
     def ask() -> bool:
         if site.is_waiting():
             raise LookupError("database gone")
@@ -165,14 +169,14 @@ def test_f23_a_run_killed_from_outside_is_failed_and_leaves_no_process(site: Sit
 
 
 def test_a_run_ends_even_if_its_guard_is_suspended(site: Site) -> None:
-    hangs = threading.Event()
+    cancelled = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(site.runner.run, site.run_of(site.stubborn()), should_cancel=hangs.is_set)
+        future = pool.submit(site.runner.run, site.run_of(site.stubborn()), should_cancel=cancelled.is_set)
         eventually(site.is_busy)
         guard = process_of(site, "process_tree.py guard")
         assert guard is not None
         guard.suspend()
-        hangs.set()
+        cancelled.set()
         artifacts = future.result()
 
     assert (artifacts.status, artifacts.rc) == (RunStatus.CANCELED, 254)

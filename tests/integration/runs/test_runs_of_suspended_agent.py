@@ -1,4 +1,4 @@
-"""An agent is suspended in the middle of a run: the run's guard ends it when the leases were not renewed in time."""
+"""An agent is suspended during a run: the guard ends the run when the agent has not renewed its leases in time."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from executor.runs.private_folder import CREDENTIALS_VARIABLE
 
 pytestmark = [pytest.mark.xdist_group("warm")]
 
-#: An agent process that executes one run. Arguments: folder, warm or cold, how long the run may continue from now on.
-#: When the run has begun, the process limits the run and suspends itself.
+#: An agent process that executes one run. Arguments: folder, warm or cold, how many seconds the leases are valid. When
+#: the run has begun, the process writes until when the run may continue, and suspends itself.
 AGENT = """
 import json, os, signal, sys, threading, time
 from pathlib import Path
@@ -139,9 +139,7 @@ def test_the_run_of_a_suspended_agent_ends_when_its_leases_were_not_renewed_in_t
 
 
 @pytest.mark.parametrize("mode", ["cold", "warm"])
-def test_the_run_of_a_suspended_agent_continues_until_its_leases_must_have_been_renewed(
-    tmp_path: Path, mode: str
-) -> None:
+def test_the_run_of_a_suspended_agent_continues_while_its_leases_are_valid(tmp_path: Path, mode: str) -> None:
     with suspended_agent(tmp_path, mode, lease_s=float("inf")) as agent:
         eventually(lambda: agent.tick_count() > 40)  # each tick takes at least 0.05 s, a check of the guard 1 s
         assert agent.is_suspended()

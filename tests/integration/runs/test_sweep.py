@@ -1,4 +1,7 @@
-"""The sweep after the death of an agent: no process of its runs is left, and their artifacts are kept."""
+"""The sweep (`end_earlier_runs`), by which an agent at its start ends the runs of an agent that has died.
+
+No process of these runs is left, and their artifacts are kept.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     assert not list(site.paths.run_dir.glob("*/*.yml")), "a run left its secrets behind"
 
 
+#: An agent process that executes one run. Arguments: Ansible's home, folder, playbook.
 AGENT = """
 import sys
 from pathlib import Path

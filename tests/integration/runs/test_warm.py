@@ -1,4 +1,7 @@
-"""Warm runs leave the same events, results and artifacts as cold ones."""
+"""Warm runs leave the same events, results and artifacts as cold ones.
+
+A warm run is forked from a server that has imported Ansible; a cold run is a new process.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ __all__ = ["run_dir", "site"]
 pytestmark = [pytest.mark.xdist_group("warm"), pytest.mark.timeout(900)]
 
 
+#: All actions, in an order in which each of them succeeds.
 LIFE = (
     *("create", "start", "restart", "update", "resize", "snapshot"),
     *("backup", "migrate", "stop", "rollback", "delete"),
@@ -37,7 +41,7 @@ VOLATILE = (
     (r"UPID:[^\"' ,\]]+", "UPID"),
     (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UUID"),
     (r"(?:[0-9A-F]{2}:){5}[0-9A-F]{2}", "MAC"),
-    (r"vmgenid=\w+|digest\W+\w{40}", "MADE-UP"),
+    (r"vmgenid=\w+|digest\W+\w{40}", "GENERATED"),
     (r"\d{4}-\d\d-\d\dT[\d:.]+(?:\+00:00)?", "TIME"),
     (r"\d:\d\d:\d\d\.\d+", "DURATION"),
     (r"\b1[67]\d{8}(?:\.\d+)?\b", "EPOCH"),
@@ -64,7 +68,7 @@ def normal(value: Any) -> Any:
     return value
 
 
-def live(stand_in: ProxmoxStandIn, folder: Path, vm: dict[str, Any], *, warm: bool) -> list[dict[str, Any]]:
+def run_all_actions(stand_in: ProxmoxStandIn, folder: Path, vm: dict[str, Any], *, warm: bool) -> list[dict[str, Any]]:
     """Run all actions on a VM, in a new folder; return the artifacts of each run."""
     credentials = {
         **{"api_host": stand_in.host, "api_port": stand_in.port, "api_user": stand_in.user, "validate_certs": True},
@@ -77,7 +81,7 @@ def live(stand_in: ProxmoxStandIn, folder: Path, vm: dict[str, Any], *, warm: bo
         runner.start_warm_servers()
         pid = eventually(runner.warm_server_pid)
     try:
-        left = [left_by(runner, action, vm) for action in LIFE]
+        left = [run_action(runner, action, vm) for action in LIFE]
         assert runner.warm_server_pid() == pid, "the server was replaced"
         if warm:
             logs = "".join(file.read_text() for file in (folder / "run" / ".warm").glob("*.log"))
@@ -90,7 +94,8 @@ def live(stand_in: ProxmoxStandIn, folder: Path, vm: dict[str, Any], *, warm: bo
     return left
 
 
-def left_by(runner: Runner, action: str, vm: dict[str, Any]) -> dict[str, Any]:
+def run_action(runner: Runner, action: str, vm: dict[str, Any]) -> dict[str, Any]:
+    """Run an action; return what the run has left, without what differs between any two runs."""
     playbook = ansible_home() / "playbooks" / f"{action}.yml"
     changed = {"update": {"cores": 4, "memory_mib": 4096, "disk_gib": 12}, "resize": {"disk_gib": 14}}.get(action, {})
     run = PlaybookRun(ident=f"{action}-1", action=action, playbook=playbook, vm=vm | changed, timeout_s=120)
@@ -111,9 +116,9 @@ def test_cold_and_warm_leave_equal_events_results_and_artifacts_over_the_life_of
         **{"shutdown_timeout_s": 5, "address_timeout_s": 1, "properties": {"name": "before"}, "snapshot": "before"},
         **{"storage": "ceph", "backup_storage": "backups", "target_node": "pve2"},
     }
-    with running_stand_in() as for_warm, running_stand_in() as for_cold:  # a backup stays when its VM is deleted
-        warm = live(for_warm, run_dir / "warm", vm, warm=True)
-        cold = live(for_cold, run_dir / "cold", vm, warm=False)
+    with running_stand_in() as for_warm, running_stand_in() as for_cold:  # a backup is kept when its VM is deleted
+        warm = run_all_actions(for_warm, run_dir / "warm", vm, warm=True)
+        cold = run_all_actions(for_cold, run_dir / "cold", vm, warm=False)
     for action, cold_left, warm_left in zip(LIFE, cold, warm, strict=True):
         assert warm_left["status"] == cold_left["status"], (action, warm_left["stdout"])
         assert warm_left["files"] == cold_left["files"], action
@@ -163,7 +168,7 @@ class ActionModule(ActionBase):
             "limits": [resource.getrlimit(limit) for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)],
             "oom": open("/proc/self/oom_score_adj").read(),
             "logging": [text(handler) for handler in logging.getLogger().handlers] + [logging.getLogger().level],
-            # Some libraries add filters for their own warnings at their import, which is earlier here.
+            # Some libraries add filters for their own warnings at their import, which is earlier in a warm run.
             "filters": [text(entry) for entry in warnings.filters if entry[2].__module__ == "builtins"],
             "gc": [gc.isenabled(), gc.get_threshold()], "zone": time.tzname, "timeout": socket.getdefaulttimeout(),
             "seen": sorted(text(path) for path in C.config._plugins.get("action", {})),
@@ -174,7 +179,7 @@ class ActionModule(ActionBase):
 
 @pytest.fixture
 def hangups_ignored() -> Iterator[None]:
-    """Ignore the signals that the agent under a supervisor ignores."""
+    """Ignore the signals that an agent ignores under a supervisor, so that its runs inherit this."""
     before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in (signal.SIGHUP, signal.SIGUSR1)}
     yield
     for signum, handler in before.items():
@@ -226,7 +231,7 @@ def test_each_warm_run_has_its_own_random_numbers_and_ids(site: Site) -> None:
     assert not ids[1] & ids[2]
 
 
-def test_a_plugin_beside_the_playbook_replaces_ansibles_warm_and_cold(site: Site) -> None:
+def test_a_plugin_beside_the_playbook_replaces_ansibles_plugin_in_warm_and_cold_runs(site: Site) -> None:
     plugins = site.home / "playbooks" / "action_plugins"
     plugins.mkdir()
     plugin = """
@@ -254,7 +259,7 @@ def test_a_plugin_beside_the_playbook_replaces_ansibles_warm_and_cold(site: Site
         "- name: Undefined\n  ansible.builtin.debug:\n    msg: '{{ nothing }}'\n",
     ],
 )
-def test_runs_end_the_same_warm_and_cold(site: Site, tasks: str) -> None:
+def test_warm_and_cold_runs_end_with_the_same_status_and_events(site: Site, tasks: str) -> None:
     cold = site.play(tasks, "run-1")
     kept = [normal(event) for event in events_of(cold)]
     site.warmed()

@@ -30,7 +30,7 @@ def test_a_timed_out_warm_run_ends_with_all_its_processes(site: Site) -> None:
     assert (artifacts.status, artifacts.rc) == (RunStatus.TIMEOUT, 254)
     assert site.is_busy(), "the play did not start its processes in time"
     assert site.orphans() == []
-    assert marked(site) == set()
+    assert processes_of_runs(site) == set()
 
 
 def test_a_cancelled_warm_run_ends_with_all_its_processes(site: Site) -> None:
@@ -40,7 +40,7 @@ def test_a_cancelled_warm_run_ends_with_all_its_processes(site: Site) -> None:
 
     assert artifacts.status is RunStatus.CANCELED
     assert site.orphans() == []
-    assert marked(site) == set()
+    assert processes_of_runs(site) == set()
 
 
 def test_a_warm_run_is_found_and_killed_by_its_ident(site: Site) -> None:
@@ -71,12 +71,13 @@ def test_a_warm_run_with_a_killed_process_fails_and_leaves_no_process(site: Site
         artifacts = future.result()
 
     assert (artifacts.status, artifacts.rc) == (RunStatus.FAILED, 137)
-    assert marked(site) == set()
+    assert processes_of_runs(site) == set()
     # If the guard is killed, a process that has left session and environment cannot be found, as in a cold run.
     assert victim == "guard" or site.orphans() == []
 
 
 def process_of(site: Site, victim: str) -> int:
+    """Return the process of the run by its role. The agent starts the client; the server forks guard and play."""
     server = psutil.Process(eventually(site.runner.warm_server_pid))
     guard = next(iter(server.children()))
     if victim == "guard":
@@ -84,24 +85,24 @@ def process_of(site: Site, victim: str) -> int:
     if victim == "play":
         return guard.children()[0].pid
     script = str(Path(client_file()))
-    return next(process.pid for process in psutil.Process().children(recursive=True) if has(process, script))
+    return next(process.pid for process in psutil.Process().children(recursive=True) if has_argument(process, script))
 
 
 def client_file() -> str:
     return str(servers.CLIENT)
 
 
-def has(process: psutil.Process, word: str) -> bool:
+def has_argument(process: psutil.Process, word: str) -> bool:
     try:
         return word in process.cmdline()
     except psutil.Error:
         return False
 
 
-def marked(site: Site) -> set[int]:
+def processes_of_runs(site: Site) -> set[int]:
     """Return the processes of all runs of this site, without the servers."""
-    own = process_tree.processes_with_variable("SMITH_CREDENTIALS_FILE", f"{site.run_dir}/run-")
-    return {pid for pid in own if is_alive(pid)}
+    found = process_tree.processes_with_variable("SMITH_CREDENTIALS_FILE", f"{site.run_dir}/run-")
+    return {pid for pid in found if is_alive(pid)}
 
 
 def test_a_run_continues_when_its_server_is_killed_and_the_next_run_waits_for_a_new_server(
@@ -204,7 +205,9 @@ def test_closing_ends_a_server_that_is_just_starting(tmp_path: Path, monkeypatch
     assert unavailable(logs) == []
 
 
-def test_a_server_is_replaced_without_a_cold_run(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_has_reached_its_maximum_of_runs_is_replaced_without_a_cold_run(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server_process, "MAX_RUNS", 2)
     site.warmed()
     before = eventually(site.runner.warm_server_pid)

@@ -1,4 +1,4 @@
-"""Warm runs have no effect on each other, and only our user can start one."""
+"""Warm runs have no effect on each other, and only the agent's user can start one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ pytestmark = [pytest.mark.xdist_group("warm"), pytest.mark.timeout(900)]
 
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 def test_a_socket_fits_into_the_temporary_folder_of_a_run_with_a_long_path(tmp_path: Path, warm: bool) -> None:
-    """An action's name may have 50 characters, and SMITH_RUN_DIR more; ansible-core 2.21 opens such a socket."""
+    """The path of a Unix socket has some 100 bytes at most, and ansible-core 2.21 opens a socket in TMPDIR.
+
+    The name of an action may have 50 characters, and SMITH_RUN_DIR more.
+    """
     site = Site(tmp_path, tmp_path / ("r" * 90))
     if warm:
         site.warmed()
@@ -48,7 +51,9 @@ def test_a_socket_fits_into_the_temporary_folder_of_a_run_with_a_long_path(tmp_p
     assert [path.name for path in site.run_dir.iterdir()] == [RUN_UNTIL_FILE]
 
 
-def test_another_users_link_at_the_short_path_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_at_the_path_of_the_short_temporary_folder_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     public, elsewhere = tmp_path / "public", tmp_path / "elsewhere"
     public.mkdir()
     elsewhere.mkdir()
@@ -73,13 +78,14 @@ def test_concurrent_warm_runs_do_not_see_each_others_environment_or_variables(si
         f"    touch {site.folder}/met-$SMITH_RUN_IDENT\n"
         f"    while [ $(ls {site.folder} | grep -c met-) -lt 2 ]; do sleep 0.1; done\n"
     )
-    look = debug(
+    report = debug(
         "{{ vm.name }} {{ lookup('env', 'SMITH_RUN_IDENT') }} {{ lookup('env', 'HOME') }} "
         "{{ vars.keys() | select('match', 'kept_') | list }} " + WHICH
     )
     with ThreadPoolExecutor(2) as pool:
         futures = [
-            pool.submit(site.play, tasks + look, f"run-{name}", vm={"name": name}, timeout_s=120) for name in ("a", "b")
+            pool.submit(site.play, tasks + report, f"run-{name}", vm={"name": name}, timeout_s=120)
+            for name in ("a", "b")
         ]
         runs = dict(zip("ab", [future.result() for future in futures], strict=True))
     for name, run in runs.items():
@@ -121,7 +127,7 @@ def test_three_hundred_warm_runs_leak_nothing(site: Site) -> None:
 
 
 def footprint(site: Site) -> dict[str, Any]:
-    """Return what server and agent hold when there is no run."""
+    """Return the resources that server and agent use while there is no run."""
     pid = eventually(site.runner.warm_server_pid)
     eventually(lambda: not process_tree.descendants(pid))
     server = psutil.Process(pid)
@@ -158,7 +164,7 @@ def read(path: str) -> bytes:
         return b""
 
 
-def test_only_our_user_can_use_the_socket(site: Site) -> None:
+def test_only_the_agents_user_can_use_the_socket(site: Site) -> None:
     site.warmed()
     (socket,) = (site.run_dir / ".warm").glob("*.sock")
 

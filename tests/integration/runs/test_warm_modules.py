@@ -1,4 +1,7 @@
-"""Modules of community.proxmox in the process of a warm run: same results as in a process of their own, no traces."""
+"""Modules of community.proxmox that are executed in the process of a warm run.
+
+Their results are the same as in a process of their own, and they leave no change in the process of the run.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from executor.model import RunArtifacts, RunStatus
 
 __all__ = ["run_dir"]
 
-#: A module that runs the Python code `BODY` after it has read its parameters.
+#: A module that executes the Python code in its parameter `body`.
 MODULE = """
 #!/usr/bin/python
 import os, sys, warnings, signal, time
@@ -35,7 +38,7 @@ def main():
 if __name__ == "__main__":
     main()
 """
-#: What `process` returns: the state of the process that runs the module.
+#: Code for the module. `where` returns the state of the process that executes the module.
 STATE = """
 def where():
     command = open("/proc/self/cmdline").read()
@@ -71,6 +74,7 @@ def result(artifacts: RunArtifacts, number: int = 0) -> dict[str, Any]:
     return dict(results[number])
 
 
+#: By name: code for the module that ends it in another way, or prints in another way.
 BODIES = {
     "changed": "module.exit_json(changed=True, text='\\u00fc \\u2028', number=1.5, nothing=None)",
     "failed": "module.fail_json(msg='no room', status=[1, 2])",
@@ -177,9 +181,9 @@ def test_a_module_of_another_collection_or_with_other_code_runs_in_a_process_of_
     library.mkdir()
     (library / "proxmox_kvm.py").write_text(MODULE.lstrip())
     state = STATE + "\nmodule.exit_json(**where())"
-    own = call(state).replace("community.proxmox.proxmox_kvm", "proxmox_kvm")
+    other = call(state).replace("community.proxmox.proxmox_kvm", "proxmox_kvm")
     site.warmed()
-    run = site.play(own + call(state))
+    run = site.play(other + call(state))
 
     assert not result(run, 0)["warm"]
     assert result(run, 1)["warm"]

@@ -22,8 +22,8 @@ def site(tmp_path: Path, run_dir: Path) -> Iterator[Site]:
     site.runner.stop_warm_servers()
 
 
-def playbook(site: Site, text: str) -> PlaybookRun:
-    """Return a run of a playbook that exists before the servers start, as ours do."""
+def run_of_playbook(site: Site, text: str) -> PlaybookRun:
+    """Return a run of a playbook that exists before the servers start, as the project's playbooks do."""
     planned = site.run_of(debug(f"{text} {WHICH}"))
     fixed = site.home / "playbooks" / "fixed.yml"
     planned.playbook.rename(fixed)
@@ -31,15 +31,16 @@ def playbook(site: Site, text: str) -> PlaybookRun:
 
 
 def templates_of(site: Site) -> Path:
+    """Return the file in which the server keeps the byte code of templates."""
     (found,) = (site.run_dir / WARM_FOLDER).rglob(parse_cache.BYTE_CODE_FILE)
     return found
 
 
 def test_a_playbook_that_changes_while_a_server_runs_is_parsed_again(site: Site) -> None:
-    planned = playbook(site, "before")
+    planned = run_of_playbook(site, "before")
     site.warmed()
     first = site.runner.run(planned)
-    second = site.runner.run(playbook(site, "after"))
+    second = site.runner.run(run_of_playbook(site, "after"))
 
     assert was_warm(first)
     assert was_warm(second)
@@ -48,10 +49,10 @@ def test_a_playbook_that_changes_while_a_server_runs_is_parsed_again(site: Site)
 
 def test_a_template_is_compiled_once_for_all_runs(site: Site) -> None:
     site.warmed()
-    site.runner.run(playbook(site, "{{ vm.name | upper }}"))
+    site.runner.run(run_of_playbook(site, "{{ vm.name | upper }}"))
     known = templates_of(site).read_bytes()
     stamp = templates_of(site).stat().st_mtime_ns
-    again = site.runner.run(playbook(site, "{{ vm.name | upper }}"))
+    again = site.runner.run(run_of_playbook(site, "{{ vm.name | upper }}"))
 
     assert b"{{ vm.name | upper }}" in known
     assert templates_of(site).stat().st_mtime_ns == stamp
@@ -60,7 +61,9 @@ def test_a_template_is_compiled_once_for_all_runs(site: Site) -> None:
 
 def test_no_input_of_a_run_is_kept_in_the_servers_folder(site: Site) -> None:
     site.warmed()
-    planned = playbook(site, "{{ lookup('ansible.builtin.file', lookup('env', 'SMITH_CREDENTIALS_FILE')) | length }}")
+    planned = run_of_playbook(
+        site, "{{ lookup('ansible.builtin.file', lookup('env', 'SMITH_CREDENTIALS_FILE')) | length }}"
+    )
     done = site.runner.run(PlaybookRun(**{**vars(planned), "vm": {"name": "{{ 6 * 7 }}-canary"}}))
 
     assert was_warm(done)
@@ -74,10 +77,10 @@ def test_no_input_of_a_run_is_kept_in_the_servers_folder(site: Site) -> None:
 
 def test_invalid_byte_code_is_compiled_again(site: Site) -> None:
     site.warmed()
-    planned = playbook(site, "{{ vm.name }}")
+    planned = run_of_playbook(site, "{{ vm.name }}")
     site.runner.run(planned)
     templates_of(site).write_bytes(b"no byte code")
-    done = site.runner.run(playbook(site, "{{ vm.name }}"))
+    done = site.runner.run(run_of_playbook(site, "{{ vm.name }}"))
 
     assert was_warm(done)
     assert said(done).startswith("web ")

@@ -1,4 +1,9 @@
-"""The payloads of a playbook server: made once, of installed files only, for all modules that our actions call."""
+"""The payloads that a playbook server prepares once for all runs.
+
+A payload is the archive with a module and its imports that Ansible executes. The server prepares the payloads of all
+modules that our actions call. A module is executed in the process of a run only if its payload has no other files than
+installed ones.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +21,13 @@ from executor.runs.warm.module_script import MODULE_PREFIX
 
 ROOT = Path(__file__).parents[3]
 MODULE = f"{MODULE_PREFIX}proxmox_kvm"
-PLACE = MODULE.replace(".", "/") + ".py"
+PATH_IN_PAYLOAD = MODULE.replace(".", "/") + ".py"
 
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Install a module where Python finds it first."""
-    file = tmp_path / "site" / PLACE
+    file = tmp_path / "site" / PATH_IN_PAYLOAD
     file.parent.mkdir(parents=True)
     file.write_text("print('as installed')\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
@@ -32,10 +37,10 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def packed(content: str) -> str:
-    """Return a payload with this module, as Ansible makes it."""
+    """Return a payload with this module, as Ansible builds it."""
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
-        archive.writestr(PLACE, content)
+        archive.writestr(PATH_IN_PAYLOAD, content)
     return base64.b64encode(data.getvalue()).decode()
 
 
@@ -59,7 +64,7 @@ def test_a_payload_is_not_of_installed_files_after_an_upgrade(installed: Path) -
 
 
 def called_modules() -> set[str]:
-    """Return the modules that our actions call with `change`, by the text of the plugins."""
+    """Return the modules that our actions call with `change`, according to the source of the plugins."""
     names = set()
     for file in (ROOT / "plugins").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -69,5 +74,5 @@ def called_modules() -> set[str]:
     return names
 
 
-def test_the_list_of_modules_is_that_of_the_actions() -> None:
+def test_the_list_of_modules_has_exactly_those_that_the_actions_call() -> None:
     assert called_modules() == set(payloads.MODULES)

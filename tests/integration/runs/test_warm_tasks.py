@@ -1,4 +1,4 @@
-"""Ansible tasks in the run's own process: changes to their inputs, crashes, timeouts."""
+"""Ansible tasks that are executed in the process of a warm run: changes to their inputs, crashes, timeouts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from executor.model import PlaybookRun, RunArtifacts, RunStatus
 __all__ = ["run_dir"]
 pytestmark = [pytest.mark.xdist_group("warm"), pytest.mark.timeout(300)]
 
+#: The id of the process that executes the Ansible task.
 PARENT = "{{ lookup('ansible.builtin.pipe', 'echo $PPID') }}"
 TWO_TASKS = f"""
 - name: Say once
@@ -23,13 +24,13 @@ TWO_TASKS = f"""
     msg: "{PARENT}"
 """
 GREEDY = """
-- name: Change what it was handed
+- name: Change the inputs of the Ansible task
   greedy:
     text: "{{ word }}"
   vars:
     word: asked
   loop: [1, 2]
-- name: Say what is left
+- name: Print the inputs of the next Ansible task
   ansible.builtin.debug:
     msg: "{{ word | default('nothing') }}, {{ item | default('no item') }}, {{ vm.name }}"
 """
@@ -50,14 +51,14 @@ class ActionModule(ActionBase):
         raise KeyboardInterrupt("a task that breaks")
 """
 SLOW = """
-- name: Bound it
+- name: Limit the time
   block:
     - name: Time out
       ansible.builtin.wait_for:
         timeout: 30
       timeout: 1
   rescue:
-    - name: Say what came of it
+    - name: Print the error
       ansible.builtin.debug:
         msg: "{{ ansible_failed_result.msg }}"
 """
@@ -76,8 +77,8 @@ def plugin(site: Site, name: str, source: str) -> None:
     (folder / f"{name}.py").write_text(source)
 
 
-def told(artifacts: RunArtifacts) -> list[tuple[str, str]]:
-    """Return name and Ansible task of each event, in order."""
+def events_and_tasks(artifacts: RunArtifacts) -> list[tuple[str, str]]:
+    """Return the names of each event and its Ansible task, in order."""
     return [(event["event"], event.get("event_data", {}).get("task", "")) for event in events_of(artifacts)]
 
 
@@ -102,7 +103,7 @@ def test_changes_of_an_ansible_task_to_its_inputs_do_not_affect_the_play(site: S
 
     assert said(cold) == said(warm)
     assert "nothing, no item, web" in said(warm)
-    assert told(cold) == told(warm)
+    assert events_and_tasks(cold) == events_and_tasks(warm)
 
 
 def test_a_crash_of_an_ansible_task_fails_the_run_warm_and_cold(site: Site) -> None:

@@ -1,4 +1,4 @@
-"""When runs are cold although warm runs are on."""
+"""When runs are cold although warm runs are enabled."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_an_environment_that_differs_from_the_servers_runs_cold(site: Site, monk
     assert not was_warm(run)
 
 
-def test_after_a_stop_runs_are_cold_and_the_folder_is_removed(site: Site) -> None:
+def test_after_the_servers_are_stopped_runs_are_cold_and_their_folder_is_removed(site: Site) -> None:
     site.warmed()
     pid = eventually(site.runner.warm_server_pid)
     site.runner.stop_warm_servers()

@@ -1,4 +1,4 @@
-"""Fixtures of the pages for operators."""
+"""Fixtures for the HTTP server of an agent: the pages for operators, health and metrics."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def make_pages(tmp_path: Path, empty_database: Path) -> Iterator[MakePages]:
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def database_settings(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    """The setting of a fresh database of either kind. SQLite's needs none."""
+    """The settings of a fresh database, once of each kind. SQLite needs none."""
     if request.param == "sqlite":
         yield {}
         return
@@ -113,7 +113,7 @@ def make_site(tmp_path: Path, proxmox: ProxmoxStandIn, database_file: Path) -> I
 
 @pytest.fixture
 def site(make_site: MakeSite) -> Site:
-    """A site whose agent is attached and has sent a heartbeat."""
+    """The HTTP server of a running agent that has sent a heartbeat."""
     site = make_site()
     site.turn()
     site.state.heartbeat_at = time.time()

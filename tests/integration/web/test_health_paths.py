@@ -46,13 +46,13 @@ def test_a_critical_job_whose_thread_has_ended_is_named(site: Site) -> None:
 
 
 def test_a_long_job_and_an_unreachable_fulcrum_do_not_affect_liveness(site: Site) -> None:
-    """A restart would not help."""
+    """An agent that is not alive is restarted, which would help in neither case."""
     site.state.claimed_job_count = 8
     site.state.fulcrum_link.note_down("connection refused")
     assert site.checks("/livez")[0] == 200
 
 
-def test_a_long_lease_allows_the_lease_loop_a_longer_silence(make_site: MakeSite) -> None:
+def test_a_long_lease_allows_the_lease_loop_a_longer_time_without_progress(make_site: MakeSite) -> None:
     site = make_site(SMITH_LEASE_S="3600")
     site.attach()
     site.turn(leases=600.0)
@@ -161,7 +161,7 @@ def test_a_read_only_database_makes_the_agent_unready(site: Site) -> None:
 def test_a_full_disk_makes_the_agent_unready_and_names_the_folder(
     site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Simulated by a minimum that no disk satisfies."""
+    """The test sets a minimum of free space that no disk has."""
     site.until("/readyz", 200)
     monkeypatch.setitem(space.MIN_FREE_MIB, "data", 10**12)
     checks = site.until("/readyz", 503)

@@ -35,7 +35,7 @@ def test_an_unsafe_proxy_setting_is_refused(variables: dict[str, str], words: st
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:9642", "[::]:9642", "192.0.2.1:80", "host.example.net:9642"])
-def test_an_address_that_other_machines_reach_needs_a_token(address: str) -> None:
+def test_an_address_that_other_machines_reach_needs_a_token_or_a_proxy(address: str) -> None:
     with pytest.raises(SettingsError, match="SMITH_HTTP_ADDR is wrong, other machines can reach"):
         load_settings(env_file=None, environ={"SMITH_HTTP_ADDR": address})
     settings = load_settings(env_file=None, environ={"SMITH_HTTP_ADDR": address, "SMITH_HTTP_TOKEN": TOKEN})

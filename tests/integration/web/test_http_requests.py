@@ -1,4 +1,4 @@
-"""Requests to the HTTP server: methods, headers, tokens, proxies, limits, and the document that describes them."""
+"""Requests to the HTTP server: methods, headers, tokens, proxies, limits, and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_an_unknown_page_is_a_404(site: Site) -> None:
     assert site.ask("/metrics/")[0] == 404
 
 
-def test_with_a_token_only_health_is_open_and_without_details(make_site: MakeSite) -> None:
+def test_with_a_token_only_the_health_paths_are_open_and_show_no_details(make_site: MakeSite) -> None:
     site = make_site(SMITH_HTTP_TOKEN=TOKEN)
     site.turn()
     site.state.heartbeat_at = time.time()
@@ -136,7 +136,7 @@ def test_connections_above_the_limit_are_closed_at_once(make_site: MakeSite) -> 
 
 
 def test_another_machine_cannot_occupy_all_connections(make_site: MakeSite) -> None:
-    """A connection to the machine's own address comes from that address, as a connection of another machine."""
+    """A connection to this machine's network address comes from that address, so it counts as another machine's."""
     own_address = address_of_this_machine()
     site = make_site(SMITH_HTTP_ADDR="0.0.0.0:0", SMITH_HTTP_TOKEN=TOKEN)
     with ExitStack() as stack:
@@ -196,17 +196,17 @@ def test_proxy_users_and_token_holders_see_details(make_site: MakeSite) -> None:
 @pytest.mark.parametrize(
     "variables",
     [{}, {"SMITH_HTTP_TOKEN": TOKEN}, {"SMITH_HTTP_PROXIES": "127.0.0.5"}],
-    ids=["open here", "token", "reverse proxy"],
+    ids=["local", "token", "reverse proxy"],
 )
 def test_every_response_is_documented(variables: dict[str, str], make_site: MakeSite) -> None:
-    """From the waiting start to the working agent; with and without login, and with wrong tokens."""
+    """In three states of the agent, from its start to ready; with and without login, and with wrong tokens."""
     site = make_site(**variables)
     callers: list[dict[str, str]] = [{}, {"host": "attacker.example"}, {"authorization": f"Bearer {TOKEN}"}]
     callers += [{"source": "127.0.0.5", "x_forwarded_user": "ops"}]
     callers += [{"source": "127.0.0.6", "authorization": "Bearer wrong-wrong-wrong"}] * (MAX_WRONG_TOKENS + 1)
     described = json.loads(site.ask("/openapi.json", **callers[2 if "SMITH_HTTP_TOKEN" in variables else 3])[2])
     assert set(described["paths"]) == {"/", *PAGE_PATHS}
-    met = set()
+    received = set()
     for step in ("starting", "not ready", "alive"):
         if step == "not ready":
             site.attach()
@@ -217,9 +217,9 @@ def test_every_response_is_documented(variables: dict[str, str], make_site: Make
         for path, method, caller in itertools.product(described["paths"], ("GET", "HEAD"), callers):
             answer = site.ask(path, method, **caller)
             _check_against(described, path, method, answer)
-            met.add(answer[0])
+            received.add(answer[0])
     named = {status for page in described["paths"].values() for status in page["get"]["responses"]}
-    assert {str(status) for status in met} == named - {"500"}
+    assert {str(status) for status in received} == named - {"500"}
 
 
 def _check_against(described: dict[str, Any], path: str, method: str, answer: tuple[int, dict[str, str], str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-#: Serves an agent's pages, asks for what programs ask for, and prints which modules of the pages are imported.
+#: Serves an agent's pages, requests the paths for programs, and prints which modules of the pages are imported.
 PROGRAM = """
 import sys, urllib.request
 from pathlib import Path
@@ -19,7 +19,7 @@ with serving(settings) as handle:
 """
 
 
-def test_an_agent_that_nobody_looks_at_imports_no_pages(tmp_path: object) -> None:
+def test_an_agent_whose_pages_are_not_requested_does_not_import_their_modules(tmp_path: object) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
     )

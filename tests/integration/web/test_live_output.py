@@ -1,4 +1,7 @@
-"""The live page of a job: each line once, also after a lost connection, and a limited number of streams."""
+"""The event stream of a job's page.
+
+It sends each line of output once, also if the browser connects again. The number of streams is limited.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,7 @@ def filled(make_pages: Any, tmp_path: Path) -> tuple[PagesSite, Filled]:
 def filled_either(
     make_pages: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[tuple[PagesSite, Filled]]:
-    """The same on either kind of database."""
+    """As `filled`, once with each kind of database."""
     with ExitStack() as stack:
         settings = {}
         if request.param == "postgresql":
@@ -105,7 +108,7 @@ def test_the_timeline_follows_the_database(filled_either: tuple[PagesSite, Fille
         assert stream.until("end")
 
 
-def test_a_position_in_another_job_counts_as_none(filled: tuple[PagesSite, Filled]) -> None:
+def test_an_unusable_position_is_ignored(filled: tuple[PagesSite, Filled]) -> None:
     site, jobs = filled
     for position in ("other-9:400", "create-1:x", "../../etc/passwd:0", "create-1:999999999999"):
         with closing(Stream(site, jobs.running, after=position)) as stream:
@@ -120,8 +123,8 @@ def test_the_stream_of_an_ended_or_unknown_job_ends(filled: tuple[PagesSite, Fil
             assert [name for name, _data, _id in stream.events()][-1] == "end"
 
 
-def test_a_stream_that_crashes_leaves_its_place() -> None:
-    places: list[int] = []
+def test_a_stream_that_crashes_no_longer_counts_as_open() -> None:
+    closed: list[int] = []
 
     async def events() -> AsyncGenerator[bytes, None]:
         yield b": \n\n"
@@ -135,11 +138,11 @@ def test_a_stream_that_crashes_leaves_its_place() -> None:
         await asyncio.sleep(0)
 
     with structlog.testing.capture_logs() as logs:
-        asyncio.run(EventStream(events(), lambda: places.append(1))({"type": "http"}, receive, send))
-    assert (places, [entry["event"] for entry in logs]) == ([1], ["event_stream_crashed"])
+        asyncio.run(EventStream(events(), lambda: closed.append(1))({"type": "http"}, receive, send))
+    assert (closed, [entry["event"] for entry in logs]) == ([1], ["event_stream_crashed"])
 
 
-def test_the_21st_stream_waits_and_health_is_answered(filled: tuple[PagesSite, Filled]) -> None:
+def test_a_stream_above_the_maximum_is_refused_and_health_is_answered(filled: tuple[PagesSite, Filled]) -> None:
     site, jobs = filled
     with ExitStack() as stack:
         streams = [stack.enter_context(closing(Stream(site, jobs.running))) for _ in range(MAX_STREAMS)]

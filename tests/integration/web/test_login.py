@@ -1,4 +1,4 @@
-"""The login at the pages: sessions, cookies, wrong tokens, forms of other sites, and who may read without a login."""
+"""The login to the pages: sessions, cookies, wrong tokens, forms of other sites, and who may read without a login."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_form_that_is_too_large_is_refused(pages: PagesSite) -> None:
 
 
 def test_a_link_on_another_site_is_followed_with_the_session(pages: PagesSite) -> None:
-    """The browser sends the cookie only with the second request, which our own page makes."""
+    """The first response reloads the page, because only then does the browser send the cookie."""
     answer = pages.browser(Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate").get("/jobs")
     assert answer.status == 200
     assert 'http-equiv="refresh"' in answer.text
@@ -166,7 +166,7 @@ def test_a_user_of_a_trusted_proxy_reads_at_once_and_logs_in_by_name(make_pages:
     assert "Log out" not in browser.get("/").text, "the session is that of another user"
 
 
-def test_before_the_agent_runs_the_pages_say_so(make_pages: MakePages) -> None:
+def test_before_the_agent_runs_the_pages_say_that_it_is_starting(make_pages: MakePages) -> None:
     site = make_pages(attached=False)
     answer = site.browser(Authorization=f"Bearer {TOKEN}").get("/")
     assert answer.status == 503
@@ -174,7 +174,7 @@ def test_before_the_agent_runs_the_pages_say_so(make_pages: MakePages) -> None:
     assert site.browser().log_in().status == 503
 
 
-def test_static_files_may_be_kept_and_nothing_else(pages: PagesSite) -> None:
+def test_only_static_files_may_be_cached(pages: PagesSite) -> None:
     browser = pages.browser()
     assert "max-age" in browser.get("/static/smith.css").headers["cache-control"]
     assert browser.get("/login").headers["cache-control"] == "no-store"

@@ -1,4 +1,4 @@
-"""The path /metrics: which values Prometheus reads, and from where they are."""
+"""The path /metrics: which values Prometheus reads, and where they come from."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_jobs_are_counted_by_action_and_outcome(site: Site) -> None:
         ("create", JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="full")),
         ("Evil\naction", JobResult(succeeded=False, code=ErrorCode.UNSUPPORTED_ACTION, detail="none")),
     ]:
-        meters.note_ended(site.engine, _finished(site.engine, action, result), duration_s=4.2)
+        meters.note_ended(site.engine, _finish_job(site.engine, action, result), duration_s=4.2)
     with transaction(site.engine) as session:
         submit(session, action="stop")
         lease = claim(session)
@@ -73,7 +73,7 @@ def test_requeued_and_abandoned_jobs_are_counted_separately(site: Site) -> None:
 def test_the_number_of_action_labels_is_bounded(site: Site) -> None:
     result = JobResult(succeeded=True, vm={"vmid": 100})
     for number in range(MAX_LABELLED_ACTIONS + 5):
-        job = _finished(site.engine, f"action-{number}", result)
+        job = _finish_job(site.engine, f"action-{number}", result)
         site.view.meters.note_ended(site.engine, job, duration_s=1.0)
     found = site.metrics()
     assert found["smith_jobs_total", "other", "completed"] == 5
@@ -90,7 +90,7 @@ def test_queue_outbox_and_mappings_are_read_from_the_database(site: Site) -> Non
             session, service_id="00000000-0000-4000-8000-000000000001", cluster="default", vmid=500, name="a"
         )
         assert mapping is not None
-    job = _finished(site.engine, "create", JobResult(succeeded=True))
+    job = _finish_job(site.engine, "create", JobResult(succeeded=True))
     with transaction(site.engine) as session:
         row = session.get(Job, job.id)
         assert row is not None
@@ -106,8 +106,8 @@ def test_queue_outbox_and_mappings_are_read_from_the_database(site: Site) -> Non
 
 def test_jobs_that_fulcrumcore_does_not_accept_as_ended_are_counted_by_cause(site: Site) -> None:
     result = JobResult(succeeded=True)
-    _finished(site.engine, "create", result)
-    refused = _finished(site.engine, "start", result)
+    _finish_job(site.engine, "create", result)
+    refused = _finish_job(site.engine, "start", result)
     with transaction(site.engine) as session:
         outbox.postpone_report(session, refused.id, backoff_s=600, note="HTTP 400")
         for _ in range(2):
@@ -119,7 +119,7 @@ def test_jobs_that_fulcrumcore_does_not_accept_as_ended_are_counted_by_cause(sit
     assert found["smith_unaccepted_jobs", "claimed_elsewhere"] == 2
 
 
-def test_the_gauges_of_the_agent_process(site: Site) -> None:
+def test_the_gauges_show_the_state_of_the_agent_process(site: Site) -> None:
     site.until("/readyz", 200)
     site.state.claimed_job_count, site.state.ended_job_count = 7, 4
     found = site.metrics()
@@ -149,14 +149,14 @@ def test_openmetrics_format_is_served_on_request(site: Site) -> None:
 
 
 def test_the_manual_lists_exactly_the_served_metrics(site: Site) -> None:
-    site.view.meters.note_ended(site.engine, _finished(site.engine, "create", JobResult(succeeded=True)), 1.0)
+    site.view.meters.note_ended(site.engine, _finish_job(site.engine, "create", JobResult(succeeded=True)), 1.0)
     _status, _headers, body = site.ask("/metrics")
     served = set(re.findall(r"^# TYPE (smith_\S+)", body, re.MULTILINE))
     page = (DOCS / "operating.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `(smith_\w+)", page, re.MULTILINE)) == served
 
 
-def _finished(engine: Engine, action: str, result: JobResult) -> Job:
+def _finish_job(engine: Engine, action: str, result: JobResult) -> Job:
     with transaction(engine) as session:
         job_id = submit(session, action=action, priority=1000)
         lease = claim(session)

@@ -1,4 +1,4 @@
-"""Actions of the pages: only with a session, the token of the form and a confirmation; each in the audit."""
+"""Actions on the pages: each needs a session, the form's token and a confirmation, and is in the audit log."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def filled(pages: PagesSite) -> Filled:
 
 
 def audited(site: PagesSite, verb: str) -> list[str]:
+    """Return who has made the changes of this kind, according to the audit log."""
     with reading(site.engine) as session:
         return list(session.scalars(select(AuditEntry.who).where(AuditEntry.verb == verb)))
 
@@ -127,7 +128,7 @@ def test_a_stopped_node_cannot_be_drained(pages: PagesSite) -> None:
     assert "Drain gone" not in browser.get("/executors").text
 
 
-def test_a_found_vm_is_adopted(pages: PagesSite) -> None:
+def test_an_unmapped_vm_that_a_drift_check_found_is_adopted(pages: PagesSite) -> None:
     service_id = "77777777-0000-4000-8000-000000000001"
     finding = Finding(
         kind=DriftKind.UNMAPPED_VM,
@@ -148,7 +149,7 @@ def test_a_found_vm_is_adopted(pages: PagesSite) -> None:
     assert audited(pages, "adopt") == ["Ada (web)"]
 
 
-def test_the_checks_run_and_name_remedies(pages: PagesSite) -> None:
+def test_the_checks_of_doctor_run_on_request(pages: PagesSite) -> None:
     browser = pages.logged_in()
     assert "have not run since" in browser.get("/doctor").text
     assert browser.act("/actions/doctor").status == 303

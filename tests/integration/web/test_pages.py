@@ -1,4 +1,4 @@
-"""The pages for operators: what each shows, filters, and that no text from outside is more than text."""
+"""The pages for operators: what each shows and filters, and that text from outside is always escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages over TLS with a certificate of one's own: the cookie, renewed and unusable files, and open handshakes."""
+"""The pages over TLS with a certificate of the operator: cookie, renewed and unusable files, and open handshakes."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_key_without_a_certificate_is_refused(tmp_path: Path) -> None:
 
 
 def test_connections_without_a_handshake_are_limited(secured: PagesSite, authority: CertificateAuthority) -> None:
-    """Each would occupy a file of the agent for a minute."""
+    """Each would occupy a file descriptor of the agent for a minute."""
     silent = [socket.create_connection(("127.0.0.1", secured.handle.port)) for _ in range(MAX_HANDSHAKES + 8)]
     try:
         limit = time.monotonic() + WITHIN_S
@@ -141,7 +141,7 @@ def test_connections_without_a_handshake_are_limited(secured: PagesSite, authori
         for connection in silent:
             connection.close()
     deadline = time.monotonic() + WITHIN_S
-    while True:  # the server notices the closed ones in its own time
+    while True:  # the server notices a little later that connections are closed
         try:
             connection = connected(secured, authority)
             connection.request("GET", "/livez")
@@ -153,7 +153,7 @@ def test_connections_without_a_handshake_are_limited(secured: PagesSite, authori
 
 
 def test_another_machine_cannot_occupy_all_handshakes(make_pages: MakePages, authority: CertificateAuthority) -> None:
-    """A connection to the machine's own address comes from that address, as a connection of another machine."""
+    """A connection to this machine's network address comes from that address, so it counts as another machine's."""
     own_address = address_of_this_machine()
     certificate, key = authority.issue("smith", NAMES)
     files = {"SMITH_HTTP_TLS_CERTIFICATE": str(certificate), "SMITH_HTTP_TLS_KEY": str(key)}
@@ -184,7 +184,7 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 def test_the_files_are_read_again_after_a_rename(authority: CertificateAuthority) -> None:
-    """Tools that renew certificates replace the file."""
+    """Tools that renew certificates replace the file, instead of writing to it."""
     certificate, key = authority.issue("smith", NAMES)
     loaded = ServerCertificate(certificate, key)
     first = loaded.context

@@ -1,4 +1,4 @@
-// What operators change with the pages: with a session, a confirmation and from our own pages only.
+// The changes that operators make with the pages: each needs a session, a confirmation and a form of our own pages.
 "use strict";
 
 const assert = require("node:assert/strict");
@@ -13,7 +13,7 @@ async function statusOf(service) {
   return job && job.status;
 }
 
-test("without a session there is no action", async () => {
+test("without a session, no action is offered or accepted", async () => {
   const before = await control("prepared/audit");
   await withVisitor(prepared, { name: "" }, async (page, { context }) => {
     for (const where of ["/executors", `/jobs/${prepared.jobs.pending}`, "/vms", "/doctor"]) {
@@ -58,7 +58,7 @@ test("nothing happens without a confirmation", async () => {
   });
 });
 
-test("retry, cancel and adopt change what they say, in the name of the session", async () => {
+test("retry, cancel and adopt do what they say, and the audit names the user of the session", async () => {
   const { pending } = prepared.jobs;
   await control("prepared/wait", { number: pending });
   await withVisitor(prepared, { name: "Grace" }, async (page) => {
@@ -79,11 +79,11 @@ test("retry, cancel and adopt change what they say, in the name of the session",
     await page.goto(address(prepared.url, "/audit"));
     await page.getByText("not needed").waitFor();
   });
-  const made = (await control("prepared/audit")).filter(([who]) => who === "Grace (web)").map((entry) => entry[1]);
-  assert.deepEqual(made, ["adopt", "cancel", "retry"]);
+  const auditedActions = (await control("prepared/audit")).filter(([who]) => who === "Grace (web)").map((entry) => entry[1]);
+  assert.deepEqual(auditedActions, ["adopt", "cancel", "retry"]);
 });
 
-test("a paused agent claims nothing until it is resumed; a drained one, too", async () => {
+test("a paused agent claims no job until it is resumed, and so does a drained agent", async () => {
   await withVisitor(lab, { name: "Grace" }, async (page) => {
     const steps = [
       { open: null, button: "Pause", resume: "Resume", confirm: "All agents claim" },
@@ -108,14 +108,14 @@ test("a paused agent claims nothing until it is resumed; a drained one, too", as
       await waitFor("the poll", () => statusOf(service));
       if (!open) assert.equal(await statusOf(service), "pending");
       await page.goto(address(lab.url, "/executors"));
-      const end = page.locator("form", { has: page.getByRole("button", { name: resume }) });
-      await end.getByLabel(confirm).check();
-      await end.getByRole("button").click();
+      const resumeForm = page.locator("form", { has: page.getByRole("button", { name: resume }) });
+      await resumeForm.getByLabel(confirm).check();
+      await resumeForm.getByRole("button").click();
       await waitFor("the job", async () => (await statusOf(service)) === "completed");
     }
   });
-  const made = (await control("lab/audit")).filter(([who]) => who === "Grace (web)").map((entry) => entry[1]);
-  assert.deepEqual(made, ["resume", "drain", "resume", "pause"]);
+  const auditedActions = (await control("lab/audit")).filter(([who]) => who === "Grace (web)").map((entry) => entry[1]);
+  assert.deepEqual(auditedActions, ["resume", "drain", "resume", "pause"]);
 });
 
 test("a running job of a real agent is cancelled", async () => {

@@ -1,4 +1,4 @@
-"""Lets the tests in the browser change what is behind the pages: a small HTTP server on this machine."""
+"""A small HTTP server on this machine, with which the tests in the browser change the state that the pages show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
-#: What a test may ask for: a function that gets the JSON of the request, and whose result is the JSON of the answer.
+#: The functions that a test can call, by path: each gets the JSON of the request, and returns the JSON of the answer.
 Verbs = Mapping[str, Callable[..., Any]]
 #: The page of a foreign site, which sends a form to the pages of the agent.
 FOREIGN_PAGE = """<!doctype html><title>Foreign</title>
@@ -21,7 +21,7 @@ class _Handler(BaseHTTPRequestHandler):
     verbs: ClassVar[Verbs] = {}
 
     def do_POST(self) -> None:
-        """Call a verb. An exception is the answer, and the test fails with it."""
+        """Call the function that the path names. If it raises, the answer has status 500, and the test fails."""
         values = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
         try:
             status, answer = 200, self.verbs[self.path.strip("/")](**values)
@@ -30,7 +30,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, "application/json", json.dumps(answer))
 
     def do_GET(self) -> None:
-        """Show the page of a foreign site. The path is the address and the token of its form."""
+        """Show the page of a foreign site. The path is /foreign/TOKEN/ADDRESS: the token and the target of its form."""
         token, _, action = self.path.removeprefix("/foreign/").partition("/")
         self._send(200, "text/html", FOREIGN_PAGE.format(action=action, token=token))
 
@@ -48,7 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def running_control(verbs: Verbs) -> Iterator[str]:
-    """Serve these verbs while the block runs, and yield the URL."""
+    """Serve these functions while the block runs, and yield the URL."""
     handler = type("_Handler", (_Handler,), {"verbs": verbs})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, name="control", daemon=True).start()

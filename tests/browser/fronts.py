@@ -1,4 +1,4 @@
-"""Runs nginx and Caddy in front of the pages, with the configurations that docs/operating.md shows."""
+"""Runs nginx and Caddy as reverse proxies of the pages, with the configurations that docs/operating.md shows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 30.0
 PREFIX = "/smith/"
 DOCUMENTED_ADDRESS = "127.0.0.1:9642"
-#: What surrounds the documented part of nginx's configuration, for a server that writes only into its folder.
+#: nginx's configuration around the documented part. With it, nginx writes only into the folder of the test.
 NGINX = """daemon off; pid {folder}/pid; error_log {folder}/error.log;
 events {{ worker_connections 64; }}
 http {{
@@ -37,11 +37,11 @@ CADDY = """{{
 """
 
 
-def documented(language: str, first_line: str) -> str:
-    """Return the example of docs/operating.md that contains this line."""
+def documented(language: str, contained: str) -> str:
+    """Return the example of docs/operating.md in this language that contains this text."""
     text = (ROOT / "docs/operating.md").read_text(encoding="utf-8")
     blocks = re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
-    (found,) = [block for block in blocks if first_line in block]
+    (found,) = [block for block in blocks if contained in block]
     return str(found)
 
 
@@ -53,7 +53,7 @@ def running_nginx(folder: Path, target: str) -> Iterator[str]:
     example = documented("nginx", "proxy_buffering off").replace(DOCUMENTED_ADDRESS, target)
     file = folder / "nginx.conf"
     file.write_text(NGINX.format(folder=folder, port=port, documented=example), encoding="utf-8")
-    with _running([_found("nginx"), "-e", folder / "error.log", "-p", folder, "-c", file], folder, port):
+    with _running([_path_of("nginx"), "-e", folder / "error.log", "-p", folder, "-c", file], folder, port):
         yield f"http://127.0.0.1:{port}{PREFIX}"
 
 
@@ -66,11 +66,11 @@ def running_caddy(folder: Path, target: str) -> Iterator[str]:
     example = example.replace("smith.example.net", f"http://127.0.0.1:{port}")
     file = folder / "Caddyfile"
     file.write_text(CADDY.format(folder=folder, documented=example), encoding="utf-8")
-    with _running([_found("caddy"), "run", "--adapter", "caddyfile", "--config", file], folder, port):
+    with _running([_path_of("caddy"), "run", "--adapter", "caddyfile", "--config", file], folder, port):
         yield f"http://127.0.0.1:{port}{PREFIX}"
 
 
-def _found(program: str) -> str:
+def _path_of(program: str) -> str:
     found = shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin")
     if found is None:
         raise SystemExit(f"{program} is not installed: apt-get install {program}")
@@ -83,14 +83,14 @@ def _running(command: list[str | Path], folder: Path, port: int) -> Iterator[Non
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     try:
-        _wait_until_it_listens(process, port, folder / "log")
+        _wait_until_the_port_is_open(process, port, folder / "log")
         yield
     finally:
         process.terminate()
         process.wait(START_TIMEOUT_S)
 
 
-def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_until_the_port_is_open(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     limit = time.monotonic() + START_TIMEOUT_S
     while True:
         try:

@@ -1,4 +1,5 @@
-// Texts of customers, guests and other servers: no script of theirs runs, and no request leaves.
+// Hostile texts of customers, guests and other servers: the pages show them as text. No script in them runs, and the
+// browser sends no request to another machine.
 "use strict";
 
 const assert = require("node:assert/strict");
@@ -12,22 +13,22 @@ const PLACES = [
   "/", "/jobs", "/vms", "/executors", "/settings", "/audit", "/doctor", `/jobs/${jobs.running}`, `/jobs/${jobs.completed}`,
   `/jobs/${jobs.failed}`, `/jobs/${jobs.pending}`,
 ];
-// The settings are the operator's own, and the doctor's texts are tested after its run.
+// The settings come from the operator. The doctor shows hostile texts only after its checks: a test below runs them.
 const WITHOUT_HOSTILE_TEXT = ["/settings", "/doctor"];
 
 async function assertHarmless(page, visitor, where) {
   assert.equal(await page.evaluate(() => globalThis.hacked), undefined, where);
   const foreign = visitor.requests.filter((url) => !url.startsWith("http://127.0.0.1:") && !url.startsWith("https://127.0.0.1:"));
   assert.deepEqual(foreign, [], where);
-  const strange = await page.evaluate(() => {
+  const injected = await page.evaluate(() => {
     const inPage = [...document.querySelectorAll("main img, main script, main iframe, main [onload], main [onerror], main [href^='javascript'], #story [hx-get]")];
     return inPage.map((element) => element.outerHTML);
   });
-  assert.deepEqual(strange, [], where);
+  assert.deepEqual(injected, [], where);
   assert.ok(!(await page.content()).match(/[\u001b\u202e]/), where);
 }
 
-test("on every page hostile texts are texts", async () => {
+test("every page shows hostile texts as plain text", async () => {
   await withVisitor(SITE, {}, async (page, visitor) => {
     for (const where of PLACES) {
       await page.goto(address(SITE.url, where), { waitUntil: "load" });
@@ -39,7 +40,7 @@ test("on every page hostile texts are texts", async () => {
   });
 });
 
-test("the live output and timeline of a job are texts", async () => {
+test("the live output and the timeline of a job show hostile texts as plain text", async () => {
   await withVisitor(SITE, {}, async (page, visitor) => {
     await page.goto(address(SITE.url, `/jobs/${jobs.running}`));
     await page.locator("#output").getByText("<script>window.hacked=1</script>").waitFor();
@@ -49,7 +50,7 @@ test("the live output and timeline of a job are texts", async () => {
   });
 });
 
-test("what a visitor types is shown as a text", async () => {
+test("hostile texts that a visitor types are shown as plain text", async () => {
   const typed = encodeURIComponent(SITE.hostile);
   await withVisitor(SITE, {}, async (page, visitor) => {
     for (const where of [`/jobs?q=${typed}&action=${typed}&status=${typed}`, `/audit?subject=${typed}&verb=${typed}`, `/vms?state=${typed}`]) {
@@ -67,7 +68,7 @@ test("what a visitor types is shown as a text", async () => {
   });
 });
 
-test("the checks of the doctor show what a hostile server says as a text", async () => {
+test("the checks of the doctor show the answers of a hostile server as plain text", async () => {
   await withVisitor(SITE, {}, async (page, visitor) => {
     await page.goto(address(SITE.url, "/doctor"));
     await page.getByRole("button", { name: "Run the checks" }).click();
@@ -92,7 +93,8 @@ test("the browser's own log has no request to another machine", async () => {
     assert.ok(ours.some((event) => event.params.url.includes("/events")), "the log has our requests");
     const foreign = ours.map((event) => event.params.url).filter((url) => !/^\w+:\/\/127\.0\.0\.1:/.test(url));
     assert.deepEqual([...new Set(foreign)], []);
-    // Nor has it looked up the host of the hostile texts. The browser's own services ask servers of its maker.
+    // The browser has not looked up the host of the hostile texts, either. Other hosts are not checked: the browser's own
+    // services look up servers of its manufacturer.
     const hosts = log.events.map((event) => event.params?.host || event.params?.hostname || "").join(" ");
     assert.ok(!hosts.includes("evil"), "a host of a hostile text was looked up");
     assert.ok(!started.some((event) => event.params.url.startsWith("//evil") || new URL(event.params.url).host.includes("evil")));

@@ -13,7 +13,7 @@ from smith_lab.system import LabSystem, running_lab, wait_for
 from support.web_world import TOKEN
 
 START_TIMEOUT_S = 60.0
-#: Real seconds for each second of simulated Proxmox time: a create takes a few seconds.
+#: Real seconds for each second of simulated Proxmox time, so that a create takes a few real seconds.
 TIME_SCALE = 0.25
 
 
@@ -25,11 +25,11 @@ class LabSite:
     proxy: Proxy
 
     def described(self) -> dict[str, Any]:
-        """Return what the tests need to know."""
+        """Return the URL of the pages and the token for their login."""
         return {"url": f"http://127.0.0.1:{self.proxy.port}", "token": TOKEN}
 
     def verbs(self) -> dict[str, Callable[..., Any]]:
-        """Return what the tests may ask for."""
+        """Return the functions that the tests in JavaScript can call, by path."""
         return {
             "lab/proxy": self.proxy.misbehave,
             "lab/order": self.order,
@@ -56,7 +56,7 @@ class LabSite:
         return found and {"id": found["id"], "status": found["status"], "error": found["error_code"]}
 
     def output(self, job: int) -> str:
-        """Return what the runs of a job have printed, as the command shows it."""
+        """Return what the runs of a job have printed, as `smith jobs log` shows it."""
         return self.lab.run_smith_text("jobs", "log", str(job))
 
 

@@ -7,7 +7,8 @@ const { PHONE, WORLD, address, control, newVisitor, screenshot, waitFor, withVis
 
 const { lab, prepared } = WORLD;
 const MAX_STREAMS = 20;
-// Long enough for a reload and a lost connection, in seconds of the simulated Proxmox, which are shorter than real ones.
+// How long a clone lasts while a page follows its job: enough for a reload and a lost connection. In seconds of the
+// simulated Proxmox, which are shorter than real ones.
 const WATCHED_CLONE_S = 40;
 
 function shownLines(page) {
@@ -21,7 +22,7 @@ async function orderAndOpen(page, name) {
   return { service, number: job.id };
 }
 
-test("a running job is followed across a reload and a lost connection: each line once", async () => {
+test("a page follows a running job across a reload and a lost connection, and shows each line once", async () => {
   await withVisitor(lab, {}, async (page) => {
     await control("lab/clone-lasts", { seconds: WATCHED_CLONE_S });
     const job = await orderAndOpen(page, "web-live");
@@ -61,13 +62,13 @@ test("lines that are printed while the connection is lost again and again are ea
   });
 });
 
-test("the 21st browser is told why it sees nothing, and follows when another has left", async () => {
+test("the 21st page that follows jobs says why it shows no live output, and shows it when another browser has left", async () => {
   const visitors = [];
   try {
     await withVisitor(prepared, {}, async (page, { context }) => {
       const cookies = await context.cookies();
       const where = address(prepared.directUrl, `/jobs/${prepared.jobs.running}`);
-      // One visitor has a limited number of connections to one server, so several share the places.
+      // A browser limits the connections of one visitor to one server, so several visitors open the streams.
       for (let number = 0; number < MAX_STREAMS; number += 1) {
         if (number % 4 === 0) visitors.push(await newVisitor());
         const visitor = visitors.at(-1);
@@ -111,7 +112,7 @@ test("the overview refreshes itself, keeps the focus, and says when the agent do
   });
 });
 
-test("a page whose session has ended leads to the login, and back", async () => {
+test("a page whose session has ended leads to the login, and the login back to the page", async () => {
   await withVisitor(prepared, {}, async (page) => {
     await page.goto(address(prepared.url, "/"));
     await control("prepared/end-sessions");

@@ -76,7 +76,7 @@ test("every link, field and button is reached with the keyboard, and shows that 
   });
 });
 
-test("the first key leads past the menu to the content", async () => {
+test("the first press of Tab reaches a link that skips the menu", async () => {
   await withVisitor(SITE, {}, async (page) => {
     await page.goto(address(SITE.url, "/jobs"));
     await page.keyboard.press("Tab");
@@ -87,7 +87,7 @@ test("the first key leads past the menu to the content", async () => {
   });
 });
 
-test("a screen reader gets tables with headings on a phone, and is told what changes", async () => {
+test("a screen reader gets tables with headings on a phone, and announces what changes", async () => {
   await withVisitor(SITE, LOOKS.phone, async (page, visitor) => {
     await page.goto(address(SITE.url, "/jobs"));
     const session = await visitor.context.newCDPSession(page);
@@ -115,7 +115,7 @@ test("each time is in UTC, with the local time and its zone beside it", async ()
   });
 });
 
-test("the list of jobs is filtered while one types, and without a script", async () => {
+test("the list of jobs is filtered while the visitor types, and without a script", async () => {
   await withVisitor(SITE, {}, async (page) => {
     await page.goto(address(SITE.url, "/jobs"));
     await page.getByLabel("Status").selectOption("failed");

@@ -1,4 +1,5 @@
-// Takes the pictures of the documentation, of a real agent: a phone at night, a wall screen, and a running job.
+// Takes the pictures for the documentation from the pages of a real agent: on a phone at night, on a wall screen, and
+// of a running job.
 "use strict";
 
 const { test } = require("node:test");

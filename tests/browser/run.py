@@ -1,6 +1,7 @@
 """Runs the tests of the pages in a real browser: python -m browser.run NODE_MODULES SCREENSHOTS [FILE...]
 
-It starts the pages, and what a test may change behind them; the tests in JavaScript drive Chromium.
+It starts the servers of the pages, and a server with which a test changes what they show (browser/control.py). The
+tests in JavaScript drive Chromium.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from browser.lab_site import lab_site
 from browser.prepared import prepared_site
 
 HERE = Path(__file__).parent
-#: The files in the order in which they change what they share.
+#: The test files in their order. They share servers and databases, so a file that changes more of them runs later.
 ORDER = ("pages", "hostile", "live", "fronts", "actions", "pictures")
 
 

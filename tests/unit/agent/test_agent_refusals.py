@@ -46,7 +46,7 @@ def test_refusals_in_quick_succession_count_as_one() -> None:
     assert not refused_at(*[MIN_DURATION_S + number for number in range(100)])
 
 
-def test_a_refusal_at_the_limits_of_age_and_interval_is_added() -> None:
+def test_a_refusal_exactly_at_the_limits_of_age_and_interval_is_counted() -> None:
     refusals = Refusals(count=2, first_at=5_000.0, last_at=6_000.0)
     at_least_s, at_most_s = 6_000.0 + MIN_INTERVAL_S, 6_000.0 + MAX_AGE_S
     for now in (at_least_s, at_most_s):
@@ -61,6 +61,7 @@ NOW = 6_000.0 + MAX_AGE_S / 2
 
 
 def checked(now: float = NOW, *, is_agent_accepted: bool = True, is_job_readable: bool = False) -> dict[str, Refusals]:
+    """Return the refusals of both jobs after a refusal of the job "own" and a check of its agent and of the job."""
     return refusals_after_check(
         {"other": OTHER, "own": OWN},
         "own",

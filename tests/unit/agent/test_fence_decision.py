@@ -42,12 +42,12 @@ def test_runs_end_after_two_thirds_of_a_lease_if_another_agent_may_take_the_jobs
     assert must_end_runs(mode, since_renewal_s, lease_s=LEASE_S, has_other_agents=has_other_agents) is must_end
 
 
-@pytest.mark.parametrize(("first_renewal", "is_due"), [(None, True), (True, True), (False, False)])
-def test_before_the_first_renewal_other_agents_are_assumed(first_renewal: bool | None, is_due: bool) -> None:
+@pytest.mark.parametrize(("found_other_agents", "is_due"), [(None, True), (True, True), (False, False)])
+def test_before_the_first_renewal_other_agents_are_assumed(found_other_agents: bool | None, is_due: bool) -> None:
     now = [100.0]
     fence = fence_at(now, limits=[])
-    if first_renewal is not None:
-        fence.note_renewed(now[0], has_other_agents=first_renewal)
+    if found_other_agents is not None:  # None: no renewal yet
+        fence.note_renewed(now[0], has_other_agents=found_other_agents)
     now[0] += LEASE_S
     assert fence._is_due() is is_due
 
@@ -72,7 +72,7 @@ def test_guards_end_the_runs_a_little_later_than_the_agent_in_the_same_cases(
     assert must_end_runs(mode, 22.5, **facts) is (until_s != NO_LIMIT)
 
 
-def test_each_renewal_limits_the_runs_from_its_beginning() -> None:
+def test_the_limit_of_the_runs_counts_from_the_beginning_of_the_last_renewal() -> None:
     now, limits = [100.0], list[float]()
     fence = fence_at(now, limits=limits)
 
@@ -91,7 +91,7 @@ def test_runs_without_a_limit_are_limited_as_soon_as_another_agent_is_found() ->
 
     fence.note_other_agents(105.0)
     fence.note_renewed(105.0, has_other_agents=True)
-    fence.note_other_agents(110.0)  # the transaction may not commit, so the runs get no more time before it does
+    fence.note_other_agents(110.0)  # not yet committed, so the runs get no more time
 
     assert limits == [NO_LIMIT, 127.5, 127.5]
 
@@ -107,6 +107,6 @@ def test_a_renewal_that_took_long_must_be_repeated_if_it_found_the_first_other_a
     now[0] = 110.0
     assert fence.note_other_agents(100.0)
     now[0] = 119.0
-    assert fence.note_other_agents(100.0)  # the runs have their limit
+    assert fence.note_other_agents(100.0)  # the runs already have a limit
 
     assert limits == [NO_LIMIT, 122.5]

@@ -1,4 +1,4 @@
-"""How often a number that FulcrumCore's answers repeat is logged."""
+"""How often the agent logs the number of ignored jobs, which is the same in many answers of FulcrumCore."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def test_only_a_larger_number_is_logged_within_the_interval() -> None:
     assert counts_logged((0, 3), (2, 3), (4, 1), (6, 0), (8, 3), (10, 4)) == [3, 4]
 
 
-def test_each_number_is_logged_after_the_interval() -> None:
+def test_after_the_interval_any_number_is_logged() -> None:
     assert counts_logged((0, 5), (LOG_INTERVAL_S - 1, 2), (LOG_INTERVAL_S, 2), (LOG_INTERVAL_S + 1, 3)) == [5, 2, 3]
 
 
-def test_no_line_without_ignored_jobs() -> None:
+def test_without_ignored_jobs_nothing_is_logged() -> None:
     assert counts_logged((0, 0), (LOG_INTERVAL_S, 0)) == []

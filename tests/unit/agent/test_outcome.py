@@ -98,7 +98,7 @@ def test_only_a_failure_of_the_job_itself_uses_up_an_attempt(end: Any, stop_reas
     assert outcome(end, stop_reason=stop_reason).counts_as_attempt is counts
 
 
-def test_a_refused_result_publishes_nothing_of_the_vm() -> None:
+def test_a_result_that_the_database_refuses_becomes_a_failure_without_a_vm() -> None:
     result = outcome(DONE, has_database_refused=True).result
     assert (result.succeeded, result.vm) == (False, {})
 
@@ -109,7 +109,7 @@ def test_the_wait_after_an_unavailability_respects_retry_after() -> None:
     assert outcome(UNAVAILABLE).backoff_s <= retry.UNAVAILABILITY_BACKOFF_S * 1.3
 
 
-def test_the_outcome_without_the_lease() -> None:
+def test_an_attempt_whose_lease_is_lost_is_discarded() -> None:
     lost = Outcome(ending=Ending.DISCARD, reason="the lease was lost")
     assert outcome(DONE, stop_reason=StopSignal.LEASE_LOST) == lost
 
@@ -161,8 +161,8 @@ def test_the_report_state_says_whether_another_executor_processes_the_job(end: A
     assert report_state_after(outcome(end)) is state
 
 
-def test_a_text_of_fulcrumcore_does_not_become_the_error_of_a_job_without_time() -> None:
-    """The reason of a requeue is in the row, and only an error code of an earlier attempt is reported again."""
+def test_a_text_of_fulcrumcore_does_not_become_the_error_of_a_job_without_time_left() -> None:
+    """The row holds why the job was requeued. This text is reported only if it begins with an error code."""
     late = job(time_left_s=1)
     late.error_message = "POST /jobs/1/claim: HTTP 409: CAPACITY: duplicate key (SQLSTATE 23505)"
     with pytest.raises(JobError) as caught:
@@ -266,7 +266,7 @@ def test_the_time_left_is_measured_by_fulcrumcores_clock() -> None:
         assert found.ending is ending
 
 
-def test_a_run_that_an_operator_has_cancelled_is_not_requeued_as_by_a_stopping_agent() -> None:
+def test_a_run_that_an_operator_has_cancelled_is_finished_and_not_requeued() -> None:
     cancelled = failed(ErrorCode.CANCELLED)
     assert outcome(cancelled, stop_reason=StopSignal.CANCELLED) == Outcome(
         ending=Ending.FINISH, result=cancelled, mapping_change=MappingChange.APPLY_RESULT

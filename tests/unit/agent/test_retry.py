@@ -14,7 +14,7 @@ from executor.errors import JobError
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
 
-#: More than the tests take, and less than the differences that they tell apart.
+#: A tolerance for the time that passes: more than the tests take, less than the differences between expected values.
 SLACK_S = 2.0
 
 
@@ -39,7 +39,7 @@ def backoff_s(of: Job, result: JobResult, *, clock_offset_s: float = 0.0, **fact
 @pytest.mark.parametrize(
     ("time_left_s", "clock_offset_s", "expected_s"), [(100, 0, 90), (100, 50, 40), (100, -50, 140), (25, 0, 15)]
 )
-def test_a_run_has_the_time_until_the_timeout_without_that_for_the_report(
+def test_a_run_has_the_time_until_the_timeout_minus_the_margin_for_the_report(
     time_left_s: float, clock_offset_s: float, expected_s: float
 ) -> None:
     found_s = retry.require_time_left_s(job(time_left_s), clock_offset_s=clock_offset_s)
@@ -65,7 +65,7 @@ def test_the_shortest_time_for_a_run() -> None:
         ("GET /jobs: no answer", "DEADLINE", "only 5 s are left before the job timeout, too few for a run"),
     ],
 )
-def test_a_job_without_time_fails_with_the_error_of_its_previous_attempt(
+def test_a_job_without_time_left_fails_with_the_error_of_its_previous_attempt(
     error_message: str | None, code: str, detail: str
 ) -> None:
     with pytest.raises(JobError) as caught:

@@ -1,4 +1,4 @@
-"""The link state of an outside system."""
+"""Whether an outside system answers, and which log events a change causes."""
 
 from __future__ import annotations
 

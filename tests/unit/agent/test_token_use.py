@@ -1,4 +1,4 @@
-"""Whether FulcrumCore has got a heartbeat of another executor, which uses another database with the same token."""
+"""Whether FulcrumCore has received a heartbeat of another executor that uses the same token with another database."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def ago(seconds: float | None) -> datetime | None:
         ("Connected", 5, None, 0, True),  # a new database
         ("Connected", 5, 3600, 0, True),
         ("Connected", 5, 6, 0, False),  # our own, before a restart
-        ("Connected", 5, 30, 0, False),  # its time was stored later
+        ("Connected", 5, 30, 0, False),  # our own: its time was stored later
         ("Connected", 300, None, 0, False),  # that executor has ended
         ("Disconnected", 5, None, 0, False),
         ("Connected", 605, 5, -600, False),  # FulcrumCore's clock is ten minutes behind

@@ -23,7 +23,7 @@ from executor.shared.error_rules import (
 )
 from executor.shared.reactions import TABLE, Outcome, Reaction, outcome_of, reaction_to
 
-#: Texts of Proxmox and of modules, of old and new versions. A new text is recorded there before a rule is added.
+#: Texts of Proxmox and of modules, of old and new versions. A new text is added to this file before a rule is added.
 RECORDED = Path(__file__).parents[2] / "data" / "proxmox_failures.jsonl"
 ROWS = [json.loads(line) for line in RECORDED.read_text(encoding="utf-8").splitlines()]
 REPOSITORIES = sorted({row["sources"][0].partition(" ")[0] for row in ROWS})

@@ -29,7 +29,7 @@ def test_the_executor_and_its_commands_read_the_service_of_the_case(case: dict[s
     assert ProxmoxReader.marked_service_id({"description": case["description"]}) == case["service"]
 
 
-def test_the_actions_take_a_vm_for_the_services_exactly_if_the_executor_does(case: dict[str, Any]) -> None:
+def test_the_actions_assign_a_vm_to_a_service_exactly_if_the_executor_does(case: dict[str, Any]) -> None:
     settings = [{"key": "description", "value": case["description"]}]
     facts = guest_facts.read_settings(settings, {"status": "stopped"})
     assert facts["markers"] == case["markers"]
@@ -49,6 +49,6 @@ def test_each_case_has_a_service_only_if_its_marker_is_a_valid_id() -> None:
 
 
 def test_the_inventory_has_the_pattern_of_a_marker() -> None:
-    """So it takes linear time for a long row of blanks, too, as the pattern of a marker does."""
+    """With this pattern the inventory, too, takes only linear time for a long row of blanks."""
     inventory = (ROOT / "inventory" / "smith.proxmox.yml").read_text(encoding="utf-8")
     assert f"regex_findall('(?im){MARKER_LINE.pattern}')" in inventory

@@ -1,4 +1,4 @@
-"""The needed privileges, and the commands that grant the missing ones."""
+"""The privileges that the settings need, and the commands that grant those that the token lacks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_each_storage_is_needed_once_and_the_bridge_only_when_used() -> None:
     assert paths == ["/vms", "/sdn/zones/localnetwork/vmbr0"]
 
 
-def test_image_and_backup_storages_have_their_own_needs() -> None:
+def test_image_and_backup_storages_need_privileges_of_their_own() -> None:
     more = list_needs(9, disk_storages=["a"], image_storages=["local", "a"], backup_storage="nfs")[2:]
     assert [(need.path, need.role) for need in more] == [
         ("/storage/local", "SmithImages"),

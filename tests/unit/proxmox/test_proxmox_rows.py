@@ -173,7 +173,7 @@ def test_an_invalid_node_name_never_becomes_part_of_a_path(node: str) -> None:
 
 @pytest.mark.parametrize("vmid", [-1, 0, 99, 10**9])
 def test_an_invalid_vmid_is_refused_without_a_request(vmid: int) -> None:
-    """Proxmox answers 400 to it, as to a VMID that is in use."""
+    """Proxmox answers 400 to an invalid VMID, and also to a VMID that is in use."""
     reader = ProxmoxReader(ProxmoxConnection(host="192.0.2.1", user="smith@pve", token_id="job", token_secret="x" * 8))
     with pytest.raises(JobError, match=r"^INVALID_REQUEST: "):
         reader.is_vmid_free(vmid)

@@ -1,4 +1,4 @@
-"""The plan of `smith init` for Proxmox: what is missing, in the order in which it can be made, and nothing else."""
+"""The changes that `smith init` plans in Proxmox: only what is missing, each object after those that it needs."""
 
 from __future__ import annotations
 

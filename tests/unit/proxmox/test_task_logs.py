@@ -1,4 +1,4 @@
-"""The log of a Proxmox task whose end is unknown: lines about steps leave the end unknown, whatever their words are.
+"""The log of a Proxmox task whose end is unknown: lines about steps do not decide it, even with words like 'failed'.
 
 The lines are those that Proxmox VE 8 and 9 and the programs that they run write into the logs.
 """
@@ -27,7 +27,7 @@ UNKNOWN_ENDS = (
     "no such task",
     "unable to get last line from task log - No such file or directory",
 )
-#: What the programs of LVM write, whichever step runs them.
+#: Lines that the programs of LVM write in every step that runs them.
 LVM = [
     "  WARNING: You have not turned on protection against thin pools running out of space.",
     "  WARNING: Set activation/thin_pool_autoextend_threshold below 100 to trigger automatic extension of thin pools.",
@@ -157,7 +157,7 @@ LOGS: dict[str, list[str]] = {
 }
 #: Statuses of a failed task that do not name the cause.
 FAILED_ENDS = ("clone failed: the volume said no", "migration aborted", "start failed: QEMU exited with code 1")
-#: The first line of a log, which community.proxmox's modules quote when they have waited too long.
+#: Every log line, without quotes: a module of community.proxmox quotes one when it has waited too long for a task.
 QUOTES = sorted({line.replace("'", "") for log in LOGS.values() for line in log})
 
 
@@ -172,7 +172,7 @@ def code_of(status: str, log: list[str]) -> str:
 
 
 @pytest.mark.parametrize("name", LOGS)
-def test_the_lines_about_steps_leave_an_unknown_end_unknown(name: str) -> None:
+def test_the_lines_about_steps_do_not_decide_an_unknown_end(name: str) -> None:
     log = LOGS[name]
     assert [cut[-1] for cut in cuts_of(log) if code_of(UNKNOWN_ENDS[0], cut) != "PVE_TIMEOUT"] == []
     assert {code_of(status, log) for status in UNKNOWN_ENDS} == {"PVE_TIMEOUT"}
@@ -215,7 +215,7 @@ def test_a_warning_of_a_program_is_not_the_cause_of_its_failure() -> None:
 
 
 def test_a_line_that_a_module_quotes_does_not_say_how_its_task_ends() -> None:
-    """The module has waited for the task as long as it may, and quotes the first line of the log."""
+    """The module has waited for the task up to its timeout, and its message quotes one line of the log."""
     beginnings = ("Reached timeout while waiting for moving VM disk. ", "Reached timeout. ", "Reached timeout while x.")
     for words, quote in itertools.product(beginnings, QUOTES):
         text = f"{words}Last line in task before timeout: [{{'n': 1, 't': '{quote}'}}]"
@@ -227,7 +227,7 @@ def test_a_line_that_a_module_quotes_does_not_say_how_its_task_ends() -> None:
         assert failures.outcome_problem(facts, answer, "running").startswith("TASK_TIMEOUT: ")
 
 
-def test_each_line_about_a_volume_that_a_deletion_left_is_read() -> None:
+def test_the_volumes_that_a_deletion_could_not_remove_are_read_from_its_log() -> None:
     log = [
         "WARN: Could not remove disk 'local-lvm:vm-301-disk-0', check manually: busy",
         "WARN: failed to get path and owner of volume 'gone:vm-301-disk-1': storage 'gone' does not exist",

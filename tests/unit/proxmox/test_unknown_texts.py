@@ -1,4 +1,4 @@
-"""Words that no rule knows: they are never final while something may have happened. And the rules' time is linear."""
+"""A failure text that no rule matches is not final while the VM may have been changed. The rules take linear time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from executor.shared.error_patterns import RULES
 from executor.shared.error_rules import classify_failure
 from executor.shared.reactions import Reaction, reaction_to
 
-#: Words of Proxmox's texts, and others.
+#: Words that Proxmox's texts contain, and other words.
 WORDS = (
     *("VM", "301", "disk", "'scsi1'", "storage", "volume", "failed", "error", "unable", "to", "the", "config", "node"),
     *("not", "is", "timeout", "-", "exit", "code", "5", "unexpected", "lost", "while", "aborted", "(x)", "invalid"),
@@ -29,7 +29,7 @@ RANDOM_TEXTS = st.one_of(
     st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join),
     st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=10)), max_size=12).map(" ".join),
 )
-#: Texts of which no rule knows a word.
+#: Texts that no rule matches.
 UNKNOWN_TEXTS = RANDOM_TEXTS.filter(lambda text: not any(re.search(pattern, text) for _code, pattern in RULES))
 FACTS = {"vmid": 301, "reached": False, "task_error": "", "running_tasks": [], "lock": "", "status": "stopped"}
 
@@ -43,7 +43,7 @@ def is_retried(code: str) -> bool:
 
 @settings(max_examples=500, deadline=None)
 @given(UNKNOWN_TEXTS)
-def test_an_unknown_text_of_a_module_is_looked_at_and_not_final(text: str) -> None:
+def test_an_unknown_text_of_a_module_leads_to_a_look_up_and_is_not_final(text: str) -> None:
     answer = {"failed": True, "msg": text}
     assert failures.is_outcome_unknown(answer)
     assert failures.is_outcome_unknown(answer, is_single_request=True)
@@ -53,7 +53,7 @@ def test_an_unknown_text_of_a_module_is_looked_at_and_not_final(text: str) -> No
 
 @settings(max_examples=500, deadline=None)
 @given(UNKNOWN_TEXTS, st.sampled_from([500, 501]))
-def test_an_unknown_text_in_an_answer_of_proxmox_is_looked_at_and_not_final(text: str, status: int) -> None:
+def test_an_unknown_text_in_an_answer_of_proxmox_leads_to_a_look_up_and_is_not_final(text: str, status: int) -> None:
     answer = {
         "failed": True,
         "msg": f"{status} {'Internal Server Error' if status == 500 else 'Not Implemented'}: {text}",
@@ -75,7 +75,7 @@ def test_an_unknown_end_of_a_proxmox_task_is_not_final(text: str) -> None:
 @settings(max_examples=500, deadline=None)
 @given(RANDOM_TEXTS, st.sampled_from(["Reached timeout while waiting", "Read timed out", "596 ", "got timeout"]))
 def test_a_text_that_says_that_the_outcome_is_unknown_is_not_final(text: str, words: str) -> None:
-    """The words are the beginning, because Proxmox's text may contain words of a tenant."""
+    """The words must be at the beginning, because Proxmox's text may contain words of a tenant."""
     known = [code for code, pattern in RULES if re.search(pattern, text)]
     code = classify_failure(f"{words} {text}").code
     assert reaction_to(code) is not Reaction.NO or code in known
@@ -106,6 +106,6 @@ def test_each_repetition_in_a_pattern_has_a_limit(code: str, pattern: str) -> No
     assert list(_unlimited(parser.parse(pattern))) == []
 
 
-def test_the_check_of_repetitions_finds_them() -> None:
+def test_the_check_finds_repetitions_without_a_limit() -> None:
     parser = pytest.importorskip("re._parser")
     assert len(list(_unlimited(parser.parse("a(b+|c*)[d-f]{2,}x{1,3}")))) == 3

@@ -1,4 +1,4 @@
-"""The effect of an action, which decides whether `smith play` asks."""
+"""The effect of an action, which decides whether `smith play` asks for a confirmation."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ def test_an_action_is_the_playbook_of_its_name(folder: Path, action: str) -> Non
         "1create",
         "a" * 51,
         "\u217dreate",  # a Roman numeral that looks like c
-        "\u0441reate",  # a Cyrillic one
-        "\uff43reate",  # a wide one
+        "\u0441reate",  # a Cyrillic letter that looks like c
+        "\uff43reate",  # a full-width c
         "cre\u200bate",
         "create ",
     ],
@@ -75,7 +75,7 @@ def test_the_providers_own_playbook_comes_before_ours(folder: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../outside.yml"])
 def test_a_link_out_of_a_providers_folder_is_refused(tmp_path: Path, folder: Path, target: str) -> None:
-    """It is refused, and ours is not run in its place: the provider wanted another."""
+    """The link is refused, and our playbook of this name does not run instead: the provider wanted another one."""
     own = tmp_path / "own"
     own.mkdir()
     (tmp_path / "outside.yml").touch()

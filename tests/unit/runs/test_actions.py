@@ -107,7 +107,7 @@ def _role(folder: Path) -> Path:
 
 
 def test_a_link_inside_the_folder_is_followed(ours: Path, theirs: Path) -> None:
-    """A Kubernetes ConfigMap is mounted so: attach.yml -> ..data/attach.yml, ..data -> ..2026."""
+    """Kubernetes mounts a ConfigMap with such links: attach.yml -> ..data/attach.yml, ..data -> ..2026."""
     place = folder_with(theirs / "..2026", "mounted")
     (theirs / "..data").symlink_to(place.name)
     (theirs / "mounted.yml").symlink_to("..data/mounted.yml")

@@ -1,4 +1,4 @@
-"""The plan of a run: which playbook with which variables, and no text from outside as anything but data."""
+"""The plan of a run: its playbook and its variables. Text from outside is only ever passed as data."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_an_update_is_checked_like_a_create(settings: PlanSettings, changed: dic
 def test_text_with_an_injection_reaches_ansible_unchanged(
     settings: PlanSettings, tmp_path: Path, injection: str
 ) -> None:
-    """Through the plan and the file that Ansible reads: marked unsafe, it is never evaluated as a template."""
+    """The file that Ansible reads marks the text as unsafe, so that it is never evaluated as a template."""
     properties = MINIMAL | {"ciPassword": injection, "sshPublicKeys": [f"{KEY} {injection.splitlines()[0]}"]}
     run = plan(make_request(properties=properties, service_name=injection), settings)
     assert run.vm["cloud_init"]["password"] == injection
@@ -213,7 +213,7 @@ VICTIM = "ffffffff-2222-4000-8000-000000000002"
     ],
 )
 def test_a_name_cannot_forge_the_marker_of_another_service(name: str) -> None:
-    """A description, also with more lines, must not identify a VM of another service."""
+    """A description, even one with several lines, must not identify a VM of another service."""
     assert service_in(f"smith-uid={VICTIM}")
     assert not markers_in(make_description(name))
     assert not markers_in(f"{make_description(name)}\nsmith")
@@ -231,7 +231,7 @@ def test_an_ordinary_name_is_the_description() -> None:
     assert make_description("Web server (Zürich) 😀") == "Web server (Zürich) 😀"
 
 
-def test_only_a_delete_gets_half_made(folder: Path) -> None:
+def test_only_a_delete_gets_the_member_half_made(folder: Path) -> None:
     given = {
         action: plan(make_request(action=action, may_be_partial_clone=True), make_settings(folder)).vm.get("half_made")
         for action in ("start", "stop", "delete")

@@ -62,7 +62,7 @@ def test_the_bounds_of_a_number_are_valid(name: str) -> None:
 
 
 def test_a_number_in_another_unit_is_a_missing_member() -> None:
-    """memoryGb or diskMb must never be taken for what they are not."""
+    """memoryGb must never be read as memoryMb, nor diskMb as diskGb."""
     words = refusal(memoryMb=..., memoryGb=2, diskGb=..., diskMb=10240)
     assert words == "memoryMb is missing; diskGb is missing"
 
@@ -128,7 +128,7 @@ def test_a_member_of_the_wrong_type_or_form_is_refused_by_its_name(name: str, va
 @pytest.mark.parametrize("name", ["image", "hostname", "ciUser"])
 def test_a_name_with_an_injection_is_refused(name: str, injection: str) -> None:
     if injection == "yes":
-        return  # a word like any other
+        return  # an ordinary word, which is accepted
     if injection == "0777" and name != "ciUser":
         return
     refusal(**{name: injection})

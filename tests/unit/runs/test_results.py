@@ -205,7 +205,7 @@ def test_a_message_that_is_not_text_is_shown_as_text(tmp_path: Path, message: An
 
 
 def test_a_playbook_that_is_not_yaml_fails_with_ansibles_error_text(tmp_path: Path) -> None:
-    """Then there are no events of Ansible tasks, only error output."""
+    """Such a run has no events of Ansible tasks, only error output."""
     result = read(
         tmp_path,
         verbose("[WARNING]: No inventory was parsed"),

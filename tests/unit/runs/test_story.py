@@ -1,4 +1,4 @@
-"""The story of a run: what is kept of its events, within which bounds."""
+"""The story of a run (the summary of its events for the database): what it keeps, and within which limits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_an_ansible_task_is_running_until_its_result_arrives() -> None:
     assert (row["outcome"], row["seconds"], row["message"]) == ("changed", 12.3, "")
 
 
-def test_a_failed_ansible_task_has_its_message_and_a_cut_one_is_interrupted() -> None:
+def test_a_failed_ansible_task_has_its_message_and_one_without_a_result_is_interrupted() -> None:
     made = story(
         event("playbook_on_task_start", task="a task"),
         failed("CAPACITY: no space"),
@@ -101,7 +101,7 @@ def test_a_story_has_no_secret_and_no_character_that_a_database_refuses() -> Non
         {"event": "verbose", "stdout": f"VM 1 (a): UPID:x, {'9' * 400} % [1.5 s]"},
     ],
 )
-def test_odd_events_are_no_problem(odd: dict[str, Any]) -> None:
+def test_a_malformed_event_raises_nothing(odd: dict[str, Any]) -> None:
     json.dumps(story(odd).end(), allow_nan=False)
 
 
@@ -123,7 +123,7 @@ def test_the_text_of_each_step_is_passed_on_when_it_arrives() -> None:
 
 
 def test_the_story_can_be_read_while_a_step_is_passed_on() -> None:
-    """What a step causes may be a slow write to the database. The lease keeper reads the story meanwhile."""
+    """Passing on a step may cause a slow write to the database, and the lease keeper reads the story meanwhile."""
     stories: list[dict[str, Any]] = []
 
     def read_in_another_thread(_text: str) -> None:

@@ -1,4 +1,4 @@
-"""The service's properties that speak of hardware, and what becomes of them in the extra var."""
+"""The service's properties about hardware, and the members of the extra variable `vm` that are made from them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_missing_properties_are_not_passed_on() -> None:
 def test_an_update_changes_nics_only_where_they_differ() -> None:
     same = shape("update", MINIMAL | HARDWARE, MINIMAL | HARDWARE)
     assert "networks" not in same
-    assert same["disks"]  # a disk that is there already changes nothing, one that is missing is mended
+    assert same["disks"]  # an existing disk is not changed, a missing disk is added
     changed = shape("update", MINIMAL | HARDWARE | {"networks": [{"vlan": 5}], "allowReboot": True}, HARDWARE)
     assert (changed["networks"], changed["allow_reboot"]) == ([{"vlan": 5}], True)
 
@@ -137,7 +137,7 @@ def test_only_an_empty_list_removes_name_servers(name: str) -> None:
     assert shape("update", MINIMAL | {"network": {"vlan": 0}}, before)["network"] == {"mode": "dhcp", "vlan": 0}
 
 
-# ---------------------------------------------------------------------- what a guest is made of
+# ---------------------------------------------------------------------- the kind of a guest, and what it is made from
 
 CONTAINER: dict[str, Any] = {"cores": 1, "memoryMb": 512, "diskGb": 4, "osTemplate": "debian-12"}
 VOLUME = "local:vztmpl/debian-12-standard_12.7-1_amd64.tar.zst"
@@ -257,7 +257,7 @@ def test_a_deletion_gets_the_operators_settings(settings: dict[str, Any], sent: 
     assert {name: value for name, value in vm.items() if name in asked} == sent
 
 
-def test_an_update_names_the_tags_that_the_service_has_no_more() -> None:
+def test_an_update_names_the_tags_that_the_service_no_longer_has() -> None:
     before = MINIMAL | {"tags": ["web", "db", "no;tag"]}
     assert shape("update", MINIMAL | {"tags": ["db", "new"]}, before)["previous_tags"] == ["web"]
     assert "previous_tags" not in shape("update", MINIMAL | {"tags": ["web", "db"]}, before)

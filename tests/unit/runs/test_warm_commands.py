@@ -1,4 +1,4 @@
-"""The shell commands that a warm run accepts as those of a module."""
+"""The shell commands that a warm run recognises as the start of a module."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_command_of_a_module_is_parsed(line: str, assigned: dict[str, str]) 
         "/usr/bin/python",
     ],
 )
-def test_other_commands_are_left_to_the_shell(cmd: str) -> None:
+def test_other_commands_are_not_recognised_and_run_in_a_shell(cmd: str) -> None:
     assert read_command(cmd) is None
 
 

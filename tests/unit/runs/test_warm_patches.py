@@ -1,4 +1,4 @@
-"""The table of private names that warm runs need: complete, and true of the installed packages."""
+"""The table of private names that warm runs need is complete, and agrees with the installed packages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from executor.runs.warm import patches
 from executor.runs.warm.compatibility import read_package_file, why_warm_runs_unavailable
 from executor.runs.warm.patches import PRIVATE_NAMES, PrivateName
 
-#: Prints each name that the imported module does not have. An instance's attribute is one that `__init__` sets.
+#: Prints each name that the imported module does not have. An instance has an attribute if `__init__` sets it.
 FIND_MISSING_AT_RUN_TIME = """
 from executor.runs.warm.patches import PRIVATE_NAMES
 
@@ -91,7 +91,7 @@ def test_a_missing_name_is_a_reason_against_warm_runs(fields: dict[str, str], mo
     assert why_warm_runs_unavailable() == f"{name.module} has no {name.name} any more, which warm runs need"
 
 
-def test_a_name_of_another_version_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_only_another_version_has_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     name = PrivateName(module="ansible.utils.vars", name="no_such_name", purpose="a test", series=("2.18",))
     monkeypatch.setattr(patches, "PRIVATE_NAMES", (*PRIVATE_NAMES, name))
 

@@ -1,4 +1,4 @@
-"""The pipelines in deploy/ci/: what they have in common. tests/integration/docs/test_pipeline_steps.py runs them."""
+"""The parts that the pipelines in deploy/ci/ share. tests/integration/docs/test_pipeline_steps.py runs them."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def test_a_plugin_does_not_import_the_executor_or_the_lab(file: Path) -> None:
 
 
 def test_what_the_executor_shares_with_the_plugins_imports_only_the_standard_library() -> None:
-    """The bounds of HTTP also import the libraries of the client, which imports them itself."""
+    """Except the module with the limits of HTTP: it also imports the HTTP libraries whose client it limits."""
     files = sorted(SHARED.glob("*.py"))
     assert len(files) > 3
     for file in files:

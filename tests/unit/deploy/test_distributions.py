@@ -17,9 +17,9 @@ import pytest
 from smith_lab.lab_test.suite import TEST_FILES
 
 PROJECT = Path(__file__).resolve().parents[3]
-#: In a path of the lab, whether it is a source or installed.
+#: Texts in the paths of the lab's files, in the sources and after the installation.
 LAB_NAMES = {"lab", "smith_lab"}
-#: Every file of this package builds on fakepve, which is AGPL.
+#: Every file of this package uses fakepve, whose licence is the AGPL.
 AGPL_PACKAGE = PROJECT / "lab" / "smith_lab" / "proxmox" / "fakepve_server"
 AGPL_LINE = "# SPDX-License-Identifier: AGPL-3.0-or-later\n"
 
@@ -36,7 +36,7 @@ def _wheel_names(source: Path, target: Path) -> set[str]:
 
 
 def _build_context(ignore_file: Path) -> set[str]:
-    """Return the tracked files that a build sees: those that a `!` pattern or one of its folders names."""
+    """Return the tracked files in the context of a build: a `!` pattern names the file or one of its folders."""
     allowed = [line[1:] for line in ignore_file.read_text().splitlines() if line.startswith("!")]
     tracked = subprocess.run(["git", "ls-files"], cwd=PROJECT, check=True, capture_output=True, text=True).stdout  # noqa: S607
     return {
@@ -46,7 +46,7 @@ def _build_context(ignore_file: Path) -> set[str]:
     }
 
 
-def test_both_distributions_have_one_version_and_the_lab_needs_exactly_that() -> None:
+def test_both_distributions_have_one_version_and_the_lab_requires_exactly_this_version() -> None:
     executor, lab = _project(PROJECT), _project(PROJECT / "lab")
     assert lab["version"] == executor["version"]
     assert f"agent-smith=={executor['version']}" in lab["dependencies"]
@@ -121,7 +121,7 @@ def test_the_labs_wheel_holds_the_lab_and_both_licences(tmp_path: Path) -> None:
 
 
 def _suite_files() -> set[str]:
-    """Return the paths in the wheel of the files of the suite, and of every file that one of them imports."""
+    """Return the paths, in the wheel, of the suite's files and of every file that one of them imports."""
     source, found, queue = PROJECT / "lab" / "suite", set(), ["conftest", *(Path(name).stem for name in TEST_FILES)]
     while queue:
         module = queue.pop()
@@ -132,7 +132,7 @@ def _suite_files() -> set[str]:
     return {f"smith_lab/suite/{module}.py" for module in found} | {"smith_lab/suite/callback_plugins/recorder.py"}
 
 
-def test_each_file_that_builds_on_fakepve_names_its_licence() -> None:
+def test_each_file_that_uses_fakepve_names_the_agpl() -> None:
     files = [file for file in AGPL_PACKAGE.glob("*.py") if file.name != "__init__.py"]
     assert len(files) > 5
     assert [file.name for file in files if not file.read_text().startswith(AGPL_LINE)] == []

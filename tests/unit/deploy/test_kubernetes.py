@@ -15,7 +15,7 @@ Manifests = dict[str, dict[str, Any]]
 
 
 def _manifests(name: str) -> Manifests:
-    """Read the documents of a manifest, by their kind. The pods' Deployment or StatefulSet is also the `Workload`."""
+    """Read the documents of a manifest, by kind. The key `Workload` also has the pods' Deployment or StatefulSet."""
     documents = yaml.safe_load_all((DEPLOY / "kubernetes" / name).read_text())
     found = {document["kind"]: document for document in documents}
     return found | {"Workload": found.get("Deployment") or found["StatefulSet"]}
@@ -70,7 +70,7 @@ def test_on_sqlite_one_replica_runs_and_no_machine_is_drained() -> None:
     assert manifests["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 0
 
 
-def test_of_several_replicas_one_may_be_drained_and_each_has_a_machine_and_data_of_its_own() -> None:
+def test_of_several_replicas_one_may_be_drained_and_each_has_its_own_machine_and_data() -> None:
     manifests = _manifests("many-machines.yaml")
     replicas = manifests["StatefulSet"]["spec"]
     assert replicas["replicas"] >= 3
@@ -85,7 +85,7 @@ def test_of_several_replicas_one_may_be_drained_and_each_has_a_machine_and_data_
     assert "PersistentVolumeClaim" not in manifests, "the replicas must not share a data folder"
 
 
-def test_the_manifest_of_several_replicas_differs_from_the_other_one_only_where_it_must() -> None:
+def test_the_pods_of_both_manifests_differ_only_in_volumes_and_topology_spread() -> None:
     one, several = _manifests("agent-smith.yaml"), _manifests("many-machines.yaml")
     for kind in ("Namespace", "ConfigMap", "NetworkPolicy"):
         assert one[kind] == several[kind]

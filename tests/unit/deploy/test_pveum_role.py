@@ -1,4 +1,4 @@
-"""deploy/pveum-role.sh, run with a pveum for tests: it grants what `smith doctor` requires, once, and no more."""
+"""deploy/pveum-role.sh, run with a stand-in for pveum, grants exactly the privileges that `smith doctor` requires."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from executor.proxmox.template_needs import needs_of_template
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 
-#: A pveum for tests: keeps its state in a file and refuses what the real pveum refuses.
+#: A stand-in for pveum: it keeps its state in a file and refuses what the real pveum refuses.
 FAKE_PVEUM = """\
 #!/usr/bin/env python3
 import json, os, sys
@@ -70,7 +70,7 @@ SECRET = "0f0e0d0c-aaaa-bbbb-cccc-000000000001"
 
 
 class Node:
-    """A Proxmox node: a folder with test programs for pveum and pveversion, first in PATH."""
+    """A Proxmox node: a folder, first in PATH, with stand-ins for the programs pveum and pveversion."""
 
     def __init__(self, folder: Path, version: int) -> None:
         self.state_file = folder / "state.json"

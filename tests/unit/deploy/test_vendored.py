@@ -1,4 +1,4 @@
-"""Vendored files are those of the named versions, and have a licence."""
+"""Each vendored file is identical to the file of the named version, and has a licence."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from executor.cli.app import build
 
 ROOT = Path(__file__).parents[3]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "lab" / "README.md", ROOT / "executor/man/smith.1"]
-#: A line of a block, without its prompt, the end of a pipe, and the text after a command in the section `Examples:`.
+#: These are cut from a line: its prompt, a pipe after the command, and the explanation in the section `Examples:`.
 COMMAND = re.compile(r"^\s*(?:\$ )?(?:[A-Z_]+=\S* )*(?:/opt/agent-smith/bin/)?smith (?P<arguments>.+)$")
 END = re.compile(r"\s(?:[|>&;#]|\s).*$")
 #: Lines in blocks that are no commands.
@@ -31,7 +31,7 @@ def commands_of(text: str, blocks: str) -> Iterator[str]:
 
 
 def examples() -> list[str]:
-    """Return the arguments of each command of the pages, and of the manual page, which has the examples of the help."""
+    """Return the arguments of each command on the pages and on the manual page, which contains the help's examples."""
     found: set[str] = set()
     for page in PAGES:
         blocks = r"^\.nf\n(.*?)^\.fi" if page.suffix == ".1" else r"^```(?:console|sh)\n(.*?)^```"
@@ -51,7 +51,7 @@ def refusal(arguments: str) -> str:
         command, words = child.load() if hasattr(child, "load") else child, words[1:]
         context = command.context_class(command, info_name=command.name, parent=context)
     try:
-        # The options and the number of arguments, without their values: files of an example do not exist.
+        # Only the options and the number of arguments are checked, because the files in the examples do not exist.
         _values, rest, _order = command.make_parser(context).parse_args(args=list(words))
     except Exception as error:
         return f"{type(error).__name__}: {error}"

@@ -24,7 +24,7 @@ def test_each_failure_has_a_test_for_each_database() -> None:
         assert "`test_" in postgresql or postgresql.startswith("the same"), failure
 
 
-def test_the_named_tests_exist_and_run_on_the_databases_for_which_they_are_named() -> None:
+def test_the_named_tests_exist_and_run_on_the_database_of_their_column() -> None:
     sources = [file.read_text(encoding="utf-8") for file in (PROJECT / "tests").rglob("test_*.py")]
     for _failure, sqlite, postgresql in rows():
         names = {name: "sqlite" for name in re.findall(r"`(test_\w+)`", sqlite)}

@@ -23,5 +23,5 @@ def test_every_setting_is_on_the_page_once() -> None:
 
 
 def test_the_sections_have_every_setting_in_the_order_of_the_settings() -> None:
-    """A setting is checked after those that it depends on, so the order of the bases of `Settings` matters."""
+    """A setting is checked after the settings on which it depends, so the order of the base classes matters."""
     assert [name.upper() for area in SECTIONS.values() for name in area.model_fields] == list(FIELDS)

@@ -27,13 +27,13 @@ SPANS = [(0.5, 11.0), (0.6, 12.0), (11.0, 22.5)]
 
 
 def actions_figures(**cpu_s: float) -> dict[str, Any]:
-    """Return figures of the part actions in which every action of a variant takes the same CPU time."""
+    """Return the figures of the benchmark part `actions`: every action of a variant takes the same CPU time."""
     costs = {name: {"cpu_s": value, "wall_s": 1.0, "stand_in_cpu_s": 0.1} for name, value in cpu_s.items()}
     return {name: dict.fromkeys(ACTIONS, costs[name]) for name in cpu_s}
 
 
 def results(**figures: Any) -> dict[str, Any]:
-    """Return results with the figures of these parts."""
+    """Return results that contain the figures of these benchmark parts."""
     machine = {"at": "now", "commit": "c", "cores": 2, "cpu": "x", "python": "3", "packages": {"ansible-core": "2"}}
     parts = {
         name: {"figures": value, "others_share": 0.3, "own_cpu_s": 9, "took_s": 7} for name, value in figures.items()
@@ -57,7 +57,7 @@ def test_the_cpu_time_of_an_ended_child_counts_before_and_after_it_is_reaped() -
     assert tree_cpu_s(os.getpid()) - before_s >= 0.25
 
 
-def test_the_share_of_other_processes_is_a_share() -> None:
+def test_the_share_of_other_processes_is_between_0_and_1() -> None:
     with measure_cpu_use() as use:
         subprocess.run([sys.executable, "-c", BURN_CPU], check=True)
     assert 0 <= use.others_share <= 1
@@ -67,17 +67,17 @@ def test_every_other_round_runs_the_variants_in_reverse() -> None:
     assert [in_turns(["a", "b"], number) for number in range(3)] == [["a", "b"], ["b", "a"], ["a", "b"]]
 
 
-def test_a_job_is_busy_from_its_start_to_its_end() -> None:
+def test_a_job_occupies_a_slot_from_its_start_to_its_end() -> None:
     assert busy_slots(SPANS) == [(0.5, 1), (0.6, 2), (11.0, 1), (11.0, 2), (12.0, 1), (22.5, 0)]
 
 
 @pytest.mark.parametrize(("is_minimum", "reached"), [(False, [True, True, False]), (True, [False, True, True])])
-def test_a_goal_is_the_most_or_the_least(is_minimum: bool, reached: list[bool]) -> None:
+def test_a_goal_is_a_maximum_or_a_minimum(is_minimum: bool, reached: list[bool]) -> None:
     goals = [Goal(text="x", limit=10, measured=measured, is_minimum=is_minimum) for measured in (9, 10, 11)]
     assert [goal.is_reached for goal in goals] == reached
 
 
-def test_the_goals_compare_with_plain_and_are_left_out_without_it() -> None:
+def test_goals_that_compare_with_plain_are_left_out_without_plain() -> None:
     part = PARTS["actions"]
     goals = part.goals(actions_figures(plain=4.0, baseline=0.6, current=0.4))
     assert [(goal.limit, goal.measured) for goal in goals] == [(limit, 0.1) for limit in MAX_RATIOS_TO_PLAIN.values()]

@@ -1,4 +1,4 @@
-"""The calculation of docs/planning.md: what is counted with few agents, projected to more nodes and VMs."""
+"""The calculation of docs/planning.md, which projects counts from a few agents to more nodes and VMs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ def figures_of(per_s: float, per_job: float) -> dict[str, object]:
 FIGURES = {"1": figures_of(5.0, 40.0), "3": figures_of(9.0, 42.0)}
 
 
-def test_each_further_node_adds_what_the_measured_ones_have_added() -> None:
+def test_each_further_node_adds_as_much_as_each_measured_node() -> None:
     assert [planning.idle_per_s(FIGURES, "statements", nodes) for nodes in (1, 3, 100)] == [5.0, 9.0, 203.0]
-    assert planning.idle_per_s({"2": FIGURES["1"]}, "statements", 50) == 5.0, "one measured number has no slope"
+    assert planning.idle_per_s({"2": FIGURES["1"]}, "statements", 50) == 5.0, (
+        "with one measured number of nodes there is no increase to project"
+    )
 
 
-def test_a_load_is_that_of_the_nodes_and_of_the_jobs_of_the_busiest_hour() -> None:
+def test_the_load_is_the_sum_of_idle_nodes_and_the_jobs_of_the_busiest_hour() -> None:
     vms = round(7 * 86_400 / planning.BUSY_HOUR)  # a job in each second
     load = planning.load_of(FIGURES, 3, vms)
     assert load.jobs_per_s == pytest.approx(1.0, rel=0.01)
@@ -54,11 +56,11 @@ def scale_figures(own_share: float) -> dict[str, Any]:
     }
 
 
-def test_the_rate_of_several_agents_is_compared_with_that_of_one_for_each() -> None:
+def test_the_rate_of_several_agents_is_compared_with_as_many_times_the_rate_of_one() -> None:
     assert scale.share_of_linear(scale_figures(0.3), "3") == pytest.approx(0.95)
     assert [goal.is_reached for goal in scale.PART.goals(scale_figures(0.3))] == [True, True]
 
 
-def test_a_rate_that_the_cores_have_limited_is_no_goal() -> None:
+def test_there_is_no_goal_for_a_rate_that_the_cores_have_limited() -> None:
     (goal,) = scale.PART.goals(scale_figures(0.8))
     assert goal.text == "statements a job with 3 agents, of those with one"

@@ -1,4 +1,4 @@
-"""The command table says what the commands' own modules say."""
+"""The table of commands agrees with the docstrings and parameters of the modules that implement the commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from executor.cli.lazy import import_function, top_level_commands
 
 
 @pytest.mark.parametrize("row", COMMANDS, ids=lambda row: f"{row.group} {row.name}".strip())
-def test_the_help_of_a_row_is_the_first_line_of_its_docstring(row: Command) -> None:
+def test_the_help_of_a_row_is_the_first_line_of_its_functions_docstring(row: Command) -> None:
     assert row.help == _first_line(import_function(row.module, row.function))
 
 
@@ -70,7 +70,7 @@ def test_an_extension_is_an_entry_point_of_the_distribution_that_the_table_names
 
 
 def _function(found: object) -> object:
-    """Return the function of an entry point; that of a group is the group's own."""
+    """Return the function of an entry point. For a group of commands, it is the function of the group itself."""
     callback = found.registered_callback if isinstance(found, typer.Typer) else None
     return found if callback is None else callback.callback
 

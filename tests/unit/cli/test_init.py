@@ -1,4 +1,4 @@
-"""`smith init`: what it proposes, which settings it writes, and the units that it makes from those of `deploy/`."""
+"""`smith init`: what it proposes, which settings it writes, and the units that it makes from the units in `deploy/`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def cluster(**different: Any) -> Cluster:
     return Cluster(**{**values, **different})
 
 
-def test_it_proposes_what_every_online_node_has() -> None:
+def test_it_proposes_only_storages_and_bridges_that_every_online_node_has() -> None:
     assert propose(cluster()) == {
         "PROXMOX_NODES": "pve1,pve2",
         "PROXMOX_STORAGE": "local-lvm",
@@ -80,16 +80,14 @@ def test_an_empty_cluster_leads_to_an_empty_proposal() -> None:
         ({"description": "smith-uid=0e9f6c5e-1f5b-4f1e-9d5c-0d2b7c1f3a11"}, "marker"),
     ],
 )
-def test_a_template_that_is_not_fit_is_not_proposed_and_the_reason_is_named(
-    different: dict[str, Any], reason: str
-) -> None:
+def test_an_unsuitable_template_is_not_proposed_and_the_reason_is_named(different: dict[str, Any], reason: str) -> None:
     unfit = found(9000, "debian-12", **different)
     assert reason in unfit.problem
     assert propose(cluster(templates=(unfit,)))["PROXMOX_TEMPLATES"] == ""
     assert "name has characters" in found(9000, "a b").problem
 
 
-def test_two_templates_of_one_name_are_offered_once() -> None:
+def test_two_templates_with_the_same_name_are_offered_once() -> None:
     twice = cluster(templates=(found(9000, "debian-12"), found(9010, "debian-12")))
     assert propose(twice)["PROXMOX_TEMPLATES"] == "debian-12=9000"
 
@@ -172,7 +170,7 @@ def test_a_second_run_keeps_the_user_and_the_token_of_the_first() -> None:
     assert (default.get("PROXMOX_USER"), default.get("PROXMOX_TOKEN_ID")) == ("smith@pve", "job")
 
 
-def test_a_secret_is_private_and_its_record_ends_with_it(tmp_path: Path) -> None:
+def test_a_secret_file_is_private_and_its_record_is_removed_with_it(tmp_path: Path) -> None:
     secret = SecretFile(tmp_path / "proxmox_token_secret")
     secret.begin({"comment": "made by run 1"})
     assert (secret.read(), secret.pending()) == ("", {"comment": "made by run 1"})

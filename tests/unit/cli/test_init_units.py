@@ -72,7 +72,7 @@ def test_the_command_without_a_unit_starts_the_agent_with_the_settings(tmp_path:
 
 @pytest.mark.parametrize("kind", [UnitKind.SYSTEMD, UnitKind.QUADLET, UnitKind.COMPOSE])
 @pytest.mark.parametrize("folder", ["/srv/my settings", "/srv/a:b", "/srv/100%", "/srv/$x", "/srv/a\nb"])
-def test_a_folder_that_a_unit_would_read_in_another_way_is_refused(kind: UnitKind, folder: str) -> None:
+def test_a_folder_whose_path_a_unit_would_interpret_is_refused(kind: UnitKind, folder: str) -> None:
     with pytest.raises(SettingsError, match="not every unit accepts"):
         require_startable(kind, Path(folder))
 

@@ -1,4 +1,4 @@
-"""The part of a run's output that the database has."""
+"""The excerpt of a run's output that is stored in the database."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_a_member_is_a_secret_by_its_option_or_by_its_name_at_any_depth() -> Non
 
 
 @pytest.mark.parametrize("key", ["properties.apiToken", "properties.db.password", "secrets.first", "apiKey"])
-def test_a_secret_is_refused_as_an_argument_also_if_nothing_describes_it(key: str) -> None:
+def test_a_secret_is_refused_as_an_argument_even_without_a_description_of_its_member(key: str) -> None:
     with pytest.raises(typer.BadParameter, match="is a secret") as caught:
         read_members(None, [f"{key}=opensesame"], {})
     assert "opensesame" not in str(caught.value)

@@ -15,13 +15,13 @@ def test_free_text_becomes_narrower_before_a_column_is_left_out() -> None:
     assert columns_that_fit(WIDTHS, 80) == (list(WIDTHS), 80)
 
 
-def test_columns_are_left_out_by_their_importance() -> None:
+def test_less_important_columns_are_left_out_first() -> None:
     assert columns_that_fit(WIDTHS, 55)[0] == ["id", "name", "attempt", "error"]
     assert columns_that_fit(WIDTHS, 50)[0] == ["id", "name", "error"]
     assert columns_that_fit(WIDTHS, 28)[0] == ["id", "error"], "an error is left out last"
 
 
-def test_a_narrow_column_gets_the_room_that_a_wide_one_has_left() -> None:
+def test_a_narrow_column_is_shown_in_the_room_of_a_wide_column_that_was_left_out() -> None:
     assert columns_that_fit(WIDTHS, 40)[0] == ["id", "attempt", "error"]
     assert columns_that_fit({"id": 4, "age": 3, "name": 70, "error": 90}, 60)[0] == ["id", "age", "error"]
 
@@ -40,7 +40,7 @@ def test_a_column_without_values_is_left_out_first() -> None:
     assert columns_that_fit(widths, 30, empty=["note"])[0] == ["vmid", "state", "note"]
 
 
-def test_who_did_what_stays_before_the_reason() -> None:
+def test_a_reason_is_left_out_before_the_columns_who_and_verb() -> None:
     widths = {"at": 20, "who": 4, "verb": 6, "subject_kind": 6, "subject_id": 36, "change": 200, "reason": 90}
     assert columns_that_fit(widths, 60)[0] == ["at", "who", "verb", "change"]
 

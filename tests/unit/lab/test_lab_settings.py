@@ -19,7 +19,7 @@ def read(**changed: str) -> LabSettings:
     return LabSettings.from_environment(values)
 
 
-def test_the_settings_survive_their_way_through_the_environment() -> None:
+def test_settings_passed_through_the_environment_are_read_back_unchanged() -> None:
     lab = lab_settings(validate_certs=False, second_node="pve2")
     assert LabSettings.from_environment(lab.variables()) == lab
 
@@ -63,11 +63,11 @@ def test_the_executors_settings_name_the_labs_objects() -> None:
 
 
 @pytest.mark.parametrize(("first", "last"), [(90_059, 99_999), (80_000, 90_000), (90_010, 90_011)])
-def test_vmids_of_the_production_are_refused(first: int, last: int) -> None:
+def test_vmids_in_the_production_range_are_refused(first: int, last: int) -> None:
     with pytest.raises(SettingsError, match="meet those of the production"):
         refuse_production_range(lab_settings(), Settings(proxmox_vmid_min=first, proxmox_vmid_max=last))
 
 
-def test_vmids_beside_those_of_the_production_are_accepted() -> None:
+def test_vmids_outside_the_production_range_are_accepted() -> None:
     refuse_production_range(lab_settings(), Settings())
     refuse_production_range(lab_settings(), Settings(proxmox_vmid_min=90_060, proxmox_vmid_max=90_100))

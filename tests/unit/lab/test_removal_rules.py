@@ -61,7 +61,7 @@ def test_another_service_id_is_not_one_of_the_lab(service_id: str) -> None:
     assert lease_of_service(service_id) is None
 
 
-def test_the_notes_of_a_lease_survive_proxmox() -> None:
+def test_the_notes_of_a_lease_are_readable_after_proxmox_has_stored_them() -> None:
     lease = new_lease(NOW, former=("0123ab", "ffffff"))
     assert lease_in(lease.notes().rstrip()) == lease
     assert lease_in("smith-lab=xyz\nsmith-lab-until=1") is None
@@ -83,7 +83,7 @@ def test_a_run_is_removed_only_after_its_expiry(until: int, is_removable: bool) 
     assert removable(vm(reserved)) == [is_removable]  # without its lease
 
 
-def test_what_lacks_the_range_the_name_or_the_marker_is_kept() -> None:
+def test_a_guest_without_the_range_the_name_or_the_marker_is_kept() -> None:
     reserved = run(EXPIRED)
     other = run(EXPIRED)
     kept = [
@@ -91,7 +91,7 @@ def test_what_lacks_the_range_the_name_or_the_marker_is_kept() -> None:
         vm(reserved, vmid=FIRST + 3 * SIZE),
         vm(reserved, name="web-8f2c0a11"),
         vm(reserved, name="smith-lab-web"),
-        vm(reserved, notes=""),  # its lease is not there: the name alone is no marker
+        vm(reserved, notes=""),  # without the run's lease, the name alone does not identify the VM
         vm(reserved, notes=marker_for("8f2c0a11-9b5e-4a1b-bc2d-6929e0105b7e")),
         vm(reserved, notes=marker_for(other.new_service_id())),
         vm(reserved, notes=f"{marker_for(reserved.new_service_id())}\n{marker_for(other.new_service_id())}"),
@@ -105,7 +105,7 @@ def test_what_lacks_the_range_the_name_or_the_marker_is_kept() -> None:
     assert [removable(guest) for guest in kept] == [[False]] * len(kept)
 
 
-def test_a_clone_without_a_marker_is_the_runs_if_its_lease_names_the_run() -> None:
+def test_a_clone_without_a_marker_is_removable_if_the_lease_names_its_expired_run() -> None:
     former, live = run(EXPIRED), run(LIVE)
     assert removable(lease_vm(former), vm(former, notes="Debian 12"))[1]
     assert not removable(lease_vm(live), vm(live, notes="Debian 12"))[1]
@@ -113,7 +113,7 @@ def test_a_clone_without_a_marker_is_the_runs_if_its_lease_names_the_run() -> No
     assert removable(lease_vm(taken_over), vm(former, notes=""))[1]
 
 
-def test_a_lease_that_was_extended_keeps_the_guests_that_were_made_before() -> None:
+def test_guests_that_were_made_before_their_lease_was_extended_are_kept() -> None:
     reserved = run(EXPIRED)
     extended = ReservedRange(
         vmids=VMIDS, lease=Lease(token=reserved.lease.token, until=LIVE), base_prefix=LAB.name_prefix

@@ -19,7 +19,7 @@ LOCK_TIMED_OUT = JobResult(
     code=ErrorCode.VM_LOCKED,
     detail="can't lock file '/var/lock/pve-manager/pve-storage-local-lvm' - got timeout",
 )
-#: How Proxmox words the timeout of a storage's lock.
+#: Proxmox's texts for a timeout of a storage's lock.
 LOCK_TIMEOUT_TEXTS = (
     "can't lock file '/var/lock/pve-manager/pve-storage-local-lvm' - got timeout",
     "clone failed: cfs-lock 'storage-ceph' error: got lock request timeout",

@@ -114,7 +114,7 @@ def test_the_fitting_node_with_the_highest_score_is_chosen(nodes: list[NodeFacts
         ([], constraints(), PlacementRules(), "NOT_FOUND", "PROXMOX_NODES"),
     ],
 )
-def test_when_no_node_fits_the_code_is_the_one_that_a_retry_helps_most(
+def test_when_no_node_fits_the_error_code_is_the_one_that_a_retry_most_likely_resolves(
     nodes: list[NodeFacts], wanted: PlacementConstraints, rules: PlacementRules, code: str, text: str
 ) -> None:
     with pytest.raises(JobError) as caught:

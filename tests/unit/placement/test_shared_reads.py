@@ -91,13 +91,13 @@ def test_threads_that_need_a_value_at_the_same_time_share_one_read(reads: Shared
 
 
 def test_threads_that_need_a_value_at_the_same_time_share_its_failure(reads: SharedReads, source: Source) -> None:
-    """Otherwise each of them would wait for a timeout of Proxmox, one after the other."""
+    """If each thread read by itself, they would wait for a timeout of Proxmox one after the other."""
     source.failure = JobError(ErrorCode.PVE_TIMEOUT, "no answer")
     assert get_in_all_threads(reads, source) == [ErrorCode.PVE_TIMEOUT] * THREADS
     assert source.count == 1
 
 
-def test_a_failure_is_the_answer_for_a_short_time_only(reads: SharedReads, source: Source, clock: Clock) -> None:
+def test_a_failure_is_shared_for_a_short_time_only(reads: SharedReads, source: Source, clock: Clock) -> None:
     source.may_answer.set()
     source.failure = JobError(ErrorCode.PVE_TIMEOUT, "no answer")
     assert get(reads, source) is ErrorCode.PVE_TIMEOUT

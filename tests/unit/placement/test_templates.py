@@ -145,7 +145,7 @@ def test_a_node_clones_its_own_template_first() -> None:
     assert templates.template_vmid_by_node([FIRST, SECOND], NODES_OF) == {"pve1": 9000, "pve2": 9002, "pve3": 9002}
 
 
-def test_a_set_node_where_no_template_can_be_cloned_ends_in_not_found() -> None:
+def test_if_no_template_can_be_cloned_on_the_node_the_error_is_not_found() -> None:
     assert templates.template_vmid_for_node("pve1", "debian-12", [FIRST], NODES_OF) == 9000
     with pytest.raises(
         JobError, match=r"NOT_FOUND: no clone of debian-12 can be created on pve2: template 9000 on pve1 \(local-lvm\)"
@@ -153,6 +153,6 @@ def test_a_set_node_where_no_template_can_be_cloned_ends_in_not_found() -> None:
         templates.template_vmid_for_node("pve2", "debian-12", [FIRST], NODES_OF)
 
 
-def test_with_storages_that_are_not_visible_proxmox_decides() -> None:
+def test_if_storages_are_not_visible_a_clone_is_tried_and_proxmox_decides() -> None:
     uncertain = {9000: NodesForClone(nodes=frozenset({"pve1"}), is_complete=False)}
     assert templates.template_vmid_for_node("pve2", "debian-12", [FIRST], uncertain) == 9000

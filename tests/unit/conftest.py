@@ -1,4 +1,4 @@
-"""Unit tests start no servers: what needs one is an integration test."""
+"""Unit tests start no servers: a test that needs a server is an integration test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The suite's record of what its tests cost, and the table made of it."""
+"""The record of what each test of the suite costs, and the table that is made from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.costs import BEGIN, END, Cost
 COSTS = [Cost("tests/e2e/test_a.py::test_one", 3.2, 9.0), Cost("tests/e2e/test_a.py::test_two[x]", 60.0, 9.6)]
 
 
-def test_a_record_is_one_line_a_test(tmp_path: Path) -> None:
+def test_the_record_has_one_line_per_test(tmp_path: Path) -> None:
     file = tmp_path / "costs.jsonl"
     file.write_text("".join(json.dumps(cost[:3]) + "\n" for cost in COSTS))
     assert costs.read(file) == COSTS
@@ -24,7 +24,7 @@ def test_files_are_summed_the_most_expensive_first() -> None:
     assert summed == [Cost("tests/unit/test_b.py", 70.0, 1.0), Cost("tests/e2e/test_a.py", 63.2, 18.6, 2)]
 
 
-def test_the_table_takes_the_place_of_the_one_before_and_of_nothing_else() -> None:
+def test_the_table_replaces_the_previous_table_and_nothing_else() -> None:
     document = f"before\n{BEGIN}\nold\n{END}\nafter\n"
     written = costs.replace_between(document, costs.slowest_table(COSTS))
     assert written.startswith(f"before\n{BEGIN}\n| CPU s |")
@@ -33,7 +33,7 @@ def test_the_table_takes_the_place_of_the_one_before_and_of_nothing_else() -> No
     assert costs.replace_between(written, costs.slowest_table(COSTS)) == written
 
 
-def test_a_document_without_markers_is_left_alone() -> None:
+def test_a_document_without_markers_is_not_changed() -> None:
     with pytest.raises(ValueError, match="slowest tests"):
         costs.replace_between("nothing", "table")
 

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from executor.redaction import MASK, TOO_DEEP, Redactor, StreamRedactor
 
-# Neither the mask's own character (a secret "****" is in every masked text), nor whitespace at the ends only.
+# Secrets have no character of the mask (a secret "****" would be in every masked text), and at least four characters
+# without the white space at their ends.
 CHARACTERS = st.characters(codec="utf-8", exclude_characters="*\ue000")
 SECRETS = st.text(CHARACTERS, min_size=4, max_size=40).filter(lambda secret: len(secret.strip()) >= 4)
 TEXTS = st.text(CHARACTERS, max_size=60)
@@ -105,7 +106,7 @@ def test_a_secret_is_masked_in_every_form(encode: Callable[[str], str], secret: 
     assert MASK in shown
     assert encode(secret) not in shown
     alone = make_redactor(secret).redact(f"\ue000{encode(secret)}\ue000")
-    assert alone == f"\ue000{MASK}\ue000", "a part of it is a secret, too"
+    assert alone == f"\ue000{MASK}\ue000", "not the whole form was masked"
 
 
 #: Texts with unpaired surrogates: Python reads bytes that are not UTF-8 as such characters, for example from variables.
@@ -301,7 +302,7 @@ def test_a_secret_stays_masked_while_others_are_added_and_discarded() -> None:
 
 @pytest.mark.parametrize("padding", [0, 1, 5000])
 def test_overlapping_and_repeated_secrets_are_masked_in_short_and_long_texts(padding: int) -> None:
-    """Long texts are searched in another way than short ones."""
+    """Long texts are searched with another algorithm than short texts."""
     redactor = Redactor()
     redactor.add("aaaab", "abaaaa", "zzzz", "zzzzzzy")
     text = "-" * padding + "aaaabaaaa.zzzzzzzy.zzz.aaaab" + "-" * padding
@@ -310,7 +311,7 @@ def test_overlapping_and_repeated_secrets_are_masked_in_short_and_long_texts(pad
 
 
 def characters_compared(redactor: Redactor, text: str) -> int:
-    """Return how many characters a redaction of the text may compare: of each occurrence it finds, and of its edges."""
+    """Return how many characters a redaction of the text may compare: those of each occurrence and of its edges."""
     finder = redactor._finder
     return sum(
         length

@@ -1,4 +1,4 @@
-"""The suite's own surroundings: what a test's processes inherit does not depend on where the suite was started."""
+"""The processes of a test inherit the same signals, umask, locale and settings wherever the suite was started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The migrations form one line, so that `upgrade` knows which one is the newest."""
+"""Each migration has exactly one successor, so that `upgrade` knows which migration is the newest."""
 
 from __future__ import annotations
 

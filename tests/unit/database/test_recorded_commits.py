@@ -1,4 +1,4 @@
-"""The file that names the commits of the recorded databases, and the export of such a commit."""
+"""The file that names, for each recorded database, the commit that wrote it; and the export of such a commit."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from support.recorded_commits import (
 from support.recorded_databases import revisions
 
 UNKNOWN = "0123456789" * 4
-#: Recorded before there was a file of the commits.
+#: The schemas whose databases were recorded before the file of the commits existed.
 WITHOUT_COMMIT = {"0001"}
 
 
 @pytest.fixture(params=recorded_commits(), ids=lambda recorded: recorded.schema)
 def recorded(request: pytest.FixtureRequest) -> RecordedCommit:
-    """Return a recorded commit that this clone has. A clone that has its history must have every one."""
+    """Return a recorded commit that this clone has. A clone with its complete history must have all of them."""
     found: RecordedCommit = request.param
     try:
         require_commit(found.commit)
@@ -58,7 +58,7 @@ def test_each_recorded_database_has_its_commit_with_a_full_hash_and_a_descriptio
         assert recorded.description.strip()
 
 
-def test_a_commit_that_a_complete_clone_does_not_have_is_an_error_of_the_file(tmp_path: Path) -> None:
+def test_if_a_complete_clone_does_not_have_a_commit_the_file_is_wrong(tmp_path: Path) -> None:
     clone = _repository(tmp_path)
     with pytest.raises(CommitMissing, match=rf"{UNKNOWN} is not in this clone's history.*is wrong") as raised:
         require_commit(UNKNOWN, clone)

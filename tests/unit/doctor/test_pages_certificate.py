@@ -50,7 +50,7 @@ def test_a_certificate_that_is_not_valid_yet_fails(tmp_path: Path) -> None:
     assert "is valid only from" in result.text
 
 
-def test_a_certificate_with_a_foreign_key_fails(tmp_path: Path) -> None:
+def test_a_certificate_whose_key_does_not_match_fails(tmp_path: Path) -> None:
     authority = CertificateAuthority(tmp_path)
     certificate, _ = authority.issue("pages.example", ["pages.example"])
     _, foreign_key = authority.issue("other.example", ["other.example"], file="other")

@@ -1,4 +1,4 @@
-"""A remedy is one line that a shell reads as it is meant, whatever the names from outside are."""
+"""A remedy (the command or setting that a check proposes) is one line. Names from outside are quoted for the shell."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_shell_reads_a_name_as_one_word(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shell_reads_a_setting_as_it_is(name: str) -> None:
+def test_a_shell_reads_the_value_of_a_setting_unchanged(name: str) -> None:
     script = f'{setting_line("NAME", name)}; printf %s "$NAME"'
     assert subprocess.run(["/bin/bash", "-c", script], capture_output=True, check=True).stdout.decode() == name
 

@@ -32,7 +32,7 @@ def guest(**changes: Any) -> GuestFacts:
     return GuestFacts(**(values | changes))
 
 
-def left(*volumes: str) -> VolumesLeft:
+def undeleted(*volumes: str) -> VolumesLeft:
     return VolumesLeft(mapping=mapping(state="deleted"), volumes=volumes)
 
 
@@ -114,10 +114,10 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
         GONE | {"mappings": (mapping(state=PENDING_DELETION),)},
         [(DriftKind.VM_GONE, 100, Repair.MARK_VM_LOST)],
     ),
-    ("volumes left", LEFT | {"volumes_left": (left("ceph:x"),)}, [(DriftKind.VOLUMES_LEFT, 100, None)]),
+    ("volumes left", LEFT | {"volumes_left": (undeleted("ceph:x"),)}, [(DriftKind.VOLUMES_LEFT, 100, None)]),
     (
         "volumes left, gone now",
-        LEFT | {"volumes_left": (left(),)},
+        LEFT | {"volumes_left": (undeleted(),)},
         [(DriftKind.VOLUMES_LEFT, 100, Repair.NOTE_VOLUMES_REMOVED)],
     ),
     (

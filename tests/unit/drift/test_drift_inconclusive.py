@@ -19,7 +19,7 @@ def several(count: int, **changes: Any) -> tuple[MappingFacts, ...]:
 
 
 def cluster(count: int = 0, **changes: Any) -> ClusterState:
-    """Return a cluster whose list has the first `count` VMIDs and a template."""
+    """Return a cluster whose list of guests has `count` VMs, with consecutive VMIDs, and a template."""
     listed = {100 + n: "pve1" for n in range(count)} | {9000: "pve1"}
     return ClusterState(**({"is_quorate": True, "may_see_all_vms": True, "node_by_vmid": listed} | changes))
 
@@ -66,12 +66,16 @@ def test_no_conclusion_is_drawn_from_unreliable_answers(
 
 
 @pytest.mark.parametrize(("listed", "count", "is_inconclusive"), [(6, 10, False), (0, 10, False), (0, 0, False)])
-def test_the_operator_can_confirm_a_short_list(listed: int, count: int, is_inconclusive: bool) -> None:
+def test_the_operator_can_confirm_that_a_short_list_of_guests_is_complete(
+    listed: int, count: int, is_inconclusive: bool
+) -> None:
     assert bool(why_proxmox_is_inconclusive(cluster(listed), several(count), believe_list=True)) is is_inconclusive
 
 
 @pytest.mark.parametrize("wrong", [{"is_quorate": False}, {"may_see_all_vms": False}, {"offline_nodes": {"pve1"}}])
-def test_the_operator_cannot_override_quorum_privilege_and_offline_nodes(wrong: dict[str, Any]) -> None:
+def test_the_operator_cannot_override_a_lost_quorum_a_missing_privilege_or_an_offline_node(
+    wrong: dict[str, Any],
+) -> None:
     assert why_proxmox_is_inconclusive(cluster(10, **wrong), several(10), believe_list=True)
 
 
@@ -79,7 +83,7 @@ def test_the_operator_cannot_override_quorum_privilege_and_offline_nodes(wrong: 
     ("count", "listed", "text"),
     [(0, 0, ""), (3, 0, ""), (4, 0, "4 of 4 mapped services"), (10, 7, ""), (10, 6, "4 of 10 mapped services")],
 )
-def test_no_conclusion_is_drawn_from_a_short_list_of_fulcrumcore(count: int, listed: int, text: str) -> None:
+def test_no_conclusion_is_drawn_if_fulcrumcore_lists_too_few_services(count: int, listed: int, text: str) -> None:
     mappings = several(count)
     reason = why_fulcrum_is_inconclusive(mappings, {each.service_id for each in mappings[:listed]})
     assert text in reason

@@ -1,4 +1,4 @@
-"""The texts of Python's libraries about a failed connection, for operators."""
+"""The texts of Python's libraries about a failed connection are replaced by texts for operators."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_setting_a_clock_restarts_the_estimate() -> None:
 
 
 def test_a_response_received_before_its_request_is_ignored() -> None:
-    """Our own clock was set back between the two."""
+    """Our own clock was set back between request and response."""
     clock = ClockOffset()
     clock.add_sample(parse_http_date(1_767_000_000), sent_at=1_767_000_900, received_at=1_767_000_000)
     assert clock.seconds == 0.0

@@ -236,7 +236,7 @@ def test_text_that_is_not_json_is_a_value_error(content: bytes) -> None:
 
 
 def test_json_with_a_string_that_is_not_closed_is_refused_in_one_pass() -> None:
-    """If the search began again at each quote, this text would take minutes and not a moment."""
+    """A search that begins again at each quote would take minutes for this text."""
     for end in ("", "\\"):
         with pytest.raises(ValueError, match="string that is not closed"):
             parse_json(("[" * (MAX_JSON_DEPTH + 1) + '"' + '\\"' * 400_000 + end).encode())
@@ -255,7 +255,7 @@ def test_a_number_that_is_too_large_is_a_defect_of_its_own_job_only(number: str)
 
 @pytest.mark.parametrize("levels", [MAX_JSON_DEPTH + 1, 2_000, 200_000])
 def test_json_that_is_nested_too_deeply_is_a_defect_of_its_own_job_only(levels: int) -> None:
-    """Its text also has brackets and quotes inside strings, which do not count."""
+    """The text also has brackets and quotes inside strings, which do not count as levels."""
     bomb = '{"text": "]]}\\"[[", "bomb": ' + '{"a":[' * levels + "1" + "]}" * levels + ', "after": 2}'
     good, bad = json.dumps(raw_job()), json.dumps(raw_job(params="@")).replace('"@"', bomb)
     jobs = [CoreJob.parse(item) for item in parse_json(f"[{good}, {bad}, {good}]".encode())]

@@ -29,7 +29,7 @@ def test_the_shipped_type_offers_only_the_templates_the_bridges_and_the_vlans_of
     assert bounds == {"min": 0, "max": 199}, "VLAN 0 removes the VLAN of a VM"
 
 
-def test_by_default_it_offers_one_bridge_and_no_vlan() -> None:
+def test_by_default_the_type_offers_one_bridge_and_no_vlan() -> None:
     network = offered(**TEMPLATES)["network"]["properties"]
     assert network["bridge"]["validators"] == [{"type": "enum", "config": {"values": ["vmbr0"]}}]
     assert "vlan" not in network
@@ -56,7 +56,7 @@ def test_allowed_tags_are_offered() -> None:
     assert offered(**TEMPLATES, proxmox_tags="customer-*")["tags"] == shipped["tags"]
 
 
-def test_what_is_allowed_without_limit_keeps_the_checks_of_the_shipped_type() -> None:
+def test_a_property_that_the_settings_do_not_limit_keeps_the_checks_of_the_shipped_type() -> None:
     shipped = load_type(SERVICE_TYPE_FILE)["propertySchema"]["properties"]
     every = offered(**TEMPLATES, proxmox_any_template=True, proxmox_bridges="*", proxmox_vlans="*", proxmox_tags="*")
     assert every == shipped

@@ -21,7 +21,7 @@ JSON = st.recursive(
 
 @pytest.fixture
 def item_by_item(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parse every list item by item, also a small one."""
+    """Parse every list item by item, even a small one."""
     monkeypatch.setattr(untrusted_json, "MAX_ITEM_BYTES", 0)
 
 

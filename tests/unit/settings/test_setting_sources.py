@@ -178,7 +178,7 @@ def test_a_secret_file_that_is_missing_or_a_folder_is_a_problem(tmp_path: Path) 
 
 
 def test_a_secret_file_without_read_permission_is_a_problem(tmp_path: Path) -> None:
-    """In a process that gives up root first, because root can read any file."""
+    """The settings are read in a process that gives up root first, because root can read any file."""
     path = tmp_path / "token"
     path.write_text(SECRET)
     path.chmod(0)

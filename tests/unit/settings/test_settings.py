@@ -39,7 +39,7 @@ def dotenv(tmp_path: Path) -> Path:
 # Defaults
 
 
-def test_everything_has_a_default_and_needs_nothing_to_load() -> None:
+def test_the_settings_load_without_any_source_and_have_defaults() -> None:
     settings = load()
     assert settings.fulcrum_poll_interval_s == 2
     assert settings.fulcrum_heartbeat_interval_s == 10

@@ -1,4 +1,4 @@
-"""How the changes of an audit entry are shown."""
+"""How the changes that an audit entry has recorded are shown."""
 
 from __future__ import annotations
 

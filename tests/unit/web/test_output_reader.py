@@ -1,4 +1,4 @@
-"""Reading the output of runs from a position: each line once, in any pieces."""
+"""Reading the output of runs from a position: each line is read once, whatever the sizes of the pieces."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_an_incomplete_line_waits_for_its_end(tmp_path: Path) -> None:
     assert reader.is_complete
 
 
-def test_after_the_end_of_a_run_the_next_one_is_read(tmp_path: Path) -> None:
+def test_after_the_end_of_a_run_the_next_run_is_read(tmp_path: Path) -> None:
     first, second = tmp_path / "1", tmp_path / "2"
     first.write_text("first\n")
     second.write_text("second\n")
@@ -56,7 +56,7 @@ def test_an_output_on_another_machine_is_named(tmp_path: Path) -> None:
 
 @given(parts=st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=40), max_size=12))
 def test_any_output_is_read_whole_in_pieces_of_any_size(parts: list[str]) -> None:
-    """Each reading is by a new reader from the last position, as after a lost connection."""
+    """A new reader reads each piece from the last position, as after a lost connection."""
 
     wanted = "\n".join(parts)
     with tempfile.NamedTemporaryFile() as stream:

@@ -86,9 +86,9 @@ class ProxmoxSetup:
         is_own = token_id in comments and self._is_secret_of(full_id, secret.read())
         # A pending record means that an earlier run was interrupted while it created a token. The stored secret may
         # belong to the token that existed before, so a token is created again.
-        makes_token = pending is not None or not is_own
+        creates_token = pending is not None or not is_own
         is_of_interrupted_run = pending is not None and comments.get(token_id) == pending.get("comment")
-        if makes_token and token_id in comments and not (replaces_token or is_own or is_of_interrupted_run):
+        if creates_token and token_id in comments and not (replaces_token or is_own or is_of_interrupted_run):
             raise TokenInUse(
                 f"the token {full_id} exists in Proxmox, and its secret is not stored in {secret.path}: another "
                 "installation may use it. --replace-tokens replaces it; or choose another --token"
@@ -100,7 +100,7 @@ class ProxmoxSetup:
             needs=self.needs(settings),
             pool=settings.proxmox_pool,
             token_comment=comment,
-            makes_token=makes_token,
+            creates_token=creates_token,
         )
         return TokenPlan(self.session, plan_changes(wanted, existing), secret, comment)
 

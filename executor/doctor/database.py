@@ -25,7 +25,7 @@ HINTS = {
     "malformed": RESTORE_HINT,
     "disk I/O error": "check the disk: journalctl -k; then smith db check",
     "psycopg": "pip install 'agent-smith[postgres]'",
-    "not readable and writable": "run smith doctor as the user of the service: smith doctor --as-service",
+    "not readable and writable": "run smith doctor as the user of agent-smith.service: smith doctor --as-service",
 }
 
 
@@ -94,9 +94,7 @@ def _check_owner(folder: Path) -> Iterator[CheckResult]:
         return  # the folder does not exist, or it cannot be read, which the other checks report
     for file, uid in files.items():
         if uid != owner:
-            text = (
-                f"{file} belongs to uid {uid}, and its folder to uid {owner}, so the service may not be able to use it"
-            )
+            text = f"{file} belongs to uid {uid}, and its folder to uid {owner}, so the agent may not be able to use it"
             yield _RESULT.fail("owner", text, command_line("chown", f"--reference={folder}", file))
 
 
@@ -107,5 +105,8 @@ def _check_that_file_can_be_created(file: Path) -> CheckResult:
     uid, owner = os.getuid(), folder.stat().st_uid
     text = f"{file} cannot be created: {folder} belongs to uid {owner}, and is not writable for uid {uid}"
     return _RESULT.fail(
-        "usable", text, command_line("chown", uid, folder), "or, for the service: smith doctor --as-service"
+        "usable",
+        text,
+        command_line("chown", uid, folder),
+        "or, as the user of agent-smith.service: smith doctor --as-service",
     )

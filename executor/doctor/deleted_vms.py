@@ -21,11 +21,11 @@ DESTROYED = "destroyed"
 
 def check_deleted_vms(context: ProxmoxContext) -> Iterator[CheckResult]:
     """Warn of guests whose deletion was interrupted, and of volumes of deleted VMs that still exist."""
-    warnings = [*_half_destroyed_guests(context), *_volumes_left(context)]
+    warnings = [*_partly_deleted_guests(context), *_volumes_left(context)]
     yield from warnings or [_RESULT.ok("deleted vms")]
 
 
-def _half_destroyed_guests(context: ProxmoxContext) -> Iterator[CheckResult]:
+def _partly_deleted_guests(context: ProxmoxContext) -> Iterator[CheckResult]:
     for row in context.guests:
         if row.lock == DESTROYED:
             tool, kind = ("pct", "container") if row.kind == GuestKind.LXC else ("qm", "VM")

@@ -36,7 +36,7 @@ def check_agent(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> 
     yield _RESULT.ok("token", f"agent {agent.name or '?'} ({agent.id})")
     yield _check_enabled(agent)
     yield _check_clock(client)
-    yield from _check_same_agent(agent, client, settings)
+    yield from _check_use_of_token(agent, client, settings)
 
 
 def _check_enabled(agent: CoreAgent) -> CheckResult:
@@ -59,23 +59,23 @@ def _check_clock(client: FulcrumClient) -> CheckResult:
     return _RESULT.ok("clock", text)
 
 
-def _check_same_agent(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
+def _check_use_of_token(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
     """Warn if the database has jobs of another agent, or if an executor with another database uses the token.
 
     An executor with another database probably exists if FulcrumCore has a recent heartbeat of the agent, although the
     database has no row of a running agent process. Two such executors would claim each other's jobs.
     """
     try:
-        earlier_agent_id = read_database(settings, queries.agent_id_of_newest_job, if_missing=None)
+        agent_id_of_jobs = read_database(settings, queries.agent_id_of_newest_job, if_missing=None)
         is_running = read_database(settings, lambda session: _is_running(session, settings), if_missing=False)
     except DatabaseError:
         return  # no result here, because the check of the database reports this error
-    if earlier_agent_id not in (None, agent.id):
-        text = f"the jobs in the database are those of agent {earlier_agent_id}, but the token is that of {agent.id}"
-        token_hint = f"FULCRUM_API_TOKEN_FILE=<file with the token of agent {earlier_agent_id}>"
+    if agent_id_of_jobs not in (None, agent.id):
+        text = f"the jobs in the database are those of agent {agent_id_of_jobs}, but the token is that of {agent.id}"
+        token_hint = f"FULCRUM_API_TOKEN_FILE=<file with the token of agent {agent_id_of_jobs}>"
         yield _RESULT.warn("same agent", text, token_hint, "SMITH_DATA_DIR=<a new folder>, for a new agent")
     elif agent.status == CONNECTED and not is_running and has_recent_heartbeat(agent, client.clock_offset_s):
-        text = "no agent runs with this database, but another executor sends heartbeats with this token"
+        text = "no agent process uses this database, but another agent process sends heartbeats with this token"
         as_service = "if it is the service of this machine: smith doctor --as-service"
         yield _RESULT.warn("same agent", text, OTHER_EXECUTOR_HINT, as_service)
 

@@ -42,7 +42,7 @@ def check_service_types(agent: CoreAgent, client: FulcrumClient, settings: Setti
     for service_type_id in service_type_ids:
         service_type = client.get_service_type(service_type_id)
         yield from _check_actions(service_type, playbook_folders)
-        yield from _check_age(service_type)
+        yield from _warn_if_older_than_shipped_type(service_type)
         yield from _check_backup(service_type, settings)
         yield from _check_properties(service_type)
 
@@ -65,7 +65,7 @@ def _check_actions(service_type: ServiceType, playbook_folders: Any) -> Iterator
         yield _RESULT.ok(f"type {service_type.name}", f"each action has a playbook: {', '.join(names)}")
 
 
-def _check_age(service_type: ServiceType) -> Iterator[CheckResult]:
+def _warn_if_older_than_shipped_type(service_type: ServiceType) -> Iterator[CheckResult]:
     """Warn if a service type has the name of a shipped type, but lacks some of the actions or properties in its file.
 
     The files of the shipped types are in the folder `deploy`.

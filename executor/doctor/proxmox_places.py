@@ -43,17 +43,17 @@ def check_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def _check_state_of_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
-    silent_names = [node.name for node in context.allowed_nodes if not node.has_statistics]
-    if silent_names:
-        names = ", ".join(silent_names)
+    names_without_statistics = [node.name for node in context.allowed_nodes if not node.has_statistics]
+    if names_without_statistics:
+        names = ", ".join(names_without_statistics)
         problem = f"these nodes send no statistics, so Proxmox does not know the status of their VMs: {names}"
-        remedies = [f"on {name}: systemctl restart pvestatd" for name in silent_names]
+        remedies = [f"on {name}: systemctl restart pvestatd" for name in names_without_statistics]
         yield _RESULT.warn("nodes", problem, *remedies, "look for a storage that does not answer: pvesm status")
     in_maintenance = context.reader.nodes_in_maintenance()
-    maintained_names = [node.name for node in context.allowed_nodes if node.name in in_maintenance]
-    if maintained_names:
-        problem = f"these nodes are in maintenance, so they get no new VM: {', '.join(maintained_names)}"
-        yield _RESULT.warn("nodes", problem, *(command_line(*MAINTENANCE_OFF, name) for name in maintained_names))
+    names_in_maintenance = [node.name for node in context.allowed_nodes if node.name in in_maintenance]
+    if names_in_maintenance:
+        problem = f"these nodes are in maintenance, so they get no new VM: {', '.join(names_in_maintenance)}"
+        yield _RESULT.warn("nodes", problem, *(command_line(*MAINTENANCE_OFF, name) for name in names_in_maintenance))
 
 
 def check_bridges(context: ProxmoxContext) -> Iterator[CheckResult]:
@@ -79,7 +79,7 @@ def _check_bridge(bridge: str, context: ProxmoxContext) -> CheckResult:
     hints = [f"on {nodes_without_bridge[0]}: {command_line('ip', 'link', 'show', bridge)}"]
     if len(nodes_without_bridge) < len(bridges_by_node):
         return _RESULT.warn("bridge", problem, *hints)
-    hints = [*_other_bridge(bridge, context), *hints]
+    hints = [*_hints_without_bridge(bridge, context), *hints]
     zone = context.zone_by_bridge[bridge]
     need = privilege_for_bridge(bridge, zone)
     may_use = "SDN.Use" in context.reader.permissions(need.path)
@@ -94,11 +94,15 @@ def _check_bridge(bridge: str, context: ProxmoxContext) -> CheckResult:
 def _vnet_problem(context: ProxmoxContext, need: PrivilegeNeed, vnet: str, *, may_use: bool) -> CheckResult:
     if may_use:
         nodes = ", ".join(context.bridges_by_node)
-        return _RESULT.fail("bridge", f"the {vnet} is not on {nodes}: apply it, or extend its zone", APPLY_SDN)
+        return _RESULT.fail(
+            "bridge",
+            f"the {vnet} is not on {nodes}: apply the SDN configuration, or add the node to its zone",
+            APPLY_SDN,
+        )
     return _RESULT.fail("bridge", f"the token may not use the {vnet} (SDN.Use)", *grant_commands(context, need))
 
 
-def _other_bridge(bridge: str, context: ProxmoxContext) -> list[str]:
+def _hints_without_bridge(bridge: str, context: ProxmoxContext) -> list[str]:
     """Return a setting without `bridge`: PROXMOX_BRIDGE with a bridge that each node has, or a shorter PROXMOX_BRIDGES.
 
     Returns no setting if the nodes have no bridge in common.

@@ -110,7 +110,7 @@ def _missing_storage(name: str, subject: str, storage: str, context: ProxmoxCont
     """
     content, purpose = ("backup", "backups") if name == "backup storage" else ("images", "disks")
     visible = sorted({row.name for row in context.storages if content in row.content})
-    seen = f"; for {purpose} it sees {', '.join(visible)}" if visible else ""
+    seen = f"; for {purpose} the token can see {', '.join(visible)}" if visible else ""
     settings_of = {"backup storage": "PROXMOX_BACKUP_STORAGE", "storage": "PROXMOX_STORAGE"}
     setting = "PROXMOX_STORAGES" if subject.startswith("PROXMOX_STORAGES") else settings_of[name]
     hints = [setting_line(setting, _other_storage(storage, context, content))]

@@ -92,23 +92,23 @@ def _check_template(context: ProxmoxContext, image: str, vmid: int) -> Iterator[
     """Check that the guest with this VMID can be the template of the image."""
     row = next((row for row in context.guests if row.vmid == vmid), None)
     config = dict(context.template_configs).get(image)
-    other_template = _setting("PROXMOX_TEMPLATES", context.settings.proxmox_templates, image, "<vmid>")
+    setting_hint = _setting("PROXMOX_TEMPLATES", context.settings.proxmox_templates, image, "<vmid>")
     if row is None or config is None:
         text = f"{image}: VM {vmid} does not exist, or the token lacks VM.Audit on it{_existing_text(context)}"
-        yield _RESULT.fail("templates", text, other_template, f"grant the token VM.Audit on /vms/{vmid}")
+        yield _RESULT.fail("templates", text, setting_hint, f"grant the token VM.Audit on /vms/{vmid}")
         return
     row = with_configuration(row, config)
     if row.kind != "qemu" or not row.is_template:
         text = f"{image}: {row.kind} {vmid} ({row.name}) is not a VM template"
-        make_template = [f"on {row.node}: qm template {vmid}"] if row.kind == "qemu" else []
-        yield _RESULT.fail("templates", text, *make_template, other_template)
+        convert_hints = [f"on {row.node}: qm template {vmid}"] if row.kind == "qemu" else []
+        yield _RESULT.fail("templates", text, *convert_hints, setting_hint)
         return
     yield from _check_contents(image, row, config)
 
 
 def _existing_text(context: ProxmoxContext) -> str:
     names = [f"{row.vmid} ({row.name})" for row in context.guests if row.is_template and row.kind == "qemu"]
-    return f"; it sees the templates {', '.join(names[:MAX_NAMED])}" if names else ""
+    return f"; the token can see the templates {', '.join(names[:MAX_NAMED])}" if names else ""
 
 
 def _check_contents(image: str, row: VmRow, config: dict[str, Any]) -> Iterator[CheckResult]:

@@ -260,11 +260,11 @@ class Bootstrap:
 
 def _find_by_name(name: str, kind: str, objects: list[CoreObject]) -> CoreObject | None:
     """Return the object with this name; None if there is none. Raises BootstrapRefused if there are several."""
-    namesakes = [item for item in objects if item.name == name]
-    if len(namesakes) > 1:
-        ids = ", ".join(item.id for item in namesakes)
-        raise BootstrapRefused(f"FulcrumCore has {len(namesakes)} objects of kind {kind} named {name}: {ids}")
-    return namesakes[0] if namesakes else None
+    objects_with_name = [item for item in objects if item.name == name]
+    if len(objects_with_name) > 1:
+        ids = ", ".join(item.id for item in objects_with_name)
+        raise BootstrapRefused(f"FulcrumCore has {len(objects_with_name)} objects of kind {kind} named {name}: {ids}")
+    return objects_with_name[0] if objects_with_name else None
 
 
 def _compare(wanted: _WantedObject) -> BootstrapStep:

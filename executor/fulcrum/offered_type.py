@@ -15,7 +15,7 @@ from executor.settings.types import ANY
 JsonObject = dict[str, Any]
 
 
-def offered_service_type(service_type: JsonObject, settings: Settings) -> JsonObject:
+def restrict_to_offered(service_type: JsonObject, settings: Settings) -> JsonObject:
     """Return the service type with only those templates, bridges, VLANs and tags that the settings allow.
 
     There are two exceptions. If the settings allow only some tags, the returned type allows every tag, and the agent

@@ -53,7 +53,7 @@ NO_LOGIN_CONFIGURED = "the pages need a login: set SMITH_HTTP_TOKEN, or SMITH_HT
 PROXY_REQUIRED = "a trusted reverse proxy that names the user is required"
 #: A browser sends no session cookie when its user follows a link on another site (SameSite=Strict). This page loads
 #: the same address again, now from this site, and the browser sends the cookie.
-_REPEAT_PAGE = '<!doctype html><meta http-equiv="refresh" content="0"><title>Agent Smith</title>'
+_RELOAD_PAGE = '<!doctype html><meta http-equiv="refresh" content="0"><title>Agent Smith</title>'
 
 
 class Guard:
@@ -160,7 +160,7 @@ class Guard:
         if not access.needs_login:
             return _text_or_json(headers, 403, NO_LOGIN_CONFIGURED)
         if is_cross_site_navigation(headers):
-            return HTMLResponse(_REPEAT_PAGE)
+            return HTMLResponse(_RELOAD_PAGE)
         if accepts_html(headers) and (access.token or may_read):
             return RedirectResponse(f"{base_of(path)}login?next={path[1:]}", status_code=303)
         return self._refusal_without_login()

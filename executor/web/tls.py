@@ -21,7 +21,7 @@ CHECK_INTERVAL_S = 60.0
 HANDSHAKE_TIMEOUT_S = 10
 #: Maximum number of connections whose handshakes have not ended: of all callers, of other machines, and of one address
 #: of another machine. The server closes every further connection at once.
-MAX_HANDSHAKES, MAX_HANDSHAKES_OF_OTHERS, MAX_HANDSHAKES_PER_ADDRESS = 64, 48, 16
+MAX_HANDSHAKES, MAX_HANDSHAKES_FROM_OTHER_MACHINES, MAX_HANDSHAKES_PER_ADDRESS = 64, 48, 16
 
 _FileState = tuple[tuple[int, int], ...]
 
@@ -120,7 +120,8 @@ class TlsConnection(SSLProtocol):
             return False
         others = [other._other_machine for other in self._handshakes if other._other_machine is not None]
         return (
-            len(others) >= MAX_HANDSHAKES_OF_OTHERS or others.count(self._other_machine) >= MAX_HANDSHAKES_PER_ADDRESS
+            len(others) >= MAX_HANDSHAKES_FROM_OTHER_MACHINES
+            or others.count(self._other_machine) >= MAX_HANDSHAKES_PER_ADDRESS
         )
 
     def end_handshake(self) -> None:

@@ -51,7 +51,7 @@ class NeededAccess:
     needs: tuple[PrivilegeNeed, ...]
     pool: str = ""
     token_comment: str = USER_COMMENT
-    makes_token: bool = True  #: create the token; one that exists is replaced, because its secret is not known here
+    creates_token: bool = True  #: create the token; one that exists is replaced, because its secret is not known here
 
 
 class ChangeKind(StrEnum):
@@ -127,7 +127,7 @@ def _pool_changes(pool: str, pools: frozenset[str]) -> Iterator[Change]:
 
 
 def _token_changes(wanted: NeededAccess, existing: ExistingAccess) -> Iterator[Change]:
-    if not wanted.makes_token:
+    if not wanted.creates_token:
         return
     full_id, path = f"{wanted.user}!{wanted.token_id}", f"/access/users/{wanted.user}/token/{wanted.token_id}"
     if wanted.token_id in existing.token_comments:
@@ -141,7 +141,7 @@ def _acl_changes(wanted: NeededAccess, existing: ExistingAccess) -> Iterator[Cha
     """Yield one change for each path and role. With privilege separation, user and token both need the role."""
     token = f"{wanted.user}!{wanted.token_id}"
     # When an existing token is replaced, Proxmox deletes its access control entries, so these must be made again.
-    entries = {entry for entry in existing.entries if not (wanted.makes_token and entry.ugid == token)}
+    entries = {entry for entry in existing.entries if not (wanted.creates_token and entry.ugid == token)}
     for path, role in dict.fromkeys((need.path, need.role) for need in wanted.needs):
         members = {"users": wanted.user, "tokens": token}
         missing = {kind: who for kind, who in members.items() if AclEntry(path, who, role) not in entries}

@@ -64,7 +64,7 @@ def _retry(parts: PageParts, form: Mapping[str, str], who: str) -> str:
     job_id = _job_id(parts, form)
     with transaction(parts.agent().engine) as session:
         if not operator_changes.retry_job(session, job_id, who=who):
-            raise ActionRefused("The job waits neither for an attempt nor for a report.")
+            raise ActionRefused("There is nothing to retry: the job waits for no attempt and for no report.")
     return f"jobs/{job_id}"
 
 
@@ -79,7 +79,7 @@ def _cancel(parts: PageParts, form: Mapping[str, str], who: str) -> str:
 def _pause(parts: PageParts, form: Mapping[str, str], who: str) -> str:
     reason = form["reason"]
     if not reason:
-        raise ActionRefused("A pause needs a reason: everybody sees it while the agents are paused.")
+        raise ActionRefused("A pause needs a reason, which all operators see while the agents are paused.")
     with transaction(parts.agent().engine) as session:
         if not operator_changes.pause_agents(session, who=who, reason=reason):
             raise ActionRefused("The agents are paused already.")
@@ -96,7 +96,7 @@ def _resume(parts: PageParts, _form: Mapping[str, str], who: str) -> str:
 def _drain(parts: PageParts, form: Mapping[str, str], who: str) -> str:
     reason = form["reason"]
     if not reason:
-        raise ActionRefused("A drain needs a reason: everybody sees it until the node is resumed.")
+        raise ActionRefused("A drain needs a reason, which all operators see until the node is resumed.")
     with transaction(parts.agent().engine) as session:
         if not operator_changes.drain_node(session, _node(session, form), who=who, reason=reason):
             raise ActionRefused("The node is drained already.")
@@ -118,7 +118,7 @@ def _repair(parts: PageParts, form: Mapping[str, str], who: str) -> str:
         if (finding.kind.value, finding.service_id, str(finding.vmid or "")) == key and finding.repair:
             if apply_repair(view.engine, view.settings.smith_cluster, finding, who=who, reason=form["reason"]):
                 return "vms"
-            raise ActionRefused("Its mapping has changed, or a job of the service is open.")
+            raise ActionRefused("The mapping of the VM has changed, or a job of its service is open.")
     raise ActionRefused("The last check has not found this difference any more.")
 
 

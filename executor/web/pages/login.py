@@ -88,7 +88,7 @@ def _refuse_token(parts: PageParts, request: Request, *, name: str, next_page: s
     wait_s = parts.server.wrong_tokens.count(address_of(request.scope))
     if not wait_s:
         return _login_page(parts, request, _Form(name=name, next_page=next_page, error="This is not the token."), 401)
-    text = f"Too many wrong tokens from this address: a wrong one is checked again in {wait_s} s."
+    text = f"Too many wrong tokens from this address: try again in {wait_s} s."
     response = _login_page(parts, request, _Form(name=name, next_page=next_page, error=text), 429)
     response.headers["Retry-After"] = str(wait_s)
     return response

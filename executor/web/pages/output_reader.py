@@ -57,7 +57,7 @@ class OutputReader:
         texts: list[Text] = []
         self.is_complete, self.missing = not outputs, ""
         while outputs and len(texts) < MAX_EVENTS:
-            number = self._number(outputs)
+            number = self._index_at_position(outputs)
             output = outputs[number]
             found = self._read_one(output)
             if found is not None:
@@ -69,7 +69,7 @@ class OutputReader:
                 break
         return texts
 
-    def _number(self, outputs: Sequence[RunOutput]) -> int:
+    def _index_at_position(self, outputs: Sequence[RunOutput]) -> int:
         """Return the index of the output at the position; without a valid position, of the newest output."""
         for number, output in enumerate(outputs):
             if output.ident == self._ident:

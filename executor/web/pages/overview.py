@@ -78,16 +78,20 @@ def _problems(parts: PageParts, view: AgentView, status: Status) -> Iterator[Pro
     yield from _problems_of_critical_jobs(document)
     yield from _problems_of_jobs(document)
     if lost := document["mappings"].get(MappingState.VM_LOST, 0):
-        yield Problem(text=f"{lost} VMs are lost", remedy="The list shows which, and what differs.", page="vms")
+        yield Problem(
+            text=f"{lost} VMs are lost", remedy="The list of VMs shows which VMs, and what differs.", page="vms"
+        )
     if any(finding.needs_attention for finding in view.list_drift() or ()):
-        yield Problem(text="Mappings, Proxmox and FulcrumCore differ", remedy="The list shows where.", page="vms")
+        yield Problem(
+            text="Mappings, Proxmox and FulcrumCore differ", remedy="The list of VMs shows the differences.", page="vms"
+        )
 
 
 def _problems_of_critical_jobs(document: dict[str, Any]) -> Iterator[Problem]:
     for name in document["critical_overdue"]:
         yield Problem(text=f"{name} is overdue", remedy="The agent restarts it by itself; report it if it repeats.")
     for job in document["critical_failing"]:
-        yield Problem(text=f"{job['name']} fails: {job['last_error']}", remedy="Its message names the cause.")
+        yield Problem(text=f"{job['name']} fails: {job['last_error']}", remedy="The error message names the cause.")
 
 
 def _problems_of_jobs(document: dict[str, Any]) -> Iterator[Problem]:

@@ -53,8 +53,8 @@ def log_in(stand_in: ProxmoxStandIn, password: str = "", ask_code: Callable[[], 
     return session
 
 
-def wanted(*, makes_token: bool) -> NeededAccess:
-    return NeededAccess(user=USER, token_id=TOKEN, needs=NEEDS, pool="smith", makes_token=makes_token)
+def wanted(*, creates_token: bool) -> NeededAccess:
+    return NeededAccess(user=USER, token_id=TOKEN, needs=NEEDS, pool="smith", creates_token=creates_token)
 
 
 class Setup:
@@ -68,7 +68,7 @@ class Setup:
 
     def run(self) -> list[str]:
         """Create what is missing; return the texts of the changes."""
-        changes = plan_changes(wanted(makes_token=not self.secret), read_existing(self.session, USER))
+        changes = plan_changes(wanted(creates_token=not self.secret), read_existing(self.session, USER))
         for change in apply_changes(self.session, changes, before_token=list, store_secret=self._store):
             self.made.append(change.text)
         return [change.text for change in changes]
@@ -124,7 +124,7 @@ def test_a_set_up_that_loses_the_answer_of_each_change_ends_with_the_same_result
             stand_in.control("clear_faults")
     complete = read_existing(session, USER)
     assert lost == len({need.role for need in NEEDS}) + len(NEEDS) + len(("user", "pool", "token"))
-    assert plan_changes(wanted(makes_token=False), complete) == []
+    assert plan_changes(wanted(creates_token=False), complete) == []
     assert sum(text == "make token smith@pve!job" for text in setup.made) == 1
 
 

@@ -20,7 +20,7 @@ COMPLETE = ExistingAccess(
     entries=frozenset(AclEntry(need.path, who, need.role) for need in NEEDS for who in WHO),
     pools=frozenset({"smith"}),
 )
-STORED = dataclasses.replace(WANTED, makes_token=False)
+STORED = dataclasses.replace(WANTED, creates_token=False)
 
 
 def texts(wanted: NeededAccess, **different: Any) -> list[str]:

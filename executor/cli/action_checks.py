@@ -164,7 +164,10 @@ def _find_play_problems(play: dict[str, Any], contents: PlaybookContents) -> Ite
     login = _dictionary_at(play, "module_defaults").get(PROXMOX_MODULE_GROUP)
     uses_proxmox_modules = any("community.proxmox." in key for task in contents.tasks for key in task)
     if login is None and uses_proxmox_modules:
-        yield f"module_defaults lacks {PROXMOX_MODULE_GROUP}, so the modules have no login: set it to smith_proxmox"
+        yield (
+            f"module_defaults lacks {PROXMOX_MODULE_GROUP}, so the modules of community.proxmox have no login: set "
+            'this key to "{{ smith_proxmox }}"'
+        )
     if "vars_prompt" in play:
         yield "vars_prompt needs an operator's answer, which the executor cannot give"
 

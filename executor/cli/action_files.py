@@ -57,7 +57,7 @@ argument_specs:
 """
 TASKS = """\
 ---
-# Change nothing before this task: it verifies that the VM with this VMID is the service's.
+# Change nothing before this task, which verifies that the VM with this VMID belongs to the service.
 - name: Verify the VM's identity
   agent_smith.proxmox.vm_identity:
     vm: "{{ vm }}"
@@ -66,7 +66,7 @@ TASKS = """\
 # Your tasks. The actions of agent_smith.proxmox (vm_power, vm_configured, …) find their login themselves, and verify
 # and publish what they did. The modules of community.proxmox have their login already: module_defaults of the playbook.
 
-# Reads the outcome from Proxmox, because a module may answer "ok" without the wanted change.
+# This task reads the outcome from Proxmox. A module's answer "ok" does not prove that the change was made.
 - name: Publish the result
   agent_smith.proxmox.vm_identity:
     vm: "{{ vm }}"
@@ -99,8 +99,8 @@ def test_ACTION_ROLE_succeeds_and_a_second_run_changes_nothing(lab_vm, run_actio
 
 
 def test_ACTION_ROLE_refuses_the_vm_of_another_service(lab_vm, run_action):
-    stranger = "8f2c0a11-9b5e-4a1b-bc2d-6929e0105b7e"
-    result = run_action("ACTION-NAME", lab_vm, service_id=stranger, properties=PROPERTIES)
+    other_service_id = "8f2c0a11-9b5e-4a1b-bc2d-6929e0105b7e"
+    result = run_action("ACTION-NAME", lab_vm, service_id=other_service_id, properties=PROPERTIES)
     assert result.code == "VM_IDENTITY_MISMATCH", result.operator_message
 """
 #: The folder of the tests, relative to the provider's folder.

@@ -38,7 +38,9 @@ def run_tests(
     ],
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write a JUnit report.")] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write an HTML report.")] = None,
-    keyword: Annotated[str, typer.Option("-k", metavar="EXPRESSION", help="Only these tests, as pytest's -k.")] = "",
+    keyword: Annotated[
+        str, typer.Option("-k", metavar="EXPRESSION", help="Run only the tests that match (as pytest's -k).")
+    ] = "",
     keep: Annotated[bool, typer.Option("--keep", help="Keep the guests until the reservation expires.")] = False,
 ) -> None:
     """Run the tests of one of your own actions in a lab.

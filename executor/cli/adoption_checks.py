@@ -78,8 +78,10 @@ def check_marker(vm: VmToAdopt, service_id: str, *, set_marker: bool) -> bool:
     if vm.marked_service_ids == {service_id}:
         return True
     if vm.marked_service_ids:
+        services = " and ".join(sorted(vm.marked_service_ids))
         raise UnusableReference(
-            f"VM {vm.vmid} ({vm.name}) has the marker of {' and '.join(sorted(vm.marked_service_ids))}: remove it first"
+            f"VM {vm.vmid} ({vm.name}) has the marker of {services}: if the VM belongs to service {service_id}, first "
+            "remove the marker, a line in the VM's description"
         )
     if not set_marker:
         raise UnusableReference(f"VM {vm.vmid} ({vm.name}) has no marker: --set-marker writes it")

@@ -109,7 +109,9 @@ def _refuse(left: Sequence[dict[str, Any]], *, as_json: bool) -> NoReturn:
         raise CommandFailed(f"nothing was erased. {left[0]['service_id']}: {left[0]['why']}")
     if not as_json:
         show_rows(left, LEFT_COLUMNS, if_empty="")
-    raise CommandFailed(f"nothing was erased: none of the {len(left)} services has ended, or may be erased yet")
+    raise CommandFailed(
+        f"nothing was erased: of each of the {len(left)} services, the service or its retention has not ended"
+    )
 
 
 def _why_not_erasable(session: Session, data: StoredData, settings: Settings) -> str:

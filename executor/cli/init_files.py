@@ -68,7 +68,10 @@ class SetupFolder:
         changed = {name: value for name, value in values.items() if value != existing.get(name, "")}
         for name, value in changed.items():
             if not _PLAIN_VALUE.fullmatch(value):
-                raise SettingsError(f"{name} has a character that not every reader of {self.settings_file} understands")
+                raise SettingsError(
+                    f"the value of {name} has a character that would need quotes in {self.settings_file}: "
+                    "a value may have only letters (A-Z, a-z), digits and . _ , : / = @ + * [ ] -"
+                )
         return changed
 
     def read_answers(self) -> dict[str, str]:

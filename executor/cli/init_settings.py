@@ -59,11 +59,11 @@ class InitSettings:
         return {name: self._values.get(name, defaults[name]) for name in proposal}
 
     def validated(self) -> Settings:
-        """Return the validated settings without those in FILE_NAMES, whose files may not exist yet.
+        """Return the validated settings without those in PATH_SETTINGS, whose files may not exist yet.
 
         Raises SettingsError if a setting is not valid.
         """
-        without_files = {name: value for name, value in self._values.items() if name not in FILE_NAMES}
+        without_files = {name: value for name, value in self._values.items() if name not in PATH_SETTINGS}
         return load_settings(env_file=None, environ=without_files)
 
     def of_agent(self, files: SetupFolder, kind: UnitKind, *, has_ca: bool) -> dict[str, str]:
@@ -88,18 +88,23 @@ class InitSettings:
 
 
 #: The settings whose values are paths of files and folders that `smith init` creates.
-FILE_NAMES = frozenset({"PROXMOX_CA_BUNDLE", "SMITH_SECRETS_DIR", "SMITH_DATA_DIR"})
+PATH_SETTINGS = frozenset({"PROXMOX_CA_BUNDLE", "SMITH_SECRETS_DIR", "SMITH_DATA_DIR"})
 
 
 def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
-    """Return the settings of the option --set. Raises typer.BadParameter for an unknown setting and for a secret."""
+    """Return the settings of the option --set.
+
+    Raises typer.BadParameter for a text without `=`, for an unknown setting and for a secret.
+    """
     values = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if name in SECRET_NAMES:
             raise typer.BadParameter(f"--set {name}: a secret is never an argument")
-        if not equals or name not in FIELDS:
-            raise typer.BadParameter(f"--set {name}: not a setting of the form NAME=VALUE")
+        if not equals:
+            raise typer.BadParameter(f"--set {name}: the form is NAME=VALUE, and '=' is missing")
+        if name not in FIELDS:
+            raise typer.BadParameter(f"--set {name}: there is no setting of this name (`smith config show` lists them)")
         values[name] = value
     return values
 
@@ -113,5 +118,5 @@ def parse_address(text: str, default_port: int) -> tuple[str, int]:
     if not colon or not port.isdecimal() or (":" in host and not host.endswith("]")):
         return text, default_port
     if not 1 <= int(port) <= 65_535:
-        raise typer.BadParameter(f"{text}: not a host, or a host and a port")
+        raise typer.BadParameter(f"{text}: the port must be a number from 1 to 65535")
     return host, int(port)

@@ -85,10 +85,12 @@ def require_startable(kind: UnitKind, folder: Path) -> None:
     paths = [folder] if kind.is_container else [folder, _own_program()]
     for path in paths:
         if not _PLAIN_PATH.fullmatch(str(path)):
-            raise SettingsError(f"{path} has a character that not every unit accepts in a path: choose another folder")
+            raise SettingsError(
+                f"{path} has a character that a unit does not accept: use only A-Z a-z 0-9 . _ / @ + - in the path"
+            )
         if kind is UnitKind.SYSTEMD and any(path.is_relative_to(hidden) for hidden in _HIDDEN_FOLDERS):
             remedy = "choose --folder /etc/agent-smith, and install Agent Smith in /opt/agent-smith; or use --unit none"
-            raise SettingsError(f"the service does not see {path}, because systemd hides this folder from it: {remedy}")
+            raise SettingsError(f"systemd hides {path} from the agent (ProtectHome, PrivateTmp): {remedy}")
 
 
 def container_path(path: Path) -> Path:

@@ -37,7 +37,7 @@ EVENT_COLUMNS = {
 
 @examples(
     "smith jobs log 17                          what the newest run printed",
-    "smith jobs log 17 --follow                 what the job does from now on, until it ends",
+    "smith jobs log 17 --follow                 the job's timeline so far, then what the job does until it ends",
     "smith jobs log 17 --run create-0c5d0f3a    what an earlier run printed (smith jobs show 17 lists the runs)",
     "smith jobs log 17 --events                 its Ansible tasks, with times",
 )

@@ -202,7 +202,7 @@ def test_the_ended_services_of_a_consumer_are_erased_and_the_others_are_named(sm
     assert refused.returncode == 1
     assert OTHER_SERVICE in refused.stdout
     assert third in refused.stdout
-    assert "nothing was erased: none of the 2 services has ended, or may be erased yet" in refused.stderr
+    assert "nothing was erased: of each of the 2 services, the service or its retention has not ended" in refused.stderr
 
 
 def test_a_service_that_is_not_in_the_database_is_an_error(smith: Cli) -> None:

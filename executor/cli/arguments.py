@@ -36,7 +36,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 #: The option --since, which limits a list to the entries after a time.
 Since = Annotated[
     str | None,
-    typer.Option("--since", metavar="TIME", help="Only from then on: 90s, 30m, 2h, 7d, or 2026-11-27T08:00 (UTC)."),
+    typer.Option(
+        "--since",
+        metavar="TIME",
+        help="Only entries after this time: an age (90s, 30m, 2h, 7d), or a time in UTC (2026-11-27T08:00).",
+    ),
 ]
 #: The seconds of each unit of a duration.
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}

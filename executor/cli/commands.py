@@ -49,7 +49,7 @@ class Extension(NamedTuple):
 
 #: Each row has the group, the name, the module, the function and the help line.
 COMMANDS = (
-    Command("", "init", "init", "init", "Set up Proxmox, FulcrumCore, the settings and the service of an agent."),
+    Command("", "init", "init", "init", "Set up Proxmox, FulcrumCore, the settings and the unit that starts an agent."),
     Command("", "run", "run", "run", "Run FulcrumCore's jobs in Proxmox."),
     Command(
         "",
@@ -120,7 +120,9 @@ COMMANDS = (
     Command("db", "backup", "backup", "backup", "Copy the SQLite database into one file."),
     Command("db", "restore", "backup", "restore", "Replace the database by a backup."),
     Command("db", "migrate", "migrate", "migrate", "Move the database from SQLite to PostgreSQL, or back."),
-    Command("db", "unseal", "migrate", "unseal", "Let a database be used again that `smith db migrate` has sealed."),
+    Command(
+        "db", "unseal", "migrate", "unseal", "Remove the seal of `smith db migrate`: the database can be used again."
+    ),
     Command("config", "show", "config", "show", "Show every setting with its source."),
     Command("config", "example", "config", "example", "Print an example `.env` file."),
     Command("actions", "list", "actions", "list_actions", "List the actions; if the executor refuses one, show why."),
@@ -146,12 +148,12 @@ EXTENSIONS = (
     Extension("lab", "Run a FulcrumCore simulator and a Proxmox stand-in, and order services.", "agent-smith-lab"),
     Extension(
         "lab-test",
-        "Test playbooks in a lab: the Proxmox that LAB_PROXMOX_* names, or a stand-in without them.",
+        "Test playbooks in the lab that LAB_PROXMOX_* names, or in a stand-in if it is not set.",
         "agent-smith-lab",
     ),
     Extension(
         "lab-sweep",
-        "Remove what ended or killed runs of `smith lab-test` have left in the lab of LAB_PROXMOX_*.",
+        "Remove the guests and backups that runs of `smith lab-test` left in the lab of LAB_PROXMOX_*.",
         "agent-smith-lab",
     ),
 )

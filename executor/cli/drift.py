@@ -76,7 +76,9 @@ def show(context: typer.Context, believe_list: BelieveList = False, as_json: AsJ
 def fix(
     kinds: Annotated[list[DriftKind] | None, typer.Argument(metavar="KIND", help="Only these kinds.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Apply the repairs (default: dry run).")] = False,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit.")] = "",
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
+    ] = "",
     believe_list: BelieveList = False,
     as_json: AsJson = False,
 ) -> None:

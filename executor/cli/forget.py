@@ -45,7 +45,9 @@ def forget(  # noqa: PLR0913, PLR0917 (one parameter for each option)
         str,
         typer.Option("--consumer", metavar="ID", help="All ended services of this consumer (a participant's id)."),
     ] = "",
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit.")] = "",
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
+    ] = "",
     without_archives: Annotated[
         bool, typer.Option("--without-archives", help="Do not ask Proxmox for archives of the services.")
     ] = False,

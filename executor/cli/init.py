@@ -86,12 +86,15 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         Path | None, typer.Option("--unit-folder", help="Folder for the unit; default: that of systemd or podman.")
     ] = None,
     replace_tokens: Annotated[
-        bool, typer.Option("--replace-tokens", help="Delete tokens whose secrets are not stored, and make others.")
+        bool,
+        typer.Option(
+            "--replace-tokens", help="Replace the agent's tokens whose secrets are not stored here by new ones."
+        ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Use the proposed values, and ask no question.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be changed, and change nothing.")] = False,
 ) -> None:
-    """Set up Proxmox, FulcrumCore, the settings and the service of an agent.
+    """Set up Proxmox, FulcrumCore, the settings and the unit that starts an agent.
 
     The command creates a role, a user, a token, a pool and permissions in Proxmox, the agent with its types and token
     in FulcrumCore, and the files with the settings. The administrators' logins are not stored. A second run changes
@@ -116,7 +119,9 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     earlier = files.read_answers()
     core_answers = ask_core(answers, options, settings, earlier)
     default_unit = earlier.get("unit") or (UnitKind.SYSTEMD if os.geteuid() == 0 else UnitKind.NONE)
-    chosen = answers.choice("Start it by", tuple(UnitKind), option="--unit", given=unit, default=default_unit)
+    chosen = answers.choice(
+        "How the agent is started", tuple(UnitKind), option="--unit", given=unit, default=default_unit
+    )
     if unit_folder is None and earlier.get("unit") == chosen and earlier.get("unit_folder"):
         unit_folder = Path(earlier["unit_folder"])
     unit_folder = unit_folder.expanduser().absolute() if unit_folder else None

@@ -142,7 +142,7 @@ def log_in(answers: Answers, host: str, port: int, login: AdminLogin, stored_ca:
         show_text(f"  It is verified by {login.ca_file or stored_ca if known_ca else 'the CAs of this system'}.")
     elif answers.asks:
         show_text("  On a node, `pvenode cert info` shows it, too.")
-        if not answers.agree("Is it the right one?", by_default=False):
+        if not answers.agree("Is this the certificate of your Proxmox?", by_default=False):
             raise typer.Exit(1)
     else:
         raise typer.BadParameter(

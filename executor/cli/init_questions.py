@@ -39,7 +39,7 @@ def ask_address(answers: Answers, given: str | None, settings: InitSettings) -> 
 
 def ask_proposals(answers: Answers, settings: InitSettings, cluster: Cluster) -> None:
     """Show what exists in Proxmox and the proposed settings for it, and let the operator change these settings."""
-    show_heading("Proxmox has")
+    show_heading("Found in Proxmox")
     bridges = [f"{name} ({cluster.zone_of(name)})" for name in cluster.common_bridges]
     lines = {
         "nodes": cluster.nodes,
@@ -58,14 +58,14 @@ def ask_proposals(answers: Answers, settings: InitSettings, cluster: Cluster) ->
 
 def _template_text(found: FoundTemplate) -> str:
     facts, problem = found.facts, found.problem
-    return f"{facts.name} ({facts.vmid} on {facts.node}{f'; not fit: {problem}' if problem else ''})"
+    return f"{facts.name} ({facts.vmid} on {facts.node}{f'; not usable: {problem}' if problem else ''})"
 
 
 def ask_core(answers: Answers, options: CoreOptions, settings: InitSettings, earlier: dict[str, str]) -> CoreAnswers:
     """Ask for FulcrumCore's address, its administrator's token, the agent and its provider."""
     url = settings.get("FULCRUM_API_URL")
     settings.update(
-        {"FULCRUM_API_URL": answers.text("FulcrumCore", option="--fulcrum-url", given=options.url, default=url)}
+        {"FULCRUM_API_URL": answers.text("URL of FulcrumCore", option="--fulcrum-url", given=options.url, default=url)}
     )
     admin_token = answers.secret(
         "FulcrumCore's administrator's token (it is not stored)",

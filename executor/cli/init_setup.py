@@ -58,7 +58,7 @@ class Setup:
                 show_heading(heading)
                 show_lines(texts)
         if differences := self._core.differences():
-            show_heading("Other content in FulcrumCore")
+            show_heading("Objects with other content in FulcrumCore, which are not changed")
             show_lines(differences)
         return any(parts.values())
 
@@ -88,7 +88,7 @@ class Setup:
         if self._kind.is_container:
             checks = [check for check in checks if check.area not in (Area.DATABASE, Area.MACHINE)]
         show_checks(checks)
-        show_heading("Start it")
+        show_heading("Start the agent by")
         show_text(self._unit.start_command)
         return exit_code(checks)
 

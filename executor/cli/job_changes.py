@@ -45,7 +45,7 @@ def retry(reference: JobReference, as_json: AsJson = False) -> None:
     }
     text = f"{label}: {effects[skipped_wait_before]}"
     if was_reported and skipped_wait_before == "report" and status == JobStatus.FAILED:
-        text += f". FulcrumCore had this result; to repeat the action: {repeat_text}"
+        text += f". FulcrumCore had received this result before; to repeat the action: {repeat_text}"
     show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, hastened=skipped_wait_before)
 
 
@@ -56,7 +56,9 @@ def retry(reference: JobReference, as_json: AsJson = False) -> None:
 def cancel(
     reference: JobReference,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit.")] = "",
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """End a job as CANCELLED.
@@ -94,9 +96,11 @@ def _repeat_text(job: Job, settings: Settings) -> str:
     url = f"{settings.fulcrum_api_url or 'https://FULCRUM_API_URL'}/api/v1/services/{job.service_id}"
     login = '-H @<(echo "Authorization: Bearer $TOKEN")'  # an argument would show the token to other users
     if job.action == "update":
-        return f"curl -X PATCH {login} -d '{{\"properties\": …}}' {shlex.quote(url)} (with a token of its owner)"
+        return (
+            f"curl -X PATCH {login} -d '{{\"properties\": …}}' {shlex.quote(url)} (with a token of the service's owner)"
+        )
     action_url = shlex.quote(f"{url}/{quote(job.action, safe='')}")
-    return sanitized(f"curl -X POST {login} {action_url} (with a token of its owner)")
+    return sanitized(f"curl -X POST {login} {action_url} (with a token of the service's owner)")
 
 
 def _no_retry_text(label: str, status: str, repeat_text: str) -> str:

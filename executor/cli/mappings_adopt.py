@@ -30,7 +30,9 @@ from executor.cli.tables import show_fields
 )
 def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes all by name)
     service: Annotated[str, typer.Option("--service", metavar="ID", help="The service's whole id.")] = "",
-    vmid: Annotated[int | None, typer.Option("--vmid", metavar="N", min=100, max=999_999_999, help="Its VM.")] = None,
+    vmid: Annotated[
+        int | None, typer.Option("--vmid", metavar="N", min=100, max=999_999_999, help="The VMID of the service's VM.")
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -38,7 +40,7 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
             metavar="FILE",
             exists=True,
             dir_okay=False,
-            help="Many: CSV, JSON, or the PHP agent's SQLite file.",
+            help="A file with many services and VMIDs: CSV, JSON, or the PHP agent's SQLite file.",
         ),
     ] = None,
     set_marker: Annotated[
@@ -46,7 +48,9 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, and change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit.")] = "",
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Map an existing VM to a service.

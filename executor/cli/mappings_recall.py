@@ -43,7 +43,9 @@ DELETION_MARK_START = "smith-delete"
 )
 def recall(
     reference: MappingReference,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit.")] = "",
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Cancel the scheduled deletion of a VM.

@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 #: The environment variable that contains the URL of the other database.
 TARGET_VARIABLE = "MIGRATE_TO_URL"
-CONTINUATION = "repeat this command, which starts the copy again; or let `smith db unseal` undo the seal"
+CONTINUATION = "repeat this command, which starts the copy again; or run `smith db unseal` to remove the seal"
 
 
 @examples(
@@ -90,11 +90,13 @@ def migrate(
 
 @examples("smith db unseal    if the move is not wanted any more")
 def unseal(
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit.")] = "",
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
+    ] = "",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let a database be used again that `smith db migrate` has sealed."""
+    """Remove the seal of `smith db migrate`: the database can be used again."""
     settings = open_settings()
     with open_database(settings) as engine, refusing_while_agent_runs(engine, settings):
         with reading(engine) as session:

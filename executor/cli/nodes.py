@@ -34,7 +34,9 @@ COLUMNS = {
     "paused_text": "PAUSED",
 }
 
-NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="The host, or the id or its beginning.")]
+NodeArgument = Annotated[
+    str, typer.Argument(metavar="NODE", help="The host of the agent process, its id, or the beginning of its id.")
+]
 
 
 @examples(
@@ -87,7 +89,9 @@ def drain(
             raise CommandFailed("the node was resumed in the meantime")
         running_count = nodes.running_job_counts(store.session).get(found.id, 0)
     text = (
-        f"{found.host} claims no more jobs: {pause_text(pause)}" if is_new else f"drained already: {pause_text(pause)}"
+        f"{found.host} claims no more jobs: {pause_text(pause)}"
+        if is_new
+        else f"{found.host} was drained already: {pause_text(pause)}"
     )
     jobs = f"; {running_count} running jobs run to their end" if running_count else "; no job is running there"
     show_outcome(text + jobs, as_json=as_json, node=found.id, was_paused=not is_new, running=running_count)

@@ -34,7 +34,9 @@ MAX_SHOWN_JOBS = 100
 )
 def pause(
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Shown by `smith status`, and audited.")],
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until no job is running; show which are.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until no job is running, and show the running jobs.")
+    ] = False,
     timeout_s: Annotated[
         float, typer.Option("--timeout", min=0, metavar="S", help="With --wait: exit code 1 after this many seconds.")
     ] = 0.0,

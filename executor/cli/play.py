@@ -79,7 +79,9 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     ] = 4,
     check: Annotated[bool, typer.Option("--check", help="Show what would be changed, and change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Show no plan, and do not ask.")] = False,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit.")] = "",
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Run an action's playbook with ansible-playbook.

@@ -86,7 +86,9 @@ def _find_row(rows: list[VmRow], vmid: int | None, name: str | None) -> VmRow:
         vmids = ", ".join(str(row.vmid) for row in matches)
         raise UnusableReference(f"more than one VM is called {name}: {vmids}. Use --vmid")
     if not matches:
-        raise UnusableReference(f"Proxmox shows no VM {name} to our token. `smith mappings list` shows ours")
+        raise UnusableReference(
+            f"Proxmox shows no VM {name} to our token. `smith mappings list` shows the VMs of the services"
+        )
     return matches[0]
 
 
@@ -95,7 +97,9 @@ def find_row_by_vmid(rows: list[VmRow], vmid: int) -> VmRow:
     for row in rows:
         if row.vmid == vmid:
             return row
-    raise UnusableReference(f"Proxmox shows no VM {vmid} to our token. `smith mappings list` shows ours")
+    raise UnusableReference(
+        f"Proxmox shows no VM {vmid} to our token. `smith mappings list` shows the VMs of the services"
+    )
 
 
 def identity_of(reader: ProxmoxReader, vm_row: VmRow) -> dict[str, Any]:

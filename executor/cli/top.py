@@ -36,7 +36,7 @@ WAITING_COLUMNS = {
     "action": "ACTION",
     "waits": "WAITS",
     "next": "NEXT",
-    "error": "BECAUSE",
+    "error": "LAST ERROR",
     "name": "NAME",
 }
 FAILED_COLUMNS = {"id": "JOB", "action": "ACTION", "ago": "AGO", "error": "ERROR", "name": "NAME"}

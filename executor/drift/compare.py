@@ -48,10 +48,13 @@ def _volumes_finding(volumes_left: VolumesLeft) -> Finding:
     kind = DriftKind.VOLUMES_LEFT
     if not volumes_left.volumes:
         return _finding(
-            volumes_left.mapping, kind, "the VM's last volumes are removed", repair=Repair.NOTE_VOLUMES_REMOVED
+            volumes_left.mapping,
+            kind,
+            "the volumes that the deletion of the VM left do not exist any more",
+            repair=Repair.NOTE_VOLUMES_REMOVED,
         )
     volumes = ", ".join(volumes_left.volumes)
-    text = f"the VM is deleted, but {volumes} still exist: remove them by hand (`pvesm free VOLUME`)"
+    text = f"the VM is deleted, but its volumes {volumes} still exist: remove them by hand (`pvesm free VOLUME`)"
     return _finding(volumes_left.mapping, kind, text)
 
 

@@ -30,8 +30,9 @@ class DeletionSettings(SettingsArea):
 
     smith_delete_remove_volumes: bool = setting(
         False,
-        "when a VM is destroyed, remove volumes that Proxmox could not remove, if its disks or snapshots used them and "
-        "no other guest names them; needs Datastore.Allocate on their storage, and VM.Audit on /vms",
+        "when a VM is destroyed, remove volumes that Proxmox could not remove, if the VM's disks or snapshots used "
+        "them and no other guest's configuration names them; needs Datastore.Allocate on their storage, and VM.Audit "
+        "on /vms",
         example="false",
     )
 

@@ -48,7 +48,7 @@ class FulcrumSettings(SettingsArea):
     )
     fulcrum_poll_interval_s: float = duration_setting(
         2,
-        "interval between two requests for pending jobs; at most FULCRUM_JOB_TIMEOUT_S minus 20 s, which a job needs",
+        "interval between two requests for pending jobs; at most FULCRUM_JOB_TIMEOUT_S minus the 20 s that a job needs",
         ge=0.1,
         le=3600,
     )
@@ -66,7 +66,7 @@ class FulcrumSettings(SettingsArea):
         if job_timeout_s is not None and value > job_timeout_s - MIN_TIME_FOR_JOB_S:
             raise ValueError(
                 f"must be at most {job_timeout_s - MIN_TIME_FOR_JOB_S:g} with FULCRUM_JOB_TIMEOUT_S={job_timeout_s:g}, "
-                "or too little time is left for a job that is received"
+                "or a job that waits for the next request has too little time left"
             )
         return value
 

@@ -48,8 +48,8 @@ class MonitoringSettings(SettingsArea):
     )
     smith_http_tls_certificate: ReadableFile | None = setting(
         None,
-        "file (PEM) with the certificate of the pages, and those of intermediate CAs; then they are served with TLS. A "
-        "renewed file is used within a minute",
+        "file (PEM) with the certificate of the pages, and those of intermediate CAs; with this file, the pages are "
+        "served with TLS. A renewed file is used within a minute",
         default_text="no TLS",
         example="/etc/agent-smith/pages.pem",
     )

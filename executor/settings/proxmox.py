@@ -21,7 +21,7 @@ class ProxmoxSettings(SettingsArea):
     proxmox_port: int = whole_number_setting(8006, "port of the Proxmox API", ge=1, le=65_535)
     proxmox_user: User = setting(
         "",
-        "user that the token or the password belongs to, with its realm",
+        "user to whom the token or the password belongs, with the user's realm",
         default_text="none, required",
         example="smith@pve",
     )

@@ -45,9 +45,9 @@ class RunSettings(SettingsArea):
     smith_fence: Annotated[Literal["auto", "always", "never"], AnyCase] = setting(
         "auto",
         "whether an agent ends its own runs when it could not renew its leases for two thirds of a lease, because "
-        "another agent may then take the jobs; if the agent cannot do it, because it is suspended or blocked, the runs "
-        "end after three quarters of a lease; auto: only if another agent uses the database; "
-        "never: other agents take jobs that have started a run only after their deadlines",
+        "another agent may then take its jobs; the runs of an agent that is suspended or blocked end after three "
+        "quarters of a lease; auto: only if another agent uses the database; "
+        "never: other agents take a job that has started a run only after the job's deadline",
         example="auto",
     )
     smith_lease_s: float = duration_setting(

@@ -42,7 +42,7 @@ def artifacts_folder(run: Run, settings: Settings) -> Path:
     for folder in candidates:
         if folder.is_dir():
             return folder
-    reason = "they were pruned, or are on another machine" if run.ended_at else "the run has printed nothing yet"
+    reason = "they were pruned, or are on another machine" if run.ended_at else "the run has written none yet"
     raise ArtifactsMissing(f"run {run.ident} has no artifacts in {candidates[0]}: {reason}")
 
 

@@ -19,8 +19,8 @@ RUNNING = "running"
 EVENT_TEXTS = {
     JobEventKind.REQUEUED: "attempt {attempt} ended, the job gets another attempt",
     JobEventKind.REAPED: "taken from its agent for another attempt",
-    JobEventKind.RELEASED: "given back",
-    JobEventKind.REOPENED: "opened again",
+    JobEventKind.RELEASED: "released by its agent",
+    JobEventKind.REOPENED: "reopened",
     JobEventKind.REPORT_POSTPONED: "report not accepted",
     JobEventKind.RESULT_REPLACED: "FulcrumCore refused the result, a failure is reported instead",
 }

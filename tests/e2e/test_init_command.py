@@ -106,7 +106,7 @@ def test_a_newcomer_gets_the_first_vm_by_two_commands_and_eleven_answers(world: 
     program = TerminalProgram(command, env=world.environment(), cwd=tmp_path)
     answers = (
         ("Proxmox host", world.address),
-        ("Is it the right one?", "y"),
+        ("Is this the certificate of your Proxmox?", "y"),
         ("Administrator of Proxmox", ""),
         ("Password of root@pam", world.proxmox.root_password),
         ("Use these settings?", "y"),
@@ -115,7 +115,7 @@ def test_a_newcomer_gets_the_first_vm_by_two_commands_and_eleven_answers(world: 
         ("Name of the agent", "smith-dc1"),
         ("Provider", "Northwind"),
         ("Make it?", "y"),
-        ("Start it by", "none"),
+        ("How the agent is started", "none"),
     )
     assert len(answers) == QUESTIONS
     try:
@@ -123,7 +123,7 @@ def test_a_newcomer_gets_the_first_vm_by_two_commands_and_eleven_answers(world: 
             is_secret = text in (world.proxmox.root_password, SEED_TOKEN)
             (program.answer_hidden if is_secret else program.answer)(question, text)
         program.answer("Make these changes?", "y")
-        program.expect("Start it\n")
+        program.expect("Start the agent by\n")
         assert program.end() == 0, program.shown
     finally:
         program.kill()
@@ -132,7 +132,7 @@ def test_a_newcomer_gets_the_first_vm_by_two_commands_and_eleven_answers(world: 
     files = world.files()
     assert not any(world.proxmox.root_password in text or SEED_TOKEN in text for text, _mode in files.values())
     assert {mode for path, (_text, mode) in files.items() if "/secrets/" in path} == {0o600}
-    _order_first_vm(world, program.shown.rsplit("Start it\n", 1)[1].strip(), tmp_path)
+    _order_first_vm(world, program.shown.rsplit("Start the agent by\n", 1)[1].strip(), tmp_path)
 
 
 def _order_first_vm(world: World, start_command: str, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def lab_test(  # noqa: PLR0917 (typer passes all by name)
         ),
     ] = DEFAULT_WAIT_S,
 ) -> None:
-    """Test playbooks in a lab: the Proxmox that LAB_PROXMOX_* names, or a stand-in without them.
+    """Test playbooks in the lab that LAB_PROXMOX_* names, or in a stand-in if it is not set.
 
     The command checks the lab, reserves VMIDs and a name prefix, runs pytest with them, and removes the guests and
     backups of the tests. Several runs can use one lab at once. The exit code is pytest's. It is 4 also if the lab
@@ -101,7 +101,7 @@ def _test(request: LabTestRequest) -> int:
         checks = check_lab(lab)
         show_checks(checks)
         if not is_usable(checks):
-            show_error("the lab is not fit for the tests")
+            show_error("the lab cannot be used: see the failed checks above")
             return EXIT_NOT_RUN
         with reserved_run(
             lab, time_limit_s=request.time_limit_s, keep=request.keep, wait_s=request.wait_s, report=show_text
@@ -130,7 +130,7 @@ def lab_sweep(
     apply: Annotated[bool, typer.Option("--apply", help="Remove them (default: dry run).")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what ended or killed runs of `smith lab-test` have left in the lab of LAB_PROXMOX_*.
+    """Remove the guests and backups that runs of `smith lab-test` left in the lab of LAB_PROXMOX_*.
 
     Only guests and backups are removed that have the lab's VMIDs, name prefix and marker, and whose reservation has
     expired. The command is refused if one of the lab's VMIDs is between PROXMOX_VMID_MIN and PROXMOX_VMID_MAX. Exit

@@ -145,7 +145,7 @@ def refuse_production_range(lab: LabSettings, production: Settings) -> None:
     first, last = production.proxmox_vmid_min, production.proxmox_vmid_max
     if lab.vmid_min <= last and first <= lab.vmid_max:
         raise SettingsError(
-            f"the lab's VMIDs {lab.vmid_min} to {lab.vmid_max} meet those of the production, {first} to {last}: "
+            f"the lab's VMIDs {lab.vmid_min} to {lab.vmid_max} overlap those of the production, {first} to {last}: "
             f"choose others for {PREFIX}VMID_MIN and {PREFIX}VMID_MAX, or set PROXMOX_VMID_MIN and PROXMOX_VMID_MAX "
             "to the values of the production"
         )

@@ -160,7 +160,7 @@ def _submit_job(session: Any) -> None:
 def _report_jobs(session: Any) -> None:
     """Record that FulcrumCore acknowledged the results of all jobs that `due_reports` returns."""
     for job in outbox.due_reports(session, MAX_REPORTS):
-        outbox.note_reported(session, job.id, ReportState.REPORTED)
+        outbox.set_report_state(session, job.id, ReportState.REPORTED)
 
 
 def _percentiles(durations_ms: list[float]) -> dict[str, float]:

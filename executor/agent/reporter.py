@@ -187,7 +187,7 @@ class Reporter:
                 return self._postpone(job, FulcrumUnavailable(str(refusal), status=STATUS_OF_ONE_FAILED_REQUEST))
             crash_points.crash_if_requested("report_accepted", job.service_id)
             with transaction(self.engine) as session:
-                outbox.note_reported(session, job.id, report_state, note, epoch=job.epoch)
+                outbox.set_report_state(session, job.id, report_state, note, epoch=job.epoch)
             log_report = log.info if report_state is ReportState.REPORTED else log.error
             log_report("job_reported", report_state=report_state, status=job.status, note=note or None)
             return True

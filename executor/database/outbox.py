@@ -88,7 +88,7 @@ def _is_due(job_id: int, epoch: int | None) -> ColumnElement[bool]:
     return is_due if epoch is None else is_due & (Job.epoch == epoch)
 
 
-def note_reported(
+def set_report_state(
     session: Session, job_id: int, state: ReportState, note: str = "", *, epoch: int | None = None
 ) -> None:
     """Store the state that a report has after FulcrumCore's answer. `note` is the reason for the state, or ''.

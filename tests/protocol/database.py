@@ -83,7 +83,7 @@ def reopen(row: Row, *, are_claimed: bool) -> Row:
     )
 
 
-def note_reported(row: Row, state: ReportState) -> Row:
+def set_report_state(row: Row, state: ReportState) -> Row:
     return row._replace(report=state) if row.report is ReportState.DUE else row
 
 

@@ -105,7 +105,7 @@ def _store(world: World, number: int, report: Report, subject: str) -> Iterator[
         assert row is not None
         if report.step == "replace":
             row = database.replace_result(row, ErrorCode.RESULT_REFUSED)
-        after = with_row(world, report.job, database.note_reported(row, report.state))
+        after = with_row(world, report.job, database.set_report_state(row, report.state))
         yield Transition(f"{subject}it stores `{report.state}`", with_agent(after, number, report=None))
     if world.faults_left or not agent.is_connected:
         lost = with_agent(world, number, report=None)

@@ -38,7 +38,7 @@ def smith(tmp_path: Path) -> Cli:
 def failed_job(smith: Cli, text: str, **wanted: Any) -> int:
     """Write a failed job whose error, output, story and report contain a text."""
     job_id = smith.submit(**wanted)
-    with smith.filling() as session:
+    with smith.database_session() as session:
         lease = claim(session)
         job_runs.note_started(session, lease, run_ident="create-1", playbook="create.yml")
     folder = smith.data / "artifacts" / "create-1"
@@ -46,7 +46,7 @@ def failed_job(smith: Cli, text: str, **wanted: Any) -> int:
     (folder / "stdout").write_text(f"TASK [Clone]\n{text}\n", encoding="utf-8")
     task = {"task": text, "at": 0.1, "seconds": 1.0, "outcome": "failed", "message": text}
     story = {"tasks": [task], "steps": [{"at": 0.2, "text": text}], "proxmox_tasks": []}
-    with smith.filling() as session:
+    with smith.database_session() as session:
         end = {"status": "failed", "rc": 2, "reason": text, "folder": str(folder), "upids": []}
         job_runs.note_run_ended(session, "create-1", **end)
         session.execute(update(Run).values(story=story))

@@ -74,7 +74,7 @@ class Cli:
             engine.dispose()
 
     @contextmanager
-    def filling(self) -> Iterator[Session]:
+    def database_session(self) -> Iterator[Session]:
         with self.engine() as engine, transaction(engine) as session:
             yield session
 
@@ -85,12 +85,12 @@ class Cli:
             return job
 
     def submit(self, **wanted: Any) -> int:
-        with self.filling() as session:
+        with self.database_session() as session:
             return submit(session, **wanted)
 
     def finished(self, result: JobResult, **wanted: Any) -> int:
         """Write a job that ended with `result`."""
-        with self.filling() as session:
+        with self.database_session() as session:
             job_id = submit(session, **wanted)
             job_queue.finish(session, claim(session), result)
             return job_id
@@ -101,7 +101,7 @@ class Cli:
         folder.mkdir(parents=True)
         (folder / "stdout").write_text(stdout, encoding="utf-8")
         (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events or []))
-        with self.filling() as session:
+        with self.database_session() as session:
             lease = claim(session)
             assert lease.job_id == job_id
             job_runs.note_started(session, lease, run_ident=ident, playbook="create.yml")
@@ -113,7 +113,7 @@ class Cli:
 
     def add_run(self, job_id: int, ident: str) -> None:
         """Write the row of a run without artifacts."""
-        with self.filling() as session:
+        with self.database_session() as session:
             now = datetime.now(UTC)
             session.add(Run(job_id=job_id, ident=ident, attempt=2, playbook="create.yml", started_at=now))
 

@@ -144,11 +144,11 @@ def _ended(session: Session) -> None:
     """Write mappings of a VM, a container and a lost VM, and ended jobs in each state of a report that is settled."""
     for name, kind in (("reported", GuestKind.QEMU), ("container", GuestKind.LXC), ("vm-lost", GuestKind.QEMU)):
         job, mapping = _created(session, name, kind, tenant_id=TENANT)
-        outbox.note_reported(session, job.id, ReportState.REPORTED)
+        outbox.set_report_state(session, job.id, ReportState.REPORTED)
         if name == "vm-lost":
             mappings.mark_vm_lost(session, mapping.id, "vanished")
     for name, state in (("ended-by-core", ReportState.OVERTAKEN), ("unknown-to-core", ReportState.ABANDONED)):
-        outbox.note_reported(session, _failed(session, name), state, "HTTP 400")
+        outbox.set_report_state(session, _failed(session, name), state, "HTTP 400")
 
 
 def _reports(session: Session) -> None:
@@ -164,14 +164,14 @@ def _deleted(session: Session) -> None:
     """Write services whose VM no longer exists, and deleted VMs that still exist: one to purge now, one much later."""
     for name, delete_at in (("deleted", None), ("purged", LONG_PAST), ("purge-now", LONG_PAST), ("later", FAR_AHEAD)):
         create, mapping = _created(session, name)
-        outbox.note_reported(session, create.id, ReportState.REPORTED)
+        outbox.set_report_state(session, create.id, ReportState.REPORTED)
         job, lease = _started(session, name, service_id=create.service_id, action="delete")
         facts = {"status": "stopped", "node": "pve1", "delete_at": delete_at} if delete_at else {"status": "absent"}
         vm = {"vmid": mapping.vmid, **facts}
         _run_ended(session, job, name)
         mappings.apply_result(session, mapping.id, vm)
         job_queue.finish(session, lease, JobResult(succeeded=True, vm=vm))
-        outbox.note_reported(session, job.id, ReportState.REPORTED)
+        outbox.set_report_state(session, job.id, ReportState.REPORTED)
         if name == "purged":
             _purged(session, mapping)
         elif name == "purge-now":

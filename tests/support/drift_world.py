@@ -45,7 +45,7 @@ class World:
         service_id, vmid = self.in_order()
         self.lab.proxmox.control("remove", vmid=vmid)
         result = {"status": "absent", "volumes_left": [volume.format(vmid)]}
-        with self.cli.filling() as session:
+        with self.cli.database_session() as session:
             mapping = mappings.current(session, service_id)
             assert mapping
             mappings.apply_result(session, mapping.id, result)
@@ -66,7 +66,7 @@ class World:
 
     def mapping(self, service_id: str, vmid: int, **wanted: Any) -> None:
         values = {"cluster": "default", "name": f"vm-{vmid}", "node": "pve1"} | wanted
-        with self.cli.filling() as session:
+        with self.cli.database_session() as session:
             assert mappings.insert_active(session, service_id=service_id, vmid=vmid, **values)
 
     def in_order(self) -> tuple[str, int]:
@@ -97,7 +97,7 @@ class World:
 def empty_world(lab: LabSystem, folder: Path) -> Iterator[World]:
     """Yield a world with an empty database. Afterwards, end the services and remove the VMs of the test."""
     made = World(lab, folder)
-    with made.cli.filling():
+    with made.cli.database_session():
         pass  # an empty database
     yield made
     end_services_and_vms(lab)

@@ -81,4 +81,4 @@ def settle(engine: Engine, *job_ids: int) -> None:
     """Record that FulcrumCore has acknowledged the reports of these jobs."""
     with transaction(engine) as session:
         for job_id in job_ids:
-            outbox.note_reported(session, job_id, ReportState.REPORTED)
+            outbox.set_report_state(session, job_id, ReportState.REPORTED)

@@ -49,7 +49,7 @@ def made(pve: ProxmoxStandIn, **more: Any) -> dict[str, Any]:
 
 
 def mapped(smith: Cli, vm: dict[str, Any], node: str | None = None) -> dict[str, Any]:
-    with smith.filling() as session:
+    with smith.database_session() as session:
         identity = {name: vm[name] for name in ("service_id", "vmid", "name")}
         mapping = mappings.reserve(session, cluster="default", **identity)
         assert mapping is not None

@@ -144,7 +144,7 @@ PUBLISH = """
 """
 
 
-def look_at_processes_of(site: Site) -> list[bytes]:
+def commands_and_environments_of(site: Site) -> list[bytes]:
     """Return arguments and environment of all processes of the site's run from /proc."""
     seen = []
     for process in psutil.process_iter():

@@ -23,5 +23,5 @@ def story_of(*tasks: str, outcome: str = "ok", steps: tuple[str, ...] = ()) -> d
 
 
 def store_story(smith: Cli, ident: str, story: dict[str, Any]) -> None:
-    with smith.filling() as session:
+    with smith.database_session() as session:
         session.execute(update(Run).where(Run.ident == ident).values(story=story))

@@ -49,7 +49,7 @@ def store_ended_job(engine: Engine, ident: str, *, age_s: float, state: ReportSt
         job_queue.finish(session, lease, JobResult(succeeded=True))
         session.execute(update(Job).where(Job.id == job.id).values(finished_at=utc_now() - timedelta(seconds=age_s)))
         if state is not ReportState.DUE:
-            outbox.note_reported(session, job.id, state)
+            outbox.set_report_state(session, job.id, state)
     return job.id
 
 

@@ -124,7 +124,7 @@ def test_a_vm_whose_power_differs_from_its_services_status_is_shown(world: World
     (finding,) = world.drift(code=1)["findings"]
     assert (finding["kind"], finding["vmid"]) == ("power_differs", vmid)
     assert "the VM is running, but its service has the status Stopped" in finding["text"]
-    with world.cli.filling() as session:
+    with world.cli.database_session() as session:
         submit(session, service_id=service_id, action="start")
         job_queue.finish(session, claim(session), JobResult(succeeded=True))
         session.execute(update(Job).values(report_state="reported"))
@@ -160,7 +160,7 @@ def test_a_repair_needs_yes_and_is_in_the_audit(world: World) -> None:
 def test_the_mappings_of_a_lost_database_are_adopted_from_proxmox(world: World) -> None:
     services = {vmid: service for service, vmid in (world.in_order() for _ in range(3))}
     world.cli.file.unlink()
-    with world.cli.filling():
+    with world.cli.database_session():
         pass
     assert len(world.drift("fix", "--yes", code=0)["repaired"]) == 3
     found = {row["vmid"]: row["service_id"] for row in world.cli.json("mappings", "list")}
@@ -187,7 +187,7 @@ def test_a_vm_that_came_back_is_adopted_and_a_vm_without_service_is_left_alone(w
 def test_a_service_with_an_open_job_is_no_drift(world: World) -> None:
     service_id, vmid = world.in_order()
     world.lab.proxmox.control("remove", vmid=vmid)
-    with world.cli.filling() as session:
+    with world.cli.database_session() as session:
         submit(session, service_id=service_id, action="delete")
     assert world.kinds(code=0) == []
 
@@ -375,7 +375,7 @@ def test_forget_ends_the_mapping_and_keeps_the_vm(world: World) -> None:
 
 def test_a_mapping_with_a_running_job_is_not_forgotten(world: World) -> None:
     service_id, vmid = world.in_order()
-    with world.cli.filling() as session:
+    with world.cli.database_session() as session:
         submit(session, service_id=service_id, action="stop")
         claim(session)
     done = world.cli("mappings", "forget", str(vmid), "--yes")

@@ -41,12 +41,12 @@ def end_service(smith: Cli, service_id: str, *, vmid: int = 100_001, age: timede
     params = {"notes": "Anna Example"}
     job_id = smith.submit(service_id=service_id, action="delete", params=params, tenant_id=CONSUMER, **job)
     folder = smith.run_of(job_id, ident, stdout="acme-printed")
-    with smith.filling() as session:
+    with smith.database_session() as session:
         row = session.get(Job, job_id)
         assert row is not None
         values = {"status": "completed", "finished_at": utc_now() - age, "owner": None}
         session.execute(update(Job).where(Job.id == job_id).values(**values))
-        outbox.note_reported(session, job_id, ReportState.REPORTED)
+        outbox.set_report_state(session, job_id, ReportState.REPORTED)
         mapping = mappings.reserve(session, service_id=service_id, cluster="default", vmid=vmid, name="acme-shop")
         assert mapping is not None
         mappings.apply_result(session, mapping.id, {"status": "absent"})
@@ -115,11 +115,11 @@ def test_a_repeated_command_removes_erased_data_from_the_file_that_a_killed_one_
     """
     folder = end_service(smith, SERVICE)
     shutil.rmtree(folder)
-    with smith.filling() as session:
+    with smith.database_session() as session:
         session.execute(update(Job).values(error_message="acme-erased"))
     if has_other_service:
         end_service(smith, OTHER_SERVICE, vmid=100_002, age=timedelta(minutes=1))
-    with smith.filling() as session:  # as if the first command was killed after it deleted the rows
+    with smith.database_session() as session:  # as if the first command was killed after it deleted the rows
         session.execute(text("PRAGMA secure_delete = OFF"))  # some builds of SQLite overwrite deleted rows at once
         erasure.erase(session, erasure.find(session, SERVICE), who="alice", reason="")
     assert files_with(smith, ("acme-erased",)) != []
@@ -153,17 +153,17 @@ def add_open_job(smith: Cli) -> None:
 
 
 def add_due_report(smith: Cli) -> None:
-    with smith.filling() as session:
+    with smith.database_session() as session:
         session.execute(update(Job).where(Job.service_id == SERVICE).values(report_state=ReportState.DUE))
 
 
 def reserve_vm(smith: Cli) -> None:
-    with smith.filling() as session:
+    with smith.database_session() as session:
         assert mappings.reserve(session, service_id=SERVICE, cluster="default", vmid=100_009, name="new")
 
 
 def note_volumes(smith: Cli) -> None:
-    with smith.filling() as session:
+    with smith.database_session() as session:
         note = mapping_conditions.NOTE_VOLUMES_LEFT + "local-lvm:vm-100001-disk-0"
         session.execute(update(Mapping).where(Mapping.service_id == SERVICE).values(note=note))
 
@@ -246,7 +246,7 @@ def test_a_folder_outside_the_data_folder_is_not_deleted_even_if_the_database_na
     end_service(smith, SERVICE)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
-    with smith.filling() as session:
+    with smith.database_session() as session:
         session.execute(update(Run).values(folder=str(foreign)))
     done = smith("forget", SERVICE, "--without-archives", "--yes")
     assert (done.returncode, foreign.is_dir()) == (1, True)

@@ -30,7 +30,7 @@ def smith(tmp_path: Path) -> Cli:
 def test_status_counts_jobs_reports_and_vms(smith: Cli) -> None:
     smith.finished(JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="full"))
     smith.submit()
-    with smith.filling() as session:
+    with smith.database_session() as session:
         mappings.reserve(session, service_id="s-1", cluster="default", vmid=100001, name="web")
     found = smith.json("status")
     assert set(found) == {
@@ -61,7 +61,7 @@ def test_status_counts_jobs_reports_and_vms(smith: Cli) -> None:
 
 def record_heartbeats(smith: Cli, *errors: str | None) -> None:
     """Store one execution of the critical job Heartbeat for each error; None is a successful heartbeat."""
-    with smith.filling() as session:
+    with smith.database_session() as session:
         for error in errors:
             periods.record_executions(
                 session, "Heartbeat", 10.0, started_at=datetime.now(UTC), execution_count=1, error=error
@@ -69,7 +69,7 @@ def record_heartbeats(smith: Cli, *errors: str | None) -> None:
 
 
 def test_status_shows_a_failing_heartbeat_with_its_error_and_the_last_success(smith: Cli) -> None:
-    with smith.filling() as session:
+    with smith.database_session() as session:
         session.add(_node("alive", datetime.now(UTC)))
     record_heartbeats(smith, None)
     assert smith.json("status")["fulcrum"]["state"] == "ok"
@@ -87,14 +87,14 @@ def test_status_shows_a_failing_heartbeat_with_its_error_and_the_last_success(sm
 
 def test_status_shows_whether_proxmox_answered_the_agent(smith: Cli) -> None:
     now = datetime.now(UTC)
-    with smith.filling() as session:
+    with smith.database_session() as session:
         session.add(_node("alive", now))
     assert smith.json("status")["proxmox"]["state"] == "unknown"
     for error, state, text in (
         ("PVE_UNREACHABLE: refused", "failing", ": PVE_UNREACHABLE: refused"),
         (None, "ok", "ok, "),
     ):
-        with smith.filling() as session:
+        with smith.database_session() as session:
             nodes.note_proxmox_checked(session, "alive", proxmox_error=error)
         assert smith.json("status")["proxmox"]["state"] == state
         assert text in smith.ok("status")
@@ -106,7 +106,7 @@ def test_a_killed_agent_of_this_host_has_vanished_after_two_missed_updates(smith
     ended.wait()
     seen_at = datetime.now(UTC) - timedelta(seconds=15)  # with a lease of 30 s, an agent writes every 5 s
     host = socket.gethostname()
-    with smith.filling() as session:
+    with smith.database_session() as session:
         session.add(_node("killed", seen_at, host=host, pid=ended.pid))
         session.add(_node("slow", seen_at, host=host, pid=os.getpid()))
         session.add(_node("elsewhere", seen_at, host="another", pid=ended.pid))
@@ -134,7 +134,7 @@ def test_status_with_watch_is_shown_again_until_an_interrupt(smith: Cli) -> None
 def test_status_shows_the_results_that_fulcrumcore_has_not_accepted_with_the_cause(smith: Cli) -> None:
     failed = JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="full")
     due, refused = smith.finished(failed), smith.finished(failed)
-    with smith.filling() as session:
+    with smith.database_session() as session:
         outbox.postpone_report(session, refused, backoff_s=600, note="HTTP 400: the action does not exist")
     found = smith.json("status")
     assert found["reports_due"] == 2
@@ -151,7 +151,7 @@ def test_status_shows_the_jobs_that_another_executor_has_claimed(smith: Cli) -> 
     job_id = smith.submit()
     assert smith.json("status")["claimed_elsewhere"] == []
     elsewhere = JobResult(succeeded=False, code=ErrorCode.JOB_CLAIMED_ELSEWHERE, detail="400")
-    with smith.filling() as session:
+    with smith.database_session() as session:
         job = job_queue.claim(session, "me", lease_s=30)
         assert job is not None
         job_queue.finish(session, job_queue.lease_of(job), elsewhere, ReportState.CLAIMED_ELSEWHERE)
@@ -164,7 +164,7 @@ def test_status_shows_the_jobs_that_another_executor_has_claimed(smith: Cli) -> 
 
 def test_status_shows_running_stopped_and_vanished_agents(smith: Cli) -> None:
     now = datetime.now(UTC)
-    with smith.filling() as session:
+    with smith.database_session() as session:
         session.add_all([_node("alive", now), _node("killed", now - LONG), _node("left", now - LONG, stopped_at=now)])
         session.add(_node("leaving", now, draining=True))
     states = {node["id"]: node["state"] for node in smith.json("status")["nodes"]}
@@ -177,7 +177,7 @@ def test_a_killed_agent_of_this_host_has_vanished_before_its_leases_expire(smith
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     here = {"host": socket.gethostname()}
-    with smith.filling() as session:
+    with smith.database_session() as session:
         session.add(_node("killed", silent, pid=ended.pid, **here))
         session.add(_node("silent", silent, pid=os.getpid(), **here))
         session.add(_node("other host", silent, pid=ended.pid))
@@ -187,7 +187,7 @@ def test_a_killed_agent_of_this_host_has_vanished_before_its_leases_expire(smith
 
 
 def test_a_critical_job_without_an_agent_is_overdue(smith: Cli) -> None:
-    with smith.filling() as session:
+    with smith.database_session() as session:
         for name, interval_s in (("Heartbeat", 10.0), ("PruneCompletedJobs", 3600.0)):
             periods.try_start_period(session, name, interval_s)
             periods.record_period_result(session, name, error=None)

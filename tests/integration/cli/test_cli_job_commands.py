@@ -27,7 +27,7 @@ def smith(tmp_path: Path) -> Cli:
 
 def test_retry_skips_the_wait_for_the_next_attempt(smith: Cli) -> None:
     job_id = smith.submit()
-    with smith.filling() as session:
+    with smith.database_session() as session:
         job_queue.requeue(session, claim(session), backoff_s=3600, reason="VM_LOCKED: later")
     assert smith.row(job_id).available_at is not None
     assert "next attempt" in smith.ok("jobs", "retry", str(job_id))
@@ -36,7 +36,7 @@ def test_retry_skips_the_wait_for_the_next_attempt(smith: Cli) -> None:
 
 def test_retry_skips_the_wait_for_the_next_report(smith: Cli) -> None:
     job_id = smith.finished(GOOD)
-    with smith.filling() as session:
+    with smith.database_session() as session:
         outbox.postpone_report(session, job_id, backoff_s=3600, note="HTTP 502")
     assert "report to FulcrumCore" in smith.ok("jobs", "retry", str(job_id))
     assert smith.row(job_id).report_after is None
@@ -44,20 +44,20 @@ def test_retry_skips_the_wait_for_the_next_report(smith: Cli) -> None:
 
 def test_retry_of_an_abandoned_or_a_running_job_fails_and_says_why(smith: Cli) -> None:
     abandoned = smith.finished(BAD)
-    with smith.filling() as session:
-        outbox.note_reported(session, abandoned, ReportState.ABANDONED)
+    with smith.database_session() as session:
+        outbox.set_report_state(session, abandoned, ReportState.ABANDONED)
     ended = smith("jobs", "retry", str(abandoned))
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "FulcrumCore does not expect its result; repeat the action in FulcrumCore" in ended.stderr
     assert f"/api/v1/services/{smith.row(abandoned).service_id}/create" in ended.stderr
     assert smith.row(abandoned).status == JobStatus.FAILED
     running = smith.submit()
-    with smith.filling() as session:
+    with smith.database_session() as session:
         claim(session)
     hostile = smith.submit(action="start; touch x #")
-    with smith.filling() as session:
+    with smith.database_session() as session:
         job_queue.finish(session, claim(session), BAD)
-        outbox.note_reported(session, hostile, ReportState.ABANDONED)
+        outbox.set_report_state(session, hostile, ReportState.ABANDONED)
     command = smith("jobs", "retry", str(hostile)).stderr.partition("creates a new job: ")[2].partition(" (with a")[0]
     assert shlex.split(command)[-1].endswith("/start%3B%20touch%20x%20%23")
     busy = smith("jobs", "retry", str(running))
@@ -69,8 +69,8 @@ def test_retry_of_an_abandoned_or_a_running_job_fails_and_says_why(smith: Cli) -
 def test_retry_sends_the_result_of_an_ended_job_again(smith: Cli, state: ReportState) -> None:
     """FulcrumCore may have lost the result, for example if its database was restored from a backup."""
     reported = smith.finished(BAD)
-    with smith.filling() as session:
-        outbox.note_reported(session, reported, state)
+    with smith.database_session() as session:
+        outbox.set_report_state(session, reported, state)
     service_id = smith.row(reported).service_id
     shown = smith.ok("jobs", "retry", str(reported), FULCRUM_API_URL="https://core.example.net")
     assert "its report to FulcrumCore is due now" in shown
@@ -92,7 +92,7 @@ def test_cancel_needs_yes_without_a_terminal(smith: Cli) -> None:
 
 def test_cancel_ends_a_pending_job_at_once_and_requests_the_end_of_a_running_one(smith: Cli) -> None:
     running = smith.submit()
-    with smith.filling() as session:
+    with smith.database_session() as session:
         claim(session)
     waiting = smith.submit()
     assert "is cancelled" in smith.ok("jobs", "cancel", str(waiting), "--yes")
@@ -105,10 +105,10 @@ def test_cancel_ends_a_pending_job_at_once_and_requests_the_end_of_a_running_one
 
 def test_cancel_says_whether_an_agent_runs_that_will_end_the_job(smith: Cli) -> None:
     running = smith.submit()
-    with smith.filling() as session:
+    with smith.database_session() as session:
         claim(session)
     assert "no agent is running" in smith.ok("jobs", "cancel", str(running), "--yes")
-    with smith.filling() as session:
+    with smith.database_session() as session:
         agent = AgentProcess(boot_id="a", host="pve-host", pid=1, version="1", concurrency=1)
         nodes.add_agent(session, agent)
     assert "stops the playbook within seconds" in smith.ok("jobs", "cancel", str(running), "--yes")
@@ -146,7 +146,7 @@ def test_a_job_claimed_during_the_question_gets_a_cancel_request(smith: Cli) -> 
     """No transaction is open while the command waits for the answer, so an agent can claim the job before it."""
     job_id = smith.submit()
     with _waiting_for_answer(smith, "jobs", "cancel", str(job_id)) as (process, terminal):
-        with smith.filling() as session:
+        with smith.database_session() as session:
             claim(session)
             submit(session)
         os.write(terminal, b"y\n")

@@ -88,7 +88,7 @@ def test_the_events_have_one_line_per_ansible_task(smith: Cli) -> None:
 
 def test_a_running_job_shows_what_it_is_doing(smith: Cli) -> None:
     job_id = smith.submit()
-    with smith.filling() as session:
+    with smith.database_session() as session:
         claim(session)
     smith.add_run(job_id, "create-2")
     store_story(smith, "create-2", story_of("Create the VM", outcome="running", steps=("waiting for Proxmox, 40 %",)))
@@ -130,7 +130,7 @@ def test_following_a_job_prints_its_output_as_it_grows_and_ends_with_the_job(
     result: JobResult, code: int, smith: Cli
 ) -> None:
     job_id = smith.submit()
-    with smith.filling() as session:
+    with smith.database_session() as session:
         lease = claim(session)
     smith.add_run(job_id, "create-1")
     output_folder = smith.folder / "run" / "create-1" / "kept"
@@ -142,7 +142,7 @@ def test_following_a_job_prints_its_output_as_it_grows_and_ends_with_the_job(
         _read_until(process, "TASK [Clone]")
         output.write("half a li")
         output.flush()
-        with smith.filling() as session:
+        with smith.database_session() as session:
             job_runs.note_run_ended(
                 session, "create-1", status="successful", rc=0, reason="", folder=str(output_folder), upids=[]
             )
@@ -155,7 +155,7 @@ def test_following_a_job_prints_its_output_as_it_grows_and_ends_with_the_job(
 
 def test_following_a_job_on_another_machine_prints_its_story(smith: Cli) -> None:
     job_id = smith.submit()
-    with smith.filling() as session:
+    with smith.database_session() as session:
         lease = claim(session)
     smith.add_run(job_id, "create-1")
     with _following(smith, job_id) as process:
@@ -163,7 +163,7 @@ def test_following_a_job_on_another_machine_prints_its_story(smith: Cli) -> None
         _read_until(process, "Create the VM: running")
         store_story(smith, "create-1", story_of("Log in", "Create the VM"))
         _read_until(process, "Create the VM: ok in 1.5 s")
-        with smith.filling() as session:
+        with smith.database_session() as session:
             job_queue.finish(session, lease, GOOD)
         assert process.wait(GIVE_UP_S) == 0
 
@@ -183,7 +183,7 @@ def test_follow_refuses_options_that_it_would_ignore(smith: Cli) -> None:
 
 def test_following_a_job_shows_the_same_steps_of_a_later_attempt_again(smith: Cli) -> None:
     job_id = smith.submit()
-    with smith.filling() as session:
+    with smith.database_session() as session:
         claim(session)
     smith.add_run(job_id, "create-1")
     store_story(smith, "create-1", story_of("Create the VM"))

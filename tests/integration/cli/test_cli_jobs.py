@@ -71,7 +71,7 @@ def test_the_list_can_be_filtered(smith: Cli) -> None:
 
 def test_the_list_shows_the_names_of_services_and_vms_even_if_they_were_deleted(smith: Cli) -> None:
     job_id = smith.submit(service={"name": "web shop"}, service_id="s-1")
-    with smith.filling() as session:
+    with smith.database_session() as session:
         mappings.reserve(session, service_id="s-1", cluster="default", vmid=100123, name="web-1")
         job_queue.finish(session, claim(session), GOOD)
     gone = JobResult(succeeded=True, vm={"vmid": 100124, "name": "old-1", "status": "absent"})
@@ -86,7 +86,7 @@ def test_the_list_shows_the_names_of_services_and_vms_even_if_they_were_deleted(
 
 def test_the_list_can_be_limited_to_failures_and_to_a_time(smith: Cli) -> None:
     old, failed, done = smith.finished(BAD), smith.finished(BAD), smith.finished(GOOD)
-    with smith.filling() as session:
+    with smith.database_session() as session:
         session.get_one(Job, old).received_at = datetime.now(UTC) - timedelta(hours=3)
 
     def ids(*args: str) -> list[int]:
@@ -106,7 +106,7 @@ def test_runs_can_be_limited_to_failures_and_to_a_time(smith: Cli) -> None:
     job_id = smith.submit(service={"name": "web shop"})
     smith.run_of(job_id, "create-1")
     smith.add_run(job_id, "create-2")
-    with smith.filling() as session:
+    with smith.database_session() as session:
         end = {"status": "failed", "rc": 2, "reason": "x", "folder": "", "upids": []}
         job_runs.note_run_ended(session, "create-2", **end)
 
@@ -177,7 +177,7 @@ def test_a_short_number_is_never_the_beginning_of_an_id(smith: Cli) -> None:
     """`smith jobs cancel 4` must not cancel job 1, whose id in FulcrumCore happens to begin with 4."""
     service_id = "55500000-0000-4000-8000-000000000009"
     job_id = smith.submit(fulcrum_id="44440000-0000-4000-8000-000000000001", service_id=service_id)
-    with smith.filling() as session:
+    with smith.database_session() as session:
         mappings.insert_active(session, service_id=service_id, cluster="lab", vmid=100123, node="pve1", name="web-1")
     for command in (("jobs", "cancel", "--yes"), ("jobs", "retry"), ("jobs", "show")):
         done = smith(command[0], command[1], "44440", *command[2:])
@@ -230,16 +230,16 @@ def test_the_agents_own_secrets_are_masked_everywhere(smith: Cli) -> None:
 
 def test_a_job_is_shown_as_a_timeline_of_its_attempts_tasks_and_reports(smith: Cli) -> None:
     job_id = smith.submit()
-    with smith.filling() as session:
+    with smith.database_session() as session:
         job_queue.requeue(session, claim(session), backoff_s=0, reason="VM_LOCKED: a backup runs")
     smith.run_of(job_id, "create-1")
     store_story(smith, "create-1", story_of("Log in", "Create the VM", outcome="failed", steps=("cloning",)))
-    with smith.filling() as session:
+    with smith.database_session() as session:
         job = session.get_one(Job, job_id)
         job_queue.finish(session, job_queue.lease_of(job), BAD)
         outbox.postpone_report(session, job_id, backoff_s=0, note="HTTP 502")
         outbox.postpone_report(session, job_id, backoff_s=0, note="HTTP 502")
-        outbox.note_reported(session, job_id, ReportState.REPORTED)
+        outbox.set_report_state(session, job_id, ReportState.REPORTED)
     timeline = smith.ok("jobs", "show", str(job_id)).partition("Timeline\n")[2].splitlines()
     lines_without_time = [line.split(None, 3)[3] for line in timeline[1:] if line]
     for first, later in itertools.pairwise(

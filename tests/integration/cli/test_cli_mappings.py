@@ -18,7 +18,7 @@ SECOND = "aaaa2222-0000-4000-8000-000000000000"
 def smith(tmp_path: Path) -> Cli:
     """Return a command line whose database has two mappings of one VMID: a deleted and an active one."""
     cli = Cli(tmp_path)
-    with cli.filling() as session:
+    with cli.database_session() as session:
         old = mappings.reserve(session, service_id=FIRST, cluster="default", vmid=100001, name="web-aaaa1111")
         assert old is not None
         mappings.apply_result(session, old.id, {"status": "absent"})
@@ -103,7 +103,7 @@ def test_an_empty_reference_is_named_in_the_error(command: str, reference: str, 
 
 def test_a_service_id_that_begins_with_digits_only_is_found(smith: Cli) -> None:
     """`smith mappings list` shows the first eight characters of a service's id, and all of them may be digits."""
-    with smith.filling() as session:
+    with smith.database_session() as session:
         for vmid, beginning in ((200001, "12345678"), (200002, "12345679")):
             service_id = f"{beginning}-0000-4000-8000-000000000000"
             mappings.reserve(session, service_id=service_id, cluster="default", vmid=vmid, name=f"vm-{vmid}")

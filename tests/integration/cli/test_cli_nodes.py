@@ -21,7 +21,7 @@ NODES = ("alpha", "beta")
 def smith(tmp_path: Path) -> Cli:
     """Return a command line whose database has two running agent processes."""
     cli = Cli(tmp_path)
-    with cli.filling() as session:
+    with cli.database_session() as session:
         for name in NODES:
             boot_id = f"{name}-1-abc"
             process = AgentProcess(
@@ -42,7 +42,7 @@ def listed(smith: Cli, *options: str) -> dict[str, dict[str, object]]:
 
 def test_the_list_shows_jobs_slots_and_state(smith: Cli) -> None:
     smith.submit()
-    with smith.filling() as session:
+    with smith.database_session() as session:
         lease = claim(session)
         old = utc_now() - timedelta(days=1)
         session.execute(update(Node).where(Node.host == "beta").values(seen_at=old))
@@ -53,7 +53,7 @@ def test_the_list_shows_jobs_slots_and_state(smith: Cli) -> None:
         "beta": ("vanished", 0, 8),
     }
     assert "vanished" in smith.ok("nodes", "list")
-    with smith.filling() as session:
+    with smith.database_session() as session:
         nodes.note_agent_stopped(session, "beta-1-abc", "signal")
     assert set(listed(smith)) == {"alpha"}
     assert set(listed(smith, "--all")) == {"alpha", "beta"}
@@ -89,6 +89,6 @@ def test_a_limit_above_the_nodes_concurrency_is_lowered_to_it(smith: Cli) -> Non
 def test_a_node_is_named_by_host_or_beginning_of_its_id(smith: Cli) -> None:
     assert smith.json("nodes", "limit", "beta-1", "4")["node"] == "beta-1-abc"
     assert "no agent process" in smith("nodes", "resume", "gamma").stderr
-    with smith.filling() as session:
+    with smith.database_session() as session:
         session.execute(update(Node).values(host="same"))
     assert "several agent processes" in smith("nodes", "resume", "same").stderr

@@ -55,7 +55,7 @@ def test_a_pause_is_shown_by_doctor(smith: Cli) -> None:
 
 
 def test_pause_with_wait_shows_the_running_jobs_and_ends_after_the_last_one(smith: Cli) -> None:
-    with smith.filling() as session:
+    with smith.database_session() as session:
         lease = claim(session)
     late = smith("pause", "--reason", "x", "--wait", "--timeout", "0.1")
     assert late.returncode == 1
@@ -67,7 +67,7 @@ def test_pause_with_wait_shows_the_running_jobs_and_ends_after_the_last_one(smit
         stdout=subprocess.PIPE,
         text=True,
     )
-    with smith.filling() as session:
+    with smith.database_session() as session:
         job_queue.finish(session, lease, JobResult(succeeded=True, vm={"vmid": 101}))
     printed, _ = process.communicate(timeout=GIVE_UP_S)
     assert process.returncode == 0

@@ -151,7 +151,7 @@ def test_a_groups_help_loads_only_its_own_module(smith: Cli) -> None:
 )
 def test_a_reading_command_imports_only_what_it_needs(command: str, smith: Cli) -> None:
     smith.submit()
-    with smith.filling() as session:
+    with smith.database_session() as session:
         mappings.reserve(session, service_id="aaaa", cluster="default", vmid=100123, name="web")
     args = tuple(command.split())
     assert _imported(smith, args, UNUSED_BY_READERS)[1] == []

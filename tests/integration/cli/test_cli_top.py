@@ -24,7 +24,7 @@ def smith(tmp_path: Path) -> Cli:
     cli = Cli(tmp_path)
     cli.finished(JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="no space on local-zfs"))
     cli.submit(service={"name": "web shop"}, service_id="s-1", action="start")
-    with cli.filling() as session:
+    with cli.database_session() as session:
         mappings.reserve(session, service_id="s-1", cluster="default", vmid=100123, name="web-1")
         lease = claim(session)
         job_runs.note_started(session, lease, run_ident="start-1", playbook="start.yml")
@@ -36,7 +36,7 @@ def smith(tmp_path: Path) -> Cli:
         agent = AgentProcess(boot_id="a", host="pve-host", pid=1, version="1", concurrency=8)
         nodes.add_agent(session, agent)
     cli.submit(action="stop")
-    with cli.filling() as session:
+    with cli.database_session() as session:
         job_queue.requeue(session, claim(session), backoff_s=3600, reason="VM_LOCKED: a backup runs")
     return cli
 
@@ -51,14 +51,14 @@ def test_one_view_shows_running_waiting_and_failed_jobs(smith: Cli) -> None:
 
 
 def test_the_step_of_an_earlier_attempt_is_not_shown(smith: Cli) -> None:
-    with smith.filling() as session:
+    with smith.database_session() as session:
         session.execute(update(Run).values(attempt=0))
     (running,) = smith.json("top")["running"]
     assert (running["text"], running["percent"]) == ("before the run", None)
 
 
 def test_every_running_agent_and_its_slots_are_counted(smith: Cli) -> None:
-    with smith.filling() as session:
+    with smith.database_session() as session:
         for number in range(14):
             agent = AgentProcess(boot_id=f"b{number}", host=f"host-{number}", pid=1, version="1", concurrency=8)
             nodes.add_agent(session, agent)

@@ -26,7 +26,7 @@ def old(tmp_path: Path) -> Cli:
     """Return the old host: it has a reserved, an active, a pending and a deleted mapping."""
     (tmp_path / "old").mkdir()
     cli = Cli(tmp_path / "old")
-    with cli.filling() as session:
+    with cli.database_session() as session:
         for place, service_id in enumerate(SERVICES):
             row = mappings.reserve(session, service_id=service_id, cluster="c", vmid=100 + place, name=f"vm-{place}")
             assert row is not None
@@ -47,7 +47,7 @@ def new(tmp_path: Path) -> Cli:
     """Return the new host, whose database is empty."""
     (tmp_path / "new").mkdir()
     cli = Cli(tmp_path / "new")
-    with cli.filling():
+    with cli.database_session():
         pass
     return cli
 
@@ -55,7 +55,7 @@ def new(tmp_path: Path) -> Cli:
 def contents(cli: Cli) -> list[dict[str, Any]]:
     """Return the mappings that are not deleted, by VMID, without the columns that the import sets itself."""
     columns = [column.name for column in Mapping.__table__.columns if column.name not in {"id", *COLUMNS_SET_BY_IMPORT}]
-    with cli.filling() as session:
+    with cli.database_session() as session:
         rows = sorted(mappings.all_current(session), key=lambda row: row.vmid)
         return [{name: getattr(row, name) for name in columns} for row in rows]
 
@@ -83,7 +83,7 @@ def test_an_import_restores_all_current_mappings_and_a_second_one_changes_nothin
 def test_a_mapping_that_contradicts_another_is_refused_and_the_others_are_imported(old: Cli, new: Cli) -> None:
     file = old.folder / "mappings.json"
     old.ok("mappings", "export", str(file))
-    with new.filling() as session:
+    with new.database_session() as session:
         mappings.reserve(session, service_id=SERVICES[0], cluster="c", vmid=900, name="other")
     for arguments in (["--dry-run"], ["--yes"]):
         done = new("mappings", "import", str(file), "--json", *arguments)

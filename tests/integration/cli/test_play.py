@@ -173,7 +173,7 @@ def test_a_run_that_names_a_vmid_changes_no_mapping(smith: Cli, pve: ProxmoxStan
 
 def test_a_service_with_a_running_job_is_refused(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = mapped(smith, made(pve))
-    with smith.filling() as session:
+    with smith.database_session() as session:
         submit(session, action="start", service_id=vm["service_id"])
         claim(session)
     pve.reset_request_log()

@@ -188,7 +188,7 @@ def test_a_killed_command_ends_its_playbook_and_blocks_the_service_until_its_lea
         wait_until(lambda: not before & playbook_processes())
     job_id = smith.submit(action="stop", service_id=vm["service_id"])
     assert claimed_id(smith) is None
-    with smith.filling() as session:
+    with smith.database_session() as session:
         session.execute(update(ManualRun).values(lease_until=db_now(-1)))
     assert claimed_id(smith) == job_id
 
@@ -220,7 +220,7 @@ def run_until_file(pid: int) -> str:
 
 def test_check_mode_is_possible_while_a_job_of_the_service_runs(smith: Cli, pve: ProxmoxStandIn) -> None:
     vm = mapped(smith, made(pve))
-    with smith.filling() as session:
+    with smith.database_session() as session:
         submit(session, action="start", service_id=vm["service_id"])
     assert claimed_id(smith) is not None
     done = smith("play", "start", "--service", vm["name"], "--check")

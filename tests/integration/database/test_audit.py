@@ -129,7 +129,7 @@ def test_a_cancelled_job_is_in_the_audit_with_its_user_and_reason(smith: Cli) ->
 
 def test_a_cancel_request_of_a_running_job_is_in_the_audit(smith: Cli) -> None:
     job_id = smith.submit()
-    with smith.filling() as session:
+    with smith.database_session() as session:
         claim(session)
     smith.ok("jobs", "cancel", str(job_id), "--yes")
     (entry,) = smith.json("audit", "list")
@@ -138,7 +138,7 @@ def test_a_cancel_request_of_a_running_job_is_in_the_audit(smith: Cli) -> None:
 
 def test_a_retried_job_is_in_the_audit(smith: Cli) -> None:
     job_id = smith.submit()
-    with smith.filling() as session:
+    with smith.database_session() as session:
         job_queue.requeue(session, claim(session), backoff_s=3600, reason="VM_LOCKED")
     smith.ok("jobs", "retry", str(job_id), SUDO_USER="bob")
     (entry,) = smith.json("audit", "list", "--verb", "retry")
@@ -149,7 +149,7 @@ def test_a_retried_job_is_in_the_audit(smith: Cli) -> None:
 
 def test_a_command_that_changed_nothing_adds_no_entry(smith: Cli) -> None:
     job_id = smith.submit()
-    with smith.filling() as session:
+    with smith.database_session() as session:
         claim(session)
     assert smith("jobs", "retry", str(job_id)).returncode == 1
     assert smith.json("audit", "list") == []

@@ -85,7 +85,7 @@ def test_a_retry_ends_the_backoff_of_an_attempt_or_of_a_report(engine: Engine) -
         assert reopening.retry_now(session, job.id) == "report"
     assert due(engine) == [job.id]
     with transaction(engine) as session:
-        outbox.note_reported(session, job.id, ReportState.REPORTED)
+        outbox.set_report_state(session, job.id, ReportState.REPORTED)
         assert reopening.retry_now(session, job.id) == "report"
     assert due(engine) == [job.id]
 
@@ -94,7 +94,7 @@ def test_a_retry_ends_the_backoff_of_an_attempt_or_of_a_report(engine: Engine) -
 def test_a_result_that_fulcrumcore_does_not_expect_is_not_sent_by_a_retry(engine: Engine, state: ReportState) -> None:
     job_id = ended(engine)
     with transaction(engine) as session:
-        outbox.note_reported(session, job_id, state)
+        outbox.set_report_state(session, job_id, state)
         assert reopening.retry_now(session, job_id) == ""
     assert due(engine) == []
 
@@ -130,7 +130,7 @@ def settled(engine: Engine, state: ReportState, result: JobResult = BROKEN, *, w
             job_runs.note_started(session, lease, run_ident=f"run-{job_id}", playbook="create.yml")
         job_queue.finish(session, lease, result)
         outbox.postpone_report(session, job_id, backoff_s=60, note="HTTP 503")
-        outbox.note_reported(session, job_id, state)
+        outbox.set_report_state(session, job_id, state)
         times = {"report_after": db_now(60), "lease_until": db_now(60), "available_at": db_now(60)}
         session.execute(update(Job).where(Job.id == job_id).values(claimed_at=LONG_AGO, operator_detail="x", **times))
     return job_id

@@ -27,7 +27,7 @@ def test_a_job_that_is_claimed_ended_and_reported_once_has_no_event(engine: Engi
     job = claimed(engine)
     finish(engine, job)
     with transaction(engine) as session:
-        outbox.note_reported(session, job.id, ReportState.REPORTED)
+        outbox.set_report_state(session, job.id, ReportState.REPORTED)
     assert events(engine, job.id) == []
 
 
@@ -68,7 +68,7 @@ def test_a_replaced_result_and_a_reopened_job_are_events(engine: Engine) -> None
     job_id = ended(engine)
     with transaction(engine) as session:
         outbox.replace_result(session, job_id, BROKEN)
-        outbox.note_reported(session, job_id, ReportState.REPORTED)
+        outbox.set_report_state(session, job_id, ReportState.REPORTED)
         fulcrum_id = row(engine, job_id).fulcrum_id
         assert reopening.reopen(session, [fulcrum_id], are_claimed=True, now_at_core=utc_now()) == 1
     kinds = [event.kind for event in events(engine, job_id)]
@@ -78,7 +78,7 @@ def test_a_replaced_result_and_a_reopened_job_are_events(engine: Engine) -> None
 def test_a_report_that_is_not_due_cannot_be_changed_and_gets_no_event(engine: Engine) -> None:
     job_id = ended(engine)
     with transaction(engine) as session:
-        outbox.note_reported(session, job_id, ReportState.REPORTED)
+        outbox.set_report_state(session, job_id, ReportState.REPORTED)
         for other_id in (job_id, job_id + 1):  # reported, and not in the database
             outbox.replace_result(session, other_id, BROKEN)
             outbox.postpone_report(session, other_id, backoff_s=1, note="HTTP 503")
@@ -98,7 +98,7 @@ def test_events_are_pruned_with_their_job(engine: Engine) -> None:
     requeue(engine, claimed(engine))
     finish(engine, claimed(engine))
     with transaction(engine) as session:
-        outbox.note_reported(session, job_id, ReportState.REPORTED)
+        outbox.set_report_state(session, job_id, ReportState.REPORTED)
         session.execute(update(Job).values(finished_at=LONG_AGO))
         assert job_queue.prune(session, ended_before=utc_now(), limit=10)[0] == 1
         assert session.scalar(select(func.count()).select_from(JobEvent)) == 0

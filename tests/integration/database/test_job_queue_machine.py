@@ -188,7 +188,7 @@ class Queue(RuleBasedStateMachine):
                 if job_id not in self.settled:
                     self.ended.pop(job_id, None)
             else:
-                outbox.note_reported(session, job_id, ReportState(what), "a note")
+                outbox.set_report_state(session, job_id, ReportState(what), "a note")
         return None
 
     def _prune(self) -> None:

@@ -54,7 +54,7 @@ def test_claimed_reports_are_not_due_for_others(engine: Engine) -> None:
     assert claimed_jobs[-1].id == third
     assert (claim(engine), due(engine)) == ([], [])
     with transaction(engine) as session:
-        outbox.note_reported(session, first, ReportState.REPORTED)
+        outbox.set_report_state(session, first, ReportState.REPORTED)
         outbox.postpone_report(session, second, backoff_s=0, note="HTTP 500")
     assert due(engine) == [second], "a postponed report is no longer claimed"
     with transaction(engine) as session:
@@ -93,12 +93,12 @@ def test_an_answer_about_an_earlier_result_does_not_change_the_present_one(engin
         session.execute(update(Job).values(epoch=Job.epoch + 1))
     before = columns_of(engine, job_id)
     with transaction(engine) as session:
-        outbox.note_reported(session, job_id, ReportState.REPORTED, epoch=earlier_epoch)
+        outbox.set_report_state(session, job_id, ReportState.REPORTED, epoch=earlier_epoch)
         outbox.postpone_report(session, job_id, backoff_s=60, note="HTTP 500", epoch=earlier_epoch)
         outbox.replace_result(session, job_id, BROKEN, epoch=earlier_epoch)
     assert columns_of(engine, job_id) == before
     with transaction(engine) as session:
-        outbox.note_reported(session, job_id, ReportState.REPORTED, epoch=earlier_epoch + 1)
+        outbox.set_report_state(session, job_id, ReportState.REPORTED, epoch=earlier_epoch + 1)
     assert row(engine, job_id).report_state == ReportState.REPORTED
 
 
@@ -162,10 +162,10 @@ def test_ending_the_backoffs_changes_no_settled_report_and_a_retry_changes_one_r
 def test_a_settled_report_does_not_change(engine: Engine, state: ReportState) -> None:
     job_id = ended(engine)
     with transaction(engine) as session:
-        outbox.note_reported(session, job_id, state, "first note")
+        outbox.set_report_state(session, job_id, state, "first note")
     settled = columns_of(engine, job_id)
     with transaction(engine) as session:
-        outbox.note_reported(session, job_id, ReportState.OVERTAKEN, "second note")
+        outbox.set_report_state(session, job_id, ReportState.OVERTAKEN, "second note")
         outbox.postpone_report(session, job_id, backoff_s=1, note="late")
         outbox.replace_result(session, job_id, BROKEN)
         assert outbox.end_report_backoffs(session) == 0
@@ -177,7 +177,7 @@ def test_the_acknowledgement_of_a_report_ends_its_backoff_and_has_no_note_by_def
     job_id, other = ended(engine), ended(engine)
     with transaction(engine) as session:
         outbox.postpone_report(session, job_id, backoff_s=60, note="HTTP 503")
-        outbox.note_reported(session, job_id, ReportState.REPORTED)
+        outbox.set_report_state(session, job_id, ReportState.REPORTED)
     job = row(engine, job_id)
     assert (job.report_state, job.report_note, job.report_after) == ("reported", None, None)
     assert job.reported_at is not None
@@ -212,7 +212,7 @@ def _end_and_settle(engine: Engine, result: JobResult, state: ReportState) -> in
     job = claimed(engine)
     finish(engine, job, result)
     with transaction(engine) as session:
-        outbox.note_reported(session, job.id, state)
+        outbox.set_report_state(session, job.id, state)
     return job.id
 
 
@@ -230,7 +230,7 @@ def test_a_job_that_has_not_ended_has_no_report(engine: Engine) -> None:
     submit(engine)
     job = claimed(engine)
     with transaction(engine) as session:
-        outbox.note_reported(session, job.id, ReportState.REPORTED)
+        outbox.set_report_state(session, job.id, ReportState.REPORTED)
         outbox.replace_result(session, job.id, BROKEN)
     after = row(engine, job.id)
     assert (after.report_state, after.status, due(engine)) == ("none", "processing", [])

@@ -99,7 +99,7 @@ def use(engine: Engine) -> None:
     assert due
     with transaction(engine) as session:
         for job_id in due:
-            outbox.note_reported(session, job_id, ReportState.REPORTED)
+            outbox.set_report_state(session, job_id, ReportState.REPORTED)
     claimed_jobs = take_over(engine)
     finish(engine, next(job for job in claimed_jobs.values() if job.run_ident and not job.cancel_requested))
 

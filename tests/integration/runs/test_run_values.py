@@ -16,9 +16,9 @@ from support.run_site import (
     PUBLISH,
     TOKEN,
     Site,
+    commands_and_environments_of,
     events_of,
     eventually,
-    look_at_processes_of,
     result_of,
 )
 
@@ -154,7 +154,7 @@ def test_r12_no_secret_is_in_any_argument_environment_or_kept_file(site: Site, m
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(site.runner.run, planned)
         eventually(started.exists)
-        seen = look_at_processes_of(site)
+        seen = commands_and_environments_of(site)
         readable = _files_with(site.paths.run_dir, needles)
         go_on.touch()
         artifacts = future.result()

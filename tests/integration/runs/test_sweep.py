@@ -14,8 +14,8 @@ import pytest
 from support.run_site import (
     PUBLISH,
     Site,
+    commands_and_environments_of,
     eventually,
-    look_at_processes_of,
     process_of,
     result_of,
 )
@@ -65,7 +65,7 @@ def test_r7_a_killed_agent_leaves_no_process_of_its_runs(site: Site, other_agent
     other_agent.kill()
 
     eventually(lambda: not site.orphans())
-    eventually(lambda: not look_at_processes_of(site))
+    eventually(lambda: not commands_and_environments_of(site))
     site.runner.end_earlier_runs()
 
 

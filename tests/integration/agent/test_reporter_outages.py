@@ -6,6 +6,7 @@ In a round (`outbox.turn`), the reporter sends the due reports once. An abandone
 from __future__ import annotations
 
 import pytest
+import structlog
 from sqlalchemy import update
 from support.outbox_world import FAILED, Outbox, made
 
@@ -189,6 +190,27 @@ def test_no_job_is_abandoned_while_fulcrumcore_refuses_the_token_for_every_reque
     outbox.turn()
     assert outbox.row(job_id).report_state == "due"
     assert not outbox.state.fulcrum_link.is_up
+
+
+@pytest.mark.parametrize(("status", "event"), [(403, "fulcrum_token_refused"), (503, "fulcrum_not_answering")])
+def test_an_operator_is_told_whether_the_token_is_refused_or_fulcrumcore_does_not_answer(
+    outbox: Outbox, status: int, event: str
+) -> None:
+    outbox.ended(outbox.ordered(), made())
+    outbox.world.sim.add_fault("status", status=status, path="^/api/")
+    with structlog.testing.capture_logs() as logs:
+        outbox.turn()
+    assert [entry["event"] for entry in logs if entry["event"].startswith("fulcrum_")] == [event]
+
+
+def test_a_report_that_fails_for_its_own_job_only_is_logged_once(outbox: Outbox) -> None:
+    """The following failures of the same report are in the job's row, and FulcrumCore still counts as reachable."""
+    outbox.ended(outbox.ordered(), made())
+    outbox.world.sim.add_fault("status", status=429, path="/complete$")
+    with structlog.testing.capture_logs() as logs:
+        outbox.turn(3)
+    assert [entry["event"] for entry in logs].count("report_postponed") == 1
+    assert outbox.state.fulcrum_link.is_up
 
 
 def test_a_single_403_abandons_no_job(outbox: Outbox) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import json
-import re
 import shlex
 from collections.abc import Callable, Iterator
 from urllib.parse import quote, quote_plus
@@ -145,18 +144,30 @@ _YAML_SHORT_ESCAPES = {
     **{"\0": "0", "\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r", "\x1b": "e"},
     **{'"': '"', "\\": "\\", "\x85": "N", "\xa0": "_", "\u2028": "L", "\u2029": "P"},
 }
-#: Each matches one character that PyYAML does not escape between double quotes: the first without PyYAML's option
-#: `allow_unicode`, the second with this option.
-_YAML_UNESCAPED_ASCII = re.compile(r"[ -~]")
-_YAML_UNESCAPED_UNICODE = re.compile(r"[ -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd]")
+#: A first and a last character; the range contains both.
+CharacterRange = tuple[str, str]
+#: The characters that PyYAML does not escape between double quotes: without its option `allow_unicode`, and with this
+#: option. These are no regular expressions, because Python takes milliseconds to compile one with such long ranges.
+_YAML_UNESCAPED_ASCII: tuple[CharacterRange, ...] = ((" ", "~"),)
+_YAML_UNESCAPED_UNICODE: tuple[CharacterRange, ...] = (
+    *_YAML_UNESCAPED_ASCII,
+    ("\xa0", "\u2027"),
+    ("\u202a", "\ud7ff"),
+    ("\ue000", "\ufefe"),
+    ("\uff00", "\ufffd"),
+)
 
 
-def _yaml_in_double_quotes(text: str, unescaped: re.Pattern[str]) -> str:
+def _yaml_in_double_quotes(text: str, unescaped: tuple[CharacterRange, ...]) -> str:
     """Return the text as PyYAML writes it between double quotes.
 
-    `unescaped` matches each character that PyYAML does not escape. PyYAML always escapes quotes and backslashes.
+    `unescaped` contains each character that PyYAML does not escape. PyYAML always escapes quotes and backslashes.
     """
-    return "".join(char if unescaped.match(char) and char not in '"\\' else _yaml_escape(char) for char in text)
+    return "".join(char if _is_unescaped(char, unescaped) else _yaml_escape(char) for char in text)
+
+
+def _is_unescaped(char: str, unescaped: tuple[CharacterRange, ...]) -> bool:
+    return char not in '"\\' and any(first <= char <= last for first, last in unescaped)
 
 
 def _yaml_escape(char: str) -> str:

@@ -54,20 +54,20 @@ options:
         type: str
       template_vmid:
         description:
-          - VMID of the template. Either this or C(template) is needed, or C(iso) or C(blank).
+          - VMID of the template. A C(create) of a VM needs one of C(template_vmid), C(template), C(iso) and C(blank).
         type: int
       template:
         description:
-          - Name of the template; if several have it, the one on C(node).
+          - Name of the template. If several templates have this name, one on C(node) is preferred.
         type: str
       iso:
         description:
-          - 'Volume of an ISO image, such as C(local:iso/debian-12.iso): no template, empty disks, the ISO in the
-            CD-ROM drive.'
+          - Volume of an ISO image, such as C(local:iso/debian-12.iso). The VM is created without a template, with empty
+            disks and with this image in its CD-ROM drive.
         type: str
       blank:
         description:
-          - 'No template: empty disks, for an installation over the network.'
+          - Create the VM without a template, with empty disks, for an installation over the network.
         type: bool
       os_type:
         description:
@@ -83,11 +83,14 @@ options:
         type: int
       full_clone:
         description:
-          - Copy the disks; the default is true. A linked clone shares them with the template and takes no C(storage).
+          - Copy the template's disks; the default is true. A linked clone (false) shares its disks with the template;
+            C(storage) is then used for new disks only.
         type: bool
       storage:
         description:
-          - Storage of a full clone's disks. Empty means the template's.
+          - Storage of the disks that are created, which are those of a full clone, those of a guest without a template,
+            and new disks without a storage of their own. By default, the disks of a clone are on the storages of the
+            template's disks, and a new disk is on the storage of the first disk.
         type: str
       pool:
         description:
@@ -103,7 +106,8 @@ options:
         type: int
       disk_gib:
         description:
-          - Size of the first disk in GiB, not below the present size or the template's. Required by C(create).
+          - Size of the first disk in GiB. It must not be smaller than the disk is now or, for a C(create), than the
+            first disk of the template. Required by C(create).
         type: int
       sockets:
         description:
@@ -136,7 +140,8 @@ options:
         elements: str
       disks:
         description:
-          - Disks by name. New ones are added, existing ones moved and grown; others are not changed.
+          - Disks by name. A disk that the guest does not have is added. A disk that it has is moved to the requested
+            storage and grown to the requested size. Disks that are not in the list are not changed.
         type: list
         elements: dict
         suboptions:
@@ -147,11 +152,12 @@ options:
             required: true
           size_gib:
             description:
-              - Size in GiB; a new disk needs it. It can only grow.
+              - Size in GiB, required for a new disk. An existing disk can only grow.
             type: int
           storage:
             description:
-              - Storage of the disk, by default the first disk's.
+              - Storage of the disk. The default for a new disk is the member C(storage) of C(vm), or else the storage
+                of the first disk. Without a storage, an existing disk is not moved.
             type: str
       networks:
         description:
@@ -212,7 +218,7 @@ options:
             type: str
       tags:
         description:
-          - Tags of the service; C(smith) is always among the tags. Other tags that the guest has stay.
+          - Tags of the service; the guest also gets the tag C(smith). Tags that others have set on the guest are kept.
         type: list
         elements: str
       previous_tags:
@@ -222,7 +228,7 @@ options:
         elements: str
       description:
         description:
-          - The service's text above the marker. Other lines of the guest's notes stay.
+          - The service's text, written above the marker in the guest's notes. The other lines of the notes are kept.
         type: str
       bridge:
         description:
@@ -293,7 +299,8 @@ options:
             type: str
           password:
             description:
-              - The user's password. Proxmox returns it masked, so it is set once and never compared.
+              - The user's password. Proxmox returns it masked, so it cannot be compared. A C(create) sets it once; an
+                C(update) sets it whenever the request contains it.
             type: str
           ssh_public_keys:
             description:
@@ -338,13 +345,13 @@ options:
             elements: str
       snapshot:
         description:
-          - 'C(snapshot): name; default: the next free C(smith-N).'
-          - 'C(rollback): name; default: the newest. ZFS and storages with C(snapshot-as-volume-chain) accept only the
-            newest.'
+          - 'C(snapshot): name of the new snapshot; by default the first free name of C(smith-1), C(smith-2) and so on.'
+          - 'C(rollback): name of the snapshot; by default the newest complete one. ZFS and storages with
+            C(snapshot-as-volume-chain) accept only the newest snapshot.'
         type: str
       force:
         description:
-          - 'C(stop), C(restart): do not wait for the guest.'
+          - 'C(stop), C(restart): do not wait until the guest has shut down by itself.'
         type: bool
       shutdown_timeout_s:
         description:
@@ -352,7 +359,7 @@ options:
         type: int
       allow_reboot:
         description:
-          - 'C(update): reboot the VM when changes are pending until its next start.'
+          - 'C(update): restart the VM if some of its values take effect only after a restart.'
         type: bool
       address_timeout_s:
         description:
@@ -372,7 +379,8 @@ options:
         type: str
       grace_s:
         description:
-          - 'C(delete): seconds to keep the VM, stopped and marked, before a later C(delete) destroys it.'
+          - 'C(delete): seconds for which the VM is kept, stopped and marked for deletion; a C(delete) after this time
+            destroys it.'
         type: int
       only_when_due:
         description:
@@ -406,8 +414,8 @@ options:
         type: bool
       half_made:
         description:
-          - 'C(delete): the create of this VMID has not succeeded, so the VM may be a partial clone. It has no marker;
-            its name identifies it. Default false.'
+          - 'C(delete): the C(create) with this VMID has not succeeded, so the VM may be a partial clone, which has no
+            marker and is identified by its name. Default false.'
         type: bool
       timeout_s:
         description:
@@ -426,8 +434,9 @@ options:
     description:
       - 'The login for Proxmox, as parameters of the modules of community.proxmox: C(api_host), C(api_port),
         C(api_user), C(api_token_id), C(api_token_secret), C(api_password), C(validate_certs).'
-      - If it is missing, the login comes from the variable C(smith_login), a dictionary with these members and
-        C(ca_bundle); or else from the file that E(SMITH_CREDENTIALS_FILE) names, or from the variables C(PROXMOX_*).
+      - If it is missing, the login comes from the variable C(smith_login), a dictionary with the same keys and the key
+        C(ca_bundle). Without this variable, it comes from the file that E(SMITH_CREDENTIALS_FILE) names, or else from
+        the environment variables C(PROXMOX_*).
     type: dict
   ca_bundle:
     description:

@@ -9,9 +9,9 @@ short_description: A service's guest does not exist any more, or it is marked fo
 version_added: 0.1.0
 author: Agent Smith contributors (@agent-smith)
 description:
-  - Stops the guest. Then, with a grace period, marks it for a later deletion. Without one, makes the final archive if
-    one is requested, and deletes the guest with its disks.
-  - A guest that cannot be seen counts as absent only if its absence is proven.
+  - Stops the guest. With a grace period, it then marks the guest for a later deletion. Without a grace period, it makes
+    a final archive if the request names a storage for it, and deletes the guest with its disks.
+  - If Proxmox does not list the guest, it counts as absent only if it is proven that it does not exist.
 extends_documentation_fragment:
   - agent_smith.proxmox.vm
 """

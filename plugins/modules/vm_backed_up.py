@@ -11,8 +11,8 @@ author: Agent Smith contributors (@agent-smith)
 description:
   - Backs up the guest, and verifies that the storage has a new archive.
   - The archive's notes contain the guest's name and its marker.
-  - No archive is removed, whatever the storage's retention is. If the storage keeps no more archives of the VMID, the
-    action fails with C(CAPACITY).
+  - No archive is removed, whatever the storage's retention is. If the storage already has its maximum number of
+    archives of the VMID, the action fails with C(CAPACITY).
 extends_documentation_fragment:
   - agent_smith.proxmox.vm
 """

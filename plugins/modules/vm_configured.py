@@ -18,7 +18,8 @@ extends_documentation_fragment:
 options:
   only_grows:
     description:
-      - Only grow disks. A request that would add or move a disk is refused, and all other members are not used.
+      - Only grow disks. A request that would add or move a disk is refused. Members of C(vm) that request neither the
+        size of a disk nor identify the guest are ignored.
     type: bool
     default: false
 """

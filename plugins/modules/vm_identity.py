@@ -17,7 +17,7 @@ extends_documentation_fragment:
 options:
   may_be_absent:
     description:
-      - Accept a guest whose absence is proven.
+      - Do not fail if it is proven that the guest does not exist.
     type: bool
     default: false
   known_tasks:
@@ -33,7 +33,7 @@ options:
     default: {}
 attributes:
   check_mode:
-    description: Reads as without check mode.
+    description: Does the same in check mode, because it changes nothing.
     support: full
   diff_mode:
     description: Changes nothing, so there is no difference.

@@ -9,7 +9,7 @@ short_description: Reads one guest's facts from Proxmox
 version_added: 0.1.0
 author: Agent Smith contributors (@agent-smith)
 description:
-  - Reads a guest's configuration and status, and may wait until the guest has a state. Changes nothing.
+  - Reads a guest's configuration and status, and can wait until the guest has the state O(wait_for). Changes nothing.
   - If Proxmox does not list the guest, O(prove_absence) finds out whether the guest does not exist, or only cannot be
     seen.
 options:
@@ -65,7 +65,7 @@ options:
   known_tasks:
     description:
       - UPIDs of Proxmox tasks from the fact C(known_tasks) of an earlier look-up. The other Proxmox tasks of the guest
-        count as tasks of the change in between.
+        count as tasks of a change that the playbook made after that look-up.
     type: list
     elements: str
   timeout_s:
@@ -81,8 +81,9 @@ options:
   connection:
     description:
       - The login for Proxmox, as parameters of the modules of community.proxmox.
-      - If it is missing, the login comes from the variable C(smith_login), a dictionary with these members and
-        C(ca_bundle); or else from the file that E(SMITH_CREDENTIALS_FILE) names, or from the variables C(PROXMOX_*).
+      - If it is missing, the login comes from the variable C(smith_login), a dictionary with the same keys and the key
+        C(ca_bundle). Without this variable, it comes from the file that E(SMITH_CREDENTIALS_FILE) names, or else from
+        the environment variables C(PROXMOX_*).
     type: dict
   ca_bundle:
     description:
@@ -91,7 +92,7 @@ options:
     default: ""
 attributes:
   check_mode:
-    description: Reads as without check mode.
+    description: Does the same in check mode, because it changes nothing.
     support: full
   diff_mode:
     description: Changes nothing, so there is no difference.

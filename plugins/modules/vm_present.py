@@ -11,7 +11,7 @@ author: Agent Smith contributors (@agent-smith)
 description:
   - Clones the template, or creates a VM from an ISO image, an empty VM or a container, and configures it.
   - A guest of the service that an interrupted run left behind is adopted. There is never a second guest for a service.
-  - Every refusal comes before the first change.
+  - A request that is refused has changed nothing.
 extends_documentation_fragment:
   - agent_smith.proxmox.vm
 """

@@ -33,17 +33,19 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                         'actions: node on which the guest was last. The current node '
                                                         'is looked up.',
                                          'type': 'str'},
-                                'template_vmid': {'description': 'VMID of the template. Either this or C(template) is '
-                                                                 'needed, or C(iso) or C(blank).',
+                                'template_vmid': {'description': 'VMID of the template. A C(create) of a VM needs one '
+                                                                 'of C(template_vmid), C(template), C(iso) and '
+                                                                 'C(blank).',
                                                   'type': 'int'},
-                                'template': {'description': 'Name of the template; if several have it, the one on '
-                                                            'C(node).',
+                                'template': {'description': 'Name of the template. If several templates have this '
+                                                            'name, one on C(node) is preferred.',
                                              'type': 'str'},
-                                'iso': {'description': 'Volume of an ISO image, such as C(local:iso/debian-12.iso): no '
-                                                       'template, empty disks, the ISO in the CD-ROM drive.',
+                                'iso': {'description': 'Volume of an ISO image, such as C(local:iso/debian-12.iso). '
+                                                       'The VM is created without a template, with empty disks and '
+                                                       'with this image in its CD-ROM drive.',
                                         'type': 'str'},
-                                'blank': {'description': 'No template: empty disks, for an installation over the '
-                                                         'network.',
+                                'blank': {'description': 'Create the VM without a template, with empty disks, for an '
+                                                         'installation over the network.',
                                           'type': 'bool'},
                                 'os_type': {'description': "C(iso), C(blank): Proxmox's ostype. C(l26) (Linux) by "
                                                            'default.',
@@ -52,17 +54,22 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                'C(local:vztmpl/debian-12.tar.zst).',
                                                 'type': 'str'},
                                 'swap_mib': {'description': "A container's swap in MiB.", 'type': 'int'},
-                                'full_clone': {'description': 'Copy the disks; the default is true. A linked clone '
-                                                              'shares them with the template and takes no C(storage).',
+                                'full_clone': {'description': "Copy the template's disks; the default is true. A "
+                                                              'linked clone (false) shares its disks with the '
+                                                              'template; C(storage) is then used for new disks only.',
                                                'type': 'bool'},
-                                'storage': {'description': "Storage of a full clone's disks. Empty means the "
-                                                           "template's.",
+                                'storage': {'description': 'Storage of the disks that are created, which are those of '
+                                                           'a full clone, those of a guest without a template, and new '
+                                                           'disks without a storage of their own. By default, the '
+                                                           "disks of a clone are on the storages of the template's "
+                                                           'disks, and a new disk is on the storage of the first disk.',
                                             'type': 'str'},
                                 'pool': {'description': 'Resource pool to put the VM in.', 'type': 'str'},
                                 'cores': {'description': 'Cores of each socket. Required by C(create).', 'type': 'int'},
                                 'memory_mib': {'description': 'Memory in MiB. Required by C(create).', 'type': 'int'},
-                                'disk_gib': {'description': 'Size of the first disk in GiB, not below the present size '
-                                                            "or the template's. Required by C(create).",
+                                'disk_gib': {'description': 'Size of the first disk in GiB. It must not be smaller '
+                                                            'than the disk is now or, for a C(create), than the first '
+                                                            'disk of the template. Required by C(create).',
                                              'type': 'int'},
                                 'sockets': {'description': 'Number of sockets. If only C(cores) is given, it is 1, so '
                                                            'that C(cores) is the total.',
@@ -82,19 +89,25 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                               'C(net0).',
                                                'type': 'list',
                                                'elements': 'str'},
-                                'disks': {'description': 'Disks by name. New ones are added, existing ones moved and '
-                                                         'grown; others are not changed.',
+                                'disks': {'description': 'Disks by name. A disk that the guest does not have is added. '
+                                                         'A disk that it has is moved to the requested storage and '
+                                                         'grown to the requested size. Disks that are not in the list '
+                                                         'are not changed.',
                                           'type': 'list',
                                           'elements': 'dict',
                                           'options': {'disk': {'description': 'Name of the disk, such as C(scsi1) or '
                                                                               'C(virtio0).',
                                                                'type': 'str',
                                                                'required': True},
-                                                      'size_gib': {'description': 'Size in GiB; a new disk needs it. '
-                                                                                  'It can only grow.',
+                                                      'size_gib': {'description': 'Size in GiB, required for a new '
+                                                                                  'disk. An existing disk can only '
+                                                                                  'grow.',
                                                                    'type': 'int'},
-                                                      'storage': {'description': 'Storage of the disk, by default the '
-                                                                                 "first disk's.",
+                                                      'storage': {'description': 'Storage of the disk. The default for '
+                                                                                 'a new disk is the member C(storage) '
+                                                                                 'of C(vm), or else the storage of the '
+                                                                                 'first disk. Without a storage, an '
+                                                                                 'existing disk is not moved.',
                                                                   'type': 'str'}}},
                                 'networks': {'description': 'NICs in order, including the first. Members that are not '
                                                             'given and NICs beyond the list are not changed.',
@@ -140,16 +153,16 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                                          'anywhere if its prefix '
                                                                                          'length is 128.',
                                                                           'type': 'str'}}},
-                                'tags': {'description': 'Tags of the service; C(smith) is always among the tags. Other '
-                                                        'tags that the guest has stay.',
+                                'tags': {'description': 'Tags of the service; the guest also gets the tag C(smith). '
+                                                        'Tags that others have set on the guest are kept.',
                                          'type': 'list',
                                          'elements': 'str'},
                                 'previous_tags': {'description': 'C(update): tags that the service had before. Those '
                                                                  'that are not in C(tags) are removed.',
                                                   'type': 'list',
                                                   'elements': 'str'},
-                                'description': {'description': "The service's text above the marker. Other lines of "
-                                                               "the guest's notes stay.",
+                                'description': {'description': "The service's text, written above the marker in the "
+                                                               "guest's notes. The other lines of the notes are kept.",
                                                 'type': 'str'},
                                 'bridge': {'description': 'Bridge of the first NIC, unless C(network) names one.',
                                            'type': 'str'},
@@ -201,8 +214,11 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                'type': 'dict',
                                                'options': {'user': {'description': 'Name of the user.', 'type': 'str'},
                                                            'password': {'description': "The user's password. Proxmox "
-                                                                                       'returns it masked, so it is '
-                                                                                       'set once and never compared.',
+                                                                                       'returns it masked, so it '
+                                                                                       'cannot be compared. A '
+                                                                                       'C(create) sets it once; an '
+                                                                                       'C(update) sets it whenever the '
+                                                                                       'request contains it.',
                                                                         'type': 'str',
                                                                         'no_log': True},
                                                            'ssh_public_keys': {'description': 'Public keys, one per '
@@ -245,17 +261,21 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                                 'C(customer-*).',
                                                                  'type': 'list',
                                                                  'elements': 'str'}}},
-                                'snapshot': {'description': 'C(snapshot): name; default: the next free C(smith-N). '
-                                                            'C(rollback): name; default: the newest. ZFS and storages '
-                                                            'with C(snapshot-as-volume-chain) accept only the newest.',
+                                'snapshot': {'description': 'C(snapshot): name of the new snapshot; by default the '
+                                                            'first free name of C(smith-1), C(smith-2) and so on. '
+                                                            'C(rollback): name of the snapshot; by default the newest '
+                                                            'complete one. ZFS and storages with '
+                                                            'C(snapshot-as-volume-chain) accept only the newest '
+                                                            'snapshot.',
                                              'type': 'str'},
-                                'force': {'description': 'C(stop), C(restart): do not wait for the guest.',
+                                'force': {'description': 'C(stop), C(restart): do not wait until the guest has shut '
+                                                         'down by itself.',
                                           'type': 'bool'},
                                 'shutdown_timeout_s': {'description': 'C(stop), C(delete): seconds for the guest to '
                                                                       'shut down. Default 60.',
                                                        'type': 'int'},
-                                'allow_reboot': {'description': 'C(update): reboot the VM when changes are pending '
-                                                                'until its next start.',
+                                'allow_reboot': {'description': 'C(update): restart the VM if some of its values take '
+                                                                'effect only after a restart.',
                                                  'type': 'bool'},
                                 'address_timeout_s': {'description': 'C(start), C(restart): seconds to wait for an '
                                                                      'address from the guest agent. Default 10.',
@@ -267,8 +287,9 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                 'final_backup': {'description': 'C(delete): storage for a final archive of the stopped '
                                                                 'VM. Default: no final archive.',
                                                  'type': 'str'},
-                                'grace_s': {'description': 'C(delete): seconds to keep the VM, stopped and marked, '
-                                                           'before a later C(delete) destroys it.',
+                                'grace_s': {'description': 'C(delete): seconds for which the VM is kept, stopped and '
+                                                           'marked for deletion; a C(delete) after this time destroys '
+                                                           'it.',
                                             'type': 'int'},
                                 'only_when_due': {'description': 'C(delete): destroy the VM only if it is marked for '
                                                                  'deletion and its grace period has ended; a VM whose '
@@ -293,9 +314,9 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                 'with_local_disks': {'description': 'C(migrate): also copy disks on local storage. '
                                                                     'Needs community.proxmox >= 1.5.',
                                                      'type': 'bool'},
-                                'half_made': {'description': 'C(delete): the create of this VMID has not succeeded, so '
-                                                             'the VM may be a partial clone. It has no marker; its '
-                                                             'name identifies it. Default false.',
+                                'half_made': {'description': 'C(delete): the C(create) with this VMID has not '
+                                                             'succeeded, so the VM may be a partial clone, which has '
+                                                             'no marker and is identified by its name. Default false.',
                                               'type': 'bool'},
                                 'timeout_s': {'description': 'Seconds for the whole action. Default 240.',
                                               'type': 'int'},

@@ -26,7 +26,7 @@ MIN_SECRET_LENGTH = 4
 MAX_NEEDLE_LENGTH = 64
 #: If there are at most this many prefixes, `str.find` for each prefix is faster than a look-up at each position of the
 #: text.
-MAX_PREFIXES_TO_FIND = 100
+MAX_PREFIXES_FOR_STR_FIND = 100
 #: A value that is nested deeper than MAX_DEPTH is replaced by TOO_DEEP. Otherwise a hostile or circular value could
 #: exhaust the stack.
 MAX_DEPTH = 100
@@ -221,7 +221,7 @@ class _NeedleFinder:
         prefixes = self._lengths_by_prefix
         if not prefixes:
             return ()
-        if len(prefixes) > MAX_PREFIXES_TO_FIND or len(text) < len(prefixes):
+        if len(prefixes) > MAX_PREFIXES_FOR_STR_FIND or len(text) < len(prefixes):
             last_start = len(text) - MIN_SECRET_LENGTH
             return [start for start in range(last_start + 1) if text[start : start + MIN_SECRET_LENGTH] in prefixes]
         starts = set()

@@ -15,7 +15,7 @@ from executor.shared.marker import markers_in
 DELETED_STATUS = "Deleted"
 
 
-class ServiceEnded(UnusableReference):
+class ServiceMissing(UnusableReference):
     """FulcrumCore does not know the service, or has deleted it."""
 
 
@@ -26,7 +26,7 @@ class VmNotFound(UnusableReference):
 def canonical_service_id(clients: Clients, service_id: str) -> str:
     """Return the service's id in FulcrumCore's spelling.
 
-    Raises ServiceEnded when FulcrumCore does not know the service or has deleted it, and UnusableReference when the
+    Raises ServiceMissing when FulcrumCore does not know the service or has deleted it, and UnusableReference when the
     service belongs to another agent or `service_id` is not the id of a service.
     """
     try:
@@ -35,13 +35,15 @@ def canonical_service_id(clients: Clients, service_id: str) -> str:
         # FulcrumCore answers 403 both for an unknown service and for a refused token. If it refuses the token,
         # `get_self` raises FulcrumAuthFailing. If it accepts the token, the service is unknown.
         clients.fulcrum.get_self()
-        raise ServiceEnded(f"FulcrumCore knows no service {service_id}") from None
+        raise ServiceMissing(f"FulcrumCore knows no service {service_id}") from None
     except FulcrumRefused as error:
         raise UnusableReference(f"{service_id} is not the id of a service: {error}") from None
     if fulcrum_service.agent_id != clients.agent_id:
         raise UnusableReference(f"service {service_id} belongs to another agent")
     if fulcrum_service.status == DELETED_STATUS:
-        raise ServiceEnded(f"service {service_id} is {DELETED_STATUS} in FulcrumCore, which sends no more jobs for it")
+        raise ServiceMissing(
+            f"service {service_id} is {DELETED_STATUS} in FulcrumCore, which sends no more jobs for it"
+        )
     return fulcrum_service.id
 
 

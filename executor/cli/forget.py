@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     from sqlalchemy.orm import Session
 
 ARCHIVE_COLUMNS = {"volume": "ARCHIVE", "vmid": "VMID", "created_at": "CREATED", "service_id": "SERVICE", "why": "WHY"}
-LEFT_COLUMNS = {"service_id": "SERVICE", "why": "NOT ERASED BECAUSE"}
+NOT_ERASED_COLUMNS = {"service_id": "SERVICE", "why": "NOT ERASED BECAUSE"}
 
 
 @examples(
@@ -110,7 +110,7 @@ def _refuse(left: Sequence[dict[str, Any]], *, as_json: bool) -> NoReturn:
     if len(left) == 1:
         raise CommandFailed(f"nothing was erased. {left[0]['service_id']}: {left[0]['why']}")
     if not as_json:
-        show_rows(left, LEFT_COLUMNS, if_empty="")
+        show_rows(left, NOT_ERASED_COLUMNS, if_empty="")
     raise CommandFailed(
         f"nothing was erased: of each of the {len(left)} services, the service or its retention has not ended"
     )
@@ -128,8 +128,8 @@ def _why_not_erasable(session: Session, data: StoredData, settings: Settings) ->
 
 def _erasable_at(data: StoredData, settings: Settings) -> datetime | None:
     """Return when the retention of the service ends, or None if the database does not say when the service ended."""
-    kept_s = max(settings.smith_job_retention_s, settings.smith_vmid_quarantine_s)
-    return data.ended_at and data.ended_at + timedelta(seconds=kept_s)
+    retention_s = max(settings.smith_job_retention_s, settings.smith_vmid_quarantine_s)
+    return data.ended_at and data.ended_at + timedelta(seconds=retention_s)
 
 
 def _find_archives(settings: Settings, erasable: Sequence[StoredData]) -> list[dict[str, Any]]:
@@ -212,7 +212,7 @@ def _show_outcome(
         )
     if left:
         show_heading("Not erased")
-        show_rows(left, LEFT_COLUMNS, if_empty="")
+        show_rows(left, NOT_ERASED_COLUMNS, if_empty="")
     if archives is not None:
         show_heading("Archives at Proxmox that belong to these services. They still exist")
         show_rows(archives, ARCHIVE_COLUMNS, if_empty="none")

@@ -68,13 +68,13 @@ class CoreSetup:
         with explaining_refused_token():
             self._bootstrap = Bootstrap(self._admin, request)
             #: The tokens that `run` deletes before it creates a new one.
-            self.removed_tokens = self._tokens_to_remove()
+            self.tokens_to_delete = self._find_tokens_to_delete()
             if self._makes_token():
                 self._bootstrap = Bootstrap(self._admin, replace(request, wants_new_token=True))
 
     def planned(self) -> list[str]:
         """Return one text for each change that `run` makes."""
-        texts = [f"delete token {token.id}, whose value is not stored" for token in self.removed_tokens]
+        texts = [f"delete token {token.id}, whose value is not stored" for token in self.tokens_to_delete]
         for step in self._bootstrap.dry_run():
             texts += _texts_of(step)
         return texts
@@ -92,14 +92,14 @@ class CoreSetup:
 
     def run(self) -> Iterator[str]:
         """Create what is missing, and yield a text about each change after the change is made. Raises FulcrumError."""
-        removed = {token.id for token in self.removed_tokens}
-        for token in self.removed_tokens:
+        removed = {token.id for token in self.tokens_to_delete}
+        for token in self.tokens_to_delete:
             self._admin.delete_token(token.id)
             yield f"delete token {token.id}"
         if self._bootstrap.needs_token:
             # If this run is interrupted, the next one deletes every token of the agent that is not among these tokens.
             known = [token.id for token in self._bootstrap.earlier_tokens if token.id not in removed]
-            self._token_file.begin({"known_tokens": known})
+            self._token_file.write_record({"known_tokens": known})
         for step in self._bootstrap.create_missing(self._token_file.store):
             if step.status in (ObjectStatus.MADE, ObjectStatus.ATTACHED):
                 yield from _texts_of(step)
@@ -107,13 +107,13 @@ class CoreSetup:
     def _makes_token(self) -> bool:
         """Return whether a token must be created, because no valid one is stored or an earlier run was interrupted."""
         stored = self._token_file.read()
-        is_valid = bool(stored and self._bootstrap.agent_id and self._is_own(stored))
-        return not is_valid or self._token_file.pending() is not None
+        is_valid = bool(stored and self._bootstrap.agent_id and self._is_token_of_agent(stored))
+        return not is_valid or self._token_file.read_record() is not None
 
-    def _is_own(self, token: str) -> bool:
+    def _is_token_of_agent(self, token: str) -> bool:
         return is_token_of_agent(self._settings, token, self._bootstrap.agent_id)
 
-    def _tokens_to_remove(self) -> list[CoreToken]:
+    def _find_tokens_to_delete(self) -> list[CoreToken]:
         """Return the agent's tokens that an interrupted run has created or that --replace-tokens replaces.
 
         Raises TokenInUse if a token must be created, but the agent has one that is neither of these.
@@ -123,7 +123,7 @@ class CoreSetup:
             return []
         if self._replaces_token:
             return earlier_tokens
-        pending = self._token_file.pending()
+        pending = self._token_file.read_record()
         if pending is None:
             agent = self._bootstrap.agent_id
             raise TokenInUse(

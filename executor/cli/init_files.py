@@ -91,10 +91,10 @@ class SetupFolder:
 class SecretFile:
     """The file with the secret of one token, and a second file, the record, while the token is being created.
 
-    FulcrumCore and Proxmox show a secret only once, in their answer to the request that creates the token. So `begin`
-    writes the record before this request, and `store` removes the record after the secret is in its file. If `pending`
-    returns a record, an earlier run of `smith init` was interrupted. The next run then deletes the token that the
-    interrupted run created, and creates a new one.
+    FulcrumCore and Proxmox show a secret only once, in their answer to the request that creates the token. So
+    `write_record` writes the record before this request, and `store` removes the record after the secret is in its
+    file. If `read_record` returns a record, an earlier run of `smith init` was interrupted. The next run then deletes
+    the token that the interrupted run created, and creates a new one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -112,7 +112,7 @@ class SecretFile:
         redactor.add(secret)
         return secret
 
-    def pending(self) -> dict[str, Any] | None:
+    def read_record(self) -> dict[str, Any] | None:
         """Return the record that an interrupted run has left, or None if there is none."""
         try:
             record = json.loads(self._record.read_text("utf-8"))
@@ -120,7 +120,7 @@ class SecretFile:
             return None
         return record if isinstance(record, dict) else None
 
-    def begin(self, record: Mapping[str, Any]) -> None:
+    def write_record(self, record: Mapping[str, Any]) -> None:
         """Write the record. If this run is interrupted, a later run recognizes the token of this run by the record."""
         write_file(self._record, json.dumps(record), mode=0o600)
 

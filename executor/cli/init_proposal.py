@@ -97,11 +97,11 @@ def template_problem(facts: Template, config: Mapping[str, Any]) -> str:
 
 def propose(cluster: Cluster) -> dict[str, str]:
     """Return the settings that let the agent create VMs from the usable templates."""
-    fit = [found.facts for found in cluster.templates if not found.problem]
+    usable_templates = [found.facts for found in cluster.templates if not found.problem]
     vmid_by_name: dict[str, int] = {}
-    for template in fit:
+    for template in usable_templates:
         vmid_by_name.setdefault(template.name, template.vmid)
-    storage = _main_storage(fit, cluster.disk_storages)
+    storage = _main_storage(usable_templates, cluster.disk_storages)
     bridges = cluster.common_bridges
     main_bridge = next((name for name in ("vmbr0", *bridges) if name in bridges), "")
     vnets = [name for name in bridges if name in cluster.zone_by_vnet and name != main_bridge]

@@ -82,13 +82,17 @@ class ProxmoxSetup:
         """
         existing = read_existing(self.session, settings.proxmox_user)
         token_id, comments = settings.proxmox_token_id, existing.token_comments
-        full_id, pending = f"{settings.proxmox_user}!{token_id}", secret.pending()
-        is_own = token_id in comments and self._is_secret_of(full_id, secret.read())
+        full_id, pending = f"{settings.proxmox_user}!{token_id}", secret.read_record()
+        has_stored_secret = token_id in comments and self._is_secret_of(full_id, secret.read())
         # A pending record means that an earlier run was interrupted while it created a token. The stored secret may
         # belong to the token that existed before, so a token is created again.
-        creates_token = pending is not None or not is_own
+        creates_token = pending is not None or not has_stored_secret
         is_of_interrupted_run = pending is not None and comments.get(token_id) == pending.get("comment")
-        if creates_token and token_id in comments and not (replaces_token or is_own or is_of_interrupted_run):
+        if (
+            creates_token
+            and token_id in comments
+            and not (replaces_token or has_stored_secret or is_of_interrupted_run)
+        ):
             raise TokenInUse(
                 f"the token {full_id} exists in Proxmox, and its secret is not stored in {secret.path}: another "
                 "installation may use it. --replace-tokens replaces it; or choose another --token"
@@ -119,7 +123,7 @@ class TokenPlan:
         for change in apply_changes(
             self.session,
             self.changes,
-            before_token=lambda: self.secret.begin({"comment": self.comment}),
+            before_token=lambda: self.secret.write_record({"comment": self.comment}),
             store_secret=self.secret.store,
         ):
             yield change.text

@@ -36,7 +36,7 @@ def follow_job(reference: str) -> int:
             job_id = find_job(session, reference).id
         follower = JobFollower(engine=engine, settings=settings, job_id=job_id)
         try:
-            while not follower.show_news():
+            while not follower.print_new_entries():
                 time.sleep(INTERVAL_S)
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
@@ -54,7 +54,7 @@ class JobFollower:
     _shown: set[timeline.Entry] = field(default_factory=set)
     _offsets: dict[str, int] = field(default_factory=dict)  #: how much of the output is printed, by the run's ident
 
-    def show_news(self) -> bool:
+    def print_new_entries(self) -> bool:
         """Print what is new. Return True when the job has ended, and everything about it is printed."""
         with reading(self.engine) as session:
             job = queries.get_one_job(session, self.job_id)

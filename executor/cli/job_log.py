@@ -73,7 +73,7 @@ def show_log(
         return
     show_text(text.rstrip("\n"))
     if run.ended_at is None and run.story:
-        show_text(timeline.present_text(job, [run], utc_now()))
+        show_text(timeline.current_state_text(job, [run], utc_now()))
 
 
 def read_output(run: Run, settings: Settings) -> str:

@@ -122,7 +122,7 @@ def show_job(reference: JobReference, as_json: AsJson = False) -> None:
     show_heading("Timeline")
     _show_timeline(job, timeline.entries(job, runs, events, changes))
     if not timeline.is_over(job):
-        show_text(timeline.present_text(job, runs, utc_now()))
+        show_text(timeline.current_state_text(job, runs, utc_now()))
     for name in DICTIONARY_FIELDS:
         if fields[name]:
             show_heading(name.capitalize())

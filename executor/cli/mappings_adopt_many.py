@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from executor.cli.adoption import Adoption
-from executor.cli.adoption_checks import ServiceEnded, VmNotFound, canonical_service_id, check_marker, find_vm
+from executor.cli.adoption_checks import ServiceMissing, VmNotFound, canonical_service_id, check_marker, find_vm
 from executor.cli.adoption_sources import SourceRow, read_rows
 from executor.cli.arguments import CommandFailed, UnusableReference, confirm
 from executor.cli.clients import Clients
@@ -112,7 +112,7 @@ def _check(clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row: Sour
             playbook_output=output,
         )
         is_mapped_to_this_vm = adoption.check_mappings()
-    except (ServiceEnded, VmNotFound) as error:
+    except (ServiceMissing, VmNotFound) as error:
         return Candidate(row=row, outcome=Outcome.LEFT_OUT, why=str(error))
     except (UnusableReference, CommandFailed, JobError) as error:  # JobError: for example, the VM's node is down
         return Candidate(row=row, outcome=Outcome.REFUSED, why=str(error))

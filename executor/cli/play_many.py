@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     from sqlalchemy import Engine
 
 COLUMNS = {"vmid": "VMID", "name": "NAME", "outcome": "OUTCOME", "changed": "CHANGED", "run_ident": "RUN", "why": "WHY"}
-INTERRUPTED = "not run, because the command was interrupted"
+NOT_RUN_TEXT = "not run, because the command was interrupted"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def _confirm(action: Action, requests: list[PlaybookRequest], settings: Settings
     if stopper.is_stopped:
         raise typer.Exit(EXIT_INTERRUPTED)
     if not action.is_ours:
-        show_text(play_plan.OWN_ACTION_NOTE)
+        show_text(play_plan.INCOMPLETE_PLAN_NOTE)
     arguments.confirm(f"Run {action.name} on these {len(requests)} VMs?", yes=False)
 
 
@@ -155,7 +155,7 @@ def _run_all(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
 
     def run(request: PlaybookRequest) -> Outcome:
         if stopper.is_stopped:
-            return Outcome(vm=dict(request.vm), problem=INTERRUPTED)
+            return Outcome(vm=dict(request.vm), problem=NOT_RUN_TEXT)
         prefixed_output = PrefixedOutput(output, sanitized(str(request.vm["name"])), output_lock)
         return _run_one(request, settings, engine, choices.reason, stopper, prefixed_output)
 

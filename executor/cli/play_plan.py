@@ -46,7 +46,7 @@ MEMBER_TEXTS = {
     "node": "the VM will be moved to the node {}",
 }
 #: Shown with the plan of an action of the provider: the plan may be incomplete.
-OWN_ACTION_NOTE = "(check mode skips Ansible tasks that do not support it, so the action may change more)"
+INCOMPLETE_PLAN_NOTE = "(check mode skips Ansible tasks that do not support it, so the action may change more)"
 
 
 def require_answerable(action: Action, effect: ActionEffect, *, is_check_mode: bool, yes: bool, as_json: bool) -> None:
@@ -112,7 +112,7 @@ def confirm(action: Action, effect: ActionEffect, request: PlaybookRequest, sett
     for line in describe(planned):
         show_text(line)
     if not action.is_ours:
-        show_text(OWN_ACTION_NOTE)
+        show_text(INCOMPLETE_PLAN_NOTE)
     elif not planned and effect != ActionEffect.DESTROYS:
         return
     arguments.confirm(f"Run {request.action}{_target_text(request.vm)}?", yes=False)

@@ -72,7 +72,7 @@ class ServiceLock:
         """Set the result that `end` stores. A run for which no result is set is stored as interrupted."""
         self._result = result
 
-    def note_renewed(self, started_at: float) -> None:
+    def extend_run_limit(self, started_at: float) -> None:
         """Allow the playbook to continue for a part of the lease that was renewed at `started_at`."""
         self._runs_until_s = started_at + LEASE_S * GUARD_SHARE_OF_LEASE
         self._limit_run(self._runs_until_s)
@@ -92,7 +92,7 @@ class ServiceLock:
                 if not is_renewed:  # the lease had expired or was ended, so the playbook must end now
                     self._limit_run(started_at)
                     return
-                self.note_renewed(started_at)
+                self.extend_run_limit(started_at)
             # After a slow renewal, little of the lease is left. So the next wait is shorter by the renewal's duration.
             wait_s = max(0.0, RENEWAL_INTERVAL_S - (boottime_s() - started_at))
 
@@ -140,7 +140,7 @@ def locked_service(
     started_at = boottime_s()
     _store_start(engine, new_run, audit_reason)
     lock = ServiceLock(engine=engine, ident=new_run.ident)
-    lock.note_renewed(started_at)
+    lock.extend_run_limit(started_at)
     threading.Thread(target=lock.keep_renewing, args=[engine], name=f"lease-{lock.ident}", daemon=True).start()
     try:
         yield lock

@@ -54,7 +54,7 @@ def list_templates(as_json: AsJson = False) -> None:
 
 def template_rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, Any]]:
     """Return one row for each template in Proxmox or in the settings. A row has the keys that `--json` prints."""
-    vm_templates = [vm for vm in _vms_with_facts(reader) if vm.is_template]
+    vm_templates = [vm for vm in _readable_vms(reader) if vm.is_template]
     vm_templates.sort(key=lambda vm_template: vm_template.vmid)
     storages = assume_available(reader.storages(), reader.nodes())
     images = images_by_vmid(vm_templates, settings)
@@ -71,7 +71,7 @@ def template_rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, A
     return rows
 
 
-def _vms_with_facts(reader: ProxmoxReader) -> list[VmRow]:
+def _readable_vms(reader: ProxmoxReader) -> list[VmRow]:
     """Return the rows of the VMs with the facts of their configurations. A VM that cannot be read is left out."""
     rows: list[VmRow] = []
     for row in reader.vms():

@@ -13,12 +13,12 @@ from executor.database.tables import Node
 VANISHED_AFTER_LEASES = 2.0
 #: The same for a process whose row names this host, and whose process id does not exist here. Two missing updates are
 #: required, too, because the process may run in a container: with the same host name, but with other process ids.
-SILENT_AFTER_LEASES = 1 / 3
+VANISHED_AFTER_LEASES_WITHOUT_PROCESS = 1 / 3
 
 
 def is_alive(node: Node, now: datetime, lease_s: float) -> bool:
     """Return whether the agent process is running: it has neither stopped nor vanished."""
-    leases = VANISHED_AFTER_LEASES if _may_exist(node) else SILENT_AFTER_LEASES
+    leases = VANISHED_AFTER_LEASES if _may_exist(node) else VANISHED_AFTER_LEASES_WITHOUT_PROCESS
     return node.stopped_at is None and now - node.seen_at <= timedelta(seconds=lease_s * leases)
 
 

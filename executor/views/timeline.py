@@ -124,7 +124,7 @@ def proxmox_text(row: dict[str, Any]) -> str:
     return f"{row['upid']}{percent}{log}"
 
 
-def present_text(job: Job, runs: Sequence[Run], now: datetime) -> str:
+def current_state_text(job: Job, runs: Sequence[Run], now: datetime) -> str:
     """Return what an open job is doing or waiting for, in one line."""
     if job.status == JobStatus.PENDING:
         wait = f", its next attempt is due at {job.available_at:%H:%M:%S}Z" if job.available_at else ""

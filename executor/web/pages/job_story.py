@@ -33,7 +33,7 @@ class JobStory:
     @property
     def present(self) -> str:
         """What an open job is doing; '' for an ended one."""
-        return "" if timeline.is_over(self.job) else timeline.present_text(self.job, self.runs, utc_now())
+        return "" if timeline.is_over(self.job) else timeline.current_state_text(self.job, self.runs, utc_now())
 
 
 def read_story(engine: Engine, job_id: int) -> JobStory | None:

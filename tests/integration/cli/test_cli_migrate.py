@@ -136,7 +136,7 @@ def test_a_killed_move_can_be_repeated(point: str, table: str | None, move: Move
     refused = move.smith("pause", "--reason", "x")
     assert refused.returncode == 6
     assert "is sealed, because its move to" in refused.stderr
-    assert "repeat `smith db migrate`" in refused.stderr
+    assert "run `smith db migrate` again" in refused.stderr
 
     code, printed = move.migrate(**{CRASH_FILE_VARIABLE: str(crash_file)})
     assert code == 0, printed

@@ -9,7 +9,10 @@ from typing import Any
 from sqlalchemy import Engine, insert
 
 from executor.database.engine import transaction
-from executor.database.tables import AuditEntry, Job, Mapping, Run, utc_now
+from executor.database.tables.audit import AuditEntry
+from executor.database.tables.base import utc_now
+from executor.database.tables.jobs import Job, Run
+from executor.database.tables.mappings import Mapping
 from executor.model import JobStatus, MappingState, ReportState
 
 Json = dict[str, Any]

@@ -16,7 +16,7 @@ from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
 from executor.database import job_queue
 from executor.database.engine import transaction
 from executor.database.job_queue import Lease
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import CoreJob

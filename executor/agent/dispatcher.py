@@ -20,7 +20,7 @@ from executor.agent.stop_signal import StopSignal
 from executor.agent.worker import Worker
 from executor.database import job_queue
 from executor.database.engine import transaction, write_with_retry
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.errors import DatabaseError, StaleJob
 from executor.log import get_logger
 from executor.model import JobResult

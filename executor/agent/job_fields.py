@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from executor.database import mappings
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.errors import JobError
 from executor.fulcrum.vault import JobFacts
 from executor.model import ReportState

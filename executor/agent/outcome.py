@@ -12,7 +12,7 @@ from executor.agent import retry
 from executor.agent.claim import ClaimImpossible
 from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
 from executor.agent.stop_signal import StopSignal
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.errors import DatabaseUnavailable, FulcrumUnavailable
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode

@@ -10,7 +10,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.model import JobResult
 
 #: Keys of a run's result that are sent as `agentInstanceData`. Each report contains all of them, because FulcrumCore

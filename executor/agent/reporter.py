@@ -26,7 +26,7 @@ from executor.agent.report import RefusalReaction, completion_arguments, react_t
 from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST, AgentState
 from executor.database import outbox
 from executor.database.engine import reading, transaction
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.errors import DatabaseError, FulcrumAuthFailing, FulcrumError, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 from executor.log import get_logger

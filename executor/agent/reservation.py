@@ -14,7 +14,8 @@ from executor.agent.job_fields import delivered_properties, is_local, new_vm_nam
 from executor.agent.tenant_usage import TenantUsage
 from executor.database import free_vmids, mappings
 from executor.database.engine import reading, transaction
-from executor.database.tables import Job, Mapping
+from executor.database.tables.jobs import Job
+from executor.database.tables.mappings import Mapping
 from executor.errors import JobError
 from executor.log import get_logger
 from executor.model import MappingState

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from executor.database.tables import Job, Mapping
+from executor.database.tables.jobs import Job
+from executor.database.tables.mappings import Mapping
 from executor.model import JobResult
 from executor.placement.choice import PlacementRequest
 from executor.placement.clone_limit import CloneLimit, CloneSlot

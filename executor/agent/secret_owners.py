@@ -16,7 +16,7 @@ from executor.agent.job_fields import require_service_id
 from executor.database import job_queue, notifications, secret_references
 from executor.database.engine import reading, transaction
 from executor.database.job_queue import NewJob
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.errors import FulcrumUnavailable, JobError
 from executor.fulcrum.vault import JobFacts, SecretResolver, SecretUse
 from executor.log import get_logger

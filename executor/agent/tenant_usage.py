@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from executor.agent.job_fields import delivered_properties
 from executor.database import job_queue, usage
 from executor.database.engine import reading, transaction
-from executor.database.tables import Job, Mapping
+from executor.database.tables.jobs import Job
+from executor.database.tables.mappings import Mapping
 from executor.database.usage import Amounts, TenantLimitReached
 from executor.errors import JobError
 from executor.log import get_logger

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from executor.database import queries
+from executor.database import periods
 from executor.database.engine import reading
 from executor.errors import DatabaseError
 from executor.fulcrum.client import FulcrumClient
@@ -41,7 +41,7 @@ class TokenUse:
         """Log a warning if `is_used_elsewhere`. `agent` was read before this process has sent a heartbeat."""
         try:
             with reading(self.engine) as session:
-                jobs = {job.name: job.last_ok_at for job in queries.critical_jobs(session)}
+                jobs = {job.name: job.last_ok_at for job in periods.critical_jobs(session)}
         except DatabaseError:
             return  # the next step that needs the database reports this error
         if is_used_elsewhere(agent, jobs.get("Heartbeat"), clock_offset_s=self.fulcrum.clock_offset_s):

@@ -26,7 +26,8 @@ from executor.agent.stop_signal import StopSignal
 from executor.database import job_queue, job_runs
 from executor.database.engine import transaction, write_with_retry
 from executor.database.job_queue import Lease
-from executor.database.tables import Job, Mapping
+from executor.database.tables.jobs import Job
+from executor.database.tables.mappings import Mapping
 from executor.errors import DatabaseError, DatabaseUnavailable, FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.vault import SecretResolver

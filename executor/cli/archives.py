@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from executor.database.tables import Mapping
+from executor.database.tables.mappings import Mapping
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import ArchiveRow, StorageRow
 from executor.shared.marker import markers_in

@@ -10,8 +10,9 @@ from executor.cli.help_text import examples
 from executor.cli.output import show_json
 from executor.cli.store import reading_store
 from executor.cli.tables import show_rows
-from executor.database import queries
-from executor.database.tables import CriticalJob, utc_now
+from executor.database import periods
+from executor.database.tables.agents import CriticalJob
+from executor.database.tables.base import utc_now
 from executor.views.critical_jobs import is_overdue, json_fields
 from executor.views.text import elapsed_text
 
@@ -39,7 +40,7 @@ def list_critical(as_json: AsJson = False) -> None:
     the last success, and whether the next execution is overdue.
     """
     with reading_store() as store:
-        jobs = queries.critical_jobs(store.session)
+        jobs = periods.critical_jobs(store.session)
     now = utc_now()
     if as_json:
         show_json([json_fields(job, now) for job in jobs])

@@ -15,7 +15,7 @@ from executor.cli.output import show_text
 from executor.cli.store import open_database
 from executor.database import audit, job_events, queries
 from executor.database.engine import reading
-from executor.database.tables import Run
+from executor.database.tables.jobs import Run
 from executor.errors import EXIT_FAILURE, EXIT_OK
 from executor.model import JobStatus
 from executor.settings.settings import Settings

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from executor.cli.arguments import UnusableReference
 from executor.database import queries
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from executor.cli.arguments import CommandFailed, UnusableReference
 from executor.cli.service_lock import describe_obstacle
 from executor.database import audit, manual_runs, mapping_queries, queries
-from executor.database.tables import Mapping
+from executor.database.tables.mappings import Mapping
 from executor.model import JobStatus, MappingState
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.

@@ -22,7 +22,7 @@ from executor.cli.service_lock import locked_service
 from executor.cli.store import open_database
 from executor.database import audit, job_queue, mappings, queries
 from executor.database.engine import reading, transaction
-from executor.database.tables import Mapping
+from executor.database.tables.mappings import Mapping
 from executor.model import GuestKind, JobResult, JobStatus, MappingState
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection

@@ -25,7 +25,7 @@ from executor.cli.output import show_outcome, show_text
 from executor.cli.store import open_database
 from executor.database import audit, manual_runs, moves, schema, table_copy
 from executor.database.engine import open_engine, reading, sqlite_file, transaction
-from executor.database.tables import Move
+from executor.database.tables.moves import Move
 from executor.errors import DatabaseError
 from executor.redaction import redactor
 from executor.settings.masking import passwords_in

@@ -16,7 +16,8 @@ from executor.cli.output import show_json, show_outcome
 from executor.cli.store import Store, reading_store, writing_store
 from executor.cli.tables import show_rows
 from executor.database import audit, nodes, operator_changes, pauses
-from executor.database.tables import Node, Pause, utc_now
+from executor.database.tables.agents import Node, Pause
+from executor.database.tables.base import utc_now
 from executor.views.agent_liveness import is_alive
 from executor.views.status_document import agent_fields, pause_text
 from executor.views.text import elapsed_text

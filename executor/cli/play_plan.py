@@ -22,7 +22,7 @@ from executor.cli.play_target import Target, refuse_while_job_runs
 from executor.cli.tables import show_fields, show_heading
 from executor.database import queries
 from executor.database.engine import reading
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.errors import EXIT_FAILURE
 from executor.model import ActionEffect, JobStatus
 from executor.runs.actions import Action

@@ -11,7 +11,7 @@ from executor.cli.output import show_error, show_json, show_text
 from executor.cli.tables import show_fields, show_heading
 from executor.database import audit, mappings
 from executor.database.engine import transaction
-from executor.database.tables import Mapping
+from executor.database.tables.mappings import Mapping
 from executor.errors import DatabaseError
 from executor.model import JobResult
 

@@ -11,7 +11,7 @@ from executor.cli.service_lock import describe_obstacle
 from executor.cli.store import open_database
 from executor.database import queries
 from executor.database.engine import reading
-from executor.database.tables import Mapping
+from executor.database.tables.mappings import Mapping
 from executor.model import GuestKind, JobStatus
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection

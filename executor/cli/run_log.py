@@ -12,7 +12,7 @@ from executor.cli.job_log import read_output
 from executor.cli.output import show_json, show_text
 from executor.cli.store import Store, reading_store
 from executor.database import manual_runs, queries
-from executor.database.tables import ManualRun
+from executor.database.tables.jobs import ManualRun
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session

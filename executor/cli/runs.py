@@ -16,7 +16,7 @@ from executor.cli.run_log import NO_OUTPUT_TEXT, find_manual_run
 from executor.cli.store import reading_store
 from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.database import manual_runs, mapping_queries, queries
-from executor.database.tables import Run
+from executor.database.tables.jobs import Run
 from executor.model import RunStatus
 from executor.settings.settings import Settings
 from executor.views import artifacts

@@ -25,7 +25,7 @@ from executor.cli.output_excerpt import OutputExcerpt
 from executor.database import audit, manual_runs
 from executor.database.engine import transaction, write_with_retry
 from executor.database.manual_runs import NewManualRun
-from executor.database.tables import Job, ManualRun
+from executor.database.tables.jobs import Job, ManualRun
 from executor.errors import DatabaseError
 from executor.model import JobResult, RunStatus
 from executor.shared.run_until import NO_LIMIT, boottime_s

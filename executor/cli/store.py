@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from executor.cli.context import open_settings
-from executor.database import moves, schema
+from executor.database import schema
 from executor.database.engine import open_engine, reading, sqlite_file, transaction
 from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
 from executor.settings.settings import Settings
@@ -96,6 +96,8 @@ def _find_cause(engine: Engine) -> DatabaseError | None:
 
     Returns None if neither is so. Called after a failed statement, because one of the two is often the cause.
     """
+    from executor.database import moves  # noqa: PLC0415 (used only after an error)
+
     try:
         moves.refuse_sealed(engine)
         schema.refuse_unknown_schema(engine)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from executor.cli.store import Store, open_database
 from executor.cli.version import collect_versions
-from executor.database import audit, job_events, queries, schema, statistics
+from executor.database import audit, job_events, periods, queries, schema, statistics
 from executor.database.engine import reading
-from executor.database.tables import Job, utc_now
+from executor.database.tables.base import utc_now
+from executor.database.tables.jobs import Job
 from executor.errors import SmithError
 from executor.model import JobStatus
 from executor.settings.display import setting_rows
@@ -104,7 +105,7 @@ def _status(store: Store) -> Any:
 
 
 def _critical_jobs(store: Store) -> list[dict[str, Any]]:
-    return [critical_jobs.json_fields(job, utc_now()) for job in queries.critical_jobs(store.session)]
+    return [critical_jobs.json_fields(job, utc_now()) for job in periods.critical_jobs(store.session)]
 
 
 def _failed_jobs(store: Store) -> list[dict[str, Any]]:

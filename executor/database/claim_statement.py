@@ -10,7 +10,8 @@ from sqlalchemy.orm import aliased
 
 from executor.database import manual_runs
 from executor.database.statements import MAX_BACKOFF_S, is_wait_over
-from executor.database.tables import PENDING_LITERAL, PROCESSING_LITERAL, Job, ManualRun, db_now
+from executor.database.tables.base import db_now
+from executor.database.tables.jobs import PENDING_LITERAL, PROCESSING_LITERAL, Job, ManualRun
 from executor.model import PROBATION_CRASHES, JobStatus
 
 #: The maximum number of creates: a number, or an SQL expression for it. Each claim passes the same object, because

@@ -11,7 +11,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from executor.database.statements import insert_into
-from executor.database.tables import DriftCheck, db_now
+from executor.database.tables.base import db_now
+from executor.database.tables.mappings import DriftCheck
 
 Findings = list[dict[str, Any]]
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import func, literal, select, union_all
 from sqlalchemy.orm import Session
 
-from executor.database.tables import ENDED_LITERALS, Job
+from executor.database.tables.jobs import ENDED_LITERALS, Job
 from executor.model import JobStatus
 
 HOUR = timedelta(hours=1)

@@ -20,7 +20,9 @@ from sqlalchemy.sql.elements import ColumnElement
 from executor.database import audit, job_events, manual_runs, queries, secret_references, volumes_left
 from executor.database.engine import sqlite_file, translating_errors
 from executor.database.statements import execute_and_count
-from executor.database.tables import AuditEntry, Job, Mapping, Run
+from executor.database.tables.audit import AuditEntry
+from executor.database.tables.jobs import Job, Run
+from executor.database.tables.mappings import Mapping
 from executor.model import MappingState
 
 #: Maximum number of services that one command erases.

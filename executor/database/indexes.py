@@ -13,7 +13,10 @@ from typing import Any
 
 from sqlalchemy import Index, MetaData, text
 
-from executor.database.tables import AuditEntry, Base, Job, JobEvent, ManualRun, Mapping, Run, SecretReference
+from executor.database.tables import all_tables
+from executor.database.tables.audit import AuditEntry
+from executor.database.tables.jobs import Job, JobEvent, ManualRun, Run
+from executor.database.tables.mappings import Mapping, SecretReference
 
 
 def _partial_index(name: str, *columns: Any, only: str, unique: bool = False) -> None:
@@ -56,4 +59,4 @@ Index("ix_secret_references_service", SecretReference.service_id)
 Index("ix_audit_subject", AuditEntry.subject_kind, AuditEntry.subject_id)
 
 #: The tables with their indexes.
-METADATA: MetaData = Base.metadata
+METADATA: MetaData = all_tables.METADATA

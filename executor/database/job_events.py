@@ -12,7 +12,8 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from executor.database.tables import Job, JobEvent, utc_now
+from executor.database.tables.base import utc_now
+from executor.database.tables.jobs import Job, JobEvent
 from executor.model import JobEventKind
 from executor.redaction import redactor
 

@@ -31,16 +31,9 @@ from sqlalchemy.orm import Session
 from executor.database import job_events, manual_runs, pauses
 from executor.database.claim_statement import MaxCreates, claim_statement
 from executor.database.statements import MAX_BACKOFF_S, execute_and_count, insert_into
-from executor.database.tables import (
-    ENDED_LITERALS,
-    PENDING_LITERAL,
-    PROCESSING_LITERAL,
-    Job,
-    Pause,
-    Run,
-    db_now,
-    utc_now,
-)
+from executor.database.tables.agents import Pause
+from executor.database.tables.base import db_now, utc_now
+from executor.database.tables.jobs import ENDED_LITERALS, PENDING_LITERAL, PROCESSING_LITERAL, Job, Run
 from executor.errors import StaleJob
 from executor.model import (
     TRANSITIONS,

@@ -19,7 +19,8 @@ from sqlalchemy import ColumnElement, and_, delete, func, select, update
 from sqlalchemy.orm import Session, undefer
 
 from executor.database.statements import execute_and_count
-from executor.database.tables import PROCESSING_LITERAL, Job, ManualRun, db_now, utc_now
+from executor.database.tables.base import db_now, utc_now
+from executor.database.tables.jobs import PROCESSING_LITERAL, Job, ManualRun
 from executor.model import RunStatus
 
 #: The key of the PostgreSQL advisory lock that `start` takes exclusively, and that claims take as a shared lock.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import func, literal_column
 
-from executor.database.tables import DELETED_LITERAL, Mapping
+from executor.database.tables.mappings import DELETED_LITERAL, Mapping
 
 #: How the note of a deleted mapping begins if volumes of the deleted VM still exist. The ids of these volumes follow.
 NOTE_VOLUMES_LEFT = "VOLUMES_LEFT: "

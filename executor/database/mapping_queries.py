@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from executor.database.mapping_conditions import IS_CURRENT
 from executor.database.mappings import SERVICE_ID_PART_LENGTH
 from executor.database.statements import is_integer_text, may_begin_id
-from executor.database.tables import Mapping
+from executor.database.tables.mappings import Mapping
 from executor.model import MappingState
 
 #: The maximum number of mappings that `find` returns.

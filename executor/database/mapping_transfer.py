@@ -16,7 +16,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from executor.database import mappings
-from executor.database.tables import DELETED_LITERAL, Mapping, utc_now
+from executor.database.tables.base import utc_now
+from executor.database.tables.mappings import DELETED_LITERAL, Mapping
 from executor.model import GuestKind, MappingState
 from executor.shared import marker
 

@@ -26,7 +26,8 @@ from executor.database.mapping_conditions import (
     VOLUME_SEPARATOR,
 )
 from executor.database.statements import execute_and_count
-from executor.database.tables import Mapping, utc_now
+from executor.database.tables.base import utc_now
+from executor.database.tables.mappings import Mapping
 from executor.model import GuestKind, MappingState
 from executor.shared import marker
 

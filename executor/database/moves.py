@@ -19,7 +19,8 @@ from sqlalchemy.orm import Session
 
 from executor.database import audit
 from executor.database.engine import INVALID_URL, reading
-from executor.database.tables import Base, Move, utc_now
+from executor.database.tables.base import utc_now
+from executor.database.tables.moves import Move
 from executor.errors import DatabaseError
 from executor.model import MoveDirection
 
@@ -47,7 +48,9 @@ def url_without_password(url: str | URL) -> str:
 
 def moved_tables() -> list[Table]:
     """Return the tables whose rows are moved, each after the tables to which its foreign keys refer."""
-    return [table for table in Base.metadata.sorted_tables if table.name != Move.__tablename__]
+    from executor.database.tables.all_tables import METADATA  # noqa: PLC0415 (slow, and most commands do not need it)
+
+    return [table for table in METADATA.sorted_tables if table.name != Move.__tablename__]
 
 
 def find_seal(session: Session) -> Move | None:

@@ -18,7 +18,9 @@ from sqlalchemy.orm import Session
 
 from executor.database import pauses
 from executor.database.statements import execute_and_count, insert_into
-from executor.database.tables import PROCESSING_LITERAL, Job, Node, NodeLimit, Pause, db_now, utc_now
+from executor.database.tables.agents import Node, NodeLimit, Pause
+from executor.database.tables.base import db_now, utc_now
+from executor.database.tables.jobs import PROCESSING_LITERAL, Job
 
 #: The length of the column `nodes.stop_reason`.
 MAX_STOP_REASON_LENGTH = 40

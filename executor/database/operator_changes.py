@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from executor.database import audit, job_queue, pauses, queries, reopening
-from executor.database.tables import Node, Pause
+from executor.database.tables.agents import Node, Pause
 from executor.model import JobStatus
 
 

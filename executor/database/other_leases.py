@@ -8,7 +8,9 @@ from datetime import datetime
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from executor.database.tables import PROCESSING_LITERAL, Job, Node, Run, db_now
+from executor.database.tables.agents import Node
+from executor.database.tables.base import db_now
+from executor.database.tables.jobs import PROCESSING_LITERAL, Job, Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from executor.database import job_events
 from executor.database.statements import MAX_BACKOFF_S, execute_and_count, is_wait_over
-from executor.database.tables import CLAIMED_ELSEWHERE_LITERAL, DUE_LITERAL, Job, db_now, utc_now
+from executor.database.tables.base import db_now, utc_now
+from executor.database.tables.jobs import CLAIMED_ELSEWHERE_LITERAL, DUE_LITERAL, Job
 from executor.model import JobEventKind, JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 

@@ -10,7 +10,8 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from executor.database.statements import insert_into
-from executor.database.tables import Node, Pause, utc_now
+from executor.database.tables.agents import Node, Pause
+from executor.database.tables.base import utc_now
 from executor.redaction import redactor
 
 #: The scope of a pause of all agents that use the database.

@@ -5,14 +5,16 @@ A critical job is periodic work of the agent, such as Heartbeat. No function com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, or_, update
+from sqlalchemy import ColumnElement, case, or_, select, update
 from sqlalchemy.orm import Session
 
 from executor.database.statements import execute_and_count, insert_into
-from executor.database.tables import CriticalJob, db_now, utc_now
+from executor.database.tables.agents import CriticalJob
+from executor.database.tables.base import db_now, utc_now
 
 #: A period lasts for this share of the job's interval. If a period lasted for the whole interval, an agent whose timer
 #: fires a little early would skip an execution, because the previous period would not be over yet.
@@ -20,6 +22,11 @@ PERIOD_SHARE = 0.8
 #: If an agent cannot execute the job now, it waits for this number of intervals before it starts a period that is due,
 #: so that another agent can start the period first.
 INTERVALS_FOR_OTHERS = 2.0
+
+
+def critical_jobs(session: Session) -> Sequence[CriticalJob]:
+    """Return the critical jobs, ordered by name."""
+    return session.scalars(select(CriticalJob).order_by(CriticalJob.name)).all()
 
 
 def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start early or late)

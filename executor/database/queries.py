@@ -1,4 +1,4 @@
-"""Reads jobs, runs and critical jobs. Each query of jobs uses an index, because the table of jobs may be long."""
+"""Reads jobs and runs. Each query of jobs uses an index, because the table of jobs may be long."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from sqlalchemy.orm import Session, aliased, undefer
 
 from executor.database import manual_runs
 from executor.database.statements import is_integer_text, may_begin_id
-from executor.database.tables import (
+from executor.database.tables.jobs import (
     CLAIMED_ELSEWHERE_LITERAL,
     DUE_LITERAL,
     ENDED_LITERALS,
     PENDING_LITERAL,
     PROCESSING_LITERAL,
-    CriticalJob,
     Job,
     Run,
 )
@@ -158,11 +157,6 @@ def runs_with_stories(session: Session, job_ids: Sequence[int]) -> Sequence[Run]
 def find_run(session: Session, ident: str) -> Run | None:
     """Return the run with this ident, or None if it does not exist."""
     return session.scalar(select(Run).where(Run.ident == ident))
-
-
-def critical_jobs(session: Session) -> Sequence[CriticalJob]:
-    """Return the critical jobs, ordered by name."""
-    return session.scalars(select(CriticalJob).order_by(CriticalJob.name)).all()
 
 
 def recent_runs(

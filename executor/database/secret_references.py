@@ -14,7 +14,9 @@ from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session
 
 from executor.database.statements import execute_and_count, insert_into
-from executor.database.tables import DELETED_LITERAL, Job, Mapping, SecretReference, utc_now
+from executor.database.tables.base import utc_now
+from executor.database.tables.jobs import Job
+from executor.database.tables.mappings import DELETED_LITERAL, Mapping, SecretReference
 
 
 def bind(session: Session, service_id: str, references: Collection[str]) -> None:

@@ -8,18 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlalchemy import ColumnElement, CursorResult, Delete, Update, or_
 from sqlalchemy.orm import Session
 
-from executor.database.tables import (
-    Allocation,
-    CloneTarget,
-    CriticalJob,
-    DatabaseUse,
-    DriftCheck,
-    Job,
-    NodeLimit,
-    Pause,
-    SecretReference,
-    db_now,
-)
+from executor.database.tables.base import Base, db_now
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite
@@ -34,13 +23,7 @@ MIN_DIGITS_OF_ID = 8
 MAX_BACKOFF_S = 3600.0
 
 
-#: The tables for which `insert_into` builds statements: those into which a row is inserted that may exist already.
-InsertedTable = (
-    Job | CriticalJob | SecretReference | Pause | NodeLimit | Allocation | CloneTarget | DatabaseUse | DriftCheck
-)
-
-
-def insert_into(session: Session, table: type[InsertedTable]) -> postgresql.Insert | sqlite.Insert:
+def insert_into(session: Session, table: type[Base]) -> postgresql.Insert | sqlite.Insert:
     """Return an INSERT statement for the session's database. Unlike `sqlalchemy.insert`, it supports ON CONFLICT."""
     # Only the package of the session's database is imported: the import of PostgreSQL's takes a tenth of the time of
     # `smith status`.

@@ -7,12 +7,12 @@ from typing import Any
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from executor.database.tables import Base
+from executor.database.tables.all_tables import METADATA
 
 
 def row_counts(session: Session) -> dict[str, int]:
     """Return the number of rows of each table."""
-    tables = sorted(Base.metadata.tables.items())
+    tables = sorted(METADATA.tables.items())
     return {name: session.scalar(select(func.count()).select_from(table)) or 0 for name, table in tables}
 
 

@@ -19,7 +19,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from executor.database import moves
 from executor.database.engine import error_text, translating_errors
-from executor.database.tables import Move, utc_now
+from executor.database.tables.base import utc_now
+from executor.database.tables.moves import Move
 from executor.errors import DatabaseError
 from executor.model import MoveDirection
 

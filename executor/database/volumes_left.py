@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from executor.database.mapping_conditions import HAS_VOLUMES_LEFT, NOTE_VOLUMES_LEFT, VOLUME_SEPARATOR
-from executor.database.tables import Mapping
+from executor.database.tables.mappings import Mapping
 
 
 def mappings_with_volumes_left(session: Session, cluster: str) -> Sequence[Mapping]:

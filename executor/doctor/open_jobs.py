@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from executor.agent.poller import COMPARISON_INTERVAL_S
 from executor.database import queries
 from executor.database.job_queue import CLAIMED_ELSEWHERE
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.doctor.checks import Area, CheckResult, ResultFactory
 from executor.doctor.database_reads import read_database
 from executor.errors import DatabaseError

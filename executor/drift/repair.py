@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from executor.database import audit, mappings, queries, volumes_left
 from executor.database.engine import transaction
-from executor.database.tables import Mapping
+from executor.database.tables.mappings import Mapping
 from executor.drift import rows
 from executor.drift.facts import Finding, MappingFacts, Repair
 

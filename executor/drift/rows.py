@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from executor.database import mappings, queries, volumes_left
-from executor.database.tables import Mapping
+from executor.database.tables.mappings import Mapping
 from executor.drift.facts import MappingFacts, VolumesLeft
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from executor.database.tables import Allocation
+from executor.database.tables.allocations import Allocation
 from executor.log import get_logger
 from executor.placement.choice import ChoiceFacts, ChoiceReader, PlacementRequest
 from executor.placement.decide import (

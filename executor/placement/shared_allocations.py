@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from executor.database import allocations
 from executor.database.allocations import AllocationOwner
 from executor.database.engine import transaction
-from executor.database.tables import Allocation
+from executor.database.tables.allocations import Allocation
 from executor.errors import DatabaseError
 
 if TYPE_CHECKING:

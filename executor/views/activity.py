@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from executor.database import ended_jobs, mapping_queries, queries
-from executor.database.tables import Job, Mapping, Run
+from executor.database.tables.jobs import Job, Run
+from executor.database.tables.mappings import Mapping
 from executor.model import JobStatus
 from executor.settings.settings import Settings
 from executor.views.job_rows import name_fields

@@ -6,7 +6,7 @@ import os
 import socket
 from datetime import datetime, timedelta
 
-from executor.database.tables import Node
+from executor.database.tables.agents import Node
 
 #: An agent process has vanished if it has not updated its row in the table `nodes` for this many lease durations. A
 #: running agent updates the row six times in each lease duration.

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from executor.database.tables import Run
+from executor.database.tables.jobs import Run
 from executor.errors import SmithError
 from executor.runs.run_folder_record import recorded_run_folders
 from executor.settings.settings import Settings

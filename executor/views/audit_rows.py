@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-from executor.database.tables import AuditEntry
+from executor.database.tables.audit import AuditEntry
 from executor.views.text import sanitized
 
 #: Matches a time in the values of an audit entry.

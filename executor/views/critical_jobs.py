@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from executor.database.tables import CriticalJob
+from executor.database.tables.agents import CriticalJob
 
 #: A critical job is overdue when its last execution was more than OVERDUE_AFTER_INTERVALS intervals plus
 #: OVERDUE_TOLERANCE_S seconds ago. These values are also the defaults of `Scheduler.overdue_critical_jobs`.

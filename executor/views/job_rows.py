@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from executor.database.tables import Job, JobEvent, ManualRun, Run
-from executor.database.tables import Mapping as MappingRow
+from executor.database.tables.jobs import Job, JobEvent, ManualRun, Run
+from executor.database.tables.mappings import Mapping as MappingRow
 from executor.redaction import MASK
 from executor.views.text import sanitized
 

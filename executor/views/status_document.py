@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from executor.database import mapping_queries, nodes, pauses, queries
-from executor.database.tables import CriticalJob, Job, Node, Pause, utc_now
+from executor.database import mapping_queries, nodes, pauses, periods, queries
+from executor.database.tables.agents import CriticalJob, Node, Pause
+from executor.database.tables.base import utc_now
+from executor.database.tables.jobs import Job
 from executor.views.agent_liveness import agent_state, is_alive
 from executor.views.critical_jobs import is_overdue
 from executor.views.text import elapsed_text
@@ -46,7 +48,7 @@ def read_status(session: Session, lease_s: float, *, should_count_ended: bool = 
     job_counts = queries.count_jobs(session, should_count_ended=should_count_ended)
     # `count_jobs` returns the number of jobs by status, and with the key `reports_due` the number of due reports.
     reports_due = job_counts.pop("reports_due")
-    critical_jobs = queries.critical_jobs(session)
+    critical_jobs = periods.critical_jobs(session)
     alive = [node for node in nodes.not_stopped(session) if is_alive(node, now, lease_s)]
     pause = pauses.current(session)
     fulcrum, fulcrum_text = _fulcrum_state(critical_jobs, now, has_agent=bool(alive))

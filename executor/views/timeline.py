@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from executor.database.tables import AuditEntry, Job, JobEvent, Run
+from executor.database.tables.audit import AuditEntry
+from executor.database.tables.jobs import Job, JobEvent, Run
 from executor.model import JobEventKind, JobStatus, ReportState
 
 #: The outcome of an Ansible task that runs. It equals the constant of `executor.runs.story`, whose import takes long.

@@ -18,7 +18,7 @@ from executor.agent.state import AgentState
 from executor.database import job_queue, outbox, queries
 from executor.database.engine import open_engine, transaction
 from executor.database.schema import upgrade
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.fulcrum.client import FulcrumClient
 from executor.model import JobResult
 

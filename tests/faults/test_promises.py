@@ -16,7 +16,7 @@ from support.databases import LONG_AGO
 
 from executor.database.engine import open_engine, transaction
 from executor.database.schema import upgrade
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.model import JobStatus, ReportState
 
 OLD_JOBS = 100_000

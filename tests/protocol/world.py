@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from executor.agent.reaper import MAX_GAP_SHARE_OF_LEASE
 from executor.agent.refusals import Refusals
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.model import JobStatus, ReportState
 
 TICK_S = 10.0

@@ -14,7 +14,7 @@ from sqlalchemy import update
 from support.cli_world import Cli, claim
 
 from executor.database import job_queue, job_runs, outbox
-from executor.database.tables import Run
+from executor.database.tables.jobs import Run
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
 

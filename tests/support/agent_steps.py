@@ -11,8 +11,8 @@ from support.database_contents import CLUSTER
 from executor.database import free_vmids, job_queue, job_runs, mappings, outbox, reaping
 from executor.database.engine import reading, transaction
 from executor.database.other_leases import leases_of_others
-from executor.database.tables import Job
-from executor.database.tables import Mapping as MappingRow
+from executor.database.tables.jobs import Job
+from executor.database.tables.mappings import Mapping as MappingRow
 from executor.model import JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 from executor.shared.marker import marker_for

@@ -23,7 +23,7 @@ from support.databases import migrated_sqlite_file
 from executor.database import job_queue, job_runs
 from executor.database.engine import open_engine, reading, transaction
 from executor.database.job_queue import Lease, NewJob
-from executor.database.tables import Job, Run
+from executor.database.tables.jobs import Job, Run
 from executor.model import JobResult
 
 #: Longer than any command takes on a busy machine; a test that reaches it has failed.

@@ -16,7 +16,10 @@ from executor.database import audit, job_queue, job_runs, mappings, outbox, peri
 from executor.database.engine import transaction
 from executor.database.job_queue import Lease
 from executor.database.other_leases import leases_of_others
-from executor.database.tables import Job, Mapping, Node, utc_now
+from executor.database.tables.agents import Node
+from executor.database.tables.base import utc_now
+from executor.database.tables.jobs import Job
+from executor.database.tables.mappings import Mapping
 from executor.model import GuestKind, JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 

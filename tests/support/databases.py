@@ -30,7 +30,8 @@ from sqlalchemy.pool import NullPool
 from executor.database import job_queue, schema
 from executor.database.engine import open_engine, reading, transaction
 from executor.database.job_queue import NewJob
-from executor.database.tables import Base, Job
+from executor.database.tables.all_tables import METADATA
+from executor.database.tables.jobs import Job
 
 START_WITHIN_S = 60
 TEMPLATE = "smith_template"
@@ -124,7 +125,7 @@ class PostgresCluster:
         others = (
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name AND pid <> pg_backend_pid()"
         )
-        tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
+        tables = ", ".join(table.name for table in METADATA.sorted_tables)
         with engine.connect() as connection:
             connection.execute(text(others), {"name": SHARED})
             # This disables the triggers of the audit, which refuse TRUNCATE.

@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 
 from executor.database import free_vmids, mappings
 from executor.database.engine import reading, transaction
-from executor.database.tables import Mapping
+from executor.database.tables.mappings import Mapping
 
 SERVICE = "0a1b2c3d-1111-4000-8000-000000000001"
 OTHER = "ffffffff-2222-4000-8000-000000000002"

@@ -16,7 +16,7 @@ from executor.agent.reporter import (
 from executor.agent.state import AgentState
 from executor.database import job_queue
 from executor.database.engine import reading, transaction
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.fulcrum.client import FulcrumClient
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import update
 from support.cli_world import Cli
 
-from executor.database.tables import Run
+from executor.database.tables.jobs import Run
 
 
 def story_of(*tasks: str, outcome: str = "ok", steps: tuple[str, ...] = ()) -> dict[str, Any]:

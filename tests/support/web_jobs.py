@@ -12,7 +12,8 @@ from support.cli_world import claim, submit
 
 from executor.database import job_events, job_queue, job_runs, queries
 from executor.database.engine import transaction
-from executor.database.tables import Mapping, Run
+from executor.database.tables.jobs import Run
+from executor.database.tables.mappings import Mapping
 from executor.model import JobEventKind, JobResult, MappingState
 from executor.shared.error_codes import ErrorCode
 

@@ -16,7 +16,7 @@ from starlette.responses import RedirectResponse, Response
 from executor.database import nodes, operator_changes, queries
 from executor.database.engine import reading, transaction
 from executor.database.statements import is_integer_text
-from executor.database.tables import Node
+from executor.database.tables.agents import Node
 from executor.drift.repair import apply_repair
 from executor.log import get_logger
 from executor.web.pages.forms import read_form

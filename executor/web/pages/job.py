@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.model import JobStatus, ReportState
 from executor.views.job_rows import detail_fields
 from executor.views.text import json_text

@@ -8,9 +8,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from executor.database import audit, nodes, pauses, queries
+from executor.database import audit, nodes, pauses, periods
 from executor.database.engine import reading
-from executor.database.tables import Node, Pause, utc_now
+from executor.database.tables.agents import Node, Pause
+from executor.database.tables.base import utc_now
 from executor.settings.display import setting_rows
 from executor.views.agent_liveness import agent_state
 from executor.views.audit_rows import change_text
@@ -28,7 +29,7 @@ def show_executors(parts: PageParts, request: Request) -> Response:
     view, now = parts.agent(), utc_now()
     with reading(view.engine) as session:
         agents = nodes.recent(session, MAX_AGENTS)
-        critical_jobs = queries.critical_jobs(session)
+        critical_jobs = periods.critical_jobs(session)
         pause, node_pauses = pauses.current(session), pauses.of_nodes(session)
     lease_s = view.settings.smith_lease_s
     return parts.renderer.page(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 
-from executor.database.tables import Run
+from executor.database.tables.jobs import Run
 from executor.settings.settings import Settings
 from executor.views import artifacts, timeline
 from executor.views.text import sanitized

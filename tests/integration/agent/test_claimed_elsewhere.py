@@ -13,7 +13,7 @@ from executor.agent.poller import COMPARISON_INTERVAL_S, Poller
 from executor.agent.state import AgentState
 from executor.database import job_queue, reopening
 from executor.database.engine import transaction
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.fulcrum.vault import SecretResolver
 from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode

@@ -22,8 +22,9 @@ from executor.agent.state import AgentState
 from executor.database import drift_checks, nodes
 from executor.database.engine import reading, transaction
 from executor.database.nodes import AgentProcess
-from executor.database.tables import CriticalJob as CriticalJobRow
-from executor.database.tables import DatabaseUse, Node, utc_now
+from executor.database.tables.agents import CriticalJob as CriticalJobRow
+from executor.database.tables.agents import DatabaseUse, Node
+from executor.database.tables.base import utc_now
 from executor.drift.facts import DriftKind, Finding, MappingFacts, Repair
 
 CLUSTER = "default"

@@ -13,7 +13,7 @@ from support.agent_parts import AgentParts
 from executor.agent.mode import Mode, WorkCheck
 from executor.database import pauses
 from executor.database.engine import transaction
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.model import JobStatus, ReportState
 
 

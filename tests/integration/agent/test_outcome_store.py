@@ -14,7 +14,9 @@ from executor.agent import outcome_store
 from executor.agent.outcome import Outcome, outcome_of_attempt
 from executor.database import job_queue, mappings
 from executor.database.engine import reading, transaction
-from executor.database.tables import Job, Mapping, utc_now
+from executor.database.tables.base import utc_now
+from executor.database.tables.jobs import Job
+from executor.database.tables.mappings import Mapping
 from executor.errors import StaleJob
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode

@@ -18,7 +18,7 @@ from executor.agent.refusals import RefusalCounter
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings
 from executor.database.engine import reading, transaction
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.errors import FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 from executor.model import ReportState

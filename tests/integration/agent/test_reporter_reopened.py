@@ -12,7 +12,7 @@ from support.wire_server import Reply, WireServer, reply
 
 from executor.agent.reporter import MAX_FAILED_COMPLETIONS
 from executor.database.engine import transaction
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 
 ACCEPTED = reply(200, {})
 UNAVAILABLE = reply(503, {"error": "no database"})

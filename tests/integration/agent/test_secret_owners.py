@@ -19,7 +19,7 @@ from executor.agent.poller import Poller
 from executor.agent.secret_owners import MAX_BOUND_REFERENCES
 from executor.database import mappings, secret_references
 from executor.database.engine import reading, transaction
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.fulcrum.vault import SecretResolver
 from executor.model import JobStatus
 from executor.shared.error_codes import ErrorCode

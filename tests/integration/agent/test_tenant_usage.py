@@ -21,7 +21,8 @@ from executor.agent.reservation import MappingFinder
 from executor.agent.tenant_usage import TenantUsage
 from executor.database import job_queue, usage
 from executor.database.engine import reading, transaction
-from executor.database.tables import Job, Mapping
+from executor.database.tables.jobs import Job
+from executor.database.tables.mappings import Mapping
 from executor.database.usage import Amounts, TenantLimitReached
 from executor.model import JobResult
 from executor.proxmox.client import ProxmoxReader

@@ -17,7 +17,7 @@ from executor.agent.parts import build_lease_keeper
 from executor.agent.retry import MAX_ATTEMPTS_AFTER_KILL
 from executor.database import queries
 from executor.database.engine import reading
-from executor.database.tables import Run
+from executor.database.tables.jobs import Run
 from executor.model import JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 

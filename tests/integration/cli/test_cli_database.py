@@ -20,7 +20,8 @@ from executor.cli.database import holding_database_lock
 from executor.database import nodes, schema
 from executor.database.engine import open_engine, transaction
 from executor.database.nodes import AgentProcess
-from executor.database.tables import Node, utc_now
+from executor.database.tables.agents import Node
+from executor.database.tables.base import utc_now
 from executor.errors import DatabaseError
 
 #: One command of every kind that needs a database.

@@ -17,7 +17,7 @@ from support.drift_world import VMIDS, World, empty_world
 from support.simulator_world import VM
 
 from executor.database import job_queue
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.model import JobResult
 
 

@@ -14,7 +14,7 @@ import pytest
 from support.cli_world import GIVE_UP_S, Cli
 
 from executor.database import job_queue, mappings, nodes, outbox, periods
-from executor.database.tables import CriticalJob, Node
+from executor.database.tables.agents import CriticalJob, Node
 from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode
 

@@ -12,7 +12,7 @@ from support.cli_world import Cli, claim
 from support.stories import store_story, story_of
 
 from executor.database import job_queue, job_runs, mappings, outbox
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode
 

@@ -12,7 +12,8 @@ from support.cli_world import Cli, claim
 from executor.database import nodes
 from executor.database.engine import reading
 from executor.database.nodes import AgentProcess, OperatorLimits
-from executor.database.tables import Node, utc_now
+from executor.database.tables.agents import Node
+from executor.database.tables.base import utc_now
 
 NODES = ("alpha", "beta")
 

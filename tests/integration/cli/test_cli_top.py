@@ -13,7 +13,8 @@ from support.cli_world import GIVE_UP_S, Cli, claim
 
 from executor.database import job_queue, job_runs, mappings, nodes
 from executor.database.nodes import AgentProcess
-from executor.database.tables import Node, Run
+from executor.database.tables.agents import Node
+from executor.database.tables.jobs import Run
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
 

@@ -13,7 +13,7 @@ import pytest
 from support.cli_world import Cli
 
 from executor.database import mappings
-from executor.database.tables import Mapping
+from executor.database.tables.mappings import Mapping
 from executor.model import MappingState
 
 SERVICES = [f"aaaa111{number}-0000-4000-8000-000000000000" for number in range(4)]

@@ -16,7 +16,7 @@ from support.databases import PostgresCluster
 
 from executor.database import audit, job_queue, schema
 from executor.database.engine import open_engine, reading, transaction
-from executor.database.tables import AuditEntry
+from executor.database.tables.audit import AuditEntry
 from executor.redaction import redactor
 
 SERVICE = "aaaa1111-0000-4000-8000-000000000000"

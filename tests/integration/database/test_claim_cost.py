@@ -14,7 +14,7 @@ from support.databases import LONG_AGO, new_job, submit
 from support.job_steps import claimed
 
 from executor.database.engine import transaction
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.model import JobStatus, ReportState
 
 #: The maximum ratio of the cost of a claim with MANY more jobs to its cost with FEW jobs.

@@ -15,7 +15,7 @@ from support.job_steps import claim, finish
 
 from executor.database import job_queue, queries
 from executor.database.engine import reading, transaction
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 
 #: A limit of creates that is never reached here. Agents claim with a limit, and on PostgreSQL such claims wait for each
 #: other.

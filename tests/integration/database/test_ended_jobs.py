@@ -9,7 +9,7 @@ from support.cli_world import submit
 
 from executor.database import ended_jobs
 from executor.database.engine import reading, transaction
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 from executor.model import JobStatus
 
 NOW = datetime(2026, 11, 27, 10, 20, tzinfo=UTC)

@@ -11,7 +11,8 @@ from support.mapping_rows import OTHER, SERVICE, apply_result, reserve, reserved
 
 from executor.database import mapping_queries, mappings
 from executor.database.engine import reading, transaction
-from executor.database.tables import Mapping, utc_now
+from executor.database.tables.base import utc_now
+from executor.database.tables.mappings import Mapping
 from executor.errors import DatabaseRefused
 from executor.shared.marker import marker_for
 

@@ -15,7 +15,8 @@ from support.mapping_rows import OTHER, SERVICE, apply_result, pick, reserve, re
 
 from executor.database import mapping_queries, mappings, volumes_left
 from executor.database.engine import reading, transaction
-from executor.database.tables import Mapping, db_now, utc_now
+from executor.database.tables.base import db_now, utc_now
+from executor.database.tables.mappings import Mapping
 from executor.errors import JobError
 from executor.shared.error_codes import ErrorCode
 

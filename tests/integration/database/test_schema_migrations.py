@@ -18,7 +18,7 @@ from executor.database.engine import (
     transaction,
 )
 from executor.database.indexes import METADATA
-from executor.database.tables import Run
+from executor.database.tables.jobs import Run
 from executor.errors import DatabaseError
 
 

@@ -22,7 +22,11 @@ from executor.database import job_queue, moves, nodes, pauses, schema, table_cop
 from executor.database.engine import open_engine, reading, transaction
 from executor.database.nodes import AgentProcess
 from executor.database.postgresql import SESSION_SETTINGS, open_postgresql_engine
-from executor.database.tables import AuditEntry, Base, Job, ManualRun, Move, utc_now
+from executor.database.tables.all_tables import METADATA
+from executor.database.tables.audit import AuditEntry
+from executor.database.tables.base import utc_now
+from executor.database.tables.jobs import Job, ManualRun
+from executor.database.tables.moves import Move
 from executor.errors import DatabaseError, DatabaseRefused
 from executor.model import MoveDirection
 
@@ -214,7 +218,7 @@ def test_a_sealed_database_refuses_every_change_of_every_table(engine: Engine) -
     fill_busily(engine)
     seal(engine)
     contents = all_rows(engine)
-    for table in Base.metadata.sorted_tables:
+    for table in METADATA.sorted_tables:
         if table.name == "moves":
             continue
         copying = f"INSERT INTO {table.name} SELECT * FROM {table.name}"  # noqa: S608

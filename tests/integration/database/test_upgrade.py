@@ -25,8 +25,10 @@ from executor.agent.reporter import Reporter
 from executor.agent.state import AgentState
 from executor.database import mapping_queries, mappings, outbox, queries, reopening, schema
 from executor.database.engine import open_engine, reading, transaction
-from executor.database.tables import Base, Job, Run, utc_now
-from executor.database.tables import Mapping as MappingRow
+from executor.database.tables.all_tables import METADATA
+from executor.database.tables.base import utc_now
+from executor.database.tables.jobs import Job, Run
+from executor.database.tables.mappings import Mapping as MappingRow
 from executor.fulcrum.client import FulcrumClient
 from executor.model import JobStatus, MappingState, ReportState
 
@@ -254,7 +256,7 @@ def test_a_recorded_database_holds_every_state_of_a_mapping_and_of_a_report(upgr
 
 
 def test_the_rows_of_every_table_are_compared() -> None:
-    assert set(TABLES) == {table.name for table in Base.metadata.sorted_tables}
+    assert set(TABLES) == {table.name for table in METADATA.sorted_tables}
 
 
 def test_each_schema_is_recorded_on_both_engines() -> None:

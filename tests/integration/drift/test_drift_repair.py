@@ -11,7 +11,8 @@ from support.databases import LONG_AGO, submit
 
 from executor.database import audit, job_queue, mappings, queries
 from executor.database.engine import reading, transaction
-from executor.database.tables import Job, Mapping
+from executor.database.tables.jobs import Job
+from executor.database.tables.mappings import Mapping
 from executor.drift import rows
 from executor.drift.facts import DriftKind, Finding, MappingFacts, Repair
 from executor.drift.repair import apply_repair

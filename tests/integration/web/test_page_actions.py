@@ -13,7 +13,9 @@ from support.web_world import TOKEN, PagesSite, running_pages
 from executor.database import nodes, pauses
 from executor.database.engine import reading, transaction
 from executor.database.nodes import AgentProcess
-from executor.database.tables import AuditEntry, Job, Mapping
+from executor.database.tables.audit import AuditEntry
+from executor.database.tables.jobs import Job
+from executor.database.tables.mappings import Mapping
 from executor.drift.facts import DriftKind, Finding, Repair
 from executor.web.pages.actions import MAX_REASON_LENGTH
 

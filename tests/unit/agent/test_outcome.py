@@ -13,7 +13,8 @@ from executor.agent.claim import ClaimImpossible
 from executor.agent.outcome import AttemptEnd, Ending, MappingChange, Outcome, outcome_of_attempt
 from executor.agent.outcome_store import report_state_after
 from executor.agent.stop_signal import StopSignal
-from executor.database.tables import Job, utc_now
+from executor.database.tables.base import utc_now
+from executor.database.tables.jobs import Job
 from executor.errors import DatabaseUnavailable, FulcrumUnavailable, JobError
 from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode

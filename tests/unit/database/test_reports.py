@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from executor.agent.report import completion_arguments
-from executor.database.tables import Job
+from executor.database.tables.jobs import Job
 
 AGENT = "6f0c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
 VM: dict[str, Any] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from executor.database.tables import AuditEntry
+from executor.database.tables.audit import AuditEntry
 from executor.views.audit_rows import change_text
 
 

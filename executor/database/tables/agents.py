@@ -1,0 +1,86 @@
+"""Defines the tables of the agent processes: nodes, pauses, critical jobs, and the agent that uses the database.
+
+This module has no `from __future__ import annotations`: with it, the annotations would be texts, and SQLAlchemy would
+compile each of these texts at the start of every command that reads the database.
+"""
+
+from datetime import datetime
+
+from sqlalchemy import Boolean, Integer, String, Text, false
+from sqlalchemy.orm import Mapped, mapped_column
+
+from executor.database.tables.base import Base
+
+
+class Node(Base):
+    """A row for one start of an agent process, not a Proxmox node. Only `nodes` writes this table."""
+
+    __tablename__ = "nodes"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)  #: `boot_id`, a random id that the process chooses
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int]
+    version: Mapped[str] = mapped_column(String(40))
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime]  #: when the process was last known to be running
+    stopped_at: Mapped[datetime | None]
+    stop_reason: Mapped[str | None] = mapped_column(String(40))
+    concurrency_wanted: Mapped[int]  #: at most `concurrency`; less if an operator has limited the node
+    concurrency: Mapped[int]  #: the maximum number of jobs that the process runs in parallel
+    #: True since the process claims no more jobs. It stays True after the process has stopped.
+    draining: Mapped[bool] = mapped_column(Boolean, default=False)
+    #: The process ends its runs before its leases expire (agent/fence.py). Other agents may then reap its jobs earlier.
+    fences: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    installation_id: Mapped[str | None] = mapped_column(String(32))  #: the id of the process's data folder
+    proxmox_checked_at: Mapped[datetime | None]  #: when the process last checked whether Proxmox answers
+    proxmox_error: Mapped[str | None] = mapped_column(Text)  #: the error of that check, or None
+    agent_id: Mapped[str | None] = mapped_column(String(36))  #: FulcrumCore's id of the agent, on PostgreSQL
+    cluster: Mapped[str | None] = mapped_column(String(100))  #: SMITH_CLUSTER of the process
+
+
+class NodeLimit(Base):
+    """How many jobs a node runs in parallel, as an operator has set it. Only `nodes` writes this table."""
+
+    __tablename__ = "node_limits"
+
+    scope: Mapped[str] = mapped_column(String(64), primary_key=True)  #: the node, see `pauses.scope_of`
+    max_jobs: Mapped[int]
+
+
+class Pause(Base):
+    """A pause by an operator, in which all agents, or one node, claim no jobs. Only `pauses` writes this table."""
+
+    __tablename__ = "pauses"
+
+    scope: Mapped[str] = mapped_column(String(64), primary_key=True)  #: the agents that are paused, see `pauses`
+    since: Mapped[datetime]
+    who: Mapped[str] = mapped_column(String(100))  #: the operator, as in the audit
+    reason: Mapped[str] = mapped_column(Text)
+
+
+class DatabaseUse(Base):
+    """The agent of FulcrumCore that uses the database. Only `database_use` writes this table, which has one row."""
+
+    __tablename__ = "database_use"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    agent_id: Mapped[str] = mapped_column(String(36))
+    cluster: Mapped[str] = mapped_column(String(100))
+    confirmed_at: Mapped[datetime]  #: when a process of the agent last found that FulcrumCore accepts its token
+
+
+class CriticalJob(Base):
+    """A critical job: a periodic task of the agent, such as Heartbeat. Only `periods` writes this table."""
+
+    __tablename__ = "critical_jobs"
+
+    name: Mapped[str] = mapped_column(String(40), primary_key=True)
+    interval_s: Mapped[float]
+    due_at: Mapped[datetime | None]  #: when the current period ends, so that the next one may start
+    last_started_at: Mapped[datetime | None]
+    last_finished_at: Mapped[datetime | None]
+    last_ok_at: Mapped[datetime | None]  #: when an execution last succeeded
+    last_error: Mapped[str | None] = mapped_column(Text)
+    failures: Mapped[int] = mapped_column(Integer, default=0)  #: consecutive failed executions
+    runs: Mapped[int] = mapped_column(Integer, default=0)  #: the number of executions
+    node: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that last executed it

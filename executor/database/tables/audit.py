@@ -1,0 +1,32 @@
+"""Defines the table of the audit.
+
+This module has no `from __future__ import annotations`: with it, the annotations would be texts, and SQLAlchemy would
+compile each of these texts at the start of every command that reads the database.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from executor.database.tables.base import Base
+
+
+class AuditEntry(Base):
+    """One change that an operator or the agent made. Only `audit` writes this table.
+
+    Triggers (migrations 0002 and 0006) refuse every DELETE, and every UPDATE except one that erases the values.
+    """
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    who: Mapped[str] = mapped_column(String(100))  #: the operator's user name in the operating system, or `agent`
+    verb: Mapped[str] = mapped_column(String(40))
+    subject_kind: Mapped[str] = mapped_column(String(20))  #: `job`, `mapping`, `service`, `agents` or `database`
+    subject_id: Mapped[str] = mapped_column(String(100))
+    before: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    after: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    reason: Mapped[str | None] = mapped_column(Text)

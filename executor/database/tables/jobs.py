@@ -1,0 +1,152 @@
+"""Defines the tables of jobs, of their runs and events, and of playbook runs that operators start.
+
+This module has no `from __future__ import annotations`: with it, the annotations would be texts, and SQLAlchemy would
+compile each of these texts at the start of every command that reads the database.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    ForeignKey,
+    Integer,
+    String,
+    Text,
+    false,
+    literal_column,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from executor.database.tables.base import Base
+from executor.model import ENDED_STATUSES, JobStatus, ReportState
+
+# These statuses and report states are SQL literals, not bound parameters: SQLite uses a partial index only if the
+# text of the statement contains the value.
+PENDING_LITERAL: ColumnElement[str] = literal_column(f"'{JobStatus.PENDING}'")
+PROCESSING_LITERAL: ColumnElement[str] = literal_column(f"'{JobStatus.PROCESSING}'")
+ENDED_LITERALS: list[ColumnElement[str]] = [literal_column(f"'{status}'") for status in ENDED_STATUSES]
+DUE_LITERAL: ColumnElement[str] = literal_column(f"'{ReportState.DUE}'")
+CLAIMED_ELSEWHERE_LITERAL: ColumnElement[str] = literal_column(f"'{ReportState.CLAIMED_ELSEWHERE}'")
+
+
+class Job(Base):
+    """A job. Only `job_queue`, `reaping`, `reopening` and `outbox` write this table."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    fulcrum_id: Mapped[str] = mapped_column(String(36), unique=True)
+    service_id: Mapped[str | None] = mapped_column(String(36))
+    group_id: Mapped[str | None] = mapped_column(String(36))
+    tenant_id: Mapped[str | None] = mapped_column(String(36))  #: the participant in FulcrumCore that uses the service
+    action: Mapped[str] = mapped_column(String(100))
+    params: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    #: The service of the job, as JSON from FulcrumCore's API.
+    service: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    defect: Mapped[str | None] = mapped_column(Text)  #: why the job cannot run
+    priority: Mapped[int] = mapped_column(Integer, default=1)
+    status: Mapped[str] = mapped_column(String(20), default=JobStatus.PENDING)
+    #: The number of times that the job got an owner. An attempt that does not count (see `requeue`) is subtracted.
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    crashes: Mapped[int] = mapped_column(Integer, default=0)  #: how often `reaping` has counted a crash of the job
+    cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
+    available_at: Mapped[datetime | None]  #: when the backoff of a pending job ends
+    core_created_at: Mapped[datetime]  #: when FulcrumCore created the job
+    deadline_at: Mapped[datetime]  #: when FulcrumCore fails the job if it has not ended (FulcrumCore's clock)
+    received_at: Mapped[datetime]
+    owner: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that claimed the job
+    lease_until: Mapped[datetime | None]
+    epoch: Mapped[int] = mapped_column(Integer, default=0)  #: the fencing token, which is raised when the owner changes
+    #: True while the present attempt waits for a node or a clone slot, before it has started a run.
+    is_waiting: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    claim_sent_at: Mapped[datetime | None]  #: when the worker last tried to claim the job at FulcrumCore
+    claimed_at: Mapped[datetime | None]  #: when FulcrumCore accepted the claim
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    reported_at: Mapped[datetime | None]
+    report_state: Mapped[str] = mapped_column(String(20), default=ReportState.NONE)
+    report_attempts: Mapped[int] = mapped_column(Integer, default=0)
+    report_after: Mapped[datetime | None]  #: when the backoff of a due report ends
+    #: Until this time, only the agent process that has claimed the due report sends it (see `outbox`). The column is
+    #: NULL on SQLite, which only one agent uses.
+    report_claimed_until: Mapped[datetime | None]
+    report_note: Mapped[str | None] = mapped_column(Text)  #: FulcrumCore's answer to the report
+    error_code: Mapped[str | None] = mapped_column(String(40))
+    error_message: Mapped[str | None] = mapped_column(Text)  #: what FulcrumCore and tenants may read
+    operator_detail: Mapped[str | None] = mapped_column(Text)  #: the same error in more detail, for the operator
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    run_ident: Mapped[str | None] = mapped_column(String(64))  #: `Run.ident` of the latest run
+    #: What the job adds to the usage of its tenant. It counts while the job is open.
+    reserved_vms: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    reserved_cores: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    reserved_memory_mib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    reserved_disk_gib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    reserved_snapshots: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    reserved_backups: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+
+
+class Run(Base):
+    """One playbook run of a job."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    ident: Mapped[str] = mapped_column(String(64), unique=True)  #: the name of the run and of its artifacts
+    attempt: Mapped[int]
+    playbook: Mapped[str] = mapped_column(String(100))
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    rc: Mapped[int | None]  #: the return code of the run
+    status: Mapped[str | None] = mapped_column(String(20))  #: a `RunStatus`
+    reason: Mapped[str | None] = mapped_column(Text)  #: the error message that results from the run
+    node: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that has the artifacts
+    folder: Mapped[str | None] = mapped_column(Text)  #: the path of the folder of the artifacts
+    upids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  #: ids of the run's Proxmox tasks
+    #: What the run has done so far, see `executor.runs.story`. It is read only by queries that ask for it.
+    story: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
+
+
+class JobEvent(Base):
+    """An unusual event of a job, which the job's row does not show. Only `job_events` writes this table."""
+
+    __tablename__ = "job_events"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    kind: Mapped[str] = mapped_column(String(20))  #: a `JobEventKind`
+    text: Mapped[str] = mapped_column(Text)  #: the reason, for the operator
+    attempt: Mapped[int]  #: `Job.attempt` at the time of the event
+    count: Mapped[int]  #: how often the same event has happened in a row
+    first_at: Mapped[datetime]
+    last_at: Mapped[datetime]
+
+
+class ManualRun(Base):
+    """A playbook run that an operator started with a command. Only `manual_runs` writes this table.
+
+    While `ended_at` is NULL and the lease has not expired, no job of the service is claimed.
+    """
+
+    __tablename__ = "manual_runs"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    ident: Mapped[str] = mapped_column(String(64), unique=True)  #: the name of the run
+    service_id: Mapped[str] = mapped_column(String(36))
+    vmid: Mapped[int | None]
+    action: Mapped[str] = mapped_column(String(100))
+    who: Mapped[str] = mapped_column(String(100))  #: the operator's user name in the operating system
+    host: Mapped[str] = mapped_column(String(255))  #: the host of the process that runs the command
+    pid: Mapped[int]
+    started_at: Mapped[datetime]
+    lease_until: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    status: Mapped[str | None] = mapped_column(String(20))  #: a `RunStatus`
+    reason: Mapped[str | None] = mapped_column(Text)  #: the error message that results from the run
+    upids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  #: ids of the run's Proxmox tasks
+    #: The beginning and the end of the playbook's output, without secrets. Only `manual_runs.find` reads it.
+    output: Mapped[str | None] = mapped_column(Text, deferred=True)

@@ -1,0 +1,71 @@
+"""Defines the tables of mappings, of the secrets that services use, and of drift checks.
+
+This module has no `from __future__ import annotations`: with it, the annotations would be texts, and SQLAlchemy would
+compile each of these texts at the start of every command that reads the database.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ColumnElement, String, Text, literal_column
+from sqlalchemy.orm import Mapped, mapped_column
+
+from executor.database.tables.base import Base
+from executor.model import GuestKind, MappingState
+
+# This state is an SQL literal, not a bound parameter: SQLite uses a partial index only if the text of the statement
+# contains the value.
+DELETED_LITERAL: ColumnElement[str] = literal_column(f"'{MappingState.DELETED}'")
+
+
+class Mapping(Base):
+    """A mapping of a service to its VM. Only `mappings` and `mapping_transfer` write this table.
+
+    The rows of deleted mappings stay until the pruner deletes them.
+    """
+
+    __tablename__ = "mappings"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    service_id: Mapped[str] = mapped_column(String(36))
+    cluster: Mapped[str] = mapped_column(String(100))
+    vmid: Mapped[int]
+    node: Mapped[str | None] = mapped_column(String(100))
+    kind: Mapped[str] = mapped_column(String(10), default=GuestKind.QEMU, server_default=GuestKind.QEMU)
+    name: Mapped[str] = mapped_column(String(100))
+    marker: Mapped[str] = mapped_column(String(100))  #: the line in the VM's description that names the service
+    mac_address: Mapped[str | None] = mapped_column(String(20))
+    state: Mapped[str] = mapped_column(String(20), default=MappingState.RESERVED)
+    note: Mapped[str | None] = mapped_column(Text)  #: the reason for the state, if one was stored
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]  #: when the state became deleted
+    delete_at: Mapped[datetime | None]  #: the earliest time at which a VM that is pending deletion may be deleted
+    tenant_id: Mapped[str | None] = mapped_column(String(36))  #: the participant in FulcrumCore that uses the service
+    #: What the VM uses. All are 0 until a create has succeeded, and for a VM whose sizes are not known.
+    cores: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    memory_mib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    disk_gib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    snapshots: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    backups: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+
+
+class SecretReference(Base):
+    """The service to which a reference to FulcrumCore's vault is bound. Only `secret_references` writes this table."""
+
+    __tablename__ = "secret_references"
+
+    #: The SHA-256 of the reference, in hexadecimal digits.
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    service_id: Mapped[str] = mapped_column(String(36))
+    bound_at: Mapped[datetime]
+
+
+class DriftCheck(Base):
+    """The result of the last drift check that could compare everything. Only `drift_checks` writes this table."""
+
+    __tablename__ = "drift_checks"
+
+    cluster: Mapped[str] = mapped_column(String(100), primary_key=True)
+    concluded_at: Mapped[datetime]
+    findings: Mapped[list[dict[str, Any]]] = mapped_column(JSON(none_as_null=True))

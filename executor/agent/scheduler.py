@@ -36,11 +36,12 @@ MAX_REASON_CHARS = 300
 #: The maximum wait that FulcrumCore can request with `Retry-After`. After a longer wait, FulcrumCore would mark the
 #: agent as disconnected (30 s without a heartbeat), and the execution would count as overdue.
 MAX_RETRY_AFTER_S = 20.0
-#: In an outage of FulcrumCore, each failure doubles the delay until the next execution, up to this delay. The first
-#: successful call of any critical job wakes all other critical jobs. So after an outage, the agent notices within this
-#: time that FulcrumCore answers.
+#: In an outage of FulcrumCore, each failure doubles the delay until the next execution of a critical job, up to this
+#: delay. A critical job whose interval is longer is always delayed by its interval. The first successful call of any
+#: critical job wakes all other critical jobs. So after an outage, the agent notices that FulcrumCore answers within this
+#: time, or within the shortest interval if that is longer; a longer `Retry-After` delays this, too.
 MAX_OUTAGE_DELAY_S = 5.0
-#: Maximum number of doublings. With this number, the delay exceeds MAX_OUTAGE_DELAY_S for every allowed interval.
+#: Maximum number of doublings. The shortest allowed interval, doubled this often, is longer than MAX_OUTAGE_DELAY_S.
 MAX_DOUBLINGS = 16
 
 
@@ -146,7 +147,7 @@ class Scheduler:
             error = str(failure)
             job.outage_failure_count += 1
             job.requested_delay_s = delay_after_failure_s(job.interval_s, failure, job.outage_failure_count)
-            if job.link is not None:
+            if job.link is not None:  # `link` records whether FulcrumCore answers
                 job.link.note_down(error, is_login_refused=isinstance(failure, FulcrumAuthFailing))
         except (SmithError, OSError) as failure:
             error_type = type(failure).__name__

@@ -59,11 +59,13 @@ def record(  # noqa: PLR0913 (one parameter for each column)
 ) -> None:
     """Add an entry: `who` made the change `verb` (for example "cancel") to one subject.
 
-    `subject_kind` is "job", "mapping", "service", "agents" or "database". `subject_id` is the `fulcrum_id` of the
-    job, the service id, the scope of a pause of agents, or the id of a move of the database.
+    `subject_kind` determines what `subject_id` is. "job": the job's `fulcrum_id`. "mapping" and "service": the service
+    id. "agents": which agents the change concerns, all or those of one node (`pauses.scope_of`). "database": the id of
+    the move that `smith db migrate` made, in the table `moves`.
     `before` and `after` are values that `column_values` returned; None means that the row did not exist. Secrets are
-    masked in `before`, `after` and `reason`, because the reason that an operator types may contain a secret, and the
-    database refuses every later change of an entry.
+    masked in `before`, `after` and `reason`, because the reason that an operator types may contain a secret. It could
+    not be masked later: the database refuses every later change of an entry, except that all three become NULL
+    (`executor.database.erasure`).
     """
     entry = AuditEntry(
         at=utc_now(),

@@ -19,8 +19,8 @@ from executor.database.tables.base import db_now, utc_now
 #: A period lasts for this share of the job's interval. If a period lasted for the whole interval, an agent whose timer
 #: fires a little early would skip an execution, because the previous period would not be over yet.
 PERIOD_SHARE = 0.8
-#: If an agent cannot execute the job now, it waits for this number of intervals before it starts a period that is due,
-#: so that another agent can start the period first.
+#: While FulcrumCore does not answer an agent, this agent waits for this number of intervals before it starts a period
+#: that is due, so that an agent that FulcrumCore answers can start the period first.
 INTERVALS_FOR_OTHERS = 2.0
 
 
@@ -91,9 +91,10 @@ def record_executions(  # noqa: PLR0913 (one parameter for each stored value)
     error: str | None,
     node: str = "",
 ) -> None:
-    """Store the last executions of a critical job that every agent executes. Only the last of them may have failed.
+    """Store the executions of a critical job since the last call. Used for a job that every agent executes.
 
-    `started_at` and `error` are those of the last execution.
+    `execution_count` is their number. `started_at` and `error` are those of the newest execution. All other executions
+    succeeded.
     """
     _insert_if_missing(session, name, interval_s)
     columns = _result_columns(execution_count, error)

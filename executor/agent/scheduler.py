@@ -38,8 +38,8 @@ MAX_REASON_CHARS = 300
 MAX_RETRY_AFTER_S = 20.0
 #: In an outage of FulcrumCore, each failure doubles the delay until the next execution of a critical job, up to this
 #: delay. A critical job whose interval is longer is always delayed by its interval. The first successful call of any
-#: critical job wakes all other critical jobs. So after an outage, the agent notices that FulcrumCore answers within this
-#: time, or within the shortest interval if that is longer; a longer `Retry-After` delays this, too.
+#: critical job wakes all other critical jobs. So after an outage, the agent notices within this time that FulcrumCore
+#: answers, or within the shortest interval if that is longer. A longer `Retry-After` delays this, too.
 MAX_OUTAGE_DELAY_S = 5.0
 #: Maximum number of doublings. The shortest allowed interval, doubled this often, is longer than MAX_OUTAGE_DELAY_S.
 MAX_DOUBLINGS = 16

@@ -38,7 +38,7 @@ MAX_UNSTORED_S = 10.0
 
 @dataclass(frozen=True)
 class _Executions:
-    """The executions of a critical job since the last stored result."""
+    """The executions of a critical job that are not stored yet."""
 
     job: CriticalJob
     count: int
@@ -46,7 +46,7 @@ class _Executions:
     started_at: datetime | None  #: the start of the last execution
 
     def store(self, session: Session, boot_id: str) -> None:
-        """Store these executions, without a commit."""
+        """Store these executions, without a commit. `boot_id` is the id of this agent process."""
         job = self.job
         if job.runs_on_each_agent and self.started_at is not None:
             periods.record_executions(
@@ -56,7 +56,7 @@ class _Executions:
                 started_at=self.started_at,
                 execution_count=self.count,
                 error=self.error,
-                node=boot_id,
+                boot_id=boot_id,
             )
         else:
             periods.record_period_result(session, job.name, error=self.error)
@@ -106,10 +106,12 @@ class ExecutionRecorder:
                     is_first=job.name not in self._tried_names,
                     is_requested=is_requested and job.starts_early_on_request,
                     yields_to_others=job.link is not None and not job.link.is_up,
-                    node=self._boot_id,
+                    boot_id=self._boot_id,
                 )
         except DatabaseLocked:
-            return False  # another agent is starting the period, or is suspended and will soon lose the lock
+            # Another agent is starting the period, or its process hangs in the transaction that does so. PostgreSQL
+            # soon ends such a transaction, which releases the lock.
+            return False
         except DatabaseError:
             return True  # without the database, every agent executes the critical job
         self._tried_names.add(job.name)
@@ -160,8 +162,8 @@ class ExecutionRecorder:
         else:
             for executions in taken:
                 executions.job.stored_error, executions.job.stored_at = executions.error, time.monotonic()
-            # `note_execution` may have compared a later execution with the previous stored result. So this check is
-            # repeated here.
+            # While this method was writing, `note_execution` may have called `_must_store` with the previous
+            # `stored_error` and `stored_at`. So `_must_store` is called again here.
             if any(self._must_store(executions.job) for executions in taken):
                 self._wake_requested.set()
 

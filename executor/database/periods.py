@@ -37,7 +37,7 @@ def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start e
     is_first: bool = False,
     is_requested: bool = False,
     yields_to_others: bool = False,
-    node: str = "",
+    boot_id: str = "",
 ) -> bool:
     """Start the next period of a critical job if its previous period is over.
 
@@ -47,7 +47,8 @@ def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start e
     `is_first` is True in an agent's first call after its start: if the interval has changed in the settings, the period
     then starts at once. With `is_requested`, the period starts although the previous one is not over. With
     `yields_to_others`, this agent starts the period only INTERVALS_FOR_OTHERS intervals after it is due, so that an
-    agent for which the job succeeds can start the period first. `node` is the boot id of the agent process.
+    agent for which the job succeeds can start the period first. `boot_id` is the id of the agent process, which the
+    agent chooses at its start; it is stored in the column `node`.
     """
     # If two agents insert the row at the same time, only one row is stored. Then both run the UPDATE below. The first
     # UPDATE sets `due_at`, so the second one finds that the job is not due.
@@ -57,7 +58,7 @@ def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start e
         is_due = _is_period_over(interval_s, INTERVALS_FOR_OTHERS * interval_s if yields_to_others else 0.0)
         stmt = stmt.where(or_(is_due, CriticalJob.interval_s != interval_s) if is_first else is_due)
     columns = {"due_at": db_now(interval_s * PERIOD_SHARE), "interval_s": interval_s, "last_started_at": utc_now()}
-    columns["node"] = node or None
+    columns["node"] = boot_id or None
     return execute_and_count(session, stmt.values(**columns)) == 1
 
 
@@ -89,7 +90,7 @@ def record_executions(  # noqa: PLR0913 (one parameter for each stored value)
     started_at: datetime,
     execution_count: int,
     error: str | None,
-    node: str = "",
+    boot_id: str = "",
 ) -> None:
     """Store the executions of a critical job since the last call. Used for a job that every agent executes.
 
@@ -99,7 +100,7 @@ def record_executions(  # noqa: PLR0913 (one parameter for each stored value)
     _insert_if_missing(session, name, interval_s)
     columns = _result_columns(execution_count, error)
     columns |= {"due_at": db_now(interval_s * PERIOD_SHARE), "interval_s": interval_s, "last_started_at": started_at}
-    columns["node"] = node or None
+    columns["node"] = boot_id or None
     session.execute(update(CriticalJob).where(CriticalJob.name == name).values(**columns))
 
 

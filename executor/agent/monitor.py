@@ -30,7 +30,9 @@ class Limit(StrEnum):
     JOBS = "jobs"  #: this process has claimed SMITH_MAX_JOBS jobs
     MEMORY = "memory"  #: this process and all its descendants use SMITH_MAX_MEMORY_MIB of memory
     RUNTIME = "runtime"  #: this process has run for SMITH_MAX_RUNTIME_S
-    SCHEMA = "schema"  #: a newer version has migrated the schema; the new process waits for its upgrade
+    #: A newer version of Agent Smith has migrated the schema. The next process waits until an operator has installed
+    #: the newer version on this machine, too.
+    SCHEMA = "schema"
     IDENTITY = "identity"  #: the token for FulcrumCore now belongs to another agent than at the start of this process
 
 

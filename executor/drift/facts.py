@@ -69,7 +69,7 @@ AUTOMATIC_REPAIRS = frozenset({Repair.CORRECT_NODE, Repair.MARK_VM_LOST, Repair.
 
 @dataclass(frozen=True, kw_only=True)
 class MappingFacts:
-    """Columns of a mapping's row, including the row's `id`. Only the mapping of a `VolumesLeft` is deleted."""
+    """Columns of a mapping's row, including the row's `id`. The state is `deleted` only in `VolumesLeft.mapping`."""
 
     id: int
     service_id: str
@@ -135,7 +135,9 @@ class ServiceFacts:
     id: str
     status: str
     instance_id: str = ""
-    is_running: bool | None = None  #: whether the status is one of a running VM; None if the service type does not say
+    #: Whether the status is one of a running VM. None if FulcrumCore's definition of the service type does not show
+    #: which statuses are.
+    is_running: bool | None = None
 
     @property
     def instance_vmid(self) -> int | None:

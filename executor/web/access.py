@@ -87,8 +87,9 @@ def is_local_host_header(headers: Headers) -> bool:
 def is_same_origin(headers: Headers) -> bool:
     """Return whether a browser sent the request from one of our own pages.
 
-    The header Sec-Fetch-Site decides if the request has it, because it does not depend on the host name that a reverse
-    proxy passes on. Browsers send it only over TLS and on localhost. Without it, the header Origin must name our host.
+    If the request has the header Sec-Fetch-Site, only this header counts, because it does not depend on the host name
+    that a reverse proxy passes on. Browsers send this header only over TLS and on localhost. Without it, the header
+    Origin must name our host.
     Every browser sends Origin with a POST.
     """
     site = headers.get("sec-fetch-site")

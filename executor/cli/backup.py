@@ -98,7 +98,8 @@ def restore(
     newest = schema.head_revision()
     if revision != newest:
         lines.append(f"this copy's schema is {revision}: `smith run` and `smith db upgrade` upgrade it to {newest}")
-    lines.append("all changes since the backup are lost: `smith drift` shows the differences")
+    lines.append("all changes since the backup are lost")
+    lines.append("`smith drift` shows where the restored mappings differ from Proxmox and FulcrumCore")
     old_file_name = str(old_file) if old_file else None
     show_outcome("\n".join(lines), as_json=as_json, file=str(target), kept=old_file_name, schema=revision)
 

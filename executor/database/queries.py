@@ -149,7 +149,10 @@ def runs_of_job(session: Session, job_id: int) -> Sequence[Run]:
 
 
 def runs_with_stories(session: Session, job_ids: Sequence[int]) -> Sequence[Run]:
-    """Return the runs of these jobs, each with its `story` (`executor.runs.story`), oldest first."""
+    """Return the runs of these jobs, oldest first, each with the column `story`, which other queries do not load.
+
+    The story is a document about the Ansible tasks, steps and Proxmox tasks of the run (`executor.runs.story`).
+    """
     stmt = select(Run).where(Run.job_id.in_(job_ids)).options(undefer(Run.story))
     return session.scalars(stmt.order_by(Run.id)).all()
 

@@ -22,7 +22,7 @@ class JobStory:
     """What the database has about one job: its row, runs, events, and changes by operators, and names to show."""
 
     job: Job
-    runs: list[Run]
+    runs: list[Run]  #: each with its column `story`, which has the run's Ansible tasks, steps and Proxmox tasks
     events: list[JobEvent]
     changes: list[AuditEntry]
     names: dict[str, Any]

@@ -106,7 +106,7 @@ def without_module_prefix(text: str) -> str:
 
 
 def is_not_here(text: str) -> bool:
-    """Return True if the text says that a guest is not on the node that a request named, or not in the list."""
+    """Return True if the text says that a guest is not on the requested node, or not in the list of guests."""
     return re.search(NOT_HERE, text) is not None
 
 

@@ -107,7 +107,7 @@ class TlsConnection(SSLProtocol):
         address = parse_ip(str((transport.get_extra_info("peername") or ("",))[0]))
         self._other_machine = None if address is None or address.is_loopback else str(address)
         if self._is_one_too_many():
-            assert isinstance(transport, asyncio.Transport)  # noqa: S101 (a socket's)
+            assert isinstance(transport, asyncio.Transport)  # noqa: S101 (the transport of a socket is one)
             transport.abort()
             return
         self._handshakes.add(self)

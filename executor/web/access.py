@@ -89,8 +89,7 @@ def is_same_origin(headers: Headers) -> bool:
 
     If the request has the header Sec-Fetch-Site, only this header counts, because it does not depend on the host name
     that a reverse proxy passes on. Browsers send this header only over TLS and on localhost. Without it, the header
-    Origin must name our host.
-    Every browser sends Origin with a POST.
+    Origin must name our host. Every browser sends Origin with a POST.
     """
     site = headers.get("sec-fetch-site")
     if site is not None:

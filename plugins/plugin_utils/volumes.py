@@ -132,7 +132,11 @@ def warning(vmid: int, volumes: Iterable[str], others: Sequence[str] = ()) -> st
     The volumes in `others` have the VMID, but may belong to another guest.
     """
     known = ", ".join(volume for volume in volumes if volume not in others)
-    causes = [f"Proxmox could not remove {known}: remove it by hand"] if known else []
+    facts = []
+    if known:
+        facts.append(f"Proxmox could not remove these volumes: {known} (remove them by hand: pvesm free VOLUME)")
     if others:
-        causes.append(f"{', '.join(others)} exists: remove it by hand, unless it is of another cluster")
-    return f"{VOLUMES_LEFT}: VM {vmid} is deleted, but {'; '.join(causes)}; no new guest may get the VMID until then"
+        text = f"these volumes with its VMID exist: {', '.join(others)}"
+        facts.append(f"{text} (remove them by hand, unless a guest of another cluster uses them)")
+    end = f"No new guest gets VMID {vmid} while one of these volumes exists"
+    return f"{VOLUMES_LEFT}: VM {vmid} is deleted, but {', and '.join(facts)}. {end}"

@@ -73,9 +73,10 @@ def _users_of(action: VmAction, names: Iterable[str]) -> dict[str, str]:
     users = {}
     for row in cluster.listed():
         action.require_time(0, "reading the configurations of all guests")
-        guest = f"{'container' if row['type'] == 'lxc' else 'VM'} {row['vmid']} on {row['node']} names it"
+        guest = f"{'container' if row['type'] == 'lxc' else 'VM'} {row['vmid']} on {row['node']}"
+        text = f"{guest} has this volume in its configuration or a snapshot"
         for value in _values_of(Cluster(cluster.api, str(row["type"]), cluster.login), row):
-            users.update({volume: guest for volume, pattern in patterns.items() if pattern.search(value)})
+            users.update({volume: text for volume, pattern in patterns.items() if pattern.search(value)})
     return users
 
 

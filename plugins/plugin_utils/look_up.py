@@ -38,7 +38,8 @@ MAX_OUTAGE_S = 30.0
 MAX_CLONE_INVISIBLE_S = 20.0
 #: The lock that Proxmox sets at the end of a deletion, after it has removed the disks.
 DESTROYED = "destroyed"
-#: How long a guest may have this lock during a deletion. Meanwhile Proxmox waits for the lock of its list of users.
+#: How long a guest may have the lock DESTROYED during a deletion. During this time, Proxmox removes the guest's
+#: permissions from its file `user.cfg`, and waits for the lock of this file.
 MAX_DESTROYED_S = 12.0
 #: Types of Proxmox tasks that restart a guest. A container is restarted by a stop and a start (`vzstart`).
 REBOOTS = ("qmreboot", "qmreset", "vzstart")
@@ -92,11 +93,11 @@ class LookUp:
     def run(self) -> dict[str, Any]:
         """Look up the guest, wait for the requested state, and return the guest's facts.
 
-        The facts are those of `guest_facts.absent`, and: `template` (the facts of the template), `reached` (whether the
-        guest has the requested state), `task_error` (the error of a failed Proxmox task of the change), `upids` (the
-        Proxmox tasks of the change), `running_tasks` (those of them that have not ended), `known_tasks` (all Proxmox
-        tasks until now) and `looked_at` (seconds since 1970). `snapshots`, `backups` and `target` are contained if the
-        query requests them. Raises one of FAILED_CALL.
+        The facts have the keys of the dictionary that `guest_facts.absent` returns, and: `template` (the facts of the
+        template), `reached` (whether the guest has the requested state), `task_error` (the error of a failed Proxmox
+        task of the change), `upids` (the Proxmox tasks of the change), `running_tasks` (those of them that have not
+        ended), `known_tasks` (all Proxmox tasks until now) and `looked_at` (seconds since 1970). `snapshots`, `backups`
+        and `target` are contained if the query requests them. Raises one of FAILED_CALL.
         """
         self.template = self._find_template()
         facts, tasks, reached = self._wait() if self.query.wait_for != "nothing" else (self._read(), [], True)

@@ -54,7 +54,7 @@ def request_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, An
 
 def _problems(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is_new: bool) -> Iterator[str]:
     if is_new and node not in {str(row.get("node")) for row in cluster.node_rows()}:
-        yield f"NOT_FOUND: property node: it is no node of the cluster ({node})"
+        yield f"NOT_FOUND: property node: the cluster has no such node ({node})"
     if kind_of(vm) == "qemu":
         vcpus = _requested_vcpus(source, vm)
         if vcpus and (is_new or vcpus > source["cores"] * source["sockets"]):
@@ -159,9 +159,8 @@ def _content_problem(cluster: Cluster, node: str, storage: str, vmid: int, conte
     row = cluster.storage_rows(node).get(storage)
     if row is not None:
         is_usable = content.name in str(row.get("content", content.name)).split(",")
-        return (
-            "" if is_usable else f"INVALID_REQUEST: property {content.member}: it takes no {content.text} ({storage})"
-        )
+        problem = f"INVALID_REQUEST: property {content.member}: the storage accepts no {content.text} ({storage})"
+        return "" if is_usable else problem
     try:
         cluster.volumes(node, storage, vmid)
     except FAILED_CALL as exc:

@@ -32,7 +32,7 @@ def _guest_problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -
     if not facts["exists"] and source.get("problem"):
         return str(source["problem"])
     if not facts["exists"] and not source:
-        return "INVALID_REQUEST: a create needs template_vmid or template, or iso, or blank"
+        return "INVALID_REQUEST: a create needs one of template_vmid, template, iso and blank"
     if not facts["exists"] and not source["is_template"]:
         return f"NOT_FOUND: VM {source['vmid']} is not a template"
     return hardware.problem(source, vm)
@@ -45,7 +45,7 @@ def is_blank(vm: dict[str, Any]) -> bool:
 
 def _blank_problem(vm: dict[str, Any]) -> str:
     if vm.get("template_vmid") or vm.get("template"):
-        return "INVALID_REQUEST: template excludes iso and blank"
+        return "INVALID_REQUEST: template cannot be combined with iso or blank"
     if not vm.get("node"):
         return "INVALID_REQUEST: a VM without a template needs node"
     if vm.get("iso") and not hardware.ISO_VOLUME.fullmatch(str(vm["iso"])):

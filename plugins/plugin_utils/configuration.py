@@ -189,7 +189,7 @@ def configuration_problem(after: dict[str, Any], vm: dict[str, Any], changes_mad
     results = [result for change in changes_made for result in change.get("results", [change])]
     unconfirmed = [result for result in results if is_outcome_unknown(result) and not hotplug_problem(result)]
     failure = next(map(failure_after_look_up, unconfirmed), "")
-    return failure or f"TASK_FAILED: VM {vm['vmid']} did not apply {', '.join(differing)}"
+    return failure or f"TASK_FAILED: VM {vm['vmid']} does not have the requested values of {', '.join(differing)}"
 
 
 def hotplug_problem(answer: dict[str, Any]) -> str:

@@ -88,7 +88,7 @@ class ActionModule(VmAction):
         expected = volumes.volumes_in(settings, vmid) | in_snapshots
         used = [(key, value) for key, value in settings if not volumes.UNUSED_KEY.match(key)]
         removable = self._removable(node, volumes.volumes_in(used, vmid) | in_snapshots)
-        self.progress.step("deleting it with its disks")
+        self.progress.step("deleting the guest with its disks")
         # `force` is not set, so that the module does not delete a guest that was started after the look-up.
         answer = self.change(
             "proxmox" if kind_of(self.vm) == "lxc" else "proxmox_kvm",
@@ -113,7 +113,7 @@ class ActionModule(VmAction):
             self._warn_of_unknown_volumes(error_text(exc))
         else:
             if not is_known:
-                self._warn_of_unknown_volumes("a node that may have deleted it is offline")
+                self._warn_of_unknown_volumes("a node that may have deleted the VM is offline")
         return steps.unchanged(facts)
 
     def _find_volumes_of_last_deletion(self) -> bool:
@@ -143,7 +143,8 @@ class ActionModule(VmAction):
         try:
             return own_rows(self.cluster, node, int(self.vm["vmid"]), used)
         except FAILED_CALL as exc:
-            self.warn(f"No volume of VM {self.vm['vmid']} that Proxmox leaves will be removed: {error_text(exc)}")
+            text = f"If Proxmox does not remove a volume of VM {self.vm['vmid']}, this action does not remove it either"
+            self.warn(f"{text}: {error_text(exc)}")
             return {}
 
     def _find_volumes_left(

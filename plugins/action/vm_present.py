@@ -45,7 +45,7 @@ class ActionModule(VmAction):
         if not before["exists"] and self.is_check_mode:
             return self._planned(before)
         created = steps.unchanged(before) if before["exists"] else self._create(before)
-        self.publish(created.facts, adopted=before["exists"])
+        self.keep_partial_result(created.facts, adopted=before["exists"])
         configured = steps.ensure_configured(
             self, created.facts, self.vm, is_create=True, is_node_checked=not before["exists"]
         )

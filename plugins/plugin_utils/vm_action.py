@@ -54,7 +54,7 @@ class VmAction(ActionBase):
     #: Members of `vm` that this action needs beside those that identify the guest.
     REQUIRED_MEMBERS: ClassVar[tuple[str, ...]] = ()
 
-    vm: dict[str, Any]  #: the request
+    vm: dict[str, Any]  #: the argument `vm`: which guest is meant, and what is requested of it
     arguments: dict[str, Any]  #: the values of ARGUMENTS
     connection: dict[str, Any]  #: the login, as parameters of community.proxmox's modules
     timeout_s: float  #: the time that the action has from its start
@@ -145,10 +145,10 @@ class VmAction(ActionBase):
 
     def identify(self, *, may_be_absent: bool = False, **query: Any) -> Facts:
         """Look up the guest and verify that it belongs to the service. Raises Refused."""
-        self.progress.step("looking it up")
+        self.progress.step("looking up the guest")
         facts = self.look_up(prove_absence=True, wait_for="unlocked", address_timeout_s=0, **query)
         self.refuse(identity_problem(facts, self.vm, may_be_absent))
-        self.publish(facts)
+        self.keep_partial_result(facts)
         self.addresses = facts["ip_addresses"]
         return facts
 
@@ -212,11 +212,12 @@ class VmAction(ActionBase):
             self.require_time(0, "a change")
 
     def require_time(self, needed_s: float, purpose: str) -> None:
-        """Raise Refused if less than `needed_s` are left, so that the runner does not kill the action in between."""
+        """Raise Refused if the deadline, after which ansible-runner may kill the action, is less than `needed_s` away."""
         if time.monotonic() + needed_s > self.deadline_monotonic_s:
-            raise Refused(f"TASK_TIMEOUT: no time is left for {purpose} ({needed_s:.0f} s)")
+            needs = f", which needs {needed_s:.0f} s" if needed_s else ""
+            raise Refused(f"TASK_TIMEOUT: too little time is left for {purpose}{needs}")
 
-    def publish(self, facts: Facts, **members: Any) -> None:
+    def keep_partial_result(self, facts: Facts, **members: Any) -> None:
         """Keep a result document, which is returned if the action fails after this point."""
         self.vm_result = result(facts, self.vm, **members)
 

@@ -212,7 +212,7 @@ class VmAction(ActionBase):
             self.require_time(0, "a change")
 
     def require_time(self, needed_s: float, purpose: str) -> None:
-        """Raise Refused if the deadline, after which ansible-runner may kill the action, is less than `needed_s` away."""
+        """Raise Refused if the deadline is less than `needed_s` away: ansible-runner may kill the action after it."""
         if time.monotonic() + needed_s > self.deadline_monotonic_s:
             needs = f", which needs {needed_s:.0f} s" if needed_s else ""
             raise Refused(f"TASK_TIMEOUT: too little time is left for {purpose}{needs}")

@@ -2,9 +2,11 @@
 
 Command: `python -P -m executor.runs.warm.playbook_server SOCKET SERVER_FOLDER`. Before the fork, the server only
 imports modules and parses files that are the same for all runs. It runs no playbook itself, so one run cannot affect
-the next run. When Ansible is imported, it computes constants that contain the run's folders, makes random ids and
-temporary folders, and registers functions that Python calls at exit. Each run repeats or reverts these steps. The
-server's environment is the environment of a run whose private folder is SERVER_FOLDER. The server refuses a run whose
+the next run. The module `patches` lists the private names of Ansible that this server reads, calls or replaces.
+
+When Ansible is imported, it computes constants that contain the run's folders, makes random ids and temporary folders,
+and registers functions that Python calls at exit. Each run repeats or reverts these steps. The server is started with
+the environment that a run would get if its private folder were SERVER_FOLDER. The server refuses a run whose
 environment differs in more than the path of the private folder and PER_RUN_VARIABLES.
 """
 
@@ -133,7 +135,7 @@ class PlaybookRunner:
         self._documents.install()
         templates.install()
         parse_cache.install_folder_cache()
-        tasks.install()
+        tasks.install()  # from now on, Ansible executes each Ansible task in this process, without a fork
         code = _call_ansible_playbook()
         templates.save()
         return code
@@ -141,8 +143,9 @@ class PlaybookRunner:
     def _is_our_playbook(self, request: Request) -> bool:
         """True for our playbooks, False for a playbook of the provider, the organisation that operates the agent.
 
-        A provider's playbook uses no document, template or payload of the server, because modules and plugins in the
-        provider's folder may replace those from which the server has made them.
+        Before the fork, the server has parsed our YAML files, compiled our templates and packed our modules (payloads).
+        A provider's playbook uses none of these, because modules and plugins in the provider's folder may replace those
+        that the server has used.
         """
         return os.path.dirname(request.argv[-1]) == os.path.join(os.fsdecode(request.cwd), "playbooks")
 

@@ -57,6 +57,7 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
                 "usable", text, f"end the program that has opened the file: {command_line('fuser', '-v', file)}"
             )
             return
+        # After `smith db migrate` has moved the rows to another database, this database is sealed: it refuses changes.
         problems, seal_problem = schema.check(engine), moves.seal_problem(engine)
         pause = None
         if not problems:
@@ -68,7 +69,8 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
         if problem.startswith("schema is "):  # an old schema is only a warning: the agent upgrades it when it starts
             yield _RESULT.warn("schema", problem, "smith db upgrade")
         elif problem == seal_problem:
-            yield _RESULT.fail("usable", problem, "SMITH_DATABASE_URL=<the other database>; or smith db unseal")
+            remedy = "SMITH_DATABASE_URL=<the database to which the rows were moved>; or smith db unseal"
+            yield _RESULT.fail("usable", problem, remedy)
         else:
             yield _RESULT.fail("sound", problem, RESTORE_HINT)
     if not problems:

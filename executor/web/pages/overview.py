@@ -89,7 +89,8 @@ def _problems(parts: PageParts, view: AgentView, status: Status) -> Iterator[Pro
 
 def _problems_of_critical_jobs(document: dict[str, Any]) -> Iterator[Problem]:
     for name in document["critical_overdue"]:
-        yield Problem(text=f"{name} is overdue", remedy="The agent restarts it by itself; report it if it repeats.")
+        remedy = "The agent restarts this critical job. If it is overdue again, report the defect: smith support."
+        yield Problem(text=f"{name} is overdue", remedy=remedy)
     for job in document["critical_failing"]:
         yield Problem(text=f"{job['name']} fails: {job['last_error']}", remedy="The error message names the cause.")
 

@@ -34,7 +34,7 @@ class StreamCounter:
         """Make all streams end."""
         self._stopping.set()
 
-    async def wait(self, timeout_s: float) -> bool:
+    async def wait_for_stop(self, timeout_s: float) -> bool:
         """Wait for this time, or until the server stops. Return whether it stops."""
         try:
             await asyncio.wait_for(self._stopping.wait(), timeout_s)

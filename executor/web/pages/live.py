@@ -61,8 +61,8 @@ async def _events(parts: PageParts, reader: JobReader, position: str) -> AsyncGe
             if snapshot is None or viewer.is_done(snapshot):
                 yield event("end", {})
                 return
-            if not viewer.has_more and await parts.server.streams.wait(INTERVAL_S):
-                return
+            if not viewer.may_have_more and await parts.server.streams.wait_for_stop(INTERVAL_S):
+                return  # the server is stopping
     except DatabaseError:
         return  # the browser connects again
 
@@ -74,14 +74,15 @@ class _Viewer:
         self._output = output
         self._story = ""
         self._present = ""
-        self._missing = ""
+        self._missing = ""  #: the ident of a run whose output is not on this machine; '' if there is none
         self._sent_at = time.monotonic()
-        self.has_more = False  #: whether there is more output than the last call of `news` has returned
+        #: Whether the last call of `news` returned output. Then there may be more, so the next call follows at once.
+        self.may_have_more = False
 
     def news(self, snapshot: Snapshot) -> list[bytes]:
         """Return the events that the viewer has not received. After KEEP_ALIVE_S without events, return KEEP_ALIVE."""
         texts = self._output.read(snapshot.outputs)
-        self.has_more = bool(texts)
+        self.may_have_more = bool(texts)
         events = [event("output", {"run": text.ident, "text": text.text}, event_id=text.position) for text in texts]
         if self._output.missing != self._missing:
             self._missing = self._output.missing
@@ -100,4 +101,4 @@ class _Viewer:
 
     def is_done(self, snapshot: Snapshot) -> bool:
         """Return whether the job has ended and the viewer has received everything."""
-        return snapshot.is_over and not self.has_more and (self._output.is_complete or bool(self._missing))
+        return snapshot.is_over and not self.may_have_more and (self._output.is_complete or bool(self._missing))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import NoReturn
 
-from executor.cli.garbage import pause_collection
+from executor.cli.garbage import pause_garbage_collection
 
 #: The environment variable that turns off pydantic's plug-ins, and its value. To find plug-ins, pydantic would read the
 #: metadata of all installed packages, and a plug-in could read the values of the settings.
@@ -14,7 +14,7 @@ NO_PYDANTIC_PLUGINS = ("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 def main() -> NoReturn:
     """Run the command that the command-line arguments name, and end the process with its exit code."""
-    pause_collection()
+    pause_garbage_collection()
     os.environ.setdefault(*NO_PYDANTIC_PLUGINS)
     from executor.cli.app import main as run_command_line  # noqa: PLC0415 (after the pause: this imports typer)
 

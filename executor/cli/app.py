@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 import typer.main
 
-from executor.cli.garbage import skip_last_collection
+from executor.cli.garbage import skip_last_garbage_collection
 from executor.cli.lazy import TYPER_ARGUMENTS, TopLevelGroup, import_function, top_level_commands
 from executor.errors import (
     EXIT_DATABASE,
@@ -165,5 +165,5 @@ def _end_process(code: int) -> NoReturn:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = code or EXIT_FAILURE
-    skip_last_collection()
+    skip_last_garbage_collection()
     sys.exit(code)

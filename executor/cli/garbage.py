@@ -9,18 +9,18 @@ from __future__ import annotations
 import gc
 
 
-def pause_collection() -> None:
+def pause_garbage_collection() -> None:
     """Turn the garbage collector off. Called before the first import."""
     gc.disable()
 
 
-def resume_collection() -> None:
+def resume_garbage_collection() -> None:
     """Turn the garbage collector on if it is paused. It will ignore all objects that exist now (those of modules)."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
 
 
-def skip_last_collection() -> None:
+def skip_last_garbage_collection() -> None:
     """Make the garbage collector ignore all objects. Otherwise Python would search them at the end of the process."""
     gc.freeze()

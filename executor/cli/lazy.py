@@ -16,7 +16,7 @@ import typer.main
 from typer.core import TyperCommand, TyperGroup
 
 from executor.cli.commands import COMMANDS, EXTENSIONS, GROUPS, Command, Extension, Group
-from executor.cli.garbage import resume_collection
+from executor.cli.garbage import resume_garbage_collection
 from executor.cli.help_text import stored_examples
 from executor.errors import SmithError
 
@@ -64,9 +64,9 @@ def top_level_commands() -> dict[str, LazyCommand]:
 
 
 def import_function(module_name: str, function_name: str) -> Callable[..., Any]:
-    """Import the module of `executor.cli` with this name, and return its function with this name."""
+    """Import `executor.cli.<module_name>`, and return its function `function_name`."""
     function: Callable[..., Any] = getattr(importlib.import_module(f"executor.cli.{module_name}"), function_name)
-    resume_collection()
+    resume_garbage_collection()
     return function
 
 

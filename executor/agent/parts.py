@@ -1,6 +1,7 @@
 """Builds the parts of an agent process (dispatcher, worker, lease keeper, critical jobs) from its settings.
 
-The module that defines a part explains it. For example, `fence.py` explains the fence.
+Decides, too, which critical jobs each agent executes for itself, and which only one of the agents on a database. The
+module that defines a part explains it. For example, `fence.py` explains the fence.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Finds and ends all processes that a run, or the agent, has started.
+"""Finds and ends all processes that a run, or the agent, has started. Contains the guard of a run.
 
 Killing a process group is not enough: ansible-core's workers call setsid, so after a kill of ansible-playbook, its
 worker, the module and the module's children still run and change VMs. Three mechanisms find such processes:

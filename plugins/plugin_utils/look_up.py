@@ -85,7 +85,7 @@ class LookUp:
         self.answered_at = float("-inf") if query.wait_for == "unlocked" else self.started
         self.busy_at = self.started  #: when a Proxmox task of the change was last seen running
         self.template: dict[str, Any] = {}  #: the facts of the template; empty if the query names none
-        self.named: dict[str, set[int]] = {}  #: the VMIDs that the logs of clone tasks name, by UPID
+        self.vmids_in_logs: dict[str, set[int]] = {}  #: the VMIDs that the logs of clone tasks name, by UPID
         self.seen: set[str] = set()  #: UPIDs of all Proxmox tasks that Proxmox has listed, also of other changes
         self.running: set[str] = set()  #: UPIDs of the Proxmox tasks of the change that have not ended yet
         self.rows: list[dict[str, Any]] | None = None  #: the list of guests that was read to find the template
@@ -229,7 +229,7 @@ class LookUp:
                 self.busy_at = self.answered_at if running else self.busy_at
                 reached = self._is_reached(facts, tasks)
                 if reached or is_past_deadline or self._cannot_be_reached(facts, tasks):
-                    return facts, self._own(tasks, facts), reached
+                    return facts, self._tasks_of_change(tasks, facts), reached
                 self.report(facts, [] if self._may_be_foreign(tasks, facts) else running)
             time.sleep(poll_interval_s)
             poll_interval_s = min(poll_interval_s * 1.5, MAX_POLL_S)
@@ -247,22 +247,22 @@ class LookUp:
 
         For most states, the Proxmox tasks of the change must have ended, too.
         """
-        are_ended = not any(is_running(task) for task in tasks)
+        have_ended = not any(is_running(task) for task in tasks)
         is_created = bool(facts["exists"] and facts["lock"] not in UNFINISHED_LOCKS)
         is_restarted = any(task["type"] in REBOOTS and not failed(task) for task in tasks)
         is_migrated = facts["node"] == self.query.target_node and facts["lock"] != "migrate"
         conditions = {
             "unlocked": is_created and facts["lock"] != DESTROYED,
             "cloned": is_created,
-            "created": is_created and are_ended,
-            "quiet": is_created and are_ended,
+            "created": is_created and have_ended,
+            "quiet": is_created and have_ended,
             "absent": not facts["exists"],
-            "idle": bool(tasks) and are_ended and not any(failed(task) for task in tasks),
-            "migrated": is_migrated and are_ended,
-            "restarted": is_restarted and are_ended and facts["status"] == "running",
+            "idle": bool(tasks) and have_ended and not any(failed(task) for task in tasks),
+            "migrated": is_migrated and have_ended,
+            "restarted": is_restarted and have_ended and facts["status"] == "running",
         }
         # The other values of `wait_for`, `running` and `stopped`, are statuses of a guest.
-        return conditions.get(self.query.wait_for, facts["status"] == self.query.wait_for and are_ended)
+        return conditions.get(self.query.wait_for, facts["status"] == self.query.wait_for and have_ended)
 
     def _cannot_be_reached(self, facts: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
         """Return True if no Proxmox task can still lead to the requested state."""
@@ -272,7 +272,7 @@ class LookUp:
         is_busy = any(is_running(task) for task in tasks)
         if self.query.wait_for == "cloned":
             if not facts["exists"] and any(failed(task) for task in tasks):
-                own = self._own(tasks, facts)
+                own = self._tasks_of_change(tasks, facts)
                 if own and failed(own[0]):
                     return True
             settle_s = SETTLE_S if any(not failed(task) for task in tasks) else 0
@@ -294,7 +294,7 @@ class LookUp:
         """
         return self.query.wait_for == "cloned" and (len(tasks) > 1 or not facts["exists"])
 
-    def _own(self, tasks: list[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:
+    def _tasks_of_change(self, tasks: list[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the Proxmox tasks of this change. A clone task is one of them if its log names our VMID.
 
         A single clone task is also ours if its log names no VMID of a new VM, because Proxmox 8 does not always log the
@@ -303,8 +303,8 @@ class LookUp:
         if not self._may_be_foreign(tasks, facts):
             return tasks
         self._read_clone_logs(tasks)
-        own = [task for task in tasks if self.query.vmid in self.named.get(task["upid"], ())]
-        return tasks if len(tasks) == 1 and not self.named[tasks[0]["upid"]] else own
+        own = [task for task in tasks if self.query.vmid in self.vmids_in_logs.get(task["upid"], ())]
+        return tasks if len(tasks) == 1 and not self.vmids_in_logs[tasks[0]["upid"]] else own
 
     def _read_clone_logs(self, tasks: list[dict[str, Any]]) -> None:
         """Read which VMIDs the logs of these clone tasks name.
@@ -313,10 +313,10 @@ class LookUp:
 
         A log that has named a VMID is not read again.
         """
-        unread = [task for task in tasks if not self.named.get(task["upid"])]
+        unread = [task for task in tasks if not self.vmids_in_logs.get(task["upid"])]
         unread.sort(key=lambda task: not failed(task))
         for task in unread[:MAX_LOGS_READ]:
-            self.named[task["upid"]] = self.cluster.vmids_in_log(task) - {self.query.template_vmid}
+            self.vmids_in_logs[task["upid"]] = self.cluster.vmids_in_log(task) - {self.query.template_vmid}
 
     def _task_error(self, tasks: list[dict[str, Any]]) -> str:
         return next((self.cluster.error_of(task) for task in tasks if failed(task)), "")

@@ -21,7 +21,7 @@ from .shared.error_rules import is_not_here
 
 #: The exceptions that are raised while an answer of an unexpected form is read. The guest agent's answer may have any
 #: form, because it comes from inside the guest.
-BAD_ANSWER: tuple[type[Exception], ...] = (AttributeError, TypeError, ValueError, KeyError, RecursionError)
+UNREADABLE_ANSWER: tuple[type[Exception], ...] = (AttributeError, TypeError, ValueError, KeyError, RecursionError)
 #: A percentage in a line of a Proxmox task's log, such as `transferred 3.2 GiB of 8.0 GiB (40.00%)`. Group 1: the
 #: percentage without its decimals.
 PERCENT = re.compile(r"\b(\d{1,3})(?:\.\d+)?\s?%")
@@ -349,5 +349,5 @@ class Cluster:
             # Proxmox refuses the request if the guest agent is not configured or not permitted: waiting does not help.
             is_temporary = not isinstance(exc, ResourceException) or re.search("not running|got timeout", str(exc))
             return [] if is_temporary else None
-        except BAD_ANSWER:
+        except UNREADABLE_ANSWER:
             return None

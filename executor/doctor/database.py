@@ -57,7 +57,7 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
                 "usable", text, f"end the program that has opened the file: {command_line('fuser', '-v', file)}"
             )
             return
-        # After `smith db migrate` has moved the rows to another database, this database is sealed: it refuses changes.
+        # `smith db migrate` seals a database whose rows it moves to another one: a sealed database refuses all changes.
         problems, seal_problem = schema.check(engine), moves.seal_problem(engine)
         pause = None
         if not problems:

@@ -12,7 +12,7 @@ from ..plugin_utils.identity import identity_problem, kind_of, lock_problem
 from ..plugin_utils.proxmox_tasks import task_types
 from ..plugin_utils.request_values import is_yes
 from ..plugin_utils.vm_action import Facts, VmAction
-from ..plugin_utils.volume_removal import own_rows, remove_volumes
+from ..plugin_utils.volume_removal import remove_volumes, rows_of_guest
 
 
 class ActionModule(VmAction):
@@ -23,7 +23,7 @@ class ActionModule(VmAction):
 
     archive = ""  #: the volume of the final archive
     volumes_left: Sequence[str] = ()  #: the VM's volumes that still exist after the deletion of the VM
-    other_volumes: Sequence[str] = ()  #: the volumes in `volumes_left` that may belong to another VM
+    volumes_of_unknown_owner: Sequence[str] = ()  #: the volumes in `volumes_left` that may belong to another VM
 
     def execute(self) -> dict[str, Any]:
         final_backup = str(self.vm.get("final_backup") or "")
@@ -65,8 +65,8 @@ class ActionModule(VmAction):
         archived = steps.unchanged(stopped.facts)
         if facts["exists"] and storage:
             archived = backup.ensure_backup(self, stopped.facts, facts, storage)
-            self.archive = preconditions.backup_made(archived.facts, facts)
-        deleted = self._delete(archived.facts) if facts["exists"] else self._deleted_before(facts)
+            self.archive = preconditions.new_archive(archived.facts, facts)
+        deleted = self._delete(archived.facts) if facts["exists"] else self._check_earlier_deletion(facts)
         return steps.Step(
             facts=deleted.facts,
             is_changed=facts["exists"],
@@ -85,7 +85,7 @@ class ActionModule(VmAction):
             return steps.unchanged(facts)
         node, vmid = facts["node"], int(self.vm["vmid"])
         settings, in_snapshots = self.cluster.settings(node, vmid), volumes.snapshot_volumes(self.cluster, node, vmid)
-        expected = volumes.volumes_in(settings, vmid) | in_snapshots
+        volumes_before = volumes.volumes_in(settings, vmid) | in_snapshots
         used = [(key, value) for key, value in settings if not volumes.UNUSED_KEY.match(key)]
         removable = self._removable(node, volumes.volumes_in(used, vmid) | in_snapshots)
         self.progress.step("deleting the guest with its disks")
@@ -99,10 +99,10 @@ class ActionModule(VmAction):
         )
         after = self.look_up_after(facts, "absent", prove_absence=True)
         self.verify(failures.outcome_problem(after, answer, "absent"), identity_problem(after, self.vm, True))
-        self._find_volumes_left(node, expected, removable, after["upids"])
+        self._find_volumes_left(node, volumes_before, removable, after["upids"])
         return steps.Step(facts=after, is_changed=True, upids=after["upids"])
 
-    def _deleted_before(self, facts: Facts) -> steps.Step:
+    def _check_earlier_deletion(self, facts: Facts) -> steps.Step:
         """Find what is left of a guest that an earlier, interrupted run has deleted. Changes nothing.
 
         A warning follows if volumes of the guest still exist, or if this is unknown.
@@ -128,8 +128,8 @@ class ActionModule(VmAction):
         deletions = [task["upid"] for task in tasks if task["type"] in types]
         if not deletions:
             return is_complete
-        known, others, unreadable = volumes.volumes_left_by_earlier(self.cluster, vmid, deletions[0])
-        self.volumes_left, self.other_volumes = sorted([*known, *others]), others
+        known, others, unreadable = volumes.volumes_left_by_earlier_deletion(self.cluster, vmid, deletions[0])
+        self.volumes_left, self.volumes_of_unknown_owner = sorted([*known, *others]), others
         self._warn_of_unreadable(unreadable)
         return True
 
@@ -141,14 +141,14 @@ class ActionModule(VmAction):
         if not is_yes(self.vm.get("remove_volumes_left", False)):
             return {}
         try:
-            return own_rows(self.cluster, node, int(self.vm["vmid"]), used)
+            return rows_of_guest(self.cluster, node, int(self.vm["vmid"]), used)
         except FAILED_CALL as exc:
             text = f"If Proxmox does not remove a volume of VM {self.vm['vmid']}, this action does not remove it either"
             self.warn(f"{text}: {error_text(exc)}")
             return {}
 
     def _find_volumes_left(
-        self, node: str, expected: set[str], removable: dict[str, dict[str, Any]], upids: list[str]
+        self, node: str, volumes_before: set[str], removable: dict[str, dict[str, Any]], upids: list[str]
     ) -> None:
         """Find the volumes that Proxmox has not removed, and remove those of them that are in `removable`.
 
@@ -156,7 +156,7 @@ class ActionModule(VmAction):
         """
         try:
             vmid = int(self.vm["vmid"])
-            self.volumes_left, unreadable = volumes.volumes_left(self.cluster, node, vmid, expected, upids)
+            self.volumes_left, unreadable = volumes.volumes_left(self.cluster, node, vmid, volumes_before, upids)
             own = {volume: removable[volume] for volume in self.volumes_left if volume in removable}
             if own:
                 remove_volumes(self, node, own)
@@ -177,6 +177,6 @@ class ActionModule(VmAction):
         """Warn of the volumes that still exist, and return the members of the result about them."""
         if not self.volumes_left:
             return {}
-        text = volumes.warning(int(self.vm["vmid"]), self.volumes_left, self.other_volumes)
+        text = volumes.warning(int(self.vm["vmid"]), self.volumes_left, self.volumes_of_unknown_owner)
         self.warn(text)
         return {"volumes_left": list(self.volumes_left), "warnings": [text]}

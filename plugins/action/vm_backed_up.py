@@ -21,7 +21,7 @@ class ActionModule(VmAction):
         return self.document(
             step.facts,
             changed=True,
-            backup=preconditions.backup_made(step.facts, facts),
+            backup=preconditions.new_archive(step.facts, facts),
             upids=step.upids,
             planned={"backup": storage} if self.is_check_mode else {},
         )

@@ -108,7 +108,7 @@ def backup_start_problem(facts: dict[str, Any], answer: dict[str, Any]) -> str:
     return f"PVE_CONFLICT: VM {facts['vmid']} is not on node {facts['node']} any more, so no backup was started"
 
 
-def backup_made(after: dict[str, Any], before: dict[str, Any]) -> str:
+def new_archive(after: dict[str, Any], before: dict[str, Any]) -> str:
     """Return the archive that is in the facts `after` a backup and not in those `before` it; '' if there is none."""
     known = before.get("backups") or []
     return next((str(volume) for volume in reversed(after.get("backups") or []) if volume not in known), "")
@@ -118,7 +118,7 @@ def backup_outcome_problem(after: dict[str, Any], before: dict[str, Any], change
     """Return why there is no new archive after a backup. `change` is the answer to the request."""
     if not after.get("reached"):
         return outcome_problem(after, change, "backed up")
-    return "" if backup_made(after, before) else "TASK_FAILED: Proxmox reported no error, but there is no new archive"
+    return "" if new_archive(after, before) else "TASK_FAILED: Proxmox reported no error, but there is no new archive"
 
 
 def migration_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ TEXT_KEYS = ("description", "name", "hostname", "tags")
 Row = dict[str, Any]
 
 
-def own_rows(cluster: Cluster, node: str, vmid: int, used: Iterable[str]) -> dict[str, Row]:
+def rows_of_guest(cluster: Cluster, node: str, vmid: int, used: Iterable[str]) -> dict[str, Row]:
     """Return the rows of the volumes in `used` that exist and that Proxmox assigns to the VMID, by volume.
 
     A row is an entry of Proxmox's list of the volumes of a storage.
@@ -102,7 +102,7 @@ def _reuse_problem(cluster: Cluster, node: str, volume: str, before: Row) -> str
     read.
     """
     vmid = int(before["vmid"])
-    now = own_rows(cluster, node, vmid, [volume]).get(volume)
+    now = rows_of_guest(cluster, node, vmid, [volume]).get(volume)
     if now is None:
         return f"Proxmox no longer lists it as a volume of VM {vmid}"
     if now.get("ctime") != before.get("ctime"):

@@ -64,19 +64,19 @@ def existing(cluster: Cluster, node: str, vmid: int, named: Iterable[str]) -> se
 
 
 def volumes_left(
-    cluster: Cluster, node: str, vmid: int, expected: set[str], upids: Iterable[str]
+    cluster: Cluster, node: str, vmid: int, volumes_before: set[str], upids: Iterable[str]
 ) -> tuple[list[str], list[str]]:
     """Return the volumes of a deleted guest that still exist, and the storages that cannot be read.
 
-    `expected` contains the guest's volumes before the deletion. The result has those of them that their storage still
-    lists, and the volumes that the Proxmox tasks `upids` could not remove, as the logs of these tasks state.
+    `volumes_before` contains the guest's volumes before the deletion. The result has those of them that their storage
+    still lists, and the volumes that the Proxmox tasks `upids` could not remove, as the logs of these tasks state.
     """
     logged = volumes_left_in([line for upid in upids for line in cluster.log(upid)])
-    listed, unreadable = list_volumes(cluster, node, storages_of(expected), vmid)
-    return sorted((expected & listed) | set(logged)), unreadable
+    listed, unreadable = list_volumes(cluster, node, storages_of(volumes_before), vmid)
+    return sorted((volumes_before & listed) | set(logged)), unreadable
 
 
-def volumes_left_by_earlier(cluster: Cluster, vmid: int, upid: str) -> tuple[list[str], list[str], list[str]]:
+def volumes_left_by_earlier_deletion(cluster: Cluster, vmid: int, upid: str) -> tuple[list[str], list[str], list[str]]:
     """Return what is left of a guest that the Proxmox task `upid` deleted some time ago.
 
     Return three lists: the volumes that the task's log names and that still exist; the VMID's other volumes on the node

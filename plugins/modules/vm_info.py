@@ -50,7 +50,7 @@ options:
     description:
       - State to wait for, at most O(timeout_s). The fact C(reached) states whether the guest has it.
       - V(unlocked) waits for the end of a creation or a deletion. V(idle) waits until the Proxmox tasks that are not in
-        O(known_tasks) have succeeded, V(quiet) until they have ended.
+        O(known_tasks) have all succeeded. V(quiet) waits until these tasks have ended, also if some of them failed.
     type: str
     default: nothing
     choices:

@@ -19,9 +19,12 @@ from .identity import HA_ERROR
 from .proxmox_tasks import failed, is_end_unknown, is_running, newest_first
 from .templates import find_template
 
-#: What a look-up can wait for. `unlocked`: the guest has no lock of a creation or a deletion, or does not exist.
-#: `idle`: the Proxmox tasks of the change have succeeded. `quiet`: these tasks have ended, successfully or not, and the
-#: guest has no lock of a creation.
+#: What a look-up can wait for. `nothing`: it does not wait. `unlocked`: the guest has no lock of a creation or a
+#: deletion, or does not exist. `cloned`: the guest exists and has no lock of a creation. `created`, `quiet`: the same,
+#: and the Proxmox tasks of the change have ended, successfully or not. `idle`: these tasks have succeeded. `absent`:
+#: the guest does not exist. `running`, `stopped`: the guest has this status, and these tasks have ended. `migrated`:
+#: the guest is on the target node, and these tasks have ended. `restarted`: a task that restarts the guest has
+#: succeeded, and the guest is running.
 WAITS = (
     *("nothing", "unlocked", "created", "cloned", "running", "stopped", "absent", "idle", "quiet", "migrated"),
     "restarted",

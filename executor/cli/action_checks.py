@@ -19,8 +19,8 @@ from executor.shared.vm_arguments import VM_ARGUMENTS
 #: The name of the group of all community.proxmox modules. A play sets the modules' Proxmox login in its
 #: `module_defaults`, under this key.
 PROXMOX_MODULE_GROUP = "group/community.proxmox.proxmox"
-#: The accepted values of a play's `hosts`: the only host in our inventory, Ansible's group of all hosts, and the value
-#: in our playbooks, which also works with an inventory without this host.
+#: The accepted values of a play's `hosts`: `proxmox`, which is the only host in our inventory; `all`, Ansible's group
+#: of all hosts; the expression in our playbooks, which also works with an inventory that lacks the host `proxmox`.
 ALLOWED_HOSTS = ("proxmox", "all", "{{ 'proxmox' if 'proxmox' in groups['all'] else 'localhost' }}")
 #: The modules that include a role.
 ROLE_MODULES = ("import_role", "include_role")
@@ -28,7 +28,7 @@ ROLE_MODULES = ("import_role", "include_role")
 TASK_FILE_MODULES = ("import_tasks", "include_tasks")
 #: The keys of a block whose values are lists of Ansible tasks.
 BLOCK_SECTIONS = ("block", "rescue", "always")
-#: The beginning of the full names of the built-in roles and actions.
+#: The beginning of the full names of the built-in roles and action plugins.
 COLLECTION_PREFIX = "agent_smith.proxmox."
 #: The built-in roles and action plugins that verify the VM's identity and publish a result. A role has the name of the
 #: action plugin that it runs; there is no role vm_identity. The action plugin vm_info is not listed, because it neither
@@ -110,7 +110,7 @@ def read_playbook(playbook: Path) -> PlaybookContents:
 
 
 def read_vm_options(playbook: Path) -> dict[str, dict[str, Any]]:
-    """Return the options of the variable `vm`, as the playbook's roles and actions describe them.
+    """Return the options of the variable `vm`, as the playbook's roles and action plugins describe them.
 
     The keys of the returned dictionary are the names of the options. The options are those of the built-in roles and
     action plugins that the playbook uses, and those in the argument_specs of the roles in the folder `roles` beside the
@@ -119,8 +119,8 @@ def read_vm_options(playbook: Path) -> dict[str, dict[str, Any]]:
     contents = read_playbook(playbook)
     specs = [_builtin_options(name) for name in _verifying_names(contents)]
     for role in contents.roles:
-        # A role without argument_specs is no problem, so the error about the missing file is discarded: it is added to
-        # a new PlaybookContents that is not read.
+        # A role may lack argument_specs. `_read_yaml` adds the error about the missing file to a new PlaybookContents,
+        # which is not read.
         document = _read_yaml(playbook.parent / "roles" / role / "meta" / "argument_specs.yml", PlaybookContents())
         specs.append(_dictionary_at(document, "argument_specs", "main", "options", "vm", "options"))
     options_by_name: dict[str, dict[str, Any]] = {}
@@ -140,7 +140,7 @@ def _verifying_names(contents: PlaybookContents) -> list[str]:
 
 
 def _builtin_options(name: str) -> dict[str, Any]:
-    """Return the options of `vm` of a built-in role or action."""
+    """Return the options of the variable `vm` that a built-in role or action plugin accepts."""
     required_members = REQUIRED_MEMBERS.get(name, ())
     return {
         member: {**option, "required": option.get("required", False) or member in required_members}
@@ -149,7 +149,7 @@ def _builtin_options(name: str) -> dict[str, Any]:
 
 
 def _dictionary_at(document: Any, *keys: str) -> dict[str, Any]:
-    """Return `document[key1][key2]…`, or an empty dictionary if this is not a dictionary or does not exist."""
+    """Return `document[key1][key2]…`, or an empty dictionary if this value is no dictionary or does not exist."""
     for key in keys:
         document = document.get(key) if isinstance(document, Mapping) else None
     return document if isinstance(document, dict) else {}
@@ -173,7 +173,7 @@ def _find_play_problems(play: dict[str, Any], contents: PlaybookContents) -> Ite
 
 
 def _publishes_result(contents: PlaybookContents) -> bool:
-    """Return whether the playbook publishes `vm_result`, with a built-in role or action or with set_stats."""
+    """Return whether a built-in role, a built-in action plugin or set_stats publishes `vm_result` in the playbook."""
     if _verifying_names(contents):
         return True
     published_data = (_dictionary_at(_module_arguments(task, "set_stats"), "data") for task in contents.tasks)
@@ -216,7 +216,7 @@ def _add_tasks(tasks: list[Any], file: Path, contents: PlaybookContents, depth: 
 
 
 def _add_role(name: Any, including_file: Path, contents: PlaybookContents, depth: int) -> None:
-    """Add the name of an included role. If the role is beside `including_file`, also add the role's Ansible tasks."""
+    """Add the name of an included role. If `roles/` beside `including_file` has it, also add its Ansible tasks."""
     if not isinstance(name, str) or name in contents.roles:
         return
     contents.roles.append(name)

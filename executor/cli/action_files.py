@@ -1,4 +1,4 @@
-"""Contains the files that `smith actions new` writes: playbook, schema, role with argument specs, and tests.
+"""Contains the templates of the files of `smith actions new`: playbook, schema, role with argument specs, and tests.
 
 Below, the provider is the organisation that runs this agent, and the provider's folder is SMITH_ACTIONS_PATH.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from executor.runs.actions import SCHEMA_SUFFIX
 
 #: The placeholders in the templates below. The first is replaced by the name of the action. The second is replaced by
-#: the name of the action's role; the names of the role's variables begin with it.
+#: the name of the action's role. The names of the role's variables begin with the name of the role.
 NAME, ROLE = "ACTION-NAME", "ACTION_ROLE"
 
 PLAYBOOK = """\

@@ -15,7 +15,7 @@ from executor.cli.entry_points import find_command
 from executor.cli.help_text import examples
 from executor.errors import SmithError
 
-#: The command of the lab that runs tests, and the distribution that has the command.
+#: The command that runs tests in the lab, and the Python distribution that contains this command.
 LAB_COMMAND, LAB_DISTRIBUTION = "lab-test", "agent-smith-lab"
 
 
@@ -64,7 +64,7 @@ def _find_test_file(name: str) -> Path:
     action, folder = find_action(name), open_settings().smith_actions_path
     if action.is_ours:
         raise typer.BadParameter(f"{name} is a built-in action: `smith lab-test -k {name}` tests it")
-    if folder is None:  # cannot happen, because find_action has found the action in this folder
+    if folder is None:  # cannot happen, because find_action has found the action in SMITH_ACTIONS_PATH
         raise ActionsFolderNotSet("SMITH_ACTIONS_PATH is not set")
     file = folder / test_file(name)
     if not file.is_file():

@@ -30,8 +30,8 @@ from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX, Action, ListedA
 from executor.views.text import sanitized
 
 COLUMNS = {"name": "ACTION", "source": "SOURCE", "effect": "EFFECT", "schema": "SCHEMA", "note": "NOTE"}
-#: The modes of new files and folders. The umask is not applied, because the executor refuses an action that other users
-#: can write to.
+#: The modes of new files and folders, whatever the umask is. Only the owner can write to them, because the executor
+#: refuses an action that other users can write to.
 FILE_MODE, FOLDER_MODE = 0o644, 0o755
 
 
@@ -122,7 +122,7 @@ def _json_fields(action: ListedAction) -> dict[str, Any]:
 
 
 def _effect_of(action: ListedAction) -> str | None:
-    """Return what the action does to a VM, or None if its schema cannot be used."""
+    """Return what the action does to a VM, or None if the action's schema cannot be used."""
     schema = action.playbook.with_name(f"{action.name}{SCHEMA_SUFFIX}") if action.has_schema else None
     found = Action(name=action.name, playbook=action.playbook, schema=schema, is_ours=action.is_ours)
     try:

@@ -57,7 +57,7 @@ def find_vm(clients: Clients, rows: Sequence[VmRow], vmid: int) -> VmToAdopt:
     if vm_row is None:
         raise VmNotFound(f"Proxmox shows no VM {vmid} to our token")
     config = clients.proxmox.vm_config(vm_row.node, vmid, kind=vm_row.kind)
-    vm_row = with_configuration(vm_row, config)  # the list may lack values or show old ones
+    vm_row = with_configuration(vm_row, config)  # Proxmox's list of VMs may lack values or show old ones
     if vm_row.is_template:
         raise UnusableReference(f"{vmid} ({vm_row.name}) is a template, which no service can have")
     description = str(config.get("description") or "")

@@ -1,8 +1,8 @@
 """Reads pairs of services and VMIDs for `smith mappings adopt --from`: from CSV, JSON, or the PHP agent's SQLite file.
 
 The PHP agent is an earlier agent for FulcrumCore. Its table `job_service_mappings` has the columns `job_service_id` and
-`vmid`. Only the pair of both values is unique there, so a service may have several rows, and a VMID may belong to
-several services. The content of a file is not trusted: each value is checked.
+`vmid`. In this table, only the pair of the two values is unique: a service may have several rows, and a VMID may belong
+to several services. The content of a file is not trusted: each value is checked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ PHP_TABLE = "job_service_mappings"
 SERVICE_COLUMNS = ("service_id", "job_service_id", "service")
 VMID_COLUMN = "vmid"
 MIN_VMID, MAX_VMID = 100, 999_999_999
-#: The maximum size of a file and of the list in it. A file that exceeds them is refused: it cannot be a list of VMs.
+#: The maximum size of a file, and the maximum number of its rows. A file that exceeds one of them cannot be a list of
+#: VMs, and is refused.
 MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_ROWS = 100_000
 #: Each value is cut to this length, which is longer than any valid value. Error texts quote the shortened value.
@@ -45,7 +46,7 @@ class SourceRow:
 
 
 def read_rows(file: Path) -> list[SourceRow]:
-    """Return each different pair of the file once, in the file's order.
+    """Return one SourceRow for each different pair of a service id and a VMID, in the order of the file.
 
     Raises CommandFailed if the file cannot be read.
     """
@@ -65,7 +66,7 @@ def read_rows(file: Path) -> list[SourceRow]:
 
 
 def _read_sqlite(file: Path) -> Iterator[tuple[Any, Any]]:
-    """Yield the pairs of the PHP agent's table. The file is not changed."""
+    """Yield the pairs of a service id and a VMID in the PHP agent's table. The file is not changed."""
     uri = f"{file.resolve().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True)) as connection:
         connection.text_factory = lambda content: content.decode(errors="replace")
@@ -76,7 +77,7 @@ def _read_sqlite(file: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _read_text(file: Path) -> Iterator[tuple[Any, Any]]:
-    """Yield the pairs of a JSON list of objects, or of a CSV file with a line of headings."""
+    """Yield the pairs of a service id and a VMID in a JSON list of objects, or in a CSV file with headings."""
     text = file.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith(("[", "{")):
         document = json.loads(text)
@@ -95,7 +96,7 @@ def _read_text(file: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _source_row(service_id: Any, vmid: Any) -> SourceRow:
-    """Check the two values of a row. Return them, with the problem if one of them is not valid."""
+    """Check the two values of a row, and return them. If one of them is not valid, `problem` says why."""
     id_text, vmid_text = _text(service_id).lower(), _text(vmid)
     number = int(vmid_text) if vmid_text.isascii() and vmid_text.isdecimal() and len(vmid_text) <= 9 else None
     problem = ""

@@ -1,4 +1,4 @@
-"""Runs an action's playbook with ansible-playbook for a command, and reads the result as the executor does.
+"""Runs an action's playbook with ansible-playbook for a command of `smith`, and reads the result as the agent does.
 
 ansible-playbook gets the credentials and the extra variable `vm` as files in a private folder. The folder is on tmpfs
 if possible, and is deleted after the run. No argument and no environment variable of the run contains a secret.
@@ -59,7 +59,7 @@ class Output(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PlaybookRequest:
-    """What a command requests from an action's playbook."""
+    """The run of an action's playbook that a command of `smith` requests."""
 
     action: str
     playbook: Path
@@ -99,10 +99,11 @@ def run(
     lock: ServiceLock | None = None,
     stopper: Stopper | None = None,
 ) -> JobResult:
-    """Run the playbook, copy its output to `output`, and return the result that the executor would store.
+    """Run the playbook, copy its output to `output`, and return the result that the agent would store.
 
     `lock` prevents that an agent runs a job of the same service meanwhile. Check mode needs no `lock`, because it
-    changes nothing. A caller that runs several playbooks at once passes one `stopper`, with which it can end them all.
+    changes nothing. A caller that runs several playbooks at once passes the same `stopper` to each call, so that
+    `Stopper.stop` ends all of them.
     """
     stopper = stopper or Stopper()
     started_at = time.time()
@@ -159,8 +160,8 @@ def build_environment(folder: Path, settings: Settings | None) -> dict[str, str]
     """Return the environment for ansible-playbook: this process's environment without our settings.
 
     Ansible creates its own files in `folder`. With `settings`, the environment also has the path of Proxmox's CA bundle
-    and the path of the file in `folder` with Proxmox's login. Without `settings`, the variable for the latter path is
-    empty.
+    and the path of the file in `folder` with Proxmox's login. Without `settings`, the variable for the path of the
+    login file is empty.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith(_SETTING_PREFIXES)}
     env |= {
@@ -244,7 +245,7 @@ def _end_by_guard(process: subprocess.Popen[str]) -> None:
 def _wait_for_guard(process: subprocess.Popen[str]) -> None:
     """Wait until the guard has ended all processes of the playbook, which takes seconds. Ctrl-C does not end the wait.
 
-    The service's lock is released afterwards, so no process of the playbook may exist then.
+    The caller then releases the service's lock, so no process of the playbook may be left.
     """
     while True:
         try:

@@ -45,8 +45,8 @@ HELP_WIDTH = 110
 
 def build() -> TopLevelGroup:
     """Return the command line with all commands. A command's module is imported only when the command is called."""
-    # TYPER_ARGUMENTS are for every typer.Typer, and disable completion. It is enabled only here, so that only `smith`
-    # itself has the options --install-completion and --show-completion.
+    # TYPER_ARGUMENTS are for every typer.Typer, and disable completion. Completion is enabled only here, so that only
+    # `smith` itself has the options --install-completion and --show-completion.
     typer_arguments = TYPER_ARGUMENTS | {"add_completion": True}
     app = typer.Typer(
         name="smith",
@@ -86,7 +86,7 @@ def _global_options(
 
 
 def main() -> NoReturn:
-    """Run the command that the command-line arguments name, and end the process with its exit code."""
+    """Run the command that the command-line arguments name, and end the process with the command's exit code."""
     _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -118,7 +118,7 @@ def _replace_closed_streams() -> None:
 
 
 def _show_os_error(error: OSError) -> None:
-    """Print the error of the operating system, with the file or folder if there is one, in one line."""
+    """Print the operating system's error in one line, preceded by the file or folder that the error names."""
     from executor.cli.output import show_error  # noqa: PLC0415 (see _show_smith_error)
 
     reason = error.strerror or str(error) or type(error).__name__

@@ -23,7 +23,7 @@ def list_archives(proxmox: ProxmoxReader) -> list[ArchiveRow]:
 
 
 def _storages_to_read(storages: Iterable[StorageRow]) -> Iterator[StorageRow]:
-    """Yield each available storage for backups. A shared one is yielded once, because each node shows the same data."""
+    """Yield each available storage for backups. A shared one is yielded once: each node lists the same archives."""
     read_shared_storages = set()
     for storage in storages:
         if "backup" not in storage.content or not storage.is_available or storage.name in read_shared_storages:
@@ -38,7 +38,7 @@ def archives_of_service(
 ) -> list[dict[str, Any]]:
     """Return one row for each archive whose notes name the service, or that was created from a VM of the service.
 
-    The latter is the case if a mapping assigned the archive's VMID to the service when the archive was created.
+    An archive was created from a VM of the service if a mapping assigned the archive's VMID to the service then.
     """
     rows = []
     for archive in archives:

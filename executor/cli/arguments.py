@@ -47,7 +47,7 @@ UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
 def since_time(text: str | None) -> datetime | None:
-    """Return the time of the option --since, which names a duration before now or a time. Raises BadParameter."""
+    """Return the time that the option --since names: a time, or a duration before now. Raises BadParameter."""
     if text is None:
         return None
     now, number, unit = datetime.now(UTC), text.strip()[:-1], text.strip()[-1:]

@@ -107,8 +107,8 @@ def restore(
 def _refuse_sealed(file: Path) -> None:
     """Raise DatabaseError if the database in the file is sealed.
 
-    `smith db migrate` seals a database, so that it refuses all changes, when its rows are moved to another database. A
-    restore would remove the seal. A file that is no usable database is not refused.
+    When `smith db migrate` moves the rows of a database to another database, it seals the old one: the old database
+    then refuses all changes. A restore would remove the seal. A file that is no usable database is not refused.
     """
     if not file.exists():
         return
@@ -146,7 +146,7 @@ def _copy_database(source: sqlite3.Connection, target: Path) -> int:
     target.touch(mode=0o600, exist_ok=False)
     with contextlib.closing(sqlite3.connect(target)) as copy_connection:
         source.backup(copy_connection, pages=-1)
-        # In this mode the copy has no -wal file, so it can be opened on a read-only disk.
+        # In this mode the copy has no -wal file, so the copy can be opened on a read-only disk.
         copy_connection.execute("PRAGMA journal_mode=DELETE")
         _refuse_damaged_database(copy_connection, target)
     with target.open("rb") as opened_file:

@@ -1,4 +1,4 @@
-"""Writes the agent's token, which `smith bootstrap core` creates, to a file, and keeps it for the command to print."""
+"""Stores the token that `smith bootstrap core` creates: in a file, and in an attribute that the command prints."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def connect() -> Clients:
 
 
 def open_proxmox(settings: Settings) -> ProxmoxReader:
-    """Return the client of Proxmox. FulcrumCore is called only if the settings for Proxmox may be stored there."""
+    """Return the client of Proxmox. FulcrumCore is called only if it may store the settings for Proxmox."""
     if settings.smith_remote_config:
         return connect().proxmox
     settings.require_proxmox()

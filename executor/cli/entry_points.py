@@ -23,7 +23,7 @@ class DependencyMissing(SmithError):
 def find_command(name: str) -> Callable[..., Any] | None:
     """Import and return the function or the group of the entry point with this name. Return None if there is none.
 
-    Raises DependencyMissing if a Python module that it needs is not installed.
+    Raises DependencyMissing if a Python module that the command needs is not installed.
     """
     for entry_point in entry_points(group=GROUP, name=name):
         return _import_object(entry_point)

@@ -73,7 +73,7 @@ def forget(  # noqa: PLR0913, PLR0917 (one parameter for each option)
             reasons = {data.service_id: _why_not_erasable(session, data, settings) for data in found}
             was_erased = erasure.was_erased(session, service or None)
         erasable = [data for data in found if not reasons[data.service_id]]
-        # An earlier command may have erased the rows, and may have been interrupted before this step.
+        # An earlier command may have erased the rows, and may have been interrupted before it overwrote their content.
         if was_erased and not erasable:
             erasure.overwrite_unused_parts(engine)
         if not found:
@@ -161,7 +161,7 @@ def _question(erasable: Sequence[StoredData]) -> str:
 def _erase_service(engine: Engine, settings: Settings, service_id: str, reason: str) -> None:
     """Delete the artifacts of a service, then its rows.
 
-    The rows name the artifacts. So they are deleted last, and an interrupted command can be repeated.
+    The rows name the artifacts. So the rows are deleted last, and an interrupted command can be repeated.
     """
     with reading(engine) as session:
         runs = erasure.find(session, service_id).runs

@@ -15,7 +15,7 @@ def pause_garbage_collection() -> None:
 
 
 def resume_garbage_collection() -> None:
-    """Turn the garbage collector on if it is paused. It will ignore all objects that exist now (those of modules)."""
+    """Turn the garbage collector on if it is paused. It then ignores the objects that exist now (of modules)."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()

@@ -1,7 +1,7 @@
 """`smith health`: asks the agent on this machine whether it is alive and ready.
 
-A container's HEALTHCHECK runs `python -m executor.cli.health`. This module and the modules that it imports use only the
-standard library, so this command needs a fraction of the time of `smith health`.
+A container's HEALTHCHECK runs `python -m executor.cli.health`, which needs a fraction of the time of `smith health`:
+this module and the modules that it imports use only the standard library.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from executor.cli.init_setup import Setup
 from executor.cli.init_units import UnitKind
 from executor.cli.output import show_text
 
-#: The default of --folder if root runs the command, and if another user runs it.
+#: The default of --folder for root, and the default for any other user.
 ROOT_FOLDER, USER_FOLDER = Path("/etc/agent-smith"), Path("~/.config/agent-smith")
 
 

@@ -1,7 +1,6 @@
-"""Gets the values that `smith init` needs: from options, files, variables and earlier runs, else from the operator.
+"""Gets the values for `smith init`: from options, files, environment variables and earlier runs, or from the operator.
 
-The variables are environment variables. No option has a secret as its value, because every user of the machine can read
-the arguments of a process.
+No option has a secret as its value, because every user of the machine can read the arguments of a process.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Answers:
 
     @property
     def asks(self) -> bool:
-        """Whether questions with a default are asked."""
+        """Return whether the operator is also asked questions that have a default."""
         return self._has_terminal and not self._accepts_defaults
 
     def text(self, question: str, *, option: str, given: str | None, default: str = "") -> str:

@@ -34,7 +34,7 @@ from executor.settings.settings import Settings
 
 
 class TokenInUse(SmithError):
-    """A token exists whose secret is not stored here, so another installation may use it. Nothing was changed."""
+    """A token exists, but its secret is not in our files: another installation may use it. Nothing was changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,8 @@ class CoreSetup:
     def _find_tokens_to_delete(self) -> list[CoreToken]:
         """Return the agent's tokens that an interrupted run has created or that --replace-tokens replaces.
 
-        Raises TokenInUse if a token must be created, but the agent has one that is neither of these.
+        Raises TokenInUse if a token must be created and the agent has one already, unless an earlier run was
+        interrupted or --replace-tokens is set.
         """
         earlier_tokens = self._bootstrap.earlier_tokens
         if not self._makes_token() or not earlier_tokens:

@@ -36,7 +36,7 @@ class SetupFolder:
         self._answers_file = self.path / "init.json"
 
     def make(self) -> None:
-        """Create the folder and the folder for the secrets. Only the owner can open the latter."""
+        """Create the folder and the folder for the secrets. Only the owner can open the secrets' folder."""
         make_folder(self.path)
         self.secrets.mkdir(mode=0o700, exist_ok=True)
 
@@ -62,7 +62,7 @@ class SetupFolder:
     def changed_settings(self, values: Mapping[str, str]) -> dict[str, str]:
         """Return those settings in `values` that have another value in the file.
 
-        A setting that is not in the file counts as empty. Raises SettingsError, as `write_settings` does.
+        A setting that is not in the file counts as empty. Raises SettingsError for a new value that would need quotes.
         """
         existing = self.read_settings()
         changed = {name: value for name, value in values.items() if value != existing.get(name, "")}

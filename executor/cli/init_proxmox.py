@@ -48,11 +48,11 @@ class ProxmoxSetup:
     """Reads from Proxmox in the administrator's session, and plans the changes. The login is not stored."""
 
     session: AdminSession
-    ca_pem: str  #: '' if the system trusts the certificate
+    ca_pem: str  #: the CA of Proxmox's certificate; '' if the system trusts the certificate
 
     @cached_property
     def cluster(self) -> Cluster:
-        """What exists in Proxmox. It is read once."""
+        """Return what exists in Proxmox. Proxmox is asked only once."""
         return read_cluster(ProxmoxReader.with_session(self.session))
 
     def needs(self, settings: Settings) -> tuple[PrivilegeNeed, ...]:
@@ -78,14 +78,15 @@ class ProxmoxSetup:
     def changes(self, settings: Settings, secret: SecretFile, *, replaces_token: bool) -> TokenPlan:
         """Plan the changes that create what Proxmox lacks.
 
-        Raises JobError, SetupRefused, and TokenInUse if the token exists and its secret is not stored here.
+        Raises JobError and SetupRefused. Raises TokenInUse if the token exists and its secret is not stored in
+        `secret`, unless `replaces_token` is set or an interrupted run created the token.
         """
         existing = read_existing(self.session, settings.proxmox_user)
         token_id, comments = settings.proxmox_token_id, existing.token_comments
         full_id, pending = f"{settings.proxmox_user}!{token_id}", secret.read_record()
         has_stored_secret = token_id in comments and self._is_secret_of(full_id, secret.read())
-        # A pending record means that an earlier run was interrupted while it created a token. The stored secret may
-        # belong to the token that existed before, so a token is created again.
+        # A record (see SecretFile) means that an earlier run was interrupted while it created a token. The stored
+        # secret may belong to the token that existed before, so a token is created again.
         creates_token = pending is not None or not has_stored_secret
         is_of_interrupted_run = pending is not None and comments.get(token_id) == pending.get("comment")
         if (

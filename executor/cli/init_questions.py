@@ -29,7 +29,7 @@ class CoreOptions:
 
 
 def ask_address(answers: Answers, given: str | None, settings: InitSettings) -> tuple[str, int]:
-    """Return the host and the port of Proxmox: the option, or the operator's answer."""
+    """Return the host and the port of Proxmox, from `given` (the option --proxmox) or from the operator's answer."""
     earlier = settings.get("PROXMOX_HOST")
     if earlier and settings.get("PROXMOX_PORT"):
         earlier = f"{earlier}:{settings.get('PROXMOX_PORT')}"
@@ -62,7 +62,7 @@ def _template_text(found: FoundTemplate) -> str:
 
 
 def ask_core(answers: Answers, options: CoreOptions, settings: InitSettings, earlier: dict[str, str]) -> CoreAnswers:
-    """Ask for FulcrumCore's address, its administrator's token, the agent and its provider."""
+    """Ask for FulcrumCore's address and administrator's token, the agent and its provider. `earlier` has defaults."""
     url = settings.get("FULCRUM_API_URL")
     settings.update(
         {"FULCRUM_API_URL": answers.text("URL of FulcrumCore", option="--fulcrum-url", given=options.url, default=url)}

@@ -23,7 +23,7 @@ from executor.errors import SettingsError
 class Setup:
     """The changes of one run of `smith init`: plans them, shows them and makes them."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 (the results of the questions)
+    def __init__(  # noqa: PLR0913, PLR0917 (most of the parameters are the operator's answers)
         self,
         files: SetupFolder,
         settings: InitSettings,

@@ -13,11 +13,11 @@ from pathlib import Path
 from executor.deploy_files import deploy_file
 from executor.errors import SettingsError
 
-#: The folder of the settings that the files in `deploy/` name, and that the settings have in a container.
+#: The folder of the settings, in the files of `deploy/`. In a container, the settings are always in this folder.
 DEFAULT_FOLDER = Path("/etc/agent-smith")
 #: The user id of the agent in a container.
 CONTAINER_UID = 10001
-#: The path of `smith`, and the volume with the CA, in the files in `deploy/`.
+#: The path of `smith`, and the volume with the CA, as the files in `deploy/` write them.
 _PROGRAM = "/opt/agent-smith/bin/smith"
 _CA_VOLUME = f"{DEFAULT_FOLDER}/proxmox-ca.pem:{DEFAULT_FOLDER}/proxmox-ca.pem:ro"
 
@@ -53,8 +53,8 @@ class Unit:
 def make_unit(kind: UnitKind, folder: Path, unit_folder: Path | None, *, has_ca: bool) -> Unit:
     """Return the unit of an agent whose settings are in `folder`.
 
-    The unit's files are for `unit_folder`. If it is None, they are for the folder in which systemd or podman looks for
-    units; the compose file is then for `folder`.
+    The unit's files belong into `unit_folder`. If `unit_folder` is None, a compose file belongs into `folder`, and
+    other files belong into the folder in which systemd or podman looks for units.
     """
     if kind is UnitKind.SYSTEMD:
         place = unit_folder or Path("/etc/systemd/system")

@@ -48,7 +48,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no type
         self._write("playbook_on_stats", artifact_data=stats.custom.get("_run", {}))
 
     def _write(self, event: str, **data: Any) -> None:
-        """Append an event, with the keys that ansible-runner uses, to the file."""
+        """Append an event to the file SMITH_EVENTS_FILE. The keys are those of ansible-runner's events."""
         line = json.dumps({"event": event, "event_data": data}, default=str)
         with Path(os.environ["SMITH_EVENTS_FILE"]).open("a", encoding="utf-8") as file:
             file.write(line + "\n")

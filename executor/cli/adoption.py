@@ -47,8 +47,8 @@ class Adoption:
     vm: VmToAdopt
     #: Whether the VM has the service's marker already.
     has_marker: bool
-    #: The stream for the output of the playbook that writes the marker. With --json it is stderr, because stdout then
-    #: has only the JSON document.
+    #: The stream for the output of the playbook that writes the marker. With --json, this stream is stderr, because
+    #: stdout has only the JSON document.
     playbook_output: Output
 
     def check_mappings(self) -> bool:

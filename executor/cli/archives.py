@@ -38,7 +38,8 @@ def archives_of_service(
 ) -> list[dict[str, Any]]:
     """Return one row for each archive whose notes name the service, or that was created from a VM of the service.
 
-    An archive was created from a VM of the service if a mapping assigned the archive's VMID to the service then.
+    An archive counts as created from a VM of the service if a mapping assigned the archive's VMID to the service when
+    the archive was created.
     """
     rows = []
     for archive in archives:

@@ -259,7 +259,10 @@ def explaining_refused_token() -> Iterator[None]:
 
 
 def _read_service_type(file: Path | None, settings: Settings) -> dict[str, Any]:
-    """Return the service type in the file. Without a file, limit the built-in type to what the settings allow."""
+    """Return the service type in the operator's file.
+
+    Without a file, return the built-in service type, limited to what the settings allow.
+    """
     service_type = _read_type(file, "service")
     return service_type if file else restrict_to_offered(service_type, settings)
 

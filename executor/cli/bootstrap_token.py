@@ -1,4 +1,4 @@
-"""Stores the token that `smith bootstrap core` creates: in a file, and in an attribute that the command prints."""
+"""Stores the agent's token from `smith bootstrap core`: in a file, and in an attribute that the command prints."""
 
 from __future__ import annotations
 

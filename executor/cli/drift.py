@@ -119,8 +119,8 @@ def _compare(believe_list: bool) -> Iterator[_Comparison]:
 def _repair_all(comparison: _Comparison, selected: Sequence[Finding], reason: str) -> list[Finding]:
     """Repair the selected findings, and return the findings that were repaired.
 
-    A finding is not repaired if the service has an open job, a job whose report to FulcrumCore is due, or a run that an
-    operator started, or if the mapping has changed since the comparison.
+    A finding is not repaired if its mapping has changed since the comparison, or if its service is busy: the service
+    has an open job, a job whose report to FulcrumCore is due, or a run that an operator started.
     """
     who = audit.operator_name()
     repaired = []

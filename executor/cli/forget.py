@@ -107,7 +107,7 @@ def _require_one_id(service: str, consumer: str) -> None:
 
 
 def _refuse(left: Sequence[dict[str, Any]], *, as_json: bool) -> NoReturn:
-    """Raise CommandFailed with the reason. If there are several services, print a table of the reasons first."""
+    """Raise CommandFailed with the reason why nothing is erased. For several services, first print a table."""
     if len(left) == 1:
         raise CommandFailed(f"nothing was erased. {left[0]['service_id']}: {left[0]['why']}")
     if not as_json:

@@ -15,7 +15,10 @@ def pause_garbage_collection() -> None:
 
 
 def resume_garbage_collection() -> None:
-    """Turn the garbage collector on if it is paused. It then ignores the objects that exist now (of modules)."""
+    """Turn the garbage collector on if it is paused.
+
+    The collector then ignores all objects that exist now: those of the imported modules.
+    """
     if not gc.isenabled():
         gc.freeze()
         gc.enable()

@@ -34,7 +34,7 @@ from executor.settings.settings import Settings
 
 
 class TokenInUse(SmithError):
-    """A token exists, but its secret is not in our files: another installation may use it. Nothing was changed."""
+    """A token exists, but this installation has not stored its secret: another one may use it. Nothing was changed."""
 
 
 @dataclass(frozen=True, kw_only=True)

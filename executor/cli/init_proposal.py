@@ -20,7 +20,7 @@ from executor.shared.marker import markers_in
 from executor.shared.sdn_zones import LOCAL_ZONE
 
 DEFAULT_POOL = "agent-smith"
-#: Matches the templates' names that can be keys of PROXMOX_TEMPLATES and need no quotes in the settings file.
+#: Matches a name that can be a key of PROXMOX_TEMPLATES, and that needs no quotes in the settings file.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

@@ -112,7 +112,7 @@ class ProxmoxSetup:
 
 @dataclass(frozen=True)
 class TokenPlan:
-    """The planned changes in Proxmox, and the file for the secret of the new token, if one of them creates a token."""
+    """The planned changes in Proxmox, and the file for the secret of the token that one of the changes may create."""
 
     session: AdminSession
     changes: list[Change]

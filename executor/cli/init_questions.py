@@ -62,7 +62,10 @@ def _template_text(found: FoundTemplate) -> str:
 
 
 def ask_core(answers: Answers, options: CoreOptions, settings: InitSettings, earlier: dict[str, str]) -> CoreAnswers:
-    """Ask for FulcrumCore's address and administrator's token, the agent and its provider. `earlier` has defaults."""
+    """Ask for FulcrumCore's address and administrator's token, the agent and its provider.
+
+    `earlier` contains the answers of an earlier run, which are the defaults.
+    """
     url = settings.get("FULCRUM_API_URL")
     settings.update(
         {"FULCRUM_API_URL": answers.text("URL of FulcrumCore", option="--fulcrum-url", given=options.url, default=url)}

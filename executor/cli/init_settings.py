@@ -52,7 +52,7 @@ class InitSettings:
     def proposed(self, proposal: Mapping[str, str]) -> dict[str, str]:
         """Return the proposal, in which the values of an earlier run and of the option --set replace the proposed ones.
 
-        After an earlier run, a setting that is not in the file of this run is empty, because the operator chose this.
+        If the file of an earlier run lacks a setting, the setting is empty: the operator has chosen an empty value.
         """
         is_first_run = not any(name in self._values for name in proposal if name not in self._given)
         defaults = proposal if is_first_run else dict.fromkeys(proposal, "")

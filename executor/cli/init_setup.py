@@ -21,7 +21,7 @@ from executor.errors import SettingsError
 
 
 class Setup:
-    """The changes of one run of `smith init`: plans them, shows them and makes them."""
+    """Plans, shows and makes the changes of one run of `smith init`."""
 
     def __init__(  # noqa: PLR0913, PLR0917 (most of the parameters are the operator's answers)
         self,

@@ -53,8 +53,8 @@ class Unit:
 def make_unit(kind: UnitKind, folder: Path, unit_folder: Path | None, *, has_ca: bool) -> Unit:
     """Return the unit of an agent whose settings are in `folder`.
 
-    The unit's files belong into `unit_folder`. If `unit_folder` is None, a compose file belongs into `folder`, and
-    other files belong into the folder in which systemd or podman looks for units.
+    The paths of the unit's files are in `unit_folder`. If `unit_folder` is None, a compose file is in `folder`, and
+    other files are in the folder in which systemd or podman looks for units.
     """
     if kind is UnitKind.SYSTEMD:
         place = unit_folder or Path("/etc/systemd/system")

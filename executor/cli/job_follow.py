@@ -52,7 +52,7 @@ class JobFollower:
     job_id: int
     status: str = ""
     _shown: set[timeline.Entry] = field(default_factory=set)
-    _offsets: dict[str, int] = field(default_factory=dict)  #: the bytes already printed, by the run's ident
+    _offsets: dict[str, int] = field(default_factory=dict)  #: number of printed bytes, by the run's ident
 
     def print_new_entries(self) -> bool:
         """Print what is new. Return True when the job has ended, and everything about it is printed."""

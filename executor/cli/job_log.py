@@ -1,7 +1,7 @@
 """`smith jobs log`: shows what a job's playbook printed, and follows a job until it ends.
 
-The output is read from the artifacts of the run on this machine. If they are missing, because another machine executes
-the run or because they were pruned, the command shows the steps of the run that the database has (`Run.story`).
+The output is read from the artifacts of the run on this machine. The artifacts are missing if another machine executes
+the run, or if they were pruned. The command then shows the steps of the run that the database has (`Run.story`).
 """
 
 from __future__ import annotations

@@ -59,8 +59,7 @@ MAIN_LOOP_INTERVAL_S = 1.0
 SHORT_INTERVAL_S = 0.2
 #: Before the agent exits, it asks the running jobs to end, and waits at most this time until they have ended.
 STOP_JOBS_TIMEOUT_S = 20.0
-#: The maximum of the same wait after the signal QUIT. It must be shorter than the time from QUIT until the supervisor
-#: kills the agent (8 s).
+#: The same maximum after the signal QUIT. It must be less than 8 s: the supervisor kills the agent 8 s after QUIT.
 STOP_JOBS_TIMEOUT_AFTER_QUIT_S = 6.0
 #: How long the agent, before it exits, tries to send the due reports (job results that it has not yet sent).
 REPORT_FLUSH_TIMEOUT_S = 10.0
@@ -287,7 +286,7 @@ class Agent:
             if reaping.release_all(session, owner=self.boot_id, running_job_ids=running_job_ids):
                 notifications.announce_jobs(session)
             # `nodes` has a row for each agent process. While jobs still run, this process is not stored as stopped:
-            # other agents must count the resources of these jobs as used, and must wait until their leases expire.
+            # other agents must count the resources of these jobs as used, and must wait until the jobs' leases expire.
             if not running_job_ids:
                 nodes.note_agent_stopped(session, self.boot_id, reason)
         return exit_code if have_jobs_ended else EXIT_FAILURE
@@ -295,8 +294,8 @@ class Agent:
     def _flush_reports(self) -> None:
         """Send due reports for at most REPORT_FLUSH_TIMEOUT_S. The next agent process sends the remaining reports.
 
-        The reports are sent in the background, because one request may take longer than this time, and the database may
-        hang.
+        The reports are sent in the background, because one request may take longer than
+        REPORT_FLUSH_TIMEOUT_S, and the database may hang.
         """
         progress = ProgressSender()
         with contextlib.suppress(DatabaseError):

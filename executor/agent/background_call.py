@@ -19,8 +19,8 @@ def call_in_background(
 ) -> bool:
     """Call `function` in another thread. Meanwhile, call `report_progress` every REPORT_INTERVAL_S.
 
-    Return True when `function` has ended, and False when it has not ended after `timeout_s`. In the second case, it
-    continues in its thread. Raises the exception that `function` has raised.
+    Return True when `function` has ended, and False when `function` has not ended after `timeout_s`. A function that
+    has not ended continues in its thread. Raises the exception that `function` has raised.
     """
     errors: list[BaseException] = []
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Why a job that counts as gone is not processed.
+#: The error text of a job that counts as gone. `RefusalCounter` (refusals.py) decides whether a job is gone.
 JOB_GONE_TEXT = "the job was deleted in FulcrumCore, or belongs to another agent"
 
 
@@ -63,19 +63,19 @@ def require_open(status_at_core: str | None) -> None:
 
 
 def require_own_claim(status_at_core: str | None, *, was_sent_before: bool, refusal: str) -> None:
-    """Return if FulcrumCore has refused a claim because it had accepted an earlier claim of this agent.
+    """Return if FulcrumCore has refused a claim because FulcrumCore had accepted an earlier claim of this agent.
 
     FulcrumCore accepts a claim only once and does not store who has sent it. If the answer to an earlier claim of
     this agent did not arrive, that claim may have been accepted after this attempt had read the status Pending.
-    Raises FulcrumUnavailable if the job can still be claimed, ClaimImpossible if another executor with the same token
-    may have claimed it or if it has ended.
+    Raises FulcrumUnavailable if the job can still be claimed. Raises ClaimImpossible if the job has ended, or if
+    another executor with the same token may have claimed the job.
 
     Suppose that the network delivers the first claim of a job twice, and the agent gets only the second answer. Then
     the job looks like a job that another executor has claimed: an executor with the same token and another database.
     FulcrumCore stores nothing that distinguishes the two cases. The time of the claim does not suffice, because
     executors that poll the same list send their claims at almost the same time. If the agent ran such a job, the job
-    might run twice. So the job is abandoned: it ends here without a report. If FulcrumCore still lists the job as
-    claimed after its deadline, `reopening.reopen` lets the agent report it as failed.
+    might run twice. So the job is abandoned: it ends in this database without a report. If FulcrumCore still lists the
+    job as claimed after its deadline, `reopening.reopen` lets the agent report it as failed.
     """
     require_open(status_at_core)
     if status_at_core == "Pending":

@@ -1,4 +1,4 @@
-"""Kills this process at a named point when a test requests it, to simulate a crash there, or holds a thread there.
+"""Kills this process at a named point of the code when a test requests a crash, or holds a thread at this point.
 
 A point is a place in the code that calls `crash_if_requested` with the point's name. This module does nothing unless
 SMITH_CRASH_AT contains the path of an existing file. Only tests write such a file. It contains a JSON list of entries
@@ -46,7 +46,7 @@ HOLD_POLL_S = 0.02
 
 
 def crash_if_requested(point: str, subject: str | None = None) -> None:
-    """If the test's file requests it at `point`, kill this process with SIGKILL, or hold this thread.
+    """Kill this process with SIGKILL, or hold this thread, if the test's file requests that for `point`.
 
     `subject` is the id of the job's service, or the name of a table. It is None at a point that concerns several
     services.

@@ -18,7 +18,7 @@ class CriticalJob:
     interval_s: float
     run: Callable[[], float | None]  #: executes the critical job once; may return the seconds until the next execution
     wake_requested: threading.Event = field(default_factory=threading.Event)  #: set to start an execution now
-    runs_on_each_agent: bool = True  #: if False, only one of the agents that share a database executes it
+    runs_on_each_agent: bool = True  #: if False, only one of the agents that share a database executes the job
     #: Executed instead of `run` when another agent executes the job: the work that concerns only this agent's machine.
     run_on_this_machine: Callable[[], object] | None = None
     #: While this returns False, this agent leaves the execution to other agents. Not used if `runs_on_each_agent`.
@@ -34,11 +34,11 @@ class CriticalJob:
     #: FulcrumUnavailable is not logged here, because `link` logs the outage.
     logged_error_type: str = ""
     outage_failure_count: int = 0  #: number of executions in a row that FulcrumCore has not answered
-    last_started: datetime | None = None  #: start of the current or last execution
+    last_started: datetime | None = None  #: UTC time at which `run` was last called
     last_error: str | None = None  #: error of the last execution
-    unstored_count: int = 0  #: number of executions since a result was last stored
-    stored_error: str | None = None  #: error in the result that was last stored
-    stored_at: float = float("-inf")  #: monotonic time at which a result was last stored
+    unstored_count: int = 0  #: number of executions that are not stored in the database yet
+    stored_error: str | None = None  #: error of the newest stored execution
+    stored_at: float = float("-inf")  #: monotonic time at which executions were last stored
     generation: int = 0  #: incremented by `restart`; a thread of an older generation ends
 
     @property

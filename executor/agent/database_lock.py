@@ -47,7 +47,7 @@ def exclusive_database(url: str) -> Iterator[None]:
 def open_lock_file(lock_path: Path) -> TextIO:
     """Open the lock file for appending and reading. Raises DatabaseError.
 
-    If the file does not exist, it is created. If root creates it, it belongs to the owner of its folder.
+    A missing file is created. A file that root creates belongs to the owner of the file's folder.
     """
     try:
         return os.fdopen(file_ownership.open_for_owner(lock_path, os.O_RDWR | os.O_APPEND), "a+", encoding="utf-8")

@@ -5,8 +5,8 @@ waiting, nothing would start it again, because the supervisor, systemd and podma
 error as final.
 
 During a rolling upgrade of several agents on PostgreSQL, the first agent of the newer version migrates the schema. If
-an agent of the earlier version is restarted after that, it waits until the operator replaces it or downgrades the
-schema.
+an agent of the earlier version is restarted after the migration, this agent waits until the operator upgrades it or
+downgrades the schema.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = get_logger(__name__)
 #: The wait before the second attempt. Each further wait is twice as long, up to MAX_WAIT_S.
 MIN_WAIT_S, MAX_WAIT_S = 0.5, 10.0
 #: When the preparation of the database takes longer than this, for example because a large table is migrated, the agent
-#: already reports that it is ready. Otherwise systemd or podman would end it, because its start takes too long.
+#: already reports that it is ready. Otherwise systemd or podman would end the agent, because its start takes too long.
 MAX_SILENT_START_S = 10.0
 #: How often the wait reports progress to the supervisor and checks for a stop signal.
 CHECK_INTERVAL_S = 0.2
@@ -33,7 +33,7 @@ CHECK_INTERVAL_S = 0.2
 def use_database_when_available(
     use: Callable[[], None], is_stop_requested: Callable[[], bool], *, waits_for_upgrade: bool = False
 ) -> bool:
-    """Call `use` until it succeeds; return True. Return False after a stop signal.
+    """Call `use` until it raises no exception; return True. Return False after a stop signal.
 
     After DatabaseUnavailable, wait and call `use` again. With `waits_for_upgrade`, do the same after SchemaTooNew.
     Raises every other DatabaseError.

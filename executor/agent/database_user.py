@@ -1,11 +1,11 @@
 """Refuses a PostgreSQL database that another agent of FulcrumCore uses, and takes it over when that agent has ended.
 
 In this text, the user is the agent of FulcrumCore that uses the database. Each process of the user stores a
-confirmation at each renewal of its leases, while FulcrumCore accepts the user's token. A process of another agent
-claims, polls and reports nothing. It takes the database over when FulcrumCore accepts its own token, and the user has
-stored no new confirmation for a time. The user stores none if it was deleted and created again with another token, or
-if all its processes have ended. After the takeover, processes with the old token claim no more jobs, and their running
-jobs end.
+confirmation in the database at each renewal of its leases, while FulcrumCore accepts the user's token. A process of
+another agent claims, polls and reports nothing. Such a process takes the database over under two conditions:
+FulcrumCore accepts the token of the process, and the user has stored no new confirmation for a time. A user stores no
+more confirmations if all its processes have ended, or if the agent was deleted in FulcrumCore and created again with
+another token. After the takeover, processes with the old token claim no more jobs, and their running jobs end.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DatabaseUser:
     state: AgentState
     boot_id: str  #: id of this agent process
     cluster: str
-    lease_s: float  #: the other agent confirms its use several times in this time
+    lease_s: float  #: length of a lease; another agent stores several confirmations in this time
     clock: Callable[[], float] = time.monotonic
     _is_agent_noted: bool = False  #: the row of this process in the table `nodes` names its agent
     _other_user: OtherUse | None = None  #: the use by another agent, as it was last read
@@ -49,9 +49,10 @@ class DatabaseUser:
     _lock: threading.Lock = field(default_factory=threading.Lock)  #: held during each call of `confirm`
 
     def confirm(self) -> None:
-        """Store a confirmation that this agent uses the database, unless another agent uses it. Record the user's id.
+        """Store a confirmation that this agent uses the database, unless another agent uses it.
 
-        A confirmation is stored only while FulcrumCore accepts this agent's token. Do nothing on SQLite, which only one
+        Record in `state` which agent uses the database. A confirmation is stored only while FulcrumCore accepts this
+        agent's token. Do nothing on SQLite, which only one
         process uses, and before the first heartbeat. If the database fails, the next call tries again.
         """
         if self.engine.dialect.name == "sqlite" or not self.state.agent_id:

@@ -101,7 +101,7 @@ class Dispatcher:
             stop_signal.send(reason)
 
     def store_ends(self) -> None:
-        """Store the ends of allocations and clones that could not be stored before, so that other agents read them."""
+        """Store that allocations (memory and cores of nodes) and clones have ended, if an earlier attempt failed."""
         if self._clone_limit.shared is not None:
             self._clone_limit.shared.store_ends()
 
@@ -113,7 +113,8 @@ class Dispatcher:
     def dispatch(self) -> None:
         """Wait until a thread requests a dispatch or the interval has passed, then start jobs.
 
-        Starts jobs until all slots are used, the machine has no resources for another run, or no job can be claimed.
+        Starts jobs until all slots are used, the machine has no resources for another run, no job can be claimed, or a
+        job cannot be started.
         """
         max_wait_s = ADMISSION_RETRY_S if self._admission.is_closed else DISPATCH_INTERVAL_S
         self._state.dispatch_requested.wait(max_wait_s)

@@ -7,8 +7,8 @@ Heartbeat, are stored after the execution, by a separate thread. Successful exec
 MAX_UNSTORED_S seconds, because GetPendingJobs runs every 2 s. A failure, and the first success after a failure, are
 stored at once. If the database cannot be written, these executions are stored together with the next one.
 
-The start of a job that only one agent executes is stored before the execution, because it decides which agent executes
-the job.
+The start of a job that only one agent executes is stored before the execution, because the stored start decides which
+agent executes the job.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Executions:
 
     job: CriticalJob
     count: int
-    error: str | None  #: of the last execution
+    error: str | None  #: error of the last execution
     started_at: datetime | None  #: the start of the last execution
 
     def store(self, session: Session, boot_id: str) -> None:
@@ -69,7 +69,7 @@ class ExecutionRecorder:
         self._engine = engine.execution_options(smith_busy_timeout_ms=SQLITE_LOCK_TIMEOUT_MS)
         self._jobs = jobs
         self._boot_id = boot_id  #: id of this agent process
-        self._tried_names: set[str] = set()  #: the jobs for which `try_start_period` has had an answer of the database
+        self._tried_names: set[str] = set()  #: the jobs for which `periods.try_start_period` raised no error
         self._lock = threading.Lock()  #: protects the counters of the jobs
         self._wake_requested = threading.Event()
         self._stopping = threading.Event()
@@ -80,18 +80,18 @@ class ExecutionRecorder:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> None:
-        """Store all executions that are not stored, and end the thread. Wait for it no longer than `timeout_s`."""
+        """Store all executions that are not stored, and end the thread. Wait for the thread at most `timeout_s`."""
         self._stopping.set()
         self._wake_requested.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
     def try_start_period(self, job: CriticalJob, *, is_requested: bool = False) -> bool:
-        """Store the start of an execution. Return False when another agent executes the job.
+        """Try to start a period of the job. Return whether this agent executes the job now.
 
-        A period is the time in which only one agent executes the critical job. It is a little shorter than an interval.
-        While `job.link` is down, this agent leaves the period to an agent that reaches FulcrumCore. If another agent
-        holds the lock of the job's row for long, this agent leaves the period to the others, too.
+        A period is a time, a little shorter than the job's interval, in which only one agent executes the job. While
+        this agent cannot reach FulcrumCore (`job.link` is down), it leaves the period to an agent that can. It also
+        leaves the period to other agents while one of them holds the lock of the job's row for long.
         """
         if job.runs_on_each_agent:
             return True
@@ -137,13 +137,17 @@ class ExecutionRecorder:
 
     @staticmethod
     def _must_store(job: CriticalJob) -> bool:
-        """True if executions must be stored: the last or the last stored one failed, or MAX_UNSTORED_S has passed."""
+        """Return whether the job's executions must be stored now.
+
+        They must be stored if the newest execution failed, if the newest stored execution failed, or if the last
+        storing was MAX_UNSTORED_S ago.
+        """
         has_failed = job.last_error is not None or job.stored_error is not None
         is_old = time.monotonic() - job.stored_at >= MAX_UNSTORED_S
         return job.unstored_count > 0 and (has_failed or is_old)
 
     def _store(self, *jobs: CriticalJob) -> None:
-        """Store the executions since the last stored results, in one transaction.
+        """Store the executions that are not stored yet, in one transaction.
 
         Do nothing if the database cannot be written. Two threads may call this method for one job at the same time.
         Each execution is stored by only one of them.

@@ -1,8 +1,8 @@
 """Ends this agent's runs when its leases were not renewed for long, before other agents may reap its jobs.
 
 An agent that cannot reach PostgreSQL cannot renew its leases. After a lease has expired, another agent may reap the job
-and run its playbook. So this agent's run must have ended before that. If no other agent uses the database, the runs
-continue.
+(take it from this agent) and run its playbook. So this agent's run must have ended before the lease expires. If no
+other agent uses the database, the runs continue.
 
 A suspended or blocked agent cannot end its runs. So the agent also writes the time at which the runs must end into a
 file (`shared/run_until.py`). Two other processes read this file. The guard, which watches a run, ends the run at this
@@ -47,7 +47,7 @@ def must_end_runs(mode: str, since_renewal_s: float, *, lease_s: float, has_othe
 
 
 def runs_until_s(mode: str, renewed_at: float, *, lease_s: float, has_other_agents: bool) -> float:
-    """Return when the guards end the runs, as a time of the same clock as `renewed_at`. Pure function."""
+    """Return the time at which the guards end the runs, by the same clock as `renewed_at`. Pure function."""
     if not is_fencing(mode, has_other_agents=has_other_agents):
         return NO_LIMIT
     return renewed_at + lease_s * GUARD_SHARE_OF_LEASE
@@ -96,7 +96,7 @@ class Fence:
         return True
 
     def note_renewed(self, started_at: float, *, has_other_agents: bool) -> None:
-        """Record a renewal of the leases. `started_at` is the time at which it began, by `clock`."""
+        """Record a renewal of the leases. `started_at` is the time at which the renewal began, by `clock`."""
         with self._lock:
             self._renewed_at, self._has_other_agents = started_at, has_other_agents
         self.limit_runs(runs_until_s(self.mode, started_at, lease_s=self.lease_s, has_other_agents=has_other_agents))

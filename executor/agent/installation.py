@@ -5,7 +5,8 @@ agent process in the table `nodes` contains the installation's id. The data fold
 at most one process uses it at a time. So another row with the same host and id belongs to a process that has ended.
 
 Another agent may use a copy of the data folder. So the file with the id also contains its own device and inode numbers.
-A copy of the file has other numbers than those written in it, so the copy is replaced by a file with a new id.
+A copy of the file has other device and inode numbers than those written in it. So the agent replaces the copy by a
+file with a new id.
 """
 
 from __future__ import annotations

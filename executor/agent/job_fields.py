@@ -18,7 +18,7 @@ def is_local(job: Job) -> bool:
 
 
 def require_service_id(job: Job) -> str:
-    """Return the id of the job's service. Raises JobError when there is none."""
+    """Return the id of the job's service. Raises JobError when the job has no service id."""
     if job.service_id is None:
         # This is unexpected: the poller stores a job without a service id with a `defect`, and the worker fails a job
         # with a defect before it calls this function.
@@ -42,5 +42,5 @@ def new_vm_name(job: Job) -> str:
 
 
 def secret_resolver_input(job: Job) -> JobFacts:
-    """Return the input of SecretResolver: the facts about the job that it needs to resolve references to the vault."""
+    """Return the input of SecretResolver: the job's facts that are needed to resolve references to the vault."""
     return JobFacts(action=job.action, service=job.service, params=job.params, attempt=job.attempt)

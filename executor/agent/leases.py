@@ -53,8 +53,8 @@ class LeaseKeeper:
     def maintain(self) -> None:
         """Renew all leases once, stop jobs that were cancelled or have lost their leases, then wait.
 
-        If a renewal finds another agent where the previous renewal found none, and has taken too long, the renewal is
-        rolled back, and the next one is due at once.
+        A renewal is rolled back if it finds another agent, the previous renewal found none, and this renewal has taken
+        too long. The next renewal then follows at once.
         """
         # `stop_signals` has a key for each running job. It is read before `renew`. Otherwise, a job that is claimed
         # after `renew` would be in `stop_signals` without a renewed lease, and would be stopped.
@@ -80,8 +80,8 @@ class LeaseKeeper:
         # Another agent may already execute a job whose lease was lost, for example while this process was suspended. So
         # the time limit of all runs is not extended until the runs of such jobs have ended.
         if self._have_ended(stop_signals.keys() - cancel_flags.keys()):
-            # This may extend the time limit, so it follows the commit. Until the commit, other agents may read that
-            # this process fences, and may rely on the earlier limit.
+            # `note_renewed` may extend the time limit, so it is called after the commit. Until the commit, other agents
+            # may read that this process fences, and may rely on the earlier limit.
             self.fence.note_renewed(started_at, has_other_agents=has_other_agents)
         self._release_jobs_not_running(cancel_flags.keys())
         if cancel_flags:
@@ -105,7 +105,10 @@ class LeaseKeeper:
             log.warning("schema_is_newer", schema=revision, newest_known=max(self._known_revisions))
 
     def _have_ended(self, job_ids: Collection[int]) -> bool:
-        """Wait until these jobs are not running any more, at most for the time between two renewals."""
+        """Wait until these jobs have ended; return True.
+
+        Return False when one of them still runs after the time between two renewals, or when the agent stops.
+        """
         deadline = time.monotonic() + self.lease_s / RENEWALS_PER_LEASE
         while not self.dispatcher.stop_signals().keys().isdisjoint(job_ids):
             if time.monotonic() >= deadline or self.state.stopping.wait(END_CHECK_INTERVAL_S):
@@ -125,7 +128,7 @@ class LeaseKeeper:
         self._leased_ids_not_running = ids_not_running
         fenced_ids = self.fence.take_fenced_ids(ids_to_release)
         for job_row_id in ids_to_release:
-            # The fence has ended the runs of the jobs in `fenced_ids`. These jobs have not caused the end.
+            # The fence has ended the runs of the jobs in `fenced_ids`. These jobs did not cause the end of their runs.
             counts_as_crash = job_row_id not in fenced_ids
             with transaction(self.engine) as session:
                 status = reaping.release(session, job_row_id, self.boot_id, counts_as_crash=counts_as_crash)

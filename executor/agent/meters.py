@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 #: Without this call, each counter would have a second series with its creation time.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the function has no type annotations
 
-#: Maximum number of actions that get a label value of their own. It limits the number of series, because a service type
-#: may define any number of actions. All further actions have the label value OTHER_ACTIONS.
+#: Maximum number of actions that get a label value of their own. This maximum limits the number of series, because a
+#: service type may define any number of actions. All further actions have the label value OTHER_ACTIONS.
 MAX_LABELLED_ACTIONS = 32
 OTHER_ACTIONS = "other"
 #: The buckets range from one second, the duration of the action `start`, to more than FulcrumCore's default job timeout
@@ -70,7 +70,7 @@ class Meters:
     def note_started(self, job: Job) -> None:
         """Record how long a job has waited, at the start of its first attempt."""
         # An attempt that ended because FulcrumCore did not answer is not counted, so the next attempt has the number 1,
-        # too. If its claim was sent before, it is not the first.
+        # too. If an earlier attempt has sent the job's claim, this attempt is not the first.
         is_first_start = job.attempt == 1 and job.claim_sent_at is None
         if is_first_start:
             waited_s = (utc_now() - job.received_at).total_seconds()
@@ -93,7 +93,8 @@ class Meters:
     def _action_label(self, action: str, stored_job: Job | None) -> str:
         """Return the label value for an action: its name, or OTHER_ACTIONS.
 
-        OTHER_ACTIONS stands for actions without a playbook, and for new actions after MAX_LABELLED_ACTIONS others.
+        OTHER_ACTIONS stands for actions without a playbook. When MAX_LABELLED_ACTIONS actions have a label value of
+        their own, it also stands for every further action.
         """
         has_no_playbook = stored_job is not None and stored_job.error_code == ErrorCode.UNSUPPORTED_ACTION
         if has_no_playbook or not ACTION_PATTERN.match(action):

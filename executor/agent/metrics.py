@@ -58,7 +58,7 @@ RATES = (
 
 
 class _SampleOutcome(StrEnum):
-    """What happened to one sample."""
+    """Says what happened to one sample."""
 
     SENT = "sent"
     DROPPED = "dropped"  #: not sent: its planned time was after the deadline, or FulcrumCore does not answer
@@ -155,9 +155,9 @@ class VmMetrics:
                 yield Sample(vmid=row.vmid, type_name=type_name, resource_id=resource_id, value=rate)
 
     def _post_all(self, samples: list[Sample], *, deadline: float) -> None:
-        """Send the samples until the deadline, or until FulcrumCore does not answer one of them.
+        """Send the samples until the deadline, or until a sample gets no answer from FulcrumCore.
 
-        Raises FulcrumUnavailable when FulcrumCore did not answer at least one of them.
+        Raises FulcrumUnavailable when at least one sample got no answer.
         """
         if not samples:
             return
@@ -172,11 +172,12 @@ class VmMetrics:
             raise FulcrumUnavailable("FulcrumCore did not answer when metric entries were sent")
 
     def _note_unknown_vms(self, samples: list[Sample], outcomes: list[_SampleOutcome]) -> None:
-        """Send no samples of a VM for a while if FulcrumCore answered 404 to all its samples.
+        """Let later rounds send no samples of a VM for UNKNOWN_VM_BACKOFF_S if all its samples were answered with 404.
 
         The usual cause is that FulcrumCore does not have the VM's instance id. `smith drift` shows such a VM.
         """
-        # The key is True for the VMs of samples to which FulcrumCore has answered 404. A VM may be in both sets.
+        # Key True: VMs with a sample to which FulcrumCore has answered 404. Key False: VMs with another sample. A VM
+        # may be in both sets.
         vmids_by_outcome: dict[bool, set[int]] = {True: set(), False: set()}
         for sample, outcome in zip(samples, outcomes, strict=True):
             vmids_by_outcome[outcome is _SampleOutcome.UNKNOWN].add(sample.vmid)
@@ -200,7 +201,7 @@ class VmMetrics:
     def _post_one(self, sample: Sample, pace: _Pace) -> _SampleOutcome:
         """Wait until the sample's planned time, then send it.
 
-        Drop it if the deadline has passed, the agent stops, or FulcrumCore did not answer an earlier sample.
+        Drop the sample if the deadline has passed, the agent stops, or an earlier sample got no answer.
         """
         is_stopping = self.state.stopping.wait(pace.plan_next_entry())
         if is_stopping or pace.is_deadline_passed():
@@ -245,7 +246,7 @@ class _Pace:
     def plan_next_entry(self) -> float:
         """Plan the next entry; return how many seconds to wait before it is sent.
 
-        Return 0 when its planned time is after the deadline, because the entry is then dropped at once.
+        Return 0 when the entry's planned time is after the deadline, because the caller then drops the entry at once.
         """
         with self._lock:
             now = time.monotonic()

@@ -35,7 +35,10 @@ class WorkCheck:
     _idle_at_poll_count: int | None = None
 
     def is_done(self) -> bool:
-        """Return whether the agent must end: its work is done, or it is disabled. Never waits for FulcrumCore."""
+        """Return whether the agent must end: the mode's work is done, or the agent is disabled.
+
+        Never waits for FulcrumCore.
+        """
         if self.mode is Mode.SERVE or self.dispatcher.running_job_count:
             return False
         if self.state.is_disabled:  # the agent neither polls nor claims jobs
@@ -58,7 +61,7 @@ class WorkCheck:
 
         FulcrumCore lists the next job of a group only after it has received the report of the group's previous job. The
         first poll that finishes may have begun before FulcrumCore received the last report. The second poll began after
-        that.
+        FulcrumCore had received this report.
         """
         poll_count = self.state.finished_poll_count
         if self._idle_at_poll_count is None:

@@ -22,7 +22,7 @@ MAX_MEMORY_AGE_S = 5.0
 
 
 class Limit(StrEnum):
-    """Why an agent process claims no more jobs, waits for its running jobs, and ends.
+    """The reasons for which an agent process claims no more jobs, waits for its running jobs, and ends.
 
     In `Mode.SERVE` (see mode.py), the supervisor then starts a new agent process.
     """

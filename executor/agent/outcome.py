@@ -17,13 +17,13 @@ from executor.errors import DatabaseUnavailable, FulcrumUnavailable
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
 
-#: The reason that tenants read if a job is requeued because of the database. The text of the error is not used for
-#: this, because it may name the database's host.
+#: The reason that tenants read if a job is requeued because of the database. Tenants do not read the text of the
+#: database error, because that text may name the database's host.
 NO_DATABASE = "the agent's database did not answer before the run"
 
 
 class Ending(StrEnum):
-    """What happens to the job's row at the end of an attempt."""
+    """Says what happens to the job's row at the end of an attempt."""
 
     FINISH = "finish"  #: the job ends with a result, which is reported
     ABANDON = "abandon"  #: the job ends with a result that is not reported
@@ -32,16 +32,16 @@ class Ending(StrEnum):
 
 
 class MappingChange(StrEnum):
-    """What happens to the service's mapping at the end of an attempt."""
+    """Says what happens to the service's mapping at the end of an attempt."""
 
     NONE = "none"
-    APPLY_RESULT = "apply_result"  #: the mapping gets the state of the VM that the result states
+    APPLY_RESULT = "apply_result"  #: the mapping is updated from what the result says about the VM
     DELETE = "delete"  #: the service has no VM with the VMID, so the reservation is deleted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How an attempt ends."""
+    """Describes how an attempt ends."""
 
     ending: Ending
     result: JobResult | None = None  #: the job's result, if the job ends
@@ -52,8 +52,8 @@ class Outcome:
     mapping_change: MappingChange = MappingChange.NONE
 
 
-#: What an attempt led to: a result (of a run, or of an error before the run), an error of FulcrumCore, or an error of
-#: the database before the run.
+#: The input of `outcome_of_attempt`: a result (of a run, or of an error before the run), an error of FulcrumCore, or an
+#: error of the database before the run.
 AttemptEnd = JobResult | FulcrumUnavailable | ClaimImpossible | DatabaseUnavailable
 
 
@@ -67,7 +67,7 @@ def outcome_of_attempt(  # noqa: PLR0913 (each parameter is one fact on which th
     has_unused_reservation: bool = False,
     has_database_refused: bool = False,
 ) -> Outcome:
-    """Return how the attempt ends.
+    """Return how the attempt ends. `end` is the result or the error of the attempt.
 
     `stop_reason` is the reason of the stop signal, None without a signal. `is_reservation` is True if the mapping only
     reserves its VMID, so no VM of the service is known. `has_unused_reservation` is True if this attempt has made the

@@ -1,6 +1,6 @@
 """Stores how an attempt to process a job ends: the job ends with a result, or is requeued.
 
-It also stores what has happened to the job's VM in the mapping, the row that says which VM serves which service.
+Also updates the mapping, the row that says which VM serves which service, after a change of the VM.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def store(engine: Engine, decide_outcome: DecideOutcome, lease: Lease, mapping: 
     """Decide and store how an attempt ends; return the stored outcome.
 
     If the database refuses the outcome, `decide_outcome(True)` returns another outcome, which is stored instead. If
-    none were stored, the job would be released, and its playbook would run again and again. Raises StaleJob if the
-    lease was lost, DatabaseError if nothing can be stored.
+    no outcome were stored, the job would be released, and its playbook would run again and again. Raises StaleJob if
+    the lease was lost, DatabaseError if nothing can be stored.
     """
     outcome = decide_outcome(False)
     try:
@@ -103,7 +103,7 @@ def report_state_after(outcome: Outcome) -> ReportState:
 
 
 def _change_mapping(session: Session, mapping: Mapping, outcome: Outcome, job_id: int) -> None:
-    """Store in the mapping what the outcome says about the VM, and what the job has added to the tenant's usage."""
+    """Change the mapping as the outcome requires. Store what the job has added to the tenant's usage."""
     result = outcome.result
     if outcome.mapping_change is MappingChange.DELETE:
         mappings.delete_reservation(session, mapping.id, result.message if result else outcome.reason)
@@ -121,7 +121,7 @@ def _change_mapping(session: Session, mapping: Mapping, outcome: Outcome, job_id
 def _is_vm_absent(result: JobResult) -> bool:
     """Return whether it is certain that a failed create has made no VM.
 
-    Otherwise, a partial clone may exist: a clone whose configuration was not finished.
+    If this is not certain, a partial clone may exist: a clone whose configuration was not finished.
     """
     return not result.vm and not result.was_killed and result.code in CODES_WITHOUT_VM
 
@@ -151,5 +151,5 @@ def log_end(job: Job, mapping: Mapping | None, outcome: Outcome) -> None:
 
 
 def _operator_detail(result: JobResult) -> str | None:
-    """Return the error text for the operator; None if it is the same as the one for the tenant."""
+    """Return the error text for the operator; None if the tenant gets the same text."""
     return result.operator_message if result.operator_message != result.message else None

@@ -1,7 +1,7 @@
 """Builds the parts of an agent process (dispatcher, worker, lease keeper, critical jobs) from its settings.
 
-Decides, too, which critical jobs each agent executes for itself, and which only one of the agents on a database. The
-module that defines a part explains it. For example, `fence.py` explains the fence.
+Also decides for each critical job whether every agent executes it, or only one of the agents that share a database.
+Each part is explained in the module that defines it. For example, `fence.py` explains the fence.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 
-#: After this many lease durations without a renewal, the allocations of another agent process no longer count.
+#: After this many lease durations without a renewal, the allocations of another agent process (memory and cores of
+#: nodes, for its runs) no longer count.
 VANISHED_AFTER_LEASES = 2.0
 
 
@@ -243,8 +244,9 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
             run=poller.poll_if_allowed,
             wake_requested=state.poll_requested,
             link=link,
-            # Only in Mode.SERVE may another agent poll instead: the other modes count the polls of this agent. On
-            # SQLite, no other agent exists, and a row that says who polls would cost a write for each poll.
+            # Another agent may poll for this agent only in Mode.SERVE, because the other modes count the polls of this
+            # agent. On SQLite, no other agent exists, and a row that says which agent polls would cost a write per
+            # poll.
             runs_on_each_agent=mode is not Mode.SERVE or shared.engine.dialect.name == "sqlite",
             may_start=lambda: poller.may_poll,
             starts_early_on_request=True,

@@ -36,7 +36,7 @@ MAX_PAGE_SIZE = 1000
 #: Limits of the size of a job's params, and of its service. FulcrumCore itself has no such limits.
 MAX_PAYLOAD_CHARS = 256 * 1024
 MAX_DEPTH = 32
-#: Size that is counted for a value that is not a string.
+#: Number of characters that `check_limits` counts for a value that is not a string.
 CHARS_PER_OTHER_VALUE = 8
 #: After this many polls in a row without a new job, the interval between two polls grows.
 IDLE_POLLS_BEFORE_GROWTH = 30
@@ -73,7 +73,7 @@ class Poller:
     _unusable_jobs_limiter: LogLimiter = field(default_factory=LogLimiter)
     _foreign_jobs_limiter: LogLimiter = field(default_factory=LogLimiter)
     _unaccepted_jobs_limiter: LogLimiter = field(default_factory=LogLimiter)
-    _compared_at: float = field(default_factory=time.monotonic)  #: time of the last comparison of claimed jobs
+    _compared_at: float = field(default_factory=time.monotonic)  #: monotonic time of the last `compare_claimed_jobs`
 
     @property
     def may_poll(self) -> bool:
@@ -87,7 +87,7 @@ class Poller:
     def poll_if_allowed(self) -> float | None:
         """Poll, unless the agent accepts no new jobs. Return the seconds until the next call.
 
-        None stands for the interval of the critical job. Raises FulcrumUnavailable.
+        Return None to request no other wait than the interval of the critical job. Raises FulcrumUnavailable.
         """
         if not self.may_poll:
             return None
@@ -151,7 +151,7 @@ class Poller:
         self._note_claimed_elsewhere(jobs)
 
     def _note_claimed_elsewhere(self, processing_jobs: list[CoreJob]) -> None:
-        """Store which jobs another executor has claimed. Log their number, and the number of reports that have failed.
+        """Store which jobs another executor has claimed. Log the number of these jobs and of the failed reports.
 
         `processing_jobs` are all jobs that FulcrumCore lists as claimed by this agent. FulcrumCore does not distinguish
         executors that use the same token.
@@ -197,7 +197,7 @@ class Poller:
         return count
 
     def _reopen_jobs(self, jobs: list[CoreJob], *, are_claimed: bool) -> None:
-        """Continue jobs that have ended in this database, although FulcrumCore lists them as open."""
+        """Continue those of `jobs` that have ended in this database. FulcrumCore lists all of them as open."""
         if not jobs:
             return
         with reading(self.engine) as session:
@@ -214,7 +214,7 @@ class Poller:
             self.state.report_requested.set()
 
     def _new_row(self, job: CoreJob, is_claimed_at_fulcrum: bool) -> NewJob:
-        """Return the new row of a job. `defect` says what is invalid in the job: then the worker fails the job."""
+        """Return the new row of a job. The row's `defect` says what is invalid in the job: the worker then fails it."""
         defects = list(job.defects)
         params, problem = check_limits(job.params)
         if problem:
@@ -248,8 +248,8 @@ class Poller:
 def check_limits(value: Any) -> tuple[dict[str, Any] | None, str | None]:
     """Check that a value is a JSON object within MAX_PAYLOAD_CHARS and MAX_DEPTH; return (value, None).
 
-    If it is not, return (None, description of the problem). The value None is valid: the function returns (None, None).
-    The function is iterative, so deep nesting cannot cause RecursionError.
+    For any other value, return (None, description of the problem). None is a valid value, too: the function then
+    returns (None, None). The function is iterative, so deep nesting cannot cause RecursionError.
     """
     if value is None:
         return None, None

@@ -40,7 +40,7 @@ class Pruner:
 
     engine: Engine
     settings: Settings
-    #: Tries again to move artifacts to the data folder that are still in the run folder, because space was lacking.
+    #: Moves artifacts that are still in the run folder to the data folder, which had too little space for them before.
     retry_unmoved: Callable[[], object] = lambda: None
 
     @property
@@ -61,7 +61,7 @@ class Pruner:
         self._prune_artifacts(deleted_jobs, deleted_mappings)
 
     def prune_own_artifacts(self) -> None:
-        """Delete old artifacts of this machine, while another agent prunes the database."""
+        """Delete old artifacts of this machine. Called instead of `prune` if another agent prunes the database."""
         self._prune_artifacts(0, 0)
 
     def _prune_artifacts(self, deleted_jobs: int, deleted_mappings: int) -> None:
@@ -123,7 +123,7 @@ class Pruner:
         )
 
     def _delete_in_batches(self, delete_batch: Callable[[Session], int]) -> int:
-        """Call the function, each time in a new transaction, until it deletes less than a batch; return the total."""
+        """Call `delete_batch` until it deletes less than a batch; return the total. Each call has a new transaction."""
         total_count = 0
         while True:
             with transaction(self.engine) as session:

@@ -2,9 +2,10 @@
 
 A mapping says which VM serves which service. When SMITH_DELETE_GRACE_S is set, a delete job of FulcrumCore only stops
 and marks the VM, and the state of the VM's mapping is then "pending deletion". When the grace period has ended, this
-critical job asks FulcrumCore whether the service has ended. If so, it adds a local delete job to the agent's queue.
-The worker processes a local delete job with the same playbook, identity check and retries as any other delete, but the
-job's result is not reported to FulcrumCore. If the deletion fails, the next execution adds another local job.
+critical job asks FulcrumCore whether the service has ended. If the service has ended, the critical job adds a local
+delete job to the agent's queue. The worker processes a local delete job with the same playbook, identity check and
+retries as any other delete, but the job's result is not reported to FulcrumCore. If the deletion fails, the next
+execution of the critical job adds another local delete job.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ log = get_logger(__name__)
 #: The wait between two reads of a service for which FulcrumCore answers 403. The wait is never longer than the interval
 #: of the critical job, because the execution would otherwise count as overdue.
 READ_INTERVAL_S = MIN_DURATION_S / (MIN_REFUSALS - 1)
-#: The maximum number of reads of such a service in one execution: one more than `RefusalCounter` needs to decide.
+#: The maximum number of reads of a service with answer 403 in one execution: one more than `RefusalCounter` needs to
+#: decide.
 MAX_READS = MIN_REFUSALS + 1
 
 
@@ -108,9 +110,10 @@ class VmPurger:
     def _has_service_ended(self, mapping: Mapping) -> bool:
         """Return whether the mapping's service has ended in FulcrumCore.
 
-        Logs a warning when the service has not ended, or when FulcrumCore does not return it. A service has not ended
-        if, for example, FulcrumCore has failed its delete job after the job timeout. Raises NotCertainlyGone when the
-        service must be read again, and FulcrumUnavailable when FulcrumCore answers no request.
+        Logs a warning when the service has not ended, or when FulcrumCore does not return the service. A service has
+        not ended if, for example, FulcrumCore has failed the service's delete job after the job timeout. Raises
+        NotCertainlyGone when the service must be read again, and FulcrumUnavailable when FulcrumCore answers no
+        request.
         """
         try:
             service = self._read_service(mapping.service_id)
@@ -133,7 +136,8 @@ class VmPurger:
         """Return the service, or None when FulcrumCore has deleted it.
 
         FulcrumCore answers 403 for a deleted service. It also answers 403 while its database is down. `RefusalCounter`
-        decides whether the service counts as deleted. Raises NotCertainlyGone when it does not.
+        decides whether the service counts as deleted. Raises NotCertainlyGone when it does not count as
+        deleted yet.
         """
         try:
             return self.fulcrum.get_service(service_id)
@@ -144,7 +148,8 @@ class VmPurger:
     def _has_terminal_status(self, service: CoreService) -> bool:
         """True when the service is deleted, or has a terminal status of its service type and no instance id.
 
-        FulcrumCore removes the instance id of a service when a completed job gives it a terminal status.
+        FulcrumCore removes the instance id of a service when a completed job gives the service a
+        terminal status.
         """
         if service.status == SERVICE_DELETED:
             return True

@@ -48,7 +48,7 @@ LeaseState = tuple[int, int, datetime | None]
 
 
 class ReapDecision(StrEnum):
-    """Whether a job of another agent is reaped."""
+    """Says whether a job of another agent is reaped."""
 
     KEEP = "keep"  #: the lease was renewed, or was not observed long enough
     WAIT_FOR_DEADLINE = "wait for deadline"  #: the lease is not renewed, but the owner's run may continue
@@ -57,7 +57,7 @@ class ReapDecision(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """Since when each lease has not changed. All times are times of the reaper's monotonic clock."""
+    """Stores since when each lease has not changed. All times are times of the reaper's monotonic clock."""
 
     read_at: float = float("-inf")  #: when the leases were last read
     unchanged_since: Mapping[LeaseState, float] = field(default_factory=dict)  #: when each state was first read
@@ -87,7 +87,7 @@ def decide(  # noqa: PLR0913 (each parameter is one fact about the lease)
     is_past_deadline: bool,
     has_run: bool = True,
 ) -> ReapDecision:
-    """Decide whether a job is reaped. Its lease has not changed for `unchanged_s`. Pure function.
+    """Decide whether a job is reaped. The job's lease has not changed for `unchanged_s`. Pure function.
 
     `lease_s` is the length of this agent's leases. The owner's leases may be longer, so the job's lease must also have
     expired. `is_past_deadline` is True when KILL_TIME_S has passed since the job's deadline. `has_run` is False when
@@ -144,7 +144,7 @@ class Reaper:
         )
 
     def _log_waiting(self, leases: list[OtherLease]) -> None:
-        """Log once for each lease that its job waits for the deadline."""
+        """Log for each of these leases, once, that its job is reaped only after the job's deadline."""
         for lease in leases:
             if state_of(lease) not in self._waiting:
                 log.warning(

@@ -25,7 +25,7 @@ log = get_logger(__name__)
 #: How long a check waits for the first heartbeat, because the response to the heartbeat contains the agent's id.
 AGENT_ID_TIMEOUT_S = 20.0
 AGENT_ID_CHECK_INTERVAL_S = 0.2
-#: Findings older than this many intervals are not shown, because the checks have stopped.
+#: Findings older than this many intervals are not shown, because the checks have then stopped.
 MAX_FINDINGS_AGE_INTERVALS = 3.0
 
 

@@ -24,12 +24,12 @@ MIN_DURATION_S = 120.0
 MIN_INTERVAL_S = 10.0
 #: How long the caller waits before its next request about a refused object.
 RETRY_AFTER_S = 30.0
-#: Refusals that are older than this do not count.
+#: When this time has passed since the last refusal of an object, all its earlier refusals do not count.
 MAX_AGE_S = 3600.0
 
 
 class NotCertainlyGone(FulcrumUnavailable):
-    """FulcrumCore has refused a job or service, but not often and long enough to count as gone."""
+    """FulcrumCore has refused a job or service, but the job or service does not count as gone yet (`is_gone`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +58,11 @@ def is_gone(refusals: Refusals) -> bool:
 def refusals_after_check(
     earlier: Mapping[str, Refusals], fulcrum_id: str, now: float, *, is_agent_accepted: bool, is_job_readable: bool
 ) -> dict[str, Refusals]:
-    """Return the refusals of all jobs after a request about one of them was refused and was checked. Pure function.
+    """Return the refusals of all jobs and services after the check of a refused request. Pure function.
 
-    The check consists of two requests: the first shows whether FulcrumCore accepts the agent's token, the second
-    whether it returns the job.
+    The refused request was about the job or service `fulcrum_id`. The check consists of two requests. The first shows
+    whether FulcrumCore accepts the agent's token (`is_agent_accepted`). The second shows whether FulcrumCore returns
+    the job or service (`is_job_readable`).
     """
     if not is_agent_accepted:
         return {}  # FulcrumCore refuses every request now, so earlier refusals prove nothing
@@ -121,7 +122,7 @@ class RefusalCounter:
         raise NotCertainlyGone(text, status=STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=RETRY_AFTER_S)
 
     def _note_check(self, fulcrum_id: str, *, is_agent_accepted: bool, is_job_readable: bool) -> dict[str, Refusals]:
-        """Store and return the refusals of all jobs after the check of a refused request."""
+        """Store and return the refusals of all jobs and services after the check of a refused request."""
         with self._lock:
             self._refusals = refusals_after_check(
                 self._refusals,

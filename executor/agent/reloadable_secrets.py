@@ -1,10 +1,10 @@
-"""Holds the secrets, and reloads them without a restart of the agent.
+"""Holds the secrets for FulcrumCore and Proxmox, and reloads them without a restart of the agent.
 
 A reload happens on the signal HUP, before a run when the file of a secret has changed, and when a server refuses a
-secret. It reads all sources of the settings (files, mounted secrets, environment, `.env`, FulcrumCore's configuration),
-but replaces only the three secrets below. A change of any other setting needs a restart. When a new value is invalid,
-the reload logs a warning and keeps the old values. Replaced values stay redacted, because later output may still
-contain them.
+secret. A reload reads all sources of the settings (files, mounted secrets, environment, `.env`, FulcrumCore's
+configuration), but replaces only FULCRUM_SECRETS and PROXMOX_SECRETS. A change of any other setting needs a restart.
+When a new value is invalid, the reload logs a warning and keeps the old values. Replaced values stay redacted, because
+later output may still contain them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _FileVersion = tuple[int, int, int]
 
 
 class ReloadableSecrets:
-    """Holds the current secrets. Several threads may use it: no call returns a mixture of old and new values."""
+    """Holds the current secrets. Several threads may use them: no call returns a mixture of old and new values."""
 
     def __init__(self, settings: Settings, load_settings: Callable[[], Settings]) -> None:
         self._settings = settings
@@ -74,7 +74,7 @@ class ReloadableSecrets:
         return module_credentials(self._settings)
 
     def proxmox_connection(self) -> ProxmoxConnection:
-        """Return the settings of the Proxmox connection. It is the same object until a secret of Proxmox changes."""
+        """Return the settings of the Proxmox connection: the same object until a secret of Proxmox changes."""
         if self._connection is None:
             self._settings.require_proxmox()
             self._connection = ProxmoxConnection.from_settings(self._settings)
@@ -121,7 +121,8 @@ class ReloadableSecrets:
         """Replace the named secrets by those in `new_settings`; return the names of the secrets that have changed.
 
         `names` is FULCRUM_SECRETS or PROXMOX_SECRETS. Raises SettingsError and keeps the old secrets when
-        `new_settings` contain none of the named secrets, or when they name another server for the new secrets.
+        `new_settings` contain none of the named secrets, or when `new_settings` name another server for the new
+        secrets.
         """
         redactor.add(*secret_values(new_settings))
         new_values = {name.lower(): getattr(new_settings, name.lower()) for name in names}

@@ -13,8 +13,8 @@ from typing import Any
 from executor.database.tables.jobs import Job
 from executor.model import JobResult
 
-#: Keys of a run's result that are sent as `agentInstanceData`. Each report contains all of them, because FulcrumCore
-#: replaces the whole data of the previous report.
+#: Keys of a run's result that are sent as `agentInstanceData`. Each report contains all keys that have a value, because
+#: FulcrumCore replaces the whole data of the previous report.
 INSTANCE_DATA_KEYS = (
     "vmid",
     "node",
@@ -29,18 +29,18 @@ INSTANCE_DATA_KEYS = (
 
 
 def with_left_out_properties(result: JobResult, names: Iterable[str]) -> JobResult:
-    """Return the result, with the names of the properties added whose secret the vault no longer has."""
+    """Return the result with `names` added: the names of the properties whose secrets the vault no longer has."""
     unique_names = sorted(set(names))
     return replace(result, vm=result.vm | {"left_out_properties": unique_names}) if unique_names else result
 
 
 class RefusalReaction(StrEnum):
-    """What the reporter does after FulcrumCore has refused a report."""
+    """Says what the reporter does after FulcrumCore has refused a report."""
 
     CLAIM_AND_SEND = "claim_and_send"  #: FulcrumCore has lost the claim: claim the job again, then send the report
-    SEND_OTHERWISE = "send_otherwise"  #: FulcrumCore refuses the report's contents: send it with other contents
+    SEND_OTHERWISE = "send_otherwise"  #: FulcrumCore refuses the report's contents: send other contents
     SETTLE_AS_REPORTED = "settle_as_reported"  #: FulcrumCore had accepted an earlier report of this result
-    SETTLE_AS_OVERTAKEN = "settle_as_overtaken"  #: FulcrumCore has ended the job itself: it never accepts the result
+    SETTLE_AS_OVERTAKEN = "settle_as_overtaken"  #: FulcrumCore itself has ended the job, and never accepts the result
 
 
 def react_to_refusal(

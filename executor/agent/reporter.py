@@ -51,7 +51,7 @@ START_SHARE_OF_CLAIM = 0.5
 #: Reports are sent in parallel, so that many results arrive before the job timeout even when FulcrumCore is slow.
 SENDER_THREADS = 4
 MAX_BACKOFF_S = 60.0
-#: Backoff of a report that FulcrumCore refuses although it shows the job as processing.
+#: Backoff of a report that FulcrumCore refuses although FulcrumCore shows the job as processing.
 REFUSED_REPORT_BACKOFF_S = 600.0
 TOO_MANY_REQUESTS = 429
 #: Maximum exponent of the exponential backoff, to prevent an overflow. MAX_BACKOFF_S limits the result.
@@ -59,10 +59,11 @@ MAX_BACKOFF_EXPONENT = 10
 #: How long the reporter waits when every due report is in backoff. A new result ends the wait early; the end of a
 #: backoff does not.
 BACKOFF_WAIT_S = 2.0
-#: How long the reporter waits when no report is due. A new result ends the wait early. Without one, a report becomes
-#: due when an operator requests it with `smith jobs retry`, or when another agent of this database has ended.
+#: How long the reporter waits when no report is due. A new result ends the wait early. Without a new result, a
+#: report becomes due when an operator requests it with `smith jobs retry`, or when another agent of this database has
+#: ended.
 IDLE_WAIT_S = 5.0
-#: Maximum wait between two rounds of a flush.
+#: Maximum wait between two rounds of `Reporter.flush`, which sends the remaining reports before the agent exits.
 MAX_FLUSH_WAIT_S = 1.0
 #: When FulcrumCore answers HTTP 500 to the completion of a job more often than this in a row, the job is reported as
 #: failed. The most likely cause is that another service has the same instance id.
@@ -90,7 +91,7 @@ class Reporter:
     def send_due_reports(self) -> float:
         """Send at most BATCH_SIZE due reports, each once. Return the seconds to wait before the next call.
 
-        While another agent uses the database, send none: FulcrumCore would refuse the reports.
+        While another agent of FulcrumCore uses the database, send no report: FulcrumCore would refuse the reports.
         """
         if not self.state.may_use_database:
             return IDLE_WAIT_S
@@ -106,7 +107,7 @@ class Reporter:
             with reading(self.engine) as session:
                 return BACKOFF_WAIT_S if outbox.has_due_reports(session) else IDLE_WAIT_S
         is_fulcrum_down = threading.Event()
-        # No report starts after this time, because another agent may soon send the reports that this one has claimed.
+        # No report starts after this time, because another agent may soon send the reports that this agent has claimed.
         start_until = started_at + CLAIM_S * START_SHARE_OF_CLAIM if self._shares_database else float("inf")
         answered_flags = list(
             self._senders.map(lambda job: self._report_unless_down(job, is_fulcrum_down, start_until), due_jobs)
@@ -165,8 +166,8 @@ class Reporter:
     def _report_unless_down(self, job: Job, is_fulcrum_down: threading.Event, start_until: float) -> bool:
         """Report one job, unless FulcrumCore did not answer another report of this round, or the agent stops.
 
-        No report starts after `start_until`, a time of `clock`. This time passes if this process was suspended, or if
-        FulcrumCore is slow. A report that is not sent stays due. Return True when FulcrumCore answered.
+        No report starts after `start_until`, a time of `clock`. `start_until` passes if this process was suspended, or
+        if FulcrumCore is slow. A report that is not sent stays due. Return True when FulcrumCore answered.
         """
         if is_fulcrum_down.is_set() or self.state.stopping.is_set() or self.clock() >= start_until:
             return False
@@ -197,8 +198,8 @@ class Reporter:
         backoff_s = max(_backoff_s(job.report_attempts), error.retry_after_s or 0.0)
         with transaction(self.engine) as session:
             outbox.postpone_report(session, job.id, backoff_s=backoff_s, note=str(error), epoch=job.epoch)
-        # HTTP 429 is no outage, because FulcrumCore answers. If it were recorded as one, the next successful request
-        # would end it, and with it the wait that FulcrumCore has requested.
+        # HTTP 429 is no outage, because FulcrumCore answers. If HTTP 429 were recorded as an outage, the next
+        # successful request would end the outage, and also the wait that FulcrumCore has requested.
         concerns_only_this_report = error.status in (STATUS_OF_ONE_FAILED_REQUEST, TOO_MANY_REQUESTS)
         if not concerns_only_this_report:
             is_login_refused = isinstance(error, FulcrumAuthFailing)
@@ -271,7 +272,7 @@ class Reporter:
         return ReportState.OVERTAKEN, note
 
     def _send_without_properties(self, job: Job, refusal: str) -> tuple[ReportState, str]:
-        """Complete the job without properties, which may have caused the refusal. Fail it after a second refusal."""
+        """Complete the job without properties, which may have caused the refusal. After a second refusal, fail it."""
         if job.status != JobStatus.COMPLETED:
             raise _refused_while_processing("the report of the failure", refusal)
         try:
@@ -297,9 +298,10 @@ class Reporter:
 
 
 def _refused_while_processing(refused_object: str, refusal: str) -> FulcrumUnavailable:
-    """Return the exception that postpones a report for long, because only a change in FulcrumCore can make it succeed.
+    """Return the exception that postpones a report for REFUSED_REPORT_BACKOFF_S.
 
-    The report is not given up: in FulcrumCore the job is still processing, and blocks its service and its group.
+    Only a change in FulcrumCore can make the report succeed. The report is not given up, because the job is still
+    processing in FulcrumCore, and blocks its service and its group.
     """
     text = f"FulcrumCore refused {refused_object}: {refusal}"
     return FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=REFUSED_REPORT_BACKOFF_S)

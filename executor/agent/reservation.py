@@ -56,8 +56,8 @@ class MappingFinder:
     def find_or_reserve_mapping(self, job: Job) -> ServiceMapping:
         """Return the mapping of the service's VM. For a create without a mapping, reserve a VMID. Raises JobError.
 
-        What the job adds to the usage of its tenant is reserved, too. Raises TenantLimitReached if this exceeds a
-        limit.
+        Also reserve what the job adds to the usage of its tenant (tenant_usage.py). Raises TenantLimitReached if the
+        usage would exceed a limit.
         """
         with reading(self.engine) as session:
             mapping = mappings.current(session, require_service_id(job))
@@ -79,8 +79,8 @@ class MappingFinder:
     def _map_existing_vm(self, job: Job) -> Mapping | None:
         """Search Proxmox for an unmapped VM of this service, and map it; return None when there is no such VM.
 
-        A VM of the service has the service's marker, a text with the service's id in the VM's description. Its mapping
-        is missing after the database was lost.
+        A VM of the service has the service's marker, a text with the service's id in the VM's description. Such a
+        VM lacks a mapping if the database was lost.
         """
         service_id, vm_rows = require_service_id(job), self._unmapped_vms()
         # The suffix of a VM's name depends only on the service, so the hostname may be empty here.
@@ -109,9 +109,9 @@ class MappingFinder:
         """Return Proxmox's list of VMs, prepared for the search for an unmapped VM of the agent.
 
         Proxmox's list lacks the name of a VM that is being created, and of each VM on a node that sends no statistics.
-        Such a VM may be the service's VM. So its configuration is read if no mapping has its VMID, and if it has the
-        agent's tag or a VMID of the configured range. Other VMs without a name are left out. Raises JobError VM_LOCKED
-        if a VM whose configuration was read has no name yet.
+        Such a VM may be the service's VM. So its configuration is read if no mapping has its VMID, and the VM has
+        the agent's tag or a VMID of the configured range. Other VMs without a name are left out. Raises JobError
+        VM_LOCKED if a VM whose configuration was read has no name yet.
         """
         rows = self.proxmox.vms()
         unknown_rows = [row for row in rows if not row.has_statistics or row.is_being_created]
@@ -199,7 +199,7 @@ class MappingFinder:
     def _pick_vmid(self, used_vmids: set[int]) -> int:
         """Return a random VMID of the configured range that is neither mapped nor in `used_vmids`.
 
-        The VMID of a deleted VM is in quarantine for some time, and is not returned then.
+        The VMID of a deleted VM is in quarantine for some time. During the quarantine, the VMID is not returned.
         """
         cluster_vmid_range = (self.cluster, self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max)
         with reading(self.engine) as session:  # a unique index refuses a VMID that is mapped after this read

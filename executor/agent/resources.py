@@ -1,7 +1,7 @@
 """Allocates resources to a run until it ends: a node, a storage, a clone slot, or memory and cores for a VM that grows.
 
 This is the first part of step 5 of a job's processing (ARCHITECTURE.md). CloneLimit limits how many clones
-run at the same time. A clone slot (a CloneSlot object) is the permission to run one of them.
+run at the same time. A clone slot (a CloneSlot object) is the permission to run one clone.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class AllocatedResources:
     clone_slot: CloneSlot = field(default_factory=CloneSlot)  #: unused when the run needs no clone slot
 
     def note_result(self, result: JobResult) -> None:
-        """Store the run's result in the clone slot. The clone limit reads it there, and adapts the number of clones."""
+        """Store the run's result in the clone slot. CloneLimit reads it from the slot to adapt the number of clones."""
         self.clone_slot.result = result
 
     def note_step(self, text: str) -> None:
@@ -85,7 +85,7 @@ class ResourceAllocator:
                 yield None
             return
         vm = read_properties(properties) if job.action == "create" else None
-        if vm is None or not vm.has_source:  # the run refuses a create without a source
+        if vm is None or not vm.has_source:  # a create without a source (such as an image) fails in its run
             yield None
             return
         os_template_volume = ""

@@ -37,11 +37,12 @@ MAX_REASON_CHARS = 300
 #: agent as disconnected (30 s without a heartbeat), and the execution would count as overdue.
 MAX_RETRY_AFTER_S = 20.0
 #: In an outage of FulcrumCore, each failure doubles the delay until the next execution of a critical job, up to this
-#: delay. A critical job whose interval is longer is always delayed by its interval. The first successful call of any
-#: critical job wakes all other critical jobs. So after an outage, the agent notices within this time that FulcrumCore
-#: answers, or within the shortest interval if that is longer. A longer `Retry-After` delays this, too.
+#: delay. A critical job with a longer interval keeps its interval as the delay. The first successful call after an
+#: outage wakes Heartbeat and GetPendingJobs (`Link.recovery_events`). The agent notices the end of an outage within
+#: this time, or within the shortest interval if every interval is longer. A longer `Retry-After` delays this notice.
 MAX_OUTAGE_DELAY_S = 5.0
-#: Maximum number of doublings. The shortest allowed interval, doubled this often, is longer than MAX_OUTAGE_DELAY_S.
+#: Maximum number of doublings, to prevent an overflow. The shortest allowed interval, doubled this often, is longer
+#: than MAX_OUTAGE_DELAY_S.
 MAX_DOUBLINGS = 16
 
 
@@ -73,7 +74,8 @@ class Scheduler:
     def overdue_critical_jobs(self, max_intervals: float = 3.0, slack_s: float = 30.0) -> list[str]:
         """Return the names of critical jobs whose thread has ended or whose next execution is overdue.
 
-        An execution is overdue when none has started or ended for `max_intervals` intervals plus `slack_s`.
+        An execution is overdue when no execution of the critical job has started or ended for `max_intervals` intervals
+        plus `slack_s`.
         """
         now = time.monotonic()
         overdue_names = []

@@ -2,9 +2,9 @@
 
 Without this check, a tenant that knows a reference of another tenant could write the reference into a secret property
 of its own service, and would get the secret in its own VM. FulcrumCore does not say to which service a secret belongs.
-To bind a reference is to store in the database to which service it belongs. The poller binds each reference when it
-stores the first job that names it. The worker binds a reference that has no row, because the database was lost or an
-earlier version stored the job.
+To bind a reference is to store in the database to which service it belongs. The poller binds each reference when the
+poller stores the first job that names the reference. The worker binds a reference that has no row, for example after a
+loss of the database.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Maximum number of references that are bound when a job is stored. The worker binds further ones.
+#: Maximum number of references that are bound when a job is stored. The worker binds the remaining references.
 MAX_BOUND_REFERENCES = 100
 
 
@@ -57,7 +57,7 @@ def store_jobs(engine: Engine, secrets: SecretResolver, new_jobs: Iterable[NewJo
 def _references_of_jobs(secrets: SecretResolver, jobs: Iterable[NewJob]) -> dict[str, list[str]]:
     """Return the references in the secret properties of the jobs. The keys are the ids of the jobs in FulcrumCore.
 
-    A job is left out if FulcrumCore does not return its service type. The worker binds its references.
+    A job is left out if FulcrumCore does not return its service type. The worker binds the references of this job.
     """
     references: dict[str, list[str]] = {}
     for job in jobs:

@@ -8,7 +8,8 @@ import signal
 import socket
 from types import TracebackType
 
-#: More than the number of signals that can arrive before the main thread reads them.
+#: Number of bytes (one per signal) that one read takes from the socket: more than the number of signals that can arrive
+#: before the main thread reads.
 READ_BYTES = 4096
 
 
@@ -38,7 +39,7 @@ class SignalWaiter:
         self._writer.close()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until a signal has arrived since the last wait, but at most `timeout_s`."""
+        """Wait at most `timeout_s` for a signal. Return at once if a signal has arrived since the last wait."""
         if select.select([self._reader], [], [], timeout_s)[0]:
             with contextlib.suppress(BlockingIOError):
                 self._reader.recv(READ_BYTES)

@@ -15,7 +15,8 @@ log = get_logger(__name__)
 #: A failed call this soon after a recovery starts no new outage, because the call may have begun before the recovery.
 LATE_FAILURE_S = 2.0
 #: A FulcrumUnavailable with this HTTP status concerns one request only: FulcrumCore still answers other requests. When
-#: the agent itself raises FulcrumUnavailable because of one refused request, it sets this status, too.
+#: the agent itself raises FulcrumUnavailable because of one refused request, the agent sets this status in the
+#: exception.
 STATUS_OF_ONE_FAILED_REQUEST = 500
 
 
@@ -23,9 +24,9 @@ STATUS_OF_ONE_FAILED_REQUEST = 500
 class LinkEvents:
     """The functions that log the outages and recoveries of one outside system."""
 
-    stopped_answering: Callable[..., object]  #: the system had answered before
-    not_answering: Callable[..., object]  #: the system has not answered since the start of this process
-    login_refused: Callable[..., object]  #: the system answers, but refuses the token or the password
+    stopped_answering: Callable[..., object]  #: called if the system had answered before
+    not_answering: Callable[..., object]  #: called if the system has not answered since the start of this process
+    login_refused: Callable[..., object]  #: called if the system answers, but refuses the token or the password
     answered_again: Callable[..., object]
 
 
@@ -89,7 +90,7 @@ class Link:
         return True
 
     def note_down(self, reason: str, *, is_login_refused: bool = False) -> None:
-        """Record a failed call, and log the first one of an outage. Do nothing within LATE_FAILURE_S of a recovery.
+        """Record a failed call; log the first one of each outage. Do nothing within LATE_FAILURE_S of a recovery.
 
         `is_login_refused` is True if the system has answered that the token or the password is not valid.
         """
@@ -162,7 +163,7 @@ class AgentState:
 
     @property
     def is_ready(self) -> bool:
-        """True after the first call to FulcrumCore, even if it failed: systemd should not wait for FulcrumCore."""
+        """True after the first call to FulcrumCore, even a failed call: systemd should not wait for FulcrumCore."""
         return bool(self.agent_id) or not self.fulcrum_link.is_up
 
     @property

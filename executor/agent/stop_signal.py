@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class StopSignal:
-    """Asks one running job to end, and says why. The job's thread checks it. It is not an operating system signal.
+    """Asks one running job to end, and says why. The job's thread checks `is_sent`. Not an operating system signal.
 
     The constants are the possible reasons.
     """

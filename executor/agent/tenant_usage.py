@@ -1,4 +1,4 @@
-"""Reserves for a job what it adds to the usage of its tenant, before the job changes anything.
+"""Reserves what a job adds to the usage of its tenant, before the job changes anything.
 
 The usage of a tenant is the number and the sizes of its VMs, and the numbers of their snapshots and backups. The limits
 of a tenant are SMITH_TENANT_MAX_*. This is a part of step 4 of a job's processing (ARCHITECTURE.md). A mapping says
@@ -55,8 +55,8 @@ class TenantUsage:
     def reserve_for_vm(self, job: Job, mapping: Mapping) -> None:
         """Reserve what the job adds to an existing VM, or to a VM whose VMID is reserved. Raises TenantLimitReached.
 
-        When a limit of snapshots or backups is reached, they are counted at Proxmox, because some may have been removed
-        there.
+        When the limit of snapshots or backups is reached, the tenant's snapshots or backups are counted at Proxmox,
+        because some may have been removed in Proxmox.
         """
         if job.action not in COUNTED_ACTIONS:
             self._store_missing_tenant(job, mapping)
@@ -87,7 +87,8 @@ class TenantUsage:
         if job.action == "backup":
             return Amounts(backups=1)
         before = usage.of_mapping(mapping)
-        # For a VM without stored sizes (adopted, or made by an earlier version), the properties before the job count.
+        # A VM has no stored sizes if it was adopted, or made by an earlier version. Then the sizes in the service's
+        # properties before the job are used.
         if mapping.state == MappingState.ACTIVE and not mapping.cores and (sizes := _earlier_sizes(job)):
             before = replace(sizes, vms=1)
         try:
@@ -106,7 +107,7 @@ class TenantUsage:
         return self.proxmox.vm_config(row.node, row.vmid, kind=row.kind) if row else {}
 
     def _recount(self, tenant_id: str | None, name: str) -> bool:
-        """Count the tenant's snapshots or backups at Proxmox. Return True if there are fewer than in the database."""
+        """Count the tenant's snapshots or backups at Proxmox. Lower the stored counts; return True if one was lowered."""
         with reading(self.engine) as session:
             mappings = usage.mappings_with(session, tenant_id, name)
         fewer: dict[int, int] = {}
@@ -143,7 +144,7 @@ def _earlier_sizes(job: Job) -> Amounts | None:
 
 
 def _sizes(vm: VmProperties, config: MappingType[str, Any]) -> Amounts:
-    """Return what a VM with these properties uses. `config` is its configuration at Proxmox; empty if unknown."""
+    """Return what a VM with these properties uses. `config` is the VM's configuration at Proxmox, or {}."""
     return Amounts(vms=1, cores=vm.total_cores, memory_mib=vm.memory_mib, disk_gib=_disk_gib(vm, config))
 
 

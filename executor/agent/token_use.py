@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: A connected agent sends at least two heartbeats in this time, because their interval is at most 25 s. The time of a
-#: heartbeat is stored in the database at most this long after the heartbeat.
+#: A heartbeat is recent if it is younger than this. A connected agent sends at least two heartbeats in this time,
+#: because their interval is at most 25 s. The time of our last heartbeat is stored in the database within this time,
+#: too.
 HEARTBEATS_WITHIN_S = 60.0
 #: FulcrumCore's status of an agent that sends heartbeats.
 CONNECTED = "Connected"
@@ -38,9 +39,10 @@ class TokenUse:
     fulcrum: FulcrumClient
 
     def warn_if_used_elsewhere(self, agent: CoreAgent) -> None:
-        """Log a warning if `is_used_elsewhere`. `agent` was read before this process has sent a heartbeat."""
+        """Log a warning if another executor uses the token. `agent` was read before this process sent a heartbeat."""
         try:
             with reading(self.engine) as session:
+                # Name of each critical job, and the time of its last successful execution.
                 jobs = {job.name: job.last_ok_at for job in periods.critical_jobs(session)}
         except DatabaseError:
             return  # the next step that needs the database reports this error
@@ -49,7 +51,7 @@ class TokenUse:
 
 
 def is_used_elsewhere(agent: CoreAgent, our_last_heartbeat_at: datetime | None, *, clock_offset_s: float) -> bool:
-    """Return whether FulcrumCore has received a recent heartbeat that this database's agent did not send."""
+    """Return whether FulcrumCore has received a recent heartbeat that no agent of this database has sent."""
     if agent.updated_at is None or agent.status != CONNECTED or not has_recent_heartbeat(agent, clock_offset_s):
         return False
     if our_last_heartbeat_at is None:
@@ -59,7 +61,7 @@ def is_used_elsewhere(agent: CoreAgent, our_last_heartbeat_at: datetime | None, 
 
 
 def has_recent_heartbeat(agent: CoreAgent, clock_offset_s: float) -> bool:
-    """Return whether FulcrumCore has changed the agent's row recently. Each heartbeat changes it."""
+    """Return whether FulcrumCore has changed the agent's row recently. Each heartbeat changes this row."""
     if agent.updated_at is None:
         return False
     return time.time() + clock_offset_s - agent.updated_at.timestamp() < HEARTBEATS_WITHIN_S

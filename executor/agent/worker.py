@@ -62,7 +62,7 @@ class Worker:
     secrets: SecretResolver
 
     def process_job(self, job: Job, stop_signal: StopSignal) -> None:
-        """Process a claimed job until its result is stored or it is requeued. The reporter sends the result later.
+        """Process a claimed job until its result is stored or the job is requeued. The reporter sends the result later.
 
         Raises StaleJob when this process has lost the job's lease. Then the result of this attempt is not stored.
         """
@@ -81,7 +81,8 @@ class Worker:
             except (FulcrumUnavailable, ClaimImpossible) as error:
                 end = error
             except DatabaseUnavailable as error:
-                # If a run has started, it may have changed the VM. Then the lease keeper releases the job.
+                # A run that has started may have changed the VM. Then the lease keeper (leases.py) releases the job
+                # later.
                 if started_runs:
                     raise
                 end = error
@@ -125,7 +126,7 @@ class Worker:
 
     def _is_project_playbook(self, playbook: Path) -> bool:
         """True for a playbook of this project, False for one from SMITH_ACTIONS_PATH."""
-        project_folder = self.plan_settings.playbook_folders[-1]  # a folder of SMITH_ACTIONS_PATH comes before it
+        project_folder = self.plan_settings.playbook_folders[-1]  # folders of SMITH_ACTIONS_PATH precede this one
         return playbook.parent == project_folder
 
     def _require_time_left_s(self, job: Job) -> float:
@@ -156,7 +157,7 @@ class Worker:
         def may_wait() -> bool:
             nonlocal is_wait_stored
             self._require_time_left_s(job)
-            # This is stored once: if the agent process ends during the wait, the job does not count as its cause.
+            # The wait is stored once. If the agent process ends during the wait, the job does not count as the cause.
             if not is_wait_stored:
                 with suppress(DatabaseError), transaction(self.engine) as session:
                     job_queue.note_waiting(session, lease)

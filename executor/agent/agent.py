@@ -160,7 +160,7 @@ class Agent:
             pid=os.getpid(),
             version=VERSION,
             concurrency=self.settings.smith_concurrency,
-            # The fence ends the runs of an agent that cannot renew its leases while other agents use the database.
+            # The fence ends an agent's runs if the agent cannot renew its leases and other agents use the database.
             # Until the first renewal, the fence assumes that other agents use the database.
             fences=is_fencing(self.settings.smith_fence, has_other_agents=True),
             cluster=self.settings.smith_cluster,

@@ -102,8 +102,8 @@ class Claimer:
         try:
             self._claim_once(job, lease)
         except FulcrumRefused as refusal:
-            # FulcrumCore never refuses to read a job or the agent. So a proxy or a fault has caused this answer, and
-            # the job is retried.
+            # FulcrumCore itself never refuses a request that reads a job or the agent. So a proxy or a fault has caused
+            # this refusal, and the job is retried.
             raise FulcrumUnavailable(str(refusal), status=STATUS_OF_ONE_FAILED_REQUEST) from None
 
     def _claim_once(self, job: Job, lease: Lease) -> None:

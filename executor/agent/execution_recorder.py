@@ -90,8 +90,9 @@ class ExecutionRecorder:
         """Try to start a period of the job. Return whether this agent executes the job now.
 
         A period is a time, a little shorter than the job's interval, in which only one agent executes the job. While
-        this agent cannot reach FulcrumCore (`job.link` is down), it leaves the period to an agent that can. It also
-        leaves the period to other agents while one of them holds the lock of the job's row for long.
+        this agent cannot reach FulcrumCore (`job.link` is down), it starts a due period only after a delay, so that
+        another agent can start the period first. While another agent holds the lock of the job's row for long, this
+        agent starts no period.
         """
         if job.runs_on_each_agent:
             return True

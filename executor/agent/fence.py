@@ -29,7 +29,7 @@ FENCE_SHARE_OF_LEASE = 2 / 3
 #: than FENCE_SHARE_OF_LEASE, so that an agent that can end its runs ends them first. The agent then also records that
 #: the job did not cause this end.
 GUARD_SHARE_OF_LEASE = 3 / 4
-#: When another agent is found, the renewal that found it may have taken at most this share of a lease. After a slower
+#: The renewal that finds the first other agent may have taken at most this share of a lease. After a slower
 #: renewal, the runs would have to end at once.
 MAX_RENEWAL_SHARE_OF_LEASE = 1 / 3
 CHECK_INTERVAL_S = 0.5

@@ -98,7 +98,7 @@ class VmMetrics:
     _unknown_until: dict[int, float] = field(default_factory=dict)
 
     def report(self) -> None:
-        """Send the samples of every running VM of this cluster that is mapped to a service.
+        """For each VM of this cluster that is running and is mapped to a service, send the samples.
 
         Raises FulcrumUnavailable, JobError (Proxmox).
         """

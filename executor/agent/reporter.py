@@ -272,7 +272,7 @@ class Reporter:
         return ReportState.OVERTAKEN, note
 
     def _send_without_properties(self, job: Job, refusal: str) -> tuple[ReportState, str]:
-        """Complete the job without properties, which may have caused the refusal. After a second refusal, fail it."""
+        """Complete the job without properties, the likely cause of the refusal; fail the job after another refusal."""
         if job.status != JobStatus.COMPLETED:
             raise _refused_while_processing("the report of the failure", refusal)
         try:

@@ -1,6 +1,6 @@
 """Binds references to FulcrumCore's vault to services, and fails a job that names the reference of another service.
 
-Without this check, a tenant that knows a reference of another tenant could write the reference into a secret property
+Without this module, a tenant that knows a reference of another tenant could write the reference into a secret property
 of its own service, and would get the secret in its own VM. FulcrumCore does not say to which service a secret belongs.
 To bind a reference is to store in the database to which service it belongs. The poller binds each reference when the
 poller stores the first job that names the reference. The worker binds a reference that has no row, for example after a

@@ -107,7 +107,7 @@ class TenantUsage:
         return self.proxmox.vm_config(row.node, row.vmid, kind=row.kind) if row else {}
 
     def _recount(self, tenant_id: str | None, name: str) -> bool:
-        """Count the tenant's snapshots or backups at Proxmox. Lower the stored counts; return True if one was lowered."""
+        """Recount the tenant's snapshots or backups at Proxmox. Return True if this has lowered a stored count."""
         with reading(self.engine) as session:
             mappings = usage.mappings_with(session, tenant_id, name)
         fewer: dict[int, int] = {}

@@ -1,7 +1,7 @@
 """Warns at the start of an agent if another executor, with another database, uses the same token for FulcrumCore.
 
 An executor is a running instance of this program. FulcrumCore sees all executors with one token as the same agent, so
-each of them would claim jobs of the other. `smith doctor` reports this problem, too.
+each executor would claim jobs of the others. `smith doctor` reports this problem, too.
 """
 
 from __future__ import annotations

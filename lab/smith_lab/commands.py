@@ -1,6 +1,7 @@
 """Defines the commands `smith demo` and `smith lab`.
 
-The lab's package declares both as entry points in the group `smith.commands`. `smith` loads the commands of this group.
+The lab's package declares both commands as entry points in the group `smith.commands`. The program `smith` loads the
+commands of this group.
 """
 
 from __future__ import annotations

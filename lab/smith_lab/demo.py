@@ -26,9 +26,10 @@ from rich.table import Table
 from executor.errors import EXIT_FAILURE, EXIT_OK
 from smith_lab.system import LabSystem, running_lab, wait_for
 
-#: Real seconds for each second of simulated Proxmox time: slow enough that a user sees the progress.
+#: Real seconds for each second of simulated Proxmox time. The value is so large that a user sees the progress.
 TIME_SCALE = 0.2
-#: Time after which a phase of the demo fails. It equals FulcrumCore's default job timeout.
+#: Time after which a phase of the demo, such as the creation of all VMs, fails. It equals FulcrumCore's default job
+#: timeout.
 PHASE_TIMEOUT_S = 300.0
 #: The statuses of a job that has not ended.
 OPEN_STATUSES = ("Pending", "Processing")
@@ -47,7 +48,7 @@ class Row:
 
     name: str
     fulcrum: str  #: the status of the service in FulcrumCore
-    instance: str  #: the VMID at the end of the service's agentInstanceId
+    instance: str  #: the VMID at the end of the service's agentInstanceId, the executor's id of its VM
     mapping: str  #: VMID and state of the mapping
     proxmox: str  #: VMID, status and size of the VM
     agrees: bool  #: whether FulcrumCore, the mapping and Proxmox describe the same state
@@ -102,7 +103,7 @@ def _run_phases(lab: LabSystem, console: Console, count: int) -> list[Row]:
             lab.admin.patch_service(service_id, {"cores": 4, "memoryMb": 4096, "diskGb": 32})
         _wait_for_phase(lab, console, "updated", first_half, "Stopped")
         first_quarter = first_half[: max(len(first_half) // 2, 1)]
-        # If there is only one service, both parts of this list contain it. `dict.fromkeys` removes the duplicate.
+        # A single service is in `first_quarter` and is also the last service. `dict.fromkeys` removes the duplicate.
         ids_to_delete = list(dict.fromkeys([*first_quarter, service_ids[-1]]))
         for service_id in ids_to_delete:
             lab.admin.delete_service(service_id)
@@ -166,7 +167,7 @@ def _compare_services(lab: LabSystem, service_ids: list[str]) -> list[Row]:
         unexpected_vmids -= {vm["vmid"] for vm in vms}
         rows.append(_compare_service(lab.admin.get_service(service_id), mappings.pop(service_id, None), vms))
     # `mappings` now contains only mappings that belong to no service, because the loop removed all others.
-    # The row of a VM or mapping without a service shows the VMID in both columns, although only one of the two exists.
+    # The row of a VM or mapping without a service shows the VMID in the columns of both, although only one exists.
     vmids = [*unexpected_vmids, *(mapping["vmid"] for mapping in mappings.values())]
     return rows + [
         Row(name="(no service)", fulcrum="", instance="", mapping=str(vmid), proxmox=str(vmid), agrees=False)

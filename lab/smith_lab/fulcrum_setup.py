@@ -24,7 +24,7 @@ TIMEOUT_S = 30.0
 PAGE_SIZE = 100
 #: How often `wait_for_status` reads the service.
 WAIT_INTERVAL_S = 0.1
-#: The time at which the tokens that this module creates expire.
+#: The time at which the tokens expire that this module creates.
 TOKEN_EXPIRY = "2035-01-01T00:00:00Z"
 Json = dict[str, Any]
 
@@ -38,7 +38,7 @@ class AdminCallFailed(Exception):
 
 
 class AdminClient:
-    """Calls FulcrumCore's API as an admin does, or as a participant: FulcrumCore's word for a provider or a consumer.
+    """Calls FulcrumCore's API as an admin or a participant. A participant is a provider or a consumer (customer).
 
     The executor does not use this class. The calls of an agent are in `executor.fulcrum.client`.
     """
@@ -150,7 +150,7 @@ class AdminClient:
         return items
 
     def wait_for_status(self, service_id: str, *statuses: str, timeout_s: float = 60.0) -> Json:
-        """Wait until all jobs of the service have ended and it has one of these statuses. Raises TimeoutError."""
+        """Wait until all jobs of the service have ended and its status is one of `statuses`. Raises TimeoutError."""
         deadline = time.monotonic() + timeout_s
         while True:
             service, jobs = self.get_service(service_id), self.list_jobs(service_id)
@@ -201,7 +201,7 @@ def bootstrap(
 ) -> CreatedObjects:
     """Create an agent, its token, and the objects that the agent needs.
 
-    `offered` has the agent's settings: if given, the service types offer only what these settings allow.
+    `offered` are settings of the agent. If they are given, the service types offer only what these settings allow.
 
     The created objects are a provider, a consumer (FulcrumCore's word for a customer), two service types, an agent type
     and the metric types. `admin` must use the seed token, which expires after a day. So this function also creates an
@@ -256,7 +256,7 @@ def add_agent(
         "agents", name=name, providerId=provider_id, agentTypeId=agent_type_id, tags=list(tags), **optional_members
     )
     token = admin.create_token(name, "agent", agent["id"])
-    # A token can be created only for an agent that exists, so the token is added to the agent's configuration later.
+    # A token can be created only for an agent that exists. So the token is added to the agent's configuration now.
     if configuration is not None:
         admin.call("PATCH", f"/agents/{agent['id']}", {"configuration": {"fulcrumToken": token["value"]}})
     return str(agent["id"]), str(token["value"])

@@ -1,6 +1,6 @@
 """Implements `smith lab`: runs the simulator and the stand-in, and writes the settings that an executor needs.
 
-The settings are shell variables in the file `lab.env`.
+It writes the settings as shell variables to the file `lab.env`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from smith_lab.private_file import write_private
 from smith_lab.running_lab import FILE_NAME, FOLDER_VARIABLE, RunningLab, read_lab
 from smith_lab.system import SETTING_PREFIXES, LabSystem, running_lab
 
-#: The settings that are secrets. `lab.env` contains the paths of files with their values, because a container can
-#: mount these files.
+#: The settings that are secrets. `lab.env` does not contain their values, but the paths of files with the values:
+#: a container can mount these files.
 SECRET_SETTINGS = ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET")
-#: Settings that `lab.env` does not set, so that their defaults apply: the console log on a terminal, and a run folder
-#: in memory.
+#: Settings that `lab.env` does not set. So their defaults apply: a log for people on a terminal, and a run folder in
+#: memory.
 DEFAULT_SETTINGS = ("SMITH_LOG_FORMAT", "SMITH_RUN_DIR")
 BACKUP_STORAGE = "backups"
-#: What `smith lab` prints. The commands work in this order. `smith run` needs a shell of its own until it ends.
+#: The text that `smith lab` prints. A user can enter its commands in this order. `smith run` needs a shell of its own
+#: until it ends.
 TOUR = """\
 FulcrumCore simulator  {core_url}
 Proxmox stand-in       https://{host}:{port}
@@ -80,7 +81,7 @@ def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int 
                 has_restricted_offer=True,
             )
         )
-        # With this privilege the token may read the load of the nodes and the allowed tags.
+        # With this privilege, the executor's token may read the load of the nodes and the allowed tags.
         lab.proxmox.control("grant", path="/", privilege="Sys.Audit")
         _write_files(lab)
         stack.callback(_remove_addresses, lab_folder)
@@ -90,7 +91,10 @@ def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int 
 
 
 def _remove_earlier_lab(folder: Path) -> None:
-    """Remove the files of a lab that has ended, because the new lab's FulcrumCore does not know its services."""
+    """Remove the files of a lab that has ended. Its services do not exist in the new lab's FulcrumCore.
+
+    Raises LabIsRunning.
+    """
     if read_lab(folder) is not None:
         raise LabIsRunning(f"a lab is running in {folder}: end it with Ctrl-C, or choose another --folder")
     if (folder / "lab.env").exists() or (folder / "admin-token").exists():
@@ -145,7 +149,7 @@ def _describe(lab: LabSystem) -> RunningLab:
 
 
 def _print_tour(lab: LabSystem) -> None:
-    """Print the addresses of the lab, and the commands for a first tour. Paths are not wrapped."""
+    """Print the addresses of the lab, and the commands for a first tour. Long lines stay one line."""
     tour = TOUR.format(
         core_url=lab.core_url,
         host=lab.proxmox.host,

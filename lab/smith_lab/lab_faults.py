@@ -19,22 +19,24 @@ class UnknownFault(SmithError):
 
 
 class Verb(NamedTuple):
-    """A request to the stand-in's control port: the name of an operation there (a verb), and its arguments."""
+    """A request to the control port of the Proxmox stand-in: the name of an operation (a verb), and its arguments."""
 
     name: str
     values: dict[str, Any]
 
 
 class Fault(NamedTuple):
-    """One fault: how it begins in the simulator or in the stand-in, and what users can see of it."""
+    """One fault: how it begins in the simulator or in the stand-in, and with which command users can see it."""
 
     name: str
     #: What is broken.
     text: str
     #: The command that shows the fault.
     see: str
-    #: The rule for the simulator; `fault_rules.py` explains the members.
+    #: The fault rule that the simulator gets; None: the fault is in the stand-in. `simulator/fault_rules.py` explains
+    #: the members of a rule.
     rule: dict[str, Any] | None = None
+    #: The request that begins the fault in the stand-in; None: the fault is in the simulator.
     begin: Verb | None = None
     #: The request that ends the fault; None if the verb `clear_faults` ends it.
     end: Verb | None = None
@@ -104,7 +106,7 @@ def begin_fault(folder: Path, name: str) -> Fault:
         known = ", ".join(fault.name for fault in FAULTS)
         raise UnknownFault(f"there is no fault {name}; faults: {known}; `smith lab fault clear` ends all")
     lab = find_lab(folder)
-    # If the fault has already begun, it is ended first: the stand-in cannot remove a template twice.
+    # The fault may already have begun. Then it is ended first, because the stand-in cannot remove a template twice.
     _end_in_stand_in(folder, fault)
     if fault.rule is not None:
         lab.simulator().add_fault(**fault.rule)

@@ -17,7 +17,7 @@ VM_PROPERTIES = {"cores": 1, "memoryMb": 1024, "diskGb": 10, "image": "debian-12
 CONTAINER_PROPERTIES = {"cores": 1, "memoryMb": 512, "diskGb": 4, "osTemplate": "debian-12"}
 OPEN_STATUSES = ("Pending", "Processing")
 POLL_INTERVAL_S = 0.2
-#: After this time without a claim, the command says that an agent is needed.
+#: If no agent has claimed the job after this time, the command says that an agent is needed.
 HINT_DELAY_S = 5.0
 #: Longer than FulcrumCore's job timeout of 300 s, after which the simulator ends the job as failed.
 WAIT_LIMIT_S = 330.0
@@ -38,7 +38,7 @@ class Customer:
         self._must_wait = must_wait
 
     def order(self, name: str, properties: Mapping[str, Any], *, is_container: bool = False) -> int:
-        """Create a service with these properties, and defaults for the others; return the exit code."""
+        """Create a service with these properties and with defaults for the other properties; return the exit code."""
         if self._find(name):
             raise OrderRefused(f"there is a service {name} already: choose another name, or `smith lab delete {name}`")
         defaults = CONTAINER_PROPERTIES if is_container else VM_PROPERTIES
@@ -99,7 +99,7 @@ class Customer:
             raise OrderRefused(f"FulcrumCore refuses it: {error}") from error
 
     def _report(self, name: str, service_id: str) -> int:
-        """Print the id of the service's newest job. If the customer must wait, then wait for its end and print that."""
+        """Print the id of the service's newest job. If the customer must wait, also wait for the job's outcome."""
         job = self._admin.list_jobs(service_id)[-1]
         print(f"{name}: FulcrumCore has created the job {job['id']} ({job['action']})", flush=True)
         return self._wait(name, service_id, str(job["id"])) if self._must_wait else EXIT_OK

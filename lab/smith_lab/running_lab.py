@@ -17,7 +17,8 @@ from smith_lab.private_file import write_private
 from smith_lab.proxmox.stand_in import ProxmoxStandIn
 from smith_lab.simulator.control import SimulatorControl
 
-#: The environment variable with the folder of a running lab. `lab.env` sets it.
+#: The environment variable with the folder of a running lab. `lab.env` sets it: the file of shell variables that
+#: `smith lab` writes for other shells.
 FOLDER_VARIABLE = "LAB_FOLDER"
 #: The folder in which commands look for a lab if FOLDER_VARIABLE is not set, relative to the current folder. `make lab`
 #: uses the same folder.
@@ -32,7 +33,7 @@ class NoLab(SmithError):
 
 @dataclass(frozen=True, kw_only=True)
 class RunningLab:
-    """What another process needs to use a running lab. The members are those of `lab.json`."""
+    """The data with which another process uses a running lab. Each member is stored in `lab.json` under its name."""
 
     core_url: str  #: the URL of the simulator, without /api/v1
     control_port: int  #: the stand-in's control port, through which its cluster is changed
@@ -61,7 +62,7 @@ class RunningLab:
 
 
 def read_lab(folder: Path) -> RunningLab | None:
-    """Return the lab that runs in the folder, or None."""
+    """Return the lab that runs in the folder; None if no lab runs there."""
     try:
         lab = RunningLab(**json.loads((folder / FILE_NAME).read_text()))
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):

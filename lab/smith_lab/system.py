@@ -49,9 +49,9 @@ LAB_SETTINGS = {
 
 @dataclass(kw_only=True)
 class LabSystem:
-    """The running simulator, stand-in and executor, with the calls that a customer or an operator makes.
+    """The running simulator, stand-in and executor. Its methods do what a customer or an operator does.
 
-    FulcrumCore calls a customer a consumer.
+    FulcrumCore's word for a customer is consumer.
     """
 
     folder: Path
@@ -61,8 +61,9 @@ class LabSystem:
     proxmox: ProxmoxStandIn
     #: Environment variables for the executor, set by the creator of this object. They override the lab's own settings.
     settings: dict[str, str] = field(default_factory=dict)
-    python: str = sys.executable  #: the Python that runs the executor; benchmarks also use one with an earlier version
-    #: The settings that the executor knows; None: all. An earlier version refuses to start with settings of later ones.
+    #: The Python that runs the executor. Benchmarks also use a Python in which an earlier executor is installed.
+    python: str = sys.executable
+    #: The settings that the executor gets; None: all. An earlier executor refuses to start with settings of later ones.
     known_settings: frozenset[str] | None = None
     #: A command to which the executor's command line is appended, and whose process becomes the executor; empty: none.
     launcher: tuple[str, ...] = ()
@@ -97,8 +98,8 @@ class LabSystem:
     def environment(self) -> dict[str, str]:
         """Return the environment variables for the executor and for `smith` commands.
 
-        They are the environment variables of this process, but with the lab's settings of the executor instead of any
-        settings of the executor that this process has.
+        They are the environment variables of this process. Settings of the executor among these variables are replaced
+        by the lab's settings.
         """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(SETTING_PREFIXES)}
         settings = LAB_SETTINGS | self.proxmox.env() | {
@@ -116,7 +117,7 @@ class LabSystem:
     # --- the executor ---------------------------------------------------------------------------------------------
 
     def for_another_executor(self, folder: Path, **settings: str) -> LabSystem:
-        """Return this lab for one more executor, whose log and data are in `folder`. The caller starts and stops it."""
+        """Return this lab for one more executor with log and data in `folder`. The caller starts and stops it."""
         folder.mkdir(parents=True, exist_ok=True)
         return replace(self, folder=folder, settings=self.settings | settings, _executor=None, _log=LogReader())
 
@@ -200,7 +201,7 @@ class LabSystem:
         return self.admin.get_service(service_id)
 
     def last_job(self, service_id: str) -> Json:
-        """Return the service's newest job. Of several jobs created in the same second, an open job is the newest."""
+        """Return the service's newest job. Of jobs created in the same second, one that has not ended is the newest."""
         jobs = self.admin.list_jobs(service_id)
         return max(jobs, key=lambda job: (job["createdAt"], job["status"] in ("Pending", "Processing")))
 
@@ -244,7 +245,7 @@ def run_smith_command(
 ) -> subprocess.CompletedProcess[str]:
     """Run a `smith` command and wait for its end.
 
-    Tests replace this function with a function that starts the command faster.
+    Tests replace this function by another one that starts the command faster.
     """
     command = [sys.executable, "-m", "executor", *arguments]
     return subprocess.run(command, env=env, cwd=cwd, capture_output=True, check=False, text=True, timeout=timeout)
@@ -267,9 +268,9 @@ def running_lab(
 
     `time_scale` is the number of real seconds for each second of simulated Proxmox time; with 0, Proxmox tasks take no
     time. `core_host` and `proxmox_host` are the addresses on which simulator and stand-in listen. With `core_url`, the
-    lab uses this FulcrumCore instead of a simulator; it must be a new one. With `has_restricted_offer`, the service
-    types offer only what the lab's settings allow. Without it, tests can also order what the executor must refuse. The
-    caller starts the executor. This function stops the executor at the end of the block.
+    lab uses this FulcrumCore instead of a simulator; this FulcrumCore must be new. With `has_restricted_offer`, the
+    service types offer only what the lab's settings allow. Otherwise, tests can also order what the executor must
+    refuse. The caller starts the executor. This function stops the executor at the end of the block.
     """
     with ExitStack() as stack:
         simulator = None if core_url else stack.enter_context(running_simulator(host=core_host, port=core_port))

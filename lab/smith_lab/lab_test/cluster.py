@@ -1,6 +1,6 @@
-"""Reads the guests with the lab's VMIDs, and makes the changes that need no playbook.
+"""Reads the guests with the lab's VMIDs, writes leases, and removes guests and backups.
 
-These changes are to write leases and to remove guests. A lease is a stopped VM without a disk. It reserves a range of
+These changes need no playbook. A lease is a stopped VM without a disk. It reserves a range of
 VMIDs for one run of lab tests.
 """
 
@@ -58,12 +58,12 @@ class Guest:
     name: str = ""
     notes: str = ""
     lock: str = ""
-    digest: str = ""  #: of the configuration
+    digest: str = ""  #: Proxmox's digest of the configuration
     is_template: bool = False
     is_protected: bool = False
-    #: Whether a VM that has the name of a lease runs or has a disk, so that it is no lease. False for other guests.
+    #: True for a VM that has the name of a lease, but runs or has a disk: it is no lease. False for all other guests.
     is_used: bool = False
-    problem: str = ""  #: why the configuration could not be read; then only VMID, node, kind and lock are known
+    problem: str = ""  #: why the configuration cannot be read; if set, only VMID, node, kind and lock are known
 
 
 class LabCluster:
@@ -109,11 +109,11 @@ class LabCluster:
         return [guest for row in rows if (guest := self._guest(row)) is not None]
 
     def guest(self, vmid: int) -> Guest | None:
-        """Return the guest with this VMID; None if there is none."""
+        """Return the guest with this VMID; None if no guest has it."""
         return next(iter(self.guests(range(vmid, vmid + 1))), None)
 
     def disk_gib(self, template: int) -> int:
-        """Return the size of a template's first disk, rounded up. Raises LabError if it cannot be seen."""
+        """Return the size of a template's first disk, rounded up. Raises LabError if the template cannot be seen."""
         row = next((row for row in self.reader.vms() if row.vmid == template), None)
         if row is None:
             raise LabError(f"the template {template} does not exist, or the token may not see it")
@@ -122,8 +122,8 @@ class LabCluster:
     def leases_and_guests(self, vmids: range) -> list[Guest]:
         """Return the guests with these VMIDs, and all VMs of the cluster with the name of a lease.
 
-        Proxmox's list does not contain the name of a new VM yet. So the configuration of each guest without statistics
-        is read, too.
+        In Proxmox's list of guests, a new VM has no statistics and no name yet. So the configuration of each guest
+        without statistics is read, too.
         """
         rows = [
             row
@@ -140,7 +140,8 @@ class LabCluster:
     def _guest(self, row: VmRow) -> Guest | None:
         """Return a listed guest with its configuration; None if it was moved or removed after the list was read.
 
-        If the guest's node does not answer, the guest is returned with a `problem`, so that others can be processed.
+        If the guest's configuration cannot be read, the guest is returned with a `problem`. So the caller can process
+        the other guests.
         """
         try:
             config = self.reader.vm_config(row.node, row.vmid, kind=row.kind)
@@ -164,7 +165,7 @@ class LabCluster:
         )
 
     def _is_running(self, row: VmRow) -> bool:
-        """Return whether a VM runs. The list of guests may still have an earlier status. Raises ChangedMeanwhile."""
+        """Ask Proxmox whether a VM runs. The status in the list of guests may be outdated. Raises ChangedMeanwhile."""
         try:
             status = _send(getattr(self.api.nodes(row.node), row.kind)(row.vmid).status.current.get)
         except LabError as error:
@@ -187,7 +188,7 @@ class LabCluster:
         self.wait_for_task(self.lab.node, upid)
 
     def replace_name_and_notes(self, guest: Guest, name: str, notes: str) -> None:
-        """Replace both with one request. Raises ChangedMeanwhile if the VM has changed since `guest` was read."""
+        """Replace name and notes by one request. Raises ChangedMeanwhile if the VM changed after `guest` was read."""
         config = self.api.nodes(guest.node).qemu(guest.vmid).config
         try:
             _send(lambda: config.put(name=name, description=notes, digest=guest.digest))

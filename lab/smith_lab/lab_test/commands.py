@@ -28,7 +28,7 @@ from smith_lab.lab_test.open_lab import LabRun, open_lab, reserved_run
 from smith_lab.lab_test.reserved_range import utc_text
 from smith_lab.lab_test.run_tests import LabTestRequest, run_tests
 
-#: How long `smith lab-test` waits for a free range.
+#: How long `smith lab-test` waits for a range of VMIDs that no other run has reserved.
 DEFAULT_WAIT_S = 600
 #: The exit code if no test has run, because the lab is not configured, cannot be used or has no free range. pytest has
 #: the same exit code for wrong arguments.
@@ -88,7 +88,7 @@ def lab_test(  # noqa: PLR0917 (typer passes all by name)
 
 
 def _test(request: LabTestRequest) -> int:
-    if isinstance(sys.stdout, io.TextIOWrapper):  # else pytest's output comes first
+    if isinstance(sys.stdout, io.TextIOWrapper):  # else pytest, a child process, would print before this text
         sys.stdout.reconfigure(line_buffering=True)
     with ExitStack() as stack:
         lab = stack.enter_context(open_lab(os.environ))

@@ -1,4 +1,4 @@
-"""Runs a FulcrumCore simulator, and the real agent with the VMIDs that a run of lab tests has reserved."""
+"""Runs a FulcrumCore simulator, and an agent that uses the VMIDs that a run of lab tests has reserved."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from smith_lab.system import LabSystem
 
 
 class LabFulcrum(LabSystem):
-    """A FulcrumCore simulator, and an agent that runs its jobs in the lab. A provider's tests order services in it."""
+    """A FulcrumCore simulator, and an agent that runs the simulator's jobs in the lab. Tests order services in it."""
 
     # `running_fulcrum` sets these attributes.
     run: LabRun
     template_disk_gib: int
 
     def order_service(self, name: str, **properties: Any) -> str:
-        """Order a VM of the lab's template; return the service's id. Its name begins with the run's prefix."""
+        """Order a VM of the lab's template; return the service's id. The service is named `<prefix of the run>-<name>`."""
         wanted: dict[str, Any] = {"image": IMAGE, "cores": 1, "memoryMb": 512, "diskGb": self.template_disk_gib}
         return super().order_service(f"{self.run.reserved.prefix}-{name}", **wanted | properties)
 
 
 class _Login:
-    """Replaces ProxmoxStandIn in LabSystem: returns the settings of the login for the lab's Proxmox."""
+    """Takes the place of ProxmoxStandIn in LabSystem: returns the executor's settings for the lab's Proxmox."""
 
     def __init__(self, run: LabRun) -> None:
         self._run = run
@@ -45,7 +45,7 @@ def running_fulcrum(guests: GuestActions, folder: Path, *, keep: bool = False) -
 
     With `keep`, these guests are not removed.
 
-    The agent uses the VMIDs of `guests`.
+    The agent gets the VMIDs that are reserved for `guests`.
     """
     run = guests.run
     with ExitStack() as stack:

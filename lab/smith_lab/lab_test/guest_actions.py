@@ -1,4 +1,4 @@
-"""Runs actions and playbooks on guests of a run in the lab, as `smith play` does."""
+"""Runs actions and playbooks on guests of one run of lab tests, as `smith play` does for an operator."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from smith_lab.lab_test.lab_settings import IMAGE
 from smith_lab.lab_test.open_lab import CLEANUP_S, LabRun
 from smith_lab.lab_test.removal_rules import token_of_guest
 
-#: How long the actions of a test may take. A test may pass another `timeout_s`.
+#: Members of `vm` that limit how long an action of a test may take. A test may pass other values.
 TIMEOUTS = {"timeout_s": 300, "shutdown_timeout_s": 20}
 CONTAINER_DISK_GIB = 4
 #: A label is a part of a guest's name, which is a DNS name of at most 63 characters.
@@ -35,7 +35,7 @@ IDENTITY = ("service_id", "vmid", "name", "node", "kind", "cluster")
 class GuestActions:
     """Makes guests in the range of a run, runs actions and playbooks on them, and removes them.
 
-    `vm` is the variable that each action gets: it describes the guest.
+    An action is a playbook of Agent Smith or of the provider. It gets the variable `vm`, which describes the guest.
     """
 
     run: LabRun
@@ -66,7 +66,7 @@ class GuestActions:
         return deque(self.vmids)
 
     def _free_vmid(self) -> int:
-        """Return a free VMID, the one that was not used for the longest time. Raises LabError if there is none."""
+        """Return the free VMID that was unused for the longest time. Raises LabError if no VMID is free."""
         for _each in self.vmids:
             vmid = self._next_vmids[0]
             self._next_vmids.rotate(-1)
@@ -82,7 +82,7 @@ class GuestActions:
         return self.cluster.disk_gib(self.run.settings.template)
 
     def new_vm(self, label: str = "vm", **members: Any) -> dict[str, Any]:
-        """Return the variable `vm` of a guest that does not exist yet: with a service id, VMID and name of this run.
+        """Return the variable `vm` for a new guest: with a service id, VMID and name of this run.
 
         Raises LabError if the label cannot be a part of a name, or if no VMID is free.
         """
@@ -100,7 +100,7 @@ class GuestActions:
     def create(self, vm: Mapping[str, Any]) -> dict[str, Any]:
         """Create a guest with the action `create`; return its identity. Raises AssertionError if the action fails."""
         result = self.run_action("create", vm)
-        assert result.succeeded, result.operator_message  # noqa: S101 (pytest shows it as the test's failure)
+        assert result.succeeded, result.operator_message  # noqa: S101 (pytest shows the message as the test's failure)
         return {name: vm[name] for name in (*IDENTITY, *TIMEOUTS) if name in vm} | {"node": result.vm["node"]}
 
     def run_action(self, name: str, vm: Mapping[str, Any], *, check: bool = False, **members: Any) -> JobResult:
@@ -113,7 +113,7 @@ class GuestActions:
         return self._run(actions.find(name, folders), {**vm, **members}, check=check)
 
     def run_playbook(self, playbook: Path, vm: Mapping[str, Any], *, check: bool = False, **members: Any) -> JobResult:
-        """Run any playbook with the variable `vm` and with Proxmox's login, as actions get both; return the result.
+        """Run any playbook; return the result. As an action does, it gets the variable `vm` and the login for Proxmox.
 
         A playbook that returns no result to the executor fails with RESULT_INVALID, as an action does.
         """

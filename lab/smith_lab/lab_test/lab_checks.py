@@ -1,4 +1,4 @@
-"""Checks before a run whether the lab can be used, with the preflight checks of `smith doctor`."""
+"""Checks before a run of lab tests whether the lab can be used, with the preflight checks of `smith doctor`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_usable(checks: list[CheckResult]) -> bool:
 
 
 def _check_nodes_and_storage(lab: LabSettings) -> Iterator[CheckResult]:
-    """Check what only the tests need: the node of the template, and a storage that both nodes share."""
+    """Check what only lab tests need: the template's node, a storage that both nodes share, and optional settings."""
     reader = ProxmoxReader(ProxmoxConnection.from_settings(lab.executor_settings()))
     try:
         row = next((row for row in reader.vms() if row.vmid == lab.template), None)

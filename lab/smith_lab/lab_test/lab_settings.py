@@ -1,4 +1,4 @@
-"""Reads the settings of a lab from the environment variables LAB_PROXMOX_*, and checks them."""
+"""Reads the settings of a lab (a Proxmox for tests) from the variables LAB_PROXMOX_*, and checks them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PREFIX = "LAB_PROXMOX_"
 REQUIRED = ("HOST", "USER", "TOKEN_ID", "TOKEN_SECRET", "NODE", "TEMPLATE", "STORAGE", "VMID_MIN", "VMID_MAX")
 #: Values of LAB_PROXMOX_VALIDATE_CERTS that mean no.
 NO = ("0", "false", "no", "off")
-#: The name of the image in the executor's settings that stands for LAB_PROXMOX_TEMPLATE or LAB_PROXMOX_OS_TEMPLATE.
+#: The image name by which the executor's settings refer to LAB_PROXMOX_TEMPLATE and LAB_PROXMOX_OS_TEMPLATE.
 IMAGE = "lab"
-#: The smallest range of VMIDs for one run: the VMID of the lease, and ten for guests.
+#: The smallest number of VMIDs for one run: one for the lease (the VM that reserves the others), and ten for guests.
 MIN_RANGE_SIZE = 11
 #: The maximum length of a name prefix. A guest's name has at most 63 characters: the prefix, the run's token, a label
 #: that the test chooses, and a part of the service id.
@@ -28,7 +28,7 @@ MAX_PREFIX_LENGTH = 20
 
 @dataclass(frozen=True, kw_only=True)
 class LabSettings:
-    """The settings of a lab. Each has the name of its variable in lower case, without LAB_PROXMOX_."""
+    """The settings of a lab. A member is named as its environment variable, in lower case and without LAB_PROXMOX_."""
 
     host: str
     user: str
@@ -82,14 +82,14 @@ class LabSettings:
         return f"https://{host_in_url(self.host)}:{self.port}"
 
     def require_range(self) -> None:
-        """Raise SettingsError if LAB_PROXMOX_RANGE_SIZE is too small, or if the lab has fewer VMIDs than that."""
+        """Raise SettingsError if LAB_PROXMOX_RANGE_SIZE is too small, or if the lab has fewer VMIDs than one range."""
         if self.range_size < MIN_RANGE_SIZE:
             raise SettingsError(f"{PREFIX}RANGE_SIZE must be at least {MIN_RANGE_SIZE}")
         if not self.ranges():
             raise SettingsError(f"between {PREFIX}VMID_MIN and {PREFIX}VMID_MAX must be {self.range_size} VMIDs")
 
     def ranges(self) -> list[range]:
-        """Divide the lab's VMIDs into ranges, each for one run. If the last VMIDs are too few, they stay unused."""
+        """Divide the lab's VMIDs into ranges, each for one run. Last VMIDs that are no complete range stay unused."""
         count = (self.vmid_max - self.vmid_min + 1) // self.range_size
         starts = [self.vmid_min + number * self.range_size for number in range(count)]
         return [range(start, start + self.range_size) for start in starts]

@@ -1,6 +1,6 @@
 """Prepares the lab for one run of tests: connects to the cluster that LAB_PROXMOX_* names, or starts a stand-in.
 
-Then it reserves a range of VMIDs there.
+Then it reserves a range of VMIDs in the lab.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from smith_lab.lab_test.reservation import extend, release, reserve_when_free
 from smith_lab.lab_test.reserved_range import Lease, ReservedRange
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 
-#: The variable with the range that another process has reserved for this one: token, expiry, first and last VMID.
+#: The environment variable with the range that the parent process has reserved for this process. Its value is the
+#: token of the run, the expiry of the reservation, the first and the last VMID.
 RESERVED_VARIABLE = f"{PREFIX}RESERVED"
-#: With this variable, guests are kept until the reservation expires.
+#: The environment variable that keeps the guests until the reservation expires.
 KEEP_VARIABLE = f"{PREFIX}KEEP"
-#: The last part of a reservation, in which no test runs: the run ends its processes, and removes its guests.
+#: Seconds at the end of a reservation in which no test runs: the run ends its processes, and removes its guests.
 CLEANUP_S = 300
 
 
@@ -39,7 +40,7 @@ class LabRun:
     def variables(self) -> dict[str, str]:
         """Return the environment variables with which another process works in the range of this run.
 
-        Their LAB_PROXMOX_VMID_MIN and LAB_PROXMOX_VMID_MAX are the first and the last VMID for guests of this run.
+        Among them, LAB_PROXMOX_VMID_MIN and LAB_PROXMOX_VMID_MAX are the first and the last VMID for the run's guests.
         """
         lease, vmids = self.reserved.lease, self.reserved.vmids
         guests = {
@@ -73,12 +74,12 @@ def reserved_run(
 ) -> Iterator[LabRun]:
     """Reserve a range for the `with` block. Then remove the guests of the run, unless `keep` is set.
 
-    If all ranges are reserved, `report` is called with a text, and the caller waits up to `wait_s`. Raises NoFreeRange.
+    If all ranges are reserved, this function passes a text to `report`, and waits up to `wait_s`. Raises NoFreeRange.
     What cannot be removed is added to the `failed_removals` of the run.
     """
     cluster, duration_s = LabCluster(lab), time_limit_s + CLEANUP_S
     reserved = reserve_when_free(cluster, duration_s, wait_s, report)
-    if reserved.lease.until - cluster.now() < duration_s - CLEANUP_S / 2:  # removing old guests took long
+    if reserved.lease.until - cluster.now() < duration_s - CLEANUP_S / 2:  # the removal of old guests took long
         reserved = extend(cluster, reserved, cluster.now() + duration_s) or reserved
     run = LabRun(settings=lab, reserved=reserved)
     try:
@@ -89,9 +90,10 @@ def reserved_run(
 
 
 def _release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
-    """Release a range. If something could not be removed, because another process still works on it, try once more.
+    """Remove the run's guests, and release the range. If a guest could not be removed, try once more.
 
-    Ctrl-C and TERM are ignored meanwhile: guests that are not removed here stay until the reservation has expired.
+    Another process may still work on such a guest. Ctrl-C and TERM are ignored meanwhile, because guests that are not
+    removed here stay until the reservation has expired.
     """
     with _signals_ignored():
         try:
@@ -113,7 +115,7 @@ def _signals_ignored() -> Iterator[None]:
 
 
 def run_of_parent(environ: Mapping[str, str]) -> LabRun | None:
-    """Return the run of `smith lab-test`, if it started this process and passed its range in RESERVED_VARIABLE."""
+    """Return the run of the `smith lab-test` that started this process; None without RESERVED_VARIABLE."""
     text = environ.get(RESERVED_VARIABLE, "")
     if not text:
         return None

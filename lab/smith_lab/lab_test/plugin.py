@@ -1,6 +1,7 @@
-"""The lab's pytest plugin: fixtures for tests of playbooks. docs/lab_test.md describes them.
+"""The lab's pytest plugin: fixtures for tests of playbooks. docs/lab_test.md describes the fixtures.
 
-If the lab is installed, pytest loads the plugin also for unrelated tests. So only fixtures import the lab's modules.
+The lab is a Proxmox cluster for tests; the variables LAB_PROXMOX_* name it. If the package of the lab is installed,
+pytest loads the plugin also for unrelated tests. So only fixtures import the lab's modules.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.fixture(scope="session")
 def lab_run() -> Iterator[LabRun]:
-    """The run of lab tests: the settings of the lab, and the reserved range.
+    """The run of lab tests: the settings of the lab, and the range of VMIDs that is reserved for this run.
 
-    `smith lab-test` has reserved the range. Otherwise it is reserved here, in the lab of LAB_PROXMOX_* or a stand-in.
+    If `smith lab-test` started pytest, that command has reserved the range. Otherwise this fixture reserves a range in
+    the lab that LAB_PROXMOX_* names, or in a stand-in for Proxmox.
     """
     from executor.settings.settings import load_settings  # noqa: PLC0415
     from smith_lab.lab_test.lab_settings import is_configured, refuse_production_range  # noqa: PLC0415
@@ -70,7 +72,7 @@ def lab_run() -> Iterator[LabRun]:
 
 @pytest.fixture(scope="session")
 def lab_actions_folder(pytestconfig: pytest.Config) -> Path | None:
-    """The folder with the provider's own actions: the option `smith_actions` of pytest, else SMITH_ACTIONS_PATH."""
+    """The folder with the provider's own actions (playbooks): the option `smith_actions`, else SMITH_ACTIONS_PATH."""
     from executor.settings.settings import load_settings  # noqa: PLC0415
 
     name = str(pytestconfig.getini(ACTIONS_OPTION) or "")
@@ -87,7 +89,7 @@ def lab_guests(lab_run: LabRun, lab_actions_folder: Path | None) -> GuestActions
     from smith_lab.lab_test.open_lab import RESERVED_VARIABLE  # noqa: PLC0415
 
     number, count = 0, 1
-    if os.environ.get(RESERVED_VARIABLE):  # otherwise each worker has reserved a range of its own
+    if os.environ.get(RESERVED_VARIABLE):  # without it, `lab_run` has reserved a range for each worker
         number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
         count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     return GuestActions(run=lab_run, actions_folder=lab_actions_folder, worker=(number, count))
@@ -97,7 +99,8 @@ def lab_guests(lab_run: LabRun, lab_actions_folder: Path | None) -> GuestActions
 def make_lab_vm(lab_guests: GuestActions) -> Iterator[Callable[..., dict[str, Any]]]:
     """Return a function that makes a guest and returns its variable `vm`. The guests are removed after the test.
 
-    `make_lab_vm("db", cores=4)` names the guest and sets members of `vm`; with `kind="lxc"` it is a container.
+    `make_lab_vm("db", cores=4)` makes a guest with `db` in its name, and sets the member `cores` of `vm`. With
+    `kind="lxc"`, the guest is a container.
     """
     from smith_lab.lab_test.open_lab import KEEP_VARIABLE  # noqa: PLC0415
 
@@ -115,15 +118,15 @@ def make_lab_vm(lab_guests: GuestActions) -> Iterator[Callable[..., dict[str, An
 
 @pytest.fixture
 def lab_vm(make_lab_vm: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """A stopped VM of the lab's template: its variable `vm`, for `run_action`. It is removed after the test."""
+    """The variable `vm` of a new stopped VM, for `run_action`. The VM is removed after the test."""
     return make_lab_vm()
 
 
 @pytest.fixture
 def run_action(lab_guests: GuestActions) -> Callable[..., JobResult]:
-    """Return a function that runs an action: `run_action("resize", lab_vm, disk_gib=20)`, with `check=True` a dry run.
+    """Return a function that runs an action: `run_action("resize", lab_vm, disk_gib=20)`. `check=True`: a dry run.
 
-    It returns the result that the executor would store: `succeeded`, `vm`, `code` and `message`.
+    That function returns the result that the executor would store: `succeeded`, `vm`, `code` and `message`.
     """
     return lab_guests.run_action
 
@@ -136,7 +139,7 @@ def run_playbook(lab_guests: GuestActions) -> Callable[..., JobResult]:
 
 @pytest.fixture(scope="session")
 def proxmox(lab_guests: GuestActions) -> ProxmoxReader:
-    """The lab's Proxmox, to read from: `proxmox.vm_config(vm["node"], vm["vmid"])`. It changes nothing."""
+    """The reader of the lab's Proxmox, such as `proxmox.vm_config(vm["node"], vm["vmid"])`. It changes nothing."""
     return lab_guests.cluster.reader
 
 

@@ -19,7 +19,7 @@ class Removal:
     """The outcome of one removal."""
 
     finding: Finding
-    problem: str = ""  #: why it was not removed; '' if it was
+    problem: str = ""  #: why the guest or backup was not removed; '' if it was removed
 
 
 def remove_leftovers(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
@@ -32,11 +32,11 @@ def remove_leftovers(cluster: LabCluster, reserved: ReservedRange) -> list[Remov
 def remove_all_of_run(
     cluster: LabCluster, reserved: ReservedRange, has_reservation: Callable[[], bool]
 ) -> list[Removal]:
-    """Remove the caller's own guests and backups, and then its lease. Return what could not be removed.
+    """Remove the guests and backups of the caller's run, and then its lease. Return the failed removals.
 
-    If something could not be removed, the lease stays. After it has expired, `smith lab-sweep` removes what is left and
-    the lease. `has_reservation` returns whether the caller still has the reservation. It is called before each removal.
-    If it returns False, nothing more is removed, because the range may belong to another run.
+    If a removal fails, the lease stays. After the lease has expired, `smith lab-sweep` removes the rest and the lease.
+    `has_reservation` returns whether the caller still has the reservation. It is called before each removal. If it
+    returns False, nothing more is removed, because another run may have reserved the range.
     """
     removals: list[Removal] = []
     for finding in _own_findings(cluster, reserved):
@@ -93,7 +93,7 @@ def remove_lease(cluster: LabCluster, reserved: ReservedRange) -> Removal:
 
 
 def remove_guest(cluster: LabCluster, finding: Finding) -> Removal:
-    """Read the guest of a finding again, and remove it if it has not changed."""
+    """Read the guest of a finding again, and remove the guest if its name, notes and kind have not changed."""
 
     def remove() -> None:
         checked, current = finding.guest, cluster.guest(finding.vmid)

@@ -1,9 +1,9 @@
 """Decides which guests and backups of lab tests may be removed. Pure functions.
 
-A guest may be removed only if its VMID is one of the lab, and its name and marker are those of a run whose lease has
-expired. The marker is a line in the guest's notes, with a service id from which the run can be read
-(reserved_range.py). A lease is a VM that reserves a range of VMIDs. The class Lease is what its notes say about this
-reservation.
+A guest may be removed only if its VMID is one of the lab, and its name and marker name a run whose lease has expired.
+The marker is a line in the guest's notes, with a service id that contains the token of the run (reserved_range.py). A
+lease is a VM that reserves a range of VMIDs for a run. An object of the class Lease contains the data in the notes of
+this VM.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ GRACE_S = 120
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One guest or backup, whether it may be removed, and why."""
+    """One guest or backup, with the decision whether it may be removed, and the reason."""
 
     name: str  #: the name of the guest, or the volume of the backup
     vmid: int
     is_removable: bool
     reason: str
     guest: Guest | None = None  #: None for a backup
-    is_lease: bool = False  #: whether the guest is a VM that reserves a range
+    is_lease: bool = False  #: True for a VM that reserves a range
 
 
 def check_guests(guests: Sequence[Guest], lab: LabSettings, now: float, own_token: str = "") -> list[Finding]:
@@ -39,7 +39,7 @@ def check_guests(guests: Sequence[Guest], lab: LabSettings, now: float, own_toke
     Nothing may be removed from a range that another run has reserved. `own_token` is the token of the caller's lease.
     """
     leases = {guest.vmid: lease for guest in guests if (lease := lease_of_vm(guest, lab)) is not None}
-    # A run whose lease was taken over has expired: 0 is before each time.
+    # A run whose lease was taken over by another run has expired. The expiry 0 says so, as it is before every time.
     until_by_token = {token: 0 for lease in leases.values() for token in lease.former}
     until_by_token |= {lease.token: lease.until for lease in leases.values()}
     findings = []
@@ -64,7 +64,7 @@ def check_guests(guests: Sequence[Guest], lab: LabSettings, now: float, own_toke
 def check_archives(
     archives: Iterable[ArchiveRow], guests: Sequence[Guest], lab: LabSettings, now: float
 ) -> list[Finding]:
-    """Decide for each backup that a run has made whether it may be removed. Other backups are not in the list."""
+    """Decide for each backup that a run has made whether it may be removed. Other backups get no finding."""
     unexpired_tokens = {
         lease.token for guest in guests if (lease := lease_of_vm(guest, lab)) is not None and not is_expired(lease, now)
     }
@@ -80,7 +80,7 @@ def check_archives(
 
 
 def lease_of_archive(archive: ArchiveRow, lab: LabSettings) -> Lease | None:
-    """Return the lease of the run that made a backup; None unless its notes have a name and a marker of one run."""
+    """Return the lease of the run that made a backup; None unless name and marker in its notes are of one run."""
     lease = lease_of_service(service_in(archive.notes))
     name = archive.notes.lstrip().partition("\n")[0].strip()
     return lease if lease is not None and token_in_name(name, lab.name_prefix) == lease.token else None
@@ -98,7 +98,7 @@ def lease_of_vm(guest: Guest, lab: LabSettings) -> Lease | None:
 
 
 def leased_vmids(guests: Iterable[Guest], now: float, own_token: str = "") -> list[range]:
-    """Return the VMIDs that other runs have reserved, also runs with another name prefix or ranges of another size."""
+    """Return the VMIDs that other runs have reserved. Their name prefixes and the sizes of their ranges may differ."""
     leases = [(guest, lease) for guest in guests if (lease := lease_in(guest.notes)) is not None]
     return [
         range(guest.vmid, max(guest.vmid, lease.last) + 1)
@@ -108,7 +108,7 @@ def leased_vmids(guests: Iterable[Guest], now: float, own_token: str = "") -> li
 
 
 def is_expired(lease: Lease, now: float) -> bool:
-    """Return whether a lease has expired on every node, whose clocks may differ by GRACE_S."""
+    """Return whether a lease has expired by the clock of every node. The clocks may differ by GRACE_S."""
     return now >= lease.until + GRACE_S
 
 
@@ -125,7 +125,7 @@ def token_of_guest(guest: Guest, lab: LabSettings) -> str:
 
 
 def _why_not_of_a_run(guest: Guest, lab: LabSettings) -> str:
-    """Return why a guest is not treated as one of a run, whatever its marker is; '' if its marker decides."""
+    """Return why a guest must be kept whatever its marker says; '' if the marker decides."""
     if guest.problem:
         return f"its configuration cannot be read: {guest.problem}"
     if not lab.vmid_min <= guest.vmid <= lab.vmid_max or not token_in_name(guest.name, lab.name_prefix):
@@ -150,9 +150,9 @@ def _check_guest(guest: Guest, lab: LabSettings, until_by_token: Mapping[str, in
 
 
 def _expiry_of(guest: Guest, lab: LabSettings, until_by_token: Mapping[str, int]) -> int | None:
-    """Return when the run of a guest expires: the later time of the run's lease and the guest's marker.
+    """Return when the run of a guest expires: the later of the times in the run's lease and in the guest's marker.
 
-    None if neither is known, so that the guest is not one of the lab.
+    Return None if both times are unknown. Then lab tests have not made the guest.
     """
     if lease := lease_of_vm(guest, lab):
         return lease.until

@@ -1,9 +1,10 @@
 """Reserves a range of VMIDs for one run of lab tests. The runs may be on machines that share only the lab's Proxmox.
 
 A range is reserved by a stopped VM with the range's first VMID. If two processes create this VM, Proxmox refuses the
-second. An expired reservation is taken over by a request with the digest of the VM's configuration. If two processes
-send this request, Proxmox refuses the second, because the digest has changed. The owner extends its reservation in the
-same way. The notes of the VM contain the lease: the token of the run, and when the reservation expires.
+second request. To take over an expired reservation, a process changes the VM by a request with the digest of the VM's
+configuration. If two processes send this request, Proxmox refuses the second, because the digest has changed. The owner
+extends its reservation in the same way. The notes of the VM contain the lease: the token of the run (six hexadecimal
+digits that identify the run), and the time at which the reservation expires.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from smith_lab.lab_test.removal import Removal, remove_all_of_run, remove_lease,
 from smith_lab.lab_test.removal_rules import check_guests, is_expired, lease_of_vm, leased_vmids
 from smith_lab.lab_test.reserved_range import Lease, ReservedRange, new_lease, token_in_name
 
-#: Maximum duration of one removal, which stops and destroys a guest. If less time of the reservation is left, the
-#: reservation is extended before the removal.
+#: Maximum seconds of one removal, which stops and destroys a guest. If the reservation expires earlier, it is extended
+#: before the removal.
 REMOVAL_S = 2 * TASK_TIMEOUT_S + 60
-#: How long a process waits before it tries again to reserve a range. A random part of it is added.
+#: How long a process waits before it tries again to reserve a range. A random time up to the same value is added.
 WAIT_INTERVAL_S = 10.0
 
 
 class NoFreeRange(LabError):
-    """Every range of the lab is reserved, or has too few VMIDs that other guests do not use."""
+    """Each range of the lab is reserved, or has too few free VMIDs."""
 
     def __init__(self, text: str, *, may_become_free: bool) -> None:
         """`may_become_free` is true if a range can become free because its run ends."""
@@ -38,9 +39,9 @@ class NoFreeRange(LabError):
 def reserve_when_free(
     cluster: LabCluster, duration_s: float, wait_s: float, report: Callable[[str], None]
 ) -> ReservedRange:
-    """Reserve a range for `duration_s`. If all are reserved, pass this to `report`, and wait up to `wait_s` for one.
+    """Reserve a range for `duration_s`. If all ranges are reserved, wait up to `wait_s` for a free one.
 
-    Raises NoFreeRange.
+    `report` is called with a text before the wait. Raises NoFreeRange.
     """
     deadline, is_reported = time.monotonic() + wait_s, False
     while True:
@@ -92,7 +93,7 @@ def reserve(cluster: LabCluster, until: float) -> ReservedRange:
 def _candidates(cluster: LabCluster, guests: Sequence[Guest], now: float) -> list[range]:
     """Return the ranges that no other run has reserved, and that have enough VMIDs for guests.
 
-    The VMIDs of guests that must not be removed do not count.
+    A VMID counts as usable if no guest has it, or if its guest may be removed.
     """
     lab = cluster.lab
     reserved = leased_vmids(guests, now)
@@ -108,10 +109,11 @@ def _candidates(cluster: LabCluster, guests: Sequence[Guest], now: float) -> lis
 
 
 def _overlaps_another(cluster: LabCluster, reserved: ReservedRange) -> bool:
-    """Return whether another run has reserved a part of the caller's new range at the same time.
+    """Return whether another run has at the same time reserved a part of the range that the caller just reserved.
 
     This can happen if the ranges of the other run have another size. The configuration of every guest in the lab is
-    read, because for some seconds Proxmox's list shows a new lease with the name of the former guest of its VMID.
+    read. Proxmox's list of guests is not sufficient: for some seconds it can show a new lease VM with the name of the
+    guest that had this VMID before.
     """
     guests = cluster.leases_and_guests(range(cluster.lab.vmid_min, cluster.lab.vmid_max + 1))
     others = leased_vmids(guests, cluster.now(), own_token=reserved.lease.token)
@@ -125,8 +127,9 @@ def _overlap(one: range, other: range) -> bool:
 def acquire(cluster: LabCluster, vmids: range, guests: Sequence[Guest], until: float) -> Lease | None:
     """Reserve one range; return the lease.
 
-    Return None if another guest or a valid lease has its first VMID, or if another process was faster. `guests` are
-    guests that were read before, among them those of the range. `holder` is the VM with the first VMID.
+    Return None if a guest that is no lease, or a lease that has not expired, has the first VMID of the range. Return
+    None also if another process was faster. `guests` were read before, and contain the guests of the range. `holder` is
+    the VM with the first VMID.
     """
     holder = next((guest for guest in guests if guest.vmid == vmids[0]), None)
     if holder is None:
@@ -151,7 +154,7 @@ def take_over(cluster: LabCluster, holder: Guest, lease: Lease) -> Lease | None:
 def _former_tokens(cluster: LabCluster, vmids: range, guests: Sequence[Guest], expired: Lease) -> tuple[str, ...]:
     """Return the tokens of earlier runs that may have guests in a range.
 
-    A clone has no name at first, so a guest without a name may be of each of these runs.
+    A clone has no name at first. So a guest without a name may belong to any of these runs.
     """
     names = [guest.name for guest in guests if guest.vmid in vmids[1:]]
     found = {token_in_name(name, cluster.lab.name_prefix) for name in names}
@@ -159,7 +162,10 @@ def _former_tokens(cluster: LabCluster, vmids: range, guests: Sequence[Guest], e
 
 
 def _write_lease(cluster: LabCluster, vmid: int, lease: Lease, request: Callable[[], None]) -> Lease | None:
-    """Send the request that writes a lease; return the lease if the VM has it, also if the answer was lost."""
+    """Send the request that writes a lease; return the lease, or None if another process changed the VM first.
+
+    If the answer was lost, read the VM. Raises NoAnswer if the VM does not have the lease.
+    """
     try:
         request()
     except ChangedMeanwhile:
@@ -171,13 +177,13 @@ def _write_lease(cluster: LabCluster, vmid: int, lease: Lease, request: Callable
 
 
 def has_lease(cluster: LabCluster, vmid: int, lease: Lease) -> bool:
-    """Return whether the VM that reserves a range still has a lease of this run. Raises LabError if it is unknown."""
+    """Return whether the VM that reserves a range still has a lease of this run. Raises LabError if unknown."""
     return _own_lease(cluster, vmid, lease) is not None
 
 
 def _own_lease(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Guest, Lease] | None:
-    """Return the VM that reserves the range, and its present lease; None if this lease is not of the caller's run."""
-    holder = cluster.guest(vmid) or cluster.guest(vmid)  # it may have moved to another node after the list was read
+    """Return the VM that reserves the range, and its present lease; None if the lease has another token."""
+    holder = cluster.guest(vmid) or cluster.guest(vmid)  # twice: the VM may move to another node during a read
     if holder is None:
         return None
     if holder.problem:
@@ -187,7 +193,7 @@ def _own_lease(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Guest, Lea
 
 
 def extend(cluster: LabCluster, reserved: ReservedRange, until: float) -> ReservedRange | None:
-    """Extend the caller's reservation; return it, or None if the VM no longer reserves the range for the caller."""
+    """Extend the caller's reservation; return the new one, or None if the caller no longer has a reservation."""
     found = _own_lease(cluster, reserved.vmids[0], reserved.lease)
     if found is None:
         return None
@@ -197,7 +203,7 @@ def extend(cluster: LabCluster, reserved: ReservedRange, until: float) -> Reserv
 
 
 def release(cluster: LabCluster, reserved: ReservedRange) -> list[Removal]:
-    """Remove the caller's own guests and backups, and then its lease. Return what could not be removed.
+    """Remove the guests and backups of the caller's run, and then its lease. Return the failed removals.
 
     If the reservation would expire during a removal, it is extended first.
     """

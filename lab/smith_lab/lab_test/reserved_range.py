@@ -1,8 +1,8 @@
-"""Defines how the guests of a run of lab tests are recognized: by range, by name and by marker. Has no side effects.
+"""Defines how the guests of a run of lab tests are recognized: by VMID, name and marker. Pure functions.
 
-The marker of a guest is a line in its notes: `smith-uid=<service id>`. A guest has it from the first change of its
-configuration on, and no later change removes it. A service id of the lab has a special form, and contains the run's
-token and the time at which the run's lease expires:
+The marker of a guest is a line in its notes: `smith-uid=<service id>`. The first change of a guest's
+configuration adds the marker, and no later change removes it. A service id of the lab has a special form, and contains
+the run's token (six hexadecimal digits that identify the run) and the time at which the run's lease expires:
 
     8f2c0a11-1ab0-8a1b-bc2d-6929e0105b7e
     |        |     |    |   |       random
@@ -38,7 +38,7 @@ class Lease:
 
     token: str  #: identifies the run
     until: int  #: when the reservation expires, in seconds since 1970 by the clock of the lab's Proxmox
-    last: int = 0  #: the last VMID of the range; 0 if it is unknown
+    last: int = 0  #: the last VMID of the range; 0 if unknown
     former: tuple[str, ...] = ()  #: the tokens of expired runs whose guests may still be in the range
 
     def notes(self) -> str:
@@ -76,7 +76,7 @@ class ReservedRange:
         return f"{self.prefix}-lease"
 
     def is_name_of_run(self, name: str) -> bool:
-        """Return whether a guest's name is one of the run."""
+        """Return whether a guest's name contains the token of the run."""
         return token_in_name(name, self.base_prefix) == self.lease.token
 
     @property
@@ -85,7 +85,7 @@ class ReservedRange:
         return self.vmids[1:]
 
     def new_service_id(self) -> str:
-        """Return a new service id with the lab's marker."""
+        """Return a new service id, which contains the token and the expiry of this run's lease."""
         return new_service_id(self.lease)
 
 
@@ -111,13 +111,13 @@ def new_service_id(lease: Lease) -> str:
 
 
 def lease_of_service(service_id: str) -> Lease | None:
-    """Return the lease of the run that made a service id; None if the id is not one of the lab."""
+    """Return the lease of the run that made a service id; None if lab tests did not make the id."""
     found = _LAB_SERVICE_ID.fullmatch(service_id)
     return Lease(token=found["start"] + found["end"], until=int(found["until"], 16)) if found else None
 
 
 def utc_text(at: float) -> str:
-    """Return a time as text."""
+    """Return a time, in seconds since 1970, as text in UTC."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
 
 

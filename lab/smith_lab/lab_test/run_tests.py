@@ -1,4 +1,4 @@
-"""Runs pytest in a reserved range of the lab, and interrupts it before the reservation ends."""
+"""Runs pytest with VMIDs that are reserved in the lab, and interrupts pytest before the reservation ends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHECK_INTERVAL_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class LabTestRequest:
-    """What the caller wants to be tested."""
+    """The tests that `smith lab-test` runs, and how it runs them. The members are the options of the command."""
 
     paths: Sequence[Path] = ()  #: without paths, the suite of Agent Smith runs
     junit: Path | None = None
@@ -37,11 +37,11 @@ class LabTestRequest:
     keyword: str = ""  #: pytest's -k
     keep: bool = False
     time_limit_s: float = 3600.0
-    wait_s: float = 0.0  #: how long to wait for a free range
+    wait_s: float = 0.0  #: how long to wait for VMIDs if all are reserved
 
 
 class Interruption:
-    """Interrupts pytest once when this process receives Ctrl-C or TERM."""
+    """Interrupts pytest when this process receives Ctrl-C or TERM, but only once."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         """Store the process of pytest."""
@@ -89,14 +89,14 @@ class TimeLimit:
 def run_tests(run: LabRun, request: LabTestRequest) -> int:
     """Run pytest, and return its exit code.
 
-    pytest is interrupted after Ctrl-C or TERM, at the time limit, and if this run has lost its reservation, because
-    another run may then use the same VMIDs.
+    pytest is interrupted after Ctrl-C or TERM, at the time limit, and if this run has lost its reservation. In the last
+    case, another run may use the same VMIDs.
     """
     process = subprocess.Popen(
         [*killed_with_parent_prefix(os.getpid()), *pytest_command(request)],
         env={**os.environ, **run.variables(), **_pytest_variables(request)},
         stdin=subprocess.DEVNULL,
-        process_group=0,  # so that Ctrl-C reaches this process only, which interrupts pytest once
+        process_group=0,  # Ctrl-C then reaches only this process, and this process interrupts pytest once
     )
     interruption = Interruption(process)
     limit = TimeLimit(cluster=LabCluster(run.settings), run=run, deadline=time.monotonic() + request.time_limit_s)
@@ -124,7 +124,7 @@ def pytest_command(request: LabTestRequest) -> list[str]:
 
 
 def _wait(process: subprocess.Popen[bytes], interruption: Interruption, limit: TimeLimit) -> int:
-    """Wait until pytest has ended, and interrupt it when it must end."""
+    """Wait until pytest has ended; return its exit code. Interrupt pytest when the tests must end."""
     while True:
         try:
             return process.wait(CHECK_INTERVAL_S)

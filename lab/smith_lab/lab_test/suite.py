@@ -1,4 +1,4 @@
-"""Finds Agent Smith's own lab tests: in the installed distribution, or in a checkout."""
+"""Finds the lab tests of Agent Smith itself: in the installed distribution, or in a checkout."""
 
 from __future__ import annotations
 

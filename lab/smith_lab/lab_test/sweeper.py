@@ -1,7 +1,7 @@
-"""The sweeper: removes the guests and backups that runs of lab tests left in the lab when they ended or were killed.
+"""The sweeper (`smith lab-sweep`): removes the guests and backups that expired runs of lab tests left in the lab.
 
-A range of VMIDs is reserved by its lease: a stopped VM with the first VMID of the range. The sweeper also removes
-expired leases.
+A run leaves them if it keeps them, fails to remove them or is killed. A range of VMIDs is reserved by its lease: a
+stopped VM with the first VMID of the range. The sweeper also removes expired leases.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def list_findings(cluster: LabCluster) -> list[Finding]:
 def sweep(cluster: LabCluster, findings: Sequence[Finding], reserve_s: float = RESERVATION_S) -> Iterator[Removal]:
     """Remove what is removable, and yield each outcome.
 
-    The sweeper reserves each range first, as a run does, so that it and a run never work on one range at once.
+    The sweeper first reserves each range, as a run does. So the sweeper and a run never work on one range at once.
     """
     removable_guests = [finding for finding in findings if finding.guest and finding.is_removable]
     for vmids in cluster.lab.ranges():
@@ -43,8 +43,8 @@ def sweep(cluster: LabCluster, findings: Sequence[Finding], reserve_s: float = R
 def _sweep_range(cluster: LabCluster, vmids: range, findings: Sequence[Finding], reserve_s: float) -> Iterator[Removal]:
     """Remove the removable guests of one range, and then its lease.
 
-    If the guest with the first VMID is not a lease, no run can reserve the range. Its guests are then removed without
-    a reservation.
+    If the guest with the first VMID is not a lease, no run can reserve the range. Then the guests of the range are
+    removed without a reservation.
     """
     inside = [finding for finding in findings if finding.guest and finding.vmid in vmids]
     removable = [finding for finding in inside if finding.is_removable]
@@ -65,8 +65,8 @@ def _sweep_range(cluster: LabCluster, vmids: range, findings: Sequence[Finding],
     yield from removals
     remaining = [finding for finding in inside if not finding.is_lease and not finding.is_removable]
     are_all_removed = not any(removal.problem for removal in removals)
-    # If a guest is locked, the lease is kept. A clone has no marker while it is locked, and then only the token in the
-    # notes of the lease shows that a run has made it.
+    # If a guest is locked, the lease is kept. A locked guest may be a clone that has no marker yet. Then only the token
+    # in the notes of the lease shows that a run has made the clone.
     if are_all_removed and not any(finding.guest and finding.guest.lock for finding in remaining):
         reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix=cluster.lab.name_prefix)
         removed = remove_lease(cluster, reserved)

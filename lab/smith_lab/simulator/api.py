@@ -34,9 +34,9 @@ from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import Endpoint, authenticate, error_response, starlette_handler
 
 API_PREFIX = "/api/v1"
-#: The characters besides letters and digits that Go does not escape in a path.
+#: The characters that Go does not escape in a path, besides letters and digits.
 UNESCAPED_CHARACTERS = "$&+,/:;=@-_.~"
-#: The parameters in the paths of endpoints that may be empty in a call, because another part of the path follows.
+#: The parameters of a path that may be empty in a call. They are followed by another part of the path.
 _PARTS_WITH_PARAMETER = ("{id}/", "{token}/")
 
 _ENDPOINT_MODULES = (
@@ -63,7 +63,7 @@ ENDPOINTS: list[Endpoint] = [endpoint for module in _ENDPOINT_MODULES for endpoi
 class Api:
     """Authenticates each call, then routes it.
 
-    Because of this order, a call without a valid token is answered 401 or 403 even if its path does not exist.
+    Because of this order, a call without a valid token is answered 401 or 403 even if its path is unknown.
     """
 
     def __init__(self, store: Store) -> None:
@@ -98,7 +98,7 @@ class Api:
 def _routed_path(raw_path: bytes) -> str:
     """Return the path that FulcrumCore's router compares.
 
-    A path is decoded only if it has no other escapes than necessary: `two%20words` is decoded, but `%70ending` is not.
+    A path is decoded only if each escape in it is necessary: `two%20words` is decoded, but `%70ending` is not.
     """
     path = raw_path.decode("latin-1").partition("?")[0]
     decoded_path = unquote(path)
@@ -109,7 +109,7 @@ def _routes(store: Store, endpoints: Iterable[Endpoint]) -> list[Route]:
     """Return the routes of the endpoints. A collection such as `/agents` also has the route `/agents/`.
 
     FulcrumCore's router also accepts an empty part of the path in place of an id that is not the last part, such as in
-    `/jobs//claim`. Then the call has no id. FulcrumCore answers most of these calls as after a panic of the Go program.
+    `/jobs//claim`. Then the call has no id, and FulcrumCore answers most of these calls with 500, as after a Go panic.
     """
     routes = []
     for endpoint in endpoints:

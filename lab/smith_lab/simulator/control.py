@@ -63,7 +63,7 @@ class SimulatorControl:
         self.call_lab("POST", "clock", {"freeze": frozen})
 
     def sweep(self) -> dict[str, int]:
-        """Do FulcrumCore's maintenance work once, and return how many rows each part of it changed.
+        """Do FulcrumCore's maintenance work once, and return how many rows each part of the work changed.
 
         The parts are: fail jobs that exceeded the job timeout, delete jobs that exceeded the job retention and, if
         enabled, disconnect agents that sent no heartbeat.

@@ -24,8 +24,8 @@ Fields = Mapping[str, str]
 def decode(raw_body: bytes, fields: Fields) -> Json:
     """Return the members of a body that are in `fields`, without members that are `null`.
 
-    The body `null` counts as an empty object. Raises a 400 (ErrorAnswer) for an empty body, for any other body that is
-    not an object, and for a value of a wrong type.
+    The body `null` counts as an empty object. Raises an ErrorAnswer with status 400 for an empty body, for a body that
+    is neither an object nor `null`, and for a member of a wrong type.
     """
     value = _read_first_value(raw_body)
     if value is None:
@@ -99,7 +99,7 @@ def _decode_member(name: str, type_name: str, value: Any) -> Any:
 
 
 def _make_reader(*types: type) -> Callable[[Any], Any]:
-    """Return a function that returns its argument unchanged, or raises TypeError if it has none of these types.
+    """Return a function that returns its argument unchanged. It raises TypeError for an argument of another type.
 
     As in Go, and unlike in Python, a bool is not an int.
     """

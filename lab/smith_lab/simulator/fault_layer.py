@@ -62,7 +62,7 @@ class _Exchange:
 
     @property
     def reaches_api(self) -> bool:
-        """Whether the API processes the call. If not, only the rule determines what the caller gets."""
+        """Whether the API processes the call. If it does not, the rule alone determines the caller's answer."""
         # `effect` is the member of a rule that says: process the call before the rule's answer is sent.
         return self.rule is None or self.rule.effect or self.rule.kind in KINDS_THAT_CALL_API
 
@@ -111,7 +111,7 @@ class FaultLayer:
             times_to_process = 2
         for _ in range(times_to_process):
             answer = _Answer()
-            # A copy, because the router changes the scope.
+            # The scope is copied, because the router changes it.
             await self._app(dict(exchange.scope), _make_receive(raw_body), answer.collect)
         if exchange.has_fault("drop_before", "drop_after"):
             await _close_connection(exchange)

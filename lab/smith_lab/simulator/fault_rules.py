@@ -1,4 +1,4 @@
-"""Defines the fault rules, which make chosen API calls fail, delay them or repeat them.
+"""Defines the fault rules. A rule lets chosen API calls fail, delays them or repeats them.
 
 Tests add rules by POST /lab/faults. A rule is a JSON object with these members. Only `kind` is required.
   method         the HTTP method of the calls that match; if absent, calls with every method match

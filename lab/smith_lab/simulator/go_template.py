@@ -89,7 +89,7 @@ def _split_declaration(tokens: list[str]) -> tuple[list[str], list[str]]:
 
 def _evaluate(tokens: list[str], dot: Any, scope: Scope) -> Any:
     """Return the value of a pipeline. The value of each command becomes the last argument of the next command."""
-    piped: list[Any] = []  # empty before the first command; then one item, the last command's value (which may be None)
+    piped: list[Any] = []  # empty before the first command; later the value of the last command, which may be None
     for command in _split_commands(tokens):
         piped = [_run_command(command, dot, scope, piped)]
     if not piped:
@@ -177,7 +177,7 @@ def _evaluate_field(text: str, dot: Any, scope: Scope) -> Any:
         if head not in scope:
             raise TemplateError(f"undefined variable {head!r}")
         value = scope[head]
-    for name in filter(None, path):  # skips the empty names that the text `.` has
+    for name in filter(None, path):  # the text `.` has empty names, which are skipped
         if not isinstance(value, dict):
             raise TemplateError(f"can't evaluate field {name}")
         if name not in value:

@@ -51,7 +51,7 @@ Node = Text | Output | Block
 def parse(template: str) -> list[Node]:
     """Return the tree of a template. Raises TemplateError."""
     root = Block("root", [])
-    # Each open block, outermost first, with a bool that says whether the block's else part has begun.
+    # The open blocks, outermost first. The bool of a block is true if the else part of the block has begun.
     stack: list[tuple[Block, bool]] = [(root, False)]
     for item in _split_template(template):
         block, in_else = stack[-1]
@@ -127,7 +127,7 @@ def _open_else(stack: list[tuple[Block, bool]], tokens: list[str]) -> None:
 
 
 def _close_block(stack: list[tuple[Block, bool]]) -> None:
-    """Close the innermost `with`, `range` or `if` block, and first the blocks that `{{else …}}` opened in it."""
+    """First close the blocks that `{{else …}}` opened, then the innermost `with`, `range` or `if` block."""
     while stack[-1][0].kind.startswith("else-"):
         stack.pop()
     if stack[-1][0].kind == "root":

@@ -41,7 +41,7 @@ class LabState:
 
     rules: list[FaultRule] = field(default_factory=list)
     history: deque[HistoryEntry] = field(default_factory=lambda: deque(maxlen=MAX_ENTRIES))
-    call_count: int = 0  #: how many API calls arrived since the server's start; emptying the history does not reset it
+    call_count: int = 0  #: number of API calls since the server's start; DELETE /lab/history does not reset it
 
     def use_matching_rule(self, method: str, path: str) -> FaultRule | None:
         """Return the first rule that affects this API call, or None.
@@ -68,7 +68,7 @@ class LabState:
     def entries(self, since: int = 0, method: str = "", path_end: str = "") -> list[dict[str, Any]]:
         """Return the calls that have a sequence number greater than `since`, this method and this end of the path.
 
-        The oldest call is first. An empty `method` or `path_end` matches every call.
+        The calls are sorted, oldest first. An empty `method` or `path_end` matches every call.
         """
         return [
             dict(vars(entry))  # a shallow copy is sufficient, because the body does not change

@@ -1,6 +1,6 @@
 """Limits the depth of nested JSON before Python's decoder reads it.
 
-Go's `encoding/json` reads JSON that is nested 10,000 deep, and refuses what is deeper. Python's decoder ends with
+Go's `encoding/json` reads JSON that is nested 10,000 deep, and refuses deeper JSON. Python's decoder ends with
 RecursionError at a tenth of this depth.
 """
 
@@ -11,7 +11,7 @@ import re
 #: The greatest depth that Go reads.
 MAX_GO_DEPTH = 10_000
 #: A value at a greater depth becomes `null`. The functions that process a decoded body are recursive, and would fail on
-#: deeper values. The agent sends no such value, and accepts none that is deeper than 64.
+#: deeper values. The agent sends no value so deep, and accepts no value deeper than 64.
 MAX_KEPT_DEPTH = 150
 #: Matches one string, with or without its closing quote, or one bracket outside of strings.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{\]}]', re.DOTALL)

@@ -1,7 +1,7 @@
 """Implements the lab endpoints, with which tests and the demo control the simulator.
 
-Each action is a function that gets a call and the call's JSON body, and returns the JSON to answer. It runs under the
-store's lock. The docstring of `smith_lab.simulator.__main__` lists the endpoints.
+Each action is a function that gets a call and the call's JSON body, and returns the JSON of the answer. An action runs
+under the store's lock. The docstring of `smith_lab.simulator.__main__` lists the endpoints.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def set_clock(call: LabCall, body: Any) -> Any:
 
 
 def sweep(call: LabCall, body: Any) -> Any:
-    """Do FulcrumCore's maintenance work once, and return how many rows each part of it changed."""
+    """Do FulcrumCore's maintenance work once, and return how many rows each part of the work changed."""
     return maintenance.sweep(call.store)
 
 

@@ -1,4 +1,4 @@
-"""Serves the lab endpoints, which are below /lab, need no token and answer only clients on loopback.
+"""Serves the lab endpoints: they are below /lab, need no token and answer only clients on loopback.
 
 Tests and the demo control the simulator with these endpoints. `smith_lab.simulator.__main__` documents each endpoint.
 """

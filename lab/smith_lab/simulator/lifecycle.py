@@ -65,7 +65,7 @@ def is_terminal(schema: Json, state: str) -> bool:
 
 
 def refuse_unless_allowed(schema: Json, state: str, action: str) -> None:
-    """Raise a 400 unless the action has a transition from `state`. A transition for an error is sufficient."""
+    """Raise a 400 if `state` is terminal or the action has no transition from it, also none for an error."""
     if is_terminal(schema, state):
         raise bad_request(f"cannot perform action on service in terminal state: {state}")
     transitions = _find_transitions(schema, action)

@@ -30,7 +30,7 @@ _PAGE_AND_SORT_PARAMETERS = ("page", "pageSize", "sort")
 
 @dataclass(frozen=True)
 class Listing:
-    """Answers the requests that list one collection. Has the filters and the sort fields that a request may use."""
+    """Answers the requests that list one collection. The members say which filters and sort fields are allowed."""
 
     filters: Mapping[str, Filter] = field(default_factory=dict)  #: maps the name of a query parameter to its filter
     #: Maps the name of a sort field to a function that returns the value by which a row is sorted.
@@ -42,7 +42,7 @@ class Listing:
         return _page(self._sort(call, self._filter(call, rows)), page_number, page_size, render_row)
 
     def reply_distinct(self, call: Call, rows: Iterable[Any], read_value: Callable[[Any], str]) -> Reply:
-        """Return the requested page of the different values of the rows that match the query. Ignore a sort field."""
+        """Like `reply`, but with the sorted different values that `read_value` returns for the rows. Ignores `sort`."""
         page_number, page_size = _read_page(call)
         values = sorted({read_value(row) for row in self._filter(call, rows)})
         return _page(values, page_number, page_size, lambda value: value)
@@ -144,7 +144,7 @@ def equals_bool(member: str) -> Filter:
 
 
 def equals_enum(member: str, allowed: Sequence[str]) -> Filter:
-    """Return a filter for rows whose member equals one of the values in the query. All of them must be `allowed`."""
+    """Return a filter for rows whose member equals one of the values in the query. Each value must be `allowed`."""
 
     def parse(value: str) -> str:
         if value not in allowed:

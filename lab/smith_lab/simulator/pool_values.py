@@ -1,4 +1,4 @@
-"""Allocates values of pools to properties of services and agents, and releases them."""
+"""Allocates values of pools to properties of services and agents, and releases these values."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ If the request sets a property, these steps run in this order:
   2. The property's authorizers must allow the caller and the service's state.
   3. The value must have the declared type and satisfy the validators.
   4. Nested values are processed.
-  5. A secret is stored in the vault, and a vault reference replaces it.
+  5. A secret is stored in the vault. A vault reference is stored in place of the secret.
 If the request sets a secret property to a vault reference, the reference is stored without these steps.
 
 If the request does not set a property, its old value stays. A property without an old value gets the schema's default,
@@ -36,14 +36,15 @@ from smith_lab.simulator.vault import VAULT_PREFIX, Vault, VaultDisabled
 
 @dataclass(frozen=True)
 class ChangeContext:
-    """What the processing of a request's properties needs besides the schema, the old values and the new values."""
+    """The arguments of `process` besides the schema and the values: who changes the properties, and in which state."""
 
     vault: Vault
     actor: str  #: who sets the properties: `user` (an admin or a participant) or `agent`
     is_update: bool  #: whether the request changes properties that exist; false: it sets them for the first time
     service_status: str = ""  #: the service's state before the request
     lookups: Lookups | None = None  #: look-ups in the store; None if no validator of the schema needs them
-    #: Allocates a value of the pool with this type to the property with this name. Raises PropertyErrors.
+    #: A function of a pool's type and a property's name. It allocates a value of the pool to the property, and returns
+    #: the value. It raises PropertyErrors. None: there are no pools.
     allocate: Callable[[str, str], Any] | None = None
 
 
@@ -97,8 +98,8 @@ def _process_property(context: ChangeContext, name: str, definition: Json, old: 
 def _equal_in_go(old: Any, new: Any) -> bool:
     """Return whether the real server considers the stored value `old` and the sent value `new` equal.
 
-    The real server decodes a stored number and a sent number into different Go types, so it never considers two
-    numbers equal. It refuses every request that sets an immutable number again, even to the same value.
+    The real server decodes a stored number and a sent number into different Go types. So it never considers two numbers
+    equal, and refuses every request that sets an immutable number again, even to the same value.
     """
     if is_number(old) or is_number(new):
         return False

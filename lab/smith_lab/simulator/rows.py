@@ -41,7 +41,7 @@ class Token(Row):
 
 @dataclass(kw_only=True)
 class ServiceType(Row):
-    """A kind of service, such as a VM: which properties, states and actions its services have."""
+    """A kind of service, such as a VM. It defines the properties, states and actions of its services."""
 
     name: str
     property_schema: Json
@@ -50,7 +50,7 @@ class ServiceType(Row):
 
 @dataclass(kw_only=True)
 class AgentType(Row):
-    """A kind of agent: which service types and which configuration its agents have, and how they are installed."""
+    """A kind of agent. It defines the service types, the configuration and the installation of its agents."""
 
     name: str
     service_type_ids: list[str]
@@ -210,7 +210,7 @@ class PoolValue(Row):
 
 @dataclass(kw_only=True)
 class Subscription(Row):
-    """The progress of a program that reads all events, and its lease: only the instance with the lease may read."""
+    """The progress of a program that reads all events. Only that instance of the program may read which has the lease."""
 
     instance_id: str = ""
     lease_expires_at: float = 0.0
@@ -225,7 +225,7 @@ class Event(Row):
     initiator_type: str
     initiator_id: str
     type: str
-    payload: Json | None  #: what changed, which the API calls `properties`
+    payload: Json | None  #: the changes; this member is called `properties` in the API
     provider_id: str | None = None
     agent_id: str | None = None
     consumer_id: str | None = None
@@ -237,5 +237,5 @@ class InstallToken(Row):
 
     agent_id: str
     value: str
-    expires_at: float  #: the API calls it `expiresAt`, but `expireAt` in a Token
+    expires_at: float  #: `expiresAt` in the API; in a Token it is `expireAt`
     bearer_token_id: str  #: id of the token that the install command sends as its bearer token

@@ -48,7 +48,7 @@ MAX_EVENTS = 50_000
 
 @dataclass(kw_only=True)
 class ServerOptions:
-    """The settings of the simulated server, which are not the service options (class Option) that providers offer.
+    """The settings of the simulated server. Service options, which providers offer, are another class (Option).
 
     The default times are the same as in the real server.
     """
@@ -69,7 +69,8 @@ class Switches:
 
     two_claims_win: bool = False  #: a second claim of a job is answered 204, as if two agents claimed it at once
     #: Several simultaneous claims, reports, actions or changes of properties of one row are accepted. The server reads
-    #: the row when a request arrives, and changes it RACE_WINDOW_S later. The real server takes no lock in between.
+    #: the row when a request arrives, and changes the row RACE_WINDOW_S (web.py) later. The real server does not lock
+    #: the row between the two.
     simultaneous_requests_win: bool = False
     database_down: bool = False  #: tokens cannot be looked up, so every call is answered 403
     vault_off: bool = False  #: there is no vault key, so reading a secret is answered 500 without a body
@@ -237,7 +238,7 @@ class Store:
             del self.last_job_by_service_id[job.service_id]
 
     def active_job(self, service_id: str) -> Job | None:
-        """Return the newest job of the service if it is Pending or Processing."""
+        """Return the newest job of the service if this job is Pending or Processing; None if not."""
         job = self.last_job_by_service_id.get(service_id)
         return job if job and job.status in ("Pending", "Processing") else None
 
@@ -287,5 +288,5 @@ def new_secret() -> str:
 
 
 def _delivery_rank(job: Job) -> tuple[int, float]:
-    """Return a sort key: jobs with a higher priority come first. Of jobs with equal priority, older jobs come first."""
+    """Return a sort key: jobs with a higher priority come first; among equal priorities, older jobs come first."""
     return (-job.priority, job.created_at)

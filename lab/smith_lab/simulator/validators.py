@@ -18,7 +18,7 @@ from smith_lab.simulator.rows import Json
 
 #: How many characters of a wrong value an error text contains at most.
 MAX_SHOWN_CHARACTERS = 40
-#: The greatest integer that FulcrumCore accepts: a greater one changes when it is converted to Go's int64.
+#: The greatest integer that FulcrumCore accepts. A greater integer does not fit into Go's int64.
 MAX_INT64 = 2**63 - 1
 
 

@@ -17,7 +17,7 @@ class VaultDisabled(Exception):
 class Vault:
     """Maps the UUID in a reference to the secret.
 
-    As in the real server, a deletion is not undone if the request is refused later.
+    As in the real server, a deleted secret stays deleted even if the request that deleted it is refused later.
     """
 
     is_enabled: bool = True

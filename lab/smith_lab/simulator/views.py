@@ -49,7 +49,7 @@ def participant(row: Participant) -> Json:
 
 
 def _participant_or_none(store: Store, participant_id: str | None) -> Json | None:
-    """Render a participant, or return None if it was deleted: other rows may still contain its id."""
+    """Render a participant; None if it was deleted. Other rows may still contain the id of a deleted participant."""
     row = store.participants.get(participant_id or "")
     return participant(row) if row else None
 
@@ -65,7 +65,7 @@ def _with_members(body: Json, **members: Any) -> Json:
 
 
 def full_token(store: Store, row: Token, *, with_value: bool = False) -> Json:
-    """Render a token with its agent and participant, as the server does unless it has just created the token."""
+    """Render a token with its agent and participant. The answer to the creation of a token has neither of them."""
     return _with_members(
         token(row, with_value=with_value),
         agent=_agent_or_none(store, row.agent_id),

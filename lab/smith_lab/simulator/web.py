@@ -49,7 +49,7 @@ class Scope:
 
 @dataclass(frozen=True, kw_only=True)
 class RowsRead:
-    """Copies of a service, of its newest active job, and of the job that the path of the call names."""
+    """Copies of rows: a service, the active job of this service, and the job that the path of the call names."""
 
     service: Service | None
     active_job: Job | None
@@ -95,15 +95,15 @@ class Call:
         self.rows_read = RowsRead(service=copy.copy(service), active_job=copy.copy(active_job), job=copy.copy(job))
 
     def read_job(self, job: Job) -> Job:
-        """Return the job as this call read it."""
+        """Return the job as it was when the call arrived, if the call has copied it; else the job itself."""
         return self.rows_read.job if self.rows_read and self.rows_read.job else job
 
     def read_service(self, service: Service) -> Service:
-        """Return the service as this call read it."""
+        """Return the service as it was when the call arrived, if the call has copied it; else the service itself."""
         return self.rows_read.service if self.rows_read and self.rows_read.service else service
 
     def read_active_job(self, service: Service) -> Job | None:
-        """Return the service's active job as this call read it."""
+        """Return the service's active job, as of the call's arrival if the call has copied the rows."""
         return self.rows_read.active_job if self.rows_read else self.store.active_job(service.id)
 
     def record_event(self, event_type: str, row: Any) -> None:
@@ -151,7 +151,7 @@ class Endpoint:
             self._check_role(call)
         if self.fields is not None:
             call.body = decoding.decode(raw_body, self.fields)
-        self._check_role(call)  # if the role was checked before, this changes nothing
+        self._check_role(call)  # a second check of the role has no effect
         if self.find_scope is not None:
             scope = self.find_scope(call)
             if scope is None or not call.may_access(scope):

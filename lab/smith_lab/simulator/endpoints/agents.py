@@ -41,7 +41,7 @@ def find_agent_scope(call: Call) -> Scope | None:
 
 
 def _new_agent_scope(call: Call) -> Scope:
-    """Return the scope of the new agent for this check: its provider may access it."""
+    """Return the scope of the new agent: the provider in the request."""
     return Scope(participant_ids=(call.body.get("providerId"),))
 
 

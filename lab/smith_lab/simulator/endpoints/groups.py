@@ -25,7 +25,7 @@ def _find_group_scope(call: Call) -> Scope | None:
 
 
 def _new_group_scope(call: Call) -> Scope:
-    """Return the scope of the new group: its consumer may access it."""
+    """Return the scope of the new group: the consumer in the request."""
     return Scope(participant_ids=(call.body.get("consumerId"),))
 
 

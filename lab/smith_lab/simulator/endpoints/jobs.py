@@ -38,7 +38,7 @@ _LISTING = Listing(
 
 
 def scope_of_job_or_service(row: Job | Service) -> Scope:
-    """Return the scope of a job or service: its provider, its consumer and its agent may access it."""
+    """Return the scope of a job or service: its provider, its consumer and its agent."""
     return Scope(participant_ids=(row.provider_id, row.consumer_id), agent_id=row.agent_id)
 
 
@@ -148,7 +148,7 @@ def _apply_transition(service: Service, service_type: ServiceType, job: Job) -> 
 
 
 def _refuse_used_instance_id(store: Store, service: Service) -> None:
-    """Raise a 500 if another service has the same `agentInstanceId`. The database requires that it is unique."""
+    """Raise a 500 if another service has the same `agentInstanceId`, which must be unique in the database."""
     if service.agent_instance_id is None:
         return
     owner_id = store.service_id_by_instance_id.get(service.agent_instance_id)

@@ -88,7 +88,7 @@ def _create_entry(call: Call) -> Reply:
 
 
 def _find_measured_service(call: Call) -> Service:
-    """Return the service that the entry is about. If the request has `serviceId`, ignore `agentInstanceId`.
+    """Return the service to which the new entry belongs. If the request has `serviceId`, ignore `agentInstanceId`.
 
     As in the real server, `serviceId` may name a service of another agent, but `agentInstanceId` may not.
     """

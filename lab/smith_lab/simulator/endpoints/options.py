@@ -75,7 +75,7 @@ def _find_option_scope(call: Call) -> Scope | None:
 
 
 def _new_option_scope(call: Call) -> Scope:
-    """Return the scope of the new option: its provider may access it."""
+    """Return the scope of the new option: the provider in the request."""
     return Scope(participant_ids=(call.body.get("providerId"),))
 
 

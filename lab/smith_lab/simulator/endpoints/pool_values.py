@@ -1,4 +1,4 @@
-"""Handles the values of service pools and config pools, which `pools` explains.
+"""Handles the values of service pools and config pools. `endpoints/pools.py` explains these pools.
 
 A value that is allocated to a service or an agent cannot be deleted.
 """

@@ -42,7 +42,7 @@ def _find_service_scope(call: Call) -> Scope | None:
 
 
 def _new_service_scope(call: Call) -> Scope | None:
-    """Return the scope of the group in which the service is created: it consists of the group's consumer only."""
+    """Return the scope of the group in which the service is created: the group's consumer only."""
     group = call.store.groups.get(call.body.get("groupId", ""))
     return Scope(participant_ids=(group.consumer_id,)) if group else None
 
@@ -151,7 +151,7 @@ def _allocate(store: Store, service: Service, pool_type: str, name: str) -> Any:
 
 
 def _patch(call: Call) -> Reply:
-    """Change the name at once. For new properties, create an `update` job. The properties change when the job ends."""
+    """Change the name at once. For new properties, create an `update` job; its end changes the properties."""
     store, service = call.store, call.store.services[call.id]
     service_type = store.service_types[service.service_type_id]
     if call.body.get("name", service.name) == "":

@@ -24,7 +24,7 @@ class LabFulcrum(LabSystem):
     template_disk_gib: int
 
     def order_service(self, name: str, **properties: Any) -> str:
-        """Order a VM of the lab's template; return the service's id. The service is named `<prefix of the run>-<name>`."""
+        """Order a VM of the lab's template; return the service's id. The prefix of the run is added before `name`."""
         wanted: dict[str, Any] = {"image": IMAGE, "cores": 1, "memoryMb": 512, "diskGb": self.template_disk_gib}
         return super().order_service(f"{self.run.reserved.prefix}-{name}", **wanted | properties)
 

@@ -36,9 +36,9 @@ TOKEN_ID = "job"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 CONTROL_TIMEOUT_S = 30.0
-#: The default time between two broadcasts of statistics. Proxmox's is 10 s.
+#: The default time between two broadcasts of statistics, which update the list of guests. In Proxmox it is 10 s.
 STATISTICS_LAG_S = 0.5
-#: The default delay of an answer to a refused login. Proxmox's is 3 s.
+#: The default delay of an answer to a refused login. In Proxmox it is 3 s.
 LOGIN_DELAY_S = 0.5
 #: How much of the server's log an error text contains.
 LOG_TAIL_CHARACTERS = 2000
@@ -49,7 +49,7 @@ class StandInError(SmithError):
 
 
 class ProxmoxStandIn:
-    """One stand-in, whose server process runs from `start` to `stop`. The server also stops when the caller ends.
+    """One stand-in. Its server process runs from `start` to `stop`, and also ends when the starting process ends.
 
     `time_scale` is the number of real seconds that a Proxmox second takes. With 0, Proxmox tasks end at once.
     `statistics_lag_s` is the number of real seconds after which a guest's name and status appear in the list of guests;
@@ -100,7 +100,7 @@ class ProxmoxStandIn:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         settings = self._write_settings()
         with (self.folder / "server.log").open("ab") as log:
-            # The server gets its own session, because Ctrl-C in a terminal would otherwise end it before `stop` does.
+            # The server gets its own session. Otherwise, Ctrl-C in a terminal would end the server before `stop` does.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", SERVER_MODULE, str(settings)],
                 stdin=subprocess.PIPE,
@@ -148,7 +148,7 @@ class ProxmoxStandIn:
         return list(self._read("guests"))
 
     def guest(self, vmid: int) -> dict[str, Any] | None:
-        """Return the VM or container on this VMID, or None."""
+        """Return the VM or container with this VMID; None if there is none."""
         return next((guest for guest in self.guests() if guest["vmid"] == vmid), None)
 
     def tasks(self) -> list[dict[str, Any]]:
@@ -162,8 +162,8 @@ class ProxmoxStandIn:
     def request_log(self) -> list[dict[str, Any]]:
         """Return every API request since the start, or since `reset_request_log`.
 
-        Each has the members `method`, `path`, `params` with stars in place of secrets, `time` (of its arrival, in
-        seconds since 1970) and `client` (the address from which it was sent).
+        The members of a request are `method`, `path`, `params` (with stars in place of secrets), `time` (arrival, in
+        seconds since 1970) and `client` (the address from which the request was sent).
         """
         return list(self._read("requests"))
 
@@ -191,7 +191,7 @@ class ProxmoxStandIn:
         self.control("fail", method=method, path=path, status=status, text=text, times=times, **options)
 
     def is_holding(self) -> bool:
-        """Return True while the stand-in delays an answer because of the verb `hold` or `hold_change`."""
+        """Return whether the stand-in is delaying an answer because of the verb `hold` or `hold_change`."""
         return bool(self._read("holding"))
 
     def fail_task(self, task_type: str, text: str, *, times: int = 1, vmid: int | None = None, **options: Any) -> None:
@@ -207,10 +207,10 @@ class ProxmoxStandIn:
     def use_certificate(
         self, *, names: Sequence[str] = (), from_day: float = -1, until_day: float = 30, is_ca_new: bool = False
     ) -> None:
-        """Present another certificate in new connections. `names` are the hosts for which it is valid.
+        """Present another certificate in new connections. `names` are the hosts for which this certificate is valid.
 
-        It is valid from `from_day` to `until_day`, which are numbers of days from now. With `is_ca_new`, a new CA signs
-        it, which no client knows.
+        `from_day` and `until_day` are the begin and the end of its validity, in days from now. With `is_ca_new`, a new
+        CA signs the certificate. No client knows this CA.
         """
         if self._authority is None:
             raise StandInError("the stand-in was not started")
@@ -229,7 +229,8 @@ class ProxmoxStandIn:
 
         Each verb names a change of the cluster, such as `lock` or `add_template`. The methods `do_<verb>` in
         fakepve_server/verbs_cluster.py, verbs_guests.py and control.py implement and explain the verbs. After each
-        verb, the statistics of all guests are current. With `is_new`, the guest that the verb names has none yet.
+        verb, the list of guests has the current statistics of all guests. With `is_new`, the guest that the verb names
+        has no statistics yet.
         """
         answer = requests.post(f"{self.control_url}/{verb}", json=values, timeout=CONTROL_TIMEOUT_S)
         body = answer.json()

@@ -210,7 +210,7 @@ class PoolValue(Row):
 
 @dataclass(kw_only=True)
 class Subscription(Row):
-    """The progress of a program that reads all events. Only that instance of the program may read which has the lease."""
+    """The progress of a program that reads all events. Only the instance that has the lease may read."""
 
     instance_id: str = ""
     lease_expires_at: float = 0.0

@@ -9,15 +9,16 @@ AGPL, and no module outside this package imports it.
 
 The settings file is a JSON object with the members `host`, `port`, `control_port`, `ca`, `cert`, `key`, `user`,
 `token_id`, `token_secret`, `root_password`, `time_scale`, `statistics_lag_s`, `login_delay_s`, `ready` and
-`changes_file`. `user` has the API token `token_id` (if `user` is empty, there is none), and `root_password` is the
-password of root@pam. `ca`, `cert` and `key` are the paths of the CA's certificate, the server's certificate and its
-key. `time_scale` is the number of real seconds for each second of simulated Proxmox time, `statistics_lag_s` the number
-of real seconds between two broadcasts of statistics, by which lists of guests lag. `login_delay_s` is the number of
-real seconds by which the answer to a refused login is delayed. If a port is 0, the operating system chooses the port.
+`changes_file`. `user` is the owner of the API token `token_id`; if `user` is empty, there is no token.
+`root_password` is the password of root@pam. `ca`, `cert` and `key` are the paths of the CA's certificate, the server's
+certificate and its key. `time_scale` is the number of real seconds for each second of simulated Proxmox time.
+`statistics_lag_s` is the number of real seconds between two broadcasts of statistics; lists of guests may be outdated
+by this time. `login_delay_s` is the number of real seconds by which the answer to a refused login is delayed. If a port
+is 0, the operating system chooses the port.
 Once both ports answer, the server writes their numbers to the file that `ready` names. The server stops when its
 standard input closes. The standard input also closes when the process that started the server ends. If `changes_file`
-names a file, the server then adds a line to it: how many requests that change something it has accepted with each
-version of Proxmox VE.
+names a file, the server then adds a line to this file. The line maps each version of Proxmox VE that was simulated to
+the number of accepted requests that change something.
 """
 
 from __future__ import annotations

@@ -21,8 +21,7 @@ from fakepve.server import USER, ok
 from smith_lab.proxmox.fakepve_server.bridge_access import BridgeAccess
 
 GIB = 1024**3
-#: The capacity and use of a node for which no test has set other values. The capacity is so large
-#: that the VMs of all tests fit.
+#: The capacity and use of a node, unless a test sets other values. The VMs of all tests fit into this capacity.
 DEFAULT_NODE_STATS = {"cpu": 0.02, "maxcpu": 64, "mem": 8 * GIB, "maxmem": 4096 * GIB}
 #: The members of a node's row that Proxmox sends only to a caller with Sys.Audit on this node.
 NODE_STATISTICS = ("uptime", "cpu", "maxcpu", "mem", "maxmem", "disk", "maxdisk")
@@ -30,7 +29,7 @@ NODE_STATISTICS = ("uptime", "cpu", "maxcpu", "mem", "maxmem", "disk", "maxdisk"
 ANY_OF = "|"
 CLOUD_INIT_KEYS = ("ciuser", "cipassword", "sshkeys", "nameserver", "searchdomain", "citype", "ciupgrade", "cicustom")
 
-#: Whether the current request starts a guest without a check of VM.PowerMgmt.
+#: True while a request is processed that starts a guest without a check of the privilege VM.PowerMgmt.
 _IS_START_UNCHECKED: ContextVar[bool] = ContextVar("is_start_unchecked", default=False)
 
 
@@ -57,7 +56,7 @@ class AccessChecks(BridgeAccess):
         return {v["path"]: all_privileges}
 
     def _check(self, user: str, check: list[Any], values: dict[str, Any], declared: Any = None) -> tuple[bool, str]:
-        """Evaluate a permission rule. fakepve has the rules of version 9; for version 8 the privileges are replaced."""
+        """Evaluate a permission rule. fakepve has version 9's rules. For version 8, their privileges are replaced."""
         if check[0] == "perm" and self.version.startswith("8."):
             check = [*check[:2], _privileges_of_version_8(check[2]), *check[3:]]
         is_allowed, refusal = super()._check(user, check, values, declared)
@@ -97,7 +96,7 @@ class AccessChecks(BridgeAccess):
         return ok(visible_rows)
 
     def _use_of_storage(self, name: str) -> dict[str, int]:
-        """Return the used and the total bytes of a storage. Values that a test has set for the storage come first."""
+        """Return the used and the total bytes of a storage. Values that a test has set have priority."""
         storage = self.storages[name]
         if "avail" not in storage or "total" not in storage:
             total, used, _free = self._space(storage)
@@ -111,7 +110,7 @@ class AccessChecks(BridgeAccess):
         return ok(answer["data"])
 
     def _complete_node_rows(self, rows: list[dict[str, Any]], user: str) -> None:
-        """Add the capacity and the use of each online node, or remove them if the caller has no Sys.Audit on it."""
+        """Add capacity and use to the rows of online nodes. Remove both if the caller has no Sys.Audit on the node."""
         for row in rows:
             if row["status"] == "online":
                 row.update({**DEFAULT_NODE_STATS, **self.nodes[row["node"]].get("stats", {})})
@@ -165,7 +164,7 @@ class AccessChecks(BridgeAccess):
         return str(await super()._qm_create(v, user))
 
     def _check_source_of_clone(self, user: str, config: dict[str, Any]) -> None:
-        """Require the privileges for the source's devices, CD drives and storage of saved states, as Proxmox does."""
+        """Require the privileges that Proxmox requires for the values in the configuration of the clone's source."""
         for key, value in config.items():
             for path, privilege in _needed_to_clone(key, str(value)):
                 self.require(user, path, privilege)
@@ -223,7 +222,7 @@ def _unchecked_start(*, is_unchecked: bool) -> Iterator[None]:
 
 
 def _privileges_of_version_8(privileges: list[str]) -> list[str]:
-    """Return the privileges that version 8 requires instead of these.
+    """Return the privileges that version 8 requires in place of these privileges of version 9.
 
     Version 8 has no privileges VM.GuestAgent.* and requires VM.Monitor instead.
     """

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Answers the requests that read and change users, API tokens, roles and access control entries.
 
-The sources are pve-access-control: PVE/API2/Role.pm, User.pm, ACL.pm and AccessControl.pm. Before fakepve calls a
-method of this module, it checks the parameters and the permissions of the request by the schema of Proxmox's API.
+The sources are pve-access-control: PVE/API2/Role.pm, User.pm, ACL.pm and AccessControl.pm. Before fakepve (the
+simulation of Proxmox that this package extends) calls a method of this module, fakepve checks the parameters and the
+permissions of the request by the schema of Proxmox's API.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class AccessRequests(UserConfig):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.totp_code = ""  #: the second factor of every login with a password; '' if there is none
-        self._challenges: dict[str, str] = {}  #: the user of each challenge for a second factor
+        self._challenges: dict[str, str] = {}  #: maps each challenge for a second factor to its user
 
     def _routes_roles_and_users(self) -> list[tuple[str, str, Any]]:
         """Return the routes of the requests. fakepve calls every method whose name starts with `_routes_`."""
@@ -97,7 +98,7 @@ class AccessRequests(UserConfig):
         del self.roles[v["roleid"]]
 
     def _privileges_in(self, text: Any) -> frozenset[str]:
-        """Return the privileges in a list as text. Raises an error for a privilege that this version does not have."""
+        """Parse a text that lists privileges. Raises an error for a privilege that this version does not have."""
         privileges = split_list(text)
         for privilege in privileges:
             if privilege not in self.valid_privileges():
@@ -148,7 +149,7 @@ class AccessRequests(UserConfig):
         return dict(self._require_token(v["userid"], v["tokenid"]))
 
     async def _token_create(self, v: dict[str, Any], _user: str) -> dict[str, Any]:
-        """Create a token. The answer is the only one that contains the secret, which Proxmox calls value."""
+        """Create a token. Only this answer contains the secret of the token. Proxmox calls it `value`."""
         user, token = v["userid"], v["tokenid"]
         self._require_user(user)
         if token in self.user_tokens[user]:
@@ -160,7 +161,7 @@ class AccessRequests(UserConfig):
         return {"info": info, "value": value, "full-tokenid": f"{user}!{token}"}
 
     async def _token_delete(self, v: dict[str, Any], _user: str) -> None:
-        """Delete a token. Proxmox drops the entries of the token when it next reads user.cfg."""
+        """Delete a token and its access control entries. Proxmox drops the entries when it next reads user.cfg."""
         user, token = v["userid"], v["tokenid"]
         self._require_token(user, token)
         self.need_quorum()
@@ -203,7 +204,7 @@ class AccessRequests(UserConfig):
                 self.acl_entries[path, kind, ugid, role] = int(v.get("propagate", 1))
 
     def _checked_entries(self, v: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-        """Yield the kind, the id and the role of each entry. Raises an error for one that does not exist."""
+        """Yield kind, id and role of each requested entry. Raises an error for an unknown one."""
         fail = "ACL update failed: "
         for role in split_list(v["roles"]):
             self._require_role(role, fail)

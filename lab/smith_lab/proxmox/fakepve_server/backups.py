@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Performs the request vzdump. fakepve itself answers this request, but makes no backup.
 
-As in Proxmox, the answer to a request is usually the UPID of a Proxmox task. If the storage is wrong, or the guest is
-missing, locked or one that the caller may not back up, the request succeeds and this Proxmox task fails.
+As in Proxmox, the answer to a request is usually the UPID of a Proxmox task. The request succeeds and the Proxmox task
+fails if the storage is wrong, if the guest is missing or locked, or if the caller may not back the guest up.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Backups(TimedTasks):
             self._check_backup_limit(guest, storage, is_removing=bool(v.get("remove", 1)))
             self._qm_lock(guest, "backup")
             try:
-                await self.pause(self.task_seconds["vzdump"])  # the second wait: `task` waited before the lock was set
+                await self.pause(self.task_seconds["vzdump"])  # second wait, with the lock; `task` waited without it
             finally:
                 self._qm_lock(guest, None)
             self._add_archive(guest, storage, str(v.get("notes-template") or ""))
@@ -74,7 +74,7 @@ class Backups(TimedTasks):
         return TaskError("job errors")
 
     def _check_backup_limit(self, guest: Any, storage: str, *, is_removing: bool) -> None:
-        """Raise TaskError if the storage has its maximum number of archives of the guest and none may be removed."""
+        """Raise TaskError if the storage is full of archives of the guest, and the request may not remove old ones."""
         limit = self._backup_limit(storage)
         if limit and not is_removing and len(self._archives_of(guest.vmid, storage)) >= limit:
             text = (

@@ -30,8 +30,8 @@ class BridgeAccess(FakePve):
     def _check_bridge(self, user: str, nic: str) -> None:
         """Require SDN.Use for one NIC, of a VM or a container (pve-guest-common: check_vnet_access).
 
-        A NIC with a VLAN tag or with trunks needs the privilege on the path of each of these VLANs. Every other NIC
-        needs it on the path of its bridge.
+        For a NIC with a VLAN tag or with trunks, the caller needs the privilege on the path of each of these VLANs. For
+        any other NIC, the caller needs the privilege on the path of the bridge.
         """
         options = dict(part.partition("=")[::2] for part in nic.split(","))
         if "bridge" in options:

@@ -2,7 +2,7 @@
 """Records the changed cloud-init values of a running VM that are not on its cloud-init drive yet.
 
 As in Proxmox, a changed cloud-init value is part of a running VM's configuration at once, and never a pending value.
-The drive gets it when the VM is started, or by a request that generates the drive again.
+The drive gets the changed value when the VM is started, or by a request that generates the drive again.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from smith_lab.proxmox.fakepve_server.configuration import HIDDEN_PASSWORD, Conf
 
 #: Keys whose changes Proxmox records for the cloud-init drive.
 RECORDED_KEY = re.compile(rf"(?:{'|'.join(CLOUD_INIT_KEYS)}|name|ipconfig\d+|net\d+)")
-#: The recorded keys whose new values become part of a running VM's configuration at once. A NIC's may stay pending.
+#: The recorded keys whose new values become part of a running VM's configuration at once. The new value of a NIC may
+#: stay pending.
 APPLIED_AT_ONCE = re.compile(rf"(?:{'|'.join(CLOUD_INIT_KEYS)}|ipconfig\d+)")
 
 
 class CloudInitDrives(ConfigurationChanges):
-    """Records the changes of cloud-init values, and answers the requests for them.
+    """Records the changes of cloud-init values, and answers the requests to read or apply these changes.
 
     The record of a VM maps each changed key to the value on the drive, or to None if the drive does not have the key.
     `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.

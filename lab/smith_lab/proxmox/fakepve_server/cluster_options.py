@@ -70,7 +70,7 @@ class ClusterOptions(ConfigurationChanges):
         return str(await super()._qm_create(v, user))
 
     def _check_tags(self, user: str, old: Any, new: Any) -> None:
-        """Raise 403 for a tag that is added or removed, if the caller may not use it."""
+        """Raise 403 if the caller may not use a tag that is added or removed."""
         if self.allowed(user, "/", "Sys.Modify"):
             return
         is_free, registered = self._user_allow() == "free", set(self.options.get("registered-tags", []))

@@ -90,8 +90,8 @@ class ConfigRefusals(ConfigurationChanges):
     def _kept_devices(self, vm: FakeVm, updates: dict[str, Any]) -> dict[str, Any]:
         """Remove from `updates` the changes of devices that a running guest does not release; return these changes.
 
-        For a device that is removed, the value is None. A NIC that gets another model or MAC address would also be
-        unplugged.
+        For a device that is removed, the value is None. A NIC that gets another model or MAC address is also such a
+        device: the guest would have to release the old NIC.
         """
         if vm.status != "running" or vm.vmid not in self.vmids_that_keep_devices:
             return {}
@@ -104,9 +104,9 @@ class ConfigRefusals(ConfigurationChanges):
 
 
 def _refuse_devices_of_the_host(updates: dict[str, Any]) -> None:
-    """Raise PveError if a value names a device of the host directly, which only root@pam may do.
+    """Raise PveError if a value names a device of the host directly. Only root@pam may do this.
 
-    A value may name such a device by a resource mapping.
+    Other callers may name such a device by a resource mapping.
     """
     for option, value in updates.items():
         kind, device = option.rstrip("0123456789"), str(value).partition(",")[0].removeprefix("host=")
@@ -141,7 +141,7 @@ def require_valid_ssh_keys(encoded: str | None) -> None:
 
 
 def is_ssh_key(line: str) -> bool:
-    """Return True if a line contains a type, and a key whose data has this type and complete fields."""
+    """Return whether a line contains the type of a key and a key of this type, whose data has complete fields."""
     found = re.search(r"(?:^|\s)((?:sk-)?(?:ssh|ecdsa)-[\w@.-]+) +([A-Za-z0-9+/]+=*)(?:\s|$)", line)
     if not found:
         return False
@@ -154,7 +154,7 @@ def is_ssh_key(line: str) -> bool:
 
 
 def _fields_of(data: bytes) -> list[bytes]:
-    """Return the fields of a key. In the data, the length of each field precedes it.
+    """Return the fields of a key. In the data, each field follows its length (4 bytes).
 
     Raises ValueError if the data end before the end of a field.
     """

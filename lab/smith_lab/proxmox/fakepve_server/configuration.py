@@ -73,11 +73,11 @@ class ConfigurationChanges(AccessChecks):
         self._apply_hotplug(vm)
 
     async def _wait_for_config_lock(self, vm: FakeVm) -> None:
-        """Wait until no other request changes the configuration, so that the digest is compared with the newest one.
+        """Wait until no other request changes the configuration. Then fakepve compares the digest with the newest one.
 
-        fakepve compares the digest before it waits. Proxmox compares it while it has the lock (qemu-server:
-        `update_vm_api` in PVE/API2/Qemu.pm). No other coroutine runs between the release here and fakepve's
-        comparison, so the configuration cannot change in between.
+        Without this wait, fakepve would compare the digest before it waits for the lock. Proxmox compares the digest
+        while it has the lock (qemu-server: `update_vm_api` in PVE/API2/Qemu.pm). No other coroutine runs between the
+        release in this method and fakepve's comparison. So the configuration cannot change in between.
         """
         try:
             await self.acquire(vm, "digest")

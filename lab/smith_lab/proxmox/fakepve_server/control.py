@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Serves the control port, through which tests and the demo read and change the cluster.
 
-The port accepts JSON over HTTP, on the loopback interface only. A verb is the name of a change that it can make, such
-as `fail`.
+The port accepts JSON over HTTP, on the loopback interface only. A verb is the name of a change that a request can make,
+such as `fail`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ MAX_REQUEST_BYTES = 64 * 1024 * 1024
 class ControlPort(ClusterVerbs, GuestVerbs):
     """Handles the requests of the control port. GET /<collection> reads data. POST /<verb> calls `do_<verb>`.
 
-    After each verb the nodes send their statistics at once, so that lists show the change as if it was made long ago.
-    With `is_new`, they send nothing for the guest that the verb names, as if it was created just now.
+    After each verb, the nodes send their statistics at once. So lists show the change as if it was made long ago. With
+    `is_new`, the nodes send nothing for the guest that the verb names, as if this guest was created just now.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -56,7 +56,7 @@ class ControlPort(ClusterVerbs, GuestVerbs):
         return [{key: value for key, value in task.items() if key != "log"} for task in self.cluster.tasklog]
 
     def _storages(self) -> dict[str, dict[str, Any]]:
-        """Return the free bytes of every storage, the names of its volumes, and the notes of those that have some."""
+        """Return free bytes, names of volumes and notes of volumes for every storage."""
         rows = {}
         for name, storage in self.cluster.storages.items():
             volumes = storage.get("volumes", {})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Changes a guest, or makes a request fail, after a number of requests that a test has set."""
+"""Changes a guest or makes a request fail, after as many requests as a test has set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from smith_lab.proxmox.fakepve_server.faults import RequestFaults
 from smith_lab.proxmox.fakepve_server.statistics import Statistics
 from smith_lab.proxmox.fakepve_server.task_answers import TaskAnswers
 
-#: How a request fails, by the kind of the disturbance: status (0: no answer), text, and whether Proxmox processes it.
+#: How a request fails, by the kind of the disturbance: the status (0: no answer), the text, and whether the request is
+#: processed before the failure.
 FAILURES: dict[str, tuple[int, str, bool]] = {
     "refused_login": (401, "Authentication failed!", False),
     "unreachable_node": (595, "No route to host", False),
@@ -69,4 +70,4 @@ class Disturbances(RequestFaults, TaskAnswers, Statistics):
         elif kind == "unlock" and guest.lock == "backup":
             self._qm_lock(guest, None)
         elif kind == "lose_name":
-            self.forget_statistics(guest.node)  # the list of resources has a guest's name only from these statistics
+            self.forget_statistics(guest.node)  # the list of resources takes guests' names from these statistics

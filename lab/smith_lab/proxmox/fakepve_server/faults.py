@@ -33,9 +33,9 @@ class RequestFaults(FakePve):
         self.answer_delay_s = 0.0  #: delay of every answer, in real seconds
         self.faults: list[dict[str, Any]] = []  #: `do_fail` in verbs_cluster.py adds them and explains their keys
         self.request_log: list[dict[str, Any]] = []
-        self.changes_until_hold = 0  #: the answer to the n-th POST, PUT or DELETE from now is held; 0: none
+        self.changes_until_hold = 0  #: n: the answer to the n-th POST, PUT or DELETE from now is held; 0: none
         self.request_to_hold: tuple[str, str] | None = None  #: `do_hold` in verbs_cluster.py sets and explains it
-        self.accepted_changes: Counter[str] = Counter()  #: how many POST, PUT and DELETE succeeded, by version
+        self.accepted_changes: Counter[str] = Counter()  #: successful POST, PUT and DELETE, by version
         self.is_holding = False  #: a processed request waits for its answer until `do_clear_faults`
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
@@ -68,7 +68,7 @@ class RequestFaults(FakePve):
         return error(fault["status"], fault["text"])
 
     def _must_hold(self, method: str, path: str) -> bool:
-        """Return True once, for the request that `do_hold` or `do_hold_change` names."""
+        """Return whether `do_hold` or `do_hold_change` names this request. True only once for each call of these."""
         if self.request_to_hold and method == self.request_to_hold[0] and re.fullmatch(self.request_to_hold[1], path):
             self.request_to_hold = None
             return True

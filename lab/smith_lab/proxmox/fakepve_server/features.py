@@ -16,7 +16,7 @@ from smith_lab.proxmox.fakepve_server.access import AccessChecks
 
 
 class Features(AccessChecks):
-    """Handles the requests below `feature`, with the values `snapshot` and `clone` of their parameter `feature`.
+    """Handles the requests whose path ends with `feature`. Their parameter `feature` may be `snapshot` or `clone`.
 
     `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
     """

@@ -54,8 +54,8 @@ class GuestAgentAndUsage(FakePve):
     def _vm_usage(self, vm: FakeVm) -> dict[str, Any]:
         """Return the usage of a VM.
 
-        While the VM runs, its counters grow, so that the rates that the executor computes from them are not zero. The
-        use of CPU and memory changes every second.
+        While the VM runs, its counters grow. So the rates that the executor computes from the counters are not zero.
+        The use of CPU and memory changes every second.
         """
         usage = dict(super()._vm_usage(vm))
         if vm.status == "running":
@@ -69,7 +69,7 @@ class GuestAgentAndUsage(FakePve):
         return usage
 
     def _complete(self, path: str, answer: Any, **values: Any) -> Any:
-        """Add the members that fakepve's own rows of VMs lack. Version 8 has no `memhost`."""
+        """Complete an answer as fakepve does, but without `memhost` in version 8, which has no such member."""
         completed = super()._complete(path, answer, **values)
         if path in VM_STATES and self.version.startswith("8."):
             for row in completed if isinstance(completed, list) else [completed]:

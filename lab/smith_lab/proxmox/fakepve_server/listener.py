@@ -12,7 +12,7 @@ from fakepve.server import FakePve
 
 
 class Listener(FakePve):
-    """Listens as fakepve does, and keeps the TLS context, whose certificate the verb `certificate` replaces."""
+    """Listens as fakepve does. Keeps the TLS context: the verb `certificate` replaces the certificate in it."""
 
     tls: ssl.SSLContext
     #: The seconds by which the `Date` of answers differs from this machine's clock.

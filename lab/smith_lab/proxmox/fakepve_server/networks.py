@@ -47,7 +47,7 @@ class Networks(AccessChecks):
         return [{"iface": name, "type": "vnet" if name in self.vnets else "bridge", "active": 1} for name in names]
 
     def _is_visible(self, user: str, bridge: str) -> bool:
-        """Return whether the caller has SDN.Use or SDN.Audit on a bridge, or on one VLAN of it."""
+        """Return whether the caller has SDN.Use or SDN.Audit on a bridge, or on one VLAN of the bridge."""
         path = self._path_of_bridge(bridge)
         paths = {path, *(each for each in self.granted_paths(user) if each.startswith(f"{path}/"))}
         return any(self.allowed(user, each, SEEN_WITH) for each in paths)

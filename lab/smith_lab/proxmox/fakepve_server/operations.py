@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Performs the requests resize, migrate, move_disk and unlink. fakepve itself answers them, but changes nothing."""
+"""Performs the requests resize, migrate, move_disk and unlink. fakepve alone would answer and change nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
     def _routes_stand_in(self) -> list[tuple[str, str, Any]]:
         """Return the routes of the requests that this class handles.
 
-        fakepve calls every method whose name starts with `_routes_`, and adds the routes that it returns.
+        fakepve calls every method whose name starts with `_routes_`, and adds the returned routes.
         """
         vm_path = "/nodes/{node}/qemu/{vmid}"
         return [
@@ -39,7 +39,7 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
         ]
 
     async def _resize(self, v: dict[str, Any], user: str) -> str:
-        """Enlarge a disk. A missing quorum makes the request fail. Every other error makes its Proxmox task fail."""
+        """Enlarge a disk. Without quorum, the request fails. After any other error, its Proxmox task fails."""
         disk, size = v["disk"], str(v["size"])
         self.need_quorum()
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Hides the configuration of a clone until its first drive is copied (qemu-server: PVE/API2/Qemu.pm, clone_vm).
 
-Until then, the configuration file contains only a comment and the lock, so the clone has no name, no tags and no
-drives.
+Until the first drive is copied, the configuration file contains only a comment and the lock. So the clone has no name,
+no tags and no drives.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PartialClones(TimedTasks):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._reveals: set[asyncio.Future[None]] = set()  #: keeps the asyncio tasks from being garbage-collected
+        self._reveals: set[asyncio.Future[None]] = set()  #: so that the asyncio tasks are not garbage-collected
 
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
@@ -65,7 +65,7 @@ def _hide(vm: FakeVm) -> Callable[[], None]:
 
 
 def _share_of_first_drive(config: dict[str, Any]) -> float:
-    """Return which share of the whole duration of a clone its first drive takes; 0 if this is a cloud-init drive."""
+    """Return the copy of the first drive as a share of the clone's whole duration; 0 for a cloud-init drive."""
     drives = [split_drive(value) for key, value in sorted(config.items()) if DRIVE_KEY.match(key)]
     copied = [volume for volume, props in drives if _is_cloud_init(volume) or not is_cdrom(volume, props)]
     return 0.0 if not copied or _is_cloud_init(copied[0]) else 1 / len(copied)

@@ -22,7 +22,7 @@ class PowerRequests(FakePve):
     """Handles requests for power states. The methods `_ha_request` and `_ct_ha` are fakepve's."""
 
     async def _status_action(self, request: web.Request) -> web.Response:
-        """Handle an action. If the VM is on another node, the error has Proxmox's text for some actions."""
+        """Handle an action. For ACTIONS_ON_A_RUNNING_VM on a VM of another node, the error has Proxmox's text."""
         try:
             return await super()._status_action(request)
         except PveError as exc:
@@ -43,7 +43,7 @@ class PowerRequests(FakePve):
         return str(await super()._ct_ha(ct, user, state, timeout))
 
     async def _refused_by_ha(self, guest: Any, kind: str, user: str, state: str) -> str:
-        """Start a Proxmox task that fails, as the command `ha-manager` does. Only its log names the cause."""
+        """Start a Proxmox task that fails as `ha-manager` does. Only the log of this Proxmox task names the cause."""
         verb, service = "start" if state == "started" else "stop", f"{kind}:{guest.vmid}"
         log = [
             f"Requesting HA {verb} for {kind.upper()} {guest.vmid}",

@@ -13,7 +13,7 @@ from aiohttp import web
 from fakepve.model import PveError
 from fakepve.server import API, FakePve, error
 
-#: The path of a login. Its answer to a wrong password has a body.
+#: The path of a login. The answer to a wrong password has a body, unlike other answers 401.
 LOGIN_PATH = "/access/ticket"
 
 
@@ -25,7 +25,7 @@ class RefusedRequests(FakePve):
         self.login_delay_s = 0.0  #: real seconds by which an answer 401 is delayed; Proxmox: 3
         self.default_login_delay_s = 0.0
         self.is_user_list_missing = False  #: if true, every login is refused, as while pmxcfs restarts
-        #: Users that are disabled, and tokens that have expired. Proxmox refuses both, and tokens of such users.
+        #: Disabled users and expired tokens. Their logins are refused, and those of all tokens of a disabled user.
         self.unusable_logins: set[str] = set()
 
     @web.middleware

@@ -25,7 +25,7 @@ _SNAPSHOT: ContextVar[str] = ContextVar("snapshot", default="")
 
 
 class Rollbacks(FakePve):
-    """Checks in the Proxmox task of a rollback whether each volume can be rolled back, before it changes anything.
+    """Checks whether each volume can be rolled back. The Proxmox task of a rollback does so before any change.
 
     `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
     `ttype` is the type of a Proxmox task, such as `qmrollback`.
@@ -74,7 +74,7 @@ class Rollbacks(FakePve):
 
 @contextmanager
 def _to_snapshot(name: str) -> Iterator[None]:
-    """Set the name of the snapshot for the block, in which fakepve starts the Proxmox task."""
+    """Set the name of the snapshot for the block. In the block, fakepve starts the Proxmox task."""
     token = _SNAPSHOT.set(name)
     try:
         yield

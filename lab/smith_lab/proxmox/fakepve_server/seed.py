@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Adds nodes, storages and templates to a new cluster, and a user with an API token if the settings name one."""
+"""Adds nodes, storages and templates to a new cluster. Adds a user with an API token if the settings name a user."""
 
 from __future__ import annotations
 

@@ -23,14 +23,14 @@ class SetupReads(AccessChecks):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.certificate_files: dict[str, Path] = {}  #: our PEM files, by the file names in Proxmox
+        self.certificate_files: dict[str, Path] = {}  #: the stand-in's PEM files, by their names in Proxmox
 
     def _routes_setup(self) -> list[tuple[str, str, Any]]:
         """Return the routes of the requests. fakepve calls every method whose name starts with `_routes_`."""
         return [("GET", "/nodes/{node}/certificates/info", self._certificates)]
 
     async def _certificates(self, _v: dict[str, Any], _user: str) -> list[dict[str, Any]]:
-        """Describe the CA of the cluster and the certificate of the node. Every user may read them."""
+        """Describe the CA of the cluster and the certificate of the node. Every user may read both."""
         return [_describe(name, file.read_bytes()) for name, file in self.certificate_files.items()]
 
 

@@ -2,8 +2,9 @@
 """Sends the statistics of guests, nodes and storages late and together, as Proxmox's daemon pvestatd does.
 
 In the list `/cluster/resources` only the identity of a guest, its lock, tags, pool and HA state are current. The
-broadcasts of pvestatd provide its name, its status, whether it is a template, and its numbers (pve-manager:
-PVE/API2Tools.pm). Proxmox sends a broadcast every 10 s, and drops it after 5 minutes (pve-cluster: pmxcfs, status.c).
+guest's name, its status, its numbers and whether it is a template come from the broadcasts of pvestatd (pve-manager:
+PVE/API2Tools.pm). Proxmox sends a broadcast every 10 s, and drops a broadcast after 5 minutes (pve-cluster: pmxcfs,
+status.c).
 """
 
 from __future__ import annotations
@@ -24,24 +25,24 @@ CURRENT_MEMBERS = ("id", "type", "node", "vmid", "pool", "lock", "tags", "hastat
 CURRENT_NODE_MEMBERS = ("id", "type", "node", "ssl_fingerprint")
 #: The members of a storage's row that come from a broadcast.
 STORAGE_STATISTICS = ("disk", "maxdisk")
-#: Maximum share of the time that the broadcasts may use. With thousands of guests they become less frequent.
+#: The greatest share of the time that the broadcasts may use. With thousands of guests, broadcasts are less frequent.
 MAX_LOAD = 0.05
 ROOT = "root@pam"
 
 
 class Statistics(AccessChecks):
-    """Takes the statistics of all nodes at an interval, and answers the lists from them."""
+    """Takes the statistics of all nodes at an interval, and answers lists of guests and nodes from these statistics."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.statistics_lag_s = 0.0  #: real seconds between two broadcasts, by which the lists may lag
+        self.statistics_lag_s = 0.0  #: real seconds between two broadcasts; lists may be outdated by this time
         self.default_statistics_lag_s = 0.0
         self.silent_nodes: set[str] = set()  #: nodes whose pvestatd sends nothing
         self._sent_by_vmid: dict[int, dict[str, Any]] = {}  #: the newest statistics that were sent for each guest
         self._reporting_nodes: set[str] = set()  #: the nodes that have sent the newest broadcast
 
     async def send_statistics_repeatedly(self) -> None:
-        """Send a broadcast of every node at the interval, until the caller cancels."""
+        """Send a broadcast of every node at the interval, until the caller cancels this coroutine."""
         while True:
             began_at = time.monotonic()
             self.send_statistics()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Answers requests about Proxmox tasks as Proxmox does (pve-manager: PVE/API2/Tasks.pm).
 
-The row of a Proxmox task that a token started names its user. While the task runs, this is the whole token
-(`user!tokenid`). After its end, user and token id are two members.
+If a token started a Proxmox task, the member `user` of the task's row is the whole token (`user!tokenid`) while the
+task runs. After the end of the task, user and token id are two members.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class TaskAnswers(FakePve):
         return task
 
     async def _task_log(self, request: web.Request) -> web.Response:
-        """Return the log of a Proxmox task. If the task was removed, its log is one line: that the file is missing."""
+        """Return the log of a Proxmox task. The log of a removed task is one line: the file does not exist."""
         try:
             answer: web.Response = await super()._task_log(request)
         except PveError as exc:

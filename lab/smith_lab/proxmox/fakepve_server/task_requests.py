@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Answers some requests with a Proxmox task that fails, where fakepve answers with an error.
 
-For these requests, Proxmox starts the Proxmox task before it reads the guest. So the request succeeds, and the Proxmox
+For these requests, Proxmox starts a task before it reads the guest. So the request succeeds, and the Proxmox
 task fails (qemu-server: PVE/API2/Qemu.pm).
 """
 
@@ -17,7 +17,7 @@ from fakepve.server import USER, ok
 from smith_lab.proxmox.fakepve_server.access import DEFAULT_NODE_STATS
 from smith_lab.proxmox.fakepve_server.tasks import TimedTasks
 
-#: The type of the Proxmox task, by action, for the actions that Proxmox starts without reading the VM first.
+#: The actions whose Proxmox tasks start before Proxmox reads the VM, with the types of these Proxmox tasks.
 TASKS_OF_ACTIONS = {"start": "qmstart", "stop": "qmstop", "shutdown": "qmshutdown"}
 
 
@@ -28,7 +28,7 @@ class TaskRequests(TimedTasks):
     """
 
     async def _status_action(self, request: web.Request) -> web.Response:
-        """Handle an action. A missing VM, or one on another node, makes the Proxmox task fail."""
+        """Handle an action. If the VM is missing or on another node, the Proxmox task fails."""
         action, node, vmid = (request.match_info[name] for name in ("action", "node", "vmid"))
         try:
             return await super()._status_action(request)
@@ -91,7 +91,7 @@ class TaskRequests(TimedTasks):
             raise TaskError("job errors") from exc
 
     def _check_linked_clones(self, template: FakeVm) -> None:
-        """Raise TaskError if a volume of the template has linked clones. LVM-thin does not know of them."""
+        """Raise TaskError if a volume of the template has linked clones. LVM-thin storages do not check this."""
         for _key, volume, _props in drives_of(template.config, skip_cdrom=True):
             storage_name, name = volume_ref(volume)
             storage = self.storages.get(storage_name or "", {})
@@ -110,6 +110,6 @@ class TaskRequests(TimedTasks):
 
 
 def _keep_volumes_of_snapshots(vm: FakeVm) -> None:
-    """Drop the drives of a VM's snapshots: a destroy removes only the volumes that the configuration itself names."""
+    """Drop the drives of a VM's snapshots. Then a destroy removes only the volumes in the configuration itself."""
     for name, snapshot in vm.snapshots.items():
         vm.snapshots[name] = {key: value for key, value in snapshot.items() if not DRIVE_KEY.match(key)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Runs Proxmox tasks that take time, and that fail if a test added a fault for them through the control port."""
+"""Runs Proxmox tasks that take time. A Proxmox task fails if a test has added a fault for it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COPYING_TASKS = ("qmclone", "qmmove")
 CREATING_TASKS = ("qmclone", "qmcreate", "vzcreate")
 #: Types of Proxmox tasks that allocate a disk.
 ALLOCATING_TASKS = (*CREATING_TASKS, "qmmove")
-#: Proxmox's error texts about a storage's lock that was not free in time (pve-cluster: PVE/Cluster.pm, cfs_lock).
+#: Proxmox's error texts if the lock of a storage is not free in time (pve-cluster: PVE/Cluster.pm, cfs_lock).
 LOCK_TIMEOUTS = (
     "cfs-lock 'storage-local-lvm' error: got lock request timeout",
     "'storage-local-lvm'-locked command timed out - aborting",
@@ -42,7 +42,7 @@ CLOUD_INIT_BYTES = 4 * 1024**2
 
 
 class TimedTasks(FakePve):
-    """Makes each Proxmox task take the time of its type. It also gives each clone its own cloud-init volume."""
+    """Makes each Proxmox task take the time of its type, and gives each clone its own cloud-init volume."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -50,7 +50,7 @@ class TimedTasks(FakePve):
         self.task_seconds = dict(TASK_SECONDS)
         self.unremovable_volumes: set[str] = set()  #: ids of volumes that Proxmox cannot remove
         self.filled_bytes: dict[str, int] = {}  #: the size of the data of another client, by storage (`do_fill`)
-        self.lock_timeout_interval = 0  #: every n-th allocation fails to lock the storage in time; 0: none does
+        self.lock_timeout_interval = 0  #: n: every n-th allocation fails to lock the storage in time; 0: none does
         self.allocations = 0  #: number of Proxmox tasks that have allocated a disk since the interval was set
 
     async def task(  # noqa: PLR0917 - the signature is fakepve's
@@ -93,9 +93,9 @@ class TimedTasks(FakePve):
             log.append(f"transferred {tenth * 0.8:.1f} GiB of 8.0 GiB ({tenth * 10}.00%)")
 
     def _qm_free(self, volid: str) -> None:
-        """Remove a volume that belongs to a guest. An ISO image belongs to none.
+        """Remove a volume of a guest. An ISO image belongs to no guest, so it stays.
 
-        A volume that cannot be removed stays; the destruction of its VM logs that and continues.
+        A volume that cannot be removed stays. The destruction of its VM logs a warning and continues.
         """
         if str(volume_ref(volid)[1]).startswith("iso/"):
             return

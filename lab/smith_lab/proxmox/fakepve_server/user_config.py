@@ -4,8 +4,8 @@
 The sources are pve-access-control: PVE/AccessControl.pm (roles, add_role_privs, check_path) and PVE/RPCEnvironment.pm
 (permissions, which intersects the privileges of a token with those of its user).
 
-The privileges that the control port grants (`do_grant`), and those of the first user and token, apply in addition to
-these entries, and `GET /access/acl` does not list them.
+Privileges of the first user and token, and privileges that the control port grants (`do_grant`), apply in addition to
+these entries. `GET /access/acl` does not list such privileges.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class UserConfig(AccessChecks):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.acl = {}  # without it, fakepve would allow everything
+        self.acl = {}  # with None, fakepve would allow everything
         self.accounts: dict[str, dict[str, Any]] = {ROOT: {}}
         self.user_tokens: dict[str, dict[str, dict[str, Any]]] = {ROOT: {}}  #: the tokens of each user
         self.special_roles = {name: frozenset(privileges) for name, privileges in ROLES.items()}
@@ -47,7 +47,7 @@ class UserConfig(AccessChecks):
             tokens.setdefault(token, {"privsep": 1})
 
     def valid_privileges(self) -> frozenset[str]:
-        """Return the names of all privileges, which differ between the versions 8 and 9."""
+        """Return the names of all privileges of the simulated version. Versions 8 and 9 have different privileges."""
         if not self.version.startswith("8."):
             return frozenset(PRIVILEGES)
         return frozenset({*(name for name in PRIVILEGES if not name.startswith("VM.GuestAgent.")), "VM.Monitor"})
@@ -87,8 +87,8 @@ class UserConfig(AccessChecks):
     def _roles_on(self, ugid: str, kind: str, path: str) -> set[str]:
         """Return the roles of a user or token on a path.
 
-        They are the roles in the entries of the path, or of the nearest path above it that has entries for the user or
-        token. The roles on a pool that contains the guest or storage are added.
+        The roles are those in the entries for the user or token on this path. Without such entries, the nearest path
+        above that has some is used. If a pool contains the path's guest or storage, the roles on the pool are added.
         """
         roles: set[str] = set()
         for each_path in _paths_down_to(path):
@@ -122,6 +122,6 @@ class UserConfig(AccessChecks):
 
 
 def _paths_down_to(path: str) -> list[str]:
-    """Return `/`, then each path above the path, and last the path itself."""
+    """Return `/`, then each path between `/` and the given path, and last the given path."""
     parts = [part for part in path.split("/") if part]
     return ["/", *("/" + "/".join(parts[: count + 1]) for count in range(len(parts)))]

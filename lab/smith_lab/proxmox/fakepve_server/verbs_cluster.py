@@ -62,12 +62,12 @@ class ClusterVerbs:
     def do_storage_locks(self, every: int) -> None:
         """Make every n-th Proxmox task that allocates a disk fail with a timeout of the storage's lock; n is `every`.
 
-        With 0, none fails for this reason.
+        With 0, no Proxmox task fails for this reason.
         """
         self.cluster.lock_timeout_interval, self.cluster.allocations = every, 0
 
     def do_disturb(self, disturbances: list[dict[str, Any]]) -> None:
-        """Replace the disturbances, which are applied before later requests. `disturbances.py` explains them."""
+        """Set the disturbances of later requests; earlier ones are removed. `disturbances.py` explains them."""
         self.cluster.disturbances = [dict(disturbance) for disturbance in disturbances]
 
     def do_forget_tasks(self, vmid: int) -> None:
@@ -77,7 +77,7 @@ class ClusterVerbs:
     def do_logins(self, accepted: bool = True, delay_s: float | None = None) -> None:
         """Set whether logins are accepted, and by how many seconds the answer to a refused login is delayed.
 
-        If they are not accepted, every login is refused, as while Proxmox's daemon pmxcfs restarts.
+        With `accepted=False`, every login is refused, as while Proxmox's daemon pmxcfs restarts.
         """
         self.cluster.is_user_list_missing = not accepted
         if delay_s is not None:
@@ -88,7 +88,7 @@ class ClusterVerbs:
         self._set_usable(user, enabled)
 
     def do_token(self, token: str, expired: bool) -> None:
-        """Make a token expire, or set that it does not expire, as `pveum user token modify --expire 0` does."""
+        """Make a token expire, or make it valid without an expiry, as `pveum user token modify --expire 0` does."""
         self._set_usable(token, not expired)
 
     def _set_usable(self, user_or_token: str, is_usable: bool) -> None:
@@ -108,7 +108,7 @@ class ClusterVerbs:
         del self.cluster.pools[pool]
 
     def do_add_storage(self, storage: str, **values: Any) -> None:
-        """Add a storage, such as one of type `dir` with the content `images`, which the API token may use."""
+        """Add a storage that the API token may use, such as a storage of type `dir` with the content `images`."""
         self.cluster.storages[storage] = {"active": 1, "files": set(), "volumes": {}, **values}
         for user_or_token in list(self.cluster.acl or {}):
             self.cluster.grant(user_or_token, f"/storage/{storage}", "Datastore.AllocateSpace", "Datastore.Audit")
@@ -121,14 +121,17 @@ class ClusterVerbs:
         self.cluster.changes_until_hold = number
 
     def do_hold(self, *, method: str, path: str) -> None:
-        """Process the next request that matches, and do not answer it before `do_clear_faults`.
+        """Process the next request with this method and path, but do not answer it before `do_clear_faults`.
 
         `path` is a regular expression for the whole path.
         """
         self.cluster.request_to_hold = (method, path)
 
     def do_clear_faults(self) -> None:
-        """Remove every fault and delay, give the cluster quorum, and set all nodes to their default state."""
+        """Remove all faults and delays, accept all logins, give the cluster quorum, reset the nodes.
+
+        Disturbances (`do_disturb`) stay.
+        """
         self.cluster.faults.clear()
         self.cluster.task_faults.clear()
         self.cluster.lock_timeout_interval = 0
@@ -164,7 +167,7 @@ class ClusterVerbs:
     def do_statistics(self, lag_s: float | None = None, silent_nodes: Sequence[str] = ()) -> None:
         """Set after how many real seconds nodes send their statistics again, and which nodes send none.
 
-        The lists lag by up to this interval. The statistics that the silent nodes have sent are dropped at once. In
+        Lists may be outdated by up to this interval. The earlier statistics of the silent nodes are dropped at once. In
         Proxmox, they are dropped after 5 minutes.
         """
         if lag_s is not None:
@@ -200,8 +203,8 @@ class ClusterVerbs:
     def do_bridges(self, bridges: Sequence[str] = DEFAULT_BRIDGES, unlisted: Sequence[str] = ()) -> None:
         """Set the bridges of every node.
 
-        The bridges in `unlisted` exist, but are not in the list of bridges. In Proxmox, this is so for a bridge that is
-        defined in /etc/network/interfaces.d.
+        The bridges in `unlisted` exist, but Proxmox does not list them. A bridge that is defined in
+        /etc/network/interfaces.d is such a bridge.
         """
         self.cluster.bridges, self.cluster.unlisted_bridges = set(bridges), set(unlisted)
 
@@ -240,14 +243,14 @@ class ClusterVerbs:
         self.cluster.storages[storage]["avail"] += self.cluster.filled_bytes.pop(storage, 0)
 
     def do_unremovable(self, volume: str) -> None:
-        """Make a volume stay when its VM is destroyed, as Proxmox does if the storage reports it as in use."""
+        """Make a volume stay when its VM is destroyed, as if the storage reported that the volume is in use."""
         self.cluster.unremovable_volumes.add(volume)
 
     def do_version(self, version: str) -> None:
         """Set the version of Proxmox VE.
 
-        Where a privilege for the guest agent's data is granted, it becomes the one of this version, as
-        `deploy/pveum-role.sh` grants it.
+        A granted privilege for the guest agent's data is replaced by that of this version, which
+        `deploy/pveum-role.sh` grants.
         """
         self.cluster.version = version
         absent, present = GUEST_AGENT_PRIVILEGES if version.startswith("8.") else reversed(GUEST_AGENT_PRIVILEGES)

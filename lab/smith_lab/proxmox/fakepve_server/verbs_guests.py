@@ -66,7 +66,7 @@ class GuestVerbs:
         add_template(self.cluster, vmid, name, node=node, disk_gib=disk_gib, storage=storage)
 
     def do_recycle(self, vmid: int, name: str = "other-vm") -> None:
-        """Replace the VM on this VMID with a running VM that Agent Smith did not create.
+        """Replace the VM with this VMID by a running VM that Agent Smith did not create.
 
         This is the state after another client deleted the VM and used its VMID for a new VM.
         """
@@ -101,9 +101,9 @@ class GuestVerbs:
         guest.started_at = time.time() if status == "running" else None
 
     def do_add_task(self, vmid: int, type: str, exitstatus: str = "OK", user: str = "", node: str = "") -> str:
-        """Add an ended Proxmox task of a guest, as if `user` had started it; by default, the first API token.
+        """Add an ended Proxmox task of a guest, as if `user` (by default the first API token) had started it.
 
-        `node` is only needed if the guest does not exist any more.
+        `node` is needed only for a guest that does not exist any more.
         """
         node, user = node or self._find_guest(vmid).node, user or next(iter(self.cluster.apitokens))
         upid, pid, start = self.cluster._upid(node, type, vmid, user)

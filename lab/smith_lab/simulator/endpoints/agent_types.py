@@ -67,7 +67,7 @@ def _patch_agent_type(call: Call) -> Reply:
 def _answer_to_change(row: AgentType) -> Json:
     """Return the answer to a request that has changed the agent type, and remove repeated ids of service types.
 
-    FulcrumCore stores each id once, but answers such a request with the ids that it has received.
+    FulcrumCore stores each id once, but its answer contains the ids as they were in the request.
     """
     body = views.agent_type(row)
     row.service_type_ids = list(dict.fromkeys(row.service_type_ids))

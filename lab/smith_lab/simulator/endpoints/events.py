@@ -1,7 +1,7 @@
 """Serves the event log to admins and participants.
 
-A subscriber is a program that reads every event, and may run in several instances. One of them at a time has a lease:
-only it may acknowledge events until the lease expires.
+A subscriber is a program that reads every event. It may run in several instances. One instance at a time has a lease.
+Until the lease expires, only this instance may acknowledge events.
 """
 
 from __future__ import annotations

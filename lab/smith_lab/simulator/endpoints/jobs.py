@@ -87,8 +87,8 @@ def _claim(call: Call) -> Reply:
 def _complete(call: Call) -> Reply:
     """Complete a job.
 
-    All changes are made in a copy of the service. The copy is stored when all checks have passed. So if the request is
-    refused, the service does not change, and the job stays Processing.
+    All changes are made in a copy of the service. The copy is stored when all checks have passed. So after a refused
+    request, the service is unchanged, and the job is still Processing.
     """
     store, job = call.store, call.store.jobs[call.id]
     _refuse_unless_processing(call.read_job(job), "complete")

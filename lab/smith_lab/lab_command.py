@@ -149,7 +149,7 @@ def _describe(lab: LabSystem) -> RunningLab:
 
 
 def _print_tour(lab: LabSystem) -> None:
-    """Print the addresses of the lab, and the commands for a first tour. Long lines stay one line."""
+    """Print the addresses of the lab, and the commands for a first tour. Long lines are not wrapped."""
     tour = TOUR.format(
         core_url=lab.core_url,
         host=lab.proxmox.host,

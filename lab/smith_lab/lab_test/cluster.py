@@ -1,7 +1,7 @@
 """Reads the guests with the lab's VMIDs, writes leases, and removes guests and backups.
 
-These changes need no playbook. A lease is a stopped VM without a disk. It reserves a range of
-VMIDs for one run of lab tests.
+These changes need no playbook. A lease is a stopped VM without a disk. It reserves a range of VMIDs for one run of lab
+tests.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ IDENTITY = ("service_id", "vmid", "name", "node", "kind", "cluster")
 class GuestActions:
     """Makes guests in the range of a run, runs actions and playbooks on them, and removes them.
 
-    An action is a playbook of Agent Smith or of the provider. It gets the variable `vm`, which describes the guest.
+    An action is a playbook of Agent Smith or of the provider. Its variable `vm` describes the guest.
     """
 
     run: LabRun
@@ -113,7 +113,7 @@ class GuestActions:
         return self._run(actions.find(name, folders), {**vm, **members}, check=check)
 
     def run_playbook(self, playbook: Path, vm: Mapping[str, Any], *, check: bool = False, **members: Any) -> JobResult:
-        """Run any playbook; return the result. As an action does, it gets the variable `vm` and the login for Proxmox.
+        """Run any playbook; return the result. Like an action, it gets the variable `vm` and the login for Proxmox.
 
         A playbook that returns no result to the executor fails with RESULT_INVALID, as an action does.
         """

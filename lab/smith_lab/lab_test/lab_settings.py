@@ -28,7 +28,7 @@ MAX_PREFIX_LENGTH = 20
 
 @dataclass(frozen=True, kw_only=True)
 class LabSettings:
-    """The settings of a lab. A member is named as its environment variable, in lower case and without LAB_PROXMOX_."""
+    """The settings of a lab. Each member is named as its variable, but in lower case and without LAB_PROXMOX_."""
 
     host: str
     user: str

@@ -28,7 +28,7 @@ WAIT_INTERVAL_S = 10.0
 
 
 class NoFreeRange(LabError):
-    """Each range of the lab is reserved, or has too few free VMIDs."""
+    """Each range of the lab is reserved, or has too few VMIDs for the guests of a run."""
 
     def __init__(self, text: str, *, may_become_free: bool) -> None:
         """`may_become_free` is true if a range can become free because its run ends."""
@@ -182,7 +182,7 @@ def has_lease(cluster: LabCluster, vmid: int, lease: Lease) -> bool:
 
 
 def _own_lease(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Guest, Lease] | None:
-    """Return the VM that reserves the range, and its present lease; None if the lease has another token."""
+    """Return the VM that reserves the range, and its present lease; None if no lease has this token."""
     holder = cluster.guest(vmid) or cluster.guest(vmid)  # twice: the VM may move to another node during a read
     if holder is None:
         return None

@@ -1,8 +1,8 @@
 """Defines how the guests of a run of lab tests are recognized: by VMID, name and marker. Pure functions.
 
-The marker of a guest is a line in its notes: `smith-uid=<service id>`. The first change of a guest's
-configuration adds the marker, and no later change removes it. A service id of the lab has a special form, and contains
-the run's token (six hexadecimal digits that identify the run) and the time at which the run's lease expires:
+The marker of a guest is a line in its notes: `smith-uid=<service id>`. The first change of a guest's configuration adds
+the marker, and no later change removes it. A service id of the lab has a special form. It contains the run's token (six
+hexadecimal digits that identify the run) and the time at which the run's lease expires:
 
     8f2c0a11-1ab0-8a1b-bc2d-6929e0105b7e
     |        |     |    |   |       random

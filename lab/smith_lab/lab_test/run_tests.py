@@ -29,7 +29,7 @@ CHECK_INTERVAL_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class LabTestRequest:
-    """The tests that `smith lab-test` runs, and how it runs them. The members are the options of the command."""
+    """The tests that `smith lab-test` runs, and how it runs them. The members are the arguments of the command."""
 
     paths: Sequence[Path] = ()  #: without paths, the suite of Agent Smith runs
     junit: Path | None = None

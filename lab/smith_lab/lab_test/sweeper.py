@@ -1,7 +1,7 @@
 """The sweeper (`smith lab-sweep`): removes the guests and backups that expired runs of lab tests left in the lab.
 
-A run leaves them if it keeps them, fails to remove them or is killed. A range of VMIDs is reserved by its lease: a
-stopped VM with the first VMID of the range. The sweeper also removes expired leases.
+A run leaves guests if it was started with --keep, cannot remove them or is killed. A range of VMIDs is reserved by its
+lease: a stopped VM with the first VMID of the range. The sweeper also removes expired leases.
 """
 
 from __future__ import annotations

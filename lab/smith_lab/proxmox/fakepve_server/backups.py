@@ -74,7 +74,7 @@ class Backups(TimedTasks):
         return TaskError("job errors")
 
     def _check_backup_limit(self, guest: Any, storage: str, *, is_removing: bool) -> None:
-        """Raise TaskError if the storage is full of archives of the guest, and the request may not remove old ones."""
+        """Raise TaskError if the storage has its maximum of archives of the guest, and none may be removed."""
         limit = self._backup_limit(storage)
         if limit and not is_removing and len(self._archives_of(guest.vmid, storage)) >= limit:
             text = (

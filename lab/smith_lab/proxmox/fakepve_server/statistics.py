@@ -31,7 +31,7 @@ ROOT = "root@pam"
 
 
 class Statistics(AccessChecks):
-    """Takes the statistics of all nodes at an interval, and answers lists of guests and nodes from these statistics."""
+    """Takes the statistics of all nodes at an interval, and answers lists of guests, nodes and storages from them."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -80,7 +80,7 @@ def _render_command(store: Store, agent: Agent, url: str, bearer_token: str) -> 
 
 
 def _find_install_token(call: Call) -> InstallToken:
-    """Return the install token of the agent with the id in the call's path. Raises a 404 if there is none."""
+    """Return the install token of the agent with the id in the call's path. Raises a 404 if the agent has none."""
     row = call.store.install_tokens.get(call.id)
     if row is None:
         raise not_found()

@@ -37,7 +37,7 @@ def _list_resource_ids(call: Call) -> Reply:
 
 
 def _aggregate(call: Call) -> Reply:
-    query = dict(reversed(call.query))  # the first value of each parameter
+    query = dict(reversed(call.query))  # of several values of one parameter, the first is kept
     service_id, type_id = _read_path_id(call, "serviceId"), _read_path_id(call, "typeId")
     aggregate = _read_name(query.get("aggregateType") or "min", _AGGREGATES)
     bucket = _read_name(query.get("bucket") or "hour", MAX_RANGES)
@@ -77,7 +77,7 @@ def _read_time(text: str | None, default: float) -> float:
 
 
 def _bucket_time(time_s: float, bucket: str) -> str:
-    """Return the start of the minute, hour, day or month."""
+    """Return the start of the bucket (a minute, hour, day or month) that contains a time."""
     time = datetime.fromtimestamp(time_s, UTC).replace(second=0, microsecond=0)
     if bucket != "minute":
         time = time.replace(minute=0)

@@ -1,8 +1,8 @@
 """Handles pools and pool sets. A generator in a schema takes the value of a property from a pool.
 
 Service pools give values to the properties of services, and belong to a pool set that an agent uses. Config pools give
-values to the configurations of agents. As in the real server, a request with an invalid pool or pool set is answered
-500.
+values to the configurations of agents. As in the real server, an invalid name, type or generator of a pool is
+answered 500, and an empty name of a pool set, too.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class CertificateAuthority:
         """Write a server certificate and its key; return their paths.
 
         `valid_for` has the host names and addresses for which the certificate is valid. `from_day` and `until_day` are
-        the begin and the end of its validity, in days from now. `file` is the name of the two files without suffix.
+        the start and the end of its validity, in days from now. `file` is the name of the two files without suffix.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         builder = (

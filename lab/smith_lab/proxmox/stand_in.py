@@ -209,7 +209,7 @@ class ProxmoxStandIn:
     ) -> None:
         """Present another certificate in new connections. `names` are the hosts for which this certificate is valid.
 
-        `from_day` and `until_day` are the begin and the end of its validity, in days from now. With `is_ca_new`, a new
+        `from_day` and `until_day` are the start and the end of its validity, in days from now. With `is_ca_new`, a new
         CA signs the certificate. No client knows this CA.
         """
         if self._authority is None:

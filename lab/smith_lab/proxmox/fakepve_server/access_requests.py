@@ -204,7 +204,7 @@ class AccessRequests(UserConfig):
                 self.acl_entries[path, kind, ugid, role] = int(v.get("propagate", 1))
 
     def _checked_entries(self, v: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-        """Yield kind, id and role of each requested entry. Raises an error for an unknown one."""
+        """Yield kind, id and role of each requested entry. Raises an error for an unknown user, token or role."""
         fail = "ACL update failed: "
         for role in split_list(v["roles"]):
             self._require_role(role, fail)

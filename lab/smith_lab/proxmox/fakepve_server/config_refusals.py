@@ -141,7 +141,7 @@ def require_valid_ssh_keys(encoded: str | None) -> None:
 
 
 def is_ssh_key(line: str) -> bool:
-    """Return whether a line contains the type of a key and a key of this type, whose data has complete fields."""
+    """Return whether a line contains the type of a key and a key of this type with complete data."""
     found = re.search(r"(?:^|\s)((?:sk-)?(?:ssh|ecdsa)-[\w@.-]+) +([A-Za-z0-9+/]+=*)(?:\s|$)", line)
     if not found:
         return False

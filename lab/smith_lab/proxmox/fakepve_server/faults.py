@@ -35,7 +35,7 @@ class RequestFaults(FakePve):
         self.request_log: list[dict[str, Any]] = []
         self.changes_until_hold = 0  #: n: the answer to the n-th POST, PUT or DELETE from now is held; 0: none
         self.request_to_hold: tuple[str, str] | None = None  #: `do_hold` in verbs_cluster.py sets and explains it
-        self.accepted_changes: Counter[str] = Counter()  #: successful POST, PUT and DELETE, by version
+        self.accepted_changes: Counter[str] = Counter()  #: successful changes, by version of Proxmox VE
         self.is_holding = False  #: a processed request waits for its answer until `do_clear_faults`
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
@@ -68,7 +68,7 @@ class RequestFaults(FakePve):
         return error(fault["status"], fault["text"])
 
     def _must_hold(self, method: str, path: str) -> bool:
-        """Return whether `do_hold` or `do_hold_change` names this request. True only once for each call of these."""
+        """Return whether `do_hold` or `do_hold_change` names this request. For each call of either, return True once."""
         if self.request_to_hold and method == self.request_to_hold[0] and re.fullmatch(self.request_to_hold[1], path):
             self.request_to_hold = None
             return True

@@ -25,7 +25,7 @@ _SNAPSHOT: ContextVar[str] = ContextVar("snapshot", default="")
 
 
 class Rollbacks(FakePve):
-    """Checks whether each volume can be rolled back. The Proxmox task of a rollback does so before any change.
+    """Checks whether each volume can be rolled back. The Proxmox task of a rollback checks this before any change.
 
     `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
     `ttype` is the type of a Proxmox task, such as `qmrollback`.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Answers some requests with a Proxmox task that fails, where fakepve answers with an error.
 
-For these requests, Proxmox starts a task before it reads the guest. So the request succeeds, and the Proxmox
+For these requests, Proxmox starts a Proxmox task before it reads the guest. So the request succeeds, and the Proxmox
 task fails (qemu-server: PVE/API2/Qemu.pm).
 """
 

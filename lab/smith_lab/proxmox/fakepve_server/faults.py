@@ -68,7 +68,7 @@ class RequestFaults(FakePve):
         return error(fault["status"], fault["text"])
 
     def _must_hold(self, method: str, path: str) -> bool:
-        """Return whether `do_hold` or `do_hold_change` names this request. For each call of either, return True once."""
+        """Return whether `do_hold` or `do_hold_change` names this request. True once per call of these."""
         if self.request_to_hold and method == self.request_to_hold[0] and re.fullmatch(self.request_to_hold[1], path):
             self.request_to_hold = None
             return True

@@ -1,4 +1,4 @@
-"""Defines who may read the pages, and reads from the headers and the address of a request who sent it."""
+"""Defines who may read the pages, and determines the sender of a request from the request's headers and address."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ class Access:
     """Defines who may read all pages: callers with the token, and users that a trusted reverse proxy has authenticated.
 
     If neither a token nor a proxy is configured, every caller may read health and metrics. In this case, the settings
-    allow only an address that other machines cannot reach.
+    allow the server to listen only on an address that other machines cannot reach.
     """
 
     token: str = field(default="", repr=False)
     proxies: tuple[str, ...] = ()  #: addresses and networks of trusted reverse proxies
     user_header: str = ""  #: name of the header in which the proxies send the name of the user
     is_server_local: bool = True  #: whether only this machine can reach the server
-    has_local_pages: bool = False  #: if no login is required: whether local users may see the pages for operators
+    #: True if local users may see the pages for operators without a login. Only used if no login is required.
+    has_local_pages: bool = False
 
     @property
     def needs_login(self) -> bool:
@@ -37,11 +38,11 @@ class Access:
         return bool(self.token or self.proxies)
 
     def is_token(self, token: bytes) -> bool:
-        """Return whether this is the configured token. The comparison takes the same time for every wrong token."""
+        """Return whether `token` is the configured token. The comparison takes the same time for every wrong token."""
         return bool(self.token) and hmac.compare_digest(token, self.token.encode())
 
     def proxy_user(self, scope: Scope) -> str:
-        """Return the user that a trusted reverse proxy names; '' if no such proxy sent the request."""
+        """Return the user that a trusted reverse proxy names; '' if it names no user, or another address sent the request."""
         user = Headers(scope=scope).get(self.user_header, "").strip() if self.proxies else ""
         sender = parse_ip(address_of(scope))
         if not user or sender is None:
@@ -58,7 +59,8 @@ def address_of(scope: Scope) -> str:
 def parse_ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """Parse an IP address; return None if the text is not an IP address.
 
-    A socket for both IPv6 and IPv4 shows the address 192.0.2.1 as ::ffff:192.0.2.1. This function returns 192.0.2.1.
+    A socket for IPv6 and IPv4 shows the IPv4 address 192.0.2.1 as ::ffff:192.0.2.1. For such an address, this function
+    returns the IPv4 address.
     """
     try:
         parsed = ipaddress.ip_address(address)
@@ -72,8 +74,8 @@ def parse_ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
 def is_local_host_header(headers: Headers) -> bool:
     """Return whether the Host header names this machine, or is missing.
 
-    This prevents DNS rebinding, in which an attacker's web page makes a browser send requests to this machine. The
-    browser puts the attacker's host name into the Host header. The check is not needed if the pages need a login,
+    The check prevents DNS rebinding: an attacker's web page makes a browser send requests to this machine. In these
+    requests, the Host header contains the attacker's host name. The check is not needed if the pages need a login,
     because the attacker's page does not have the token.
     """
     host = headers.get("host", "")
@@ -87,9 +89,9 @@ def is_local_host_header(headers: Headers) -> bool:
 def is_same_origin(headers: Headers) -> bool:
     """Return whether a browser sent the request from one of our own pages.
 
-    If the request has the header Sec-Fetch-Site, only this header counts, because it does not depend on the host name
-    that a reverse proxy passes on. Browsers send this header only over TLS and on localhost. Without it, the header
-    Origin must name our host. Every browser sends Origin with a POST.
+    If the request has the header Sec-Fetch-Site, only this header counts. Its value does not depend on the host name
+    that a reverse proxy passes on. Browsers send Sec-Fetch-Site only over TLS and on localhost. Without Sec-Fetch-Site,
+    the header Origin must name our host. Every browser sends Origin with a POST.
     """
     site = headers.get("sec-fetch-site")
     if site is not None:
@@ -99,7 +101,7 @@ def is_same_origin(headers: Headers) -> bool:
 
 
 def is_cross_site_navigation(headers: Headers) -> bool:
-    """Return whether the operator has followed a link on another site. Such a request has no session cookie."""
+    """Return whether the request follows a link on another site. The browser sends no session cookie with it."""
     return headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") == "navigate"
 
 

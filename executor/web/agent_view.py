@@ -1,7 +1,7 @@
 """Gives the HTTP pages access to the agent.
 
-The pages are served before the agent is created. They read the agent through a handle. The handle is empty while
-there is no agent.
+The server serves the pages already before the agent is created. So the pages read the agent through a handle, which
+is empty while there is no agent.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ class AgentView:
     engine: Engine
     proxmox: ProxmoxReader
     meters: Meters  #: counters and histograms that the agent updates itself
-    measure_memory_mib: Callable[[], float]  #: returns the memory of the agent and its descendants
-    #: Returns how many differences (drift) of each kind there are between mappings, Proxmox and FulcrumCore. The dict
-    #: is empty if the last comparison is not recent. The default function returns an empty dict.
+    measure_memory_mib: Callable[[], float]  #: returns the memory, in MiB, of the agent process and its descendants
+    #: Returns how many differences (drift) of each kind the last comparison found. The agent compares the mappings of
+    #: services to VMs, Proxmox and FulcrumCore. The dict is empty if the last comparison is not recent. The default
+    #: function returns an empty dict.
     count_drift: Callable[[], dict[str, int]] = dict
-    #: Returns the differences themselves; None if the last comparison is not recent.
+    #: Returns the differences that the last comparison found; None if this comparison is not recent.
     list_drift: Callable[[], Sequence[Finding] | None] = lambda: None
 
 
@@ -46,7 +47,7 @@ class AgentHandle:
 
     def __init__(self) -> None:
         self._view_and_prober: tuple[AgentView, Prober] | None = None
-        self.wait_reason = ""  #: why the start of the agent waits; '' if it does not wait
+        self.wait_reason = ""  #: text that says why the start of the agent waits; '' if the start does not wait
         self.port = 0  #: TCP port of the pages; 0 if the pages are not served
 
     @property
@@ -59,7 +60,7 @@ class AgentHandle:
         self.wait_reason = reason
 
     def attach(self, view: AgentView, *, probe_interval_s: float | None = None) -> None:
-        """Make the pages read this agent, and start its prober. `probe_interval_s` replaces the prober's default."""
+        """Make the pages read this agent, and start its prober. `probe_interval_s` replaces the default interval."""
         prober = Prober(
             state=view.state,
             engine=view.engine,

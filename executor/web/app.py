@@ -1,4 +1,4 @@
-"""Builds the HTTP pages: /livez, /readyz, /metrics, their description at /openapi.json, and the pages for operators."""
+"""Builds the HTTP pages: /livez, /readyz, /metrics, /openapi.json (describes these pages), and pages for operators."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def make_app(handle: AgentHandle, access: Access) -> Starlette:
 
 
 class _Pages:
-    """The pages for programs. Each method returns one page.
+    """The pages that programs read. Each method returns one page.
 
     Starlette runs a method that is not async in a thread, so a slow page does not delay other pages. The methods of the
-    health pages are async, so they need no thread: they only read memory, and callers without a login could otherwise
-    occupy all threads.
+    health pages are async and need no thread, because they only read memory. With threads, callers without a login
+    could occupy all threads.
     """
 
     def __init__(self, handle: AgentHandle, access: Access) -> None:
@@ -82,9 +82,9 @@ class _Pages:
 
 
 class _OperatorPages:
-    """The ASGI application of the pages for operators, which is built at the first request.
+    """The ASGI application of the pages for operators. The first request for one of these pages builds the application.
 
-    Importing these pages takes as long as importing the rest of the server, and most agents never need them.
+    The import of these pages takes as long as the import of the rest of the server, and most agents never need them.
     """
 
     def __init__(self, parts: ServerParts) -> None:
@@ -104,7 +104,7 @@ class _OperatorPages:
         await self._app(scope, receive, send)
 
     def _build(self) -> ASGIApp:
-        from executor.web.pages.app import make_pages  # noqa: PLC0415 (see the class)
+        from executor.web.pages.app import make_pages  # noqa: PLC0415 (see the docstring of the class)
 
         return make_pages(self._parts)
 

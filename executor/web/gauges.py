@@ -33,13 +33,13 @@ class Gauges(Collector):
     def describe(self) -> Iterator[Metric]:
         """Return no descriptions.
 
-        If this method were missing, the registry would call `collect` when the collector is registered, and so cause
-        queries of the database.
+        Without this method, the registry would call `collect` when the collector is registered, and `collect` would
+        query the database.
         """
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """Read all gauges. If the database fails, its gauges are left out and smith_database_up is 0."""
+        """Read all gauges. If the database fails, smith_database_up is 0 and all other gauges of it are left out."""
         yield _build_info()
         yield from self._gauges_without_database()
         try:
@@ -115,7 +115,7 @@ def _gauge(name: str, help_text: str, value: float) -> Metric:
 
 
 def _gauge_with_label(name: str, help_text: str, counts: dict[str, int], *, label: str) -> Metric:
-    """Return a gauge with one sample for each item of `counts`. The key of the item is the value of the label."""
+    """Return a gauge with one sample for each item of `counts`. The item's key is the value of the label `label`."""
     family = GaugeMetricFamily(name, help_text, labels=[label])
     for label_value, count in counts.items():
         family.add_metric([label_value], count)
@@ -123,7 +123,7 @@ def _gauge_with_label(name: str, help_text: str, counts: dict[str, int], *, labe
 
 
 def _age_s(moment: datetime | None) -> float:
-    """Return the seconds since this moment; 0 for None, or if the moment is in the future."""
+    """Return the seconds since `moment`; 0 if `moment` is None or in the future."""
     if moment is None:
         return 0.0
     return max((utc_now() - moment).total_seconds(), 0.0)

@@ -28,7 +28,7 @@ from executor.web.sessions import Visitor, session_key_in
 
 log = get_logger(__name__)
 
-#: The security headers of every response. A page for operators has those of PAGE_HEADERS instead.
+#: The security headers of every response that is not HTML. Responses in HTML have PAGE_HEADERS instead.
 SECURITY_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -38,9 +38,9 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-#: The security headers of the pages for operators. The pages use scripts, styles and images of this server only. The
-#: referrer policy is not `no-referrer`, because browsers would then send the origin `null` with each form, and the
-#: guard would refuse the form.
+#: The security headers of HTML pages (the pages for operators). These pages use only scripts, styles and images of this
+#: server. The referrer policy is not `no-referrer`: with `no-referrer`, browsers send the origin `null` with each form,
+#: and the guard would refuse the form.
 PAGE_HEADERS = SECURITY_HEADERS | {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -48,19 +48,20 @@ PAGE_HEADERS = SECURITY_HEADERS | {
     ),
     "Referrer-Policy": "same-origin",
 }
-#: The answer if neither a login nor SMITH_HTTP_LOCAL_PAGES is configured.
+#: Error text for a page for operators if neither a login nor SMITH_HTTP_LOCAL_PAGES is configured.
 NO_LOGIN_CONFIGURED = "the pages need a login: set SMITH_HTTP_TOKEN, or SMITH_HTTP_LOCAL_PAGES for this machine only"
 PROXY_REQUIRED = "a trusted reverse proxy that names the user is required"
-#: A browser sends no session cookie when its user follows a link on another site (SameSite=Strict). This page loads
-#: the same address again, now from this site, and the browser sends the cookie.
+#: The answer to a user who has followed a link on another site. The browser sends no session cookie with this first
+#: request (SameSite=Strict). The page makes the browser load the same address again. This second request comes from our
+#: own page, so the browser sends the cookie.
 _RELOAD_PAGE = '<!doctype html><meta http-equiv="refresh" content="0"><title>Agent Smith</title>'
 
 
 class Guard:
     """ASGI middleware that refuses requests of callers who may not read the page.
 
-    In the state of each request, it sets `may_see_details` (whether the page may show details to the caller) and
-    `visitor` (the caller, see `Visitor`).
+    The guard sets two attributes of `request.state`: `may_see_details` is True if the page may show details to the
+    caller, and `visitor` is the caller (see `Visitor`).
     """
 
     def __init__(self, app: ASGIApp, parts: ServerParts) -> None:
@@ -105,14 +106,14 @@ class Guard:
         has_access = not self._access.needs_login or bool(proxy_user)
         token = bearer_token(headers)
         if not has_access and self._access.token and token is not None:
-            # The right token is accepted even from an address that has sent wrong tokens, because several callers may
-            # share the address.
+            # The right token is accepted also from an address that has sent too many wrong tokens, because several
+            # callers may share this address.
             has_access = self._access.is_token(token)
             if not has_access and (wait_s := self._wrong_tokens.count(address_of(scope))):
                 return _error_response(429, "too many wrong tokens", {"Retry-After": str(wait_s)})
         visitor = await self._find_session(scope["path"], headers)
-        # If two users share a browser, the proxy may name another user than the one to whom the session belongs. The
-        # session is then ignored.
+        # If two users share a browser, the proxy may name one user and the session may belong to the other. In this
+        # case, the session is ignored.
         if visitor is not None and proxy_user and visitor.name != stored_name(proxy_user):
             visitor = None
         state = scope.setdefault("state", {})
@@ -125,7 +126,7 @@ class Guard:
         return self._refusal_without_login()
 
     def _refusal_of_form(self, scope: Scope, headers: Headers) -> Response | None:
-        """Refuse every method that may change something, except a POST of a form by one of our own pages."""
+        """Refuse every method except GET and HEAD. A POST is allowed if one of our own pages sends a form."""
         if scope["method"] in ALLOWED_METHODS:
             return None
         if scope["method"] != "POST" or not is_form(scope["path"]):
@@ -133,9 +134,9 @@ class Guard:
         return None if is_same_origin(headers) else _error_response(403, "the form was sent by another site")
 
     async def _find_session(self, path: str, headers: Headers) -> Visitor | None:
-        """Return the visitor if the request has the cookie of a session.
+        """Return the visitor to whom the session in the request's cookie belongs; None without a valid session.
 
-        Return None for the health pages, which must never wait for the database.
+        Also return None for the health pages, because they must never wait for the database.
         """
         key = session_key_in(headers)
         if not key or path in OPEN_PATHS:
@@ -148,9 +149,9 @@ class Guard:
     def _refusal_of_page(
         self, scope: Scope, headers: Headers, *, has_access: bool, has_session: bool
     ) -> Response | None:
-        """Refuse a page for operators unless the caller is logged in, or the settings show it to all local users.
+        """Refuse a page for operators, unless it is public, the caller is logged in, or all local users may see it.
 
-        An action needs a session.
+        An action (a form that changes something) needs a session.
         """
         access, path = self._access, scope["path"]
         may_read = has_session or (has_access and (access.needs_login or access.has_local_pages))

@@ -1,7 +1,8 @@
 """Reports whether the agent is alive, and whether it is ready for jobs.
 
-The agent is alive while each of its loops makes progress. It stays alive during a long job, or while a server cannot be
-reached, because a restart of the agent would not help. It is ready while all that a job needs is available.
+The agent is alive while each of its loops and each of its critical (periodic) jobs makes progress. A long job, or a
+server that cannot be reached, does not change this, because a restart of the agent would not help. The agent is ready
+while all that a job needs is available.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from executor.web.agent_view import AgentHandle, AgentView
 from executor.web.probes import Prober
 
 #: Maximum time between the starts of two iterations, for each loop of the agent. An iteration of `report` sends up to
-#: fifty reports, and each may last until the timeout of its request. An iteration of the other loops takes a few
+#: fifty reports, and each report may take until its request times out. An iteration of any other loop takes a few
 #: seconds, or a minute if the database fails.
 MAX_ITERATION_S_BY_LOOP = {"main": 60.0, "dispatch": 120.0, "report": 900.0, "leases": 120.0, "fence": 60.0}
-#: The maximum for the loop `leases` is at least SMITH_LEASE_S times this factor. Each iteration of this loop ends
-#: with a wait for a sixth of SMITH_LEASE_S, and SMITH_LEASE_S may be an hour.
+#: For the loop `leases`, the maximum is at least SMITH_LEASE_S times this factor: each iteration of this loop ends with
+#: a wait of a sixth of SMITH_LEASE_S, and SMITH_LEASE_S may be an hour.
 MAX_LEASES_ITERATION_FACTOR = 2.0
-#: A critical (periodic) job is overdue if its last execution was longer ago than this many intervals plus
-#: CRITICAL_SLACK_S. The agent's monitor uses lower limits: it restarts the critical job before this check reports it as
-#: overdue, because the restart may solve the problem.
+#: A critical job is overdue if more time than CRITICAL_MAX_INTERVALS * its interval + CRITICAL_SLACK_S has passed since
+#: its last execution. The agent's monitor uses lower limits. So the monitor restarts a critical job before this check
+#: reports the job as overdue. The restart may solve the problem.
 CRITICAL_MAX_INTERVALS = 6.0
 CRITICAL_SLACK_S = 120.0
 
@@ -34,7 +35,7 @@ class Check:
     name: str
     ok: bool
     reason: str = ""  #: explains the result, without hosts and paths; every caller may see it
-    detail: str = ""  #: may name hosts and folders; it is shown only with a login
+    detail: str = ""  #: further explanation, may name hosts and folders; shown only to callers with access
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ def liveness_report(handle: AgentHandle) -> HealthReport:
 
 
 def _loop_checks(view: AgentView) -> list[Check]:
-    """Return one check for each loop: whether its last iteration started recently."""
+    """Return one check for each loop. The check is ok if the last iteration of the loop started recently."""
     now = time.monotonic()
     checks = []
     max_iteration_s_by_loop = dict(MAX_ITERATION_S_BY_LOOP)
@@ -89,7 +90,7 @@ def _loop_checks(view: AgentView) -> list[Check]:
 
 
 def _critical_job_checks(view: AgentView) -> list[Check]:
-    """Return one check for each critical job: whether its last execution was recent enough."""
+    """Return one check for each critical job. The check is ok if the last execution was recent enough."""
     overdue = view.scheduler.overdue_critical_jobs(max_intervals=CRITICAL_MAX_INTERVALS, slack_s=CRITICAL_SLACK_S)
     return [
         Check(name=name, ok=name not in overdue, reason="is overdue" if name in overdue else "")

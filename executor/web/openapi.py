@@ -1,6 +1,6 @@
-"""Builds the OpenAPI document that describes the pages. It is served as /openapi.json.
+"""Builds the OpenAPI document that describes the pages for programs. The page /openapi.json contains this document.
 
-The document depends on the configuration: it describes a login only if a login is required. Tests compare the document
+The document depends on the configuration: a login is described only if a login is required. Tests compare the document
 with the responses of the pages.
 """
 
@@ -61,14 +61,14 @@ class _PageResponse:
     """One possible response to a request."""
 
     meaning: str
-    content: Json  #: OpenAPI's description of the content
-    headers: Json | None = None  #: OpenAPI's descriptions of the headers
+    content: Json  #: description of the content, in the format of OpenAPI
+    headers: Json | None = None  #: descriptions of the headers, in the format of OpenAPI
 
 
 def openapi_document(access: Access) -> Json:
     """Return the OpenAPI document for a server with this access configuration."""
     metrics = {"text/plain": {"schema": _STRING}, "application/openmetrics-text": {"schema": _STRING}}
-    # The keys are the paths. Each value is a summary of the page, and its responses by HTTP status.
+    # The keys are the paths. Each value is a pair: a summary of the page, and the page's responses by HTTP status.
     pages = {
         "/": ("The list of pages", {200: _PageResponse("the pages", _json_content("Pages"))}),
         "/livez": (
@@ -127,7 +127,7 @@ def _describe_page(summary: str, path: str, responses: dict[int, _PageResponse],
 
 
 def _error_responses(access: Access, *, is_open: bool) -> dict[int, _PageResponse]:
-    """Return the responses of the middleware `Guard`: to requests that it refuses, and for a page that fails."""
+    """Return the responses of the middleware `Guard`: to requests that `Guard` refuses, and for a page that fails."""
     error_responses = {500: _response_with_error("internal error, see the log")}
     if access.is_server_local and not access.needs_login:
         error_responses[421] = _response_with_error("unknown host name")

@@ -1,8 +1,8 @@
-"""Defines the paths of the pages: which need no login (open or public), and to which forms are sent."""
+"""Defines the paths of the pages, the paths that need no login (open or public), and the paths that accept forms."""
 
 from __future__ import annotations
 
-#: The pages for programs.
+#: The paths of the pages for programs.
 PAGE_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json")
 #: The pages for health probes. They need no login, but show details only to callers with access, see `Access`.
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
@@ -12,6 +12,7 @@ ALLOWED_METHODS = ("GET", "HEAD")
 _OPERATOR_PAGES = frozenset({"", "jobs", "vms", "executors", "settings", "audit", "doctor", "actions"})
 #: The first part of each public path, which needs no login: login and logout, and the folder of scripts and styles.
 _PUBLIC = frozenset({"login", "logout", "static"})
+#: The first part of each path to which forms are sent.
 _FORMS = frozenset({"login", "logout", "actions"})
 
 
@@ -21,7 +22,7 @@ def first_part(path: str) -> str:
 
 
 def is_page(path: str) -> bool:
-    """Return whether this is the path of a page for operators."""
+    """Return whether this is the path of a page for operators, or a public path."""
     return first_part(path) in _OPERATOR_PAGES | _PUBLIC
 
 
@@ -36,7 +37,7 @@ def is_form(path: str) -> bool:
 
 
 def base_of(path: str) -> str:
-    """Return the relative URL of the overview from a page, such as `../` from `/jobs/17`.
+    """Return the URL of the overview, relative to the page with this path, such as `../` for `/jobs/17`.
 
     All links are relative, so the pages work behind a reverse proxy that serves them under a prefix.
     """

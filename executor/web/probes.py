@@ -1,7 +1,7 @@
 """Checks in the background whether Proxmox answers, the database can be written, and enough disk space is free.
 
-Each of these checks is a probe. One thread runs all probes every 30 s. The pages show the results of the last round, so
-a page does not wait for a probe.
+Each of these checks is a probe. One thread runs all probes in rounds, every 30 s. The pages show the results of the
+last round, so a page does not wait for a probe.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ INTERVAL_S = 30.0
 MAX_AGE_INTERVALS = 4
 #: The time that all probes of one round may take together.
 MAX_ROUND_S = 60.0
-#: Interval at which the thread checks whether the agent's loops have started. Probes run only after this start,
-#: because before it, a migration may be changing the schema of the database.
+#: Interval at which the thread checks whether the agent's loops have started. Probes run only after the loops have
+#: started, because until then a migration may be changing the schema of the database.
 START_POLL_S = 0.1
 
 
@@ -44,8 +44,8 @@ class ProbeResult:
     """The result of one probe."""
 
     ok: bool
-    reason: str = ""  #: what is wrong, without hosts and paths; '' if the probe has found no problem
-    detail: str = ""  #: may quote the error text of another program
+    reason: str = ""  #: describes the problem, without hosts and paths; '' if the probe has found no problem
+    detail: str = ""  #: further explanation of the problem, may quote the error text of another program
     finished_at: float = field(default_factory=time.monotonic)  #: end of the probe, on the monotonic clock
 
 
@@ -65,7 +65,7 @@ class Prober:
     state: AgentState
     engine: Engine
     proxmox: ProxmoxReader
-    boot_id: str  #: id of this agent process, and of its row in the table `nodes`
+    boot_id: str  #: random id of this agent process (not of the machine), and of its row in the table `nodes`
     folders: Mapping[str, Path]  #: the folders whose free space is checked, by name
     interval_s: float = INTERVAL_S
     _results: dict[str, ProbeResult] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Prober:
         return {"proxmox": self._probe_proxmox, "database": self._probe_database, "disk": self._probe_disk}
 
     def result(self, name: str) -> ProbeResult:
-        """Return the last result of this probe. If it is missing or outdated, return a result that is not ok."""
+        """Return the last result of the probe `name`. If this is missing or outdated, return a result that is not ok."""
         last_result = self._results.get(name)
         if last_result is None:
             return ProbeResult(ok=False, reason="not checked yet")
@@ -122,9 +122,10 @@ class Prober:
         self._proxmox_link.note_up()
 
     def _probe_database(self) -> None:
-        """Write the time, and the result of the probe of Proxmox, into the row of this agent process; read the pause.
+        """Write the result of the probe of Proxmox, and its time, into the row of this agent process in the table `nodes`.
 
         A probe that only reads would not suffice: a database on a full disk, or a standby server, can still be read.
+        The probe also reads whether an operator has paused the agent, and notes this in the agent's state.
         """
         proxmox = self._results.get("proxmox")
         error = None if proxmox is None or proxmox.ok else redactor.redact(proxmox.detail or proxmox.reason)

@@ -22,8 +22,9 @@ from executor.web.app import make_app
 from executor.web.streams import StreamCounter
 from executor.web.tls import ServerCertificate, tls_protocols
 
-#: Maximum number of connections at once: of all callers, and of all other machines together. The difference is reserved
-#: for callers on this machine, such as the container's health check. The server closes each further connection at once.
+#: Maximum number of connections at once: of all callers, and of all other machines together. The other eight are
+#: reserved for callers on this machine, such as the container's health check. The server closes each connection above a
+#: maximum at once.
 MAX_CONNECTIONS = 64
 MAX_CONNECTIONS_FROM_OTHER_MACHINES = 56
 #: Maximum number of connections from one address of another machine. A trusted reverse proxy may have more.
@@ -62,7 +63,7 @@ class _BoundedProtocol(H11Protocol):
             self._start_request_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Process data from the caller. A part of a request does not restart the timer for the whole request."""
+        """Process data from the caller. The timer runs until the request is complete; a part does not restart it."""
         super().data_received(data)
         if self._is_request_running():
             self._stop_request_timer()
@@ -136,7 +137,7 @@ class Server(uvicorn.Server):
     async def main_loop(self) -> None:
         """Serve until `request_stop` is called."""
         self._stop_requested, self._event_loop = asyncio.Event(), asyncio.get_running_loop()
-        # `on_tick` returns whether the server must stop. With the counter 0, it also updates the Date header.
+        # `on_tick` returns whether the server must stop. With `counter=0`, `on_tick` also updates the Date header.
         while not await self.on_tick(counter=0):
             if self._certificate is not None:
                 self._certificate.refresh()
@@ -153,7 +154,7 @@ class Server(uvicorn.Server):
 
 
 def make_server(settings: Settings, handle: AgentHandle, certificate: ServerCertificate | None = None) -> Server:
-    """Return a server for the pages, with TLS if it gets a certificate. It does not listen yet."""
+    """Return a server for the pages, with TLS if `certificate` is given. The server does not listen yet."""
     access = Access(
         token=settings.smith_http_token.get_secret_value(),
         proxies=settings.smith_http_proxies,

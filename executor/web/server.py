@@ -29,8 +29,8 @@ STOP_TIMEOUT_S = 3.0
 def serving(settings: Settings) -> Iterator[AgentHandle]:
     """Serve the pages while the `with` block runs. The caller attaches the agent to the yielded handle.
 
-    The pages are not served if SMITH_HTTP_ADDR is `off`, or if the port cannot be opened, or if the certificate is not
-    usable.
+    The pages are not served if SMITH_HTTP_ADDR is `off`, the port cannot be opened, or the TLS certificate is not
+    usable. The `with` block runs in these cases, too.
     """
     handle = AgentHandle()
     server_thread = None
@@ -111,7 +111,7 @@ class _ServerThread:
         # The import takes a third of a second. In this thread, the import does not delay the agent's start.
         from executor.web.serve import make_server  # noqa: PLC0415
 
-        # At a log level below ERROR, uvicorn would log a line for each bad request.
+        # With a lower log level than ERROR, uvicorn would log a line for each bad request.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         self._server = make_server(self._settings, self._handle, self._certificate)
         if not self._stopping:

@@ -1,7 +1,8 @@
 """Opens, finds and ends the sessions of operators who have logged in at the pages.
 
-The browser keeps the session's key, a random text, in a cookie. The database has an HMAC of this key with the
-configured token. So a copy of the database is not enough to use a session, and a new token ends all sessions.
+The browser keeps the session's key, a random text, in a cookie. The database contains only an HMAC, which is computed
+from this key and the configured token (SMITH_HTTP_TOKEN). So a copy of the database is not enough to use a session, and
+a new token ends all sessions.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Visitor:
     """The caller of a page."""
 
     name: str = ""  #: the name given at the login, or the user that a reverse proxy names; '' if neither is known
-    session_key: str = field(default="", repr=False)  #: '' without a session: then the caller may only read
+    session_key: str = field(default="", repr=False)  #: '' without a session: a caller without a session may only read
 
     @property
     def may_act(self) -> bool:
@@ -40,11 +41,11 @@ class Visitor:
 
     @property
     def form_token(self) -> str:
-        """The token that each form of the session contains. Another site does not know it (CSRF)."""
+        """The token in each form of the session. Another site does not know this token, which prevents CSRF."""
         return hmac.new(self.session_key.encode(), b"form", hashlib.sha256).hexdigest() if self.session_key else ""
 
     def is_form_token(self, token: str) -> bool:
-        """Return whether this is the form token of the session; False without a session."""
+        """Return whether `token` is the form token of the session; False without a session."""
         return self.may_act and hmac.compare_digest(token.encode(), self.form_token.encode())
 
 
@@ -56,7 +57,7 @@ class Sessions:
         self._access = access
 
     def start(self, name: str) -> str:
-        """Store a new session and return its key. Raises DatabaseError. The agent must be attached."""
+        """Store a new session and return its key. Raises DatabaseError. The handle must contain the agent."""
         key = secrets.token_urlsafe(KEY_BYTES)
         assert self._handle.view_and_prober is not None  # noqa: S101 (the caller has checked this)
         with transaction(self._handle.view_and_prober[0].engine) as session:
@@ -64,7 +65,7 @@ class Sessions:
         return key
 
     def find(self, key: str) -> Visitor | None:
-        """Return the visitor with this session; None if it does not exist or has expired. Raises DatabaseError."""
+        """Return the visitor with this session; None if the session is unknown or expired. Raises DatabaseError."""
         if not key or self._handle.view_and_prober is None:
             return None
         with reading(self._handle.view_and_prober[0].engine) as session:
@@ -82,7 +83,7 @@ class Sessions:
 
 
 def session_key_in(headers: Headers) -> str:
-    """Return the session's key in the Cookie header; '' if there is none of the right form."""
+    """Return the session's key in the Cookie header; '' if the header contains no text that can be such a key."""
     try:
         cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE_NAME)
     except CookieError:

@@ -1,12 +1,13 @@
-"""Limits the event streams, and ends them when the server stops.
+"""Limits the event streams (server-sent events) of the pages, and ends them when the server stops.
 
-A stream occupies a connection for minutes. So their number is limited, and health and metrics always get a connection.
+A stream occupies a connection for minutes. The limit keeps connections free for health and metrics.
 """
 
 from __future__ import annotations
 
 import asyncio
 
+#: Maximum number of streams at once.
 MAX_STREAMS = 20
 
 
@@ -35,7 +36,7 @@ class StreamCounter:
         self._stopping.set()
 
     async def wait_for_stop(self, timeout_s: float) -> bool:
-        """Wait for this time, or until the server stops. Return whether it stops."""
+        """Wait until the server stops, at most for this time. Return whether the server stops."""
         try:
             await asyncio.wait_for(self._stopping.wait(), timeout_s)
         except TimeoutError:

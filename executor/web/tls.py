@@ -15,7 +15,7 @@ from executor.web.access import parse_ip
 
 log = get_logger(__name__)
 
-#: How often it is checked whether the files of the certificate have changed.
+#: Interval at which the server checks whether the files of the certificate have changed.
 CHECK_INTERVAL_S = 60.0
 #: The server closes a connection whose handshake has not ended within this time.
 HANDSHAKE_TIMEOUT_S = 10
@@ -23,30 +23,31 @@ HANDSHAKE_TIMEOUT_S = 10
 #: of another machine. The server closes every further connection at once.
 MAX_HANDSHAKES, MAX_HANDSHAKES_FROM_OTHER_MACHINES, MAX_HANDSHAKES_PER_ADDRESS = 64, 48, 16
 
+#: Time of the last change (in ns) and size of each file.
 _FileState = tuple[tuple[int, int], ...]
 
 
 class CertificateUnusable(Exception):
-    """The certificate or its key cannot be read, or they do not belong together. The text has the reason."""
+    """The certificate or its key cannot be read, or the two do not belong together. The text contains the reason."""
 
 
 class ServerCertificate:
     """The certificate of the server with its key. New connections use a renewed certificate, without a restart."""
 
     def __init__(self, certificate: Path, key: Path | None) -> None:
-        """Load the certificate. If `key` is None, the certificate's file has the key. Raises CertificateUnusable."""
+        """Load the certificate. If `key` is None, its file also contains the key. Raises CertificateUnusable."""
         self._files = (certificate, key or certificate)
         self._state = self._file_state()
         self.context = self._load()
         self._checked_at = time.monotonic()
 
     def refresh(self) -> None:
-        """Call `reload_if_changed` if CHECK_INTERVAL_S has passed since its last call."""
+        """Call `reload_if_changed` if the last call was at least CHECK_INTERVAL_S ago."""
         if time.monotonic() - self._checked_at >= CHECK_INTERVAL_S:
             self.reload_if_changed()
 
     def reload_if_changed(self) -> None:
-        """Load the certificate if a file has changed. If it is not usable, keep the former one, and log the reason."""
+        """Load the certificate if a file has changed. If the new one is not usable, keep the old one and log the reason."""
         self._checked_at = time.monotonic()
         state = self._file_state()
         if state == self._state:
@@ -63,7 +64,7 @@ class ServerCertificate:
         certificate, key = self._files
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
-            # Without a password, OpenSSL would ask for one on the terminal.
+            # If no password were passed, OpenSSL would ask for the password of an encrypted key on the terminal.
             context.load_cert_chain(certificate, key, password="")
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -83,7 +84,7 @@ class ServerCertificate:
 
 
 class TlsConnection(SSLProtocol):
-    """One connection with TLS. Its data is passed to the HTTP protocol of the pages after the handshake.
+    """One connection with TLS. After the handshake, it passes the decrypted data to the HTTP protocol of the pages.
 
     This class limits the number and the duration of handshakes. Asyncio itself does not limit their number, and lets
     each handshake take a minute.
@@ -125,7 +126,7 @@ class TlsConnection(SSLProtocol):
         )
 
     def end_handshake(self) -> None:
-        """Stop counting the connection, because from now on the HTTP protocol of the pages counts it."""
+        """Stop counting the connection. From now on, the HTTP protocol of the pages counts it."""
         self._handshakes.discard(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections import OrderedDict, deque
 
-#: If an address sends this many wrong tokens within WRONG_TOKEN_WINDOW_S, its further wrong tokens are answered with
-#: 429 until the first of these tokens is older than WRONG_TOKEN_WINDOW_S. This makes a program with an old token wait.
+#: If an address sends MAX_WRONG_TOKENS wrong tokens within WRONG_TOKEN_WINDOW_S, the server answers its further wrong
+#: tokens with 429. This ends when the oldest of the counted tokens is older than WRONG_TOKEN_WINDOW_S.
 #: Guessing needs no further limit, because a token has at least 16 characters.
 MAX_WRONG_TOKENS = 10
 WRONG_TOKEN_WINDOW_S = 60.0
@@ -22,9 +22,10 @@ class WrongTokenCounter:
         self._times_by_address: OrderedDict[str, deque[float]] = OrderedDict()
 
     def count(self, address: str) -> int:
-        """Count a wrong token, unless its address gets 429 at the moment.
+        """Count a wrong token, unless the answer to it is 429.
 
-        Return for how many seconds the address gets 429 for wrong tokens; 0 if this token gets 401.
+        Return for how many seconds the server answers wrong tokens from this address with 429; 0 if the answer to this
+        token is 401.
         """
         wait_s = self.remaining_wait_s(address)
         if wait_s > 0:
@@ -41,7 +42,7 @@ class WrongTokenCounter:
             self._times_by_address.popitem(last=False)  # the address whose last wrong token is the oldest
 
     def remaining_wait_s(self, address: str) -> float:
-        """Return for how many seconds this address gets 429 for a wrong token; 0 if it gets 401."""
+        """Return for how many seconds the server answers wrong tokens of this address with 429; 0 if with 401."""
         times = self._times_by_address.get(address)
         if times is None or len(times) < MAX_WRONG_TOKENS:
             return 0.0

@@ -81,7 +81,7 @@ class Prober:
         return {"proxmox": self._probe_proxmox, "database": self._probe_database, "disk": self._probe_disk}
 
     def result(self, name: str) -> ProbeResult:
-        """Return the last result of the probe `name`. If this is missing or outdated, return a result that is not ok."""
+        """Return the last result of this probe. If there is none, or an outdated one, return a result that is not ok."""
         last_result = self._results.get(name)
         if last_result is None:
             return ProbeResult(ok=False, reason="not checked yet")
@@ -122,7 +122,7 @@ class Prober:
         self._proxmox_link.note_up()
 
     def _probe_database(self) -> None:
-        """Write the result of the probe of Proxmox, and its time, into the row of this agent process in the table `nodes`.
+        """Write the result of the probe of Proxmox, and its time, into the row of this agent process (table `nodes`).
 
         A probe that only reads would not suffice: a database on a full disk, or a standby server, can still be read.
         The probe also reads whether an operator has paused the agent, and notes this in the agent's state.

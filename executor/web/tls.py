@@ -47,7 +47,7 @@ class ServerCertificate:
             self.reload_if_changed()
 
     def reload_if_changed(self) -> None:
-        """Load the certificate if a file has changed. If the new one is not usable, keep the old one and log the reason."""
+        """Load the certificate if a file has changed. If it is not usable, keep the old one, and log the reason."""
         self._checked_at = time.monotonic()
         state = self._file_state()
         if state == self._state:

@@ -1,7 +1,7 @@
 """Executes the actions that operators request with a form.
 
-Each action needs a session and the form token, which shows that a page of this session has sent the form. An action
-that changes something also needs a confirmation, and is audited.
+Each action needs a session, and the form token as proof that a page of this session has sent the form. An action that
+changes something also needs a confirmation, and is recorded in the audit.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ MAX_REASON_LENGTH = 500
 
 
 class ActionRefused(Exception):
-    """The action is not possible now. The text says why."""
+    """The action is not possible now. The text of the exception is the reason, and the page shows it."""
 
 
-#: An action. It gets the fields of the form and the operator's name for the audit, and returns the page to show next.
+#: The function of an action. Its arguments are the parts of the server, the fields of the form, and the operator's name
+#: for the audit. It returns the path of the page to show next.
 Action = Callable[[PageParts, Mapping[str, str], str], str]
 
 
@@ -129,7 +130,7 @@ def _run_checks(parts: PageParts, _form: Mapping[str, str], _who: str) -> str:
 
 
 def _job_id(parts: PageParts, form: Mapping[str, str]) -> int:
-    """Return the number of the job that the form names. Raises ActionRefused if there is no such job."""
+    """Return the number in the form's field `job`. Raises ActionRefused if there is no job with this number."""
     text = form.get("job", "")
     job_id = int(text) if is_integer_text(text) else 0
     with reading(parts.agent().engine) as session:
@@ -139,7 +140,10 @@ def _job_id(parts: PageParts, form: Mapping[str, str]) -> int:
 
 
 def _node(session: Session, form: Mapping[str, str]) -> Node:
-    """Return the agent process that the form names. Raises ActionRefused if it does not exist or has stopped."""
+    """Return the row of the agent process in the form's field `node`.
+
+    Raises ActionRefused if this process does not exist or has stopped.
+    """
     node = nodes.find_not_stopped(session, form.get("node", ""))
     if node is None:
         raise ActionRefused("There is no such agent process, or it has stopped.")

@@ -22,7 +22,7 @@ STATIC = Path(__file__).parents[1] / "static"
 #: How long a browser may keep scripts and styles without asking again. Their URLs contain our version, so a browser
 #: loads the files of a new version at once.
 STATIC_MAX_AGE_S = 3600
-#: The pages that are only read, by their paths.
+#: The functions of the pages without a change, by path.
 PAGES: dict[str, Page] = {
     "/": overview.show,
     "/jobs": jobs.show,
@@ -53,17 +53,17 @@ def make_pages(server: ServerParts) -> Router:
 
 
 class _StaticFiles(StaticFiles):
-    """Serves scripts and styles, which browsers may keep."""
+    """Serves scripts and styles. Browsers may keep these files in their cache."""
 
     def file_response(self, *args: object, **kwargs: object) -> Response:
-        """Return the file, or a response without content if it has not changed."""
+        """Return the file, or a response without content if the file has not changed since the browser loaded it."""
         response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]  # passes on what it gets
         response.headers["Cache-Control"] = f"private, max-age={STATIC_MAX_AGE_S}"
         return response
 
 
 def _page_endpoint(parts: PageParts, page: Page) -> Callable[[Request], Response]:
-    """Return the endpoint of a page. It is not async, so starlette runs it in a thread."""
+    """Return the endpoint of a page. The endpoint is not async, so Starlette runs it in a thread."""
 
     def endpoint(request: Request) -> Response:
         try:

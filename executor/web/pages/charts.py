@@ -1,4 +1,4 @@
-"""Draws charts as SVG in the page. They need no download and no script, and are readable without colours.
+"""Computes the charts that pages contain as SVG. Charts need no download and no script, and are readable in grey.
 
 Colours come from the style sheet by class, because the pages' Content-Security-Policy forbids inline styles.
 """
@@ -33,7 +33,7 @@ class Chart:
     """The values from which the template draws a chart."""
 
     bars: Sequence[Bar]
-    highest: int  #: the largest number of jobs in one hour; a bar of this number has the full height
+    highest: int  #: the largest number of jobs in one hour, at least 1; the bar of such an hour has the full height
     width: int = WIDTH
     height: int = HEIGHT
 

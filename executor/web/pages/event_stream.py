@@ -1,4 +1,4 @@
-"""Sends server-sent events: a response that lasts until its events end or the browser disconnects."""
+"""Sends server-sent events, in a response that lasts until the events end or the browser disconnects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from executor.log import get_logger
 
 log = get_logger(__name__)
 
-#: A stream ends if its browser reads nothing for this time, because the number of streams is limited (`streams.py`).
+#: A stream ends if its browser reads nothing for this time. Otherwise such streams could use up the number of streams
+#: that executor/web/streams.py allows.
 SEND_TIMEOUT_S = 30.0
 #: The last header makes a proxy such as nginx pass on each event at once.
 HEADERS = [
@@ -21,7 +22,7 @@ HEADERS = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
-#: A comment, which browsers ignore. It keeps a connection open on which nothing else is sent.
+#: A comment in the stream, which browsers ignore. It keeps the connection open while there are no events to send.
 KEEP_ALIVE = b": \n\n"
 #: How long a browser waits before it connects again, in milliseconds.
 RETRY_MS = 1000
@@ -34,7 +35,7 @@ def event(name: str, data: Any, *, event_id: str = "") -> bytes:
 
 
 class EventStream:
-    """A response that sends these events, as an ASGI application. It calls `on_end` when it has ended."""
+    """ASGI application of a response that sends `events`. The response calls `on_end` when it has ended."""
 
     def __init__(self, events: AsyncGenerator[bytes, None], on_end: Callable[[], None]) -> None:
         self._events = events
@@ -56,7 +57,7 @@ class EventStream:
 
     @staticmethod
     async def _finish(*tasks: asyncio.Future[None]) -> None:
-        """Wait until the tasks have ended. The response has begun, so an unexpected exception is only logged."""
+        """Wait until the asyncio tasks have ended. Log an unexpected exception: the response has already begun."""
         for error in await asyncio.gather(*tasks, return_exceptions=True):
             if error is not None and not isinstance(error, asyncio.CancelledError | TimeoutError):
                 log.error("event_stream_crashed", exc_info=error)

@@ -1,4 +1,4 @@
-"""The page of one job: its timeline, its fields, and what its run prints."""
+"""The page of one job: the job's timeline and fields, and the output of its runs."""
 
 from __future__ import annotations
 
@@ -37,6 +37,9 @@ def show(parts: PageParts, request: Request) -> Response:
 
 
 def _can_retry(job: Job) -> bool:
-    """Return whether the page offers a retry. `reopening.retry_now` later decides whether a retry changes something."""
+    """Return whether the page offers a retry.
+
+    When the operator requests the retry, `executor/database/reopening.retry_now` decides whether it changes something.
+    """
     has_report = job.report_state in (ReportState.DUE, ReportState.REPORTED, ReportState.OVERTAKEN)
     return has_report or job.status == JobStatus.PENDING or job.report_state == ReportState.CLAIMED_ELSEWHERE

@@ -19,22 +19,22 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 @dataclass(frozen=True, kw_only=True)
 class JobStory:
-    """What the database has about one job: its row, runs, events, and changes by operators, and names to show."""
+    """All that the page of a job shows from the database."""
 
     job: Job
-    runs: list[Run]  #: each with its column `story`, which has the run's Ansible tasks, steps and Proxmox tasks
+    runs: list[Run]  #: with the column `story`: a summary of the Ansible tasks, steps and Proxmox tasks of the run
     events: list[JobEvent]
-    changes: list[AuditEntry]
-    names: dict[str, Any]
+    changes: list[AuditEntry]  #: the changes that operators made to the job
+    names: dict[str, Any]  #: fields with the names of the VM and the service, see `name_fields`
 
     @property
     def entries(self) -> list[timeline.Entry]:
-        """The timeline."""
+        """The entries of the job's timeline."""
         return timeline.entries(self.job, self.runs, self.events, self.changes)
 
     @property
     def present(self) -> str:
-        """What an open job is doing; '' for an ended one."""
+        """A text that says what an open job is doing now; '' for an ended job."""
         return "" if timeline.is_over(self.job) else timeline.current_state_text(self.job, self.runs, utc_now())
 
 

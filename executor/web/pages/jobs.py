@@ -1,4 +1,4 @@
-"""The list of jobs: filters, a search, and pages of the newest jobs first."""
+"""The list of jobs, the newest first, in pages of 50. Operators can filter the list and search in it."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 PAGE_SIZE = 50
 #: A longer text in a filter is cut to this length.
 MAX_FILTER_LENGTH = 100
-#: Every job number has fewer digits than this.
+#: The number of a job has fewer digits than this.
 MAX_FILTER_DIGITS = 18
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """What the operator has selected."""
+    """The filters that the operator has selected."""
 
     status: str = ""
     action: str = ""
     search: str = ""  #: a job, a service, a VMID or the name of a VM
-    is_unreported: bool = False
+    is_unreported: bool = False  #: True selects only jobs whose result is not reported
     before: int | None = None  #: only jobs with a lower number
 
     def query(self, *, before: int | None = None) -> str:
-        """Return the filters as the query of a URL."""
+        """Return the filters as the query of a URL. The argument `before` replaces the attribute `before`."""
         values = {"status": self.status, "action": self.action, "q": self.search}
         values |= {"unreported": "1" if self.is_unreported else "", "before": str(before or "")}
         return urlencode({name: value for name, value in values.items() if value})
@@ -95,6 +95,6 @@ def filters_in(values: Mapping[str, str]) -> Filters:
 
 
 def _services(session: Session, search: str) -> Collection[str]:
-    """Return the services whose id begins with the text, or that have a VM with this VMID or name."""
+    """Return the ids of the services whose id begins with `search`, or whose VM has this VMID or name."""
     found = {mapping.service_id for mapping in mapping_queries.find(session, search)}
     return found | set(queries.service_ids_with_prefix(session, search))

@@ -1,4 +1,4 @@
-"""The pages that show one list each: executors (agent processes, with critical jobs), settings, and the audit."""
+"""The pages `executors` (agent processes and critical, that is periodic, jobs of the agents), `settings` and `audit`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def show_executors(parts: PageParts, request: Request) -> Response:
 
 
 def _agent_row(agent: Node, pause: Pause | None, now: datetime, lease_s: float) -> dict[str, Any]:
-    """Return what the page shows of an agent process."""
+    """Return the values that the page shows of an agent process."""
     is_stopped, state = agent.stopped_at is not None, agent_state(agent, now, lease_s)
     return {
         "agent": agent,

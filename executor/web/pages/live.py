@@ -1,8 +1,8 @@
 """The live part of the page of a job: its timeline and the output of its runs, as server-sent events.
 
-A viewer is a browser that shows the page of a job. The database is read once per second for all viewers of a job
-together. The output is read for each viewer separately, from the position up to which the viewer has received it. So a
-viewer that connects again gets each line once.
+A viewer is a browser that shows the page of a job. The agent reads the job from the database once per second, for all
+viewers of the job together. It reads the output for each viewer separately, and continues at the position after the
+last line that the viewer has received. So a viewer that connects again gets each line once.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from executor.web.pages.live_jobs import INTERVAL_S, JobReader, Snapshot
 from executor.web.pages.output_reader import OutputReader
 from executor.web.pages.parts import PageParts
 
-#: A stream ends after this time. The browser connects again, so that its session is checked again.
+#: A stream ends after this time. The browser then connects again, and the guard checks its session again.
 MAX_STREAM_S = 300.0
 #: If a viewer has received nothing for this time, it gets KEEP_ALIVE.
 KEEP_ALIVE_S = 15.0
-#: How long a refused viewer waits before it tries again.
+#: How long a viewer waits before it tries again, if there were too many streams.
 RETRY_AFTER_S = 10
 
 
@@ -68,7 +68,7 @@ async def _events(parts: PageParts, reader: JobReader, position: str) -> AsyncGe
 
 
 class _Viewer:
-    """One viewer of a job, and what it has received."""
+    """One viewer of a job. The attributes contain the last values that the viewer has received."""
 
     def __init__(self, output: OutputReader) -> None:
         self._output = output
@@ -76,7 +76,7 @@ class _Viewer:
         self._present = ""
         self._missing = ""  #: the ident of a run whose output is not on this machine; '' if there is none
         self._sent_at = time.monotonic()
-        #: Whether the last call of `news` returned output. Then there may be more, so the next call follows at once.
+        #: True if the last call of `news` returned output. There may be more output, so the next call follows at once.
         self.may_have_more = False
 
     def news(self, snapshot: Snapshot) -> list[bytes]:

@@ -17,7 +17,7 @@ from executor.web.pages.job_story import read_story
 from executor.web.pages.output_reader import RunOutput
 from executor.web.pages.rendering import Renderer
 
-#: How often a watched job is read.
+#: Interval at which a watched job is read.
 INTERVAL_S = 1.0
 
 
@@ -32,7 +32,7 @@ class Snapshot:
 
 
 class JobReader:
-    """Reads one job at most once in INTERVAL_S, for all of its viewers."""
+    """Reads one job for all of its viewers, at most once in INTERVAL_S."""
 
     def __init__(self, view: AgentView, renderer: Renderer, job_id: int) -> None:
         self._view = view
@@ -46,7 +46,8 @@ class JobReader:
     async def snapshot(self) -> Snapshot | None:
         """Return the state of the job, which is at most INTERVAL_S old; None if the job does not exist."""
         async with self._lock:
-            # The limit is a little less than INTERVAL_S, because the viewers wait for INTERVAL_S, but not exactly.
+            # A viewer calls this method about every INTERVAL_S. The limit is a little lower than INTERVAL_S, so that a
+            # call that comes a little too early also reads the job.
             if time.monotonic() - self._read_at >= INTERVAL_S * 0.9:
                 self._snapshot = await run_in_threadpool(self._read)
                 self._read_at = time.monotonic()

@@ -1,7 +1,7 @@
 """The login and the logout.
 
 The login checks the token, or accepts the user whom a trusted reverse proxy names, and sets the cookie of a session.
-The right token is accepted even from an address that has sent many wrong ones.
+The right token is accepted even from an address that has sent many wrong tokens.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ async def log_in(parts: PageParts, request: Request) -> Response:
     log.info("operator_logged_in", name=stored_name(name), address=address_of(request.scope))
     target = next_page if _NEXT_PAGE.fullmatch(next_page) else "./"
     response = RedirectResponse(target, status_code=303)
-    # Without a path, the browser sends the cookie to all URLs in the folder of this page. This is right even if a
-    # reverse proxy serves the pages under a prefix.
+    # If the cookie has no path, the browser sends it to all URLs in the folder of this page. This includes all pages,
+    # also if a reverse proxy serves them under a prefix.
     response.set_cookie(
         COOKIE_NAME,
         key,

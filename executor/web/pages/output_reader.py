@@ -1,8 +1,8 @@
 """Reads the output of a job's runs from a position on, so that a viewer gets each line once.
 
-A position is the ident of a run, and the number of bytes of its output that were sent. Each event has the position
-after its text as its id. A browser that connects again sends the id of the last event that it has received, so the
-reader continues there.
+The output is sent as server-sent events. A position consists of the ident of a run (its name) and the number of bytes
+of the run's output that were sent. The id of an event is the position at the end of its text. A browser that connects
+again sends the id of the last event that it has received, and the reader continues at this position.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _POSITION = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9]{1,12})")
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutput:
-    """Where the output of one run is."""
+    """The file that contains the output of one run."""
 
     ident: str
     file: Path | None  #: None if the output is not on this machine
@@ -30,7 +30,7 @@ class RunOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A part of a run's output, and the position after this part."""
+    """A part of a run's output, which is sent as one event, and the position after this part."""
 
     ident: str
     text: str
@@ -43,17 +43,17 @@ class Text:
 
 
 class OutputReader:
-    """Reads the outputs of a job's runs one after the other. It begins at `position`, or else with the newest run."""
+    """Reads the outputs of a job's runs one after the other, from `position`; without a position, from the newest run."""
 
     def __init__(self, position: str = "") -> None:
         match = _POSITION.fullmatch(position)
         self._ident = match[1] if match else ""
         self._offset = int(match[2]) if match else 0
-        self.is_complete = False  #: whether `read` has reached the end of all outputs, and all runs have ended
+        self.is_complete = False  #: True if `read` has reached the end of all outputs, and all runs have ended
         self.missing: str = ""  #: the ident of a run whose output is not on this machine, if `read` has found one
 
     def read(self, outputs: Sequence[RunOutput]) -> list[Text]:
-        """Return the texts after the position. `outputs` are those of all runs of the job, the oldest first."""
+        """Return the texts after the position. `outputs` contains the outputs of all runs of the job, oldest first."""
         texts: list[Text] = []
         self.is_complete, self.missing = not outputs, ""
         while outputs and len(texts) < MAX_EVENTS:
@@ -70,7 +70,7 @@ class OutputReader:
         return texts
 
     def _index_at_position(self, outputs: Sequence[RunOutput]) -> int:
-        """Return the index of the output at the position; without a valid position, of the newest output."""
+        """Return the index of the output that the position names. Without a valid position, use the newest output."""
         for number, output in enumerate(outputs):
             if output.ident == self._ident:
                 return number
@@ -87,7 +87,7 @@ class OutputReader:
                 stream.seek(self._offset)
                 data = stream.read(MAX_EVENT_BYTES)
         except OSError:
-            return None  # the agent is moving the artifacts; the next call reads them
+            return None  # the agent is moving the artifacts; the next call reads the moved file
         end = _end_of_lines(data, is_ended=output.is_ended)
         if not end:
             return None

@@ -65,7 +65,7 @@ def _percentiles(times: Sequence[JobTimes], name: str) -> list[float | None]:
 
 
 def _problems(parts: PageParts, view: AgentView, status: Status) -> Iterator[Problem]:
-    """Yield what is wrong now, the most urgent first."""
+    """Yield the present problems, the most urgent first."""
     document = status.document
     for check in readiness_report(parts.server.handle).checks:
         if not check.ok:

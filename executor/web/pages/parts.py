@@ -1,4 +1,4 @@
-"""Defines the arguments of each page for operators: the parts of the server, and the agent."""
+"""Defines `PageParts`, through which each page for operators gets the parts of the server and the agent."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class CheckRun:
 
 
 class PreflightChecks:
-    """Runs the checks in the caller's thread, but never in two threads at the same time, and keeps the last results."""
+    """Runs the checks in the thread of the caller, never in two threads at once, and keeps the last results."""
 
     def __init__(self) -> None:
         self._running = threading.Lock()

@@ -68,7 +68,7 @@ def _shown(value: Any) -> Any:
 
 
 def moment(value: datetime | None) -> Markup:
-    """Return a time in UTC. The script of the pages adds the operator's local time."""
+    """Return a time in UTC as HTML. The pages' script in the browser adds the operator's local time."""
     if value is None:
         return Markup("")
     shown = f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
@@ -76,7 +76,7 @@ def moment(value: datetime | None) -> Markup:
 
 
 def ago(value: datetime | None) -> Markup:
-    """Return how long ago a time was. The title of the element (its tooltip) is the time itself."""
+    """Return as HTML how long ago `value` was. The tooltip (attribute `title`) shows the time itself."""
     if value is None:
         return Markup("never")
     shown = f"{elapsed_text(value, utc_now())} ago"

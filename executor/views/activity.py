@@ -48,10 +48,11 @@ def read_activity(session: Session, settings: Settings, now: datetime) -> dict[s
 def _running_fields(job: Job, run: Run | None, vms: dict[str, Mapping], now: datetime) -> dict[str, Any]:
     """Return a running job with its present step.
 
-    `for` is the time since the start of its run, or since the job was received if no run is in progress.
+    The key `for` has the time since the start of the job's run. If no run is in progress, the time counts from the
+    moment at which the job was received.
     """
     if run is not None and (run.ended_at is not None or run.attempt != job.attempt):
-        run = None  # it is the run of an earlier attempt, or it has ended and its result is being stored
+        run = None  # this run belongs to an earlier attempt, or has ended and the agent is storing its result
     story = (run.story if run else None) or {}
     tasks, steps, proxmox_tasks = (story.get(name, ()) for name in ("tasks", "steps", "proxmox_tasks"))
     step = steps[-1]["text"] if steps else tasks[-1]["task"] if tasks else ""

@@ -1,4 +1,4 @@
-"""Concludes from the table `nodes` whether an agent process is running. The rows are agents, not Proxmox nodes."""
+"""Concludes from the table `nodes` whether an agent process is running. A row is an agent process, no Proxmox node."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from executor.database.tables.agents import Node
 #: An agent process has vanished if it has not updated its row in the table `nodes` for this many lease durations. A
 #: running agent updates the row six times in each lease duration.
 VANISHED_AFTER_LEASES = 2.0
-#: The same for a process whose row names this host, and whose process id does not exist here. Two missing updates are
-#: required, too, because the process may run in a container: with the same host name, but with other process ids.
+#: This limit replaces VANISHED_AFTER_LEASES if the row names this host, but its process id does not exist here. Two
+#: missing updates are required also in this case: the process may run in a container, which has the same host name but
+#: other process ids.
 VANISHED_AFTER_LEASES_WITHOUT_PROCESS = 1 / 3
 
 
@@ -23,7 +24,7 @@ def is_alive(node: Node, now: datetime, lease_s: float) -> bool:
 
 
 def agent_state(node: Node, now: datetime, lease_s: float) -> str:
-    """Return the state of the agent process: `running`, `draining`, `stopped`, or `vanished` without a stored stop."""
+    """Return the state of the agent process: `running`, `draining`, `stopped` or `vanished` (ended without a stop)."""
     if node.stopped_at is not None:
         return "stopped"
     if not is_alive(node, now, lease_s):
@@ -32,7 +33,7 @@ def agent_state(node: Node, now: datetime, lease_s: float) -> str:
 
 
 def _may_exist(node: Node) -> bool:
-    """Return whether the process may exist: it is on another host, or its process id exists."""
+    """Return whether the process may exist: the process is on another host, or its process id exists on this host."""
     if node.host != socket.gethostname():
         return True
     try:

@@ -1,4 +1,4 @@
-"""Reads the artifacts of a run for the commands: the output and the events."""
+"""Reads a run's artifacts (the files that ansible-runner leaves) for commands and pages: the output and the events."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from executor.errors import SmithError
 from executor.runs.run_folder_record import recorded_run_folders
 from executor.settings.settings import Settings
 
-#: The folder with the artifacts, inside the folder of a run that has not ended. The constant equals
-#: `executor.runs.runner.ARTIFACTS_SUBFOLDER`, which is not imported here: importing the module `runner` takes too long
-#: for a command that only reads files.
+#: The name of the folder with the artifacts, inside the folder of a run that has not ended. The value equals
+#: `executor.runs.runner.ARTIFACTS_SUBFOLDER`. This module does not import that constant, because the import of `runner`
+#: takes too long for a command that only reads files.
 ARTIFACTS_SUBFOLDER = "kept"
-#: Maps the name of ansible-runner's event to the outcome of the Ansible task.
+#: The outcome of an Ansible task, by the name of ansible-runner's event at the end of this task.
 OUTCOME_BY_EVENT = {
     "runner_on_ok": "ok",
     "runner_on_failed": "failed",
@@ -29,7 +29,7 @@ TASK_START_EVENT = "playbook_on_task_start"
 
 
 class ArtifactsMissing(SmithError):
-    """The run's artifacts do not exist on this machine: they are not written yet, were pruned, or are elsewhere."""
+    """The artifacts of the run are not on this machine: not written yet, deleted after some time, or elsewhere."""
 
 
 def artifacts_folder(run: Run, settings: Settings) -> Path:
@@ -122,7 +122,7 @@ def _event_row(event: dict[str, Any], outcome: str) -> dict[str, Any]:
 
 
 def _time_of(text: Any) -> datetime | None:
-    """Return the time of an event, which ansible-runner writes in UTC, maybe without the zone."""
+    """Return the time of an event; None if it cannot be read. ansible-runner writes UTC, maybe without the zone."""
     try:
         moment = datetime.fromisoformat(str(text))
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -7,8 +7,8 @@ from typing import Any
 
 from executor.database.tables.agents import CriticalJob
 
-#: A critical job is overdue when its last execution was more than OVERDUE_AFTER_INTERVALS intervals plus
-#: OVERDUE_TOLERANCE_S seconds ago. These values are also the defaults of `Scheduler.overdue_critical_jobs`.
+#: A critical job is overdue if more time than OVERDUE_AFTER_INTERVALS * its interval + OVERDUE_TOLERANCE_S has passed
+#: since its last execution. `Scheduler.overdue_critical_jobs` (executor/agent/scheduler.py) has the same defaults.
 OVERDUE_AFTER_INTERVALS = 3.0
 OVERDUE_TOLERANCE_S = 30.0
 
@@ -32,9 +32,9 @@ def json_fields(job: CriticalJob, now: datetime) -> dict[str, Any]:
 
 
 def is_overdue(job: CriticalJob, now: datetime) -> bool:
-    """Return whether the last start or end of the critical job was too long ago (OVERDUE_AFTER_INTERVALS).
+    """Return whether the last start or end of the critical job was too long ago, see OVERDUE_AFTER_INTERVALS.
 
-    If the critical job has never started, the time when it became due counts.
+    If the critical job has never started, the time at which it became due is used instead.
     """
     last_times = [time for time in (job.last_started_at, job.last_finished_at) if time is not None]
     last_time = max(last_times, default=job.due_at)

@@ -13,8 +13,9 @@ from executor.views.text import sanitized
 
 #: Matches a key that contains one of these words, in upper or lower case. The values of such keys are masked.
 SECRET_KEY_PATTERN = re.compile(r"passw|passphrase|secret|token|private_?key|api_?key|credential", re.IGNORECASE)
-#: The beginning of a reference to a secret in FulcrumCore's vault. The reference itself is no secret. The constant
-#: equals `executor.fulcrum.types.VAULT_PREFIX`, which is not imported here, because its module imports pydantic.
+#: The beginning of a reference to a secret in FulcrumCore's vault. The reference itself is no secret. The value equals
+#: `executor.fulcrum.types.VAULT_PREFIX`. This module does not import that constant, because `types` imports pydantic,
+#: which takes time.
 VAULT_PREFIX = "vault://"
 
 
@@ -45,9 +46,10 @@ def summary_fields(job: Job) -> dict[str, Any]:
 
 
 def name_fields(job: Job, vms: Mapping[str, MappingRow]) -> dict[str, Any]:
-    """Return the names of the job's service and VM. `vms` has the mappings of services, keyed by service id.
+    """Return the names of the job's service and VM, and the VMID.
 
-    If the service has no mapping, for example after a deletion, the VM in the job's result is returned.
+    `vms` contains the mappings (rows that assign a VM to a service), by service id. If the job's service has no
+    mapping, for example after a deletion, the VMID and the VM's name come from the job's result.
     """
     vm = vms.get(job.service_id or "")
     result = job.result or {}
@@ -153,7 +155,7 @@ def manual_run_fields(run: ManualRun) -> dict[str, Any]:
 
 
 def mask_secrets(value: Any, *, is_below_secret_key: bool = False) -> Any:
-    """Return the value with all secrets in it masked.
+    """Return a copy of the value in which all secrets are masked.
 
     In a dictionary, every value below a key that matches SECRET_KEY_PATTERN is a secret, at any depth. Only the
     recursive calls set `is_below_secret_key`. References to FulcrumCore's vault, empty values and booleans are not

@@ -1,4 +1,4 @@
-"""Reads from the database what `smith status` shows, and concludes whether agents, FulcrumCore and Proxmox work."""
+"""Reads the data of `smith status` from the database, and concludes whether agents, FulcrumCore and Proxmox work."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from executor.views.text import elapsed_text
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy.orm import Session
 
-#: The maximum number of agent processes that are shown. Running and ended processes are shown, the last seen first.
+#: The maximum number of agent processes that are shown, running or ended. The last seen process is first.
 MAX_SHOWN_AGENTS = 10
-#: The maximum number of postponed reports (results that FulcrumCore has not accepted) that are shown. Those of the jobs
-#: that ended first are shown.
+#: The maximum number of postponed reports (results that FulcrumCore has not accepted) that are shown. The reports of
+#: the jobs that ended first are shown.
 MAX_SHOWN_REPORTS = 10
-#: The maximum number of shown jobs that another executor has claimed with this agent's token. The oldest are shown.
+#: The maximum number of jobs "claimed elsewhere" that are shown, the oldest ones. Another executor has claimed such a
+#: job with this agent's token.
 MAX_SHOWN_CLAIMED_ELSEWHERE = 10
 #: The name of the critical job that sends the heartbeat.
 HEARTBEAT = "Heartbeat"
@@ -42,7 +43,7 @@ class Status:
 def read_status(session: Session, lease_s: float, *, should_count_ended: bool = True) -> Status:
     """Read the status in the transaction of the session. `lease_s` is SMITH_LEASE_S.
 
-    Without `should_count_ended`, the numbers of ended jobs are 0.
+    If `should_count_ended` is False, the numbers of ended jobs are 0, and the database need not count them.
     """
     now = utc_now()
     job_counts = queries.count_jobs(session, should_count_ended=should_count_ended)

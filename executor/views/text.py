@@ -1,6 +1,6 @@
 """Formats values from the database as text, for the commands and the pages.
 
-Callers pass text from outside (action names, error messages, a playbook's output) through `sanitized`.
+Callers call `sanitized` for text from outside, such as action names, error messages and a playbook's output.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _COLOUR_SEQUENCE = re.compile(r"\x1b\[[0-9;]*m")
 def sanitized(text: str, *, keep_lines: bool = False) -> str:
     """Return the text without secrets, and with every control character and invisible character escaped.
 
-    The escape character, for example, becomes the text `\\x1b`. With `keep_lines`, line breaks and tabs stay, and
-    colour sequences are removed instead of escaped.
+    For example, the control character ESC becomes the text `\\x1b`. With `keep_lines`, line breaks and tabs are kept,
+    and colour sequences are removed.
     """
     if keep_lines:
         text = _COLOUR_SEQUENCE.sub("", text.replace("\r\n", "\n"))
@@ -44,7 +44,7 @@ def json_text(document: Any) -> str:
 
 
 def to_json_types(value: Any) -> Any:
-    """Return the value converted to types that JSON has. Times and objects that JSON has no type for become text."""
+    """Convert the value to types that JSON has. Times, and objects for which JSON has no type, become text."""
     if isinstance(value, datetime):
         return iso_utc(value)
     if isinstance(value, Mapping):
@@ -62,8 +62,8 @@ def iso_utc(moment: datetime) -> str:
 def elapsed_text(moment: datetime | None, now: datetime) -> str | None:
     """Return the time from `moment` to `now` in one unit, for example `42s`, `3m`, `5h` or `12d`.
 
-    The unit is the largest that fits into the time at least twice: 119 minutes are `119m`, and 120 minutes are `2h`. If
-    `moment` is None, None is returned.
+    The unit is the largest one of which the time has at least two: 119 minutes are `119m`, and 120 minutes are `2h`.
+    Returns None if `moment` is None.
     """
     if moment is None:
         return None

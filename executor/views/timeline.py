@@ -1,6 +1,6 @@
-"""Builds the timeline of a job: what happened to it, in the order of time, from its arrival until it is reported.
+"""Builds the timeline of a job: all that happened to the job, in the order of time, from its arrival to its report.
 
-`Run.story` lists what a run has done: its Ansible tasks, the steps of its action and its Proxmox tasks.
+The column `story` of a run lists what the run has done: Ansible tasks, steps of the action, and Proxmox tasks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from executor.database.tables.audit import AuditEntry
 from executor.database.tables.jobs import Job, JobEvent, Run
 from executor.model import JobEventKind, JobStatus, ReportState
 
-#: The outcome of an Ansible task that runs. It equals the constant of `executor.runs.story`, whose import takes long.
+#: The outcome of an Ansible task that is running. The value equals `executor.runs.story.RUNNING`, which is not imported
+#: because this import takes long.
 RUNNING = "running"
 #: The text of an event in the timeline, by the kind of event.
 EVENT_TEXTS = {
@@ -25,7 +26,7 @@ EVENT_TEXTS = {
     JobEventKind.REPORT_POSTPONED: "report not accepted",
     JobEventKind.RESULT_REPLACED: "FulcrumCore refused the result, a failure is reported instead",
 }
-#: The text about the end of a job's report, by the report's state.
+#: The text of the timeline's entry about the report of a job, by the report's state.
 REPORT_TEXTS = {
     ReportState.REPORTED: "reported to FulcrumCore",
     ReportState.OVERTAKEN: "FulcrumCore had ended the job itself",
@@ -42,7 +43,7 @@ class Entry:
     kind: str  #: `job`, `event`, `operator`, `run`, `end`, `task`, `step` or `proxmox`
     text: str
     run_ident: str | None = None  #: the run to which the entry belongs
-    is_detail: bool = False  #: True for what a run has done: an Ansible task, a step or a Proxmox task
+    is_detail: bool = False  #: True if the entry is about an Ansible task, a step or a Proxmox task of a run
 
 
 def entries(job: Job, runs: Sequence[Run], events: Sequence[JobEvent], audit: Sequence[AuditEntry]) -> list[Entry]:
@@ -78,7 +79,7 @@ def _audit_entry(entry: AuditEntry) -> Entry:
 
 
 def run_entries(run: Run) -> Iterator[Entry]:
-    """Yield the start of a run, what it has done, and its end."""
+    """Yield the entries of a run: its start, its tasks and steps (see `story_entries`), and its end."""
     text = f"attempt {run.attempt}: {run.playbook} starts ({run.ident})"
     yield Entry(at=run.started_at, kind="run", run_ident=run.ident, text=text)
     yield from story_entries(run)
@@ -94,7 +95,7 @@ def run_entries(run: Run) -> Iterator[Entry]:
 
 
 def story_entries(run: Run) -> list[Entry]:
-    """Return what the run has done so far, in the order of time."""
+    """Return the entries about the Ansible tasks, steps and Proxmox tasks of the run so far, in the order of time."""
     story = run.story or {}
 
     def entry(row: dict[str, Any], kind: str, text: str) -> Entry:

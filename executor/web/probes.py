@@ -81,7 +81,7 @@ class Prober:
         return {"proxmox": self._probe_proxmox, "database": self._probe_database, "disk": self._probe_disk}
 
     def result(self, name: str) -> ProbeResult:
-        """Return the last result of this probe. If there is none, or an outdated one, return a result that is not ok."""
+        """Return the last result of this probe. Without a result, or if it is outdated, return one that is not ok."""
         last_result = self._results.get(name)
         if last_result is None:
             return ProbeResult(ok=False, reason="not checked yet")

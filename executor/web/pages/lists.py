@@ -1,4 +1,4 @@
-"""The pages `executors` (agent processes and critical, that is periodic, jobs of the agents), `settings` and `audit`."""
+"""The pages `executors` (agent processes, and their critical, that is periodic, jobs), `settings` and `audit`."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Text:
 
 
 class OutputReader:
-    """Reads the outputs of a job's runs one after the other, from `position`; without a position, from the newest run."""
+    """Reads the outputs of a job's runs one after the other. Begins at `position`; if this is '', at the newest run."""
 
     def __init__(self, position: str = "") -> None:
         match = _POSITION.fullmatch(position)

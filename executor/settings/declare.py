@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 #: The lengths of a day and of a year, in seconds.
 DAY_S = 86_400
 YEAR_S = 365 * DAY_S
-#: The upper bound of a whole number whose declaration does not name another upper bound.
+#: The default upper bound of a setting that is a whole number.
 MAX_WHOLE_NUMBER = 1_000_000_000
 
 
@@ -30,9 +30,10 @@ def setting(
 ) -> Any:
     """Declare a setting.
 
-    `default` is the default value, or a function that computes it. This function gets the settings of the later base
-    classes of `Settings`, which pydantic has already checked. If `default_text` is not empty, the documentation shows
-    it instead of the default. `field_arguments`, such as the bounds `ge` and `le`, are passed to pydantic's `Field`.
+    `default` is the default value, or a function that computes the default. The function's argument is a dictionary of
+    the settings that pydantic has already checked, which are those of the base classes of `Settings` below this area.
+    If `default_text` is not empty, the documentation shows this text instead of the default. `field_arguments`, such as
+    the bounds `ge` and `le`, are passed to pydantic's `Field`.
     """
     documentation: dict[str, Any] = {"example": example, "unit": unit, "default_text": default_text}
     default_keyword = "default_factory" if callable(default) else "default"
@@ -59,5 +60,5 @@ def documentation_of(field: FieldInfo) -> dict[str, str]:
     """Return the example, unit and default text that `setting` stored in a field."""
     documentation = field.json_schema_extra
     if not isinstance(documentation, dict):
-        return {}  # never for a field that `setting` declared; the type checker does not know that
+        return {}  # never happens for a field that `setting` declared, but the type checker requires this check
     return {key: str(value) for key, value in documentation.items()}

@@ -130,7 +130,7 @@ def _environment_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return f"{value:.15g}"  # 15 digits show the number as the operator wrote it, and 5.0 as 5
+        return f"{value:.15g}"  # with 15 digits, 0.1 is shown as 0.1 and 5.0 as 5
     if isinstance(value, dict):
         return ",".join(f"{key}={item}" for key, item in value.items())
     return ",".join(value) if isinstance(value, tuple) else str(value)

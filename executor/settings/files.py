@@ -29,9 +29,9 @@ def _default_database_url(settings: dict[str, Any]) -> str:
 def _default_run_dir(settings: dict[str, Any]) -> Path:
     """Return a folder in memory, because the files of a run contain secrets.
 
-    It is in XDG_RUNTIME_DIR if that folder is private to this user, else in `/dev/shm`. Its name contains a hash of the
-    data folder's path, so that several agents of one user have different run folders. The hash is short, because Linux
-    limits the length of the path of a Unix socket.
+    The returned folder is in XDG_RUNTIME_DIR if only this user can use that folder, else in `/dev/shm`. Its name
+    contains a hash of the data folder's path, so that several agents of one user have different run folders. The hash is
+    short, because the folder contains Unix sockets, and Linux limits the length of their paths.
     """
     path_hash = hashlib.sha256(os.fsencode(settings["smith_data_dir"])).hexdigest()[:8]
     runtime_dir = os.environ.get("XDG_RUNTIME_DIR", "")

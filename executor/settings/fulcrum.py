@@ -11,8 +11,8 @@ from executor.settings.types import ReadableFile, ServerUrl, Token
 #: FulcrumCore marks an agent as disconnected after 30 s without a heartbeat. This interval leaves 5 s of the 30 s
 #: for the heartbeat request.
 MAX_HEARTBEAT_INTERVAL_S = 25
-#: The time that the shortest run and the report of its result need. If less is left until FulcrumCore's job timeout,
-#: the job fails without a run.
+#: The time that the shortest run and the report of its result need. If less time is left until FulcrumCore's job
+#: timeout, the job fails without a run.
 MIN_TIME_FOR_JOB_S = 20
 
 

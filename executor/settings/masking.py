@@ -10,7 +10,7 @@ from executor.settings.settings import Settings
 
 
 def secret_values(settings: Settings) -> tuple[str, ...]:
-    """Return every secret in the settings. The caller adds them to the redactor, which masks them in logs."""
+    """Return every secret in the settings. The caller adds the secrets to the redactor, which masks them in logs."""
     secret_settings = (
         settings.fulcrum_api_token,
         settings.proxmox_token_secret,
@@ -30,7 +30,7 @@ def mask_passwords(url: str) -> str:
 
 
 def passwords_in(url: str) -> Iterator[str]:
-    """Yield each password in a database URL, as it is written in the URL and percent-decoded.
+    """Yield each password in a database URL in three forms: as written in the URL, and percent-decoded in two ways.
 
     The password may be before the host, or in the parameter `password` of the query.
     """

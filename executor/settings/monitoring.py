@@ -95,7 +95,7 @@ class MonitoringSettings(SettingsArea):
         token = info.data.get("smith_http_token")
         proxies = info.data.get("smith_http_proxies")
         if token is None or proxies is None:
-            return value  # pydantic has rejected the token or the proxies, and reports that problem
+            return value  # pydantic has rejected the token or the proxies, and reports this problem itself
         needs_login = bool(token.get_secret_value() or proxies)
         if not needs_login and not is_local_address(value):
             raise ValueError(

@@ -1,6 +1,7 @@
 """Reads from the settings which bridges, VLANs, storages, tags and templates the provider offers to services.
 
-The actions check a request against `allowed_values` (`plugins/plugin_utils/allowed.py`).
+The agent passes `allowed_values` to the Ansible actions, which check each request against these values
+(`plugins/plugin_utils/allowed.py`).
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ MAX_NAMED_TEMPLATES = 10
 
 
 def allowed_values(settings: Settings) -> dict[str, list[str]]:
-    """Return the bridges, VLANs, storages and tags that a request may name: the member `allowed` of the extra var `vm`.
+    """Return the bridges, VLANs, storages and tags that a request may name.
 
-    The defaults PROXMOX_BRIDGE, PROXMOX_STORAGE and PROXMOX_BACKUP_STORAGE are always allowed.
+    The extra var `vm` of a playbook run contains these values as its member `allowed`. The defaults PROXMOX_BRIDGE,
+    PROXMOX_STORAGE and PROXMOX_BACKUP_STORAGE are always allowed.
     """
     storages = settings.proxmox_storages
     allowed = {
@@ -35,9 +37,10 @@ def allowed_values(settings: Settings) -> dict[str, list[str]]:
 
 
 def template_not_offered(template: str, configured: Iterable[str], setting: str = "PROXMOX_TEMPLATES") -> JobError:
-    """Return the error of a job whose template is not configured, while PROXMOX_ANY_TEMPLATE is false.
+    """Return the error of a job whose template is not configured, if PROXMOX_ANY_TEMPLATE is false.
 
-    The tenant reads the same text as for a template that does not exist. Only the operator's text names the settings.
+    The tenant sees the same error text as for a template that does not exist. Only the text for operators names the
+    settings and the configured templates.
     """
     names = ", ".join(sorted(configured)[:MAX_NAMED_TEMPLATES]) or "none"
     text = f"{setting} has no template {template} (it has: {names}), and PROXMOX_ANY_TEMPLATE is not set"

@@ -1,4 +1,4 @@
-"""Describes what is wrong with settings: one line per problem, with the meaning of the setting and an example.
+"""Describes the problems of settings in one line each, with the meaning of the setting and an example.
 
 No line shows a secret.
 """
@@ -37,7 +37,7 @@ def raise_if_problems(problem_lines: list[str]) -> None:
 
 
 def problem_line(settings_class: type[BaseModel], name: str, problem: str) -> str:
-    """Return one line with the name of a variable, what is wrong with it, what it is for, and an example.
+    """Return one line: the name of the variable, the problem, the purpose of the setting, and an example.
 
     A long description is shortened; docs/settings.md has it in full.
     """
@@ -60,10 +60,10 @@ def lines_for_missing_settings(settings: BaseModel, *names: str) -> list[str]:
 
 
 def problems_in(error: ValidationError) -> dict[str, str]:
-    """Return what is wrong with each setting that pydantic has rejected. The keys are the names of the variables.
+    """Return the problem of each setting that pydantic has rejected. The keys are the names of the variables.
 
-    Pydantic also reports a setting whose default it could not compute, because another setting was rejected. The
-    returned problems do not contain such a setting.
+    If a default depends on a rejected setting, pydantic cannot compute the default and reports this as another error.
+    The returned problems do not contain such errors.
     """
     problems: dict[str, str] = {}
     for details in error.errors(include_url=False):
@@ -76,8 +76,8 @@ def problems_in(error: ValidationError) -> dict[str, str]:
 def _describe_error(details: ErrorDetails) -> str:
     """Describe one error.
 
-    The text shows the value only if the type of the error is in `_TEXT_BY_ERROR_TYPE`. Errors of these types occur only
-    for settings that are numbers or words of a fixed list, never for secrets.
+    The text shows the wrong value only if the type of the error is in `_TEXT_BY_ERROR_TYPE`. These types occur only for
+    settings whose value is a number, true or false, or a word of a fixed list. They never occur for secrets.
     """
     context: dict[str, Any] = details.get("ctx", {})
     if details["type"] == "value_error":

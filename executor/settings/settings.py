@@ -30,7 +30,7 @@ from executor.settings.tenants import TenantSettings
 from executor.settings.types import is_local_address
 
 
-# Pydantic checks the last base class first. So a setting may depend on the settings of later base classes.
+# Pydantic checks the last base class first. So a setting may depend on the settings of base classes below its own.
 class Settings(
     MonitoringSettings,
     AgentSettings,
@@ -42,9 +42,9 @@ class Settings(
     ProxmoxSettings,
     FulcrumSettings,
 ):
-    """All settings. `load_settings` reads them from their sources. `Settings(…)` uses only its arguments."""
+    """All settings. `load_settings` reads the values from their sources; `Settings(…)` uses only its arguments."""
 
-    model_config = ConfigDict(defer_build=False)  # build the validators now, unlike those of the base classes
+    model_config = ConfigDict(defer_build=False)  # build the validators now; the base classes build none
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -58,7 +58,7 @@ class Settings(
         return "given" if name.lower() in self.model_fields_set else "default"
 
     def insecure_settings(self) -> list[tuple[str, str]]:
-        """Return the name of each setting that turns off the protection by TLS, and the danger of this value."""
+        """Return the name of each setting whose value turns off the protection by TLS, and the danger of this value."""
         url = urlsplit(self.fulcrum_api_url)
         insecure = []
         if url.scheme == "http" and not is_local_address(f"{url.hostname}:0"):  # the port is ignored
@@ -83,9 +83,9 @@ SECRET_NAMES = (
 
 
 def load_settings(*, env_file: Path | None = Path(".env"), environ: Mapping[str, str] | None = None) -> Settings:
-    """Read and check the settings. The returned object cannot be changed.
+    """Read and check the settings. Return an immutable object.
 
-    Raises SettingsError with one line per problem. No line shows a secret.
+    Raises SettingsError, whose text has one line per problem. No line shows a secret.
     """
     gathered = gather_values(
         names=FIELDS,
@@ -115,10 +115,10 @@ def _format_problem(problem: Problem) -> str:
 def override_settings(
     settings: Settings, values: Mapping[str, Any], origin: str, *, names_to_reset: frozenset[str] = frozenset()
 ) -> Settings:
-    """Return new settings in which `values` replace the present values. The origin of the new values is `origin`.
+    """Return a copy of the settings in which `values` replace the present values. Their origin is `origin`.
 
-    The keys of `values` are names of attributes. The attributes in `names_to_reset` get their default. Defaults that
-    depend on other settings are computed again. Raises pydantic's ValidationError.
+    The keys of `values` are names of attributes. The attributes in `names_to_reset` get their default. A default that
+    depends on other settings is computed again. Raises pydantic's ValidationError.
     """
     present_values = {name: getattr(settings, name) for name in settings.model_fields_set - names_to_reset}
     new_settings = Settings(**{**present_values, **values})

@@ -44,12 +44,12 @@ NOT_SETTINGS = frozenset(
         "SMITH_BOOT_ID",
     }
 )
-#: Matches the end of the names of the variables that Kubernetes sets for its services. For the service `fulcrum-core`,
-#: one of them is FULCRUM_CORE_SERVICE_HOST.
+#: Matches the end of the name of a variable that Kubernetes sets for one of its services, such as
+#: FULCRUM_CORE_SERVICE_HOST for the service `fulcrum-core`.
 _KUBERNETES_SERVICE_VARIABLE = re.compile(
     r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$"
 )
-#: Maximum size of a secret's file. Without it, a path such as /dev/zero would block the start.
+#: Maximum size of a secret's file. Without this limit, a path such as /dev/zero would block the start.
 MAX_SECRET_BYTES = 65_536
 #: Matches a line `NAME=value` or `export NAME=value` of a `.env` file. The groups are the name and the text after `=`.
 _ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
@@ -133,11 +133,11 @@ class _Sources:
         return None
 
     def find_secret(self, name: str) -> tuple[str, str] | None:
-        """Find the value of a secret. Raises _UnusableFile if its file contains no usable secret."""
+        """Find the value of a secret. Raises _UnusableFile if the secret is in a file that is not usable."""
         if value_and_origin := self._find_secret_in(self.environ, name, "environment"):
             return value_and_origin
         mounted_file = self.secrets_dir / name.lower()
-        if os.path.lexists(mounted_file):  # also True for a broken symbolic link, so that it is reported as a problem
+        if os.path.lexists(mounted_file):  # also True for a broken symbolic link: reading it below reports the problem
             return _read_secret(mounted_file), str(mounted_file)
         return self._find_secret_in(self.dotenv, name, self.dotenv_path)
 
@@ -152,7 +152,7 @@ class _Sources:
 
 
 def read_secret_file(path: Path) -> str:
-    """Return the secret in a file. Callers use it for secrets that are not settings. Raises SettingsError."""
+    """Return the secret in a file. For secrets that are not settings. Raises SettingsError."""
     try:
         return _read_secret(path)
     except _UnusableFile as error:
@@ -218,7 +218,8 @@ def _unknown_setting_problems(
 def _is_set_by_kubernetes(name: str, value: str) -> bool:
     """Return whether Kubernetes has set the variable for one of its services.
 
-    One of these variables is <SERVICE>_PORT. Its value is a URL, such as tcp://10.0.0.7:80.
+    The regular expression does not match <SERVICE>_PORT. Kubernetes sets this variable to a URL, such as
+    tcp://10.0.0.7:80.
     """
     return bool(_KUBERNETES_SERVICE_VARIABLE.search(name)) or (name.endswith("_PORT") and "://" in value)
 

@@ -13,7 +13,7 @@ def _limit_setting(amount: str, unit: str = "") -> Any:
 
 
 class TenantSettings(SettingsArea):
-    """Limits what one tenant may have. A request beyond a limit fails with CAPACITY."""
+    """Limits the resources of one tenant. A request that exceeds a limit fails with the error code CAPACITY."""
 
     smith_tenant_max_vms: int = _limit_setting("number of VMs and containers")
     smith_tenant_max_cores: int = _limit_setting("number of cores of all VMs together")

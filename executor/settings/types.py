@@ -51,7 +51,7 @@ def _split_url(text: str) -> SplitResult:
 
 def _check_database_url(text: str) -> str:
     url = _split_url(text)
-    # the kind of database, with or without a driver, as in postgresql or postgresql+psycopg
+    # The scheme is the kind of database, with or without a driver, as in postgresql or postgresql+psycopg.
     if not re.fullmatch(r"(sqlite|postgresql)(\+\w+)?", url.scheme):
         raise ValueError("must start with sqlite:/// or postgresql://")
     names_no_file = bool(url.netloc) or url.path in {"", "/"} or ":memory:" in url.path
@@ -87,7 +87,7 @@ def _check_host(text: str) -> str:
         raise ValueError("must be a host name or an address, without https:// and without a path")
     if text.count(":") == 1:
         raise ValueError("must be a host name or an address; its port belongs in PROXMOX_PORT")
-    # a host name or an IPv4 address; or an IPv6 address, with or without brackets
+    # The two alternatives are: a host name or an IPv4 address; an IPv6 address with or without brackets.
     if not re.fullmatch(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?", text):
         raise ValueError("is wrong, it is neither a host name nor an address")
     return text
@@ -96,7 +96,7 @@ def _check_host(text: str) -> str:
 def _check_user(text: str) -> str:
     if "!" in text:
         raise ValueError("must not contain a '!', since the token's name belongs in PROXMOX_TOKEN_ID")
-    # the name of a user, `@` and the name of a realm
+    # The form is: the name of a user, `@`, the name of a realm.
     if not re.fullmatch(r"[^@\s:/]+@[A-Za-z][A-Za-z0-9._-]*", text):
         raise ValueError("must be a user with its realm, as in smith@pve")
     return text
@@ -117,7 +117,7 @@ def _check_proxmox_name(text: str) -> str:
 
 
 def _check_nested_name(text: str) -> str:
-    """Check a name that may contain slashes, such as that of a pool within another pool."""
+    """Check a name that may contain slashes, such as the name of a pool within another pool."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", text):
         raise ValueError("is wrong, it may contain letters, digits, dots, dashes, underscores and slashes")
     return text
@@ -237,9 +237,9 @@ def _check_listen_address(text: str) -> str:
 
 
 def is_local_address(address: str) -> bool:
-    """Return whether a server with this listen address can be reached only from this machine.
+    """Return whether only this machine can reach a server that listens on this address.
 
-    The address has the form host:port, or is `off`.
+    The address has the form host:port, or is `off` (no server).
     """
     host = address.rpartition(":")[0].strip("[]")
     if address == "off" or host == "localhost":

@@ -1,7 +1,7 @@
-"""Finds how long the certificates of FulcrumCore, Proxmox and the pages are valid, and why a TLS connection fails.
+"""Finds how long the certificates of FulcrumCore, Proxmox and our HTTP pages are valid, and why a TLS connection fails.
 
-To read the certificate of FulcrumCore or Proxmox, this module opens a TLS connection in addition to the connections of
-the agent's clients. The certificate of the pages is read from its file.
+To read the certificate of FulcrumCore or Proxmox, this module opens a TLS connection of its own, in addition to the
+connections of the clients. It reads the certificate of the HTTP pages from a file.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 
 from executor.proxies import open_connection
 
-#: How long a connection may take.
+#: The maximum time for a connection with its TLS handshake.
 TIMEOUT_S = 5.0
 #: The checks warn if a certificate is valid for fewer days than this.
 MIN_DAYS_LEFT = 14
-#: Names by which a machine reaches itself. Proxmox's certificates contain them, but other machines cannot use them.
+#: Names by which a machine reaches itself. Proxmox's certificates contain these names, but from another machine they do
+#: not lead to Proxmox.
 LOCAL_NAMES = ("localhost", "127.0.0.1", "0:0:0:0:0:0:0:1", "::1")
 #: OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which the module `ssl` does not name.
 _NO_CHECK_TIME = 0x200000
@@ -30,7 +31,7 @@ _NOT_YET_VALID, _EXPIRED, _WRONG_HOST, _WRONG_ADDRESS = 9, 10, 62, 64
 
 
 class TlsProblem(StrEnum):
-    """Why a TLS connection to a server fails."""
+    """The reasons for which a TLS connection to a server fails."""
 
     NO_TLS = "no TLS"  #: the server answers, but not with TLS
     NO_CONNECTION = "no connection"
@@ -46,7 +47,7 @@ class Certificate:
 
     valid_from: datetime
     valid_until: datetime
-    names: tuple[str, ...]  #: the host names and addresses for which it is valid
+    names: tuple[str, ...]  #: the host names and addresses for which the certificate is valid
     issuer: str
 
     @property
@@ -56,7 +57,7 @@ class Certificate:
 
     @property
     def days_left(self) -> int:
-        """The number of whole days until the certificate expires; negative after that."""
+        """The number of whole days until the certificate expires; negative if it has expired."""
         return (self.valid_until - datetime.now(UTC)).days
 
 
@@ -65,13 +66,13 @@ class TlsState:
     """The result of an attempt to open a TLS connection."""
 
     problem: TlsProblem | None  #: None if the connection succeeded
-    certificate: Certificate | None = None  #: None if it cannot be read
+    certificate: Certificate | None = None  #: the server's certificate; None if it cannot be read
 
 
 def read_tls_state(host: str, port: int, ca_bundle: Path | None) -> TlsState:
-    """Connect with TLS, and return whether this failed and why, with the server's certificate.
+    """Connect with TLS. Return the reason if the connection fails, and the certificate of the server.
 
-    The certificate is verified with the CA bundle, or with the system's CAs if `ca_bundle` is None.
+    The certificate is verified with the CA bundle. If `ca_bundle` is None, the CAs of the system are used instead.
     """
     context = ssl.create_default_context(cafile=str(ca_bundle) if ca_bundle else None)
     try:
@@ -114,7 +115,7 @@ def _read(handshake: _Handshake) -> Certificate:
     unverified = ssl.create_default_context()
     unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
     encoded, _ = handshake(unverified)
-    # `ssl` decodes only a verified certificate, so the second handshake trusts the certificate of the first one.
+    # `ssl` decodes only a verified certificate. So a second handshake trusts the certificate that the first one received.
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname = False
     trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VerifyFlags(_NO_CHECK_TIME)
@@ -163,7 +164,7 @@ def _time(text: object) -> datetime:
 
 
 def describe_problem(host: str, state: TlsState) -> str:
-    """Return a text that says what is wrong with the server's certificate; '' if something else is wrong."""
+    """Return a text about the problem of the server's certificate; '' if the certificate is not the problem."""
     certificate = state.certificate
     if certificate is None:
         return ""

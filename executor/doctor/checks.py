@@ -1,7 +1,7 @@
 """Defines the result of a preflight check of `smith doctor`, and the exit code that results from all checks.
 
-A remedy is what an operator can do about a problem: a command, a setting or a short instruction. Each result shows its
-remedies as hints.
+A remedy tells an operator how to solve a problem: a command, a setting or a short instruction. The remedies of a result
+are in its attribute `hints`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PLACEHOLDER = re.compile(r"<[a-z ]+>")
 class Area(StrEnum):
     """The part of the system that a check is about.
 
-    If checks of several areas fail, the exit code is that of the area which is listed first.
+    If checks of several areas fail, the exit code belongs to the first of these areas in the order of this enum.
     """
 
     SETTINGS = "settings"
@@ -39,17 +39,17 @@ EXIT_CODES = {
     Area.DATABASE: EXIT_DATABASE,
     Area.MACHINE: EXIT_FAILURE,
 }
-#: What to do if the clock of this machine or of a server is wrong.
+#: The remedy if the clock of this machine or of a server is wrong.
 CLOCK_HINT = "on the machine whose clock is wrong: timedatectl set-ntp true"
 
 
 class Status(StrEnum):
-    """Whether a check succeeded."""
+    """The status of a check's result."""
 
     OK = "ok"
     WARNING = "warning"  #: jobs can succeed, but the operator should act
     FAILED = "failed"  #: jobs will fail
-    SKIPPED = "skipped"  #: the result is unknown, because something that the check needs is missing
+    SKIPPED = "skipped"  #: the check did not run, because something that it needs is missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def setting_line(name: str, value: object) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return the text as one word of a shell. A placeholder such as `<vmid>` is not quoted: an operator replaces it."""
+    """Return the text as one word of a shell. Placeholders such as `<vmid>` need no quotes: an operator replaces them."""
     rest = _PLACEHOLDER.sub("", text)
     if text and (not rest or shlex.quote(rest) == rest):
         return text
@@ -102,7 +102,7 @@ def _quoted(text: str) -> str:
 
 
 def _escaped(char: str) -> str:
-    """Return the character as it is written in `$'…'`, so that a line break does not break the line of the remedy."""
+    """Return the character in the form that a shell reads within `$'…'`. So a remedy with a line break is one line."""
     if char in "\\'":
         return f"\\{char}"
     if char == "\n":
@@ -111,7 +111,7 @@ def _escaped(char: str) -> str:
 
 
 def exit_code(results: Iterable[CheckResult]) -> int:
-    """Return the exit code of the first area with a failed check, or EXIT_OK when no check failed."""
+    """Return the exit code of the first area (in the order of `Area`) with a failed check; EXIT_OK if none failed."""
     failed_areas = {result.area for result in results if result.status is Status.FAILED}
     for area in Area:
         if area in failed_areas:

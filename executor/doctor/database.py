@@ -1,4 +1,4 @@
-"""Checks the database: whether it can be read and written, its schema, its integrity, and the owner of its files."""
+"""Checks if the database can be read and written, its schema and integrity, and the owner of the data folder's files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from executor.errors import DatabaseError
 from executor.settings.settings import Settings
 
 _RESULT = ResultFactory(Area.DATABASE)
-#: How long the check waits for the write lock. No transaction of an agent takes that long.
+#: The check waits for the write lock of the SQLite file at most this long. No transaction of an agent takes that long.
 MAX_LOCK_WAIT_S = 2.0
 RESTORE_HINT = "smith db restore <backup>"
-#: The remedies for failures of the database. Each key is a part of the error text for which its remedy is shown.
+#: The remedies for failures of the database. A remedy is shown if the error text contains its key.
 HINTS = {
     "which this version (newest": "run the newer Agent Smith; or, with the newer version: smith db downgrade",
     "tables of another program": "SMITH_DATABASE_URL=sqlite:///<file>",
@@ -48,7 +48,10 @@ def check_database(settings: Settings) -> Iterator[CheckResult]:
 
 
 def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResult]:
-    """Check that no other program holds the lock, and check schema, integrity and pause. Raises DatabaseError."""
+    """Check that no other program holds the write lock. Also check the schema, the integrity, and a pause of the agents.
+
+    Raises DatabaseError.
+    """
     engine = open_engine(settings.smith_database_url)
     try:
         if not can_lock(engine, within_s=MAX_LOCK_WAIT_S):
@@ -57,7 +60,7 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
                 "usable", text, f"end the program that has opened the file: {command_line('fuser', '-v', file)}"
             )
             return
-        # `smith db migrate` seals a database whose rows it moves to another one: a sealed database refuses all changes.
+        # When `smith db migrate` moves all rows to another database, it seals this one: it then refuses all changes.
         problems, seal_problem = schema.check(engine), moves.seal_problem(engine)
         pause = None
         if not problems:
@@ -93,7 +96,7 @@ def _check_owner(folder: Path) -> Iterator[CheckResult]:
         owner = folder.stat().st_uid
         files = {file: file.lstat().st_uid for file in sorted(folder.iterdir())}
     except OSError:
-        return  # the folder does not exist, or it cannot be read, which the other checks report
+        return  # the folder does not exist or cannot be read; other checks report this
     for file, uid in files.items():
         if uid != owner:
             text = f"{file} belongs to uid {uid}, and its folder to uid {owner}, so the agent may not be able to use it"

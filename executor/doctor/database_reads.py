@@ -1,4 +1,4 @@
-"""Reads rows of the agent's database for checks of other areas, without creating a database that does not exist."""
+"""Reads rows of the agent's database for the checks of other areas. Does not create a missing database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks what deletions did not remove: guests whose configuration has only a lock, and volumes of deleted VMs."""
+"""Checks for remains of deletions: guests whose configuration has only a lock, and volumes of deleted VMs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from executor.model import GuestKind
 from executor.settings.settings import Settings
 
 _RESULT = ResultFactory(Area.PROXMOX)
-#: The lock that Proxmox sets near the end of a deletion. If the deletion is interrupted after that, the lock stays.
+#: The lock that Proxmox sets near the end of a deletion. If the deletion is interrupted later, the lock stays.
 DESTROYED = "destroyed"
 
 
@@ -47,9 +47,9 @@ def _volumes_left(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def _recorded_volumes(settings: Settings) -> tuple[VolumesLeft, ...]:
-    """Return the volumes that existed after the deletion of their VM, as the database records them.
+    """Return the volumes that still existed after the deletion of their VM, according to the database.
 
-    Returns none if the database cannot be read, because the check of the database reports that.
+    If the database cannot be read, return no volumes: the check of the database reports this error.
     """
     try:
         return read_database(

@@ -19,7 +19,7 @@ _RESULT = ResultFactory(Area.FULCRUM)
 
 
 class _ConfigurationUnavailable(Exception):
-    """FulcrumCore did not return the agent's configuration. The agent would wait and retry, but the check fails."""
+    """FulcrumCore did not return the agent's configuration. The agent would retry later, but a check fails at once."""
 
 
 def check_fulcrum(settings: Settings) -> Generator[CheckResult, None, Settings | None]:
@@ -28,7 +28,7 @@ def check_fulcrum(settings: Settings) -> Generator[CheckResult, None, Settings |
     If `smith_remote_config` is set, the agent's configuration in FulcrumCore is part of the effective settings. Returns
     None if this configuration cannot be read.
     """
-    # Without a connection to FulcrumCore, the effective settings are known only if FulcrumCore provides none of them.
+    # If FulcrumCore provides no settings, the effective settings are known even without a connection to FulcrumCore.
     settings_without_fulcrum = None if settings.smith_remote_config else settings
     client = FulcrumClient(
         settings.fulcrum_api_url,
@@ -53,8 +53,8 @@ def check_fulcrum(settings: Settings) -> Generator[CheckResult, None, Settings |
 def _read_configuration(settings: Settings, client: FulcrumClient) -> Generator[CheckResult, None, Settings | None]:
     """Read the agent's configuration from FulcrumCore, and return the effective settings.
 
-    The configuration overrides the settings in files and in the environment. Returns None if it cannot be read or is
-    invalid.
+    The configuration overrides the settings in files and in the environment. If the configuration cannot be read or is
+    not valid, return None.
     """
     if not settings.smith_remote_config:
         return settings

@@ -62,14 +62,14 @@ def _check_clock(client: FulcrumClient) -> CheckResult:
 def _check_use_of_token(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
     """Warn if the database has jobs of another agent, or if an executor with another database uses the token.
 
-    An executor with another database probably exists if FulcrumCore has a recent heartbeat of the agent, although the
-    database has no row of a running agent process. Two such executors would claim each other's jobs.
+    FulcrumCore may have a recent heartbeat of the agent although this database has no row of a running agent process.
+    Then an executor with another database probably uses the token. Two such executors would claim each other's jobs.
     """
     try:
         agent_id_of_jobs = read_database(settings, queries.agent_id_of_newest_job, if_missing=None)
         is_running = read_database(settings, lambda session: _is_running(session, settings), if_missing=False)
     except DatabaseError:
-        return  # no result here, because the check of the database reports this error
+        return  # the check of the database reports this error
     if agent_id_of_jobs not in (None, agent.id):
         text = f"the jobs in the database are those of agent {agent_id_of_jobs}, but the token is that of {agent.id}"
         token_hint = f"FULCRUM_API_TOKEN_FILE=<file with the token of agent {agent_id_of_jobs}>"

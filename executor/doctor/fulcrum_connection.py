@@ -42,7 +42,8 @@ def check_connection(client: FulcrumClient, settings: Settings) -> Generator[Che
 def _check_tls(settings: Settings) -> Iterator[CheckResult]:
     """Check that the connection is encrypted, and that the client verifies the certificate.
 
-    It is called only after FulcrumCore has answered a request. So if the client verifies the certificate, it is valid.
+    The caller has already received an answer from FulcrumCore. So if the client verifies the certificate, the
+    certificate is valid.
     """
     url = urlsplit(settings.fulcrum_api_url)
     if url.scheme == "https" and not settings.fulcrum_verify_tls:
@@ -56,7 +57,7 @@ def _check_tls(settings: Settings) -> Iterator[CheckResult]:
 
 
 def _check_validity(settings: Settings) -> CheckResult:
-    """Check for how many days the certificate is still valid. The client has already verified it."""
+    """Check for how many days the certificate is still valid. The client has already verified the certificate."""
     certificate = certificates.read_certificate(*_address(settings))
     if certificate is None:  # the second connection, which reads the certificate, has failed
         return _RESULT.ok("tls", "verified")
@@ -67,7 +68,7 @@ def _check_validity(settings: Settings) -> CheckResult:
 
 
 def _check_refused_token(client: FulcrumClient, refusal: FulcrumAuthFailing) -> CheckResult:
-    """Return why FulcrumCore refused the token.
+    """Return a failed check with the cause for which FulcrumCore refused the token.
 
     To find the cause, this function requests the metric types, which every valid token may read.
     """
@@ -82,7 +83,7 @@ def _check_refused_token(client: FulcrumClient, refusal: FulcrumAuthFailing) -> 
 
 
 def _explain_failure(settings: Settings, error: FulcrumError) -> Iterator[CheckResult]:
-    """Yield why a request failed. The cause is not a refused token, which the caller handles."""
+    """Yield results that explain why a request failed. The caller handles a refused token, so this is not the cause."""
     url = urlsplit(settings.fulcrum_api_url)
     state = _tls_state(settings, error)
     if error.status is not None:  # the server has answered, so the TLS handshake has succeeded
@@ -98,10 +99,10 @@ def _explain_failure(settings: Settings, error: FulcrumError) -> Iterator[CheckR
 
 
 def _tls_state(settings: Settings, error: FulcrumError) -> TlsState:
-    """Return the problem with TLS. If the server's response to the request excludes such a problem, do not connect.
+    """Return the result of an attempt to connect with TLS. Make no attempt if TLS cannot be the cause of the error.
 
-    Every response by https excludes it. A response by http excludes it unless its status is 400: a server that expects
-    TLS answers a request by http with this status.
+    After a response by https, TLS is not the cause. After a response by http, TLS can be the cause only if the status
+    is 400: a server that expects TLS answers a request by http with this status.
     """
     is_https = settings.fulcrum_api_url.startswith("https:")
     if (is_https and error.status is not None) or (not is_https and error.status not in (None, 400)):
@@ -129,7 +130,7 @@ def _explain_tls_failure(settings: Settings, state: TlsState, error: FulcrumErro
 
 
 def _hints_for(settings: Settings, error: FulcrumError) -> list[str]:
-    """Return what the operator can do about a request that failed for another reason than TLS or its token."""
+    """Return the remedies for a request that failed, if the cause is neither TLS nor the token."""
     url = urlsplit(settings.fulcrum_api_url)
     if "CERTIFICATE_VERIFY_FAILED" in str(error):  # the system knows the CA, but the client used another CA bundle
         return [setting_line("FULCRUM_CA_BUNDLE", certificates.system_bundle())]

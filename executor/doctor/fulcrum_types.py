@@ -21,19 +21,20 @@ _RESULT = ResultFactory(Area.FULCRUM)
 REQUIRED_PROPERTIES = ("cores", "memoryMb", "diskGb")
 #: The name of the property for a VM's password. A service type should mark this property as secret.
 PASSWORD_PROPERTY = "ciPassword"  # noqa: S105  (a name, not a password)
-#: Properties of the shipped service types that a provider may remove, if the provider offers no values for them.
+#: Properties of the shipped service types that a provider may remove from a type. The provider does so if it offers no
+#: values for the property.
 OPTIONAL_PROPERTIES = frozenset({"tags"})
 
 
 def add_type_hint(agent: CoreAgent) -> str:
-    """Return the command that creates the service type and adds it to the agent's type."""
+    """Return the command that creates the service type and adds it to the agent type of this agent."""
     provider = agent.participant.name if agent.participant else None
     options = ("--agent", agent.name or "<agent>", "--provider", provider or "<provider>")
     return command_line("smith", "bootstrap", "core", *options)
 
 
 def check_service_types(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
-    """Check the service types of the agent's type. Raises FulcrumError."""
+    """Check the service types that belong to the agent type of this agent. Raises FulcrumError."""
     service_type_ids = agent.agent_type.service_type_ids if agent.agent_type else []
     if not service_type_ids:
         text = "the agent's type has no service types, so the agent gets no jobs"
@@ -66,9 +67,9 @@ def _check_actions(service_type: ServiceType, playbook_folders: Any) -> Iterator
 
 
 def _warn_if_older_than_shipped_type(service_type: ServiceType) -> Iterator[CheckResult]:
-    """Warn if a service type has the name of a shipped type, but lacks some of the actions or properties in its file.
+    """Warn if a service type has the name of a shipped type, but lacks some of its actions or properties.
 
-    The files of the shipped types are in the folder `deploy`.
+    The shipped types are defined by files in the folder `deploy`.
     """
     shipped = _shipped_type(service_type)
     if shipped.get("name") != service_type.name:

@@ -25,7 +25,7 @@ _RESULT = ResultFactory(Area.MACHINE)
 MAX_RUN_DIR_CHARS = 40
 #: The remedy: a run folder in memory with a short path.
 RUN_DIR_HINT = "SMITH_RUN_DIR=/dev/shm/agent-smith"
-#: The size to which the remedy enlarges a full file system in memory. It suffices for many runs.
+#: The size to which the remedy enlarges a full file system in memory. This size suffices for many runs.
 TMPFS_MIB = 256
 #: The oldest version of ansible-core that pyproject.toml allows. A test compares this constant with the file.
 MIN_ANSIBLE_CORE = (2, 19)
@@ -57,7 +57,7 @@ def _check_disk_space(settings: Settings) -> Iterator[CheckResult]:
 
 
 def _space_hints(name: str, folder: Path) -> list[str]:
-    """Return what the operator can do about a full file system. A file system in memory can be enlarged."""
+    """Return the remedies for a full file system. A file system in memory can be enlarged."""
     mounted_at = mount_point(nearest_existing_folder(folder))
     usage = command_line("du", "-x", mounted_at)
     free = f"free space there ({usage} | sort -n), or use another disk: SMITH_{name.upper()}_DIR=<folder>"
@@ -98,8 +98,9 @@ def _check_ansible() -> Iterator[CheckResult]:
 def _check_collection() -> Iterator[CheckResult]:
     installed_version, (minimum, too_new) = collection_version(), COLLECTION_RANGE
     version_range = f">={_version_text(minimum)},<{_version_text(too_new)}"
-    # Ansible uses the collection in the first folder of its search path that has it, so the command installs into the
-    # first folder. If ANSIBLE_COLLECTIONS_PATH is not set, this is the folder with the packages of this Python.
+    # Ansible searches the folders of its search path in order, and uses the first copy of the collection. So the command
+    # installs into the first folder. If ANSIBLE_COLLECTIONS_PATH is not set, the first folder is the folder with the
+    # packages of this Python.
     programs, folder = Path(sys.executable).parent, collection_search_path()[0]
     words = (programs / "ansible-galaxy", "collection", "install", "--force", "-p", folder)
     install_command = command_line(*words, f"community.proxmox:{version_range}")

@@ -24,7 +24,8 @@ MAX_PAGES = 5
 MAX_OFFERED_JOBS = 500
 #: The maximum number of jobs for which a result is shown.
 MAX_SHOWN_JOBS = 5
-#: Why a processing job may have no row in the agent's database. CLAIMED_ELSEWHERE is a text about another executor.
+#: The text about a processing job that has no row in the agent's database, with the possible causes. CLAIMED_ELSEWHERE
+#: is the text "another executor has claimed the job", in more detail.
 NO_ROW = (
     f"the agent's database has no row of it: {CLAIMED_ELSEWHERE}, or the database was lost, and the agent stores the "
     "job again when it starts"
@@ -59,10 +60,10 @@ def check_open_jobs(client: FulcrumClient, agent_id: str, settings: Settings) ->
 
 
 def cause_of(core_job: CoreJob, row: Job | None) -> str:
-    """Return why the agent neither processes nor reports a job that is open in FulcrumCore; '' if it does.
+    """Return why the agent neither processes nor reports a job that is open in FulcrumCore; '' if there is no problem.
 
     `row` is the job's row in the agent's database. A pending job without a row is no problem, because the agent
-    receives it with its next poll. Pure function.
+    receives this job when it polls FulcrumCore the next time. Pure function.
     """
     if row is None:
         return NO_ROW if core_job.status == "Processing" else ""

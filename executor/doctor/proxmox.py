@@ -80,9 +80,9 @@ def _check_quorum(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def _check_vmid_range(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Check that the range has free VMIDs, which no guest and no service has, and which are not in quarantine.
+    """Check that the range has free VMIDs. A free VMID belongs to no guest and no service, and is not in quarantine.
 
-    A VMID is in quarantine for SMITH_VMID_QUARANTINE_S after the deletion of its VM. It is not used again in this time.
+    After the deletion of a VM, its VMID is in quarantine for SMITH_VMID_QUARANTINE_S: it is not used for another VM.
     """
     lowest, highest = context.settings.proxmox_vmid_min, context.settings.proxmox_vmid_max
     vmid_count = highest - lowest + 1
@@ -106,7 +106,7 @@ def _check_vmid_range(context: ProxmoxContext) -> Iterator[CheckResult]:
 def _unavailable_vmids(settings: Settings) -> set[int]:
     """Return the VMIDs of services and the VMIDs in quarantine.
 
-    Returns none if the database cannot be read, because the check of the database reports that.
+    If the database cannot be read, return no VMIDs: the check of the database reports this error.
     """
     vmid_range = (settings.smith_cluster, settings.proxmox_vmid_min, settings.proxmox_vmid_max)
     quarantine_s = settings.smith_vmid_quarantine_s

@@ -14,12 +14,12 @@ from executor.shared.error_codes import ErrorCode
 _RESULT = ResultFactory(Area.PROXMOX)
 #: The major versions of Proxmox VE with which this release is tested.
 TESTED_MAJOR_VERSIONS = ("8", "9")
-#: The errors of a request without a valid answer from Proxmox. TLS may be the cause.
+#: The error codes of a request to which Proxmox has given no valid answer. TLS may be the cause of such an error.
 CONNECTION_ERRORS = (ErrorCode.PVE_TLS, ErrorCode.PVE_UNREACHABLE, ErrorCode.PVE_TIMEOUT, ErrorCode.PVE_API_ERROR)
 
 
 def explain_failure(error: JobError, settings: Settings) -> CheckResult:
-    """Return why the first request to Proxmox failed."""
+    """Return a failed check that explains why the first request to Proxmox failed."""
     if error.code is ErrorCode.PVE_AUTH:
         return _refused_login(settings)
     if error.code not in CONNECTION_ERRORS:
@@ -35,7 +35,7 @@ def explain_failure(error: JobError, settings: Settings) -> CheckResult:
 
 
 def _refused_login(settings: Settings) -> CheckResult:
-    """Return the result for a login that Proxmox refuses. Only Proxmox's log names the cause, the response does not."""
+    """Return the result for a login that Proxmox refuses. The response does not name the cause, only Proxmox's log does."""
     log_hint = "the cause is in the log of the node: journalctl -u pveproxy --since -1h | grep 'authentication failure'"
     user, token = settings.proxmox_user, settings.proxmox_token_id
     user_hint = command_line("pveum", "user", "modify", user, "--enable", "1", "--expire", "0")
@@ -56,7 +56,7 @@ def _refused_login(settings: Settings) -> CheckResult:
 
 
 def _certificate_hints(state: TlsState, settings: Settings) -> list[str]:
-    """Return what the operator can do about a certificate that cannot be verified."""
+    """Return the remedies for a certificate that cannot be verified."""
     names = state.certificate.best_name if state.certificate else ""
     hints = {
         TlsProblem.EXPIRED: [renew_hint(settings), CLOCK_HINT],
@@ -82,7 +82,7 @@ def _connection_hints(error: JobError) -> list[str]:
 
 
 def check_connection(version: str, settings: Settings) -> Iterator[CheckResult]:
-    """Check the certificate and the version. It is called only after a request to Proxmox has succeeded."""
+    """Check the certificate and the version. The caller has already made a successful request to Proxmox."""
     yield _RESULT.ok("reachable", _address(settings))
     yield _check_tls(settings)
     if version.partition(".")[0] in TESTED_MAJOR_VERSIONS:

@@ -16,9 +16,9 @@ from executor.shared.sdn_zones import LOCAL_ZONE
 
 @dataclass(frozen=True)
 class ProxmoxContext:
-    """The settings, the client that reads from Proxmox, and Proxmox's answers.
+    """The settings, the client that reads from Proxmox, and the answers of Proxmox.
 
-    Each answer is requested when a check first needs it, and then kept for the other checks.
+    When a check first needs an answer, the client requests it. The answer is then kept for the other checks.
     """
 
     settings: Settings
@@ -43,13 +43,13 @@ class ProxmoxContext:
 
     @cached_property
     def bridges(self) -> list[str]:
-        """The names of the bridges that a VM may have."""
+        """The names of the bridges that a VM may have, without `*` (every bridge)."""
         offered = [self.settings.proxmox_bridge, *self.settings.proxmox_bridges]
         return list(dict.fromkeys(name for name in offered if name and name != ANY))
 
     @cached_property
     def bridges_by_node(self) -> dict[str, frozenset[str]]:
-        """The bridges and VNets that the token may see, of each online node on which the agent may place VMs."""
+        """The bridges and VNets that the token may see, by node. Contains only online nodes of `allowed_nodes`."""
         return {node.name: self.reader.bridges(node.name) for node in self.allowed_nodes if node.is_online}
 
     @cached_property
@@ -59,7 +59,7 @@ class ProxmoxContext:
 
     @cached_property
     def template_configs(self) -> list[tuple[str, dict[str, Any]]]:
-        """The name of the image and the configuration, for each VM in PROXMOX_TEMPLATES that the token may see."""
+        """A pair for each VM in PROXMOX_TEMPLATES that the token may see: the name of the image, the configuration."""
         row_by_vmid = {row.vmid: row for row in self.guests}
         rows = [(image, row_by_vmid.get(vmid)) for image, vmid in self.settings.proxmox_templates.items()]
         return [(image, self.reader.vm_config(row.node, row.vmid, kind=row.kind)) for image, row in rows if row]
@@ -71,7 +71,7 @@ class ProxmoxContext:
 
     @cached_property
     def disk_storages(self) -> frozenset[str]:
-        """The names of disk storages: PROXMOX_STORAGE, or else the storages of the templates in PROXMOX_TEMPLATES."""
+        """The names of the storages for disks: PROXMOX_STORAGE, or else the storages of the configured templates."""
         if self.settings.proxmox_storage:
             return frozenset({self.settings.proxmox_storage})
         template_vmids = self.settings.proxmox_templates.values()
@@ -92,7 +92,7 @@ class ProxmoxContext:
 
     @property
     def storage_names(self) -> frozenset[str]:
-        """The names of the storages that at least one node has and that the token may see."""
+        """The names of the storages that exist on at least one node and that the token may see."""
         return frozenset(row.name for row in self.storages)
 
     @cached_property

@@ -23,7 +23,7 @@ def check_placement(context: ProxmoxContext) -> Iterator[CheckResult]:
     """
     placer = Placer(context.reader, context.settings)
     images = [image for image, config in context.template_configs if is_template(config)]
-    for image in images:  # without VMs that are no templates, which the check of the templates reports
+    for image in images:  # only VMs that are templates; the check of the templates reports the others
         try:
             placer.preview(_request(context, image))
         except JobError as error:
@@ -45,7 +45,8 @@ def _hints(context: ProxmoxContext, image: str, error: JobError) -> list[str]:
     template = templates.template_facts(row, dict(context.template_configs)[image])
     shared_storages = {row.name for row in context.storages if row.is_shared and row.accepts_disks}
     hints = []
-    # If all disks of the template are on shared storages, only PROXMOX_STORAGE can prevent a clone to another node.
+    # If all disks of the template are on shared storages, only the setting PROXMOX_STORAGE can be the reason for which
+    # the template cannot be cloned to another node.
     if template.storages and template.storages <= shared_storages:
         hints.append(setting_line("PROXMOX_STORAGE", min(template.storages)))
     hints.append(setting_line("PROXMOX_NODES", ",".join(sorted({*context.settings.proxmox_nodes, row.node}))))

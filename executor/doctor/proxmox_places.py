@@ -68,8 +68,8 @@ def check_bridges(context: ProxmoxContext) -> Iterator[CheckResult]:
 def _check_bridge(bridge: str, context: ProxmoxContext) -> CheckResult:
     """Check that the bridge exists on each node.
 
-    Proxmox lists only the bridges in /etc/network/interfaces, although a VM can use other bridges, too. So a bridge may
-    exist although no node lists it. If the token may use this bridge, the result is only a warning.
+    Proxmox lists only the bridges in /etc/network/interfaces, but a VM can use other bridges, too. So a bridge may
+    exist although no node lists it. If the token may use such a bridge, the result is only a warning.
     """
     bridges_by_node = context.bridges_by_node
     nodes_without_bridge = [node for node, bridges in bridges_by_node.items() if bridge not in bridges]
@@ -103,9 +103,10 @@ def _vnet_problem(context: ProxmoxContext, need: PrivilegeNeed, vnet: str, *, ma
 
 
 def _hints_without_bridge(bridge: str, context: ProxmoxContext) -> list[str]:
-    """Return a setting without `bridge`: PROXMOX_BRIDGE with a bridge that each node has, or a shorter PROXMOX_BRIDGES.
+    """Return the line of a setting that no longer names `bridge`.
 
-    Returns no setting if the nodes have no bridge in common.
+    The line is PROXMOX_BRIDGE with a bridge that each node has, or PROXMOX_BRIDGES without `bridge`. If the nodes have
+    no bridge in common, return no line.
     """
     existing = sorted(frozenset.intersection(*context.bridges_by_node.values()))
     settings = context.settings
@@ -118,7 +119,7 @@ def _hints_without_bridge(bridge: str, context: ProxmoxContext) -> list[str]:
 
 
 def check_pool(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Check that PROXMOX_POOL exists. Proxmox lists a pool only to a token with Pool.Audit on it."""
+    """Check that PROXMOX_POOL exists. Proxmox lists a pool only if the token has the privilege Pool.Audit on the pool."""
     pool = context.settings.proxmox_pool
     if not pool:
         return

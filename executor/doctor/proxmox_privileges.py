@@ -1,4 +1,4 @@
-"""Checks whether the token has the needed privileges at Proxmox, including those on the devices of templates."""
+"""Checks whether the token has the needed privileges at Proxmox, also the privileges on the devices of templates."""
 
 from __future__ import annotations
 

@@ -119,16 +119,16 @@ def _missing_storage(name: str, subject: str, storage: str, context: ProxmoxCont
 
 
 def _other_storage(storage: str, context: ProxmoxContext, content: str) -> str:
-    """Return another storage that accepts the content and has space, preferably a shared one; `<storage>` if none."""
+    """Return another storage with space for this content, preferably a shared one; `<storage>` if there is none."""
     rows = [row for row in context.storages if content in row.content and row.is_available and not _is_full(row)]
     names = [row.name for row in sorted(rows, key=lambda row: (not row.is_shared, row.name)) if row.name != storage]
     return names[0] if names else "<storage>"
 
 
 def _content_command(storage: str, row_by_node: RowsByNode, content: str) -> str:
-    """Return the command with which the storage accepts one more kind of content.
+    """Return the command after which the storage accepts one more kind of content.
 
-    The command contains the present kinds, too, because `pvesm set` replaces the whole list.
+    The command also contains the present kinds of content, because `pvesm set` replaces the whole list of kinds.
     """
     kinds = {content}.union(*(row.content for row in row_by_node.values()))
     return command_line("pvesm", "set", storage, "--content", ",".join(sorted(kinds)))

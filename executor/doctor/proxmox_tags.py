@@ -50,9 +50,9 @@ def _option_commands(options: Mapping[str, Any]) -> list[str]:
 
 
 def _grant_commands(context: ProxmoxContext) -> list[str]:
-    """Return the hint with the commands that grant the privilege for every tag.
+    """Return the hint with the commands that grant the token the privilege for every tag.
 
-    This is an alternative to a change of the cluster's options.
+    With this privilege, the cluster's options need no change.
     """
     settings = context.settings
     commands = privileges.pveum_commands(

@@ -25,7 +25,7 @@ _DRIVE = re.compile(r"(ide|sata|scsi)[0-9]+")
 def check_templates(context: ProxmoxContext) -> Iterator[CheckResult]:
     """Check that each template in PROXMOX_TEMPLATES can be cloned.
 
-    If the setting is empty, check instead that Proxmox has templates, provided that jobs may use any template.
+    If the setting is empty and jobs may use any template, check instead that Proxmox has templates.
     """
     vmid_by_image = context.settings.proxmox_templates
     if not vmid_by_image and not context.settings.proxmox_any_template:

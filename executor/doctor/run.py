@@ -1,6 +1,6 @@
 """Runs all preflight checks of `smith doctor`.
 
-The checks of FulcrumCore are skipped if settings for FulcrumCore are missing, and likewise the checks of Proxmox.
+If settings for FulcrumCore are missing, the checks of FulcrumCore are skipped. The same holds for Proxmox.
 """
 
 from __future__ import annotations

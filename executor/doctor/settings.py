@@ -15,8 +15,8 @@ from executor.settings.masking import secret_values
 from executor.settings.settings import SECRET_NAMES, Settings, load_settings
 
 _RESULT = ResultFactory(Area.SETTINGS)
-#: `setting_rows` returns the origin of each setting: the path of a file, or one of these. `given` means that the
-#: program passed the value as an argument.
+#: The origins of a setting that are no paths of files. `setting_rows` returns the origin of each setting. The origin
+#: `given` means that the program passed the value as an argument.
 ORIGINS_WITHOUT_FILE = ("default", "environment", "given")
 #: The bits in the mode of a file that grant its group or other users any access.
 ACCESS_BY_OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -79,7 +79,7 @@ def _check_secrets(settings: Settings) -> Iterator[CheckResult]:
 
 
 def _has_secret(name: str, settings: Settings) -> bool:
-    """Return whether the value of this setting is secret. Only the database URL of an SQLite file is not."""
+    """Return whether the value of this secret setting is a secret. The URL of an SQLite file is not: it has no password."""
     return name != "SMITH_DATABASE_URL" or sqlite_file(settings.smith_database_url) is None
 
 

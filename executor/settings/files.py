@@ -30,8 +30,8 @@ def _default_run_dir(settings: dict[str, Any]) -> Path:
     """Return a folder in memory, because the files of a run contain secrets.
 
     The returned folder is in XDG_RUNTIME_DIR if only this user can use that folder, else in `/dev/shm`. Its name
-    contains a hash of the data folder's path, so that several agents of one user have different run folders. The hash is
-    short, because the folder contains Unix sockets, and Linux limits the length of their paths.
+    contains a hash of the data folder's path, so that several agents of one user have different run folders. The hash
+    is short, because the folder contains Unix sockets, and Linux limits the length of their paths.
     """
     path_hash = hashlib.sha256(os.fsencode(settings["smith_data_dir"])).hexdigest()[:8]
     runtime_dir = os.environ.get("XDG_RUNTIME_DIR", "")

@@ -115,7 +115,7 @@ def _read(handshake: _Handshake) -> Certificate:
     unverified = ssl.create_default_context()
     unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
     encoded, _ = handshake(unverified)
-    # `ssl` decodes only a verified certificate. So a second handshake trusts the certificate that the first one received.
+    # `ssl` decodes only a verified certificate. So a second handshake trusts the certificate of the first handshake.
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname = False
     trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VerifyFlags(_NO_CHECK_TIME)

@@ -49,7 +49,7 @@ class Status(StrEnum):
     OK = "ok"
     WARNING = "warning"  #: jobs can succeed, but the operator should act
     FAILED = "failed"  #: jobs will fail
-    SKIPPED = "skipped"  #: the check did not run, because something that it needs is missing
+    SKIPPED = "skipped"  #: the result is unknown, because something that the check needs is missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,10 @@ def setting_line(name: str, value: object) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return the text as one word of a shell. Placeholders such as `<vmid>` need no quotes: an operator replaces them."""
+    """Return the text as one word of a shell.
+
+    Placeholders such as `<vmid>` alone are no reason for quotes, because an operator replaces them.
+    """
     rest = _PLACEHOLDER.sub("", text)
     if text and (not rest or shlex.quote(rest) == rest):
         return text

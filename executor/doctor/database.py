@@ -1,4 +1,4 @@
-"""Checks if the database can be read and written, its schema and integrity, and the owner of the data folder's files."""
+"""Checks if the database can be read and written, its schema and integrity, and the owner of the data folder."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check_database(settings: Settings) -> Iterator[CheckResult]:
 
 
 def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResult]:
-    """Check that no other program holds the write lock. Also check the schema, the integrity, and a pause of the agents.
+    """Check that no other program holds the write lock, and check the schema, the integrity and a pause of the agents.
 
     Raises DatabaseError.
     """

@@ -98,9 +98,9 @@ def _check_ansible() -> Iterator[CheckResult]:
 def _check_collection() -> Iterator[CheckResult]:
     installed_version, (minimum, too_new) = collection_version(), COLLECTION_RANGE
     version_range = f">={_version_text(minimum)},<{_version_text(too_new)}"
-    # Ansible searches the folders of its search path in order, and uses the first copy of the collection. So the command
-    # installs into the first folder. If ANSIBLE_COLLECTIONS_PATH is not set, the first folder is the folder with the
-    # packages of this Python.
+    # Ansible searches the folders of its search path in order, and uses the first copy of the collection. So the
+    # command installs into the first folder. If ANSIBLE_COLLECTIONS_PATH is not set, the first folder is the folder
+    # with the packages of this Python.
     programs, folder = Path(sys.executable).parent, collection_search_path()[0]
     words = (programs / "ansible-galaxy", "collection", "install", "--force", "-p", folder)
     install_command = command_line(*words, f"community.proxmox:{version_range}")

@@ -25,7 +25,7 @@ MAX_OFFERED_JOBS = 500
 #: The maximum number of jobs for which a result is shown.
 MAX_SHOWN_JOBS = 5
 #: The text about a processing job that has no row in the agent's database, with the possible causes. CLAIMED_ELSEWHERE
-#: is the text "another executor has claimed the job", in more detail.
+#: is the text "another executor with this agent's token has claimed the job".
 NO_ROW = (
     f"the agent's database has no row of it: {CLAIMED_ELSEWHERE}, or the database was lost, and the agent stores the "
     "job again when it starts"

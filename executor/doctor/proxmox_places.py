@@ -119,7 +119,7 @@ def _hints_without_bridge(bridge: str, context: ProxmoxContext) -> list[str]:
 
 
 def check_pool(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Check that PROXMOX_POOL exists. Proxmox lists a pool only if the token has the privilege Pool.Audit on the pool."""
+    """Check that PROXMOX_POOL exists. Proxmox lists a pool only if the token has the privilege Pool.Audit on it."""
     pool = context.settings.proxmox_pool
     if not pool:
         return

@@ -79,7 +79,7 @@ def _check_secrets(settings: Settings) -> Iterator[CheckResult]:
 
 
 def _has_secret(name: str, settings: Settings) -> bool:
-    """Return whether the value of this secret setting is a secret. The URL of an SQLite file is not: it has no password."""
+    """Return whether the value of this setting is a secret. All are, except SMITH_DATABASE_URL for an SQLite file."""
     return name != "SMITH_DATABASE_URL" or sqlite_file(settings.smith_database_url) is None
 
 

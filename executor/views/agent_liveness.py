@@ -1,4 +1,4 @@
-"""Concludes from the table `nodes` whether an agent process is running. A row is an agent process, no Proxmox node."""
+"""Concludes from the table `nodes` (rows are agent processes, not Proxmox nodes) whether an agent process is running."""
 
 from __future__ import annotations
 

@@ -22,12 +22,13 @@ from executor.web.app import make_app
 from executor.web.streams import StreamCounter
 from executor.web.tls import ServerCertificate, tls_protocols
 
-#: Maximum number of connections at once: of all callers, and of all other machines together. The other eight are
-#: reserved for callers on this machine, such as the container's health check. The server closes each connection above a
-#: maximum at once.
+#: Maximum number of connections at once: of all callers, and of all other machines together. The difference between the
+#: two numbers is reserved for callers on this machine, such as the container's health check. The server immediately
+#: closes each connection that exceeds a maximum.
 MAX_CONNECTIONS = 64
 MAX_CONNECTIONS_FROM_OTHER_MACHINES = 56
-#: Maximum number of connections from one address of another machine. A trusted reverse proxy may have more.
+#: Maximum number of connections from one address of another machine. The limit does not apply to a trusted reverse
+#: proxy.
 MAX_CONNECTIONS_PER_ADDRESS = 16
 #: The server closes a connection on which no complete request arrives within this time.
 REQUEST_TIMEOUT_S = 10.0

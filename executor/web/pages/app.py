@@ -22,7 +22,7 @@ STATIC = Path(__file__).parents[1] / "static"
 #: How long a browser may keep scripts and styles without asking again. Their URLs contain our version, so a browser
 #: loads the files of a new version at once.
 STATIC_MAX_AGE_S = 3600
-#: The functions of the pages without a change, by path.
+#: The function of each page that only shows something, by path.
 PAGES: dict[str, Page] = {
     "/": overview.show,
     "/jobs": jobs.show,
@@ -35,6 +35,7 @@ PAGES: dict[str, Page] = {
     "/login": login.show_login,
 }
 FormHandler = Callable[[PageParts, Request], Awaitable[Response]]
+#: The function that handles each form, by path.
 FORMS: dict[str, FormHandler] = {
     "/login": login.log_in,
     "/logout": login.log_out,

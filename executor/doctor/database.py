@@ -1,4 +1,4 @@
-"""Checks if the database can be read and written, its schema and integrity, and the owner of the data folder."""
+"""Checks if the database can be read and written, its schema and integrity, and who owns the data folder's files."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
                 "usable", text, f"end the program that has opened the file: {command_line('fuser', '-v', file)}"
             )
             return
-        # When `smith db migrate` moves all rows to another database, it seals this one: it then refuses all changes.
+        # `smith db migrate` moves all rows to another database and seals the old one. A sealed database refuses all
+        # changes.
         problems, seal_problem = schema.check(engine), moves.seal_problem(engine)
         pause = None
         if not problems:

@@ -35,7 +35,7 @@ def explain_failure(error: JobError, settings: Settings) -> CheckResult:
 
 
 def _refused_login(settings: Settings) -> CheckResult:
-    """Return the result for a login that Proxmox refuses. Proxmox names the cause only in its log, not in the response."""
+    """Return the result for a login that Proxmox refuses. Only the log of Proxmox names the cause, not its response."""
     log_hint = "the cause is in the log of the node: journalctl -u pveproxy --since -1h | grep 'authentication failure'"
     user, token = settings.proxmox_user, settings.proxmox_token_id
     user_hint = command_line("pveum", "user", "modify", user, "--enable", "1", "--expire", "0")

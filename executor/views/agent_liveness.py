@@ -1,4 +1,4 @@
-"""Concludes from the table `nodes` (rows are agent processes, not Proxmox nodes) whether an agent process is running."""
+"""Concludes whether an agent process is running, from its row in the table `nodes` (not a Proxmox node)."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Gauges(Collector):
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """Read all gauges. If the database fails, smith_database_up is 0, and its other gauges are left out."""
+        """Read all gauges. If the database fails, smith_database_up is 0 and the other database gauges are left out."""
         yield _build_info()
         yield from self._gauges_without_database()
         try:

@@ -112,7 +112,10 @@ def _resume_node(parts: PageParts, form: Mapping[str, str], who: str) -> str:
 
 
 def _repair(parts: PageParts, form: Mapping[str, str], who: str) -> str:
-    """Apply the repair of a difference that the last drift check has found, such as adopting a VM."""
+    """Apply the repair of a difference that the last drift check has found.
+
+    A repair is, for example, to adopt a VM: to take an existing VM as the VM of a service.
+    """
     view = parts.agent()
     key = (form.get("kind", ""), form.get("service", ""), form.get("vmid", ""))
     for finding in view.list_drift() or ():

@@ -105,7 +105,7 @@ def _quoted(text: str) -> str:
 
 
 def _escaped(char: str) -> str:
-    """Return the character in the form that a shell reads within `$'…'`. So a remedy with a line break is one line."""
+    """Return the character in the form for `$'…'` of a shell. So a remedy that contains a line break is one line."""
     if char in "\\'":
         return f"\\{char}"
     if char == "\n":

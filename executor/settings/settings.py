@@ -115,10 +115,10 @@ def _format_problem(problem: Problem) -> str:
 def override_settings(
     settings: Settings, values: Mapping[str, Any], origin: str, *, names_to_reset: frozenset[str] = frozenset()
 ) -> Settings:
-    """Return a copy of the settings in which `values` replace the present values. Their origin is `origin`.
+    """Return a copy of the settings with other values, whose origin is `origin`.
 
-    The keys of `values` are names of attributes. The attributes in `names_to_reset` get their default. A default that
-    depends on other settings is computed again. Raises pydantic's ValidationError.
+    `values` replace the present values; the keys are names of attributes. The attributes in `names_to_reset` get their
+    default. A default that depends on other settings is computed again. Raises pydantic's ValidationError.
     """
     present_values = {name: getattr(settings, name) for name in settings.model_fields_set - names_to_reset}
     new_settings = Settings(**{**present_values, **values})

@@ -258,10 +258,11 @@ def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
 
 
 def _why_writable_by_others(path: Path) -> str:
-    """Return why a user other than root and the present user may have written the `.env` file; '' if none can have.
+    """Return why the `.env` file may contain text of another user than root and the present user; '' if it cannot.
 
-    The file is read from the working directory, which may belong to another user. Its settings decide to which servers
-    the secrets are sent. The owner of a symbolic link is checked, too. Raises OSError.
+    The `.env` file is read from the working directory, which may belong to another user. The settings in this file
+    decide to which servers the agent sends its secrets. If the path is a symbolic link, the owner of the link is
+    checked, too. Raises OSError.
     """
     for status in (path.lstat(), path.stat()):
         if status.st_uid not in (0, os.geteuid()):

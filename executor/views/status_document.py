@@ -43,7 +43,7 @@ class Status:
 def read_status(session: Session, lease_s: float, *, should_count_ended: bool = True) -> Status:
     """Read the status in the transaction of the session. `lease_s` is SMITH_LEASE_S.
 
-    If `should_count_ended` is False, the numbers of ended jobs are 0, and the database need not count them.
+    If `should_count_ended` is False, the ended jobs are not counted, and their numbers are 0.
     """
     now = utc_now()
     job_counts = queries.count_jobs(session, should_count_ended=should_count_ended)

@@ -35,7 +35,7 @@ class ServerCertificate:
     """The certificate of the server with its key. New connections use a renewed certificate, without a restart."""
 
     def __init__(self, certificate: Path, key: Path | None) -> None:
-        """Load the certificate. If `key` is None, its file also contains the key. Raises CertificateUnusable."""
+        """Load the certificate. If `key` is None, the certificate's file has the key. Raises CertificateUnusable."""
         self._files = (certificate, key or certificate)
         self._state = self._file_state()
         self.context = self._load()
@@ -47,7 +47,7 @@ class ServerCertificate:
             self.reload_if_changed()
 
     def reload_if_changed(self) -> None:
-        """Load the certificate if a file has changed. If it is not usable, keep the old one, and log the reason."""
+        """Load the certificate if a file has changed. If this fails, keep the old certificate and log the reason."""
         self._checked_at = time.monotonic()
         state = self._file_state()
         if state == self._state:

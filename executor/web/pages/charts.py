@@ -1,4 +1,4 @@
-"""Computes the charts that pages contain as SVG. Charts need no download and no script, and are readable in grey.
+"""Computes charts, which a page contains as SVG. They need no download and no script, and are readable without colours.
 
 Colours come from the style sheet by class, because the pages' Content-Security-Policy forbids inline styles.
 """

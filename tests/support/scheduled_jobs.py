@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from executor.agent.scheduler import Scheduler
-from executor.database import queries
+from executor.database import periods
 from executor.database.engine import reading
 
 WITHIN_S = 30.0
@@ -57,4 +57,4 @@ class FakeJob:
 def facts(engine: Engine, name: str) -> Any:
     """Return a critical job's row, None before there is one."""
     with reading(engine) as session:
-        return next((row for row in queries.critical_jobs(session) if row.name == name), None)
+        return next((row for row in periods.critical_jobs(session) if row.name == name), None)

@@ -113,13 +113,13 @@ def test_f25_invalid_event_files_do_not_stop_the_others(site: Site) -> None:
 
 def test_text_that_looks_like_an_event_is_not_an_event(site: Site) -> None:
     """Only the files of ansible-runner's callback define events: text of a guest must not become a result."""
-    forged = {"event": "playbook_on_stats", "event_data": {"artifact_data": {"vm_result": {"vmid": 666}}}}
+    forged = {"event": "playbook_on_stats", "event_data": {"artifact_data": {"vm_result": {"vmid": 987654321}}}}
     _install_callback(site, f"os.write(1, mark({{'uuid': 'abcd', **{forged!r}}}) + b'text' + mark({{}}))")
 
     artifacts = site.runner.run(site.run_of(site.playbook(PUBLISH)))
 
     assert result_of(artifacts)["vmid"] == 101
-    assert "666" not in (artifacts.folder / "events.jsonl").read_text()
+    assert "987654321" not in (artifacts.folder / "events.jsonl").read_text()
 
 
 def _mark(data: dict[str, Any]) -> bytes:

@@ -21,9 +21,9 @@ class AgentProcess:
         self.pid = pid
         self.progress_fd = progress_fd  #: the supervisor's end of the progress pipe
         self._parser = parser
-        self.wait_status: int | None = None  #: as `os.waitpid` returns it; None while the process runs
-        self.is_pipe_closed = False  #: the agent has closed its end of the progress pipe
-        self.is_killed = False  #: the supervisor has sent SIGKILL
+        self.wait_status: int | None = None  #: the status that `os.waitpid` returned; None while the process runs
+        self.is_pipe_closed = False  #: True if the agent has closed its end of the progress pipe
+        self.is_killed = False  #: True if the supervisor has sent SIGKILL
         self.no_progress_s = 0.0  #: time since the last progress message
         self._last_read_at = time.monotonic()
 

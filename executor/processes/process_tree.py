@@ -1,7 +1,7 @@
 """Finds and ends all processes that a run, or the agent, has started. Contains the guard of a run.
 
-Killing a process group is not enough: ansible-core's workers call setsid, so after a kill of ansible-playbook, its
-worker, the module and the module's children still run and change VMs. Three mechanisms find such processes:
+Killing a process group is not enough, because ansible-core's workers call setsid. If the group of ansible-playbook is
+killed, a worker, its module and the module's children still run and change VMs. Three mechanisms find such processes:
 
 * Each run has a parent process, its guard, which executes the function `guard`. The guard is a child subreaper: a
   descendant whose parent ends becomes the guard's child. So every process of the run stays a descendant of the guard.

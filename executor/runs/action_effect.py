@@ -1,7 +1,8 @@
 """Determines what an action does to a VM, so that `smith play` knows when to show a plan and to ask the operator.
 
-The schema of a provider's action may name the effect with the keyword `x-smith-effect`. Only commands such as
-`smith play` use the effect; the agent does not.
+The provider, which is the organisation that operates the agent, can add actions to those of Agent Smith. The JSON
+Schema of such an action may name the effect with the keyword `x-smith-effect`. Only commands such as `smith play` use
+the effect; the agent does not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Moves the artifacts of ended runs from the run folder to the folder of artifacts, and retries failed moves."""
+"""Moves the artifacts of ended runs from the run folder to the folder of artifacts, and retries failed moves.
+
+The artifacts of a run are the files with its output, events, exit code and status (`output.py`).
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from executor.runs.private_folder import has_ident_form, is_own_folder, write_te
 
 log = get_logger(__name__)
 
-#: Folder in the run folder with the artifacts that could not be moved, one folder per run.
+#: Subfolder of the run folder. It contains the artifacts that could not be moved: one folder per run.
 UNMOVED_FOLDER = ".kept"
-#: Unmoved artifacts that are younger than this stay where they are: the agent may still have to read the result.
+#: Unmoved artifacts younger than this are neither moved nor deleted: the agent may still have to read the result.
 MIN_AGE_S = 60.0
 #: Maximum size of all unmoved artifacts. The oldest are deleted first, because the run folder is in memory.
 MAX_UNMOVED_BYTES = 8 * 1024 * 1024

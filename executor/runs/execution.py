@@ -32,7 +32,7 @@ from executor.runs.story import RunStory
 
 log = get_logger(__name__)
 
-#: How often the deadline and the `should_cancel` callback are checked during a run.
+#: Interval at which the deadline and the `should_cancel` callback are checked during a run, in seconds.
 CHECK_INTERVAL_S = 0.2
 #: The guard ends the run's processes with TERM, and after a grace period with KILL. The agent waits for this time in
 #: addition to the grace period, and then kills processes that still exist.
@@ -59,8 +59,8 @@ Pipe = tuple[BinaryIO, BinaryIO]  # the end to read from, the end to write to
 def open_execution(config: Any, output: RunOutput, story: RunStory) -> Iterator[Execution]:
     """Open the pipes of a run, and close them at the end of the block. The run itself starts with `Execution.execute`.
 
-    `config` is ansible-runner's configuration of the run. The run can be cancelled during the whole block, even before
-    the run starts.
+    `config` is ansible-runner's configuration of the run. `story` receives each event of the run, to summarise what the
+    run has done. The run can be cancelled during the whole block, even before the run starts.
     """
     with _open_pipe() as guard_pipe, _open_pipe() as output_pipe:
         yield Execution(config, output, story, guard_pipe, output_pipe)

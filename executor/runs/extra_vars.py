@@ -28,7 +28,7 @@ CLOUD_INIT_MEMBERS = {
 
 
 def create_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
-    """Return the members for `create`: the whole configuration of the guest, and the source that it is created from."""
+    """Return the members for `create`: the whole configuration of the guest, and the source, such as a template."""
     properties = _read_request_properties(request)
     members = {
         **_configuration(properties, request),
@@ -52,7 +52,7 @@ def update_vars(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
     properties = _read_request_properties(request)
     members = _configuration(properties, request)
     if request.kind == GuestKind.QEMU and (removed := _removed_tags(request)):
-        members["previous_tags"] = removed  # only those that the service no longer has, which the playbook removes
+        members["previous_tags"] = removed  # the tags that the service no longer has: the playbook removes them
     if _has_changed(request, "network"):
         members["network"] = _network(properties, settings)
     if _has_changed(request, "networks"):
@@ -101,7 +101,8 @@ def find_os_template(name_or_volume: str, settings: PlanSettings) -> str:
 def make_description(service_name: str) -> str:
     """Return the VM's description: the service's name as one printable line.
 
-    In the name, the beginning of a marker is changed, because a marker would assign the VM to another service.
+    A marker is a line in a VM's description that names the VM's service. If the service's name contains the beginning
+    of a marker, this beginning is changed: otherwise the name could assign the VM to another service.
     """
     printable_name = "".join(char if char.isprintable() else " " for char in service_name)
     one_line = " ".join(printable_name.split())

@@ -22,7 +22,7 @@ Address = TypeVar("Address")
 def _read_address(make_address: Callable[[str], Address], value: str) -> Address:
     """Return `make_address(value)`. `make_address` is a class or a function of the module `ipaddress`.
 
-    Raises a ValueError whose text does not quote the value, which the error text of `ipaddress` would do.
+    Raises ValueError. Unlike the error text of `ipaddress`, its text does not quote the value.
     """
     try:
         return make_address(value)
@@ -66,7 +66,7 @@ class Properties(BaseModel):
 
 
 class AddressProperties(Properties):
-    """The properties by which a NIC gets its IP addresses. The subclasses define `mode`, which is the mode of IPv4."""
+    """The properties by which a NIC gets its IP addresses. The subclasses add the property `mode`, the mode of IPv4."""
 
     MODE_MAY_BE_ELSEWHERE: ClassVar[bool] = False  #: True: the property `network` may contain the mode of this NIC
 
@@ -83,7 +83,7 @@ class AddressProperties(Properties):
             return None
         if "/" not in value:
             raise ValueError("needs a prefix length, as in 192.0.2.10/24")
-        # In the form 192.0.2.10/24, because Proxmox refuses 192.0.2.10/255.255.255.0.
+        # `with_prefixlen` is the form 192.0.2.10/24. Proxmox refuses the form 192.0.2.10/255.255.255.0.
         return _valid_cidr(_read_address(ipaddress.IPv4Interface, value).with_prefixlen, 4)
 
     @field_validator("ipv6_cidr")

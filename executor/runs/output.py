@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from executor.redaction import Redactor
 
-#: Output after this many bytes is not stored in `stdout`. The event marks in it are read, so events are still stored.
+#: Output after this many bytes is not stored in `stdout`. Its event marks are still read, so its events are stored.
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 #: When `events.jsonl` is larger than this, only essential events are added: failures, results and the final event.
 MAX_TOTAL_EVENTS_BYTES = 16 * 1024 * 1024
@@ -45,7 +45,8 @@ _FINAL_KIND = "playbook_on_stats"
 #: Matches an event mark: `ESC[K`, then one or more parts of base64 text that each end with `ESC[<number>D`, then
 #: `ESC[K`.
 _EVENT_MARK = re.compile(rb"\x1b\[K(?:[A-Za-z0-9+/=]+\x1b\[\d+D)+\x1b\[K")
-#: An event mark that is split between two calls of `OutputDecoder.feed` is found if it has at most this many bytes.
+#: In the output after MAX_OUTPUT_BYTES, an event mark that is split between two calls of `OutputDecoder.feed` is found
+#: if it has at most this many bytes.
 _MAX_EVENT_MARK_BYTES = 512
 
 
@@ -64,7 +65,7 @@ class RunOutput:
             os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
         self._stdout = _OutputFile(folder / "stdout")
         self._events = _OutputFile(folder / "events.jsonl")
-        self.has_lost_essentials = False  #: an essential event, `rc` or `status` could not be written
+        self.has_lost_essentials = False  #: True if an essential event, `rc` or `status` could not be written
         self._total_events_bytes = 0
         self._left_out_count = 0
         self._left_out_text_count = 0
@@ -140,8 +141,8 @@ class RunOutput:
     def _max_total_bytes(self, event: dict[str, Any]) -> int:
         """Return the size of `events.jsonl` above which this kind of event is left out."""
         if event.get("event") == _FINAL_KIND:
-            # Above the limit for essential events, this size leaves space for one final event. It is a limit, too,
-            # because the output of a run may imitate final events.
+            # Above the limit for essential events, this size leaves space for one final event. Final events have a
+            # limit, too, because the output of a run may imitate them.
             return MAX_TOTAL_EVENTS_BYTES_FOR_ESSENTIAL + MAX_EVENT_BYTES
         return MAX_TOTAL_EVENTS_BYTES_FOR_ESSENTIAL if _is_essential(event) else MAX_TOTAL_EVENTS_BYTES
 

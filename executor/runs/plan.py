@@ -1,7 +1,8 @@
 """Step 5 of a job's processing (ARCHITECTURE.md): decides which playbook runs for a job, and with which extra var `vm`.
 
 The functions change nothing. The only files that they read are in the folders of the playbooks. Text from FulcrumCore
-is used only as a value in `vm`, never as a path, a template or a part of a shell command.
+is used only as a value in `vm`, never as a path, a template or a part of a shell command. The provider, which is the
+organisation that operates the agent, can add actions to those of Agent Smith, and replace them.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def _common_members(request: RunRequest, settings: PlanSettings, timeout_s: floa
 def _action_members(request: RunRequest, settings: PlanSettings, *, is_ours: bool) -> dict[str, Any]:
     """Return the members of `vm` that only this action gets.
 
-    If a provider's own action replaces the action of Agent Smith, it gets the same members, except those for `resize`.
+    A provider's action that replaces an action of Agent Smith gets the same members. Only a provider's `resize` does
+    not: it gets the sizes of the disks in `vm.properties`, as all properties.
     """
     if request.action == "create":
         return extra_vars.create_vars(request, settings)

@@ -151,7 +151,7 @@ def has_ident_form(name: str) -> bool:
 
 
 def validate_ident(ident: str) -> str:
-    """Return the ident if it is safe as a folder's name. Raises ValueError."""
+    """Return the ident. Raises ValueError if the ident is not safe as a folder's name."""
     if not has_ident_form(ident):
         raise ValueError(f"not a run ident: {ident!r}")
     return ident

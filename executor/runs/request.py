@@ -22,7 +22,7 @@ class PlanSettings:
     cluster: str  #: the name of the Proxmox cluster
     templates: Mapping[str, int]  #: maps the name of each template to its VMID
     storage: str  #: the storage of new disks; '' to use the storage of the template
-    #: The bridges, VLANs, storages and tags that a request may name. It becomes the member `allowed` of `vm`.
+    #: The bridges, VLANs, storages and tags that a request may name. The playbook gets them as `vm.allowed`.
     allowed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     may_use_any_template: bool = False  #: whether a service may use templates that are not configured
     bridge: str  #: the bridge of a NIC whose properties name no bridge
@@ -38,7 +38,7 @@ class PlanSettings:
     os_templates: Mapping[str, str] = field(default_factory=dict)
     full_clones: bool = True  #: False: the clones of templates are linked clones
     backup_storage: str = ""  #: the storage of backups; '' if none is set
-    delete_grace_s: float = 0.0  #: how long a VM is kept, marked for deletion, before it is destroyed; 0 for no time
+    delete_grace_s: float = 0.0  #: how long a VM that is marked for deletion is kept; 0: it is deleted at once
     final_backup: bool = False  #: make a backup in `backup_storage` before a VM is deleted
     delete_purge: bool = False  #: also remove a deleted VM from backup jobs, replication and HA
     delete_remove_volumes: bool = False  #: remove volumes of a deleted VM that Proxmox could not remove
@@ -78,7 +78,7 @@ class RunRequest:
     service_id: str
     agent_id: str = ""  #: the id of the service's agent in FulcrumCore; '' if it is not known
     service_name: str
-    properties: Mapping[str, Any] = field(repr=False)  #: with secrets instead of references to FulcrumCore's vault
+    properties: Mapping[str, Any] = field(repr=False)  #: with the secrets to which references in them pointed
     #: for `update`: the service's properties before the update
     previous_properties: Mapping[str, Any] = field(default_factory=dict, repr=False)
     vmid: int

@@ -31,8 +31,8 @@ SIGNAL_EXIT_CODE_BASE = 128
 FAILURE_KINDS = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed"})
 
 
-#: What tenants read instead of Proxmox's text, which may name nodes, templates and storages, and how much of them is
-#: free.
+#: For these error codes, tenants read this text instead of Proxmox's text. Proxmox's text may name nodes, templates and
+#: storages, and may state how much capacity is free.
 TENANT_DETAILS: dict[ErrorCode, str] = {
     ErrorCode.CAPACITY: "there is not enough free capacity for this request",
     ErrorCode.NODE_DOWN: "a node does not answer",
@@ -40,7 +40,7 @@ TENANT_DETAILS: dict[ErrorCode, str] = {
 }
 
 #: Matches an error text about a property. Group 1 is the part that tenants may read. Only operators may read the text
-#: in parentheses after it.
+#: in parentheses after group 1.
 TEXT_ABOUT_PROPERTY = re.compile(r"(property [a-z_]+: [^()]+?)(?: \([^()]*\))?\Z")
 #: Matches the text about a snapshot of the tenant's own VM, which tenants may read.
 TEXT_ABOUT_SNAPSHOT = re.compile(r"VM \d+ has no snapshot")
@@ -141,8 +141,8 @@ def _is_task_unfinished(artifacts: RunArtifacts) -> bool:
 def _code_and_detail(status: RunStatus, failure: ClassifiedFailure | None) -> tuple[ErrorCode, str]:
     """Return the error code and the error text of a failed run.
 
-    If the agent has ended the run, `failure` is not used. It may be the error of an Ansible task that failed
-    earlier and whose error a `rescue` section has handled, so it is not why the run ended.
+    If the agent has ended the run, `failure` is not used, because it is not the reason for the end. For example, it may
+    be an earlier error of an Ansible task, which a `rescue` section has handled.
     """
     if status is RunStatus.CANCELED:
         return ErrorCode.CANCELLED, "the run was cancelled"

@@ -35,7 +35,7 @@ log = get_logger(__name__)
 
 #: The types of file systems that are in memory.
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
-#: If the name of the run folder is not usable, `-2` to `-9` are appended to it.
+#: If the configured folder is not usable, the folder of this name with `-2` is tried, and so on up to `-9`.
 MAX_NAME_NUMBER = 9
 #: How long the agent waits for a lock: an agent process that was just killed keeps its locks for a moment.
 LOCK_WAIT_S = 2.0
@@ -54,7 +54,7 @@ class RunFolder:
 
     `configured_path` is the value of SMITH_RUN_DIR. `data_dir` is the agent's data folder, to which RECORD_FILE is
     written. It is None if a command and not an agent process uses the folder: then no RECORD_FILE is written. The locks
-    end when this object is deleted, or when the process ends.
+    of the folder and of RECORD_FILE end when this object is deleted, or when the process ends.
     """
 
     def __init__(self, configured_path: Path, data_dir: Path | None) -> None:
@@ -144,7 +144,7 @@ class RunFolder:
             os.truncate(self._record_fd, len(content))
 
     def _choose_and_lock(self) -> Path:
-        """Return the first folder that can be used, after it was made and locked. Raises SettingsError."""
+        """Make and lock the first folder that can be used. Return its path. Raises SettingsError if there is none."""
         first_reason = ""
         for path in self._candidates():
             try:
@@ -177,7 +177,7 @@ class RunFolder:
         weakref.finalize(self, os.close, fd)
 
     def _candidates(self) -> Iterator[Path]:
-        """Yield the configured path, then other names beside it if they are in memory.
+        """Yield the configured path. If its parent folder is in memory, also yield other names in the parent folder.
 
         A folder on a disk is used only if the operator has set its name.
         """

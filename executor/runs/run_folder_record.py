@@ -1,6 +1,6 @@
 """Reads the names of the run folders that an agent uses or has used.
 
-It is a module of its own with few imports, so that commands that only read something start fast.
+This code is in a separate module with few imports, so that commands that need only this module start fast.
 """
 
 from __future__ import annotations

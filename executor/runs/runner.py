@@ -42,7 +42,7 @@ from executor.runs.story import RunStory
 from executor.runs.warm.compatibility import why_warm_runs_unavailable
 from executor.runs.warm.servers import WarmServers
 
-#: The part of a run's time that a playbook reserves for its last look-up and for the end of ansible-playbook.
+#: The part of a run's time that a playbook reserves for its last look-up of the guest and the end of ansible-playbook.
 LAST_LOOK_UP_S = 5.0
 #: Name of the private folder of the servers for warm runs. A server has the same environment as a run, except that the
 #: paths in the environment begin with this folder instead of the run's private folder.
@@ -58,7 +58,7 @@ class RunnerPaths:
     ansible_home: Path  #: contains playbooks/, roles/, inventory/ and ansible.cfg
     run_dir: Path  #: SMITH_RUN_DIR; if it cannot be used, a folder with another name is used (see run_folder.py)
     artifacts_dir: Path  #: contains the redacted artifacts of ended runs
-    data_dir: Path | None = None  #: the agent's data folder; None if the runs are not those of an agent process
+    data_dir: Path | None = None  #: the agent's data folder; None if a command executes the runs, not an agent process
 
 
 class Runner:
@@ -132,7 +132,7 @@ class Runner:
     ) -> RunArtifacts:
         """Execute a playbook until it ends, times out or `should_cancel` returns True. Then end the run's processes.
 
-        `on_step` is called with the text of each step that an action begins.
+        `on_step` is called with the text of each step that the playbook begins, such as `cloning the template 9000`.
 
         A run that is killed, that crashes or whose outcome is unknown counts as failed. Raises JobError INVALID_REQUEST
         when a string in `vm` is not valid Unicode, and OSError when the run folder is full before the run.
@@ -156,7 +156,10 @@ class Runner:
         )
 
     def changed_stories(self) -> dict[str, dict[str, Any]]:
-        """Return each story of a current run that has changed since the last call. The keys are the runs' idents."""
+        """Return the stories that have changed since the last call, of the current runs. The keys are the runs' idents.
+
+        The story of a run is the summary of what the run has done so far (`story.py`).
+        """
         documents = {ident: execution.story.changed_document() for ident, execution in [*self._executions.items()]}
         return {ident: document for ident, document in documents.items() if document is not None}
 

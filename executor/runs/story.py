@@ -23,14 +23,14 @@ from executor.redaction import Redactor
 MAX_ENTRIES = 60
 #: A longer text is cut to this length.
 MAX_TEXT_LENGTH = 300
-#: A longer line is cut to this length before it is searched.
+#: A longer line of the output is cut to this length before it is compared with _PROGRESS_LINE.
 MAX_LINE_LENGTH = 4000
 #: Ten years. A longer duration of an Ansible task is not stored, because it cannot be true.
 MAX_DURATION_S = 10 * 365 * 24 * 3600.0
 #: Number of lines of a Proxmox task's log that are kept.
 MAX_LOG_LINES = 8
-#: The outcome of an Ansible task, by the kind of the event that reports it. The Ansible task that is running now has
-#: the outcome RUNNING.
+#: The outcome of an Ansible task, by the kind of the event that reports the outcome. The Ansible task that is running
+#: now has the outcome RUNNING.
 OUTCOME_BY_KIND = {
     "runner_on_ok": "ok",
     "runner_on_failed": "failed",
@@ -121,7 +121,10 @@ class RunStory:
         self._has_changed = True
 
     def _add_step(self, text: str) -> None:
-        """Add the step of a progress line, and what the line says about Proxmox tasks."""
+        """Add the step of a progress line, and what the line says about Proxmox tasks.
+
+        If the last step and the new step are waits, the new step replaces the last step.
+        """
         text, _, log = text.partition(_LOG_SEPARATOR)
         entry = {"at": self._now_s(), "text": self._text(text)}
         is_same_wait = self._steps and text.startswith("waiting") and self._steps[-1]["text"].startswith("waiting")
@@ -159,7 +162,7 @@ class RunStory:
 
 
 def _rounded(duration_s: object) -> float | None:
-    """Return the duration of an event, or None if it is not a number that JSON can contain."""
+    """Return the duration with one decimal place; None if it is not a number, or not between 0 and MAX_DURATION_S."""
     if isinstance(duration_s, int | float) and 0 <= duration_s <= MAX_DURATION_S:
         return round(float(duration_s), 1)
     return None

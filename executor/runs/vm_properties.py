@@ -63,7 +63,7 @@ OsTemplate = Annotated[
 class DiskProperties(Properties):
     """One disk of the list `disks`. A disk that does not exist is added. An existing disk is moved or enlarged.
 
-    Its size is in GiB, although FulcrumCore's name of this property ends in Gb.
+    The size of a disk is in GiB, although FulcrumCore's name of this property ends in Gb.
     """
 
     disk: DiskName
@@ -82,7 +82,7 @@ VM_ONLY_PROPERTIES = (
 CONTAINER_ONLY_PROPERTIES: tuple[str, ...] = ("swap_mib",)
 
 
-#: The mode, the address and the gateway of a NIC, for each IP version.
+#: The names of the properties with the mode, the address and the gateway of a NIC, for each IP version.
 MODES_OF_NIC = (("mode", "ipv4_cidr", "ipv4_gateway"), ("ipv6_mode", "ipv6_cidr", "ipv6_gateway"))
 
 
@@ -167,7 +167,7 @@ class VmProperties(Properties):
 
     @model_validator(mode="after")
     def _check_modes_of_nics(self) -> VmProperties:
-        """Refuse an address without its mode. The mode of the first NIC may be in `network`."""
+        """Refuse an address or a gateway without the mode `static`. The mode of the first NIC may be in `network`."""
         for number, nic in enumerate(self.networks):
             first = self.network if number == 0 else None
             for mode, cidr, gateway in MODES_OF_NIC:
@@ -191,7 +191,7 @@ def fulcrum_name(name: str) -> str:
 
 
 def read_properties(properties: Mapping[str, Any]) -> VmProperties:
-    """Check a service's properties and return them. Raises JobError INVALID_REQUEST."""
+    """Check a service's properties and return them. Raises JobError INVALID_REQUEST when a property is wrong."""
     try:
         return VmProperties.model_validate(dict(properties))
     except ValidationError as error:

@@ -66,7 +66,7 @@ def serve(path: str, check_request: CheckRequest, execute_run: ExecuteRun) -> No
     signal_pipe = process_tree.SignalPipe([signal.SIGCHLD])
     listener = protocol.listen(path)
     gc.collect()
-    gc.freeze()  # garbage collections in the forks then do not write to these objects, so the forks share their memory
+    gc.freeze()  # then garbage collections in the forks do not write to these objects, so their memory stays shared
     os.write(STDOUT, READY)
     _discard_output()
     poll = select.poll()
@@ -217,7 +217,7 @@ def _apply_request(request: Request) -> None:
 
 
 def _exit_without_freeing(code: int) -> NoReturn:
-    """Exit as the interpreter does, but free no objects, because that would copy memory that all forks share."""
+    """Exit as the interpreter does, but free no objects: freeing them would copy memory that all forks share."""
     try:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):

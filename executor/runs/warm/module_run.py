@@ -7,7 +7,7 @@ would need another name, and this name would appear in every event.
 A payload is a zip file of a module and the files that the module imports. Only a module whose payload consists of the
 installed files runs here; every other module runs as Ansible runs it. A module may change the state of its process.
 What AnsibleModule and community.proxmox change is restored afterwards. If a module ends its process or does not return,
-the process of its run ends or is ended, and no other run is affected.
+its own run ends or is ended. No other run is affected.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from executor.runs.warm.module_script import ModuleCall, read_module_call
 from executor.runs.warm.payloads import Payloads
 
 Outcome = tuple[int, bytes, bytes]  #: exit code, output, error output
-_State = list[tuple[patches.PrivateName, Any]]  #: names of Ansible with values
+_State = list[tuple[patches.PrivateName, Any]]  #: private names of Ansible, each with a value
 
 
 def install(payloads: Payloads) -> None:
@@ -78,9 +78,11 @@ def _call_main(call: ModuleCall) -> int:
 
 @contextlib.contextmanager
 def _restored_process() -> Iterator[None]:
-    """Restore afterwards what a module changes of the process: environment, working directory, `sys.argv`, `__main__`.
+    """After the block, restore what a module changes in the process.
 
-    `tempfile` remembers the folder that TMPDIR named at its first use, so it is made to read TMPDIR again.
+    That is the environment, the working directory, the umask, `sys.argv`, `__main__` and the folder of `tempfile`.
+    `tempfile` remembers the folder that TMPDIR named when `tempfile` was first used. So before the block, `tempfile` is
+    made to read TMPDIR again.
     """
     environment, cwd, umask = dict(os.environb), os.getcwd(), os.umask(0o077)
     os.umask(umask)

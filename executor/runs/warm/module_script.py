@@ -25,8 +25,8 @@ MAIN_CALL = b"_ansiballz_main("
 MAIN_ARGUMENTS = {
     *("zip_data", "ansible_module", "module_fqn", "params", "profile", "date_time", "extensions", "rlimit_nofile"),
 }
-#: The beginning of the full names of the modules of community.proxmox. Only these may run in the process of a warm run,
-#: because they only send requests to an API and start no process.
+#: The beginning of the full names of the modules of community.proxmox. Only these modules may run in the process of a
+#: warm run, because they only send requests to an API and start no process.
 MODULE_PREFIX = "ansible_collections.community.proxmox.plugins.modules."
 #: Text that only the script of a module of community.proxmox contains.
 PROXMOX_MODULE_TEXT = f"module_fqn='{MODULE_PREFIX}".encode()

@@ -1,9 +1,9 @@
 """Shares parsed YAML and compiled templates between warm runs, so that each run need not parse and compile them again.
 
-A warm run is a fork of a server process that has already imported Ansible. A document is stored under a key that
-contains the file's name and text, so a changed file is parsed again. The byte code of a template is stored under a key
-that contains the template's text and the settings that change the byte code. Documents and byte code depend on nothing
-else. No input and no result of a run is stored.
+A warm run is a fork of a server process that has already imported Ansible. A document is what a YAML text contains
+after parsing. Its key contains the file's name and text, so a changed file is parsed again. The key of a template's
+byte code contains the template's text and the settings that change the byte code. Documents and byte code depend only
+on what their keys contain. No input and no result of a run is stored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from executor.runs.warm import patches
 
 #: The attributes of Jinja's environment that change how Jinja reads a template's text.
 SYNTAX_ATTRIBUTES = tuple(name.attribute for name in patches.JINJA_SYNTAX)
-#: The path of community.proxmox below a folder of the import path.
+#: The path of community.proxmox below a folder of Python's import path.
 COLLECTION_PATH_PARTS = ("ansible_collections", "community", "proxmox")
 #: Name of the file with the byte code of the templates of all runs. The file is in the server's private folder.
 BYTE_CODE_FILE = "templates"
@@ -33,7 +33,7 @@ BYTE_CODE_FILE = "templates"
 #: Our playbooks have a few hundred templates.
 MAX_TEMPLATES = 4000
 
-#: The key of a parsed document or of the byte code of a template.
+#: The key under which a parsed document, or the byte code of a template, is stored.
 Key = tuple[Any, ...]
 
 

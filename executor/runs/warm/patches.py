@@ -45,7 +45,7 @@ class PrivateName:
         setattr(self._owner(), self.attribute, value)
 
     def is_defined(self, read_file: Callable[[str], str]) -> bool:
-        """True when the text of the name's source file contains its definition.
+        """True when the text of the name's source file contains the definition of the name.
 
         `read_file` returns the text of a file, or '' when the file does not exist. The text is searched, because
         importing Ansible would take a second.

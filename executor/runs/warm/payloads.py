@@ -45,7 +45,7 @@ class Payloads:
         self.installed_files: set[Path] = set()  #: the files of which the payloads consist
         with _parsing_each_file_once():
             for name in MODULES:
-                with contextlib.suppress(Exception):  # the run of this module reports the error
+                with contextlib.suppress(Exception):  # a run that calls this module reports the error
                     self._make(name, local_tmp)
 
     def link_into(self, local_tmp: Path) -> None:
@@ -127,6 +127,6 @@ def _find_installed_file(name: str) -> Path | None:
 
 @cache
 def _import_folders() -> Iterable[Path]:
-    """Return those folders of the search paths in which there is `ansible_collections` or the package `ansible`."""
+    """Return the folders of the search paths that contain `ansible_collections` or the package `ansible`."""
     folders = [Path(entry) for entry in (*patches.COLLECTIONS_PATHS.get_value(), *sys.path) if entry]
     return [folder for folder in folders if (folder / "ansible_collections").is_dir() or (folder / "ansible").is_dir()]

@@ -101,6 +101,7 @@ class PlaybookRunner:
             _import_from_collections()
             self._payloads = payloads.Payloads(Path(patches.LOCAL_TMP.get_value()))
         watched_files += self._payloads.installed_files
+        #: maps each watched file to its inode, size and modification time; a change makes the server refuse runs
         self._stamps_at_start = {str(file): payloads.stamp_of(file) for file in watched_files if file}
         our_files = [file for pattern in OUR_FILES for file in sorted(Path.cwd().glob(pattern))]
         self._documents = parse_cache.ParsedDocuments()
@@ -143,9 +144,9 @@ class PlaybookRunner:
     def _is_our_playbook(self, request: Request) -> bool:
         """True for our playbooks, False for a playbook of the provider, the organisation that operates the agent.
 
-        Before the fork, the server has parsed our YAML files, compiled our templates and packed our modules (payloads).
-        A provider's playbook uses none of these, because modules and plugins in the provider's folder may replace those
-        that the server has used.
+        Our playbooks use YAML files that the server has parsed, zip files of modules (payloads) that the server has
+        made, and templates that earlier runs have compiled. A provider's playbook uses none of these, because a module
+        or plugin in the provider's folder may replace one with which they were made.
         """
         return os.path.dirname(request.argv[-1]) == os.path.join(os.fsdecode(request.cwd), "playbooks")
 
@@ -153,7 +154,7 @@ class PlaybookRunner:
         """Return an environment that can be compared with the environment of another run.
 
         PER_RUN_VARIABLES are removed. The path of the run's private folder is replaced by the path of the server's
-        folder. Without a private folder, the result is empty, so it differs from the server's environment.
+        folder. Without a private folder, the result is empty and so differs from the server's environment.
         """
         if not private_folder:
             return {}
@@ -204,7 +205,7 @@ def _import_what_runs_need() -> None:
 
 @contextlib.contextmanager
 def _installed_collection_finder() -> Iterator[None]:
-    """Make Python import from collections during the block. Each run later installs another finder."""
+    """During the block, let Python import modules from Ansible collections. Each run later installs another finder."""
     finder = patches.COLLECTION_FINDER.get_value()(paths=[*patches.COLLECTIONS_PATHS.get_value()])
     finder._install()
     try:

@@ -91,7 +91,7 @@ class ServerProcess:
         return ""
 
     def kill(self) -> None:
-        """Kill the server, which has no run yet. `wait_until_ready` then raises OSError."""
+        """Kill a server that is not ready, and so has no runs. `wait_until_ready` then raises OSError."""
         self.process.kill()
 
     def end(self) -> None:

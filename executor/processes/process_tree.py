@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # not imported at run time, because the script must start fas
 
 #: The path of this file, which is also run as a script.
 SCRIPT = os.path.abspath(__file__)
-#: The folder that contains the package `executor`. The script does not find the package without it.
+#: The folder that contains the package `executor`. The script adds it to `sys.path`, to import from the package.
 _FOLDER_OF_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(SCRIPT)))
 #: Time between TERM and KILL. It is short enough for promise R7 (docs/promises.md): 5 s after a run has ended, none of
 #: its processes is alive.
@@ -194,8 +194,8 @@ def wait_for_child(
 ) -> int:
     """Wait for a child's end and return its exit code. Return earlier when the child must be ended.
 
-    In the second case, the exit code is EXIT_ENDED_BY_GUARD (TERM was received, or the parent closed its pipe) or
-    EXIT_LEASE_LOST (the time limit `run_until` has passed). `signal_pipe` must include CHLD and TERM. `parent_fd` is
+    If the child must be ended, the exit code is EXIT_ENDED_BY_GUARD (TERM was received, or the parent closed its pipe)
+    or EXIT_LEASE_LOST (the time limit `run_until` has passed). `signal_pipe` must include CHLD and TERM. `parent_fd` is
     this process's end of a pipe from the parent. The parent writes nothing to the pipe, so `parent_fd` becomes readable
     only when the parent closes its end.
     """
@@ -234,12 +234,12 @@ def spawn(command: list[str], env: Mapping[str, str]) -> int:
 
 
 def exec_killed_with_parent(parent: int, command: list[str]) -> NoReturn:
-    """Start a new session, and replace this process by `command`. The kernel kills it when `parent` dies."""
+    """Start a new session, and replace this process by `command`. The kernel kills `command` when `parent` dies."""
     _start_session()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent has died before prctl was called
         sys.exit(1)
-    for signum in (signal.SIGHUP, signal.SIGUSR1):  # they would kill the command before it has set its handlers
+    for signum in (signal.SIGHUP, signal.SIGUSR1):  # the signals would kill the command before it has set its handlers
         signal.signal(signum, signal.SIG_IGN)
     os.execvp(command[0], command)  # noqa: S606  on purpose: no shell between the supervisor and its agent
 

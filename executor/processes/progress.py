@@ -76,7 +76,7 @@ class ProgressParser:
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
         self._incomplete_line = b""
-        self.is_ready = False  #: the agent has reported that it is ready
+        self.is_ready = False  #: True if the agent has reported that it is ready
 
     def parse(self, data: bytes) -> None:
         """Parse bytes from the pipe. Keep an incomplete last line for the next call."""
@@ -94,7 +94,7 @@ class ProgressParser:
 
 
 def _find_inherited_pipe() -> int | None:
-    """Return the file descriptor in the environment variable, None when it is not a pipe.
+    """Return the file descriptor in PIPE_VARIABLE; None when the variable is not set or does not name an open pipe.
 
     A process may inherit the variable but not the pipe. Then the descriptor may belong to another open file.
     """

@@ -84,7 +84,7 @@ def _socket_address(notify_socket: str) -> str:
 
 
 def _watchdog_timeout_s(environ: Mapping[str, str]) -> float:
-    """Return the watchdog timeout; 0 when there is no watchdog, or when it applies to another process."""
+    """Return the watchdog timeout in seconds; 0 when there is no watchdog, or when it watches another process."""
     microseconds, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
     if not microseconds.isdecimal() or pid not in ("", str(os.getpid())):
         return 0.0

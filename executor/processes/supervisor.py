@@ -45,7 +45,7 @@ STABLE_RUNTIME_S = 60.0
 MIN_RUNTIME_S = 2.0
 #: Time between TERM and KILL for orphan processes. The guards of runs need this time to end their runs.
 ORPHAN_GRACE_S = 2.0
-#: The agent is killed this long after QUIT.
+#: An agent that is still running this long after QUIT is killed.
 KILL_AFTER_QUIT_S = 8.0
 #: Time for a stalled agent to write the stacks of its threads before it is killed.
 STACK_DUMP_S = 1.0
@@ -86,9 +86,9 @@ def supervise(
     second TERM or INT makes it stop its running jobs and requeue them, and QUIT makes it exit within seconds. An agent
     that is still running `stop_timeout_s` after the first signal is killed. HUP and USR1 are forwarded to the agent.
 
-    When an agent has reported no progress for `stall_timeout_s`, the supervisor sends it USR1, so that it writes the
-    stacks of its threads. Then the supervisor kills it and starts another one. If `stall_timeout_s` is 0, the
-    supervisor does not check the progress.
+    When an agent has reported no progress for `stall_timeout_s`, the supervisor sends it USR1, so that the agent
+    writes the stacks of its threads. Then the supervisor kills the agent and starts another one. If `stall_timeout_s`
+    is 0, the supervisor does not check the progress.
     """
     os.umask(0o077)  # new files are readable for this user only
     process_tree.set_undumpable()
@@ -132,7 +132,7 @@ class Supervisor:
         )
         self._notifier = notify.notifier()
         self._agent: AgentProcess | None = None
-        self._was_ready = False  #: the last agent was ready before it ended
+        self._was_ready = False  #: True if the last agent was ready before it ended
         #: Monotonic time at which an agent that still runs is killed; None before a stop signal was received.
         self._kill_at: float | None = None
 

@@ -1,7 +1,8 @@
 """Reads VMs, nodes, storages and privileges from Proxmox.
 
 This module changes nothing. A VM that is missing from a list may still exist, because Proxmox lists only the VMs that
-the token may see. `may_see_all_vms` returns whether a list is complete.
+the token may see. `may_see_all_vms` returns whether a list is complete. A marker is a line in a VM's description
+that names the VM's service.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class ProxmoxReader:
     def volumes(self, node: str, storage: str, content: str = "", *, vmid: int = 0) -> frozenset[str]:
         """List the volumes on a node's storage that the token may see.
 
-        `content` is iso, vztmpl or backup; with `vmid`, only the volumes of this VMID are listed.
+        `content` is iso, vztmpl or backup, or '' for all kinds. With `vmid`, only the volumes of this VMID are listed.
         """
         path = f"/nodes/{_require_valid_node(node)}/storage/{_require_valid_storage(storage)}/content"
         query: dict[str, Any] = {"content": content} if content else {}
@@ -251,11 +252,11 @@ class ProxmoxReader:
         return frozenset(granted) if isinstance(granted, dict) else frozenset()
 
     def pools(self) -> frozenset[str]:
-        """List the resource pools that the token may see, which are those with Pool.Audit."""
+        """List the resource pools on which the token has Pool.Audit. Proxmox does not list other pools."""
         return frozenset(as_text(row.get("poolid")) for row in as_objects(self._session.get("/pools")))
 
     def vnet_zones(self) -> dict[str, str]:
-        """Return the SDN zone of each VNet on which the caller has SDN.Audit."""
+        """Return the SDN zone of each VNet on which the token has SDN.Audit."""
         rows = as_objects(self._session.get("/cluster/sdn/vnets"))
         return {as_text(row.get("vnet")): as_text(row.get("zone")) for row in rows if row.get("zone")}
 

@@ -47,7 +47,7 @@ class ProxmoxConnection:
     token_id: str = ""  #: the token's name without the user, such as `agent` for `smith@pve!agent`
     token_secret: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
-    verify: bool | Path = True  #: whether the certificate is verified, or the path of the file with the cluster's CA
+    verify: bool | Path = True  #: False: do not verify the certificate; a path: the file with the CA
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:

@@ -47,7 +47,7 @@ class PrivilegeNeed:
     path: str  #: such as `/storage/local-lvm`
     role: str
     privileges: frozenset[str]
-    purpose: str  #: why they are needed, as the end of a sentence, such as `for the VMs' disks`
+    purpose: str  #: why the privileges are needed: the end of a sentence, such as `for the VMs' disks`
 
 
 #: An optional need. If it is not met, each new VM is placed on the node of its template. Otherwise, the VM is placed on

@@ -66,7 +66,7 @@ class NodeRow:
     """One node of the cluster."""
 
     name: str
-    is_online: bool  #: the cluster reaches the node
+    is_online: bool  #: True if the cluster reaches the node
     cpu_share: float = 0.0  #: CPU usage as a share of all cores of the node together, 0 to 1
     cores: int = 0
     memory_bytes: int = 0
@@ -87,7 +87,7 @@ class StorageRow:
 
     @property
     def accepts_disks(self) -> bool:
-        """Whether the storage is configured to accept disks of VMs."""
+        """True if the storage is configured to accept disks of VMs."""
         return "images" in self.content
 
 
@@ -97,7 +97,7 @@ class StorageConfig:
 
     name: str
     is_disabled: bool = False
-    nodes: tuple[str, ...] = ()  #: the only nodes that may use it; empty for all
+    nodes: tuple[str, ...] = ()  #: the nodes that may use the storage; empty if all nodes may use it
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _vm_row(row: dict[str, Any]) -> VmRow:
 
 
 def with_configuration(row: VmRow, config: dict[str, Any]) -> VmRow:
-    """Return the row. Facts from the VM's configuration replace those that are unknown or may be outdated."""
+    """Return the row. Facts from the VM's configuration replace the row's unknown and possibly outdated facts."""
     return replace(
         row,
         name=as_text(config.get("name") or config.get("hostname")),

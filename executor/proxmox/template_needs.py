@@ -12,7 +12,7 @@ from typing import Any
 from executor.proxmox.privileges import STORAGE_WRITE_PRIVILEGES, PrivilegeNeed
 from executor.proxmox.rows import as_text
 
-#: The kind of Proxmox's resource mapping, by the kind of device.
+#: Maps the kind of a device in a VM's configuration to the kind of Proxmox's resource mapping for such devices.
 MAPPINGS = {"hostpci": "pci", "usb": "usb", "virtiofs": "dir"}
 _DEVICE = re.compile(r"(hostpci|usb|virtiofs|rng)[0-9]+")
 _DRIVE = re.compile(r"(ide|sata|scsi)[0-9]+")

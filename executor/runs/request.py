@@ -78,7 +78,7 @@ class RunRequest:
     service_id: str
     agent_id: str = ""  #: the id of the service's agent in FulcrumCore; '' if it is not known
     service_name: str
-    properties: Mapping[str, Any] = field(repr=False)  #: with the secrets to which references in them pointed
+    properties: Mapping[str, Any] = field(repr=False)  #: references to FulcrumCore's vault are replaced by the secrets
     #: for `update`: the service's properties before the update
     previous_properties: Mapping[str, Any] = field(default_factory=dict, repr=False)
     vmid: int

@@ -35,7 +35,7 @@ class ExistingAccess:
     """The roles, users, tokens, access control entries and pools that exist in Proxmox."""
 
     roles: Mapping[str, frozenset[str]] = field(default_factory=dict)  #: the privileges of each role
-    users: Mapping[str, bool] = field(default_factory=dict)  #: whether each user is enabled
+    users: Mapping[str, bool] = field(default_factory=dict)  #: maps each user to True if the user is enabled
     #: The comment of each token of the agent's user. The keys are the ids of the tokens.
     token_comments: Mapping[str, str] = field(default_factory=dict)
     entries: frozenset[AclEntry] = frozenset()
@@ -51,7 +51,7 @@ class NeededAccess:
     needs: tuple[PrivilegeNeed, ...]
     pool: str = ""
     token_comment: str = USER_COMMENT
-    creates_token: bool = True  #: create the token; one that exists is replaced, because its secret is not known here
+    creates_token: bool = True  #: True: make the token, and delete an existing one: its secret is not known
 
 
 class ChangeKind(StrEnum):

@@ -26,7 +26,7 @@ log = get_logger(__name__)
 #: Matches the name of an action: a lower-case letter, then up to 49 lower-case letters, digits, `_` and `-`.
 ACTION_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,49}\Z")
 #: The folder of our collection in an installed package, relative to the package. Ansible finds the collection only if
-#: its folder's path ends with the last three parts.
+#: the path of the folder ends with the last three parts.
 INSTALLED_COLLECTION = ("ansible", "ansible_collections", "agent_smith", "proxmox")
 SCHEMA_SUFFIX = ".schema.json"
 #: A provider's folder with more entries is refused, because SMITH_ACTIONS_PATH probably names a wrong folder, such as a

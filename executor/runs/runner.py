@@ -156,7 +156,7 @@ class Runner:
         )
 
     def changed_stories(self) -> dict[str, dict[str, Any]]:
-        """Return the current runs' stories, by the runs' idents. Omit stories that have not changed since the last call.
+        """Return the current runs' stories, by the runs' idents. Omit stories that are unchanged since the last call.
 
         The story of a run is the summary of what the run has done so far (`story.py`).
         """

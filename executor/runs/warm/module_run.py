@@ -7,7 +7,7 @@ would need another name, and this name would appear in every event.
 A payload is a zip file of a module and the files that the module imports. Only a module whose payload consists of the
 installed files runs here; every other module runs as Ansible runs it. A module may change the state of its process.
 What AnsibleModule and community.proxmox change is restored afterwards. If a module ends its process or does not return,
-its own run ends or is ended. No other run is affected.
+the run that called it ends or is ended. No other run is affected.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ class PlaybookRunner:
 
         Our playbooks use YAML files that the server has parsed, zip files of modules (payloads) that the server has
         made, and templates that earlier runs have compiled. A provider's playbook uses none of these, because a module
-        or plugin in the provider's folder may replace one with which they were made.
+        or plugin in the provider's folder may replace one with which the server or an earlier run made them.
         """
         return os.path.dirname(request.argv[-1]) == os.path.join(os.fsdecode(request.cwd), "playbooks")
 

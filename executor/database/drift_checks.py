@@ -1,6 +1,7 @@
-"""Stores the findings of the last drift check that could compare everything. All agents of a database show them.
+"""Stores the findings of the last conclusive drift check. All agents that use the database show these findings.
 
-A drift check searches for differences between the mappings, Proxmox and FulcrumCore. No function commits.
+A drift check searches for differences between the mappings, Proxmox and FulcrumCore. It is conclusive if it could rely
+on the answers of Proxmox and FulcrumCore (`drift/inconclusive.py`). No function commits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Erases what the database contains about a service that has ended: jobs, runs, mappings, values in the audit.
 
-The rows that bind references to FulcrumCore's vault to the service are erased, too, and the rows of the runs that
-operators started.
+The rows of the runs that operators started for the service are erased, too, and the rows in `secret_references` that
+bind secrets of FulcrumCore's vault to the service.
 
 Audit entries stay, because they prove what was done. Only their values are erased: the columns `before`, `after` and
 `reason`, which may contain a customer's names, become NULL. The triggers of the table allow this change and no other.
@@ -37,22 +37,22 @@ class StoredData:
     job_ids: Sequence[int]
     runs: Sequence[Run]
     mappings: Sequence[Mapping]
-    secret_references: int  #: the number of references to FulcrumCore's vault that are bound to the service
+    secret_references: int  #: the number of secrets of FulcrumCore's vault that are bound to the service
     manual_runs: int  #: the number of runs that operators started for the service
     audit_entries: int  #: the number of audit entries that still have values
-    ended_at: datetime | None  #: when the last job or mapping ended; None if there is neither
+    ended_at: datetime | None  #: when the last job ended or the last mapping was deleted; None if neither exists
 
     @property
     def is_empty(self) -> bool:
-        """Whether the database contains nothing about the service that can be erased."""
+        """True if the database contains nothing about the service that can be erased."""
         counts = (self.secret_references, self.manual_runs, self.audit_entries)
         return not (self.job_ids or self.mappings or any(counts))
 
 
 def services_of_consumer(session: Session, consumer_id: str) -> list[str]:
-    """Return the ids of the services whose jobs name this consumer, FulcrumCore's participant that uses a service.
+    """Return the ids of the services whose jobs name this consumer, but not of services whose jobs were pruned.
 
-    A service whose jobs were pruned is not found.
+    A consumer is the participant in FulcrumCore that uses a service.
     """
     stmt = select(Job.service_id).where(Job.tenant_id == consumer_id, Job.service_id.is_not(None)).distinct()
     return [service_id for service_id in session.scalars(stmt.limit(MAX_SERVICES)) if service_id]
@@ -78,7 +78,7 @@ def find(session: Session, service_id: str) -> StoredData:
 
 
 def why_not_ended(session: Session, data: StoredData) -> str:
-    """Return why a service has not ended; '' if it has ended, and none of its rows is needed any more."""
+    """Return why a service has not ended; '' if the service has ended, and none of its rows is needed any more."""
     if manual_runs.in_progress(session, data.service_id) is not None:
         return "a run that an operator started is in progress"
     if queries.busy_services(session, data.service_id):

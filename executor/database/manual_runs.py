@@ -23,11 +23,12 @@ from executor.database.tables.base import db_now, utc_now
 from executor.database.tables.jobs import PROCESSING_LITERAL, Job, ManualRun
 from executor.model import RunStatus
 
-#: The key of the PostgreSQL advisory lock that `start` takes exclusively, and that claims take as a shared lock.
-#: Without it, a claim and a start at the same time would not see each other's row. The value is the ASCII text "SMIM".
+#: The key of the PostgreSQL advisory lock that `start` takes as an exclusive lock, and that claims of jobs take as a
+#: shared lock. Without the lock, a claim and a start at the same time would not see each other's row. The value is the
+#: ASCII text "SMIM".
 LOCK_KEY = 0x534D494D
-#: The maximum duration of a lease. A lease that ends more than this after now counts as expired: it was written before
-#: the database's clock was set back.
+#: The maximum duration of a lease. If the end of a lease is farther in the future than this, the lease counts as
+#: expired: it was written before the database's clock was set back.
 MAX_LEASE_S = 3600.0
 #: The error message of a run whose command has not stored the run's end.
 REASON_LOST = "the command ended without storing the end of the run"

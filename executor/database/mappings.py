@@ -3,8 +3,8 @@
 A VMID is reserved for a service before any request to Proxmox uses the VMID. Two creates never use the same VMID: a
 unique index allows at most one current mapping for each VMID of a cluster. A current mapping is one that is not
 deleted. The rows of deleted mappings stay as history until `prune` removes them. After a mapping is deleted, its VMID
-is in quarantine: for some time, no new mapping uses it. If volumes of its VM still exist, no new mapping uses the VMID
-until they are removed. No function commits: the caller opens and commits the transaction.
+is in quarantine: for some time, no new mapping uses the VMID. If volumes of the deleted VM still exist, no new mapping
+uses the VMID until these volumes are removed. No function commits: the caller opens and commits the transaction.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def get(session: Session, mapping_id: int) -> Mapping | None:
 
 
 def get_one(session: Session, mapping_id: int) -> Mapping:
-    """Return the mapping with this row id. If it does not exist, `transaction` and `reading` raise DatabaseRefused."""
+    """Return the mapping with this row id. If it does not exist, the caller's transaction raises DatabaseRefused."""
     return session.get_one(Mapping, mapping_id)
 
 
@@ -173,7 +173,7 @@ def adopt(  # noqa: PLR0913 (one parameter for each column)
 
 
 def record_node(session: Session, mapping_id: int, node: str) -> None:
-    """Store on which node the VM is. Actions do not rely on this node: they read the VM's node from Proxmox."""
+    """Store on which node the VM is. Playbooks do not rely on the stored node: they read the VM's node from Proxmox."""
     _update(session, mapping_id, now=utc_now(), node=node)
 
 
@@ -210,7 +210,8 @@ def mark_deleted(session: Session, mapping_id: int, note: str) -> None:
 def delete_reservation(session: Session, mapping_id: int, note: str) -> None:
     """Mark a reserved mapping as deleted, and store the reason in its `note`.
 
-    A mapping in another state does not change: it has a VM, which would belong to no service without the mapping.
+    A mapping in another state does not change: such a mapping has a VM, and without the mapping, this VM would belong
+    to no service.
     """
     now = utc_now()
     stmt = update(Mapping).where(Mapping.id == mapping_id, Mapping.state == MappingState.RESERVED)

@@ -1,9 +1,9 @@
 """Seals a database whose rows are moved to another one: a sealed database refuses every change. No function commits.
 
 A move copies every row of one database, the source, to another one, the target (`table_copy`). The table `moves` has a
-row in both databases. In the source, this row is the seal. Triggers are created together with the seal and dropped
-together with it. With these triggers, the database itself refuses every change of its other tables. So the change is
-also refused to an agent that was suspended during the move, and to a command of an earlier version.
+row in both databases. In the source, this row is the seal. Triggers are created together with the seal, and dropped
+together with the seal. With these triggers, the source itself refuses every change of a table other than `moves`. So an
+agent that was suspended during the move cannot change the source, and a command of an earlier version cannot either.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from executor.database.tables.jobs import PROCESSING_LITERAL, Job
 
 #: The length of the column `nodes.stop_reason`.
 MAX_STOP_REASON_LENGTH = 40
-#: The reason of a process that was killed or has crashed. The next process of the installation stores it.
+#: The stop reason of a process that was killed or has crashed. The next process of the installation stores this reason.
 STOP_REASON_KILLED = "killed"
 
 
@@ -37,7 +37,7 @@ class AgentProcess:
     pid: int
     version: str
     concurrency: int  #: the maximum number of jobs that the process runs in parallel
-    fences: bool = False  #: the process ends its runs before its leases expire
+    fences: bool = False  #: True if the process ends its runs before its leases expire
     cluster: str | None = None  #: SMITH_CLUSTER
     installation_id: str | None = None  #: the id of the process's data folder, which at most one process uses
 
@@ -46,7 +46,7 @@ class AgentProcess:
 class OperatorLimits:
     """The limits that operators have set for one node."""
 
-    is_paused: bool = False  #: the node claims no jobs
+    is_paused: bool = False  #: True if the node claims no jobs
     max_jobs: int | None = None  #: the maximum number of jobs in parallel; None: the number in the settings
 
 
@@ -70,7 +70,7 @@ def add_agent(session: Session, agent: AgentProcess) -> None:
 
 
 def note_proxmox_checked(session: Session, boot_id: str, *, proxmox_error: str | None) -> None:
-    """Store that the agent process is running, and whether Proxmox answered its last check.
+    """Store that the agent process is running, and the result of the process's last check of Proxmox.
 
     `proxmox_error` is the error of this check, or None if Proxmox answered.
     """
@@ -81,8 +81,8 @@ def note_proxmox_checked(session: Session, boot_id: str, *, proxmox_error: str |
 def note_leases_renewed(session: Session, boot_id: str, *, fences: bool) -> None:
     """Store that the agent process was running, and whether it ends its runs before its leases expire (`fences`).
 
-    Call this function only in the transaction that renews the leases. Then an agent that has read the earlier value of
-    `fences` finds that the leases have changed since, and does not reap the jobs.
+    Call this function only in the transaction that renews the leases. If another agent has read the earlier value of
+    `fences`, this agent then finds that the leases have changed since, and does not reap the jobs.
     """
     session.execute(update(Node).where(Node.id == boot_id).values(seen_at=db_now(), fences=fences))
 

@@ -1,6 +1,6 @@
 """Makes the changes that operators request with commands and pages. Adds the audit entry in the same transaction.
 
-No function commits.
+A node is a row of the table `nodes`, which stands for an agent process, not a Proxmox node. No function commits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def retry_job(session: Session, job_id: int, *, who: str) -> str:
 
 
 def cancel_job(session: Session, job_id: int, *, who: str, reason: str) -> JobStatus | None:
-    """Cancel a job; return its status afterwards. Return None, and change nothing, if it had ended already."""
+    """Cancel a job; return its status afterwards. Return None, and change nothing, if the job had ended already."""
     with _auditing_job(session, job_id, who=who, verb="cancel", reason=reason) as change:
         status = job_queue.request_cancel(session, job_id)
         change.was_made = status is not None
@@ -34,7 +34,7 @@ def cancel_job(session: Session, job_id: int, *, who: str, reason: str) -> JobSt
 
 
 def pause_agents(session: Session, *, who: str, reason: str) -> bool:
-    """Pause all agents. Return False, and change nothing, if they are paused already."""
+    """Pause all agents. Return False, and change nothing, if all agents are paused already."""
     return _pause(session, pauses.ALL_AGENTS, who=who, verb="pause", reason=reason)
 
 
@@ -81,7 +81,7 @@ def _pause_values(pause: Pause) -> dict[str, Any] | None:
 class _AuditedChange:
     """The change of a job that the `with` block of `_auditing_job` may make."""
 
-    #: Whether the block has changed the job. The block sets it. If it is False, nothing is written into the audit.
+    #: The block sets this to True if it has changed the job. If it stays False, nothing is written into the audit.
     was_made: bool = False
 
 

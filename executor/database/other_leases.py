@@ -25,10 +25,10 @@ class OtherLease:
     epoch: int
     lease_until: datetime | None
     deadline_at: datetime  #: the deadline of the job, by FulcrumCore's clock
-    is_expired: bool  #: whether the lease has expired, by the database's clock
-    is_owner_fencing: bool  #: whether the owner ends its runs before its leases expire (`nodes.fences`)
+    is_expired: bool  #: True if the lease has expired, by the database's clock
+    is_owner_fencing: bool  #: True if the owner ends its runs before its leases expire (`nodes.fences`)
     run_ident: str | None  #: the ident of the job's latest run, which may be a run of an earlier attempt
-    has_run: bool  #: whether the present attempt has stored a run; it stores a run before it starts the run
+    has_run: bool  #: True if the present attempt has stored a run; a run is stored before it starts
 
 
 def leases_of_others(session: Session, boot_id: str) -> list[OtherLease]:

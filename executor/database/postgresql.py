@@ -2,10 +2,10 @@
 
 Several limits work together. CONNECT_TIMEOUT_S limits a new connection. The server itself ends a statement after
 STATEMENT_TIMEOUT_S, and the wait for a lock after LOCK_TIMEOUT_S. If a client process is suspended within a
-transaction, the server ends its session after IDLE_TRANSACTION_TIMEOUT_S, so that other processes get its locks. TCP
-keepalives and `tcp_user_timeout` end a connection to a machine that has disappeared. None of these limits ends the wait
-for a server process that is suspended: the kernel of its machine still acknowledges each packet. So the client closes a
-connection on which no answer has arrived for RESPONSE_TIMEOUT_S.
+transaction, the server ends the session of this process after IDLE_TRANSACTION_TIMEOUT_S. The session's locks are then
+free for other processes. TCP keepalives and `tcp_user_timeout` end a connection to a machine that has disappeared. None
+of these limits ends the wait for a suspended server process: the kernel of the server's machine still acknowledges each
+packet. So the client closes a connection on which no answer has arrived for RESPONSE_TIMEOUT_S.
 
 This module is imported only for a PostgreSQL database, because the driver psycopg is optional.
 """
@@ -34,8 +34,8 @@ IDLE_TRANSACTION_TIMEOUT_S = 5
 #: process that has the lock was suspended, or its machine has disappeared, the server first ends the session of this
 #: process, and the statement that waits succeeds.
 LOCK_TIMEOUT_S = 6
-#: The client closes a connection when an answer takes longer than this. The time is longer than STATEMENT_TIMEOUT_S, so
-#: a server that is not suspended ends a slow statement itself before, and the connection stays usable.
+#: The client closes a connection when an answer takes longer than this. The time is longer than STATEMENT_TIMEOUT_S: a
+#: server that is not suspended ends a slow statement before this time is over, and the connection stays usable.
 RESPONSE_TIMEOUT_S = 17.0
 #: The kernel ends a connection when the server's machine acknowledges nothing: after 5 s without data it sends a probe
 #: every 2 s, and gives up after 3 probes. Data that is not acknowledged within 10 s ends the connection, too.
@@ -52,9 +52,9 @@ SESSION_SETTINGS: Mapping[str, str] = {
     "idle_in_transaction_session_timeout": f"{IDLE_TRANSACTION_TIMEOUT_S}s",
     "lock_timeout": f"{LOCK_TIMEOUT_S}s",
     "timezone": "UTC",
-    # The limits that TCP_LIMITS sets for the client, here for the server: within half a minute, it ends the session of
-    # a client whose machine has disappeared. With its defaults, the server would keep the session's locks, and its
-    # place in `max_connections`, for two hours.
+    # TCP_LIMITS is for the client, and these values are for the server: the server ends the session of a client whose
+    # machine has disappeared within half a minute. With PostgreSQL's defaults, the session would keep its locks, and
+    # its place in `max_connections`, for two hours.
     "tcp_keepalives_idle": "10s",
     "tcp_keepalives_interval": "5s",
     "tcp_keepalives_count": "3",

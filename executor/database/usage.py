@@ -1,8 +1,8 @@
 """Counts what the VMs of a tenant use. Reserves what a job adds to this usage, within the tenant's limits.
 
-The row of a mapping has the sizes of its VM, and the row of an open job has what the job adds. When a job has ended,
-also by a failure, what the job reserved no longer counts. No function commits: the caller opens and commits the
-transaction.
+A tenant is the participant in FulcrumCore that uses a service. The row of a mapping has the sizes of its VM, and the
+row of an open job has what the job adds. When a job has ended, also by a failure, what the job reserved no longer
+counts. No function commits: the caller opens and commits the transaction.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from executor.model import MappingState
 from executor.settings.settings import Settings
 from executor.shared.error_codes import ErrorCode
 
-#: The first key of the PostgreSQL advisory lock of a tenant. The value is the ASCII text "SMIU".
+#: The first key of the PostgreSQL advisory lock of a tenant; the second key is a hash of the tenant's id. The value is
+#: the ASCII text "SMIU".
 TENANT_LOCK = 0x534D4955
-#: What the limits are called in error messages.
+#: The texts for the resources in error messages. The keys are the names of the fields of Amounts.
 LIMIT_TEXTS = {
     "vms": "VMs",
     "cores": "cores",
@@ -35,13 +36,13 @@ LIMIT_TEXTS = {
     "snapshots": "snapshots",
     "backups": "backups",
 }
-#: The columns of a mapping that contain what its VM uses.
+#: The columns of a mapping's row that contain the amounts that the VM of the mapping uses.
 MAPPING_COLUMNS = ("cores", "memory_mib", "disk_gib", "snapshots", "backups")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Amounts:
-    """The amounts of all resources that are counted."""
+    """An amount of each resource that is counted, for example the amounts that a VM uses, or a tenant's limits."""
 
     vms: int = 0
     cores: int = 0
@@ -74,15 +75,15 @@ def limits_of(settings: Settings) -> Amounts:
 def of_mapping(mapping: Mapping) -> Amounts:
     """Return what the VM of a mapping uses.
 
-    A mapping in another state than active or pending deletion counts as a VM only if it has sizes: then its VM may
-    exist.
+    A mapping that is active or pending deletion always counts as one VM. A mapping in another state counts as one VM
+    only if its row has sizes, because then the VM may exist.
     """
     is_counted = mapping.cores > 0 or mapping.state in (MappingState.ACTIVE, MappingState.PENDING_DELETION)
     return Amounts(vms=int(is_counted), **{name: getattr(mapping, name) for name in MAPPING_COLUMNS})
 
 
 def reserve(session: Session, lease: Lease, tenant_id: str | None, growth: Amounts, limits: Amounts) -> None:
-    """Reserve for a job what it adds to the usage of its tenant. Raises TenantLimitReached.
+    """Reserve `growth` for a job: what the job adds to the usage of its tenant. Raises TenantLimitReached.
 
     All jobs without a tenant count as jobs of one tenant. Only one transaction at a time reserves for a tenant, so that
     two jobs cannot together exceed a limit.
@@ -100,7 +101,7 @@ def reserve(session: Session, lease: Lease, tenant_id: str | None, growth: Amoun
 
 
 def in_use(session: Session, tenant_id: str | None, *, except_job_id: int = 0) -> Amounts:
-    """Return what the VMs of a tenant use, plus what its other open jobs have reserved."""
+    """Return what the VMs of a tenant use, plus what the tenant's open jobs except `except_job_id` have reserved."""
     is_vm = (Mapping.cores > 0) | Mapping.state.in_((MappingState.ACTIVE, MappingState.PENDING_DELETION))
     of_mappings = select(
         func.coalesce(func.sum(case((is_vm, 1), else_=0)), 0),
@@ -116,9 +117,9 @@ def in_use(session: Session, tenant_id: str | None, *, except_job_id: int = 0) -
 
 
 def mappings_with(session: Session, tenant_id: str | None, column: str) -> Sequence[Mapping]:
-    """Return the tenant's mappings with snapshots or backups, without deleted mappings and mappings to lost VMs.
+    """Return the tenant's mappings whose VM has snapshots (if `column` is "snapshots"), or backups (if "backups").
 
-    `column` is "snapshots" or "backups".
+    Deleted mappings and mappings to lost VMs are left out.
     """
     stmt = select(Mapping).where(*_counted_mappings(tenant_id), getattr(Mapping, column) > 0)
     return session.scalars(stmt.order_by(Mapping.id)).all()
@@ -131,7 +132,7 @@ def lower_count(session: Session, mapping_id: int, column: str, count: int) -> N
 
 
 def note_tenant(session: Session, mapping: Mapping, tenant_id: str | None, sizes: Amounts | None) -> None:
-    """Store the tenant of a mapping. Also store `sizes`, the sizes of its VM, if no sizes are stored yet."""
+    """Store the tenant of a mapping. If the mapping is active and has no sizes yet, store its VM's `sizes`, too."""
     values: dict[str, Any] = {"tenant_id": tenant_id} if tenant_id else {}
     if sizes is not None and mapping.state == MappingState.ACTIVE and not mapping.cores:
         values |= {name: getattr(sizes, name) for name in ("cores", "memory_mib", "disk_gib")}
@@ -141,7 +142,7 @@ def note_tenant(session: Session, mapping: Mapping, tenant_id: str | None, sizes
 
 
 def add_reserved(session: Session, job_id: int, mapping_id: int) -> None:
-    """Add the amounts that an ending job has reserved to what the VM of the mapping uses."""
+    """Increase the stored amounts of the mapping's VM by the amounts that an ending job has reserved."""
     columns = [getattr(Job, f"reserved_{name}") for name in MAPPING_COLUMNS]
     reserved = dict(zip(MAPPING_COLUMNS, session.execute(select(*columns).where(Job.id == job_id)).one(), strict=True))
     if any(reserved.values()):
@@ -151,9 +152,9 @@ def add_reserved(session: Session, job_id: int, mapping_id: int) -> None:
 
 
 def note_actual_sizes(session: Session, mapping_id: int, vm: MappingType[str, Any]) -> None:
-    """Store the cores and the memory that a run's result contains.
+    """Store the VM's cores and memory as they are in `vm`, the result of a run.
 
-    If the VM has snapshots, a stored size is never lowered, because a rollback may restore it.
+    If the VM has snapshots, a stored size is never lowered, because a rollback to a snapshot may restore this size.
     """
     sizes = {name: vm.get(name) for name in ("cores", "memory_mib")}
     values: dict[str, Any] = {}

@@ -14,9 +14,10 @@ from executor.database.tables.base import Base
 
 
 class AuditEntry(Base):
-    """One change that an operator or the agent made. Only `audit` writes this table.
+    """One change that an operator or the agent made. Only `audit` inserts rows, and only `erasure` changes rows.
 
-    Triggers (migrations 0002 and 0006) refuse every DELETE, and every UPDATE except one that erases the values.
+    Triggers (migrations 0002 and 0006) refuse every DELETE, and every UPDATE except an UPDATE that erases the values
+    (`before`, `after` and `reason`).
     """
 
     __tablename__ = "audit"

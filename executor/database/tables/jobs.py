@@ -34,7 +34,7 @@ CLAIMED_ELSEWHERE_LITERAL: ColumnElement[str] = literal_column(f"'{ReportState.C
 
 
 class Job(Base):
-    """A job. Only `job_queue`, `reaping`, `reopening` and `outbox` write this table."""
+    """A job. Only `job_queue`, `reaping`, `reopening` and `outbox` write this table. `erasure` deletes rows."""
 
     __tablename__ = "jobs"
 
@@ -50,13 +50,13 @@ class Job(Base):
     defect: Mapped[str | None] = mapped_column(Text)  #: why the job cannot run
     priority: Mapped[int] = mapped_column(Integer, default=1)
     status: Mapped[str] = mapped_column(String(20), default=JobStatus.PENDING)
-    #: The number of times that the job got an owner. An attempt that does not count (see `requeue`) is subtracted.
+    #: The number of attempts: how often the job got an owner, without the attempts that do not count (see `requeue`).
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     crashes: Mapped[int] = mapped_column(Integer, default=0)  #: how often `reaping` has counted a crash of the job
     cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
     available_at: Mapped[datetime | None]  #: when the backoff of a pending job ends
     core_created_at: Mapped[datetime]  #: when FulcrumCore created the job
-    deadline_at: Mapped[datetime]  #: when FulcrumCore fails the job if it has not ended (FulcrumCore's clock)
+    deadline_at: Mapped[datetime]  #: when FulcrumCore fails a job that has not ended (by FulcrumCore's clock)
     received_at: Mapped[datetime]
     owner: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that claimed the job
     lease_until: Mapped[datetime | None]
@@ -80,7 +80,7 @@ class Job(Base):
     operator_detail: Mapped[str | None] = mapped_column(Text)  #: the same error in more detail, for the operator
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     run_ident: Mapped[str | None] = mapped_column(String(64))  #: `Run.ident` of the latest run
-    #: What the job adds to the usage of its tenant. It counts while the job is open.
+    #: The columns from here on contain what the job adds to the usage of its tenant. They count while the job is open.
     reserved_vms: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     reserved_cores: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     reserved_memory_mib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
@@ -107,7 +107,7 @@ class Run(Base):
     node: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that has the artifacts
     folder: Mapped[str | None] = mapped_column(Text)  #: the path of the folder of the artifacts
     upids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  #: ids of the run's Proxmox tasks
-    #: What the run has done so far, see `executor.runs.story`. It is read only by queries that ask for it.
+    #: A summary of what the run has done so far (`executor.runs.story`). Only queries that name the column load it.
     story: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
 
 

@@ -16,7 +16,7 @@ def main() -> NoReturn:
     """Run the command that the command-line arguments name, and end the process with its exit code."""
     pause_garbage_collection()
     os.environ.setdefault(*NO_PYDANTIC_PLUGINS)
-    from executor.cli.app import main as run_command_line  # noqa: PLC0415 (after the pause: this imports typer)
+    from executor.cli.app import main as run_command_line  # noqa: PLC0415 (only after garbage collection is paused)
 
     run_command_line()
 

@@ -1,6 +1,7 @@
 """Builds the agent and its HTTP server from the settings, and runs both.
 
-The boot id is the random id of this agent process. In the database it names the owner of a job.
+The boot id is a random id that this agent process gets at its start. In the database, a job's row has the boot id of
+the agent process that owns the job.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class DatabaseUnavailable(DatabaseError):
 
 
 class DatabaseLocked(DatabaseUnavailable):
-    """Another process holds a lock of the PostgreSQL database for too long, for example because it is suspended."""
+    """Another process holds a lock of the PostgreSQL database for too long, for example a suspended process."""
 
 
 class DatabaseRefused(DatabaseError):
@@ -63,7 +63,7 @@ class DatabaseRefused(DatabaseError):
 
 
 class SchemaTooNew(DatabaseError):
-    """A newer version of Agent Smith has migrated the schema, and this version does not know it."""
+    """A newer version of Agent Smith has migrated the schema, and this version does not know the new schema."""
 
 
 class FulcrumError(SmithError):
@@ -86,7 +86,8 @@ class FulcrumUnavailable(FulcrumError):
 class FulcrumAuthFailing(FulcrumUnavailable):
     """FulcrumCore answered 401 or 403: the caller retries with a backoff, and the agent never exits for this error.
 
-    FulcrumCore gives these answers if the token was revoked. While its database is down, it gives them to every token.
+    FulcrumCore gives these answers if the token was revoked. While FulcrumCore's database is down, it gives these
+    answers to every token.
     """
 
 
@@ -105,8 +106,8 @@ class JobError(SmithError):
     """The caller ends the job as failed with the error code `code`.
 
     `detail` is sent to FulcrumCore, which shows it to tenants. It is short and contains no secret. It names a node or a
-    template only if the job itself names it, and does not say how much space is free. `operator_detail`, if it is not
-    empty, is the text with these facts, for the log and for `smith jobs show`.
+    template only if the job itself names it, and does not say how much space is free. `operator_detail` is the text
+    for the log and for `smith jobs show`. It may contain all of these facts. If it is empty, `detail` is used.
     """
 
     def __init__(self, code: ErrorCode | str, detail: str, operator_detail: str = "") -> None:

@@ -190,6 +190,6 @@ structlog.configure(
     ],
     logger_factory=structlog.stdlib.LoggerFactory(),
     wrapper_class=structlog.stdlib.BoundLogger,
-    cache_logger_on_first_use=False,  # `configure` may be called after the first use, and tests replace the processors
+    cache_logger_on_first_use=False,  # `configure` may follow a first log line, and tests replace the processors
 )
 logging.getLogger(PROGRAM_LOGGER_NAME).addHandler(logging.NullHandler())

@@ -11,7 +11,10 @@ from executor.shared.error_codes import ErrorCode
 
 
 class JobStatus(StrEnum):
-    """The status of a job in its database row. The timestamps of the row show how far a `processing` job is."""
+    """The status of a job in its database row. The timestamps of the row show how far a `processing` job is.
+
+    An agent that claims a job owns it for a limited time (a lease), and renews the lease while it works on the job.
+    """
 
     PENDING = "pending"  #: the job waits until an agent claims it
     PROCESSING = "processing"  #: one agent owns the job, under a lease
@@ -30,7 +33,7 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
 #: The statuses of a job that has ended.
 ENDED_STATUSES = (JobStatus.COMPLETED, JobStatus.FAILED)
 #: If the agent crashes while it runs a job, the job's lease expires. Each expired lease of a job counts as one crash. A
-#: job with MAX_CRASHES crashes ends as failed with QUARANTINED.
+#: job with MAX_CRASHES crashes ends as failed, with the error code QUARANTINED.
 MAX_CRASHES = 3
 #: A job with this many crashes is on probation: the agent runs no other job at the same time. So if the job makes the
 #: agent crash again, the crash is not counted for other jobs.
@@ -38,7 +41,7 @@ PROBATION_CRASHES = MAX_CRASHES - 1
 
 
 class ActionEffect(StrEnum):
-    """What an action does to a VM."""
+    """The effect of an action on a VM."""
 
     READS = "reads"  #: changes nothing
     CHANGES = "changes"  #: changes the VM
@@ -46,14 +49,14 @@ class ActionEffect(StrEnum):
 
 
 class ReportState(StrEnum):
-    """Whether FulcrumCore has a job's result."""
+    """The state of the report of a job's result to FulcrumCore."""
 
     NONE = "none"  #: the job has not ended
     DUE = "due"  #: the job has ended, but FulcrumCore has not acknowledged the result
     REPORTED = "reported"  #: FulcrumCore has acknowledged the result
     OVERTAKEN = "overtaken"  #: FulcrumCore ended the job itself; the agent's result is only in the agent's database
     ABANDONED = "abandoned"  #: never reported: FulcrumCore does not know the job, or another agent owns the job
-    #: not reported, because another executor with this agent's token processes the job, which is open in FulcrumCore
+    #: not reported: another executor with this agent's token processes the job, and the job is open in FulcrumCore
     CLAIMED_ELSEWHERE = "claimed_elsewhere"
     LOCAL = "local"  #: never reported, because the agent created the job itself and FulcrumCore does not know it
 
@@ -73,9 +76,9 @@ class JobEventKind(StrEnum):
     REQUEUED = "requeued"  #: an attempt has ended, and the job gets another one
     REAPED = "reaped"  #: the job was taken from an agent process that had ended or had not renewed its lease
     RELEASED = "released"  #: an agent process has released the job, because it stopped or a write failed
-    REOPENED = "reopened"  #: FulcrumCore lists the job as open, although it has ended in this database
+    REOPENED = "reopened"  #: FulcrumCore lists the job as open, although the job has ended in this database
     REPORT_POSTPONED = "report_postponed"  #: FulcrumCore has not accepted the report
-    RESULT_REPLACED = "result_replaced"  #: FulcrumCore refused the completion, so a failure is reported
+    RESULT_REPLACED = "result_replaced"  #: FulcrumCore refused the report of a success, so a failure is reported
 
 
 class GuestKind(StrEnum):
@@ -97,10 +100,10 @@ class MappingState(StrEnum):
 
 
 class MoveDirection(StrEnum):
-    """What a row of the table `moves` says about its database."""
+    """The direction in which all rows of a database were moved: the meaning of a row of the table `moves`."""
 
-    TO = "to"  #: the database is sealed: its rows were moved, or are being moved, to another database
-    FROM = "from"  #: its rows came from another database
+    TO = "to"  #: this database refuses changes (is sealed): its rows were moved, or are being moved, to another one
+    FROM = "from"  #: the rows of this database came from another database
 
 
 class RunStatus(StrEnum):

@@ -28,7 +28,7 @@ def package_version(package: str) -> str | None:
 
 
 def collection_version() -> str | None:
-    """Return the version of the community.proxmox collection that runs would use; None if there is no collection."""
+    """Return the version of the community.proxmox collection that a playbook run would use; None if none is found."""
     for folder in _collection_folders():
         try:
             manifest = json.loads((folder / "community/proxmox/MANIFEST.json").read_text("utf-8"))
@@ -39,11 +39,11 @@ def collection_version() -> str | None:
 
 
 def collection_search_path() -> list[str]:
-    """Return the folders in which runs search for collections, with the home folder of this process's user.
+    """Return the folders in which playbook runs search for collections, as absolute paths, in the order of the search.
 
-    They are the folders of ANSIBLE_COLLECTIONS_PATH, then the folder of this Python's packages. If the variable is not
-    set, they are the folder of this Python's packages, then Ansible's default folders. So the collection that was
-    installed and tested together with the agent comes first.
+    If ANSIBLE_COLLECTIONS_PATH is set, these are the variable's folders, then the folder of this Python's packages.
+    Otherwise these are the folder of this Python's packages, then Ansible's default folders. So by default the
+    collection that was installed and tested together with the agent comes first.
     """
     python_packages = sysconfig.get_path("purelib")
     variable = os.environ.get("ANSIBLE_COLLECTIONS_PATH", "")

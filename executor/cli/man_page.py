@@ -8,7 +8,7 @@ from typing import Any
 from executor.cli.app import HELP_EPILOG, build
 from executor.cli.commands import EXTENSIONS
 
-#: The names of the commands that the page leaves out: other distributions provide and document them.
+#: The names of the commands that the page leaves out: other Python packages provide and document them.
 LEFT_OUT = frozenset(extension.name for extension in EXTENSIONS)
 #: If the first line of a paragraph of a help text is only this character, typer keeps the paragraph's line breaks.
 KEEP_LINES = "\b"

@@ -1,4 +1,7 @@
-"""Finds a mapping, refuses to change it while its service is in use, and writes an audit entry about the change."""
+"""Finds a mapping, refuses to change it while its service is in use, and writes an audit entry about the change.
+
+A mapping is a row of the database that assigns a VMID to a service of FulcrumCore.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """`smith mappings adopt --from FILE`: adopts many VMs, for example those of the earlier agent that is written in PHP.
 
-Each row of the file is a pair of a service and a VMID, and gets an outcome. If the file names several existing VMs for
+To adopt a VM means to map an existing VM to a service. Each row of the file is a pair of a service and a VMID, and gets
+an outcome. If the file names several existing VMs for
 one service, or several services for one VM, these pairs are refused: an operator must choose the right one.
 """
 
@@ -135,7 +136,7 @@ def _is_up_to_date(engine: Engine, adoption: Adoption) -> bool:
 
 
 def _refuse_contradictions(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Refuse each pair if the file has several existing VMs for its service, or several services for its VM."""
+    """Refuse pairs with the outcome ADOPT for whose service or VM the file has several VMs or services."""
     usable = [candidate for candidate in candidates if candidate.adoption is not None]
     vm_counts = Counter(candidate.row.service_id for candidate in usable)
     service_counts = Counter(candidate.row.vmid for candidate in usable)
@@ -155,7 +156,7 @@ def _refuse_contradictions(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _execute(candidate: Candidate, reason: str) -> Candidate:
-    """Adopt the VM of a pair with the outcome ADOPT. A failure becomes the outcome of this pair; nothing is raised."""
+    """Adopt the VM of a pair with the outcome ADOPT. A SmithError is not raised, but becomes the outcome."""
     if candidate.outcome is not Outcome.ADOPT or candidate.adoption is None:
         return candidate
     try:

@@ -72,10 +72,11 @@ def recall(
 
 
 def _may_have_deletion_mark(mapping: Mapping, settings: Settings) -> bool:
-    """Return whether the configuration of the VM of an active mapping contains the beginning of a deletion mark.
+    """Return whether the VM's configuration in Proxmox contains the beginning of a deletion mark.
 
-    An earlier recall may have failed after it had set the mapping to active. Also returns True if the list of VMs does
-    not contain the VM: then the playbook finds the reason.
+    Called for an active mapping, whose VM usually has no mark. But an earlier recall may have failed after it had set
+    the mapping to active, and before it removed the mark. Also returns True if Proxmox's list of VMs does not contain
+    the VM: then the playbook finds the reason.
     """
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
     vm_row = next((row for row in reader.vms() if row.vmid == mapping.vmid), None)

@@ -36,7 +36,7 @@ COLUMNS = {
     "outcome": "OUTCOME",
     "why": "WHY",
 }
-#: The outcomes of a row.
+#: The outcomes of a mapping of the file, as a row of the printed table shows them.
 REFUSED, TO_IMPORT, IMPORTED, UNCHANGED = "refused", "would be imported", "imported", "imported before"
 
 
@@ -121,7 +121,8 @@ def _read(file: Path) -> list[dict[str, Any]]:
 def _import(engine: Engine, entries: list[dict[str, Any]], reason: str, *, is_dry_run: bool) -> list[dict[str, Any]]:
     """Insert all mappings in one transaction, and return a row of the printed table for each mapping.
 
-    A dry run inserts the mappings, too, so that it refuses the same ones. Then it rolls the transaction back.
+    A dry run also inserts the mappings, so that it refuses the same mappings as an import. Then the transaction is
+    rolled back.
     """
     rows: list[dict[str, Any]] = []
     try:

@@ -1,7 +1,7 @@
 """`smith db migrate` moves all rows to another database and seals this one; `smith db unseal` removes the seal.
 
-A sealed database refuses every change. The URL of the other database may contain a password, so it is read from a file,
-an environment variable or the terminal: every user of the machine could read a password in an argument.
+A sealed database refuses every change. If the URL of the other database contains a password, the URL is read from a
+file, an environment variable or the terminal, because every user of the machine can read a command's arguments.
 """
 
 from __future__ import annotations
@@ -140,9 +140,9 @@ def _read_target_url(to: str | None, file: Path | None) -> str:
 
 @contextmanager
 def _opened_target(url: str) -> Iterator[Engine]:
-    """Open the other database. If its schema is missing or older than that of this version, upgrade the schema.
+    """Open the other database. If its schema is missing or older than this version needs, upgrade the schema.
 
-    If it is a SQLite database, its lock is held during the block, so that no agent uses the database.
+    If the other database is a SQLite file, its lock is held during the block, so that no agent uses the database.
     """
     engine = open_engine(url)
     file = sqlite_file(url)
@@ -159,7 +159,7 @@ def _opened_target(url: str) -> Iterator[Engine]:
 
 
 def _refuse_other_schema(source: Engine) -> None:
-    """Raise DatabaseError if the schema of this database is older or newer than that of this version."""
+    """Raise DatabaseError if the schema of this database is older or newer than this version needs."""
     schema.refuse_unknown_schema(source)
     if schema.current_revision(source) != schema.head_revision():
         raise DatabaseError("the database has an older schema: run `smith db upgrade` first")
@@ -178,7 +178,7 @@ def _find_move(source: Engine, target_url: str) -> Move | None:
 
 
 def _refuse_use(session: Session, settings: Settings) -> None:
-    """Raise DatabaseError while an agent or a playbook of `smith play` uses this database."""
+    """Raise DatabaseError while an agent uses this database, or a command such as `smith play` runs a playbook."""
     refuse_running_agent(session, settings)
     if services := manual_runs.services_in_progress(session):
         raise DatabaseError(f"a playbook runs for service {min(services)} by hand (smith runs list): wait for its end")

@@ -146,15 +146,15 @@ def limit(
 
 
 def _find(store: Store, reference: str) -> Node:
-    """Return the node whose host is `reference`, or whose id begins with it.
+    """Return the node whose host is `reference`, or whose id begins with `reference`.
 
-    Raises CommandFailed if none or several match.
+    Raises CommandFailed if no node or several nodes match.
     """
     running = nodes.not_stopped(store.session)
     matches = [node for node in running if reference and (node.host == reference or node.id.startswith(reference))]
     lease_s = store.settings.smith_lease_s
     alive = [node for node in matches if is_alive(node, utc_now(), lease_s)]
-    matches = alive or matches  # Vanished processes, such as an earlier one of the host, count only if none is alive.
+    matches = alive or matches  # Vanished processes, such as the host's earlier ones, count only if no match is alive.
     if len(matches) == 1:
         return matches[0]
     if not matches:
@@ -172,7 +172,7 @@ def _fields(node: Node, pause: Pause | None, now: datetime, lease_s: float) -> d
 
 
 def _table_fields(row: dict[str, Any], now: datetime) -> dict[str, Any]:
-    """Return the values of those columns of the table that are not fields of `--json`."""
+    """Return the values of the table's columns that `--json` does not print."""
     wanted, most = row["concurrency_wanted"], row["concurrency"]
     slots = str(most) if wanted >= most else f"{wanted} of {most}"
     pause = row["paused"]

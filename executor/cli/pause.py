@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 #: How often `--wait` reads the running jobs.
 INTERVAL_S = 1.0
-#: The maximum number of running jobs that are read.
+#: The maximum number of running jobs that `--wait` reads, shows and counts.
 MAX_SHOWN_JOBS = 100
 
 

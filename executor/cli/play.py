@@ -1,4 +1,4 @@
-"""`smith play`: runs one action with ansible-playbook, and shows the result as an agent would store it.
+"""`smith play`: runs one action with ansible-playbook, and shows the same result that an agent would store for a job.
 
 The playbook gets one extra variable, the dictionary `vm`. A member of `vm` is a key with its value, such as cores=4.
 """

@@ -1,4 +1,7 @@
-"""Finds the VMs that an Ansible pattern selects in our dynamic inventory, for `smith play --hosts`."""
+"""Finds the VMs that an Ansible pattern selects in this project's dynamic inventory, for `smith play --hosts`.
+
+The dynamic inventory is the file inventory/smith.proxmox.yml, from which a plugin of Ansible reads Proxmox's VMs.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ def find_vmids(settings: Settings, pattern: str) -> list[int]:
 
 
 def _write_inventory(file: Path, settings: Settings) -> None:
-    """Write our inventory with the Proxmox login of the settings into a file that only this process's user can read."""
+    """Write the inventory, with the Proxmox login from the settings added, to a file that only this user can read."""
     inventory = yaml.safe_load((ansible_home() / "inventory" / INVENTORY_FILE).read_text(encoding="utf-8"))
     inventory |= {
         "url": f"https://{host_in_url(settings.proxmox_host)}:{settings.proxmox_port}",

@@ -181,7 +181,7 @@ def _run_one(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
     stopper: Stopper,
     output: Output,
 ) -> Outcome:
-    """Run one request, and hold the lock of its service meanwhile. An error is returned as the outcome of this VM."""
+    """Run one request. Outside check mode, hold the lock of its service. An error is returned as the VM's outcome."""
     try:
         if request.is_check_mode:
             return Outcome(vm=dict(request.vm), result=ansible_playbook.run(request, settings, output, stopper=stopper))
@@ -193,7 +193,7 @@ def _run_one(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
 
 
 def _show(outcomes: list[Outcome], *, is_check_mode: bool, as_json: bool) -> None:
-    """Print a row for each VM and the number of those that failed, or one JSON document."""
+    """Print a row for each VM and how many VMs succeeded and failed, or one JSON document."""
     if as_json:
         show_json({"vms": [_document(outcome, is_check_mode=is_check_mode) for outcome in outcomes]})
         return

@@ -45,7 +45,7 @@ MEMBER_TEXTS = {
     "backup": "a backup will be written to the storage {}",
     "node": "the VM will be moved to the node {}",
 }
-#: Shown with the plan of an action of the provider: the plan may be incomplete.
+#: Shown with the plan of an action that a provider has added: the plan may be incomplete.
 INCOMPLETE_PLAN_NOTE = "(check mode skips Ansible tasks that do not support it, so the action may change more)"
 
 
@@ -64,7 +64,7 @@ def must_ask(effect: ActionEffect, *, is_check_mode: bool, yes: bool, as_json: b
 
 
 def show(request: PlaybookRequest, target: Target, engine: Engine | None) -> None:
-    """Print which VM of which service is concerned. Raises CommandFailed while a job of the service is running."""
+    """Print the VM and its service. Outside check mode, raises CommandFailed while a job of the service is running."""
     vm, job = request.vm, None
     service_id = str(vm.get("service_id") or "")
     if engine is not None and service_id:

@@ -18,8 +18,8 @@ from executor.model import JobResult
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
-#: The settings that list what may be requested. Each key is a part of the error message about a value that is not
-#: offered. The message itself names no settings, because tenants may read it.
+#: The settings that list which values may be requested, keyed by a part of an error message. The message says that a
+#: requested value is not offered. The message itself names no settings, because tenants may read it.
 OFFERING_SETTINGS = {
     "the bridge ": "PROXMOX_BRIDGE and PROXMOX_BRIDGES",
     "the VLAN ": "PROXMOX_VLANS",
@@ -111,7 +111,7 @@ def _show_plan(vm: dict[str, Any]) -> None:
 
 
 def offering_hint(message: str) -> str:
-    """Return a text that names the settings for a value that is not offered according to the message, or ''."""
+    """If the message says that a value is not offered, return a text that names the settings; otherwise return ''."""
     if "is not offered" not in message:
         return ""
     settings = next((names for text, names in OFFERING_SETTINGS.items() if text in message), "")

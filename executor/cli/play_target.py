@@ -32,7 +32,7 @@ class Target:
     """The VM on which an action is run."""
 
     identity: dict[str, Any]  #: the members of `vm` that identify the VM; empty if the operator gives them all
-    mapping: Mapping | None = None  #: the mapping in which the result is stored
+    mapping: Mapping | None = None  #: the mapping in which the result is stored; None: no mapping is changed
 
 
 def find_target(  # noqa: PLR0913 (three options select the VM)
@@ -61,7 +61,7 @@ def find_target(  # noqa: PLR0913 (three options select the VM)
 
 
 def _find_service_mapping(engine: Engine | None, settings: Settings, reference: str) -> Mapping:
-    """Return the mapping that matches the reference. Raises UnusableReference when no mapping matches."""
+    """Return the mapping that matches the reference. Raises UnusableReference unless exactly one mapping matches."""
     if engine is None:
         with open_database(settings):  # raises DatabaseError, because there is no database
             raise CommandFailed("there is no database, so no service has a mapping: use --vmid or --name")

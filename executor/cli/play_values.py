@@ -18,9 +18,10 @@ DESCRIPTION_BY_TYPE = {"int": "a whole number", "bool": "yes or no", "dict": "a 
 #: The texts that are accepted as a value of the type bool.
 TRUE_TEXTS, FALSE_TEXTS = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
-#: The type of each parameter `options`. A role's argument_specs describe each member of the variable `vm` by an option,
-#: for example `{"type": "int", "required": True}`. The options of all roles of the playbook are keyed by the member's
-#: name. If the member is a dictionary, its option has the key `options` for the members of this dictionary.
+#: The type of the parameters that are called `options`. A role's argument_specs describe each member of the variable
+#: `vm` by an option, for example `{"type": "int", "required": True}`. The options of all roles of the playbook are
+#: keyed by the member's name. If the member is a dictionary, its option has the key `options` for the members of this
+#: dictionary.
 VmOptions = Mapping[str, Mapping[str, Any]]
 
 
@@ -31,8 +32,9 @@ GENERAL_MEMBERS = ("properties", "allowed")
 def refuse_unknown_members(members: Mapping[str, Any], options: VmOptions, inside: str = "") -> None:
     """Raise typer.BadParameter for a member that no role and no action of the playbook describes.
 
-    `inside` is the name of the member that contains these members. If `options` is empty, no argument_specs describe
-    these members, for example those of `properties`, and all of them are accepted.
+    `inside` is the name of the member that contains these members, followed by a dot, such as `network.`. It is empty
+    for the members of `vm` itself. If `options` is empty, no argument_specs describe these members, for example those
+    of `properties`, and all of them are accepted.
     """
     if not options:
         return
@@ -121,7 +123,7 @@ def _parse_yaml(text: str) -> Any:
 
 
 def parse_value(text: str, option_type: str) -> Any:
-    """Return the text converted to this type of argument_specs. Raises ValueError if the text is not valid."""
+    """Return the text converted to `option_type`, a type of argument_specs. Raises ValueError for an invalid text."""
     if option_type == "int":
         return int(text)
     if option_type == "bool":

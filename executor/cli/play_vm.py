@@ -44,7 +44,7 @@ def complete_vm_variable(
             value = sanitized(str(operator_members[name]))
             raise typer.BadParameter(f"the VM's {name} is {identity[name]}, not {value}")
     vm = {**_members_from_settings(action, settings, operator_members), **operator_members, **identity}
-    vm["allowed"] = allowed_values(settings)  # not from the operator's members: the limits of the agent's runs apply
+    vm["allowed"] = allowed_values(settings)  # replaces an operator's value: the limits of an agent's runs apply
     required_options = {name: option for name, option in options.items() if option.get("required")}
     # The option of each member that is missing in `vm`, keyed by the member's name.
     missing_members = {name: option for name, option in required_options.items() if vm.get(name) is None}

@@ -1,4 +1,4 @@
-"""Checks the argument specs of the roles in a provider's folder.
+"""Checks the argument specs of the roles that a provider has added together with a playbook for an action.
 
 Without argument specs, Ansible does not check the arguments of a role.
 """

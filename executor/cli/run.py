@@ -28,7 +28,7 @@ STALL_TIMEOUT_S = 120.0
 
 
 class AgentMode(StrEnum):
-    """How long the agent works.
+    """The mode of the agent, which determines how long it works.
 
     The values equal those of `executor.agent.mode.Mode`, whose module imports so much that `--help` would be slow.
     """
@@ -89,7 +89,7 @@ def prepare_process() -> Settings:
 def _supervise(settings: Settings, mode: AgentMode) -> int:
     """Run the supervisor until it ends, and return its exit code."""
     # The command is `python -m executor` and not `smith`: the script `smith` may not be on PATH, and a source checkout
-    # has no such script. `-P`: Python must not import modules from the working directory, to which others may write.
+    # has no such script. `-P`: Python must not import modules from the working directory: other users may write there.
     command = [sys.executable, "-P", "-m", "executor", "agent-process", "--mode", mode.value]
     return supervise(
         command,

@@ -40,7 +40,7 @@ def show_log(
 
 
 def _read_output(store: Store, ident: str) -> str:
-    """Return the output of the run of a job or of an operator. Raises UnusableReference if there is no such run."""
+    """Return the output of a job's or an operator's run. Raises UnusableReference if there is no such run."""
     run = queries.find_run(store.session, ident)
     if run is not None:
         return read_output(run, store.settings)

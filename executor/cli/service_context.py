@@ -14,15 +14,15 @@ from executor.errors import SmithError
 
 #: The systemd unit of the agent, from deploy/systemd.
 UNIT = "agent-smith.service"
-#: The environment variables that the command gets from the service: the settings, and variables that Ansible, Python
-#: and Python's libraries read.
+#: The environment variables that the command gets from the service: the beginnings of names, and whole names. These are
+#: the settings, and variables that Ansible, Python and Python's libraries read.
 KEPT_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_", "ANSIBLE_", "LC_", "REQUESTS_", "CURL_", "SSL_")
 KEPT_NAMES = ("PATH", "HOME", "LANG", "TZ", "CREDENTIALS_DIRECTORY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 TIMEOUT_S = 30.0
 
 
 class NoService(SmithError):
-    """The service cannot be found, or the caller may not run a command in its context."""
+    """The service does not run, the caller is not root, or a program that is needed is missing."""
 
 
 def run_as_service(arguments: Sequence[str]) -> int:
@@ -60,7 +60,7 @@ def _id_of(pid: int, kind: str) -> str:
 
 
 def _environment(pid: int) -> dict[str, str]:
-    """Return those environment variables of the process that KEPT_PREFIXES or KEPT_NAMES contain."""
+    """Return the environment variables of the process that KEPT_PREFIXES and KEPT_NAMES select."""
     pairs = [text.partition("=") for text in Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")]
     return {
         name: value

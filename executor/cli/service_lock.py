@@ -121,7 +121,8 @@ def locked_service(
 ) -> Iterator[ServiceLock]:
     """Store the run of an action, and hold the run's lease during the block.
 
-    With `audit_reason`, an audit entry with the verb `play` is stored, too. Callers without it write their own entry.
+    With `audit_reason`, an audit entry with the verb `play` is stored, too. A caller that passes None writes an
+    audit entry itself.
 
     Raises CommandFailed while a job or another command works on the service.
     """
@@ -179,7 +180,7 @@ def _store_start(engine: Engine, new_run: NewManualRun, audit_reason: str | None
 
 
 def describe_obstacle(obstacle: Job | ManualRun) -> str:
-    """Return the error message about what already works on the VM of a service."""
+    """Return the error message that names the job or the command that already works on a service's VM."""
     if isinstance(obstacle, Job):
         return (
             f"job {obstacle.id} ({obstacle.action}) of this service is running: wait for its end, or cancel it with "

@@ -94,7 +94,8 @@ def _require_existing_sqlite_file(url: str) -> None:
 def _find_cause(engine: Engine) -> DatabaseError | None:
     """Return an error if the database is sealed, or if its schema is older or newer than this version needs.
 
-    Returns None if neither is so. Called after a failed statement, because one of the two is often the cause.
+    Returns None if the database is not sealed and has the needed schema. Called after a failed statement, to find its
+    cause.
     """
     from executor.database import moves  # noqa: PLC0415 (used only after an error)
 

@@ -1,4 +1,4 @@
-"""`smith support`: writes one archive for a bug report, without secrets, after it has listed what is in it."""
+"""`smith support`: lists the files of an archive for a bug report, and writes the archive. Secrets are masked."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Collects the files of a support archive. Each is text without secrets, and without customers' properties.
 
-A part that cannot be read is replaced by the reason, because archives are needed when something is broken.
+If a part cannot be read, the archive has the error in its place, so that an archive can always be written.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 #: The maximum number of failed jobs that are collected, the newest first.
 MAX_FAILED_JOBS = 20
-#: The maximum number of bytes that are collected from the end of a run's output, and of a log file.
+#: The maximum length of the end of a run's output (in characters), and of a log file (in bytes), that is collected.
 MAX_OUTPUT_BYTES = 64 * 1024
 MAX_LOG_BYTES = 2 * 1024 * 1024
 #: The fields of a job that may contain values of a customer. They are left out.
@@ -60,7 +60,7 @@ def collect(settings: Settings, log_files: list[Path], *, with_doctor: bool) -> 
 
 
 def _text_of(read: Callable[[], Any]) -> str:
-    """Return what `read` returns as JSON text without secrets, or the error that it raises."""
+    """Call `read`, and return its result or its error as JSON text without secrets."""
     try:
         return json_text(mask_secrets(read()))
     except (SmithError, OSError) as error:
@@ -127,7 +127,7 @@ def _failed_jobs(store: Store) -> list[dict[str, Any]]:
 
 
 def _outputs(engine: Engine, settings: Settings) -> Iterator[tuple[str, str]]:
-    """Yield the end of the output of each failed job's newest run, if the run's artifacts are on this machine."""
+    """For each failed job whose artifacts are on this machine, yield the end of the output of the job's newest run."""
     try:
         with reading(engine) as session:
             jobs = queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOBS)

@@ -88,7 +88,7 @@ def _least_important(shown: list[str]) -> str:
     """Return the key of the column that is left out next."""
     candidates = shown[1:]
     preferred = [key for key in LEFT_OUT_FIRST if key in candidates]
-    # Free text, such as an error, is what an operator looks for, so it is left out last.
+    # Free text, such as an error, is what an operator looks for, so only LEFT_OUT_LAST is left out later.
     preferred += [key for key in reversed(candidates) if key not in FLEXIBLE_COLUMNS | LEFT_OUT_LAST]
     preferred += [key for key in reversed(candidates) if key not in LEFT_OUT_LAST]
     return preferred[0] if preferred else shown[-1]

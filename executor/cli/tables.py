@@ -1,6 +1,6 @@
 """Prints tables, fields, headings and documents for operators. Text is never parsed as the markup of rich.
 
-The functions import rich, and not the module, because the import takes long. Only text for a terminal needs rich.
+The import of rich takes long, and only output on a terminal needs rich. So the functions that need rich import it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Lists, creates and extends objects in FulcrumCore with an administrator's token, for `bootstrap.py`.
+"""Lists and creates objects in FulcrumCore, extends agent types and deletes tokens, for `bootstrap.py`.
 
 If an object of the same name exists already, FulcrumCore answers 500 to the request that creates the object. So the
 caller must list all objects of a kind before it creates one.
@@ -78,7 +78,7 @@ class FulcrumAdmin(FulcrumClient):
         return parse_response(CoreObject, f"PATCH {path}", response)
 
     def delete_token(self, token_id: str) -> None:
-        """Delete a token. FulcrumCore then refuses every request with it."""
+        """Delete a token. FulcrumCore then refuses every request with this token."""
         self._http.request_acknowledgement("DELETE", f"/tokens/{token_id}")
 
     def list_agent_tokens(self, agent_id: str) -> list[CoreToken]:

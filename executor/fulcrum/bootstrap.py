@@ -1,8 +1,8 @@
 """Creates the objects that an agent needs in FulcrumCore: types, metric types, provider, agent and token.
 
 This module first reads all existing objects, so it can raise BootstrapRefused before it creates anything. It changes
-existing objects in one way only: it adds the service type to the agent type. Without this, FulcrumCore refuses to
-create services of this type. A repeated call creates only those objects that are still missing.
+existing objects in one way only: it adds the service type to the agent type. FulcrumCore creates services of this type
+only after that. A repeated call creates only those objects that are still missing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class BootstrapRefused(SmithError):
 
 
 class ObjectStatus(StrEnum):
-    """Whether a wanted object exists in FulcrumCore."""
+    """States whether a wanted object exists in FulcrumCore, and whether it was created or changed."""
 
     FOUND = "found"  #: the object exists with the wanted content
     DIFFERS = "differs"  #: the object exists with other content, and was not changed
@@ -193,7 +193,7 @@ class Bootstrap:
         wanted.members |= {name: value for name, value in references.items() if value}
 
     def _create(self, wanted: _WantedObject) -> BootstrapStep:
-        """Create the object. Raises FulcrumError if it does not exist afterwards."""
+        """Create the object. Raises FulcrumError if the object does not exist afterwards."""
         try:
             wanted.existing = self._core.create_object(wanted.collection, wanted.members)
         except FulcrumUnavailable:

@@ -32,14 +32,14 @@ log = get_logger(__name__)
 SETTING_ORIGIN = "FulcrumCore"
 #: The settings that determine which server gets the Proxmox secret.
 SERVER_SETTINGS = ("proxmox_host", "proxmox_port", "proxmox_validate_certs", "proxmox_ca_bundle")
-#: The settings that determine how the certificate of this server is verified.
+#: The settings that determine how the certificate of the Proxmox server is verified.
 TLS_SETTINGS = ("proxmox_validate_certs", "proxmox_ca_bundle")
 #: The first and the longest wait between two attempts to read the configuration. Each wait is twice as long as the
 #: previous wait.
 MIN_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
-#: Maximum number of doublings. The wait reaches MAX_BACKOFF_S after five. Without a maximum, a long outage would raise
-#: OverflowError, because the power of two would be too large for a float.
+#: Maximum number of doublings. The wait reaches MAX_BACKOFF_S after five doublings. Without a maximum, a long outage
+#: would raise OverflowError, because the power of two would be too large for a float.
 MAX_DOUBLINGS = 10
 #: A wait is multiplied by a random factor between these bounds, so that agents do not all retry at the same time.
 MIN_JITTER_FACTOR = 0.7
@@ -131,7 +131,7 @@ def _accepted_values(settings: Settings, values: dict[str, Any]) -> dict[str, An
 
 
 def _is_local(settings: Settings, attribute: str) -> bool:
-    """Return whether a source on this machine sets the setting, so that it is not the default."""
+    """Return whether a source on this machine sets the setting. Otherwise the setting has its default value."""
     return attribute in settings.model_fields_set
 
 

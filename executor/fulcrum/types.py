@@ -89,7 +89,7 @@ class CoreModel(BaseModel):
     @field_validator("*", mode="wrap")
     @classmethod
     def _default_if_invalid(cls, value: Any, handler: Callable[[Any], Any], info: ValidationInfo) -> Any:
-        """Validate a member with `handler`. If it is invalid, add a defect to `info.context` and return its default."""
+        """Validate a member with `handler`. If it is invalid, add a defect to `info.context`; return the default."""
         name = str(info.field_name)
         if name == "id":
             return handler(value)  # raises ValueError for an invalid id

@@ -1,4 +1,4 @@
-"""Parses JSON from other programs, and rejects what is too deep, too large, or cannot be stored."""
+"""Parses JSON from other programs, and rejects values that are too deep, too large, or cannot be stored."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 #: Maximum depth of nested JSON. The database, the redactor and Ansible process values recursively, and would fail on
 #: deeper JSON.
 MAX_JSON_DEPTH = 64
-#: Maximum number of values in one text, counted by their commas and opening brackets. As Python objects, each takes up
-#: to 240 bytes.
+#: Maximum number of values in one text. It is compared with the number of commas and opening brackets in the text. As a
+#: Python object, a value takes up to 240 bytes.
 MAX_JSON_VALUES = 250_000
 #: Maximum number of values, and maximum size, of one item of a list whose items are parsed one by one. A job has some
 #: hundred values.
@@ -60,7 +60,8 @@ def parse_json_list(content: bytes, max_items: int) -> tuple[list[Any], int]:
     """Parse a JSON list. Return its first `max_items` items, and the number of the other items, which are not parsed.
 
     In place of an item that is not JSON or is too large, the result has a ValueError. A large list is parsed item by
-    item, so that one item cannot hide the others, or exhaust the memory. Raises ValueError if the text is not a list.
+    item, so that one item can neither make the other items unreadable nor exhaust the memory. Raises ValueError if the
+    text is not a list.
     """
     if len(content) <= MAX_ITEM_BYTES and not _may_have_too_many_values(content):
         value = parse_json(content)

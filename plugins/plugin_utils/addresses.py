@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides whether the requested addresses, gateways and name servers of a guest are valid.
 
-`vm` is the request (docs/actions.md). Proxmox checks an address only when it changes a configuration, so for a new VM
-only after the clone. It ignores an address whose mode is not static. So these functions check the addresses before the
-first change. All functions are pure.
+`vm` is the request (docs/actions.md). Proxmox checks an address only when the address is written to a configuration.
+For a new VM, this is after the clone. An address whose mode is not `static` is not sent to Proxmox at all. So the
+actions call these functions before the first change. All functions are pure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MEMBERS = {4: ("mode", "ipv4_cidr", "ipv4_gateway"), 6: ("ipv6_mode", "ipv6_cidr
 def address_problems(vm: dict[str, Any]) -> Iterator[str]:
     """Yield the problems of the requested addresses, gateways and name servers.
 
-    For an IP version of a NIC that has no problem, an empty text is yielded.
+    One text is yielded for each NIC and each IP version; it is empty if there is no problem.
     """
     for number, nic in requested_nics(vm).items():
         name = "network" if number == 0 else f"networks[{number}]"

@@ -3,8 +3,8 @@
 
 `vm` is the request (docs/actions.md). Its member `allowed` lists what a request may name. Without this member, a
 request may name everything. `source` contains the facts of the guest or, before a clone, of the template. A value that
-the guest already has is not checked. Otherwise, after the provider has removed a value from the list, guests with this
-value could not be updated any more. All functions are pure.
+the guest already has is not checked: the provider may have removed this value from the list, and the guest must still
+accept updates. All functions are pure.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def backup_problem(vm: dict[str, Any], storage: str) -> str:
 
 
 def may_name_tag(vm: dict[str, Any], tag: str) -> bool:
-    """Return whether the request may set or remove this tag. It must not remove the provider's own tags."""
+    """Return whether the request may set or remove this tag. The provider's own tags must not be removed."""
     return "allowed" not in vm or any(_is_allowed_tag(tag, entry) for entry in vm["allowed"].get("tags") or ())
 
 
@@ -56,7 +56,7 @@ def _problems(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> Itera
 
 
 def _tag_problem(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> str:
-    """Return a problem if a requested tag is not offered; '' if all are.
+    """Return a problem if a requested tag is not offered; '' if all are offered.
 
     A guest without a marker is a new clone. It still has the tags of its template, and these do not count as tags that
     the guest already has.
@@ -74,7 +74,7 @@ def _is_allowed_tag(tag: str, entry: str) -> bool:
 
 
 def _nic_problems(vm: dict[str, Any], nic: dict[str, Any], current: str) -> Iterator[str]:
-    """Yield the problems of one requested NIC. `current` is its value in the configuration."""
+    """Yield the problems of one requested NIC. `current` is the value of `netN` in the configuration."""
     options = dict(part.partition("=")[::2] for part in current.split(","))
     bridge, current_bridge, current_vlan = str(nic.get("bridge") or ""), options.get("bridge", ""), options.get("tag")
     is_moved = bridge not in ("", current_bridge)

@@ -12,9 +12,9 @@ from .vm_action import Facts, VmAction
 def require_backup_possible(action: VmAction, facts: Facts, storage: str, *, is_stopped_before: bool = False) -> None:
     """Raise Refused if the guest cannot be backed up to this storage.
 
-    To back up a stopped VM, Proxmox starts the VM, so the node must have enough CPUs for the VM. A VM is stopped during
-    the backup if it does not run now, if the action stops it before (`is_stopped_before`), or if the backup mode is
-    `stop`.
+    Proxmox backs up a stopped VM by starting the VM, so the node must have enough CPUs for the VM. The VM is stopped at
+    the begin of its backup in three cases: the VM does not run now, the action stops the VM before the backup
+    (`is_stopped_before`), or the backup mode is `stop`.
     """
     action.refuse(preconditions.backup_problem(facts, action.vm, storage))
     action.refuse(node_limits.backup_problem(action.cluster, facts["node"], storage, int(action.vm["vmid"])))
@@ -33,9 +33,9 @@ def ensure_backup(action: VmAction, facts: Facts, before: Facts, storage: str) -
     if action.is_check_mode:
         return Step(facts=facts, is_changed=True)
     action.progress.step(f"backing up to the storage {storage}")
-    # Without `remove=0`, Proxmox would remove archives of this VMID by the storage's retention, also archives of a
-    # former guest of another service. The module proxmox_backup cannot send `remove`, so the action sends this request
-    # itself.
+    # Without `remove=0`, Proxmox would apply the storage's retention to all archives of this VMID. This could remove
+    # archives of a former guest with this VMID that belonged to another service. The module proxmox_backup cannot send
+    # `remove`, so the action sends this request itself.
     answer = request.send(
         action,
         "POST",

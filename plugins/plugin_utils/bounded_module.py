@@ -21,8 +21,8 @@ def bounded_module() -> Iterator[None]:
     """Limit the modules that are executed in the `with` block.
 
     If Ansible executes a module in this process, the size and the duration of its HTTP answers are limited. If Ansible
-    starts a process for the module, this process inherits a limit of its memory; its time needs no limit, because the
-    process is ended together with the run.
+    starts a process for the module, the new process inherits a limit of its memory. The time of the new process needs
+    no limit, because the process is ended together with the run.
     """
     used_bytes = _data_bytes()
     if not used_bytes:  # not Linux

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ends the requests of an action at the action's deadline, and repeats a request whose API token Proxmox refuses.
 
-Without the deadline, the runner would kill the playbook while a request waits for its answer, and the cause of the
+Without the deadline, ansible-runner would kill the playbook while a request waits for its answer, and the cause of the
 failure would be lost. `shared/login_repeats.py` explains why a refused request is repeated.
 """
 
@@ -15,8 +15,8 @@ from .shared.login_repeats import LOGIN_NOT_REPEATED, PAUSES_S, repeat_while_ref
 
 #: How long a request may wait for its answer.
 REQUEST_TIMEOUT_S = 30.0
-#: How long the requests of the last look-up may continue after the deadline. The runner waits a little longer before it
-#: kills the playbook.
+#: How long the requests of the last look-up may continue after the action's deadline. ansible-runner waits
+#: a little longer than this before it kills the playbook.
 AFTER_DEADLINE_S = 2.0
 #: Minimum time that a request waits for its answer, even after the deadline.
 MIN_REQUEST_TIMEOUT_S = 1.0

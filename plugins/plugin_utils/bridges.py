@@ -27,7 +27,7 @@ NO_SDN_STATUS, NO_VNET = 501, "does not exist"
 
 
 class Network(NamedTuple):
-    """What a NIC is connected to: a bridge, and VLANs on it if the NIC has a tag or trunks."""
+    """The network of a NIC: a bridge, and VLANs on this bridge if the NIC has a tag or trunks."""
 
     bridge: str
     tag: str
@@ -42,8 +42,8 @@ def bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any
     contains its name. VNets need no such exception: Proxmox lists each VNet that the node has and that the login may
     use.
 
-    A listed bridge may be refused, too: the login sees it in the list if it has SDN.Audit, but to change a NIC it needs
-    SDN.Use on the NIC's former and new network, even if the bridge does not change.
+    A listed bridge may be refused, too. A login with SDN.Audit sees the bridge in the list. But to change a NIC, a
+    login needs SDN.Use on the NIC's former network and on its new network, even if the bridge does not change.
     """
     networks, new_bridges = _changed_networks(source, vm, is_new)
     if not networks:
@@ -66,7 +66,7 @@ def bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any
 def _changed_networks(source: Facts, vm: dict[str, Any], is_new: bool) -> tuple[set[Network], set[str]]:
     """Return the former and the new networks of the NICs that change, and the bridges that are new to a NIC.
 
-    For a new guest there are no former networks: Proxmox checks those of the template when it clones the template.
+    For a new guest there are no former networks: Proxmox checks the template's networks when it clones.
     """
     values = (container if kind_of(vm) == "lxc" else nics).nic_values(source, vm)
     current = {} if is_new else {name: str(source["config"].get(name, "")) for name in values}
@@ -112,7 +112,7 @@ def _zone_of(cluster: Cluster, bridge: str, listed_type: str) -> str:
 def _refused_path(cluster: Cluster, zone: str, network: Network) -> str:
     """Return the first path on which the login lacks SDN.Use for this network; '' if it lacks none.
 
-    A path is that of the bridge, or of one VLAN on the bridge.
+    A path names the bridge (`/sdn/zones/ZONE/BRIDGE`) or one VLAN on the bridge (`/sdn/zones/ZONE/BRIDGE/VLAN`).
     """
     path = f"/sdn/zones/{zone}/{network.bridge}"
     vlans = [network.tag] if network.tag else []
@@ -123,7 +123,7 @@ def _refused_path(cluster: Cluster, zone: str, network: Network) -> str:
 
 
 def _rights(cluster: Cluster, path: str) -> dict[str, Any]:
-    """Return the login's privileges on a path. The value of each is true if it also applies to the paths below."""
+    """Return the login's privileges on a path. A value is true if the privilege applies below the path, too."""
     return dict(cluster.api.access.permissions.get(path=path).get(path) or {})
 
 

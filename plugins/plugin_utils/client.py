@@ -21,7 +21,8 @@ __all__ = [
     "login_name",
 ]
 
-#: Why a Python library of the client cannot be imported; empty if all can. `connect` reports it.
+#: The reason why a Python library of the client cannot be imported; empty if all can be imported. `connect` raises
+#: LibraryMissing with this reason.
 IMPORT_PROBLEM = ""
 #: The exceptions that a failed request to Proxmox raises.
 FAILED_CALL: tuple[type[Exception], ...] = (OSError,)

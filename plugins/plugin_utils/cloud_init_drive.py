@@ -21,12 +21,12 @@ FAILURES: tuple[type[Exception], ...] = (Refused, *FAILED_CALL)
 
 
 def update_drive(action: VmAction, facts: Facts, vm: dict[str, Any], changed: set[str]) -> Facts:
-    """Generate the drive of a running VM again if it lacks requested values.
+    """Generate the drive of a running VM again if the drive lacks requested values.
 
     Return the facts, in which `cloud_init_pending` lists the keys whose values the drive lacked. `changed` contains the
-    keys of the cloud-init values that this action has changed or removed. If there are such keys, they are used,
-    because Proxmox's list of the values that the drive lacks omits a changed `ipconfigN`. If there are none, Proxmox's
-    list is used: it shows what an interrupted run has changed.
+    keys of the cloud-init values that this action has changed or removed. If `changed` is not empty, these are the keys
+    that the drive lacks: Proxmox's own list is not used, because it omits a changed `ipconfigN`. If `changed` is empty,
+    Proxmox's list is used: it contains the values that an interrupted run has changed.
     """
     requested = cloud_init.keys_in(cloud_init.requested_parameters(facts, vm)) | changed
     if not requested or not facts["has_cloud_init"] or facts["status"] != "running":

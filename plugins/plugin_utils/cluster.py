@@ -28,10 +28,10 @@ PERCENT = re.compile(r"\b(\d{1,3})(?:\.\d+)?\s?%")
 #: Number of lines of a log that are read in one request. A full clone writes one line for each percent, a long
 #: migration one line each second. Without a limit, Proxmox returns the first 50 lines.
 LOG_PAGE_LINES = 5000
-#: Maximum number of such requests for one log.
+#: Maximum number of requests of LOG_PAGE_LINES lines for one log.
 MAX_LOG_PAGES = 20
-#: Maximum number of Proxmox tasks of one guest that are requested. A template has many: Proxmox lists the clone tasks
-#: of all jobs under it.
+#: Maximum number of Proxmox tasks of one guest that are requested. A template has many Proxmox tasks, because Proxmox
+#: lists each clone task as a task of the template.
 MAX_LISTED_TASKS = 500
 #: The types of a storage's content that are disks of guests. Other types are ignored, such as backup archives, which
 #: may be of a former guest with the same VMID.
@@ -41,9 +41,9 @@ MAX_LOG_LINE = 10_000
 MAX_LOG_CHARACTERS = 16 * 1024 * 1024
 #: Number of lines at the end of a log that progress lines quote.
 LOG_END_LINES = 5
-#: Maximum number of characters of such a line.
+#: Maximum number of characters of a line that is quoted.
 MAX_QUOTED_LINE = 200
-#: A part of Proxmox's answer to a request for a node whose address it does not know.
+#: A part of Proxmox's error text if a request names a node whose address Proxmox does not know.
 NO_SUCH_HOST = "hostname lookup"
 #: HTTP statuses with which Proxmox reports that another node does not answer.
 NODE_DOWN_STATUSES = range(595, 600)
@@ -153,8 +153,9 @@ class Cluster:
     def absence(self, vmid: int, hint: str) -> dict[str, Any]:
         """Return whether it is proven that the VM does not exist.
 
-        The proof has four parts: the token has VM.Audit for the VMID, the cluster has a quorum, no node that is online
-        has the VM, and the VMID is free. `hint` is the node on which the VM is expected; it must be online.
+        The result is the fact `absence`: `is_proven`, and if this is false, an error `code` and a `text`. The proof has
+        four parts: the token has VM.Audit for the VMID, the cluster has a quorum, no node that is online has the VM,
+        and the VMID is free. `hint` is the node on which the VM is expected; this node must be online.
         """
         rights = self.api.access.permissions.get(path=f"/vms/{vmid}")
         if not any("VM.Audit" in privileges for privileges in rights.values()):
@@ -203,10 +204,10 @@ class Cluster:
         return True
 
     def tasks(self, node: str, vmid: int) -> list[dict[str, Any]]:
-        """Return the Proxmox tasks on a node that this login has started for the VM, newest first.
+        """Return the Proxmox tasks that this login has started for the VM on this node, newest first.
 
-        Other Proxmox tasks are removed from Proxmox's list. For a login with Sys.Audit, the list also has the tasks of
-        other users and tokens. For a login with a password, it also has the tasks of all tokens of the user.
+        Proxmox's list also has other Proxmox tasks, which are left out here. For a login with Sys.Audit, these are the
+        tasks of other users and tokens. For a login with a password, these are the tasks of the user's tokens.
         """
         try:
             tasks = self.api.nodes(node).tasks.get(vmid=vmid, source="all", limit=MAX_LISTED_TASKS) if node else []
@@ -236,7 +237,7 @@ class Cluster:
             raise
 
     def vmids_in_log(self, task: dict[str, Any]) -> set[int]:
-        """Return the VMIDs that the log of a clone task names. The fields of the task name only the template."""
+        """Return the VMIDs that the log of a clone task names. The members of `task` name only the template."""
         return vmids_in(self.log(task["upid"]))
 
     def log(self, upid: str) -> list[str]:
@@ -265,7 +266,7 @@ class Cluster:
         """Return the VM's snapshots, oldest first.
 
         The member `unfinished` is '' for a complete snapshot. It is `prepare` while Proxmox creates the snapshot and
-        `delete` while Proxmox deletes it; it stays so if the creation or the deletion is interrupted.
+        `delete` while Proxmox deletes it. If the creation or the deletion is interrupted, this value remains.
         """
         rows = [row for row in self.guest(node, vmid).snapshot.get() if row.get("name") != "current"]
         rows.sort(key=lambda row: int(row.get("snaptime") or 0))
@@ -279,11 +280,11 @@ class Cluster:
         ]
 
     def volumes(self, node: str, storage: str, vmid: int) -> list[str]:
-        """Return the ids of the VMID's disks on a storage."""
+        """Return the ids of the volumes on a storage that contain disks of this VMID."""
         return [str(row["volid"]) for row in self.volume_rows(node, storage, vmid)]
 
     def volume_rows(self, node: str, storage: str, vmid: int) -> list[dict[str, Any]]:
-        """Return the rows of the VMID's disks on a storage. Some storages state in `ctime` when a disk was created."""
+        """Return the storage's rows about disks of this VMID. On some storages, `ctime` is when a disk was created."""
         rows = self.api.nodes(node).storage(storage).content.get(vmid=vmid)
         return [row for row in rows if row.get("content", "images") in DISK_CONTENT]
 
@@ -302,7 +303,7 @@ class Cluster:
     def has_feature(self, node: str, vmid: int, feature: str) -> bool:
         """Return whether the guest supports the feature `snapshot`, or `clone` (a linked clone).
 
-        A guest supports a feature if the storage of each of its disks does.
+        A guest supports a feature if the storage of each of its disks supports the feature.
         """
         return is_yes(self.guest(node, vmid).feature.get(feature=feature).get("hasFeature"))
 

@@ -2,8 +2,7 @@
 """Compares the requested configuration with a guest's configuration.
 
 `vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
-returns them.
-All functions are pure.
+returns them. All functions are pure.
 """
 
 from __future__ import annotations
@@ -39,7 +38,8 @@ def changes(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) 
 def planned(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
     """Return what a run would change, in a form for operators.
 
-    This is the result of `changes`, and a text for each disk that would change. The password is replaced by `(set)`.
+    This is the result of `changes`, a text for each disk that would change, and an empty text for each key that would
+    be removed. The password is replaced by `(set)`.
     """
     plan = changes(facts, vm, is_create)
     if "cipassword" in plan:
@@ -91,8 +91,8 @@ def _identity(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
 def _tags(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[str] | None:
     """Return all tags that the guest is to have; None if the request changes no tags or Proxmox refuses them.
 
-    Only tags of the service and our own tags are added or removed. Tags that an operator has set stay. The module for
-    containers can set one tag only, so the tags of a container that has some are not changed.
+    Only tags of the service and tags of Agent Smith are added or removed. Tags that an operator has set stay. The
+    module for containers can set one tag only. So if a container has tags already, its tags are not changed.
     """
     is_container_with_tags = kind_of(vm) == "lxc" and _written_tags(facts)
     if vm.get(WITHOUT_TAGS) or is_container_with_tags:
@@ -119,7 +119,7 @@ def _tags(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[s
 def _services_tags(vm: dict[str, Any], member: str) -> set[str]:
     """Return the tags in the member `tags` or `previous_tags` of the request.
 
-    Tags with our prefix are left out, because a service must not change them.
+    The tag `smith` and tags that begin with `smith-` are left out, because a service must not change them.
     """
     tags = {str(tag).lower() for tag in vm.get(member) or []}
     return {tag for tag in tags if tag != TAG and not tag.startswith(f"{TAG}-")}

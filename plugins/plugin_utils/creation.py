@@ -18,7 +18,7 @@ from .request_values import is_yes
 
 
 def request_problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = True) -> str:
-    """Return why a `create` or an `update` is impossible. It is called before the first change."""
+    """Return why a `create` or an `update` is impossible. The actions call this before the first change."""
     source = facts if facts["exists"] else facts.get("template") or facts
     return allowed.problem(source, vm, is_new=not facts["exists"]) or _guest_problem(facts, vm, is_create)
 
@@ -59,10 +59,10 @@ def storages(facts: dict[str, Any], vm: dict[str, Any]) -> set[str]:
 
 
 def blank(facts: dict[str, Any], vm: dict[str, Any], formats: Mapping[str, str | None] | None = None) -> dict[str, Any]:
-    """Return the parameters that create a VM without a template, including its marker and its disks.
+    """Return the parameters that create a container, or a VM without a template, including its marker and its disks.
 
-    They are parameters of proxmox_kvm; for a container, they are parameters of the module `proxmox`. The VM boots from
-    its first disk. While this disk is empty, the VM boots from the ISO image. `formats` contains the format of new
+    For a VM, these are parameters of proxmox_kvm; for a container, of the module `proxmox`. The VM boots from its first
+    disk. While this disk is empty, the VM boots from the ISO image. `formats` contains the format of new
     disks, by storage; on other storages, Proxmox chooses the format.
     """
     if kind_of(vm) == "lxc":

@@ -16,12 +16,12 @@ from .request_values import is_yes
 
 #: The deletion mark of a VM: a tag that states when the VM may be destroyed, in seconds since 1970.
 DELETION_TAG = re.compile(r"smith-delete-(\d{1,12})")
-#: The member that an action adds to the request after Proxmox has refused the tags of this VM.
+#: The member that an action adds to the request after Proxmox has refused a tag. The VM's tags are then not changed.
 WITHOUT_TAGS = "without_tags"
 #: The deletion mark as a line of the description, by the kind of guest. A container's mark is a line, because a
-#: container can have only one tag. A VM's mark is a line only if Proxmox refuses the tags of the VM. The line of a VM
-#: has another name, because earlier versions did not remove a line `smith-delete` from the text of a service, so the
-#: description of a VM may contain such a line that is no mark.
+#: container can have only one tag. A VM's mark is a line only if Proxmox refuses the tags of the VM. For a VM,
+#: the line has another name: earlier versions did not remove a line `smith-delete` from the text of a service, so this
+#: line in the description of a VM may be text of a service instead of a mark.
 DELETION_LINES = {
     "lxc": re.compile(r"^smith-delete=(\d{1,12})\s*?$", re.MULTILINE),
     "qemu": re.compile(r"^smith-delete-at=(\d{1,12})\s*?$", re.MULTILINE),
@@ -32,8 +32,8 @@ def deletion(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     """Return the next step of a deletion as `step`, and as `at` the time from which the VM may be destroyed.
 
     Without a grace period the step is `destroy`. With a grace period it is first `mark`, then `wait` until the time
-    `at` has come, then `destroy`. The time is stored in the VM's deletion mark, where operators see it, and where it
-    survives a loss of the agent's database. After an operator has removed the mark, a `delete` with `only_when_due` has
+    `at` has come, then `destroy`. The time is stored in the VM's deletion mark: operators see the mark, and it is not
+    lost with the agent's database. After an operator has removed the mark, a `delete` with `only_when_due` has
     the step `keep`.
     """
     at = deletion_due_at(facts) if facts["exists"] else 0

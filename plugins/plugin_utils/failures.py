@@ -12,8 +12,8 @@ from .identity import ha_problem
 from .shared.error_rules import ClassifiedFailure, classify_failure, classify_own_failure, classify_task_failure
 from .shared.reactions import Outcome, outcome_of
 
-#: The beginning of Proxmox's text about new values that a running guest did not apply. They are pending until its next
-#: start.
+#: The beginning of Proxmox's text about new values that a running guest did not apply. The values are pending until the
+#: guest's next start.
 HOTPLUG_PROBLEM = re.compile(r"hotplug problem - |unable to hotplug \w{1,40}: ")
 #: The beginning of a module's text about a Proxmox task that has done its work with warnings. Proxmox's text follows.
 TASK_WITH_WARNINGS = re.compile(r"\AError occurred on task execution: WARNINGS: \d")
@@ -24,8 +24,8 @@ ENDED_BY_EXCEPTION = "ended_by_exception"
 def failure(result: dict[str, Any]) -> str:
     """Return the error of a failed Ansible task as `CODE: text`. `result` is the value that Ansible registers.
 
-    If the text begins with an error code, this code is used. This is not so for the result of a module that sends
-    requests to Proxmox, because its text may be Proxmox's.
+    If the text begins with an error code, this code is used. But the text of a module that sends requests to Proxmox
+    may be Proxmox's, so a code in it is ignored.
     """
     failed = [item for item in result.get("results") or [] if item.get("failed")]
     result = failed[0] if failed else result  # a loop's own message does not contain the item's error
@@ -47,7 +47,7 @@ def task_failure(text: str) -> str:
 
 
 def own_failure(text: str) -> str:
-    """Return an error that an action reports, and whose text begins with a code, as `CODE: text`."""
+    """Return the error that an action reports as `CODE: text`. `text` is the action's own, with its code first."""
     return _code_and_text(classify_own_failure(text))
 
 
@@ -82,9 +82,9 @@ def location_of(exc: BaseException) -> str:
 def is_outcome_unknown(result: dict[str, Any], *, is_single_request: bool = False) -> bool:
     """Return True if a failed change may have been made. The action must then read the VM's state again.
 
-    The table in `shared/reactions.py` has the outcome of each error code; an unknown text has a code with an unknown
-    outcome. `is_single_request` is true if the action sent the request itself. A module sends several requests, so one
-    of them may have changed something before another one failed.
+    The table in `shared/reactions.py` has the outcome of each error code. A text that matches no rule gets a code whose
+    outcome is unknown. `is_single_request` is true if the action sent the request itself. A module sends several
+    requests, so one of them may have changed something before another one failed.
     """
     if not result.get("failed"):
         return False
@@ -122,15 +122,15 @@ def created_guest_problem(problem: str, change: dict[str, Any]) -> str:
 def outcome_problem(facts: dict[str, Any], change: dict[str, Any], wanted: str) -> str:
     """Return why the VM is not in the state `wanted` after a change; '' if it is. `change` is the answer of the module.
 
-    The first of these that is known is returned: the error of the Proxmox task, the error of the module, a Proxmox task
-    that still runs, the timeout of the module, the VM's lock, the VM's status.
+    The first of these that is known is returned: the error state of the HA manager, the error of the Proxmox task, the
+    error of the module, a Proxmox task that still runs, the timeout of the module, the VM's lock, the VM's status.
     """
     if facts.get("reached"):
         return ""
     if problem := ha_problem(facts):
         return problem
     module_error = str(change.get("msg", "")) if is_outcome_unknown(change) else ""
-    has_timed_out = "Reached timeout" in module_error  # no cause: the action gives many modules no time to wait
+    has_timed_out = "Reached timeout" in module_error  # no cause: many modules get the timeout 0
     text = facts.get("task_error") or ("" if has_timed_out else module_error)
     if not text and facts.get("running_tasks"):
         return f"TASK_TIMEOUT: Proxmox task {facts['running_tasks'][0]} has not ended in time"

@@ -35,7 +35,7 @@ def absent(vmid: int) -> dict[str, Any]:
         "name": "",
         "status": "absent",
         "is_ha_managed": False,  # whether the guest is a resource of the HA manager
-        "ha_state": "",  # its HA state; empty if it is not managed, or if the HA manager has not processed it yet
+        "ha_state": "",  # the guest's HA state; empty if the HA manager does not manage it or has not processed it
         "is_template": False,
         "is_protected": False,
         "lock": "",
@@ -60,7 +60,7 @@ def not_proven(code: str, text: str) -> dict[str, Any]:
 def read_settings(settings: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, Any]:
     """Return the facts of a VM from Proxmox's answers to `pending` and `status/current`. The password is left out.
 
-    `current` contains the values that are in effect, `wanted` the values after the next reboot.
+    The variable `current` contains the values that are in effect, and `wanted` the values after the next reboot.
     """
     current = {item["key"]: item["value"] for item in settings if "value" in item}
     wanted = {item["key"]: item.get("pending", item.get("value")) for item in settings if not item.get("delete")}

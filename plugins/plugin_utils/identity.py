@@ -28,7 +28,7 @@ UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 def identity_problem(facts: dict[str, Any], vm: dict[str, Any], may_be_absent: bool = False) -> str:
     """Return why this VM must not be changed; '' only for an unprotected VM that belongs to the service.
 
-    `may_be_absent` is true for a deletion: then a VM that does not exist is no problem.
+    `may_be_absent` is true for a deletion: then neither a VM that does not exist nor a partial clone is a problem.
     """
     vmid, is_same_kind = vm["vmid"], facts["exists"] and facts["kind"] == kind_of(vm)
     is_ours = facts["exists"] and (is_marked(facts, vm) or (may_be_absent and is_partial_clone(facts, vm)))
@@ -82,9 +82,9 @@ def is_marked(facts: dict[str, Any], vm: dict[str, Any]) -> bool:
 def is_partial_clone(facts: dict[str, Any], vm: dict[str, Any]) -> bool:
     """Return True if the VM is a partial clone: a `create` has made the VM, but has not yet set its marker.
 
-    Only a `delete` with `half_made` in its request can find a partial clone. `half_made` states that the VMID is
-    reserved for the service, and that the `create` with this VMID has not succeeded. The VM has no marker, so its name
-    identifies it: the name was reserved for this service alone.
+    Only a `delete` with `half_made` in its request can find a partial clone. By `half_made`, the executor states that
+    the VMID is reserved for the service, and that the `create` with this VMID has not succeeded. The VM has no marker,
+    so its name identifies it: the name was reserved for this service alone.
     """
     return is_yes(vm.get("half_made", False)) and not facts["markers"] and facts["name"] == vm["name"]
 

@@ -13,8 +13,8 @@ import yaml
 
 #: Environment variable with the path of the credentials file.
 CREDENTIALS_VARIABLE = "SMITH_CREDENTIALS_FILE"
-#: The variable with which an operator can give all actions of a play their login, for example from a file of Ansible
-#: Vault. Its value is a dictionary with members of CONNECTION and `ca_bundle`. The executor does not set it.
+#: The Ansible variable in which an operator can give the login to all actions of a play, for example from a file of
+#: Ansible Vault. Its value is a dictionary with members of CONNECTION and `ca_bundle`. The executor does not set it.
 LOGIN_VARIABLE = "smith_login"
 #: The login parameters of community.proxmox's modules, and the environment variable for each. The variables are used
 #: only if there is no credentials file.

@@ -35,7 +35,7 @@ SETTLE_S = 5.0
 #: Proxmox task then starts the VM, but Proxmox does not list this task for our API token, so the look-up waits for the
 #: status of the VM.
 REBOOT_SETTLE_S = 60.0
-#: Maximum time without an answer from Proxmox during a wait. After it the look-up fails.
+#: Maximum time without an answer from Proxmox during a wait. After this time, the look-up fails.
 MAX_OUTAGE_S = 30.0
 #: How long a new clone may be missing in Proxmox's answers while a clone task of its template runs.
 MAX_CLONE_INVISIBLE_S = 20.0
@@ -55,18 +55,18 @@ MAX_LOGS_READ = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What a look-up reads, and what it waits for."""
+    """The parameters of a look-up: what is read, and which state is waited for."""
 
     vmid: int
     deadline_monotonic_s: float  #: the end of every wait, by the clock of `time.monotonic`
-    node: str = ""  #: where the guest is expected; if empty, Proxmox's list of guests is read
+    node: str = ""  #: where the guest is expected; if empty, Proxmox's list of guests shows the node
     template_vmid: int = 0  #: the VMID of the template of a clone; 0 if it is found by its name
     template: str = ""  #: the name of the template, used if `template_vmid` is 0
     template_node: str = ""  #: the node where an earlier look-up found the template
-    prove_absence: bool = False  #: if the guest is not found, read whether it is proven that it does not exist
+    prove_absence: bool = False  #: if the guest is not found, the fact `absence` states whether this is proven
     with_snapshots: bool = False  #: also read the guest's snapshots
     backup_storage: str = ""  #: the storage whose archives of the guest are listed
-    target_node: str = ""  #: the look-up reads whether this node exists and is online
+    target_node: str = ""  #: the fact `target` states whether this node exists and is online; if empty, no `target`
     wait_for: str = "nothing"  #: one of WAITS
     known_tasks: Collection[str] | None = None  #: UPIDs of the Proxmox tasks that existed before the change
     task_types: Collection[str] | None = None  #: types of the Proxmox tasks of the change; None: any type
@@ -83,8 +83,8 @@ class LookUp:
         self.query = query
         self.report = report
         self.started = time.monotonic()
-        #: When Proxmox last answered (monotonic time). A wait for `unlocked` begins with `-inf`, so that it fails if
-        #: its first answer is lost.
+        #: When Proxmox last answered (monotonic time). For `unlocked`, the first value is `-inf`: if the first answer
+        #: is lost, more than MAX_OUTAGE_S have passed, so the wait fails.
         self.answered_at = float("-inf") if query.wait_for == "unlocked" else self.started
         self.busy_at = self.started  #: when a Proxmox task of the change was last seen running
         self.template: dict[str, Any] = {}  #: the facts of the template; empty if the query names none
@@ -98,9 +98,9 @@ class LookUp:
 
         The facts have the keys of the dictionary that `guest_facts.absent` returns, and: `template` (the facts of the
         template), `reached` (whether the guest has the requested state), `task_error` (the error of a failed Proxmox
-        task of the change), `upids` (the Proxmox tasks of the change), `running_tasks` (those of them that have not
-        ended), `known_tasks` (all Proxmox tasks until now) and `looked_at` (seconds since 1970). `snapshots`, `backups`
-        and `target` are contained if the query requests them. Raises one of FAILED_CALL.
+        task of the change), `upids` (the Proxmox tasks of the change), `running_tasks` (the tasks in `upids` that
+        have not ended), `known_tasks` (all Proxmox tasks until now) and `looked_at` (seconds since 1970). `snapshots`,
+        `backups` and `target` are contained if the query requests them. Raises one of FAILED_CALL.
         """
         self.template = self._find_template()
         facts, tasks, reached = self._wait() if self.query.wait_for != "nothing" else (self._read(), [], True)
@@ -150,7 +150,7 @@ class LookUp:
     def _known_tasks(self, facts: dict[str, Any]) -> list[str]:
         """Return the UPIDs of the Proxmox tasks that exist now.
 
-        The next look-up gets them as `known_tasks`, and so recognises the Proxmox tasks that are new.
+        The next look-up gets these UPIDs as `known_tasks`. A Proxmox task that is not among them is then new.
         """
         if self.query.wait_for == "cloned":  # Proxmox lists later tasks under the clone's VMID, not the template's
             return [task["upid"] for task in self.cluster.tasks(facts["node"], self.query.vmid)]
@@ -161,9 +161,9 @@ class LookUp:
     def _new_tasks(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the Proxmox tasks of the change.
 
-        If the answer to the change contained UPIDs, their Proxmox tasks are returned. If it contained none, those
-        Proxmox tasks are returned that did not exist before the change and whose type is one that the change creates. A
-        new task of another type was started by another client of the same user.
+        If the answer to the change contained UPIDs, the Proxmox tasks with these UPIDs are returned. If it contained
+        none, a Proxmox task is returned if it did not exist before the change, and if the change creates tasks of its
+        type. A new task of another type was started by another client of the same user.
         """
         if self.query.upids:
             return newest_first([self.cluster.task(upid) for upid in self.query.upids])
@@ -217,8 +217,8 @@ class LookUp:
                 # The last poll, after the deadline, always reads everything, because the result needs the outcomes of
                 # the Proxmox tasks.
                 if is_past_deadline or not self._is_still_being_cloned(facts):
-                    # Read the Proxmox tasks before the guest: if a task has ended, the guest that it has created is
-                    # then found.
+                    # Read the Proxmox tasks before the guest: if a creation's task has ended, its guest exists and
+                    # is found.
                     tasks = self._new_tasks(facts)
                     facts = self._read()
             except FAILED_CALL as exc:
@@ -300,8 +300,8 @@ class LookUp:
     def _tasks_of_change(self, tasks: list[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the Proxmox tasks of this change. A clone task is one of them if its log names our VMID.
 
-        A single clone task is also ours if its log names no VMID of a new VM, because Proxmox 8 does not always log the
-        VMID.
+        A single clone task is also ours if its log names no VMID except the template's, because Proxmox 8 does not
+        always log the new VMID.
         """
         if not self._may_be_foreign(tasks, facts):
             return tasks
@@ -312,9 +312,7 @@ class LookUp:
     def _read_clone_logs(self, tasks: list[dict[str, Any]]) -> None:
         """Read which VMIDs the logs of these clone tasks name.
 
-        At most MAX_LOGS_READ logs are read, those of failed tasks first.
-
-        A log that has named a VMID is not read again.
+        At most MAX_LOGS_READ logs are read, those of failed tasks first. A log that has named a VMID is not read again.
         """
         unread = [task for task in tasks if not self.vmids_in_logs.get(task["upid"])]
         unread.sort(key=lambda task: not failed(task))

@@ -110,7 +110,10 @@ def _text_of(number: Any) -> str | None:
 
 
 def default_bridge(facts: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Return the bridge of a new NIC for which no bridge is requested. It is the bridge of the first NIC."""
+    """Return the bridge of a new NIC for which no bridge is requested.
+
+    It is the bridge that is requested for the first NIC, or else the first NIC's current bridge.
+    """
     first = re.search(r"bridge=([^,]+)", str(facts["config"].get("net0", "")))
     asked = (vm.get("network") or {}).get("bridge") or vm.get("bridge")
     return str(asked or (first.group(1) if first else ""))

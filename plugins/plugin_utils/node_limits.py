@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 Facts = dict[str, Any]
 #: The types of storages whose disks are files. A disk of the format qcow2 can have snapshots, a raw one cannot.
 FILE_STORAGES = ("dir", "nfs", "cifs", "glusterfs")
-#: The content that a storage needs for the disks of a guest, by its kind.
+#: The content that a storage must accept for the disks of a guest, by the kind of guest.
 DISK_CONTENT = {"qemu": "images", "lxc": "rootdir"}
 #: Proxmox's error text about a storage that does not exist.
 NO_STORAGE = re.compile(r"storage '[^']*' does not exist")
 
 
 class Content(NamedTuple):
-    """What a storage must accept: Proxmox's name of the content, the member of the request, and words for messages."""
+    """Content that a storage must accept: Proxmox's name of it, the request's member with the storage, and a plural."""
 
     name: str
     member: str
@@ -44,7 +44,7 @@ class Content(NamedTuple):
 
 
 def request_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], *, is_new: bool) -> str:
-    """Return why the node cannot give the guest what the request names; '' if it can, or if that is unknown.
+    """Return why the node cannot give the guest what the request names; '' if the node can, or if this is unknown.
 
     `source` contains the facts of the guest or, before it is created, of the template.
     """
@@ -70,7 +70,7 @@ def _problems(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is
 
 
 def vcpus_problem(cluster: Cluster, node: str, vcpus: int) -> str:
-    """Return a problem if Proxmox would not start a VM with so many vCPUs: the node has fewer CPUs; '' if not."""
+    """Return a problem if the node has fewer CPUs than `vcpus`: Proxmox would not start the VM. Return '' if not."""
     cpus = _cpus_of(cluster, node)
     if not cpus or vcpus <= cpus:
         return ""

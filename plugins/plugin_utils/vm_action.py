@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The base class of the actions on one guest: look up, refuse, change, verify, return the result document.
 
+To refuse is to end the action as failed: before the change, because the request is impossible, or after the change,
+because the guest is not as requested. The result document is the dictionary that the action returns as `vm_result`.
+
 An action plugin runs in the process of ansible-playbook. So a look-up needs no module process, and all requests of an
-action share one connection. A change is made by a module of community.proxmox, which Ansible executes in the same way
-as the module of an Ansible task, or by `request.send` if no module can make it. The answer to a change is not trusted:
-the action looks the guest up again.
+action share one connection. A module of community.proxmox makes the change; Ansible executes this module like the
+module of an Ansible task. If no module can make the change, `request.send` sends the request. The answer to a change is
+not trusted: the action looks the guest up again.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ class VmAction(ActionBase):
     progress: Progress  #: writes the progress lines
     cluster: Cluster  #: the requests to the cluster
     modules: list[str]  #: the modules that the action has executed
-    requests: list[str]  #: the changing requests that the action has sent itself, such as `POST nodes/pve1/vzdump`
+    requests: list[str]  #: the POST, PUT and DELETE requests that the action sent itself, without a module
     upids: list[str]  #: the Proxmox tasks that the action has started
     answers: list[dict[str, Any]]  #: the answers to the changes since the last look-up
     notices: dict[str, list[Any]]  #: `warnings` and `deprecations` of the modules and of the action
@@ -158,14 +161,14 @@ class VmAction(ActionBase):
             if problem:
                 raise Refused(problem)
 
-    #: The same function. It is called `verify` for the problems after a change.
+    #: The same function as `refuse`, with the name that is used for problems after a change.
     verify = refuse
 
     def change(self, module: str, **parameters: Any) -> dict[str, Any]:
         """Execute a module of community.proxmox with the parameters that are not None; return its answer.
 
-        Raises Refused if the module failed and has certainly not made its change. If it may have made the change, the
-        next look-up shows whether it has.
+        Raises Refused if the module failed and has certainly not made its change. If the module failed and may have
+        made the change, the answer is returned: the next look-up shows the outcome.
         """
         self.require_change_allowed()
         self.modules.append(f"community.proxmox.{module}")
@@ -201,8 +204,8 @@ class VmAction(ActionBase):
 
         If ansible-playbook is killed, the process of this action still runs, because Ansible starts it in a session of
         its own. An agent that does not renew its leases may be unable to end the action, and then another agent may
-        process the job. The time is checked only before the first change: later changes complete what the first one has
-        begun, so they are made even after the deadline.
+        process the job. The time is checked only before the first change: later changes complete what the first change
+        has begun, so later changes are made even after the deadline.
         """
         if os.getppid() != self._playbook_pid:
             raise Refused("CANCELLED: ansible-playbook has ended")
@@ -212,7 +215,7 @@ class VmAction(ActionBase):
             self.require_time(0, "a change")
 
     def require_time(self, needed_s: float, purpose: str) -> None:
-        """Raise Refused if the deadline is less than `needed_s` away: ansible-runner may kill the action after it."""
+        """Raise Refused if the deadline is less than `needed_s` away. After it, ansible-runner may kill the action."""
         if time.monotonic() + needed_s > self.deadline_monotonic_s:
             needs = f", which needs {needed_s:.0f} s" if needed_s else ""
             raise Refused(f"TASK_TIMEOUT: too little time is left for {purpose}{needs}")

@@ -1,8 +1,8 @@
 """`smith mappings adopt --from FILE`: adopts many VMs, for example those of the earlier agent that is written in PHP.
 
 To adopt a VM means to map an existing VM to a service. Each row of the file is a pair of a service and a VMID, and gets
-an outcome. If the file names several existing VMs for
-one service, or several services for one VM, these pairs are refused: an operator must choose the right one.
+an outcome. If the file names several existing VMs for one service, or several services for one VM, these pairs are
+refused: an operator must choose the right one.
 """
 
 from __future__ import annotations

@@ -17,6 +17,9 @@ def transitions(world: World, decisions: Decisions) -> Iterator[Transition]:
     """Yield every event that may happen next. Events that restore agents come first, and the passing of time last."""
     yield from _recover(world, decisions)
     for number, agent in enumerate(world.agents):
+        if not passing_time.is_renewing(agent):
+            for slot in agent.slots:
+                yield from worker.ends_by_guard(world, number, slot, decisions)
         if agent.is_suspended:
             yield from _suspended(world, number, decisions)
         elif agent.is_alive:
@@ -32,10 +35,9 @@ def transitions(world: World, decisions: Decisions) -> Iterator[Transition]:
 
 
 def _suspended(world: World, number: int, decisions: Decisions) -> Iterator[Transition]:
-    """Yield what may happen to the runs of a suspended agent. Runs and guards are other processes, which continue."""
+    """Yield what may happen to the runs of a suspended agent. The runs are other processes, which continue."""
     for slot in world.agents[number].slots:
         if slot.step == RUNNING:
-            yield from worker.ends_by_guard(world, number, slot, decisions)
             yield from worker.transitions(world, number, slot, decisions)
 
 

@@ -20,7 +20,7 @@ from executor.model import JobStatus
 def pass_time(world: World, decisions: Decisions) -> Iterator[Transition]:
     """Let one tick pass. It passes only after the end of runs that must stop, or that a guard ends within the tick."""
     for agent in world.agents:
-        is_limit_over = agent.is_suspended and worker.is_limit_over(agent, agent.since_renewal + 1, decisions)
+        is_limit_over = not is_renewing(agent) and worker.is_limit_over(agent, agent.since_renewal + 1, decisions)
         if any(slot.step == RUNNING and (slot.is_stopped or is_limit_over) for slot in agent.slots):
             return
     older = world._replace(
@@ -29,7 +29,7 @@ def pass_time(world: World, decisions: Decisions) -> Iterator[Transition]:
     )
     after = older
     for number, agent in enumerate(older.agents):
-        if _is_renewing(agent):
+        if is_renewing(agent):
             after = _renew(after, number)
     after = _fence_and_reap(after, decisions)
     if after != world:
@@ -41,14 +41,16 @@ def pass_time(world: World, decisions: Decisions) -> Iterator[Transition]:
 def _pass_time_with_lost_answer(older: World, decisions: Decisions) -> Iterator[Transition]:
     """Let one agent lose the database, or be suspended, after its renewal is stored and before the answer."""
     for number, agent in enumerate(older.agents):
-        if not _is_renewing(agent):
+        if not is_renewing(agent):
             continue
         after = older
         for other, other_agent in enumerate(older.agents):
-            if _is_renewing(other_agent):
+            if is_renewing(other_agent):
                 after = _renew(after, other)
         has_others = decisions.has_others_after_lost_answer(agent.has_others, after.agents[number].has_others)
-        after = with_agent(after, number, has_others=has_others, slots=agent.slots)
+        # The agent counts from the last renewal whose answer reached it, and does not learn which jobs it has lost.
+        own_view = {"since_renewal": agent.since_renewal, "slots": agent.slots}
+        after = with_agent(after, number, has_others=has_others, **own_view)
         for fault, changes in (
             ("no longer reaches the database", {"is_connected": False}),
             ("is suspended", {"is_suspended": True}),
@@ -57,7 +59,8 @@ def _pass_time_with_lost_answer(older: World, decisions: Decisions) -> Iterator[
             yield Transition(story, _fence_and_reap(with_agent(after, number, **changes), decisions), True)
 
 
-def _is_renewing(agent: Agent) -> bool:
+def is_renewing(agent: Agent) -> bool:
+    """Return whether the agent renews its leases within the next tick."""
     return agent.is_alive and agent.is_connected and not agent.is_suspended
 
 

@@ -92,20 +92,41 @@ A_RUNS = (
 )
 
 
-@pytest.mark.parametrize("is_fence_due", [lambda *_facts: False, lambda since_renewal, _others: since_renewal >= 3])
+@pytest.mark.parametrize("is_fence_due", [lambda *_facts: False, lambda since_renewal, _others: since_renewal >= 4])
 def test_an_agent_without_the_database_must_end_its_runs_before_its_leases_expire(is_fence_due: Any) -> None:
-    violation = violation_of(Decisions(is_fence_due=is_fence_due), faults=1)
+    """The fence of the agent and the guards of the runs both do this. Here the guards are missing."""
+    world = world_after(*A_RUNS, "Agent A no longer reaches the database")
+    decisions = Decisions(is_fence_due=is_fence_due, runs_until=lambda _has_others: math.inf)
+    violation = Explorer(decisions, faults=0, max_depth=8, start=world).explore().violation
 
+    assert Explorer(faults=0, max_depth=8, start=world).explore().violation is None
+    assert violation is not None
     assert violation.promise == "R2: two runs change one VM at once"
     assert_in_order(
         violation,
-        "Agent A, job 1 (create): it stores that the run starts, and starts it",
-        "Agent A no longer reaches the database",
         "10 s pass",
         "10 s pass",
         "10 s pass",
         "Agent B claims job 1 in the database",
         "Agent B, job 1 (create): it stores that the run starts, and starts it",
+    )
+
+
+@pytest.mark.parametrize("second_fault", ["Agent A is suspended", "Agent A no longer reaches the database"])
+def test_the_guards_end_the_runs_of_a_suspended_agent_without_the_database(second_fault: str) -> None:
+    """If the agent is resumed late, its own fence may end the runs after the other agent has reaped the job."""
+    first_fault = "Agent A no longer reaches the database after it has renewed its leases; 10 s pass"
+    if second_fault == first_fault.partition(" after")[0]:
+        first_fault = "Agent A is suspended after it has renewed its leases; 10 s pass"
+    world = world_after(*A_RUNS, first_fault, second_fault, "10 s pass")
+    without_guards = Decisions(runs_until=lambda _has_others: math.inf)
+    violation = Explorer(without_guards, faults=0, max_depth=8, start=world).explore().violation
+
+    assert Explorer(faults=0, max_depth=8, start=world).explore().violation is None
+    assert violation is not None
+    assert violation.promise == "R2: two runs change one VM at once"
+    assert_in_order(
+        violation, "Agent B claims job 1 in the database", "Agent B, job 1 (create): it stores that the run"
     )
 
 
@@ -262,7 +283,7 @@ def test_a_history_is_a_numbered_story() -> None:
 
 
 def test_the_history_of_a_violation_is_a_shortest_one() -> None:
-    decisions = Decisions(is_fence_due=lambda *_facts: False)
+    decisions = Decisions(is_fence_due=lambda *_facts: False, runs_until=lambda _has_others: math.inf)
     length = len(violation_of(decisions, faults=1).history)
 
     assert Explorer(decisions, faults=1, max_depth=length - 1).explore().violation is None

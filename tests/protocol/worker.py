@@ -207,7 +207,7 @@ def is_limit_over(agent: Agent, since_renewal: int, decisions: Decisions) -> boo
 
 
 def ends_by_guard(world: World, number: int, slot: Slot, decisions: Decisions) -> Iterator[Transition]:
-    """Yield how the guard ends a run of a suspended agent, if the run's time ends within the next tick."""
+    """Yield how the guard ends a run whose time ends within the next tick, because its agent renews no leases."""
     agent = world.agents[number]
     if slot.step != RUNNING or not is_limit_over(agent, agent.since_renewal + 1, decisions):
         return

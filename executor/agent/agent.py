@@ -101,7 +101,7 @@ class Agent:
     _signal_waiter: SignalWaiter = field(default_factory=SignalWaiter)
     #: Waits for notifications of other agents. Not used on SQLite.
     listener: NotificationListener = field(init=False)
-    _is_reload_requested: bool = False  #: HUP was received, and the reload of the secrets has not started yet
+    _is_secret_reload_requested: bool = False  #: HUP was received, and the reload of the secrets has not started yet
 
     def __post_init__(self) -> None:
         self.listener = NotificationListener(engine=self.engine)
@@ -115,7 +115,7 @@ class Agent:
         """
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(signum, lambda received, _frame: self._received_signals.append(received))
-        signal.signal(signal.SIGHUP, self._request_reload)
+        signal.signal(signal.SIGHUP, self._request_secret_reload)
         with exclusive_database(self.settings.smith_database_url), self._signal_waiter:
             self._end_earlier_runs()
             if self.mode is not Mode.SERVE:
@@ -154,7 +154,7 @@ class Agent:
         """
         moves.refuse_sealed(self.engine)
         schema.upgrade(self.engine)
-        agent = AgentProcess(
+        agent_process = AgentProcess(
             boot_id=self.boot_id,
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -166,19 +166,19 @@ class Agent:
             cluster=self.settings.smith_cluster,
             installation_id=installation_id(self.settings.smith_data_dir),
         )
-        register_agent(self.engine, agent, self.state)
+        register_agent(self.engine, agent_process, self.state)
 
     def _start_loops(self) -> None:
         self.lease_keeper.fence.start()
         self.scheduler.start()
         loops = {
             "dispatch": self.dispatcher.dispatch,
-            "report": self._report,
+            "report": self._send_due_reports,
             "leases": self.lease_keeper.maintain,
             "fence": self.lease_keeper.fence.check,
         }
         if self.engine.dialect.name != "sqlite":
-            loops["listen"] = self._listen
+            loops["listen"] = self._wait_for_job_notification
         for name, iterate in loops.items():
             threading.Thread(target=self._run_loop, args=(name, iterate), name=name, daemon=True).start()
 
@@ -202,14 +202,14 @@ class Agent:
                 log.exception("loop_crashed", loop=name)
                 self.state.stopping.wait(LOOP_RETRY_S)
 
-    def _report(self) -> None:
-        """Send the due reports. Then wait as long as the reporter requests, or until a job ends."""
+    def _send_due_reports(self) -> None:
+        """Send the due job results. Then wait as long as the reporter requests, or until a job ends."""
         wait_s = self.reporter.send_due_reports()
         if wait_s > 0:
             self.state.report_requested.wait(wait_s)
         self.state.report_requested.clear()
 
-    def _listen(self) -> None:
+    def _wait_for_job_notification(self) -> None:
         """Wait for a notification of another agent that jobs can be claimed, and then wake the dispatcher."""
         if self.listener.wait(LISTEN_TIMEOUT_S):
             self.state.dispatch_requested.set()
@@ -242,16 +242,16 @@ class Agent:
         if self.state.is_ready:
             progress.report_ready()
             progress.report_status(self.state.summary)
-        if self._is_reload_requested:
-            self._is_reload_requested = False
+        if self._is_secret_reload_requested:
+            self._is_secret_reload_requested = False
             log.info("reload_requested")
             # The reload has its own thread, because it may call FulcrumCore. A slow answer must not stop the main loop.
-            threading.Thread(target=self._reload, name="reload", daemon=True).start()
+            threading.Thread(target=self._reload_secrets, name="reload", daemon=True).start()
 
-    def _request_reload(self, _signum: int, _frame: object) -> None:
-        self._is_reload_requested = True
+    def _request_secret_reload(self, _signum: int, _frame: object) -> None:
+        self._is_secret_reload_requested = True
 
-    def _reload(self) -> None:
+    def _reload_secrets(self) -> None:
         """Read the secrets again. The next request to Proxmox uses the new values."""
         self.secrets.reload()
         self.proxmox.connection = self.secrets.proxmox_connection()

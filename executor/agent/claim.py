@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from executor.agent import crash_points
-from executor.agent.job_fields import is_local
+from executor.agent.job_fields import is_created_by_agent
 from executor.agent.refusals import RefusalCounter
 from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
 from executor.database import job_queue
@@ -111,7 +111,7 @@ class Claimer:
         request = first_request(
             is_claim_sent=job.claim_sent_at is not None, is_claim_accepted=job.claimed_at is not None
         )
-        if request is FirstRequest.NONE or is_local(job):
+        if request is FirstRequest.NONE or is_created_by_agent(job):
             return
         # If a claim was sent before and the job is not pending, FulcrumCore has accepted that claim.
         was_sent_before = request is FirstRequest.READ_JOB
@@ -133,7 +133,7 @@ class Claimer:
             status_at_core = self._status_at_core(job.fulcrum_id)
             require_own_claim(status_at_core, was_sent_before=was_sent_before, refusal=str(refusal))
         except FulcrumAuthFailing:
-            raise self._claim_impossible(job.fulcrum_id, refused_to="accept the claim") from None
+            raise self._error_for_gone_job(job.fulcrum_id, refused_to="accept the claim") from None
 
     def _status_at_core(self, fulcrum_id: str) -> str | None:
         """Return the job's status at FulcrumCore: Pending, or Processing if this agent has claimed the job.
@@ -143,11 +143,11 @@ class Claimer:
         try:
             core_job: CoreJob = self.fulcrum.get_job(fulcrum_id)
         except FulcrumAuthFailing:
-            raise self._claim_impossible(fulcrum_id, refused_to="return the job") from None
+            raise self._error_for_gone_job(fulcrum_id, refused_to="return the job") from None
         require_open(core_job.status)
         return core_job.status
 
-    def _claim_impossible(self, fulcrum_id: str, *, refused_to: str) -> ClaimImpossible:
+    def _error_for_gone_job(self, fulcrum_id: str, *, refused_to: str) -> ClaimImpossible:
         """Return the exception for a job that is gone. Raises FulcrumUnavailable if the job may still exist."""
         self.refusal_counter.require_gone(fulcrum_id, refused_to=refused_to)
         return ClaimImpossible(ErrorCode.JOB_GONE, JOB_GONE_TEXT)

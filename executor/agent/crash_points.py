@@ -65,17 +65,17 @@ def _crash_once_if_requested(file: Path, point: str, subject: str | None) -> Pat
     Return the hold file, if one was created.
     """
     try:
-        requests: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+        entries: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    for request in requests:
-        if request["point"] == point and request["times"] > 0 and request.get("subject") in (None, subject):
-            request["times"] -= 1
-            new_file = file.with_suffix(".draft")
-            new_file.write_text(json.dumps(requests), encoding="utf-8")
-            new_file.replace(file)
-            if "hold" in request:
-                hold_file = Path(request["hold"])
+    for entry in entries:
+        if entry["point"] == point and entry["times"] > 0 and entry.get("subject") in (None, subject):
+            entry["times"] -= 1
+            draft = file.with_suffix(".draft")
+            draft.write_text(json.dumps(entries), encoding="utf-8")
+            draft.replace(file)
+            if "hold" in entry:
+                hold_file = Path(entry["hold"])
                 hold_file.touch()
                 return hold_file
             os.kill(os.getpid(), signal.SIGKILL)

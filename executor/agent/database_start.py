@@ -25,7 +25,7 @@ log = get_logger(__name__)
 MIN_WAIT_S, MAX_WAIT_S = 0.5, 10.0
 #: When the preparation of the database takes longer than this, for example because a large table is migrated, the agent
 #: already reports that it is ready. Otherwise systemd or podman would end the agent, because its start takes too long.
-MAX_SILENT_START_S = 10.0
+MAX_START_WITHOUT_READY_S = 10.0
 #: How often the wait reports progress to the supervisor and checks for a stop signal.
 CHECK_INTERVAL_S = 0.2
 
@@ -38,23 +38,23 @@ def use_database_when_available(
     After DatabaseUnavailable, wait and call `use` again. With `waits_for_upgrade`, do the same after SchemaTooNew.
     Raises every other DatabaseError.
     """
-    progress, wait_s, failed_at, earlier_awaited = ProgressSender(), MIN_WAIT_S, None, ""
+    progress, wait_s, failed_at, previously_awaited_event = ProgressSender(), MIN_WAIT_S, None, ""
     awaited_errors = (DatabaseUnavailable, SchemaTooNew) if waits_for_upgrade else DatabaseUnavailable
     while True:
         try:
             call_in_background(use, ProgressOfStart(progress).report)
         except awaited_errors as error:
             failed_at = failed_at or time.monotonic()
-            awaited = (
+            awaited_event = (
                 "an upgrade of this agent, because the database has a newer schema"
                 if isinstance(error, SchemaTooNew)
                 else "the database"
             )
-            if awaited != earlier_awaited:
-                earlier_awaited = awaited
+            if awaited_event != previously_awaited_event:
+                previously_awaited_event = awaited_event
                 _log_wait(error)
-                progress.report_ready()  # see MAX_SILENT_START_S
-                progress.report_status(f"waiting for {awaited}")
+                progress.report_ready()  # see MAX_START_WITHOUT_READY_S
+                progress.report_status(f"waiting for {awaited_event}")
             if not _wait(wait_s, progress, is_stop_requested):
                 return False
             wait_s = min(wait_s * 2, MAX_WAIT_S)
@@ -80,9 +80,9 @@ class ProgressOfStart:
         self._started_at = time.monotonic()
 
     def report(self) -> None:
-        """Report progress, and after MAX_SILENT_START_S also that the agent is ready."""
+        """Report progress, and after MAX_START_WITHOUT_READY_S also that the agent is ready."""
         self._progress.report_progress()
-        if time.monotonic() - self._started_at >= MAX_SILENT_START_S:
+        if time.monotonic() - self._started_at >= MAX_START_WITHOUT_READY_S:
             self._progress.report_ready()
             self._progress.report_status("preparing the database")
 

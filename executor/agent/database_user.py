@@ -43,45 +43,46 @@ class DatabaseUser:
     cluster: str
     lease_s: float  #: length of a lease; another agent stores several confirmations in this time
     clock: Callable[[], float] = time.monotonic
-    _is_agent_noted: bool = False  #: the row of this process in the table `nodes` names its agent
-    _other_user: OtherUse | None = None  #: the use by another agent, as it was last read
-    _other_user_since: float = 0.0  #: when `_other_user` was first read
+    _is_agent_id_stored: bool = False  #: the row of this process in the table `nodes` contains the id of its agent
+    _other_use: OtherUse | None = None  #: the use by another agent, as it was last read
+    _other_use_since: float = 0.0  #: when `_other_use` was first read
     _lock: threading.Lock = field(default_factory=threading.Lock)  #: held during each call of `confirm`
 
     def confirm(self) -> None:
         """Store a confirmation that this agent uses the database, unless another agent uses it.
 
         Record in `state` which agent uses the database. A confirmation is stored only while FulcrumCore accepts this
-        agent's token. Do nothing on SQLite, which only one
-        process uses, and before the first heartbeat. If the database fails, the next call tries again.
+        agent's token. Do nothing on SQLite, which only one process uses, and before the first heartbeat. If the
+        database fails, the next call tries again.
         """
         if self.engine.dialect.name == "sqlite" or not self.state.agent_id:
             return
-        use = AgentAndCluster(agent_id=self.state.agent_id, cluster=self.cluster)
+        our_use = AgentAndCluster(agent_id=self.state.agent_id, cluster=self.cluster)
         try:
             with self._lock, transaction(self.engine) as session:
-                other_before = self._other_user
-                other = self._confirm(session, use)
+                previous_other_use = self._other_use
+                other_use = self._confirm(session, our_use)
         except DatabaseError:
-            self._is_agent_noted = False
+            self._is_agent_id_stored = False
             return
-        if other is None and other_before is not None and not self.state.may_use_database:
-            log.warning("database_taken_over", agent_id=use.agent_id, earlier_agent_id=other_before.agent_id)
-        self.state.note_database_user(other.agent_id if other else "", cluster=other.cluster if other else "")
+        if other_use is None and previous_other_use is not None and not self.state.may_use_database:
+            log.warning("database_taken_over", agent_id=our_use.agent_id, earlier_agent_id=previous_other_use.agent_id)
+        other_agent_id, other_cluster = (other_use.agent_id, other_use.cluster) if other_use else ("", "")
+        self.state.record_using_agent(other_agent_id, cluster=other_cluster)
 
-    def _confirm(self, session: Session, use: AgentAndCluster) -> OtherUse | None:
+    def _confirm(self, session: Session, our_use: AgentAndCluster) -> OtherUse | None:
         if not self.state.fulcrum_link.is_up:  # FulcrumCore may no longer accept this agent's token
-            self._other_user = None
-            return database_use.other_use(session, use)
-        if not self._is_agent_noted:
-            database_use.note_agent(session, self.boot_id, use.agent_id)
-            self._is_agent_noted = True
-        other = database_use.confirm(session, use)
-        # Each new confirmation of the other agent changes `other`. If `other` has not changed for long enough, the
-        # other agent has ended.
-        if other != self._other_user:
-            self._other_user, self._other_user_since = other, self.clock()
-        has_ended = self.clock() - self._other_user_since >= max(MIN_UNCONFIRMED_S, self.lease_s)
-        if other is not None and has_ended and database_use.take_over(session, use, other):
+            self._other_use = None
+            return database_use.other_use(session, our_use)
+        if not self._is_agent_id_stored:
+            database_use.note_agent(session, self.boot_id, our_use.agent_id)
+            self._is_agent_id_stored = True
+        other_use = database_use.confirm(session, our_use)
+        # Each new confirmation of the other agent changes `other_use`. If `other_use` has not changed for long enough,
+        # the other agent has ended.
+        if other_use != self._other_use:
+            self._other_use, self._other_use_since = other_use, self.clock()
+        is_unconfirmed = self.clock() - self._other_use_since >= max(MIN_UNCONFIRMED_S, self.lease_s)
+        if other_use is not None and is_unconfirmed and database_use.take_over(session, our_use, other_use):
             return None
-        return other
+        return other_use

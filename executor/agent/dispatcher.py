@@ -213,7 +213,9 @@ class Dispatcher:
 
     def _fail_with_internal_error(self, job: Job, error: Exception) -> None:
         """Fail a job after an unexpected exception. Report only the exception's type: its text may contain secrets."""
-        result = JobResult(succeeded=False, code=ErrorCode.INTERNAL, detail=f"{type(error).__name__}, see the log")
+        result = JobResult(
+            succeeded=False, code=ErrorCode.INTERNAL, detail=f"{type(error).__name__}, see the agent's log"
+        )
         lease = job_queue.lease_of(job)
         with contextlib.suppress(StaleJob, DatabaseError):
             write_with_retry(self._engine, lambda session: job_queue.finish(session, lease, result))

@@ -37,7 +37,7 @@ MAX_UNSTORED_S = 10.0
 
 
 @dataclass(frozen=True)
-class _Executions:
+class _UnstoredExecutions:
     """The executions of a critical job that are not stored yet."""
 
     job: CriticalJob
@@ -69,7 +69,9 @@ class ExecutionRecorder:
         self._engine = engine.execution_options(smith_busy_timeout_ms=SQLITE_LOCK_TIMEOUT_MS)
         self._jobs = jobs
         self._boot_id = boot_id  #: id of this agent process
-        self._tried_names: set[str] = set()  #: the jobs for which `periods.try_start_period` raised no error
+        self._names_tried_without_error: set[str] = (
+            set()
+        )  #: the jobs for which `periods.try_start_period` raised no error
         self._lock = threading.Lock()  #: protects the counters of the jobs
         self._wake_requested = threading.Event()
         self._stopping = threading.Event()
@@ -104,7 +106,7 @@ class ExecutionRecorder:
                     session,
                     job.name,
                     job.current_interval_s,
-                    is_first=job.name not in self._tried_names,
+                    is_first=job.name not in self._names_tried_without_error,
                     is_requested=is_requested and job.starts_early_on_request,
                     yields_to_others=job.link is not None and not job.link.is_up,
                     boot_id=self._boot_id,
@@ -115,7 +117,7 @@ class ExecutionRecorder:
             return False
         except DatabaseError:
             return True  # without the database, every agent executes the critical job
-        self._tried_names.add(job.name)
+        self._names_tried_without_error.add(job.name)
         return is_started
 
     def note_execution(self, job: CriticalJob) -> None:
@@ -144,8 +146,8 @@ class ExecutionRecorder:
         storing was MAX_UNSTORED_S ago.
         """
         has_failed = job.last_error is not None or job.stored_error is not None
-        is_old = time.monotonic() - job.stored_at >= MAX_UNSTORED_S
-        return job.unstored_count > 0 and (has_failed or is_old)
+        is_storing_due = time.monotonic() - job.stored_at >= MAX_UNSTORED_S
+        return job.unstored_count > 0 and (has_failed or is_storing_due)
 
     def _store(self, *jobs: CriticalJob) -> None:
         """Store the executions that are not stored yet, in one transaction.
@@ -153,36 +155,36 @@ class ExecutionRecorder:
         Do nothing if the database cannot be written. Two threads may call this method for one job at the same time.
         Each execution is stored by only one of them.
         """
-        taken = self._take_unstored(jobs)
-        if not taken:
+        unstored = self._take_unstored_executions(jobs)
+        if not unstored:
             return
         try:
             with transaction(self._engine) as session:
-                for executions in taken:
+                for executions in unstored:
                     executions.store(session, self._boot_id)
         except DatabaseError:
             with self._lock:
-                for executions in taken:
+                for executions in unstored:
                     executions.job.unstored_count += executions.count
         else:
-            for executions in taken:
+            for executions in unstored:
                 executions.job.stored_error, executions.job.stored_at = executions.error, time.monotonic()
             # While this method was writing, `note_execution` may have called `_must_store` with the previous
             # `stored_error` and `stored_at`. So `_must_store` is called again here.
-            if any(self._must_store(executions.job) for executions in taken):
+            if any(self._must_store(executions.job) for executions in unstored):
                 self._wake_requested.set()
 
-    def _take_unstored(self, jobs: Iterable[CriticalJob]) -> list[_Executions]:
+    def _take_unstored_executions(self, jobs: Iterable[CriticalJob]) -> list[_UnstoredExecutions]:
         """Return the executions of these jobs that are not stored. No other call returns them again.
 
         The caller stores them, or adds their number to `unstored_count` again.
         """
         with self._lock:
-            taken = [
-                _Executions(job, job.unstored_count, job.last_error, job.last_started)
+            unstored = [
+                _UnstoredExecutions(job, job.unstored_count, job.last_error, job.last_started)
                 for job in jobs
                 if job.unstored_count
             ]
-            for executions in taken:
+            for executions in unstored:
                 executions.job.unstored_count = 0
-        return taken
+        return unstored

@@ -70,7 +70,9 @@ class Fence:
     _renewed_at: float = field(init=False)  #: time of the last renewal, by `clock`
     #: At the last renewal, another agent used the database. Before the first renewal, this is assumed.
     _has_other_agents: bool = True
-    _fenced_ids: set[int] = field(default_factory=set)  #: the row ids of the jobs whose runs were ended by the fence
+    _fenced_job_ids: set[int] = field(
+        default_factory=set
+    )  #: the row ids of the jobs whose runs were ended by the fence
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -103,24 +105,24 @@ class Fence:
 
     def check(self) -> None:
         """End all runs if the leases were not renewed for too long, then wait for the next check."""
-        if self._is_due():
+        if self._must_end_runs():
             signals = self.dispatcher.stop_signals()
             new_ids = {job_id for job_id, stop_signal in signals.items() if not stop_signal.is_sent()}
             if new_ids:
                 log.error("runs_fenced", since_renewal_s=round(self.clock() - self._renewed_at, 1), jobs=len(new_ids))
                 with self._lock:
-                    self._fenced_ids |= new_ids
+                    self._fenced_job_ids |= new_ids
                 self.dispatcher.stop_all(StopSignal.LEASE_LOST)
         self.state.stopping.wait(CHECK_INTERVAL_S)
 
-    def take_fenced_ids(self, job_ids: set[int]) -> set[int]:
+    def take_fenced_job_ids(self, job_ids: set[int]) -> set[int]:
         """Return those of `job_ids` whose runs the fence has ended, and remove their records."""
         with self._lock:
-            fenced_ids = job_ids & self._fenced_ids
-            self._fenced_ids -= fenced_ids
-            return fenced_ids
+            fenced_job_ids = job_ids & self._fenced_job_ids
+            self._fenced_job_ids -= fenced_job_ids
+            return fenced_job_ids
 
-    def _is_due(self) -> bool:
+    def _must_end_runs(self) -> bool:
         with self._lock:
             since_renewal_s = self.clock() - self._renewed_at
             return must_end_runs(

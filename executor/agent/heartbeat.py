@@ -24,7 +24,7 @@ class Heartbeat:
     fulcrum: FulcrumClient
     state: AgentState
     on_identified: Callable[[CoreAgent], object] = lambda _agent: None  #: called once, before the first heartbeat
-    on_first_sent: Callable[[], object] = lambda: None  #: called once, after the first heartbeat
+    on_first_heartbeat_sent: Callable[[], object] = lambda: None  #: called once, after the first heartbeat
 
     def send(self) -> None:
         """Send one heartbeat. Raises FulcrumUnavailable.
@@ -42,14 +42,14 @@ class Heartbeat:
         elif core_agent.id != self.state.agent_id and not self.state.has_identity_changed:
             self.state.has_identity_changed = True
             log.error("agent_identity_changed", old_agent_id=self.state.agent_id, agent_id=core_agent.id)
-        self._note_whether_disabled(core_agent)
+        self._record_whether_disabled(core_agent)
         if not self.state.is_disabled:
             self.fulcrum.put_status("Connected")
         self.state.heartbeat_at = time.time()
         if is_first:
-            self.on_first_sent()
+            self.on_first_heartbeat_sent()
 
-    def _note_whether_disabled(self, core_agent: CoreAgent) -> None:
+    def _record_whether_disabled(self, core_agent: CoreAgent) -> None:
         """Record in `state` whether an operator has disabled this agent in FulcrumCore, and log each change."""
         if core_agent.is_disabled != self.state.is_disabled:
             if core_agent.is_disabled:

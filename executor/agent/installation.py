@@ -22,7 +22,7 @@ log = get_logger(__name__)
 
 #: The file with the id, which has 32 hex digits. The device and inode numbers of the file follow on the same line.
 INSTALLATION_FILE = "installation-id"
-_CONTENT = re.compile(r"([0-9a-f]{32}) ([0-9]+) ([0-9]+)\n")
+_CONTENT_PATTERN = re.compile(r"([0-9a-f]{32}) ([0-9]+) ([0-9]+)\n")
 _MAX_READ_BYTES = 256
 
 
@@ -48,7 +48,7 @@ def _read(file: Path) -> str:
         return ""
     with open(fd, "rb") as open_file:
         status = os.fstat(fd)
-        content = _CONTENT.fullmatch(open_file.read(_MAX_READ_BYTES).decode("ascii", errors="replace"))
+        content = _CONTENT_PATTERN.fullmatch(open_file.read(_MAX_READ_BYTES).decode("ascii", errors="replace"))
     if content is None or (int(content[2]), int(content[3])) != (status.st_dev, status.st_ino):
         return ""
     return content[1]

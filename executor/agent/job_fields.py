@@ -12,8 +12,8 @@ from executor.model import ReportState
 from executor.shared.error_codes import ErrorCode
 
 
-def is_local(job: Job) -> bool:
-    """True for a job that the agent created itself, to delete a VM. FulcrumCore does not know such a job."""
+def is_created_by_agent(job: Job) -> bool:
+    """True for a local job: the agent created it, to delete a VM. FulcrumCore does not know such a job."""
     return job.report_state == ReportState.LOCAL
 
 
@@ -26,8 +26,8 @@ def require_service_id(job: Job) -> str:
     return job.service_id
 
 
-def delivered_properties(job: Job) -> dict[str, Any]:
-    """Return the properties as FulcrumCore delivered them. They contain references to the vault instead of secrets.
+def unresolved_properties(job: Job) -> dict[str, Any]:
+    """Return the properties that FulcrumCore sent. They contain references to the vault, which are not resolved yet.
 
     The properties of a job are its params. If the job has no params, its properties are those of its service.
     """
@@ -37,7 +37,7 @@ def delivered_properties(job: Job) -> dict[str, Any]:
 
 def new_vm_name(job: Job) -> str:
     """Return the name that a new VM of the job's service gets."""
-    hostname = delivered_properties(job).get("hostname") or (job.service or {}).get("name") or "vm"
+    hostname = unresolved_properties(job).get("hostname") or (job.service or {}).get("name") or "vm"
     return mappings.vm_name(str(hostname), require_service_id(job))
 
 

@@ -44,7 +44,7 @@ class LeaseKeeper:
     state: AgentState
     boot_id: str  #: id of this agent process, the owner of its leases
     lease_s: float  #: duration of a lease
-    confirm_use: Callable[[], None]  #: `DatabaseUser.confirm`, which raises no DatabaseError
+    confirm_database_use: Callable[[], None]  #: `DatabaseUser.confirm`, which raises no DatabaseError
     store_stories: Callable[[], None]  #: stores what the current runs have done; it raises no DatabaseError
     #: The ids of the jobs that had a lease but were not running in the last check.
     _leased_ids_not_running: set[int] = field(default_factory=set)
@@ -70,7 +70,7 @@ class LeaseKeeper:
             fences = is_fencing(self.fence.mode, has_other_agents=has_other_agents)
             nodes.note_leases_renewed(session, self.boot_id, fences=fences)
             limits = nodes.operator_limits(session, self.boot_id)
-            self._note_schema(session)
+            self._record_newer_schema(session)
         self.state.note_operator_limits(is_paused=limits.is_paused, max_jobs=limits.max_jobs)
         for job_id, stop_signal in stop_signals.items():
             if job_id not in cancel_flags:  # the lease was not renewed
@@ -79,7 +79,7 @@ class LeaseKeeper:
                 stop_signal.send(StopSignal.CANCELLED)
         # Another agent may already execute a job whose lease was lost, for example while this process was suspended. So
         # the time limit of all runs is not extended until the runs of such jobs have ended.
-        if self._have_ended(stop_signals.keys() - cancel_flags.keys()):
+        if self._wait_until_ended(stop_signals.keys() - cancel_flags.keys()):
             # `note_renewed` may extend the time limit, so it is called after the commit. Until the commit, other agents
             # may read that this process fences, and may rely on the earlier limit.
             self.fence.note_renewed(started_at, has_other_agents=has_other_agents)
@@ -87,14 +87,14 @@ class LeaseKeeper:
         if cancel_flags:
             self.store_stories()
         self.dispatcher.store_ends()
-        self.confirm_use()
+        self.confirm_database_use()
         if self.reaper is not None:
             self.reaper.reap()
         # After a slow renewal, little of the lease is left. So the wait is shorter by the time that the renewal took.
-        took_s = self.fence.clock() - started_at
-        self.state.stopping.wait(max(0.0, self.lease_s / RENEWALS_PER_LEASE - took_s))
+        elapsed_s = self.fence.clock() - started_at
+        self.state.stopping.wait(max(0.0, self.lease_s / RENEWALS_PER_LEASE - elapsed_s))
 
-    def _note_schema(self, session: Session) -> None:
+    def _record_newer_schema(self, session: Session) -> None:
         """Record whether a newer version has migrated the schema of a shared database."""
         if self.reaper is None or self.state.is_schema_too_new:
             return
@@ -104,7 +104,7 @@ class LeaseKeeper:
             self.state.is_schema_too_new = True
             log.warning("schema_is_newer", schema=revision, newest_known=max(self._known_revisions))
 
-    def _have_ended(self, job_ids: Collection[int]) -> bool:
+    def _wait_until_ended(self, job_ids: Collection[int]) -> bool:
         """Wait until these jobs have ended; return True.
 
         Return False when one of them still runs after the time between two renewals, or when the agent stops.
@@ -126,10 +126,11 @@ class LeaseKeeper:
         ids_not_running = set(leased_job_ids) - running_ids
         ids_to_release = ids_not_running & self._leased_ids_not_running
         self._leased_ids_not_running = ids_not_running
-        fenced_ids = self.fence.take_fenced_ids(ids_to_release)
+        fenced_job_ids = self.fence.take_fenced_job_ids(ids_to_release)
         for job_row_id in ids_to_release:
-            # The fence has ended the runs of the jobs in `fenced_ids`. These jobs did not cause the end of their runs.
-            counts_as_crash = job_row_id not in fenced_ids
+            # The fence has ended the runs of the jobs in `fenced_job_ids`. These jobs did not cause the end of their
+            # runs.
+            counts_as_crash = job_row_id not in fenced_job_ids
             with transaction(self.engine) as session:
                 status = reaping.release(session, job_row_id, self.boot_id, counts_as_crash=counts_as_crash)
             if status is not None:

@@ -45,8 +45,9 @@ class Meters:
         ProcessCollector(registry=self.registry)
         self._ended_attempts = Counter(
             "smith_jobs",
-            "Ended attempts by outcome: completed, failed, put_back (requeued), abandoned (FulcrumCore had ended the "
-            "job), lost (the lease was lost, or the end could not be stored)",
+            "Ended attempts to process a job, by outcome: completed, failed, put_back (the job was requeued), "
+            "abandoned (FulcrumCore had ended or deleted the job, or another executor had claimed it), "
+            "lost (the lease of the job was lost, or the end of the attempt could not be stored)",
             ["action", "outcome"],
             registry=self.registry,
         )

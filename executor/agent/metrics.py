@@ -92,7 +92,7 @@ class VmMetrics:
     _logged_missing_types: set[str] = field(default_factory=set)  #: metric types that were logged as missing
     #: The VM with which the next round starts: the VM of the first dropped sample of the last round. 0 if none was
     #: dropped.
-    _first_vmid: int = 0
+    _first_vmid_of_next_round: int = 0
     _has_dropped_samples: bool = False  #: the last round dropped samples
     #: For each VMID whose instance id FulcrumCore does not know: the monotonic time until which no samples are sent.
     _unknown_until: dict[int, float] = field(default_factory=dict)
@@ -113,8 +113,8 @@ class VmMetrics:
         self._unknown_until = {vmid: until for vmid, until in self._unknown_until.items() if until > started_at}
         vmids = mapped_vmids - self._unknown_until.keys()
         rows = [row for row in vms if row.vmid in vmids and row.status == "running" and not row.is_template]
-        # The VMs are sorted by VMID, but VMs with a lower VMID than `_first_vmid` come last.
-        rows.sort(key=lambda row: (row.vmid < self._first_vmid, row.vmid))
+        # The VMs are sorted by VMID, but VMs with a lower VMID than `_first_vmid_of_next_round` come last.
+        rows.sort(key=lambda row: (row.vmid < self._first_vmid_of_next_round, row.vmid))
         existing_types = self._existing_types()
         samples = [sample for row in rows for sample in self._samples(row, started_at)]
         samples = [sample for sample in samples if sample.type_name in existing_types]
@@ -126,7 +126,7 @@ class VmMetrics:
         existing_types = {metric_type.name for metric_type in self.fulcrum.metric_types() if metric_type.name}
         missing_types = set(METRIC_TYPES) - existing_types
         if unlogged_types := missing_types - self._logged_missing_types:
-            hint = "an admin creates them with POST /metric-types"
+            hint = "an administrator of FulcrumCore must create these metric types (POST /metric-types)"
             log.warning("metric_types_missing", names=sorted(unlogged_types), hint=hint)
         self._logged_missing_types |= missing_types
         return existing_types
@@ -166,12 +166,12 @@ class VmMetrics:
             outcomes = list(pool.map(lambda sample: self._post_one(sample, pace), samples))
         refused_count = outcomes.count(_SampleOutcome.REFUSED) + outcomes.count(_SampleOutcome.UNKNOWN)
         log.debug("metrics_posted", sent=outcomes.count(_SampleOutcome.SENT), refused=refused_count)
-        self._note_unknown_vms(samples, outcomes)
-        self._note_dropped(samples, outcomes)
+        self._skip_unknown_vms_for_a_time(samples, outcomes)
+        self._record_first_dropped_sample(samples, outcomes)
         if _SampleOutcome.UNANSWERED in outcomes:
             raise FulcrumUnavailable("FulcrumCore did not answer when metric entries were sent")
 
-    def _note_unknown_vms(self, samples: list[Sample], outcomes: list[_SampleOutcome]) -> None:
+    def _skip_unknown_vms_for_a_time(self, samples: list[Sample], outcomes: list[_SampleOutcome]) -> None:
         """Let later rounds send no samples of a VM for UNKNOWN_VM_BACKOFF_S if all its samples were answered with 404.
 
         The usual cause is that FulcrumCore does not have the VM's instance id. `smith drift` shows such a VM.
@@ -187,10 +187,10 @@ class VmMetrics:
         if unknown_vmids:
             log.info("metrics_of_unknown_vms", vmids=sorted(unknown_vmids), backoff_s=UNKNOWN_VM_BACKOFF_S)
 
-    def _note_dropped(self, samples: list[Sample], outcomes: list[_SampleOutcome]) -> None:
+    def _record_first_dropped_sample(self, samples: list[Sample], outcomes: list[_SampleOutcome]) -> None:
         """Let the next round start with the first dropped sample. Log once that samples are dropped."""
         dropped_count = outcomes.count(_SampleOutcome.DROPPED)
-        self._first_vmid = samples[outcomes.index(_SampleOutcome.DROPPED)].vmid if dropped_count else 0
+        self._first_vmid_of_next_round = samples[outcomes.index(_SampleOutcome.DROPPED)].vmid if dropped_count else 0
         if _SampleOutcome.UNANSWERED in outcomes:
             return  # the samples were dropped because of an outage, not because one round is too short for them
         if dropped_count and not self._has_dropped_samples and not self.state.stopping.is_set():

@@ -19,7 +19,7 @@ from executor.shared.error_codes import ErrorCode
 
 #: The reason that tenants read if a job is requeued because of the database. Tenants do not read the text of the
 #: database error, because that text may name the database's host.
-NO_DATABASE = "the agent's database did not answer before the run"
+NO_DATABASE = "the run could not start, because the agent's database did not answer"
 
 
 class Ending(StrEnum):
@@ -59,7 +59,7 @@ AttemptEnd = JobResult | FulcrumUnavailable | ClaimImpossible | DatabaseUnavaila
 
 def outcome_of_attempt(  # noqa: PLR0913 (each parameter is one fact on which the outcome depends)
     job: Job,
-    end: AttemptEnd,
+    result_or_error: AttemptEnd,
     *,
     stop_reason: str | None,
     clock_offset_s: float,
@@ -67,7 +67,7 @@ def outcome_of_attempt(  # noqa: PLR0913 (each parameter is one fact on which th
     has_unused_reservation: bool = False,
     has_database_refused: bool = False,
 ) -> Outcome:
-    """Return how the attempt ends. `end` is the result or the error of the attempt.
+    """Return how the attempt ends. `result_or_error` is the result or the error of the attempt.
 
     `stop_reason` is the reason of the stop signal, None without a signal. `is_reservation` is True if the mapping only
     reserves its VMID, so no VM of the service is known. `has_unused_reservation` is True if this attempt has made the
@@ -76,20 +76,20 @@ def outcome_of_attempt(  # noqa: PLR0913 (each parameter is one fact on which th
     """
     if stop_reason == StopSignal.LEASE_LOST:
         return Outcome(ending=Ending.DISCARD, reason="the lease was lost")
-    if isinstance(end, ClaimImpossible):
-        result = JobResult(succeeded=False, code=end.code, detail=str(end))
-        return Outcome(ending=Ending.ABANDON, result=result, reason=str(end))
-    if isinstance(end, FulcrumUnavailable | DatabaseUnavailable):
-        return _requeue_after_outage(end)
+    if isinstance(result_or_error, ClaimImpossible):
+        result = JobResult(succeeded=False, code=result_or_error.code, detail=str(result_or_error))
+        return Outcome(ending=Ending.ABANDON, result=result, reason=str(result_or_error))
+    if isinstance(result_or_error, FulcrumUnavailable | DatabaseUnavailable):
+        return _requeue_after_outage(result_or_error)
     if has_database_refused:
-        detail = "the database refused the result, see the log"
+        detail = "the agent's database did not accept the result: the agent's log shows the reason"
         result = JobResult(succeeded=False, code=ErrorCode.INTERNAL, detail=detail)
         return Outcome(ending=Ending.FINISH, result=result)
-    if stop_reason == StopSignal.AGENT_STOPPING and not end.succeeded:
+    if stop_reason == StopSignal.AGENT_STOPPING and not result_or_error.succeeded:
         return Outcome(ending=Ending.REQUEUE, reason="the agent is stopping", counts_as_attempt=False)
-    is_vmid_taken = is_reservation and end.code is ErrorCode.VM_ID_TAKEN
+    is_vmid_taken = is_reservation and result_or_error.code is ErrorCode.VM_ID_TAKEN
     return _decide_by_result(
-        job, end, clock_offset_s, is_vmid_taken=is_vmid_taken, has_unused_reservation=has_unused_reservation
+        job, result_or_error, clock_offset_s, is_vmid_taken=is_vmid_taken, has_unused_reservation=has_unused_reservation
     )
 
 
@@ -99,11 +99,11 @@ def _requeue_after_outage(error: FulcrumUnavailable | DatabaseUnavailable) -> Ou
     An attempt counts if a request to FulcrumCore fails only for this job, for example the request for a secret. After
     MAX_VAULT_ATTEMPTS counted attempts, `fulcrum/vault.py` fails such a job, because the secret can never be read.
     """
-    is_of_database = isinstance(error, DatabaseUnavailable)
+    is_database_error = isinstance(error, DatabaseUnavailable)
     return Outcome(
         ending=Ending.REQUEUE,
-        reason=NO_DATABASE if is_of_database else str(error),
-        operator_reason=str(error) if is_of_database else "",
+        reason=NO_DATABASE if is_database_error else str(error),
+        operator_reason=str(error) if is_database_error else "",
         backoff_s=retry.backoff_after_unavailability_s(getattr(error, "retry_after_s", None)),
         counts_as_attempt=getattr(error, "status", None) == STATUS_OF_ONE_FAILED_REQUEST,
     )

@@ -126,7 +126,7 @@ def _is_vm_absent(result: JobResult) -> bool:
     return not result.vm and not result.was_killed and result.code in CODES_WITHOUT_VM
 
 
-def log_end(job: Job, mapping: Mapping | None, outcome: Outcome) -> None:
+def log_outcome(job: Job, mapping: Mapping | None, outcome: Outcome) -> None:
     """Log how an attempt has ended."""
     result = outcome.result
     if result is None:

@@ -150,7 +150,7 @@ def build_lease_keeper(shared: SharedParts, dispatcher: Dispatcher, runner: Runn
         state=shared.state,
         boot_id=shared.boot_id,
         lease_s=shared.settings.smith_lease_s,
-        confirm_use=shared.database_user.confirm,
+        confirm_database_use=shared.database_user.confirm,
         store_stories=StoryWriter(engine=shared.engine, runner=runner).store_changed,
     )
 
@@ -223,7 +223,7 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
         fulcrum=shared.fulcrum,
         state=state,
         on_identified=token_use.warn_if_used_elsewhere,
-        on_first_sent=shared.database_user.confirm,
+        on_first_heartbeat_sent=shared.database_user.confirm,
     )
 
     def may_use_database() -> bool:
@@ -255,7 +255,7 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
             name="PruneCompletedJobs",
             interval_s=prune_interval_s,
             run=pruner.prune,
-            run_on_this_machine=pruner.prune_own_artifacts,
+            run_on_this_machine=pruner.prune_artifacts_of_this_machine,
             runs_on_each_agent=False,
             may_start=may_use_database,
         ),

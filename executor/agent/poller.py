@@ -46,7 +46,7 @@ IDLE_POLLS_PER_ADDED_INTERVAL = 10
 #: The interval grows up to the smaller of MAX_INTERVAL_S and this share of the job timeout, so that enough time is left
 #: for a job.
 MAX_INTERVAL_S = 10.0
-MAX_INTERVAL_SHARE = 0.1
+MAX_INTERVAL_SHARE_OF_TIMEOUT = 0.1
 #: How often the poller compares the table of jobs with the jobs that FulcrumCore lists as claimed by this agent.
 COMPARISON_INTERVAL_S = 300.0
 #: A job's priority is limited to the range from -MAX_PRIORITY to MAX_PRIORITY.
@@ -70,9 +70,9 @@ class Poller:
     polls_only_once: bool = False  #: for `smith run --once`
     _page_size: int = PAGE_SIZE
     _idle_poll_count: int = 0  #: number of polls since the last new job
-    _unusable_jobs_limiter: LogLimiter = field(default_factory=LogLimiter)
-    _foreign_jobs_limiter: LogLimiter = field(default_factory=LogLimiter)
-    _unaccepted_jobs_limiter: LogLimiter = field(default_factory=LogLimiter)
+    _unusable_jobs_log_limiter: LogLimiter = field(default_factory=LogLimiter)
+    _other_agents_jobs_log_limiter: LogLimiter = field(default_factory=LogLimiter)
+    _unaccepted_jobs_log_limiter: LogLimiter = field(default_factory=LogLimiter)
     _compared_at: float = field(default_factory=time.monotonic)  #: monotonic time of the last `compare_claimed_jobs`
 
     @property
@@ -117,7 +117,7 @@ class Poller:
 
     def _log_unusable_jobs(self, page: PendingJobs) -> None:
         count = len(page.unusable_item_descriptions) + page.unread_count
-        if self._unusable_jobs_limiter.should_log(count):
+        if self._unusable_jobs_log_limiter.should_log(count):
             reasons = page.unusable_item_descriptions[:MAX_LOGGED_REASONS]
             log.warning("pending_jobs_ignored", count=count, reasons=reasons)
 
@@ -130,7 +130,7 @@ class Poller:
         recovered_count = self._store_new_jobs(jobs, is_claimed_at_fulcrum=True)
         if recovered_count:
             log.warning("claimed_jobs_recovered", count=recovered_count)
-        self._note_claimed_elsewhere(jobs)
+        self._store_claims_of_other_executors(jobs)
         return recovered_count
 
     def compare_claimed_jobs(self) -> None:
@@ -146,11 +146,14 @@ class Poller:
             stored_ids = queries.stored_fulcrum_ids(session, [job.id for job in jobs])
         unknown_jobs = [job for job in jobs if job.id not in stored_ids]
         if unknown_jobs:
-            rows = [replace(self._new_row(job, True), is_claimed_elsewhere=True) for job in unknown_jobs]
+            rows = [
+                replace(self._new_row(job, is_claimed_at_fulcrum=True), is_claimed_elsewhere=True)
+                for job in unknown_jobs
+            ]
             secret_owners.store_jobs(self.engine, self.secrets, rows)
-        self._note_claimed_elsewhere(jobs)
+        self._store_claims_of_other_executors(jobs)
 
-    def _note_claimed_elsewhere(self, processing_jobs: list[CoreJob]) -> None:
+    def _store_claims_of_other_executors(self, processing_jobs: list[CoreJob]) -> None:
         """Store which jobs another executor has claimed. Log the number of these jobs and of the failed reports.
 
         `processing_jobs` are all jobs that FulcrumCore lists as claimed by this agent. FulcrumCore does not distinguish
@@ -159,13 +162,13 @@ class Poller:
         with transaction(self.engine) as session:
             outbox.note_claimed_elsewhere(session, [job.id for job in processing_jobs])
             counts = queries.count_unaccepted_jobs(session)
-        if self._unaccepted_jobs_limiter.should_log(sum(counts.values())):
+        if self._unaccepted_jobs_log_limiter.should_log(sum(counts.values())):
             log.warning("unaccepted_jobs", **counts)
 
     def _next_interval_s(self) -> float:
         further_idle_poll_count = max(self._idle_poll_count - IDLE_POLLS_BEFORE_GROWTH, 0)
         grown_interval_s = self.interval_s * (1 + further_idle_poll_count / IDLE_POLLS_PER_ADDED_INTERVAL)
-        max_interval_s = min(MAX_INTERVAL_S, self.job_timeout_s * MAX_INTERVAL_SHARE)
+        max_interval_s = min(MAX_INTERVAL_S, self.job_timeout_s * MAX_INTERVAL_SHARE_OF_TIMEOUT)
         return min(grown_interval_s, max(max_interval_s, self.interval_s))
 
     def _jobs_for_this_agent(self, jobs: list[CoreJob]) -> list[CoreJob]:
@@ -173,11 +176,11 @@ class Poller:
 
         FulcrumCore lists jobs of another agent if the token has become the token of that agent.
         """
-        own_jobs = [job for job in jobs if job.agent_id is None or job.agent_id == self.state.agent_id]
-        foreign_count = len(jobs) - len(own_jobs)
-        if self._foreign_jobs_limiter.should_log(foreign_count):
-            log.warning("jobs_of_other_agents_ignored", count=foreign_count)
-        return own_jobs
+        jobs_of_this_agent = [job for job in jobs if job.agent_id is None or job.agent_id == self.state.agent_id]
+        other_agents_job_count = len(jobs) - len(jobs_of_this_agent)
+        if self._other_agents_jobs_log_limiter.should_log(other_agents_job_count):
+            log.warning("jobs_of_other_agents_ignored", count=other_agents_job_count)
+        return jobs_of_this_agent
 
     def _store_new_jobs(self, jobs: list[CoreJob], *, is_claimed_at_fulcrum: bool = False) -> int:
         """Add a row for each job that has none; return the number of new rows."""
@@ -189,7 +192,7 @@ class Poller:
         new_jobs = [job for job in jobs if job.id not in stored_ids]
         if not new_jobs:
             return 0
-        rows = [self._new_row(job, is_claimed_at_fulcrum) for job in new_jobs]
+        rows = [self._new_row(job, is_claimed_at_fulcrum=is_claimed_at_fulcrum) for job in new_jobs]
         count = secret_owners.store_jobs(self.engine, self.secrets, rows)
         crash_points.crash_if_requested("rows_written")
         log.info("jobs_received", count=count)
@@ -213,7 +216,7 @@ class Poller:
             self.state.dispatch_requested.set()
             self.state.report_requested.set()
 
-    def _new_row(self, job: CoreJob, is_claimed_at_fulcrum: bool) -> NewJob:
+    def _new_row(self, job: CoreJob, *, is_claimed_at_fulcrum: bool) -> NewJob:
         """Return the new row of a job. The row's `defect` says what is invalid in the job: the worker then fails it."""
         defects = list(job.defects)
         params, problem = check_limits(job.params)
@@ -254,14 +257,14 @@ def check_limits(value: Any) -> tuple[dict[str, Any] | None, str | None]:
     if value is None:
         return None, None
     if not isinstance(value, dict):
-        return None, "is not an object"
+        return None, "is not a JSON object"
     size_chars = 0
     unchecked: list[tuple[Any, int]] = [(value, 1)]  # values that are not checked yet, with their depth
     while unchecked:
         item, depth = unchecked.pop()
         size_chars += len(item) if isinstance(item, str) else CHARS_PER_OTHER_VALUE
         if depth > MAX_DEPTH:
-            return None, f"is nested more than {MAX_DEPTH} deep"
+            return None, f"is nested more than {MAX_DEPTH} levels deep"
         if size_chars > MAX_PAYLOAD_CHARS:
             return None, f"is larger than {MAX_PAYLOAD_CHARS} characters"
         if isinstance(item, float) and not math.isfinite(item):

@@ -31,7 +31,7 @@ BATCH_SIZE = 500
 BATCH_WAIT_S = 0.05
 BYTES_PER_MIB = 1024 * 1024
 #: The limit of the total size does not apply to artifacts younger than this, because their run may not have ended.
-MIN_AGE_S = 600.0
+MIN_AGE_FOR_SIZE_LIMIT_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Pruner:
         self._prune_manual_runs()
         self._prune_artifacts(deleted_jobs, deleted_mappings)
 
-    def prune_own_artifacts(self) -> None:
+    def prune_artifacts_of_this_machine(self) -> None:
         """Delete old artifacts of this machine. Called instead of `prune` if another agent prunes the database."""
         self._prune_artifacts(0, 0)
 
@@ -102,8 +102,8 @@ class Pruner:
 
         The row of a mapping stays as long as its VMID is in quarantine, in which no new VM gets the VMID.
         """
-        kept_s = max(self.settings.smith_job_retention_s, self.settings.smith_vmid_quarantine_s)
-        oldest_kept_time = utc_now() - timedelta(seconds=kept_s)
+        retention_s = max(self.settings.smith_job_retention_s, self.settings.smith_vmid_quarantine_s)
+        oldest_kept_time = utc_now() - timedelta(seconds=retention_s)
         return self._delete_in_batches(
             lambda session: mappings.prune(session, deleted_before=oldest_kept_time, limit=BATCH_SIZE)
         )
@@ -140,7 +140,9 @@ class Pruner:
         have no row.
         """
         oldest_kept_mtime = time.time() - self.settings.smith_job_retention_s
-        old_folders = [folder for written_at, _size, folder in self._folders() if written_at < oldest_kept_mtime]
+        old_folders = [
+            folder for written_at, _size, folder in self._artifact_folders() if written_at < oldest_kept_mtime
+        ]
         for folder in old_folders:
             shutil.rmtree(folder, ignore_errors=True)
         return len(old_folders)
@@ -153,18 +155,18 @@ class Pruner:
         max_bytes = self.settings.smith_artifacts_max_mib * BYTES_PER_MIB
         if not max_bytes:
             return 0  # no limit is set
-        folders_oldest_first = sorted(self._folders())
+        folders_oldest_first = sorted(self._artifact_folders())
         total_bytes = sum(size for _written_at, size, _folder in folders_oldest_first)
         deleted_count = 0
         for written_at, size, folder in folders_oldest_first:
-            if total_bytes <= max_bytes or written_at > time.time() - MIN_AGE_S:
+            if total_bytes <= max_bytes or written_at > time.time() - MIN_AGE_FOR_SIZE_LIMIT_S:
                 break
             shutil.rmtree(folder, ignore_errors=True)
             total_bytes -= size
             deleted_count += 1
         return deleted_count
 
-    def _folders(self) -> Iterator[tuple[float, int, Path]]:
+    def _artifact_folders(self) -> Iterator[tuple[float, int, Path]]:
         """Yield modification time, size in bytes and path of each run's folder of artifacts."""
         if not self.artifacts_dir.is_dir():
             return

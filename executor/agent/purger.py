@@ -35,10 +35,10 @@ log = get_logger(__name__)
 
 #: The wait between two reads of a service for which FulcrumCore answers 403. The wait is never longer than the interval
 #: of the critical job, because the execution would otherwise count as overdue.
-READ_INTERVAL_S = MIN_DURATION_S / (MIN_REFUSALS - 1)
+REPEATED_READ_INTERVAL_S = MIN_DURATION_S / (MIN_REFUSALS - 1)
 #: The maximum number of reads of a service with answer 403 in one execution: one more than `RefusalCounter` needs to
 #: decide.
-MAX_READS = MIN_REFUSALS + 1
+MAX_READS_PER_SERVICE = MIN_REFUSALS + 1
 
 
 @dataclass(kw_only=True)
@@ -60,27 +60,27 @@ class VmPurger:
         """Add a delete job for each VM that is due. Raises FulcrumUnavailable.
 
         A VM whose deletion is withheld does not delay the deletion of other VMs. If FulcrumCore answers 403 for a
-        service, the service is read at most MAX_READS times to find out whether it was deleted.
+        service, the service is read at most MAX_READS_PER_SERVICE times to find out whether it was deleted.
         """
         if not self.state.agent_id:
             return
-        uncertain = self._submit_deletions_of(self._due_mappings())
-        for _repeated_read in range(MAX_READS - 1):
-            if not uncertain or self.state.stopping.is_set():
+        uncertain_mappings = self._submit_deletions_for_ended_services(self._due_mappings())
+        for _repeated_read in range(MAX_READS_PER_SERVICE - 1):
+            if not uncertain_mappings or self.state.stopping.is_set():
                 return
-            self.wait(min(READ_INTERVAL_S, self.interval_s))
-            uncertain = self._submit_deletions_of(uncertain)
-        for mapping in uncertain:
-            reason = "FulcrumCore refuses the service, but it does not count as deleted yet"
+            self.wait(min(REPEATED_READ_INTERVAL_S, self.interval_s))
+            uncertain_mappings = self._submit_deletions_for_ended_services(uncertain_mappings)
+        for mapping in uncertain_mappings:
+            reason = "FulcrumCore answers 403 for the service, but not often enough yet to count it as deleted"
             log.warning("vm_deletion_withheld", vmid=mapping.vmid, service_id=mapping.service_id, reason=reason)
 
-    def _submit_deletions_of(self, mappings_to_check: Iterable[Mapping]) -> list[Mapping]:
+    def _submit_deletions_for_ended_services(self, mappings_to_check: Iterable[Mapping]) -> list[Mapping]:
         """Add a delete job for each VM whose service has ended. Return the mappings whose services must be read again.
 
         Raises FulcrumUnavailable when FulcrumCore answers no request.
         """
         vmids: list[int] = []
-        uncertain: list[Mapping] = []
+        uncertain_mappings: list[Mapping] = []
         try:
             for mapping in mappings_to_check:
                 if self.state.stopping.is_set():
@@ -89,23 +89,23 @@ class VmPurger:
                     if self._has_service_ended(mapping) and self._submit_delete_job(mapping):
                         vmids.append(mapping.vmid)
                 except NotCertainlyGone:
-                    uncertain.append(mapping)
+                    uncertain_mappings.append(mapping)
         finally:
             if vmids:
                 log.info("vm_deletion_due", vmids=vmids)
                 self.state.dispatch_requested.set()
-        return uncertain
+        return uncertain_mappings
 
     def _due_mappings(self) -> Iterator[Mapping]:
         """Yield every mapping whose VM is due for deletion. The mappings are read in pages."""
-        last: Mapping | None = None
+        last_mapping: Mapping | None = None
         while True:
             with reading(self.engine) as session:
-                page = mappings.due_for_deletion(session, self.cluster, after=last)
+                page = mappings.due_for_deletion(session, self.cluster, after=last_mapping)
             yield from page
             if len(page) < mappings.DUE_PAGE_SIZE:
                 return
-            last = page[-1]
+            last_mapping = page[-1]
 
     def _has_service_ended(self, mapping: Mapping) -> bool:
         """Return whether the mapping's service has ended in FulcrumCore.

@@ -74,8 +74,8 @@ def observe(earlier: Observation, states: Iterable[LeaseState], now: float, *, l
     If the last read was more than half a lease ago, the measurement of all leases starts again at `now`.
     """
     has_gap = now - earlier.read_at > lease_s * MAX_GAP_SHARE_OF_LEASE
-    since = {} if has_gap else earlier.unchanged_since
-    return Observation(read_at=now, unchanged_since={state: since.get(state, now) for state in states})
+    unchanged_since = {} if has_gap else earlier.unchanged_since
+    return Observation(read_at=now, unchanged_since={state: unchanged_since.get(state, now) for state in states})
 
 
 def decide(  # noqa: PLR0913 (each parameter is one fact about the lease)
@@ -109,7 +109,9 @@ class Reaper:
     get_clock_offset_s: Callable[[], float]  #: how far FulcrumCore's clock is ahead of this machine's clock
     clock: Callable[[], float] = time.monotonic
     _observation: Observation = field(default_factory=Observation)
-    _waiting: set[LeaseState] = field(default_factory=set)  #: the leases of jobs that wait for their deadlines
+    _leases_waiting_for_deadline: set[LeaseState] = field(
+        default_factory=set
+    )  #: the leases of jobs that wait for their deadlines
 
     def reap(self) -> None:
         """Read the leases of the other agents once, and reap the jobs whose owners have certainly ended their runs."""
@@ -121,11 +123,11 @@ class Reaper:
         self._observation = observe(self._observation, map(state_of, leases), now, lease_s=self.lease_s)
         decisions = [(lease, self._decide(lease, now)) for lease in leases]
         self._log_waiting([lease for lease, decision in decisions if decision is ReapDecision.WAIT_FOR_DEADLINE])
-        to_reap = [lease for lease, decision in decisions if decision is ReapDecision.REAP]
-        if not to_reap:
+        leases_to_reap = [lease for lease, decision in decisions if decision is ReapDecision.REAP]
+        if not leases_to_reap:
             return
         with transaction(self.engine) as session:
-            reaped_jobs = reaping.reap(session, to_reap)
+            reaped_jobs = reaping.reap(session, leases_to_reap)
             notifications.announce_jobs(session)
         for job_row_id, status in reaped_jobs:
             log.warning("job_reaped", job_row_id=job_row_id, status=status)
@@ -146,11 +148,11 @@ class Reaper:
     def _log_waiting(self, leases: list[OtherLease]) -> None:
         """Log for each of these leases, once, that its job is reaped only after the job's deadline."""
         for lease in leases:
-            if state_of(lease) not in self._waiting:
+            if state_of(lease) not in self._leases_waiting_for_deadline:
                 log.warning(
                     "reaping_waits_for_deadline",
                     job_row_id=lease.job_id,
                     owner=lease.owner,
                     deadline=lease.deadline_at.isoformat(),
                 )
-        self._waiting = {state_of(lease) for lease in leases}
+        self._leases_waiting_for_deadline = {state_of(lease) for lease in leases}

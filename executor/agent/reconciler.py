@@ -56,15 +56,17 @@ class Reconciler:
             return
         if previous_reason:
             log.info("drift_check_resumed", mapping_count=outcome.mapping_count)
-        self._store_and_log_changes([finding for finding in outcome.findings if not self._try_repair(finding)])
+        self._store_and_log_changes(
+            [finding for finding in outcome.findings if not self._is_left_to_automatic_repair(finding)]
+        )
 
     def open_findings(self) -> list[Finding] | None:
         """Return the open findings; None if the database fails, or if no recent check was conclusive."""
         max_age_s = self.interval_s * MAX_FINDINGS_AGE_INTERVALS
-        stored = None
+        encoded_findings = None
         with contextlib.suppress(DatabaseError), reading(self.inspector.engine) as session:
-            stored = drift_checks.latest(session, self.inspector.cluster, max_age_s=max_age_s)
-        return None if stored is None else decode_findings(stored)
+            encoded_findings = drift_checks.latest(session, self.inspector.cluster, max_age_s=max_age_s)
+        return None if encoded_findings is None else decode_findings(encoded_findings)
 
     def count_open_findings(self) -> dict[str, int]:
         """Return the number of open findings of each kind; {} if `open_findings` returns None."""
@@ -85,7 +87,7 @@ class Reconciler:
             state.stopping.wait(AGENT_ID_CHECK_INTERVAL_S)
         return bool(state.agent_id) and not state.draining.is_set() and not state.stopping.is_set()
 
-    def _try_repair(self, finding: Finding) -> bool:
+    def _is_left_to_automatic_repair(self, finding: Finding) -> bool:
         """Repair a finding if its repair is one of AUTOMATIC_REPAIRS; return False for any other finding.
 
         Return True even when the automatic repair is impossible now, because the next check will try again.
@@ -104,8 +106,8 @@ class Reconciler:
         open_findings = {finding.key: finding for finding in findings}
         with transaction(self.inspector.engine) as session:
             encoded = [encode_finding(finding) for finding in open_findings.values()]
-            earlier = drift_checks.replace(session, self.inspector.cluster, encoded)
-        earlier_findings = {finding.key: finding for finding in decode_findings(earlier)}
+            encoded_earlier = drift_checks.replace(session, self.inspector.cluster, encoded)
+        earlier_findings = {finding.key: finding for finding in decode_findings(encoded_earlier)}
         for key in open_findings.keys() - earlier_findings.keys():
             log.warning("drift_found", **open_findings[key].shown_values)
         for key in earlier_findings.keys() - open_findings.keys():

@@ -67,8 +67,8 @@ def refusals_after_check(
     if not is_agent_accepted:
         return {}  # FulcrumCore refuses every request now, so earlier refusals prove nothing
     refusals = {key: value for key, value in earlier.items() if now - value.last_at <= MAX_AGE_S}
-    own = refusals.pop(fulcrum_id, None)
-    return refusals if is_job_readable else refusals | {fulcrum_id: add_refusal(own, now)}
+    previous_refusals = refusals.pop(fulcrum_id, None)
+    return refusals if is_job_readable else refusals | {fulcrum_id: add_refusal(previous_refusals, now)}
 
 
 @dataclass(kw_only=True)
@@ -97,20 +97,20 @@ class RefusalCounter:
         try:
             self.fulcrum.get_self()
         except FulcrumError:
-            self._note_check(fulcrum_id, is_agent_accepted=False, is_job_readable=False)
+            self._store_check(fulcrum_id, is_agent_accepted=False, is_job_readable=False)
             raise
         try:
             read(fulcrum_id)
         except FulcrumAuthFailing:
             self._require_enough_refusals(fulcrum_id, refused_to)
             return
-        self._note_check(fulcrum_id, is_agent_accepted=True, is_job_readable=True)
-        text = f"FulcrumCore refused to {refused_to}, although the agent may read the object"
+        self._store_check(fulcrum_id, is_agent_accepted=True, is_job_readable=True)
+        text = f"FulcrumCore refused to {refused_to}, although the agent can read this job or service"
         raise FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST)
 
     def _require_enough_refusals(self, fulcrum_id: str, refused_to: str) -> None:
         """Count this refusal. Return if the object now counts as gone. Otherwise raise NotCertainlyGone."""
-        refusals = self._note_check(fulcrum_id, is_agent_accepted=True, is_job_readable=False)[fulcrum_id]
+        refusals = self._store_check(fulcrum_id, is_agent_accepted=True, is_job_readable=False)[fulcrum_id]
         if is_gone(refusals):
             with self._lock:
                 self._refusals.pop(fulcrum_id, None)
@@ -121,7 +121,7 @@ class RefusalCounter:
         )
         raise NotCertainlyGone(text, status=STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=RETRY_AFTER_S)
 
-    def _note_check(self, fulcrum_id: str, *, is_agent_accepted: bool, is_job_readable: bool) -> dict[str, Refusals]:
+    def _store_check(self, fulcrum_id: str, *, is_agent_accepted: bool, is_job_readable: bool) -> dict[str, Refusals]:
         """Store and return the refusals of all jobs and services after the check of a refused request."""
         with self._lock:
             self._refusals = refusals_after_check(

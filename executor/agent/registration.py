@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 
-def register_agent(engine: Engine, agent: AgentProcess, state: AgentState) -> None:
+def register_agent(engine: Engine, agent_process: AgentProcess, state: AgentState) -> None:
     """Store the row of this process, and reap the jobs of ended processes at once.
 
     The limits that operators have set for this agent process are read here, so that the first claim observes them. The
     caller has locked the data folder and the SQLite file, and has ended the runs of the earlier processes.
     """
     with transaction(engine) as session:
-        nodes.add_agent(session, agent)
-        limits = nodes.operator_limits(session, agent.boot_id)
-        nodes.note_earlier_processes_ended(session, agent)
-        leases = other_leases.leases_of_others(session, agent.boot_id)
+        nodes.add_agent(session, agent_process)
+        limits = nodes.operator_limits(session, agent_process.boot_id)
+        nodes.note_earlier_processes_ended(session, agent_process)
+        leases = other_leases.leases_of_others(session, agent_process.boot_id)
         if engine.dialect.name != "sqlite":
-            ended_boot_ids = nodes.earlier_boot_ids(session, agent)
+            ended_boot_ids = nodes.earlier_boot_ids(session, agent_process)
             leases = [lease for lease in leases if lease.owner in ended_boot_ids]
         reaped_jobs = reaping.reap(session, leases)
     state.note_operator_limits(is_paused=limits.is_paused, max_jobs=limits.max_jobs)

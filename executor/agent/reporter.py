@@ -108,9 +108,11 @@ class Reporter:
                 return BACKOFF_WAIT_S if outbox.has_due_reports(session) else IDLE_WAIT_S
         is_fulcrum_down = threading.Event()
         # No report starts after this time, because another agent may soon send the reports that this agent has claimed.
-        start_until = started_at + CLAIM_S * START_SHARE_OF_CLAIM if self._shares_database else float("inf")
+        latest_start = started_at + CLAIM_S * START_SHARE_OF_CLAIM if self._shares_database else float("inf")
         answered_flags = list(
-            self._senders.map(lambda job: self._report_unless_down(job, is_fulcrum_down, start_until), due_jobs)
+            self._senders.map(
+                lambda job: self._report_unless_fulcrum_down(job, is_fulcrum_down, latest_start), due_jobs
+            )
         )
         if self._shares_database and not all(answered_flags):
             with transaction(self.engine) as session:
@@ -163,13 +165,13 @@ class Reporter:
             raise
         self._unanswered_rounds = 0
 
-    def _report_unless_down(self, job: Job, is_fulcrum_down: threading.Event, start_until: float) -> bool:
+    def _report_unless_fulcrum_down(self, job: Job, is_fulcrum_down: threading.Event, latest_start: float) -> bool:
         """Report one job, unless FulcrumCore did not answer another report of this round, or the agent stops.
 
-        No report starts after `start_until`, a time of `clock`. `start_until` passes if this process was suspended, or
-        if FulcrumCore is slow. A report that is not sent stays due. Return True when FulcrumCore answered.
+        No report starts after `latest_start`, a time of `clock`. `latest_start` passes if this process was suspended,
+        or if FulcrumCore is slow. A report that is not sent stays due. Return True when FulcrumCore answered.
         """
-        if is_fulcrum_down.is_set() or self.state.stopping.is_set() or self.clock() >= start_until:
+        if is_fulcrum_down.is_set() or self.state.stopping.is_set() or self.clock() >= latest_start:
             return False
         has_answered = self._report_and_store_state(job)
         if not has_answered:
@@ -223,14 +225,14 @@ class Reporter:
             return ReportState.ABANDONED, JOB_GONE_TEXT
         except FulcrumUnavailable as error:
             has_completion_failed = error.status == STATUS_OF_ONE_FAILED_REQUEST and job.status == JobStatus.COMPLETED
-            failures_before = self._failed_completions.pop(job.id, 0)
-            if has_completion_failed and failures_before >= MAX_FAILED_COMPLETIONS:
-                self._failed_completions[job.id] = failures_before  # kept if the next request fails
-                outcome = self._fail_instead(job, error)
+            earlier_failure_count = self._failed_completions.pop(job.id, 0)
+            if has_completion_failed and earlier_failure_count >= MAX_FAILED_COMPLETIONS:
+                self._failed_completions[job.id] = earlier_failure_count  # kept if the next request fails
+                outcome = self._report_failure_instead(job, error)
                 del self._failed_completions[job.id]
                 return outcome
             if has_completion_failed:
-                self._failed_completions[job.id] = failures_before + 1
+                self._failed_completions[job.id] = earlier_failure_count + 1
             raise
 
     def _send_or_handle_refusal(self, job: Job) -> tuple[ReportState, str]:
@@ -268,7 +270,7 @@ class Reporter:
             return self._send_without_properties(job, refusal)
         if reaction is RefusalReaction.SETTLE_AS_REPORTED:
             return ReportState.REPORTED, "FulcrumCore had accepted an earlier report"
-        note = f"the job's status at FulcrumCore is {core_job.status}; the agent keeps its own result"
+        note = f"FulcrumCore has ended the job itself ({core_job.status}); the agent's result is only in the agent's database"
         return ReportState.OVERTAKEN, note
 
     def _send_without_properties(self, job: Job, refusal: str) -> tuple[ReportState, str]:
@@ -278,10 +280,10 @@ class Reporter:
         try:
             self._send(job, should_send_properties=False)
         except FulcrumRefused as second_refusal:
-            return self._fail_instead(job, second_refusal)
+            return self._report_failure_instead(job, second_refusal)
         return ReportState.REPORTED, f"reported without properties: {refusal}"
 
-    def _fail_instead(self, job: Job, cause: FulcrumError) -> tuple[ReportState, str]:
+    def _report_failure_instead(self, job: Job, cause: FulcrumError) -> tuple[ReportState, str]:
         """Report and store a failure as the job's result, because FulcrumCore does not accept the completion.
 
         FulcrumCore's own text stays in the report's note, because it may contain SQL, paths or names.
@@ -291,7 +293,7 @@ class Reporter:
         try:
             self.fulcrum.fail_job(job.fulcrum_id, result.message)
         except FulcrumRefused as refusal:
-            raise _refused_while_processing("the result and the failure", str(refusal)) from None
+            raise _refused_while_processing("the result, and then the report of a failure", str(refusal)) from None
         with transaction(self.engine) as session:
             outbox.replace_result(session, job.id, result, epoch=job.epoch)
         return ReportState.REPORTED, str(cause)
@@ -307,7 +309,7 @@ def _refused_while_processing(refused_object: str, refusal: str) -> FulcrumUnava
     return FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=REFUSED_REPORT_BACKOFF_S)
 
 
-def _backoff_s(failures: int) -> float:
+def _backoff_s(failure_count: int) -> float:
     """Return a wait that grows with the number of failures, with jitter."""
-    longest_s = min(2.0 ** min(failures, MAX_BACKOFF_EXPONENT), MAX_BACKOFF_S)
+    longest_s = min(2.0 ** min(failure_count, MAX_BACKOFF_EXPONENT), MAX_BACKOFF_S)
     return longest_s * random.uniform(0.5, 1.0)  # noqa: S311 (jitter, not a secret)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from executor.agent import crash_points
-from executor.agent.job_fields import delivered_properties, is_local, new_vm_name, require_service_id
+from executor.agent.job_fields import is_created_by_agent, new_vm_name, require_service_id, unresolved_properties
 from executor.agent.tenant_usage import TenantUsage
 from executor.database import free_vmids, mappings
 from executor.database.engine import reading, transaction
@@ -35,8 +35,8 @@ NAME_SUFFIX_CHARS = 9
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServiceMapping:
-    """The mapping that a job uses."""
+class FoundMapping:
+    """The mapping that was found or reserved for a job."""
 
     mapping: Mapping | None = None  #: None if the job is a delete and its VM does not exist
     #: True if this attempt has reserved the VMID. Then no VM exists for the mapping before the job's run starts.
@@ -53,7 +53,7 @@ class MappingFinder:
     cluster: str
     tenant_usage: TenantUsage
 
-    def find_or_reserve_mapping(self, job: Job) -> ServiceMapping:
+    def find_or_reserve_mapping(self, job: Job) -> FoundMapping:
         """Return the mapping of the service's VM. For a create without a mapping, reserve a VMID. Raises JobError.
 
         Also reserve what the job adds to the usage of its tenant (tenant_usage.py). Raises TenantLimitReached if the
@@ -61,20 +61,22 @@ class MappingFinder:
         """
         with reading(self.engine) as session:
             mapping = mappings.current(session, require_service_id(job))
-        if is_local(job):  # the agent itself created the job, to delete a VM whose grace period has ended
+        if is_created_by_agent(job):  # the agent itself created the job, to delete a VM whose grace period has ended
             if mapping is None or mapping.state != MappingState.PENDING_DELETION:
                 raise JobError(ErrorCode.CANCELLED, "the scheduled deletion was cancelled")
-            return ServiceMapping(mapping=mapping)
+            return FoundMapping(mapping=mapping)
         mapping = mapping or self._map_existing_vm(job)
         if mapping is not None:
             self.tenant_usage.reserve_for_vm(job, mapping)
-            return ServiceMapping(mapping=mapping)
+            return FoundMapping(mapping=mapping)
         if job.action == "create":
             return self._reserve_vmid(job)
         self._require_complete_vm_list()
         if job.action == "delete":
-            return ServiceMapping()
-        raise JobError(ErrorCode.VM_NOT_FOUND, f"{job.action} needs a VM, and no VM has this service's marker")
+            return FoundMapping()
+        raise JobError(
+            ErrorCode.VM_NOT_FOUND, f"{job.action} needs a VM, and no VM in Proxmox is marked as this service's"
+        )
 
     def _map_existing_vm(self, job: Job) -> Mapping | None:
         """Search Proxmox for an unmapped VM of this service, and map it; return None when there is no such VM.
@@ -101,7 +103,8 @@ class MappingFinder:
             )
         if mapping is None:
             raise JobError(
-                ErrorCode.VM_IDENTITY_MISMATCH, f"VM {vm.vmid} has the marker but is mapped to another service"
+                ErrorCode.VM_IDENTITY_MISMATCH,
+                f"VM {vm.vmid} has this service's marker, but is mapped to another service",
             )
         return mapping
 
@@ -119,12 +122,12 @@ class MappingFinder:
             return rows
         with reading(self.engine) as session:
             mapped_vmids = mappings.mapped_vmids(session, self.cluster)
-        possible_rows = [row for row in unknown_rows if row.vmid not in mapped_vmids and self._may_be_ours(row)]
-        found_rows = self.proxmox.with_facts(possible_rows)
-        for row in found_rows:
+        rows_to_complete = [row for row in unknown_rows if row.vmid not in mapped_vmids and self._may_be_ours(row)]
+        completed_rows = self.proxmox.with_facts(rows_to_complete)
+        for row in completed_rows:
             if row.is_being_created and not row.name:
                 raise JobError(ErrorCode.VM_LOCKED, f"VM {row.vmid} is being created and has no name yet")
-        return [row for row in rows if row not in unknown_rows] + found_rows
+        return [row for row in rows if row not in unknown_rows] + completed_rows
 
     def _may_be_ours(self, row: VmRow) -> bool:
         """Return whether a VM whose name is unknown may be one of the agent's VMs."""
@@ -164,12 +167,12 @@ class MappingFinder:
                 ErrorCode.PVE_PERMISSION, "the token lacks VM.Audit on /vms, so the VM may exist but not be listed"
             )
 
-    def _reserve_vmid(self, job: Job) -> ServiceMapping:
+    def _reserve_vmid(self, job: Job) -> FoundMapping:
         """Reserve a VMID that the cluster does not use; return its mapping.
 
         If another thread has added a mapping of the service meanwhile, return that mapping.
         """
-        guest_kind = read_properties(delivered_properties(job)).kind
+        guest_kind = read_properties(unresolved_properties(job)).kind
         used_vmids: set[int] = set()
         while True:
             vmid = self._pick_vmid(used_vmids)
@@ -194,7 +197,7 @@ class MappingFinder:
             if mapping is not None:
                 log.info("vmid_reserved", vmid=mapping.vmid)
                 crash_points.crash_if_requested("vmid_reserved", job.service_id)
-                return ServiceMapping(mapping=mapping, is_new_reservation=is_new_reservation)
+                return FoundMapping(mapping=mapping, is_new_reservation=is_new_reservation)
 
     def _pick_vmid(self, used_vmids: set[int]) -> int:
         """Return a random VMID of the configured range that is neither mapped nor in `used_vmids`.

@@ -31,13 +31,13 @@ class AllocatedResources:
     placement: Placement | None = None  #: the chosen node and storage; None when the run needs no placement
     clone_slot: CloneSlot = field(default_factory=CloneSlot)  #: unused when the run needs no clone slot
 
-    def note_result(self, result: JobResult) -> None:
+    def pass_result_to_clone_limit(self, result: JobResult) -> None:
         """Store the run's result in the clone slot. CloneLimit reads it from the slot to adapt the number of clones."""
         self.clone_slot.result = result
 
-    def note_step(self, text: str) -> None:
+    def end_clone_at_verification(self, step_text: str) -> None:
         """Free the clone slot when the run starts to verify the clone, because Proxmox has then finished the clone."""
-        if text.startswith(VERIFYING):
+        if step_text.startswith(VERIFYING):
             self.clone_slot.end_clone()
 
 
@@ -80,8 +80,10 @@ class ResourceAllocator:
                 yield placement
             return
         if job.action == "update":
-            new = read_properties(properties)
-            with self.placer.allocate_growth(mapping.vmid, new.memory_mib, new.total_cores, may_wait=may_wait):
+            new_size = read_properties(properties)
+            with self.placer.allocate_growth(
+                mapping.vmid, new_size.memory_mib, new_size.total_cores, may_wait=may_wait
+            ):
                 yield None
             return
         vm = read_properties(properties) if job.action == "create" else None

@@ -65,10 +65,10 @@ def backoff_if_retried_s(
         return None
     if reaction is Reaction.NEW_ID and not gets_new_vmid:
         return None
-    wait_s = backoff_after_attempt_s(job.attempt)
+    backoff_s = backoff_after_attempt_s(job.attempt)
     with suppress(JobError):  # raised when the time is too short for a run even without a backoff
-        if require_time_left_s(job, clock_offset_s=clock_offset_s) - wait_s >= MIN_RUN_S:
-            return wait_s
+        if require_time_left_s(job, clock_offset_s=clock_offset_s) - backoff_s >= MIN_RUN_S:
+            return backoff_s
     return None
 
 

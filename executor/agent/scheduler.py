@@ -31,7 +31,7 @@ MAX_WAIT_S = 5.0
 #: Minimum wait between two checks of the schedule, so that they do not use a whole CPU core.
 MIN_WAIT_S = 0.01
 #: Minimum time from the end of an execution to the start of the next one.
-MIN_PAUSE_S = 0.05
+MIN_GAP_S = 0.05
 MAX_REASON_CHARS = 300
 #: The maximum wait that FulcrumCore can request with `Retry-After`. After a longer wait, FulcrumCore would mark the
 #: agent as disconnected (30 s without a heartbeat), and the execution would count as overdue.
@@ -119,7 +119,7 @@ class Scheduler:
 
         The delay counts from the start of the last execution, so a slow answer does not extend the interval.
         """
-        remaining_s = max(job.started_at + delay_s - time.monotonic(), MIN_PAUSE_S)
+        remaining_s = max(job.started_at + delay_s - time.monotonic(), MIN_GAP_S)
         timer.clear()
         entry = timer.every(1).seconds.do(lambda: None)  # only `next_run` of this entry is used
         entry.next_run = _local_time_after(remaining_s)
@@ -127,9 +127,9 @@ class Scheduler:
 
     def _execute(self, job: CriticalJob, *, is_requested: bool) -> None:
         """Execute a critical job once. If another agent executes it, execute only `run_on_this_machine`."""
-        job.started_at, started = time.monotonic(), utc_now()
+        job.started_at, started_at_utc = time.monotonic(), utc_now()
         if self._recorder.try_start_period(job, is_requested=is_requested):
-            job.last_started = started
+            job.last_started = started_at_utc
             job.requested_delay_s = None
             self._call(job, job.run)
             self._recorder.note_execution(job)

@@ -61,10 +61,10 @@ def _references_of_jobs(secrets: SecretResolver, jobs: Iterable[NewJob]) -> dict
     """
     references: dict[str, list[str]] = {}
     for job in jobs:
-        facts = JobFacts(action=job.action, service=job.service, params=job.params)
+        resolver_input = JobFacts(action=job.action, service=job.service, params=job.params)
         properties = (job.params or {}, (job.service or {}).get("properties") or {})
         try:
-            uses = [use for value in properties for use in secrets.uses_in(facts, value)]
+            uses = [use for value in properties for use in secrets.uses_in(resolver_input, value)]
         except JobError:
             continue
         except FulcrumUnavailable:
@@ -73,23 +73,25 @@ def _references_of_jobs(secrets: SecretResolver, jobs: Iterable[NewJob]) -> dict
     return references
 
 
-def require_own_secrets(engine: Engine, job: Job, uses: Iterable[SecretUse]) -> None:
+def require_secrets_of_service(engine: Engine, job: Job, uses: Iterable[SecretUse]) -> None:
     """Raise JobError INVALID_REQUEST if one of the references is bound to a service other than the job's.
 
     A reference that is not bound yet is bound to the job's service.
     """
-    names = {use.reference: use.property_name for use in uses}
-    if not names:
+    property_names = {use.reference: use.property_name for use in uses}  # the keys are the references
+    if not property_names:
         return
     service_id = require_service_id(job)
     with reading(engine) as session:
-        owners = secret_references.owners(session, names)
-    if len(owners) < len(names):
+        owners = secret_references.owners(session, property_names)
+    if len(owners) < len(property_names):
         with transaction(engine) as session:
-            secret_references.bind(session, service_id, names)
-            owners = secret_references.owners(session, names)
-    for reference, name in names.items():
+            secret_references.bind(session, service_id, property_names)
+            owners = secret_references.owners(session, property_names)
+    for reference, property_name in property_names.items():
         owner_service_id = owners.get(reference, service_id)  # no row: another agent has pruned the row meanwhile
         if owner_service_id != service_id:
-            log.warning("secret_of_other_service", property=name, owner_service_id=owner_service_id)
-            raise JobError(ErrorCode.INVALID_REQUEST, f"the secret {name} belongs to another service")
+            log.warning("secret_of_other_service", property=property_name, owner_service_id=owner_service_id)
+            raise JobError(
+                ErrorCode.INVALID_REQUEST, f"the secret in the property {property_name} belongs to another service"
+            )

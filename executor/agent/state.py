@@ -181,7 +181,7 @@ class AgentState:
         else:
             activity = "working"
         jobs = "1 running job" if running == 1 else f"{running} running jobs"
-        outage = "" if self.fulcrum_link.is_up else f", FulcrumCore does not answer: {self.fulcrum_link.reason}"
+        outage = "" if self.fulcrum_link.is_up else f", FulcrumCore cannot be used: {self.fulcrum_link.reason}"
         return f"{activity}, {jobs}{outage}"
 
     def note_pause(self, pause: PauseInForce | None) -> None:
@@ -192,7 +192,7 @@ class AgentState:
         elif pause is None and earlier is not None:
             log.info("agents_resumed", reason=earlier.reason)
 
-    def note_database_user(self, agent_id: str, *, cluster: str) -> None:
+    def record_using_agent(self, agent_id: str, *, cluster: str) -> None:
         """Record the id of another agent that uses the database, or '' if this agent uses it, and log each change."""
         if agent_id and agent_id != self.database_user:
             log.error("database_of_another_agent", agent_id=agent_id, cluster=cluster)

@@ -11,7 +11,7 @@ from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from executor.agent.job_fields import delivered_properties
+from executor.agent.job_fields import unresolved_properties
 from executor.database import job_queue, usage
 from executor.database.engine import reading, transaction
 from executor.database.tables.jobs import Job
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 #: The actions that may add something to the usage of a tenant.
-COUNTED_ACTIONS = frozenset({"create", "update", "resize", "snapshot", "backup"})
+ACTIONS_THAT_ADD_USAGE = frozenset({"create", "update", "resize", "snapshot", "backup"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class TenantUsage:
 
         `session` is the transaction that also reserves the VMID.
         """
-        vm = read_properties(delivered_properties(job))
+        vm = read_properties(unresolved_properties(job))
         amounts = _sizes(vm, {})
         usage.reserve(session, job_queue.lease_of(job), job.tenant_id, amounts, usage.limits_of(self.settings))
 
@@ -58,26 +58,26 @@ class TenantUsage:
         When the limit of snapshots or backups is reached, the tenant's snapshots or backups are counted at Proxmox,
         because some may have been removed in Proxmox.
         """
-        if job.action not in COUNTED_ACTIONS:
+        if job.action not in ACTIONS_THAT_ADD_USAGE:
             self._store_missing_tenant(job, mapping)
             return
-        growth, earlier_sizes = self._growth(job, mapping), _earlier_sizes(job)
+        growth, sizes_before_job = self._growth(job, mapping), _sizes_before_job(job)
         try:
-            self._reserve(job, mapping, growth, earlier_sizes)
+            self._reserve(job, mapping, growth, sizes_before_job)
         except TenantLimitReached as error:
-            if error.name not in ("snapshots", "backups") or not self._recount(job.tenant_id, error.name):
+            if error.name not in ("snapshots", "backups") or not self._recount_at_proxmox(job.tenant_id, error.name):
                 raise
-            self._reserve(job, mapping, growth, earlier_sizes)
+            self._reserve(job, mapping, growth, sizes_before_job)
 
     def _store_missing_tenant(self, job: Job, mapping: Mapping) -> None:
         """Store the tenant of a VM if it is not stored yet: an earlier version made the VM, or the VM was adopted."""
         if job.tenant_id and mapping.tenant_id is None:
             with transaction(self.engine) as session:
-                usage.note_tenant(session, mapping, job.tenant_id, _earlier_sizes(job))
+                usage.note_tenant(session, mapping, job.tenant_id, _sizes_before_job(job))
 
-    def _reserve(self, job: Job, mapping: Mapping, growth: Amounts, earlier_sizes: Amounts | None) -> None:
+    def _reserve(self, job: Job, mapping: Mapping, growth: Amounts, sizes_before_job: Amounts | None) -> None:
         with transaction(self.engine) as session:
-            usage.note_tenant(session, mapping, job.tenant_id, earlier_sizes)
+            usage.note_tenant(session, mapping, job.tenant_id, sizes_before_job)
             usage.reserve(session, job_queue.lease_of(job), job.tenant_id, growth, usage.limits_of(self.settings))
 
     def _growth(self, job: Job, mapping: Mapping) -> Amounts:
@@ -86,53 +86,53 @@ class TenantUsage:
             return Amounts(snapshots=1)
         if job.action == "backup":
             return Amounts(backups=1)
-        before = usage.of_mapping(mapping)
+        usage_before_job = usage.of_mapping(mapping)
         # A VM has no stored sizes if it was adopted, or made by an earlier version. Then the sizes in the service's
         # properties before the job are used.
-        if mapping.state == MappingState.ACTIVE and not mapping.cores and (sizes := _earlier_sizes(job)):
-            before = replace(sizes, vms=1)
+        if mapping.state == MappingState.ACTIVE and not mapping.cores and (sizes := _sizes_before_job(job)):
+            usage_before_job = replace(sizes, vms=1)
         try:
-            vm = read_properties(delivered_properties(job))
+            vm = read_properties(unresolved_properties(job))
         except JobError:
             if job.action != "resize":
                 raise
             return Amounts()  # a provider's own playbook for `resize` may use properties that we cannot read
-        return _sizes(vm, self._config(mapping)).growth_from(before)
+        return _sizes(vm, self._vm_config(mapping)).growth_from(usage_before_job)
 
-    def _config(self, mapping: Mapping) -> MappingType[str, Any]:
+    def _vm_config(self, mapping: Mapping) -> MappingType[str, Any]:
         """Return the VM's configuration at Proxmox; {} if no limit depends on its disks, or the VM does not exist."""
         if not self.settings.smith_tenant_max_disk_gib or mapping.state != MappingState.ACTIVE:
             return {}
         row = next((row for row in self.proxmox.vms() if row.vmid == mapping.vmid), None)
         return self.proxmox.vm_config(row.node, row.vmid, kind=row.kind) if row else {}
 
-    def _recount(self, tenant_id: str | None, name: str) -> bool:
+    def _recount_at_proxmox(self, tenant_id: str | None, counted: str) -> bool:
         """Recount the tenant's snapshots or backups at Proxmox. Return True if this has lowered a stored count."""
         with reading(self.engine) as session:
-            mappings = usage.mappings_with(session, tenant_id, name)
-        fewer: dict[int, int] = {}
+            mappings = usage.mappings_with(session, tenant_id, counted)
+        lower_counts: dict[int, int] = {}
         try:
             for mapping in mappings:
-                count = self._count(mapping, name)
-                if count < getattr(mapping, name):
-                    fewer[mapping.id] = count
+                count = self._count(mapping, counted)
+                if count < getattr(mapping, counted):
+                    lower_counts[mapping.id] = count
         except JobError as error:
-            log.warning("tenant_usage_not_counted", tenant_id=tenant_id, counted=name, reason=str(error))
+            log.warning("tenant_usage_not_counted", tenant_id=tenant_id, counted=counted, reason=str(error))
         with transaction(self.engine) as session:
-            for mapping_id, count in fewer.items():
-                usage.lower_count(session, mapping_id, name, count)
-        return bool(fewer)
+            for mapping_id, count in lower_counts.items():
+                usage.lower_count(session, mapping_id, counted, count)
+        return bool(lower_counts)
 
-    def _count(self, mapping: Mapping, name: str) -> int:
-        """Return how many snapshots or backups of a VM Proxmox has. Raises JobError."""
+    def _count(self, mapping: Mapping, counted: str) -> int:
+        """Return how many snapshots or backups of a VM Proxmox has. `counted` says which. Raises JobError."""
         node = mapping.node or ""
-        if name == "snapshots":
+        if counted == "snapshots":
             return self.proxmox.snapshot_count(node, mapping.vmid, kind=mapping.kind)
         archives = self.proxmox.archives(node, self.settings.proxmox_backup_storage)
         return sum(archive.vmid == mapping.vmid for archive in archives)
 
 
-def _earlier_sizes(job: Job) -> Amounts | None:
+def _sizes_before_job(job: Job) -> Amounts | None:
     """Return the sizes in the properties that the service has before the job; None if they are missing or invalid."""
     properties = (job.service or {}).get("properties")
     if not isinstance(properties, dict) or job.action == "create":
@@ -158,9 +158,14 @@ def _disk_gib(vm: VmProperties, config: MappingType[str, Any]) -> int:
     if vm.kind is GuestKind.LXC:
         return vm.disk_gib
     # -(-a // b) is a / b, rounded up.
-    existing = {name: -(-disk["bytes"] // guest_disks.GIB) for name, disk in guest_disks.disks_of(dict(config)).items()}
+    existing_gib = {
+        name: -(-disk["bytes"] // guest_disks.GIB) for name, disk in guest_disks.disks_of(dict(config)).items()
+    }
     first_disk = guest_disks.boot_disk(dict(config)) or "first"
-    requested = {first_disk: vm.disk_gib}
+    requested_gib = {first_disk: vm.disk_gib}
     for disk in vm.disks:
-        requested[disk.disk] = max(requested.get(disk.disk, 0), disk.size_gib or 0)
-    return sum(max(existing.get(name, 0), requested.get(name, 0)) for name in existing.keys() | requested.keys())
+        requested_gib[disk.disk] = max(requested_gib.get(disk.disk, 0), disk.size_gib or 0)
+    return sum(
+        max(existing_gib.get(name, 0), requested_gib.get(name, 0))
+        for name in existing_gib.keys() | requested_gib.keys()
+    )

@@ -26,7 +26,7 @@ log = get_logger(__name__)
 #: A heartbeat is recent if it is younger than this. A connected agent sends at least two heartbeats in this time,
 #: because their interval is at most 25 s. The time of our last heartbeat is stored in the database within this time,
 #: too.
-HEARTBEATS_WITHIN_S = 60.0
+RECENT_HEARTBEAT_S = 60.0
 #: FulcrumCore's status of an agent that sends heartbeats.
 CONNECTED = "Connected"
 
@@ -43,10 +43,10 @@ class TokenUse:
         try:
             with reading(self.engine) as session:
                 # Name of each critical job, and the time of its last successful execution.
-                jobs = {job.name: job.last_ok_at for job in periods.critical_jobs(session)}
+                last_ok_at_by_name = {job.name: job.last_ok_at for job in periods.critical_jobs(session)}
         except DatabaseError:
             return  # the next step that needs the database reports this error
-        if is_used_elsewhere(agent, jobs.get("Heartbeat"), clock_offset_s=self.fulcrum.clock_offset_s):
+        if is_used_elsewhere(agent, last_ok_at_by_name.get("Heartbeat"), clock_offset_s=self.fulcrum.clock_offset_s):
             log.warning("token_used_elsewhere", agent_id=agent.id, last_heartbeat_at=agent.updated_at)
 
 
@@ -57,11 +57,11 @@ def is_used_elsewhere(agent: CoreAgent, our_last_heartbeat_at: datetime | None, 
     if our_last_heartbeat_at is None:
         return True
     ours_at_core = our_last_heartbeat_at.timestamp() + clock_offset_s
-    return agent.updated_at.timestamp() - ours_at_core > HEARTBEATS_WITHIN_S
+    return agent.updated_at.timestamp() - ours_at_core > RECENT_HEARTBEAT_S
 
 
 def has_recent_heartbeat(agent: CoreAgent, clock_offset_s: float) -> bool:
     """Return whether FulcrumCore has changed the agent's row recently. Each heartbeat changes this row."""
     if agent.updated_at is None:
         return False
-    return time.time() + clock_offset_s - agent.updated_at.timestamp() < HEARTBEATS_WITHIN_S
+    return time.time() + clock_offset_s - agent.updated_at.timestamp() < RECENT_HEARTBEAT_S

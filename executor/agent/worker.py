@@ -1,8 +1,8 @@
 """Processes one job: claims it at FulcrumCore, runs its playbook, stores its result. `process_job` shows the order.
 
 These are steps 3 to 6 of a job's processing (ARCHITECTURE.md). When a step raises JobError, step 6 stores a failed
-JobResult. When FulcrumCore does not answer, the job is requeued, because its failure could not be reported. A mapping
-says which VM serves which service.
+JobResult. When FulcrumCore does not answer, the job does not fail but is requeued, because a failure could not be
+reported either. A mapping says which VM serves which service.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from structlog.contextvars import bound_contextvars
 
 from executor.agent import crash_points, outcome_store, retry, secret_owners
 from executor.agent.claim import Claimer, ClaimImpossible
-from executor.agent.job_fields import delivered_properties, is_local, secret_resolver_input
+from executor.agent.job_fields import is_created_by_agent, secret_resolver_input, unresolved_properties
 from executor.agent.outcome import AttemptEnd, Outcome, outcome_of_attempt
 from executor.agent.report import with_left_out_properties
-from executor.agent.reservation import MappingFinder, ServiceMapping
+from executor.agent.reservation import FoundMapping, MappingFinder
 from executor.agent.resources import ResourceAllocator
 from executor.agent.stop_signal import StopSignal
 from executor.database import job_queue, job_runs
@@ -68,41 +68,48 @@ class Worker:
         """
         lease = job_queue.lease_of(job)
         with bound_contextvars(job_id=job.fulcrum_id, service_id=job.service_id, action=job.action):
-            found, has_unused_reservation = ServiceMapping(), False
-            left_out_names: list[str] = []
-            started_runs: list[str] = []
+            found_mapping, has_unused_reservation = FoundMapping(), False
+            left_out_property_names: list[str] = []
+            started_run_idents: list[str] = []
             try:
                 self.claimer.claim(job, lease)
-                properties = self._check_and_resolve_properties(job, left_out_names)
+                properties = self._check_and_resolve_properties(job, left_out_property_names)
                 with _redacted(self.secrets.secret_values(secret_resolver_input(job), properties)):
-                    found = self.mapping_finder.find_or_reserve_mapping(job)
-                    result = self._run(job, lease, found.mapping, properties, stop_signal, on_start=started_runs.append)
-                    end: AttemptEnd = with_left_out_properties(result, left_out_names)
+                    found_mapping = self.mapping_finder.find_or_reserve_mapping(job)
+                    result = self._run(
+                        job, lease, found_mapping.mapping, properties, stop_signal, on_start=started_run_idents.append
+                    )
+                    result_or_error: AttemptEnd = with_left_out_properties(result, left_out_property_names)
             except (FulcrumUnavailable, ClaimImpossible) as error:
-                end = error
+                result_or_error = error
             except DatabaseUnavailable as error:
-                # A run that has started may have changed the VM. Then the lease keeper (leases.py) releases the job
-                # later.
-                if started_runs:
+                # If a run has started, it may have changed the VM. This attempt then stores no end of the job, and the
+                # lease keeper (leases.py) releases the job later.
+                if started_run_idents:
                     raise
-                end = error
+                result_or_error = error
             except JobError as error:
-                end = JobResult(
+                result_or_error = JobResult(
                     succeeded=False, code=error.code, detail=error.detail, operator_detail=error.operator_detail
                 )
                 # JobError is raised only before a run. So a VMID that this attempt has reserved has no VM yet.
-                has_unused_reservation = found.is_new_reservation
+                has_unused_reservation = found_mapping.is_new_reservation
             self._end_attempt(
-                job, lease, found.mapping, end, stop_signal, has_unused_reservation=has_unused_reservation
+                job,
+                lease,
+                found_mapping.mapping,
+                result_or_error,
+                stop_signal,
+                has_unused_reservation=has_unused_reservation,
             )
 
-    # --- between steps 3 and 4: check the job's request -----------------------------------------------------------
+    # --- between steps 3 and 4: check the job, and read its secrets -----------------------------------------------
 
-    def _check_and_resolve_properties(self, job: Job, left_out_names: list[str]) -> dict[str, Any]:
+    def _check_and_resolve_properties(self, job: Job, left_out_property_names: list[str]) -> dict[str, Any]:
         """Check the job; return its properties, with secrets instead of references to the vault.
 
-        Appends to `left_out_names` the name of each property whose secret the vault no longer has. Raises JobError when
-        the job cannot run.
+        Appends to `left_out_property_names` the name of each property whose secret the vault no longer has. Raises
+        JobError when the job cannot run.
         """
         if job.cancel_requested:
             raise JobError(ErrorCode.CANCELLED, "cancelled by the operator")
@@ -113,21 +120,23 @@ class Worker:
             # FulcrumCore would replace the service's properties by an empty set when the update completes.
             raise JobError(ErrorCode.INVALID_REQUEST, "the update contains no properties, so nothing can be changed")
         self._require_time_left_s(job)
-        properties = delivered_properties(job)
+        properties = unresolved_properties(job)
         if job.action in CONFIGURING_ACTIONS:
             read_properties(properties)  # raises JobError for invalid properties, before a secret is read
         # A playbook from SMITH_ACTIONS_PATH gets the properties for every action.
-        needs_properties = job.action in ACTIONS_WITH_PROPERTIES or not self._is_project_playbook(playbook)
+        needs_properties = job.action in ACTIONS_WITH_PROPERTIES or not self._is_builtin_playbook(playbook)
         if not needs_properties:
             return {}
-        facts = secret_resolver_input(job)
-        secret_owners.require_own_secrets(self.engine, job, self.secrets.uses_to_resolve(facts, properties))
-        return self.secrets.resolve(facts, properties, on_left_out=left_out_names.append)
+        resolver_input = secret_resolver_input(job)
+        secret_owners.require_secrets_of_service(
+            self.engine, job, self.secrets.uses_to_resolve(resolver_input, properties)
+        )
+        return self.secrets.resolve(resolver_input, properties, on_left_out=left_out_property_names.append)
 
-    def _is_project_playbook(self, playbook: Path) -> bool:
-        """True for a playbook of this project, False for one from SMITH_ACTIONS_PATH."""
-        project_folder = self.plan_settings.playbook_folders[-1]  # folders of SMITH_ACTIONS_PATH precede this one
-        return playbook.parent == project_folder
+    def _is_builtin_playbook(self, playbook: Path) -> bool:
+        """True for a playbook of Agent Smith, False for one from SMITH_ACTIONS_PATH."""
+        builtin_folder = self.plan_settings.playbook_folders[-1]  # folders of SMITH_ACTIONS_PATH precede this one
+        return playbook.parent == builtin_folder
 
     def _require_time_left_s(self, job: Job) -> float:
         """Return how many seconds a run may take. Raises JobError when the time is too short for a run."""
@@ -147,7 +156,7 @@ class Worker:
     ) -> JobResult:
         """Allocate resources, plan the run, store that it starts, execute it, and return the job's result.
 
-        `on_start` is called with the ident of the run just before it starts. Raises JobError only before this call.
+        `on_start` is called with the ident of the run just before its start. After this call, no JobError is raised.
         """
         if mapping is None:  # the job is a delete, and its VM does not exist
             return JobResult(succeeded=True, vm={"status": "absent", "changed": False})
@@ -157,7 +166,8 @@ class Worker:
         def may_wait() -> bool:
             nonlocal is_wait_stored
             self._require_time_left_s(job)
-            # The wait is stored once. If the agent process ends during the wait, the job does not count as the cause.
+            # The wait is stored once. If the agent process crashes during the wait, the job does not count as a
+            # possible cause of the crash.
             if not is_wait_stored:
                 with suppress(DatabaseError), transaction(self.engine) as session:
                     job_queue.note_waiting(session, lease)
@@ -175,8 +185,8 @@ class Worker:
             crash_points.crash_if_requested("run_noted", job.service_id)
             on_start(run.ident)
             with bound_contextvars(run_ident=run.ident):
-                result = self._execute(run, mapping, stop_signal, resources.note_step)
-            resources.note_result(result)
+                result = self._execute(run, mapping, stop_signal, resources.end_clone_at_verification)
+            resources.pass_result_to_clone_limit(result)
             crash_points.crash_if_requested("run_ended", job.service_id)
             if resources.placement is None:
                 return result
@@ -203,7 +213,7 @@ class Worker:
             kind=mapping.kind,
             node=node,
             # The agent creates a local job only to delete a VM whose grace period has ended.
-            only_if_grace_period_ended=is_local(job),
+            only_if_grace_period_ended=is_created_by_agent(job),
             target_node=target_node,
             template_vmid=placement.template_vmid if placement else 0,
             may_be_partial_clone=mapping.state == MappingState.RESERVED,
@@ -221,7 +231,7 @@ class Worker:
         try:
             artifacts = self.runner.run(run, should_cancel=stop_signal.is_sent, on_step=on_step)
         except OSError as error:  # the run folder is full, or no process or thread can be started
-            return self._note_failed_run(run, error)
+            return self._store_runner_failure(run, error)
         result = results.read(artifacts)
         duration_s = round(artifacts.ended_at - artifacts.started_at, 2)
         log.info("playbook_finished", rc=artifacts.rc, status=artifacts.status, duration_s=duration_s)
@@ -239,13 +249,15 @@ class Worker:
         write_with_retry(self.engine, lambda session: job_runs.note_run_ended(session, run.ident, **run_end))
         if result.vm and result.vm["vmid"] != mapping.vmid:
             reported_vmid = result.vm["vmid"]
-            detail = f"the playbook reports VM {reported_vmid}, but VM {mapping.vmid} is mapped (run {run.ident})"
+            detail = (
+                f"the playbook reports VM {reported_vmid}, but the service's VM is {mapping.vmid} (run {run.ident})"
+            )
             return JobResult(succeeded=False, code=ErrorCode.RESULT_INVALID, detail=detail)
         return result
 
-    def _note_failed_run(self, run: PlaybookRun, error: OSError) -> JobResult:
-        """Store that the runner failed, and return a result after which the job is attempted again."""
-        detail = f"the run failed: {error.strerror or type(error).__name__} (run {run.ident})"
+    def _store_runner_failure(self, run: PlaybookRun, error: OSError) -> JobResult:
+        """Store that the playbook could not be run; return a result after which the job is attempted again."""
+        detail = f"the playbook could not be run: {error.strerror or type(error).__name__} (run {run.ident})"
         log.error("run_crashed", reason=str(error))
         result = JobResult(succeeded=False, code=ErrorCode.PLAYBOOK_FAILED, detail=detail, was_killed=True)
         run_end: dict[str, Any] = {"status": RunStatus.FAILED, "rc": None, "reason": detail, "folder": "", "upids": []}
@@ -259,7 +271,7 @@ class Worker:
         job: Job,
         lease: Lease,
         mapping: Mapping | None,
-        end: AttemptEnd,
+        result_or_error: AttemptEnd,
         stop_signal: StopSignal,
         *,
         has_unused_reservation: bool,
@@ -269,7 +281,7 @@ class Worker:
         def decide_outcome(has_database_refused: bool) -> Outcome:
             return outcome_of_attempt(
                 job,
-                end,
+                result_or_error,
                 stop_reason=stop_signal.reason,
                 clock_offset_s=self.fulcrum.clock_offset_s,
                 is_reservation=mapping is not None and mapping.state == MappingState.RESERVED,
@@ -279,7 +291,7 @@ class Worker:
 
         outcome = outcome_store.store(self.engine, decide_outcome, lease, mapping)
         crash_points.crash_if_requested("job_finished", job.service_id)
-        outcome_store.log_end(job, mapping, outcome)
+        outcome_store.log_outcome(job, mapping, outcome)
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def test_a_job_that_can_be_read_is_not_gone_and_its_refusals_are_counted_from_on
     not_gone = "500 FulcrumCore refused to accept the claim"
     assert refused_at(0, path="/jobs/") == f"{not_gone} (1 refusals in 0 s)"
     assert refused_at(40, path="/jobs/") == f"{not_gone} (2 refusals in 40 s)"
-    assert refused_at(80, path="/no-request") == f"{not_gone}, although the agent may read the object"
+    assert refused_at(80, path="/no-request") == f"{not_gone}, although the agent can read this job or service"
     assert refused_at(120, path="/jobs/") == f"{not_gone} (1 refusals in 0 s)"
     refused_at(160, path="/agents/me$")
     assert refused_at(200, path="/jobs/") == f"{not_gone} (1 refusals in 0 s)"
@@ -129,7 +129,7 @@ def test_reading_a_job_does_not_reset_the_count_of_refusals_of_another_job(claim
     for claims.now in (0, 40, 80):
         with pytest.raises(NotCertainlyGone):
             claims.refusal_counter.require_gone(claims.job["id"], refused_to="accept the claim")
-    with pytest.raises(FulcrumUnavailable, match="although the agent may read the object"):
+    with pytest.raises(FulcrumUnavailable, match="although the agent can read this job or service"):
         claims.refusal_counter.require_gone(readable_id, refused_to="accept the claim")
     claims.now = 130
     claims.refusal_counter.require_gone(claims.job["id"], refused_to="accept the claim")
@@ -137,7 +137,7 @@ def test_reading_a_job_does_not_reset_the_count_of_refusals_of_another_job(claim
 
 def test_a_service_that_fulcrumcore_refuses_for_minutes_is_gone(claims: Claims) -> None:
     service_id = claims.job["serviceId"]
-    with pytest.raises(FulcrumUnavailable, match="return the service, although the agent may read the object"):
+    with pytest.raises(FulcrumUnavailable, match="return the service, although the agent can read this job or service"):
         claims.refusal_counter.require_service_gone(service_id)
     claims.world.sim.add_fault("status", status=403, path=f"/services/{service_id}$")
     for claims.now in (0, 40, 80):

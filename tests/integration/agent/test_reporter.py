@@ -124,7 +124,10 @@ def test_a_job_that_fulcrumcore_has_timed_out_keeps_our_result_and_is_overtaken(
     outbox.turn()
     row = outbox.row(job_id)
     assert row.report_state == "overtaken"
-    assert row.report_note == "the job's status at FulcrumCore is Failed; the agent keeps its own result"
+    assert (
+        row.report_note
+        == "FulcrumCore has ended the job itself (Failed); the agent's result is only in the agent's database"
+    )
     assert row.status == ("completed" if result.succeeded else "failed")
 
 
@@ -246,7 +249,7 @@ def test_a_failure_that_is_refused_while_the_job_is_processing_is_retried(outbox
     ("result", "refused", "note"),
     [
         (made(), "complete", "reported without properties: "),
-        (made(), "(complete|fail)", "FulcrumCore refused the result and the failure: "),
+        (made(), "(complete|fail)", "FulcrumCore refused the result, and then the report of a failure: "),
         (FAILED, "fail", "FulcrumCore refused the report of the failure: "),
     ],
     ids=["completion", "completion and failure", "failure"],
@@ -304,7 +307,10 @@ def test_each_report_is_logged_and_an_overtaken_one_as_an_error(outbox: Outbox) 
     }
     entry = logged[overtaken["id"]]
     assert (entry["log_level"], entry["report_state"], entry["status"]) == ("error", "overtaken", "failed")
-    assert entry["note"] == "the job's status at FulcrumCore is Completed; the agent keeps its own result"
+    assert (
+        entry["note"]
+        == "FulcrumCore has ended the job itself (Completed); the agent's result is only in the agent's database"
+    )
 
 
 def test_an_instance_id_of_another_service_becomes_a_failure_after_several_attempts(outbox: Outbox) -> None:

@@ -132,7 +132,9 @@ def test_a_service_that_names_the_secret_of_another_service_does_not_get_it(
 
     assert in_vm(parts, ATTACKER_VMID) is None, "no playbook may run"
     assert (attackers_job.status, attackers_job.error_code) == (JobStatus.FAILED, ErrorCode.INVALID_REQUEST)
-    assert attackers_job.error_message == "INVALID_REQUEST: the secret password belongs to another service"
+    assert (
+        attackers_job.error_message == "INVALID_REQUEST: the secret in the property password belongs to another service"
+    )
     (event,) = [record.msg for record in caplog.records if "secret_of_other_service" in str(record.msg)]
     assert (event["property"], event["owner_service_id"]) == ("password", owner["id"])
 

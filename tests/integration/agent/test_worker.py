@@ -49,7 +49,7 @@ def test_a_job_whose_runner_fails_is_attempted_again_and_completes(parts: AgentP
     attempt(parts, job_id)
 
     (run,) = runs(parts)
-    reason = f"the run failed: No such file or directory (run {run.ident})"
+    reason = f"the playbook could not be run: No such file or directory (run {run.ident})"
     assert (run.status, run.rc, run.reason) == ("failed", None, reason)
     assert run.ended_at is not None
     job = parts.job(job_id)

@@ -131,7 +131,7 @@ def test_the_outcome_while_fulcrumcore_does_not_answer() -> None:
 
 
 def test_the_outcome_of_a_result_that_the_database_refuses() -> None:
-    detail = "the database refused the result, see the log"
+    detail = "the agent's database did not accept the result: the agent's log shows the reason"
     result = JobResult(succeeded=False, code=ErrorCode.INTERNAL, detail=detail)
     assert outcome(DONE, has_database_refused=True) == Outcome(ending=Ending.FINISH, result=result)
 
@@ -242,7 +242,7 @@ INVALID = failed(ErrorCode.INVALID_REQUEST)
             {},
             Outcome(
                 ending=Ending.REQUEUE,
-                reason="the agent's database did not answer before the run",
+                reason="the run could not start, because the agent's database did not answer",
                 operator_reason="postgresql://db.internal does not answer",
                 counts_as_attempt=False,
             ),

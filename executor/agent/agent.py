@@ -56,7 +56,7 @@ log = get_logger(__name__)
 #: between two iterations at once.
 MAIN_LOOP_INTERVAL_S = 1.0
 #: Interval of the main loop when the agent waits for the end of its jobs, and in the modes that end by themselves.
-SHORT_INTERVAL_S = 0.2
+SHORT_MAIN_LOOP_INTERVAL_S = 0.2
 #: Before the agent exits, it asks the running jobs to end, and waits at most this time until they have ended.
 STOP_JOBS_TIMEOUT_S = 20.0
 #: The same maximum after the signal QUIT. It must be less than 8 s: the supervisor kills the agent 8 s after QUIT.
@@ -219,7 +219,7 @@ class Agent:
     def _wait_for_stop_reason(self) -> tuple[str, int]:
         """Check signals, limits and mode until the agent has to stop; return the reason and the exit code."""
         progress = ProgressSender()
-        interval_s = MAIN_LOOP_INTERVAL_S if self.mode is Mode.SERVE else SHORT_INTERVAL_S
+        interval_s = MAIN_LOOP_INTERVAL_S if self.mode is Mode.SERVE else SHORT_MAIN_LOOP_INTERVAL_S
         while True:
             self._run_main_iteration(progress)
             self.monitor.restart_overdue_critical_jobs()
@@ -316,5 +316,5 @@ class Agent:
             is_interrupted = len(self._received_signals) > 1 or signal.SIGQUIT in self._received_signals
             if time.monotonic() >= deadline or (is_interruptible and is_interrupted):
                 return False
-            self._signal_waiter.wait(SHORT_INTERVAL_S)
+            self._signal_waiter.wait(SHORT_MAIN_LOOP_INTERVAL_S)
         return True

@@ -38,7 +38,7 @@ def exclusive_database(url: str) -> Iterator[None]:
         except BlockingIOError:
             lock_file.seek(0)
             holder = lock_file.read(MAX_HOLDER_CHARS).strip() or "another process"
-            text = f"the database {database_path} is in use by {holder}: only one agent may use it"
+            text = f"the database {database_path} is in use by {holder}: only one agent may use an SQLite database"
             raise DatabaseError(text) from None
         write_holder(lock_file)
         yield

@@ -31,18 +31,18 @@ CHECK_INTERVAL_S = 0.2
 
 
 def use_database_when_available(
-    use: Callable[[], None], is_stop_requested: Callable[[], bool], *, waits_for_upgrade: bool = False
+    prepare: Callable[[], None], is_stop_requested: Callable[[], bool], *, waits_for_upgrade: bool = False
 ) -> bool:
-    """Call `use` until it raises no exception; return True. Return False after a stop signal.
+    """Call `prepare` until it raises no exception; return True. Return False after a stop signal.
 
-    After DatabaseUnavailable, wait and call `use` again. With `waits_for_upgrade`, do the same after SchemaTooNew.
+    After DatabaseUnavailable, wait and call `prepare` again. With `waits_for_upgrade`, do the same after SchemaTooNew.
     Raises every other DatabaseError.
     """
     progress, wait_s, failed_at, previously_awaited_event = ProgressSender(), MIN_WAIT_S, None, ""
     awaited_errors = (DatabaseUnavailable, SchemaTooNew) if waits_for_upgrade else DatabaseUnavailable
     while True:
         try:
-            call_in_background(use, ProgressOfStart(progress).report)
+            call_in_background(prepare, ProgressOfStart(progress).report)
         except awaited_errors as error:
             failed_at = failed_at or time.monotonic()
             awaited_event = (

@@ -45,18 +45,18 @@ class DiskSpaceChecker:
     """Checks the free space before each claim. Logs when the space becomes too low and when it is sufficient again."""
 
     folders: Mapping[str, Path]
-    _is_low: bool = False  #: True if the last measurement found too little space
+    _is_space_low: bool = False  #: True if the last measurement found too little space
 
     def is_space_sufficient(self) -> bool:
         """Return whether there is space for one more job. If the space cannot be measured, return the last result."""
         try:
             shortages = describe_shortages(self.folders)
         except OSError:
-            return not self._is_low
-        if shortages and not self._is_low:
+            return not self._is_space_low
+        if shortages and not self._is_space_low:
             reason = "; ".join(shortages.values())
             log.error("disk_space_low", reason=reason, reaction="no job is claimed until there is enough space")
-        elif self._is_low and not shortages:
+        elif self._is_space_low and not shortages:
             log.info("disk_space_recovered")
-        self._is_low = bool(shortages)
+        self._is_space_low = bool(shortages)
         return not shortages

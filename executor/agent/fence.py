@@ -35,20 +35,20 @@ MAX_RENEWAL_SHARE_OF_LEASE = 1 / 3
 CHECK_INTERVAL_S = 0.5
 
 
-def is_fencing(mode: str, *, has_other_agents: bool) -> bool:
+def is_fencing(fence_mode: str, *, has_other_agents: bool) -> bool:
     """Return whether the runs of an agent end when its leases may soon expire. Pure function."""
-    return mode == "always" or (mode == "auto" and has_other_agents)
+    return fence_mode == "always" or (fence_mode == "auto" and has_other_agents)
 
 
-def must_end_runs(mode: str, since_renewal_s: float, *, lease_s: float, has_other_agents: bool) -> bool:
+def must_end_runs(fence_mode: str, since_renewal_s: float, *, lease_s: float, has_other_agents: bool) -> bool:
     """Return whether an agent must end its runs, because its leases may soon expire. Pure function."""
     is_overdue = since_renewal_s >= lease_s * FENCE_SHARE_OF_LEASE
-    return is_overdue and is_fencing(mode, has_other_agents=has_other_agents)
+    return is_overdue and is_fencing(fence_mode, has_other_agents=has_other_agents)
 
 
-def runs_until_s(mode: str, renewed_at: float, *, lease_s: float, has_other_agents: bool) -> float:
+def runs_until_s(fence_mode: str, renewed_at: float, *, lease_s: float, has_other_agents: bool) -> float:
     """Return the time at which the guards end the runs, by the same clock as `renewed_at`. Pure function."""
-    if not is_fencing(mode, has_other_agents=has_other_agents):
+    if not is_fencing(fence_mode, has_other_agents=has_other_agents):
         return NO_LIMIT
     return renewed_at + lease_s * GUARD_SHARE_OF_LEASE
 

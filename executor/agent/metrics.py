@@ -49,7 +49,7 @@ SENDING_SHARE_OF_INTERVAL = 0.8
 #: How long no samples of a VM are sent after FulcrumCore has answered 404 to all samples of this VM.
 UNKNOWN_VM_BACKOFF_S = 600.0
 #: Metrics in bytes per second: metric type, resource id, and the counter of VmRow from which the rate is computed.
-RATES = (
+RATE_METRICS = (
     ("vm.network.in", "network", "net_in_bytes"),
     ("vm.network.out", "network", "net_out_bytes"),
     ("vm.disk.read", "disk", "disk_read_bytes"),
@@ -148,7 +148,7 @@ class VmMetrics:
         elapsed_s = read_at - previous_read_at
         if elapsed_s <= 0 or row.uptime_s < previous_row.uptime_s:
             return  # no rate can be computed: the VM has no previous row, or a restart has reset its counters
-        for type_name, resource_id, counter in RATES:
+        for type_name, resource_id, counter in RATE_METRICS:
             increase = getattr(row, counter) - getattr(previous_row, counter)
             if increase >= 0:
                 rate = increase / elapsed_s
@@ -220,7 +220,7 @@ class VmMetrics:
         except FulcrumRefused:
             return _SampleOutcome.REFUSED
         except FulcrumUnavailable:
-            pace.end()  # the other entries would get no answer either
+            pace.drop_later_entries()  # the other entries would get no answer either
             return _SampleOutcome.UNANSWERED
         finally:
             pace.note_cpu_time(time.thread_time() - cpu_time_before_s)
@@ -260,7 +260,7 @@ class _Pace:
             self._average_cpu_s += (cpu_s - self._average_cpu_s) / CPU_TIME_WINDOW
             self._gap_s = max(self._min_gap_s, self._average_cpu_s / POSTS_SHARE_OF_A_CORE)
 
-    def end(self) -> None:
+    def drop_later_entries(self) -> None:
         """Let the deadline pass now, so that no further entry is sent."""
         with self._lock:
             self._deadline = float("-inf")

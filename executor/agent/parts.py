@@ -102,7 +102,7 @@ def _build_worker(shared: SharedParts, runner: Runner, clone_limit: CloneLimit) 
         ),
         runner=runner,
         plan_settings=plan_settings,
-        secrets=SecretResolver(shared.fulcrum),
+        secret_resolver=SecretResolver(shared.fulcrum),
     )
 
 

@@ -99,7 +99,7 @@ class ReloadableSecrets:
         """Read the secrets again; return the names of the secrets whose values have changed."""
         self._file_versions = _read_versions(self._secret_files)
         changed_names: tuple[str, ...] = ()
-        failure = ""
+        failure_reason = ""
         try:
             new_settings = self._load_settings()
             # The token for FulcrumCore is replaced first, because FulcrumCore's configuration is read with it.
@@ -108,11 +108,11 @@ class ReloadableSecrets:
                 new_settings = self._add_remote_settings(new_settings)
             changed_names += self._replace_secrets(PROXMOX_SECRETS, new_settings)
         except SettingsError as error:
-            failure = str(error).splitlines()[0]
+            failure_reason = str(error).splitlines()[0]
         except FulcrumError as error:
-            failure = str(error)
-        if failure:
-            log.warning("secrets_not_reloaded", reason=failure, all_old_values_kept=not changed_names)
+            failure_reason = str(error)
+        if failure_reason:
+            log.warning("secrets_not_reloaded", reason=failure_reason, all_old_values_kept=not changed_names)
         if changed_names:
             log.info("secrets_reloaded", variables=list(changed_names))
         return changed_names
@@ -128,7 +128,7 @@ class ReloadableSecrets:
         new_values = {name.lower(): getattr(new_settings, name.lower()) for name in names}
         with self._lock:
             old_settings = self._settings
-            merged = old_settings.model_copy(update=new_values)
+            merged_settings = old_settings.model_copy(update=new_values)
             changed_names = tuple(
                 name for name in names if getattr(old_settings, name.lower()) != new_values[name.lower()]
             )
@@ -136,12 +136,12 @@ class ReloadableSecrets:
                 return ()
             _raise_if_server_differs(old_settings, new_settings, names)
             if names == PROXMOX_SECRETS:
-                merged.require_proxmox()
+                merged_settings.require_proxmox()
             else:
-                merged.require_fulcrum()
-            self._settings = merged
+                merged_settings.require_fulcrum()
+            self._settings = merged_settings
             if names == PROXMOX_SECRETS:
-                self._connection = ProxmoxConnection.from_settings(merged)
+                self._connection = ProxmoxConnection.from_settings(merged_settings)
         return changed_names
 
 
@@ -151,9 +151,11 @@ def _raise_if_server_differs(old_settings: Settings, new_settings: Settings, nam
     The agent uses the server of `old_settings` until its restart.
     """
     server_settings = remote_config.SERVER_SETTINGS if names == PROXMOX_SECRETS else FULCRUM_SERVER_SETTINGS
-    changed = [name.upper() for name in server_settings if getattr(old_settings, name) != getattr(new_settings, name)]
-    if changed:
-        raise SettingsError(f"{', '.join(changed)} changed together with the secret: restart the agent")
+    changed_setting_names = [
+        name.upper() for name in server_settings if getattr(old_settings, name) != getattr(new_settings, name)
+    ]
+    if changed_setting_names:
+        raise SettingsError(f"{', '.join(changed_setting_names)} changed together with the secret: restart the agent")
 
 
 def _find_secret_files(settings: Settings) -> tuple[Path, ...]:

@@ -270,8 +270,8 @@ class Reporter:
             return self._send_without_properties(job, refusal)
         if reaction is RefusalReaction.SETTLE_AS_REPORTED:
             return ReportState.REPORTED, "FulcrumCore had accepted an earlier report"
-        note = f"FulcrumCore has ended the job itself ({core_job.status}); the agent's result is only in the agent's database"
-        return ReportState.OVERTAKEN, note
+        end_text = f"FulcrumCore has ended the job itself ({core_job.status})"
+        return ReportState.OVERTAKEN, f"{end_text}; the agent's result is only in the agent's database"
 
     def _send_without_properties(self, job: Job, refusal: str) -> tuple[ReportState, str]:
         """Complete the job without properties, the likely cause of the refusal; fail the job after another refusal."""

@@ -131,8 +131,8 @@ class MappingFinder:
 
     def _may_be_ours(self, row: VmRow) -> bool:
         """Return whether a VM whose name is unknown may be one of the agent's VMs."""
-        has_our_vmid = self.settings.proxmox_vmid_min <= row.vmid <= self.settings.proxmox_vmid_max
-        return has_our_vmid or SMITH_TAG in row.tags
+        is_vmid_in_range = self.settings.proxmox_vmid_min <= row.vmid <= self.settings.proxmox_vmid_max
+        return is_vmid_in_range or SMITH_TAG in row.tags
 
     def _map_partial_clone(self, job: Job, vm_rows: Sequence[VmRow]) -> Mapping | None:
         """Search Proxmox for a clone that an interrupted create left without a marker; reserve its VMID.

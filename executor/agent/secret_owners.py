@@ -31,7 +31,7 @@ log = get_logger(__name__)
 MAX_BOUND_REFERENCES = 100
 
 
-def store_jobs(engine: Engine, secrets: SecretResolver, new_jobs: Iterable[NewJob]) -> int:
+def store_jobs(engine: Engine, secret_resolver: SecretResolver, new_jobs: Iterable[NewJob]) -> int:
     """Add a row for each job that has none, and bind the references that the jobs name. Return the number of new rows.
 
     The jobs are stored in the order in which FulcrumCore created them. FulcrumCore creates a reference together with
@@ -40,7 +40,7 @@ def store_jobs(engine: Engine, secrets: SecretResolver, new_jobs: Iterable[NewJo
     """
     jobs = sorted(new_jobs, key=lambda new_job: new_job.core_created_at)
     # This call precedes the transaction, because it may send requests to FulcrumCore.
-    references = _references_of_jobs(secrets, jobs)
+    references = _references_of_jobs(secret_resolver, jobs)
     count = 0
     with transaction(engine) as session:
         for new_job in jobs:
@@ -54,7 +54,7 @@ def store_jobs(engine: Engine, secrets: SecretResolver, new_jobs: Iterable[NewJo
     return count
 
 
-def _references_of_jobs(secrets: SecretResolver, jobs: Iterable[NewJob]) -> dict[str, list[str]]:
+def _references_of_jobs(secret_resolver: SecretResolver, jobs: Iterable[NewJob]) -> dict[str, list[str]]:
     """Return the references in the secret properties of the jobs. The keys are the ids of the jobs in FulcrumCore.
 
     A job is left out if FulcrumCore does not return its service type. The worker binds the references of this job.
@@ -64,7 +64,7 @@ def _references_of_jobs(secrets: SecretResolver, jobs: Iterable[NewJob]) -> dict
         resolver_input = JobFacts(action=job.action, service=job.service, params=job.params)
         properties = (job.params or {}, (job.service or {}).get("properties") or {})
         try:
-            uses = [use for value in properties for use in secrets.uses_in(resolver_input, value)]
+            uses = [use for value in properties for use in secret_resolver.uses_in(resolver_input, value)]
         except JobError:
             continue
         except FulcrumUnavailable:

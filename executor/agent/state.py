@@ -21,7 +21,7 @@ STATUS_OF_ONE_FAILED_REQUEST = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinkEvents:
+class LinkLogFunctions:
     """The functions that log the outages and recoveries of one outside system."""
 
     stopped_answering: Callable[..., object]  #: called if the system had answered before
@@ -30,9 +30,9 @@ class LinkEvents:
     answered_again: Callable[..., object]
 
 
-def fulcrum_events() -> LinkEvents:
-    """Return the events about FulcrumCore."""
-    return LinkEvents(
+def fulcrum_events() -> LinkLogFunctions:
+    """Return the functions that log the outages and recoveries of FulcrumCore."""
+    return LinkLogFunctions(
         stopped_answering=lambda **fields: log.warning("fulcrum_stopped_answering", **fields),
         not_answering=lambda **fields: log.warning("fulcrum_not_answering", **fields),
         login_refused=lambda **fields: log.warning("fulcrum_token_refused", **fields),
@@ -40,9 +40,9 @@ def fulcrum_events() -> LinkEvents:
     )
 
 
-def proxmox_events() -> LinkEvents:
-    """Return the events about Proxmox."""
-    return LinkEvents(
+def proxmox_events() -> LinkLogFunctions:
+    """Return the functions that log the outages and recoveries of Proxmox."""
+    return LinkLogFunctions(
         stopped_answering=lambda **fields: log.warning("proxmox_stopped_answering", **fields),
         not_answering=lambda **fields: log.warning("proxmox_not_answering", **fields),
         login_refused=lambda **fields: log.warning("proxmox_login_refused", **fields),
@@ -53,8 +53,8 @@ def proxmox_events() -> LinkEvents:
 class Link:
     """Records whether an outside system answers. Logs each outage and each recovery once for all threads."""
 
-    def __init__(self, events: LinkEvents) -> None:
-        self._events = events
+    def __init__(self, log_functions: LinkLogFunctions) -> None:
+        self._log_functions = log_functions
         self._has_answered = False
         self._lock = threading.Lock()
         self._down_since: float | None = None
@@ -84,7 +84,7 @@ class Link:
             if down_since is None:
                 return False
             self._recovered_at = time.monotonic()
-        self._events.answered_again(outage_s=round(time.monotonic() - down_since, 1))
+        self._log_functions.answered_again(outage_s=round(time.monotonic() - down_since, 1))
         for event in self.recovery_events:
             event.set()
         return True
@@ -105,11 +105,11 @@ class Link:
         if not is_new_outage:
             return
         if is_login_refused:
-            self._events.login_refused(reason=reason)
+            self._log_functions.login_refused(reason=reason)
         elif has_answered:
-            self._events.stopped_answering(reason=reason)
+            self._log_functions.stopped_answering(reason=reason)
         else:
-            self._events.not_answering(reason=reason)
+            self._log_functions.not_answering(reason=reason)
 
 
 @dataclass(frozen=True, kw_only=True)

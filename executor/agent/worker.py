@@ -59,7 +59,7 @@ class Worker:
     resource_allocator: ResourceAllocator
     runner: Runner
     plan_settings: PlanSettings
-    secrets: SecretResolver
+    secret_resolver: SecretResolver
 
     def process_job(self, job: Job, stop_signal: StopSignal) -> None:
         """Process a claimed job until its result is stored or the job is requeued. The reporter sends the result later.
@@ -74,7 +74,7 @@ class Worker:
             try:
                 self.claimer.claim(job, lease)
                 properties = self._check_and_resolve_properties(job, left_out_property_names)
-                with _redacted(self.secrets.secret_values(secret_resolver_input(job), properties)):
+                with _redacted(self.secret_resolver.secret_values(secret_resolver_input(job), properties)):
                     found_mapping = self.mapping_finder.find_or_reserve_mapping(job)
                     result = self._run(
                         job, lease, found_mapping.mapping, properties, stop_signal, on_start=started_run_idents.append
@@ -129,9 +129,9 @@ class Worker:
             return {}
         resolver_input = secret_resolver_input(job)
         secret_owners.require_secrets_of_service(
-            self.engine, job, self.secrets.uses_to_resolve(resolver_input, properties)
+            self.engine, job, self.secret_resolver.uses_to_resolve(resolver_input, properties)
         )
-        return self.secrets.resolve(resolver_input, properties, on_left_out=left_out_property_names.append)
+        return self.secret_resolver.resolve(resolver_input, properties, on_left_out=left_out_property_names.append)
 
     def _is_builtin_playbook(self, playbook: Path) -> bool:
         """True for a playbook of Agent Smith, False for one from SMITH_ACTIONS_PATH."""
@@ -220,7 +220,7 @@ class Worker:
             # The snapshot's name contains the job's id, so that a second attempt finds the first attempt's snapshot.
             snapshot=f"smith-{job.fulcrum_id[:8]}" if job.action == "snapshot" else "",
             time_left_s=self._require_time_left_s(job),
-            secrets=self.secrets.secret_values(secret_resolver_input(job), properties),
+            secrets=self.secret_resolver.secret_values(secret_resolver_input(job), properties),
         )
 
     def _execute(

@@ -80,8 +80,8 @@ class LeaseKeeper:
         # Another agent may already execute a job whose lease was lost, for example while this process was suspended. So
         # the time limit of all runs is not extended until the runs of such jobs have ended.
         if self._wait_until_ended(stop_signals.keys() - cancel_flags.keys()):
-            # `note_renewed` may extend the time limit, so it is called after the commit. Until the commit, other agents
-            # may read that this process fences, and may rely on the earlier limit.
+            # `note_renewed` may extend the time limit, so it is called after the commit. Until the commit, other
+            # agents may read that this process fences, and may rely on the earlier limit.
             self.fence.note_renewed(started_at, has_other_agents=has_other_agents)
         self._release_jobs_not_running(cancel_flags.keys())
         if cancel_flags:

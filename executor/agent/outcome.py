@@ -69,10 +69,10 @@ def outcome_of_attempt(  # noqa: PLR0913 (each parameter is one fact on which th
 ) -> Outcome:
     """Return how the attempt ends. `result_or_error` is the result or the error of the attempt.
 
-    `stop_reason` is the reason of the stop signal, None without a signal. `is_reservation` is True if the mapping only
-    reserves its VMID, so no VM of the service is known. `has_unused_reservation` is True if this attempt has made the
-    reservation, and no run has started. `has_database_refused` is True if the database has refused to store the result
-    and would refuse it again, for example because a text is too long.
+    `stop_reason` is the reason of the stop signal, None without a signal. `is_reservation` is True if the mapping
+    only reserves its VMID, so no VM of the service is known. `has_unused_reservation` is True if this attempt has made
+    the reservation, and no run has started. `has_database_refused` is True if the database has refused to
+    store the result and would refuse it again, for example because a text is too long.
     """
     if stop_reason == StopSignal.LEASE_LOST:
         return Outcome(ending=Ending.DISCARD, reason="the lease was lost")

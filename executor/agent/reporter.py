@@ -46,7 +46,8 @@ SHARED_BATCH_SIZE = 12
 #: How long an agent claims the reports of a round, so that no other agent sends them. If the agent is killed, other
 #: agents send its reports after this time.
 CLAIM_S = 60.0
-#: The share of CLAIM_S after which no further report of the round starts, so that each report ends within CLAIM_S.
+#: The share of CLAIM_S after which no further report of the round starts, so that each report ends within
+#: CLAIM_S.
 START_SHARE_OF_CLAIM = 0.5
 #: Reports are sent in parallel, so that many results arrive before the job timeout even when FulcrumCore is slow.
 SENDER_THREADS = 4

@@ -21,7 +21,7 @@ STATUS_OF_ONE_FAILED_REQUEST = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinkLogFunctions:
+class LinkEvents:
     """The functions that log the outages and recoveries of one outside system."""
 
     stopped_answering: Callable[..., object]  #: called if the system had answered before
@@ -30,9 +30,9 @@ class LinkLogFunctions:
     answered_again: Callable[..., object]
 
 
-def fulcrum_events() -> LinkLogFunctions:
+def fulcrum_events() -> LinkEvents:
     """Return the functions that log the outages and recoveries of FulcrumCore."""
-    return LinkLogFunctions(
+    return LinkEvents(
         stopped_answering=lambda **fields: log.warning("fulcrum_stopped_answering", **fields),
         not_answering=lambda **fields: log.warning("fulcrum_not_answering", **fields),
         login_refused=lambda **fields: log.warning("fulcrum_token_refused", **fields),
@@ -40,9 +40,9 @@ def fulcrum_events() -> LinkLogFunctions:
     )
 
 
-def proxmox_events() -> LinkLogFunctions:
+def proxmox_events() -> LinkEvents:
     """Return the functions that log the outages and recoveries of Proxmox."""
-    return LinkLogFunctions(
+    return LinkEvents(
         stopped_answering=lambda **fields: log.warning("proxmox_stopped_answering", **fields),
         not_answering=lambda **fields: log.warning("proxmox_not_answering", **fields),
         login_refused=lambda **fields: log.warning("proxmox_login_refused", **fields),
@@ -53,7 +53,7 @@ def proxmox_events() -> LinkLogFunctions:
 class Link:
     """Records whether an outside system answers. Logs each outage and each recovery once for all threads."""
 
-    def __init__(self, log_functions: LinkLogFunctions) -> None:
+    def __init__(self, log_functions: LinkEvents) -> None:
         self._log_functions = log_functions
         self._has_answered = False
         self._lock = threading.Lock()

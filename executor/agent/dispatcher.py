@@ -160,7 +160,7 @@ class Dispatcher:
         try:
             self._pool.submit(self._process, slot)
         except RuntimeError as error:  # the limit of threads, or of memory, is reached
-            self._remove(slot)  # the pool may still call `_process`, which then does nothing
+            self._remove_slot(slot)  # the pool may still call `_process`, which then does nothing
             self._requeue(job, str(error))
             return False
         return True
@@ -186,7 +186,7 @@ class Dispatcher:
             lease = job_queue.lease_of(job)
             job_queue.requeue(session, lease, backoff_s=START_BACKOFF_S, reason=reason, counts_as_attempt=False)
 
-    def _remove(self, slot: _Slot) -> None:
+    def _remove_slot(self, slot: _Slot) -> None:
         with self._lock:
             del self._slots[slot.job.id]
             self._state.ended_job_count += 1
@@ -206,7 +206,7 @@ class Dispatcher:
             log.exception("job_crashed", job_id=job.fulcrum_id)
             self._fail_with_internal_error(job, error)
         finally:
-            self._remove(slot)
+            self._remove_slot(slot)
             self._state.dispatch_requested.set()
             self._state.report_requested.set()
             self._meters.note_ended(self._engine, job, time.monotonic() - started_at)

@@ -106,12 +106,16 @@ class Fence:
     def check(self) -> None:
         """End all runs if the leases were not renewed for too long, then wait for the next check."""
         if self._must_end_runs():
-            signals = self.dispatcher.stop_signals()
-            new_ids = {job_id for job_id, stop_signal in signals.items() if not stop_signal.is_sent()}
-            if new_ids:
-                log.error("runs_fenced", since_renewal_s=round(self.clock() - self._renewed_at, 1), jobs=len(new_ids))
+            stop_signals = self.dispatcher.stop_signals()
+            newly_fenced_job_ids = {job_id for job_id, stop_signal in stop_signals.items() if not stop_signal.is_sent()}
+            if newly_fenced_job_ids:
+                log.error(
+                    "runs_fenced",
+                    since_renewal_s=round(self.clock() - self._renewed_at, 1),
+                    jobs=len(newly_fenced_job_ids),
+                )
                 with self._lock:
-                    self._fenced_job_ids |= new_ids
+                    self._fenced_job_ids |= newly_fenced_job_ids
                 self.dispatcher.stop_all(StopSignal.LEASE_LOST)
         self.state.stopping.wait(CHECK_INTERVAL_S)
 

@@ -69,9 +69,9 @@ class LeaseKeeper:
                 return
             fences = is_fencing(self.fence.mode, has_other_agents=has_other_agents)
             nodes.note_leases_renewed(session, self.boot_id, fences=fences)
-            limits = nodes.operator_limits(session, self.boot_id)
+            operator_limits = nodes.operator_limits(session, self.boot_id)
             self._record_newer_schema(session)
-        self.state.note_operator_limits(is_paused=limits.is_paused, max_jobs=limits.max_jobs)
+        self.state.note_operator_limits(is_paused=operator_limits.is_paused, max_jobs=operator_limits.max_jobs)
         for job_id, stop_signal in stop_signals.items():
             if job_id not in cancel_flags:  # the lease was not renewed
                 stop_signal.send(StopSignal.LEASE_LOST)

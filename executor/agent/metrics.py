@@ -119,7 +119,7 @@ class VmMetrics:
         samples = [sample for row in rows for sample in self._samples(row, started_at)]
         samples = [sample for sample in samples if sample.type_name in existing_types]
         self._previous_rows = {row.vmid: (started_at, row) for row in rows}
-        self._post_all(samples, deadline=started_at + self.interval_s * SENDING_SHARE_OF_INTERVAL)
+        self._send_samples(samples, deadline=started_at + self.interval_s * SENDING_SHARE_OF_INTERVAL)
 
     def _existing_types(self) -> set[str]:
         """Return the metric types that exist in FulcrumCore. Log each missing metric type once."""
@@ -154,7 +154,7 @@ class VmMetrics:
                 rate = increase / elapsed_s
                 yield Sample(vmid=row.vmid, type_name=type_name, resource_id=resource_id, value=rate)
 
-    def _post_all(self, samples: list[Sample], *, deadline: float) -> None:
+    def _send_samples(self, samples: list[Sample], *, deadline: float) -> None:
         """Send the samples until the deadline, or until a sample gets no answer from FulcrumCore.
 
         Raises FulcrumUnavailable when at least one sample got no answer.
@@ -163,7 +163,7 @@ class VmMetrics:
             return
         pace = _Pace(len(samples), deadline)
         with ThreadPoolExecutor(max_workers=SENDER_THREADS, thread_name_prefix="metric") as pool:
-            outcomes = list(pool.map(lambda sample: self._post_one(sample, pace), samples))
+            outcomes = list(pool.map(lambda sample: self._send_sample(sample, pace), samples))
         refused_count = outcomes.count(_SampleOutcome.REFUSED) + outcomes.count(_SampleOutcome.UNKNOWN)
         log.debug("metrics_posted", sent=outcomes.count(_SampleOutcome.SENT), refused=refused_count)
         self._skip_unknown_vms_for_a_time(samples, outcomes)
@@ -198,7 +198,7 @@ class VmMetrics:
             log.warning("metrics_need_several_rounds", rounds=round(required_rounds, 1), interval_s=self.interval_s)
         self._has_dropped_samples = bool(dropped_count)
 
-    def _post_one(self, sample: Sample, pace: _Pace) -> _SampleOutcome:
+    def _send_sample(self, sample: Sample, pace: _Pace) -> _SampleOutcome:
         """Wait until the sample's planned time, then send it.
 
         Drop the sample if the deadline has passed, the agent stops, or an earlier sample got no answer.

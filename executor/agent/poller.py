@@ -259,9 +259,9 @@ def check_limits(value: Any) -> tuple[dict[str, Any] | None, str | None]:
     if not isinstance(value, dict):
         return None, "is not a JSON object"
     size_chars = 0
-    unchecked: list[tuple[Any, int]] = [(value, 1)]  # values that are not checked yet, with their depth
-    while unchecked:
-        item, depth = unchecked.pop()
+    unchecked_values: list[tuple[Any, int]] = [(value, 1)]  # values that are not checked yet, with their depth
+    while unchecked_values:
+        item, depth = unchecked_values.pop()
         size_chars += len(item) if isinstance(item, str) else CHARS_PER_OTHER_VALUE
         if depth > MAX_DEPTH:
             return None, f"is nested more than {MAX_DEPTH} levels deep"
@@ -271,9 +271,9 @@ def check_limits(value: Any) -> tuple[dict[str, Any] | None, str | None]:
             return None, "contains a number that is not finite"
         if isinstance(item, dict):
             size_chars += sum(len(key) for key in item)
-            unchecked += [(child, depth + 1) for child in item.values()]
+            unchecked_values += [(child, depth + 1) for child in item.values()]
         elif isinstance(item, list):
-            unchecked += [(child, depth + 1) for child in item]
+            unchecked_values += [(child, depth + 1) for child in item]
     return value, None
 
 

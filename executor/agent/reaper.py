@@ -122,7 +122,9 @@ class Reaper:
         now = self.clock()
         self._observation = observe(self._observation, map(state_of, leases), now, lease_s=self.lease_s)
         decisions = [(lease, self._decide(lease, now)) for lease in leases]
-        self._log_waiting([lease for lease, decision in decisions if decision is ReapDecision.WAIT_FOR_DEADLINE])
+        self._log_leases_waiting_for_deadline(
+            [lease for lease, decision in decisions if decision is ReapDecision.WAIT_FOR_DEADLINE]
+        )
         leases_to_reap = [lease for lease, decision in decisions if decision is ReapDecision.REAP]
         if not leases_to_reap:
             return
@@ -145,7 +147,7 @@ class Reaper:
             is_past_deadline=now_at_core >= lease.deadline_at.timestamp() + KILL_TIME_S,
         )
 
-    def _log_waiting(self, leases: list[OtherLease]) -> None:
+    def _log_leases_waiting_for_deadline(self, leases: list[OtherLease]) -> None:
         """Log for each of these leases, once, that its job is reaped only after the job's deadline."""
         for lease in leases:
             if state_of(lease) not in self._leases_waiting_for_deadline:

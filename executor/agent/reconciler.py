@@ -56,9 +56,7 @@ class Reconciler:
             return
         if previous_reason:
             log.info("drift_check_resumed", mapping_count=outcome.mapping_count)
-        self._store_and_log_changes(
-            [finding for finding in outcome.findings if not self._is_left_to_automatic_repair(finding)]
-        )
+        self._store_and_log_changes([finding for finding in outcome.findings if not self._repair_if_automatic(finding)])
 
     def open_findings(self) -> list[Finding] | None:
         """Return the open findings; None if the database fails, or if no recent check was conclusive."""
@@ -87,7 +85,7 @@ class Reconciler:
             state.stopping.wait(AGENT_ID_CHECK_INTERVAL_S)
         return bool(state.agent_id) and not state.draining.is_set() and not state.stopping.is_set()
 
-    def _is_left_to_automatic_repair(self, finding: Finding) -> bool:
+    def _repair_if_automatic(self, finding: Finding) -> bool:
         """Repair a finding if its repair is one of AUTOMATIC_REPAIRS; return False for any other finding.
 
         Return True even when the automatic repair is impossible now, because the next check will try again.

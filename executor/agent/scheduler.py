@@ -59,7 +59,7 @@ class Scheduler:
         """Start every critical job; the first execution of each begins at once."""
         self._recorder.start()
         for name in self.jobs:
-            self._start_one(name)
+            self._start_thread(name)
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Ask all threads to end, and wait until they have ended, at most `timeout_s`."""
@@ -89,9 +89,9 @@ class Scheduler:
 
     def restart(self, name: str) -> None:
         """Start a new thread for a critical job. The old thread ends when its execution ends, which may be never."""
-        self._start_one(name)
+        self._start_thread(name)
 
-    def _start_one(self, name: str) -> None:
+    def _start_thread(self, name: str) -> None:
         job = self.jobs[name]
         job.generation += 1
         job.started_at = job.finished_at = time.monotonic()
@@ -110,11 +110,11 @@ class Scheduler:
                 is_requested = job.wake_requested.is_set()
                 job.wake_requested.clear()
                 self._execute(job, is_requested=is_requested)
-                due_at = self._plan_next(timer, job, job.current_interval_s)
+                due_at = self._plan_next_execution(timer, job, job.current_interval_s)
             job.wake_requested.wait(min(max(due_at - time.monotonic(), MIN_WAIT_S), MAX_WAIT_S))
 
     @staticmethod
-    def _plan_next(timer: schedule.Scheduler, job: CriticalJob, delay_s: float) -> float:
+    def _plan_next_execution(timer: schedule.Scheduler, job: CriticalJob, delay_s: float) -> float:
         """Set the timer to the next execution; return the monotonic time of that execution.
 
         The delay counts from the start of the last execution, so a slow answer does not extend the interval.

@@ -169,7 +169,7 @@ class AgentState:
     @property
     def summary(self) -> str:
         """The agent's status in one line, for `systemctl status`."""
-        running = self.claimed_job_count - self.ended_job_count
+        running_job_count = self.claimed_job_count - self.ended_job_count
         if self.draining.is_set():
             activity = "draining"
         elif self.database_user:
@@ -180,7 +180,7 @@ class AgentState:
             activity = "paused"
         else:
             activity = "working"
-        jobs = "1 running job" if running == 1 else f"{running} running jobs"
+        jobs = "1 running job" if running_job_count == 1 else f"{running_job_count} running jobs"
         outage = "" if self.fulcrum_link.is_up else f", FulcrumCore cannot be used: {self.fulcrum_link.reason}"
         return f"{activity}, {jobs}{outage}"
 

@@ -105,7 +105,7 @@ class Fence:
 
     def check(self) -> None:
         """End all runs if the leases were not renewed for too long, then wait for the next check."""
-        if self._must_end_runs():
+        if self._is_due():
             stop_signals = self.dispatcher.stop_signals()
             newly_fenced_job_ids = {job_id for job_id, stop_signal in stop_signals.items() if not stop_signal.is_sent()}
             if newly_fenced_job_ids:
@@ -126,7 +126,7 @@ class Fence:
             self._fenced_job_ids -= fenced_job_ids
             return fenced_job_ids
 
-    def _must_end_runs(self) -> bool:
+    def _is_due(self) -> bool:
         with self._lock:
             since_renewal_s = self.clock() - self._renewed_at
             return must_end_runs(

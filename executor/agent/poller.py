@@ -216,7 +216,7 @@ class Poller:
             self.state.dispatch_requested.set()
             self.state.report_requested.set()
 
-    def _new_row(self, job: CoreJob, *, is_claimed_at_fulcrum: bool) -> NewJob:
+    def _new_row(self, job: CoreJob, is_claimed_at_fulcrum: bool) -> NewJob:
         """Return the new row of a job. The row's `defect` says what is invalid in the job: the worker then fails it."""
         defects = list(job.defects)
         params, problem = check_limits(job.params)

@@ -33,7 +33,7 @@ COLLECTION_PREFIX = "agent_smith.proxmox."
 #: The built-in roles and action plugins that verify the VM's identity and publish a result. A role has the name of the
 #: action plugin that it runs; there is no role vm_identity. The action plugin vm_info is not listed, because it neither
 #: verifies an identity nor publishes a result.
-VERIFYING_NAMES = (
+IDENTITY_VERIFIERS = (
     *("vm_absent", "vm_backed_up", "vm_configured", "vm_identity", "vm_placed", "vm_power", "vm_present"),
     "vm_snapshot",
 )
@@ -77,8 +77,8 @@ def check_playbook(playbook: Path) -> CheckResult:
     problems = [problem for play in contents.plays for problem in _find_play_problems(play, contents)]
     if not _publishes_result(contents):
         problems.append(
-            "it publishes no result: end it with the action agent_smith.proxmox.vm_identity, or set vm_result with "
-            "set_stats"
+            "the playbook publishes no result: end it with the action plugin agent_smith.proxmox.vm_identity, or set "
+            "vm_result with set_stats"
         )
     problems_without_duplicates = tuple(dict.fromkeys(problems))
     return CheckResult(problems=problems_without_duplicates, hints=tuple(_find_hints(contents)))
@@ -117,14 +117,14 @@ def read_vm_options(playbook: Path) -> dict[str, dict[str, Any]]:
     playbook. An option is required if at least one of these roles and action plugins requires it.
     """
     contents = read_playbook(playbook)
-    specs = [_builtin_options(name) for name in _verifying_names(contents)]
+    option_sets = [_builtin_options(name) for name in _identity_verifiers_in(contents)]
     for role in contents.roles:
         # A role may lack argument_specs. `_read_yaml` adds the error about the missing file to a new PlaybookContents,
         # which is not read.
         document = _read_yaml(playbook.parent / "roles" / role / "meta" / "argument_specs.yml", PlaybookContents())
-        specs.append(_dictionary_at(document, "argument_specs", "main", "options", "vm", "options"))
+        option_sets.append(_dictionary_at(document, "argument_specs", "main", "options", "vm", "options"))
     options_by_name: dict[str, dict[str, Any]] = {}
-    for options in specs:
+    for options in option_sets:
         for name, option in options.items():
             earlier_option = options_by_name.get(name, {})
             is_required = bool(option.get("required") or earlier_option.get("required"))
@@ -132,11 +132,13 @@ def read_vm_options(playbook: Path) -> dict[str, dict[str, Any]]:
     return options_by_name
 
 
-def _verifying_names(contents: PlaybookContents) -> list[str]:
-    """Return those of VERIFYING_NAMES that the playbook uses."""
-    actions = (key for task in contents.tasks for key in task)
-    names = (name.removeprefix(COLLECTION_PREFIX) for name in (*contents.roles, *actions) if COLLECTION_PREFIX in name)
-    return [name for name in names if name in VERIFYING_NAMES]
+def _identity_verifiers_in(contents: PlaybookContents) -> list[str]:
+    """Return those of IDENTITY_VERIFIERS that the playbook uses."""
+    task_keys = (key for task in contents.tasks for key in task)  # One of a task's keys is its module or action plugin.
+    names = (
+        name.removeprefix(COLLECTION_PREFIX) for name in (*contents.roles, *task_keys) if COLLECTION_PREFIX in name
+    )
+    return [name for name in names if name in IDENTITY_VERIFIERS]
 
 
 def _builtin_options(name: str) -> dict[str, Any]:
@@ -158,23 +160,23 @@ def _dictionary_at(document: Any, *keys: str) -> dict[str, Any]:
 def _find_play_problems(play: dict[str, Any], contents: PlaybookContents) -> Iterator[str]:
     """Yield one text for each reason why the executor cannot run this play."""
     if play.get("hosts") not in ALLOWED_HOSTS:
-        yield f"hosts is {play.get('hosts')!r}: it must be proxmox, which is the only host in the inventory"
+        yield f"hosts is {play.get('hosts')!r}: it must be proxmox, the only host in the inventory"
     if play.get("gather_facts") is not False:
-        yield "gather_facts must be false: Ansible would gather facts of the executor's machine, which takes a second"
-    login = _dictionary_at(play, "module_defaults").get(PROXMOX_MODULE_GROUP)
+        yield "gather_facts must be false: Ansible would gather facts of the agent's machine, which takes a second"
+    proxmox_login = _dictionary_at(play, "module_defaults").get(PROXMOX_MODULE_GROUP)
     uses_proxmox_modules = any("community.proxmox." in key for task in contents.tasks for key in task)
-    if login is None and uses_proxmox_modules:
+    if proxmox_login is None and uses_proxmox_modules:
         yield (
             f"module_defaults lacks {PROXMOX_MODULE_GROUP}, so the modules of community.proxmox have no login: set "
             'this key to "{{ smith_proxmox }}"'
         )
     if "vars_prompt" in play:
-        yield "vars_prompt needs an operator's answer, which the executor cannot give"
+        yield "vars_prompt needs an operator's answer, but no operator is present when the agent runs a job"
 
 
 def _publishes_result(contents: PlaybookContents) -> bool:
     """Return whether a built-in role, a built-in action plugin or set_stats publishes `vm_result` in the playbook."""
-    if _verifying_names(contents):
+    if _identity_verifiers_in(contents):
         return True
     published_data = (_dictionary_at(_module_arguments(task, "set_stats"), "data") for task in contents.tasks)
     return any("vm_result" in data for data in published_data)
@@ -182,15 +184,18 @@ def _publishes_result(contents: PlaybookContents) -> bool:
 
 def _find_hints(contents: PlaybookContents) -> Iterator[str]:
     """Yield one text for each unusual property of the playbook."""
-    if not _verifying_names(contents):
-        yield "it does not use the action agent_smith.proxmox.vm_identity, which verifies the VM's identity"
+    if not _identity_verifiers_in(contents):
+        yield (
+            "the playbook does not use the action plugin agent_smith.proxmox.vm_identity, which verifies the VM's "
+            "identity"
+        )
     if not any("rescue" in task for task in contents.tasks):
         yield (
-            "it has no rescue with the filter agent_smith.proxmox.failure, so its failures may have the error code "
-            "PLAYBOOK_FAILED"
+            "the playbook has no rescue with the filter agent_smith.proxmox.failure, so its failures may have only the "
+            "general error code PLAYBOOK_FAILED"
         )
     if any(_module_arguments(task, module) is not None for task in contents.tasks for module in ("pause", "prompt")):
-        yield "it pauses, and FulcrumCore's job timeout includes the pause"
+        yield "the playbook pauses, and FulcrumCore's job timeout includes the pause"
 
 
 def _add_tasks(tasks: list[Any], file: Path, contents: PlaybookContents, depth: int) -> None:

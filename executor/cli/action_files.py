@@ -9,9 +9,9 @@ from executor.runs.actions import SCHEMA_SUFFIX
 
 #: The placeholders in the templates below. The first is replaced by the name of the action. The second is replaced by
 #: the name of the action's role. The names of the role's variables begin with the name of the role.
-NAME, ROLE = "ACTION-NAME", "ACTION_ROLE"
+NAME_PLACEHOLDER, ROLE_PLACEHOLDER = "ACTION-NAME", "ACTION_ROLE"
 
-PLAYBOOK = """\
+PLAYBOOK_TEMPLATE = """\
 ---
 # Runs for FulcrumCore's action `ACTION-NAME`. The contract: docs/custom-actions.md.
 # vm describes the VM (service_id, vmid, name, node, cluster, timeout_s). vm.properties has the service's properties.
@@ -32,7 +32,7 @@ PLAYBOOK = """\
           ansible.builtin.fail:
             msg: "{{ ansible_failed_result | agent_smith.proxmox.failure }}"
 """
-SCHEMA = """\
+SCHEMA_TEMPLATE = """\
 {
   "$schema": "https://json-schema.org/draft/2020-12/schema",
   "title": "The properties of a service that ACTION-NAME needs",
@@ -43,7 +43,7 @@ SCHEMA = """\
   }
 }
 """
-ARGUMENT_SPECS = """\
+ARGUMENT_SPECS_TEMPLATE = """\
 ---
 # Ansible checks these arguments before the role begins. Add the variables that the role takes.
 argument_specs:
@@ -55,7 +55,7 @@ argument_specs:
         required: true
         description: The VM, and in C(vm.properties) the service's properties.
 """
-TASKS = """\
+TASKS_TEMPLATE = """\
 ---
 # Change nothing before this task, which verifies that the VM with this VMID belongs to the service.
 - name: Verify the VM's identity
@@ -63,8 +63,9 @@ TASKS = """\
     vm: "{{ vm }}"
   register: ACTION_ROLE_before
 
-# Your tasks. The actions of agent_smith.proxmox (vm_power, vm_configured, …) find their login themselves, and verify
-# and publish what they did. The modules of community.proxmox have their login already: module_defaults of the playbook.
+# Your tasks. The action plugins of agent_smith.proxmox (vm_power, vm_configured, …) find the login to Proxmox
+# themselves, and verify and publish what they did. The modules of community.proxmox get the login from the
+# playbook's module_defaults.
 
 # This task reads the outcome from Proxmox. A module's answer "ok" does not prove that the change was made.
 - name: Publish the result
@@ -76,7 +77,7 @@ TASKS = """\
       # In check mode: what would be changed, for example {cores: 4}. `smith play` shows it before it asks.
       planned: {}
 """
-TEST = """\
+TESTS_TEMPLATE = """\
 \"\"\"Tests of the action ACTION-NAME: `smith actions test ACTION-NAME`. docs/lab_test.md has the fixtures.\"\"\"
 
 # The properties of a service that the action needs, for example {"isoImage": "local:iso/debian-13.iso"}.
@@ -107,24 +108,27 @@ def test_ACTION_ROLE_refuses_the_vm_of_another_service(lab_vm, run_action):
 TESTS_FOLDER = "tests"
 
 
-def new_action_files(name: str) -> dict[str, str]:
+def new_action_files(action_name: str) -> dict[str, str]:
     """Return the text of each file of a new action. The keys are paths relative to the provider's folder."""
-    role = role_name(name)
+    role = role_name(action_name)
     templates = {
-        f"{name}.yml": PLAYBOOK,
-        f"{name}{SCHEMA_SUFFIX}": SCHEMA,
-        f"roles/{role}/meta/argument_specs.yml": ARGUMENT_SPECS,
-        f"roles/{role}/tasks/main.yml": TASKS,
-        test_file(name): TEST,
+        f"{action_name}.yml": PLAYBOOK_TEMPLATE,
+        f"{action_name}{SCHEMA_SUFFIX}": SCHEMA_TEMPLATE,
+        f"roles/{role}/meta/argument_specs.yml": ARGUMENT_SPECS_TEMPLATE,
+        f"roles/{role}/tasks/main.yml": TASKS_TEMPLATE,
+        test_file(action_name): TESTS_TEMPLATE,
     }
-    return {path: text.replace(NAME, name).replace(ROLE, role) for path, text in templates.items()}
+    return {
+        path: text.replace(NAME_PLACEHOLDER, action_name).replace(ROLE_PLACEHOLDER, role)
+        for path, text in templates.items()
+    }
 
 
-def role_name(name: str) -> str:
+def role_name(action_name: str) -> str:
     """Return the name of an action's role. The names of the role's variables begin with this name."""
-    return name.replace("-", "_")
+    return action_name.replace("-", "_")
 
 
-def test_file(name: str) -> str:
+def test_file(action_name: str) -> str:
     """Return the path of the tests of an action, relative to the provider's folder."""
-    return f"{TESTS_FOLDER}/test_{role_name(name)}.py"
+    return f"{TESTS_FOLDER}/test_{role_name(action_name)}.py"

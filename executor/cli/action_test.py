@@ -68,5 +68,7 @@ def _find_test_file(name: str) -> Path:
         raise ActionsFolderNotSet("SMITH_ACTIONS_PATH is not set")
     file = folder / test_file(name)
     if not file.is_file():
-        raise TestsMissing(f"{name} has no tests: there is no file {file}. docs/lab_test.md says how to write one")
+        raise TestsMissing(
+            f"the action {name} has no tests: there is no file {file}. docs/lab_test.md says how to write tests"
+        )
     return file

@@ -30,7 +30,7 @@ from executor.runs.actions import ACTION_PATTERN, SCHEMA_SUFFIX, Action, ListedA
 from executor.views.text import sanitized
 
 COLUMNS = {"name": "ACTION", "source": "SOURCE", "effect": "EFFECT", "schema": "SCHEMA", "note": "NOTE"}
-#: The modes of new files and folders, whatever the umask is. Only the owner can write to them, because the executor
+#: The modes of new files and folders, whatever the umask is. Only the owner can write to them, because the agent
 #: refuses an action that other users can write to.
 FILE_MODE, FOLDER_MODE = 0o644, 0o755
 
@@ -45,7 +45,7 @@ class FileExists(SmithError):
 
 @examples("smith actions list", "smith actions list --json")
 def list_actions(as_json: AsJson = False) -> None:
-    """List the actions; if the executor refuses one, show why."""
+    """List the actions; if the agent refuses one, show why."""
     rows = [_json_fields(action) for action in _read_all_actions()]
     if as_json:
         show_json(rows)
@@ -85,7 +85,7 @@ def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The action's name in FulcrumCore's service type.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write a new action into the folder SMITH_ACTIONS_PATH.
+    """Write the files of a new action into the folder SMITH_ACTIONS_PATH.
 
     The action consists of a playbook, a JSON schema for the service's properties, a role to which you add your Ansible
     tasks, and tests, which `smith actions test` runs.
@@ -98,12 +98,14 @@ def new(
     text_by_file = {folder / path: text for path, text in new_action_files(name).items()}
     for file in text_by_file:
         if os.path.lexists(file):
-            raise FileExists(f"{file} exists already")
+            raise FileExists(f"{file} exists already, and is not overwritten")
     for file, text in text_by_file.items():
         _make_folders(folder, file.relative_to(folder).parent)
         _write_new_file(file, text)
     files = [str(file) for file in text_by_file]
-    lines = "\n".join([*files, f"then: smith actions validate {name}, and smith actions test {name}"])
+    lines = "\n".join(
+        [*files, f"next: add your Ansible tasks, then run smith actions validate {name} and smith actions test {name}"]
+    )
     playbook, schema = files[:2]
     show_outcome(lines, as_json=as_json, name=name, playbook=playbook, schema=schema, files=files)
 
@@ -124,9 +126,9 @@ def _json_fields(action: ListedAction) -> dict[str, Any]:
 def _effect_of(action: ListedAction) -> str | None:
     """Return what the action does to a VM, or None if the action's schema cannot be used."""
     schema = action.playbook.with_name(f"{action.name}{SCHEMA_SUFFIX}") if action.has_schema else None
-    found = Action(name=action.name, playbook=action.playbook, schema=schema, is_ours=action.is_ours)
+    action_with_schema = Action(name=action.name, playbook=action.playbook, schema=schema, is_ours=action.is_ours)
     try:
-        return find_effect(found)
+        return find_effect(action_with_schema)
     except JobError:
         return None
 
@@ -147,8 +149,8 @@ def _read_all_actions() -> list[ListedAction]:
 def action_folders() -> tuple[Path, ...]:
     """Return the folders with actions: the provider's own folder first, if it is set, then the built-in folder."""
     builtin_folder = ansible_home() / "playbooks"
-    own_folder = open_settings().smith_actions_path
-    return (own_folder, builtin_folder) if own_folder else (builtin_folder,)
+    provider_folder = open_settings().smith_actions_path
+    return (provider_folder, builtin_folder) if provider_folder else (builtin_folder,)
 
 
 def find_action(name: str) -> Action:
@@ -178,7 +180,7 @@ def _check_action(action: ListedAction) -> dict[str, list[str]]:
             action_schema.read_schema(action.playbook.with_name(f"{action.name}{actions.SCHEMA_SUFFIX}"))
         except action_schema.UnusableSchemaError as error:
             problems.append(str(error))
-    if not action.problem:  # The executor does not refuse the action, so Ansible may read it.
+    if not action.problem:  # The agent does not refuse the action, so Ansible may read it.
         syntax_problem = ansible_playbook.find_syntax_problem(action.playbook)
         if syntax_problem:
             problems.append(f"ansible-playbook --syntax-check: {syntax_problem}")
@@ -189,7 +191,7 @@ def _show_reports(reports: list[dict[str, Any]]) -> None:
     if not reports:
         show_text("there are no actions of your own in the folder SMITH_ACTIONS_PATH")
     for report in reports:
-        verdict = "refused or broken" if report["problems"] else "ok"
+        verdict = "not usable" if report["problems"] else "ok"
         show_text(f"{report['name']}: {verdict}")
         for problem in report["problems"]:
             show_text(f"  problem: {problem}")

@@ -64,7 +64,10 @@ class Adoption:
             for row in mapping_queries.find_by_vmid(session, vmid):
                 maps_vm_to_other_service = row.service_id != self.service_id and row.cluster == cluster
                 if maps_vm_to_other_service and row.state != MappingState.DELETED:
-                    raise CommandFailed(f"VM {vmid} is mapped to service {row.service_id}: forget that mapping first")
+                    raise CommandFailed(
+                        f"VM {vmid} is mapped to service {row.service_id}: first end that mapping "
+                        "(`smith mappings forget`)"
+                    )
         if service_mapping is None:
             return False
         if (service_mapping.vmid, service_mapping.cluster) == (vmid, cluster):
@@ -72,7 +75,7 @@ class Adoption:
         if service_mapping.state != MappingState.VM_LOST:
             raise CommandFailed(
                 f"the service is mapped to VM {service_mapping.vmid} already ({service_mapping.state}): "
-                "forget that mapping first"
+                "first end that mapping (`smith mappings forget`)"
             )
         return False
 
@@ -98,7 +101,7 @@ class Adoption:
             try:
                 self._write_marker(lock)
             except CommandFailed as failure:
-                self._end_mapping(str(failure))
+                self._mark_mapping_deleted(str(failure))
                 raise
 
     def _store_mapping(self, reason: str) -> None:
@@ -108,7 +111,7 @@ class Adoption:
         """
         vm, cluster = self.vm, self.settings.smith_cluster
         with transaction(self.engine) as session:
-            before = audit.column_values(mappings.current(session, self.service_id), audit.MAPPING_COLUMNS)
+            old_values = audit.column_values(mappings.current(session, self.service_id), audit.MAPPING_COLUMNS)
             row = mappings.adopt(
                 session,
                 service_id=self.service_id,
@@ -119,17 +122,19 @@ class Adoption:
                 kind=vm.kind,
             )
             if row is None:
-                raise CommandFailed(f"VM {vm.vmid} or the service was mapped in the meantime")
-            record_change(session, "adopt", row, before, reason)
+                raise CommandFailed(
+                    f"VM {vm.vmid} or service {self.service_id} got another mapping while this command ran"
+                )
+            record_change(session, "adopt", row, old_values, reason)
 
-    def _end_mapping(self, failure: str) -> None:
+    def _mark_mapping_deleted(self, failure: str) -> None:
         """Mark the mapping that `_store_mapping` has stored as deleted. `failure` is stored as the reason."""
         with transaction(self.engine) as session:
             row = mappings.current(session, self.service_id)
             if row is not None and row.vmid == self.vm.vmid:
-                before = audit.column_values(row, audit.MAPPING_COLUMNS)
+                old_values = audit.column_values(row, audit.MAPPING_COLUMNS)
                 mappings.mark_deleted(session, row.id, failure)
-                record_change(session, "forget", row, before, failure)
+                record_change(session, "forget", row, old_values, failure)
 
     def _write_marker(self, lock: ServiceLock) -> None:
         """Write the marker with the built-in playbook `create`, which accepts an unmarked VM if its name matches.
@@ -144,7 +149,7 @@ class Adoption:
         result = ansible_playbook.run(request, self.settings, self.playbook_output, lock)
         if not result.succeeded:
             raise CommandFailed(
-                f"the marker could not be written, so VM {self.vm.vmid} is not mapped: {result.message}"
+                f"the marker could not be written into VM {self.vm.vmid}, so the VM was not adopted: {result.message}"
             )
 
     def _build_vm_variable(self) -> dict[str, Any]:

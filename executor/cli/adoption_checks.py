@@ -47,19 +47,19 @@ def canonical_service_id(clients: Clients, service_id: str) -> str:
     return fulcrum_service.id
 
 
-def find_vm(clients: Clients, rows: Sequence[VmRow], vmid: int) -> VmToAdopt:
-    """Return the VM with this VMID. `rows` are the VMs that Proxmox lists.
+def find_vm(clients: Clients, vm_rows: Sequence[VmRow], vmid: int) -> VmToAdopt:
+    """Return the VM with this VMID. `vm_rows` are the VMs that Proxmox lists.
 
     Raises VmNotFound when Proxmox does not list the VM for our API token, and UnusableReference when the VM is a
     template.
     """
-    vm_row = next((row for row in rows if row.vmid == vmid), None)
+    vm_row = next((row for row in vm_rows if row.vmid == vmid), None)
     if vm_row is None:
-        raise VmNotFound(f"Proxmox shows no VM {vmid} to our token")
+        raise VmNotFound(f"Proxmox does not show a VM {vmid} to the agent's API token")
     config = clients.proxmox.vm_config(vm_row.node, vmid, kind=vm_row.kind)
     vm_row = with_configuration(vm_row, config)  # Proxmox's list of VMs may lack values or show old ones
     if vm_row.is_template:
-        raise UnusableReference(f"{vmid} ({vm_row.name}) is a template, which no service can have")
+        raise UnusableReference(f"VM {vmid} ({vm_row.name}) is a template, and a template cannot be adopted")
     description = str(config.get("description") or "")
     return VmToAdopt(
         vmid=vmid,

@@ -33,7 +33,7 @@ MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_ROWS = 100_000
 #: Each value is cut to this length, which is longer than any valid value. Error texts quote the shortened value.
 MAX_QUOTED_LENGTH = 60
-_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_UUID_PATTERN = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +70,9 @@ def _read_sqlite(file: Path) -> Iterator[tuple[Any, Any]]:
     uri = f"{file.resolve().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True)) as connection:
         connection.text_factory = lambda content: content.decode(errors="replace")
-        names = [row[1] for row in connection.execute(f"PRAGMA table_info({PHP_TABLE})")]
-        if "job_service_id" not in names or VMID_COLUMN not in names:
-            raise CommandFailed(f"{file} has no table {PHP_TABLE} with job_service_id and vmid")
+        column_names = [row[1] for row in connection.execute(f"PRAGMA table_info({PHP_TABLE})")]
+        if "job_service_id" not in column_names or VMID_COLUMN not in column_names:
+            raise CommandFailed(f"{file} has no table {PHP_TABLE} with the columns job_service_id and vmid")
         yield from connection.execute(f"SELECT job_service_id, vmid FROM {PHP_TABLE} ORDER BY rowid")  # noqa: S608
 
 
@@ -84,29 +84,31 @@ def _read_text(file: Path) -> Iterator[tuple[Any, Any]]:
         if not isinstance(document, list) or not all(isinstance(entry, dict) for entry in document):
             raise CommandFailed(f"{file} must be a JSON list of objects with service_id and vmid")
         entries: list[Mapping[str, Any]] = document
-        names = {name for entry in entries for name in entry}
+        column_names = {name for entry in entries for name in entry}
     else:
         delimiter = ";" if ";" in text.partition("\n")[0] else ","
         reader = csv.DictReader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
-        names, entries = set(reader.fieldnames or ()), list(reader)
-    service_column = next((name for name in SERVICE_COLUMNS if name in names), None)
-    if service_column is None or VMID_COLUMN not in names:
-        raise CommandFailed(f"{file} needs the columns service_id and vmid, for CSV in its first line")
+        column_names, entries = set(reader.fieldnames or ()), list(reader)
+    service_column = next((name for name in SERVICE_COLUMNS if name in column_names), None)
+    if service_column is None or VMID_COLUMN not in column_names:
+        raise CommandFailed(
+            f"{file} needs the columns service_id and vmid; the first line of a CSV file must contain these names"
+        )
     yield from ((entry.get(service_column), entry.get(VMID_COLUMN)) for entry in entries)
 
 
 def _source_row(service_id: Any, vmid: Any) -> SourceRow:
     """Check the two values of a row, and return them. If one of them is not valid, `problem` says why."""
-    id_text, vmid_text = _text(service_id).lower(), _text(vmid)
-    number = int(vmid_text) if vmid_text.isascii() and vmid_text.isdecimal() and len(vmid_text) <= 9 else None
+    id_text, vmid_text = _shortened_text(service_id).lower(), _shortened_text(vmid)
+    vmid_number = int(vmid_text) if vmid_text.isascii() and vmid_text.isdecimal() and len(vmid_text) <= 9 else None
     problem = ""
-    if not _UUID.fullmatch(id_text):
+    if not _UUID_PATTERN.fullmatch(id_text):
         problem = f"{id_text!r} is not the id of a service"
-    elif number is None or not MIN_VMID <= number <= MAX_VMID:
-        problem = f"{vmid_text!r} is not a VMID"
-    return SourceRow(service_id=id_text, vmid=number, problem=problem)
+    elif vmid_number is None or not MIN_VMID <= vmid_number <= MAX_VMID:
+        problem = f"{vmid_text!r} is not a VMID (a number from {MIN_VMID} to {MAX_VMID})"
+    return SourceRow(service_id=id_text, vmid=vmid_number, problem=problem)
 
 
-def _text(value: Any) -> str:
+def _shortened_text(value: Any) -> str:
     """Return a value of the file as a text without spaces around it, cut to MAX_QUOTED_LENGTH."""
     return "" if value is None or isinstance(value, bool) else str(value).strip()[:MAX_QUOTED_LENGTH]

@@ -131,7 +131,7 @@ def test_an_action_without_identity_check_and_rescue_gets_hints(smith: Cli, fold
     write(folder, "unsafe.yml", HEAD + LOGIN + "  tasks:\n" + RESULT)
     (found,) = smith.json("actions", "validate", "unsafe")
     assert found["problems"] == []
-    assert "does not use the action agent_smith.proxmox.vm_identity" in " ".join(found["hints"])
+    assert "does not use the action plugin agent_smith.proxmox.vm_identity" in " ".join(found["hints"])
     assert "no rescue" in " ".join(found["hints"])
 
 

@@ -34,7 +34,7 @@ from executor.shared.run_until import RUN_UNTIL_VARIABLE
 from executor.views.text import sanitized
 
 #: The folder with the callback plugin `smith_events`, which writes the events that `results.read` needs.
-CALLBACK_PLUGINS = Path(__file__).parent / "callbacks"
+CALLBACK_PLUGIN_FOLDER = Path(__file__).parent / "callbacks"
 #: The prefixes of the environment variables that are our settings. ansible-playbook does not get these variables,
 #: because some are secrets. It reads Proxmox's login from a file instead.
 _SETTING_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
@@ -82,14 +82,14 @@ class Stopper:
         with self._lock:
             self._processes.append(process)
             if self.is_stopped:
-                _end_by_guard(process)
+                _make_guard_end_playbook(process)
 
     def stop(self) -> None:
         """Make the guards end all playbooks. This takes seconds; `run` returns when its playbook has ended."""
         with self._lock:
             self.is_stopped = True
             for process in self._processes:
-                _end_by_guard(process)
+                _make_guard_end_playbook(process)
 
 
 def run(
@@ -110,24 +110,24 @@ def run(
     with temporary_private_folder() as folder:
         events_file = folder / "events.jsonl"
         events_file.touch(mode=0o600)
-        command = _prepare_command(request, folder, settings)
-        variables = {
-            "ANSIBLE_CALLBACK_PLUGINS": str(CALLBACK_PLUGINS),
+        command = _write_files_and_build_command(request, folder, settings)
+        run_variables = {
+            "ANSIBLE_CALLBACK_PLUGINS": str(CALLBACK_PLUGIN_FOLDER),
             "ANSIBLE_CALLBACKS_ENABLED": "smith_events",
             "SMITH_EVENTS_FILE": str(events_file),
         }
         if lock is not None and lock.ident:  # The run has a lease: the guard ends the run before the lease expires.
             run_until_file = RunUntilFile(folder / RUN_UNTIL_FILE)
             lock.limit_run_with(run_until_file.limit)
-            variables[RUN_UNTIL_VARIABLE] = str(run_until_file.path)
+            run_variables[RUN_UNTIL_VARIABLE] = str(run_until_file.path)
         excerpt = lock.output if lock is not None else OutputExcerpt()
-        environment = build_environment(folder, settings) | variables
-        rc = _run_command(command, environment, output, excerpt, events_file, stopper)
+        environment = build_environment(folder, settings) | run_variables
+        exit_code = _run_command(command, environment, output, excerpt, events_file, stopper)
         artifacts = RunArtifacts(
             ident=lock.ident if lock is not None else "",
             folder=folder,
-            status=RunStatus.FAILED if rc else RunStatus.SUCCESSFUL,
-            rc=rc,
+            status=RunStatus.FAILED if exit_code else RunStatus.SUCCESSFUL,
+            rc=exit_code,
             started_at=started_at,
             ended_at=time.time(),
         )
@@ -186,7 +186,7 @@ def temporary_private_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _prepare_command(request: PlaybookRequest, folder: Path, settings: Settings) -> list[str]:
+def _write_files_and_build_command(request: PlaybookRequest, folder: Path, settings: Settings) -> list[str]:
     """Write the variable `vm` and the credentials into the folder, and return ansible-playbook's command line."""
     write_extra_vars(folder / "vm.yml", dict(request.vm))
     write_credentials(folder / "credentials.yml", module_credentials(settings))
@@ -230,13 +230,13 @@ def _run_command(  # noqa: PLR0913, PLR0917 (three of the values receive the out
                 _write_error_event(events_file, line)
         return process.wait()
     finally:
-        _end_by_guard(process)
+        _make_guard_end_playbook(process)
         if process.stdout is not None:
             process.stdout.close()
         _wait_for_guard(process)
 
 
-def _end_by_guard(process: subprocess.Popen[str]) -> None:
+def _make_guard_end_playbook(process: subprocess.Popen[str]) -> None:
     """Close the pipe to the guard, which then ends all processes of the playbook."""
     if process.stdin is not None:
         process.stdin.close()
@@ -267,9 +267,11 @@ def _write_error_event(events_file: Path, line: str) -> None:
 
 def sanitized_except_colours(line: str) -> str:
     """Return the line without secrets, and without terminal control sequences except those that set a colour."""
-    parts = _COLOUR_SEQUENCE.split(line)
+    texts_and_sequences = _COLOUR_SEQUENCE.split(line)
     # With keep_lines, `sanitized` also keeps the tabs.
-    return "".join(part if _COLOUR_SEQUENCE.fullmatch(part) else sanitized(part, keep_lines=True) for part in parts)
+    return "".join(
+        part if _COLOUR_SEQUENCE.fullmatch(part) else sanitized(part, keep_lines=True) for part in texts_and_sequences
+    )
 
 
 def ansible_script(name: str) -> str:

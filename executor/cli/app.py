@@ -36,15 +36,15 @@ Examples:
   smith status                     jobs, agents, and overdue critical jobs
   smith jobs list --status failed  failed jobs (smith jobs show has the reason)
 
-Exit codes: 0 ok, 1 failure, 2 usage, 3 settings, 4 FulcrumCore, 5 Proxmox, 6 database, 7 some of several VMs failed,
-130 interrupted.
+Exit codes: 0 success, 1 failure, 2 wrong usage; problem with: 3 settings, 4 FulcrumCore, 5 Proxmox, 6 database;
+7 some of several VMs failed, 130 interrupted.
 """
 #: The maximum width of the help in characters. In `smith --help`, each command's line fits into this width.
 HELP_WIDTH = 110
 
 
 def build() -> TopLevelGroup:
-    """Return the command line with all commands. A command's module is imported only when the command is called."""
+    """Return the root command `smith`. A command's module is imported only when the command is called."""
     # TYPER_ARGUMENTS are for every typer.Typer, and disable completion. Completion is enabled only here, so that only
     # `smith` itself has the options --install-completion and --show-completion.
     typer_arguments = TYPER_ARGUMENTS | {"add_completion": True}
@@ -57,10 +57,10 @@ def build() -> TopLevelGroup:
         **typer_arguments,
     )
     app.callback()(_global_options)
-    command_line = typer.main.get_command(app)
-    assert isinstance(command_line, TopLevelGroup)  # noqa: S101 (typer builds the class that `cls` names)
-    command_line.commands = dict(top_level_commands())
-    return command_line
+    root_command = typer.main.get_command(app)
+    assert isinstance(root_command, TopLevelGroup)  # noqa: S101 (typer builds the class that `cls` names)
+    root_command.commands = dict(top_level_commands())
+    return root_command
 
 
 def _show_version(is_set: bool) -> None:
@@ -150,7 +150,7 @@ def exit_code_of(error: SmithError) -> int:
     return next((code for error_class, code in exit_codes if isinstance(error, error_class)), EXIT_FAILURE)
 
 
-def _end_process(code: int) -> NoReturn:
+def _end_process(exit_code: int) -> NoReturn:
     """Flush stdout and end the process with the exit code.
 
     If the reader of stdout has closed the pipe (`smith … | head`), no error is printed, but the exit code is not 0. If
@@ -164,6 +164,6 @@ def _end_process(code: int) -> NoReturn:
             _show_os_error(error)
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = code or EXIT_FAILURE
+        exit_code = exit_code or EXIT_FAILURE
     skip_last_garbage_collection()
-    sys.exit(code)
+    sys.exit(exit_code)

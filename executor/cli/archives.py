@@ -24,12 +24,12 @@ def list_archives(proxmox: ProxmoxReader) -> list[ArchiveRow]:
 
 def _storages_to_read(storages: Iterable[StorageRow]) -> Iterator[StorageRow]:
     """Yield each available storage for backups. A shared one is yielded once: each node lists the same archives."""
-    read_shared_storages = set()
+    names_of_read_storages = set()
     for storage in storages:
-        if "backup" not in storage.content or not storage.is_available or storage.name in read_shared_storages:
+        if "backup" not in storage.content or not storage.is_available or storage.name in names_of_read_storages:
             continue
         if storage.is_shared:
-            read_shared_storages.add(storage.name)
+            names_of_read_storages.add(storage.name)
         yield storage
 
 
@@ -44,9 +44,9 @@ def archives_of_service(
     rows = []
     for archive in archives:
         if service_id in markers_in(archive.notes):
-            reason = "its notes name the service"
-        elif any(_had_vmid(mapping, archive) for mapping in mappings):
-            reason = "the service had this VMID at that time"
+            reason = "the archive's notes name the service"
+        elif any(_mapping_had_vmid_at_creation(mapping, archive) for mapping in mappings):
+            reason = "the service had this VMID when the archive was created"
         else:
             continue
         created_at = datetime.fromtimestamp(archive.created_at_s, UTC)
@@ -54,9 +54,11 @@ def archives_of_service(
     return rows
 
 
-def _had_vmid(mapping: Mapping, archive: ArchiveRow) -> bool:
+def _mapping_had_vmid_at_creation(mapping: Mapping, archive: ArchiveRow) -> bool:
     created_at = datetime.fromtimestamp(archive.created_at_s, UTC)
-    has_begun = mapping.created_at <= created_at
+    existed_already = mapping.created_at <= created_at
     return (
-        mapping.vmid == archive.vmid and has_begun and (mapping.deleted_at is None or created_at <= mapping.deleted_at)
+        mapping.vmid == archive.vmid
+        and existed_already
+        and (mapping.deleted_at is None or created_at <= mapping.deleted_at)
     )

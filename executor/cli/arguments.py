@@ -20,14 +20,18 @@ JobReference = Annotated[
     str,
     typer.Argument(
         metavar="REF",
-        help="Our job number, FulcrumCore's id of the job, or the beginning of this id.",
+        help="The job's number (ID in `smith jobs list`), FulcrumCore's id of the job, or the beginning of this id.",
         autocompletion=complete_job,
     ),
 ]
 #: The argument that names one mapping.
 MappingReference = Annotated[
     str,
-    typer.Argument(metavar="REF", help="VMID, VM name, service id or its beginning.", autocompletion=complete_mapping),
+    typer.Argument(
+        metavar="REF",
+        help="VMID, VM name, service id, or the beginning of a service id.",
+        autocompletion=complete_mapping,
+    ),
 ]
 #: The option --json.
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -47,7 +51,7 @@ UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
 def since_time(text: str | None) -> datetime | None:
-    """Return the time that the option --since names: a time, or a duration before now. Raises BadParameter."""
+    """Return the time that the option --since names: a time, or an age (a duration before now). Raises BadParameter."""
     if text is None:
         return None
     now, number, unit = datetime.now(UTC), text.strip()[:-1], text.strip()[-1:]
@@ -58,9 +62,11 @@ def since_time(text: str | None) -> datetime | None:
             moment = datetime.fromisoformat(text.strip())
             moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
-        raise typer.BadParameter(f"--since {text}: neither a duration (30m, 2h, 7d) nor a time") from None
+        raise typer.BadParameter(
+            f"--since {text}: neither an age (30m, 2h, 7d) nor a time in UTC (2026-11-27T08:00)"
+        ) from None
     if moment > now:
-        raise typer.BadParameter(f"--since {text}: this is in the future; now it is {now:%Y-%m-%dT%H:%M} (UTC)")
+        raise typer.BadParameter(f"--since {text}: this time is in the future; now it is {now:%Y-%m-%dT%H:%M} (UTC)")
     return moment
 
 
@@ -80,7 +86,7 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise typer.BadParameter("there is no terminal to ask on: use --yes")
+        raise typer.BadParameter("there is no terminal on which to ask for confirmation: use --yes")
     try:
         is_confirmed = typer.confirm(sanitized(question))
     except typer.Abort:

@@ -56,7 +56,7 @@ def backup(
         try:
             source = connection.driver_connection
             assert isinstance(source, sqlite3.Connection)  # noqa: S101 (_require_sqlite_file refuses PostgreSQL)
-            size = _copy_database(source, partial_file)
+            size = _copy_and_check_database(source, partial_file)
         finally:
             connection.close()
         os.replace(partial_file, file)
@@ -85,9 +85,12 @@ def restore(
     new_file = target.with_name(f"{target.name}.restoring")
     with _raising_database_error(target), holding_database_lock(Path(f"{target}.lock")):
         try:
-            _refuse_sealed(target)
+            _refuse_sealed_database(target)
             revision = _copy_backup(file, new_file)
-            confirm(f"Replace {target} by {file} (schema {revision})? Newer data is lost.", yes=yes)
+            confirm(
+                f"Replace {target} by {file} (schema revision {revision})? All changes since the backup are lost.",
+                yes=yes,
+            )
             old_file = _replace_database(target, new_file)
         finally:
             # After a success, `new_file` does not exist any more: it was renamed to `target`.
@@ -95,16 +98,19 @@ def restore(
     lines = [f"{target} is now a copy of {file}"]
     if old_file is not None:
         lines[0] += f"; the old file is kept as {old_file}"
-    newest = schema.head_revision()
-    if revision != newest:
-        lines.append(f"this copy's schema is {revision}: `smith run` and `smith db upgrade` upgrade it to {newest}")
+    newest_revision = schema.head_revision()
+    if revision != newest_revision:
+        lines.append(
+            f"this copy's schema has revision {revision}: `smith run` and `smith db upgrade` upgrade the schema to "
+            f"{newest_revision}"
+        )
     lines.append("all changes since the backup are lost")
     lines.append("`smith drift` shows where the restored mappings differ from Proxmox and FulcrumCore")
     old_file_name = str(old_file) if old_file else None
     show_outcome("\n".join(lines), as_json=as_json, file=str(target), kept=old_file_name, schema=revision)
 
 
-def _refuse_sealed(file: Path) -> None:
+def _refuse_sealed_database(file: Path) -> None:
     """Raise DatabaseError if the database in the file is sealed.
 
     When `smith db migrate` moves the rows of a database to another database, it seals the old one: the old database
@@ -137,7 +143,7 @@ def _require_sqlite_file(settings: Settings, postgresql_command: str) -> Path:
 # --- the copy ---------------------------------------------------------------------------------------------------
 
 
-def _copy_database(source: sqlite3.Connection, target: Path) -> int:
+def _copy_and_check_database(source: sqlite3.Connection, target: Path) -> int:
     """Copy the database into one file, check the copy, flush the copy to the disk, and return the copy's size in bytes.
 
     All pages are copied in one step (`pages=-1`), which blocks no writer in WAL mode. With several steps, each write by
@@ -169,7 +175,7 @@ def _copy_backup(file: Path, new_file: Path) -> str:
     """
     _delete_database(new_file)  # An interrupted restore may have left this file.
     with _raising_database_error(file), contextlib.closing(_open_read_only(file)) as source:
-        _copy_database(source, new_file)
+        _copy_and_check_database(source, new_file)
     engine = open_engine(f"sqlite:///{new_file}")
     try:
         schema.refuse_unknown_schema(engine)

@@ -58,12 +58,13 @@ def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     admin_token_file: Annotated[
         Path | None,
         typer.Option(
-            "--admin-token-file", help=f"File with the administrator's token; default: ${ADMIN_TOKEN_VARIABLE}."
+            "--admin-token-file",
+            help=f"File with the administrator's token; default: the token in ${ADMIN_TOKEN_VARIABLE}.",
         ),
     ] = None,
     token_file: Annotated[
         Path | None,
-        typer.Option("--token-file", help="Write the agent's new token to this new file."),
+        typer.Option("--token-file", help="Write the agent's new token to this file, which must not exist."),
     ] = None,
     show_token: Annotated[bool, typer.Option("--show-token", help="Print the agent's new token.")] = False,
     new_token: Annotated[bool, typer.Option("--new-token", help="Create a token even if the agent has one.")] = False,
@@ -116,11 +117,11 @@ def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         if remove_old_tokens and not dry_run:
             bootstrap.remove_earlier_tokens()
     if as_json:
-        _show_json(bootstrap, destination, steps, dry_run=dry_run, has_removed_tokens=remove_old_tokens)
+        _show_json(bootstrap, destination, steps, dry_run=dry_run, has_deleted_tokens=remove_old_tokens)
     else:
         _show_token(destination, dry_run=dry_run)
         if bootstrap.needs_token and bootstrap.earlier_tokens:
-            show_text(_earlier_tokens_text(bootstrap.earlier_tokens, dry_run=dry_run, are_removed=remove_old_tokens))
+            show_text(_earlier_tokens_text(bootstrap.earlier_tokens, dry_run=dry_run, are_deleted=remove_old_tokens))
     if not bootstrap.needs_token and token_file:
         _require_token_of_agent(settings, token_file, bootstrap.agent_id)
 
@@ -147,26 +148,26 @@ def _execute_steps(
 
 
 def _table_row(step: BootstrapStep) -> dict[str, Any]:
-    differences = list(step.differences[:MAX_SHOWN_DIFFERENCES])
-    omitted_count = len(step.differences) - len(differences)
+    shown_differences = list(step.differences[:MAX_SHOWN_DIFFERENCES])
+    omitted_count = len(step.differences) - len(shown_differences)
     if omitted_count > 0:
-        differences.append(f"and {omitted_count} more (--json lists all)")
+        shown_differences.append(f"and {omitted_count} more (--json lists all)")
     status = {"missing": "would be created"}.get(step.status.value, step.status.value)
     return {
         "kind": step.kind,
         "name": step.name,
         "status": status,
         "id": step.id,
-        "differences": ", ".join(differences),
+        "differences": ", ".join(shown_differences),
     }
 
 
-def _earlier_tokens_text(tokens: list[CoreToken], *, dry_run: bool, are_removed: bool) -> str:
+def _earlier_tokens_text(tokens: list[CoreToken], *, dry_run: bool, are_deleted: bool) -> str:
     """Return a text that says whether the agent's other tokens are still valid, are deleted, or would be deleted."""
-    shown = ", ".join(f"{token.id} (until {token.expire_at:%Y-%m-%d})" for token in tokens)
-    if are_removed:
-        return f"{'would be deleted' if dry_run else 'deleted'}: the agent's other tokens: {shown}"
-    return f"still valid: the agent's other tokens: {shown}; --remove-old-tokens deletes them"
+    token_texts = ", ".join(f"{token.id} (until {token.expire_at:%Y-%m-%d})" for token in tokens)
+    if are_deleted:
+        return f"{'would be deleted' if dry_run else 'deleted'}: the agent's other tokens: {token_texts}"
+    return f"still valid: the agent's other tokens: {token_texts}; --remove-old-tokens deletes them"
 
 
 def _show_json(
@@ -175,14 +176,14 @@ def _show_json(
     steps: list[BootstrapStep],
     *,
     dry_run: bool,
-    has_removed_tokens: bool,
+    has_deleted_tokens: bool,
 ) -> None:
     document: dict[str, Any] = {
         "dry_run": dry_run,
         "agent_id": bootstrap.agent_id,
         "steps": [asdict(step) for step in steps],
         "other_tokens": [{"id": token.id, "expires_at": token.expire_at} for token in bootstrap.earlier_tokens],
-        "other_tokens_deleted": has_removed_tokens and not dry_run,
+        "other_tokens_deleted": has_deleted_tokens and not dry_run,
     }
     if destination.prints_token:
         document["token"] = destination.token
@@ -280,5 +281,5 @@ def _read_type(file: Path | None, kind: str) -> dict[str, Any]:
         cause = getattr(error, "strerror", None) or error
         raise SettingsError(f"{file} cannot be read as JSON: {cause}") from None
     if not isinstance(document, dict) or not isinstance(document.get("name"), str):
-        raise SettingsError(f"{file} is no {kind} type: it must be a JSON object with a name")
+        raise SettingsError(f"{file} is no {kind} type: a type is a JSON object with the member `name`")
     return document

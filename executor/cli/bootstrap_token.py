@@ -41,7 +41,7 @@ class TokenDestination:
         Raises typer.BadParameter if a token will be created and the file exists.
         """
         if self._expects_token and self.file and os.path.lexists(self.file):
-            raise typer.BadParameter(f"{self.file} exists already: a new token goes into a new file")
+            raise typer.BadParameter(f"{self.file} exists already: --token-file must name a file that does not exist")
         return self
 
     def reserve(self) -> None:
@@ -53,7 +53,9 @@ class TokenDestination:
         if not self._expects_token:
             return
         if not self.file and not self.prints_token:
-            raise typer.BadParameter("a token will be created: set --token-file FILE, or --show-token")
+            raise typer.BadParameter(
+                "a token will be created: use --token-file FILE to store it, or --show-token to print it"
+            )
         if self.file:
             try:
                 self._descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

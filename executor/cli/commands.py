@@ -80,7 +80,7 @@ COMMANDS = (
     Command("mappings", "list", "mappings", "list_mappings", "List mappings, the newest first."),
     Command("mappings", "show", "mappings", "show_mapping", "Show a mapping with its history."),
     Command("mappings", "adopt", "mappings_adopt", "adopt", "Map an existing VM to a service."),
-    Command("mappings", "forget", "mappings_forget", "forget", "End a mapping."),
+    Command("mappings", "forget", "mappings_forget", "forget", "Mark a mapping as deleted; no VM is changed."),
     Command("mappings", "recall", "mappings_recall", "recall", "Cancel the scheduled deletion of a VM."),
     Command(
         "mappings",
@@ -110,7 +110,9 @@ COMMANDS = (
     Command("nodes", "drain", "nodes", "drain", "Let one node claim no more jobs, until `smith nodes resume`."),
     Command("nodes", "resume", "nodes", "resume", "Let one node claim jobs again."),
     Command("nodes", "limit", "nodes", "limit", "Limit how many jobs a node runs in parallel."),
-    Command("critical", "list", "critical", "list_critical", "List the critical jobs."),
+    Command(
+        "critical", "list", "critical", "list_critical", "List the critical jobs, which are the agent's periodic tasks."
+    ),
     Command("db", "upgrade", "database", "upgrade", "Upgrade the schema; create the database if there is none."),
     Command("db", "downgrade", "database", "downgrade", "Downgrade the schema for an older version of Agent Smith."),
     Command(
@@ -121,13 +123,13 @@ COMMANDS = (
     Command("db", "restore", "backup", "restore", "Replace the database by a backup."),
     Command("db", "migrate", "migrate", "migrate", "Move the database from SQLite to PostgreSQL, or back."),
     Command(
-        "db", "unseal", "migrate", "unseal", "Remove the seal of `smith db migrate`: the database can be used again."
+        "db", "unseal", "migrate", "unseal", "Let a database that `smith db migrate` has sealed accept changes again."
     ),
     Command("config", "show", "config", "show", "Show every setting with its source."),
     Command("config", "example", "config", "example", "Print an example `.env` file."),
-    Command("actions", "list", "actions", "list_actions", "List the actions; if the executor refuses one, show why."),
+    Command("actions", "list", "actions", "list_actions", "List the actions; if the agent refuses one, show why."),
     Command("actions", "validate", "actions", "validate", "Check that an action can work and is safe. Nothing is run."),
-    Command("actions", "new", "actions", "new", "Write a new action into the folder SMITH_ACTIONS_PATH."),
+    Command("actions", "new", "actions", "new", "Write the files of a new action into the folder SMITH_ACTIONS_PATH."),
     Command("actions", "test", "action_test", "run_tests", "Run the tests of one of your own actions in a lab."),
     Command("templates", "list", "templates", "list_templates", "List the templates in Proxmox and in the settings."),
     Command(
@@ -164,8 +166,8 @@ GROUPS = (
         "The jobs that FulcrumCore sent, and their outcome.",
         examples_section(
             "smith jobs list --status failed --limit 20",
-            "smith jobs show 4f1c            our job number, FulcrumCore's id, or the beginning of this id",
-            "smith jobs log 17 --events      the Ansible tasks of its playbook",
+            "smith jobs show 4f1c            the job's number, FulcrumCore's id, or the beginning of this id",
+            "smith jobs log 17 --events      the Ansible tasks of the job's playbook",
         ),
     ),
     Group(
@@ -174,7 +176,7 @@ GROUPS = (
         examples_section(
             "smith runs list --job 17",
             "smith runs show create-0c5d0f3a9b21",
-            "smith runs log create-0c5d0f3a9b21    what its playbook printed",
+            "smith runs log create-0c5d0f3a9b21    what the run's playbook printed",
         ),
     ),
     Group(
@@ -240,8 +242,8 @@ GROUPS = (
         examples_section(
             "smith actions list",
             "smith actions validate attach-iso",
-            "smith actions new attach-iso      write a template into the folder SMITH_ACTIONS_PATH",
-            "smith actions test attach-iso     run its tests in a lab, or on a stand-in for Proxmox",
+            "smith actions new attach-iso      write the files of a new action into the folder SMITH_ACTIONS_PATH",
+            "smith actions test attach-iso     run the action's tests in a lab, or with a Proxmox stand-in",
         ),
     ),
     Group(

@@ -24,7 +24,7 @@ COLUMNS = {
     "finished": "ENDED",
     "ok": "LAST OK",
     "failures": "FAILURES",
-    "runs": "RUNS",
+    "runs": "EXECUTIONS",
     "last_error": "LAST ERROR",
 }
 
@@ -34,9 +34,9 @@ COLUMNS = {
     "smith critical list --json",
 )
 def list_critical(as_json: AsJson = False) -> None:
-    """List the critical jobs.
+    """List the critical jobs, which are the agent's periodic tasks.
 
-    The critical jobs are the agent's periodic tasks. For each, the list shows the last execution, the failures since
+    For each, the list shows the last execution, the failures since
     the last success, and whether the next execution is overdue.
     """
     with reading_store() as store:

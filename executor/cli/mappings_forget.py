@@ -29,10 +29,9 @@ def forget(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """End a mapping.
+    """Mark a mapping as deleted; no VM is changed.
 
-    The VM is not changed. If the VM has our marker (a line in its description), `smith drift` reports the VM as
-    `unmapped_vm` from then on.
+    If the VM has our marker (a line in its description), `smith drift` reports the VM as `unmapped_vm` from then on.
     """
     settings = open_settings()
     with open_database(settings) as engine:

@@ -96,7 +96,7 @@ def unseal(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove the seal of `smith db migrate`: the database can be used again."""
+    """Let a database that `smith db migrate` has sealed accept changes again."""
     settings = open_settings()
     with open_database(settings) as engine, refusing_while_agent_runs(engine, settings):
         with reading(engine) as session:

@@ -276,7 +276,7 @@ def test_an_archive_that_names_the_service_is_listed_and_not_changed(lab: LabSys
     assert {each["service_id"] for each in outcome["erased"]} == {SERVICE, OTHER_SERVICE}
     (archive,) = outcome["archives"]
     assert (archive["service_id"], archive["vmid"]) == (SERVICE, 100_001)
-    assert archive["why"] == "its notes name the service"
+    assert archive["why"] == "the archive's notes name the service"
     end_service(smith, SERVICE, vmid=100_003)
     shown = smith.ok("forget", SERVICE, "--yes", COLUMNS="250")
     assert archive["volume"] in shown, "the archive still exists"

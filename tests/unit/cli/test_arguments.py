@@ -40,7 +40,7 @@ def test_a_time_without_a_zone_is_in_utc(text: str | None, moment: datetime | No
     "text", ["", "h", "abc", "nans", "infd", "1e99d", "2025-13-01", "0001-01-01T00:00+14:00", "5x"]
 )
 def test_a_text_that_is_neither_a_duration_nor_a_time_is_a_usage_error(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match="neither a duration"):
+    with pytest.raises(typer.BadParameter, match="neither an age"):
         since_time(text)
 
 

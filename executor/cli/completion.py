@@ -22,24 +22,24 @@ _PLAIN_WORD = re.compile(r"[A-Za-z0-9._@:+-]+")
 #: The maximum number of rows that are read from the database, the newest first.
 MAX_ROWS = 200
 #: A value, and the help text that some shells show beside it.
-Value = tuple[str, str]
-Complete = Callable[[str], list[Value]]
+Suggestion = tuple[str, str]
+Complete = Callable[[str], list[Suggestion]]
 
 
-def _matching(values_of: Callable[[str], Iterable[Value]]) -> Complete:
-    """Return a function that returns those results of `values_of` that begin with the typed text.
+def _filtering_suggestions(suggestions_of: Callable[[str], Iterable[Suggestion]]) -> Complete:
+    """Return a function that returns those results of `suggestions_of` that begin with the typed text.
 
     After an error, the returned function returns no values. A value that does not match _PLAIN_WORD, such as a VM's
     name with spaces, is omitted, because a shell may read it as several words or as a command.
     """
 
-    @wraps(values_of)
-    def complete(incomplete: str) -> list[Value]:
+    @wraps(suggestions_of)
+    def complete(incomplete: str) -> list[Suggestion]:
         try:
-            values = dict(values_of(incomplete))
+            help_by_value = dict(suggestions_of(incomplete))
             return [
                 (value, sanitized(help_text))
-                for value, help_text in values.items()
+                for value, help_text in help_by_value.items()
                 if value.startswith(incomplete) and _PLAIN_WORD.fullmatch(value)
             ]
         except (SmithError, OSError):
@@ -48,22 +48,22 @@ def _matching(values_of: Callable[[str], Iterable[Value]]) -> Complete:
     return complete
 
 
-@_matching
-def complete_job(incomplete: str) -> Iterator[Value]:
+@_filtering_suggestions
+def complete_job(incomplete: str) -> Iterator[Suggestion]:
     """Complete our job numbers and, if something is typed, FulcrumCore's ids of the jobs."""
     from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
     from executor.database import queries  # noqa: PLC0415 (only completion needs this import)
 
     with reading_store() as store:
         for job in queries.list_jobs(store.session, limit=MAX_ROWS):
-            text = f"{job.action} {job.status}"
-            yield str(job.id), text
+            help_text = f"{job.action} {job.status}"
+            yield str(job.id), help_text
             if incomplete:
-                yield job.fulcrum_id, text
+                yield job.fulcrum_id, help_text
 
 
-@_matching
-def complete_run(incomplete: str) -> Iterator[Value]:
+@_filtering_suggestions
+def complete_run(incomplete: str) -> Iterator[Suggestion]:
     """Complete the idents of runs."""
     from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
     from executor.database import queries  # noqa: PLC0415 (only completion needs this import)
@@ -73,8 +73,8 @@ def complete_run(incomplete: str) -> Iterator[Value]:
             yield run.ident, f"job {job.id} {run.status or 'running'}"
 
 
-@_matching
-def complete_mapping(incomplete: str) -> Iterator[Value]:
+@_filtering_suggestions
+def complete_mapping(incomplete: str) -> Iterator[Suggestion]:
     """Complete VMIDs and names of mapped VMs and, if something is typed, the ids of their services."""
     from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
 
@@ -87,8 +87,8 @@ def complete_mapping(incomplete: str) -> Iterator[Value]:
                 yield service_id, f"VM {vmid} {name}"
 
 
-@_matching
-def complete_vmid(incomplete: str) -> Iterator[Value]:
+@_filtering_suggestions
+def complete_vmid(incomplete: str) -> Iterator[Suggestion]:
     """Complete the VMIDs of mapped VMs."""
     from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
 
@@ -97,8 +97,8 @@ def complete_vmid(incomplete: str) -> Iterator[Value]:
             yield vmid, name
 
 
-@_matching
-def complete_service(incomplete: str) -> Iterator[Value]:
+@_filtering_suggestions
+def complete_service(incomplete: str) -> Iterator[Suggestion]:
     """Complete the ids of mapped services."""
     from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
 
@@ -107,8 +107,8 @@ def complete_service(incomplete: str) -> Iterator[Value]:
             yield service_id, f"VM {vmid} {name}"
 
 
-@_matching
-def complete_action(incomplete: str) -> Iterator[Value]:
+@_filtering_suggestions
+def complete_action(incomplete: str) -> Iterator[Suggestion]:
     """Complete the names of the built-in actions and of the operator's own actions."""
     from executor.cli.actions import action_folders  # noqa: PLC0415 (only completion needs this import)
     from executor.runs import actions  # noqa: PLC0415 (only completion needs this import)

@@ -87,7 +87,7 @@ def _read_without_validation(invalid_setting_lines: list[str]) -> tuple[list[Set
     shown_values = sources.values | dict.fromkeys(secrets, MASK)
     # An invalid value is not shown: it may be a secret that the operator wrote into the wrong setting.
     invalid_names = {_setting_name_of(line) for line in invalid_setting_lines}
-    shown_values |= {name: "wrong" for name in invalid_names if name in FIELDS}
+    shown_values |= {name: "invalid" for name in invalid_names if name in FIELDS}
     rows = [
         replace(row, value=shown_values.get(row.name, row.value), origin=sources.origins.get(row.name, row.origin))
         for row in setting_rows(Settings())

@@ -42,14 +42,16 @@ def upgrade(as_json: AsJson = False) -> None:
     os.umask(PRIVATE_UMASK)
     with open_database(open_settings(), may_create=True) as engine:
         moves.refuse_sealed(engine)
-        before = schema.current_revision(engine)
+        old_revision = schema.current_revision(engine)
         schema.upgrade(engine)
-        after = schema.current_revision(engine)
-    if before == after:
-        text = f"the schema is {after} already"
+        new_revision = schema.current_revision(engine)
+    if old_revision == new_revision:
+        text = f"the schema has revision {new_revision} already"
+    elif old_revision is None:
+        text = f"the schema was created with revision {new_revision}"
     else:
-        text = f"the schema was {before or 'none'} and is now {after}"
-    show_outcome(text, as_json=as_json, before=before, after=after)
+        text = f"the schema was upgraded from revision {old_revision} to {new_revision}"
+    show_outcome(text, as_json=as_json, before=old_revision, after=new_revision)
 
 
 @examples(
@@ -58,7 +60,10 @@ def upgrade(as_json: AsJson = False) -> None:
 )
 def downgrade(
     to: Annotated[
-        str, typer.Option("--to", metavar="REVISION", help="The revision to reach; default: the previous one.")
+        str,
+        typer.Option(
+            "--to", metavar="REVISION", help="Revision of the schema to downgrade to; default: the previous one."
+        ),
     ] = PREVIOUS_REVISION,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
@@ -70,17 +75,21 @@ def downgrade(
     settings = open_settings()
     with open_database(settings) as engine:
         moves.refuse_sealed(engine)
-        before = schema.current_revision(engine)
-        confirm(f"Downgrade the schema from {before}? Data that the older schema cannot store is lost.", yes=yes)
+        old_revision = schema.current_revision(engine)
+        confirm(
+            f"Downgrade the schema from revision {old_revision}? Data that the older schema cannot store is lost.",
+            yes=yes,
+        )
         # With PostgreSQL, an agent may start after the check of `refusing_while_agent_runs`, for example while this
         # command waits for another migration. So the check is repeated in the transaction of the downgrade. With
         # SQLite, no agent can start, because this command holds the database's lock.
         is_postgresql = engine.dialect.name == "postgresql"
-        check = partial(refuse_running_agent, settings=settings) if is_postgresql else None
+        check_in_transaction = partial(refuse_running_agent, settings=settings) if is_postgresql else None
         with refusing_while_agent_runs(engine, settings), _explaining_rejected_revision():
-            schema.downgrade(engine, to, check_in_transaction=check)
-        after = schema.current_revision(engine)
-    show_outcome(f"the schema was {before} and is now {after or 'none'}", as_json=as_json, before=before, after=after)
+            schema.downgrade(engine, to, check_in_transaction=check_in_transaction)
+        new_revision = schema.current_revision(engine)
+    text = f"the schema was downgraded from revision {old_revision} to {new_revision or 'none'}"
+    show_outcome(text, as_json=as_json, before=old_revision, after=new_revision)
 
 
 @examples(
@@ -92,11 +101,11 @@ def current(as_json: AsJson = False) -> None:
     with open_database(open_settings()) as engine:
         revision = schema.current_revision(engine)
         url = engine.url.render_as_string(hide_password=True)
-    newest = schema.head_revision()
+    newest_revision = schema.head_revision()
     if as_json:
-        show_json({"current": revision, "newest": newest, "url": url})
+        show_json({"current": revision, "newest": newest_revision, "url": url})
     else:
-        show_text(f"schema {revision or 'none'}; this version needs {newest}")
+        show_text(f"schema revision: {revision or 'none'}; this version of Agent Smith needs {newest_revision}")
 
 
 @examples(

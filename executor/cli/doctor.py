@@ -32,7 +32,9 @@ WIDTHS = {"area": 8, "name": 18, "status": 7, "text": 60}
 def show(
     as_service: Annotated[
         bool,
-        typer.Option("--as-service", help="Run with the settings and the user of the running service."),
+        typer.Option(
+            "--as-service", help="Run with the settings and the user of the running agent-smith.service (systemd)."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -39,7 +39,7 @@ COLUMNS = {
 #: inconclusive.
 BelieveList = Annotated[
     bool,
-    typer.Option("--believe-list", help="Trust a VM list that is much shorter than expected."),
+    typer.Option("--believe-list", help="Trust Proxmox's list of VMs even if it is much shorter than expected."),
 ]
 
 
@@ -71,10 +71,12 @@ def show(context: typer.Context, believe_list: BelieveList = False, as_json: AsJ
 @examples(
     "smith drift fix                      show the repairs (dry run)",
     "smith drift fix --yes                apply them: only rows of our database change",
-    "smith drift fix unmapped_vm --yes    only this kind",
+    "smith drift fix unmapped_vm --yes    repair only differences of this kind",
 )
 def fix(
-    kinds: Annotated[list[DriftKind] | None, typer.Argument(metavar="KIND", help="Only these kinds.")] = None,
+    kinds: Annotated[
+        list[DriftKind] | None, typer.Argument(metavar="KIND", help="Repair only these kinds of differences.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Apply the repairs (default: dry run).")] = False,
     reason: Annotated[
         str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit (`smith audit list`).")
@@ -89,17 +91,17 @@ def fix(
     The exit code is 1 if a difference remains that an operator must resolve.
     """
     with _compare(believe_list) as comparison:
-        selected = [
+        selected_findings = [
             finding
             for finding in comparison.outcome.findings
             # finding.repair names the repair, and is None for a finding that only an operator can resolve.
             if finding.repair and (not kinds or finding.kind in kinds)
         ]
-        repaired = _repair_all(comparison, selected, reason) if yes else []
+        repaired = _repair_all(comparison, selected_findings, reason) if yes else []
     if as_json:
         show_json(_json_fields(comparison.outcome) | {"repaired": [finding.shown_values for finding in repaired]})
     elif not comparison.outcome.inconclusive_reason:
-        _show_repairs(selected, repaired, yes=yes)
+        _show_repairs(selected_findings, repaired, yes=yes)
     repaired_keys = {finding.key for finding in repaired}
     remaining = [finding for finding in comparison.outcome.problems if finding.key not in repaired_keys]
     _end_with_exit_code(comparison.outcome, remaining)
@@ -116,7 +118,7 @@ def _compare(believe_list: bool) -> Iterator[_Comparison]:
         yield _Comparison(outcome=outcome, engine=engine, cluster=cluster)
 
 
-def _repair_all(comparison: _Comparison, selected: Sequence[Finding], reason: str) -> list[Finding]:
+def _repair_all(comparison: _Comparison, selected_findings: Sequence[Finding], reason: str) -> list[Finding]:
     """Repair the selected findings, and return the findings that were repaired.
 
     A finding is not repaired if its mapping has changed since the comparison, or if its service is busy: the service
@@ -124,23 +126,26 @@ def _repair_all(comparison: _Comparison, selected: Sequence[Finding], reason: st
     """
     who = audit.operator_name()
     repaired = []
-    for finding in selected:
+    for finding in selected_findings:
         if apply_repair(comparison.engine, comparison.cluster, finding, who=who, reason=reason):
             repaired.append(finding)
     return repaired
 
 
-def _show_repairs(selected: Sequence[Finding], repaired: Sequence[Finding], *, yes: bool) -> None:
+def _show_repairs(selected_findings: Sequence[Finding], repaired: Sequence[Finding], *, yes: bool) -> None:
     """Print the repaired findings, or in a dry run (without --yes) the findings that would be repaired."""
-    text_if_no_rows = "nothing was repaired" if selected else "nothing can be repaired"
-    show_rows(_table_rows(repaired if yes else selected), COLUMNS, if_empty=text_if_no_rows)
+    text_if_no_rows = "nothing was repaired" if selected_findings else "nothing can be repaired"
+    show_rows(_table_rows(repaired if yes else selected_findings), COLUMNS, if_empty=text_if_no_rows)
     if not yes:
-        if selected:
+        if selected_findings:
             show_text("nothing was changed: --yes applies these repairs")
         return
-    for finding in selected:
+    for finding in selected_findings:
         if finding not in repaired:
-            show_error(f"{finding.kind} of VM {finding.vmid} was not repaired: its mapping or jobs changed meanwhile")
+            show_error(
+                f"{finding.kind} of VM {finding.vmid} was not repaired: the mapping has changed since the comparison, "
+                "or the service has an open job, a report that is due, or a run"
+            )
 
 
 def _json_fields(outcome: DriftCheckOutcome) -> dict[str, Any]:

@@ -36,10 +36,10 @@ def _import_object(entry_point: EntryPoint) -> Callable[..., Any]:
     Raises DependencyMissing if a Python module that the command needs is not installed.
     """
     try:
-        found: Callable[..., Any] = entry_point.load()
+        function_or_group: Callable[..., Any] = entry_point.load()
     except ModuleNotFoundError as error:
         text = f"`smith {entry_point.name}` needs the Python module {error.name}, which is not installed"
         if entry_point.dist:
             text += f": pip install {entry_point.dist.name}"
         raise DependencyMissing(text) from error
-    return found
+    return function_or_group

@@ -69,51 +69,56 @@ def forget(  # noqa: PLR0913, PLR0917 (one parameter for each option)
     with open_database(settings) as engine:
         with reading(engine) as session:
             service_ids = erasure.services_of_consumer(session, consumer) if consumer else [service]
-            found = [data for service_id in service_ids if not (data := erasure.find(session, service_id)).is_empty]
-            reasons = {data.service_id: _why_not_erasable(session, data, settings) for data in found}
-            was_erased = erasure.was_erased(session, service or None)
-        erasable = [data for data in found if not reasons[data.service_id]]
+            found_data = [
+                data for service_id in service_ids if not (data := erasure.find(session, service_id)).is_empty
+            ]
+            reasons_by_service_id = {data.service_id: _why_not_erasable(session, data, settings) for data in found_data}
+            was_erased_earlier = erasure.was_erased(session, service or None)
+        erasable = [data for data in found_data if not reasons_by_service_id[data.service_id]]
         # An earlier command may have erased the rows, and may have been interrupted before it overwrote their content.
-        if was_erased and not erasable:
+        if was_erased_earlier and not erasable:
             erasure.overwrite_unused_parts(engine)
-        if not found:
+        if not found_data:
             raise UnusableReference(f"the database contains nothing about {consumer or service}")
-        left = [
-            {"service_id": data.service_id, "why": reasons[data.service_id]} for data in found if data not in erasable
+        not_erased = [
+            {"service_id": data.service_id, "why": reasons_by_service_id[data.service_id]}
+            for data in found_data
+            if data not in erasable
         ]
         if not erasable:
-            _refuse(left, as_json=as_json)
+            _refuse(not_erased, as_json=as_json)
         # The archives are searched before the rows are erased, because the search needs the VMIDs in the mappings.
         archives = None if without_archives else _find_archives(settings, erasable)
         confirm(_question(erasable), yes=yes)
         for data in erasable:
             _erase_service(engine, settings, data.service_id, reason)
         erasure.overwrite_unused_parts(engine)
-    _show_outcome(erasable, left, archives, as_json=as_json)
+    _show_outcome(erasable, not_erased, archives, as_json=as_json)
 
 
 def _require_one_id(service: str, consumer: str) -> None:
     """Raise typer.BadParameter unless the operator has named either a service or a consumer, by its whole id."""
     if bool(service) == bool(consumer):
-        raise typer.BadParameter("name either a service or --consumer")
+        raise typer.BadParameter("name either a service, or a consumer with --consumer")
     try:
         is_whole_id = str(UUID(service or consumer)) == (service or consumer)
     except ValueError:
         is_whole_id = False
     if not is_whole_id:
         raise typer.BadParameter(
-            f"{service or consumer} is not a whole UUID in lower case, which a change that cannot be undone requires"
+            f"{service or consumer} is not a whole UUID in lower case: the whole id is required, because erasing cannot be "
+            "undone"
         )
 
 
-def _refuse(left: Sequence[dict[str, Any]], *, as_json: bool) -> NoReturn:
+def _refuse(not_erased: Sequence[dict[str, Any]], *, as_json: bool) -> NoReturn:
     """Raise CommandFailed with the reason why nothing is erased. For several services, first print a table."""
-    if len(left) == 1:
-        raise CommandFailed(f"nothing was erased. {left[0]['service_id']}: {left[0]['why']}")
+    if len(not_erased) == 1:
+        raise CommandFailed(f"nothing was erased. {not_erased[0]['service_id']}: {not_erased[0]['why']}")
     if not as_json:
-        show_rows(left, NOT_ERASED_COLUMNS, if_empty="")
+        show_rows(not_erased, NOT_ERASED_COLUMNS, if_empty="")
     raise CommandFailed(
-        f"nothing was erased: of each of the {len(left)} services, the service or its retention has not ended"
+        f"nothing was erased: for each of the {len(not_erased)} services, the service or its retention has not ended"
     )
 
 
@@ -138,7 +143,8 @@ def _find_archives(settings: Settings, erasable: Sequence[StoredData]) -> list[d
         archives = list_archives(open_proxmox(settings))
     except JobError as error:
         problem = (
-            f"the archives at Proxmox cannot be listed, so nothing was erased (see --without-archives): {error.detail}"
+            "the archives at Proxmox cannot be listed, so nothing was erased (use --without-archives to erase without "
+            f"listing them): {error.detail}"
         )
         raise JobError(error.code, problem) from error
     return [
@@ -178,7 +184,10 @@ def _delete_artifacts(run: Run, settings: Settings) -> None:
     """Delete the folders with the artifacts of a run. Raises CommandFailed if one cannot be deleted."""
     for folder in existing_artifacts_folders(run, settings):
         if run.ident not in (folder.name, folder.parent.name):
-            raise CommandFailed(f"the database names {folder} as the artifacts of run {run.ident}: it was not deleted")
+            raise CommandFailed(
+                f"the database names {folder} as the folder of the artifacts of run {run.ident}, but the path does not "
+                "contain this ident, so the folder was not deleted"
+            )
         try:
             shutil.rmtree(folder)
         except OSError as error:
@@ -187,7 +196,7 @@ def _delete_artifacts(run: Run, settings: Settings) -> None:
 
 def _show_outcome(
     erased: Sequence[StoredData],
-    left: Sequence[dict[str, Any]],
+    not_erased: Sequence[dict[str, Any]],
     archives: Sequence[dict[str, Any]] | None,
     *,
     as_json: bool,
@@ -204,16 +213,16 @@ def _show_outcome(
         for data in erased
     ]
     if as_json:
-        show_json({"erased": counts, "not_erased": left, "archives": archives or []})
+        show_json({"erased": counts, "not_erased": not_erased, "archives": archives or []})
         return
     for count in counts:
         show_text(
             f"erased {count['service_id']}: jobs {count['jobs']}, runs with their artifacts {count['runs']}, "
             f"mappings {count['mappings']}, audit entries whose values were erased {count['audit_entries']}"
         )
-    if left:
+    if not_erased:
         show_heading("Not erased")
-        show_rows(left, NOT_ERASED_COLUMNS, if_empty="")
+        show_rows(not_erased, NOT_ERASED_COLUMNS, if_empty="")
     if archives is not None:
-        show_heading("Archives at Proxmox that belong to these services. They still exist")
+        show_heading("Archives of these services at Proxmox, which were not deleted")
         show_rows(archives, ARCHIVE_COLUMNS, if_empty="none")

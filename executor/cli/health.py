@@ -33,8 +33,8 @@ class Unhealthy(Exception):
 
 
 @examples(
-    "smith health           exit code 0 if the agent here is alive and ready",
-    "smith health --live    exit code 0 if its loops make progress; if not, a restart may help",
+    "smith health           exit code 0 if the agent on this machine is alive and ready",
+    "smith health --live    exit code 0 if the agent's loops make progress; if not, a restart may help",
 )
 def show(live: bool = False, json: bool = False) -> None:
     """Ask the agent on this machine for its health.
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print the agent's state in one line, and return the exit code. `arguments` may contain --live and --json."""
     pages = ("/livez",) if "--live" in arguments else ("/livez", "/readyz")
     try:
-        address, context = _read_agent_address()
+        address, context = _read_address_and_tls_context()
         statuses = [_read_status(address, page, context) for page in pages]
         text = " and ".join(statuses)
         exit_code = 0
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     return exit_code
 
 
-def _read_agent_address() -> tuple[tuple[str, int], ssl.SSLContext | None]:
+def _read_address_and_tls_context() -> tuple[tuple[str, int], ssl.SSLContext | None]:
     """Return the host and the port of the agent's HTTP server, and the TLS settings of a connection (None without TLS).
 
     Only the two settings of the HTTP server are read, so this command also works when another setting is invalid.
@@ -80,11 +80,11 @@ def _read_agent_address() -> tuple[tuple[str, int], ssl.SSLContext | None]:
     if not host or not port.isdecimal() or port == "0":
         raise Unhealthy(f"the agent has no HTTP server to ask, because {ADDRESS_SETTING} is {address}")
     host = host.strip("[]")
-    context = _unverified() if sources.values.get(CERTIFICATE_SETTING) else None
+    context = _unverified_tls_context() if sources.values.get(CERTIFICATE_SETTING) else None
     return (LOOPBACK_BY_WILDCARD.get(host, host), int(port)), context
 
 
-def _unverified() -> ssl.SSLContext:
+def _unverified_tls_context() -> ssl.SSLContext:
     """Return the TLS settings of a connection to the agent on this machine.
 
     The certificate is not verified: it does not name a loopback address, and an expired certificate must not make the

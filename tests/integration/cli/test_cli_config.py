@@ -67,8 +67,8 @@ def test_invalid_settings_are_reported_beside_the_valid_ones_with_exit_code_3(sm
     found = json.loads(done.stdout)
     settings = rows(found)
     assert settings["PROXMOX_HOST"]["value"] == "pve1.example.net"
-    assert settings["SMITH_CONCURRENCY"]["value"] == "wrong"
-    assert settings["FULCRUM_API_URL"]["value"] == "wrong"
+    assert settings["SMITH_CONCURRENCY"]["value"] == "invalid"
+    assert settings["FULCRUM_API_URL"]["value"] == "invalid"
     assert settings["FULCRUM_API_TOKEN"]["value"] == "********"
     for name in ("SMITH_CONCURRENCY", "SMITH_CONCURENCY", "PROXMOX_VMID_MAX", "FULCRUM_API_URL"):
         assert any(line.startswith(name) for line in found["problems"]), name

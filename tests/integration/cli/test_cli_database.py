@@ -53,7 +53,7 @@ def test_a_query_creates_no_database(args: tuple[str, ...], smith: Cli) -> None:
 
 
 def test_upgrade_creates_the_database_with_mode_0600(smith: Cli) -> None:
-    assert "schema was none and is now" in smith.ok("db", "upgrade")
+    assert "the schema was created" in smith.ok("db", "upgrade")
     assert stat.S_IMODE(smith.file.stat().st_mode) == 0o600
     assert "already" in smith.ok("db", "upgrade")
     assert smith.ok("db", "check") == "the database has no errors and is up to date\n"
@@ -69,7 +69,7 @@ def test_downgrade_needs_a_confirmation_and_upgrade_reverts_it(smith: Cli) -> No
     assert "--yes" in refused.stderr
     newest = smith.json("db", "current")["newest"]
     assert smith.json("db", "current")["current"] == newest
-    assert f"schema was {newest} and is now" in smith.ok("db", "downgrade", "--yes")
+    assert f"the schema was downgraded from revision {newest} to" in smith.ok("db", "downgrade", "--yes")
     assert smith.json("db", "current")["current"] != newest
     smith.ok("db", "downgrade", "--to", "0001", "--yes")
     audit_list = smith("audit", "list")  # reads a table that only revision 0002 creates

@@ -204,7 +204,9 @@ def test_the_ended_services_of_a_consumer_are_erased_and_the_others_are_named(sm
     assert refused.returncode == 1
     assert OTHER_SERVICE in refused.stdout
     assert third in refused.stdout
-    assert "nothing was erased: of each of the 2 services, the service or its retention has not ended" in refused.stderr
+    assert (
+        "nothing was erased: for each of the 2 services, the service or its retention has not ended" in refused.stderr
+    )
 
 
 def test_a_service_that_is_not_in_the_database_is_an_error(smith: Cli) -> None:
@@ -252,7 +254,7 @@ def test_a_folder_outside_the_data_folder_is_not_deleted_even_if_the_database_na
         session.execute(update(Run).values(folder=str(foreign)))
     done = smith("forget", SERVICE, "--without-archives", "--yes")
     assert (done.returncode, foreign.is_dir()) == (1, True)
-    assert f"the database names {foreign} as the artifacts of run" in done.stderr
+    assert f"the database names {foreign} as the folder of the artifacts of run" in done.stderr
     assert counts(smith)["jobs"] == 1
 
 

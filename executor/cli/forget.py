@@ -106,8 +106,8 @@ def _require_one_id(service: str, consumer: str) -> None:
         is_whole_id = False
     if not is_whole_id:
         raise typer.BadParameter(
-            f"{service or consumer} is not a whole UUID in lower case: the whole id is required, because erasing cannot be "
-            "undone"
+            f"{service or consumer} is not a whole UUID in lower case: the whole id is required, because erasing "
+            "cannot be undone"
         )
 
 

@@ -13,7 +13,7 @@ from executor.cli.help_text import examples
 from executor.cli.init_answers import Answers
 from executor.cli.init_files import SetupFolder
 from executor.cli.init_proxmox import AdminLogin, log_in
-from executor.cli.init_questions import CoreOptions, ask_address, ask_core, ask_proposals
+from executor.cli.init_questions import CoreOptions, ask_core, ask_proposed_settings, ask_proxmox_address
 from executor.cli.init_settings import DEFAULT_TOKEN, DEFAULT_USER, InitSettings, parse_assignments
 from executor.cli.init_setup import Setup
 from executor.cli.init_units import UnitKind
@@ -24,7 +24,7 @@ ROOT_FOLDER, USER_FOLDER = Path("/etc/agent-smith"), Path("~/.config/agent-smith
 
 
 @examples(
-    "smith init                                    asks for everything",
+    "smith init                                    ask for everything",
     "smith init --dry-run                          show what would be changed, and change nothing",
     "smith init --yes --proxmox pve1.example.net --fingerprint 4F:2A:… --admin-password-file pw \\",
     "    --fulcrum-url https://core.example.net --admin-token-file admin-token --agent smith-dc1 \\",
@@ -42,30 +42,32 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         str | None, typer.Option("--fingerprint", help="SHA-256 fingerprint of Proxmox's certificate.")
     ] = None,
     ca_file: Annotated[
-        Path | None, typer.Option("--ca-file", help="CA of Proxmox's certificate; default: the cluster's own CA.")
+        Path | None,
+        typer.Option("--ca-file", help="File with the CA of Proxmox's certificate; default: the cluster's CA."),
     ] = None,
     admin: Annotated[
-        str | None, typer.Option("--admin", help="Administrator (or their token USER!NAME); default: root@pam.")
+        str | None,
+        typer.Option("--admin", help="Proxmox's administrator (or their token USER!NAME); default: root@pam."),
     ] = None,
     admin_password_file: Annotated[
         Path | None,
         typer.Option(
             "--admin-password-file",
-            help="File with the password (or the token's secret); default: $PVE_ADMIN_PASSWORD.",
+            help="File with this administrator's password (or the token's secret); default: $PVE_ADMIN_PASSWORD.",
         ),
     ] = None,
     user: Annotated[
         str | None, typer.Option("--user", help=f"The agent's user in Proxmox; default: {DEFAULT_USER}.")
     ] = None,
     token: Annotated[
-        str | None, typer.Option("--token", help=f"The name of this user's token; default: {DEFAULT_TOKEN}.")
+        str | None, typer.Option("--token", help=f"The name of the agent's token in Proxmox; default: {DEFAULT_TOKEN}.")
     ] = None,
     fulcrum_url: Annotated[str | None, typer.Option("--fulcrum-url", help="FulcrumCore's address.")] = None,
     admin_token_file: Annotated[
         Path | None,
         typer.Option(
             "--admin-token-file",
-            help=f"File with FulcrumCore's administrator's token; default: ${ADMIN_TOKEN_VARIABLE}.",
+            help=f"File with a token of FulcrumCore's administrator; default: the token in ${ADMIN_TOKEN_VARIABLE}.",
         ),
     ] = None,
     agent: Annotated[str | None, typer.Option("--agent", help="The agent's name in FulcrumCore.")] = None,
@@ -77,7 +79,9 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     ] = False,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A setting, instead of the proposed value; may be repeated."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Use this value of a setting, not the proposed one; may be repeated."
+        ),
     ] = None,
     unit: Annotated[
         str | None, typer.Option("--unit", help="How the agent is started: systemd, quadlet, compose or none.")
@@ -88,7 +92,8 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     replace_tokens: Annotated[
         bool,
         typer.Option(
-            "--replace-tokens", help="Replace the agent's tokens whose secrets are not stored here by new ones."
+            "--replace-tokens",
+            help="Replace each token of the agent whose secret is not stored in --folder by a new one.",
         ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Use the proposed values, and ask no question.")] = False,
@@ -102,13 +107,13 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     the checks of `smith doctor` and shows the command that starts the agent.
     """
     answers = Answers(accepts_defaults=yes)
-    files = SetupFolder(folder or (ROOT_FOLDER if os.geteuid() == 0 else USER_FOLDER))
-    settings = InitSettings(files.read_settings(), parse_assignments(assignments or []))
-    host, port = ask_address(answers, proxmox, settings)
+    setup_folder = SetupFolder(folder or (ROOT_FOLDER if os.geteuid() == 0 else USER_FOLDER))
+    settings = InitSettings(setup_folder.read_settings(), parse_assignments(assignments or []))
+    host, port = ask_proxmox_address(answers, proxmox, settings)
     login = AdminLogin(user=admin, password_file=admin_password_file, fingerprint=fingerprint, ca_file=ca_file)
-    proxmox_setup = log_in(answers, host, port, login, files.ca_file)
+    proxmox_setup = log_in(answers, host, port, login, setup_folder.ca_file)
     settings.set_connection(host=host, port=port, user=user, token_id=token)
-    ask_proposals(answers, settings, proxmox_setup.cluster)
+    ask_proposed_settings(answers, settings, proxmox_setup.cluster)
     options = CoreOptions(
         url=fulcrum_url,
         admin_token_file=admin_token_file,
@@ -116,16 +121,16 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         provider=provider,
         may_create_provider=create_provider,
     )
-    earlier = files.read_answers()
-    core_answers = ask_core(answers, options, settings, earlier)
-    default_unit = earlier.get("unit") or (UnitKind.SYSTEMD if os.geteuid() == 0 else UnitKind.NONE)
-    chosen = answers.choice(
-        "How the agent is started", tuple(UnitKind), option="--unit", given=unit, default=default_unit
+    earlier_answers = setup_folder.read_answers()
+    core_answers = ask_core(answers, options, settings, earlier_answers)
+    default_unit_kind = earlier_answers.get("unit") or (UnitKind.SYSTEMD if os.geteuid() == 0 else UnitKind.NONE)
+    unit_kind = answers.choice(
+        "How the agent is started", tuple(UnitKind), option="--unit", option_value=unit, default=default_unit_kind
     )
-    if unit_folder is None and earlier.get("unit") == chosen and earlier.get("unit_folder"):
-        unit_folder = Path(earlier["unit_folder"])
+    if unit_folder is None and earlier_answers.get("unit") == unit_kind and earlier_answers.get("unit_folder"):
+        unit_folder = Path(earlier_answers["unit_folder"])
     unit_folder = unit_folder.expanduser().absolute() if unit_folder else None
-    setup = Setup(files, settings, proxmox_setup, core_answers, UnitKind(chosen), unit_folder, replace_tokens)
+    setup = Setup(setup_folder, settings, proxmox_setup, core_answers, UnitKind(unit_kind), unit_folder, replace_tokens)
     if not setup.show_plan():
         show_text("Everything is set up: nothing is changed.")
     elif dry_run:

@@ -31,35 +31,39 @@ class Answers:
         self._has_terminal = sys.stdin.isatty()
 
     @property
-    def asks(self) -> bool:
+    def asks_all_questions(self) -> bool:
         """Return whether the operator is also asked questions that have a default."""
         return self._has_terminal and not self._accepts_defaults
 
-    def text(self, question: str, *, option: str, given: str | None, default: str = "") -> str:
-        """Return `given` (the option's value) if it is not None, otherwise the operator's answer or the default."""
-        if given is not None:
-            return given
-        if self.asks:
+    def text(self, question: str, *, option: str, option_value: str | None, default: str = "") -> str:
+        """Return the option's value if it is not None, otherwise the operator's answer or the default."""
+        if option_value is not None:
+            return option_value
+        if self.asks_all_questions:
             return _prompt(question, default=default)
         return default or self._answer_without_default(question, option)
 
     def optional_text(self, question: str, *, default: str) -> str:
         """Return the operator's answer, or '' if the operator answers `-`."""
-        answer = _prompt(f"{question} (- for none)", default=default or "-")
+        answer = _prompt(f"{question} (- for no value)", default=default or "-")
         return "" if answer == "-" else answer
 
-    def choice(self, question: str, choices: tuple[str, ...], *, option: str, given: str | None, default: str) -> str:
+    def choice(
+        self, question: str, choices: tuple[str, ...], *, option: str, option_value: str | None, default: str
+    ) -> str:
         """Return the value of the option, or an answer that is one of the choices.
 
         If an answer is not one of the choices, the question is asked again. Raises typer.BadParameter if the value of
         the option, or a default that is used without a question, is not one of the choices.
         """
         while True:
-            answer = self.text(f"{question} ({', '.join(choices)})", option=option, given=given, default=default)
+            answer = self.text(
+                f"{question} ({', '.join(choices)})", option=option, option_value=option_value, default=default
+            )
             if answer in choices:
                 return answer
-            if given is not None or not self.asks:
-                raise typer.BadParameter(f"{option} is one of {', '.join(choices)}, not {answer}")
+            if option_value is not None or not self.asks_all_questions:
+                raise typer.BadParameter(f"{option} must be one of {', '.join(choices)}, not {answer}")
 
     def secret(
         self,
@@ -88,12 +92,12 @@ class Answers:
             raise typer.BadParameter(f"{text} administrator, as in --admin root@pam!setup")
         return _prompt("Code of the second factor (TOTP)")
 
-    def agree(self, question: str, *, by_default: bool = True) -> bool:
+    def agree(self, question: str, *, default: bool = True) -> bool:
         """Return whether the operator answers yes. Without a terminal or with --yes, return the default."""
-        if not self.asks:
-            return by_default
+        if not self.asks_all_questions:
+            return default
         try:
-            return typer.confirm(sanitized(question), default=by_default)
+            return typer.confirm(sanitized(question), default=default)
         except typer.Abort:
             raise typer.Exit(EXIT_INTERRUPTED) from None
 

@@ -34,7 +34,7 @@ from executor.settings.settings import Settings
 
 
 class TokenInUse(SmithError):
-    """A token exists, but this installation has not stored its secret: another one may use it. Nothing was changed."""
+    """A token exists whose secret is not stored here, so another installation may use it. Nothing was changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +69,17 @@ class CoreSetup:
             self._bootstrap = Bootstrap(self._admin, request)
             #: The tokens that `run` deletes before it creates a new one.
             self.tokens_to_delete = self._find_tokens_to_delete()
-            if self._makes_token():
+            if self._needs_new_token():
                 self._bootstrap = Bootstrap(self._admin, replace(request, wants_new_token=True))
 
-    def planned(self) -> list[str]:
+    def planned_changes(self) -> list[str]:
         """Return one text for each change that `run` makes."""
         texts = [f"delete token {token.id}, whose value is not stored" for token in self.tokens_to_delete]
         for step in self._bootstrap.dry_run():
-            texts += _texts_of(step)
+            texts += _change_texts(step)
         return texts
 
-    def differences(self) -> list[str]:
+    def unchanged_differences(self) -> list[str]:
         """Return one text for each object whose content in FulcrumCore is not the content that `run` would create.
 
         `run` does not change such an object, because an administrator may have changed it on purpose.
@@ -92,22 +92,22 @@ class CoreSetup:
 
     def run(self) -> Iterator[str]:
         """Create what is missing, and yield a text about each change after the change is made. Raises FulcrumError."""
-        removed = {token.id for token in self.tokens_to_delete}
+        deleted_ids = {token.id for token in self.tokens_to_delete}
         for token in self.tokens_to_delete:
             self._admin.delete_token(token.id)
             yield f"delete token {token.id}"
         if self._bootstrap.needs_token:
             # If this run is interrupted, the next one deletes every token of the agent that is not among these tokens.
-            known = [token.id for token in self._bootstrap.earlier_tokens if token.id not in removed]
-            self._token_file.write_record({"known_tokens": known})
+            known_ids = [token.id for token in self._bootstrap.earlier_tokens if token.id not in deleted_ids]
+            self._token_file.write_record({"known_tokens": known_ids})
         for step in self._bootstrap.create_missing(self._token_file.store):
             if step.status in (ObjectStatus.MADE, ObjectStatus.ATTACHED):
-                yield from _texts_of(step)
+                yield from _change_texts(step)
 
-    def _makes_token(self) -> bool:
+    def _needs_new_token(self) -> bool:
         """Return whether a token must be created, because no valid one is stored or an earlier run was interrupted."""
-        stored = self._token_file.read()
-        is_valid = bool(stored and self._bootstrap.agent_id and self._is_token_of_agent(stored))
+        stored_token = self._token_file.read()
+        is_valid = bool(stored_token and self._bootstrap.agent_id and self._is_token_of_agent(stored_token))
         return not is_valid or self._token_file.read_record() is not None
 
     def _is_token_of_agent(self, token: str) -> bool:
@@ -120,18 +120,18 @@ class CoreSetup:
         interrupted or --replace-tokens is set.
         """
         earlier_tokens = self._bootstrap.earlier_tokens
-        if not self._makes_token() or not earlier_tokens:
+        if not self._needs_new_token() or not earlier_tokens:
             return []
         if self._replaces_token:
             return earlier_tokens
-        pending = self._token_file.read_record()
-        if pending is None:
+        record = self._token_file.read_record()
+        if record is None:
             agent = self._bootstrap.agent_id
             raise TokenInUse(
                 f"the agent {agent} has a token in FulcrumCore that is not stored in {self._token_file.path}: "
-                "another installation may use it. --replace-tokens replaces it; or choose another --agent"
+                "another installation may use this token. Use --replace-tokens to replace it, or choose another --agent"
             )
-        return [token for token in earlier_tokens if token.id not in pending.get("known_tokens", [])]
+        return [token for token in earlier_tokens if token.id not in record.get("known_tokens", [])]
 
 
 def provider_exists(settings: Settings, admin_token: str, name_or_id: str) -> bool:
@@ -139,10 +139,10 @@ def provider_exists(settings: Settings, admin_token: str, name_or_id: str) -> bo
     with explaining_refused_token():
         admin: FulcrumAdmin = create_admin_client(settings, admin_token)
         participants = admin.list_objects(ApiCollection.PARTICIPANTS)
-    return any(name_or_id in (item.name, item.id) for item in participants)
+    return any(name_or_id in (participant.name, participant.id) for participant in participants)
 
 
-def _texts_of(step: BootstrapStep) -> list[str]:
+def _change_texts(step: BootstrapStep) -> list[str]:
     if step.status in (ObjectStatus.MADE, ObjectStatus.MISSING):
         return [f"make {step.kind} {step.name}"]
     if step.status is ObjectStatus.ATTACHED:

@@ -55,8 +55,8 @@ class SetupFolder:
         """
         changed = self.changed_settings(values)
         if changed:
-            before = self.settings_file.read_text("utf-8") if self.settings_file.exists() else ""
-            write_file(self.settings_file, _with_values(before, changed), mode=0o600)
+            old_text = self.settings_file.read_text("utf-8") if self.settings_file.exists() else ""
+            write_file(self.settings_file, _with_changed_lines(old_text, changed), mode=0o600)
         return bool(changed)
 
     def changed_settings(self, values: Mapping[str, str]) -> dict[str, str]:
@@ -70,7 +70,7 @@ class SetupFolder:
             if not _PLAIN_VALUE.fullmatch(value):
                 raise SettingsError(
                     f"the value of {name} has a character that would need quotes in {self.settings_file}: "
-                    "a value may have only letters (A-Z, a-z), digits and . _ , : / = @ + * [ ] -"
+                    "use only letters (A-Z, a-z), digits and . _ , : / = @ + * [ ] -"
                 )
         return changed
 
@@ -99,7 +99,7 @@ class SecretFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._record = path.with_name(f"{path.name}.pending")
+        self._record_file = path.with_name(f"{path.name}.pending")
 
     def read(self) -> str:
         """Return the secret, or '' if there is no file, and register the secret with the redactor.
@@ -115,20 +115,20 @@ class SecretFile:
     def read_record(self) -> dict[str, Any] | None:
         """Return the record that an interrupted run has left, or None if there is none."""
         try:
-            record = json.loads(self._record.read_text("utf-8"))
+            record = json.loads(self._record_file.read_text("utf-8"))
         except (OSError, ValueError):
             return None
         return record if isinstance(record, dict) else None
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Write the record. If this run is interrupted, a later run recognizes the token of this run by the record."""
-        write_file(self._record, json.dumps(record), mode=0o600)
+        write_file(self._record_file, json.dumps(record), mode=0o600)
 
     def store(self, secret: str) -> None:
         """Write the secret, then remove the record."""
         redactor.add(secret)
         write_file(self.path, f"{secret}\n", mode=0o600)
-        self._record.unlink(missing_ok=True)
+        self._record_file.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -136,40 +136,40 @@ def make_folder(folder: Path) -> None:
 
     Otherwise the system user that runs the agent could not read the CA, which is in the folder of the settings.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for path in reversed(missing):
+    missing_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing_folders):
         path.mkdir()
         path.chmod(0o755)
 
 
 def write_file(path: Path, text: str, *, mode: int) -> None:
     """Write a file in one step, and flush it to the disk. If root replaces a file, the new file has the same owner."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    temporary_file = path.with_name(f".{path.name}.new")
+    temporary_file.unlink(missing_ok=True)
+    descriptor = os.open(temporary_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         os.fchmod(descriptor, mode)
         if path.exists() and os.geteuid() == 0:
-            status = path.stat()
-            os.fchown(descriptor, status.st_uid, status.st_gid)
+            old_status = path.stat()
+            os.fchown(descriptor, old_status.st_uid, old_status.st_gid)
         file.write(text)
         file.flush()
         os.fsync(descriptor)
-    temporary.replace(path)
+    temporary_file.replace(path)
 
 
-def _with_values(text: str, values: Mapping[str, str]) -> str:
+def _with_changed_lines(text: str, values: Mapping[str, str]) -> str:
     """Return the text of the settings file with these values.
 
     The line of a setting is replaced, or removed if the value is empty. A setting that has no line is added at the end.
     """
     lines = text.splitlines()
     for name, value in values.items():
-        numbers = [number for number, line in enumerate(lines) if re.match(rf"(export\s+)?{name}\s*=", line)]
-        for number in reversed(numbers[1:] if value else numbers):
+        line_numbers = [number for number, line in enumerate(lines) if re.match(rf"(export\s+)?{name}\s*=", line)]
+        for number in reversed(line_numbers[1:] if value else line_numbers):
             del lines[number]
-        if value and numbers:
-            lines[numbers[0]] = f"{name}={value}"
+        if value and line_numbers:
+            lines[line_numbers[0]] = f"{name}={value}"
         elif value:
             lines.append(f"{name}={value}")
     return "\n".join(lines) + "\n" if lines else ""

@@ -45,8 +45,8 @@ class Cluster:
     @property
     def common_bridges(self) -> list[str]:
         """The bridges and VNets that every online node has."""
-        sets = list(self.bridges_by_node.values())
-        return sorted(frozenset.intersection(*sets)) if sets else []
+        bridge_sets = list(self.bridges_by_node.values())
+        return sorted(frozenset.intersection(*bridge_sets)) if bridge_sets else []
 
     @property
     def disk_storages(self) -> list[str]:
@@ -86,7 +86,7 @@ def template_problem(facts: Template, config: Mapping[str, Any]) -> str:
     if markers := markers_in(as_text(config.get("description"))):
         return marked_template_text(markers)
     if devices := root_only_devices(config):
-        return f"only root@pam may clone its devices: {', '.join(devices)}"
+        return f"only root@pam may clone a template with these devices: {', '.join(devices)}"
     if drives := host_cd_drives(config):
         remedy = " ".join(f"--{drive} none,media=cdrom" for drive in drives)
         return f"it has the host's CD drive {', '.join(drives)}: qm set {facts.vmid} {remedy}"
@@ -119,5 +119,5 @@ def propose(cluster: Cluster) -> dict[str, str]:
 
 def _main_storage(templates: Sequence[Template], storages: Sequence[str]) -> str:
     """Return the one of `storages` that most templates use. If several are used equally, return the first by name."""
-    uses = Counter(storage for template in templates for storage in template.storages if storage in storages)
-    return min(storages, key=lambda name: (-uses[name], name), default="")
+    use_counts = Counter(storage for template in templates for storage in template.storages if storage in storages)
+    return min(storages, key=lambda name: (-use_counts[name], name), default="")

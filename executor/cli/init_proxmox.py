@@ -61,12 +61,12 @@ class ProxmoxSetup:
         needs = needs_of_settings(context, {bridge: self.cluster.zone_of(bridge) for bridge in context.bridges})
         return (*needs, PLACEMENT_NEED) if len(context.allowed_nodes) > 1 else tuple(needs)
 
-    def _is_secret_of(self, full_id: str, secret: str) -> bool:
+    def _accepts_secret(self, full_token_id: str, secret: str) -> bool:
         """Return whether Proxmox accepts the secret for this token. Raises JobError if Proxmox cannot be asked."""
         if not secret:
             return False
         connection = self.session.connection
-        session = AdminSession(connection.host, connection.port, full_id, self.session.fingerprint)
+        session = AdminSession(connection.host, connection.port, full_token_id, self.session.fingerprint)
         try:
             session.log_in(secret, str)
         except JobError as error:
@@ -75,62 +75,62 @@ class ProxmoxSetup:
             raise
         return True
 
-    def changes(self, settings: Settings, secret: SecretFile, *, replaces_token: bool) -> TokenPlan:
+    def plan(self, settings: Settings, secret_file: SecretFile, *, replaces_token: bool) -> ProxmoxPlan:
         """Plan the changes that create what Proxmox lacks.
 
         Raises JobError and SetupRefused. Raises TokenInUse if the token exists and its secret is not stored in
-        `secret`, unless `replaces_token` is set or an interrupted run created the token.
+        `secret_file`, unless `replaces_token` is set or an interrupted run created the token.
         """
         existing = read_existing(self.session, settings.proxmox_user)
-        token_id, comments = settings.proxmox_token_id, existing.token_comments
-        full_id, pending = f"{settings.proxmox_user}!{token_id}", secret.read_record()
-        has_stored_secret = token_id in comments and self._is_secret_of(full_id, secret.read())
+        token_id, comment_by_token_id = settings.proxmox_token_id, existing.token_comments
+        full_token_id, record = f"{settings.proxmox_user}!{token_id}", secret_file.read_record()
+        has_stored_secret = token_id in comment_by_token_id and self._accepts_secret(full_token_id, secret_file.read())
         # A record (see SecretFile) means that an earlier run was interrupted while it created a token. The stored
         # secret may belong to the token that existed before, so a token is created again.
-        creates_token = pending is not None or not has_stored_secret
-        is_of_interrupted_run = pending is not None and comments.get(token_id) == pending.get("comment")
+        creates_token = record is not None or not has_stored_secret
+        is_token_of_interrupted_run = record is not None and comment_by_token_id.get(token_id) == record.get("comment")
         if (
             creates_token
-            and token_id in comments
-            and not (replaces_token or has_stored_secret or is_of_interrupted_run)
+            and token_id in comment_by_token_id
+            and not (replaces_token or has_stored_secret or is_token_of_interrupted_run)
         ):
             raise TokenInUse(
-                f"the token {full_id} exists in Proxmox, and its secret is not stored in {secret.path}: another "
-                "installation may use it. --replace-tokens replaces it; or choose another --token"
+                f"the token {full_token_id} exists in Proxmox, and its secret is not stored in {secret_file.path}: "
+                "another installation may use this token. Use --replace-tokens to replace it, or choose another --token"
             )
-        comment = f"{USER_COMMENT}, made by smith init {secrets.token_hex(4)}"
-        wanted = NeededAccess(
+        token_comment = f"{USER_COMMENT}, made by smith init {secrets.token_hex(4)}"
+        needed_access = NeededAccess(
             user=settings.proxmox_user,
             token_id=token_id,
             needs=self.needs(settings),
             pool=settings.proxmox_pool,
-            token_comment=comment,
+            token_comment=token_comment,
             creates_token=creates_token,
         )
-        return TokenPlan(self.session, plan_changes(wanted, existing), secret, comment)
+        return ProxmoxPlan(self.session, plan_changes(needed_access, existing), secret_file, token_comment)
 
 
 @dataclass(frozen=True)
-class TokenPlan:
+class ProxmoxPlan:
     """The planned changes in Proxmox, and the file for the secret of the token that one of the changes may create."""
 
     session: AdminSession
     changes: list[Change]
-    secret: SecretFile
-    comment: str  #: the comment of a new token, by which a later run recognizes a token of this run
+    secret_file: SecretFile
+    token_comment: str  #: the comment of a new token, by which a later run recognizes a token of this run
 
     def run(self) -> Iterator[str]:
         """Make the changes, and yield the text of each change after it is made. Raises JobError."""
         for change in apply_changes(
             self.session,
             self.changes,
-            before_token=lambda: self.secret.write_record({"comment": self.comment}),
-            store_secret=self.secret.store,
+            before_token=lambda: self.secret_file.write_record({"comment": self.token_comment}),
+            store_secret=self.secret_file.store,
         ):
             yield change.text
 
 
-def log_in(answers: Answers, host: str, port: int, login: AdminLogin, stored_ca: Path) -> ProxmoxSetup:
+def log_in(answers: Answers, host: str, port: int, login: AdminLogin, stored_ca_file: Path) -> ProxmoxSetup:
     """Show the certificate, log in as administrator, and find the CA. Raises JobError and SetupRefused.
 
     The certificate is accepted if its fingerprint is the one of --fingerprint. Without this option, it is accepted if
@@ -139,21 +139,22 @@ def log_in(answers: Answers, host: str, port: int, login: AdminLogin, stored_ca:
     ca_pem = login.ca_file.read_text("utf-8") if login.ca_file else ""
     fingerprint = read_fingerprint(host, port)
     show_text(f"Proxmox at {host}:{port} presents the certificate with the SHA-256 fingerprint\n  {fingerprint}")
-    known_ca = ca_pem or (stored_ca.read_text("utf-8") if stored_ca.exists() else "")
-    is_known = is_verified(host, port, known_ca)
+    known_ca_pem = ca_pem or (stored_ca_file.read_text("utf-8") if stored_ca_file.exists() else "")
+    is_certificate_verified = is_verified(host, port, known_ca_pem)
     if login.fingerprint is not None:
-        _require_same(login.fingerprint, fingerprint)
-    elif is_known:
-        show_text(f"  It is verified by {login.ca_file or stored_ca if known_ca else 'the CAs of this system'}.")
-    elif answers.asks:
-        show_text("  On a node, `pvenode cert info` shows it, too.")
-        if not answers.agree("Is this the certificate of your Proxmox?", by_default=False):
+        _require_same_fingerprint(login.fingerprint, fingerprint)
+    elif is_certificate_verified:
+        verifier = login.ca_file or stored_ca_file if known_ca_pem else "the CAs of this system"
+        show_text(f"  The certificate is verified by {verifier}.")
+    elif answers.asks_all_questions:
+        show_text("  `pvenode cert info` on a node of the cluster shows the fingerprint, too.")
+        if not answers.agree("Is this the certificate of your Proxmox?", default=False):
             raise typer.Exit(1)
     else:
         raise typer.BadParameter(
-            f"the certificate is not confirmed: if it is the right one, use --fingerprint {fingerprint}"
+            f"the certificate is not verified: if its fingerprint is right, use --fingerprint {fingerprint}"
         )
-    user = answers.text("Administrator of Proxmox", option="--admin", given=login.user, default="root@pam")
+    user = answers.text("Administrator of Proxmox", option="--admin", option_value=login.user, default="root@pam")
     password = answers.secret(
         f"Password of {user} (it is not stored)",
         file=login.password_file,
@@ -162,13 +163,13 @@ def log_in(answers: Answers, host: str, port: int, login: AdminLogin, stored_ca:
     )
     session = AdminSession(host, port, user, fingerprint)
     session.log_in(password, answers.ask_code)
-    return ProxmoxSetup(session, find_ca(session, known_ca if is_known else ca_pem))
+    return ProxmoxSetup(session, find_ca(session, known_ca_pem if is_certificate_verified else ca_pem))
 
 
-def _require_same(given: str, fingerprint: str) -> None:
+def _require_same_fingerprint(given: str, fingerprint: str) -> None:
     try:
         is_same = normalized_fingerprint(given) == fingerprint
     except ValueError:
         raise typer.BadParameter(f"--fingerprint {given}: not a SHA-256 fingerprint") from None
     if not is_same:
-        raise typer.BadParameter(f"--fingerprint {given}: Proxmox presents {fingerprint}")
+        raise typer.BadParameter(f"--fingerprint {given}: Proxmox's certificate has another fingerprint, {fingerprint}")

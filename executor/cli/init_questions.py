@@ -28,16 +28,18 @@ class CoreOptions:
     may_create_provider: bool
 
 
-def ask_address(answers: Answers, given: str | None, settings: InitSettings) -> tuple[str, int]:
-    """Return the host and the port of Proxmox, from `given` (the option --proxmox) or from the operator's answer."""
-    earlier = settings.get("PROXMOX_HOST")
-    if earlier and settings.get("PROXMOX_PORT"):
-        earlier = f"{earlier}:{settings.get('PROXMOX_PORT')}"
-    text = answers.text("Proxmox host", option="--proxmox", given=given, default=earlier)
+def ask_proxmox_address(answers: Answers, option_value: str | None, settings: InitSettings) -> tuple[str, int]:
+    """Return the host and the port of Proxmox, from the option --proxmox or from the operator's answer."""
+    earlier_address = settings.get("PROXMOX_HOST")
+    if earlier_address and settings.get("PROXMOX_PORT"):
+        earlier_address = f"{earlier_address}:{settings.get('PROXMOX_PORT')}"
+    text = answers.text(
+        "Proxmox host (HOST or HOST:PORT)", option="--proxmox", option_value=option_value, default=earlier_address
+    )
     return parse_address(text, DEFAULT_PORT)
 
 
-def ask_proposals(answers: Answers, settings: InitSettings, cluster: Cluster) -> None:
+def ask_proposed_settings(answers: Answers, settings: InitSettings, cluster: Cluster) -> None:
     """Show what exists in Proxmox and the proposed settings for it, and let the operator change these settings."""
     show_heading("Found in Proxmox")
     bridges = [f"{name} ({cluster.zone_of(name)})" for name in cluster.common_bridges]
@@ -47,10 +49,10 @@ def ask_proposals(answers: Answers, settings: InitSettings, cluster: Cluster) ->
         "bridges and VNets (zone)": bridges,
         "templates": [_template_text(found) for found in cluster.templates],
     }
-    show_lines(f"{name}: {', '.join(values) or 'none'}" for name, values in lines.items())
+    show_indented_lines(f"{name}: {', '.join(values) or 'none'}" for name, values in lines.items())
     proposed = settings.proposed(propose(cluster))
-    show_heading("The agent may use")
-    show_lines(f"{name}={value}" for name, value in proposed.items())
+    show_heading("Proposed settings: what the agent may use")
+    show_indented_lines(f"{name}={value}" for name, value in proposed.items())
     if not answers.agree("Use these settings?"):
         proposed = {name: answers.optional_text(name, default=value) for name, value in proposed.items()}
     settings.update(proposed)
@@ -61,33 +63,48 @@ def _template_text(found: FoundTemplate) -> str:
     return f"{facts.name} ({facts.vmid} on {facts.node}{f'; not usable: {problem}' if problem else ''})"
 
 
-def ask_core(answers: Answers, options: CoreOptions, settings: InitSettings, earlier: dict[str, str]) -> CoreAnswers:
+def ask_core(
+    answers: Answers, options: CoreOptions, settings: InitSettings, earlier_answers: dict[str, str]
+) -> CoreAnswers:
     """Ask for FulcrumCore's address and administrator's token, the agent and its provider.
 
-    `earlier` contains the answers of an earlier run, which are the defaults.
+    `earlier_answers` contains the answers of an earlier run, which are the defaults.
     """
     url = settings.get("FULCRUM_API_URL")
     settings.update(
-        {"FULCRUM_API_URL": answers.text("URL of FulcrumCore", option="--fulcrum-url", given=options.url, default=url)}
+        {
+            "FULCRUM_API_URL": answers.text(
+                "URL of FulcrumCore", option="--fulcrum-url", option_value=options.url, default=url
+            )
+        }
     )
     admin_token = answers.secret(
-        "FulcrumCore's administrator's token (it is not stored)",
+        "FulcrumCore administrator's token (it is not stored)",
         file=options.admin_token_file,
         variable=ADMIN_TOKEN_VARIABLE,
         option="--admin-token-file",
     )
-    default_agent = earlier.get("agent") or socket.gethostname().partition(".")[0]
-    agent = answers.text("Name of the agent", option="--agent", given=options.agent, default=default_agent)
+    default_agent = earlier_answers.get("agent") or socket.gethostname().partition(".")[0]
+    agent = answers.text("Name of the agent", option="--agent", option_value=options.agent, default=default_agent)
     provider = answers.text(
-        "Provider", option="--provider", given=options.provider, default=earlier.get("provider", "")
+        "Provider of the agent (name or id of a participant)",
+        option="--provider",
+        option_value=options.provider,
+        default=earlier_answers.get("provider", ""),
     )
     may_create = options.may_create_provider
-    if answers.asks and not may_create and not provider_exists(settings.validated(), admin_token, provider):
-        may_create = answers.agree(f"FulcrumCore has no participant {provider}. Make it?", by_default=False)
+    if (
+        answers.asks_all_questions
+        and not may_create
+        and not provider_exists(settings.validated(), admin_token, provider)
+    ):
+        may_create = answers.agree(
+            f"FulcrumCore has no participant {provider}. Create this participant?", default=False
+        )
     return CoreAnswers(admin_token=admin_token, agent=agent, provider=provider, may_create_provider=may_create)
 
 
-def show_lines(texts: Iterable[str]) -> None:
+def show_indented_lines(texts: Iterable[str]) -> None:
     """Print each text in a line of its own, indented."""
     for text in texts:
         show_text(f"  {text}")

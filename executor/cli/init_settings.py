@@ -20,12 +20,12 @@ SYSTEMD_DATA_FOLDER = "/var/lib/agent-smith"
 class InitSettings:
     """The settings as texts, by name."""
 
-    names = frozenset(FIELDS)
+    all_names = frozenset(FIELDS)
 
     def __init__(self, earlier: Mapping[str, str], given: Mapping[str, str]) -> None:
         """`earlier` are the settings in the file of an earlier run. `given` are the settings of the option --set."""
         self._values = {**earlier, **given}
-        self._given = frozenset(given)
+        self._option_names = frozenset(given)
 
     def get(self, name: str) -> str:
         """Return the value; '' if there is none."""
@@ -54,7 +54,7 @@ class InitSettings:
 
         If the file of an earlier run lacks a setting, the setting is empty: the operator has chosen an empty value.
         """
-        is_first_run = not any(name in self._values for name in proposal if name not in self._given)
+        is_first_run = not any(name in self._values for name in proposal if name not in self._option_names)
         defaults = proposal if is_first_run else dict.fromkeys(proposal, "")
         return {name: self._values.get(name, defaults[name]) for name in proposal}
 
@@ -63,26 +63,26 @@ class InitSettings:
 
         Raises SettingsError if a setting is not valid.
         """
-        without_files = {name: value for name, value in self._values.items() if name not in PATH_SETTINGS}
-        return load_settings(env_file=None, environ=without_files)
+        values_without_paths = {name: value for name, value in self._values.items() if name not in PATH_SETTINGS}
+        return load_settings(env_file=None, environ=values_without_paths)
 
-    def of_agent(self, files: SetupFolder, kind: UnitKind, *, has_ca: bool) -> dict[str, str]:
+    def of_agent(self, setup_folder: SetupFolder, unit_kind: UnitKind, *, has_ca: bool) -> dict[str, str]:
         """Return the settings for the file that the agent reads."""
-        ca_file = container_path(files.ca_file) if kind.is_container else files.ca_file
+        ca_file = container_path(setup_folder.ca_file) if unit_kind.is_container else setup_folder.ca_file
         values = {**self._values, "PROXMOX_CA_BUNDLE": str(ca_file) if has_ca else ""}
         # Without a unit, the settings must name these folders. A unit names them itself, so the paths that an earlier
         # run without a unit has written are removed. A path that an operator has set is kept.
-        for name, path in (("SMITH_SECRETS_DIR", files.secrets), ("SMITH_DATA_DIR", files.path / "data")):
-            if kind is UnitKind.NONE:
+        for name, path in (("SMITH_SECRETS_DIR", setup_folder.secrets), ("SMITH_DATA_DIR", setup_folder.path / "data")):
+            if unit_kind is UnitKind.NONE:
                 values[name] = values.get(name) or str(path)
             elif values.get(name) == str(path):
                 values[name] = ""
         return values
 
-    def on_this_machine(self, files: SetupFolder, kind: UnitKind, *, has_ca: bool) -> dict[str, str]:
+    def values_for_doctor(self, setup_folder: SetupFolder, unit_kind: UnitKind, *, has_ca: bool) -> dict[str, str]:
         """Return the settings of the same agent for the checks of `smith doctor`, which run outside a container."""
-        values = self.of_agent(files, UnitKind.NONE, has_ca=has_ca)
-        if kind is UnitKind.SYSTEMD:
+        values = self.of_agent(setup_folder, UnitKind.NONE, has_ca=has_ca)
+        if unit_kind is UnitKind.SYSTEMD:
             values["SMITH_DATA_DIR"] = SYSTEMD_DATA_FOLDER
         return {name: value for name, value in values.items() if value}
 
@@ -100,9 +100,11 @@ def parse_assignments(texts: Iterable[str]) -> dict[str, str]:
     for text in texts:
         name, equals, value = text.partition("=")
         if name in SECRET_NAMES:
-            raise typer.BadParameter(f"--set {name}: a secret is never an argument")
+            raise typer.BadParameter(
+                f"--set {name}: a secret must not be an argument, because other users can read the arguments"
+            )
         if not equals:
-            raise typer.BadParameter(f"--set {name}: the form is NAME=VALUE, and '=' is missing")
+            raise typer.BadParameter(f"--set {name}: the '=' of NAME=VALUE is missing")
         if name not in FIELDS:
             raise typer.BadParameter(f"--set {name}: there is no setting of this name (`smith config show` lists them)")
         values[name] = value

@@ -114,7 +114,7 @@ def test_a_newcomer_gets_the_first_vm_by_two_commands_and_eleven_answers(world: 
         ("administrator's token", SEED_TOKEN),
         ("Name of the agent", "smith-dc1"),
         ("Provider", "Northwind"),
-        ("Make it?", "y"),
+        ("Create this participant?", "y"),
         ("How the agent is started", "none"),
     )
     assert len(answers) == QUESTIONS
@@ -123,7 +123,7 @@ def test_a_newcomer_gets_the_first_vm_by_two_commands_and_eleven_answers(world: 
             is_secret = text in (world.proxmox.root_password, SEED_TOKEN)
             (program.answer_hidden if is_secret else program.answer)(question, text)
         program.answer("Make these changes?", "y")
-        program.expect("Start the agent by\n")
+        program.expect("Start the agent with this command\n")
         assert program.end() == 0, program.shown
     finally:
         program.kill()
@@ -132,7 +132,7 @@ def test_a_newcomer_gets_the_first_vm_by_two_commands_and_eleven_answers(world: 
     files = world.files()
     assert not any(world.proxmox.root_password in text or SEED_TOKEN in text for text, _mode in files.values())
     assert {mode for path, (_text, mode) in files.items() if "/secrets/" in path} == {0o600}
-    _order_first_vm(world, program.shown.rsplit("Start the agent by\n", 1)[1].strip(), tmp_path)
+    _order_first_vm(world, program.shown.rsplit("Start the agent with this command\n", 1)[1].strip(), tmp_path)
 
 
 def _order_first_vm(world: World, start_command: str, tmp_path: Path) -> None:

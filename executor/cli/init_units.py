@@ -57,38 +57,38 @@ def make_unit(kind: UnitKind, folder: Path, unit_folder: Path | None, *, has_ca:
     other files are in the folder in which systemd or podman looks for units.
     """
     if kind is UnitKind.SYSTEMD:
-        place = unit_folder or Path("/etc/systemd/system")
+        target_folder = unit_folder or Path("/etc/systemd/system")
         text = _systemd_unit(folder)
         command = "systemctl daemon-reload && systemctl enable --now agent-smith"
-        return Unit(files={place / "agent-smith.service": text}, start_command=command)
+        return Unit(files={target_folder / "agent-smith.service": text}, start_command=command)
     if kind is UnitKind.QUADLET:
-        place = unit_folder or Path("/etc/containers/systemd")
+        target_folder = unit_folder or Path("/etc/containers/systemd")
         files = {
-            place / "agent-smith.container": _quadlet(folder, has_ca=has_ca),
-            place / "agent-smith.volume": _deploy_text("quadlet/agent-smith.volume"),
+            target_folder / "agent-smith.container": _quadlet(folder, has_ca=has_ca),
+            target_folder / "agent-smith.volume": _deploy_text("quadlet/agent-smith.volume"),
         }
-        command = _with_owner(folder, "systemctl daemon-reload && systemctl start agent-smith")
+        command = _with_chown(folder, "systemctl daemon-reload && systemctl start agent-smith")
         return Unit(files=files, start_command=command)
     if kind is UnitKind.COMPOSE:
         file = (unit_folder or folder) / "compose.yaml"
         command = f"docker compose --file {shlex.quote(str(file))} up --detach"
-        return Unit(files={file: _compose(folder, has_ca=has_ca)}, start_command=_with_owner(folder, command))
-    settings = shlex.quote(str(folder / "agent-smith.env"))
-    program = shlex.join([str(_own_program()), "run"])
-    return Unit(files={}, start_command=f"(set -a; . {settings}; exec {program})")
+        return Unit(files={file: _compose(folder, has_ca=has_ca)}, start_command=_with_chown(folder, command))
+    settings_file = shlex.quote(str(folder / "agent-smith.env"))
+    program = shlex.join([str(_smith_program()), "run"])
+    return Unit(files={}, start_command=f"(set -a; . {settings_file}; exec {program})")
 
 
 def require_startable(kind: UnitKind, folder: Path) -> None:
     """Raise SettingsError if the unit cannot start an agent whose settings are in the folder."""
     if kind is UnitKind.NONE:
         return
-    paths = [folder] if kind.is_container else [folder, _own_program()]
+    paths = [folder] if kind.is_container else [folder, _smith_program()]
     for path in paths:
         if not _PLAIN_PATH.fullmatch(str(path)):
             raise SettingsError(
                 f"{path} has a character that a unit does not accept: use only A-Z a-z 0-9 . _ / @ + - in the path"
             )
-        if kind is UnitKind.SYSTEMD and any(path.is_relative_to(hidden) for hidden in _HIDDEN_FOLDERS):
+        if kind is UnitKind.SYSTEMD and any(path.is_relative_to(hidden_folder) for hidden_folder in _HIDDEN_FOLDERS):
             remedy = "choose --folder /etc/agent-smith, and install Agent Smith in /opt/agent-smith; or use --unit none"
             raise SettingsError(f"systemd hides {path} from the agent (ProtectHome, PrivateTmp): {remedy}")
 
@@ -98,13 +98,13 @@ def container_path(path: Path) -> Path:
     return DEFAULT_FOLDER / path.name
 
 
-def _own_program() -> Path:
+def _smith_program() -> Path:
     """Return the path of the program `smith` of this installation."""
     return Path(sys.executable).parent / "smith"
 
 
 def _systemd_unit(folder: Path) -> str:
-    text = _deploy_text("systemd/agent-smith.service").replace(_PROGRAM, str(_own_program()))
+    text = _deploy_text("systemd/agent-smith.service").replace(_PROGRAM, str(_smith_program()))
     for name in ("fulcrum_api_token", "proxmox_token_secret"):
         text = text.replace(f"{DEFAULT_FOLDER}/{name}", f"{DEFAULT_FOLDER}/secrets/{name}")
     return text.replace(str(DEFAULT_FOLDER), str(folder))
@@ -126,11 +126,11 @@ def _quadlet(folder: Path, *, has_ca: bool) -> str:
 def _compose(folder: Path, *, has_ca: bool) -> str:
     """Return the compose file of `deploy/` with only the service of one agent."""
     text = _deploy_text("compose.yaml")
-    agent, _, rest = text.partition("\n# Each node has a host name")
+    agent_definition, _, rest = text.partition("\n# Each node has a host name")
     services = rest.partition("\nservices:\n")[2].partition("\n  node-1:\n")[0]
-    before = f"{agent}\nservices:\n{services}"
-    after = rest.partition("\nvolumes:\n")[2].partition("\n\n")[2].partition("  smith_database_url:")[0]
-    text = f"{before}\nvolumes:\n  data: {{}}\n\n{after}"
+    before_volumes = f"{agent_definition}\nservices:\n{services}"
+    secret_definitions = rest.partition("\nvolumes:\n")[2].partition("\n\n")[2].partition("  smith_database_url:")[0]
+    text = f"{before_volumes}\nvolumes:\n  data: {{}}\n\n{secret_definitions}"
     if has_ca:
         text = text.replace("# - ./proxmox-ca.pem:", "- ./proxmox-ca.pem:")
     for name in ("agent-smith.env", "proxmox-ca.pem", "secrets/"):
@@ -138,7 +138,7 @@ def _compose(folder: Path, *, has_ca: bool) -> str:
     return text.replace("path: agent-smith.env, required: false", f"path: {folder}/agent-smith.env")
 
 
-def _with_owner(folder: Path, command: str) -> str:
+def _with_chown(folder: Path, command: str) -> str:
     """Return the command, preceded by a command that makes the container's user the owner of the secrets."""
     owner = f"{CONTAINER_UID}:{CONTAINER_UID}"
     return f"chown -R {owner} {shlex.quote(str(folder / 'secrets'))} && {command}"

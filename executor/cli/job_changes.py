@@ -35,19 +35,19 @@ def retry(reference: JobReference, as_json: AsJson = False) -> None:
     with writing_store() as store:
         job = find_job(store.session, reference)
         label, status, was_reported = job_label(job), job.status, job.report_state in SETTLED_STATES
-        repeat_text = _repeat_text(job, store.settings)
+        repeat_action_text = _repeat_action_text(job, store.settings)
         # The value is "attempt", "report", or "" if the job waits neither for an attempt nor for a report.
-        skipped_wait_before = operator_changes.retry_job(store.session, job.id, who=audit.operator_name())
-    if not skipped_wait_before:
-        raise CommandFailed(_no_retry_text(label, status, repeat_text))
-    effects = {
-        "attempt": "its next attempt is due now; a running agent starts the attempt within seconds",
-        "report": "its report to FulcrumCore is due now; a running agent sends the report within seconds",
+        step_due_now = operator_changes.retry_job(store.session, job.id, who=audit.operator_name())
+    if not step_due_now:
+        raise CommandFailed(_no_retry_text(label, status, repeat_action_text))
+    effect_by_step = {
+        "attempt": "its next attempt is due now; a running agent starts this attempt within seconds",
+        "report": "its report to FulcrumCore is due now; a running agent sends this report within seconds",
     }
-    text = f"{label}: {effects[skipped_wait_before]}"
-    if was_reported and skipped_wait_before == "report" and status == JobStatus.FAILED:
-        text += f". FulcrumCore had received this result before; to repeat the action: {repeat_text}"
-    show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, hastened=skipped_wait_before)
+    text = f"{label}: {effect_by_step[step_due_now]}"
+    if was_reported and step_due_now == "report" and status == JobStatus.FAILED:
+        text += f". FulcrumCore had already received this result. To repeat the action, run: {repeat_action_text}"
+    show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, hastened=step_due_now)
 
 
 @examples(
@@ -69,7 +69,7 @@ def cancel(
     with reading_store() as store:
         job = find_job(store.session, reference)
         agents = nodes.not_stopped(store.session)
-        has_agent = any(is_alive(node, utc_now(), store.settings.smith_lease_s) for node in agents)
+        is_agent_running = any(is_alive(node, utc_now(), store.settings.smith_lease_s) for node in agents)
     if job.status not in (JobStatus.PENDING, JobStatus.PROCESSING):
         raise CommandFailed(f"{job_label(job)} has ended already: it is {job.status}")
     confirm(f"Cancel {job_label(job)}, which is {job.status}?", yes=yes)
@@ -82,33 +82,32 @@ def cancel(
     has_ended = status is JobStatus.FAILED
     if has_ended:
         text = f"{job_label(job)} is cancelled; its report to FulcrumCore is due"
-    elif not has_agent:
-        text = f"{job_label(job)} has a cancel request; no agent is running, so it ends when one runs again"
+    elif not is_agent_running:
+        text = f"{job_label(job)} has a cancel request; no agent is running, so the job ends when an agent runs again"
     else:
-        text = f"{job_label(job)} has a cancel request; its agent stops the playbook within seconds"
+        text = f"{job_label(job)} has a cancel request; the agent that runs the job stops the playbook within seconds"
     show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, status=status, has_ended=has_ended)
 
 
-def _repeat_text(job: Job, settings: Settings) -> str:
+def _repeat_action_text(job: Job, settings: Settings) -> str:
     """Return the request to FulcrumCore with which the owner of the service repeats the action.
 
     FulcrumCore then creates a new job. The agent cannot create jobs.
     """
     url = f"{settings.fulcrum_api_url or 'https://FULCRUM_API_URL'}/api/v1/services/{job.service_id}"
-    login = '-H @<(echo "Authorization: Bearer $TOKEN")'  # an argument would show the token to other users
+    header_option = '-H @<(echo "Authorization: Bearer $TOKEN")'  # an argument would show the token to other users
     if job.action == "update":
-        return (
-            f"curl -X PATCH {login} -d '{{\"properties\": …}}' {shlex.quote(url)} (with a token of the service's owner)"
-        )
+        service_url = shlex.quote(url)
+        return f"curl -X PATCH {header_option} -d '{{\"properties\": …}}' {service_url} (with a token of the service's owner)"
     action_url = shlex.quote(f"{url}/{quote(job.action, safe='')}")
-    return sanitized(f"curl -X POST {login} {action_url} (with a token of the service's owner)")
+    return sanitized(f"curl -X POST {header_option} {action_url} (with a token of the service's owner)")
 
 
-def _no_retry_text(label: str, status: str, repeat_text: str) -> str:
+def _no_retry_text(label: str, status: str, repeat_action_text: str) -> str:
     """Return the error text for a job that waits neither for an attempt nor for a report."""
     if status == JobStatus.PROCESSING:
         return f"nothing to retry: {label} is running (`smith jobs log` shows its output)"
     return (
         f"nothing to retry: {label} is {status}, and FulcrumCore does not expect its result; "
-        f"repeat the action in FulcrumCore, which then creates a new job: {repeat_text}"
+        f"repeat the action in FulcrumCore, which then creates a new job: {repeat_action_text}"
     )

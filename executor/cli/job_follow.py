@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     from sqlalchemy import Engine
 
 #: The seconds between two readings of the database and of the output.
-INTERVAL_S = 0.5
+POLL_INTERVAL_S = 0.5
 
 
 def follow_job(reference: str) -> int:
@@ -37,10 +37,10 @@ def follow_job(reference: str) -> int:
         follower = JobFollower(engine=engine, settings=settings, job_id=job_id)
         try:
             while not follower.print_new_entries():
-                time.sleep(INTERVAL_S)
+                time.sleep(POLL_INTERVAL_S)
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
-    return EXIT_OK if follower.status == JobStatus.COMPLETED else EXIT_FAILURE
+    return EXIT_OK if follower.job_status == JobStatus.COMPLETED else EXIT_FAILURE
 
 
 @dataclass(kw_only=True)
@@ -50,9 +50,9 @@ class JobFollower:
     engine: Engine
     settings: Settings
     job_id: int
-    status: str = ""
-    _shown: set[timeline.Entry] = field(default_factory=set)
-    _offsets: dict[str, int] = field(default_factory=dict)  #: number of printed bytes, by the run's ident
+    job_status: str = ""
+    _shown_entries: set[timeline.Entry] = field(default_factory=set)
+    _printed_bytes_by_run: dict[str, int] = field(default_factory=dict)  #: number of printed bytes, by the run's ident
 
     def print_new_entries(self) -> bool:
         """Print what is new. Return True when the job has ended, and everything about it is printed."""
@@ -61,12 +61,12 @@ class JobFollower:
             runs = queries.runs_with_stories(session, [job.id])
             events = job_events.of_job(session, job.id)
             changes = audit.list_entries(session, subject_id_prefix=job.fulcrum_id)
-        self.status = job.status
+        self.job_status = job.status
         outputs = {run.ident: self._output_file(run) for run in runs}
         for entry in timeline.entries(job, runs, events, changes):
-            self._show(entry, outputs)
+            self._show_entry_once(entry, outputs)
         for run in runs:
-            self._show_output(run.ident, outputs[run.ident], is_ended=run.ended_at is not None)
+            self._show_output(run.ident, outputs[run.ident], has_run_ended=run.ended_at is not None)
         sys.stdout.flush()  # a program that reads from a pipe gets the lines at once
         return timeline.is_over(job)
 
@@ -77,31 +77,31 @@ class JobFollower:
         except artifacts.ArtifactsMissing:
             return None
 
-    def _show(self, entry: timeline.Entry, outputs: dict[str, Path | None]) -> None:
+    def _show_entry_once(self, entry: timeline.Entry, outputs: dict[str, Path | None]) -> None:
         """Print an entry once. A detail of a run is not printed if the run's output, which contains it, is printed."""
         # The time of an entry is compared, too, because a later attempt has entries with the same texts.
-        if entry in self._shown:
+        if entry in self._shown_entries:
             return
         has_output = entry.run_ident is not None and outputs.get(entry.run_ident) is not None
         if entry.is_detail and has_output:
             return
         # The rest of a run's output is printed before the line about the end of the run.
         if entry.kind == "end" and entry.run_ident is not None and has_output:
-            self._show_output(entry.run_ident, outputs[entry.run_ident], is_ended=True)
-        self._shown.add(entry)
+            self._show_output(entry.run_ident, outputs[entry.run_ident], has_run_ended=True)
+        self._shown_entries.add(entry)
         show_text(f"{entry.at:%H:%M:%S}Z {entry.text}")
 
-    def _show_output(self, ident: str, file: Path | None, *, is_ended: bool) -> None:
+    def _show_output(self, ident: str, file: Path | None, *, has_run_ended: bool) -> None:
         """Print the run's output since the last call: only complete lines, or everything if the run has ended."""
         if file is None:
             return
         try:
             with file.open("rb") as stream:
-                stream.seek(self._offsets.get(ident, 0))
+                stream.seek(self._printed_bytes_by_run.get(ident, 0))
                 data = stream.read()
         except OSError:
             return  # the agent is moving the artifacts; the next call reads them
-        end = len(data) if is_ended else data.rfind(b"\n") + 1
-        if end:
-            self._offsets[ident] = self._offsets.get(ident, 0) + end
-            show_text(data[:end].decode("utf-8", "replace").rstrip("\n"))
+        printed_length = len(data) if has_run_ended else data.rfind(b"\n") + 1
+        if printed_length:
+            self._printed_bytes_by_run[ident] = self._printed_bytes_by_run.get(ident, 0) + printed_length
+            show_text(data[:printed_length].decode("utf-8", "replace").rstrip("\n"))

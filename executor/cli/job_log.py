@@ -45,12 +45,14 @@ EVENT_COLUMNS = {
 def show_log(
     reference: JobReference,
     run_ident: Annotated[
-        str | None, typer.Option("--run", metavar="IDENT", help="This run instead of the newest.")
+        str | None, typer.Option("--run", metavar="IDENT", help="Show this run, not the newest one.")
     ] = None,
-    events: Annotated[bool, typer.Option("--events", help="Show each Ansible task with outcome and time.")] = False,
+    events: Annotated[bool, typer.Option("--events", help="Show each Ansible task with its outcome and time.")] = False,
     follow: Annotated[
         bool,
-        typer.Option("--follow", "-f", help="Show what happens until the job ends; exit code 0 if it is completed."),
+        typer.Option(
+            "--follow", "-f", help="Show what happens until the job ends; exit code 0 if the job is completed."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -123,7 +125,7 @@ def _event_rows(run: Run) -> list[dict[str, Any]]:
 def _story_text(run: Run) -> str:
     """Return what the run has done as text, with one line for each step."""
     lines = [f"{entry.at:%H:%M:%S}Z {entry.text}" for entry in timeline.run_entries(run)]
-    return "\n".join([f"the output of run {run.ident} is not on this machine; the database has:", *lines])
+    return "\n".join([f"the output of run {run.ident} is not on this machine; the database has these steps:", *lines])
 
 
 def _select_run(session: Session, job: Job, ident: str | None) -> Run:

@@ -24,7 +24,7 @@ from executor.views.text import elapsed_text, short_id
 #: The columns of the table of jobs: the heading of each column, keyed by the key of its values in a row.
 COLUMNS = {
     "id": "ID",
-    "fulcrum": "FULCRUM",
+    "fulcrum": "FULCRUM ID",
     "action": "ACTION",
     "status": "STATUS",
     "name": "NAME",
@@ -57,12 +57,14 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Only failed jobs.")] = False,
     action: Annotated[
-        str | None, typer.Option("--action", help="Only this action.", autocompletion=complete_action)
+        str | None, typer.Option("--action", help="Only jobs with this action.", autocompletion=complete_action)
     ] = None,
     service: Annotated[
         str | None,
         typer.Option(
-            "--service", help="Only the service whose id begins with this text.", autocompletion=complete_service
+            "--service",
+            help="Only jobs of the service whose id begins with this text.",
+            autocompletion=complete_service,
         ),
     ] = None,
     unreported: Annotated[
@@ -86,8 +88,10 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
             since=since_time(since),
             limit=limit,
         )
-        vms = mapping_queries.current_of_services(store.session, {job.service_id for job in jobs if job.service_id})
-    fields = [summary_fields(job) | name_fields(job, vms) for job in jobs]
+        mapping_by_service = mapping_queries.current_of_services(
+            store.session, {job.service_id for job in jobs if job.service_id}
+        )
+    fields = [summary_fields(job) | name_fields(job, mapping_by_service) for job in jobs]
     if as_json:
         show_json(fields)
         return
@@ -113,8 +117,10 @@ def show_job(reference: JobReference, as_json: AsJson = False) -> None:
         runs = queries.runs_with_stories(store.session, [job.id])
         events = job_events.of_job(store.session, job.id)
         changes = audit.list_entries(store.session, subject_id_prefix=job.fulcrum_id)
-        vms = mapping_queries.current_of_services(store.session, [job.service_id] if job.service_id else [])
-    fields = name_fields(job, vms) | detail_fields(job)
+        mapping_by_service = mapping_queries.current_of_services(
+            store.session, [job.service_id] if job.service_id else []
+        )
+    fields = name_fields(job, mapping_by_service) | detail_fields(job)
     if as_json:
         rows = [run_fields(run) | {"story": run.story} for run in runs]
         show_json(fields | {"runs": rows, "events": [event_fields(event) for event in events]})

@@ -25,7 +25,7 @@ from executor.errors import SmithError
 TYPER_ARGUMENTS: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
 
 
-class NotInstalled(SmithError):
+class DistributionNotInstalled(SmithError):
     """The command belongs to a distribution that is not installed."""
 
 
@@ -114,15 +114,17 @@ def _load_entry_point_command(name: str) -> Any:
     """Return the command of the installed entry point with this name, or None if there is no such entry point."""
     # entry_points is not imported at the top, because it imports importlib.metadata. This import would take an eighth
     # of the time of `smith --help`.
-    found = import_function("entry_points", "find_command")(name)
-    if isinstance(found, typer.Typer):
-        return typer.main.get_command(found)
-    return None if found is None else _build_command(name, found)
+    function_or_group = import_function("entry_points", "find_command")(name)
+    if isinstance(function_or_group, typer.Typer):
+        return typer.main.get_command(function_or_group)
+    return None if function_or_group is None else _build_command(name, function_or_group)
 
 
 def _load_extension(extension: Extension) -> Any:
-    """Return the command of the extension. Raises NotInstalled if its distribution is not installed."""
+    """Return the command of the extension. Raises DistributionNotInstalled if its distribution is not installed."""
     command = _load_entry_point_command(extension.name)
     if command is None:
-        raise NotInstalled(f"`smith {extension.name}` is not installed: pip install {extension.distribution}")
+        raise DistributionNotInstalled(
+            f"`smith {extension.name}` is not installed: pip install {extension.distribution}"
+        )
     return command

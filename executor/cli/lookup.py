@@ -28,18 +28,19 @@ def find_job(session: Session, reference: str) -> Job:
     if len(candidates) > 1:
         raise UnusableReference(f"the ids of more than one job begin with {reference}: {', '.join(candidates)}")
     raise UnusableReference(
-        f"there is no job {reference}: use our job number, FulcrumCore's id or its beginning (see `smith jobs list`)"
+        f"there is no job {reference}: use the job's number, FulcrumCore's id, or the beginning of this id "
+        "(see `smith jobs list`)"
     )
 
 
-def find_service_id(session: Session, beginning: str) -> str:
+def find_service_id(session: Session, id_prefix: str) -> str:
     """Return the service id that begins with this text. Raises UnusableReference unless exactly one id matches.
 
     Only services that have a job in the database are searched.
     """
-    service_ids = queries.service_ids_with_prefix(session, beginning)
+    service_ids = queries.service_ids_with_prefix(session, id_prefix)
     if len(service_ids) > 1:
-        raise UnusableReference(f"more than one service id begins with {beginning}: {', '.join(service_ids)}")
+        raise UnusableReference(f"more than one service id begins with {id_prefix}: {', '.join(service_ids)}")
     if not service_ids:
-        raise UnusableReference(f"no job has a service whose id begins with {beginning}")
+        raise UnusableReference(f"no job has a service whose id begins with {id_prefix}")
     return service_ids[0]

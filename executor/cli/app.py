@@ -36,8 +36,8 @@ Examples:
   smith status                     jobs, agents, and overdue critical jobs
   smith jobs list --status failed  failed jobs (smith jobs show has the reason)
 
-Exit codes: 0 success, 1 failure, 2 wrong usage; problem with: 3 settings, 4 FulcrumCore, 5 Proxmox, 6 database;
-7 some of several VMs failed, 130 interrupted.
+Exit codes: 0 success, 1 other failure, 2 wrong usage, 3 wrong settings, 4 FulcrumCore failed, 5 Proxmox failed,
+6 database failed, 7 some of several VMs failed, 130 interrupted.
 """
 #: The maximum width of the help in characters. In `smith --help`, each command's line fits into this width.
 HELP_WIDTH = 110

@@ -36,14 +36,16 @@ def list_audit(
         typer.Option(
             "--subject",
             metavar="ID",
-            help="Only the job or service whose id begins with this text.",
+            help="Only entries about the job or service whose id begins with this text.",
             autocompletion=complete_service,
         ),
     ] = "",
-    verb: Annotated[str, typer.Option("--verb", help="Only this verb: cancel, retry, adopt, forget, ….")] = "",
+    verb: Annotated[
+        str, typer.Option("--verb", help="Only entries with this verb: cancel, retry, adopt, forget, ….")
+    ] = "",
     since: Since = None,
     limit: Annotated[
-        int, typer.Option("--limit", min=1, max=1_000_000, help="At most this many, the newest first.")
+        int, typer.Option("--limit", min=1, max=1_000_000, help="At most this many entries, the newest first.")
     ] = 50,
     as_json: AsJson = False,
 ) -> None:

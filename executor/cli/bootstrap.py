@@ -112,7 +112,9 @@ def core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     admin_token = _read_admin_token(admin_token_file)
     with explaining_refused_token():
         bootstrap = Bootstrap(create_admin_client(settings, admin_token), request)
-        with TokenDestination(token_file, prints_token=show_token, expects_token=bootstrap.needs_token) as destination:
+        with TokenDestination(
+            token_file, prints_token=show_token, will_create_token=bootstrap.needs_token
+        ) as destination:
             steps = _execute_steps(bootstrap, destination, dry_run=dry_run, show_table=not as_json)
         if remove_old_tokens and not dry_run:
             bootstrap.remove_earlier_tokens()
@@ -136,7 +138,7 @@ def _execute_steps(
     steps: list[BootstrapStep] = []
     try:
         if not dry_run:
-            destination.reserve()
+            destination.create_empty_file()
         # Each iteration executes one step. If a step fails, `steps` has the steps before it, which are then shown.
         step_iterator = bootstrap.dry_run() if dry_run else bootstrap.create_missing(destination.store)
         for step in step_iterator:

@@ -19,20 +19,20 @@ class TokenNotStored(SmithError):
 class TokenDestination:
     """The place for the new token: a new file with mode 0600, the terminal, or both.
 
-    Used as a context manager. `reserve` is called before the token is created, and `store` afterwards. This class
-    writes only the file. The command prints the attribute `token`.
+    Used as a context manager. `create_empty_file` is called before the token is created, and `store` afterwards.
+    This class writes only the file. The command prints the attribute `token`.
     """
 
-    def __init__(self, file: Path | None, *, prints_token: bool, expects_token: bool) -> None:
+    def __init__(self, file: Path | None, *, prints_token: bool, will_create_token: bool) -> None:
         """Use the values of two options: `file` is --token-file, and `prints_token` is --show-token.
 
-        `expects_token` is False if no token will be created, because the agent has one already. In this case `reserve`
-        does nothing, and `store` is not called.
+        `will_create_token` is False if no token will be created, because the agent has one already. In this case
+        `create_empty_file` does nothing, and `store` is not called.
         """
         self.file = file
         self.prints_token = prints_token
         self.token: str | None = None
-        self._expects_token = expects_token
+        self._will_create_token = will_create_token
         self._descriptor: int | None = None
 
     def __enter__(self) -> Self:
@@ -40,17 +40,17 @@ class TokenDestination:
 
         Raises typer.BadParameter if a token will be created and the file exists.
         """
-        if self._expects_token and self.file and os.path.lexists(self.file):
+        if self._will_create_token and self.file and os.path.lexists(self.file):
             raise typer.BadParameter(f"{self.file} exists already: --token-file must name a file that does not exist")
         return self
 
-    def reserve(self) -> None:
+    def create_empty_file(self) -> None:
         """Create the empty file before the token is created: FulcrumCore returns the token's value only once.
 
         Raises TokenNotStored when the file cannot be created, and typer.BadParameter when neither --token-file nor
         --show-token is set.
         """
-        if not self._expects_token:
+        if not self._will_create_token:
             return
         if not self.file and not self.prints_token:
             raise typer.BadParameter(

@@ -23,10 +23,10 @@ _PLAIN_WORD = re.compile(r"[A-Za-z0-9._@:+-]+")
 MAX_ROWS = 200
 #: A value, and the help text that some shells show beside it.
 Suggestion = tuple[str, str]
-Complete = Callable[[str], list[Suggestion]]
+CompletionFunction = Callable[[str], list[Suggestion]]
 
 
-def _filtering_suggestions(suggestions_of: Callable[[str], Iterable[Suggestion]]) -> Complete:
+def _filtering_suggestions(suggestions_of: Callable[[str], Iterable[Suggestion]]) -> CompletionFunction:
     """Return a function that returns those results of `suggestions_of` that begin with the typed text.
 
     After an error, the returned function returns no values. A value that does not match _PLAIN_WORD, such as a VM's
@@ -50,7 +50,7 @@ def _filtering_suggestions(suggestions_of: Callable[[str], Iterable[Suggestion]]
 
 @_filtering_suggestions
 def complete_job(incomplete: str) -> Iterator[Suggestion]:
-    """Complete our job numbers and, if something is typed, FulcrumCore's ids of the jobs."""
+    """CompletionFunction our job numbers and, if something is typed, FulcrumCore's ids of the jobs."""
     from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
     from executor.database import queries  # noqa: PLC0415 (only completion needs this import)
 
@@ -64,7 +64,7 @@ def complete_job(incomplete: str) -> Iterator[Suggestion]:
 
 @_filtering_suggestions
 def complete_run(incomplete: str) -> Iterator[Suggestion]:
-    """Complete the idents of runs."""
+    """CompletionFunction the idents of runs."""
     from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
     from executor.database import queries  # noqa: PLC0415 (only completion needs this import)
 
@@ -75,7 +75,7 @@ def complete_run(incomplete: str) -> Iterator[Suggestion]:
 
 @_filtering_suggestions
 def complete_mapping(incomplete: str) -> Iterator[Suggestion]:
-    """Complete VMIDs and names of mapped VMs and, if something is typed, the ids of their services."""
+    """CompletionFunction VMIDs and names of mapped VMs and, if something is typed, the ids of their services."""
     from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
 
     with reading_store() as store:
@@ -89,7 +89,7 @@ def complete_mapping(incomplete: str) -> Iterator[Suggestion]:
 
 @_filtering_suggestions
 def complete_vmid(incomplete: str) -> Iterator[Suggestion]:
-    """Complete the VMIDs of mapped VMs."""
+    """CompletionFunction the VMIDs of mapped VMs."""
     from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
 
     with reading_store() as store:
@@ -99,7 +99,7 @@ def complete_vmid(incomplete: str) -> Iterator[Suggestion]:
 
 @_filtering_suggestions
 def complete_service(incomplete: str) -> Iterator[Suggestion]:
-    """Complete the ids of mapped services."""
+    """CompletionFunction the ids of mapped services."""
     from executor.cli.store import reading_store  # noqa: PLC0415 (only completion needs this import)
 
     with reading_store() as store:
@@ -109,7 +109,7 @@ def complete_service(incomplete: str) -> Iterator[Suggestion]:
 
 @_filtering_suggestions
 def complete_action(incomplete: str) -> Iterator[Suggestion]:
-    """Complete the names of the built-in actions and of the operator's own actions."""
+    """CompletionFunction the names of the built-in actions and of the operator's own actions."""
     from executor.cli.actions import action_folders  # noqa: PLC0415 (only completion needs this import)
     from executor.runs import actions  # noqa: PLC0415 (only completion needs this import)
 

@@ -155,7 +155,7 @@ def refuse_running_agent(session: Session, settings: Settings) -> None:
     """Raise DatabaseError if an agent is running. The table `nodes` has one row for each agent process."""
     for agent in nodes.not_stopped(session):
         if is_alive(agent, utc_now(), settings.smith_lease_s):
-            raise DatabaseError(f"agent {agent.id} on {agent.host} uses this database: stop it first")
+            raise DatabaseError(f"agent {agent.id} on {agent.host} uses this database: stop the agent first")
 
 
 @contextmanager
@@ -170,6 +170,6 @@ def holding_database_lock(file: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DatabaseError(f"an agent uses this database ({file} is locked): stop it first") from None
+            raise DatabaseError(f"an agent uses this database ({file} is locked): stop the agent first") from None
         write_holder(lock_file)
         yield

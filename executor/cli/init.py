@@ -96,7 +96,7 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
             help="Replace each token of the agent whose secret is not stored in --folder by a new one.",
         ),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Use the proposed values, and ask no question.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Use defaults and proposed values without asking.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be changed, and change nothing.")] = False,
 ) -> None:
     """Set up Proxmox, FulcrumCore, the settings and the unit that starts an agent.
@@ -139,4 +139,4 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         answers.require_agreement("Make these changes?")
     if not dry_run:
         setup.run()
-        raise typer.Exit(setup.check())
+        raise typer.Exit(setup.check_and_show_start_command())

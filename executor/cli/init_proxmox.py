@@ -55,7 +55,7 @@ class ProxmoxSetup:
         """Return what exists in Proxmox. Proxmox is asked only once."""
         return read_cluster(ProxmoxReader.with_session(self.session))
 
-    def needs(self, settings: Settings) -> tuple[PrivilegeNeed, ...]:
+    def needed_privileges(self, settings: Settings) -> tuple[PrivilegeNeed, ...]:
         """Return the privileges that the agent needs with these settings. `smith doctor` checks the same privileges."""
         context = ProxmoxContext(settings, ProxmoxReader.with_session(self.session))
         needs = needs_of_settings(context, {bridge: self.cluster.zone_of(bridge) for bridge in context.bridges})
@@ -102,7 +102,7 @@ class ProxmoxSetup:
         needed_access = NeededAccess(
             user=settings.proxmox_user,
             token_id=token_id,
-            needs=self.needs(settings),
+            needs=self.needed_privileges(settings),
             pool=settings.proxmox_pool,
             token_comment=token_comment,
             creates_token=creates_token,

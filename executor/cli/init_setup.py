@@ -87,7 +87,7 @@ class Setup:
                 make_folder(path.parent)
                 self._write_if_different(path, text, mode=0o644)
 
-    def check(self) -> int:
+    def check_and_show_start_command(self) -> int:
         """Run the checks of `smith doctor`, show the command that starts the agent, and return the exit code."""
         show_heading("smith doctor")
         inherited_variables = {

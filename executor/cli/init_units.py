@@ -14,12 +14,12 @@ from executor.deploy_files import deploy_file
 from executor.errors import SettingsError
 
 #: The folder of the settings, in the files of `deploy/`. In a container, the settings are always in this folder.
-DEFAULT_FOLDER = Path("/etc/agent-smith")
+DEPLOY_SETTINGS_FOLDER = Path("/etc/agent-smith")
 #: The user id of the agent in a container.
 CONTAINER_UID = 10001
 #: The path of `smith`, and the volume with the CA, as the files in `deploy/` write them.
-_PROGRAM = "/opt/agent-smith/bin/smith"
-_CA_VOLUME = f"{DEFAULT_FOLDER}/proxmox-ca.pem:{DEFAULT_FOLDER}/proxmox-ca.pem:ro"
+_DEPLOY_PROGRAM = "/opt/agent-smith/bin/smith"
+_CA_VOLUME = f"{DEPLOY_SETTINGS_FOLDER}/proxmox-ca.pem:{DEPLOY_SETTINGS_FOLDER}/proxmox-ca.pem:ro"
 
 
 #: A path without characters that systemd, podman, docker or a shell would interpret.
@@ -95,7 +95,7 @@ def require_startable(kind: UnitKind, folder: Path) -> None:
 
 def container_path(path: Path) -> Path:
     """Return the path that a file in the folder of the settings has in the container."""
-    return DEFAULT_FOLDER / path.name
+    return DEPLOY_SETTINGS_FOLDER / path.name
 
 
 def _smith_program() -> Path:
@@ -104,10 +104,10 @@ def _smith_program() -> Path:
 
 
 def _systemd_unit(folder: Path) -> str:
-    text = _deploy_text("systemd/agent-smith.service").replace(_PROGRAM, str(_smith_program()))
+    text = _deploy_text("systemd/agent-smith.service").replace(_DEPLOY_PROGRAM, str(_smith_program()))
     for name in ("fulcrum_api_token", "proxmox_token_secret"):
-        text = text.replace(f"{DEFAULT_FOLDER}/{name}", f"{DEFAULT_FOLDER}/secrets/{name}")
-    return text.replace(str(DEFAULT_FOLDER), str(folder))
+        text = text.replace(f"{DEPLOY_SETTINGS_FOLDER}/{name}", f"{DEPLOY_SETTINGS_FOLDER}/secrets/{name}")
+    return text.replace(str(DEPLOY_SETTINGS_FOLDER), str(folder))
 
 
 def _quadlet(folder: Path, *, has_ca: bool) -> str:
@@ -117,9 +117,9 @@ def _quadlet(folder: Path, *, has_ca: bool) -> str:
         if line.startswith("Secret=proxmox_token_secret"):
             lines.append(f"Volume={folder}/secrets:/run/secrets:ro")
         elif line == f"#Volume={_CA_VOLUME}" and has_ca:
-            lines.append(f"Volume={folder}/proxmox-ca.pem:{DEFAULT_FOLDER}/proxmox-ca.pem:ro")
+            lines.append(f"Volume={folder}/proxmox-ca.pem:{DEPLOY_SETTINGS_FOLDER}/proxmox-ca.pem:ro")
         elif not line.startswith(("Secret=", "#   podman secret")):
-            lines.append(line.replace(f"EnvironmentFile={DEFAULT_FOLDER}", f"EnvironmentFile={folder}"))
+            lines.append(line.replace(f"EnvironmentFile={DEPLOY_SETTINGS_FOLDER}", f"EnvironmentFile={folder}"))
     return "\n".join(lines) + "\n"
 
 

@@ -97,8 +97,8 @@ def _repeat_action_text(job: Job, settings: Settings) -> str:
     url = f"{settings.fulcrum_api_url or 'https://FULCRUM_API_URL'}/api/v1/services/{job.service_id}"
     header_option = '-H @<(echo "Authorization: Bearer $TOKEN")'  # an argument would show the token to other users
     if job.action == "update":
-        service_url = shlex.quote(url)
-        return f"curl -X PATCH {header_option} -d '{{\"properties\": …}}' {service_url} (with a token of the service's owner)"
+        request = f"curl -X PATCH {header_option} -d '{{\"properties\": …}}' {shlex.quote(url)}"
+        return f"{request} (with a token of the service's owner)"
     action_url = shlex.quote(f"{url}/{quote(job.action, safe='')}")
     return sanitized(f"curl -X POST {header_option} {action_url} (with a token of the service's owner)")
 

@@ -62,11 +62,11 @@ class JobFollower:
             events = job_events.of_job(session, job.id)
             changes = audit.list_entries(session, subject_id_prefix=job.fulcrum_id)
         self.job_status = job.status
-        outputs = {run.ident: self._output_file(run) for run in runs}
+        output_files = {run.ident: self._output_file(run) for run in runs}
         for entry in timeline.entries(job, runs, events, changes):
-            self._show_entry_once(entry, outputs)
+            self._show_entry_once(entry, output_files)
         for run in runs:
-            self._show_output(run.ident, outputs[run.ident], has_run_ended=run.ended_at is not None)
+            self._show_output(run.ident, output_files[run.ident], has_run_ended=run.ended_at is not None)
         sys.stdout.flush()  # a program that reads from a pipe gets the lines at once
         return timeline.is_over(job)
 
@@ -77,17 +77,17 @@ class JobFollower:
         except artifacts.ArtifactsMissing:
             return None
 
-    def _show_entry_once(self, entry: timeline.Entry, outputs: dict[str, Path | None]) -> None:
+    def _show_entry_once(self, entry: timeline.Entry, output_files: dict[str, Path | None]) -> None:
         """Print an entry once. A detail of a run is not printed if the run's output, which contains it, is printed."""
         # The time of an entry is compared, too, because a later attempt has entries with the same texts.
         if entry in self._shown_entries:
             return
-        has_output = entry.run_ident is not None and outputs.get(entry.run_ident) is not None
+        has_output = entry.run_ident is not None and output_files.get(entry.run_ident) is not None
         if entry.is_detail and has_output:
             return
         # The rest of a run's output is printed before the line about the end of the run.
         if entry.kind == "end" and entry.run_ident is not None and has_output:
-            self._show_output(entry.run_ident, outputs[entry.run_ident], has_run_ended=True)
+            self._show_output(entry.run_ident, output_files[entry.run_ident], has_run_ended=True)
         self._shown_entries.add(entry)
         show_text(f"{entry.at:%H:%M:%S}Z {entry.text}")
 

@@ -24,7 +24,7 @@ from executor.views.text import elapsed_text, short_id
 #: The columns of the table of jobs: the heading of each column, keyed by the key of its values in a row.
 COLUMNS = {
     "id": "ID",
-    "fulcrum": "FULCRUM ID",
+    "fulcrum": "FULCRUM",
     "action": "ACTION",
     "status": "STATUS",
     "name": "NAME",
@@ -72,7 +72,7 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
     ] = False,
     since: Since = None,
     limit: Annotated[
-        int, typer.Option("--limit", min=1, max=100_000, help="At most this many, the newest first.")
+        int, typer.Option("--limit", min=1, max=100_000, help="At most this many jobs, the newest first.")
     ] = 50,
     as_json: AsJson = False,
 ) -> None:

@@ -184,7 +184,7 @@ def test_a_downgrade_of_postgresql_finds_one_running_agent_among_many_stopped_on
             session.execute(update(Node).where(Node.id == "n14").values(seen_at=utc_now() - timedelta(seconds=1)))
         refused = smith("db", "downgrade", "--yes", SMITH_DATABASE_URL=url)
         assert refused.returncode == 6
-        assert "agent n14 on h uses this database: stop it first" in refused.stderr
+        assert "agent n14 on h uses this database: stop the agent first" in refused.stderr
         with transaction(engine) as session:
             session.execute(update(Node).values(stopped_at=utc_now()))
         engine.dispose()

@@ -99,7 +99,7 @@ def test_on_a_narrow_terminal_columns_are_left_out_and_idents_are_not_broken(wid
         assert max(len(line) for line in lines) <= width
         assert all(any(ident in line for line in lines) for ident in idents), lines
     wide = _on_terminal(smith, "jobs", "list", COLUMNS="200", NO_COLOR="1")
-    assert all(heading in wide for heading in ("FULCRUM ID", "TRY", "REPORT", "ERROR"))
+    assert all(heading in wide for heading in ("FULCRUM", "TRY", "REPORT", "ERROR"))
     narrow = _on_terminal(smith, "jobs", "list", COLUMNS="60", NO_COLOR="1")
     assert "FULCRUM" not in narrow
     assert "ERROR" in narrow

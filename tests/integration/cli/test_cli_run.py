@@ -158,7 +158,7 @@ def test_a_downgrade_is_refused_while_an_agent_runs(smith: Cli, running: Running
     running.wait_for_critical_jobs()
     done = smith("db", "downgrade", "--yes")
     assert done.returncode == 6
-    assert "stop it first" in done.stderr
+    assert "stop the agent first" in done.stderr
     assert smith.json("db", "current")["current"] == smith.json("db", "current")["newest"]
 
 

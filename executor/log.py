@@ -76,8 +76,8 @@ def install_hooks() -> None:
     Without these hooks Python would print both on stderr, with unmasked secrets.
     """
     logging.captureWarnings(True)
-    sys.excepthook = _log_uncaught
-    threading.excepthook = _log_uncaught_in_thread
+    sys.excepthook = _log_uncaught_exception
+    threading.excepthook = _log_uncaught_exception_of_thread
 
 
 class _SafeStreamHandler(logging.StreamHandler[TextIO]):
@@ -86,7 +86,7 @@ class _SafeStreamHandler(logging.StreamHandler[TextIO]):
     def handleError(self, record: logging.LogRecord) -> None:
         """Report on stderr that a line is lost. The method of the standard library would print the unmasked event."""
         exception_class = sys.exc_info()[0] or Exception
-        print(f"a log line of {record.name} is lost: {exception_class.__name__}", file=sys.stderr)
+        print(f"a log line of {record.name} could not be written: {exception_class.__name__}", file=sys.stderr)
 
 
 def _should_log(record: logging.LogRecord) -> bool:
@@ -154,7 +154,7 @@ def _to_json(event: EventDict, **_kwargs: Any) -> str:
         )
 
 
-def _log_uncaught(
+def _log_uncaught_exception(
     exception_class: type[BaseException], exception: BaseException, traceback: TracebackType | None
 ) -> None:
     if issubclass(exception_class, KeyboardInterrupt):
@@ -162,7 +162,7 @@ def _log_uncaught(
     get_logger().critical("crashed", exc_info=(exception_class, exception, traceback))
 
 
-def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+def _log_uncaught_exception_of_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_value is None or issubclass(args.exc_type, SystemExit):
         return
     thread_name = args.thread.name if args.thread else "unknown"

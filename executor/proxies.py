@@ -16,8 +16,8 @@ from requests.utils import get_environ_proxies, select_proxy
 def proxy_of(host: str, port: int) -> str:
     """Return the URL of the proxy for TLS connections to a server, or '' if there is none."""
     url = f"https://{host_in_url(host)}:{port}"
-    proxy = str(select_proxy(url, get_environ_proxies(url)) or "")
-    return proxy if not proxy or "://" in proxy else f"http://{proxy}"
+    proxy_url = str(select_proxy(url, get_environ_proxies(url)) or "")
+    return proxy_url if not proxy_url or "://" in proxy_url else f"http://{proxy_url}"
 
 
 def open_connection(host: str, port: int, timeout_s: float) -> socket.socket:
@@ -25,27 +25,27 @@ def open_connection(host: str, port: int, timeout_s: float) -> socket.socket:
 
     Raises OSError, also if the proxy refuses the connection.
     """
-    name = host.strip("[]")
-    proxy = urlsplit(proxy_of(name, port))
+    bare_host = host.strip("[]")
+    proxy = urlsplit(proxy_of(bare_host, port))
     if not proxy.hostname:
-        return socket.create_connection((name, port), timeout_s)
-    kind = http.client.HTTPSConnection if proxy.scheme == "https" else http.client.HTTPConnection
-    tunnel = kind(proxy.hostname, proxy.port or kind.default_port, timeout=timeout_s)
-    tunnel.set_tunnel(host_in_url(name), port, proxy_headers(proxy.geturl()))
-    tunnel.connect()
-    return tunnel.sock
+        return socket.create_connection((bare_host, port), timeout_s)
+    connection_class = http.client.HTTPSConnection if proxy.scheme == "https" else http.client.HTTPConnection
+    connection = connection_class(proxy.hostname, proxy.port or connection_class.default_port, timeout=timeout_s)
+    connection.set_tunnel(host_in_url(bare_host), port, proxy_headers(proxy.geturl()))
+    connection.connect()
+    return connection.sock
 
 
-def proxy_headers(proxy: str) -> dict[str, str]:
+def proxy_headers(proxy_url: str) -> dict[str, str]:
     """Return the header that authenticates the client at the proxy, or {} if the proxy's URL contains no user."""
-    parts = urlsplit(proxy)
+    parts = urlsplit(proxy_url)
     if not parts.username:
         return {}
-    login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return {"Proxy-Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+    credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(credentials.encode()).decode()}"}
 
 
 def host_in_url(host: str) -> str:
     """Return the host in the form for a URL: with brackets around an IPv6 address."""
-    name = host.strip("[]")
-    return f"[{name}]" if ":" in name else name
+    bare_host = host.strip("[]")
+    return f"[{bare_host}]" if ":" in bare_host else bare_host

@@ -70,7 +70,7 @@ class Redactor:
 
     def redact(self, text: str) -> str:
         """Return the text with every occurrence of a secret masked. Occurrences may overlap."""
-        return _mask(text, self._finder.spans(text))
+        return _mask(text, self._finder.find_spans(text))
 
     def redact_value(self, obj: Any) -> Any:
         """Return a copy of nested dicts, lists, tuples and sets in which every string is redacted, including dict keys.
@@ -154,7 +154,7 @@ class StreamRedactor:
 
         If a secret extends into the withheld text, its mask is returned now, and `_masked_length` is set to its end.
         """
-        spans = [(start, end) for start, end in finder.spans(text) if start < length]
+        spans = [(start, end) for start, end in finder.find_spans(text) if start < length]
         mask_end = self._masked_length  # an earlier call has returned the mask of this beginning of the text
         parts: list[str] = []
         for start, end in spans:
@@ -186,7 +186,7 @@ class _NeedleFinder:
         }
         self._max_needle_length = max(map(len, self._needles), default=0)
 
-    def spans(self, text: str) -> list[tuple[int, int]]:
+    def find_spans(self, text: str) -> list[tuple[int, int]]:
         """Return the start and end of each needle in the text, in order. Overlapping needles become one span."""
         spans: list[tuple[int, int]] = []
         for start, end in self._occurrences(text):
@@ -242,10 +242,10 @@ class _NeedleFinder:
 def _list_needles(secret: str) -> frozenset[str]:
     """Return the written forms of a secret; for a long form, its pieces."""
     forms = list_written_forms(secret, MIN_SECRET_LENGTH)
-    return frozenset(piece for form in forms for piece in _pieces(form))
+    return frozenset(piece for form in forms for piece in _split_into_pieces(form))
 
 
-def _pieces(form: str) -> Iterator[str]:
+def _split_into_pieces(form: str) -> Iterator[str]:
     """Yield texts of at most MAX_NEEDLE_LENGTH characters, each of which overlaps the next one.
 
     If a text contains the form, the matches of the pieces cover the form completely.

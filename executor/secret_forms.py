@@ -34,15 +34,15 @@ def _forms(text: str) -> Iterator[str]:
     """Yield every form of a text. The text is a whole secret or one line of a secret."""
     data = text.encode("utf-8", "surrogatepass")
     yield text
-    yield from _escaped(text)
-    yield from _url_encoded(text)
-    json_data = {_json_ascii(text).encode(), _json_unicode(text).encode("utf-8", "surrogatepass")}
+    yield from _escaped_forms(text)
+    yield from _url_encoded_forms(text)
+    json_data = {_escape_json_ascii(text).encode(), _escape_json_unicode(text).encode("utf-8", "surrogatepass")}
     for plain_data in {data, *json_data}:  # base64 is often applied to a whole JSON document
-        yield from _base64(plain_data)
+        yield from _base64_forms(plain_data)
     yield from (data.hex(), data.hex().upper())
 
 
-def _escaped(text: str) -> Iterator[str]:
+def _escaped_forms(text: str) -> Iterator[str]:
     """Yield the text as it is written in JSON and between quotes, and each of these forms escaped a second time.
 
     The second escape is for JSON, for Python's `repr` or for HTML. A form that was escaped for JSON is also yielded as
@@ -53,19 +53,19 @@ def _escaped(text: str) -> Iterator[str]:
         *_JSON_ESCAPE_FUNCTIONS,
         _repr_in_double_quotes,
         _repr_in_single_quotes,
-        _html_by_python,
-        _html_by_jinja,
+        _escape_html_like_python,
+        _escape_html_like_jinja,
     )
-    for form in {*json_forms, *_quoted(text)}:
+    for form in {*json_forms, *_quoted_forms(text)}:
         yield form
         yield from (escape(form) for escape in second_escapes)
     for form in json_forms:
         yield form.replace("'", "''")  # JSON between single quotes in YAML
         yield from (quote(form, safe="", errors="surrogatepass"), quote_plus(form, errors="surrogatepass"))
-        yield from (_json_ascii(_json_ascii(form)), _json_unicode(_json_unicode(form)))
+        yield from (_escape_json_ascii(_escape_json_ascii(form)), _escape_json_unicode(_escape_json_unicode(form)))
 
 
-def _quoted(text: str) -> Iterator[str]:
+def _quoted_forms(text: str) -> Iterator[str]:
     """Yield the text as several languages write it between quotes, but without these quotes."""
     # Python; the longer text around a secret determines which quotes `repr` uses, so both kinds are possible
     yield from (_repr_in_double_quotes(text), _repr_in_single_quotes(text))
@@ -83,7 +83,7 @@ def _quoted(text: str) -> Iterator[str]:
     yield _yaml_in_double_quotes(text, _YAML_UNESCAPED_ASCII)
     yield _yaml_in_double_quotes(text, _YAML_UNESCAPED_UNICODE)
     # HTML
-    yield from (_html_by_python(text), html.escape(text, quote=False), _html_by_jinja(text))
+    yield from (_escape_html_like_python(text), html.escape(text, quote=False), _escape_html_like_jinja(text))
 
 
 def _repr_in_double_quotes(text: str) -> str:
@@ -106,37 +106,42 @@ def _ascii_in_double_quotes(text: str) -> str:
     return "".join(char if char in "'\"" else ascii(char)[1:-1] for char in text)
 
 
-def _html_by_python(text: str) -> str:
+def _escape_html_like_python(text: str) -> str:
     return html.escape(text)
 
 
-def _html_by_jinja(text: str) -> str:
+def _escape_html_like_jinja(text: str) -> str:
     """Return the text as Jinja escapes it for HTML. Jinja and Python's `html` use different entities for quotes."""
     return html.escape(text, quote=False).replace('"', "&#34;").replace("'", "&#39;")
 
 
-def _json_ascii(text: str) -> str:
+def _escape_json_ascii(text: str) -> str:
     """Return the text as JSON in which all characters outside of ASCII are escaped."""
     return json.dumps(text)[1:-1]
 
 
-def _json_unicode(text: str) -> str:
+def _escape_json_unicode(text: str) -> str:
     """Return the text as JSON in which characters outside of ASCII are not escaped."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
-def _json_slashes(text: str) -> str:
+def _escape_json_slashes(text: str) -> str:
     """Return the text as JSON with escaped slashes, which some programs write."""
-    return _json_ascii(text).replace("/", "\\/")
+    return _escape_json_ascii(text).replace("/", "\\/")
 
 
-def _json_go(text: str) -> str:
+def _escape_json_like_go(text: str) -> str:
     """Return the text as Go, the language of FulcrumCore, writes JSON."""
-    return _json_unicode(text).translate(_GO_JSON_ESCAPE_SEQUENCES)
+    return _escape_json_unicode(text).translate(_GO_JSON_ESCAPE_SEQUENCES)
 
 
 #: The functions that escape a text for JSON.
-_JSON_ESCAPE_FUNCTIONS: tuple[Callable[[str], str], ...] = (_json_ascii, _json_unicode, _json_slashes, _json_go)
+_JSON_ESCAPE_FUNCTIONS: tuple[Callable[[str], str], ...] = (
+    _escape_json_ascii,
+    _escape_json_unicode,
+    _escape_json_slashes,
+    _escape_json_like_go,
+)
 #: The escape sequences of the characters that Go escapes in JSON, but Python does not.
 _GO_JSON_ESCAPE_SEQUENCES = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"})
 #: The characters for which YAML has a short escape sequence, each with the character after the backslash.
@@ -158,16 +163,16 @@ _YAML_UNESCAPED_UNICODE: tuple[CharacterRange, ...] = (
 )
 
 
-def _yaml_in_double_quotes(text: str, unescaped: tuple[CharacterRange, ...]) -> str:
+def _yaml_in_double_quotes(text: str, unescaped_ranges: tuple[CharacterRange, ...]) -> str:
     """Return the text as PyYAML writes it between double quotes.
 
-    `unescaped` contains each character that PyYAML does not escape. PyYAML always escapes quotes and backslashes.
+    PyYAML does not escape the characters in `unescaped_ranges`, except quotes and backslashes.
     """
-    return "".join(char if _is_unescaped(char, unescaped) else _yaml_escape(char) for char in text)
+    return "".join(char if _stays_unescaped(char, unescaped_ranges) else _yaml_escape(char) for char in text)
 
 
-def _is_unescaped(char: str, unescaped: tuple[CharacterRange, ...]) -> bool:
-    return char not in '"\\' and any(first <= char <= last for first, last in unescaped)
+def _stays_unescaped(char: str, unescaped_ranges: tuple[CharacterRange, ...]) -> bool:
+    return char not in '"\\' and any(first <= char <= last for first, last in unescaped_ranges)
 
 
 def _yaml_escape(char: str) -> str:
@@ -180,43 +185,45 @@ def _yaml_escape(char: str) -> str:
     return f"\\u{code:04X}" if code <= 0xFFFF else f"\\U{code:08X}"
 
 
-def _url_encoded(text: str) -> Iterator[str]:
+def _url_encoded_forms(text: str) -> Iterator[str]:
     """Yield the text percent-encoded, with hex digits in upper and lower case."""
-    encoded_texts = [quote(text, safe=unescaped, errors="surrogatepass") for unescaped in _UNESCAPED_IN_URLS]
+    encoded_texts = [
+        quote(text, safe=unescaped_chars, errors="surrogatepass") for unescaped_chars in _UNESCAPED_IN_URLS
+    ]
     encoded_texts.append(quote_plus(text, errors="surrogatepass"))
     for encoded in encoded_texts:
-        yield from (encoded, _lower_hex(encoded))
+        yield from (encoded, _with_lower_case_hex(encoded))
         yield from (quote(encoded, safe=""), quote(encoded))  # a URL that is a parameter of another URL
 
 
-def _lower_hex(encoded: str) -> str:
+def _with_lower_case_hex(encoded: str) -> str:
     """Return the percent-encoded text with the two hex digits after each `%` in lower case, as in `%2f`."""
     before_first_percent, *parts = encoded.split("%")
     return before_first_percent + "".join(f"%{part[:2].lower()}{part[2:]}" for part in parts)
 
 
-def _base64(data: bytes) -> Iterator[str]:
+def _base64_forms(data: bytes) -> Iterator[str]:
     """Yield the data in base64: on its own, as a part of longer data, and in lines of 76 characters.
 
     Each of these texts is also yielded in the URL-safe alphabet, with escaped slashes, URL-encoded and without padding.
     """
     lines = base64.encodebytes(data).decode().split("\n")
     long_lines = [line for line in lines if len(line) >= MIN_LINE_LENGTH]
-    for text in [base64.b64encode(data).decode(), *_inner_base64(data), *long_lines]:
+    for text in [base64.b64encode(data).decode(), *_base64_forms_inside_longer_data(data), *long_lines]:
         url_safe = text.replace("+", "-").replace("/", "_")
         for form in (text, url_safe, text.replace("/", "\\/"), quote(text, safe="")):
             without_padding = form.rstrip("=").removesuffix("%3D%3D").removesuffix("%3D")
             yield from (form, without_padding)
 
 
-def _inner_base64(data: bytes) -> Iterator[str]:
+def _base64_forms_inside_longer_data(data: bytes) -> Iterator[str]:
     """Yield the base64 characters that encode the data if the data is a part of longer data.
 
     Base64 encodes groups of three bytes. The data may start at any of the three positions in a group, which gives three
     different texts. A character that also depends on the bytes before or after the data is left out.
     """
     # In the group in which the data starts, `bytes_before` bytes precede the data. These bytes influence the first
-    # `mixed_count` characters of the group.
-    for bytes_before, mixed_count in ((0, 0), (1, 2), (2, 3)):
-        complete_count = (bytes_before + len(data)) * 8 // 6  # one character encodes 6 bits
-        yield base64.b64encode(bytes(bytes_before) + data).decode()[mixed_count:complete_count]
+    # `mixed_char_count` characters of the group.
+    for bytes_before, mixed_char_count in ((0, 0), (1, 2), (2, 3)):
+        complete_char_count = (bytes_before + len(data)) * 8 // 6  # one character encodes 6 bits
+        yield base64.b64encode(bytes(bytes_before) + data).decode()[mixed_char_count:complete_char_count]

@@ -29,7 +29,7 @@ def package_version(package: str) -> str | None:
 
 def collection_version() -> str | None:
     """Return the version of the community.proxmox collection that a playbook run would use; None if none is found."""
-    for folder in _collection_folders():
+    for folder in _ansible_collections_folders():
         try:
             manifest = json.loads((folder / "community/proxmox/MANIFEST.json").read_text("utf-8"))
             return str(manifest["collection_info"]["version"])
@@ -46,15 +46,15 @@ def collection_search_path() -> list[str]:
     collection that was installed and tested together with the agent comes first.
     """
     python_packages = sysconfig.get_path("purelib")
-    variable = os.environ.get("ANSIBLE_COLLECTIONS_PATH", "")
-    if variable:
-        folders = [*variable.split(os.pathsep), python_packages]
+    path_variable = os.environ.get("ANSIBLE_COLLECTIONS_PATH", "")
+    if path_variable:
+        folders = [*path_variable.split(os.pathsep), python_packages]
     else:
         folders = [python_packages, *DEFAULT_COLLECTIONS_PATH]
     return [str(Path(folder).expanduser().absolute()) for folder in folders if folder]
 
 
-def _collection_folders() -> Iterator[Path]:
+def _ansible_collections_folders() -> Iterator[Path]:
     """Yield the folders `ansible_collections`, which hold collections, in the order in which runs search them."""
     for parent_folder in [*collection_search_path(), *sys.path]:  # Ansible also searches sys.path
         yield Path(parent_folder) / "ansible_collections"

@@ -35,7 +35,7 @@ class CoreObject(CoreModel):
     name: str | None = None
 
     @property
-    def other_members(self) -> dict[str, Any]:
+    def members_except_id_and_name(self) -> dict[str, Any]:
         """Every member except id and name."""
         return dict(self.model_extra or {})
 
@@ -73,7 +73,7 @@ class FulcrumAdmin(FulcrumClient):
         FulcrumCore replaces the whole list of ids, so the present ids are sent, too.
         """
         path = f"/{ApiCollection.AGENT_TYPES}/{agent_type.id}"
-        present_ids = agent_type.other_members.get("serviceTypeIds") or []
+        present_ids = agent_type.members_except_id_and_name.get("serviceTypeIds") or []
         response = self._http.request_json("PATCH", path, body={"serviceTypeIds": [*present_ids, service_type_id]})
         return parse_response(CoreObject, f"PATCH {path}", response)
 

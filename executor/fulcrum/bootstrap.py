@@ -19,7 +19,7 @@ from executor.deploy_files import deploy_file
 from executor.errors import FulcrumUnavailable, SmithError
 from executor.fulcrum.admin import ApiCollection, CoreObject, CoreToken, FulcrumAdmin
 from executor.fulcrum.differences import find_differences
-from executor.fulcrum.types import METRIC_TYPES, UUID_TEXT
+from executor.fulcrum.types import METRIC_TYPES, UUID_PATTERN
 
 SERVICE_TYPE_FILE = "service-type-vm.json"
 CONTAINER_TYPE_FILE = "service-type-container.json"
@@ -134,13 +134,13 @@ class Bootstrap:
             self._add_references(wanted)
             if wanted.existing is None:
                 yield self._create(wanted)
-            elif wanted is self._agent_type and self._must_attach():
+            elif wanted is self._agent_type and self._must_extend_agent_type():
                 wanted.existing = self._core.add_service_type(wanted.existing, str(self._service_type.id))
-                yield self._attached_step()
+                yield self._extended_agent_type_step()
             else:
-                yield _compare(wanted)
+                yield _compared_step(wanted)
         if self.needs_token:
-            expires_at = self._core_now() + self._request.token_lifetime
+            expires_at = self._time_at_fulcrum() + self._request.token_lifetime
             store_token(self._core.create_agent_token(str(self._agent.id), self._request.agent_name, expires_at))
         yield self._token_step(ObjectStatus.MADE)
 
@@ -150,10 +150,10 @@ class Bootstrap:
             self._add_references(wanted)
             if wanted.existing is None:
                 yield BootstrapStep(kind=wanted.kind, name=wanted.name, status=ObjectStatus.MISSING)
-            elif wanted is self._agent_type and self._must_attach():
-                yield self._attached_step()
+            elif wanted is self._agent_type and self._must_extend_agent_type():
+                yield self._extended_agent_type_step()
             else:
-                yield _compare(wanted)
+                yield _compared_step(wanted)
         yield self._token_step(ObjectStatus.MISSING)
 
     def remove_earlier_tokens(self) -> None:
@@ -161,18 +161,18 @@ class Bootstrap:
         for token in self.earlier_tokens:
             self._core.delete_token(token.id)
 
-    def _must_attach(self) -> bool:
+    def _must_extend_agent_type(self) -> bool:
         """Return whether the agent type exists and lacks the service type."""
         existing = self._agent_type.existing
-        present_ids = (existing.other_members.get("serviceTypeIds") or []) if existing else []
+        present_ids = (existing.members_except_id_and_name.get("serviceTypeIds") or []) if existing else []
         return existing is not None and self._service_type.id not in present_ids
 
-    def _attached_step(self) -> BootstrapStep:
+    def _extended_agent_type_step(self) -> BootstrapStep:
         """Return the step of the agent type to which the service type was added.
 
         The missing service type is no longer one of its differences. The other differences remain.
         """
-        step = _compare(self._agent_type)
+        step = _compared_step(self._agent_type)
         differences = [text for text in step.differences if not text.startswith("serviceTypeIds lacks")]
         return replace(step, status=ObjectStatus.ATTACHED, differences=differences)
 
@@ -223,7 +223,7 @@ class Bootstrap:
         wanted = _WantedObject(
             kind="provider", collection=ApiCollection.PARTICIPANTS, members={"name": id_or_name, "status": "Enabled"}
         )
-        is_id = UUID_TEXT.fullmatch(id_or_name) is not None
+        is_id = UUID_PATTERN.fullmatch(id_or_name) is not None
         if is_id:
             participants = self._core.list_objects(wanted.collection)
             wanted.existing = next((item for item in participants if item.id == id_or_name.lower()), None)
@@ -234,7 +234,8 @@ class Bootstrap:
         may_create = self._request.may_create_provider and not is_id
         if wanted.existing is None and not may_create:
             raise BootstrapRefused(
-                f"FulcrumCore has no participant {id_or_name}: name an existing one, or use --create-provider"
+                f"FulcrumCore has no participant {id_or_name}: give the name or the id of one that "
+                "exists, or give a name and use --create-provider"
             )
         return wanted
 
@@ -245,35 +246,40 @@ class Bootstrap:
         """
         objects = self._core.list_objects(wanted.collection)
         if wanted.collection is ApiCollection.AGENTS:
-            objects = [item for item in objects if item.other_members.get("providerId") == self._provider.id]
-        return _find_by_name(wanted.name, wanted.kind, objects)
+            objects = [
+                item for item in objects if item.members_except_id_and_name.get("providerId") == self._provider.id
+            ]
+        return _find_only_object_with_name(wanted.name, wanted.kind, objects)
 
     def _list_valid_tokens(self, agent_id: str) -> list[CoreToken]:
-        now = self._core_now()
+        now = self._time_at_fulcrum()
         tokens = self._core.list_agent_tokens(agent_id)
         return [token for token in tokens if token.expire_at is not None and token.expire_at > now]
 
-    def _core_now(self) -> datetime:
+    def _time_at_fulcrum(self) -> datetime:
         """Return the present time of FulcrumCore's clock, in whole seconds."""
         return datetime.fromtimestamp(int(time.time() + self._core.clock_offset_s), UTC)
 
 
-def _find_by_name(name: str, kind: str, objects: list[CoreObject]) -> CoreObject | None:
+def _find_only_object_with_name(name: str, kind: str, objects: list[CoreObject]) -> CoreObject | None:
     """Return the object with this name; None if there is none. Raises BootstrapRefused if there are several."""
     objects_with_name = [item for item in objects if item.name == name]
     if len(objects_with_name) > 1:
         ids = ", ".join(item.id for item in objects_with_name)
-        raise BootstrapRefused(f"FulcrumCore has {len(objects_with_name)} objects of kind {kind} named {name}: {ids}")
+        raise BootstrapRefused(
+            f"FulcrumCore has {len(objects_with_name)} objects of the kind {kind} with the name {name}: rename "
+            f"or delete all of them except one ({ids})"
+        )
     return objects_with_name[0] if objects_with_name else None
 
 
-def _compare(wanted: _WantedObject) -> BootstrapStep:
+def _compared_step(wanted: _WantedObject) -> BootstrapStep:
     """Return the step of an object that exists, with its differences from the wanted object."""
     existing = wanted.existing
     assert existing is not None  # noqa: S101  the caller has checked it
     # The names are equal: the object was found by its name, or the wanted name was taken from the object.
     wanted_members = {name: value for name, value in wanted.members.items() if name != "name"}
-    differences = find_differences(wanted_members, existing.other_members)
+    differences = find_differences(wanted_members, existing.members_except_id_and_name)
     status = ObjectStatus.DIFFERS if differences else ObjectStatus.FOUND
     return BootstrapStep(kind=wanted.kind, name=wanted.name, status=status, id=wanted.id, differences=differences)
 

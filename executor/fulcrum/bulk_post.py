@@ -17,21 +17,21 @@ from urllib3.util.retry import Retry
 class PreparedPost:
     """One POST request without a body, and the connection over which it is sent. Each thread needs its own object."""
 
-    def __init__(self, session: requests.Session, url: str, verify: bool | str, retry: Retry) -> None:
+    def __init__(self, session: requests.Session, url: str, verify: bool | str, retry_rules: Retry) -> None:
         """Prepare the request. Raises OSError if `verify` is the path of a CA bundle that does not exist."""
         request = requests.Request("POST", url, headers={"Content-Type": "application/json"})
         prepared = session.prepare_request(request)
         adapter = session.get_adapter(url)
         if not isinstance(adapter, HTTPAdapter):
-            raise TypeError("the session's adapter is not an HTTPAdapter")
-        connections = adapter.get_connection_with_tls_context(prepared, verify, proxies=session.proxies)
-        if not isinstance(connections, urllib3.HTTPConnectionPool):
-            raise TypeError("the adapter has no connections for HTTP")
-        adapter.cert_verify(connections, url, verify, None)  # type: ignore[no-untyped-call]
-        self._connections = connections
-        self._target = adapter.request_url(prepared, session.proxies)  # a path, or a URL if there is a proxy
+            raise TypeError("the adapter of the `requests` session is not an HTTPAdapter")
+        connection_pool = adapter.get_connection_with_tls_context(prepared, verify, proxies=session.proxies)
+        if not isinstance(connection_pool, urllib3.HTTPConnectionPool):
+            raise TypeError("the adapter has no HTTPConnectionPool")
+        adapter.cert_verify(connection_pool, url, verify, None)  # type: ignore[no-untyped-call]
+        self._connection_pool = connection_pool
+        self._request_target = adapter.request_url(prepared, session.proxies)  # a path, or a URL if there is a proxy
         self._headers = {name: value for name, value in prepared.headers.items() if name != "Content-Length"}
-        self._retry = retry
+        self._retry_rules = retry_rules
 
     def send(self, data: bytes, token: str, timeouts_s: tuple[float, float]) -> urllib3.BaseHTTPResponse:
         """Send the request with this body. Return the response, whose body is not read yet.
@@ -39,17 +39,17 @@ class PreparedPost:
         If the server has closed the connection, a new one is opened. Redirects are not followed. Raises urllib3's
         HTTPError.
         """
-        connect_s, read_s = timeouts_s
+        connect_timeout_s, read_timeout_s = timeouts_s
         headers = {**self._headers, "Content-Length": str(len(data)), "Authorization": f"Bearer {token}"}
-        return self._connections.urlopen(
+        return self._connection_pool.urlopen(
             "POST",
-            self._target,
+            self._request_target,
             body=data,
             headers=headers,
             redirect=False,
             assert_same_host=False,
             preload_content=False,
             decode_content=False,
-            retries=self._retry,
-            timeout=urllib3.Timeout(connect=connect_s, read=read_s),
+            retries=self._retry_rules,
+            timeout=urllib3.Timeout(connect=connect_timeout_s, read=read_timeout_s),
         )

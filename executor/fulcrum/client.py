@@ -16,7 +16,7 @@ import urllib3
 from executor.errors import FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.transport import Transport
 from executor.fulcrum.types import (
-    UUID_TEXT,
+    UUID_PATTERN,
     VAULT_PREFIX,
     CoreAgent,
     CoreJob,
@@ -101,7 +101,7 @@ class FulcrumClient:
 
     def get_job(self, fulcrum_id: str) -> CoreJob:
         """Read one job. Raises FulcrumAuthFailing if the job does not exist: FulcrumCore then answers 403."""
-        path = f"/jobs/{_valid_id(fulcrum_id)}"
+        path = f"/jobs/{_require_uuid(fulcrum_id)}"
         return parse_response(CoreJob, f"GET {path}", self._http.request_json("GET", path))
 
     def own_processing_jobs(self, agent_id: str) -> list[CoreJob]:
@@ -109,7 +109,7 @@ class FulcrumClient:
 
         `agent_id` is the id of this agent. The agent needs this list after a restart.
         """
-        query = {"agentId": _valid_id(agent_id), "status": "Processing", "sort": "createdAt"}
+        query = {"agentId": _require_uuid(agent_id), "status": "Processing", "sort": "createdAt"}
         jobs = self._list_all(CoreJob, "/jobs", query)
         return [job for job in jobs if job.agent_id == agent_id.lower() and job.status == "Processing"]
 
@@ -118,7 +118,7 @@ class FulcrumClient:
 
         At most `max_pages` pages are read. `agent_id` is the id of this agent.
         """
-        query = {"agentId": _valid_id(agent_id), "status": "Processing", "sort": "createdAt", "pageSize": PAGE_SIZE}
+        query = {"agentId": _require_uuid(agent_id), "status": "Processing", "sort": "createdAt", "pageSize": PAGE_SIZE}
         jobs_by_id: dict[str, CoreJob] = {}
         total_count = 0
         for page_number in range(1, max_pages + 1):
@@ -135,7 +135,7 @@ class FulcrumClient:
         Raises FulcrumRefused if the job is not Pending. One possible reason is that this agent has claimed the job
         with an earlier request whose response was lost.
         """
-        self._http.request_acknowledgement("POST", f"/jobs/{_valid_id(fulcrum_id)}/claim")
+        self._http.request_acknowledgement("POST", f"/jobs/{_require_uuid(fulcrum_id)}/claim")
 
     def complete_job(
         self,
@@ -158,7 +158,7 @@ class FulcrumClient:
             "properties": properties or None,
         }
         body = {name: value for name, value in members.items() if value is not None}
-        self._http.request_acknowledgement("POST", f"/jobs/{_valid_id(fulcrum_id)}/complete", body=body)
+        self._http.request_acknowledgement("POST", f"/jobs/{_require_uuid(fulcrum_id)}/complete", body=body)
 
     def fail_job(self, fulcrum_id: str, error_message: str) -> None:
         """Report that the job failed. `error_message` starts with an error code.
@@ -168,14 +168,14 @@ class FulcrumClient:
         must claim the job before this request, even if it does not run the job.
         """
         self._http.request_acknowledgement(
-            "POST", f"/jobs/{_valid_id(fulcrum_id)}/fail", body={"errorMessage": error_message}
+            "POST", f"/jobs/{_require_uuid(fulcrum_id)}/fail", body={"errorMessage": error_message}
         )
 
     # Services and types
 
     def get_service(self, service_id: str) -> CoreService:
         """Read one service. Raises FulcrumAuthFailing if the service does not exist: FulcrumCore then answers 403."""
-        path = f"/services/{_valid_id(service_id)}"
+        path = f"/services/{_require_uuid(service_id)}"
         return parse_response(CoreService, f"GET {path}", self._http.request_json("GET", path))
 
     def services(self) -> Iterator[ListedService]:
@@ -187,7 +187,7 @@ class FulcrumClient:
 
     def get_service_type(self, service_type_id: str) -> ServiceType:
         """Read one service type."""
-        path = f"/service-types/{_valid_id(service_type_id)}"
+        path = f"/service-types/{_require_uuid(service_type_id)}"
         return parse_response(ServiceType, f"GET {path}", self._http.request_json("GET", path))
 
     def get_secret(self, reference: str) -> Any:
@@ -198,8 +198,8 @@ class FulcrumClient:
         the path of the request.
         """
         secret_id = reference.removeprefix(VAULT_PREFIX)
-        if not reference.startswith(VAULT_PREFIX) or not UUID_TEXT.fullmatch(secret_id):
-            raise FulcrumNotFound("GET /vault/secrets: not a vault reference")
+        if not reference.startswith(VAULT_PREFIX) or not UUID_PATTERN.fullmatch(secret_id):
+            raise FulcrumNotFound("GET /vault/secrets: the text is not a reference of the form vault://<UUID>")
         data = self._http.request_json("GET", f"/vault/secrets/{secret_id}")
         if not isinstance(data, dict) or "value" not in data:
             raise FulcrumUnavailable("GET /vault/secrets: the response has no value")
@@ -248,7 +248,7 @@ class FulcrumClient:
                     break
             if len(yielded_ids) >= total_count:
                 return
-        raise FulcrumUnavailable(f"GET {path}: only {len(yielded_ids)} of {total_count} objects were found")
+        raise FulcrumUnavailable(f"GET {path}: the pages contain only {len(yielded_ids)} of {total_count} objects")
 
 
 def parse_response(model: type[Model], request: str, data: Any) -> Model:
@@ -272,12 +272,12 @@ def _parse_page(model: type[Model], path: str, page: Any) -> tuple[list[Model], 
     items = page.get("items") if isinstance(page, dict) else None
     total_count = page.get("totalItems") if isinstance(page, dict) else None
     if not isinstance(items, list) or not isinstance(total_count, int):
-        raise FulcrumUnavailable(f"GET {path}: the response is not a page")
+        raise FulcrumUnavailable(f"GET {path}: the response is not a page of a list")
     return [parse_response(model, f"GET {path}", item) for item in items], total_count
 
 
-def _valid_id(value: str) -> str:
+def _require_uuid(value: str) -> str:
     """Return the id in lower case. Raises FulcrumRefused if it is not a UUID: other text is unsafe in a URL's path."""
-    if not UUID_TEXT.fullmatch(value):
-        raise FulcrumRefused("the id is not a UUID")
+    if not UUID_PATTERN.fullmatch(value):
+        raise FulcrumRefused("an id in the path of a request to FulcrumCore is not a UUID")
     return value.lower()

@@ -50,7 +50,7 @@ class _Retry(Retry):
 
 #: The rules for retries. The numbers are the maximum numbers of retries of a request, in total and for each kind of
 #: failure. `read` counts connections that end before the response. A read timeout is never retried, see _Retry.
-RETRY = _Retry(
+RETRY_RULES = _Retry(
     total=2,
     connect=1,
     read=1,
@@ -79,7 +79,7 @@ def new_session(url: str, *, max_raw_bytes: int) -> requests.Session:
     session.headers["User-Agent"] = "agent-smith"
     # `Transport` reads the body and limits its length, so the adapter does not limit it (`max_bytes=None`).
     adapter = BoundedAdapter(
-        max_bytes=None, max_raw_bytes=max_raw_bytes, pool_connections=1, pool_maxsize=1, max_retries=RETRY
+        max_bytes=None, max_raw_bytes=max_raw_bytes, pool_connections=1, pool_maxsize=1, max_retries=RETRY_RULES
     )
     session.mount("http://", adapter)
     session.mount("https://", adapter)

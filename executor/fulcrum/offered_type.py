@@ -24,23 +24,23 @@ def restrict_to_offered(service_type: JsonObject, settings: Settings) -> JsonObj
     """
     if not settings.proxmox_templates:
         return service_type
-    restricted = copy.deepcopy(service_type)
-    properties = restricted["propertySchema"]["properties"]
+    restricted_type = copy.deepcopy(service_type)
+    properties = restricted_type["propertySchema"]["properties"]
     if not settings.proxmox_any_template:
         for name, templates in (("image", settings.proxmox_templates), ("osTemplate", settings.proxmox_os_templates)):
             if name in properties and templates:
-                properties[name]["validators"] = [_enum(templates)]
+                properties[name]["validators"] = [_enum_validator(templates)]
     network = properties.get("network", {}).get("properties", {})
     if "bridge" in network and ANY not in settings.proxmox_bridges:
-        network["bridge"]["validators"] = [_enum([settings.proxmox_bridge, *settings.proxmox_bridges])]
+        network["bridge"]["validators"] = [_enum_validator([settings.proxmox_bridge, *settings.proxmox_bridges])]
     if "vlan" in network:
         _restrict_vlan(network, settings.proxmox_vlans)
     if not settings.proxmox_tags:
         properties.pop("tags", None)
-    return restricted
+    return restricted_type
 
 
-def _enum(values: Iterable[str]) -> JsonObject:
+def _enum_validator(values: Iterable[str]) -> JsonObject:
     return {"type": "enum", "config": {"values": sorted(set(values))}}
 
 
@@ -51,14 +51,14 @@ def _restrict_vlan(network: JsonObject, vlans: Collection[str]) -> None:
     allows values that are not offered, but the agent refuses them. If the only entry of `vlans` is ANY, the property is
     not changed.
     """
-    highest = max((_last_vlan(text) for text in vlans if text != ANY), default=0)
-    if highest:
-        others = [validator for validator in network["vlan"]["validators"] if validator["type"] != "max"]
-        network["vlan"]["validators"] = [*others, {"type": "max", "config": {"value": highest}}]
+    highest_vlan = max((_last_vlan_of_range(text) for text in vlans if text != ANY), default=0)
+    if highest_vlan:
+        other_validators = [validator for validator in network["vlan"]["validators"] if validator["type"] != "max"]
+        network["vlan"]["validators"] = [*other_validators, {"type": "max", "config": {"value": highest_vlan}}]
     elif ANY not in vlans:
         del network["vlan"]
 
 
-def _last_vlan(text: str) -> int:
+def _last_vlan_of_range(text: str) -> int:
     first, _, last = text.partition("-")
     return int(last or first)

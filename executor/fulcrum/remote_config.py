@@ -97,8 +97,8 @@ def _apply_values(settings: Settings, values: dict[str, Any]) -> Settings:
         lines = _problem_lines(problems_in(error), values)
         raise SettingsError("\n".join(lines)) from None  # without pydantic's exception, whose text shows values
     new_settings.require_proxmox()
-    names = sorted(member.name for member in CONFIGURATION_MEMBERS if member.attribute in values)
-    log.info("remote_configuration_applied", members=names)
+    applied_member_names = sorted(member.name for member in CONFIGURATION_MEMBERS if member.attribute in values)
+    log.info("remote_configuration_applied", members=applied_member_names)
     return new_settings
 
 
@@ -107,30 +107,30 @@ def _accepted_values(settings: Settings, values: dict[str, Any]) -> dict[str, An
 
     Raises SettingsError if the address of Proxmox is set only in FulcrumCore, and FulcrumCore has no token secret.
     """
-    ignored: set[str] = set()
+    ignored_attributes: set[str] = set()
     if "proxmox_token_secret" not in values:
-        ignored.update(SERVER_SETTINGS)
+        ignored_attributes.update(SERVER_SETTINGS)
         if "proxmox_host" in values and not settings.proxmox_host:
             raise SettingsError(
-                f"apiHost {FROM_FULCRUMCORE} (the setting PROXMOX_HOST) is used only together with apiTokenSecret from "
-                "there, because a secret of this machine is not sent to an address from FulcrumCore. Set apiTokenId "
-                "and apiTokenSecret in FulcrumCore, or PROXMOX_HOST here"
+                f"apiHost {FROM_FULCRUMCORE} (the setting PROXMOX_HOST) is used only if FulcrumCore also has "
+                "apiTokenSecret, because the agent sends no secret of this machine to an address from FulcrumCore. Set "
+                "apiTokenId and apiTokenSecret in FulcrumCore, or PROXMOX_HOST on this machine"
             )
-    elif _is_local(settings, "proxmox_ca_bundle"):
-        ignored.update(TLS_SETTINGS)
-    elif _is_local(settings, "proxmox_validate_certs"):
-        ignored.add("proxmox_validate_certs")
-    changing = [
+    elif _is_set_on_this_machine(settings, "proxmox_ca_bundle"):
+        ignored_attributes.update(TLS_SETTINGS)
+    elif _is_set_on_this_machine(settings, "proxmox_validate_certs"):
+        ignored_attributes.add("proxmox_validate_certs")
+    ignored_member_names = [
         member.name
         for member in CONFIGURATION_MEMBERS
-        if member.attribute in ignored and _changes_setting(settings, values, member)
+        if member.attribute in ignored_attributes and _changes_setting(settings, values, member)
     ]
-    if changing:
-        log.warning("remote_configuration_members_ignored", members=changing)
-    return {attribute: value for attribute, value in values.items() if attribute not in ignored}
+    if ignored_member_names:
+        log.warning("remote_configuration_members_ignored", members=ignored_member_names)
+    return {attribute: value for attribute, value in values.items() if attribute not in ignored_attributes}
 
 
-def _is_local(settings: Settings, attribute: str) -> bool:
+def _is_set_on_this_machine(settings: Settings, attribute: str) -> bool:
     """Return whether a source on this machine sets the setting. Otherwise the setting has its default value."""
     return attribute in settings.model_fields_set
 

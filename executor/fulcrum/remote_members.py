@@ -45,13 +45,15 @@ class MemberReader:
     def read_values(self, agent: CoreAgent) -> dict[str, Any]:
         """Return the configured values. The keys are attributes of Settings. Raises SettingsError and FulcrumError."""
         if any(defect.startswith("agent.configuration") for defect in agent.defects):
-            raise SettingsError(f"FulcrumCore's configuration cannot be read: {', '.join(agent.defects)}")
+            raise SettingsError(
+                f"the configuration of the agent in FulcrumCore cannot be read: {', '.join(agent.defects)}"
+            )
         if not agent.configuration:
             log.warning("remote_configuration_empty", agent_id=agent.id)
         values: dict[str, Any] = {}
         problems: list[str] = []
         for member in CONFIGURATION_MEMBERS:
-            value = _look_up(agent.configuration, member.name)
+            value = _find_member_value(agent.configuration, member.name)
             if value in (None, "", [], {}):
                 continue
             try:
@@ -88,10 +90,12 @@ class MemberReader:
         """Read the secret from FulcrumCore's vault. The value must be a reference to the vault. Raises FulcrumError."""
         reference = self.read_text(value)
         if not reference.startswith(VAULT_PREFIX):
-            raise _InvalidMember("is not a vault reference: the agent type must mark it as a secret")
+            raise _InvalidMember(
+                "is not a vault reference: the agent type in FulcrumCore must mark this member as a secret"
+            )
         secret = self.fulcrum.get_secret(reference)
         if not isinstance(secret, str):
-            raise _InvalidMember("is wrong, the secret in the vault is not a text")
+            raise _InvalidMember("names a secret in the vault that is not a text")
         redactor.add(secret)
         return secret
 
@@ -104,7 +108,7 @@ class MemberReader:
         try:
             ssl.create_default_context(cadata=pem)
         except (ssl.SSLError, ValueError):
-            raise _InvalidMember("is wrong, it contains no certificates in PEM form") from None
+            raise _InvalidMember("contains no certificates in PEM form") from None
         folder = self.settings.smith_data_dir
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -116,9 +120,11 @@ class MemberReader:
         """Return the value, which must be an object: the keys are names of VM templates, the values VMIDs."""
         for name, vmid in _require_type(value, dict, "an object").items():
             if not _IMAGE_NAME.fullmatch(name):
-                raise _InvalidMember("is wrong, the name of an image contains a space, a comma or '='")
+                raise _InvalidMember(
+                    f"has the image name {name!r}: 1 to 100 characters are allowed, without spaces, commas and '='"
+                )
             if isinstance(vmid, bool) or not isinstance(vmid, int) or vmid < MIN_VMID:
-                raise _InvalidMember(f"is wrong, the value of {name!r} is not a VMID")
+                raise _InvalidMember(f"is wrong, the value of {name!r} is not a VMID of at least {MIN_VMID}")
         return dict(value)
 
 
@@ -141,14 +147,14 @@ _TYPE_NAMES = {
 }
 
 
-def _look_up(configuration: Mapping[str, Any], name: str) -> Any:
+def _find_member_value(configuration: Mapping[str, Any], name: str) -> Any:
     """Return the value of the member with this name; None if the member is missing.
 
     The name `outer.inner` means the member `inner` of the object `outer`.
     """
     value: Any = configuration
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
     return value
 
 

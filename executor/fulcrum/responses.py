@@ -103,8 +103,8 @@ def _error_text(content: bytes) -> str:
         if isinstance(item, dict):
             messages.append(f"{item.get('path')} {item.get('message')}")
     text = "; ".join(str(message) for message in messages if message)
-    single_line = " ".join(text.split())
-    return "".join(char for char in single_line if char.isprintable())[:MAX_ERROR_TEXT]
+    one_line_text = " ".join(text.split())
+    return "".join(char for char in one_line_text if char.isprintable())[:MAX_ERROR_TEXT]
 
 
 def _redirect_target(response: Response) -> str:

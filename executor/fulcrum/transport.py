@@ -17,7 +17,7 @@ from requests.structures import CaseInsensitiveDict
 from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.bulk_post import PreparedPost
 from executor.fulcrum.clock import ClockOffset
-from executor.fulcrum.http_session import RETRY, BearerAuth, new_session
+from executor.fulcrum.http_session import RETRY_RULES, BearerAuth, new_session
 from executor.fulcrum.responses import Response, build_error, describe_connection_failure, mask_secrets
 from executor.fulcrum.untrusted_json import parse_json, parse_json_list
 from executor.shared.bounded_http import CHUNK_BYTES
@@ -52,10 +52,10 @@ class Transport:
     ) -> None:
         self._url = _base_url(api_url)
         self._get_token = get_token
-        self._verify = _bundle_from_environment() if verify is True else verify
+        self._verify = _ca_bundle_from_environment() if verify is True else verify
         self._timeouts_s = timeouts_s
         self._on_auth_failure = on_auth_failure
-        self._local = threading.local()
+        self._thread_local = threading.local()
         self.clock_offset = ClockOffset()
 
     def request_json(self, method: str, path: str, *, query: dict[str, Any] | None = None, body: Any = None) -> Any:
@@ -82,9 +82,10 @@ class Transport:
             return parse(response.content)
         except ValueError as exc:
             content_type = response.headers.get("Content-Type", "no type")[:MAX_CONTENT_TYPE_LENGTH]
-            body_text = f"{len(response.content)} bytes of {content_type}"
+            body_description = f"{len(response.content)} bytes of {content_type}"
             raise FulcrumUnavailable(
-                f"{method} {path}: HTTP {response.status} without readable JSON ({body_text})", status=response.status
+                f"{method} {path}: HTTP {response.status} without readable JSON ({body_description})",
+                status=response.status,
             ) from exc
 
     def request_acknowledgement(self, method: str, path: str, *, body: Any = None, is_bulk: bool = False) -> None:
@@ -112,13 +113,13 @@ class Transport:
 
         Raises FulcrumUnavailable if no complete response arrives.
         """
-        token = _valid_token(self._get_token())
+        token = _require_valid_token(self._get_token())
         data = None if body is None else _json_body(method, path, body)
 
         def send(used_token: str) -> Response:
             try:
                 if is_bulk and data is not None:
-                    return self._post_in_bulk(path, data, used_token)
+                    return self._send_prepared_post(path, data, used_token)
                 return self._send_and_read(method, path, query, data, used_token)
             except (OSError, ValueError, urllib3.exceptions.HTTPError) as exc:  # `requests` raises OSErrors
                 text = f"{method} {path}: {describe_connection_failure(exc)}"
@@ -127,7 +128,7 @@ class Transport:
         response = send(token)
         if response.status in (401, 403):
             self._on_auth_failure()
-            new_token = _valid_token(self._get_token())
+            new_token = _require_valid_token(self._get_token())
             if new_token != token:
                 # It is safe to repeat the request, because FulcrumCore has not executed the refused one.
                 token = new_token
@@ -141,7 +142,7 @@ class Transport:
     ) -> Response:
         """Send a request, read the response, and use its `Date` header to estimate FulcrumCore's clock.
 
-        After some failures, the library `requests` sends the request again. RETRY defines which and how often.
+        After some failures, the library `requests` sends the request again. RETRY_RULES defines which and how often.
         """
         sent_at = time.time()
         with self._session().request(
@@ -161,13 +162,13 @@ class Transport:
                 self.clock_offset.add_sample(response.headers.get("Date"), sent_at=sent_at, received_at=time.time())
             return Response(response.status_code, response.headers, self._read_body(response.raw))
 
-    def _post_in_bulk(self, path: str, data: bytes, token: str) -> Response:
+    def _send_prepared_post(self, path: str, data: bytes, token: str) -> Response:
         """Send the prepared POST request of this thread and path, and read the response."""
-        session = self._session()  # clears `posts` in a forked child process
-        posts: dict[str, PreparedPost] = self._local.posts
-        if path not in posts:
-            posts[path] = PreparedPost(session, self._url + path, self._verify, RETRY)
-        response = posts[path].send(data, token, self._timeouts_s)
+        session = self._session()  # clears `prepared_posts` in a forked child process
+        prepared_posts: dict[str, PreparedPost] = self._thread_local.prepared_posts
+        if path not in prepared_posts:
+            prepared_posts[path] = PreparedPost(session, self._url + path, self._verify, RETRY_RULES)
+        response = prepared_posts[path].send(data, token, self._timeouts_s)
         try:
             return Response(response.status, CaseInsensitiveDict(response.headers), self._read_body(response))
         finally:
@@ -189,16 +190,16 @@ class Transport:
 
         A forked child process creates its own session, because two processes must never share a socket.
         """
-        if getattr(self._local, "pid", None) != os.getpid():
+        if getattr(self._thread_local, "pid", None) != os.getpid():
             session = new_session(self._url, max_raw_bytes=MAX_RESPONSE_BYTES)
-            self._local.session = session
-            self._local.posts = {}  # the prepared POST requests, for each path
-            self._local.pid = os.getpid()
-        thread_session: requests.Session = self._local.session
+            self._thread_local.session = session
+            self._thread_local.prepared_posts = {}  # the prepared POST requests, for each path
+            self._thread_local.pid = os.getpid()
+        thread_session: requests.Session = self._thread_local.session
         return thread_session
 
 
-def _bundle_from_environment() -> str | bool:
+def _ca_bundle_from_environment() -> str | bool:
     """Return the path of the CA bundle that the environment names; True, for the default bundle, if it names none."""
     return os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
 
@@ -209,7 +210,7 @@ def _base_url(api_url: str) -> str:
     return url if url.endswith(API_PATH) else url + API_PATH
 
 
-def _valid_token(token: str) -> str:
+def _require_valid_token(token: str) -> str:
     """Return the token without white space around it. Raises FulcrumAuthFailing if it is not valid in a header."""
     token = token.strip()
     if not token:

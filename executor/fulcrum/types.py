@@ -19,7 +19,7 @@ from pydantic.alias_generators import to_camel
 from executor.fulcrum.untrusted_json import check_storable
 
 #: Matches a UUID as text, in upper or lower case.
-UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+UUID_PATTERN = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 #: The status of a deleted service in this project's service types.
 SERVICE_DELETED = "Deleted"
 #: The status of an agent or a participant that an administrator has disabled.
@@ -39,7 +39,7 @@ METRIC_TYPES = (
 
 
 def _lower_case_uuid(value: str) -> str:
-    if not UUID_TEXT.fullmatch(value):
+    if not UUID_PATTERN.fullmatch(value):
         raise ValueError("not a UUID")
     return value.lower()
 

@@ -31,11 +31,11 @@ _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(")?|[\[{\]}]', re.DOTALL)
 #: A list without items, and the beginning of a list, perhaps after a byte order mark.
 _EMPTY_LIST = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\[[ \t\r\n]*\][ \t\r\n]*")
 _LIST_START = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\[")
-_QUOTE, _COMMA, _OPENING = ord('"'), ord(","), frozenset(b"[{")
+_QUOTE, _COMMA, _OPENING_BRACKETS = ord('"'), ord(","), frozenset(b"[{")
 #: Like _STRING_OR_BRACKET. It also matches a comma outside of strings.
-_STRING_OR_COMMA = re.compile(r'"(?:[^"\\]|\\.)*+(")?|[\[{\]},]', re.DOTALL)
-#: Like _STRING_OR_COMMA, for bytes.
-_STRING_OR_PUNCTUATION = re.compile(rb'"(?:[^"\\]|\\.)*+(")?|[\[{\]},]', re.DOTALL)
+_STRING_BRACKET_OR_COMMA = re.compile(r'"(?:[^"\\]|\\.)*+(")?|[\[{\]},]', re.DOTALL)
+#: Like _STRING_BRACKET_OR_COMMA, for bytes.
+_STRING_BRACKET_OR_COMMA_IN_BYTES = re.compile(rb'"(?:[^"\\]|\\.)*+(")?|[\[{\]},]', re.DOTALL)
 
 
 def parse_json(content: bytes) -> Any:
@@ -98,14 +98,14 @@ def _item_positions(content: bytes) -> Iterator[tuple[int, int, int]]:
     if not _LIST_START.match(content):
         raise ValueError("JSON that is not a list")
     start, depth, value_count = 0, 0, 0
-    for match in _STRING_OR_PUNCTUATION.finditer(content):
+    for match in _STRING_BRACKET_OR_COMMA_IN_BYTES.finditer(content):
         byte = content[match.start()]
         if byte == _QUOTE:
             if match[1] is None:
                 raise ValueError("JSON with a string that is not closed")
             continue
-        depth += 1 if byte in _OPENING else 0 if byte == _COMMA else -1
-        value_count += byte in _OPENING or byte == _COMMA
+        depth += 1 if byte in _OPENING_BRACKETS else 0 if byte == _COMMA else -1
+        value_count += byte in _OPENING_BRACKETS or byte == _COMMA
         if depth == 1 and not start:
             start = match.end()
         elif not depth or (depth == 1 and byte == _COMMA):
@@ -129,8 +129,8 @@ def _check_value_count(text: str) -> None:
     """Raise ValueError if the text has more than MAX_JSON_VALUES commas and opening brackets outside of strings."""
     if text.count(",") + text.count("[") + text.count("{") <= MAX_JSON_VALUES:
         return
-    marks = (match[0] for match in _STRING_OR_COMMA.finditer(text))
-    if sum(len(mark) == 1 and mark in ",[{" for mark in marks) > MAX_JSON_VALUES:
+    matched_texts = (match[0] for match in _STRING_BRACKET_OR_COMMA.finditer(text))
+    if sum(len(matched_text) == 1 and matched_text in ",[{" for matched_text in matched_texts) > MAX_JSON_VALUES:
         raise ValueError(f"JSON with more than {MAX_JSON_VALUES} values")
 
 

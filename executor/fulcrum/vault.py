@@ -15,7 +15,7 @@ from typing import Any
 
 from executor.errors import FulcrumNotFound, FulcrumRefused, FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import UUID_TEXT, VAULT_PREFIX
+from executor.fulcrum.types import UUID_PATTERN, VAULT_PREFIX
 from executor.log import get_logger
 from executor.shared.error_codes import ErrorCode
 
@@ -74,7 +74,7 @@ class SecretResolver:
     def uses_to_resolve(self, job: JobFacts, properties: dict[str, Any]) -> list[SecretUse]:
         """Return the uses of references that `resolve` replaces with secrets. Raises the same errors as `resolve`."""
         uses = self.uses_in(job, properties)
-        return [use for use in uses if not self._is_unchanged(job, use.reference)]
+        return [use for use in uses if not self._is_reference_unchanged(job, use.reference)]
 
     def uses_in(self, job: JobFacts, properties: dict[str, Any]) -> list[SecretUse]:
         """Return the uses of references in the secret properties. Raises JobError SECRET_MISSING, FulcrumUnavailable.
@@ -87,7 +87,7 @@ class SecretResolver:
             SecretUse(property_name=str(key), reference=container[key])
             for path in self._secret_paths(job)
             for container, key in _locations(properties, path)
-            if _is_reference(container[key]) and UUID_TEXT.fullmatch(container[key].removeprefix(VAULT_PREFIX))
+            if _is_reference(container[key]) and UUID_PATTERN.fullmatch(container[key].removeprefix(VAULT_PREFIX))
         ]
 
     def resolve(
@@ -125,7 +125,7 @@ class SecretResolver:
         reference = container[key]
         if not _is_reference(reference):
             return
-        if self._is_unchanged(job, reference):
+        if self._is_reference_unchanged(job, reference):
             del container[key]  # the update does not change this property, and the vault may no longer have the secret
             return
         try:
@@ -152,7 +152,7 @@ class SecretResolver:
         container[key] = secret
 
     @staticmethod
-    def _is_unchanged(job: JobFacts, reference: str) -> bool:
+    def _is_reference_unchanged(job: JobFacts, reference: str) -> bool:
         """Return whether the job is an update and the service already had this reference before the update."""
         previous_properties = (job.service or {}).get("properties")
         return job.action == "update" and reference in _strings(previous_properties)

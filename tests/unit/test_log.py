@@ -204,7 +204,7 @@ print("still alive")
 """
     done = run_python(program)
     assert done.stdout == "still alive\n"
-    assert done.stderr == "a log line of executor is lost: OSError\n"
+    assert done.stderr == "a log line of executor could not be written: OSError\n"
 
 
 def test_before_configure_nothing_is_printed() -> None:
